@@ -1,0 +1,129 @@
+"""What the flags mean: small frozen groups, one per consumer.
+
+`server_args.ServerArgs.resolve()` builds a RuntimeConfig once; below the door nobody sees the flat flags or the environment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model and how to load it (consumer: model/weights, model/worker)."""
+
+    model_path: str
+    revision: str | None = None
+    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["int8", "int4"] | None = None
+    context_length: int | None = None
+    download_dir: str | None = None
+    json_model_override_args: dict[str, Any] = field(default_factory=dict)
+    random_seed: int = 0
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Tokenizer and templates (consumer: server/tokenization)."""
+
+    tokenizer_path: str
+    revision: str | None = None
+    download_dir: str | None = None
+    chat_template: str | None = None
+    skip_tokenizer_init: bool = False
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where arithmetic runs (consumer: model/worker)."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    kernels: Literal["auto", "cpu", "reference", "cuda"] = "auto"
+    threads: int | None = None
+    """None: physical cores"""
+    use_tape: bool = True
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """How much may be used (consumer: model/capacity)."""
+
+    mem_fraction_static: float | None = None
+    max_total_tokens: int | None = None
+    max_running_requests: int | None = None
+    chunked_prefill_size: int = 512
+    """tokens of prompts a step may compute; -1 means no chunking"""
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """Which requests run next (consumer: scheduler/)."""
+
+    schedule_policy: Literal["lpm", "fcfs", "dfs-weight", "random"] = "lpm"
+    schedule_conservativeness: float = 1.0
+    chunked_prefill_size: int = 512
+    max_prefill_tokens: int = 16384
+    page_size: int = 1
+    """granularity at which the prefix tree matches"""
+    disable_radix_cache: bool = False
+    max_queued_requests: int = 10000
+    decode_log_interval: int = 40
+    random_seed: int = 0
+    watchdog_timeout: float = 300.0
+    test_retract_every: int = 0
+    """for tests: force a retraction every so many decode steps"""
+
+
+@dataclass(frozen=True)
+class GrammarOptions:
+    """Constrained decoding (consumer: scheduler/grammar)."""
+
+    backend: Literal["llguidance", "xgrammar", "none"] = "llguidance"
+    whitespace_pattern: str | None = None
+    compile_timeout: float = 10.0
+    max_bytes: int = 1 << 20
+    cache_entries: int = 256
+    jump_forward: bool = True
+
+
+@dataclass(frozen=True)
+class HttpOptions:
+    """The door (consumer: server/http_server)."""
+
+    host: str = "127.0.0.1"
+    port: int = 30000
+    served_model_name: str = "default"
+    api_keys: tuple[str, ...] = ()
+    admin_api_key: str | None = None
+    log_level: str = "info"
+    log_level_http: str | None = None
+    log_requests: bool = False
+    log_requests_level: int = 0
+    enable_metrics: bool = True
+    enable_cache_report: bool = True
+    stream_output: bool = False
+    """/generate streams disjoint pieces instead of the text so far"""
+    stream_interval: int = 1
+    reasoning_parser: str | None = None
+    tool_call_parser: str | None = None
+    preferred_sampling_params: dict[str, Any] = field(default_factory=dict)
+    allow_auto_truncate: bool = False
+    max_body_bytes: int = 64 << 20
+    skip_server_warmup: bool = False
+    cors_origins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """All groups, and `flags`: the resolved flat values for /get_server_info."""
+
+    model: ModelOptions
+    text: TextOptions
+    device: DeviceOptions
+    memory: MemoryOptions
+    schedule: ScheduleOptions
+    grammar: GrammarOptions
+    http: HttpOptions
+    flags: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,63 @@
+"""Every error the runtime raises on purpose.
+
+    SglangError
+    ├── ConfigError            a flag, a model folder or a combination of both is wrong: the process does not start
+    │   ├── ModelError         the model: unknown architecture, missing or damaged file, contradiction with its config
+    │   └── CapacityError      the memory at hand cannot hold what was asked for
+    ├── RequestError           the client's request is wrong: an answer with status 400 and a sentence that helps
+    │   ├── UnsupportedError   a field or value that would change the answer and is not implemented
+    │   └── GrammarError       a constraint that does not compile, or is too large
+    ├── OverloadError          no room now: status 503, worth trying again
+    └── EngineDeadError        the scheduler is gone; in-flight requests end with status 500
+"""
+
+from __future__ import annotations
+
+
+class SglangError(Exception):
+    """Base of all errors raised on purpose. `str(error)` is a sentence for the person who caused it."""
+
+
+class ConfigError(SglangError):
+    """The server or engine cannot start as configured."""
+
+
+class ModelError(ConfigError):
+    """The model cannot be loaded. The message names the file and what to do."""
+
+
+class CapacityError(ConfigError):
+    """Memory does not suffice for the weights or for a KV pool of useful size."""
+
+
+class RequestError(SglangError):
+    """The request is wrong. `param` names the field when one is to blame."""
+
+    status_code = 400
+    err_type = "BadRequestError"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnsupportedError(RequestError):
+    """The request asks for something that would change the answer and that this server does not do."""
+
+
+class GrammarError(RequestError):
+    """The constraint (regex, JSON schema, EBNF) is invalid or exceeds a limit."""
+
+
+class OverloadError(SglangError):
+    """The server has no room for the request now."""
+
+    status_code = 503
+    err_type = "ServiceUnavailableError"
+
+
+class EngineDeadError(SglangError):
+    """The scheduler process died while the request was in flight."""
+
+    status_code = 500
+    err_type = "InternalServerError"

@@ -1,0 +1,157 @@
+"""The only thing that crosses between the scheduler (decisions) and the model (arithmetic).
+
+The scheduler hands the worker one ForwardBatch a step and gets token ids back. All arrays are NumPy, int32, on the host; a
+worker for another device copies them. Rows of a step are the concatenated new tokens of its requests:
+
+    request        0 (extend 5)      1 (decode)   2 (decode)   3 (extend 3, more chunks to come)
+    rows           0 1 2 3 4         5            6            7 8 9
+    q_start, q_len 0, 5              5, 1         6, 1         7, 3
+    sampled rows           4         5            6            -          -> sample_rows = [4, 5, 6], samples = [s0, s1, s2]
+
+Decode and extend differ in nothing but q_len, so one step may mix them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sglang.srt.sampling_params import SamplingParams
+
+Int32Array = npt.NDArray[np.int32]
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass
+class SampleSpec:
+    """How one request's next token is chosen. Made once per request and passed by reference each step, so the worker may keep
+    what it derives from it in `state`. `prompt_ids` and `output_ids` are the request's own live lists: the worker only reads.
+
+    The random draw for an output token depends on (`seed`, len(output_ids)) alone. `eos_ids` are what `min_new_tokens`
+    forbids.
+    """
+
+    params: SamplingParams
+    seed: int
+    prompt_ids: list[int]
+    output_ids: list[int]
+    eos_ids: tuple[int, ...] = ()
+    want_logprob: bool = False
+    top_num: int = 0
+    token_ids: tuple[int, ...] = ()
+    state: Any = None
+
+
+@dataclass
+class PromptLogprobs:
+    """Asks for log probabilities of prompt tokens. For row `row_start + i` of the step, `targets[i]` is the token that
+    follows: its logprob under that row's logits is wanted, with the `top_num` best and the `token_ids`."""
+
+    req_idx: int
+    row_start: int
+    targets: Int32Array
+    top_num: int = 0
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass
+class LogprobResult:
+    """Log probabilities of n positions. `top_*` are [n, top_num], best first; `token_ids_logprobs` is [n, len(token_ids)]."""
+
+    logprobs: Float32Array
+    top_logprobs: Float32Array
+    top_ids: Int32Array
+    token_ids_logprobs: Float32Array
+
+
+@dataclass
+class VocabMasks:
+    """Allowed tokens of the constrained rows: bit i of word i // 32 is token i. `rows` indexes the step's samples."""
+
+    rows: Int32Array  # [num_masked]
+    bits: npt.NDArray[np.uint32]  # [num_masked, ceil(vocab_size / 32)]
+
+
+@dataclass
+class ForwardBatch:
+    """One step. `req_pool_idx` are rows of the ReqToToken table given to `ModelWorker.bind`; the entries of the step's own
+    tokens are already written there. `seq_lens` count this step's tokens in."""
+
+    input_ids: Int32Array  # [num_tokens]
+    positions: Int32Array  # [num_tokens]
+    out_cache_loc: Int32Array  # [num_tokens] slot of each new token
+    req_pool_idx: Int32Array  # [num_reqs]
+    q_start: Int32Array  # [num_reqs] first row
+    q_len: Int32Array  # [num_reqs]
+    seq_lens: Int32Array  # [num_reqs]
+    sample_rows: Int32Array  # [num_samples]
+    samples: list[SampleSpec]  # [num_samples]
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_reqs(self) -> int:
+        return len(self.req_pool_idx)
+
+
+@dataclass
+class ForwardOutput:
+    """`next_ids[i]` was drawn for `samples[i]`; `logprobs[i]` (one position) is None unless it wanted one. A row whose logits
+    held NaN has its index in `nan_rows`, and its id is not to be used. `prompt_logprobs` answers in the order asked."""
+
+    next_ids: Int32Array  # [num_samples]
+    logprobs: list[LogprobResult | None]
+    prompt_logprobs: list[LogprobResult]
+    nan_rows: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the other wings need to know of the loaded model. Sent to the server as a plain dict (dataclasses.asdict)."""
+
+    architecture: str
+    vocab_size: int
+    """columns of the logits"""
+    context_len: int
+    max_total_tokens: int
+    """slots of the KV pool, a multiple of `slot_run`"""
+    slot_run: int
+    """slots are to be handed out in aligned runs of this many, position p of a request in a slot with the same p % slot_run;
+    1 means any slot will do"""
+    max_batch_tokens: int
+    """rows a step may have"""
+    max_running_requests: int
+    kernels: str
+    """which kernel set runs, e.g. "cpu avx512_vnni" """
+    deterministic: bool
+    """whether results are bitwise independent of the batch"""
+    weight_bytes: int
+    kv_bytes_per_token: int
+    dtype: str = "float32"
+    quantization: str | None = None
+    num_params: int = 0
+
+
+class ModelWorker(Protocol):
+    """One model on one device. The scheduler calls, per step, `forward` and then `sample`; between the two it may fill
+    grammar masks on another thread, since `forward` releases the GIL while native code runs."""
+
+    info: ModelInfo
+
+    def bind(self, req_to_token: Int32Array) -> None:
+        """Gives the worker the [max_running_requests, context_len] table of slots that the scheduler writes. Called once."""
+        ...
+
+    def forward(self, batch: ForwardBatch) -> None:
+        """Computes the step: KV is written, logits are ready."""
+        ...
+
+    def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:
+        """Draws the tokens and gathers log probabilities of the step just computed."""
+        ...

@@ -1,0 +1,215 @@
+"""Everything that crosses between the server (text) and the scheduler (token ids).
+
+The only file that both wings import. Structs are msgspec, tagged, and travel over a private unix socket or, in-process, as
+they are. There is no pickle: `encode` and `decode` at the bottom are the whole wire format.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, Union
+
+import msgspec
+
+from sglang.srt.sampling_params import SamplingParams
+
+
+class LogprobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which log probabilities a request wants. They are those of the model's own distribution: before penalties, grammar,
+    bias and temperature.
+
+    `start_len`: first prompt position whose logprob is returned; -1 means output tokens only. `top_num`: how many best
+    tokens per position. `token_ids`: ids to score at every position besides the chosen one.
+    """
+
+    start_len: int = -1
+    top_num: int = 0
+    token_ids: tuple[int, ...] = ()
+
+
+class Position(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Log probabilities at one position. `logprob` is None for the first token of a prompt, which nothing predicts."""
+
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[float, int], ...] = ()
+    """(logprob, token id), best first"""
+    ids: tuple[tuple[float, int], ...] = ()
+    """(logprob, token id) for the requested `token_ids`, in their order"""
+
+
+class FinishReason(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a request ended. `matched`: the stop id or stop string, for "stop". `message`, `status_code` and `err_type`: for
+    "abort"; status 400 when the request was at fault."""
+
+    type: Literal["stop", "length", "abort"]
+    matched: int | str | None = None
+    length: int | None = None
+    message: str | None = None
+    status_code: int | None = None
+    err_type: str | None = None
+
+
+# --- server to scheduler ----------------------------------------------------------------------------------------------------
+
+
+class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """One sequence to generate. `n` samples of a prompt are n of these (`group` ties them together: the scheduler prefills
+    the prompt once). `sampling.max_new_tokens` is an int by now and `sampling.n` is not read.
+
+    `cache_salt` names a namespace of the prefix cache: requests share KV only inside one. `priority`: larger runs first when
+    the policy asks. `stream`: report every step; otherwise only the end (and nothing of the output before).
+    `grammar_after`: ids; with a constraint set, output is free text until one of them (end of thinking) was produced.
+    """
+
+    rid: str
+    input_ids: list[int]
+    sampling: SamplingParams
+    logprobs: LogprobOptions | None = None
+    stream: bool = False
+    group: str | None = None
+    cache_salt: str | None = None
+    priority: int = 0
+    grammar_after: tuple[int, ...] = ()
+    received_at: float = 0.0
+    """time.monotonic() when the server got it (the clock is shared by processes of one machine)"""
+
+
+class AbortReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """Ends the request `rid`, or all of them. Each aborted request gets a final TokenOut; an unknown rid is ignored."""
+
+    rid: str | None = None
+    all: bool = False
+    message: str = "the request was aborted"
+
+
+class FlushCacheReq(msgspec.Struct, frozen=True, tag=True):
+    """Empties the prefix cache if nothing runs or waits. Answered by ControlReply."""
+
+    call_id: int
+
+
+class PauseReq(msgspec.Struct, frozen=True, tag=True):
+    """Stops (pause) or restarts (not pause) taking steps. Answered by ControlReply."""
+
+    call_id: int
+    pause: bool
+
+
+class StateReq(msgspec.Struct, frozen=True, tag=True):
+    """Asks for the scheduler's state. Answered by ControlReply with a `state`."""
+
+    call_id: int
+
+
+class ShutdownReq(msgspec.Struct, frozen=True, tag=True):
+    """Ends the scheduler loop after the current step; running requests are aborted."""
+
+
+ToScheduler = Union[TokenizedReq, AbortReq, FlushCacheReq, PauseReq, StateReq, ShutdownReq]
+
+# --- scheduler to server ----------------------------------------------------------------------------------------------------
+
+
+class TokenOut(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """What happened to one request since its last TokenOut.
+
+    The text of a request is the bytes of its ids, less `trim_bytes` at the end (a matched stop string or stop token's text)
+    once it has finished. Before, the last `hold_bytes` bytes may be the beginning of a stop string and must not be shown.
+    Counts are totals so far. `input_logprobs` come once, in the first TokenOut after the prompt was computed.
+    """
+
+    rid: str
+    ids: list[int]
+    finish: FinishReason | None = None
+    hold_bytes: int = 0
+    trim_bytes: int = 0
+    prompt_len: int = 0
+    cached_len: int = 0
+    completion_len: int = 0
+    num_retractions: int = 0
+    input_logprobs: list[Position] | None = None
+    output_logprobs: list[Position] | None = None
+    """one per id in `ids`, when asked for"""
+    queue_time: float = 0.0
+    """seconds from arrival to the first step, in the first TokenOut"""
+
+
+class BatchTokenOut(msgspec.Struct, frozen=True, tag=True):
+    """All TokenOuts of one step."""
+
+    outs: list[TokenOut]
+
+
+class SchedulerStats(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """A snapshot, sent with StateReq and every `decode_log_interval` steps for the metrics page."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_grammar_waiting: int = 0
+    num_used_tokens: int = 0
+    num_cached_tokens: int = 0
+    """tokens in the prefix tree that could be evicted"""
+    num_free_tokens: int = 0
+    max_total_tokens: int = 0
+    gen_throughput: float = 0.0
+    cache_hit_rate: float = 0.0
+    num_retractions: int = 0
+    num_steps: int = 0
+
+
+class ControlReply(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """Answer to a call. `ok=False` carries a `message`."""
+
+    call_id: int
+    ok: bool = True
+    message: str = ""
+    stats: SchedulerStats | None = None
+
+
+class SchedulerReady(msgspec.Struct, frozen=True, tag=True):
+    """First message: the model is loaded. `info` is forward_batch.ModelInfo as a plain dict."""
+
+    info: dict[str, Any]
+
+
+class SchedulerFailed(msgspec.Struct, frozen=True, tag=True):
+    """The scheduler could not start; `message` is one sentence."""
+
+    message: str
+
+
+FromScheduler = Union[BatchTokenOut, SchedulerStats, ControlReply, SchedulerReady, SchedulerFailed]
+
+# --- the two ends -----------------------------------------------------------------------------------------------------------
+
+
+class Inbox(Protocol):
+    """Where the scheduler receives. `receive` returns all messages at hand; with none, it waits up to `timeout` seconds."""
+
+    def receive(self, timeout: float) -> list[ToScheduler]: ...
+
+
+class Outbox(Protocol):
+    """Where the scheduler sends. Never blocks the scheduling loop."""
+
+    def send(self, message: FromScheduler) -> None: ...
+
+
+_encoder = msgspec.msgpack.Encoder()
+_to_scheduler = msgspec.msgpack.Decoder(ToScheduler)
+_from_scheduler = msgspec.msgpack.Decoder(FromScheduler)
+
+
+def encode(message: ToScheduler | FromScheduler) -> bytes:
+    """One message as msgpack."""
+    return _encoder.encode(message)
+
+
+def decode_to_scheduler(data: bytes) -> ToScheduler:
+    """Raises msgspec.ValidationError for anything that is not such a message."""
+    return _to_scheduler.decode(data)
+
+
+def decode_from_scheduler(data: bytes) -> FromScheduler:
+    """Raises msgspec.ValidationError for anything that is not such a message."""
+    return _from_scheduler.decode(data)

@@ -1,0 +1,220 @@
+"""Every op, declared once. `reference.py` (NumPy, the documentation in code), `cpu.py` (our C++) and `cuda.py` implement it.
+
+Rules that hold for every op set:
+
+* Results go to out-arguments; nothing is allocated in a step. Arrays are the device's own (NumPy, or torch on CUDA) and are
+  made by `empty` and `array`, so that model code never calls an array library.
+* Buffers are static and have room for the largest step. How many rows count is read from `rows`, an int32 array of one
+  element, when the op *runs*: so a recorded op ("op tape") serves every batch.
+* Each output row is reduced in an order that does not depend on how many rows are in the call, nor on how a request's tokens
+  were cut into steps. Results are bitwise the same alone and in company.
+* All arithmetic on activations is float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy.typing as npt
+
+from sglang.srt.model.quant.formats import HostTensor
+
+Array = Any
+"""An array of the op set's device: numpy.ndarray or torch.Tensor. A 2-D argument may be a column range of a wider buffer."""
+
+Gate = Literal["silu", "gelu_tanh", "gelu"]
+
+
+class Weight(Protocol):
+    """A packed matrix: opaque but for its shape. One object may serve `linear` and `embedding` (tied heads)."""
+
+    out_features: int
+    in_features: int
+    num_bytes: int
+
+
+class Activation(Protocol):
+    """Input rows of a linear layer in whatever form its weights want (float32, or int8 with one scale per group of 32).
+
+    Written by `rms_norm`, `attention`, `gated_linear`, `gate` and `store`, read by `linear` and `gated_linear`.
+    """
+
+    width: int
+
+
+class KVLayer(Protocol):
+    """K and V of one layer for every slot of the pool. The layout is the op set's own business."""
+
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class AttentionMeta:
+    """Static arrays that say which request owns which rows and slots (see forward_batch.ForwardBatch)."""
+
+    num_reqs: Array  # [1]
+    req_pool_idx: Array  # [max_reqs]
+    q_start: Array  # [max_reqs]
+    q_len: Array  # [max_reqs]
+    seq_lens: Array  # [max_reqs]
+    req_to_token: Array  # [max_running_requests, context_len]
+
+
+class Ops(Protocol):
+    """One set of kernels on one device."""
+
+    name: str
+    """shown to users, e.g. "cpu avx512_vnni" """
+    slot_run: int
+    """KV slots come in aligned runs of this many (forward_batch.ModelInfo.slot_run)"""
+    deterministic: bool
+
+    # --- memory and weights: at load time only --------------------------------------------------------------------------------
+    def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> Array:
+        """A zeroed array of the device. dtype: float32, int32 or uint32."""
+        ...
+
+    def array(self, host: npt.NDArray[Any]) -> Array:
+        """A host array on the device (on a CPU possibly the same memory)."""
+        ...
+
+    def pack(self, parts: Sequence[HostTensor]) -> Weight:
+        """Stacks matrices [n_i, k] along their rows and packs them. All parts must be packable together (`can_stack`)."""
+        ...
+
+    def can_stack(self, parts: Sequence[HostTensor]) -> bool:
+        """Whether `pack` can make one weight of these parts without changing their values (same packed format)."""
+        ...
+
+    def pack_gated(self, gate: HostTensor, up: HostTensor) -> Weight:
+        """Packs the two matrices [f, k] of a gated feed-forward layer for `gated_linear`. Requires can_stack([gate, up])."""
+        ...
+
+    def activation(self, max_rows: int, readers: Sequence[Weight]) -> Activation:
+        """A buffer for rows that all of `readers` multiply; its width is their common in_features."""
+        ...
+
+    def kv_layer(self, num_slots: int, num_kv_heads: int, head_dim: int) -> KVLayer:
+        """A layer's KV pool, zeroed. `num_slots` is a multiple of `slot_run`."""
+        ...
+
+    def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:
+        """Bytes one token takes in one layer, K and V together."""
+        ...
+
+    # --- the forward pass: recorded ---------------------------------------------------------------------------------------------
+    def embedding(self, weight: Weight, ids: Array, out: Array, rows: Array, *, scale: float = 1.0) -> None:
+        """out[i] = scale * weight[ids[i]]. ids: [max_rows] int32; out: [max_rows, hidden]."""
+        ...
+
+    def rms_norm(
+        self,
+        x: Array,
+        weight: Array,
+        out: Array | Activation,
+        rows: Array,
+        *,
+        eps: float,
+        delta: Array | None = None,
+        row_idx: Array | None = None,
+    ) -> None:
+        """x[r] += delta[r] in place if given; then out[i] = x[r] / sqrt(mean(x[r]^2) + eps) * weight, where r = row_idx[i] if
+        given, else i. x, delta: [max_rows, hidden]; weight: [hidden]. `out` may be `delta` itself."""
+        ...
+
+    def linear(self, weight: Weight, x: Activation, out: Array, rows: Array, *, bias: Array | None = None) -> None:
+        """out[i] = weight @ x[i] (+ bias). out: [max_rows, >= out_features], possibly a column range of a wider buffer."""
+        ...
+
+    def gated_linear(self, weight: Weight, x: Activation, out: Activation, rows: Array, *, gate: Gate) -> None:
+        """out[i] = f(gate @ x[i]) * (up @ x[i]) for a weight of `pack_gated`; bitwise equal to `linear` followed by `gate`."""
+        ...
+
+    def gate(self, gate: Array, up: Array, out: Activation, rows: Array, *, gate_fn: Gate) -> None:
+        """out[i] = f(gate[i]) * up[i]. gate, up: [max_rows, f], possibly column ranges."""
+        ...
+
+    def store(self, x: Array, out: Activation, rows: Array) -> None:
+        """out[i] = x[i]. x: [max_rows, width]."""
+        ...
+
+    def rope_store(
+        self,
+        qkv: Array,
+        kv: KVLayer,
+        positions: Array,
+        slots: Array,
+        rows: Array,
+        *,
+        num_heads: int,
+        cos: Array,
+        sin: Array,
+        q_scale: float,
+        q_norm: Array | None = None,
+        k_norm: Array | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """qkv: [max_rows, (num_heads + 2 * num_kv_heads) * head_dim], heads of q, then k, then v. For each row, in place on q:
+        RMS-normalise each head of q and k (if q_norm and k_norm, [head_dim], are given), rotate q and k by the row's
+        position, multiply q by q_scale; then store k and v in the row's slot of `kv`.
+
+        Rotation is of the half-split kind: with d = cos.shape[1], elements j and j + d of a head form a pair for j < d; what
+        lies beyond 2 * d is left alone. cos, sin: [max_positions, d]."""
+        ...
+
+    def attention(
+        self,
+        qkv: Array,
+        kv: KVLayer,
+        out: Activation,
+        meta: AttentionMeta,
+        *,
+        num_heads: int,
+        window: int = 0,
+        soft_cap: float = 0.0,
+    ) -> None:
+        """Causal grouped-query attention of every request's new rows over its slots. q is read from the first num_heads *
+        head_dim columns of qkv, already scaled. A row at position p sees positions max(0, p - window + 1) .. p (all up to p
+        when window is 0). soft_cap c > 0 turns a score s into c * tanh(s / c). out: [rows, num_heads * head_dim]."""
+        ...
+
+    def soft_cap(self, x: Array, rows: Array, *, cap: float) -> None:
+        """x[i] = cap * tanh(x[i] / cap) in place. x: [max_rows, n]."""
+        ...
+
+    # --- on logits: called after the forward pass, not recorded; x is [num_rows, vocab] float32 ---------------------------------
+    def adjust(self, x: Array, indptr: Array, ids: Array, scale: Array, bias: Array) -> None:
+        """For each row i and each j in indptr[i] .. indptr[i+1]-1: v = x[i, ids[j]]; v = v / scale[j] if v > 0 else
+        v * scale[j]; x[i, ids[j]] = v + bias[j]. This is repetition penalty (scale) and frequency and presence penalties and
+        logit bias (bias) at once."""
+        ...
+
+    def mask(self, x: Array, row_idx: Array, bits: Array) -> None:
+        """Row row_idx[i] of x becomes -inf wherever bits[i] has a 0. bits: [n, ceil(vocab / 32)] uint32; columns beyond the
+        bits become -inf as well."""
+        ...
+
+    def argmax(self, x: Array, num_rows: int, out: Array) -> None:
+        """out[i] = index of the largest value of x[i], the lowest such index; -1 if the row holds a NaN."""
+        ...
+
+    def log_sum_exp(self, x: Array, num_rows: int, out: Array) -> None:
+        """out[i] = log(sum(exp(x[i]))), float32."""
+        ...
+
+    def top_k(self, x: Array, num_rows: int, k: int, ids: Array, values: Array) -> None:
+        """The k largest values of each row, best first, equal values by lower id. ids: [n, k] int32; values: [n, k]."""
+        ...
+
+    def sample(
+        self, x: Array, num_rows: int, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array, out: Array
+    ) -> None:
+        """Draws out[i] from row i: softmax(x / temperature), keep the top_k most likely (all if top_k <= 0), of those the
+        smallest set reaching top_p of the mass, of those what is at least min_p times the best; draw by inverting the
+        cumulative sum in descending order (ties by id) at uniform[i] in [0, 1). A row with temperature 0 is argmax. -1 if the
+        row holds a NaN or nothing but -inf. All arguments are [num_rows]."""
+        ...
+

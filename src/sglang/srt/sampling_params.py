@@ -1,0 +1,153 @@
+"""How one request wants its tokens chosen.
+
+One struct from the door to the sampler. Fields have the names and defaults of the native API; the OpenAI layer translates
+its own names into these. `check_sampling_params` holds every rule that does not need a model; rules that do (ids inside the
+vocabulary, lengths) are the tokenizer manager's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from sglang.srt.errors import RequestError
+
+GREEDY_TEMPERATURE = 1e-6
+"""Temperatures below this are greedy: the largest logit wins."""
+
+MAX_STOP_STRINGS = 64
+MAX_STOP_BYTES = 4096
+MAX_N = 128
+
+
+class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """Sampling parameters of one request (source: the original's native API).
+
+    `max_new_tokens=None` means the rest of the context; the tokenizer manager fills it in. At most one of `json_schema`
+    (JSON text, or "$$ANY$$" for any value), `regex`, `ebnf` and `structural_tag` is set. `seed` makes the draw depend on
+    (seed, position) alone, whatever shares the batch.
+    """
+
+    max_new_tokens: int | None = 128
+    min_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    stop_regex: tuple[str, ...] = ()
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    n: int = 1
+    seed: int | None = None
+    logit_bias: dict[int, float] | None = None
+    json_schema: str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    structural_tag: str | None = None
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    no_stop_trim: bool = False
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < GREEDY_TEMPERATURE or self.top_k == 1
+
+    @property
+    def grammar(self) -> tuple[str, str] | None:
+        """The constraint as (kind, text), kind being a field name; None when unconstrained."""
+        for kind in ("json_schema", "regex", "ebnf", "structural_tag"):
+            text = getattr(self, kind)
+            if text is not None:
+                return kind, text
+        return None
+
+
+def _check_range(name: str, value: float, low: float, high: float, low_open: bool = False) -> None:
+    if not math.isfinite(value) or value > high or value < low or (low_open and value == low):
+        bracket = "(" if low_open else "["
+        raise RequestError(f"{name} must be in {bracket}{low:g}, {high:g}], got {value:g}", name)
+
+
+def check_sampling_params(params: SamplingParams) -> None:
+    """Raises RequestError for the first rule that `params` breaks."""
+    if params.max_new_tokens is not None and params.max_new_tokens < 0:
+        raise RequestError(f"max_new_tokens must be at least 0, got {params.max_new_tokens}", "max_new_tokens")
+    if params.min_new_tokens < 0:
+        raise RequestError(f"min_new_tokens must be at least 0, got {params.min_new_tokens}", "min_new_tokens")
+    if params.max_new_tokens is not None and params.min_new_tokens > params.max_new_tokens:
+        raise RequestError(
+            f"min_new_tokens ({params.min_new_tokens}) must not exceed max_new_tokens ({params.max_new_tokens})",
+            "min_new_tokens",
+        )
+    _check_range("temperature", params.temperature, 0.0, 1e4)
+    _check_range("top_p", params.top_p, 0.0, 1.0, low_open=True)
+    _check_range("min_p", params.min_p, 0.0, 1.0)
+    _check_range("frequency_penalty", params.frequency_penalty, -2.0, 2.0)
+    _check_range("presence_penalty", params.presence_penalty, -2.0, 2.0)
+    _check_range("repetition_penalty", params.repetition_penalty, 0.0, 2.0, low_open=True)
+    if params.top_k < -1 or params.top_k == 0:
+        raise RequestError(f"top_k must be -1 (off) or at least 1, got {params.top_k}", "top_k")
+    if not 1 <= params.n <= MAX_N:
+        raise RequestError(f"n must be between 1 and {MAX_N}, got {params.n}", "n")
+    if params.seed is not None and not -(2**63) <= params.seed < 2**64:
+        raise RequestError("seed must fit in 64 bits", "seed")
+    for name in ("stop", "stop_regex"):
+        strings: tuple[str, ...] = getattr(params, name)
+        if len(strings) > MAX_STOP_STRINGS:
+            raise RequestError(f"at most {MAX_STOP_STRINGS} {name} strings are allowed, got {len(strings)}", name)
+        if any(len(s.encode(errors="surrogatepass")) > MAX_STOP_BYTES for s in strings):
+            raise RequestError(f"a {name} string is longer than {MAX_STOP_BYTES} bytes", name)
+        if any(not s for s in strings):
+            raise RequestError(f"{name} must not contain an empty string", name)
+    for bias in (params.logit_bias or {}).values():
+        _check_range("logit_bias", bias, -100.0, 100.0)
+    kinds = [k for k in ("json_schema", "regex", "ebnf", "structural_tag") if getattr(params, k) is not None]
+    if len(kinds) > 1:
+        raise RequestError(f"only one constraint is allowed, got {' and '.join(kinds)}", kinds[1])
+
+
+_FIELDS = frozenset(SamplingParams.__struct_fields__)
+_ALIASES = {"sampling_seed": "seed"}
+_TUPLES = frozenset({"stop", "stop_token_ids", "stop_regex"})
+_NOTHING = frozenset({"stream_interval", "custom_params"})
+
+
+def parse_sampling_params(raw: dict[str, Any], defaults: dict[str, Any] | None = None) -> SamplingParams:
+    """A native API `sampling_params` object as a checked SamplingParams.
+
+    A value of None means the default, save for `max_new_tokens`, where it means the rest of the context. Raises RequestError
+    for unknown names (naming the nearest), wrong types and broken rules.
+    """
+    if not isinstance(raw, dict):
+        raise RequestError("sampling_params must be an object", "sampling_params")
+    values: dict[str, Any] = dict(defaults or {})
+    for given, value in raw.items():
+        name = _ALIASES.get(given, given)
+        if name in _NOTHING and value is None:
+            continue
+        if name not in _FIELDS:
+            raise RequestError(f"unknown sampling parameter {given!r}{_nearest(given)}", given)
+        if value is None and name != "max_new_tokens":
+            continue
+        if name in _TUPLES and isinstance(value, (str, int)):
+            value = [value]
+        values[name] = value
+    try:
+        params = msgspec.convert(values, SamplingParams, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise RequestError(f"sampling_params: {error}", "sampling_params") from error
+    check_sampling_params(params)
+    return params
+
+
+def _nearest(name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, sorted(_FIELDS), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,35 @@
+"""The bytes behind every token id: what grammars, stop strings and detokenising have in common.
+
+Built once per process by `server/tokenization` and handed to the scheduler by `launch.py`, so that the scheduler needs no
+tokenizer. Text is always the concatenation of token bytes; a character may span tokens, and special tokens have no bytes
+when they are skipped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """`token_bytes[i]` is what id i adds to the text; for a special token it is the token's own name, e.g. b"<|im_end|>".
+
+    `size` counts the ids that the tokenizer knows; a model's logits may have more columns (padding), never to be sampled
+    under a grammar. `eos_token_ids` end generation unless `ignore_eos`.
+    """
+
+    token_bytes: tuple[bytes, ...]
+    special_ids: frozenset[int]
+    eos_token_ids: frozenset[int]
+    bos_token_id: int | None = None
+    tokenizer_json: str | None = None
+    """The tokenizer in Hugging Face's JSON format when there is one: grammar engines may want it for canonical re-tokenising."""
+
+    @property
+    def size(self) -> int:
+        return len(self.token_bytes)
+
+    def text_bytes(self, ids: list[int], skip_special: bool = True) -> bytes:
+        """Bytes of a run of ids. Ids beyond the table add nothing."""
+        table, special, size = self.token_bytes, self.special_ids, len(self.token_bytes)
+        return b"".join(table[i] for i in ids if i < size and not (skip_special and i in special))
