@@ -1,0 +1,73 @@
+"""A model's architecture as numbers: read once from config.json or GGUF metadata, frozen, the same for every source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sglang.srt.model.kernels.ops import Gate
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding: base frequency, how many elements of a head rotate, and the long-context variant.
+
+    Sources: llama3 and linear scaling as in Hugging Face's config `rope_scaling`; yarn: arXiv 2309.00071.
+    """
+
+    theta: float
+    rotary_dim: int
+    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
+    factor: float = 1.0
+    original_context_len: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    """yarn: multiplies cos and sin; None means 0.1 ln(factor) + 1"""
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One decoder-only text model."""
+
+    architecture: str
+    """key of models/registry.py: llama, qwen2, qwen3, gemma3"""
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    context_len: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    gate: Gate = "silu"
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    """biases on q, k and v"""
+    output_bias: bool = False
+    """bias on o"""
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    local_rope: RopeConfig | None = None
+    """rope of the sliding-window layers where it differs (gemma3)"""
+    sliding_window: int = 0
+    windowed_layers: tuple[bool, ...] = ()
+    """per layer: whether the window applies; empty means none does"""
+    attn_soft_cap: float = 0.0
+    final_soft_cap: float = 0.0
+    query_scale: float | None = None
+    """None means 1 / sqrt(head_dim)"""
+    embedding_scale: float = 1.0
+    norm_offset: float = 0.0
+    """added to every norm weight of the file at load (gemma: 1 in Hugging Face files, 0 in GGUF)"""
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    dtype: str = "float32"
+    """of the checkpoint"""
