@@ -1,0 +1,34 @@
+# The two commands: `make serve` and `make test`. Nothing else is needed first.
+PYTHON ?= python3
+MODEL ?= smollm2-135m-instruct
+ARGS ?=
+TESTS ?=
+NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+
+.PHONY: serve test check clean
+
+serve: .venv/installed
+	@.venv/bin/sglang serve --model-path "$(MODEL)" $(ARGS)
+
+test: .venv-test/installed
+	@scripts/check .venv-test/bin
+	@scripts/test .venv-test/bin $(TESTS)
+
+check: .venv-test/installed
+	@scripts/check .venv-test/bin
+
+.venv/installed: $(NATIVE)
+	@scripts/make_venv $(PYTHON) .venv
+	@echo "Installing the CPU runtime (no torch) ..."
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[srt]"
+	@touch $@
+
+.venv-test/installed: $(NATIVE)
+	@scripts/make_venv $(PYTHON) .venv-test
+	@echo "Installing the test environment; torch comes first, by name, so that nothing pulls in another build of it ..."
+	@.venv-test/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	@.venv-test/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[srt,dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-test build

@@ -1,0 +1,95 @@
+"""The scheduler's own process: loads the model, then steps until it is told to stop or the server is gone.
+
+    python -m sglang.srt.scheduler_process SOCKET_DIRECTORY      started by launch.py; the configuration comes on stdin
+
+Standard input stays open as a life line: when it closes, the server has died, however it died, and so does this process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import struct
+import sys
+import threading
+from typing import BinaryIO
+
+import msgspec
+
+from sglang.srt.checkpoint.resolve import resolve_model
+from sglang.srt.config import RuntimeConfig
+from sglang.srt.errors import SglangError
+from sglang.srt.forward_batch import ModelInfo
+from sglang.srt.logs import configure_logging
+from sglang.srt.messages import Inbox, Outbox, SchedulerFailed, SchedulerReady
+from sglang.srt.model.worker import create_worker
+from sglang.srt.scheduler.scheduler import Scheduler
+from sglang.srt.server.tokenization.tokenizer import load_tokenizer
+from sglang.srt.transport import SocketSchedulerEnd
+from sglang.srt.vocabulary import Vocabulary
+
+logger = logging.getLogger("sglang")
+
+
+def build_scheduler(config: RuntimeConfig, inbox: Inbox, outbox: Outbox) -> tuple[Scheduler, ModelInfo]:
+    """Loads the model and puts a scheduler around it. Raises SglangError."""
+    worker = create_worker(config.model, config.device, config.memory)
+    scheduler = Scheduler(config.schedule, config.grammar, worker, load_vocabulary(config), inbox, outbox)
+    return scheduler, worker.info
+
+
+def load_vocabulary(config: RuntimeConfig) -> Vocabulary | None:
+    """The token bytes, or None when the server runs without a tokenizer."""
+    if config.text.skip_tokenizer_init:
+        return None
+    files = resolve_model(config.text.tokenizer_path, revision=config.text.revision, download_dir=config.text.download_dir)
+    return load_tokenizer(config.text, files).vocabulary
+
+
+def write_config(stream: BinaryIO, config: RuntimeConfig) -> None:
+    """The server's half of the hand-over."""
+    data = msgspec.msgpack.encode(config)
+    stream.write(struct.pack("<I", len(data)) + data)
+    stream.flush()
+
+
+def _read_config(stream: BinaryIO) -> RuntimeConfig:
+    (size,) = struct.unpack("<I", stream.read(4))
+    return msgspec.msgpack.decode(stream.read(size), type=RuntimeConfig)
+
+
+def _die_with_the_server(stream: BinaryIO) -> None:
+    def watch() -> None:
+        while stream.read(1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, name="life-line", daemon=True).start()
+
+
+def main() -> int:
+    """Exit status: 0 after a shutdown, 1 when the model could not be loaded."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
+    config = _read_config(sys.stdin.buffer)
+    _die_with_the_server(sys.stdin.buffer)
+    configure_logging(config.http.log_level)
+    link = SocketSchedulerEnd(sys.argv[1])
+    try:
+        scheduler, info = build_scheduler(config, link, link)
+    except SglangError as error:
+        link.send(SchedulerFailed(str(error)))
+        link.close()
+        return 1
+    link.send(SchedulerReady(dataclasses.asdict(info)))
+    scheduler.run()
+    link.close()
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # the life line's thread blocks in a read that an ordinary exit would wait for

@@ -1,0 +1,317 @@
+"""The flags: one flat dataclass, from which the command line is made, and `resolve`, which turns it into config groups.
+
+Each field carries its help text and its heading. Only launch.py, engine.py and cli.py import this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import logging
+import random
+import sys
+import typing
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from sglang.srt.config import (
+    DeviceOptions,
+    GrammarOptions,
+    HttpOptions,
+    MemoryOptions,
+    ModelOptions,
+    RuntimeConfig,
+    ScheduleOptions,
+    TextOptions,
+)
+from sglang.srt.errors import ConfigError
+
+logger = logging.getLogger("sglang")
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+def _flag(default: Any, group: str, text: str, **extra: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"group": group, "help": text, **extra})
+
+
+@dataclass
+class ServerArgs:
+    """Flags of the server and keyword arguments of the Engine. None means: decided from the model and the machine."""
+
+    # model
+    model_path: str = _flag(DEFAULT_MODEL, "model", "an alias, a local folder, a .gguf file or a hub id", alias="--model")
+    tokenizer_path: str | None = _flag(None, "model", "where the tokenizer is, if not with the model")
+    tokenizer_mode: str = _flag("auto", "model", "tokenizer implementation", choices=("auto",))
+    skip_tokenizer_init: bool = _flag(False, "model", "token ids in, token ids out")
+    load_format: str = _flag("auto", "model", "what the weights are", choices=("auto", "safetensors", "gguf", "dummy"))
+    trust_remote_code: bool = _flag(False, "model", "accepted; no code of a model repository is ever run", no_effect=True)
+    dtype: str = _flag("auto", "model", "type of the weights", choices=("auto", "float32", "float", "bfloat16", "float16", "half"))
+    quantization: str | None = _flag(None, "model", "quantise the weights at load", choices=("int8", "int4", "gguf"))
+    kv_cache_dtype: str = _flag("auto", "model", "type of cached K and V", choices=("auto",))
+    context_length: int | None = _flag(None, "model", "longest sequence; default: the model's")
+    revision: str | None = _flag(None, "model", "revision on the hub")
+    download_dir: str | None = _flag(None, "model", "where downloads go")
+    served_model_name: str | None = _flag(None, "model", "id in /v1/models; default: the model path")
+    chat_template: str | None = _flag(None, "model", "a built-in template's name or a Jinja file; default: the model's own")
+    json_model_override_args: str = _flag("{}", "model", "JSON merged into the model's config")
+    is_embedding: bool = _flag(False, "model", "serve as an embedding model", unsupported=True)
+    enable_multimodal: bool = _flag(False, "model", "serve images", unsupported=True)
+    random_seed: int | None = _flag(None, "model", "seed of sampling where a request brings none")
+    # device and memory
+    device: str = _flag("auto", "device and memory", "where to run", choices=("auto", "cpu", "cuda"))
+    kernels: str = _flag("auto", "device and memory", "which kernels", choices=("auto", "cpu", "reference", "cuda"))
+    threads: int | None = _flag(None, "device and memory", "CPU threads; default: physical cores")
+    disable_op_tape: bool = _flag(False, "device and memory", "call kernels one by one (for debugging)")
+    mem_fraction_static: float | None = _flag(None, "device and memory", "share of memory for weights and KV pool")
+    max_total_tokens: int | None = _flag(None, "device and memory", "slots of the KV pool")
+    max_running_requests: int | None = _flag(None, "device and memory", "requests that decode at once")
+    tp_size: int = _flag(1, "device and memory", "tensor parallel ranks", choices=(1,))
+    attention_backend: str | None = _flag(None, "device and memory", "chosen with the kernels", no_effect=True)
+    sampling_backend: str | None = _flag(None, "device and memory", "chosen with the kernels", no_effect=True)
+    mm_attention_backend: str | None = _flag(None, "device and memory", "chosen with the kernels", no_effect=True)
+    cuda_graph_max_bs: int | None = _flag(None, "device and memory", "only on CUDA", no_effect=True)
+    disable_cuda_graph: bool = _flag(False, "device and memory", "only on CUDA", no_effect=True)
+    disable_overlap_schedule: bool = _flag(False, "device and memory", "only on CUDA", no_effect=True)
+    # scheduling
+    schedule_policy: str = _flag("lpm", "scheduling", "order of the queue", choices=("lpm", "fcfs", "dfs-weight", "random"))
+    schedule_conservativeness: float = _flag(1.0, "scheduling", "larger admits fewer requests at once")
+    chunked_prefill_size: int = _flag(512, "scheduling", "prompt tokens in a step; -1: a whole prompt at once")
+    max_prefill_tokens: int = _flag(16384, "scheduling", "prompt tokens in a step with chunking off")
+    enable_mixed_chunk: bool = _flag(False, "scheduling", "prefill and decode always share steps here", no_effect=True)
+    page_size: int = _flag(1, "scheduling", "tokens at which the prefix cache matches")
+    disable_radix_cache: bool = _flag(False, "scheduling", "no prefix cache")
+    max_queued_requests: int = _flag(10000, "scheduling", "longest waiting queue; beyond it requests get 503")
+    test_retract_every: int = _flag(0, "scheduling", "for tests: retract a request every so many steps")
+    # constrained decoding
+    grammar_backend: str = _flag("llguidance", "constrained decoding", "grammar engine", choices=("llguidance", "none"))
+    constrained_json_whitespace_pattern: str | None = _flag(None, "constrained decoding", "regex of white space inside JSON")
+    grammar_compile_timeout: float = _flag(10.0, "constrained decoding", "seconds a constraint may take to compile")
+    # HTTP
+    host: str = _flag("127.0.0.1", "HTTP", "address to listen on")
+    port: int = _flag(30000, "HTTP", "port to listen on")
+    api_key: str | None = _flag(None, "HTTP", "Bearer keys, separated by commas; default: no key is asked for")
+    admin_api_key: str | None = _flag(None, "HTTP", "key for flush, pause and abort; default: the same as --api-key")
+    preferred_sampling_params: str = _flag("{}", "HTTP", "JSON of default sampling parameters for /generate")
+    allow_auto_truncate: bool = _flag(False, "HTTP", "cut prompts that are too long instead of refusing them")
+    stream_interval: int = _flag(1, "HTTP", "tokens between the pieces of a stream")
+    stream_output: bool = _flag(False, "HTTP", "/generate streams disjoint pieces instead of the text so far")
+    enable_cache_report: bool = _flag(True, "HTTP", "cached tokens are always reported in usage", no_effect=True)
+    reasoning_parser: str | None = _flag(None, "HTTP", "split reasoning from the answer", unsupported=True)
+    tool_call_parser: str | None = _flag(None, "HTTP", "format of tool calls", unsupported=True)
+    cors_origins: str | None = _flag(None, "HTTP", "origins allowed by CORS, separated by commas")
+    max_body_bytes: int = _flag(64 << 20, "HTTP", "largest request body")
+    # operation
+    skip_server_warmup: bool = _flag(False, "operation", "do not send a first request at start")
+    watchdog_timeout: float = _flag(300.0, "operation", "seconds without a sign of life until the scheduler is restarted")
+    log_level: str = _flag("info", "operation", "verbosity", choices=("debug", "info", "warning", "error", "critical"))
+    log_level_http: str | None = _flag(None, "operation", "verbosity of the HTTP log; default: --log-level")
+    log_requests: bool = _flag(False, "operation", "log every request")
+    log_requests_level: int = _flag(0, "operation", "0: sizes, 1: parameters, 2: part of the text, 3: everything", choices=(0, 1, 2, 3))
+    enable_metrics: bool = _flag(False, "operation", "Prometheus metrics at /metrics")
+    decode_log_interval: int = _flag(40, "operation", "decode steps between log lines")
+
+    def resolve(self) -> RuntimeConfig:
+        """Checks the flags against each other and groups them. Raises ConfigError with one sentence."""
+        self._check()
+        seed = self.random_seed if self.random_seed is not None else random.SystemRandom().randrange(2**31)
+        return RuntimeConfig(
+            model=ModelOptions(
+                model_path=self.model_path,
+                revision=self.revision,
+                load_format=self.load_format,  # type: ignore[arg-type]
+                dtype={"float": "float32", "half": "float16"}.get(self.dtype, self.dtype),  # type: ignore[arg-type]
+                quantization=None if self.quantization == "gguf" else self.quantization,  # type: ignore[arg-type]
+                context_length=self.context_length,
+                download_dir=self.download_dir,
+                json_model_override_args=_json_object("json_model_override_args", self.json_model_override_args),
+                random_seed=seed,
+            ),
+            text=TextOptions(
+                tokenizer_path=self.tokenizer_path or self.model_path,
+                revision=self.revision,
+                download_dir=self.download_dir,
+                chat_template=self.chat_template,
+                skip_tokenizer_init=self.skip_tokenizer_init,
+            ),
+            device=DeviceOptions(
+                device=self.device,  # type: ignore[arg-type]
+                kernels=self.kernels,  # type: ignore[arg-type]
+                threads=self.threads,
+                use_tape=not self.disable_op_tape,
+            ),
+            memory=MemoryOptions(
+                mem_fraction_static=self.mem_fraction_static,
+                max_total_tokens=self.max_total_tokens,
+                max_running_requests=self.max_running_requests,
+                chunked_prefill_size=self.chunked_prefill_size,
+            ),
+            schedule=ScheduleOptions(
+                schedule_policy=self.schedule_policy,  # type: ignore[arg-type]
+                schedule_conservativeness=self.schedule_conservativeness,
+                chunked_prefill_size=self.chunked_prefill_size,
+                max_prefill_tokens=self.max_prefill_tokens,
+                page_size=self.page_size,
+                disable_radix_cache=self.disable_radix_cache,
+                max_queued_requests=self.max_queued_requests,
+                decode_log_interval=self.decode_log_interval,
+                random_seed=seed,
+                watchdog_timeout=self.watchdog_timeout,
+                test_retract_every=self.test_retract_every,
+            ),
+            grammar=GrammarOptions(
+                backend=self.grammar_backend,  # type: ignore[arg-type]
+                whitespace_pattern=self.constrained_json_whitespace_pattern,
+                compile_timeout=self.grammar_compile_timeout,
+            ),
+            http=HttpOptions(
+                host=self.host,
+                port=self.port,
+                served_model_name=self.served_model_name or self.model_path,
+                api_keys=_names(self.api_key),
+                admin_api_key=self.admin_api_key,
+                log_level=self.log_level,
+                log_level_http=self.log_level_http,
+                log_requests=self.log_requests,
+                log_requests_level=self.log_requests_level,
+                enable_metrics=self.enable_metrics,
+                stream_output=self.stream_output,
+                stream_interval=self.stream_interval,
+                preferred_sampling_params=_json_object("preferred_sampling_params", self.preferred_sampling_params),
+                allow_auto_truncate=self.allow_auto_truncate,
+                max_body_bytes=self.max_body_bytes,
+                skip_server_warmup=self.skip_server_warmup,
+                cors_origins=_names(self.cors_origins),
+            ),
+            flags=self.public(seed),
+        )
+
+    def public(self, seed: int) -> dict[str, Any]:
+        """The flags as shown to clients: secrets are hidden."""
+        values = dataclasses.asdict(self) | {"random_seed": seed}
+        for name in ("api_key", "admin_api_key"):
+            values[name] = "***" if values[name] else None
+        return values
+
+    def _check(self) -> None:
+        for f in dataclasses.fields(self):
+            value, choices = getattr(self, f.name), f.metadata.get("choices")
+            given = value != f.default
+            if f.metadata.get("unsupported") and given:
+                raise ConfigError(f"{_option(f.name)} is not implemented yet")
+            if choices and value is not None and value not in choices:
+                raise ConfigError(f"{_option(f.name)} must be one of {', '.join(map(str, choices))}, got {value!r}")
+            if f.metadata.get("no_effect") and given:
+                logger.warning("%s has no effect here: %s", _option(f.name), f.metadata["help"])
+        self._check_range("port", 1, 65535)
+        self._check_range("threads", 1, 1024)
+        self._check_range("context_length", 1, None)
+        self._check_range("max_total_tokens", 1, None)
+        self._check_range("max_running_requests", 1, 4096)
+        self._check_range("page_size", 1, 4096)
+        self._check_range("max_prefill_tokens", 1, None)
+        self._check_range("max_queued_requests", 1, None)
+        self._check_range("stream_interval", 1, None)
+        self._check_range("decode_log_interval", 1, None)
+        self._check_range("mem_fraction_static", 0.01, 0.98)
+        self._check_range("schedule_conservativeness", 0.0, 100.0)
+        self._check_range("watchdog_timeout", 1.0, None)
+        self._check_range("grammar_compile_timeout", 0.01, None)
+        if self.chunked_prefill_size != -1:
+            self._check_range("chunked_prefill_size", 1, None)
+
+    def _check_range(self, name: str, low: float, high: float | None) -> None:
+        value = getattr(self, name)
+        if value is not None and (value < low or (high is not None and value > high)):
+            span = f"between {low} and {high}" if high is not None else f"at least {low}"
+            raise ConfigError(f"{_option(name)} must be {span}, got {value}")
+
+
+CLUSTER_FLAGS = frozenset(
+    "ep_size enable_ep_moe enable_deepep_moe deepep_mode deepep_config ep_num_redundant_experts ep_dispatch_algorithm "
+    "init_expert_location enable_eplb eplb_algorithm eplb_rebalance_num_iterations eplb_rebalance_layers_per_chunk "
+    "expert_distribution_recorder_mode expert_distribution_recorder_buffer_size enable_expert_distribution_metrics "
+    "moe_dense_tp_size enable_dp_attention enable_dp_lm_head enable_two_batch_overlap disaggregation_mode "
+    "disaggregation_transfer_backend disaggregation_bootstrap_port disaggregation_ib_device num_reserved_decode_tokens "
+    "pdlb_url enable_nccl_nvls disable_custom_all_reduce enable_mscclpp enable_p2p_check flashinfer_mla_disable_ragged "
+    "disable_shared_experts_fusion disable_chunked_prefix_cache enable_double_sparsity ds_channel_config_path "
+    "ds_heavy_channel_num ds_heavy_token_num ds_heavy_channel_type ds_sparse_decode_threshold".split()
+)
+"""Flags of the original that only matter for very large clusters: accepted, with a warning."""
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
+
+
+def _json_object(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{_option(name)} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{_option(name)} must be a JSON object")
+    return value
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line, and an unknown flag names its nearest neighbour."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def add_server_args(parser: argparse.ArgumentParser) -> None:
+    """Adds every flag, grouped by heading."""
+    groups: dict[str, Any] = {}
+    hints = typing.get_type_hints(ServerArgs)
+    for f in dataclasses.fields(ServerArgs):
+        heading = f.metadata["group"]
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
+        group = groups[heading]
+        names = [_option(f.name)] + ([f.metadata["alias"]] if "alias" in f.metadata else [])
+        shown = "" if f.default in (None, False, "{}") or f.metadata.get("unsupported") else f" (default: {f.default})"
+        text = f.metadata["help"] + (", not implemented yet" if f.metadata.get("unsupported") else shown)
+        kinds = [k for k in typing.get_args(hints[f.name]) or (hints[f.name],) if k is not type(None)]
+        if kinds == [bool]:
+            group.add_argument(*names, dest=f.name, default=f.default, action=argparse.BooleanOptionalAction if f.default else "store_true", help=text)
+        else:
+            group.add_argument(*names, dest=f.name, default=f.default, type=kinds[0], choices=f.metadata.get("choices"), metavar=_metavar(f), help=text)
+
+
+def _metavar(f: dataclasses.Field[Any]) -> str | None:
+    return None if f.metadata.get("choices") else f.name.rsplit("_", 1)[-1].upper()
+
+
+def parse_server_args(argv: list[str], prog: str) -> ServerArgs:
+    """Flags of a command line. Exits with status 2 and one line for a bad one."""
+    parser = _Parser(prog=prog, description="Serve a model over HTTP.", allow_abbrev=False)
+    add_server_args(parser)
+    known, unknown = parser.parse_known_args(argv)
+    _check_unknown(parser, unknown)
+    return ServerArgs(**vars(known))
+
+
+def _check_unknown(parser: _Parser, unknown: list[str]) -> None:
+    """Cluster flags, with whatever value follows them, are skipped with a warning; anything else is an error."""
+    options = sorted(_option(f.name) for f in dataclasses.fields(ServerArgs))
+    cluster = False
+    for token in unknown:
+        if not token.startswith("--"):
+            if cluster:
+                continue
+            parser.error(f"unexpected argument {token!r}")
+        flag = token.split("=", 1)[0]
+        cluster = flag[2:].replace("-", "_") in CLUSTER_FLAGS
+        if cluster:
+            print(f"{parser.prog}: warning: {flag} only matters for very large clusters and does nothing here", file=sys.stderr)
+            continue
+        close = difflib.get_close_matches(flag, options, n=1)
+        parser.error(f"unknown flag {flag}" + (f"; did you mean {close[0]}?" if close else "; see --help"))

@@ -1,0 +1,109 @@
+"""How messages travel between the server and a scheduler: a private unix socket, or a queue inside one process.
+
+    server side (asyncio)                     scheduler side (a plain loop)
+    SocketServerEnd   <-- msgpack over zmq -->   SocketSchedulerEnd        two processes
+    LocalLink.send    <-- the structs       -->  LocalLink as Inbox/Outbox   two threads
+
+Sockets live in a directory that only the user can enter (0700) and are new for every scheduler that is started, so a
+restarted one never reads what was meant for its predecessor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+
+from sglang.srt.messages import FromScheduler, ToScheduler, decode_from_scheduler, decode_to_scheduler, encode
+
+Handler = Callable[[FromScheduler], None]
+
+
+class SocketServerEnd:
+    """The server's end. `directory` is handed to the scheduler process; `close` removes it."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="sglang-"))
+        self._context = zmq.asyncio.Context()
+        self._push = zmq.Context.shadow(self._context.underlying).socket(zmq.PUSH)
+        self._pull = self._context.socket(zmq.PULL)
+        for socket, name in ((self._push, "to_scheduler"), (self._pull, "from_scheduler")):
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.set_hwm(0)
+            socket.bind(f"ipc://{self.directory / name}")
+
+    def send(self, message: ToScheduler) -> None:
+        """Queues the message; never blocks."""
+        self._push.send(encode(message), zmq.NOBLOCK)
+
+    async def receive(self) -> FromScheduler:
+        """The next message. Raises msgspec.ValidationError for bytes that are none."""
+        return decode_from_scheduler(await self._pull.recv())
+
+    def close(self) -> None:
+        self._push.close()
+        self._pull.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class SocketSchedulerEnd:
+    """The scheduler's end: an Inbox and an Outbox (messages.py)."""
+
+    def __init__(self, directory: str) -> None:
+        context = zmq.Context.instance()
+        self._pull = context.socket(zmq.PULL)
+        self._push = context.socket(zmq.PUSH)
+        for socket in (self._pull, self._push):
+            socket.set_hwm(0)
+        self._push.setsockopt(zmq.LINGER, 1000)
+        self._pull.connect(f"ipc://{directory}/to_scheduler")
+        self._push.connect(f"ipc://{directory}/from_scheduler")
+
+    def receive(self, timeout: float) -> list[ToScheduler]:
+        messages: list[ToScheduler] = []
+        if timeout > 0 and not self._pull.poll(int(timeout * 1000) + 1):
+            return messages
+        while True:
+            try:
+                messages.append(decode_to_scheduler(self._pull.recv(zmq.NOBLOCK)))
+            except zmq.Again:
+                return messages
+
+    def send(self, message: FromScheduler) -> None:
+        self._push.send(encode(message))
+
+    def close(self) -> None:
+        self._pull.close()
+        self._push.close()
+
+
+class LocalLink:
+    """Both ends in one process: the scheduler runs in a thread, `handler` is called on the server's event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, handler: Handler) -> None:
+        self._loop = loop
+        self._handler = handler
+        self._queue: queue.SimpleQueue[ToScheduler] = queue.SimpleQueue()
+
+    def post(self, message: ToScheduler) -> None:
+        """Server to scheduler."""
+        self._queue.put(message)
+
+    def receive(self, timeout: float) -> list[ToScheduler]:
+        messages: list[ToScheduler] = []
+        try:
+            messages.append(self._queue.get(timeout > 0, timeout or None))
+            while True:
+                messages.append(self._queue.get_nowait())
+        except queue.Empty:
+            return messages
+
+    def send(self, message: FromScheduler) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._handler, message)
