@@ -25,10 +25,15 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
-    """yarn: multiplies cos and sin; None means 0.1 ln(factor) + 1"""
+    """yarn: multiplies cos and sin; None means 0.1 ln(factor) + 1, or, where both mscale and mscale_all_dim are given,
+    (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)"""
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    """yarn: round the correction range outwards to whole dimensions"""
+    freq_divisors: tuple[float, ...] = ()
+    """[rotary_dim / 2] if not empty: each inverse frequency of the base is divided by its element (GGUF's `rope_freqs`, which is
+    how those files carry llama3 scaling); `kind` is then "default" """
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class ModelConfig:
     """bias on o"""
     mlp_bias: bool = False
     qk_norm: bool = False
+    post_norms: bool = False
+    """norms after attention and after the feed-forward layer as well as before them (gemma)"""
     local_rope: RopeConfig | None = None
     """rope of the sliding-window layers where it differs (gemma3)"""
     sliding_window: int = 0
