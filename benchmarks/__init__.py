@@ -1,0 +1,1 @@
+"""Measurements. Every figure in docs/benchmarks.md names the command of this package that made it."""

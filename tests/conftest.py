@@ -1,0 +1,79 @@
+"""What the whole suite shares: a real server with the default model, in its own process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DEFAULT_MODEL = "smollm2-135m-instruct"
+START_SECONDS = 240.0
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class RunningServer:
+    """A server process of the tests."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def children(self) -> list[int]:
+        """Process ids of the server's live children."""
+        task = Path(f"/proc/{self.process.pid}/task")
+        return [int(pid) for t in task.iterdir() for pid in (t / "children").read_text().split()]
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 30.0) -> int:
+        """Signals it and waits. Returns its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+
+def start_server(log: Path, *flags: str, model: str = DEFAULT_MODEL) -> RunningServer:
+    """Starts `python -m sglang.launch_server` and waits until it is ready."""
+    port = free_port()
+    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--port", str(port), *flags]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+    server = RunningServer(process, f"http://127.0.0.1:{port}", log)
+    deadline = time.monotonic() + START_SECONDS
+    while "ready to roll" not in log.read_text():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")
+        time.sleep(0.05)
+    return server
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """The default model behind HTTP, one for the whole session."""
+    running = start_server(tmp_path_factory.mktemp("server") / "log", "--random-seed", "1")
+    yield running
+    running.process.terminate()
+    running.process.wait(30)
+
+
+@pytest.fixture()
+def http(server: RunningServer) -> Iterator[httpx.Client]:
+    """A client of `server`."""
+    with httpx.Client(base_url=server.url, timeout=120, trust_env=False) as client:
+        yield client
