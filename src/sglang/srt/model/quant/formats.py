@@ -1,16 +1,18 @@
 """Tensors as checkpoints store them: plain numbers or blocks of quantised ones.
 
-`HostTensor` is what the weight readers produce and the op sets pack. `dequantise` is the meaning of every block format, in
-plain NumPy (source: the GGUF format, ggml's block layouts).
+`HostTensor` is what the weight readers produce and the op sets pack. `blocks.py` beside it says what every block format means.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from sglang.srt.model.quant import blocks
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,55 @@ class HostTensor:
     shape: tuple[int, ...]
     data: npt.NDArray[Any]
 
+    @property
+    def num_values(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every value stands alone (f32, f16, bf16)."""
+        return FORMATS[self.format].block_len == 1
+
     def dequantise(self) -> npt.NDArray[np.float32]:
-        """The values as float32, of `shape`."""
-        raise NotImplementedError
+        """The values as float32, of `shape`; for f32 the data itself, otherwise a new array."""
+        if self.format == "f32":
+            return self.data
+        if self.format == "f16":
+            return blocks.f16_values(self.data)
+        if self.format == "bf16":
+            return blocks.bf16_values(self.data)
+        return blocks.dequantise(self.format, self.data).reshape(self.shape)
+
+    def slice_rows(self, start: int, stop: int) -> HostTensor:
+        """Rows start .. stop - 1 of a matrix or vector, as a view."""
+        if not 0 <= start <= stop <= self.shape[0] or len(self.shape) > 2:
+            raise ValueError(f"rows {start}..{stop} of {self.name}, which is {self.shape}")
+        return replace(self, shape=(stop - start, *self.shape[1:]), data=self.data[start:stop])
+
+    def take_rows(self, rows: npt.NDArray[np.intp]) -> HostTensor:
+        """The given rows of a matrix or vector, in their order (a copy; blocks stay as they are)."""
+        if len(self.shape) > 2 or (len(self.shape) == 1 and not self.is_dense):
+            raise ValueError(f"rows of {self.name}, which is {self.shape} in {self.format}")
+        return replace(self, shape=(len(rows), *self.shape[1:]), data=self.data[rows])
+
+
+def dense(name: str, values: npt.NDArray[np.float32], format_name: str = "f32") -> HostTensor:
+    """Values as a dense tensor in f32, f16 or bf16 (rounded to nearest, ties to even)."""
+    if format_name == "f32":
+        data: npt.NDArray[Any] = np.ascontiguousarray(values, dtype=np.float32)
+    elif format_name == "f16":
+        with np.errstate(over="ignore"):
+            data = values.astype(np.float16).view(np.uint16)
+    else:
+        data = blocks.bf16_bits(values)
+    return HostTensor(name, format_name, values.shape, data)
+
+
+def quantise_q8_0(name: str, values: npt.NDArray[np.float32]) -> HostTensor:
+    """A matrix [n, k], k a multiple of 32, in 8-bit blocks: 8.5 bits a value."""
+    return HostTensor(name, "q8_0", values.shape, blocks.quantise_q8_0(values))
+
+
+def quantise_q4_1(name: str, values: npt.NDArray[np.float32]) -> HostTensor:
+    """A matrix [n, k], k a multiple of 32, in 4-bit blocks with a minimum each: 5 bits a value."""
+    return HostTensor(name, "q4_1", values.shape, blocks.quantise_q4_1(values))

@@ -1,0 +1,333 @@
+"""Reads GGUF files: metadata and tensors of a mapped file (source: the GGUF specification, versions 2 and 3).
+
+    magic "GGUF" | version u32 | number of tensors u64 | number of keys u64
+    keys:     name, type u32, value              strings are u64 length + bytes; arrays are type u32, count u64, elements
+    tensors:  name, dims u32, sizes u64 (fastest first), block type u32, offset u64 into the data
+    data, aligned to `general.alignment`
+
+A file comes from a stranger: every count and offset is checked against the file's size before anything is allocated or
+read. Opening walks the header once and decodes nothing that is not asked for, since a vocabulary has 100,000 strings that
+only the tokenizer wants.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sglang.srt.errors import ModelError
+
+MAGIC = b"GGUF"
+MAX_DIMS = 4
+MAX_ARRAY_DEPTH = 4
+
+BLOCK_TYPES: dict[int, tuple[str, int, int]] = {
+    0: ("f32", 1, 4),
+    1: ("f16", 1, 2),
+    2: ("q4_0", 32, 18),
+    3: ("q4_1", 32, 20),
+    6: ("q5_0", 32, 22),
+    7: ("q5_1", 32, 24),
+    8: ("q8_0", 32, 34),
+    12: ("q4_k", 256, 144),
+    13: ("q5_k", 256, 176),
+    14: ("q6_k", 256, 210),
+    30: ("bf16", 1, 2),
+}
+"""type id -> (format, values of a block, bytes of a block)"""
+
+UNREAD_TYPES = {
+    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL",
+    21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
+    35: "TQ2_0", 39: "MXFP4",
+}  # fmt: skip
+"""types that exist and are not read here: named in the error"""
+
+_STRING, _ARRAY, _BOOL = 8, 9, 7
+_SCALARS: dict[int, str] = {
+    0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "u1", 10: "<u8", 11: "<i8", 12: "<f8",
+}  # fmt: skip
+"""value type id -> NumPy dtype"""
+
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class GGUFTensor:
+    """A tensor of the file. `shape` is rows first. `data` is a read-only view of the mapped file: float32 of `shape` for f32,
+    uint16 of `shape` (raw bits) for f16 and bf16, uint8 [rows, bytes of a row] for block formats."""
+
+    name: str
+    format: str
+    shape: tuple[int, ...]
+    data: npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where a value lies: decoded when asked for. `count` is None for a scalar."""
+
+    kind: int
+    count: int | None
+    start: int
+    end: int
+
+
+class GGUFFile:
+    """An open GGUF file.
+
+    `metadata` is a mapping whose values are int, float, bool, str, list[str] or, for arrays of numbers, NumPy arrays.
+    Raises ModelError, naming the file and what to do, for anything that is not a whole GGUF file of known types.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._buffer = _map(self.path)
+        reader = _Reader(self._buffer, self.path)
+        num_tensors = reader.header()
+        self.metadata: Mapping[str, Any] = _Metadata(reader, reader.entries())
+        self.tensors: dict[str, GGUFTensor] = reader.tensors(num_tensors, self.metadata.get("general.alignment", 32))
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether a file begins as GGUF files do."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError as error:  # mmap's word for an empty file
+        raise ModelError(f"{path} is empty: download it again") from error
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+
+
+class _Metadata(Mapping[str, Any]):
+    """Values of the header, decoded at first access and kept."""
+
+    def __init__(self, reader: _Reader, entries: dict[str, _Entry]) -> None:
+        self._reader = reader
+        self._entries = entries
+        self._values: dict[str, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._values:
+            self._values[key] = self._reader.value(self._entries[key])
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: object) -> bool:  # Mapping's own would decode the value
+        return key in self._entries
+
+
+class _Reader:
+    """A cursor over the header. `pos` never passes `size` unnoticed: each read is checked."""
+
+    def __init__(self, buffer: mmap.mmap, path: Path) -> None:
+        self.buffer = buffer
+        self.path = path
+        self.size = len(buffer)
+        self.pos = 0
+        self.num_keys = 0
+
+    def bad(self, what: str) -> ModelError:
+        return ModelError(f"{self.path} is not a usable GGUF file: {what}; download or convert it again")
+
+    def header(self) -> int:
+        """Checks magic and version; returns the number of tensors."""
+        if self.buffer[:4] != MAGIC:
+            raise ModelError(f"{self.path} is not a GGUF file: it begins with {bytes(self.buffer[:4])!r}")
+        self.pos = 4
+        version = self.u32()
+        if version & 0xFFFF == 0:
+            raise self.bad("it is big-endian, and only little-endian files are read")
+        if version not in (2, 3):
+            raise self.bad(f"its version is {version}, and 2 and 3 are read")
+        num_tensors, self.num_keys = self.u64(), self.u64()
+        for what, count, least in (("tensors", num_tensors, 24), ("metadata keys", self.num_keys, 13)):
+            if count * least > self.size:
+                raise self.bad(f"it claims {count} {what} in {self.size} bytes")
+        return num_tensors
+
+    # --- primitives -----------------------------------------------------------------------------------------------------------
+    def skip(self, num_bytes: int) -> int:
+        """Moves on by `num_bytes` and returns where they began."""
+        start = self.pos
+        if num_bytes > self.size - start:
+            raise self.bad(f"it ends in the middle of its header ({self.size} bytes)")
+        self.pos = start + num_bytes
+        return start
+
+    def u32(self) -> int:
+        value: int = _U32.unpack_from(self.buffer, self.skip(4))[0]
+        return value
+
+    def u64(self) -> int:
+        value: int = _U64.unpack_from(self.buffer, self.skip(8))[0]
+        return value
+
+    def name(self) -> str:
+        start = self.skip(self.u64())
+        raw = self.buffer[start : self.pos]
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as error:
+            raise self.bad(f"the name {raw[:40]!r} is not valid UTF-8") from error
+
+    # --- metadata -------------------------------------------------------------------------------------------------------------
+    def entries(self) -> dict[str, _Entry]:
+        entries: dict[str, _Entry] = {}
+        for _ in range(self.num_keys):
+            key = self.name()
+            if key in entries:
+                raise self.bad(f"the key {key!r} occurs twice")
+            entries[key] = self.entry(self.u32(), depth=0)
+        return entries
+
+    def entry(self, kind: int, depth: int) -> _Entry:
+        """Walks over one value."""
+        if kind == _STRING:
+            start = self.skip(self.u64())
+            return _Entry(kind, None, start, self.pos)
+        if kind != _ARRAY:
+            start = self.skip(self.item_size(kind))
+            return _Entry(kind, None, start, self.pos)
+        if depth == MAX_ARRAY_DEPTH:
+            raise self.bad(f"its arrays are nested deeper than {MAX_ARRAY_DEPTH}")
+        inner, count = self.u32(), self.u64()
+        start = self.pos
+        if inner == _STRING:
+            self.skip_strings(count)
+        elif inner == _ARRAY:
+            self.check_count(count, 12)
+            for _ in range(count):
+                self.entry(_ARRAY, depth + 1)
+        else:
+            self.skip(count * self.item_size(inner))
+        return _Entry(inner, count, start, self.pos)
+
+    def item_size(self, kind: int) -> int:
+        if kind not in _SCALARS:
+            raise self.bad(f"it has a metadata value of unknown type {kind}")
+        return np.dtype(_SCALARS[kind]).itemsize
+
+    def check_count(self, count: int, least_bytes: int) -> None:
+        if count * least_bytes > self.size - self.pos:
+            raise self.bad(f"it claims an array of {count} elements in {self.size} bytes")
+
+    def skip_strings(self, count: int) -> None:
+        self.check_count(count, 8)
+        buffer, pos, last = self.buffer, self.pos, self.size - 8
+        unpack = _U64.unpack_from
+        for _ in range(count):
+            if pos > last:
+                break
+            pos += 8 + unpack(buffer, pos)[0]
+        else:
+            if pos <= self.size:
+                self.pos = pos
+                return
+        raise self.bad("it ends in the middle of an array of strings")
+
+    def value(self, entry: _Entry) -> Any:
+        """Decodes a value that `entry` walked over. Bytes that are no UTF-8 become U+FFFD."""
+        raw = self.buffer[entry.start : entry.end]
+        if entry.count is None:
+            if entry.kind == _STRING:
+                return raw.decode(errors="replace")
+            number = np.frombuffer(raw, _SCALARS[entry.kind])[0].item()
+            return bool(number) if entry.kind == _BOOL else number
+        if entry.kind == _STRING:
+            return _decode_strings(raw, entry.count)
+        if entry.kind == _ARRAY:
+            return self.nested(entry)
+        return np.frombuffer(raw, _SCALARS[entry.kind]).astype(bool if entry.kind == _BOOL else _SCALARS[entry.kind])
+
+    def nested(self, entry: _Entry) -> list[Any]:
+        assert entry.count is not None
+        kept, self.pos = self.pos, entry.start
+        inner = [self.entry(_ARRAY, depth=0) for _ in range(entry.count)]
+        self.pos = kept
+        return [self.value(e) for e in inner]
+
+    # --- tensors --------------------------------------------------------------------------------------------------------------
+    def tensors(self, count: int, alignment: Any) -> dict[str, GGUFTensor]:
+        if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
+            raise self.bad(f"general.alignment is {alignment!r}, and must be a power of two")
+        infos = [self.tensor_info() for _ in range(count)]
+        base = -(-self.pos // alignment) * alignment
+        tensors: dict[str, GGUFTensor] = {}
+        for name, shape, kind, offset in infos:
+            if name in tensors:
+                raise self.bad(f"the tensor {name!r} occurs twice")
+            if offset % alignment:
+                raise self.bad(f"the offset of tensor {name!r} is not a multiple of {alignment}")
+            tensors[name] = self.view(name, shape, kind, base + offset)
+        return tensors
+
+    def tensor_info(self) -> tuple[str, tuple[int, ...], int, int]:
+        name, num_dims = self.name(), self.u32()
+        if not 1 <= num_dims <= MAX_DIMS:
+            raise self.bad(f"tensor {name!r} has {num_dims} dimensions, and 1 to {MAX_DIMS} are possible")
+        sizes = [self.u64() for _ in range(num_dims)]
+        if 0 in sizes:
+            raise self.bad(f"tensor {name!r} is empty")
+        return name, tuple(reversed(sizes)), self.u32(), self.u64()
+
+    def view(self, name: str, shape: tuple[int, ...], kind: int, start: int) -> GGUFTensor:
+        if kind not in BLOCK_TYPES:
+            known = ", ".join(f.upper() for f, _, _ in BLOCK_TYPES.values())
+            type_name = UNREAD_TYPES.get(kind, f"unknown type {kind}")
+            raise ModelError(f"{self.path}: tensor {name!r} is of {type_name}; get a file made of {known}")
+        format_name, block_len, block_bytes = BLOCK_TYPES[kind]
+        if shape[-1] % block_len:
+            raise self.bad(f"tensor {name!r} has rows of {shape[-1]} values in blocks of {block_len}")
+        rows, row_bytes = 1, shape[-1] // block_len * block_bytes
+        for size in shape[:-1]:
+            rows *= size
+        if start + rows * row_bytes > self.size:
+            raise ModelError(
+                f"{self.path} is truncated: tensor {name!r} should end at byte {start + rows * row_bytes}, and the file has "
+                f"{self.size}; download it again"
+            )
+        dtype = {"f32": "<f4", "f16": "<u2", "bf16": "<u2"}.get(format_name, "u1")
+        flat = np.frombuffer(self.buffer, dtype, rows * row_bytes // np.dtype(dtype).itemsize, start)
+        return GGUFTensor(name, format_name, shape, flat.reshape((rows, row_bytes) if dtype == "u1" else shape))
+
+
+def _decode_strings(raw: bytes, count: int) -> list[str]:
+    """`count` strings, each after its length.
+
+    Almost always every length is below 256 and no string holds a zero byte: then the seven zeros of each length are the only
+    ones, and splitting at them is much faster than walking.
+    """
+    gap = bytes(7)
+    if count and raw.count(b"\0") == len(gap) * count:
+        pieces = raw.split(gap)
+        if len(pieces) == count + 1:  # length | string, length | ... | string
+            return [p[:-1].decode("utf-8", "replace") for p in pieces[1:-1]] + [pieces[-1].decode("utf-8", "replace")]
+    strings, pos, unpack = [], 0, _U64.unpack_from
+    for _ in range(count):
+        start = pos + 8
+        pos = start + unpack(raw, pos)[0]
+        strings.append(raw[start:pos].decode(errors="replace"))
+    return strings

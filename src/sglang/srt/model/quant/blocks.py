@@ -1,0 +1,224 @@
+"""The meaning of every block format, in plain NumPy (source: the GGUF format, ggml's block layouts).
+
+A block is a run of consecutive values of a row. Below, `q` are the stored integers, `d` and `m` the block's float16 scale and
+minimum, "low then high" says that a byte holds value j in its low half and value j + half in its high half.
+
+    q4_0   32   d, 16 bytes low then high                          (q - 8) d
+    q4_1   32   d, m, 16 bytes low then high                       q d + m
+    q5_0   32   d, 32 fifth bits, 16 bytes low then high           (q - 16) d
+    q5_1   32   d, m, 32 fifth bits, 16 bytes low then high        q d + m
+    q8_0   32   d, 32 signed bytes                                 q d
+    q4_k  256   d, dmin, 8 scales and 8 minima of 6 bits in 12 bytes, 4 x 32 bytes low then high: 8 groups of 32
+                                                                   q (d scale) - dmin min
+    q5_k  256   the same with 32 bytes of fifth bits (bit g of byte j belongs to value j of group g)
+    q6_k  256   128 bytes of low 4 bits, 64 of high 2 bits, 16 signed scales, d: 16 groups of 16
+                                                                   (q - 32) (d scale)
+
+The order of operations is ggml's own, so results are equal to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+CHUNK_BYTES = 1 << 18
+"""bytes of blocks converted at a time: temporaries stay in the cache"""
+
+
+def dequantise(format_name: str, data: Bytes) -> Floats:
+    """Rows of blocks [rows, bytes of a row] as values [rows, values of a row]."""
+    block_len, block_bytes, convert = _LAYOUTS[format_name]
+    rows, row_bytes = data.shape
+    blocks = np.ascontiguousarray(data).reshape(-1, block_bytes)
+    out = np.empty((len(blocks), block_len), np.float32)
+    step = max(1, CHUNK_BYTES // block_bytes)
+    for start in range(0, len(blocks), step):
+        convert(blocks[start : start + step], out[start : start + step])
+    return out.reshape(rows, row_bytes // block_bytes * block_len)
+
+
+# --- 16-bit numbers -----------------------------------------------------------------------------------------------------------
+
+
+def f16_values(bits: npt.NDArray[np.uint16]) -> Floats:
+    return bits.view(np.float16).astype(np.float32)
+
+
+def bf16_values(bits: npt.NDArray[np.uint16]) -> Floats:
+    """A bfloat16 is the upper half of a float32."""
+    wide = bits.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
+
+
+def bf16_bits(values: Floats) -> npt.NDArray[np.uint16]:
+    """Rounds to nearest, ties to even; a NaN stays a NaN."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    quiet_nan = (bits >> 16) | 0x40
+    return np.where((bits & 0x7FFFFFFF) > 0x7F800000, quiet_nan, rounded).astype(np.uint16)
+
+
+# --- blocks to values ---------------------------------------------------------------------------------------------------------
+
+
+def _half(blocks: Bytes, at: int) -> Floats:
+    """The float16 at byte `at` of each block, as a column."""
+    return np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16).astype(np.float32)
+
+
+def _nibbles(packed: Bytes, out: Floats) -> None:
+    """Low halves to the first half of `out`, high halves to the second."""
+    half = packed.shape[1]
+    np.bitwise_and(packed, 0x0F, out=out[:, :half], casting="unsafe")
+    np.right_shift(packed, 4, out=out[:, half:], casting="unsafe")
+
+
+def _fifth_bits(blocks: Bytes, at: int) -> Floats:
+    """32 bits of each block, first bit lowest: 0.0 or 16.0 each."""
+    bits = np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little")
+    return bits.astype(np.float32) * np.float32(16)
+
+
+def _q4_0(blocks: Bytes, out: Floats) -> None:
+    _nibbles(blocks[:, 2:], out)
+    out -= 8
+    out *= _half(blocks, 0)
+
+
+def _q4_1(blocks: Bytes, out: Floats) -> None:
+    _nibbles(blocks[:, 4:], out)
+    out *= _half(blocks, 0)
+    out += _half(blocks, 2)
+
+
+def _q5_0(blocks: Bytes, out: Floats) -> None:
+    _nibbles(blocks[:, 6:], out)
+    out += _fifth_bits(blocks, 2)
+    out -= 16
+    out *= _half(blocks, 0)
+
+
+def _q5_1(blocks: Bytes, out: Floats) -> None:
+    _nibbles(blocks[:, 8:], out)
+    out += _fifth_bits(blocks, 4)
+    out *= _half(blocks, 0)
+    out += _half(blocks, 2)
+
+
+def _q8_0(blocks: Bytes, out: Floats) -> None:
+    out[:] = blocks[:, 2:].view(np.int8)
+    out *= _half(blocks, 0)
+
+
+def _k_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
+    """The 6-bit scales and minima of the 8 groups of a q4_k or q5_k block, from 12 bytes.
+
+    Bytes 0-3 hold scales 0-3 and, in their top two bits, the tops of scales 4-7; bytes 4-7 the same of the minima; bytes 8-11
+    the low halves of scales 4-7 (low) and of minima 4-7 (high).
+    """
+    first, second, third = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    scales = np.concatenate([first & 0x3F, (third & 0x0F) | ((first >> 6) << 4)], axis=1)
+    minima = np.concatenate([second & 0x3F, (third >> 4) | ((second >> 6) << 4)], axis=1)
+    return scales, minima
+
+
+def _scale_groups(blocks: Bytes, q: Floats) -> None:
+    """Turns q [n, 8, 32] into q (d scale) - dmin min, in place."""
+    scales, minima = _k_scales(blocks[:, 4:16])
+    q *= (_half(blocks, 0) * scales)[:, :, None]
+    q -= (_half(blocks, 2) * minima)[:, :, None]
+
+
+def _q4_k(blocks: Bytes, out: Floats) -> None:
+    n = len(blocks)
+    _nibbles(blocks[:, 16:].reshape(n * 4, 32), out.reshape(n * 4, 64))
+    _scale_groups(blocks, out.reshape(n, 8, 32))
+
+
+def _q5_k(blocks: Bytes, out: Floats) -> None:
+    n = len(blocks)
+    _nibbles(blocks[:, 48:].reshape(n * 4, 32), out.reshape(n * 4, 64))
+    groups = out.reshape(n, 8, 32)
+    bits = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
+    groups += bits.astype(np.float32) * np.float32(16)
+    _scale_groups(blocks, groups)
+
+
+def _q6_k(blocks: Bytes, out: Floats) -> None:
+    n = len(blocks)
+    low = blocks[:, :128].reshape(n, 2, 1, 64) >> np.array([0, 4], np.uint8)[:, None] & 0x0F
+    high = blocks[:, 128:192].reshape(n, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
+    q = low.reshape(n, 256) | (high.reshape(n, 256) << 4)
+    np.subtract(q, np.float32(32), out=out)
+    scales = blocks[:, 192:208].view(np.int8).astype(np.float32)
+    groups = out.reshape(n, 16, 16)
+    groups *= (_half(blocks, 208) * scales)[:, :, None]
+
+
+_LAYOUTS: dict[str, tuple[int, int, Callable[[Bytes, Floats], None]]] = {
+    "q4_0": (32, 18, _q4_0),
+    "q4_1": (32, 20, _q4_1),
+    "q5_0": (32, 22, _q5_0),
+    "q5_1": (32, 24, _q5_1),
+    "q8_0": (32, 34, _q8_0),
+    "q4_k": (256, 144, _q4_k),
+    "q5_k": (256, 176, _q5_k),
+    "q6_k": (256, 210, _q6_k),
+}
+
+# --- values to blocks ---------------------------------------------------------------------------------------------------------
+
+
+def _in_chunks(values: Floats, block_bytes: int, convert: Callable[[Floats, Bytes], None]) -> Bytes:
+    rows, width = values.shape
+    if width % 32:
+        raise ValueError(f"rows of {width} values cannot be cut into blocks of 32")
+    groups = np.ascontiguousarray(values, np.float32).reshape(-1, 32)
+    out = np.empty((len(groups), block_bytes), np.uint8)
+    step = CHUNK_BYTES // block_bytes
+    for start in range(0, len(groups), step):
+        convert(groups[start : start + step], out[start : start + step])
+    return out.reshape(rows, -1)
+
+
+def _put_half(out: Bytes, at: int, column: Floats) -> Floats:
+    """Stores a column as float16 and returns what a reader will see, so that rounding the scale costs nothing more."""
+    half = np.clip(column, -65504, 65504).astype(np.float16)
+    out[:, at : at + 2] = half.reshape(-1, 1).view(np.uint8)
+    return half.astype(np.float32)
+
+
+def _levels(values: Floats, step: Floats, low: int, high: int) -> npt.NDArray[Any]:
+    """values / step, rounded and limited; 0 where the step is 0."""
+    inverse = np.divide(1, step, out=np.zeros_like(step), where=step != 0)
+    return np.clip(np.rint(values * inverse), low, high)
+
+
+def _to_q8_0(values: Floats, out: Bytes) -> None:
+    step = _put_half(out, 0, np.abs(values).max(axis=1, keepdims=True) / np.float32(127))
+    out[:, 2:] = _levels(values, step, -127, 127).astype(np.int8).view(np.uint8)
+
+
+def _to_q4_1(values: Floats, out: Bytes) -> None:
+    least = _put_half(out, 2, values.min(axis=1, keepdims=True))
+    step = _put_half(out, 0, (values.max(axis=1, keepdims=True) - least) / np.float32(15))
+    q = _levels(values - least, step, 0, 15).astype(np.uint8)
+    out[:, 4:] = q[:, :16] | (q[:, 16:] << 4)
+
+
+def quantise_q8_0(values: Floats) -> Bytes:
+    """[n, k] to q8_0 rows: the scale of a block is its largest magnitude over 127."""
+    return _in_chunks(values, 34, _to_q8_0)
+
+
+def quantise_q4_1(values: Floats) -> Bytes:
+    """[n, k] to q4_1 rows: 16 levels from a block's least to its greatest value."""
+    return _in_chunks(values, 20, _to_q4_1)
