@@ -1,0 +1,39 @@
+"""From the tokens of one request to the text its client sees.
+
+    ids -> token bytes -> held back while a stop string may begin -> cut at the end by what stopped it -> whole characters
+
+Stop strings are found by the scheduler, on the same bytes; here they are only left out.
+"""
+
+from __future__ import annotations
+
+from sglang.srt.messages import TokenOut
+from sglang.srt.server.tokenization.incremental import IncrementalText
+from sglang.srt.vocabulary import Vocabulary
+
+
+class Detokenizer:
+    """Owns the text state of one request. The pieces that `feed` returns concatenate to the request's whole text."""
+
+    __slots__ = ("_skip", "_table", "_text", "_unsaid")
+
+    def __init__(self, vocabulary: Vocabulary, skip_special_tokens: bool) -> None:
+        self._table = vocabulary.token_bytes
+        self._skip: frozenset[int] = vocabulary.special_ids if skip_special_tokens else frozenset()
+        self._text = IncrementalText()
+        self._unsaid = b""
+
+    def feed(self, out: TokenOut) -> str:
+        """The text that `out` makes certain."""
+        table, skip, size = self._table, self._skip, len(self._table)
+        data = self._unsaid + b"".join([table[i] for i in out.ids if 0 <= i < size and i not in skip])
+        if out.finish is not None:
+            self._unsaid = b""
+            return self._text.finish(data[: max(len(data) - out.trim_bytes, 0)] if out.trim_bytes else data)
+        if out.hold_bytes:
+            certain = max(len(data) - out.hold_bytes, 0)
+            self._unsaid = data[certain:]
+            data = data[:certain]
+        else:
+            self._unsaid = b""
+        return self._text.push(data)

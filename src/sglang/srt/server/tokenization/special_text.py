@@ -1,0 +1,62 @@
+"""Special tokens that someone merely wrote: found, marked, and told apart from those of the chat template.
+
+A chat prompt mixes two sources. The template's own `<|im_start|>` opens a turn; the same characters inside a message are
+just characters, or a user could close their turn and speak as the system. So before rendering, a mark is put inside every
+special token's name found in the messages; the template's names stay whole and are recognised; then the stretches that
+contain marks are encoded again, without marks and as plain text.
+
+    message   "say <|im_end|>"
+    marked    "say <*|im_end|>"
+    rendered  "<|im_start|>user\\nsay <*|im_end|><|im_end|>\\n"
+    encoded    special       plain stretch        special
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import regex
+
+
+class SpecialText:
+    """Knows the names of a tokenizer's special tokens."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        names = [name for name in names if name]
+        self._pattern = regex.compile(r"\L<names>", names=names) if names else None
+
+    def occurs_in(self, value: Any) -> bool:
+        """Whether any string inside `value` (plain JSON-like data) contains a special token's name."""
+        pattern = self._pattern
+        if pattern is None:
+            return False
+        if isinstance(value, str):
+            return pattern.search(value) is not None
+        if isinstance(value, dict):
+            return any(self.occurs_in(item) for pair in value.items() for item in pair)
+        if isinstance(value, (list, tuple)):
+            return any(self.occurs_in(item) for item in value)
+        return False
+
+    def marked(self, value: Any, mark: str) -> Any:
+        """`value` with `mark` after the first character of each name."""
+        assert self._pattern is not None
+        substitute = self._pattern.sub
+
+        def mark_name(match: Any) -> str:
+            name: str = match[0]
+            return name[0] + mark + name[1:]
+
+        return map_strings(value, lambda text: substitute(mark_name, text))
+
+
+def map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """A copy of JSON-like data with every string, keys included, changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {map_strings(key, change): map_strings(item, change) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [map_strings(item, change) for item in value]
+    return value

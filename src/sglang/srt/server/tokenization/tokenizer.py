@@ -1,0 +1,259 @@
+"""Text to token ids and back, for one model.
+
+Built on `tokenizers` alone: from a Hugging Face folder (tokenizer.json, tokenizer_config.json, chat template files) or from
+the metadata of a GGUF file. Three ways to encode, by who wrote the text:
+
+    encode            a prompt of the caller's own: special tokens are read as such
+    encode_ordinary   text that must stay text
+    encode_chat       messages through the model's template: the template's special tokens count, those in messages do not
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tokenizers
+
+from sglang.srt.config import TextOptions
+from sglang.srt.errors import RequestError
+from sglang.srt.server.tokenization.chat_template import ChatTemplate, named_template
+from sglang.srt.server.tokenization.model_files import TextFacts, read_folder, read_gguf
+from sglang.srt.server.tokenization.special_text import SpecialText, map_strings
+from sglang.srt.server.tokenization.token_bytes import drops_leading_space, token_table
+from sglang.srt.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from sglang.srt.checkpoint.resolve import ModelFiles
+
+_MARKS = [chr(code) for code in range(0xFDD0, 0xFDEF)]
+_END_MARK = "\ufdef"
+"""noncharacters: valid in text, never part of real text. The last stands for the end of a message that is to be continued"""
+
+
+
+class Tokenizer:
+    """One model's tokenizer, vocabulary and chat template. Safe to use from several threads at once."""
+
+    def __init__(self, core: tokenizers.Tokenizer, facts: TextFacts, core_json: str | None = None) -> None:
+        core.no_truncation()
+        core.no_padding()
+        self._core = core
+        self._json = core_json if core_json is not None else core.to_str()
+        self._plain: tokenizers.Tokenizer | None = None
+        self._plain_inside: tokenizers.Tokenizer | None = None
+        added = core.get_added_tokens_decoder()
+        decoder = _component(core.decoder)
+        self._drops_leading_space = drops_leading_space(decoder)
+        special = frozenset(i for i, token in added.items() if token.special)
+        self._special_text = SpecialText(added[i].content for i in special)
+        self.names = facts.names
+        self.sampling_defaults = facts.sampling_defaults
+        self._bos_id = facts.bos_token_id
+        self._bos_text = added[facts.bos_token_id].content if facts.bos_token_id in added else None
+        self._prepend_bos = bool(facts.add_bos) and core.post_processor is None and facts.bos_token_id is not None
+        self._templates = {name: ChatTemplate(source) for name, source in facts.templates.items()}
+        self.vocabulary = Vocabulary(
+            token_bytes=token_table(core.get_vocab(with_added_tokens=False), decoder, {i: t.content for i, t in added.items()}),
+            special_ids=special,
+            eos_token_ids=facts.eos_token_ids | self._turn_end(special),
+            bos_token_id=facts.bos_token_id,
+            tokenizer_json=self._json,
+        )
+
+    # --- text to ids --------------------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a prompt, special tokens recognised. A beginning-of-sequence token that the text already has is not doubled."""
+        if add_special_tokens and self._bos_text is not None and text.startswith(self._bos_text):
+            add_special_tokens = False
+        ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
+        if add_special_tokens and self._prepend_bos:
+            assert self._bos_id is not None
+            ids.insert(0, self._bos_id)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """`encode` of each, on all cores."""
+        bos = self._bos_text
+        if self._prepend_bos or (bos is not None and any(text.startswith(bos) for text in texts)):
+            return [self.encode(text, add_special_tokens) for text in texts]
+        return [e.ids for e in self._core.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)]
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Ids of text in which names of special tokens are only characters. Nothing is added."""
+        if self._plain is None:
+            self._plain = tokenizers.Tokenizer.from_str(self._json)
+            self._plain.encode_special_tokens = True
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _encode_inside(self, text: str) -> list[int]:
+        """`encode_ordinary` for text that does not stand at the beginning: no space is put before it."""
+        if self._plain_inside is None:
+            json_text = self._core.to_str()
+            state = json_text.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
+            if state == json_text:
+                return self.encode_ordinary(text)
+            self._plain_inside = tokenizers.Tokenizer.from_str(state)
+            self._plain_inside.encode_special_tokens = True
+        ids: list[int] = self._plain_inside.encode(text, add_special_tokens=False).ids
+        return ids
+
+    # --- ids to text --------------------------------------------------------------------------------------------------------
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of a whole sequence."""
+        text = self.vocabulary.text_bytes(list(ids), skip_special_tokens).decode(errors="replace")
+        return text[1:] if self._drops_leading_space and text.startswith(" ") else text
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token, special or not; parts of characters are U+FFFD."""
+        table = self.vocabulary.token_bytes
+        return table[token_id].decode(errors="replace") if 0 <= token_id < len(table) else ""
+
+    # --- chat ---------------------------------------------------------------------------------------------------------------
+
+    def chat_template(self, with_tools: bool = False) -> ChatTemplate:
+        """Raises RequestError if the model has none."""
+        template = self._templates.get("tool_use") if with_tools else None
+        template = template or self._templates.get("default")
+        if template is None:
+            raise RequestError("this model has no chat template: start the server with --chat-template, or use completions")
+        return template
+
+    @property
+    def has_chat_template(self) -> bool:
+        return "default" in self._templates
+
+    def render_chat(self, messages: list[dict[str, Any]], **variables: Any) -> str:
+        """The prompt as text, for people and tests. `encode_chat` says what the variables are."""
+        return self._render(self.chat_template(bool(variables.get("tools"))), messages, variables)
+
+    def encode_chat(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        template_variables: dict[str, Any] | None = None,
+    ) -> list[int]:
+        """Ids of the prompt that asks for the next turn, or with `continue_final_message` for the rest of the last one.
+
+        Raises RequestError if there is no template or it refuses the messages.
+        """
+        variables: dict[str, Any] = {**(template_variables or {}), "tools": tools}
+        template = self.chat_template(bool(tools))
+        given = [messages, variables]
+        if continue_final_message:
+            messages = [*messages[:-1], {**messages[-1], "content": _final_text(messages) + _END_MARK}]
+        if not self._special_text.occurs_in(given):
+            prompt = _without_end(self._render(template, messages, variables, not continue_final_message), continue_final_message)
+            ids: list[int] = self._core.encode(prompt, add_special_tokens=False).ids
+            return ids
+        mark = _free_mark(messages, variables)
+        if mark is None:
+            raise RequestError("the messages contain special tokens together with all marks that would make them plain", "messages")
+        marked = self._special_text.marked([messages, variables], mark)
+        prompt = _without_end(self._render(template, *marked, not continue_final_message), continue_final_message)
+        return self._encode_marked(prompt, mark)
+
+    def _render(
+        self, template: ChatTemplate, messages: list[dict[str, Any]], variables: dict[str, Any], generation_prompt: bool = True
+    ) -> str:
+        # the caller's variables come first: none of them may stand in for the messages or a special token
+        return template.render(
+            {"tools": None, "documents": None, **variables, **self.names, "messages": messages}
+            | {"add_generation_prompt": generation_prompt}
+        )
+
+    def _encode_marked(self, prompt: str, mark: str) -> list[int]:
+        """Encodes with special tokens recognised, then replaces every stretch between them that has marks by its ids as
+        plain text."""
+        encoding = self._core.encode(prompt, add_special_tokens=False)
+        special = self.vocabulary.special_ids
+        ids: list[int] = []
+        stretch: list[int] = []
+        start = 0
+
+        def close(end: int) -> None:
+            text = prompt[start:end]
+            if mark not in text:
+                ids.extend(stretch)
+            else:
+                plain = text.replace(mark, "")
+                ids.extend(self._encode_inside(plain) if start else self.encode_ordinary(plain))
+            stretch.clear()
+
+        for token_id, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token_id not in special:
+                stretch.append(token_id)
+                continue
+            close(begin)
+            ids.append(token_id)
+            start = end
+        close(len(prompt))
+        return ids
+
+    def _turn_end(self, special: frozenset[int]) -> set[int]:
+        """The special token with which the chat template ends an answer: it ends generation too."""
+        if not self.has_chat_template:
+            return set()
+        mark = _MARKS[0]
+        try:
+            turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
+            text = self._render(self.chat_template(), turns, {}, generation_prompt=False)
+        except RequestError:
+            return set()  # it wants something that two plain turns do not have; the model's files name the end then
+        _, found, rest = text.rpartition(mark)
+        ids = self._core.encode(rest, add_special_tokens=False).ids if found else []
+        return {ids[0]} if ids and ids[0] in special and ids[0] != self._bos_id else set()
+
+
+def _component(part: Any) -> dict[str, Any] | None:
+    """The JSON form of a part of a tokenizer."""
+    return None if part is None else json.loads(part.__getstate__())
+
+
+def _final_text(messages: list[dict[str, Any]]) -> str:
+    content = messages[-1].get("content")
+    if messages[-1].get("role") != "assistant" or not isinstance(content, str):
+        raise RequestError("continue_final_message needs a last message by the assistant with text content", "messages")
+    return content
+
+
+def _without_end(prompt: str, cut: bool) -> str:
+    if not cut:
+        return prompt
+    head, found, _ = prompt.rpartition(_END_MARK)
+    if not found:
+        raise RequestError("the chat template leaves out the last message, so it cannot be continued", "continue_final_message")
+    return head
+
+
+def _free_mark(*values: Any) -> str | None:
+    """A mark that occurs in none of the strings; None if someone wrote all of them."""
+    seen: set[str] = set()
+
+    def note(text: str) -> str:
+        seen.update(mark for mark in _MARKS if mark in text)
+        return text
+
+    map_strings(list(values), note)
+    return next((mark for mark in _MARKS if mark not in seen), None)
+
+
+def load_tokenizer(options: TextOptions, files: ModelFiles) -> Tokenizer:
+    """The tokenizer of a folder or GGUF file, with `options.chat_template` in place of the model's own if given. Raises
+    ModelError or ConfigError naming the file at fault."""
+    if files.kind == "gguf":
+        folder = Path(options.download_dir) if options.download_dir else Path.home() / ".cache" / "sglang-anywhere"
+        core, text, facts = read_gguf(Path(files.path), folder / "tokenizers")
+    else:
+        core, text, facts = read_folder(Path(files.path))
+    if options.chat_template is not None:
+        facts = replace(facts, templates={"default": named_template(options.chat_template)})
+    return Tokenizer(core, facts, text)
