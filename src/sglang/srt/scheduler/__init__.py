@@ -1,0 +1,17 @@
+"""WING 2: decisions. Which requests run next, in which memory, under which grammar. No model code, no kernels.
+
+A file imports only what stands below it in this list:
+
+    scheduler.py     the loop: receive, admit, step, emit
+    inlet.py         what may enter the queue, and the grammars that must compile first
+    results.py       sampled ids -> requests -> TokenOut
+    batch.py         requests -> ForwardBatch
+    prefill.py       who is admitted, in what chunks, with what budget
+    decode.py        memory for the next token of everyone; retraction
+    waiting.py       the queue and its policies
+    stats.py         log lines and SchedulerStats
+    req.py           one request
+    finish.py        when a request ends: ids, stop strings, stop expressions, lengths
+    cache/           who owns which slot of the KV pool
+    grammar/         constraints: compiled on the side, masks filled while the model computes
+"""

@@ -1,0 +1,206 @@
+"""What a request needs of memory: a row of the table, a cached prefix, slots for what it computes.
+
+    position    0 ............... tree_len ........ kv_len ......... reserved_len
+    table row   | slots of the tree | slots of the request             |
+                | locked while it   | computed         | the rest of   |
+                | runs              |                  | its last run  |
+
+`open` takes a row and locks the cached prefix (tree_len = kv_len = its length). `grow` reserves whole runs of slots. `share`
+hands what is computed to the tree while the request goes on. `close` does so for good and frees the rest. Of every slot in
+the pool it is true at any time that it is free, owned by the tree, or owned by exactly one request.
+
+A prefix that ends inside a run is continued in the rest of that run if nobody holds it, otherwise in a fresh run from the same
+offset on; the slots before the offset are nobody's until the run is free again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sglang.srt.forward_batch import Int32Array
+from sglang.srt.scheduler.cache.page_allocator import PageAllocator
+from sglang.srt.scheduler.cache.radix_cache import ChunkCache, Match, RadixCache, TreeNode
+from sglang.srt.scheduler.cache.req_to_token import ReqToToken
+
+
+class Holding:
+    """What one running request holds. `private`: nothing of it goes into the tree before the end."""
+
+    __slots__ = ("kv_len", "node", "private", "reserved_len", "row", "salt", "tree_len")
+
+    def __init__(self, row: int, match: Match, salt: str | None, private: bool) -> None:
+        self.row = row
+        self.node: TreeNode = match.node
+        self.salt = salt
+        self.private = private
+        self.tree_len = self.kv_len = self.reserved_len = len(match.slots)
+
+
+class KvMemory:
+    """Owner of the table, the allocator and the prefix tree. `num_slots` is a multiple of `run`."""
+
+    def __init__(
+        self, num_slots: int, run: int, num_rows: int, context_len: int, page_size: int = 1, cached: bool = True
+    ) -> None:
+        self.allocator = PageAllocator(num_slots, run)
+        self.rows = ReqToToken(num_rows, context_len)
+        self.tree = (RadixCache if cached else ChunkCache)(self.allocator.free, page_size, run)
+        self.run = run
+        self.cached = cached
+        self._holdings: dict[int, Holding] = {}
+
+    # --- counting (tokens) --------------------------------------------------------------------------------------------------
+
+    @property
+    def num_slots(self) -> int:
+        return self.allocator.num_slots
+
+    @property
+    def num_available(self) -> int:
+        """Free now or after eviction. Optimistic: evicting half a run frees no run."""
+        return self.allocator.num_free_runs * self.run + self.tree.num_evictable
+
+    @property
+    def num_used(self) -> int:
+        """Held for good: by requests, or by the tree under a lock."""
+        return self.allocator.num_held - self.tree.num_evictable
+
+    def fits_alone(self, num_tokens: int) -> bool:
+        """Whether a request of so many tokens could run with the pool to itself."""
+        return self.allocator.runs_for(0, num_tokens) <= self.allocator.num_runs
+
+    # --- a request's life ---------------------------------------------------------------------------------------------------
+
+    def open(self, match: Match, salt: str | None, private: bool = False) -> Holding | None:
+        """Takes a row for a request whose cached prefix is `match`, and locks that. None when all rows are taken."""
+        row = self.rows.alloc()
+        if row is None:
+            return None
+        hold = Holding(row, match, salt, private)
+        self.rows.table[row, : hold.tree_len] = match.slots
+        self.tree.lock(hold.node)
+        self._holdings[row] = hold
+        return hold
+
+    def grow(self, hold: Holding, end: int) -> bool:
+        """Reserves slots for positions before `end`, evicting if it must. False when memory is short; then at most the rest
+        of the run where the prefix ends is reserved."""
+        start = hold.reserved_len
+        if end <= start:
+            return True
+        offset = start % self.run
+        if offset and self.allocator.claim_after(self._last_slot(hold)):
+            self._write_rest_of_run(hold)
+            return self.grow(hold, end)
+        bases = self._alloc(self.allocator.runs_for(start, end), offset)
+        if bases is None:
+            return False
+        before = self.rows.table[hold.row, start - offset : start].copy()  # positions of the first run that it does not serve
+        self.rows.write_runs(hold.row, start, bases, self.run)
+        self.rows.table[hold.row, start - offset : start] = before
+        hold.reserved_len = start - offset + len(bases) * self.run
+        return True
+
+    def grow_by_one(self, holds: list[Holding]) -> bool:
+        """Reserves the next position of each of `holds`, all of which have used up their runs. All or nothing."""
+        bases = self._alloc(len(holds), 0)
+        if bases is None:
+            return False
+        if self.run == 1:
+            self.rows.table[[h.row for h in holds], [h.reserved_len for h in holds]] = bases
+        for i, hold in enumerate(holds):
+            if self.run > 1:
+                self.rows.write_runs(hold.row, hold.reserved_len, bases[i : i + 1], self.run)
+            hold.reserved_len += self.run
+        return True
+
+    def grow_far(self, hold: Holding, end: int) -> int:
+        """Reserves as many positions before `end` as there is memory for, and returns the end reached."""
+        if self.grow(hold, end):
+            return end
+        wanted = self.allocator.runs_for(hold.reserved_len, end)
+        while self.allocator.num_free_runs < wanted and self.tree.evict(self.run):
+            pass
+        reachable = (hold.reserved_len // self.run + self.allocator.num_free_runs) * self.run
+        self.grow(hold, min(reachable, end))
+        return min(max(hold.reserved_len, hold.kv_len), end)
+
+    def share(self, hold: Holding, ids: Int32Array) -> None:
+        """Lets others use what is computed: `ids` are the first kv_len ids of the request. Where the tree has got the same
+        prefix from someone else meanwhile, the request goes on with the tree's slots and frees its own."""
+        if hold.private or not self.cached:
+            return
+        slots = self.rows.table[hold.row, : hold.kv_len]
+        inserted = self.tree.insert(ids, slots, hold.salt)
+        if inserted.tree_len <= hold.tree_len:
+            return
+        if inserted.existing_len > hold.tree_len:
+            doubles = slots[hold.tree_len : inserted.existing_len].copy()
+            match = self.tree.match_prefix(ids[: inserted.tree_len], hold.salt)
+            slots[: inserted.tree_len] = match.slots
+            self.allocator.free(doubles)
+        self.tree.lock(inserted.node)
+        self.tree.unlock(hold.node)
+        hold.node, hold.tree_len = inserted.node, inserted.tree_len
+
+    def close(self, hold: Holding, ids: Int32Array) -> None:
+        """Ends the holding: what is computed goes into the tree, everything else is free. `ids` as in `share`."""
+        slots = self.rows.table[hold.row]
+        inserted = self.tree.insert(ids[: hold.kv_len], slots[: hold.kv_len], hold.salt)
+        tree_len = max(inserted.tree_len, hold.tree_len)
+        self.allocator.free(slots[hold.tree_len : max(inserted.existing_len, hold.tree_len)])
+        self.allocator.free(self._slots_between(hold, tree_len, hold.reserved_len))
+        self.tree.unlock(hold.node)
+        del self._holdings[hold.row]
+        self.rows.free(hold.row)
+
+    def flush(self) -> bool:
+        """Empties the prefix cache. False, and nothing done, while a request runs."""
+        if self._holdings:
+            return False
+        self.tree.reset()
+        return True
+
+    # --- inside -------------------------------------------------------------------------------------------------------------
+
+    def _alloc(self, num_runs: int, offset: int) -> Int32Array | None:
+        short = num_runs - self.allocator.num_free_runs
+        if short > 0:
+            if short * self.run > self.tree.num_evictable:
+                return None
+            while (short := num_runs - self.allocator.num_free_runs) > 0:
+                if not self.tree.evict(short * self.run):
+                    return None
+        return self.allocator.alloc(num_runs, offset)
+
+    def _last_slot(self, hold: Holding) -> int:
+        return int(self.rows.table[hold.row, hold.reserved_len - 1])
+
+    def _write_rest_of_run(self, hold: Holding) -> None:
+        start = hold.reserved_len
+        end = start - start % self.run + self.run
+        slot = self._last_slot(hold) + 1
+        width = self.rows.context_len
+        self.rows.table[hold.row, start : min(end, width)] = np.arange(slot, slot + min(end, width) - start)
+        hold.reserved_len = end
+
+    def _slots_between(self, hold: Holding, start: int, end: int) -> Int32Array:
+        """Slots of own positions. Reserved positions may lie beyond the table; their slots follow from the last entry."""
+        width = self.rows.context_len
+        slots = self.rows.table[hold.row, start : min(end, width)]
+        if end <= width or start >= end:
+            return slots
+        base = int(self.rows.table[hold.row, width - 1]) - (width - 1)
+        return np.concatenate([slots, np.arange(max(start, width), end, dtype=np.int32) + base]).astype(np.int32)
+
+    def check_integrity(self) -> list[str]:
+        """What is wrong with slots, rows and trees; empty when all adds up."""
+        owned = [self.tree.slots()]
+        owned += [self._slots_between(h, h.tree_len, h.reserved_len) for h in self._holdings.values()]
+        problems = self.tree.check() + self.allocator.check(np.concatenate(owned))
+        if self.rows.num_free + len(self._holdings) != self.rows.num_rows:
+            problems.append(f"{self.rows.num_free} free rows and {len(self._holdings)} taken of {self.rows.num_rows}")
+        locks = sum(h.node.end for h in self._holdings.values())
+        if not locks and self.tree.num_locked:
+            problems.append(f"{self.tree.num_locked} tokens are locked by nobody")
+        return problems

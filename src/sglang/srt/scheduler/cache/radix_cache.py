@@ -1,0 +1,301 @@
+"""The prefix cache: a radix tree from token ids to the slots that hold their keys and values.
+
+    root ── "You are a helpful" ──┬── " assistant. Hi"          a node has the ids since its parent, their slots,
+                                  └── " poet."── " Write"        and a lock count; the path from the root is the prefix
+
+- A request that runs locks its node, and with it the path to the root: none of it can be evicted.
+- Leaves that nobody locks are evicted least recently used first, from their ends.
+- Ids match in multiples of `page_size`. Each `salt` has a tree of its own and shares nothing.
+
+Idea: RadixAttention (Zheng et al., SGLang, arXiv 2312.07104). `ChunkCache` has the same interface and remembers nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Union
+
+import numpy as np
+
+from sglang.srt.forward_batch import Int32Array
+
+Key = Union[int, bytes]
+_EMPTY: Int32Array = np.zeros(0, dtype=np.int32)
+_node_ids = itertools.count()
+
+
+class TreeNode:
+    """Ids [end - len(ids), end) of the prefixes that pass through it."""
+
+    __slots__ = ("children", "end", "id", "ids", "in_heap", "last_access", "lock_ref", "parent", "salt", "slots")
+
+    def __init__(self, parent: TreeNode | None, ids: Int32Array, slots: Int32Array, end: int) -> None:
+        self.parent = parent
+        self.ids = ids
+        self.slots = slots
+        self.end = end
+        self.children: dict[Key, TreeNode] = {}
+        self.lock_ref = 0
+        self.last_access = 0
+        self.in_heap = False
+        self.salt: str | None = None  # of a root
+        self.id = next(_node_ids)
+
+
+@dataclass(frozen=True)
+class Match:
+    """The longest cached prefix: its slots and the node where it ends."""
+
+    slots: Int32Array
+    node: TreeNode
+
+
+@dataclass(frozen=True)
+class Inserted:
+    """`tree_len`: how many of the ids the tree now holds; of these, the first `existing_len` were there before, in slots of
+    the tree's own. The tree took over the slots between."""
+
+    tree_len: int
+    existing_len: int
+    node: TreeNode
+
+
+def _common_len(a: Int32Array, b: Int32Array) -> int:
+    n = min(len(a), len(b))
+    equal = a[:n] == b[:n]
+    return n if equal.all() else int(np.argmin(equal))
+
+
+class RadixCache:
+    """Owns the trees and the slots in them. `free` gets the slots of what is evicted; `run` is the pool's run of slots."""
+
+    def __init__(self, free: Callable[[Int32Array], None], page_size: int = 1, run: int = 1) -> None:
+        self._free = free
+        self.page_size = page_size
+        self._cut = int(np.lcm(run, page_size))
+        self._roots: dict[str | None, TreeNode] = {}
+        self._heap: list[tuple[int, int, TreeNode]] = []
+        self._clock = 0
+        self.num_evictable = 0
+        self.num_locked = 0
+        self.version = 0
+        """changes whenever a match may come out differently"""
+
+    # --- looking up ---------------------------------------------------------------------------------------------------------
+
+    def match_prefix(self, ids: Int32Array, salt: str | None = None) -> Match:
+        """The longest cached prefix of `ids`. Splits the last node if the match ends inside it, so that exactly the match can
+        be locked."""
+        node = self._root(salt)
+        parts: list[Int32Array] = []
+        pos = 0
+        self._clock += 1
+        node.last_access = self._clock
+        while (child := self._child(node, ids, pos)) is not None:
+            n = self._shared_len(child, ids, pos)
+            if n == 0:
+                break
+            if n < len(child.ids):
+                child = self._split(child, n)
+            child.last_access = self._clock
+            parts.append(child.slots)
+            pos += n
+            node = child
+        return Match(np.concatenate(parts) if parts else _EMPTY, node)
+
+    def match_len(self, ids: Int32Array, salt: str | None = None) -> tuple[int, TreeNode]:
+        """Length of the longest cached prefix and the node it reaches into. Changes nothing."""
+        node = self._root(salt)
+        pos = 0
+        while (child := self._child(node, ids, pos)) is not None:
+            n = self._shared_len(child, ids, pos)
+            if n == 0:
+                break
+            pos += n
+            node = child
+            if n < len(child.ids):
+                break
+        return pos, node
+
+    def _root(self, salt: str | None) -> TreeNode:
+        """The tree of `salt`; a new root belongs to the forest only once something hangs on it."""
+        root = self._roots.get(salt)
+        if root is None:
+            root = TreeNode(None, _EMPTY, _EMPTY, 0)
+            root.salt = salt
+        return root
+
+    def _key(self, ids: Int32Array, pos: int) -> Key:
+        return int(ids[pos]) if self.page_size == 1 else ids[pos : pos + self.page_size].tobytes()
+
+    def _child(self, node: TreeNode, ids: Int32Array, pos: int) -> TreeNode | None:
+        if pos + self.page_size > len(ids):
+            return None
+        return node.children.get(self._key(ids, pos))
+
+    def _shared_len(self, child: TreeNode, ids: Int32Array, pos: int) -> int:
+        n = _common_len(child.ids, ids[pos : pos + len(child.ids)])
+        return n - n % self.page_size
+
+    # --- growing ------------------------------------------------------------------------------------------------------------
+
+    def insert(self, ids: Int32Array, slots: Int32Array, salt: str | None = None) -> Inserted:
+        """Enters a prefix, as far as whole pages go. The tree takes over `slots[existing_len:tree_len]`; all others stay with
+        the caller."""
+        tree_len = len(ids) - len(ids) % self.page_size
+        match = self.match_prefix(ids[:tree_len], salt)
+        node, existing = match.node, len(match.slots)
+        if existing < tree_len:
+            leaf = TreeNode(node, ids[existing:tree_len].copy(), slots[existing:tree_len].copy(), tree_len)
+            leaf.last_access = self._clock
+            node.children[self._key(leaf.ids, 0)] = leaf
+            if node.parent is None:
+                self._roots[salt] = node
+            self.num_evictable += len(leaf.ids)
+            self._offer(leaf)
+            self.version += 1
+            node = leaf
+        return Inserted(tree_len, existing, node)
+
+    def _split(self, child: TreeNode, n: int) -> TreeNode:
+        """Puts a node of `child`'s first n ids above it, and returns that. `child` keeps its identity: whoever locked it
+        locks both."""
+        assert child.parent is not None
+        upper = TreeNode(child.parent, child.ids[:n].copy(), child.slots[:n].copy(), child.end - len(child.ids) + n)
+        upper.lock_ref = child.lock_ref
+        upper.last_access = child.last_access
+        child.parent.children[self._key(upper.ids, 0)] = upper
+        child.parent = upper
+        child.ids = child.ids[n:].copy()
+        child.slots = child.slots[n:].copy()
+        upper.children[self._key(child.ids, 0)] = child
+        return upper
+
+    # --- locking ------------------------------------------------------------------------------------------------------------
+
+    def lock(self, node: TreeNode) -> None:
+        """Keeps the prefix that ends at `node` from eviction."""
+        at: TreeNode | None = node
+        while at is not None and at.parent is not None:
+            if at.lock_ref == 0:
+                self.num_evictable -= len(at.ids)
+                self.num_locked += len(at.ids)
+            at.lock_ref += 1
+            at = at.parent
+
+    def unlock(self, node: TreeNode) -> None:
+        """Undoes one `lock` of the same node."""
+        self._clock += 1
+        at: TreeNode | None = node
+        while at is not None and at.parent is not None:
+            assert at.lock_ref > 0, "unlocking a node that is not locked"
+            at.lock_ref -= 1
+            at.last_access = self._clock
+            if at.lock_ref == 0:
+                self.num_evictable += len(at.ids)
+                self.num_locked -= len(at.ids)
+                self._offer(at)
+            at = at.parent
+
+    # --- shrinking ----------------------------------------------------------------------------------------------------------
+
+    def _offer(self, node: TreeNode) -> None:
+        """Remembers a node that may be evicted. The heap may be out of date: `evict` looks again."""
+        if not node.in_heap and not node.children and node.lock_ref == 0 and node.parent is not None:
+            node.in_heap = True
+            heapq.heappush(self._heap, (node.last_access, node.id, node))
+
+    def evict(self, num_tokens: int) -> int:
+        """Frees the end of the least recently used leaf, as much of it as is wanted, cut where a run of slots begins. Returns
+        how many tokens that were; 0 when nothing can be evicted."""
+        while self._heap:
+            accessed, _, node = heapq.heappop(self._heap)
+            node.in_heap = False
+            if node.lock_ref or node.children or node.parent is None:
+                continue
+            if node.last_access > accessed:
+                self._offer(node)
+                continue
+            start = node.end - len(node.ids)
+            keep = max(node.end - num_tokens, 0) // self._cut * self._cut - start
+            return self._shorten(node, keep) if keep > 0 else self._remove(node)
+        return 0
+
+    def _shorten(self, node: TreeNode, keep: int) -> int:
+        gone = node.slots[keep:]
+        node.end -= len(gone)
+        node.ids, node.slots = node.ids[:keep].copy(), node.slots[:keep].copy()
+        self._offer(node)
+        return self._give_back(gone)
+
+    def _remove(self, node: TreeNode) -> int:
+        parent = node.parent
+        assert parent is not None
+        del parent.children[self._key(node.ids, 0)]
+        node.parent = None
+        if parent.parent is None and not parent.children:
+            del self._roots[parent.salt]
+        else:
+            self._offer(parent)
+        return self._give_back(node.slots)
+
+    def _give_back(self, slots: Int32Array) -> int:
+        self.num_evictable -= len(slots)
+        self.version += 1
+        self._free(slots)
+        return len(slots)
+
+    def reset(self) -> None:
+        """Evicts everything. Nothing may be locked."""
+        assert self.num_locked == 0, "the cache is in use"
+        while self.evict(self.num_evictable):
+            pass
+
+    # --- looking at the whole -----------------------------------------------------------------------------------------------
+
+    def nodes(self) -> Iterator[TreeNode]:
+        """All nodes but the roots."""
+        stack = list(self._roots.values())
+        while stack:
+            node = stack.pop()
+            stack.extend(node.children.values())
+            if node.parent is not None:
+                yield node
+
+    def slots(self) -> Int32Array:
+        """All slots that the trees own."""
+        parts = [node.slots for node in self.nodes()]
+        return np.concatenate(parts) if parts else _EMPTY
+
+    def check(self) -> list[str]:
+        """What is wrong with the trees; empty when all adds up."""
+        problems = []
+        evictable = locked = 0
+        for node in self.nodes():
+            parent = node.parent
+            assert parent is not None
+            if len(node.ids) != len(node.slots) or not len(node.ids) or len(node.ids) % self.page_size:
+                problems.append(f"node {node.id} has {len(node.ids)} ids and {len(node.slots)} slots")
+            if parent.children.get(self._key(node.ids, 0)) is not node or node.end != parent.end + len(node.ids):
+                problems.append(f"node {node.id} does not hang where it should")
+            if parent.parent is not None and parent.lock_ref < node.lock_ref:
+                problems.append(f"node {node.id} is locked more often than its parent")
+            if node.lock_ref:
+                locked += len(node.ids)
+            else:
+                evictable += len(node.ids)
+                if not node.children and not node.in_heap:
+                    problems.append(f"leaf {node.id} can never be evicted")
+        if (evictable, locked) != (self.num_evictable, self.num_locked):
+            problems.append(f"{evictable} + {locked} tokens in the tree, counted {self.num_evictable} + {self.num_locked}")
+        return problems
+
+
+class ChunkCache(RadixCache):
+    """A prefix cache that holds nothing: requests own all their slots (--disable-radix-cache)."""
+
+    def insert(self, ids: Int32Array, slots: Int32Array, salt: str | None = None) -> Inserted:
+        return Inserted(0, 0, self._root(None))

@@ -1,0 +1,222 @@
+"""When a request ends: stop ids, stop strings, stop expressions, the length limit.
+
+Stop strings are matched on the bytes of the tokens, as if the bytes came one at a time: the first string to be complete wins,
+wherever token borders lie. Until then, `hold_bytes` says how much of the end of the text may be the beginning of one and
+must not be shown yet. Nothing before the match is looked at twice.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import regex
+
+from sglang.srt.errors import RequestError
+from sglang.srt.messages import FinishReason
+from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.vocabulary import Vocabulary
+
+SEARCH_SECONDS = 0.05
+"""A stop expression may take so long on one token; what takes longer would stall everybody else."""
+
+
+class Matcher(Protocol):
+    """Watches the text of one request for its end."""
+
+    hold_bytes: int
+
+    def feed(self, chunk: bytes, look: bool) -> tuple[str, int, int] | None:
+        """Takes the next bytes. With `look`, returns what matched and how many bytes of the text so far lie behind the
+        beginning and behind the end of the match."""
+        ...
+
+
+@lru_cache(maxsize=1024)
+def _failure_table(pattern: bytes) -> list[int]:
+    """table[i]: length of the longest proper prefix of the pattern that ends pattern[: i + 1] (Knuth, Morris, Pratt)."""
+    table = [0] * len(pattern)
+    k = 0
+    for i in range(1, len(pattern)):
+        while k and pattern[i] != pattern[k]:
+            k = table[k - 1]
+        if pattern[i] == pattern[k]:
+            k += 1
+        table[i] = k
+    return table
+
+
+class StopStrings:
+    """All stop strings of one request, each with the length of its prefix that ends the text so far."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = list(stops)
+        self._patterns = [stop.encode(errors="surrogatepass") for stop in stops]
+        self._tables = [_failure_table(pattern) for pattern in self._patterns]
+        self._states = [0] * len(stops)
+        self.hold_bytes = 0
+
+    def feed(self, chunk: bytes, look: bool) -> tuple[str, int, int] | None:
+        best: tuple[int, int, int] | None = None  # end in the chunk, minus the length, which string
+        for i, pattern in enumerate(self._patterns):
+            if not self._states[i] and pattern[0] not in chunk:
+                continue
+            end = self._advance(i, chunk)
+            if end is not None and look:
+                found = (end, -len(pattern), i)
+                best = found if best is None else min(best, found)
+        self.hold_bytes = max(self._states)
+        if best is None:
+            return None
+        behind = len(chunk) - best[0]
+        return self._stops[best[2]], behind - best[1], behind
+
+    def _advance(self, i: int, chunk: bytes) -> int | None:
+        """Runs one pattern over the chunk; where its first match ends, if there is one."""
+        pattern, table, k = self._patterns[i], self._tables[i], self._states[i]
+        first_end = None
+        for at, byte in enumerate(chunk):
+            while k and byte != pattern[k]:
+                k = table[k - 1]
+            if byte == pattern[k]:
+                k += 1
+                if k == len(pattern):
+                    k = table[k - 1]
+                    if first_end is None:
+                        first_end = at + 1
+        self._states[i] = k
+        return first_end
+
+
+def compile_stop_regex(text: str) -> Any:
+    """A stop expression, in the syntax of the package `regex` (Python's and more). Raises RequestError."""
+    try:
+        pattern = regex.compile(text)
+    except regex.error as error:
+        raise RequestError(f"stop_regex {text!r} is not valid: {error}", "stop_regex") from error
+    except (RecursionError, OverflowError, MemoryError) as error:
+        raise RequestError("a stop_regex is nested too deeply or repeats too often", "stop_regex") from error
+    try:
+        matches_nothing = pattern.fullmatch("", timeout=SEARCH_SECONDS) is not None
+    except TimeoutError as error:
+        raise RequestError(f"stop_regex {text!r} takes too long", "stop_regex") from error
+    if matches_nothing:
+        raise RequestError(f"stop_regex {text!r} matches the empty text and would stop at once", "stop_regex")
+    return pattern
+
+
+class StopRegexes:
+    """Stop expressions, searched in the characters that are complete. Each remembers where a match could still begin."""
+
+    def __init__(self, patterns: Sequence[Any]) -> None:
+        self._patterns = list(patterns)
+        self._starts = [0] * len(self._patterns)
+        self._text = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
+        self.hold_bytes = 0
+
+    def feed(self, chunk: bytes, look: bool) -> tuple[str, int, int] | None:
+        """As `Matcher.feed`. Raises RequestError when a search takes too long."""
+        self._text += self._decoder.decode(chunk)
+        found: tuple[int, int, str] | None = None  # end, start, expression
+        for i, pattern in enumerate(self._patterns):
+            match = self._search(pattern, self._starts[i])
+            if match is None or match.partial:
+                self._starts[i] = len(self._text) if match is None else match.start()
+            elif look:
+                found = min(found or (match.end(), match.start(), pattern.pattern), (match.end(), match.start(), pattern.pattern))
+            else:
+                self._starts[i] = match.end()
+        if found is not None:
+            return found[2], self._bytes_behind(found[1]), self._bytes_behind(found[0])
+        start = min(self._starts)
+        self.hold_bytes = self._bytes_behind(start) if start < len(self._text) else 0
+        return None
+
+    def _search(self, pattern: Any, start: int) -> Any:
+        try:
+            return pattern.search(self._text, start, partial=True, timeout=SEARCH_SECONDS)
+        except TimeoutError as error:
+            message = f"stop_regex {pattern.pattern!r} takes longer than {SEARCH_SECONDS:g} s on one token"
+            raise RequestError(message, "stop_regex") from error
+
+    def _bytes_behind(self, start: int) -> int:
+        waiting = self._decoder.getstate()[0]
+        return len(self._text[start:].encode(errors="surrogateescape")) + len(waiting)
+
+
+class FinishChecker:
+    """Decides after each token whether the request is over. `trim_bytes` then says how much of the end of the text is not to
+    be shown; before, `hold_bytes` how much is not to be shown yet."""
+
+    def __init__(self, params: SamplingParams, max_new_tokens: int, vocabulary: Vocabulary | None, regexes: Sequence[Any] = ()) -> None:
+        """`max_new_tokens`: the limit in force. `regexes`: from compile_stop_regex, in the order of params.stop_regex."""
+        self.max_new_tokens = max_new_tokens
+        self._min_new_tokens = params.min_new_tokens
+        self._keep_stop = params.no_stop_trim
+        self._skip_special = params.skip_special_tokens
+        self._vocabulary = vocabulary
+        eos = vocabulary.eos_token_ids if vocabulary is not None and not params.ignore_eos else frozenset()
+        self._stop_ids = eos.union(params.stop_token_ids)
+        self._named: dict[int, str] = {}
+        self._matchers: list[Matcher] = []
+        if vocabulary is not None:
+            self._named = special_stops(vocabulary, params.stop)
+        if params.stop:
+            self._matchers.append(StopStrings(params.stop))
+        if regexes:
+            self._matchers.append(StopRegexes(regexes))
+        self.hold_bytes = 0
+        self.trim_bytes = 0
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end the request."""
+        return tuple(sorted(self._stop_ids | self._named.keys()))
+
+    def check(self, token_id: int, num_out: int) -> FinishReason | None:
+        """Looks at the newest of `num_out` tokens. Raises RequestError when a stop expression takes too long."""
+        if token_id in self._stop_ids or token_id in self._named:
+            self.hold_bytes = 0
+            self.trim_bytes = 0 if self._keep_stop else len(self._shown(token_id))
+            return FinishReason("stop", matched=self._named.get(token_id, token_id))
+        if self._matchers:
+            reason = self._check_text(self._shown(token_id), num_out >= self._min_new_tokens)
+            if reason is not None:
+                return reason
+        if num_out >= self.max_new_tokens:
+            self.hold_bytes = 0
+            return FinishReason("length", length=num_out)
+        return None
+
+    def _check_text(self, chunk: bytes, look: bool) -> FinishReason | None:
+        hold = 0
+        for matcher in self._matchers:
+            found = matcher.feed(chunk, look)
+            if found is not None:
+                matched, behind_start, behind_end = found
+                self.hold_bytes = 0
+                self.trim_bytes = behind_end if self._keep_stop else behind_start
+                return FinishReason("stop", matched=matched)
+            hold = max(hold, matcher.hold_bytes)
+        self.hold_bytes = hold
+        return None
+
+    def _shown(self, token_id: int) -> bytes:
+        """What the token adds to the text that the client sees."""
+        vocabulary = self._vocabulary
+        if vocabulary is None or token_id >= vocabulary.size:
+            return b""
+        if self._skip_special and token_id in vocabulary.special_ids:
+            return b""
+        return vocabulary.token_bytes[token_id]
+
+
+def special_stops(vocabulary: Vocabulary, stops: Sequence[str]) -> dict[int, str]:
+    """Stop strings that are the name of a special token: skipped in the text, they stop as ids."""
+    if not stops:
+        return {}
+    names = {stop.encode(errors="surrogatepass"): stop for stop in stops}
+    return {i: names[vocabulary.token_bytes[i]] for i in vocabulary.special_ids if vocabulary.token_bytes[i] in names}

@@ -1,0 +1,122 @@
+"""Compiles constraints on side threads, so that no request waits for another's grammar.
+
+The scheduler `submit`s what a request needs and asks with `poll` whether it is there; nothing here ever blocks it. Results,
+errors included, are kept by content (the most recently used ones), and a text that is being compiled is compiled once.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from sglang.srt.config import GrammarOptions
+from sglang.srt.errors import GrammarError, RequestError
+from sglang.srt.scheduler.finish import compile_stop_regex
+from sglang.srt.scheduler.grammar.base import GrammarBackend
+
+NUM_THREADS = 2
+STOP_REGEX = "stop_regex"
+Key = tuple[str, str]
+"""(kind, text): a field of SamplingParams and its value, or STOP_REGEX and one expression"""
+
+
+class Job:
+    """One text on its way. `value` or `error` is set when `done`. `started_at`: when a thread took it up."""
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.started_at: float | None = None
+        self.done = False
+        self.value: Any = None
+        self.error: RequestError | None = None
+
+
+class GrammarCompiler:
+    """Owner of the threads and the cache. `backend` None: every grammar is refused. Stop expressions are compiled here too."""
+
+    def __init__(self, backend: GrammarBackend | None, options: GrammarOptions) -> None:
+        self._backend = backend
+        self._options = options
+        self._cache: OrderedDict[Key, Job] = OrderedDict()
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        for i in range(NUM_THREADS):
+            threading.Thread(target=self._work, name=f"grammar-{i}", daemon=True).start()
+        if backend is not None:
+            self._queue.put(backend.prepare)
+
+    def submit(self, key: Key) -> Job:
+        """The job for `key`: a new one, one under way, or one done before."""
+        job = self._cache.get(key)
+        if job is not None:
+            self._cache.move_to_end(key)
+            return job
+        job = Job(key)
+        job.error = self._refusal(key)
+        if job.error is not None:
+            job.done = True
+            return job
+        self._cache[key] = job
+        while len(self._cache) > self._options.cache_entries:
+            self._cache.popitem(last=False)
+        self._queue.put(lambda: self._compile(job))
+        return job
+
+    def poll(self, job: Job) -> bool:
+        """Whether the job has ended: with a value, with an error, or because its time is up. Its thread then goes on to
+        an end that nobody waits for, and the text is refused at once for as long as it is remembered."""
+        if job.done:
+            return True
+        if job.started_at is None or time.monotonic() - job.started_at < self._options.compile_timeout:
+            return False
+        message = f"{job.key[0]}: not compiled within {self._options.compile_timeout:g} s; simplify it"
+        job.error = GrammarError(message, job.key[0])
+        job.done = True
+        return True
+
+    def close(self) -> None:
+        """Lets the threads end."""
+        for _ in range(NUM_THREADS):
+            self._queue.put(None)
+
+    def _refusal(self, key: Key) -> RequestError | None:
+        kind, text = key
+        if kind == STOP_REGEX:
+            return None
+        if self._backend is None:
+            return GrammarError(f"{kind} is set, but this server runs without a grammar backend", kind)
+        size = len(text.encode(errors="surrogatepass"))
+        if size > self._options.max_bytes:
+            return GrammarError(f"{kind} has {size} bytes; at most {self._options.max_bytes} are allowed", kind)
+        return None
+
+    def _compile(self, job: Job) -> None:
+        kind, text = job.key
+        job.started_at = time.monotonic()
+        try:
+            value = compile_stop_regex(text) if kind == STOP_REGEX else self._compile_grammar(kind, text)
+        except RequestError as error:
+            self._end(job, None, error)
+        except BaseException as error:  # noqa: BLE001  an engine's panic is no Exception; the request must hear of it
+            self._end(job, None, GrammarError(f"{kind}: the grammar engine failed: {error}", kind))
+        else:
+            self._end(job, value, None)
+
+    def _compile_grammar(self, kind: str, text: str) -> Any:
+        assert self._backend is not None
+        return self._backend.compile(kind, text)
+
+    def _end(self, job: Job, value: Any, error: RequestError | None) -> None:
+        if not job.done:  # not given up meanwhile
+            job.value, job.error = value, error
+            job.done = True
+
+    def _work(self) -> None:
+        while (task := self._queue.get()) is not None:
+            try:
+                task()
+            except Exception:  # noqa: BLE001  outermost loop of this thread; `compile` meets the same error and reports it
+                continue

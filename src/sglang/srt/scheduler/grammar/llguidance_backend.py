@@ -1,0 +1,218 @@
+"""The default engine: llguidance (Earley parser over derivative-based lexers; masks in tens of microseconds).
+
+Its tokenizer wants the bytes of every token, which `Vocabulary` has, and an encoder for the forced stretches of a grammar:
+Hugging Face's own when the vocabulary brings its JSON, so that the canonical tokens are used, else longest match.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import llguidance
+import numpy as np
+
+from sglang.srt.config import GrammarOptions
+from sglang.srt.errors import GrammarError
+from sglang.srt.scheduler.grammar.base import ANY_JSON, GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
+from sglang.srt.vocabulary import Vocabulary
+
+MAX_TOKEN_BYTES = 64
+"""Longest token that the longest-match encoder tries."""
+
+
+class LLGuidanceState:
+    """A matcher of llguidance. Its masks have as many words as the tokenizer has ids, which may be fewer or more than the
+    model has."""
+
+    def __init__(self, matcher: Any, num_words: int) -> None:
+        self._matcher = matcher
+        self._num_words = num_words
+
+    @property
+    def matcher(self) -> Any:
+        return self._matcher
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self._matcher.is_stopped())
+
+    @property
+    def error(self) -> str | None:
+        return _first_lines(self._matcher.get_error()) if self._matcher.is_error() else None
+
+    def fill_mask(self, out: UInt32Array) -> None:
+        if len(out) == self._num_words and out.flags.c_contiguous:
+            self._matcher.unsafe_compute_mask_ptr(out.ctypes.data, out.nbytes)
+            return
+        own = np.zeros(self._num_words, dtype=np.uint32)
+        self._matcher.unsafe_compute_mask_ptr(own.ctypes.data, own.nbytes)
+        n = min(len(own), len(out))
+        out[:n] = own[:n]
+        out[n:] = 0
+
+    def accept(self, token_id: int) -> bool:
+        return bool(self._matcher.consume_token(token_id))
+
+    def rollback(self, num_tokens: int) -> bool:
+        return bool(self._matcher.rollback(num_tokens))
+
+    def forced_tokens(self) -> list[int]:
+        return list(self._matcher.compute_ff_tokens())
+
+    def copy(self) -> GrammarState:
+        return LLGuidanceState(self._matcher.deep_copy(), self._num_words)
+
+
+class LLGuidanceBackend:
+    """Compiles with limits of llguidance's own, so that no grammar takes unbounded time or memory."""
+
+    def __init__(self, vocabulary: Vocabulary, options: GrammarOptions) -> None:
+        self._vocabulary = vocabulary
+        self._options = options
+        self._lock = threading.Lock()
+        self._tokenizer: Any = None
+        self._executor: Any = None
+        self._num_words = (vocabulary.size + 31) // 32
+        # Kept small: a step of one request must not stall the others.
+        self._limits = llguidance.LLParserLimits(verbose_errors=False, max_lexer_states=50_000)
+
+    def prepare(self) -> None:
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = _create_tokenizer(self._vocabulary)
+                self._executor = llguidance.LLExecutor()
+                self._num_words = (self._tokenizer.vocab_size + 31) // 32
+
+    def compile(self, kind: str, text: str) -> GrammarState:
+        self.prepare()
+        grammar = self._translate(kind, text)
+        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        if matcher.is_error():
+            raise GrammarError(f"{kind}: {_first_lines(matcher.get_error())}", kind)
+        return LLGuidanceState(matcher, self._num_words)
+
+    def fill_masks(self, states: Sequence[GrammarState], out: UInt32Array) -> None:
+        if len(states) < 2 or out.shape[1] != self._num_words or not out.flags.c_contiguous:
+            for i, state in enumerate(states):
+                state.fill_mask(out[i])
+            return
+        matchers = [(state.matcher, i) for i, state in enumerate(states) if isinstance(state, LLGuidanceState)]
+        self._executor.unsafe_compute_mask_ptr(matchers, out.ctypes.data, out.shape[1] * 4, len(states))
+
+    def _translate(self, kind: str, text: str) -> str:
+        """The grammar in llguidance's own form. Raises GrammarError."""
+        if kind == "regex":
+            return str(llguidance.LLMatcher.grammar_from_regex(to_engine_regex(text)))
+        try:
+            if kind == "json_schema":
+                return self._translate_schema(text)
+            if kind == "ebnf":
+                return str(llguidance.grammar_from("ebnf", text))
+            if kind == "structural_tag":
+                return self._translate_tags(text)
+        except (ValueError, RecursionError) as error:
+            raise GrammarError(f"{kind}: {_first_lines(str(error))}", kind) from error
+        raise GrammarError(f"constraints of the kind {kind} are not supported by llguidance", kind)
+
+    def _translate_schema(self, text: str) -> str:
+        schema = {} if text == ANY_JSON else json.loads(text)
+        if schema is True:
+            schema = {}
+        if not isinstance(schema, dict):
+            raise ValueError("a schema is a JSON object")
+        pattern = self._options.whitespace_pattern
+        white = {"whitespace_flexible": False} if pattern is None else {"whitespace_flexible": True, "whitespace_pattern": pattern}
+        # `lenient` would drop what it does not know; a schema may not switch that on for itself.
+        return str(llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=white, overrides={"lenient": False}))
+
+    def _translate_tags(self, text: str) -> str:
+        """{"structures": [{"begin", "schema", "end"}], "triggers": [...]}: free text in which every trigger starts a
+        structure."""
+        value = json.loads(text)
+        if not isinstance(value, dict) or not isinstance(value.get("structures"), list) or not value["structures"]:
+            raise ValueError("expected an object with a non-empty list 'structures' and a list 'triggers'")
+        names = {self._vocabulary.token_bytes[i].decode(errors="replace") for i in self._vocabulary.special_ids}
+        triggers = value.get("triggers")
+        if not isinstance(triggers, list) or not all(isinstance(t, str) and t for t in triggers):
+            raise ValueError("'triggers' must be a list of strings")
+        tags = [_structure_tag(structure, triggers) for structure in value["structures"]]
+        special = all(tag.trigger in names for tag in tags)
+        return str(llguidance.grammar_from("lark", llguidance.StructTag.to_grammar(tags, assume_special=special)))
+
+
+def _structure_tag(structure: Any, triggers: list[str]) -> Any:
+    if not isinstance(structure, dict) or not isinstance(structure.get("begin"), str):
+        raise ValueError("every structure needs a string 'begin'")
+    begin, end, schema = structure["begin"], structure.get("end", ""), structure.get("schema", {})
+    if not isinstance(end, str) or not isinstance(schema, dict):
+        raise ValueError("a structure's 'end' is a string and its 'schema' an object")
+    trigger = next((t for t in triggers if begin.startswith(t)), None)
+    if trigger is None:
+        raise ValueError(f"no trigger begins {begin!r}")
+    return llguidance.StructTag(trigger=trigger, begin=begin, grammar=schema, end=end)
+
+
+def _first_lines(message: str) -> str:
+    """The engine's message without the state dump that may follow it, on one line."""
+    lines = [line.rstrip() for line in message.split("<state>")[0].splitlines()]
+    return " | ".join(line for line in lines if line)[:1000]
+
+
+# --- the tokenizer ----------------------------------------------------------------------------------------------------------
+
+
+class _LongestMatch:
+    """What llguidance asks of a tokenizer, with an encoder that takes the longest token each time."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokens = list(vocabulary.token_bytes)
+        self.special_token_ids = sorted(vocabulary.special_ids | vocabulary.eos_token_ids)
+        self.eos_token_id = min(vocabulary.eos_token_ids)
+        self.bos_token_id = vocabulary.bos_token_id
+        special = set(self.special_token_ids)
+        self._ids: dict[bytes, int] = {}
+        for i, token in enumerate(self.tokens):
+            if i not in special and token:
+                self._ids.setdefault(token, i)
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        data = text.encode() if isinstance(text, str) else text
+        ids, at = [], 0
+        while at < len(data):
+            for end in range(min(at + MAX_TOKEN_BYTES, len(data)), at, -1):
+                token_id = self._ids.get(data[at:end])
+                if token_id is not None:
+                    ids.append(token_id)
+                    at = end
+                    break
+            else:
+                break  # no token covers this byte: llguidance falls back to a method of its own
+        return ids
+
+
+def _create_tokenizer(vocabulary: Vocabulary) -> Any:
+    if not vocabulary.eos_token_ids:
+        raise GrammarError("the model has no end-of-text token, so constraints cannot end")
+    eos = sorted(vocabulary.eos_token_ids)
+    if vocabulary.tokenizer_json is not None:
+        try:
+            tokenizer = llguidance.LLTokenizer(vocabulary.tokenizer_json, eos_token=eos)
+        except ValueError:  # a kind of tokenizer that llguidance cannot read
+            tokenizer = None
+        if tokenizer is not None and _same_bytes(tokenizer, vocabulary):
+            return tokenizer
+    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(_LongestMatch(vocabulary)), eos_token=eos)
+
+
+def _same_bytes(tokenizer: Any, vocabulary: Vocabulary) -> bool:
+    """Whether llguidance reads every token as the same bytes as we do: masks and text must not disagree."""
+    if tokenizer.vocab_size != vocabulary.size:
+        return False
+    special = vocabulary.special_ids | vocabulary.eos_token_ids
+    return all(
+        i in special or tokenizer.decode_bytes([i]) == token for i, token in enumerate(vocabulary.token_bytes)
+    )

@@ -1,0 +1,156 @@
+r"""Python's regular expressions, rewritten for engines that speak the dialect of Rust's crate `regex`.
+
+Whatever the rewritten expression matches, Python's `re.fullmatch` accepts with the expression as it was written:
+- \d \w \s are the ASCII sets (and thereby right for readers of JSON Schema patterns as well), \D \W \S exclude the Unicode
+  sets; inside a negated class it is the other way round. Both readings of the shorthand are then satisfied.
+- {,n}, literal braces and literal [ in classes, which the dialect reads differently, are spelled out; \Z becomes \z.
+- What has no counterpart (look-around, back references, word boundaries, possessive and conditional groups) is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+
+from sglang.srt.errors import GrammarError
+
+_POSITIVE = {"d": "[0-9]", "w": "[0-9A-Za-z_]", "s": r"[ \t\n\r\f\v]", "S": r"[^\s\x1c-\x1f]"}
+_NEGATED = {"s": r"\s\x1c-\x1f", "D": "[^0-9]", "W": "[^0-9A-Za-z_]", "S": r"[^ \t\n\r\f\v]"}
+_QUANTIFIER = re.compile(r"\{(\d*)(,?)(\d*)\}")
+_GROUPS = {
+    "(?=": "look-ahead",
+    "(?!": "look-ahead",
+    "(?<=": "look-behind",
+    "(?<!": "look-behind",
+    "(?>": "an atomic group",
+    "(?(": "a conditional group",
+    "(?P=": "a back reference",
+}
+_ESCAPES = {"b": "a word boundary", "B": "a word boundary", "N": "a character by name", "G": "an anchor", "K": "a reset"}
+_POSIX = re.compile(r"\[:\^?[a-z]+:\]")
+
+
+def to_engine_regex(text: str) -> str:
+    """`text` in the engines' dialect. Raises GrammarError naming what has no counterpart; other mistakes are the engine's to
+    find."""
+    return _Rewriter(text).run()
+
+
+class _Rewriter:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.pos = 0
+        self.out: list[str] = []
+        self.verbose = bool(re.match(r"\(\?[a-zA-Z]*x", text))
+
+    def run(self) -> str:
+        while self.pos < len(self.text):
+            char = self.text[self.pos]
+            if char == "\\":
+                self._escape(_POSITIVE)
+            elif char == "[":
+                self._char_class()
+            elif char == "(":
+                self._group()
+            elif char in "*+?{":
+                self._quantifier(char)
+            elif char == "#" and self.verbose:
+                self._copy_to("\n")
+            else:
+                self._copy(1)
+        return "".join(self.out)
+
+    def _copy(self, n: int) -> None:
+        self.out.append(self.text[self.pos : self.pos + n])
+        self.pos += n
+
+    def _copy_to(self, end: str) -> None:
+        at = self.text.find(end, self.pos)
+        self._copy((len(self.text) if at < 0 else at + 1) - self.pos)
+
+    def _refuse(self, what: str, n: int) -> GrammarError:
+        piece = self.text[self.pos : self.pos + n]
+        return GrammarError(f"regex: {what} ({piece!r}, at position {self.pos}) is not supported", "regex")
+
+    def _escape(self, shorthand: dict[str, str]) -> None:
+        char = self.text[self.pos + 1 : self.pos + 2]
+        if char in shorthand:
+            self.out.append(shorthand[char])
+        elif char == "Z":
+            self.out.append(r"\z")
+        elif char == "0":
+            self.out.append(r"\x00")
+        elif char in _ESCAPES:
+            raise self._refuse(_ESCAPES[char], 2)
+        elif char.isdigit():
+            raise self._refuse("a back reference", 2)
+        else:
+            self.out.append("\\" + char)
+        self.pos += 2
+
+    def _group(self) -> None:
+        for start, what in _GROUPS.items():
+            if self.text.startswith(start, self.pos):
+                raise self._refuse(what, len(start))
+        if self.text.startswith("(?#", self.pos):
+            end = self.text.find(")", self.pos)
+            self.pos = len(self.text) if end < 0 else end + 1
+            return
+        self._copy(1)
+        if self.text.startswith("?", self.pos):
+            self._copy(1)
+
+    def _quantifier(self, char: str) -> None:
+        n = 1
+        if char == "{":
+            match = _QUANTIFIER.match(self.text, self.pos)
+            if match is None or not (match[1] or match[2]):
+                self.out.append(r"\{")
+                self.pos += 1
+                return
+            self.out.append("{" + (match[1] or "0") + match[2] + match[3] + "}")
+            n = match.end() - match.start()
+        else:
+            self.out.append(char)
+        after = self.text[self.pos + n : self.pos + n + 1]
+        if after == "+":
+            raise self._refuse("a possessive quantifier", n + 1)
+        if after == "?":
+            self.out.append("?")
+            n += 1
+        self.pos += n
+
+    def _char_class(self) -> None:
+        negated = self.text.startswith("[^", self.pos)
+        self._copy(2 if negated else 1)
+        shorthand = _NEGATED if negated else _POSITIVE
+        if self.text.startswith("]", self.pos):
+            self.out.append(r"\]")
+            self.pos += 1
+        while self.pos < len(self.text):
+            char = self.text[self.pos]
+            posix = _POSIX.match(self.text, self.pos)
+            if char == "]":
+                self._copy(1)
+                return
+            if char == "\\":
+                self._class_escape(shorthand)
+            elif posix is not None:
+                self._copy(len(posix[0]))
+            elif char in "[&~" or (char == "-" and self.text[self.pos + 1 : self.pos + 2] == "-"):
+                self.out.append("\\" + char)
+                self.pos += 1
+            elif char in " #" and self.verbose:
+                self.out.append(f"\\x{ord(char):02x}")
+                self.pos += 1
+            else:
+                self._copy(1)
+
+    def _class_escape(self, shorthand: dict[str, str]) -> None:
+        char = self.text[self.pos + 1 : self.pos + 2]
+        if char == "b":  # inside a class, Python's backspace
+            self.out.append(r"\x08")
+            self.pos += 2
+        elif char.isdigit() and char != "0":
+            raise self._refuse("an octal escape", 2)
+        else:
+            self._escape(shorthand)

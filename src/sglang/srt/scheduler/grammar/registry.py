@@ -1,0 +1,21 @@
+"""The grammar engines by name."""
+
+from __future__ import annotations
+
+from sglang.srt.config import GrammarOptions
+from sglang.srt.errors import ConfigError
+from sglang.srt.scheduler.grammar.base import GrammarBackend
+from sglang.srt.vocabulary import Vocabulary
+
+
+def create_backend(vocabulary: Vocabulary | None, options: GrammarOptions) -> GrammarBackend | None:
+    """The engine that `options` name; None for "none" or without a vocabulary. Raises ConfigError when it is not to be had."""
+    if options.backend == "none" or vocabulary is None:
+        return None
+    if options.backend == "llguidance":
+        try:
+            from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
+        except ImportError as error:
+            raise ConfigError("the grammar backend llguidance is not installed: pip install llguidance") from error
+        return LLGuidanceBackend(vocabulary, options)
+    raise ConfigError(f"the grammar backend {options.backend!r} is not available; use llguidance or none")
