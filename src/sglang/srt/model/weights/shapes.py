@@ -1,0 +1,44 @@
+"""Which tensors a model of given numbers consists of: what a checkpoint is checked against and dummy weights are made from."""
+
+from __future__ import annotations
+
+from sglang.srt.model.model_config import ModelConfig
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def expected_shapes(config: ModelConfig) -> Shapes:
+    """Hugging Face's name -> shape, rows first, for every tensor that a forward pass needs. A tied head has none of its own."""
+    shapes: Shapes = {"model.embed_tokens.weight": (config.vocab_size, config.hidden_size)}
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}."
+        for name, shape in _layer_shapes(config).items():
+            shapes[prefix + name] = shape
+    shapes["model.norm.weight"] = (config.hidden_size,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+    return shapes
+
+
+def _layer_shapes(config: ModelConfig) -> Shapes:
+    hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
+    q_rows, kv_rows = config.num_heads * head_dim, config.num_kv_heads * head_dim
+    shapes: Shapes = {"input_layernorm.weight": (hidden,)}
+    shapes.update(_linear("self_attn.q_proj", q_rows, hidden, config.attention_bias))
+    shapes.update(_linear("self_attn.k_proj", kv_rows, hidden, config.attention_bias))
+    shapes.update(_linear("self_attn.v_proj", kv_rows, hidden, config.attention_bias))
+    shapes.update(_linear("self_attn.o_proj", hidden, q_rows, config.output_bias))
+    if config.qk_norm:
+        shapes.update({"self_attn.q_norm.weight": (head_dim,), "self_attn.k_norm.weight": (head_dim,)})
+    shapes["post_attention_layernorm.weight"] = (hidden,)
+    if config.post_norms:
+        shapes.update({"pre_feedforward_layernorm.weight": (hidden,), "post_feedforward_layernorm.weight": (hidden,)})
+    shapes.update(_linear("mlp.gate_proj", inner, hidden, config.mlp_bias))
+    shapes.update(_linear("mlp.up_proj", inner, hidden, config.mlp_bias))
+    shapes.update(_linear("mlp.down_proj", hidden, inner, config.mlp_bias))
+    return shapes
+
+
+def _linear(name: str, rows: int, width: int, bias: bool) -> Shapes:
+    weight: Shapes = {f"{name}.weight": (rows, width)}
+    return {**weight, f"{name}.bias": (rows,)} if bias else weight
