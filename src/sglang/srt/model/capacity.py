@@ -1,0 +1,195 @@
+"""How large things may be: the KV pool, a step, the context. Decided once, after the weights are in memory.
+
+memory of the machine (or of the container)
+|<- weights ->|<- KV pool ->|<- step buffers ->|<- the rest of the machine ->|
+|<-- mem_fraction_static -->|
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sglang.srt.config import MemoryOptions
+from sglang.srt.errors import CapacityError, ConfigError
+
+GIB = 1 << 30
+DEFAULT_RUNNING_REQUESTS = 64
+MIN_LOGIT_ROWS = 16
+MIN_POOL_TOKENS = 256
+"""A smaller pool could not hold one useful request."""
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of the machine, or of the container where that is less."""
+
+    total: int
+    available: int
+
+
+@dataclass(frozen=True)
+class ModelFootprint:
+    """What the plan needs to know of the model."""
+
+    context_len: int
+    kv_bytes_per_token: int
+    weight_bytes: int
+    slot_run: int
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The plan."""
+
+    context_len: int
+    max_total_tokens: int
+    max_running_requests: int
+    max_batch_tokens: int
+    max_logit_rows: int
+
+
+def resolve_batch(options: MemoryOptions, context_len: int) -> tuple[int, int]:
+    """(max_running_requests, max_batch_tokens). Raises ConfigError."""
+    running = options.max_running_requests
+    if running is None:
+        running = DEFAULT_RUNNING_REQUESTS
+    if running < 1:
+        raise ConfigError(f"--max-running-requests must be at least 1, got {running}")
+    chunk = options.chunked_prefill_size
+    if chunk == 0 or chunk < -1:
+        raise ConfigError(f"--chunked-prefill-size must be at least 1, or -1 for no chunking, got {chunk}")
+    # A chunk may be a whole prompt with nothing left to share the step with, hence never more than the context.
+    return running, (context_len if chunk == -1 else min(chunk, context_len)) + running
+
+
+def plan_capacity(options: MemoryOptions, model: ModelFootprint, memory: HostMemory, buffer_bytes: int) -> Capacity:
+    """Fits the KV pool into memory. `memory.available` is what is left with the weights loaded; `buffer_bytes` is still to be
+    taken by the step buffers. Raises CapacityError or ConfigError."""
+    running, batch_tokens = resolve_batch(options, model.context_len)
+    free = memory.available - buffer_bytes
+    if options.max_total_tokens is not None:
+        tokens = _asked_tokens(options.max_total_tokens, model, free)
+    elif options.mem_fraction_static is not None:
+        tokens = _fraction_tokens(options.mem_fraction_static, model, memory, free)
+    else:
+        tokens = min(_default_tokens(model, free), _round_up(running * model.context_len, model.slot_run))
+    useful = _round_up(min(MIN_POOL_TOKENS, model.context_len), model.slot_run)
+    if options.max_total_tokens is None and tokens < useful:
+        raise CapacityError(
+            f"memory suffices for a KV pool of only {max(tokens, 0)} tokens: {_show(memory.available)} of {_show(memory.total)} "
+            f"are available and a token takes {model.kv_bytes_per_token} bytes; free some memory, raise "
+            f"--mem-fraction-static or choose a smaller model"
+        )
+    return Capacity(model.context_len, tokens, running, batch_tokens, max(running, MIN_LOGIT_ROWS))
+
+
+def _asked_tokens(asked: int, model: ModelFootprint, free: int) -> int:
+    if asked < 1:
+        raise ConfigError(f"--max-total-tokens must be at least 1, got {asked}")
+    tokens = _round_up(asked, model.slot_run)
+    if tokens * model.kv_bytes_per_token > free:
+        raise CapacityError(
+            f"--max-total-tokens {asked} takes {_show(tokens * model.kv_bytes_per_token)}, but only {_show(free)} are available"
+        )
+    return tokens
+
+
+def _fraction_tokens(fraction: float, model: ModelFootprint, memory: HostMemory, free: int) -> int:
+    """Weights and pool together take `fraction` of all memory."""
+    if not 0 < fraction < 1:
+        raise ConfigError(f"--mem-fraction-static must lie between 0 and 1, got {fraction:g}")
+    budget = int(memory.total * fraction) - model.weight_bytes
+    if budget < 0:
+        raise CapacityError(
+            f"--mem-fraction-static {fraction:g} of {_show(memory.total)} is less than the weights, {_show(model.weight_bytes)}"
+        )
+    return _round_down(min(budget, free) // model.kv_bytes_per_token, model.slot_run)
+
+
+def _default_tokens(model: ModelFootprint, free: int) -> int:
+    """As much as the weights take, but at least 1 GiB and one whole context; never more than half of what is free, since a
+    laptop has other things to do."""
+    one_context = model.context_len * model.kv_bytes_per_token
+    budget = min(free // 2, max(GIB, model.weight_bytes, one_context))
+    return _round_down(budget // model.kv_bytes_per_token, model.slot_run)
+
+
+def _round_up(n: int, run: int) -> int:
+    return -(-n // run) * run
+
+
+def _round_down(n: int, run: int) -> int:
+    return n // run * run
+
+
+def _show(num_bytes: int) -> str:
+    return f"{max(num_bytes, 0) / GIB:.2f} GiB"
+
+
+# --- what the machine has -----------------------------------------------------------------------------------------------------
+
+
+def host_memory() -> HostMemory:
+    """Of Linux from /proc/meminfo, less if a cgroup limits us; elsewhere from sysconf, of which half counts as available."""
+    memory = _meminfo(Path("/proc/meminfo")) or _sysconf()
+    for limit, used in _cgroup_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")):
+        memory = HostMemory(min(memory.total, limit), min(memory.available, max(limit - used, 0)))
+    return memory
+
+
+def _meminfo(path: Path) -> HostMemory | None:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines) if rest.split()}
+    if "MemTotal" not in sizes or "MemAvailable" not in sizes:
+        return None
+    return HostMemory(sizes["MemTotal"], sizes["MemAvailable"])
+
+
+def _sysconf() -> HostMemory:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError) as error:
+        raise CapacityError("cannot tell how much memory this machine has: neither /proc/meminfo nor sysconf says") from error
+    return HostMemory(total, total // 2)
+
+
+def _cgroup_limits(own: Path, root: Path) -> Iterator[tuple[int, int]]:
+    """(limit, bytes in use that cannot be reclaimed) of every group we are in, version 2 and then version 1."""
+    try:
+        entries = [line.split(":", 2) for line in own.read_text().splitlines() if line.count(":") >= 2]
+    except OSError:
+        return
+    for _, controllers, name in entries:
+        if controllers == "":
+            top, files = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top, files = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = top / name.lstrip("/")
+        # inside a container the path is the host's and only the top is mounted
+        for folder in [group, *(p for p in group.parents if p == top or top in p.parents)]:
+            limit, used = _read_int(folder / files[0]), _read_int(folder / files[1])
+            if limit is not None and used is not None:
+                yield limit, max(used - _read_stat(folder / "memory.stat", files[2]), 0)
+
+
+def _read_int(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
+
+
+def _read_stat(path: Path, key: str) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.split()[:1] == [key]), 0)

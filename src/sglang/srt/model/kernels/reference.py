@@ -1,0 +1,342 @@
+"""Every op in plain NumPy and float32: the documentation in code, the fallback where C++ cannot run, and the oracle of tests.
+
+Weights are dequantised when packed. Results do not depend on the batch, as everywhere (D6), which with a BLAS underneath takes
+two devices. Linear layers multiply fixed tiles of TILE rows, padded with zeros: a call has the same shape whatever the number
+of rows, and `pack` checks that the BLAS at hand treats all rows of a tile alike. Attention tiles start at multiples of TILE
+positions of the *sequence*, so a position always sits in the same row of a call of the same shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sglang.srt.model.kernels.ops import AttentionMeta, Gate
+from sglang.srt.model.quant.formats import HostTensor
+
+Float = npt.NDArray[np.float32]
+Int = npt.NDArray[np.int32]
+
+TILE = 16
+
+
+class ReferenceWeight:
+    """A dense float32 matrix. `row_by_row`: the BLAS does not treat all rows of a tile alike."""
+
+    def __init__(self, values: Float) -> None:
+        self.values = np.ascontiguousarray(values, np.float32)  # [out_features, in_features]
+        self.out_features, self.in_features = self.values.shape
+        self.num_bytes = self.values.nbytes
+        self.row_by_row = not _tile_rows_agree(self.values)
+
+
+class ReferenceActivation:
+    """Rows as they are: float32."""
+
+    def __init__(self, max_rows: int, width: int) -> None:
+        self.width = width
+        self.data = np.zeros((max_rows, width), np.float32)
+
+
+class ReferenceKV:
+    """One layer's K and V by slot."""
+
+    def __init__(self, num_slots: int, num_kv_heads: int, head_dim: int) -> None:
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.k = np.zeros((num_slots, num_kv_heads, head_dim), np.float32)
+        self.v = np.zeros((num_slots, num_kv_heads, head_dim), np.float32)
+
+
+# An op set only ever meets its own objects, which types cannot say of a Protocol's arguments: hence Any.
+Weight = Any  # a ReferenceWeight
+Activation = Any  # a ReferenceActivation
+KVLayer = Any  # a ReferenceKV
+
+
+class ReferenceOps:
+    """The NumPy op set. See ops.Ops for what each op does."""
+
+    name = "reference numpy"
+    slot_run = 16  # any slot would do; 16 keeps slots the same as with the C++ kernels
+    deterministic = True
+
+    # --- memory and weights ---------------------------------------------------------------------------------------------------
+    def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> npt.NDArray[Any]:
+        return np.zeros(shape, dtype)
+
+    def array(self, host: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.ascontiguousarray(host)
+
+    def pack(self, parts: Sequence[HostTensor]) -> ReferenceWeight:
+        return ReferenceWeight(np.concatenate([p.dequantise() for p in parts]))
+
+    def can_stack(self, parts: Sequence[HostTensor]) -> bool:
+        return True
+
+    def pack_gated(self, gate: HostTensor, up: HostTensor) -> ReferenceWeight:
+        return self.pack([gate, up])
+
+    def activation(self, max_rows: int, readers: Sequence[Weight]) -> ReferenceActivation:
+        return ReferenceActivation(max_rows, readers[0].in_features)
+
+    def kv_layer(self, num_slots: int, num_kv_heads: int, head_dim: int) -> ReferenceKV:
+        return ReferenceKV(num_slots, num_kv_heads, head_dim)
+
+    def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:
+        return 2 * num_kv_heads * head_dim * 4
+
+    # --- the forward pass -----------------------------------------------------------------------------------------------------
+    def embedding(self, weight: Weight, ids: Int, out: Float, rows: Int, *, scale: float = 1.0) -> None:
+        n = int(rows[0])
+        np.multiply(weight.values[ids[:n]], np.float32(scale), out=out[:n])
+
+    def rms_norm(
+        self,
+        x: Float,
+        weight: Float,
+        out: Float | Activation,
+        rows: Int,
+        *,
+        eps: float,
+        delta: Float | None = None,
+        row_idx: Int | None = None,
+    ) -> None:
+        n = int(rows[0])
+        which: Any = slice(n) if row_idx is None else row_idx[:n]
+        if delta is not None:
+            x[which] += delta[which]
+        _data(out)[:n] = _normalise(x[which], weight, eps)
+
+    def linear(self, weight: Weight, x: Activation, out: Float, rows: Int, *, bias: Float | None = None) -> None:
+        n = int(rows[0])
+        result = _matmul(weight, x.data[:n])
+        out[:n, : weight.out_features] = result if bias is None else result + bias
+
+    def gated_linear(self, weight: Weight, x: Activation, out: Activation, rows: Int, *, gate: Gate) -> None:
+        n = int(rows[0])
+        both = _matmul(weight, x.data[:n])
+        half = weight.out_features // 2
+        out.data[:n] = _gate(both[:, :half], gate) * both[:, half:]
+
+    def gate(self, gate: Float, up: Float, out: Activation, rows: Int, *, gate_fn: Gate) -> None:
+        n = int(rows[0])
+        out.data[:n] = _gate(gate[:n], gate_fn) * up[:n]
+
+    def store(self, x: Float, out: Activation, rows: Int) -> None:
+        n = int(rows[0])
+        out.data[:n] = x[:n]
+
+    def rope_store(
+        self,
+        qkv: Float,
+        kv: KVLayer,
+        positions: Int,
+        slots: Int,
+        rows: Int,
+        *,
+        num_heads: int,
+        cos: Float,
+        sin: Float,
+        q_scale: float,
+        q_norm: Float | None = None,
+        k_norm: Float | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        n, head_dim, num_kv = int(rows[0]), kv.head_dim, kv.num_kv_heads
+        heads = qkv[:n].reshape(n, num_heads + 2 * num_kv, head_dim)
+        q, k, v = heads[:, :num_heads], heads[:, num_heads : num_heads + num_kv], heads[:, num_heads + num_kv :]
+        if q_norm is not None and k_norm is not None:
+            q[:] = _normalise(q, q_norm, eps)
+            k = _normalise(k, k_norm, eps)
+        at = positions[:n]
+        q[:] = _rotate(q, cos[at], sin[at]) * np.float32(q_scale)
+        kv.k[slots[:n]] = _rotate(k, cos[at], sin[at])
+        kv.v[slots[:n]] = v
+
+    def attention(
+        self,
+        qkv: Float,
+        kv: KVLayer,
+        out: Activation,
+        meta: AttentionMeta,
+        *,
+        num_heads: int,
+        window: int = 0,
+        soft_cap: float = 0.0,
+    ) -> None:
+        for r in range(int(meta.num_reqs[0])):
+            start, length, seq_len = int(meta.q_start[r]), int(meta.q_len[r]), int(meta.seq_lens[r])
+            first = seq_len - length  # position of the first new row
+            begin = max(0, first // TILE * TILE - window + 1) // TILE * TILE if window else 0
+            slots = meta.req_to_token[int(meta.req_pool_idx[r]), begin:seq_len]
+            k, v = _gather(kv.k, slots), _gather(kv.v, slots)
+            for tile in range(first // TILE * TILE, seq_len, TILE):
+                low, high = max(tile, first), min(tile + TILE, seq_len)
+                rows = slice(start + low - first, start + high - first)
+                q = np.zeros((TILE, num_heads, kv.head_dim), np.float32)
+                q[low - tile : high - tile] = qkv[rows, : num_heads * kv.head_dim].reshape(high - low, num_heads, -1)
+                key_low = max(0, tile - window + 1) // TILE * TILE if window else 0
+                keys = slice(key_low - begin, tile + TILE - begin)
+                result = _attend(q, k[keys], v[keys], tile, key_low, window, soft_cap)
+                out.data[rows] = result[low - tile : high - tile].reshape(high - low, -1)
+
+    def soft_cap(self, x: Float, rows: Int, *, cap: float) -> None:
+        n = int(rows[0])
+        x[:n] = np.float32(cap) * np.tanh(x[:n] / np.float32(cap))
+
+    # --- on logits ------------------------------------------------------------------------------------------------------------
+    def adjust(self, x: Float, indptr: Int, ids: Int, scale: Float, bias: Float) -> None:
+        rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+        ids, scale, bias = (a[: len(rows)] for a in (ids, scale, bias))
+        v = x[rows, ids]
+        x[rows, ids] = np.where(v > 0, v / scale, v * scale) + bias
+
+    def mask(self, x: Float, row_idx: Int, bits: npt.NDArray[np.uint32]) -> None:
+        known = min(x.shape[1], 32 * bits.shape[1])
+        allowed = np.unpackbits(bits.astype("<u4", copy=False).view(np.uint8), axis=1, bitorder="little")[:, :known]
+        for row, allow in zip(row_idx, allowed, strict=True):
+            x[row, :known][allow == 0] = -np.inf
+            x[row, known:] = -np.inf
+
+    def argmax(self, x: Float, num_rows: int, out: Int) -> None:
+        best = np.argmax(x[:num_rows], axis=1)  # the first NaN if there is one
+        values = np.take_along_axis(x[:num_rows], best[:, None], axis=1)[:, 0]
+        out[:num_rows] = np.where(np.isnan(values), -1, best)
+
+    def log_sum_exp(self, x: Float, num_rows: int, out: Float) -> None:
+        for i in range(num_rows):
+            best = x[i].max()
+            if np.isfinite(best):
+                best += np.log(np.exp(x[i] - best).sum(dtype=np.float64))
+            out[i] = best
+
+    def top_k(self, x: Float, num_rows: int, k: int, ids: Int, values: Float) -> None:
+        for i in range(num_rows):
+            threshold = np.partition(x[i], -k)[-k]
+            candidates = np.flatnonzero(x[i] >= threshold)
+            if len(candidates) < k:  # the row holds a NaN
+                ids[i, :k], values[i, :k] = -1, np.nan
+                continue
+            ids[i, :k] = candidates[np.argsort(-x[i, candidates], kind="stable")[:k]]
+            values[i, :k] = x[i, ids[i, :k]]
+
+    def sample(
+        self,
+        x: Float,
+        num_rows: int,
+        temperature: Float,
+        top_k: Int,
+        top_p: Float,
+        min_p: Float,
+        uniform: Float,
+        out: Int,
+    ) -> None:
+        for i in range(num_rows):
+            if temperature[i] == 0 or np.isnan(x[i]).any() or x[i].max() == -np.inf:
+                self.argmax(x[i : i + 1], 1, out[i : i + 1])
+                if x[i].max() == -np.inf:
+                    out[i] = -1
+                continue
+            out[i] = _draw(x[i], float(temperature[i]), int(top_k[i]), float(top_p[i]), float(min_p[i]), float(uniform[i]))
+
+
+def _data(out: Float | ReferenceActivation) -> Float:
+    return out.data if isinstance(out, ReferenceActivation) else out
+
+
+def _tile_rows_agree(values: Float) -> bool:
+    """Whether TILE equal rows give bitwise equal results, whatever their place in the tile."""
+    row = np.random.default_rng(0).standard_normal(values.shape[1], np.float32)
+    result = values @ np.tile(row, (TILE, 1)).T
+    return bool((result.view(np.int32) == result.view(np.int32)[:, :1]).all())
+
+
+def _matmul(weight: ReferenceWeight, x: Float) -> Float:
+    """x @ weight.T, [n, out_features], each row independent of n and of its place."""
+    n = len(x)
+    result = np.empty((n, weight.out_features), np.float32)
+    if weight.row_by_row:
+        for i in range(n):
+            result[i] = weight.values @ x[i]
+        return result
+    for start in range(0, n, TILE):
+        tile = x[start : start + TILE]
+        if len(tile) < TILE:
+            tile = np.concatenate([tile, np.zeros((TILE - len(tile), x.shape[1]), np.float32)])
+        result[start : start + TILE] = (weight.values @ tile.T).T[: n - start]
+    return result
+
+
+def _normalise(x: Float, weight: Float, eps: float) -> Float:
+    mean = np.square(x).mean(axis=-1, keepdims=True, dtype=np.float32)
+    return x / np.sqrt(mean + np.float32(eps)) * weight
+
+
+def _gate(x: Float, kind: Gate) -> Float:
+    if kind == "silu":
+        return x / (np.float32(1) + np.exp(-np.maximum(x, np.float32(-80))))
+    if kind == "gelu_tanh":
+        inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+        return np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+    return np.float32(0.5) * x * (np.float32(1) + _erf(x * np.float32(math.sqrt(0.5))).astype(np.float32))
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def _rotate(x: Float, cos: Float, sin: Float) -> Float:
+    """x: [n, heads, head_dim]; cos, sin: [n, d]. Pairs (j, j + d); the rest stays."""
+    d = cos.shape[1]
+    cos, sin = cos[:, None], sin[:, None]
+    a, b = x[..., :d], x[..., d : 2 * d]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., 2 * d :]], axis=-1)
+
+
+def _gather(pool: Float, slots: Int) -> Float:
+    """The slots' rows, with zeros up to the end of the last tile. (`slots` starts at a multiple of TILE.)"""
+    rows = np.zeros((-(-len(slots) // TILE) * TILE, *pool.shape[1:]), np.float32)
+    rows[: len(slots)] = pool[slots]
+    return rows
+
+
+def _attend(q: Float, k: Float, v: Float, first: int, key_first: int, window: int, soft_cap: float) -> Float:
+    """Attention of TILE positions from `first` on over keys from `key_first` on. q: [TILE, num_heads, head_dim]; k, v:
+    [num_keys, num_kv_heads, head_dim]. Keys that a row must not see have weight 0, so what they hold does not matter."""
+    num_heads, head_dim = q.shape[1:]
+    num_keys, num_kv = k.shape[:2]
+    group = num_heads // num_kv
+    grouped = q.reshape(TILE, num_kv, group, head_dim).transpose(1, 0, 2, 3).reshape(num_kv, TILE * group, head_dim)
+    scores = (grouped @ k.transpose(1, 2, 0)).reshape(num_kv, TILE, group, num_keys)
+    if soft_cap:
+        scores = np.float32(soft_cap) * np.tanh(scores / np.float32(soft_cap))
+    at = np.arange(first, first + TILE)[:, None]
+    key_at = np.arange(key_first, key_first + num_keys)
+    hidden = key_at > at
+    if window:
+        hidden |= key_at <= at - window
+    scores = np.where(hidden[:, None], np.float32(-np.inf), scores)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1, keepdims=True)  # [num_kv, TILE, group, 1]
+    mixed = (weights.reshape(num_kv, TILE * group, num_keys) @ v.transpose(1, 0, 2)).reshape(num_kv, TILE, group, head_dim)
+    return (mixed / total).transpose(1, 0, 2, 3).reshape(TILE, num_heads, head_dim)
+
+
+def _draw(x: Float, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
+    order = np.argsort(-x, kind="stable")
+    if 0 < top_k < len(order):
+        order = order[:top_k]
+    scaled = (x[order].astype(np.float64) - float(x[order[0]])) / temperature
+    probs = np.exp(scaled)
+    probs /= probs.sum()
+    if top_p < 1:
+        before = np.cumsum(probs) - probs  # mass ahead of each: kept while it is short of top_p
+        probs = probs[: max(1, int(np.count_nonzero(before < top_p)))]
+    probs = probs[probs >= min_p * probs[0]]
+    cumulative = np.cumsum(probs)
+    choice = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    return int(order[min(choice, len(probs) - 1)])

@@ -1,0 +1,47 @@
+"""The two ends of a model: token ids to rows, and rows to logits. With tied weights both use one packed matrix."""
+
+from __future__ import annotations
+
+from sglang.srt.model.kernels.ops import Ops, Weight
+from sglang.srt.model.layers.buffers import StepBuffers
+from sglang.srt.model.layers.norm import RMSNorm
+from sglang.srt.model.layers.source import WeightSource
+from sglang.srt.model.model_config import ModelConfig
+
+EMBEDDING = "model.embed_tokens"
+FINAL_NORM = "model.norm"
+LM_HEAD = "lm_head"
+
+
+class Embedding:
+    """x = scale * weight[input_ids]."""
+
+    def __init__(self, ops: Ops, source: WeightSource, config: ModelConfig) -> None:
+        self.ops = ops
+        self.weight = ops.pack([source.tensor(f"{EMBEDDING}.weight", (config.vocab_size, config.hidden_size))])
+        self.scale = config.embedding_scale
+
+    def __call__(self, step: StepBuffers) -> None:
+        self.ops.embedding(self.weight, step.input_ids, step.x, step.rows, scale=self.scale)
+
+
+class Head:
+    """logits = soft_cap(weight @ norm(x)) for the rows of `head_row_idx`."""
+
+    def __init__(self, ops: Ops, source: WeightSource, config: ModelConfig, embedding: Embedding) -> None:
+        self.ops = ops
+        self.norm = RMSNorm(ops, source, FINAL_NORM, config.rms_norm_eps)
+        self.weight: Weight = embedding.weight
+        if not config.tie_word_embeddings:
+            self.weight = ops.pack([source.tensor(f"{LM_HEAD}.weight", (config.vocab_size, config.hidden_size))])
+        self.soft_cap = config.final_soft_cap
+
+    def settle(self, step: StepBuffers) -> None:
+        """The last `x += delta`, for all rows and once: the head may then run over any rows, in several blocks."""
+        self.norm(step.x, step.delta, step.rows, delta=step.delta)
+
+    def __call__(self, step: StepBuffers) -> None:
+        self.norm(step.x, step.head_in, step.head_rows, row_idx=step.head_row_idx)
+        self.ops.linear(self.weight, step.head_in, step.logits, step.head_rows)
+        if self.soft_cap:
+            self.ops.soft_cap(step.logits, step.head_rows, cap=self.soft_cap)

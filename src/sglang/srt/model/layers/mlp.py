@@ -1,0 +1,41 @@
+"""The gated feed-forward layer: down @ (f(gate @ x) * (up @ x))  (arXiv 2002.05202)."""
+
+from __future__ import annotations
+
+from sglang.srt.model.kernels.ops import Array, Ops, Weight
+from sglang.srt.model.layers.buffers import Readers, StepBuffers
+from sglang.srt.model.layers.linear import Linear
+from sglang.srt.model.layers.source import WeightSource
+from sglang.srt.model.model_config import ModelConfig
+
+
+class GatedMLP:
+    """Reads step.mlp_in. Gate and up are one fused op where they pack together and have no bias."""
+
+    def __init__(self, ops: Ops, source: WeightSource, prefix: str, config: ModelConfig, readers: Readers) -> None:
+        self.ops = ops
+        self.activation = config.gate
+        self.width = config.intermediate_size
+        shape = (config.intermediate_size, config.hidden_size)
+        names = {f"{prefix}.gate_proj": self.width, f"{prefix}.up_proj": self.width}
+        gate, up = (source.tensor(f"{name}.weight", shape) for name in names)
+        self.fused: Weight | None = None
+        self.split: Linear | None = None
+        if ops.can_stack([gate, up]) and not config.mlp_bias:
+            self.fused = ops.pack_gated(gate, up)
+            readers.mlp_in.append(self.fused)
+        else:
+            self.split = Linear(ops, source, names, config.hidden_size, config.mlp_bias)
+            readers.mlp_in.extend(self.split.weights)
+        self.down = Linear(ops, source, {f"{prefix}.down_proj": config.hidden_size}, self.width, config.mlp_bias)
+        readers.mlp_out.extend(self.down.weights)
+
+    def __call__(self, step: StepBuffers, out: Array) -> None:
+        if self.fused is not None:
+            self.ops.gated_linear(self.fused, step.mlp_in, step.mlp_out, step.rows, gate=self.activation)
+        else:
+            assert self.split is not None and step.gate_up is not None
+            self.split(step.mlp_in, step.gate_up, step.rows)
+            gate, up = step.gate_up[:, : self.width], step.gate_up[:, self.width :]
+            self.ops.gate(gate, up, step.mlp_out, step.rows, gate_fn=self.activation)
+        self.down(step.mlp_out, out, step.rows)

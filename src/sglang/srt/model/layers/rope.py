@@ -1,0 +1,91 @@
+"""Rotary position embedding: cos and sin by position, for the plain kind and its long-context variants.
+
+Sources: RoPE arXiv 2104.09864; "linear" is position interpolation, arXiv 2306.15595; "llama3" as in Llama 3.1's config; "yarn"
+arXiv 2309.00071. Angles are computed in float64 and rounded once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sglang.srt.model.kernels.ops import Array, Ops
+from sglang.srt.model.model_config import RopeConfig
+
+Float64 = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Tables on the device."""
+
+    cos: Array  # [num_positions, rotary_dim / 2]
+    sin: Array  # [num_positions, rotary_dim / 2]
+
+
+def create_rope(ops: Ops, config: RopeConfig, num_positions: int) -> Rope:
+    cos, sin = rope_tables(config, num_positions)
+    return Rope(ops.array(cos), ops.array(sin))
+
+
+def rope_tables(config: RopeConfig, num_positions: int) -> tuple[Float32, Float32]:
+    """(cos, sin), each [num_positions, rotary_dim / 2]."""
+    angles = np.arange(num_positions)[:, None] * inverse_frequencies(config)
+    factor = attention_factor(config)
+    return (np.cos(angles) * factor).astype(np.float32), (np.sin(angles) * factor).astype(np.float32)
+
+
+def inverse_frequencies(config: RopeConfig) -> Float64:
+    """Radians a position turns each pair, [rotary_dim / 2]."""
+    base = config.theta ** (-np.arange(0, config.rotary_dim, 2) / config.rotary_dim)
+    if config.freq_divisors:
+        base = base / np.asarray(config.freq_divisors, np.float64)
+    if config.kind == "linear":
+        return np.asarray(base / config.factor)
+    if config.kind == "llama3":
+        return _llama3(config, base)
+    if config.kind == "yarn":
+        return _yarn(config, base)
+    return np.asarray(base)
+
+
+def _llama3(config: RopeConfig, base: Float64) -> Float64:
+    """Long wavelengths are interpolated, short ones kept, those between blended."""
+    turns = config.original_context_len * base / (2 * math.pi)  # full turns over the original context
+    keep = np.clip((turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor), 0, 1)
+    return base * (keep + (1 - keep) / config.factor)
+
+
+def _yarn(config: RopeConfig, base: Float64) -> Float64:
+    """A ramp over the pairs, between the two that turn beta_fast and beta_slow times in the original context."""
+
+    def pair_turning(turns: float) -> float:
+        length = config.original_context_len / (turns * 2 * math.pi)
+        return config.rotary_dim * math.log(length) / (2 * math.log(config.theta))
+
+    low, high = pair_turning(config.beta_fast), pair_turning(config.beta_slow)
+    if config.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.rotary_dim - 1)
+    width = high - low if high != low else 0.001
+    interpolate = np.clip((np.arange(len(base)) - low) / width, 0, 1)
+    return base * ((1 - interpolate) + interpolate / config.factor)
+
+
+def attention_factor(config: RopeConfig) -> float:
+    """What yarn multiplies cos and sin with (so attention scores with its square); 1 for the other kinds."""
+    if config.kind != "yarn":
+        return 1.0
+    if config.attention_factor is not None:
+        return config.attention_factor
+
+    def scale(m: float) -> float:
+        return 0.1 * m * math.log(config.factor) + 1.0 if config.factor > 1 else 1.0
+
+    if config.mscale and config.mscale_all_dim:
+        return scale(config.mscale) / scale(config.mscale_all_dim)
+    return scale(1.0)

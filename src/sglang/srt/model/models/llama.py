@@ -1,0 +1,90 @@
+"""Llama 2 and 3, Mistral, SmolLM2: pre-norm layers of attention and gated feed-forward.
+
+    x = embed(ids)
+    for each layer:  x += attention(norm(x));  x += mlp(norm(x))
+    logits = head(norm(x))
+
+An addition to x is not made at once: it stays in `delta` and the next norm makes it, one pass over memory less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from sglang.srt.model.kernels.ops import Array, KVLayer, Ops, Weight
+from sglang.srt.model.layers.attention import Attention
+from sglang.srt.model.layers.buffers import Readers, StepBuffers
+from sglang.srt.model.layers.embedding import Embedding, Head
+from sglang.srt.model.layers.mlp import GatedMLP
+from sglang.srt.model.layers.norm import RMSNorm
+from sglang.srt.model.layers.rope import Rope, create_rope
+from sglang.srt.model.layers.source import WeightSource
+from sglang.srt.model.model_config import ModelConfig
+
+
+class Layer(Protocol):
+    """One decoder layer: adds `delta` (None in the first layer) to x, computes, and leaves its own addition in step.delta."""
+
+    mlp: GatedMLP
+
+    def __call__(self, step: StepBuffers, kv: KVLayer, delta: Array | None) -> None: ...
+
+
+class LlamaLayer:
+    def __init__(
+        self, ops: Ops, source: WeightSource, prefix: str, config: ModelConfig, rope: Rope, local: bool, readers: Readers
+    ) -> None:
+        eps = config.rms_norm_eps
+        self.input_norm = RMSNorm(ops, source, f"{prefix}.input_layernorm", eps)
+        self.attention = Attention(ops, source, f"{prefix}.self_attn", config, rope, local, readers)
+        self.post_attention_norm = RMSNorm(ops, source, f"{prefix}.post_attention_layernorm", eps)
+        self.mlp = GatedMLP(ops, source, f"{prefix}.mlp", config, readers)
+
+    def __call__(self, step: StepBuffers, kv: KVLayer, delta: Array | None) -> None:
+        self.input_norm(step.x, step.attn_in, step.rows, delta=delta)
+        self.attention(step, kv, step.delta)
+        self.post_attention_norm(step.x, step.mlp_in, step.rows, delta=step.delta)
+        self.mlp(step, step.delta)
+
+
+class Llama:
+    """`body` runs all layers over the step's rows, `head` turns selected rows into logits. `num_positions`: how far rotation
+    tables reach."""
+
+    def __init__(self, ops: Ops, source: WeightSource, config: ModelConfig, num_positions: int) -> None:
+        self.config = config
+        self.readers = Readers()
+        self.embedding = Embedding(ops, source, config)
+        rope = create_rope(ops, config.rope, num_positions)
+        local_rope = create_rope(ops, config.local_rope, num_positions) if config.local_rope else rope
+        windows = config.windowed_layers or (False,) * config.num_layers
+        self.layers: list[Layer] = [
+            self.create_layer(ops, source, f"model.layers.{i}", local_rope if local else rope, local)
+            for i, local in enumerate(windows)
+        ]
+        self.head = Head(ops, source, config, self.embedding)
+        self.readers.head_in.append(self.head.weight)
+
+    def create_layer(self, ops: Ops, source: WeightSource, prefix: str, rope: Rope, local: bool) -> Layer:
+        return LlamaLayer(ops, source, prefix, self.config, rope, local, self.readers)
+
+    def body(self, step: StepBuffers, kv: Sequence[KVLayer]) -> None:
+        self.embedding(step)
+        delta = None
+        for layer, layer_kv in zip(self.layers, kv, strict=True):
+            layer(step, layer_kv, delta)
+            delta = step.delta
+        self.head.settle(step)
+
+    @property
+    def split_gate(self) -> bool:
+        """Whether some layer writes step.gate_up."""
+        return any(layer.mlp.fused is None for layer in self.layers)
+
+    @property
+    def weights(self) -> list[Weight]:
+        """Every packed matrix, once."""
+        r = self.readers
+        every = [self.embedding.weight, *r.attn_in, *r.attn_out, *r.mlp_in, *r.mlp_out, *r.head_in]
+        return list({id(w): w for w in every}.values())

@@ -1,0 +1,27 @@
+"""Which file implements which architecture. A new model is one line here."""
+
+from __future__ import annotations
+
+from sglang.srt.errors import ModelError
+from sglang.srt.model.kernels.ops import Ops
+from sglang.srt.model.layers.source import WeightSource
+from sglang.srt.model.model_config import ModelConfig
+from sglang.srt.model.models.gemma3 import Gemma3
+from sglang.srt.model.models.llama import Llama
+from sglang.srt.model.models.qwen2 import Qwen2
+from sglang.srt.model.models.qwen3 import Qwen3
+
+MODELS: dict[str, type[Llama]] = {
+    "llama": Llama,  # and Mistral, SmolLM2
+    "qwen2": Qwen2,
+    "qwen3": Qwen3,
+    "gemma3": Gemma3,
+}
+
+
+def create_model(ops: Ops, source: WeightSource, config: ModelConfig, num_positions: int) -> Llama:
+    """Builds the model of `config.architecture` with weights from `source`. Raises ModelError."""
+    if config.architecture not in MODELS:
+        known = ", ".join(sorted(MODELS))
+        raise ModelError(f"the architecture {config.architecture!r} is not supported; supported are {known}")
+    return MODELS[config.architecture](ops, source, config, num_positions)

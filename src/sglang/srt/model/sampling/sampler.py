@@ -1,0 +1,109 @@
+"""Chooses the next token of every request.
+
+raw logits -> log_sum_exp, best tokens, requested ids      (only where log probabilities are asked for)
+           -> penalties, logit bias, min_new_tokens        ops.adjust
+           -> grammar masks                                ops.mask
+           -> argmax, or temperature, top_k, top_p, min_p and the draw (ops.sample)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sglang.srt.forward_batch import Float32Array, Int32Array, LogprobResult, SampleSpec, VocabMasks
+from sglang.srt.model.kernels.ops import Array, Ops
+from sglang.srt.model.sampling.batch import SamplingBatch
+from sglang.srt.model.sampling.logprobs import RowStats, row_stats
+
+
+@dataclass
+class Sampled:
+    """`bad_rows`: rows that held NaN, or of which nothing was allowed."""
+
+    next_ids: Int32Array
+    logprobs: list[LogprobResult | None]
+    bad_rows: list[int]
+
+
+class Sampler:
+    """Works on logits in place."""
+
+    def __init__(self, ops: Ops, vocab_size: int, max_rows: int) -> None:
+        self._ops = ops
+        self._vocab_size = vocab_size
+        self._ids = ops.empty((max_rows,), "int32")
+        self._batch = SamplingBatch([], vocab_size)
+
+    def sample(self, logits: Array, specs: list[SampleSpec], masks: VocabMasks | None) -> Sampled:
+        """logits: [len(specs), vocab_size]. Row i is chosen by `specs[i]`."""
+        if not specs:
+            return Sampled(np.empty(0, np.int32), [], [])
+        if not self._batch.is_for(specs):
+            self._batch = SamplingBatch(specs, self._vocab_size)
+        batch, num_rows = self._batch, len(specs)
+        stats = self._raw_stats(logits, batch)
+        before = self._adjust(logits, batch)
+        if masks is not None and len(masks.rows):
+            self._ops.mask(logits, masks.rows, masks.bits)
+        self._choose(logits, batch, num_rows)
+        ids = self._ids[:num_rows].copy()
+        bad = ids < 0
+        if batch.adjustments or masks is not None:
+            bad |= logits[np.arange(num_rows), ids] == -np.inf
+        return Sampled(ids, self._results(logits, batch, ids, stats, before), np.flatnonzero(bad).tolist())
+
+    def _raw_stats(self, logits: Array, batch: SamplingBatch) -> dict[int, RowStats]:
+        """For the rows that want log probabilities; all at once if all want them alike."""
+        rows, specs = batch.logprob_rows, batch.specs
+        if not rows:
+            return {}
+        first = specs[rows[0]]
+        if len(rows) == len(specs) and all(s.top_num == first.top_num and s.token_ids == first.token_ids for s in specs):
+            s = row_stats(self._ops, logits, len(rows), first.top_num, first.token_ids)
+            columns = (s.log_sum_exp, s.top_values, s.top_ids, s.token_values)
+            return {i: RowStats(*(c[i : i + 1] for c in columns)) for i in rows}
+        return {i: row_stats(self._ops, logits[i : i + 1], 1, specs[i].top_num, specs[i].token_ids) for i in rows}
+
+    def _adjust(self, logits: Array, batch: SamplingBatch) -> dict[int, Float32Array]:
+        """Adjusts in place. Returns what the adjusted entries were, of the rows that want log probabilities."""
+        args = batch.adjust_args()
+        if args is None:
+            return {}
+        before = {i: logits[i, row.ids] for i, row in batch.adjustments.items() if batch.specs[i].want_logprob}
+        self._ops.adjust(logits, *args)
+        return before
+
+    def _choose(self, logits: Array, batch: SamplingBatch, num_rows: int) -> None:
+        if batch.all_greedy:
+            self._ops.argmax(logits, num_rows, self._ids)
+            return
+        self._ops.sample(
+            logits,
+            num_rows,
+            batch.temperature,
+            batch.top_k,
+            batch.top_p,
+            batch.min_p,
+            batch.uniform(),
+            self._ids,
+        )
+
+    def _results(
+        self,
+        logits: Array,
+        batch: SamplingBatch,
+        ids: Int32Array,
+        stats: dict[int, RowStats],
+        before: dict[int, Float32Array],
+    ) -> list[LogprobResult | None]:
+        results: list[LogprobResult | None] = [None] * len(ids)
+        for i, stat in stats.items():
+            token = int(ids[i])
+            raw = logits[i, token]
+            if i in before:
+                at = batch.adjustments[i].index.get(token)
+                raw = raw if at is None else before[i][at]
+            results[i] = stat.result(np.array([raw], np.float32))
+        return results

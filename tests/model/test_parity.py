@@ -1,0 +1,77 @@
+"""Logits of every architecture and variant against transformers, on tiny random models saved as safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sglang.srt.model.kernels.reference import ReferenceOps
+from tests.model.tiny import Driver, open_worker, save_model
+
+torch = pytest.importorskip("torch")
+
+PROMPT = [int(i) for i in np.random.default_rng(3).integers(3, 199, 77)]
+
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama tied": ("llama", dict(tie_word_embeddings=True)),
+    "llama attention bias": ("llama", dict(attention_bias=True)),
+    "llama mlp bias": ("llama", dict(mlp_bias=True)),
+    "llama head_dim": ("llama", dict(head_dim=24)),
+    "llama multi-head": ("llama", dict(num_key_value_heads=4)),
+    "llama multi-query": ("llama", dict(num_key_value_heads=1)),
+    "llama rope theta": ("llama", dict(rope_parameters=dict(rope_type="default", rope_theta=500.0))),
+    "llama rope linear": ("llama", dict(rope_parameters=dict(rope_type="linear", rope_theta=1e4, factor=3.0))),
+    "llama rope llama3": ("llama", dict(rope_parameters=dict(rope_theta=1e4, **LLAMA3))),
+    "llama rope yarn": ("llama", dict(rope_parameters=dict(rope_theta=1e4, **YARN))),
+    "llama rope yarn mscale": (
+        "llama",
+        dict(rope_parameters=dict(rope_theta=1e4, mscale=0.7, mscale_all_dim=1.3, beta_fast=16.0, **YARN)),
+    ),
+    "llama rope yarn factor": ("llama", dict(rope_parameters=dict(rope_theta=1e4, attention_factor=1.4, **YARN))),
+    "mistral": ("mistral", dict(sliding_window=None)),
+    "mistral window": ("mistral", dict(sliding_window=19)),
+    "qwen2": ("qwen2", {}),
+    "qwen2 tied": ("qwen2", dict(tie_word_embeddings=True)),
+    "qwen2 window": ("qwen2", dict(use_sliding_window=True, sliding_window=24, max_window_layers=1)),
+    "qwen3": ("qwen3", dict(head_dim=32)),
+    "qwen3 bias": ("qwen3", dict(head_dim=16, attention_bias=True)),
+    "gemma3": ("gemma3", dict(head_dim=32, sliding_window=16, query_pre_attn_scalar=24)),
+    "gemma3 global": ("gemma3", dict(head_dim=16, layer_types=["full_attention"] * 3)),
+    "gemma3 mixed": (
+        "gemma3",
+        dict(head_dim=16, sliding_window=33, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+    ),
+    "gemma3 soft caps": ("gemma3", dict(head_dim=16, attn_logit_softcapping=2.5, final_logit_softcapping=3.0)),
+}
+
+
+@pytest.fixture(autouse=True)
+def transformers_soft_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' Gemma 3 attention knows the soft cap but its layers forget to pass it on."""
+    modeling = pytest.importorskip("transformers.models.gemma3.modeling_gemma3")
+    eager = modeling.eager_attention_forward
+
+    def capped(module: Any, *args: Any, **kwargs: Any) -> Any:
+        return eager(module, *args, softcap=module.attn_logit_softcapping, **kwargs)
+
+    monkeypatch.setattr(modeling, "eager_attention_forward", capped)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_equal_transformers(variant: str, tmp_path: Path) -> None:
+    family, overrides = VARIANTS[variant]
+    model = save_model(tmp_path, family, **overrides)
+    driver = Driver(open_worker(tmp_path, ReferenceOps()))
+    ours = driver.logits([(driver.add(PROMPT), len(PROMPT))])
+    with torch.no_grad():
+        theirs = model(torch.tensor([PROMPT])).logits[0].numpy()
+    assert ours.shape == theirs.shape
+    assert np.abs(theirs).max() > 0.5
+    np.testing.assert_allclose(ours, theirs, atol=2e-4, rtol=2e-4)
