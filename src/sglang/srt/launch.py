@@ -31,7 +31,7 @@ from sglang.srt.logs import configure_logging
 from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq, StateReq, ToScheduler
 from sglang.srt.scheduler_process import write_config
 from sglang.srt.server.http_server import create_app
-from sglang.srt.server.tokenization.tokenizer import Tokenizer, load_tokenizer
+from sglang.srt.server.tokenization.tokenizer import open_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.transport import SocketServerEnd
@@ -115,7 +115,7 @@ class Server:
     async def run(self) -> None:
         """Serves until a signal. Raises ConfigError if the model cannot be loaded, EngineDeadError if it cannot be kept up."""
         try:
-            tokenizer, info = await asyncio.gather(asyncio.to_thread(_load_tokenizer, self._config), self._scheduler.ready())
+            tokenizer, info = await asyncio.gather(asyncio.to_thread(open_tokenizer, self._config.text), self._scheduler.ready())
             config = self._config
             self._manager = TokenizerManager(tokenizer, info, config.http, config.text, self._send)
             self._http = _HttpServer(_uvicorn_config(create_app(self._manager, config.http, config.flags), config.http))
@@ -222,13 +222,6 @@ def _uvicorn_config(app: Any, http: HttpOptions) -> uvicorn.Config:
         timeout_graceful_shutdown=int(GRACE_SECONDS) + 3,
         h11_max_incomplete_event_size=64 << 10,
     )
-
-
-def _load_tokenizer(config: RuntimeConfig) -> Tokenizer | None:
-    if config.text.skip_tokenizer_init:
-        return None
-    files = resolve_model(config.text.tokenizer_path, revision=config.text.revision, download_dir=config.text.download_dir)
-    return load_tokenizer(config.text, files)
 
 
 async def _first_request(config: RuntimeConfig) -> None:

@@ -14,11 +14,10 @@ import signal
 import struct
 import sys
 import threading
-from typing import BinaryIO
+from typing import IO
 
 import msgspec
 
-from sglang.srt.checkpoint.resolve import resolve_model
 from sglang.srt.config import RuntimeConfig
 from sglang.srt.errors import SglangError
 from sglang.srt.forward_batch import ModelInfo
@@ -26,41 +25,34 @@ from sglang.srt.logs import configure_logging
 from sglang.srt.messages import Inbox, Outbox, SchedulerFailed, SchedulerReady
 from sglang.srt.model.worker import create_worker
 from sglang.srt.scheduler.scheduler import Scheduler
-from sglang.srt.server.tokenization.tokenizer import load_tokenizer
+from sglang.srt.server.tokenization.tokenizer import open_tokenizer
 from sglang.srt.transport import SocketSchedulerEnd
 from sglang.srt.vocabulary import Vocabulary
 
 logger = logging.getLogger("sglang")
 
 
-def build_scheduler(config: RuntimeConfig, inbox: Inbox, outbox: Outbox) -> tuple[Scheduler, ModelInfo]:
+def build_scheduler(
+    config: RuntimeConfig, vocabulary: Vocabulary | None, inbox: Inbox, outbox: Outbox
+) -> tuple[Scheduler, ModelInfo]:
     """Loads the model and puts a scheduler around it. Raises SglangError."""
     worker = create_worker(config.model, config.device, config.memory)
-    scheduler = Scheduler(config.schedule, config.grammar, worker, load_vocabulary(config), inbox, outbox)
-    return scheduler, worker.info
+    return Scheduler(config.schedule, config.grammar, worker, vocabulary, inbox, outbox), worker.info
 
 
-def load_vocabulary(config: RuntimeConfig) -> Vocabulary | None:
-    """The token bytes, or None when the server runs without a tokenizer."""
-    if config.text.skip_tokenizer_init:
-        return None
-    files = resolve_model(config.text.tokenizer_path, revision=config.text.revision, download_dir=config.text.download_dir)
-    return load_tokenizer(config.text, files).vocabulary
-
-
-def write_config(stream: BinaryIO, config: RuntimeConfig) -> None:
+def write_config(stream: IO[bytes], config: RuntimeConfig) -> None:
     """The server's half of the hand-over."""
     data = msgspec.msgpack.encode(config)
     stream.write(struct.pack("<I", len(data)) + data)
     stream.flush()
 
 
-def _read_config(stream: BinaryIO) -> RuntimeConfig:
+def _read_config(stream: IO[bytes]) -> RuntimeConfig:
     (size,) = struct.unpack("<I", stream.read(4))
     return msgspec.msgpack.decode(stream.read(size), type=RuntimeConfig)
 
 
-def _die_with_the_server(stream: BinaryIO) -> None:
+def _die_with_the_server(stream: IO[bytes]) -> None:
     def watch() -> None:
         while stream.read(1):
             pass
@@ -77,7 +69,8 @@ def main() -> int:
     configure_logging(config.http.log_level)
     link = SocketSchedulerEnd(sys.argv[1])
     try:
-        scheduler, info = build_scheduler(config, link, link)
+        tokenizer = open_tokenizer(config.text)
+        scheduler, info = build_scheduler(config, tokenizer.vocabulary if tokenizer else None, link, link)
     except SglangError as error:
         link.send(SchedulerFailed(str(error)))
         link.close()

@@ -31,7 +31,7 @@ class SocketServerEnd:
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="sglang-"))
         self._context = zmq.asyncio.Context()
-        self._push = zmq.Context.shadow(self._context.underlying).socket(zmq.PUSH)
+        self._push: zmq.Socket[bytes] = zmq.Context.shadow(self._context.underlying).socket(zmq.PUSH)
         self._pull = self._context.socket(zmq.PULL)
         for socket, name in ((self._push, "to_scheduler"), (self._pull, "from_scheduler")):
             socket.setsockopt(zmq.LINGER, 0)
@@ -56,7 +56,7 @@ class SocketSchedulerEnd:
     """The scheduler's end: an Inbox and an Outbox (messages.py)."""
 
     def __init__(self, directory: str) -> None:
-        context = zmq.Context.instance()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._pull = context.socket(zmq.PULL)
         self._push = context.socket(zmq.PUSH)
         for socket in (self._pull, self._push):

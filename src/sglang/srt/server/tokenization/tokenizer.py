@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tokenizers
 
+from sglang.srt.checkpoint.resolve import ModelFiles, default_cache_dir, resolve_model
 from sglang.srt.config import TextOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.server.tokenization.chat_template import ChatTemplate, named_template
@@ -25,9 +25,6 @@ from sglang.srt.server.tokenization.model_files import TextFacts, read_folder, r
 from sglang.srt.server.tokenization.special_text import SpecialText, map_strings
 from sglang.srt.server.tokenization.token_bytes import drops_leading_space, token_table
 from sglang.srt.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from sglang.srt.checkpoint.resolve import ModelFiles
 
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDEF)]
 _END_MARK = "\ufdef"
@@ -250,10 +247,17 @@ def load_tokenizer(options: TextOptions, files: ModelFiles) -> Tokenizer:
     """The tokenizer of a folder or GGUF file, with `options.chat_template` in place of the model's own if given. Raises
     ModelError or ConfigError naming the file at fault."""
     if files.kind == "gguf":
-        folder = Path(options.download_dir) if options.download_dir else Path.home() / ".cache" / "sglang-anywhere"
-        core, text, facts = read_gguf(Path(files.path), folder / "tokenizers")
+        core, text, facts = read_gguf(files.path, default_cache_dir() / "tokenizers")
     else:
-        core, text, facts = read_folder(Path(files.path))
+        core, text, facts = read_folder(files.path)
     if options.chat_template is not None:
         facts = replace(facts, templates={"default": named_template(options.chat_template)})
     return Tokenizer(core, facts, text)
+
+
+def open_tokenizer(options: TextOptions) -> Tokenizer | None:
+    """`load_tokenizer` for whatever the options name; None if the server is to run without one."""
+    if options.skip_tokenizer_init:
+        return None
+    files = resolve_model(options.tokenizer_path, revision=options.revision, download_dir=options.download_dir)
+    return load_tokenizer(options, files)

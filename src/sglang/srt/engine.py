@@ -1,0 +1,254 @@
+"""The offline engine: the server's classes without HTTP and without a second process.
+
+    the caller's thread   generate(...)                     blocks, or iterates a stream
+    event loop thread     TokenizerManager                  text to ids and back
+    scheduler thread      Scheduler and its model           native code runs without the interpreter lock
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import dataclasses
+import logging
+import threading
+import weakref
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from types import TracebackType
+from typing import Any, TypeVar
+
+from sglang.srt.errors import EngineDeadError, RequestError
+from sglang.srt.logs import configure_logging
+from sglang.srt.messages import ShutdownReq
+from sglang.srt.scheduler_process import build_scheduler
+from sglang.srt.server.choices import collect_scores, parse_score, plan_score
+from sglang.srt.server.native_format import NativeCall, collect, parse_generate, stream_replies
+from sglang.srt.server.tokenization.tokenizer import open_tokenizer
+from sglang.srt.server.tokenizer_manager import TokenizerManager
+from sglang.srt.server_args import ServerArgs
+from sglang.srt.transport import LocalLink
+
+logger = logging.getLogger("sglang")
+
+T = TypeVar("T")
+Reply = dict[str, Any]
+
+
+class Engine:
+    """A model in this process. Keyword arguments are the server's flags (`model_path`, `max_total_tokens`, ...).
+
+    Answers are the dicts of the native API's /generate. Use it as a context manager, or call `shutdown`. Raises ConfigError
+    when the model cannot be loaded, RequestError for a bad request, EngineDeadError once it has been shut down.
+    """
+
+    def __init__(self, server_args: ServerArgs | None = None, **flags: Any) -> None:
+        args = server_args or ServerArgs(**{"log_level": "error", **flags})
+        configure_logging(args.log_level)
+        config = args.resolve()
+        self.server_args = args
+        self._flags = config.flags
+        self._dead: str | None = None
+        self._loop = asyncio.new_event_loop()
+        self._link = LocalLink(self._loop, self._handle)
+        self.tokenizer = open_tokenizer(config.text)
+        vocabulary = self.tokenizer.vocabulary if self.tokenizer else None
+        scheduler, info = build_scheduler(config, vocabulary, self._link, self._link)
+        self._manager = TokenizerManager(self.tokenizer, dataclasses.asdict(info), config.http, config.text, self._link.post)
+        self._loop_thread = threading.Thread(target=self._loop.run_forever, name="sglang-loop", daemon=True)
+        self._scheduler_thread = threading.Thread(target=self._run, args=(scheduler,), name="sglang-scheduler", daemon=True)
+        self._loop_thread.start()
+        self._scheduler_thread.start()
+        atexit.register(_shutdown_at_exit, weakref.ref(self))
+
+    def _run(self, scheduler: Any) -> None:
+        """The scheduler's thread. An error here is a bug: it is logged, and every request ends with it."""
+        try:
+            scheduler.run()
+        except Exception as error:  # noqa: BLE001  one of the two outermost loops
+            logger.exception("the scheduler died")
+            message = f"the scheduler died: {error}"
+            self._loop.call_soon_threadsafe(self._manager.scheduler_died, message)
+
+    def _handle(self, message: Any) -> None:
+        self._manager.handle(message)
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the loop and waits for it. Ctrl-C cancels it."""
+        if self._dead is not None:
+            work.close()
+            raise EngineDeadError(self._dead)
+        if threading.current_thread() is self._loop_thread:
+            work.close()
+            raise RuntimeError("a blocking call of the Engine was made on its own event loop")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    # --- generation ---------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str | list[str] | None = None,
+        sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None,
+        input_ids: list[int] | list[list[int]] | None = None,
+        *,
+        return_logprob: bool | list[bool] | None = None,
+        logprob_start_len: int | list[int] | None = None,
+        top_logprobs_num: int | list[int] | None = None,
+        token_ids_logprob: list[int] | list[list[int]] | None = None,
+        stream: bool = False,
+        **fields: Any,
+    ) -> Any:
+        """One prompt or a batch, as text or ids. Returns a dict, or a list of them for a batch or n > 1; with `stream` an
+        iterator of dicts holding the text so far. `fields` are further fields of /generate."""
+        native = self._parse(
+            fields
+            | {
+                "text": prompt,
+                "sampling_params": sampling_params,
+                "input_ids": input_ids,
+                "return_logprob": return_logprob,
+                "logprob_start_len": logprob_start_len,
+                "top_logprobs_num": top_logprobs_num,
+                "token_ids_logprob": token_ids_logprob,
+                "stream": stream,
+            }
+        )
+        return self._iterate(native) if stream else self._wait(self._collect(native))
+
+    async def async_generate(
+        self,
+        prompt: str | list[str] | None = None,
+        sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None,
+        input_ids: list[int] | list[list[int]] | None = None,
+        *,
+        stream: bool = False,
+        **fields: Any,
+    ) -> Any:
+        """`generate` for an event loop of the caller's: awaiting gives the dict or list, or with `stream` an async iterator."""
+        body = fields | {"text": prompt, "sampling_params": sampling_params, "input_ids": input_ids, "stream": stream}
+        native = self._parse(body)
+        if stream:
+            return self._aiterate(native)
+        return await self._elsewhere(self._collect(native))
+
+    def score_choices(self, **fields: Any) -> Reply:
+        """The body of /score_choices as keyword arguments; its reply."""
+        return self._wait(self._score(fields))
+
+    async def async_score_choices(self, **fields: Any) -> Reply:
+        """`score_choices` for an event loop of the caller's."""
+        return await self._elsewhere(self._score(fields))
+
+    async def _score(self, body: dict[str, Any]) -> Reply:
+        plan = await plan_score(self._manager.need_tokenizer(), parse_score(body))
+        call = await self._manager.start(plan.req)
+        try:
+            return await collect_scores(plan, call, self._manager.need_tokenizer())
+        finally:
+            call.cancel()
+
+    def _parse(self, body: dict[str, Any]) -> NativeCall:
+        if self._dead is not None:
+            raise EngineDeadError(self._dead)
+        return parse_generate({k: v for k, v in body.items() if v is not None}, self._manager.http.preferred_sampling_params)
+
+    async def _collect(self, native: NativeCall) -> Any:
+        return await collect(native, self._manager.generate(native.req), self.tokenizer)
+
+    async def _start(self, native: NativeCall) -> AsyncIterator[Reply]:
+        call = await self._manager.start(native.req)
+        return _closing(stream_replies(native, call, self.tokenizer, not self._manager.http.stream_output), call.cancel)
+
+    def _iterate(self, native: NativeCall) -> Iterator[Reply]:
+        replies = self._wait(self._start(native))
+        try:
+            while (reply := self._wait(_next(replies))) is not None:
+                yield reply
+        finally:
+            if self._dead is None:
+                self._wait(_close(replies))
+
+    async def _aiterate(self, native: NativeCall) -> AsyncIterator[Reply]:
+        replies = await self._elsewhere(self._start(native))
+        try:
+            while (reply := await self._elsewhere(_next(replies))) is not None:
+                yield reply
+        finally:
+            if self._dead is None:
+                asyncio.run_coroutine_threadsafe(_close(replies), self._loop)
+
+    async def _elsewhere(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the engine's loop from the caller's."""
+        if self._dead is not None:
+            work.close()
+            raise EngineDeadError(self._dead)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    # --- control ------------------------------------------------------------------------------------------------------------
+
+    def get_server_info(self) -> dict[str, Any]:
+        """The flags, what is known of the model, and the scheduler's state."""
+        stats = self._wait(self._manager.state())
+        state = {name: getattr(stats, name) for name in stats.__struct_fields__} | {"num_inflight": self._manager.num_in_flight}
+        return self._flags | self._manager.info | {"internal_states": [state]}
+
+    def flush_cache(self) -> bool:
+        """Empties the prefix cache. False if requests run or wait."""
+        return self._wait(self._manager.flush_cache()).ok
+
+    def abort_request(self, rid: str | None = None, abort_all: bool = False) -> None:
+        """Aborts a request, or all of them."""
+        if abort_all:
+            self._loop.call_soon_threadsafe(self._manager.abort_all)
+        elif rid is not None:
+            self._loop.call_soon_threadsafe(self._manager.abort, rid)
+        else:
+            raise RequestError("give a rid, or abort_all", "rid")
+
+    def shutdown(self) -> None:
+        """Aborts what runs and frees the threads. May be called again."""
+        if self._dead is not None:
+            return
+        self._dead = "the engine was shut down"
+        self._link.post(ShutdownReq())
+        self._scheduler_thread.join(30)
+        self._loop.call_soon_threadsafe(self._manager.scheduler_died, self._dead)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop_thread.join(10)
+        self._loop.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.shutdown()
+
+
+def _shutdown_at_exit(reference: weakref.ref[Engine]) -> None:
+    engine = reference()
+    if engine is not None:
+        engine.shutdown()
+
+
+async def _closing(replies: AsyncIterator[Reply], close: Any) -> AsyncIterator[Reply]:
+    """The replies; whoever stops early calls `close`."""
+    try:
+        async for reply in replies:
+            yield reply
+    finally:
+        close()
+
+
+async def _next(replies: AsyncIterator[Reply]) -> Reply | None:
+    try:
+        return await replies.__anext__()
+    except StopAsyncIteration:
+        return None
+
+
+async def _close(replies: Any) -> None:
+    await replies.aclose()
