@@ -93,6 +93,8 @@ def resolve_model(
 
     Raises ModelError, in one sentence, for a model that does not exist or cannot be brought here.
     """
+    if not model_path:
+        raise ModelError(f"the model path is empty; known names are {', '.join(ALIASES)}")
     alias = ALIASES.get(model_path.lower())
     if alias is not None:
         return _resolve_alias(model_path.lower(), alias, download_dir, progress)
@@ -101,7 +103,8 @@ def resolve_model(
         if path.exists():
             return _resolve_local(path)
     except (OSError, ValueError) as error:  # a name too long for the file system, or with a zero byte in it
-        raise ModelError(f"{model_path[:200]!r} is no usable path: {error}") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelError(f"{model_path[:80]!r} is no usable path: {reason}") from error
     if model_path.endswith(".gguf") and _HUB_FILE.fullmatch(model_path) is None or _looks_local(model_path):
         raise ModelError(f"there is no model at {path}: check the path")
     if _HUB_FILE.fullmatch(model_path) or _HUB_ID.fullmatch(model_path):

@@ -85,8 +85,9 @@ def _nibbles(packed: Bytes, out: Floats) -> None:
 
 def _fifth_bits(blocks: Bytes, at: int) -> Floats:
     """32 bits of each block, first bit lowest: 0.0 or 16.0 each."""
-    bits = np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little")
-    return bits.astype(np.float32) * np.float32(16)
+    bits = np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little").astype(np.float32)
+    bits *= 16
+    return bits
 
 
 def _q4_0(blocks: Bytes, out: Floats) -> None:
