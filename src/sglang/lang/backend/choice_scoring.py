@@ -1,0 +1,91 @@
+"""Scores choices on servers that only have `/generate`, from the log probabilities of prompts.
+
+The tokens of prompt + choice need not begin with the tokens of the prompt: a trailing space melts into the next word. So what
+belongs to a choice is found by looking: the first position at which any prompt + choice differs from the prompt's own ids.
+From there on every choice is scored, given what comes before; nothing of the common part is.
+
+    prompt            ... a  ␣
+    prompt + choice   ... a  ␣calc  ulator        first difference: at "␣", which every choice replaces
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from sglang.lang.choices import logprobs_of, mean
+from sglang.lang.errors import BadReplyError
+
+Post = Callable[[str, Any], Awaitable[Any]]
+FIRST_MARGIN = 4
+"""tokens before the prompt's end that are looked at first"""
+
+
+async def score_by_generate(
+    post: Post, text: str, choices: Sequence[str], unconditional: bool, images: Any = None
+) -> list[dict[str, Any]]:
+    """For each choice {"token_logprobs": [[logprob, id, text]...], "normalized": their mean} and, when asked for,
+    "unconditional_token_logprobs": the same ids scored on their own."""
+    scored = await _scored_after(post, text, choices, images) if text else await _choice_rows(post, choices, 0, images)
+    result: list[dict[str, Any]] = [{"token_logprobs": row, "normalized": mean(logprobs_of(row))} for row in scored]
+    if unconditional:
+        ids = [[entry[1] for entry in row] for row in scored]
+        for one, alone in zip(result, await _scored_alone(post, ids), strict=True):
+            one["unconditional_token_logprobs"] = alone
+    return result
+
+
+async def _scored_after(post: Post, text: str, choices: Sequence[str], images: Any) -> list[list[Any]]:
+    """The tokens of each choice after `text`."""
+    extra = {"image_data": images} if images is not None else {}
+    first = await post("/generate", {"text": text, "sampling_params": {"max_new_tokens": 0}, **extra})
+    prompt_len = int(first["meta_info"]["prompt_tokens"])
+    margin = FIRST_MARGIN
+    while True:
+        start = max(prompt_len - margin, 0)
+        rows = await _choice_rows(post, [text, *(text + choice for choice in choices)], start, images)
+        split = _first_difference(rows)
+        # the entry at `start` has no log probability, so the difference must lie behind it
+        if split > 0 or start == 0:
+            return [row[split:] for row in rows[1:]]
+        margin *= 4
+
+
+async def _choice_rows(post: Post, texts: Sequence[str], start: int, images: Any) -> list[list[Any]]:
+    payload: dict[str, Any] = {
+        "text": list(texts),
+        "sampling_params": {"max_new_tokens": 0, "temperature": 0},
+        "return_logprob": True,
+        "return_text_in_logprobs": True,
+        "logprob_start_len": start,
+    }
+    if images is not None:
+        payload["image_data"] = [images] * len(texts)
+    return _input_logprobs(await post("/generate", payload), len(texts))
+
+
+async def _scored_alone(post: Post, ids: list[list[int]]) -> list[list[Any]]:
+    payload = {
+        "input_ids": ids,
+        "sampling_params": {"max_new_tokens": 0, "temperature": 0},
+        "return_logprob": True,
+        "logprob_start_len": 0,
+    }
+    return _input_logprobs(await post("/generate", payload), len(ids))
+
+
+def _input_logprobs(replies: Any, count: int) -> list[list[Any]]:
+    if not isinstance(replies, list) or len(replies) != count:
+        raise BadReplyError("the server's answer to a batch does not fit the batch")
+    return [list(reply["meta_info"]["input_token_logprobs"]) for reply in replies]
+
+
+def _first_difference(rows: Sequence[Sequence[Any]]) -> int:
+    """The first index at which a choice's ids leave the prompt's (row 0), smallest over all choices."""
+    prompt = [entry[1] for entry in rows[0]]
+    smallest = len(prompt)
+    for row in rows[1:]:
+        ids = [entry[1] for entry in row]
+        same = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))
+        smallest = min(smallest, same)
+    return smallest

@@ -1,0 +1,158 @@
+"""The native API (`/generate` and its friends) as a backend, whatever carries it: HTTP or an engine in this process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from sglang.lang.backend.base import BaseBackend, Delta, Generation, Meta, Prompt
+from sglang.lang.backend.choice_scoring import score_by_generate
+from sglang.lang.chat_template import ChatTemplate
+from sglang.lang.choices import ChoicesDecision
+from sglang.lang.errors import BackendError, BadReplyError, RequestRefusedError, ServerError
+from sglang.lang.ir import Select
+from sglang.lang.sampling import to_native
+from sglang.lang.settings import global_config
+
+_GROWING = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_logprobs")
+
+
+class NativeBackend(BaseBackend):
+    """Speaks the native API through two methods that a subclass brings: `_post` and `_stream`."""
+
+    constraints = frozenset({"regex", "json_schema", "ebnf", "structural_tag"})
+    caches_prefixes = True
+
+    def __init__(self, chat_template: ChatTemplate | None = None) -> None:
+        super().__init__(chat_template)
+        self._can_score_choices = True
+
+    async def _post(self, path: str, payload: Any) -> Any:
+        """The reply of `path` to `payload`. Raises BackendError."""
+        raise NotImplementedError
+
+    def _stream(self, payload: Meta) -> AsyncGenerator[Meta, None]:
+        """The replies of a streaming /generate. Raises BackendError, also for a stream that breaks off."""
+        raise NotImplementedError
+
+    async def _are_pieces_disjoint(self) -> bool:
+        """Whether streamed texts are pieces; by default each is the whole text so far."""
+        return False
+
+    # --- generating --------------------------------------------------------------------------------------------------------
+
+    def _payload(self, prompt: Prompt, options: Mapping[str, Any], rid: str | None) -> dict[str, Any]:
+        params, beside = to_native(options)
+        params["skip_special_tokens"] = global_config.skip_special_tokens_in_output
+        params["spaces_between_special_tokens"] = global_config.spaces_between_special_tokens_in_out
+        payload = {"text": prompt.text, "sampling_params": params, **beside}
+        if prompt.images:
+            payload["image_data"] = _image_data(prompt)
+        if rid is not None and params["n"] == 1:
+            payload["rid"] = rid
+        return payload
+
+    async def generate(self, prompt: Prompt, options: Mapping[str, Any], rid: str) -> Generation:
+        reply = await self._post("/generate", self._payload(prompt, options, rid))
+        replies = reply if isinstance(reply, list) else [reply]
+        wanted = options.get("n") or 1
+        if len(replies) != wanted:
+            raise BadReplyError(f"the server sent {len(replies)} samples where {wanted} were asked for")
+        return Generation([_text_of(one) for one in replies], [_meta_of(one) for one in replies])
+
+    async def generate_stream(self, prompt: Prompt, options: Mapping[str, Any], rid: str) -> AsyncGenerator[Delta, None]:
+        disjoint = await self._are_pieces_disjoint()
+        payload = {**self._payload(prompt, options, rid), "stream": True}
+        samples: dict[int, _Sample] = {}
+        async with aclosing(self._stream(payload)) as replies:
+            async for reply in replies:
+                index = int(reply.get("index", 0))
+                yield samples.setdefault(index, _Sample(index, disjoint)).take(reply)
+
+    async def cache_prefix(self, prompt: Prompt) -> None:
+        payload: dict[str, Any] = {"text": prompt.text, "sampling_params": {"max_new_tokens": 0}}
+        if prompt.images:
+            payload["image_data"] = _image_data(prompt)
+        await self._post("/generate", payload)
+
+    # --- choosing ----------------------------------------------------------------------------------------------------------
+
+    async def select(self, prompt: Prompt, select: Select, rid: str) -> ChoicesDecision:
+        unconditional = select.method.requires_unconditional_logprobs
+        scores: Sequence[Meta] | None = None
+        if self._can_score_choices and not prompt.images:
+            try:
+                scores = await self._score_in_one_request(prompt, select, unconditional)
+            except RequestRefusedError as error:
+                if error.status_code not in (404, 405):
+                    raise
+                self._can_score_choices = False
+        if scores is None:
+            images = _image_data(prompt) if prompt.images else None
+            scores = await score_by_generate(self._post, prompt.text, select.choices, unconditional, images)
+        return select.method(
+            choices=select.choices,
+            normalized_prompt_logprobs=[score["normalized"] for score in scores],
+            input_token_logprobs=[score["token_logprobs"] for score in scores],
+            output_token_logprobs=[score.get("output_token_logprobs", []) for score in scores],
+            unconditional_token_logprobs=(
+                [score["unconditional_token_logprobs"] for score in scores] if unconditional else None
+            ),
+        )
+
+    async def _score_in_one_request(self, prompt: Prompt, select: Select, unconditional: bool) -> Sequence[Meta]:
+        payload = {"text": prompt.text, "choices": list(select.choices), "unconditional": unconditional}
+        reply = await self._post("/score_choices", payload)
+        scores = reply.get("choices") if isinstance(reply, dict) else None
+        if not isinstance(scores, list) or len(scores) != len(select.choices):
+            raise BadReplyError("the server's answer to /score_choices does not fit the choices")
+        return scores
+
+
+class _Sample:
+    """One sample of a stream: makes new text and whole meta data of whichever way the server streams."""
+
+    def __init__(self, index: int, disjoint: bool) -> None:
+        self._index = index
+        self._disjoint = disjoint
+        self._len = 0
+        self._logprobs: dict[str, list[Any]] = {}
+
+    def take(self, reply: Meta) -> Delta:
+        text, meta = _text_of(reply), _meta_of(reply)
+        if not self._disjoint:
+            text, self._len = text[self._len :], max(self._len, len(text))
+            return Delta(text, meta, self._index)
+        for key in _GROWING:
+            if meta.get(key):
+                self._logprobs[key] = [*self._logprobs.get(key, ()), *meta[key]]
+        return Delta(text, {**meta, **self._logprobs}, self._index)
+
+
+def _image_data(prompt: Prompt) -> Any:
+    """One image as a string, as servers of the original expect it; several as a list."""
+    data = [image.data for image in prompt.images]
+    return data[0] if len(data) == 1 else data
+
+
+def request_failure(message: str, status: Any) -> BackendError:
+    status = status if isinstance(status, int) else None
+    kind = RequestRefusedError if status is not None and 400 <= status < 500 else ServerError
+    return kind(f"the server ended the request: {message}", status_code=status, server_message=message)
+
+
+def _text_of(reply: Any) -> str:
+    if not isinstance(reply, dict) or not isinstance(reply.get("text"), str):
+        raise BadReplyError("the server's answer has no text; is it a server of the native /generate API?")
+    text: str = reply["text"]
+    return text
+
+
+def _meta_of(reply: Meta) -> Meta:
+    """The meta data. Raises for a request that the server aborted: half a text is not a result."""
+    meta: Meta = reply.get("meta_info") or {}
+    reason = meta.get("finish_reason")
+    if isinstance(reason, dict) and reason.get("type") == "abort":
+        raise request_failure(str(reason.get("message") or "aborted"), reason.get("status_code"))
+    return meta

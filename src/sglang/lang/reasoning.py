@@ -1,0 +1,103 @@
+"""Splits what a reasoning model writes into its thinking and its answer, while it writes.
+
+Formats are pairs of tags. A format that is `open_at_start` has the opening tag in the prompt: the text begins with thinking.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ReasoningFormat:
+    begin: str
+    end: str
+    open_at_start: bool = False
+
+
+_THINK = ReasoningFormat("<think>", "</think>")
+_FORMATS = {
+    "deepseek-r1": ReasoningFormat("<think>", "</think>", open_at_start=True),
+    "deepseek-v3": _THINK,
+    "qwen3": _THINK,
+    "qwen3-thinking": ReasoningFormat("<think>", "</think>", open_at_start=True),
+    "glm45": _THINK,
+    "step3": ReasoningFormat("<think>", "</think>", open_at_start=True),
+    "kimi": ReasoningFormat("◁think▷", "◁/think▷"),
+}
+
+
+def reasoning_format(model_type: str) -> ReasoningFormat:
+    """Raises ValueError with the names there are."""
+    try:
+        return _FORMATS[model_type.lower()]
+    except KeyError:
+        raise ValueError(f"unknown model_type {model_type!r} for separate_reasoning; known: {', '.join(sorted(_FORMATS))}") from None
+
+
+class ReasoningSplitter:
+    """Takes pieces of text and gives (thinking, answer) pieces. A tag that may be incomplete is held back."""
+
+    def __init__(self, model_type: str) -> None:
+        self._format = reasoning_format(model_type)
+        self._held = ""
+        self._skip_newlines = False
+        self._state = "thinking" if self._format.open_at_start else "start"
+
+    def feed(self, piece: str) -> tuple[str, str]:
+        self._held += piece
+        thinking = ""
+        if self._state == "start":
+            self._start()
+        if self._state == "thinking":
+            thinking = self._think()
+        answer = self._answer() if self._state == "answer" else ""
+        return thinking, answer
+
+    def close(self) -> tuple[str, str]:
+        """The rest, when the text has ended. Thinking that was never closed stays thinking."""
+        rest, self._held = self._held, ""
+        return (rest, "") if self._state == "thinking" else ("", rest)
+
+    def _start(self) -> None:
+        text = self._held.lstrip()
+        if text.startswith(self._format.begin):
+            self._held = text[len(self._format.begin) :]
+            self._state = "thinking"
+        elif text and not self._format.begin.startswith(text):
+            self._state = "answer"
+
+    def _think(self) -> str:
+        begin, end = self._format.begin, self._format.end
+        if self._format.open_at_start and self._held.lstrip().startswith(begin):  # some models repeat the tag
+            self._held = self._held.lstrip()[len(begin) :]
+        at = self._held.find(end)
+        if at >= 0:
+            thinking, self._held = self._held[:at], self._held[at + len(end) :]
+            self._state, self._skip_newlines = "answer", True
+            return thinking
+        keep = _overlap(self._held, end)
+        if self._format.open_at_start and begin.startswith(self._held.lstrip()):
+            keep = len(self._held)
+        thinking, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return thinking
+
+    def _answer(self) -> str:
+        text, self._held = self._held, ""
+        if self._skip_newlines:
+            text = text.lstrip("\n")
+            self._skip_newlines = not text
+        return text
+
+
+def _overlap(text: str, tag: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `tag`."""
+    return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)
+
+
+def split_reasoning(text: str, model_type: str) -> tuple[str, str]:
+    """(thinking, answer) of a whole text, without white space around the thinking."""
+    splitter = ReasoningSplitter(model_type)
+    thinking, answer = splitter.feed(text)
+    more_thinking, more_answer = splitter.close()
+    return (thinking + more_thinking).strip(), answer + more_answer

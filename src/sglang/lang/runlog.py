@@ -1,0 +1,58 @@
+"""What happened in a run, as it happens: the events of a program and all its forks, in order.
+
+Streams read events from here while the program runs, and recordings are written from it afterwards.
+
+    kind        fields
+    text        text                 literal text or role markers were added to the prompt
+    var_start   name                 the model begins to write a variable
+    var_delta   name, text           it wrote a piece
+    var_end     name, value, meta    the variable has its value
+    fork        children             branches split off (their ids)
+    error       text                 the branch failed
+    end                              the branch has nothing left to do
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sglang.lang.watch import Watch
+
+EventKind = Literal["text", "var_start", "var_delta", "var_end", "fork", "error", "end"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened. `branch` is "0" for the program's own state, "0.2" for its third fork, and so on;
+    `time` is seconds since the run began."""
+
+    kind: EventKind
+    branch: str
+    time: float
+    name: str | None = None
+    text: str = ""
+    value: Any = None
+    meta: dict[str, Any] | None = None
+    children: tuple[str, ...] = ()
+
+
+@dataclass
+class RunLog:
+    """The growing list of a run's events. Only the interpreter appends."""
+
+    events: list[Event] = field(default_factory=list)
+    watch: Watch = field(default_factory=Watch)
+    started: float = field(default_factory=time.monotonic)
+    num_branches: dict[str, int] = field(default_factory=dict)
+
+    def add(self, kind: EventKind, branch: str, **fields: Any) -> None:
+        self.events.append(Event(kind, branch, time.monotonic() - self.started, **fields))
+        self.watch.bump()
+
+    def new_branch(self, parent: str) -> str:
+        """An id for a fork of `parent`."""
+        count = self.num_branches.get(parent, 0)
+        self.num_branches[parent] = count + 1
+        return f"{parent}.{count}"

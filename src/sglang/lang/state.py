@@ -1,0 +1,379 @@
+"""What a program writes on: `s`.
+
+ProgramState is the blocking face of an Executor, AsyncProgramState the awaitable one; both only translate. All waiting is
+done on the executor's Watch, so no wait can miss the end of what it waits for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, Literal, TypeVar
+
+from sglang.lang.chat_template import Message
+from sglang.lang.errors import copy_of
+from sglang.lang.interpreter import Executor, LiveVariable, Name
+from sglang.lang.ir import Expr, ExprList, RoleBegin, RoleEnd, VarBegin, VarEnd, as_expr
+from sglang.lang.runlog import Event
+
+JoinMode = Literal["gather_variable", "concate_and_append"]
+S = TypeVar("S", bound="_StateBase")
+
+
+class RoleScope:
+    """What `s.user()` returns: `with` begins the message and ends it. Left alone, it does nothing."""
+
+    def __init__(self, executor: Executor, role: str) -> None:
+        self._executor = executor
+        self._role = role
+
+    def __enter__(self) -> None:
+        self._executor.submit(RoleBegin(self._role))
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        # also after an exception in the block: the conversation stays well formed for whoever catches it
+        self._executor.submit(RoleEnd(self._role))
+
+
+class _StateBase:
+    """What both faces share: adding pieces, which never waits."""
+
+    def __init__(self, executor: Executor, is_owner: bool = True) -> None:
+        self.stream_executor = executor
+        self.ret_value: Any = None
+        self._is_owner = is_owner
+
+    def __iadd__(self: S, other: Expr | str) -> S:
+        if not isinstance(other, _AlreadyAdded):
+            self.stream_executor.submit(as_expr(other))
+        return self
+
+    def _role(self, role: str, expr: Expr | str | None) -> Any:
+        if expr is None:
+            return RoleScope(self.stream_executor, role)
+        whole = ExprList((RoleBegin(role), *_leaves(expr), RoleEnd(role)))
+        self.stream_executor.submit(whole)
+        return _AlreadyAdded(whole.items)
+
+    def system(self, expr: Expr | str | None = None) -> Any:
+        """Adds a system message; without an argument, `with s.system():` makes one of the block."""
+        return self._role("system", expr)
+
+    def user(self, expr: Expr | str | None = None) -> Any:
+        """Adds a user message; without an argument, `with s.user():` makes one of the block."""
+        return self._role("user", expr)
+
+    def assistant(self, expr: Expr | str | None = None) -> Any:
+        """Adds an assistant message; without an argument, `with s.assistant():` makes one of the block."""
+        return self._role("assistant", expr)
+
+    @contextmanager
+    def var_scope(self, name: str) -> Iterator[None]:
+        """All text added in the block becomes variable `name`."""
+        self.stream_executor.submit(VarBegin(name))
+        try:
+            yield
+        finally:
+            self.stream_executor.submit(VarEnd(name))
+
+    def set_var(self, name: Name, value: Any) -> None:
+        self.stream_executor.set_variable(name, value)
+
+    def __setitem__(self, name: Name, value: Any) -> None:
+        self.set_var(name, value)
+
+    def __contains__(self, name: Name) -> bool:
+        return self.stream_executor.has(name)
+
+    def cancel(self) -> None:
+        """Ends the running requests of the program and its forks; later uses raise StateCancelledError."""
+        for executor in list(self.stream_executor.body.branches):
+            executor.cancel()
+
+    def __del__(self) -> None:
+        # nobody can read the state any more: what it still generates is work for nothing
+        executor = getattr(self, "stream_executor", None)
+        if executor is not None and self._is_owner and not executor.is_idle and not executor.body.running:
+            executor.cancel()
+
+
+class _AlreadyAdded(ExprList):
+    """The value of `s.user(x)`, which has been added; `s += s.user(x)` must not add it twice."""
+
+    __slots__ = ()
+
+
+def _leaves(expr: Expr | str) -> tuple[Expr, ...]:
+    found = as_expr(expr)
+    return found.items if isinstance(found, ExprList) else (found,)
+
+
+class ProgramState(_StateBase):
+    """A running or finished program. Reading a value waits for it and raises what went wrong with it."""
+
+    def __init__(self, executor: Executor, inline: bool = False) -> None:
+        super().__init__(executor)
+        self._inline = inline
+
+    def __iadd__(self, other: Expr | str) -> ProgramState:
+        super().__iadd__(other)
+        if self._inline:
+            self._wait(lambda: self.stream_executor.is_idle)
+        return self
+
+    # --- values ---------------------------------------------------------------------------------------------------------
+
+    def _wait(self, ready: Callable[[], bool], timeout: float | None = None) -> None:
+        """Blocks until `ready()`; it may raise to end the wait. Raises TimeoutError after `timeout` seconds."""
+        watch = self.stream_executor.watch
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            seen = watch.version
+            if ready():
+                return
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError(f"the value was not there after {timeout:g} seconds")
+            watch.wait(seen, left)
+
+    def get_var(self, name: Name) -> Any:
+        """Waits for the variable. Raises KeyError when nothing writes it, and the error of a piece that failed."""
+        self._wait(lambda: self.stream_executor.poll(name))
+        return self.stream_executor.variables[name]
+
+    def __getitem__(self, name: Name) -> Any:
+        return self.get_var(name)
+
+    def value(self, name: Name) -> Any:
+        """The object of a gen with a `dtype`; the text of any other variable."""
+        text = self.get_var(name)
+        return self.stream_executor.values.get(name, text)
+
+    def get_meta_info(self, name: Name, timeout: float | None = None) -> Any:
+        """What the backend told about a variable; None when there is no such variable, or nothing is known of it. Raises
+        TimeoutError."""
+        try:
+            self._wait(lambda: self.stream_executor.poll(name), timeout)
+        except KeyError:
+            return None
+        return self.stream_executor.metas.get(name)
+
+    def sync(self) -> None:
+        """Waits for everything added so far; raises what went wrong."""
+        self._wait(lambda: self.stream_executor.is_finished)
+        if self.stream_executor.error is not None:
+            raise copy_of(self.stream_executor.error)
+
+    def text(self) -> str:
+        """The whole prompt, generated text included."""
+        self.sync()
+        return self.stream_executor.text
+
+    def messages(self) -> list[Message]:
+        """The finished messages in OpenAI's format."""
+        self.sync()
+        return self.stream_executor.messages
+
+    def error(self) -> BaseException | None:
+        """Waits, and returns the error instead of raising it."""
+        self._wait(lambda: self.stream_executor.is_finished)
+        return self.stream_executor.error
+
+    def __repr__(self) -> str:
+        error = self.error()
+        if error is not None:
+            return f"ProgramState(error={error!r}, text={self.stream_executor.text!r})"
+        return f"ProgramState({self.stream_executor.text})"
+
+    # --- forks ----------------------------------------------------------------------------------------------------------
+
+    def fork(self, size: int = 1, position_ids_offset: Sequence[int] | None = None) -> ProgramStateGroup[ProgramState]:
+        """`size` states that go on from here, each on its own. What the server has not read yet, it reads once."""
+        _check_fork(size, position_ids_offset)
+        return ProgramStateGroup([ProgramState(child, self._inline) for child in self.stream_executor.fork(size)], self)
+
+    @contextmanager
+    def copy(self) -> Iterator[ProgramState]:
+        """A branch for the block; the variables it adds are the state's afterwards, its text is not."""
+        (child,) = self.stream_executor.fork(1)
+        state = ProgramState(child)
+        try:
+            yield state
+        finally:
+            self.stream_executor.join([child], "copy")
+
+    # --- streams ----------------------------------------------------------------------------------------------------------
+
+    def _follow(self, name: Name | None, whole: bool) -> Generator[tuple[str, dict[str, Any]], None, None]:
+        """(new text, meta data) as they come, of the variable or of the whole prompt."""
+        follower = Follower(self.stream_executor, name, whole)
+        finished = False
+        try:
+            while not finished:
+                seen = self.stream_executor.watch.version
+                piece, finished = follower.look()
+                if piece:
+                    yield piece, follower.meta
+                elif not finished:
+                    self.stream_executor.watch.wait(seen)
+        finally:
+            if not finished:  # the reader went away
+                self.cancel()
+
+    def text_iter(self, var_name: str | None = None) -> Generator[str, None, None]:
+        """Pieces of the whole text (prompt included), or of one variable, as they come. Closing the iterator early cancels
+        the program. Without `stream=True` there is one piece."""
+        if not self.stream_executor.stream:
+            yield self.text() if var_name is None else self.get_var(var_name)
+            return
+        nothing = True
+        with _closing(self._follow(var_name, var_name is None)) as pieces:
+            for piece, _ in pieces:
+                nothing = False
+                yield piece
+        if nothing:
+            yield ""
+
+    async def text_async_iter(
+        self, var_name: str | None = None, return_meta_data: bool = False
+    ) -> AsyncGenerator[Any, None]:
+        """The same for an async reader; with `return_meta_data`, pairs of text and meta data (of a streamed variable)."""
+        executor = self.stream_executor
+        if not executor.stream:
+            await _wait_async(executor, lambda: executor.is_finished if var_name is None else executor.poll(var_name))
+            yield self.text() if var_name is None else executor.variables[var_name]
+            return
+        async for piece, meta in follow_async(self, var_name, var_name is None):
+            yield (piece, meta) if return_meta_data else piece
+
+    def events(self) -> Generator[Event, None, None]:
+        """What happens in the program and all its forks, as it happens (see runlog.Event). Needs `stream=True` or a
+        recording."""
+        log = _log_of(self.stream_executor)
+        position = 0
+        while True:
+            seen = log.watch.version
+            while position < len(log.events):
+                position += 1
+                yield log.events[position - 1]
+            if all(branch.is_finished for branch in list(self.stream_executor.body.branches)) and position == len(log.events):
+                return
+            log.watch.wait(seen, 0.5)
+
+
+class ProgramStateGroup(Generic[S]):
+    """Forks of one state. `group += expr` adds to all, `group += [a, b]` one to each, `group += f` adds f(i) to the i-th."""
+
+    def __init__(self, states: Sequence[S], parent: _StateBase) -> None:
+        self.states = list(states)
+        self._parent = parent
+
+    def __getitem__(self, index: int) -> S:
+        return self.states[index]
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __iter__(self) -> Iterator[S]:
+        return iter(self.states)
+
+    def __iadd__(self, other: Expr | str | Sequence[Expr | str] | Callable[[int], Expr | str]) -> ProgramStateGroup[S]:
+        for state, expr in zip(self.states, self._spread(other), strict=True):
+            state += expr
+        return self
+
+    def _spread(self, other: Any) -> Sequence[Expr | str]:
+        if callable(other):
+            return [other(i) for i in range(len(self.states))]
+        if isinstance(other, (list, tuple)):
+            if len(other) != len(self.states):
+                raise ValueError(f"{len(self.states)} forks need as many expressions, got {len(other)}")
+            return other
+        return [other] * len(self.states)
+
+    def join(self, mode: JoinMode = "gather_variable") -> None:
+        """Brings what the forks wrote back to their parent, without waiting: every new variable as a list in the order of
+        the forks ("gather_variable"), or the text each has added ("concate_and_append")."""
+        if mode not in ("gather_variable", "concate_and_append"):
+            raise ValueError(f'join mode must be "gather_variable" or "concate_and_append", got {mode!r}')
+        self._parent.stream_executor.join([state.stream_executor for state in self.states], mode)
+
+
+def _log_of(executor: Executor) -> Any:
+    if executor.log is None:
+        raise ValueError("events are kept for runs with stream=True or record=...")
+    return executor.log
+
+
+def _check_fork(size: int, position_ids_offset: Sequence[int] | None) -> None:
+    if size < 1:
+        raise ValueError(f"fork needs a size of at least 1, got {size}")
+    if position_ids_offset is not None:
+        raise NotImplementedError("position_ids_offset has no effect in any server and is not supported")
+
+
+class Follower:
+    """Reads a growing text (a variable's or the whole prompt) without losing the last piece: `look()` asks whether the text
+    is complete *before* it reads it."""
+
+    def __init__(self, executor: Executor, name: Name, whole: bool) -> None:
+        self._executor = executor
+        self._name = name
+        self._whole = whole
+        self._live: LiveVariable | None = None
+        self._position = 0
+        self.meta: dict[str, Any] = {}
+
+    def look(self) -> tuple[str, bool]:
+        """(new text, whether it was the last). Raises the state's error once all text before it has been given."""
+        executor = self._executor
+        if self._whole:
+            complete, text = executor.is_finished, executor.text
+        else:
+            ended = executor.is_finished
+            self._live = self._live or executor.live.get(self._name)
+            if self._live is None:
+                if ended and executor.error is not None:
+                    raise copy_of(executor.error)
+                return "", ended
+            complete, text = self._live.done, self._live.text
+            self.meta = self._live.meta
+        piece, self._position = text[self._position :], max(self._position, len(text))
+        if complete and not piece and executor.error is not None and (self._whole or not executor.poll(self._name)):
+            raise copy_of(executor.error)
+        return piece, complete and not (piece and executor.error is not None)
+
+
+@contextmanager
+def _closing(generator: Generator[Any, None, None]) -> Iterator[Generator[Any, None, None]]:
+    try:
+        yield generator
+    finally:
+        generator.close()
+
+
+async def _wait_async(executor: Executor, ready: Callable[[], bool]) -> None:
+    while True:
+        seen = executor.watch.version
+        if ready():
+            return
+        await executor.watch.wait_async(seen)
+
+
+async def follow_async(state: _StateBase, name: Name, whole: bool) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
+    """ProgramState._follow for coroutines."""
+    executor = state.stream_executor
+    follower = Follower(executor, name, whole)
+    finished = False
+    try:
+        while not finished:
+            seen = executor.watch.version
+            piece, finished = follower.look()
+            if piece:
+                yield piece, follower.meta
+            elif not finished:
+                await executor.watch.wait_async(seen)
+    finally:
+        if not finished:
+            state.cancel()

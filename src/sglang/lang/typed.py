@@ -1,0 +1,166 @@
+"""Generated text as values of a Python type: what decoding is held to, and how the text is read back.
+
+    int float bool str           the original's regular expressions; the text ends at a space or line end where needed
+    Literal[...], Enum           one of the texts
+    list, dict, TypedDict,       a JSON schema (by pydantic)
+    dataclass, pydantic model, unions...
+
+Where a backend cannot be held to a type, the answer is checked and asked for again with the reason, a bounded number of times.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+import typing
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sglang.lang.backend.base import BaseBackend, Generation, Prompt
+from sglang.lang.errors import TypedValueError
+from sglang.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
+from sglang.lang.sampling import as_list
+
+
+@dataclass(frozen=True)
+class TypedOutput:
+    """How one gen's text becomes a value. `constraint`: the field ("regex" or "json_schema") and its text; `stop`: strings
+    that end such a value; `wanted`: the type in words, for a model that has to be asked."""
+
+    constraint: tuple[str, str]
+    parse: Callable[[str], Any]
+    wanted: str
+    stop: tuple[str, ...] = ()
+    max_retries: int = 2
+    schema_name: str = field(default="value")
+
+    def constrain(self, options: dict[str, Any], backend: BaseBackend) -> dict[str, Any]:
+        """Options that hold decoding to the type, as far as the backend can."""
+        kind, text = self.constraint
+        options = dict(options)
+        if kind in backend.constraints:
+            options[kind] = text
+        if self.stop:
+            options["stop"] = [*as_list(options.get("stop")), *(s for s in self.stop if s not in (options.get("stop") or ()))]
+        return options
+
+    def read(self, text: str) -> Any:
+        """The value, or the TypedValueError to raise when somebody asks for it."""
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            reason = str(error).split("\n  For further information")[0]
+            return TypedValueError(f"{text[-200:]!r} is not {self.wanted}: {reason}", text)
+
+    async def check(
+        self, generation: Generation, backend: BaseBackend, again: Callable[[str], Awaitable[Generation]]
+    ) -> tuple[Generation, list[Any]]:
+        """The values; for a backend that cannot be held to the type, after asking again where they are wrong."""
+        values = [self.read(text) for text in generation.texts]
+        tries = 0 if self.constraint[0] in backend.constraints else self.max_retries
+        for _ in range(tries):
+            wrong = next((value for value in values if isinstance(value, TypedValueError)), None)
+            if wrong is None:
+                break
+            generation = await again(str(wrong))
+            values = [self.read(text) for text in generation.texts]
+        return generation, values
+
+    def retry_prompt(self, prompt: Prompt, start: int, note: str) -> Prompt:
+        """The question once more, with the wrong answer and what is wrong with it. `start`: where the answer begins."""
+        advice = f"{note}. Answer again, only with {self.wanted}, and nothing else."
+        before, wrong = prompt.text[:start], prompt.text[start:]
+        if prompt.role is None:
+            return replace(prompt, text=f"{before}{wrong}\n\n{advice}\n")
+        messages = (
+            *prompt.messages,
+            {"role": prompt.role, "content": prompt.text[prompt.role_start :].lstrip()},
+            {"role": "user", "content": advice},
+        )
+        return replace(prompt, text=before, messages=messages, role_start=len(before))
+
+
+def typed_output(dtype: Any, max_retries: int = 2) -> TypedOutput:
+    """Raises TypeError for something that is not a type of values."""
+    basic = _BASIC.get(dtype) if isinstance(dtype, (str, type)) else None
+    if basic is not None:
+        return replace(basic, max_retries=max_retries)
+    if typing.get_origin(dtype) is typing.Literal:
+        return _one_of({str(value): value for value in typing.get_args(dtype)}, max_retries)
+    if isinstance(dtype, type) and issubclass(dtype, enum.Enum):
+        return _one_of({str(member.value): member for member in dtype}, max_retries)
+    return _by_schema(dtype, max_retries)
+
+
+def _parse_int(text: str) -> int:
+    return int(text.strip())
+
+
+def _parse_float(text: str) -> float:
+    return float(text.strip())
+
+
+def _parse_bool(text: str) -> bool:
+    words = {"true": True, "false": False}
+    try:
+        return words[text.strip().lower()]
+    except KeyError:
+        raise ValueError("neither True nor False") from None
+
+
+def _parse_str(text: str) -> str:
+    text = text.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
+_INT = TypedOutput(("regex", REGEX_INT), _parse_int, "an integer", (" ", "\n"))
+_FLOAT = TypedOutput(("regex", REGEX_FLOAT), _parse_float, "a decimal number", (" ", "\n"))
+_BOOL = TypedOutput(("regex", REGEX_BOOL), _parse_bool, "True or False")
+_STR = TypedOutput(("regex", REGEX_STR), _parse_str, "a text in double quotes")
+_BASIC: Mapping[Any, TypedOutput] = {
+    int: _INT,
+    "int": _INT,
+    float: _FLOAT,
+    "float": _FLOAT,
+    bool: _BOOL,
+    "bool": _BOOL,
+    str: _STR,
+    "str": _STR,
+}
+
+
+def _one_of(values: Mapping[str, Any], max_retries: int) -> TypedOutput:
+    def parse(text: str) -> Any:
+        try:
+            return values[text.strip()]
+        except KeyError:
+            raise ValueError(f"not one of {', '.join(values)}") from None
+
+    # longer texts first, so that a prefix of another value does not hide it from engines that take the first match
+    pattern = "(" + "|".join(re.escape(text) for text in sorted(values, key=len, reverse=True)) + ")"
+    return TypedOutput(("regex", pattern), parse, f"one of: {', '.join(values)}", max_retries=max_retries)
+
+
+def _by_schema(dtype: Any, max_retries: int) -> TypedOutput:
+    import pydantic
+
+    try:
+        adapter: Any = pydantic.TypeAdapter(dtype)
+        schema = adapter.json_schema()
+    except (pydantic.errors.PydanticUserError, pydantic.errors.PydanticSchemaGenerationError) as error:
+        raise TypeError(f"dtype {dtype!r} is not a type that text can be read as: {error}") from error
+
+    def parse(text: str) -> Any:
+        return adapter.validate_json(_without_fence(text))
+
+    wanted = f"JSON that fits the schema {json.dumps(schema)}"
+    name = getattr(dtype, "__name__", "value")
+    return TypedOutput(("json_schema", json.dumps(schema)), parse, wanted, max_retries=max_retries, schema_name=name)
+
+
+def _without_fence(text: str) -> str:
+    """The inside of a Markdown code block, which chat models like to put around JSON."""
+    found = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?```\s*", text, re.DOTALL)
+    return found.group(1) if found else text
