@@ -126,7 +126,8 @@ class StopRegexes:
             if match is None or match.partial:
                 self._starts[i] = len(self._text) if match is None else match.start()
             elif look:
-                found = min(found or (match.end(), match.start(), pattern.pattern), (match.end(), match.start(), pattern.pattern))
+                this = (match.end(), match.start(), pattern.pattern)
+                found = this if found is None else min(found, this)
             else:
                 self._starts[i] = match.end()
         if found is not None:
@@ -151,8 +152,8 @@ class FinishChecker:
     """Decides after each token whether the request is over. `trim_bytes` then says how much of the end of the text is not to
     be shown; before, `hold_bytes` how much is not to be shown yet."""
 
-    def __init__(self, params: SamplingParams, max_new_tokens: int, vocabulary: Vocabulary | None, regexes: Sequence[Any] = ()) -> None:
-        """`max_new_tokens`: the limit in force. `regexes`: from compile_stop_regex, in the order of params.stop_regex."""
+    def __init__(self, params: SamplingParams, max_new_tokens: int, vocabulary: Vocabulary | None) -> None:
+        """`max_new_tokens`: the limit in force. Stop expressions come later, by `watch_regexes`."""
         self.max_new_tokens = max_new_tokens
         self._min_new_tokens = params.min_new_tokens
         self._keep_stop = params.no_stop_trim
@@ -166,10 +167,12 @@ class FinishChecker:
             self._named = special_stops(vocabulary, params.stop)
         if params.stop:
             self._matchers.append(StopStrings(params.stop))
-        if regexes:
-            self._matchers.append(StopRegexes(regexes))
         self.hold_bytes = 0
         self.trim_bytes = 0
+
+    def watch_regexes(self, patterns: Sequence[Any]) -> None:
+        """Adds stop expressions, made by compile_stop_regex. Called before the first `check`."""
+        self._matchers.append(StopRegexes(patterns))
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

@@ -53,7 +53,7 @@ class PageAllocator:
         self._held.reshape(self.num_runs, self.run)[runs] = True
         self._held_in_run[runs] = self.run
         self.num_held += num_runs * self.run - offset
-        bases = runs * np.int32(self.run)
+        bases: Int32Array = runs * np.int32(self.run)
         if offset:
             self._held[bases[0] : bases[0] + offset] = False
             self._held_in_run[runs[0]] -= offset

@@ -16,13 +16,12 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Union
 
 import numpy as np
 
 from sglang.srt.forward_batch import Int32Array
 
-Key = Union[int, bytes]
+Key = int | bytes
 _EMPTY: Int32Array = np.zeros(0, dtype=np.int32)
 _node_ids = itertools.count()
 

@@ -14,11 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.config import GrammarOptions
-from sglang.srt.errors import GrammarError, RequestError
+from sglang.srt.errors import GrammarError, OverloadError, RequestError
 from sglang.srt.scheduler.finish import compile_stop_regex
 from sglang.srt.scheduler.grammar.base import GrammarBackend
 
 NUM_THREADS = 2
+MAX_WAITS = 6
+"""A text that no thread has taken up after so many times the time limit is given up."""
 STOP_REGEX = "stop_regex"
 Key = tuple[str, str]
 """(kind, text): a field of SamplingParams and its value, or STOP_REGEX and one expression"""
@@ -29,10 +31,11 @@ class Job:
 
     def __init__(self, key: Key) -> None:
         self.key = key
+        self.submitted_at = time.monotonic()
         self.started_at: float | None = None
         self.done = False
         self.value: Any = None
-        self.error: RequestError | None = None
+        self.error: RequestError | OverloadError | None = None
 
 
 class GrammarCompiler:
@@ -70,10 +73,14 @@ class GrammarCompiler:
         an end that nobody waits for, and the text is refused at once for as long as it is remembered."""
         if job.done:
             return True
-        if job.started_at is None or time.monotonic() - job.started_at < self._options.compile_timeout:
+        limit, now = self._options.compile_timeout, time.monotonic()
+        if job.started_at is not None and now - job.started_at > limit:
+            job.error = GrammarError(f"{job.key[0]}: not compiled within {limit:g} s; simplify it", job.key[0])
+        elif job.started_at is None and now - job.submitted_at > MAX_WAITS * limit:
+            job.error = OverloadError("too many constraints are waiting to be compiled; try again later")
+            self._cache.pop(job.key, None)
+        else:
             return False
-        message = f"{job.key[0]}: not compiled within {self._options.compile_timeout:g} s; simplify it"
-        job.error = GrammarError(message, job.key[0])
         job.done = True
         return True
 

@@ -1,0 +1,117 @@
+"""From requests to rows: one step as a ForwardBatch.
+
+    rows    [ one for each decoding request | extend of request a | extend of request b ... ]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sglang.srt.forward_batch import ForwardBatch, Int32Array, PromptLogprobs, SampleSpec
+from sglang.srt.scheduler.req import Req
+
+
+@dataclass(frozen=True)
+class Extend:
+    """A piece of a prompt for this step: ids [start, end) of `req`. `completes`: nothing of the prompt is left after it.
+    `is_new`: the request was admitted in this step."""
+
+    req: Req
+    start: int
+    end: int
+    completes: bool
+    is_new: bool
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class ScheduleBatch:
+    """Who takes part in a step. `sampled` are the requests that get a token, in the order of the batch's samples."""
+
+    decodes: list[Req]
+    extends: list[Extend]
+    forward: ForwardBatch
+    sampled: list[Req]
+    scored: list[Req]
+    """requests that get log probabilities of prompt tokens, in the order of forward.prompt_logprobs"""
+
+
+def build_batch(decodes: list[Req], extends: list[Extend], table: Int32Array) -> ScheduleBatch:
+    """One step. Slots for all its tokens are in `table`, the [row, position] -> slot table."""
+    num_decodes = len(decodes)
+    holds = [req.hold for req in decodes]
+    rows = np.array([hold.row for hold in holds if hold is not None], dtype=np.int32)
+    positions = np.array([hold.kv_len for hold in holds if hold is not None], dtype=np.int32)
+    sampled = decodes
+    ids = np.array([req.spec.output_ids[-1] for req in decodes], dtype=np.int32)
+    locs = table[rows, positions] if num_decodes else ids
+    if not extends:
+        every = np.arange(num_decodes, dtype=np.int32)
+        ones = np.ones(num_decodes, dtype=np.int32)
+        samples = [req.spec for req in decodes]
+        forward = ForwardBatch(ids, positions, locs, rows, every, ones, positions + np.int32(1), every, samples)
+        return ScheduleBatch(decodes, extends, forward, sampled, [])
+    return _with_extends(decodes, extends, table, (ids, positions, locs, rows))
+
+
+def _with_extends(
+    decodes: list[Req],
+    extends: list[Extend],
+    table: Int32Array,
+    decode_rows: tuple[Int32Array, Int32Array, Int32Array, Int32Array],
+) -> ScheduleBatch:
+    ids, positions, locs, rows = ([part] for part in decode_rows)
+    num_decodes = len(decodes)
+    sampled = list(decodes)
+    scored: list[Req] = []
+    asked: list[PromptLogprobs] = []
+    lengths = [extend.length for extend in extends]
+    starts = np.concatenate([[0], np.cumsum(lengths)])[:-1] + num_decodes
+    sample_rows = list(range(num_decodes))
+    for i, extend in enumerate(extends):
+        req, hold = extend.req, extend.req.hold
+        assert hold is not None
+        start = extend.start
+        ids.append(req.fill_ids()[start : extend.end])
+        positions.append(np.arange(start, extend.end, dtype=np.int32))
+        locs.append(table[hold.row, start : extend.end])
+        rows.append(np.array([hold.row], dtype=np.int32))
+        if extend.completes and req.num_left > 0:
+            sampled.append(req)
+            sample_rows.append(int(starts[i]) + extend.end - start - 1)
+        scores = _prompt_logprobs(req, num_decodes + i, int(starts[i]), start, extend.end)
+        if scores is not None:
+            scored.append(req)
+            asked.append(scores)
+    q_start = np.concatenate([np.arange(num_decodes), starts]).astype(np.int32)
+    q_len = np.array([1] * num_decodes + lengths, dtype=np.int32)
+    seq_lens = np.concatenate([positions[0] + 1, [extend.end for extend in extends]]).astype(np.int32)
+    samples: list[SampleSpec] = [req.spec for req in sampled]
+    forward = ForwardBatch(
+        np.concatenate(ids),
+        np.concatenate(positions),
+        np.concatenate(locs),
+        np.concatenate(rows),
+        q_start,
+        q_len,
+        seq_lens,
+        np.array(sample_rows, dtype=np.int32),
+        samples,
+        asked,
+    )
+    return ScheduleBatch(decodes, extends, forward, sampled, scored)
+
+
+def _prompt_logprobs(req: Req, req_idx: int, row: int, start: int, end: int) -> PromptLogprobs | None:
+    """What the extend [start, end), whose first row is `row`, can tell about prompt tokens: position p follows from row
+    p - 1."""
+    first, last = max(req.logprob_next, 1), min(end + 1, req.prompt_len)
+    if first >= last or req.msg.logprobs is None:
+        return None
+    options = req.msg.logprobs
+    return PromptLogprobs(req_idx, row + first - 1 - start, req.prompt[first:last], options.top_num, options.token_ids)

@@ -1,0 +1,83 @@
+"""Memory for the next token of everyone who decodes, and what to do when there is none: retraction.
+
+A retracted request gives up its slots (what it computed stays in the prefix cache while there is room) and waits in front of
+the queue. It keeps its output, its place in the grammar and its seed, so that nothing of it changes but the time.
+"""
+
+from __future__ import annotations
+
+from sglang.srt.scheduler.cache.kv_memory import KvMemory
+from sglang.srt.scheduler.prefill import OutputEstimate, PrefillPlanner
+from sglang.srt.scheduler.req import Req
+from sglang.srt.scheduler.waiting import WaitingQueue
+
+HEADROOM_TOKENS = 20
+"""After a retraction each of the others can go on for so long."""
+
+
+class RunningBatch:
+    """Owner of the requests that decode."""
+
+    def __init__(self, memory: KvMemory, waiting: WaitingQueue, prefill: PrefillPlanner, estimate: OutputEstimate) -> None:
+        self._memory = memory
+        self._waiting = waiting
+        self._prefill = prefill
+        self._estimate = estimate
+        self.reqs: list[Req] = []
+        self.num_retractions = 0
+
+    def reserve_step(self) -> list[Req]:
+        """Reserves a slot for one more token of each request, retracting if it must. Returns requests that can go no further:
+        alone in the pool, they fill it."""
+        stuck: list[Req] = []
+        while True:
+            short = [r for r in self.reqs if r.hold is not None and r.hold.kv_len == r.hold.reserved_len]
+            if not short or self._memory.grow_by_one([r.hold for r in short if r.hold is not None]):
+                return stuck
+            victim = self._victim()
+            if victim is not None:
+                self.retract(victim)
+                self._make_headroom()
+                continue
+            last = self.reqs[0]
+            if last.no_reuse or not self._memory.fits_alone(last.fill_len):
+                self.reqs.remove(last)
+                stuck.append(last)
+            else:  # its prefix lies scattered over too many runs: start afresh, in one piece
+                last.no_reuse = True
+                self.retract(last)
+
+    def retract(self, req: Req) -> None:
+        """Takes a running request off the batch and back into the queue."""
+        assert req.hold is not None
+        self._memory.close(req.hold, req.fill_ids())
+        req.hold = None
+        if self._prefill.partial is req:
+            self._prefill.partial = None
+        else:
+            self.reqs.remove(req)
+        req.num_retractions += 1
+        self.num_retractions += 1
+        self._waiting.push_front(req)
+        self._estimate.note_retraction(self.reqs)
+
+    def retract_one(self) -> None:
+        """For tests: as if memory had run out."""
+        if self.reqs:
+            self.retract(self._victim() or self.reqs[0])
+
+    def _victim(self) -> Req | None:
+        """Who loses least: fewest outputs, then the longest prompt. None when only one is left."""
+        candidates = list(self.reqs)
+        if self._prefill.partial is not None:
+            candidates.append(self._prefill.partial)
+        if len(candidates) < 2:
+            return None
+        return min(candidates, key=lambda req: (len(req.output_ids), -req.prompt_len))
+
+    def _make_headroom(self) -> None:
+        while self._memory.num_available < len(self.reqs) * (HEADROOM_TOKENS + self._memory.run):
+            victim = self._victim()
+            if victim is None:
+                return
+            self.retract(victim)

@@ -1,0 +1,137 @@
+"""What may enter the queue: requests are checked against the model and the pool, and wait here while their constraints
+compile. The door has checked what a client can get wrong; this is the last line before memory and kernels."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+from sglang.srt.errors import OverloadError, RequestError
+from sglang.srt.forward_batch import ModelInfo, SampleSpec
+from sglang.srt.messages import LogprobOptions, Position, TokenizedReq
+from sglang.srt.scheduler.cache.kv_memory import KvMemory
+from sglang.srt.scheduler.finish import FinishChecker
+from sglang.srt.scheduler.grammar.compiler import STOP_REGEX, GrammarCompiler, Job
+from sglang.srt.scheduler.req import Req
+from sglang.srt.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Compiling:
+    """A request and the jobs it waits for."""
+
+    req: Req
+    grammar: Job | None
+    regexes: list[Job]
+
+    @property
+    def jobs(self) -> list[Job]:
+        return self.regexes if self.grammar is None else [self.grammar, *self.regexes]
+
+
+class Inlet:
+    """Owner of the requests whose constraints compile."""
+
+    def __init__(
+        self, info: ModelInfo, memory: KvMemory, vocabulary: Vocabulary | None, compiler: GrammarCompiler, seed: int
+    ) -> None:
+        self._info = info
+        self._memory = memory
+        self._vocabulary = vocabulary
+        self._compiler = compiler
+        self._rng = random.Random(seed)
+        self._arrivals = 0
+        self._compiling: dict[str, Compiling] = {}
+
+    def __len__(self) -> int:
+        return len(self._compiling)
+
+    def create(self, msg: TokenizedReq) -> Req:
+        """The request that `msg` asks for. Raises RequestError."""
+        prompt = self._checked_prompt(msg)
+        params = msg.sampling
+        room = self._info.context_len - len(prompt)
+        limit = room if params.max_new_tokens is None else min(params.max_new_tokens, room)
+        if (params.stop or params.stop_regex) and self._vocabulary is None:
+            raise RequestError("stop and stop_regex need a tokenizer, and this server runs without one", "stop")
+        finish = FinishChecker(params, limit, self._vocabulary)
+        constrained = params.grammar is not None and not msg.grammar_after
+        options = msg.logprobs or LogprobOptions()
+        seed = params.seed if params.seed is not None else self._rng.getrandbits(63)
+        # Under a grammar the masks forbid the end of text themselves, and only where it is not the one thing allowed.
+        spec = SampleSpec(params, seed, msg.input_ids, [], () if constrained else finish.stop_ids)
+        if msg.logprobs is not None:
+            spec.want_logprob, spec.top_num, spec.token_ids = True, options.top_num, options.token_ids
+        self._arrivals += 1
+        req = Req(msg, self._arrivals, prompt, spec, finish)
+        req.logprob_next = options.start_len if options.start_len >= 0 else len(prompt)
+        if req.logprob_next == 0:
+            req.input_positions.append(Position(msg.input_ids[0], None))
+        return req
+
+    def _checked_prompt(self, msg: TokenizedReq) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        num_ids, context_len = len(msg.input_ids), self._info.context_len
+        if num_ids == 0:
+            raise RequestError("the prompt is empty", "input_ids")
+        if num_ids >= context_len:
+            raise RequestError(f"the prompt has {num_ids} tokens; the model's context holds {context_len}", "input_ids")
+        if not self._memory.fits_alone(num_ids):
+            slots = self._memory.num_slots
+            raise RequestError(f"the prompt has {num_ids} tokens; the KV pool holds {slots}", "input_ids")
+        ids = np.array(msg.input_ids, dtype=np.int64)
+        if ids.min() < 0 or ids.max() >= self._info.vocab_size:
+            raise RequestError(f"the prompt has token ids outside 0 to {self._info.vocab_size - 1}", "input_ids")
+        if msg.logprobs is not None and any(not 0 <= i < self._info.vocab_size for i in msg.logprobs.token_ids):
+            raise RequestError(f"token_ids_logprob must lie in 0 to {self._info.vocab_size - 1}", "token_ids_logprob")
+        return ids.astype(np.int32)
+
+    def start(self, req: Req) -> bool:
+        """Sees to the constraints of `req`. True when it may queue at once; otherwise `poll` will return it. Raises
+        RequestError or OverloadError."""
+        params = req.msg.sampling
+        if params.grammar is None and not params.stop_regex:
+            return True
+        grammar = self._compiler.submit(params.grammar) if params.grammar is not None else None
+        waits = Compiling(req, grammar, [self._compiler.submit((STOP_REGEX, text)) for text in params.stop_regex])
+        if not self._all_done(waits):
+            self._compiling[req.rid] = waits
+            return False
+        self._attach(waits)
+        return True
+
+    def remove(self, rid: str) -> bool:
+        """Forgets a request that waits here."""
+        return self._compiling.pop(rid, None) is not None
+
+    def poll(self) -> tuple[list[Req], list[tuple[Req, RequestError | OverloadError]]]:
+        """Requests whose constraints are there, and requests whose constraints failed. Both have left."""
+        ready: list[Req] = []
+        failed: list[tuple[Req, RequestError | OverloadError]] = []
+        for rid, waits in list(self._compiling.items()):
+            if not self._all_done(waits):
+                continue
+            del self._compiling[rid]
+            try:
+                self._attach(waits)
+            except (RequestError, OverloadError) as error:
+                failed.append((waits.req, error))
+            else:
+                ready.append(waits.req)
+        return ready, failed
+
+    def _all_done(self, waits: Compiling) -> bool:
+        """Looks at every job, so that each notices when its time is up."""
+        pending = [job for job in waits.jobs if not self._compiler.poll(job)]
+        return not pending
+
+    def _attach(self, waits: Compiling) -> None:
+        for job in waits.jobs:
+            if job.error is not None:
+                raise job.error
+        if waits.grammar is not None:
+            waits.req.grammar = waits.grammar.value.copy()
+            waits.req.in_thought = bool(waits.req.msg.grammar_after)
+        if waits.regexes:
+            waits.req.finish.watch_regexes([job.value for job in waits.regexes])

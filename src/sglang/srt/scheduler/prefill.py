@@ -1,0 +1,197 @@
+"""Who is admitted, and how much of whose prompt a step computes.
+
+Three budgets hold at once: rows of the step, rows of the table, and slots of the pool. Slots are promised against an estimate
+of what the running requests will still produce: `OutputEstimate.ratio` of what they may, learnt from how often that was wrong.
+
+    a step's rows    [ decodes | rest of a prompt begun earlier | new prompt | new prompt | first chunk of a prompt ]
+
+Only the last prompt may be left unfinished. A request whose uncached ids begin like those of a prompt that is being computed
+waits for it: in the next step it finds them in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sglang.srt.forward_batch import Int32Array
+from sglang.srt.scheduler.batch import Extend
+from sglang.srt.scheduler.cache.kv_memory import KvMemory
+from sglang.srt.scheduler.cache.radix_cache import Match
+from sglang.srt.scheduler.req import Req
+from sglang.srt.scheduler.waiting import WaitingQueue
+
+SHARE_MIN = 32
+"""So many common uncached ids are worth waiting for. Requests of one group wait for any."""
+CLIP_NEW_TOKENS = 4096
+RETRY_STEPS = 16
+
+
+class OutputEstimate:
+    """Which share of the tokens they may still produce running requests will need. Starts high, falls while all goes well,
+    rises to what was seen when memory ran out."""
+
+    START = 0.7
+    MIN_SHARE = 0.14
+    DECAY_STEPS = 600
+
+    def __init__(self, conservativeness: float) -> None:
+        self._start = min(self.START * conservativeness, 1.0)
+        self._min = self._start * self.MIN_SHARE
+        self._decay = (self._start - self._min) / self.DECAY_STEPS
+        self.ratio = self._start
+
+    def reset(self) -> None:
+        self.ratio = self._start
+
+    def note_step(self) -> None:
+        self.ratio = max(self.ratio - self._decay, self._min)
+
+    def note_retraction(self, running: list[Req]) -> None:
+        """`running`: who is left after it."""
+        produced = sum(len(req.output_ids) for req in running) + 20 * len(running)
+        allowed = sum(req.finish.max_new_tokens for req in running) + 1
+        self.ratio = min(max(self.ratio, produced / allowed), 1.0)
+
+    def tokens(self, req: Req) -> float:
+        """What `req` will still need beyond its fill_len."""
+        return min(req.num_left, CLIP_NEW_TOKENS) * self.ratio
+
+
+@dataclass(frozen=True)
+class PrefillLimits:
+    """`chunk_tokens`: rows for prompts in a step. `step_tokens`: rows of a step."""
+
+    chunk_tokens: int
+    step_tokens: int
+
+
+class PrefillPlanner:
+    """Owner of the one prompt that is begun and not finished. `unfit`: requests that left the queue because not even the
+    whole pool would hold them."""
+
+    def __init__(self, memory: KvMemory, waiting: WaitingQueue, estimate: OutputEstimate, limits: PrefillLimits) -> None:
+        self._memory = memory
+        self._waiting = waiting
+        self._estimate = estimate
+        self._limits = limits
+        self.partial: Req | None = None
+        self.unfit: list[Req] = []
+        self._blocked_for = 0
+
+    def unblock(self) -> None:
+        """Something changed that may let the next request in: memory was freed or a request came."""
+        self._blocked_for = 0
+
+    def plan(self, decodes: list[Req]) -> list[Extend]:
+        """The prompts of this step; memory for their rows is reserved, and those admitted have left the queue."""
+        tokens = min(self._limits.chunk_tokens, self._limits.step_tokens - len(decodes))
+        extends: list[Extend] = []
+        if self.partial is not None:
+            extends += self._continue(self.partial, tokens)
+        if self.partial is None and len(self._waiting) and self._memory.rows.num_free:
+            if self._blocked_for > 0:
+                self._blocked_for -= 1
+            else:
+                self._admit(decodes, extends, tokens - sum(e.length for e in extends))
+        return extends
+
+    def _continue(self, req: Req, tokens: int) -> list[Extend]:
+        hold = req.hold
+        assert hold is not None
+        end = self._memory.grow_far(hold, min(hold.kv_len + tokens, req.fill_len))
+        if end <= hold.kv_len:
+            return []
+        if end == req.fill_len:
+            self.partial = None
+        return [Extend(req, hold.kv_len, end, end == req.fill_len, False)]
+
+    def _admit(self, decodes: list[Req], extends: list[Extend], tokens: int) -> None:
+        """Appends the prompts that go along to `extends`."""
+        spare = self._memory.num_available - sum(map(self._estimate.tokens, decodes))
+        spare -= sum(self._estimate.tokens(e.req) for e in extends)
+        begun = _Begun()
+        for extend in extends:
+            begun.add(extend.req)
+        admitted: list[Req] = []
+        for req in self._waiting.ordered(self._memory.tree):
+            if tokens <= 0 or self.partial is not None or not self._memory.rows.num_free:
+                break
+            if not self._memory.fits_alone(req.fill_len):
+                self._waiting.remove(req)
+                self.unfit.append(req)
+                continue
+            match = self._memory.tree.match_prefix(req.fill_ids()[: req.reuse_limit()], req.msg.cache_salt)
+            if self._memory.cached and begun.is_near(req, match):
+                continue
+            alone = not decodes and not extends
+            cost = self._take(req, match, tokens, spare, alone)
+            if cost is None:
+                self._blocked_for = 0 if alone else RETRY_STEPS
+                break
+            begun.add(req)
+            extends.append(self._first_extend(req, tokens))
+            tokens -= extends[-1].length
+            spare -= cost
+            admitted.append(req)
+        self._waiting.note_admitted(admitted)
+
+    def _take(self, req: Req, match: Match, tokens: int, spare: float, alone: bool) -> float | None:
+        """Gives `req` a row, its cached prefix and slots for at most `tokens` more ids. Returns how much of `spare` that
+        takes, or None when memory does not allow it. A request that is `alone` is taken whatever the estimate."""
+        memory, fill_len = self._memory, req.fill_len
+        evictable = memory.tree.num_evictable
+        hold = memory.open(match, req.msg.cache_salt, req.no_reuse)
+        assert hold is not None, "no free row"
+        newly_locked = evictable - memory.tree.num_evictable
+        cost = fill_len - hold.kv_len + memory.run + self._estimate.tokens(req) + newly_locked
+        if (cost <= spare or alone) and memory.grow(hold, min(hold.kv_len + tokens, fill_len)):
+            req.hold = hold
+            return cost
+        memory.close(hold, req.fill_ids()[: hold.kv_len])
+        if alone and not req.no_reuse:  # its cached prefix lies scattered over too many runs: start afresh
+            req.no_reuse = True
+            nothing = memory.tree.match_prefix(match.slots[:0], req.msg.cache_salt)
+            return self._take(req, nothing, tokens, spare, alone)
+        return None
+
+    def _first_extend(self, req: Req, tokens: int) -> Extend:
+        """Takes an admitted request out of the queue and into the step."""
+        self._waiting.remove(req)
+        assert req.hold is not None
+        start = req.hold.kv_len
+        end = min(start + tokens, req.fill_len)
+        if end < req.fill_len:
+            self.partial = req
+        return Extend(req, start, end, end == req.fill_len, True)
+
+
+class _Begun:
+    """What the prompts of this step will have put into the cache by the next."""
+
+    def __init__(self) -> None:
+        self._starts: set[Hashable] = set()
+        self._groups: dict[str, Int32Array] = {}
+
+    def add(self, req: Req) -> None:
+        ids, hold = req.fill_ids(), req.hold
+        assert hold is not None
+        self._starts.add(self._start(req, ids, hold.node.id, hold.tree_len))
+        if req.msg.group is not None:
+            self._groups[req.msg.group] = ids
+
+    def is_near(self, req: Req, match: Match) -> bool:
+        """Whether waiting a step makes `match` longer by something worth it."""
+        ids, cached, limit = req.fill_ids(), len(match.slots), req.reuse_limit()
+        if limit - cached >= SHARE_MIN and self._start(req, ids, match.node.id, cached) in self._starts:
+            return True
+        if req.msg.group is None or limit <= cached:
+            return False
+        other = self._groups.get(req.msg.group)
+        return other is not None and len(other) > cached and np.array_equal(ids[: cached + 1], other[: cached + 1])
+
+    def _start(self, req: Req, ids: Int32Array, node_id: int, cached: int) -> Hashable:
+        """Equal for requests with the same cached prefix whose next SHARE_MIN ids are the same."""
+        return req.msg.cache_salt, node_id if cached else None, cached, ids[cached : cached + SHARE_MIN].tobytes()

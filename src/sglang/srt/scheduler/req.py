@@ -1,0 +1,78 @@
+"""One request inside the scheduler: what was asked, what came of it so far, what it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sglang.srt.forward_batch import Int32Array, SampleSpec
+from sglang.srt.messages import Position, TokenizedReq
+from sglang.srt.scheduler.cache.kv_memory import Holding
+from sglang.srt.scheduler.finish import FinishChecker
+from sglang.srt.scheduler.grammar.base import GrammarState
+
+
+@dataclass(eq=False)
+class Req:
+    """Waiting while `hold` is None; otherwise running. `spec` and `grammar` outlive a retraction: seeds, positions and the
+    place in the grammar depend on the output alone. `arrival` numbers requests in order.
+
+    `in_thought`: output is free text until one of `msg.grammar_after` comes. `logprob_next`: first prompt position whose log
+    probability is wanted and not there yet. `no_reuse`: start from an empty prefix (see decode.py).
+    """
+
+    msg: TokenizedReq
+    arrival: int
+    prompt: Int32Array
+    spec: SampleSpec
+    finish: FinishChecker
+    grammar: GrammarState | None = None
+    in_thought: bool = False
+    hold: Holding | None = None
+    no_reuse: bool = False
+    logprob_next: int = 0
+    input_positions: list[Position] = field(default_factory=list)
+    output_positions: list[Position] = field(default_factory=list)
+    input_sent: bool = False
+    sent_len: int = 0
+    cached_len: int = -1
+    num_retractions: int = 0
+    num_overtaken: int = 0
+    started_at: float = 0.0
+
+    @property
+    def rid(self) -> str:
+        return self.msg.rid
+
+    @property
+    def prompt_len(self) -> int:
+        return len(self.spec.prompt_ids)
+
+    @property
+    def output_ids(self) -> list[int]:
+        return self.spec.output_ids
+
+    @property
+    def fill_len(self) -> int:
+        """Ids whose keys and values must be there before the next token can be drawn."""
+        return len(self.spec.prompt_ids) + len(self.spec.output_ids)
+
+    def fill_ids(self) -> Int32Array:
+        """Prompt and output."""
+        if not self.spec.output_ids:
+            return self.prompt
+        return np.concatenate([self.prompt, np.array(self.spec.output_ids, dtype=np.int32)])
+
+    def reuse_limit(self) -> int:
+        """How much of `fill_ids` may come from the cache: all but the last id, and nothing whose row must be computed because
+        it predicts a prompt token whose log probability is wanted."""
+        limit = self.fill_len - 1
+        if self.logprob_next < self.prompt_len:
+            limit = min(limit, max(self.logprob_next - 1, 0))
+        return 0 if self.no_reuse else limit
+
+    @property
+    def num_left(self) -> int:
+        """Tokens it may still produce."""
+        return self.finish.max_new_tokens - len(self.spec.output_ids)

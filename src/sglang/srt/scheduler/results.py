@@ -1,0 +1,145 @@
+"""What a step brought: ids are appended, grammars move on, requests end or stay, memory follows, clients hear of it."""
+
+from __future__ import annotations
+
+from sglang.srt.errors import OverloadError, RequestError
+from sglang.srt.forward_batch import ForwardOutput, LogprobResult
+from sglang.srt.messages import FinishReason, LogprobOptions, Position, TokenOut
+from sglang.srt.scheduler.batch import ScheduleBatch
+from sglang.srt.scheduler.cache.kv_memory import KvMemory
+from sglang.srt.scheduler.req import Req
+
+
+def abort_reason(error: RequestError | OverloadError) -> FinishReason:
+    """How a request ends that cannot be served."""
+    return FinishReason("abort", message=str(error), status_code=error.status_code, err_type=error.err_type)
+
+
+def failure_reason(message: str) -> FinishReason:
+    """How a request ends by a fault of ours."""
+    return FinishReason("abort", message=message, status_code=500, err_type="InternalServerError")
+
+
+class StepResults:
+    """The outcome of one step, request by request. `ended` have a final TokenOut in `outs` and hold nothing any more;
+    `decoding` have computed their prompts in this step and go on."""
+
+    def __init__(self, memory: KvMemory) -> None:
+        self._memory = memory
+        self.outs: list[TokenOut] = []
+        self.ended: list[Req] = []
+        self.decoding: list[Req] = []
+
+    def commit(self, batch: ScheduleBatch, output: ForwardOutput) -> None:
+        """Enters the output of `batch`."""
+        for req in batch.decodes:
+            assert req.hold is not None
+            req.hold.kv_len += 1
+        for extend in batch.extends:
+            assert extend.req.hold is not None
+            extend.req.hold.kv_len = extend.end
+        for req, asked, scores in zip(batch.scored, batch.forward.prompt_logprobs, output.prompt_logprobs, strict=True):
+            _append_positions(req.input_positions, asked.targets.tolist(), scores, req.msg.logprobs)
+            req.logprob_next = max(req.logprob_next, 1) + len(asked.targets)
+        reasons = self._commit_tokens(batch, output)
+        for req in batch.decodes:
+            self._conclude(req, reasons[req.rid])
+        for extend in batch.extends:
+            req = extend.req
+            reason = reasons.get(req.rid)
+            if extend.completes and reason is None and req.num_left <= 0:
+                reason = FinishReason("length", length=len(req.output_ids))
+            if reason is None:
+                assert req.hold is not None
+                self._memory.share(req.hold, req.fill_ids()[: extend.end])
+            if extend.completes:
+                self._conclude(req, reason)
+                if reason is None:
+                    self.decoding.append(req)
+
+    def end(self, req: Req, reason: FinishReason) -> None:
+        """Ends a request in whatever state it is; its slots are free or in the tree after that."""
+        if req.hold is not None:
+            self._memory.close(req.hold, req.fill_ids())
+            req.hold = None
+        self.ended.append(req)
+        self.outs.append(build_out(req, reason))
+
+    def _conclude(self, req: Req, reason: FinishReason | None) -> None:
+        if reason is not None:
+            self.end(req, reason)
+        elif req.msg.stream:
+            self.outs.append(build_out(req, None))
+
+    def _commit_tokens(self, batch: ScheduleBatch, output: ForwardOutput) -> dict[str, FinishReason | None]:
+        bad = set(output.nan_rows)
+        reasons: dict[str, FinishReason | None] = {}
+        for i, (req, token_id) in enumerate(zip(batch.sampled, output.next_ids.tolist(), strict=True)):
+            if i in bad:
+                reasons[req.rid] = failure_reason("the model's logits are not numbers (NaN)")
+                continue
+            req.output_ids.append(token_id)
+            scores = output.logprobs[i]
+            if scores is not None:
+                _append_positions(req.output_positions, [token_id], scores, req.msg.logprobs)
+            reasons[req.rid] = _next_reason(req, token_id)
+        return reasons
+
+
+def _next_reason(req: Req, token_id: int) -> FinishReason | None:
+    """Whether `req` ends with its newest token, and why."""
+    over = False
+    if req.in_thought:
+        req.in_thought = token_id not in req.msg.grammar_after
+    elif req.grammar is not None:
+        if not req.grammar.accept(token_id):
+            detail = req.grammar.error
+            return failure_reason(f"the constraint cannot be followed any further{': ' + detail if detail else ''}")
+        over = req.grammar.is_finished
+    try:
+        reason = req.finish.check(token_id, len(req.output_ids))
+    except RequestError as error:
+        return abort_reason(error)
+    if over and (reason is None or reason.type == "length"):
+        return FinishReason("stop", matched=token_id)
+    return reason
+
+
+def build_out(req: Req, reason: FinishReason | None) -> TokenOut:
+    """What the client does not know yet of `req`."""
+    since, req.sent_len = req.sent_len, len(req.output_ids)
+    out_logprobs = req.output_positions[since:] if req.spec.want_logprob else None
+    input_logprobs = None
+    first = not req.input_sent
+    if first and req.msg.logprobs is not None and req.msg.logprobs.start_len >= 0:
+        input_logprobs = req.input_positions
+    req.input_sent = True
+    return TokenOut(
+        rid=req.rid,
+        ids=req.output_ids[since:],
+        finish=reason,
+        hold_bytes=0 if reason is not None else req.finish.hold_bytes,
+        trim_bytes=req.finish.trim_bytes,
+        prompt_len=req.prompt_len,
+        cached_len=max(req.cached_len, 0),
+        completion_len=len(req.output_ids),
+        num_retractions=req.num_retractions,
+        input_logprobs=input_logprobs,
+        output_logprobs=out_logprobs,
+        queue_time=max(req.started_at - req.msg.received_at, 0.0) if first and req.started_at and req.msg.received_at else 0.0,
+    )
+
+
+def _append_positions(
+    to: list[Position], targets: list[int], scores: LogprobResult, options: LogprobOptions | None
+) -> None:
+    """Turns arrays of scores into messages, one per target."""
+    assert options is not None
+    logprobs = scores.logprobs.tolist()
+    top = scores.top_logprobs.tolist() if options.top_num else None
+    top_ids = scores.top_ids.tolist() if options.top_num else None
+    asked = scores.token_ids_logprobs.tolist() if options.token_ids else None
+    for i, target in enumerate(targets):
+        best = tuple(zip(top[i], top_ids[i], strict=True)) if top is not None and top_ids is not None else ()
+        ids = tuple(zip(asked[i], options.token_ids, strict=True)) if asked is not None else ()
+        to.append(Position(target, logprobs[i], best, ids))

@@ -1,0 +1,296 @@
+"""The loop: receive, admit, step, emit.
+
+Composition of owners: `KvMemory` (slots and tree), `Inlet` (requests whose grammars compile), `WaitingQueue`, `PrefillPlanner`
+(the prompt that is begun), `RunningBatch` (who decodes). A request is in exactly one of these places, and in `_live` all the
+time:
+
+    receive -> inlet -> waiting -> partial -> running -> TokenOut
+                           ^----------retract----'
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from sglang.srt.config import GrammarOptions, ScheduleOptions
+from sglang.srt.errors import OverloadError, RequestError
+from sglang.srt.forward_batch import ForwardOutput, ModelWorker
+from sglang.srt.messages import (
+    AbortReq,
+    BatchTokenOut,
+    ControlReply,
+    FinishReason,
+    FlushCacheReq,
+    Inbox,
+    Outbox,
+    PauseReq,
+    SchedulerStats,
+    ShutdownReq,
+    StateReq,
+    TokenizedReq,
+    TokenOut,
+    ToScheduler,
+)
+from sglang.srt.scheduler.batch import Extend, ScheduleBatch, build_batch
+from sglang.srt.scheduler.cache.kv_memory import KvMemory
+from sglang.srt.scheduler.decode import RunningBatch
+from sglang.srt.scheduler.grammar.compiler import GrammarCompiler
+from sglang.srt.scheduler.grammar.masks import MaskFiller
+from sglang.srt.scheduler.grammar.registry import create_backend
+from sglang.srt.scheduler.inlet import Inlet
+from sglang.srt.scheduler.prefill import OutputEstimate, PrefillLimits, PrefillPlanner
+from sglang.srt.scheduler.req import Req
+from sglang.srt.scheduler.results import StepResults, abort_reason, failure_reason
+from sglang.srt.scheduler.stats import StepStats
+from sglang.srt.scheduler.waiting import WaitingQueue
+from sglang.srt.vocabulary import Vocabulary
+
+logger = logging.getLogger("sglang")
+
+IDLE_SECONDS = 1.0
+COMPILING_SECONDS = 0.002
+
+
+class Scheduler:
+    """Runs the requests of one model. `run` serves until a ShutdownReq; `step` takes one step (tests drive it by hand)."""
+
+    def __init__(
+        self,
+        options: ScheduleOptions,
+        grammar_options: GrammarOptions,
+        worker: ModelWorker,
+        vocabulary: Vocabulary | None,
+        inbox: Inbox,
+        outbox: Outbox,
+    ) -> None:
+        """Raises ConfigError when the grammar backend is not to be had."""
+        info = worker.info
+        self._options = options
+        self._worker = worker
+        self._inbox = inbox
+        self._outbox = outbox
+        self.memory = KvMemory(
+            info.max_total_tokens,
+            info.slot_run,
+            min(info.max_running_requests, info.max_batch_tokens),
+            info.context_len,
+            options.page_size,
+            not options.disable_radix_cache,
+        )
+        worker.bind(self.memory.rows.table)
+        backend = create_backend(vocabulary, grammar_options)
+        self._compiler = GrammarCompiler(backend, grammar_options)
+        self._masks: MaskFiller | None = None
+        if backend is not None and vocabulary is not None:
+            self._masks = MaskFiller(backend, self.memory.rows.num_rows, info.vocab_size, sorted(vocabulary.eos_token_ids))
+        self._inlet = Inlet(info, self.memory, vocabulary, self._compiler, options.random_seed)
+        self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
+        self._estimate = OutputEstimate(options.schedule_conservativeness)
+        limits = _prefill_limits(options, info.max_batch_tokens)
+        self._prefill = PrefillPlanner(self.memory, self._waiting, self._estimate, limits)
+        self._running = RunningBatch(self.memory, self._waiting, self._prefill, self._estimate)
+        self._stats = StepStats(self.memory, options.decode_log_interval)
+        self._live: dict[str, Req] = {}
+        self._paused = False
+        self._stopping = False
+        self._checked = True  # nothing changed since the last look at the pool
+
+    # --- the loop -----------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serves until a ShutdownReq. Whatever goes wrong, every request gets a final TokenOut before the error goes on."""
+        try:
+            while not self._stopping:
+                self._receive()
+                self.step()
+            self._end_all(abort_reason(OverloadError("the server is shutting down")))
+        except BaseException as error:
+            self._end_all(failure_reason(f"the scheduler failed: {error}"))
+            raise
+        finally:
+            self._compiler.close()
+            if self._masks is not None:
+                self._masks.close()
+
+    def step(self) -> bool:
+        """One step of everyone there is memory for. False when there was nothing to compute."""
+        results = StepResults(self.memory)
+        self._enqueue_compiled(results)
+        batch = None if self._paused else self._plan(results)
+        if batch is not None:
+            results.commit(batch, self._compute(batch))
+            self._settle(batch, results)
+        self._emit(results)
+        return batch is not None
+
+    def _receive(self) -> None:
+        busy = not self._paused and (self._running.reqs or self._prefill.partial or len(self._waiting))
+        timeout = 0.0 if busy else COMPILING_SECONDS if len(self._inlet) else IDLE_SECONDS
+        messages = self._inbox.receive(timeout)
+        if not messages and timeout == IDLE_SECONDS:
+            self._rest()
+        for message in messages:
+            self.handle(message)
+
+    def _plan(self, results: StepResults) -> ScheduleBatch | None:
+        """Who takes part in the next step, with memory for all of it."""
+        full = "the KV pool is full: this request is all that is in it"
+        every = self._options.test_retract_every
+        if every and self._stats.num_decode_steps and self._stats.num_decode_steps % every == 0:
+            self._running.retract_one()
+        for req in self._running.reserve_step():
+            results.end(req, FinishReason("length", length=len(req.output_ids), message=full))
+        extends = self._prefill.plan(self._running.reqs)
+        for req in self._prefill.unfit:
+            results.end(req, FinishReason("length", length=len(req.output_ids), message=full))
+        self._prefill.unfit.clear()
+        self._note_admitted(extends)
+        if not extends and not self._running.reqs:
+            if self._prefill.partial is not None:  # stuck alone: begin again in one piece
+                self._prefill.partial.no_reuse = True
+                self._running.retract(self._prefill.partial)
+            return None
+        return build_batch(list(self._running.reqs), extends, self.memory.rows.table)
+
+    def _compute(self, batch: ScheduleBatch) -> ForwardOutput:
+        """The model's part; masks are filled while it runs."""
+        rows = [i for i, req in enumerate(batch.sampled) if req.grammar is not None and not req.in_thought]
+        if rows and self._masks is not None:
+            reqs = [batch.sampled[i] for i in rows]
+            no_eos = [r.msg.sampling.ignore_eos or len(r.output_ids) < r.msg.sampling.min_new_tokens for r in reqs]
+            self._masks.start(rows, [req.grammar for req in reqs if req.grammar is not None], no_eos)
+        self._worker.forward(batch.forward)
+        masks = self._masks.finish() if rows and self._masks is not None else None
+        return self._worker.sample(batch.forward, masks)
+
+    def _settle(self, batch: ScheduleBatch, results: StepResults) -> None:
+        """Brings the owners up to date with a step."""
+        if results.ended:
+            ended = set(results.ended)
+            self._running.reqs = [req for req in self._running.reqs if req not in ended]
+        self._running.reqs += results.decoding
+        self._estimate.note_step()
+        self._checked = False
+        if self._stats.note_step(batch, len(batch.decodes), len(self._waiting)):
+            self._outbox.send(self._snapshot())
+
+    def _note_admitted(self, extends: list[Extend]) -> None:
+        for extend in extends:
+            req = extend.req
+            if extend.is_new and req.cached_len < 0:
+                req.cached_len = extend.start
+                req.started_at = time.monotonic()
+
+    def _emit(self, results: StepResults) -> None:
+        for req in results.ended:
+            del self._live[req.rid]
+        if results.ended:
+            self._prefill.unblock()
+        if results.outs:
+            self._outbox.send(BatchTokenOut(results.outs))
+
+    def _rest(self) -> None:
+        """Nothing has come for a while: a good time to look whether everything adds up."""
+        self._stats.note_idle()
+        self._estimate.reset()
+        if not self._checked:
+            self._checked = True
+            for problem in self.check_integrity():
+                logger.error("KV pool: %s", problem)
+
+    # --- messages -----------------------------------------------------------------------------------------------------------
+
+    def handle(self, message: ToScheduler) -> None:
+        """Takes one message. Called between steps only."""
+        if isinstance(message, TokenizedReq):
+            self._accept(message)
+        elif isinstance(message, AbortReq):
+            self._abort(message)
+        elif isinstance(message, FlushCacheReq):
+            self._outbox.send(self._flush(message.call_id))
+        elif isinstance(message, PauseReq):
+            self._paused = message.pause
+            self._outbox.send(ControlReply(message.call_id))
+        elif isinstance(message, StateReq):
+            self._outbox.send(ControlReply(message.call_id, stats=self._snapshot()))
+        elif isinstance(message, ShutdownReq):
+            self._stopping = True
+
+    def _accept(self, msg: TokenizedReq) -> None:
+        try:
+            if msg.rid in self._live:
+                raise RequestError(f"a request with the id {msg.rid!r} is already running", "rid")
+            if len(self._waiting) + len(self._inlet) >= self._options.max_queued_requests:
+                raise OverloadError(f"{self._options.max_queued_requests} requests are waiting already; try again later")
+            req = self._inlet.create(msg)
+            ready = self._inlet.start(req)
+        except (RequestError, OverloadError) as error:
+            self._refuse(msg, abort_reason(error))
+            return
+        self._live[msg.rid] = req
+        if ready:
+            self._enqueue(req)
+
+    def _enqueue(self, req: Req) -> None:
+        self._waiting.add(req)
+        self._prefill.unblock()
+
+    def _refuse(self, msg: TokenizedReq, reason: FinishReason) -> None:
+        self._outbox.send(BatchTokenOut([TokenOut(msg.rid, [], reason, prompt_len=len(msg.input_ids))]))
+
+    def _enqueue_compiled(self, results: StepResults) -> None:
+        if not len(self._inlet):
+            return
+        ready, failed = self._inlet.poll()
+        for req in ready:
+            self._enqueue(req)
+        for req, error in failed:
+            results.end(req, abort_reason(error))
+
+    def _abort(self, message: AbortReq) -> None:
+        if message.all:
+            self._end_all(FinishReason("abort", message=message.message))
+        elif message.rid is not None and message.rid in self._live:
+            self._end_now([self._live[message.rid]], FinishReason("abort", message=message.message))
+
+    def _end_all(self, reason: FinishReason) -> None:
+        self._end_now(list(self._live.values()), reason)
+
+    def _end_now(self, reqs: list[Req], reason: FinishReason) -> None:
+        """Ends requests wherever they are."""
+        results = StepResults(self.memory)
+        for req in reqs:
+            if req is self._prefill.partial:
+                self._prefill.partial = None
+            elif req.hold is not None:
+                self._running.reqs.remove(req)
+            elif not self._inlet.remove(req.rid):
+                self._waiting.remove(req)
+            results.end(req, reason)
+        self._checked = False
+        self._emit(results)
+
+    def _flush(self, call_id: int) -> ControlReply:
+        if self._live or not self.memory.flush():
+            return ControlReply(call_id, False, f"{len(self._live)} requests run or wait; the cache was not flushed")
+        return ControlReply(call_id)
+
+    # --- looking at the whole -----------------------------------------------------------------------------------------------
+
+    def _snapshot(self) -> SchedulerStats:
+        running = len(self._running.reqs) + (self._prefill.partial is not None)
+        return self._stats.snapshot(running, len(self._waiting), len(self._inlet), self._running.num_retractions)
+
+    def check_integrity(self) -> list[str]:
+        """What is wrong with slots, rows, trees and the places of requests; empty when all adds up."""
+        problems = self.memory.check_integrity()
+        places = len(self._inlet) + len(self._waiting) + len(self._running.reqs) + (self._prefill.partial is not None)
+        if places != len(self._live):
+            problems.append(f"{len(self._live)} requests are alive, {places} are somewhere")
+        return problems
+
+
+def _prefill_limits(options: ScheduleOptions, step_tokens: int) -> PrefillLimits:
+    chunk = options.chunked_prefill_size if options.chunked_prefill_size > 0 else step_tokens
+    return PrefillLimits(max(min(chunk, options.max_prefill_tokens, step_tokens), 1), step_tokens)
