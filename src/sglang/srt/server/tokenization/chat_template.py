@@ -56,6 +56,12 @@ BUILTIN_TEMPLATES = {
 }
 
 
+_TEMPLATE_FAULTS = (
+    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError
+)  # fmt: skip
+"""what a template can raise on data that it does not expect"""
+
+
 class TemplateStop(Exception):
     """Raised inside a template: by itself (`raise_exception`) or because it ran too long."""
 
@@ -90,7 +96,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
-        for loop in list(tree.find_all((nodes.For, nodes.Macro))):
+        loops: list[Any] = list(tree.find_all((nodes.For, nodes.Macro)))
+        for loop in loops:
             call = nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None)
             loop.body.insert(0, nodes.ExprStmt(call).set_lineno(loop.lineno))
         return tree
@@ -154,7 +161,7 @@ class ChatTemplate:
                     raise TemplateStop("it writes too much")
         except TemplateStop as error:
             raise RequestError(f"the chat template refused the messages: {error}", "messages") from error
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        except _TEMPLATE_FAULTS as error:
             raise RequestError(f"the chat template failed on these messages: {error}", "messages") from error
         return "".join(pieces)
 

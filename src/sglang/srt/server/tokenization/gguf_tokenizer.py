@@ -92,7 +92,9 @@ def _split(pre: str) -> pre_tokenizers.PreTokenizer:
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2])
     if pre in _GPT2_SPLITS:
         return gpt2
-    raise ModelError(f"the GGUF file's pre-tokenizer {pre!r} is not known; give the model's own tokenizer with --tokenizer-path")
+    raise ModelError(
+        f"the GGUF file's pre-tokenizer {pre!r} is not known; give the model's own tokenizer with --tokenizer-path"
+    )
 
 
 def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:

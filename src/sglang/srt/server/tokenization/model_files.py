@@ -1,8 +1,8 @@
 """What a model's files say about its text: the tokenizer, special tokens, ends of generation, chat templates, defaults.
 
-    folder   tokenizer.json, tokenizer_config.json, special_tokens_map.json, generation_config.json, config.json,
-             chat_template.jinja | chat_template.json | additional_chat_templates/*.jinja
-    .gguf    the keys tokenizer.* of the metadata
+folder   tokenizer.json, tokenizer_config.json, special_tokens_map.json, generation_config.json, config.json,
+         chat_template.jinja | chat_template.json | additional_chat_templates/*.jinja
+.gguf    the keys tokenizer.* of the metadata
 """
 
 from __future__ import annotations
@@ -95,10 +95,18 @@ def _folder_facts(folder: Path, core: tokenizers.Tokenizer) -> TextFacts:
         bos_token_id=core.token_to_id(bos) if bos is not None else None,
         add_bos=config.get("add_bos_token") is True,
         templates=_folder_templates(folder, config),
-        sampling_defaults={key: generation[key] for key in _SAMPLING if isinstance(generation.get(key), (int, float))}
-        if generation.get("do_sample", True)
-        else {},
+        sampling_defaults=_sampling_defaults(generation),
     )
+
+
+def _sampling_defaults(generation: dict[str, Any]) -> dict[str, Any]:
+    """How the model's makers sample. There, a top_k of 0 means none."""
+    if not generation.get("do_sample", True):
+        return {}
+    found = {key: generation[key] for key in _SAMPLING if type(generation.get(key)) in (int, float)}
+    if found.get("top_k") == 0:
+        del found["top_k"]
+    return found
 
 
 def _names(config: dict[str, Any]) -> dict[str, str]:

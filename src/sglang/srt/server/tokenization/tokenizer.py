@@ -31,7 +31,6 @@ _END_MARK = "\ufdef"
 """noncharacters: valid in text, never part of real text. The last stands for the end of a message that is to be continued"""
 
 
-
 class Tokenizer:
     """One model's tokenizer, vocabulary and chat template. Safe to use from several threads at once."""
 
@@ -146,16 +145,20 @@ class Tokenizer:
         template = self.chat_template(bool(tools))
         given = [messages, variables]
         if continue_final_message:
-            messages = [*messages[:-1], {**messages[-1], "content": _final_text(messages) + _END_MARK}]
+            messages = [*messages[:-1], _with_end_mark(messages[-1])]
         if not self._special_text.occurs_in(given):
-            prompt = _without_end(self._render(template, messages, variables, not continue_final_message), continue_final_message)
+            prompt = _without_end(
+                self._render(template, messages, variables, not continue_final_message), continue_final_message
+            )
             ids: list[int] = self._core.encode(prompt, add_special_tokens=False).ids
             return ids
         mark = _free_mark(messages, variables)
         if mark is None:
-            raise RequestError("the messages contain special tokens together with all marks that would make them plain", "messages")
-        marked = self._special_text.marked([messages, variables], mark)
-        prompt = _without_end(self._render(template, *marked, not continue_final_message), continue_final_message)
+            raise RequestError(
+                "the messages contain special tokens together with all marks that would make them plain", "messages"
+            )
+        messages, variables = self._special_text.marked([messages, variables], mark)
+        prompt = _without_end(self._render(template, messages, variables, not continue_final_message), continue_final_message)
         return self._encode_marked(prompt, mark)
 
     def _render(
@@ -215,11 +218,15 @@ def _component(part: Any) -> dict[str, Any] | None:
     return None if part is None else json.loads(part.__getstate__())
 
 
-def _final_text(messages: list[dict[str, Any]]) -> str:
-    content = messages[-1].get("content")
-    if messages[-1].get("role") != "assistant" or not isinstance(content, str):
-        raise RequestError("continue_final_message needs a last message by the assistant with text content", "messages")
-    return content
+def _with_end_mark(message: dict[str, Any]) -> dict[str, Any]:
+    """The last message with a mark where it ends, so that everything the template adds after it can be cut off."""
+    content = message.get("content")
+    if message.get("role") == "assistant" and isinstance(content, str):
+        return {**message, "content": content + _END_MARK}
+    if message.get("role") == "assistant" and isinstance(content, list) and content and content[-1].get("type") == "text":
+        last = {**content[-1], "text": content[-1]["text"] + _END_MARK}
+        return {**message, "content": [*content[:-1], last]}
+    raise RequestError("continue_final_message needs a last message by the assistant that ends in text", "messages")
 
 
 def _without_end(prompt: str, cut: bool) -> str:

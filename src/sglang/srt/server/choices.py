@@ -1,0 +1,140 @@
+"""Scoring of choices: how likely each continuation of a prompt is, all of them in one call.
+
+    prompt        "A or B? "     ids  p0 p1 p2 p3
+    with choice   "A or B? A"    ids  p0 p1 p2 c0        the space went into the choice: first difference d = 3
+    with choice   "A or B? B"    ids  p0 p1 p2 c1        d = 3
+
+The seam between prompt and choice is where tokenizers join what was two pieces, so each choice is tokenized together with the
+prompt, and what is scored begins at the first position where *any* of them differs from the prompt: every choice is then
+judged after the same tokens. The sequences share the prompt, which is computed once and taken from the prefix cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from sglang.srt.errors import RequestError
+from sglang.srt.messages import LogprobOptions, Position
+from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.fields import as_bool, as_ids, as_text, as_texts, check_known
+from sglang.srt.server.tokenization.tokenizer import Tokenizer
+from sglang.srt.server.tokenizer_manager import LONG_TEXT, Call, GenerateOut, GenerateReq
+
+MAX_CHOICES = 4096
+_FIELDS = frozenset({"text", "input_ids", "choices", "unconditional", "rid", "cache_salt", "priority"})
+
+
+@dataclass(frozen=True)
+class ScoreReq:
+    """`text` or `input_ids` is the prompt. `unconditional`: score the choices' tokens without a prompt as well."""
+
+    text: str | None
+    input_ids: list[int] | None
+    choices: list[str]
+    unconditional: bool = False
+    rid: str | None = None
+    cache_salt: str | None = None
+
+
+def parse_score(body: dict[str, Any]) -> ScoreReq:
+    """Checks a /score_choices body. Raises RequestError."""
+    check_known(body, _FIELDS, "field")
+    text = as_text(body, "text")
+    ids = as_ids(body, "input_ids") if body.get("input_ids") is not None else None
+    if (text is None) == (ids is None):
+        raise RequestError("give exactly one of text and input_ids", "text")
+    choices = as_texts(body, "choices")
+    if not 1 <= len(choices) <= MAX_CHOICES:
+        raise RequestError(f"choices must have between 1 and {MAX_CHOICES} entries, got {len(choices)}", "choices")
+    if any(not choice for choice in choices):
+        raise RequestError("choices must not contain an empty string", "choices")
+    return ScoreReq(text, ids, choices, as_bool(body, "unconditional"), as_text(body, "rid"), as_text(body, "cache_salt"))
+
+
+@dataclass(frozen=True)
+class ScorePlan:
+    """The sequences to score: those of the choices, then, when asked for, their tails alone. `start` is where tails begin."""
+
+    req: GenerateReq
+    start: int
+    prompt_len: int
+    num_choices: int
+    unconditional: bool
+
+
+async def plan_score(tokenizer: Tokenizer, score: ScoreReq) -> ScorePlan:
+    """Tokenizes prompt and choices. Raises RequestError if a choice adds no token to the prompt."""
+    size = len(score.choices) * len(score.text or "") + sum(map(len, score.choices))
+    if size > LONG_TEXT:
+        prompt, sequences = await asyncio.to_thread(_tokenize, tokenizer, score)
+    else:
+        prompt, sequences = _tokenize(tokenizer, score)
+    start = min(_common_len(prompt, sequence) for sequence in sequences)
+    for choice, sequence in zip(score.choices, sequences, strict=True):
+        if len(sequence) <= start:
+            raise RequestError(f"the choice {choice[:50]!r} adds no token to the prompt", "choices")
+    tails = [sequence[start:] for sequence in sequences] if score.unconditional else []
+    conditional: list[LogprobOptions | None] = [LogprobOptions(start_len=start)] * len(sequences)
+    req = GenerateReq(
+        input_ids=sequences + tails,
+        sampling=SamplingParams(max_new_tokens=0, temperature=0.0),
+        logprobs=conditional + [LogprobOptions(start_len=0)] * len(tails),
+        rid=score.rid,
+        cache_salt=score.cache_salt,
+    )
+    return ScorePlan(req, start, len(prompt), len(sequences), score.unconditional)
+
+
+def _tokenize(tokenizer: Tokenizer, score: ScoreReq) -> tuple[list[int], list[list[int]]]:
+    """The prompt's ids and those of the prompt with each choice. Ids of a prompt are taken as they are: then there is no text
+    to join a choice with, and the choice's own tokens follow."""
+    if score.input_ids is not None:
+        tails = [tokenizer.encode(choice, add_special_tokens=False) for choice in score.choices]
+        return score.input_ids, [score.input_ids + tail for tail in tails]
+    assert score.text is not None
+    prompt = tokenizer.encode(score.text)
+    bos = tokenizer.vocabulary.bos_token_id
+    if not prompt and bos is not None:  # as for an empty prompt of /generate: something must predict the first token
+        return [bos], [[bos, *tokenizer.encode(choice)] for choice in score.choices]
+    return prompt, tokenizer.encode_batch([score.text + choice for choice in score.choices])
+
+
+def _common_len(a: list[int], b: list[int]) -> int:
+    for i, (x, y) in enumerate(zip(a, b)):  # noqa: B905  the shorter decides
+        if x != y:
+            return i
+    return min(len(a), len(b))
+
+
+async def collect_scores(plan: ScorePlan, call: Call, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The reply: per choice its tokens with log probabilities, their mean, and what the choices have in common."""
+    outs: list[GenerateOut | None] = [None] * (plan.num_choices * (2 if plan.unconditional else 1))
+    async for out in call:
+        outs[out.index] = out
+    if any(out is None for out in outs):
+        return {}  # cancelled: nobody reads this
+    results = []
+    for i in range(plan.num_choices):
+        entries = _entries(outs[i], tokenizer)
+        known = [entry[0] for entry in entries if entry[0] is not None]
+        result: dict[str, Any] = {"token_logprobs": entries, "normalized": sum(known) / len(known) if known else 0.0}
+        if plan.unconditional:
+            result["unconditional_token_logprobs"] = _entries(outs[plan.num_choices + i], tokenizer)
+        results.append(result)
+    scored = [out for out in outs[: plan.num_choices] if out is not None]
+    meta = {
+        "id": call.name,
+        "prompt_tokens": plan.prompt_len,
+        "scored_from": plan.start,
+        "cached_tokens": sum(out.cached_len for out in scored),
+        "total_tokens": sum(out.prompt_len for out in outs if out is not None),
+        "e2e_latency": max(out.seconds for out in outs if out is not None),
+    }
+    return {"choices": results, "meta_info": meta}
+
+
+def _entries(out: GenerateOut | None, tokenizer: Tokenizer) -> list[list[Any]]:
+    positions: list[Position] = out.input_logprobs or [] if out is not None else []
+    return [[p.logprob, p.token_id, tokenizer.token_text(p.token_id)] for p in positions]

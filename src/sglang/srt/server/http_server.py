@@ -1,0 +1,105 @@
+"""The HTTP application: which path goes where, who may ask, and what an error looks like.
+
+The routes of requests are plain Starlette routes, since what they cost is paid by every request; the schema of their bodies
+is added to the OpenAPI document by hand.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sglang.srt.config import HttpOptions
+from sglang.srt.errors import SglangError
+from sglang.srt.server.auth import ApiKeys, BodyLimit
+from sglang.srt.server.native_api import NativeApi
+from sglang.srt.server.openai.routes import OpenAIApi
+from sglang.srt.server.openapi import add_bodies
+from sglang.srt.server.responses import JsonResponse, error_response
+from sglang.srt.server.tokenizer_manager import TokenizerManager
+
+logger = logging.getLogger("sglang")
+
+VERSION = "0.1.0"
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str, Any] | None = None) -> FastAPI:
+    """The ASGI application. `flags` are the resolved server arguments, shown by /get_server_info. Raises RequestError for
+    preferred sampling parameters that are none."""
+    app = FastAPI(title="sglang", version=VERSION, redirect_slashes=False)
+    native = NativeApi(manager, options, flags or {}, VERSION)
+    openai = OpenAIApi(manager, options)
+    for path, methods, handler in _routes(native, openai):
+        app.router.routes.append(Route(path, handler, methods=methods))
+    app.add_exception_handler(SglangError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_crash)
+    add_bodies(app)
+    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    if options.api_keys or options.admin_api_key is not None:
+        app.add_middleware(ApiKeys, keys=options.api_keys, admin_key=options.admin_api_key)
+    if options.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(options.cors_origins), allow_methods=["*"], allow_headers=["*"])
+    return app
+
+
+def _routes(native: NativeApi, openai: OpenAIApi) -> list[tuple[str, list[str], Handler]]:
+    get, post, both, put = ["GET"], ["POST"], ["GET", "POST"], ["POST", "PUT"]
+    return [
+        ("/v1/chat/completions", post, openai.chat),
+        ("/v1/completions", post, openai.completions),
+        ("/v1/models", get, openai.models),
+        ("/v1/models/{model:path}", get, openai.model),
+        ("/generate", put, native.generate),
+        ("/score_choices", post, native.score_choices),
+        ("/tokenize", post, native.tokenize),
+        ("/v1/tokenize", post, native.tokenize),
+        ("/detokenize", post, native.detokenize),
+        ("/v1/detokenize", post, native.detokenize),
+        ("/get_model_info", get, native.model_info),
+        ("/model_info", get, native.model_info),
+        ("/get_server_info", get, native.server_info),
+        ("/server_info", get, native.server_info),
+        ("/health", get, native.health),
+        ("/health_generate", get, native.health_generate),
+        ("/metrics", get, native.metrics),
+        ("/flush_cache", both, native.flush_cache),
+        ("/abort_request", post, native.abort_request),
+        ("/pause_generation", post, native.pause_generation),
+        ("/continue_generation", post, native.continue_generation),
+    ]
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, SglangError)
+    if request.url.path == "/health":
+        return Response(status_code=503)
+    return error_response(error, request.url.path)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    messages = {404: f"there is no {request.url.path} here", 405: f"{request.url.path} does not take {request.method}"}
+    body: dict[str, Any] = {"message": messages.get(error.status_code, error.detail)}
+    if request.url.path.startswith("/v1"):
+        body |= {"type": "invalid_request_error", "param": None, "code": error.status_code}
+    return JsonResponse({"error": body}, error.status_code, dict(error.headers or {}))
+
+
+async def _on_crash(request: Request, error: Exception) -> Response:
+    """A bug. The client learns that much; the log has the rest."""
+    body: dict[str, Any] = {"message": "internal error; the server's log has the details"}
+    if request.url.path.startswith("/v1"):
+        body |= {"type": "InternalServerError", "param": None, "code": 500}
+    return JsonResponse({"error": body}, 500)

@@ -1,0 +1,96 @@
+"""Prometheus metrics, under the names that dashboards of the original know. One registry a server, none of it global."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from sglang.srt.messages import SchedulerStats, TokenizedReq
+
+if TYPE_CHECKING:
+    from sglang.srt.server.tokenizer_manager import GenerateOut
+
+_FIRST_TOKEN = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 25, 60, 120)
+_BETWEEN = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1, 2)
+_WHOLE = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 5, 10, 20, 40, 60, 120, 300, 600)
+_TOKENS = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 131072)
+
+_GAUGES = {
+    "num_running_reqs": ("requests being generated", "num_running"),
+    "num_queue_reqs": ("requests waiting", "num_waiting"),
+    "num_grammar_queue_reqs": ("requests waiting for their grammar", "num_grammar_waiting"),
+    "num_used_tokens": ("KV slots in use", "num_used_tokens"),
+    "gen_throughput": ("tokens generated a second", "gen_throughput"),
+    "cache_hit_rate": ("share of prompt tokens found in the prefix cache", "cache_hit_rate"),
+}
+
+
+class Metrics:
+    """What this server has done. Label: model_name."""
+
+    def __init__(self, model_name: str) -> None:
+        self.registry = CollectorRegistry()
+        label, registry = ("model_name",), self.registry
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"sglang:{name}", text, label, registry=registry).labels(model_name)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"sglang:{name}", text, label, registry=registry).labels(model_name)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"sglang:{name}", text, label, buckets=buckets, registry=registry).labels(model_name)
+
+        self._prompt_tokens = counter("prompt_tokens", "prompt tokens of finished requests")
+        self._generation_tokens = counter("generation_tokens", "generated tokens of finished requests")
+        self._cached_tokens = counter("cached_tokens", "prompt tokens served from the prefix cache")
+        self._requests = counter("num_requests", "requests received")
+        self._structured = counter("num_so_requests", "finished requests with a constraint")
+        self._aborted = counter("num_aborted_requests", "requests aborted")
+        self._retracted = counter("total_retracted_reqs", "times a request gave its memory back")
+        self._first_token = histogram("time_to_first_token_seconds", "from arrival to the first token", _FIRST_TOKEN)
+        self._between = histogram("inter_token_latency_seconds", "between two tokens of a request", _BETWEEN)
+        self._whole = histogram("e2e_request_latency_seconds", "from arrival to the end", _WHOLE)
+        self._queue_time = histogram("queue_time_seconds", "from arrival to the first step", _FIRST_TOKEN)
+        self._prompt_len = histogram("prompt_tokens_histogram", "tokens of a prompt", _TOKENS)
+        self._generation_len = histogram("generation_tokens_histogram", "tokens of an answer", _TOKENS)
+        self._usage = gauge("token_usage", "share of the KV pool in use")
+        self._gauges = {attribute: gauge(name, text) for name, (text, attribute) in _GAUGES.items()}
+
+    def received(self, requests: list[TokenizedReq]) -> None:
+        self._requests.inc(len(requests))
+
+    def first_token(self, seconds: float, queue_seconds: float) -> None:
+        self._first_token.observe(seconds)
+        self._queue_time.observe(queue_seconds)
+
+    def next_tokens(self, seconds: float, count: int) -> None:
+        """`count` tokens that came `seconds` after the last."""
+        self._between.observe(seconds / count)
+
+    def aborted(self) -> None:
+        self._aborted.inc()
+
+    def finished(self, out: GenerateOut, has_grammar: bool) -> None:
+        self._prompt_tokens.inc(out.prompt_len)
+        self._cached_tokens.inc(out.cached_len)
+        self._generation_tokens.inc(out.completion_len)
+        self._whole.observe(out.seconds)
+        self._prompt_len.observe(out.prompt_len)
+        self._generation_len.observe(out.completion_len)
+        if has_grammar:
+            self._structured.inc()
+        if out.num_retractions:
+            self._retracted.inc(out.num_retractions)
+        if out.finish is not None and out.finish.type == "abort":
+            self._aborted.inc()
+
+    def scheduler(self, stats: SchedulerStats) -> None:
+        for attribute, gauge in self._gauges.items():
+            gauge.set(getattr(stats, attribute))
+        self._usage.set(stats.num_used_tokens / stats.max_total_tokens if stats.max_total_tokens else 0.0)
+
+    def render(self) -> bytes:
+        """The page, in Prometheus's text format."""
+        return generate_latest(self.registry)

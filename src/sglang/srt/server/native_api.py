@@ -1,0 +1,160 @@
+"""The native API: /generate and what operators need. Shapes are in native_format.py."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from sglang.srt.config import HttpOptions
+from sglang.srt.errors import EngineDeadError, RequestError
+from sglang.srt.sampling_params import parse_sampling_params
+from sglang.srt.server.choices import collect_scores, parse_score, plan_score
+from sglang.srt.server.fields import as_bool, as_ids, as_text, check_known
+from sglang.srt.server.native_format import collect, parse_generate, stream_replies
+from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, encode_json, read_object, stream
+from sglang.srt.server.tokenizer_manager import Call, TokenizerManager
+
+
+class NativeApi:
+    """The handlers. `flags` are shown by /get_server_info; `model_path` and `tokenizer_path` are among them."""
+
+    def __init__(self, manager: TokenizerManager, options: HttpOptions, flags: dict[str, Any], version: str) -> None:
+        self._manager = manager
+        self._options = options
+        self._flags = flags
+        self._version = version
+        self._preferred = dict(options.preferred_sampling_params)
+        parse_sampling_params(self._preferred)
+
+    async def generate(self, request: Request) -> Response:
+        manager, tokenizer = self._manager, self._manager.tokenizer
+        native = parse_generate(await read_object(request), self._preferred)
+        if native.req.stream:
+            whole = not self._options.stream_output
+
+            async def events(call: Call) -> AsyncIterator[bytes]:
+                async with aclosing(stream_replies(native, call, tokenizer, whole)) as replies:
+                    async for reply in replies:
+                        yield b"data: " + encode_json(reply) + b"\n\n"
+
+            return await stream(manager, native.req, events, openai=False)
+        reply = await answer(request, manager, native.req, lambda call: collect(native, call, tokenizer))
+        return CLIENT_GONE if reply is None else JsonResponse(reply)
+
+    async def score_choices(self, request: Request) -> Response:
+        score = parse_score(await read_object(request))
+        tokenizer = self._manager.need_tokenizer()
+        plan = await plan_score(tokenizer, score)
+        reply = await answer(request, self._manager, plan.req, lambda call: collect_scores(plan, call, tokenizer))
+        return CLIENT_GONE if reply is None else JsonResponse(reply)
+
+    async def tokenize(self, request: Request) -> Response:
+        body = await read_object(request)
+        check_known(body, {"text", "prompt", "add_special_tokens", "model"}, "field")
+        name = "text" if "text" in body else "prompt"
+        text: Any = body.get(name)
+        texts = text if isinstance(text, list) else [text]
+        if not all(isinstance(t, str) for t in texts):
+            raise RequestError(f"{name} must be a string or a list of strings", name)
+        special = as_bool(body, "add_special_tokens", True)
+        tokens = self._manager.need_tokenizer().encode_batch(texts, special)
+        counts = [len(t) for t in tokens]
+        shown = (tokens, counts) if isinstance(text, list) else (tokens[0], counts[0])
+        return JsonResponse({"tokens": shown[0], "count": shown[1], "max_model_len": self._manager.context_len})
+
+    async def detokenize(self, request: Request) -> Response:
+        body = await read_object(request)
+        check_known(body, {"tokens", "skip_special_tokens", "model"}, "field")
+        tokens: Any = body.get("tokens")
+        nested = isinstance(tokens, list) and bool(tokens) and all(isinstance(t, list) for t in tokens)
+        rows = [as_ids({"tokens": row}, "tokens") for row in (tokens if nested else [tokens])]
+        size, skip = int(self._manager.info["vocab_size"]), as_bool(body, "skip_special_tokens", True)
+        if any(not 0 <= i < size for row in rows for i in row):
+            raise RequestError(f"tokens must be between 0 and {size - 1}", "tokens")
+        tokenizer = self._manager.need_tokenizer()
+        texts = [tokenizer.decode(row, skip) for row in rows]
+        return JsonResponse({"text": texts if nested else texts[0]})
+
+    # --- information --------------------------------------------------------------------------------------------------------
+
+    async def model_info(self, request: Request) -> Response:
+        info, tokenizer = self._manager.info, self._manager.tokenizer
+        return JsonResponse(
+            {
+                "model_path": self._flags.get("model_path", self._options.served_model_name),
+                "tokenizer_path": self._flags.get("tokenizer_path", self._manager.text.tokenizer_path),
+                "served_model_name": self._options.served_model_name,
+                "is_generation": True,
+                "preferred_sampling_params": self._options.preferred_sampling_params or None,
+                "architectures": [info["architecture"]],
+                "has_image_understanding": False,
+                "has_chat_template": tokenizer is not None and tokenizer.has_chat_template,
+                "context_length": self._manager.context_len,
+            }
+        )
+
+    async def server_info(self, request: Request) -> Response:
+        manager = self._manager
+        stats = await manager.state()
+        state = {name: getattr(stats, name) for name in stats.__struct_fields__}
+        info = {
+            "version": self._version,
+            "status": "ready" if manager.is_alive else "broken",
+            "max_total_num_tokens": manager.info["max_total_tokens"],
+            "max_req_input_len": manager.context_len - 1,
+            "max_running_requests": manager.info["max_running_requests"],
+            "incremental_streaming_output": self._options.stream_output,
+            "model": manager.info,
+            "internal_states": [state],
+        }
+        return JsonResponse({**self._flags, **info})
+
+    async def health(self, request: Request) -> Response:
+        if not self._manager.is_alive:
+            raise EngineDeadError("the scheduler is not running")
+        return Response(status_code=200)
+
+    async def health_generate(self, request: Request) -> Response:
+        healthy = await self._manager.health()
+        return Response(status_code=200 if healthy else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        metrics = self._manager.metrics
+        if metrics is None:
+            return PlainTextResponse("metrics are switched off\n", 404)
+        return PlainTextResponse(metrics.render(), media_type="text/plain; version=0.0.4")
+
+    # --- control ------------------------------------------------------------------------------------------------------------
+
+    async def flush_cache(self, request: Request) -> Response:
+        reply = await self._manager.flush_cache()
+        text = "Cache flushed.\n" if reply.ok else f"Cache not flushed: {reply.message or 'requests are running or waiting'}\n"
+        return PlainTextResponse(text, 200 if reply.ok else 400)
+
+    async def abort_request(self, request: Request) -> Response:
+        body = await read_object(request)
+        check_known(body, {"rid", "abort_all"}, "field")
+        rid = as_text(body, "rid")
+        if as_bool(body, "abort_all"):
+            self._manager.abort_all()
+        elif rid is not None:
+            self._manager.abort(rid)
+        else:
+            raise RequestError("give a rid, or abort_all", "rid")
+        return Response(status_code=200)
+
+    async def pause_generation(self, request: Request) -> Response:
+        return await self._pause(True, "generation is paused")
+
+    async def continue_generation(self, request: Request) -> Response:
+        return await self._pause(False, "generation goes on")
+
+    async def _pause(self, pause: bool, message: str) -> Response:
+        reply = await self._manager.pause(pause)
+        if not reply.ok:
+            raise RequestError(reply.message)
+        return JsonResponse({"message": message, "status": "ok"})

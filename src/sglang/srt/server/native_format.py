@@ -1,0 +1,278 @@
+"""The shapes of the native API: a /generate body as a GenerateReq, outputs as the dicts that its clients read.
+
+Used by the HTTP server and by the offline Engine, so both give the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglang.srt.errors import RequestError, UnsupportedError
+from sglang.srt.messages import FinishReason, LogprobOptions, Position
+from sglang.srt.sampling_params import SamplingParams, parse_sampling_params
+from sglang.srt.server.fields import as_bool, as_int, as_text, check_known
+from sglang.srt.server.tokenization.tokenizer import Tokenizer
+from sglang.srt.server.tokenizer_manager import GenerateOut, GenerateReq
+
+_FIELDS = frozenset(
+    [
+        "text",
+        "input_ids",
+        "sampling_params",
+        "rid",
+        "return_logprob",
+        "logprob_start_len",
+        "top_logprobs_num",
+        "token_ids_logprob",
+        "return_text_in_logprobs",
+        "stream",
+        "log_metrics",
+        "no_logs",
+        "cache_salt",
+        "extra_key",
+        "priority",
+    ]
+)
+_MEDIA = ("image_data", "video_data", "audio_data")
+_UNSUPPORTED = frozenset(
+    [
+        "input_embeds",
+        "modalities",
+        "lora_path",
+        "session_params",
+        "custom_logit_processor",
+        "return_hidden_states",
+        "bootstrap_host",
+        "bootstrap_port",
+        "bootstrap_room",
+        "data_parallel_rank",
+        "max_thinking_tokens",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class LogprobStyle:
+    """What of the log probabilities a reply shows."""
+
+    wanted: bool = False
+    texts: bool = False
+    top: bool = False
+    ids: bool = False
+
+
+@dataclass(frozen=True)
+class NativeCall:
+    """A /generate body: the request and how its reply is to look. `is_list`: the reply is a list."""
+
+    req: GenerateReq
+    styles: list[LogprobStyle]
+    is_list: bool
+    samples: list[int] = field(default_factory=list)
+    """samples of each prompt"""
+
+    def style(self, index: int) -> LogprobStyle:
+        """Of the sequence at `index` of the call."""
+        for count, style in zip(self.samples, self.styles, strict=True):
+            if index < count:
+                return style
+            index -= count
+        raise IndexError(index)
+
+
+def parse_generate(body: dict[str, Any], preferred: dict[str, Any] | None = None) -> NativeCall:
+    """Checks a /generate body. `preferred` are sampling parameters for what the body leaves open.
+
+    Raises RequestError for unknown fields (naming the nearest), wrong types, and media; UnsupportedError for what would
+    change the answer and is not done here.
+    """
+    check_known(body, _FIELDS | _UNSUPPORTED | set(_MEDIA), "field")
+    for name in _MEDIA:
+        if body.get(name) not in (None, [], ""):
+            raise UnsupportedError(f"{name}: this model reads text only", name)
+    for name in _UNSUPPORTED:
+        if body.get(name) not in (None, False, [], {}):
+            raise UnsupportedError(f"{name} is not supported", name)
+    text, ids = _prompt(body)
+    is_batch = isinstance(text, list) or bool(ids and isinstance(ids[0], list))
+    count = len(text) if isinstance(text, list) else len(ids) if is_batch and ids is not None else 1
+    raw = _items(body, "sampling_params", count, is_batch, dict)
+    sampling = [parse_sampling_params({**(preferred or {}), **(s or {})}) for s in raw]
+    logprobs = _logprobs(body, sampling, count, is_batch)
+    req = GenerateReq(
+        text=text,
+        input_ids=ids,
+        sampling=sampling if is_batch else sampling[0],
+        logprobs=[options for options, _ in logprobs] if is_batch else logprobs[0][0],
+        rid=_rid(body),
+        stream=as_bool(body, "stream"),
+        max_new_tokens_is_default=not any("max_new_tokens" in {**(preferred or {}), **(s or {})} for s in raw),
+        cache_salt=_salt(body),
+        priority=as_int(body, "priority", 0, -(2**31), 2**31 - 1),
+    )
+    samples = [s.n for s in sampling]
+    return NativeCall(req, [style for _, style in logprobs], is_batch or samples[0] > 1, samples)
+
+
+def _prompt(body: dict[str, Any]) -> tuple[str | list[str] | None, Any]:
+    text, ids = body.get("text"), body.get("input_ids")
+    if (text is None) == (ids is None):
+        raise RequestError("give exactly one of text and input_ids", "text")
+    if text is not None:
+        if not (isinstance(text, str) or (isinstance(text, list) and all(isinstance(t, str) for t in text))):
+            raise RequestError("text must be a string or a list of strings", "text")
+        return text, None
+    if isinstance(ids, list):
+        flat = ids and all(isinstance(i, list) for i in ids)
+        if all(type(i) is int for i in (x for row in ids for x in row)) if flat else all(type(i) is int for i in ids):
+            return None, ids
+    raise RequestError("input_ids must be a list of integers or a list of such lists", "input_ids")
+
+
+def _items(body: dict[str, Any], name: str, count: int, is_batch: bool, kind: type) -> list[Any]:
+    """One value (None allowed) for each prompt, from a field that holds one or a list of them."""
+    value = body.get(name)
+    values = value if isinstance(value, list) and is_batch else [value] * count
+    if len(values) != count:
+        raise RequestError(f"{name} has {len(values)} entries for {count} prompts", name)
+    for item in values:
+        if item is not None and (not isinstance(item, kind) or (kind is int and isinstance(item, bool))):
+            raise RequestError(f"{name}: expected {kind.__name__}, got {type(item).__name__}", name)
+    return values
+
+
+def _logprobs(
+    body: dict[str, Any], sampling: list[SamplingParams], count: int, is_batch: bool
+) -> list[tuple[LogprobOptions | None, LogprobStyle]]:
+    wanted = _items(body, "return_logprob", count, is_batch, bool)
+    starts = _items(body, "logprob_start_len", count, is_batch, int)
+    tops = _items(body, "top_logprobs_num", count, is_batch, int)
+    texts = as_bool(body, "return_text_in_logprobs")
+    ids: Any = body.get("token_ids_logprob")
+    nested = is_batch and isinstance(ids, list) and bool(ids) and all(i is None or isinstance(i, list) for i in ids)
+    per_prompt = ids if nested else [ids] * count
+    if len(per_prompt) != count:
+        raise RequestError(f"token_ids_logprob has {len(per_prompt)} entries for {count} prompts", "token_ids_logprob")
+    result: list[tuple[LogprobOptions | None, LogprobStyle]] = []
+    for want, start, top, token_ids, params in zip(wanted, starts, tops, per_prompt, sampling, strict=True):
+        if not want:
+            result.append((None, LogprobStyle()))
+            continue
+        if token_ids is not None and not (isinstance(token_ids, list) and all(type(i) is int for i in token_ids)):
+            raise RequestError("token_ids_logprob must be a list of integers", "token_ids_logprob")
+        if start is None:  # a request that generates nothing can only mean its prompt
+            start = 0 if params.max_new_tokens == 0 else -1
+        options = LogprobOptions(start_len=start, top_num=top or 0, token_ids=tuple(token_ids or ()))
+        result.append((options, LogprobStyle(True, texts, bool(top), bool(token_ids))))
+    return result
+
+
+def _rid(body: dict[str, Any]) -> str | list[str] | None:
+    rid = body.get("rid")
+    if isinstance(rid, list) and all(isinstance(r, str) and r for r in rid):
+        return rid
+    if rid is None or (isinstance(rid, str) and rid):
+        return rid
+    raise RequestError("rid must be a non-empty string or a list of them", "rid")
+
+
+def _salt(body: dict[str, Any]) -> str | None:
+    """cache_salt and extra_key both name a namespace of the prefix cache; together they name a pair."""
+    parts = [value for name in ("cache_salt", "extra_key") if (value := as_text(body, name)) is not None]
+    return "\x1f".join(parts) if parts else None
+
+
+# --- replies ----------------------------------------------------------------------------------------------------------------
+
+
+def finish_dict(finish: FinishReason | None) -> dict[str, Any] | None:
+    if finish is None:
+        return None
+    if finish.type == "stop":
+        return {"type": "stop", "matched": finish.matched}
+    if finish.type == "length":
+        return {"type": "length", "length": finish.length}
+    return {"type": "abort", "message": finish.message, "status_code": finish.status_code, "err_type": finish.err_type}
+
+
+class Reply:
+    """What one sequence has said so far, as the native API's dict. With `whole` every dict holds all of it, otherwise only
+    what is new."""
+
+    def __init__(self, style: LogprobStyle, tokenizer: Tokenizer | None, whole: bool = True) -> None:
+        self._style = style
+        self._tokenizer = tokenizer
+        self._whole = whole
+        self._text = ""
+        self._ids: list[int] = []
+        self._input: list[Position] = []
+        self._output: list[Position] = []
+
+    def add(self, out: GenerateOut) -> dict[str, Any]:
+        if self._whole:
+            self._text += out.text
+            self._ids += out.ids
+        else:
+            self._text, self._ids, self._input, self._output = out.text, out.ids, [], []
+        if out.input_logprobs is not None:
+            self._input = out.input_logprobs
+        if out.output_logprobs:
+            self._output += out.output_logprobs
+        meta: dict[str, Any] = {
+            "id": out.rid,
+            "finish_reason": finish_dict(out.finish),
+            "prompt_tokens": out.prompt_len,
+            "completion_tokens": out.completion_len,
+            "cached_tokens": out.cached_len,
+        }
+        if self._style.wanted:
+            self._add_logprobs(meta)
+        if out.finish is not None:
+            meta["num_retractions"] = out.num_retractions
+            meta["e2e_latency"] = out.seconds
+        reply = {"text": self._text} if self._tokenizer is not None else {}
+        return reply | {"output_ids": list(self._ids), "meta_info": meta}
+
+    def _add_logprobs(self, meta: dict[str, Any]) -> None:
+        for side, positions in (("input", self._input), ("output", self._output)):
+            meta[f"{side}_token_logprobs"] = [self._entry(p.logprob, p.token_id) for p in positions]
+            if self._style.top:
+                meta[f"{side}_top_logprobs"] = [self._entries(p.top) for p in positions]
+            if self._style.ids:
+                meta[f"{side}_token_ids_logprobs"] = [self._entries(p.ids) for p in positions]
+        # nothing is said about the first position asked for: clients rely on this null
+        for key in ("input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs"):
+            if entries := meta.get(key):
+                entries[0] = [None, *entries[0][1:]] if key == "input_token_logprobs" else None
+
+    def _entry(self, logprob: float | None, token_id: int) -> list[Any]:
+        text = self._tokenizer.token_text(token_id) if self._style.texts and self._tokenizer is not None else None
+        return [logprob, token_id, text]
+
+    def _entries(self, pairs: tuple[tuple[float, int], ...]) -> list[list[Any]] | None:
+        return [self._entry(logprob, token_id) for logprob, token_id in pairs] or None
+
+
+async def collect(
+    native: NativeCall, outs: AsyncIterator[GenerateOut], tokenizer: Tokenizer | None
+) -> dict[str, Any] | list[dict[str, Any]]:
+    """The reply to a call that does not stream."""
+    replies = [Reply(native.style(i), tokenizer) for i in range(sum(native.samples))]
+    latest: list[dict[str, Any]] = [{} for _ in replies]
+    async for out in outs:
+        latest[out.index] = replies[out.index].add(out)
+    return latest if native.is_list else latest[0]
+
+
+async def stream_replies(
+    native: NativeCall, outs: AsyncIterator[GenerateOut], tokenizer: Tokenizer | None, whole: bool
+) -> AsyncGenerator[dict[str, Any], None]:
+    """The replies of a streaming call as they come; those of a list carry their `index`."""
+    replies = [Reply(native.style(i), tokenizer, whole) for i in range(sum(native.samples))]
+    async for out in outs:
+        reply = replies[out.index].add(out)
+        if native.is_list:
+            reply["index"] = out.index
+        yield reply

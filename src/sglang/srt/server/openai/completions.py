@@ -1,0 +1,144 @@
+"""POST /v1/completions: text or ids in, their continuation out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from sglang.srt.errors import RequestError, UnsupportedError
+from sglang.srt.messages import LogprobOptions, Position
+from sglang.srt.server.openai.chat import join_salt, usage_wishes
+from sglang.srt.server.openai.logprobs import CompletionLogprobs
+from sglang.srt.server.openai.protocol import CompletionRequest
+from sglang.srt.server.openai.sampling import sampling_params
+from sglang.srt.server.openai.sse import ChunkWriter, Usage, finish_name
+from sglang.srt.server.responses import encode_json
+from sglang.srt.server.tokenization.tokenizer import Tokenizer
+from sglang.srt.server.tokenizer_manager import Call, GenerateOut, GenerateReq
+
+DEFAULT_MAX_TOKENS = 16
+MAX_LOGPROBS = 20
+
+_NO_LOGPROBS: list[Position] = []
+
+
+class CompletionCall:
+    """One completion request on its way: what to generate, and how its answer looks."""
+
+    def __init__(
+        self, request: CompletionRequest, tokenizer: Tokenizer | None, defaults: dict[str, Any], served_name: str
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._model = request.model or served_name
+        self._created = int(time.time())
+        self._with_usage, self._always_usage = usage_wishes(request.stream, request.stream_options)
+        self._echo = bool(request.echo)
+        self._num_top = self._check_logprobs(request)
+        max_tokens = request.max_tokens if request.max_tokens is not None else DEFAULT_MAX_TOKENS
+        if max_tokens < (0 if self._echo else 1):
+            raise RequestError("max_tokens must be at least 1 (0 with echo)", "max_tokens")
+        sampling = sampling_params(request, max_tokens, defaults)
+        if request.best_of is not None and request.best_of != sampling.n:
+            raise UnsupportedError("best_of is not supported unless it equals n", "best_of")
+        self._skip_special = sampling.skip_special_tokens
+        self._prompts, text, ids = _prompts(request.prompt)
+        self._num_samples = sampling.n
+        logprobs = None
+        if request.logprobs is not None:
+            logprobs = LogprobOptions(start_len=0 if self._echo else -1, top_num=self._num_top)
+        self.req = GenerateReq(
+            text=text,
+            input_ids=ids,
+            sampling=sampling,
+            logprobs=logprobs,
+            rid=request.rid or None,
+            stream=bool(request.stream),
+            max_new_tokens_is_default=request.max_tokens is None,
+            add_special_tokens=request.add_special_tokens is not False,
+            cache_salt=join_salt(request.cache_salt, request.extra_key),
+            priority=request.priority or 0,
+        )
+        self._wants_logprobs = logprobs is not None
+        self._logprobs: dict[int, CompletionLogprobs] = {}
+
+    def _check_logprobs(self, request: CompletionRequest) -> int:
+        if request.logprobs is None:
+            return 0
+        if not 0 <= request.logprobs <= MAX_LOGPROBS:
+            raise RequestError(f"logprobs must be between 0 and {MAX_LOGPROBS}, got {request.logprobs}", "logprobs")
+        if self._tokenizer is None:
+            raise RequestError("logprobs: this server runs without a tokenizer; use /generate", "logprobs")
+        return request.logprobs
+
+    async def collect(self, call: Call) -> dict[str, Any]:
+        """The whole answer."""
+        outs: dict[int, GenerateOut] = {}
+        usage = Usage(self._num_samples)
+        async for out in call:
+            usage.add(out)
+            outs[out.index] = out
+        return {
+            "id": call.name,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": [self._choice(outs[index]) for index in sorted(outs)],
+            "usage": usage.as_dict(),
+        }
+
+    def _choice(self, out: GenerateOut) -> dict[str, Any]:
+        assert out.finish is not None
+        return {
+            "index": out.index,
+            "text": self._echoed(out.index) + out.text,
+            "logprobs": self._piece(out),
+            "finish_reason": finish_name(out.finish),
+            "matched_stop": out.finish.matched,
+        }
+
+    async def events(self, call: Call) -> AsyncIterator[bytes]:
+        """Chunks of text; the last of each choice says why it ended. Then the usage."""
+        chunks = ChunkWriter("text_completion", call.name, self._created, self._model)
+        usage = Usage(self._num_samples)
+        begun: set[int] = set()
+        async for out in call:
+            usage.add(out)
+            text = out.text
+            if out.index not in begun:
+                begun.add(out.index)
+                text = self._echoed(out.index) + text
+            logprobs = self._piece(out)
+            if text or out.finish is not None or (logprobs and logprobs["tokens"]):
+                now = usage.as_dict() if self._always_usage else None
+                yield chunks.choice(out.index, b'"text":' + encode_json(text), logprobs, out.finish, now)
+        if self._with_usage:
+            yield chunks.usage(usage.as_dict())
+
+    def _echoed(self, index: int) -> str:
+        """The prompt's text, when it is to be repeated."""
+        if not self._echo:
+            return ""
+        prompt = self._prompts[index // self._num_samples]
+        if isinstance(prompt, str):
+            return prompt
+        return self._tokenizer.decode(prompt, self._skip_special) if self._tokenizer is not None else ""
+
+    def _piece(self, out: GenerateOut) -> dict[str, Any] | None:
+        if not self._wants_logprobs or self._tokenizer is None:
+            return None
+        state = self._logprobs.get(out.index)
+        if state is None:
+            state = self._logprobs[out.index] = CompletionLogprobs(self._tokenizer, self._num_top, self._skip_special)
+        return state.piece((out.input_logprobs or _NO_LOGPROBS) + (out.output_logprobs or _NO_LOGPROBS))
+
+
+def _prompts(prompt: Any) -> tuple[list[Any], str | list[str] | None, Any]:
+    """All prompts as a list; and as GenerateReq wants them: (prompts, text, input_ids)."""
+    if isinstance(prompt, str):
+        return [prompt], prompt, None
+    if not prompt:
+        raise RequestError("prompt must not be empty", "prompt")
+    if isinstance(prompt[0], str):
+        return prompt, prompt, None
+    return (prompt, None, prompt) if isinstance(prompt[0], list) else ([prompt], None, prompt)

@@ -1,0 +1,90 @@
+"""Chat messages as clients send them, checked and brought into the form that templates read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sglang.srt.errors import RequestError, UnsupportedError
+from sglang.srt.server.fields import unknown_message
+from sglang.srt.server.tokenization.chat_template import ChatTemplate
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "refusal"})
+_EMPTY_KEYS = frozenset({"function_call", "audio", "annotations", "reasoning"})
+"""what clients send back from an answer; means nothing when empty"""
+_MEDIA = frozenset({"image_url", "video_url", "audio_url", "input_audio", "image", "video", "audio", "file", "input_image"})
+_PLAIN = frozenset({"role", "content"})
+
+
+def parse_messages(raw: list[dict[str, Any]], template: ChatTemplate) -> list[dict[str, Any]]:
+    """Messages for the template. Raises RequestError naming the message at fault."""
+    if not raw:
+        raise RequestError("messages must not be empty", "messages")
+    return [_message(message, f"messages[{i}]", template) for i, message in enumerate(raw)]
+
+
+def _message(raw: dict[str, Any], where: str, template: ChatTemplate) -> dict[str, Any]:
+    role = raw.get("role")
+    role = role.lower() if isinstance(role, str) else role
+    if role not in ROLES:
+        raise RequestError(f"{where}.role must be one of {', '.join(sorted(ROLES))}", "messages")
+    if role == "developer" and not template.mentions("developer"):
+        role = "system"
+    content = raw.get("content")
+    if type(content) is str and raw.keys() <= _PLAIN and not template.wants_parts:
+        return {"role": role, "content": content}
+    for key, value in raw.items():
+        if key in _EMPTY_KEYS and value not in (None, [], {}, ""):
+            raise UnsupportedError(f"{where}.{key} is not supported", "messages")
+        if key not in _KEYS and key not in _EMPTY_KEYS:
+            raise RequestError(f"{where}: {unknown_message(key, _KEYS, 'key')}", "messages")
+    message: dict[str, Any] = {"role": role, "content": _content(content, where, role, raw, template.wants_parts)}
+    for key in ("name", "tool_call_id", "reasoning_content"):
+        if (value := raw.get(key)) is not None:
+            if not isinstance(value, str):
+                raise RequestError(f"{where}.{key} must be a string", "messages")
+            message[key] = value
+    if raw.get("tool_calls"):
+        message["tool_calls"] = _tool_calls(raw["tool_calls"], where)
+    return message
+
+
+def _content(content: Any, where: str, role: str, raw: dict[str, Any], wants_parts: bool) -> str | list[dict[str, str]]:
+    if content is None and (role == "assistant" or raw.get("tool_calls")):
+        refusal = raw.get("refusal")
+        content = refusal if isinstance(refusal, str) else ""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}] if wants_parts else content
+    if not isinstance(content, list):
+        raise RequestError(f"{where}.content must be a string or a list of parts", "messages")
+    texts = [_part_text(part, f"{where}.content[{i}]") for i, part in enumerate(content)]
+    return [{"type": "text", "text": text} for text in texts] if wants_parts else " ".join(texts)
+
+
+def _part_text(part: Any, where: str) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind in _MEDIA:
+        raise UnsupportedError(f"{where} is of type {kind!r}, but this model reads text only", "messages")
+    text = part.get("refusal" if kind == "refusal" else "text") if kind in ("text", "refusal") else None
+    if not isinstance(text, str):
+        raise RequestError(f'{where} must be an object like {{"type": "text", "text": "..."}}', "messages")
+    return text
+
+
+def _tool_calls(raw: Any, where: str) -> list[dict[str, Any]]:
+    """Earlier calls, with their arguments as data: most templates write them as JSON themselves."""
+    calls = []
+    for i, call in enumerate(raw if isinstance(raw, list) else [None]):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise RequestError(f"{where}.tool_calls[{i}] must have a function with a name", "messages")
+        arguments = function.get("arguments", "{}")
+        if isinstance(arguments, str):
+            try:
+                parsed = json.loads(arguments) if arguments else {}
+            except (ValueError, RecursionError):
+                parsed = None
+            arguments = parsed if isinstance(parsed, dict) else arguments
+        calls.append({**call, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
+    return calls

@@ -1,0 +1,161 @@
+"""What OpenAI's API takes, as far as this server does it, and with the extensions of the native API.
+
+Every field of a body is one of four: a field of these models; one that changes nothing in an answer and is accepted
+(ACCEPTED); one that would change it and is not done here, which is refused unless it says what is the case anyway (REFUSED);
+or unknown, which is refused with the nearest known name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sglang.srt.errors import RequestError, UnsupportedError
+from sglang.srt.server.fields import unknown_message
+
+ACCEPTED = frozenset(
+    [
+        "metadata",
+        "store",
+        "user",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prediction",
+        "parallel_tool_calls",
+        "separate_reasoning",
+        "stream_reasoning",
+        "custom_labels",
+        "no_logs",
+    ]
+)
+
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "web_search_options": (),
+    "verbosity": ("medium",),
+    "suffix": ("",),
+    "lora_path": (),
+    "session_params": (),
+    "return_hidden_states": (False,),
+    "return_token_ids": (False,),
+    "custom_logit_processor": (),
+    "chat_template": (),
+    "documents": ([],),
+}
+"""field -> the values that ask for nothing; null always does"""
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class CommonRequest(BaseModel):
+    """Fields of both chat and completions."""
+
+    model_config = ConfigDict(strict=True, protected_namespaces=())
+
+    model: str | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    response_format: dict[str, Any] | None = None
+
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    stop_regex: str | list[str] | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    json_schema: str | None = None
+    structural_tag: str | None = None
+    ignore_eos: bool | None = None
+    no_stop_trim: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    rid: str | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    extra_key: str | None = None
+
+
+class ChatRequest(CommonRequest):
+    """POST /v1/chat/completions"""
+
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    reasoning_effort: str | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class CompletionRequest(CommonRequest):
+    """POST /v1/completions"""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    echo: bool | None = None
+    logprobs: int | None = None
+    best_of: int | None = None
+    add_special_tokens: bool | None = None
+
+
+Request = TypeVar("Request", bound=CommonRequest)
+
+
+def parse_request(kind: type[Request], body: dict[str, Any]) -> Request:
+    """Raises RequestError for unknown fields and wrong types, UnsupportedError for what is not done here."""
+    fields = kind.model_fields
+    known = {}
+    for name, value in body.items():
+        if name in fields:
+            known[name] = value
+        elif name in ACCEPTED:
+            continue
+        elif name not in REFUSED:
+            raise RequestError(unknown_message(name, {*fields, *ACCEPTED, *REFUSED}, "field"), name)
+        elif value is not None and value not in REFUSED[name]:
+            raise UnsupportedError(f"{name} is not supported by this server", name)
+    try:
+        return kind.model_validate(known)
+    except ValidationError as error:
+        raise _as_request_error(error) from error
+    except RecursionError as error:
+        raise RequestError("the body is nested too deeply") from error
+
+
+def _as_request_error(error: ValidationError) -> RequestError:
+    """The first complaint. A union complains once for each of its members; the field is what matters then."""
+    complaints = error.errors(include_url=False, include_context=False, include_input=False)
+    first = complaints[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    same = [c for c in complaints if c["loc"][:1] == first["loc"][:1]]
+    if len(same) > 1:
+        return RequestError(f"{name} has the wrong type or shape", name)
+    if first["type"] == "missing":
+        return RequestError(f"{name} is missing", name)
+    where = ".".join(str(part) for part in first["loc"])
+    return RequestError(f"{where}: {first['msg']}", name)

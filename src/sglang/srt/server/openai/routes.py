@@ -1,0 +1,75 @@
+"""The OpenAI endpoints as request handlers."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sglang.srt.config import HttpOptions
+from sglang.srt.sampling_params import parse_sampling_params
+from sglang.srt.server.openai.chat import ChatCall
+from sglang.srt.server.openai.completions import CompletionCall
+from sglang.srt.server.openai.protocol import ChatRequest, CompletionRequest, parse_request
+from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, read_object, stream
+from sglang.srt.server.tokenizer_manager import TokenizerManager
+
+
+class OpenAIApi:
+    """The handlers. What a request leaves open is decided by the operator's preferred sampling parameters, then by the
+    model's generation_config.json."""
+
+    def __init__(self, manager: TokenizerManager, options: HttpOptions) -> None:
+        self._manager = manager
+        self._name = options.served_model_name
+        self._created = int(time.time())
+        tokenizer = manager.tokenizer
+        wishes = {**(tokenizer.sampling_defaults if tokenizer is not None else {}), **options.preferred_sampling_params}
+        params = parse_sampling_params(wishes)
+        plain = parse_sampling_params({})
+        self._defaults: dict[str, Any] = {
+            name: getattr(params, name)
+            for name in params.__struct_fields__
+            if name != "max_new_tokens" and getattr(params, name) != getattr(plain, name)
+        }
+
+    async def chat(self, request: Request) -> Response:
+        body = parse_request(ChatRequest, await read_object(request))
+        return await self._run(request, ChatCall(body, self._manager.need_tokenizer(), self._defaults, self._name))
+
+    async def completions(self, request: Request) -> Response:
+        body = parse_request(CompletionRequest, await read_object(request))
+        return await self._run(request, CompletionCall(body, self._manager.tokenizer, self._defaults, self._name))
+
+    async def _run(self, request: Request, call: ChatCall | CompletionCall) -> Response:
+        if call.req.stream:
+            return await stream(self._manager, call.req, call.events, openai=True)
+        reply = await answer(request, self._manager, call.req, call.collect)
+        return CLIENT_GONE if reply is None else JsonResponse(reply)
+
+    async def models(self, request: Request) -> Response:
+        return JsonResponse({"object": "list", "data": [self._card()]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        if name == self._name:
+            return JsonResponse(self._card())
+        error = {
+            "message": f"the model {name[:200]!r} does not exist here; this server has {self._name!r}",
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": "model_not_found",
+        }
+        return JsonResponse({"error": error}, 404)
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "id": self._name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "sglang",
+            "root": self._name,
+            "max_model_len": self._manager.context_len,
+        }

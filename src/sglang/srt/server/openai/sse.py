@@ -1,0 +1,79 @@
+"""Chunks of a streamed answer. What all chunks of a stream share is encoded once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.messages import FinishReason
+from sglang.srt.server.responses import encode_json
+from sglang.srt.server.tokenizer_manager import GenerateOut
+
+NULL = b"null"
+
+
+def finish_name(finish: FinishReason) -> str:
+    return finish.type
+
+
+class ChunkWriter:
+    """Writes the chunks of one stream: `data: {id, object, created, model, choices: [...], usage}`."""
+
+    def __init__(self, kind: str, rid: str, created: int, model: str) -> None:
+        head = {"id": rid, "object": kind, "created": created, "model": model}
+        self._head = b"data: " + encode_json(head)[:-1] + b',"choices":['
+        self._starts: dict[int, bytes] = {}
+
+    def choice(
+        self, index: int, body: bytes, logprobs: Any = None, finish: FinishReason | None = None, usage: Any = None
+    ) -> bytes:
+        """One choice. `body` is its text as an encoded member: `"delta":{...}` or `"text":"..."`."""
+        start = self._starts.get(index)
+        if start is None:
+            start = self._starts[index] = self._head + b'{"index":%d,' % index
+        ending = b',"finish_reason":null,"matched_stop":null}],"usage":'
+        if finish is not None:
+            ending = b',"finish_reason":%b,"matched_stop":%b}],"usage":' % (
+                encode_json(finish_name(finish)),
+                encode_json(finish.matched),
+            )
+        return b"".join(
+            (
+                start,
+                body,
+                b',"logprobs":',
+                NULL if logprobs is None else encode_json(logprobs),
+                ending,
+                NULL if usage is None else encode_json(usage),
+                b"}\n\n",
+            )
+        )
+
+    def usage(self, usage: dict[str, Any]) -> bytes:
+        """The last chunk, with no choices."""
+        return self._head + b'],"usage":' + encode_json(usage) + b"}\n\n"
+
+
+class Usage:
+    """Token counts of a call, of which each prompt has `num_samples` sequences."""
+
+    def __init__(self, num_samples: int) -> None:
+        self._num_samples = num_samples
+        self._prompt: dict[int, int] = {}
+        self._cached: dict[int, int] = {}
+        self._completion: dict[int, int] = {}
+
+    def add(self, out: GenerateOut) -> None:
+        prompt = out.index // self._num_samples
+        self._prompt[prompt] = out.prompt_len
+        # samples of a prompt find it in the cache because of the first of them; that is no saving to tell about
+        self._cached[prompt] = min(out.cached_len, self._cached.get(prompt, out.cached_len))
+        self._completion[out.index] = out.completion_len
+
+    def as_dict(self) -> dict[str, Any]:
+        prompt, completion = sum(self._prompt.values()), sum(self._completion.values())
+        return {
+            "prompt_tokens": prompt,
+            "total_tokens": prompt + completion,
+            "completion_tokens": completion,
+            "prompt_tokens_details": {"cached_tokens": sum(self._cached.values())},
+        }

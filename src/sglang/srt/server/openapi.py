@@ -1,0 +1,96 @@
+"""The bodies of the hand-routed endpoints in the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from sglang.srt.server.openai.protocol import ChatRequest, CompletionRequest
+
+_INT, _BOOL, _TEXT = {"type": "integer"}, {"type": "boolean"}, {"type": "string"}
+_IDS = {"type": "array", "items": _INT}
+_TEXTS = {"type": "array", "items": _TEXT}
+
+
+def _object(required: list[str] | None = None, **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": required or [], "additionalProperties": False}
+
+
+_GENERATE = _object(
+    text={"anyOf": [_TEXT, _TEXTS]},
+    input_ids={"anyOf": [_IDS, {"type": "array", "items": _IDS}]},
+    sampling_params={"anyOf": [{"type": "object"}, {"type": "array", "items": {"type": "object"}}]},
+    rid={"anyOf": [_TEXT, _TEXTS]},
+    return_logprob=_BOOL,
+    logprob_start_len=_INT,
+    top_logprobs_num=_INT,
+    token_ids_logprob=_IDS,
+    return_text_in_logprobs=_BOOL,
+    stream=_BOOL,
+    cache_salt=_TEXT,
+    priority=_INT,
+)
+_SCORE = _object(
+    ["choices"], text=_TEXT, input_ids=_IDS, choices=_TEXTS, unconditional=_BOOL, rid=_TEXT, cache_salt=_TEXT, priority=_INT
+)
+_TOKENIZE = _object(text={"anyOf": [_TEXT, _TEXTS]}, prompt={"anyOf": [_TEXT, _TEXTS]}, add_special_tokens=_BOOL)
+_DETOKENIZE = _object(["tokens"], tokens=_IDS, skip_special_tokens=_BOOL)
+_ABORT = _object(rid=_TEXT, abort_all=_BOOL)
+
+_POSTS: dict[str, tuple[str, dict[str, Any] | None]] = {
+    "/generate": ("Generate from text or ids", _GENERATE),
+    "/score_choices": ("Score continuations of a prompt", _SCORE),
+    "/tokenize": ("Text to ids", _TOKENIZE),
+    "/detokenize": ("Ids to text", _DETOKENIZE),
+    "/abort_request": ("Abort a request, or all", _ABORT),
+    "/flush_cache": ("Empty the prefix cache", None),
+    "/pause_generation": ("Stop taking steps", None),
+    "/continue_generation": ("Take steps again", None),
+}
+_GETS = {
+    "/v1/models": "The model served",
+    "/get_model_info": "About the model",
+    "/get_server_info": "Arguments and state of the server",
+    "/health": "200 while the engine lives",
+    "/health_generate": "200 if the engine generates a token",
+    "/metrics": "Prometheus metrics",
+}
+
+
+def add_bodies(app: FastAPI) -> None:
+    """Makes `app.openapi()` describe every endpoint."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    schema: dict[str, Any] = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    components = schema.setdefault("components", {}).setdefault("schemas", {})
+    posts = dict(_POSTS)
+    for path, summary, model in (
+        ("/v1/chat/completions", "Answer a conversation", ChatRequest),
+        ("/v1/completions", "Continue a text", CompletionRequest),
+    ):
+        body = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        components.update(body.pop("$defs", {}))
+        components[model.__name__] = {**body, "additionalProperties": False}
+        posts[path] = (summary, {"$ref": f"#/components/schemas/{model.__name__}"})
+    for path, (summary, body_schema) in posts.items():
+        operation: dict[str, Any] = {"summary": summary, "responses": _responses()}
+        if body_schema is not None:
+            operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body_schema}}}
+        schema["paths"].setdefault(path, {})["post"] = operation
+    for path, summary in _GETS.items():
+        schema["paths"].setdefault(path, {})["get"] = {"summary": summary, "responses": _responses()}
+    return schema
+
+
+def _responses() -> dict[str, Any]:
+    return {"200": {"description": "OK"}, "400": {"description": "The request is wrong"}}

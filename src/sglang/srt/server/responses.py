@@ -1,0 +1,152 @@
+"""The last step to the wire: JSON bodies, event streams, errors, and what happens when the client hangs up.
+
+Errors have OpenAI's shape under /v1 and a plain one elsewhere; neither tells how the server is built.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from sglang.srt.errors import OverloadError, RequestError, SglangError
+from sglang.srt.server.tokenizer_manager import Call, GenerateReq, TokenizerManager
+
+encode_json = msgspec.json.Encoder().encode
+"""JSON as bytes; NaN and infinities become null"""
+
+DONE = b"data: [DONE]\n\n"
+FIRST_OUTPUT_SECONDS = 10.0
+"""how long a stream may wait for its first output before its headers are sent; until then an error has a status of its own"""
+
+CLIENT_GONE = Response(status_code=499)
+"""the answer to a client that hung up: nobody is there to read it"""
+
+T = TypeVar("T")
+
+
+class JsonResponse(Response):
+    """Any data that msgspec encodes."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return encode_json(content)
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The request's body, whatever its content type says. Raises RequestError if it is not a JSON object."""
+    body = await request.body()
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"the body is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise RequestError("the body is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise RequestError("the body must be a JSON object")
+    return value
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------------
+
+
+def status_of(error: SglangError) -> int:
+    return int(getattr(error, "status_code", 500))
+
+
+def error_body(error: SglangError, openai: bool) -> dict[str, Any]:
+    if not openai:
+        return {"error": {"message": str(error)}}
+    param = error.param if isinstance(error, RequestError) else None
+    kind = getattr(error, "err_type", "InternalServerError")
+    return {"error": {"message": str(error), "type": kind, "param": param, "code": status_of(error)}}
+
+
+def error_response(error: SglangError, path: str) -> Response:
+    headers = {"Retry-After": "1"} if isinstance(error, OverloadError) else None
+    return JsonResponse(error_body(error, path.startswith("/v1")), status_of(error), headers)
+
+
+def error_event(error: SglangError, openai: bool) -> bytes:
+    return b"data: " + encode_json(error_body(error, openai)) + b"\n\n"
+
+
+# --- generation -------------------------------------------------------------------------------------------------------------
+
+
+async def _when_gone(receive: Receive, cancel: Callable[[], None]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    cancel()
+
+
+async def answer(
+    request: Request, manager: TokenizerManager, req: GenerateReq, collect: Callable[[Call], Awaitable[T]]
+) -> T | None:
+    """Runs a call to its end, unless the client leaves: then its sequences are aborted and the answer is None."""
+    call = await manager.start(req)
+    gone = False
+
+    def leave() -> None:
+        nonlocal gone
+        gone = True
+        call.cancel()
+
+    watcher = asyncio.create_task(_when_gone(request.receive, leave))
+    try:
+        reply = await collect(call)
+        return None if gone else reply
+    finally:
+        watcher.cancel()
+        call.cancel()
+
+
+async def stream(
+    manager: TokenizerManager, req: GenerateReq, events: Callable[[Call], AsyncIterator[bytes]], openai: bool
+) -> Response:
+    """Starts a call and answers with its events. An error before the first output is raised; a later one is an event."""
+    call = await manager.start(req)
+    try:
+        await call.ready(FIRST_OUTPUT_SECONDS)
+    except BaseException:
+        call.cancel()
+        raise
+    return EventStream(call, events(call), openai)
+
+
+class EventStream(Response):
+    """Server-sent events of one call, ended by [DONE]. The call is aborted as soon as the client hangs up."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, call: Call, events: AsyncIterator[bytes], openai: bool) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._call = call
+        self._events = events
+        self._openai = openai
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watcher = asyncio.create_task(_when_gone(receive, self._call.cancel))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            try:
+                async for event in self._events:
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+            except SglangError as error:
+                await send({"type": "http.response.body", "body": error_event(error, self._openai), "more_body": True})
+            await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        except OSError:
+            pass  # the client hung up in the middle of a write
+        finally:
+            watcher.cancel()
+            self._call.cancel()
+            with contextlib.suppress(RuntimeError):
+                await self._events.aclose()  # type: ignore[attr-defined]

@@ -1,0 +1,556 @@
+"""The server's side of every request: from text to ids, to the scheduler, and back.
+
+    GenerateReq --start--> Call --iterate--> GenerateOut, GenerateOut, ...
+                    |                             ^
+              TokenizedReq (one a sequence)    TokenOut
+                    v                             |
+                 send(...)   scheduler       handle(...)
+
+Everything here runs on one event loop; only long texts are tokenized on another thread. A call that is cancelled, or whose
+consumer goes away, aborts its sequences at once. A scheduler that dies ends all calls with EngineDeadError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from sglang.srt.config import HttpOptions, TextOptions
+from sglang.srt.errors import EngineDeadError, OverloadError, RequestError, SglangError
+from sglang.srt.messages import (
+    AbortReq,
+    BatchTokenOut,
+    ControlReply,
+    FinishReason,
+    FlushCacheReq,
+    FromScheduler,
+    LogprobOptions,
+    PauseReq,
+    Position,
+    SchedulerReady,
+    SchedulerStats,
+    StateReq,
+    TokenizedReq,
+    TokenOut,
+    ToScheduler,
+)
+from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.detokenizer import Detokenizer
+from sglang.srt.server.metrics import Metrics
+from sglang.srt.server.request_log import RequestLog
+from sglang.srt.server.tokenization.tokenizer import Tokenizer
+from sglang.srt.server.validation import check_request, fit_length
+
+LONG_TEXT = 50_000
+"""characters above which a call is tokenized on another thread"""
+MAX_SEQUENCES = 16_384
+CALL_SECONDS = 20.0
+
+DEFAULT_SAMPLING = SamplingParams()
+
+
+@dataclass(slots=True)
+class GenerateReq:
+    """One call: a prompt or a batch of prompts, each sampled `sampling.n` times.
+
+    Exactly one of `text` and `input_ids` is given. `sampling`, `logprobs` and `rid` are one for all or one for each prompt.
+    `max_new_tokens_is_default`: nobody asked for that many, so it shrinks to what fits. `add_special_tokens` is for `text`.
+    """
+
+    text: str | list[str] | None = None
+    input_ids: list[int] | list[list[int]] | None = None
+    sampling: SamplingParams | list[SamplingParams] = DEFAULT_SAMPLING
+    logprobs: LogprobOptions | list[LogprobOptions | None] | None = None
+    rid: str | list[str] | None = None
+    stream: bool = False
+    max_new_tokens_is_default: bool = False
+    add_special_tokens: bool = True
+    cache_salt: str | None = None
+    priority: int = 0
+    grammar_after: tuple[int, ...] = ()
+
+    @property
+    def is_batch(self) -> bool:
+        prompts = self.text if self.input_ids is None else self.input_ids
+        return isinstance(prompts, list) and (self.input_ids is None or not prompts or isinstance(prompts[0], list))
+
+
+@dataclass(slots=True)
+class GenerateOut:
+    """What one sequence produced since its last GenerateOut. `index` is its place in the call: samples of one prompt are
+    neighbours. The lengths are totals."""
+
+    index: int
+    rid: str
+    text: str
+    ids: list[int]
+    finish: FinishReason | None
+    prompt_len: int
+    cached_len: int
+    completion_len: int
+    input_logprobs: list[Position] | None = None
+    output_logprobs: list[Position] | None = None
+    num_retractions: int = 0
+    seconds: float = 0.0
+    """since the call started"""
+
+    def join(self, later: GenerateOut) -> GenerateOut:
+        """This and the next one of the same sequence as one."""
+        later.text = self.text + later.text
+        later.ids = self.ids + later.ids
+        if self.input_logprobs is not None:
+            later.input_logprobs = self.input_logprobs
+        if self.output_logprobs is not None:
+            later.output_logprobs = self.output_logprobs + (later.output_logprobs or [])
+        return later
+
+
+class _Sequence:
+    """One sequence in flight."""
+
+    __slots__ = ("call", "detokenizer", "first_at", "held", "index", "last_at", "prompt_len", "request", "said")
+
+    def __init__(self, call: Call, index: int, request: TokenizedReq, detokenizer: Detokenizer | None) -> None:
+        self.call = call
+        self.index = index
+        self.request = request
+        self.prompt_len = len(request.input_ids)
+        self.detokenizer = detokenizer
+        self.first_at = 0.0
+        self.last_at = 0.0
+        self.held: GenerateOut | None = None
+        self.said = False
+
+
+class Call:
+    """The outputs of one GenerateReq as they come: `async for out in call`. Ends when every sequence has finished or the call
+    is cancelled; raises the error of the first sequence that failed."""
+
+    __slots__ = ("_error", "_manager", "_queue", "_waiter", "name", "open", "started_at")
+
+    def __init__(self, manager: TokenizerManager, name: str) -> None:
+        self.name = name
+        self._manager = manager
+        self._queue: deque[GenerateOut] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: SglangError | None = None
+        self.open: dict[str, _Sequence] = {}
+        self.started_at = time.monotonic()
+
+    def __aiter__(self) -> Call:
+        return self
+
+    async def __anext__(self) -> GenerateOut:
+        while not self._queue:
+            if self._error is not None:
+                raise self._error
+            if not self.open:
+                raise StopAsyncIteration
+            await self._wait()
+        return self._queue.popleft()
+
+    async def ready(self, timeout: float) -> None:
+        """Waits for the first output, at most `timeout` seconds. Raises if the call has failed by then."""
+        if not self._queue and self._error is None and self.open:
+            timer = asyncio.get_running_loop().call_later(timeout, self._wake)
+            try:
+                await self._wait()
+            finally:
+                timer.cancel()
+        if self._error is not None and not self._queue:
+            raise self._error
+
+    def cancel(self) -> None:
+        """Aborts what still runs. Nothing more comes."""
+        if self.open:
+            self._manager.drop(self, "the client went away")
+        self._wake()
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def put(self, out: GenerateOut) -> None:
+        self._queue.append(out)
+        self._wake()
+
+    def fail(self, error: SglangError) -> None:
+        self._error = error
+        self._wake()
+
+
+class TokenizerManager:
+    """Owns all calls in flight. `send` hands a message to the scheduler; whoever receives gives its messages to `handle`, on
+    the event loop. `info` is forward_batch.ModelInfo as a dict. Without a tokenizer only ids go in and out."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        info: dict[str, Any],
+        http: HttpOptions,
+        text: TextOptions,
+        send: Callable[[ToScheduler], None],
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.info = info
+        self.http = http
+        self.text = text
+        self.stats = SchedulerStats()
+        self.metrics = Metrics(http.served_model_name) if http.enable_metrics else None
+        self._send = send
+        self._log = RequestLog(http.log_requests, http.log_requests_level)
+        self._sequences: dict[str, _Sequence] = {}
+        self._calls: dict[str, Call] = {}
+        self._controls: dict[int, asyncio.Future[ControlReply]] = {}
+        self._control_ids = itertools.count(1)
+        self._death: str | None = None
+        self._heard_at = 0.0
+
+    # --- requests -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def context_len(self) -> int:
+        """Longest sequence the model and its KV pool take."""
+        return min(int(self.info["context_len"]), int(self.info["max_total_tokens"]))
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._sequences)
+
+    def need_tokenizer(self) -> Tokenizer:
+        """Raises RequestError if the server runs without one."""
+        if self.tokenizer is None:
+            raise RequestError("this server runs without a tokenizer: send input_ids, and no text, stop strings or messages")
+        return self.tokenizer
+
+    async def start(self, req: GenerateReq) -> Call:
+        """Checks the request and hands its sequences to the scheduler. Raises RequestError, or EngineDeadError while there is
+        no scheduler."""
+        self._check_alive()
+        prompts = await self._tokenize(req)
+        requests = self._expand(req, prompts)
+        self._check_alive()  # it may have died while a long text was tokenized
+        name = req.rid if isinstance(req.rid, str) else requests[0].rid
+        if name in self._calls or any(r.rid in self._sequences for r in requests):
+            raise RequestError(f"a request with the rid {name!r} is already running", "rid")
+        call = Call(self, name)
+        vocabulary = self.tokenizer.vocabulary if self.tokenizer is not None else None
+        for index, request in enumerate(requests):
+            detokenizer = Detokenizer(vocabulary, request.sampling.skip_special_tokens) if vocabulary is not None else None
+            sequence = _Sequence(call, index, request, detokenizer)
+            self._sequences[request.rid] = call.open[request.rid] = sequence
+        self._calls[name] = call
+        for request in requests:
+            self._send(request)
+            self._log.received(request)
+        if self.metrics is not None:
+            self.metrics.received(requests)
+        return call
+
+    async def generate(self, req: GenerateReq) -> AsyncIterator[GenerateOut]:
+        """`start` and iterate; the sequences are aborted when the consumer stops early."""
+        call = await self.start(req)
+        try:
+            async for out in call:
+                yield out
+        finally:
+            call.cancel()
+
+    async def _tokenize(self, req: GenerateReq) -> list[list[int]]:
+        if req.input_ids is not None:
+            if req.text is not None:
+                raise RequestError("give either text or input_ids, not both", "text")
+            ids: Any = req.input_ids if req.is_batch else [req.input_ids]
+            return [list(prompt) for prompt in ids]
+        if req.text is None:
+            raise RequestError("the request has no prompt: give text or input_ids", "text")
+        tokenizer = self.need_tokenizer()
+        texts = [req.text] if isinstance(req.text, str) else req.text
+        if sum(map(len, texts)) > LONG_TEXT:
+            return await asyncio.to_thread(tokenizer.encode_batch, texts, req.add_special_tokens)
+        return [tokenizer.encode(text, req.add_special_tokens) for text in texts]
+
+    def _expand(self, req: GenerateReq, prompts: list[list[int]]) -> list[TokenizedReq]:
+        """One TokenizedReq for every sample of every prompt."""
+        if not prompts:
+            raise RequestError("the batch is empty", "text" if req.input_ids is None else "input_ids")
+        samplings = _for_each("sampling_params", req.sampling, len(prompts))
+        logprobs = _for_each("logprobs", req.logprobs, len(prompts))
+        rids = _rids(req.rid, len(prompts), req.is_batch)
+        if sum(s.n for s in samplings) > MAX_SEQUENCES:
+            raise RequestError(f"a request may ask for at most {MAX_SEQUENCES} sequences")
+        now = time.monotonic()
+        requests: list[TokenizedReq] = []
+        for prompt, sampling, options, rid in zip(prompts, samplings, logprobs, rids, strict=True):
+            ids = prompt or self._empty_prompt()
+            check_request(ids, sampling, options, int(self.info["vocab_size"]), has_text=self.tokenizer is not None)
+            ids, fitted = fit_length(
+                ids, sampling, self.context_len, req.max_new_tokens_is_default, self.http.allow_auto_truncate
+            )
+            for name, choice in _samples(rid, fitted):
+                requests.append(
+                    TokenizedReq(
+                        rid=name,
+                        input_ids=ids,
+                        sampling=choice,
+                        logprobs=options,
+                        stream=req.stream,
+                        group=rid if sampling.n > 1 else None,
+                        cache_salt=req.cache_salt,
+                        priority=req.priority,
+                        grammar_after=req.grammar_after,
+                        received_at=now,
+                    )
+                )
+        return requests
+
+    def _empty_prompt(self) -> list[int]:
+        """What an empty text means: the token that begins a text, or for want of one a token that ends one."""
+        vocabulary = self.tokenizer.vocabulary if self.tokenizer is not None else None
+        if vocabulary is not None and vocabulary.bos_token_id is not None:
+            return [vocabulary.bos_token_id]
+        if vocabulary is not None and vocabulary.eos_token_ids:
+            return [min(vocabulary.eos_token_ids)]
+        raise RequestError("the prompt is empty", "text")
+
+    # --- ends of requests ---------------------------------------------------------------------------------------------------
+
+    def abort(self, rid: str, message: str = "the request was aborted") -> None:
+        """Aborts a sequence, or all sequences of a call. Whoever waits gets the final output. An unknown rid is ignored."""
+        call = self._calls.get(rid)
+        for name in list(call.open) if call is not None else [rid] if rid in self._sequences else []:
+            self._send(AbortReq(rid=name, message=message))
+
+    def abort_all(self, message: str = "the request was aborted") -> None:
+        self._send(AbortReq(all=True, message=message))
+
+    def drop(self, call: Call, message: str) -> None:
+        """Aborts a call that nobody listens to any more."""
+        for rid in list(call.open):
+            self._forget(call, rid)
+            if self._death is None:
+                self._send(AbortReq(rid=rid, message=message))
+            if self.metrics is not None:
+                self.metrics.aborted()
+
+    def _forget(self, call: Call, rid: str) -> None:
+        self._sequences.pop(rid, None)
+        call.open.pop(rid, None)
+        if not call.open:
+            self._calls.pop(call.name, None)
+
+    # --- messages of the scheduler ------------------------------------------------------------------------------------------
+
+    def handle(self, message: FromScheduler) -> None:
+        """Takes one message of the scheduler. To be called on the event loop."""
+        if isinstance(message, BatchTokenOut):
+            self._heard_at = time.monotonic()
+            for out in message.outs:
+                self._on_output(out)
+        elif isinstance(message, SchedulerStats):
+            self._on_stats(message)
+        elif isinstance(message, ControlReply):
+            if message.stats is not None:
+                self._on_stats(message.stats)
+            future = self._controls.pop(message.call_id, None)
+            if future is not None and not future.done():
+                future.set_result(message)
+        elif isinstance(message, SchedulerReady):
+            self.scheduler_restarted(message.info)
+        else:
+            self.scheduler_died(message.message)
+
+    def _on_output(self, token_out: TokenOut) -> None:
+        sequence = self._sequences.get(token_out.rid)
+        if sequence is None:
+            return  # dropped meanwhile
+        call = sequence.call
+        out = GenerateOut(
+            index=sequence.index,
+            rid=token_out.rid,
+            text=sequence.detokenizer.feed(token_out) if sequence.detokenizer is not None else "",
+            ids=token_out.ids,
+            finish=token_out.finish,
+            prompt_len=token_out.prompt_len or sequence.prompt_len,
+            cached_len=token_out.cached_len,
+            completion_len=token_out.completion_len,
+            input_logprobs=token_out.input_logprobs,
+            output_logprobs=token_out.output_logprobs,
+            num_retractions=token_out.num_retractions,
+            seconds=self._heard_at - call.started_at,
+        )
+        self._note_times(sequence, token_out)
+        if out.finish is not None:
+            self._finish(sequence, out)
+        elif self._is_due(sequence, out):
+            call.put(self._with_held(sequence, out))
+
+    def _is_due(self, sequence: _Sequence, out: GenerateOut) -> bool:
+        """Whether to report now: the first token, then every `stream_interval` tokens."""
+        held = len(sequence.held.ids) if sequence.held is not None else 0
+        if held + len(out.ids) < self.http.stream_interval and sequence.said:
+            sequence.held = self._with_held(sequence, out)
+            return False
+        sequence.said = True
+        return True
+
+    @staticmethod
+    def _with_held(sequence: _Sequence, out: GenerateOut) -> GenerateOut:
+        held, sequence.held = sequence.held, None
+        return out if held is None else held.join(out)
+
+    def _finish(self, sequence: _Sequence, out: GenerateOut) -> None:
+        call = sequence.call
+        self._forget(call, out.rid)
+        self._log.finished(sequence.request, out)
+        assert out.finish is not None
+        if self.metrics is not None:
+            self.metrics.finished(out, has_grammar=sequence.request.sampling.grammar is not None)
+        error = _error_of(out.finish)
+        if error is None:
+            call.put(self._with_held(sequence, out))
+        else:
+            self.drop(call, "another sequence of the same request failed")
+            call.fail(error)
+
+    def _note_times(self, sequence: _Sequence, token_out: TokenOut) -> None:
+        if self.metrics is None or not token_out.ids:
+            return
+        now = self._heard_at
+        if not sequence.first_at:
+            sequence.first_at = now
+            self.metrics.first_token(now - sequence.call.started_at, token_out.queue_time)
+        else:
+            self.metrics.next_tokens(now - sequence.last_at, len(token_out.ids))
+        sequence.last_at = now
+
+    def _on_stats(self, stats: SchedulerStats) -> None:
+        self.stats = stats
+        if self.metrics is not None:
+            self.metrics.scheduler(stats)
+
+    def scheduler_died(self, message: str) -> None:
+        """Ends all calls with EngineDeadError; new ones are refused until `scheduler_restarted`."""
+        self._death = message
+        calls = {id(s.call): s.call for s in self._sequences.values()}
+        self._sequences.clear()
+        self._calls.clear()
+        for call in calls.values():
+            call.open.clear()
+            call.fail(EngineDeadError(message))
+        for future in self._controls.values():
+            if not future.done():
+                future.set_exception(EngineDeadError(message))
+        self._controls.clear()
+
+    def scheduler_restarted(self, info: dict[str, Any]) -> None:
+        self.info = info
+        self._death = None
+
+    def _check_alive(self) -> None:
+        if self._death is not None:
+            raise EngineDeadError(self._death)
+
+    # --- control ------------------------------------------------------------------------------------------------------------
+
+    async def flush_cache(self) -> ControlReply:
+        return await self._control(FlushCacheReq)
+
+    async def pause(self, pause: bool) -> ControlReply:
+        return await self._control(lambda call_id: PauseReq(call_id, pause))
+
+    async def state(self) -> SchedulerStats:
+        await self._control(StateReq)
+        return self.stats
+
+    async def _control(self, make: Callable[[int], ToScheduler]) -> ControlReply:
+        """Asks and waits. Raises OverloadError without an answer in time, EngineDeadError if the scheduler dies."""
+        self._check_alive()
+        call_id = next(self._control_ids)
+        future: asyncio.Future[ControlReply] = asyncio.get_running_loop().create_future()
+        self._controls[call_id] = future
+        self._send(make(call_id))
+        try:
+            return await asyncio.wait_for(future, CALL_SECONDS)
+        except asyncio.TimeoutError as error:
+            raise OverloadError(f"the scheduler did not answer within {CALL_SECONDS:g} s") from error
+        finally:
+            self._controls.pop(call_id, None)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._death is None
+
+    async def health(self, timeout: float = 20.0) -> bool:
+        """Whether the engine generates: any output within `timeout` seconds of asking for one token."""
+        if not self.is_alive:
+            return False
+        asked = time.monotonic()
+        sampling = SamplingParams(max_new_tokens=1, temperature=0.0)
+        call = await self.start(GenerateReq(input_ids=[0], sampling=sampling, rid=f"HEALTH_CHECK_{uuid4().hex}"))
+        try:
+            while time.monotonic() - asked < timeout:
+                await call.ready(0.5)
+                if self._heard_at > asked:
+                    return True
+        except SglangError:
+            return False
+        finally:
+            call.cancel()
+        return False
+
+
+def _for_each(name: str, value: Any, count: int) -> list[Any]:
+    """One value for each of `count` prompts."""
+    if not isinstance(value, list):
+        return [value] * count
+    if len(value) != count:
+        raise RequestError(f"{name} has {len(value)} entries for {count} prompts", name)
+    return value
+
+
+def _rids(rid: str | list[str] | None, count: int, is_batch: bool) -> list[str]:
+    if rid is None:
+        return [uuid4().hex for _ in range(count)]
+    if isinstance(rid, str):
+        return [f"{rid}_{i}" for i in range(count)] if is_batch else [rid]
+    if len(rid) != count:
+        raise RequestError(f"rid has {len(rid)} entries for {count} prompts", "rid")
+    if len(set(rid)) != count:
+        raise RequestError("the rids of a batch must differ", "rid")
+    return rid
+
+
+def _samples(rid: str, sampling: SamplingParams) -> Iterator[tuple[str, SamplingParams]]:
+    """Names and parameters of the samples of one prompt. A seed is the first sample's; the others count up from it."""
+    if sampling.n == 1:
+        yield rid, sampling
+        return
+    for i in range(sampling.n):
+        seed = None if sampling.seed is None else (sampling.seed + i) % 2**63 if i else sampling.seed
+        yield f"{rid}-{i}", msgspec.structs.replace(sampling, n=1, seed=seed)
+
+
+def _error_of(finish: FinishReason) -> SglangError | None:
+    """The error behind an abort; None for an abort that somebody asked for, which is an ordinary end."""
+    if finish.type != "abort" or finish.status_code is None:
+        return None
+    message = finish.message or "the request was aborted"
+    if finish.status_code == 503:
+        return OverloadError(message)
+    return RequestError(message) if finish.status_code < 500 else EngineDeadError(message)

@@ -1,0 +1,77 @@
+"""Rules about a request that need the model's numbers: ids, lengths, log probabilities."""
+
+from __future__ import annotations
+
+import msgspec
+
+from sglang.srt.errors import RequestError
+from sglang.srt.messages import LogprobOptions
+from sglang.srt.sampling_params import SamplingParams
+
+MAX_TOP_LOGPROBS = 1024
+MAX_LOGPROB_IDS = 4096
+
+
+def check_request(
+    ids: list[int], sampling: SamplingParams, logprobs: LogprobOptions | None, vocab_size: int, has_text: bool
+) -> None:
+    """Raises RequestError for ids outside the vocabulary, positions outside the prompt and what needs a tokenizer."""
+    _check_ids("input_ids", ids, vocab_size)
+    if sampling.logit_bias:
+        _check_ids("logit_bias", list(sampling.logit_bias), vocab_size)
+    if sampling.stop_token_ids:
+        _check_ids("stop_token_ids", list(sampling.stop_token_ids), vocab_size)
+    if not has_text and (sampling.stop or sampling.stop_regex or sampling.grammar):
+        raise RequestError("this server runs without a tokenizer: stop strings and constraints are not possible", "stop")
+    if logprobs is None:
+        return
+    if not -1 <= logprobs.start_len <= len(ids):
+        raise RequestError(
+            f"logprob_start_len must be between -1 and the prompt's length ({len(ids)}), got {logprobs.start_len}",
+            "logprob_start_len",
+        )
+    if not 0 <= logprobs.top_num <= min(MAX_TOP_LOGPROBS, vocab_size):
+        raise RequestError(
+            f"top_logprobs_num must be between 0 and {min(MAX_TOP_LOGPROBS, vocab_size)}, got {logprobs.top_num}",
+            "top_logprobs_num",
+        )
+    if len(logprobs.token_ids) > MAX_LOGPROB_IDS:
+        raise RequestError(f"token_ids_logprob may name at most {MAX_LOGPROB_IDS} ids", "token_ids_logprob")
+    if logprobs.token_ids:
+        _check_ids("token_ids_logprob", list(logprobs.token_ids), vocab_size)
+
+
+def _check_ids(name: str, ids: list[int], vocab_size: int) -> None:
+    low, high = min(ids), max(ids)
+    if low < 0 or high >= vocab_size:
+        raise RequestError(f"{name}: id {low if low < 0 else high} is outside the vocabulary of {vocab_size} tokens", name)
+
+
+def fit_length(
+    ids: list[int], sampling: SamplingParams, context_len: int, is_default: bool, truncate: bool
+) -> tuple[list[int], SamplingParams]:
+    """The prompt and its parameters with `max_new_tokens` decided: the rest of the context where none was given.
+
+    Raises RequestError if prompt and output do not fit in `context_len`. With `truncate` the prompt loses its end and the
+    output shrinks instead; a default number of tokens (`is_default`) shrinks in any case.
+    """
+    if len(ids) >= context_len:
+        if not truncate:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens, but this server takes fewer than {context_len} (its context length)",
+                "input_ids",
+            )
+        ids = ids[: context_len - 1]
+    room = context_len - len(ids)
+    wanted = sampling.max_new_tokens
+    if wanted is not None and wanted <= room:
+        return ids, sampling
+    if wanted is not None and not (is_default or truncate):
+        raise RequestError(
+            f"the prompt's {len(ids)} tokens and max_new_tokens {wanted} exceed the context length {context_len}; "
+            f"at most {room} new tokens fit",
+            "max_new_tokens",
+        )
+    if sampling.min_new_tokens > room:
+        raise RequestError(f"min_new_tokens is {sampling.min_new_tokens}, but only {room} fit in the context", "min_new_tokens")
+    return ids, msgspec.structs.replace(sampling, max_new_tokens=room)
