@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sglang.srt.model.kernels.reference import ReferenceOps
+from tests.model.conftest import create_ops
 from tests.model.tiny import Driver, open_worker, save_model
 
 torch = pytest.importorskip("torch")
@@ -23,7 +24,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama tied": ("llama", dict(tie_word_embeddings=True)),
     "llama attention bias": ("llama", dict(attention_bias=True)),
     "llama mlp bias": ("llama", dict(mlp_bias=True)),
-    "llama head_dim": ("llama", dict(head_dim=24)),
+    "llama head_dim": ("llama", dict(head_dim=48)),
     "llama multi-head": ("llama", dict(num_key_value_heads=4)),
     "llama multi-query": ("llama", dict(num_key_value_heads=1)),
     "llama rope theta": ("llama", dict(rope_parameters=dict(rope_type="default", rope_theta=500.0))),
@@ -75,3 +76,16 @@ def test_logits_equal_transformers(variant: str, tmp_path: Path) -> None:
     assert ours.shape == theirs.shape
     assert np.abs(theirs).max() > 0.5
     np.testing.assert_allclose(ours, theirs, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_native_kernels_agree_with_the_reference(variant: str, tmp_path: Path) -> None:
+    """On float32 weights all that is lost is the rounding of K and V to 16 bits."""
+    family, overrides = VARIANTS[variant]
+    save_model(tmp_path, family, **overrides)
+    logits = []
+    for ops in (ReferenceOps(), create_ops("cpu")):
+        driver = Driver(open_worker(tmp_path, ops))
+        logits.append(driver.logits([(driver.add(PROMPT), len(PROMPT))]))
+    error = np.abs(logits[1] - logits[0])
+    assert 0 < error.max() < 0.02 and error.mean() < 0.002

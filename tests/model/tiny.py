@@ -55,7 +55,7 @@ def open_worker(path: Path, ops: Ops, use_tape: bool = True, quantization: Any =
     """A worker with a small pool."""
     options = ModelOptions(str(path), quantization=quantization)
     checkpoint = load_checkpoint(resolve_model(str(path)), options)
-    limits: dict[str, Any] = dict(max_total_tokens=2048, max_running_requests=24, chunked_prefill_size=256)
+    limits: dict[str, Any] = dict(max_total_tokens=2048, max_running_requests=24, chunked_prefill_size=600)
     return worker_from(checkpoint, checkpoint.config, ops, MemoryOptions(**{**limits, **memory}), use_tape)
 
 

@@ -61,8 +61,7 @@ def resolve_batch(options: MemoryOptions, context_len: int) -> tuple[int, int]:
     chunk = options.chunked_prefill_size
     if chunk == 0 or chunk < -1:
         raise ConfigError(f"--chunked-prefill-size must be at least 1, or -1 for no chunking, got {chunk}")
-    # A chunk may be a whole prompt with nothing left to share the step with, hence never more than the context.
-    return running, (context_len if chunk == -1 else min(chunk, context_len)) + running
+    return running, (context_len if chunk == -1 else chunk) + running
 
 
 def plan_capacity(options: MemoryOptions, model: ModelFootprint, memory: HostMemory, buffer_bytes: int) -> Capacity:
