@@ -54,7 +54,9 @@ def model_info(tokenizer: Tokenizer, **changes: Any) -> dict[str, Any]:
 class Stand:
     """A manager wired to an echo scheduler, and the application on top."""
 
-    def __init__(self, tokenizer: Tokenizer | None, info: dict[str, Any], options: HttpOptions, scheduler: EchoScheduler) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer | None, info: dict[str, Any], options: HttpOptions, scheduler: EchoScheduler
+    ) -> None:
         self.scheduler = scheduler
         self.options = options
         self.manager = TokenizerManager(tokenizer, info, options, TextOptions("test-path"), scheduler.send)
@@ -67,7 +69,9 @@ MakeStand = Callable[..., Stand]
 
 @pytest.fixture
 def make_stand(tokenizer: Tokenizer) -> MakeStand:
-    def make(tokens_per_step: int = 1, with_tokenizer: bool = True, info: dict[str, Any] | None = None, **options: Any) -> Stand:
+    def make(
+        tokens_per_step: int = 1, with_tokenizer: bool = True, info: dict[str, Any] | None = None, **options: Any
+    ) -> Stand:
         scheduler = EchoScheduler(tokenizer.vocabulary, tokens_per_step)
         http = replace(HttpOptions(served_model_name="test-model"), **options)
         return Stand(tokenizer if with_tokenizer else None, model_info(tokenizer, **(info or {})), http, scheduler)

@@ -79,7 +79,9 @@ class EchoScheduler:
             self.paused = message.pause
             self.reply(ControlReply(message.call_id))
         elif isinstance(message, StateReq):
-            self.reply(ControlReply(message.call_id, stats=SchedulerStats(num_running=len(self.running), max_total_tokens=1000)))
+            self.reply(
+                ControlReply(message.call_id, stats=SchedulerStats(num_running=len(self.running), max_total_tokens=1000))
+            )
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
 

@@ -46,7 +46,9 @@ async def test_an_answer_has_openais_shape(stand: Stand) -> None:
 
 async def test_a_stream_is_role_content_one_finish_usage_done(stand: Stand) -> None:
     whole = (await chat(stand, max_tokens=20, n=2, seed=1, ignore_eos=True)).json()
-    response = await chat(stand, max_tokens=20, n=2, seed=1, ignore_eos=True, stream=True, stream_options={"include_usage": True})
+    response = await chat(
+        stand, max_tokens=20, n=2, seed=1, ignore_eos=True, stream=True, stream_options={"include_usage": True}
+    )
     assert response.headers["content-type"].startswith("text/event-stream")
     events = events_of(response.text)
     assert events[-1] == "[DONE]"
@@ -164,7 +166,11 @@ async def test_samples_differ_in_their_seeds_only(stand: Stand) -> None:
         ({"messages": "hi"}, "messages", "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages", "role"),
         ({"messages": [{"role": "user"}]}, "messages", "content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages", "text only"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages",
+            "text only",
+        ),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "not supported"),
         ({"tool_choice": "required"}, "tool_choice", "not supported"),
         ({"modalities": ["text", "audio"]}, "modalities", "not supported"),
@@ -183,7 +189,9 @@ async def test_samples_differ_in_their_seeds_only(stand: Stand) -> None:
         ({"stop": [""]}, "stop", "empty"),
     ],
 )
-async def test_wrong_requests_are_told_what_is_wrong(stand: Stand, change: dict[str, Any], param: str | None, words: str) -> None:
+async def test_wrong_requests_are_told_what_is_wrong(
+    stand: Stand, change: dict[str, Any], param: str | None, words: str
+) -> None:
     response = await chat(stand, **change)
     assert response.status_code == 400
     error = response.json()["error"]

@@ -100,7 +100,7 @@ class NativeApi:
     async def server_info(self, request: Request) -> Response:
         manager = self._manager
         stats = await manager.state()
-        state = {name: getattr(stats, name) for name in stats.__struct_fields__}
+        state = {name: getattr(stats, name) for name in stats.__struct_fields__} | {"num_inflight": manager.num_in_flight}
         info = {
             "version": self._version,
             "status": "ready" if manager.is_alive else "broken",
