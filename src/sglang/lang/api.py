@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sglang.lang.choices import ChoicesSamplingMethod, token_length_normalized
@@ -22,7 +22,7 @@ from sglang.lang.ir import (
     leaves,
     with_reasoning,
 )
-from sglang.lang.program import SglFunction, function, resolve_backend
+from sglang.lang.program import function, resolve_backend
 from sglang.lang.sampling import (
     ALL_WIRES,
     CONSTRAINTS,

@@ -9,9 +9,9 @@ from typing import Any
 
 from sglang.lang.chat_template import Message
 from sglang.lang.errors import copy_of
-from sglang.lang.interpreter import Name
 from sglang.lang.ir import Expr
 from sglang.lang.state import ProgramStateGroup, _check_fork, _StateBase, _wait_async, follow_async
+from sglang.lang.variables import Name
 
 
 class AsyncProgramState(_StateBase):
@@ -24,12 +24,12 @@ class AsyncProgramState(_StateBase):
         """Waits for the variable. Raises KeyError when nothing writes it, and the error of a piece that failed."""
         executor = self.stream_executor
         await _wait_async(executor, lambda: executor.poll(name))
-        return executor.variables[name]
+        return executor.vars.texts[name]
 
     async def value(self, name: Name) -> Any:
         """The object of a gen with a `dtype`; the text of any other variable."""
         text = await self.get_var(name)
-        return self.stream_executor.values.get(name, text)
+        return self.stream_executor.vars.objects.get(name, text)
 
     async def get_meta_info(self, name: Name, timeout: float | None = None) -> Any:
         """What the backend told about a variable, or None. Raises TimeoutError."""
@@ -39,7 +39,7 @@ class AsyncProgramState(_StateBase):
             return None
         except asyncio.TimeoutError as error:
             raise TimeoutError(f"the value was not there after {timeout:g} seconds") from error
-        return self.stream_executor.metas.get(name)
+        return self.stream_executor.vars.metas.get(name)
 
     async def sync(self) -> None:
         """Waits for everything added so far; raises what went wrong."""
@@ -53,7 +53,7 @@ class AsyncProgramState(_StateBase):
 
     async def messages(self) -> list[Message]:
         await self.sync()
-        return self.stream_executor.messages
+        return self.stream_executor.transcript.messages
 
     async def error(self) -> BaseException | None:
         """Waits, and returns the error instead of raising it."""

@@ -15,8 +15,8 @@ from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequen
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sglang.lang.background import BODIES, IO, MAX_BODY_THREADS, PROGRAMS
 from sglang.lang.backend.base import BaseBackend, Prompt
+from sglang.lang.background import BODIES, IO, PROGRAMS
 from sglang.lang.errors import BackendError, copy_of
 from sglang.lang.program import RunOptions, SglFunction
 from sglang.lang.settings import global_config
@@ -345,7 +345,7 @@ class Progress:
     def add(self, item: BatchItem) -> None:
         if self._bar is None:
             return
-        metas = list(item.state.stream_executor.metas.values()) if item.state is not None else []
+        metas = list(item.state.stream_executor.vars.metas.values()) if item.state is not None else []
         for meta in (one for meta in metas for one in (meta if isinstance(meta, list) else [meta])):
             if isinstance(meta, dict):
                 self._tokens += int(meta.get("completion_tokens") or 0)

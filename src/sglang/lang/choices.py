@@ -9,9 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
-TokenLogprob = Sequence[Union[float, int, str, None]]
+TokenLogprob = Sequence[float | int | str | None]
 
 
 @dataclass(frozen=True)

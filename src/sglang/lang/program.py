@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any, overload
 
 from sglang.lang.async_state import AsyncProgramState
-from sglang.lang.background import BODIES, IO, PROGRAMS
 from sglang.lang.backend.base import BaseBackend
+from sglang.lang.background import BODIES, IO, PROGRAMS
 from sglang.lang.errors import NoBackendError
 from sglang.lang.interpreter import Body, Executor
 from sglang.lang.runlog import RunLog

@@ -61,8 +61,8 @@ class ResultFile:
         if item.state is not None and item.error is None:
             executor = item.state.stream_executor
             row["text"] = executor.text
-            row["variables"] = {str(name): value for name, value in executor.variables.items()}
-            row["meta"] = {str(name): meta for name, meta in executor.metas.items()}
+            row["variables"] = {str(name): value for name, value in executor.vars.texts.items()}
+            row["meta"] = {str(name): meta for name, meta in executor.vars.metas.items()}
         row["error"] = None if item.error is None else f"{type(item.error).__name__}: {item.error}"
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, default=repr) + "\n")

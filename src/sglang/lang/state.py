@@ -13,9 +13,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 from sglang.lang.chat_template import Message
 from sglang.lang.errors import copy_of
-from sglang.lang.interpreter import Executor, LiveVariable, Name
+from sglang.lang.interpreter import Executor
 from sglang.lang.ir import Expr, ExprList, RoleBegin, RoleEnd, VarBegin, VarEnd, as_expr
 from sglang.lang.runlog import Event
+from sglang.lang.variables import LiveVariable, Name
 
 JoinMode = Literal["gather_variable", "concate_and_append"]
 S = TypeVar("S", bound="_StateBase")
@@ -140,7 +141,7 @@ class ProgramState(_StateBase):
     def get_var(self, name: Name) -> Any:
         """Waits for the variable. Raises KeyError when nothing writes it, and the error of a piece that failed."""
         self._wait(lambda: self.stream_executor.poll(name))
-        return self.stream_executor.variables[name]
+        return self.stream_executor.vars.texts[name]
 
     def __getitem__(self, name: Name) -> Any:
         return self.get_var(name)
@@ -148,7 +149,7 @@ class ProgramState(_StateBase):
     def value(self, name: Name) -> Any:
         """The object of a gen with a `dtype`; the text of any other variable."""
         text = self.get_var(name)
-        return self.stream_executor.values.get(name, text)
+        return self.stream_executor.vars.objects.get(name, text)
 
     def get_meta_info(self, name: Name, timeout: float | None = None) -> Any:
         """What the backend told about a variable; None when there is no such variable, or nothing is known of it. Raises
@@ -157,7 +158,7 @@ class ProgramState(_StateBase):
             self._wait(lambda: self.stream_executor.poll(name), timeout)
         except KeyError:
             return None
-        return self.stream_executor.metas.get(name)
+        return self.stream_executor.vars.metas.get(name)
 
     def sync(self) -> None:
         """Waits for everything added so far; raises what went wrong."""
@@ -173,7 +174,7 @@ class ProgramState(_StateBase):
     def messages(self) -> list[Message]:
         """The finished messages in OpenAI's format."""
         self.sync()
-        return self.stream_executor.messages
+        return self.stream_executor.transcript.messages
 
     def error(self) -> BaseException | None:
         """Waits, and returns the error instead of raising it."""
@@ -242,7 +243,7 @@ class ProgramState(_StateBase):
         executor = self.stream_executor
         if not executor.stream:
             await _wait_async(executor, lambda: executor.is_finished if var_name is None else executor.poll(var_name))
-            yield self.text() if var_name is None else executor.variables[var_name]
+            yield self.text() if var_name is None else executor.vars.texts[var_name]
             return
         async for piece, meta in follow_async(self, var_name, var_name is None):
             yield (piece, meta) if return_meta_data else piece
@@ -332,7 +333,7 @@ class Follower:
             complete, text = executor.is_finished, executor.text
         else:
             ended = executor.is_finished
-            self._live = self._live or executor.live.get(self._name)
+            self._live = self._live or executor.vars.live.get(self._name)
             if self._live is None:
                 if ended and executor.error is not None:
                     raise copy_of(executor.error)

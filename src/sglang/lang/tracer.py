@@ -272,4 +272,4 @@ def extract_prefix(program: SglFunction, backend: BaseBackend) -> Prompt:
         pass  # code that needs a real argument ends the prefix
     finally:
         _current.reset(token)
-    return executor.prompt()
+    return executor.transcript.prompt()

@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from sglang.lang.background import IO
 from sglang.lang.backend.base import Meta
 from sglang.lang.backend.http import HttpPolicy, HttpServer
 from sglang.lang.backend.native import NativeBackend, request_failure
 from sglang.lang.backend.sse import EventStream
+from sglang.lang.background import IO
 from sglang.lang.chat_template import ChatTemplate, get_chat_template, get_chat_template_by_model_path
 from sglang.lang.errors import BadReplyError, RequestRefusedError, ServerError
 

@@ -1,0 +1,90 @@
+"""What has been written on a state so far, in its two forms: one text, and a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sglang.lang.backend.base import Prompt
+from sglang.lang.chat_template import ChatTemplate, Message
+from sglang.lang.ir import Image
+
+
+class Transcript:
+    """Written by whoever runs the state's pieces; others only read `text` and, once it is idle, `messages`."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self.template = template
+        self.text = ""
+        self.messages: list[Message] = []
+        self.images: list[Image] = []
+        self.role: str | None = None
+        self.role_start = 0
+        self._role_images: list[Image] = []
+
+    def copy(self) -> Transcript:
+        twin = Transcript(self.template)
+        twin.text, twin.role, twin.role_start = self.text, self.role, self.role_start
+        twin.messages, twin.images = list(self.messages), list(self.images)
+        twin._role_images = list(self._role_images)
+        return twin
+
+    def prompt(self) -> Prompt:
+        """All of it, as a backend sees it."""
+        return Prompt(self.text, tuple(self.messages), tuple(self.images), self.role, self.role_start)
+
+    def begin_role(self, role: str) -> str:
+        """Begins a message and returns the text added: its marker, after the default system message where one is due."""
+        start = len(self.text)
+        default = self.template.default_system_prompt
+        if not self.messages and role != "system" and default is not None:
+            self.begin_role("system")
+            self.text += default
+            self.end_role()
+        prefix, _ = self.template.get_prefix_and_suffix(role, self.messages)
+        self.text += prefix
+        self.role, self.role_start, self._role_images = role, len(self.text), []
+        return self.text[start:]
+
+    def end_role(self) -> str:
+        """Ends the open message and returns the text added."""
+        assert self.role is not None
+        # the suffix depends on the messages before this one
+        _, suffix = self.template.get_prefix_and_suffix(self.role, self.messages)
+        content = self.text[self.role_start :].lstrip()
+        self.messages.append(make_message(self.role, content, self._role_images, self.template.image_token))
+        self.text += suffix
+        self.role, self._role_images = None, []
+        return suffix
+
+    def add_image(self, image: Image) -> str:
+        self.images.append(image)
+        self._role_images.append(image)
+        self.text += self.template.image_token
+        return self.template.image_token
+
+
+def make_message(role: str, content: str, images: Sequence[Image], image_token: str) -> Message:
+    """A finished message in OpenAI's format. With images: one text part without their placeholders, then the images; or,
+    with several, text and images in the order of the prompt."""
+    if not images:
+        return {"role": role, "content": content}
+    texts = content.split(image_token, len(images))
+    if len(images) == 1:
+        return {"role": role, "content": [_text_part("".join(texts)), _image_part(images[0])]}
+    parts: list[dict[str, Any]] = []
+    for i, text in enumerate(texts):
+        if text:
+            parts.append(_text_part(text))
+        if i < len(images):
+            parts.append(_image_part(images[i]))
+    return {"role": role, "content": parts}
+
+
+def _text_part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _image_part(image: Image) -> dict[str, Any]:
+    url = image.data if image.data.startswith(("http://", "https://")) else f"data:{image.mime};base64,{image.data}"
+    return {"type": "image_url", "image_url": {"url": url}}
