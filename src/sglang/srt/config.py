@@ -116,6 +116,29 @@ class HttpOptions:
 
 
 @dataclass(frozen=True)
+class MediaOptions:
+    """What images and videos of requests may be, and where they may come from (consumer: server/multimodal)."""
+
+    allowed_domains: tuple[str, ...] = ()
+    """hosts, with their subdomains, from which media are fetched; empty means any public host"""
+    allow_private: bool = False
+    """whether private, loopback and link-local addresses may be fetched from"""
+    root: str | None = None
+    """folder below which file:// URLs and paths are read"""
+    timeout: float = 20.0
+    max_bytes: int = 32 << 20
+    """of one image or video, as fetched"""
+    max_pixels: int = 64 << 20
+    max_items: int = 64
+    """images and videos of one request"""
+    max_frames: int = 768
+    max_video_pixels: int = 256 << 20
+    """of all frames of one video"""
+    threads: int = 2
+    """side threads that decode and preprocess"""
+
+
+@dataclass(frozen=True)
 class RuntimeConfig:
     """All groups, and `flags`: the resolved flat values for /get_server_info."""
 
@@ -126,4 +149,5 @@ class RuntimeConfig:
     schedule: ScheduleOptions
     grammar: GrammarOptions
     http: HttpOptions
+    media: MediaOptions = field(default_factory=MediaOptions)
     flags: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What programs of the documents import from here: `load_image`."""
+"""What the documents import from here."""
 
 from __future__ import annotations
 

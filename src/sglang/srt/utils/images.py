@@ -1,101 +1,78 @@
-"""An image from wherever it is, for programs that prepare requests. It runs in the caller's process with the caller's rights;
-what a server fetches for strangers is another matter and has rules of its own."""
+"""`load_image`: a picture from wherever it is, for programs that pass it on to `image()`.
+
+This runs in the caller's own process with the caller's own rights, so unlike the server it opens any path and any host.
+"""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
-
-import httpx
-
-from sglang.srt.errors import RequestError, UnsupportedError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL import Image
 
-MAX_BYTES = 64 << 20
-MAX_PIXELS = 100_000_000
-FETCH_SECONDS = 20.0
+TIMEOUT = 30.0
+MAX_BYTES = 256 << 20
 
 
-def load_image(source: Any) -> tuple[Image, tuple[int, int]]:
-    """The decoded image and its (width, height).
+def load_image(source: Any) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture and its (width, height). `source`: an http(s) URL, a file URL, a path, a data URI, base64 text, the bytes
+    of an image file, or a PIL image. Raises ValueError if there is no image in it."""
+    from PIL import Image, UnidentifiedImageError
 
-    `source` is an http(s) or file URL, a data URL, a path, base64 text, bytes, or a PIL image, which is returned as it is.
-    Raises RequestError if there is no image behind it, UnsupportedError if Pillow is not installed.
-    """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise UnsupportedError("images need Pillow: pip install 'sglang-anywhere[vision]'") from error
     if isinstance(source, Image.Image):
         return source, source.size
     data = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else _read(source)
     try:
         image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise RequestError(f"the image has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are allowed")
         image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RequestError(f"not an image that can be read: {error}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"no image can be read from {_shown(source)}: {error}") from error
     return image, image.size
+
+
+def _shown(source: Any) -> str:
+    text = source if isinstance(source, (str, Path)) else type(source).__name__
+    return repr(str(text)[:80])
 
 
 def _read(source: Any) -> bytes:
     if isinstance(source, Path):
-        return _read_file(source)
-    if not isinstance(source, str) or not source:
-        raise RequestError(f"an image must be a URL, a path, base64 text, bytes or a PIL image, got {type(source).__name__}")
-    scheme = source.split(":", 1)[0].lower() if ":" in source[:10] else ""
-    if scheme in ("http", "https"):
-        return _fetch(source)
-    if scheme == "file":
-        return _read_file(Path(unquote(urlsplit(source).path)))
-    if scheme == "data":
-        head, _, body = source.partition(",")
-        return _decode_base64(body) if head.endswith(";base64") else unquote(body).encode("latin-1", "replace")
-    if len(source) < 4096 and Path(source).is_file():
-        return _read_file(Path(source))
-    if len(source) < 64:
-        raise RequestError(f"there is no image file {source!r}")
-    return _decode_base64(source)
+        return source.read_bytes()
+    if not isinstance(source, str):
+        raise ValueError(f"an image may be a URL, a path, bytes or a PIL image, not {type(source).__name__}")
+    if source.startswith(("http://", "https://")):
+        return _download(source)
+    if source.startswith("data:"):
+        return _base64(source.partition(",")[2], source)
+    path = Path(source[len("file://") :] if source.startswith("file://") else source)
+    if len(source) < 4096 and path.is_file():
+        return path.read_bytes()
+    return _base64(source, source)
 
 
-def _read_file(path: Path) -> bytes:
+def _base64(text: str, source: str) -> bytes:
+    import base64
+    import binascii
+
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise RequestError(f"cannot read the image {path}: {error.strerror}") from error
-    return _checked(data)
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise ValueError(f"{_shown(source)} is no file, no URL and no base64 data") from error
 
 
-def _decode_base64(text: str) -> bytes:
+def _download(url: str) -> bytes:
+    import httpx
+
     try:
-        return _checked(base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError) as error:
-        raise RequestError("the image is neither a file nor valid base64") from error
-
-
-def _fetch(url: str) -> bytes:
-    data = bytearray()
-    try:
-        with httpx.stream("GET", url, follow_redirects=True, timeout=FETCH_SECONDS) as response:
+        with httpx.stream("GET", url, follow_redirects=True, timeout=TIMEOUT) as response:
             response.raise_for_status()
-            for piece in response.iter_bytes():
-                data += piece
+            data = bytearray()
+            for chunk in response.iter_bytes():
+                data += chunk
                 if len(data) > MAX_BYTES:
-                    break
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise RequestError(f"cannot fetch the image {url}: {error}") from error
-    return _checked(bytes(data))
-
-
-def _checked(data: bytes) -> bytes:
-    if len(data) > MAX_BYTES:
-        raise RequestError(f"the image is larger than {MAX_BYTES} bytes")
-    return data
+                    raise ValueError(f"{url!r} has more than {MAX_BYTES} bytes")
+    except httpx.HTTPError as error:
+        raise ValueError(f"{_shown(url)} cannot be fetched: {error}") from error
+    return bytes(data)

@@ -48,6 +48,17 @@ def shorten(source: str) -> str:
     return source if len(source) <= MAX_SHOWN else source[: MAX_SHOWN - 3] + "..."
 
 
+def _file_path(url: str) -> str:
+    """The path of file:///path, file://localhost/path or file:/path."""
+    rest = url[5:].split("?")[0].split("#")[0]
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host.lower() not in ("", "localhost"):
+            raise RequestError(f"a file URL names a path, not the host {shorten(host)!r}")
+        rest = slash + path
+    return urllib.parse.unquote(rest)
+
+
 def is_public(address: IPAddress) -> bool:
     """Whether an address belongs to the public internet, whatever notation hides it (mapped, NAT64, 6to4)."""
     if isinstance(address, ipaddress.IPv6Address):
@@ -92,7 +103,7 @@ class Sources:
         if name in ("http", "https"):
             return await self._http(source, kind)
         if name == "file":
-            return await asyncio.to_thread(self._file, urllib.parse.unquote(urllib.parse.urlsplit(source).path), kind)
+            return await asyncio.to_thread(self._file, _file_path(source), kind)
         if "://" in source[:32]:
             raise RequestError(f"{kind} URLs may be http, https, data or file, not {name!r}")
         return await asyncio.to_thread(self._bare, source, kind)
@@ -171,9 +182,10 @@ class Sources:
             handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
         except OSError as error:
             raise refusal from error
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise refusal
         with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise refusal
             data = file.read(self._options.max_bytes + 1)
         return Fetched(self._checked(data, f"the file {shorten(name)!r}"), f"the file {shorten(name)!r}")
 

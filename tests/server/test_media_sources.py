@@ -1,0 +1,288 @@
+"""Bytes of media: what is fetched, from where, and how much. Real HTTP servers on the loopback interface."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import http.server
+import ipaddress
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglang.srt.config import MediaOptions
+from sglang.srt.errors import RequestError
+from sglang.srt.server.multimodal import sources as sources_module
+from sglang.srt.server.multimodal.sources import Sources, is_public
+
+DATA = b"\x89PNG not really, but these are the bytes" * 20
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Paths say what happens."""
+
+    seen: list[str] = []  # noqa: RUF012
+    release = threading.Event()
+
+    def do_GET(self) -> None:
+        Handler.seen.append(self.path)
+        action = getattr(self, "on_" + self.path.split("/")[1], None)
+        if action is None:
+            self.send_error(404)
+        else:
+            action()
+
+    def _reply(self, body: bytes, **headers: str) -> None:
+        self.send_response(200)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def on_ok(self) -> None:
+        self._reply(DATA, Content_Type="image/png", Content_Length=str(len(DATA)))
+
+    def on_host(self) -> None:
+        self._reply(self.headers["Host"].encode())
+
+    def on_large(self) -> None:
+        self._reply(b"", Content_Length=str(1 << 40))
+
+    def on_endless(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(b"x" * 65536)
+        except OSError:
+            pass
+
+    def on_slow(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"x")
+        self.wfile.flush()
+        Handler.release.wait(20)
+
+    def on_gzip(self) -> None:
+        self._reply(b"\x1f\x8b", Content_Encoding="gzip")
+
+    def on_redirect(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", self.path[len("/redirect/") :])
+        self.end_headers()
+
+    def on_loop(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", "/loop/x")
+        self.end_headers()
+
+    def on_nowhere(self) -> None:
+        self.send_response(302)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.daemon_threads = True
+    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+    thread.start()
+    Handler.seen.clear()
+    Handler.release.clear()
+    yield f"http://127.0.0.1:{httpd.server_port}"
+    Handler.release.set()
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def load(source: str | bytes, kind: str = "image", **options: Any) -> bytes:
+    async def run() -> bytes:
+        sources = Sources(MediaOptions(**options))
+        try:
+            return (await sources.load(source, kind)).data
+        finally:
+            await sources.close()
+
+    return asyncio.run(run())
+
+
+def test_fetches_over_http(server: str) -> None:
+    assert load(f"{server}/ok", allow_private=True) == DATA
+
+
+def test_private_address_is_refused_by_default(server: str) -> None:
+    port = server.rsplit(":", 1)[1]
+    for url in (f"{server}/ok", f"http://localhost:{port}/ok", f"http://[::ffff:127.0.0.1]:{port}/ok", f"http://0:{port}/ok"):
+        with pytest.raises(RequestError, match="private address|cannot be resolved"):
+            load(url)
+    assert Handler.seen == []
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3", "169.254.169.254", "127.9.9.9", "::1", "fe80::1", "fd00::1", "64:ff9b::7f00:1", "2002:7f00:1::", "0.0.0.0", "224.0.0.1", "100.64.0.1"])
+def test_not_public(address: str) -> None:
+    assert not is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1", "::ffff:93.184.216.34"])
+def test_public(address: str) -> None:
+    assert is_public(ipaddress.ip_address(address))
+
+
+def test_name_is_resolved_once_and_that_address_is_used(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resolver whose second answer differs (DNS rebinding) is never asked a second time."""
+    answers = [["127.0.0.1"], ["203.0.113.7"]]
+
+    async def resolve(host: str, port: int) -> list[Any]:
+        assert host == "images.example"
+        return [ipaddress.ip_address(a) for a in answers.pop(0)]
+
+    monkeypatch.setattr(sources_module, "resolve", resolve)
+    port = server.rsplit(":", 1)[1]
+    assert load(f"http://images.example:{port}/host", allow_private=True) == f"images.example:{port}".encode()
+    assert len(answers) == 1
+
+
+def test_redirect_is_followed_and_checked_again(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(f"{server}/redirect/{server}/ok", allow_private=True) == DATA
+    port = server.rsplit(":", 1)[1]
+    asked = []
+
+    async def resolve(host: str, port: int) -> list[Any]:
+        asked.append(host)
+        return [ipaddress.ip_address("127.0.0.1")]
+
+    monkeypatch.setattr(sources_module, "resolve", resolve)
+    monkeypatch.setattr(sources_module, "is_public", lambda address: len(asked) == 1)  # the first host passes for public
+    Handler.seen.clear()
+    with pytest.raises(RequestError, match="private address"):
+        load(f"http://outside.example:{port}/redirect/http://inside.example:{port}/ok")
+    assert asked == ["outside.example", "inside.example"]
+    assert not any(path == "/ok" for path in Handler.seen)
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://x/y", "gopher://x"])
+def test_redirect_to_another_scheme(server: str, target: str) -> None:
+    with pytest.raises(RequestError, match="http or https"):
+        load(f"{server}/redirect/{target}", allow_private=True)
+
+
+def test_redirect_loop_and_redirect_without_target(server: str) -> None:
+    with pytest.raises(RequestError, match="redirects more than"):
+        load(f"{server}/loop/", allow_private=True)
+    with pytest.raises(RequestError, match="status 302|no URL"):
+        load(f"{server}/nowhere", allow_private=True)
+
+
+@pytest.mark.parametrize("path", ["large", "endless"])
+def test_byte_limit(server: str, path: str) -> None:
+    with pytest.raises(RequestError, match="allowed"):
+        load(f"{server}/{path}", allow_private=True, max_bytes=100_000)
+
+
+def test_time_limit(server: str) -> None:
+    with pytest.raises(RequestError, match="took longer than 0.3 s"):
+        load(f"{server}/slow", allow_private=True, timeout=0.3)
+
+
+def test_compressed_answer_and_missing_page(server: str) -> None:
+    with pytest.raises(RequestError, match="compressed"):
+        load(f"{server}/gzip", allow_private=True)
+    with pytest.raises(RequestError, match="status 404"):
+        load(f"{server}/absent", allow_private=True)
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(RequestError, match="connection failed"):
+        load(f"http://127.0.0.1:{port}/x", allow_private=True)
+
+
+def test_allowed_domains(server: str) -> None:
+    with pytest.raises(RequestError, match="only be fetched from example.org"):
+        load(f"{server}/ok", allow_private=True, allowed_domains=("example.org",))
+    with pytest.raises(RequestError, match="only be fetched from"):
+        load("http://notexample.org/x", allowed_domains=("example.org",))
+    assert load(f"{server}/ok", allow_private=True, allowed_domains=("127.0.0.1",)) == DATA
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http:///x", "https://user:secret@example.org/a.png", "http://exa mple/x", "ftp://example.org/a.png", "http://[::1/x", "javascript://x"]
+)
+def test_bad_urls(url: str) -> None:
+    with pytest.raises(RequestError):
+        load(url)
+
+
+def test_base64_in_its_forms() -> None:
+    text = base64.b64encode(DATA).decode()
+    assert load(f"data:image/png;base64,{text}") == DATA
+    assert load(f"data:image/png;charset=x;BASE64,{text}") == DATA
+    assert load(f"DATA:;base64,{text}") == DATA
+    assert load(text) == DATA
+    assert load(text.rstrip("=")) == DATA
+    assert load("\n".join(text[i : i + 76] for i in range(0, len(text), 76))) == DATA
+    assert load(base64.urlsafe_b64encode(DATA).decode()) == DATA
+    assert load("data:image/svg+xml,%3Csvg/%3E") == b"<svg/>"
+    assert load(DATA) == DATA
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("data:image/png;base64", "comma"),
+        ("data:text/html;base64,AAAA", "is no image"),
+        ("data:image/png;base64,@@@@", "not valid base64"),
+        ("data:image/png;base64,", "empty"),
+        ("data:image/png;base64,AAAAA", "not valid base64"),
+        ("", "empty"),
+        ("what is this?", "neither a URL nor base64"),
+        ("data:image/png;base64," + "A" * 4000, "at most 1000"),
+        ("A" * 4000, "at most 1000"),
+    ],
+)
+def test_bad_inline_data(source: str, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        load(source, max_bytes=1000)
+
+
+def test_files_only_below_the_root(tmp_path: Path) -> None:
+    root = tmp_path / "media"
+    (root / "deep").mkdir(parents=True)
+    (root / "deep" / "a.png").write_bytes(DATA)
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    (root / "good link.png").symlink_to(root / "deep" / "a.png")
+    os.mkfifo(root / "pipe.png")
+    options = {"root": str(root)}
+    for name in (f"file://{root}/deep/a.png", f"file://{root}/good%20link.png", "deep/a.png", f"{root}/deep/a.png"):
+        assert load(name, **options) == DATA
+    for name in (
+        f"file://{tmp_path}/secret.png",
+        f"file://{root}/../secret.png",
+        f"file://{root}/%2e%2e/secret.png",
+        f"file://{root}/link.png",
+        f"file://{root}/pipe.png",
+        f"file://{root}/deep",
+        f"file://{root}/absent.png",
+        f"file://{root}/a%00b",
+        "file:///etc/passwd",
+    ):
+        with pytest.raises(RequestError, match="below the media root"):
+            load(name, **options)
+    with pytest.raises(RequestError, match="neither"):
+        load("../secret.png", **options)
+    with pytest.raises(RequestError, match="--media-root"):
+        load(f"file://{root}/deep/a.png")
+    with pytest.raises(RequestError, match="at most 10 are allowed"):
+        load("deep/a.png", max_bytes=10, **options)
