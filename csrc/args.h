@@ -1,0 +1,198 @@
+// The arguments of every op, and the table of functions that one instruction set provides.
+//
+// Pointers lead to buffers that outlive the op (bindings.cpp keeps the arrays alive). Counts that differ from step to step
+// are read through pointers when the op runs; everything else is fixed when the op is made.
+#pragma once
+#include "op.h"
+
+// ---- memory layouts ---------------------------------------------------------------------------------------------------
+
+// One group of 32 activations of one row, quantised to int8.
+struct Group {
+  int8_t q[32];
+  float d;                             // scale: value = d * q
+  float s;                             // d * sum(q)
+  int32_t i;                           // -128 * sum(q)
+};
+static_assert(sizeof(Group) == 44, "the kernels rely on it");
+
+constexpr int kTileRows = 6;           // rows in a tile of activations: Group[tile][group][row in tile]
+constexpr int kRun = 16;               // KV slots in a run
+constexpr int kChunk = 128;            // positions of KV reduced on their own, at absolute multiples
+
+// What a linear layer reads. Either or both forms exist, as the readers need.
+struct ActView {
+  Group* q;                            // int8 tiles, or null
+  float* f;                            // rows of `stride` floats, zero beyond `width`, or null
+  int width, groups, stride;
+};
+
+enum Kind : int { kInt4 = 0, kInt8 = 1, kBF16 = 2, kF16 = 3, kF32 = 4 };
+
+// A packed matrix: panels of 16 output columns (docs/kernels.md has the pictures).
+struct WeightView {
+  const uint8_t* w;
+  size_t panel;                        // bytes of a panel
+  size_t head;                         // int8: bytes of scales at the head of a panel
+  int kind, n, k, groups, panels;
+};
+
+struct KVView {
+  uint16_t* k;                         // f16 [run][head][dim][16]
+  uint16_t* v;                         // f16 [run][head][16][dim]
+  int num_runs, heads, dim;
+};
+
+struct MetaView {                      // AttentionMeta of kernels/ops.py
+  const int *num_reqs, *req_pool_idx, *q_start, *q_len, *seq_lens, *req_to_token;
+  int max_reqs, table_rows, context_len;
+};
+
+// ---- arguments ----------------------------------------------------------------------------------------------------------
+enum GateFn : int { kSilu = 0, kGeluTanh = 1, kGelu = 2 };
+
+struct EmbeddingArgs {
+  WeightView w;
+  const int* ids;
+  float* out;
+  size_t ld_out;
+  float scale;
+  const int* rows;
+  int max_rows;
+};
+struct NormArgs {
+  float* x;
+  size_t ld_x;
+  const float* delta;                  // or null
+  size_t ld_delta;
+  const float* weight;
+  ActView act;                         // act.q and act.f null when out is given
+  float* out;
+  size_t ld_out;
+  int width;
+  float eps;
+  const int* row_idx;                  // or null
+  const int* rows;
+  int max_rows, x_rows;
+};
+struct LinearArgs {
+  WeightView w;
+  ActView x;
+  float* out;
+  size_t ld_out;
+  const float* bias;                   // or null
+  const int* rows;
+  int max_rows;
+};
+struct GatedLinearArgs {
+  WeightView w;                        // of pack_gated
+  ActView x, out;
+  int gate;
+  const int* rows;
+  int max_rows;
+};
+struct GateArgs {                      // store: up is null and gate is the source
+  const float *gate, *up;
+  size_t ld_gate, ld_up;
+  ActView out;
+  int fn;
+  const int* rows;
+  int max_rows;
+};
+struct RopeArgs {
+  float* qkv;
+  size_t ld;
+  KVView kv;
+  const int *positions, *slots;
+  int num_heads, rot;                  // rot: pairs of a head that turn
+  const float *cos, *sin;
+  int num_positions;
+  float q_scale, eps;
+  const float *q_norm, *k_norm;        // or null
+  const int* rows;
+  int max_rows;
+};
+struct AttentionArgs {
+  const float* qkv;
+  size_t ld;
+  KVView kv;
+  MetaView meta;
+  ActView out;
+  float* rows_out;                     // f32 [max_rows][num_heads * dim]
+  float* part;                         // [part_entries][num_heads][dim + 16]: results of single chunks
+  int num_heads, part_entries, window, max_rows;
+  float soft_cap;
+};
+struct SoftCapArgs {
+  float* x;
+  size_t ld;
+  int n;
+  float cap;
+  const int* rows;
+  int max_rows;
+};
+
+// On logits: x is num_rows rows of n floats, ld apart.
+struct LogitsArgs {
+  float* x;
+  size_t ld;
+  int n, num_rows;
+};
+struct AdjustArgs {
+  LogitsArgs x;
+  const int *indptr, *ids;
+  const float *scale, *bias;
+};
+struct MaskArgs {
+  LogitsArgs x;                        // num_rows: of the whole buffer
+  const int* row_idx;
+  const uint32_t* bits;
+  int num_masks, words;
+};
+struct RowArgs {                       // argmax, log_sum_exp
+  LogitsArgs x;
+  int* out_ids;
+  float* out_values;
+};
+struct TopKArgs {
+  LogitsArgs x;
+  int k;
+  size_t ld_ids, ld_values;
+  int* ids;
+  float* values;
+};
+struct SampleArgs {
+  LogitsArgs x;
+  const float *temperature, *top_p, *min_p, *uniform;
+  const int* top_k;
+  int* out;
+  char* work;                          // per thread: room for n candidates
+  size_t work_bytes;
+};
+
+// Packing: one source matrix into a range of panels.
+enum Source : int { kSrcF32, kSrcF16, kSrcBF16, kSrcQ4_0, kSrcQ4_1, kSrcQ5_0, kSrcQ5_1, kSrcQ8_0, kSrcQ4_K, kSrcQ5_K, kSrcQ6_K };
+struct PackArgs {
+  const uint8_t* src;
+  size_t row_bytes;
+  int source, rows;
+  uint8_t* w;
+  size_t panel, head;
+  int kind, k, groups, panels;
+  int first_row;                       // row `r` of src becomes column first_row + r ...
+  int gated;                           // ... or, gated: 16-column panel b becomes panel b / 2 * 4 + b % 2 + first_row / 16
+};
+
+struct ReadArgs {                      // memory bandwidth, for benchmarks
+  const uint8_t* p;
+  size_t bytes;
+  uint64_t* sink;                      // [kMaxThreads * 8]
+};
+
+struct Kernels {
+  const char* name;
+  OpFn embedding, rms_norm, linear, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap;
+  OpFn adjust, mask, argmax, log_sum_exp, top_k, sample;
+  OpFn pack, read;
+  double (*peak)(int what, int loops);  // operations a second of one thread: 0 int8 dots, 1 float32 FMA
+};

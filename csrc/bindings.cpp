@@ -1,0 +1,404 @@
+// The Python module: every op checks its arrays once, when it is called or recorded, and becomes a plain Op.
+#include "objects.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <climits>
+
+using Obj = nb::handle;
+using InArray = nb::ndarray<nb::ro, nb::device::cpu>;
+using OutArray = nb::ndarray<nb::device::cpu>;
+
+template <class T> struct Matrix {
+  T* p;
+  int rows, cols;
+  size_t ld;
+};
+
+// Turns the Python arguments of one call into pointers, and remembers them for the tape.
+class Call {
+ public:
+  explicit Call(const char* op) : op_(op) {}
+  std::vector<nb::object> keep;
+
+  [[noreturn]] void fail(const char* arg, const std::string& why) const { throw nb::value_error((std::string(op_) + ": " + arg + " " + why).c_str()); }
+  void check(bool ok, const char* arg, const char* why) const { if (!ok) fail(arg, why); }
+
+  template <class T> const T* vec(Obj o, const char* arg, size_t at_least) { return vector<const T, InArray>(o, arg, at_least); }
+  template <class T> T* out_vec(Obj o, const char* arg, size_t at_least) { return vector<T, OutArray>(o, arg, at_least); }
+  template <class T> Matrix<const T> mat(Obj o, const char* arg, int at_least_cols) { return matrix<const T, InArray>(o, arg, at_least_cols); }
+  template <class T> Matrix<T> out_mat(Obj o, const char* arg, int at_least_cols) { return matrix<T, OutArray>(o, arg, at_least_cols); }
+  const int* rows(Obj o) { return vec<int>(o, "rows", 1); }
+
+  template <class T> T& handle(Obj o, const char* arg) {
+    T* p = nullptr;
+    if (!nb::try_cast<T*>(o, p) || !p) fail(arg, "is not an object of this op set");
+    keep.push_back(nb::borrow(o));
+    return *p;
+  }
+  const WeightView& weight(Obj o, const char* arg, bool gated = false) {
+    Weight& w = handle<Weight>(o, arg);
+    check(w.gated == gated, arg, gated ? "must come from pack_gated" : "comes from pack_gated: only gated_linear reads it");
+    return w.view;
+  }
+  // An activation that this weight can read.
+  const Activation& reads(Obj o, const WeightView& w) {
+    const Activation& x = handle<Activation>(o, "x");
+    check(x.view.width == w.k, "x", "has not the width that the weight reads");
+    check(w.kind <= kInt8 ? x.view.q != nullptr : x.view.f != nullptr, "x", "was made for weights of another kind: name all its readers");
+    return x;
+  }
+
+ private:
+  template <class A> A array(Obj o, const char* arg) {
+    A a;
+    if (!nb::try_cast<A>(o, a)) fail(arg, "is not an array on the CPU that may be used so");
+    keep.push_back(nb::borrow(o));
+    return a;
+  }
+  template <class T, class A> void check_type(const A& a, const char* arg) {
+    using V = std::remove_const_t<T>;
+    if (a.dtype() != nb::dtype<V>()) fail(arg, std::string("must be of type ") + (std::is_same_v<V, float> ? "float32" : std::is_same_v<V, int> ? "int32" : "uint32"));
+  }
+  template <class T, class A> T* vector(Obj o, const char* arg, size_t at_least) {
+    A a = array<A>(o, arg);
+    check_type<T>(a, arg);
+    check(a.ndim() == 1 && (a.shape(0) <= 1 || a.stride(0) == 1), arg, "must have one dimension and be contiguous");
+    if (a.shape(0) < at_least) fail(arg, "must have at least " + std::to_string(at_least) + " elements");
+    return static_cast<T*>(const_cast<void*>(static_cast<const void*>(a.data())));
+  }
+  template <class T, class A> Matrix<T> matrix(Obj o, const char* arg, int at_least_cols) {
+    A a = array<A>(o, arg);
+    check_type<T>(a, arg);
+    check(a.ndim() == 2 && (a.shape(1) <= 1 || a.stride(1) == 1), arg, "must have two dimensions and contiguous rows");
+    check(a.shape(0) <= INT_MAX && a.shape(1) <= INT_MAX && (a.shape(0) <= 1 || a.stride(0) >= int64_t(a.shape(1))), arg, "has a layout that is not supported");
+    if (int64_t(a.shape(1)) < at_least_cols) fail(arg, "must have at least " + std::to_string(at_least_cols) + " columns");
+    return {static_cast<T*>(const_cast<void*>(static_cast<const void*>(a.data()))), int(a.shape(0)), int(a.shape(1)),
+            a.shape(0) <= 1 ? size_t(a.shape(1)) : size_t(a.stride(0))};
+  }
+  const char* op_;
+};
+
+static int smaller(int a, int b) { return a < b ? a : b; }
+
+static int gate_of(const Call& c, const std::string& name) {
+  if (name == "silu") return kSilu;
+  if (name == "gelu_tanh") return kGeluTanh;
+  if (name == "gelu") return kGelu;
+  c.fail("gate", "must be silu, gelu_tanh or gelu");
+}
+
+// ---- the forward pass -----------------------------------------------------------------------------------------------------
+static void embedding(Runtime& rt, Obj weight, Obj ids, Obj out, Obj rows, float scale) {
+  Call c("embedding");
+  const WeightView& w = c.weight(weight, "weight");
+  auto o = c.out_mat<float>(out, "out", w.k);
+  const int* id = c.vec<int>(ids, "ids", 0);
+  const int n = smaller(o.rows, int(nb::len(ids)));
+  rt.run(make_op("embedding", rt.kernels().embedding, EmbeddingArgs{w, id, o.p, o.ld, scale, c.rows(rows), n}), c.keep);
+}
+
+static void rms_norm(Runtime& rt, Obj x, Obj weight, Obj out, Obj rows, float eps, Obj delta, Obj row_idx) {
+  Call c("rms_norm");
+  auto xm = c.out_mat<float>(x, "x", 1);
+  NormArgs a{};
+  a.x = xm.p, a.ld_x = xm.ld, a.width = xm.cols, a.x_rows = a.max_rows = xm.rows, a.eps = eps;
+  a.weight = c.vec<float>(weight, "weight", size_t(xm.cols));
+  c.check(size_t(xm.cols) * 4 <= kScratchBytes, "x", "is too wide");
+  if (!delta.is_none()) {
+    auto d = c.mat<float>(delta, "delta", xm.cols);
+    c.check(d.rows >= xm.rows, "delta", "must have as many rows as x");
+    a.delta = d.p, a.ld_delta = d.ld;
+  }
+  if (!row_idx.is_none()) {
+    a.row_idx = c.vec<int>(row_idx, "row_idx", 0);
+    a.max_rows = int(nb::len(row_idx));
+  }
+  if (nb::isinstance<Activation>(out)) {
+    Activation& o = c.handle<Activation>(out, "out");
+    c.check(o.view.width == xm.cols, "out", "must be as wide as x");
+    a.act = o.view;
+    a.max_rows = smaller(a.max_rows, o.max_rows);
+  } else {
+    auto o = c.out_mat<float>(out, "out", xm.cols);
+    a.out = o.p, a.ld_out = o.ld;
+    a.max_rows = smaller(a.max_rows, o.rows);
+  }
+  a.rows = c.rows(rows);
+  rt.run(make_op("rms_norm", rt.kernels().rms_norm, a), c.keep);
+}
+
+static void linear(Runtime& rt, Obj weight, Obj x, Obj out, Obj rows, Obj bias) {
+  Call c("linear");
+  const WeightView& w = c.weight(weight, "weight");
+  const Activation& act = c.reads(x, w);
+  auto o = c.out_mat<float>(out, "out", w.n);
+  const float* b = bias.is_none() ? nullptr : c.vec<float>(bias, "bias", size_t(w.n));
+  rt.run(make_op("linear", rt.kernels().linear, LinearArgs{w, act.view, o.p, o.ld, b, c.rows(rows), smaller(o.rows, act.max_rows)}), c.keep);
+}
+
+static void gated_linear(Runtime& rt, Obj weight, Obj x, Obj out, Obj rows, const std::string& gate) {
+  Call c("gated_linear");
+  const WeightView& w = c.weight(weight, "weight", true);
+  const Activation& act = c.reads(x, w);
+  Activation& o = c.handle<Activation>(out, "out");
+  c.check(o.view.width == c.handle<Weight>(weight, "weight").out_features / 2, "out", "must be half as wide as the weight's out_features");
+  const int n = smaller(o.max_rows, act.max_rows);
+  rt.run(make_op("gated_linear", rt.kernels().gated_linear, GatedLinearArgs{w, act.view, o.view, gate_of(c, gate), c.rows(rows), n}), c.keep);
+}
+
+static void gate(Runtime& rt, Obj gate_in, Obj up, Obj out, Obj rows, const std::string& fn) {
+  Call c("gate");
+  Activation& o = c.handle<Activation>(out, "out");
+  auto g = c.mat<float>(gate_in, "gate", o.view.width), u = c.mat<float>(up, "up", o.view.width);
+  const int n = smaller(smaller(g.rows, u.rows), o.max_rows);
+  rt.run(make_op("gate", rt.kernels().gate, GateArgs{g.p, u.p, g.ld, u.ld, o.view, gate_of(c, fn), c.rows(rows), n}), c.keep);
+}
+
+static void store(Runtime& rt, Obj x, Obj out, Obj rows) {
+  Call c("store");
+  Activation& o = c.handle<Activation>(out, "out");
+  auto m = c.mat<float>(x, "x", o.view.width);
+  rt.run(make_op("store", rt.kernels().store, GateArgs{m.p, nullptr, m.ld, 0, o.view, 0, c.rows(rows), smaller(m.rows, o.max_rows)}), c.keep);
+}
+
+static void rope_store(Runtime& rt, Obj qkv, Obj kv, Obj positions, Obj slots, Obj rows, int num_heads, Obj cos, Obj sin, float q_scale,
+                       Obj q_norm, Obj k_norm, float eps) {
+  Call c("rope_store");
+  RopeArgs a{};
+  a.kv = c.handle<KVLayer>(kv, "kv").view;
+  c.check(num_heads > 0 && num_heads % a.kv.heads == 0, "num_heads", "must be a multiple of the number of KV heads");
+  auto m = c.out_mat<float>(qkv, "qkv", (num_heads + 2 * a.kv.heads) * a.kv.dim);
+  auto co = c.mat<float>(cos, "cos", 1), si = c.mat<float>(sin, "sin", 1);
+  c.check(co.cols == si.cols && co.rows == si.rows && co.rows > 0, "sin", "must have the shape of cos");
+  c.check(co.ld == size_t(co.cols) && si.ld == size_t(si.cols), "cos", "and sin must be contiguous");
+  c.check(2 * co.cols <= a.kv.dim, "cos", "has more pairs than a head");
+  c.check(q_norm.is_none() == k_norm.is_none(), "q_norm", "and k_norm must be given together");
+  if (!q_norm.is_none()) {
+    a.q_norm = c.vec<float>(q_norm, "q_norm", size_t(a.kv.dim));
+    a.k_norm = c.vec<float>(k_norm, "k_norm", size_t(a.kv.dim));
+  }
+  a.qkv = m.p, a.ld = m.ld, a.num_heads = num_heads, a.rot = co.cols, a.cos = co.p, a.sin = si.p, a.num_positions = co.rows;
+  a.positions = c.vec<int>(positions, "positions", 0), a.slots = c.vec<int>(slots, "slots", 0);
+  a.q_scale = q_scale, a.eps = eps, a.rows = c.rows(rows);
+  a.max_rows = smaller(m.rows, smaller(int(nb::len(positions)), int(nb::len(slots))));
+  rt.run(make_op("rope_store", rt.kernels().rope_store, a), c.keep);
+}
+
+static MetaView meta_of(Call& c, Obj meta) {
+  MetaView m{};
+  auto field = [&](const char* name) { return nb::getattr(meta, name); };
+  auto table = c.mat<int>(field("req_to_token"), "meta.req_to_token", 1);
+  c.check(table.rows <= 1 || table.ld == size_t(table.cols), "meta.req_to_token", "must be contiguous");
+  m.req_to_token = table.p, m.table_rows = table.rows, m.context_len = table.cols;
+  nb::object idx = field("req_pool_idx");
+  m.max_reqs = int(nb::len(idx));
+  const size_t n = size_t(m.max_reqs);
+  m.num_reqs = c.vec<int>(field("num_reqs"), "meta.num_reqs", 1);
+  m.req_pool_idx = c.vec<int>(idx, "meta.req_pool_idx", 0);
+  m.q_start = c.vec<int>(field("q_start"), "meta.q_start", n);
+  m.q_len = c.vec<int>(field("q_len"), "meta.q_len", n);
+  m.seq_lens = c.vec<int>(field("seq_lens"), "meta.seq_lens", n);
+  return m;
+}
+
+static void attention(Runtime& rt, Obj qkv, Obj kv, Obj out, Obj meta, int num_heads, int window, float soft_cap) {
+  Call c("attention");
+  AttentionArgs a{};
+  a.kv = c.handle<KVLayer>(kv, "kv").view;
+  c.check(num_heads > 0 && num_heads % a.kv.heads == 0, "num_heads", "must be a multiple of the number of KV heads");
+  c.check(window >= 0, "window", "must not be negative");
+  c.check(soft_cap >= 0, "soft_cap", "must not be negative");
+  auto m = c.mat<float>(qkv, "qkv", num_heads * a.kv.dim);
+  Activation& o = c.handle<Activation>(out, "out");
+  c.check(o.view.width == num_heads * a.kv.dim, "out", "must be num_heads * head_dim wide");
+  a.qkv = m.p, a.ld = m.ld, a.meta = meta_of(c, meta), a.out = o.view;
+  a.num_heads = num_heads, a.window = window, a.soft_cap = soft_cap;
+  a.max_rows = smaller(m.rows, o.max_rows);
+  // What a thread's scratch must hold (attention.h, carve).
+  const size_t dim = size_t(a.kv.dim), grp = size_t(num_heads / a.kv.heads), rows = grp > 96 ? grp : 96;
+  c.check((rows * (2 * dim + 16) + 16 * dim + 3 * kChunk * dim + 4096) * 4 <= kScratchBytes, "kv", "has heads too large for these kernels");
+  const size_t entry = size_t(num_heads) * (dim + 16) * 4, chunks = size_t(a.meta.context_len + kChunk - 1) / kChunk;
+  size_t entries = chunks * size_t(a.meta.max_reqs);
+  const size_t limit = (size_t(64) << 20) / entry;
+  entries = entries > limit ? (limit > chunks ? limit : chunks) : entries;
+  a.part_entries = int(entries);
+  a.part = static_cast<float*>(rt.buffer("attention partials", entries * entry));
+  a.rows_out = static_cast<float*>(rt.buffer("attention rows", size_t(a.max_rows) * size_t(num_heads) * dim * 4));
+  const Op ops[2] = {make_op("attention", rt.kernels().attention, a), make_op("attention_finish", rt.kernels().attention_finish, a)};
+  rt.run(ops, 2, c.keep);
+}
+
+static void soft_cap(Runtime& rt, Obj x, Obj rows, float cap) {
+  Call c("soft_cap");
+  auto m = c.out_mat<float>(x, "x", 1);
+  c.check(cap > 0, "cap", "must be positive");
+  rt.run(make_op("soft_cap", rt.kernels().soft_cap, SoftCapArgs{m.p, m.ld, m.cols, cap, c.rows(rows), m.rows}), c.keep);
+}
+
+// ---- on logits ------------------------------------------------------------------------------------------------------------
+static LogitsArgs logits(Call& c, Obj x, int num_rows) {
+  auto m = c.out_mat<float>(x, "x", 1);
+  c.check(num_rows <= m.rows && num_rows >= 0, "num_rows", "must not exceed the rows of x");
+  return {m.p, m.ld, m.cols, num_rows};
+}
+static size_t size_at(int n) { return size_t(n < 0 ? 0 : n); }
+
+static void adjust(Runtime& rt, Obj x, Obj indptr, Obj ids, Obj scale, Obj bias) {
+  Call c("adjust");
+  const int n = int(nb::len(indptr)) - 1;
+  c.check(n >= 0, "indptr", "must have at least one element");
+  const int* ptr = c.vec<int>(indptr, "indptr", 1);
+  c.check(ptr[0] == 0, "indptr", "must start at 0");
+  for (int i = 0; i < n; i++) c.check(ptr[i] <= ptr[i + 1], "indptr", "must not decrease");
+  const size_t total = size_at(ptr[n]);
+  AdjustArgs a{logits(c, x, n), ptr, c.vec<int>(ids, "ids", total), c.vec<float>(scale, "scale", total), c.vec<float>(bias, "bias", total)};
+  const Op op = make_op("adjust", rt.kernels().adjust, a);
+  rt.run_now(&op);
+}
+
+static void mask(Runtime& rt, Obj x, Obj row_idx, Obj bits) {
+  Call c("mask");
+  auto b = c.mat<uint32_t>(bits, "bits", 0);
+  const int n = int(nb::len(row_idx));
+  c.check(b.rows >= n && (n <= 1 || b.ld == size_t(b.cols)), "bits", "must be contiguous with a row for each of row_idx");
+  auto m = c.out_mat<float>(x, "x", 1);
+  MaskArgs a{{m.p, m.ld, m.cols, m.rows}, c.vec<int>(row_idx, "row_idx", 0), b.p, n, b.cols};
+  const Op op = make_op("mask", rt.kernels().mask, a);
+  rt.run_now(&op);
+}
+
+static void argmax(Runtime& rt, Obj x, int num_rows, Obj out) {
+  Call c("argmax");
+  RowArgs a{logits(c, x, num_rows), c.out_vec<int>(out, "out", size_at(num_rows)), nullptr};
+  const Op op = make_op("argmax", rt.kernels().argmax, a);
+  rt.run_now(&op);
+}
+
+static void log_sum_exp(Runtime& rt, Obj x, int num_rows, Obj out) {
+  Call c("log_sum_exp");
+  RowArgs a{logits(c, x, num_rows), nullptr, c.out_vec<float>(out, "out", size_at(num_rows))};
+  const Op op = make_op("log_sum_exp", rt.kernels().log_sum_exp, a);
+  rt.run_now(&op);
+}
+
+static void top_k(Runtime& rt, Obj x, int num_rows, int k, Obj ids, Obj values) {
+  Call c("top_k");
+  LogitsArgs l = logits(c, x, num_rows);
+  c.check(k >= 1 && k <= l.n && size_t(k) * 8 <= kScratchBytes, "k", "must be between 1 and the number of columns");
+  auto i = c.out_mat<int>(ids, "ids", k);
+  auto v = c.out_mat<float>(values, "values", k);
+  c.check(i.rows >= num_rows && v.rows >= num_rows, "ids", "and values must have num_rows rows");
+  const Op op = make_op("top_k", rt.kernels().top_k, TopKArgs{l, k, i.ld, v.ld, i.p, v.p});
+  rt.run_now(&op);
+}
+
+static void sample(Runtime& rt, Obj x, int num_rows, Obj temperature, Obj top_k, Obj top_p, Obj min_p, Obj uniform, Obj out) {
+  Call c("sample");
+  SampleArgs a{};
+  a.x = logits(c, x, num_rows);
+  const size_t n = size_at(num_rows);
+  a.temperature = c.vec<float>(temperature, "temperature", n), a.top_k = c.vec<int>(top_k, "top_k", n);
+  a.top_p = c.vec<float>(top_p, "top_p", n), a.min_p = c.vec<float>(min_p, "min_p", n);
+  a.uniform = c.vec<float>(uniform, "uniform", n), a.out = c.out_vec<int>(out, "out", n);
+  a.work_bytes = (size_t(1) << 16) + (size_t(a.x.n) + 64) * 20;
+  a.work_bytes = (a.work_bytes + 63) / 64 * 64;
+  a.work = static_cast<char*>(rt.buffer("sampling", a.work_bytes * size_t(rt.pool().size())));
+  const Op op = make_op("sample", rt.kernels().sample, a);
+  rt.run_now(&op);
+}
+
+// ---- loading and measuring --------------------------------------------------------------------------------------------------
+static void pack(Runtime& rt, Weight& w, const nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>& src, int source, int rows, int first_row) {
+  if (rows <= 0 || src.nbytes() % size_t(rows) != 0) throw nb::value_error("pack: the source does not divide into its rows");
+  const size_t row = src.nbytes() / size_t(rows), k = size_t(w.view.k);
+  static const struct { int kind; size_t len, bytes; } kSources[] = {
+      {kF32, 1, 4}, {kF16, 1, 2}, {kBF16, 1, 2}, {kInt4, 32, 18}, {kInt4, 32, 20}, {kInt8, 32, 22},
+      {kInt8, 32, 24}, {kInt8, 32, 34}, {kInt4, 256, 144}, {kInt8, 256, 176}, {kInt8, 256, 210}};
+  if (source < 0 || source > kSrcQ6_K) throw nb::value_error("pack: unknown block format");
+  const auto& s = kSources[source];
+  if (s.kind != w.view.kind || k % s.len != 0 || k / s.len * s.bytes != row) throw nb::value_error("pack: the source's rows do not fit the weight");
+  const int places = w.gated ? (first_row == 0 || first_row == 32 ? w.out_features / 2 : 0) : w.out_features - first_row;
+  if (first_row < 0 || rows > places) throw nb::value_error("pack: more rows than the weight has");
+  PackArgs a{static_cast<const uint8_t*>(src.data()), row, source, rows, w.memory.data, w.view.panel, w.view.head, w.view.kind,
+             w.view.k, w.view.groups, w.view.panels, first_row, w.gated};
+  const Op op = make_op("pack", rt.kernels().pack, a);
+  rt.run_now(&op);
+}
+
+static double read_bandwidth(Runtime& rt, const Weight& w, int repeats) {
+  alignas(64) static uint64_t sink[kMaxThreads * 8];
+  const Op op = make_op("read", rt.kernels().read, ReadArgs{w.memory.data, w.memory.bytes, sink});
+  const auto t0 = std::chrono::steady_clock::now();
+  for (int i = 0; i < repeats; i++) rt.run_now(&op);
+  return double(w.memory.bytes) * repeats / std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();
+}
+static double peak(Runtime& rt, int what, int loops) {
+  const auto t0 = std::chrono::steady_clock::now();
+  const double ops = rt.kernels().peak(what, loops);
+  return ops / std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();
+}
+
+NB_MODULE(_cpu, m) {
+  m.doc() = "Native CPU kernels; use sglang.srt.model.kernels.cpu.CpuOps.";
+  m.attr("KV_RUN") = kRun;
+  m.def("usable_isas", &usable_kernels);
+  nb::class_<Weight>(m, "Weight")
+      .def("__init__", [](Weight* self, Runtime& rt, int kind, int n, int k, int gated) { new (self) Weight(rt.arena(), kind, n, k, gated); },
+           nb::arg(), nb::arg("kind"), nb::arg("n"), nb::arg("k"), nb::arg("gated_features") = 0)
+      .def_ro("out_features", &Weight::out_features)
+      .def_prop_ro("in_features", [](const Weight& w) { return w.view.k; })
+      .def_prop_ro("kind", [](const Weight& w) { return w.view.kind; })
+      .def_prop_ro("num_bytes", [](const Weight& w) { return w.memory.bytes; });
+  nb::class_<Activation>(m, "Activation")
+      .def(nb::init<int, int, bool, bool>())
+      .def_ro("max_rows", &Activation::max_rows)
+      .def_prop_ro("width", [](const Activation& a) { return a.view.width; })
+      .def_prop_ro("num_bytes", [](const Activation& a) { return a.memory->size(); });
+  nb::class_<KVLayer>(m, "KVLayer")
+      .def(nb::init<int, int, int>())
+      .def_prop_ro("num_kv_heads", [](const KVLayer& l) { return l.view.heads; })
+      .def_prop_ro("head_dim", [](const KVLayer& l) { return l.view.dim; })
+      .def_prop_ro("num_bytes", [](const KVLayer& l) { return l.memory->size(); });
+  nb::class_<Tape>(m, "Tape")
+      .def(nb::init<>())
+      .def("__len__", [](const Tape& t) { return t.ops.size(); })
+      .def("clear_profile", [](Tape& t) { t.spent.clear(); })
+      .def("profile", [](const Tape& t) {
+        std::vector<std::pair<std::string, uint64_t>> r;
+        for (size_t i = 0; i < t.spent.size(); i++) r.emplace_back(t.ops[i].name, t.spent[i]);
+        return r;
+      });
+  nb::class_<Runtime>(m, "Runtime")
+      .def(nb::init<int, const std::string&, int>(), nb::arg("threads"), nb::arg("isa"), nb::arg("spin_us"))
+      .def_prop_ro("isa", [](const Runtime& r) { return r.kernels().name; })
+      .def_prop_ro("threads", [](Runtime& r) { return r.pool().size(); })
+      .def_prop_ro("active_threads", [](Runtime& r) { return r.pool().active(); })
+      .def("set_adaptive", [](Runtime& r, bool on) { r.pool().set_adaptive(on); })
+      .def("begin", &Runtime::begin)
+      .def("end", &Runtime::end)
+      .def("replay", &Runtime::replay, nb::arg("tape"), nb::arg("profile") = false)
+      .def("embedding", &embedding)
+      .def("rms_norm", &rms_norm, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none())
+      .def("linear", &linear, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
+      .def("gated_linear", &gated_linear)
+      .def("gate", &gate)
+      .def("store", &store)
+      .def("rope_store", &rope_store, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+           nb::arg().none(), nb::arg().none(), nb::arg())
+      .def("attention", &attention)
+      .def("soft_cap", &soft_cap)
+      .def("adjust", &adjust)
+      .def("mask", &mask)
+      .def("argmax", &argmax)
+      .def("log_sum_exp", &log_sum_exp)
+      .def("top_k", &top_k)
+      .def("sample", &sample)
+      .def("pack", &pack)
+      .def("read_bandwidth", &read_bandwidth)
+      .def("peak", &peak);
+}

@@ -1,0 +1,18 @@
+// All kernels of one instruction set and their table. ISA names the namespace, ISA_NAME what users see.
+#pragma once
+#include "math.h"
+#include "elementwise.h"
+#include "linear_int.h"
+#include "linear_float.h"
+#include "linear.h"
+#include "attention.h"
+#include "logits.h"
+#include "pack.h"
+
+namespace ISA {
+extern const Kernels kernels;
+const Kernels kernels = {
+    ISA_NAME, embedding, rms_norm, linear, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap,
+    adjust, mask, argmax, log_sum_exp, top_k, sample, pack, read, peak,
+};
+}  // namespace ISA

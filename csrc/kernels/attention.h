@@ -1,0 +1,356 @@
+// Grouped-query attention over paged KV, for any mix of decode and extend rows.
+//
+// Numerics, the same for every row whatever shares the call: KV is cut into chunks at absolute multiples of kChunk. Inside a
+// chunk a score is one FMA chain over the head dimension; weights are exp(score - largest visible score of the chunk); their
+// sum goes lane by lane in ascending order and then down a fixed tree; the weighted V is one FMA chain over ascending
+// positions. Chunks end as (V, max, sum) and are merged in ascending order. Positions that a row does not see have weight 0, so
+// sharing a register tile with rows that do see them changes nothing.
+//
+// Work: a tile is a few tokens of a request under one KV head. Where there are enough tiles, one unit of work is a tile over
+// all its chunks. Where there are few (decode), a unit is a tile over one chunk, the partial results go to memory, and
+// attention_finish merges them.
+#pragma once
+
+namespace ISA {
+
+constexpr int kBlocks = kChunk / kRun;
+
+struct Half { uint16_t bits; };
+static ALWAYS F wide(const Half* p) { return load_f16(&p->bits); }
+static ALWAYS F wide(const float* p) { return fload(p); }
+
+// A partial result: weighted V [dim], then largest score, then sum of weights, padded to a whole vector.
+static ALWAYS size_t part_size(int dim) { return size_t(dim) + 16; }
+
+static void merge(float* a, const float* b, int dim) {
+  const float ma = a[dim], mb = b[dim], m = ma > mb ? ma : mb;
+  const F e = vexp(fset(ma > mb ? mb - ma : ma - mb)), one = fset(1.f);
+  const F fa = ma >= mb ? one : e, fb = mb >= ma ? one : e;
+  for (int d = 0; d < dim; d += 16) fstore(a + d, fma(fload(a + d), fa, mul(fload(b + d), fb)));
+  alignas(64) float l[16];
+  fstore(l, fma(fset(a[dim + 1]), fa, mul(fset(b[dim + 1]), fb)));
+  a[dim] = m;
+  a[dim + 1] = l[0];
+}
+// Adding zero turns -0 into 0, which underflow could produce in one order of company and not in another.
+static void normalise(const float* a, float* out, int dim) {
+  const F inv = fset(1.f / a[dim + 1]);
+  for (int d = 0; d < dim; d += 16) fstore(out + d, add(mul(fload(a + d), inv), fzero()));
+}
+
+// How the requests of a step are cut into units. `used` counts entries of the partial buffer.
+struct Cut {
+  int tiles, tile_tokens, first_chunk, chunks, units, entry;   // chunks: units of a tile and head; entry: -1 if not split
+};
+static ALWAYS int tile_tokens(const AttentionArgs& a) {
+  const int grp = a.num_heads / a.kv.heads;
+  return clamp(96 / grp, 1, 32);
+}
+static ALWAYS Cut cut(const AttentionArgs& a, int i, int threads, int* used) {
+  const int ql = a.meta.q_len[i], kv = a.meta.seq_lens[i], pos0 = kv - ql;
+  Cut r;
+  r.tile_tokens = tile_tokens(a);
+  r.tiles = (ql + r.tile_tokens - 1) / r.tile_tokens;
+  r.first_chunk = a.window > 0 && pos0 - a.window + 1 > 0 ? (pos0 - a.window + 1) / kChunk : 0;
+  r.chunks = 1;
+  r.entry = -1;
+  const int chunks = kv > 0 ? (kv - 1) / kChunk + 1 - r.first_chunk : 0;
+  if (r.tiles * a.kv.heads * imin(*a.meta.num_reqs, 1024) < 8 * threads && chunks > 1 && size_t(*used) + size_t(ql) * chunks <= size_t(a.part_entries)) {
+    r.chunks = chunks;
+    r.entry = *used;
+    *used += ql * chunks;
+  }
+  r.units = r.tiles * a.kv.heads * r.chunks;
+  return r;
+}
+
+// The thread's scratch.
+struct Scratch {
+  float *q, *total, *part, *score, *k32, *v32;
+  uint16_t *k16, *v16;
+  const Half *kp[kBlocks], *vp[kBlocks];
+  const float *kp32[kBlocks], *vp32[kBlocks];
+};
+static ALWAYS void carve(Scratch& s, char* p, int dim, int rows) {
+  auto take = [&](size_t n) { char* r = p; p += (n + 63) / 64 * 64; return r; };
+  s.q = reinterpret_cast<float*>(take(size_t(rows) * dim * 4));
+  s.total = reinterpret_cast<float*>(take(rows * part_size(dim) * 4));
+  s.part = reinterpret_cast<float*>(take(kAttR * part_size(dim) * 4));
+  s.score = reinterpret_cast<float*>(take(size_t(kAttR) * kChunk * 4));
+  s.k32 = reinterpret_cast<float*>(take(size_t(kChunk) * dim * 4));
+  s.v32 = reinterpret_cast<float*>(take(size_t(kChunk) * dim * 4));
+  s.k16 = reinterpret_cast<uint16_t*>(take(size_t(kChunk) * dim * 2));
+  s.v16 = reinterpret_cast<uint16_t*>(take(size_t(kChunk) * dim * 2));
+}
+
+// Collects a block whose positions lie in several runs: lanes of K are blended by mask, rows of V copied.
+static void gather_block(const KVView& kv, const int* slots, int lo, int hi, int h, uint16_t* kb, uint16_t* vb) {
+  const int dim = kv.dim;
+  unsigned done = 0;
+  for (int j = lo; j < hi; j++) {
+    const int slot = clamp(slots[j], 0, kv.num_runs * kRun - 1), run = slot / kRun;
+    const size_t base = (size_t(run) * kv.heads + h) * dim * kRun;
+    __builtin_memcpy(vb + size_t(j) * dim, kv.v + base + size_t(slot % kRun) * dim, size_t(dim) * 2);
+    if (done >> j & 1) continue;
+    if (slot % kRun != j) {            // never so with the allocator's promise, but right all the same
+      for (int d = 0; d < dim; d++) kb[d * kRun + j] = kv.k[base + d * kRun + slot % kRun];
+      continue;
+    }
+    uint16_t m[kRun];
+    for (int l = 0; l < kRun; l++) {
+      const bool same = l >= j && l < hi && slots[l] == run * kRun + l;
+      m[l] = same ? 0xffff : 0;
+      done |= unsigned(same) << l;
+    }
+    uint64_t mask[4];
+    __builtin_memcpy(mask, m, 32);
+    for (int d = 0; d < dim; d++) {
+      uint64_t x[4], y[4];
+      __builtin_memcpy(x, kb + d * kRun, 32);
+      __builtin_memcpy(y, kv.k + base + d * kRun, 32);
+      for (int i = 0; i < 4; i++) x[i] = (x[i] & ~mask[i]) | (y[i] & mask[i]);
+      __builtin_memcpy(kb + d * kRun, x, 32);
+    }
+  }
+}
+
+// Finds K and V of the blocks of positions [lo, hi) of the chunk that starts at `base`; only those positions need valid slots.
+static void find_blocks(const KVView& kv, const int* table, int base, int lo, int hi, int h, Scratch& s) {
+  for (int b = (lo - base) / kRun; b * kRun < hi - base; b++) {
+    const int p0 = base + b * kRun, j0 = lo > p0 ? lo - p0 : 0, j1 = imin(kRun, hi - p0);
+    const int* slots = table + p0;
+    const int run = slots[j0] / kRun, first = run * kRun;
+    int diff = 0;
+    if (j0 == 0 && j1 == kRun) {
+      for (int j = 0; j < kRun; j++) diff |= slots[j] ^ (first + j);
+    } else {
+      for (int j = j0; j < j1; j++) diff |= slots[j] ^ (first + j);
+    }
+    if (diff == 0 && unsigned(run) < unsigned(kv.num_runs)) {
+      const size_t at = (size_t(run) * kv.heads + h) * kv.dim * kRun;
+      s.kp[b] = reinterpret_cast<const Half*>(kv.k + at);
+      s.vp[b] = reinterpret_cast<const Half*>(kv.v + at);
+    } else {
+      uint16_t *kb = s.k16 + size_t(b) * kRun * kv.dim, *vb = s.v16 + size_t(b) * kRun * kv.dim;
+      gather_block(kv, slots, j0, j1, h, kb, vb);
+      s.kp[b] = reinterpret_cast<const Half*>(kb);
+      s.vp[b] = reinterpret_cast<const Half*>(vb);
+    }
+  }
+}
+static void widen_blocks(Scratch& s, int b0, int b1, int dim) {
+  for (int b = b0; b < b1; b++) {
+    float *k = s.k32 + size_t(b) * kRun * dim, *v = s.v32 + size_t(b) * kRun * dim;
+    for (int i = 0; i < kRun * dim; i += 16) {
+      fstore(k + i, wide(s.kp[b] + i));
+      fstore(v + i, wide(s.vp[b] + i));
+    }
+    s.kp32[b] = k;
+    s.vp32[b] = v;
+  }
+}
+
+// Scores of R rows against P blocks.
+template <int R, int P, class T> static ALWAYS void scores(const float* q, int dim, const T* const* kp, const T* const* vp, float* out) {
+  F a[P][R];
+  UNROLL for (int p = 0; p < P; p++) UNROLL for (int r = 0; r < R; r++) a[p][r] = fzero();
+  const T* k[P];
+  UNROLL for (int p = 0; p < P; p++) k[p] = kp[p];
+  for (int d = 0; d < dim; d++) {
+    F x[P];
+    UNROLL for (int p = 0; p < P; p++) {
+      x[p] = wide(k[p] + d * kRun);
+      if (sizeof(T) == 2 && d % 2 == 0) prefetch(vp[p] + d * kRun);
+    }
+    UNROLL for (int r = 0; r < R; r++) {
+      const F y = fset(q[r * dim + d]);
+      UNROLL for (int p = 0; p < P; p++) a[p][r] = fma(y, x[p], a[p][r]);
+    }
+  }
+  UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) fstore(out + r * kChunk + p * kRun, a[p][r]);
+}
+
+// Scores of one row to weights. [lo, hi): what it sees of the chunk; blocks b0 .. b1 hold scores. Returns max and sum.
+static ALWAYS void soften(float* s, int b0, int b1, int lo, int hi, float cap, float* max_out, float* sum_out) {
+  F m = fset(-1e30f);
+  for (int b = b0; b < b1; b++) {
+    F x = fload(s + b * kRun);
+    if (cap > 0) x = mul(fset(cap), vtanh(mul(x, fset(1.f / cap))));
+    x = pick(mand(first(hi - b * kRun), mnot(first(lo - b * kRun))), x, fset(-1e30f));
+    fstore(s + b * kRun, x);
+    m = vmax(x, m);
+  }
+  const float top = hmax(m);
+  const F t = fset(top);
+  F sum = fzero();
+  for (int b = b0; b < b1; b++) {
+    const M seen = mand(first(hi - b * kRun), mnot(first(lo - b * kRun)));
+    const F p = pick(seen, vexp(sub(fload(s + b * kRun), t)), fzero());
+    fstore(s + b * kRun, p);
+    sum = add(sum, p);
+  }
+  *max_out = top;
+  *sum_out = hsum(sum);
+}
+
+// Weighted V of R rows, 16 * W columns, positions [lo, hi) of the chunk.
+template <int R, int W, class T>
+static ALWAYS void weigh(const float* score, const T* const* vp, int dim, int col, int lo, int hi, float* out, size_t ld) {
+  F o[R][W];
+  UNROLL for (int r = 0; r < R; r++) UNROLL for (int i = 0; i < W; i++) o[r][i] = fzero();
+  for (int j = lo; j < hi;) {
+    const T* v = vp[j / kRun] + (j % kRun) * dim + col;
+    const int end = imin(hi, (j / kRun + 1) * kRun);
+    for (; j < end; j++, v += dim) {
+      F x[W];
+      UNROLL for (int i = 0; i < W; i++) x[i] = wide(v + 16 * i);
+      UNROLL for (int r = 0; r < R; r++) {
+        const F p = fset(score[r * kChunk + j]);
+        UNROLL for (int i = 0; i < W; i++) o[r][i] = fma(p, x[i], o[r][i]);
+      }
+    }
+  }
+  UNROLL for (int r = 0; r < R; r++) UNROLL for (int i = 0; i < W; i++) fstore(out + r * ld + col + 16 * i, o[r][i]);
+}
+
+// One chunk for R neighbouring rows of a tile. part receives R partial results; seen says which rows see anything.
+template <int R, class T>
+static void chunk_rows(const AttentionArgs& a, Scratch& s, const T* const* kp, const T* const* vp, int r0, int grp, int pos0, int base,
+                       unsigned* seen) {
+  const int dim = a.kv.dim;
+  const size_t ld = part_size(dim);
+  int lo[R], hi[R], low = kChunk, high = 0;
+  *seen = 0;
+  UNROLL for (int r = 0; r < R; r++) {
+    const int pos = pos0 + (r0 + r) / grp;
+    hi[r] = clamp(pos + 1 - base, 0, kChunk);
+    lo[r] = a.window > 0 ? clamp(pos - a.window + 1 - base, 0, kChunk) : 0;
+    if (lo[r] >= hi[r]) continue;
+    *seen |= 1u << r;
+    low = imin(low, lo[r]);
+    high = hi[r] > high ? hi[r] : high;
+  }
+  if (!*seen) return;
+  const int b0 = low / kRun, b1 = (high + kRun - 1) / kRun;
+  const float* q = s.q + size_t(r0) * dim;
+  int b = b0;
+  for (; b + kAttP <= b1; b += kAttP) scores<R, kAttP>(q, dim, kp + b, vp + b, s.score + b * kRun);
+  for (; b < b1; b++) scores<R, 1>(q, dim, kp + b, vp + b, s.score + b * kRun);
+  for (int r = 0; r < R; r++)
+    soften(s.score + r * kChunk, b0, b1, lo[r], hi[r], a.soft_cap, s.part + r * ld + dim, s.part + r * ld + dim + 1);
+  int col = 0;
+  for (; col + 64 <= dim; col += 64) weigh<R, 4>(s.score, vp, dim, col, low, high, s.part, ld);
+  for (; col < dim; col += 16) weigh<R, 1>(s.score, vp, dim, col, low, high, s.part, ld);
+}
+
+// A chunk for all rows of a tile; calls done(row, partial) for the rows that see some of it.
+template <class Fn>
+static ALWAYS void chunk_tile(const AttentionArgs& a, Scratch& s, const int* table, int rows, int grp, int pos0, int chunk, int h, Fn done) {
+  const int base = chunk * kChunk, last = pos0 + (rows - 1) / grp, end = imin(base + kChunk, last + 1);
+  const int begin = a.window > 0 && pos0 - a.window + 1 > base ? pos0 - a.window + 1 : base;
+  if (begin >= end) return;
+  find_blocks(a.kv, table, base, begin, end, h, s);
+  const bool widened = rows >= 3 * kAttR;
+  if (widened) widen_blocks(s, (begin - base) / kRun, (end - base + kRun - 1) / kRun, a.kv.dim);
+  const int parts = (rows + kAttR - 1) / kAttR;
+  for (int i = 0; i < parts; i++) {
+    const int r0 = rows * i / parts, n = rows * (i + 1) / parts - r0;
+    unsigned seen = 0;
+    with_rows<kAttR>(n, [&](auto rr) {
+      constexpr int R = decltype(rr)::value;
+      if (widened) chunk_rows<R, float>(a, s, s.kp32, s.vp32, r0, grp, pos0, base, &seen);
+      else chunk_rows<R, Half>(a, s, s.kp, s.vp, r0, grp, pos0, base, &seen);
+    });
+    for (int r = 0; r < n; r++)
+      if (seen >> r & 1) done(r0 + r, s.part + r * part_size(a.kv.dim));
+  }
+}
+
+static void attention_unit(const AttentionArgs& a, const Cut& cut, int i, int u, char* scratch) {
+  const int dim = a.kv.dim, hkv = a.kv.heads, grp = a.num_heads / hkv;
+  const int ql = a.meta.q_len[i], kv = a.meta.seq_lens[i], q0 = a.meta.q_start[i];
+  const int h = u % hkv, v = u / hkv, chunk = v % cut.chunks, tile = cut.tiles - 1 - v / cut.chunks;   // longest first
+  const int t0 = tile * cut.tile_tokens, nt = imin(cut.tile_tokens, ql - t0), rows = nt * grp, pos0 = kv - ql + t0;
+  const int* table = a.meta.req_to_token + size_t(clamp(a.meta.req_pool_idx[i], 0, a.meta.table_rows - 1)) * a.meta.context_len;
+  Scratch s;
+  carve(s, scratch, dim, cut.tile_tokens * grp);
+  for (int r = 0; r < rows; r++)
+    __builtin_memcpy(s.q + size_t(r) * dim, a.qkv + (q0 + t0 + r / grp) * a.ld + size_t(h * grp + r % grp) * dim, size_t(dim) * 4);
+  const size_t ld = part_size(dim);
+  if (cut.entry >= 0) {
+    chunk_tile(a, s, table, rows, grp, pos0, cut.first_chunk + chunk, h, [&](int r, const float* p) {
+      const size_t at = size_t(cut.entry) + size_t(t0 + r / grp) * cut.chunks + chunk;
+      __builtin_memcpy(a.part + (at * a.num_heads + h * grp + r % grp) * ld, p, ld * 4);
+    });
+    return;
+  }
+  for (int r = 0; r < rows; r++) s.total[r * ld + dim + 1] = 0;      // no sum yet
+  const int first_chunk = a.window > 0 && pos0 - a.window + 1 > 0 ? (pos0 - a.window + 1) / kChunk : 0;
+  for (int c = first_chunk; c <= (pos0 + nt - 1) / kChunk; c++)
+    chunk_tile(a, s, table, rows, grp, pos0, c, h, [&](int r, const float* p) {
+      float* t = s.total + r * ld;
+      if (t[dim + 1] == 0) __builtin_memcpy(t, p, ld * 4);
+      else merge(t, p, dim);
+    });
+  for (int r = 0; r < rows; r++)
+    normalise(s.total + r * ld, a.rows_out + (size_t(q0 + t0 + r / grp) * a.num_heads + h * grp + r % grp) * dim, dim);
+}
+
+// A request of the step that makes sense: the arrays come from outside, and no value in them may lead out of bounds.
+static ALWAYS bool valid(const AttentionArgs& a, int i) {
+  const int ql = a.meta.q_len[i], kv = a.meta.seq_lens[i], q0 = a.meta.q_start[i];
+  return ql > 0 && kv >= ql && kv <= a.meta.context_len && q0 >= 0 && q0 + ql <= a.max_rows;
+}
+static void attention(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const AttentionArgs*>(args);
+  const int n = clamp(*a.meta.num_reqs, 0, a.meta.max_reqs);
+  int base = 0, used = 0, u = c.take();
+  for (int i = 0; i < n; i++) {
+    if (!valid(a, i)) continue;
+    const Cut k = cut(a, i, c.n, &used);
+    for (; u < base + k.units; u = c.take()) attention_unit(a, k, i, u - base, c.scratch);
+    base += k.units;
+  }
+}
+
+static void finish_row(const AttentionArgs& a, const Cut& k, int pos, int t, int row, int h0, int h1, float* buf) {
+  const int dim = a.kv.dim;
+  const size_t ld = part_size(dim);
+  float* o = a.rows_out + size_t(row) * a.num_heads * dim;
+  if (k.entry >= 0) {
+    const int low = a.window > 0 && pos - a.window + 1 > 0 ? (pos - a.window + 1) / kChunk : 0;
+    for (int h = h0; h < h1; h++) {
+      const float* p = a.part + ((size_t(k.entry) + size_t(t) * k.chunks) * a.num_heads + h) * ld;
+      const size_t step = ld * a.num_heads;
+      const int c0 = low - k.first_chunk, c1 = pos / kChunk - k.first_chunk;
+      __builtin_memcpy(buf, p + c0 * step, ld * 4);
+      for (int c = c0 + 1; c <= c1; c++) merge(buf, p + c * step, dim);
+      normalise(buf, o + size_t(h) * dim, dim);
+    }
+  }
+  for (int col = h0 * dim; col < h1 * dim; col += 32) {
+    const int n = h1 * dim - col;
+    write32(a.out, row, col / 32, fload_n(o + col, n), n > 16 ? fload(o + col + 16) : fzero(), n);
+  }
+}
+// Merges what was split, and writes every row as its readers want it.
+static void attention_finish(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const AttentionArgs*>(args);
+  const int n = clamp(*a.meta.num_reqs, 0, a.meta.max_reqs);
+  const int pair = a.kv.dim % 32 ? 2 : 1, parts = n <= 4 * c.n ? (a.num_heads + pair - 1) / pair : 1;
+  const int heads = parts == 1 ? a.num_heads : pair;
+  int base = 0, used = 0, u = c.take();
+  for (int i = 0; i < n; i++) {
+    if (!valid(a, i)) continue;
+    const Cut k = cut(a, i, c.n, &used);
+    const int ql = a.meta.q_len[i], pos0 = a.meta.seq_lens[i] - ql;
+    const int by = ql > 4 * c.n ? 1 : parts, hs = by == 1 ? a.num_heads : heads;       // a long extend: whole rows
+    for (; u < base + ql * by; u = c.take()) {
+      const int t = (u - base) / by, h0 = (u - base) % by * hs;
+      finish_row(a, k, pos0 + t, t, a.meta.q_start[i] + t, h0, imin(h0 + hs, a.num_heads), reinterpret_cast<float*>(c.scratch));
+    }
+    base += ql * by;
+  }
+}
+
+}  // namespace ISA

@@ -1,0 +1,175 @@
+// Norms, gates, rope, embedding: what lies between the linear layers. Rows are independent of each other.
+#pragma once
+
+namespace ISA {
+
+static ALWAYS int count(const int* rows, int max_rows) { return clamp(*rows, 0, max_rows); }
+
+// ---- embedding ----------------------------------------------------------------------------------------------------------
+// Column `lane` of a panel, read back from the packed form.
+static void unpack_row(const WeightView& w, int row, float scale, float* out) {
+  const uint8_t* p = w.w + w.panel * (row / 16);
+  const int lane = row % 16;
+  auto half = [](const uint8_t* at, int i) { uint16_t h; __builtin_memcpy(&h, at + 2 * i, 2); return h; };
+  if (w.kind == kInt4) {
+    for (int g = 0; g < w.groups; g++, p += 320) {
+      const float d = f16_to_f32(half(p, lane)), m = f16_to_f32(half(p + 32, lane));
+      for (int j = 0; j < 4; j++)
+        for (int b = 0; b < 4; b++) {
+          const int v = p[64 + 64 * j + 4 * lane + b];
+          out[32 * g + 8 * j + b] = scale * (d * float(v & 15) + m);
+          out[32 * g + 8 * j + 4 + b] = scale * (d * float(v >> 4) + m);
+        }
+    }
+  } else if (w.kind == kInt8) {
+    for (int g = 0; g < w.groups; g++) {
+      const float d = f16_to_f32(half(p + 32 * size_t(g), lane));
+      const uint8_t* q = p + w.head + 512 * size_t(g) + 4 * lane;
+      for (int k = 0; k < 32; k++) out[32 * g + k] = scale * (d * float(int(q[64 * (k / 4) + k % 4]) - 128));
+    }
+  } else if (w.kind == kBF16) {
+    for (int k = 0; k < w.k; k++) {
+      const uint32_t b = uint32_t(half(p, 32 * (k / 2) + 2 * lane + k % 2)) << 16;
+      float f;
+      __builtin_memcpy(&f, &b, 4);
+      out[k] = scale * f;
+    }
+  } else if (w.kind == kF16) {
+    for (int k = 0; k < w.k; k++) out[k] = scale * f16_to_f32(half(p, 16 * k + lane));
+  } else {
+    for (int k = 0; k < w.k; k++) out[k] = scale * reinterpret_cast<const float*>(p)[16 * size_t(k) + lane];
+  }
+}
+static void embedding(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const EmbeddingArgs*>(args);
+  for (int r = c.tid, n = count(a.rows, a.max_rows); r < n; r += c.n)
+    unpack_row(a.w, clamp(a.ids[r], 0, a.w.n - 1), a.scale, a.out + r * a.ld_out);
+}
+
+// ---- norm ---------------------------------------------------------------------------------------------------------------
+static void norm_row(const NormArgs& a, int i, float* buf) {
+  const int src = a.row_idx ? clamp(a.row_idx[i], 0, a.x_rows - 1) : i, w = a.width;
+  float* x = a.x + src * a.ld_x;
+  const float* delta = a.delta ? a.delta + src * a.ld_delta : nullptr;
+  float* v = !delta ? x : a.row_idx ? buf : x;             // a row may be wanted twice, so then x is left alone
+  F ss = fzero();
+  for (int k = 0; k < w; k += 16) {
+    F t = fload_n(x + k, w - k);
+    if (delta) {
+      t = add(t, fload_n(delta + k, w - k));
+      fstore_n(v + k, t, w - k);
+    }
+    ss = fma(t, t, ss);
+  }
+  const F inv = fset(1.f / __builtin_sqrtf(hsum(ss) / float(w) + a.eps));
+  auto at = [&](int k) { return mul(mul(fload_n(v + k, w - k), inv), fload_n(a.weight + k, w - k)); };
+  if (a.out) {
+    float* out = a.out + i * a.ld_out;
+    for (int k = 0; k < w; k += 16) fstore_n(out + k, at(k), w - k);
+  } else {
+    for (int k = 0; k < w; k += 32) write32(a.act, i, k / 32, at(k), w - k > 16 ? at(k + 16) : fzero(), w - k);
+  }
+}
+static void rms_norm(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const NormArgs*>(args);
+  for (int i = c.tid, n = count(a.rows, a.max_rows); i < n; i += c.n) norm_row(a, i, reinterpret_cast<float*>(c.scratch));
+}
+
+// ---- gate, store ----------------------------------------------------------------------------------------------------------
+template <class Fn> static ALWAYS void each_group(const ActView& out, int rows, const Ctx& c, Fn f) {
+  const int g = (out.width + 31) / 32, parts = rows < 4 * c.n ? imin(4, g) : 1;        // few rows: threads share a row
+  for (int u; (u = c.take()) < rows * parts;) {
+    const int r = u / parts, p = u % parts;
+    for (int i = g * p / parts; i < g * (p + 1) / parts; i++) f(r, i);
+  }
+}
+template <int FN> static void gate_rows(const GateArgs& a, const Ctx& c) {
+  const int w = a.out.width;
+  each_group(a.out, count(a.rows, a.max_rows), c, [&](int r, int g) {
+    const int k = 32 * g, n = w - k;
+    const float *x = a.gate + r * a.ld_gate + k, *y = a.up + r * a.ld_up + k;
+    const F lo = mul(gate_fn<FN>(fload_n(x, n)), fload_n(y, n));
+    const F hi = n > 16 ? mul(gate_fn<FN>(fload_n(x + 16, n - 16)), fload_n(y + 16, n - 16)) : fzero();
+    write32(a.out, r, g, lo, hi, n);
+  });
+}
+static void gate(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const GateArgs*>(args);
+  if (a.fn == kSilu) gate_rows<kSilu>(a, c);
+  else if (a.fn == kGeluTanh) gate_rows<kGeluTanh>(a, c);
+  else gate_rows<kGelu>(a, c);
+}
+static void store(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const GateArgs*>(args);
+  each_group(a.out, count(a.rows, a.max_rows), c, [&](int r, int g) {
+    const int k = 32 * g, n = a.out.width - k;
+    const float* x = a.gate + r * a.ld_gate + k;
+    write32(a.out, r, g, fload_n(x, n), n > 16 ? fload_n(x + 16, n - 16) : fzero(), n);
+  });
+}
+
+static void soft_cap(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const SoftCapArgs*>(args);
+  const F cap = fset(a.cap), inv = fset(1.f / a.cap);
+  const int parts = (a.n + 4095) / 4096, n = count(a.rows, a.max_rows);
+  for (int u; (u = c.take()) < n * parts;) {
+    float* x = a.x + u / parts * a.ld;
+    const int end = imin(a.n, (u % parts + 1) * 4096);
+    for (int k = u % parts * 4096; k < end; k += 16) fstore_n(x + k, mul(cap, vtanh(mul(fload_n(x + k, end - k), inv))), end - k);
+  }
+}
+
+// ---- rope and KV store ------------------------------------------------------------------------------------------------------
+static ALWAYS void norm_head(float* x, const float* weight, int dim, float eps) {
+  F ss = fzero();
+  for (int k = 0; k < dim; k += 16) { const F t = fload(x + k); ss = fma(t, t, ss); }
+  const F inv = fset(1.f / __builtin_sqrtf(hsum(ss) / float(dim) + eps));
+  for (int k = 0; k < dim; k += 16) fstore(x + k, mul(mul(fload(x + k), inv), fload(weight + k)));
+}
+static ALWAYS void rotate(float* x, const float* cos, const float* sin, int rot) {
+  for (int k = 0; k < rot; k += 16) {
+    const int n = rot - k;
+    const F a = fload_n(x + k, n), b = fload_n(x + rot + k, n), s = fload_n(sin + k, n), co = fload_n(cos + k, n);
+    fstore_n(x + k, fnma(b, s, mul(a, co)), n);
+    fstore_n(x + rot + k, fma(a, s, mul(b, co)), n);
+  }
+}
+static ALWAYS F to_half_range(F x) { return vmin(vmax(x, fset(-65504.f)), fset(65504.f)); }
+
+static void rope_row(const RopeArgs& a, int r) {
+  const int dim = a.kv.dim, hq = a.num_heads, hkv = a.kv.heads, pos = clamp(a.positions[r], 0, a.num_positions - 1);
+  const int slot = a.slots[r];
+  const float *cos = a.cos + size_t(pos) * a.rot, *sin = a.sin + size_t(pos) * a.rot;
+  float* row = a.qkv + r * a.ld;
+  for (int h = 0; h < hq; h++) {
+    float* x = row + h * dim;
+    if (a.q_norm) norm_head(x, a.q_norm, dim, a.eps);
+    rotate(x, cos, sin, a.rot);
+    for (int k = 0; k < dim; k += 16) fstore(x + k, mul(fload(x + k), fset(a.q_scale)));
+  }
+  if (slot < 0 || slot >= a.kv.num_runs * kRun) return;
+  for (int h = 0; h < hkv; h++) {
+    float* x = row + (hq + h) * dim;
+    if (a.k_norm) norm_head(x, a.k_norm, dim, a.eps);
+    rotate(x, cos, sin, a.rot);
+    const size_t base = (size_t(slot / kRun) * hkv + h) * dim * kRun;
+    uint16_t *k = a.kv.k + base + slot % kRun, *v = a.kv.v + base + size_t(slot % kRun) * dim;
+    const float* y = row + (hq + hkv + h) * dim;
+    for (int d = 0; d < dim; d += 16) {
+      alignas(64) uint16_t t[16];
+      store_f16(t, to_half_range(fload(x + d)));
+      UNROLL for (int i = 0; i < 16; i++) k[size_t(d + i) * kRun] = t[i];
+      store_f16(v + d, to_half_range(fload(y + d)));
+    }
+  }
+}
+static void rope_store(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const RopeArgs*>(args);
+  const int n = count(a.rows, a.max_rows);
+  // Sixteen rows at a time where there are many: neighbours write to the same lines of K.
+  const int step = n >= 64 * c.n ? 16 : n >= 16 * c.n ? 4 : 1;
+  for (int u; (u = c.take() * step) < n;)
+    for (int r = u; r < imin(u + step, n); r++) rope_row(a, r);
+}
+
+}  // namespace ISA

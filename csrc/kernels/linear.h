@@ -1,0 +1,83 @@
+// How a linear layer is cut into units of work, and the fused gate.
+#pragma once
+
+namespace ISA {
+
+constexpr int kRowBlock = 192;         // rows that share an unpacked panel; a multiple of kTileRows
+constexpr size_t kPanelBuf = size_t(64) << 10;             // scratch: unpacked panels
+constexpr size_t kTailBuf = size_t(kRowBlock) * 64 * 4;    // scratch: columns that do not go straight to the output
+
+// Rows r0 .. r1 times panels nb .. nb + num - 1, all columns written. o is where row r0 and the first column go.
+static void panels(const WeightView& w, int nb, int num, const ActView& x, int r0, int r1, uint8_t* buf, float* o, size_t ld, bool resume) {
+  for (int b = 0; b < num;) {
+    if (num - b >= kPN) {
+      if (w.kind <= kInt8) panels_int<kPN>(w, nb + b, x, r0, r1, buf, o + 16 * b, ld, resume);
+      else panels_float<kPN>(w, nb + b, x, r0, r1, buf, o + 16 * b, ld, resume);
+      b += kPN;
+    } else {
+      if (w.kind <= kInt8) panels_int<1>(w, nb + b, x, r0, r1, buf, o + 16 * b, ld, resume);
+      else panels_float<1>(w, nb + b, x, r0, r1, buf, o + 16 * b, ld, resume);
+      b += 1;
+    }
+  }
+}
+
+static void linear_unit(const LinearArgs& a, int nb, int end, int r0, int r1, char* scratch) {
+  auto buf = reinterpret_cast<uint8_t*>(scratch);
+  float* tail = reinterpret_cast<float*>(scratch + kPanelBuf);
+  const bool ragged = end * 16 > a.w.n;                    // the last panel has columns that do not exist
+  const int whole = ragged ? end - 1 : end;
+  float* o = a.out + r0 * a.ld_out;
+  if (a.bias)
+    for (int r = r0; r < r1; r++)
+      for (int c = 16 * nb; c < 16 * whole; c += 16) fstore(o + (r - r0) * a.ld_out + c, fload(a.bias + c));
+  panels(a.w, nb, whole - nb, a.x, r0, r1, buf, o + 16 * nb, a.ld_out, a.bias != nullptr);
+  if (!ragged) return;
+  const int c = 16 * whole, n = a.w.n - c;
+  if (a.bias)
+    for (int r = r0; r < r1; r++) fstore(tail + (r - r0) * 16, fload_n(a.bias + c, n));
+  panels(a.w, whole, 1, a.x, r0, r1, buf, tail, 16, a.bias != nullptr);
+  for (int r = r0; r < r1; r++) fstore_n(o + (r - r0) * a.ld_out + c, fload(tail + (r - r0) * 16), n);
+}
+static void linear(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const LinearArgs*>(args);
+  const int m = count(a.rows, a.max_rows), nb = a.w.panels;
+  if (m <= 0) return;
+  int step;                                                // panels in a unit
+  if (m <= kTileRows) {
+    // Long enough for the prefetcher, short enough to even out a slow core.
+    step = nb >= 64 * c.n ? 16 : nb >= 16 * c.n ? nb / (4 * c.n) : (nb + c.n - 1) / c.n;
+    step = (step + 1) / 2 * 2;
+  } else {
+    step = nb > 512 ? 16 : 4;
+  }
+  const int units = (nb + step - 1) / step, blocks = (m + kRowBlock - 1) / kRowBlock;
+  for (int u; (u = c.take()) < units * blocks;) {
+    const int r0 = u / units * kRowBlock, b0 = u % units * step;
+    linear_unit(a, b0, imin(b0 + step, nb), r0, imin(r0 + kRowBlock, m), c.scratch);
+  }
+}
+
+// Gate and up panels alternate by twos: g0 g1 u0 u1 g2 g3 u2 u3 ... A unit makes 32 hidden values of a block of rows, a whole
+// group of the next layer's input, so the float gate and up never go to memory.
+template <int FN> static void gated_rows(const GatedLinearArgs& a, const Ctx& c) {
+  const int m = count(a.rows, a.max_rows), quads = a.w.panels / 4, blocks = (m + kRowBlock - 1) / kRowBlock;
+  auto buf = reinterpret_cast<uint8_t*>(c.scratch);
+  float* tmp = reinterpret_cast<float*>(c.scratch + kPanelBuf);
+  for (int u; (u = c.take()) < quads * blocks;) {
+    const int q = u % quads, r0 = u / quads * kRowBlock, r1 = imin(r0 + kRowBlock, m), n = a.out.width - 32 * q;
+    panels(a.w, 4 * q, 4, a.x, r0, r1, buf, tmp, 64, false);
+    for (int r = r0; r < r1; r++) {
+      const float* t = tmp + size_t(r - r0) * 64;
+      write32(a.out, r, q, mul(gate_fn<FN>(fload(t)), fload(t + 32)), mul(gate_fn<FN>(fload(t + 16)), fload(t + 48)), n);
+    }
+  }
+}
+static void gated_linear(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const GatedLinearArgs*>(args);
+  if (a.gate == kSilu) gated_rows<kSilu>(a, c);
+  else if (a.gate == kGeluTanh) gated_rows<kGeluTanh>(a, c);
+  else gated_rows<kGelu>(a, c);
+}
+
+}  // namespace ISA

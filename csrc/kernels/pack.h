@@ -1,0 +1,188 @@
+// Packing: from the rows of a checkpoint to panels of 16 columns. Layouts: docs/kernels.md; block formats: the GGUF format.
+#pragma once
+
+namespace ISA {
+
+static ALWAYS uint16_t half_at(const uint8_t* p) { uint16_t h; __builtin_memcpy(&h, p, 2); return h; }
+static ALWAYS uint32_t word_at(const uint8_t* p) { uint32_t w; __builtin_memcpy(&w, p, 4); return w; }
+static ALWAYS void put_word(uint8_t* p, uint32_t w) { __builtin_memcpy(p, &w, 4); }
+static ALWAYS void put_half(uint8_t* p, uint16_t h) { __builtin_memcpy(p, &h, 2); }
+
+// One lane of an int4 group from nibbles laid out as in Q4_0 and Q4_1: low halves k 0..15, high halves k 16..31.
+static ALWAYS void lane_int4(uint8_t* group, int lane, uint16_t d, uint16_t m, const uint8_t* qs) {
+  put_half(group + 2 * lane, d);
+  put_half(group + 32 + 2 * lane, m);
+  const uint32_t low = 0x0f0f0f0f, w0 = word_at(qs), w1 = word_at(qs + 4), w2 = word_at(qs + 8), w3 = word_at(qs + 12);
+  uint8_t* q = group + 64 + 4 * lane;
+  put_word(q, (w0 & low) | (w1 & low) << 4);
+  put_word(q + 64, (w2 & low) | (w3 & low) << 4);
+  put_word(q + 128, ((w0 >> 4) & low) | (w1 & ~low));
+  put_word(q + 192, ((w2 >> 4) & low) | (w3 & ~low));
+}
+static ALWAYS void lane_int8(uint8_t* group, int lane, const int8_t* q) {
+  for (int j = 0; j < 8; j++) {
+    uint32_t w;
+    __builtin_memcpy(&w, q + 4 * j, 4);
+    put_word(group + 64 * j + 4 * lane, w ^ 0x80808080);
+  }
+}
+// 32 floats to int8 with a half precision scale.
+static ALWAYS uint16_t to_int8(const float* x, int8_t* q) {
+  float amax = 0;
+  for (int i = 0; i < 32; i++) {
+    const float a = x[i] < 0 ? -x[i] : x[i];
+    amax = a > amax ? a : amax;
+  }
+  float scale = amax * (1.f / 127.f);
+  uint16_t h = f32_to_f16(scale < 65504.f ? scale : 65504.f);
+  scale = f16_to_f32(h);
+  const float inv = scale > 0 ? 1.f / scale : 0.f;
+  alignas(64) int t[32];
+  for (int i = 0; i < 32; i += 16) istore(t + i, to_int(vmin(vmax(mul(fload(x + i), fset(inv)), fset(-127.f)), fset(127.f))));
+  for (int i = 0; i < 32; i++) q[i] = int8_t(t[i]);
+  return h;
+}
+
+static ALWAYS void k_scale(const uint8_t* s, int j, int* scale, int* min) {
+  if (j < 4) *scale = s[j] & 63, *min = s[j + 4] & 63;
+  else *scale = (s[j + 4] & 15) | (s[j - 4] >> 6) << 4, *min = (s[j + 4] >> 4) | (s[j] >> 6) << 4;
+}
+// Group g (of 8) of a Q4_K or Q5_K super-block.
+static void group_k(const uint8_t* b, int g, bool five, float* x) {
+  int scale, min;
+  k_scale(b + 4, g, &scale, &min);
+  const float d = f16_to_f32(half_at(b)) * float(scale), m = f16_to_f32(half_at(b + 2)) * float(min);
+  const uint8_t *high = b + 16, *q = b + (five ? 48 : 16) + 32 * (g / 2);
+  for (int i = 0; i < 32; i++) {
+    int v = g % 2 ? q[i] >> 4 : q[i] & 15;
+    if (five) v |= (high[i] >> g & 1) << 4;
+    x[i] = d * float(v) - m;
+  }
+}
+static void group_q6_k(const uint8_t* b, int g, float* x) {
+  const int part = g / 4, quarter = g % 4;                 // 128 values a part, in four quarters of 32
+  const uint8_t *low = b + 64 * part + 32 * (quarter % 2), *high = b + 128 + 32 * part;
+  const auto scales = reinterpret_cast<const int8_t*>(b + 192) + 8 * part + 2 * quarter;
+  const float d = f16_to_f32(half_at(b + 208));
+  for (int i = 0; i < 32; i++) {
+    const int v = (quarter < 2 ? low[i] & 15 : low[i] >> 4) | (high[i] >> (2 * quarter) & 3) << 4;
+    x[i] = d * float(scales[i / 16]) * float(v - 32);
+  }
+}
+static ALWAYS int q5_at(const uint8_t* bits, const uint8_t* q, int i) {
+  const int low = i < 16 ? q[i] & 15 : q[i - 16] >> 4;
+  return low | int(word_at(bits) >> i & 1) << 4;
+}
+
+// Group g of a row as an int4 lane.
+static ALWAYS void pack_int4(int source, const uint8_t* row, int g, uint8_t* group, int lane) {
+  if (source == kSrcQ4_1) {
+    const uint8_t* b = row + 20 * size_t(g);
+    lane_int4(group, lane, half_at(b), half_at(b + 2), b + 4);
+  } else if (source == kSrcQ4_0) {     // d (q - 8) = d q + m with m = -8 d, exactly
+    const uint8_t* b = row + 18 * size_t(g);
+    lane_int4(group, lane, half_at(b), f32_to_f16(-8.f * f16_to_f32(half_at(b))), b + 2);
+  } else {                             // Q4_K: the scale and minimum of a group, rounded to half precision
+    const uint8_t *b = row + 144 * size_t(g / 8), *q = b + 16 + 32 * (g % 8 / 2);
+    int scale, min;
+    k_scale(b + 4, g % 8, &scale, &min);
+    uint8_t qs[16];
+    for (int i = 0; i < 16; i++)
+      qs[i] = g % 2 ? uint8_t(q[i] >> 4 | (q[i + 16] & 0xf0)) : uint8_t((q[i] & 15) | q[i + 16] << 4);
+    lane_int4(group, lane, f32_to_f16(f16_to_f32(half_at(b)) * float(scale)), f32_to_f16(-f16_to_f32(half_at(b + 2)) * float(min)), qs);
+  }
+}
+// Group g of a row as an int8 lane; returns the scale.
+static ALWAYS uint16_t pack_int8(int source, const uint8_t* row, int g, uint8_t* group, int lane) {
+  int8_t q[32];
+  alignas(64) float x[32];
+  uint16_t scale = 0;
+  if (source == kSrcQ8_0) {
+    const uint8_t* b = row + 34 * size_t(g);
+    __builtin_memcpy(q, b + 2, 32);
+    scale = half_at(b);
+  } else if (source == kSrcQ5_0) {     // d (q - 16) is an int8 group as it stands
+    const uint8_t* b = row + 22 * size_t(g);
+    for (int i = 0; i < 32; i++) q[i] = int8_t(q5_at(b + 2, b + 6, i) - 16);
+    scale = half_at(b);
+  } else {
+    if (source == kSrcQ5_1) {
+      const uint8_t* b = row + 24 * size_t(g);
+      const float d = f16_to_f32(half_at(b)), m = f16_to_f32(half_at(b + 2));
+      for (int i = 0; i < 32; i++) x[i] = d * float(q5_at(b + 4, b + 8, i)) + m;
+    } else if (source == kSrcQ5_K) {
+      group_k(row + 176 * size_t(g / 8), g % 8, true, x);
+    } else {
+      group_q6_k(row + 210 * size_t(g / 8), g % 8, x);
+    }
+    scale = to_int8(x, q);
+  }
+  lane_int8(group, lane, q);
+  return scale;
+}
+
+static void pack_panel(const PackArgs& a, const uint8_t* src, int lanes, int lane0, uint8_t* p) {
+  const size_t rb = a.row_bytes;
+  if (a.kind == kInt4) {
+    for (int g = 0; g < a.groups; g++)
+      for (int l = 0; l < lanes; l++) pack_int4(a.source, src + l * rb, g, p + 320 * size_t(g), lane0 + l);
+  } else if (a.kind == kInt8) {
+    for (int g = 0; g < a.groups; g++)
+      for (int l = 0; l < lanes; l++)
+        put_half(p + 32 * size_t(g) + 2 * (lane0 + l), pack_int8(a.source, src + l * rb, g, p + a.head + 512 * size_t(g), lane0 + l));
+  } else {
+    // Blocks of k keep the panel's lines in L1 while all lanes are written.
+    for (int k0 = 0; k0 < a.k; k0 += 64)
+      for (int l = 0; l < lanes; l++)
+        for (int k = k0, lane = lane0 + l; k < imin(k0 + 64, a.k); k++) {
+          if (a.kind == kF32) put_word(p + 4 * (16 * size_t(k) + lane), word_at(src + l * rb + 4 * size_t(k)));
+          else put_half(p + 2 * (a.kind == kF16 ? 16 * size_t(k) + lane : 32 * size_t(k / 2) + 2 * lane + k % 2), half_at(src + l * rb + 2 * size_t(k)));
+        }
+  }
+}
+// Destination panels are shared out; a panel takes the source rows that fall into it.
+static void pack(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const PackArgs*>(args);
+  const int b0 = a.gated ? 0 : a.first_row / 16, shift = a.gated ? 0 : a.first_row;
+  const int b1 = (shift + a.rows + 15) / 16;
+  for (int u; (u = b0 + c.take()) < b1;) {
+    const int r0 = u * 16 > shift ? u * 16 - shift : 0, r1 = imin(a.rows, (u + 1) * 16 - shift);
+    const int at = a.gated ? u / 2 * 4 + u % 2 + a.first_row / 16 : u;
+    pack_panel(a, a.src + r0 * a.row_bytes, r1 - r0, r0 + shift - u * 16, a.w + a.panel * at);
+  }
+}
+
+// ---- what the machine can do: yardsticks for benchmarks ---------------------------------------------------------------------
+static void read(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const ReadArgs*>(args);
+  const size_t per = a.bytes / size_t(c.n) / 1024 * 1024;
+  const uint8_t* q = a.p + per * c.tid;
+  I x = izero(), y = izero(), z = izero(), w = izero();
+  for (size_t i = 0; i < per; i += 256) {
+    x = iadd(x, iload(q + i));
+    y = iadd(y, iload(q + i + 64));
+    z = iadd(z, iload(q + i + 128));
+    w = iadd(w, iload(q + i + 192));
+  }
+  a.sink[8 * c.tid] = uint64_t(ihsum(iadd(iadd(x, y), iadd(z, w))));
+}
+static double peak(int what, int loops) {
+  constexpr int N = 12;
+  F f[N];
+  I s[N];
+  UNROLL for (int i = 0; i < N; i++) f[i] = fset(float(i)), s[i] = iset(i);
+  F u = fset(1.0000001f);
+  I v = iset(0x01020304);
+  for (int l = 0; l < loops; l++) {
+    __asm__ volatile("" : "+m"(u), "+m"(v));               // keeps the compiler from seeing through the loop
+    const F x = u;
+    const I y = v;
+    if (what) UNROLL for (int i = 0; i < N; i++) f[i] = fma(f[i], x, x);
+    else UNROLL for (int i = 0; i < N; i++) s[i] = dot_u4(s[i], y, y);
+  }
+  volatile float sink = 0;
+  UNROLL for (int i = 0; i < N; i++) sink = sink + hsum(f[i]) + float(ihsum(s[i]));
+  return double(loops) * N * (what ? 32 : 128);
+}
+
+}  // namespace ISA

@@ -1,0 +1,73 @@
+// The handles that Python holds: weights, activations, KV layers, tapes, and the runtime that runs ops on them.
+#pragma once
+#include "args.h"
+#include "memory.h"
+#include "pool.h"
+
+#include <map>
+#include <memory>
+#include <nanobind/nanobind.h>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace nb = nanobind;
+
+// Kernels for this machine by name; "" means the best one. Throws nb::value_error with a sentence.
+const Kernels& find_kernels(const std::string& name);
+std::vector<std::string> usable_kernels();       // best first
+
+struct Weight {
+  WeightView view;
+  int out_features;
+  bool gated;
+  Piece memory;
+  Weight(Arena& arena, int kind, int n, int k, int gated_features);
+};
+
+struct Activation {
+  ActView view;
+  int max_rows;
+  std::shared_ptr<Mapping> memory;
+  Activation(int max_rows, int width, bool ints, bool floats);
+};
+
+struct KVLayer {
+  KVView view;
+  std::shared_ptr<Mapping> memory;
+  KVLayer(int num_slots, int heads, int dim);
+};
+
+struct Tape {
+  std::vector<Op> ops;
+  std::vector<uint64_t> spent;
+  std::vector<nb::object> keep;        // every array and handle that the ops point to
+};
+
+class Runtime {
+ public:
+  Runtime(int threads, const std::string& isa, int spin_us);
+  const Kernels& kernels() const { return *kernels_; }
+  Pool& pool() { return pool_; }
+  Arena& arena() { return arena_; }
+
+  void begin(nb::object tape);
+  void end();
+  bool recording() const { return tape_ != nullptr; }
+  // Runs the ops on all threads without the GIL, or appends them to the tape that is being recorded. Ops that must agree on
+  // the number of threads (attention and attention_finish) go in one call.
+  void run(const Op* ops, size_t count, std::vector<nb::object>& keep);
+  void run(const Op& op, std::vector<nb::object>& keep) { run(&op, 1, keep); }
+  void run_now(const Op* ops, size_t count = 1);
+  void replay(Tape& tape, bool profile);
+  // Work buffers, one for each size that was ever asked for; they live as long as the runtime.
+  void* buffer(const char* what, size_t bytes);
+
+ private:
+  const Kernels* kernels_;
+  Pool pool_;
+  Arena arena_;
+  nb::object tape_object_;
+  Tape* tape_ = nullptr;
+  std::map<std::tuple<std::string, size_t>, std::unique_ptr<Mapping>> buffers_;
+};

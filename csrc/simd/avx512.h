@@ -1,0 +1,87 @@
+// Sixteen lanes on AVX-512 with VNNI.
+#pragma once
+#include <immintrin.h>
+
+namespace ISA {
+
+using F = __m512;                      // 16 floats
+using I = __m512i;                     // 16 int32, or 64 bytes
+using M = __mmask16;
+
+// Sizes of the register tiles (linear.h): rows of activations times panels of weights.
+constexpr int kMR = 6, kPN = 2;
+constexpr int kAttR = 6, kAttP = 4;    // attention: rows times blocks of 16 positions
+// Weights of int8 panels are stored with 128 added; the dot instruction wants them so.
+constexpr bool kBiased = true;
+
+static ALWAYS F fload(const float* p) { return _mm512_loadu_ps(p); }
+static ALWAYS void fstore(float* p, F v) { _mm512_storeu_ps(p, v); }
+static ALWAYS F fset(float x) { return _mm512_set1_ps(x); }
+static ALWAYS F fzero() { return _mm512_setzero_ps(); }
+static ALWAYS F add(F a, F b) { return _mm512_add_ps(a, b); }
+static ALWAYS F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+static ALWAYS F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+static ALWAYS F div(F a, F b) { return _mm512_div_ps(a, b); }
+static ALWAYS F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }     // a * b + c
+static ALWAYS F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }   // c - a * b
+static ALWAYS F vmax(F a, F b) { return _mm512_max_ps(a, b); }
+static ALWAYS F vmin(F a, F b) { return _mm512_min_ps(a, b); }
+static ALWAYS F vround(F a) { return _mm512_roundscale_ps(a, 8); }          // to nearest even
+static ALWAYS F scale2(F p, F n) { return _mm512_scalef_ps(p, n); }         // p * 2^n for whole n
+static ALWAYS I to_int(F a) { return _mm512_cvtps_epi32(a); }               // to nearest even
+static ALWAYS F to_float(I a) { return _mm512_cvtepi32_ps(a); }
+static ALWAYS I bits(F a) { return _mm512_castps_si512(a); }
+static ALWAYS F from_bits(I a) { return _mm512_castsi512_ps(a); }
+
+static ALWAYS M first(int n) { return n >= 16 ? M(0xffff) : n <= 0 ? M(0) : M((1u << n) - 1); }
+static ALWAYS M mand(M a, M b) { return M(a & b); }
+static ALWAYS M mnot(M a) { return M(~a); }
+static ALWAYS M gt(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+static ALWAYS M ge(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+static ALWAYS M is_nan(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+static ALWAYS unsigned mask_bits(M m) { return m; }
+static ALWAYS M from_mask_bits(unsigned b) { return M(b); }
+static ALWAYS F pick(M m, F yes, F no) { return _mm512_mask_mov_ps(no, m, yes); }
+static ALWAYS I ipick(M m, I yes, I no) { return _mm512_mask_mov_epi32(no, m, yes); }
+static ALWAYS F fload_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }   // 0 beyond n
+static ALWAYS void fstore_n(float* p, F v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }
+
+static ALWAYS I izero() { return _mm512_setzero_si512(); }
+static ALWAYS I iset(int x) { return _mm512_set1_epi32(x); }
+static ALWAYS I iload(const void* p) { return _mm512_loadu_si512(p); }
+static ALWAYS void istore(void* p, I v) { _mm512_storeu_si512(p, v); }
+static ALWAYS I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
+static ALWAYS I imax(I a, I b) { return _mm512_max_epi32(a, b); }
+static ALWAYS I iand(I a, I b) { return _mm512_and_si512(a, b); }
+template <int N> static ALWAYS I ishl(I a) { return _mm512_slli_epi32(a, N); }
+template <int N> static ALWAYS I ishr(I a) { return _mm512_srli_epi32(a, N); }
+static ALWAYS I nibble_mask() { return _mm512_set1_epi8(15); }
+static ALWAYS void store_i8(int8_t* p, I v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
+
+// Four products of bytes added to each int32 lane, exactly. Weights w: 0..15 (dot_u4) or as prepared by prep_s8 (dot_s8).
+static ALWAYS I dot_u4(I acc, I w, I x) { return _mm512_dpbusd_epi32(acc, w, x); }
+static ALWAYS I prep_s8(I w) { return w; }
+static ALWAYS I dot_s8(I acc, I w, I x) { return _mm512_dpbusd_epi32(acc, w, x); }
+
+static ALWAYS F load_f16(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+static ALWAYS void store_f16(uint16_t* p, F v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+static ALWAYS float f16_to_f32(uint16_t h) { return _cvtsh_ss(h); }
+static ALWAYS uint16_t f32_to_f16(float x) { return uint16_t(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT)); }
+static ALWAYS void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+// Reductions are one fixed tree on every instruction set: halves are folded onto each other.
+static ALWAYS float hsum(F a) {
+  const __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  const __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+  const __m128 d = _mm_add_ps(c, _mm_movehl_ps(c, c));
+  return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+}
+static ALWAYS float hmax(F a) { return _mm512_reduce_max_ps(a); }
+static ALWAYS int ihsum(I a) { return _mm512_reduce_add_epi32(a); }
+static ALWAYS int ihmax(I a) { return _mm512_reduce_max_epi32(a); }
+
+}  // namespace ISA

@@ -1,0 +1,259 @@
+"""Our own C++ kernels behind the op interface: packed weights, int8 activations where weights are quantised, float16 KV.
+
+The extension `_cpu` (sources in csrc/) holds one set of kernels per instruction set and picks the best one this processor
+runs. Here its handles are wrapped in the signatures of `ops.Ops`; every argument is checked once, when an op is called or
+recorded. docs/kernels.md describes the memory layouts and the rules that keep results independent of the batch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sglang.srt.errors import ConfigError, ModelError
+from sglang.srt.model.kernels import _cpu
+from sglang.srt.model.kernels.ops import Activation, Array, AttentionMeta, Gate, KVLayer, Weight
+from sglang.srt.model.quant.formats import HostTensor
+
+_INT4, _INT8, _BF16, _F16, _F32 = range(5)  # Kind in csrc/args.h
+_FORMATS: dict[str, tuple[int, int]] = {  # checkpoint format: (Source in csrc/args.h, what it packs to)
+    "f32": (0, _F32),
+    "f16": (1, _F16),
+    "bf16": (2, _BF16),
+    "q4_0": (3, _INT4),
+    "q4_1": (4, _INT4),
+    "q5_0": (5, _INT8),
+    "q5_1": (6, _INT8),
+    "q8_0": (7, _INT8),
+    "q4_k": (8, _INT4),
+    "q5_k": (9, _INT8),
+    "q6_k": (10, _INT8),
+}
+SPIN_US = 300
+"""How long a thread waits awake for the next step before it sleeps."""
+
+
+def usable_isas() -> list[str]:
+    """The instruction sets there are kernels for and that this processor has, best first."""
+    names: list[str] = _cpu.usable_isas()
+    return names
+
+
+def default_threads() -> int:
+    """Physical cores this process may use: its affinity, less what a container's quota takes away."""
+    try:
+        allowed = set(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+    cores = {_siblings(cpu) for cpu in allowed}
+    quota = _cgroup_cpus()
+    return max(1, min(len(cores), math.ceil(quota) if quota else len(cores)))
+
+
+def _siblings(cpu: int) -> str:
+    """The hardware threads of a logical processor's core; the processor itself where the system does not say."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
+
+
+def _cgroup_cpus() -> float | None:
+    """Processors' worth of time that the control group allows, None without a limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            base = Path("/sys/fs/cgroup/cpu")
+            quota, period = ((base / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        except OSError:
+            return None
+    return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
+
+
+class CpuOps:
+    """The op set of the native kernels. `threads=None`: one per physical core. `isa`: one of `usable_isas()`, None for the
+    best. Handles of one CpuOps (weights, activations, KV) are for that one alone."""
+
+    slot_run = 16
+    deterministic = True
+
+    def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
+        if threads is not None and not 1 <= threads <= 256:
+            raise ConfigError(f"threads must be between 1 and 256, got {threads}")
+        if isa is not None and isa not in usable_isas():
+            raise ConfigError(f"no kernels for {isa!r} run here; there are {', '.join(usable_isas())}")
+        self.runtime = _cpu.Runtime(threads or default_threads(), isa or "", SPIN_US)
+        self.name = f"cpu {self.runtime.isa}"
+
+    @property
+    def num_threads(self) -> int:
+        return int(self.runtime.threads)
+
+    # --- recording (op_tape.py) -----------------------------------------------------------------------------------------------
+    def begin_tape(self) -> Any:
+        """Starts recording: ops are checked and appended to the returned tape instead of run."""
+        tape = _cpu.Tape()
+        self.runtime.begin(tape)
+        return tape
+
+    def end_tape(self) -> None:
+        self.runtime.end()
+
+    # --- memory and weights ---------------------------------------------------------------------------------------------------
+    def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> npt.NDArray[Any]:
+        return np.zeros(shape, dtype)
+
+    def array(self, host: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.ascontiguousarray(host)
+
+    def can_stack(self, parts: Sequence[HostTensor]) -> bool:
+        return len({(_kind(part), part.shape[1]) for part in parts}) == 1
+
+    def pack(self, parts: Sequence[HostTensor]) -> Weight:
+        if not parts or not self.can_stack(parts):
+            raise ModelError(f"these matrices cannot be packed as one: {', '.join(_describe(part) for part in parts)}")
+        rows = sum(part.shape[0] for part in parts)
+        weight = self._weight(parts[0], rows, 0)
+        first_row = 0
+        for part in parts:
+            self._pack_part(weight, part, first_row)
+            first_row += part.shape[0]
+        return weight
+
+    def pack_gated(self, gate: HostTensor, up: HostTensor) -> Weight:
+        if gate.shape != up.shape or not self.can_stack([gate, up]):
+            raise ModelError(f"these matrices cannot be interleaved: {_describe(gate)}, {_describe(up)}")
+        weight = self._weight(gate, 2 * gate.shape[0], gate.shape[0])
+        self._pack_part(weight, gate, 0)
+        self._pack_part(weight, up, 32)  # up panels follow gate panels by twos
+        return weight
+
+    def _weight(self, like: HostTensor, rows: int, gated_features: int) -> Any:
+        kind = _kind(like)
+        if kind in (_INT4, _INT8) and like.shape[1] % 32:
+            raise ModelError(f"{_describe(like)}: the width of a quantised matrix must be a multiple of 32")
+        if rows == 0 or like.shape[1] == 0:
+            raise ModelError(f"{_describe(like)} is empty")
+        return _cpu.Weight(self.runtime, kind, rows, like.shape[1], gated_features)
+
+    def _pack_part(self, weight: Any, part: HostTensor, first_row: int) -> None:
+        if part.shape[0]:
+            self.runtime.pack(weight, np.ascontiguousarray(part.data), _FORMATS[part.format][0], part.shape[0], first_row)
+
+    def activation(self, max_rows: int, readers: Sequence[Any]) -> Activation:
+        widths = {reader.in_features for reader in readers}
+        if len(widths) != 1:
+            raise ValueError(f"readers of one activation must have one width, got {sorted(widths)}")
+        kinds = {reader.kind for reader in readers}
+        ints, floats = bool(kinds & {_INT4, _INT8}), bool(kinds - {_INT4, _INT8})
+        activation: Activation = _cpu.Activation(max_rows, widths.pop(), ints, floats)
+        return activation
+
+    def kv_layer(self, num_slots: int, num_kv_heads: int, head_dim: int) -> KVLayer:
+        layer: KVLayer = _cpu.KVLayer(num_slots, num_kv_heads, head_dim)
+        return layer
+
+    def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:
+        return 2 * num_kv_heads * head_dim * 2
+
+    # --- the forward pass -----------------------------------------------------------------------------------------------------
+    def embedding(self, weight: Weight, ids: Array, out: Array, rows: Array, *, scale: float = 1.0) -> None:
+        self.runtime.embedding(weight, ids, out, rows, scale)
+
+    def rms_norm(
+        self,
+        x: Array,
+        weight: Array,
+        out: Array | Activation,
+        rows: Array,
+        *,
+        eps: float,
+        delta: Array | None = None,
+        row_idx: Array | None = None,
+    ) -> None:
+        """With `row_idx` x itself is left alone: a row may be asked for twice."""
+        self.runtime.rms_norm(x, weight, out, rows, eps, delta, row_idx)
+
+    def linear(self, weight: Weight, x: Activation, out: Array, rows: Array, *, bias: Array | None = None) -> None:
+        self.runtime.linear(weight, x, out, rows, bias)
+
+    def gated_linear(self, weight: Weight, x: Activation, out: Activation, rows: Array, *, gate: Gate) -> None:
+        self.runtime.gated_linear(weight, x, out, rows, gate)
+
+    def gate(self, gate: Array, up: Array, out: Activation, rows: Array, *, gate_fn: Gate) -> None:
+        self.runtime.gate(gate, up, out, rows, gate_fn)
+
+    def store(self, x: Array, out: Activation, rows: Array) -> None:
+        self.runtime.store(x, out, rows)
+
+    def rope_store(
+        self,
+        qkv: Array,
+        kv: KVLayer,
+        positions: Array,
+        slots: Array,
+        rows: Array,
+        *,
+        num_heads: int,
+        cos: Array,
+        sin: Array,
+        q_scale: float,
+        q_norm: Array | None = None,
+        k_norm: Array | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        self.runtime.rope_store(qkv, kv, positions, slots, rows, num_heads, cos, sin, q_scale, q_norm, k_norm, eps)
+
+    def attention(
+        self,
+        qkv: Array,
+        kv: KVLayer,
+        out: Activation,
+        meta: AttentionMeta,
+        *,
+        num_heads: int,
+        window: int = 0,
+        soft_cap: float = 0.0,
+    ) -> None:
+        self.runtime.attention(qkv, kv, out, meta, num_heads, window, soft_cap)
+
+    def soft_cap(self, x: Array, rows: Array, *, cap: float) -> None:
+        self.runtime.soft_cap(x, rows, cap)
+
+    # --- on logits ------------------------------------------------------------------------------------------------------------
+    def adjust(self, x: Array, indptr: Array, ids: Array, scale: Array, bias: Array) -> None:
+        self.runtime.adjust(x, indptr, ids, scale, bias)
+
+    def mask(self, x: Array, row_idx: Array, bits: Array) -> None:
+        self.runtime.mask(x, row_idx, bits)
+
+    def argmax(self, x: Array, num_rows: int, out: Array) -> None:
+        self.runtime.argmax(x, num_rows, out)
+
+    def log_sum_exp(self, x: Array, num_rows: int, out: Array) -> None:
+        self.runtime.log_sum_exp(x, num_rows, out)
+
+    def top_k(self, x: Array, num_rows: int, k: int, ids: Array, values: Array) -> None:
+        self.runtime.top_k(x, num_rows, k, ids, values)
+
+    def sample(
+        self, x: Array, num_rows: int, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array, out: Array
+    ) -> None:
+        self.runtime.sample(x, num_rows, temperature, top_k, top_p, min_p, uniform, out)
+
+
+def _kind(tensor: HostTensor) -> int:
+    if len(tensor.shape) != 2 or tensor.format not in _FORMATS:
+        raise ModelError(f"{_describe(tensor)} cannot be packed: a matrix of a known format is needed")
+    return _FORMATS[tensor.format][1]
+
+
+def _describe(tensor: HostTensor) -> str:
+    return f"{tensor.name} ({tensor.format} {list(tensor.shape)})"
