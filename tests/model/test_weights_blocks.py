@@ -77,7 +77,9 @@ def test_rounding_to_bf16_is_to_nearest_even() -> None:
     assert np.isnan(dense("w", np.array([np.nan, -np.nan], np.float32), "bf16").dequantise()).all()
 
 
-@pytest.mark.parametrize(("quantise", "name", "bits", "rms"), [(quantise_q8_0, "q8_0", 8, 0.006), (quantise_q4_1, "q4_1", 4, 0.085)])
+@pytest.mark.parametrize(
+    ("quantise", "name", "bits", "rms"), [(quantise_q8_0, "q8_0", 8, 0.006), (quantise_q4_1, "q4_1", 4, 0.085)]
+)
 def test_quantising(quantise: Any, name: str, bits: int, rms: float) -> None:
     values = np.random.default_rng(1).standard_normal((64, 256)).astype(np.float32)
     values[3] = 0.0

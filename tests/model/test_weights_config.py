@@ -148,7 +148,9 @@ def test_yarn_makes_the_context_longer() -> None:
 
 
 def test_gemma_has_two_ropes() -> None:
-    old = parse({**GEMMA, "rope_theta": 2e6, "rope_local_base_freq": 5e3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}})
+    old = parse(
+        {**GEMMA, "rope_theta": 2e6, "rope_local_base_freq": 5e3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    )
     assert old.rope == RopeConfig(2e6, 32, "linear", 8.0)
     assert old.local_rope == RopeConfig(5e3, 32)
     nested = {"full_attention": {"rope_theta": 3e6}, "sliding_attention": {"rope_theta": 4e3, "rope_type": "default"}}
@@ -178,7 +180,7 @@ def test_defaults_are_those_of_transformers(name: str) -> None:
     if any(windowed):
         assert ours.sliding_window == theirs.sliding_window
     rope = theirs.rope_parameters
-    assert ours.rope.theta == (rope["full_attention"] if "full_attention" in rope else rope)["rope_theta"]
+    assert ours.rope.theta == (rope.get("full_attention", rope))["rope_theta"]
     assert ours.head_dim == (getattr(theirs, "head_dim", None) or 16)
 
 
@@ -211,7 +213,11 @@ def test_generation_config_adds_ends(tmp_path: Path) -> None:
 def test_files_that_are_wrong(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has no config.json"):
         read_model_config(tmp_path, {})
-    for content, message in (("{", "is not valid JSON"), ("[1]", "should hold a JSON object"), ("[" * 100000, "not valid JSON")):
+    for content, message in (
+        ("{", "is not valid JSON"),
+        ("[1]", "should hold a JSON object"),
+        ("[" * 100000, "not valid JSON"),
+    ):
         write(tmp_path, config=content)
         with pytest.raises(ModelError, match=message):
             read_model_config(tmp_path, {})
@@ -221,7 +227,10 @@ def test_files_that_are_wrong(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "class": ({"architectures": ["FooForCausalLM"]}, "FooForCausalLM is not supported; supported are LlamaForCausalLM, Mistral"),
+    "class": (
+        {"architectures": ["FooForCausalLM"]},
+        "FooForCausalLM is not supported; supported are LlamaForCausalLM, Mistral",
+    ),
     "type": ({"architectures": None, "model_type": "bert"}, "model_type 'bert' is not supported"),
     "classes": ({"architectures": "x"}, "architectures must be a list"),
     "missing": ({"hidden_size": None}, "hidden_size is missing"),
@@ -319,7 +328,7 @@ def test_gguf_ropes(tmp_path: Path) -> None:
     assert read_gguf_config(linear, {}).rope == RopeConfig(1e4, 16, "linear", 2.0)
     assert read_gguf_config(gguf_file(tmp_path, rope__scale_linear=4.0), {}).rope == RopeConfig(1e4, 16, "linear", 4.0)
     assert read_gguf_config(gguf_file(tmp_path, rope__scaling__type="none"), {}).rope == RopeConfig(1e4, 16)
-    yarn = dict(rope__scaling__type="yarn", rope__scaling__factor=4.0, rope__scaling__original_context_length=256)
+    yarn = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0, "rope__scaling__original_context_length": 256}
     config = read_gguf_config(gguf_file(tmp_path, "qwen2", **yarn), {})
     assert config.rope == RopeConfig(1e4, 16, "yarn", 4.0, 256) and config.context_len == 1024
     scaled = read_gguf_config(gguf_file(tmp_path, "qwen2", rope__scaling__attn_factor=0.5, **yarn), {}).rope
@@ -335,7 +344,9 @@ def test_gguf_gemma(tmp_path: Path) -> None:
     assert (config.rope, config.local_rope) == (RopeConfig(1e6, 32), RopeConfig(1e4, 32))
     assert config.query_scale == pytest.approx(32**-0.5)
     pattern = [True, False] * 3 + [True]
-    written = gguf_file(tmp_path, "gemma3", block_count=7, attention__sliding_window=32, attention__sliding_window_pattern=pattern)
+    written = gguf_file(
+        tmp_path, "gemma3", block_count=7, attention__sliding_window=32, attention__sliding_window_pattern=pattern
+    )
     assert read_gguf_config(written, {}).windowed_layers == tuple(pattern)
     big = gguf_file(tmp_path, "gemma3", block_count=62, attention__key_length=32, attention__value_length=32)
     assert read_gguf_config(big, {}).query_scale == pytest.approx(16**-0.5)
