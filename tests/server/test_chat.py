@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of, events_of
 
