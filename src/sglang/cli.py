@@ -20,14 +20,14 @@ WHAT_TO_TRY = """
 {model} is ready at {url}. Try, in another terminal:
 
   curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{{"messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+    -d '{{"messages": [{{"role": "user", "content": "What is the capital of France? Answer in one sentence."}}], "temperature": 0}}'
 
 or with the openai package:
 
   from openai import OpenAI
   client = OpenAI(base_url="{url}/v1", api_key="None")
   reply = client.chat.completions.create(
-      model="{model}", messages=[{{"role": "user", "content": "What is the capital of France?"}}]
+      model="{model}", messages=[{{"role": "user", "content": "What is the capital of France? Answer in one sentence."}}], temperature=0
   )
   print(reply.choices[0].message.content)
 
@@ -38,10 +38,10 @@ or as a program (.venv/bin/python):
   @sgl.function
   def qa(s, question):
       s += sgl.user(question)
-      s += sgl.assistant(sgl.gen("answer", max_tokens=64))
+      s += sgl.assistant(sgl.gen("answer", max_tokens=64, temperature=0))
 
   sgl.set_default_backend(sgl.RuntimeEndpoint("{url}"))
-  print(qa("What is the capital of France?")["answer"])
+  print(qa("What is the capital of France? Answer in one sentence.")["answer"])
 
 Ctrl-C stops the server.
 """

@@ -27,7 +27,7 @@ import uvloop
 from sglang.srt.checkpoint.resolve import resolve_model
 from sglang.srt.config import HttpOptions, RuntimeConfig
 from sglang.srt.errors import ConfigError, EngineDeadError
-from sglang.srt.logs import configure_logging
+from sglang.srt.logs import configure_access_log, configure_logging
 from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq, StateReq, ToScheduler
 from sglang.srt.scheduler_process import write_config
 from sglang.srt.server.http_server import create_app
@@ -154,10 +154,12 @@ class Server:
         """Starts another scheduler when one dies. Its requests end with an error at once."""
         while True:
             code = await self._scheduler.wait()
-            if self._stopping or self._http.should_exit:
+            if self._stopping:
+                return
+            self._manager.scheduler_died(f"the scheduler died (status {code}); it is being restarted")
+            if self._http.should_exit:
                 return
             logger.error("The scheduler died with status %d; starting another one.", code)
-            self._manager.scheduler_died(f"the scheduler died (status {code}); it is being restarted")
             now = time.monotonic()
             self._deaths = [t for t in self._deaths if now - t < RESTART_WINDOW] + [now]
             if len(self._deaths) > MAX_RESTARTS:
@@ -218,6 +220,7 @@ def _uvicorn_config(app: Any, http: HttpOptions) -> uvicorn.Config:
         log_config=None,
         log_level=http.log_level_http or http.log_level,
         loop="none",
+        lifespan="off",
         timeout_keep_alive=60,
         timeout_graceful_shutdown=int(GRACE_SECONDS) + 3,
         h11_max_incomplete_event_size=64 << 10,
@@ -259,6 +262,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) -> None:
     """Serves until Ctrl-C or SIGTERM. Raises SglangError when the server cannot start or cannot be kept up."""
     configure_logging(args.log_level, args.log_level_http)
+    configure_access_log(args.log_level_http or args.log_level)
     config = args.resolve()
     listener = _listen(config.http.host, config.http.port)
     logger.info("server_args=%s", dataclasses.replace(args, api_key=config.flags["api_key"], admin_api_key=config.flags["admin_api_key"]))

@@ -23,6 +23,7 @@ from sglang.srt.errors import SglangError
 from sglang.srt.forward_batch import ModelInfo
 from sglang.srt.logs import configure_logging
 from sglang.srt.messages import Inbox, Outbox, SchedulerFailed, SchedulerReady
+from sglang.srt.model.capacity import host_memory
 from sglang.srt.model.worker import create_worker
 from sglang.srt.scheduler.scheduler import Scheduler
 from sglang.srt.server.tokenization.tokenizer import open_tokenizer
@@ -36,8 +37,29 @@ def build_scheduler(
     config: RuntimeConfig, vocabulary: Vocabulary | None, inbox: Inbox, outbox: Outbox
 ) -> tuple[Scheduler, ModelInfo]:
     """Loads the model and puts a scheduler around it. Raises SglangError."""
+    logger.info("Load weight begin. avail mem=%.2f GB", _free_gb())
     worker = create_worker(config.model, config.device, config.memory)
+    _log_model(worker.info, config)
     return Scheduler(config.schedule, config.grammar, worker, vocabulary, inbox, outbox), worker.info
+
+
+def _free_gb() -> float:
+    return host_memory().available / 1e9
+
+
+def _log_model(info: ModelInfo, config: RuntimeConfig) -> None:
+    """The lines that operators of the original know."""
+    kind, kv_gb = info.architecture, info.kv_bytes_per_token * info.max_total_tokens / 1e9
+    logger.info(
+        "Load weight end. type=%s, dtype=%s, kernels=%s, avail mem=%.2f GB, mem usage=%.2f GB.",
+        *(kind, info.dtype, info.kernels, _free_gb(), info.weight_bytes / 1e9),
+    )
+    logger.info("KV Cache is allocated. #tokens: %d, K size: %.2f GB, V size: %.2f GB", info.max_total_tokens, kv_gb / 2, kv_gb / 2)
+    logger.info(
+        "max_total_num_tokens=%d, chunked_prefill_size=%d, max_prefill_tokens=%d, max_running_requests=%d, context_len=%d",
+        *(info.max_total_tokens, config.schedule.chunked_prefill_size, config.schedule.max_prefill_tokens),
+        *(info.max_running_requests, info.context_len),
+    )
 
 
 def write_config(stream: IO[bytes], config: RuntimeConfig) -> None:
@@ -63,7 +85,8 @@ def _die_with_the_server(stream: IO[bytes]) -> None:
 
 def main() -> int:
     """Exit status: 0 after a shutdown, 1 when the model could not be loaded."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the server decides
+        signal.signal(number, signal.SIG_IGN)
     config = _read_config(sys.stdin.buffer)
     _die_with_the_server(sys.stdin.buffer)
     configure_logging(config.http.log_level)

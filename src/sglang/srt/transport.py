@@ -11,6 +11,7 @@ restarted one never reads what was meant for its predecessor.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import shutil
 import tempfile
@@ -39,8 +40,10 @@ class SocketServerEnd:
             socket.bind(f"ipc://{self.directory / name}")
 
     def send(self, message: ToScheduler) -> None:
-        """Queues the message; never blocks."""
-        self._push.send(encode(message), zmq.NOBLOCK)
+        """Queues the message; never blocks. Without a scheduler at the other end it is dropped: that one's death ends all its
+        requests anyway."""
+        with contextlib.suppress(zmq.Again):
+            self._push.send(encode(message), zmq.NOBLOCK)
 
     async def receive(self) -> FromScheduler:
         """The next message. Raises msgspec.ValidationError for bytes that are none."""
