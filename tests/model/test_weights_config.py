@@ -208,6 +208,7 @@ def write(folder: Path, **files: Any) -> Path:
 def test_generation_config_adds_ends(tmp_path: Path) -> None:
     write(tmp_path, config={**LLAMA, "eos_token_id": 7}, generation_config={"eos_token_id": [9, 7]})
     assert read_model_config(tmp_path, {}).eos_token_ids == (9, 7)
+    assert read_model_config(tmp_path, {"eos_token_id": 3}).eos_token_ids == (3,)
 
 
 def test_files_that_are_wrong(tmp_path: Path) -> None:
@@ -311,7 +312,11 @@ def test_gguf_llama(tmp_path: Path) -> None:
     expected = parse({**LLAMA, "rope_theta": 5e5, "eos_token_id": [2, 5], "bos_token_id": 1, "dtype": "f32"})
     assert config.rms_norm_eps == pytest.approx(1e-5)
     assert replace(config, rms_norm_eps=1e-5) == replace(expected, tie_word_embeddings=True)
-    assert read_gguf_config(GGUFFile(tmp_path / "m.gguf"), {"num_hidden_layers": 1}).num_layers == 1
+    file = GGUFFile(tmp_path / "m.gguf")
+    assert read_gguf_config(file, {"num_hidden_layers": 1}).num_layers == 1
+    assert read_gguf_config(file, {"rope_scaling": {"type": "linear", "factor": 2.0}}).rope.factor == 2.0
+    with pytest.raises(ModelError, match="'attention_bias' is told by the tensors of a .gguf file"):
+        read_gguf_config(file, {"attention_bias": True})
 
 
 def test_gguf_tensors_tell_biases_and_head(tmp_path: Path) -> None:

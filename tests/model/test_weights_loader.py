@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sglang.srt.checkpoint.resolve import ModelFiles, resolve_model
+from sglang.srt.checkpoint.resolve import DEFAULT_MODEL, ModelFiles, resolve_model
 from sglang.srt.config import ModelOptions
 from sglang.srt.errors import ModelError
+from sglang.srt.model.model_config import RopeConfig
+from sglang.srt.model.quant.formats import quantise_q8_0
 from sglang.srt.model.weights.loader import Checkpoint, Conversion, load_checkpoint, read_config
 from sglang.srt.model.weights.safetensors_reader import SafetensorsSource
 
@@ -313,6 +315,16 @@ def test_quantization(tmp_path: Path) -> None:
         np.testing.assert_array_equal(checkpoint.vector(norm), theirs[norm])
 
 
+def test_quantization_by_pieces_does_not_show(tmp_path: Path) -> None:
+    name = "model.embed_tokens.weight"
+    save(tmp_path)
+    edit_config(tmp_path, vocab_size=40000)  # two and a half pieces
+    (tmp_path / "model.safetensors").unlink()
+    whole = quantise_q8_0(name, values(open_folder(tmp_path, load_format="dummy"), name))
+    pieces = open_folder(tmp_path, load_format="dummy", quantization="int8").tensor(name)
+    np.testing.assert_array_equal(pieces.data, whole.data)
+
+
 def test_quantization_leaves_rows_that_do_not_fit(tmp_path: Path) -> None:
     header = {
         name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * int(np.prod(shape))]}
@@ -512,3 +524,25 @@ def test_load_format_that_does_not_fit(tmp_path: Path) -> None:
         load_checkpoint(ModelFiles("folder", tmp_path, "x"), ModelOptions("x", load_format="gguf"))
     assert open_gguf(path, load_format="gguf").config.architecture == "llama"
     assert open_gguf(path, load_format="dummy").tensor("lm_head.weight").format == "f32"
+
+
+# --- the default model --------------------------------------------------------------------------------------------------------
+
+
+def test_default_model() -> None:
+    """The real file: its config, and its tensors against the gguf package's reading of them."""
+    gguf = pytest.importorskip("gguf")
+    files = resolve_model(DEFAULT_MODEL)
+    checkpoint = load_checkpoint(files, ModelOptions(DEFAULT_MODEL))
+    config = checkpoint.config
+    assert (config.num_layers, config.hidden_size, config.intermediate_size, config.head_dim) == (30, 576, 1536, 64)
+    assert (config.num_heads, config.num_kv_heads, config.vocab_size, config.context_len) == (9, 3, 49152, 8192)
+    assert config.rope == RopeConfig(100000.0, 64) and config.tie_word_embeddings and config.eos_token_ids == (2,)
+    assert checkpoint.num_params == 134_515_008 and not checkpoint.has("lm_head.weight")
+    formats = [checkpoint.tensor(name).format for name in checkpoint.names]
+    assert (formats.count("q4_1"), formats.count("q8_0"), formats.count("f32")) == (210, 1, 61)
+    stored = {t.name: t for t in gguf.GGUFReader(str(files.path)).tensors}
+    for name, theirs in (("k_proj", "attn_k"), ("v_proj", "attn_v")):
+        rows = gguf.quants.dequantize(stored[f"blk.7.{theirs}.weight"].data, gguf.GGMLQuantizationType.Q4_1)
+        ours = values(checkpoint, f"model.layers.7.self_attn.{name}.weight")
+        np.testing.assert_array_equal(interleaved(ours, 64) if name == "k_proj" else ours, rows)

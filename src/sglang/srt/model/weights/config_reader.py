@@ -50,7 +50,7 @@ def read_model_config(folder: Path, overrides: Mapping[str, Any]) -> ModelConfig
         raise ModelError(f"{folder} has no config.json: it is not a model folder")
     config = parse_model_config(read_json(path), path, overrides)
     generation = folder / "generation_config.json"
-    if generation.exists():
+    if generation.exists() and "eos_token_id" not in overrides:
         eos = Fields(read_json(generation), generation).ids("eos_token_id")
         config = replace(config, eos_token_ids=tuple(dict.fromkeys((*eos, *config.eos_token_ids))))
     return config

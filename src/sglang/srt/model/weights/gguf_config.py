@@ -25,11 +25,15 @@ MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "
 ROPE_DIVISORS = "rope_freqs.weight"
 EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 GEMMA3_27B_LAYERS = 62
+TOLD_BY_TENSORS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
 
 
 def read_gguf_config(gguf: GGUFFile, overrides: Mapping[str, Any]) -> ModelConfig:
     """The model of a GGUF file; `overrides` are fields of a config.json. Raises ModelError."""
     meta = _Meta(gguf)
+    for name in TOLD_BY_TENSORS:
+        if name in overrides:
+            raise ModelError(f"json_model_override_args: {name!r} is told by the tensors of a .gguf file and cannot be changed")
     config = parse_model_config(_as_hugging_face(meta), gguf.path, overrides)
     if meta.arch == "llama" and config.rope.rotary_dim != config.head_dim:
         raise meta.bad("rope.dimension_count", f"is {config.rope.rotary_dim}, and only whole heads of {config.head_dim} rotate")

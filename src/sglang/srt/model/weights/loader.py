@@ -34,6 +34,9 @@ from sglang.srt.model.weights.shapes import Shapes, expected_shapes
 DENSE_FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 """config.json's dtype -> format"""
 
+QUANTISE_VALUES = 1 << 20
+"""values quantised at a time"""
+
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
@@ -77,8 +80,7 @@ class Conversion:
         if len(tensor.shape) == 2:
             target = self._block_format(tensor)
             if target is not None:
-                quantise = quantise_q8_0 if target == "q8_0" else quantise_q4_1
-                return quantise(tensor.name, tensor.dequantise())
+                return _quantise(tensor, target)
         if self.dense_format is None or not tensor.is_dense or tensor.format == self.dense_format:
             return tensor
         return dense(tensor.name, tensor.dequantise(), self.dense_format)
@@ -88,6 +90,18 @@ class Conversion:
             return None
         target = "q4_1" if self.quantization == "int4" and _LAYER.match(tensor.name) else "q8_0"
         return target if _bits(tensor.format) > _bits(target) else None
+
+
+def _quantise(tensor: HostTensor, target: str) -> HostTensor:
+    """The matrix in blocks of `target`. Rows go a few at a time: the float32 values of a large vocabulary take gigabytes."""
+    quantise = quantise_q8_0 if target == "q8_0" else quantise_q4_1
+    num_rows, width = tensor.shape
+    data = np.empty((num_rows, width // FORMATS[target].block_len * FORMATS[target].block_bytes), np.uint8)
+    step = max(1, QUANTISE_VALUES // width)
+    for start in range(0, num_rows, step):
+        part = tensor.slice_rows(start, min(start + step, num_rows))
+        data[start : start + step] = quantise(tensor.name, part.dequantise()).data
+    return HostTensor(tensor.name, target, tensor.shape, data)
 
 
 def _bits(format_name: str) -> float:
