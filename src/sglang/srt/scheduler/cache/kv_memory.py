@@ -95,9 +95,7 @@ class KvMemory:
         bases = self._alloc(self.allocator.runs_for(start, end), offset)
         if bases is None:
             return False
-        before = self.rows.table[hold.row, start - offset : start].copy()  # positions of the first run that it does not serve
         self.rows.write_runs(hold.row, start, bases, self.run)
-        self.rows.table[hold.row, start - offset : start] = before
         hold.reserved_len = start - offset + len(bases) * self.run
         return True
 
