@@ -20,10 +20,9 @@ from typing import Any, TypeVar
 from sglang.srt.errors import EngineDeadError, RequestError
 from sglang.srt.logs import configure_logging
 from sglang.srt.messages import ShutdownReq
-from sglang.srt.scheduler_process import build_scheduler
+from sglang.srt.scheduler_process import build_scheduler, read_tokenizer
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
 from sglang.srt.server.native_format import NativeCall, collect, parse_generate, stream_replies
-from sglang.srt.server.tokenization.tokenizer import open_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.transport import LocalLink
@@ -50,9 +49,9 @@ class Engine:
         self._dead: str | None = None
         self._loop = asyncio.new_event_loop()
         self._link = LocalLink(self._loop, self._handle)
-        self.tokenizer = open_tokenizer(config.text)
-        vocabulary = self.tokenizer.vocabulary if self.tokenizer else None
-        scheduler, info = build_scheduler(config, vocabulary, self._link, self._link)
+        tokenizer = read_tokenizer(config)
+        scheduler, info = build_scheduler(config, tokenizer, self._link, self._link)
+        self.tokenizer = tokenizer.result()
         self._manager = TokenizerManager(self.tokenizer, dataclasses.asdict(info), config.http, config.text, self._link.post)
         self._loop_thread = threading.Thread(target=self._loop.run_forever, name="sglang-loop", daemon=True)
         self._scheduler_thread = threading.Thread(target=self._run, args=(scheduler,), name="sglang-scheduler", daemon=True)

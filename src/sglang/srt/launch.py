@@ -31,7 +31,7 @@ from sglang.srt.logs import configure_access_log, configure_logging
 from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq, StateReq, ToScheduler
 from sglang.srt.scheduler_process import write_config
 from sglang.srt.server.http_server import create_app
-from sglang.srt.server.tokenization.tokenizer import open_tokenizer
+from sglang.srt.server.tokenization.tokenizer import Tokenizer, open_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.transport import SocketServerEnd
@@ -115,7 +115,7 @@ class Server:
     async def run(self) -> None:
         """Serves until a signal. Raises ConfigError if the model cannot be loaded, EngineDeadError if it cannot be kept up."""
         try:
-            tokenizer, info = await asyncio.gather(asyncio.to_thread(open_tokenizer, self._config.text), self._scheduler.ready())
+            tokenizer, info = await self._load()
             config = self._config
             self._manager = TokenizerManager(tokenizer, info, config.http, config.text, self._send)
             self._http = _HttpServer(_uvicorn_config(create_app(self._manager, config.http, config.flags), config.http))
@@ -134,6 +134,15 @@ class Server:
             await self._scheduler.stop(timeout=2.0)
         if self._failure:
             raise EngineDeadError(self._failure)
+
+    async def _load(self) -> tuple[Tokenizer | None, dict[str, Any]]:
+        """Tokenizer and model at the same time. What is wrong with the model is the better error, if both fail."""
+        reading = asyncio.to_thread(open_tokenizer, self._config.text)
+        info, tokenizer = await asyncio.gather(self._scheduler.ready(), reading, return_exceptions=True)
+        for result in (info, tokenizer):
+            if isinstance(result, BaseException):
+                raise result
+        return tokenizer, info
 
     def _on_signal(self) -> None:
         if self._http.should_exit:

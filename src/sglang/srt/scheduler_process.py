@@ -14,6 +14,7 @@ import signal
 import struct
 import sys
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO
 
 import msgspec
@@ -26,21 +27,27 @@ from sglang.srt.messages import Inbox, Outbox, SchedulerFailed, SchedulerReady
 from sglang.srt.model.capacity import host_memory
 from sglang.srt.model.worker import create_worker
 from sglang.srt.scheduler.scheduler import Scheduler
-from sglang.srt.server.tokenization.tokenizer import open_tokenizer
+from sglang.srt.server.tokenization.tokenizer import Tokenizer, open_tokenizer
 from sglang.srt.transport import SocketSchedulerEnd
-from sglang.srt.vocabulary import Vocabulary
 
 logger = logging.getLogger("sglang")
 
 
 def build_scheduler(
-    config: RuntimeConfig, vocabulary: Vocabulary | None, inbox: Inbox, outbox: Outbox
+    config: RuntimeConfig, tokenizer: Future[Tokenizer | None], inbox: Inbox, outbox: Outbox
 ) -> tuple[Scheduler, ModelInfo]:
-    """Loads the model and puts a scheduler around it. Raises SglangError."""
+    """Loads the model, while the tokenizer is read on another thread, and puts a scheduler around both. Raises SglangError."""
     logger.info("Load weight begin. avail mem=%.2f GB", _free_gb())
     worker = create_worker(config.model, config.device, config.memory)
     _log_model(worker.info, config)
+    text = tokenizer.result()
+    vocabulary = text.vocabulary if text is not None else None
     return Scheduler(config.schedule, config.grammar, worker, vocabulary, inbox, outbox), worker.info
+
+
+def read_tokenizer(config: RuntimeConfig) -> Future[Tokenizer | None]:
+    """Starts to read the tokenizer on a thread of its own."""
+    return ThreadPoolExecutor(1, "sglang-tokenizer").submit(open_tokenizer, config.text)
 
 
 def _free_gb() -> float:
@@ -92,8 +99,7 @@ def main() -> int:
     configure_logging(config.http.log_level)
     link = SocketSchedulerEnd(sys.argv[1])
     try:
-        tokenizer = open_tokenizer(config.text)
-        scheduler, info = build_scheduler(config, tokenizer.vocabulary if tokenizer else None, link, link)
+        scheduler, info = build_scheduler(config, read_tokenizer(config), link, link)
     except SglangError as error:
         link.send(SchedulerFailed(str(error)))
         link.close()

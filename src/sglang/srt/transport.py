@@ -59,9 +59,9 @@ class SocketSchedulerEnd:
     """The scheduler's end: an Inbox and an Outbox (messages.py)."""
 
     def __init__(self, directory: str) -> None:
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._pull = context.socket(zmq.PULL)
-        self._push = context.socket(zmq.PUSH)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._pull = self._context.socket(zmq.PULL)
+        self._push = self._context.socket(zmq.PUSH)
         for socket in (self._pull, self._push):
             socket.set_hwm(0)
         self._push.setsockopt(zmq.LINGER, 1000)
@@ -82,8 +82,10 @@ class SocketSchedulerEnd:
         self._push.send(encode(message))
 
     def close(self) -> None:
+        """Waits, for a second at most, until what was sent is on its way."""
         self._pull.close()
         self._push.close()
+        self._context.term()
 
 
 class LocalLink:
