@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sglang.global_config import global_config
 from sglang.lang.api import (
     assistant,
     assistant_begin,
@@ -30,12 +31,13 @@ from sglang.lang.api import (
     user_end,
     video,
 )
+from sglang.lang.async_state import AsyncProgramState
 from sglang.lang.choices import (
     greedy_token_selection,
     token_length_normalized,
     unconditional_likelihood_normalized,
 )
-from sglang.lang.settings import global_config
+from sglang.lang.state import ProgramState
 
 if TYPE_CHECKING:
     from sglang.lang.backend.anthropic import Anthropic
@@ -76,8 +78,10 @@ def __dir__() -> list[str]:
 # Engine and ServerArgs are public too, but need the runtime's packages: `from sglang import *` must work without them
 __all__ = [
     "Anthropic",
+    "AsyncProgramState",
     "LiteLLM",
     "OpenAI",
+    "ProgramState",
     "Runtime",
     "RuntimeEndpoint",
     "VertexAI",

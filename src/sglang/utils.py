@@ -11,9 +11,12 @@ import subprocess
 import sys
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 _PORTS = range(30000, 40000)
 _POLL_SECONDS = 0.2
+_launched: dict[int, subprocess.Popen[bytes]] = {}
+"""servers started here, by port: waiting for one that has ended is hopeless"""
 
 
 def print_highlight(content: Any) -> None:
@@ -39,7 +42,7 @@ def launch_server_cmd(command: str, host: str = "0.0.0.0", port: int | None = No
         words[0] = sys.executable
     words += ["--port", str(port)]
     # its own session, so that the whole tree can be ended by its group even after the parent has died
-    process = subprocess.Popen(words, start_new_session=True)
+    process = _launched[port] = subprocess.Popen(words, start_new_session=True)
     return process, port
 
 
@@ -56,9 +59,10 @@ def _free_port(host: str) -> int:
 
 def wait_for_server(base_url: str, timeout: float | None = None, process: subprocess.Popen[bytes] | None = None) -> None:
     """Returns once `GET {base_url}/v1/models` answers. Raises TimeoutError after `timeout` seconds (None: ten minutes), and
-    RuntimeError when `process` has ended."""
+    RuntimeError when `process` (or what launch_server_cmd started on that port) has ended."""
     import httpx
 
+    process = process or _launched.get(urlsplit(base_url).port or 0)
     limit = 600.0 if timeout is None else timeout
     deadline = time.monotonic() + limit
     with httpx.Client(verify=base_url.startswith("https"), trust_env=False, timeout=5.0) as client:
@@ -91,6 +95,8 @@ def terminate_process(process: subprocess.Popen[bytes], grace: float = 5.0) -> N
     if process.poll() is None:
         process.kill()
     process.wait()
+    for port in [port for port, launched in _launched.items() if launched is process]:
+        del _launched[port]
 
 
 def _kill(pid: int, started: str) -> None:

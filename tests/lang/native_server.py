@@ -225,12 +225,13 @@ class NativeServer:
         split = min(self._same(prompt, row) for row in rows)
         choices = []
         for row in rows:
-            entries = [[token_logprob(t), token_id(t), t] for t in row[split:]]
+            entries = [[token_logprob(t) if i else None, token_id(t), t] for i, t in enumerate(row)][split:]
+            known = [e[0] for e in entries if e[0] is not None]
             alone = self._scored_ids([token_id(t) for t in row[split:]])["meta_info"]["input_token_logprobs"]
             choices.append(
                 {
                     "token_logprobs": entries,
-                    "normalized": sum(e[0] for e in entries) / len(entries),
+                    "normalized": sum(known) / len(known) if known else 0.0,
                     "unconditional_token_logprobs": alone if body.get("unconditional") else None,
                 }
             )

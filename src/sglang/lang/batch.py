@@ -346,14 +346,17 @@ class Progress:
         if self._bar is None:
             return
         metas = list(item.state.stream_executor.vars.metas.values()) if item.state is not None else []
-        for meta in (one for meta in metas for one in (meta if isinstance(meta, list) else [meta])):
-            if isinstance(meta, dict):
-                self._tokens += int(meta.get("completion_tokens") or 0)
-                self._prompt += int(meta.get("prompt_tokens") or 0)
-                self._cached += int(meta.get("cached_tokens") or 0)
+        for meta in metas:
+            for one in meta if isinstance(meta, list) else [meta]:
+                self._count(one or {})
         elapsed = self._bar.format_dict["elapsed"] or 1e-9
         notes = {"tok/s": f"{self._tokens / elapsed:.0f}"}
         if self._prompt:
             notes["cached"] = f"{100 * self._cached / self._prompt:.0f}%"
         self._bar.set_postfix(notes, refresh=False)
         self._bar.update(1)
+
+    def _count(self, meta: Mapping[str, Any]) -> None:
+        self._tokens += int(meta.get("completion_tokens") or 0)
+        self._prompt += int(meta.get("prompt_tokens") or 0)
+        self._cached += int(meta.get("cached_tokens") or 0)

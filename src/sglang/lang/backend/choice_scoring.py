@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from sglang.lang.choices import logprobs_of, mean
+from sglang.lang.choices import mean
 from sglang.lang.errors import BadReplyError
 
 Post = Callable[[str, Any], Awaitable[Any]]
@@ -27,7 +27,7 @@ async def score_by_generate(
     """For each choice {"token_logprobs": [[logprob, id, text]...], "normalized": their mean} and, when asked for,
     "unconditional_token_logprobs": the same ids scored on their own."""
     scored = await _scored_after(post, text, choices, images) if text else await _choice_rows(post, choices, 0, images)
-    result: list[dict[str, Any]] = [{"token_logprobs": row, "normalized": mean(logprobs_of(row))} for row in scored]
+    result: list[dict[str, Any]] = [{"token_logprobs": row, "normalized": _mean_of_known(row)} for row in scored]
     if unconditional:
         ids = [[entry[1] for entry in row] for row in scored]
         for one, alone in zip(result, await _scored_alone(post, ids), strict=True):
@@ -78,6 +78,11 @@ def _input_logprobs(replies: Any, count: int) -> list[list[Any]]:
     if not isinstance(replies, list) or len(replies) != count:
         raise BadReplyError("the server's answer to a batch does not fit the batch")
     return [list(reply["meta_info"]["input_token_logprobs"]) for reply in replies]
+
+
+def _mean_of_known(row: Sequence[Any]) -> float:
+    """Mean without the first token of all, which nothing predicts."""
+    return mean([float(entry[0]) for entry in row if entry[0] is not None])
 
 
 def _first_difference(rows: Sequence[Sequence[Any]]) -> int:

@@ -36,7 +36,7 @@ class EngineBackend(NativeBackend):
     def get_model_name(self) -> str:
         return str(self.engine.server_args.model_path)
 
-    async def _post(self, path: str, payload: Any) -> Any:
+    async def post(self, path: str, payload: Any) -> Any:
         from sglang.srt.errors import SglangError
 
         call = {"/generate": self._generate, "/score_choices": self.engine.async_score_choices}[path]
@@ -48,7 +48,7 @@ class EngineBackend(NativeBackend):
     async def _generate(self, text: str | list[str] | None = None, **fields: Any) -> Any:
         return await self.engine.async_generate(text, **fields)
 
-    async def _stream(self, payload: Meta) -> AsyncGenerator[Meta, None]:
+    async def stream_replies(self, payload: Meta) -> AsyncGenerator[Meta, None]:
         from sglang.srt.errors import SglangError
 
         replies: Any = None

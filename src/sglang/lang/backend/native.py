@@ -19,7 +19,7 @@ _GROWING = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_lo
 
 
 class NativeBackend(BaseBackend):
-    """Speaks the native API through two methods that a subclass brings: `_post` and `_stream`."""
+    """Speaks the native API through two methods that a subclass brings: `post` and `stream_replies`."""
 
     constraints = frozenset({"regex", "json_schema", "ebnf", "structural_tag"})
     caches_prefixes = True
@@ -28,11 +28,11 @@ class NativeBackend(BaseBackend):
         super().__init__(chat_template)
         self._can_score_choices = True
 
-    async def _post(self, path: str, payload: Any) -> Any:
+    async def post(self, path: str, payload: Any) -> Any:
         """The reply of `path` to `payload`. Raises BackendError."""
         raise NotImplementedError
 
-    def _stream(self, payload: Meta) -> AsyncGenerator[Meta, None]:
+    def stream_replies(self, payload: Meta) -> AsyncGenerator[Meta, None]:
         """The replies of a streaming /generate. Raises BackendError, also for a stream that breaks off."""
         raise NotImplementedError
 
@@ -54,7 +54,7 @@ class NativeBackend(BaseBackend):
         return payload
 
     async def generate(self, prompt: Prompt, options: Mapping[str, Any], rid: str) -> Generation:
-        reply = await self._post("/generate", self._payload(prompt, options, rid))
+        reply = await self.post("/generate", self._payload(prompt, options, rid))
         replies = reply if isinstance(reply, list) else [reply]
         wanted = options.get("n") or 1
         if len(replies) != wanted:
@@ -65,7 +65,7 @@ class NativeBackend(BaseBackend):
         disjoint = await self._are_pieces_disjoint()
         payload = {**self._payload(prompt, options, rid), "stream": True}
         samples: dict[int, _Sample] = {}
-        async with aclosing(self._stream(payload)) as replies:
+        async with aclosing(self.stream_replies(payload)) as replies:
             async for reply in replies:
                 index = int(reply.get("index", 0))
                 yield samples.setdefault(index, _Sample(index, disjoint)).take(reply)
@@ -74,7 +74,7 @@ class NativeBackend(BaseBackend):
         payload: dict[str, Any] = {"text": prompt.text, "sampling_params": {"max_new_tokens": 0}}
         if prompt.images:
             payload["image_data"] = _image_data(prompt)
-        await self._post("/generate", payload)
+        await self.post("/generate", payload)
 
     # --- choosing ----------------------------------------------------------------------------------------------------------
 
@@ -90,7 +90,7 @@ class NativeBackend(BaseBackend):
                 self._can_score_choices = False
         if scores is None:
             images = _image_data(prompt) if prompt.images else None
-            scores = await score_by_generate(self._post, prompt.text, select.choices, unconditional, images)
+            scores = await score_by_generate(self.post, prompt.text, select.choices, unconditional, images)
         return select.method(
             choices=select.choices,
             normalized_prompt_logprobs=[score["normalized"] for score in scores],
@@ -103,7 +103,7 @@ class NativeBackend(BaseBackend):
 
     async def _score_in_one_request(self, prompt: Prompt, select: Select, unconditional: bool) -> Sequence[Meta]:
         payload = {"text": prompt.text, "choices": list(select.choices), "unconditional": unconditional}
-        reply = await self._post("/score_choices", payload)
+        reply = await self.post("/score_choices", payload)
         scores = reply.get("choices") if isinstance(reply, dict) else None
         if not isinstance(scores, list) or len(scores) != len(select.choices):
             raise BadReplyError("the server's answer to /score_choices does not fit the choices")

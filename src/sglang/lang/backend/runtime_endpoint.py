@@ -71,10 +71,10 @@ class RuntimeEndpoint(NativeBackend):
 
     # --- transport ---------------------------------------------------------------------------------------------------------
 
-    async def _post(self, path: str, payload: Any) -> Any:
+    async def post(self, path: str, payload: Any) -> Any:
         return await self._server.post(path, payload)
 
-    async def _stream(self, payload: Meta) -> AsyncGenerator[Meta, None]:
+    async def stream_replies(self, payload: Meta) -> AsyncGenerator[Meta, None]:
         async with aclosing(self._server.stream("/generate", payload)) as chunks:
             events = EventStream()
             async for chunk in chunks:

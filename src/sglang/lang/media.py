@@ -1,0 +1,112 @@
+"""Images and videos as the bytes that travel in a request.
+
+Nothing here needs an image library unless it is given an image object: files and bytes are sent as they are, and the server
+decodes them.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import struct
+import zlib
+from typing import Any
+
+_SIGNATURES = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF8", "image/gif"),
+    (b"BM", "image/bmp"),
+    (b"II*\x00", "image/tiff"),
+    (b"MM\x00*", "image/tiff"),
+)
+
+
+def load_image_data(source: Any) -> tuple[str, str]:
+    """(data, mime): bare base64, or for an http(s) URL the URL itself, which the server fetches. Raises FileNotFoundError,
+    TypeError, ValueError."""
+    if isinstance(source, (str, os.PathLike)):
+        return _load_text(os.fspath(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _encode(bytes(source))
+    if hasattr(source, "save") and hasattr(source, "mode"):  # a PIL image
+        buffer = io.BytesIO()
+        image = source if source.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I") else source.convert("RGB")
+        image.save(buffer, format="PNG")
+        return _encode(buffer.getvalue())
+    if hasattr(source, "detach") and hasattr(source, "cpu"):  # a torch tensor, channels first as image libraries of torch have it
+        return _encode(_array_png(source.detach().cpu().permute(1, 2, 0).contiguous().numpy()))
+    if hasattr(source, "__array_interface__"):
+        return _encode(_array_png(source))
+    raise TypeError(f"image() takes a path, URL, bytes, PIL image or array, not {type(source).__name__}")
+
+
+def _load_text(text: str) -> tuple[str, str]:
+    if re.match(r"https?://", text, re.IGNORECASE):
+        return text, "image/url"
+    found = re.match(r"data:(image/[\w.+-]+);base64,(.*)", text, re.DOTALL)
+    if found:
+        return found.group(2), found.group(1)
+    with open(text.removeprefix("file://"), "rb") as file:
+        return _encode(file.read())
+
+
+def _encode(data: bytes) -> tuple[str, str]:
+    if not data:
+        raise ValueError("the image is empty")
+    return base64.b64encode(data).decode(), _mime(data)
+
+
+def _mime(data: bytes) -> str:
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    return next((mime for signature, mime in _SIGNATURES if data.startswith(signature)), "image/png")
+
+
+def _array_png(array: Any) -> bytes:
+    """A PNG file of an array [height, width] or [height, width, 1, 3 or 4] of bytes (source: the PNG standard)."""
+    interface = array.__array_interface__
+    shape = interface["shape"]
+    if interface["typestr"] not in ("|u1", "<u1", ">u1"):
+        raise TypeError(f"an image array must hold bytes (uint8), got {interface['typestr']}")
+    channels = shape[2] if len(shape) == 3 else 1
+    if len(shape) not in (2, 3) or channels not in (1, 3, 4):
+        raise ValueError(f"an image array must be [height, width] or [height, width, 1, 3 or 4], got {list(shape)}")
+    height, width = shape[:2]
+    raw, stride = array.tobytes(), width * channels
+    rows = b"".join(b"\0" + raw[i * stride : (i + 1) * stride] for i in range(height))
+    color = {1: 0, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 8, color, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+
+
+def load_video_data(path: str, num_frames: int) -> str:
+    """ "video:" and base64 of `num_frames` evenly spaced frames, each a PNG, one after the other (the original's format)."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise ImportError("video() reads frames with OpenCV: pip install opencv-python-headless") from error
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+    if not os.path.exists(path):
+        raise FileNotFoundError(path)
+    capture = cv2.VideoCapture(path)
+    try:
+        total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        if total < 1:
+            raise ValueError(f"{path} has no frames that OpenCV can read")
+        frames = []
+        for i in range(num_frames):
+            capture.set(cv2.CAP_PROP_POS_FRAMES, i * total // num_frames)
+            is_read, frame = capture.read()
+            if not is_read:
+                break
+            frames.append(cv2.imencode(".png", frame)[1].tobytes())
+    finally:
+        capture.release()
+    return "video:" + base64.b64encode(b"".join(frames)).decode()

@@ -1,0 +1,67 @@
+"""The public surface: nothing missing, nothing leaking, light to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import ModuleType
+
+import sglang
+
+NEEDS_RUNTIME = {"Engine", "ServerArgs"}
+
+
+def test_all_is_sorted_and_complete() -> None:
+    assert sglang.__all__ == sorted(sglang.__all__)
+    public = {
+        name
+        for name, value in vars(sglang).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType) and name not in ("annotations", "Any", "TYPE_CHECKING")
+    }
+    public |= set(sglang._LAZY)
+    assert public - NEEDS_RUNTIME == set(sglang.__all__) - {"__version__"}
+    assert NEEDS_RUNTIME <= set(sglang._LAZY)
+
+
+def test_star_import_works() -> None:
+    names: dict[str, object] = {}
+    exec("from sglang import *", names)
+    assert set(sglang.__all__) <= set(names)
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    assert not hasattr(sglang, "no_such_name")
+
+
+def test_lazy_names_are_real_classes() -> None:
+    assert isinstance(sglang.RuntimeEndpoint, type)
+    assert isinstance(sglang.OpenAI, type)
+
+
+def test_old_import_paths() -> None:
+    from sglang.api import gen
+    from sglang.global_config import global_config
+    from sglang.lang.api import gen as lang_gen
+    from sglang.lang.chat_template import get_chat_template  # noqa: F401
+    from sglang.lang.choices import greedy_token_selection  # noqa: F401
+    from sglang.lang.global_config import global_config as lang_config
+    from sglang.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR  # noqa: F401
+
+    assert gen is lang_gen is sglang.gen
+    assert global_config is lang_config is sglang.global_config
+
+
+def test_import_is_light() -> None:
+    """What `import sglang` must not bring in: clients, arrays, the runtime."""
+    code = (
+        "import sys, sglang; heavy = {'httpx', 'numpy', 'torch', 'pydantic', 'tqdm', 'openai', 'tokenizers', 'sglang.srt'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_endpoint_needs_no_runtime() -> None:
+    code = "import sys, sglang; sglang.RuntimeEndpoint; print(sorted({'numpy', 'torch', 'sglang.srt', 'msgspec'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
