@@ -98,7 +98,14 @@ def test_greedy_with_adjustments_follows_the_oracle(ops: Ops, params: dict[str, 
 
 
 def test_adjusted_logits_equal_the_oracle(ops: Ops) -> None:
-    s = spec(prompt=[1, 2, 3, 500], output=[3, 3, 4], repetition_penalty=1.5, frequency_penalty=0.5, presence_penalty=0.25, logit_bias={4: 1.0})
+    s = spec(
+        prompt=[1, 2, 3, 500],
+        output=[3, 3, 4],
+        repetition_penalty=1.5,
+        frequency_penalty=0.5,
+        presence_penalty=0.25,
+        logit_bias={4: 1.0},
+    )
     s.prompt_ids.remove(500)
     logits = rows(1)
     changed = logits.copy()
