@@ -132,8 +132,7 @@ class StopRegexes:
                 self._starts[i] = match.end()
         if found is not None:
             return found[2], self._bytes_behind(found[1]), self._bytes_behind(found[0])
-        start = min(self._starts)
-        self.hold_bytes = self._bytes_behind(start) if start < len(self._text) else 0
+        self.hold_bytes = self._bytes_behind(min(self._starts))
         return None
 
     def _search(self, pattern: Any, start: int) -> Any:

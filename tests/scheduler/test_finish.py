@@ -1,0 +1,193 @@
+"""When a request ends, and what of its text is shown."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sglang.srt.errors import RequestError
+from sglang.srt.messages import FinishReason
+from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.scheduler.finish import FinishChecker, StopStrings, compile_stop_regex
+from sglang.srt.vocabulary import Vocabulary
+from tests.scheduler.toy import EOS, VOCABULARY
+
+
+def feed(checker: FinishChecker, ids: list[int]) -> tuple[FinishReason | None, list[bytes], bytes]:
+    """Runs ids through. Returns how it ended, what was visible after each token, and the final text."""
+    visible, out = [], []
+    reason = None
+    for i in ids:
+        out.append(i)
+        reason = checker.check(i, len(out))
+        text = VOCABULARY.text_bytes(out)
+        if reason is not None:
+            return reason, visible, text[: len(text) - checker.trim_bytes]
+        visible.append(text[: len(text) - checker.hold_bytes])
+    return reason, visible, VOCABULARY.text_bytes(out)
+
+
+def checker_for(max_new_tokens: int = 1000, regexes: tuple[str, ...] = (), **params: object) -> FinishChecker:
+    checker = FinishChecker(SamplingParams(**params), max_new_tokens, VOCABULARY)  # type: ignore[arg-type]
+    if regexes:
+        checker.watch_regexes([compile_stop_regex(text) for text in regexes])
+    return checker
+
+
+def ids_of(text: str) -> list[int]:
+    return list(text.encode())
+
+
+PIECES = {piece.decode(errors="ignore"): i for i, piece in enumerate(VOCABULARY.token_bytes) if i >= 261}
+
+
+def test_length_and_end_of_text() -> None:
+    assert feed(checker_for(3), ids_of("abcd"))[0] == FinishReason("length", length=3)
+    assert feed(checker_for(), [97, EOS])[0] == FinishReason("stop", matched=EOS)
+    assert feed(checker_for(2), [97, EOS])[0] == FinishReason("stop", matched=EOS), "a stop at the limit is a stop"
+    assert feed(checker_for(ignore_eos=True), [97, EOS])[0] is None
+    assert feed(checker_for(stop_token_ids=(98,), ignore_eos=True), [97, 98])[0] == FinishReason("stop", matched=98)
+
+
+def test_a_stop_tokens_text_is_not_shown() -> None:
+    assert feed(checker_for(stop_token_ids=(98,)), [97, 98])[2] == b"a"
+    assert feed(checker_for(stop_token_ids=(98,), no_stop_trim=True), [97, 98])[2] == b"ab"
+    checker = checker_for(skip_special_tokens=False)
+    assert checker.check(EOS, 1) is not None and checker.trim_bytes == len(b"</s>")
+
+
+@pytest.mark.parametrize(
+    ("ids", "stops", "text", "matched"),
+    [
+        (ids_of("say stop now"), ("stop",), b"say ", "stop"),
+        ([*ids_of("x"), PIECES["abc"], 100], ("bc",), b"xa", "bc"),  # inside a token
+        ([PIECES["ab"], PIECES["abc"]], ("ba",), b"a", "ba"),  # across tokens, ending in the middle of one
+        ([PIECES["abc"]], ("abc", "b"), b"a", "b"),  # the first to be complete
+        ([PIECES["abc"]], ("bc", "abc", "c"), b"", "abc"),  # complete together: the longest
+        (ids_of("aaaab"), ("aaab",), b"a", "aaab"),  # falls back to a shorter beginning
+        (ids_of("caf\u00e9!"), ("\u00e9",), b"caf", "\u00e9"),
+        ([0xC3, 0xA9], ("\u00e9",), b"", "\u00e9"),
+    ],
+)
+def test_stop_strings(ids: list[int], stops: tuple[str, ...], text: bytes, matched: str) -> None:
+    reason, _, shown = feed(checker_for(stop=stops), ids)
+    assert reason == FinishReason("stop", matched=matched) and shown == text
+
+
+def test_a_kept_stop_string_ends_the_text() -> None:
+    reason, _, text = feed(checker_for(stop=("b",), no_stop_trim=True), [PIECES["abc"]])
+    assert reason is not None and text == b"ab"
+
+
+def test_a_special_tokens_name_stops_though_it_is_not_shown() -> None:
+    reason, _, text = feed(checker_for(stop=("<tool>",)), [97, 258])
+    assert reason == FinishReason("stop", matched="<tool>") and text == b"a"
+
+
+def test_stops_before_the_minimum_are_passed_over() -> None:
+    reason, _, text = feed(checker_for(stop=("aa",), min_new_tokens=4), ids_of("aabaac"))
+    assert reason is not None and text == b"aab"
+    reason, _, text = feed(checker_for(regexes=("a+b",), min_new_tokens=4), ids_of("abcab"))
+    assert reason is not None and text == b"abc"
+
+
+def test_hold_covers_what_may_become_a_stop_string() -> None:
+    checker = checker_for(stop=("</a>", "<b"))
+    holds = []
+    for n, i in enumerate(ids_of("x<</ab</"), 1):
+        checker.check(i, n)
+        holds.append(checker.hold_bytes)
+    assert holds == [0, 1, 1, 2, 3, 0, 1, 2]
+
+
+def test_without_a_vocabulary_only_given_ids_stop() -> None:
+    checker = FinishChecker(SamplingParams(stop_token_ids=(5,)), 9, None)
+    assert checker.check(EOS, 1) is None and checker.check(5, 2) == FinishReason("stop", matched=5)
+
+
+def test_stop_strings_with_lone_surrogates_never_match() -> None:
+    assert feed(checker_for(stop=("\ud800",)), ids_of("abc"))[0] is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from([*b"ab<", *(i for i in range(261, VOCABULARY.size))]), max_size=30),
+    st.lists(st.text("ab<c\u00e9", min_size=1, max_size=5), min_size=1, max_size=4, unique=True),
+)
+def test_what_is_shown_on_the_way_begins_the_final_text(ids: list[int], stops: list[str]) -> None:
+    reason, visible, text = feed(checker_for(stop=tuple(stops)), ids)
+    whole = VOCABULARY.text_bytes(ids)
+    ends = [end for end in range(len(whole) + 1) if any(whole[:end].endswith(s.encode()) for s in stops)]
+    if ends:
+        stop = max((s for s in stops if whole[: ends[0]].endswith(s.encode())), key=lambda s: len(s.encode()))
+        assert reason == FinishReason("stop", matched=stop) and text == whole[: ends[0] - len(stop.encode())]
+    else:
+        assert reason is None and text == whole
+    for earlier, later in zip(visible, [*visible[1:], text], strict=False):
+        assert later.startswith(earlier)
+    for so_far in visible:
+        assert text.startswith(so_far)
+
+
+@given(st.text("ab", max_size=40), st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=3))
+def test_hold_is_exactly_the_longest_possible_beginning(text: str, stops: list[str]) -> None:
+    watcher = StopStrings(stops)
+    data = text.encode()
+    for i in range(len(data)):
+        watcher.feed(data[i : i + 1], False)
+        so_far = data[: i + 1]
+        longest = max(n for s in stops for n in range(len(s)) if so_far.endswith(s.encode()[:n]))
+        assert watcher.hold_bytes == longest
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "shown"),
+    [
+        (r"\d{3}", "a12b123c", b"a12b"),
+        (r"[.!?]\s", "Yes. No.", b"Yes"),
+        (r"(?<=x)y", "yxy", b"yx"),
+        (r"\u00e9+", "caf\u00e9s", b"caf"),
+        (r"end$|stop", "the stop", b"the "),
+    ],
+)
+def test_stop_expressions(pattern: str, text: str, shown: bytes) -> None:
+    reason, visible, final = feed(checker_for(regexes=(pattern,)), ids_of(text))
+    assert reason == FinishReason("stop", matched=pattern) and final == shown
+    assert all(final.startswith(piece) for piece in visible)
+
+
+def test_a_stop_expression_holds_what_may_still_match() -> None:
+    checker = checker_for(regexes=(r"ab+c",))
+    holds = []
+    for n, i in enumerate(ids_of("xabbxa"), 1):
+        checker.check(i, n)
+        holds.append(checker.hold_bytes)
+    assert holds == [0, 1, 2, 3, 0, 1]
+    checker = checker_for(regexes=("\u00e9a",))
+    checker.check(0xC3, 1)
+    checker.check(0xA9, 2)
+    assert checker.hold_bytes == 2
+
+
+@pytest.mark.parametrize("pattern", ["[", "(?P<a", "a{2,1}", "(" * 3000 + ")" * 3000, "a*", "|x"])
+def test_bad_stop_expressions_are_refused(pattern: str) -> None:
+    with pytest.raises(RequestError, match="stop_regex"):
+        compile_stop_regex(pattern)
+
+
+def test_a_catastrophic_stop_expression_ends_its_request_only() -> None:
+    checker = checker_for(regexes=(r"(x+x+)+y(?<!x)z",))
+    with pytest.raises(RequestError, match="takes longer"):
+        for n in range(1, 5000):
+            checker.check(PIECES["ab"] if n % 1000 == 0 else ord("x"), n)
+
+
+def test_stop_ids_are_what_the_minimum_forbids() -> None:
+    assert checker_for(stop_token_ids=(7,), stop=("<tool>",)).stop_ids == (7, 258, EOS)
+    assert checker_for(ignore_eos=True).stop_ids == ()
+
+
+def test_ids_beyond_the_table_add_no_text() -> None:
+    tiny = Vocabulary((b"a",), frozenset(), frozenset())
+    assert FinishChecker(SamplingParams(stop=("a",)), 9, tiny).check(50, 1) is None
