@@ -1,0 +1,214 @@
+"""Times the native kernels on a model's shapes with random weights, op by op, against what this machine can do.
+
+    python benchmarks/kernels.py [--threads 2] [--isa avx512_vnni] [--format q4_1] [--shape smollm2-135m] [--repeats 20]
+
+Steps: decode with 1, 16 and 64 requests, and the prefill of prompts. For each op: microseconds in a step (thread 0, its barrier
+included; the best of the repeats for each op, so that a busy machine disturbs little), and for linear layers the share of the read bandwidth or of the int8 peak, whichever it is nearer to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from sglang.srt.model.kernels.cpu import CpuOps
+from sglang.srt.model.kernels.ops import AttentionMeta
+from sglang.srt.model.op_tape import OpTape
+from sglang.srt.model.quant.formats import FORMATS, HostTensor
+
+
+@dataclass(frozen=True)
+class Shape:
+    layers: int
+    hidden: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+
+
+SHAPES = {
+    "smollm2-135m": Shape(30, 576, 1536, 9, 3, 64, 49152),
+    "llama-1b": Shape(16, 2048, 8192, 32, 8, 64, 128256),
+    "gemma3-270m": Shape(18, 640, 2048, 4, 1, 256, 262144),
+    "tiny": Shape(2, 64, 128, 4, 2, 16, 512),
+}
+
+
+def random_tensor(rng: np.random.Generator, fmt: str, n: int, k: int) -> HostTensor:
+    """A matrix of plausible size in the given format, made of random bits with tame scales."""
+    block = FORMATS[fmt]
+    if fmt == "f32":
+        return HostTensor("w", fmt, (n, k), rng.standard_normal((n, k), np.float32) * 0.05)
+    if block.block_len == 1:
+        values = (rng.standard_normal((n, k), np.float32) * 0.05).astype(np.float16)
+        bits = values.view(np.uint16) if fmt == "f16" else (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        return HostTensor("w", fmt, (n, k), bits)
+    data = rng.integers(0, 256, (n, k // block.block_len, block.block_bytes), np.uint8)
+    half = np.array([0.003, -0.02], np.float16).view(np.uint8)
+    if fmt == "q6_k":
+        data[..., 208:210] = half[:2]
+    else:
+        data[..., :2] = half[:2]
+        if fmt in ("q4_1", "q5_1", "q4_k", "q5_k"):
+            data[..., 2:4] = half[2:]
+    return HostTensor("w", fmt, (n, k), data.reshape(n, -1))
+
+
+class Model:
+    """The ops of a llama-like forward pass on static buffers, recorded once."""
+
+    def __init__(self, ops: CpuOps, shape: Shape, fmt: str, max_rows: int, max_reqs: int, context_len: int) -> None:
+        self.ops, self.shape, self.max_reqs = ops, shape, max_reqs
+        rng = np.random.default_rng(0)
+        s = shape
+        qkv = (s.heads + 2 * s.kv_heads) * s.head_dim
+        attn = s.heads * s.head_dim
+        start = time.perf_counter()
+        made: dict[tuple[int, int], HostTensor] = {}
+
+        def tensor(n: int, k: int) -> HostTensor:
+            if (n, k) not in made:
+                made[n, k] = random_tensor(rng, fmt, n, k)
+            return made[n, k]
+
+        for n, k in ((qkv, s.hidden), (s.hidden, attn), (s.mlp, s.hidden), (s.hidden, s.mlp)):
+            tensor(n, k)
+        head = random_tensor(rng, fmt if FORMATS[fmt].block_len == 1 else "q8_0", s.vocab, s.hidden)
+        made_s = time.perf_counter() - start
+        start = time.perf_counter()
+        self.layers = [
+            (
+                ops.pack([tensor(qkv, s.hidden)]),
+                ops.pack([tensor(s.hidden, attn)]),
+                ops.pack_gated(tensor(s.mlp, s.hidden), tensor(s.mlp, s.hidden)),
+                ops.pack([tensor(s.hidden, s.mlp)]),
+            )
+            for _ in range(s.layers)
+        ]
+        self.head = ops.pack([head])
+        self.weight_bytes = sum(w.num_bytes for layer in self.layers for w in layer) + self.head.num_bytes
+        print(f"random weights {made_s:.2f} s, packed {self.weight_bytes / 1e6:.1f} MB in {time.perf_counter() - start:.3f} s")
+        per_req = -(-context_len // 16) * 16
+        self.kv = [ops.kv_layer(per_req * max_reqs, s.kv_heads, s.head_dim) for _ in range(s.layers)]
+
+        def ints(n: int) -> np.ndarray:
+            return np.zeros(n, np.int32)
+
+        self.ids, self.positions, self.slots, self.rows = ints(max_rows), ints(max_rows), ints(max_rows), ints(1)
+        self.head_idx, self.head_rows = ints(max_reqs), ints(1)
+        runs = rng.permutation(per_req * max_reqs // 16).reshape(max_reqs, -1)
+        table = (runs[:, :, None] * 16 + np.arange(16)).reshape(max_reqs, per_req).astype(np.int32)
+        self.meta = AttentionMeta(ints(1), ints(max_reqs), ints(max_reqs), ints(max_reqs), ints(max_reqs), table)
+        x = np.zeros((max_rows, s.hidden), np.float32)
+        delta = np.zeros((max_rows, s.hidden), np.float32)
+        qkv_rows = np.zeros((max_rows, qkv), np.float32)
+        self.logits = np.zeros((max_reqs, s.vocab), np.float32)
+        norm = np.ones(s.hidden, np.float32)
+        angle = np.arange(per_req)[:, None] * 10000.0 ** (-np.arange(s.head_dim // 2) / (s.head_dim // 2))
+        cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+        acts = [ops.activation(max_rows, [w]) for w in self.layers[0]]
+        last = ops.activation(max_reqs, [self.head])
+        self.tape = OpTape()
+        with self.tape.record(ops):
+            ops.embedding(self.head, self.ids, x, self.rows)
+            for i, (wqkv, wo, wgu, wdown) in enumerate(self.layers):
+                ops.rms_norm(x, norm, acts[0], self.rows, eps=1e-5, delta=delta if i else None)
+                ops.linear(wqkv, acts[0], qkv_rows, self.rows)
+                ops.rope_store(
+                    qkv_rows, self.kv[i], self.positions, self.slots, self.rows,
+                    num_heads=s.heads, cos=cos, sin=sin, q_scale=s.head_dim**-0.5,
+                )  # fmt: skip
+                ops.attention(qkv_rows, self.kv[i], acts[1], self.meta, num_heads=s.heads)
+                ops.linear(wo, acts[1], delta, self.rows)
+                ops.rms_norm(x, norm, acts[2], self.rows, eps=1e-5, delta=delta)
+                ops.gated_linear(wgu, acts[2], acts[3], self.rows, gate="silu")
+                ops.linear(wdown, acts[3], delta, self.rows)
+            ops.rms_norm(x, norm, last, self.head_rows, eps=1e-5, delta=delta, row_idx=self.head_idx)
+            ops.linear(self.head, last, self.logits, self.head_rows)
+        # linear ops in the order of the tape, for the shares
+        self.linears = [w for layer in self.layers for w in layer] + [self.head]
+
+    def set_step(self, batch: list[tuple[int, int]]) -> None:
+        """batch: (new tokens, length after them) of each request."""
+        row = 0
+        for i, (new, length) in enumerate(batch):
+            at = slice(row, row + new)
+            self.ids[at] = 17 + i
+            self.positions[at] = np.arange(length - new, length)
+            self.slots[at] = self.meta.req_to_token[i, length - new : length]
+            self.meta.req_pool_idx[i], self.meta.q_start[i] = i, row
+            self.meta.q_len[i], self.meta.seq_lens[i] = new, length
+            row += new
+            self.head_idx[i] = row - 1
+        self.rows[0], self.meta.num_reqs[0], self.head_rows[0] = row, len(batch), len(batch)
+
+
+def measure(model: Model, title: str, batch: list[tuple[int, int]], repeats: int, bandwidth: float, peak: float) -> None:
+    model.set_step(batch)
+    model.tape.replay()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        model.tape.replay()
+        times.append(time.perf_counter() - start)
+    rows = sum(new for new, _ in batch)
+    best, median = min(times), sorted(times)[len(times) // 2]
+    profiles = []
+    for _ in range(repeats):
+        model.tape.clear_profile()
+        start = time.perf_counter()
+        profiles.append(model.tape.profile())
+        unit = (time.perf_counter() - start) / sum(t for _, t in profiles[-1]) * 1e6
+    # Each op's best: on a shared machine all else measures the neighbours.
+    profile = [(ops[0][0], min(ticks for _, ticks in ops)) for ops in zip(*profiles, strict=True)]
+    print(f"\n{title}: best {best * 1e3:.2f} ms, median {median * 1e3:.2f} ms, {rows / median:.0f} rows/s")
+    totals: dict[str, float] = defaultdict(float)
+    data: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    linear = iter(model.linears)
+    for name, spent in profile:
+        label = name
+        if name in ("linear", "gated_linear"):
+            w = next(linear)
+            n = len(batch) if w is model.head else rows
+            label = f"{name} {w.in_features}->{w.out_features}"
+            data[label] = (data[label][0] + w.num_bytes, data[label][1] + 2.0 * n * w.in_features * w.out_features)
+        totals[label] += spent * unit
+    for label, us in sorted(totals.items(), key=lambda item: -item[1]):
+        share = ""
+        if label in data:
+            by_bytes, by_ops = data[label][0] / (us * 1e-6) / bandwidth, data[label][1] / (us * 1e-6) / peak
+            share = f"{by_bytes:6.0%} of read bandwidth" if by_bytes > by_ops else f"{by_ops:6.0%} of peak"
+        print(f"  {label:28} {us:9.0f} us {share}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--isa")
+    parser.add_argument("--format", default="q4_1", choices=sorted(FORMATS))
+    parser.add_argument("--shape", default="smollm2-135m", choices=sorted(SHAPES))
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--steps", default="1,16,64,128,1024", help="requests that decode; 128 and more: a prompt's length")
+    args = parser.parse_args()
+    ops = CpuOps(args.threads, args.isa)
+    print(f"{ops.name}, {ops.num_threads} threads")
+    model = Model(ops, SHAPES[args.shape], args.format, 1024, 64, 2048)
+    integer = FORMATS[args.format].block_len > 1
+    bandwidth = max(ops.runtime.read_bandwidth(model.head, 3) for _ in range(3))
+    peak = max(ops.runtime.peak(0 if integer else 1, 2_000_000) for _ in range(3)) * ops.num_threads
+    print(f"reads {bandwidth / 1e9:.1f} GB/s; {'int8' if integer else 'float32'} peak {peak / 1e9:.0f} G operations/s")
+    for n in (int(s) for s in args.steps.split(",")):
+        if n < 128:
+            measure(model, f"decode, {n} requests, 192 tokens each", [(1, 192)] * n, args.repeats, bandwidth, peak)
+        else:
+            measure(model, f"prompt of {n}", [(n, n)], max(3, args.repeats // 4), bandwidth, peak)
+
+
+if __name__ == "__main__":
+    main()
