@@ -166,6 +166,7 @@ async def test_samples_differ_in_their_seeds_only(stand: Stand) -> None:
         ({"messages": []}, "messages", "must not be empty"),
         ({"messages": "hi"}, "messages", "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages", "role"),
+        ({"messages": [{"role": [], "content": "x"}]}, "messages", "role"),
         ({"messages": [{"role": "user"}]}, "messages", "content"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},

@@ -26,7 +26,7 @@ def parse_messages(raw: list[dict[str, Any]], template: ChatTemplate) -> list[di
 
 def _message(raw: dict[str, Any], where: str, template: ChatTemplate) -> dict[str, Any]:
     role = raw.get("role")
-    role = role.lower() if isinstance(role, str) else role
+    role = role.lower() if isinstance(role, str) else None
     if role not in ROLES:
         raise RequestError(f"{where}.role must be one of {', '.join(sorted(ROLES))}", "messages")
     if role == "developer" and not template.mentions("developer"):
