@@ -132,6 +132,60 @@ struct SoftCapArgs {
   int max_rows;
 };
 
+// For models that see.
+enum ActivateFn : int { kQuickGelu = 3 };  // besides GateFn
+
+struct RowsArgs {                      // overlay, gather_rows
+  const float* source;
+  size_t ld_source;
+  const int* index;
+  float* out;
+  size_t ld_out;
+  int width, source_rows, add;
+  const int* rows;
+  int max_rows;
+};
+struct SelectRopeArgs {
+  const float *cos, *sin;
+  const int *positions, *axes;
+  size_t ld_positions;
+  float *out_cos, *out_sin;
+  int width, num_positions;
+  const int* rows;
+  int max_rows;
+};
+struct LayerNormArgs {
+  float* x;
+  size_t ld_x;
+  const float* delta;                  // or null
+  size_t ld_delta;
+  const float *weight, *bias;
+  ActView act;                         // act.q and act.f null when out is given
+  float* out;
+  size_t ld_out;
+  int width;
+  float eps;
+  const int* rows;
+  int max_rows;
+};
+struct RotateArgs {
+  float* x;
+  size_t ld;
+  const float *cos, *sin;
+  int num_heads, head_dim, rot;
+  const int* rows;
+  int max_rows;
+};
+struct SegmentArgs {
+  const float* qkv;
+  size_t ld;
+  const int* starts;                   // [num_segments + 1]
+  float* out;
+  size_t ld_out;
+  int num_segments, begin, end, max_rows, num_heads, head_dim;
+  float scale;
+};
+
 // On logits: x is num_rows rows of n floats, ld apart.
 struct LogitsArgs {
   float* x;
@@ -192,6 +246,7 @@ struct ReadArgs {                      // memory bandwidth, for benchmarks
 struct Kernels {
   const char* name;
   OpFn embedding, rms_norm, linear, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap;
+  OpFn overlay, gather_rows, select_rope, layer_norm, activate, rotate, segment_attention;
   OpFn adjust, mask, argmax, log_sum_exp, top_k, sample;
   OpFn pack, read;
   double (*peak)(int what, int loops);  // operations a second of one thread: 0 int8 dots, 1 float32 FMA

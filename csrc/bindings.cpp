@@ -240,6 +240,101 @@ static void soft_cap(Runtime& rt, Obj x, Obj rows, float cap) {
   rt.run(make_op("soft_cap", rt.kernels().soft_cap, SoftCapArgs{m.p, m.ld, m.cols, cap, c.rows(rows), m.rows}), c.keep);
 }
 
+// ---- models that see --------------------------------------------------------------------------------------------------------
+static RowsArgs rows_args(Call& c, Obj x, Obj source, Obj index, Obj rows) {
+  RowsArgs a{};
+  auto s = c.mat<float>(source, "source", 1);
+  auto o = c.out_mat<float>(x, "out", s.cols);
+  a.source = s.p, a.ld_source = s.ld, a.width = s.cols, a.source_rows = s.rows;
+  a.out = o.p, a.ld_out = o.ld;
+  a.index = c.vec<int>(index, "index", 0);
+  a.rows = c.rows(rows), a.max_rows = smaller(o.rows, int(nb::len(index)));
+  c.check(s.rows > 0, "source", "must have rows");
+  return a;
+}
+static void overlay(Runtime& rt, Obj x, Obj source, Obj index, Obj rows, bool add) {
+  Call c("overlay");
+  RowsArgs a = rows_args(c, x, source, index, rows);
+  a.add = add;
+  rt.run(make_op("overlay", rt.kernels().overlay, a), c.keep);
+}
+static void gather_rows(Runtime& rt, Obj x, Obj index, Obj out, Obj rows) {
+  Call c("gather_rows");
+  rt.run(make_op("gather_rows", rt.kernels().gather_rows, rows_args(c, out, x, index, rows)), c.keep);
+}
+
+static void select_rope(Runtime& rt, Obj cos, Obj sin, Obj positions, Obj axes, Obj out_cos, Obj out_sin, Obj rows) {
+  Call c("select_rope");
+  auto co = c.mat<float>(cos, "cos", 1), si = c.mat<float>(sin, "sin", 1);
+  c.check(co.cols == si.cols && co.rows == si.rows && co.rows > 0, "sin", "must have the shape of cos");
+  auto oc = c.out_mat<float>(out_cos, "out_cos", co.cols), os = c.out_mat<float>(out_sin, "out_sin", co.cols);
+  auto tight = [&](auto& m) { return m.cols == co.cols && m.ld == size_t(m.cols); };
+  c.check(tight(co) && tight(si) && tight(oc) && tight(os), "cos", "and all tables must be contiguous and equally wide");
+  auto p = c.mat<int>(positions, "positions", 1);
+  c.check(p.rows == 3, "positions", "must have three rows");
+  SelectRopeArgs a{co.p, si.p, p.p, c.vec<int>(axes, "axes", size_t(co.cols)), p.ld, oc.p, os.p, co.cols, co.rows, c.rows(rows),
+                   smaller(smaller(oc.rows, os.rows), p.cols)};
+  rt.run(make_op("select_rope", rt.kernels().select_rope, a), c.keep);
+}
+
+static void layer_norm(Runtime& rt, Obj x, Obj weight, Obj bias, Obj out, Obj rows, float eps, Obj delta) {
+  Call c("layer_norm");
+  auto xm = c.out_mat<float>(x, "x", 1);
+  LayerNormArgs a{};
+  a.x = xm.p, a.ld_x = xm.ld, a.width = xm.cols, a.max_rows = xm.rows, a.eps = eps;
+  a.weight = c.vec<float>(weight, "weight", size_t(xm.cols)), a.bias = c.vec<float>(bias, "bias", size_t(xm.cols));
+  if (!delta.is_none()) {
+    auto d = c.mat<float>(delta, "delta", xm.cols);
+    c.check(d.rows >= xm.rows, "delta", "must have as many rows as x");
+    a.delta = d.p, a.ld_delta = d.ld;
+  }
+  if (nb::isinstance<Activation>(out)) {
+    Activation& o = c.handle<Activation>(out, "out");
+    c.check(o.view.width == xm.cols, "out", "must be as wide as x");
+    a.act = o.view;
+    a.max_rows = smaller(a.max_rows, o.max_rows);
+  } else {
+    auto o = c.out_mat<float>(out, "out", xm.cols);
+    a.out = o.p, a.ld_out = o.ld;
+    a.max_rows = smaller(a.max_rows, o.rows);
+  }
+  a.rows = c.rows(rows);
+  rt.run(make_op("layer_norm", rt.kernels().layer_norm, a), c.keep);
+}
+
+static void activate(Runtime& rt, Obj x, Obj out, Obj rows, const std::string& fn) {
+  Call c("activate");
+  Activation& o = c.handle<Activation>(out, "out");
+  auto m = c.mat<float>(x, "x", o.view.width);
+  const int f = fn == "quick_gelu" ? int(kQuickGelu) : gate_of(c, fn);
+  rt.run(make_op("activate", rt.kernels().activate, GateArgs{m.p, nullptr, m.ld, 0, o.view, f, c.rows(rows), smaller(m.rows, o.max_rows)}), c.keep);
+}
+
+static void rotate(Runtime& rt, Obj x, Obj cos, Obj sin, Obj rows, int num_heads, int head_dim) {
+  Call c("rotate");
+  c.check(num_heads > 0 && head_dim > 0 && int64_t(num_heads) * head_dim <= INT_MAX, "num_heads", "and head_dim must be positive");
+  auto m = c.out_mat<float>(x, "x", num_heads * head_dim);
+  auto co = c.mat<float>(cos, "cos", 1), si = c.mat<float>(sin, "sin", 1);
+  c.check(co.cols == si.cols && 2 * co.cols <= head_dim && co.ld == size_t(co.cols) && si.ld == size_t(si.cols), "cos",
+          "and sin must be contiguous, of one width, at most half a head");
+  RotateArgs a{m.p, m.ld, co.p, si.p, num_heads, head_dim, co.cols, c.rows(rows), smaller(m.rows, smaller(co.rows, si.rows))};
+  rt.run(make_op("rotate", rt.kernels().rotate, a), c.keep);
+}
+
+static void segment_attention(Runtime& rt, Obj qkv, Obj starts, Obj out, int begin, int end, int num_heads, int head_dim, float scale) {
+  Call c("segment_attention");
+  c.check(num_heads > 0 && head_dim > 0 && head_dim <= 1024 && num_heads <= 65536, "num_heads", "and head_dim must be positive and not huge");
+  auto m = c.mat<float>(qkv, "qkv", 3 * num_heads * head_dim);
+  auto o = c.out_mat<float>(out, "out", num_heads * head_dim);
+  const int n = smaller(m.rows, o.rows);
+  c.check(0 <= begin && begin <= end && end <= n, "begin", "and end must be rows of qkv and out");
+  const int* at = c.vec<int>(starts, "starts", 1);
+  SegmentArgs a{m.p, m.ld, at, o.p, o.ld, int(nb::len(starts)) - 1, begin, end, n, num_heads, head_dim, scale};
+  const size_t dim = size_t(head_dim + 15) / 16 * 16;
+  c.check((48 * (2 * dim + 16) + 16 * dim + 3 * kChunk * dim + 4096) * 4 <= kScratchBytes, "head_dim", "is too large for these kernels");
+  rt.run(make_op("segment_attention", rt.kernels().segment_attention, a), c.keep);
+}
+
 // ---- on logits ------------------------------------------------------------------------------------------------------------
 static LogitsArgs logits(Call& c, Obj x, int num_rows) {
   auto m = c.out_mat<float>(x, "x", 1);
@@ -392,6 +487,13 @@ NB_MODULE(_cpu, m) {
            nb::arg().none(), nb::arg().none(), nb::arg())
       .def("attention", &attention)
       .def("soft_cap", &soft_cap)
+      .def("overlay", &overlay)
+      .def("gather_rows", &gather_rows)
+      .def("select_rope", &select_rope)
+      .def("layer_norm", &layer_norm, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
+      .def("activate", &activate)
+      .def("rotate", &rotate)
+      .def("segment_attention", &segment_attention)
       .def("adjust", &adjust)
       .def("mask", &mask)
       .def("argmax", &argmax)

@@ -6,6 +6,7 @@
 #include "linear_float.h"
 #include "linear.h"
 #include "attention.h"
+#include "vision.h"
 #include "logits.h"
 #include "pack.h"
 
@@ -13,6 +14,7 @@ namespace ISA {
 extern const Kernels kernels;
 const Kernels kernels = {
     ISA_NAME, embedding, rms_norm, linear, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap,
+    overlay, gather_rows, select_rope, layer_norm, activate, rotate_rows, segment_attention,
     adjust, mask, argmax, log_sum_exp, top_k, sample, pack, read, peak,
 };
 }  // namespace ISA

@@ -167,22 +167,25 @@ static void read(const void* args, const Ctx& c) {
   a.sink[8 * c.tid] = uint64_t(ihsum(iadd(iadd(x, y), iadd(z, w))));
 }
 static double peak(int what, int loops) {
-  constexpr int N = 12;
-  F f[N];
-  I s[N];
-  UNROLL for (int i = 0; i < N; i++) f[i] = fset(float(i)), s[i] = iset(i);
-  F u = fset(1.0000001f);
-  I v = iset(0x01020304);
-  for (int l = 0; l < loops; l++) {
-    __asm__ volatile("" : "+m"(u), "+m"(v));               // keeps the compiler from seeing through the loop
-    const F x = u;
-    const I y = v;
-    if (what) UNROLL for (int i = 0; i < N; i++) f[i] = fma(f[i], x, x);
-    else UNROLL for (int i = 0; i < N; i++) s[i] = dot_u4(s[i], y, y);
+  constexpr int N = 12;                // independent chains: enough to hide the latency of either instruction
+  volatile float one = 1.0000001f;     // unknown to the compiler
+  volatile int four = 0x01020304;
+  float sink = 0;
+  if (what == 0) {
+    I s[N];
+    const I v = iset(four);
+    UNROLL for (int i = 0; i < N; i++) s[i] = iset(four + i);
+    for (int l = 0; l < loops; l++) UNROLL for (int i = 0; i < N; i++) s[i] = dot_u4(s[i], v, v);
+    UNROLL for (int i = 0; i < N; i++) sink += float(ihsum(s[i]));
+  } else {
+    F f[N];
+    const F u = fset(one);
+    UNROLL for (int i = 0; i < N; i++) f[i] = fset(one + float(i));
+    for (int l = 0; l < loops; l++) UNROLL for (int i = 0; i < N; i++) f[i] = fma(f[i], u, u);
+    UNROLL for (int i = 0; i < N; i++) sink += hsum(f[i]);
   }
-  volatile float sink = 0;
-  UNROLL for (int i = 0; i < N; i++) sink = sink + hsum(f[i]) + float(ihsum(s[i]));
-  return double(loops) * N * (what ? 32 : 128);
+  one = sink;
+  return double(loops) * N * (what == 0 ? 128 : 32);
 }
 
 }  // namespace ISA

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sglang.srt.media_item import EncodeJob, MediaItem
 from sglang.srt.sampling_params import SamplingParams
 
 Int32Array = npt.NDArray[np.int32]
@@ -75,6 +76,16 @@ class VocabMasks:
     bits: npt.NDArray[np.uint32]  # [num_masked, ceil(vocab_size / 32)]
 
 
+@dataclass(frozen=True)
+class EmbedRows:
+    """Rows `row` .. `row + count - 1` of a step are not text: they take rows `start` .. of `embedding` (EncodeJob)."""
+
+    row: int
+    count: int
+    embedding: Any
+    start: int
+
+
 @dataclass
 class ForwardBatch:
     """One step. `req_pool_idx` are rows of the ReqToToken table given to `ModelWorker.bind`; the entries of the step's own
@@ -90,6 +101,8 @@ class ForwardBatch:
     sample_rows: Int32Array  # [num_samples]
     samples: list[SampleSpec]  # [num_samples]
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+    embeds: list[EmbedRows] = field(default_factory=list)
+    rope_positions: Int32Array | None = None  # [3, num_tokens]; None: `positions` on every axis
 
     @property
     def num_tokens(self) -> int:
@@ -136,6 +149,10 @@ class ModelInfo:
     dtype: str = "float32"
     quantization: str | None = None
     num_params: int = 0
+    media_kinds: tuple[str, ...] = ()
+    """what the model sees besides text: "image", "video" """
+    rope_axes: int = 1
+    """3: requests may bring positions of three axes"""
 
 
 class ModelWorker(Protocol):
@@ -154,4 +171,13 @@ class ModelWorker(Protocol):
 
     def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:
         """Draws the tokens and gathers log probabilities of the step just computed."""
+        ...
+
+    def encode(self, item: MediaItem) -> EncodeJob:
+        """The embedding of an item: at hand, on its way, or put in line. Raises RequestError for an item that the model
+        cannot take. Called only for kinds in `info.media_kinds`."""
+        ...
+
+    def encode_some(self, seconds: float) -> bool:
+        """Works on the embeddings in line for about so long, at least one chunk. False if there was nothing to do."""
         ...

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, Union
 
 import msgspec
 
+from sglang.srt.media_item import MediaItem
 from sglang.srt.sampling_params import SamplingParams
 
 
@@ -59,6 +60,9 @@ class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     `cache_salt` names a namespace of the prefix cache: requests share KV only inside one. `priority`: larger runs first when
     the policy asks. `stream`: report every step; otherwise only the end (and nothing of the output before).
     `grammar_after`: ids; with a constraint set, output is free text until one of them (end of thinking) was produced.
+    `media`: the images and videos whose placeholders are among the ids, in order of their spans. `rope_positions`: for models
+    with positions of several axes, int32 [3, len(input_ids)] (time, height, width); the positions of what is generated are
+    the place in the sequence plus `rope_delta`. Empty: the place in the sequence on every axis.
     """
 
     rid: str
@@ -70,6 +74,9 @@ class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     cache_salt: str | None = None
     priority: int = 0
     grammar_after: tuple[int, ...] = ()
+    media: tuple[MediaItem, ...] = ()
+    rope_positions: bytes = b""
+    rope_delta: int = 0
     received_at: float = 0.0
     """time.monotonic() when the server got it (the clock is shared by processes of one machine)"""
 

@@ -37,8 +37,52 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class VisionConfig:
+    """The encoder that turns patches of pictures into rows of the decoder's width. Each family reads the fields it has."""
+
+    kind: str
+    """key of models/vision/registry.py"""
+    media_kinds: tuple[str, ...]
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
+    patch_size: int
+    out_size: int
+    """width of the rows it makes: the decoder's hidden_size"""
+    image_token_id: int
+    activation: Literal["silu", "gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    norm_eps: float = 1e-6
+    num_channels: int = 3
+    temporal_patch_size: int = 1
+    merge_size: int = 1
+    """so many patches a side become one row"""
+    window_size: int = 0
+    """pixels a side of an attention window; 0: every layer sees the whole picture"""
+    full_layers: tuple[int, ...] = ()
+    """the layers without windows, where there are windows"""
+    image_size: int = 0
+    """pixels a side, for encoders of one size"""
+    num_positions: int = 0
+    """rows of the learnt position table"""
+    deep_layers: tuple[int, ...] = ()
+    """layers whose output also goes into the decoder's first layers (Qwen3-VL)"""
+    feature_layer: int = -1
+    """the layer whose output is used, as an index into [embeddings, layer 1, ...]"""
+    drops_class_row: bool = False
+    out_rows: int = 0
+    """rows a picture becomes, where that is fixed (Gemma 3)"""
+    extra: tuple[tuple[str, int], ...] = ()
+    """a family's own numbers by name"""
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """One decoder-only text model."""
+    """One decoder-only text model, with the encoder of what else it sees if `vision` is given."""
 
     architecture: str
     """key of models/registry.py: llama, qwen2, qwen3, gemma3"""
@@ -78,3 +122,6 @@ class ModelConfig:
     bos_token_id: int | None = None
     dtype: str = "float32"
     """of the checkpoint"""
+    vision: VisionConfig | None = None
+    rope_axes: tuple[int, ...] = ()
+    """for each rotating pair, the axis (0 time, 1 height, 2 width) whose position turns it; empty: one position for all"""

@@ -24,6 +24,8 @@ RECORDED = (
     "rope_store",
     "attention",
     "soft_cap",
+    "overlay",
+    "select_rope",
 )
 """The ops of the forward pass. Those on logits run when they are called."""
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import sglang.srt.model.kernels._cpu as _cpu
 from sglang.srt.errors import ConfigError, ModelError
-from sglang.srt.model.kernels import _cpu
-from sglang.srt.model.kernels.ops import Activation, Array, AttentionMeta, Gate, KVLayer, Weight
+from sglang.srt.model.kernels.ops import Activation, Activator, Array, AttentionMeta, Gate, KVLayer, Weight
 from sglang.srt.model.quant.formats import HostTensor
 
 _INT4, _INT8, _BF16, _F16, _F32 = range(5)  # Kind in csrc/args.h
@@ -120,7 +120,7 @@ class CpuOps:
         if not parts or not self.can_stack(parts):
             raise ModelError(f"these matrices cannot be packed as one: {', '.join(_describe(part) for part in parts)}")
         rows = sum(part.shape[0] for part in parts)
-        weight = self._weight(parts[0], rows, 0)
+        weight: Weight = self._weight(parts[0], rows, 0)
         first_row = 0
         for part in parts:
             self._pack_part(weight, part, first_row)
@@ -130,7 +130,7 @@ class CpuOps:
     def pack_gated(self, gate: HostTensor, up: HostTensor) -> Weight:
         if gate.shape != up.shape or not self.can_stack([gate, up]):
             raise ModelError(f"these matrices cannot be interleaved: {_describe(gate)}, {_describe(up)}")
-        weight = self._weight(gate, 2 * gate.shape[0], gate.shape[0])
+        weight: Weight = self._weight(gate, 2 * gate.shape[0], gate.shape[0])
         self._pack_part(weight, gate, 0)
         self._pack_part(weight, up, 32)  # up panels follow gate panels by twos
         return weight
@@ -143,7 +143,7 @@ class CpuOps:
             raise ModelError(f"{_describe(like)} is empty")
         return _cpu.Weight(self.runtime, kind, rows, like.shape[1], gated_features)
 
-    def _pack_part(self, weight: Any, part: HostTensor, first_row: int) -> None:
+    def _pack_part(self, weight: Weight, part: HostTensor, first_row: int) -> None:
         if part.shape[0]:
             self.runtime.pack(weight, np.ascontiguousarray(part.data), _FORMATS[part.format][0], part.shape[0], first_row)
 
@@ -226,6 +226,34 @@ class CpuOps:
 
     def soft_cap(self, x: Array, rows: Array, *, cap: float) -> None:
         self.runtime.soft_cap(x, rows, cap)
+
+    # --- models that see ------------------------------------------------------------------------------------------------------
+    def overlay(self, x: Array, source: Array, index: Array, rows: Array, *, add: bool = False) -> None:
+        self.runtime.overlay(x, source, index, rows, add)
+
+    def select_rope(
+        self, cos: Array, sin: Array, positions: Array, axes: Array, out_cos: Array, out_sin: Array, rows: Array
+    ) -> None:
+        self.runtime.select_rope(cos, sin, positions, axes, out_cos, out_sin, rows)
+
+    def layer_norm(
+        self, x: Array, weight: Array, bias: Array, out: Array | Activation, rows: Array, *, eps: float, delta: Array | None = None
+    ) -> None:
+        self.runtime.layer_norm(x, weight, bias, out, rows, eps, delta)
+
+    def activate(self, x: Array, out: Activation, rows: Array, *, fn: Activator) -> None:
+        self.runtime.activate(x, out, rows, fn)
+
+    def gather_rows(self, x: Array, index: Array, out: Array, rows: Array) -> None:
+        self.runtime.gather_rows(x, index, out, rows)
+
+    def rotate(self, x: Array, cos: Array, sin: Array, rows: Array, *, num_heads: int, head_dim: int) -> None:
+        self.runtime.rotate(x, cos, sin, rows, num_heads, head_dim)
+
+    def segment_attention(
+        self, qkv: Array, starts: Array, out: Array, *, begin: int, end: int, num_heads: int, head_dim: int, scale: float
+    ) -> None:
+        self.runtime.segment_attention(qkv, starts, out, begin, end, num_heads, head_dim, scale)
 
     # --- on logits ------------------------------------------------------------------------------------------------------------
     def adjust(self, x: Array, indptr: Array, ids: Array, scale: Array, bias: Array) -> None:

@@ -25,6 +25,7 @@ Array = Any
 """An array of the op set's device: numpy.ndarray or torch.Tensor. A 2-D argument may be a column range of a wider buffer."""
 
 Gate = Literal["silu", "gelu_tanh", "gelu"]
+Activator = Literal["silu", "gelu_tanh", "gelu", "quick_gelu"]
 
 
 class Weight(Protocol):
@@ -183,6 +184,47 @@ class Ops(Protocol):
 
     def soft_cap(self, x: Array, rows: Array, *, cap: float) -> None:
         """x[i] = cap * tanh(x[i] / cap) in place. x: [max_rows, n]."""
+        ...
+
+    # --- what the decoder of a model that sees needs besides: recorded ----------------------------------------------------------
+    def overlay(self, x: Array, source: Array, index: Array, rows: Array, *, add: bool = False) -> None:
+        """x[i] = source[index[i]] where index[i] >= 0, or with `add` x[i] += source[index[i]]; other rows stay. x: [max_rows,
+        n]; source: [m, n]; index: [max_rows] int32."""
+        ...
+
+    def select_rope(
+        self, cos: Array, sin: Array, positions: Array, axes: Array, out_cos: Array, out_sin: Array, rows: Array
+    ) -> None:
+        """out_cos[i, j] = cos[positions[axes[j], i], j], and so for sin: tables by row for positions of several axes
+        (arXiv 2409.12191). cos, sin: [num_positions, d]; positions: [3, max_rows] int32; axes: [d] int32; out_*: [max_rows, d]."""
+        ...
+
+    # --- encoders of pictures: rows are patches; `rows` as everywhere -----------------------------------------------------------
+    def layer_norm(
+        self, x: Array, weight: Array, bias: Array, out: Array | Activation, rows: Array, *, eps: float, delta: Array | None = None
+    ) -> None:
+        """x[i] += delta[i] in place if given; then out[i] = (x[i] - mean) / sqrt(variance + eps) * weight + bias."""
+        ...
+
+    def activate(self, x: Array, out: Activation, rows: Array, *, fn: Activator) -> None:
+        """out[i] = fn(x[i]). quick_gelu(x) = x / (1 + exp(-1.702 x))."""
+        ...
+
+    def gather_rows(self, x: Array, index: Array, out: Array, rows: Array) -> None:
+        """out[i] = x[index[i]]. index: [max_rows] int32."""
+        ...
+
+    def rotate(self, x: Array, cos: Array, sin: Array, rows: Array, *, num_heads: int, head_dim: int) -> None:
+        """Turns the first num_heads heads of each row in place, pairs (j, j + d) of a head by the row's own cos and sin
+        [max_rows, d]."""
+        ...
+
+    def segment_attention(
+        self, qkv: Array, starts: Array, out: Array, *, begin: int, end: int, num_heads: int, head_dim: int, scale: float
+    ) -> None:
+        """Rows begin .. end - 1 attend, both ways, to all rows of their own segment: segment s is rows starts[s] ..
+        starts[s + 1] - 1 (starts: int32, ascending, from 0 to the number of rows). qkv: [n, 3 * num_heads * head_dim], heads of q,
+        then k, then v; out: [n, num_heads * head_dim]."""
         ...
 
     # --- on logits: called after the forward pass, not recorded; x is [num_rows, vocab] float32 ---------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sglang.srt.model.kernels.ops import AttentionMeta, Gate
+from sglang.srt.model.kernels.ops import Activator, AttentionMeta, Gate
 from sglang.srt.model.quant.formats import HostTensor
 
 Float = npt.NDArray[np.float32]
@@ -189,10 +189,72 @@ class ReferenceOps:
         n = int(rows[0])
         x[:n] = np.float32(cap) * np.tanh(x[:n] / np.float32(cap))
 
+    # --- models that see ------------------------------------------------------------------------------------------------------
+    def overlay(self, x: Float, source: Float, index: Int, rows: Int, *, add: bool = False) -> None:
+        n = int(rows[0])
+        taken = np.flatnonzero(index[:n] >= 0)
+        if add:
+            x[taken] += source[index[taken]]
+        else:
+            x[taken] = source[index[taken]]
+
+    def select_rope(
+        self, cos: Float, sin: Float, positions: Int, axes: Int, out_cos: Float, out_sin: Float, rows: Int
+    ) -> None:
+        n = int(rows[0])
+        at = positions[axes, :n].T  # [n, d]
+        pairs = np.arange(len(axes))
+        out_cos[:n], out_sin[:n] = cos[at, pairs], sin[at, pairs]
+
+    def layer_norm(
+        self, x: Float, weight: Float, bias: Float, out: Float | Activation, rows: Int, *, eps: float, delta: Float | None = None
+    ) -> None:
+        n = int(rows[0])
+        if delta is not None:
+            x[:n] += delta[:n]
+        centred = x[:n] - x[:n].mean(axis=-1, keepdims=True, dtype=np.float32)
+        variance = np.square(centred).mean(axis=-1, keepdims=True, dtype=np.float32)
+        _data(out)[:n] = centred / np.sqrt(variance + np.float32(eps)) * weight + bias
+
+    def activate(self, x: Float, out: Activation, rows: Int, *, fn: Activator) -> None:
+        n = int(rows[0])
+        values = x[:n, : out.width]
+        if fn == "quick_gelu":
+            out.data[:n] = values / (np.float32(1) + np.exp(-np.maximum(np.float32(1.702) * values, np.float32(-80))))
+        else:
+            out.data[:n] = _gate(values, fn)
+
+    def gather_rows(self, x: Float, index: Int, out: Float, rows: Int) -> None:
+        n = int(rows[0])
+        out[:n, : x.shape[1]] = x[index[:n]]
+
+    def rotate(self, x: Float, cos: Float, sin: Float, rows: Int, *, num_heads: int, head_dim: int) -> None:
+        n = int(rows[0])
+        heads = x[:n, : num_heads * head_dim].reshape(n, num_heads, head_dim)
+        x[:n, : num_heads * head_dim] = _rotate(heads, cos[:n], sin[:n]).reshape(n, -1)
+
+    def segment_attention(
+        self, qkv: Float, starts: Int, out: Float, *, begin: int, end: int, num_heads: int, head_dim: int, scale: float
+    ) -> None:
+        for low, high in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+            if high <= begin or low >= end:
+                continue
+            parts = qkv[low:high, : 3 * num_heads * head_dim].reshape(high - low, 3, num_heads, head_dim)
+            k, v = parts[:, 1], parts[:, 2]
+            for tile in range(low, high, TILE):
+                first, last = max(tile, begin), min(tile + TILE, high, end)
+                if first >= last:
+                    continue
+                q = np.zeros((TILE, num_heads, head_dim), np.float32)
+                q[: min(TILE, high - tile)] = parts[tile - low : tile - low + TILE, 0] * np.float32(scale)
+                scores = np.einsum("qhd,khd->hqk", q, k, optimize=True)
+                weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+                mixed = np.einsum("hqk,khd->qhd", weights, v, optimize=True) / weights.sum(axis=-1).T[:, :, None]
+                out[first:last, : num_heads * head_dim] = mixed[first - tile : last - tile].reshape(last - first, -1)
+
     # --- on logits ------------------------------------------------------------------------------------------------------------
     def adjust(self, x: Float, indptr: Int, ids: Int, scale: Float, bias: Float) -> None:
         rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-        ids, scale, bias = (a[: len(rows)] for a in (ids, scale, bias))
         v = x[rows, ids]
         x[rows, ids] = np.where(v > 0, v / scale, v * scale) + bias
 
@@ -274,16 +336,20 @@ def _matmul(weight: ReferenceWeight, x: Float) -> Float:
 
 def _normalise(x: Float, weight: Float, eps: float) -> Float:
     mean = np.square(x).mean(axis=-1, keepdims=True, dtype=np.float32)
-    return x / np.sqrt(mean + np.float32(eps)) * weight
+    result: Float = x / np.sqrt(mean + np.float32(eps)) * weight
+    return result
 
 
 def _gate(x: Float, kind: Gate) -> Float:
+    result: Float
     if kind == "silu":
-        return x / (np.float32(1) + np.exp(-np.maximum(x, np.float32(-80))))
-    if kind == "gelu_tanh":
+        result = x / (np.float32(1) + np.exp(-np.maximum(x, np.float32(-80))))
+    elif kind == "gelu_tanh":
         inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-        return np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
-    return np.float32(0.5) * x * (np.float32(1) + _erf(x * np.float32(math.sqrt(0.5))).astype(np.float32))
+        result = np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+    else:
+        result = np.float32(0.5) * x * (np.float32(1) + _erf(x * np.float32(math.sqrt(0.5))).astype(np.float32))
+    return result
 
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -323,7 +389,8 @@ def _attend(q: Float, k: Float, v: Float, first: int, key_first: int, window: in
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     total = weights.sum(axis=-1, keepdims=True)  # [num_kv, TILE, group, 1]
     mixed = (weights.reshape(num_kv, TILE * group, num_keys) @ v.transpose(1, 0, 2)).reshape(num_kv, TILE, group, head_dim)
-    return (mixed / total).transpose(1, 0, 2, 3).reshape(TILE, num_heads, head_dim)
+    result: Float = (mixed / total).transpose(1, 0, 2, 3).reshape(TILE, num_heads, head_dim)
+    return result
 
 
 def _draw(x: Float, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:

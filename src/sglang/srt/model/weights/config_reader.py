@@ -17,6 +17,7 @@ from sglang.srt.model.kernels.ops import Gate
 from sglang.srt.model.model_config import ModelConfig
 from sglang.srt.model.weights.config_fields import Fields, read_json
 from sglang.srt.model.weights.rope_reader import read_local_rope, read_rope
+from sglang.srt.model.weights.vision_config import VISION_FAMILIES, find_vision_family, text_part, with_vision
 
 Finish = Callable[[Fields, ModelConfig], ModelConfig]
 
@@ -58,6 +59,10 @@ def read_model_config(folder: Path, overrides: Mapping[str, Any]) -> ModelConfig
 
 def parse_model_config(raw: Mapping[str, Any], source: Path, overrides: Mapping[str, Any]) -> ModelConfig:
     """A config.json's content as a ModelConfig; `source` is named in errors."""
+    seeing = find_vision_family(raw.get("architectures"))
+    if seeing is not None:
+        text = text_part(raw, seeing, source)
+        return with_vision(parse_model_config(text, source, overrides), raw, text, seeing, source)
     family = _find_family({**raw, **overrides}, source)
     fields = Fields(raw, source, family.defaults, overrides)
     fields.read.update(("architectures", "model_type"))
@@ -81,7 +86,11 @@ def _find_family(raw: Mapping[str, Any], source: Path) -> Family:
         if family.class_name in classes or (not classes and family.model_type == raw.get("model_type")):
             return family
     asked = ", ".join(map(str, classes)) or f"model_type {raw.get('model_type')!r}"
-    raise ModelError(f"{source}: {asked} is not supported; supported are {', '.join(f.class_name for f in FAMILIES)}")
+    raise ModelError(f"{source}: {asked} is not supported; supported are {', '.join(_class_names())}")
+
+
+def _class_names() -> list[str]:
+    return [*(f.class_name for f in FAMILIES), *(f.class_name for f in VISION_FAMILIES)]
 
 
 def _common(fields: Fields, family: Family) -> ModelConfig:

@@ -30,6 +30,7 @@ from sglang.srt.model.weights.gguf_config import ROPE_DIVISORS, read_gguf_config
 from sglang.srt.model.weights.gguf_source import GGUFSource
 from sglang.srt.model.weights.safetensors_reader import SafetensorsSource
 from sglang.srt.model.weights.shapes import Shapes, expected_shapes
+from sglang.srt.model.weights.vision_shapes import our_name
 
 DENSE_FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 """config.json's dtype -> format"""
@@ -120,7 +121,7 @@ class Checkpoint:
         self.config = config
         self._source = source
         self._conversion = conversion or Conversion()
-        self._stored = _stored_names(source.names)
+        self._stored = _stored_names(source.names, sees=config.vision is not None)
         self._shapes = expected_shapes(config)
         _check(self._shapes, self._stored, source, config)
 
@@ -210,8 +211,10 @@ def _with_context_length(config: ModelConfig, asked: int | None) -> ModelConfig:
     return replace(config, context_len=asked)
 
 
-def _stored_names(names: list[str]) -> dict[str, str]:
+def _stored_names(names: list[str], sees: bool) -> dict[str, str]:
     """The name we use -> the name in the file. Files saved from the bare decoder lack the prefix "model."."""
+    if sees:
+        return {our_name(name): name for name in names}
     if "embed_tokens.weight" in names:
         return {(name if name.startswith("lm_head.") else f"model.{name}"): name for name in names}
     return {name: name for name in names}

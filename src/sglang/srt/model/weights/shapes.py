@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sglang.srt.model.model_config import ModelConfig
+from sglang.srt.model.weights.vision_shapes import vision_shapes
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -17,6 +18,8 @@ def expected_shapes(config: ModelConfig) -> Shapes:
     shapes["model.norm.weight"] = (config.hidden_size,)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+    if config.vision is not None:
+        shapes.update(vision_shapes(config.vision))
     return shapes
 
 

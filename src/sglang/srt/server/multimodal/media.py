@@ -7,6 +7,7 @@ one sentence. A still picture is one frame; several frames are a video and must 
 
 from __future__ import annotations
 
+import importlib
 import io
 import struct
 import warnings
@@ -179,7 +180,7 @@ def _looks_like_video_file(data: bytes) -> bool:
 def _decode_video_file(source: Fetched, options: MediaOptions) -> list[Image.Image]:
     """Evenly spaced frames of a video file, through PyAV if there is one."""
     try:
-        import av
+        av = importlib.import_module("av")
     except ImportError as error:
         raise RequestError(
             f"{source.label} is a video file, and this server has no video decoder (the package 'av'); send an animated GIF, WebP or PNG"

@@ -77,7 +77,7 @@ async def resolve(host: str, port: int) -> list[IPAddress]:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise RequestError(f"the host {host!r} of an image URL cannot be resolved") from error
-    return [ipaddress.ip_address(entry[4][0].split("%")[0]) for entry in found]
+    return [ipaddress.ip_address(str(entry[4][0]).split("%")[0]) for entry in found]
 
 
 class Sources:

@@ -1,0 +1,185 @@
+// What models that see need: encoders of patches, and the seams where their rows enter the decoder. Rows are independent of
+// each other, except in attention, where a row sees its own segment and nothing else.
+#pragma once
+
+namespace ISA {
+
+// ---- seams ----------------------------------------------------------------------------------------------------------------
+static void overlay(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const RowsArgs*>(args);
+  for (int r = c.tid, n = count(a.rows, a.max_rows); r < n; r += c.n) {
+    const int from = a.index[r];
+    if (from < 0 || from >= a.source_rows) continue;
+    const float* s = a.source + size_t(from) * a.ld_source;
+    float* x = a.out + size_t(r) * a.ld_out;
+    for (int k = 0; k < a.width; k += 16) {
+      const F v = fload_n(s + k, a.width - k);
+      fstore_n(x + k, a.add ? add(fload_n(x + k, a.width - k), v) : v, a.width - k);
+    }
+  }
+}
+static void gather_rows(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const RowsArgs*>(args);
+  for (int r = c.tid, n = count(a.rows, a.max_rows); r < n; r += c.n)
+    __builtin_memcpy(a.out + size_t(r) * a.ld_out, a.source + size_t(clamp(a.index[r], 0, a.source_rows - 1)) * a.ld_source, size_t(a.width) * 4);
+}
+static void select_rope(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const SelectRopeArgs*>(args);
+  for (int r = c.tid, n = count(a.rows, a.max_rows); r < n; r += c.n) {
+    const float *cos[3], *sin[3];
+    for (int i = 0; i < 3; i++) {
+      const size_t at = size_t(clamp(a.positions[size_t(i) * a.ld_positions + r], 0, a.num_positions - 1)) * a.width;
+      cos[i] = a.cos + at, sin[i] = a.sin + at;
+    }
+    float *co = a.out_cos + size_t(r) * a.width, *so = a.out_sin + size_t(r) * a.width;
+    for (int k = 0; k < a.width; k++) {
+      const int axis = clamp(a.axes[k], 0, 2);
+      co[k] = cos[axis][k], so[k] = sin[axis][k];
+    }
+  }
+}
+
+// ---- between the linear layers ----------------------------------------------------------------------------------------------
+static void layer_norm_row(const LayerNormArgs& a, int i) {
+  const int w = a.width;
+  float* x = a.x + size_t(i) * a.ld_x;
+  F sum = fzero();
+  for (int k = 0; k < w; k += 16) {
+    F t = fload_n(x + k, w - k);
+    if (a.delta) {
+      t = add(t, fload_n(a.delta + size_t(i) * a.ld_delta + k, w - k));
+      fstore_n(x + k, t, w - k);
+    }
+    sum = add(sum, t);
+  }
+  const F mean = fset(hsum(sum) / float(w));
+  F ss = fzero();
+  for (int k = 0; k < w; k += 16) {
+    const F t = pick(first(w - k), sub(fload_n(x + k, w - k), mean), fzero());
+    ss = fma(t, t, ss);
+  }
+  const F inv = fset(1.f / __builtin_sqrtf(hsum(ss) / float(w) + a.eps));
+  auto at = [&](int k) {
+    const F t = mul(sub(fload_n(x + k, w - k), mean), inv);
+    return fma(t, fload_n(a.weight + k, w - k), fload_n(a.bias + k, w - k));
+  };
+  if (a.out) {
+    for (int k = 0; k < w; k += 16) fstore_n(a.out + size_t(i) * a.ld_out + k, at(k), w - k);
+  } else {
+    for (int k = 0; k < w; k += 32) write32(a.act, i, k / 32, at(k), w - k > 16 ? at(k + 16) : fzero(), w - k);
+  }
+}
+static void layer_norm(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const LayerNormArgs*>(args);
+  for (int i = c.tid, n = count(a.rows, a.max_rows); i < n; i += c.n) layer_norm_row(a, i);
+}
+
+// x / (1 + exp(-1.702 x))
+static ALWAYS F quick_gelu(F x) { return div(x, add(fset(1.f), vexp(mul(x, fset(-1.702f))))); }
+
+template <class Fn> static ALWAYS void activate_rows(const GateArgs& a, const Ctx& c, Fn f) {
+  each_group(a.out, count(a.rows, a.max_rows), c, [&](int r, int g) {
+    const int k = 32 * g, n = a.out.width - k;
+    const float* x = a.gate + size_t(r) * a.ld_gate + k;
+    write32(a.out, r, g, f(fload_n(x, n)), n > 16 ? f(fload_n(x + 16, n - 16)) : fzero(), n);
+  });
+}
+static void activate(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const GateArgs*>(args);
+  if (a.fn == kSilu) activate_rows(a, c, [](F x) { return silu(x); });
+  else if (a.fn == kGeluTanh) activate_rows(a, c, [](F x) { return gelu_tanh(x); });
+  else if (a.fn == kGelu) activate_rows(a, c, [](F x) { return gelu_erf(x); });
+  else activate_rows(a, c, [](F x) { return quick_gelu(x); });
+}
+
+static void rotate_rows(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const RotateArgs*>(args);
+  for (int r = c.tid, n = count(a.rows, a.max_rows); r < n; r += c.n)
+    for (int h = 0; h < a.num_heads; h++)
+      rotate(a.x + size_t(r) * a.ld + size_t(h) * a.head_dim, a.cos + size_t(r) * a.rot, a.sin + size_t(r) * a.rot, a.rot);
+}
+
+// ---- attention inside segments ------------------------------------------------------------------------------------------------
+// A unit is a few rows of one segment under one head; keys pass in chunks of kChunk counted from the segment's start, with the
+// arithmetic of attention.h. Heads are padded with zeros to a multiple of sixteen columns.
+constexpr int kSegmentRows = 48;
+
+static ALWAYS int padded(int dim) { return (dim + 15) / 16 * 16; }
+
+// Keys [at, at + n) of a segment: K by blocks of sixteen positions, transposed; V row by row.
+static void load_keys(const SegmentArgs& a, int low, int at, int n, int h, Scratch& s) {
+  const int dim = a.head_dim, wide_dim = padded(dim), width = a.num_heads * dim;
+  for (int b = 0; b * kRun < n; b++) {
+    float *k = s.k32 + size_t(b) * kRun * wide_dim, *v = s.v32 + size_t(b) * kRun * wide_dim;
+    s.kp32[b] = k;
+    s.vp32[b] = v;
+    for (int j = 0; j < kRun; j++) {
+      const bool there = b * kRun + j < n;
+      const float* row = a.qkv + size_t(low + at + (there ? b * kRun + j : 0)) * a.ld + size_t(h) * dim;
+      for (int d = 0; d < dim; d++) k[d * kRun + j] = there ? row[width + d] : 0.f;
+      for (int d = dim; d < wide_dim; d++) k[d * kRun + j] = 0.f;
+      for (int d = 0; d < wide_dim; d++) v[size_t(j) * wide_dim + d] = there && d < dim ? row[2 * width + d] : 0.f;
+    }
+  }
+}
+
+template <int R> static void segment_rows(const Scratch& s, int r0, int n, int dim) {
+  const int blocks = (n + kRun - 1) / kRun;
+  const size_t ld = part_size(dim);
+  const float* q = s.q + size_t(r0) * dim;
+  int b = 0;
+  for (; b + kAttP <= blocks; b += kAttP) scores<R, kAttP>(q, dim, s.kp32 + b, s.vp32 + b, s.score + b * kRun);
+  for (; b < blocks; b++) scores<R, 1>(q, dim, s.kp32 + b, s.vp32 + b, s.score + b * kRun);
+  for (int r = 0; r < R; r++) soften(s.score + r * kChunk, 0, blocks, 0, n, 0.f, s.part + r * ld + dim, s.part + r * ld + dim + 1);
+  int col = 0;
+  for (; col + 64 <= dim; col += 64) weigh<R, 4>(s.score, s.vp32, dim, col, 0, n, s.part, ld);
+  for (; col < dim; col += 16) weigh<R, 1>(s.score, s.vp32, dim, col, 0, n, s.part, ld);
+}
+
+static void segment_unit(const SegmentArgs& a, int low, int high, int q0, int q1, int h, char* scratch) {
+  const int dim = padded(a.head_dim), rows = q1 - q0;
+  Scratch s;
+  carve(s, scratch, dim, kSegmentRows);
+  for (int r = 0; r < rows; r++) {
+    const float* from = a.qkv + size_t(q0 + r) * a.ld + size_t(h) * a.head_dim;
+    for (int d = 0; d < dim; d++) s.q[size_t(r) * dim + d] = d < a.head_dim ? from[d] * a.scale : 0.f;
+  }
+  const size_t ld = part_size(dim);
+  for (int at = 0; at < high - low; at += kChunk) {
+    const int n = imin(kChunk, high - low - at), parts = (rows + kAttR - 1) / kAttR;
+    load_keys(a, low, at, n, h, s);
+    for (int i = 0; i < parts; i++) {
+      const int r0 = rows * i / parts, nr = rows * (i + 1) / parts - r0;
+      with_rows<kAttR>(nr, [&](auto rr) { segment_rows<decltype(rr)::value>(s, r0, n, dim); });
+      for (int r = 0; r < nr; r++) {
+        float* t = s.total + size_t(r0 + r) * ld;
+        if (at == 0) __builtin_memcpy(t, s.part + r * ld, ld * 4);
+        else merge(t, s.part + r * ld, dim);
+      }
+    }
+  }
+  for (int r = 0; r < rows; r++) {
+    float* t = s.total + size_t(r) * ld;
+    normalise(t, t, dim);
+    __builtin_memcpy(a.out + size_t(q0 + r) * a.ld_out + size_t(h) * a.head_dim, t, size_t(a.head_dim) * 4);
+  }
+}
+
+static void segment_attention(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const SegmentArgs*>(args);
+  int base = 0, u = c.take();
+  for (int i = 0; i < a.num_segments; i++) {
+    const int low = a.starts[i], high = a.starts[i + 1];
+    if (low < 0 || high > a.max_rows || low >= high) continue;
+    const int q0 = low > a.begin ? low : a.begin, q1 = imin(high, a.end);
+    if (q0 >= q1) continue;
+    const int tiles = (q1 - q0 + kSegmentRows - 1) / kSegmentRows, units = tiles * a.num_heads;
+    for (; u < base + units; u = c.take()) {
+      const int tile = (u - base) / a.num_heads, first_row = q0 + tile * kSegmentRows;
+      segment_unit(a, low, high, first_row, imin(first_row + kSegmentRows, q1), (u - base) % a.num_heads, c.scratch);
+    }
+    base += units;
+  }
+}
+
+}  // namespace ISA

@@ -1,0 +1,21 @@
+"""Which class implements which encoder. A new one is one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sglang.srt.model.kernels.ops import Ops
+from sglang.srt.model.layers.source import WeightSource
+from sglang.srt.model.model_config import VisionConfig
+from sglang.srt.model.models.vision.layers import Encoder
+from sglang.srt.model.models.vision.qwen_vl import QwenVision, WindowedQwenVision
+
+ENCODERS: dict[str, Callable[[Ops, WeightSource, VisionConfig], Encoder]] = {
+    "qwen2_vl": QwenVision,
+    "qwen2_5_vl": WindowedQwenVision,
+}
+
+
+def create_encoder(ops: Ops, source: WeightSource, config: VisionConfig) -> Encoder:
+    """The encoder of `config.kind`, with weights from `source`. Raises ModelError."""
+    return ENCODERS[config.kind](ops, source, config)

@@ -1,0 +1,179 @@
+"""Reads the config.json of models that see: the decoder's part goes the way of text models, the encoder's becomes a
+VisionConfig. A family is a row of VISION_FAMILIES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sglang.srt.errors import ModelError
+from sglang.srt.model.model_config import ModelConfig, VisionConfig
+from sglang.srt.model.weights.config_fields import Fields
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu"]
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+}
+ReadVision = Callable[["VisionFields"], VisionConfig]
+
+
+@dataclass(frozen=True)
+class VisionFamily:
+    """`class_name`: as config.json says it. `text_class`: the text family that its decoder belongs to."""
+
+    class_name: str
+    text_class: str
+    read: ReadVision
+    interleaved_axes: bool = False
+
+
+@dataclass(frozen=True)
+class VisionFields:
+    """`top`: the whole config; `vision`: its vision_config; `text`: its decoder's fields."""
+
+    top: Fields
+    vision: Fields
+    text: Mapping[str, Any]
+
+    def activation(self, name: str, default: str) -> Activation:
+        value = self.vision.get(name, default)
+        if value not in ACTIVATIONS:
+            raise self.vision.bad(name, f"is {value!r}, and known are {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[value]
+
+    def pixels(self, name: str, default: int) -> int:
+        """A size that may be written as a number, a pair or an object; sides must be equal."""
+        value = self.vision.get(name, default)
+        if isinstance(value, dict):
+            value = list(value.values())
+        sides = value if isinstance(value, (list, tuple)) else [value]
+        if not sides or any(type(side) is not int or side <= 0 or side != sides[0] for side in sides):
+            raise self.vision.bad(name, f"must be one size, and is {value!r}")
+        return int(sides[0])
+
+
+def find_vision_family(classes: object) -> VisionFamily | None:
+    names = classes if isinstance(classes, list) else []
+    return next((f for f in VISION_FAMILIES if f.class_name in names), None)
+
+
+def text_part(raw: Mapping[str, Any], family: VisionFamily, source: Path) -> dict[str, Any]:
+    """The decoder's config as a text model's: of the inner object if there is one, else of the flat fields of older files."""
+    inner = raw.get("text_config") or {}
+    if not isinstance(inner, dict):
+        raise ModelError(f"{source}: text_config must be an object, and is {inner!r}")
+    outer = {name: value for name, value in raw.items() if name not in ("text_config", "vision_config")}
+    text = {**outer, **{name: value for name, value in inner.items() if value is not None}}
+    text["architectures"] = [family.text_class]
+    text["tie_word_embeddings"] = bool(outer.get("tie_word_embeddings")) or bool(
+        inner.get("tie_word_embeddings", family.text_class == "Gemma3ForCausalLM")
+    )
+    for name in ("dtype", "torch_dtype"):
+        if outer.get(name):
+            text[name] = outer[name]
+    for name in ("rope_scaling", "rope_parameters"):
+        params = text.get(name)
+        if isinstance(params, dict) and "mrope" in (params.get("type"), params.get("rope_type")):
+            text[name] = {**params, "type": "default", "rope_type": "default"}
+    return text
+
+
+def with_vision(
+    config: ModelConfig, raw: Mapping[str, Any], text: Mapping[str, Any], family: VisionFamily, source: Path
+) -> ModelConfig:
+    """`config` of the decoder, with its encoder and the axes of its positions."""
+    vision = raw.get("vision_config")
+    if not isinstance(vision, dict):
+        raise ModelError(f"{source}: {family.class_name} needs a vision_config object")
+    read = family.read(VisionFields(Fields(raw, source), Fields(vision, source), text))
+    if read.hidden_size % read.num_heads:
+        raise ModelError(f"{source}: the encoder's width {read.hidden_size} is no multiple of its {read.num_heads} heads")
+    if read.out_size != config.hidden_size:
+        raise ModelError(f"{source}: the encoder makes rows of {read.out_size} and the decoder reads rows of {config.hidden_size}")
+    return replace(config, vision=read, rope_axes=_rope_axes(config, text, family, source))
+
+
+def _rope_axes(config: ModelConfig, text: Mapping[str, Any], family: VisionFamily, source: Path) -> tuple[int, ...]:
+    """Which axis turns each pair. Blocks (arXiv 2409.12191, M-RoPE) or, interleaved, every third pair (Qwen3-VL)."""
+    sections: Any = None
+    for name in ("rope_scaling", "rope_parameters"):
+        params = text.get(name)
+        if isinstance(params, dict):
+            sections = params.get("mrope_section", sections)
+    if sections is None:
+        return ()
+    pairs = config.rope.rotary_dim // 2
+    valid = isinstance(sections, list) and len(sections) == 3 and all(type(s) is int and s >= 0 for s in sections)
+    if not valid or sum(sections) != pairs:
+        raise ModelError(f"{source}: mrope_section must be three numbers that add up to {pairs}, and is {sections!r}")
+    if not family.interleaved_axes:
+        return tuple(axis for axis, size in enumerate(sections) for _ in range(size))
+    return tuple(i % 3 if i % 3 and i < 3 * sections[i % 3] else 0 for i in range(pairs))
+
+
+def _hidden_size(fields: VisionFields) -> int:
+    value = fields.text.get("hidden_size")
+    if type(value) is not int or value <= 0:
+        raise fields.top.bad("hidden_size", f"must be a positive integer, and is {value!r}")
+    return value
+
+
+# --- families -----------------------------------------------------------------------------------------------------------------
+
+
+def _qwen2_vl(fields: VisionFields) -> VisionConfig:
+    """Here `hidden_size` is the decoder's width and `embed_dim` the encoder's."""
+    v = fields.vision
+    width = v.count("embed_dim", 1280)
+    return VisionConfig(
+        kind="qwen2_vl",
+        media_kinds=("image", "video"),
+        num_layers=v.count("depth", 32),
+        hidden_size=width,
+        num_heads=v.count("num_heads", 16),
+        intermediate_size=int(width * v.number("mlp_ratio", 4, above=0.0)),
+        patch_size=fields.pixels("patch_size", 14),
+        out_size=v.count("hidden_size", 3584),
+        image_token_id=fields.top.count("image_token_id", 151655),
+        activation=fields.activation("hidden_act", "quick_gelu"),
+        num_channels=v.count("in_channels", v.count("in_chans", 3)),
+        temporal_patch_size=fields.pixels("temporal_patch_size", 2),
+        merge_size=v.count("spatial_merge_size", 2),
+    )
+
+
+def _qwen2_5_vl(fields: VisionFields) -> VisionConfig:
+    v = fields.vision
+    full = v.get("fullatt_block_indexes", [7, 15, 23, 31])
+    if not isinstance(full, list) or not all(type(i) is int for i in full):
+        raise v.bad("fullatt_block_indexes", f"must be a list of layers, and is {full!r}")
+    return VisionConfig(
+        kind="qwen2_5_vl",
+        media_kinds=("image", "video"),
+        num_layers=v.count("depth", 32),
+        hidden_size=v.count("hidden_size", 1280),
+        num_heads=v.count("num_heads", 16),
+        intermediate_size=v.count("intermediate_size", 3420),
+        patch_size=fields.pixels("patch_size", 14),
+        out_size=v.count("out_hidden_size", _hidden_size(fields)),
+        image_token_id=fields.top.count("image_token_id", 151655),
+        activation=fields.activation("hidden_act", "silu"),
+        num_channels=v.count("in_channels", v.count("in_chans", 3)),
+        temporal_patch_size=fields.pixels("temporal_patch_size", 2),
+        merge_size=v.count("spatial_merge_size", 2),
+        window_size=v.count("window_size", 112),
+        full_layers=tuple(full),
+    )
+
+
+VISION_FAMILIES = (
+    VisionFamily("Qwen2VLForConditionalGeneration", "Qwen2ForCausalLM", _qwen2_vl),
+    VisionFamily("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM", _qwen2_5_vl),
+)

@@ -1,0 +1,84 @@
+"""Which tensors an encoder of given numbers consists of, and how checkpoints spell the names of models that see."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from sglang.srt.model.model_config import VisionConfig
+
+Shapes = dict[str, tuple[int, ...]]
+
+_SPELLINGS = (
+    (re.compile(r"^model\.language_model\."), "model."),
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+    (re.compile(r"^language_model\.model\."), "model."),
+    (re.compile(r"^model\.text_model\."), "model."),
+    (re.compile(r"^model\.(visual|vision_tower|vision_model|multi_modal_projector|connector|image_newline)\b"), r"\1"),
+)
+"""(what a file may say, what we say): transformers has moved the parts of these models about several times"""
+
+
+def our_name(name: str) -> str:
+    """The name we use for a tensor of a file."""
+    for pattern, ours in _SPELLINGS:
+        renamed, count = pattern.subn(ours, name)
+        if count:
+            return renamed
+    return name
+
+
+def vision_shapes(config: VisionConfig) -> Shapes:
+    """Name -> shape of every tensor that the encoder needs."""
+    return _FAMILIES[config.kind](config)
+
+
+def _linear(name: str, rows: int, width: int, bias: bool = True) -> Shapes:
+    weight: Shapes = {f"{name}.weight": (rows, width)}
+    return {**weight, f"{name}.bias": (rows,)} if bias else weight
+
+
+def _norm(name: str, width: int, bias: bool = True) -> Shapes:
+    weight: Shapes = {f"{name}.weight": (width,)}
+    return {**weight, f"{name}.bias": (width,)} if bias else weight
+
+
+def _qwen_patches(c: VisionConfig) -> Shapes:
+    return {"visual.patch_embed.proj.weight": (c.hidden_size, c.num_channels, c.temporal_patch_size, c.patch_size, c.patch_size)}
+
+
+def _qwen2_vl(c: VisionConfig) -> Shapes:
+    shapes = _qwen_patches(c)
+    for i in range(c.num_layers):
+        at = f"visual.blocks.{i}"
+        shapes |= _norm(f"{at}.norm1", c.hidden_size) | _norm(f"{at}.norm2", c.hidden_size)
+        shapes |= _linear(f"{at}.attn.qkv", 3 * c.hidden_size, c.hidden_size)
+        shapes |= _linear(f"{at}.attn.proj", c.hidden_size, c.hidden_size)
+        shapes |= _linear(f"{at}.mlp.fc1", c.intermediate_size, c.hidden_size)
+        shapes |= _linear(f"{at}.mlp.fc2", c.hidden_size, c.intermediate_size)
+    return shapes | _qwen_merger(c, bias=True)
+
+
+def _qwen_merger(c: VisionConfig, bias: bool) -> Shapes:
+    wide = c.hidden_size * c.merge_size**2
+    shapes = _norm("visual.merger.ln_q", c.hidden_size, bias)
+    return shapes | _linear("visual.merger.mlp.0", wide, wide) | _linear("visual.merger.mlp.2", c.out_size, wide)
+
+
+def _qwen2_5_vl(c: VisionConfig) -> Shapes:
+    shapes = _qwen_patches(c)
+    for i in range(c.num_layers):
+        at = f"visual.blocks.{i}"
+        shapes |= _norm(f"{at}.norm1", c.hidden_size, False) | _norm(f"{at}.norm2", c.hidden_size, False)
+        shapes |= _linear(f"{at}.attn.qkv", 3 * c.hidden_size, c.hidden_size)
+        shapes |= _linear(f"{at}.attn.proj", c.hidden_size, c.hidden_size)
+        for name in ("gate_proj", "up_proj"):
+            shapes |= _linear(f"{at}.mlp.{name}", c.intermediate_size, c.hidden_size)
+        shapes |= _linear(f"{at}.mlp.down_proj", c.hidden_size, c.intermediate_size)
+    return shapes | _qwen_merger(c, bias=False)
+
+
+_FAMILIES: dict[str, Callable[[VisionConfig], Shapes]] = {
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+}
