@@ -18,8 +18,8 @@ PROMPT = [int(i) for i in np.random.default_rng(5).integers(3, 199, 40)]
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
-    "qwen3": dict(head_dim=32),
-    "gemma3": dict(head_dim=32, query_pre_attn_scalar=32),
+    "qwen3": {"head_dim": 32},
+    "gemma3": {"head_dim": 32, "query_pre_attn_scalar": 32},
 }
 
 

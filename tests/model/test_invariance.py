@@ -19,9 +19,9 @@ OTHERS = [[int(i) for i in RNG.integers(3, 199, n)] for n in (1, 2, 5, 16, 17, 3
 
 MODELS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "llama": ("llama", {}, None),
-    "gemma3 window": ("gemma3", dict(head_dim=48, sliding_window=21), None),
-    "qwen2 int8": ("qwen2", dict(intermediate_size=160), "int8"),
-    "llama int4": ("llama", dict(intermediate_size=128, num_key_value_heads=1), "int4"),
+    "gemma3 window": ("gemma3", {"head_dim": 48, "sliding_window": 21}, None),
+    "qwen2 int8": ("qwen2", {"intermediate_size": 160}, "int8"),
+    "llama int4": ("llama", {"intermediate_size": 128, "num_key_value_heads": 1}, "int4"),
 }
 
 

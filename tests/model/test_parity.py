@@ -16,40 +16,46 @@ torch = pytest.importorskip("torch")
 
 PROMPT = [int(i) for i in np.random.default_rng(3).integers(3, 199, 77)]
 
-LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
-YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
-    "llama tied": ("llama", dict(tie_word_embeddings=True)),
-    "llama attention bias": ("llama", dict(attention_bias=True)),
-    "llama mlp bias": ("llama", dict(mlp_bias=True)),
-    "llama head_dim": ("llama", dict(head_dim=48)),
-    "llama multi-head": ("llama", dict(num_key_value_heads=4)),
-    "llama multi-query": ("llama", dict(num_key_value_heads=1)),
-    "llama rope theta": ("llama", dict(rope_parameters=dict(rope_type="default", rope_theta=500.0))),
-    "llama rope linear": ("llama", dict(rope_parameters=dict(rope_type="linear", rope_theta=1e4, factor=3.0))),
-    "llama rope llama3": ("llama", dict(rope_parameters=dict(rope_theta=1e4, **LLAMA3))),
-    "llama rope yarn": ("llama", dict(rope_parameters=dict(rope_theta=1e4, **YARN))),
+    "llama tied": ("llama", {"tie_word_embeddings": True}),
+    "llama attention bias": ("llama", {"attention_bias": True}),
+    "llama mlp bias": ("llama", {"mlp_bias": True}),
+    "llama head_dim": ("llama", {"head_dim": 48}),
+    "llama multi-head": ("llama", {"num_key_value_heads": 4}),
+    "llama multi-query": ("llama", {"num_key_value_heads": 1}),
+    "llama rope theta": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    "llama rope linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}}),
+    "llama rope llama3": ("llama", {"rope_parameters": dict(rope_theta=1e4, **LLAMA3)}),
+    "llama rope yarn": ("llama", {"rope_parameters": dict(rope_theta=1e4, **YARN)}),
     "llama rope yarn mscale": (
         "llama",
-        dict(rope_parameters=dict(rope_theta=1e4, mscale=0.7, mscale_all_dim=1.3, beta_fast=16.0, **YARN)),
+        {"rope_parameters": dict(rope_theta=1e4, mscale=0.7, mscale_all_dim=1.3, beta_fast=16.0, **YARN)},
     ),
-    "llama rope yarn factor": ("llama", dict(rope_parameters=dict(rope_theta=1e4, attention_factor=1.4, **YARN))),
-    "mistral": ("mistral", dict(sliding_window=None)),
-    "mistral window": ("mistral", dict(sliding_window=19)),
+    "llama rope yarn factor": ("llama", {"rope_parameters": dict(rope_theta=1e4, attention_factor=1.4, **YARN)}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral window": ("mistral", {"sliding_window": 19}),
     "qwen2": ("qwen2", {}),
-    "qwen2 tied": ("qwen2", dict(tie_word_embeddings=True)),
-    "qwen2 window": ("qwen2", dict(use_sliding_window=True, sliding_window=24, max_window_layers=1)),
-    "qwen3": ("qwen3", dict(head_dim=32)),
-    "qwen3 bias": ("qwen3", dict(head_dim=16, attention_bias=True)),
-    "gemma3": ("gemma3", dict(head_dim=32, sliding_window=16, query_pre_attn_scalar=24)),
-    "gemma3 global": ("gemma3", dict(head_dim=16, layer_types=["full_attention"] * 3)),
+    "qwen2 tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2 window": ("qwen2", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {"head_dim": 32}),
+    "qwen3 bias": ("qwen3", {"head_dim": 16, "attention_bias": True}),
+    "gemma3": ("gemma3", {"head_dim": 32, "sliding_window": 16, "query_pre_attn_scalar": 24}),
+    "gemma3 global": ("gemma3", {"head_dim": 16, "layer_types": ["full_attention"] * 3}),
     "gemma3 mixed": (
         "gemma3",
-        dict(head_dim=16, sliding_window=33, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+        {"head_dim": 16, "sliding_window": 33, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     ),
-    "gemma3 soft caps": ("gemma3", dict(head_dim=16, attn_logit_softcapping=2.5, final_logit_softcapping=3.0)),
+    "gemma3 soft caps": ("gemma3", {"head_dim": 16, "attn_logit_softcapping": 2.5, "final_logit_softcapping": 3.0}),
 }
 
 

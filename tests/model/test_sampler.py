@@ -73,13 +73,13 @@ def oracle_probs(x: np.ndarray[Any, Any], p: SamplingParams) -> np.ndarray[Any, 
 @pytest.mark.parametrize(
     "params",
     [
-        dict(repetition_penalty=1.7),
-        dict(repetition_penalty=0.6),
-        dict(frequency_penalty=0.7),
-        dict(presence_penalty=-1.5),
-        dict(logit_bias={3: 5.0, 9: -100.0}),
-        dict(min_new_tokens=8, eos_ids=(2, 11), logit_bias={2: 4.0, 11: 3.0}),
-        dict(repetition_penalty=1.2, frequency_penalty=0.4, presence_penalty=0.3, logit_bias={7: 1.0, 40: 2.0}, min_new_tokens=4, eos_ids=(7, 2)),
+        {"repetition_penalty": 1.7},
+        {"repetition_penalty": 0.6},
+        {"frequency_penalty": 0.7},
+        {"presence_penalty": -1.5},
+        {"logit_bias": {3: 5.0, 9: -100.0}},
+        {"min_new_tokens": 8, "eos_ids": (2, 11), "logit_bias": {2: 4.0, 11: 3.0}},
+        {"repetition_penalty": 1.2, "frequency_penalty": 0.4, "presence_penalty": 0.3, "logit_bias": {7: 1.0, 40: 2.0}, "min_new_tokens": 4, "eos_ids": (7, 2)},
     ],
 )  # fmt: skip
 def test_greedy_with_adjustments_follows_the_oracle(ops: Ops, params: dict[str, Any]) -> None:
@@ -160,16 +160,16 @@ def test_nothing_allowed_and_nan_are_reported(ops: Ops, temperature: float) -> N
 # --- drawing ------------------------------------------------------------------------------------------------------------------
 
 DRAWS = [
-    dict(),
-    dict(temperature=0.3),
-    dict(temperature=2.5),
-    dict(top_k=4),
-    dict(top_p=0.6),
-    dict(min_p=0.2),
-    dict(top_k=8, top_p=0.7, min_p=0.1, temperature=1.3),
-    dict(top_k=10**6, top_p=0.95),
-    dict(top_p=1e-6),
-    dict(top_k=1),
+    {},
+    {"temperature": 0.3},
+    {"temperature": 2.5},
+    {"top_k": 4},
+    {"top_p": 0.6},
+    {"min_p": 0.2},
+    {"top_k": 8, "top_p": 0.7, "min_p": 0.1, "temperature": 1.3},
+    {"top_k": 10**6, "top_p": 0.95},
+    {"top_p": 1e-6},
+    {"top_k": 1},
 ]
 
 
@@ -252,7 +252,7 @@ def test_uniform_numbers() -> None:
         expected = (mix((mix(seed % 2**64) + (counter + 1) * 0x9E3779B97F4A7C15) & mask) >> 40) / 2**24
         assert float(uniforms(stream_keys([seed]), np.array([counter]))[0]) == expected
     many = uniforms(np.repeat(stream_keys([123]), 100_000), np.arange(100_000))
-    assert 0 <= many.min() and many.max() < 1
+    assert many.min() >= 0 and many.max() < 1
     assert abs(many.mean() - 0.5) < 0.005 and abs(np.corrcoef(many[:-1], many[1:])[0, 1]) < 0.02
 
 
@@ -268,7 +268,7 @@ def log_softmax(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def test_logprobs_are_the_models_own(ops: Ops, alike: bool) -> None:
     """Before penalties, bias, masks and temperature, also for a token whose logit was changed."""
     logits = rows(4, seed=2)
-    wants = dict(want_logprob=True, top_num=3, token_ids=(7, 0))
+    wants = {"want_logprob": True, "top_num": 3, "token_ids": (7, 0)}
     changed = dict(temperature=0.0, logit_bias={8: 50.0}, repetition_penalty=1.5, **wants)
     specs = [
         spec(**wants, temperature=0.2),

@@ -16,17 +16,17 @@ from sglang.srt.model.weights.loader import load_checkpoint
 from sglang.srt.model.worker import LocalWorker, worker_from
 from sglang.srt.sampling_params import SamplingParams
 
-SIZES = dict(
-    vocab_size=199,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-    bos_token_id=1,
-    eos_token_id=2,
-)
+SIZES = {
+    "vocab_size": 199,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 def save_model(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Any:
@@ -55,7 +55,7 @@ def open_worker(path: Path, ops: Ops, use_tape: bool = True, quantization: Any =
     """A worker with a small pool."""
     options = ModelOptions(str(path), quantization=quantization)
     checkpoint = load_checkpoint(resolve_model(str(path)), options)
-    limits: dict[str, Any] = dict(max_total_tokens=2048, max_running_requests=24, chunked_prefill_size=600)
+    limits: dict[str, Any] = {"max_total_tokens": 2048, "max_running_requests": 24, "chunked_prefill_size": 600}
     return worker_from(checkpoint, checkpoint.config, ops, MemoryOptions(**{**limits, **memory}), use_tape)
 
 

@@ -57,7 +57,7 @@ def _llama3(config: RopeConfig, base: Float64) -> Float64:
     """Long wavelengths are interpolated, short ones kept, those between blended."""
     turns = config.original_context_len * base / (2 * math.pi)  # full turns over the original context
     keep = np.clip((turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor), 0, 1)
-    return base * (keep + (1 - keep) / config.factor)
+    return np.asarray(base * (keep + (1 - keep) / config.factor))
 
 
 def _yarn(config: RopeConfig, base: Float64) -> Float64:
@@ -73,7 +73,7 @@ def _yarn(config: RopeConfig, base: Float64) -> Float64:
     low, high = max(low, 0), min(high, config.rotary_dim - 1)
     width = high - low if high != low else 0.001
     interpolate = np.clip((np.arange(len(base)) - low) / width, 0, 1)
-    return base * ((1 - interpolate) + interpolate / config.factor)
+    return np.asarray(base * ((1 - interpolate) + interpolate / config.factor))
 
 
 def attention_factor(config: RopeConfig) -> float:

@@ -23,6 +23,10 @@ class RowStats:
     top_ids: Int32Array  # [n, top_num]
     token_values: Float32Array  # [n, len(token_ids)], logits
 
+    def row(self, i: int) -> RowStats:
+        one = slice(i, i + 1)
+        return RowStats(self.log_sum_exp[one], self.top_values[one], self.top_ids[one], self.token_values[one])
+
     def result(self, chosen: Float32Array) -> LogprobResult:
         """`chosen`: [n], the raw logits of the chosen tokens."""
         norm = self.log_sum_exp[:, None]

@@ -62,8 +62,7 @@ class Sampler:
         first = specs[rows[0]]
         if len(rows) == len(specs) and all(s.top_num == first.top_num and s.token_ids == first.token_ids for s in specs):
             s = row_stats(self._ops, logits, len(rows), first.top_num, first.token_ids)
-            columns = (s.log_sum_exp, s.top_values, s.top_ids, s.token_values)
-            return {i: RowStats(*(c[i : i + 1] for c in columns)) for i in rows}
+            return {i: s.row(i) for i in rows}
         return {i: row_stats(self._ops, logits[i : i + 1], 1, specs[i].top_num, specs[i].token_ids) for i in rows}
 
     def _adjust(self, logits: Array, batch: SamplingBatch) -> dict[int, Float32Array]:

@@ -22,7 +22,8 @@ _MUL_2 = np.uint64(0x94D049BB133111EB)
 def _mix(z: UInt64) -> UInt64:
     z = (z ^ (z >> np.uint64(30))) * _MUL_1
     z = (z ^ (z >> np.uint64(27))) * _MUL_2
-    return z ^ (z >> np.uint64(31))
+    z ^= z >> np.uint64(31)
+    return z
 
 
 def stream_keys(seeds: list[int]) -> UInt64:
@@ -33,4 +34,5 @@ def stream_keys(seeds: list[int]) -> UInt64:
 def uniforms(keys: UInt64, counters: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Numbers in [0, 1), one per (key, counter)."""
     bits = _mix(keys + (counters + 1).astype(np.uint64) * _GAMMA)
-    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+    values: npt.NDArray[np.float32] = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+    return values
