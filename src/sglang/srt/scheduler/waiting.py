@@ -47,8 +47,9 @@ def dfs_weight(reqs: list[Req], tree: RadixCache, rng: random.Random) -> list[Re
             path.append(at)
             at = at.parent
         path.reverse()
-    # Siblings are told apart by (-weight, id), so that equal keys mean the same subtree; a path sorts before its extensions.
-    return sorted(reqs, key=lambda req: [(-weights[node], node.id) for node in paths[req.rid]])
+    # Siblings are told apart by (-weight, id), so that equal keys mean the same subtree. The end sorts a node after its children.
+    end = (1, 0)
+    return sorted(reqs, key=lambda req: [*[(-weights[node], node.id) for node in paths[req.rid]], end])
 
 
 def shuffled(reqs: list[Req], tree: RadixCache, rng: random.Random) -> list[Req]:

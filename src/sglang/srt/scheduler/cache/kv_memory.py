@@ -57,8 +57,8 @@ class KvMemory:
 
     @property
     def num_available(self) -> int:
-        """Free now or after eviction. Optimistic: evicting half a run frees no run."""
-        return self.allocator.num_free_runs * self.run + self.tree.num_evictable
+        """Free now or after eviction. Optimistic: a run that is held in part is of no use to others."""
+        return self.allocator.num_slots - self.num_used
 
     @property
     def num_used(self) -> int:
@@ -162,10 +162,9 @@ class KvMemory:
     # --- inside -------------------------------------------------------------------------------------------------------------
 
     def _alloc(self, num_runs: int, offset: int) -> Int32Array | None:
-        short = num_runs - self.allocator.num_free_runs
-        if short > 0:
-            if short * self.run > self.tree.num_evictable:
-                return None
+        if num_runs > self.allocator.num_free_runs:
+            if num_runs * self.run > self.num_available:
+                return None  # even an empty cache would not do
             while (short := num_runs - self.allocator.num_free_runs) > 0:
                 if not self.tree.evict(short * self.run):
                     return None
