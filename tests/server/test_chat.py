@@ -231,3 +231,12 @@ async def test_a_template_that_refuses_is_a_400(make_stand: MakeStand, stand: St
     response = await chat(stand, chat_template_kwargs={"messages": []}, max_tokens=1)
     assert response.status_code == 200, "a variable must not stand in for the messages"
     assert len(stand.scheduler.received[0].input_ids) > 5  # type: ignore[union-attr]
+
+
+async def test_long_conversations_are_prepared_aside(stand: Stand) -> None:
+    long = [{"role": "user", "content": "word " * 20_000}]
+    response = await chat(stand, messages=long)
+    assert response.status_code == 400
+    assert "context" in response.json()["error"]["message"]
+    padded = await chat(stand, max_tokens=1, metadata={"padding": "x" * 60_000})
+    assert padded.status_code == 200

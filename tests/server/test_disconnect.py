@@ -72,6 +72,18 @@ async def test_hanging_up_aborts(make_stand: MakeStand, path: str, body: dict[st
         stand.scheduler.paused = False
 
 
+async def test_hanging_up_before_the_first_output_aborts(make_stand: MakeStand) -> None:
+    stand = make_stand()
+    stand.scheduler.paused = True
+    async with serving(stand) as port:
+        _, writer = await send(port, "/v1/chat/completions", CHAT | {"stream": True})
+        await until(lambda: stand.manager.num_in_flight == 1)
+        writer.transport.abort()
+        await until(lambda: stand.manager.num_in_flight == 0)
+        assert len(stand.scheduler.aborted) == 1
+        stand.scheduler.paused = False
+
+
 async def test_a_dead_scheduler_ends_streams_with_an_error_event(make_stand: MakeStand) -> None:
     stand = make_stand()
     async with serving(stand) as port:

@@ -11,7 +11,7 @@ from sglang.srt.errors import EngineDeadError, OverloadError, RequestError
 from sglang.srt.messages import AbortReq, BatchTokenOut, FinishReason, TokenizedReq, TokenOut
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server import tokenizer_manager
-from sglang.srt.server.tokenizer_manager import GenerateOut, GenerateReq
+from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from tests.server.conftest import MakeStand, Stand
 
 LONG = SamplingParams(max_new_tokens=200, ignore_eos=True)
@@ -161,3 +161,20 @@ async def test_many_at_once(make_stand: MakeStand) -> None:
 
     await asyncio.gather(*(one(i) for i in range(200)))
     assert stand.manager.num_in_flight == 0
+
+
+async def test_texts_that_cannot_fit_are_refused_unread(stand: Stand, make_stand: MakeStand) -> None:
+    text = "a" * (stand.manager.max_chars + 1)
+    with pytest.raises(RequestError, match="characters"):
+        await stand.manager.start(GenerateReq(text=text))
+    lenient = make_stand(allow_auto_truncate=True)
+    call = await lenient.manager.start(GenerateReq(text=text, sampling=SamplingParams(max_new_tokens=1)))
+    assert len([out async for out in call]) == 1
+
+
+async def test_half_characters_are_refused(stand: Stand) -> None:
+    for text in ("\ud800", ["fine", "a\udfff"]):
+        with pytest.raises(RequestError, match="surrogate"):
+            await stand.manager.start(GenerateReq(text=text))
+    with pytest.raises(RequestError, match="surrogate"):
+        stand.manager.need_tokenizer().encode_batch(["a", "\ud800"])

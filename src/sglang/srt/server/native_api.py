@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -16,7 +18,7 @@ from sglang.srt.server.choices import collect_scores, parse_score, plan_score
 from sglang.srt.server.fields import as_bool, as_ids, as_text, check_known
 from sglang.srt.server.native_format import collect, parse_generate, stream_replies
 from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, encode_json, read_object, stream
-from sglang.srt.server.tokenizer_manager import Call, TokenizerManager
+from sglang.srt.server.tokenizer_manager import LONG_TEXT, Call, TokenizerManager
 
 
 class NativeApi:
@@ -41,7 +43,7 @@ class NativeApi:
                     async for reply in replies:
                         yield b"data: " + encode_json(reply) + b"\n\n"
 
-            return await stream(manager, native.req, events, openai=False)
+            return await stream(request, manager, native.req, events, openai=False)
         reply = await answer(request, manager, native.req, lambda call: collect(native, call, tokenizer))
         return CLIENT_GONE if reply is None else JsonResponse(reply)
 
@@ -61,7 +63,8 @@ class NativeApi:
         if not all(isinstance(t, str) for t in texts):
             raise RequestError(f"{name} must be a string or a list of strings", name)
         special = as_bool(body, "add_special_tokens", True)
-        tokens = self._manager.need_tokenizer().encode_batch(texts, special)
+        encode = partial(self._manager.need_tokenizer().encode_batch, texts, special)
+        tokens = await asyncio.to_thread(encode) if sum(map(len, texts)) > LONG_TEXT else encode()
         counts = [len(t) for t in tokens]
         shown = (tokens, counts) if isinstance(text, list) else (tokens[0], counts[0])
         return JsonResponse({"tokens": shown[0], "count": shown[1], "max_model_len": self._manager.context_len})

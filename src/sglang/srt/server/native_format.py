@@ -13,8 +13,8 @@ from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.messages import FinishReason, LogprobOptions, Position
 from sglang.srt.sampling_params import SamplingParams, parse_sampling_params
 from sglang.srt.server.fields import as_bool, as_int, as_text, check_known
+from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
-from sglang.srt.server.tokenizer_manager import GenerateOut, GenerateReq
 
 _FIELDS = frozenset(
     [

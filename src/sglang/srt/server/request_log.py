@@ -6,12 +6,9 @@ Levels: 0 ids and lengths; 1 sampling parameters as well; 2 the first tokens and
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from sglang.srt.messages import TokenizedReq
-
-if TYPE_CHECKING:
-    from sglang.srt.server.tokenizer_manager import GenerateOut
+from sglang.srt.server.generate_req import GenerateOut
 
 logger = logging.getLogger("sglang.requests")
 

@@ -16,7 +16,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sglang.srt.errors import OverloadError, RequestError, SglangError
-from sglang.srt.server.tokenizer_manager import Call, GenerateReq, TokenizerManager
+from sglang.srt.server.generate_req import GenerateReq
+from sglang.srt.server.tokenizer_manager import Call, TokenizerManager
 
 encode_json = msgspec.json.Encoder().encode
 """JSON as bytes; NaN and infinities become null"""
@@ -109,32 +110,34 @@ async def answer(
 
 
 async def stream(
-    manager: TokenizerManager, req: GenerateReq, events: Callable[[Call], AsyncIterator[bytes]], openai: bool
+    request: Request, manager: TokenizerManager, req: GenerateReq, events: Callable[[Call], AsyncIterator[bytes]], openai: bool
 ) -> Response:
     """Starts a call and answers with its events. An error before the first output is raised; a later one is an event."""
     call = await manager.start(req)
+    watcher = asyncio.create_task(_when_gone(request.receive, call.cancel))
     try:
         await call.ready(FIRST_OUTPUT_SECONDS)
     except BaseException:
+        watcher.cancel()
         call.cancel()
         raise
-    return EventStream(call, events(call), openai)
+    return EventStream(call, events(call), watcher, openai)
 
 
 class EventStream(Response):
-    """Server-sent events of one call, ended by [DONE]. The call is aborted as soon as the client hangs up."""
+    """Server-sent events of one call, ended by [DONE]. `watcher` aborts the call as soon as the client hangs up."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, call: Call, events: AsyncIterator[bytes], openai: bool) -> None:
+    def __init__(self, call: Call, events: AsyncIterator[bytes], watcher: asyncio.Task[None], openai: bool) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._call = call
         self._events = events
+        self._watcher = watcher
         self._openai = openai
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        watcher = asyncio.create_task(_when_gone(receive, self._call.cancel))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
@@ -146,7 +149,7 @@ class EventStream(Response):
         except OSError:
             pass  # the client hung up in the middle of a write
         finally:
-            watcher.cancel()
+            self._watcher.cancel()
             self._call.cancel()
             with contextlib.suppress(RuntimeError):
                 await self._events.aclose()  # type: ignore[attr-defined]

@@ -16,12 +16,9 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import uuid4
-
-import msgspec
 
 from sglang.srt.config import HttpOptions, TextOptions
 from sglang.srt.errors import EngineDeadError, OverloadError, RequestError, SglangError
@@ -32,9 +29,7 @@ from sglang.srt.messages import (
     FinishReason,
     FlushCacheReq,
     FromScheduler,
-    LogprobOptions,
     PauseReq,
-    Position,
     SchedulerReady,
     SchedulerStats,
     StateReq,
@@ -44,6 +39,7 @@ from sglang.srt.messages import (
 )
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.detokenizer import Detokenizer
+from sglang.srt.server.generate_req import GenerateOut, GenerateReq, for_each, rids_of, samples_of
 from sglang.srt.server.metrics import Metrics
 from sglang.srt.server.request_log import RequestLog
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
@@ -53,64 +49,6 @@ LONG_TEXT = 50_000
 """characters above which a call is tokenized on another thread"""
 MAX_SEQUENCES = 16_384
 CALL_SECONDS = 20.0
-
-DEFAULT_SAMPLING = SamplingParams()
-
-
-@dataclass(slots=True)
-class GenerateReq:
-    """One call: a prompt or a batch of prompts, each sampled `sampling.n` times.
-
-    Exactly one of `text` and `input_ids` is given. `sampling`, `logprobs` and `rid` are one for all or one for each prompt.
-    `max_new_tokens_is_default`: nobody asked for that many, so it shrinks to what fits. `add_special_tokens` is for `text`.
-    """
-
-    text: str | list[str] | None = None
-    input_ids: list[int] | list[list[int]] | None = None
-    sampling: SamplingParams | list[SamplingParams] = DEFAULT_SAMPLING
-    logprobs: LogprobOptions | list[LogprobOptions | None] | None = None
-    rid: str | list[str] | None = None
-    stream: bool = False
-    max_new_tokens_is_default: bool = False
-    add_special_tokens: bool = True
-    cache_salt: str | None = None
-    priority: int = 0
-    grammar_after: tuple[int, ...] = ()
-
-    @property
-    def is_batch(self) -> bool:
-        prompts = self.text if self.input_ids is None else self.input_ids
-        return isinstance(prompts, list) and (self.input_ids is None or not prompts or isinstance(prompts[0], list))
-
-
-@dataclass(slots=True)
-class GenerateOut:
-    """What one sequence produced since its last GenerateOut. `index` is its place in the call: samples of one prompt are
-    neighbours. The lengths are totals."""
-
-    index: int
-    rid: str
-    text: str
-    ids: list[int]
-    finish: FinishReason | None
-    prompt_len: int
-    cached_len: int
-    completion_len: int
-    input_logprobs: list[Position] | None = None
-    output_logprobs: list[Position] | None = None
-    num_retractions: int = 0
-    seconds: float = 0.0
-    """since the call started"""
-
-    def join(self, later: GenerateOut) -> GenerateOut:
-        """This and the next one of the same sequence as one."""
-        later.text = self.text + later.text
-        later.ids = self.ids + later.ids
-        if self.input_logprobs is not None:
-            later.input_logprobs = self.input_logprobs
-        if self.output_logprobs is not None:
-            later.output_logprobs = self.output_logprobs + (later.output_logprobs or [])
-        return later
 
 
 class _Sequence:
@@ -220,6 +158,7 @@ class TokenizerManager:
         self._control_ids = itertools.count(1)
         self._death: str | None = None
         self._heard_at = 0.0
+        self._longest_token = max(map(len, tokenizer.vocabulary.token_bytes)) if tokenizer is not None else 1
 
     # --- requests -----------------------------------------------------------------------------------------------------------
 
@@ -280,18 +219,33 @@ class TokenizerManager:
         if req.text is None:
             raise RequestError("the request has no prompt: give text or input_ids", "text")
         tokenizer = self.need_tokenizer()
-        texts = [req.text] if isinstance(req.text, str) else req.text
+        texts = [self._check_size(text) for text in ([req.text] if isinstance(req.text, str) else req.text)]
         if sum(map(len, texts)) > LONG_TEXT:
             return await asyncio.to_thread(tokenizer.encode_batch, texts, req.add_special_tokens)
         return [tokenizer.encode(text, req.add_special_tokens) for text in texts]
+
+    def _check_size(self, text: str) -> str:
+        """Refuses, or truncates where that is allowed, what cannot fit however it is tokenized: before the work is done."""
+        if len(text) <= self.max_chars:
+            return text
+        if self.http.allow_auto_truncate:
+            return text[: self.max_chars]
+        raise RequestError(
+            f"the prompt has {len(text)} characters, more than {self.context_len} tokens (the context length) can hold", "text"
+        )
+
+    @property
+    def max_chars(self) -> int:
+        """No text longer than this fits in the context."""
+        return self.context_len * self._longest_token
 
     def _expand(self, req: GenerateReq, prompts: list[list[int]]) -> list[TokenizedReq]:
         """One TokenizedReq for every sample of every prompt."""
         if not prompts:
             raise RequestError("the batch is empty", "text" if req.input_ids is None else "input_ids")
-        samplings = _for_each("sampling_params", req.sampling, len(prompts))
-        logprobs = _for_each("logprobs", req.logprobs, len(prompts))
-        rids = _rids(req.rid, len(prompts), req.is_batch)
+        samplings = for_each("sampling_params", req.sampling, len(prompts))
+        logprobs = for_each("logprobs", req.logprobs, len(prompts))
+        rids = rids_of(req.rid, len(prompts), req.is_batch)
         if sum(s.n for s in samplings) > MAX_SEQUENCES:
             raise RequestError(f"a request may ask for at most {MAX_SEQUENCES} sequences")
         now = time.monotonic()
@@ -302,7 +256,7 @@ class TokenizerManager:
             ids, fitted = fit_length(
                 ids, sampling, self.context_len, req.max_new_tokens_is_default, self.http.allow_auto_truncate
             )
-            for name, choice in _samples(rid, fitted):
+            for name, choice in samples_of(rid, fitted):
                 requests.append(
                     TokenizedReq(
                         rid=name,
@@ -513,37 +467,6 @@ class TokenizerManager:
         finally:
             call.cancel()
         return False
-
-
-def _for_each(name: str, value: Any, count: int) -> list[Any]:
-    """One value for each of `count` prompts."""
-    if not isinstance(value, list):
-        return [value] * count
-    if len(value) != count:
-        raise RequestError(f"{name} has {len(value)} entries for {count} prompts", name)
-    return value
-
-
-def _rids(rid: str | list[str] | None, count: int, is_batch: bool) -> list[str]:
-    if rid is None:
-        return [uuid4().hex for _ in range(count)]
-    if isinstance(rid, str):
-        return [f"{rid}_{i}" for i in range(count)] if is_batch else [rid]
-    if len(rid) != count:
-        raise RequestError(f"rid has {len(rid)} entries for {count} prompts", "rid")
-    if len(set(rid)) != count:
-        raise RequestError("the rids of a batch must differ", "rid")
-    return rid
-
-
-def _samples(rid: str, sampling: SamplingParams) -> Iterator[tuple[str, SamplingParams]]:
-    """Names and parameters of the samples of one prompt. A seed is the first sample's; the others count up from it."""
-    if sampling.n == 1:
-        yield rid, sampling
-        return
-    for i in range(sampling.n):
-        seed = None if sampling.seed is None else (sampling.seed + i) % 2**63 if i else sampling.seed
-        yield f"{rid}-{i}", msgspec.structs.replace(sampling, n=1, seed=seed)
 
 
 def _error_of(finish: FinishReason) -> SglangError | None:

@@ -9,6 +9,7 @@ from typing import Any
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.messages import LogprobOptions, Position
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.openai.logprobs import chat_logprobs
 from sglang.srt.server.openai.messages import parse_messages
 from sglang.srt.server.openai.protocol import ChatRequest
@@ -16,7 +17,7 @@ from sglang.srt.server.openai.sampling import sampling_params
 from sglang.srt.server.openai.sse import ChunkWriter, Usage, finish_name
 from sglang.srt.server.responses import encode_json
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
-from sglang.srt.server.tokenizer_manager import Call, GenerateOut, GenerateReq
+from sglang.srt.server.tokenizer_manager import Call
 
 MAX_TOP_LOGPROBS = 20
 
@@ -27,7 +28,10 @@ _NOTHING = b'"delta":{}'
 class ChatCall:
     """One chat request on its way: what to generate, and how its answer looks."""
 
-    def __init__(self, request: ChatRequest, tokenizer: Tokenizer, defaults: dict[str, Any], served_name: str) -> None:
+    def __init__(
+        self, request: ChatRequest, tokenizer: Tokenizer, defaults: dict[str, Any], served_name: str, max_chars: int
+    ) -> None:
+        self._max_chars = max_chars
         self._tokenizer = tokenizer
         self._model = request.model or served_name
         self._created = int(time.time())
@@ -47,7 +51,10 @@ class ChatCall:
                 raise UnsupportedError("reasoning_effort: this model's chat template does not know it", "reasoning_effort")
             variables["reasoning_effort"] = request.reasoning_effort
         ids = self._tokenizer.encode_chat(
-            messages, continue_final_message=bool(request.continue_final_message), template_variables=variables
+            messages,
+            continue_final_message=bool(request.continue_final_message),
+            template_variables=variables,
+            max_chars=self._max_chars,
         )
         if request.add_generation_prompt is False and not request.continue_final_message:
             raise UnsupportedError("add_generation_prompt: false is not supported; use continue_final_message")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -14,7 +16,7 @@ from sglang.srt.server.openai.chat import ChatCall
 from sglang.srt.server.openai.completions import CompletionCall
 from sglang.srt.server.openai.protocol import ChatRequest, CompletionRequest, parse_request
 from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, read_object, stream
-from sglang.srt.server.tokenizer_manager import TokenizerManager
+from sglang.srt.server.tokenizer_manager import LONG_TEXT, TokenizerManager
 
 
 class OpenAIApi:
@@ -37,7 +39,10 @@ class OpenAIApi:
 
     async def chat(self, request: Request) -> Response:
         body = parse_request(ChatRequest, await read_object(request))
-        return await self._run(request, ChatCall(body, self._manager.need_tokenizer(), self._defaults, self._name))
+        tokenizer, max_chars = self._manager.need_tokenizer(), self._manager.max_chars
+        make = partial(ChatCall, body, tokenizer, self._defaults, self._name, max_chars)
+        is_long = len(await request.body()) > LONG_TEXT  # rendering and tokenizing it here would hold up everybody else
+        return await self._run(request, await asyncio.to_thread(make) if is_long else make())
 
     async def completions(self, request: Request) -> Response:
         body = parse_request(CompletionRequest, await read_object(request))
@@ -45,7 +50,7 @@ class OpenAIApi:
 
     async def _run(self, request: Request, call: ChatCall | CompletionCall) -> Response:
         if call.req.stream:
-            return await stream(self._manager, call.req, call.events, openai=True)
+            return await stream(request, self._manager, call.req, call.events, openai=True)
         reply = await answer(request, self._manager, call.req, call.collect)
         return CLIENT_GONE if reply is None else JsonResponse(reply)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sglang.srt.messages import FinishReason
+from sglang.srt.server.generate_req import GenerateOut
 from sglang.srt.server.responses import encode_json
-from sglang.srt.server.tokenizer_manager import GenerateOut
 
 NULL = b"null"
 

@@ -66,7 +66,7 @@ class Tokenizer:
         """Ids of a prompt, special tokens recognised. A beginning-of-sequence token that the text already has is not doubled."""
         if add_special_tokens and self._bos_text is not None and text.startswith(self._bos_text):
             add_special_tokens = False
-        ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
+        ids = self._ids(self._core, text, add_special_tokens)
         if add_special_tokens and self._prepend_bos:
             assert self._bos_id is not None
             ids.insert(0, self._bos_id)
@@ -77,15 +77,17 @@ class Tokenizer:
         bos = self._bos_text
         if self._prepend_bos or (bos is not None and any(text.startswith(bos) for text in texts)):
             return [self.encode(text, add_special_tokens) for text in texts]
-        return [e.ids for e in self._core.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)]
+        try:
+            return [e.ids for e in self._core.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)]
+        except (TypeError, UnicodeEncodeError):  # one of them is at fault: the error says so
+            return [self.encode(text, add_special_tokens) for text in texts]
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Ids of text in which names of special tokens are only characters. Nothing is added."""
         if self._plain is None:
             self._plain = tokenizers.Tokenizer.from_str(self._json)
             self._plain.encode_special_tokens = True
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._ids(self._plain, text)
 
     def _encode_inside(self, text: str) -> list[int]:
         """`encode_ordinary` for text that does not stand at the beginning: no space is put before it."""
@@ -96,7 +98,14 @@ class Tokenizer:
                 return self.encode_ordinary(text)
             self._plain_inside = tokenizers.Tokenizer.from_str(state)
             self._plain_inside.encode_special_tokens = True
-        ids: list[int] = self._plain_inside.encode(text, add_special_tokens=False).ids
+        return self._ids(self._plain_inside, text)
+
+    @staticmethod
+    def _ids(core: tokenizers.Tokenizer, text: str, add_special_tokens: bool = False) -> list[int]:
+        try:
+            ids: list[int] = core.encode(text, add_special_tokens=add_special_tokens).ids
+        except (TypeError, UnicodeEncodeError) as error:  # what `tokenizers` says of lone surrogates
+            raise RequestError("the text holds half a character (a lone surrogate)", "text") from error
         return ids
 
     # --- ids to text --------------------------------------------------------------------------------------------------------
@@ -136,10 +145,11 @@ class Tokenizer:
         tools: list[dict[str, Any]] | None = None,
         continue_final_message: bool = False,
         template_variables: dict[str, Any] | None = None,
+        max_chars: int | None = None,
     ) -> list[int]:
         """Ids of the prompt that asks for the next turn, or with `continue_final_message` for the rest of the last one.
 
-        Raises RequestError if there is no template or it refuses the messages.
+        Raises RequestError if there is no template, it refuses the messages, or the prompt is longer than `max_chars`.
         """
         variables: dict[str, Any] = {**(template_variables or {}), "tools": tools}
         template = self.chat_template(bool(tools))
@@ -159,6 +169,7 @@ class Tokenizer:
             )
         messages, variables = self._special_text.marked([messages, variables], mark)
         prompt = _without_end(self._render(template, messages, variables, not continue_final_message), continue_final_message)
+        _check_len(prompt, max_chars)
         return self._encode_marked(prompt, mark)
 
     def _render(
@@ -227,6 +238,11 @@ def _with_end_mark(message: dict[str, Any]) -> dict[str, Any]:
         last = {**content[-1], "text": content[-1]["text"] + _END_MARK}
         return {**message, "content": [*content[:-1], last]}
     raise RequestError("continue_final_message needs a last message by the assistant that ends in text", "messages")
+
+
+def _check_len(prompt: str, max_chars: int | None) -> None:
+    if max_chars is not None and len(prompt) > max_chars:
+        raise RequestError(f"the messages make a prompt of {len(prompt)} characters, which the context cannot hold", "messages")
 
 
 def _without_end(prompt: str, cut: bool) -> str:

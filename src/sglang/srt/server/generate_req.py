@@ -1,0 +1,103 @@
+"""What a caller asks the tokenizer manager for, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from sglang.srt.errors import RequestError
+from sglang.srt.messages import FinishReason, LogprobOptions, Position
+from sglang.srt.sampling_params import SamplingParams
+
+DEFAULT_SAMPLING = SamplingParams()
+
+
+@dataclass(slots=True)
+class GenerateReq:
+    """One call: a prompt or a batch of prompts, each sampled `sampling.n` times.
+
+    Exactly one of `text` and `input_ids` is given. `sampling`, `logprobs` and `rid` are one for all or one for each prompt.
+    `max_new_tokens_is_default`: nobody asked for that many, so it shrinks to what fits. `add_special_tokens` is for `text`.
+    """
+
+    text: str | list[str] | None = None
+    input_ids: list[int] | list[list[int]] | None = None
+    sampling: SamplingParams | list[SamplingParams] = DEFAULT_SAMPLING
+    logprobs: LogprobOptions | list[LogprobOptions | None] | None = None
+    rid: str | list[str] | None = None
+    stream: bool = False
+    max_new_tokens_is_default: bool = False
+    add_special_tokens: bool = True
+    cache_salt: str | None = None
+    priority: int = 0
+    grammar_after: tuple[int, ...] = ()
+
+    @property
+    def is_batch(self) -> bool:
+        prompts = self.text if self.input_ids is None else self.input_ids
+        return isinstance(prompts, list) and (self.input_ids is None or not prompts or isinstance(prompts[0], list))
+
+
+@dataclass(slots=True)
+class GenerateOut:
+    """What one sequence produced since its last GenerateOut. `index` is its place in the call: samples of one prompt are
+    neighbours. The lengths are totals."""
+
+    index: int
+    rid: str
+    text: str
+    ids: list[int]
+    finish: FinishReason | None
+    prompt_len: int
+    cached_len: int
+    completion_len: int
+    input_logprobs: list[Position] | None = None
+    output_logprobs: list[Position] | None = None
+    num_retractions: int = 0
+    seconds: float = 0.0
+    """since the call started"""
+
+    def join(self, later: GenerateOut) -> GenerateOut:
+        """This and the next one of the same sequence as one."""
+        later.text = self.text + later.text
+        later.ids = self.ids + later.ids
+        if self.input_logprobs is not None:
+            later.input_logprobs = self.input_logprobs
+        if self.output_logprobs is not None:
+            later.output_logprobs = self.output_logprobs + (later.output_logprobs or [])
+        return later
+
+
+def for_each(name: str, value: Any, count: int) -> list[Any]:
+    """One value for each of `count` prompts."""
+    if not isinstance(value, list):
+        return [value] * count
+    if len(value) != count:
+        raise RequestError(f"{name} has {len(value)} entries for {count} prompts", name)
+    return value
+
+
+def rids_of(rid: str | list[str] | None, count: int, is_batch: bool) -> list[str]:
+    if rid is None:
+        return [uuid4().hex for _ in range(count)]
+    if isinstance(rid, str):
+        return [f"{rid}_{i}" for i in range(count)] if is_batch else [rid]
+    if len(rid) != count:
+        raise RequestError(f"rid has {len(rid)} entries for {count} prompts", "rid")
+    if len(set(rid)) != count:
+        raise RequestError("the rids of a batch must differ", "rid")
+    return rid
+
+
+def samples_of(rid: str, sampling: SamplingParams) -> Iterator[tuple[str, SamplingParams]]:
+    """Names and parameters of the samples of one prompt. A seed is the first sample's; the others count up from it."""
+    if sampling.n == 1:
+        yield rid, sampling
+        return
+    for i in range(sampling.n):
+        seed = None if sampling.seed is None else (sampling.seed + i) % 2**63 if i else sampling.seed
+        yield f"{rid}-{i}", msgspec.structs.replace(sampling, n=1, seed=seed)
