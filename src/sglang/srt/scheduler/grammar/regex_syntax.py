@@ -53,8 +53,11 @@ class _Rewriter:
                 self._group()
             elif char in "*+?{":
                 self._quantifier(char)
-            elif char == "#" and self.verbose:
-                self._copy_to("\n")
+            elif self.verbose and char == "#":
+                end = self.text.find("\n", self.pos)
+                self.pos = len(self.text) if end < 0 else end + 1
+            elif self.verbose and char.isspace():
+                self.pos += 1
             else:
                 self._copy(1)
         return "".join(self.out)
@@ -62,10 +65,6 @@ class _Rewriter:
     def _copy(self, n: int) -> None:
         self.out.append(self.text[self.pos : self.pos + n])
         self.pos += n
-
-    def _copy_to(self, end: str) -> None:
-        at = self.text.find(end, self.pos)
-        self._copy((len(self.text) if at < 0 else at + 1) - self.pos)
 
     def _refuse(self, what: str, n: int) -> GrammarError:
         piece = self.text[self.pos : self.pos + n]
@@ -127,23 +126,30 @@ class _Rewriter:
             self.out.append(r"\]")
             self.pos += 1
         while self.pos < len(self.text):
-            char = self.text[self.pos]
-            posix = _POSIX.match(self.text, self.pos)
-            if char == "]":
+            if self.text.startswith("]", self.pos):
                 self._copy(1)
                 return
-            if char == "\\":
-                self._class_escape(shorthand)
-            elif posix is not None:
-                self._copy(len(posix[0]))
-            elif char in "[&~" or (char == "-" and self.text[self.pos + 1 : self.pos + 2] == "-"):
-                self.out.append("\\" + char)
-                self.pos += 1
-            elif char in " #" and self.verbose:
-                self.out.append(f"\\x{ord(char):02x}")
-                self.pos += 1
-            else:
-                self._copy(1)
+            self._class_item(shorthand)
+            if self.text.startswith("-", self.pos) and not self.text.startswith("-]", self.pos):
+                self._copy(1)  # a range
+                if self.pos < len(self.text):
+                    self._class_item(shorthand)
+
+    def _class_item(self, shorthand: dict[str, str]) -> None:
+        char = self.text[self.pos]
+        posix = _POSIX.match(self.text, self.pos)
+        if char == "\\":
+            self._class_escape(shorthand)
+        elif posix is not None:
+            self._copy(len(posix[0]))
+        elif char in "[&~-":
+            self.out.append("\\" + char)
+            self.pos += 1
+        elif self.verbose and (char.isspace() or char == "#"):
+            self.out.append(f"\\x{ord(char):02x}")
+            self.pos += 1
+        else:
+            self._copy(1)
 
     def _class_escape(self, shorthand: dict[str, str]) -> None:
         char = self.text[self.pos + 1 : self.pos + 2]
