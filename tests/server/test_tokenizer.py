@@ -36,6 +36,11 @@ TEXTS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 def open_folder(folder: Path, **options: Any) -> Tokenizer:
     return load_tokenizer(TextOptions(str(folder), **options), ModelFiles("folder", folder, "test"))
 

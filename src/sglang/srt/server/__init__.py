@@ -1,0 +1,23 @@
+"""WING 1: text and pixels. HTTP, templates, tokenizing, media, parsers. No scheduling, no model.
+
+A file imports only what stands below it in this list:
+
+    http_server.py         which path goes where; errors
+    openapi.py             the OpenAPI document
+    native_api.py          /generate, /score_choices and what operators need
+    openai/                /v1/...: routes, chat, completions
+    auth.py                API keys, limits of bodies
+    choices.py             scoring of choices
+    native_format.py       the native API's bodies and replies (the offline Engine's too)
+    responses.py           JSON, event streams, errors, clients that hang up
+    tokenizer_manager.py   owns every call in flight: text -> ids -> scheduler -> text
+    validation.py          rules that need the model's numbers
+    metrics.py             Prometheus
+    request_log.py         the log of requests
+    generate_req.py        GenerateReq and GenerateOut
+    detokenizer.py         TokenOut -> text
+    fields.py              checks of JSON fields
+    multimodal/            media
+    parsers/               reasoning and tool calls
+    tokenization/          tokenizers and chat templates
+"""

@@ -23,16 +23,21 @@ class SpecialText:
     """Knows the names of a tokenizer's special tokens."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        names = [name for name in names if name]
-        self._pattern = regex.compile(r"\L<names>", names=names) if names else None
+        self._names = [name for name in names if name]
+        self._firsts = {name[0] for name in self._names}
+        self._compiled: Any = None
+
+    @property
+    def _pattern(self) -> Any:
+        """Compiled when a text first needs it: some vocabularies have thousands of names."""
+        if self._compiled is None:
+            self._compiled = regex.compile(r"\L<names>", names=self._names)
+        return self._compiled
 
     def occurs_in(self, value: Any) -> bool:
         """Whether any string inside `value` (plain JSON-like data) contains a special token's name."""
-        pattern = self._pattern
-        if pattern is None:
-            return False
         if isinstance(value, str):
-            return pattern.search(value) is not None
+            return any(first in value for first in self._firsts) and self._pattern.search(value) is not None
         if isinstance(value, dict):
             return any(self.occurs_in(item) for pair in value.items() for item in pair)
         if isinstance(value, (list, tuple)):
@@ -41,7 +46,6 @@ class SpecialText:
 
     def marked(self, value: Any, mark: str) -> Any:
         """`value` with `mark` after the first character of each name."""
-        assert self._pattern is not None
         substitute = self._pattern.sub
 
         def mark_name(match: Any) -> str:
