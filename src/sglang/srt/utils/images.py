@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,17 +40,25 @@ def _shown(source: Any) -> str:
 
 def _read(source: Any) -> bytes:
     if isinstance(source, Path):
-        return source.read_bytes()
+        return _read_file(source)
     if not isinstance(source, str):
         raise ValueError(f"an image may be a URL, a path, bytes or a PIL image, not {type(source).__name__}")
     if source.startswith(("http://", "https://")):
         return _download(source)
     if source.startswith("data:"):
         return _base64(source.partition(",")[2], source)
-    path = Path(source[len("file://") :] if source.startswith("file://") else source)
-    if len(source) < 4096 and path.is_file():
-        return path.read_bytes()
+    if source.startswith("file://"):
+        return _read_file(Path(unquote(urlsplit(source).path)))
+    if len(source) < 4096 and Path(source).is_file():
+        return _read_file(Path(source))
     return _base64(source, source)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {_shown(path)}: {error.strerror}") from error
 
 
 def _base64(text: str, source: str) -> bytes:
@@ -73,6 +82,6 @@ def _download(url: str) -> bytes:
                 data += chunk
                 if len(data) > MAX_BYTES:
                     raise ValueError(f"{url!r} has more than {MAX_BYTES} bytes")
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ValueError(f"{_shown(url)} cannot be fetched: {error}") from error
     return bytes(data)
