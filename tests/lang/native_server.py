@@ -42,6 +42,8 @@ class NativeServer:
         self.failures: list[tuple[int, Any]] = []
         self.hang_up = 0
         self.delay = 0.0
+        self.hold_until_open = 0
+        """generations wait until so many requests are open at once"""
         self.piece_delay = 0.0
         self.stream_error: str | None = None
         self.cut_stream = False
@@ -143,6 +145,8 @@ class NativeServer:
             return
         if self.delay:
             await asyncio.sleep(self.delay)
+        while path == "/generate" and self.max_open < self.hold_until_open:
+            await asyncio.sleep(0.01)
         if path == "/generate" and body.get("stream"):
             await self._stream(body, writer)
             return

@@ -139,8 +139,8 @@ def _settle(result: Future[T], done: asyncio.Task[T]) -> None:
 class BodyPool:
     """Daemon threads for blocking program bodies, at most `limit` of them.
 
-    A body that waits for another body of the pool could starve it; so work submitted from one of the pool's own threads gets
-    a thread beyond the limit. Threads end after ten idle seconds, and none keeps the process alive.
+    A body that waits for another body of the pool could starve it; so work submitted for one of the pool's own threads
+    (`nested`) gets a thread beyond the limit. Threads end after ten idle seconds, and none keeps the process alive.
     """
 
     def __init__(self, limit: int) -> None:
@@ -157,7 +157,7 @@ class BodyPool:
         """Whether the calling thread belongs to the pool."""
         return bool(getattr(self._local, "inside", False))
 
-    def submit(self, function: Callable[[], T]) -> Future[T]:
+    def submit(self, function: Callable[[], T], nested: bool = False) -> Future[T]:
         """Runs `function` on a thread of the pool, inside a copy of the caller's context."""
         result: Future[T] = Future()
         context = contextvars.copy_context()
@@ -176,7 +176,7 @@ class BodyPool:
             if self._pid != os.getpid():  # a forked child has none of its parent's threads
                 self._num_threads = self._num_waiting = 0
                 self._pid = os.getpid()
-            start = self._num_waiting <= len(self._jobs) and (self._num_threads < self._limit or self.is_worker)
+            start = self._num_waiting <= len(self._jobs) and (self._num_threads < self._limit or nested or self.is_worker)
             if start:
                 self._num_threads += 1
             else:

@@ -52,6 +52,8 @@ class BatchOptions:
     progress_bar: bool
     return_exceptions: bool
     out: ResultFile | None
+    nested: bool
+    """started by a program's body"""
 
 
 class PrefixGate:
@@ -165,7 +167,7 @@ class _Batch:
         if self._program.is_async:
             future = PROGRAMS.spawn(self._program.run_async_body(state, args, kwargs))
         else:
-            future = BODIES.submit(lambda: self._program.run_body(state, args, kwargs))
+            future = BODIES.submit(lambda: self._program.run_body(state, args, kwargs), self._options.nested)
         await asyncio.wrap_future(future)
 
 
@@ -190,7 +192,7 @@ def _concurrency(num_threads: int | str, max_concurrency: int | None, num_items:
     if max_concurrency is not None:
         limit = max_concurrency
     elif num_threads == "auto":
-        # inside another program's body the pool is already in use: a few at a time are enough to make progress
+        # inside another program's body these bodies get threads of their own: not too many
         limit = 4 if BODIES.is_worker else AUTO_IN_FLIGHT
     elif isinstance(num_threads, int):
         limit = num_threads
@@ -220,7 +222,7 @@ def _options(program: SglFunction, items: Sequence[Any], kwargs: dict[str, Any])
         todo = [i for i in todo if not file.has(i, items[i])]
     elif resume:
         raise ValueError("resume needs out, the file to go on with")
-    return BatchOptions(run, concurrency, progress_bar, return_exceptions, file), todo
+    return BatchOptions(run, concurrency, progress_bar, return_exceptions, file, BODIES.is_worker), todo
 
 
 def run_batch(program: SglFunction, batch_kwargs: Sequence[Any], **kwargs: Any) -> Any:

@@ -10,14 +10,17 @@ import asyncio
 import json
 import os
 import random
+import ssl
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
 from sglang.lang.background import IO
+from sglang.lang.backend.transport import PlainTransport
 from sglang.lang.errors import (
     BackendConnectionError,
     BackendError,
@@ -64,30 +67,29 @@ class HttpServer:
         self.policy = policy
         self._verify = verify
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._is_loopback = parts.hostname in _LOOPBACK
         self._session: _Session | None = None
 
     def _open(self) -> _Session:
         if self._session is None or self._session.pid != os.getpid():
-            # building a TLS context takes 30 ms; a plain http server (redirects are not followed) never needs it
-            verify: Any = False if self.base_url.startswith("http:") else self._tls()
             client = httpx.AsyncClient(
-                verify=verify,
+                transport=self._transport(),
                 headers=self._headers,
-                trust_env=not self._is_loopback,
                 timeout=httpx.Timeout(self.policy.timeout, connect=self.policy.connect_timeout, pool=None),
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.policy.max_connections),
             )
             self._session = _Session(client, self.policy.max_connections)
             IO.at_close(client.aclose)
         return self._session
 
-    def _tls(self) -> Any:
-        if isinstance(self._verify, str):
-            import ssl
-
-            return ssl.create_default_context(cafile=self._verify)
-        return True if self._verify is None else self._verify
+    def _transport(self) -> httpx.AsyncBaseTransport | None:
+        """Ours for a server that is reached directly; httpx's own (None) with TLS, or a proxy in between."""
+        keep = self.policy.max_connections
+        parts = urlsplit(self.base_url)
+        if parts.scheme == "http" and (parts.hostname in _LOOPBACK or not _has_proxy(parts)):
+            return PlainTransport(parts.hostname or "", parts.port or 80, keep)
+        if parts.scheme == "http" or self._verify is None:
+            return None
+        verify = ssl.create_default_context(cafile=self._verify) if isinstance(self._verify, str) else self._verify
+        return httpx.AsyncHTTPTransport(verify=verify, limits=httpx.Limits(None, keep))
 
     async def close(self) -> None:
         session, self._session = self._session, None
@@ -174,6 +176,11 @@ class HttpServer:
             return BackendTimeoutError(f"the server at {self.base_url} sent nothing for {self.policy.timeout:g} seconds")
         reason = str(error) or type(error).__name__
         return BackendConnectionError(f"the connection to {self.base_url} {what}: {reason}")
+
+
+def _has_proxy(parts: SplitResult) -> bool:
+    """Whether the environment, as httpx and every other client reads it, puts a proxy before this server."""
+    return bool(getproxies().get("http")) and not proxy_bypass(parts.hostname or "")
 
 
 def _refusal(status: int, body: bytes) -> BackendError:
