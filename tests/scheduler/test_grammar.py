@@ -18,6 +18,7 @@ from sglang.srt.errors import ConfigError, GrammarError, RequestError
 from sglang.srt.messages import AbortReq, FinishReason
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.compiler import STOP_REGEX, GrammarCompiler, Job
+from sglang.srt.scheduler.grammar.json_schema import close_objects
 from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
 from sglang.srt.scheduler.grammar.registry import create_backend
@@ -203,6 +204,36 @@ def test_json_follows_its_schema_and_is_compact() -> None:
         assert text == json.dumps(value, separators=(",", ":"), ensure_ascii=False) or "\\" in text
 
 
+@pytest.mark.parametrize(
+    ("schema", "closed"),
+    [
+        ({"properties": {"a": {}}}, True),
+        ({"type": "array", "items": {"properties": {"a": {}}}}, True),
+        ({"$defs": {"x": {"properties": {"a": {}}}}, "anyOf": [{"$ref": "#/$defs/x"}, {"type": "null"}]}, True),
+        ({"properties": {"a": {}}, "additionalProperties": True}, False),
+        ({"properties": {"a": {}}, "required": ["b"]}, False),
+        ({"properties": {"a": {}}, "minProperties": 2}, False),
+        ({"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}, False),
+        ({"properties": {"a": {}}, "anyOf": [{"properties": {"b": {}}}]}, False),
+        ({"type": "object"}, False),
+        ({"enum": [{"properties": {"a": 1}}]}, False),
+        ({"properties": {"properties": {"enum": [1]}}, "patternProperties": {"x": {}}}, False),
+    ],
+)
+def test_objects_have_the_listed_properties_where_that_is_safe(schema: dict[str, object], closed: bool) -> None:
+    before = json.dumps(schema)
+    assert ('"additionalProperties": false' in json.dumps(close_objects(schema))) == closed
+    assert json.dumps(schema) == before, "the schema given is left alone"
+
+
+def test_models_cannot_invent_properties() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}, "b": {"type": "null"}}, "required": ["a"]}
+    for seed in range(8):
+        answer = generate("json_schema", json.dumps(schema), seed)
+        assert answer.finish is not None and answer.finish.type == "stop"
+        assert set(json.loads(answer.text())) <= {"a", "b"}
+
+
 def test_any_json_value() -> None:
     for seed in range(4):
         answer = generate("json_schema", "$$ANY$$", seed)
@@ -307,7 +338,7 @@ def test_a_minimum_holds_under_a_grammar_as_long_as_it_can() -> None:
 
 
 def test_thinking_is_free_and_the_answer_constrained() -> None:
-    harness = Harness(grammar=OPTIONS)
+    harness = Harness(grammar=OPTIONS, check=False)
     found = 0
     for seed in range(15):
         req = make_req(f"t{seed}", [seed], 900, seed=seed, temperature=1.0, regex="(yes|no)", grammar_after=(THINK_END,), ignore_eos=True)

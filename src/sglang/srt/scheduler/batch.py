@@ -41,8 +41,39 @@ class ScheduleBatch:
     """requests that get log probabilities of prompt tokens, in the order of forward.prompt_logprobs"""
 
 
-def build_batch(decodes: list[Req], extends: list[Extend], table: Int32Array) -> ScheduleBatch:
-    """One step. Slots for all its tokens are in `table`, the [row, position] -> slot table."""
+def build_batch(decodes: list[Req], extends: list[Extend], table: Int32Array, sees: bool = False) -> ScheduleBatch:
+    """One step. Slots for all its tokens are in `table`, the [row, position] -> slot table. `sees`: the model sees more than
+    text."""
+    batch = _build(decodes, extends, table)
+    if sees:
+        _add_media(batch)
+    return batch
+
+
+def _add_media(batch: ScheduleBatch) -> None:
+    """Embeddings of the step's pictures, and positions on three axes where some request has them."""
+    forward, with_axes = batch.forward, False
+    row = len(batch.decodes)
+    for extend in batch.extends:
+        if extend.req.media is not None:
+            forward.embeds += extend.req.media.rows(extend.start, extend.end, row)
+            with_axes = True
+        row += extend.length
+    if not with_axes and all(req.media is None for req in batch.decodes):
+        return
+    positions = np.broadcast_to(forward.positions, (3, forward.num_tokens)).copy()
+    for i, req in enumerate(batch.decodes):
+        if req.media is not None:
+            positions[:, i] += req.media.delta
+    row = len(batch.decodes)
+    for extend in batch.extends:
+        if extend.req.media is not None:
+            positions[:, row : row + extend.length] = extend.req.media.positions_of(extend.start, extend.end)
+        row += extend.length
+    forward.rope_positions = positions
+
+
+def _build(decodes: list[Req], extends: list[Extend], table: Int32Array) -> ScheduleBatch:
     num_decodes = len(decodes)
     holds = [req.hold for req in decodes]
     rows = np.array([hold.row for hold in holds if hold is not None], dtype=np.int32)
@@ -77,7 +108,7 @@ def _with_extends(
         req, hold = extend.req, extend.req.hold
         assert hold is not None
         start = extend.start
-        ids.append(req.fill_ids()[start : extend.end])
+        ids.append(req.input_ids(start, extend.end))
         positions.append(np.arange(start, extend.end, dtype=np.int32))
         locs.append(table[hold.row, start : extend.end])
         rows.append(np.array([hold.row], dtype=np.int32))
@@ -114,4 +145,4 @@ def _prompt_logprobs(req: Req, req_idx: int, row: int, start: int, end: int) -> 
     if first >= last or req.msg.logprobs is None:
         return None
     options = req.msg.logprobs
-    return PromptLogprobs(req_idx, row + first - 1 - start, req.prompt[first:last], options.top_num, options.token_ids)
+    return PromptLogprobs(req_idx, row + first - 1 - start, req.input_ids(first, last), options.top_num, options.token_ids)

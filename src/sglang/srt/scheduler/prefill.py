@@ -27,6 +27,8 @@ SHARE_MIN = 32
 """So many common uncached ids are worth waiting for. Requests of one group wait for any."""
 CLIP_NEW_TOKENS = 4096
 RETRY_STEPS = 16
+MAX_DEFERRED = 256
+"""Looking further down a long queue of relatives would cost more than it brings."""
 
 
 class OutputEstimate:
@@ -116,8 +118,9 @@ class PrefillPlanner:
         for extend in extends:
             begun.add(extend.req)
         admitted: list[Req] = []
+        deferred = 0
         for req in self._waiting.ordered(self._memory.tree):
-            if tokens <= 0 or self.partial is not None or not self._memory.rows.num_free:
+            if tokens <= 0 or self.partial is not None or not self._memory.rows.num_free or deferred > MAX_DEFERRED:
                 break
             if not self._memory.fits_alone(req.fill_len):
                 self._waiting.remove(req)
@@ -125,6 +128,7 @@ class PrefillPlanner:
                 continue
             match = self._memory.tree.match_prefix(req.fill_ids()[: req.reuse_limit()], req.msg.cache_salt)
             if self._memory.cached and begun.is_near(req, match):
+                deferred += 1
                 continue
             alone = not decodes and not extends
             cost = self._take(req, match, tokens, spare, alone)

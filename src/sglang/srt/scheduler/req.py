@@ -11,6 +11,7 @@ from sglang.srt.messages import Position, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import Holding
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.base import GrammarState
+from sglang.srt.scheduler.media import ReqMedia
 
 
 @dataclass(eq=False)
@@ -25,8 +26,12 @@ class Req:
     msg: TokenizedReq
     arrival: int
     prompt: Int32Array
+    """as the prefix tree knows it: pictures by ids of their own (media.py)"""
     spec: SampleSpec
     finish: FinishChecker
+    media: ReqMedia | None = None
+    salt: str | None = None
+    """namespace of the prefix tree"""
     grammar: GrammarState | None = None
     in_thought: bool = False
     hold: Holding | None = None
@@ -58,8 +63,17 @@ class Req:
         """Ids whose keys and values must be there before the next token can be drawn."""
         return len(self.spec.prompt_ids) + len(self.spec.output_ids)
 
+    def input_ids(self, start: int, end: int) -> Int32Array:
+        """Ids [start, end) of prompt and output, for the model."""
+        if self.media is None:
+            return self.fill_ids()[start:end]
+        prompt_len, ids = self.prompt_len, self.spec.prompt_ids[start:end]
+        if end > prompt_len:
+            ids = ids + self.spec.output_ids[max(start - prompt_len, 0) : end - prompt_len]
+        return np.array(ids, dtype=np.int32)
+
     def fill_ids(self) -> Int32Array:
-        """Prompt and output."""
+        """Prompt and output, for the prefix tree."""
         if not self.spec.output_ids:
             return self.prompt
         return np.concatenate([self.prompt, np.array(self.spec.output_ids, dtype=np.int32)])

@@ -41,7 +41,7 @@ from sglang.srt.scheduler.grammar.registry import create_backend
 from sglang.srt.scheduler.inlet import Inlet
 from sglang.srt.scheduler.prefill import OutputEstimate, PrefillLimits, PrefillPlanner
 from sglang.srt.scheduler.req import Req
-from sglang.srt.scheduler.results import StepResults, abort_reason, failure_reason
+from sglang.srt.scheduler.results import StepResults, abort_reason, build_out, failure_reason
 from sglang.srt.scheduler.stats import StepStats
 from sglang.srt.scheduler.waiting import WaitingQueue
 from sglang.srt.vocabulary import Vocabulary
@@ -106,7 +106,9 @@ class Scheduler:
                 self.step()
             self._end_all(abort_reason(OverloadError("the server is shutting down")))
         except BaseException as error:
-            self._end_all(failure_reason(f"the scheduler failed: {error}"))
+            # Half a step may be entered: the owners are not to be trusted any more, only who is owed an answer.
+            reason = failure_reason(f"the scheduler failed: {error}")
+            self._outbox.send(BatchTokenOut([build_out(req, reason) for req in self._live.values()]))
             raise
         finally:
             self._compiler.close()
@@ -192,6 +194,7 @@ class Scheduler:
 
     def _rest(self) -> None:
         """Nothing has come for a while: a good time to look whether everything adds up."""
+        self._compiler.warm_up()
         self._stats.note_idle()
         self._estimate.reset()
         if not self._checked:

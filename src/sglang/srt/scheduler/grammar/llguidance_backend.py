@@ -17,6 +17,7 @@ import numpy as np
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError
 from sglang.srt.scheduler.grammar.base import ANY_JSON, GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.json_schema import close_objects
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
 from sglang.srt.vocabulary import Vocabulary
 
@@ -127,6 +128,7 @@ class LLGuidanceBackend:
         pattern = self._options.whitespace_pattern
         white = {"whitespace_flexible": False} if pattern is None else {"whitespace_flexible": True, "whitespace_pattern": pattern}
         # `lenient` would drop what it does not know; a schema may not switch that on for itself.
+        schema = close_objects(schema)
         return str(llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=white, overrides={"lenient": False}))
 
     def _translate_tags(self, text: str) -> str:

@@ -13,8 +13,9 @@ import re
 
 from sglang.srt.errors import GrammarError
 
-_POSITIVE = {"d": "[0-9]", "w": "[0-9A-Za-z_]", "s": r"[ \t\n\r\f\v]", "S": r"[^\s\x1c-\x1f]"}
-_NEGATED = {"s": r"\s\x1c-\x1f", "D": "[^0-9]", "W": "[^0-9A-Za-z_]", "S": r"[^ \t\n\r\f\v]"}
+# The dialect's \w lacks some numerals that Python's has, and its \s some separators.
+_POSITIVE = {"d": "[0-9]", "w": "[0-9A-Za-z_]", "W": r"[^\w\p{N}]", "s": r"[ \t\n\r\f\v]", "S": r"[^\s\x1c-\x1f]"}
+_NEGATED = {"w": r"\w\p{N}", "W": "[^0-9A-Za-z_]", "s": r"\s\x1c-\x1f", "S": r"[^ \t\n\r\f\v]", "D": "[^0-9]"}
 _QUANTIFIER = re.compile(r"\{(\d*)(,?)(\d*)\}")
 _GROUPS = {
     "(?=": "look-ahead",

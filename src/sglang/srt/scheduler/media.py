@@ -1,0 +1,148 @@
+"""Requests with pictures: what stands for a picture in the prefix tree, and whether its embedding is there when it is needed.
+
+The tree compares ids, and all pictures of a model share one placeholder id. So each distinct picture (by its digest) has a range
+of negative ids of its own, one for each of its rows, and those go into the tree instead:
+
+    prompt        15  22  7  7  7  7  31         7: the placeholder
+    in the tree   15  22 -9 -8 -7 -6  31         the range of this picture: equal pictures match to the last row, others never
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+
+from sglang.srt.errors import RequestError
+from sglang.srt.forward_batch import EmbedRows, Int32Array, ModelWorker
+from sglang.srt.media_item import EncodeJob, MediaItem
+from sglang.srt.messages import TokenizedReq
+
+MAX_RANGES = 1 << 16
+"""pictures whose ranges are remembered; one that is forgotten gets a new range, and is computed again"""
+NUM_IDS = 1 << 31
+ENCODE_SECONDS = 0.015
+"""how long a step with running requests may work on embeddings, beyond which only a chunk that was begun is finished"""
+IDLE_ENCODE_SECONDS = 0.2
+
+
+class PictureIds:
+    """Owner of the ranges. `generation` counts how often all ids were used up: ids of different generations must not meet."""
+
+    def __init__(self, num_ids: int = NUM_IDS, max_ranges: int = MAX_RANGES) -> None:
+        self._num_ids = num_ids
+        self._max_ranges = max_ranges
+        self._ranges: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+        self._used = 0
+        self.generation = 0
+
+    def first_id(self, item: MediaItem) -> int:
+        """The id of the item's first row; the others follow."""
+        found = self._ranges.get(item.mm_hash)
+        if found is not None and found[1] >= item.num_rows:
+            self._ranges.move_to_end(item.mm_hash)
+            return found[0]
+        if self._used + item.num_rows > self._num_ids:
+            self._ranges.clear()
+            self._used = 0
+            self.generation += 1
+        self._used += item.num_rows
+        first = -self._used
+        self._ranges[item.mm_hash] = (first, item.num_rows)
+        if len(self._ranges) > self._max_ranges:
+            self._ranges.popitem(last=False)
+        return first
+
+    def tree_ids(self, msg: TokenizedReq, prompt: Int32Array) -> Int32Array:
+        """The prompt as the tree knows it."""
+        ids = prompt.copy()
+        for item in msg.media:
+            at = self.first_id(item)
+            for offset, length in item.spans:
+                ids[offset : offset + length] = np.arange(at, at + length)
+                at += length
+        return ids
+
+    def salt(self, salt: str | None) -> str | None:
+        """The namespace of requests with pictures."""
+        return salt if self.generation == 0 else f"{salt or ''}\x1f{self.generation}"
+
+
+def check_media(msg: TokenizedReq, num_axes: int, kinds: tuple[str, ...]) -> None:
+    """Raises RequestError for media that do not lie in the prompt, or that the model does not see."""
+    at = 0
+    for item in msg.media:
+        if item.kind not in kinds:
+            raise RequestError(f"this model does not see {item.kind}s", "image_data")
+        for offset, length in item.spans:
+            if offset < at or length < 1 or offset + length > len(msg.input_ids):
+                raise RequestError("the spans of the media do not lie in the prompt, one after another", "image_data")
+            at = offset + length
+    if msg.rope_positions and (num_axes != 3 or len(msg.rope_positions) != 12 * len(msg.input_ids)):
+        raise RequestError("the positions do not fit the prompt and the model", "image_data")
+
+
+@dataclass
+class ReqMedia:
+    """What one request needs of its media. `jobs` by digest: held from when it might be admitted until its prompt is computed."""
+
+    items: tuple[MediaItem, ...]
+    positions: Int32Array | None  # [3, prompt_len]
+    delta: int
+    jobs: dict[bytes, EncodeJob]
+
+    def rows(self, start: int, end: int, first_row: int) -> list[EmbedRows]:
+        """The parts of ids [start, end) that are not text, `start` being row `first_row` of the step."""
+        found: list[EmbedRows] = []
+        for item in self.items:
+            done = 0
+            for offset, length in item.spans:
+                low, high = max(start, offset), min(end, offset + length)
+                if low < high:
+                    embedding = self.jobs[item.mm_hash].embedding
+                    found.append(EmbedRows(first_row + low - start, high - low, embedding, done + low - offset))
+                done += length
+        return found
+
+    def positions_of(self, start: int, end: int) -> Int32Array:
+        """On three axes, of ids [start, end) of prompt and output."""
+        places = np.arange(start, end, dtype=np.int32)
+        if self.positions is None:
+            return np.broadcast_to(places, (3, end - start))
+        known = self.positions.shape[1]
+        after = places[max(known - start, 0) :] + np.int32(self.delta)
+        return np.concatenate([self.positions[:, start : min(end, known)], np.broadcast_to(after, (3, len(after)))], axis=1)
+
+
+def req_media(msg: TokenizedReq) -> ReqMedia | None:
+    if not msg.media and not msg.rope_positions:
+        return None
+    positions = np.frombuffer(msg.rope_positions, np.int32).reshape(3, -1) if msg.rope_positions else None
+    return ReqMedia(msg.media, positions, msg.rope_delta, {})
+
+
+class MediaGate:
+    """Sees to it that embeddings are there before the rows that need them."""
+
+    def __init__(self, worker: ModelWorker) -> None:
+        self._worker = worker
+        self.num_asked = 0
+
+    def is_ready(self, media: ReqMedia, start: int) -> bool:
+        """Whether every embedding for ids from `start` on is there. Those that are not are put in line."""
+        ready = True
+        for item in media.items:
+            offset, length = item.spans[-1]
+            if offset + length <= start:
+                continue
+            job = media.jobs.get(item.mm_hash)
+            if job is None:
+                job = media.jobs[item.mm_hash] = self._worker.encode(item)
+                self.num_asked += 1
+            ready = ready and job.is_done
+        return ready
+
+    def work(self, busy: bool) -> bool:
+        """Some work on what is in line: little when requests run, so that they go on. False if there was none."""
+        return self._worker.encode_some(ENCODE_SECONDS if busy else IDLE_ENCODE_SECONDS)
