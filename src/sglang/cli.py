@@ -1,101 +1,72 @@
-"""The `sglang` command: serve, models."""
+"""The `sglang` command: a table of commands. Each is a file in commands/, imported when it is called."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from sglang.srt.server_args import ServerArgs
+from importlib import import_module
 
 USAGE = """usage: sglang COMMAND ...
 
 commands:
-  serve     serve a model over HTTP          (sglang serve --help)
-  models    the models known by a short name
+  serve           serve a model over HTTP
+  chat            talk to a model in the terminal
+  run             one prompt, one answer
+  bench serve     load a server and measure it
+  bench offline   measure the engine in this process
+  models          the models known by a short name
+
+sglang COMMAND --help says more; sglang --version tells the version.
 """
 
-WHAT_TO_TRY = """
-{model} is ready at {url}. Try, in another terminal:
-
-  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{{"messages": [{{"role": "user", "content": "What is the capital of France? Answer in one sentence."}}], "temperature": 0}}'
-
-or with the openai package:
-
-  from openai import OpenAI
-  client = OpenAI(base_url="{url}/v1", api_key="None")
-  reply = client.chat.completions.create(
-      model="{model}", messages=[{{"role": "user", "content": "What is the capital of France? Answer in one sentence."}}], temperature=0
-  )
-  print(reply.choices[0].message.content)
-
-or as a program (.venv/bin/python):
-
-  import sglang as sgl
-
-  @sgl.function
-  def qa(s, question):
-      s += sgl.user(question)
-      s += sgl.assistant(sgl.gen("answer", max_tokens=64, temperature=0))
-
-  sgl.set_default_backend(sgl.RuntimeEndpoint("{url}"))
-  print(qa("What is the capital of France? Answer in one sentence.")["answer"])
-
-Ctrl-C stops the server.
-"""
-
-
-def serve(argv: list[str], prog: str, welcome: bool = False) -> int:
-    """Serves until Ctrl-C. Returns the exit status; what went wrong is one line on standard error."""
-    try:
-        from sglang.srt.errors import SglangError
-        from sglang.srt.server_args import parse_server_args
-
-        args = parse_server_args(argv, prog)
-        from sglang.srt.launch import launch_server
-    except ModuleNotFoundError as error:
-        print(f'{prog}: error: {error.name} is not installed; the server needs pip install "sglang-anywhere[srt]"', file=sys.stderr)
-        return 1
-    try:
-        launch_server(args, on_ready=(lambda: _print_welcome(args)) if welcome else None)
-    except SglangError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-def _print_welcome(args: ServerArgs) -> None:
-    host = "localhost" if args.host in ("127.0.0.1", "0.0.0.0", "::", "") else args.host
-    print(WHAT_TO_TRY.format(model=args.served_model_name or args.model_path, url=f"http://{host}:{args.port}"), flush=True)
-
-
-def models() -> int:
-    """Lists the aliases."""
-    from sglang.srt.checkpoint.resolve import ALIASES
-
-    for name, alias in ALIASES.items():
-        print(f"{name:28} {alias.description}")
-    return 0
+COMMANDS = {
+    "serve": "sglang.commands.serve:serve",
+    "chat": "sglang.commands.chat:chat",
+    "run": "sglang.commands.run:run",
+    "bench": "sglang.commands.bench:bench",
+    "models": "sglang.commands.models:models",
+}
+"""name -> module:function; the function takes the rest of the command line and returns the exit status"""
 
 
 def main() -> int:
-    """Entry point of the `sglang` command."""
-    commands: dict[str, Callable[[list[str]], int]] = {
-        "serve": lambda rest: serve(rest, prog="sglang serve", welcome=True),
-        "models": lambda rest: models(),
-    }
+    """Entry point of the `sglang` command. What went wrong is one line on standard error."""
     name, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
-    if name in ("-h", "--help"):
+    if name in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
-    if name not in commands:
-        print(f"sglang: error: unknown command {name!r}; see sglang --help", file=sys.stderr)
+    if name in ("-V", "--version", "version"):
+        from sglang import __version__
+
+        print(f"sglang-anywhere {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"sglang: error: unknown command {name!r}; {_hint(name)}", file=sys.stderr)
         return 2
-    return commands[name](rest)
+    return _call(COMMANDS[name], name, rest)
+
+
+def _hint(name: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, COMMANDS, n=1)
+    return f"did you mean {close[0]!r}?" if close else "see sglang --help"
+
+
+def _call(target: str, name: str, rest: list[str]) -> int:
+    from sglang.commands.arguments import CommandError
+
+    module, _, function = target.partition(":")
+    try:
+        return int(getattr(import_module(module), function)(rest))
+    except CommandError as error:
+        print(f"sglang {name}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `sglang ... | head`
+        sys.stderr.close()
+        return 141
 
 
 if __name__ == "__main__":

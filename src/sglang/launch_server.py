@@ -6,9 +6,9 @@ import sys
 
 
 def main() -> int:
-    from sglang.cli import serve
+    from sglang.commands.serve import serve
 
-    return serve(sys.argv[1:], prog="python -m sglang.launch_server")
+    return serve(sys.argv[1:], prog="python -m sglang.launch_server", welcome=False)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ class MemoryOptions:
     max_running_requests: int | None = None
     chunked_prefill_size: int = 512
     """tokens of prompts a step may compute; -1 means no chunking"""
+    encoder_cache_bytes: int = 128 << 20
+    """embeddings of images and videos that are kept for requests to come"""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,10 @@ class HttpOptions:
     max_body_bytes: int = 64 << 20
     skip_server_warmup: bool = False
     cors_origins: tuple[str, ...] = ()
+    request_timeout: float | None = None
+    """seconds; None: as long as it takes"""
+    drain_seconds: float = 5.0
+    stop_with_stdin: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,12 @@
     P0 (this one)  HTTP, tokenizing, detokenizing       TokenizerManager under uvicorn
     P1             one scheduler with its model         scheduler_process.py, restarted if it dies
 
-The address is taken first, so that a busy port is reported before a model is loaded; it answers once the model is ready.
+The address is taken first, so that a busy port is reported before a model is loaded. While the model loads it answers 503.
+
+    starting --model loaded--> ready --SIGTERM, Ctrl-C--> draining --no request left, or time is up--> end
+                               |   ^                      a second signal ends it at once
+             scheduler died    v   |  another is ready
+                              broken
 """
 
 from __future__ import annotations
@@ -12,10 +17,12 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,20 +37,23 @@ from sglang.srt.errors import ConfigError, EngineDeadError
 from sglang.srt.logs import configure_access_log, configure_logging
 from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq, StateReq, ToScheduler
 from sglang.srt.scheduler_process import write_config
+from sglang.srt.server.http_protocol import LimitedProtocol
 from sglang.srt.server.http_server import create_app
-from sglang.srt.server.tokenization.tokenizer import Tokenizer, open_tokenizer
+from sglang.srt.server.starting import Door
+from sglang.srt.server.tokenization.tokenizer import open_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.transport import SocketServerEnd
 
 logger = logging.getLogger("sglang")
 
-GRACE_SECONDS = 5.0
-"""how long running requests may go on after Ctrl-C or SIGTERM"""
+LAST_SECONDS = 3
+"""for answers on their way when the time for draining is over"""
 MAX_RESTARTS = 5
 """scheduler deaths within RESTART_WINDOW seconds after which the server gives up"""
 RESTART_WINDOW = 120.0
-HEARTBEAT_SECONDS = 10.0
+HEARTBEAT_SECONDS = 5.0
+MAX_FILES = 65536
 
 
 class SchedulerProcess:
@@ -103,78 +113,117 @@ class Server:
         self._config = config
         self._listener = listener
         self._on_ready = on_ready
+        self._door = Door()
+        self._http = _HttpServer(_uvicorn_config(self._door, config.http))
         self._scheduler = SchedulerProcess(config)
+        self._manager: TokenizerManager | None = None
         self._deaths: list[float] = []
         self._last_sign = time.monotonic()
         self._failure: str | None = None
         self._stopping = False
+        self._draining: asyncio.Task[None] | None = None
+        self._receiver: asyncio.Task[None] | None = None
 
     def _send(self, message: ToScheduler) -> None:
         self._scheduler.link.send(message)
 
     async def run(self) -> None:
-        """Serves until a signal. Raises ConfigError if the model cannot be loaded, EngineDeadError if it cannot be kept up."""
+        """Serves until a signal. Raises ConfigError if the model cannot be loaded, EngineDeadError if it cannot be kept up,
+        KeyboardInterrupt for a signal before the model was there."""
+        self._loading = asyncio.ensure_future(self._load())
+        self._listen_to_signals()
+        serving = asyncio.ensure_future(self._http.serve(sockets=[self._listener]))
+        tasks: list[asyncio.Task[None]] = []
         try:
-            tokenizer, info = await self._load()
-            config = self._config
-            self._manager = TokenizerManager(tokenizer, info, config.http, config.text, self._send)
-            self._http = _HttpServer(_uvicorn_config(create_app(self._manager, config.http, config.flags), config.http))
-            self._receiver = asyncio.ensure_future(self._receive())
-            tasks = [asyncio.ensure_future(t) for t in (self._supervise(), self._heartbeat(), self._warm_up())]
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, self._on_signal)
-            await self._http.serve(sockets=[self._listener])
-            self._stopping = True
-            for task in (*tasks, self._receiver):
-                task.cancel()
-            await asyncio.gather(*tasks, self._receiver, return_exceptions=True)
+            manager = await self._load_or_stop()
+            self._receiver = asyncio.ensure_future(self._receive(manager))
+            tasks = [asyncio.ensure_future(t) for t in (self._supervise(manager), self._heartbeat(manager), self._warm_up())]
+            await serving
         finally:
-            self._stopping = True
+            self._stopping = self._http.should_exit = True
+            for task in (*tasks, *([self._receiver] if self._receiver else [])):
+                task.cancel()
             await self._scheduler.stop(timeout=2.0)
+            await asyncio.gather(serving, *tasks, return_exceptions=True)
         if self._failure:
             raise EngineDeadError(self._failure)
 
-    async def _load(self) -> tuple[Tokenizer | None, dict[str, Any]]:
-        """Tokenizer and model at the same time. What is wrong with the model is the better error, if both fail."""
-        reading = asyncio.to_thread(open_tokenizer, self._config.text)
+    async def _load(self) -> TokenizerManager:
+        """Reads tokenizer and model at the same time and opens the door. What is wrong with the model is the better error, if
+        both fail."""
+        config = self._config
+        reading = asyncio.to_thread(open_tokenizer, config.text)
         info, tokenizer = await asyncio.gather(self._scheduler.ready(), reading, return_exceptions=True)
         for result in (info, tokenizer):
             if isinstance(result, BaseException):
                 raise result
-        return tokenizer, info
+        manager = TokenizerManager(tokenizer, info, config.http, config.text, self._send)
+        self._door.app = create_app(manager, config.http, config.flags)
+        self._manager = manager
+        return manager
+
+    async def _load_or_stop(self) -> TokenizerManager:
+        try:
+            return await self._loading
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+    # --- the end ------------------------------------------------------------------------------------------------------------
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        if self._config.http.stop_with_stdin:
+            threading.Thread(target=_when_stdin_ends, args=(loop, self._on_signal), name="stdin", daemon=True).start()
 
     def _on_signal(self) -> None:
-        if self._http.should_exit:
-            self._http.force_exit = True
-            return
-        logger.info("Shutting down: running requests have %g s to finish; press Ctrl-C again to stop at once.", GRACE_SECONDS)
-        self._http.should_exit = True
-        asyncio.get_running_loop().call_later(GRACE_SECONDS, self._manager.abort_all, "the server is shutting down")
+        if self._manager is None:
+            self._loading.cancel()
+        elif self._draining is None:
+            seconds = self._config.http.drain_seconds
+            logger.info("Shutting down: running requests have %g s to finish; press Ctrl-C again to stop at once.", seconds)
+            self._manager.draining = True
+            self._draining = asyncio.ensure_future(self._drain(self._manager, seconds))
+        else:
+            self._manager.scheduler_died("the server was shut down")
+            self._http.should_exit = self._http.force_exit = True
 
-    async def _receive(self) -> None:
+    async def _drain(self, manager: TokenizerManager, seconds: float) -> None:
+        """Lets running requests finish, then ends them; the address answers 503 meanwhile."""
+        deadline = time.monotonic() + seconds
+        while manager.num_in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        if manager.num_in_flight:
+            manager.abort_all("the server is shutting down")
+            await asyncio.sleep(min(0.5, LAST_SECONDS / 2))
+        if manager.num_in_flight:  # the scheduler does not react
+            manager.scheduler_died("the server is shutting down")
+        self._http.should_exit = True
+
+    # --- the scheduler ------------------------------------------------------------------------------------------------------
+
+    async def _receive(self, manager: TokenizerManager) -> None:
         link = self._scheduler.link
         while True:
             message = await link.receive()
             self._last_sign = time.monotonic()
-            self._manager.handle(message)
+            manager.handle(message)
 
-    async def _supervise(self) -> None:
+    async def _supervise(self, manager: TokenizerManager) -> None:
         """Starts another scheduler when one dies. Its requests end with an error at once."""
         while True:
             code = await self._scheduler.wait()
             if self._stopping:
                 return
-            self._manager.scheduler_died(f"the scheduler died (status {code}); it is being restarted")
-            if self._http.should_exit:
+            manager.scheduler_died(f"the scheduler died (status {code}); it is being restarted")
+            if self._draining is not None:
                 return
             logger.error("The scheduler died with status %d; starting another one.", code)
-            now = time.monotonic()
-            self._deaths = [t for t in self._deaths if now - t < RESTART_WINDOW] + [now]
-            if len(self._deaths) > MAX_RESTARTS:
-                self._give_up(f"the scheduler died {len(self._deaths)} times within {RESTART_WINDOW:g} s")
+            if not self._may_restart():
                 return
-            self._receiver.cancel()
+            if self._receiver is not None:
+                self._receiver.cancel()
             self._scheduler.link.close()
             self._scheduler = SchedulerProcess(self._config)
             try:
@@ -182,21 +231,29 @@ class Server:
             except ConfigError as error:  # it has ended, or is about to: the next round counts and reports it
                 logger.error("%s", error)
                 continue
-            self._receiver = asyncio.ensure_future(self._receive())
+            self._receiver = asyncio.ensure_future(self._receive(manager))
             self._last_sign = time.monotonic()
-            self._manager.scheduler_restarted(info)
+            manager.scheduler_restarted(info)
             logger.info("The scheduler is back.")
 
-    def _give_up(self, message: str) -> None:
-        logger.error("Giving up: %s.", message)
-        self._failure = message
+    def _may_restart(self) -> bool:
+        """Whether it is worth trying. Otherwise the server ends."""
+        now = time.monotonic()
+        self._deaths = [t for t in self._deaths if now - t < RESTART_WINDOW] + [now]
+        if len(self._deaths) <= MAX_RESTARTS:
+            return True
+        self._failure = f"the scheduler died {len(self._deaths)} times within {RESTART_WINDOW:g} s"
+        logger.error("Giving up: %s.", self._failure)
         self._http.should_exit = True
+        return False
 
-    async def _heartbeat(self) -> None:
-        """The watchdog: a scheduler that is silent for too long is killed, and so restarted."""
+    async def _heartbeat(self, manager: TokenizerManager) -> None:
+        """The watchdog: a scheduler that is silent for too long is killed, and so restarted. One that loads is left alone."""
         limit = self._config.schedule.watchdog_timeout
         while True:
             await asyncio.sleep(min(HEARTBEAT_SECONDS, limit / 4))
+            if not manager.is_alive:
+                continue
             self._send(StateReq(call_id=0))
             silent = time.monotonic() - self._last_sign
             if silent > limit:
@@ -215,6 +272,14 @@ class Server:
             self._on_ready()
 
 
+def _when_stdin_ends(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+    """Calls `stop` on the loop once nobody holds the other end of standard input."""
+    while os.read(0, 4096):
+        pass
+    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        loop.call_soon_threadsafe(stop)
+
+
 class _HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers: Server owns the signals."""
 
@@ -229,10 +294,13 @@ def _uvicorn_config(app: Any, http: HttpOptions) -> uvicorn.Config:
         log_config=None,
         log_level=http.log_level_http or http.log_level,
         loop="none",
+        http=LimitedProtocol,
+        ws="none",
         lifespan="off",
+        server_header=False,
         timeout_keep_alive=60,
-        timeout_graceful_shutdown=int(GRACE_SECONDS) + 3,
-        h11_max_incomplete_event_size=64 << 10,
+        timeout_graceful_shutdown=LAST_SECONDS,
+        backlog=4096,
     )
 
 
@@ -268,13 +336,29 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _raise_file_limit() -> None:
+    """Every connection is an open file, and the usual limit of 1024 is for programs of another kind."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) -> None:
     """Serves until Ctrl-C or SIGTERM. Raises SglangError when the server cannot start or cannot be kept up."""
     configure_logging(args.log_level, args.log_level_http)
     configure_access_log(args.log_level_http or args.log_level)
     config = args.resolve()
+    _raise_file_limit()
     listener = _listen(config.http.host, config.http.port)
-    logger.info("server_args=%s", dataclasses.replace(args, api_key=config.flags["api_key"], admin_api_key=config.flags["admin_api_key"]))
+    logger.info(
+        "server_args=%s",
+        dataclasses.replace(args, api_key=config.flags["api_key"], admin_api_key=config.flags["admin_api_key"]),
+    )
     resolve_model(config.model.model_path, revision=config.model.revision, download_dir=config.model.download_dir)
     try:
         uvloop.run(Server(config, listener, on_ready).run())

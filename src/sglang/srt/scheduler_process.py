@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 import signal
 import struct
 import sys
@@ -81,10 +82,11 @@ def _read_config(stream: IO[bytes]) -> RuntimeConfig:
     return msgspec.msgpack.decode(stream.read(size), type=RuntimeConfig)
 
 
-def _die_with_the_server(stream: IO[bytes]) -> None:
+def _die_with_the_server(stream: IO[bytes], directory: str) -> None:
     def watch() -> None:
         while stream.read(1):
             pass
+        shutil.rmtree(directory, ignore_errors=True)  # nobody else is left to do it
         os._exit(1)
 
     threading.Thread(target=watch, name="life-line", daemon=True).start()
@@ -95,7 +97,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the server decides
         signal.signal(number, signal.SIG_IGN)
     config = _read_config(sys.stdin.buffer)
-    _die_with_the_server(sys.stdin.buffer)
+    _die_with_the_server(sys.stdin.buffer, sys.argv[1])
     configure_logging(config.http.log_level)
     link = SocketSchedulerEnd(sys.argv[1])
     try:

@@ -103,9 +103,12 @@ class ServerArgs:
     tool_call_parser: str | None = _flag(None, "HTTP", "format of tool calls", unsupported=True)
     cors_origins: str | None = _flag(None, "HTTP", "origins allowed by CORS, separated by commas")
     max_body_bytes: int = _flag(64 << 20, "HTTP", "largest request body")
+    request_timeout: float | None = _flag(None, "HTTP", "seconds after which a request ends with 504; default: none")
     # operation
     skip_server_warmup: bool = _flag(False, "operation", "do not send a first request at start")
     watchdog_timeout: float = _flag(300.0, "operation", "seconds without a sign of life until the scheduler is restarted")
+    drain_seconds: float = _flag(5.0, "operation", "how long running requests may go on after SIGTERM or Ctrl-C")
+    stop_with_stdin: bool = _flag(False, "operation", "stop when standard input closes (for programs that start a server)")
     log_level: str = _flag("info", "operation", "verbosity", choices=("debug", "info", "warning", "error", "critical"))
     log_level_http: str | None = _flag(None, "operation", "verbosity of the HTTP log; default: --log-level")
     log_requests: bool = _flag(False, "operation", "log every request")
@@ -184,6 +187,9 @@ class ServerArgs:
                 max_body_bytes=self.max_body_bytes,
                 skip_server_warmup=self.skip_server_warmup,
                 cors_origins=_names(self.cors_origins),
+                request_timeout=self.request_timeout,
+                drain_seconds=self.drain_seconds,
+                stop_with_stdin=self.stop_with_stdin,
             ),
             flags=self.public(seed),
         )
@@ -219,6 +225,9 @@ class ServerArgs:
         self._check_range("schedule_conservativeness", 0.0, 100.0)
         self._check_range("watchdog_timeout", 1.0, None)
         self._check_range("grammar_compile_timeout", 0.01, None)
+        self._check_range("request_timeout", 0.001, None)
+        self._check_range("drain_seconds", 0.0, None)
+        self._check_range("max_body_bytes", 1, None)
         if self.chunked_prefill_size != -1:
             self._check_range("chunked_prefill_size", 1, None)
 

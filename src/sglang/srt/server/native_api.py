@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from sglang.srt.config import HttpOptions
-from sglang.srt.errors import EngineDeadError, RequestError
+from sglang.srt.errors import RequestError
 from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
 from sglang.srt.server.fields import as_bool, as_ids, as_text, check_known
@@ -106,7 +106,7 @@ class NativeApi:
         state = {name: getattr(stats, name) for name in stats.__struct_fields__} | {"num_inflight": manager.num_in_flight}
         info = {
             "version": self._version,
-            "status": "ready" if manager.is_alive else "broken",
+            "status": manager.status,
             "max_total_num_tokens": manager.info["max_total_tokens"],
             "max_req_input_len": manager.context_len - 1,
             "max_running_requests": manager.info["max_running_requests"],
@@ -117,9 +117,9 @@ class NativeApi:
         return JsonResponse({**self._flags, **info})
 
     async def health(self, request: Request) -> Response:
-        if not self._manager.is_alive:
-            raise EngineDeadError("the scheduler is not running")
-        return Response(status_code=200)
+        """200 when requests are welcome, else 503; the body says how things stand."""
+        status = self._manager.status
+        return JsonResponse({"status": status}, 200 if status == "ready" else 503)
 
     async def health_generate(self, request: Request) -> Response:
         healthy = await self._manager.health()

@@ -157,6 +157,7 @@ class TokenizerManager:
         self._controls: dict[int, asyncio.Future[ControlReply]] = {}
         self._control_ids = itertools.count(1)
         self._death: str | None = None
+        self.draining = False
         self._heard_at = 0.0
         self._longest_token = max(map(len, tokenizer.vocabulary.token_bytes)) if tokenizer is not None else 1
 
@@ -417,6 +418,8 @@ class TokenizerManager:
         self._death = None
 
     def _check_alive(self) -> None:
+        if self.draining:
+            raise OverloadError("the server is shutting down")
         if self._death is not None:
             raise EngineDeadError(self._death)
 
@@ -449,6 +452,11 @@ class TokenizerManager:
     @property
     def is_alive(self) -> bool:
         return self._death is None
+
+    @property
+    def status(self) -> str:
+        """ready, draining or broken; while the model loads there is no manager, and the server says "starting"."""
+        return "draining" if self.draining else "broken" if self._death is not None else "ready"
 
     async def health(self, timeout: float = 20.0) -> bool:
         """Whether the engine generates: any output within `timeout` seconds of asking for one token."""

@@ -1,0 +1,204 @@
+"""The server that a command talks to: one that runs already, or one that is started for the session.
+
+A server of the session has a process of its own, so that Ctrl-C can stop an answer without touching the model; it ends when
+its standard input closes, which happens however this process ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from sglang.commands.arguments import CommandError
+
+START_SECONDS = 1800.0
+"""a first start may download a model"""
+
+
+class Connection:
+    """Requests to one server. Raises CommandError with the server's own sentence when it refuses."""
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        if not url.startswith(("http://", "https://")):
+            url = f"http://{url}"
+        self.url = url.rstrip("/").removesuffix("/v1")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        timeout = httpx.Timeout(10.0, read=None)
+        try:
+            self._client = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise CommandError(f"{url!r} is no address of a server: {error}") from error
+
+    def close(self) -> None:
+        self._client.close()
+
+    def get(self, path: str) -> dict[str, Any] | None:
+        """The JSON object at `path`; None where the server has no such page."""
+        try:
+            reply = self._client.get(path)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from error
+        if reply.status_code == 404:
+            return None
+        if reply.status_code != 200:
+            raise CommandError(_message(reply))
+        value = _parsed(reply.text)
+        return value if isinstance(value, dict) else None
+
+    def model_name(self) -> str:
+        """The model served."""
+        models = self.get("/v1/models") or {}
+        names = [card["id"] for card in models.get("data", []) if isinstance(card, dict) and "id" in card]
+        if not names:
+            raise CommandError(f"{self.url} does not answer like an OpenAI-compatible server")
+        return str(names[0])
+
+    def events(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
+        """The events of a streamed answer. Leaving the loop early hangs up, which stops the answer."""
+        try:
+            with self._client.stream("POST", path, json=body) as reply:
+                if reply.status_code != 200:
+                    reply.read()
+                    raise CommandError(_message(reply))
+                yield from _parse_events(reply.iter_lines())
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> CommandError:
+        return CommandError(f"cannot reach the server at {self.url}: {error or type(error).__name__}")
+
+
+def _parse_events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        if not line.startswith("data:"):
+            continue
+        data = line[5:].strip()
+        if data == "[DONE]":
+            return
+        event = _parsed(data)
+        if not isinstance(event, dict):
+            raise CommandError(f"the server sent something that is no JSON: {data[:200]!r}")
+        if event.get("error"):
+            raise CommandError(_error_text(event["error"]))
+        yield event
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _message(reply: httpx.Response) -> str:
+    """The sentence in an error's body, whatever its shape."""
+    body = _parsed(reply.text)
+    error = body.get("error", body.get("message", body)) if isinstance(body, dict) else body
+    return _error_text(error) if error else f"the server answered with status {reply.status_code}"
+
+
+def _error_text(error: Any) -> str:
+    return str(error.get("message", error)) if isinstance(error, dict) else str(error)
+
+
+@contextlib.contextmanager
+def connect(args: argparse.Namespace, model: str | None, serve_flags: list[str], prog: str) -> Iterator[Connection]:
+    """The server that the flags mean. `serve_flags` are for a server of the session."""
+    if args.url is None:
+        with _session_server(model, serve_flags, prog) as url:
+            connection = Connection(url)
+            try:
+                yield connection
+            finally:
+                connection.close()
+        return
+    if model is not None or serve_flags:
+        what = f"the model {model!r}" if model is not None else serve_flags[0]
+        raise CommandError(f"{what} makes no sense with --url: that server runs already")
+    connection = Connection(args.url, args.api_key)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
+def _session_server(model: str | None, serve_flags: list[str], prog: str) -> Iterator[str]:
+    """Starts a server; its address."""
+    try:
+        from sglang.srt.server_args import parse_server_args
+        from sglang.utils import _free_port
+    except ModuleNotFoundError as error:
+        raise CommandError(
+            f'{error.name} is not installed; running a model here needs pip install "sglang-anywhere[srt]"'
+        ) from error
+    flags = [*(["--model-path", model] if model is not None else []), *serve_flags]
+    name = parse_server_args(flags, prog).model_path  # a bad flag ends the program here, with one line
+    port = _free_port("127.0.0.1")
+    command = [sys.executable, "-m", "sglang.launch_server", "--stop-with-stdin", *flags, "--port", str(port)]
+    with tempfile.TemporaryDirectory(prefix="sglang-") as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as out:
+            # a session of its own: Ctrl-C in this terminal is for the answer, not for the server
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
+        try:
+            _wait_until_ready(process, log, name)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, name: str) -> None:
+    """Shows how long it takes and what is being done. Raises CommandError with the server's last word if it ends."""
+    began = time.monotonic()
+    shown = sys.stderr.isatty()
+    while time.monotonic() - began < START_SECONDS:
+        text = log.read_text(errors="replace")
+        if "ready to roll" in text:
+            _progress(shown, "")
+            return
+        if process.poll() is not None:
+            _progress(shown, "")
+            raise CommandError(_last_error(text) or f"the server for {name} ended with status {process.returncode}")
+        _progress(shown, f"Starting {name} ... {time.monotonic() - began:.0f} s  {_doing(text)}")
+        time.sleep(0.1)
+    raise CommandError(f"the server for {name} was not ready after {START_SECONDS:g} s")
+
+
+def _progress(shown: bool, text: str) -> None:
+    if shown:
+        width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        print(f"\r\x1b[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)
+
+
+def _doing(log: str) -> str:
+    lines = [line for line in log.replace("\r", "\n").splitlines() if line.strip()]
+    if any("KV Cache is allocated" in line for line in lines):
+        return "(warming up)"
+    if any("Load weight" in line for line in lines):
+        return "(loading weights)"
+    last = next((line for line in reversed(lines) if "Fetching" in line or "%" in line or "MB" in line), "")
+    return f"({last.strip()})" if last and "server_args" not in last else ""
+
+
+def _last_error(log: str) -> str | None:
+    errors = [line for line in log.splitlines() if "error:" in line]
+    return errors[-1].split("error:", 1)[1].strip() if errors else None

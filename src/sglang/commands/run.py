@@ -1,0 +1,74 @@
+"""`sglang run MODEL "prompt"`: one prompt, one answer on standard output, and out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from typing import Any
+
+from sglang.commands.arguments import CommandError, Parser, add_server_choice
+from sglang.commands.chat import response_format
+from sglang.commands.connection import Connection, connect
+from sglang.commands.media import media_part
+
+PROG = "sglang run"
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = Parser(PROG, "One prompt, one answer on standard output. With --url there is no MODEL.")
+    parser.add_argument("words", nargs="+", metavar="[MODEL] PROMPT", help="the prompt; - reads it from standard input")
+    parser.add_argument("--system", metavar="TEXT", help="system message")
+    parser.add_argument("--image", action="append", default=[], metavar="PATH|URL", help="a picture; may be repeated")
+    parser.add_argument("--json", metavar="SCHEMA", help="the answer follows this JSON schema (text or file)")
+    parser.add_argument("--raw", action="store_true", help="continue the prompt, without a chat template")
+    parser.add_argument("--temperature", type=float, metavar="T")
+    parser.add_argument("--max-tokens", type=int, metavar="N")
+    parser.add_argument("--seed", type=int, metavar="N")
+    add_server_choice(parser)
+    parser.epilog = "Further flags are those of sglang serve."
+    args, serve_flags = parser.parse_known_args(argv)
+    if len(args.words) > 2 or (len(args.words) == 2 and args.url is not None):
+        parser.error("the prompt must be one argument: put it in quotes")
+    return args, serve_flags
+
+
+def run(argv: list[str]) -> int:
+    """The command."""
+    args, serve_flags = _parse(argv)
+    prompt = sys.stdin.read() if args.words[-1] == "-" else args.words[-1]
+    model = args.words[0] if len(args.words) == 2 else None
+    fmt = response_format(args.json) if args.json is not None else None
+    pictures = [media_part(source) for source in args.image]
+    if args.raw and (pictures or args.system):
+        raise CommandError("--raw goes without --system and --image: there are no messages")
+    with connect(args, model, serve_flags, PROG) as connection:
+        path, body = _request(args, connection, prompt, pictures)
+        if fmt is not None:
+            body["response_format"] = fmt
+        _print_answer(connection, path, body)
+    return 0
+
+
+def _request(
+    args: argparse.Namespace, connection: Connection, prompt: str, pictures: list[dict[str, Any]]
+) -> tuple[str, dict[str, Any]]:
+    """A chat where the model has a template, else a text to continue."""
+    given = {"temperature": args.temperature, "max_tokens": args.max_tokens, "seed": args.seed}
+    body = {k: v for k, v in given.items() if v is not None} | {"model": connection.model_name(), "stream": True}
+    info = connection.get("/get_model_info") or {}
+    if args.raw or not info.get("has_chat_template", True):
+        return "/v1/completions", {"max_tokens": 256} | body | {"prompt": prompt}
+    content: Any = [*pictures, {"type": "text", "text": prompt}] if pictures else prompt
+    system = [{"role": "system", "content": args.system}] if args.system else []
+    return "/v1/chat/completions", body | {"messages": [*system, {"role": "user", "content": content}]}
+
+
+def _print_answer(connection: Connection, path: str, body: dict[str, Any]) -> None:
+    events = connection.events(path, body)
+    with contextlib.closing(events):
+        for event in events:
+            for choice in event.get("choices") or []:
+                piece = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+                print(piece, end="", flush=True)
+    print()

@@ -1,0 +1,72 @@
+"""`sglang serve`: serves a model over HTTP until Ctrl-C. `python -m sglang.launch_server` is the same without the welcome."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
+WHAT_TO_TRY = """
+{model} is ready at {url}. Try, in another terminal:
+
+  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{{"messages": [{{"role": "user", "content": "What is the capital of France? Answer in one sentence."}}], "temperature": 0}}'
+
+or talk to it:
+
+  sglang chat --url {url}
+
+or with the openai package:
+
+  from openai import OpenAI
+  client = OpenAI(base_url="{url}/v1", api_key="None")
+  reply = client.chat.completions.create(
+      model="{model}", messages=[{{"role": "user", "content": "What is the capital of France? Answer in one sentence."}}], temperature=0
+  )
+  print(reply.choices[0].message.content)
+
+or as a program (.venv/bin/python):
+
+  import sglang as sgl
+
+  @sgl.function
+  def qa(s, question):
+      s += sgl.user(question)
+      s += sgl.assistant(sgl.gen("answer", max_tokens=64, temperature=0))
+
+  sgl.set_default_backend(sgl.RuntimeEndpoint("{url}"))
+  print(qa("What is the capital of France? Answer in one sentence.")["answer"])
+
+Ctrl-C stops the server.
+"""
+
+
+def serve(argv: list[str], prog: str = "sglang serve", welcome: bool = True) -> int:
+    """Serves until Ctrl-C. Returns the exit status; what went wrong is one line on standard error."""
+    try:
+        from sglang.srt.errors import SglangError
+        from sglang.srt.server_args import parse_server_args
+
+        args = parse_server_args(argv, prog)
+        from sglang.srt.launch import launch_server
+    except ModuleNotFoundError as error:
+        print(
+            f'{prog}: error: {error.name} is not installed; the server needs pip install "sglang-anywhere[srt]"',
+            file=sys.stderr,
+        )
+        return 1
+    try:
+        launch_server(args, on_ready=(lambda: _print_welcome(args)) if welcome else None)
+    except SglangError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _print_welcome(args: ServerArgs) -> None:
+    host = "localhost" if args.host in ("127.0.0.1", "0.0.0.0", "::", "") else args.host
+    print(WHAT_TO_TRY.format(model=args.served_model_name or args.model_path, url=f"http://{host}:{args.port}"), flush=True)
