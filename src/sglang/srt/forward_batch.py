@@ -173,9 +173,12 @@ class ModelWorker(Protocol):
         """Draws the tokens and gathers log probabilities of the step just computed."""
         ...
 
+    def check_item(self, item: MediaItem) -> None:
+        """Raises RequestError for an item whose arrays do not fit together. Its kind is one of `info.media_kinds`."""
+        ...
+
     def encode(self, item: MediaItem) -> EncodeJob:
-        """The embedding of an item: at hand, on its way, or put in line. Raises RequestError for an item that the model
-        cannot take. Called only for kinds in `info.media_kinds`."""
+        """The embedding of a checked item: at hand, on its way, or put in line."""
         ...
 
     def encode_some(self, seconds: float) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from sglang.srt.forward_batch import ForwardBatch, Int32Array
 from sglang.srt.model.kernels.ops import Array, Ops
 from sglang.srt.model.kv_pool import KVPool
-from sglang.srt.model.layers.buffers import StepBuffers, StepLimits, create_buffers
+from sglang.srt.model.layers.buffers import MediaBuffers, StepBuffers, StepLimits, create_buffers
 from sglang.srt.model.models.llama import Llama
 from sglang.srt.model.op_tape import OpTape
 
@@ -68,3 +68,16 @@ def _load(step: StepBuffers, batch: ForwardBatch, limits: StepLimits) -> None:
     meta.q_start[:reqs] = batch.q_start
     meta.q_len[:reqs] = batch.q_len
     meta.seq_lens[:reqs] = batch.seq_lens
+    if step.media is not None:
+        _load_media(step.media, batch)
+
+
+def _load_media(media: MediaBuffers, batch: ForwardBatch) -> None:
+    """Rows that are not text lie in `embeds` at their own place."""
+    rows = batch.num_tokens
+    media.index[:rows] = -1
+    for part in batch.embeds:
+        begin, end = part.row, part.row + part.count
+        media.embeds[begin:end] = part.embedding[part.start : part.start + part.count]
+        media.index[begin:end] = media.row_numbers[begin:end]
+    media.positions[:, :rows] = batch.positions if batch.rope_positions is None else batch.rope_positions

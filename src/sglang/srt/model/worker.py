@@ -20,6 +20,7 @@ from sglang.srt.checkpoint.resolve import resolve_model
 from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import CapacityError, ConfigError
 from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, LogprobResult, ModelInfo, VocabMasks
+from sglang.srt.media_item import EncodeJob, MediaItem
 from sglang.srt.model.capacity import (
     MIN_LOGIT_ROWS,
     Capacity,
@@ -28,6 +29,7 @@ from sglang.srt.model.capacity import (
     plan_capacity,
     resolve_batch,
 )
+from sglang.srt.model.encoding import EncodeQueue
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kernels.reference import ReferenceOps
 from sglang.srt.model.kv_pool import KVPool, kv_bytes_per_token
@@ -36,6 +38,8 @@ from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ModelConfig
 from sglang.srt.model.models.llama import Llama
 from sglang.srt.model.models.registry import create_model
+from sglang.srt.model.models.vision.layers import Encoder
+from sglang.srt.model.models.vision.registry import create_encoder
 from sglang.srt.model.runner import ModelRunner
 from sglang.srt.model.sampling.logprobs import prompt_logprobs
 from sglang.srt.model.sampling.sampler import Sampler
@@ -47,7 +51,16 @@ logger = logging.getLogger("sglang")
 class LocalWorker:
     """One model on one device of this process. Not thread-safe; between `forward` and `sample` other threads may run."""
 
-    def __init__(self, ops: Ops, model: Llama, info: ModelInfo, capacity: Capacity, use_tape: bool = True) -> None:
+    def __init__(
+        self,
+        ops: Ops,
+        model: Llama,
+        info: ModelInfo,
+        capacity: Capacity,
+        use_tape: bool = True,
+        encoder: Encoder | None = None,
+        encoder_cache_bytes: int = 0,
+    ) -> None:
         self.info = info
         self._ops = ops
         self._model = model
@@ -58,6 +71,7 @@ class LocalWorker:
         self._runner: ModelRunner | None = None
         self._logits = np.empty((0, info.vocab_size), np.float32)
         self._prompt_logprobs: list[LogprobResult] = []
+        self._encodings = EncodeQueue(encoder, encoder_cache_bytes) if encoder is not None else None
 
     def bind(self, req_to_token: Int32Array) -> None:
         self._runner = ModelRunner(self._ops, self._model, self._pool, self._limits, req_to_token, self._use_tape)
@@ -75,6 +89,17 @@ class LocalWorker:
     def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:
         chosen = self._sampler.sample(self._logits, batch.samples, masks)
         return ForwardOutput(chosen.next_ids, chosen.logprobs, self._prompt_logprobs, chosen.bad_rows)
+
+    def check_item(self, item: MediaItem) -> None:
+        assert self._encodings is not None, "the model sees nothing but text"
+        self._encodings.check(item)
+
+    def encode(self, item: MediaItem) -> EncodeJob:
+        assert self._encodings is not None, "the model sees nothing but text"
+        return self._encodings.get(item)
+
+    def encode_some(self, seconds: float) -> bool:
+        return self._encodings is not None and self._encodings.run(seconds)
 
 
 def create_worker(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions) -> LocalWorker:
@@ -99,7 +124,9 @@ def worker_from(
     """A worker for weights that are at hand."""
     resolve_batch(memory, config.context_len)  # bad flags are found before minutes of loading
     model = create_model(ops, source, config, config.context_len)
-    weight_bytes = sum(w.num_bytes for w in model.weights)
+    encoder = create_encoder(ops, source, config.vision) if config.vision is not None else None
+    weights = [*model.weights, *(encoder.weights if encoder is not None else [])]
+    weight_bytes = sum(w.num_bytes for w in weights)
     token_bytes = kv_bytes_per_token(ops, config)
     footprint = ModelFootprint(config.context_len, token_bytes, weight_bytes, ops.slot_run)
     capacity = _plan(config, memory, footprint)
@@ -117,9 +144,11 @@ def worker_from(
         kv_bytes_per_token=token_bytes,
         dtype=config.dtype,
         quantization=quantization,
-        num_params=sum(w.out_features * w.in_features for w in model.weights),
+        num_params=sum(w.out_features * w.in_features for w in weights),
+        media_kinds=config.vision.media_kinds if config.vision is not None else (),
+        rope_axes=3 if config.rope_axes else 1,
     )
-    return LocalWorker(ops, model, info, capacity, use_tape)
+    return LocalWorker(ops, model, info, capacity, use_tape, encoder, memory.encoder_cache_bytes)
 
 
 def _plan(config: ModelConfig, memory: MemoryOptions, footprint: ModelFootprint) -> Capacity:

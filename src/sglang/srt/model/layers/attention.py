@@ -34,15 +34,16 @@ class Attention:
 
     def __call__(self, step: StepBuffers, kv: KVLayer, out: Array) -> None:
         self.qkv(step.attn_in, step.qkv, step.rows)
+        rope, positions = self.rope.of_step(step)
         self.ops.rope_store(
             step.qkv,
             kv,
-            step.positions,
+            positions,
             step.slots,
             step.rows,
             num_heads=self.num_heads,
-            cos=self.rope.cos,
-            sin=self.rope.sin,
+            cos=rope.cos,
+            sin=rope.sin,
             q_scale=self.q_scale,
             q_norm=self.q_norm,
             k_norm=self.k_norm,

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from sglang.srt.model.kernels.ops import Activation, Array, AttentionMeta, Ops, Weight
 from sglang.srt.model.model_config import ModelConfig
 
@@ -23,6 +25,19 @@ class Readers:
     mlp_in: list[Weight] = field(default_factory=list)
     mlp_out: list[Weight] = field(default_factory=list)
     head_in: list[Weight] = field(default_factory=list)
+
+
+@dataclass
+class MediaBuffers:
+    """What the decoder of a model that sees needs besides: rows that are not text, and, where positions have several axes,
+    rotation tables made for the step."""
+
+    embeds: Array  # [max_rows, hidden], rows of encoders
+    index: Array  # [max_rows], row of `embeds` for a row of the step, -1 for text
+    positions: Array  # [3, max_rows]
+    row_numbers: Array  # [max_rows], 0, 1, 2 ...
+    cos: Array  # [max_rows, rotary_dim / 2]
+    sin: Array  # [max_rows, rotary_dim / 2]
 
 
 @dataclass
@@ -50,6 +65,7 @@ class StepBuffers:
     head_row_idx: Array  # [max_logit_rows]
     head_in: Activation
     logits: Array  # [max_logit_rows, vocab_size]
+    media: MediaBuffers | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,19 @@ def create_buffers(
         head_row_idx=ints(limits.max_logit_rows),
         head_in=activation(readers.head_in, limits.max_logit_rows),
         logits=ops.empty((limits.max_logit_rows, config.vocab_size)),
+        media=_media_buffers(ops, config, n) if config.vision is not None else None,
+    )
+
+
+def _media_buffers(ops: Ops, config: ModelConfig, n: int) -> MediaBuffers:
+    pairs = max(len(config.rope_axes), 1)
+    return MediaBuffers(
+        embeds=ops.empty((n, config.hidden_size)),
+        index=ops.empty((n,), "int32"),
+        positions=ops.empty((3, n), "int32"),
+        row_numbers=ops.array(np.arange(n, dtype=np.int32)),
+        cos=ops.empty((n, pairs)),
+        sin=ops.empty((n, pairs)),
     )
 
 
@@ -108,5 +137,5 @@ def buffer_bytes(config: ModelConfig, limits: StepLimits) -> int:
     """About what `create_buffers` takes, for the memory plan made before it is called."""
     qkv_width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     attn_width = config.num_heads * config.head_dim
-    floats_a_row = 5 * config.hidden_size + qkv_width + attn_width + 3 * config.intermediate_size
+    floats_a_row = (6 if config.vision is not None else 5) * config.hidden_size + qkv_width + attn_width + 3 * config.intermediate_size
     return 4 * (limits.max_rows * floats_a_row + limits.max_logit_rows * (config.vocab_size + config.hidden_size))

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.model.kernels.ops import Array, Ops
+from sglang.srt.model.layers.buffers import StepBuffers
 from sglang.srt.model.model_config import RopeConfig
 
 Float64 = npt.NDArray[np.float64]
@@ -25,6 +26,10 @@ class Rope:
 
     cos: Array  # [num_positions, rotary_dim / 2]
     sin: Array  # [num_positions, rotary_dim / 2]
+
+    def of_step(self, step: StepBuffers) -> tuple[Rope, Array]:
+        """The tables that a step's rows turn by, and the row of them for each row of the step."""
+        return self, step.positions
 
 
 def create_rope(ops: Ops, config: RopeConfig, num_positions: int) -> Rope:

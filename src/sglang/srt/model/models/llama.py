@@ -16,6 +16,7 @@ from sglang.srt.model.kernels.ops import Array, KVLayer, Ops, Weight
 from sglang.srt.model.layers.attention import Attention
 from sglang.srt.model.layers.buffers import Readers, StepBuffers
 from sglang.srt.model.layers.embedding import Embedding, Head
+from sglang.srt.model.layers.media import MediaSeam, StepRope
 from sglang.srt.model.layers.mlp import GatedMLP
 from sglang.srt.model.layers.norm import RMSNorm
 from sglang.srt.model.layers.rope import Rope, create_rope
@@ -57,6 +58,9 @@ class Llama:
         self.readers = Readers()
         self.embedding = Embedding(ops, source, config)
         rope = create_rope(ops, config.rope, num_positions)
+        self.media = MediaSeam(ops, config, rope) if config.vision is not None else None
+        if config.rope_axes:
+            rope = StepRope(rope.cos, rope.sin)
         local_rope = create_rope(ops, config.local_rope, num_positions) if config.local_rope else rope
         windows = config.windowed_layers or (False,) * config.num_layers
         self.layers: list[Layer] = [
@@ -71,6 +75,8 @@ class Llama:
 
     def body(self, step: StepBuffers, kv: Sequence[KVLayer]) -> None:
         self.embedding(step)
+        if self.media is not None:
+            self.media(step)
         delta = None
         for layer, layer_kv in zip(self.layers, kv, strict=True):
             layer(step, layer_kv, delta)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from sglang.srt.errors import RequestError
 from sglang.srt.media_item import MediaItem
@@ -24,8 +25,8 @@ from sglang.srt.model.model_config import VisionConfig
 from sglang.srt.model.models.vision.layers import (
     BLOCK,
     Dense,
-    Encoding,
     EncoderLayer,
+    Encoding,
     FlatSource,
     Float32,
     GatedMLP,
@@ -206,7 +207,7 @@ def _angles(h: int, w: int, merge: int, head_dim: int) -> Float32:
     freqs = THETA ** (-np.arange(quarter) / quarter)
     down, across = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
 
-    def by_squares(a: Int32) -> Int32:
+    def by_squares(a: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         return a.reshape(h // merge, merge, w // merge, merge).transpose(0, 2, 1, 3).reshape(-1)
 
     both = [by_squares(down)[:, None] * freqs, by_squares(across)[:, None] * freqs]

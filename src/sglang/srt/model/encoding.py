@@ -1,0 +1,117 @@
+"""Embeddings of pictures: made once, a chunk at a time, and kept while someone may want them again.
+
+    encode(item)   in the cache? -> a job that is done
+                   being made for another request? -> the same job
+                   otherwise a new job at the end of the line
+    run            works on a group of jobs from the front of the line, chunk by chunk
+
+The line holds jobs weakly: when every request that wanted one is gone, it is never made.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections import OrderedDict, deque
+
+from sglang.srt.media_item import MediaItem
+from sglang.srt.model.kernels.ops import Array
+from sglang.srt.model.models.vision.layers import Encoder, Encoding
+
+GROUP_COST = 1024
+"""patches that are encoded together, if several items wait"""
+
+
+class Job:
+    """A media_item.EncodeJob."""
+
+    __slots__ = ("__weakref__", "embedding", "item")
+
+    def __init__(self, item: MediaItem) -> None:
+        self.item: MediaItem | None = item
+        self.embedding: Array | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.embedding is not None
+
+
+class EncodeQueue:
+    """Owner of the line, the encoding under way and the cache (least recently used out first, by bytes)."""
+
+    def __init__(self, encoder: Encoder, max_bytes: int) -> None:
+        self._encoder = encoder
+        self._max_bytes = max_bytes
+        self._line: deque[weakref.ref[Job]] = deque()
+        self._open: weakref.WeakValueDictionary[bytes, Job] = weakref.WeakValueDictionary()
+        self._cache: OrderedDict[bytes, Job] = OrderedDict()
+        self._cached_bytes = 0
+        self._group: list[Job] = []
+        self._encoding: Encoding | None = None
+        self.num_encoded = 0
+
+    def check(self, item: MediaItem) -> None:
+        """Raises RequestError if the item's arrays do not fit together."""
+        self._encoder.check(item)
+
+    def get(self, item: MediaItem) -> Job:
+        """The job for a checked item."""
+        job = self._cache.get(item.mm_hash)
+        if job is not None:
+            self._cache.move_to_end(item.mm_hash)
+            return job
+        job = self._open.get(item.mm_hash)
+        if job is None:
+            job = self._open[item.mm_hash] = Job(item)
+            self._line.append(weakref.ref(job))
+        return job
+
+    def run(self, seconds: float) -> bool:
+        """Works for about so long, at least one chunk. False if there is nothing to do."""
+        deadline = time.monotonic() + seconds
+        while True:
+            if self._encoding is None and not self._begin():
+                return False
+            assert self._encoding is not None
+            try:
+                next(self._encoding)
+            except StopIteration as end:
+                self._finish(end.value)
+                return True
+            if time.monotonic() >= deadline:
+                return True
+
+    def _begin(self) -> bool:
+        """Takes a group from the front of the line."""
+        cost = 0
+        while self._line:
+            job = self._line[0]()
+            if job is not None and job.item is not None:
+                more = self._encoder.cost(job.item)
+                if self._group and cost + more > GROUP_COST:
+                    break
+                cost += more
+                self._group.append(job)
+            self._line.popleft()
+        if not self._group:
+            return False
+        self._encoding = self._encoder.encode([job.item for job in self._group if job.item is not None])
+        return True
+
+    def _finish(self, embeddings: list[Array]) -> None:
+        for job, embedding in zip(self._group, embeddings, strict=True):
+            assert job.item is not None
+            name, job.item, job.embedding = job.item.mm_hash, None, embedding
+            self._open.pop(name, None)
+            self._keep(name, job)
+        self.num_encoded += len(self._group)
+        self._group, self._encoding = [], None
+
+    def _keep(self, name: bytes, job: Job) -> None:
+        assert job.embedding is not None
+        self._cache[name] = job
+        self._cached_bytes += job.embedding.nbytes
+        while self._cached_bytes > self._max_bytes and self._cache:
+            _, old = self._cache.popitem(last=False)
+            assert old.embedding is not None
+            self._cached_bytes -= old.embedding.nbytes

@@ -1,0 +1,37 @@
+"""Where what is not text enters the decoder: rows of encoders in place of token embeddings, and positions of several axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sglang.srt.model.kernels.ops import Array, Ops
+from sglang.srt.model.layers.buffers import StepBuffers
+from sglang.srt.model.layers.rope import Rope
+from sglang.srt.model.model_config import ModelConfig
+
+
+@dataclass(frozen=True)
+class StepRope(Rope):
+    """Rotation by positions of several axes: `MediaSeam` has made a table of the step's rows."""
+
+    def of_step(self, step: StepBuffers) -> tuple[Rope, Array]:
+        assert step.media is not None
+        return Rope(step.media.cos, step.media.sin), step.media.row_numbers
+
+
+class MediaSeam:
+    """Runs right after the token embedding."""
+
+    def __init__(self, ops: Ops, config: ModelConfig, rope: Rope) -> None:
+        self.ops = ops
+        self.rope = rope
+        self.axes = ops.array(np.array(config.rope_axes, np.int32)) if config.rope_axes else None
+
+    def __call__(self, step: StepBuffers) -> None:
+        media = step.media
+        assert media is not None
+        self.ops.overlay(step.x, media.embeds, media.index, step.rows)
+        if self.axes is not None:
+            self.ops.select_rope(self.rope.cos, self.rope.sin, media.positions, self.axes, media.cos, media.sin, step.rows)
