@@ -14,6 +14,7 @@ from sglang.srt.messages import LogprobOptions, Position, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.compiler import STOP_REGEX, GrammarCompiler, Job
+from sglang.srt.scheduler.media import PictureIds, check_media, req_media
 from sglang.srt.scheduler.req import Req
 from sglang.srt.vocabulary import Vocabulary
 
@@ -43,6 +44,7 @@ class Inlet:
         self._compiler = compiler
         self._rng = random.Random(seed)
         self._arrivals = 0
+        self._pictures = PictureIds()
         self._compiling: dict[str, Compiling] = {}
 
     def __len__(self) -> int:
@@ -65,7 +67,12 @@ class Inlet:
         if msg.logprobs is not None:
             spec.want_logprob, spec.top_num, spec.token_ids = True, options.top_num, options.token_ids
         self._arrivals += 1
-        req = Req(msg, self._arrivals, prompt, spec, finish)
+        media = req_media(msg)
+        if media is not None:
+            check_media(msg, self._info.rope_axes, self._info.media_kinds)
+            prompt = self._pictures.tree_ids(msg, prompt)
+        req = Req(msg, self._arrivals, prompt, spec, finish, media)
+        req.salt = self._pictures.salt(msg.cache_salt) if msg.media else msg.cache_salt
         req.logprob_next = options.start_len if options.start_len >= 0 else len(prompt)
         if req.logprob_next == 0:
             req.input_positions.append(Position(msg.input_ids[0], None))

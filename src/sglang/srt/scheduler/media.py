@@ -9,6 +9,7 @@ of negative ids of its own, one for each of its rows, and those go into the tree
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from sglang.srt.messages import TokenizedReq
 MAX_RANGES = 1 << 16
 """pictures whose ranges are remembered; one that is forgotten gets a new range, and is computed again"""
 NUM_IDS = 1 << 31
+MAX_AHEAD = 16
+"""requests whose embeddings are held before they run"""
 ENCODE_SECONDS = 0.015
 """how long a step with running requests may work on embeddings, beyond which only a chunk that was begun is finished"""
 IDLE_ENCODE_SECONDS = 0.2
@@ -83,7 +86,7 @@ def check_media(msg: TokenizedReq, num_axes: int, kinds: tuple[str, ...]) -> Non
         raise RequestError("the positions do not fit the prompt and the model", "image_data")
 
 
-@dataclass
+@dataclass(eq=False)
 class ReqMedia:
     """What one request needs of its media. `jobs` by digest: held from when it might be admitted until its prompt is computed."""
 
@@ -91,6 +94,11 @@ class ReqMedia:
     positions: Int32Array | None  # [3, prompt_len]
     delta: int
     jobs: dict[bytes, EncodeJob]
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether embeddings that were asked for are not there yet."""
+        return not all(job.is_done for job in self.jobs.values())
 
     def rows(self, start: int, end: int, first_row: int) -> list[EmbedRows]:
         """The parts of ids [start, end) that are not text, `start` being row `first_row` of the step."""
@@ -127,10 +135,19 @@ class MediaGate:
 
     def __init__(self, worker: ModelWorker) -> None:
         self._worker = worker
-        self.num_asked = 0
+        self._ahead: weakref.WeakSet[ReqMedia] = weakref.WeakSet()
+
+    def check(self, media: ReqMedia) -> None:
+        """Raises RequestError for items that the model cannot take."""
+        for item in media.items:
+            self._worker.check_item(item)
 
     def is_ready(self, media: ReqMedia, start: int) -> bool:
-        """Whether every embedding for ids from `start` on is there. Those that are not are put in line."""
+        """Whether every embedding for ids from `start` on is there. Those that are not are put in line, unless embeddings wait
+        for enough other requests already."""
+        if not media.jobs and sum(bool(other.jobs) for other in self._ahead) >= MAX_AHEAD:
+            return False
+        self._ahead.add(media)
         ready = True
         for item in media.items:
             offset, length = item.spans[-1]
@@ -139,7 +156,6 @@ class MediaGate:
             job = media.jobs.get(item.mm_hash)
             if job is None:
                 job = media.jobs[item.mm_hash] = self._worker.encode(item)
-                self.num_asked += 1
             ready = ready and job.is_done
         return ready
 

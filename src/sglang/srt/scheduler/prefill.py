@@ -20,6 +20,7 @@ from sglang.srt.forward_batch import Int32Array
 from sglang.srt.scheduler.batch import Extend
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.cache.radix_cache import Match
+from sglang.srt.scheduler.media import MediaGate
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.waiting import WaitingQueue
 
@@ -74,8 +75,11 @@ class PrefillPlanner:
     """Owner of the one prompt that is begun and not finished. `unfit`: requests that left the queue because not even the
     whole pool would hold them."""
 
-    def __init__(self, memory: KvMemory, waiting: WaitingQueue, estimate: OutputEstimate, limits: PrefillLimits) -> None:
+    def __init__(
+        self, memory: KvMemory, waiting: WaitingQueue, estimate: OutputEstimate, limits: PrefillLimits, gate: MediaGate
+    ) -> None:
         self._memory = memory
+        self._gate = gate
         self._waiting = waiting
         self._estimate = estimate
         self._limits = limits
@@ -126,9 +130,13 @@ class PrefillPlanner:
                 self._waiting.remove(req)
                 self.unfit.append(req)
                 continue
-            match = self._memory.tree.match_prefix(req.fill_ids()[: req.reuse_limit()], req.msg.cache_salt)
+            if req.media is not None and req.media.is_waiting:
+                continue
+            match = self._memory.tree.match_prefix(req.fill_ids()[: req.reuse_limit()], req.salt)
             if self._memory.cached and begun.is_near(req, match):
                 deferred += 1
+                continue
+            if req.media is not None and not self._gate.is_ready(req.media, len(match.slots)):
                 continue
             alone = not decodes and not extends
             cost = self._take(req, match, tokens, spare, alone)
@@ -147,7 +155,7 @@ class PrefillPlanner:
         takes, or None when memory does not allow it. A request that is `alone` is taken whatever the estimate."""
         memory, fill_len = self._memory, req.fill_len
         evictable = memory.tree.num_evictable
-        hold = memory.open(match, req.msg.cache_salt, req.no_reuse)
+        hold = memory.open(match, req.salt, req.no_reuse)
         assert hold is not None, "no free row"
         newly_locked = evictable - memory.tree.num_evictable
         cost = fill_len - hold.kv_len + memory.run + self._estimate.tokens(req) + newly_locked
@@ -157,7 +165,7 @@ class PrefillPlanner:
         memory.close(hold, req.fill_ids()[: hold.kv_len])
         if alone and not req.no_reuse:  # its cached prefix lies scattered over too many runs: start afresh
             req.no_reuse = True
-            nothing = memory.tree.match_prefix(match.slots[:0], req.msg.cache_salt)
+            nothing = memory.tree.match_prefix(match.slots[:0], req.salt)
             return self._take(req, nothing, tokens, spare, alone)
         return None
 
@@ -198,4 +206,4 @@ class _Begun:
 
     def _start(self, req: Req, ids: Int32Array, node_id: int, cached: int) -> Hashable:
         """Equal for requests with the same cached prefix whose next SHARE_MIN ids are the same."""
-        return req.msg.cache_salt, node_id if cached else None, cached, ids[cached : cached + SHARE_MIN].tobytes()
+        return req.salt, node_id if cached else None, cached, ids[cached : cached + SHARE_MIN].tobytes()

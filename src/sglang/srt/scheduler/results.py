@@ -53,6 +53,8 @@ class StepResults:
                 assert req.hold is not None
                 self._memory.share(req.hold, req.fill_ids()[: extend.end])
             if extend.completes:
+                if req.media is not None:
+                    req.media.jobs.clear()
                 self._conclude(req, reason)
                 if reason is None:
                     self.decoding.append(req)

@@ -39,6 +39,7 @@ from sglang.srt.scheduler.grammar.compiler import GrammarCompiler
 from sglang.srt.scheduler.grammar.masks import MaskFiller
 from sglang.srt.scheduler.grammar.registry import create_backend
 from sglang.srt.scheduler.inlet import Inlet
+from sglang.srt.scheduler.media import MediaGate
 from sglang.srt.scheduler.prefill import OutputEstimate, PrefillLimits, PrefillPlanner
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.results import StepResults, abort_reason, build_out, failure_reason
@@ -88,7 +89,9 @@ class Scheduler:
         self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
         self._estimate = OutputEstimate(options.schedule_conservativeness)
         limits = _prefill_limits(options, info.max_batch_tokens)
-        self._prefill = PrefillPlanner(self.memory, self._waiting, self._estimate, limits)
+        self._gate = MediaGate(worker)
+        self._sees = bool(info.media_kinds)
+        self._prefill = PrefillPlanner(self.memory, self._waiting, self._estimate, limits, self._gate)
         self._running = RunningBatch(self.memory, self._waiting, self._prefill, self._estimate)
         self._stats = StepStats(self.memory, options.decode_log_interval)
         self._live: dict[str, Req] = {}
@@ -124,7 +127,8 @@ class Scheduler:
             results.commit(batch, self._compute(batch))
             self._settle(batch, results)
         self._emit(results)
-        return batch is not None
+        worked = self._sees and not self._paused and self._gate.work(busy=batch is not None)
+        return batch is not None or worked
 
     def _receive(self) -> None:
         busy = not self._paused and (self._running.reqs or self._prefill.partial or len(self._waiting))
@@ -153,7 +157,7 @@ class Scheduler:
                 self._prefill.partial.no_reuse = True
                 self._running.retract(self._prefill.partial)
             return None
-        return build_batch(list(self._running.reqs), extends, self.memory.rows.table)
+        return build_batch(list(self._running.reqs), extends, self.memory.rows.table, self._sees)
 
     def _compute(self, batch: ScheduleBatch) -> ForwardOutput:
         """The model's part; masks are filled while it runs."""
@@ -227,6 +231,8 @@ class Scheduler:
             if len(self._waiting) + len(self._inlet) >= self._options.max_queued_requests:
                 raise OverloadError(f"{self._options.max_queued_requests} requests are waiting already; try again later")
             req = self._inlet.create(msg)
+            if req.media is not None:
+                self._gate.check(req.media)
             ready = self._inlet.start(req)
         except (RequestError, OverloadError) as error:
             self._refuse(msg, abort_reason(error))

@@ -29,7 +29,7 @@ def lpm(reqs: list[Req], tree: RadixCache, rng: random.Random) -> list[Req]:
     """Longest prefix match first: what is cached is used before it is evicted."""
     if len(reqs) > MATCH_LIMIT:
         return reqs
-    lengths = {req.rid: tree.match_len(req.prompt[: req.reuse_limit()], req.msg.cache_salt)[0] for req in reqs}
+    lengths = {req.rid: tree.match_len(req.prompt[: req.reuse_limit()], req.salt)[0] for req in reqs}
     return sorted(reqs, key=lambda req: -lengths[req.rid])
 
 
@@ -40,7 +40,7 @@ def dfs_weight(reqs: list[Req], tree: RadixCache, rng: random.Random) -> list[Re
     paths: dict[str, list[TreeNode]] = {}
     weights: dict[TreeNode, int] = {}
     for req in reqs:
-        at: TreeNode | None = tree.match_len(req.prompt[: req.reuse_limit()], req.msg.cache_salt)[1]
+        at: TreeNode | None = tree.match_len(req.prompt[: req.reuse_limit()], req.salt)[1]
         path = paths[req.rid] = []
         while at is not None:
             weights[at] = weights.get(at, 0) + 1
