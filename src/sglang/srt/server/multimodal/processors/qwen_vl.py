@@ -1,0 +1,90 @@
+"""Qwen2-VL and Qwen2.5-VL: pictures of any size as 28-pixel squares, one row each; videos as pairs of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.processors.base import (
+    LOW_DETAIL_PIXELS,
+    Detail,
+    ModelFolder,
+    fingerprint_of,
+    picture_hash,
+    run_processor,
+)
+from sglang.srt.server.multimodal.spans import Int32, Picture, Span, axis_positions
+
+MAX_FRAME_PIXELS = 768 * 28 * 28
+FRAMES_PER_SECOND = 2.0
+"""at which videos are taken to be sampled"""
+
+
+class QwenVLProcessor:
+    """A Processor. `module` is where transformers keeps the image processor."""
+
+    kinds: tuple[MediaKind, ...] = ("image", "video")
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self._processor = folder.image_processor("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil")
+        self._fingerprint = fingerprint_of(self._processor)
+        self.placeholders: dict[MediaKind, int] = {
+            "image": folder.number("image_token_id", 151655),
+            "video": folder.number("video_token_id", 151656),
+        }
+        self.placeholder_name = folder.tokenizer.token_text(self.placeholders["image"])
+        vision = folder.config.get("vision_config") or {}
+        per_second = vision.get("tokens_per_second") if folder.config.get("model_type") == "qwen2_5_vl" else None
+        self._merge = int(self._processor.merge_size)
+        self._pair = int(self._processor.temporal_patch_size)
+        self._time_step = float(per_second) * self._pair / FRAMES_PER_SECOND if per_second else 1.0
+
+    def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail) -> Picture:
+        mm_hash = picture_hash(self._fingerprint, kind, frames, detail)
+        limits = {"shortest_edge": self._processor.size.shortest_edge, "longest_edge": self._processor.size.longest_edge}
+        if detail == "low":
+            limits["longest_edge"] = min(limits["longest_edge"], LOW_DETAIL_PIXELS)
+        if kind == "video":
+            limits["longest_edge"] = min(limits["longest_edge"], MAX_FRAME_PIXELS)
+        limits["shortest_edge"] = min(limits.values())
+        found = [run_processor(self._processor, [frame], size=limits) for frame in frames]
+        _, h, w = (int(n) for n in found[0]["image_grid_thw"][0])
+        patches = [one["pixel_values"].astype(np.float32, copy=False) for one in found]
+        if kind == "image":
+            pixels, t = patches[0], 1
+        else:
+            pixels, t = self._pairs(patches)
+        squares = (t, h // self._merge, w // self._merge)
+        row_id = self.placeholders[kind]
+        return Picture(
+            kind=kind,
+            mm_hash=mm_hash,
+            tokens=(row_id,) * (squares[0] * squares[1] * squares[2]),
+            row_id=row_id,
+            pixels=np.ascontiguousarray(pixels),
+            grid=(t, h, w),
+            squares=(squares,),
+            time_step=self._time_step if kind == "video" else 1.0,
+        )
+
+    def _pairs(self, patches: list[npt.NDArray[np.float32]]) -> tuple[npt.NDArray[np.float32], int]:
+        """A picture's patches hold it twice, once for each moment of a pair; here the moments are neighbouring frames. The last
+        frame stands in for missing ones."""
+        while len(patches) % self._pair:
+            patches.append(patches[-1])
+        side = int(self._processor.patch_size)
+        moments = [p.reshape(len(p), -1, self._pair, side * side)[:, :, 0] for p in patches]
+        pairs = [np.stack(moments[i : i + self._pair], axis=2) for i in range(0, len(moments), self._pair)]
+        return np.concatenate([pair.reshape(len(pair), -1) for pair in pairs]), len(pairs)
+
+    def positions(self, length: int, pictures: Sequence[tuple[Picture, list[Span]]]) -> tuple[Int32, int] | None:
+        spans = [
+            (span, squares, picture.time_step)
+            for picture, found in pictures
+            for span, squares in zip(found, picture.squares, strict=True)
+        ]
+        return axis_positions(length, sorted(spans))

@@ -1,0 +1,23 @@
+"""Which model takes pictures in which way. A new processor is one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sglang.srt.errors import ModelError
+from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
+from sglang.srt.server.multimodal.processors.qwen_vl import QwenVLProcessor
+
+PROCESSORS: dict[str, Callable[[ModelFolder], Processor]] = {
+    "qwen2_vl": QwenVLProcessor,
+    "qwen2_5_vl": QwenVLProcessor,
+}
+"""model_type of config.json -> processor"""
+
+
+def create_processor(folder: ModelFolder) -> Processor:
+    """Raises ModelError for a model that has none, or whose files do not serve."""
+    kind = folder.config.get("model_type")
+    if kind not in PROCESSORS:
+        raise ModelError(f"{folder.path}: no image processor is known for models of type {kind!r}")
+    return PROCESSORS[str(kind)](folder)

@@ -1,0 +1,114 @@
+"""Placeholders to spans: where the rows of pictures stand in a prompt, and at which positions.
+
+    ids       ... <image> ...                          one id a picture, as the template or the caller wrote it
+    expanded  ... <start> <row> <row> <row> <end> ...  what the picture's `tokens` say; spans are the runs of its row id
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sglang.srt.errors import RequestError
+from sglang.srt.media_item import MediaKind
+
+Span = tuple[int, int]
+"""(offset, length)"""
+Int32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image or video as one model wants it. `tokens` stand in the prompt for its placeholder; where they equal `row_id`,
+    rows of the encoder stand. `squares`: (frames, down, across) of the rows of each span, where positions follow from that;
+    `time_step`: positions between frames."""
+
+    kind: MediaKind
+    mm_hash: bytes
+    tokens: tuple[int, ...]
+    row_id: int
+    pixels: npt.NDArray[np.float32]
+    grid: tuple[int, ...] = ()
+    squares: tuple[tuple[int, int, int], ...] = ()
+    time_step: float = 1.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return self.pixels.nbytes + 8 * len(self.tokens)
+
+
+def expand(
+    ids: Sequence[int], pictures: Sequence[Picture], placeholders: dict[MediaKind, int], name: str
+) -> tuple[list[int], list[list[Span]]]:
+    """The prompt with every placeholder replaced, and the spans of each picture. `name` is what a placeholder is called.
+
+    Raises RequestError if there are not as many placeholders as pictures, or not of their kinds.
+    """
+    marks = set(placeholders.values())
+    found = [i for i, token in enumerate(ids) if token in marks]
+    if len(found) != len(pictures):
+        raise RequestError(
+            f"the prompt has {len(found)} places for images and videos ({name}), and {len(pictures)} were given", "image_data"
+        )
+    order = _assign([ids[i] for i in found], pictures, placeholders)
+    expanded: list[int] = []
+    spans: list[list[Span]] = [[] for _ in pictures]
+    start = 0
+    for at, which in zip(found, order, strict=True):
+        expanded += ids[start:at]
+        start = at + 1
+        picture = pictures[which]
+        spans[which] = [(len(expanded) + begin, length) for begin, length in runs(picture.tokens, picture.row_id)]
+        expanded += picture.tokens
+    expanded += ids[start:]
+    return expanded, spans
+
+
+def _assign(marks: list[int], pictures: Sequence[Picture], placeholders: dict[MediaKind, int]) -> list[int]:
+    """Which picture goes to each placeholder: the next one of its kind; or simply the next, where the kinds do not add up and
+    the prompt knows only one (the language writes the image's placeholder for videos too)."""
+    queues: dict[int, list[int]] = {mark: [] for mark in placeholders.values()}
+    for i, picture in enumerate(pictures):
+        queues[placeholders[picture.kind]].append(i)
+    if all(len(queue) == marks.count(mark) for mark, queue in queues.items()):
+        return [queues[mark].pop(0) for mark in marks]
+    if len(set(marks)) > 1:
+        raise RequestError("the prompt's places for images and for videos do not fit the images and videos given", "image_data")
+    return list(range(len(pictures)))
+
+
+def runs(tokens: Sequence[int], row_id: int) -> list[Span]:
+    """(begin, length) of each run of `row_id`."""
+    found: list[Span] = []
+    for i, token in enumerate(tokens):
+        if token != row_id:
+            continue
+        if found and sum(found[-1]) == i:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((i, 1))
+    return found
+
+
+def axis_positions(length: int, spans: Sequence[tuple[Span, tuple[int, int, int], float]]) -> tuple[Int32, int]:
+    """Positions on the axes time, height and width, [3, length], and what is to be added to the place of later tokens (M-RoPE,
+    arXiv 2409.12191). `spans`: (span, its squares, time step), ascending. Text counts on; a picture's squares lie on a grid from
+    where the text had got, which goes on after the grid's longer side."""
+    positions = np.empty((3, length), np.int32)
+    at = current = 0
+    for (offset, size), (t, h, w), step in spans:
+        positions[:, at:offset] = current + np.arange(offset - at)
+        current += offset - at
+        frames = np.floor(np.arange(t) * step).astype(np.int32)
+        grid = np.meshgrid(frames, np.arange(h), np.arange(w), indexing="ij")
+        positions[:, offset : offset + size] = current + np.stack(grid).reshape(3, -1)
+        current += max(h, w)
+        at = offset + size
+    positions[:, at:] = current + np.arange(length - at)
+    end = int(positions.max()) + 1 if length else 0
+    return positions, end - length
