@@ -10,7 +10,7 @@ from typing import Any
 from sglang.lang.chat_template import Message
 from sglang.lang.errors import copy_of
 from sglang.lang.ir import Expr
-from sglang.lang.state import ProgramStateGroup, _check_fork, _StateBase, _wait_async, follow_async
+from sglang.lang.state import ProgramStateGroup, _check_fork, _StateBase, _wait_async, follow_async, typed_value
 from sglang.lang.variables import Name
 
 
@@ -29,7 +29,7 @@ class AsyncProgramState(_StateBase):
     async def value(self, name: Name) -> Any:
         """The object of a gen with a `dtype`; the text of any other variable."""
         text = await self.get_var(name)
-        return self.stream_executor.vars.objects.get(name, text)
+        return typed_value(self.stream_executor, name, text)
 
     async def get_meta_info(self, name: Name, timeout: float | None = None) -> Any:
         """What the backend told about a variable, or None. Raises TimeoutError."""

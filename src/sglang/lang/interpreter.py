@@ -19,13 +19,13 @@ import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Prompt
 from sglang.lang.background import IO
 from sglang.lang.chat_template import ChatTemplate
-from sglang.lang.errors import BackendError, ProgramError, StateCancelledError, copy_of
+from sglang.lang.errors import BackendError, ProgramError, StateCancelledError, TypedValueError, copy_of
 from sglang.lang.ir import (
     Expr,
     Gen,
@@ -303,18 +303,22 @@ class Executor:
 
     async def _check_typed(self, piece: Gen, options: dict[str, Any], generation: Generation) -> Generation:
         """Reads the texts as objects; where the backend could not be held to the type, asks again with the error."""
-        assert piece.typed is not None
-        start = len(self.text) - len(generation.texts[0])
+        typed = piece.typed
+        assert typed is not None
+        written = self.transcript.prompt()
+        prompt = replace(written, text=written.text[: len(written.text) - len(generation.texts[0])])
 
-        async def again(note: str) -> Generation:
-            prompt = self.transcript.prompt()
-            retry = piece.typed.retry_prompt(prompt, start, note) if piece.typed else prompt
-            result: Generation = await self.backend.generate(retry, options, uuid.uuid4().hex)
-            return result
+        async def again(wrong: TypedValueError) -> Generation:
+            rid = uuid.uuid4().hex
+            try:
+                return await self.backend.generate(typed.retry_prompt(prompt, wrong), options, rid)
+            except BackendError as error:
+                error.attach(rid, prompt.text)
+                raise
 
-        checked, values = await piece.typed.check(generation, self.backend, again)
+        checked, values = await typed.check(generation, self.backend, again)
         if checked is not generation:
-            self.transcript.text = self.text[:start] + checked.texts[0]
+            self.transcript.text = prompt.text + checked.texts[0]
         self.vars.objects[piece.name] = values if len(values) > 1 else values[0]
         return checked
 

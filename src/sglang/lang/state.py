@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Generic, Literal, TypeVar
 
 from sglang.lang.chat_template import Message
-from sglang.lang.errors import copy_of
+from sglang.lang.errors import TypedValueError, copy_of
 from sglang.lang.interpreter import Executor
 from sglang.lang.ir import Expr, ExprList, RoleBegin, RoleEnd, VarBegin, VarEnd, as_expr
 from sglang.lang.runlog import Event
@@ -149,7 +149,7 @@ class ProgramState(_StateBase):
     def value(self, name: Name) -> Any:
         """The object of a gen with a `dtype`; the text of any other variable."""
         text = self.get_var(name)
-        return self.stream_executor.vars.objects.get(name, text)
+        return typed_value(self.stream_executor, name, text)
 
     def get_meta_info(self, name: Name, timeout: float | None = None) -> Any:
         """What the backend told about a variable; None when there is no such variable, or nothing is known of it. Raises
@@ -299,6 +299,15 @@ class ProgramStateGroup(Generic[S]):
         if mode not in ("gather_variable", "concate_and_append"):
             raise ValueError(f'join mode must be "gather_variable" or "concate_and_append", got {mode!r}')
         self._parent.stream_executor.join([state.stream_executor for state in self.states], mode)
+
+
+def typed_value(executor: Executor, name: Name, text: Any) -> Any:
+    """The object behind a variable's text. Raises TypedValueError when the text is not of its type."""
+    value = executor.vars.objects.get(name, text)
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, TypedValueError):
+            raise copy_of(one)
+    return value
 
 
 def _log_of(executor: Executor) -> Any:

@@ -42,8 +42,8 @@ class TypedOutput:
         options = dict(options)
         if kind in backend.constraints:
             options[kind] = text
-        if self.stop:
-            options["stop"] = [*as_list(options.get("stop")), *(s for s in self.stop if s not in (options.get("stop") or ()))]
+            stop = as_list(options.get("stop"))
+            options["stop"] = stop + [string for string in self.stop if string not in stop]
         return options
 
     def read(self, text: str) -> Any:
@@ -55,7 +55,7 @@ class TypedOutput:
             return TypedValueError(f"{text[-200:]!r} is not {self.wanted}: {reason}", text)
 
     async def check(
-        self, generation: Generation, backend: BaseBackend, again: Callable[[str], Awaitable[Generation]]
+        self, generation: Generation, backend: BaseBackend, again: Callable[[TypedValueError], Awaitable[Generation]]
     ) -> tuple[Generation, list[Any]]:
         """The values; for a backend that cannot be held to the type, after asking again where they are wrong."""
         values = [self.read(text) for text in generation.texts]
@@ -64,22 +64,21 @@ class TypedOutput:
             wrong = next((value for value in values if isinstance(value, TypedValueError)), None)
             if wrong is None:
                 break
-            generation = await again(str(wrong))
+            generation = await again(wrong)
             values = [self.read(text) for text in generation.texts]
         return generation, values
 
-    def retry_prompt(self, prompt: Prompt, start: int, note: str) -> Prompt:
-        """The question once more, with the wrong answer and what is wrong with it. `start`: where the answer begins."""
-        advice = f"{note}. Answer again, only with {self.wanted}, and nothing else."
-        before, wrong = prompt.text[:start], prompt.text[start:]
+    def retry_prompt(self, prompt: Prompt, wrong: TypedValueError) -> Prompt:
+        """`prompt` once more, with the wrong answer to it and what is wrong with it."""
+        advice = f"{wrong}. Answer again, only with {self.wanted}, and nothing else."
         if prompt.role is None:
-            return replace(prompt, text=f"{before}{wrong}\n\n{advice}\n")
+            return replace(prompt, text=f"{prompt.text}{wrong.text}\n\n{advice}\n")
         messages = (
             *prompt.messages,
-            {"role": prompt.role, "content": prompt.text[prompt.role_start :].lstrip()},
+            {"role": prompt.role, "content": (prompt.role_text + wrong.text).strip()},
             {"role": "user", "content": advice},
         )
-        return replace(prompt, text=before, messages=messages, role_start=len(before))
+        return replace(prompt, messages=messages, role_start=len(prompt.text))
 
 
 def typed_output(dtype: Any, max_retries: int = 2) -> TypedOutput:

@@ -1,0 +1,202 @@
+"""OpenAI's API, and any server that speaks it (`base_url=...`), through OpenAI's own client."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from sglang.lang.backend.base import BaseBackend, Delta, Generation, Meta, Prompt
+from sglang.lang.backend.cloud import TokenUsage, api_options, as_backend_error, conversation
+from sglang.lang.chat_template import ChatTemplate
+from sglang.lang.choices import ChoicesDecision
+from sglang.lang.errors import BadReplyError, UnsupportedFeatureError
+from sglang.lang.ir import Select
+from sglang.lang.sampling import ALL_WIRES
+
+T = TypeVar("T")
+
+_COMPLETION_MODELS = frozenset({"gpt-3.5-turbo-instruct", "davinci-002", "babbage-002"})
+_REASONING_PREFIXES = ("o1", "o3", "o4", "gpt-5")
+_OFFICIAL_HOSTS = ("api.openai.com", "openai.azure.com")
+_EXTENSIONS = ("top_k", "min_p", "repetition_penalty", "ignore_eos", "no_stop_trim", "stop_token_ids", "regex", "ebnf")
+
+
+class OpenAI(BaseBackend):
+    """Programs run on `model_name` of OpenAI, Azure (`is_azure`), or an OpenAI-compatible server.
+
+    `is_chat_model`: by default every model but the old completion models. Further arguments are those of the client
+    (`api_key`, `base_url`, `timeout`, `max_retries`...). A server other than OpenAI's also gets the fields that only open
+    models have (`regex`, `top_k`...) and may continue a begun assistant message.
+    """
+
+    name = "OpenAI"
+
+    def __init__(
+        self,
+        model_name: str,
+        is_chat_model: bool | None = None,
+        chat_template: ChatTemplate | None = None,
+        is_azure: bool = False,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        import openai
+
+        super().__init__(chat_template)
+        self.model_name = model_name
+        self.is_chat_model = model_name not in _COMPLETION_MODELS if is_chat_model is None else is_chat_model
+        self.token_usage = TokenUsage()
+        self._connection_errors = (openai.APIConnectionError,)
+        self._timeouts = (openai.APITimeoutError,)
+        self._errors = openai.OpenAIError
+        self._client: Any = (openai.AsyncAzureOpenAI if is_azure else openai.AsyncOpenAI)(*args, **kwargs)
+        host = self._client.base_url.host
+        self._is_official = any(host == name or host.endswith("." + name) for name in _OFFICIAL_HOSTS)
+        if self.is_chat_model or not self._is_official:
+            self.constraints = frozenset({"json_schema"} if self._is_official else {"json_schema", "regex", "ebnf"})
+
+    def get_model_name(self) -> str:
+        return self.model_name
+
+    async def _call(self, make: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await make()
+        except self._errors as error:
+            raise as_backend_error(error, self._connection_errors, self._timeouts) from error
+
+    # --- requests ------------------------------------------------------------------------------------------------------------
+
+    def _fields(self, options: Mapping[str, Any]) -> Meta:
+        """Sampling options as keywords of the client."""
+        extensions = () if self._is_official else _EXTENSIONS
+        special = (*extensions, "json_schema", "min_new_tokens", "return_logprob", "top_logprobs_num", "return_text_in_logprobs")
+        kwargs = api_options(self, options, "openai", special)
+        extra = {ALL_WIRES[name].native: options[name] for name in extensions if options.get(name) is not None}
+        if not self._is_official and options.get("min_new_tokens"):
+            extra["min_tokens"] = options["min_new_tokens"]
+        if extra:
+            kwargs["extra_body"] = extra
+        if "json_schema" in options:
+            schema = {"name": "value", "schema": json.loads(options["json_schema"])}
+            kwargs["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if "logit_bias" in kwargs:
+            kwargs["logit_bias"] = {str(token): bias for token, bias in kwargs["logit_bias"].items()}
+        if kwargs.get("max_tokens") is None:
+            kwargs.pop("max_tokens", None)
+        elif self.is_chat_model and self.model_name.startswith(_REASONING_PREFIXES):
+            kwargs["max_completion_tokens"] = kwargs.pop("max_tokens")
+        return kwargs
+
+    def _chat(self, prompt: Prompt, options: Mapping[str, Any]) -> Meta:
+        fields = self._fields(options)
+        if options.get("return_logprob"):
+            fields["logprobs"] = True
+            if options.get("top_logprobs_num"):
+                fields["top_logprobs"] = options["top_logprobs_num"]
+        if prompt.role == "assistant" and prompt.role_text.strip() and not self._is_official:
+            fields["messages"] = [*map(dict, prompt.messages), {"role": "assistant", "content": prompt.role_text}]
+            fields["extra_body"] = {**fields.get("extra_body", {}), "continue_final_message": True}
+        else:
+            fields["messages"] = conversation(self, prompt)
+        return {"model": self.model_name, **fields}
+
+    def _completion(self, prompt: Prompt, options: Mapping[str, Any]) -> Meta:
+        if prompt.images:
+            raise UnsupportedFeatureError(self.name, "images with a completion model")
+        fields = self._fields(options)
+        if options.get("return_logprob"):
+            fields["logprobs"] = options.get("top_logprobs_num") or 1
+        return {"model": self.model_name, "prompt": prompt.text, **fields}
+
+    async def generate(self, prompt: Prompt, options: Mapping[str, Any], rid: str) -> Generation:
+        if self.is_chat_model:
+            fields = self._chat(prompt, options)
+            reply = await self._call(lambda: self._client.chat.completions.create(**fields))
+            texts = [choice.message.content or "" for choice in reply.choices]
+        else:
+            fields = self._completion(prompt, options)
+            reply = await self._call(lambda: self._client.completions.create(**fields))
+            texts = [choice.text for choice in reply.choices]
+        if not texts:
+            raise BadReplyError("the API answered without any choice")
+        return Generation(texts, [self._meta(reply, choice) for choice in reply.choices])
+
+    def _meta(self, reply: Any, choice: Any) -> Meta:
+        meta: Meta = {"id": reply.id, "finish_reason": choice.finish_reason}
+        usage = reply.usage
+        if usage is not None:
+            if choice is reply.choices[0]:
+                self.token_usage.add(usage.prompt_tokens, usage.completion_tokens)
+            meta |= {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+            details = getattr(usage, "prompt_tokens_details", None)
+            if details is not None and details.cached_tokens is not None:
+                meta["cached_tokens"] = details.cached_tokens
+        if getattr(choice, "logprobs", None) is not None:
+            meta["logprobs"] = choice.logprobs.model_dump()
+        return meta
+
+    async def generate_stream(self, prompt: Prompt, options: Mapping[str, Any], rid: str) -> AsyncGenerator[Delta, None]:
+        api = self._client.chat.completions if self.is_chat_model else self._client.completions
+        fields = self._chat(prompt, options) if self.is_chat_model else self._completion(prompt, options)
+        stream = await self._call(lambda: api.create(**fields, stream=True, stream_options={"include_usage": True}))
+        meta: Meta = {}
+        async with stream:
+            chunks = stream.__aiter__()
+            while (chunk := await self._call(lambda: anext(chunks, None))) is not None:
+                meta = {**meta, "id": chunk.id}
+                if chunk.usage is not None:
+                    self.token_usage.add(chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+                    meta |= {
+                        "prompt_tokens": chunk.usage.prompt_tokens,
+                        "completion_tokens": chunk.usage.completion_tokens,
+                    }
+                    yield Delta("", meta)
+                for choice in chunk.choices:
+                    if choice.finish_reason is not None:
+                        meta = {**meta, "finish_reason": choice.finish_reason}
+                    text = choice.delta.content if self.is_chat_model else choice.text
+                    yield Delta(text or "", meta, choice.index)
+
+    # --- choosing --------------------------------------------------------------------------------------------------------------
+
+    async def select(self, prompt: Prompt, select: Select, rid: str) -> ChoicesDecision:
+        """Lets a completion model write one token at a time, allowed only those that some remaining choice goes on with. The
+        API scores nothing else, so `choices_method` does not apply."""
+        if self.is_chat_model:
+            raise UnsupportedFeatureError(self.name, "select with a chat model", "ask with gen and check the answer")
+        try:
+            import tiktoken
+        except ImportError as error:
+            raise ImportError("select on OpenAI's API splits the choices into tokens with tiktoken: pip install tiktoken") from error
+        tokens = [tiktoken.encoding_for_model(self.model_name).encode(choice) for choice in select.choices]
+        scores = [0.0] * len(tokens)
+        remaining = list(range(len(tokens)))
+        text = prompt.text
+        for position in range(max(map(len, tokens))):
+            allowed = {tokens[i][position] for i in remaining if position < len(tokens[i])}
+            if len(allowed) == 1 or not allowed:
+                break
+            written, logprob = await self._one_token(text, allowed)
+            fitting = [i for i in remaining if select.choices[i].startswith(text[len(prompt.text) :] + written)]
+            if not written or not fitting:
+                break
+            for i in fitting:
+                scores[i] += logprob
+            remaining, text = fitting, text + written
+        best = max(remaining, key=lambda i: (scores[i], -i))
+        return ChoicesDecision(select.choices[best], {"scores": scores})
+
+    async def _one_token(self, text: str, allowed: set[int]) -> tuple[str, float]:
+        bias = {str(token): 100 for token in allowed}
+        reply = await self._call(
+            lambda: self._client.completions.create(
+                model=self.model_name, prompt=text, max_tokens=1, temperature=0, logprobs=1, logit_bias=bias
+            )
+        )
+        if reply.usage is not None:
+            self.token_usage.add(reply.usage.prompt_tokens, reply.usage.completion_tokens)
+        choice = reply.choices[0]
+        logprobs = choice.logprobs.token_logprobs if choice.logprobs is not None else None
+        return choice.text, float(logprobs[0]) if logprobs and logprobs[0] is not None else -math.inf
