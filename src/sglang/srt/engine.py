@@ -22,6 +22,7 @@ from sglang.srt.logs import configure_logging
 from sglang.srt.messages import ShutdownReq
 from sglang.srt.scheduler_process import build_scheduler, read_tokenizer
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
+from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.native_format import NativeCall, collect, parse_generate, stream_replies
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 from sglang.srt.server_args import ServerArgs
@@ -52,7 +53,9 @@ class Engine:
         tokenizer = read_tokenizer(config)
         scheduler, info = build_scheduler(config, tokenizer, self._link, self._link)
         self.tokenizer = tokenizer.result()
-        self._manager = TokenizerManager(self.tokenizer, dataclasses.asdict(info), config.http, config.text, self._link.post)
+        facts = dataclasses.asdict(info)
+        media = open_intake(config, facts, self.tokenizer)
+        self._manager = TokenizerManager(self.tokenizer, facts, config.http, config.text, self._link.post, media)
         self._loop_thread = threading.Thread(target=self._loop.run_forever, name="sglang-loop", daemon=True)
         self._scheduler_thread = threading.Thread(target=self._run, args=(scheduler,), name="sglang-scheduler", daemon=True)
         self._loop_thread.start()

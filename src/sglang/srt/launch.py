@@ -39,6 +39,7 @@ from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq, St
 from sglang.srt.scheduler_process import write_config
 from sglang.srt.server.http_protocol import LimitedProtocol
 from sglang.srt.server.http_server import create_app
+from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.starting import Door
 from sglang.srt.server.tokenization.tokenizer import open_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
@@ -157,7 +158,8 @@ class Server:
         for result in (info, tokenizer):
             if isinstance(result, BaseException):
                 raise result
-        manager = TokenizerManager(tokenizer, info, config.http, config.text, self._send)
+        media = await asyncio.to_thread(open_intake, config, info, tokenizer)
+        manager = TokenizerManager(tokenizer, info, config.http, config.text, self._send, media)
         self._door.app = create_app(manager, config.http, config.flags)
         self._manager = manager
         return manager

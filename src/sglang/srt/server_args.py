@@ -14,12 +14,14 @@ import random
 import sys
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from sglang.srt.config import (
     DeviceOptions,
     GrammarOptions,
     HttpOptions,
+    MediaOptions,
     MemoryOptions,
     ModelOptions,
     RuntimeConfig,
@@ -58,7 +60,7 @@ class ServerArgs:
     chat_template: str | None = _flag(None, "model", "a built-in template's name or a Jinja file; default: the model's own")
     json_model_override_args: str = _flag("{}", "model", "JSON merged into the model's config")
     is_embedding: bool = _flag(False, "model", "serve as an embedding model", unsupported=True)
-    enable_multimodal: bool = _flag(False, "model", "serve images", unsupported=True)
+    enable_multimodal: bool = _flag(False, "model", "models that see always do", no_effect=True)
     random_seed: int | None = _flag(None, "model", "seed of sampling where a request brings none")
     # device and memory
     device: str = _flag("auto", "device and memory", "where to run", choices=("auto", "cpu", "cuda"))
@@ -89,6 +91,15 @@ class ServerArgs:
     grammar_backend: str = _flag("llguidance", "constrained decoding", "grammar engine", choices=("llguidance", "none"))
     constrained_json_whitespace_pattern: str | None = _flag(None, "constrained decoding", "regex of white space inside JSON")
     grammar_compile_timeout: float = _flag(10.0, "constrained decoding", "seconds a constraint may take to compile")
+    # images and videos
+    allowed_media_domains: str | None = _flag(None, "images and videos", "hosts to fetch from, separated by commas; default: any")
+    allow_private_media: bool = _flag(False, "images and videos", "fetch from private and loopback addresses too")
+    media_root: str | None = _flag(None, "images and videos", "folder below which file:// URLs are read; default: none are")
+    media_timeout: float = _flag(20.0, "images and videos", "seconds that fetching one may take")
+    max_media_bytes: int = _flag(32 << 20, "images and videos", "largest file")
+    max_image_pixels: int = _flag(64 << 20, "images and videos", "largest picture or frame")
+    max_media_items: int = _flag(64, "images and videos", "most images and videos in a request")
+    max_video_frames: int = _flag(768, "images and videos", "longest video")
     # HTTP
     host: str = _flag("127.0.0.1", "HTTP", "address to listen on")
     port: int = _flag(30000, "HTTP", "port to listen on")
@@ -191,6 +202,16 @@ class ServerArgs:
                 drain_seconds=self.drain_seconds,
                 stop_with_stdin=self.stop_with_stdin,
             ),
+            media=MediaOptions(
+                allowed_domains=tuple(name.lower().rstrip(".") for name in _names(self.allowed_media_domains)),
+                allow_private=self.allow_private_media,
+                root=self.media_root,
+                timeout=self.media_timeout,
+                max_bytes=self.max_media_bytes,
+                max_pixels=self.max_image_pixels,
+                max_items=self.max_media_items,
+                max_frames=self.max_video_frames,
+            ),
             flags=self.public(seed),
         )
 
@@ -225,6 +246,11 @@ class ServerArgs:
         self._check_range("schedule_conservativeness", 0.0, 100.0)
         self._check_range("watchdog_timeout", 1.0, None)
         self._check_range("grammar_compile_timeout", 0.01, None)
+        self._check_range("media_timeout", 0.01, None)
+        for name in ("max_media_bytes", "max_image_pixels", "max_media_items", "max_video_frames"):
+            self._check_range(name, 1, None)
+        if self.media_root is not None and not Path(self.media_root).is_dir():
+            raise ConfigError(f"--media-root {self.media_root} is not a folder")
         self._check_range("request_timeout", 0.001, None)
         self._check_range("drain_seconds", 0.0, None)
         self._check_range("max_body_bytes", 1, None)
@@ -239,14 +265,7 @@ class ServerArgs:
 
 
 CLUSTER_FLAGS = frozenset(
-    "ep_size enable_ep_moe enable_deepep_moe deepep_mode deepep_config ep_num_redundant_experts ep_dispatch_algorithm "
-    "init_expert_location enable_eplb eplb_algorithm eplb_rebalance_num_iterations eplb_rebalance_layers_per_chunk "
-    "expert_distribution_recorder_mode expert_distribution_recorder_buffer_size enable_expert_distribution_metrics "
-    "moe_dense_tp_size enable_dp_attention enable_dp_lm_head enable_two_batch_overlap disaggregation_mode "
-    "disaggregation_transfer_backend disaggregation_bootstrap_port disaggregation_ib_device num_reserved_decode_tokens "
-    "pdlb_url enable_nccl_nvls disable_custom_all_reduce enable_mscclpp enable_p2p_check flashinfer_mla_disable_ragged "
-    "disable_shared_experts_fusion disable_chunked_prefix_cache enable_double_sparsity ds_channel_config_path "
-    "ds_heavy_channel_num ds_heavy_token_num ds_heavy_channel_type ds_sparse_decode_threshold".split()
+    ["ep_size", "enable_ep_moe", "enable_deepep_moe", "deepep_mode", "deepep_config", "ep_num_redundant_experts", "ep_dispatch_algorithm", "init_expert_location", "enable_eplb", "eplb_algorithm", "eplb_rebalance_num_iterations", "eplb_rebalance_layers_per_chunk", "expert_distribution_recorder_mode", "expert_distribution_recorder_buffer_size", "enable_expert_distribution_metrics", "moe_dense_tp_size", "enable_dp_attention", "enable_dp_lm_head", "enable_two_batch_overlap", "disaggregation_mode", "disaggregation_transfer_backend", "disaggregation_bootstrap_port", "disaggregation_ib_device", "num_reserved_decode_tokens", "pdlb_url", "enable_nccl_nvls", "disable_custom_all_reduce", "enable_mscclpp", "enable_p2p_check", "flashinfer_mla_disable_ragged", "disable_shared_experts_fusion", "disable_chunked_prefix_cache", "enable_double_sparsity", "ds_channel_config_path", "ds_heavy_channel_num", "ds_heavy_token_num", "ds_heavy_channel_type", "ds_sparse_decode_threshold"]
 )
 """Flags of the original that only matter for very large clusters: accepted, with a warning."""
 

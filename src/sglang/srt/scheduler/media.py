@@ -59,7 +59,7 @@ class PictureIds:
 
     def tree_ids(self, msg: TokenizedReq, prompt: Int32Array) -> Int32Array:
         """The prompt as the tree knows it."""
-        ids = prompt.copy()
+        ids: Int32Array = prompt.copy()
         for item in msg.media:
             at = self.first_id(item)
             for offset, length in item.spans:

@@ -12,6 +12,7 @@ import msgspec
 from sglang.srt.errors import RequestError
 from sglang.srt.messages import FinishReason, LogprobOptions, Position
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.multimodal.inputs import MediaInput
 
 DEFAULT_SAMPLING = SamplingParams()
 
@@ -21,7 +22,7 @@ class GenerateReq:
     """One call: a prompt or a batch of prompts, each sampled `sampling.n` times.
 
     Exactly one of `text` and `input_ids` is given. `sampling`, `logprobs` and `rid` are one for all or one for each prompt.
-    `max_new_tokens_is_default`: nobody asked for that many, so it shrinks to what fits. `add_special_tokens` is for `text`.
+    `media`: images and videos of each prompt, in the order of their placeholders. `max_new_tokens_is_default`: nobody asked for that many, so it shrinks to what fits. `add_special_tokens` is for `text`.
     """
 
     text: str | list[str] | None = None
@@ -32,6 +33,7 @@ class GenerateReq:
     stream: bool = False
     max_new_tokens_is_default: bool = False
     add_special_tokens: bool = True
+    media: list[list[MediaInput]] | None = None
     cache_salt: str | None = None
     priority: int = 0
     grammar_after: tuple[int, ...] = ()

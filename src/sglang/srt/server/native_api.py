@@ -94,7 +94,7 @@ class NativeApi:
                 "is_generation": True,
                 "preferred_sampling_params": self._options.preferred_sampling_params or None,
                 "architectures": [info["architecture"]],
-                "has_image_understanding": False,
+                "has_image_understanding": "image" in info.get("media_kinds", ()),
                 "has_chat_template": tokenizer is not None and tokenizer.has_chat_template,
                 "context_length": self._manager.context_len,
             }

@@ -14,6 +14,7 @@ from sglang.srt.messages import FinishReason, LogprobOptions, Position
 from sglang.srt.sampling_params import SamplingParams, parse_sampling_params
 from sglang.srt.server.fields import as_bool, as_int, as_text, check_known
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
+from sglang.srt.server.multimodal.inputs import parse_media
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 _FIELDS = frozenset(
@@ -33,13 +34,15 @@ _FIELDS = frozenset(
         "cache_salt",
         "extra_key",
         "priority",
+        "image_data",
+        "video_data",
+        "audio_data",
+        "modalities",
     ]
 )
-_MEDIA = ("image_data", "video_data", "audio_data")
 _UNSUPPORTED = frozenset(
     [
         "input_embeds",
-        "modalities",
         "lora_path",
         "session_params",
         "custom_logit_processor",
@@ -85,13 +88,10 @@ class NativeCall:
 def parse_generate(body: dict[str, Any], preferred: dict[str, Any] | None = None) -> NativeCall:
     """Checks a /generate body. `preferred` are sampling parameters for what the body leaves open.
 
-    Raises RequestError for unknown fields (naming the nearest), wrong types, and media; UnsupportedError for what would
+    Raises RequestError for unknown fields (naming the nearest), wrong types; UnsupportedError for what would
     change the answer and is not done here.
     """
-    check_known(body, _FIELDS | _UNSUPPORTED | set(_MEDIA), "field")
-    for name in _MEDIA:
-        if body.get(name) not in (None, [], ""):
-            raise UnsupportedError(f"{name}: this model reads text only", name)
+    check_known(body, _FIELDS | _UNSUPPORTED, "field")
     for name in _UNSUPPORTED:
         if body.get(name) not in (None, False, [], {}):
             raise UnsupportedError(f"{name} is not supported", name)
@@ -106,6 +106,7 @@ def parse_generate(body: dict[str, Any], preferred: dict[str, Any] | None = None
         input_ids=ids,
         sampling=sampling if is_batch else sampling[0],
         logprobs=[options for options, _ in logprobs] if is_batch else logprobs[0][0],
+        media=parse_media(body, count, is_batch),
         rid=_rid(body),
         stream=as_bool(body, "stream"),
         max_new_tokens_is_default=not any("max_new_tokens" in {**(preferred or {}), **(s or {})} for s in raw),

@@ -17,11 +17,11 @@ import itertools
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from sglang.srt.config import HttpOptions, TextOptions
-from sglang.srt.errors import EngineDeadError, OverloadError, RequestError, SglangError
+from sglang.srt.errors import EngineDeadError, OverloadError, RequestError, SglangError, UnsupportedError
 from sglang.srt.messages import (
     AbortReq,
     BatchTokenOut,
@@ -44,6 +44,9 @@ from sglang.srt.server.metrics import Metrics
 from sglang.srt.server.request_log import RequestLog
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from sglang.srt.server.validation import check_request, fit_length
+
+if TYPE_CHECKING:  # these need an image library, which a server of text does without
+    from sglang.srt.server.multimodal.intake import MediaIntake, MediaPrompt
 
 LONG_TEXT = 50_000
 """characters above which a call is tokenized on another thread"""
@@ -134,7 +137,8 @@ class Call:
 
 class TokenizerManager:
     """Owns all calls in flight. `send` hands a message to the scheduler; whoever receives gives its messages to `handle`, on
-    the event loop. `info` is forward_batch.ModelInfo as a dict. Without a tokenizer only ids go in and out."""
+    the event loop. `info` is forward_batch.ModelInfo as a dict. Without a tokenizer only ids go in and out.
+    `media` takes images and videos, for models that see."""
 
     def __init__(
         self,
@@ -143,8 +147,10 @@ class TokenizerManager:
         http: HttpOptions,
         text: TextOptions,
         send: Callable[[ToScheduler], None],
+        media: MediaIntake | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self.media = media
         self.info = info
         self.http = http
         self.text = text
@@ -183,7 +189,8 @@ class TokenizerManager:
         no scheduler."""
         self._check_alive()
         prompts = await self._tokenize(req)
-        requests = self._expand(req, prompts)
+        media = await self._take_media(req, prompts) if req.media is not None else {}
+        requests = self._expand(req, prompts, media)
         self._check_alive()  # it may have died while a long text was tokenized
         name = req.rid if isinstance(req.rid, str) else requests[0].rid
         if name in self._calls or any(r.rid in self._sequences for r in requests):
@@ -225,6 +232,16 @@ class TokenizerManager:
             return await asyncio.to_thread(tokenizer.encode_batch, texts, req.add_special_tokens)
         return [tokenizer.encode(text, req.add_special_tokens) for text in texts]
 
+    async def _take_media(self, req: GenerateReq, prompts: list[list[int]]) -> dict[int, MediaPrompt]:
+        """The prompts that have media, with these in place, by number. Raises RequestError."""
+        assert req.media is not None
+        if self.media is None:
+            raise UnsupportedError("this model reads text only: it cannot take images or videos", "image_data")
+        if len(req.media) != len(prompts):
+            raise RequestError(f"there are media for {len(req.media)} prompts, and {len(prompts)} prompts", "image_data")
+        self.media.check([item for inputs in req.media for item in inputs])
+        return {i: await self.media.take(prompts[i], inputs) for i, inputs in enumerate(req.media) if inputs}
+
     def _check_size(self, text: str) -> str:
         """Refuses, or truncates where that is allowed, what cannot fit however it is tokenized: before the work is done."""
         if len(text) <= self.max_chars:
@@ -240,7 +257,7 @@ class TokenizerManager:
         """No text longer than this fits in the context."""
         return self.context_len * self._longest_token
 
-    def _expand(self, req: GenerateReq, prompts: list[list[int]]) -> list[TokenizedReq]:
+    def _expand(self, req: GenerateReq, prompts: list[list[int]], media: dict[int, MediaPrompt]) -> list[TokenizedReq]:
         """One TokenizedReq for every sample of every prompt."""
         if not prompts:
             raise RequestError("the batch is empty", "text" if req.input_ids is None else "input_ids")
@@ -251,12 +268,12 @@ class TokenizerManager:
             raise RequestError(f"a request may ask for at most {MAX_SEQUENCES} sequences")
         now = time.monotonic()
         requests: list[TokenizedReq] = []
-        for prompt, sampling, options, rid in zip(prompts, samplings, logprobs, rids, strict=True):
-            ids = prompt or self._empty_prompt()
+        for i, (prompt, sampling, options, rid) in enumerate(zip(prompts, samplings, logprobs, rids, strict=True)):
+            seen = media.get(i)
+            ids = seen.ids if seen is not None else prompt or self._empty_prompt()
             check_request(ids, sampling, options, int(self.info["vocab_size"]), has_text=self.tokenizer is not None)
-            ids, fitted = fit_length(
-                ids, sampling, self.context_len, req.max_new_tokens_is_default, self.http.allow_auto_truncate
-            )
+            may_cut = self.http.allow_auto_truncate and seen is None
+            ids, fitted = fit_length(ids, sampling, self.context_len, req.max_new_tokens_is_default, may_cut)
             for name, choice in samples_of(rid, fitted):
                 requests.append(
                     TokenizedReq(
@@ -269,6 +286,9 @@ class TokenizerManager:
                         cache_salt=req.cache_salt,
                         priority=req.priority,
                         grammar_after=req.grammar_after,
+                        media=seen.items if seen is not None else (),
+                        rope_positions=seen.rope_positions if seen is not None else b"",
+                        rope_delta=seen.rope_delta if seen is not None else 0,
                         received_at=now,
                     )
                 )

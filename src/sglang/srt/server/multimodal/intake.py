@@ -18,24 +18,16 @@ from pathlib import Path
 
 from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
-from sglang.srt.media_item import MediaItem, MediaKind
+from sglang.srt.media_item import MediaItem
+from sglang.srt.server.multimodal.inputs import MediaInput
 from sglang.srt.server.multimodal.media import decode_image, decode_video
-from sglang.srt.server.multimodal.processors.base import Detail, ModelFolder, Processor
+from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
 from sglang.srt.server.multimodal.processors.registry import create_processor
 from sglang.srt.server.multimodal.sources import Fetched, Sources
 from sglang.srt.server.multimodal.spans import Picture, expand
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 PICTURE_BYTES = 128 << 20
-
-
-@dataclass(frozen=True)
-class MediaInput:
-    """An image or video as a request names it."""
-
-    kind: MediaKind
-    source: str | bytes
-    detail: Detail = "auto"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.messages import LogprobOptions, Position
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
+from sglang.srt.server.multimodal.inputs import MediaInput
 from sglang.srt.server.openai.logprobs import chat_logprobs
 from sglang.srt.server.openai.messages import parse_messages
 from sglang.srt.server.openai.protocol import ChatRequest
@@ -29,9 +30,16 @@ class ChatCall:
     """One chat request on its way: what to generate, and how its answer looks."""
 
     def __init__(
-        self, request: ChatRequest, tokenizer: Tokenizer, defaults: dict[str, Any], served_name: str, max_chars: int
+        self,
+        request: ChatRequest,
+        tokenizer: Tokenizer,
+        defaults: dict[str, Any],
+        served_name: str,
+        max_chars: int,
+        sees: bool = False,
     ) -> None:
         self._max_chars = max_chars
+        self._sees = sees
         self._tokenizer = tokenizer
         self._model = request.model or served_name
         self._created = int(time.time())
@@ -44,7 +52,8 @@ class ChatCall:
 
     def _generate_req(self, request: ChatRequest, sampling: SamplingParams) -> GenerateReq:
         template = self._tokenizer.chat_template()
-        messages = parse_messages(request.messages, template)
+        media: list[MediaInput] | None = [] if self._sees else None
+        messages = parse_messages(request.messages, template, media)
         variables = dict(request.chat_template_kwargs or {})
         if request.reasoning_effort is not None:
             if not template.mentions("reasoning_effort"):
@@ -60,6 +69,7 @@ class ChatCall:
             raise UnsupportedError("add_generation_prompt: false is not supported; use continue_final_message")
         return GenerateReq(
             input_ids=ids,
+            media=[media] if media else None,
             sampling=sampling,
             logprobs=LogprobOptions(top_num=self._num_top) if request.logprobs else None,
             rid=request.rid or None,

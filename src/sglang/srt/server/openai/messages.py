@@ -7,6 +7,7 @@ from typing import Any
 
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.server.fields import unknown_message
+from sglang.srt.server.multimodal.inputs import MediaInput, parse_part
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
@@ -17,14 +18,17 @@ _MEDIA = frozenset({"image_url", "video_url", "audio_url", "input_audio", "image
 _PLAIN = frozenset({"role", "content"})
 
 
-def parse_messages(raw: list[dict[str, Any]], template: ChatTemplate) -> list[dict[str, Any]]:
-    """Messages for the template. Raises RequestError naming the message at fault."""
+def parse_messages(
+    raw: list[dict[str, Any]], template: ChatTemplate, media: list[MediaInput] | None = None
+) -> list[dict[str, Any]]:
+    """Messages for the template. Images and videos are appended to `media`, in their order; without it they are refused. Raises
+    RequestError naming the message at fault."""
     if not raw:
         raise RequestError("messages must not be empty", "messages")
-    return [_message(message, f"messages[{i}]", template) for i, message in enumerate(raw)]
+    return [_message(message, f"messages[{i}]", template, media) for i, message in enumerate(raw)]
 
 
-def _message(raw: dict[str, Any], where: str, template: ChatTemplate) -> dict[str, Any]:
+def _message(raw: dict[str, Any], where: str, template: ChatTemplate, media: list[MediaInput] | None) -> dict[str, Any]:
     role = raw.get("role")
     role = role.lower() if isinstance(role, str) else None
     if role not in ROLES:
@@ -39,7 +43,7 @@ def _message(raw: dict[str, Any], where: str, template: ChatTemplate) -> dict[st
             raise UnsupportedError(f"{where}.{key} is not supported", "messages")
         if key not in _KEYS and key not in _EMPTY_KEYS:
             raise RequestError(f"{where}: {unknown_message(key, _KEYS, 'key')}", "messages")
-    message: dict[str, Any] = {"role": role, "content": _content(content, where, role, raw, template.wants_parts)}
+    message: dict[str, Any] = {"role": role, "content": _content(content, where, role, raw, template.wants_parts, media)}
     for key in ("name", "tool_call_id", "reasoning_content"):
         if (value := raw.get(key)) is not None:
             if not isinstance(value, str):
@@ -50,7 +54,9 @@ def _message(raw: dict[str, Any], where: str, template: ChatTemplate) -> dict[st
     return message
 
 
-def _content(content: Any, where: str, role: str, raw: dict[str, Any], wants_parts: bool) -> str | list[dict[str, str]]:
+def _content(
+    content: Any, where: str, role: str, raw: dict[str, Any], wants_parts: bool, media: list[MediaInput] | None
+) -> str | list[dict[str, str]]:
     if content is None and (role == "assistant" or raw.get("tool_calls")):
         refusal = raw.get("refusal")
         content = refusal if isinstance(refusal, str) else ""
@@ -58,14 +64,27 @@ def _content(content: Any, where: str, role: str, raw: dict[str, Any], wants_par
         return [{"type": "text", "text": content}] if wants_parts else content
     if not isinstance(content, list):
         raise RequestError(f"{where}.content must be a string or a list of parts", "messages")
-    texts = [_part_text(part, f"{where}.content[{i}]") for i, part in enumerate(content)]
-    return [{"type": "text", "text": text} for text in texts] if wants_parts else " ".join(texts)
+    parts = [_part(part, f"{where}.content[{i}]", wants_parts, media) for i, part in enumerate(content)]
+    return parts if wants_parts else " ".join(part["text"] for part in parts)
+
+
+def _part(part: Any, where: str, wants_parts: bool, media: list[MediaInput] | None) -> dict[str, str]:
+    """A part as templates read it: text, or the place of an image or video."""
+    found = parse_part(part, where) if isinstance(part, dict) else None
+    if found is None:
+        return {"type": "text", "text": _part_text(part, where)}
+    if media is None:
+        raise UnsupportedError(f"{where} is of type {part['type']!r}, but this model reads text only", "messages")
+    if not wants_parts:
+        raise UnsupportedError(f"{where} is of type {part['type']!r}, but the chat template takes text only", "messages")
+    media.append(found)
+    return {"type": found.kind}
 
 
 def _part_text(part: Any, where: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(kind, str) and kind in _MEDIA:
-        raise UnsupportedError(f"{where} is of type {kind!r}, but this model reads text only", "messages")
+        raise UnsupportedError(f"{where} is of type {kind!r}, which this server does not read", "messages")
     text = part.get("refusal" if kind == "refusal" else "text") if kind in ("text", "refusal") else None
     if not isinstance(text, str):
         raise RequestError(f'{where} must be an object like {{"type": "text", "text": "..."}}', "messages")

@@ -40,7 +40,8 @@ class OpenAIApi:
     async def chat(self, request: Request) -> Response:
         body = parse_request(ChatRequest, await read_object(request))
         tokenizer, max_chars = self._manager.need_tokenizer(), self._manager.max_chars
-        make = partial(ChatCall, body, tokenizer, self._defaults, self._name, max_chars)
+        sees = self._manager.media is not None
+        make = partial(ChatCall, body, tokenizer, self._defaults, self._name, max_chars, sees)
         is_long = len(await request.body()) > LONG_TEXT  # rendering and tokenizing it here would hold up everybody else
         return await self._run(request, await asyncio.to_thread(make) if is_long else make())
 

@@ -208,7 +208,8 @@ def _angles(h: int, w: int, merge: int, head_dim: int) -> Float32:
     down, across = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
 
     def by_squares(a: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        return a.reshape(h // merge, merge, w // merge, merge).transpose(0, 2, 1, 3).reshape(-1)
+        squares: npt.NDArray[np.intp] = a.reshape(h // merge, merge, w // merge, merge).transpose(0, 2, 1, 3).reshape(-1)
+        return squares
 
     both = [by_squares(down)[:, None] * freqs, by_squares(across)[:, None] * freqs]
     return np.concatenate(both, axis=1).astype(np.float32)

@@ -11,7 +11,7 @@ import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,10 @@ from PIL import Image
 
 from sglang.srt.errors import ModelError, RequestError
 from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.inputs import Detail
 from sglang.srt.server.multimodal.spans import Int32, Picture, Span
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
-Detail = Literal["auto", "low", "high"]
 LOW_DETAIL_PIXELS = 512 * 512
 """what "low" allows a picture at most, where the model can choose (source: the OpenAI API)"""
 

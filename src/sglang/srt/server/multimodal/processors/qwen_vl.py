@@ -9,9 +9,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.inputs import Detail
 from sglang.srt.server.multimodal.processors.base import (
     LOW_DETAIL_PIXELS,
-    Detail,
     ModelFolder,
     fingerprint_of,
     picture_hash,
