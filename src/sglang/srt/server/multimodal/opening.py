@@ -1,0 +1,26 @@
+"""Opens the way in for media, if the model sees: the one place that imports what a server of text does without."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.checkpoint.resolve import resolve_model
+from sglang.srt.config import RuntimeConfig
+from sglang.srt.errors import ConfigError
+from sglang.srt.server.tokenization.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from sglang.srt.server.multimodal.intake import MediaIntake
+
+
+def open_intake(config: RuntimeConfig, info: dict[str, Any], tokenizer: Tokenizer | None) -> MediaIntake | None:
+    """None for a model of text, or without a tokenizer. `info` is forward_batch.ModelInfo as a dict. Raises ConfigError."""
+    if not info.get("media_kinds") or tokenizer is None:
+        return None
+    try:
+        from sglang.srt.server.multimodal.intake import create_intake
+    except ImportError as error:
+        raise ConfigError(f"this model takes images, which needs Pillow and transformers ({error}): install sglang-anywhere[srt,vision]") from error
+    model = config.model
+    files = resolve_model(model.model_path, revision=model.revision, download_dir=model.download_dir)
+    return create_intake(files.path, tokenizer, config.media)
