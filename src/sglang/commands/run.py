@@ -23,7 +23,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", metavar="SCHEMA", help="the answer follows this JSON schema (text or file)")
     parser.add_argument("--raw", action="store_true", help="continue the prompt, without a chat template")
     parser.add_argument("--temperature", type=float, metavar="T")
-    parser.add_argument("--max-tokens", type=int, metavar="N")
+    parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)")
     parser.add_argument("--seed", type=int, metavar="N")
     add_server_choice(parser)
     parser.epilog = "Further flags are those of sglang serve."
@@ -58,7 +58,7 @@ def _request(
     body = {k: v for k, v in given.items() if v is not None} | {"model": connection.model_name(), "stream": True}
     info = connection.get("/get_model_info") or {}
     if args.raw or not info.get("has_chat_template", True):
-        return "/v1/completions", {"max_tokens": 256} | body | {"prompt": prompt}
+        return "/v1/completions", body | {"prompt": prompt}
     content: Any = [*pictures, {"type": "text", "text": prompt}] if pictures else prompt
     system = [{"role": "system", "content": args.system}] if args.system else []
     return "/v1/chat/completions", body | {"messages": [*system, {"role": "user", "content": content}]}

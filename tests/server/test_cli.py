@@ -1,0 +1,198 @@
+"""The commands as people type them: each in a process of its own, against a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import ROOT, RunningServer
+
+Process = subprocess.CompletedProcess[str]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+
+
+def sglang(*words: str, stdin: str = "", timeout: float = 120) -> Process:
+    command = [sys.executable, "-m", "sglang.cli", *words]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=ENVIRONMENT, timeout=timeout)
+
+
+def one_line(result: Process, status: int = 1) -> str:
+    assert result.returncode == status, result.stderr
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr, result.stderr
+    return result.stderr
+
+
+def test_version() -> None:
+    import sglang as package
+
+    assert sglang("--version").stdout == f"sglang-anywhere {package.__version__}\n"
+
+
+def test_help_names_every_command() -> None:
+    shown = sglang("--help").stdout
+    assert all(name in shown for name in ("serve", "chat", "run", "bench serve", "bench offline", "models"))
+
+
+def test_unknown_command_names_the_nearest() -> None:
+    assert "'serve'" in one_line(sglang("sreve"), 2)
+
+
+def test_serve_help_is_grouped() -> None:
+    shown = sglang("serve", "--help").stdout
+    for heading in ("model:", "device and memory:", "scheduling:", "constrained decoding:", "HTTP:", "operation:"):
+        assert f"\n{heading}\n" in shown, heading
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_models_are_listed_with_size_and_place(server: RunningServer) -> None:
+    shown = sglang("models").stdout
+    line = next(line for line in shown.splitlines() if "smollm2-135m-instruct" in line)
+    assert line.startswith("*") and "98 MB" in line and "cached" in line
+    assert "not here" in sglang("models", "--download-dir", "/nonexistent").stdout
+
+
+# --- chat -------------------------------------------------------------------------------------------------------------------
+
+
+def chat(server: RunningServer, lines: str, *flags: str) -> str:
+    result = sglang("chat", "--url", server.url, "--temperature", "0", *flags, stdin=lines)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_chat_answers_and_remembers(server: RunningServer, tmp_path: Path) -> None:
+    saved = tmp_path / "chat.json"
+    shown = chat(
+        server,
+        f"What is the capital of France? Answer in one sentence.\nWhat did I ask?\n/history\n/save {saved}\n/exit\n",
+        "--max-tokens",
+        "24",
+    )
+    assert "Paris" in shown
+    assert len(re.findall(r"\[\d+ tokens, [\d.]+ tokens/s, first after [\d.]+ s", shown)) == 2
+    messages = json.loads(saved.read_text())
+    assert [m["role"] for m in messages] == ["user", "assistant", "user", "assistant"]
+
+
+def test_chat_takes_several_lines(server: RunningServer, tmp_path: Path) -> None:
+    saved = tmp_path / "chat.json"
+    chat(server, f'one\\\ntwo\n"""\nthree\nfour\n"""\n/save {saved}\n', "--max-tokens", "2")
+    assert [m["content"] for m in json.loads(saved.read_text()) if m["role"] == "user"] == ["one\ntwo", "three\nfour"]
+
+
+def test_chat_json_answers_follow_the_schema(server: RunningServer, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type":"object","properties":{"age":{"type":"integer","maximum":99}},"required":["age"]}')
+    saved = tmp_path / "chat.json"
+    chat(server, f"/json {schema}\nHow old is Bob?\n/save {saved}\n", "--max-tokens", "40")
+    assert isinstance(json.loads(json.loads(saved.read_text())[1]["content"])["age"], int)
+
+
+def test_chat_commands_change_what_is_sent(server: RunningServer, tmp_path: Path) -> None:
+    saved = tmp_path / "chat.json"
+    lines = f"/set max_tokens 3\nHello\n/set ignore_eos true\n/retry\n/undo\nAgain\n/save {saved}\n/reset\n/history\n/system Be kind\n"
+    shown = chat(server, lines)
+    assert shown.count("[3 tokens") == 3 and "system: Be kind" in shown
+    assert [m["content"] for m in json.loads(saved.read_text()) if m["role"] == "user"] == ["Again"]
+
+
+def test_chat_lives_on_after_a_mistake(server: RunningServer) -> None:
+    shown = chat(server, "/nothing\n/set top_p 7\nHello\n/set top_p\n/set max_tokens 2\nHello\n/image x.txt\n/json {\n")
+    assert "there is no /nothing" in shown and "top_p" in shown and "[2 tokens" in shown
+    assert "not valid JSON" in shown and "error" in shown.split("/image", 1)[0]
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_chat(server: RunningServer, http: httpx.Client) -> None:
+    command = [sys.executable, "-u", "-m", "sglang.cli", "chat", "--url", server.url]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("/set ignore_eos true\nTell a long story.\n")
+        process.stdin.flush()
+        assert process.stdout.read(20)  # it is answering
+        process.send_signal(signal.SIGINT)
+        process.stdin.write("/set max_tokens 2\nHello\n")
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+    assert "stopped]" in out and "[2 tokens" in out
+    deadline = time.monotonic() + 20
+    while http.get("/get_server_info").json()["internal_states"][0]["num_running"]:
+        assert time.monotonic() < deadline, "the answer that was stopped still runs"
+        time.sleep(0.05)
+
+
+def test_chat_with_nobody_there() -> None:
+    assert "cannot reach the server" in one_line(sglang("chat", "--url", "http://127.0.0.1:9"))
+
+
+def test_a_model_and_a_url_are_one_too_many(server: RunningServer) -> None:
+    assert "--url" in one_line(sglang("chat", "smollm2-135m-instruct", "--url", server.url))
+
+
+# --- run --------------------------------------------------------------------------------------------------------------------
+
+
+def test_run_starts_a_model_and_leaves_nothing(tmp_path: Path) -> None:
+    result = sglang(
+        "run", "smollm2-135m-instruct", "What is the capital of France? Answer in one sentence.", "--temperature", "0"
+    )
+    assert result.returncode == 0 and "Paris" in result.stdout, result.stderr
+
+
+def test_run_reads_standard_input_and_continues_texts(server: RunningServer) -> None:
+    result = sglang("run", "--url", server.url, "--raw", "--max-tokens", "4", "--temperature", "0", "-", stdin="1, 2, 3, 4,")
+    assert result.stdout.strip().startswith("5"), result
+
+
+def test_run_with_a_bad_flag_or_model_is_one_line() -> None:
+    assert "--threads" in one_line(sglang("run", "hello", "--treads", "2"), 2)
+    assert "no-such-model" in one_line(sglang("run", "./no-such-model", "hello"))
+
+
+# --- bench ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("api", ["native", "completions", "chat"])
+def test_bench_serve_counts_what_it_sent(server: RunningServer, tmp_path: Path, api: str) -> None:
+    figures, picture = tmp_path / "bench.json", tmp_path / "bench.svg"
+    shape = ["--num-requests", "6", "--input-len", "20", "--output-len", "5", "--shared-prefix-len", "40", "--concurrency", "3"]
+    result = sglang(
+        "bench", "serve", "--url", server.url, "--api", api, *shape, "--json", str(figures), "--chart", str(picture)
+    )
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(figures.read_text())
+    assert summary["completed"] == 6 and summary["failed"] == 0
+    assert summary["output_tokens"] == 30
+    if api != "chat":
+        assert summary["input_tokens"] == 6 * 60 and summary["cached_tokens"] >= 5 * 39
+    times = summary["milliseconds"]
+    assert 0 < times["time_to_first_token"]["p50"] <= times["end-to-end_latency"]["p50"]
+    assert times["time_to_first_token"]["p50"] <= times["time_to_first_token"]["p99"] <= times["time_to_first_token"]["max"]
+    assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+
+
+def test_bench_serve_paces_requests(server: RunningServer) -> None:
+    flags = ["--num-requests", "8", "--input-len", "4", "--output-len", "1", "--request-rate", "8", "--json", "-"]
+    summary = json.loads(sglang("bench", "serve", "--url", server.url, *flags).stdout)
+    assert summary["seconds"] > 0.3, "a Poisson process of rate 8 with this seed takes longer for 8 requests"
+
+
+def test_bench_offline() -> None:
+    flags = ["--num-requests", "2", "--input-len", "8", "--output-len", "4", "--json", "-", "--max-total-tokens", "512"]
+    summary = json.loads(sglang("bench", "offline", *flags).stdout)
+    assert summary["completed"] == 2 and summary["output_tokens"] == 8 and summary["input_tokens"] == 16
+
+
+def test_bench_refuses_nonsense() -> None:
+    assert "--spread" in one_line(sglang("bench", "serve", "--spread", "2"), 2)
