@@ -16,7 +16,8 @@ constexpr int kMaxThreads = 256;
 // comes first, so a thread whose core is busy elsewhere simply takes fewer.
 struct Ctx {
   int tid;                             // 0 .. n-1
-  int n;                               // threads in this run
+  int n;                               // threads that run this op; may differ from op to op
+  int size;                            // threads of the pool: for choices that two ops must make alike
   std::atomic<int>* next;
   char* scratch;                       // kScratchBytes, 64-byte aligned
   ALWAYS int take() const { return next->fetch_add(1, std::memory_order_relaxed); }

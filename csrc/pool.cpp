@@ -47,9 +47,10 @@ class FlushDenormals {
 #endif
 };
 
-constexpr int kSpinsBeforeYield = 4000;          // in a barrier, about 0.1 ms: then the other core may have been taken away
-constexpr uint64_t kShortRunNs = 100'000;        // runs shorter than this say nothing about the machine
-constexpr double kTooMuchWaiting = 0.25;         // share of the threads' time
+constexpr int kSpins = 4000;           // in a barrier, about 0.1 ms: then a core may have been taken away
+// Threads are given up when they lost a time slice's worth of time and a fifth of all their time by waiting. (With half of it
+// lost, two threads are no faster than one.)
+constexpr double kLostNs = 2e6, kLostShare = 0.2;
 constexpr uint64_t kHoldMinNs = 20'000'000, kHoldMaxNs = 640'000'000;
 
 double ticks_per_ns() {
@@ -76,8 +77,9 @@ uint64_t ticks() {
 }
 
 Pool::Pool(int threads, int spin_us)
-    : size_(threads), spin_us_(spin_us), owner_(long(getpid())), waited_(size_t(threads)), active_(threads), hold_(kHoldMinNs) {
+    : size_(threads), spin_us_(spin_us), owner_(long(getpid())), state_(size_t(threads > 0 ? threads : 0)), limit_(threads), hold_(kHoldMinNs) {
   if (threads < 1 || threads > kMaxThreads) throw std::invalid_argument("threads must be between 1 and 256");
+  ticks_per_ns();                      // measured now, not in a run
   void* p = nullptr;
   if (posix_memalign(&p, 4096, kScratchBytes * size_t(threads))) throw std::bad_alloc();
   scratch_ = static_cast<char*>(p);
@@ -92,7 +94,6 @@ Pool::~Pool() {
   {
     std::lock_guard<std::mutex> lock(sleep_mutex_);
     stop_.store(true);
-    job_.fetch_add(uint64_t(1) << 16);
   }
   wake_.notify_all();
   for (auto& t : threads_) t.join();
@@ -104,116 +105,165 @@ bool Pool::forked() const { return owner_ != long(getpid()); }
 void Pool::set_adaptive(bool on) {
   std::lock_guard<std::mutex> lock(run_mutex_);
   adaptive_ = on;
-  active_ = size_;
-  strikes_ = good_runs_ = 0;
+  limit_ = size_;
   hold_ = kHoldMinNs;
-  retry_at_ = 0;
+}
+
+// Claims the threads n, n + 1, ... that are awake, up to limit_; returns how many threads there are with them.
+int Pool::claim_from(int n) {
+  for (int limit = limit_; n < limit; n++) {
+    int awake = kAwake;
+    if (!state_[size_t(n)].state.compare_exchange_strong(awake, kClaimed, std::memory_order_acq_rel)) break;
+  }
+  return n;
+}
+
+// Wakes the threads that may take part.
+void Pool::call() {
+  const int limit = limit_;
+  if (limit == 1) return;
+  wanted_.store(((wanted_.load(std::memory_order_relaxed) >> 16) + 1) << 16 | uint64_t(limit), std::memory_order_seq_cst);
+  if (sleeping_.load(std::memory_order_seq_cst) == 0) return;
+  { std::lock_guard<std::mutex> lock(sleep_mutex_); }
+  wake_.notify_all();
+}
+
+void Pool::invite(int n, size_t first_op) {
+  first_op_ = first_op;
+  const uint64_t number = (job_.load(std::memory_order_relaxed) >> 16) + 1;
+  job_.store(number << 16 | uint64_t(n), std::memory_order_release);
 }
 
 void Pool::run(const Op* ops, size_t count, uint64_t* spent) {
+  if (count == 0) return;
   std::lock_guard<std::mutex> lock(run_mutex_);
   FlushDenormals flush;
-  if (forked()) active_ = 1, adaptive_ = false;
-  const bool retry = active_ < size_ && adaptive_ && nanoseconds() >= retry_at_;
-  if (retry) active_ = size_;
-  const int n = active_;
-  next_.store(0, std::memory_order_relaxed);
-  if (n == 1) {
-    work(0, 1, ops, count, spent);
-    return;
-  }
+  if (forked()) limit_ = 1, adaptive_ = false;
+  else if (limit_ < size_ && nanoseconds() >= retry_at_) limit_ = size_;
   ops_ = ops;
   count_ = count;
-  for (int i = 0; i < n; i++) waited_[size_t(i)].ticks.store(0, std::memory_order_relaxed);
-  const uint64_t job = job_.load(std::memory_order_relaxed);
-  job_.store((((job >> 16) + 1) << 16) | uint64_t(n), std::memory_order_seq_cst);
-  if (sleeping_.load(std::memory_order_seq_cst) > 0) {
-    { std::lock_guard<std::mutex> sleep(sleep_mutex_); }
-    wake_.notify_all();
+  next_.store(0, std::memory_order_relaxed);
+  call();
+  int n = claim_from(1);
+  for (int k = 1; !adaptive_ && n < limit_; k++) {
+    if (k % 256 == 0) call();          // one may have fallen asleep since
+    pause_cpu();
+    n = claim_from(n);
   }
-  const uint64_t t0 = ticks();
-  work(0, n, ops, count, spent);
-  if (adaptive_) adapt(ticks() - t0);
+  waited_ *= 0.5;
+  lasted_ *= 0.5;
+  began_ = ticks();
+  const int limit = limit_;
+  phase_.store(((phase_.load(std::memory_order_relaxed) >> 16) + 1) << 16 | uint64_t(n), std::memory_order_relaxed);
+  if (n > 1) invite(n, 0);
+  work(0, n, 0, spent);
+  const double lasted = double(ticks() - began_);
+  lasted_ += lasted * double(limit);
+  if (limit_ < limit) {                // given up: for so long, and for a few runs at least
+    const auto few_runs = uint64_t(8 * lasted / ticks_per_ns());
+    retry_at_ = nanoseconds() + (few_runs > hold_ ? few_runs : hold_);
+    hold_ = hold_ * 2 < kHoldMaxNs ? hold_ * 2 : kHoldMaxNs;
+    good_runs_ = 0;
+    waited_ = lasted_ = 0;
+  } else if (limit == size_ && ++good_runs_ >= 16) {
+    hold_ = kHoldMinNs;
+  }
 }
 
-// Called after a run with all threads. A run in which much of the threads' time went into waiting is a strike; two of them, or
-// one very long one, and half the threads are given up for a while, a longer while each time it happens again.
-void Pool::adapt(uint64_t total) {
-  const double ns = double(total) / ticks_per_ns();
-  if (ns < double(kShortRunNs)) return;
-  uint64_t waited = 0;
-  for (int i = 0; i < active_; i++) waited += waited_[size_t(i)].ticks.load(std::memory_order_relaxed);
-  const bool bad = double(waited) > kTooMuchWaiting * double(total) * double(active_);
-  if (!bad) {
-    strikes_ = 0;
-    if (++good_runs_ >= 16) hold_ = kHoldMinNs;
-    return;
-  }
-  good_runs_ = 0;
-  if (++strikes_ < 2 && ns < 2e7) return;
-  strikes_ = 1;                        // after the hold one bad run is enough
-  active_ = (active_ + 1) / 2;
-  retry_at_ = nanoseconds() + hold_;
-  hold_ = hold_ * 2 < kHoldMaxNs ? hold_ * 2 : kHoldMaxNs;
-}
-
-void Pool::work(int tid, int n, const Op* ops, size_t count, uint64_t* spent) {
-  const Ctx c{tid, n, &next_, scratch_ + kScratchBytes * size_t(tid)};
-  for (size_t i = 0; i < count; i++) {
+void Pool::work(int tid, int n, size_t first, uint64_t* spent) {
+  const Op* ops = ops_;
+  const size_t count = count_;
+  for (size_t i = first; i < count; i++) {
     const uint64_t t0 = spent ? ticks() : 0;
+    const Ctx c{tid, n, size_, &next_, scratch_ + kScratchBytes * size_t(tid)};
     ops[i].fn(ops[i].args, c);
-    if (n == 1) next_.store(0, std::memory_order_relaxed);
-    else barrier(tid, n);
+    n = barrier(tid, n, i + 1);
     if (spent) spent[i] += ticks() - t0;
+    if (tid >= n) return;              // given up
   }
 }
 
-void Pool::barrier(int tid, int n) {
-  const uint32_t phase = phase_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == n - 1) {
+// Waits for the n threads that run this op; returns how many run the next.
+int Pool::barrier(int tid, int n, size_t next_op) {
+  const uint64_t phase = phase_.load(std::memory_order_relaxed);
+  if (n > 1) state_[size_t(tid)].arrived.store(ticks(), std::memory_order_relaxed);
+  if (n == 1 || arrived_.fetch_add(1, std::memory_order_acq_rel) == n - 1) {
+    const int m = judge(n, next_op);
     arrived_.store(0, std::memory_order_relaxed);
     next_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
-    return;
+    if (n == 1 && m == 1) return 1;
+    phase_.store(((phase >> 16) + 1) << 16 | uint64_t(m), std::memory_order_seq_cst);
+    if (blocked_.load(std::memory_order_seq_cst) > 0) {
+      { std::lock_guard<std::mutex> lock(sleep_mutex_); }
+      go_on_.notify_all();
+    }
+    if (m > n) invite(m, next_op);
+    return m;
   }
-  const uint64_t t0 = ticks();
-  for (int k = 0; phase_.load(std::memory_order_acquire) == phase; k++) {
-    if (k < kSpinsBeforeYield) pause_cpu();
-    else sched_yield();
+  for (int k = 0; k < kSpins; k++) {
+    const uint64_t now = phase_.load(std::memory_order_acquire);
+    if (now != phase) return int(now & 0xffff);
+    pause_cpu();
   }
-  auto& w = waited_[size_t(tid)].ticks;
-  w.store(w.load(std::memory_order_relaxed) + (ticks() - t0), std::memory_order_relaxed);
+  // Whoever we wait for has lost its core: sleeping leaves it ours.
+  std::unique_lock<std::mutex> lock(sleep_mutex_);
+  blocked_.fetch_add(1, std::memory_order_seq_cst);
+  uint64_t now;
+  go_on_.wait(lock, [&] { return (now = phase_.load(std::memory_order_seq_cst)) != phase; });
+  blocked_.fetch_sub(1, std::memory_order_relaxed);
+  return int(now & 0xffff);
 }
 
-// Spins for a while, giving way to others after the first moments, then sleeps.
-uint64_t Pool::wait_for_job(int tid, uint64_t seen) {
-  const auto mine = [&](uint64_t job) { return job != seen && (tid < int(job & 0xffff) || stop_.load()); };
-  const uint64_t begin = nanoseconds();
-  uint64_t job;
-  for (int k = 0; !mine(job = job_.load(std::memory_order_acquire)); k++) {
-    pause_cpu();
-    if (k % 64 != 63) continue;
-    const uint64_t gone = nanoseconds() - begin;
-    if (gone < 20'000) continue;
-    if (gone < uint64_t(spin_us_) * 1000) {
-      sched_yield();
-      continue;
+// At a barrier where all n threads are: how many go on. All leave after the last op.
+int Pool::judge(int n, size_t next_op) {
+  if (next_op == count_) return n;
+  if (n > 1 && adaptive_) {
+    const uint64_t now = ticks();
+    for (int i = 0; i < n; i++) waited_ += double(now - state_[size_t(i)].arrived.load(std::memory_order_relaxed));
+    const double lasted = lasted_ + double(now - began_) * double(n), rate = ticks_per_ns();
+    if (waited_ > kLostNs * rate && waited_ > kLostShare * lasted) {
+      limit_ = (n + 1) / 2;
+      waited_ = 0;
+      return limit_;
+    }
+  }
+  return n < limit_ ? claim_from(n) : n;
+}
+
+// Between runs: spins for a while, giving way to others after the first moments, then sleeps until a run could use it. A
+// thread is invited only after it said that it is awake, so whatever was in job_ before is not for it.
+int Pool::wait_for_invitation(int tid) {
+  auto& state = state_[size_t(tid)].state;
+  for (;;) {
+    const uint64_t seen = job_.load(std::memory_order_acquire), run = wanted_.load(std::memory_order_acquire);
+    state.store(kAwake, std::memory_order_release);
+    const uint64_t begin = nanoseconds();
+    for (int k = 0; !stop_.load(std::memory_order_relaxed); k++) {
+      const uint64_t job = job_.load(std::memory_order_acquire);
+      if (job != seen && tid < int(job & 0xffff)) return int(job & 0xffff);
+      pause_cpu();
+      if (k % 64 != 63) continue;
+      const uint64_t gone = nanoseconds() - begin;
+      int awake = kAwake;
+      if (gone > uint64_t(spin_us_) * 1000 && state.compare_exchange_strong(awake, kAsleep, std::memory_order_acq_rel)) break;
+      if (gone > 20'000) sched_yield();
     }
     std::unique_lock<std::mutex> lock(sleep_mutex_);
     sleeping_.fetch_add(1, std::memory_order_seq_cst);
-    wake_.wait(lock, [&] { return mine(job = job_.load(std::memory_order_seq_cst)); });
+    wake_.wait(lock, [&] {
+      const uint64_t now = wanted_.load(std::memory_order_seq_cst);
+      return stop_.load() || (now != run && tid < int(now & 0xffff));
+    });
     sleeping_.fetch_sub(1, std::memory_order_relaxed);
-    return job;
+    if (stop_.load()) return 0;
   }
-  return job;
 }
 
 void Pool::worker(int tid) {
   FlushDenormals flush;
-  uint64_t seen = 0;
   for (;;) {
-    seen = wait_for_job(tid, seen);
+    const int n = wait_for_invitation(tid);
     if (stop_.load()) return;
-    work(tid, int(seen & 0xffff), ops_, count_, nullptr);
+    work(tid, n, first_op_, nullptr);
   }
 }

@@ -307,7 +307,7 @@ static void attention(const void* args, const Ctx& c) {
   int base = 0, used = 0, u = c.take();
   for (int i = 0; i < n; i++) {
     if (!valid(a, i)) continue;
-    const Cut k = cut(a, i, c.n, &used);
+    const Cut k = cut(a, i, c.size, &used);
     for (; u < base + k.units; u = c.take()) attention_unit(a, k, i, u - base, c.scratch);
     base += k.units;
   }
@@ -342,7 +342,7 @@ static void attention_finish(const void* args, const Ctx& c) {
   int base = 0, used = 0, u = c.take();
   for (int i = 0; i < n; i++) {
     if (!valid(a, i)) continue;
-    const Cut k = cut(a, i, c.n, &used);
+    const Cut k = cut(a, i, c.size, &used);
     const int ql = a.meta.q_len[i], pos0 = a.meta.seq_lens[i] - ql;
     const int by = ql > 4 * c.n ? 1 : parts, hs = by == 1 ? a.num_heads : heads;       // a long extend: whole rows
     for (; u < base + ql * by; u = c.take()) {
