@@ -41,6 +41,7 @@ from sglang.lang.ir import (
 )
 from sglang.lang.runlog import EventKind, RunLog
 from sglang.lang.sampling import resolve
+from sglang.lang.speculation import Speculation
 from sglang.lang.transcript import Transcript
 from sglang.lang.variables import Name, Variables
 from sglang.lang.watch import Watch
@@ -113,6 +114,7 @@ class Executor:
         self.vars = Variables()
         self.error: BaseException | None = None
         self.fork_start = 0
+        self.speculation: Speculation | None = None
         self.before_first_call: Callable[[Prompt], Awaitable[None]] | None = None
 
         self.watch = Watch()
@@ -169,7 +171,7 @@ class Executor:
 
     def _run_local(self) -> None:
         """Applies pieces that need no backend, up to the first that does."""
-        while self._queue:
+        while self._queue and self.speculation is None:
             piece = self._queue[0]
             if isinstance(piece, ForkPoint) and not self._needs_commit(piece):
                 self._release(piece)
@@ -187,7 +189,9 @@ class Executor:
             if self._cancelled:
                 raise asyncio.CancelledError
             while (piece := self._next_piece()) is not None:
-                if type(piece) in LOCAL_PIECES:
+                if self.speculation is not None and await self.speculation.run(self, piece):
+                    pass
+                elif type(piece) in LOCAL_PIECES:
                     with self._lock:
                         self._apply(piece)
                 else:
@@ -230,7 +234,7 @@ class Executor:
     def _apply(self, piece: Expr) -> None:
         match piece:
             case Text(value):
-                self._add_text(value)
+                self.add_text(value)
             case RoleBegin(role):
                 self._log("text", text=self.transcript.begin_role(role))
             case RoleEnd():
@@ -240,9 +244,9 @@ class Executor:
             case VarBegin(name):
                 self._scope_starts[name] = len(self.text)
             case VarEnd(name):
-                self._set(name, self.text[self._scope_starts.pop(name) :], None)
+                self._store(name, self.text[self._scope_starts.pop(name) :], None)
 
-    def _add_text(self, text: str) -> None:
+    def add_text(self, text: str) -> None:
         self.transcript.text += text
         if text:
             self._log("text", text=text)
@@ -254,7 +258,7 @@ class Executor:
 
     # --- pieces that need the backend ----------------------------------------------------------------------------------------
 
-    async def _call(self, make: Callable[[Prompt, str], Awaitable[Any]]) -> Any:
+    async def call(self, make: Callable[[Prompt, str], Awaitable[Any]]) -> Any:
         """One call of the backend, whose errors say which request it was."""
         prompt, rid = self.transcript.prompt(), uuid.uuid4().hex
         if self.before_first_call is not None:
@@ -272,18 +276,18 @@ class Executor:
             options = piece.typed.constrain(options, self.backend)
         num_samples = options.get("n") or 1
         writing = Writing(piece, num_samples, self.vars, self._log)
-        await self._call(lambda prompt, rid: self._write(writing, piece, prompt, options, rid))
+        await self.call(lambda prompt, rid: self._write(writing, piece, prompt, options, rid))
         generation = writing.generation
         if piece.typed is not None:
             generation = await self._check_typed(piece, options, generation)
         self._known_len = len(self.text)
         with self._lock:
             if piece.reasoning is not None:
-                self._set(writing.reasoning_name, writing.thoughts, None)
+                self._store(writing.reasoning_name, writing.thoughts, None)
             if num_samples > 1:
-                self._set(piece.name, generation.texts, generation.metas)
+                self._store(piece.name, generation.texts, generation.metas)
             else:
-                self._set(piece.name, generation.texts[0], generation.metas[0])
+                self._store(piece.name, generation.texts[0], generation.metas[0])
 
     async def _write(self, writing: Writing, piece: Gen, prompt: Prompt, options: dict[str, Any], rid: str) -> None:
         if self.stream or piece.stream:
@@ -325,13 +329,13 @@ class Executor:
     async def _select(self, piece: Select) -> None:
         live = self.vars.begin(piece.name)
         self._log("var_start", name=piece.name)
-        decision = await self._call(lambda prompt, rid: self.backend.select(prompt, piece, rid))
+        decision = await self.call(lambda prompt, rid: self.backend.select(prompt, piece, rid))
         self.transcript.text += decision.decision
         self._known_len = len(self.text)
         live.text, live.meta = decision.decision, decision.meta_info
         self._log("var_delta", name=piece.name, text=decision.decision)
         with self._lock:
-            self._set(piece.name, decision.decision, decision.meta_info)
+            self._store(piece.name, decision.decision, decision.meta_info)
 
     def _needs_commit(self, piece: ForkPoint) -> bool:
         unread = len(self.text) - self._known_len
@@ -341,7 +345,7 @@ class Executor:
         """The children start from here. What the server has not read yet, it reads once, before all of them ask for it."""
         if self._needs_commit(piece):
             try:
-                await self._call(lambda prompt, rid: self.backend.cache_prefix(prompt))
+                await self.call(lambda prompt, rid: self.backend.cache_prefix(prompt))
             except (BackendError, asyncio.CancelledError) as error:
                 with self._lock:
                     self._drop([piece], error)
@@ -374,18 +378,23 @@ class Executor:
                 raise copy_of(child.error)
         if piece.mode == "concate_and_append":
             for child in piece.children:
-                self._add_text(child.text[child.fork_start :])
+                self.add_text(child.text[child.fork_start :])
             return
         single = piece.mode == "copy"
         with self._lock:
             for name in piece.names:
                 gathered = [child.vars.texts.get(name) for child in piece.children]
                 metas = [child.vars.metas.get(name) for child in piece.children]
-                self._set(name, gathered[0] if single else gathered, metas[0] if single else metas)
+                self._store(name, gathered[0] if single else gathered, metas[0] if single else metas)
 
     # --- variables -----------------------------------------------------------------------------------------------------------
 
-    def _set(self, name: Name, value: Any, meta: Any) -> None:
+    def store(self, name: Name, value: Any, meta: Any) -> None:
+        """Stores a variable that a piece has written."""
+        with self._lock:
+            self._store(name, value, meta)
+
+    def _store(self, name: Name, value: Any, meta: Any) -> None:
         """Stores a finished variable. Under `_lock`."""
         self.vars.store(name, value, meta)
         self._log("var_end", name=name, value=value, meta=meta)
@@ -403,6 +412,8 @@ class Executor:
     def poll(self, name: Name) -> bool:
         """True when `vars.texts[name]` can be read; False when it must be waited for. Raises the state's error, ProgramError
         for a variable that can never come, KeyError for one that nobody writes."""
+        if self.speculation is not None and self.vars.is_pending(name):
+            self.speculation.flush(self)
         with self._lock:
             inside = self.body.is_caller()
             if name in self._open_scopes and inside:

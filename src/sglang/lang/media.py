@@ -7,6 +7,7 @@ decodes them.
 from __future__ import annotations
 
 import base64
+import importlib
 import io
 import os
 import re
@@ -88,7 +89,7 @@ def _array_png(array: Any) -> bytes:
 def load_video_data(path: str, num_frames: int) -> str:
     """ "video:" and base64 of `num_frames` evenly spaced frames, each a PNG, one after the other (the original's format)."""
     try:
-        import cv2
+        cv2: Any = importlib.import_module("cv2")
     except ImportError as error:
         raise ImportError("video() reads frames with OpenCV: pip install opencv-python-headless") from error
     if num_frames < 1:

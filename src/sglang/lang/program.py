@@ -18,6 +18,7 @@ from sglang.lang.interpreter import Body, Executor
 from sglang.lang.runlog import RunLog
 from sglang.lang.sampling import take_options
 from sglang.lang.settings import global_config
+from sglang.lang.speculation import speculation_for
 from sglang.lang.state import ProgramState, _wait_async
 
 
@@ -139,11 +140,9 @@ class SglFunction:
         log = RunLog() if options.stream or options.record is not None else None
         executor = Executor(options.backend, options.sampling, stream=options.stream, body=Body(), log=log)
         if self.num_api_spec_tokens is not None:
-            from sglang.lang.speculation import speculate
-
             if options.stream:
                 raise ValueError("num_api_spec_tokens cannot be combined with stream=True")
-            speculate(executor, self.num_api_spec_tokens)
+            executor.speculation = speculation_for(options.backend, self.num_api_spec_tokens)
         if options.record is not None:
             from sglang.lang.record import attach_recorder
 

@@ -281,7 +281,7 @@ class ProgramStateGroup(Generic[S]):
 
     def __iadd__(self, other: Expr | str | Sequence[Expr | str] | Callable[[int], Expr | str]) -> ProgramStateGroup[S]:
         for state, expr in zip(self.states, self._spread(other), strict=True):
-            state += expr
+            state.__iadd__(expr)
         return self
 
     def _spread(self, other: Any) -> Sequence[Expr | str]:

@@ -41,8 +41,8 @@ class Placeholder(Expr):
     def _refuse(self, *_: object) -> NoReturn:
         raise TypeError(f"the {self.source} {self.name!r} has no value while a program is traced")
 
-    __str__ = __bool__ = __iter__ = __len__ = __getitem__ = __int__ = __float__ = __call__ = _refuse  # type: ignore[assignment]
-    __format__ = _refuse  # type: ignore[assignment]
+    __str__ = __bool__ = __iter__ = __len__ = __getitem__ = __int__ = __float__ = __call__ = _refuse
+    __format__ = _refuse
 
 
 @dataclass(eq=False)

@@ -89,7 +89,7 @@ class HttpServer:
         if parts.scheme == "http" or self._verify is None:
             return None
         verify = ssl.create_default_context(cafile=self._verify) if isinstance(self._verify, str) else self._verify
-        return httpx.AsyncHTTPTransport(verify=verify, limits=httpx.Limits(None, keep))
+        return httpx.AsyncHTTPTransport(verify=verify, limits=httpx.Limits(max_keepalive_connections=keep))
 
     async def close(self) -> None:
         session, self._session = self._session, None
@@ -166,7 +166,7 @@ class HttpServer:
 
     def _delay(self, attempt: int, retry_after: str | None) -> float:
         """Seconds to wait: doubling, with jitter so that many clients do not come back at once."""
-        delay = min(self.policy.first_delay * 2**attempt, self.policy.max_delay)
+        delay: float = min(self.policy.first_delay * 2.0**attempt, self.policy.max_delay)
         if retry_after is not None and retry_after.isdigit():
             delay = max(delay, min(float(retry_after), self.policy.max_delay))
         return delay * random.uniform(0.5, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -167,7 +168,7 @@ class OpenAI(BaseBackend):
         if self.is_chat_model:
             raise UnsupportedFeatureError(self.name, "select with a chat model", "ask with gen and check the answer")
         try:
-            import tiktoken
+            tiktoken: Any = importlib.import_module("tiktoken")
         except ImportError as error:
             raise ImportError("select on OpenAI's API splits the choices into tokens with tiktoken: pip install tiktoken") from error
         tokens = [tiktoken.encoding_for_model(self.model_name).encode(choice) for choice in select.choices]

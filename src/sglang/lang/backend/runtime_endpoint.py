@@ -135,8 +135,8 @@ def _parse_event(data: str) -> Meta:
         raise BadReplyError(f"an event of the stream is not JSON: {data[:100]!r}") from error
     if not isinstance(reply, dict):
         raise BadReplyError(f"an event of the stream is not an object: {data[:100]!r}")
-    error = reply.get("error")
-    if error:
-        message = str(error.get("message", error)) if isinstance(error, dict) else str(error)
-        raise request_failure(message, error.get("code") if isinstance(error, dict) else None)
+    failure = reply.get("error")
+    if failure:
+        message = str(failure.get("message", failure)) if isinstance(failure, dict) else str(failure)
+        raise request_failure(message, failure.get("code") if isinstance(failure, dict) else None)
     return reply

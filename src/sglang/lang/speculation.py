@@ -1,0 +1,247 @@
+"""Fewer calls of a remote model: one call writes ahead, and later pieces of the program are served from what it wrote.
+
+    completion model   gen asks for more than it needs and without stop strings; the rest waits. Literal text that the rest begins
+                       with uses it up, other text throws it away; the next gen takes from the rest before it calls again.
+    chat model         the literals and gens of one assistant message are a pattern; when the message ends, one call writes
+                       all of it and the pattern is matched against the answer.
+
+Lengths are counted in tokens, as told by the API's log probabilities.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sglang.lang.backend.base import BaseBackend, Generation, Meta, Prompt
+from sglang.lang.errors import ProgramError
+from sglang.lang.ir import Expr, Gen, RoleBegin, RoleEnd, Text
+from sglang.lang.sampling import as_list, resolve
+
+if TYPE_CHECKING:
+    from sglang.lang.interpreter import Executor
+
+MAX_TRIES = 3
+
+
+class Speculation(Protocol):
+    """A state's way to write ahead."""
+
+    async def run(self, executor: Executor, piece: Expr) -> bool:
+        """Runs the piece. False: it is to be run as ever."""
+        ...
+
+    def flush(self, executor: Executor) -> None:
+        """Somebody waits for a variable: nothing may be held back any longer. Called from any thread."""
+        ...
+
+
+class Flush(Expr):
+    """What is held back is to be written now."""
+
+    __slots__ = ()
+
+
+def speculation_for(backend: BaseBackend, num_tokens: int) -> Speculation:
+    if num_tokens < 1:
+        raise ValueError(f"num_api_spec_tokens must be at least 1, got {num_tokens}")
+    return ChatSpeculation(num_tokens) if backend.is_chat_model else CompletionSpeculation(num_tokens)
+
+
+def _check_gen(piece: Gen) -> None:
+    if (piece.options.get("n") or 1) > 1 or piece.typed is not None or piece.reasoning is not None:
+        raise ProgramError("num_api_spec_tokens does not go with n > 1, dtype or separate_reasoning")
+
+
+def token_texts(meta: Meta) -> list[str] | None:
+    """The texts of the generated tokens, where the API tells them."""
+    logprobs = meta.get("logprobs")
+    if isinstance(logprobs, dict) and logprobs.get("tokens"):
+        return [str(token) for token in logprobs["tokens"]]
+    entries = meta.get("output_token_logprobs")
+    if entries and all(entry[2] is not None for entry in entries):
+        return [str(entry[2]) for entry in entries]
+    return None
+
+
+class CompletionSpeculation:
+    """For models that continue text."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+        self._rest: list[str] = []
+        self._was_cut = False
+        """whether the model would have gone on after the rest"""
+
+    def flush(self, executor: Executor) -> None:
+        """Nothing is held back: the rest only saves calls."""
+
+    async def run(self, executor: Executor, piece: Expr) -> bool:
+        if isinstance(piece, Text):
+            self._literal(piece.value)
+        elif isinstance(piece, Gen):
+            await self._gen(executor, piece)
+            return True
+        else:
+            self._rest = []
+        return False
+
+    def _literal(self, text: str) -> None:
+        self._rest = _after(self._rest, len(text)) if "".join(self._rest).startswith(text) else []
+
+    async def _gen(self, executor: Executor, piece: Gen) -> None:
+        _check_gen(piece)
+        options = resolve(executor.options, piece.options, executor.transcript.template.stop_str)
+        stops, limit = as_list(options.pop("stop", None)), options["max_new_tokens"]
+        meta: Meta = {}
+        taken = _take(self._rest, stops, limit)
+        while taken is None:  # the rest neither reaches a stop string nor the limit: have more written
+            if self._rest and not self._was_cut:
+                taken = len("".join(self._rest))
+                break
+            generation = await executor.call(self._ask(executor, options, limit))
+            meta = generation.metas[0]
+            self._rest += token_texts(meta) or [generation.texts[0]]
+            self._was_cut = meta.get("finish_reason") == "length"
+            if not generation.texts[0]:
+                self._was_cut = False
+                taken = len("".join(self._rest))
+                break
+            taken = _take(self._rest, stops, limit)
+        text = "".join(self._rest)[:taken]
+        self._rest = _after(self._rest, taken)
+        executor.transcript.text += text
+        executor.store(piece.name, text, meta)
+
+    def _ask(
+        self, executor: Executor, options: Mapping[str, Any], limit: int | None
+    ) -> Callable[[Prompt, str], Awaitable[Generation]]:
+        wanted = None if limit is None else max(limit, self._num_tokens)
+        more = {**options, "max_new_tokens": wanted, "return_logprob": True, "return_text_in_logprobs": True}
+        ahead = "".join(self._rest)
+
+        async def call(prompt: Prompt, rid: str) -> Generation:
+            return await executor.backend.generate(Prompt(prompt.text + ahead, prompt.messages, prompt.images), more, rid)
+
+        return call
+
+
+def _take(tokens: Sequence[str], stops: Sequence[str], limit: int | None) -> int | None:
+    """How many characters of the tokens a gen takes; None when the tokens do not say."""
+    text = "".join(tokens)
+    ends = [at for stop in stops if (at := text.find(stop)) >= 0]
+    if limit is not None and len(tokens) >= limit:
+        ends.append(len("".join(tokens[:limit])))
+    return min(ends) if ends else None
+
+
+def _after(tokens: Sequence[str], num_chars: int) -> list[str]:
+    """The tokens without their first characters."""
+    left: list[str] = []
+    for token in tokens:
+        if num_chars >= len(token):
+            num_chars -= len(token)
+        else:
+            left.append(token[num_chars:])
+            num_chars = 0
+    return left
+
+
+class ChatSpeculation:
+    """For models that write whole messages."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+        self._pattern: list[Text | Gen] = []
+        self._collecting = False
+        self._flush_queued = False
+
+    def flush(self, executor: Executor) -> None:
+        if not self._flush_queued:
+            self._flush_queued = True
+            executor.submit(Flush())
+
+    async def run(self, executor: Executor, piece: Expr) -> bool:
+        if isinstance(piece, Flush):
+            self._flush_queued = False
+            await self._write(executor)
+            return True
+        if isinstance(piece, RoleBegin):
+            self._collecting = piece.role == "assistant"
+            return False
+        if self._collecting and isinstance(piece, (Text, Gen)):
+            self._pattern.append(piece)
+            return True
+        await self._write(executor)
+        if isinstance(piece, RoleEnd):
+            self._collecting = False
+        return False
+
+    async def _write(self, executor: Executor) -> None:
+        """Has the collected pattern written by one call."""
+        pattern, self._pattern = self._pattern, []
+        gens = [piece for piece in pattern if isinstance(piece, Gen)]
+        if not gens:
+            for piece in pattern:
+                if isinstance(piece, Text):
+                    executor.add_text(piece.value)
+            return
+        options = self._common_options(executor, gens)
+        for attempt in range(MAX_TRIES):
+            generation = await executor.call(lambda prompt, rid: executor.backend.generate(prompt, options, rid))
+            texts, fits = match_pattern(pattern, generation.texts[0])
+            if fits:
+                break
+            if attempt == MAX_TRIES - 1:
+                warnings.warn(f"the model's answer does not follow the message's text: {generation.texts[0]!r}", stacklevel=2)
+        for piece, text in zip(pattern, texts, strict=True):
+            executor.add_text(text)
+            if isinstance(piece, Gen):
+                executor.store(piece.name, text, generation.metas[0])
+
+    def _common_options(self, executor: Executor, gens: Sequence[Gen]) -> dict[str, Any]:
+        for piece in gens:
+            _check_gen(piece)
+        own = [{k: v for k, v in piece.options.items() if k not in ("stop", "max_new_tokens")} for piece in gens]
+        if any(options != own[0] for options in own):
+            raise ProgramError("with num_api_spec_tokens all gens of a message must have the same sampling parameters")
+        options = resolve(executor.options, own[0])
+        options.pop("stop", None)
+        return {**options, "max_new_tokens": self._num_tokens}
+
+
+def match_pattern(pattern: Sequence[Text | Gen], answer: str) -> tuple[list[str], bool]:
+    """The text of each piece, and whether the answer followed the pattern. What cannot be found is empty (or the literal)."""
+    texts: list[str] = []
+    position, fits = 0, True
+    for i, piece in enumerate(pattern):
+        if isinstance(piece, Text):
+            texts.append(piece.value)
+            literal = piece.value
+            if i == 0:  # chat models do not begin with white space
+                answer, literal = answer.lstrip(), literal.lstrip()
+            if answer.startswith(literal, position):
+                position += len(literal)
+            else:
+                fits = False
+            continue
+        end = _gen_end(pattern, i, answer, position)
+        fits = fits and end is not None
+        end = len(answer) if end is None else end
+        texts.append(answer[position:end])
+        position = end
+    return texts, fits
+
+
+def _gen_end(pattern: Sequence[Text | Gen], i: int, answer: str, position: int) -> int | None:
+    """Where a gen's text ends: at its stop string, or where the next literal begins."""
+    piece, following = pattern[i], pattern[i + 1] if i + 1 < len(pattern) else None
+    assert isinstance(piece, Gen)
+    marks = as_list(piece.options.get("stop"))
+    if isinstance(following, Text):
+        marks.append(following.value)
+    found = [at for mark in marks if (at := answer.find(mark, position)) >= 0]
+    if found:
+        return min(found)
+    return len(answer) if following is None else None
