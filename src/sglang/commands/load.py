@@ -14,8 +14,8 @@ import httpx
 
 from sglang.commands.report import Outcome
 
-WORDS = (
-    "time year people way day man thing woman life child world school state family student group country problem hand".split()
+WORDS = tuple(
+    "time year people way day man thing woman life child world school state family student group country problem hand".split(" ")
 )
 
 
