@@ -1,0 +1,1 @@
+"""Formats of tool calls: JSON in its varieties, Python in its varieties."""

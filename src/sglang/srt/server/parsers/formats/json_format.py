@@ -1,0 +1,160 @@
+"""Calls as JSON objects between marks, and calls whose name stands before a JSON object of arguments.
+
+    {"name": "f", "arguments": {...}}            between the format's openers and closers, one or a list
+    f[ARGS]{...}                                 after an opener of `heads`: the name, then the arguments
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sglang.srt.server.parsers.calls import CallParser
+from sglang.srt.server.parsers.json_calls import CallReader, ValueScanner
+
+_BETWEEN = " \t\r\n[],;"
+"""what may stand between calls"""
+
+
+class JsonCalls(CallParser):
+    """`openers` that are "{" open a call by themselves. `closers` may follow a call."""
+
+    closers: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    """openers after which a name may come"""
+
+    def __init__(self, names: Collection[str], max_calls: int | None = None) -> None:
+        super().__init__(names, max_calls)
+        self._reader: CallReader | None = None
+        self._scanner: ValueScanner | None = None
+        self._head: str | None = None
+        self._skips = tuple(sorted({*self.closers, *(m for m in self.openers if m not in ("{", "["))}, key=len, reverse=True))
+
+    def _name_of(self, head: str) -> str:
+        """The name in what stands between an opener of `heads` and the arguments."""
+        return head.strip()
+
+    def _open(self, mark: str) -> None:
+        self._head = None
+        self._state = self._read_between
+
+    def _read_between(self, final: bool) -> bool:
+        """Skips marks and commas until a call, or something else, begins."""
+        buffer = self._buffer
+        if not buffer:
+            return False
+        mark = next((m for m in self._skips if buffer.startswith(m)), None)
+        if not final and any(m != buffer and m.startswith(buffer) for m in self._skips):
+            return False  # the rest of a mark may be on its way
+        if mark is not None:
+            self._consume(len(mark))
+            self._head = "" if mark in self.heads else None
+        elif buffer[0] in _BETWEEN:
+            self._consume(1)
+        elif buffer[0] == "{":
+            self._reader = CallReader(self._begin_call, self._add_arguments)
+            self._state = self._read_call
+        elif self._head is not None:
+            self._state = self._read_head
+        elif self._raw:
+            self._give_up(len(self._raw))
+        else:
+            self._state = self._read_text
+        if self._after_call and self._state == self._read_between:
+            self._raw = ""  # commas and marks after a call belong to it
+        return True
+
+    def _read_call(self, final: bool) -> bool:
+        assert self._reader is not None
+        if not self._buffer:
+            return False
+        used = self._reader.feed(self._buffer)
+        self._consume(used)
+        if self._reader.begun:
+            self._raw = ""
+        if self._reader.done or (self._reader.wrong and self._reader.begun):
+            self._state = self._read_between
+        elif self._reader.wrong:
+            self._give_up()
+        return bool(self._buffer)
+
+    def _read_head(self, final: bool) -> bool:
+        """The name, up to the arguments' first bracket."""
+        at = self._buffer.find("{")
+        if at < 0:
+            if len(self._buffer) > 500:
+                self._give_up(len(self._raw))
+                return True
+            return False
+        head = self._consume(at)
+        if not self._begin_call(self._name_of(head)):
+            self._give_up(len(self._raw))
+            return True
+        self._head = None
+        self._scanner = ValueScanner()
+        self._state = self._read_arguments
+        return True
+
+    def _read_arguments(self, final: bool) -> bool:
+        assert self._scanner is not None
+        if not self._buffer:
+            return False
+        used = self._scanner.feed(self._buffer)
+        self._add_arguments(self._buffer[:used])
+        self._buffer = self._buffer[used:]
+        if self._scanner.done:
+            self._state = self._read_between
+        return bool(self._buffer)
+
+
+class QwenCalls(JsonCalls):
+    """<tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call> (source: Hermes function calling; Qwen 2.5 and 3)."""
+
+    openers = ("<tool_call>",)
+    closers = ("</tool_call>",)
+    markers = ("<tool_call>", "</tool_call>")
+
+
+class Llama3Calls(JsonCalls):
+    """{"name": "f", "parameters": {...}}, possibly after <|python_tag|>, several with ; between (source: Llama 3.1 to 3.3)."""
+
+    openers = ("<|python_tag|>", "{")
+    closers = ("<|eom_id|>",)
+    markers = ("<|python_tag|>", "<|eom_id|>")
+
+
+class GenericCalls(JsonCalls):
+    """{"name": "f", "arguments": {...}} or a list of them, anywhere in the answer, fenced or not. For models that have no
+    format of their own, and for answers constrained to be calls."""
+
+    openers = ("```json", "```", "[", "{")
+    closers = ("```",)
+
+
+class MistralCalls(JsonCalls):
+    """[TOOL_CALLS] [{"name": "f", "arguments": {...}}], or [TOOL_CALLS]f[ARGS]{...} of later tokenizers (mistral-common)."""
+
+    openers = ("[TOOL_CALLS]",)
+    heads = ("[TOOL_CALLS]",)
+    markers = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
+
+    def _name_of(self, head: str) -> str:
+        return head.split("[ARGS]")[0].split("[CALL_ID]")[0].strip()
+
+
+_CALLS, _CALL = "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"
+_SEP, _CALL_END, _CALLS_END = "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"
+
+
+class DeepSeekCalls(JsonCalls):
+    """function<sep>f\\n```json\\n{...}\\n``` (V3, R1) or f<sep>{...} (V3.1), each between call marks (source: their chat
+    templates)."""
+
+    openers = (_CALLS, _CALL)
+    closers = (_CALL_END, _CALLS_END, "```")
+    heads = (_CALL,)
+    markers = (_CALLS, _CALL, _SEP, _CALL_END, _CALLS_END)
+
+    def _name_of(self, head: str) -> str:
+        first, _, second = head.partition(_SEP)
+        name = second.split("```")[0].strip() if first.strip() == "function" and second.strip() else first
+        return name.strip()

@@ -1,0 +1,233 @@
+"""Calls written as Python: [f(x=1), g(y="a")] (source: the Llama 4 and ToolACE chat templates), and Gemma's own formats.
+
+Arguments are literals by keyword; the JSON of a call goes out when its bracket closes.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Collection
+
+from sglang.srt.server.parsers.calls import CallParser
+
+_HEAD = re.compile(r"([A-Za-z_][\w.\-]*)\s*\(")
+_HEAD_BEGIN = re.compile(r"[A-Za-z_][\w.\-]*\s*")
+_BETWEEN = " \t\r\n,[];"
+_CONSTANTS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
+
+
+class PythonicCalls(CallParser):
+    openers = ("<|python_start|>", "[")
+    closers: tuple[str, ...] = ("<|python_end|>", "]")
+    markers = ("<|python_start|>", "<|python_end|>")
+
+    def __init__(self, names: Collection[str], max_calls: int | None = None) -> None:
+        super().__init__(names, max_calls)
+        self._depth = 0
+        self._quote = ""
+        self._scanned = 0
+        self._marks = (*self.closers, *(mark for mark in self.openers if mark != "["))
+
+    def _open(self, mark: str) -> None:
+        self._consume(len(mark))
+        self._state = self._read_between
+
+    def _read_between(self, final: bool) -> bool:
+        """Up to the next name with an opening bracket."""
+        buffer = self._buffer
+        if not buffer:
+            return False
+        mark = next((m for m in self._marks if buffer.startswith(m)), None)
+        if mark is not None or buffer[0] in _BETWEEN:
+            self._consume(len(mark or " "))
+        elif not final and any(m.startswith(buffer) for m in self._marks):
+            return False
+        elif (head := _HEAD.match(buffer)) is not None:
+            return self._start_call(head)
+        elif not final and _HEAD_BEGIN.fullmatch(buffer) and len(buffer) < 200:
+            return False
+        else:
+            self._give_up(len(self._raw))
+        if self._after_call:
+            self._raw = ""
+        return True
+
+    def _start_call(self, head: re.Match[str]) -> bool:
+        name = head[1]
+        if name == "print":  # print(f(x=1)): what counts is inside
+            self._consume(len(head[0]))
+            self._marks = (*self._marks, ")")
+            return True
+        if not self._begin_call(name):
+            self._give_up(len(self._raw))
+            return True
+        self._buffer = self._buffer[len(head[0]) :]
+        self._depth, self._quote, self._scanned = 1, "", 0
+        self._state = self._read_arguments
+        return True
+
+    def _read_arguments(self, final: bool) -> bool:
+        end = self._find_end()
+        if end is None:
+            return False
+        source, self._buffer = self._buffer[:end], self._buffer[end + 1 :]
+        self._add_arguments(_arguments(source))
+        self._state = self._read_between
+        return True
+
+    def _find_end(self) -> int | None:
+        """Where the bracket closes; what was looked at is not looked at again."""
+        buffer, at = self._buffer, self._scanned
+        while at < len(buffer):
+            char = buffer[at]
+            if self._quote:
+                if char == "\\":
+                    at += 1
+                elif char == self._quote:
+                    self._quote = ""
+            elif char in "'\"":
+                self._quote = char
+            elif char in "([{":
+                self._depth += 1
+            elif char in ")]}":
+                self._depth -= 1
+                if not self._depth:
+                    return at
+            at += 1
+        self._scanned = at
+        return None
+
+
+class GemmaCalls(PythonicCalls):
+    """```tool_code f(x=1)``` (Gemma 3), <start_function_call>call:f{x:<escape>a<escape>}<end_function_call> (FunctionGemma),
+    <|tool_call>call:f{x:<|"|>a<|"|>}<tool_call|> (Gemma 4). Sources: their published prompt formats."""
+
+    openers = ("```tool_code", "<start_function_call>", "<|tool_call>", "[")
+    closers = ("```", "<end_function_call>", "<tool_call|>", "]")
+    markers = ("<start_function_call>", "<end_function_call>", "<escape>", "<|tool_call>", "<tool_call|>", '<|"|>')
+
+    def _read_between(self, final: bool) -> bool:
+        if self._buffer.startswith("call:"):
+            return self._read_named(final)
+        if not final and self._buffer and "call:".startswith(self._buffer):
+            return False
+        return super()._read_between(final)
+
+    def _read_named(self, final: bool) -> bool:
+        """call:f{...} with bare keys and strings between quote tokens."""
+        name, bracket, rest = self._buffer[5:].partition("{")
+        if not bracket:
+            return False
+        quote = "<escape>" if "<escape>" in rest else '<|"|>'
+        end = _bare_end(rest, quote)
+        if end is None:
+            return False
+        if not self._begin_call(name.strip()):
+            self._give_up(len(self._raw))
+            self._emit_text(self._buffer[:5])
+            self._buffer = self._buffer[5:]
+            return True
+        self._buffer = rest[end + 1 :]
+        self._add_arguments(json.dumps(_BareReader(rest[:end], quote).pairs(), ensure_ascii=False))
+        return True
+
+
+def _bare_end(text: str, quote: str) -> int | None:
+    """Where the bracket that opened before `text` closes, strings left out."""
+    depth, at = 1, 0
+    while at < len(text):
+        if text.startswith(quote, at):
+            close = text.find(quote, at + len(quote))
+            if close < 0:
+                return None
+            at = close + len(quote)
+            continue
+        depth += (text[at] in "{[") - (text[at] in "}]")
+        if not depth:
+            return at
+        at += 1
+    return None
+
+
+class _BareReader:
+    """key:value,key:value with nested {...} and [...], strings between `quote`s, everything else a number, a constant or a
+    word."""
+
+    def __init__(self, text: str, quote: str) -> None:
+        self._text = text
+        self._quote = quote
+        self._at = 0
+
+    def pairs(self) -> dict[str, object]:
+        result: dict[str, object] = {}
+        while self._at < len(self._text) and self._text[self._at] != "}":
+            colon = self._text.find(":", self._at)
+            if colon < 0:
+                break
+            key = self._text[self._at : colon].strip().replace(self._quote, "").strip('"')
+            self._at = colon + 1
+            result[key] = self._value()
+            self._skip()
+        self._at += 1
+        return result
+
+    def _skip(self) -> None:
+        while self._at < len(self._text) and self._text[self._at] in ", \n\t":
+            self._at += 1
+
+    def _value(self) -> object:
+        text, quote = self._text, self._quote
+        self._skip()
+        if text.startswith(quote, self._at):
+            begin = self._at + len(quote)
+            end = text.find(quote, begin)
+            end = len(text) if end < 0 else end
+            self._at = end + len(quote)
+            return text[begin:end]
+        if text[self._at : self._at + 1] == "{":
+            self._at += 1
+            return self.pairs()
+        if text[self._at : self._at + 1] == "[":
+            self._at += 1
+            items = []
+            while self._at < len(text) and text[self._at] != "]":
+                items.append(self._value())
+                self._skip()
+            self._at += 1
+            return items
+        begin = self._at
+        while self._at < len(text) and text[self._at] not in ",}]":
+            self._at += 1
+        return _plain(text[begin : self._at].strip())
+
+
+def _plain(word: str) -> object:
+    if word in _CONSTANTS:
+        return _CONSTANTS[word]
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word
+
+
+def _arguments(source: str) -> str:
+    """JSON text of what stands between a call's brackets. What Python cannot read as literals is kept as it was written."""
+    try:
+        call = ast.parse(f"f({source})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        values = {keyword.arg: _literal(keyword.value) for keyword in call.keywords if keyword.arg is not None}
+        return json.dumps(values, ensure_ascii=False)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return source
+
+
+def _literal(node: ast.expr) -> object:
+    if isinstance(node, ast.Name) and node.id in _CONSTANTS:
+        return _CONSTANTS[node.id]
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_literal(item) for item in node.elts]
+    if isinstance(node, ast.Dict):
+        return {str(_literal(k)): _literal(v) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
+    return ast.literal_eval(node)

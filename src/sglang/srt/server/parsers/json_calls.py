@@ -1,0 +1,168 @@
+"""JSON that arrives in pieces: where a value ends, and a call written as an object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+ARGUMENT_KEYS = ("arguments", "parameters")
+_KNOWN_KEYS = frozenset({"name", "id", "type", "index", *ARGUMENT_KEYS})
+_BLANK = " \t\r\n"
+
+
+class ValueScanner:
+    """Finds the end of one JSON value. Brackets and strings are counted; whether the rest is valid is not its concern."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+        self._scalar = False
+        self.done = False
+
+    def feed(self, text: str) -> int:
+        """How many characters of `text` belong to the value. `done` is set once it has ended."""
+        for at, char in enumerate(text):
+            if self._in_string:
+                if self._escaped:
+                    self._escaped = False
+                elif char == "\\":
+                    self._escaped = True
+                elif char == '"':
+                    self._in_string = False
+                    self.done = not self._depth
+            elif self._scalar:
+                if char in ",]}" or char in _BLANK:
+                    self.done = True
+                    return at
+            elif char == '"':
+                self._in_string = True
+            elif char in "{[":
+                self._depth += 1
+            elif char in "}]":
+                self._depth -= 1
+                self.done = self._depth <= 0
+            elif not self._depth:
+                self._scalar = True
+            if self.done:
+                return at + 1
+        return len(text)
+
+
+class CallReader:
+    """Reads one {"name": ..., "arguments": {...}}, keys in any order, "parameters" for "arguments".
+
+    `begin(name)` is called as soon as the name is known, and says whether there is such a tool; then `more(text)` with the
+    arguments as they come. `wrong` is set when this is no call.
+    """
+
+    def __init__(self, begin: Callable[[str], bool], more: Callable[[str], None]) -> None:
+        self._begin = begin
+        self._more = more
+        self._state: Callable[[str], int] = self._start
+        self._key = ""
+        self._value = ""
+        self._scanner = ValueScanner()
+        self._arguments: str | None = None
+        self._sent_arguments = False
+        self.begun = False
+        self.done = False
+        self.wrong = False
+
+    def feed(self, text: str) -> int:
+        """How many characters belong to the call (all, unless it is `done` or `wrong`)."""
+        used = 0
+        while used < len(text) and not self.done and not self.wrong:
+            used += self._state(text[used:])
+        return used
+
+    def _start(self, text: str) -> int:
+        self.wrong = text[0] != "{"
+        self._state = self._next_key
+        return 1
+
+    def _next_key(self, text: str) -> int:
+        if text[0] == '"':
+            self._state, self._scanner, self._value = self._in_key, ValueScanner(), ""
+            return 0
+        if text[0] == "}":
+            self._end()
+        elif text[0] not in _BLANK and text[0] != ",":
+            self.wrong = True
+        return 1
+
+    def _in_key(self, text: str) -> int:
+        used = self._scanner.feed(text)
+        self._value += text[:used]
+        if self._scanner.done:
+            self._key = str(_decoded(self._value))
+            self._state = self._colon
+            self.wrong = self._key not in _KNOWN_KEYS
+        return used
+
+    def _colon(self, text: str) -> int:
+        if text[0] == ":":
+            self._state, self._scanner, self._value = self._in_value, ValueScanner(), ""
+        elif text[0] not in _BLANK:
+            self.wrong = True
+        return 1
+
+    def _in_value(self, text: str) -> int:
+        if not self._value and text[0] in _BLANK:
+            return 1
+        if not self._value and text[0] in ",}":
+            self.wrong = True
+            return 0
+        used = self._scanner.feed(text)
+        new = text[:used]
+        self._value += new
+        # an object goes out as it comes; whatever else stands for the arguments is looked at when it is whole
+        if self._key in ARGUMENT_KEYS and self.begun and self._value[0] == "{":
+            self._say(new)
+        if self._scanner.done:
+            self._state = self._next_key
+            self._take_value()
+        return used
+
+    def _take_value(self) -> None:
+        if self._key == "name":
+            name = _decoded(self._value)
+            if not isinstance(name, str) or self.begun or not self._begin(name):
+                self.wrong = True
+                return
+            self.begun = True
+            if self._arguments is not None:
+                self._say(self._arguments)
+        elif self._key in ARGUMENT_KEYS:
+            self._arguments = arguments_text(self._value)
+            if self.begun and self._value[0] != "{":
+                self._say(self._arguments)
+
+    def _say(self, text: str) -> None:
+        self._sent_arguments = True
+        self._more(text)
+
+    def _end(self) -> None:
+        if not self.begun:
+            self.wrong = True
+            return
+        if not self._sent_arguments:
+            self._say("{}")
+        self.done = True
+
+
+def arguments_text(value: str) -> str:
+    """Arguments as JSON text: some models write the object inside a string, or null for none."""
+    if value.startswith("{"):
+        return value
+    decoded = _decoded(value)
+    if isinstance(decoded, str) and decoded.lstrip().startswith("{"):
+        return decoded
+    return "{}" if decoded is None else value
+
+
+def _decoded(value: str) -> object:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return None

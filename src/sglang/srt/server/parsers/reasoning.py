@@ -1,0 +1,154 @@
+"""What a model thinks before it answers, told from the answer.
+
+    <think>thoughts</think>answer          the opening mark may stand in the prompt, or be left out
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sglang.srt.errors import ConfigError
+from sglang.srt.server.parsers.pieces import Piece, Reasoning, Text, held_len
+
+
+@dataclass(frozen=True)
+class ReasoningFormat:
+    """`pairs`: marks around thoughts. `always`: an answer begins with thoughts even where nothing opens them."""
+
+    pairs: tuple[tuple[str, str], ...]
+    always: bool = False
+
+    @property
+    def begins(self) -> tuple[str, ...]:
+        return tuple(begin for begin, _ in self.pairs)
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return tuple(end for _, end in self.pairs)
+
+
+_THINK = (("<think>", "</think>"),)
+FORMATS: dict[str, ReasoningFormat] = {
+    "deepseek-r1": ReasoningFormat(_THINK, always=True),
+    "qwen3": ReasoningFormat(_THINK),
+    "qwen3-thinking": ReasoningFormat(_THINK, always=True),
+    "kimi": ReasoningFormat((("◁think▷", "◁/think▷"),)),
+    "generic": ReasoningFormat(
+        (
+            *_THINK,
+            ("<thinking>", "</thinking>"),
+            ("<reasoning>", "</reasoning>"),
+            ("<thought>", "</thought>"),
+        )
+    ),
+}
+MAX_MARK = 64
+
+
+def reasoning_format(name: str) -> ReasoningFormat:
+    """A format by name, or "BEGIN,END": any two marks. Raises ConfigError."""
+    if name in FORMATS:
+        return FORMATS[name]
+    begin, comma, end = name.partition(",")
+    if comma and 0 < len(begin) <= MAX_MARK and 0 < len(end) <= MAX_MARK and begin != end:
+        return ReasoningFormat(((begin, end),))
+    raise ConfigError(
+        f"there is no reasoning parser {name!r}; there are {', '.join(sorted(FORMATS))}, or two marks with a comma between"
+    )
+
+
+def starts_inside(format_: ReasoningFormat, prompt_end: str) -> bool:
+    """Whether the answer to a prompt that ends like this begins with thoughts."""
+    end = prompt_end.rstrip()
+    if end.endswith(format_.begins):
+        return True
+    return format_.always and not end.endswith(format_.ends)
+
+
+class ReasoningParser:
+    """A Parser of Reasoning and Text. Thoughts come first, or not at all: marks later in the answer are text."""
+
+    def __init__(self, format_: ReasoningFormat, inside: bool) -> None:
+        self._format = format_
+        self._ends = format_.ends if inside else ()
+        self._state = "inside" if inside else "before"
+        self._fresh = True
+        self._opened = False
+        self._buffer = ""
+
+    def feed(self, text: str) -> list[Piece]:
+        self._buffer += text
+        pieces: list[Piece] = []
+        while self._step(pieces):
+            pass
+        return pieces
+
+    def finish(self) -> list[Piece]:
+        rest, self._buffer = self._buffer, ""
+        if not rest:
+            return []
+        return [Reasoning(rest.rstrip()) if self._state == "inside" else Text(rest)] if rest.strip() else []
+
+    def _step(self, pieces: list[Piece]) -> bool:
+        """One move; False when more text is needed."""
+        if self._state == "before":
+            return self._look_for_begin()
+        if self._state == "inside":
+            return self._read_thoughts(pieces)
+        return self._read_answer(pieces)
+
+    def _look_for_begin(self) -> bool:
+        text = self._buffer.lstrip()
+        for begin, end in self._format.pairs:
+            if text.startswith(begin):
+                self._ends = (end,)
+                self._buffer = text[len(begin) :]
+                self._state, self._opened = "inside", True
+                return True
+        if not text or any(begin.startswith(text) for begin in self._format.begins):
+            return False
+        self._state, self._fresh = "after", False
+        return True
+
+    def _read_thoughts(self, pieces: list[Piece]) -> bool:
+        if self._fresh and not self._skip_opening():
+            return False
+        places = [(at, end) for end in self._ends if (at := self._buffer.find(end)) >= 0]
+        if places:
+            at, end = min(places)
+            _add(pieces, self._buffer[:at].rstrip())
+            self._buffer = self._buffer[at + len(end) :]
+            self._state, self._fresh = "after", True
+            return True
+        body = self._buffer[: len(self._buffer) - held_len(self._buffer, self._ends)].rstrip()
+        _add(pieces, body)
+        self._buffer = self._buffer[len(body) :]
+        return False
+
+    def _skip_opening(self) -> bool:
+        """Leaves out white space, and an opening mark that the model repeats. False when more text is needed."""
+        text = self._buffer.lstrip()
+        for begin in self._format.begins if not self._opened else ():
+            if text.startswith(begin):
+                text, self._opened = text[len(begin) :].lstrip(), True
+                break
+        if not text or (not self._opened and any(begin.startswith(text) for begin in self._format.begins)):
+            self._buffer = text
+            return False
+        self._buffer, self._fresh = text, False
+        return True
+
+    def _read_answer(self, pieces: list[Piece]) -> bool:
+        text = self._buffer
+        if self._fresh:  # line breaks between thoughts and answer belong to neither
+            text = text.lstrip()
+            self._fresh = not text
+        if text:
+            pieces.append(Text(text))
+        self._buffer = ""
+        return False
+
+
+def _add(pieces: list[Piece], text: str) -> None:
+    if text:
+        pieces.append(Reasoning(text))

@@ -1,0 +1,110 @@
+"""The formats of tool calls by name, and which one a model family speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sglang.srt.errors import ConfigError
+from sglang.srt.server.parsers.calls import CallParser
+from sglang.srt.server.parsers.formats.json_format import (
+    DeepSeekCalls,
+    GenericCalls,
+    Llama3Calls,
+    MistralCalls,
+    QwenCalls,
+)
+from sglang.srt.server.parsers.formats.python_format import GemmaCalls, PythonicCalls
+
+
+@dataclass(frozen=True)
+class Tag:
+    """How a format writes a call when its JSON arguments are left out; NAME stands for the name. `trigger` begins `begin`."""
+
+    trigger: str
+    begin: str
+    end: str
+
+
+@dataclass(frozen=True)
+class CallFormat:
+    """`how`: the words that tell a model without a tool template how to call. `tag`: None when arguments are not JSON.
+    `signs`: what in a chat template gives the format away."""
+
+    parser: type[CallParser]
+    how: str
+    tag: Tag | None = None
+    signs: tuple[str, ...] = ()
+
+
+_JSON = '{"name": "NAME", "arguments": {"PARAMETER": VALUE}}'
+
+FORMATS: dict[str, CallFormat] = {
+    "qwen": CallFormat(
+        QwenCalls,
+        f"<tool_call>\n{_JSON}\n</tool_call>",
+        Tag("<tool_call>", '<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>"),
+        ("<tool_call>",),
+    ),
+    "deepseek": CallFormat(
+        DeepSeekCalls,
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\n```json\n"
+        '{"PARAMETER": VALUE}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        Tag(
+            "<｜tool▁call▁begin｜>",
+            "<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\n```json\n",
+            "\n```<｜tool▁call▁end｜>",
+        ),
+        ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"),
+    ),
+    "mistral": CallFormat(
+        MistralCalls,
+        f"[TOOL_CALLS] [{_JSON}]",
+        Tag("[TOOL_CALLS]", '[TOOL_CALLS] [{"name": "NAME", "arguments": ', "}]"),
+        ("[TOOL_CALLS]",),
+    ),
+    "gemma": CallFormat(
+        GemmaCalls,
+        '```tool_code\nNAME(PARAMETER="VALUE")\n```',
+        None,
+        ("<start_function_call>", "<|tool_call>", "tool_code"),
+    ),
+    "pythonic": CallFormat(PythonicCalls, '[NAME(PARAMETER="VALUE")]', None, ("<|python_start|>",)),
+    "llama3": CallFormat(
+        Llama3Calls,
+        '{"name": "NAME", "parameters": {"PARAMETER": VALUE}}',
+        Tag('{"name": "', '{"name": "NAME", "parameters": ', "}"),
+        ("<|python_tag|>", "ipython"),
+    ),
+    "generic": CallFormat(GenericCalls, _JSON, Tag('{"name": "', '{"name": "NAME", "arguments": ', "}")),
+}
+"""Looked through in this order when a template is to give its format away."""
+
+ALIASES = {
+    "hermes": "qwen",
+    "qwen25": "qwen",
+    "qwen3": "qwen",
+    "deepseekv3": "deepseek",
+    "deepseekv31": "deepseek",
+    "llama": "llama3",
+    "llama4": "pythonic",
+    "gemma4": "gemma",
+    "json": "generic",
+}
+
+
+def call_format(name: str) -> CallFormat:
+    """Raises ConfigError for a name that is none, with those that are."""
+    found = FORMATS.get(ALIASES.get(name, name))
+    if found is None:
+        raise ConfigError(f"there is no tool call parser {name!r}; there are {', '.join(sorted({*FORMATS, *ALIASES}))}")
+    return found
+
+
+def format_of_template(source: str) -> str:
+    """The name of the format that a chat template speaks of, "generic" if none."""
+    return next((name for name, entry in FORMATS.items() if any(sign in source for sign in entry.signs)), "generic")
+
+
+def create_parser(name: str, tools: Collection[str], max_calls: int | None = None) -> CallParser:
+    return call_format(name).parser(tools, max_calls)
