@@ -8,6 +8,7 @@
     │   ├── UnsupportedError   a field or value that would change the answer and is not implemented
     │   └── GrammarError       a constraint that does not compile, or is too large
     ├── OverloadError          no room now: status 503, worth trying again
+    ├── DeadlineError          the request took longer than it was allowed to: status 504
     └── EngineDeadError        the scheduler is gone; in-flight requests end with status 500
 """
 
@@ -54,6 +55,13 @@ class OverloadError(SglangError):
 
     status_code = 503
     err_type = "ServiceUnavailableError"
+
+
+class DeadlineError(SglangError):
+    """The request's time was up before its answer was there."""
+
+    status_code = 504
+    err_type = "TimeoutError"
 
 
 class EngineDeadError(SglangError):

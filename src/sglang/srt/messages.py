@@ -77,6 +77,8 @@ class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     media: tuple[MediaItem, ...] = ()
     rope_positions: bytes = b""
     rope_delta: int = 0
+    client: tuple[str, ...] = ()
+    """whom the queue is fair to, outermost first: (API key, user); empty when nobody is told apart"""
     received_at: float = 0.0
     """time.monotonic() when the server got it (the clock is shared by processes of one machine)"""
 
@@ -139,6 +141,8 @@ class TokenOut(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """one per id in `ids`, when asked for"""
     queue_time: float = 0.0
     """seconds from arrival to the first step, in the first TokenOut"""
+    first_time: float = 0.0
+    """seconds from arrival to the first token, in the first TokenOut that has ids"""
 
 
 class BatchTokenOut(msgspec.Struct, frozen=True, tag=True):

@@ -45,6 +45,7 @@ class Req:
     num_retractions: int = 0
     num_overtaken: int = 0
     started_at: float = 0.0
+    first_at: float = 0.0
 
     @property
     def rid(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.forward_batch import ForwardOutput, LogprobResult
 from sglang.srt.messages import FinishReason, LogprobOptions, Position, TokenOut
@@ -80,6 +82,8 @@ class StepResults:
             if i in bad:
                 reasons[req.rid] = failure_reason("the model's logits are not numbers (NaN)")
                 continue
+            if not req.output_ids:
+                req.first_at = time.monotonic()
             req.output_ids.append(token_id)
             scores = output.logprobs[i]
             if scores is not None:
@@ -128,8 +132,13 @@ def build_out(req: Req, reason: FinishReason | None) -> TokenOut:
         num_retractions=req.num_retractions,
         input_logprobs=input_logprobs,
         output_logprobs=out_logprobs,
-        queue_time=max(req.started_at - req.msg.received_at, 0.0) if first and req.started_at and req.msg.received_at else 0.0,
+        queue_time=_since_arrival(req, req.started_at) if first else 0.0,
+        first_time=_since_arrival(req, req.first_at) if since == 0 else 0.0,
     )
+
+
+def _since_arrival(req: Req, moment: float) -> float:
+    return max(moment - req.msg.received_at, 0.0) if moment and req.msg.received_at else 0.0
 
 
 def _append_positions(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sglang.srt.errors import RequestError
-from sglang.srt.server.responses import JsonResponse
+from sglang.srt.server.request_scope import RequestScope, enter_scope, leave_scope
+from sglang.srt.server.responses import JsonResponse, error_response
 
+TIMEOUT_HEADER = b"x-request-timeout"
 OPEN_PATHS = ("/health", "/metrics")
 """prefixes that need no key: probes and scrapers have none"""
 
@@ -52,6 +56,44 @@ def _bearer(scope: Scope) -> bytes:
             kind, _, token = value.partition(b" ")
             return token.strip() if kind.lower() == b"bearer" else b""
     return b""
+
+
+class RequestScopes:
+    """Opens a scope for each HTTP request. With `by_key`, requests of one API key are one client."""
+
+    def __init__(self, app: ASGIApp, by_key: bool) -> None:
+        self._app = app
+        self._by_key = by_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        found = RequestScope(time.monotonic())
+        for name, value in scope["headers"]:
+            if name == b"authorization" and self._by_key:
+                found.key = hashlib.sha256(value).hexdigest()[:12]
+            elif name == b"traceparent":
+                found.trace = value.decode("latin-1")
+            elif name == TIMEOUT_HEADER:
+                found.timeout = _seconds(value)
+                if found.timeout is None:
+                    error = RequestError("X-Request-Timeout must be a number of seconds above 0")
+                    await error_response(error, scope["path"])(scope, receive, send)
+                    return
+        token = enter_scope(found)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            leave_scope(token)
+
+
+def _seconds(value: bytes) -> float | None:
+    try:
+        seconds = float(value)
+    except ValueError:
+        return None
+    return seconds if 0 < seconds < 1e9 else None
 
 
 class BodyTooLargeError(RequestError):

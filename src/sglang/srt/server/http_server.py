@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import SglangError
-from sglang.srt.server.auth import ApiKeys, BodyLimit
+from sglang.srt.server.auth import ApiKeys, BodyLimit, RequestScopes
 from sglang.srt.server.native_api import NativeApi
 from sglang.srt.server.openai.routes import OpenAIApi
 from sglang.srt.server.openapi import add_bodies
@@ -46,6 +46,7 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     app.add_exception_handler(Exception, _on_crash)
     add_bodies(app)
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    app.add_middleware(RequestScopes, by_key=bool(options.api_keys))
     if options.api_keys or options.admin_api_key is not None:
         app.add_middleware(ApiKeys, keys=options.api_keys, admin_key=options.admin_api_key)
     if options.cors_origins:

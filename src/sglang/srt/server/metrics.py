@@ -9,8 +9,11 @@ from sglang.srt.server.generate_req import GenerateOut
 
 _FIRST_TOKEN = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 25, 60, 120)
 _BETWEEN = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1, 2)
-_WHOLE = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 5, 10, 20, 40, 60, 120, 300, 600)
+_WHOLE = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 5, 10, 20, 40, 60, 120, 300, 600)
 _TOKENS = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 131072)
+
+STAGES = ("queue", "prefill", "decode")
+QUEUE_AVERAGE_WEIGHT = 0.05
 
 _GAUGES = {
     "num_running_reqs": ("requests being generated", "num_running"),
@@ -44,15 +47,24 @@ class Metrics:
         self._requests = counter("num_requests", "requests received")
         self._structured = counter("num_so_requests", "finished requests with a constraint")
         self._aborted = counter("num_aborted_requests", "requests aborted")
-        self._retracted = counter("total_retracted_reqs", "times a request gave its memory back")
+        self._retracted = counter("num_retractions", "times a request gave its memory back")
         self._first_token = histogram("time_to_first_token_seconds", "from arrival to the first token", _FIRST_TOKEN)
         self._between = histogram("inter_token_latency_seconds", "between two tokens of a request", _BETWEEN)
         self._whole = histogram("e2e_request_latency_seconds", "from arrival to the end", _WHOLE)
         self._queue_time = histogram("queue_time_seconds", "from arrival to the first step", _FIRST_TOKEN)
+        self._stages = self._stage_histograms(model_name)
         self._prompt_len = histogram("prompt_tokens_histogram", "tokens of a prompt", _TOKENS)
         self._generation_len = histogram("generation_tokens_histogram", "tokens of an answer", _TOKENS)
+        self._average_queue = gauge("avg_request_queue_latency", "seconds in the queue, averaged over the last requests")
+        self._queue_average = 0.0
+        self._retracted_reqs = gauge("total_retracted_reqs", "retractions since the scheduler started")
         self._usage = gauge("token_usage", "share of the KV pool in use")
         self._gauges = {attribute: gauge(name, text) for name, (text, attribute) in _GAUGES.items()}
+
+    def _stage_histograms(self, model_name: str) -> dict[str, Histogram]:
+        name, labels = "sglang:per_stage_req_latency_seconds", ("model_name", "stage")
+        histogram = Histogram(name, "seconds that requests spend in a stage", labels, buckets=_WHOLE, registry=self.registry)
+        return {stage: histogram.labels(model_name, stage) for stage in STAGES}
 
     def received(self, requests: list[TokenizedReq]) -> None:
         self._requests.inc(len(requests))
@@ -60,6 +72,10 @@ class Metrics:
     def first_token(self, seconds: float, queue_seconds: float) -> None:
         self._first_token.observe(seconds)
         self._queue_time.observe(queue_seconds)
+        self._stages["queue"].observe(queue_seconds)
+        self._stages["prefill"].observe(max(seconds - queue_seconds, 0.0))
+        self._queue_average += QUEUE_AVERAGE_WEIGHT * (queue_seconds - self._queue_average)
+        self._average_queue.set(self._queue_average)
 
     def next_tokens(self, seconds: float, count: int) -> None:
         """`count` tokens that came `seconds` after the last."""
@@ -68,7 +84,10 @@ class Metrics:
     def aborted(self) -> None:
         self._aborted.inc()
 
-    def finished(self, out: GenerateOut, has_grammar: bool) -> None:
+    def finished(self, out: GenerateOut, first_seconds: float | None, has_grammar: bool) -> None:
+        """`first_seconds`: when the first token came, if one did."""
+        if first_seconds is not None:
+            self._stages["decode"].observe(max(out.seconds - first_seconds, 0.0))
         self._prompt_tokens.inc(out.prompt_len)
         self._cached_tokens.inc(out.cached_len)
         self._generation_tokens.inc(out.completion_len)
@@ -85,6 +104,7 @@ class Metrics:
     def scheduler(self, stats: SchedulerStats) -> None:
         for attribute, gauge in self._gauges.items():
             gauge.set(getattr(stats, attribute))
+        self._retracted_reqs.set(stats.num_retractions)
         self._usage.set(stats.num_used_tokens / stats.max_total_tokens if stats.max_total_tokens else 0.0)
 
     def render(self) -> bytes:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from sglang.srt.config import HttpOptions, TextOptions
-from sglang.srt.errors import EngineDeadError, OverloadError, RequestError, SglangError, UnsupportedError
+from sglang.srt.errors import DeadlineError, EngineDeadError, OverloadError, RequestError, SglangError, UnsupportedError
 from sglang.srt.messages import (
     AbortReq,
     BatchTokenOut,
@@ -42,6 +42,7 @@ from sglang.srt.server.detokenizer import Detokenizer
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, for_each, rids_of, samples_of
 from sglang.srt.server.metrics import Metrics
 from sglang.srt.server.request_log import RequestLog
+from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from sglang.srt.server.validation import check_request, fit_length
 
@@ -57,7 +58,7 @@ CALL_SECONDS = 20.0
 class _Sequence:
     """One sequence in flight."""
 
-    __slots__ = ("call", "detokenizer", "first_at", "held", "index", "last_at", "prompt_len", "request", "said")
+    __slots__ = ("call", "detokenizer", "first_at", "held", "index", "last_at", "prompt_len", "queue_time", "request", "said")
 
     def __init__(self, call: Call, index: int, request: TokenizedReq, detokenizer: Detokenizer | None) -> None:
         self.call = call
@@ -67,6 +68,7 @@ class _Sequence:
         self.detokenizer = detokenizer
         self.first_at = 0.0
         self.last_at = 0.0
+        self.queue_time = 0.0
         self.held: GenerateOut | None = None
         self.said = False
 
@@ -75,16 +77,17 @@ class Call:
     """The outputs of one GenerateReq as they come: `async for out in call`. Ends when every sequence has finished or the call
     is cancelled; raises the error of the first sequence that failed."""
 
-    __slots__ = ("_error", "_manager", "_queue", "_waiter", "name", "open", "started_at")
+    __slots__ = ("_error", "_manager", "_queue", "_timer", "_waiter", "name", "open", "started_at")
 
-    def __init__(self, manager: TokenizerManager, name: str) -> None:
+    def __init__(self, manager: TokenizerManager, name: str, started_at: float) -> None:
         self.name = name
         self._manager = manager
         self._queue: deque[GenerateOut] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._error: SglangError | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self.open: dict[str, _Sequence] = {}
-        self.started_at = time.monotonic()
+        self.started_at = started_at
 
     def __aiter__(self) -> Call:
         return self
@@ -125,6 +128,24 @@ class Call:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def limit(self, seconds: float | None) -> None:
+        """Lets the call fail with DeadlineError if it has not ended `seconds` after it came."""
+        if seconds is not None:
+            left = max(self.started_at + seconds - time.monotonic(), 0.0)
+            self._timer = asyncio.get_running_loop().call_later(left, self._expire, seconds)
+
+    def _expire(self, seconds: float) -> None:
+        if self.open:
+            message = f"the request was not finished after {seconds:g} s"
+            self._manager.drop(self, message)
+            self.fail(DeadlineError(message))
+
+    def closed(self) -> None:
+        """Called when the last sequence has gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def put(self, out: GenerateOut) -> None:
         self._queue.append(out)
@@ -195,7 +216,9 @@ class TokenizerManager:
         name = req.rid if isinstance(req.rid, str) else requests[0].rid
         if name in self._calls or any(r.rid in self._sequences for r in requests):
             raise RequestError(f"a request with the rid {name!r} is already running", "rid")
-        call = Call(self, name)
+        scope = current_scope()
+        call = Call(self, name, scope.arrived_at)
+        call.limit(min((t for t in (scope.timeout, self.http.request_timeout) if t is not None), default=None))
         vocabulary = self.tokenizer.vocabulary if self.tokenizer is not None else None
         for index, request in enumerate(requests):
             detokenizer = Detokenizer(vocabulary, request.sampling.skip_special_tokens) if vocabulary is not None else None
@@ -266,7 +289,7 @@ class TokenizerManager:
         rids = rids_of(req.rid, len(prompts), req.is_batch)
         if sum(s.n for s in samplings) > MAX_SEQUENCES:
             raise RequestError(f"a request may ask for at most {MAX_SEQUENCES} sequences")
-        now = time.monotonic()
+        scope = current_scope()
         requests: list[TokenizedReq] = []
         for i, (prompt, sampling, options, rid) in enumerate(zip(prompts, samplings, logprobs, rids, strict=True)):
             seen = media.get(i)
@@ -289,7 +312,8 @@ class TokenizerManager:
                         media=seen.items if seen is not None else (),
                         rope_positions=seen.rope_positions if seen is not None else b"",
                         rope_delta=seen.rope_delta if seen is not None else 0,
-                        received_at=now,
+                        client=scope.client,
+                        received_at=scope.arrived_at,
                     )
                 )
         return requests
@@ -328,6 +352,7 @@ class TokenizerManager:
         call.open.pop(rid, None)
         if not call.open:
             self._calls.pop(call.name, None)
+            call.closed()
 
     # --- messages of the scheduler ------------------------------------------------------------------------------------------
 
@@ -395,7 +420,8 @@ class TokenizerManager:
         self._log.finished(sequence.request, out)
         assert out.finish is not None
         if self.metrics is not None:
-            self.metrics.finished(out, has_grammar=sequence.request.sampling.grammar is not None)
+            first = sequence.first_at - call.started_at if sequence.first_at else None
+            self.metrics.finished(out, first, sequence.request.sampling.grammar is not None)
         error = _error_of(out.finish)
         if error is None:
             call.put(self._with_held(sequence, out))
@@ -406,12 +432,16 @@ class TokenizerManager:
     def _note_times(self, sequence: _Sequence, token_out: TokenOut) -> None:
         if self.metrics is None or not token_out.ids:
             return
-        now = self._heard_at
+        now, count = self._heard_at, len(token_out.ids)
         if not sequence.first_at:
-            sequence.first_at = now
-            self.metrics.first_token(now - sequence.call.started_at, token_out.queue_time)
-        else:
-            self.metrics.next_tokens(now - sequence.last_at, len(token_out.ids))
+            call_began = sequence.call.started_at
+            # without a stream all tokens come at once; the scheduler knows when there was the first
+            sequence.first_at = sequence.last_at = call_began + token_out.first_time if token_out.first_time else now
+            sequence.queue_time = token_out.queue_time
+            self.metrics.first_token(sequence.first_at - call_began, token_out.queue_time)
+            count -= 1
+        if count:
+            self.metrics.next_tokens(now - sequence.last_at, count)
         sequence.last_at = now
 
     def _on_stats(self, stats: SchedulerStats) -> None:
@@ -427,6 +457,7 @@ class TokenizerManager:
         self._calls.clear()
         for call in calls.values():
             call.open.clear()
+            call.closed()
             call.fail(EngineDeadError(message))
         for future in self._controls.values():
             if not future.done():

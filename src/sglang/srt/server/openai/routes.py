@@ -15,6 +15,7 @@ from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.openai.chat import ChatCall
 from sglang.srt.server.openai.completions import CompletionCall
 from sglang.srt.server.openai.protocol import ChatRequest, CompletionRequest, parse_request
+from sglang.srt.server.request_scope import name_user
 from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, read_object, stream
 from sglang.srt.server.tokenizer_manager import LONG_TEXT, TokenizerManager
 
@@ -38,7 +39,9 @@ class OpenAIApi:
         }
 
     async def chat(self, request: Request) -> Response:
-        body = parse_request(ChatRequest, await read_object(request))
+        raw = await read_object(request)
+        name_user(raw.get("user"))
+        body = parse_request(ChatRequest, raw)
         tokenizer, max_chars = self._manager.need_tokenizer(), self._manager.max_chars
         sees = self._manager.media is not None
         make = partial(ChatCall, body, tokenizer, self._defaults, self._name, max_chars, sees)
@@ -46,7 +49,9 @@ class OpenAIApi:
         return await self._run(request, await asyncio.to_thread(make) if is_long else make())
 
     async def completions(self, request: Request) -> Response:
-        body = parse_request(CompletionRequest, await read_object(request))
+        raw = await read_object(request)
+        name_user(raw.get("user"))
+        body = parse_request(CompletionRequest, raw)
         return await self._run(request, CompletionCall(body, self._manager.tokenizer, self._defaults, self._name))
 
     async def _run(self, request: Request, call: ChatCall | CompletionCall) -> Response:

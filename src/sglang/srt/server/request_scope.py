@@ -1,0 +1,50 @@
+"""What is known of a request before its body is read: when it came, who asks, how long it may take, whose trace it is part of.
+
+Kept in a context variable, so that it reaches the tokenizer manager without a parameter in every function on the way.
+"""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+
+MAX_NAME = 256
+
+
+@dataclass(slots=True)
+class RequestScope:
+    """`key` and `user` name whom the queue is to be fair to; `key` is a digest of the API key. `trace`: a W3C traceparent."""
+
+    arrived_at: float
+    key: str = ""
+    user: str = ""
+    timeout: float | None = None
+    trace: str | None = None
+
+    @property
+    def client(self) -> tuple[str, ...]:
+        return (self.key, self.user) if self.key or self.user else ()
+
+
+_current: ContextVar[RequestScope | None] = ContextVar("request_scope", default=None)
+
+
+def current_scope() -> RequestScope:
+    """That of the request being served; outside HTTP one that knows nothing."""
+    return _current.get() or RequestScope(time.monotonic())
+
+
+def name_user(user: object) -> None:
+    """Enters the `user` of an OpenAI body."""
+    scope = _current.get()
+    if scope is not None and isinstance(user, str):
+        scope.user = user[:MAX_NAME]
+
+
+def enter_scope(scope: RequestScope) -> Token[RequestScope | None]:
+    return _current.set(scope)
+
+
+def leave_scope(token: Token[RequestScope | None]) -> None:
+    _current.reset(token)
