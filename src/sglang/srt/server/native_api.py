@@ -18,7 +18,14 @@ from sglang.srt.server.choices import collect_scores, parse_score, plan_score
 from sglang.srt.server.fields import as_bool, as_ids, as_text, check_known
 from sglang.srt.server.native_format import collect, parse_generate, stream_replies
 from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, encode_json, read_object, stream
+from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenizer_manager import LONG_TEXT, Call, TokenizerManager
+
+
+def _chat_roles(manager: TokenizerManager) -> dict[str, Any] | None:
+    """The model's turns, for clients that write prompts themselves."""
+    image_token = manager.media.image_token if manager.media is not None else None
+    return chat_roles(manager.tokenizer, image_token) if manager.tokenizer is not None else None
 
 
 class NativeApi:
@@ -29,6 +36,7 @@ class NativeApi:
         self._options = options
         self._flags = flags
         self._version = version
+        self._chat_roles = _chat_roles(manager)
         self._preferred = dict(options.preferred_sampling_params)
         parse_sampling_params(self._preferred)
 
@@ -96,6 +104,7 @@ class NativeApi:
                 "architectures": [info["architecture"]],
                 "has_image_understanding": "image" in info.get("media_kinds", ()),
                 "has_chat_template": tokenizer is not None and tokenizer.has_chat_template,
+                "chat_roles": self._chat_roles,
                 "context_length": self._manager.context_len,
             }
         )

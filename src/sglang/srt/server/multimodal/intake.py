@@ -51,6 +51,11 @@ class MediaIntake:
         self._pictures: OrderedDict[bytes, Picture] = OrderedDict()
         self._picture_bytes = 0
 
+    @property
+    def image_token(self) -> str:
+        """What stands for an image in a prompt's text."""
+        return self._processor.image_token
+
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         await self._sources.close()
@@ -75,7 +80,7 @@ class MediaIntake:
         finally:
             for task in tasks:
                 task.cancel()
-        expanded, spans = expand(ids, pictures, self._processor.placeholders, self._processor.placeholder_name)
+        expanded, spans = expand(ids, pictures, self._processor.placeholders, self._processor.image_token)
         located = list(zip(pictures, spans, strict=True))
         items = tuple(
             MediaItem(p.kind, p.mm_hash, tuple(found), p.pixels.tobytes(), p.pixels.shape, p.grid, p.facts)

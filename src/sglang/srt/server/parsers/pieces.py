@@ -36,7 +36,7 @@ class CallArguments:
     text: str
 
 
-Piece = Union[Text, Reasoning, CallBegin, CallArguments]
+Piece = Union[Text, Reasoning, CallBegin, CallArguments]  # noqa: UP007  evaluated at run time
 
 
 class Parser(Protocol):

@@ -134,9 +134,9 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return "default" in self._templates
 
-    def render_chat(self, messages: list[dict[str, Any]], **variables: Any) -> str:
+    def render_chat(self, messages: list[dict[str, Any]], *, generation_prompt: bool = True, **variables: Any) -> str:
         """The prompt as text, for people and tests. `encode_chat` says what the variables are."""
-        return self._render(self.chat_template(bool(variables.get("tools"))), messages, variables)
+        return self._render(self.chat_template(bool(variables.get("tools"))), messages, variables, generation_prompt)
 
     def encode_chat(
         self,

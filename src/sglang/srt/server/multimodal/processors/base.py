@@ -33,7 +33,8 @@ class Processor(Protocol):
     kinds: tuple[MediaKind, ...]
     placeholders: dict[MediaKind, int]
     """the id that stands for one item in a prompt"""
-    placeholder_name: str
+    image_token: str
+    """what is written in a prompt for an image, placeholder and all"""
 
     def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail) -> Picture:
         """Raises RequestError for a picture that the model cannot take."""

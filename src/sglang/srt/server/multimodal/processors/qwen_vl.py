@@ -36,7 +36,7 @@ class QwenVLProcessor:
             "image": folder.number("image_token_id", 151655),
             "video": folder.number("video_token_id", 151656),
         }
-        self.placeholder_name = folder.tokenizer.token_text(self.placeholders["image"])
+        self.image_token = f"<|vision_start|>{folder.tokenizer.token_text(self.placeholders['image'])}<|vision_end|>"
         vision = folder.config.get("vision_config") or {}
         per_second = vision.get("tokens_per_second") if folder.config.get("model_type") == "qwen2_5_vl" else None
         self._merge = int(self._processor.merge_size)

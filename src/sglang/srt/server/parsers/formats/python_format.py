@@ -19,9 +19,9 @@ _CONSTANTS = {"true": True, "false": False, "null": None, "True": True, "False":
 
 
 class PythonicCalls(CallParser):
-    openers = ("<|python_start|>", "[")
+    openers: tuple[str, ...] = ("<|python_start|>", "[")
     closers: tuple[str, ...] = ("<|python_end|>", "]")
-    markers = ("<|python_start|>", "<|python_end|>")
+    markers: tuple[str, ...] = ("<|python_start|>", "<|python_end|>")
 
     def __init__(self, names: Collection[str], max_calls: int | None = None) -> None:
         super().__init__(names, max_calls)

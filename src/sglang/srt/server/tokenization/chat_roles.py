@@ -1,0 +1,95 @@
+"""What a chat template puts around each role, for clients that write prompts turn by turn (the language).
+
+A template is a program; here it is asked about conversations of marks, and what it wrote between them is read off:
+
+    <|im_start|>system\\nS<|im_end|>\\n<|im_start|>user\\nU<|im_end|>\\n<|im_start|>assistant\\nA<|im_end|>\\n
+    [     prefix     ] [  suffix  ][    prefix    ] ...
+
+The finding is tried on a longer conversation. A template that does not work turn by turn has no such form.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.errors import RequestError
+from sglang.srt.server.tokenization.tokenizer import Tokenizer
+
+_MARKS = {"system": "\ufdd0S", "user": "\ufdd0U", "assistant": "\ufdd0A"}
+
+Roles = dict[str, tuple[str, str]]
+
+
+def chat_roles(tokenizer: Tokenizer, image_token: str | None = None) -> dict[str, Any] | None:
+    """{"default_system_prompt", "roles": {role: [prefix, suffix]}, "stop", "image_token"}, or None where there is no such
+    form."""
+    if not tokenizer.has_chat_template:
+        return None
+    try:
+        roles = _roles(tokenizer)
+        if roles is None or not _holds(tokenizer, roles):
+            return None
+        default = _default_system(tokenizer, roles)
+    except RequestError:
+        return None  # it refuses such conversations
+    end = roles["assistant"][1].rstrip("\n")
+    told: dict[str, Any] = {"default_system_prompt": default, "roles": {role: list(pair) for role, pair in roles.items()}}
+    return told | {"stop": [end] if end else [], "image_token": image_token}
+
+
+def _render(tokenizer: Tokenizer, *roles: str, ask: bool = False) -> str:
+    parts = tokenizer.chat_template().wants_parts
+    messages = []
+    for role in roles:
+        mark = _MARKS[role]
+        messages.append({"role": role, "content": [{"type": "text", "text": mark}] if parts else mark})
+    return tokenizer.render_chat(messages, generation_prompt=ask)
+
+
+def _between(text: str, *roles: str) -> list[str]:
+    """What stands before, between and after the marks of these roles, in this order. Raises RequestError if some is missing."""
+    found: list[str] = []
+    for role in roles:
+        before, mark, text = text.partition(_MARKS[role])
+        if not mark:
+            raise RequestError("the chat template leaves out a message")
+        found.append(before)
+    return [*found, text]
+
+
+def _roles(tokenizer: Tokenizer) -> Roles | None:
+    first = _between(_render(tokenizer, "system", "user"), "system", "user")
+    asked = _between(_render(tokenizer, "system", "user", ask=True), "system", "user")
+    three = _between(_render(tokenizer, "system", "user", "assistant"), "system", "user", "assistant")
+    user_suffix = first[2]
+    if not asked[2].startswith(user_suffix) or three[2] != asked[2]:
+        return None
+    system_suffix = _between(_render(tokenizer, "system"), "system")[1]
+    if not first[1].startswith(system_suffix):
+        return None
+    return {
+        "system": (first[0], system_suffix),
+        "user": (first[1][len(system_suffix) :], user_suffix),
+        "assistant": (asked[2][len(user_suffix) :], three[3]),
+    }
+
+
+def _write(roles: Roles, *names: str) -> str:
+    return "".join(roles[name][0] + _MARKS[name] + roles[name][1] for name in names)
+
+
+def _holds(tokenizer: Tokenizer, roles: Roles) -> bool:
+    names = ("system", "user", "assistant", "user")
+    return _write(roles, *names) + roles["assistant"][0] == _render(tokenizer, *names, ask=True)
+
+
+def _default_system(tokenizer: Tokenizer, roles: Roles) -> str | None:
+    """What the template says as the system when the messages have none. Raises RequestError if that has another form."""
+    before = _between(_render(tokenizer, "user"), "user")[0]
+    user_prefix, (prefix, suffix) = roles["user"][0], roles["system"]
+    if before == user_prefix:
+        return None
+    tail = suffix + user_prefix
+    if not before.startswith(prefix) or not before.endswith(tail) or len(before) < len(prefix) + len(tail):
+        raise RequestError("the chat template begins in a form of its own")
+    return before[len(prefix) : len(before) - len(tail)]
