@@ -270,6 +270,11 @@ class Executor:
             error.attach(rid, prompt.text)
             raise
 
+    def _log_call(self, kind: str, prompt: Prompt, piece: Gen | Select, options: Mapping[str, Any], answer: Any, started: float) -> None:
+        """Keeps a call whole, so that a recording can answer it again."""
+        value = {"kind": kind, "options": dict(options), "answer": answer}
+        self._log("call", name=piece.name, text=prompt.text, value=value, started=started)
+
     async def _gen(self, piece: Gen) -> None:
         options = resolve(self.options, piece.options, self.transcript.template.stop_str)
         if piece.typed is not None:
@@ -290,6 +295,7 @@ class Executor:
                 self._store(piece.name, generation.texts[0], generation.metas[0])
 
     async def _write(self, writing: Writing, piece: Gen, prompt: Prompt, options: dict[str, Any], rid: str) -> None:
+        started = self.log.now if self.log is not None else 0.0
         if self.stream or piece.stream:
             async with aclosing(self.backend.generate_stream(prompt, options, rid)) as deltas:
                 async for delta in deltas:
@@ -300,6 +306,8 @@ class Executor:
             for i, (text, meta) in enumerate(zip(generation.texts, generation.metas, strict=True)):
                 self.transcript.text += writing.add(Delta(text, meta, i))
         self.transcript.text += writing.close()
+        if self.log is not None and self.log.records_calls:
+            self._log_call("gen", prompt, piece, options, {"texts": writing.raw_texts, "metas": writing.generation.metas}, started)
 
     def _log(self, kind: EventKind, **fields: Any) -> None:
         if self.log is not None:
@@ -329,7 +337,11 @@ class Executor:
     async def _select(self, piece: Select) -> None:
         live = self.vars.begin(piece.name)
         self._log("var_start", name=piece.name)
+        prompt, started = self.transcript.prompt(), self.log.now if self.log is not None else 0.0
         decision = await self.call(lambda prompt, rid: self.backend.select(prompt, piece, rid))
+        if self.log is not None and self.log.records_calls:
+            answer = {"decision": decision.decision, "meta": decision.meta_info}
+            self._log_call("select", prompt, piece, {"choices": list(piece.choices)}, answer, started)
         self.transcript.text += decision.decision
         self._known_len = len(self.text)
         live.text, live.meta = decision.decision, decision.meta_info

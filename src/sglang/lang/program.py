@@ -137,16 +137,16 @@ class SglFunction:
         return state
 
     def _new_executor(self, options: RunOptions) -> Executor:
-        log = RunLog() if options.stream or options.record is not None else None
+        log = RunLog() if options.stream or options.record else None
         executor = Executor(options.backend, options.sampling, stream=options.stream, body=Body(), log=log)
         if self.num_api_spec_tokens is not None:
             if options.stream:
                 raise ValueError("num_api_spec_tokens cannot be combined with stream=True")
             executor.speculation = speculation_for(options.backend, self.num_api_spec_tokens)
-        if options.record is not None:
-            from sglang.lang.record import attach_recorder
+        if log is not None and options.record is not None:
+            from sglang.lang.record import start_recording
 
-            attach_recorder(executor, options.record, self.func.__name__)
+            start_recording(log, options.record, self.func.__name__, options.backend)
         return executor
 
     def run_body(self, state: ProgramState, args: Sequence[Any], kwargs: dict[str, Any]) -> None:

@@ -8,19 +8,23 @@ Streams read events from here while the program runs, and recordings are written
     var_delta   name, text           it wrote a piece
     var_end     name, value, meta    the variable has its value
     fork        children             branches split off (their ids)
+    call        name, text, value,   the backend was called: the prompt, {"kind", "options"} and its answer; only in recordings
+                meta, started
     error       text                 the branch failed
     end                              the branch has nothing left to do
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sglang.lang.watch import Watch
 
-EventKind = Literal["text", "var_start", "var_delta", "var_end", "fork", "error", "end"]
+EventKind = Literal["text", "var_start", "var_delta", "var_end", "fork", "call", "error", "end"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Event:
     value: Any = None
     meta: dict[str, Any] | None = None
     children: tuple[str, ...] = ()
+    started: float | None = None
 
 
 @dataclass
@@ -46,10 +51,23 @@ class RunLog:
     watch: Watch = field(default_factory=Watch)
     started: float = field(default_factory=time.monotonic)
     num_branches: dict[str, int] = field(default_factory=dict)
+    records_calls: bool = False
+    sink: Callable[[Event], None] | None = None
+    """gets every event as it is added"""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, kind: EventKind, branch: str, **fields: Any) -> None:
-        self.events.append(Event(kind, branch, time.monotonic() - self.started, **fields))
+        with self._lock:  # branches run on the event loop and on the program's thread
+            event = Event(kind, branch, self.now, **fields)
+            self.events.append(event)
+            if self.sink is not None:
+                self.sink(event)
         self.watch.bump()
+
+    @property
+    def now(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self.started
 
     def new_branch(self, parent: str) -> str:
         """An id for a fork of `parent`."""

@@ -262,6 +262,21 @@ class ProgramState(_StateBase):
                 return
             log.watch.wait(seen, 0.5)
 
+    def to_html(self) -> str:
+        """The run as a page: its text with what the model wrote, its forks, a time line. Needs `record=True` (or a file)."""
+        from sglang.lang.record import event_row
+        from sglang.lang.viewer import render_html
+
+        self.error()
+        return render_html([event_row(event) for event in _log_of(self.stream_executor).events])
+
+    def show(self) -> Any:
+        """Draws the run in a notebook."""
+        from IPython.display import HTML, display
+
+        return display(HTML(self.to_html()))
+
+
 
 class ProgramStateGroup(Generic[S]):
     """Forks of one state. `group += expr` adds to all, `group += [a, b]` one to each, `group += f` adds f(i) to the i-th."""

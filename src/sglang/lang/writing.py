@@ -21,6 +21,8 @@ class Writing:
         self._name = piece.name
         self._log = log
         self._texts = [""] * num_samples
+        self.raw_texts = [""] * num_samples
+        """as the model wrote them, thinking included"""
         self._metas: list[dict[str, Any]] = [{} for _ in self._texts]
         self._splitters = [ReasoningSplitter(piece.reasoning) for _ in self._texts] if piece.reasoning else []
         self._thoughts = [""] * num_samples
@@ -35,6 +37,7 @@ class Writing:
     def add(self, delta: Delta) -> str:
         """Takes a piece; returns what of it the prompt gets."""
         self._metas[delta.index] = delta.meta
+        self.raw_texts[delta.index] += delta.text
         if not self._splitters:
             return self._show(delta.index, "", delta.text)
         return self._show(delta.index, *self._splitters[delta.index].feed(delta.text))

@@ -1,0 +1,189 @@
+"""The language on the default model: over HTTP, in process, and as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+
+import sglang as sgl
+from sglang import ProgramState, RuntimeEndpoint
+from sglang.lang.chat_template import get_chat_template
+from sglang.lang.errors import RequestRefusedError
+
+pytest.importorskip("numpy")
+
+MODEL = "smollm2-135m-instruct"
+LONG = "The history of the small town begins with a river and a bridge. " * 40
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Any]:
+    with sgl.Engine(model_path=MODEL, random_seed=1) as running:
+        yield running
+
+
+@pytest.fixture(params=["http", "engine"])
+def backend(request: pytest.FixtureRequest) -> Any:
+    if request.param == "http":
+        return RuntimeEndpoint(request.getfixturevalue("server").url)
+    return request.getfixturevalue("engine")
+
+
+@sgl.function
+def qa(s: ProgramState, question: str) -> None:
+    s += sgl.user(question)
+    s += sgl.assistant(sgl.gen("answer", max_tokens=12, temperature=0))
+
+
+def test_an_answer(backend: Any) -> None:
+    state = qa.run("What is the capital of France?", backend=backend)
+    assert "Paris" in state["answer"]
+    assert state.text().startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert state.get_meta_info("answer")["completion_tokens"] <= 12
+
+
+def test_both_backends_say_the_same(server: Any, engine: Any) -> None:
+    over_http = qa.run("Name a colour.", backend=RuntimeEndpoint(server.url))
+    in_process = qa.run("Name a colour.", backend=engine)
+    assert over_http.text() == in_process.text()
+
+
+def test_the_static_template_is_the_models_own() -> None:
+    """What the language renders, and what transformers' template language renders from the model file."""
+    from sglang.srt.checkpoint.resolve import resolve_model
+    from sglang.srt.config import TextOptions
+    from sglang.srt.server.tokenization.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(TextOptions(tokenizer_path=MODEL), resolve_model(MODEL, revision=None, download_dir=None))
+    template = tokenizer.chat_template
+    assert template is not None
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}, {"role": "user", "content": "Ok"}]
+    ours = get_chat_template("smollm2").get_prompt([{"role": "system", "content": None}, *messages])
+    jinja2 = pytest.importorskip("jinja2")
+    source = template if isinstance(template, str) else template.source
+    assert ours == jinja2.Environment().from_string(source).render(messages=messages, add_generation_prompt=False)
+
+
+def test_set_default_backend(backend: Any) -> None:
+    sgl.set_default_backend(backend)
+    try:
+        assert qa("What is two plus two?")["answer"]
+        info = sgl.get_server_info()
+        assert info is not None and MODEL in str(info)
+        assert sgl.flush_cache() is True
+    finally:
+        sgl.set_default_backend(None)
+
+
+def test_a_stream(backend: Any) -> None:
+    whole = qa.run("Count to five.", backend=backend)
+    state = qa.run("Count to five.", backend=backend, stream=True)
+    pieces = list(state.text_iter("answer"))
+    assert "".join(pieces) == whole["answer"] and len(pieces) > 1
+
+
+def test_a_fork_reads_the_prompt_once(backend: Any) -> None:
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += LONG
+        forks = s.fork(8)
+        forks += lambda i: f" Chapter {i}:" + sgl.gen("x", max_tokens=2, temperature=0)
+        forks.join()
+
+    sgl.flush_cache(backend)
+    metas = program.run(backend=backend).get_meta_info("x")
+    assert len(metas) == 8
+    for meta in metas:
+        assert meta["prompt_tokens"] > 512
+        assert meta["cached_tokens"] >= meta["prompt_tokens"] - 8  # all but the branch's own words
+
+
+def test_select_and_methods(backend: Any) -> None:
+    @sgl.function
+    def program(s: ProgramState, method: Any) -> None:
+        s += "The capital of France is the city of " + sgl.select("x", ["Paris", "London", "Berlin"], choices_method=method)
+
+    for method in (sgl.token_length_normalized, sgl.greedy_token_selection, sgl.unconditional_likelihood_normalized):
+        state = program.run(method, backend=backend)
+        assert state["x"] == "Paris"
+        assert len(state.get_meta_info("x")["input_token_logprobs"]) == 3
+
+
+def test_scoring_by_generate_agrees_with_the_endpoint(server: Any) -> None:
+    """The way for other servers, on ours."""
+
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += "I need to use a " + sgl.select("x", ["calculator", "search engine"])
+
+    ours, theirs = RuntimeEndpoint(server.url), RuntimeEndpoint(server.url)
+    theirs._can_score_choices = False
+    metas = [program.run(backend=one).get_meta_info("x") for one in (ours, theirs)]
+    assert metas[0]["normalized_prompt_logprobs"] == pytest.approx(metas[1]["normalized_prompt_logprobs"], abs=1e-5)
+    assert [[e[1] for e in row] for row in metas[0]["input_token_logprobs"]] == [
+        [e[1] for e in row] for row in metas[1]["input_token_logprobs"]
+    ]
+
+
+def test_constraints_and_types(backend: Any) -> None:
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += "Digits: " + sgl.gen("digits", regex=r"[0-9]{3}", max_tokens=8)
+        s += "\nAge: " + sgl.gen("age", dtype=int, max_tokens=6)
+        s += "\nMood: " + sgl.gen("mood", dtype=Literal["good", "bad"], max_tokens=6)
+        s += "\nList: " + sgl.gen("list", dtype=list[bool], max_tokens=60, temperature=0.2)
+
+    state = program.run(backend=backend, seed=3)
+    assert re.fullmatch(r"[0-9]{3}", state["digits"])
+    assert isinstance(state.value("age"), int) and isinstance(state["age"], str)
+    assert state.value("mood") in ("good", "bad")
+    try:
+        assert all(isinstance(one, bool) for one in state.value("list"))
+    except ValueError:  # the model may fill the limit before it closes the list
+        assert state.get_meta_info("list")["finish_reason"]["type"] == "length"
+
+
+def test_samples_and_seeds(backend: Any) -> None:
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += "Once upon a time" + sgl.gen("x", max_tokens=6, n=3, seed=5)
+
+    one, two = program.run(backend=backend)["x"], program.run(backend=backend)["x"]
+    assert len(one) == 3 and one == two
+
+
+def test_refusals_reach_the_reader(backend: Any) -> None:
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += "x" + sgl.gen("x", temperature=-1.0)
+
+    with pytest.raises(RequestRefusedError, match="temperature"):
+        program.run(backend=backend)["x"]
+
+
+async def test_async_programs(backend: Any) -> None:
+    @sgl.function
+    async def program(s: sgl.AsyncProgramState) -> str:
+        s += "One, two," + sgl.gen("x", max_tokens=3, temperature=0)
+        return str(await s["x"])
+
+    states = await asyncio.gather(*(program.arun(backend=backend) for _ in range(4)))
+    assert len({state.ret_value for state in states}) == 1
+
+
+def test_a_runtime_of_ones_own() -> None:
+    with sgl.Runtime(model_path=MODEL, port=31000) as runtime:
+        assert "Paris" in qa.run("What is the capital of France?", backend=runtime)["answer"]
+        assert '"text"' in runtime.generate("Hello", {"max_new_tokens": 2})
+        runtime.cache_prefix("A prefix")
+
+        async def stream() -> list[str]:
+            return [piece async for piece in runtime.async_generate("Hello", {"max_new_tokens": 4, "temperature": 0})]
+
+        assert "".join(asyncio.run(stream()))
+        process = runtime._process
+    assert process is not None and process.poll() is not None

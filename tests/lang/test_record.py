@@ -1,0 +1,94 @@
+"""Recordings: everything that happened, looked at and answered from again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import sglang as sgl
+from sglang import ProgramState, RuntimeEndpoint
+from sglang.lang.record import Recorder, ReplayBackend, ReplayError, read_recording
+from sglang.lang.viewer import main
+
+from .native_server import NativeServer
+
+
+@sgl.function
+def program(s: ProgramState, question: str) -> None:
+    s += sgl.user(question)
+    s += sgl.assistant(sgl.gen("answer", max_tokens=6, return_logprob=True, return_text_in_logprobs=True))
+    forks = s.fork(2)
+    forks += lambda i: f"<{i}>" + sgl.gen("note", max_tokens=2)
+    forks.join()
+    s += sgl.user("yes?")
+    s += sgl.assistant(sgl.select("choice", ["yes", "no"]))
+
+
+def test_a_recording_tells_everything(native: NativeServer, backend: RuntimeEndpoint, tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    state = program.run("Who?", record=path)
+    state.sync()
+    rows = read_recording(path)
+    assert rows[0]["kind"] == "run" and rows[0]["program"] == "program" and rows[0]["model"] == "smollm2-135m-instruct"
+    assert len({row["run"] for row in rows}) == 1
+    calls = [row for row in rows if row["kind"] == "call"]
+    assert [row["name"] for row in calls] == ["answer", "note", "note", "choice"]
+    assert calls[0]["value"]["answer"]["texts"] == [state["answer"]]
+    assert calls[0]["value"]["answer"]["metas"][0]["prompt_tokens"] > 0
+    assert all(0 <= row["started"] <= row["time"] for row in calls)
+    assert [row["children"] for row in rows if row["kind"] == "fork"] == [["0.0", "0.1"]]
+
+
+def test_replay_needs_no_model(native: NativeServer, backend: RuntimeEndpoint, tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    recorder = Recorder(path)
+    states = program.run_batch([("A?",), ("B?",)], record=recorder)
+    sent = len(native.requests)
+    replay = ReplayBackend(path)
+    for question, state in zip(("A?", "B?"), states, strict=True):
+        again = program.run(question, backend=replay)
+        assert again.text() == state.text() and again["note"] == state["note"]
+        streamed = program.run(question, backend=replay, stream=True)
+        assert "".join(streamed.text_iter()) == state.text()
+    assert len(native.requests) == sent
+    with pytest.raises(ReplayError, match="prompt ending in"):
+        program.run("C?", backend=replay).sync()
+
+
+def test_the_page(native: NativeServer, backend: RuntimeEndpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.jsonl"
+    state = program.run("<b>Who</b>?", record=path)
+    state.sync()
+    assert main(["view", str(path)]) == 0
+    page = (tmp_path / "run.html").read_text()
+    assert capsys.readouterr().out.strip() == str(tmp_path / "run.html")
+    assert "&lt;b&gt;Who&lt;/b&gt;" in page and "<b>Who" not in page
+    assert "fork 0.1" in page and "hsl(" in page and "Time line" in page
+    assert "http" not in page.replace("smollm2", "")  # nothing is loaded from elsewhere
+    assert main(["view", str(tmp_path / "nothing.jsonl")]) == 1
+    path.write_text('{"kind": "run"}\n{"no": 1}\n')
+    assert main(["view", str(path)]) == 1
+
+
+def test_in_memory(backend: RuntimeEndpoint) -> None:
+    state = program.run("Who?", record=True)
+    assert "Who?" in state.to_html() and "Time line" in state.to_html()
+    with pytest.raises(ValueError, match="record"):
+        program("Who?").to_html()
+    with pytest.raises(TypeError, match="record must be"):
+        program.run("Who?", record=3)
+
+
+def test_failures_are_recorded(native: NativeServer, backend: RuntimeEndpoint, tmp_path: Path) -> None:
+    native.failures = [(400, {"error": {"message": "not today"}})]
+    path = tmp_path / "run.jsonl"
+    assert program.run("Who?", record=path).error() is not None
+    assert any(row["kind"] == "error" and "not today" in row["text"] for row in read_recording(path))
+
+
+def test_a_cut_off_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_text(json.dumps({"kind": "run", "run": "a"}) + '\n{"kind": "te')
+    assert len(read_recording(path)) == 1
