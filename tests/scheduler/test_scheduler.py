@@ -287,7 +287,7 @@ def test_dfs_weight_visits_the_tree_depth_first_heaviest_branch_first() -> None:
         harness.run(make_req(rid, ids, 1))
     prompts = [[3] * 50, [*b, 4], [*a, 5], [*b, 9], [*a, 9, 7], [*b, 2, 2], [*a, 9, 9, 1]]
     harness.put(*[make_req(str(i), ids, 1) for i, ids in enumerate(prompts)])
-    order = harness.scheduler._waiting.ordered(harness.scheduler.memory.tree)
+    order = list(harness.scheduler._waiting.ordered(harness.scheduler.memory.tree))
     assert [int(req.rid) for req in order] in ([1, 3, 5, 4, 6, 2, 0], [4, 6, 2, 1, 3, 5, 0])
 
 

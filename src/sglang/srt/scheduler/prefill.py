@@ -171,7 +171,7 @@ class PrefillPlanner:
 
     def _first_extend(self, req: Req, tokens: int) -> Extend:
         """Takes an admitted request out of the queue and into the step."""
-        self._waiting.remove(req)
+        self._waiting.admit(req)
         assert req.hold is not None
         start = req.hold.kv_len
         end = min(start + tokens, req.fill_len)

@@ -1,7 +1,8 @@
 """The queue of requests that do not run, and the orders in which they may be admitted.
 
 A policy is a function from the queue, in order of arrival, to a new order. Whatever it says, retracted requests come first,
-then larger priorities, then requests that were overtaken too often: no order starves anyone of the same priority.
+then larger priorities, then the client who was served least (fair_share.py), then those of a client's requests that were
+overtaken too often: no order starves anyone of the same priority.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from itertools import groupby
 
 from sglang.srt.scheduler.cache.radix_cache import RadixCache, TreeNode
+from sglang.srt.scheduler.fair_share import FairShare
 from sglang.srt.scheduler.req import Req
 
 MATCH_LIMIT = 128
@@ -68,6 +71,7 @@ class WaitingQueue:
         self._rng = random.Random(seed)
         self._retracted: OrderedDict[str, Req] = OrderedDict()
         self._queue: OrderedDict[str, Req] = OrderedDict()
+        self._shares = FairShare()
         self._num_special = 0  # waiting requests whose priority is not 0
         self._num_aged = 0  # waiting requests that were overtaken too often
 
@@ -80,6 +84,7 @@ class WaitingQueue:
 
     def add(self, req: Req) -> None:
         self._queue[req.rid] = req
+        self._shares.add(req)
         self._num_special += req.msg.priority != 0
 
     def push_front(self, req: Req) -> None:
@@ -93,15 +98,27 @@ class WaitingQueue:
     def remove(self, req: Req) -> None:
         if self._retracted.pop(req.rid, None) is None:
             del self._queue[req.rid]
+            self._shares.remove(req)
             self._num_special -= req.msg.priority != 0
             self._num_aged -= req.num_overtaken > MAX_OVERTAKEN
 
-    def ordered(self, tree: RadixCache) -> list[Req]:
-        """Everyone, in the order of admission."""
+    def admit(self, req: Req) -> None:
+        """Takes out a request that runs from now on."""
+        if req.rid in self._queue:
+            self._shares.charge(req)
+        self.remove(req)
+
+    def ordered(self, tree: RadixCache) -> Iterator[Req]:
+        """Everyone, in the order of admission. Lazy, so that whom is served first counts for who comes next."""
         order = self._policy(list(self._queue.values()), tree, self._rng)
         if self._num_special or self._num_aged:
             order = sorted(order, key=lambda r: (-r.msg.priority, r.num_overtaken <= MAX_OVERTAKEN))
-        return [*self._retracted.values(), *order]
+        yield from list(self._retracted.values())
+        if self._shares.num_waiting < 2:
+            yield from order
+            return
+        for _, peers in groupby(order, key=lambda r: r.msg.priority):
+            yield from self._shares.order(peers)
 
     def note_admitted(self, admitted: list[Req]) -> None:
         """Counts, for those who still wait, how many later ones went before them. Called after the admitted were removed."""
@@ -112,5 +129,5 @@ class WaitingQueue:
             if req.arrival > latest:
                 break
             before = req.num_overtaken
-            req.num_overtaken += sum(other.arrival > req.arrival for other in admitted)
+            req.num_overtaken += sum(o.arrival > req.arrival and o.msg.client == req.msg.client for o in admitted)
             self._num_aged += before <= MAX_OVERTAKEN < req.num_overtaken

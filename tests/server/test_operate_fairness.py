@@ -1,0 +1,91 @@
+"""Who is served when more is asked for than there is room: clients share, priorities go first, nobody gains by inventing users."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from sglang.srt.config import ScheduleOptions
+from sglang.srt.messages import TokenizedReq
+from tests.scheduler.toy import Harness, ToyWorker, make_req
+
+Client = tuple[str, ...]
+
+
+def request(rid: str, client: Client, num_new: int = 8, num_ids: int = 8, **more: object) -> TokenizedReq:
+    ids = [hash((rid, i)) % 200 for i in range(num_ids)]
+    return make_req(rid, ids, num_new, ignore_eos=True, client=client, **more)
+
+
+def order_of_service(*reqs: TokenizedReq, at_once: int = 1) -> list[str]:
+    """The requests by the time of their first step, with room for `at_once`."""
+    harness = Harness(ToyWorker(max_running=at_once), ScheduleOptions(schedule_policy="fcfs", disable_radix_cache=True))
+    harness.run(*reqs)
+    firsts: dict[str, int] = {}
+    prompts = {tuple(r.input_ids): r.rid for r in reqs}
+    for i, batch in enumerate(harness.worker.batches):
+        for sample in batch.samples:
+            firsts.setdefault(prompts[tuple(sample.prompt_ids)], i)
+    return sorted(firsts, key=lambda rid: (firsts[rid], rid))
+
+
+def share_of_first(count: int, order: list[str]) -> Counter[str]:
+    return Counter(rid.split("/")[0] for rid in order[:count])
+
+
+def test_a_flood_of_one_client_does_not_hold_up_another() -> None:
+    flood = [request(f"a/{i}", ("", "a")) for i in range(30)]
+    order = order_of_service(*flood, *(request(f"b/{i}", ("", "b")) for i in range(5)))
+    assert share_of_first(10, order)["b"] == 5, order
+
+
+def test_shares_are_of_tokens_and_not_of_requests() -> None:
+    large = [request(f"a/{i}", ("", "a"), num_new=40, num_ids=40) for i in range(10)]
+    small = [request(f"b/{i}", ("", "b"), num_new=10, num_ids=10) for i in range(40)]
+    order = order_of_service(*large, *small)
+    assert share_of_first(20, order) == {"a": 4, "b": 16}, order
+
+
+def test_a_key_gains_nothing_by_inventing_users() -> None:
+    many = [request(f"a/{i}", ("a", f"user {i}")) for i in range(20)]
+    one = [request(f"b/{i}", ("b", "")) for i in range(20)]
+    order = order_of_service(*many, *one)
+    assert share_of_first(20, order) == {"a": 10, "b": 10}, order
+
+
+def test_anonymous_requests_are_one_client() -> None:
+    order = order_of_service(*(request(f"a/{i}", ()) for i in range(20)), *(request(f"b/{i}", ("k", "")) for i in range(20)))
+    assert share_of_first(20, order) == {"a": 10, "b": 10}, order
+
+
+def test_who_was_away_has_no_savings() -> None:
+    harness = Harness(ToyWorker(max_running=1), ScheduleOptions(schedule_policy="fcfs"))
+    for i in range(10):
+        harness.run(request(f"a/early {i}", ("", "a")), request(f"c/{i}", ("", "c")))
+    harness.put(*(request(f"{name}/{i}", ("", name)) for name in "ab" for i in range(8)))
+    while harness.step():
+        pass
+    ended = [rid for rid in harness.answers if "early" not in rid and rid[0] in "ab"]
+    firsts = sorted(ended, key=lambda rid: list(harness.answers).index(rid))
+    assert abs(share_of_first(8, firsts)["a"] - share_of_first(8, firsts)["b"]) <= 2, firsts
+
+
+def test_priority_goes_before_fairness() -> None:
+    low = [request(f"b/{i}", ("", "b")) for i in range(4)]
+    high = [request(f"a/{i}", ("", "a"), priority=1) for i in range(4)]
+    assert order_of_service(*low, *high)[:4] == [f"a/{i}" for i in range(4)]
+
+
+def test_one_client_alone_keeps_the_order_of_its_requests() -> None:
+    reqs = [request(f"a/{i:02}", ("", "a")) for i in range(12)]
+    assert order_of_service(*reqs) == [r.rid for r in reqs]
+
+
+def test_many_clients_that_come_and_go_leave_few_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglang.srt.scheduler.fair_share.MAX_CLIENTS", 40)
+    harness = Harness(ToyWorker(max_running=8), ScheduleOptions(schedule_policy="fcfs"), check=False)
+    for start in range(0, 200, 50):
+        harness.run(*(request(f"{start + i}", (f"k{start + i}", "")) for i in range(50)))
+    shares = harness.scheduler._waiting._shares
+    assert len(shares._tags) <= 42 and len(shares._levels) <= 42 and shares.num_waiting == 0 and not shares._waiting
