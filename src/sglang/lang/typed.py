@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 import json
 import re
+import types
 import typing
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -145,8 +146,10 @@ def _one_of(values: Mapping[str, Any], max_retries: int) -> TypedOutput:
 def _by_schema(dtype: Any, max_retries: int) -> TypedOutput:
     import pydantic
 
+    if not isinstance(dtype, type) and typing.get_origin(dtype) is None:
+        raise TypeError(f"dtype {dtype!r} is not a type")
     try:
-        adapter: Any = pydantic.TypeAdapter(dtype)
+        adapter: Any = pydantic.TypeAdapter(_readable(dtype))
         schema = adapter.json_schema()
     except (pydantic.errors.PydanticUserError, pydantic.errors.PydanticSchemaGenerationError) as error:
         raise TypeError(f"dtype {dtype!r} is not a type that text can be read as: {error}") from error
@@ -157,6 +160,18 @@ def _by_schema(dtype: Any, max_retries: int) -> TypedOutput:
     wanted = f"JSON that fits the schema {json.dumps(schema)}"
     name = getattr(dtype, "__name__", "value")
     return TypedOutput(("json_schema", json.dumps(schema)), parse, wanted, max_retries=max_retries, schema_name=name)
+
+
+def _readable(dtype: Any) -> Any:
+    """The type with every TypedDict in it made anew: before Python 3.12 pydantic cannot read those of `typing`."""
+    if typing.is_typeddict(dtype):
+        import typing_extensions
+
+        fields = {name: _readable(hint) for name, hint in typing.get_type_hints(dtype, include_extras=True).items()}
+        return typing_extensions.TypedDict(dtype.__name__, fields, total=dtype.__total__)  # type: ignore[operator]
+    if typing.get_origin(dtype) in (list, tuple, dict, set):
+        return types.GenericAlias(typing.get_origin(dtype), tuple(_readable(one) for one in typing.get_args(dtype)))
+    return dtype
 
 
 def _without_fence(text: str) -> str:

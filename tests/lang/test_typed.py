@@ -1,0 +1,157 @@
+"""Values of a type behind generated texts."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+import pydantic
+import pytest
+
+import sglang as sgl
+from sglang import ProgramState, RuntimeEndpoint
+from sglang.lang.errors import TypedValueError
+from sglang.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
+from sglang.lang.typed import typed_output
+
+from .native_server import NativeServer
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Person(pydantic.BaseModel):
+    name: str
+    age: int
+
+
+@dataclass
+class Point:
+    x: float
+    y: float
+
+
+class Colours(TypedDict):
+    first: Colour
+
+
+class Options(TypedDict, total=False):
+    wide: bool
+    colours: list[Colours]
+
+
+def make(dtype: Any) -> sgl.lang.program.SglFunction:
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += "v:" + sgl.gen("x", dtype=dtype, stop=["!"])
+
+    return program
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text", "value", "regex"),
+    [
+        (int, "-12", -12, REGEX_INT),
+        ("int", "7", 7, REGEX_INT),
+        (float, "1.5", 1.5, REGEX_FLOAT),
+        (bool, "True", True, REGEX_BOOL),
+        (str, '"two words"', "two words", REGEX_STR),
+        (Literal["yes", "no"], "no", "no", "(yes|no)"),
+        (Literal[1, 10], "10", 10, "(10|1)"),
+        (Colour, "blue", Colour.BLUE, "(blue|red)"),
+    ],
+)
+def test_by_regex(native: NativeServer, backend: RuntimeEndpoint, dtype: Any, text: str, value: Any, regex: str) -> None:
+    native.answer = lambda prompt, params: text
+    state = make(dtype)()
+    assert state.value("x") == value and state["x"] == text and type(state.value("x")) is type(value)
+    assert native.generated()[0]["sampling_params"]["regex"] == regex
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text", "value"),
+    [
+        (Person, '{"name": "Ann", "age": 3}', Person(name="Ann", age=3)),
+        (list[Person], '[{"name": "Ann", "age": 3}]', [Person(name="Ann", age=3)]),
+        (Point, '{"x": 1, "y": 2.5}', Point(1, 2.5)),
+        (Options, '{"wide": true}', {"wide": True}),
+        (Options, '{"colours": [{"first": "red"}]}', {"colours": [{"first": Colour.RED}]}),
+        (list[int], "[1, 2]", [1, 2]),
+        (dict[str, int], '{"a": 1}', {"a": 1}),
+        (int | None, "null", None),
+    ],
+)
+def test_by_schema(native: NativeServer, backend: RuntimeEndpoint, dtype: Any, text: str, value: Any) -> None:
+    native.answer = lambda prompt, params: text
+    state = make(dtype)()
+    assert state.value("x") == value and state["x"] == text
+    json.loads(native.generated()[0]["sampling_params"]["json_schema"])
+
+
+def test_a_value_that_is_cut_off_raises_only_when_asked_for(native: NativeServer, backend: RuntimeEndpoint) -> None:
+    native.answer = lambda prompt, params: '{"name": "An'
+    state = make(Person)()
+    assert state["x"] == '{"name": "An' and state.error() is None
+    with pytest.raises(TypedValueError, match="is not JSON that fits"):
+        state.value("x")
+    assert len(native.generated()) == 1  # decoding was held to the schema: asking again is no use
+
+
+def test_stops_of_numbers_and_a_plain_stop_string(native: NativeServer, backend: RuntimeEndpoint) -> None:
+    """A stop that is a string, a template without stop strings, and a number: the original crashed."""
+
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += sgl.gen_int("x", stop="!") + sgl.gen_string("y")
+
+    native.answer = lambda prompt, params: "5"
+    program.run(backend=RuntimeEndpoint(native.url, chat_template_name="default")).sync()
+    first, second = native.generated()
+    assert first["sampling_params"]["stop"] == ["!", " ", "\n"] and second["sampling_params"]["stop"] == []
+    assert second["sampling_params"]["regex"] == REGEX_STR
+
+
+def test_several_samples(native: NativeServer, backend: RuntimeEndpoint) -> None:
+    native.answer = lambda prompt, params: str(params["index"])
+
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += sgl.gen("x", dtype=int, n=3)
+
+    assert program().value("x") == [0, 1, 2] and program()["x"] == ["0", "1", "2"]
+
+
+def test_a_text_variable_has_its_text_as_value(native: NativeServer, backend: RuntimeEndpoint) -> None:
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += sgl.gen("x")
+
+    state = program()
+    assert state.value("x") == state["x"]
+    state["x"] = "other"
+    assert state.value("x") == "other"
+
+
+def test_asking_again_is_bounded_and_told(native: NativeServer, backend: RuntimeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "constraints", frozenset())
+    native.answer = lambda prompt, params: "never"
+    state = make(int)()
+    with pytest.raises(TypedValueError, match="is not an integer"):
+        state.value("x")
+    assert len(native.generated()) == 3  # once, and twice more
+    assert "Answer again" in native.generated()[1]["text"] and "regex" not in native.generated()[0]["sampling_params"]
+    assert state.text() == "v:never"
+
+
+def test_what_is_no_type() -> None:
+    for bad in (3, object(), lambda: None):
+        with pytest.raises(TypeError):
+            typed_output(bad)
+
+
+def test_markdown_around_json() -> None:
+    assert typed_output(list[int]).read("```json\n[1]\n```") == [1]
