@@ -110,8 +110,8 @@ class ServerArgs:
     stream_interval: int = _flag(1, "HTTP", "tokens between the pieces of a stream")
     stream_output: bool = _flag(False, "HTTP", "/generate streams disjoint pieces instead of the text so far")
     enable_cache_report: bool = _flag(True, "HTTP", "cached tokens are always reported in usage", no_effect=True)
-    reasoning_parser: str | None = _flag(None, "HTTP", "split reasoning from the answer", unsupported=True)
-    tool_call_parser: str | None = _flag(None, "HTTP", "format of tool calls", unsupported=True)
+    reasoning_parser: str | None = _flag(None, "HTTP", "tell thoughts from the answer: deepseek-r1, qwen3, generic, ... or BEGIN,END")
+    tool_call_parser: str | None = _flag(None, "HTTP", "format of tool calls; default: by the chat template")
     cors_origins: str | None = _flag(None, "HTTP", "origins allowed by CORS, separated by commas")
     max_body_bytes: int = _flag(64 << 20, "HTTP", "largest request body")
     request_timeout: float | None = _flag(None, "HTTP", "seconds after which a request ends with 504; default: none")
@@ -125,6 +125,7 @@ class ServerArgs:
     log_requests: bool = _flag(False, "operation", "log every request")
     log_requests_level: int = _flag(0, "operation", "0: sizes, 1: parameters, 2: part of the text, 3: everything", choices=(0, 1, 2, 3))
     enable_metrics: bool = _flag(False, "operation", "Prometheus metrics at /metrics")
+    otlp_traces_endpoint: str | None = _flag(None, "operation", "send OpenTelemetry traces to this OTLP/HTTP address")
     decode_log_interval: int = _flag(40, "operation", "decode steps between log lines")
 
     def resolve(self) -> RuntimeConfig:
@@ -193,6 +194,8 @@ class ServerArgs:
                 enable_metrics=self.enable_metrics,
                 stream_output=self.stream_output,
                 stream_interval=self.stream_interval,
+                reasoning_parser=self.reasoning_parser,
+                tool_call_parser=self.tool_call_parser,
                 preferred_sampling_params=_json_object("preferred_sampling_params", self.preferred_sampling_params),
                 allow_auto_truncate=self.allow_auto_truncate,
                 max_body_bytes=self.max_body_bytes,
@@ -201,6 +204,7 @@ class ServerArgs:
                 request_timeout=self.request_timeout,
                 drain_seconds=self.drain_seconds,
                 stop_with_stdin=self.stop_with_stdin,
+                otlp_traces_endpoint=self.otlp_traces_endpoint,
             ),
             media=MediaOptions(
                 allowed_domains=tuple(name.lower().rstrip(".") for name in _names(self.allowed_media_domains)),

@@ -3,80 +3,135 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.messages import LogprobOptions, Position
+from sglang.srt.messages import FinishReason, LogprobOptions, Position
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.multimodal.inputs import MediaInput
+from sglang.srt.server.openai.answers import Answer
 from sglang.srt.server.openai.logprobs import chat_logprobs
 from sglang.srt.server.openai.messages import parse_messages
 from sglang.srt.server.openai.protocol import ChatRequest
 from sglang.srt.server.openai.sampling import sampling_params
 from sglang.srt.server.openai.sse import ChunkWriter, Usage, finish_name
+from sglang.srt.server.openai.tools import plan_tools, tell_in_messages
+from sglang.srt.server.parsers.answer import AnswerParser
+from sglang.srt.server.parsers.pieces import Piece, Text
+from sglang.srt.server.parsers.reasoning import ReasoningFormat, ReasoningParser, opens_thoughts, starts_inside
+from sglang.srt.server.parsers.tool_calls import call_format, create_parser
 from sglang.srt.server.responses import encode_json
+from sglang.srt.server.tokenization.chat_template import ChatTemplate
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from sglang.srt.server.tokenizer_manager import Call
 
 MAX_TOP_LOGPROBS = 20
+PROMPT_END = 32
+"""tokens at the end of a prompt that tell whether it has opened or closed the thoughts"""
 
 _ROLE = b'"delta":{"role":"assistant","content":""}'
 _NOTHING = b'"delta":{}'
 
 
+@dataclass(frozen=True)
+class ChatOptions:
+    """What a server has settled about chats. `defaults`: sampling parameters that a request leaves open. `tool_parser`: name of
+    the format of tool calls. `sees`: images may be among the messages."""
+
+    tokenizer: Tokenizer
+    served_name: str
+    defaults: dict[str, Any]
+    max_chars: int
+    tool_parser: str = "generic"
+    reasoning: ReasoningFormat | None = None
+    sees: bool = False
+
+
 class ChatCall:
     """One chat request on its way: what to generate, and how its answer looks."""
 
-    def __init__(
-        self,
-        request: ChatRequest,
-        tokenizer: Tokenizer,
-        defaults: dict[str, Any],
-        served_name: str,
-        max_chars: int,
-        sees: bool = False,
-    ) -> None:
-        self._max_chars = max_chars
-        self._sees = sees
-        self._tokenizer = tokenizer
-        self._model = request.model or served_name
+    def __init__(self, request: ChatRequest, options: ChatOptions) -> None:
+        self._options = options
+        self._tokenizer = options.tokenizer
+        self._model = request.model or options.served_name
         self._created = int(time.time())
         self._with_usage, self._always_usage = usage_wishes(request.stream, request.stream_options)
         self._num_top = self._check_logprobs(request)
         self._wants_logprobs = bool(request.logprobs)
-        sampling = sampling_params(request, _max_tokens(request), defaults)
+        sampling = sampling_params(request, _max_tokens(request), options.defaults)
+        self._plan = plan_tools(request.tools, request.tool_choice, request.parallel_tool_calls, options.tool_parser, sampling)
         self._num_samples = sampling.n
-        self.req = self._generate_req(request, sampling)
+        self._thinks = False
+        self._splits = options.reasoning is not None and request.separate_reasoning is not False
+        self._hold_reasoning = request.stream_reasoning is False
+        self.req = self._generate_req(request, self._plan.sampling)
+        self._parsers: dict[int, AnswerParser] = {}
 
     def _generate_req(self, request: ChatRequest, sampling: SamplingParams) -> GenerateReq:
-        template = self._tokenizer.chat_template()
-        media: list[MediaInput] | None = [] if self._sees else None
+        template = self._tokenizer.chat_template(with_tools=bool(self._plan.shown))
+        media: list[MediaInput] | None = [] if self._options.sees else None
         messages = parse_messages(request.messages, template, media)
-        variables = dict(request.chat_template_kwargs or {})
-        if request.reasoning_effort is not None:
-            if not template.mentions("reasoning_effort"):
-                raise UnsupportedError("reasoning_effort: this model's chat template does not know it", "reasoning_effort")
-            variables["reasoning_effort"] = request.reasoning_effort
+        tools = self._plan.shown
+        if not template.mentions("tools"):
+            how = call_format(self._plan.parser or self._options.tool_parser).how
+            messages, tools = tell_in_messages(messages, tools, how, template.wants_parts), []
         ids = self._tokenizer.encode_chat(
             messages,
+            tools=tools or None,
             continue_final_message=bool(request.continue_final_message),
-            template_variables=variables,
-            max_chars=self._max_chars,
+            template_variables=self._template_variables(request, template),
+            max_chars=self._options.max_chars,
         )
         if request.add_generation_prompt is False and not request.continue_final_message:
             raise UnsupportedError("add_generation_prompt: false is not supported; use continue_final_message")
         return GenerateReq(
             input_ids=ids,
             media=[media] if media else None,
-            sampling=sampling,
+            sampling=self._with_markers(sampling),
             logprobs=LogprobOptions(top_num=self._num_top) if request.logprobs else None,
             rid=request.rid or None,
             stream=bool(request.stream),
             cache_salt=join_salt(request.cache_salt, request.extra_key),
             priority=request.priority or 0,
+            grammar_after=self._expect_thoughts(ids, sampling) if self._options.reasoning is not None else (),
         )
+
+    @staticmethod
+    def _template_variables(request: ChatRequest, template: ChatTemplate) -> dict[str, Any]:
+        variables = dict(request.chat_template_kwargs or {})
+        if request.reasoning_effort is not None:
+            if not template.mentions("reasoning_effort"):
+                raise UnsupportedError("reasoning_effort: this model's chat template does not know it", "reasoning_effort")
+            variables["reasoning_effort"] = request.reasoning_effort
+        return variables
+
+    def _with_markers(self, sampling: SamplingParams) -> SamplingParams:
+        """Marks of calls and thoughts must reach the parsers, even where they are special tokens."""
+        marks = [*self._options.reasoning.begins, *self._options.reasoning.ends] if self._splits and self._options.reasoning else []
+        if self._plan.parser is not None:
+            marks += call_format(self._plan.parser).parser.markers
+        if not any(self._tokenizer.is_special(mark) for mark in marks):
+            return sampling
+        return msgspec.structs.replace(sampling, skip_special_tokens=False)
+
+    def _expect_thoughts(self, ids: list[int], sampling: SamplingParams) -> tuple[int, ...]:
+        """Decides whether the answer begins with thoughts; the ids that end them, for a constraint to begin after."""
+        format_ = self._options.reasoning
+        assert format_ is not None
+        prompt_end = self._tokenizer.decode(ids[-PROMPT_END:], skip_special_tokens=False)
+        self._thinks = starts_inside(format_, prompt_end)
+        if sampling.grammar is None or not (self._thinks or opens_thoughts(format_, prompt_end)):
+            return ()
+        ends = [self._tokenizer.token_id(end) for end in format_.ends]
+        if None in ends:  # no one token ends them: the constraint holds from the start, and leaves no room for thoughts
+            self._thinks = self._splits = False
+            return ()
+        return tuple(end for end in ends if end is not None)
 
     @staticmethod
     def _check_logprobs(request: ChatRequest) -> int:
@@ -108,32 +163,83 @@ class ChatCall:
 
     def _choice(self, out: GenerateOut) -> dict[str, Any]:
         assert out.finish is not None
+        answer = self.new_answer()
+        for piece in self.parse(out):
+            answer.add(piece)
         return {
             "index": out.index,
-            "message": {"role": "assistant", "content": out.text, "reasoning_content": None, "tool_calls": None},
+            "message": answer.message(),
             "logprobs": self._logprobs(out.output_logprobs),
-            "finish_reason": finish_name(out.finish),
+            "finish_reason": ended_by(out.finish, answer),
             "matched_stop": out.finish.matched,
         }
+
+    # --- pieces: also for the APIs that are made of this one ----------------------------------------------------------------
+
+    @property
+    def is_parsed(self) -> bool:
+        """Whether answers may hold anything but text."""
+        return self._splits or self._plan.parser is not None
+
+    def new_answer(self) -> Answer:
+        return Answer(self._options.tool_parser)
+
+    def parse(self, out: GenerateOut) -> list[Piece]:
+        """The pieces that an output of this call adds to its choice."""
+        if not self.is_parsed:
+            return [Text(out.text)] if out.text else []
+        parser = self._parsers.get(out.index)
+        if parser is None:
+            parser = self._parsers[out.index] = self._new_parser()
+        pieces = parser.feed(out.text)
+        return pieces + parser.finish() if out.finish is not None else pieces
+
+    def _new_parser(self) -> AnswerParser:
+        reasoning = self._options.reasoning
+        thoughts = ReasoningParser(reasoning, self._thinks) if self._splits and reasoning is not None else None
+        plan = self._plan
+        calls = create_parser(plan.parser, plan.names, plan.max_calls) if plan.parser is not None else None
+        return AnswerParser(thoughts, calls, self._hold_reasoning)
 
     async def events(self, call: Call) -> AsyncIterator[bytes]:
         """Chunks: the role, pieces of content, one chunk with the reason why it ended; for each choice. Then the usage."""
         chunks = ChunkWriter("chat.completion.chunk", call.name, self._created, self._model)
         usage = Usage(self._num_samples)
-        begun: set[int] = set()
+        answers: dict[int, Answer] = {}
         async for out in call:
             usage.add(out)
             now = usage.as_dict() if self._always_usage else None
-            if out.index not in begun:
-                begun.add(out.index)
+            answer = answers.get(out.index)
+            if answer is None:
+                answer = answers[out.index] = self.new_answer()
                 yield chunks.choice(out.index, _ROLE, usage=now)
-            if out.text or (self._wants_logprobs and out.output_logprobs):
-                body = b'"delta":{"content":%b}' % encode_json(out.text)
-                yield chunks.choice(out.index, body, self._logprobs(out.output_logprobs), usage=now)
+            for body, logprobs in self._bodies(out, answer):
+                yield chunks.choice(out.index, body, logprobs, usage=now)
             if out.finish is not None:
-                yield chunks.choice(out.index, _NOTHING, finish=out.finish, usage=now)
+                yield chunks.choice(out.index, _NOTHING, finish=out.finish, usage=now, reason=ended_by(out.finish, answer))
         if self._with_usage:
             yield chunks.usage(usage.as_dict())
+
+
+    def _bodies(self, out: GenerateOut, answer: Answer) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+        """The deltas of one output. Its log probabilities go with the first of them."""
+        logprobs = self._logprobs(out.output_logprobs) if out.output_logprobs else None
+        if not self.is_parsed:
+            if out.text or logprobs is not None:
+                yield b'"delta":{"content":%b}' % encode_json(out.text), logprobs
+            return
+        pieces = self.parse(out)
+        for piece in pieces:
+            answer.add(piece)
+            yield b'"delta":%b' % encode_json(answer.delta(piece)), logprobs
+            logprobs = None
+        if logprobs is not None:
+            yield b'"delta":{"content":""}', logprobs
+
+
+def ended_by(finish: FinishReason, answer: Answer) -> str:
+    """The reason in OpenAI's words."""
+    return "tool_calls" if answer.calls and finish.type == "stop" else finish_name(finish)
 
 
 def _max_tokens(request: ChatRequest) -> int | None:

@@ -24,17 +24,12 @@ ACCEPTED = frozenset(
         "prompt_cache_key",
         "prompt_cache_retention",
         "prediction",
-        "parallel_tool_calls",
-        "separate_reasoning",
-        "stream_reasoning",
         "custom_labels",
         "no_logs",
     ]
 )
 
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -111,6 +106,11 @@ class ChatRequest(CommonRequest):
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    separate_reasoning: bool | None = None
+    stream_reasoning: bool | None = None
 
 
 class CompletionRequest(CommonRequest):

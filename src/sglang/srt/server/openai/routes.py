@@ -12,9 +12,11 @@ from starlette.responses import Response
 
 from sglang.srt.config import HttpOptions
 from sglang.srt.sampling_params import parse_sampling_params
-from sglang.srt.server.openai.chat import ChatCall
+from sglang.srt.server.openai.chat import ChatCall, ChatOptions
 from sglang.srt.server.openai.completions import CompletionCall
 from sglang.srt.server.openai.protocol import ChatRequest, CompletionRequest, parse_request
+from sglang.srt.server.parsers.reasoning import reasoning_format
+from sglang.srt.server.parsers.tool_calls import call_format, format_of_template
 from sglang.srt.server.request_scope import name_user
 from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, read_object, stream
 from sglang.srt.server.tokenizer_manager import LONG_TEXT, TokenizerManager
@@ -22,7 +24,7 @@ from sglang.srt.server.tokenizer_manager import LONG_TEXT, TokenizerManager
 
 class OpenAIApi:
     """The handlers. What a request leaves open is decided by the operator's preferred sampling parameters, then by the
-    model's generation_config.json."""
+    model's generation_config.json. Raises ConfigError for names of parsers that are none."""
 
     def __init__(self, manager: TokenizerManager, options: HttpOptions) -> None:
         self._manager = manager
@@ -38,13 +40,33 @@ class OpenAIApi:
             if name != "max_new_tokens" and getattr(params, name) != getattr(plain, name)
         }
 
+        self._tool_parser = options.tool_call_parser
+        if self._tool_parser is not None:
+            call_format(self._tool_parser)
+        self._reasoning = reasoning_format(options.reasoning_parser) if options.reasoning_parser is not None else None
+        self._chat_options: ChatOptions | None = None
+
+    def chat_options(self) -> ChatOptions:
+        """Raises RequestError if the server has no tokenizer."""
+        if self._chat_options is None:
+            tokenizer = self._manager.need_tokenizer()
+            template = tokenizer.chat_template(with_tools=True).source if tokenizer.has_chat_template else ""
+            self._chat_options = ChatOptions(
+                tokenizer=tokenizer,
+                served_name=self._name,
+                defaults=self._defaults,
+                max_chars=self._manager.max_chars,
+                tool_parser=self._tool_parser or format_of_template(template),
+                reasoning=self._reasoning,
+                sees=self._manager.media is not None,
+            )
+        return self._chat_options
+
     async def chat(self, request: Request) -> Response:
         raw = await read_object(request)
         name_user(raw.get("user"))
         body = parse_request(ChatRequest, raw)
-        tokenizer, max_chars = self._manager.need_tokenizer(), self._manager.max_chars
-        sees = self._manager.media is not None
-        make = partial(ChatCall, body, tokenizer, self._defaults, self._name, max_chars, sees)
+        make = partial(ChatCall, body, self.chat_options())
         is_long = len(await request.body()) > LONG_TEXT  # rendering and tokenizing it here would hold up everybody else
         return await self._run(request, await asyncio.to_thread(make) if is_long else make())
 

@@ -24,16 +24,23 @@ class ChunkWriter:
         self._starts: dict[int, bytes] = {}
 
     def choice(
-        self, index: int, body: bytes, logprobs: Any = None, finish: FinishReason | None = None, usage: Any = None
+        self,
+        index: int,
+        body: bytes,
+        logprobs: Any = None,
+        finish: FinishReason | None = None,
+        usage: Any = None,
+        reason: str | None = None,
     ) -> bytes:
-        """One choice. `body` is its text as an encoded member: `"delta":{...}` or `"text":"..."`."""
+        """One choice. `body` is its text as an encoded member: `"delta":{...}` or `"text":"..."`. `reason`: another name for
+        why it ended."""
         start = self._starts.get(index)
         if start is None:
             start = self._starts[index] = self._head + b'{"index":%d,' % index
         ending = b',"finish_reason":null,"matched_stop":null}],"usage":'
         if finish is not None:
             ending = b',"finish_reason":%b,"matched_stop":%b}],"usage":' % (
-                encode_json(finish_name(finish)),
+                encode_json(reason or finish_name(finish)),
                 encode_json(finish.matched),
             )
         return b"".join(

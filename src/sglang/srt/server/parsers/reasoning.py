@@ -13,10 +13,12 @@ from sglang.srt.server.parsers.pieces import Piece, Reasoning, Text, held_len
 
 @dataclass(frozen=True)
 class ReasoningFormat:
-    """`pairs`: marks around thoughts. `always`: an answer begins with thoughts even where nothing opens them."""
+    """`pairs`: marks around thoughts. `always`: an answer begins with thoughts even where nothing opens them. `opens`: models
+    of this kind open them themselves, unless the prompt has opened or closed them."""
 
     pairs: tuple[tuple[str, str], ...]
     always: bool = False
+    opens: bool = False
 
     @property
     def begins(self) -> tuple[str, ...]:
@@ -30,9 +32,9 @@ class ReasoningFormat:
 _THINK = (("<think>", "</think>"),)
 FORMATS: dict[str, ReasoningFormat] = {
     "deepseek-r1": ReasoningFormat(_THINK, always=True),
-    "qwen3": ReasoningFormat(_THINK),
+    "qwen3": ReasoningFormat(_THINK, opens=True),
     "qwen3-thinking": ReasoningFormat(_THINK, always=True),
-    "kimi": ReasoningFormat((("◁think▷", "◁/think▷"),)),
+    "kimi": ReasoningFormat((("◁think▷", "◁/think▷"),), opens=True),
     "generic": ReasoningFormat(
         (
             *_THINK,
@@ -63,6 +65,11 @@ def starts_inside(format_: ReasoningFormat, prompt_end: str) -> bool:
     if end.endswith(format_.begins):
         return True
     return format_.always and not end.endswith(format_.ends)
+
+
+def opens_thoughts(format_: ReasoningFormat, prompt_end: str) -> bool:
+    """Whether the model will open thoughts of its own accord."""
+    return format_.opens and not prompt_end.rstrip().endswith(format_.ends)
 
 
 class ReasoningParser:

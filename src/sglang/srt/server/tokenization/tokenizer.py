@@ -45,7 +45,8 @@ class Tokenizer:
         decoder = _component(core.decoder)
         self._drops_leading_space = drops_leading_space(decoder)
         special = frozenset(i for i, token in added.items() if token.special)
-        self._special_text = SpecialText(added[i].content for i in special)
+        self._special_names = frozenset(added[i].content for i in special)
+        self._special_text = SpecialText(self._special_names)
         self.names = facts.names
         self.sampling_defaults = facts.sampling_defaults
         self._bos_id = facts.bos_token_id
@@ -119,6 +120,15 @@ class Tokenizer:
         """The text of one token, special or not; parts of characters are U+FFFD."""
         table = self.vocabulary.token_bytes
         return table[token_id].decode(errors="replace") if 0 <= token_id < len(table) else ""
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the token that is spelled like this, special or not."""
+        found: int | None = self._core.token_to_id(text)
+        return found
+
+    def is_special(self, text: str) -> bool:
+        """Whether `text` is the name of a special token."""
+        return text in self._special_names
 
     # --- chat ---------------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,60 @@
+"""What one choice of a chat answer consists of, gathered from its pieces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglang.srt.server.openai.tools import call_id
+from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Piece, Reasoning, Text
+
+
+@dataclass
+class ToolCall:
+    id: str
+    name: str
+    arguments: str = ""
+
+    def as_dict(self, index: int) -> dict[str, Any]:
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "index": index, "type": "function", "function": function}
+
+
+@dataclass
+class Answer:
+    """One choice so far. `format_name`: how its calls are written."""
+
+    format_name: str
+    text: str = ""
+    reasoning: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+
+    def add(self, piece: Piece) -> None:
+        if isinstance(piece, Text):
+            self.text += piece.text
+        elif isinstance(piece, Reasoning):
+            self.reasoning += piece.text
+        elif isinstance(piece, CallBegin):
+            self.calls.append(ToolCall(call_id(self.format_name), piece.name))
+        else:
+            self.calls[piece.index].arguments += piece.text
+
+    def delta(self, piece: Piece) -> dict[str, Any]:
+        """A piece that was just added, as a streamed delta."""
+        if isinstance(piece, Text):
+            return {"content": piece.text}
+        if isinstance(piece, Reasoning):
+            return {"reasoning_content": piece.text}
+        if isinstance(piece, CallArguments):
+            return {"tool_calls": [{"index": piece.index, "function": {"arguments": piece.text}}]}
+        call = ToolCall(self.calls[piece.index].id, piece.name)
+        return {"tool_calls": [call.as_dict(piece.index)]}
+
+    def message(self) -> dict[str, Any]:
+        """The whole choice as a message."""
+        return {
+            "role": "assistant",
+            "content": self.text if self.text or not self.calls else None,
+            "reasoning_content": self.reasoning or None,
+            "tool_calls": [call.as_dict(i) for i, call in enumerate(self.calls)] or None,
+        }

@@ -1,0 +1,262 @@
+"""Tools of a chat request: what the model is told of them, and what its answer must then be.
+
+    tool_choice auto              free; with `strict` tools, calls follow their schemas (structural tags)
+    auto with response_format     either the format or calls: one JSON schema for both
+    required, or a named tool     nothing but calls: a JSON schema
+    none, or no tools             the model is not told of any
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from sglang.srt.errors import RequestError, UnsupportedError
+from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.parsers.tool_calls import Tag, call_format
+
+MAX_TOOLS = 512
+MAX_FORCED_CALLS = 16
+"""calls in an answer that must consist of calls"""
+_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
+_TOOL_KEYS = frozenset({"type", "function"})
+_FUNCTION_KEYS = frozenset({"name", "description", "parameters", "strict"})
+_ANY_OBJECT: dict[str, Any] = {"type": "object"}
+_GENERIC = "generic"
+
+
+@dataclass(frozen=True)
+class ToolPlan:
+    """`shown`: the tools that the model is told of. `parser`: the format in which calls are looked for; None: nowhere."""
+
+    shown: list[dict[str, Any]] = field(default_factory=list)
+    parser: str | None = None
+    max_calls: int | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+    @property
+    def names(self) -> list[str]:
+        return [tool["function"]["name"] for tool in self.shown]
+
+
+def plan_tools(tools: Any, choice: Any, parallel: bool | None, format_name: str, sampling: SamplingParams) -> ToolPlan:
+    """What follows from a request's `tools`, `tool_choice` and `parallel_tool_calls` for a model that calls in the format
+    `format_name`. The plan's `sampling` holds the constraint. Raises RequestError."""
+    known = parse_tools(tools)
+    mode, shown = _choose(choice, known)
+    if mode == "none" or not shown:
+        return ToolPlan(sampling=sampling)
+    max_calls = 1 if parallel is False or mode == "named" else None
+    if mode == "auto":
+        return _plan_auto(shown, max_calls, format_name, sampling)
+    if sampling.grammar is not None:
+        raise RequestError(f"{sampling.grammar[0]} cannot be combined with a tool_choice that asks for a call", "tool_choice")
+    schema, definitions = _calls_schema(shown, max_calls)
+    constrained = _constrain(sampling, json_schema=json.dumps({**schema, "$defs": definitions}))
+    return ToolPlan(shown, _GENERIC, max_calls, constrained)
+
+
+def _plan_auto(shown: list[dict[str, Any]], max_calls: int | None, format_name: str, sampling: SamplingParams) -> ToolPlan:
+    if sampling.grammar is not None:
+        return ToolPlan(shown, _GENERIC, max_calls, _either(shown, max_calls, sampling))
+    if not any(tool["function"].get("strict") for tool in shown):
+        return ToolPlan(shown, format_name, max_calls, sampling)
+    tag = call_format(format_name).tag
+    if tag is None:
+        raise UnsupportedError(
+            f"strict tools with tool_choice auto: calls in the format {format_name!r} have no JSON arguments to constrain; "
+            "leave strict out, or use tool_choice required",
+            "tools",
+        )
+    structures = [_structure(tool["function"], tag) for tool in shown]
+    text = json.dumps({"structures": structures, "triggers": [tag.trigger]})
+    return ToolPlan(shown, format_name, max_calls, _constrain(sampling, structural_tag=text))
+
+
+def _constrain(sampling: SamplingParams, **constraint: str) -> SamplingParams:
+    return msgspec.structs.replace(sampling, **constraint)
+
+
+def _structure(function: dict[str, Any], tag: Tag) -> dict[str, Any]:
+    schema = function.get("parameters", {"type": "object", "properties": {}}) if function.get("strict") else _ANY_OBJECT
+    return {"begin": tag.begin.replace("NAME", function["name"]), "schema": schema, "end": tag.end}
+
+
+# --- schemas ----------------------------------------------------------------------------------------------------------------
+
+
+def _calls_schema(shown: list[dict[str, Any]], max_calls: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A schema for one call, or for a list of them, and the definitions it refers to."""
+    definitions: dict[str, Any] = {}
+    calls = []
+    for i, tool in enumerate(shown):
+        function = tool["function"]
+        name = f"tool{i}"
+        definitions[name] = _moved(function.get("parameters", {"type": "object", "properties": {}}), f"#/$defs/{name}")
+        calls.append(
+            {
+                "type": "object",
+                "properties": {"name": {"const": function["name"]}, "arguments": {"$ref": f"#/$defs/{name}"}},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+        )
+    call = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    if max_calls == 1:
+        return call, definitions
+    return {"type": "array", "items": call, "minItems": 1, "maxItems": MAX_FORCED_CALLS}, definitions
+
+
+def _either(shown: list[dict[str, Any]], max_calls: int | None, sampling: SamplingParams) -> SamplingParams:
+    """The response format, or calls."""
+    assert sampling.grammar is not None
+    kind, text = sampling.grammar
+    if kind != "json_schema":
+        raise UnsupportedError(f"{kind} cannot be combined with tools that may be called; set tool_choice to none", "tools")
+    schema, definitions = _calls_schema(shown, max_calls)
+    definitions["answer"] = _moved(json.loads(text), "#/$defs/answer")
+    union = {"anyOf": [{"$ref": "#/$defs/answer"}, schema], "$defs": definitions}
+    return _constrain(sampling, json_schema=json.dumps(union))
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """A schema whose references to itself are right when it stands at `place` of another."""
+    if isinstance(schema, dict):
+        moved = {key: _moved(value, place) for key, value in schema.items()}
+        reference = schema.get("$ref")
+        if isinstance(reference, str) and reference.startswith("#"):
+            moved["$ref"] = place + reference[1:]
+        return moved
+    return [_moved(item, place) for item in schema] if isinstance(schema, list) else schema
+
+
+# --- what clients send ------------------------------------------------------------------------------------------------------
+
+
+def parse_tools(raw: Any) -> list[dict[str, Any]]:
+    """A checked list of {"type": "function", "function": {"name", "description"?, "parameters"?, "strict"?}}. Raises
+    RequestError."""
+    tools = raw or []
+    if not isinstance(tools, list) or len(tools) > MAX_TOOLS:
+        raise RequestError(f"tools must be a list of at most {MAX_TOOLS} tools", "tools")
+    checked = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
+    names = [tool["function"]["name"] for tool in checked]
+    for name in names:
+        if names.count(name) > 1:
+            raise RequestError(f"two tools have the name {name!r}", "tools")
+    return checked
+
+
+def _tool(raw: Any, where: str) -> dict[str, Any]:
+    if not isinstance(raw, dict) or raw.get("type") != "function" or not isinstance(raw.get("function"), dict):
+        raise RequestError(f'{where} must be {{"type": "function", "function": {{...}}}}; other types are not supported', "tools")
+    function = raw["function"]
+    for keys, known, place in ((raw, _TOOL_KEYS, where), (function, _FUNCTION_KEYS, f"{where}.function")):
+        for key in keys:
+            if key not in known:
+                raise RequestError(f"{place} has an unknown key {key[:100]!r}", "tools")
+    name = function.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise RequestError(f"{where}.function.name must consist of up to 128 letters, digits, _, . and -", "tools")
+    kinds = (("description", str), ("parameters", dict), ("strict", bool))
+    for key, kind in kinds:
+        if function.get(key) is not None and not isinstance(function[key], kind):
+            raise RequestError(f"{where}.function.{key} has the wrong type", "tools")
+    return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
+
+
+def _choose(choice: Any, tools: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    """(none, auto, required or named; the tools that may be called)"""
+    if choice is None:
+        return "auto", tools
+    if isinstance(choice, str):
+        if choice not in ("none", "auto", "required"):
+            raise RequestError(f"tool_choice must be none, auto, required or a named function, got {choice[:50]!r}", "tool_choice")
+        if choice == "required" and not tools:
+            raise RequestError("tool_choice is required, but there are no tools", "tool_choice")
+        return choice, tools
+    kind = choice.get("type") if isinstance(choice, dict) else None
+    if kind == "function":
+        return "named", [_named(choice, tools)]
+    if kind == "allowed_tools" and isinstance(choice.get("allowed_tools"), dict):
+        allowed = choice["allowed_tools"]
+        entries = allowed.get("tools")
+        if allowed.get("mode") in ("auto", "required") and isinstance(entries, list) and entries:
+            return allowed["mode"], [_named(entry, tools) for entry in entries]
+    raise RequestError('tool_choice must be a word or {"type": "function", "function": {"name": ...}}', "tool_choice")
+
+
+def _named(entry: Any, tools: list[dict[str, Any]]) -> dict[str, Any]:
+    function = entry.get("function", entry) if isinstance(entry, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    for tool in tools:
+        if tool["function"]["name"] == name:
+            return tool
+    shown = repr(name[:100]) if isinstance(name, str) else "without a name"
+    raise RequestError(f"tool_choice names a function {shown}, which is not among the tools", "tool_choice")
+
+
+def call_id(format_name: str) -> str:
+    """A new name for a call. Mistral's templates take nine letters and digits only."""
+    return uuid4().hex[:9] if format_name == "mistral" else f"call_{uuid4().hex[:24]}"
+
+
+# --- models without a tool template -----------------------------------------------------------------------------------------
+
+
+def tell_in_messages(
+    messages: list[dict[str, Any]], tools: list[dict[str, Any]], how: str, as_parts: bool
+) -> list[dict[str, Any]]:
+    """Messages for a template that knows no tools: they are described in the system message, earlier calls are the
+    assistant's text, results are the user's."""
+    told = [_told(message, messages, as_parts) for message in messages]
+    if not tools:
+        return told
+    lines = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
+    text = (
+        "You can call functions. These are the functions, each as JSON:\n"
+        + "\n".join(lines)
+        + f"\nTo call a function, answer with nothing but this form:\n{how}\nOtherwise answer with plain text."
+    )
+    if told and told[0]["role"] == "system":
+        return [{**told[0], "content": _joined(told[0]["content"], text)}, *told[1:]]
+    return [{"role": "system", "content": _content(text, as_parts)}, *told]
+
+
+def _content(text: str, as_parts: bool) -> Any:
+    return [{"type": "text", "text": text}] if as_parts else text
+
+
+def _joined(content: Any, text: str) -> Any:
+    if isinstance(content, list):
+        return [*content, {"type": "text", "text": f"\n\n{text}"}]
+    return f"{content}\n\n{text}"
+
+
+def _told(message: dict[str, Any], messages: list[dict[str, Any]], as_parts: bool) -> dict[str, Any]:
+    if message["role"] in ("tool", "function"):
+        content = message["content"]
+        text = "".join(part.get("text", "") for part in content) if isinstance(content, list) else content
+        name = message.get("name") or _called_name(message.get("tool_call_id"), messages)
+        return {"role": "user", "content": _content(f"Result of {name}:\n{text}", as_parts)}
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    written = [json.dumps(call["function"], ensure_ascii=False) for call in calls]
+    text = written[0] if len(written) == 1 else f"[{', '.join(written)}]"
+    content = message["content"]
+    joined = _joined(content, text) if content else _content(text, as_parts)
+    return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": joined}
+
+
+def _called_name(call: str | None, messages: list[dict[str, Any]]) -> str:
+    for message in messages:
+        for entry in message.get("tool_calls") or ():
+            if call is not None and entry.get("id") == call:
+                return str(entry["function"]["name"])
+    return "the function"
