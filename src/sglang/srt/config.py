@@ -119,6 +119,7 @@ class HttpOptions:
     """seconds; None: as long as it takes"""
     drain_seconds: float = 5.0
     stop_with_stdin: bool = False
+    otlp_traces_endpoint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,8 @@ class Server:
                 task.cancel()
             await self._scheduler.stop(timeout=2.0)
             await asyncio.gather(serving, *tasks, return_exceptions=True)
+            if self._manager is not None and self._manager.tracing is not None:
+                await asyncio.to_thread(self._manager.tracing.close)
         if self._failure:
             raise EngineDeadError(self._failure)
 

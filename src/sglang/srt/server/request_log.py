@@ -1,11 +1,14 @@
-"""The log of requests, for operators who ask for it.
+"""The log of requests, for operators who ask for it: one JSON object a line, whatever clients put into their fields.
 
-Levels: 0 ids and lengths; 1 sampling parameters as well; 2 the first tokens and the final piece of text; 3 all of them.
+Levels: 0 ids, lengths and times; 1 sampling parameters as well; 2 the first tokens and the end of the text; 3 all of them.
 """
 
 from __future__ import annotations
 
 import logging
+from typing import Any
+
+import msgspec
 
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.server.generate_req import GenerateOut
@@ -14,6 +17,7 @@ logger = logging.getLogger("sglang.requests")
 
 SHORT = 32
 """ids shown at level 2"""
+SHORT_TEXT = 200
 
 
 class RequestLog:
@@ -24,22 +28,39 @@ class RequestLog:
     def received(self, request: TokenizedReq) -> None:
         if not self._enabled:
             return
-        line = f"received rid={request.rid} prompt_tokens={len(request.input_ids)} stream={request.stream}"
+        entry: dict[str, Any] = {"prompt_tokens": len(request.input_ids), "stream": request.stream}
+        if request.client:
+            entry["client"] = request.client
         if self._level >= 1:
-            line += f" sampling={request.sampling}"
+            entry["sampling"] = request.sampling
         if self._level >= 2:
-            shown = request.input_ids if self._level >= 3 else request.input_ids[:SHORT]
-            line += f" input_ids={shown}"
-        logger.info("%s", line)
+            entry["input_ids"] = request.input_ids if self._level >= 3 else request.input_ids[:SHORT]
+        self._write("received", request, entry)
 
-    def finished(self, request: TokenizedReq, out: GenerateOut) -> None:
+    def finished(self, request: TokenizedReq, out: GenerateOut, first_seconds: float | None, queue_seconds: float) -> None:
+        """`first_seconds`: from arrival to the first token, if there was one."""
         if not self._enabled or out.finish is None:
             return
-        line = (
-            f"finished rid={request.rid} prompt_tokens={out.prompt_len} cached_tokens={out.cached_len}"
-            f" completion_tokens={out.completion_len} reason={out.finish.type} seconds={out.seconds:.3f}"
-        )
+        entry: dict[str, Any] = {
+            "reason": out.finish.type,
+            "prompt_tokens": out.prompt_len,
+            "cached_tokens": out.cached_len,
+            "completion_tokens": out.completion_len,
+            "queue_seconds": round(queue_seconds, 4),
+            "first_token_seconds": None if first_seconds is None else round(first_seconds, 4),
+            "seconds": round(out.seconds, 4),
+        }
+        if out.finish.message is not None:
+            entry["message"] = out.finish.message
         if self._level >= 2:
-            shown = out.text if self._level >= 3 else out.text[-200:]
-            line += f" text={shown!r}"
-        logger.info("%s", line)
+            entry["text"] = out.text if self._level >= 3 else out.text[-SHORT_TEXT:]
+        self._write("finished", request, entry)
+
+    def dropped(self, request: TokenizedReq, message: str) -> None:
+        """Ended by the server's side: the client left, the time was up, the scheduler died."""
+        if self._enabled:
+            self._write("dropped", request, {"message": message})
+
+    @staticmethod
+    def _write(event: str, request: TokenizedReq, entry: dict[str, Any]) -> None:
+        logger.info("%s", msgspec.json.encode({"event": event, "rid": request.rid, **entry}).decode())

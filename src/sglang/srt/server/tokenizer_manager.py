@@ -44,6 +44,7 @@ from sglang.srt.server.metrics import Metrics
 from sglang.srt.server.request_log import RequestLog
 from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
+from sglang.srt.server.tracing import Moments, Tracing
 from sglang.srt.server.validation import check_request, fit_length
 
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
@@ -77,7 +78,7 @@ class Call:
     """The outputs of one GenerateReq as they come: `async for out in call`. Ends when every sequence has finished or the call
     is cancelled; raises the error of the first sequence that failed."""
 
-    __slots__ = ("_error", "_manager", "_queue", "_timer", "_waiter", "name", "open", "started_at")
+    __slots__ = ("_error", "_manager", "_queue", "_timer", "_waiter", "name", "open", "started_at", "trace")
 
     def __init__(self, manager: TokenizerManager, name: str, started_at: float) -> None:
         self.name = name
@@ -88,6 +89,7 @@ class Call:
         self._timer: asyncio.TimerHandle | None = None
         self.open: dict[str, _Sequence] = {}
         self.started_at = started_at
+        self.trace: str | None = None
 
     def __aiter__(self) -> Call:
         return self
@@ -184,6 +186,7 @@ class TokenizerManager:
         self._controls: dict[int, asyncio.Future[ControlReply]] = {}
         self._control_ids = itertools.count(1)
         self._death: str | None = None
+        self.tracing = Tracing(http.otlp_traces_endpoint, http.served_model_name) if http.otlp_traces_endpoint else None
         self.draining = False
         self._heard_at = 0.0
         self._longest_token = max(map(len, tokenizer.vocabulary.token_bytes)) if tokenizer is not None else 1
@@ -218,6 +221,7 @@ class TokenizerManager:
             raise RequestError(f"a request with the rid {name!r} is already running", "rid")
         scope = current_scope()
         call = Call(self, name, scope.arrived_at)
+        call.trace = scope.trace
         call.limit(min((t for t in (scope.timeout, self.http.request_timeout) if t is not None), default=None))
         vocabulary = self.tokenizer.vocabulary if self.tokenizer is not None else None
         for index, request in enumerate(requests):
@@ -340,7 +344,10 @@ class TokenizerManager:
 
     def drop(self, call: Call, message: str) -> None:
         """Aborts a call that nobody listens to any more."""
-        for rid in list(call.open):
+        for rid, sequence in list(call.open.items()):
+            self._log.dropped(sequence.request, message)
+            if self.tracing is not None:
+                self._trace(sequence, "abort", sequence.prompt_len, 0)
             self._forget(call, rid)
             if self._death is None:
                 self._send(AbortReq(rid=rid, message=message))
@@ -417,11 +424,13 @@ class TokenizerManager:
     def _finish(self, sequence: _Sequence, out: GenerateOut) -> None:
         call = sequence.call
         self._forget(call, out.rid)
-        self._log.finished(sequence.request, out)
         assert out.finish is not None
+        first = sequence.first_at - call.started_at if sequence.first_at else None
+        self._log.finished(sequence.request, out, first, sequence.queue_time)
         if self.metrics is not None:
-            first = sequence.first_at - call.started_at if sequence.first_at else None
             self.metrics.finished(out, first, sequence.request.sampling.grammar is not None)
+        if self.tracing is not None:
+            self._trace(sequence, out.finish.type, out.prompt_len, out.completion_len)
         error = _error_of(out.finish)
         if error is None:
             call.put(self._with_held(sequence, out))
@@ -430,7 +439,7 @@ class TokenizerManager:
             call.fail(error)
 
     def _note_times(self, sequence: _Sequence, token_out: TokenOut) -> None:
-        if self.metrics is None or not token_out.ids:
+        if not token_out.ids:
             return
         now, count = self._heard_at, len(token_out.ids)
         if not sequence.first_at:
@@ -438,11 +447,24 @@ class TokenizerManager:
             # without a stream all tokens come at once; the scheduler knows when there was the first
             sequence.first_at = sequence.last_at = call_began + token_out.first_time if token_out.first_time else now
             sequence.queue_time = token_out.queue_time
-            self.metrics.first_token(sequence.first_at - call_began, token_out.queue_time)
+            if self.metrics is not None:
+                self.metrics.first_token(sequence.first_at - call_began, token_out.queue_time)
             count -= 1
-        if count:
+        if count and self.metrics is not None:
             self.metrics.next_tokens(now - sequence.last_at, count)
         sequence.last_at = now
+
+    def _trace(self, sequence: _Sequence, reason: str, prompt_len: int, completion_len: int) -> None:
+        assert self.tracing is not None
+        arrived = sequence.call.started_at
+        started = arrived + sequence.queue_time if sequence.first_at else 0.0
+        facts = {
+            "gen_ai.response.finish_reasons": (reason,),
+            "gen_ai.usage.input_tokens": prompt_len,
+            "gen_ai.usage.output_tokens": completion_len,
+        }
+        moments = Moments(arrived, started, sequence.first_at, time.monotonic())
+        self.tracing.ended(sequence.request, moments, sequence.call.trace, facts)
 
     def _on_stats(self, stats: SchedulerStats) -> None:
         self.stats = stats
@@ -452,6 +474,8 @@ class TokenizerManager:
     def scheduler_died(self, message: str) -> None:
         """Ends all calls with EngineDeadError; new ones are refused until `scheduler_restarted`."""
         self._death = message
+        for sequence in self._sequences.values():
+            self._log.dropped(sequence.request, message)
         calls = {id(s.call): s.call for s in self._sequences.values()}
         self._sequences.clear()
         self._calls.clear()
