@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sglang.lang.choices import ChoicesSamplingMethod, token_length_normalized
@@ -38,24 +38,29 @@ from sglang.lang.settings import global_config
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from sglang.lang.grammar import Piece
+    from sglang.lang.typed import TypedOutput
+
 MAX_GREEDY_TEMPERATURE = 1e-5
 
 
 class GenOptions(SamplingOptions, ConstraintOptions, total=False):
     """Keywords of `gen` besides those of its sampling: `dtype` (a type whose value `s.value(name)` gives), `choices` and
     `choices_method` (make it a select), `min_tokens` (another name of min_new_tokens), `tools` (functions the model may
-    call), `stream` (stream this gen in a run that does not), `max_retries` (how often to ask again for a value of `dtype`
+    call, see tools.py), `grammar` (see grammar.py), `stream` (stream this gen in a run that does not), `max_retries` (how often to ask again for a value of `dtype`
     where the backend cannot be held to it)."""
 
     min_tokens: int | None
     dtype: Any
     choices: Sequence[str] | None
     choices_method: ChoicesSamplingMethod | None
+    grammar: Piece | None
+    tools: Sequence[Callable[..., Any]] | None
     stream: bool
     max_retries: int
 
 
-_SPECIAL = ("min_tokens", "dtype", "choices", "choices_method", "stream", "max_retries", "max_tokens")
+_SPECIAL = ("min_tokens", "dtype", "choices", "choices_method", "grammar", "tools", "stream", "max_retries", "max_tokens")
 
 
 def gen(name: str | None = None, max_tokens: int | None | Inherit = INHERIT, **options: Unpack[GenOptions]) -> Expr:
@@ -70,8 +75,8 @@ def gen(name: str | None = None, max_tokens: int | None | Inherit = INHERIT, **o
     choices, method = given.pop("choices", None), given.pop("choices_method", None)
     if choices is not None:
         return _gen_choices(name, choices, method, given)
-    dtype, stream = given.pop("dtype", None), bool(given.pop("stream", False))
-    max_retries = given.pop("max_retries", 2)
+    dtype, tools, grammar = (given.pop(key, None) for key in ("dtype", "tools", "grammar"))
+    stream, max_retries = bool(given.pop("stream", False)), given.pop("max_retries", 2)
     if max_tokens is not INHERIT:
         given["max_new_tokens"] = max_tokens
     if given.get("min_tokens") is not None:
@@ -79,12 +84,28 @@ def gen(name: str | None = None, max_tokens: int | None | Inherit = INHERIT, **o
     given.pop("min_tokens", None)
     given = set_only(given)
     _check_constraints(given, dtype)
-    typed = None
+    return Gen(name, given, _typed(given, dtype, tools, grammar, max_retries), stream=stream)
+
+
+def _typed(given: Mapping[str, Any], dtype: Any, tools: Any, grammar: Piece | None, max_retries: int) -> TypedOutput | None:
+    """What the text is to be read as; these modules are loaded when first needed."""
+    asked = [key for key, value in (("dtype", dtype), ("tools", tools), ("grammar", grammar)) if value is not None]
+    asked += [key for key in CONSTRAINTS if given.get(key) is not None]
+    if len(asked) > 1:
+        raise ValueError(f"gen takes one constraint, got {' and '.join(asked)}")
     if dtype is not None:
         from sglang.lang.typed import typed_output
 
-        typed = typed_output(dtype, max_retries)
-    return Gen(name, given, typed, stream=stream)
+        return typed_output(dtype, max_retries)
+    if tools is not None:
+        from sglang.lang.tools import tool_output
+
+        return tool_output(tools, max_retries)
+    if grammar is not None:
+        from sglang.lang.typed import grammar_output
+
+        return grammar_output(grammar, max_retries)
+    return None
 
 
 def _gen_choices(name: str | None, choices: Sequence[str], method: ChoicesSamplingMethod | None, given: dict[str, Any]) -> Expr:
@@ -110,9 +131,6 @@ def _check_constraints(given: dict[str, Any], dtype: Any) -> None:
                 json.loads(schema)
             except ValueError as error:
                 raise ValueError(f"json_schema is not JSON: {error}") from error
-    several = [name for name in CONSTRAINTS if given.get(name) is not None]
-    if len(several) > 1:
-        raise ValueError(f"gen takes one constraint, got {' and '.join(several)}")
 
 
 def gen_int(name: str | None = None, max_tokens: int | None | Inherit = INHERIT, **options: Unpack[SamplingOptions]) -> Expr:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sglang.lang.chat_template import Message
 from sglang.lang.errors import copy_of
 from sglang.lang.ir import Expr
 from sglang.lang.state import ProgramStateGroup, _check_fork, _StateBase, _wait_async, follow_async, typed_value
 from sglang.lang.variables import Name
+
+if TYPE_CHECKING:
+    from sglang.lang.tools import ToolResult
 
 
 class AsyncProgramState(_StateBase):
@@ -30,6 +33,10 @@ class AsyncProgramState(_StateBase):
         """The object of a gen with a `dtype`; the text of any other variable."""
         text = await self.get_var(name)
         return typed_value(self.stream_executor, name, text)
+
+    async def call_tools(self, name: Name) -> list[ToolResult]:
+        """Makes the calls of a gen with `tools`, all at once; results in the order of the calls."""
+        return list(await asyncio.gather(*(call.arun() for call in await self.value(name))))
 
     async def get_meta_info(self, name: Name, timeout: float | None = None) -> Any:
         """What the backend told about a variable, or None. Raises TimeoutError."""

@@ -9,14 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from sglang.lang.background import BODIES
 from sglang.lang.chat_template import Message
 from sglang.lang.errors import TypedValueError, copy_of
 from sglang.lang.interpreter import Executor
 from sglang.lang.ir import Expr, ExprList, RoleBegin, RoleEnd, VarBegin, VarEnd, as_expr
 from sglang.lang.runlog import Event
 from sglang.lang.variables import LiveVariable, Name
+
+if TYPE_CHECKING:
+    from sglang.lang.tools import ToolResult
 
 JoinMode = Literal["gather_variable", "concate_and_append"]
 S = TypeVar("S", bound="_StateBase")
@@ -150,6 +154,11 @@ class ProgramState(_StateBase):
         """The object of a gen with a `dtype`; the text of any other variable."""
         text = self.get_var(name)
         return typed_value(self.stream_executor, name, text)
+
+    def call_tools(self, name: Name) -> list[ToolResult]:
+        """Makes the calls of a gen with `tools`, several at once on threads; results in the order of the calls."""
+        futures = [BODIES.submit(call.run, nested=True) for call in self.value(name)]
+        return [future.result() for future in futures]
 
     def get_meta_info(self, name: Name, timeout: float | None = None) -> Any:
         """What the backend told about a variable; None when there is no such variable, or nothing is known of it. Raises

@@ -21,6 +21,7 @@ from typing import Any
 
 from sglang.lang.backend.base import BaseBackend, Generation, Prompt
 from sglang.lang.errors import TypedValueError
+from sglang.lang.grammar import Piece, compile_grammar, parse_captures
 from sglang.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
 from sglang.lang.sampling import as_list
 
@@ -141,6 +142,12 @@ def _one_of(values: Mapping[str, Any], max_retries: int) -> TypedOutput:
     # longer texts first, so that a prefix of another value does not hide it from engines that take the first match
     pattern = "(" + "|".join(re.escape(text) for text in sorted(values, key=len, reverse=True)) + ")"
     return TypedOutput(("regex", pattern), parse, f"one of: {', '.join(values)}", max_retries=max_retries)
+
+
+def grammar_output(piece: Piece, max_retries: int = 2) -> TypedOutput:
+    """A text of a grammar; its value is what the grammar captures."""
+    kind, text = compile_grammar(piece)
+    return TypedOutput((kind, text), lambda written: parse_captures(piece, written), f"a text of the grammar {text}", (), max_retries)
 
 
 def _by_schema(dtype: Any, max_retries: int) -> TypedOutput:
