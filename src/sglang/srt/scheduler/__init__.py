@@ -5,6 +5,7 @@ A file imports only what stands below it in this list:
     scheduler.py     the loop: receive, admit, step, emit
     inlet.py         what may enter the queue, and the grammars that must compile first
     results.py       sampled ids -> requests -> TokenOut
+    output.py        how the output of one request grows: drawn and forced tokens
     batch.py         requests -> ForwardBatch
     prefill.py       who is admitted, in what chunks, with what budget
     decode.py        memory for the next token of everyone; retraction

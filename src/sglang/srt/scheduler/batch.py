@@ -15,14 +15,15 @@ from sglang.srt.scheduler.req import Req
 
 @dataclass(frozen=True)
 class Extend:
-    """A piece of a prompt for this step: ids [start, end) of `req`. `completes`: nothing of the prompt is left after it.
-    `is_new`: the request was admitted in this step."""
+    """Several rows of one request in this step: ids [start, end) of prompt and output. `completes`: nothing is left after it.
+    `is_new`: the request was admitted in this step. `is_jump`: it runs already; all but the first id were forced."""
 
     req: Req
     start: int
     end: int
     completes: bool
     is_new: bool
+    is_jump: bool = False
 
     @property
     def length(self) -> int:
@@ -38,7 +39,12 @@ class ScheduleBatch:
     forward: ForwardBatch
     sampled: list[Req]
     scored: list[Req]
-    """requests that get log probabilities of prompt tokens, in the order of forward.prompt_logprobs"""
+    """requests that get log probabilities of tokens that were not drawn, in the order of forward.prompt_logprobs"""
+
+    @property
+    def prefills(self) -> list[Extend]:
+        """The extends of prompts."""
+        return [extend for extend in self.extends if not extend.is_jump]
 
 
 def build_batch(decodes: list[Req], extends: list[Extend], table: Int32Array, sees: bool = False) -> ScheduleBatch:
@@ -112,7 +118,7 @@ def _with_extends(
         positions.append(np.arange(start, extend.end, dtype=np.int32))
         locs.append(table[hold.row, start : extend.end])
         rows.append(np.array([hold.row], dtype=np.int32))
-        if extend.completes and req.num_left > 0:
+        if extend.completes and req.num_left > 0 and req.ending is None:
             sampled.append(req)
             sample_rows.append(int(starts[i]) + extend.end - start - 1)
         scores = _prompt_logprobs(req, num_decodes + i, int(starts[i]), start, extend.end)
@@ -139,10 +145,12 @@ def _with_extends(
 
 
 def _prompt_logprobs(req: Req, req_idx: int, row: int, start: int, end: int) -> PromptLogprobs | None:
-    """What the extend [start, end), whose first row is `row`, can tell about prompt tokens: position p follows from row
-    p - 1."""
-    first, last = max(req.logprob_next, 1), min(end + 1, req.prompt_len)
-    if first >= last or req.msg.logprobs is None:
-        return None
+    """What the extend [start, end), whose first row is `row`, can tell about tokens that were not drawn: the prompt's and
+    forced ones. Position p follows from row p - 1."""
     options = req.msg.logprobs
+    if options is None:
+        return None
+    first, last = max(req.logprob_next, 1), min(end + 1, req.fill_len)
+    if first >= last:
+        return None
     return PromptLogprobs(req_idx, row + first - 1 - start, req.input_ids(first, last), options.top_num, options.token_ids)

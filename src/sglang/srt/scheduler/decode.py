@@ -1,4 +1,4 @@
-"""Memory for the next token of everyone who decodes, and what to do when there is none: retraction.
+"""Memory for the next rows of everyone who decodes, and what to do when there is none: retraction.
 
 A retracted request gives up its slots (what it computed stays in the prefix cache while there is room) and waits in front of
 the queue. It keeps its output, its place in the grammar and its seed, so that nothing of it changes but the time.
@@ -6,6 +6,7 @@ the queue. It keeps its output, its place in the grammar and its seed, so that n
 
 from __future__ import annotations
 
+from sglang.srt.scheduler.batch import Extend
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.prefill import OutputEstimate, PrefillPlanner
 from sglang.srt.scheduler.req import Req
@@ -16,24 +17,34 @@ HEADROOM_TOKENS = 20
 
 
 class RunningBatch:
-    """Owner of the requests that decode."""
+    """Owner of the requests that decode. A step has room for `step_tokens` rows."""
 
-    def __init__(self, memory: KvMemory, waiting: WaitingQueue, prefill: PrefillPlanner, estimate: OutputEstimate) -> None:
+    def __init__(
+        self,
+        memory: KvMemory,
+        waiting: WaitingQueue,
+        prefill: PrefillPlanner,
+        estimate: OutputEstimate,
+        step_tokens: int,
+    ) -> None:
         self._memory = memory
         self._waiting = waiting
         self._prefill = prefill
         self._estimate = estimate
+        self._step_tokens = step_tokens
         self.reqs: list[Req] = []
         self.num_retractions = 0
 
     def reserve_step(self) -> list[Req]:
-        """Reserves a slot for one more token of each request, retracting if it must. Returns requests that can go no further:
+        """Reserves slots for all tokens that each request has, retracting if it must. Returns requests that can go no further:
         alone in the pool, they fill it."""
         stuck: list[Req] = []
         while True:
-            short = [r for r in self.reqs if r.hold is not None and r.hold.kv_len == r.hold.reserved_len]
-            if not short or self._memory.grow_by_one([r.hold for r in short if r.hold is not None]):
+            short = [r for r in self.reqs if r.hold is not None and r.hold.reserved_len < r.fill_len]
+            if not short:
                 return stuck
+            if self._memory.grow_by_one([r.hold for r in short if r.hold is not None]):
+                continue
             victim = self._victim()
             if victim is not None:
                 self.retract(victim)
@@ -46,6 +57,23 @@ class RunningBatch:
             else:  # its prefix lies scattered over too many runs: start afresh, in one piece
                 last.no_reuse = True
                 self.retract(last)
+
+    def split(self) -> tuple[list[Req], list[Extend]]:
+        """Who takes one row in the next step, and who takes several because tokens were forced on it. The rows of the latter
+        are cut where a step ends."""
+        decodes: list[Req] = []
+        jumps: list[Extend] = []
+        spare = self._step_tokens - len(self.reqs)
+        for req in self.reqs:
+            assert req.hold is not None
+            start, end = req.hold.kv_len, req.fill_len
+            if end - start == 1 and req.ending is None:
+                decodes.append(req)
+                continue
+            end = min(end, start + 1 + spare)
+            spare -= end - start - 1
+            jumps.append(Extend(req, start, end, end == req.fill_len, False, is_jump=True))
+        return decodes, jumps
 
     def retract(self, req: Req) -> None:
         """Takes a running request off the batch and back into the queue."""

@@ -14,13 +14,23 @@ from typing import Any, Protocol
 
 import regex
 
-from sglang.srt.errors import RequestError
+from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.messages import FinishReason
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.vocabulary import Vocabulary
 
 SEARCH_SECONDS = 0.05
 """A stop expression may take so long on one token; what takes longer would stall everybody else."""
+
+
+def abort_reason(error: RequestError | OverloadError) -> FinishReason:
+    """How a request ends that cannot be served."""
+    return FinishReason("abort", message=str(error), status_code=error.status_code, err_type=error.err_type)
+
+
+def failure_reason(message: str) -> FinishReason:
+    """How a request ends by a fault of ours."""
+    return FinishReason("abort", message=message, status_code=500, err_type="InternalServerError")
 
 
 class Matcher(Protocol):

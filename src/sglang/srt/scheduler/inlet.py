@@ -36,13 +36,20 @@ class Inlet:
     """Owner of the requests whose constraints compile."""
 
     def __init__(
-        self, info: ModelInfo, memory: KvMemory, vocabulary: Vocabulary | None, compiler: GrammarCompiler, seed: int
+        self,
+        info: ModelInfo,
+        memory: KvMemory,
+        vocabulary: Vocabulary | None,
+        compiler: GrammarCompiler,
+        seed: int,
+        jump_forward: bool,
     ) -> None:
         self._info = info
         self._memory = memory
         self._vocabulary = vocabulary
         self._compiler = compiler
         self._rng = random.Random(seed)
+        self._jump_forward = jump_forward
         self._arrivals = 0
         self._pictures = PictureIds()
         self._compiling: dict[str, Compiling] = {}
@@ -140,5 +147,6 @@ class Inlet:
         if waits.grammar is not None:
             waits.req.grammar = waits.grammar.value.copy()
             waits.req.in_thought = bool(waits.req.msg.grammar_after)
+            waits.req.jumps = self._jump_forward
         if waits.regexes:
             waits.req.finish.watch_regexes([job.value for job in waits.regexes])

@@ -3,7 +3,7 @@
 Three budgets hold at once: rows of the step, rows of the table, and slots of the pool. Slots are promised against an estimate
 of what the running requests will still produce: `OutputEstimate.ratio` of what they may, learnt from how often that was wrong.
 
-    a step's rows    [ decodes | rest of a prompt begun earlier | new prompt | new prompt | first chunk of a prompt ]
+    a step's rows    [ decodes, jumps | rest of a prompt begun earlier | new prompt | new prompt | first chunk of a prompt ]
 
 Only the last prompt may be left unfinished. A request whose uncached ids begin like those of a prompt that is being computed
 waits for it: in the next step it finds them in the cache.
@@ -91,11 +91,13 @@ class PrefillPlanner:
         """Something changed that may let the next request in: memory was freed or a request came."""
         self._blocked_for = 0
 
-    def plan(self, decodes: list[Req]) -> list[Extend]:
-        """The prompts of this step; memory for their rows is reserved, and those admitted have left the queue."""
-        tokens = min(self._limits.chunk_tokens, self._limits.step_tokens - len(decodes))
+    def plan(self, decodes: list[Req], jump_rows: int = 0) -> list[Extend]:
+        """The prompts of this step; memory for their rows is reserved, and those admitted have left the queue. `decodes`: all
+        that run, with a row each and `jump_rows` more."""
+        rows = len(decodes) + jump_rows
+        tokens = min(self._limits.chunk_tokens, self._limits.step_tokens - rows)
         extends: list[Extend] = []
-        if self.partial is not None:
+        if self.partial is not None and tokens > 0:
             extends += self._continue(self.partial, tokens)
         if self.partial is None and len(self._waiting) and self._memory.rows.num_free:
             if self._blocked_for > 0:

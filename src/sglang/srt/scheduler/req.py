@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sglang.srt.forward_batch import Int32Array, SampleSpec
-from sglang.srt.messages import Position, TokenizedReq
+from sglang.srt.messages import FinishReason, Position, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import Holding
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.base import GrammarState
@@ -19,8 +19,9 @@ class Req:
     """Waiting while `hold` is None; otherwise running. `spec` and `grammar` outlive a retraction: seeds, positions and the
     place in the grammar depend on the output alone. `arrival` numbers requests in order.
 
-    `in_thought`: output is free text until one of `msg.grammar_after` comes. `logprob_next`: first prompt position whose log
-    probability is wanted and not there yet. `no_reuse`: start from an empty prefix (see decode.py).
+    `in_thought`: output is free text until one of `msg.grammar_after` comes. `jumps`: tokens that the grammar forces are not
+    drawn (output.py). `logprob_next`: first position of prompt and output whose log probability is wanted and not there yet.
+    `ending`: why it ends as soon as those are there. `no_reuse`: start from an empty prefix (see decode.py).
     """
 
     msg: TokenizedReq
@@ -34,6 +35,8 @@ class Req:
     """namespace of the prefix tree"""
     grammar: GrammarState | None = None
     in_thought: bool = False
+    jumps: bool = False
+    ending: FinishReason | None = None
     hold: Holding | None = None
     no_reuse: bool = False
     logprob_next: int = 0
@@ -81,9 +84,9 @@ class Req:
 
     def reuse_limit(self) -> int:
         """How much of `fill_ids` may come from the cache: all but the last id, and nothing whose row must be computed because
-        it predicts a prompt token whose log probability is wanted."""
+        it predicts a token whose log probability is wanted."""
         limit = self.fill_len - 1
-        if self.logprob_next < self.prompt_len:
+        if self.msg.logprobs is not None and self.logprob_next < self.fill_len:
             limit = min(limit, max(self.logprob_next - 1, 0))
         return 0 if self.no_reuse else limit
 

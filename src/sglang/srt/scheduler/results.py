@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import time
 
-from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.forward_batch import ForwardOutput, LogprobResult
 from sglang.srt.messages import FinishReason, LogprobOptions, Position, TokenOut
 from sglang.srt.scheduler.batch import ScheduleBatch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
+from sglang.srt.scheduler.finish import failure_reason
+from sglang.srt.scheduler.output import take_drawn
 from sglang.srt.scheduler.req import Req
-
-
-def abort_reason(error: RequestError | OverloadError) -> FinishReason:
-    """How a request ends that cannot be served."""
-    return FinishReason("abort", message=str(error), status_code=error.status_code, err_type=error.err_type)
-
-
-def failure_reason(message: str) -> FinishReason:
-    """How a request ends by a fault of ours."""
-    return FinishReason("abort", message=message, status_code=500, err_type="InternalServerError")
 
 
 class StepResults:
@@ -41,25 +32,34 @@ class StepResults:
             assert extend.req.hold is not None
             extend.req.hold.kv_len = extend.end
         for req, asked, scores in zip(batch.scored, batch.forward.prompt_logprobs, output.prompt_logprobs, strict=True):
-            _append_positions(req.input_positions, asked.targets.tolist(), scores, req.msg.logprobs)
-            req.logprob_next = max(req.logprob_next, 1) + len(asked.targets)
+            self._commit_scores(req, asked.targets.tolist(), scores)
         reasons = self._commit_tokens(batch, output)
         for req in batch.decodes:
             self._conclude(req, reasons[req.rid])
         for extend in batch.extends:
             req = extend.req
             reason = reasons.get(req.rid)
-            if extend.completes and reason is None and req.num_left <= 0:
-                reason = FinishReason("length", length=len(req.output_ids))
-            if reason is None:
+            if extend.completes and reason is None:
+                reason = _late_reason(req)
+            if reason is None and not extend.is_jump:
                 assert req.hold is not None
                 self._memory.share(req.hold, req.fill_ids()[: extend.end])
             if extend.completes:
                 if req.media is not None:
                     req.media.jobs.clear()
                 self._conclude(req, reason)
-                if reason is None:
+                if reason is None and not extend.is_jump:
                     self.decoding.append(req)
+
+    def _commit_scores(self, req: Req, targets: list[int], scores: LogprobResult) -> None:
+        """Log probabilities of tokens that were not drawn: first the prompt's, then forced ones."""
+        positions: list[Position] = []
+        _append_positions(positions, targets, scores, req.msg.logprobs)
+        first = max(req.logprob_next, 1)
+        num_prompt = max(req.prompt_len - first, 0)
+        req.input_positions += positions[:num_prompt]
+        req.output_positions += positions[num_prompt:]
+        req.logprob_next = first + len(targets)
 
     def end(self, req: Req, reason: FinishReason) -> None:
         """Ends a request in whatever state it is; its slots are free or in the tree after that."""
@@ -82,38 +82,27 @@ class StepResults:
             if i in bad:
                 reasons[req.rid] = failure_reason("the model's logits are not numbers (NaN)")
                 continue
-            if not req.output_ids:
+            if not req.first_at:
                 req.first_at = time.monotonic()
-            req.output_ids.append(token_id)
             scores = output.logprobs[i]
             if scores is not None:
                 _append_positions(req.output_positions, [token_id], scores, req.msg.logprobs)
-            reasons[req.rid] = _next_reason(req, token_id)
+                req.logprob_next = req.fill_len + 1
+            reasons[req.rid] = take_drawn(req, token_id)
         return reasons
 
 
-def _next_reason(req: Req, token_id: int) -> FinishReason | None:
-    """Whether `req` ends with its newest token, and why."""
-    over = False
-    if req.in_thought:
-        req.in_thought = token_id not in req.msg.grammar_after
-    elif req.grammar is not None:
-        if not req.grammar.accept(token_id):
-            detail = req.grammar.error
-            return failure_reason(f"the constraint cannot be followed any further{': ' + detail if detail else ''}")
-        over = req.grammar.is_finished
-    try:
-        reason = req.finish.check(token_id, len(req.output_ids))
-    except RequestError as error:
-        return abort_reason(error)
-    if over and (reason is None or reason.type == "length"):
-        return FinishReason("stop", matched=token_id)
-    return reason
+def _late_reason(req: Req) -> FinishReason | None:
+    """Why a request ends for which no token was drawn in this step."""
+    if req.ending is not None:
+        return req.ending if req.logprob_next >= req.fill_len else None
+    return FinishReason("length", length=len(req.output_ids)) if req.num_left <= 0 else None
 
 
 def build_out(req: Req, reason: FinishReason | None) -> TokenOut:
-    """What the client does not know yet of `req`."""
-    since, req.sent_len = req.sent_len, len(req.output_ids)
+    """What the client does not know yet of `req`: ids go together with their log probabilities where these are wanted."""
+    until = len(req.output_positions) if req.spec.want_logprob else len(req.output_ids)
+    since, req.sent_len = req.sent_len, until
     out_logprobs = req.output_positions[since:] if req.spec.want_logprob else None
     input_logprobs = None
     first = not req.input_sent
@@ -122,13 +111,13 @@ def build_out(req: Req, reason: FinishReason | None) -> TokenOut:
     req.input_sent = True
     return TokenOut(
         rid=req.rid,
-        ids=req.output_ids[since:],
+        ids=req.output_ids[since:until],
         finish=reason,
         hold_bytes=0 if reason is not None else req.finish.hold_bytes,
         trim_bytes=req.finish.trim_bytes,
         prompt_len=req.prompt_len,
         cached_len=max(req.cached_len, 0),
-        completion_len=len(req.output_ids),
+        completion_len=until,
         num_retractions=req.num_retractions,
         input_logprobs=input_logprobs,
         output_logprobs=out_logprobs,

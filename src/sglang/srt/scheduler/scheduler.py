@@ -35,14 +35,16 @@ from sglang.srt.messages import (
 from sglang.srt.scheduler.batch import Extend, ScheduleBatch, build_batch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.decode import RunningBatch
+from sglang.srt.scheduler.finish import abort_reason, failure_reason
 from sglang.srt.scheduler.grammar.compiler import GrammarCompiler
 from sglang.srt.scheduler.grammar.masks import MaskFiller
 from sglang.srt.scheduler.grammar.registry import create_backend
 from sglang.srt.scheduler.inlet import Inlet
 from sglang.srt.scheduler.media import MediaGate
+from sglang.srt.scheduler.output import take_forced
 from sglang.srt.scheduler.prefill import OutputEstimate, PrefillLimits, PrefillPlanner
 from sglang.srt.scheduler.req import Req
-from sglang.srt.scheduler.results import StepResults, abort_reason, build_out, failure_reason
+from sglang.srt.scheduler.results import StepResults, build_out
 from sglang.srt.scheduler.stats import StepStats
 from sglang.srt.scheduler.waiting import WaitingQueue
 from sglang.srt.vocabulary import Vocabulary
@@ -85,14 +87,14 @@ class Scheduler:
         self._masks: MaskFiller | None = None
         if backend is not None and vocabulary is not None:
             self._masks = MaskFiller(backend, self.memory.rows.num_rows, info.vocab_size, sorted(vocabulary.eos_token_ids))
-        self._inlet = Inlet(info, self.memory, vocabulary, self._compiler, options.random_seed)
+        self._inlet = Inlet(info, self.memory, vocabulary, self._compiler, options.random_seed, grammar_options.jump_forward)
         self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
         self._estimate = OutputEstimate(options.schedule_conservativeness)
         limits = _prefill_limits(options, info.max_batch_tokens)
         self._gate = MediaGate(worker)
         self._sees = bool(info.media_kinds)
         self._prefill = PrefillPlanner(self.memory, self._waiting, self._estimate, limits, self._gate)
-        self._running = RunningBatch(self.memory, self._waiting, self._prefill, self._estimate)
+        self._running = RunningBatch(self.memory, self._waiting, self._prefill, self._estimate, info.max_batch_tokens)
         self._stats = StepStats(self.memory, options.decode_log_interval)
         self._live: dict[str, Req] = {}
         self._paused = False
@@ -147,7 +149,8 @@ class Scheduler:
             self._running.retract_one()
         for req in self._running.reserve_step():
             results.end(req, FinishReason("length", length=len(req.output_ids), message=full))
-        extends = self._prefill.plan(self._running.reqs)
+        decodes, jumps = self._running.split()
+        extends = self._prefill.plan(self._running.reqs, sum(jump.length - 1 for jump in jumps))
         for req in self._prefill.unfit:
             results.end(req, FinishReason("length", length=len(req.output_ids), message=full))
         self._prefill.unfit.clear()
@@ -157,7 +160,7 @@ class Scheduler:
                 self._prefill.partial.no_reuse = True
                 self._running.retract(self._prefill.partial)
             return None
-        return build_batch(list(self._running.reqs), extends, self.memory.rows.table, self._sees)
+        return build_batch(decodes, jumps + extends, self.memory.rows.table, self._sees)
 
     def _compute(self, batch: ScheduleBatch) -> ForwardOutput:
         """The model's part; masks are filled while it runs."""
@@ -185,7 +188,7 @@ class Scheduler:
         for extend in extends:
             req = extend.req
             if extend.is_new and req.cached_len < 0:
-                req.cached_len = extend.start
+                req.cached_len = min(extend.start, req.prompt_len)
                 req.started_at = time.monotonic()
 
     def _emit(self, results: StepResults) -> None:
@@ -239,9 +242,16 @@ class Scheduler:
             return
         self._live[msg.rid] = req
         if ready:
-            self._enqueue(req)
+            results = StepResults(self.memory)
+            self._enqueue(req, results)
+            self._emit(results)
 
-    def _enqueue(self, req: Req) -> None:
+    def _enqueue(self, req: Req, results: StepResults) -> None:
+        """Puts a request into the queue. What its grammar begins with need not be drawn; if that is all there is, it ends."""
+        reason = take_forced(req)
+        if reason is not None:
+            results.end(req, reason)
+            return
         self._waiting.add(req)
         self._prefill.unblock()
 
@@ -253,7 +263,7 @@ class Scheduler:
             return
         ready, failed = self._inlet.poll()
         for req in ready:
-            self._enqueue(req)
+            self._enqueue(req, results)
         for req, error in failed:
             results.end(req, abort_reason(error))
 

@@ -29,9 +29,9 @@ class StepStats:
     def note_step(self, batch: ScheduleBatch, num_running: int, num_queued: int) -> bool:
         """Counts one step and writes its log lines. True when a snapshot is due."""
         self.num_steps += 1
-        self._num_generated += len(batch.sampled)
-        if batch.extends:
-            self._log_prefill(batch.extends, num_running, num_queued)
+        self._num_generated += len(batch.sampled) + sum(extend.length - 1 for extend in batch.extends if extend.is_jump)
+        if prefills := batch.prefills:
+            self._log_prefill(prefills, num_running, num_queued)
         if batch.decodes:
             self.num_decode_steps += 1
             if self.num_decode_steps % self._interval == 0:

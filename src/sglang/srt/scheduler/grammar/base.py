@@ -36,6 +36,10 @@ class GrammarState(Protocol):
         """Takes the next token. False, and the state is unusable, when the grammar does not allow it."""
         ...
 
+    def accept_all(self, token_ids: list[int]) -> bool:
+        """Takes several tokens. False, and the state is unusable, when the grammar does not allow them."""
+        ...
+
     def rollback(self, num_tokens: int) -> bool:
         """Takes back the newest tokens. False when the engine cannot."""
         ...

@@ -58,6 +58,9 @@ class LLGuidanceState:
     def accept(self, token_id: int) -> bool:
         return bool(self._matcher.consume_token(token_id))
 
+    def accept_all(self, token_ids: list[int]) -> bool:
+        return bool(self._matcher.consume_tokens(token_ids))
+
     def rollback(self, num_tokens: int) -> bool:
         return bool(self._matcher.rollback(num_tokens))
 

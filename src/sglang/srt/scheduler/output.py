@@ -1,0 +1,79 @@
+"""How one request's output grows: by the token drawn for it, and by those that its grammar leaves no choice about.
+
+    drawn        {"                    a row of the model, a mask, a draw
+    forced          name ":            appended at once; their rows are computed together in the next step
+    drawn                    John      from the row of the last forced one
+
+Forced tokens are the ones that the masks would have led to, one draw at a time: with jump-forward or without it, the output
+is the same.
+"""
+
+from __future__ import annotations
+
+from sglang.srt.errors import RequestError
+from sglang.srt.messages import FinishReason
+from sglang.srt.scheduler.finish import abort_reason, failure_reason
+from sglang.srt.scheduler.req import Req
+
+MAX_FORCED = 512
+"""Tokens appended at once; what a grammar forces beyond that follows in later steps."""
+
+
+def take_drawn(req: Req, token_id: int) -> FinishReason | None:
+    """Appends the drawn token and what is forced after it. Why the request ends with that, if it does."""
+    req.output_ids.append(token_id)
+    over = False
+    if req.in_thought:
+        req.in_thought = token_id not in req.msg.grammar_after
+    elif req.grammar is not None:
+        if not req.grammar.accept(token_id):
+            return _stuck(req)
+        over = req.grammar.is_finished
+    reason = _check(req, token_id)
+    if over and (reason is None or reason.type == "length"):
+        return FinishReason("stop", matched=token_id)
+    return reason if reason is not None else take_forced(req)
+
+
+def take_forced(req: Req) -> FinishReason | None:
+    """Appends the tokens that must come next, if the request jumps. Why the request ends with them, if it does; a request
+    that wants log probabilities has yet to get theirs, and ends when they are there (`Req.ending`)."""
+    grammar = req.grammar
+    if not req.jumps or grammar is None or req.in_thought or req.num_left <= 0:
+        return None
+    forced = grammar.forced_tokens()[: min(MAX_FORCED, req.num_left)]
+    if not forced:
+        return None
+    reason = _append(req, forced)
+    if reason is not None and req.msg.logprobs is not None and reason.type != "abort":
+        req.ending, reason = reason, None
+    return reason
+
+
+def _append(req: Req, forced: list[int]) -> FinishReason | None:
+    """Appends up to the end of the request, if that is among them."""
+    assert req.grammar is not None
+    reason, taken = None, 0
+    while taken < len(forced) and reason is None:
+        req.output_ids.append(forced[taken])
+        reason = _check(req, forced[taken])
+        taken += 1
+    if reason is not None and reason.type != "length":
+        return reason
+    if not req.grammar.accept_all(forced[:taken]):
+        return _stuck(req)
+    if req.grammar.is_finished:
+        return FinishReason("stop", matched=req.output_ids[-1])
+    return reason
+
+
+def _check(req: Req, token_id: int) -> FinishReason | None:
+    try:
+        return req.finish.check(token_id, len(req.output_ids))
+    except RequestError as error:
+        return abort_reason(error)
+
+
+def _stuck(req: Req) -> FinishReason:
+    detail = req.grammar.error if req.grammar is not None else None
+    return failure_reason(f"the constraint cannot be followed any further{': ' + detail if detail else ''}")
