@@ -4,6 +4,7 @@ A file imports only what stands below it in this list:
 
     http_server.py         which path goes where; errors
     openapi.py             the OpenAPI document
+    parsing_api.py         the parsers of answers as endpoints
     native_api.py          /generate, /score_choices and what operators need
     openai/                /v1/...: routes, chat, completions
     auth.py                API keys, limits of bodies

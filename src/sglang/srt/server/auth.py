@@ -16,8 +16,10 @@ TIMEOUT_HEADER = b"x-request-timeout"
 OPEN_PATHS = ("/health", "/metrics")
 """prefixes that need no key: probes and scrapers have none"""
 
-ADMIN_PATHS = frozenset({"/flush_cache", "/pause_generation", "/continue_generation"})
+ADMIN_PATHS = frozenset({"/flush_cache", "/pause_generation", "/continue_generation", "/start_profile", "/stop_profile"})
 """what concerns other people's requests; the admin key is needed where one is set"""
+IS_ADMIN = "sglang.is_admin"
+"""key of an ASGI scope: whether the request carries the admin key, if there is one"""
 
 
 class ApiKeys:
@@ -30,6 +32,7 @@ class ApiKeys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self._allowed(scope):
+            scope[IS_ADMIN] = self._is_admin(scope)
             await self._app(scope, receive, send)
             return
         await _refuse(scope, receive, send, 401, "a valid API key is needed: Authorization: Bearer KEY")
@@ -48,6 +51,21 @@ class ApiKeys:
         # every key is compared, in constant time: how long it takes says nothing
         matches = [hmac.compare_digest(given, key) for key in accepted]
         return any(matches)
+
+
+    def _is_admin(self, scope: Scope) -> bool:
+        return self._admin is None or (scope["type"] == "http" and hmac.compare_digest(_bearer(scope), self._admin))
+
+
+def need_admin(scope: Scope, what: str) -> None:
+    """For what only the body tells to be the operator's. Raises AdminOnlyError without the admin key, where there is one."""
+    if not scope.get(IS_ADMIN, True):
+        raise AdminOnlyError(f"{what} needs the admin key: Authorization: Bearer KEY")
+
+
+class AdminOnlyError(RequestError):
+    status_code = 403
+    err_type = "permission_error"
 
 
 def _bearer(scope: Scope) -> bytes:

@@ -23,6 +23,7 @@ from sglang.srt.server.auth import ApiKeys, BodyLimit, RequestScopes
 from sglang.srt.server.native_api import NativeApi
 from sglang.srt.server.openai.routes import OpenAIApi
 from sglang.srt.server.openapi import add_bodies
+from sglang.srt.server.parsing_api import parse_function_call, separate_reasoning
 from sglang.srt.server.responses import JsonResponse, error_response
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
@@ -63,6 +64,8 @@ def _routes(native: NativeApi, openai: OpenAIApi) -> list[tuple[str, list[str], 
         ("/v1/models/{model:path}", get, openai.model),
         ("/generate", put, native.generate),
         ("/score_choices", post, native.score_choices),
+        ("/parse_function_call", post, parse_function_call),
+        ("/separate_reasoning", post, separate_reasoning),
         ("/tokenize", post, native.tokenize),
         ("/v1/tokenize", post, native.tokenize),
         ("/detokenize", post, native.detokenize),

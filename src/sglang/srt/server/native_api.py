@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.sampling_params import parse_sampling_params
+from sglang.srt.server.auth import need_admin
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
 from sglang.srt.server.fields import as_bool, as_ids, as_text, check_known
 from sglang.srt.server.native_format import collect, parse_generate, stream_replies
@@ -152,6 +153,7 @@ class NativeApi:
         check_known(body, {"rid", "abort_all"}, "field")
         rid = as_text(body, "rid")
         if as_bool(body, "abort_all"):
+            need_admin(request.scope, "abort_all")
             self._manager.abort_all()
         elif rid is not None:
             self._manager.abort(rid)

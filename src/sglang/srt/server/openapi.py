@@ -37,6 +37,8 @@ _SCORE = _object(
 )
 _TOKENIZE = _object(text={"anyOf": [_TEXT, _TEXTS]}, prompt={"anyOf": [_TEXT, _TEXTS]}, add_special_tokens=_BOOL)
 _DETOKENIZE = _object(["tokens"], tokens=_IDS, skip_special_tokens=_BOOL)
+_PARSE_CALL = _object(["text"], text=_TEXT, tools={"type": "array", "items": {"type": "object"}}, tool_call_parser=_TEXT)
+_REASONING = _object(["text"], text=_TEXT, reasoning_parser=_TEXT)
 _ABORT = _object(rid=_TEXT, abort_all=_BOOL)
 
 _POSTS: dict[str, tuple[str, dict[str, Any] | None]] = {
@@ -44,6 +46,8 @@ _POSTS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "/score_choices": ("Score continuations of a prompt", _SCORE),
     "/tokenize": ("Text to ids", _TOKENIZE),
     "/detokenize": ("Ids to text", _DETOKENIZE),
+    "/parse_function_call": ("Tool calls in a text", _PARSE_CALL),
+    "/separate_reasoning": ("Thoughts and answer in a text", _REASONING),
     "/abort_request": ("Abort a request, or all", _ABORT),
     "/flush_cache": ("Empty the prefix cache", None),
     "/pause_generation": ("Stop taking steps", None),

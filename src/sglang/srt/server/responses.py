@@ -25,6 +25,9 @@ encode_json = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"
 FIRST_OUTPUT_SECONDS = 10.0
 """how long a stream may wait for its first output before its headers are sent; until then an error has a status of its own"""
+KEEP_ALIVE_SECONDS = 10.0
+KEEP_ALIVE = b": keep-alive\n\n"
+"""a comment of the event stream, sent when there was nothing to say for so long: proxies cut silent connections"""
 
 CLIENT_GONE = Response(status_code=499)
 """the answer to a client that hung up: nobody is there to read it"""
@@ -136,15 +139,29 @@ class EventStream(Response):
         self._events = events
         self._watcher = watcher
         self._openai = openai
+        self._num_sent = 0
+
+    async def _keep_alive(self, send: Send) -> None:
+        """A comment whenever nothing was sent for a while."""
+        with contextlib.suppress(OSError):
+            while True:
+                before = self._num_sent
+                await asyncio.sleep(KEEP_ALIVE_SECONDS)
+                if self._num_sent == before:
+                    await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            keeper = asyncio.create_task(self._keep_alive(send))
             try:
                 async for event in self._events:
+                    self._num_sent += 1
                     await send({"type": "http.response.body", "body": event, "more_body": True})
             except SglangError as error:
                 await send({"type": "http.response.body", "body": error_event(error, self._openai), "more_body": True})
+            finally:
+                keeper.cancel()
             await send({"type": "http.response.body", "body": DONE, "more_body": False})
         except OSError:
             pass  # the client hung up in the middle of a write

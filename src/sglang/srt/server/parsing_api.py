@@ -1,0 +1,66 @@
+"""/parse_function_call and /separate_reasoning: the parsers of answers, for text that was generated elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sglang.srt.errors import ConfigError, RequestError
+from sglang.srt.server.fields import as_text, check_known
+from sglang.srt.server.openai.answers import Answer
+from sglang.srt.server.openai.tools import parse_tools
+from sglang.srt.server.parsers.pieces import Parser
+from sglang.srt.server.parsers.reasoning import ReasoningParser, reasoning_format
+from sglang.srt.server.parsers.tool_calls import create_parser
+from sglang.srt.server.responses import JsonResponse, read_object
+
+MAX_CHARS = 200_000
+
+
+async def parse_function_call(request: Request) -> Response:
+    """{text, tools, tool_call_parser} -> {normal_text, calls: [{tool_index, name, parameters}]}"""
+    body = await read_object(request)
+    check_known(body, {"text", "tools", "tool_call_parser"}, "field")
+    name = _name(body, "tool_call_parser", "qwen")
+    names = [tool["function"]["name"] for tool in parse_tools(body.get("tools"))]
+    try:
+        parser = create_parser(name, names)
+    except ConfigError as error:
+        raise RequestError(str(error), "tool_call_parser") from error
+    answer = _read(parser, _text(body))
+    calls = [{"tool_index": i, "name": call.name, "parameters": call.arguments} for i, call in enumerate(answer.calls)]
+    return JsonResponse({"normal_text": answer.text, "calls": calls})
+
+
+async def separate_reasoning(request: Request) -> Response:
+    """{text, reasoning_parser} -> {reasoning_text, text}"""
+    body = await read_object(request)
+    check_known(body, {"text", "reasoning_parser"}, "field")
+    try:
+        format_ = reasoning_format(_name(body, "reasoning_parser", "generic"))
+    except ConfigError as error:
+        raise RequestError(str(error), "reasoning_parser") from error
+    answer = _read(ReasoningParser(format_, inside=format_.always), _text(body))
+    return JsonResponse({"reasoning_text": answer.reasoning, "text": answer.text})
+
+
+def _read(parser: Parser, text: str) -> Answer:
+    answer = Answer("")
+    for piece in [*parser.feed(text), *parser.finish()]:
+        answer.add(piece)
+    return answer
+
+
+def _text(body: dict[str, Any]) -> str:
+    text = as_text(body, "text")
+    if text is None:
+        raise RequestError("text is missing", "text")
+    if len(text) > MAX_CHARS:
+        raise RequestError(f"text has {len(text)} characters; at most {MAX_CHARS} are parsed", "text")
+    return text
+
+
+def _name(body: dict[str, Any], name: str, default: str) -> str:
+    return as_text(body, name) or default

@@ -1,0 +1,322 @@
+"""Tools and thoughts in chats, from the body to the chunks. What the model says is given; what it may say is checked by the
+grammar engine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from tests.server.conftest import MakeStand, Stand
+from tests.server.http_tools import client_of, events_of
+
+from sglang.srt.config import GrammarOptions
+from sglang.srt.messages import TokenizedReq
+from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
+from sglang.srt.server.openai.tools import plan_tools
+from sglang.srt.server.parsers.tool_calls import FORMATS
+from sglang.srt.server.tokenization.tokenizer import Tokenizer
+
+UNIT = {"$defs": {"U": {"enum": ["C", "F"]}}}
+WEATHER = {"city": {"type": "string"}, "unit": {"$ref": "#/$defs/U"}}
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Weather of a city",
+            "parameters": {"type": "object", "properties": WEATHER, "required": ["city", "unit"], **UNIT},
+        },
+    },
+    {"type": "function", "function": {"name": "now"}},
+]
+NAMED = {"type": "function", "function": {"name": "now"}}
+HELLO = [{"role": "user", "content": "The quick brown fox"}]
+CALL = '{"name": "get_weather", "arguments": {"city": "Paris", "unit": "C"}}'
+ARGUMENTS = '{"city": "Paris", "unit": "C"}'
+
+
+@pytest.fixture
+def stand(make_stand: MakeStand) -> Stand:
+    return make_stand(info={"context_len": 2048})
+
+
+def says(stand: Stand, text: str) -> None:
+    """Lets the scheduler answer with `text`."""
+    tokenizer = stand.manager.need_tokenizer()
+    ids = [*tokenizer.encode(text, add_special_tokens=False), min(tokenizer.vocabulary.eos_token_ids)]
+    stand.scheduler.next_of = lambda req, i: ids[i]
+
+
+async def chat(stand: Stand, **body: Any) -> httpx.Response:
+    async with client_of(stand) as client:
+        return await client.post("/v1/chat/completions", json={"messages": HELLO, **body})
+
+
+def received(stand: Stand) -> TokenizedReq:
+    request = stand.scheduler.received[-1]
+    assert isinstance(request, TokenizedReq)
+    return request
+
+
+def prompt_of(stand: Stand) -> str:
+    return stand.manager.need_tokenizer().decode(received(stand).input_ids, skip_special_tokens=False)
+
+
+async def test_a_call_is_told_from_content(stand: Stand) -> None:
+    says(stand, f"Let me look. {CALL}")
+    choice = (await chat(stand, tools=TOOLS)).json()["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] == "Let me look."
+    (call,) = choice["message"]["tool_calls"]
+    assert (call["type"], call["index"], call["function"]) == ("function", 0, {"name": "get_weather", "arguments": ARGUMENTS})
+    assert call["id"].startswith("call_")
+    assert len(call["id"]) == 29
+
+
+async def test_content_is_null_when_there_are_only_calls(stand: Stand) -> None:
+    says(stand, f"[{CALL}, {CALL}]")
+    message = (await chat(stand, tools=TOOLS)).json()["choices"][0]["message"]
+    assert message["content"] is None
+    assert [call["index"] for call in message["tool_calls"]] == [0, 1]
+    assert len({call["id"] for call in message["tool_calls"]}) == 2
+
+
+async def test_calls_are_streamed_name_first_then_arguments(stand: Stand) -> None:
+    says(stand, f"Well. [{CALL}, {CALL}]")
+    response = await chat(stand, tools=TOOLS, stream=True)
+    choices = [json.loads(event)["choices"][0] for event in events_of(response.text)[:-1]]
+    deltas = [choice["delta"] for choice in choices]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert "".join(d.get("content", "") for d in deltas) == "Well."
+    for index in (0, 1):
+        mine = [call for d in deltas for call in d.get("tool_calls", ()) if call["index"] == index]
+        assert mine[0]["function"] == {"name": "get_weather", "arguments": ""}
+        assert mine[0]["id"].startswith("call_")
+        assert all("id" not in call and "name" not in call["function"] for call in mine[1:])
+        assert len(mine) > 3, "arguments come as they are generated"
+        assert "".join(call["function"]["arguments"] for call in mine) == ARGUMENTS
+    assert [c["finish_reason"] for c in choices if c["finish_reason"]] == ["tool_calls"]
+
+
+async def test_a_call_cut_by_length_says_length(stand: Stand) -> None:
+    says(stand, CALL)
+    choice = (await chat(stand, tools=TOOLS, max_tokens=20)).json()["choices"][0]
+    assert choice["finish_reason"] == "length"
+    assert ARGUMENTS.startswith(choice["message"]["tool_calls"][0]["function"]["arguments"])
+
+
+async def test_only_one_call_where_parallel_calls_are_off(stand: Stand) -> None:
+    says(stand, f"[{CALL}, {CALL}]")
+    message = (await chat(stand, tools=TOOLS, parallel_tool_calls=False)).json()["choices"][0]["message"]
+    assert len(message["tool_calls"]) == 1
+
+
+async def test_the_model_is_told_of_its_tools_in_the_system_message(stand: Stand) -> None:
+    says(stand, "x")
+    await chat(stand, tools=TOOLS, messages=[{"role": "system", "content": "Be kind."}, *HELLO])
+    prompt = prompt_of(stand)
+    assert prompt.startswith("<|im_start|>system\nBe kind.\n\nYou can call functions.")
+    assert '"name": "get_weather"' in prompt
+    await chat(stand, tools=TOOLS, tool_choice=NAMED)
+    assert "get_weather" not in prompt_of(stand), "a named function is the only one shown"
+    await chat(stand, tools=TOOLS, tool_choice="none")
+    assert "functions" not in prompt_of(stand)
+
+
+async def test_earlier_calls_and_results_are_told(stand: Stand) -> None:
+    says(stand, "x")
+    call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": ARGUMENTS}}
+    turns = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "tool_call_id": "call_1", "content": "18"}]
+    response = await chat(stand, messages=[*HELLO, *turns], tools=TOOLS)
+    assert response.status_code == 200
+    assert f"<|im_start|>assistant\n{CALL}<|im_end|>\n<|im_start|>user\nResult of get_weather:\n18<|im_end|>" in prompt_of(stand)
+
+
+async def test_tools_go_to_a_template_that_knows_them(make_stand: MakeStand, tokenizer: Tokenizer) -> None:
+    stand = make_stand(info={"context_len": 2048})
+    template = (
+        "{% if tools %}<tool_call>{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
+        "{% for m in messages %}{{ m.content }}{{ m.tool_calls }}{% endfor %}"
+    )
+    from sglang.srt.server.tokenization.chat_template import ChatTemplate
+
+    kept = dict(tokenizer._templates)
+    tokenizer._templates["default"] = ChatTemplate(template)
+    try:
+        says(stand, f"<tool_call>\n{CALL}\n</tool_call>")
+        message = (await chat(stand, tools=TOOLS)).json()["choices"][0]["message"]
+        assert [c["function"]["name"] for c in message["tool_calls"]] == ["get_weather"]
+        assert prompt_of(stand).startswith('<tool_call>{"type": "function"')
+    finally:
+        tokenizer._templates.clear()
+        tokenizer._templates.update(kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools", "function"),
+        ({"tools": [{"type": "web_search"}]}, "tools", "not supported"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools", "letters"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "strict": "yes"}}]}, "tools", "strict"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameter": {}}}]}, "tools", "unknown key"),
+        ({"tools": TOOLS + TOOLS}, "tools", "two tools"),
+        ({"tools": "x"}, "tools", "list"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "nobody"}}}, "tool_choice", "'nobody'"),
+        ({"tools": TOOLS, "tool_choice": "maybe"}, "tool_choice", "none, auto"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "tool_choice", "without a name"),
+        ({"tools": TOOLS, "tool_choice": "required", "regex": "a"}, "tool_choice", "regex"),
+        ({"tools": TOOLS, "regex": "a"}, "tools", "tool_choice to none"),
+    ],
+)
+async def test_wrong_tools_are_told_what_is_wrong(stand: Stand, change: dict[str, Any], param: str, words: str) -> None:
+    response = await chat(stand, **change)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert words in error["message"]
+    assert error["param"] == param
+
+
+# --- constraints: what the grammar engine lets through ----------------------------------------------------------------------
+
+
+def allows(tokenizer: Tokenizer, sampling: SamplingParams, text: str) -> bool:
+    """Whether `text` may be a whole answer."""
+    assert sampling.grammar is not None
+    state = LLGuidanceBackend(tokenizer.vocabulary, GrammarOptions()).compile(*sampling.grammar)
+    ids = [*tokenizer.encode_ordinary(text), min(tokenizer.vocabulary.eos_token_ids)]
+    return all(state.accept(token_id) for token_id in ids)
+
+
+def plan(choice: Any, parallel: bool | None = None, name: str = "generic", **sampling: Any) -> SamplingParams:
+    return plan_tools(TOOLS, choice, parallel, name, SamplingParams(**sampling)).sampling
+
+
+W = '{"name":"get_weather","arguments":{"city":"Paris","unit":"C"}}'
+N = '{"name":"now","arguments":{}}'
+
+
+@pytest.mark.parametrize(
+    ("choice", "parallel", "right", "wrong"),
+    [
+        ("required", None, [f"[{W}]", f"[{W},{N}]"], ["hello", "[]", W, W.replace("C", "K")]),
+        ("required", False, [W, N], [f"[{W}]", "hello", W.replace('"C"', "1")]),
+        (NAMED, None, [N], [W, "hello"]),
+    ],
+)
+def test_forced_calls_follow_their_schemas(
+    tokenizer: Tokenizer, choice: Any, parallel: bool | None, right: list[str], wrong: list[str]
+) -> None:
+    sampling = plan(choice, parallel)
+    assert all(allows(tokenizer, sampling, text) for text in right)
+    assert not any(allows(tokenizer, sampling, text) for text in wrong)
+
+
+def test_a_response_format_leaves_room_for_calls(tokenizer: Tokenizer) -> None:
+    schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/X"}}, "required": ["a"], "$defs": {"X": {"type": "integer"}}}
+    sampling = plan("auto", json_schema=json.dumps(schema))
+    assert allows(tokenizer, sampling, '{"a":1}')
+    assert allows(tokenizer, sampling, f"[{W}]")
+    assert not allows(tokenizer, sampling, '{"a":"x"}')
+    assert not allows(tokenizer, sampling, "hello")
+
+
+STRICT = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
+
+
+@pytest.mark.parametrize("name", [name for name, entry in FORMATS.items() if entry.tag is not None])
+def test_strict_tools_are_free_text_and_right_calls(tokenizer: Tokenizer, name: str) -> None:
+    tag = FORMATS[name].tag
+    assert tag is not None
+    sampling = plan_tools(STRICT, "auto", None, name, SamplingParams()).sampling
+    begin, end = tag.begin.replace("NAME", "get_weather"), tag.end
+    assert allows(tokenizer, sampling, "Just text, no call.")
+    assert allows(tokenizer, sampling, f'So: {begin}{{"city":"Paris","unit":"C"}}{end}')
+    assert not allows(tokenizer, sampling, f'So: {begin}{{"city":1}}{end}')
+
+
+@pytest.mark.parametrize("name", [name for name, entry in FORMATS.items() if entry.tag is None])
+async def test_strict_is_refused_where_it_cannot_be_kept(make_stand: MakeStand, name: str) -> None:
+    stand = make_stand(tool_call_parser=name)
+    response = await chat(stand, tools=STRICT)
+    assert response.status_code == 400
+    assert "strict" in response.json()["error"]["message"]
+
+
+# --- thoughts ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_thoughts_are_told_from_the_answer(make_stand: MakeStand) -> None:
+    stand = make_stand(reasoning_parser="qwen3")
+    says(stand, "<think>\nhm, well\n</think>\n\nYes.")
+    message = (await chat(stand)).json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("hm, well", "Yes.")
+    response = await chat(stand, stream=True)
+    deltas = [json.loads(event)["choices"][0]["delta"] for event in events_of(response.text)[:-1]]
+    assert "".join(d.get("reasoning_content", "") for d in deltas) == "hm, well"
+    assert "".join(d.get("content", "") for d in deltas) == "Yes."
+    assert sum("reasoning_content" in d for d in deltas) > 2
+    response = await chat(stand, stream=True, stream_reasoning=False)
+    deltas = [json.loads(event)["choices"][0]["delta"] for event in events_of(response.text)[:-1]]
+    assert [d["reasoning_content"] for d in deltas if "reasoning_content" in d] == ["hm, well"]
+    message = (await chat(stand, separate_reasoning=False)).json()["choices"][0]["message"]
+    assert message["content"] == "<think>\nhm, well\n</think>\n\nYes."
+    assert message["reasoning_content"] is None
+
+
+async def test_a_constraint_waits_for_the_end_of_thoughts(make_stand: MakeStand, tokenizer: Tokenizer) -> None:
+    begin, end = "<|endoftext|>", "<|im_start|>"  # special tokens that stand for marks here
+    stand = make_stand(reasoning_parser=f"{begin},{end}")
+    says(stand, f'{begin}hm{end}{{"a":1}}')
+    body = {"response_format": {"type": "json_object"}, "messages": [*HELLO, {"role": "assistant", "content": begin}]}
+    reply = (await chat(stand, **body)).json()
+    assert received(stand).grammar_after == (), "nothing opens thoughts here"
+    stand = make_stand(reasoning_parser="deepseek-r1")
+    says(stand, "x")
+    await chat(stand, response_format={"type": "json_object"})
+    assert received(stand).grammar_after == (), "no one token ends the thoughts of this vocabulary"
+    assert received(stand).sampling.grammar is not None
+    assert reply["choices"][0]["message"]["reasoning_content"] == "hm"
+
+
+async def test_marks_that_are_special_tokens_are_seen(make_stand: MakeStand) -> None:
+    stand = make_stand(reasoning_parser="<|endoftext|>,<|im_start|>")
+    says(stand, "x")
+    await chat(stand)
+    assert received(stand).sampling.skip_special_tokens is False
+    stand = make_stand()
+    says(stand, "x")
+    await chat(stand)
+    assert received(stand).sampling.skip_special_tokens is True
+
+
+@pytest.mark.parametrize("flag", ["tool_call_parser", "reasoning_parser"])
+def test_unknown_parsers_keep_the_server_from_starting(make_stand: MakeStand, flag: str) -> None:
+    from sglang.srt.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="there is no"):
+        make_stand(**{flag: "klingon"})
+
+
+# --- the parsers as endpoints -----------------------------------------------------------------------------------------------
+
+
+async def test_parsing_endpoints(stand: Stand) -> None:
+    async with client_of(stand) as client:
+        text = f"Well.\n<tool_call>\n{CALL}\n</tool_call>"
+        reply = await client.post("/parse_function_call", json={"text": text, "tools": TOOLS, "tool_call_parser": "qwen25"})
+        call = {"tool_index": 0, "name": "get_weather", "parameters": ARGUMENTS}
+        assert reply.json() == {"normal_text": "Well.", "calls": [call]}
+        reply = await client.post("/separate_reasoning", json={"text": "hm</think>yes", "reasoning_parser": "deepseek-r1"})
+        assert reply.json() == {"reasoning_text": "hm", "text": "yes"}
+        for path, body in (
+            ("/parse_function_call", {"text": "x", "tool_call_parser": "klingon"}),
+            ("/parse_function_call", {"tools": TOOLS}),
+            ("/separate_reasoning", {"text": 1}),
+            ("/separate_reasoning", {"text": "x", "reasoning_parser": "klingon"}),
+            ("/separate_reasoning", {"text": "x" * 300_000}),
+        ):
+            assert (await client.post(path, json=body)).status_code == 400
