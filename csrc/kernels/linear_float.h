@@ -60,18 +60,18 @@ template <int KIND, int P>
 static void panels_kind(const WeightView& w, int nb, const ActView& x, int r0, int r1, uint8_t* buf, float* o, size_t ld, bool resume) {
   const uint8_t* p0 = w.w + w.panel * nb;
   const bool flat = KIND != kF32 && r1 - r0 > 24;
-  const int pairs = (w.k + 1) / 2, step = r1 - r0 > kMR ? kBlockK / 2 : pairs;
+  const int pairs = (w.k + 1) / 2, step = r1 - r0 > kFR ? kBlockK / 2 : pairs;
   for (int k0 = 0; k0 < pairs; k0 += step) {
     const int n = imin(step, pairs - k0);
     const uint8_t* pk = p0 + pair_bytes(KIND) * k0;
     if (flat)
       for (int p = 0; p < P; p++) widen<KIND>(pk + w.panel * p, n, reinterpret_cast<float*>(buf) + size_t(32) * n * p);
     for (int r = r0, m; r < r1; r += m) {
-      m = imin(kMR, r1 - r);
+      m = imin(kFR, r1 - r);
       const float* xr = x.f + size_t(r) * x.stride + 2 * k0;
       float* ot = o + (r - r0) * ld;
       const bool go_on = resume || k0 > 0;
-      with_rows<kMR>(m, [&](auto rows) {
+      with_rows<kFR>(m, [&](auto rows) {
         constexpr int R = decltype(rows)::value;
         if (flat) tile_float<kF32, R, P>(buf, size_t(128) * n, xr, x.stride, n, ot, ld, go_on);
         else tile_float<KIND, R, P>(pk, w.panel, xr, x.stride, n, ot, ld, go_on);

@@ -33,7 +33,7 @@ template <int R, int P, bool MIN> static ALWAYS void end_group(Acc<R, P>& a, con
   UNROLL for (int r = 0; r < R; r++) {
     const F xd = fset(x[r].d), xs = fset(x[r].s);
     UNROLL for (int p = 0; p < P; p++) {
-      a.f[p][r] = fma(to_float(a.i[p][r]), mul(d[p], xd), a.f[p][r]);
+      a.f[p][r] = fma(to_float(MIN ? sum_u4(a.i[p][r]) : a.i[p][r]), mul(d[p], xd), a.f[p][r]);
       if (MIN) a.f[p][r] = fma(m[p], xs, a.f[p][r]);
     }
   }

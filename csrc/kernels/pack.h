@@ -168,23 +168,23 @@ static void read(const void* args, const Ctx& c) {
 }
 static double peak(int what, int loops) {
   constexpr int N = 12;                // independent chains: enough to hide the latency of either instruction
-  volatile float one = 1.0000001f;     // unknown to the compiler
-  volatile int four = 0x01020304;
-  float sink = 0;
+  volatile float seed = 1.0000001f;    // unknown to the compiler, and every lane different
+  float start[16], sink = 0;
+  for (int i = 0; i < 16; i++) start[i] = seed + float(i) * 1e-6f;
   if (what == 0) {
     I s[N];
-    const I v = iset(four);
-    UNROLL for (int i = 0; i < N; i++) s[i] = iset(four + i);
-    for (int l = 0; l < loops; l++) UNROLL for (int i = 0; i < N; i++) s[i] = dot_u4(s[i], v, v);
+    const I v = bits(fload(start));
+    UNROLL for (int i = 0; i < N; i++) s[i] = iadd(v, iset(i));
+    for (int l = 0; l < loops; l++) UNROLL for (int i = 0; i < N; i++) s[i] = dot_s8(s[i], v, v);
     UNROLL for (int i = 0; i < N; i++) sink += float(ihsum(s[i]));
   } else {
     F f[N];
-    const F u = fset(one);
-    UNROLL for (int i = 0; i < N; i++) f[i] = fset(one + float(i));
+    const F u = fload(start);
+    UNROLL for (int i = 0; i < N; i++) f[i] = add(u, fset(float(i)));
     for (int l = 0; l < loops; l++) UNROLL for (int i = 0; i < N; i++) f[i] = fma(f[i], u, u);
     UNROLL for (int i = 0; i < N; i++) sink += hsum(f[i]);
   }
-  one = sink;
+  seed = sink;
   return double(loops) * N * (what == 0 ? 128 : 32);
 }
 

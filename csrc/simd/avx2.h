@@ -8,7 +8,7 @@ struct F { __m256 a, b; };
 struct I { __m256i a, b; };
 struct M { __m256 a, b; };             // all ones where true
 
-constexpr int kMR = 3, kPN = 1;
+constexpr int kMR = 3, kPN = 1, kFR = 6;
 constexpr int kAttR = 3, kAttP = 2;
 constexpr bool kBiased = false;
 
@@ -92,7 +92,14 @@ static ALWAYS void store_i8(int8_t* p, I v) {
 static ALWAYS __m256i dot_half(__m256i acc, __m256i u, __m256i s) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
 }
-static ALWAYS I dot_u4(I acc, I w, I x) { return {dot_half(acc.a, w.a, x.a), dot_half(acc.b, w.b, x.b)}; }
+// For weights up to 15 even eight such sums fit (8 * 15 * 127 * 2 = 30480): they are widened once, at the end.
+static ALWAYS I dot_u4(I acc, I w, I x) {
+  return {_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, x.a)), _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, x.b))};
+}
+static ALWAYS I sum_u4(I acc) {
+  const __m256i one = _mm256_set1_epi16(1);
+  return {_mm256_madd_epi16(acc.a, one), _mm256_madd_epi16(acc.b, one)};
+}
 static ALWAYS I prep_s8(I w) {
   const __m256i s = _mm256_set1_epi8(char(0x80));
   return {_mm256_xor_si256(w.a, s), _mm256_xor_si256(w.b, s)};

@@ -10,6 +10,7 @@ using M = __mmask16;
 
 // Sizes of the register tiles (linear.h): rows of activations times panels of weights.
 constexpr int kMR = 6, kPN = 2;
+constexpr int kFR = 6;                 // rows where weights are floats
 constexpr int kAttR = 6, kAttP = 4;    // attention: rows times blocks of 16 positions
 // Weights of int8 panels are stored with 128 added; the dot instruction wants them so.
 constexpr bool kBiased = true;
@@ -58,8 +59,10 @@ template <int N> static ALWAYS I ishr(I a) { return _mm512_srli_epi32(a, N); }
 static ALWAYS I nibble_mask() { return _mm512_set1_epi8(15); }
 static ALWAYS void store_i8(int8_t* p, I v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
 
-// Four products of bytes added to each int32 lane, exactly. Weights w: 0..15 (dot_u4) or as prepared by prep_s8 (dot_s8).
+// Four products of bytes added to each int32 lane, exactly. Weights w: 0..15 (dot_u4) or as prepared by prep_s8 (dot_s8). Eight
+// steps of dot_u4 from zero, not more, end with sum_u4.
 static ALWAYS I dot_u4(I acc, I w, I x) { return _mm512_dpbusd_epi32(acc, w, x); }
+static ALWAYS I sum_u4(I acc) { return acc; }
 static ALWAYS I prep_s8(I w) { return w; }
 static ALWAYS I dot_s8(I acc, I w, I x) { return _mm512_dpbusd_epi32(acc, w, x); }
 

@@ -15,9 +15,9 @@ struct I { i4 v[4]; };
 struct M { i4 v[4]; };                 // all ones where true
 
 #if defined(__aarch64__)
-constexpr int kMR = 3, kPN = 1;        // 32 registers of 128 bits
+constexpr int kMR = 3, kPN = 1, kFR = 4;         // 32 registers of 128 bits
 #else
-constexpr int kMR = 2, kPN = 1;
+constexpr int kMR = 2, kPN = 1, kFR = 2;
 #endif
 constexpr int kAttR = 3, kAttP = 1;
 constexpr bool kBiased = false;
@@ -123,6 +123,7 @@ static ALWAYS I dot_s8(I acc, I w, I x) {
 }
 #endif
 static ALWAYS I dot_u4(I acc, I w, I x) { return dot_s8(acc, w, x); }
+static ALWAYS I sum_u4(I acc) { return acc; }
 static ALWAYS I prep_s8(I w) {
   EACH w.v[l] ^= i4{int(0x80808080), int(0x80808080), int(0x80808080), int(0x80808080)};
   return w;
@@ -174,9 +175,22 @@ static ALWAYS uint16_t f32_to_f16(float x) {
 #endif
 }
 static ALWAYS F load_f16(const uint16_t* p) {
-  alignas(16) float t[16];
-  for (int i = 0; i < 16; i++) t[i] = f16_to_f32(p[i]);
-  return fload(t);
+  F r;
+#if defined(__aarch64__)
+  for (int l = 0; l < 4; l++) r.v[l] = f4(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * l))));
+#else
+  typedef uint16_t h4 __attribute__((vector_size(8)));
+  for (int l = 0; l < 4; l++) {
+    h4 h;
+    __builtin_memcpy(&h, p + 4 * l, 8);
+    const u4 x = __builtin_convertvector(h, u4), a = x & 0x7fff;
+    const u4 normal = (a << 13) + ((112u << 23) + ((u4(a >= 0x7c00) & (112u << 23))));   // infinity and NaN keep their exponent
+    const u4 tiny = u4(__builtin_convertvector(i4(a), f4) * 5.9604644775390625e-8f);
+    const u4 is_tiny = u4(a < 0x400);
+    r.v[l] = f4((x & 0x8000) << 16 | (tiny & is_tiny) | (normal & ~is_tiny));
+  }
+#endif
+  return r;
 }
 static ALWAYS void store_f16(uint16_t* p, F v) { for (int i = 0; i < 16; i++) p[i] = f32_to_f16(v.v[i / 4][i % 4]); }
 static ALWAYS void prefetch(const void* p) { __builtin_prefetch(p); }
