@@ -55,7 +55,7 @@ def cells() -> Iterator[dict[int, Cell]]:
             text = code[number].replace(MODEL_OF_THE_DOCUMENT, MODEL)
             out, err = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                exec(compile(text, f"<cell {number}>", "exec"), names)
+                exec(compile(text, f"<cell {number}>", "exec", dont_inherit=True), names)
             done[number] = Cell(out.getvalue(), err.getvalue(), dict(names))
         yield done
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sglang.lang.backend.runtime_endpoint import template_of_server
 from sglang.lang.chat_template import (
     ChatTemplate,
     get_chat_template,
@@ -11,7 +12,6 @@ from sglang.lang.chat_template import (
     register_chat_template,
     register_chat_template_matching_function,
 )
-from sglang.lang.backend.runtime_endpoint import template_of_server
 
 
 @pytest.mark.parametrize(

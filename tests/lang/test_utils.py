@@ -56,7 +56,7 @@ def test_launch_wait_terminate(tmp_path: Path, capfd: pytest.CaptureFixture[str]
 
 
 def test_a_server_that_ends_is_not_waited_for(tmp_path: Path) -> None:
-    process, port = launch_server_cmd(f'python -c "raise SystemExit(3)"')
+    process, port = launch_server_cmd('python -c "raise SystemExit(3)"')
     started = time.monotonic()
     with pytest.raises(RuntimeError, match="exit code 3"):
         wait_for_server(f"http://localhost:{port}")

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 Captures = tuple[tuple[str, Any], ...]
 Match = tuple[int, Captures]
@@ -34,13 +34,13 @@ class Piece:
         """Every (end, captures) with which the piece can match at `start`, longest first as far as that is known."""
         raise NotImplementedError
 
-    def __add__(self, other: Union[Piece, str]) -> Piece:
+    def __add__(self, other: Piece | str) -> Piece:
         return concat(self, other)
 
     def __radd__(self, other: str) -> Piece:
         return concat(other, self)
 
-    def __or__(self, other: Union[Piece, str]) -> Piece:
+    def __or__(self, other: Piece | str) -> Piece:
         return one_of(self, other)
 
     def __ror__(self, other: str) -> Piece:

@@ -139,3 +139,7 @@ def main(arguments: list[str]) -> int:
         file.write(page)
     print(output)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -19,8 +19,8 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from sglang.lang.background import IO
 from sglang.lang.backend.transport import PlainTransport
+from sglang.lang.background import IO
 from sglang.lang.errors import (
     BackendConnectionError,
     BackendError,

@@ -14,9 +14,9 @@ from typing import Any
 
 import httpx
 
-from sglang.lang.background import IO
 from sglang.lang.backend.base import Meta, Prompt
 from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
+from sglang.lang.background import IO
 
 _POLL_SECONDS = 0.2
 
