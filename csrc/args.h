@@ -145,6 +145,17 @@ struct RowsArgs {                      // overlay, gather_rows
   const int* rows;
   int max_rows;
 };
+struct BlendArgs {
+  const float* source;
+  size_t ld_source;
+  const int* index;                    // [max_rows][count]
+  const float* weight;
+  float* out;
+  size_t ld_out;
+  int width, source_rows, count;
+  const int* rows;
+  int max_rows;
+};
 struct SelectRopeArgs {
   const float *cos, *sin;
   const int *positions, *axes;
@@ -246,7 +257,7 @@ struct ReadArgs {                      // memory bandwidth, for benchmarks
 struct Kernels {
   const char* name;
   OpFn embedding, rms_norm, linear, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap;
-  OpFn overlay, gather_rows, select_rope, layer_norm, activate, rotate, segment_attention;
+  OpFn overlay, gather_rows, blend_rows, select_rope, layer_norm, activate, rotate, segment_attention;
   OpFn adjust, mask, argmax, log_sum_exp, top_k, sample;
   OpFn pack, read;
   double (*peak)(int what, int loops);  // operations a second of one thread: 0 int8 dots, 1 float32 FMA

@@ -263,6 +263,18 @@ static void gather_rows(Runtime& rt, Obj x, Obj index, Obj out, Obj rows) {
   rt.run(make_op("gather_rows", rt.kernels().gather_rows, rows_args(c, out, x, index, rows)), c.keep);
 }
 
+static void blend_rows(Runtime& rt, Obj x, Obj index, Obj weight, Obj out, Obj rows) {
+  Call c("blend_rows");
+  auto s = c.mat<float>(x, "x", 1);
+  auto o = c.out_mat<float>(out, "out", s.cols);
+  auto i = c.mat<int>(index, "index", 1);
+  auto w = c.mat<float>(weight, "weight", i.cols);
+  c.check(w.cols == i.cols && i.ld == size_t(i.cols) && w.ld == size_t(w.cols), "index", "and weight must be contiguous and equally wide");
+  c.check(s.rows > 0, "x", "must have rows");
+  BlendArgs a{s.p, s.ld, i.p, w.p, o.p, o.ld, s.cols, s.rows, i.cols, c.rows(rows), smaller(o.rows, smaller(i.rows, w.rows))};
+  rt.run(make_op("blend_rows", rt.kernels().blend_rows, a), c.keep);
+}
+
 static void select_rope(Runtime& rt, Obj cos, Obj sin, Obj positions, Obj axes, Obj out_cos, Obj out_sin, Obj rows) {
   Call c("select_rope");
   auto co = c.mat<float>(cos, "cos", 1), si = c.mat<float>(sin, "sin", 1);
@@ -489,6 +501,7 @@ NB_MODULE(_cpu, m) {
       .def("soft_cap", &soft_cap)
       .def("overlay", &overlay)
       .def("gather_rows", &gather_rows)
+      .def("blend_rows", &blend_rows)
       .def("select_rope", &select_rope)
       .def("layer_norm", &layer_norm, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
       .def("activate", &activate)

@@ -23,6 +23,19 @@ static void gather_rows(const void* args, const Ctx& c) {
   for (int r = c.tid, n = count(a.rows, a.max_rows); r < n; r += c.n)
     __builtin_memcpy(a.out + size_t(r) * a.ld_out, a.source + size_t(clamp(a.index[r], 0, a.source_rows - 1)) * a.ld_source, size_t(a.width) * 4);
 }
+static void blend_rows(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const BlendArgs*>(args);
+  for (int r = c.tid, n = count(a.rows, a.max_rows); r < n; r += c.n)
+    for (int k = 0; k < a.width; k += 16) {
+      F sum = fzero();
+      for (int j = 0; j < a.count; j++) {
+        const size_t at = size_t(r) * a.count + j;
+        const float* s = a.source + size_t(clamp(a.index[at], 0, a.source_rows - 1)) * a.ld_source + k;
+        sum = fma(fset(a.weight[at]), fload_n(s, a.width - k), sum);
+      }
+      fstore_n(a.out + size_t(r) * a.ld_out + k, sum, a.width - k);
+    }
+}
 static void select_rope(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const SelectRopeArgs*>(args);
   for (int r = c.tid, n = count(a.rows, a.max_rows); r < n; r += c.n) {

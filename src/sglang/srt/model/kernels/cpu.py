@@ -247,6 +247,9 @@ class CpuOps:
     def gather_rows(self, x: Array, index: Array, out: Array, rows: Array) -> None:
         self.runtime.gather_rows(x, index, out, rows)
 
+    def blend_rows(self, x: Array, index: Array, weight: Array, out: Array, rows: Array) -> None:
+        self.runtime.blend_rows(x, index, weight, out, rows)
+
     def rotate(self, x: Array, cos: Array, sin: Array, rows: Array, *, num_heads: int, head_dim: int) -> None:
         self.runtime.rotate(x, cos, sin, rows, num_heads, head_dim)
 

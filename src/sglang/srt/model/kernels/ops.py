@@ -214,6 +214,10 @@ class Ops(Protocol):
         """out[i] = x[index[i]]. index: [max_rows] int32."""
         ...
 
+    def blend_rows(self, x: Array, index: Array, weight: Array, out: Array, rows: Array) -> None:
+        """out[i] = sum over j, ascending, of weight[i, j] * x[index[i, j]]. index: [max_rows, k] int32; weight: [max_rows, k]."""
+        ...
+
     def rotate(self, x: Array, cos: Array, sin: Array, rows: Array, *, num_heads: int, head_dim: int) -> None:
         """Turns the first num_heads heads of each row in place, pairs (j, j + d) of a head by the row's own cos and sin
         [max_rows, d]."""

@@ -228,6 +228,13 @@ class ReferenceOps:
         n = int(rows[0])
         out[:n, : x.shape[1]] = x[index[:n]]
 
+    def blend_rows(self, x: Float, index: Int, weight: Float, out: Float, rows: Int) -> None:
+        n = int(rows[0])
+        total = np.zeros((n, x.shape[1]), np.float32)
+        for j in range(index.shape[1]):
+            total += weight[:n, j, None] * x[index[:n, j]]
+        out[:n, : x.shape[1]] = total
+
     def rotate(self, x: Float, cos: Float, sin: Float, rows: Int, *, num_heads: int, head_dim: int) -> None:
         n = int(rows[0])
         heads = x[:n, : num_heads * head_dim].reshape(n, num_heads, head_dim)

@@ -173,7 +173,55 @@ def _qwen2_5_vl(fields: VisionFields) -> VisionConfig:
     )
 
 
+def _siglip(fields: VisionFields, kind: str, defaults: dict[str, Any]) -> VisionConfig:
+    v = fields.vision
+
+    def size(name: str) -> int:
+        return v.count(name, defaults[name])
+
+    return VisionConfig(
+        kind=kind,
+        media_kinds=("image",),
+        num_layers=size("num_hidden_layers"),
+        hidden_size=size("hidden_size"),
+        num_heads=size("num_attention_heads"),
+        intermediate_size=size("intermediate_size"),
+        patch_size=fields.pixels("patch_size", defaults["patch_size"]),
+        image_size=fields.pixels("image_size", defaults["image_size"]),
+        out_size=_hidden_size(fields),
+        image_token_id=fields.top.count("image_token_id", fields.top.count("image_token_index", defaults["image_token_id"])),
+        activation=fields.activation("hidden_act", "gelu_pytorch_tanh"),
+        norm_eps=v.number("layer_norm_eps", 1e-6, above=0.0),
+        num_channels=v.count("num_channels", 3),
+    )
+
+
+_SIGLIP = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+
+
+def _idefics(fields: VisionFields) -> VisionConfig:
+    defaults = {**_SIGLIP, "hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32, "image_size": 224}
+    found = _siglip(fields, "idefics", {**defaults, "image_token_id": 128257})
+    merge = fields.top.count("scale_factor", 2)
+    if found.image_size // found.patch_size % merge:
+        raise fields.top.bad("scale_factor", f"({merge}) does not divide the patches of a tile's side")
+    return replace(found, merge_size=merge)
+
+
+def _llava_onevision(fields: VisionFields) -> VisionConfig:
+    top = fields.top
+    if top.get("projector_hidden_act", "gelu") != "gelu" or not top.flag("multimodal_projector_bias", True):
+        raise top.bad("projector_hidden_act", "and multimodal_projector_bias must be gelu and true")
+    if top.get("vision_feature_layer", -1) != -1 or top.get("vision_feature_select_strategy", "full") != "full":
+        raise top.bad("vision_feature_layer", "must be -1, with the strategy full")
+    defaults = {**_SIGLIP, "hidden_size": 1152, "intermediate_size": 4304, "patch_size": 14, "num_attention_heads": 16}
+    return _siglip(fields, "llava_onevision", {**defaults, "num_hidden_layers": 26, "image_size": 384, "image_token_id": 151646})
+
+
 VISION_FAMILIES = (
+    VisionFamily("SmolVLMForConditionalGeneration", "LlamaForCausalLM", _idefics),
+    VisionFamily("Idefics3ForConditionalGeneration", "LlamaForCausalLM", _idefics),
+    VisionFamily("LlavaOnevisionForConditionalGeneration", "Qwen2ForCausalLM", _llava_onevision),
     VisionFamily("Qwen2VLForConditionalGeneration", "Qwen2ForCausalLM", _qwen2_vl),
     VisionFamily("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM", _qwen2_5_vl),
 )

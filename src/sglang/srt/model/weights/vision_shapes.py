@@ -14,6 +14,7 @@ _SPELLINGS = (
     (re.compile(r"^language_model\.lm_head\."), "lm_head."),
     (re.compile(r"^language_model\.model\."), "model."),
     (re.compile(r"^model\.text_model\."), "model."),
+    (re.compile(r"^(model\.)?vision_tower\.vision_model\."), "vision_tower."),
     (re.compile(r"^model\.(visual|vision_tower|vision_model|multi_modal_projector|connector|image_newline)\b"), r"\1"),
 )
 """(what a file may say, what we say): transformers has moved the parts of these models about several times"""
@@ -22,9 +23,7 @@ _SPELLINGS = (
 def our_name(name: str) -> str:
     """The name we use for a tensor of a file."""
     for pattern, ours in _SPELLINGS:
-        renamed, count = pattern.subn(ours, name)
-        if count:
-            return renamed
+        name = pattern.sub(ours, name)
     return name
 
 
@@ -78,7 +77,37 @@ def _qwen2_5_vl(c: VisionConfig) -> Shapes:
     return shapes | _qwen_merger(c, bias=False)
 
 
+def _siglip(c: VisionConfig, prefix: str, normed: bool = True) -> Shapes:
+    at = f"{prefix}.embeddings"
+    shapes: Shapes = {
+        f"{at}.patch_embedding.weight": (c.hidden_size, c.num_channels, c.patch_size, c.patch_size),
+        f"{at}.patch_embedding.bias": (c.hidden_size,),
+        f"{at}.position_embedding.weight": ((c.image_size // c.patch_size) ** 2, c.hidden_size),
+    }
+    for i in range(c.num_layers):
+        at = f"{prefix}.encoder.layers.{i}"
+        shapes |= _norm(f"{at}.layer_norm1", c.hidden_size) | _norm(f"{at}.layer_norm2", c.hidden_size)
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes |= _linear(f"{at}.self_attn.{name}", c.hidden_size, c.hidden_size)
+        shapes |= _linear(f"{at}.mlp.fc1", c.intermediate_size, c.hidden_size)
+        shapes |= _linear(f"{at}.mlp.fc2", c.hidden_size, c.intermediate_size)
+    return shapes | _norm(f"{prefix}.post_layernorm", c.hidden_size) if normed else shapes
+
+
+def _idefics(c: VisionConfig) -> Shapes:
+    name = "connector.modality_projection.proj"
+    return _siglip(c, "vision_model") | _linear(name, c.out_size, c.hidden_size * c.merge_size**2, False)
+
+
+def _llava_onevision(c: VisionConfig) -> Shapes:
+    shapes = _siglip(c, "vision_tower", normed=False) | {"image_newline": (c.out_size,)}
+    shapes |= _linear("multi_modal_projector.linear_1", c.out_size, c.hidden_size)
+    return shapes | _linear("multi_modal_projector.linear_2", c.out_size, c.out_size)
+
+
 _FAMILIES: dict[str, Callable[[VisionConfig], Shapes]] = {
+    "idefics": _idefics,
+    "llava_onevision": _llava_onevision,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
 }

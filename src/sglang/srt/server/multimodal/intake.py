@@ -74,7 +74,7 @@ class MediaIntake:
     async def take(self, ids: list[int], inputs: Sequence[MediaInput]) -> MediaPrompt:
         """The prompt with its pictures in it. Raises RequestError."""
         self.check(inputs)
-        tasks = [asyncio.ensure_future(self._picture(item)) for item in inputs]
+        tasks = [asyncio.ensure_future(self._picture(item, len(inputs) == 1)) for item in inputs]
         try:
             pictures = await asyncio.gather(*tasks)
         finally:
@@ -92,23 +92,23 @@ class MediaIntake:
         positions, delta = axes
         return MediaPrompt(expanded, items, positions.tobytes(), delta)
 
-    async def _picture(self, item: MediaInput) -> Picture:
+    async def _picture(self, item: MediaInput, alone: bool) -> Picture:
         fetched = await self._sources.load(item.source, item.kind)
-        key = hashlib.blake2b(fetched.data, digest_size=16, person=f"{item.kind} {item.detail}".encode()).digest()
+        key = hashlib.blake2b(fetched.data, digest_size=16, person=f"{item.kind} {item.detail} {alone:d}".encode()).digest()
         known = self._pictures.get(key)
         if known is not None:
             self._pictures.move_to_end(key)
             return known
-        picture = await asyncio.get_running_loop().run_in_executor(self._threads, self._process, fetched, item)
+        picture = await asyncio.get_running_loop().run_in_executor(self._threads, self._process, fetched, item, alone)
         self._remember(key, picture)
         return picture
 
-    def _process(self, fetched: Fetched, item: MediaInput) -> Picture:
+    def _process(self, fetched: Fetched, item: MediaInput, alone: bool) -> Picture:
         if item.kind == "video":
             frames = decode_video(fetched, self._options)
         else:
             frames = [decode_image(fetched, self._options)]
-        return self._processor.process(item.kind, frames, item.detail)
+        return self._processor.process(item.kind, frames, item.detail, alone)
 
     def _remember(self, key: bytes, picture: Picture) -> None:
         if key in self._pictures:

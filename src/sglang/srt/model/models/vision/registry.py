@@ -9,8 +9,11 @@ from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import VisionConfig
 from sglang.srt.model.models.vision.layers import Encoder
 from sglang.srt.model.models.vision.qwen_vl import QwenVision, WindowedQwenVision
+from sglang.srt.model.models.vision.siglip import IdeficsVision, LlavaVision
 
 ENCODERS: dict[str, Callable[[Ops, WeightSource, VisionConfig], Encoder]] = {
+    "llava_onevision": LlavaVision,
+    "idefics": IdeficsVision,
     "qwen2_vl": QwenVision,
     "qwen2_5_vl": WindowedQwenVision,
 }

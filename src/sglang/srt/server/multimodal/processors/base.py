@@ -36,8 +36,8 @@ class Processor(Protocol):
     image_token: str
     """what is written in a prompt for an image, placeholder and all"""
 
-    def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail) -> Picture:
-        """Raises RequestError for a picture that the model cannot take."""
+    def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail, alone: bool) -> Picture:
+        """`alone`: the prompt has no other picture. Raises RequestError for a picture that the model cannot take."""
         ...
 
     def positions(self, length: int, pictures: Sequence[tuple[Picture, list[Span]]]) -> tuple[Int32, int] | None:
@@ -89,9 +89,10 @@ class ModelFolder:
             raise ModelError(f"{self.path}: its preprocessor_config.json cannot be used: {error}") from error
 
 
-def run_processor(processor: Any, images: Sequence[Image.Image], **options: Any) -> dict[str, npt.NDArray[Any]]:
+def run_processor(processor: Any, images: Sequence[Any], **options: Any) -> dict[str, npt.NDArray[Any]]:
     """Calls transformers' processor; what it finds wrong with a picture is the request's fault."""
     try:
+        options = {name: value for name, value in options.items() if value is not None}
         found = processor(images=list(images), return_tensors="np", **options)
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise RequestError(f"the model cannot take this image: {error}", "image_url") from error

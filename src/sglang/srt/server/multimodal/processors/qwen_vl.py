@@ -43,7 +43,7 @@ class QwenVLProcessor:
         self._pair = int(self._processor.temporal_patch_size)
         self._time_step = float(per_second) * self._pair / FRAMES_PER_SECOND if per_second else 1.0
 
-    def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail) -> Picture:
+    def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail, alone: bool) -> Picture:
         mm_hash = picture_hash(self._fingerprint, kind, frames, detail)
         limits = {"shortest_edge": self._processor.size.shortest_edge, "longest_edge": self._processor.size.longest_edge}
         if detail == "low":

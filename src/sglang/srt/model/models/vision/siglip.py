@@ -1,0 +1,209 @@
+"""SigLIP towers (arXiv 2303.15343) and what LLaVA-OneVision, SmolVLM and Idefics3 make of their rows.
+
+The tower reads tiles of one size, each a segment of its own, with a learnt position for each patch:
+
+    picture -> tiles -> patches -> tower -> rows          connector -> rows of the decoder's width
+                                                          SmolVLM: squares of neighbours side by side, one matrix
+                                                          LLaVA-OneVision: two layers, then resampled as the picture lay
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import numpy as np
+
+from sglang.srt.errors import RequestError
+from sglang.srt.media_item import MediaItem
+from sglang.srt.model.kernels.ops import Array, Ops, Weight
+from sglang.srt.model.layers.source import WeightSource
+from sglang.srt.model.model_config import VisionConfig
+from sglang.srt.model.models.vision.layers import (
+    BLOCK,
+    Dense,
+    EncoderLayer,
+    Encoding,
+    FlatSource,
+    Int32,
+    LayerNorm,
+    PlainMLP,
+    blocks,
+    make_rows,
+    pixels_of,
+)
+
+
+class SiglipTower:
+    """The tower whose tensors begin with `prefix`. `positions` of a tile's patches: rows of the position table. `normed`: its
+    last norm is used."""
+
+    def __init__(
+        self, ops: Ops, source: WeightSource, config: VisionConfig, prefix: str, positions: Int32, normed: bool = True
+    ) -> None:
+        self.ops, self.config = ops, config
+        c = config
+        self.patch_values = c.num_channels * c.patch_size**2
+        self.embed = Dense(ops, FlatSource(source), {f"{prefix}.embeddings.patch_embedding": c.hidden_size}, self.patch_values)
+        table = source.tensor(f"{prefix}.embeddings.position_embedding.weight").dequantise()
+        self.positions = ops.array(table[positions])  # [patches of a tile, hidden]
+        self.tile_len = len(positions)
+        self.layers = [self._layer(source, f"{prefix}.encoder.layers.{i}") for i in range(c.num_layers)]
+        self.norm = LayerNorm(ops, source, f"{prefix}.post_layernorm", c.norm_eps) if normed else None
+        self.every_row = ops.array(np.arange(BLOCK, dtype=np.int32))
+
+    def _layer(self, source: WeightSource, at: str) -> EncoderLayer:
+        c, ops = self.config, self.ops
+        norms = (LayerNorm(ops, source, f"{at}.layer_norm1", c.norm_eps), LayerNorm(ops, source, f"{at}.layer_norm2", c.norm_eps))
+        outputs = {f"{at}.self_attn.{name}_proj": c.hidden_size for name in "qkv"}
+        qkv = Dense(ops, source, outputs, c.hidden_size)
+        output = Dense(ops, source, {f"{at}.self_attn.out_proj": c.hidden_size}, c.hidden_size)
+        mlp = PlainMLP(ops, source, f"{at}.mlp.fc1", f"{at}.mlp.fc2", c.hidden_size, c.intermediate_size, c.activation)
+        return EncoderLayer(ops, c, norms, qkv, output, mlp)
+
+    @property
+    def weights(self) -> list[Weight]:
+        return [*self.embed.weights, *(w for layer in self.layers for w in layer.weights)]
+
+    def check(self, item: MediaItem) -> None:
+        """Raises RequestError unless the pixels are whole tiles."""
+        tiles = item.grid[0] if len(item.grid) == 3 else 0
+        n = tiles * self.tile_len
+        if tiles < 1 or item.shape != (n, self.patch_values) or len(item.pixels) != 4 * n * self.patch_values:
+            raise RequestError(f"the {item.kind}'s pixels are not {tiles} whole tiles")
+
+    def encode(self, items: Sequence[MediaItem]) -> Generator[None, None, Array]:
+        """Yields between chunks; returns the rows of all patches, [n, hidden]."""
+        pixels = self.ops.array(np.concatenate([pixels_of(item) for item in items]))
+        n = len(pixels)
+        starts = np.arange(0, n + 1, self.tile_len, dtype=np.int32)
+        rows = make_rows(self.ops, self.config, n, starts, starts)
+        for tile in range(0, n, self.tile_len):
+            for a, b in blocks(self.tile_len):
+                rows.count[0] = b - a
+                self.embed.of(pixels[tile + a : tile + b], rows.delta[tile + a : tile + b], rows.count)
+                rows.x[tile + a : tile + b] = self.positions[a:b]
+            yield
+        for layer in self.layers:
+            yield from layer(rows, is_first=False)  # the patches' own values are still in delta
+        for a, b in blocks(n):
+            rows.count[0] = b - a
+            if self.norm is not None:
+                self.norm(rows.x[a:b], rows.x[a:b], rows.count, rows.delta[a:b])
+            else:
+                self.ops.overlay(rows.x[a:b], rows.delta[a:b], self.every_row, rows.count, add=True)
+        return rows.x
+
+
+class IdeficsVision:
+    """SmolVLM and Idefics3. Patches of a tile come in the order of merged squares, so a square is a run of rows."""
+
+    def __init__(self, ops: Ops, source: WeightSource, config: VisionConfig) -> None:
+        self.ops, self.config = ops, config
+        side, merge = config.image_size // config.patch_size, config.merge_size
+        self.tower = SiglipTower(ops, source, config, "vision_model", _squares(_grid_buckets(side), merge))
+        self.wide = config.hidden_size * merge**2
+        self.project = Dense(ops, source, {"connector.modality_projection.proj": config.out_size}, self.wide, bias=False)
+
+    @property
+    def weights(self) -> list[Weight]:
+        return [*self.tower.weights, *self.project.weights]
+
+    def check(self, item: MediaItem) -> None:
+        self.tower.check(item)
+        rows = item.shape[0] // self.config.merge_size**2
+        if item.num_rows != rows:
+            raise RequestError(f"the {item.kind} makes {rows} rows, and {item.num_rows} ids stand for them")
+
+    def cost(self, item: MediaItem) -> int:
+        return item.shape[0]
+
+    def encode(self, items: Sequence[MediaItem]) -> Encoding:
+        rows = yield from self.tower.encode(items)
+        squares = rows.reshape(-1, self.wide)
+        count = self.ops.empty((1,), "int32")
+        out = self.ops.empty((len(squares), self.config.out_size))
+        for a, b in blocks(len(squares)):
+            count[0] = b - a
+            self.project.of(squares[a:b], out[a:b], count)
+            yield
+        return _split(out, [item.num_rows for item in items])
+
+
+class LlavaVision:
+    """LLaVA-OneVision (arXiv 2408.03326). Which of the projected rows become which rows of the decoder, where the picture's
+    tiles join, its margins are cut and it is resampled, the server has worked out: `facts` hold index and weight of each row's
+    four sources. The source after the last is the learnt line end."""
+
+    def __init__(self, ops: Ops, source: WeightSource, config: VisionConfig) -> None:
+        self.ops, self.config = ops, config
+        side = config.image_size // config.patch_size
+        self.tower = SiglipTower(ops, source, config, "vision_tower", np.arange(side * side, dtype=np.int32), normed=False)
+        self.first = Dense(ops, source, {"multi_modal_projector.linear_1": config.out_size}, config.hidden_size)
+        self.second = Dense(ops, source, {"multi_modal_projector.linear_2": config.out_size}, config.out_size)
+        self.middle = ops.empty((BLOCK, config.out_size))
+        self.line_end = ops.array(source.vector("image_newline"))
+
+    @property
+    def weights(self) -> list[Weight]:
+        return [*self.tower.weights, *self.first.weights, *self.second.weights]
+
+    def check(self, item: MediaItem) -> None:
+        self.tower.check(item)
+        index, weight = item.facts.get("index"), item.facts.get("weight")
+        size = 16 * item.num_rows
+        if not isinstance(index, bytes) or not isinstance(weight, bytes) or len(index) != size or len(weight) != size:
+            raise RequestError(f"the {item.kind}'s rows are not told for each of its {item.num_rows} ids")
+        at = np.frombuffer(index, np.int32)
+        if at.min() < 0 or at.max() > item.shape[0]:
+            raise RequestError(f"the {item.kind}'s rows lie outside its tiles")
+
+    def cost(self, item: MediaItem) -> int:
+        return item.shape[0]
+
+    def encode(self, items: Sequence[MediaItem]) -> Encoding:
+        rows = yield from self.tower.encode(items)
+        found, start = [], 0
+        count = self.ops.empty((1,), "int32")
+        for item in items:
+            n = item.shape[0]
+            projected = self.ops.empty((n + 1, self.config.out_size))
+            projected[n] = self.line_end
+            for a, b in blocks(n):
+                count[0] = b - a
+                self.first.of(rows[start + a : start + b], self.middle, count)
+                self.ops.activate(self.middle, self.second.input, count, fn="gelu")
+                self.second(projected[a:b], count)
+                yield
+            start += n
+            out = self.ops.empty((item.num_rows, self.config.out_size))
+            count[0] = item.num_rows
+            index = np.frombuffer(item.facts["index"], np.int32).reshape(-1, 4)
+            weight = np.frombuffer(item.facts["weight"], np.float32).reshape(-1, 4)
+            self.ops.blend_rows(projected, self.ops.array(index), self.ops.array(weight), out, count)
+            found.append(out)
+        return found
+
+
+def _split(out: Array, lengths: Sequence[int]) -> list[Array]:
+    """Copies: a view would keep the whole group alive."""
+    found, start = [], 0
+    for n in lengths:
+        found.append(out[start : start + n] + 0)
+        start += n
+    return found
+
+
+def _grid_buckets(side: int) -> Int32:
+    """Position of each patch of a full tile: its own, but for the rounding of the original, which looks up fractions of the
+    tile's side among boundaries in float32 (arXiv 2307.06304)."""
+    boundaries = (np.arange(1, side, dtype=np.float64) * (1 / side)).astype(np.float32)
+    fractions = np.minimum(np.arange(side, dtype=np.float32) * np.float32(1 / side), np.float32(1 - 1e-6))
+    bucket = np.searchsorted(boundaries, fractions, side="right")
+    return (bucket[:, None] * side + bucket[None, :]).astype(np.int32)
+
+
+def _squares(grid: Int32, merge: int) -> Int32:
+    """The patches of a tile in the order of merged squares."""
+    h, w = grid.shape
+    order: Int32 = grid.reshape(h // merge, merge, w // merge, merge).transpose(0, 2, 1, 3).reshape(-1)
+    return order

@@ -1,0 +1,20 @@
+"""Pictures as square tiles of one size, for encoders that read nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+
+
+def patches_of(tiles: npt.NDArray[Any], patch: int, merge: int = 1) -> Float32:
+    """[tiles, channels, side, side] to [patches, channels * patch * patch], row by row, or in the order of squares of
+    `merge` x `merge` patches."""
+    n, channels, height, width = tiles.shape
+    down, across = height // patch // merge, width // patch // merge
+    cut = tiles.reshape(n, channels, down, merge, patch, across, merge, patch)
+    flat = cut.transpose(0, 2, 5, 3, 6, 1, 4, 7).reshape(-1, channels * patch * patch)
+    return np.ascontiguousarray(flat, dtype=np.float32)

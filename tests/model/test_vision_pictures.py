@@ -1,0 +1,173 @@
+"""From pictures to logits: our processors and encoders against transformers' image processors and models, on tiny random
+configurations of every family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from PIL import Image
+
+from sglang.srt.checkpoint.resolve import resolve_model
+from sglang.srt.config import TextOptions
+from sglang.srt.media_item import MediaItem
+from sglang.srt.model.kernels.cpu import CpuOps
+from sglang.srt.model.kernels.ops import Ops
+from sglang.srt.model.kernels.reference import ReferenceOps
+from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
+from sglang.srt.server.multimodal.processors.registry import create_processor
+from sglang.srt.server.multimodal.spans import expand
+from sglang.srt.server.tokenization.tokenizer import load_tokenizer
+from tests.model.tiny import open_worker
+from tests.model.vision import IMAGE, TEXT, Shown, logits, randomise
+
+SPECIAL = ["<image>", "<video>", "<|vision_start|>", "<|vision_end|>", "<fake_token_around_image>", "<global-img>"]
+SPECIAL += [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
+SIZES = TEXT | {"vocab_size": 240, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+SIGLIP = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=7)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family: how transformers makes it, its image processor and that one's settings, and arguments of a forward pass from
+    the processor's output for all pictures of a prompt."""
+
+    make: Callable[[], Any]
+    processor: tuple[str, str]
+    settings: dict[str, Any]
+    inputs: Callable[[Any, list[Image.Image]], dict[str, Any]]
+
+
+def _llava() -> Any:
+    import transformers as t
+
+    points = [[28, 28], [28, 56], [56, 28], [56, 56], [28, 112], [112, 28], [84, 84]]
+    config = t.LlavaOnevisionConfig(
+        vision_config=t.SiglipVisionConfig(**SIGLIP), text_config=t.Qwen2Config(**SIZES), image_token_id=IMAGE,
+        video_token_id=IMAGE + 1, image_grid_pinpoints=points, vision_aspect_ratio="anyres_max_4",
+    )
+    return t.LlavaOnevisionForConditionalGeneration(config)
+
+
+def _llava_inputs(processor: Any, images: list[Image.Image]) -> dict[str, Any]:
+    found = processor(images=[images] if len(images) > 1 else images, return_tensors="pt")
+    return {name: found[name] for name in ("pixel_values", "image_sizes", "batch_num_images")}
+
+
+def _smolvlm(name: str = "SmolVLM") -> Any:
+    import transformers as t
+
+    config = getattr(t, f"{name}Config")(vision_config=SIGLIP, text_config=t.LlamaConfig(**SIZES), image_token_id=IMAGE, scale_factor=2)
+    return getattr(t, f"{name}ForConditionalGeneration")(config)
+
+
+def _smolvlm_inputs(processor: Any, images: list[Image.Image]) -> dict[str, Any]:
+    import torch
+
+    tiles = [processor(images=[image], return_tensors="np")["pixel_values"][0] for image in images]
+    return {"pixel_values": torch.from_numpy(np.concatenate(tiles))[None]}
+
+
+_TILES = {"size": {"longest_edge": 84}, "max_image_size": {"longest_edge": 28}}
+CASES = {
+    "llava_onevision": Case(
+        _llava,
+        ("llava_onevision.image_processing_pil_llava_onevision", "LlavaOnevisionImageProcessorPil"),
+        {
+            "size": {"height": 28, "width": 28},
+            "image_grid_pinpoints": [[28, 28], [28, 56], [56, 28], [56, 56], [28, 112], [112, 28], [84, 84]],
+        },
+        _llava_inputs,
+    ),
+    "smolvlm": Case(_smolvlm, ("smolvlm.image_processing_pil_smolvlm", "SmolVLMImageProcessorPil"), _TILES, _smolvlm_inputs),
+    "idefics3": Case(
+        lambda: _smolvlm("Idefics3"), ("idefics3.image_processing_pil_idefics3", "Idefics3ImageProcessorPil"), _TILES, _smolvlm_inputs
+    ),
+}
+PROMPTS: dict[str, list[Any]] = {
+    "none": [[5, 9, 30]],
+    "one": [[5], (50, 31), [17, 33]],
+    "one, tall": [[5], (20, 70), [17]],
+    "one, large": [(90, 88), [17]],
+    "several, mixed sizes, text between": [[3], (28, 28), [7, 8], (64, 40), (30, 90), [11]],
+}
+
+
+def picture(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+    coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def save_tokenizer(folder: Path) -> None:
+    words = {f"w{i}": i for i in range(IMAGE)} | {"\n": 230, "\n\n": 231}
+    for i, name in enumerate(SPECIAL):
+        words[name] = IMAGE + i
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text("{}")
+
+
+@dataclass
+class Family:
+    case: Case
+    folder: Path
+    model: Any
+    image_processor: Any
+    ours: Processor
+
+
+@pytest.fixture(scope="module", params=CASES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    import importlib
+
+    case, folder = CASES[request.param], tmp_path_factory.mktemp(request.param)
+    model = randomise(case.make(), 3)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    module, name = case.processor
+    theirs = getattr(importlib.import_module(f"transformers.models.{module}"), name)(**case.settings)
+    settings = {"image_processor_type": name.removesuffix("Pil"), **case.settings}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(TextOptions(str(folder)), resolve_model(str(folder)))
+    return Family(case, folder, model, theirs, create_processor(ModelFolder(folder, tokenizer)))
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def ops(request: pytest.FixtureRequest) -> Ops:
+    return ReferenceOps() if request.param == "reference" else CpuOps(2)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_logits(family: Family, ops: Ops, prompt: str) -> None:
+    import torch
+
+    rng = np.random.default_rng(5)
+    parts = [part if isinstance(part, list) else picture(rng, part) for part in PROMPTS[prompt]]
+    images = [part for part in parts if isinstance(part, Image.Image)]
+    pictures = [family.ours.process("image", [image], "auto", len(images) == 1) for image in images]
+    bare = [i for part in parts for i in (part if isinstance(part, list) else [family.ours.placeholders["image"]])]
+    ids, spans = expand(bare, pictures, family.ours.placeholders, family.ours.image_token)
+    items = tuple(
+        MediaItem("image", p.mm_hash, tuple(found), p.pixels.tobytes(), p.pixels.shape, p.grid, p.facts)
+        for p, found in zip(pictures, spans, strict=True)
+    )
+    inputs = family.case.inputs(family.image_processor, images) if images else {}
+    with torch.no_grad():
+        want = np.asarray(family.model(input_ids=torch.tensor([ids]), **inputs).logits[0])
+    got = logits(open_worker(family.folder, ops), Shown(ids, items, None, 0))
+    tolerance = 3e-4 if isinstance(ops, ReferenceOps) else 2e-2  # the native kernels keep K and V in 16 bits
+    assert np.abs(want).max() > 1
+    assert np.abs(got - want).max() < tolerance * np.abs(want).max()
+
+
+def test_low_detail_takes_fewer_rows(family: Family) -> None:
+    image = picture(np.random.default_rng(6), (90, 88))
+    low, high = (family.ours.process("image", [image], detail, True) for detail in ("low", "high"))  # type: ignore[arg-type]
+    assert len(low.tokens) < len(high.tokens) and low.mm_hash != high.mm_hash
