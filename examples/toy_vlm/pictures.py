@@ -6,7 +6,6 @@ from a `random.Random`, so a seed names a picture. Needs Pillow and nothing else
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass, field
 
@@ -109,8 +108,9 @@ def _draw_digit(draw: ImageDraw.ImageDraw, digit: int, t: Thing, scale: float) -
 
 def _canvas(rng: random.Random, smallest: int) -> tuple[int, int]:
     """Width and height; the long side at most 168, mostly near `smallest`, so that pictures of many sizes meet."""
-    width = rng.randint(smallest, rng.choice((112, 112, 140, 168)))
-    height = rng.randint(smallest, rng.choice((112, 112, 140, 168)))
+    largest = (100, 112, 112, 112, 140, 168)
+    width = rng.randint(smallest, rng.choice(largest))
+    height = rng.randint(smallest, rng.choice(largest))
     return width, height
 
 
@@ -281,9 +281,15 @@ def words_only(rng: random.Random) -> Dialog:
     return Dialog((), (turn,))
 
 
-def dialog(rng: random.Random, max_turns: int = 1) -> Dialog:
-    """Any kind of conversation. `max_turns` questions are asked about a single picture."""
+def dialog(rng: random.Random, max_turns: int = 1, easy: bool = False) -> Dialog:
+    """Any kind of conversation. `max_turns` questions are asked about a single picture. `easy`: about one picture of one
+    thing or kind of thing."""
     kind = rng.random()
+    if easy and kind > 0.05:
+        s = rng.choice((single, single, digit, group))(rng)
+        asked = questions(rng, s)
+        rng.shuffle(asked)
+        return Dialog((s.image,), tuple(asked[:max_turns]), rng.random() < 0.6)
     if kind < 0.06:
         return words_only(rng)
     if kind < 0.36:
@@ -291,4 +297,4 @@ def dialog(rng: random.Random, max_turns: int = 1) -> Dialog:
     s = scene(rng)
     asked = questions(rng, s)
     rng.shuffle(asked)
-    return Dialog((s.image,), tuple(asked[: math.ceil(max_turns)]), rng.random() < 0.6)
+    return Dialog((s.image,), tuple(asked[:max_turns]), rng.random() < 0.6)

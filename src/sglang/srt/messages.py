@@ -166,6 +166,8 @@ class SchedulerStats(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     cache_hit_rate: float = 0.0
     num_retractions: int = 0
     num_steps: int = 0
+    num_encoded: int = 0
+    """images and videos whose embeddings had to be made"""
 
 
 class ControlReply(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):

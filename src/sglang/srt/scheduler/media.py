@@ -136,6 +136,8 @@ class MediaGate:
     def __init__(self, worker: ModelWorker) -> None:
         self._worker = worker
         self._ahead: weakref.WeakSet[ReqMedia] = weakref.WeakSet()
+        self._making: weakref.WeakSet[EncodeJob] = weakref.WeakSet()
+        self.num_encoded = 0
 
     def check(self, media: ReqMedia) -> None:
         """Raises RequestError for items that the model cannot take."""
@@ -156,6 +158,9 @@ class MediaGate:
             job = media.jobs.get(item.mm_hash)
             if job is None:
                 job = media.jobs[item.mm_hash] = self._worker.encode(item)
+                if not job.is_done and job not in self._making:
+                    self._making.add(job)
+                    self.num_encoded += 1
             ready = ready and job.is_done
         return ready
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import logging
 import time
 
+import msgspec
+
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.forward_batch import ForwardOutput, ModelWorker
@@ -299,7 +301,8 @@ class Scheduler:
 
     def _snapshot(self) -> SchedulerStats:
         running = len(self._running.reqs) + (self._prefill.partial is not None)
-        return self._stats.snapshot(running, len(self._waiting), len(self._inlet), self._running.num_retractions)
+        stats = self._stats.snapshot(running, len(self._waiting), len(self._inlet), self._running.num_retractions)
+        return msgspec.structs.replace(stats, num_encoded=self._gate.num_encoded) if self._sees else stats
 
     def check_integrity(self) -> list[str]:
         """What is wrong with slots, rows, trees and the places of requests; empty when all adds up."""
