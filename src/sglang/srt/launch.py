@@ -137,6 +137,7 @@ class Server:
         tasks: list[asyncio.Task[None]] = []
         try:
             manager = await self._load_or_stop()
+            self._last_sign = time.monotonic()
             self._receiver = asyncio.ensure_future(self._receive(manager))
             tasks = [asyncio.ensure_future(t) for t in (self._supervise(manager), self._heartbeat(manager), self._warm_up())]
             await serving
@@ -254,8 +255,12 @@ class Server:
     async def _heartbeat(self, manager: TokenizerManager) -> None:
         """The watchdog: a scheduler that is silent for too long is killed, and so restarted. One that loads is left alone."""
         limit = self._config.schedule.watchdog_timeout
+        pause = min(HEARTBEAT_SECONDS, limit / 4)
         while True:
-            await asyncio.sleep(min(HEARTBEAT_SECONDS, limit / 4))
+            lay_down = time.monotonic()
+            await asyncio.sleep(pause)
+            # while this process was held up, it heard nothing; that is not the scheduler's silence
+            self._last_sign += max(time.monotonic() - lay_down - 2 * pause, 0.0)
             if not manager.is_alive:
                 continue
             self._send(StateReq(call_id=0))

@@ -12,32 +12,42 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import queue
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import zmq
-import zmq.asyncio
 
 from sglang.srt.messages import FromScheduler, ToScheduler, decode_from_scheduler, decode_to_scheduler, encode
+
+logger = logging.getLogger("sglang")
 
 Handler = Callable[[FromScheduler], None]
 
 
 class SocketServerEnd:
-    """The server's end. `directory` is handed to the scheduler process; `close` removes it."""
+    """The server's end. `directory` is handed to the scheduler process; `close` removes it.
+
+    The socket is watched by the event loop directly: zmq's own asyncio layer costs more than the message it brings.
+    """
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="sglang-"))
-        self._context = zmq.asyncio.Context()
-        self._push: zmq.Socket[bytes] = zmq.Context.shadow(self._context.underlying).socket(zmq.PUSH)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._push = self._context.socket(zmq.PUSH)
         self._pull = self._context.socket(zmq.PULL)
         for socket, name in ((self._push, "to_scheduler"), (self._pull, "from_scheduler")):
             socket.setsockopt(zmq.LINGER, 0)
             socket.set_hwm(0)
             socket.bind(f"ipc://{self.directory / name}")
+        self._messages: deque[FromScheduler] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def send(self, message: ToScheduler) -> None:
         """Queues the message; never blocks. Without a scheduler at the other end it is dropped: that one's death ends all its
@@ -46,12 +56,37 @@ class SocketServerEnd:
             self._push.send(encode(message), zmq.NOBLOCK)
 
     async def receive(self) -> FromScheduler:
-        """The next message. Raises msgspec.ValidationError for bytes that are none."""
-        return decode_from_scheduler(await self._pull.recv())
+        """The next message. For one caller at a time."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._loop.add_reader(self._pull.fileno(), self._read)
+            self._read()
+        while not self._messages:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._messages.popleft()
+
+    def _read(self) -> None:
+        """Takes in all there is. zmq tells of new messages only once it has been asked until there were none."""
+        while True:
+            try:
+                self._messages.append(decode_from_scheduler(self._pull.recv(zmq.NOBLOCK)))
+            except zmq.Again:
+                break
+            except msgspec.DecodeError as error:  # only the scheduler can enter the directory: a bug of ours
+                logger.error("The scheduler sent something that is no message: %s", error)
+        if self._messages and self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def close(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._pull.fileno())
         self._push.close()
         self._pull.close()
+        self._context.term()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
