@@ -32,7 +32,7 @@ class MediaBuffers:
     """What the decoder of a model that sees needs besides: rows that are not text, and, where positions have several axes,
     rotation tables made for the step."""
 
-    embeds: Array  # [max_rows, hidden], rows of encoders
+    embeds: Array  # [max_rows, hidden], rows of encoders (with DeepStack several times hidden)
     index: Array  # [max_rows], row of `embeds` for a row of the step, -1 for text
     positions: Array  # [3, max_rows]
     row_numbers: Array  # [max_rows], 0, 1, 2 ...
@@ -122,9 +122,10 @@ def create_buffers(
 
 
 def _media_buffers(ops: Ops, config: ModelConfig, n: int) -> MediaBuffers:
-    pairs = max(len(config.rope_axes), 1)
+    assert config.vision is not None
+    parts, pairs = 1 + len(config.vision.deep_layers), max(len(config.rope_axes), 1)
     return MediaBuffers(
-        embeds=ops.empty((n, config.hidden_size)),
+        embeds=ops.empty((n, config.hidden_size * parts)),
         index=ops.empty((n,), "int32"),
         positions=ops.empty((3, n), "int32"),
         row_numbers=ops.array(np.arange(n, dtype=np.int32)),
@@ -137,5 +138,6 @@ def buffer_bytes(config: ModelConfig, limits: StepLimits) -> int:
     """About what `create_buffers` takes, for the memory plan made before it is called."""
     qkv_width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     attn_width = config.num_heads * config.head_dim
-    floats_a_row = (6 if config.vision is not None else 5) * config.hidden_size + qkv_width + attn_width + 3 * config.intermediate_size
+    embeds = 1 + len(config.vision.deep_layers) if config.vision is not None else 0
+    floats_a_row = (5 + embeds) * config.hidden_size + qkv_width + attn_width + 3 * config.intermediate_size
     return 4 * (limits.max_rows * floats_a_row + limits.max_logit_rows * (config.vocab_size + config.hidden_size))

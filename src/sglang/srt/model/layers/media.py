@@ -27,11 +27,22 @@ class MediaSeam:
     def __init__(self, ops: Ops, config: ModelConfig, rope: Rope) -> None:
         self.ops = ops
         self.rope = rope
+        assert config.vision is not None
+        self.hidden_size, self.num_deep = config.hidden_size, len(config.vision.deep_layers)
         self.axes = ops.array(np.array(config.rope_axes, np.int32)) if config.rope_axes else None
 
     def __call__(self, step: StepBuffers) -> None:
         media = step.media
         assert media is not None
-        self.ops.overlay(step.x, media.embeds, media.index, step.rows)
+        self.ops.overlay(step.x, media.embeds[:, : self.hidden_size], media.index, step.rows)
         if self.axes is not None:
             self.ops.select_rope(self.rope.cos, self.rope.sin, media.positions, self.axes, media.cos, media.sin, step.rows)
+
+    def after_layer(self, i: int, step: StepBuffers) -> None:
+        """Adds what the encoder's middle layers say to the output of the decoder's first ones (DeepStack)."""
+        if i >= self.num_deep:
+            return
+        media = step.media
+        assert media is not None
+        columns = media.embeds[:, self.hidden_size * (i + 1) : self.hidden_size * (i + 2)]
+        self.ops.overlay(step.delta, columns, media.index, step.rows, add=True)

@@ -78,9 +78,11 @@ class Llama:
         if self.media is not None:
             self.media(step)
         delta = None
-        for layer, layer_kv in zip(self.layers, kv, strict=True):
+        for i, (layer, layer_kv) in enumerate(zip(self.layers, kv, strict=True)):
             layer(step, layer_kv, delta)
             delta = step.delta
+            if self.media is not None:
+                self.media.after_layer(i, step)
         self.head.settle(step)
 
     @property

@@ -173,6 +173,30 @@ def _qwen2_5_vl(fields: VisionFields) -> VisionConfig:
     )
 
 
+def _qwen3_vl(fields: VisionFields) -> VisionConfig:
+    v = fields.vision
+    deep = v.get("deepstack_visual_indexes", [8, 16, 24])
+    if not isinstance(deep, list) or not all(type(i) is int for i in deep):
+        raise v.bad("deepstack_visual_indexes", f"must be a list of layers, and is {deep!r}")
+    return VisionConfig(
+        kind="qwen3_vl",
+        media_kinds=("image",),
+        num_layers=v.count("depth", 27),
+        hidden_size=v.count("hidden_size", 1152),
+        num_heads=v.count("num_heads", 16),
+        intermediate_size=v.count("intermediate_size", 4304),
+        patch_size=fields.pixels("patch_size", 16),
+        out_size=v.count("out_hidden_size", _hidden_size(fields)),
+        image_token_id=fields.top.count("image_token_id", 151655),
+        activation=fields.activation("hidden_act", "gelu_pytorch_tanh"),
+        num_channels=v.count("in_channels", 3),
+        temporal_patch_size=fields.pixels("temporal_patch_size", 2),
+        merge_size=v.count("spatial_merge_size", 2),
+        num_positions=v.count("num_position_embeddings", 2304),
+        deep_layers=tuple(deep),
+    )
+
+
 def _siglip(fields: VisionFields, kind: str, defaults: dict[str, Any]) -> VisionConfig:
     v = fields.vision
 
@@ -224,4 +248,5 @@ VISION_FAMILIES = (
     VisionFamily("LlavaOnevisionForConditionalGeneration", "Qwen2ForCausalLM", _llava_onevision),
     VisionFamily("Qwen2VLForConditionalGeneration", "Qwen2ForCausalLM", _qwen2_vl),
     VisionFamily("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM", _qwen2_5_vl),
+    VisionFamily("Qwen3VLForConditionalGeneration", "Qwen3ForCausalLM", _qwen3_vl, interleaved_axes=True),
 )

@@ -64,6 +64,24 @@ def _qwen_merger(c: VisionConfig, bias: bool) -> Shapes:
     return shapes | _linear("visual.merger.mlp.0", wide, wide) | _linear("visual.merger.mlp.2", c.out_size, wide)
 
 
+def _qwen3_vl(c: VisionConfig) -> Shapes:
+    shapes = _qwen_patches(c) | {"visual.patch_embed.proj.bias": (c.hidden_size,)}
+    shapes["visual.pos_embed.weight"] = (c.num_positions, c.hidden_size)
+    for i in range(c.num_layers):
+        at = f"visual.blocks.{i}"
+        shapes |= _norm(f"{at}.norm1", c.hidden_size) | _norm(f"{at}.norm2", c.hidden_size)
+        shapes |= _linear(f"{at}.attn.qkv", 3 * c.hidden_size, c.hidden_size)
+        shapes |= _linear(f"{at}.attn.proj", c.hidden_size, c.hidden_size)
+        shapes |= _linear(f"{at}.mlp.linear_fc1", c.intermediate_size, c.hidden_size)
+        shapes |= _linear(f"{at}.mlp.linear_fc2", c.hidden_size, c.intermediate_size)
+    wide = c.hidden_size * c.merge_size**2
+    mergers = {"visual.merger": c.hidden_size} | {f"visual.deepstack_merger_list.{i}": wide for i in range(len(c.deep_layers))}
+    for name, width in mergers.items():
+        shapes |= _norm(f"{name}.norm", width) | _linear(f"{name}.linear_fc1", wide, wide)
+        shapes |= _linear(f"{name}.linear_fc2", c.out_size, wide)
+    return shapes
+
+
 def _qwen2_5_vl(c: VisionConfig) -> Shapes:
     shapes = _qwen_patches(c)
     for i in range(c.num_layers):
@@ -110,4 +128,5 @@ _FAMILIES: dict[str, Callable[[VisionConfig], Shapes]] = {
     "llava_onevision": _llava_onevision,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
 }

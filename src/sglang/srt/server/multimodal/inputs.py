@@ -84,7 +84,8 @@ def parse_part(part: dict[str, Any], where: str) -> MediaInput | None:
     for key in fields:
         if key not in ("url", "detail"):
             raise RequestError(f"{where}.{name}: unknown key {str(key)[:100]!r}; known are url and detail", "messages")
-    detail = fields.get("detail") or "auto"
-    if detail not in ("auto", "low", "high"):
+    wanted = fields.get("detail")
+    details: dict[Any, Detail] = {None: "auto", "auto": "auto", "low": "low", "high": "high"}
+    if not (wanted is None or isinstance(wanted, str)) or wanted not in details:
         raise RequestError(f"{where}.{name}.detail must be auto, low or high", "messages")
-    return MediaInput(kinds[name], fields["url"], detail)
+    return MediaInput(kinds[name], fields["url"], details[wanted])

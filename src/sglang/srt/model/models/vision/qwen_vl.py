@@ -11,7 +11,7 @@ the order of the windows, so that a window is a run of rows, and back at the end
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,7 @@ from sglang.srt.model.models.vision.layers import (
     Norm,
     PlainMLP,
     RootNorm,
+    Rows,
     blocks,
     make_rows,
     pixels_of,
@@ -55,28 +56,58 @@ class Layout:
     angles: Float32
 
 
+class Merger:
+    """Squares of patches side by side to rows of the decoder's width: second @ gelu(first @ square)."""
+
+    def __init__(self, ops: Ops, source: WeightSource, config: VisionConfig, first: str, second: str) -> None:
+        self.ops = ops
+        self.wide = config.hidden_size * config.merge_size**2
+        self.first = Dense(ops, source, {first: self.wide}, self.wide)
+        self.second = Dense(ops, source, {second: config.out_size}, self.wide)
+        self.middle = ops.empty((BLOCK, self.wide))
+
+    @property
+    def weights(self) -> list[Weight]:
+        return [*self.first.weights, *self.second.weights]
+
+    def __call__(self, squares: Array, out: Array, count: Array, norm: Norm | None = None) -> Iterator[None]:
+        """out may be a range of columns. `norm` is applied to each square first, if given."""
+        for a, b in blocks(squares.shape[0]):
+            count[0] = b - a
+            if norm is None:
+                self.ops.store(squares[a:b], self.first.input, count)
+            else:
+                norm(squares[a:b], self.first.input, count)
+            self.first(self.middle, count)
+            self.ops.activate(self.middle, self.second.input, count, fn="gelu")
+            self.second(out[a:b], count)
+            yield
+
+
 class QwenVision:
     """Qwen2-VL's encoder: LayerNorm, a plain feed-forward layer, no windows."""
+
+    merger_names = ("visual.merger.ln_q", "visual.merger.mlp.0", "visual.merger.mlp.2")
+    mlp_names = ("fc1", "fc2")
 
     def __init__(self, ops: Ops, source: WeightSource, config: VisionConfig) -> None:
         self.ops, self.config = ops, config
         c = config
         patch_values = c.num_channels * c.temporal_patch_size * c.patch_size**2
         self.patch_values = patch_values
-        self.embed = Dense(ops, FlatSource(source), {"visual.patch_embed.proj": c.hidden_size}, patch_values, bias=False)
+        name = "visual.patch_embed.proj"
+        self.embed = Dense(ops, FlatSource(source), {name: c.hidden_size}, patch_values, source.has(f"{name}.bias"))
         self.layers = [self.create_layer(source, i) for i in range(c.num_layers)]
-        wide = c.hidden_size * c.merge_size**2
-        self.merge_norm = self.create_norm(source, "visual.merger.ln_q")
-        self.merge_first = Dense(ops, source, {"visual.merger.mlp.0": wide}, wide)
-        self.merge_second = Dense(ops, source, {"visual.merger.mlp.2": c.out_size}, wide)
-        self.merge_middle = ops.empty((BLOCK, wide))
+        self.merge_norm = self.create_norm(source, self.merger_names[0])
+        self.merger = Merger(ops, source, c, *self.merger_names[1:])
 
     def create_norm(self, source: WeightSource, name: str) -> Norm:
         return LayerNorm(self.ops, source, name, self.config.norm_eps)
 
     def create_layer(self, source: WeightSource, i: int) -> EncoderLayer:
         c, at = self.config, f"visual.blocks.{i}"
-        mlp = PlainMLP(self.ops, source, f"{at}.mlp.fc1", f"{at}.mlp.fc2", c.hidden_size, c.intermediate_size, c.activation)
+        first, second = (f"{at}.mlp.{name}" for name in self.mlp_names)
+        mlp = PlainMLP(self.ops, source, first, second, c.hidden_size, c.intermediate_size, c.activation)
         return EncoderLayer(self.ops, c, self._norms(source, at), *self._projections(source, at), mlp)
 
     def _norms(self, source: WeightSource, at: str) -> tuple[Norm, Norm]:
@@ -89,8 +120,7 @@ class QwenVision:
 
     @property
     def weights(self) -> list[Weight]:
-        ends = [*self.embed.weights, *self.merge_first.weights, *self.merge_second.weights]
-        return [*ends, *(w for layer in self.layers for w in layer.weights)]
+        return [*self.embed.weights, *self.merger.weights, *(w for layer in self.layers for w in layer.weights)]
 
     def check(self, item: MediaItem) -> None:
         merge = self.config.merge_size
@@ -116,41 +146,36 @@ class QwenVision:
             np.concatenate([layout.angles for layout in layouts]),
         )
         pixels = self.ops.array(np.concatenate([pixels_of(i)[lay.order] for i, lay in zip(items, layouts, strict=True)]))
+        merged = self.ops.empty((n // self.config.merge_size**2, self.out_width))
+        yield from self.run_layers(rows, pixels, items, merged)
         for a, b in blocks(n):
+            rows.count[0] = b - a
+            self.merge_norm(rows.x[a:b], rows.mixed[a:b], rows.count, rows.delta[a:b])
+        squares = rows.mixed.reshape(len(merged), -1)
+        yield from self.merger(squares, merged[:, : self.config.out_size], rows.count)
+        return self._split(merged, layouts, rows.count)
+
+    @property
+    def out_width(self) -> int:
+        return self.config.out_size
+
+    def run_layers(self, rows: Rows, pixels: Array, items: Sequence[MediaItem], merged: Array) -> Iterator[None]:
+        """From pixels to the last layer, whose addition to x stays in delta."""
+        for a, b in blocks(rows.size):
             rows.count[0] = b - a
             self.embed.of(pixels[a:b], rows.x[a:b], rows.count)
             yield
         for i, layer in enumerate(self.layers):
             yield from layer(rows, i == 0)
-            self.after_layer(i)
-        unit = self.config.merge_size**2
-        for a, b in blocks(n):
-            rows.count[0] = b - a
-            self.merge_norm(rows.x[a:b], rows.mixed[a:b], rows.count, rows.delta[a:b])
-        merged = yield from self._merge(rows.mixed.reshape(n // unit, -1), rows.count)
-        return self._split(merged, layouts, rows.count)
 
-    def after_layer(self, i: int) -> None:
-        """For families that look at layers in the middle."""
-
-    def _merge(self, squares: Array, count: Array) -> Encoding:
-        out = self.ops.empty((squares.shape[0], self.config.out_size))
-        for a, b in blocks(squares.shape[0]):
-            count[0] = b - a
-            self.merge_first.of(squares[a:b], self.merge_middle, count)
-            self.ops.activate(self.merge_middle, self.merge_second.input, count, fn="gelu")
-            self.merge_second(out[a:b], count)
-            yield
-        return [out]
-
-    def _split(self, merged: list[Array], layouts: list[Layout], count: Array) -> list[Array]:
+    def _split(self, merged: Array, layouts: list[Layout], count: Array) -> list[Array]:
         """The rows of each item, in its own order."""
         found, start = [], 0
         for layout in layouts:
             n = len(layout.back)
-            out = self.ops.empty((n, self.config.out_size))
+            out = self.ops.empty((n, self.out_width))
             count[0] = n
-            self.ops.gather_rows(merged[0][start : start + n], self.ops.array(layout.back), out, count)
+            self.ops.gather_rows(merged[start : start + n], self.ops.array(layout.back), out, count)
             found.append(out)
             start += n
         return found

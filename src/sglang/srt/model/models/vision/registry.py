@@ -8,6 +8,7 @@ from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import VisionConfig
 from sglang.srt.model.models.vision.layers import Encoder
+from sglang.srt.model.models.vision.qwen3_vl import DeepQwenVision
 from sglang.srt.model.models.vision.qwen_vl import QwenVision, WindowedQwenVision
 from sglang.srt.model.models.vision.siglip import IdeficsVision, LlavaVision
 
@@ -15,6 +16,7 @@ ENCODERS: dict[str, Callable[[Ops, WeightSource, VisionConfig], Encoder]] = {
     "llava_onevision": LlavaVision,
     "idefics": IdeficsVision,
     "qwen2_vl": QwenVision,
+    "qwen3_vl": DeepQwenVision,
     "qwen2_5_vl": WindowedQwenVision,
 }
 

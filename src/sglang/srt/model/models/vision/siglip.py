@@ -199,7 +199,8 @@ def _grid_buckets(side: int) -> Int32:
     boundaries = (np.arange(1, side, dtype=np.float64) * (1 / side)).astype(np.float32)
     fractions = np.minimum(np.arange(side, dtype=np.float32) * np.float32(1 / side), np.float32(1 - 1e-6))
     bucket = np.searchsorted(boundaries, fractions, side="right")
-    return (bucket[:, None] * side + bucket[None, :]).astype(np.int32)
+    grid: Int32 = (bucket[:, None] * side + bucket[None, :]).astype(np.int32)
+    return grid
 
 
 def _squares(grid: Int32, merge: int) -> Int32:

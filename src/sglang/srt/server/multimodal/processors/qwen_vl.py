@@ -1,4 +1,5 @@
-"""Qwen2-VL and Qwen2.5-VL: pictures of any size as 28-pixel squares, one row each; videos as pairs of frames."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures of any size in squares of 2 x 2 patches, one row each; videos as pairs of frames
+(not for Qwen3-VL, which writes the time before each)."""
 
 from __future__ import annotations
 
@@ -25,17 +26,15 @@ FRAMES_PER_SECOND = 2.0
 
 
 class QwenVLProcessor:
-    """A Processor. `module` is where transformers keeps the image processor."""
-
-    kinds: tuple[MediaKind, ...] = ("image", "video")
+    """A Processor."""
 
     def __init__(self, folder: ModelFolder) -> None:
         self._processor = folder.image_processor("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil")
         self._fingerprint = fingerprint_of(self._processor)
-        self.placeholders: dict[MediaKind, int] = {
-            "image": folder.number("image_token_id", 151655),
-            "video": folder.number("video_token_id", 151656),
-        }
+        self.placeholders: dict[MediaKind, int] = {"image": folder.number("image_token_id", 151655)}
+        if folder.config["model_type"] != "qwen3_vl":
+            self.placeholders["video"] = folder.number("video_token_id", 151656)
+        self.kinds: tuple[MediaKind, ...] = tuple(self.placeholders)
         self.image_token = f"<|vision_start|>{folder.tokenizer.token_text(self.placeholders['image'])}<|vision_end|>"
         vision = folder.config.get("vision_config") or {}
         per_second = vision.get("tokens_per_second") if folder.config.get("model_type") == "qwen2_5_vl" else None

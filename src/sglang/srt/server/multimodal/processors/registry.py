@@ -16,6 +16,7 @@ PROCESSORS: dict[str, Callable[[ModelFolder], Processor]] = {
     "idefics3": IdeficsProcessor,
     "qwen2_vl": QwenVLProcessor,
     "qwen2_5_vl": QwenVLProcessor,
+    "qwen3_vl": QwenVLProcessor,
 }
 """model_type of config.json -> processor"""
 

@@ -37,7 +37,7 @@ class IdeficsProcessor:
         self._merge = folder.number("scale_factor", 2)
         side = int(vision.get("image_size", 224)) // self._patch
         self._tile_rows = (side // self._merge) ** 2
-        self._encode = lambda text: folder.tokenizer.encode(text, add_special_tokens=False)
+        self._tokenizer = folder.tokenizer
 
     def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail, alone: bool) -> Picture:
         found = run_processor(
@@ -64,6 +64,9 @@ class IdeficsProcessor:
             ids += self._encode("\n" if row + 1 < rows else "\n\n")
         whole = self._encode("<fake_token_around_image><global-img>")
         return [*ids, *whole, *rows_of_tile, *self._encode("<fake_token_around_image>")]
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     def positions(self, length: int, pictures: Sequence[tuple[Picture, list[Span]]]) -> tuple[Int32, int] | None:
         return None
