@@ -123,7 +123,8 @@ class Ops(Protocol):
         row_idx: Array | None = None,
     ) -> None:
         """x[r] += delta[r] in place if given; then out[i] = x[r] / sqrt(mean(x[r]^2) + eps) * weight, where r = row_idx[i] if
-        given, else i. x, delta: [max_rows, hidden]; weight: [hidden]. `out` may be `delta` itself."""
+        given, else i. x, delta: [max_rows, hidden]; weight: [hidden]. `out` may be `delta` itself. Given both
+        delta and row_idx, what x holds afterwards is the op set's own business: a row may be named twice."""
         ...
 
     def linear(self, weight: Weight, x: Activation, out: Array, rows: Array, *, bias: Array | None = None) -> None:
