@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sglang.lang.backend.runtime_endpoint import template_of_server
+from sglang.lang.backend.native import template_of_model
 from sglang.lang.chat_template import (
     ChatTemplate,
     get_chat_template,
@@ -92,8 +92,9 @@ def test_registering() -> None:
 
 
 def test_a_server_may_tell_its_own() -> None:
-    told = {"chat_roles": {"default_system_prompt": None, "roles": {"user": ["<u>", "</u>"]}, "stop": ["</a>"]}}
-    template = template_of_server(told)
-    assert template is not None and template.get_prefix_and_suffix("user", []) == ("<u>", "</u>")
-    assert template.stop_str == ("</a>",)
-    assert template_of_server({}) is None and template_of_server({"chat_roles": 3}) is None
+    told = {"default_system_prompt": None, "roles": {"user": ["<u>", "</u>"]}, "stop": ["</a>"]}
+    template = template_of_model("Qwen/Qwen2.5-VL-7B-Instruct", told)
+    assert template.get_prefix_and_suffix("user", []) == ("<u>", "</u>") and template.stop_str == ("</a>",)
+    assert template.image_token == "<|vision_start|><|image_pad|><|vision_end|>"
+    assert template_of_model("smollm2-135m-instruct", None).name == "smollm2"
+    assert template_of_model("smollm2-135m-instruct", 3).name == "smollm2"

@@ -58,6 +58,15 @@ def test_both_backends_say_the_same(server: Any, engine: Any) -> None:
     assert over_http.text() == in_process.text()
 
 
+def test_the_models_own_turns_are_used(backend: Any) -> None:
+    from sglang.lang.program import resolve_backend
+
+    told, static = resolve_backend(backend).get_chat_template(), get_chat_template("smollm2")
+    assert told.name == "model"
+    assert (told.default_system_prompt, told.stop_str) == (static.default_system_prompt, static.stop_str)
+    assert dict(told.role_prefix_and_suffix) == dict(static.role_prefix_and_suffix)
+
+
 def test_the_static_template_is_the_models_own() -> None:
     """What the language renders, and what transformers' template language renders from the model file."""
     from sglang.srt.checkpoint.resolve import resolve_model

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from sglang.lang.backend.base import Meta
-from sglang.lang.backend.native import NativeBackend, request_failure
-from sglang.lang.chat_template import get_chat_template, get_chat_template_by_model_path
+from sglang.lang.backend.native import NativeBackend, request_failure, template_of_model
+from sglang.lang.chat_template import get_chat_template
 
 _backends: weakref.WeakKeyDictionary[Any, EngineBackend] = weakref.WeakKeyDictionary()
 
@@ -24,7 +24,13 @@ class EngineBackend(NativeBackend):
         if chat_template_name is not None:
             super().__init__(get_chat_template(chat_template_name))
         else:
-            super().__init__(get_chat_template_by_model_path(self.get_model_name()))
+            super().__init__(template_of_model(self.get_model_name(), self._chat_roles()))
+
+    def _chat_roles(self) -> Any:
+        from sglang.srt.server.tokenization.chat_roles import chat_roles
+
+        tokenizer = self.engine.tokenizer
+        return None if tokenizer is None else chat_roles(tokenizer)
 
     @property
     def engine(self) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Meta, Prompt
 from sglang.lang.backend.choice_scoring import score_by_generate
-from sglang.lang.chat_template import ChatTemplate
+from sglang.lang.chat_template import ChatTemplate, get_chat_template_by_model_path
 from sglang.lang.choices import ChoicesDecision
 from sglang.lang.errors import BackendError, BadReplyError, RequestRefusedError, ServerError
 from sglang.lang.ir import Select
@@ -128,6 +128,21 @@ class _Sample:
             if meta.get(key):
                 self._logprobs[key] = [*self._logprobs.get(key, ()), *meta[key]]
         return Delta(text, {**meta, **self._logprobs}, self._index)
+
+
+def template_of_model(model_path: str, told: Any) -> ChatTemplate:
+    """The model's own turns where the runtime tells them ({"default_system_prompt", "roles": {role: [prefix, suffix]}, "stop",
+    "image_token"}), and otherwise the table's for a model of that name."""
+    known = get_chat_template_by_model_path(model_path)
+    if not isinstance(told, dict) or not isinstance(told.get("roles"), dict):
+        return known
+    return ChatTemplate(
+        name="model",
+        default_system_prompt=told.get("default_system_prompt"),
+        role_prefix_and_suffix={role: (str(pair[0]), str(pair[1])) for role, pair in told["roles"].items()},
+        stop_str=tuple(told.get("stop") or ()),
+        image_token=told.get("image_token") or known.image_token,
+    )
 
 
 def _image_data(prompt: Prompt) -> Any:

@@ -9,10 +9,10 @@ from typing import Any
 
 from sglang.lang.backend.base import Meta
 from sglang.lang.backend.http import HttpPolicy, HttpServer
-from sglang.lang.backend.native import NativeBackend, request_failure
+from sglang.lang.backend.native import NativeBackend, request_failure, template_of_model
 from sglang.lang.backend.sse import EventStream
 from sglang.lang.background import IO
-from sglang.lang.chat_template import ChatTemplate, get_chat_template, get_chat_template_by_model_path
+from sglang.lang.chat_template import ChatTemplate, get_chat_template
 from sglang.lang.errors import BadReplyError, RequestRefusedError, ServerError
 
 
@@ -49,8 +49,7 @@ class RuntimeEndpoint(NativeBackend):
     def _choose_template(self, name: str | None) -> ChatTemplate:
         if name is not None:
             return get_chat_template(name)
-        told = template_of_server(self.model_info)
-        return told or get_chat_template_by_model_path(self.get_model_name())
+        return template_of_model(self.get_model_name(), self.model_info.get("chat_roles"))
 
     def get_model_name(self) -> str:
         return str(self.model_info.get("model_path", "default"))
@@ -111,21 +110,6 @@ class RuntimeEndpoint(NativeBackend):
     def shutdown(self) -> None:
         """Closes the connections; the server stays."""
         IO.run(self._server.close())
-
-
-def template_of_server(info: Meta) -> ChatTemplate | None:
-    """The model's own template, from a server that tells it as `chat_roles` in its model info:
-    {"default_system_prompt", "roles": {role: [prefix, suffix]}, "stop", "image_token"}."""
-    told = info.get("chat_roles")
-    if not isinstance(told, dict) or not isinstance(told.get("roles"), dict):
-        return None
-    return ChatTemplate(
-        name="model",
-        default_system_prompt=told.get("default_system_prompt"),
-        role_prefix_and_suffix={role: (str(pair[0]), str(pair[1])) for role, pair in told["roles"].items()},
-        stop_str=tuple(told.get("stop") or ()),
-        image_token=told.get("image_token") or "<image>",
-    )
 
 
 def _parse_event(data: str) -> Meta:
