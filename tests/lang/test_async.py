@@ -144,6 +144,22 @@ async def test_arun_batch(native: NativeServer, backend: RuntimeEndpoint) -> Non
     assert native.max_open <= 10
 
 
+def test_a_batch_that_would_wait_for_itself(backend: RuntimeEndpoint) -> None:
+    @sgl.function
+    async def outer(s: AsyncProgramState) -> None:
+        chat.run_batch([("a",)])
+
+    with pytest.raises(RuntimeError, match="await arun_batch"):
+        outer()
+
+    @sgl.function
+    async def calls(s: AsyncProgramState) -> None:
+        chat("a")
+
+    with pytest.raises(RuntimeError, match="would wait for itself"):
+        calls()
+
+
 async def test_streamed_from_a_loop(native: NativeServer, backend: RuntimeEndpoint) -> None:
     state = await chat.arun("q", stream=True)
     assert "".join([piece async for piece in state.text_async_iter()]) == state.text()

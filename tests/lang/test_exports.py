@@ -47,6 +47,9 @@ def test_old_import_paths() -> None:
     from sglang.lang.global_config import global_config as lang_config
     from sglang.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR  # noqa: F401
 
+    from sglang.lang.interpreter import ProgramState
+
+    assert ProgramState is sglang.ProgramState
     assert gen is lang_gen is sglang.gen
     assert global_config is lang_config is sglang.global_config
 

@@ -98,6 +98,15 @@ def test_context_variables_reach_the_body(backend: RuntimeEndpoint) -> None:
     assert program.run_batch([{}, {}])[1].ret_value == "here"
 
 
+def test_verbosity_prints_finished_programs(backend: RuntimeEndpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    sgl.global_config.verbosity = 2
+    try:
+        greet("Ann")
+    finally:
+        sgl.global_config.verbosity = 0
+    assert capsys.readouterr().out == "ProgramState(Hello, Ann)\n"
+
+
 def test_a_body_that_raises(backend: RuntimeEndpoint) -> None:
     @sgl.function
     def program(s: ProgramState) -> None:

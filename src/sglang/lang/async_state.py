@@ -98,7 +98,7 @@ class AsyncProgramState(_StateBase):
         """A branch for the block; the variables it adds are the state's afterwards, its text is not."""
         (child,) = self.stream_executor.fork(1)
         try:
-            yield AsyncProgramState(child)
+            yield AsyncProgramState(child, is_owner=False)
         finally:
             self.stream_executor.join([child], "copy")
 

@@ -234,6 +234,8 @@ def run_batch(program: SglFunction, batch_kwargs: Sequence[Any], **kwargs: Any) 
     (an iterator in input order), `as_completed` (an iterator of BatchItem as they finish), `out` (a JSON-lines file that
     gets each result), `resume` (skip what `out` already has; those items are None in the list).
     """
+    if program.is_async and PROGRAMS.is_current:
+        raise RuntimeError("a batch of async programs inside an async program would wait for itself: await arun_batch")
     generator_style, as_completed = kwargs.pop("generator_style", False), kwargs.pop("as_completed", False)
     items = check_batch(program, batch_kwargs)
     options, todo = _options(program, items, kwargs)

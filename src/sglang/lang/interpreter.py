@@ -15,15 +15,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Prompt
 from sglang.lang.background import IO
+from sglang.lang.branches import Body, ForkPoint, JoinPoint
 from sglang.lang.chat_template import ChatTemplate
 from sglang.lang.errors import BackendError, ProgramError, StateCancelledError, TypedValueError, copy_of
 from sglang.lang.ir import (
@@ -49,44 +49,6 @@ from sglang.lang.writing import Writing
 
 MIN_COMMIT_LEN = 32
 """characters that the server must not have seen yet for a fork to have them computed ahead"""
-
-@dataclass(frozen=True, slots=True)
-class ForkPoint(Expr):
-    """Here the children copy the state."""
-
-    children: tuple[Executor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class JoinPoint(Expr):
-    """Here the state waits for its children and takes their variables (or their text)."""
-
-    children: tuple[Executor, ...]
-    mode: str
-    names: tuple[Name, ...] = ()
-
-    @property
-    def written_names(self) -> tuple[Name, ...]:
-        return self.names
-
-
-@dataclass
-class Body:
-    """The program's own code: who runs it, and whether it still runs. Shared by a state and its forks."""
-
-    owner: object = None
-    """thread ident, or asyncio.Task of an async program"""
-    running: bool = True
-    branches: weakref.WeakSet[Executor] = field(default_factory=weakref.WeakSet)
-
-    def is_caller(self) -> bool:
-        if self.owner == threading.get_ident():
-            return True
-        try:
-            return self.owner is asyncio.current_task()
-        except RuntimeError:
-            return False
-
 
 class Executor:
     """One state: its text, its variables, and the queue of pieces still to run. See the module's docstring."""
@@ -530,3 +492,12 @@ _REMOTE: dict[type[Expr], Callable[[Executor, Any], Coroutine[Any, Any, None]]] 
     ForkPoint: Executor._fork,
     JoinPoint: Executor._join,
 }
+
+
+def __getattr__(name: str) -> Any:
+    """Names that programs of the original import from here."""
+    if name in ("ProgramState", "ProgramStateGroup"):
+        from sglang.lang import state
+
+        return getattr(state, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,8 +13,9 @@ from typing import Any, overload
 from sglang.lang.async_state import AsyncProgramState
 from sglang.lang.backend.base import BaseBackend
 from sglang.lang.background import BODIES, IO, PROGRAMS
+from sglang.lang.branches import Body
 from sglang.lang.errors import NoBackendError
-from sglang.lang.interpreter import Body, Executor
+from sglang.lang.interpreter import Executor
 from sglang.lang.runlog import RunLog
 from sglang.lang.sampling import take_options
 from sglang.lang.settings import global_config
@@ -155,6 +156,8 @@ class SglFunction:
             self._call_body(state, args, kwargs)
         finally:
             state.stream_executor.end_body()
+        if global_config.verbosity >= 2:
+            print(repr(state))
 
     def _run_streamed(self, state: ProgramState, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """The same where no caller waits: what it raises is the state's error."""
@@ -178,6 +181,9 @@ class SglFunction:
             await self._call_async_body(state, args, kwargs)
         finally:
             state.stream_executor.end_body()
+        if global_config.verbosity >= 2:
+            await _wait_async(state.stream_executor, lambda: state.stream_executor.is_finished)
+            print(repr(state))
 
     async def _call_async_body(self, state: ProgramState, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """An async program's code on the running loop."""

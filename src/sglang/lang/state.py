@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Seque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from sglang.lang.background import BODIES
+from sglang.lang.background import BODIES, IO
 from sglang.lang.chat_template import Message
 from sglang.lang.errors import TypedValueError, copy_of
 from sglang.lang.interpreter import Executor
@@ -96,6 +96,10 @@ class _StateBase:
         for executor in list(self.stream_executor.body.branches):
             executor.cancel()
 
+    def disown(self) -> None:
+        """The state goes on when this object is dropped: somebody else reads it."""
+        self._is_owner = False
+
     def __del__(self) -> None:
         # nobody can read the state any more: what it still generates is work for nothing
         executor = getattr(self, "stream_executor", None)
@@ -131,6 +135,8 @@ class ProgramState(_StateBase):
 
     def _wait(self, ready: Callable[[], bool], timeout: float | None = None) -> None:
         """Blocks until `ready()`; it may raise to end the wait. Raises TimeoutError after `timeout` seconds."""
+        if IO.is_current:
+            raise RuntimeError("a state cannot be waited for on the event loop that runs it")
         watch = self.stream_executor.watch
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -211,6 +217,7 @@ class ProgramState(_StateBase):
         try:
             yield state
         finally:
+            state.disown()
             self.stream_executor.join([child], "copy")
 
     # --- streams ----------------------------------------------------------------------------------------------------------
@@ -322,6 +329,8 @@ class ProgramStateGroup(Generic[S]):
         the forks ("gather_variable"), or the text each has added ("concate_and_append")."""
         if mode not in ("gather_variable", "concate_and_append"):
             raise ValueError(f'join mode must be "gather_variable" or "concate_and_append", got {mode!r}')
+        for state in self.states:  # the parent reads them now, whether or not the program keeps them
+            state.disown()
         self._parent.stream_executor.join([state.stream_executor for state in self.states], mode)
 
 

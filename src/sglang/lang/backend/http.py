@@ -73,6 +73,7 @@ class HttpServer:
         if self._session is None or self._session.pid != os.getpid():
             client = httpx.AsyncClient(
                 transport=self._transport(),
+                limits=httpx.Limits(max_keepalive_connections=self.policy.max_connections),
                 headers=self._headers,
                 timeout=httpx.Timeout(self.policy.timeout, connect=self.policy.connect_timeout, pool=None),
             )
