@@ -22,6 +22,8 @@ class ModelOptions:
     download_dir: str | None = None
     json_model_override_args: dict[str, Any] = field(default_factory=dict)
     random_seed: int = 0
+    is_embedding: bool = False
+    """embed with it, though it could generate"""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ Decode and extend differ in nothing but q_len, so one step may mix them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -153,6 +154,8 @@ class ModelInfo:
     """what the model sees besides text: "image", "video" """
     rope_axes: int = 1
     """3: requests may bring positions of three axes"""
+    embedding_dim: int = 0
+    """length of the vectors of a model that embeds and does not generate; 0: it generates"""
 
 
 class ModelWorker(Protocol):
@@ -183,4 +186,14 @@ class ModelWorker(Protocol):
 
     def encode_some(self, seconds: float) -> bool:
         """Works on the embeddings in line for about so long, at least one chunk. False if there was nothing to do."""
+        ...
+
+
+class Embedder(Protocol):
+    """One model that turns texts into vectors."""
+
+    info: ModelInfo
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> list[Float32Array]:
+        """A vector [info.embedding_dim] for each text, none of them empty or longer than info.context_len."""
         ...

@@ -275,7 +275,7 @@ class Server:
         while not self._http.started:
             await asyncio.sleep(0.01)
         if not self._config.http.skip_server_warmup:
-            await _first_request(self._config)
+            await _first_request(self._config, bool(self._manager and self._manager.info.get("embedding_dim")))
         logger.info("The server is fired up and ready to roll!")
         if self._on_ready is not None:
             self._on_ready()
@@ -313,7 +313,7 @@ def _uvicorn_config(app: Any, http: HttpOptions) -> uvicorn.Config:
     )
 
 
-async def _first_request(config: RuntimeConfig) -> None:
+async def _first_request(config: RuntimeConfig, embeds: bool) -> None:
     http = config.http
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(http.host, http.host)
     prompt: dict[str, Any] = {"text": "The capital city of France is"}
@@ -324,8 +324,11 @@ async def _first_request(config: RuntimeConfig) -> None:
     async with httpx.AsyncClient(base_url=base, headers=headers, timeout=600, trust_env=False) as client:
         await client.get("/v1/models")
         await client.get("/get_model_info")
-        body = prompt | {"sampling_params": {"temperature": 0, "max_new_tokens": 8}}
-        reply = await client.post("/generate", json=body)
+        if embeds:
+            reply = await client.post("/encode", json=prompt)
+        else:
+            body = prompt | {"sampling_params": {"temperature": 0, "max_new_tokens": 8}}
+            reply = await client.post("/generate", json=body)
     if reply.status_code != 200:
         logger.error("The first request failed with status %d: %s", reply.status_code, reply.text[:500])
 

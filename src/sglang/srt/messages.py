@@ -110,11 +110,18 @@ class StateReq(msgspec.Struct, frozen=True, tag=True):
     call_id: int
 
 
+class EmbedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """One text to embed. Answered by an EmbedOut. AbortReq ends it too."""
+
+    rid: str
+    input_ids: list[int]
+
+
 class ShutdownReq(msgspec.Struct, frozen=True, tag=True):
     """Ends the scheduler loop after the current step; running requests are aborted."""
 
 
-ToScheduler = Union[TokenizedReq, AbortReq, FlushCacheReq, PauseReq, StateReq, ShutdownReq]
+ToScheduler = Union[TokenizedReq, EmbedReq, AbortReq, FlushCacheReq, PauseReq, StateReq, ShutdownReq]  # noqa: UP007  evaluated at run time
 
 # --- scheduler to server ----------------------------------------------------------------------------------------------------
 
@@ -149,6 +156,20 @@ class BatchTokenOut(msgspec.Struct, frozen=True, tag=True):
     """All TokenOuts of one step."""
 
     outs: list[TokenOut]
+
+
+class EmbedOut(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The vector of a text, float32 in the machine's byte order; or, with `finish` (an abort), why there is none."""
+
+    rid: str
+    vector: bytes = b""
+    finish: FinishReason | None = None
+
+
+class BatchEmbedOut(msgspec.Struct, frozen=True, tag=True):
+    """All EmbedOuts of one step."""
+
+    outs: list[EmbedOut]
 
 
 class SchedulerStats(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -191,7 +212,7 @@ class SchedulerFailed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-FromScheduler = Union[BatchTokenOut, SchedulerStats, ControlReply, SchedulerReady, SchedulerFailed]
+FromScheduler = Union[BatchTokenOut, BatchEmbedOut, SchedulerStats, ControlReply, SchedulerReady, SchedulerFailed]  # noqa: UP007
 
 # --- the two ends -----------------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,9 @@ from sglang.srt.forward_batch import ModelInfo
 from sglang.srt.logs import configure_logging
 from sglang.srt.messages import Inbox, Outbox, SchedulerFailed, SchedulerReady
 from sglang.srt.model.capacity import host_memory
+from sglang.srt.model.embedder import create_embedder, embeds_by_itself
 from sglang.srt.model.worker import create_worker
+from sglang.srt.scheduler.embedding import EmbeddingScheduler
 from sglang.srt.scheduler.scheduler import Scheduler
 from sglang.srt.server.tokenization.tokenizer import Tokenizer, open_tokenizer
 from sglang.srt.transport import SocketSchedulerEnd
@@ -36,9 +38,13 @@ logger = logging.getLogger("sglang")
 
 def build_scheduler(
     config: RuntimeConfig, tokenizer: Future[Tokenizer | None], inbox: Inbox, outbox: Outbox
-) -> tuple[Scheduler, ModelInfo]:
+) -> tuple[Scheduler | EmbeddingScheduler, ModelInfo]:
     """Loads the model, while the tokenizer is read on another thread, and puts a scheduler around both. Raises SglangError."""
     logger.info("Load weight begin. avail mem=%.2f GB", _free_gb())
+    if config.model.is_embedding or embeds_by_itself(config.model):
+        embedder = create_embedder(config.model, config.device)
+        _log_model(embedder.info, config)
+        return EmbeddingScheduler(embedder, inbox, outbox, config.schedule.max_queued_requests), embedder.info
     worker = create_worker(config.model, config.device, config.memory)
     _log_model(worker.info, config)
     text = tokenizer.result()

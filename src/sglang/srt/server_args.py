@@ -59,7 +59,7 @@ class ServerArgs:
     served_model_name: str | None = _flag(None, "model", "id in /v1/models; default: the model path")
     chat_template: str | None = _flag(None, "model", "a built-in template's name or a Jinja file; default: the model's own")
     json_model_override_args: str = _flag("{}", "model", "JSON merged into the model's config")
-    is_embedding: bool = _flag(False, "model", "serve as an embedding model", unsupported=True)
+    is_embedding: bool = _flag(False, "model", "serve embeddings; encoders (BERT) always do")
     enable_multimodal: bool = _flag(False, "model", "models that see always do", no_effect=True)
     random_seed: int | None = _flag(None, "model", "seed of sampling where a request brings none")
     # device and memory
@@ -143,6 +143,7 @@ class ServerArgs:
                 download_dir=self.download_dir,
                 json_model_override_args=_json_object("json_model_override_args", self.json_model_override_args),
                 random_seed=seed,
+                is_embedding=self.is_embedding,
             ),
             text=TextOptions(
                 tokenizer_path=self.tokenizer_path or self.model_path,

@@ -27,12 +27,12 @@ class ModelRunner:
         self.limits = limits
         self._step = create_buffers(ops, model.config, model.readers, limits, req_to_token, model.split_gate)
         step = self._step
-        self._run_body = _program(ops, lambda: model.body(step, pool.layers), use_tape)
-        self._run_head = _program(ops, lambda: model.head(step), use_tape)
+        self._run_body = record_program(ops, lambda: model.body(step, pool.layers), use_tape)
+        self._run_head = record_program(ops, lambda: model.head(step), use_tape)
 
     def body(self, batch: ForwardBatch) -> None:
         """Computes all rows of the step."""
-        _load(self._step, batch, self.limits)
+        load_step(self._step, batch, self.limits)
         self._run_body()
 
     def head(self, rows: Int32Array) -> Array:
@@ -46,7 +46,7 @@ class ModelRunner:
         return self._step.logits[:n]
 
 
-def _program(ops: Ops, run: Callable[[], None], use_tape: bool) -> Callable[[], None]:
+def record_program(ops: Ops, run: Callable[[], None], use_tape: bool) -> Callable[[], None]:
     """`run` itself, or its recording. Buffers are zero at this point: a recording that also executes does nothing."""
     if not use_tape:
         return run
@@ -56,7 +56,7 @@ def _program(ops: Ops, run: Callable[[], None], use_tape: bool) -> Callable[[], 
     return tape.replay
 
 
-def _load(step: StepBuffers, batch: ForwardBatch, limits: StepLimits) -> None:
+def load_step(step: StepBuffers, batch: ForwardBatch, limits: StepLimits) -> None:
     rows, reqs, meta = batch.num_tokens, batch.num_reqs, step.meta
     assert rows <= limits.max_rows and reqs <= limits.max_reqs
     step.rows[0] = rows

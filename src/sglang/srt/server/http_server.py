@@ -21,6 +21,7 @@ from sglang.srt.config import HttpOptions
 from sglang.srt.errors import SglangError
 from sglang.srt.server.auth import ApiKeys, BodyLimit, RequestScopes
 from sglang.srt.server.native_api import NativeApi
+from sglang.srt.server.openai.embeddings import EmbeddingsApi
 from sglang.srt.server.openai.routes import OpenAIApi
 from sglang.srt.server.openapi import add_bodies
 from sglang.srt.server.parsing_api import parse_function_call, separate_reasoning
@@ -40,7 +41,8 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     app = FastAPI(title="sglang", version=VERSION, redirect_slashes=False)
     native = NativeApi(manager, options, flags or {}, VERSION)
     openai = OpenAIApi(manager, options)
-    for path, methods, handler in _routes(native, openai):
+    embeddings = EmbeddingsApi(manager, options.served_model_name)
+    for path, methods, handler in _routes(native, openai, embeddings):
         app.router.routes.append(Route(path, handler, methods=methods))
     app.add_exception_handler(SglangError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -55,11 +57,13 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     return app
 
 
-def _routes(native: NativeApi, openai: OpenAIApi) -> list[tuple[str, list[str], Handler]]:
+def _routes(native: NativeApi, openai: OpenAIApi, embeddings: EmbeddingsApi) -> list[tuple[str, list[str], Handler]]:
     get, post, both, put = ["GET"], ["POST"], ["GET", "POST"], ["POST", "PUT"]
     return [
         ("/v1/chat/completions", post, openai.chat),
         ("/v1/completions", post, openai.completions),
+        ("/v1/embeddings", post, embeddings.embeddings),
+        ("/encode", put, embeddings.encode),
         ("/v1/models", get, openai.models),
         ("/v1/models/{model:path}", get, openai.model),
         ("/generate", put, native.generate),

@@ -100,7 +100,7 @@ class NativeApi:
                 "model_path": self._flags.get("model_path", self._options.served_model_name),
                 "tokenizer_path": self._flags.get("tokenizer_path", self._manager.text.tokenizer_path),
                 "served_model_name": self._options.served_model_name,
-                "is_generation": True,
+                "is_generation": not info.get("embedding_dim"),
                 "preferred_sampling_params": self._options.preferred_sampling_params or None,
                 "architectures": [info["architecture"]],
                 "has_image_understanding": "image" in info.get("media_kinds", ()),

@@ -39,11 +39,16 @@ _TOKENIZE = _object(text={"anyOf": [_TEXT, _TEXTS]}, prompt={"anyOf": [_TEXT, _T
 _DETOKENIZE = _object(["tokens"], tokens=_IDS, skip_special_tokens=_BOOL)
 _PARSE_CALL = _object(["text"], text=_TEXT, tools={"type": "array", "items": {"type": "object"}}, tool_call_parser=_TEXT)
 _REASONING = _object(["text"], text=_TEXT, reasoning_parser=_TEXT)
+_EMBED_INPUT = {"anyOf": [_TEXT, _TEXTS, _IDS, {"type": "array", "items": _IDS}]}
+_EMBED = _object(["input"], model=_TEXT, input=_EMBED_INPUT, encoding_format=_TEXT, dimensions=_INT, user=_TEXT, rid=_TEXT)
+_ENCODE = _object(text={"anyOf": [_TEXT, _TEXTS]}, input_ids={"anyOf": [_IDS, {"type": "array", "items": _IDS}]}, rid=_TEXT)
 _ABORT = _object(rid=_TEXT, abort_all=_BOOL)
 
 _POSTS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "/generate": ("Generate from text or ids", _GENERATE),
     "/score_choices": ("Score continuations of a prompt", _SCORE),
+    "/v1/embeddings": ("Vectors of texts", _EMBED),
+    "/encode": ("Vectors of texts", _ENCODE),
     "/tokenize": ("Text to ids", _TOKENIZE),
     "/detokenize": ("Ids to text", _DETOKENIZE),
     "/parse_function_call": ("Tool calls in a text", _PARSE_CALL),

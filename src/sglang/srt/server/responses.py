@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
@@ -85,7 +85,7 @@ def error_event(error: SglangError, openai: bool) -> bytes:
 # --- generation -------------------------------------------------------------------------------------------------------------
 
 
-async def _when_gone(receive: Receive, cancel: Callable[[], None]) -> None:
+async def _when_gone(receive: Receive, cancel: Callable[[], object]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     cancel()
@@ -110,6 +110,21 @@ async def answer(
     finally:
         watcher.cancel()
         call.cancel()
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`, which is cancelled when the client leaves: then it is None."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.create_task(_when_gone(request.receive, task.cancel))
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if watcher.done():
+            return None
+        raise
+    finally:
+        watcher.cancel()
+        task.cancel()
 
 
 async def stream(

@@ -24,6 +24,7 @@ from sglang.srt.config import HttpOptions, TextOptions
 from sglang.srt.errors import DeadlineError, EngineDeadError, OverloadError, RequestError, SglangError, UnsupportedError
 from sglang.srt.messages import (
     AbortReq,
+    BatchEmbedOut,
     BatchTokenOut,
     ControlReply,
     FinishReason,
@@ -39,6 +40,7 @@ from sglang.srt.messages import (
 )
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.detokenizer import Detokenizer
+from sglang.srt.server.embedding_calls import EmbeddingCalls, Vector
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, for_each, rids_of, samples_of
 from sglang.srt.server.metrics import Metrics
 from sglang.srt.server.request_log import RequestLog
@@ -184,6 +186,7 @@ class TokenizerManager:
         self._sequences: dict[str, _Sequence] = {}
         self._calls: dict[str, Call] = {}
         self._controls: dict[int, asyncio.Future[ControlReply]] = {}
+        self._embeddings = EmbeddingCalls(send)
         self._control_ids = itertools.count(1)
         self._death: str | None = None
         self.tracing = Tracing(http.otlp_traces_endpoint, http.served_model_name) if http.otlp_traces_endpoint else None
@@ -200,7 +203,7 @@ class TokenizerManager:
 
     @property
     def num_in_flight(self) -> int:
-        return len(self._sequences)
+        return len(self._sequences) + self._embeddings.num_in_flight
 
     def need_tokenizer(self) -> Tokenizer:
         """Raises RequestError if the server runs without one."""
@@ -212,6 +215,8 @@ class TokenizerManager:
         """Checks the request and hands its sequences to the scheduler. Raises RequestError, or EngineDeadError while there is
         no scheduler."""
         self._check_alive()
+        if self.info.get("embedding_dim"):
+            raise RequestError("this server embeds and does not generate: use /v1/embeddings")
         prompts = await self._tokenize(req)
         media = await self._take_media(req, prompts) if req.media is not None else {}
         requests = self._expand(req, prompts, media)
@@ -266,7 +271,8 @@ class TokenizerManager:
             raise UnsupportedError("this model reads text only: it cannot take images or videos", "image_data")
         if len(req.media) != len(prompts):
             raise RequestError(f"there are media for {len(req.media)} prompts, and {len(prompts)} prompts", "image_data")
-        self.media.check([item for inputs in req.media for item in inputs])
+        for inputs in req.media:
+            self.media.check(inputs)
         return {i: await self.media.take(prompts[i], inputs) for i, inputs in enumerate(req.media) if inputs}
 
     def _check_size(self, text: str) -> str:
@@ -338,6 +344,7 @@ class TokenizerManager:
         call = self._calls.get(rid)
         for name in list(call.open) if call is not None else [rid] if rid in self._sequences else []:
             self._send(AbortReq(rid=name, message=message))
+        self._embeddings.abort(rid)
 
     def abort_all(self, message: str = "the request was aborted") -> None:
         self._send(AbortReq(all=True, message=message))
@@ -361,6 +368,23 @@ class TokenizerManager:
             self._calls.pop(call.name, None)
             call.closed()
 
+    # --- embeddings ---------------------------------------------------------------------------------------------------------
+
+    def need_embedder(self) -> None:
+        """Raises RequestError unless the model embeds."""
+        if not self.info.get("embedding_dim"):
+            raise RequestError("this model generates: start the server with --is-embedding, or with an encoder, to embed")
+
+    async def embed(self, texts: list[list[int]], rids: list[str] | None = None) -> list[Vector]:
+        """A vector for each text. Raises RequestError for texts that do not fit."""
+        self._check_alive()
+        self.need_embedder()
+        limit = int(self.info["context_len"])
+        for ids in texts:
+            if len(ids) > limit:
+                raise RequestError(f"a text has {len(ids)} tokens; the model takes at most {limit}", "input")
+        return await self._embeddings.embed(texts, rids)
+
     # --- messages of the scheduler ------------------------------------------------------------------------------------------
 
     def handle(self, message: FromScheduler) -> None:
@@ -369,6 +393,9 @@ class TokenizerManager:
             self._heard_at = time.monotonic()
             for out in message.outs:
                 self._on_output(out)
+        elif isinstance(message, BatchEmbedOut):
+            self._heard_at = time.monotonic()
+            self._embeddings.handle(message)
         elif isinstance(message, SchedulerStats):
             self._on_stats(message)
         elif isinstance(message, ControlReply):
@@ -474,6 +501,7 @@ class TokenizerManager:
     def scheduler_died(self, message: str) -> None:
         """Ends all calls with EngineDeadError; new ones are refused until `scheduler_restarted`."""
         self._death = message
+        self._embeddings.fail(EngineDeadError(message))
         for sequence in self._sequences.values():
             self._log.dropped(sequence.request, message)
         calls = {id(s.call): s.call for s in self._sequences.values()}
@@ -537,6 +565,8 @@ class TokenizerManager:
         """Whether the engine generates: any output within `timeout` seconds of asking for one token."""
         if not self.is_alive:
             return False
+        if self.info.get("embedding_dim"):
+            return await self._embeds(timeout)
         asked = time.monotonic()
         sampling = SamplingParams(max_new_tokens=1, temperature=0.0)
         call = await self.start(GenerateReq(input_ids=[0], sampling=sampling, rid=f"HEALTH_CHECK_{uuid4().hex}"))
@@ -550,6 +580,12 @@ class TokenizerManager:
         finally:
             call.cancel()
         return False
+
+    async def _embeds(self, timeout: float) -> bool:
+        try:
+            return bool(await asyncio.wait_for(self.embed([[0]]), timeout))
+        except (SglangError, asyncio.TimeoutError):
+            return False
 
 
 def _error_of(finish: FinishReason) -> SglangError | None:

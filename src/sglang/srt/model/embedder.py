@@ -1,0 +1,244 @@
+"""Embeddings: a model that turns each text into one vector (forward_batch.Embedder).
+
+    encoder (BERT)   rows of the last layer, their mean or the first       models/bert.py
+    decoder          the last token's row after the final norm             the same bodies that generate
+
+Each text is computed among its own rows, so its vector does not depend on the batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from sglang.srt.checkpoint.resolve import ModelFiles, resolve_model
+from sglang.srt.config import DeviceOptions, ModelOptions
+from sglang.srt.errors import ModelError
+from sglang.srt.forward_batch import Embedder, Float32Array, ForwardBatch, ModelInfo
+from sglang.srt.model.kernels.ops import Ops
+from sglang.srt.model.kv_pool import KVPool
+from sglang.srt.model.layers.buffers import StepLimits, create_buffers
+from sglang.srt.model.models.bert import Bert, BertSource, is_bert, read_bert_config
+from sglang.srt.model.models.llama import Llama
+from sglang.srt.model.models.registry import create_model
+from sglang.srt.model.runner import load_step, record_program
+from sglang.srt.model.weights.config_fields import read_json
+from sglang.srt.model.weights.loader import load_checkpoint
+from sglang.srt.model.worker import create_ops
+
+logger = logging.getLogger("sglang")
+
+MAX_ROWS = 512
+"""tokens a decoder computes at once"""
+POOL_TOKENS = 4096
+MAX_GROUP = 64
+"""texts a decoder computes together"""
+
+Pool = Literal["mean", "first", "last"]
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How rows become a vector (source: the modules of sentence-transformers)."""
+
+    kind: Pool
+    normalise: bool = True
+
+    def apply(self, rows: Float32Array) -> Float32Array:
+        """[tokens, dim] -> [dim]"""
+        if self.kind == "mean":
+            vector = rows.mean(axis=0, dtype=np.float64)
+        else:
+            vector = rows[0 if self.kind == "first" else -1].astype(np.float64)
+        if self.normalise:
+            vector /= max(float(np.sqrt(vector @ vector)), 1e-12)
+        result: Float32Array = vector.astype(np.float32)
+        return result
+
+
+def read_pooling(folder: Path, default: Pool) -> Pooling:
+    """What a folder's modules.json and 1_Pooling/config.json say. Raises ModelError for a way that is not done here."""
+    modules, config = folder / "modules.json", folder / "1_Pooling" / "config.json"
+    normalise = not modules.is_file() or "Normalize" in modules.read_text(encoding="utf-8", errors="replace")
+    if not config.is_file():
+        return Pooling(default, normalise)
+    modes = {name for name, value in read_json(config).items() if name.startswith("pooling_mode_") and value is True}
+    kinds: dict[str, Pool] = {
+        "pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first", "pooling_mode_lasttoken": "last",
+    }  # fmt: skip
+    if len(modes) != 1 or not modes <= kinds.keys():
+        raise ModelError(f"{config}: pooling by {', '.join(sorted(modes)) or 'nothing'} is not supported; mean, cls and last are")
+    return Pooling(kinds[modes.pop()], normalise)
+
+
+class EncoderEmbedder:
+    """BERT on one device."""
+
+    def __init__(self, model: Bert, pooling: Pooling, info: ModelInfo) -> None:
+        self.info = info
+        self._model = model
+        self._pooling = pooling
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> list[Float32Array]:
+        rows = np.asarray(self._model.encode(texts))
+        ends = np.cumsum([len(text) for text in texts])
+        return [self._pooling.apply(part) for part in np.split(rows, ends[:-1])]
+
+
+class DecoderEmbedder:
+    """A decoder whose last row is the vector. It keeps no prefixes: slots are handed out anew for every group of texts."""
+
+    def __init__(self, ops: Ops, model: Llama, pooling: Pooling, info: ModelInfo, use_tape: bool) -> None:
+        self.info = info
+        self._pooling = pooling
+        self._run = ops.slot_run
+        self._slots = info.max_total_tokens
+        pool = KVPool(ops, model.config, self._slots)
+        self._table = np.zeros((MAX_GROUP, info.context_len), np.int32)
+        self._limits = StepLimits(info.max_batch_tokens, MAX_GROUP, MAX_GROUP)
+        self._step = create_buffers(ops, model.config, model.readers, self._limits, ops.array(self._table), model.split_gate)
+        step, norm = self._step, model.head.norm
+        self._rows = ops.empty((info.max_batch_tokens, model.config.hidden_size))
+
+        def compute() -> None:
+            model.body(step, pool.layers)
+            norm(step.x, self._rows, step.rows)
+
+        self._compute = record_program(ops, compute, use_tape)
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> list[Float32Array]:
+        vectors: list[Float32Array] = []
+        group: list[Sequence[int]] = []
+        used = 0
+        for text in texts:
+            size = -(-len(text) // self._run) * self._run
+            if group and (used + size > self._slots or len(group) == MAX_GROUP):
+                vectors += self._embed_group(group)
+                group, used = [], 0
+            group.append(text)
+            used += size
+        return vectors + self._embed_group(group)
+
+    def _embed_group(self, texts: list[Sequence[int]]) -> list[Float32Array]:
+        """Steps of at most max_batch_tokens rows; a text may take part in several."""
+        first = 0
+        found: list[list[Float32Array]] = [[] for _ in texts]
+        for i, text in enumerate(texts):
+            self._table[i, : len(text)] = np.arange(first, first + len(text))
+            first += -(-len(text) // self._run) * self._run
+        parts: list[tuple[int, int, int]] = []
+        room = self._limits.max_rows
+        for i, text in enumerate(texts):
+            start = 0
+            while start < len(text):
+                end = min(start + room, len(text))
+                parts.append((i, start, end))
+                room -= end - start
+                start = end
+                if not room:
+                    self._compute_parts(texts, parts, found)
+                    parts, room = [], self._limits.max_rows
+        if parts:
+            self._compute_parts(texts, parts, found)
+        return [self._pooling.apply(np.concatenate(rows)) for rows in found]
+
+    def _compute_parts(self, texts: list[Sequence[int]], parts: list[tuple[int, int, int]], found: list[list[Float32Array]]) -> None:
+        lengths = np.array([end - start for _, start, end in parts], np.int32)
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int32)
+        batch = ForwardBatch(
+            input_ids=np.concatenate([np.asarray(texts[i][a:b], np.int32) for i, a, b in parts]),
+            positions=np.concatenate([np.arange(a, b, dtype=np.int32) for _, a, b in parts]),
+            out_cache_loc=np.concatenate([self._table[i, a:b] for i, a, b in parts]),
+            req_pool_idx=np.array([i for i, _, _ in parts], np.int32),
+            q_start=starts,
+            q_len=lengths,
+            seq_lens=np.array([b for _, _, b in parts], np.int32),
+            sample_rows=np.zeros(0, np.int32),
+            samples=[],
+        )
+        load_step(self._step, batch, self._limits)
+        self._compute()
+        rows = np.asarray(self._rows)
+        keep_all = self._pooling.kind == "mean"
+        for (i, a, b), at in zip(parts, starts.tolist(), strict=True):
+            if keep_all:
+                found[i].append(rows[at : at + b - a].copy())
+            elif self._pooling.kind == "last":
+                found[i] = [rows[at + b - a - 1 : at + b - a].copy()]
+            elif a == 0:
+                found[i] = [rows[at : at + 1].copy()]
+
+
+def _resolve(model: ModelOptions) -> ModelFiles:
+    return resolve_model(model.model_path, revision=model.revision, download_dir=model.download_dir)
+
+
+def embeds_by_itself(model: ModelOptions) -> bool:
+    """Whether the model can do nothing else. Raises ModelError if there is no such model."""
+    files = _resolve(model)
+    return files.kind == "folder" and is_bert(files.path)
+
+
+def create_embedder(model: ModelOptions, device: DeviceOptions) -> Embedder:
+    """Loads the model. Raises ConfigError or ModelError with one sentence."""
+    ops = create_ops(device)
+    files = _resolve(model)
+    if embeds_by_itself(model):
+        return _create_encoder(ops, files, model)
+    return _create_decoder(ops, files, model, device.use_tape)
+
+
+def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions) -> EncoderEmbedder:
+    if options.quantization is not None or options.load_format not in ("auto", "safetensors"):
+        raise ModelError(f"{files.name} is an encoder: it is read from safetensors as it is, without --quantization")
+    config = read_bert_config(files.path, options.json_model_override_args)
+    context_len = min(options.context_length or config.context_len, config.context_len)
+    bert = Bert(ops, BertSource(files.path), config)
+    weight_bytes = sum(weight.num_bytes for weight in bert.weights)
+    info = ModelInfo(
+        architecture="bert",
+        vocab_size=config.vocab_size,
+        context_len=context_len,
+        max_total_tokens=context_len,
+        slot_run=1,
+        max_batch_tokens=max(MAX_ROWS, context_len),
+        max_running_requests=MAX_GROUP,
+        kernels=ops.name,
+        deterministic=ops.deterministic,
+        weight_bytes=weight_bytes,
+        kv_bytes_per_token=0,
+        embedding_dim=config.hidden_size,
+    )
+    return EncoderEmbedder(bert, read_pooling(files.path, "mean"), info)
+
+
+def _create_decoder(ops: Ops, files: ModelFiles, options: ModelOptions, use_tape: bool) -> DecoderEmbedder:
+    checkpoint = load_checkpoint(files, options)
+    config = checkpoint.config
+    if config.vision is not None:
+        raise ModelError(f"{files.name} sees: embeddings of such models are not supported")
+    model = create_model(ops, checkpoint, config, config.context_len)
+    pool = -(-max(POOL_TOKENS, config.context_len) // ops.slot_run) * ops.slot_run
+    info = ModelInfo(
+        architecture=config.architecture,
+        vocab_size=config.vocab_size,
+        context_len=config.context_len,
+        max_total_tokens=pool,
+        slot_run=ops.slot_run,
+        max_batch_tokens=MAX_ROWS,
+        max_running_requests=MAX_GROUP,
+        kernels=ops.name,
+        deterministic=ops.deterministic,
+        weight_bytes=sum(weight.num_bytes for weight in model.weights),
+        kv_bytes_per_token=0,
+        dtype=config.dtype,
+        quantization=options.quantization,
+        embedding_dim=config.hidden_size,
+    )
+    pooling = read_pooling(files.path, "last") if files.kind == "folder" else Pooling("last")
+    return DecoderEmbedder(ops, model, pooling, info, use_tape)
