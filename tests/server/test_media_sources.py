@@ -282,6 +282,7 @@ def test_files_only_below_the_root(tmp_path: Path) -> None:
             load(name, **options)
     with pytest.raises(RequestError, match="neither"):
         load("../secret.png", **options)
+    assert load(base64.b64encode(DATA).decode(), **options) == DATA  # far too long for a file's name
     with pytest.raises(RequestError, match="--media-root"):
         load(f"file://{root}/deep/a.png")
     with pytest.raises(RequestError, match="at most 10 are allowed"):

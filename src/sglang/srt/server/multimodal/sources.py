@@ -59,6 +59,13 @@ def _file_path(url: str) -> str:
     return urllib.parse.unquote(rest)
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for a file: it is base64
+        return False
+
+
 def is_public(address: IPAddress) -> bool:
     """Whether an address belongs to the public internet, whatever notation hides it (mapped, NAT64, 6to4)."""
     if isinstance(address, ipaddress.IPv6Address):
@@ -146,7 +153,7 @@ class Sources:
         """A string without a scheme: a path below the root if there is such a file, otherwise base64."""
         if self._options.root is not None and len(source) < 4096 and "\0" not in source:
             path = self._below_root(source)
-            if path is not None and path.is_file():
+            if path is not None and _is_file(path):
                 return self._file(source, kind)
         try:
             data = self._base64(source, f"the {kind}")
