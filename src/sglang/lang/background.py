@@ -21,6 +21,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 MAX_BODY_THREADS = 64
+
+left_by_parent: list[object] = []
+"""Loops and connections that a forked child has inherited. They must not even be destroyed there: the kernel's list of watched
+sockets is shared with the parent, and taking a socket off it would leave the parent waiting for ever."""
 _IDLE_SECONDS = 10.0
 
 
@@ -40,6 +44,7 @@ class LoopThread:
             return self._loop
         with self._lock:
             if self._loop is None or self._pid != os.getpid():
+                left_by_parent.append(self._loop)
                 self._start()
             assert self._loop is not None
             return self._loop

@@ -20,7 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from sglang.lang.backend.transport import PlainTransport
-from sglang.lang.background import IO
+from sglang.lang.background import IO, left_by_parent
 from sglang.lang.errors import (
     BackendConnectionError,
     BackendError,
@@ -71,6 +71,7 @@ class HttpServer:
 
     def _open(self) -> _Session:
         if self._session is None or self._session.pid != os.getpid():
+            left_by_parent.append(self._session)
             client = httpx.AsyncClient(
                 transport=self._transport(),
                 limits=httpx.Limits(max_keepalive_connections=self.policy.max_connections),
