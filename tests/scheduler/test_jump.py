@@ -24,13 +24,22 @@ PATTERNS = [
 ]
 
 
-def answers(grammar: GrammarOptions, reqs: list[TokenizedReq], worker: ToyWorker | None = None, **schedule: object) -> list[Answer]:
+def answers(
+    grammar: GrammarOptions, reqs: list[TokenizedReq], worker: ToyWorker | None = None, **schedule: object
+) -> list[Answer]:
     options = ScheduleOptions(**schedule)  # type: ignore[arg-type]
     return run_with_compiling(Harness(worker, options, grammar), reqs)
 
 
 def shape(answer: Answer) -> tuple[object, ...]:
-    return answer.ids, answer.finish, answer.last.trim_bytes, answer.last.completion_len, answer.input_logprobs, answer.output_logprobs
+    return (
+        answer.ids,
+        answer.finish,
+        answer.last.trim_bytes,
+        answer.last.completion_len,
+        answer.input_logprobs,
+        answer.output_logprobs,
+    )
 
 
 @st.composite
@@ -148,7 +157,9 @@ def test_aborting_a_request_with_forced_tokens_ahead() -> None:
 
 def test_the_jump_begins_where_thinking_ends() -> None:
     for seed in range(20):
-        req = make_req("a", [seed], 400, temperature=1.0, seed=seed, regex="the END", grammar_after=(THINK_END,), ignore_eos=True)
+        req = make_req(
+            "a", [seed], 400, temperature=1.0, seed=seed, regex="the END", grammar_after=(THINK_END,), ignore_eos=True
+        )
         worker = ToyWorker()
         (answer,) = answers(JUMPING, [req], worker)
         if THINK_END in answer.ids:

@@ -88,8 +88,9 @@ class ServerArgs:
     max_queued_requests: int = _flag(10000, "scheduling", "longest waiting queue; beyond it requests get 503")
     test_retract_every: int = _flag(0, "scheduling", "for tests: retract a request every so many steps")
     # constrained decoding
-    grammar_backend: str = _flag("llguidance", "constrained decoding", "grammar engine", choices=("llguidance", "none"))
+    grammar_backend: str = _flag("llguidance", "constrained decoding", "grammar engine", choices=("llguidance", "xgrammar", "none"))
     constrained_json_whitespace_pattern: str | None = _flag(None, "constrained decoding", "regex of white space inside JSON")
+    disable_jump_forward: bool = _flag(False, "constrained decoding", "draw tokens that the constraint forces, one by one")
     grammar_compile_timeout: float = _flag(10.0, "constrained decoding", "seconds a constraint may take to compile")
     # images and videos
     allowed_media_domains: str | None = _flag(None, "images and videos", "hosts to fetch from, separated by commas; default: any")
@@ -181,6 +182,7 @@ class ServerArgs:
                 backend=self.grammar_backend,  # type: ignore[arg-type]
                 whitespace_pattern=self.constrained_json_whitespace_pattern,
                 compile_timeout=self.grammar_compile_timeout,
+                jump_forward=not self.disable_jump_forward,
             ),
             http=HttpOptions(
                 host=self.host,

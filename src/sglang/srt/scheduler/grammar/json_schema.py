@@ -1,20 +1,181 @@
-"""JSON schemas, made ready for generation: objects are closed.
+"""JSON schemas, made ready for an engine: checked, said in the keywords it knows, with closed objects.
 
-JSON Schema lets every object have properties nobody mentioned, unless told otherwise, and a model that may invent properties
-does so without end. Output of the closed schema is valid under the schema as it was written. Where schemas are composed
-(allOf, or properties beside anyOf, $ref and the like), closing one part could contradict another: those stay as they are.
+- Every keyword that constrains must be one that the engine follows; any other is refused by its path. Nothing is dropped.
+- Objects are closed. JSON Schema lets every object have properties nobody mentioned, unless told otherwise, and a model that
+  may invent properties does so without end. Output of the closed schema is valid under the schema as it was written. Where
+  schemas are composed (allOf, or properties beside anyOf, $ref and the like), closing one part could contradict another: those
+  stay as they are.
+
+Keywords nobody knows are annotations, as the specification says, unless one is nearly a keyword that constrains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from sglang.srt.errors import GrammarError
+from sglang.srt.scheduler.grammar.base import ANY_JSON
+from sglang.srt.scheduler.grammar.schema_rewrites import rewrite
+
+MAX_DEPTH = 128
+"""levels of schemas inside schemas"""
+
+CONSTRAINING = frozenset(
+    [
+        "type",
+        "enum",
+        "const",
+        "properties",
+        "required",
+        "additionalProperties",
+        "patternProperties",
+        "propertyNames",
+        "minProperties",
+        "maxProperties",
+        "dependentRequired",
+        "dependentSchemas",
+        "dependencies",
+        "unevaluatedProperties",
+        "items",
+        "prefixItems",
+        "additionalItems",
+        "minItems",
+        "maxItems",
+        "uniqueItems",
+        "contains",
+        "minContains",
+        "maxContains",
+        "unevaluatedItems",
+        "minLength",
+        "maxLength",
+        "pattern",
+        "format",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "multipleOf",
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "not",
+        "if",
+        "then",
+        "else",
+        "$ref",
+        "$dynamicRef",
+        "$recursiveRef",
+        "nullable",
+        "divisibleBy",
+        "disallow",
+        "extends",
+    ]
+)
+"""Keywords of any draft, and OpenAPI's `nullable`, that say what is valid."""
+
+_HINTS = {
+    "nullable": 'write {"type": [..., "null"]}',
+    "uniqueItems": "leave it out and check the items",
+    "not": "list what is allowed",
+}
 _OPEN = frozenset({"additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "minProperties"})
 _COMPOSING = frozenset({"anyOf", "oneOf", "$ref", "$dynamicRef", "if", "then", "else", "dependentSchemas", "not"})
 _IN_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _IN_MAPS = ("properties", "$defs", "definitions", "patternProperties", "dependentSchemas")
-_DIRECT = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "unevaluatedProperties", "unevaluatedItems")
+_DIRECT = (
+    "items",
+    "additionalProperties",
+    "contains",
+    "not",
+    "if",
+    "then",
+    "else",
+    "unevaluatedProperties",
+    "unevaluatedItems",
+    "propertyNames",
+)
+
+Node = dict[str, Any]
+NodeCheck = Callable[[Node, str], None]
+"""(schema object, its path): raises GrammarError for combinations that the engine does not follow"""
+
+
+def prepare_schema(text: str, follows: frozenset[str], check: NodeCheck | None = None) -> Node:
+    """The schema that `text` is, for an engine that `follows` these keywords. Raises GrammarError with the path."""
+    try:
+        schema = {} if text == ANY_JSON else json.loads(text)
+    except ValueError as error:
+        raise GrammarError(f"json_schema: not valid JSON: {error}", "json_schema") from error
+    except RecursionError as error:
+        raise _too_deep() from error
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise GrammarError("json_schema: a schema is a JSON object", "json_schema")
+    ready: Node = _Preparation(follows, check).run(schema, "#", 0)
+    return close_objects(ready)  # type: ignore[no-any-return]
+
+
+def _too_deep() -> GrammarError:
+    return GrammarError(f"json_schema: nested deeper than {MAX_DEPTH} levels", "json_schema")
+
+
+class _Preparation:
+    """Rewrites and checks schemas, from the outside to the inside."""
+
+    def __init__(self, follows: frozenset[str], check: NodeCheck | None) -> None:
+        self._follows = follows
+        self._check = check
+
+    def run(self, node: Any, path: str, depth: int) -> Any:
+        if isinstance(node, bool):
+            return node
+        if not isinstance(node, dict):
+            raise GrammarError(f"json_schema: {path} is no schema (an object, true or false)", "json_schema")
+        if depth > MAX_DEPTH:
+            raise _too_deep()
+        out = dict(node)
+        rewrite(out)
+        for key in out:
+            self._check_keyword(key, path)
+        if self._check is not None:
+            self._check(out, path)
+        self._run_children(out, path, depth + 1)
+        return out
+
+    def _run_children(self, out: Node, path: str, depth: int) -> None:
+        for key in _IN_LISTS:
+            if isinstance(out.get(key), list):
+                out[key] = [self.run(child, f"{path}/{key}/{i}", depth) for i, child in enumerate(out[key])]
+        for key in _IN_MAPS:
+            if isinstance(out.get(key), dict):
+                out[key] = {name: self.run(child, f"{path}/{key}/{name}", depth) for name, child in out[key].items()}
+        for key in _DIRECT:
+            if key in out:
+                out[key] = self.run(out[key], f"{path}/{key}", depth)
+
+    def _check_keyword(self, key: str, path: str) -> None:
+        if key in self._follows:
+            return
+        if key in CONSTRAINING:
+            hint = f"; {_HINTS[key]}" if key in _HINTS else ""
+            raise GrammarError(f"json_schema: the keyword at {path}/{key} is not supported{hint}", "json_schema")
+        if key.startswith("$dynamic") or key.startswith("$recursive"):
+            raise GrammarError(f"json_schema: the keyword at {path}/{key} is not supported", "json_schema")
+        near = difflib.get_close_matches(key.lower(), _LOWER, n=1, cutoff=0.88)
+        if near:
+            raise GrammarError(
+                f"json_schema: unknown keyword at {path}/{key}; did you mean {_LOWER[near[0]]!r}?", "json_schema"
+            )
+
+
+_LOWER = {key.lower(): key for key in CONSTRAINING if len(key) > 4}
+
+
+# --- closing ----------------------------------------------------------------------------------------------------------------
 
 
 def close_objects(schema: Any) -> Any:

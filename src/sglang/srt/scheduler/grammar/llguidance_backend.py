@@ -16,13 +16,16 @@ import numpy as np
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError
-from sglang.srt.scheduler.grammar.base import ANY_JSON, GrammarState, UInt32Array
-from sglang.srt.scheduler.grammar.json_schema import close_objects
+from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.encoder import LongestMatch
+from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
 from sglang.srt.vocabulary import Vocabulary
 
-MAX_TOKEN_BYTES = 64
-"""Longest token that the longest-match encoder tries."""
+FOLLOWED = frozenset(
+    ["type", "enum", "const", "properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties", "items", "prefixItems", "minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "allOf", "anyOf", "oneOf", "$ref"]
+)
+FORMATS = frozenset(["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"])
 
 
 class LLGuidanceState:
@@ -123,15 +126,10 @@ class LLGuidanceBackend:
         raise GrammarError(f"constraints of the kind {kind} are not supported by llguidance", kind)
 
     def _translate_schema(self, text: str) -> str:
-        schema = {} if text == ANY_JSON else json.loads(text)
-        if schema is True:
-            schema = {}
-        if not isinstance(schema, dict):
-            raise ValueError("a schema is a JSON object")
+        schema = prepare_schema(text, FOLLOWED, _check_node)
         pattern = self._options.whitespace_pattern
         white = {"whitespace_flexible": False} if pattern is None else {"whitespace_flexible": True, "whitespace_pattern": pattern}
         # `lenient` would drop what it does not know; a schema may not switch that on for itself.
-        schema = close_objects(schema)
         return str(llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=white, overrides={"lenient": False}))
 
     def _translate_tags(self, text: str) -> str:
@@ -147,6 +145,13 @@ class LLGuidanceBackend:
         tags = [_structure_tag(structure, triggers) for structure in value["structures"]]
         special = all(tag.trigger in names for tag in tags)
         return str(llguidance.grammar_from("lark", llguidance.StructTag.to_grammar(tags, assume_special=special)))
+
+
+def _check_node(node: Node, path: str) -> None:
+    """What llguidance refuses without saying where."""
+    known = node.get("format")
+    if isinstance(known, str) and known not in FORMATS and node.get("type", "string") == "string":
+        raise GrammarError(f"json_schema: the format {known!r} at {path}/format is not one of {', '.join(sorted(FORMATS))}", "json_schema")
 
 
 def _structure_tag(structure: Any, triggers: list[str]) -> Any:
@@ -170,35 +175,6 @@ def _first_lines(message: str) -> str:
 # --- the tokenizer ----------------------------------------------------------------------------------------------------------
 
 
-class _LongestMatch:
-    """What llguidance asks of a tokenizer, with an encoder that takes the longest token each time."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.tokens = list(vocabulary.token_bytes)
-        self.special_token_ids = sorted(vocabulary.special_ids | vocabulary.eos_token_ids)
-        self.eos_token_id = min(vocabulary.eos_token_ids)
-        self.bos_token_id = vocabulary.bos_token_id
-        special = set(self.special_token_ids)
-        self._ids: dict[bytes, int] = {}
-        for i, token in enumerate(self.tokens):
-            if i not in special and token:
-                self._ids.setdefault(token, i)
-
-    def __call__(self, text: bytes | str) -> list[int]:
-        data = text.encode() if isinstance(text, str) else text
-        ids, at = [], 0
-        while at < len(data):
-            for end in range(min(at + MAX_TOKEN_BYTES, len(data)), at, -1):
-                token_id = self._ids.get(data[at:end])
-                if token_id is not None:
-                    ids.append(token_id)
-                    at = end
-                    break
-            else:
-                break  # no token covers this byte: llguidance falls back to a method of its own
-        return ids
-
-
 def _create_tokenizer(vocabulary: Vocabulary) -> Any:
     if not vocabulary.eos_token_ids:
         raise GrammarError("the model has no end-of-text token, so constraints cannot end")
@@ -210,7 +186,7 @@ def _create_tokenizer(vocabulary: Vocabulary) -> Any:
             tokenizer = None
         if tokenizer is not None and _same_bytes(tokenizer, vocabulary):
             return tokenizer
-    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(_LongestMatch(vocabulary)), eos_token=eos)
+    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(LongestMatch(vocabulary)), eos_token=eos)
 
 
 def _same_bytes(tokenizer: Any, vocabulary: Vocabulary) -> bool:

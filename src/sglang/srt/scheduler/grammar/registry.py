@@ -18,4 +18,8 @@ def create_backend(vocabulary: Vocabulary | None, options: GrammarOptions) -> Gr
         except ImportError as error:
             raise ConfigError("the grammar backend llguidance is not installed: pip install llguidance") from error
         return LLGuidanceBackend(vocabulary, options)
-    raise ConfigError(f"the grammar backend {options.backend!r} is not available; use llguidance or none")
+    try:
+        from sglang.srt.scheduler.grammar.xgrammar_backend import XGrammarBackend
+    except ImportError as error:
+        raise ConfigError("the grammar backend xgrammar is not installed: pip install 'sglang-anywhere[xgrammar]'") from error
+    return XGrammarBackend(vocabulary, options)

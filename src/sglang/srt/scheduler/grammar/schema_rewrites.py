@@ -1,0 +1,126 @@
+"""JSON Schema keywords said with other keywords, so that engines need to know fewer of them.
+
+Each rule takes one schema object and changes the copy it is given. What a rule says is either exactly what the keyword means,
+or it is not said at all and the keyword stays, for the engine to take or to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Node = dict[str, Any]
+
+COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains")
+IN_PLACE = frozenset({"allOf", "anyOf", "oneOf", "$ref", "$dynamicRef", "if", "then", "else", "dependentSchemas", "not"})
+"""keywords whose subschemas speak of the same value"""
+
+
+def rewrite(node: Node) -> None:
+    """Applies all rules to `node`, whose subschemas are left alone."""
+    for rule in _RULES:
+        rule(node)
+
+
+def _whole_counts(node: Node) -> None:
+    for key in COUNTS:
+        value = node.get(key)
+        if isinstance(value, float) and value.is_integer():
+            node[key] = int(value)
+
+
+def _old_tuples(node: Node) -> None:
+    """Before draft 2020-12, prefixItems was a list of `items`, and `items` was additionalItems."""
+    if isinstance(node.get("items"), list):
+        node["prefixItems"] = node.pop("items")
+        if "additionalItems" in node:
+            node["items"] = node["additionalItems"]
+    node.pop("additionalItems", None)
+
+
+def _conditions_without_effect(node: Node) -> None:
+    if "if" not in node:
+        node.pop("then", None)
+        node.pop("else", None)
+    elif _says_nothing(node.get("then", True)) and _says_nothing(node.get("else", True)):
+        for key in ("if", "then", "else"):
+            node.pop(key, None)
+
+
+def _contains_without_effect(node: Node) -> None:
+    if "contains" not in node:
+        node.pop("minContains", None)
+        node.pop("maxContains", None)
+    elif node.get("minContains") == 0 and "maxContains" not in node and "unevaluatedItems" not in node:
+        del node["contains"], node["minContains"]
+
+
+def _unique_without_effect(node: Node) -> None:
+    most = node.get("maxItems")
+    if node.get("uniqueItems") is False or (isinstance(most, int) and most <= 1):
+        node.pop("uniqueItems", None)
+
+
+def _unevaluated(node: Node) -> None:
+    """Where nothing else speaks of the same value, what is not evaluated is what is additional."""
+    for key, plain in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
+        if _says_nothing(node.get(key, False)):
+            del node[key]
+        elif key in node and not node.keys() & IN_PLACE and "contains" not in node:
+            node.setdefault(plain, node.pop(key))
+            node.pop(key, None)
+
+
+def _property_names(node: Node) -> None:
+    """A set of names, or an expression for them, where no property is listed."""
+    names = node.get("propertyNames")
+    if _says_nothing(names):
+        del node["propertyNames"]
+        return
+    if not isinstance(names, dict) or node.keys() & {"properties", "patternProperties"}:
+        return
+    rest = node.get("additionalProperties", True)
+    meant = {key: value for key, value in names.items() if (key, value) != ("type", "string")}
+    if meant.keys() == {"const"}:
+        meant = {"enum": [meant["const"]]}
+    if meant.keys() == {"enum"} and isinstance(meant["enum"], list):
+        node["properties"] = {name: rest for name in meant["enum"] if isinstance(name, str)}
+    elif meant.keys() == {"pattern"}:
+        node["patternProperties"] = {meant["pattern"]: rest}
+    elif not meant:
+        pass
+    else:
+        return
+    del node["propertyNames"]
+    if meant:
+        node["additionalProperties"] = False
+
+
+def _dependent_required(node: Node) -> None:
+    """What depends on a required property is required."""
+    depends, required = node.get("dependentRequired"), node.get("required", [])
+    if not isinstance(depends, dict) or not isinstance(required, list):
+        return
+    known = list(required)
+    for name in known:  # grows while it is read: dependents may have dependents
+        known += [other for other in depends.get(name, []) if other not in known]
+    if set(depends) <= set(known) or all(not others for others in depends.values()):
+        del node["dependentRequired"]
+        if known:
+            node["required"] = known
+
+
+def _says_nothing(schema: Any) -> bool:
+    return schema is True or schema == {}
+
+
+_RULES: tuple[Callable[[Node], None], ...] = (
+    _whole_counts,
+    _old_tuples,
+    _conditions_without_effect,
+    _contains_without_effect,
+    _unique_without_effect,
+    _unevaluated,
+    _property_names,
+    _dependent_required,
+)

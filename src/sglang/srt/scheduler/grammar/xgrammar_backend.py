@@ -1,0 +1,260 @@
+"""xgrammar, the other engine (an extra: it pulls in Triton and torch): slower to compile, quicker at masks.
+
+It reads more into schemas than it follows, so that only those keywords are let through that were seen to hold (the table in
+docs/structured.md); regular expressions go in as grammars of ours (regex_ebnf.py).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xgrammar
+
+from sglang.srt.config import GrammarOptions
+from sglang.srt.errors import ConfigError, GrammarError
+from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.encoder import Encoder
+from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema
+from sglang.srt.scheduler.grammar.regex_ebnf import to_ebnf, to_plain_regex
+from sglang.srt.vocabulary import Vocabulary
+
+FOLLOWED = frozenset(
+    [
+        "type",
+        "enum",
+        "const",
+        "properties",
+        "required",
+        "additionalProperties",
+        "items",
+        "prefixItems",
+        "minItems",
+        "maxItems",
+        "minLength",
+        "maxLength",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "anyOf",
+        "$ref",
+        "pattern",
+    ]
+)
+SCALAR_TYPES = frozenset({"string", "integer", "number", "boolean", "null"})
+SAFE = r"[ !#-\[\]-" + chr(0xD7FF) + chr(0xE000) + "-" + chr(0x10FFFF) + "]"
+"""characters that stand for themselves in JSON strings; surrogates are none"""
+ANY_SPACE = frozenset({r"[\n\t ]*", r"[ \n\t]*", r"\s*", r"[\s]*"})
+"""whitespace patterns that xgrammar's own option amounts to"""
+
+
+class XGrammarState:
+    """A matcher of xgrammar. `_dead`: why it cannot be used any more."""
+
+    def __init__(self, matcher: Any, backend: XGrammarBackend) -> None:
+        self._matcher = matcher
+        self._backend = backend
+        self._dead: str | None = None
+
+    @property
+    def matcher(self) -> Any:
+        return self._matcher
+
+    @property
+    def is_finished(self) -> bool:
+        """xgrammar does not say that nothing may follow but the end: the mask does."""
+        if self._dead is not None or self._matcher.is_terminated():
+            return True
+        if not self._matcher.is_completed():
+            return False
+        own = np.zeros(self._backend.num_words, dtype=np.uint32)
+        self.fill_mask(own)
+        return not (own & self._backend.not_eos).any()
+
+    @property
+    def error(self) -> str | None:
+        return self._dead
+
+    def fill_mask(self, out: UInt32Array) -> None:
+        own = np.zeros((1, self._backend.num_words), dtype=np.int32)
+        if not self._matcher.is_terminated() and self._dead is None:
+            self._matcher.fill_next_token_bitmask(own, 0)
+        n = min(own.shape[1], len(out))
+        out[:n] = own[0, :n].view(np.uint32) & self._backend.known[:n]
+        out[n:] = 0
+
+    def accept(self, token_id: int) -> bool:
+        if self._dead is None and not self._matcher.is_terminated() and self._matcher.accept_token(token_id):
+            return True
+        self._dead = f"the token {token_id} is not allowed here"
+        return False
+
+    def accept_all(self, token_ids: list[int]) -> bool:
+        return all(self.accept(token_id) for token_id in token_ids)
+
+    def rollback(self, num_tokens: int) -> bool:
+        if self._dead is not None:
+            return False
+        self._matcher.rollback(num_tokens)
+        return True
+
+    def forced_tokens(self) -> list[int]:
+        """The last token of a forced stretch may be the beginning of a longer one, unless the output ends with it."""
+        if self._dead is not None or self._matcher.is_terminated():
+            return []
+        text = self._matcher.find_jump_forward_string()
+        ids = self._backend.encoder.encode(text) if text else []
+        if not ids:
+            return []
+        after = self.copy()
+        return ids if after.accept_all(ids) and after.is_finished else ids[:-1]
+
+    def copy(self) -> GrammarState:
+        return XGrammarState(self._matcher.fork(), self._backend)
+
+
+class XGrammarBackend:
+    """Compiles for one vocabulary. Raises ConfigError for a whitespace pattern that xgrammar has no counterpart of."""
+
+    def __init__(self, vocabulary: Vocabulary, options: GrammarOptions) -> None:
+        pattern = options.whitespace_pattern
+        if pattern is not None and pattern not in ANY_SPACE:
+            known = " or ".join(sorted(ANY_SPACE))
+            raise ConfigError(
+                f"the grammar backend xgrammar cannot follow the whitespace pattern {pattern!r}; it can follow {known}"
+            )
+        if not vocabulary.eos_token_ids:
+            raise ConfigError("the model has no end-of-text token, so constraints cannot end: use --grammar-backend none")
+        self._vocabulary = vocabulary
+        self._any_space = pattern is not None
+        self._lock = threading.Lock()
+        self._compiler: Any = None
+        self._batch: Any = None
+        self._encoder: Encoder | None = None
+        self.num_words = (vocabulary.size + 31) // 32
+        self.not_eos: UInt32Array = np.full(self.num_words, 0xFFFFFFFF, dtype=np.uint32)
+        self.known: UInt32Array = self.not_eos.copy()  # no bits beyond the vocabulary: xgrammar leaves some there
+        if vocabulary.size % 32:
+            self.known[-1] = np.uint32((1 << vocabulary.size % 32) - 1)
+        for i in vocabulary.eos_token_ids:
+            self.not_eos[i // 32] &= np.uint32(~(1 << (i % 32)) & 0xFFFFFFFF)
+
+    @property
+    def encoder(self) -> Encoder:
+        assert self._encoder is not None, "prepare comes first"
+        return self._encoder
+
+    def prepare(self) -> None:
+        with self._lock:
+            if self._compiler is not None:
+                return
+            v = self._vocabulary
+            special = v.special_ids | v.eos_token_ids
+            table = [
+                b"" if i in special else token for i, token in enumerate(v.token_bytes)
+            ]  # xgrammar never allows empty ones
+            info = xgrammar.TokenizerInfo(
+                table, xgrammar.VocabType.RAW, vocab_size=len(table), stop_token_ids=sorted(v.eos_token_ids)
+            )
+            self._encoder = Encoder(v)
+            self._batch = xgrammar.BatchGrammarMatcher(max_threads=1)
+            self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+
+    def compile(self, kind: str, text: str) -> GrammarState:
+        self.prepare()
+        try:
+            compiled = self._compile(kind, text)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise GrammarError(f"{kind}: {_message(error)}", kind) from error
+        return XGrammarState(xgrammar.GrammarMatcher(compiled), self)
+
+    def fill_masks(self, states: Sequence[GrammarState], out: UInt32Array) -> None:
+        live = [isinstance(s, XGrammarState) and s.error is None and not s.matcher.is_terminated() for s in states]
+        if not all(live) or out.shape[1] != self.num_words or not out.flags.c_contiguous:
+            for i, state in enumerate(states):
+                state.fill_mask(out[i])
+            return
+        matchers = [s.matcher for s in states if isinstance(s, XGrammarState)]
+        self._batch.batch_fill_next_token_bitmask(matchers, out.view(np.int32))
+        out &= self.known
+
+    def _compile(self, kind: str, text: str) -> Any:
+        if kind == "regex":
+            return self._compiler.compile_grammar(to_ebnf(text))
+        if kind == "json_schema":
+            schema = prepare_schema(text, FOLLOWED, _check_node)
+            if schema == {}:
+                schema = {"anyOf": [{"type": t} for t in ("object", "array", *sorted(SCALAR_TYPES))]}
+            return self._compiler.compile_json_schema(
+                json.dumps(schema), any_whitespace=self._any_space, separators=(",", ":"), strict_mode=False
+            )
+        if kind == "ebnf":
+            return self._compiler.compile_grammar(text)
+        if kind == "structural_tag":
+            return self._compiler.compile_structural_tag(_structural_tag(text))
+        raise GrammarError(f"constraints of the kind {kind} are not supported by xgrammar", kind)
+
+
+def _check_node(node: Node, path: str) -> None:
+    """Combinations that xgrammar reads in part."""
+
+    def refuse(key: str, why: str) -> GrammarError:
+        return GrammarError(f"json_schema: {path}/{key}: {why}; the grammar backend llguidance may follow it", "json_schema")
+
+    chosen = [key for key in ("$ref", "enum", "const", "anyOf") if key in node]
+    others = node.keys() & FOLLOWED - {"type"} - set(chosen[:1])
+    if chosen and (others or "type" in node and chosen[0] in ("$ref", "anyOf")):
+        raise refuse(chosen[0], f"not supported beside {', '.join(sorted(others)) or 'type'}")
+    lengths = node.keys() & {"minLength", "maxLength"}
+    if "pattern" in node and lengths:
+        raise refuse("pattern", "not supported beside lengths")
+    if isinstance(node.get("pattern"), str):
+        try:
+            node["pattern"] = "^(" + to_plain_regex(node["pattern"]) + ")$"
+        except GrammarError as error:
+            raise refuse("pattern", str(error)) from error
+    elif lengths:  # xgrammar's own rule lets control characters through
+        node["pattern"] = f"^{SAFE}{{{node.pop('minLength', 0)},{node.pop('maxLength', '')}}}$"
+    limits = [key for key in ("properties", "items", "prefixItems", "required", "minItems", "maxItems", "minLength", "maxLength", "pattern",
+              "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "additionalProperties") if key in node]  # fmt: skip
+    if limits and not isinstance(node.get("type"), str):
+        raise refuse(limits[0], "needs a single type beside it")
+    if "$ref" in node and not (node["$ref"] == "#" or str(node["$ref"]).startswith("#/")):
+        raise refuse("$ref", "only references by path (#/...) are supported")
+    if "$id" in node and path != "#":
+        raise refuse("$id", "only supported at the top")
+    required, listed = node.get("required", []), node.get("properties", {})
+    if any(name not in listed for name in required) and node.get("type") == "object":
+        raise refuse("required", "names a property that is not listed")
+
+
+def _structural_tag(text: str) -> str:
+    """The request's {"structures", "triggers"} in xgrammar's form."""
+    value = json.loads(text)
+    if not isinstance(value, dict) or not isinstance(value.get("structures"), list) or not value["structures"]:
+        raise ValueError("expected an object with a non-empty list 'structures' and a list 'triggers'")
+    triggers = value.get("triggers")
+    if not isinstance(triggers, list) or not all(isinstance(t, str) and t for t in triggers):
+        raise ValueError("'triggers' must be a list of strings")
+    tags = []
+    for structure in value["structures"]:
+        if not isinstance(structure, dict) or not isinstance(structure.get("begin"), str):
+            raise ValueError("every structure needs a string 'begin'")
+        begin, end, schema = structure["begin"], structure.get("end", ""), structure.get("schema", {})
+        if not isinstance(end, str) or not isinstance(schema, dict):
+            raise ValueError("a structure's 'end' is a string and its 'schema' an object")
+        if not any(begin.startswith(trigger) for trigger in triggers):
+            raise ValueError(f"no trigger begins {begin!r}")
+        ready = prepare_schema(json.dumps(schema), FOLLOWED, _check_node)
+        tags.append({"begin": begin, "end": end, "content": {"type": "json_schema", "json_schema": ready}})
+    return json.dumps({"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": triggers, "tags": tags}})
+
+
+def _message(error: Exception) -> str:
+    """Without the time and place in the engine's source that its messages begin with."""
+    text = " ".join(str(error).split())
+    return text.split(": ", 1)[1] if text.startswith("[") and ": " in text else text[:1000]
