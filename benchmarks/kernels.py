@@ -95,7 +95,7 @@ class Model:
         self.weight_bytes = sum(w.num_bytes for layer in self.layers for w in layer) + self.head.num_bytes
         print(f"random weights {made_s:.2f} s, packed {self.weight_bytes / 1e6:.1f} MB in {time.perf_counter() - start:.3f} s")
         per_req = -(-context_len // 16) * 16
-        self.kv = [ops.kv_layer(per_req * max_reqs, s.kv_heads, s.head_dim) for _ in range(s.layers)]
+        self.kv = ops.kv_layers(s.layers, per_req * max_reqs, s.kv_heads, s.head_dim)
 
         def ints(n: int) -> np.ndarray:
             return np.zeros(n, np.int32)

@@ -40,6 +40,7 @@ struct WeightView {
 struct KVView {
   uint16_t* k;                         // f16 [run][head][dim][16]
   uint16_t* v;                         // f16 [run][head][16][dim]
+  size_t stride;                       // values from run to run: all layers of a run lie together
   int num_runs, heads, dim;
 };
 

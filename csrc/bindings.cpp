@@ -467,10 +467,10 @@ NB_MODULE(_cpu, m) {
       .def_prop_ro("width", [](const Activation& a) { return a.view.width; })
       .def_prop_ro("num_bytes", [](const Activation& a) { return a.memory->size(); });
   nb::class_<KVLayer>(m, "KVLayer")
-      .def(nb::init<int, int, int>())
+      .def_static("make", &KVLayer::make)
       .def_prop_ro("num_kv_heads", [](const KVLayer& l) { return l.view.heads; })
       .def_prop_ro("head_dim", [](const KVLayer& l) { return l.view.dim; })
-      .def_prop_ro("num_bytes", [](const KVLayer& l) { return l.memory->size(); });
+      .def_prop_ro("num_bytes", [](const KVLayer& l) { return size_t(l.view.num_runs) * l.view.heads * l.view.dim * kRun * 4; });
   nb::class_<Tape>(m, "Tape")
       .def(nb::init<>())
       .def("__len__", [](const Tape& t) { return t.ops.size(); })

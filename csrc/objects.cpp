@@ -88,12 +88,18 @@ Activation::Activation(int rows, int width, bool ints, bool floats) : max_rows(r
   view.f = floats ? reinterpret_cast<float*>(memory->data() + int_bytes) : nullptr;
 }
 
-KVLayer::KVLayer(int num_slots, int heads, int dim) {
+std::vector<KVLayer> KVLayer::make(int num_layers, int num_slots, int heads, int dim) {
+  if (num_layers <= 0) throw nb::value_error("there must be at least one KV layer");
   if (num_slots <= 0 || num_slots % kRun != 0) throw nb::value_error("the number of KV slots must be a positive multiple of 16");
   if (heads <= 0 || dim <= 0 || dim % 16 != 0) throw nb::value_error("the head dimension must be a positive multiple of 16");
-  const size_t half = size_t(num_slots) * size_t(heads) * size_t(dim);
-  memory = std::make_shared<Mapping>(half * 4);
-  view = {reinterpret_cast<uint16_t*>(memory->data()), reinterpret_cast<uint16_t*>(memory->data()) + half, num_slots / kRun, heads, dim};
+  constexpr size_t kShift = 1056;      // 33 lines: the same head of neighbouring runs falls into other sets of the first cache
+  const size_t half = size_t(heads) * size_t(dim) * kRun, stride = 2 * half * size_t(num_layers) + (num_layers > 1 ? kShift : 0);
+  const int runs = num_slots / kRun;
+  auto memory = std::make_shared<Mapping>(size_t(runs) * stride * 2);
+  auto* at = reinterpret_cast<uint16_t*>(memory->data());
+  std::vector<KVLayer> layers;
+  for (int i = 0; i < num_layers; i++, at += 2 * half) layers.push_back({{at, at + half, stride, runs, heads, dim}, memory});
+  return layers;
 }
 
 Runtime::Runtime(int threads, const std::string& isa, int spin_us) : kernels_(&find_kernels(isa)), pool_(threads, spin_us) {}

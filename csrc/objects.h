@@ -34,8 +34,9 @@ struct Activation {
 
 struct KVLayer {
   KVView view;
-  std::shared_ptr<Mapping> memory;
-  KVLayer(int num_slots, int heads, int dim);
+  std::shared_ptr<Mapping> memory;     // of all layers
+  // The layers of a model, run by run: a token takes memory in one place, not a huge page of every layer.
+  static std::vector<KVLayer> make(int num_layers, int num_slots, int heads, int dim);
 };
 
 struct Tape {

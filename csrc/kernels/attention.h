@@ -89,7 +89,7 @@ static void gather_block(const KVView& kv, const int* slots, int lo, int hi, int
   unsigned done = 0;
   for (int j = lo; j < hi; j++) {
     const int slot = clamp(slots[j], 0, kv.num_runs * kRun - 1), run = slot / kRun;
-    const size_t base = (size_t(run) * kv.heads + h) * dim * kRun;
+    const size_t base = size_t(run) * kv.stride + size_t(h) * dim * kRun;
     __builtin_memcpy(vb + size_t(j) * dim, kv.v + base + size_t(slot % kRun) * dim, size_t(dim) * 2);
     if (done >> j & 1) continue;
     if (slot % kRun != j) {            // never so with the allocator's promise, but right all the same
@@ -127,7 +127,7 @@ static void find_blocks(const KVView& kv, const int* table, int base, int lo, in
       for (int j = j0; j < j1; j++) diff |= slots[j] ^ (first + j);
     }
     if (diff == 0 && unsigned(run) < unsigned(kv.num_runs)) {
-      const size_t at = (size_t(run) * kv.heads + h) * kv.dim * kRun;
+      const size_t at = size_t(run) * kv.stride + size_t(h) * kv.dim * kRun;
       s.kp[b] = reinterpret_cast<const Half*>(kv.k + at);
       s.vp[b] = reinterpret_cast<const Half*>(kv.v + at);
     } else {

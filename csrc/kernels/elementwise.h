@@ -152,7 +152,7 @@ static void rope_row(const RopeArgs& a, int r) {
     float* x = row + (hq + h) * dim;
     if (a.k_norm) norm_head(x, a.k_norm, dim, a.eps);
     rotate(x, cos, sin, a.rot);
-    const size_t base = (size_t(slot / kRun) * hkv + h) * dim * kRun;
+    const size_t base = size_t(slot / kRun) * a.kv.stride + size_t(h) * dim * kRun;
     uint16_t *k = a.kv.k + base + slot % kRun, *v = a.kv.v + base + size_t(slot % kRun) * dim;
     const float* y = row + (hq + hkv + h) * dim;
     for (int d = 0; d < dim; d += 16) {

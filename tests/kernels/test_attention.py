@@ -68,7 +68,7 @@ class Run:
         lanes = np.arange(16)
         chosen = np.where(lanes < cuts[..., None], runs[..., :1], runs[..., 1:])
         self.table = np.ascontiguousarray((chosen * 16 + lanes).reshape(requests, CONTEXT).astype(np.int32))
-        self.kv = ops.kv_layer(2 * requests * CONTEXT, heads.kv, heads.dim)
+        self.kv = ops.kv_layers(3, 2 * requests * CONTEXT, heads.kv, heads.dim)[1]
         self.done = [0] * requests
 
     def step(self, qkv: dict[int, Float]) -> dict[int, Float]:
@@ -195,7 +195,7 @@ def test_any_schedule(ops: Any, data: st.DataObject) -> None:
 def test_long_context(ops: Any) -> None:
     """More chunks than threads, decode over all of them; equal values make the answer known."""
     heads = Heads(2, 1, 16)
-    context, kv = 20000, ops.kv_layer(20000, 1, 16)
+    context, kv = 20000, ops.kv_layers(1, 20000, 1, 16)[0]
     table = np.arange(context, dtype=np.int32)[None]
     rows = np.ones((512, heads.width), np.float32)
     cos, sin = np.ones((context, 8), np.float32), np.zeros((context, 8), np.float32)

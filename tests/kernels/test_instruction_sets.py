@@ -21,7 +21,7 @@ def layer(ops: Any, fmt: str) -> Float:
     down = ops.pack([tensor(rng, "q8_0", hidden, 96)])
     x, norm, n = rng.standard_normal((rows, hidden), np.float32), np.ones(hidden, np.float32), ints(rows)
     entry, hidden_in, mlp_in = ops.activation(rows, [qkv_w]), ops.activation(rows, [gate_up]), ops.activation(rows, [down])
-    kv, table = ops.kv_layer(304, kv_heads, dim), np.arange(304, dtype=np.int32)[None]
+    kv, table = ops.kv_layers(1, 304, kv_heads, dim)[0], np.arange(304, dtype=np.int32)[None]
     old = rng.standard_normal((length - rows, width), np.float32)
     angle = np.arange(304)[:, None] * 0.5 ** np.arange(dim // 2)
     rope = {"cos": np.cos(angle).astype(np.float32), "sin": np.sin(angle).astype(np.float32)}

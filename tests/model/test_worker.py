@@ -122,7 +122,7 @@ def test_out_of_memory_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyP
     def refuse(*args: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(ReferenceOps, "kv_layer", refuse)
+    monkeypatch.setattr(ReferenceOps, "kv_layers", refuse)
     with pytest.raises(CapacityError, match="does not suffice"):
         create_worker(ModelOptions(str(folder)), REFERENCE, SMALL)
 

@@ -96,6 +96,11 @@ class GGUFFile:
         self.metadata: Mapping[str, Any] = _Metadata(reader, reader.entries())
         self.tensors: dict[str, GGUFTensor] = reader.tensors(num_tensors, self.metadata.get("general.alignment", 32))
 
+    def release(self) -> None:
+        """Gives back the memory of pages read so far; they are read again when they are looked at again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._buffer.madvise(mmap.MADV_DONTNEED)
+
 
 def is_gguf(path: str | Path) -> bool:
     """Whether a file begins as GGUF files do."""

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from sglang.srt.errors import ModelError
 
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
@@ -42,6 +40,7 @@ def fetch_file(repo: str, file: str, revision: str | None, cache_dir: str | None
 
 
 def _download(repo: str, fetch: Callable[[], str]) -> Path:
+    import httpx  # slow to import, and seldom needed
     from huggingface_hub import errors
 
     # Some of these exist only in newer versions of the library.

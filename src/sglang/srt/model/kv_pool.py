@@ -12,9 +12,7 @@ class KVPool:
 
     def __init__(self, ops: Ops, config: ModelConfig, num_slots: int) -> None:
         self.num_slots = num_slots
-        self.layers: list[KVLayer] = [
-            ops.kv_layer(num_slots, config.num_kv_heads, config.head_dim) for _ in range(config.num_layers)
-        ]
+        self.layers: list[KVLayer] = ops.kv_layers(config.num_layers, num_slots, config.num_kv_heads, config.head_dim)
 
 
 def kv_bytes_per_token(ops: Ops, config: ModelConfig) -> int:

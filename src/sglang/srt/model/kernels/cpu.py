@@ -111,7 +111,7 @@ class CpuOps:
         return np.zeros(shape, dtype)
 
     def array(self, host: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return np.ascontiguousarray(host)
+        return np.array(host, order="C")  # a copy: a view would keep the whole mapped file
 
     def can_stack(self, parts: Sequence[HostTensor]) -> bool:
         return len({(_kind(part), part.shape[1]) for part in parts}) == 1
@@ -156,9 +156,9 @@ class CpuOps:
         activation: Activation = _cpu.Activation(max_rows, widths.pop(), ints, floats)
         return activation
 
-    def kv_layer(self, num_slots: int, num_kv_heads: int, head_dim: int) -> KVLayer:
-        layer: KVLayer = _cpu.KVLayer(num_slots, num_kv_heads, head_dim)
-        return layer
+    def kv_layers(self, num_layers: int, num_slots: int, num_kv_heads: int, head_dim: int) -> list[KVLayer]:
+        layers: list[KVLayer] = _cpu.KVLayer.make(num_layers, num_slots, num_kv_heads, head_dim)
+        return layers
 
     def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:
         return 2 * num_kv_heads * head_dim * 2

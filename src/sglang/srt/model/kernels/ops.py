@@ -98,8 +98,8 @@ class Ops(Protocol):
         """A buffer for rows that all of `readers` multiply; its width is their common in_features."""
         ...
 
-    def kv_layer(self, num_slots: int, num_kv_heads: int, head_dim: int) -> KVLayer:
-        """A layer's KV pool, zeroed. `num_slots` is a multiple of `slot_run`."""
+    def kv_layers(self, num_layers: int, num_slots: int, num_kv_heads: int, head_dim: int) -> list[KVLayer]:
+        """The KV pool of each layer, zeroed; memory is taken as it is used. `num_slots` is a multiple of `slot_run`."""
         ...
 
     def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:

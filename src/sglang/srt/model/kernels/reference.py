@@ -84,8 +84,8 @@ class ReferenceOps:
     def activation(self, max_rows: int, readers: Sequence[Weight]) -> ReferenceActivation:
         return ReferenceActivation(max_rows, readers[0].in_features)
 
-    def kv_layer(self, num_slots: int, num_kv_heads: int, head_dim: int) -> ReferenceKV:
-        return ReferenceKV(num_slots, num_kv_heads, head_dim)
+    def kv_layers(self, num_layers: int, num_slots: int, num_kv_heads: int, head_dim: int) -> list[ReferenceKV]:
+        return [ReferenceKV(num_slots, num_kv_heads, head_dim) for _ in range(num_layers)]
 
     def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:
         return 2 * num_kv_heads * head_dim * 4

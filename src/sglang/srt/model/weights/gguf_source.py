@@ -34,6 +34,9 @@ _LAYER = {
 }
 _LAYER_WITH_POST_NORMS = {**_LAYER, "ffn_norm": "pre_feedforward_layernorm"}
 
+RELEASE_BYTES = 16 << 20
+"""how much of the file may lie in memory beside the weights made of it"""
+
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 
@@ -60,6 +63,7 @@ class GGUFSource:
         self._gguf = gguf
         self._names = {hugging_face_name(name, config.post_norms): name for name in gguf.tensors}
         self._head_dim = config.head_dim if config.architecture == "llama" else 0
+        self._num_read = 0
 
     @property
     def names(self) -> list[str]:
@@ -76,6 +80,10 @@ class GGUFSource:
 
     def read(self, name: str) -> HostTensor:
         stored = self._gguf.tensors[self._names[name]]
+        self._num_read += stored.data.nbytes
+        if self._num_read > RELEASE_BYTES:
+            self._gguf.release()
+            self._num_read = 0
         tensor = HostTensor(name, stored.format, stored.shape, stored.data)
         if self._head_dim and (".self_attn.q_proj." in name or ".self_attn.k_proj." in name):
             return tensor.take_rows(_half_split_rows(stored.shape[0], self._head_dim))
