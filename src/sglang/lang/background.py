@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -116,7 +117,7 @@ class LoopThread:
             return
         try:
             asyncio.run_coroutine_threadsafe(self._close_all(), loop).result(timeout=2.0)
-        except (TimeoutError, asyncio.CancelledError):
+        except (FutureTimeoutError, asyncio.CancelledError):
             pass
         loop.call_soon_threadsafe(loop.stop)
         self._loop = None
