@@ -20,6 +20,7 @@ GREEDY_TEMPERATURE = 1e-6
 MAX_STOP_STRINGS = 64
 MAX_STOP_BYTES = 4096
 MAX_N = 128
+MAX_COUNT = 2**31 - 1
 
 
 class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -93,6 +94,11 @@ def check_sampling_params(params: SamplingParams) -> None:
     _check_range("repetition_penalty", params.repetition_penalty, 0.0, 2.0, low_open=True)
     if params.top_k < -1 or params.top_k == 0:
         raise RequestError(f"top_k must be -1 (off) or at least 1, got {params.top_k}", "top_k")
+    for name in ("max_new_tokens", "min_new_tokens", "top_k"):
+        if (getattr(params, name) or 0) > MAX_COUNT:
+            raise RequestError(f"{name} must be at most {MAX_COUNT}", name)
+    if any(not -MAX_COUNT <= i <= MAX_COUNT for i in (*params.stop_token_ids, *(params.logit_bias or {}))):
+        raise RequestError(f"token ids are at most {MAX_COUNT}", "stop_token_ids")
     if not 1 <= params.n <= MAX_N:
         raise RequestError(f"n must be between 1 and {MAX_N}, got {params.n}", "n")
     if params.seed is not None and not -(2**63) <= params.seed < 2**64:

@@ -112,6 +112,8 @@ class SocketSchedulerEnd:
                 messages.append(decode_to_scheduler(self._pull.recv(zmq.NOBLOCK)))
             except zmq.Again:
                 return messages
+            except msgspec.DecodeError as error:
+                logger.error("Something that is no message came in; it was thrown away: %s", error)
 
     def send(self, message: FromScheduler) -> None:
         self._push.send(encode(message))

@@ -10,9 +10,9 @@ is the same.
 
 from __future__ import annotations
 
-from sglang.srt.errors import RequestError
+from sglang.srt.errors import GrammarError, RequestError
 from sglang.srt.messages import FinishReason
-from sglang.srt.scheduler.finish import abort_reason, failure_reason
+from sglang.srt.scheduler.finish import abort_reason
 from sglang.srt.scheduler.req import Req
 
 MAX_FORCED = 512
@@ -76,4 +76,4 @@ def _check(req: Req, token_id: int) -> FinishReason | None:
 
 def _stuck(req: Req) -> FinishReason:
     detail = req.grammar.error if req.grammar is not None else None
-    return failure_reason(f"the constraint cannot be followed any further{': ' + detail if detail else ''}")
+    return abort_reason(GrammarError(f"the constraint cannot be followed any further{': ' + detail if detail else ''}"))

@@ -119,7 +119,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_reading_timer()
         if self.transport.is_closing():
             return
-        if self.cycle is None or not self.cycle.response_started:
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             reason = _REASONS[status]
             head = (
                 b"HTTP/1.1 %d %b\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"

@@ -1,0 +1,157 @@
+"""Clients that are slow on purpose: each limit of http_protocol.py, made short, against the server's own HTTP stack."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from sglang.srt.config import HttpOptions
+from sglang.srt.launch import _HttpServer, _listen, _uvicorn_config
+from sglang.srt.server import http_protocol
+
+LIMIT = 0.3
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with the length of the body; /flood answers without end."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(2000 if scope["path"] == "/flood" else 0):
+        await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+        await asyncio.sleep(0)
+    await send({"type": "http.response.body", "body": str(size).encode()})
+
+
+class Door:
+    """A running server; `connect` opens a connection to it."""
+
+    def __init__(self, server: uvicorn.Server, port: int) -> None:
+        self.server = server
+        self.port = port
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    @property
+    def num_open(self) -> int:
+        return len(self.server.server_state.connections)
+
+
+@pytest.fixture
+async def door(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Door]:
+    for name in ("HEAD_SECONDS", "BODY_SECONDS", "WRITE_SECONDS"):
+        monkeypatch.setattr(http_protocol, name, LIMIT)
+    monkeypatch.setattr(http_protocol, "BODY_RATE", 1 << 20)
+    listener = _listen("127.0.0.1", 0)
+    server = _HttpServer(_uvicorn_config(echo, HttpOptions(log_level="error")))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield Door(server, listener.getsockname()[1])
+    server.should_exit = True
+    await serving
+
+
+async def answer(reader: asyncio.StreamReader) -> bytes:
+    return await asyncio.wait_for(reader.read(), 10)
+
+
+async def test_a_connection_that_says_nothing_is_closed(door: Door) -> None:
+    reader, writer = await door.connect()
+    assert await answer(reader) == b""
+    writer.close()
+
+
+async def test_a_head_that_never_ends_is_a_408(door: Door) -> None:
+    reader, writer = await door.connect()
+
+    async def drip() -> None:
+        for byte in b"GET / HTTP/1.1\r\nhost: " + b"x" * 1000:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.02)
+
+    dripping = asyncio.create_task(drip())
+    assert (await answer(reader)).startswith(b"HTTP/1.1 408")
+    dripping.cancel()
+    writer.close()
+
+
+async def test_a_second_head_has_its_own_time(door: Door) -> None:
+    reader, writer = await door.connect()
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    await reader.readuntil(b"0\r\n\r\n")
+    await asyncio.sleep(LIMIT * 2)
+    assert door.num_open == 1, "keep-alive has a limit of its own"
+    writer.write(b"GET / HT")
+    assert b"HTTP/1.1 408" in await answer(reader)
+    writer.close()
+
+
+async def test_a_body_that_stalls_is_a_408(door: Door) -> None:
+    reader, writer = await door.connect()
+    writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nabc")
+    assert (await answer(reader)).startswith(b"HTTP/1.1 408")
+    writer.close()
+
+
+async def test_a_body_that_comes_steadily_may_take_long(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "BODY_RATE", 1000)
+    reader, writer = await door.connect()
+    writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4000\r\n\r\n")
+    began = time.monotonic()
+    while time.monotonic() - began < 3 * LIMIT:
+        writer.write(b"x" * 400)
+        await asyncio.sleep(LIMIT / 4)
+    writer.write(b"x" * 4000)
+    assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    writer.close()
+
+
+async def test_a_client_that_does_not_read_is_cut_off(door: Door) -> None:
+    reader, writer = await door.connect()
+    writer.write(b"GET /flood HTTP/1.1\r\nhost: x\r\n\r\n")
+    await reader.readline()
+    reader._transport.pause_reading()  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 10
+    while door.num_open:
+        assert time.monotonic() < deadline, "it is still connected"
+        await asyncio.sleep(0.05)
+    writer.close()
+
+
+async def test_heads_at_the_limit(door: Door) -> None:
+    async def status(size: int) -> bytes:
+        reader, writer = await door.connect()
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx: " + b"a" * size + b"\r\n\r\n")
+        line = (await answer(reader))[:12]
+        writer.close()
+        return line
+
+    assert await status(http_protocol.HEAD_BYTES - 200) == b"HTTP/1.1 200"
+    assert await status(http_protocol.HEAD_BYTES) == b"HTTP/1.1 431"
+
+
+async def test_an_unfinished_head_does_not_fill_memory(door: Door) -> None:
+    reader, writer = await door.connect()
+    sent: list[Any] = []
+    try:
+        for _ in range(10_000):
+            writer.write(b"a" * 65536)
+            sent.append(None)
+            await writer.drain()
+    except OSError:
+        pass
+    assert len(sent) < 1000, "it took hundreds of megabytes"
+    writer.close()
