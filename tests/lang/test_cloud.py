@@ -223,8 +223,9 @@ def test_openai_completions(cloud: CloudServer) -> None:
     assert "".join(state.text_iter()) == state.text()
 
 
-def test_openai_on_our_own_server(server: Any) -> None:
+def test_openai_on_our_own_server(request: pytest.FixtureRequest) -> None:
     pytest.importorskip("openai")
+    server = request.getfixturevalue("server")
     backend = sgl.OpenAI("default", base_url=f"{server.url}/v1", api_key="none")
 
     @sgl.function

@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+pytest.importorskip("uvicorn")
+
 PARAMS: dict[str, Any] = {
     "skip_special_tokens": True,
     "spaces_between_special_tokens": True,
