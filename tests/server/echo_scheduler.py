@@ -10,10 +10,15 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from sglang.srt.messages import (
     AbortReq,
+    BatchEmbedOut,
     BatchTokenOut,
     ControlReply,
+    EmbedOut,
+    EmbedReq,
     FinishReason,
     FlushCacheReq,
     FromScheduler,
@@ -68,6 +73,10 @@ class EchoScheduler:
             assert message.sampling.max_new_tokens is not None
             assert message.rid not in self.running
             self.running[message.rid] = Running(message)
+        elif isinstance(message, EmbedReq):
+            vector = np.bincount(message.input_ids, minlength=8)[:8].astype(np.float32) + len(message.input_ids)
+            out = EmbedOut(message.rid, vector.tobytes())
+            asyncio.get_running_loop().call_soon(self.reply, BatchEmbedOut([out]))
         elif isinstance(message, AbortReq):
             for rid in list(self.running) if message.all else [message.rid]:
                 if rid in self.running:
