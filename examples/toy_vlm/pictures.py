@@ -281,15 +281,9 @@ def words_only(rng: random.Random) -> Dialog:
     return Dialog((), (turn,))
 
 
-def dialog(rng: random.Random, max_turns: int = 1, easy: bool = False) -> Dialog:
-    """Any kind of conversation. `max_turns` questions are asked about a single picture. `easy`: about one picture of one
-    thing or kind of thing."""
+def dialog(rng: random.Random, max_turns: int = 1) -> Dialog:
+    """Any kind of conversation. `max_turns` questions are asked about a single picture."""
     kind = rng.random()
-    if easy and kind > 0.05:
-        s = rng.choice((single, single, digit, group))(rng)
-        asked = questions(rng, s)
-        rng.shuffle(asked)
-        return Dialog((s.image,), tuple(asked[:max_turns]), rng.random() < 0.6)
     if kind < 0.06:
         return words_only(rng)
     if kind < 0.36:
