@@ -14,6 +14,7 @@ commands:
   bench serve     load a server and measure it
   bench offline   measure the engine in this process
   models          the models known by a short name
+  trace view      draw a recorded run of a program as a page
 
 sglang COMMAND --help says more; sglang --version tells the version.
 """
@@ -24,6 +25,7 @@ COMMANDS = {
     "run": "sglang.commands.run:run",
     "bench": "sglang.commands.bench:bench",
     "models": "sglang.commands.models:models",
+    "trace": "sglang.lang.viewer:main",
 }
 """name -> module:function; the function takes the rest of the command line and returns the exit status"""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -17,6 +18,7 @@ from sglang.lang.errors import RequestRefusedError
 pytest.importorskip("numpy")
 
 MODEL = "smollm2-135m-instruct"
+SEEING_MODEL = Path(__file__).parents[2] / "models" / "toy-vlm"
 LONG = "The history of the small town begins with a river and a bridge. " * 40
 
 
@@ -198,3 +200,21 @@ def test_a_runtime_of_ones_own() -> None:
         assert "".join(asyncio.run(stream()))
         process = runtime._process
     assert process is not None and process.poll() is not None
+
+
+@pytest.mark.skipif(not SEEING_MODEL.is_dir(), reason="the small vision model is not there")
+def test_an_engine_tells_what_stands_for_an_image() -> None:
+    image = pytest.importorskip("PIL.Image").new("RGB", (64, 64), "red")
+
+    @sgl.function
+    def look(s: ProgramState) -> None:
+        s += sgl.user(sgl.image(image) + "Describe the image.")
+        s += sgl.assistant(sgl.gen("x", max_tokens=4))
+
+    with sgl.Engine(model_path=str(SEEING_MODEL), max_total_tokens=1024, threads=1) as running:
+        told = running.get_chat_roles()
+        state = look.run(backend=running)
+        assert told is not None and told["image_token"] in state.text()
+        # the picture itself was read, not only its placeholder
+        prompt = state.text().rpartition(state["x"])[0]
+        assert state.get_meta_info("x")["prompt_tokens"] > len(running.tokenizer.encode(prompt))

@@ -24,6 +24,7 @@ from sglang.srt.scheduler_process import build_scheduler, read_tokenizer
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
 from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.native_format import NativeCall, collect, parse_generate, stream_replies
+from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.transport import LocalLink
@@ -197,6 +198,13 @@ class Engine:
         stats = self._wait(self._manager.state())
         state = {name: getattr(stats, name) for name in stats.__struct_fields__} | {"num_inflight": self._manager.num_in_flight}
         return self._flags | self._manager.info | {"internal_states": [state]}
+
+    def get_chat_roles(self) -> dict[str, Any] | None:
+        """What the model writes around each role and for an image (see chat_roles), as /get_model_info tells it."""
+        if self.tokenizer is None:
+            return None
+        media = self._manager.media
+        return chat_roles(self.tokenizer, media.image_token if media is not None else None)
 
     def flush_cache(self) -> bool:
         """Empties the prefix cache. False if requests run or wait."""

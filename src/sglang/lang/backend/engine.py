@@ -24,13 +24,7 @@ class EngineBackend(NativeBackend):
         if chat_template_name is not None:
             super().__init__(get_chat_template(chat_template_name))
         else:
-            super().__init__(template_of_model(self.get_model_name(), self._chat_roles()))
-
-    def _chat_roles(self) -> Any:
-        from sglang.srt.server.tokenization.chat_roles import chat_roles
-
-        tokenizer = self.engine.tokenizer
-        return None if tokenizer is None else chat_roles(tokenizer)
+            super().__init__(template_of_model(self.get_model_name(), engine.get_chat_roles()))
 
     @property
     def engine(self) -> Any:
