@@ -13,13 +13,14 @@ import dataclasses
 import logging
 import threading
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
 from sglang.srt.errors import EngineDeadError, RequestError
 from sglang.srt.logs import configure_logging
 from sglang.srt.messages import ShutdownReq
+from sglang.srt.relay import Doorbell, Relay
 from sglang.srt.scheduler_process import build_scheduler, read_tokenizer
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
 from sglang.srt.server.multimodal.opening import open_intake
@@ -50,6 +51,7 @@ class Engine:
         self._flags = config.flags
         self._dead: str | None = None
         self._loop = asyncio.new_event_loop()
+        self._bell = Doorbell(self._loop)
         self._link = LocalLink(self._loop, self._handle)
         tokenizer = read_tokenizer(config)
         scheduler, info = build_scheduler(config, tokenizer, self._link, self._link)
@@ -162,7 +164,7 @@ class Engine:
     async def _collect(self, native: NativeCall) -> Any:
         return await collect(native, self._manager.generate(native.req), self.tokenizer)
 
-    async def _start(self, native: NativeCall) -> AsyncIterator[Reply]:
+    async def _start(self, native: NativeCall) -> AsyncGenerator[Reply, None]:
         call = await self._manager.start(native.req)
         return _closing(stream_replies(native, call, self.tokenizer, not self._manager.http.stream_output), call.cancel)
 
@@ -177,12 +179,12 @@ class Engine:
 
     async def _aiterate(self, native: NativeCall) -> AsyncIterator[Reply]:
         replies = await self._elsewhere(self._start(native))
+        relay = Relay(replies, self._bell)
         try:
-            while (reply := await self._elsewhere(_next(replies))) is not None:
+            async for reply in relay:
                 yield reply
         finally:
-            if self._dead is None:
-                asyncio.run_coroutine_threadsafe(_close(replies), self._loop)
+            relay.close()
 
     async def _elsewhere(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the engine's loop from the caller's."""
@@ -227,6 +229,7 @@ class Engine:
         self._link.post(ShutdownReq())
         self._scheduler_thread.join(30)
         self._loop.call_soon_threadsafe(self._manager.scheduler_died, self._dead)
+        asyncio.run_coroutine_threadsafe(_settle(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._loop_thread.join(10)
         self._loop.close()
@@ -244,13 +247,20 @@ def _shutdown_at_exit(reference: weakref.ref[Engine]) -> None:
         engine.shutdown()
 
 
-async def _closing(replies: AsyncIterator[Reply], close: Any) -> AsyncIterator[Reply]:
+async def _closing(replies: AsyncIterator[Reply], close: Any) -> AsyncGenerator[Reply, None]:
     """The replies; whoever stops early calls `close`."""
     try:
         async for reply in replies:
             yield reply
     finally:
         close()
+
+
+async def _settle() -> None:
+    """Lets every task of the loop hear the end."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others, timeout=5)
 
 
 async def _next(replies: AsyncIterator[Reply]) -> Reply | None:

@@ -84,7 +84,7 @@ class ReferenceOps:
     def activation(self, max_rows: int, readers: Sequence[Weight]) -> ReferenceActivation:
         return ReferenceActivation(max_rows, readers[0].in_features)
 
-    def kv_layers(self, num_layers: int, num_slots: int, num_kv_heads: int, head_dim: int) -> list[ReferenceKV]:
+    def kv_layers(self, num_layers: int, num_slots: int, num_kv_heads: int, head_dim: int) -> list[KVLayer]:
         return [ReferenceKV(num_slots, num_kv_heads, head_dim) for _ in range(num_layers)]
 
     def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:
@@ -181,8 +181,12 @@ class ReferenceOps:
                 q = np.zeros((TILE, num_heads, kv.head_dim), np.float32)
                 q[low - tile : high - tile] = qkv[rows, : num_heads * kv.head_dim].reshape(high - low, num_heads, -1)
                 key_low = max(0, tile - window + 1) // TILE * TILE if window else 0
-                keys = slice(key_low - begin, tile + TILE - begin)
-                result = _attend(q, k[keys], v[keys], tile, key_low, window, soft_cap)
+                ends = np.arange(tile + 1, tile + TILE + 1)
+                if meta.row_ends is not None:
+                    ends[low - tile : high - tile] = np.clip(meta.row_ends[rows], ends[low - tile : high - tile], seq_len)
+                key_high = -(-int(ends.max()) // TILE) * TILE
+                keys = slice(key_low - begin, key_high - begin)
+                result = _attend(q, k[keys], v[keys], tile, key_low, ends, window, soft_cap)
                 out.data[rows] = result[low - tile : high - tile].reshape(high - low, -1)
 
     def soft_cap(self, x: Float, rows: Int, *, cap: float) -> None:
@@ -377,8 +381,10 @@ def _gather(pool: Float, slots: Int) -> Float:
     return rows
 
 
-def _attend(q: Float, k: Float, v: Float, first: int, key_first: int, window: int, soft_cap: float) -> Float:
-    """Attention of TILE positions from `first` on over keys from `key_first` on. q: [TILE, num_heads, head_dim]; k, v:
+def _attend(
+    q: Float, k: Float, v: Float, first: int, key_first: int, ends: npt.NDArray[Any], window: int, soft_cap: float
+) -> Float:
+    """Attention of TILE positions from `first` on, which see keys before `ends`, over keys from `key_first` on. q: [TILE, num_heads, head_dim]; k, v:
     [num_keys, num_kv_heads, head_dim]. Keys that a row must not see have weight 0, so what they hold does not matter."""
     num_heads, head_dim = q.shape[1:]
     num_keys, num_kv = k.shape[:2]
@@ -389,7 +395,7 @@ def _attend(q: Float, k: Float, v: Float, first: int, key_first: int, window: in
         scores = np.float32(soft_cap) * np.tanh(scores / np.float32(soft_cap))
     at = np.arange(first, first + TILE)[:, None]
     key_at = np.arange(key_first, key_first + num_keys)
-    hidden = key_at > at
+    hidden = key_at >= ends[:, None]
     if window:
         hidden |= key_at <= at - window
     scores = np.where(hidden[:, None], np.float32(-np.inf), scores)

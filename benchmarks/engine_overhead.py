@@ -1,0 +1,128 @@
+"""What Python costs: the time of a decode step through the whole engine over the time of its tapes alone.
+
+    python -m benchmarks.engine_overhead [--batch 1,16,64] [--rounds 5]
+
+Every fourth step the two tapes are replayed once more with the step's own arrays, which changes nothing: that is the bare
+step, taken in the same moment and at the same length of context as the steps around it. The steps between two such replays
+are the engine's. Medians, and the fastest quarter, which other programs on the machine disturb least; the processor seconds
+count all threads of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import sglang
+from benchmarks.workloads import HIGHEST_ID, LOWEST_ID
+
+EVERY = 4
+PROMPT_LEN, NUM_NEW = 64, 128
+
+
+@dataclass
+class Clock:
+    """Wraps the tapes of a runner. A step is one call of the body and one of the head, of `rows` rows each."""
+
+    runner: Any
+    rows: int = 0
+    last: float = 0.0
+    count: int = 0
+    periods: list[float] = field(default_factory=list)
+    inside: list[float] = field(default_factory=list)
+    bare: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.body: Callable[[], None] = self.runner._run_body
+        self.head: Callable[[], None] = self.runner._run_head
+        self.runner._run_body, self.runner._run_head = self.run_body, self.run_head
+        self.begun = 0.0
+
+    def run_body(self) -> None:
+        self.begun = time.perf_counter()
+        self.body()
+        self.spent = time.perf_counter() - self.begun
+
+    def run_head(self) -> None:
+        start = time.perf_counter()
+        self.head()
+        end = time.perf_counter()
+        if self.runner._step.rows[0] != self.rows:  # a step of prompts
+            self.last = 0.0
+            return
+        if self.last:
+            self.periods.append(self.begun - self.last)
+            self.inside.append(self.spent + end - start)
+        self.last = self.begun
+        self.count += 1
+        if self.count % EVERY == 0:
+            start = time.perf_counter()
+            self.body()
+            self.head()
+            self.bare.append(time.perf_counter() - start)
+            self.last = 0.0
+
+
+class Watched(sglang.Engine):
+    """Remembers its scheduler."""
+
+    def _run(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        super()._run(scheduler)
+
+
+async def generate(engine: sglang.Engine, batch: int, round_: int) -> None:
+    import random
+
+    rng = random.Random(f"{batch} {round_}")
+    params = {"max_new_tokens": NUM_NEW, "temperature": 0, "ignore_eos": True}
+
+    async def one() -> None:
+        ids = [rng.randrange(LOWEST_ID, HIGHEST_ID) for _ in range(PROMPT_LEN)]
+        async for _ in await engine.async_generate(input_ids=ids, sampling_params=params, stream=True):
+            pass
+
+    await asyncio.gather(*(one() for _ in range(batch)))
+
+
+def fast(values: list[float]) -> float:
+    """The first quartile, in ms."""
+    return 1000 * statistics.quantiles(values, n=4)[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--batch", default="1,16,64")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    engine = Watched(model_path=args.model, threads=args.threads)
+    print("| batch | step ms: median (fast) | tapes in it | bare tapes | over bare: median (fast) | CPU s / s |")
+    print("|--:|--:|--:|--:|--:|--:|")
+    asyncio.run(generate(engine, 1, -1))
+    clock = Clock(engine.scheduler._worker._runner)
+    for batch in map(int, args.batch.split(",")):
+        clock.rows, clock.last = batch, 0.0
+        for values in (clock.periods, clock.inside, clock.bare):
+            values.clear()
+        wall, cpu = time.perf_counter(), time.process_time()
+        for round_ in range(args.rounds):
+            asyncio.run(generate(engine, batch, round_))
+        share = (time.process_time() - cpu) / (time.perf_counter() - wall)
+        cells = [f"{1000 * statistics.median(v):.2f} ({fast(v):.2f})" for v in (clock.periods, clock.inside, clock.bare)]
+        over = statistics.median(clock.periods) / statistics.median(clock.bare) - 1
+        over_fast = fast(clock.periods) / fast(clock.bare) - 1
+        print(f"| {batch} | {' | '.join(cells)} | {over:.1%} ({over_fast:.1%}) | {share:.2f} |")
+        sys.stdout.flush()
+    engine.shutdown()
+
+
+if __name__ == "__main__":
+    main()
