@@ -202,7 +202,8 @@ N = '{"name":"now","arguments":{}}'
 @pytest.mark.parametrize(
     ("choice", "parallel", "right", "wrong"),
     [
-        ("required", None, [f"[{W}]", f"[{W},{N}]"], ["hello", "[]", W, W.replace("C", "K")]),
+        ("required", True, [f"[{W}]", f"[{W},{N}]"], ["hello", "[]", W, W.replace("C", "K")]),
+        ("required", None, [W, N], [f"[{W}]"]),
         ("required", False, [W, N], [f"[{W}]", "hello", W.replace('"C"', "1")]),
         (NAMED, None, [N], [W, "hello"]),
     ],

@@ -73,6 +73,8 @@ def _bearer(scope: Scope) -> bytes:
         if name == b"authorization":
             kind, _, token = value.partition(b" ")
             return token.strip() if kind.lower() == b"bearer" else b""
+        if name == b"x-api-key":  # Anthropic's clients
+            return bytes(value.strip())
     return b""
 
 

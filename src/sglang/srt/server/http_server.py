@@ -23,6 +23,7 @@ from sglang.srt.server.auth import ApiKeys, BodyLimit, RequestScopes
 from sglang.srt.server.native_api import NativeApi
 from sglang.srt.server.openai.embeddings import EmbeddingsApi
 from sglang.srt.server.openai.routes import OpenAIApi
+from sglang.srt.server.openai.scoring import ScoringApi
 from sglang.srt.server.openapi import add_bodies
 from sglang.srt.server.parsing_api import parse_function_call, separate_reasoning
 from sglang.srt.server.responses import JsonResponse, error_response
@@ -42,7 +43,8 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     native = NativeApi(manager, options, flags or {}, VERSION)
     openai = OpenAIApi(manager, options)
     embeddings = EmbeddingsApi(manager, options.served_model_name)
-    for path, methods, handler in _routes(native, openai, embeddings):
+    scoring = ScoringApi(manager, options.served_model_name)
+    for path, methods, handler in _routes(native, openai, embeddings, scoring):
         app.router.routes.append(Route(path, handler, methods=methods))
     app.add_exception_handler(SglangError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -57,12 +59,19 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     return app
 
 
-def _routes(native: NativeApi, openai: OpenAIApi, embeddings: EmbeddingsApi) -> list[tuple[str, list[str], Handler]]:
+def _routes(
+    native: NativeApi, openai: OpenAIApi, embeddings: EmbeddingsApi, scoring: ScoringApi
+) -> list[tuple[str, list[str], Handler]]:
     get, post, both, put = ["GET"], ["POST"], ["GET", "POST"], ["POST", "PUT"]
     return [
         ("/v1/chat/completions", post, openai.chat),
         ("/v1/completions", post, openai.completions),
+        ("/v1/responses", post, openai.responses),
+        ("/v1/messages", post, openai.messages),
+        ("/v1/messages/count_tokens", post, openai.count_tokens),
         ("/v1/embeddings", post, embeddings.embeddings),
+        ("/v1/score", post, scoring.score),
+        ("/v1/rerank", put, scoring.rerank),
         ("/encode", put, embeddings.encode),
         ("/v1/models", get, openai.models),
         ("/v1/models/{model:path}", get, openai.model),

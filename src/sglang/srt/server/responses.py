@@ -73,7 +73,19 @@ def error_body(error: SglangError, openai: bool) -> dict[str, Any]:
     return {"error": {"message": str(error), "type": kind, "param": param, "code": status_of(error)}}
 
 
+_ANTHROPIC_KINDS = {401: "authentication_error", 403: "permission_error", 413: "request_too_large", 503: "overloaded_error"}
+
+
+def anthropic_error(error: SglangError) -> dict[str, Any]:
+    """The shape that clients of /v1/messages read."""
+    status = status_of(error)
+    kind = _ANTHROPIC_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": str(error)}}
+
+
 def error_response(error: SglangError, path: str) -> Response:
+    if path.startswith("/v1/messages"):
+        return JsonResponse(anthropic_error(error), status_of(error))
     headers = {"Retry-After": "1"} if isinstance(error, OverloadError) else None
     return JsonResponse(error_body(error, path.startswith("/v1")), status_of(error), headers)
 
@@ -128,9 +140,16 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | Non
 
 
 async def stream(
-    request: Request, manager: TokenizerManager, req: GenerateReq, events: Callable[[Call], AsyncIterator[bytes]], openai: bool
+    request: Request,
+    manager: TokenizerManager,
+    req: GenerateReq,
+    events: Callable[[Call], AsyncIterator[bytes]],
+    openai: bool,
+    write_error: Callable[[SglangError], bytes] | None = None,
+    tail: bytes = DONE,
 ) -> Response:
-    """Starts a call and answers with its events. An error before the first output is raised; a later one is an event."""
+    """Starts a call and answers with its events, then `tail`. An error before the first output is raised; a later one is an
+    event, by `write_error` or in the usual shape."""
     call = await manager.start(req)
     watcher = asyncio.create_task(_when_gone(request.receive, call.cancel))
     try:
@@ -139,21 +158,29 @@ async def stream(
         watcher.cancel()
         call.cancel()
         raise
-    return EventStream(call, events(call), watcher, openai)
+    return EventStream(call, events(call), watcher, write_error or (lambda error: error_event(error, openai)), tail)
 
 
 class EventStream(Response):
-    """Server-sent events of one call, ended by [DONE]. `watcher` aborts the call as soon as the client hangs up."""
+    """Server-sent events of one call, ended by `tail`. `watcher` aborts the call as soon as the client hangs up."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, call: Call, events: AsyncIterator[bytes], watcher: asyncio.Task[None], openai: bool) -> None:
+    def __init__(
+        self,
+        call: Call,
+        events: AsyncIterator[bytes],
+        watcher: asyncio.Task[None],
+        write_error: Callable[[SglangError], bytes],
+        tail: bytes,
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._call = call
         self._events = events
         self._watcher = watcher
-        self._openai = openai
+        self._write_error = write_error
+        self._tail = tail
         self._num_sent = 0
 
     async def _keep_alive(self, send: Send) -> None:
@@ -174,10 +201,10 @@ class EventStream(Response):
                     self._num_sent += 1
                     await send({"type": "http.response.body", "body": event, "more_body": True})
             except SglangError as error:
-                await send({"type": "http.response.body", "body": error_event(error, self._openai), "more_body": True})
+                await send({"type": "http.response.body", "body": self._write_error(error), "more_body": True})
             finally:
                 keeper.cancel()
-            await send({"type": "http.response.body", "body": DONE, "more_body": False})
+            await send({"type": "http.response.body", "body": self._tail, "more_body": False})
         except OSError:
             pass  # the client hung up in the middle of a write
         finally:

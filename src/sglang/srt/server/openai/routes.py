@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sglang.srt.config import HttpOptions
+from sglang.srt.errors import UnsupportedError
 from sglang.srt.sampling_params import parse_sampling_params
+from sglang.srt.server.openai.anthropic_api import MessagesCall
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
 from sglang.srt.server.openai.completions import CompletionCall
 from sglang.srt.server.openai.protocol import ChatRequest, CompletionRequest, parse_request
+from sglang.srt.server.openai.responses_api import ResponsesCall
 from sglang.srt.server.parsers.reasoning import reasoning_format
 from sglang.srt.server.parsers.tool_calls import call_format, format_of_template
 from sglang.srt.server.request_scope import name_user
 from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, read_object, stream
 from sglang.srt.server.tokenizer_manager import LONG_TEXT, TokenizerManager
+
+T = TypeVar("T")
 
 
 class OpenAIApi:
@@ -67,8 +73,7 @@ class OpenAIApi:
         name_user(raw.get("user"))
         body = parse_request(ChatRequest, raw)
         make = partial(ChatCall, body, self.chat_options())
-        is_long = len(await request.body()) > LONG_TEXT  # rendering and tokenizing it here would hold up everybody else
-        return await self._run(request, await asyncio.to_thread(make) if is_long else make())
+        return await self._run(request, await self._made(request, make))
 
     async def completions(self, request: Request) -> Response:
         raw = await read_object(request)
@@ -79,6 +84,35 @@ class OpenAIApi:
     async def _run(self, request: Request, call: ChatCall | CompletionCall) -> Response:
         if call.req.stream:
             return await stream(request, self._manager, call.req, call.events, openai=True)
+        reply = await answer(request, self._manager, call.req, call.collect)
+        return CLIENT_GONE if reply is None else JsonResponse(reply)
+
+    async def responses(self, request: Request) -> Response:
+        body = await read_object(request)
+        name_user(body.get("user"))
+        return await self._run_other(request, await self._made(request, partial(ResponsesCall, body, self.chat_options())))
+
+    async def messages(self, request: Request) -> Response:
+        body = await read_object(request)
+        return await self._run_other(request, await self._made(request, partial(MessagesCall, body, self.chat_options())))
+
+    async def count_tokens(self, request: Request) -> Response:
+        body = await read_object(request)
+        call = await self._made(request, partial(MessagesCall, body, self.chat_options(), counts_only=True))
+        if call.req.media:
+            raise UnsupportedError("tokens of pictures cannot be counted before they are read", "messages")
+        return JsonResponse({"input_tokens": len(call.req.input_ids or ())})
+
+    @staticmethod
+    async def _made(request: Request, make: Callable[[], T]) -> T:
+        """Makes a call; on a thread if it is long, since rendering and tokenizing it here would hold up everybody else."""
+        return await asyncio.to_thread(make) if len(await request.body()) > LONG_TEXT else make()
+
+    async def _run_other(self, request: Request, call: ResponsesCall | MessagesCall) -> Response:
+        if call.req.stream:
+            return await stream(
+                request, self._manager, call.req, call.events, openai=True, write_error=call.error_event, tail=call.tail
+            )
         reply = await answer(request, self._manager, call.req, call.collect)
         return CLIENT_GONE if reply is None else JsonResponse(reply)
 

@@ -2,7 +2,7 @@
 
     tool_choice auto              free; with `strict` tools, calls follow their schemas (structural tags)
     auto with response_format     either the format or calls: one JSON schema for both
-    required, or a named tool     nothing but calls: a JSON schema
+    required, or a named tool     nothing but a call: a JSON schema; required with parallel_tool_calls true: a list of calls
     none, or no tools             the model is not told of any
 """
 
@@ -56,7 +56,8 @@ def plan_tools(tools: Any, choice: Any, parallel: bool | None, format_name: str,
         return _plan_auto(shown, max_calls, format_name, sampling)
     if sampling.grammar is not None:
         raise RequestError(f"{sampling.grammar[0]} cannot be combined with a tool_choice that asks for a call", "tool_choice")
-    schema, definitions = _calls_schema(shown, max_calls)
+    # asked for a call, one is enough; small models that may write a list of them find no end
+    schema, definitions = _calls_schema(shown, max_calls if parallel else 1)
     constrained = _constrain(sampling, json_schema=json.dumps({**schema, "$defs": definitions}))
     return ToolPlan(shown, _GENERIC, max_calls, constrained)
 

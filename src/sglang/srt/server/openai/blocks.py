@@ -1,0 +1,64 @@
+"""The pieces of an answer as blocks, one open at a time: what the APIs with typed items (responses, messages) stream.
+
+    Reasoning "a", Reasoning "b", Text "c"   ->   open reasoning, "a", "b", close; open text, "c", close
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Piece, Reasoning
+
+Kind = Literal["text", "reasoning", "call"]
+
+
+@dataclass
+class Block:
+    """`index` counts the blocks of an answer. `text`: what it holds so far; of a call, its arguments."""
+
+    kind: Kind
+    index: int
+    name: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a block; `text` is what was added."""
+
+    what: Literal["open", "add", "close"]
+    block: Block
+    text: str = ""
+
+
+class Blocks:
+    """The blocks of one answer so far."""
+
+    def __init__(self) -> None:
+        self.all: list[Block] = []
+        self._open: Block | None = None
+
+    def add(self, piece: Piece) -> Iterator[Event]:
+        if isinstance(piece, CallBegin):
+            yield from self._begin("call", piece.name)
+            return
+        kind: Kind = "call" if isinstance(piece, CallArguments) else "reasoning" if isinstance(piece, Reasoning) else "text"
+        if self._open is None or self._open.kind != kind:
+            yield from self._begin(kind)
+        assert self._open is not None
+        self._open.text += piece.text
+        yield Event("add", self._open, piece.text)
+
+    def close(self) -> Iterator[Event]:
+        """To be called at the end, too."""
+        if self._open is not None:
+            block, self._open = self._open, None
+            yield Event("close", block)
+
+    def _begin(self, kind: Kind, name: str = "") -> Iterator[Event]:
+        yield from self.close()
+        self._open = Block(kind, len(self.all), name)
+        self.all.append(self._open)
+        yield Event("open", self._open)

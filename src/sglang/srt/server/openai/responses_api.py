@@ -1,0 +1,321 @@
+"""POST /v1/responses: OpenAI's newer API, made of a chat. Nothing is stored: every request brings its whole history."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+from uuid import uuid4
+
+from sglang.srt.errors import RequestError, SglangError, UnsupportedError
+from sglang.srt.messages import FinishReason
+from sglang.srt.server.fields import check_known
+from sglang.srt.server.openai.blocks import Block, Blocks, Event
+from sglang.srt.server.openai.chat import ChatCall, ChatOptions
+from sglang.srt.server.openai.protocol import ChatRequest, parse_request
+from sglang.srt.server.openai.sse import Usage
+from sglang.srt.server.responses import encode_json, error_body
+from sglang.srt.server.tokenizer_manager import Call
+
+_SAME = (
+    *("model", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stream", "parallel_tool_calls", "user", "rid"),
+    *("repetition_penalty", "frequency_penalty", "presence_penalty", "chat_template_kwargs", "priority", "cache_salt"),
+)
+_OWN = frozenset({"input", "instructions", "max_output_tokens", "tools", "tool_choice", "text", "reasoning", "metadata", "store"})
+_NOTHING = frozenset({"service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "previous_response_id": (),
+    "conversation": (),
+    "background": (False,),
+    "include": ([],),
+    "truncation": ("disabled",),
+    "top_logprobs": (0,),
+    "max_tool_calls": (),
+    "prompt": (),
+    "stream_options": ({},),
+}
+_KNOWN = {*_SAME, *_OWN, *_NOTHING, *_REFUSED}
+
+
+def chat_body(body: dict[str, Any]) -> dict[str, Any]:
+    """The same request as a chat's body. Raises RequestError."""
+    check_known(body, _KNOWN, "field")
+    for name, neutral in _REFUSED.items():
+        if body.get(name) is not None and body[name] not in neutral:
+            raise UnsupportedError(f"{name} is not supported by this server, which stores nothing of a response", name)
+    chat = {name: body[name] for name in _SAME if body.get(name) is not None}
+    chat["messages"] = _messages(body)
+    if body.get("max_output_tokens") is not None:
+        chat["max_completion_tokens"] = body["max_output_tokens"]
+    if body.get("tools"):
+        chat["tools"] = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(_list(body, "tools"))]
+    choice = body.get("tool_choice")
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        choice = {"type": "function", "function": {"name": choice.get("name")}}
+    if choice is not None:
+        chat["tool_choice"] = choice
+    _add_text_format(body.get("text"), chat)
+    _add_reasoning(body.get("reasoning"), chat)
+    return chat
+
+
+def _list(body: dict[str, Any], name: str) -> list[Any]:
+    value = body[name]
+    if not isinstance(value, list):
+        raise RequestError(f"{name} must be a list", name)
+    return value
+
+
+def _tool(tool: Any, where: str) -> dict[str, Any]:
+    if not isinstance(tool, dict) or tool.get("type") != "function":
+        raise UnsupportedError(f"{where}: only tools of the type function are supported", "tools")
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+
+
+def _add_text_format(text: Any, chat: dict[str, Any]) -> None:
+    if text is None:
+        return
+    if not isinstance(text, dict) or not isinstance(text.get("format", {}), dict):
+        raise RequestError("text must be an object with a format", "text")
+    check_known(text, {"format", "verbosity"}, "key of text")
+    if text.get("verbosity") not in (None, "medium"):
+        raise UnsupportedError("text.verbosity is not supported", "text")
+    form = text.get("format") or {"type": "text"}
+    if form.get("type") == "json_schema":
+        form = {"type": "json_schema", "json_schema": {key: value for key, value in form.items() if key != "type"}}
+    chat["response_format"] = form
+
+
+def _add_reasoning(reasoning: Any, chat: dict[str, Any]) -> None:
+    if reasoning is None:
+        return
+    if not isinstance(reasoning, dict):
+        raise RequestError("reasoning must be an object", "reasoning")
+    check_known(reasoning, {"effort", "summary", "generate_summary"}, "key of reasoning")
+    if reasoning.get("effort") is not None:
+        chat["reasoning_effort"] = reasoning["effort"]
+
+
+# --- input ------------------------------------------------------------------------------------------------------------------
+
+
+def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
+    instructions, given = body.get("instructions"), body.get("input")
+    messages: list[dict[str, Any]] = []
+    if instructions is not None:
+        if not isinstance(instructions, str):
+            raise RequestError("instructions must be a string", "instructions")
+        messages.append({"role": "system", "content": instructions})
+    if isinstance(given, str):
+        return [*messages, {"role": "user", "content": given}]
+    if not isinstance(given, list) or not given:
+        raise RequestError("input must be a string or a list of items", "input")
+    for i, item in enumerate(given):
+        _add_item(item, f"input[{i}]", messages)
+    return messages
+
+
+def _add_item(item: Any, where: str, messages: list[dict[str, Any]]) -> None:
+    kind = item.get("type", "message") if isinstance(item, dict) else None
+    if kind == "message":
+        messages.append({"role": item.get("role"), "content": _content(item.get("content"), where)})
+    elif kind == "function_call":
+        function = {"name": item.get("name"), "arguments": item.get("arguments") or "{}"}
+        call = {"id": item.get("call_id"), "type": "function", "function": function}
+        last = messages[-1] if messages else {}
+        if last.get("role") == "assistant":
+            last["tool_calls"] = [*last.get("tool_calls", ()), call]
+        else:
+            messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+    elif kind == "function_call_output":
+        output = item.get("output")
+        content = output if isinstance(output, str) else _content(output, f"{where}.output")
+        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
+    elif kind != "reasoning":  # thoughts of earlier turns are no part of later prompts
+        raise UnsupportedError(f"{where} is of a type that is not supported; message, function_call and its output are", "input")
+
+
+def _content(content: Any, where: str) -> Any:
+    if not isinstance(content, list):
+        return content
+    parts = []
+    for i, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("input_text", "output_text", "text"):
+            parts.append({"type": "text", "text": part.get("text")})
+        elif kind == "input_image" and isinstance(part.get("image_url"), str):
+            parts.append({"type": "image_url", "image_url": {"url": part["image_url"], "detail": part.get("detail") or "auto"}})
+        elif kind == "refusal":
+            parts.append({"type": "refusal", "refusal": part.get("refusal")})
+        else:
+            raise UnsupportedError(f"{where}.content[{i}] is of a type that is not supported", "input")
+    return parts
+
+
+# --- output -----------------------------------------------------------------------------------------------------------------
+
+
+class ResponsesCall:
+    """One request: a chat, and how its answer looks here."""
+
+    tail = b""
+
+    def __init__(self, body: dict[str, Any], options: ChatOptions) -> None:
+        self._chat = ChatCall(parse_request(ChatRequest, chat_body(body)), options)
+        self.req = self._chat.req
+        self._body = body
+        self._model = body.get("model") or options.served_name
+        self._created = int(time.time())
+        self._id = f"resp_{uuid4().hex}"
+        self._items: list[dict[str, Any]] = []
+        self._usage = Usage(1)
+        self._number = 0
+
+    async def collect(self, call: Call) -> dict[str, Any]:
+        """The whole response."""
+        finish: FinishReason | None = None
+        blocks = Blocks()
+        async for out in call:
+            self._usage.add(out)
+            for piece in self._chat.parse(out):
+                for event in blocks.add(piece):
+                    self._note(event)
+            finish = out.finish
+        for event in blocks.close():
+            self._note(event)
+        return self._response(finish)
+
+    async def events(self, call: Call) -> AsyncIterator[bytes]:
+        """response.created, then for every item what is added to it, then response.completed."""
+        yield self._event("response.created", response=self._response(None))
+        yield self._event("response.in_progress", response=self._response(None))
+        finish: FinishReason | None = None
+        blocks = Blocks()
+        async for out in call:
+            self._usage.add(out)
+            for piece in self._chat.parse(out):
+                for event in blocks.add(piece):
+                    for data in self._streamed(event):
+                        yield data
+            finish = out.finish
+        for event in blocks.close():
+            for data in self._streamed(event):
+                yield data
+        if finish is not None:
+            response = self._response(finish)
+            yield self._event(f"response.{response['status']}", response=response)
+
+    def error_event(self, error: SglangError) -> bytes:
+        inner = error_body(error, openai=True)["error"]
+        return self._event("error", code=str(inner["code"]), message=inner["message"], param=inner["param"])
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        body = encode_json({"type": kind, "sequence_number": self._number, **fields})
+        self._number += 1
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), body)
+
+    def _streamed(self, event: Event) -> Iterator[bytes]:
+        block = event.block
+        if event.what == "open":
+            self._note(event)
+            item = self._items[block.index]
+            yield self._event("response.output_item.added", output_index=block.index, item=item)
+            if block.kind != "call":
+                part = _part(Block(block.kind, block.index))
+                yield self._event("response.content_part.added", **self._place(block), content_index=0, part=part)
+        elif event.what == "add":
+            at = {} if block.kind == "call" else {"content_index": 0}
+            extra: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
+            yield self._event(f"response.{_STREAMED[block.kind]}.delta", **self._place(block), **at, delta=event.text, **extra)
+        else:
+            self._note(event)
+            yield from self._closed(block)
+
+    def _closed(self, block: Block) -> Iterator[bytes]:
+        kind, place = f"response.{_STREAMED[block.kind]}.done", self._place(block)
+        if block.kind == "call":
+            yield self._event(kind, **place, arguments=block.text, name=block.name)
+        else:
+            extra: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
+            yield self._event(kind, **place, content_index=0, text=block.text, **extra)
+            yield self._event("response.content_part.done", **place, content_index=0, part=_part(block))
+        yield self._event("response.output_item.done", output_index=block.index, item=self._items[block.index])
+
+    def _place(self, block: Block) -> dict[str, Any]:
+        return {"item_id": self._items[block.index]["id"], "output_index": block.index}
+
+    def _note(self, event: Event) -> None:
+        """Keeps the items up to date: one is made when its block opens and completed when it closes."""
+        if event.what == "open":
+            self._items.append(_item(event.block))
+        elif event.what == "close":
+            item = self._items[event.block.index]
+            item["status"] = "completed"
+            if event.block.kind == "call":
+                item["arguments"] = event.block.text
+            else:
+                item["content"] = [_part(event.block)]
+
+    def _response(self, finish: FinishReason | None) -> dict[str, Any]:
+        body = self._body
+        cut = finish is not None and finish.type != "stop"
+        status = "in_progress" if finish is None else "incomplete" if cut else "completed"
+        reason = None
+        if finish is not None and cut:
+            reason = {"reason": "max_output_tokens" if finish.type == "length" else "aborted"}
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "status": status,
+            "error": None,
+            "incomplete_details": reason,
+            "instructions": body.get("instructions"),
+            "max_output_tokens": body.get("max_output_tokens"),
+            "metadata": body.get("metadata") or {},
+            "model": self._model,
+            "output": list(self._items) if finish is not None else [],
+            "parallel_tool_calls": body.get("parallel_tool_calls") is not False,
+            "previous_response_id": None,
+            "reasoning": body.get("reasoning") or {"effort": None, "summary": None},
+            "store": False,
+            "temperature": body.get("temperature"),
+            "text": body.get("text") or {"format": {"type": "text"}},
+            "tool_choice": body.get("tool_choice") or "auto",
+            "tools": body.get("tools") or [],
+            "top_p": body.get("top_p"),
+            "truncation": "disabled",
+            "usage": self._usage_dict() if finish is not None else None,
+            "user": body.get("user"),
+        }
+
+    def _usage_dict(self) -> dict[str, Any]:
+        usage = self._usage.as_dict()
+        return {
+            "input_tokens": usage["prompt_tokens"],
+            "input_tokens_details": usage["prompt_tokens_details"],
+            "output_tokens": usage["completion_tokens"],
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": usage["total_tokens"],
+        }
+
+
+_STREAMED = {"text": "output_text", "reasoning": "reasoning_text", "call": "function_call_arguments"}
+
+
+def _part(block: Block) -> dict[str, Any]:
+    if block.kind == "reasoning":
+        return {"type": "reasoning_text", "text": block.text}
+    return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": []}
+
+
+def _item(block: Block) -> dict[str, Any]:
+    name = uuid4().hex
+    if block.kind == "call":
+        return {
+            "type": "function_call", "id": f"fc_{name}", "call_id": f"call_{name[:24]}", "name": block.name, "arguments": "",
+            "status": "in_progress",
+        }  # fmt: skip
+    if block.kind == "reasoning":
+        return {"type": "reasoning", "id": f"rs_{name}", "summary": [], "content": [], "status": "in_progress"}
+    return {"type": "message", "id": f"msg_{name}", "role": "assistant", "content": [], "status": "in_progress"}

@@ -1,0 +1,125 @@
+"""POST /v1/score: probabilities of label tokens after each item; POST /v1/rerank: documents by their nearness to a query."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+from uuid import uuid4
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sglang.srt.errors import RequestError
+from sglang.srt.messages import LogprobOptions
+from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.fields import as_bool, as_ids, as_int, as_text, as_texts, check_known
+from sglang.srt.server.generate_req import GenerateOut, GenerateReq
+from sglang.srt.server.openai.sse import Usage
+from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, read_object, unless_gone
+from sglang.srt.server.tokenizer_manager import Call, TokenizerManager
+
+MAX_ITEMS = 4096
+_SCORE = frozenset({"model", "query", "items", "label_token_ids", "apply_softmax", "item_first", "rid", "user", "priority"})
+_RERANK = frozenset({"model", "query", "documents", "top_n", "return_documents", "rid", "user"})
+
+
+class ScoringApi:
+    def __init__(self, manager: TokenizerManager, served_name: str) -> None:
+        self._manager = manager
+        self._name = served_name
+
+    async def score(self, request: Request) -> Response:
+        body = await read_object(request)
+        check_known(body, _SCORE, "field")
+        labels = as_ids(body, "label_token_ids")
+        if not labels:
+            raise RequestError("label_token_ids must not be empty", "label_token_ids")
+        softmax = as_bool(body, "apply_softmax")
+        req = GenerateReq(
+            input_ids=self._score_prompts(body),
+            sampling=SamplingParams(max_new_tokens=1, temperature=0.0),
+            logprobs=LogprobOptions(token_ids=tuple(labels)),
+            rid=as_text(body, "rid"),
+            priority=as_int(body, "priority", 0, -(2**31), 2**31 - 1),
+        )
+
+        async def collect(call: Call) -> dict[str, Any]:
+            outs: dict[int, GenerateOut] = {}
+            usage = Usage(1)
+            async for out in call:
+                usage.add(out)
+                outs[out.index] = out
+            scores = [_probabilities(outs[i], softmax) for i in sorted(outs)]
+            return {"object": "scoring", "model": body.get("model") or self._name, "scores": scores, "usage": usage.as_dict()}
+
+        reply = await answer(request, self._manager, req, collect)
+        return CLIENT_GONE if reply is None else JsonResponse(reply)
+
+    def _score_prompts(self, body: dict[str, Any]) -> list[list[int]]:
+        """Query and item joined, as text or as ids."""
+        query, items, first = body.get("query"), body.get("items"), as_bool(body, "item_first")
+        if isinstance(query, str):
+            texts = [items] if isinstance(items, str) else as_texts(body, "items")
+            _check_count(texts, "items")
+            joined = [item + query if first else query + item for item in texts]
+            if any(len(text) > self._manager.max_chars for text in joined):
+                raise RequestError("an item is longer than the context can hold", "items")
+            return self._manager.need_tokenizer().encode_batch(joined)
+        ids = as_ids(body, "query")
+        rows = items if isinstance(items, list) and items and isinstance(items[0], list) else [items]
+        _check_count(rows, "items")
+        checked = [as_ids({"items": row}, "items") for row in rows]
+        return [row + ids if first else ids + row for row in checked]
+
+    async def rerank(self, request: Request) -> Response:
+        """A bare list of {score, document, index, meta_info}, best first. The score is the cosine of two embeddings."""
+        body = await read_object(request)
+        check_known(body, _RERANK, "field")
+        self._manager.need_embedder()
+        query, documents = as_text(body, "query"), as_texts(body, "documents")
+        if not query:
+            raise RequestError("query must be a string that is not empty", "query")
+        _check_count(documents, "documents")
+        if any(len(text) > self._manager.max_chars for text in (query, *documents)):
+            raise RequestError("a document is longer than the context can hold", "documents")
+        top = as_int(body, "top_n", len(documents), 1, MAX_ITEMS)
+        texts = self._manager.need_tokenizer().encode_batch([query, *documents])
+        if not all(texts):
+            raise RequestError("documents must not hold an empty text", "documents")
+        vectors = await unless_gone(request, self._manager.embed(texts))
+        if vectors is None:
+            return CLIENT_GONE
+        name, shown = as_text(body, "rid") or uuid4().hex, as_bool(body, "return_documents", True)
+        results: list[dict[str, Any]] = [
+            {
+                "score": _cosine(vectors[0], vector),
+                "document": document if shown else None,
+                "index": i,
+                "meta_info": {"id": name, "prompt_tokens": len(ids)},
+            }
+            for i, (document, vector, ids) in enumerate(zip(documents, vectors[1:], texts[1:], strict=True))
+        ]
+        results.sort(key=lambda result: (-result["score"], result["index"]))
+        return JsonResponse(results[:top])
+
+
+def _check_count(values: list[Any], name: str) -> None:
+    if not 1 <= len(values) <= MAX_ITEMS:
+        raise RequestError(f"{name} must have between 1 and {MAX_ITEMS} entries, got {len(values)}", name)
+
+
+def _cosine(a: Any, b: Any) -> float:
+    length = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / length if length else 0.0
+
+
+def _probabilities(out: GenerateOut, softmax: bool) -> list[float]:
+    """Of the labels, as the next token; with `softmax` among themselves."""
+    if not out.output_logprobs:
+        raise RequestError("the request was aborted")
+    logprobs = [logprob for logprob, _ in out.output_logprobs[0].ids]
+    if not softmax:
+        return [math.exp(value) for value in logprobs]
+    best = max(logprobs)
+    weights = [math.exp(value - best) for value in logprobs]
+    return [weight / sum(weights) for weight in weights]
