@@ -305,6 +305,8 @@ def test_constrained_and_free_requests_share_steps() -> None:
     patterns = [rf"x{{{n}}}[0-9a-f]{{4}}(the|ab)+" for n in range(1, 8)]
     reqs = [make_req(f"c{i}", [i], 60, True, 1.0, seed=i, regex=p) for i, p in enumerate(patterns)]
     reqs += [make_req(f"f{i}", [i, i], 30, ignore_eos=True) for i in range(5)]
+    for pattern in patterns:
+        wait_for(harness.scheduler._compiler, harness.scheduler._compiler.submit(("regex", pattern)))
     answers = run_with_compiling(harness, reqs)
     for pattern, answer in zip(patterns, answers, strict=False):
         finish = answer.finish
@@ -503,7 +505,7 @@ def test_states_are_independent_and_can_go_back() -> None:
     assert state.rollback(1) and 98 in allowed_by(state)
     assert other.accept(97) and not state.is_finished
     assert state.forced_tokens() and VOCABULARY.text_bytes(state.forced_tokens()).startswith(b"b")
-    assert not other.accept(122) and other.error is not None
+    assert not other.accept(122) and other.error is not None and not other.is_finished
 
 
 def test_the_json_of_a_tokenizer_is_used_when_it_agrees() -> None:
@@ -542,3 +544,49 @@ def test_a_model_without_an_end_cannot_be_constrained() -> None:
 def test_rewriting_keeps_what_needs_no_change() -> None:
     for pattern in (r"a+b*?[c-e]{2,3}(x|y)\.\(\n", "\u00e9\u4e00", r"\\d"):
         assert to_engine_regex(pattern) == pattern
+
+
+# --- limits -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("regex", "x{1,100000}"),
+        ("regex", "(x+x+)+y"),
+        ("regex", "((a{1,100}){1,100}){1,100}"),
+        ("regex", r"(\w+\s?){1,5000}"),
+        ("regex", "(.{0,50}(cat|dog)){10}"),
+        ("regex", "(?:a?){500}a{500}"),
+        ("json_schema", json.dumps({"type": "integer", "multipleOf": 7919, "minimum": 123456789, "maximum": 9876543210123})),
+        ("json_schema", json.dumps({"type": "object", "properties": {f"p{i}": {} for i in range(2000)}})),
+        ("json_schema", json.dumps({"allOf": [{"anyOf": [{"const": i} for i in range(j, j + 9)]} for j in range(9)]})),
+        ("json_schema", json.dumps({"const": "x" * 200_000})),
+        ("json_schema", json.dumps({"$defs": {"t": {"anyOf": [{"items": {"$ref": "#/$defs/t"}}, {"$ref": "#/$defs/t"}]}}, "$ref": "#/$defs/t"})),
+        ("ebnf", 'root ::= a\na ::= a a a | "x" | ""'),
+        ("ebnf", "root ::= " + "r? " * 3000 + '\nr ::= "x"'),
+    ],
+)  # fmt: skip
+def test_what_would_explode_ends_or_is_refused(kind: str, text: str) -> None:
+    """The bound is on processor time of the thread, far above what is seen, far below what would stall anybody for long."""
+    began = time.thread_time()
+    try:
+        state = BACKEND.compile(kind, text)
+    except GrammarError as error:
+        assert str(error).startswith(kind) and len(str(error)) < 1200
+        assert time.thread_time() - began < 20
+        return
+    for _ in range(30):
+        if state.is_finished:
+            break
+        allowed = sorted(allowed_by(state))
+        if not allowed or not state.accept(allowed[len(allowed) // 2]):
+            break
+        state.forced_tokens()
+    assert time.thread_time() - began < 20
+
+
+def test_long_forced_stretches_do_not_jump() -> None:
+    state = BACKEND.compile("regex", "[ab]x{5000}")
+    assert state.accept(97) and state.forced_tokens() == []
+    assert allowed_by(state) == {ord("x")}, "they are drawn, from masks that leave one token"

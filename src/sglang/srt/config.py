@@ -87,7 +87,7 @@ class GrammarOptions:
     backend: Literal["llguidance", "xgrammar", "none"] = "llguidance"
     whitespace_pattern: str | None = None
     compile_timeout: float = 10.0
-    max_bytes: int = 1 << 20
+    max_bytes: int = 256 << 10
     cache_entries: int = 256
     jump_forward: bool = True
 

@@ -43,7 +43,7 @@ def take_forced(req: Req) -> FinishReason | None:
         return None
     forced = grammar.forced_tokens()[: min(MAX_FORCED, req.num_left)]
     if not forced:
-        return None
+        return _stuck(req) if grammar.error is not None else None
     reason = _append(req, forced)
     if reason is not None and req.msg.logprobs is not None and reason.type != "abort":
         req.ending, reason = reason, None

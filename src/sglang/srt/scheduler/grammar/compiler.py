@@ -6,7 +6,9 @@ errors included, are kept by content (the most recently used ones), and a text t
 
 from __future__ import annotations
 
+import os
 import queue
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -19,6 +21,7 @@ from sglang.srt.scheduler.finish import compile_stop_regex
 from sglang.srt.scheduler.grammar.base import GrammarBackend
 
 NUM_THREADS = 2
+LOWEST_PRIORITY = 19
 MAX_WAITS = 6
 """A text that no thread has taken up after so many times the time limit is given up."""
 STOP_REGEX = "stop_regex"
@@ -102,7 +105,9 @@ class GrammarCompiler:
             return None
         if self._backend is None:
             return GrammarError(f"{kind} is set, but this server runs without a grammar backend", kind)
-        size = len(text.encode(errors="surrogatepass"))
+        size = len(text)
+        if size <= self._options.max_bytes:
+            size = len(text.encode(errors="surrogatepass"))
         if size > self._options.max_bytes:
             return GrammarError(f"{kind} has {size} bytes; at most {self._options.max_bytes} are allowed", kind)
         return None
@@ -129,8 +134,16 @@ class GrammarCompiler:
             job.done = True
 
     def _work(self) -> None:
+        _step_back()
         while (task := self._queue.get()) is not None:
             try:
                 task()
             except Exception:  # noqa: BLE001  outermost loop of this thread; `compile` meets the same error and reports it
                 continue
+
+
+def _step_back() -> None:
+    """Gives this thread the lowest priority: it gets a core when the model's kernels leave one. On Linux priorities belong to
+    threads; elsewhere they would slow the whole process down."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,10 @@ from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
 from sglang.srt.vocabulary import Vocabulary
 
+MAX_FORCED_BYTES = 4096
+"""Of a longer forced stretch the beginning is drawn token by token: finding its tokens would take time others wait for."""
+TRIAL_STEPS = 4
+TRIAL_SECONDS = 0.1
 FOLLOWED = frozenset(
     ["type", "enum", "const", "properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties", "items", "prefixItems", "minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "allOf", "anyOf", "oneOf", "$ref"]
 )
@@ -42,7 +47,7 @@ class LLGuidanceState:
 
     @property
     def is_finished(self) -> bool:
-        return bool(self._matcher.is_stopped())
+        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
     @property
     def error(self) -> str | None:
@@ -68,6 +73,8 @@ class LLGuidanceState:
         return bool(self._matcher.rollback(num_tokens))
 
     def forced_tokens(self) -> list[int]:
+        if len(self._matcher.compute_ff_bytes()) > MAX_FORCED_BYTES:
+            return []
         return list(self._matcher.compute_ff_tokens())
 
     def copy(self) -> GrammarState:
@@ -84,8 +91,14 @@ class LLGuidanceBackend:
         self._tokenizer: Any = None
         self._executor: Any = None
         self._num_words = (vocabulary.size + 31) // 32
-        # Kept small: a step of one request must not stall the others.
-        self._limits = llguidance.LLParserLimits(verbose_errors=False, max_lexer_states=50_000)
+        # Kept small: a step of one request must not stall the others, and compiling must come to an end by itself.
+        self._limits = llguidance.LLParserLimits(
+            verbose_errors=False,
+            max_lexer_states=50_000,
+            step_max_items=5_000,
+            max_items_in_row=5_000,
+            max_grammar_size=100_000,
+        )
 
     def prepare(self) -> None:
         with self._lock:
@@ -100,7 +113,31 @@ class LLGuidanceBackend:
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise GrammarError(f"{kind}: {_first_lines(matcher.get_error())}", kind)
-        return LLGuidanceState(matcher, self._num_words)
+        state = LLGuidanceState(matcher, self._num_words)
+        self._try_out(state, kind)
+        return state
+
+    def _try_out(self, state: LLGuidanceState, kind: str) -> None:
+        """Takes a few steps here, on a side thread: what is built lazily is there for every copy, and what runs into a limit
+        or takes too long is refused before anybody waits for it."""
+        mask = np.zeros(self._num_words, dtype=np.uint32)
+        trial: GrammarState = state
+        for i in range(TRIAL_STEPS):
+            began = time.thread_time()
+            trial.forced_tokens()
+            trial.fill_mask(mask)
+            allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+            if i == 0:
+                trial = state.copy()
+            if len(allowed):
+                trial.accept(int(allowed[len(allowed) // 2]))
+            seconds = time.thread_time() - began
+            if trial.error is not None:
+                raise GrammarError(f"{kind}: too complex: {trial.error}", kind)
+            if seconds > TRIAL_SECONDS:
+                raise GrammarError(f"{kind}: too complex: a token takes {seconds * 1000:.0f} ms; simplify it", kind)
+            if trial.is_finished or not len(allowed):
+                break
 
     def fill_masks(self, states: Sequence[GrammarState], out: UInt32Array) -> None:
         if len(states) < 2 or out.shape[1] != self._num_words or not out.flags.c_contiguous:
@@ -130,7 +167,8 @@ class LLGuidanceBackend:
         pattern = self._options.whitespace_pattern
         white = {"whitespace_flexible": False} if pattern is None else {"whitespace_flexible": True, "whitespace_pattern": pattern}
         # `lenient` would drop what it does not know; a schema may not switch that on for itself.
-        return str(llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=white, overrides={"lenient": False}))
+        ready = json.dumps(schema)  # as text: engines read it much faster than Python objects, and without the interpreter
+        return str(llguidance.LLMatcher.grammar_from_json_schema(ready, defaults=white, overrides={"lenient": False}))
 
     def _translate_tags(self, text: str) -> str:
         """{"structures": [{"begin", "schema", "end"}], "triggers": [...]}: free text in which every trigger starts a

@@ -67,9 +67,9 @@ class XGrammarState:
     @property
     def is_finished(self) -> bool:
         """xgrammar does not say that nothing may follow but the end: the mask does."""
-        if self._dead is not None or self._matcher.is_terminated():
-            return True
-        if not self._matcher.is_completed():
+        if self._matcher.is_terminated():
+            return self._dead is None
+        if self._dead is not None or not self._matcher.is_completed():
             return False
         own = np.zeros(self._backend.num_words, dtype=np.uint32)
         self.fill_mask(own)
