@@ -80,6 +80,7 @@ def _routes(
         ("/parse_function_call", post, parse_function_call),
         ("/separate_reasoning", post, separate_reasoning),
         ("/tokenize", post, native.tokenize),
+        ("/tokenizer_info", get, native.tokenizer_info),
         ("/v1/tokenize", post, native.tokenize),
         ("/detokenize", post, native.detokenize),
         ("/v1/detokenize", post, native.detokenize),

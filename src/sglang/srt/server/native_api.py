@@ -89,7 +89,22 @@ class NativeApi:
             raise RequestError(f"tokens must be between 0 and {size - 1}", "tokens")
         tokenizer = self._manager.need_tokenizer()
         texts = [tokenizer.decode(row, skip) for row in rows]
-        return JsonResponse({"text": texts if nested else texts[0]})
+        text = texts if nested else texts[0]
+        return JsonResponse({"text": text, "prompt": text})
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """What clients need that count tokens through /tokenize (lm-eval's remote tokenizer)."""
+        tokenizer = self._manager.need_tokenizer()
+        table, eos = tokenizer.vocabulary.token_bytes, tokenizer.vocabulary.eos_token_ids
+        bos = tokenizer.vocabulary.bos_token_id
+        return JsonResponse(
+            {
+                "eos_token": table[min(eos)].decode(errors="replace") if eos else None,
+                "bos_token": table[bos].decode(errors="replace") if bos is not None else None,
+                "chat_template": tokenizer.chat_template().source if tokenizer.has_chat_template else None,
+                "vocab_size": len(table),
+            }
+        )
 
     # --- information --------------------------------------------------------------------------------------------------------
 

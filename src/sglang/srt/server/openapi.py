@@ -65,6 +65,7 @@ _GETS = {
     "/health": "200 while the engine lives",
     "/health_generate": "200 if the engine generates a token",
     "/metrics": "Prometheus metrics",
+    "/tokenizer_info": "Special tokens and the chat template",
 }
 
 
