@@ -1,0 +1,287 @@
+"""/v1/responses, /v1/messages, /v1/score and /v1/rerank: with the vendors' own clients, against a scheduler that says what it is
+told to."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import math
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+from tests.server.conftest import MakeStand, Stand
+from tests.server.echo_scheduler import logprob_of
+from tests.server.http_tools import client_of
+from tests.server.test_tools import ARGUMENTS, CALL, prompt_of, received, says
+
+from sglang.srt.server import responses
+
+try:  # what the client is made of: httpx, and since its version 1 httpx2
+    HTTPX: Any = importlib.import_module("httpx2")
+except ModuleNotFoundError:
+    HTTPX = httpx
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOL = {"type": "function", "name": "get_weather", "parameters": SCHEMA}
+CLAUDE_TOOL: Any = {"name": "get_weather", "description": "Weather", "input_schema": SCHEMA}
+THOUGHTS = "<think>hm</think>Yes."
+
+
+@pytest.fixture
+def stand(make_stand: MakeStand) -> Stand:
+    return make_stand(info={"context_len": 2048}, reasoning_parser="qwen3")
+
+
+@pytest.fixture
+async def client(stand: Stand) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url="http://server/v1", api_key="x", http_client=client_of(stand), max_retries=0) as one:
+        yield one
+
+
+@pytest.fixture
+async def claude(stand: Stand) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    transport = HTTPX.ASGITransport(app=stand.app, raise_app_exceptions=False)
+    http = HTTPX.AsyncClient(transport=transport, base_url="http://server")
+    async with anthropic.AsyncAnthropic(base_url="http://server", api_key="x", http_client=http, max_retries=0) as one:
+        yield one
+
+
+async def post(stand: Stand, path: str, **body: Any) -> httpx.Response:
+    async with client_of(stand) as http:
+        return await http.post(path, json=body)
+
+
+# --- responses --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_response_has_thoughts_and_a_message(stand: Stand, client: openai.AsyncOpenAI) -> None:
+    says(stand, THOUGHTS)
+    reply = await client.responses.create(model="m", input="The quick", instructions="Be kind.", metadata={"a": "b"})
+    assert (reply.status, reply.output_text, reply.metadata) == ("completed", "Yes.", {"a": "b"})
+    assert [item.type for item in reply.output] == ["reasoning", "message"]
+    assert prompt_of(stand).startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nThe quick<|im_end|>")
+    assert reply.usage is not None
+    assert reply.usage.total_tokens == reply.usage.input_tokens + reply.usage.output_tokens
+    says(stand, "A long answer to be cut")
+    reply = await client.responses.create(model="m", input="The quick", max_output_tokens=2)
+    assert reply.status == "incomplete"
+    assert reply.incomplete_details is not None
+    assert reply.incomplete_details.reason == "max_output_tokens"
+
+
+async def test_a_responses_tools_and_history(stand: Stand, client: openai.AsyncOpenAI) -> None:
+    says(stand, CALL)
+    tools: Any = [TOOL]
+    reply = await client.responses.create(model="m", input="x", tools=tools, tool_choice="required")
+    (call,) = reply.output
+    assert call.type == "function_call"
+    assert (call.name, call.arguments) == ("get_weather", ARGUMENTS)
+    assert received(stand).sampling.json_schema is not None
+    history: Any = [
+        {"role": "user", "content": [{"type": "input_text", "text": "weather?"}]},
+        {"type": "reasoning", "id": "rs_1", "summary": []},
+        {"type": "function_call", "call_id": call.call_id, "name": call.name, "arguments": call.arguments},
+        {"type": "function_call_output", "call_id": call.call_id, "output": "18 degrees"},
+    ]
+    await client.responses.create(model="m", input=history, tools=tools, tool_choice={"type": "function", "name": "get_weather"})
+    assert f"<|im_start|>assistant\n{CALL}<|im_end|>\n<|im_start|>user\nResult of get_weather:\n18 degrees" in prompt_of(stand)
+
+
+async def test_a_streamed_response_makes_the_same_response(stand: Stand, client: openai.AsyncOpenAI) -> None:
+    tools: Any = [TOOL]
+    for text in (THOUGHTS, f"Let me look. {CALL}"):
+        says(stand, text)
+        whole = await client.responses.create(model="m", input="x", tools=tools)
+        async with client.responses.stream(model="m", input="x", tools=tools) as stream:
+            events = [event async for event in stream]
+            final = await stream.get_final_response()
+        kinds = [event.type for event in events]
+        assert kinds[:2] == ["response.created", "response.in_progress"]
+        assert kinds[-1] == "response.completed"
+        assert [e.sequence_number for e in events] == list(range(len(events)))
+        shown = [(item.type, getattr(item, "arguments", None), getattr(item, "content", None)) for item in final.output]
+        expected = [(item.type, getattr(item, "arguments", None), getattr(item, "content", None)) for item in whole.output]
+        assert json.dumps(shown, default=_plain) == json.dumps(expected, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(exclude={"parsed", "parsed_arguments"})
+
+
+async def test_formats_of_responses(stand: Stand, client: openai.AsyncOpenAI) -> None:
+    says(stand, '{"city": "Paris"}')
+    text: Any = {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}}
+    reply = await client.responses.create(model="m", input="x", text=text, reasoning={"summary": "auto"})
+    assert json.loads(reply.output_text) == {"city": "Paris"}
+    assert json.loads(received(stand).sampling.json_schema or "") == SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"previous_response_id": "resp_1"}, "stores nothing"),
+        ({"background": True}, "background"),
+        ({"inputs": "x"}, "did you mean 'input'"),
+        ({"input": []}, "input must be"),
+        ({"input": [{"type": "file_search_call"}]}, "not supported"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "not supported"),
+        ({"input": [{"role": "robot", "content": "x"}]}, "role"),
+        ({"tools": [{"type": "web_search"}]}, "function"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "nobody"}}, "'nobody'"),
+        ({"text": {"verbosity": "low"}}, "verbosity"),
+        ({"reasoning": {"effort": "high"}}, "template"),
+        ({"max_output_tokens": "many"}, "integer"),
+    ],
+)
+async def test_wrong_responses_requests(stand: Stand, change: dict[str, Any], words: str) -> None:
+    reply = await post(stand, "/v1/responses", **{"input": "x", **change})
+    assert reply.status_code == 400
+    assert words in reply.json()["error"]["message"]
+
+
+async def test_an_error_in_a_responses_stream_is_an_event(stand: Stand) -> None:
+    stand.scheduler.stuck = True
+    kept, responses.FIRST_OUTPUT_SECONDS = responses.FIRST_OUTPUT_SECONDS, 0.01
+    try:
+        task = asyncio.create_task(post(stand, "/v1/responses", input="x", stream=True))
+        while not stand.manager.num_in_flight:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        stand.manager.scheduler_died("it fell over")
+        text = (await task).text
+    finally:
+        responses.FIRST_OUTPUT_SECONDS = kept
+    assert "event: error" in text
+    assert "it fell over" in text
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_message_has_thoughts_and_text(stand: Stand, claude: anthropic.AsyncAnthropic) -> None:
+    says(stand, THOUGHTS)
+    reply = await claude.messages.create(
+        model="m", max_tokens=50, system="Be kind.", messages=[{"role": "user", "content": "The quick"}]
+    )
+    assert [block.type for block in reply.content] == ["thinking", "text"]
+    assert (reply.stop_reason, reply.role) == ("end_turn", "assistant")
+    assert prompt_of(stand).startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nThe quick<|im_end|>")
+    count = await claude.messages.count_tokens(model="m", system="Be kind.", messages=[{"role": "user", "content": "The quick"}])
+    assert count.input_tokens == len(received(stand).input_ids) == reply.usage.input_tokens
+    says(stand, "one two three")
+    reply = await claude.messages.create(
+        model="m", max_tokens=50, stop_sequences=["two"], messages=[{"role": "user", "content": "x"}]
+    )
+    assert (reply.stop_reason, reply.stop_sequence) == ("stop_sequence", "two")
+    reply = await claude.messages.create(model="m", max_tokens=1, messages=[{"role": "user", "content": "x"}])
+    assert reply.stop_reason == "max_tokens"
+
+
+async def test_a_messages_tools_and_history(stand: Stand, claude: anthropic.AsyncAnthropic) -> None:
+    says(stand, CALL)
+    ask: Any = {"model": "m", "max_tokens": 200, "tools": [CLAUDE_TOOL], "tool_choice": {"type": "any"}}
+    reply = await claude.messages.create(messages=[{"role": "user", "content": "weather?"}], **ask)
+    (call,) = reply.content
+    assert call.type == "tool_use"
+    assert (call.name, call.input, reply.stop_reason) == ("get_weather", json.loads(ARGUMENTS), "tool_use")
+    history: Any = [
+        {"role": "user", "content": "weather?"},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": call.id, "name": call.name, "input": call.input}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "18"}, {"type": "text", "text": "And?"}]},
+    ]
+    await claude.messages.create(messages=history, **ask)
+    assert "Result of get_weather:\n18<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>" in prompt_of(stand)
+
+
+async def test_a_streamed_message_makes_the_same_message(stand: Stand, claude: anthropic.AsyncAnthropic) -> None:
+    for text in (THOUGHTS, f"Let me look. {CALL}"):
+        says(stand, text)
+        ask: Any = {"model": "m", "max_tokens": 200, "tools": [CLAUDE_TOOL], "messages": [{"role": "user", "content": "x"}]}
+        whole = await claude.messages.create(**ask)
+        async with claude.messages.stream(**ask) as stream:
+            kinds = [event.type async for event in stream]
+            final = await stream.get_final_message()
+        assert kinds[0] == "message_start"
+        assert kinds[-1] == "message_stop"
+        shown = [block.model_dump(exclude={"id", "parsed_output"}) for block in final.content]
+        assert shown == [block.model_dump(exclude={"id", "parsed_output"}) for block in whole.content]
+        assert final.stop_reason == whole.stop_reason
+        assert final.usage.output_tokens == whole.usage.output_tokens
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"max_tokens": None}, "max_tokens is missing"),
+        ({"messages": []}, "messages must be"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "role"),
+        ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "not supported"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "file"}}]}]}, "source"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "custom"),
+        ({"tool_choice": {"type": "maybe"}}, "tool_choice"),
+        ({"thinking": {"type": "maybe"}}, "thinking"),
+        ({"message": "x"}, "did you mean 'messages'"),
+        ({"container": "x"}, "container"),
+    ],
+)
+async def test_wrong_messages_requests(stand: Stand, change: dict[str, Any], words: str) -> None:
+    body: dict[str, Any] = {"max_tokens": 5, "messages": [{"role": "user", "content": "x"}], **change}
+    reply = await post(stand, "/v1/messages", **body)
+    assert reply.status_code == 400
+    assert reply.json()["type"] == "error"
+    assert reply.json()["error"]["type"] == "invalid_request_error"
+    assert words in reply.json()["error"]["message"]
+
+
+async def test_anthropics_header_is_a_key_too(make_stand: MakeStand) -> None:
+    stand = make_stand(api_keys=("secret",))
+    async with client_of(stand, **{"x-api-key": "secret"}) as http:
+        assert (await http.get("/v1/models")).status_code == 200
+    async with client_of(stand, **{"x-api-key": "wrong"}) as http:
+        assert (await http.get("/v1/models")).status_code == 401
+
+
+async def test_aborting_everybody_takes_the_admins_key(make_stand: MakeStand) -> None:
+    stand = make_stand(api_keys=("user",), admin_api_key="admin")
+    for key, status in (("user", 403), ("admin", 200)):
+        async with client_of(stand, Authorization=f"Bearer {key}") as http:
+            assert (await http.post("/abort_request", json={"abort_all": True})).status_code == status
+            assert (await http.post("/abort_request", json={"rid": "x"})).status_code == 200
+
+
+# --- score and rerank -------------------------------------------------------------------------------------------------------
+
+
+async def test_scores_are_probabilities_of_labels(stand: Stand) -> None:
+    reply = (await post(stand, "/v1/score", query="The quick", items=[" brown", " fox"], label_token_ids=[3, 9])).json()
+    tokenizer = stand.manager.need_tokenizer()
+    for item, scores in zip((" brown", " fox"), reply["scores"], strict=True):
+        at = len(tokenizer.encode("The quick" + item))
+        assert scores == pytest.approx([math.exp(logprob_of(label, at)) for label in (3, 9)])
+    reply = (await post(stand, "/v1/score", query=[4], items=[[5], [6, 7]], label_token_ids=[3, 9], apply_softmax=True)).json()
+    assert all(sum(scores) == pytest.approx(1.0) for scores in reply["scores"])
+    reply = (await post(stand, "/v1/score", query="b", items="a", label_token_ids=[3], item_first=True)).json()
+    assert prompt_of(stand) == "ab"
+    for wrong in ({"label_token_ids": []}, {"items": []}, {"label_token_ids": [10**6]}, {"query": 5}, {"items": [1.5]}):
+        body = {"query": "a", "items": ["b"], "label_token_ids": [3], **wrong}
+        assert (await post(stand, "/v1/score", **body)).status_code == 400
+
+
+async def test_documents_are_ranked_by_their_nearness(make_stand: MakeStand, stand: Stand) -> None:
+    embedding = make_stand(info={"embedding_dim": 8})
+    documents = ["The quick brown fox", "12", "The quick"]
+    reply = (await post(embedding, "/v1/rerank", query="The quick", documents=documents)).json()
+    assert reply[0]["index"] == 2
+    assert reply[0]["document"] == "The quick"
+    assert reply[0]["score"] == pytest.approx(1.0)
+    scores = [result["score"] for result in reply]
+    assert scores == sorted(scores, reverse=True)
+    assert len((await post(embedding, "/v1/rerank", query="a", documents=documents, top_n=1)).json()) == 1
+    assert (await post(embedding, "/v1/rerank", query="a", documents=[])).status_code == 400
+    assert (await post(embedding, "/v1/rerank", query="a", documents=["b", ""])).status_code == 400
+    assert (await post(stand, "/v1/rerank", query="a", documents=["b"])).status_code == 400
