@@ -46,6 +46,7 @@ struct KVView {
 
 struct MetaView {                      // AttentionMeta of kernels/ops.py
   const int *num_reqs, *req_pool_idx, *q_start, *q_len, *seq_lens, *req_to_token;
+  const int* row_ends;                 // where what a row sees ends, or null: after the row itself
   int max_reqs, table_rows, context_len;
 };
 

@@ -189,7 +189,8 @@ static void rope_store(Runtime& rt, Obj qkv, Obj kv, Obj positions, Obj slots, O
   rt.run(make_op("rope_store", rt.kernels().rope_store, a), c.keep);
 }
 
-static MetaView meta_of(Call& c, Obj meta) {
+static size_t size_at(int n) { return size_t(n < 0 ? 0 : n); }
+static MetaView meta_of(Call& c, Obj meta, int max_rows) {
   MetaView m{};
   auto field = [&](const char* name) { return nb::getattr(meta, name); };
   auto table = c.mat<int>(field("req_to_token"), "meta.req_to_token", 1);
@@ -203,6 +204,8 @@ static MetaView meta_of(Call& c, Obj meta) {
   m.q_start = c.vec<int>(field("q_start"), "meta.q_start", n);
   m.q_len = c.vec<int>(field("q_len"), "meta.q_len", n);
   m.seq_lens = c.vec<int>(field("seq_lens"), "meta.seq_lens", n);
+  nb::object ends = nb::getattr(meta, "row_ends", nb::none());
+  if (!ends.is_none()) m.row_ends = c.vec<int>(ends, "meta.row_ends", size_at(max_rows));
   return m;
 }
 
@@ -216,9 +219,10 @@ static void attention(Runtime& rt, Obj qkv, Obj kv, Obj out, Obj meta, int num_h
   auto m = c.mat<float>(qkv, "qkv", num_heads * a.kv.dim);
   Activation& o = c.handle<Activation>(out, "out");
   c.check(o.view.width == num_heads * a.kv.dim, "out", "must be num_heads * head_dim wide");
-  a.qkv = m.p, a.ld = m.ld, a.meta = meta_of(c, meta), a.out = o.view;
+  a.qkv = m.p, a.ld = m.ld, a.out = o.view;
   a.num_heads = num_heads, a.window = window, a.soft_cap = soft_cap;
   a.max_rows = smaller(m.rows, o.max_rows);
+  a.meta = meta_of(c, meta, a.max_rows);
   // What a thread's scratch must hold (attention.h, carve).
   const size_t dim = size_t(a.kv.dim), grp = size_t(num_heads / a.kv.heads), rows = grp > 96 ? grp : 96;
   c.check((rows * (2 * dim + 16) + 16 * dim + 3 * kChunk * dim + 4096) * 4 <= kScratchBytes, "kv", "has heads too large for these kernels");
@@ -353,7 +357,6 @@ static LogitsArgs logits(Call& c, Obj x, int num_rows) {
   c.check(num_rows <= m.rows && num_rows >= 0, "num_rows", "must not exceed the rows of x");
   return {m.p, m.ld, m.cols, num_rows};
 }
-static size_t size_at(int n) { return size_t(n < 0 ? 0 : n); }
 
 static void adjust(Runtime& rt, Obj x, Obj indptr, Obj ids, Obj scale, Obj bias) {
   Call c("adjust");

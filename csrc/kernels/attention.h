@@ -213,17 +213,22 @@ static ALWAYS void weigh(const float* score, const T* const* vp, int dim, int co
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int i = 0; i < W; i++) fstore(out + r * ld + col + 16 * i, o[r][i]);
 }
 
-// One chunk for R neighbouring rows of a tile. part receives R partial results; seen says which rows see anything.
+// Where what a row of request i at `pos` sees ends: after itself, or later where pictures are seen both ways.
+static ALWAYS int seen_end(const AttentionArgs& a, int row, int pos, int kv) {
+  return a.meta.row_ends ? clamp(a.meta.row_ends[row], pos + 1, kv) : pos + 1;
+}
+
+// One chunk for R neighbouring rows of a tile. `ends` of its tokens. part receives R partial results; seen says which rows see anything.
 template <int R, class T>
-static void chunk_rows(const AttentionArgs& a, Scratch& s, const T* const* kp, const T* const* vp, int r0, int grp, int pos0, int base,
-                       unsigned* seen) {
+static void chunk_rows(const AttentionArgs& a, Scratch& s, const T* const* kp, const T* const* vp, int r0, int grp, int pos0,
+                       const int* ends, int base, unsigned* seen) {
   const int dim = a.kv.dim;
   const size_t ld = part_size(dim);
   int lo[R], hi[R], low = kChunk, high = 0;
   *seen = 0;
   UNROLL for (int r = 0; r < R; r++) {
     const int pos = pos0 + (r0 + r) / grp;
-    hi[r] = clamp(pos + 1 - base, 0, kChunk);
+    hi[r] = clamp(ends[(r0 + r) / grp] - base, 0, kChunk);
     lo[r] = a.window > 0 ? clamp(pos - a.window + 1 - base, 0, kChunk) : 0;
     if (lo[r] >= hi[r]) continue;
     *seen |= 1u << r;
@@ -245,8 +250,9 @@ static void chunk_rows(const AttentionArgs& a, Scratch& s, const T* const* kp, c
 
 // A chunk for all rows of a tile; calls done(row, partial) for the rows that see some of it.
 template <class Fn>
-static ALWAYS void chunk_tile(const AttentionArgs& a, Scratch& s, const int* table, int rows, int grp, int pos0, int chunk, int h, Fn done) {
-  const int base = chunk * kChunk, last = pos0 + (rows - 1) / grp, end = imin(base + kChunk, last + 1);
+static ALWAYS void chunk_tile(const AttentionArgs& a, Scratch& s, const int* table, int rows, int grp, int pos0, const int* ends, int last_end,
+                              int chunk, int h, Fn done) {
+  const int base = chunk * kChunk, end = imin(base + kChunk, last_end);
   const int begin = a.window > 0 && pos0 - a.window + 1 > base ? pos0 - a.window + 1 : base;
   if (begin >= end) return;
   find_blocks(a.kv, table, base, begin, end, h, s);
@@ -258,8 +264,8 @@ static ALWAYS void chunk_tile(const AttentionArgs& a, Scratch& s, const int* tab
     unsigned seen = 0;
     with_rows<kAttR>(n, [&](auto rr) {
       constexpr int R = decltype(rr)::value;
-      if (widened) chunk_rows<R, float>(a, s, s.kp32, s.vp32, r0, grp, pos0, base, &seen);
-      else chunk_rows<R, Half>(a, s, s.kp, s.vp, r0, grp, pos0, base, &seen);
+      if (widened) chunk_rows<R, float>(a, s, s.kp32, s.vp32, r0, grp, pos0, ends, base, &seen);
+      else chunk_rows<R, Half>(a, s, s.kp, s.vp, r0, grp, pos0, ends, base, &seen);
     });
     for (int r = 0; r < n; r++)
       if (seen >> r & 1) done(r0 + r, s.part + r * part_size(a.kv.dim));
@@ -277,8 +283,13 @@ static void attention_unit(const AttentionArgs& a, const Cut& cut, int i, int u,
   for (int r = 0; r < rows; r++)
     __builtin_memcpy(s.q + size_t(r) * dim, a.qkv + (q0 + t0 + r / grp) * a.ld + size_t(h * grp + r % grp) * dim, size_t(dim) * 4);
   const size_t ld = part_size(dim);
+  int ends[32], last_end = 0;          // a tile has no more tokens
+  for (int t = 0; t < nt; t++) {
+    ends[t] = seen_end(a, q0 + t0 + t, pos0 + t, kv);
+    last_end = ends[t] > last_end ? ends[t] : last_end;
+  }
   if (cut.entry >= 0) {
-    chunk_tile(a, s, table, rows, grp, pos0, cut.first_chunk + chunk, h, [&](int r, const float* p) {
+    chunk_tile(a, s, table, rows, grp, pos0, ends, last_end, cut.first_chunk + chunk, h, [&](int r, const float* p) {
       const size_t at = size_t(cut.entry) + size_t(t0 + r / grp) * cut.chunks + chunk;
       __builtin_memcpy(a.part + (at * a.num_heads + h * grp + r % grp) * ld, p, ld * 4);
     });
@@ -286,8 +297,8 @@ static void attention_unit(const AttentionArgs& a, const Cut& cut, int i, int u,
   }
   for (int r = 0; r < rows; r++) s.total[r * ld + dim + 1] = 0;      // no sum yet
   const int first_chunk = a.window > 0 && pos0 - a.window + 1 > 0 ? (pos0 - a.window + 1) / kChunk : 0;
-  for (int c = first_chunk; c <= (pos0 + nt - 1) / kChunk; c++)
-    chunk_tile(a, s, table, rows, grp, pos0, c, h, [&](int r, const float* p) {
+  for (int c = first_chunk; c <= (last_end - 1) / kChunk; c++)
+    chunk_tile(a, s, table, rows, grp, pos0, ends, last_end, c, h, [&](int r, const float* p) {
       float* t = s.total + r * ld;
       if (t[dim + 1] == 0) __builtin_memcpy(t, p, ld * 4);
       else merge(t, p, dim);
@@ -313,7 +324,7 @@ static void attention(const void* args, const Ctx& c) {
   }
 }
 
-static void finish_row(const AttentionArgs& a, const Cut& k, int pos, int t, int row, int h0, int h1, float* buf) {
+static void finish_row(const AttentionArgs& a, const Cut& k, int pos, int kv, int t, int row, int h0, int h1, float* buf) {
   const int dim = a.kv.dim;
   const size_t ld = part_size(dim);
   float* o = a.rows_out + size_t(row) * a.num_heads * dim;
@@ -322,7 +333,7 @@ static void finish_row(const AttentionArgs& a, const Cut& k, int pos, int t, int
     for (int h = h0; h < h1; h++) {
       const float* p = a.part + ((size_t(k.entry) + size_t(t) * k.chunks) * a.num_heads + h) * ld;
       const size_t step = ld * a.num_heads;
-      const int c0 = low - k.first_chunk, c1 = pos / kChunk - k.first_chunk;
+      const int c0 = low - k.first_chunk, c1 = (seen_end(a, row, pos, kv) - 1) / kChunk - k.first_chunk;
       __builtin_memcpy(buf, p + c0 * step, ld * 4);
       for (int c = c0 + 1; c <= c1; c++) merge(buf, p + c * step, dim);
       normalise(buf, o + size_t(h) * dim, dim);
@@ -347,7 +358,7 @@ static void attention_finish(const void* args, const Ctx& c) {
     const int by = ql > 4 * c.n ? 1 : parts, hs = by == 1 ? a.num_heads : heads;       // a long extend: whole rows
     for (; u < base + ql * by; u = c.take()) {
       const int t = (u - base) / by, h0 = (u - base) % by * hs;
-      finish_row(a, k, pos0 + t, t, a.meta.q_start[i] + t, h0, imin(h0 + hs, a.num_heads), reinterpret_cast<float*>(c.scratch));
+      finish_row(a, k, pos0 + t, a.meta.seq_lens[i], t, a.meta.q_start[i] + t, h0, imin(h0 + hs, a.num_heads), reinterpret_cast<float*>(c.scratch));
     }
     base += ql * by;
   }

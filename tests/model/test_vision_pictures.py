@@ -20,7 +20,9 @@ from sglang.srt.media_item import MediaItem
 from sglang.srt.model.kernels.cpu import CpuOps
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kernels.reference import ReferenceOps
+from sglang.srt.server.multimodal.intake import TokenLines
 from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
+from sglang.srt.server.multimodal.processors.gemma3 import Gemma3Processor
 from sglang.srt.server.multimodal.processors.registry import create_processor
 from sglang.srt.server.multimodal.spans import expand
 from sglang.srt.server.tokenization.tokenizer import load_tokenizer
@@ -95,8 +97,24 @@ _QWEN3 = _QWEN | {"num_position_embeddings": 25, "deepstack_visual_indexes": [0,
 _QWEN2_5 = _QWEN | {"window_size": 28, "fullatt_block_indexes": [1]}
 _PIXELS = {"size": {"shortest_edge": 28 * 28, "longest_edge": 84 * 84}, "patch_size": 7}
 _QWEN_PROCESSOR = ("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil")
+def _gemma3() -> Any:
+    import transformers as t
+
+    text = t.Gemma3TextConfig(**{k: v for k, v in SIZES.items() if k != "rope_parameters"}, head_dim=16, sliding_window=24, query_pre_attn_scalar=16)
+    ids = {"image_token_id": IMAGE, "boi_token_index": IMAGE + 2, "eoi_token_index": IMAGE + 3}
+    config = t.Gemma3Config(text_config=text, vision_config=t.SiglipVisionConfig(**SIGLIP), mm_tokens_per_image=4, **ids)
+    return t.Gemma3ForConditionalGeneration(config)
+
+
+def _gemma3_inputs(processor: Any, images: list[Image.Image]) -> dict[str, Any]:
+    return {"pixel_values": processor(images=images, return_tensors="pt")["pixel_values"]}
+
+
 _TILES = {"size": {"longest_edge": 84}, "max_image_size": {"longest_edge": 28}}
 CASES = {
+    "gemma3": Case(
+        _gemma3, ("gemma3.image_processing_pil_gemma3", "Gemma3ImageProcessorPil"), {"size": {"height": 28, "width": 28}}, _gemma3_inputs
+    ),
     "qwen2_5_vl": Case(lambda: _qwen("Qwen2_5_VL", _QWEN2_5), _QWEN_PROCESSOR, _PIXELS, _qwen_inputs),
     "qwen3_vl": Case(lambda: _qwen("Qwen3VL", _QWEN3), _QWEN_PROCESSOR, _PIXELS, _qwen_inputs),
     "llava_onevision": Case(
@@ -144,6 +162,7 @@ class Family:
     model: Any
     image_processor: Any
     ours: Processor
+    lines: TokenLines
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -159,7 +178,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     settings = {"image_processor_type": name.removesuffix("Pil"), **case.settings}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     tokenizer = load_tokenizer(TextOptions(str(folder)), resolve_model(str(folder)))
-    return Family(case, folder, model, theirs, create_processor(ModelFolder(folder, tokenizer)))
+    return Family(case, folder, model, theirs, create_processor(ModelFolder(folder, tokenizer)), TokenLines(tokenizer))
 
 
 @pytest.fixture(params=["reference", "cpu"])
@@ -176,18 +195,21 @@ def test_logits(family: Family, ops: Ops, prompt: str) -> None:
     images = [part for part in parts if isinstance(part, Image.Image)]
     pictures = [family.ours.process("image", [image], "auto", len(images) == 1) for image in images]
     bare = [i for part in parts for i in (part if isinstance(part, list) else [family.ours.placeholders["image"]])]
-    ids, spans = expand(bare, pictures, family.ours.placeholders, family.ours.image_token)
+    ids, spans = expand(bare, pictures, family.ours.placeholders, family.ours.image_token, family.lines)
     items = tuple(
         MediaItem("image", p.mm_hash, tuple(found), p.pixels.tobytes(), p.pixels.shape, p.grid, p.facts)
         for p, found in zip(pictures, spans, strict=True)
     )
     inputs = family.case.inputs(family.image_processor, images) if images else {}
     axes = family.ours.positions(len(ids), list(zip(pictures, spans, strict=True)))
+    if isinstance(family.ours, Gemma3Processor):
+        inputs["token_type_ids"] = torch.tensor([[int(i == IMAGE) for i in ids]])
     if axes is not None and images:
         inputs["mm_token_type_ids"] = torch.tensor([[int(i == IMAGE) for i in ids]])
     with torch.no_grad():
         want = np.asarray(family.model(input_ids=torch.tensor([ids]), **inputs).logits[0])
-    got = logits(open_worker(family.folder, ops), Shown(ids, items, *(axes or (None, 0))))
+    worker = open_worker(family.folder, ops)
+    got = logits(worker, Shown(ids, items, *(axes or (None, 0)), two_way=worker.info.two_way))
     tolerance = 3e-4 if isinstance(ops, ReferenceOps) else 2e-2  # the native kernels keep K and V in 16 bits
     assert np.abs(want).max() > 1
     assert np.abs(got - want).max() < tolerance * np.abs(want).max()
@@ -198,4 +220,22 @@ def test_low_detail_takes_fewer_rows(family: Family) -> None:
         pytest.skip("pictures of this family are never large enough here: low detail means 512 x 512 pixels")
     image = picture(np.random.default_rng(6), (90, 88))
     low, high = (family.ours.process("image", [image], detail, True) for detail in ("low", "high"))  # type: ignore[arg-type]
+    if isinstance(family.ours, Gemma3Processor):
+        assert low.tokens == high.tokens  # it is no long picture
+        return
     assert len(low.tokens) < len(high.tokens) and low.mm_hash != high.mm_hash
+
+
+def test_long_pictures_in_pieces(family: Family) -> None:
+    """Gemma 3's pan and scan, which "high" detail asks for: pieces as transformers cuts them, each with its tokens."""
+    if not isinstance(family.ours, Gemma3Processor):
+        pytest.skip("of Gemma 3 only")
+    image = picture(np.random.default_rng(7), (800, 260))
+    found = family.ours.process("image", [image], "high", True)
+    options = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 256, "pan_and_scan_max_num_crops": 4}
+    theirs = family.image_processor(images=[image], return_tensors="np", pan_and_scan_min_ratio_to_activate=1.2, **options)
+    count = int(np.ravel(theirs["num_crops"])[0])
+    assert count == 3 and found.grid[0] == 1 + count == len(theirs["pixel_values"])
+    assert found.tokens.count(IMAGE) == 4 * (1 + count) and found.newlines == (0, 2)
+    tile = theirs["pixel_values"][2, :, :7, :7].reshape(-1)
+    assert np.array_equal(found.pixels.reshape(1 + count, 16, -1)[2, 0], tile)

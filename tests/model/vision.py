@@ -72,6 +72,7 @@ class Shown:
     items: tuple[MediaItem, ...]
     positions: Any
     delta: int
+    two_way: bool = False
 
 
 def show(rng: np.random.Generator, parts: Sequence[Any], time_step: float = 1.5, merge: int = 2) -> Shown:
@@ -149,5 +150,15 @@ def batch_of(shown: Shown, jobs: dict[bytes, EncodeJob], start: int, end: int, t
         ints([]),
         [],
         embeds=embeds,
+        row_ends=row_ends_of(shown, start, end) if shown.two_way else None,
         rope_positions=None if shown.positions is None else shown.positions[:, start:end],
     )
+
+
+def row_ends_of(shown: Shown, start: int, end: int) -> Any:
+    ends = np.arange(start + 1, end + 1, dtype=np.int32)
+    for item in shown.items:
+        for offset, length in item.spans:
+            assert not offset < start < offset + length and not offset < end < offset + length
+            ends[max(offset - start, 0) : max(offset + length - start, 0)] = offset + length
+    return ends

@@ -104,6 +104,7 @@ class ForwardBatch:
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     embeds: list[EmbedRows] = field(default_factory=list)
     rope_positions: Int32Array | None = None  # [3, num_tokens]; None: `positions` on every axis
+    row_ends: Int32Array | None = None  # [num_tokens] with `ModelInfo.two_way`: where what a row sees ends, if after itself
 
     @property
     def num_tokens(self) -> int:
@@ -152,6 +153,8 @@ class ModelInfo:
     num_params: int = 0
     media_kinds: tuple[str, ...] = ()
     """what the model sees besides text: "image", "video" """
+    two_way: bool = False
+    """whether rows of a picture see all of it: then a step must not end inside one (`ForwardBatch.row_ends`)"""
     rope_axes: int = 1
     """3: requests may bring positions of three axes"""
     embedding_dim: int = 0

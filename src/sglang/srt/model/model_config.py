@@ -67,13 +67,10 @@ class VisionConfig:
     """rows of the learnt position table"""
     deep_layers: tuple[int, ...] = ()
     """layers whose output also goes into the decoder's first layers (Qwen3-VL)"""
-    feature_layer: int = -1
-    """the layer whose output is used, as an index into [embeddings, layer 1, ...]"""
-    drops_class_row: bool = False
     out_rows: int = 0
     """rows a picture becomes, where that is fixed (Gemma 3)"""
-    extra: tuple[tuple[str, int], ...] = ()
-    """a family's own numbers by name"""
+    two_way: bool = False
+    """whether the decoder's rows of a picture see all of it, not only what stands before them (Gemma 3)"""
 
     @property
     def head_dim(self) -> int:

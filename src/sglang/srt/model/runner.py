@@ -69,10 +69,10 @@ def load_step(step: StepBuffers, batch: ForwardBatch, limits: StepLimits) -> Non
     meta.q_len[:reqs] = batch.q_len
     meta.seq_lens[:reqs] = batch.seq_lens
     if step.media is not None:
-        _load_media(step.media, batch)
+        _load_media(step.media, meta.row_ends, batch)
 
 
-def _load_media(media: MediaBuffers, batch: ForwardBatch) -> None:
+def _load_media(media: MediaBuffers, row_ends: Array | None, batch: ForwardBatch) -> None:
     """Rows that are not text lie in `embeds` at their own place."""
     rows = batch.num_tokens
     media.index[:rows] = -1
@@ -80,4 +80,6 @@ def _load_media(media: MediaBuffers, batch: ForwardBatch) -> None:
         begin, end = part.row, part.row + part.count
         media.embeds[begin:end] = part.embedding[part.start : part.start + part.count]
         media.index[begin:end] = media.row_numbers[begin:end]
+    if row_ends is not None:
+        row_ends[:rows] = 0 if batch.row_ends is None else batch.row_ends
     media.positions[:, :rows] = batch.positions if batch.rope_positions is None else batch.rope_positions

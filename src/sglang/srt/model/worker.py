@@ -146,6 +146,7 @@ def worker_from(
         quantization=quantization,
         num_params=sum(w.out_features * w.in_features for w in weights),
         media_kinds=config.vision.media_kinds if config.vision is not None else (),
+        two_way=config.vision is not None and config.vision.two_way,
         rope_axes=3 if config.rope_axes else 1,
     )
     return LocalWorker(ops, model, info, capacity, use_tape, encoder, memory.encoder_cache_bytes)

@@ -77,6 +77,12 @@ def _add_media(batch: ScheduleBatch) -> None:
             positions[:, row : row + extend.length] = extend.req.media.positions_of(extend.start, extend.end)
         row += extend.length
     forward.rope_positions = positions
+    if any(extend.req.media is not None and extend.req.media.two_way for extend in batch.extends):
+        ends = [forward.positions[: len(batch.decodes)] + 1]
+        for extend in batch.extends:
+            places = np.arange(extend.start + 1, extend.end + 1, dtype=np.int32)
+            ends.append(places if extend.req.media is None else extend.req.media.row_ends(extend.start, extend.end))
+        forward.row_ends = np.concatenate(ends).astype(np.int32)
 
 
 def _build(decodes: list[Req], extends: list[Extend], table: Int32Array) -> ScheduleBatch:

@@ -74,7 +74,7 @@ class Inlet:
         if msg.logprobs is not None:
             spec.want_logprob, spec.top_num, spec.token_ids = True, options.top_num, options.token_ids
         self._arrivals += 1
-        media = req_media(msg)
+        media = req_media(msg, self._info.two_way)
         if media is not None:
             check_media(msg, self._info.rope_axes, self._info.media_kinds)
             prompt = self._pictures.tree_ids(msg, prompt)

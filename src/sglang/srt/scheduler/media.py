@@ -94,6 +94,24 @@ class ReqMedia:
     positions: Int32Array | None  # [3, prompt_len]
     delta: int
     jobs: dict[bytes, EncodeJob]
+    two_way: bool = False
+    """rows of a picture see all of it: a step must not end inside one"""
+
+    def last_end(self, start: int, end: int) -> int:
+        """The last place up to `end` where a step that begins at `start` may end; `start` if there is none."""
+        for item in self.items if self.two_way else ():
+            for offset, length in item.spans:
+                if offset < end < offset + length:
+                    return max(offset, start)
+        return end
+
+    def row_ends(self, start: int, end: int) -> Int32Array:
+        """Where what each of ids [start, end) sees ends."""
+        ends = np.arange(start + 1, end + 1, dtype=np.int32)
+        for item in self.items:
+            for offset, length in item.spans:
+                ends[max(offset - start, 0) : max(offset + length - start, 0)] = offset + length
+        return ends
 
     @property
     def is_waiting(self) -> bool:
@@ -123,18 +141,19 @@ class ReqMedia:
         return np.concatenate([self.positions[:, start : min(end, known)], np.broadcast_to(after, (3, len(after)))], axis=1)
 
 
-def req_media(msg: TokenizedReq) -> ReqMedia | None:
+def req_media(msg: TokenizedReq, two_way: bool) -> ReqMedia | None:
     if not msg.media and not msg.rope_positions:
         return None
     positions = np.frombuffer(msg.rope_positions, np.int32).reshape(3, -1) if msg.rope_positions else None
-    return ReqMedia(msg.media, positions, msg.rope_delta, {})
+    return ReqMedia(msg.media, positions, msg.rope_delta, {}, two_way)
 
 
 class MediaGate:
     """Sees to it that embeddings are there before the rows that need them."""
 
-    def __init__(self, worker: ModelWorker) -> None:
+    def __init__(self, worker: ModelWorker, chunk_tokens: int) -> None:
         self._worker = worker
+        self._chunk_tokens = chunk_tokens
         self._ahead: weakref.WeakSet[ReqMedia] = weakref.WeakSet()
         self._making: weakref.WeakSet[EncodeJob] = weakref.WeakSet()
         self.num_encoded = 0
@@ -143,6 +162,13 @@ class MediaGate:
         """Raises RequestError for items that the model cannot take."""
         for item in media.items:
             self._worker.check_item(item)
+            longest = max(length for _, length in item.spans)
+            if media.two_way and longest > self._chunk_tokens:
+                raise RequestError(
+                    f"a picture takes {longest} tokens, which this model must compute in one step of at most "
+                    f"{self._chunk_tokens}: start the server with a larger --chunked-prefill-size",
+                    "image_data",
+                )
 
     def is_ready(self, media: ReqMedia, start: int) -> bool:
         """Whether every embedding for ids from `start` on is there. Those that are not are put in line, unless embeddings wait

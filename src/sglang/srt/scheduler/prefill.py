@@ -110,6 +110,8 @@ class PrefillPlanner:
         hold = req.hold
         assert hold is not None
         end = self._memory.grow_far(hold, min(hold.kv_len + tokens, req.fill_len))
+        if req.media is not None:
+            end = req.media.last_end(hold.kv_len, end)
         if end <= hold.kv_len:
             return []
         if end == req.fill_len:
@@ -140,6 +142,8 @@ class PrefillPlanner:
                 continue
             if req.media is not None and not self._gate.is_ready(req.media, len(match.slots)):
                 continue
+            if req.media is not None and not req.media.last_end(0, min(len(match.slots) + tokens, req.fill_len)) > len(match.slots):
+                break  # a picture would be cut: it goes first in a step of its own
             alone = not decodes and not extends
             cost = self._take(req, match, tokens, spare, alone)
             if cost is None:
@@ -177,6 +181,8 @@ class PrefillPlanner:
         assert req.hold is not None
         start = req.hold.kv_len
         end = min(start + tokens, req.fill_len)
+        if req.media is not None:
+            end = req.media.last_end(start, end)
         if end < req.fill_len:
             self.partial = req
         return Extend(req, start, end, end == req.fill_len, True)

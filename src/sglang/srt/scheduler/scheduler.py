@@ -93,7 +93,7 @@ class Scheduler:
         self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
         self._estimate = OutputEstimate(options.schedule_conservativeness)
         limits = _prefill_limits(options, info.max_batch_tokens)
-        self._gate = MediaGate(worker)
+        self._gate = MediaGate(worker, limits.chunk_tokens)
         self._sees = bool(info.media_kinds)
         self._prefill = PrefillPlanner(self.memory, self._waiting, self._estimate, limits, self._gate)
         self._running = RunningBatch(self.memory, self._waiting, self._prefill, self._estimate, info.max_batch_tokens)

@@ -62,6 +62,7 @@ class AttentionMeta:
     q_len: Array  # [max_reqs]
     seq_lens: Array  # [max_reqs]
     req_to_token: Array  # [max_running_requests, context_len]
+    row_ends: Array | None = None  # [max_rows]: where what a row sees ends; None: after its own position
 
 
 class Ops(Protocol):
@@ -180,7 +181,7 @@ class Ops(Protocol):
     ) -> None:
         """Causal grouped-query attention of every request's new rows over its slots. q is read from the first num_heads *
         head_dim columns of qkv, already scaled. A row at position p sees positions max(0, p - window + 1) .. p (all up to p
-        when window is 0). soft_cap c > 0 turns a score s into c * tanh(s / c). out: [rows, num_heads * head_dim]."""
+        when window is 0), or up to meta.row_ends - 1 where that is later, which must lie in the request's own seq_len. soft_cap c > 0 turns a score s into c * tanh(s / c). out: [rows, num_heads * head_dim]."""
         ...
 
     def soft_cap(self, x: Array, rows: Array, *, cap: float) -> None:

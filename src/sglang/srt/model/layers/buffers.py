@@ -77,11 +77,11 @@ class StepLimits:
     max_logit_rows: int
 
 
-def _attention_meta(ops: Ops, max_reqs: int, req_to_token: Array) -> AttentionMeta:
+def _attention_meta(ops: Ops, max_reqs: int, req_to_token: Array, row_ends: Array | None) -> AttentionMeta:
     def per_req() -> Array:
         return ops.empty((max_reqs,), "int32")
 
-    return AttentionMeta(ops.empty((1,), "int32"), per_req(), per_req(), per_req(), per_req(), req_to_token)
+    return AttentionMeta(ops.empty((1,), "int32"), per_req(), per_req(), per_req(), per_req(), req_to_token, row_ends)
 
 
 def create_buffers(
@@ -98,12 +98,13 @@ def create_buffers(
         return ops.activation(size, weights)
 
     delta = ops.empty((n, hidden))
+    row_ends = ints(n) if config.vision is not None and config.vision.two_way else None
     return StepBuffers(
         rows=ints(1),
         input_ids=ints(n),
         positions=ints(n),
         slots=ints(n),
-        meta=_attention_meta(ops, limits.max_reqs, req_to_token),
+        meta=_attention_meta(ops, limits.max_reqs, req_to_token, row_ends),
         x=ops.empty((n, hidden)),
         delta=delta,
         branch=ops.empty((n, hidden)) if config.post_norms else delta,

@@ -232,6 +232,16 @@ def _idefics(fields: VisionFields) -> VisionConfig:
     return replace(found, merge_size=merge)
 
 
+def _gemma3(fields: VisionFields) -> VisionConfig:
+    defaults = {**_SIGLIP, "hidden_size": 1152, "intermediate_size": 4304, "patch_size": 14, "num_attention_heads": 16}
+    found = _siglip(fields, "gemma3", {**defaults, "num_hidden_layers": 27, "image_size": 896, "image_token_id": 262144})
+    rows = fields.top.count("mm_tokens_per_image", 256)
+    side = found.image_size // found.patch_size
+    if int(rows**0.5) ** 2 != rows or int(rows**0.5) > side:
+        raise fields.top.bad("mm_tokens_per_image", f"must be a square of at most {side} a side, and is {rows}")
+    return replace(found, out_rows=rows, two_way=True)
+
+
 def _llava_onevision(fields: VisionFields) -> VisionConfig:
     top = fields.top
     if top.get("projector_hidden_act", "gelu") != "gelu" or not top.flag("multimodal_projector_bias", True):
@@ -243,6 +253,7 @@ def _llava_onevision(fields: VisionFields) -> VisionConfig:
 
 
 VISION_FAMILIES = (
+    VisionFamily("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", _gemma3),
     VisionFamily("SmolVLMForConditionalGeneration", "LlamaForCausalLM", _idefics),
     VisionFamily("Idefics3ForConditionalGeneration", "LlamaForCausalLM", _idefics),
     VisionFamily("LlavaOnevisionForConditionalGeneration", "Qwen2ForCausalLM", _llava_onevision),

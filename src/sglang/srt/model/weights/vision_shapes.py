@@ -117,6 +117,12 @@ def _idefics(c: VisionConfig) -> Shapes:
     return _siglip(c, "vision_model") | _linear(name, c.out_size, c.hidden_size * c.merge_size**2, False)
 
 
+def _gemma3(c: VisionConfig) -> Shapes:
+    name = "multi_modal_projector"
+    shapes = _siglip(c, "vision_tower") | {f"{name}.mm_input_projection_weight": (c.hidden_size, c.out_size)}
+    return shapes | _norm(f"{name}.mm_soft_emb_norm", c.hidden_size, False)
+
+
 def _llava_onevision(c: VisionConfig) -> Shapes:
     shapes = _siglip(c, "vision_tower", normed=False) | {"image_newline": (c.out_size,)}
     shapes |= _linear("multi_modal_projector.linear_1", c.out_size, c.hidden_size)
@@ -124,6 +130,7 @@ def _llava_onevision(c: VisionConfig) -> Shapes:
 
 
 _FAMILIES: dict[str, Callable[[VisionConfig], Shapes]] = {
+    "gemma3": _gemma3,
     "idefics": _idefics,
     "llava_onevision": _llava_onevision,
     "qwen2_vl": _qwen2_vl,

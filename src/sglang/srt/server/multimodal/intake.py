@@ -40,11 +40,38 @@ class MediaPrompt:
     rope_delta: int = 0
 
 
+class TokenLines:
+    """spans.LineEnds by a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def _is_line_end(self, token_id: int) -> bool:
+        text = self._tokenizer.vocabulary.text_bytes([token_id], skip_special=False)
+        return bool(text) and not text.strip(b"\n")
+
+    def _encode(self, count: int) -> list[int]:
+        return self._tokenizer.encode("\n" * count, add_special_tokens=False)
+
+    def lengthen(self, ids: list[int], count: int) -> None:
+        while ids and self._is_line_end(ids[-1]):
+            count += len(self._tokenizer.token_text(ids.pop()))
+        ids += self._encode(count)
+
+    def after(self, ids: list[int], following: Sequence[int], start: int, count: int) -> int:
+        while start < len(following) and self._is_line_end(following[start]):
+            count += len(self._tokenizer.token_text(following[start]))
+            start += 1
+        ids += self._encode(count)
+        return start
+
+
 class MediaIntake:
     """One server's way in for media."""
 
-    def __init__(self, processor: Processor, options: MediaOptions) -> None:
+    def __init__(self, processor: Processor, options: MediaOptions, tokenizer: Tokenizer) -> None:
         self._processor = processor
+        self._lines = TokenLines(tokenizer)
         self._options = options
         self._sources = Sources(options)
         self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="media")
@@ -80,7 +107,7 @@ class MediaIntake:
         finally:
             for task in tasks:
                 task.cancel()
-        expanded, spans = expand(ids, pictures, self._processor.placeholders, self._processor.image_token)
+        expanded, spans = expand(ids, pictures, self._processor.placeholders, self._processor.image_token, self._lines)
         located = list(zip(pictures, spans, strict=True))
         items = tuple(
             MediaItem(p.kind, p.mm_hash, tuple(found), p.pixels.tobytes(), p.pixels.shape, p.grid, p.facts)
@@ -122,4 +149,4 @@ class MediaIntake:
 
 def create_intake(folder: Path, tokenizer: Tokenizer, options: MediaOptions) -> MediaIntake:
     """The way in for the model in `folder`. Raises ModelError if it has no usable image processor."""
-    return MediaIntake(create_processor(ModelFolder(folder, tokenizer)), options)
+    return MediaIntake(create_processor(ModelFolder(folder, tokenizer)), options, tokenizer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,8 @@ class Picture:
     squares: tuple[tuple[int, int, int], ...] = ()
     time_step: float = 1.0
     facts: dict[str, Any] = field(default_factory=dict)
+    newlines: tuple[int, int] = (0, 0)
+    """line ends before and after the tokens, which are tokenized together with those of the text that they meet"""
 
     @property
     def nbytes(self) -> int:
@@ -43,9 +45,14 @@ class Picture:
 
 
 def expand(
-    ids: Sequence[int], pictures: Sequence[Picture], placeholders: dict[MediaKind, int], name: str
+    ids: Sequence[int],
+    pictures: Sequence[Picture],
+    placeholders: dict[MediaKind, int],
+    name: str,
+    lines: LineEnds | None = None,
 ) -> tuple[list[int], list[list[Span]]]:
-    """The prompt with every placeholder replaced, and the spans of each picture. `name` is what a placeholder is called.
+    """The prompt with every placeholder replaced, and the spans of each picture. `name` is what a placeholder is called; `lines`
+    is asked where pictures bring line ends.
 
     Raises RequestError if there are not as many placeholders as pictures, or not of their kinds.
     """
@@ -63,10 +70,27 @@ def expand(
         expanded += ids[start:at]
         start = at + 1
         picture = pictures[which]
+        if picture.newlines[0] and lines is not None:
+            lines.lengthen(expanded, picture.newlines[0])
         spans[which] = [(len(expanded) + begin, length) for begin, length in runs(picture.tokens, picture.row_id)]
         expanded += picture.tokens
+        if picture.newlines[1] and lines is not None:
+            start = lines.after(expanded, ids, start, picture.newlines[1])
     expanded += ids[start:]
     return expanded, spans
+
+
+class LineEnds(Protocol):
+    """Joins line ends as the tokenizer would have in one text."""
+
+    def lengthen(self, ids: list[int], count: int) -> None:
+        """`count` more line ends at the end of `ids`."""
+        ...
+
+    def after(self, ids: list[int], following: Sequence[int], start: int, count: int) -> int:
+        """`count` line ends at the end of `ids`, together with those that begin following[start:]; returns where the rest
+        of that begins."""
+        ...
 
 
 def _assign(marks: list[int], pictures: Sequence[Picture], placeholders: dict[MediaKind, int]) -> list[int]:

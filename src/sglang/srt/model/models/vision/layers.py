@@ -68,8 +68,8 @@ class LayerNorm:
 
     def __init__(self, ops: Ops, source: WeightSource, name: str, eps: float) -> None:
         self.ops = ops
-        self.weight = ops.array(source.vector(f"{name}.weight"))
-        self.bias = ops.array(source.vector(f"{name}.bias"))
+        # not `vector`, which adds what the decoder's norms have added (gemma)
+        self.weight, self.bias = (ops.array(source.tensor(f"{name}.{part}").dequantise()) for part in ("weight", "bias"))
         self.eps = eps
 
     def __call__(self, x: Array, out: Array | Activation, rows: Array, delta: Array | None = None) -> None:

@@ -10,9 +10,10 @@ from sglang.srt.model.model_config import VisionConfig
 from sglang.srt.model.models.vision.layers import Encoder
 from sglang.srt.model.models.vision.qwen3_vl import DeepQwenVision
 from sglang.srt.model.models.vision.qwen_vl import QwenVision, WindowedQwenVision
-from sglang.srt.model.models.vision.siglip import IdeficsVision, LlavaVision
+from sglang.srt.model.models.vision.siglip import GemmaVision, IdeficsVision, LlavaVision
 
 ENCODERS: dict[str, Callable[[Ops, WeightSource, VisionConfig], Encoder]] = {
+    "gemma3": GemmaVision,
     "llava_onevision": LlavaVision,
     "idefics": IdeficsVision,
     "qwen2_vl": QwenVision,

@@ -1,15 +1,17 @@
-"""SigLIP towers (arXiv 2303.15343) and what LLaVA-OneVision, SmolVLM and Idefics3 make of their rows.
+"""SigLIP towers (arXiv 2303.15343) and what LLaVA-OneVision, SmolVLM, Idefics3 and Gemma 3 make of their rows.
 
 The tower reads tiles of one size, each a segment of its own, with a learnt position for each patch:
 
     picture -> tiles -> patches -> tower -> rows          connector -> rows of the decoder's width
                                                           SmolVLM: squares of neighbours side by side, one matrix
                                                           LLaVA-OneVision: two layers, then resampled as the picture lay
+                                                          Gemma 3: the mean of each square, a norm, one matrix
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,10 +29,12 @@ from sglang.srt.model.models.vision.layers import (
     Int32,
     LayerNorm,
     PlainMLP,
+    RootNorm,
     blocks,
     make_rows,
     pixels_of,
 )
+from sglang.srt.model.quant.formats import HostTensor
 
 
 class SiglipTower:
@@ -182,6 +186,57 @@ class LlavaVision:
             self.ops.blend_rows(projected, self.ops.array(index), self.ops.array(weight), out, count)
             found.append(out)
         return found
+
+
+class GemmaVision:
+    """Gemma 3 (arXiv 2503.19786): every tile becomes `out_rows` rows. Patches come row by row, squares are gathered here."""
+
+    def __init__(self, ops: Ops, source: WeightSource, config: VisionConfig) -> None:
+        self.ops, self.config = ops, config
+        side, out_side = config.image_size // config.patch_size, int(config.out_rows**0.5)
+        pool = side // out_side
+        order = np.arange(side * side, dtype=np.int32).reshape(side, side)[: out_side * pool, : out_side * pool]
+        self.squares = _squares(order, pool).reshape(config.out_rows, pool * pool)
+        self.share = np.full(self.squares.shape, 1 / pool**2, np.float32)
+        self.tower = SiglipTower(ops, source, config, "vision_tower", np.arange(side * side, dtype=np.int32))
+        name = "multi_modal_projector"
+        self.norm = RootNorm(ops, source, f"{name}.mm_soft_emb_norm", config.norm_eps)
+        self.weight = ops.pack([_transposed(source.tensor(f"{name}.mm_input_projection_weight"))])
+        self.input = ops.activation(BLOCK, [self.weight])
+
+    @property
+    def weights(self) -> list[Weight]:
+        return [*self.tower.weights, self.weight]
+
+    def check(self, item: MediaItem) -> None:
+        self.tower.check(item)
+        rows = item.grid[0] * self.config.out_rows
+        if item.num_rows != rows:
+            raise RequestError(f"the {item.kind} makes {rows} rows, and {item.num_rows} ids stand for them")
+
+    def cost(self, item: MediaItem) -> int:
+        return item.shape[0]
+
+    def encode(self, items: Sequence[MediaItem]) -> Encoding:
+        rows = yield from self.tower.encode(items)
+        tiles = len(rows) // self.tower.tile_len
+        n, count = tiles * self.config.out_rows, self.ops.empty((1,), "int32")
+        firsts = np.arange(tiles, dtype=np.int32)[:, None, None] * self.tower.tile_len
+        index = self.ops.array((firsts + self.squares).reshape(n, -1))
+        weight = self.ops.array(np.tile(self.share, (tiles, 1)))
+        pooled, out = self.ops.empty((n, self.config.hidden_size)), self.ops.empty((n, self.config.out_size))
+        for a, b in blocks(n):
+            count[0] = b - a
+            self.ops.blend_rows(rows, index[a:b], weight[a:b], pooled[a:b], count)
+            self.norm(pooled[a:b], self.input, count)
+            self.ops.linear(self.weight, self.input, out[a:b], count)
+            yield
+        return _split(out, [item.num_rows for item in items])
+
+
+def _transposed(tensor: HostTensor) -> HostTensor:
+    data = np.ascontiguousarray(tensor.data.T)
+    return replace(tensor, shape=data.shape, data=data)
 
 
 def _split(out: Array, lengths: Sequence[int]) -> list[Array]:

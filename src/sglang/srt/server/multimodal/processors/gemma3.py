@@ -1,0 +1,66 @@
+"""Gemma 3: every picture as one tile of a fixed number of rows; with "high" detail, long ones also in pieces (pan and scan)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.inputs import Detail
+from sglang.srt.server.multimodal.processors.base import ModelFolder, fingerprint_of, picture_hash, run_processor
+from sglang.srt.server.multimodal.processors.tiles import patches_of
+from sglang.srt.server.multimodal.spans import Int32, Picture, Span
+
+
+class Gemma3Processor:
+    """A Processor. A prompt's placeholder is the token that begins an image."""
+
+    kinds: tuple[MediaKind, ...] = ("image",)
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self._processor = folder.image_processor("gemma3.image_processing_pil_gemma3", "Gemma3ImageProcessorPil")
+        self._fingerprint = fingerprint_of(self._processor)
+        self._tokenizer = folder.tokenizer
+        options = {"min_crop_size": 256, "max_num_crops": 4, "min_ratio_to_activate": 1.2}
+        names = {f"pan_and_scan_{name}": default for name, default in options.items()}
+        self._pan_and_scan = {name: getattr(self._processor, name, None) or default for name, default in names.items()}
+        self._pan_and_scan["do_pan_and_scan"] = True
+        self._row_id = folder.number("image_token_index", folder.number("image_token_id", 262144))
+        self._begin = folder.number("boi_token_index", 255999)
+        self._end = folder.number("eoi_token_index", 256000)
+        self._tile_rows = folder.number("mm_tokens_per_image", 256)
+        self._patch = int((folder.config.get("vision_config") or {}).get("patch_size", 14))
+        self.placeholders: dict[MediaKind, int] = {"image": self._begin}
+        self.image_token = folder.tokenizer.token_text(self._begin)
+
+    def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail, alone: bool) -> Picture:
+        found = run_processor(self._processor, [frames[0]], **(self._pan_and_scan if detail == "high" else {}))
+        tiles, num_crops = found["pixel_values"], int(np.ravel(found["num_crops"])[0])
+        return Picture(
+            kind=kind,
+            mm_hash=picture_hash(self._fingerprint, kind, frames, "high" if detail == "high" else "auto"),
+            tokens=tuple(self._tokens(num_crops)),
+            row_id=self._row_id,
+            pixels=patches_of(tiles, self._patch),
+            grid=(len(tiles), tiles.shape[2] // self._patch, tiles.shape[3] // self._patch),
+            newlines=(0 if num_crops else 2, 2),
+        )
+
+    def _tokens(self, num_crops: int) -> list[int]:
+        """Line ends before and after are `newlines`: they join those of the text around."""
+        tile = [self._begin, *[self._row_id] * self._tile_rows, self._end]
+        if not num_crops:
+            return tile
+        ids = [*self._encode("Here is the original image \n\n"), *tile]
+        ids += [*self._encode("\n\n and here are some crops to help you see better \n\n"), *tile]
+        for _ in range(num_crops - 1):
+            ids += [*self._encode("\n\n \n\n"), *tile]
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def positions(self, length: int, pictures: Sequence[tuple[Picture, list[Span]]]) -> tuple[Int32, int] | None:
+        return None
