@@ -2,6 +2,7 @@
 
     python -m benchmarks.peers                                    ours and llama.cpp on the default model, W1 to W4
     python -m benchmarks.peers --engines ours,llama_cpp,openvino,transformers --repeats 5 --out results
+    python -m benchmarks.peers --model FILE --workloads W1,W2,LONG
     python -m benchmarks.peers --env llama_cpp=/path/to/venv      use an environment that exists
 
 Each peer is installed once into an environment of its own. All engines stay loaded; for every repetition each workload runs
@@ -12,16 +13,20 @@ on each engine in turn, the order alternating, so that a slow minute of the mach
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
+import select
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 import venv
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmarks.chart import bar_chart
 from benchmarks.workloads import SHAPES
@@ -34,6 +39,15 @@ PACKAGES = {
 }
 BUILD_FLAGS = {"llama_cpp": {"CMAKE_ARGS": "-DGGML_NATIVE=ON"}}
 HIGHER_IS_BETTER = "tok/s"
+STARTED = time.monotonic()
+
+
+LOAD_SECONDS, ANSWER_SECONDS = 180.0, 120.0
+"""An engine that takes longer is left out."""
+
+
+class EngineFailed(Exception):
+    """An engine died or hangs."""
 
 
 @dataclass
@@ -41,18 +55,53 @@ class Engine:
     """A driver process."""
 
     name: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
     facts: dict[str, Any] = field(default_factory=dict)
+    buffer: bytes = b""
 
-    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} died during {command}")
-        answer: dict[str, Any] = json.loads(line)
+    def ask(self, command: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """The answer to a command. Raises EngineFailed when the process dies or says nothing for so long."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(command).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise EngineFailed(f"died: {self._last_words()}") from None
+        answer: dict[str, Any] = json.loads(self._read_line(time.monotonic() + seconds))
         return answer
+
+    def _read_line(self, deadline: float) -> bytes:
+        assert self.process.stdout is not None
+        descriptor = self.process.stdout.fileno()
+        while b"\n" not in self.buffer:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+                raise EngineFailed("did not answer in time")
+            data = os.read(descriptor, 1 << 16)
+            if not data:
+                raise EngineFailed(f"died: {self._last_words()}")
+            self.buffer += data
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        return line
+
+    def _last_words(self) -> str:
+        self.process.wait(10)
+        self.log.seek(0)
+        lines = self.log.read().decode(errors="replace").strip().splitlines()
+        return lines[-1][:300] if lines else f"exit status {self.process.returncode}"
+
+    def stop(self) -> None:
+        """Ends the process, by force if it does not go by itself."""
+        if self.process.stdin is not None and not self.process.stdin.closed:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
 
 
 def python_of(name: str, environments: dict[str, Path]) -> Path:
@@ -76,27 +125,62 @@ def start(name: str, python: Path, model: str, threads: int) -> Engine:
     paths = [str(ROOT), str(ROOT / "src")] if name == "ours" else [str(ROOT)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
     command = [str(python), "-m", f"benchmarks.drivers.{name}"]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, cwd=ROOT
-    )
-    engine = Engine(name, process)
-    engine.facts = engine.ask({"model": model, "threads": threads})
+    log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the engine
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, cwd=ROOT)
+    engine = Engine(name, process, log)
+    try:
+        engine.facts = engine.ask({"model": model, "threads": threads}, LOAD_SECONDS)
+    except EngineFailed:
+        engine.stop()
+        raise
+    note(f"{name} {engine.facts['version']} loaded in {engine.facts['load_seconds']:.1f} s")
     return engine
+
+
+def start_all(names: list[str], environments: dict[str, Path], model: str, threads: int) -> list[Engine]:
+    """The engines that start; the others are reported and left out."""
+    engines: list[Engine] = []
+    for name in names:
+        try:
+            engines.append(start(name, python_of(name, environments), model, threads))
+        except (EngineFailed, OSError, subprocess.SubprocessError) as error:
+            note(f"{name} is left out: {error}")
+    return engines
+
+
+def note(text: str) -> None:
+    """Progress, with seconds since the start."""
+    print(f"[{time.monotonic() - STARTED:5.0f} s] {text}", file=sys.stderr, flush=True)
 
 
 Results = dict[tuple[str, str], list[dict[str, Any]]]
 
 
-def measure(engines: list[Engine], workloads: list[str], repeats: int) -> Results:
-    """Interleaved; repetition 0 warms up and is not counted."""
+def measure(engines: list[Engine], workloads: list[str], repeats: int, minutes: float) -> Results:
+    """Interleaved; repetition 0, of W1 alone, warms up and is not counted. An engine that dies or hangs is stopped and left out
+    from there on. After the first repetition a workload is left out once it would not end within `minutes`."""
     results: Results = {}
+    took: dict[str, float] = {}
+    end = time.monotonic() + 60 * minutes
     for repetition in range(repeats + 1):
-        for workload in workloads:
-            for engine in engines if repetition % 2 else reversed(engines):
-                answer = engine.ask({"workload": workload, "repetition": repetition})
+        for workload in workloads if repetition else ["W1"]:
+            begun, said = time.monotonic(), []
+            if repetition > 1 and begun + took[workload] > end:
+                note(f"repetition {repetition}/{repeats} {workload}: left out, --minutes {minutes:g} are used up")
+                continue
+            for engine in list(engines) if repetition % 2 else list(reversed(engines)):
+                try:
+                    answer = engine.ask({"workload": workload, "repetition": repetition}, ANSWER_SECONDS)
+                except EngineFailed as error:
+                    note(f"{engine.name} is left out from here on: {workload}: {error}")
+                    engine.stop()
+                    engines.remove(engine)
+                    continue
+                said.append(f"{engine.name} {answer['seconds']:.2f} s")
                 if repetition:
                     results.setdefault((workload, engine.name), []).append(answer)
-            print(f"repetition {repetition}/{repeats} {workload}", file=sys.stderr)
+            took[workload] = time.monotonic() - begun
+            note(f"repetition {repetition}/{repeats} {workload}: {', '.join(said)}")
     return results
 
 
@@ -118,7 +202,7 @@ def figures(workload: str, runs: list[dict[str, Any]]) -> dict[str, list[float]]
 
 def table(engines: list[Engine], results: Results, workloads: list[str]) -> str:
     """Markdown: a row for each figure, a column for each engine, and our ratio to the best peer (above 1: ahead)."""
-    names = [e.name for e in engines]
+    names = [e.name for e in engines]  # of those that failed nothing more is said
     lines = ["| workload | figure | " + " | ".join(names) + " | ours / best peer |", "|---|---|" + "--:|" * (len(names) + 1)]
     for workload in workloads:
         columns = {n: figures(workload, results[workload, n]) for n in names}
@@ -152,6 +236,13 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
+def check_names(given: list[str], known: list[str], kind: str) -> None:
+    """Ends the program with a sentence if one of them is unknown."""
+    for name in given:
+        if name not in known:
+            sys.exit(f"unknown {kind} {name!r}; there are {', '.join(known)}")
+
+
 def local_file(model: str) -> str:
     """Peers want a file: an alias is fetched first."""
     from sglang.srt.checkpoint.resolve import resolve_model
@@ -165,17 +256,26 @@ def main() -> None:
     parser.add_argument("--workloads", default="W1,W2,W3,W4", help=f"of {','.join(SHAPES)}")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=5, help="no repetition but the first begins if it would end later")
     parser.add_argument("--env", action="append", default=[], metavar="ENGINE=FOLDER", help="an environment that exists")
     parser.add_argument("--out", type=Path, help="folder for results.json, table.md and chart.svg")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT / "src"))
     environments = {name: Path(folder) for name, _, folder in (e.partition("=") for e in args.env)}
     workloads, model = args.workloads.split(","), local_file(args.model)
-    engines = [start(n, python_of(n, environments), model, args.threads) for n in args.engines.split(",")]
-    results = measure(engines, workloads, args.repeats)
+    check_names(args.engines.split(","), ["ours", *PACKAGES], "engine")
+    check_names(workloads, list(SHAPES), "workload")
+    engines = start_all(args.engines.split(","), environments, model, args.threads)
+    try:
+        results = measure(engines, workloads, args.repeats, args.minutes)
+    finally:
+        for engine in engines:
+            engine.stop()
+    if not engines:
+        sys.exit("no engine is left")
     versions = ", ".join(f"{e.name} {e.facts['version']}" for e in engines)
-    report = f"{machine()}; {args.threads} threads; {args.model}; {versions}; medians of {args.repeats} (spread)\n\n"
+    report = f"{machine()}; {args.threads} threads; {args.model}; {versions}; medians of up to {args.repeats} (spread)\n\n"
     report += table(engines, results, workloads)
     print(report)
     if args.out:
