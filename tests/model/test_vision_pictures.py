@@ -239,3 +239,39 @@ def test_long_pictures_in_pieces(family: Family) -> None:
     assert found.tokens.count(IMAGE) == 4 * (1 + count) and found.newlines == (0, 2)
     tile = theirs["pixel_values"][2, :, :7, :7].reshape(-1)
     assert np.array_equal(found.pixels.reshape(1 + count, 16, -1)[2, 0], tile)
+
+
+def test_the_engine_generates_what_transformers_does(family: Family) -> None:
+    """All prompts at once, cut into small steps, through intake, scheduler and worker; with reference kernels, in float32."""
+    import sglang
+    import torch
+
+    rng = np.random.default_rng(8)
+    prompts: list[list[int]] = []
+    shown: list[list[Image.Image]] = []
+    for parts in PROMPTS.values():
+        images = [picture(rng, part) for part in parts if isinstance(part, tuple)]
+        prompts.append([i for part in parts for i in (part if isinstance(part, list) else [family.ours.placeholders["image"]])])
+        shown.append(images)
+    options = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
+    flags: dict[str, Any] = {"kernels": "reference", "max_total_tokens": 2048, "chunked_prefill_size": 24, "threads": 1}
+    with sglang.Engine(model_path=str(family.folder), **flags) as engine:
+        replies = engine.generate(input_ids=prompts, sampling_params=options, image_data=shown)
+        again = engine.generate(input_ids=prompts, sampling_params=options, image_data=shown)
+    for number, (bare, images) in enumerate(zip(prompts, shown, strict=True)):
+        meta = replies[number]["meta_info"]
+        assert again[number]["output_ids"] == replies[number]["output_ids"]
+        assert again[number]["meta_info"]["cached_tokens"] == meta["prompt_tokens"] - 1
+        pictures = [family.ours.process("image", [image], "auto", len(images) == 1) for image in images]
+        ids, spans = expand(bare, pictures, family.ours.placeholders, family.ours.image_token, family.lines)
+        assert meta["prompt_tokens"] == len(ids)
+        inputs = family.case.inputs(family.image_processor, images) if images else {}
+        if isinstance(family.ours, Gemma3Processor):
+            inputs["token_type_ids"] = torch.tensor([[int(i == IMAGE) for i in ids]])
+        if images and family.ours.positions(0, []) is not None:
+            inputs["mm_token_type_ids"] = torch.tensor([[int(i == IMAGE) for i in ids]])
+        with torch.no_grad():
+            out = family.model.generate(
+                input_ids=torch.tensor([ids]), max_new_tokens=6, min_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0, **inputs
+            )
+        assert replies[number]["output_ids"] == out[0, len(ids) :].tolist(), number
