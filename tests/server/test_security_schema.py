@@ -19,7 +19,8 @@ from tests.conftest import RunningServer, start_server
 
 SKIPPED = ("/pause_generation", "/continue_generation", "/start_profile", "/stop_profile")
 """they stop everybody else"""
-FAST, SLOW = 350, 5000
+FAST, SLOW = 250, 5000
+MAX_ROUNDS = 20
 
 
 @pytest.fixture(scope="module")
@@ -62,26 +63,33 @@ def try_all(server: RunningServer, count: int) -> Counter[int]:
     assert {"/generate", "/v1/chat/completions", "/v1/completions"} <= {op.path for op in found}
     seen: Counter[int] = Counter()
     children = server.children()
-    for number, operation in enumerate(found):
-        strategy = st.one_of(*(operation.as_strategy(generation_mode=mode) for mode in schemathesis.GenerationMode))
-
-        @seed(number)
-        @settings(
-            max_examples=max(count // len(found), 4),
-            deadline=None,
-            database=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(case=strategy)
-        def attack(case: Any) -> None:
-            reply = case.call(base_url=server.url, timeout=90)
-            seen[reply.status_code] += 1
-            check(reply.status_code, reply.text, reply.headers.get("content-type", [""])[0], case.body)
-
-        attack()
+    for number in range(MAX_ROUNDS):
+        if sum(seen.values()) >= count:
+            break
+        for operation in found:
+            attack(server, operation, number, max((count - sum(seen.values())) // len(found), 4), seen)
     assert server.children() == children, "the scheduler did not survive"
     return seen
+
+
+def attack(server: RunningServer, operation: Any, number: int, count: int, seen: Counter[int]) -> None:
+    """At most `count` cases of one operation: few, for one that takes nothing."""
+
+    @seed(number)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=st.one_of(*(operation.as_strategy(generation_mode=mode) for mode in schemathesis.GenerationMode)))
+    def send(case: Any) -> None:
+        reply = case.call(base_url=server.url, timeout=90)
+        seen[reply.status_code] += 1
+        check(reply.status_code, reply.text, reply.headers.get("content-type", [""])[0], case.body)
+
+    send()
 
 
 def test_requests_made_from_our_own_document(small: RunningServer) -> None:
@@ -92,7 +100,7 @@ def test_requests_made_from_our_own_document(small: RunningServer) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_five_thousand_requests_made_from_our_own_document(small: RunningServer) -> None:
-    assert sum(try_all(small, SLOW).values()) >= SLOW * 0.9
+    assert sum(try_all(small, SLOW).values()) >= SLOW
 
 
 # --- bodies that are nearly right -------------------------------------------------------------------------------------------

@@ -1,0 +1,24 @@
+"""Forty seconds of what scripts/soak does for half an hour."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from tests.conftest import start_server
+from tests.server.soak import Soak
+from tests.server.test_processes import wait_dead
+
+
+def test_forty_seconds_of_soak(tmp_path: Path) -> None:
+    server = start_server(tmp_path / "log")
+    try:
+        report = asyncio.run(Soak(server, seconds=40, concurrency=64, kill_every=15).run())
+    finally:
+        pids = [server.process.pid, *server.children()]
+        assert server.stop() == 0
+    wait_dead(pids)
+    # so short a run has not seen every cache full; the half hour of scripts/soak holds the server to 5 %
+    assert report.problems(max_growth=0.3) == [], report.as_dict()
+    assert report.kills == 2 and len(report.recoveries) == 2
+    assert min(report.outcomes[o] for o in ("answered", "streamed", "left", "refused", "failed")) > 0, report.as_dict()
