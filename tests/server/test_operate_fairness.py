@@ -9,6 +9,8 @@ import pytest
 from sglang.srt.config import ScheduleOptions
 from sglang.srt.messages import TokenizedReq
 from tests.scheduler.toy import Harness, ToyWorker, make_req
+from tests.server.conftest import MakeStand
+from tests.server.http_tools import client_of
 
 Client = tuple[str, ...]
 
@@ -89,3 +91,16 @@ def test_many_clients_that_come_and_go_leave_few_traces(monkeypatch: pytest.Monk
         harness.run(*(request(f"{start + i}", (f"k{start + i}", "")) for i in range(50)))
     shares = harness.scheduler._waiting._shares
     assert len(shares._tags) <= 42 and len(shares._levels) <= 42 and shares.num_waiting == 0 and not shares._waiting
+
+
+async def test_requests_name_their_key_and_user(make_stand: MakeStand) -> None:
+    stand = make_stand(api_keys=("one", "two"))
+    async with client_of(stand) as client:
+        for key, user in (("one", "ann"), ("one", "bob"), ("two", "ann"), ("two", None)):
+            body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "user": user}
+            reply = await client.post("/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {key}"})
+            assert reply.status_code == 200
+    clients = [m.client for m in stand.scheduler.received if isinstance(m, TokenizedReq)]
+    (one, ann), (same, bob), (two, other_ann), (also_two, nobody) = clients
+    assert one == same != two == also_two and (ann, bob, other_ann, nobody) == ("ann", "bob", "ann", "")
+    assert not any("one" in part or "two" in part for client in clients for part in client), "keys are not passed on"

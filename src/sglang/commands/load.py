@@ -15,7 +15,9 @@ import httpx
 from sglang.commands.report import Outcome
 
 WORDS = tuple(
-    "time year people way day man thing woman life child world school state family student group country problem hand".split(" ")
+    "time year people way day man thing woman life child world school state family student group country problem hand".split(
+        " "
+    )
 )
 
 

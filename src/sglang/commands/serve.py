@@ -49,7 +49,7 @@ def serve(argv: list[str], prog: str = "sglang serve", welcome: bool = True) -> 
         from sglang.srt.errors import SglangError
         from sglang.srt.server_args import parse_server_args
 
-        args = parse_server_args(argv, prog)
+        args = parse_server_args(_with_model_flag(argv), prog)
         from sglang.srt.launch import launch_server
     except ModuleNotFoundError as error:
         print(
@@ -65,6 +65,11 @@ def serve(argv: list[str], prog: str = "sglang serve", welcome: bool = True) -> 
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _with_model_flag(argv: list[str]) -> list[str]:
+    """`sglang serve MODEL` means `sglang serve --model-path MODEL`."""
+    return ["--model-path", *argv] if argv and not argv[0].startswith("-") else argv
 
 
 def _print_welcome(args: ServerArgs) -> None:

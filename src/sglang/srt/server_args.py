@@ -50,7 +50,9 @@ class ServerArgs:
     skip_tokenizer_init: bool = _flag(False, "model", "token ids in, token ids out")
     load_format: str = _flag("auto", "model", "what the weights are", choices=("auto", "safetensors", "gguf", "dummy"))
     trust_remote_code: bool = _flag(False, "model", "accepted; no code of a model repository is ever run", no_effect=True)
-    dtype: str = _flag("auto", "model", "type of the weights", choices=("auto", "float32", "float", "bfloat16", "float16", "half"))
+    dtype: str = _flag(
+        "auto", "model", "type of the weights", choices=("auto", "float32", "float", "bfloat16", "float16", "half")
+    )
     quantization: str | None = _flag(None, "model", "quantise the weights at load", choices=("int8", "int4", "gguf"))
     kv_cache_dtype: str = _flag("auto", "model", "type of cached K and V", choices=("auto",))
     context_length: int | None = _flag(None, "model", "longest sequence; default: the model's")
@@ -86,14 +88,18 @@ class ServerArgs:
     page_size: int = _flag(1, "scheduling", "tokens at which the prefix cache matches")
     disable_radix_cache: bool = _flag(False, "scheduling", "no prefix cache")
     max_queued_requests: int = _flag(10000, "scheduling", "longest waiting queue; beyond it requests get 503")
-    test_retract_every: int = _flag(0, "scheduling", "for tests: retract a request every so many steps")
+    test_retract_every: int = _flag(0, "scheduling", argparse.SUPPRESS)
     # constrained decoding
-    grammar_backend: str = _flag("llguidance", "constrained decoding", "grammar engine", choices=("llguidance", "xgrammar", "none"))
+    grammar_backend: str = _flag(
+        "llguidance", "constrained decoding", "grammar engine", choices=("llguidance", "xgrammar", "none")
+    )
     constrained_json_whitespace_pattern: str | None = _flag(None, "constrained decoding", "regex of white space inside JSON")
     disable_jump_forward: bool = _flag(False, "constrained decoding", "draw tokens that the constraint forces, one by one")
     grammar_compile_timeout: float = _flag(10.0, "constrained decoding", "seconds a constraint may take to compile")
     # images and videos
-    allowed_media_domains: str | None = _flag(None, "images and videos", "hosts to fetch from, separated by commas; default: any")
+    allowed_media_domains: str | None = _flag(
+        None, "images and videos", "hosts to fetch from, separated by commas; default: any"
+    )
     allow_private_media: bool = _flag(False, "images and videos", "fetch from private and loopback addresses too")
     media_root: str | None = _flag(None, "images and videos", "folder below which file:// URLs are read; default: none are")
     media_timeout: float = _flag(20.0, "images and videos", "seconds that fetching one may take")
@@ -111,7 +117,9 @@ class ServerArgs:
     stream_interval: int = _flag(1, "HTTP", "tokens between the pieces of a stream")
     stream_output: bool = _flag(False, "HTTP", "/generate streams disjoint pieces instead of the text so far")
     enable_cache_report: bool = _flag(True, "HTTP", "cached tokens are always reported in usage", no_effect=True)
-    reasoning_parser: str | None = _flag(None, "HTTP", "tell thoughts from the answer: deepseek-r1, qwen3, generic, ... or BEGIN,END")
+    reasoning_parser: str | None = _flag(
+        None, "HTTP", "tell thoughts from the answer: deepseek-r1, qwen3, generic, ... or BEGIN,END"
+    )
     tool_call_parser: str | None = _flag(None, "HTTP", "format of tool calls; default: by the chat template")
     cors_origins: str | None = _flag(None, "HTTP", "origins allowed by CORS, separated by commas")
     max_body_bytes: int = _flag(64 << 20, "HTTP", "largest request body")
@@ -124,7 +132,9 @@ class ServerArgs:
     log_level: str = _flag("info", "operation", "verbosity", choices=("debug", "info", "warning", "error", "critical"))
     log_level_http: str | None = _flag(None, "operation", "verbosity of the HTTP log; default: --log-level")
     log_requests: bool = _flag(False, "operation", "log every request")
-    log_requests_level: int = _flag(0, "operation", "0: sizes, 1: parameters, 2: part of the text, 3: everything", choices=(0, 1, 2, 3))
+    log_requests_level: int = _flag(
+        0, "operation", "0: sizes, 1: parameters, 2: part of the text, 3: everything", choices=(0, 1, 2, 3)
+    )
     enable_metrics: bool = _flag(False, "operation", "Prometheus metrics at /metrics")
     otlp_traces_endpoint: str | None = _flag(None, "operation", "send OpenTelemetry traces to this OTLP/HTTP address")
     decode_log_interval: int = _flag(40, "operation", "decode steps between log lines")
@@ -272,7 +282,46 @@ class ServerArgs:
 
 
 CLUSTER_FLAGS = frozenset(
-    ["ep_size", "enable_ep_moe", "enable_deepep_moe", "deepep_mode", "deepep_config", "ep_num_redundant_experts", "ep_dispatch_algorithm", "init_expert_location", "enable_eplb", "eplb_algorithm", "eplb_rebalance_num_iterations", "eplb_rebalance_layers_per_chunk", "expert_distribution_recorder_mode", "expert_distribution_recorder_buffer_size", "enable_expert_distribution_metrics", "moe_dense_tp_size", "enable_dp_attention", "enable_dp_lm_head", "enable_two_batch_overlap", "disaggregation_mode", "disaggregation_transfer_backend", "disaggregation_bootstrap_port", "disaggregation_ib_device", "num_reserved_decode_tokens", "pdlb_url", "enable_nccl_nvls", "disable_custom_all_reduce", "enable_mscclpp", "enable_p2p_check", "flashinfer_mla_disable_ragged", "disable_shared_experts_fusion", "disable_chunked_prefix_cache", "enable_double_sparsity", "ds_channel_config_path", "ds_heavy_channel_num", "ds_heavy_token_num", "ds_heavy_channel_type", "ds_sparse_decode_threshold"]
+    [
+        "ep_size",
+        "enable_ep_moe",
+        "enable_deepep_moe",
+        "deepep_mode",
+        "deepep_config",
+        "ep_num_redundant_experts",
+        "ep_dispatch_algorithm",
+        "init_expert_location",
+        "enable_eplb",
+        "eplb_algorithm",
+        "eplb_rebalance_num_iterations",
+        "eplb_rebalance_layers_per_chunk",
+        "expert_distribution_recorder_mode",
+        "expert_distribution_recorder_buffer_size",
+        "enable_expert_distribution_metrics",
+        "moe_dense_tp_size",
+        "enable_dp_attention",
+        "enable_dp_lm_head",
+        "enable_two_batch_overlap",
+        "disaggregation_mode",
+        "disaggregation_transfer_backend",
+        "disaggregation_bootstrap_port",
+        "disaggregation_ib_device",
+        "num_reserved_decode_tokens",
+        "pdlb_url",
+        "enable_nccl_nvls",
+        "disable_custom_all_reduce",
+        "enable_mscclpp",
+        "enable_p2p_check",
+        "flashinfer_mla_disable_ragged",
+        "disable_shared_experts_fusion",
+        "disable_chunked_prefix_cache",
+        "enable_double_sparsity",
+        "ds_channel_config_path",
+        "ds_heavy_channel_num",
+        "ds_heavy_token_num",
+        "ds_heavy_channel_type",
+        "ds_sparse_decode_threshold",
+    ]
 )
 """Flags of the original that only matter for very large clusters: accepted, with a warning."""
 
@@ -302,23 +351,57 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+NO_EFFECT = "accepted, without effect here"
+
+_ABOUT = {
+    "model": "what is served",
+    "device and memory": "where it runs, and how much of the machine it may take",
+    "scheduling": "which requests run next",
+    "constrained decoding": "answers that follow a JSON schema, a regular expression or a grammar",
+    "images and videos": "what requests may show to models that see",
+    "HTTP": "the door: who may come in, and with what",
+    "operation": "watching and stopping the server",
+    NO_EFFECT: "flags of other servers that mean nothing here; a warning is shown",
+}
+
+
 def add_server_args(parser: argparse.ArgumentParser) -> None:
     """Adds every flag, grouped by heading."""
     groups: dict[str, Any] = {}
     hints = typing.get_type_hints(ServerArgs)
-    for f in dataclasses.fields(ServerArgs):
-        heading = f.metadata["group"]
+    # what only matters for moving here from elsewhere comes last
+    for f in sorted(dataclasses.fields(ServerArgs), key=lambda f: bool(f.metadata.get("no_effect"))):
+        heading = NO_EFFECT if f.metadata.get("no_effect") else f.metadata["group"]
         if heading not in groups:
-            groups[heading] = parser.add_argument_group(heading)
+            groups[heading] = parser.add_argument_group(heading, _ABOUT.get(heading))
         group = groups[heading]
         names = [_option(f.name)] + ([f.metadata["alias"]] if "alias" in f.metadata else [])
         shown = "" if f.default in (None, False, "{}") or f.metadata.get("unsupported") else f" (default: {f.default})"
-        text = f.metadata["help"] + (", not implemented yet" if f.metadata.get("unsupported") else shown)
+        hidden = f.metadata["help"] == argparse.SUPPRESS
+        text = (
+            f.metadata["help"]
+            if hidden
+            else f.metadata["help"] + (", not implemented yet" if f.metadata.get("unsupported") else shown)
+        )
         kinds = [k for k in typing.get_args(hints[f.name]) or (hints[f.name],) if k is not type(None)]
         if kinds == [bool]:
-            group.add_argument(*names, dest=f.name, default=f.default, action=argparse.BooleanOptionalAction if f.default else "store_true", help=text)
+            group.add_argument(
+                *names,
+                dest=f.name,
+                default=f.default,
+                action=argparse.BooleanOptionalAction if f.default else "store_true",
+                help=text,
+            )
         else:
-            group.add_argument(*names, dest=f.name, default=f.default, type=kinds[0], choices=f.metadata.get("choices"), metavar=_metavar(f), help=text)
+            group.add_argument(
+                *names,
+                dest=f.name,
+                default=f.default,
+                type=kinds[0],
+                choices=f.metadata.get("choices"),
+                metavar=_metavar(f),
+                help=text,
+            )
 
 
 def _metavar(f: dataclasses.Field[Any]) -> str | None:
@@ -327,7 +410,13 @@ def _metavar(f: dataclasses.Field[Any]) -> str | None:
 
 def parse_server_args(argv: list[str], prog: str) -> ServerArgs:
     """Flags of a command line. Exits with status 2 and one line for a bad one."""
-    parser = _Parser(prog=prog, description="Serve a model over HTTP.", allow_abbrev=False)
+    parser = _Parser(
+        prog=prog,
+        usage=f"{prog} [--model-path MODEL] [FLAG ...]",
+        description="Serve a model over HTTP.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=100),
+    )
     add_server_args(parser)
     known, unknown = parser.parse_known_args(argv)
     _check_unknown(parser, unknown)

@@ -234,9 +234,13 @@ class TokenizerManager:
             sequence = _Sequence(call, index, request, detokenizer)
             self._sequences[request.rid] = call.open[request.rid] = sequence
         self._calls[name] = call
-        for request in requests:
-            self._send(request)
-            self._log.received(request)
+        try:
+            for request in requests:
+                self._send(request)
+                self._log.received(request)
+        except BaseException:
+            call.cancel()  # nothing of it stays behind
+            raise
         if self.metrics is not None:
             self.metrics.received(requests)
         return call
