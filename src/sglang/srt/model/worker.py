@@ -81,9 +81,7 @@ class LocalWorker:
         runner = self._runner
         runner.body(batch)
         # Prompt rows first: the rows to sample from must stay in the buffer until `sample`.
-        self._prompt_logprobs = [
-            prompt_logprobs(self._ops, wanted, runner.head, self._limits.max_logit_rows) for wanted in batch.prompt_logprobs
-        ]
+        self._prompt_logprobs = prompt_logprobs(self._ops, batch.prompt_logprobs, runner.head, self._limits.max_logit_rows)
         self._logits = runner.head(batch.sample_rows)
 
     def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:

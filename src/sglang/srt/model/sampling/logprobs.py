@@ -46,18 +46,42 @@ def row_stats(ops: Ops, logits: Array, num_rows: int, top_num: int, token_ids: S
 
 
 def prompt_logprobs(
-    ops: Ops, wanted: PromptLogprobs, run_head: Callable[[Int32Array], Array], max_logit_rows: int
-) -> LogprobResult:
-    """Scores `wanted.targets`. `run_head` turns body rows into logits, at most `max_logit_rows` at a time, so that a long
-    prompt needs no more memory than a short one."""
-    parts = []
-    for start in range(0, len(wanted.targets), max_logit_rows):
-        targets = wanted.targets[start : start + max_logit_rows]
-        n = len(targets)
-        logits = run_head(np.arange(wanted.row_start + start, wanted.row_start + start + n, dtype=np.int32))
-        stats = row_stats(ops, logits, n, wanted.top_num, wanted.token_ids)
-        parts.append(stats.result(logits[np.arange(n), targets]))
-    return _concatenate(parts, wanted)
+    ops: Ops, wanted: Sequence[PromptLogprobs], run_head: Callable[[Int32Array], Array], max_logit_rows: int
+) -> list[LogprobResult]:
+    """Scores the targets of each. `run_head` turns body rows into logits, at most `max_logit_rows` at a time, so that a long
+    prompt needs no more memory than a short one; short ones share a run, since a run reads the whole head's weights."""
+    results: list[LogprobResult] = []
+    for group in _groups(wanted):
+        rows = np.concatenate([np.arange(w.row_start, w.row_start + len(w.targets), dtype=np.int32) for w in group])
+        targets = np.concatenate([w.targets for w in group])
+        parts = []
+        for start in range(0, len(rows), max_logit_rows):
+            chosen = targets[start : start + max_logit_rows]
+            logits = run_head(rows[start : start + max_logit_rows])
+            stats = row_stats(ops, logits, len(chosen), group[0].top_num, group[0].token_ids)
+            parts.append(stats.result(logits[np.arange(len(chosen)), chosen]))
+        results += _split(_concatenate(parts, group[0]), [len(w.targets) for w in group])
+    return results
+
+
+def _groups(wanted: Sequence[PromptLogprobs]) -> list[list[PromptLogprobs]]:
+    """Neighbours that want the same of every row."""
+    groups: list[list[PromptLogprobs]] = []
+    for one in wanted:
+        last = groups[-1][0] if groups else None
+        if last is not None and last.top_num == one.top_num and tuple(last.token_ids) == tuple(one.token_ids):
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return groups
+
+
+def _split(result: LogprobResult, counts: list[int]) -> list[LogprobResult]:
+    ends = np.cumsum(counts).tolist()
+    return [
+        LogprobResult(result.logprobs[a:b], result.top_logprobs[a:b], result.top_ids[a:b], result.token_ids_logprobs[a:b])
+        for a, b in zip([0, *ends], ends)  # noqa: B905  the last end begins nothing
+    ]
 
 
 def _concatenate(parts: list[LogprobResult], wanted: PromptLogprobs) -> LogprobResult:
