@@ -275,3 +275,24 @@ def test_the_engine_generates_what_transformers_does(family: Family) -> None:
                 input_ids=torch.tensor([ids]), max_new_tokens=6, min_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0, **inputs
             )
         assert replies[number]["output_ids"] == out[0, len(ids) :].tolist(), number
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "smolvlm"], indirect=True)
+def test_retraction_and_other_steps_change_nothing(family: Family) -> None:
+    """Native kernels: the same log probabilities to the last bit with small steps, without the prefix cache, and when requests
+    are thrown out of the batch and begin again."""
+    import sglang
+
+    rng = np.random.default_rng(9)
+    shown = [[picture(rng, (50, 31))], [picture(rng, (20, 70)), picture(rng, (64, 40))], []]
+    place = family.ours.placeholders["image"]
+    prompts = [[5, place, 17, 33], [3, place, 9, place, 7, 8], [4, 4, 6]]
+    options = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
+    found = []
+    for flags in ({"chunked_prefill_size": 512}, {"chunked_prefill_size": 20, "disable_radix_cache": True}, {"test_retract_every": 2}):
+        with sglang.Engine(model_path=str(family.folder), max_total_tokens=1024, threads=2, **flags) as engine:
+            replies = engine.generate(input_ids=prompts * 2, sampling_params=options, image_data=shown * 2, return_logprob=True)
+            found.append([reply["meta_info"]["output_token_logprobs"] for reply in replies])
+            if "test_retract_every" in flags:
+                assert sum(reply["meta_info"]["num_retractions"] for reply in replies) > 0
+    assert found[0] == found[1] == found[2]
