@@ -176,7 +176,7 @@ async def test_health_tells_of_a_dead_engine(stand: Stand) -> None:
         assert (await client.get("/health")).status_code == 503
         assert (await client.get("/health_generate")).status_code == 503
         response = await client.post("/v1/chat/completions", json=CHAT)
-    assert response.status_code == 500
+    assert response.status_code == 503 and response.headers["retry-after"]
     assert response.json()["error"]["message"] == "gone"
 
 

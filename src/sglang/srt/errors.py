@@ -10,6 +10,7 @@
     ├── OverloadError          no room now: status 503, worth trying again
     ├── DeadlineError          the request took longer than it was allowed to: status 504
     └── EngineDeadError        the scheduler is gone; in-flight requests end with status 500
+        └── EngineAwayError    it is being restarted; new requests get status 503
 """
 
 from __future__ import annotations
@@ -69,3 +70,10 @@ class EngineDeadError(SglangError):
 
     status_code = 500
     err_type = "InternalServerError"
+
+
+class EngineAwayError(EngineDeadError):
+    """The scheduler has died and the next one is not there yet. The request was not begun: it is safe to try again."""
+
+    status_code = 503
+    err_type = "ServiceUnavailableError"

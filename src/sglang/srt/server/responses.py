@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sglang.srt.errors import OverloadError, RequestError, SglangError
+from sglang.srt.errors import RequestError, SglangError
 from sglang.srt.server.generate_req import GenerateReq
 from sglang.srt.server.tokenizer_manager import Call, TokenizerManager
 
@@ -86,7 +86,7 @@ def anthropic_error(error: SglangError) -> dict[str, Any]:
 def error_response(error: SglangError, path: str) -> Response:
     if path.startswith("/v1/messages"):
         return JsonResponse(anthropic_error(error), status_of(error))
-    headers = {"Retry-After": "1"} if isinstance(error, OverloadError) else None
+    headers = {"Retry-After": "1"} if status_of(error) == 503 else None
     return JsonResponse(error_body(error, path.startswith("/v1")), status_of(error), headers)
 
 

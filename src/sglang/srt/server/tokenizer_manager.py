@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from sglang.srt.config import HttpOptions, TextOptions
-from sglang.srt.errors import DeadlineError, EngineDeadError, OverloadError, RequestError, SglangError, UnsupportedError
+from sglang.srt.errors import (
+    DeadlineError,
+    EngineAwayError,
+    EngineDeadError,
+    OverloadError,
+    RequestError,
+    SglangError,
+    UnsupportedError,
+)
 from sglang.srt.messages import (
     AbortReq,
     BatchEmbedOut,
@@ -528,7 +536,7 @@ class TokenizerManager:
         if self.draining:
             raise OverloadError("the server is shutting down")
         if self._death is not None:
-            raise EngineDeadError(self._death)
+            raise EngineAwayError(self._death)
 
     # --- control ------------------------------------------------------------------------------------------------------------
 
