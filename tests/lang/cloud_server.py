@@ -1,4 +1,4 @@
-"""The HTTP server of the tests, speaking the OpenAI and Anthropic APIs as well."""
+"""The HTTP server of the tests, speaking the APIs of OpenAI, Anthropic and Vertex AI as well."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class CloudServer(NativeServer):
     async def _respond(
         self, path: str, body: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        if not path.startswith("/v1/") or path == "/v1/models":
+        if not path.startswith(("/v1/", "/v1beta1/")) or path == "/v1/models":
             await super()._respond(path, body, reader, writer)
             return
         self.requests.append((path, body))
@@ -23,8 +23,13 @@ class CloudServer(NativeServer):
             status, reply = self.failures.pop(0)
             await self._send(writer, status, reply)
             return
+        if self.delay:
+            await asyncio.sleep(self.delay)
         if path == "/v1/messages":
             reply, events = self._anthropic(body)
+        elif "GenerateContent" in path or path.endswith(":generateContent"):
+            reply, events = self._vertex(body)
+            body = {**body, "stream": ":streamGenerateContent" in path}
         elif path == "/v1/chat/completions":
             reply, events = self._chat(body)
         else:
@@ -108,6 +113,22 @@ class CloudServer(NativeServer):
             {"type": "message_stop"},
         ]
         return reply, events
+
+    def _vertex(self, body: dict[str, Any]) -> tuple[Any, list[Any]]:
+        config = body.get("generationConfig", {})
+        wanted = {"n": config.get("candidateCount"), "max_tokens": config.get("maxOutputTokens"), "stop": config.get("stopSequences")}
+        prompt = "".join(part.get("text", "") for part in body["contents"][-1]["parts"])
+        texts = self._texts(prompt, {**config, **wanted})
+        pieces = sum(len(tokenize(text)) for text in texts)
+        usage = {"promptTokenCount": len(tokenize(json.dumps(body["contents"]))), "candidatesTokenCount": pieces}
+
+        def candidate(index: int, text: str, **more: Any) -> dict[str, Any]:
+            return {"index": index, "content": {"role": "model", "parts": [{"text": text}]}, **more}
+
+        events: list[Any] = [{"candidates": [candidate(i, piece)]} for i, text in enumerate(texts) for piece in tokenize(text)]
+        events.append({"candidates": [candidate(i, "", finishReason="STOP") for i in range(len(texts))], "usageMetadata": usage})
+        whole = [candidate(i, text, finishReason="STOP") for i, text in enumerate(texts)]
+        return {"candidates": whole, "usageMetadata": usage}, events
 
 
 def _text_of(message: dict[str, Any]) -> str:

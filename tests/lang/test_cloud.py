@@ -13,6 +13,7 @@ from sglang import ProgramState
 from sglang.lang.backend.base import BaseBackend
 from sglang.lang.errors import (
     BackendConnectionError,
+    BadReplyError,
     ProgramError,
     RequestRefusedError,
     ServerError,
@@ -221,6 +222,72 @@ def test_openai_completions(cloud: CloudServer) -> None:
     assert cloud.requests[0][0] == "/v1/completions" and cloud.requests[0][1]["prompt"] == "Once"
     state = program.run(backend=backend, stream=True)
     assert "".join(state.text_iter()) == state.text()
+
+
+def local_encoding() -> Any:
+    """Bytes, and a few longer tokens: nothing to download."""
+    tiktoken = pytest.importorskip("tiktoken")
+    ranks = {bytes([i]): i for i in range(256)}
+    for text in ("re", "gr", "ee", "en", " gr", " re", " gree", " green", " red", " b", " bl"):
+        ranks[text.encode()] = len(ranks)
+    return tiktoken.Encoding("local", pat_str=r" ?\w+|.", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)})
+
+
+@pytest.mark.parametrize(
+    ("choices", "wanted", "num_calls"),
+    [
+        ([" red", " green", " blue"], " green", 1),
+        ([" red apple", " red pear", " red plum"], " red plum", 2),  # " red p" is common to two: no call for it
+        ([" red", " red pear"], " red", 1),
+        ([" red", " red pear"], " red pear", 1),
+        (["same", "same"], "same", 0),
+        (["alone"], "alone", 0),
+    ],
+)
+def test_openai_select_writes_token_by_token(cloud: CloudServer, choices: list[str], wanted: str, num_calls: int) -> None:
+    encoding = local_encoding()
+    backend = openai_backend(cloud, model_name="gpt-3.5-turbo-instruct", encoding=encoding)
+
+    def answer(prompt: str, params: dict[str, Any]) -> str:
+        """The model wants to write `wanted`, and keeps to the tokens that it is allowed."""
+        assert params["max_tokens"] == 1 and params["temperature"] == 0 and prompt.startswith("It is")
+        rest = [*encoding.encode_ordinary(wanted), encoding.eot_token][len(encoding.encode_ordinary(prompt[len("It is") :])) :]
+        assert str(rest[0]) in params["logit_bias"] and len(params["logit_bias"]) > 1
+        return "" if rest[0] == encoding.eot_token else str(encoding.decode(rest[:1]))
+
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += "It is" + sgl.select("x", choices) + "."
+
+    cloud.answer = answer
+    state = program.run(backend=backend)
+    assert state.text() == f"It is{wanted}." and len(cloud.requests) == num_calls
+    assert len(state.get_meta_info("x")["scores"]) == len(choices)
+
+
+def test_openai_select_refuses_what_was_not_allowed(cloud: CloudServer) -> None:
+    """Such as half a character, where the choices part inside of one."""
+    backend = openai_backend(cloud, model_name="gpt-3.5-turbo-instruct", encoding=local_encoding())
+    cloud.answer = lambda prompt, params: "what"
+
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += sgl.select("x", [" gr\u00fc", " gr\u00f6"])
+
+    with pytest.raises(BadReplyError, match="goes on with none"):
+        program.run(backend=backend).sync()
+
+
+def test_openai_select_needs_to_know_the_tokens(cloud: CloudServer) -> None:
+    pytest.importorskip("tiktoken")
+    backend = openai_backend(cloud, model_name="some-other-model", is_chat_model=False)
+
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += sgl.select("x", ["a", "b"])
+
+    with pytest.raises(UnsupportedFeatureError, match="pass encoding="):
+        program.run(backend=backend).sync()
 
 
 def test_openai_on_our_own_server(request: pytest.FixtureRequest) -> None:

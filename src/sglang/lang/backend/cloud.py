@@ -70,13 +70,13 @@ def split_system(messages: list[dict[str, Any]]) -> tuple[str | None, list[dict[
 
 
 def as_backend_error(error: Exception, connection: tuple[type[Exception], ...], timeout: tuple[type[Exception], ...]) -> BackendError:
-    """A vendor's exception as ours: by its class, or its `status_code`."""
+    """A vendor's exception as ours: by its class, or the number in its `status_code` or `code`."""
     message = str(getattr(error, "message", None) or error)
     if isinstance(error, timeout):
         return BackendTimeoutError(f"the API did not answer in time: {message}")
     if isinstance(error, connection):
         return BackendConnectionError(f"the API could not be reached: {message}")
-    status = getattr(error, "status_code", None)
+    status = getattr(error, "status_code", None) or getattr(error, "code", None)
     if isinstance(status, int):
         kind = RequestRefusedError if 400 <= status < 500 else ServerError
         return kind(f"the API answered {status}: {message}", status_code=status, server_message=message)

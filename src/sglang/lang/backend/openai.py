@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import math
@@ -12,7 +13,7 @@ from sglang.lang.backend.base import BaseBackend, Delta, Generation, Meta, Promp
 from sglang.lang.backend.cloud import TokenUsage, api_options, as_backend_error, conversation
 from sglang.lang.chat_template import ChatTemplate
 from sglang.lang.choices import ChoicesDecision
-from sglang.lang.errors import BadReplyError, UnsupportedFeatureError
+from sglang.lang.errors import BackendConnectionError, BadReplyError, UnsupportedFeatureError
 from sglang.lang.ir import Select
 from sglang.lang.sampling import ALL_WIRES
 
@@ -29,7 +30,8 @@ class OpenAI(BaseBackend):
 
     `is_chat_model`: by default every model but the old completion models. Further arguments are those of the client
     (`api_key`, `base_url`, `timeout`, `max_retries`...). A server other than OpenAI's also gets the fields that only open
-    models have (`regex`, `top_k`...) and may continue a begun assistant message.
+    models have (`regex`, `top_k`...) and may continue a begun assistant message. `encoding`: the tiktoken.Encoding of a
+    completion model, for `select`; by default tiktoken's own for that name, which it downloads once.
     """
 
     name = "OpenAI"
@@ -41,6 +43,7 @@ class OpenAI(BaseBackend):
         chat_template: ChatTemplate | None = None,
         is_azure: bool = False,
         *args: Any,
+        encoding: Any = None,
         **kwargs: Any,
     ) -> None:
         import openai
@@ -49,6 +52,7 @@ class OpenAI(BaseBackend):
         self.model_name = model_name
         self.is_chat_model = model_name not in _COMPLETION_MODELS if is_chat_model is None else is_chat_model
         self.token_usage = TokenUsage()
+        self._encoding = encoding
         self._connection_errors = (openai.APIConnectionError,)
         self._timeouts = (openai.APITimeoutError,)
         self._errors = openai.OpenAIError
@@ -163,31 +167,34 @@ class OpenAI(BaseBackend):
     # --- choosing --------------------------------------------------------------------------------------------------------------
 
     async def select(self, prompt: Prompt, select: Select, rid: str) -> ChoicesDecision:
-        """Lets a completion model write one token at a time, allowed only those that some remaining choice goes on with. The
-        API scores nothing else, so `choices_method` does not apply."""
+        """Lets a completion model write one token wherever the choices part, allowed only those that some remaining choice
+        goes on with (for one that ends there: the end of text). The API scores nothing else, so `choices_method` does not
+        apply."""
         if self.is_chat_model:
             raise UnsupportedFeatureError(self.name, "select with a chat model", "ask with gen and check the answer")
-        try:
-            tiktoken: Any = importlib.import_module("tiktoken")
-        except ImportError as error:
-            raise ImportError("select on OpenAI's API splits the choices into tokens with tiktoken: pip install tiktoken") from error
-        tokens = [tiktoken.encoding_for_model(self.model_name).encode(choice) for choice in select.choices]
+        if self._encoding is None:
+            self._encoding = await asyncio.to_thread(_encoding_of, self.model_name)
+        encoding = self._encoding
+        tokens = [[*encoding.encode_ordinary(choice), encoding.eot_token] for choice in select.choices]
         scores = [0.0] * len(tokens)
-        remaining = list(range(len(tokens)))
-        text = prompt.text
-        for position in range(max(map(len, tokens))):
-            allowed = {tokens[i][position] for i in remaining if position < len(tokens[i])}
-            if len(allowed) == 1 or not allowed:
-                break
-            written, logprob = await self._one_token(text, allowed)
-            fitting = [i for i in remaining if select.choices[i].startswith(text[len(prompt.text) :] + written)]
-            if not written or not fitting:
-                break
-            for i in fitting:
-                scores[i] += logprob
-            remaining, text = fitting, text + written
-        best = max(remaining, key=lambda i: (scores[i], -i))
-        return ChoicesDecision(select.choices[best], {"scores": scores})
+        remaining, position = list(range(len(tokens))), 0
+        while len(remaining) > 1 and position < len(tokens[remaining[0]]):
+            allowed = {tokens[i][position] for i in remaining}
+            if len(allowed) > 1:
+                begun = encoding.decode(tokens[remaining[0]][:position], errors="ignore")
+                written, logprob = await self._one_token(prompt.text + begun, allowed)
+                fitting = [i for i in remaining if written == self._text_of_token(tokens[i][position])]
+                if not fitting:
+                    raise BadReplyError(f"the API wrote {written!r}, which goes on with none of the choices")
+                for i in fitting:
+                    scores[i] += logprob
+                remaining = fitting
+            position += 1
+        return ChoicesDecision(select.choices[remaining[0]], {"scores": scores})
+
+    def _text_of_token(self, token: int) -> str:
+        """As the API writes it: the end of text is nothing."""
+        return "" if token == self._encoding.eot_token else str(self._encoding.decode([token]))
 
     async def _one_token(self, text: str, allowed: set[int]) -> tuple[str, float]:
         bias = {str(token): 100 for token in allowed}
@@ -201,3 +208,19 @@ class OpenAI(BaseBackend):
         choice = reply.choices[0]
         logprobs = choice.logprobs.token_logprobs if choice.logprobs is not None else None
         return choice.text, float(logprobs[0]) if logprobs and logprobs[0] is not None else -math.inf
+
+
+def _encoding_of(model_name: str) -> Any:
+    """The tokens of one of OpenAI's models."""
+    try:
+        tiktoken: Any = importlib.import_module("tiktoken")
+    except ImportError as error:
+        raise ImportError("select on OpenAI's API splits the choices into tokens with tiktoken: pip install tiktoken") from error
+    try:
+        return tiktoken.encoding_for_model(model_name)
+    except KeyError as error:
+        raise UnsupportedFeatureError(
+            "OpenAI", f"select with the unknown tokens of {model_name}", "pass encoding=, a tiktoken.Encoding"
+        ) from error
+    except OSError as error:  # tiktoken fetches an encoding at its first use
+        raise BackendConnectionError(f"tiktoken cannot fetch the tokens of {model_name}; pass encoding=: {error}") from error

@@ -1,94 +1,144 @@
-"""Google's Gemini models on Vertex AI, through Google's own client."""
+"""Google's Gemini models on Vertex AI, through Google's own client (google-genai)."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import importlib.util
+import json
 import os
 import re
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from typing import Any, TypeVar
 
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Meta, Prompt
 from sglang.lang.backend.cloud import TokenUsage, api_options, as_backend_error, conversation, split_system
-from sglang.lang.errors import UnsupportedFeatureError
+from sglang.lang.errors import BadReplyError, UnsupportedFeatureError
+
+T = TypeVar("T")
+_ROLES = {"user": "user", "assistant": "model"}
 
 
 class VertexAI(BaseBackend):
     """Programs run on `model_name`. The project and place are those of the environment variables GCP_PROJECT_ID (required)
-    and GCP_LOCATION, as Google's tools read them."""
+    and GCP_LOCATION, as in Google's tools. `safety_settings`: {category: threshold}, or a list as the client takes it.
+    Further arguments are those of google.genai.Client (`credentials`, `http_options`...)."""
 
     name = "VertexAI"
     is_chat_model = True
+    constraints = frozenset({"json_schema"})
 
-    def __init__(self, model_name: str, safety_settings: Any = None) -> None:
+    def __init__(self, model_name: str, safety_settings: Any = None, **kwargs: Any) -> None:
         try:
-            import vertexai
-            from google.api_core import exceptions
+            import google.auth.exceptions
+            import httpx
+            from google import genai
+            from google.genai import errors
         except ImportError as error:
-            raise ImportError("VertexAI needs Google's client: pip install google-cloud-aiplatform") from error
+            raise ImportError("VertexAI needs Google's client: pip install google-genai") from error
         if "GCP_PROJECT_ID" not in os.environ:
             raise ValueError("VertexAI needs the environment variable GCP_PROJECT_ID")
         super().__init__()
-        vertexai.init(project=os.environ["GCP_PROJECT_ID"], location=os.environ.get("GCP_LOCATION"))
+        place = {"project": os.environ["GCP_PROJECT_ID"], "location": os.environ.get("GCP_LOCATION", "us-central1")}
+        self._client: Any = genai.Client(vertexai=True, **{**place, **kwargs})
         self.model_name = model_name
-        self.safety_settings = safety_settings
+        self.safety_settings = _safety_list(safety_settings)
         self.token_usage = TokenUsage()
-        self._errors = exceptions.GoogleAPIError
-        self._timeouts = (exceptions.DeadlineExceeded,)
-        self._connection_errors = (exceptions.ServiceUnavailable, exceptions.RetryError)
+        self._timeouts: tuple[type[Exception], ...] = (httpx.TimeoutException, asyncio.TimeoutError)
+        self._connection_errors: tuple[type[Exception], ...] = (httpx.TransportError, google.auth.exceptions.TransportError)
+        if importlib.util.find_spec("aiohttp") is not None:  # the client prefers it to httpx
+            aiohttp: Any = importlib.import_module("aiohttp")
+            self._connection_errors += (aiohttp.ClientError,)
+        self._errors = (errors.APIError, google.auth.exceptions.GoogleAuthError, *self._connection_errors, *self._timeouts)
 
     def get_model_name(self) -> str:
         return self.model_name
 
-    def _request(self, prompt: Prompt, options: Mapping[str, Any]) -> tuple[Any, list[Any], Meta]:
-        """(model, contents, generation config)"""
-        from vertexai.generative_models import Content, GenerativeModel, Part
+    async def _call(self, work: Awaitable[T]) -> T:
+        try:
+            return await work
+        except self._errors as error:
+            raise as_backend_error(error, self._connection_errors, self._timeouts) from error
 
-        if (options.get("n") or 1) > 1:
-            raise UnsupportedFeatureError(self.name, "several samples of one gen (n)", "use fork")
-        config = api_options(self, options, "vertex", ("n", "seed"))
+    def _request(self, prompt: Prompt, options: Mapping[str, Any]) -> Meta:
+        """Keywords of the client."""
+        config = api_options(self, options, "vertex", ("json_schema",))
         if config.get("max_output_tokens") is None:
             config.pop("max_output_tokens", None)
+        if "json_schema" in options:
+            config |= {"response_mime_type": "application/json", "response_json_schema": json.loads(options["json_schema"])}
         system, messages = split_system(conversation(self, prompt))
-        roles = {"user": "user", "assistant": "model"}
-        contents = [Content(role=roles[m["role"]], parts=_parts(m["content"], Part)) for m in messages]
-        return GenerativeModel(self.model_name, system_instruction=system), contents, {"candidate_count": 1, **config}
+        if system is not None:
+            config["system_instruction"] = system
+        if self.safety_settings is not None:
+            config["safety_settings"] = self.safety_settings
+        contents = [{"role": _ROLES[message["role"]], "parts": _parts(message["content"])} for message in messages]
+        return {"model": self.model_name, "contents": contents, "config": config}
 
     async def generate(self, prompt: Prompt, options: Mapping[str, Any], rid: str) -> Generation:
-        model, contents, config = self._request(prompt, options)
-        try:
-            reply = await model.generate_content_async(contents, generation_config=config, safety_settings=self.safety_settings)
-        except self._errors as error:
-            raise as_backend_error(error, self._connection_errors, self._timeouts) from error
-        return Generation([reply.text], [self._meta(reply)])
+        reply = await self._call(self._client.aio.models.generate_content(**self._request(prompt, options)))
+        candidates = reply.candidates or []
+        if not candidates:
+            raise BadReplyError(f"the API answered without any text{_block_reason(reply)}")
+        self._count(reply)
+        return Generation([_text_of(one) for one in candidates], [{**_usage(reply), **_ending(one)} for one in candidates])
 
     async def generate_stream(self, prompt: Prompt, options: Mapping[str, Any], rid: str) -> AsyncGenerator[Delta, None]:
-        model, contents, config = self._request(prompt, options)
-        try:
-            stream = await model.generate_content_async(
-                contents, generation_config=config, safety_settings=self.safety_settings, stream=True
-            )
-            async for chunk in stream:
-                yield Delta(chunk.text, {})
-        except self._errors as error:
-            raise as_backend_error(error, self._connection_errors, self._timeouts) from error
+        stream = await self._call(self._client.aio.models.generate_content_stream(**self._request(prompt, options)))
+        chunks, last = aiter(stream), None
+        while (chunk := await self._call(anext(chunks, None))) is not None:
+            last = chunk
+            for candidate in chunk.candidates or []:
+                yield Delta(_text_of(candidate), {**_usage(chunk), **_ending(candidate)}, candidate.index or 0)
+        if last is not None:  # usage grows with the chunks: the last one tells all of it
+            self._count(last)
 
-    def _meta(self, reply: Any) -> Meta:
-        usage = reply.usage_metadata
-        self.token_usage.add(usage.prompt_token_count, usage.candidates_token_count)
-        return {"prompt_tokens": usage.prompt_token_count, "completion_tokens": usage.candidates_token_count}
+    def _count(self, reply: Any) -> None:
+        usage = _usage(reply)
+        self.token_usage.add(usage.get("prompt_tokens"), usage.get("completion_tokens"))
 
 
-def _parts(content: Any, part_type: Any) -> list[Any]:
+def _text_of(candidate: Any) -> str:
+    """The answer's text, without the thoughts of models that think aloud."""
+    parts = (candidate.content.parts if candidate.content is not None else None) or []
+    return "".join(part.text for part in parts if part.text and not part.thought)
+
+
+def _ending(candidate: Any) -> Meta:
+    return {} if candidate.finish_reason is None else {"finish_reason": candidate.finish_reason.value.lower()}
+
+
+def _usage(reply: Any) -> Meta:
+    usage = reply.usage_metadata
+    if usage is None:
+        return {}
+    return {
+        "prompt_tokens": usage.prompt_token_count or 0,
+        "completion_tokens": usage.candidates_token_count or 0,
+        "cached_tokens": usage.cached_content_token_count or 0,
+    }
+
+
+def _block_reason(reply: Any) -> str:
+    feedback = reply.prompt_feedback
+    return f": the prompt was blocked ({feedback.block_reason.value})" if feedback is not None and feedback.block_reason else ""
+
+
+def _safety_list(settings: Any) -> list[Any] | None:
+    """Settings as the client takes them; a mapping is the form of Google's older client."""
+    if isinstance(settings, Mapping):
+        return [{"category": category, "threshold": threshold} for category, threshold in settings.items()]
+    return None if settings is None else list(settings)
+
+
+def _parts(content: Any) -> list[Meta]:
     if isinstance(content, str):
-        return [part_type.from_text(content)]
-    parts = []
-    for part in content:
-        if part["type"] == "text":
-            parts.append(part_type.from_text(part["text"]))
-            continue
-        found = re.match(r"data:([^;]+);base64,(.*)", part["image_url"]["url"], re.DOTALL)
-        if found is None:
-            raise UnsupportedFeatureError("VertexAI", "images by URL", "give the bytes")
-        parts.append(part_type.from_data(data=base64.b64decode(found.group(2)), mime_type=found.group(1)))
-    return parts
+        return [{"text": content}]
+    return [{"text": part["text"]} if part["type"] == "text" else _image_part(part["image_url"]["url"]) for part in content]
+
+
+def _image_part(url: str) -> Meta:
+    found = re.match(r"data:([^;]+);base64,(.*)", url, re.DOTALL)
+    if found is None:
+        raise UnsupportedFeatureError("VertexAI", "images by URL", "give the bytes")
+    return {"inline_data": {"mime_type": found.group(1), "data": base64.b64decode(found.group(2))}}
