@@ -19,7 +19,7 @@ from tests.conftest import RunningServer, start_server
 
 SKIPPED = ("/pause_generation", "/continue_generation", "/start_profile", "/stop_profile")
 """they stop everybody else"""
-FAST, SLOW = 250, 5000
+FAST, SLOW = 200, 5000
 MAX_ROUNDS = 20
 
 
@@ -172,7 +172,7 @@ def mutated(rng: random.Random, value: Any) -> Any:
 
 
 @given(number=st.integers(0, 2**32), path=st.sampled_from(sorted(SEEDS)), rounds=st.integers(1, 4))
-@settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 def test_bodies_that_are_nearly_right(small: RunningServer, number: int, path: str, rounds: int) -> None:
     rng = random.Random(number)
     body: Any = {k: v for k, v in SEEDS[path].items() if rng.random() < 0.5 or k in ("messages", "prompt", "sampling_params")}

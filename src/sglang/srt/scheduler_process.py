@@ -68,7 +68,9 @@ def _log_model(info: ModelInfo, config: RuntimeConfig) -> None:
         "Load weight end. type=%s, dtype=%s, kernels=%s, avail mem=%.2f GB, mem usage=%.2f GB.",
         *(kind, info.dtype, info.kernels, _free_gb(), info.weight_bytes / 1e9),
     )
-    logger.info("KV Cache is allocated. #tokens: %d, K size: %.2f GB, V size: %.2f GB", info.max_total_tokens, kv_gb / 2, kv_gb / 2)
+    logger.info(
+        "KV Cache is allocated. #tokens: %d, K size: %.2f GB, V size: %.2f GB", info.max_total_tokens, kv_gb / 2, kv_gb / 2
+    )
     logger.info(
         "max_total_num_tokens=%d, chunked_prefill_size=%d, max_prefill_tokens=%d, max_running_requests=%d, context_len=%d",
         *(info.max_total_tokens, config.schedule.chunked_prefill_size, config.schedule.max_prefill_tokens),
