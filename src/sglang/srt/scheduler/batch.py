@@ -156,7 +156,7 @@ def _prompt_logprobs(req: Req, req_idx: int, row: int, start: int, end: int) -> 
     options = req.msg.logprobs
     if options is None:
         return None
-    first, last = max(req.logprob_next, 1), min(end + 1, req.fill_len)
+    first, last = max(req.logprob_next, 1), min(end + 1, req.num_ids)
     if first >= last:
         return None
     return PromptLogprobs(req_idx, row + first - 1 - start, req.input_ids(first, last), options.top_num, options.token_ids)

@@ -64,7 +64,14 @@ class Req:
 
     @property
     def fill_len(self) -> int:
-        """Ids whose keys and values must be there before the next token can be drawn."""
+        """Ids whose keys and values must be there before the next token can be drawn. Where a prompt is
+        only scored, nothing needs those of its last id."""
+        num_ids, only_scored = self.num_ids, self.finish.max_new_tokens <= 0 and self.msg.logprobs is not None
+        return num_ids - 1 if only_scored and num_ids > 1 else num_ids
+
+    @property
+    def num_ids(self) -> int:
+        """Prompt and output."""
         return len(self.spec.prompt_ids) + len(self.spec.output_ids)
 
     def input_ids(self, start: int, end: int) -> Int32Array:
@@ -86,7 +93,7 @@ class Req:
         """How much of `fill_ids` may come from the cache: all but the last id, and nothing whose row must be computed because
         it predicts a token whose log probability is wanted."""
         limit = self.fill_len - 1
-        if self.msg.logprobs is not None and self.logprob_next < self.fill_len:
+        if self.msg.logprobs is not None and self.logprob_next < self.num_ids:
             limit = min(limit, max(self.logprob_next - 1, 0))
         return 0 if self.no_reuse else limit
 

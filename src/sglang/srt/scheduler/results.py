@@ -87,7 +87,7 @@ class StepResults:
             scores = output.logprobs[i]
             if scores is not None:
                 _append_positions(req.output_positions, [token_id], scores, req.msg.logprobs)
-                req.logprob_next = req.fill_len + 1
+                req.logprob_next = req.num_ids + 1
             reasons[req.rid] = take_drawn(req, token_id)
         return reasons
 
@@ -95,7 +95,7 @@ class StepResults:
 def _late_reason(req: Req) -> FinishReason | None:
     """Why a request ends for which no token was drawn in this step."""
     if req.ending is not None:
-        return req.ending if req.logprob_next >= req.fill_len else None
+        return req.ending if req.logprob_next >= req.num_ids else None
     return FinishReason("length", length=len(req.output_ids)) if req.num_left <= 0 else None
 
 
