@@ -158,6 +158,8 @@ def test_the_api_key_travels(native: NativeServer) -> None:
     two.run(backend=endpoint).sync()
     assert native.last_headers["authorization"] == "Bearer secret"
     assert native.last_headers["content-type"] == "application/json; charset=utf-8"
+    assert native.last_headers["host"] == native.url.removeprefix("http://")
+    assert int(native.last_headers["content-length"]) > 0
 
 
 def test_connections_are_used_again(native: NativeServer, backend: RuntimeEndpoint) -> None:

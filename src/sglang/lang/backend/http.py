@@ -31,7 +31,7 @@ from sglang.lang.errors import (
 )
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})
-_JSON_HEADERS = {"Content-Type": "application/json; charset=utf-8"}
+_JSON = (b"Content-Type", b"application/json; charset=utf-8")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,20 @@ class _Session:
         self.client = client
         self.turns = asyncio.Semaphore(limit)
         self.pid = os.getpid()
+        self._heads: dict[str, tuple[httpx.URL, list[tuple[bytes, bytes]]]] = {}
+
+    def post(self, url: str, payload: Any) -> httpx.Request:
+        """What client.build_request makes of it. The URL and the client's headers are put together once: that takes longer
+        than many an answer. A server that has set cookies gets them, the usual way."""
+        content = json.dumps(payload).encode()
+        if self.client.cookies:
+            return self.client.build_request("POST", url, content=content, headers=[_JSON])
+        if url not in self._heads:
+            made = self.client.build_request("POST", url)
+            self._heads[url] = made.url, [pair for pair in made.headers.raw if pair[0] != b"Content-Length"] + [_JSON]
+        whole_url, headers = self._heads[url]
+        extensions = {"timeout": self.client.timeout.as_dict()}
+        return httpx.Request("POST", whole_url, headers=headers, content=content, extensions=extensions)
 
 
 class HttpServer:
@@ -146,9 +160,8 @@ class HttpServer:
 
     async def _send(self, session: _Session, method: str, path: str, payload: Any) -> httpx.Response:
         """Sends until the head of an answer is there."""
-        content = None if payload is None else json.dumps(payload).encode()
-        headers = _JSON_HEADERS if content is not None else None
-        request = session.client.build_request(method, self.base_url + path, content=content, headers=headers)
+        url = self.base_url + path
+        request = session.client.build_request(method, url) if payload is None else session.post(url, payload)
         for attempt in range(self.policy.retries + 1):
             last = attempt == self.policy.retries
             try:
