@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang.srt.errors import RequestError
-from sglang.srt.media_item import MediaItem
+from sglang.srt.errors import OverloadError, RequestError
+from sglang.srt.media_item import MediaItem, without_pixels
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.sampling_params import SamplingParams
-from sglang.srt.scheduler.media import MediaGate, PictureIds, ReqMedia, check_media, req_media
+from sglang.srt.scheduler.media import MediaGate, PictureIds, RecentPixels, ReqMedia, check_media, req_media
 
 
 def item(name: int, *spans: tuple[int, int]) -> MediaItem:
@@ -174,3 +174,15 @@ def test_pictures_that_no_step_could_take() -> None:
     gate.check(ReqMedia((item(1, (0, 4)),), None, 0, {}))
     with pytest.raises(RequestError, match="chunked-prefill-size"):
         gate.check(ReqMedia((item(1, (0, 4)),), None, 0, {}, two_way=True))
+
+
+def test_pixels_come_once_for_all_samples_of_a_prompt() -> None:
+    store = RecentPixels(max_bytes=10)
+    full = MediaItem("image", b"a", ((0, 1),), b"123456", (1,))
+    assert store.filled(full) is full and store.filled(without_pixels(full)) == full
+    store.filled(MediaItem("image", b"b", ((0, 1),), b"1234567", (1,)))
+    with pytest.raises(OverloadError, match="send it again"):
+        store.filled(without_pixels(full))
+    huge = MediaItem("image", b"c", ((0, 1),), b"x" * 50, (1,))
+    store.filled(huge)
+    assert store.filled(without_pixels(huge)) == huge

@@ -146,6 +146,8 @@ class Server:
             for task in (*tasks, *([self._receiver] if self._receiver else [])):
                 task.cancel()
             await self._scheduler.stop(timeout=2.0)
+            if self._manager is not None and self._manager.media is not None:
+                await self._manager.media.close()
             await asyncio.gather(serving, *tasks, return_exceptions=True)
             if self._manager is not None and self._manager.tracing is not None:
                 await asyncio.to_thread(self._manager.tracing.close)

@@ -23,6 +23,7 @@ class MediaItem(msgspec.Struct, frozen=True, omit_defaults=True):
     spans: tuple[tuple[int, int], ...]
     """(offset into the prompt, length) of each run of placeholder ids, ascending"""
     pixels: bytes
+    """empty: those that came last with this hash"""
     shape: tuple[int, ...]
     grid: tuple[int, ...] = ()
     facts: dict[str, Any] = {}
@@ -30,6 +31,11 @@ class MediaItem(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def num_rows(self) -> int:
         return sum(length for _, length in self.spans)
+
+
+def without_pixels(item: MediaItem) -> MediaItem:
+    """For another request right after one that has brought them."""
+    return msgspec.structs.replace(item, pixels=b"")
 
 
 class EncodeJob(Protocol):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from sglang.srt.errors import OverloadError, RequestError
@@ -14,7 +15,7 @@ from sglang.srt.messages import LogprobOptions, Position, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.compiler import STOP_REGEX, GrammarCompiler, Job
-from sglang.srt.scheduler.media import PictureIds, check_media, req_media
+from sglang.srt.scheduler.media import PictureIds, RecentPixels, check_media, req_media
 from sglang.srt.scheduler.req import Req
 from sglang.srt.vocabulary import Vocabulary
 
@@ -52,13 +53,14 @@ class Inlet:
         self._jump_forward = jump_forward
         self._arrivals = 0
         self._pictures = PictureIds()
+        self._pixels = RecentPixels()
         self._compiling: dict[str, Compiling] = {}
 
     def __len__(self) -> int:
         return len(self._compiling)
 
     def create(self, msg: TokenizedReq) -> Req:
-        """The request that `msg` asks for. Raises RequestError."""
+        """The request that `msg` asks for. Raises RequestError or OverloadError."""
         prompt = self._checked_prompt(msg)
         params = msg.sampling
         room = self._info.context_len - len(prompt)
@@ -74,6 +76,8 @@ class Inlet:
         if msg.logprobs is not None:
             spec.want_logprob, spec.top_num, spec.token_ids = True, options.top_num, options.token_ids
         self._arrivals += 1
+        if msg.media:
+            msg = msgspec.structs.replace(msg, media=tuple(self._pixels.filled(item) for item in msg.media))
         media = req_media(msg, self._info.two_way)
         if media is not None:
             check_media(msg, self._info.rope_axes, self._info.media_kinds)

@@ -13,9 +13,10 @@ import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
-from sglang.srt.errors import RequestError
+from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.forward_batch import EmbedRows, Int32Array, ModelWorker
 from sglang.srt.media_item import EncodeJob, MediaItem
 from sglang.srt.messages import TokenizedReq
@@ -23,6 +24,7 @@ from sglang.srt.messages import TokenizedReq
 MAX_RANGES = 1 << 16
 """pictures whose ranges are remembered; one that is forgotten gets a new range, and is computed again"""
 NUM_IDS = 1 << 31
+PIXEL_BYTES = 256 << 20
 MAX_AHEAD = 16
 """requests whose embeddings are held before they run"""
 ENCODE_SECONDS = 0.015
@@ -70,6 +72,33 @@ class PictureIds:
     def salt(self, salt: str | None) -> str | None:
         """The namespace of requests with pictures."""
         return salt if self.generation == 0 else f"{salt or ''}\x1f{self.generation}"
+
+
+class RecentPixels:
+    """Pixels of late, for requests that come without: samples of one prompt bring them once."""
+
+    def __init__(self, max_bytes: int = PIXEL_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._pixels: OrderedDict[bytes, bytes] = OrderedDict()
+        self._bytes = 0
+
+    def filled(self, item: MediaItem) -> MediaItem:
+        """The item with its pixels. Raises OverloadError if they are not at hand any more."""
+        pixels = self._pixels.get(item.mm_hash)
+        if item.pixels:
+            if pixels is None:
+                self._keep(item)
+            return item
+        if pixels is None:
+            raise OverloadError("the pictures of this request are not at hand any more; send it again")
+        return msgspec.structs.replace(item, pixels=pixels)
+
+    def _keep(self, item: MediaItem) -> None:
+        self._pixels[item.mm_hash] = item.pixels
+        self._bytes += len(item.pixels)
+        while self._bytes > self._max_bytes and len(self._pixels) > 1:
+            _, old = self._pixels.popitem(last=False)
+            self._bytes -= len(old)
 
 
 def check_media(msg: TokenizedReq, num_axes: int, kinds: tuple[str, ...]) -> None:

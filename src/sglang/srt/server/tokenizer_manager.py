@@ -20,6 +20,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import msgspec
+
 from sglang.srt.config import HttpOptions, TextOptions
 from sglang.srt.errors import (
     DeadlineError,
@@ -30,6 +32,7 @@ from sglang.srt.errors import (
     SglangError,
     UnsupportedError,
 )
+from sglang.srt.media_item import without_pixels
 from sglang.srt.messages import (
     AbortReq,
     BatchEmbedOut,
@@ -239,7 +242,8 @@ class TokenizerManager:
         vocabulary = self.tokenizer.vocabulary if self.tokenizer is not None else None
         for index, request in enumerate(requests):
             detokenizer = Detokenizer(vocabulary, request.sampling.skip_special_tokens) if vocabulary is not None else None
-            sequence = _Sequence(call, index, request, detokenizer)
+            kept = msgspec.structs.replace(request, media=()) if request.media else request  # pixels are not needed again
+            sequence = _Sequence(call, index, kept, detokenizer)
             self._sequences[request.rid] = call.open[request.rid] = sequence
         self._calls[name] = call
         try:
@@ -319,6 +323,7 @@ class TokenizerManager:
             check_request(ids, sampling, options, int(self.info["vocab_size"]), has_text=self.tokenizer is not None)
             may_cut = self.http.allow_auto_truncate and seen is None
             ids, fitted = fit_length(ids, sampling, self.context_len, req.max_new_tokens_is_default, may_cut)
+            items = seen.items if seen is not None else ()
             for name, choice in samples_of(rid, fitted):
                 requests.append(
                     TokenizedReq(
@@ -331,13 +336,14 @@ class TokenizerManager:
                         cache_salt=req.cache_salt,
                         priority=req.priority,
                         grammar_after=req.grammar_after,
-                        media=seen.items if seen is not None else (),
+                        media=items,
                         rope_positions=seen.rope_positions if seen is not None else b"",
                         rope_delta=seen.rope_delta if seen is not None else 0,
                         client=scope.client,
                         received_at=scope.arrived_at,
                     )
                 )
+                items = tuple(without_pixels(item) for item in items)  # those of one prompt follow each other
         return requests
 
     def _empty_prompt(self) -> list[int]:

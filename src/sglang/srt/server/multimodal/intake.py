@@ -28,6 +28,8 @@ from sglang.srt.server.multimodal.spans import Picture, expand
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 PICTURE_BYTES = 128 << 20
+MAX_AT_ONCE = 8
+"""files that are in memory at once, all requests together"""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class MediaIntake:
         self._options = options
         self._sources = Sources(options)
         self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="media")
+        self._room = asyncio.Semaphore(MAX_AT_ONCE)
         self._pictures: OrderedDict[bytes, Picture] = OrderedDict()
         self._picture_bytes = 0
 
@@ -120,6 +123,10 @@ class MediaIntake:
         return MediaPrompt(expanded, items, positions.tobytes(), delta)
 
     async def _picture(self, item: MediaInput, alone: bool) -> Picture:
+        async with self._room:
+            return await self._fetch_and_process(item, alone)
+
+    async def _fetch_and_process(self, item: MediaInput, alone: bool) -> Picture:
         fetched = await self._sources.load(item.source, item.kind)
         key = hashlib.blake2b(fetched.data, digest_size=16, person=f"{item.kind} {item.detail} {alone:d}".encode()).digest()
         known = self._pictures.get(key)

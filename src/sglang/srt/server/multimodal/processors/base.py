@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,6 +78,8 @@ class ModelFolder:
 
     def image_processor(self, module: str, name: str) -> Any:
         """transformers' image processor of this model, with the model's own settings."""
+        # It says at import that it has found no torch, which is as it should be.
+        logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
         try:
             found = getattr(importlib.import_module(f"transformers.models.{module}"), name)
         except ImportError as error:
