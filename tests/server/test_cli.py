@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT, RunningServer
+from tests.server.test_processes import wait_dead
 
 Process = subprocess.CompletedProcess[str]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src")}
@@ -140,6 +141,28 @@ def test_a_model_and_a_url_are_one_too_many(server: RunningServer) -> None:
     assert "--url" in one_line(sglang("chat", "smollm2-135m-instruct", "--url", server.url))
 
 
+def test_a_killed_chat_takes_its_server_along() -> None:
+    command = [sys.executable, "-m", "sglang.cli", "chat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("/set max_tokens 2\nHello\n")
+        process.stdin.flush()
+        assert process.stdout.read(1)
+        pids = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        pids += [
+            int(pid) for p in pids for t in Path(f"/proc/{p}/task").iterdir() for pid in (t / "children").read_text().split()
+        ]
+        assert len(pids) == 2, "a server and its scheduler"
+        process.kill()
+    wait_dead(pids)
+
+
+def test_control_characters_of_a_model_do_not_reach_the_terminal() -> None:
+    from sglang.commands.chat import printable
+
+    assert printable("a\x1b[31mb\r\x07\tc\n\u202ed") == "a[31mb\tc\nd"
+
+
 # --- run --------------------------------------------------------------------------------------------------------------------
 
 
@@ -156,7 +179,8 @@ def test_run_reads_standard_input_and_continues_texts(server: RunningServer) -> 
 
 
 def test_run_with_a_bad_flag_or_model_is_one_line() -> None:
-    assert "--threads" in one_line(sglang("run", "hello", "--treads", "2"), 2)
+    assert "--threads" in one_line(sglang("run", "hello", "--", "--treads", "2"), 2)
+    assert "--treads" in one_line(sglang("run", "hello", "--treads", "2"), 2)
     assert "no-such-model" in one_line(sglang("run", "./no-such-model", "hello"))
 
 
@@ -189,7 +213,7 @@ def test_bench_serve_paces_requests(server: RunningServer) -> None:
 
 
 def test_bench_offline() -> None:
-    flags = ["--num-requests", "2", "--input-len", "8", "--output-len", "4", "--json", "-", "--max-total-tokens", "512"]
+    flags = ["--num-requests", "2", "--input-len", "8", "--output-len", "4", "--json", "-", "--", "--max-total-tokens", "512"]
     summary = json.loads(sglang("bench", "offline", *flags).stdout)
     assert summary["completed"] == 2 and summary["output_tokens"] == 8 and summary["input_tokens"] == 16
 

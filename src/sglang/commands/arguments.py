@@ -10,6 +10,9 @@ class CommandError(Exception):
     """The command cannot go on. The message is one sentence; the exit status is 1."""
 
 
+SERVE_FLAGS = "Behind -- come flags of sglang serve, such as: -- --threads 4 --context-length 4096"
+
+
 class Parser(argparse.ArgumentParser):
     """Errors are one line; no abbreviations."""
 
@@ -21,9 +24,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
+    def parse_split(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The command's own flags, and what stands behind `--`: flags of `sglang serve`."""
+        if "--" not in argv:
+            return self.parse_args(argv), []
+        at = argv.index("--")
+        return self.parse_args(argv[:at]), argv[at + 1 :]
+
 
 def add_server_choice(parser: Parser) -> None:
-    """Flags that name a running server, or the model to start one with. Other flags are those of `sglang serve`."""
+    """Flags that name a running server."""
     group = parser.add_argument_group("server", "a running one by --url; else MODEL is started and stopped with the command")
     group.add_argument("--url", help="base address of a running server, such as http://localhost:30000")
     group.add_argument("--api-key", help="key of that server")

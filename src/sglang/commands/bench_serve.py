@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sglang.commands.arguments import CommandError, Parser, add_server_choice
+from sglang.commands.arguments import SERVE_FLAGS, CommandError, Parser, add_server_choice
 from sglang.commands.connection import Connection, connect
 from sglang.commands.load import Prompts, Shape, Target, run_load
 from sglang.commands.report import Outcome, chart, summarize, table, times
@@ -73,14 +73,14 @@ def _parser() -> Parser:
     )
     add_output(parser)
     add_server_choice(parser)
-    parser.epilog = "Further flags are those of sglang serve."
+    parser.epilog = SERVE_FLAGS
     return parser
 
 
 def bench_serve(argv: list[str]) -> int:
     """The command. The exit status is 1 if a request failed."""
     parser = _parser()
-    args, serve_flags = parser.parse_known_args(argv)
+    args, serve_flags = parser.parse_split(argv)
     shape = shape_of(args, parser)
     if (args.request_rate is not None and not args.request_rate > 0) or (args.concurrency is not None and args.concurrency < 1):
         parser.error("--request-rate and --concurrency must be positive")

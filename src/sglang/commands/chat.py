@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sglang.commands.arguments import CommandError, Parser, add_server_choice
+from sglang.commands.arguments import SERVE_FLAGS, CommandError, Parser, add_server_choice
 from sglang.commands.connection import Connection, connect
 from sglang.commands.media import media_part
 
@@ -254,7 +254,8 @@ class StreamedAnswer:
         self._thinking = thinking
         if not thinking:
             self.text += piece
-        self._write(dim(piece) if thinking else piece)
+        visible = printable(piece)
+        self._write(dim(visible) if thinking else visible)
 
     def summary(self) -> str:
         """Such as `[12 tokens, 85.3 tokens/s, first after 0.04 s]`."""
@@ -303,6 +304,11 @@ def shown(content: Any) -> str:
     return " ".join(part["text"] if part["type"] == "text" else f"({part['type']})" for part in content)
 
 
+def printable(text: str) -> str:
+    """Without control characters: a model must not steer somebody's terminal."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+
+
 def dim(text: str) -> str:
     return f"\x1b[2m{text}\x1b[0m" if sys.stdout.isatty() else text
 
@@ -332,8 +338,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--temperature", type=float, metavar="T")
     parser.add_argument("--max-tokens", type=int, metavar="N")
     add_server_choice(parser)
-    parser.epilog = "Further flags are those of sglang serve."
-    return parser.parse_known_args(argv)
+    parser.epilog = SERVE_FLAGS
+    return parser.parse_split(argv)
 
 
 def chat(argv: list[str]) -> int:

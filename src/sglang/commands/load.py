@@ -14,11 +14,7 @@ import httpx
 
 from sglang.commands.report import Outcome
 
-WORDS = tuple(
-    "time year people way day man thing woman life child world school state family student group country problem hand".split(
-        " "
-    )
-)
+WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state", "family")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import contextlib
 import sys
 from typing import Any
 
-from sglang.commands.arguments import CommandError, Parser, add_server_choice
-from sglang.commands.chat import response_format
+from sglang.commands.arguments import SERVE_FLAGS, CommandError, Parser, add_server_choice
+from sglang.commands.chat import printable, response_format
 from sglang.commands.connection import Connection, connect
 from sglang.commands.media import media_part
 
@@ -26,8 +26,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)")
     parser.add_argument("--seed", type=int, metavar="N")
     add_server_choice(parser)
-    parser.epilog = "Further flags are those of sglang serve."
-    args, serve_flags = parser.parse_known_args(argv)
+    parser.epilog = SERVE_FLAGS
+    args, serve_flags = parser.parse_split(argv)
     if len(args.words) > 2 or (len(args.words) == 2 and args.url is not None):
         parser.error("the prompt must be one argument: put it in quotes")
     return args, serve_flags
@@ -70,5 +70,5 @@ def _print_answer(connection: Connection, path: str, body: dict[str, Any]) -> No
         for event in events:
             for choice in event.get("choices") or []:
                 piece = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
-                print(piece, end="", flush=True)
+                print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
     print()
