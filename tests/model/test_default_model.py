@@ -66,6 +66,11 @@ def files() -> ModelFiles:
 
 @pytest.fixture(scope="module")
 def oracle(files: ModelFiles) -> Any:
+    return load_oracle(files.path)
+
+
+def load_oracle(path: Path) -> Any:
+    """The default model in transformers, from the GGUF file at `path`."""
     gguf = pytest.importorskip("gguf")
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
@@ -74,7 +79,7 @@ def oracle(files: ModelFiles) -> Any:
         rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config).float().eval()
-    model.load_state_dict(dict(_oracle_weights(gguf, files.path)), strict=False)
+    model.load_state_dict(dict(_oracle_weights(gguf, path)), strict=False)
     model.tie_weights()
     return model
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.model.tiny import save_model
 
 from sglang.srt.config import DeviceOptions, ModelOptions
 from sglang.srt.errors import ModelError
@@ -28,6 +27,7 @@ from sglang.srt.messages import (
 from sglang.srt.model.embedder import DecoderEmbedder, create_embedder, embeds_by_itself
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.scheduler.embedding import EmbeddingScheduler
+from tests.model.tiny import save_model
 
 TEXTS = [[5, 9, 3], [7], list(range(3, 90)), [4, 4, 4, 4, 8], list(range(60, 20, -1))]
 KERNELS = ["reference", "cpu"]

@@ -25,12 +25,14 @@ from sglang.srt.messages import (
     LogprobOptions,
     PauseReq,
     Position,
+    ProfileReq,
     SchedulerStats,
     StateReq,
     TokenizedReq,
     TokenOut,
     ToScheduler,
 )
+from sglang.srt.scheduler.profiling import Profiler
 from sglang.srt.vocabulary import Vocabulary
 
 
@@ -59,6 +61,7 @@ class EchoScheduler:
         self.aborted: list[str] = []
         self.paused = False
         self.stuck = False
+        self.profiler = Profiler()
         self.poison: str | None = None
         self.next_of: Callable[[TokenizedReq, int], int] = lambda req, i: req.input_ids[i % len(req.input_ids)]
         self._seen: set[tuple[int, ...]] = set()
@@ -85,6 +88,8 @@ class EchoScheduler:
         elif isinstance(message, FlushCacheReq):
             self._seen.clear()
             self.reply(ControlReply(message.call_id, ok=not self.running, message="busy" if self.running else ""))
+        elif isinstance(message, ProfileReq):
+            self.reply(self.profiler.handle(message))
         elif isinstance(message, PauseReq):
             self.paused = message.pause
             self.reply(ControlReply(message.call_id))

@@ -18,7 +18,7 @@ CORPUS = [
 ] * 5
 
 
-def train_byte_level(vocab_size: int = 600) -> Tokenizer:
+def train_byte_level(vocab_size: int = 600, corpus: list[str] = CORPUS) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -30,5 +30,5 @@ def train_byte_level(vocab_size: int = 600) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
     return tokenizer

@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from tests.server.conftest import MakeStand, Stand
-from tests.server.http_tools import client_of
 
 from sglang.srt.messages import EmbedReq
+from tests.server.conftest import MakeStand, Stand
+from tests.server.http_tools import client_of
 
 
 @pytest.fixture

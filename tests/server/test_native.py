@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import pstats
+import shutil
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -241,3 +244,33 @@ async def test_tokenize_and_detokenize(stand: Stand) -> None:
     assert (await post(stand, "/detokenize", body)).json()["text"][0] == "Füße <|im_end|>"
     for path, bad in (("/tokenize", {"text": 5}), ("/detokenize", {"tokens": [-1]}), ("/detokenize", {"tokens": "x"})):
         assert (await post(stand, path, bad)).status_code == 400
+
+
+async def test_a_profile_is_written_to_a_file_of_the_servers_choice(stand: Stand) -> None:
+    async with client_of(stand) as client:
+        assert (await client.post("/stop_profile")).status_code == 400
+        assert (await client.post("/start_profile")).status_code == 200
+        assert (await client.post("/start_profile")).status_code == 400
+        await client.post("/generate", json={"text": "a", "sampling_params": {"max_new_tokens": 1}})
+        path = Path((await client.post("/stop_profile")).json()["message"])
+    try:
+        assert pstats.Stats(str(path)).total_calls > 0  # type: ignore[attr-defined]
+    finally:
+        shutil.rmtree(path.parent)
+
+
+@pytest.mark.parametrize("path", ["/open_session", "/close_session", "/load_lora_adapter", "/update_weights_from_disk"])
+async def test_what_is_not_done_says_so(stand: Stand, path: str) -> None:
+    async with client_of(stand) as client:
+        response = await client.post(path, json={})
+    assert response.status_code == 400
+    assert "not" in response.json()["error"]["message"]
+
+
+async def test_names_of_adapters_are_refused(stand: Stand) -> None:
+    async with client_of(stand) as client:
+        body = {"model": "test-model:poet", "prompt": "a", "max_tokens": 1}
+        response = await client.post("/v1/completions", json=body)
+        assert response.status_code == 400
+        assert "'poet'" in response.json()["error"]["message"]
+        assert (await client.post("/v1/completions", json={**body, "model": "other:poet"})).status_code == 200

@@ -14,12 +14,12 @@ import anthropic
 import httpx
 import openai
 import pytest
+
+from sglang.srt.server import responses
 from tests.server.conftest import MakeStand, Stand
 from tests.server.echo_scheduler import logprob_of
 from tests.server.http_tools import client_of
 from tests.server.test_tools import ARGUMENTS, CALL, prompt_of, received, says
-
-from sglang.srt.server import responses
 
 try:  # what the client is made of: httpx, and since its version 1 httpx2
     HTTPX: Any = importlib.import_module("httpx2")
@@ -88,7 +88,9 @@ async def test_a_responses_tools_and_history(stand: Stand, client: openai.AsyncO
         {"type": "function_call", "call_id": call.call_id, "name": call.name, "arguments": call.arguments},
         {"type": "function_call_output", "call_id": call.call_id, "output": "18 degrees"},
     ]
-    await client.responses.create(model="m", input=history, tools=tools, tool_choice={"type": "function", "name": "get_weather"})
+    await client.responses.create(
+        model="m", input=history, tools=tools, tool_choice={"type": "function", "name": "get_weather"}
+    )
     assert f"<|im_start|>assistant\n{CALL}<|im_end|>\n<|im_start|>user\nResult of get_weather:\n18 degrees" in prompt_of(stand)
 
 
@@ -171,7 +173,9 @@ async def test_a_message_has_thoughts_and_text(stand: Stand, claude: anthropic.A
     assert [block.type for block in reply.content] == ["thinking", "text"]
     assert (reply.stop_reason, reply.role) == ("end_turn", "assistant")
     assert prompt_of(stand).startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nThe quick<|im_end|>")
-    count = await claude.messages.count_tokens(model="m", system="Be kind.", messages=[{"role": "user", "content": "The quick"}])
+    count = await claude.messages.count_tokens(
+        model="m", system="Be kind.", messages=[{"role": "user", "content": "The quick"}]
+    )
     assert count.input_tokens == len(received(stand).input_ids) == reply.usage.input_tokens
     says(stand, "one two three")
     reply = await claude.messages.create(
@@ -192,7 +196,10 @@ async def test_a_messages_tools_and_history(stand: Stand, claude: anthropic.Asyn
     history: Any = [
         {"role": "user", "content": "weather?"},
         {"role": "assistant", "content": [{"type": "tool_use", "id": call.id, "name": call.name, "input": call.input}]},
-        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "18"}, {"type": "text", "text": "And?"}]},
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "18"}, {"type": "text", "text": "And?"}],
+        },
     ]
     await claude.messages.create(messages=history, **ask)
     assert "Result of get_weather:\n18<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>" in prompt_of(stand)

@@ -125,7 +125,9 @@ def test_the_name_comes_before_the_arguments_are_complete() -> None:
 
 
 def test_calls_beyond_the_limit_are_left_out() -> None:
-    answer = read(create_parser("generic", TOOLS, max_calls=1), '[{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}]')
+    answer = read(
+        create_parser("generic", TOOLS, max_calls=1), '[{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}]'
+    )
     assert [call.name for call in answer.calls] == ["f"]
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.server.conftest import MakeStand, Stand
-from tests.server.http_tools import client_of, events_of
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.messages import TokenizedReq
@@ -18,6 +16,8 @@ from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
 from sglang.srt.server.openai.tools import plan_tools
 from sglang.srt.server.parsers.tool_calls import FORMATS
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
+from tests.server.conftest import MakeStand, Stand
+from tests.server.http_tools import client_of, events_of
 
 UNIT = {"$defs": {"U": {"enum": ["C", "F"]}}}
 WEATHER = {"city": {"type": "string"}, "unit": {"$ref": "#/$defs/U"}}
@@ -129,10 +129,15 @@ async def test_the_model_is_told_of_its_tools_in_the_system_message(stand: Stand
 async def test_earlier_calls_and_results_are_told(stand: Stand) -> None:
     says(stand, "x")
     call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": ARGUMENTS}}
-    turns = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "tool_call_id": "call_1", "content": "18"}]
+    turns = [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "18"},
+    ]
     response = await chat(stand, messages=[*HELLO, *turns], tools=TOOLS)
     assert response.status_code == 200
-    assert f"<|im_start|>assistant\n{CALL}<|im_end|>\n<|im_start|>user\nResult of get_weather:\n18<|im_end|>" in prompt_of(stand)
+    assert f"<|im_start|>assistant\n{CALL}<|im_end|>\n<|im_start|>user\nResult of get_weather:\n18<|im_end|>" in prompt_of(
+        stand
+    )
 
 
 async def test_tools_go_to_a_template_that_knows_them(make_stand: MakeStand, tokenizer: Tokenizer) -> None:
@@ -217,7 +222,12 @@ def test_forced_calls_follow_their_schemas(
 
 
 def test_a_response_format_leaves_room_for_calls(tokenizer: Tokenizer) -> None:
-    schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/X"}}, "required": ["a"], "$defs": {"X": {"type": "integer"}}}
+    schema = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/X"}},
+        "required": ["a"],
+        "$defs": {"X": {"type": "integer"}},
+    }
     sampling = plan("auto", json_schema=json.dumps(schema))
     assert allows(tokenizer, sampling, '{"a":1}')
     assert allows(tokenizer, sampling, f"[{W}]")

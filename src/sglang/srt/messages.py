@@ -104,6 +104,14 @@ class PauseReq(msgspec.Struct, frozen=True, tag=True):
     pause: bool
 
 
+class ProfileReq(msgspec.Struct, frozen=True, tag=True):
+    """Starts (start) or ends (not start) a profile of the scheduler's loop. Answered by a ControlReply whose message names the
+    file."""
+
+    call_id: int
+    start: bool
+
+
 class StateReq(msgspec.Struct, frozen=True, tag=True):
     """Asks for the scheduler's state. Answered by ControlReply with a `state`."""
 
@@ -121,7 +129,7 @@ class ShutdownReq(msgspec.Struct, frozen=True, tag=True):
     """Ends the scheduler loop after the current step; running requests are aborted."""
 
 
-ToScheduler = Union[TokenizedReq, EmbedReq, AbortReq, FlushCacheReq, PauseReq, StateReq, ShutdownReq]  # noqa: UP007  evaluated at run time
+ToScheduler = Union[TokenizedReq, EmbedReq, AbortReq, FlushCacheReq, PauseReq, ProfileReq, StateReq, ShutdownReq]  # noqa: UP007  evaluated at run time
 
 # --- scheduler to server ----------------------------------------------------------------------------------------------------
 

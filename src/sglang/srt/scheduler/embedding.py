@@ -23,6 +23,7 @@ from sglang.srt.messages import (
     Inbox,
     Outbox,
     PauseReq,
+    ProfileReq,
     SchedulerStats,
     ShutdownReq,
     StateReq,
@@ -31,6 +32,7 @@ from sglang.srt.messages import (
     ToScheduler,
 )
 from sglang.srt.scheduler.finish import abort_reason, failure_reason
+from sglang.srt.scheduler.profiling import Profiler
 
 IDLE_SECONDS = 1.0
 GROUP_TOKENS = 2048
@@ -47,6 +49,7 @@ class EmbeddingScheduler:
         self._outbox = outbox
         self._max_waiting = max_waiting
         self._line: dict[str, EmbedReq] = {}
+        self._profiler = Profiler()
         self._paused = False
         self._stopping = False
         self._num_steps = 0
@@ -109,6 +112,8 @@ class EmbeddingScheduler:
         elif isinstance(message, PauseReq):
             self._paused = message.pause
             self._outbox.send(ControlReply(message.call_id))
+        elif isinstance(message, ProfileReq):
+            self._outbox.send(self._profiler.handle(message))
         elif isinstance(message, StateReq):
             self._outbox.send(ControlReply(message.call_id, stats=self._snapshot()))
         elif isinstance(message, ShutdownReq):

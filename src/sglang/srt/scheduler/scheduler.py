@@ -27,6 +27,7 @@ from sglang.srt.messages import (
     Inbox,
     Outbox,
     PauseReq,
+    ProfileReq,
     SchedulerStats,
     ShutdownReq,
     StateReq,
@@ -45,6 +46,7 @@ from sglang.srt.scheduler.inlet import Inlet
 from sglang.srt.scheduler.media import MediaGate
 from sglang.srt.scheduler.output import take_forced
 from sglang.srt.scheduler.prefill import OutputEstimate, PrefillLimits, PrefillPlanner
+from sglang.srt.scheduler.profiling import Profiler
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.results import StepResults, build_out
 from sglang.srt.scheduler.stats import StepStats
@@ -99,6 +101,7 @@ class Scheduler:
         self._running = RunningBatch(self.memory, self._waiting, self._prefill, self._estimate, info.max_batch_tokens)
         self._stats = StepStats(self.memory, options.decode_log_interval)
         self._live: dict[str, Req] = {}
+        self._profiler = Profiler()
         self._paused = False
         self._stopping = False
         self._checked = True  # nothing changed since the last look at the pool
@@ -224,6 +227,8 @@ class Scheduler:
         elif isinstance(message, PauseReq):
             self._paused = message.pause
             self._outbox.send(ControlReply(message.call_id))
+        elif isinstance(message, ProfileReq):
+            self._outbox.send(self._profiler.handle(message))
         elif isinstance(message, StateReq):
             self._outbox.send(ControlReply(message.call_id, stats=self._snapshot()))
         elif isinstance(message, ShutdownReq):

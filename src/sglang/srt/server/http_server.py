@@ -20,7 +20,7 @@ from starlette.routing import Route
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import SglangError
 from sglang.srt.server.auth import ApiKeys, BodyLimit, RequestScopes
-from sglang.srt.server.native_api import NativeApi
+from sglang.srt.server.native_api import NOT_DONE, NativeApi, refused
 from sglang.srt.server.openai.embeddings import EmbeddingsApi
 from sglang.srt.server.openai.routes import OpenAIApi
 from sglang.srt.server.openai.scoring import ScoringApi
@@ -92,6 +92,9 @@ def _routes(
         ("/health_generate", get, native.health_generate),
         ("/metrics", get, native.metrics),
         ("/flush_cache", both, native.flush_cache),
+        ("/start_profile", both, native.start_profile),
+        ("/stop_profile", both, native.stop_profile),
+        *((path, both, refused(why)) for path, why in NOT_DONE.items()),
         ("/abort_request", post, native.abort_request),
         ("/pause_generation", post, native.pause_generation),
         ("/continue_generation", post, native.continue_generation),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from sglang.srt.config import HttpOptions
-from sglang.srt.errors import RequestError
+from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.auth import need_admin
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
@@ -27,6 +27,24 @@ def _chat_roles(manager: TokenizerManager) -> dict[str, Any] | None:
     """The model's turns, for clients that write prompts themselves."""
     image_token = manager.media.image_token if manager.media is not None else None
     return chat_roles(manager.tokenizer, image_token) if manager.tokenizer is not None else None
+
+NOT_DONE = {
+    "/open_session": "sessions are not kept: send the whole prompt, of which the prefix cache computes only what is new",
+    "/close_session": "sessions are not kept, so there is none to close",
+    "/load_lora_adapter": "LoRA adapters are not supported",
+    "/unload_lora_adapter": "LoRA adapters are not supported",
+    "/update_weights_from_disk": "weights cannot be replaced while the server runs; restart it with the new ones",
+}
+"""endpoints of the original that this server does not have, and what to do instead"""
+
+
+def refused(why: str) -> Callable[[Request], Awaitable[Response]]:
+    """A handler that says so."""
+
+    async def handler(request: Request) -> Response:
+        raise UnsupportedError(why)
+
+    return handler
 
 
 class NativeApi:
@@ -175,6 +193,19 @@ class NativeApi:
         else:
             raise RequestError("give a rid, or abort_all", "rid")
         return Response(status_code=200)
+
+    async def start_profile(self, request: Request) -> Response:
+        """Starts cProfile in the scheduler. Its result goes to a file of the server's choice, which stop_profile names."""
+        return await self._profile(True)
+
+    async def stop_profile(self, request: Request) -> Response:
+        return await self._profile(False)
+
+    async def _profile(self, start: bool) -> Response:
+        reply = await self._manager.profile(start)
+        if not reply.ok:
+            raise RequestError(reply.message)
+        return JsonResponse({"message": reply.message, "status": "ok"})
 
     async def pause_generation(self, request: Request) -> Response:
         return await self._pause(True, "generation is paused")

@@ -55,6 +55,8 @@ _POSTS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "/separate_reasoning": ("Thoughts and answer in a text", _REASONING),
     "/abort_request": ("Abort a request, or all", _ABORT),
     "/flush_cache": ("Empty the prefix cache", None),
+    "/start_profile": ("Profile the scheduler", None),
+    "/stop_profile": ("Write the profile to a file", None),
     "/pause_generation": ("Stop taking steps", None),
     "/continue_generation": ("Take steps again", None),
 }

@@ -42,6 +42,7 @@ from sglang.srt.messages import (
     FlushCacheReq,
     FromScheduler,
     PauseReq,
+    ProfileReq,
     SchedulerReady,
     SchedulerStats,
     StateReq,
@@ -551,6 +552,9 @@ class TokenizerManager:
 
     async def pause(self, pause: bool) -> ControlReply:
         return await self._control(lambda call_id: PauseReq(call_id, pause))
+
+    async def profile(self, start: bool) -> ControlReply:
+        return await self._control(lambda call_id: ProfileReq(call_id, start))
 
     async def state(self) -> SchedulerStats:
         await self._control(StateReq)

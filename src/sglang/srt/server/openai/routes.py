@@ -70,6 +70,7 @@ class OpenAIApi:
 
     async def chat(self, request: Request) -> Response:
         raw = await read_object(request)
+        self._check_model(raw)
         name_user(raw.get("user"))
         body = parse_request(ChatRequest, raw)
         make = partial(ChatCall, body, self.chat_options())
@@ -77,6 +78,7 @@ class OpenAIApi:
 
     async def completions(self, request: Request) -> Response:
         raw = await read_object(request)
+        self._check_model(raw)
         name_user(raw.get("user"))
         body = parse_request(CompletionRequest, raw)
         return await self._run(request, CompletionCall(body, self._manager.tokenizer, self._defaults, self._name))
@@ -89,19 +91,29 @@ class OpenAIApi:
 
     async def responses(self, request: Request) -> Response:
         body = await read_object(request)
+        self._check_model(body)
         name_user(body.get("user"))
         return await self._run_other(request, await self._made(request, partial(ResponsesCall, body, self.chat_options())))
 
     async def messages(self, request: Request) -> Response:
         body = await read_object(request)
+        self._check_model(body)
         return await self._run_other(request, await self._made(request, partial(MessagesCall, body, self.chat_options())))
 
     async def count_tokens(self, request: Request) -> Response:
         body = await read_object(request)
+        self._check_model(body)
         call = await self._made(request, partial(MessagesCall, body, self.chat_options(), counts_only=True))
         if call.req.media:
             raise UnsupportedError("tokens of pictures cannot be counted before they are read", "messages")
         return JsonResponse({"input_tokens": len(call.req.input_ids or ())})
+
+    def _check_model(self, body: dict[str, Any]) -> None:
+        """Any name of a model is taken, as clients send all kinds; but base:adapter would change the answer."""
+        name = body.get("model")
+        if isinstance(name, str) and name.startswith(f"{self._name}:"):
+            adapter = name[len(self._name) + 1 :]
+            raise UnsupportedError(f"model names the adapter {adapter[:100]!r}, and LoRA adapters are not supported", "model")
 
     @staticmethod
     async def _made(request: Request, make: Callable[[], T]) -> T:
