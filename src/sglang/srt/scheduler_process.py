@@ -23,6 +23,7 @@ import msgspec
 from sglang.srt.config import RuntimeConfig
 from sglang.srt.errors import SglangError
 from sglang.srt.forward_batch import ModelInfo
+from sglang.srt.heap import release_freed_memory
 from sglang.srt.logs import configure_logging
 from sglang.srt.messages import Inbox, Outbox, SchedulerFailed, SchedulerReady
 from sglang.srt.model.capacity import host_memory
@@ -49,6 +50,7 @@ def build_scheduler(
     _log_model(worker.info, config)
     text = tokenizer.result()
     vocabulary = text.vocabulary if text is not None else None
+    release_freed_memory()
     return Scheduler(config.schedule, config.grammar, worker, vocabulary, inbox, outbox), worker.info
 
 

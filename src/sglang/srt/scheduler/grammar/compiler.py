@@ -17,6 +17,7 @@ from typing import Any
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError, OverloadError, RequestError
+from sglang.srt.heap import release_freed_memory
 from sglang.srt.scheduler.finish import compile_stop_regex
 from sglang.srt.scheduler.grammar.base import GrammarBackend
 
@@ -59,6 +60,7 @@ class GrammarCompiler:
         if not self._is_warm and self._backend is not None:
             self._is_warm = True
             self._queue.put(self._backend.prepare)
+            self._queue.put(release_freed_memory)
 
     def submit(self, key: Key) -> Job:
         """The job for `key`: a new one, one under way, or one done before."""
