@@ -6,9 +6,18 @@ import subprocess
 import sys
 from types import ModuleType
 
+import pytest
+
 import sglang
 
 NEEDS_RUNTIME = {"Engine", "ServerArgs"}
+ORIGINAL = """
+    function gen gen_int gen_string select image video system user assistant system_begin system_end user_begin user_end
+    assistant_begin assistant_end separate_reasoning set_default_backend flush_cache get_server_info global_config __version__
+    Runtime RuntimeEndpoint OpenAI Anthropic LiteLLM VertexAI token_length_normalized greedy_token_selection
+    unconditional_likelihood_normalized
+"""
+"""names that the original exports, but for NEEDS_RUNTIME"""
 
 
 def test_all_is_sorted_and_complete() -> None:
@@ -21,6 +30,25 @@ def test_all_is_sorted_and_complete() -> None:
     public |= set(sglang._LAZY)
     assert public - NEEDS_RUNTIME == set(sglang.__all__) - {"__version__"}
     assert set(sglang._LAZY) >= NEEDS_RUNTIME
+
+
+def test_every_name_of_the_original_is_there() -> None:
+    assert set(ORIGINAL.split()) <= set(sglang.__all__)
+    assert [name for name in ORIGINAL.split() if getattr(sglang, name, None) is None] == []
+
+
+def test_the_runtimes_names() -> None:
+    pytest.importorskip("msgspec")
+    from sglang.srt.utils import load_image
+
+    assert isinstance(sglang.Engine, type) and isinstance(sglang.ServerArgs, type) and callable(load_image)
+
+
+def test_what_notebooks_import() -> None:
+    from sglang.test.test_utils import is_in_ci
+    from sglang.utils import launch_server_cmd, print_highlight, terminate_process, wait_for_server
+
+    assert all(map(callable, (is_in_ci, launch_server_cmd, print_highlight, terminate_process, wait_for_server)))
 
 
 def test_star_import_works() -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+
+from ..conftest import RunningServer
 
 pytest.importorskip("uvicorn")
 
@@ -78,3 +84,25 @@ def test_what_is_asked_at_the_start(http: httpx.Client, path: str) -> None:
 
 def test_flush(http: httpx.Client) -> None:
     assert http.post("/flush_cache").status_code == 200
+
+
+@pytest.mark.slow
+def test_the_originals_own_client(server: RunningServer, tmp_path: Path) -> None:
+    """Its package without its dependencies, which are for GPUs, and what its client does need."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path)], check=True)
+    python = str(tmp_path / "bin" / "python")
+    needs = ["aiohttp", "ipython", "numpy", "psutil", "pybase64", "pydantic", "requests", "setproctitle", "tqdm"]
+    for packages in (["--no-deps", "sglang==0.4.9.post4"], needs):
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True, timeout=600)
+    script = Path(__file__).with_name("original_client.py")
+    command = [python, "-I", str(script), server.url]  # -I: not the sglang that PYTHONPATH leads to
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["version"] == "0.4.9.post4"
+    assert found["a"] == "".join(found["pieces"]) == found["batch"][0] and len(found["batch"]) == 2
+    assert re.fullmatch("[0-9]{1,3}", found["n"]) and found["choice"] == " Paris"
+    assert found["roles"] == ["system", "user", "assistant", "user", "assistant"]
+    assert found["meta"]["completion_tokens"] <= 8 and found["meta"]["prompt_tokens"] > 10
+    assert len(found["forks"]) == 2 and found["forks"][0] == found["forks"][1]
+    assert "model_path" in found["info"]
