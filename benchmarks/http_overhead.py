@@ -92,7 +92,7 @@ def run_server(port: int, profile: str | None) -> None:
 
 
 async def _serve(port: int, threading: Any) -> None:
-    from sglang.srt.launch import _HttpServer, _listen, _uvicorn_config
+    from sglang.srt.launch import _HttpServer, _listen, _uvicorn_config, limit_arenas
     from sglang.srt.logs import configure_access_log, configure_logging
     from sglang.srt.server.http_server import create_app
     from sglang.srt.server.tokenization.tokenizer import open_tokenizer
@@ -100,6 +100,7 @@ async def _serve(port: int, threading: Any) -> None:
     from sglang.srt.server_args import ServerArgs
     from sglang.srt.transport import SocketServerEnd
 
+    limit_arenas()
     configure_logging("warning")
     configure_access_log("warning")
     config = ServerArgs(port=port, log_level="warning").resolve()

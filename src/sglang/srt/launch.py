@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import dataclasses
 import logging
 import os
@@ -55,6 +56,8 @@ MAX_RESTARTS = 5
 RESTART_WINDOW = 120.0
 HEARTBEAT_SECONDS = 5.0
 MAX_FILES = 65536
+M_ARENA_MAX = -8
+"""of malloc.h"""
 
 
 class SchedulerProcess:
@@ -362,12 +365,19 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def limit_arenas() -> None:
+    """glibc gives every thread an arena that keeps what the largest request on it took; two of them are enough for all."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+
+
 def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) -> None:
     """Serves until Ctrl-C or SIGTERM. Raises SglangError when the server cannot start or cannot be kept up."""
     configure_logging(args.log_level, args.log_level_http)
     configure_access_log(args.log_level_http or args.log_level)
     config = args.resolve()
     _raise_file_limit()
+    limit_arenas()
     listener = _listen(config.http.host, config.http.port)
     logger.info(
         "server_args=%s",
