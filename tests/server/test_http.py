@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sglang.srt.server import responses
 from tests.server.conftest import MakeStand, Stand
-from tests.server.http_tools import client_of
+from tests.server.http_tools import client_of, events_of
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 
@@ -324,3 +325,30 @@ def test_no_body_makes_a_5xx(make_stand: MakeStand, path: str, strategy: st.Sear
 
     check()
     assert seen.get(200), "some bodies should be right"
+
+
+async def test_the_log_of_a_stream_has_its_whole_text(make_stand: MakeStand, caplog: pytest.LogCaptureFixture) -> None:
+    stand = make_stand(log_requests=True, log_requests_level=3)
+    caplog.set_level("INFO", logger="sglang.requests")
+    async with client_of(stand) as client:
+        body = {"text": "The quick brown fox", "stream": True, "sampling_params": {"max_new_tokens": 6, "ignore_eos": True}}
+        response = await client.post("/generate", json=body)
+    whole = json.loads(events_of(response.text)[-2])["text"]
+    finished = [json.loads(r.message) for r in caplog.records if '"finished"' in r.message]
+    assert [entry["text"] for entry in finished] == [whole]
+
+
+async def test_a_silent_stream_is_kept_open(make_stand: MakeStand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "FIRST_OUTPUT_SECONDS", 0.01)
+    monkeypatch.setattr(responses, "KEEP_ALIVE_SECONDS", 0.02)
+    stand = make_stand()
+    stand.scheduler.paused = True
+    async with client_of(stand) as client:
+        task = asyncio.create_task(client.post("/generate", json={"text": "a b", "stream": True}))
+        while not stand.manager.num_in_flight:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        stand.scheduler.paused = False
+        text = (await task).text
+    assert text.startswith(": keep-alive\n\n")
+    assert text.endswith("data: [DONE]\n\n")

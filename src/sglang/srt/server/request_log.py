@@ -24,6 +24,7 @@ class RequestLog:
     def __init__(self, enabled: bool, level: int) -> None:
         self._enabled = enabled
         self._level = level
+        self._said: dict[str, list[str]] = {}
 
     def received(self, request: TokenizedReq) -> None:
         if not self._enabled:
@@ -36,6 +37,11 @@ class RequestLog:
         if self._level >= 2:
             entry["input_ids"] = request.input_ids if self._level >= 3 else request.input_ids[:SHORT]
         self._write("received", request, entry)
+
+    def said(self, out: GenerateOut) -> None:
+        """A piece of text: those of a stream are kept until its end, where all of it is logged."""
+        if self._enabled and self._level >= 2 and out.text:
+            self._said.setdefault(out.rid, []).append(out.text)
 
     def finished(self, request: TokenizedReq, out: GenerateOut, first_seconds: float | None, queue_seconds: float) -> None:
         """`first_seconds`: from arrival to the first token, if there was one."""
@@ -53,13 +59,17 @@ class RequestLog:
         if out.finish.message is not None:
             entry["message"] = out.finish.message
         if self._level >= 2:
-            entry["text"] = out.text if self._level >= 3 else out.text[-SHORT_TEXT:]
+            text = "".join(self._said.pop(out.rid, ()))
+            entry["text"] = text if self._level >= 3 else text[-SHORT_TEXT:]
         self._write("finished", request, entry)
 
     def dropped(self, request: TokenizedReq, message: str) -> None:
         """Ended by the server's side: the client left, the time was up, the scheduler died."""
         if self._enabled:
-            self._write("dropped", request, {"message": message})
+            entry = {"message": message}
+            if (said := self._said.pop(request.rid, None)) is not None and self._level >= 3:
+                entry["text"] = "".join(said)
+            self._write("dropped", request, entry)
 
     @staticmethod
     def _write(event: str, request: TokenizedReq, entry: dict[str, Any]) -> None:

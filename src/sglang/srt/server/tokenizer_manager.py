@@ -448,6 +448,7 @@ class TokenizerManager:
             seconds=self._heard_at - call.started_at,
         )
         self._note_times(sequence, token_out)
+        self._log.said(out)
         if out.finish is not None:
             self._finish(sequence, out)
         elif self._is_due(sequence, out):
