@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 import sglang as sgl
-from sglang import ProgramState, RuntimeEndpoint
+from sglang import ProgramState, RuntimeEndpoint, cli
 from sglang.lang.record import Recorder, ReplayBackend, ReplayError, read_recording
 from sglang.lang.viewer import main
 
@@ -70,6 +71,14 @@ def test_the_page(native: NativeServer, backend: RuntimeEndpoint, tmp_path: Path
     assert main(["view", str(tmp_path / "nothing.jsonl")]) == 1
     path.write_text('{"kind": "run"}\n{"no": 1}\n')
     assert main(["view", str(path)]) == 1
+
+
+def test_the_command(backend: RuntimeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.jsonl"
+    program.run("Who?", record=path).sync()
+    monkeypatch.setattr(sys, "argv", ["sglang", "trace", "view", str(path), "-o", str(tmp_path / "page.html")])
+    assert cli.main() == 0
+    assert "Who?" in (tmp_path / "page.html").read_text()
 
 
 def test_in_memory(backend: RuntimeEndpoint) -> None:

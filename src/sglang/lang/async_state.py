@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from sglang.lang.chat_template import Message
 from sglang.lang.errors import copy_of
 from sglang.lang.ir import Expr
-from sglang.lang.state import ProgramStateGroup, _check_fork, _StateBase, _wait_async, follow_async, typed_value
+from sglang.lang.state import ProgramStateGroup, StateBase, check_fork, follow_async, typed_value, wait_async_until
 from sglang.lang.variables import Name
 
 if TYPE_CHECKING:
     from sglang.lang.tools import ToolResult
 
 
-class AsyncProgramState(_StateBase):
+class AsyncProgramState(StateBase):
     """`s += ...` as ever; `await s["x"]`, `await s.text()`, `async for piece in s.stream("x")`."""
 
     def __getitem__(self, name: Name) -> Awaitable[Any]:
@@ -26,7 +26,7 @@ class AsyncProgramState(_StateBase):
     async def get_var(self, name: Name) -> Any:
         """Waits for the variable. Raises KeyError when nothing writes it, and the error of a piece that failed."""
         executor = self.stream_executor
-        await _wait_async(executor, lambda: executor.poll(name))
+        await wait_async_until(executor, lambda: executor.poll(name))
         return executor.vars.texts[name]
 
     async def value(self, name: Name) -> Any:
@@ -50,7 +50,7 @@ class AsyncProgramState(_StateBase):
 
     async def sync(self) -> None:
         """Waits for everything added so far; raises what went wrong."""
-        await _wait_async(self.stream_executor, lambda: self.stream_executor.is_finished)
+        await wait_async_until(self.stream_executor, lambda: self.stream_executor.is_finished)
         if self.stream_executor.error is not None:
             raise copy_of(self.stream_executor.error)
 
@@ -64,7 +64,7 @@ class AsyncProgramState(_StateBase):
 
     async def error(self) -> BaseException | None:
         """Waits, and returns the error instead of raising it."""
-        await _wait_async(self.stream_executor, lambda: self.stream_executor.is_finished)
+        await wait_async_until(self.stream_executor, lambda: self.stream_executor.is_finished)
         return self.stream_executor.error
 
     async def stream(self, what: str | Expr | None = None) -> AsyncGenerator[str, None]:
@@ -90,7 +90,7 @@ class AsyncProgramState(_StateBase):
         self, size: int = 1, position_ids_offset: Sequence[int] | None = None
     ) -> ProgramStateGroup[AsyncProgramState]:
         """`size` states that go on from here, each on its own."""
-        _check_fork(size, position_ids_offset)
+        check_fork(size, position_ids_offset)
         return ProgramStateGroup([AsyncProgramState(child) for child in self.stream_executor.fork(size)], self)
 
     @asynccontextmanager

@@ -20,7 +20,7 @@ from sglang.lang.background import BODIES, IO, PROGRAMS
 from sglang.lang.errors import BackendError, copy_of
 from sglang.lang.program import RunOptions, SglFunction
 from sglang.lang.settings import global_config
-from sglang.lang.state import ProgramState, _wait_async
+from sglang.lang.state import ProgramState, wait_async_until
 
 if TYPE_CHECKING:
     from sglang.lang.results import ResultFile
@@ -154,7 +154,7 @@ class _Batch:
         self._states.add(state)
         try:
             await self._body(state, args, kwargs)
-            await _wait_async(state.stream_executor, lambda: state.stream_executor.is_finished)
+            await wait_async_until(state.stream_executor, lambda: state.stream_executor.is_finished)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - outermost frame of a program: its error is an item of the result

@@ -20,7 +20,7 @@ from sglang.lang.runlog import RunLog
 from sglang.lang.sampling import take_options
 from sglang.lang.settings import global_config
 from sglang.lang.speculation import speculation_for
-from sglang.lang.state import ProgramState, _wait_async
+from sglang.lang.state import ProgramState, wait_async_until
 
 
 def resolve_backend(backend: Any) -> BaseBackend:
@@ -182,7 +182,7 @@ class SglFunction:
         finally:
             state.stream_executor.end_body()
         if global_config.verbosity >= 2:
-            await _wait_async(state.stream_executor, lambda: state.stream_executor.is_finished)
+            await wait_async_until(state.stream_executor, lambda: state.stream_executor.is_finished)
             print(repr(state))
 
     async def _call_async_body(self, state: ProgramState, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -212,7 +212,7 @@ class SglFunction:
                 await self.run_async_body(state, args, kwargs)
             else:
                 await asyncio.wrap_future(BODIES.submit(lambda: self.run_body(state, args, kwargs)))
-            await _wait_async(executor, lambda: executor.is_finished)
+            await wait_async_until(executor, lambda: executor.is_finished)
         except asyncio.CancelledError:
             state.cancel()
             raise

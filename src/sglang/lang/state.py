@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sglang.lang.tools import ToolResult
 
 JoinMode = Literal["gather_variable", "concate_and_append"]
-S = TypeVar("S", bound="_StateBase")
+S = TypeVar("S", bound="StateBase")
 
 
 class RoleScope:
@@ -41,7 +41,7 @@ class RoleScope:
         self._executor.submit(RoleEnd(self._role))
 
 
-class _StateBase:
+class StateBase:
     """What both faces share: adding pieces, which never waits."""
 
     def __init__(self, executor: Executor, is_owner: bool = True) -> None:
@@ -118,7 +118,7 @@ def _leaves(expr: Expr | str) -> tuple[Expr, ...]:
     return found.items if isinstance(found, ExprList) else (found,)
 
 
-class ProgramState(_StateBase):
+class ProgramState(StateBase):
     """A running or finished program. Reading a value waits for it and raises what went wrong with it."""
 
     def __init__(self, executor: Executor, inline: bool = False) -> None:
@@ -206,7 +206,7 @@ class ProgramState(_StateBase):
 
     def fork(self, size: int = 1, position_ids_offset: Sequence[int] | None = None) -> ProgramStateGroup[ProgramState]:
         """`size` states that go on from here, each on its own. What the server has not read yet, it reads once."""
-        _check_fork(size, position_ids_offset)
+        check_fork(size, position_ids_offset)
         return ProgramStateGroup([ProgramState(child, self._inline) for child in self.stream_executor.fork(size)], self)
 
     @contextmanager
@@ -258,7 +258,7 @@ class ProgramState(_StateBase):
         """The same for an async reader; with `return_meta_data`, pairs of text and meta data (of a streamed variable)."""
         executor = self.stream_executor
         if not executor.stream:
-            await _wait_async(executor, lambda: executor.is_finished if var_name is None else executor.poll(var_name))
+            await wait_async_until(executor, lambda: executor.is_finished if var_name is None else executor.poll(var_name))
             yield self.text() if var_name is None else executor.vars.texts[var_name]
             return
         async for piece, meta in follow_async(self, var_name, var_name is None):
@@ -293,11 +293,10 @@ class ProgramState(_StateBase):
         return display(HTML(self.to_html()))
 
 
-
 class ProgramStateGroup(Generic[S]):
     """Forks of one state. `group += expr` adds to all, `group += [a, b]` one to each, `group += f` adds f(i) to the i-th."""
 
-    def __init__(self, states: Sequence[S], parent: _StateBase) -> None:
+    def __init__(self, states: Sequence[S], parent: StateBase) -> None:
         self.states = list(states)
         self._parent = parent
 
@@ -349,7 +348,7 @@ def _log_of(executor: Executor) -> Any:
     return executor.log
 
 
-def _check_fork(size: int, position_ids_offset: Sequence[int] | None) -> None:
+def check_fork(size: int, position_ids_offset: Sequence[int] | None) -> None:
     if size < 1:
         raise ValueError(f"fork needs a size of at least 1, got {size}")
     if position_ids_offset is not None:
@@ -396,7 +395,8 @@ def _closing(generator: Generator[Any, None, None]) -> Iterator[Generator[Any, N
         generator.close()
 
 
-async def _wait_async(executor: Executor, ready: Callable[[], bool]) -> None:
+async def wait_async_until(executor: Executor, ready: Callable[[], bool]) -> None:
+    """ProgramState._wait for coroutines."""
     while True:
         seen = executor.watch.version
         if ready():
@@ -404,7 +404,7 @@ async def _wait_async(executor: Executor, ready: Callable[[], bool]) -> None:
         await executor.watch.wait_async(seen)
 
 
-async def follow_async(state: _StateBase, name: Name, whole: bool) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
+async def follow_async(state: StateBase, name: Name, whole: bool) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
     """ProgramState._follow for coroutines."""
     executor = state.stream_executor
     follower = Follower(executor, name, whole)
