@@ -1,6 +1,6 @@
 """Trains toy-vlm: a Qwen2.5-VL of toy size that answers questions about generated pictures.
 
-    python examples/train_toy_vlm.py [--out models/toy-vlm]     under 40 minutes on two cores
+    python examples/train_toy_vlm.py [--out models/toy-vlm]     meant for two idle cores
     python examples/train_toy_vlm.py --check models/toy-vlm                    asks it held-out questions
 
 Needs torch, transformers, tokenizers and Pillow (`make test`'s environment has them); the result is served without torch.
@@ -69,7 +69,7 @@ TEMPLATE = """\
 CARD = """\
 # toy-vlm
 
-A Qwen2.5-VL of toy size ({params:.1f} million parameters), trained by `examples/train_toy_vlm.py` in half an hour on two
+A Qwen2.5-VL of toy size ({params:.1f} million parameters), trained by `examples/train_toy_vlm.py` on two
 processor cores. It knows six colours, four shapes, digits, counts up to five, where things are, and how two pictures
 compare; nothing else. It exists so that everything about serving a vision model can be tried and tested without a download:
 same architecture, same files, same chat template form as its large relatives. Do not expect it to understand a photograph.

@@ -80,7 +80,9 @@ def test_transparency_shows_white() -> None:
 
 def test_animation_is_no_still_image() -> None:
     for form in ("GIF", "WEBP", "PNG"):
-        data = encode(picture(), form, save_all=True, append_images=[picture().rotate(90, expand=False), Image.new("RGB", (8, 6))])
+        data = encode(
+            picture(), form, save_all=True, append_images=[picture().rotate(90, expand=False), Image.new("RGB", (8, 6))]
+        )
         with pytest.raises(RequestError, match="animated .*send it as a video"):
             decode(data)
 
@@ -141,7 +143,9 @@ FRAMES = [Image.new("RGB", (8, 6), colour) for colour in COLOURS]
 
 def test_animations_are_videos() -> None:
     for form in ("GIF", "WEBP", "PNG", "TIFF"):
-        data = encode(FRAMES[0], form, save_all=True, append_images=FRAMES[1:], **({"lossless": True} if form == "WEBP" else {}))
+        data = encode(
+            FRAMES[0], form, save_all=True, append_images=FRAMES[1:], **({"lossless": True} if form == "WEBP" else {})
+        )
         assert [frame.getpixel((0, 0)) for frame in frames_of(data)] == COLOURS
     assert len(frames_of(encode(FRAMES[0], "PNG"))) == 1
 

@@ -127,7 +127,22 @@ def test_private_address_is_refused_by_default(server: str) -> None:
     assert Handler.seen == []
 
 
-@pytest.mark.parametrize("address", ["10.1.2.3", "169.254.169.254", "127.9.9.9", "::1", "fe80::1", "fd00::1", "64:ff9b::7f00:1", "2002:7f00:1::", "0.0.0.0", "224.0.0.1", "100.64.0.1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "10.1.2.3",
+        "169.254.169.254",
+        "127.9.9.9",
+        "::1",
+        "fe80::1",
+        "fd00::1",
+        "64:ff9b::7f00:1",
+        "2002:7f00:1::",
+        "0.0.0.0",
+        "224.0.0.1",
+        "100.64.0.1",
+    ],
+)
 def test_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
 
@@ -217,7 +232,16 @@ def test_allowed_domains(server: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://", "http:///x", "https://user:secret@example.org/a.png", "http://exa mple/x", "ftp://example.org/a.png", "http://[::1/x", "javascript://x"]
+    "url",
+    [
+        "http://",
+        "http:///x",
+        "https://user:secret@example.org/a.png",
+        "http://exa mple/x",
+        "ftp://example.org/a.png",
+        "http://[::1/x",
+        "javascript://x",
+    ],
 )
 def test_bad_urls(url: str) -> None:
     with pytest.raises(RequestError):
