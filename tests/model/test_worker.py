@@ -55,9 +55,12 @@ class Notes(logging.Handler):
 @pytest.fixture()
 def notes() -> Any:
     handler, logger = Notes(), logging.getLogger("sglang")
+    level = logger.level
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     yield handler
     logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 def test_without_the_extension_the_reference_runs_with_one_warning(monkeypatch: pytest.MonkeyPatch, notes: Notes) -> None:

@@ -239,7 +239,7 @@ async def test_tokenize_and_detokenize(stand: Stand) -> None:
     reply = (await post(stand, "/tokenize", {"text": "Füße <|im_end|>"})).json()
     assert reply == {"tokens": ids, "count": len(ids), "max_model_len": 256}
     assert (await post(stand, "/v1/tokenize", {"prompt": ["a", "b c"]})).json()["count"] == [1, len(tokenizer.encode("b c"))]
-    assert (await post(stand, "/detokenize", {"tokens": ids})).json() == {"text": "Füße "}
+    assert (await post(stand, "/detokenize", {"tokens": ids})).json() == {"text": "Füße ", "prompt": "Füße "}
     body = {"tokens": [ids, [5]], "skip_special_tokens": False}
     assert (await post(stand, "/detokenize", body)).json()["text"][0] == "Füße <|im_end|>"
     for path, bad in (("/tokenize", {"text": 5}), ("/detokenize", {"tokens": [-1]}), ("/detokenize", {"tokens": "x"})):

@@ -43,6 +43,7 @@ class ReasoningSplitter:
         self._held = ""
         self._skip_newlines = False
         self._state = "thinking" if self._format.open_at_start else "start"
+        self._may_repeat = self._format.open_at_start  # some models write the tag that the template has written
 
     def feed(self, piece: str) -> tuple[str, str]:
         self._held += piece
@@ -68,19 +69,27 @@ class ReasoningSplitter:
             self._state = "answer"
 
     def _think(self) -> str:
-        begin, end = self._format.begin, self._format.end
-        if self._format.open_at_start and self._held.lstrip().startswith(begin):  # some models repeat the tag
-            self._held = self._held.lstrip()[len(begin) :]
+        if self._may_repeat and not self._drop_repeated_tag():
+            return ""
+        end = self._format.end
         at = self._held.find(end)
         if at >= 0:
             thinking, self._held = self._held[:at], self._held[at + len(end) :]
             self._state, self._skip_newlines = "answer", True
             return thinking
         keep = _overlap(self._held, end)
-        if self._format.open_at_start and begin.startswith(self._held.lstrip()):
-            keep = len(self._held)
         thinking, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return thinking
+
+    def _drop_repeated_tag(self) -> bool:
+        """Whether it is clear by now how the text begins."""
+        begin, text = self._format.begin, self._held.lstrip()
+        if text.startswith(begin):
+            self._held = text[len(begin) :]
+        elif begin.startswith(text):
+            return False
+        self._may_repeat = False
+        return True
 
     def _answer(self) -> str:
         text, self._held = self._held, ""
