@@ -172,7 +172,11 @@ def test_bad_requests_get_a_sentence(http: httpx.Client, body: dict[str, Any], w
 
 
 def test_a_client_that_leaves_is_aborted(http: httpx.Client) -> None:
-    body = {"text": "Tell me a very long story.", "sampling_params": {"max_new_tokens": 4000, "ignore_eos": True}, "stream": True}
+    body = {
+        "text": "Tell me a very long story.",
+        "sampling_params": {"max_new_tokens": 4000, "ignore_eos": True},
+        "stream": True,
+    }
     with http.stream("POST", "/generate", json=body) as reply:
         lines = reply.iter_lines()
         next(lines)

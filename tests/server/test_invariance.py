@@ -58,7 +58,9 @@ def test_in_a_mixed_batch_of_sixteen(alone: list[Answer]) -> None:
         assert [ask_engine(engine, [p])[0] for p in PROMPTS] == alone, "alone with a warm cache"
 
 
-@pytest.mark.parametrize("flags", [{"chunked_prefill_size": 16}, {"chunked_prefill_size": 4096}, {"test_retract_every": 5}, {"threads": 1}])
+@pytest.mark.parametrize(
+    "flags", [{"chunked_prefill_size": 16}, {"chunked_prefill_size": 4096}, {"test_retract_every": 5}, {"threads": 1}]
+)
 def test_chunked_retracted_or_on_one_thread(alone: list[Answer], flags: dict[str, Any]) -> None:
     with sglang.Engine(model_path=DEFAULT_MODEL, **flags) as engine:
         assert ask_engine(engine, PROMPTS) == alone
