@@ -59,6 +59,7 @@ class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
     `cache_salt` names a namespace of the prefix cache: requests share KV only inside one. `priority`: larger runs first when
     the policy asks. `stream`: report every step; otherwise only the end (and nothing of the output before).
+    `healed`: the output is to begin with this text, the end of the prompt that was taken back; it is no part of stop strings.
     `grammar_after`: ids; with a constraint set, output is free text until one of them (end of thinking) was produced.
     `media`: the images and videos whose placeholders are among the ids, in order of their spans. `rope_positions`: for models
     with positions of several axes, int32 [3, len(input_ids)] (time, height, width); the positions of what is generated are
@@ -77,6 +78,7 @@ class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     media: tuple[MediaItem, ...] = ()
     rope_positions: bytes = b""
     rope_delta: int = 0
+    healed: str = ""
     client: tuple[str, ...] = ()
     """whom the queue is fair to, outermost first: (API key, user); empty when nobody is told apart"""
     received_at: float = 0.0

@@ -176,6 +176,7 @@ class FinishChecker:
             self._named = special_stops(vocabulary, params.stop)
         if params.stop:
             self._matchers.append(StopStrings(params.stop))
+        self.skip_bytes = 0  # at the beginning of the output: they belong to the prompt
         self.hold_bytes = 0
         self.trim_bytes = 0
 
@@ -223,7 +224,11 @@ class FinishChecker:
             return b""
         if self._skip_special and token_id in vocabulary.special_ids:
             return b""
-        return vocabulary.token_bytes[token_id]
+        shown = vocabulary.token_bytes[token_id]
+        if self.skip_bytes:
+            skipped = min(self.skip_bytes, len(shown))
+            self.skip_bytes, shown = self.skip_bytes - skipped, shown[skipped:]
+        return shown
 
 
 def special_stops(vocabulary: Vocabulary, stops: Sequence[str]) -> dict[int, str]:

@@ -14,7 +14,7 @@ from sglang.srt.forward_batch import ModelInfo, SampleSpec
 from sglang.srt.messages import LogprobOptions, Position, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.finish import FinishChecker
-from sglang.srt.scheduler.grammar.compiler import STOP_REGEX, GrammarCompiler, Job
+from sglang.srt.scheduler.grammar.compiler import FREE_TEXT, STOP_REGEX, GrammarCompiler, Job, Key
 from sglang.srt.scheduler.media import PictureIds, RecentPixels, check_media, req_media
 from sglang.srt.scheduler.req import Req
 from sglang.srt.vocabulary import Vocabulary
@@ -68,6 +68,8 @@ class Inlet:
         if (params.stop or params.stop_regex) and self._vocabulary is None:
             raise RequestError("stop and stop_regex need a tokenizer, and this server runs without one", "stop")
         finish = FinishChecker(params, limit, self._vocabulary)
+        if msg.healed and msg.grammar_after:
+            raise RequestError("token_healing does not go together with thoughts before the answer", "token_healing")
         constrained = params.grammar is not None and not msg.grammar_after
         options = msg.logprobs or LogprobOptions()
         seed = params.seed if params.seed is not None else self._rng.getrandbits(63)
@@ -109,9 +111,14 @@ class Inlet:
         """Sees to the constraints of `req`. True when it may queue at once; otherwise `poll` will return it. Raises
         RequestError or OverloadError."""
         params = req.msg.sampling
-        if params.grammar is None and not params.stop_regex:
+        healed = req.msg.healed
+        if params.grammar is None and not params.stop_regex and not healed:
             return True
-        grammar = self._compiler.submit(params.grammar) if params.grammar is not None else None
+        req.finish.skip_bytes = len(healed.encode())
+        key: Key | None = params.grammar
+        if healed:
+            key = (*(params.grammar or FREE_TEXT), healed)
+        grammar = self._compiler.submit(key) if key is not None else None
         waits = Compiling(req, grammar, [self._compiler.submit((STOP_REGEX, text)) for text in params.stop_regex])
         if not self._all_done(waits):
             self._compiling[req.rid] = waits

@@ -30,6 +30,8 @@ def take_drawn(req: Req, token_id: int) -> FinishReason | None:
             return _stuck(req)
         over = req.grammar.is_finished
     reason = _check(req, token_id)
+    if req.msg.healed and req.finish.skip_bytes == 0 and req.msg.sampling.grammar is None:
+        req.grammar, over = None, False  # the prompt's end is said; the text goes on freely
     if over and (reason is None or reason.type == "length"):
         return FinishReason("stop", matched=token_id)
     return reason if reason is not None else take_forced(req)

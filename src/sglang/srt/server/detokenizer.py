@@ -15,9 +15,11 @@ from sglang.srt.vocabulary import Vocabulary
 class Detokenizer:
     """Owns the text state of one request. The pieces that `feed` returns concatenate to the request's whole text."""
 
-    __slots__ = ("_skip", "_table", "_text", "_unsaid")
+    __slots__ = ("_drop", "_skip", "_table", "_text", "_unsaid")
 
-    def __init__(self, vocabulary: Vocabulary, skip_special_tokens: bool) -> None:
+    def __init__(self, vocabulary: Vocabulary, skip_special_tokens: bool, drop: int = 0) -> None:
+        """`drop`: bytes at the beginning that are not shown."""
+        self._drop = drop
         self._table = vocabulary.token_bytes
         self._skip: frozenset[int] = vocabulary.special_ids if skip_special_tokens else frozenset()
         self._text = IncrementalText()
@@ -26,7 +28,11 @@ class Detokenizer:
     def feed(self, out: TokenOut) -> str:
         """The text that `out` makes certain."""
         table, skip, size = self._table, self._skip, len(self._table)
-        data = self._unsaid + b"".join([table[i] for i in out.ids if 0 <= i < size and i not in skip])
+        fresh = b"".join([table[i] for i in out.ids if 0 <= i < size and i not in skip])
+        if self._drop:
+            dropped = min(self._drop, len(fresh))
+            self._drop, fresh = self._drop - dropped, fresh[dropped:]
+        data = self._unsaid + fresh
         if out.finish is not None:
             self._unsaid = b""
             return self._text.finish(data[: max(len(data) - out.trim_bytes, 0)] if out.trim_bytes else data)

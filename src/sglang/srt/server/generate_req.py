@@ -37,6 +37,8 @@ class GenerateReq:
     cache_salt: str | None = None
     priority: int = 0
     grammar_after: tuple[int, ...] = ()
+    token_healing: bool = False
+    """take back the tokens at the end of the prompt whose text could go on (tokenization/healing.py)"""
 
     @property
     def is_batch(self) -> bool:

@@ -34,6 +34,7 @@ _FIELDS = frozenset(
         "cache_salt",
         "extra_key",
         "priority",
+        "token_healing",
         "image_data",
         "video_data",
         "audio_data",
@@ -112,6 +113,7 @@ def parse_generate(body: dict[str, Any], preferred: dict[str, Any] | None = None
         max_new_tokens_is_default=not any("max_new_tokens" in {**(preferred or {}), **(s or {})} for s in raw),
         cache_salt=_salt(body),
         priority=as_int(body, "priority", 0, -(2**31), 2**31 - 1),
+        token_healing=as_bool(body, "token_healing"),
     )
     samples = [s.n for s in sampling]
     return NativeCall(req, [style for _, style in logprobs], is_batch or samples[0] > 1, samples)

@@ -57,6 +57,7 @@ from sglang.srt.server.generate_req import GenerateOut, GenerateReq, for_each, r
 from sglang.srt.server.metrics import Metrics
 from sglang.srt.server.request_log import RequestLog
 from sglang.srt.server.request_scope import current_scope
+from sglang.srt.server.tokenization.healing import Healer
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from sglang.srt.server.tracing import Moments, Tracing
 from sglang.srt.server.validation import check_request, fit_length
@@ -201,6 +202,7 @@ class TokenizerManager:
         self._embeddings = EmbeddingCalls(send)
         self._control_ids = itertools.count(1)
         self._death: str | None = None
+        self._healer: Healer | None = None
         self.tracing = Tracing(http.otlp_traces_endpoint, http.served_model_name) if http.otlp_traces_endpoint else None
         self.draining = False
         self._heard_at = 0.0
@@ -242,7 +244,8 @@ class TokenizerManager:
         call.limit(min((t for t in (scope.timeout, self.http.request_timeout) if t is not None), default=None))
         vocabulary = self.tokenizer.vocabulary if self.tokenizer is not None else None
         for index, request in enumerate(requests):
-            detokenizer = Detokenizer(vocabulary, request.sampling.skip_special_tokens) if vocabulary is not None else None
+            drop = len(request.healed.encode())
+            detokenizer = Detokenizer(vocabulary, request.sampling.skip_special_tokens, drop) if vocabulary is not None else None
             kept = msgspec.structs.replace(request, media=()) if request.media else request  # pixels are not needed again
             sequence = _Sequence(call, index, kept, detokenizer)
             self._sequences[request.rid] = call.open[request.rid] = sequence
@@ -325,6 +328,7 @@ class TokenizerManager:
             may_cut = self.http.allow_auto_truncate and seen is None
             ids, fitted = fit_length(ids, sampling, self.context_len, req.max_new_tokens_is_default, may_cut)
             items = seen.items if seen is not None else ()
+            ids, healed = self._heal(ids) if req.token_healing and seen is None else (ids, "")
             for name, choice in samples_of(rid, fitted):
                 requests.append(
                     TokenizedReq(
@@ -340,12 +344,19 @@ class TokenizerManager:
                         media=items,
                         rope_positions=seen.rope_positions if seen is not None else b"",
                         rope_delta=seen.rope_delta if seen is not None else 0,
+                        healed=healed,
                         client=scope.client,
                         received_at=scope.arrived_at,
                     )
                 )
                 items = tuple(without_pixels(item) for item in items)  # those of one prompt follow each other
         return requests
+
+    def _heal(self, ids: list[int]) -> tuple[list[int], str]:
+        """The prompt without the tokens at its end that the output begins anew, and their text."""
+        if self._healer is None:
+            self._healer = Healer(self.need_tokenizer().vocabulary)
+        return self._healer.heal(ids)
 
     def _empty_prompt(self) -> list[int]:
         """What an empty text means: the token that begins a text, or for want of one a token that ends one."""

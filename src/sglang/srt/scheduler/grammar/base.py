@@ -60,8 +60,9 @@ class GrammarBackend(Protocol):
         """Builds what all grammars share. May be called again, at no cost; `compile` calls it too."""
         ...
 
-    def compile(self, kind: str, text: str) -> GrammarState:
-        """A state at the beginning. `kind`: json_schema, regex, ebnf or structural_tag. Raises GrammarError."""
+    def compile(self, kind: str, text: str, prefix: str = "") -> GrammarState:
+        """A state at the beginning. `kind`: json_schema, regex, ebnf or structural_tag. `prefix` stands before what the
+        grammar describes. Raises GrammarError."""
         ...
 
     def fill_masks(self, states: Sequence[GrammarState], out: UInt32Array) -> None:

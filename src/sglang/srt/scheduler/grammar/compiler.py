@@ -26,8 +26,9 @@ LOWEST_PRIORITY = 19
 MAX_WAITS = 6
 """A text that no thread has taken up after so many times the time limit is given up."""
 STOP_REGEX = "stop_regex"
-Key = tuple[str, str]
-"""(kind, text): a field of SamplingParams and its value, or STOP_REGEX and one expression"""
+FREE_TEXT = ("regex", "(?s:.*)")
+Key = tuple[str, str] | tuple[str, str, str]
+"""(kind, text): a field of SamplingParams and its value, or STOP_REGEX and one expression; or (kind, text, prefix)"""
 
 
 class Job:
@@ -102,7 +103,7 @@ class GrammarCompiler:
             self._queue.put(None)
 
     def _refusal(self, key: Key) -> RequestError | None:
-        kind, text = key
+        kind, text = key[:2]
         if kind == STOP_REGEX:
             return None
         if self._backend is None:
@@ -115,10 +116,10 @@ class GrammarCompiler:
         return None
 
     def _compile(self, job: Job) -> None:
-        kind, text = job.key
+        kind, text = job.key[:2]
         job.started_at = time.monotonic()
         try:
-            value = compile_stop_regex(text) if kind == STOP_REGEX else self._compile_grammar(kind, text)
+            value = compile_stop_regex(text) if kind == STOP_REGEX else self._compile_grammar(*job.key)
         except RequestError as error:
             self._end(job, None, error)
         except BaseException as error:  # noqa: BLE001  an engine's panic is no Exception; the request must hear of it
@@ -126,9 +127,9 @@ class GrammarCompiler:
         else:
             self._end(job, value, None)
 
-    def _compile_grammar(self, kind: str, text: str) -> Any:
+    def _compile_grammar(self, kind: str, text: str, prefix: str = "") -> Any:
         assert self._backend is not None
-        return self._backend.compile(kind, text)
+        return self._backend.compile(kind, text, prefix) if prefix else self._backend.compile(kind, text)
 
     def _end(self, job: Job, value: Any, error: RequestError | None) -> None:
         if not job.done:  # not given up meanwhile

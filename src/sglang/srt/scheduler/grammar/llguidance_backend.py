@@ -107,9 +107,11 @@ class LLGuidanceBackend:
                 self._executor = llguidance.LLExecutor()
                 self._num_words = (self._tokenizer.vocab_size + 31) // 32
 
-    def compile(self, kind: str, text: str) -> GrammarState:
+    def compile(self, kind: str, text: str, prefix: str = "") -> GrammarState:
         self.prepare()
         grammar = self._translate(kind, text)
+        if prefix:
+            grammar = _after(prefix, grammar)
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise GrammarError(f"{kind}: {_first_lines(matcher.get_error())}", kind)
@@ -183,6 +185,14 @@ class LLGuidanceBackend:
         tags = [_structure_tag(structure, triggers) for structure in value["structures"]]
         special = all(tag.trigger in names for tag in tags)
         return str(llguidance.grammar_from("lark", llguidance.StructTag.to_grammar(tags, assume_special=special)))
+
+
+def _after(prefix: str, grammar: str) -> str:
+    """`grammar`, with a text before it."""
+    value = json.loads(grammar) if grammar.startswith("{") else {"grammars": [{"lark_grammar": grammar}]}
+    first, *others = value["grammars"]
+    start = {"name": "start", "lark_grammar": f"start: {json.dumps(prefix)} @rest"}
+    return json.dumps({**value, "grammars": [start, {**first, "name": "rest"}, *others]})
 
 
 def _check_node(node: Node, path: str) -> None:

@@ -7,6 +7,7 @@ docs/structured.md); regular expressions go in as grammars of ours (regex_ebnf.p
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -164,10 +165,13 @@ class XGrammarBackend:
             self._batch = xgrammar.BatchGrammarMatcher(max_threads=1)
             self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
 
-    def compile(self, kind: str, text: str) -> GrammarState:
+    def compile(self, kind: str, text: str, prefix: str = "") -> GrammarState:
         self.prepare()
         try:
             compiled = self._compile(kind, text)
+            if prefix:
+                said = xgrammar.Grammar.from_ebnf(to_ebnf(re.escape(prefix)))
+                compiled = self._compiler.compile_grammar(xgrammar.Grammar.concat(said, compiled.grammar))
         except (RuntimeError, ValueError, TypeError) as error:
             raise GrammarError(f"{kind}: {_message(error)}", kind) from error
         return XGrammarState(xgrammar.GrammarMatcher(compiled), self)
