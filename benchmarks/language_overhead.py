@@ -92,7 +92,9 @@ def main() -> None:
         wall, cpu = measure(
             lambda: fork8.run_batch([(i,) for i in range(given.forks)], backend=backend, max_new_tokens=1) and None
         )
-        print(f"{given.forks} fork(8): {wall:.2f} s (CPU {cpu:.2f}), {threading.active_count() - before} threads more at the end")
+        print(
+            f"{given.forks} fork(8): {wall:.2f} s (CPU {cpu:.2f}), {threading.active_count() - before} threads more at the end"
+        )
 
 
 if __name__ == "__main__":

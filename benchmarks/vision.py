@@ -37,7 +37,13 @@ from toy_vlm import pictures
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 TURN = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 SMALL_VISION = {"depth": 8, "hidden_size": 512, "intermediate_size": 1376, "num_heads": 8, "fullatt_block_indexes": [3, 7]}
-SMALL_TEXT = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 9, "num_key_value_heads": 3}
+SMALL_TEXT = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}
 
 
 def uri(image: Image.Image) -> str:
@@ -109,14 +115,21 @@ def show_gaps(name: str, gaps: list[float], took: float | None = None) -> None:
     ordered = sorted(1e3 * gap for gap in gaps)
     p99, all_took = ordered[int(0.99 * (len(ordered) - 1))], f", in {took:.2f} s" if took is not None else ""
     middle = statistics.median(ordered)
-    print(f"  {name:20s} median {middle:6.1f} ms   99 % {p99:6.1f} ms   longest {ordered[-1]:6.1f} ms   ({len(gaps)} tokens{all_took})")
+    print(
+        f"  {name:20s} median {middle:6.1f} ms   99 % {p99:6.1f} ms   longest {ordered[-1]:6.1f} ms   ({len(gaps)} tokens{all_took})"
+    )
 
 
 def disturbance(toy: Path, threads: int) -> None:
     print("1. Gaps between tokens of two text requests, prompts in chunks of 64 (random weights; pictures of 448 x 448)")
     with tempfile.TemporaryDirectory() as folder:
         make_small_model(toy, Path(folder))
-        flags: dict[str, Any] = {"load_format": "dummy", "max_total_tokens": 16384, "chunked_prefill_size": 64, "threads": threads}
+        flags: dict[str, Any] = {
+            "load_format": "dummy",
+            "max_total_tokens": 16384,
+            "chunked_prefill_size": 64,
+            "threads": threads,
+        }
         with sglang.Engine(model_path=folder, **flags) as engine:
             asyncio.run(disturb(engine))
 

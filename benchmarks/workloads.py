@@ -35,7 +35,14 @@ class Workload:
         return len(self.prompts) * self.num_new
 
 
-SHAPES = {"W1": (1, 0, 32, 128), "W2": (1, 0, 1024, 1), "W3": (16, 0, 128, 128), "W3x64": (64, 0, 128, 128), "W4": (32, 768, 32, 16), "LONG": (1, 0, 4096, 64)}
+SHAPES = {
+    "W1": (1, 0, 32, 128),
+    "W2": (1, 0, 1024, 1),
+    "W3": (16, 0, 128, 128),
+    "W3x64": (64, 0, 128, 128),
+    "W4": (32, 768, 32, 16),
+    "LONG": (1, 0, 4096, 64),
+}
 """name: requests, shared prompt tokens, own prompt tokens, new tokens"""
 
 

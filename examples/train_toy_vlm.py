@@ -32,7 +32,15 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 sys.path.insert(0, str(Path(__file__).parent))
 from toy_vlm.pictures import COLOURS, SHAPES, Dialog, Scene, dialog, scene
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 HELD_OUT = 1_000_000_000
 """seeds from here on are for tests"""
 MAX_PIXELS = 168 * 168
@@ -245,7 +253,9 @@ def train_eyes(
     """First the encoder alone learns to see: for every row that it makes of a picture, two throwaway layers must tell what is
     there. That costs a fraction of a step of the whole model, and teaches shapes far sooner than answers do."""
     visual = model.model.visual
-    heads = torch.nn.ModuleList([torch.nn.Linear(192, len(KINDS) + 1), torch.nn.Linear(192, len(COLOURS) + 1), torch.nn.Linear(192, 2)])
+    heads = torch.nn.ModuleList(
+        [torch.nn.Linear(192, len(KINDS) + 1), torch.nn.Linear(192, len(COLOURS) + 1), torch.nn.Linear(192, 2)]
+    )
     both = torch.nn.ModuleList([visual, heads])
     optimizer, shown = make_optimizer(both, args.lr), 0.0
     for step in range(args.eye_steps):
@@ -255,13 +265,18 @@ def train_eyes(
         grids = [f["image_grid_thw"][0] for f in found]
         pixels = torch.from_numpy(np.concatenate([f["pixel_values"] for f in found]).astype(np.float32))
         rows = visual.train()(pixels, grid_thw=torch.from_numpy(np.stack(grids))).pooler_output
-        labels = torch.from_numpy(np.concatenate([what_is_where(s, g[1] // 2, g[2] // 2) for s, g in zip(scenes, grids, strict=True)]))
+        labels = torch.from_numpy(
+            np.concatenate([what_is_where(s, g[1] // 2, g[2] // 2) for s, g in zip(scenes, grids, strict=True)])
+        )
         loss = sum(torch.nn.functional.cross_entropy(head(rows), labels[:, i]) for i, head in enumerate(heads))
         take_step(both, optimizer, loss, learning_rate(step, args.eye_steps, args.lr), args.workers)
         shown += loss.item()
         if rank == 0 and (step + 1) % 100 == 0:
             right = (heads[0](rows).argmax(-1) == labels[:, 0])[labels[:, 0] > 0].float().mean()
-            print(f"eyes {step + 1}: loss {shown / 100:.4f}, {right:.1%} of shapes, {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"eyes {step + 1}: loss {shown / 100:.4f}, {right:.1%} of shapes, {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
             shown = 0.0
 
 

@@ -1,7 +1,7 @@
 """The loop of a driver process. Stands alone: it runs where our package is not installed.
 
-    <- {"model": PATH, "threads": N}            -> {"version": ..., "load_seconds": ...}
-    <- {"workload": "W1", "repetition": 3}      -> {"seconds": ..., "first_token": ..., "num_tokens": ..., "rss_mib": ...}
+<- {"model": PATH, "threads": N}            -> {"version": ..., "load_seconds": ...}
+<- {"workload": "W1", "repetition": 3}      -> {"seconds": ..., "first_token": ..., "num_tokens": ..., "rss_mib": ...}
 """
 
 from __future__ import annotations

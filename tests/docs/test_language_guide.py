@@ -17,7 +17,9 @@ ADDRESS = "http://localhost:30000"
 def blocks() -> list[tuple[int, str]]:
     """(line, code) of each block."""
     text = GUIDE.read_text(encoding="utf-8")
-    return [(text[: found.start(1)].count("\n"), found.group(1)) for found in re.finditer(r"```python\n(.*?)```", text, re.DOTALL)]
+    return [
+        (text[: found.start(1)].count("\n"), found.group(1)) for found in re.finditer(r"```python\n(.*?)```", text, re.DOTALL)
+    ]
 
 
 def test_the_guide_runs(server: Any) -> None:

@@ -178,9 +178,7 @@ def test_requests(page: list[str], host: str, names: dict[str, Any], says: Calla
     assert content == says("What’s in this image?", FIRST, image_first=False)
 
 
-def test_openai_client_one_image_and_two(
-    page: list[str], host: str, names: dict[str, Any], says: Callable[..., str]
-) -> None:
+def test_openai_client_one_image_and_two(page: list[str], host: str, names: dict[str, Any], says: Callable[..., str]) -> None:
     clients, calls = starting(page, "client = OpenAI"), starting(page, "response = client.chat")
     assert len(clients) == len(calls) == 2
     wanted = (says("What is in this image?", FIRST, image_first=False), says(pictures.DESCRIBE_BOTH[0], FIRST, SECOND))

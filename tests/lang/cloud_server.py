@@ -63,10 +63,15 @@ class CloudServer(NativeServer):
     def _chat(self, body: dict[str, Any]) -> tuple[Any, list[Any]]:
         prompt = json.dumps(body["messages"])
         texts = self._texts(_text_of(body["messages"][-1]), body)
-        usage = {"prompt_tokens": len(tokenize(prompt)), "completion_tokens": sum(len(tokenize(t)) for t in texts), "total_tokens": 0}
+        usage = {
+            "prompt_tokens": len(tokenize(prompt)),
+            "completion_tokens": sum(len(tokenize(t)) for t in texts),
+            "total_tokens": 0,
+        }
         head = {"id": "chat-1", "created": 1, "model": body["model"]}
         choices = [
-            {"index": i, "finish_reason": "stop", "message": {"role": "assistant", "content": text}} for i, text in enumerate(texts)
+            {"index": i, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+            for i, text in enumerate(texts)
         ]
         events: list[Any] = []
         for i, text in enumerate(texts):
@@ -79,7 +84,11 @@ class CloudServer(NativeServer):
 
     def _completions(self, body: dict[str, Any]) -> tuple[Any, list[Any]]:
         texts = self._texts(body["prompt"], body)
-        usage = {"prompt_tokens": len(tokenize(body["prompt"])), "completion_tokens": sum(len(tokenize(t)) for t in texts), "total_tokens": 0}
+        usage = {
+            "prompt_tokens": len(tokenize(body["prompt"])),
+            "completion_tokens": sum(len(tokenize(t)) for t in texts),
+            "total_tokens": 0,
+        }
         head = {"id": "cmpl-1", "created": 1, "model": body["model"], "object": "text_completion"}
 
         def logprobs(text: str) -> Any:
@@ -102,7 +111,10 @@ class CloudServer(NativeServer):
         head = {"id": "msg-1", "type": "message", "role": "assistant", "model": body["model"], "stop_sequence": None}
         reply = {**head, "content": [{"type": "text", "text": text}], "stop_reason": "end_turn", "usage": usage}
         events: list[Any] = [
-            {"type": "message_start", "message": {**head, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 0}}},
+            {
+                "type": "message_start",
+                "message": {**head, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 0}},
+            },
             {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
             *(
                 {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}}
@@ -116,7 +128,11 @@ class CloudServer(NativeServer):
 
     def _vertex(self, body: dict[str, Any]) -> tuple[Any, list[Any]]:
         config = body.get("generationConfig", {})
-        wanted = {"n": config.get("candidateCount"), "max_tokens": config.get("maxOutputTokens"), "stop": config.get("stopSequences")}
+        wanted = {
+            "n": config.get("candidateCount"),
+            "max_tokens": config.get("maxOutputTokens"),
+            "stop": config.get("stopSequences"),
+        }
         prompt = "".join(part.get("text", "") for part in body["contents"][-1]["parts"])
         texts = self._texts(prompt, {**config, **wanted})
         pieces = sum(len(tokenize(text)) for text in texts)
@@ -126,7 +142,9 @@ class CloudServer(NativeServer):
             return {"index": index, "content": {"role": "model", "parts": [{"text": text}]}, **more}
 
         events: list[Any] = [{"candidates": [candidate(i, piece)]} for i, text in enumerate(texts) for piece in tokenize(text)]
-        events.append({"candidates": [candidate(i, "", finishReason="STOP") for i in range(len(texts))], "usageMetadata": usage})
+        events.append(
+            {"candidates": [candidate(i, "", finishReason="STOP") for i in range(len(texts))], "usageMetadata": usage}
+        )
         whole = [candidate(i, text, finishReason="STOP") for i, text in enumerate(texts)]
         return {"candidates": whole, "usageMetadata": usage}, events
 

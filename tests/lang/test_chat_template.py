@@ -54,7 +54,11 @@ SPOKEN = [{"role": "system", "content": "S"}, {"role": "user", "content": "Hi"},
     ("name", "messages", "text"),
     [
         ("default", HELLO, "USER:Hi\nASSISTANT:Yo\n"),
-        ("chatml", SPOKEN, "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>\n"),
+        (
+            "chatml",
+            SPOKEN,
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>\n",
+        ),
         (
             "qwen",
             HELLO,

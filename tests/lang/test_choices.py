@@ -64,7 +64,12 @@ def test_unconditional_likelihood_normalized() -> None:
 
 
 def test_unconditional_needs_its_numbers() -> None:
-    fields = {"choices": CHOICES, "normalized_prompt_logprobs": MEANS, "input_token_logprobs": GIVEN, "output_token_logprobs": []}
+    fields = {
+        "choices": CHOICES,
+        "normalized_prompt_logprobs": MEANS,
+        "input_token_logprobs": GIVEN,
+        "output_token_logprobs": [],
+    }
     with pytest.raises(ValueError, match="needs"):
         unconditional_likelihood_normalized(**fields)
     with pytest.raises(ValueError, match="unconditional ones"):
@@ -73,7 +78,10 @@ def test_unconditional_needs_its_numbers() -> None:
 
 def test_ties_go_to_the_first() -> None:
     decision = token_length_normalized(
-        choices=["a", "b"], normalized_prompt_logprobs=[-1.0, -1.0], input_token_logprobs=[[], []], output_token_logprobs=[[], []]
+        choices=["a", "b"],
+        normalized_prompt_logprobs=[-1.0, -1.0],
+        input_token_logprobs=[[], []],
+        output_token_logprobs=[[], []],
     )
     assert decision.decision == "a"
 
@@ -111,7 +119,10 @@ def test_a_space_that_melts_into_the_choice_is_scored_with_it(native: NativeServ
     rows = state.get_meta_info("tool")["input_token_logprobs"]
     assert rows == [
         [[token_logprob(" calculator"), token_id(" calculator"), " calculator"]],
-        [[token_logprob(" search"), token_id(" search"), " search"], [token_logprob(" engine"), token_id(" engine"), " engine"]],
+        [
+            [token_logprob(" search"), token_id(" search"), " search"],
+            [token_logprob(" engine"), token_id(" engine"), " engine"],
+        ],
     ]
     assert state.text() == "I need a " + state["tool"]
 

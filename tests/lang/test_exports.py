@@ -25,7 +25,9 @@ def test_all_is_sorted_and_complete() -> None:
     public = {
         name
         for name, value in vars(sglang).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType) and name not in ("annotations", "Any", "TYPE_CHECKING")
+        if not name.startswith("_")
+        and not isinstance(value, ModuleType)
+        and name not in ("annotations", "Any", "TYPE_CHECKING")
     }
     public |= set(sglang._LAZY)
     assert public - NEEDS_RUNTIME == set(sglang.__all__) - {"__version__"}

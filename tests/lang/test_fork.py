@@ -77,7 +77,9 @@ def test_gather(native: NativeServer, backend: RuntimeEndpoint) -> None:
 
     state = program()
     assert isinstance(state["mine"], str)
-    assert state["x"] == [native.text_for({"text": f"a{state['mine']}{i}", "sampling_params": {"max_new_tokens": 2}}) for i in (0, 1)]
+    assert state["x"] == [
+        native.text_for({"text": f"a{state['mine']}{i}", "sampling_params": {"max_new_tokens": 2}}) for i in (0, 1)
+    ]
     assert state["own"] == [1, None]
     assert state.text() == f"a{state['mine']}end"
     assert [meta["completion_tokens"] for meta in state.get_meta_info("x")] == [2, 2]

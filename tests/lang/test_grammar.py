@@ -127,7 +127,10 @@ def test_a_function_as_a_model_sees_it() -> None:
 
 
 def test_calls(native: NativeServer, backend: RuntimeEndpoint) -> None:
-    calls = [{"name": "weather", "arguments": {"city": "Rome"}}, {"name": "weather", "arguments": {"city": "Nowhere", "days": 2}}]
+    calls = [
+        {"name": "weather", "arguments": {"city": "Rome"}},
+        {"name": "weather", "arguments": {"city": "Nowhere", "days": 2}},
+    ]
     native.answer = lambda prompt, params: json.dumps(calls)
 
     @sgl.function

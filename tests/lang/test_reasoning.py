@@ -55,7 +55,16 @@ def test_bad_use() -> None:
     assert repr(marker) == "SeparateReasoning(model_type=qwen3, name=x_reasoning_content)"
 
 
-TEXTS = [THOUGHT, "no thinking", "<think>never closed", "  <think>a</think>", "<think></think>\n\n", "a <think>b</think>", "<thin", ""]
+TEXTS = [
+    THOUGHT,
+    "no thinking",
+    "<think>never closed",
+    "  <think>a</think>",
+    "<think></think>\n\n",
+    "a <think>b</think>",
+    "<thin",
+    "",
+]
 
 
 @given(st.sampled_from(TEXTS), st.sampled_from(["qwen3", "deepseek-r1", "kimi"]), st.lists(st.integers(0, 60), max_size=8))

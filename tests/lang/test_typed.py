@@ -136,7 +136,9 @@ def test_a_text_variable_has_its_text_as_value(native: NativeServer, backend: Ru
     assert state.value("x") == "other"
 
 
-def test_asking_again_is_bounded_and_told(native: NativeServer, backend: RuntimeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asking_again_is_bounded_and_told(
+    native: NativeServer, backend: RuntimeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backend, "constraints", frozenset())
     native.answer = lambda prompt, params: "never"
     state = make(int)()

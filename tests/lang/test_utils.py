@@ -105,6 +105,8 @@ def test_a_leaked_state_does_not_keep_the_process_alive() -> None:
         "print('end')\n"
     )
     here = str(Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", code, here], capture_output=True, text=True, timeout=30, env=dict(os.environ), check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, here], capture_output=True, text=True, timeout=30, env=dict(os.environ), check=False
+    )
     assert done.stdout == "end\n" and done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

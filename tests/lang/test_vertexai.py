@@ -42,9 +42,7 @@ def google(cloud: CloudServer, monkeypatch: pytest.MonkeyPatch) -> sgl.VertexAI:
 def vertex(url: str, safety_settings: Any = None, **http: Any) -> sgl.VertexAI:
     from google.oauth2.credentials import Credentials
 
-    return sgl.VertexAI(
-        "gemini-x", safety_settings, credentials=Credentials("a-token"), http_options={"base_url": url, **http}
-    )
+    return sgl.VertexAI("gemini-x", safety_settings, credentials=Credentials("a-token"), http_options={"base_url": url, **http})
 
 
 @sgl.function
@@ -83,7 +81,9 @@ def test_a_stream(cloud: CloudServer, google: sgl.VertexAI) -> None:
 
 
 def test_fields(cloud: CloudServer, google: sgl.VertexAI) -> None:
-    expr = sgl.gen("x", max_tokens=None, n=2, seed=3, top_k=4, top_p=0.5, stop="!", presence_penalty=0.5, frequency_penalty=0.25)
+    expr = sgl.gen(
+        "x", max_tokens=None, n=2, seed=3, top_k=4, top_p=0.5, stop="!", presence_penalty=0.5, frequency_penalty=0.25
+    )
     state = one_turn.run(expr, backend=google)
     assert state["x"] == [" reply 0 to q", " reply 1 to q"]
     assert cloud.requests[0][1]["generationConfig"] == {

@@ -40,7 +40,12 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
     folder = tmp_path_factory.mktemp("bert")
     config = transformers.BertConfig(
-        vocab_size=120, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96, max_position_embeddings=100
+        vocab_size=120,
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=100,
     )
     torch.manual_seed(1)
     model = transformers.BertModel(config).float().eval()

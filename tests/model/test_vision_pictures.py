@@ -52,8 +52,12 @@ def _llava() -> Any:
 
     points = [[28, 28], [28, 56], [56, 28], [56, 56], [28, 112], [112, 28], [84, 84]]
     config = t.LlavaOnevisionConfig(
-        vision_config=t.SiglipVisionConfig(**SIGLIP), text_config=t.Qwen2Config(**SIZES), image_token_id=IMAGE,
-        video_token_id=IMAGE + 1, image_grid_pinpoints=points, vision_aspect_ratio="anyres_max_4",
+        vision_config=t.SiglipVisionConfig(**SIGLIP),
+        text_config=t.Qwen2Config(**SIZES),
+        image_token_id=IMAGE,
+        video_token_id=IMAGE + 1,
+        image_grid_pinpoints=points,
+        vision_aspect_ratio="anyres_max_4",
     )
     return t.LlavaOnevisionForConditionalGeneration(config)
 
@@ -66,7 +70,9 @@ def _llava_inputs(processor: Any, images: list[Image.Image]) -> dict[str, Any]:
 def _smolvlm(name: str = "SmolVLM") -> Any:
     import transformers as t
 
-    config = getattr(t, f"{name}Config")(vision_config=SIGLIP, text_config=t.LlamaConfig(**SIZES), image_token_id=IMAGE, scale_factor=2)
+    config = getattr(t, f"{name}Config")(
+        vision_config=SIGLIP, text_config=t.LlamaConfig(**SIZES), image_token_id=IMAGE, scale_factor=2
+    )
     return getattr(t, f"{name}ForConditionalGeneration")(config)
 
 
@@ -82,7 +88,12 @@ def _qwen(name: str, vision: dict[str, Any]) -> Any:
 
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2] if name == "Qwen3VL" else [2, 3, 3]}
     text = SIZES | {"rope_parameters": rope} | ({"head_dim": 16} if name == "Qwen3VL" else {})
-    ids = {"image_token_id": IMAGE, "video_token_id": IMAGE + 1, "vision_start_token_id": IMAGE + 2, "vision_end_token_id": IMAGE + 3}
+    ids = {
+        "image_token_id": IMAGE,
+        "video_token_id": IMAGE + 1,
+        "vision_start_token_id": IMAGE + 2,
+        "vision_end_token_id": IMAGE + 3,
+    }
     config = getattr(t, f"{name}Config")(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
     return getattr(t, f"{name}ForConditionalGeneration")(config)
 
@@ -97,10 +108,14 @@ _QWEN3 = _QWEN | {"num_position_embeddings": 25, "deepstack_visual_indexes": [0,
 _QWEN2_5 = _QWEN | {"window_size": 28, "fullatt_block_indexes": [1]}
 _PIXELS = {"size": {"shortest_edge": 28 * 28, "longest_edge": 84 * 84}, "patch_size": 7}
 _QWEN_PROCESSOR = ("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil")
+
+
 def _gemma3() -> Any:
     import transformers as t
 
-    text = t.Gemma3TextConfig(**{k: v for k, v in SIZES.items() if k != "rope_parameters"}, head_dim=16, sliding_window=24, query_pre_attn_scalar=16)
+    text = t.Gemma3TextConfig(
+        **{k: v for k, v in SIZES.items() if k != "rope_parameters"}, head_dim=16, sliding_window=24, query_pre_attn_scalar=16
+    )
     ids = {"image_token_id": IMAGE, "boi_token_index": IMAGE + 2, "eoi_token_index": IMAGE + 3}
     config = t.Gemma3Config(text_config=text, vision_config=t.SiglipVisionConfig(**SIGLIP), mm_tokens_per_image=4, **ids)
     return t.Gemma3ForConditionalGeneration(config)
@@ -113,7 +128,10 @@ def _gemma3_inputs(processor: Any, images: list[Image.Image]) -> dict[str, Any]:
 _TILES = {"size": {"longest_edge": 84}, "max_image_size": {"longest_edge": 28}}
 CASES = {
     "gemma3": Case(
-        _gemma3, ("gemma3.image_processing_pil_gemma3", "Gemma3ImageProcessorPil"), {"size": {"height": 28, "width": 28}}, _gemma3_inputs
+        _gemma3,
+        ("gemma3.image_processing_pil_gemma3", "Gemma3ImageProcessorPil"),
+        {"size": {"height": 28, "width": 28}},
+        _gemma3_inputs,
     ),
     "qwen2_5_vl": Case(lambda: _qwen("Qwen2_5_VL", _QWEN2_5), _QWEN_PROCESSOR, _PIXELS, _qwen_inputs),
     "qwen3_vl": Case(lambda: _qwen("Qwen3VL", _QWEN3), _QWEN_PROCESSOR, _PIXELS, _qwen_inputs),
@@ -128,7 +146,10 @@ CASES = {
     ),
     "smolvlm": Case(_smolvlm, ("smolvlm.image_processing_pil_smolvlm", "SmolVLMImageProcessorPil"), _TILES, _smolvlm_inputs),
     "idefics3": Case(
-        lambda: _smolvlm("Idefics3"), ("idefics3.image_processing_pil_idefics3", "Idefics3ImageProcessorPil"), _TILES, _smolvlm_inputs
+        lambda: _smolvlm("Idefics3"),
+        ("idefics3.image_processing_pil_idefics3", "Idefics3ImageProcessorPil"),
+        _TILES,
+        _smolvlm_inputs,
     ),
 }
 PROMPTS: dict[str, list[Any]] = {
@@ -243,8 +264,9 @@ def test_long_pictures_in_pieces(family: Family) -> None:
 
 def test_the_engine_generates_what_transformers_does(family: Family) -> None:
     """All prompts at once, cut into small steps, through intake, scheduler and worker; with reference kernels, in float32."""
-    import sglang
     import torch
+
+    import sglang
 
     rng = np.random.default_rng(8)
     prompts: list[list[int]] = []
@@ -272,7 +294,13 @@ def test_the_engine_generates_what_transformers_does(family: Family) -> None:
             inputs["mm_token_type_ids"] = torch.tensor([[int(i == IMAGE) for i in ids]])
         with torch.no_grad():
             out = family.model.generate(
-                input_ids=torch.tensor([ids]), max_new_tokens=6, min_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0, **inputs
+                input_ids=torch.tensor([ids]),
+                max_new_tokens=6,
+                min_new_tokens=6,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+                **inputs,
             )
         assert replies[number]["output_ids"] == out[0, len(ids) :].tolist(), number
 
@@ -289,7 +317,11 @@ def test_retraction_and_other_steps_change_nothing(family: Family) -> None:
     prompts = [[5, place, 17, 33], [3, place, 9, place, 7, 8], [4, 4, 6]]
     options = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
     found = []
-    for flags in ({"chunked_prefill_size": 512}, {"chunked_prefill_size": 20, "disable_radix_cache": True}, {"test_retract_every": 2}):
+    for flags in (
+        {"chunked_prefill_size": 512},
+        {"chunked_prefill_size": 20, "disable_radix_cache": True},
+        {"test_retract_every": 2},
+    ):
         with sglang.Engine(model_path=str(family.folder), max_total_tokens=1024, threads=2, **flags) as engine:
             replies = engine.generate(input_ids=prompts * 2, sampling_params=options, image_data=shown * 2, return_logprob=True)
             found.append([reply["meta_info"]["output_token_logprobs"] for reply in replies])

@@ -343,7 +343,9 @@ def test_thinking_is_free_and_the_answer_constrained() -> None:
     harness = Harness(grammar=OPTIONS, check=False)
     found = 0
     for seed in range(15):
-        req = make_req(f"t{seed}", [seed], 900, seed=seed, temperature=1.0, regex="(yes|no)", grammar_after=(THINK_END,), ignore_eos=True)
+        req = make_req(
+            f"t{seed}", [seed], 900, seed=seed, temperature=1.0, regex="(yes|no)", grammar_after=(THINK_END,), ignore_eos=True
+        )
         (answer,) = run_with_compiling(harness, [req])
         if THINK_END in answer.ids:
             at = answer.ids.index(THINK_END)
@@ -356,7 +358,11 @@ def test_thinking_is_free_and_the_answer_constrained() -> None:
 
 def test_bad_grammars_end_their_request_only() -> None:
     harness = Harness(grammar=OPTIONS)
-    reqs = [make_req("bad", [1], regex="["), make_req("good", [1], 20, regex="[ab]{3}"), make_req("stop", [1], stop_regex=("(",))]
+    reqs = [
+        make_req("bad", [1], regex="["),
+        make_req("good", [1], 20, regex="[ab]{3}"),
+        make_req("stop", [1], stop_regex=("(",)),
+    ]
     bad, good, stop = run_with_compiling(harness, reqs)
     assert bad.finish is not None and bad.finish.status_code == 400 and "unclosed" in str(bad.finish.message)
     assert len(good.text()) == 3

@@ -136,7 +136,9 @@ def test_answers_do_not_depend_on_the_schedule(reqs: list[TokenizedReq], schedul
     for req in reqs:
         if fits(harness, req):
             check_answer(harness, req)
-    again = [TokenizedReq(f"again-{r.rid}", r.input_ids, r.sampling, r.logprobs, r.stream, cache_salt=r.cache_salt) for r in reqs]
+    again = [
+        TokenizedReq(f"again-{r.rid}", r.input_ids, r.sampling, r.logprobs, r.stream, cache_salt=r.cache_salt) for r in reqs
+    ]
     harness.run(*again)  # now with a warm cache
     for req in again:
         if fits(harness, req):

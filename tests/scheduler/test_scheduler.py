@@ -143,9 +143,7 @@ def test_steps_keep_to_the_workers_rows_without_chunking() -> None:
 
 def test_streams_report_every_step_and_others_the_end() -> None:
     harness = harness_for()
-    streamed, whole = harness.run(
-        make_req("a", [1], 5, stream=True, ignore_eos=True), make_req("b", [2], 5, ignore_eos=True)
-    )
+    streamed, whole = harness.run(make_req("a", [1], 5, stream=True, ignore_eos=True), make_req("b", [2], 5, ignore_eos=True))
     assert [len(out.ids) for out in streamed.outs] == [1] * 5
     assert [len(out.ids) for out in whole.outs] == [5]
 
@@ -262,9 +260,7 @@ def order_of(policy: str, prompts: list[list[int]], warm: list[list[int]] | None
     for i, ids in enumerate(warm or []):
         harness.run(make_req(f"w{i}", ids, 1))
     start = len(harness.worker.batches)
-    reqs = [
-        make_req(str(i), ids, 1, **{name: values[i] for name, values in more.items()}) for i, ids in enumerate(prompts)
-    ]
+    reqs = [make_req(str(i), ids, 1, **{name: values[i] for name, values in more.items()}) for i, ids in enumerate(prompts)]
     harness.run(*reqs)
     firsts = [b.samples[0].prompt_ids for b in harness.worker.batches[start:] if b.samples]
     return [prompts.index(ids) for ids in firsts]

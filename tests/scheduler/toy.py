@@ -43,7 +43,22 @@ MODEL_VOCAB = 320
 
 def make_vocabulary() -> Vocabulary:
     """All bytes, some longer pieces, and four special tokens; the model has a few columns more."""
-    pieces = [b"the", b" a", b"ab", b"abc", b"12", b'{"', b'":', b'",', b"\xc3\xa9", b"\xe2\x82", b", ", b"true", b"\n\n", b"END"]
+    pieces = [
+        b"the",
+        b" a",
+        b"ab",
+        b"abc",
+        b"12",
+        b'{"',
+        b'":',
+        b'",',
+        b"\xc3\xa9",
+        b"\xe2\x82",
+        b", ",
+        b"true",
+        b"\n\n",
+        b"END",
+    ]
     table = [bytes([i]) for i in range(256)] + [b"<pad>", b"<s>", b"<tool>", b"</s>", b"</think>"] + pieces
     return Vocabulary(tuple(table), frozenset(range(256, 261)), frozenset({EOS}), bos_token_id=257)
 
@@ -85,9 +100,7 @@ class ToyWorker:
     def __init__(
         self, num_slots: int = 1024, run: int = 16, max_running: int = 16, context_len: int = 512, max_batch_tokens: int = 256
     ) -> None:
-        self.info = ModelInfo(
-            "toy", MODEL_VOCAB, context_len, num_slots, run, max_batch_tokens, max_running, "toy", True, 0, 8
-        )
+        self.info = ModelInfo("toy", MODEL_VOCAB, context_len, num_slots, run, max_batch_tokens, max_running, "toy", True, 0, 8)
         self.tokens = np.full(num_slots, -1, dtype=np.int64)
         self.places = np.full(num_slots, -1, dtype=np.int64)
         self.table: Int32Array = np.zeros((0, 0), dtype=np.int32)
@@ -142,7 +155,9 @@ class ToyWorker:
             history = self._row_history(batch, at)
             assert history.tolist() == [*spec.prompt_ids, *spec.output_ids]
             out.next_ids[i] = draw(history, spec, allowed.get(i, ALL_IDS))
-            out.logprobs.append(score([(history, int(out.next_ids[i]))], spec.top_num, spec.token_ids) if spec.want_logprob else None)
+            out.logprobs.append(
+                score([(history, int(out.next_ids[i]))], spec.top_num, spec.token_ids) if spec.want_logprob else None
+            )
             if id(spec) in self.nan_rids:
                 out.nan_rows.append(i)
         for ask in batch.prompt_logprobs:

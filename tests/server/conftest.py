@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.server.echo_scheduler import EchoScheduler
-from tests.server.models import CHATML, train_byte_level
 
 from sglang.srt.checkpoint.resolve import ModelFiles
 from sglang.srt.config import HttpOptions, TextOptions
 from sglang.srt.server.http_server import create_app
 from sglang.srt.server.tokenization.tokenizer import Tokenizer, load_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
+from tests.server.echo_scheduler import EchoScheduler
+from tests.server.models import CHATML, train_byte_level
 
 CONTEXT_LEN = 256
 

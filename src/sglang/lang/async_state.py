@@ -86,9 +86,7 @@ class AsyncProgramState(StateBase):
         self.stream_executor.submit(replace(expr, stream=True))
         return expr.name
 
-    def fork(
-        self, size: int = 1, position_ids_offset: Sequence[int] | None = None
-    ) -> ProgramStateGroup[AsyncProgramState]:
+    def fork(self, size: int = 1, position_ids_offset: Sequence[int] | None = None) -> ProgramStateGroup[AsyncProgramState]:
         """`size` states that go on from here, each on its own."""
         check_fork(size, position_ids_offset)
         return ProgramStateGroup([AsyncProgramState(child) for child in self.stream_executor.fork(size)], self)

@@ -1,8 +1,8 @@
 """Many runs of one program: bounded concurrency, order, progress, and the prefix that all of them share.
 
-    run_batch (user's thread) ──> _Batch.run on IO: one small coroutine per program in flight
-                                     body ──> thread of BODIES (plain) or PROGRAMS loop (async)
-                                     its generation goes on without a thread; then the next program starts
+run_batch (user's thread) ──> _Batch.run on IO: one small coroutine per program in flight
+                                 body ──> thread of BODIES (plain) or PROGRAMS loop (async)
+                                 its generation goes on without a thread; then the next program starts
 """
 
 from __future__ import annotations
@@ -312,7 +312,9 @@ async def _as_completed_async(
                 batch.cancel()
 
 
-def _in_order(items: Generator[BatchItem, None, None], todo: Sequence[int], return_exceptions: bool) -> Generator[Any, None, None]:
+def _in_order(
+    items: Generator[BatchItem, None, None], todo: Sequence[int], return_exceptions: bool
+) -> Generator[Any, None, None]:
     """States in input order, each as soon as it and all before it are finished."""
     early: dict[int, BatchItem] = {}
     order = iter(todo)

@@ -139,9 +139,7 @@ _TABLE = (
     ChatTemplate("minicpmv", None, _chatml(), (_END, "<|endoftext|>"), "(<image>./</image>)"),
     ChatTemplate("minicpmo", None, _chatml(), (_END, "<|endoftext|>"), "(<image>./</image>)", "(<audio>./</audio>)"),
     ChatTemplate("claude", None, _roles(("", ""), ("\n\nHuman: ", ""), ("\n\nAssistant:", ""))),
-    ChatTemplate(
-        "vicuna_v1.1", _VICUNA, _roles(("", " "), ("USER:", " "), ("ASSISTANT:", "</s>")), (), " <image>\n"
-    ),
+    ChatTemplate("vicuna_v1.1", _VICUNA, _roles(("", " "), ("USER:", " "), ("ASSISTANT:", "</s>")), (), " <image>\n"),
     ChatTemplate(
         "llama-2-chat",
         None,
@@ -155,9 +153,7 @@ _TABLE = (
         ("</s>",),
         "[IMG]",
     ),
-    ChatTemplate(
-        "llama-3-instruct", None, _header("<|start_header_id|>", "<|end_header_id|>\n\n", _EOT), (_EOT,), "<|image|>"
-    ),
+    ChatTemplate("llama-3-instruct", None, _header("<|start_header_id|>", "<|end_header_id|>\n\n", _EOT), (_EOT,), "<|image|>"),
     ChatTemplate(
         "llama-3-instruct-llava",
         _LLAVA_LLAMA3,
@@ -166,7 +162,12 @@ _TABLE = (
         "<image>\n",
     ),
     ChatTemplate("llama-4", None, _header("<|header_start|>", "<|header_end|>\n\n", "<|eot|>"), ("<|eot|>",), "<|image|>"),
-    ChatTemplate("yi-1.5", None, _roles(("", ""), ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"), ("", "<|im_end|>\n")), (_END,)),
+    ChatTemplate(
+        "yi-1.5",
+        None,
+        _roles(("", ""), ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"), ("", "<|im_end|>\n")),
+        (_END,),
+    ),
     ChatTemplate(
         "yi-vl",
         "This is a chat between an inquisitive human and an AI assistant. Assume the role of the AI assistant. "
@@ -199,7 +200,13 @@ _TABLE = (
         _roles(("", ""), ("<｜User｜>", ""), ("<｜Assistant｜>", _DEEPSEEK_END)),
         (_DEEPSEEK_END,),
     ),
-    ChatTemplate("janus", None, _roles(("", ""), ("User: ", "\n\n"), ("Assistant: ", "<｜end▁of▁sentence｜>")), (_DEEPSEEK_END,), "<image_placeholder>\n"),
+    ChatTemplate(
+        "janus",
+        None,
+        _roles(("", ""), ("User: ", "\n\n"), ("Assistant: ", "<｜end▁of▁sentence｜>")),
+        (_DEEPSEEK_END,),
+        "<image_placeholder>\n",
+    ),
     ChatTemplate(
         "janus-pro",
         None,
@@ -257,9 +264,7 @@ _RULES: tuple[tuple[str, str | None, str], ...] = (
 def match_known_models(model_path: str) -> str | None:
     """The rules above, on the path without regard to case."""
     for wanted, unwanted, name in _RULES:
-        if re.search(wanted, model_path, re.IGNORECASE) and not (
-            unwanted and re.search(unwanted, model_path, re.IGNORECASE)
-        ):
+        if re.search(wanted, model_path, re.IGNORECASE) and not (unwanted and re.search(unwanted, model_path, re.IGNORECASE)):
             return name
     return None
 

@@ -50,6 +50,7 @@ from sglang.lang.writing import Writing
 MIN_COMMIT_LEN = 32
 """characters that the server must not have seen yet for a fork to have them computed ahead"""
 
+
 class Executor:
     """One state: its text, its variables, and the queue of pieces still to run. See the module's docstring."""
 
@@ -232,7 +233,9 @@ class Executor:
             error.attach(rid, prompt.text)
             raise
 
-    def _log_call(self, kind: str, prompt: Prompt, piece: Gen | Select, options: Mapping[str, Any], answer: Any, started: float) -> None:
+    def _log_call(
+        self, kind: str, prompt: Prompt, piece: Gen | Select, options: Mapping[str, Any], answer: Any, started: float
+    ) -> None:
         """Keeps a call whole, so that a recording can answer it again."""
         value = {"kind": kind, "options": dict(options), "answer": answer}
         self._log("call", name=piece.name, text=prompt.text, value=value, started=started)
@@ -269,7 +272,9 @@ class Executor:
                 self.transcript.text += writing.add(Delta(text, meta, i))
         self.transcript.text += writing.close()
         if self.log is not None and self.log.records_calls:
-            self._log_call("gen", prompt, piece, options, {"texts": writing.raw_texts, "metas": writing.generation.metas}, started)
+            self._log_call(
+                "gen", prompt, piece, options, {"texts": writing.raw_texts, "metas": writing.generation.metas}, started
+            )
 
     def _log(self, kind: EventKind, **fields: Any) -> None:
         if self.log is not None:

@@ -37,7 +37,9 @@ def load_image_data(source: Any) -> tuple[str, str]:
         image = source if source.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I") else source.convert("RGB")
         image.save(buffer, format="PNG")
         return _encode(buffer.getvalue())
-    if hasattr(source, "detach") and hasattr(source, "cpu"):  # a torch tensor, channels first as image libraries of torch have it
+    if hasattr(source, "detach") and hasattr(
+        source, "cpu"
+    ):  # a torch tensor, channels first as image libraries of torch have it
         return _encode(_array_png(source.detach().cpu().permute(1, 2, 0).contiguous().numpy()))
     if hasattr(source, "__array_interface__"):
         return _encode(_array_png(source))

@@ -59,7 +59,9 @@ class SglFunction:
     unless the function has an argument of that name.
     """
 
-    def __init__(self, func: Callable[..., Any], num_api_spec_tokens: int | None = None, bind_arguments: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, func: Callable[..., Any], num_api_spec_tokens: int | None = None, bind_arguments: Mapping[str, Any] | None = None
+    ) -> None:
         self.func = func
         self.num_api_spec_tokens = num_api_spec_tokens
         self.bind_arguments = dict(bind_arguments or {})
@@ -88,7 +90,9 @@ class SglFunction:
         """The same program with some arguments fixed; a fixed value wins over one given in a call."""
         for name in kwargs:
             if name not in self.arg_names:
-                raise TypeError(f"{self.func.__name__} has no argument {name!r} to bind; it has {', '.join(self.arg_names) or 'none'}")
+                raise TypeError(
+                    f"{self.func.__name__} has no argument {name!r} to bind; it has {', '.join(self.arg_names) or 'none'}"
+                )
         return SglFunction(self.func, self.num_api_spec_tokens, {**self.bind_arguments, **kwargs})
 
     # --- one run -----------------------------------------------------------------------------------------------------------

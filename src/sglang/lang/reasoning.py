@@ -32,7 +32,9 @@ def reasoning_format(model_type: str) -> ReasoningFormat:
     try:
         return _FORMATS[model_type.lower()]
     except KeyError:
-        raise ValueError(f"unknown model_type {model_type!r} for separate_reasoning; known: {', '.join(sorted(_FORMATS))}") from None
+        raise ValueError(
+            f"unknown model_type {model_type!r} for separate_reasoning; known: {', '.join(sorted(_FORMATS))}"
+        ) from None
 
 
 class ReasoningSplitter:

@@ -39,22 +39,22 @@ class Wire:
 class SamplingOptions(TypedDict, total=False):
     """What `run`, `run_batch` and `gen` accept. None means: not set here."""
 
-    max_new_tokens: Annotated[
-        int | None, Wire("max_new_tokens", "max_tokens", "max_tokens", "max_output_tokens", default=128)
-    ]
+    max_new_tokens: Annotated[int | None, Wire("max_new_tokens", "max_tokens", "max_tokens", "max_output_tokens", default=128)]
     min_new_tokens: Annotated[int | None, Wire("min_new_tokens", default=0)]
     n: Annotated[int | None, Wire("n", "n", None, "candidate_count", default=1)]
     stop: Annotated[str | Sequence[str] | None, Wire("stop", "stop", "stop_sequences", "stop_sequences", default=())]
     stop_token_ids: Annotated[Sequence[int] | None, Wire("stop_token_ids", default=())]
     stop_regex: Annotated[str | Sequence[str] | None, Wire("stop_regex")]
-    temperature: Annotated[
-        float | None, Wire("temperature", "temperature", "temperature", "temperature", default=1.0)
-    ]
+    temperature: Annotated[float | None, Wire("temperature", "temperature", "temperature", "temperature", default=1.0)]
     top_p: Annotated[float | None, Wire("top_p", "top_p", "top_p", "top_p", default=1.0)]
     top_k: Annotated[int | None, Wire("top_k", None, "top_k", "top_k", default=-1)]
     min_p: Annotated[float | None, Wire("min_p", default=0.0)]
-    frequency_penalty: Annotated[float | None, Wire("frequency_penalty", "frequency_penalty", None, "frequency_penalty", default=0.0)]
-    presence_penalty: Annotated[float | None, Wire("presence_penalty", "presence_penalty", None, "presence_penalty", default=0.0)]
+    frequency_penalty: Annotated[
+        float | None, Wire("frequency_penalty", "frequency_penalty", None, "frequency_penalty", default=0.0)
+    ]
+    presence_penalty: Annotated[
+        float | None, Wire("presence_penalty", "presence_penalty", None, "presence_penalty", default=0.0)
+    ]
     repetition_penalty: Annotated[float | None, Wire("repetition_penalty")]
     ignore_eos: Annotated[bool | None, Wire("ignore_eos", default=False)]
     no_stop_trim: Annotated[bool | None, Wire("no_stop_trim")]

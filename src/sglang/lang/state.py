@@ -252,9 +252,7 @@ class ProgramState(StateBase):
         if nothing:
             yield ""
 
-    async def text_async_iter(
-        self, var_name: str | None = None, return_meta_data: bool = False
-    ) -> AsyncGenerator[Any, None]:
+    async def text_async_iter(self, var_name: str | None = None, return_meta_data: bool = False) -> AsyncGenerator[Any, None]:
         """The same for an async reader; with `return_meta_data`, pairs of text and meta data (of a streamed variable)."""
         executor = self.stream_executor
         if not executor.stream:

@@ -118,7 +118,9 @@ def tool_output(tools: Sequence[Tool], max_retries: int = 2) -> TypedOutput:
         parameters = spec.parameters
         definitions |= parameters.pop("$defs", {})
         properties = {"name": {"const": spec.name}, "arguments": parameters}
-        items.append({"type": "object", "properties": properties, "required": ["name", "arguments"], "additionalProperties": False})
+        items.append(
+            {"type": "object", "properties": properties, "required": ["name", "arguments"], "additionalProperties": False}
+        )
     schema: dict[str, Any] = {"type": "array", "items": {"anyOf": items}, "minItems": 1, "maxItems": MAX_CALLS}
     if definitions:
         schema["$defs"] = definitions

@@ -197,7 +197,9 @@ class TracedForks:
 
     def __iadd__(self, other: Any) -> TracedForks:
         for i, state in enumerate(self.states):
-            state += other(i) if callable(other) and not isinstance(other, Expr) else other[i] if isinstance(other, list) else other
+            state += (
+                other(i) if callable(other) and not isinstance(other, Expr) else other[i] if isinstance(other, list) else other
+            )
         return self
 
     def join(self, mode: str = "gather_variable") -> None:

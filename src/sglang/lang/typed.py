@@ -147,7 +147,9 @@ def _one_of(values: Mapping[str, Any], max_retries: int) -> TypedOutput:
 def grammar_output(piece: Piece, max_retries: int = 2) -> TypedOutput:
     """A text of a grammar; its value is what the grammar captures."""
     kind, text = compile_grammar(piece)
-    return TypedOutput((kind, text), lambda written: parse_captures(piece, written), f"a text of the grammar {text}", (), max_retries)
+    return TypedOutput(
+        (kind, text), lambda written: parse_captures(piece, written), f"a text of the grammar {text}", (), max_retries
+    )
 
 
 def _by_schema(dtype: Any, max_retries: int) -> TypedOutput:

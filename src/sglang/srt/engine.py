@@ -1,8 +1,8 @@
 """The offline engine: the server's classes without HTTP and without a second process.
 
-    the caller's thread   generate(...)                     blocks, or iterates a stream
-    event loop thread     TokenizerManager                  text to ids and back
-    scheduler thread      Scheduler and its model           native code runs without the interpreter lock
+the caller's thread   generate(...)                     blocks, or iterates a stream
+event loop thread     TokenizerManager                  text to ids and back
+scheduler thread      Scheduler and its model           native code runs without the interpreter lock
 """
 
 from __future__ import annotations

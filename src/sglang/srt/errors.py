@@ -1,16 +1,16 @@
 """Every error the runtime raises on purpose.
 
-    SglangError
-    ├── ConfigError            a flag, a model folder or a combination of both is wrong: the process does not start
-    │   ├── ModelError         the model: unknown architecture, missing or damaged file, contradiction with its config
-    │   └── CapacityError      the memory at hand cannot hold what was asked for
-    ├── RequestError           the client's request is wrong: an answer with status 400 and a sentence that helps
-    │   ├── UnsupportedError   a field or value that would change the answer and is not implemented
-    │   └── GrammarError       a constraint that does not compile, or is too large
-    ├── OverloadError          no room now: status 503, worth trying again
-    ├── DeadlineError          the request took longer than it was allowed to: status 504
-    └── EngineDeadError        the scheduler is gone; in-flight requests end with status 500
-        └── EngineAwayError    it is being restarted; new requests get status 503
+SglangError
+├── ConfigError            a flag, a model folder or a combination of both is wrong: the process does not start
+│   ├── ModelError         the model: unknown architecture, missing or damaged file, contradiction with its config
+│   └── CapacityError      the memory at hand cannot hold what was asked for
+├── RequestError           the client's request is wrong: an answer with status 400 and a sentence that helps
+│   ├── UnsupportedError   a field or value that would change the answer and is not implemented
+│   └── GrammarError       a constraint that does not compile, or is too large
+├── OverloadError          no room now: status 503, worth trying again
+├── DeadlineError          the request took longer than it was allowed to: status 504
+└── EngineDeadError        the scheduler is gone; in-flight requests end with status 500
+    └── EngineAwayError    it is being restarted; new requests get status 503
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One image or video of a request, between the server (which knows pixels) and the model (which knows encoders).
 
-    pixels --encoder--> embedding rows [num_rows, hidden]
-    prompt  ... 151652 151655 151655 151655 151655 151653 ...      rows stand for the ids of the item's spans, in order
-                       |<----- a span: (offset, length) ----->|
+pixels --encoder--> embedding rows [num_rows, hidden]
+prompt  ... 151652 151655 151655 151655 151655 151653 ...      rows stand for the ids of the item's spans, in order
+                   |<----- a span: (offset, length) ----->|
 """
 
 from __future__ import annotations

@@ -69,7 +69,9 @@ def split_system(messages: list[dict[str, Any]]) -> tuple[str | None, list[dict[
     return None, messages
 
 
-def as_backend_error(error: Exception, connection: tuple[type[Exception], ...], timeout: tuple[type[Exception], ...]) -> BackendError:
+def as_backend_error(
+    error: Exception, connection: tuple[type[Exception], ...], timeout: tuple[type[Exception], ...]
+) -> BackendError:
     """A vendor's exception as ours: by its class, or the number in its `status_code` or `code`."""
     message = str(getattr(error, "message", None) or error)
     if isinstance(error, timeout):

@@ -166,7 +166,13 @@ class HttpServer:
             last = attempt == self.policy.retries
             try:
                 response = await session.client.send(request, stream=True)
-            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+            except (
+                httpx.ConnectError,
+                httpx.ConnectTimeout,
+                httpx.ReadError,
+                httpx.WriteError,
+                httpx.RemoteProtocolError,
+            ) as error:
                 if last:
                     raise self._broken(error, f"could not be reached ({attempt + 1} tries)") from error
                 await asyncio.sleep(self._delay(attempt, None))

@@ -76,7 +76,14 @@ class OpenAI(BaseBackend):
     def _fields(self, options: Mapping[str, Any]) -> Meta:
         """Sampling options as keywords of the client."""
         extensions = () if self._is_official else _EXTENSIONS
-        special = (*extensions, "json_schema", "min_new_tokens", "return_logprob", "top_logprobs_num", "return_text_in_logprobs")
+        special = (
+            *extensions,
+            "json_schema",
+            "min_new_tokens",
+            "return_logprob",
+            "top_logprobs_num",
+            "return_text_in_logprobs",
+        )
         kwargs = api_options(self, options, "openai", special)
         extra = {ALL_WIRES[name].native: options[name] for name in extensions if options.get(name) is not None}
         if not self._is_official and options.get("min_new_tokens"):
@@ -215,7 +222,9 @@ def _encoding_of(model_name: str) -> Any:
     try:
         tiktoken: Any = importlib.import_module("tiktoken")
     except ImportError as error:
-        raise ImportError("select on OpenAI's API splits the choices into tokens with tiktoken: pip install tiktoken") from error
+        raise ImportError(
+            "select on OpenAI's API splits the choices into tokens with tiktoken: pip install tiktoken"
+        ) from error
     try:
         return tiktoken.encoding_for_model(model_name)
     except KeyError as error:

@@ -72,7 +72,9 @@ def read_pooling(folder: Path, default: Pool) -> Pooling:
         "pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first", "pooling_mode_lasttoken": "last",
     }  # fmt: skip
     if len(modes) != 1 or not modes <= kinds.keys():
-        raise ModelError(f"{config}: pooling by {', '.join(sorted(modes)) or 'nothing'} is not supported; mean, cls and last are")
+        raise ModelError(
+            f"{config}: pooling by {', '.join(sorted(modes)) or 'nothing'} is not supported; mean, cls and last are"
+        )
     return Pooling(kinds[modes.pop()], normalise)
 
 
@@ -147,7 +149,9 @@ class DecoderEmbedder:
             self._compute_parts(texts, parts, found)
         return [self._pooling.apply(np.concatenate(rows)) for rows in found]
 
-    def _compute_parts(self, texts: list[Sequence[int]], parts: list[tuple[int, int, int]], found: list[list[Float32Array]]) -> None:
+    def _compute_parts(
+        self, texts: list[Sequence[int]], parts: list[tuple[int, int, int]], found: list[list[Float32Array]]
+    ) -> None:
         lengths = np.array([end - start for _, start, end in parts], np.int32)
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int32)
         batch = ForwardBatch(

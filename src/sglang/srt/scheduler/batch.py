@@ -1,6 +1,6 @@
 """From requests to rows: one step as a ForwardBatch.
 
-    rows    [ one for each decoding request | extend of request a | extend of request b ... ]
+rows    [ one for each decoding request | extend of request a | extend of request b ... ]
 """
 
 from __future__ import annotations

@@ -145,4 +145,6 @@ class EmbeddingScheduler:
             self._outbox.send(BatchEmbedOut([EmbedOut(req.rid, finish=reason) for req in reqs]))
 
     def _snapshot(self) -> SchedulerStats:
-        return SchedulerStats(num_waiting=len(self._line), max_total_tokens=self._embedder.info.max_total_tokens, num_steps=self._num_steps)
+        return SchedulerStats(
+            num_waiting=len(self._line), max_total_tokens=self._embedder.info.max_total_tokens, num_steps=self._num_steps
+        )

@@ -142,7 +142,9 @@ class PrefillPlanner:
                 continue
             if req.media is not None and not self._gate.is_ready(req.media, len(match.slots)):
                 continue
-            if req.media is not None and not req.media.last_end(0, min(len(match.slots) + tokens, req.fill_len)) > len(match.slots):
+            if req.media is not None and not req.media.last_end(0, min(len(match.slots) + tokens, req.fill_len)) > len(
+                match.slots
+            ):
                 break  # a picture would be cut: it goes first in a step of its own
             alone = not decodes and not extends
             cost = self._take(req, match, tokens, spare, alone)

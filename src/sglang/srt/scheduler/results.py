@@ -130,9 +130,7 @@ def _since_arrival(req: Req, moment: float) -> float:
     return max(moment - req.msg.received_at, 0.0) if moment and req.msg.received_at else 0.0
 
 
-def _append_positions(
-    to: list[Position], targets: list[int], scores: LogprobResult, options: LogprobOptions | None
-) -> None:
+def _append_positions(to: list[Position], targets: list[int], scores: LogprobResult, options: LogprobOptions | None) -> None:
     """Turns arrays of scores into messages, one per target."""
     assert options is not None
     logprobs = scores.logprobs.tolist()

@@ -52,7 +52,6 @@ class ApiKeys:
         matches = [hmac.compare_digest(given, key) for key in accepted]
         return any(matches)
 
-
     def _is_admin(self, scope: Scope) -> bool:
         return self._admin is None or (scope["type"] == "http" and hmac.compare_digest(_bearer(scope), self._admin))
 

@@ -28,6 +28,7 @@ def _chat_roles(manager: TokenizerManager) -> dict[str, Any] | None:
     image_token = manager.media.image_token if manager.media is not None else None
     return chat_roles(manager.tokenizer, image_token) if manager.tokenizer is not None else None
 
+
 NOT_DONE = {
     "/open_session": "sessions are not kept: send the whole prompt, of which the prefix cache computes only what is new",
     "/close_session": "sessions are not kept, so there is none to close",

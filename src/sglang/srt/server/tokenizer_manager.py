@@ -245,7 +245,9 @@ class TokenizerManager:
         vocabulary = self.tokenizer.vocabulary if self.tokenizer is not None else None
         for index, request in enumerate(requests):
             drop = len(request.healed.encode())
-            detokenizer = Detokenizer(vocabulary, request.sampling.skip_special_tokens, drop) if vocabulary is not None else None
+            detokenizer = (
+                Detokenizer(vocabulary, request.sampling.skip_special_tokens, drop) if vocabulary is not None else None
+            )
             kept = msgspec.structs.replace(request, media=()) if request.media else request  # pixels are not needed again
             sequence = _Sequence(call, index, kept, detokenizer)
             self._sequences[request.rid] = call.open[request.rid] = sequence

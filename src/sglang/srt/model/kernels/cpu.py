@@ -237,7 +237,15 @@ class CpuOps:
         self.runtime.select_rope(cos, sin, positions, axes, out_cos, out_sin, rows)
 
     def layer_norm(
-        self, x: Array, weight: Array, bias: Array, out: Array | Activation, rows: Array, *, eps: float, delta: Array | None = None
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array,
+        out: Array | Activation,
+        rows: Array,
+        *,
+        eps: float,
+        delta: Array | None = None,
     ) -> None:
         self.runtime.layer_norm(x, weight, bias, out, rows, eps, delta)
 

@@ -203,7 +203,15 @@ class Ops(Protocol):
 
     # --- encoders of pictures: rows are patches; `rows` as everywhere -----------------------------------------------------------
     def layer_norm(
-        self, x: Array, weight: Array, bias: Array, out: Array | Activation, rows: Array, *, eps: float, delta: Array | None = None
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array,
+        out: Array | Activation,
+        rows: Array,
+        *,
+        eps: float,
+        delta: Array | None = None,
     ) -> None:
         """x[i] += delta[i] in place if given; then out[i] = (x[i] - mean) / sqrt(variance + eps) * weight + bias."""
         ...
@@ -265,4 +273,3 @@ class Ops(Protocol):
         cumulative sum in descending order (ties by id) at uniform[i] in [0, 1). A row with temperature 0 is argmax. -1 if the
         row holds a NaN or nothing but -inf. All arguments are [num_rows]."""
         ...
-

@@ -202,16 +202,22 @@ class ReferenceOps:
         else:
             x[taken] = source[index[taken]]
 
-    def select_rope(
-        self, cos: Float, sin: Float, positions: Int, axes: Int, out_cos: Float, out_sin: Float, rows: Int
-    ) -> None:
+    def select_rope(self, cos: Float, sin: Float, positions: Int, axes: Int, out_cos: Float, out_sin: Float, rows: Int) -> None:
         n = int(rows[0])
         at = positions[axes, :n].T  # [n, d]
         pairs = np.arange(len(axes))
         out_cos[:n], out_sin[:n] = cos[at, pairs], sin[at, pairs]
 
     def layer_norm(
-        self, x: Float, weight: Float, bias: Float, out: Float | Activation, rows: Int, *, eps: float, delta: Float | None = None
+        self,
+        x: Float,
+        weight: Float,
+        bias: Float,
+        out: Float | Activation,
+        rows: Int,
+        *,
+        eps: float,
+        delta: Float | None = None,
     ) -> None:
         n = int(rows[0])
         if delta is not None:

@@ -84,7 +84,9 @@ def read_bert_config(folder: Path, overrides: Mapping[str, Any]) -> BertConfig:
         activation=_ACTIVATIONS[act],
     )
     if config.hidden_size % config.num_heads:
-        raise fields.bad("hidden_size", f"({config.hidden_size}) must be a multiple of num_attention_heads ({config.num_heads})")
+        raise fields.bad(
+            "hidden_size", f"({config.hidden_size}) must be a multiple of num_attention_heads ({config.num_heads})"
+        )
     return config
 
 

@@ -96,7 +96,9 @@ def with_vision(
     if read.hidden_size % read.num_heads:
         raise ModelError(f"{source}: the encoder's width {read.hidden_size} is no multiple of its {read.num_heads} heads")
     if read.out_size != config.hidden_size:
-        raise ModelError(f"{source}: the encoder makes rows of {read.out_size} and the decoder reads rows of {config.hidden_size}")
+        raise ModelError(
+            f"{source}: the encoder makes rows of {read.out_size} and the decoder reads rows of {config.hidden_size}"
+        )
     return replace(config, vision=read, rope_axes=_rope_axes(config, text, family, source))
 
 
@@ -249,7 +251,9 @@ def _llava_onevision(fields: VisionFields) -> VisionConfig:
     if top.get("vision_feature_layer", -1) != -1 or top.get("vision_feature_select_strategy", "full") != "full":
         raise top.bad("vision_feature_layer", "must be -1, with the strategy full")
     defaults = {**_SIGLIP, "hidden_size": 1152, "intermediate_size": 4304, "patch_size": 14, "num_attention_heads": 16}
-    return _siglip(fields, "llava_onevision", {**defaults, "num_hidden_layers": 26, "image_size": 384, "image_token_id": 151646})
+    return _siglip(
+        fields, "llava_onevision", {**defaults, "num_hidden_layers": 26, "image_size": 384, "image_token_id": 151646}
+    )
 
 
 VISION_FAMILIES = (

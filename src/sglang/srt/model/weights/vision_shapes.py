@@ -43,7 +43,9 @@ def _norm(name: str, width: int, bias: bool = True) -> Shapes:
 
 
 def _qwen_patches(c: VisionConfig) -> Shapes:
-    return {"visual.patch_embed.proj.weight": (c.hidden_size, c.num_channels, c.temporal_patch_size, c.patch_size, c.patch_size)}
+    return {
+        "visual.patch_embed.proj.weight": (c.hidden_size, c.num_channels, c.temporal_patch_size, c.patch_size, c.patch_size)
+    }
 
 
 def _qwen2_vl(c: VisionConfig) -> Shapes:

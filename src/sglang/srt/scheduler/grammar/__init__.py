@@ -1,14 +1,14 @@
 """Constraints on the output.
 
-    registry.py             the engines by name: one line each
-    masks.py                masks of all constrained rows, filled on a side thread
-    compiler.py             texts -> grammars on side threads, with a cache and limits
-    llguidance_backend.py   the default engine
-    xgrammar_backend.py     the other one, an extra
-    encoder.py              forced text to canonical tokens
-    json_schema.py          schemas: checked by path, with closed objects
-    schema_rewrites.py      keywords said with other keywords
-    regex_syntax.py         Python's regular expressions in llguidance's dialect
-    regex_ebnf.py           Python's regular expressions as grammars
-    base.py                 what an engine is
+registry.py             the engines by name: one line each
+masks.py                masks of all constrained rows, filled on a side thread
+compiler.py             texts -> grammars on side threads, with a cache and limits
+llguidance_backend.py   the default engine
+xgrammar_backend.py     the other one, an extra
+encoder.py              forced text to canonical tokens
+json_schema.py          schemas: checked by path, with closed objects
+schema_rewrites.py      keywords said with other keywords
+regex_syntax.py         Python's regular expressions in llguidance's dialect
+regex_ebnf.py           Python's regular expressions as grammars
+base.py                 what an engine is
 """

@@ -28,7 +28,34 @@ MAX_FORCED_BYTES = 4096
 TRIAL_STEPS = 4
 TRIAL_SECONDS = 0.1
 FOLLOWED = frozenset(
-    ["type", "enum", "const", "properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties", "items", "prefixItems", "minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "allOf", "anyOf", "oneOf", "$ref"]
+    [
+        "type",
+        "enum",
+        "const",
+        "properties",
+        "required",
+        "additionalProperties",
+        "patternProperties",
+        "minProperties",
+        "maxProperties",
+        "items",
+        "prefixItems",
+        "minItems",
+        "maxItems",
+        "minLength",
+        "maxLength",
+        "pattern",
+        "format",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "multipleOf",
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "$ref",
+    ]
 )
 FORMATS = frozenset(["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"])
 
@@ -167,7 +194,9 @@ class LLGuidanceBackend:
     def _translate_schema(self, text: str) -> str:
         schema = prepare_schema(text, FOLLOWED, _check_node)
         pattern = self._options.whitespace_pattern
-        white = {"whitespace_flexible": False} if pattern is None else {"whitespace_flexible": True, "whitespace_pattern": pattern}
+        white = (
+            {"whitespace_flexible": False} if pattern is None else {"whitespace_flexible": True, "whitespace_pattern": pattern}
+        )
         # `lenient` would drop what it does not know; a schema may not switch that on for itself.
         ready = json.dumps(schema)  # as text: engines read it much faster than Python objects, and without the interpreter
         return str(llguidance.LLMatcher.grammar_from_json_schema(ready, defaults=white, overrides={"lenient": False}))
@@ -199,7 +228,9 @@ def _check_node(node: Node, path: str) -> None:
     """What llguidance refuses without saying where."""
     known = node.get("format")
     if isinstance(known, str) and known not in FORMATS and node.get("type", "string") == "string":
-        raise GrammarError(f"json_schema: the format {known!r} at {path}/format is not one of {', '.join(sorted(FORMATS))}", "json_schema")
+        raise GrammarError(
+            f"json_schema: the format {known!r} at {path}/format is not one of {', '.join(sorted(FORMATS))}", "json_schema"
+        )
 
 
 def _structure_tag(structure: Any, triggers: list[str]) -> Any:
@@ -242,6 +273,4 @@ def _same_bytes(tokenizer: Any, vocabulary: Vocabulary) -> bool:
     if tokenizer.vocab_size != vocabulary.size:
         return False
     special = vocabulary.special_ids | vocabulary.eos_token_ids
-    return all(
-        i in special or tokenizer.decode_bytes([i]) == token for i, token in enumerate(vocabulary.token_bytes)
-    )
+    return all(i in special or tokenizer.decode_bytes([i]) == token for i, token in enumerate(vocabulary.token_bytes))

@@ -20,7 +20,9 @@ def open_intake(config: RuntimeConfig, info: dict[str, Any], tokenizer: Tokenize
     try:
         from sglang.srt.server.multimodal.intake import create_intake
     except ImportError as error:
-        raise ConfigError(f"this model takes images, which needs Pillow and transformers ({error}): install sglang-anywhere[srt,vision]") from error
+        raise ConfigError(
+            f"this model takes images, which needs Pillow and transformers ({error}): install sglang-anywhere[srt,vision]"
+        ) from error
     model = config.model
     files = resolve_model(model.model_path, revision=model.revision, download_dir=model.download_dir)
     return create_intake(files.path, tokenizer, config.media)

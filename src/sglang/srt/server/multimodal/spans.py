@@ -1,7 +1,7 @@
 """Placeholders to spans: where the rows of pictures stand in a prompt, and at which positions.
 
-    ids       ... <image> ...                          one id a picture, as the template or the caller wrote it
-    expanded  ... <start> <row> <row> <row> <end> ...  what the picture's `tokens` say; spans are the runs of its row id
+ids       ... <image> ...                          one id a picture, as the template or the caller wrote it
+expanded  ... <start> <row> <row> <row> <end> ...  what the picture's `tokens` say; spans are the runs of its row id
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 """OpenAI's API. A file imports only what stands below it in this list:
 
-    routes.py        the endpoints
-    responses_api.py one request to /v1/responses
-    anthropic_api.py one request to /v1/messages
-    blocks.py        answers as typed blocks
-    scoring.py       /v1/score, /v1/rerank
-    embeddings.py    /v1/embeddings, /encode
-    completions.py   one request to /v1/completions
-    chat.py          one request to /v1/chat/completions
-    answers.py       one choice, gathered from its pieces
-    tools.py         tools and what they ask of the answer
-    sse.py           chunks of streams, usage
-    logprobs.py      log probabilities in OpenAI's shapes
-    sampling.py      sampling parameters by OpenAI's names
-    messages.py      chat messages
-    protocol.py      fields: taken, accepted, refused, unknown
+routes.py        the endpoints
+responses_api.py one request to /v1/responses
+anthropic_api.py one request to /v1/messages
+blocks.py        answers as typed blocks
+scoring.py       /v1/score, /v1/rerank
+embeddings.py    /v1/embeddings, /encode
+completions.py   one request to /v1/completions
+chat.py          one request to /v1/chat/completions
+answers.py       one choice, gathered from its pieces
+tools.py         tools and what they ask of the answer
+sse.py           chunks of streams, usage
+logprobs.py      log probabilities in OpenAI's shapes
+sampling.py      sampling parameters by OpenAI's names
+messages.py      chat messages
+protocol.py      fields: taken, accepted, refused, unknown
 """

@@ -249,8 +249,11 @@ def _content(block: Block) -> dict[str, Any]:
     return {"type": "tool_use", "id": f"toolu_{uuid4().hex[:24]}", "name": block.name, "input": value}
 
 
-
-_DELTAS = {"text": ("text_delta", "text"), "reasoning": ("thinking_delta", "thinking"), "call": ("input_json_delta", "partial_json")}
+_DELTAS = {
+    "text": ("text_delta", "text"),
+    "reasoning": ("thinking_delta", "thinking"),
+    "call": ("input_json_delta", "partial_json"),
+}
 
 
 def _streamed(event: Event) -> Iterator[bytes]:

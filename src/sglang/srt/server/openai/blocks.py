@@ -1,6 +1,6 @@
 """The pieces of an answer as blocks, one open at a time: what the APIs with typed items (responses, messages) stream.
 
-    Reasoning "a", Reasoning "b", Text "c"   ->   open reasoning, "a", "b", close; open text, "c", close
+Reasoning "a", Reasoning "b", Text "c"   ->   open reasoning, "a", "b", close; open text, "c", close
 """
 
 from __future__ import annotations

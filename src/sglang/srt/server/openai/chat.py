@@ -112,7 +112,9 @@ class ChatCall:
 
     def _with_markers(self, sampling: SamplingParams) -> SamplingParams:
         """Marks of calls and thoughts must reach the parsers, even where they are special tokens."""
-        marks = [*self._options.reasoning.begins, *self._options.reasoning.ends] if self._splits and self._options.reasoning else []
+        marks = (
+            [*self._options.reasoning.begins, *self._options.reasoning.ends] if self._splits and self._options.reasoning else []
+        )
         if self._plan.parser is not None:
             marks += call_format(self._plan.parser).parser.markers
         if not any(self._tokenizer.is_special(mark) for mark in marks):
@@ -219,7 +221,6 @@ class ChatCall:
                 yield chunks.choice(out.index, _NOTHING, finish=out.finish, usage=now, reason=ended_by(out.finish, answer))
         if self._with_usage:
             yield chunks.usage(usage.as_dict())
-
 
     def _bodies(self, out: GenerateOut, answer: Answer) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
         """The deltas of one output. Its log probabilities go with the first of them."""

@@ -21,7 +21,9 @@ _SAME = (
     *("model", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stream", "parallel_tool_calls", "user", "rid"),
     *("repetition_penalty", "frequency_penalty", "presence_penalty", "chat_template_kwargs", "priority", "cache_salt"),
 )
-_OWN = frozenset({"input", "instructions", "max_output_tokens", "tools", "tool_choice", "text", "reasoning", "metadata", "store"})
+_OWN = frozenset(
+    {"input", "instructions", "max_output_tokens", "tools", "tool_choice", "text", "reasoning", "metadata", "store"}
+)
 _NOTHING = frozenset({"service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "previous_response_id": (),
@@ -132,7 +134,9 @@ def _add_item(item: Any, where: str, messages: list[dict[str, Any]]) -> None:
         content = output if isinstance(output, str) else _content(output, f"{where}.output")
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
     elif kind != "reasoning":  # thoughts of earlier turns are no part of later prompts
-        raise UnsupportedError(f"{where} is of a type that is not supported; message, function_call and its output are", "input")
+        raise UnsupportedError(
+            f"{where} is of a type that is not supported; message, function_call and its output are", "input"
+        )
 
 
 def _content(content: Any, where: str) -> Any:

@@ -1,9 +1,9 @@
 """Tools of a chat request: what the model is told of them, and what its answer must then be.
 
-    tool_choice auto              free; with `strict` tools, calls follow their schemas (structural tags)
-    auto with response_format     either the format or calls: one JSON schema for both
-    required, or a named tool     nothing but a call: a JSON schema; required with parallel_tool_calls true: a list of calls
-    none, or no tools             the model is not told of any
+tool_choice auto              free; with `strict` tools, calls follow their schemas (structural tags)
+auto with response_format     either the format or calls: one JSON schema for both
+required, or a named tool     nothing but a call: a JSON schema; required with parallel_tool_calls true: a list of calls
+none, or no tools             the model is not told of any
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ def parse_tools(raw: Any) -> list[dict[str, Any]]:
 
 def _tool(raw: Any, where: str) -> dict[str, Any]:
     if not isinstance(raw, dict) or raw.get("type") != "function" or not isinstance(raw.get("function"), dict):
-        raise RequestError(f'{where} must be {{"type": "function", "function": {{...}}}}; other types are not supported', "tools")
+        raise RequestError(
+            f'{where} must be {{"type": "function", "function": {{...}}}}; other types are not supported', "tools"
+        )
     function = raw["function"]
     for keys, known, place in ((raw, _TOOL_KEYS, where), (function, _FUNCTION_KEYS, f"{where}.function")):
         for key in keys:
@@ -177,7 +179,9 @@ def _choose(choice: Any, tools: list[dict[str, Any]]) -> tuple[str, list[dict[st
         return "auto", tools
     if isinstance(choice, str):
         if choice not in ("none", "auto", "required"):
-            raise RequestError(f"tool_choice must be none, auto, required or a named function, got {choice[:50]!r}", "tool_choice")
+            raise RequestError(
+                f"tool_choice must be none, auto, required or a named function, got {choice[:50]!r}", "tool_choice"
+            )
         if choice == "required" and not tools:
             raise RequestError("tool_choice is required, but there are no tools", "tool_choice")
         return choice, tools

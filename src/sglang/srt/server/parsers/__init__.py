@@ -1,10 +1,10 @@
 """Answers taken apart. A file imports only what stands below it in this list:
 
-    answer.py        thoughts, then content and calls
-    tool_calls.py    formats of tool calls by name
-    formats/         one class a format
-    calls.py         what all formats share
-    json_calls.py    calls as JSON objects, read as they grow
-    reasoning.py     thoughts
-    pieces.py        the pieces of an answer
+answer.py        thoughts, then content and calls
+tool_calls.py    formats of tool calls by name
+formats/         one class a format
+calls.py         what all formats share
+json_calls.py    calls as JSON objects, read as they grow
+reasoning.py     thoughts
+pieces.py        the pieces of an answer
 """

@@ -1,6 +1,6 @@
 """What a model thinks before it answers, told from the answer.
 
-    <think>thoughts</think>answer          the opening mark may stand in the prompt, or be left out
+<think>thoughts</think>answer          the opening mark may stand in the prompt, or be left out
 """
 
 from __future__ import annotations

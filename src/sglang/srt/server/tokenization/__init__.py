@@ -1,10 +1,10 @@
 """Text to ids and back. A file imports only what stands below it in this list:
 
-    tokenizer.py        Tokenizer: three ways to encode, one to decode; load_tokenizer
-    model_files.py      what a folder or GGUF file says about its text
-    gguf_tokenizer.py   a tokenizer from GGUF metadata
-    chat_template.py    sandboxed Jinja
-    special_text.py     names of special tokens in user text
-    token_bytes.py      the bytes behind every token
-    incremental.py      bytes -> whole characters
+tokenizer.py        Tokenizer: three ways to encode, one to decode; load_tokenizer
+model_files.py      what a folder or GGUF file says about its text
+gguf_tokenizer.py   a tokenizer from GGUF metadata
+chat_template.py    sandboxed Jinja
+special_text.py     names of special tokens in user text
+token_bytes.py      the bytes behind every token
+incremental.py      bytes -> whole characters
 """

@@ -181,9 +181,7 @@ class Rows:
         return int(self.x.shape[0])
 
 
-def make_rows(
-    ops: Ops, config: VisionConfig, n: int, starts: Int32, wide: Int32, angles: Float32 | None = None
-) -> Rows:
+def make_rows(ops: Ops, config: VisionConfig, n: int, starts: Int32, wide: Int32, angles: Float32 | None = None) -> Rows:
     """`angles`: [n, head_dim / 2] radians by which pairs turn, if positions are rotary."""
     cos = None if angles is None else ops.array(np.cos(angles, dtype=np.float32))
     sin = None if angles is None else ops.array(np.sin(angles, dtype=np.float32))
@@ -212,7 +210,14 @@ class EncoderLayer:
     """x += attention(norm(x)); x += mlp(norm(x)). The last addition stays in `delta`. `is_wide`: sees the whole picture."""
 
     def __init__(
-        self, ops: Ops, config: VisionConfig, norms: tuple[Norm, Norm], qkv: Dense, output: Dense, mlp: MLP, is_wide: bool = True
+        self,
+        ops: Ops,
+        config: VisionConfig,
+        norms: tuple[Norm, Norm],
+        qkv: Dense,
+        output: Dense,
+        mlp: MLP,
+        is_wide: bool = True,
     ) -> None:
         self.ops, self.config = ops, config
         self.norm1, self.norm2 = norms

@@ -57,7 +57,10 @@ class SiglipTower:
 
     def _layer(self, source: WeightSource, at: str) -> EncoderLayer:
         c, ops = self.config, self.ops
-        norms = (LayerNorm(ops, source, f"{at}.layer_norm1", c.norm_eps), LayerNorm(ops, source, f"{at}.layer_norm2", c.norm_eps))
+        norms = (
+            LayerNorm(ops, source, f"{at}.layer_norm1", c.norm_eps),
+            LayerNorm(ops, source, f"{at}.layer_norm2", c.norm_eps),
+        )
         outputs = {f"{at}.self_attn.{name}_proj": c.hidden_size for name in "qkv"}
         qkv = Dense(ops, source, outputs, c.hidden_size)
         output = Dense(ops, source, {f"{at}.self_attn.out_proj": c.hidden_size}, c.hidden_size)

@@ -1,7 +1,7 @@
 """Calls as JSON objects between marks, and calls whose name stands before a JSON object of arguments.
 
-    {"name": "f", "arguments": {...}}            between the format's openers and closers, one or a list
-    f[ARGS]{...}                                 after an opener of `heads`: the name, then the arguments
+{"name": "f", "arguments": {...}}            between the format's openers and closers, one or a list
+f[ARGS]{...}                                 after an opener of `heads`: the name, then the arguments
 """
 
 from __future__ import annotations
