@@ -122,7 +122,6 @@ class LLGuidanceBackend:
         self._limits = llguidance.LLParserLimits(
             verbose_errors=False,
             max_lexer_states=50_000,
-            step_max_items=5_000,
             max_items_in_row=5_000,
             max_grammar_size=100_000,
         )
