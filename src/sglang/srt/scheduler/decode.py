@@ -6,6 +6,8 @@ the queue. It keeps its output, its place in the grammar and its seed, so that n
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sglang.srt.scheduler.batch import Extend
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.prefill import OutputEstimate, PrefillPlanner
@@ -58,16 +60,18 @@ class RunningBatch:
                 last.no_reuse = True
                 self.retract(last)
 
-    def split(self) -> tuple[list[Req], list[Extend]]:
+    def split(self, sits_out: Callable[[Req], bool]) -> tuple[list[Req], list[Extend]]:
         """Who takes one row in the next step, and who takes several because tokens were forced on it. The rows of the latter
-        are cut where a step ends."""
+        are cut where a step ends. A prompt whose first token is late begins with its last row."""
         decodes: list[Req] = []
         jumps: list[Extend] = []
         spare = self._step_tokens - len(self.reqs)
         for req in self.reqs:
             assert req.hold is not None
+            if sits_out(req):
+                continue
             start, end = req.hold.kv_len, req.fill_len
-            if end - start == 1 and req.ending is None:
+            if end - start == 1 and req.ending is None and req.output_ids:
                 decodes.append(req)
                 continue
             end = min(end, start + 1 + spare)

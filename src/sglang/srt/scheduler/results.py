@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 
 from sglang.srt.forward_batch import ForwardOutput, LogprobResult
 from sglang.srt.messages import FinishReason, LogprobOptions, Position, TokenOut
@@ -23,19 +24,20 @@ class StepResults:
         self.ended: list[Req] = []
         self.decoding: list[Req] = []
 
-    def commit(self, batch: ScheduleBatch, output: ForwardOutput) -> None:
-        """Enters the output of `batch`."""
+    def commit(self, batch: ScheduleBatch, output: ForwardOutput, late: Collection[Req] = ()) -> None:
+        """Enters the output of `batch`. Who is `late` has no token yet: its last row is computed again in a later step."""
         for req in batch.decodes:
             assert req.hold is not None
-            req.hold.kv_len += 1
+            req.hold.kv_len += req not in late
         for extend in batch.extends:
             assert extend.req.hold is not None
-            extend.req.hold.kv_len = extend.end
+            extend.req.hold.kv_len = extend.end - (extend.req in late)
         for req, asked, scores in zip(batch.scored, batch.forward.prompt_logprobs, output.prompt_logprobs, strict=True):
             self._commit_scores(req, asked.targets.tolist(), scores)
-        reasons = self._commit_tokens(batch, output)
+        reasons = self._commit_tokens(batch, output, late)
         for req in batch.decodes:
-            self._conclude(req, reasons[req.rid])
+            if req not in late:
+                self._conclude(req, reasons[req.rid])
         for extend in batch.extends:
             req = extend.req
             reason = reasons.get(req.rid)
@@ -43,11 +45,12 @@ class StepResults:
                 reason = _late_reason(req)
             if reason is None and not extend.is_jump:
                 assert req.hold is not None
-                self._memory.share(req.hold, req.fill_ids()[: extend.end])
+                self._memory.share(req.hold, req.fill_ids()[: req.hold.kv_len])
             if extend.completes:
                 if req.media is not None:
                     req.media.jobs.clear()
-                self._conclude(req, reason)
+                if req not in late:
+                    self._conclude(req, reason)
                 if reason is None and not extend.is_jump:
                     self.decoding.append(req)
 
@@ -75,10 +78,14 @@ class StepResults:
         elif req.msg.stream:
             self.outs.append(build_out(req, None))
 
-    def _commit_tokens(self, batch: ScheduleBatch, output: ForwardOutput) -> dict[str, FinishReason | None]:
+    def _commit_tokens(
+        self, batch: ScheduleBatch, output: ForwardOutput, late: Collection[Req]
+    ) -> dict[str, FinishReason | None]:
         bad = set(output.nan_rows)
         reasons: dict[str, FinishReason | None] = {}
         for i, (req, token_id) in enumerate(zip(batch.sampled, output.next_ids.tolist(), strict=True)):
+            if req in late:
+                continue
             if i in bad:
                 reasons[req.rid] = failure_reason("the model's logits are not numbers (NaN)")
                 continue

@@ -56,7 +56,10 @@ from sglang.srt.vocabulary import Vocabulary
 logger = logging.getLogger("sglang")
 
 IDLE_SECONDS = 1.0
+FIRST_IDLE_SECONDS = 0.1
 COMPILING_SECONDS = 0.002
+LATE_SECONDS, LATE_SHARE = 0.001, 0.2
+"""A mask may take so long beyond the model's part, and such a share of that; then its request sits out."""
 
 
 class Scheduler:
@@ -90,7 +93,7 @@ class Scheduler:
         self._compiler = GrammarCompiler(backend, grammar_options)
         self._masks: MaskFiller | None = None
         if backend is not None and vocabulary is not None:
-            self._masks = MaskFiller(backend, self.memory.rows.num_rows, info.vocab_size, sorted(vocabulary.eos_token_ids))
+            self._masks = MaskFiller(backend, info.vocab_size, sorted(vocabulary.eos_token_ids))
         self._inlet = Inlet(info, self.memory, vocabulary, self._compiler, options.random_seed, grammar_options.jump_forward)
         self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
         self._estimate = OutputEstimate(options.schedule_conservativeness)
@@ -131,7 +134,8 @@ class Scheduler:
         self._enqueue_compiled(results)
         batch = None if self._paused else self._plan(results)
         if batch is not None:
-            results.commit(batch, self._compute(batch))
+            output, late = self._compute(batch)
+            results.commit(batch, output, late)
             self._settle(batch, results)
         self._emit(results)
         worked = self._sees and not self._paused and self._gate.work(busy=batch is not None)
@@ -139,9 +143,10 @@ class Scheduler:
 
     def _receive(self) -> None:
         busy = not self._paused and (self._running.reqs or self._prefill.partial or len(self._waiting))
-        timeout = 0.0 if busy else COMPILING_SECONDS if len(self._inlet) else IDLE_SECONDS
+        idle = IDLE_SECONDS if self._compiler.is_warm else FIRST_IDLE_SECONDS
+        timeout = 0.0 if busy else COMPILING_SECONDS if len(self._inlet) else idle
         messages = self._inbox.receive(timeout)
-        if not messages and timeout == IDLE_SECONDS:
+        if not messages and timeout == idle:
             self._rest()
         for message in messages:
             self.handle(message)
@@ -154,7 +159,8 @@ class Scheduler:
             self._running.retract_one()
         for req in self._running.reserve_step():
             results.end(req, FinishReason("length", length=len(req.output_ids), message=full))
-        decodes, jumps = self._running.split()
+        masks = self._masks
+        decodes, jumps = self._running.split(lambda req: masks is not None and masks.is_busy(req.grammar))
         extends = self._prefill.plan(self._running.reqs, sum(jump.length - 1 for jump in jumps))
         for req in self._prefill.unfit:
             results.end(req, FinishReason("length", length=len(req.output_ids), message=full))
@@ -165,18 +171,27 @@ class Scheduler:
                 self._prefill.partial.no_reuse = True
                 self._running.retract(self._prefill.partial)
             return None
+        if not (decodes or jumps or extends):
+            time.sleep(LATE_SECONDS)  # everybody waits for a mask
+            return None
         return build_batch(decodes, jumps + extends, self.memory.rows.table, self._sees)
 
-    def _compute(self, batch: ScheduleBatch) -> ForwardOutput:
-        """The model's part; masks are filled while it runs."""
+    def _compute(self, batch: ScheduleBatch) -> tuple[ForwardOutput, set[Req]]:
+        """The model's part; masks are filled while it runs. Who is late gets no token in this step."""
         rows = [i for i, req in enumerate(batch.sampled) if req.grammar is not None and not req.in_thought]
+        busy = {i for i in rows if self._masks is not None and self._masks.is_busy(batch.sampled[i].grammar)}  # after retraction
+        rows = [i for i in rows if i not in busy]
         if rows and self._masks is not None:
             reqs = [batch.sampled[i] for i in rows]
             no_eos = [r.msg.sampling.ignore_eos or len(r.output_ids) < r.msg.sampling.min_new_tokens for r in reqs]
             self._masks.start(rows, [req.grammar for req in reqs if req.grammar is not None], no_eos)
+        began = time.perf_counter()
         self._worker.forward(batch.forward)
-        masks = self._masks.finish() if rows and self._masks is not None else None
-        return self._worker.sample(batch.forward, masks)
+        if not rows or self._masks is None:
+            return self._worker.sample(batch.forward, None), {batch.sampled[i] for i in busy}
+        patience = LATE_SECONDS + LATE_SHARE * (time.perf_counter() - began)
+        masks, late = self._masks.finish(patience)
+        return self._worker.sample(batch.forward, masks), {batch.sampled[i] for i in busy.union(late)}
 
     def _settle(self, batch: ScheduleBatch, results: StepResults) -> None:
         """Brings the owners up to date with a step."""

@@ -53,13 +53,13 @@ class GrammarCompiler:
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         for i in range(NUM_THREADS):
             threading.Thread(target=self._work, name=f"grammar-{i}", daemon=True).start()
-        self._is_warm = backend is None
+        self.is_warm = backend is None
 
     def warm_up(self) -> None:
         """Builds what all grammars share, if nobody has asked for a grammar yet. For an idle moment: it takes a core for the
         better part of a second."""
-        if not self._is_warm and self._backend is not None:
-            self._is_warm = True
+        if not self.is_warm and self._backend is not None:
+            self.is_warm = True
             self._queue.put(self._backend.prepare)
             self._queue.put(release_freed_memory)
 
@@ -75,7 +75,7 @@ class GrammarCompiler:
             job.done = True
             return job
         self._cache[key] = job
-        self._is_warm = self._is_warm or key[0] != STOP_REGEX
+        self.is_warm = self.is_warm or key[0] != STOP_REGEX
         while len(self._cache) > self._options.cache_entries:
             self._cache.popitem(last=False)
         self._queue.put(lambda: self._compile(job))

@@ -23,10 +23,10 @@ from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
 from sglang.srt.vocabulary import Vocabulary
 
-MAX_FORCED_BYTES = 4096
+MAX_FORCED_BYTES = 1024
 """Of a longer forced stretch the beginning is drawn token by token: finding its tokens would take time others wait for."""
 TRIAL_STEPS = 4
-TRIAL_SECONDS = 0.1
+TRIAL_SECONDS = 0.03
 FOLLOWED = frozenset(
     [
         "type",
@@ -149,14 +149,16 @@ class LLGuidanceBackend:
         """Takes a few steps here, on a side thread: what is built lazily is there for every copy, and what runs into a limit
         or takes too long is refused before anybody waits for it."""
         mask = np.zeros(self._num_words, dtype=np.uint32)
-        trial: GrammarState = state
-        for i in range(TRIAL_STEPS):
+        state.forced_tokens()
+        state.fill_mask(mask)
+        if state.error is not None:
+            raise GrammarError(f"{kind}: too complex: {state.error}", kind)
+        trial = state.copy()
+        for _ in range(TRIAL_STEPS):
             began = time.thread_time()
             trial.forced_tokens()
             trial.fill_mask(mask)
             allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
-            if i == 0:
-                trial = state.copy()
             if len(allowed):
                 trial.accept(int(allowed[len(allowed) // 2]))
             seconds = time.thread_time() - began

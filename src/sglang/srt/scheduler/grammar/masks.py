@@ -1,51 +1,135 @@
-"""Fills the masks of all constrained rows of a step on a side thread while the model computes."""
+"""Fills the masks of all constrained rows of a step on a side thread while the model computes.
+
+One call of the engine fills them all, in parallel. A mask that is not there soon after the model is done makes its request late:
+it sits out until the thread that works on it is through, and everybody else goes on. Requests that were late once are filled
+one by one, after the others, until they are quick again. What an engine found out on the way it remembers, so the second attempt
+at a mask is quick.
+"""
 
 from __future__ import annotations
 
+import threading
+import time
+import weakref
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from sglang.srt.forward_batch import VocabMasks
 from sglang.srt.scheduler.grammar.base import GrammarBackend, GrammarState, UInt32Array
 
+MAX_LATE = 3
+"""steps whose late masks are still being worked on"""
+QUICK_SECONDS = 0.002
+
+
+class _Task:
+    """The masks of one step. Each of `parts` are rows that are filled in one go."""
+
+    def __init__(self, states: list[GrammarState], no_eos: list[bool], parts: list[list[int]], num_words: int) -> None:
+        self.states = states
+        self.no_eos = no_eos
+        self.parts = parts
+        self.bits: UInt32Array = np.zeros((len(states), num_words), dtype=np.uint32)
+        self.done = [False] * len(states)
+        self.taken = 0
+        self.lock = threading.Lock()
+        self.stop = False
+        self.finished = threading.Event()
+        self.error: BaseException | None = None
+
+    def take(self) -> list[int] | None:
+        """The next rows to fill."""
+        with self.lock:
+            if self.stop or self.taken == len(self.parts):
+                return None
+            self.taken += 1
+            return self.parts[self.taken - 1]
+
+    def works_on(self, state: GrammarState) -> bool:
+        return any(self.states[i] is state and not self.done[i] for part in self.parts[: self.taken] for i in part)
+
 
 class MaskFiller:
-    """Owner of the buffer: the masks of a step are valid until the next `start`."""
+    """Owner of the threads that fill. Used by one thread."""
 
-    def __init__(self, backend: GrammarBackend, num_rows: int, model_vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(self, backend: GrammarBackend, model_vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._backend = backend
-        self._bits: UInt32Array = np.zeros((num_rows, (model_vocab_size + 31) // 32), dtype=np.uint32)
-        self._not_eos: UInt32Array = np.full(self._bits.shape[1], 0xFFFFFFFF, dtype=np.uint32)
+        self._num_words = (model_vocab_size + 31) // 32
+        self._not_eos: UInt32Array = np.full(self._num_words, 0xFFFFFFFF, dtype=np.uint32)
         for i in eos_token_ids:
             if i < model_vocab_size:
                 self._not_eos[i // 32] &= np.uint32(~(1 << (i % 32)) & 0xFFFFFFFF)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
-        self._pending: Future[None] | None = None
+        self._threads = ThreadPoolExecutor(MAX_LATE + 1, thread_name_prefix="masks")
+        self._task: _Task | None = None
         self._rows: list[int] = []
+        self._late: list[_Task] = []
+        self._suspects: weakref.WeakSet[GrammarState] = weakref.WeakSet()
+
+    def is_busy(self, state: GrammarState | None) -> bool:
+        """Whether a thread still works on a late mask of `state`: it must be left alone."""
+        if state is None or not self._late:
+            return False
+        self._late = [task for task in self._late if not task.finished.is_set()]
+        return any(task.works_on(state) for task in self._late)
 
     def start(self, rows: list[int], states: list[GrammarState], no_eos: list[bool]) -> None:
         """Begins to fill. `rows` index the step's samples; where `no_eos`, the output may not end here unless it must."""
+        while sum(not task.finished.is_set() for task in self._late) >= MAX_LATE:
+            self._late[0].finished.wait()
+            self._late = [task for task in self._late if not task.finished.is_set()]
+        suspect = [bool(self._suspects) and state in self._suspects for state in states]
+        quick = [i for i, is_suspect in enumerate(suspect) if not is_suspect]
+        parts = [quick] * bool(quick) + [[i] for i, is_suspect in enumerate(suspect) if is_suspect]
         self._rows = rows
-        self._pending = self._thread.submit(self._fill, states, no_eos)
+        self._task = _Task(states, no_eos, parts, self._num_words)
+        self._threads.submit(self._fill, self._task)
 
-    def finish(self) -> VocabMasks | None:
-        """Waits for the masks of the last `start`; None when there was none."""
-        if self._pending is None:
-            return None
-        pending, self._pending = self._pending, None
-        pending.result()
-        return VocabMasks(np.array(self._rows, dtype=np.int32), self._bits[: len(self._rows)])
+    def finish(self, patience: float) -> tuple[VocabMasks, list[int]]:
+        """The masks of the last `start`, and which of its rows are late, `patience` seconds from now."""
+        task, self._task = self._task, None
+        assert task is not None, "start comes first"
+        if not task.finished.wait(patience):
+            with task.lock:
+                task.stop = True
+            self._late.append(task)
+        if task.error is not None:
+            raise task.error
+        there = list(task.done)  # the thread may go on
+        if all(there):
+            return VocabMasks(np.array(self._rows, dtype=np.int32), task.bits), []
+        index = [i for i, is_there in enumerate(there) if is_there]
+        for i, is_there in enumerate(there):
+            if not is_there:
+                self._suspects.add(task.states[i])
+        late = [row for row, is_there in zip(self._rows, there, strict=True) if not is_there]
+        return VocabMasks(np.array([self._rows[i] for i in index], dtype=np.int32), task.bits[index]), late
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False)
+        self._threads.shutdown(wait=False)
 
-    def _fill(self, states: list[GrammarState], no_eos: list[bool]) -> None:
-        bits = self._bits[: len(states)]
-        self._backend.fill_masks(states, bits)
-        for i, forbidden in enumerate(no_eos):
-            if forbidden:
-                rest = bits[i] & self._not_eos
+    def _fill(self, task: _Task) -> None:
+        try:
+            while (part := task.take()) is not None:
+                self._fill_part(task, part)
+        except BaseException as error:  # noqa: BLE001  outermost loop of this thread; `finish` raises it
+            task.error = error
+        finally:
+            task.finished.set()
+
+    def _fill_part(self, task: _Task, part: list[int]) -> None:
+        began = time.perf_counter()
+        bits = task.bits if len(part) == len(task.states) else np.zeros((len(part), self._num_words), dtype=np.uint32)
+        self._backend.fill_masks([task.states[i] for i in part], bits)
+        for row, i in zip(bits, part, strict=True):
+            if task.no_eos[i]:
+                rest = row & self._not_eos
                 if rest.any():
-                    bits[i] = rest
+                    row[:] = rest
+        if bits is not task.bits:
+            task.bits[part] = bits
+        if len(part) == 1 and time.perf_counter() - began < QUICK_SECONDS:
+            self._suspects.discard(task.states[part[0]])
+        for i in part:
+            task.done[i] = True
