@@ -179,7 +179,9 @@ class Scheduler:
     def _compute(self, batch: ScheduleBatch) -> tuple[ForwardOutput, set[Req]]:
         """The model's part; masks are filled while it runs. Who is late gets no token in this step."""
         rows = [i for i, req in enumerate(batch.sampled) if req.grammar is not None and not req.in_thought]
-        busy = {i for i in rows if self._masks is not None and self._masks.is_busy(batch.sampled[i].grammar)}  # after retraction
+        busy = {
+            i for i in rows if self._masks is not None and self._masks.is_busy(batch.sampled[i].grammar)
+        }  # after retraction
         rows = [i for i in rows if i not in busy]
         if rows and self._masks is not None:
             reqs = [batch.sampled[i] for i in rows]
