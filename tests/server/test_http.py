@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sglang.srt.server import responses
+from sglang.srt.server.request_maker import RequestMaker
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of, events_of
 
@@ -119,7 +120,7 @@ async def test_a_bug_shows_nothing_to_the_client(stand: Stand, monkeypatch: pyte
     def explode(*_: Any) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(stand.manager, "_expand", explode)
+    monkeypatch.setattr(RequestMaker, "make", explode)
     async with client_of(stand) as client:
         response = await client.post("/v1/chat/completions", json=CHAT)
     assert response.status_code == 500

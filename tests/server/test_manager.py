@@ -10,7 +10,7 @@ import pytest
 from sglang.srt.errors import EngineDeadError, OverloadError, RequestError
 from sglang.srt.messages import AbortReq, BatchTokenOut, FinishReason, TokenizedReq, TokenOut
 from sglang.srt.sampling_params import SamplingParams
-from sglang.srt.server import tokenizer_manager
+from sglang.srt.server import request_maker, tokenizer_manager
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from tests.server.conftest import MakeStand, Stand
 
@@ -140,7 +140,7 @@ async def test_health_fails_when_nothing_comes(stand: Stand) -> None:
 
 
 async def test_long_texts_are_tokenized_aside(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_manager, "LONG_TEXT", 3)
+    monkeypatch.setattr(request_maker, "LONG_TEXT", 3)
     call = await stand.manager.start(GenerateReq(text=["The quick", "brown"], sampling=SamplingParams(max_new_tokens=1)))
     assert len([out async for out in call]) == 2
     tokenizer = stand.manager.need_tokenizer()

@@ -12,6 +12,8 @@ A file imports only what stands below it in this list:
     native_format.py       the native API's bodies and replies (the offline Engine's too)
     responses.py           JSON, event streams, errors, clients that hang up
     tokenizer_manager.py   owns every call in flight: text -> ids -> scheduler -> text
+    calls.py               Call and Sequence: what is in flight
+    request_maker.py       GenerateReq -> TokenizedReqs
     validation.py          rules that need the model's numbers
     metrics.py             Prometheus
     request_log.py         the log of requests

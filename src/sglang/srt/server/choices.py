@@ -18,10 +18,11 @@ from typing import Any
 from sglang.srt.errors import RequestError
 from sglang.srt.messages import LogprobOptions, Position
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import as_bool, as_ids, as_text, as_texts, check_known
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
+from sglang.srt.server.request_maker import LONG_TEXT
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
-from sglang.srt.server.tokenizer_manager import LONG_TEXT, Call
 
 MAX_CHOICES = 4096
 _FIELDS = frozenset({"text", "input_ids", "choices", "unconditional", "rid", "cache_salt", "priority"})

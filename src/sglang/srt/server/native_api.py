@@ -15,12 +15,14 @@ from sglang.srt.config import HttpOptions
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.auth import need_admin
+from sglang.srt.server.calls import Call
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
 from sglang.srt.server.fields import as_bool, as_ids, as_text, check_known
 from sglang.srt.server.native_format import collect, parse_generate, stream_replies
+from sglang.srt.server.request_maker import LONG_TEXT
 from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, encode_json, read_object, stream
 from sglang.srt.server.tokenization.chat_roles import chat_roles
-from sglang.srt.server.tokenizer_manager import LONG_TEXT, Call, TokenizerManager
+from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 
 def _chat_roles(manager: TokenizerManager) -> dict[str, Any] | None:

@@ -16,8 +16,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sglang.srt.errors import RequestError, SglangError
+from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateReq
-from sglang.srt.server.tokenizer_manager import Call, TokenizerManager
+from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 encode_json = msgspec.json.Encoder().encode
 """JSON as bytes; NaN and infinities become null"""

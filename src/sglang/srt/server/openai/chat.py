@@ -12,6 +12,7 @@ import msgspec
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.messages import FinishReason, LogprobOptions, Position
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.multimodal.inputs import MediaInput
 from sglang.srt.server.openai.answers import Answer
@@ -28,7 +29,6 @@ from sglang.srt.server.parsers.tool_calls import call_format, create_parser
 from sglang.srt.server.responses import encode_json
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
-from sglang.srt.server.tokenizer_manager import Call
 
 MAX_TOP_LOGPROBS = 20
 PROMPT_END = 32

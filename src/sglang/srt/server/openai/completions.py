@@ -8,6 +8,7 @@ from typing import Any
 
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.messages import LogprobOptions, Position
+from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.openai.chat import join_salt, usage_wishes
 from sglang.srt.server.openai.logprobs import CompletionLogprobs
@@ -16,7 +17,6 @@ from sglang.srt.server.openai.sampling import sampling_params
 from sglang.srt.server.openai.sse import ChunkWriter, Usage, finish_name
 from sglang.srt.server.responses import encode_json
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
-from sglang.srt.server.tokenizer_manager import Call
 
 DEFAULT_MAX_TOKENS = 16
 MAX_LOGPROBS = 20

@@ -21,9 +21,10 @@ from sglang.srt.server.openai.protocol import ChatRequest, CompletionRequest, pa
 from sglang.srt.server.openai.responses_api import ResponsesCall
 from sglang.srt.server.parsers.reasoning import reasoning_format
 from sglang.srt.server.parsers.tool_calls import call_format, format_of_template
+from sglang.srt.server.request_maker import LONG_TEXT
 from sglang.srt.server.request_scope import name_user
 from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, read_object, stream
-from sglang.srt.server.tokenizer_manager import LONG_TEXT, TokenizerManager
+from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 T = TypeVar("T")
 

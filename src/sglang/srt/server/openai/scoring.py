@@ -12,11 +12,12 @@ from starlette.responses import Response
 from sglang.srt.errors import RequestError
 from sglang.srt.messages import LogprobOptions
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import as_bool, as_ids, as_int, as_text, as_texts, check_known
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.openai.sse import Usage
 from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, read_object, unless_gone
-from sglang.srt.server.tokenizer_manager import Call, TokenizerManager
+from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_ITEMS = 4096
 _SCORE = frozenset({"model", "query", "items", "label_token_ids", "apply_softmax", "item_first", "rid", "user", "priority"})

@@ -1,0 +1,134 @@
+"""What a caller of the tokenizer manager holds while its request runs: a Call, made of one Sequence for each sample of each prompt.
+
+The manager fills a call (`put`, `fail`) and its consumer iterates it; whoever stops listening cancels it, which aborts what still
+runs. Everything happens on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+from sglang.srt.errors import DeadlineError, SglangError
+from sglang.srt.messages import TokenizedReq
+from sglang.srt.server.detokenizer import Detokenizer
+from sglang.srt.server.generate_req import GenerateOut
+
+
+class Sequence:
+    """One sequence in flight, and when it was heard of."""
+
+    __slots__ = ("call", "detokenizer", "first_at", "held", "index", "last_at", "prompt_len", "queue_time", "request", "said")
+
+    def __init__(self, call: Call, index: int, request: TokenizedReq, detokenizer: Detokenizer | None) -> None:
+        self.call = call
+        self.index = index
+        self.request = request
+        self.prompt_len = len(request.input_ids)
+        self.detokenizer = detokenizer
+        self.first_at = 0.0
+        self.last_at = 0.0
+        self.queue_time = 0.0
+        self.held: GenerateOut | None = None
+        self.said = False
+
+    def with_held(self, out: GenerateOut) -> GenerateOut:
+        """This output, joined to what was held back before it."""
+        held, self.held = self.held, None
+        return out if held is None else held.join(out)
+
+    def is_due(self, out: GenerateOut, interval: int) -> bool:
+        """Whether to report now: the first token, then every `interval` tokens. What is not reported is held."""
+        held = len(self.held.ids) if self.held is not None else 0
+        if held + len(out.ids) < interval and self.said:
+            self.held = self.with_held(out)
+            return False
+        self.said = True
+        return True
+
+
+class Call:
+    """The outputs of one GenerateReq as they come: `async for out in call`. Ends when every sequence has finished or the call
+    is cancelled; raises the error of the first sequence that failed."""
+
+    __slots__ = ("_drop", "_error", "_queue", "_timer", "_waiter", "name", "open", "started_at", "trace")
+
+    def __init__(self, drop: Callable[[Call, str], None], name: str, started_at: float) -> None:
+        """`drop` aborts the call's open sequences for a reason; `started_at` is a time.monotonic()."""
+        self.name = name
+        self._drop = drop
+        self._queue: deque[GenerateOut] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: SglangError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.open: dict[str, Sequence] = {}
+        self.started_at = started_at
+        self.trace: str | None = None
+
+    def __aiter__(self) -> Call:
+        return self
+
+    async def __anext__(self) -> GenerateOut:
+        while not self._queue:
+            if self._error is not None:
+                raise self._error
+            if not self.open:
+                raise StopAsyncIteration
+            await self._wait()
+        return self._queue.popleft()
+
+    async def ready(self, timeout: float) -> None:
+        """Waits for the first output, at most `timeout` seconds. Raises if the call has failed by then."""
+        if not self._queue and self._error is None and self.open:
+            timer = asyncio.get_running_loop().call_later(timeout, self._wake)
+            try:
+                await self._wait()
+            finally:
+                timer.cancel()
+        if self._error is not None and not self._queue:
+            raise self._error
+
+    def cancel(self) -> None:
+        """Aborts what still runs. Nothing more comes."""
+        if self.open:
+            self._drop(self, "the client went away")
+        self._wake()
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def limit(self, seconds: float | None) -> None:
+        """Lets the call fail with DeadlineError if it has not ended `seconds` after it came."""
+        if seconds is not None:
+            left = max(self.started_at + seconds - time.monotonic(), 0.0)
+            self._timer = asyncio.get_running_loop().call_later(left, self._expire, seconds)
+
+    def _expire(self, seconds: float) -> None:
+        if self.open:
+            message = f"the request was not finished after {seconds:g} s"
+            self._drop(self, message)
+            self.fail(DeadlineError(message))
+
+    def closed(self) -> None:
+        """Called when the last sequence has gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def put(self, out: GenerateOut) -> None:
+        self._queue.append(out)
+        self._wake()
+
+    def fail(self, error: SglangError) -> None:
+        self._error = error
+        self._wake()
