@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sglang.srt.model.kernels.ops import Gate
+from sglang.srt.model.quant.scheme import QuantConfig
 
 
 @dataclass(frozen=True)
@@ -122,3 +123,5 @@ class ModelConfig:
     vision: VisionConfig | None = None
     rope_axes: tuple[int, ...] = ()
     """for each rotating pair, the axis (0 time, 1 height, 2 width) whose position turns it; empty: one position for all"""
+    quantization: QuantConfig | None = None
+    """how the checkpoint's matrices are quantised, if its config says so"""

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.model.quant import blocks
+from sglang.srt.model.quant.float8 import f8_values
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ FORMATS = {
         BlockFormat("f32", 1, 4),
         BlockFormat("f16", 1, 2),
         BlockFormat("bf16", 1, 2),
+        BlockFormat("f8", 1, 1),
         BlockFormat("q4_0", 32, 18),
         BlockFormat("q4_1", 32, 20),
         BlockFormat("q5_0", 32, 22),
@@ -47,13 +49,16 @@ class HostTensor:
     """A tensor in host memory, often a view of a mapped file.
 
     `shape` counts values, rows first ([out_features, in_features] for a matrix). `data` is, by format: f32: float32 of
-    `shape`; f16 and bf16: uint16 of `shape` (raw bits; NumPy has no bfloat16); blocks: uint8 [rows, bytes of a row].
+    `shape`; f16 and bf16: uint16 of `shape` (raw bits; NumPy has no bfloat16); f8: uint8 of `shape` (e4m3fn), to be multiplied
+    with the row's `scale`; blocks: uint8 [rows, bytes of a row].
     """
 
     name: str
     format: str
     shape: tuple[int, ...]
     data: npt.NDArray[Any]
+    scale: npt.NDArray[np.float32] | None = None
+    """[rows], f8 only"""
 
     @property
     def num_values(self) -> int:
@@ -61,7 +66,7 @@ class HostTensor:
 
     @property
     def is_dense(self) -> bool:
-        """Whether every value stands alone (f32, f16, bf16)."""
+        """Whether every value stands alone (f32, f16, bf16, f8)."""
         return FORMATS[self.format].block_len == 1
 
     def dequantise(self) -> npt.NDArray[np.float32]:
@@ -72,19 +77,34 @@ class HostTensor:
             return blocks.f16_values(self.data)
         if self.format == "bf16":
             return blocks.bf16_values(self.data)
+        if self.format == "f8":
+            return f8_values(self.data, self.scale)
         return blocks.dequantise(self.format, self.data).reshape(self.shape)
 
     def slice_rows(self, start: int, stop: int) -> HostTensor:
         """Rows start .. stop - 1 of a matrix or vector, as a view."""
         if not 0 <= start <= stop <= self.shape[0] or len(self.shape) > 2:
             raise ValueError(f"rows {start}..{stop} of {self.name}, which is {self.shape}")
-        return replace(self, shape=(stop - start, *self.shape[1:]), data=self.data[start:stop])
+        scale = None if self.scale is None else self.scale[start:stop]
+        return replace(self, shape=(stop - start, *self.shape[1:]), data=self.data[start:stop], scale=scale)
+
+    def slice_columns(self, start: int, stop: int) -> HostTensor:
+        """Columns start .. stop - 1 of a matrix, as a view. Both must lie between blocks."""
+        block = FORMATS[self.format]
+        if len(self.shape) != 2 or not 0 <= start <= stop <= self.shape[1]:
+            raise ValueError(f"columns {start}..{stop} of {self.name}, which is {self.shape}")
+        if start % block.block_len or stop % block.block_len:
+            raise ValueError(f"columns {start}..{stop} of {self.name} cut its blocks of {block.block_len} values")
+        per = 1 if self.is_dense else block.block_bytes
+        first, last = start // block.block_len * per, stop // block.block_len * per
+        return replace(self, shape=(self.shape[0], stop - start), data=self.data[:, first:last])
 
     def take_rows(self, rows: npt.NDArray[np.intp]) -> HostTensor:
         """The given rows of a matrix or vector, in their order (a copy; blocks stay as they are)."""
         if len(self.shape) > 2 or (len(self.shape) == 1 and not self.is_dense):
             raise ValueError(f"rows of {self.name}, which is {self.shape} in {self.format}")
-        return replace(self, shape=(len(rows), *self.shape[1:]), data=self.data[rows])
+        scale = None if self.scale is None else self.scale[rows]
+        return replace(self, shape=(len(rows), *self.shape[1:]), data=self.data[rows], scale=scale)
 
 
 def dense(name: str, values: npt.NDArray[np.float32], format_name: str = "f32") -> HostTensor:

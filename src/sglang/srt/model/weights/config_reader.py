@@ -15,6 +15,7 @@ from typing import Any
 from sglang.srt.errors import ModelError
 from sglang.srt.model.kernels.ops import Gate
 from sglang.srt.model.model_config import ModelConfig
+from sglang.srt.model.quant.scheme import QuantConfig, parse_quantization
 from sglang.srt.model.weights.config_fields import Fields, read_json
 from sglang.srt.model.weights.rope_reader import read_local_rope, read_rope
 from sglang.srt.model.weights.vision_config import VISION_FAMILIES, find_vision_family, text_part, with_vision
@@ -66,16 +67,19 @@ def parse_model_config(raw: Mapping[str, Any], source: Path, overrides: Mapping[
     family = _find_family({**raw, **overrides}, source)
     fields = Fields(raw, source, family.defaults, overrides)
     fields.read.update(("architectures", "model_type"))
-    quantization = fields.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise ModelError(
-            f"{source}: weights quantised by {method!r} are not read; use the unquantised checkpoint with --quantization "
-            "int8 or int4, or a .gguf file"
-        )
-    config = family.finish(fields, _common(fields, family))
+    config = replace(family.finish(fields, _common(fields, family)), quantization=_quantization(fields))
     fields.check_used()
     return config
+
+
+def _quantization(fields: Fields) -> QuantConfig | None:
+    raw = fields.get("quantization_config")
+    if not raw:
+        return None
+    try:
+        return parse_quantization(raw)
+    except ValueError as error:
+        raise fields.bad("quantization_config", str(error)) from error
 
 
 def _find_family(raw: Mapping[str, Any], source: Path) -> Family:

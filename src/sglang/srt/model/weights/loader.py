@@ -28,6 +28,7 @@ from sglang.srt.model.weights.config_reader import read_model_config
 from sglang.srt.model.weights.dummy import DummySource
 from sglang.srt.model.weights.gguf_config import ROPE_DIVISORS, read_gguf_config
 from sglang.srt.model.weights.gguf_source import GGUFSource
+from sglang.srt.model.weights.quantized_source import QuantizedSource
 from sglang.srt.model.weights.safetensors_reader import SafetensorsSource
 from sglang.srt.model.weights.shapes import Shapes, expected_shapes
 from sglang.srt.model.weights.vision_shapes import our_name
@@ -69,19 +70,23 @@ class TensorSource(Protocol):
 class Conversion:
     """How matrices change on their way in.
 
-    `dense_format`: dense tensors (f32, f16, bf16) become this; None leaves them. `quantization`: "int8" makes q8_0 of every
+    `dense_format`: dense tensors (f32, f16, bf16) become this; None leaves them. f8 becomes bf16, or stays where the kernels
+    `keep_f8`. `quantization`: "int8" makes q8_0 of every
     matrix; "int4" makes q4_1 of the layers' matrices and q8_0 of the embedding and the head, whose errors reach every token.
     Blocks of the file that are no larger than that stay as they are, as do matrices whose rows are no multiple of 32 values.
     """
 
     dense_format: str | None = None
     quantization: str | None = None
+    keep_f8: bool = False
 
     def apply(self, tensor: HostTensor) -> HostTensor:
         if len(tensor.shape) == 2:
             target = self._block_format(tensor)
             if target is not None:
                 return _quantise(tensor, target)
+        if tensor.format == "f8":
+            return tensor if self.keep_f8 else dense(tensor.name, tensor.dequantise(), self.dense_format or "bf16")
         if self.dense_format is None or not tensor.is_dense or tensor.format == self.dense_format:
             return tensor
         return dense(tensor.name, tensor.dequantise(), self.dense_format)
@@ -90,7 +95,8 @@ class Conversion:
         if self.quantization is None or tensor.shape[1] % 32:
             return None
         target = "q4_1" if self.quantization == "int4" and _LAYER.match(tensor.name) else "q8_0"
-        return target if _bits(tensor.format) > _bits(target) else None
+        bits = 16 if tensor.format == "f8" and not self.keep_f8 else _bits(tensor.format)
+        return target if bits > _bits(target) else None
 
 
 def _quantise(tensor: HostTensor, target: str) -> HostTensor:
@@ -161,15 +167,16 @@ class Checkpoint:
         return replace(self._source.read(self._stored[name]), name=name)
 
 
-def load_checkpoint(files: ModelFiles, options: ModelOptions) -> Checkpoint:
-    """Opens a model. Raises ModelError for whatever is wrong with it or with the options for it."""
+def load_checkpoint(files: ModelFiles, options: ModelOptions, keep_f8: bool = False) -> Checkpoint:
+    """Opens a model. `keep_f8`: the kernels multiply float8 matrices as they are. Raises ModelError for whatever is wrong with
+    it or with the options for it."""
     config, source = _open(files, options)
     config = _with_context_length(config, options.context_length)
     if options.dtype == "auto":
-        return Checkpoint(config, source, Conversion(None, options.quantization))
+        return Checkpoint(config, source, Conversion(None, options.quantization, keep_f8))
     if config.dtype in DENSE_FORMATS:
         config = replace(config, dtype=options.dtype)
-    return Checkpoint(config, source, Conversion(DENSE_FORMATS[options.dtype], options.quantization))
+    return Checkpoint(config, source, Conversion(DENSE_FORMATS[options.dtype], options.quantization, keep_f8))
 
 
 def read_config(files: ModelFiles, options: ModelOptions) -> ModelConfig:
@@ -193,8 +200,14 @@ def _open(files: ModelFiles, options: ModelOptions) -> tuple[ModelConfig, Tensor
     else:
         config = read_model_config(files.path, overrides)
         if options.load_format != "dummy":
-            return config, SafetensorsSource(files.path)
+            tensors = SafetensorsSource(files.path)
+            return config, tensors if config.quantization is None else QuantizedSource(tensors, config.quantization)
     if options.load_format == "dummy":
+        if config.quantization is not None:
+            raise ModelError(
+                f"--load-format dummy makes no {config.quantization.name} weights: take the unquantised model's config with "
+                "--quantization int4 or int8"
+            )
         wanted = config.dtype if options.dtype == "auto" else options.dtype
         source = DummySource(replace(config, dtype=wanted), files.path, options.random_seed)
     return config, source

@@ -26,6 +26,9 @@ SINGLE_NAME = "model.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth")
 
 _FORMATS = {"F32": ("f32", "<f4"), "F16": ("f16", "<u2"), "BF16": ("bf16", "<u2")}
+_RAW = {"F8_E4M3": "u1", "U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8"}
+"""types that parts of quantised matrices have"""
+_DTYPES = {name: dtype for name, (_, dtype) in _FORMATS.items()} | _RAW
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,10 @@ class SafetensorsSource:
 
     def read(self, name: str) -> HostTensor:
         return self._files[name].read(name)
+
+    def read_raw(self, name: str) -> npt.NDArray[Any]:
+        """A tensor of one of the types that parts of quantised matrices have (F8_E4M3 as bytes)."""
+        return self._files[name].read_raw(name)
 
 
 class _File:
@@ -120,7 +127,7 @@ class _File:
                 f"{self.path} is truncated: tensor {name!r} should end at byte {self._data_start + end}, and the file has "
                 f"{len(self._buffer)}; download it again"
             )
-        if dtype in _FORMATS and math.prod(shape) * np.dtype(_FORMATS[dtype][1]).itemsize != end - begin:
+        if dtype in _DTYPES and math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize != end - begin:
             raise self._bad(f"the tensor {name!r} of shape {list(shape)} in {dtype} cannot take {end - begin} bytes")
         return _Entry(dtype, shape, begin, end)
 
@@ -131,12 +138,20 @@ class _File:
                 f"{self.path}: tensor {name!r} is of type {entry.dtype}, and only F32, F16 and BF16 are read; "
                 "use the model's unquantised checkpoint or a .gguf file"
             )
-        format_name, dtype = _FORMATS[entry.dtype]
-        count = math.prod(entry.shape)
+        return HostTensor(name, _FORMATS[entry.dtype][0], entry.shape, self._array(entry))
+
+    def read_raw(self, name: str) -> npt.NDArray[Any]:
+        entry = self.entries[name]
+        if entry.dtype not in _RAW:
+            raise ModelError(f"{self.path}: tensor {name!r} is of type {entry.dtype}, and should be {', '.join(_RAW)}")
+        return self._array(entry)
+
+    def _array(self, entry: _Entry) -> npt.NDArray[Any]:
+        dtype, count = _DTYPES[entry.dtype], math.prod(entry.shape)
         data: npt.NDArray[Any] = np.frombuffer(self._buffer, dtype, count, self._data_start + entry.begin)
         if not data.flags.aligned:  # the format asks for aligned headers, old writers did not care
             data = data.copy()
-        return HostTensor(name, format_name, entry.shape, data.reshape(entry.shape))
+        return data.reshape(entry.shape)
 
 
 def _counts(value: Any) -> tuple[int, ...] | None:
