@@ -259,7 +259,7 @@ async def test_a_profile_is_written_to_a_file_of_the_servers_choice(stand: Stand
         shutil.rmtree(path.parent)
 
 
-@pytest.mark.parametrize("path", ["/open_session", "/close_session", "/load_lora_adapter", "/update_weights_from_disk"])
+@pytest.mark.parametrize("path", ["/load_lora_adapter", "/update_weights_from_disk"])
 async def test_what_is_not_done_says_so(stand: Stand, path: str) -> None:
     async with client_of(stand) as client:
         response = await client.post(path, json={})

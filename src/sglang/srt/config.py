@@ -121,6 +121,11 @@ class HttpOptions:
     """seconds; None: as long as it takes"""
     drain_seconds: float = 5.0
     stop_with_stdin: bool = False
+    max_sessions: int = 1024
+    max_session_tokens: int = 4 << 20
+    """of all sessions together"""
+    session_timeout: float = 3600.0
+    """seconds without a request after which a session is closed"""
     otlp_traces_endpoint: str | None = None
 
 

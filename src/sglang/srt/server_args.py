@@ -123,6 +123,9 @@ class ServerArgs:
     tool_call_parser: str | None = _flag(None, "HTTP", "format of tool calls; default: by the chat template")
     cors_origins: str | None = _flag(None, "HTTP", "origins allowed by CORS, separated by commas")
     max_body_bytes: int = _flag(64 << 20, "HTTP", "largest request body")
+    max_sessions: int = _flag(1024, "HTTP", "most conversations kept for /open_session; 0: none")
+    max_session_tokens: int = _flag(4 << 20, "HTTP", "most tokens kept of all sessions together")
+    session_timeout: float = _flag(3600.0, "HTTP", "seconds without a request after which a session is closed")
     request_timeout: float | None = _flag(None, "HTTP", "seconds after which a request ends with 504; default: none")
     # operation
     skip_server_warmup: bool = _flag(False, "operation", "do not send a first request at start")
@@ -217,6 +220,9 @@ class ServerArgs:
                 request_timeout=self.request_timeout,
                 drain_seconds=self.drain_seconds,
                 stop_with_stdin=self.stop_with_stdin,
+                max_sessions=self.max_sessions,
+                max_session_tokens=self.max_session_tokens,
+                session_timeout=self.session_timeout,
                 otlp_traces_endpoint=self.otlp_traces_endpoint,
             ),
             media=MediaOptions(
@@ -270,6 +276,9 @@ class ServerArgs:
             raise ConfigError(f"--media-root {self.media_root} is not a folder")
         self._check_range("request_timeout", 0.001, None)
         self._check_range("drain_seconds", 0.0, None)
+        self._check_range("max_sessions", 0, None)
+        self._check_range("max_session_tokens", 1, None)
+        self._check_range("session_timeout", 0.001, None)
         self._check_range("max_body_bytes", 1, None)
         if self.chunked_prefill_size != -1:
             self._check_range("chunked_prefill_size", 1, None)

@@ -18,6 +18,7 @@ A file imports only what stands below it in this list:
     metrics.py             Prometheus
     request_log.py         the log of requests
     generate_req.py        GenerateReq and GenerateOut
+    sessions.py            conversations that the server keeps
     detokenizer.py         TokenOut -> text
     fields.py              checks of JSON fields
     multimodal/            media

@@ -15,6 +15,7 @@ from sglang.srt.errors import DeadlineError, SglangError
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.server.detokenizer import Detokenizer
 from sglang.srt.server.generate_req import GenerateOut
+from sglang.srt.server.sessions import Turn
 
 
 class Sequence:
@@ -53,7 +54,7 @@ class Call:
     """The outputs of one GenerateReq as they come: `async for out in call`. Ends when every sequence has finished or the call
     is cancelled; raises the error of the first sequence that failed."""
 
-    __slots__ = ("_drop", "_error", "_queue", "_timer", "_waiter", "name", "open", "started_at", "trace")
+    __slots__ = ("_drop", "_error", "_queue", "_timer", "_waiter", "name", "open", "started_at", "trace", "turn")
 
     def __init__(self, drop: Callable[[Call, str], None], name: str, started_at: float) -> None:
         """`drop` aborts the call's open sequences for a reason; `started_at` is a time.monotonic()."""
@@ -66,6 +67,7 @@ class Call:
         self.open: dict[str, Sequence] = {}
         self.started_at = started_at
         self.trace: str | None = None
+        self.turn: Turn | None = None
 
     def __aiter__(self) -> Call:
         return self
@@ -121,6 +123,9 @@ class Call:
 
     def closed(self) -> None:
         """Called when the last sequence has gone."""
+        if self.turn is not None:
+            self.turn.drop()
+            self.turn = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

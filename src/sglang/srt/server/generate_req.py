@@ -13,6 +13,7 @@ from sglang.srt.errors import RequestError
 from sglang.srt.messages import FinishReason, LogprobOptions, Position
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.multimodal.inputs import MediaInput
+from sglang.srt.server.sessions import SessionParams
 
 DEFAULT_SAMPLING = SamplingParams()
 
@@ -37,6 +38,7 @@ class GenerateReq:
     cache_salt: str | None = None
     priority: int = 0
     grammar_after: tuple[int, ...] = ()
+    session: SessionParams | None = None
     token_healing: bool = False
     """take back the tokens at the end of the prompt whose text could go on (tokenization/healing.py)"""
 

@@ -94,6 +94,8 @@ def _routes(
         ("/flush_cache", both, native.flush_cache),
         ("/start_profile", both, native.start_profile),
         ("/stop_profile", both, native.stop_profile),
+        ("/open_session", both, native.open_session),
+        ("/close_session", both, native.close_session),
         *((path, both, refused(why)) for path, why in NOT_DONE.items()),
         ("/abort_request", post, native.abort_request),
         ("/pause_generation", post, native.pause_generation),

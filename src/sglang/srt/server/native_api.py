@@ -17,7 +17,7 @@ from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.auth import need_admin
 from sglang.srt.server.calls import Call
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
-from sglang.srt.server.fields import as_bool, as_ids, as_text, check_known
+from sglang.srt.server.fields import as_bool, as_ids, as_int, as_text, check_known
 from sglang.srt.server.native_format import collect, parse_generate, stream_replies
 from sglang.srt.server.request_maker import LONG_TEXT
 from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, encode_json, read_object, stream
@@ -32,8 +32,6 @@ def _chat_roles(manager: TokenizerManager) -> dict[str, Any] | None:
 
 
 NOT_DONE = {
-    "/open_session": "sessions are not kept: send the whole prompt, of which the prefix cache computes only what is new",
-    "/close_session": "sessions are not kept, so there is none to close",
     "/load_lora_adapter": "LoRA adapters are not supported",
     "/unload_lora_adapter": "LoRA adapters are not supported",
     "/update_weights_from_disk": "weights cannot be replaced while the server runs; restart it with the new ones",
@@ -83,6 +81,22 @@ class NativeApi:
         plan = await plan_score(tokenizer, score)
         reply = await answer(request, self._manager, plan.req, lambda call: collect_scores(plan, call, tokenizer))
         return CLIENT_GONE if reply is None else JsonResponse(reply)
+
+    async def open_session(self, request: Request) -> Response:
+        """{capacity_of_str_len?, session_id?} -> the session's id as a JSON string."""
+        body = await read_object(request)
+        check_known(body, {"capacity_of_str_len", "session_id"}, "field")
+        capacity = as_int(body, "capacity_of_str_len", 0, 0, 2**31 - 1)
+        return JsonResponse(self._manager.open_session(as_text(body, "session_id"), capacity or None))
+
+    async def close_session(self, request: Request) -> Response:
+        body = await read_object(request)
+        check_known(body, {"session_id"}, "field")
+        name = as_text(body, "session_id")
+        if name is None:
+            raise RequestError("session_id is missing", "session_id")
+        self._manager.close_session(name)
+        return Response(status_code=200)
 
     async def tokenize(self, request: Request) -> Response:
         body = await read_object(request)

@@ -15,6 +15,7 @@ from sglang.srt.sampling_params import SamplingParams, parse_sampling_params
 from sglang.srt.server.fields import as_bool, as_int, as_text, check_known
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.multimodal.inputs import parse_media
+from sglang.srt.server.sessions import SessionParams
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 _FIELDS = frozenset(
@@ -35,6 +36,7 @@ _FIELDS = frozenset(
         "extra_key",
         "priority",
         "token_healing",
+        "session_params",
         "image_data",
         "video_data",
         "audio_data",
@@ -45,7 +47,6 @@ _UNSUPPORTED = frozenset(
     [
         "input_embeds",
         "lora_path",
-        "session_params",
         "custom_logit_processor",
         "return_hidden_states",
         "bootstrap_host",
@@ -114,7 +115,10 @@ def parse_generate(body: dict[str, Any], preferred: dict[str, Any] | None = None
         cache_salt=_salt(body),
         priority=as_int(body, "priority", 0, -(2**31), 2**31 - 1),
         token_healing=as_bool(body, "token_healing"),
+        session=_session(body),
     )
+    if req.session is not None:
+        _check_session(req, sampling)
     samples = [s.n for s in sampling]
     return NativeCall(req, [style for _, style in logprobs], is_batch or samples[0] > 1, samples)
 
@@ -185,6 +189,35 @@ def _salt(body: dict[str, Any]) -> str | None:
     """cache_salt and extra_key both name a namespace of the prefix cache; together they name a pair."""
     parts = [value for name in ("cache_salt", "extra_key") if (value := as_text(body, name)) is not None]
     return "\x1f".join(parts) if parts else None
+
+
+def _session(body: dict[str, Any]) -> SessionParams | None:
+    raw = body.get("session_params")
+    if raw is None:
+        return None
+    if not isinstance(raw, dict):
+        raise RequestError("session_params must be an object", "session_params")
+    check_known(raw, {"id", "rid", "offset", "replace", "drop_previous_output"}, "key of session_params")
+    name = as_text(raw, "id")
+    if name is None:
+        raise RequestError("session_params must have the id that open_session gave", "session_params")
+    return SessionParams(
+        id=name,
+        rid=as_text(raw, "rid"),
+        offset=as_int(raw, "offset", 0, -(2**31), 2**31 - 1),
+        replace=as_bool(raw, "replace"),
+        drop_previous_output=as_bool(raw, "drop_previous_output"),
+    )
+
+
+def _check_session(req: GenerateReq, sampling: list[SamplingParams]) -> None:
+    """A turn of a session is one sequence of text."""
+    if req.is_batch or sampling[0].n > 1:
+        raise RequestError("session_params is for a single prompt with one answer", "session_params")
+    if req.media is not None:
+        raise UnsupportedError("sessions are kept of text only: send images with the whole prompt", "session_params")
+    if req.token_healing:
+        raise UnsupportedError("token_healing cannot be combined with session_params", "token_healing")
 
 
 # --- replies ----------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ _GENERATE = _object(
     token_ids_logprob=_IDS,
     return_text_in_logprobs=_BOOL,
     stream=_BOOL,
+    session_params=_object(["id"], id=_TEXT, rid=_TEXT, offset=_INT, replace=_BOOL, drop_previous_output=_BOOL),
     cache_salt=_TEXT,
     priority=_INT,
 )
@@ -42,6 +43,8 @@ _REASONING = _object(["text"], text=_TEXT, reasoning_parser=_TEXT)
 _EMBED_INPUT = {"anyOf": [_TEXT, _TEXTS, _IDS, {"type": "array", "items": _IDS}]}
 _EMBED = _object(["input"], model=_TEXT, input=_EMBED_INPUT, encoding_format=_TEXT, dimensions=_INT, user=_TEXT, rid=_TEXT)
 _ENCODE = _object(text={"anyOf": [_TEXT, _TEXTS]}, input_ids={"anyOf": [_IDS, {"type": "array", "items": _IDS}]}, rid=_TEXT)
+_OPEN_SESSION = _object(capacity_of_str_len=_INT, session_id=_TEXT)
+_CLOSE_SESSION = _object(["session_id"], session_id=_TEXT)
 _ABORT = _object(rid=_TEXT, abort_all=_BOOL)
 
 _POSTS: dict[str, tuple[str, dict[str, Any] | None]] = {
@@ -53,6 +56,8 @@ _POSTS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "/detokenize": ("Ids to text", _DETOKENIZE),
     "/parse_function_call": ("Tool calls in a text", _PARSE_CALL),
     "/separate_reasoning": ("Thoughts and answer in a text", _REASONING),
+    "/open_session": ("Keep a conversation", _OPEN_SESSION),
+    "/close_session": ("Forget a conversation", _CLOSE_SESSION),
     "/abort_request": ("Abort a request, or all", _ABORT),
     "/flush_cache": ("Empty the prefix cache", None),
     "/start_profile": ("Profile the scheduler", None),

@@ -48,13 +48,16 @@ class RequestMaker:
             raise RequestError("this server runs without a tokenizer: send input_ids, and no text, stop strings or messages")
         return self.tokenizer
 
-    async def make(self, req: GenerateReq) -> list[TokenizedReq]:
-        """One TokenizedReq for every sample of every prompt, those of a prompt side by side. Raises RequestError."""
-        prompts = await self._tokenize(req)
+    async def make(self, req: GenerateReq, before: list[int] | None = None) -> list[TokenizedReq]:
+        """One TokenizedReq for every sample of every prompt, those of a prompt side by side. `before`: what stands before the
+        prompt of a session. Raises RequestError."""
+        prompts = await self._tokenize(req, special=req.add_special_tokens and not before)
+        if before:
+            prompts = [before + prompt for prompt in prompts]
         media = await self._take_media(req, prompts) if req.media is not None else {}
         return self._expand(req, prompts, media)
 
-    async def _tokenize(self, req: GenerateReq) -> list[list[int]]:
+    async def _tokenize(self, req: GenerateReq, special: bool) -> list[list[int]]:
         if req.input_ids is not None:
             if req.text is not None:
                 raise RequestError("give either text or input_ids, not both", "text")
@@ -65,8 +68,8 @@ class RequestMaker:
         tokenizer = self.need_tokenizer()
         texts = [self._check_size(text) for text in ([req.text] if isinstance(req.text, str) else req.text)]
         if sum(map(len, texts)) > LONG_TEXT:
-            return await asyncio.to_thread(tokenizer.encode_batch, texts, req.add_special_tokens)
-        return [tokenizer.encode(text, req.add_special_tokens) for text in texts]
+            return await asyncio.to_thread(tokenizer.encode_batch, texts, special)
+        return [tokenizer.encode(text, special) for text in texts]
 
     async def _take_media(self, req: GenerateReq, prompts: list[list[int]]) -> dict[int, MediaPrompt]:
         """The prompts that have media, with these in place, by number. Raises RequestError."""

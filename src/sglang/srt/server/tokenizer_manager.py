@@ -42,6 +42,7 @@ from sglang.srt.messages import (
     SchedulerReady,
     SchedulerStats,
     StateReq,
+    TokenizedReq,
     TokenOut,
     ToScheduler,
 )
@@ -54,6 +55,7 @@ from sglang.srt.server.metrics import Metrics
 from sglang.srt.server.request_log import RequestLog
 from sglang.srt.server.request_maker import RequestMaker
 from sglang.srt.server.request_scope import current_scope
+from sglang.srt.server.sessions import Place, Sessions, Turn
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from sglang.srt.server.tracing import Moments, Tracing
 
@@ -90,6 +92,7 @@ class TokenizerManager:
         self._calls: dict[str, Call] = {}
         self._controls: dict[int, asyncio.Future[ControlReply]] = {}
         self._embeddings = EmbeddingCalls(send)
+        self.sessions = Sessions(http.max_sessions, http.max_session_tokens, http.session_timeout)
         self._control_ids = itertools.count(1)
         self._death: str | None = None
         self.tracing = Tracing(http.otlp_traces_endpoint, http.served_model_name) if http.otlp_traces_endpoint else None
@@ -127,13 +130,15 @@ class TokenizerManager:
         self._check_alive()
         if self.info.get("embedding_dim"):
             raise RequestError("this server embeds and does not generate: use /v1/embeddings")
-        requests = await self._maker.make(req)
+        place = self.sessions.place(req.session, current_scope().key) if req.session is not None else None
+        requests = await self._maker.make(req, place.ids if place is not None else None)
         self._check_alive()  # it may have died while a long text was tokenized
         name = req.rid if isinstance(req.rid, str) else requests[0].rid
         if name in self._calls or any(r.rid in self._sequences for r in requests):
             raise RequestError(f"a request with the rid {name!r} is already running", "rid")
         scope = current_scope()
         call = Call(self.drop, name, scope.arrived_at)
+        call.turn = self._enter(place, requests[0]) if place is not None else None
         call.trace = scope.trace
         call.limit(min((t for t in (scope.timeout, self.http.request_timeout) if t is not None), default=None))
         vocabulary = self.tokenizer.vocabulary if self.tokenizer is not None else None
@@ -156,6 +161,22 @@ class TokenizerManager:
         if self.metrics is not None:
             self.metrics.received(requests)
         return call
+
+    def _enter(self, place: Place, request: TokenizedReq) -> Turn:
+        """Takes a request into its session. Raises RequestError or OverloadError."""
+        if place.capacity is not None and len(self.need_tokenizer().decode(request.input_ids)) > place.capacity:
+            raise RequestError(f"the conversation is longer than the session's {place.capacity} characters", "session_params")
+        return self.sessions.enter(place, request.rid, request.input_ids)
+
+    def open_session(self, name: str | None, capacity: int | None) -> str:
+        """The name of a new session for whoever asks. Raises RequestError or OverloadError."""
+        if capacity is not None:
+            self.need_tokenizer()
+        return self.sessions.open(name, capacity, current_scope().key)
+
+    def close_session(self, name: str) -> None:
+        """Raises RequestError if whoever asks has no such session."""
+        self.sessions.close(name, current_scope().key)
 
     async def generate(self, req: GenerateReq) -> AsyncIterator[GenerateOut]:
         """`start` and iterate; the sequences are aborted when the consumer stops early."""
@@ -257,6 +278,8 @@ class TokenizerManager:
             num_retractions=token_out.num_retractions,
             seconds=self._heard_at - call.started_at,
         )
+        if call.turn is not None:
+            call.turn.add(out.ids)
         self._note_times(sequence, token_out)
         self._log.said(out)
         if out.finish is not None:
@@ -266,15 +289,18 @@ class TokenizerManager:
 
     def _finish(self, sequence: Sequence, out: GenerateOut) -> None:
         call = sequence.call
-        self._forget(call, out.rid)
         assert out.finish is not None
+        error = _error_of(out.finish)
+        if call.turn is not None and error is None:
+            call.turn.finish()
+            call.turn = None
+        self._forget(call, out.rid)
         first = sequence.first_at - call.started_at if sequence.first_at else None
         self._log.finished(sequence.request, out, first, sequence.queue_time)
         if self.metrics is not None:
             self.metrics.finished(out, first, sequence.request.sampling.grammar is not None)
         if self.tracing is not None:
             self._trace(sequence, out.finish.type, out.prompt_len, out.completion_len)
-        error = _error_of(out.finish)
         if error is None:
             call.put(sequence.with_held(out))
         else:
