@@ -87,7 +87,7 @@ class EncoderEmbedder:
         self._pooling = pooling
 
     def embed(self, texts: Sequence[Sequence[int]]) -> list[Float32Array]:
-        rows = np.asarray(self._model.encode(texts))
+        rows = self._model.ops.fetch(self._model.encode(texts)).result()
         ends = np.cumsum([len(text) for text in texts])
         return [self._pooling.apply(part) for part in np.split(rows, ends[:-1])]
 
@@ -104,6 +104,7 @@ class DecoderEmbedder:
         self._table = np.zeros((MAX_GROUP, info.context_len), np.int32)
         self._limits = StepLimits(info.max_batch_tokens, MAX_GROUP, MAX_GROUP)
         self._step = create_buffers(ops, model.config, model.readers, self._limits, self._table, model.split_gate)
+        self._ops = ops
         step, norm = self._step, model.head.norm
         self._rows = ops.empty((info.max_batch_tokens, model.config.hidden_size))
 
@@ -165,9 +166,9 @@ class DecoderEmbedder:
             sample_rows=np.zeros(0, np.int32),
             samples=[],
         )
-        load_step(self._step, batch, self._limits)
+        load_step(self._ops, self._step, batch, self._limits, self._table)
         self._compute()
-        rows = np.asarray(self._rows)
+        rows = self._ops.fetch(self._rows[: batch.num_tokens]).result()
         keep_all = self._pooling.kind == "mean"
         for (i, a, b), at in zip(parts, starts.tolist(), strict=True):
             if keep_all:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from sglang.srt.forward_batch import ForwardBatch, Int32Array
-from sglang.srt.model.kernels.ops import Array, Ops
+from sglang.srt.model.kernels.ops import Array, Ops, StepShape
 from sglang.srt.model.kv_pool import KVPool
 from sglang.srt.model.layers.buffers import MediaBuffers, StepBuffers, StepLimits, create_buffers
 from sglang.srt.model.models.llama import Llama
@@ -25,6 +27,8 @@ class ModelRunner:
         self, ops: Ops, model: Llama, pool: KVPool, limits: StepLimits, req_to_token: Int32Array, use_tape: bool
     ) -> None:
         self.limits = limits
+        self._ops = ops
+        self._req_to_token = req_to_token
         self._step = create_buffers(ops, model.config, model.readers, limits, req_to_token, model.split_gate)
         step = self._step
         self._run_body = record_program(ops, lambda: model.body(step, pool.layers), use_tape)
@@ -32,18 +36,22 @@ class ModelRunner:
 
     def body(self, batch: ForwardBatch) -> None:
         """Computes all rows of the step."""
-        load_step(self._step, batch, self.limits)
+        load_step(self._ops, self._step, batch, self.limits, self._req_to_token)
         self._run_body()
 
     def head(self, rows: Int32Array) -> Array:
         """Logits of these rows of the step, [len(rows), vocab_size]: a view, valid until the next call."""
-        n = len(rows)
+        n, step = len(rows), self._step
         assert n <= self.limits.max_logit_rows
-        self._step.head_row_idx[:n] = rows
-        self._step.head_rows[0] = n
         if n:
+            step.head_inputs.begin()
+            host = step.head_inputs.host
+            host["row_idx"][:n] = rows
+            host["rows"][0] = n
+            step.head_inputs.send()
+            self._ops.bound(step.head_rows, n)
             self._run_head()
-        return self._step.logits[:n]
+        return step.logits[:n]
 
 
 def record_program(ops: Ops, run: Callable[[], None], use_tape: bool) -> Callable[[], None]:
@@ -56,30 +64,42 @@ def record_program(ops: Ops, run: Callable[[], None], use_tape: bool) -> Callabl
     return tape.replay
 
 
-def load_step(step: StepBuffers, batch: ForwardBatch, limits: StepLimits) -> None:
-    rows, reqs, meta = batch.num_tokens, batch.num_reqs, step.meta
+def load_step(ops: Ops, step: StepBuffers, batch: ForwardBatch, limits: StepLimits, req_to_token: Int32Array) -> None:
+    """Writes the step's inputs into the static buffers. `req_to_token`: the host's table."""
+    rows, reqs = batch.num_tokens, batch.num_reqs
     assert rows <= limits.max_rows and reqs <= limits.max_reqs
-    step.rows[0] = rows
-    step.input_ids[:rows] = batch.input_ids
-    step.positions[:rows] = batch.positions
-    step.slots[:rows] = batch.out_cache_loc
-    meta.num_reqs[0] = reqs
-    meta.req_pool_idx[:reqs] = batch.req_pool_idx
-    meta.q_start[:reqs] = batch.q_start
-    meta.q_len[:reqs] = batch.q_len
-    meta.seq_lens[:reqs] = batch.seq_lens
+    step.inputs.begin()
+    host = step.inputs.host
+    host["rows"][0] = rows
+    host["input_ids"][:rows] = batch.input_ids
+    host["positions"][:rows] = batch.positions
+    host["slots"][:rows] = batch.out_cache_loc
+    host["num_reqs"][0] = reqs
+    host["req_pool_idx"][:reqs] = batch.req_pool_idx
+    host["q_start"][:reqs] = batch.q_start
+    host["q_len"][:reqs] = batch.q_len
+    host["seq_lens"][:reqs] = batch.seq_lens
+    step.inputs.send()
+    ops.sync_table(step.meta.req_to_token, req_to_token, batch.req_pool_idx, batch.seq_lens)
+    ops.bound(step.rows, rows)
+    ops.bound_step(step.meta, StepShape(rows, reqs, int(batch.q_len.max(initial=0)), int(batch.seq_lens.max(initial=0))))
     if step.media is not None:
-        _load_media(step.media, meta.row_ends, batch)
+        _load_media(step.media, batch)
 
 
-def _load_media(media: MediaBuffers, row_ends: Array | None, batch: ForwardBatch) -> None:
+def _load_media(media: MediaBuffers, batch: ForwardBatch) -> None:
     """Rows that are not text lie in `embeds` at their own place."""
     rows = batch.num_tokens
-    media.index[:rows] = -1
+    media.inputs.begin()
+    host = media.inputs.host
+    index = host["index"]
+    index[:rows] = -1
     for part in batch.embeds:
         begin, end = part.row, part.row + part.count
         media.embeds[begin:end] = part.embedding[part.start : part.start + part.count]
-        media.index[begin:end] = media.row_numbers[begin:end]
-    if row_ends is not None:
-        row_ends[:rows] = 0 if batch.row_ends is None else batch.row_ends
-    media.positions[:, :rows] = batch.positions if batch.rope_positions is None else batch.rope_positions
+        index[begin:end] = np.arange(begin, end)
+    if "row_ends" in host:
+        host["row_ends"][:rows] = 0 if batch.row_ends is None else batch.row_ends
+    positions = host["positions"].reshape(3, -1)
+    positions[:, :rows] = batch.positions if batch.rope_positions is None else batch.rope_positions
+    media.inputs.send()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 import sglang.srt.model.kernels._cpu as _cpu
 from sglang.srt.errors import ConfigError, ModelError
+from sglang.srt.model.kernels.host import HostArrays
 from sglang.srt.model.kernels.ops import Activation, Activator, Array, AttentionMeta, Gate, KVLayer, Weight
 from sglang.srt.model.quant.formats import HostTensor
 
@@ -77,7 +78,7 @@ def _cgroup_cpus() -> float | None:
     return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
 
 
-class CpuOps:
+class CpuOps(HostArrays):
     """The op set of the native kernels. `threads=None`: one per physical core. `isa`: one of `usable_isas()`, None for the
     best. Handles of one CpuOps (weights, activations, KV) are for that one alone."""
 
@@ -107,9 +108,6 @@ class CpuOps:
         self.runtime.end()
 
     # --- memory and weights ---------------------------------------------------------------------------------------------------
-    def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> npt.NDArray[Any]:
-        return np.zeros(shape, dtype)
-
     def array(self, host: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.array(host, order="C")  # a copy: a view would keep the whole mapped file
 

@@ -8,15 +8,19 @@ Rules that hold for every op set:
   element, when the op *runs*: so a recorded op ("op tape") serves every batch.
 * Each output row is reduced in an order that does not depend on how many rows are in the call, nor on how a request's tokens
   were cut into steps. Results are bitwise the same alone and in company.
-* All arithmetic on activations is float32.
+* All arithmetic on activations is float32. (On CUDA products are taken in the model's type and added up in float32.)
+
+What crosses between host and device goes through six methods: `array` and `inputs` at load time, `Inputs.send`, `write`,
+`sync_table` on the way in, `fetch` on the way out. On a CPU the host's memory is the device's and they do next to nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.model.quant.formats import HostTensor
@@ -52,6 +56,47 @@ class KVLayer(Protocol):
     head_dim: int
 
 
+class Inputs(Protocol):
+    """Small int32 arrays that are written on the host and sent to the device together: one copy a step.
+
+    inputs.begin();  inputs.host["rows"][0] = n;  ...;  inputs.send()
+    """
+
+    arrays: Mapping[str, Array]
+    """what the ops read: static"""
+
+    @property
+    def host(self) -> Mapping[str, npt.NDArray[np.int32]]:
+        """What is written, valid from `begin` to `send`. What is not written again may hold anything."""
+        ...
+
+    def begin(self) -> None:
+        """Makes `host` writable: waits for a copy out of it that is still under way."""
+        ...
+
+    def send(self) -> None:
+        """Ops called from here on see what `host` holds. Does not wait."""
+        ...
+
+
+class Fetch(Protocol):
+    """A device array on its way to the host."""
+
+    def result(self) -> npt.NDArray[Any]:
+        """The values, once every op called before `fetch` has run. Waits for them."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What the host knows of a step: upper bounds for what `rows` and AttentionMeta hold on the device."""
+
+    num_rows: int
+    num_reqs: int
+    max_q_len: int
+    max_seq_len: int
+
+
 @dataclass(frozen=True)
 class AttentionMeta:
     """Static arrays that say which request owns which rows and slots (see forward_batch.ForwardBatch)."""
@@ -76,11 +121,43 @@ class Ops(Protocol):
 
     # --- memory and weights: at load time only --------------------------------------------------------------------------------
     def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> Array:
-        """A zeroed array of the device. dtype: float32, int32 or uint32."""
+        """A zeroed array of the device. dtype: float32, int32, uint32, or "hidden": the op set's own for rows that one op
+        writes and the next reads (float32 on a CPU, the model's type on CUDA)."""
         ...
 
     def array(self, host: npt.NDArray[Any]) -> Array:
         """A host array on the device (on a CPU possibly the same memory)."""
+        ...
+
+    def inputs(self, sizes: Mapping[str, int]) -> Inputs:
+        """An int32 array of each name and size, zeroed."""
+        ...
+
+    def table(self, host: npt.NDArray[np.int32]) -> Array:
+        """The device's side of a host table that its owner goes on writing (on a CPU the same memory)."""
+        ...
+
+    def sync_table(
+        self, table: Array, host: npt.NDArray[np.int32], rows: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]
+    ) -> None:
+        """table[r, :n] = host[r, :n] for each (r, n) of rows and lengths. Does not wait."""
+        ...
+
+    def write(self, out: Array, host: npt.NDArray[Any]) -> None:
+        """out[: len(host)] = host, seen by ops called from here on. `host` may be changed at once. Does not wait."""
+        ...
+
+    def fetch(self, x: Array) -> Fetch:
+        """A copy of x as it is once the ops called so far have run. Does not wait."""
+        ...
+
+    def bound(self, rows: Array, num_rows: int) -> None:
+        """Says that `rows` (of `inputs` or `empty`) holds at most num_rows until it is said again. A hint for op sets that
+        launch work from the host; without it the arrays' own sizes count."""
+        ...
+
+    def bound_step(self, meta: AttentionMeta, shape: StepShape) -> None:
+        """The same for attention over `meta`."""
         ...
 
     def pack(self, parts: Sequence[HostTensor]) -> Weight:
@@ -241,7 +318,12 @@ class Ops(Protocol):
         then k, then v; out: [n, num_heads * head_dim]."""
         ...
 
-    # --- on logits: called after the forward pass, not recorded; x is [num_rows, vocab] float32 ---------------------------------
+    # --- on logits: called after the forward pass, not recorded; x is [num_rows, vocab] float32. Arguments other than x may be
+    # host arrays on any device; results go to arrays of the device (`fetch` brings them) or, after a wait, to host arrays -------
+    def pick(self, x: Array, row_idx: Array, ids: Array) -> npt.NDArray[np.float32]:
+        """x[row_idx[i], ids[i]] on the host, in an array of its own. Waits."""
+        ...
+
     def adjust(self, x: Array, indptr: Array, ids: Array, scale: Array, bias: Array) -> None:
         """For each row i and each j in indptr[i] .. indptr[i+1]-1: v = x[i, ids[j]]; v = v / scale[j] if v > 0 else
         v * scale[j]; x[i, ids[j]] = v + bias[j]. This is repetition penalty (scale) and frequency and presence penalties and

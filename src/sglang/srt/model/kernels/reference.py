@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sglang.srt.model.kernels.host import HostArrays
 from sglang.srt.model.kernels.ops import Activator, AttentionMeta, Gate
 from sglang.srt.model.quant.formats import HostTensor
 
@@ -58,7 +59,7 @@ Activation = Any  # a ReferenceActivation
 KVLayer = Any  # a ReferenceKV
 
 
-class ReferenceOps:
+class ReferenceOps(HostArrays):
     """The NumPy op set. See ops.Ops for what each op does."""
 
     name = "reference numpy"
@@ -66,9 +67,6 @@ class ReferenceOps:
     deterministic = True
 
     # --- memory and weights ---------------------------------------------------------------------------------------------------
-    def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> npt.NDArray[Any]:
-        return np.zeros(shape, dtype)
-
     def array(self, host: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.ascontiguousarray(host)
 

@@ -12,8 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sglang.srt.model.kernels.ops import Activation, Array, AttentionMeta, Ops, Weight
+from sglang.srt.forward_batch import Int32Array
+from sglang.srt.model.kernels.ops import Activation, Array, AttentionMeta, Inputs, Ops, Weight
 from sglang.srt.model.model_config import ModelConfig
+
+ROW_INPUTS = ("input_ids", "positions", "slots")
+REQ_INPUTS = ("req_pool_idx", "q_start", "q_len", "seq_lens")
 
 
 @dataclass
@@ -32,6 +36,7 @@ class MediaBuffers:
     """What the decoder of a model that sees needs besides: rows that are not text, and, where positions have several axes,
     rotation tables made for the step."""
 
+    inputs: Inputs  # index, positions and, where rows see ahead, row_ends
     embeds: Array  # [max_rows, hidden], rows of encoders (with DeepStack several times hidden)
     index: Array  # [max_rows], row of `embeds` for a row of the step, -1 for text
     positions: Array  # [3, max_rows]
@@ -44,7 +49,8 @@ class MediaBuffers:
 class StepBuffers:
     """All layers share these: at any moment only one layer computes."""
 
-    # inputs of the step
+    # inputs of the step: what `inputs` and `head_inputs` send
+    inputs: Inputs
     rows: Array  # [1]
     input_ids: Array  # [max_rows]
     positions: Array  # [max_rows]
@@ -61,6 +67,7 @@ class StepBuffers:
     mlp_in: Activation
     mlp_out: Activation
     # the head
+    head_inputs: Inputs
     head_rows: Array  # [1]
     head_row_idx: Array  # [max_logit_rows]
     head_in: Activation
@@ -77,58 +84,74 @@ class StepLimits:
     max_logit_rows: int
 
 
-def _attention_meta(ops: Ops, max_reqs: int, req_to_token: Array, row_ends: Array | None) -> AttentionMeta:
-    def per_req() -> Array:
-        return ops.empty((max_reqs,), "int32")
-
-    return AttentionMeta(ops.empty((1,), "int32"), per_req(), per_req(), per_req(), per_req(), req_to_token, row_ends)
-
-
 def create_buffers(
-    ops: Ops, config: ModelConfig, readers: Readers, limits: StepLimits, req_to_token: Array, split_gate: bool
+    ops: Ops, config: ModelConfig, readers: Readers, limits: StepLimits, req_to_token: Int32Array, split_gate: bool
 ) -> StepBuffers:
-    """`split_gate`: whether some layer needs `gate_up`."""
+    """`req_to_token`: the host's table. `split_gate`: whether some layer needs `gate_up`."""
     n, hidden = limits.max_rows, config.hidden_size
     qkv_width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-
-    def ints(size: int) -> Array:
-        return ops.empty((size,), "int32")
 
     def activation(weights: Sequence[Weight], size: int = n) -> Activation:
         return ops.activation(size, weights)
 
-    delta = ops.empty((n, hidden))
-    row_ends = ints(n) if config.vision is not None and config.vision.two_way else None
+    def hidden_rows(width: int) -> Array:
+        return ops.empty((n, width), "hidden")
+
+    inputs = ops.inputs(
+        {"rows": 1, **dict.fromkeys(ROW_INPUTS, n), "num_reqs": 1, **dict.fromkeys(REQ_INPUTS, limits.max_reqs)}
+    )
+    head_inputs = ops.inputs({"rows": 1, "row_idx": limits.max_logit_rows})
+    media = _media_buffers(ops, config, n) if config.vision is not None else None
+    row_ends = media.inputs.arrays.get("row_ends") if media is not None else None
+    at, delta = inputs.arrays, hidden_rows(hidden)
     return StepBuffers(
-        rows=ints(1),
-        input_ids=ints(n),
-        positions=ints(n),
-        slots=ints(n),
-        meta=_attention_meta(ops, limits.max_reqs, req_to_token, row_ends),
+        inputs=inputs,
+        rows=at["rows"],
+        input_ids=at["input_ids"],
+        positions=at["positions"],
+        slots=at["slots"],
+        meta=_attention_meta(ops, inputs, req_to_token, row_ends),
         x=ops.empty((n, hidden)),
         delta=delta,
-        branch=ops.empty((n, hidden)) if config.post_norms else delta,
-        qkv=ops.empty((n, qkv_width)),
-        gate_up=ops.empty((n, 2 * config.intermediate_size)) if split_gate else None,
+        branch=hidden_rows(hidden) if config.post_norms else delta,
+        qkv=hidden_rows(qkv_width),
+        gate_up=hidden_rows(2 * config.intermediate_size) if split_gate else None,
         attn_in=activation(readers.attn_in),
         attn_out=activation(readers.attn_out),
         mlp_in=activation(readers.mlp_in),
         mlp_out=activation(readers.mlp_out),
-        head_rows=ints(1),
-        head_row_idx=ints(limits.max_logit_rows),
+        head_inputs=head_inputs,
+        head_rows=head_inputs.arrays["rows"],
+        head_row_idx=head_inputs.arrays["row_idx"],
         head_in=activation(readers.head_in, limits.max_logit_rows),
         logits=ops.empty((limits.max_logit_rows, config.vocab_size)),
-        media=_media_buffers(ops, config, n) if config.vision is not None else None,
+        media=media,
+    )
+
+
+def _attention_meta(ops: Ops, inputs: Inputs, req_to_token: Int32Array, row_ends: Array | None) -> AttentionMeta:
+    at = inputs.arrays
+    return AttentionMeta(
+        num_reqs=at["num_reqs"],
+        req_pool_idx=at["req_pool_idx"],
+        q_start=at["q_start"],
+        q_len=at["q_len"],
+        seq_lens=at["seq_lens"],
+        req_to_token=ops.table(req_to_token),
+        row_ends=row_ends,
     )
 
 
 def _media_buffers(ops: Ops, config: ModelConfig, n: int) -> MediaBuffers:
     assert config.vision is not None
     parts, pairs = 1 + len(config.vision.deep_layers), max(len(config.rope_axes), 1)
+    sizes = {"index": n, "positions": 3 * n, **({"row_ends": n} if config.vision.two_way else {})}
+    inputs = ops.inputs(sizes)
     return MediaBuffers(
+        inputs=inputs,
         embeds=ops.empty((n, config.hidden_size * parts)),
-        index=ops.empty((n,), "int32"),
-        positions=ops.empty((3, n), "int32"),
+        index=inputs.arrays["index"],
+        positions=inputs.arrays["positions"].reshape(3, n),
         row_numbers=ops.array(np.arange(n, dtype=np.int32)),
         cos=ops.empty((n, pairs)),
         sin=ops.empty((n, pairs)),

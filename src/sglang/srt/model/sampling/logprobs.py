@@ -42,7 +42,10 @@ def row_stats(ops: Ops, logits: Array, num_rows: int, top_num: int, token_ids: S
     values = np.empty((num_rows, top_num), np.float32)
     if top_num:
         ops.top_k(logits, num_rows, top_num, ids, values)
-    return RowStats(norm, values, ids, logits[:num_rows, np.asarray(token_ids, np.int64)])
+    which = np.asarray(token_ids, np.int64)
+    rows = np.repeat(np.arange(num_rows), len(which))
+    wanted = ops.pick(logits, rows, np.tile(which, num_rows)).reshape(num_rows, len(which))
+    return RowStats(norm, values, ids, wanted)
 
 
 def prompt_logprobs(
@@ -59,7 +62,7 @@ def prompt_logprobs(
             chosen = targets[start : start + max_logit_rows]
             logits = run_head(rows[start : start + max_logit_rows])
             stats = row_stats(ops, logits, len(chosen), group[0].top_num, group[0].token_ids)
-            parts.append(stats.result(logits[np.arange(len(chosen)), chosen]))
+            parts.append(stats.result(ops.pick(logits, np.arange(len(chosen)), chosen)))
         results += _split(_concatenate(parts, group[0]), [len(w.targets) for w in group])
     return results
 

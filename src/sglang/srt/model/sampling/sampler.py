@@ -48,10 +48,10 @@ class Sampler:
         if masks is not None and len(masks.rows):
             self._ops.mask(logits, masks.rows, masks.bits)
         self._choose(logits, batch, num_rows)
-        ids = self._ids[:num_rows].copy()
+        ids = self._ops.fetch(self._ids[:num_rows]).result()
         bad = ids < 0
         if batch.adjustments or masks is not None:
-            bad |= logits[np.arange(num_rows), ids] == -np.inf
+            bad |= self._ops.pick(logits, np.arange(num_rows), ids) == -np.inf
         return Sampled(ids, self._results(logits, batch, ids, stats, before), np.flatnonzero(bad).tolist())
 
     def _raw_stats(self, logits: Array, batch: SamplingBatch) -> dict[int, RowStats]:
@@ -70,7 +70,11 @@ class Sampler:
         args = batch.adjust_args()
         if args is None:
             return {}
-        before = {i: logits[i, row.ids] for i, row in batch.adjustments.items() if batch.specs[i].want_logprob}
+        before = {
+            i: self._ops.pick(logits, np.full(len(row.ids), i), row.ids)
+            for i, row in batch.adjustments.items()
+            if batch.specs[i].want_logprob
+        }
         self._ops.adjust(logits, *args)
         return before
 
@@ -100,9 +104,7 @@ class Sampler:
         results: list[LogprobResult | None] = [None] * len(ids)
         for i, stat in stats.items():
             token = int(ids[i])
-            raw = logits[i, token]
-            if i in before:
-                at = batch.adjustments[i].index.get(token)
-                raw = raw if at is None else before[i][at]
-            results[i] = stat.result(np.array([raw], np.float32))
+            at = batch.adjustments[i].index.get(token) if i in before else None
+            raw = self._ops.pick(logits, np.array([i]), np.array([token])) if at is None else before[i][at : at + 1]
+            results[i] = stat.result(raw)
         return results

@@ -1,0 +1,69 @@
+"""What op sets share whose arrays are the host's own: nothing is copied, nothing waits (see ops.Ops)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sglang.srt.model.kernels.ops import AttentionMeta, StepShape
+
+Int32 = npt.NDArray[np.int32]
+
+
+class HostInputs:
+    """ops.Inputs in one place: what is written is what is read."""
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self.arrays: Mapping[str, Int32] = {name: np.zeros(size, np.int32) for name, size in sizes.items()}
+        self.host = self.arrays
+
+    def begin(self) -> None:
+        """Nothing is under way."""
+
+    def send(self) -> None:
+        """Already there."""
+
+
+class HostFetch:
+    """ops.Fetch of values that are there."""
+
+    def __init__(self, values: npt.NDArray[Any]) -> None:
+        self._values = values
+
+    def result(self) -> npt.NDArray[Any]:
+        return self._values
+
+
+class HostArrays:
+    """The memory part of ops.Ops for a device that is the host."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> npt.NDArray[Any]:
+        return np.zeros(shape, "float32" if dtype == "hidden" else dtype)
+
+    def inputs(self, sizes: Mapping[str, int]) -> HostInputs:
+        return HostInputs(sizes)
+
+    def table(self, host: Int32) -> Int32:
+        return host
+
+    def sync_table(self, table: Int32, host: Int32, rows: Int32, lengths: Int32) -> None:
+        """One memory."""
+
+    def write(self, out: npt.NDArray[Any], host: npt.NDArray[Any]) -> None:
+        out[: len(host)] = host
+
+    def fetch(self, x: npt.NDArray[Any]) -> HostFetch:
+        return HostFetch(x.copy())
+
+    def bound(self, rows: Int32, num_rows: int) -> None:
+        """The kernels read `rows` themselves."""
+
+    def bound_step(self, meta: AttentionMeta, shape: StepShape) -> None:
+        """The kernels read `meta` themselves."""
+
+    def pick(self, x: npt.NDArray[Any], row_idx: Any, ids: Any) -> npt.NDArray[np.float32]:
+        values: npt.NDArray[np.float32] = x[row_idx, ids]
+        return values
