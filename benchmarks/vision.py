@@ -5,6 +5,8 @@
 1. Disturbance. Two text requests decode; then 8 others come at once: of text, then of pictures that take as many tokens. The
    gaps between the first two's tokens are measured before and meanwhile; what pictures add to texts is what encoding costs them.
    The model has random weights in the shape of a small Qwen2.5-VL: encoding a picture takes many times a decode step.
+   Beside the gaps, the scheduler's own clock: what a decode step takes, how long it then waits for the encoder, and the longest
+   single chunk of encoding, which that wait should not exceed.
 2. Beside transformers. The same questions about the same pictures of the same checkpoint, one after another and (ours) 8 at
    once: questions a second, and seconds to the first token, pictures decoded and preprocessed within. Needs torch.
 """
@@ -22,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,13 @@ import numpy as np
 from PIL import Image
 
 import sglang
+from sglang.srt.forward_batch import ForwardBatch
+from sglang.srt.media_item import MediaItem
+from sglang.srt.model.encoding import EncodeQueue
+from sglang.srt.model.models.vision.layers import Encoding
+from sglang.srt.model.models.vision.qwen_vl import WindowedQwenVision
+from sglang.srt.model.worker import LocalWorker
+from sglang.srt.scheduler.media import ENCODE_SECONDS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from toy_vlm import pictures
@@ -98,17 +107,80 @@ async def crowd(engine: Any, prompts: list[str], **media: Any) -> tuple[list[flo
     return gaps, took
 
 
-async def disturb(engine: Any) -> None:
+class Clock:
+    """Times the parts of the scheduler's steps from inside: decode steps (seconds the model took), waits for the encoder between
+    two of them, and the encoder's chunks."""
+
+    def __init__(self) -> None:
+        self.decodes: list[float] = []
+        self.waits: list[float] = []
+        self.chunks: list[float] = []
+
+    def clear(self) -> None:
+        for times in (self.decodes, self.waits, self.chunks):
+            times.clear()
+
+    def install(self) -> None:
+        """For all engines of this process that are made from now on."""
+        forward, run, begin = LocalWorker.forward, EncodeQueue.run, WindowedQwenVision.encode
+
+        def timed_forward(worker: LocalWorker, batch: ForwardBatch) -> None:
+            start = time.perf_counter()
+            forward(worker, batch)
+            if batch.num_tokens == batch.num_reqs:
+                self.decodes.append(time.perf_counter() - start)
+
+        def timed_run(queue: EncodeQueue, seconds: float) -> bool:
+            start = time.perf_counter()
+            worked = run(queue, seconds)
+            if worked and seconds <= ENCODE_SECONDS:  # a step with running requests
+                self.waits.append(time.perf_counter() - start)
+            return worked
+
+        def timed_encode(encoder: WindowedQwenVision, items: Sequence[MediaItem]) -> Encoding:
+            encoding = begin(encoder, items)
+            while True:
+                start = time.perf_counter()
+                try:
+                    next(encoding)
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]
+                finally:
+                    self.chunks.append(time.perf_counter() - start)
+                yield
+
+        LocalWorker.forward, EncodeQueue.run, WindowedQwenVision.encode = timed_forward, timed_run, timed_encode  # type: ignore[method-assign]
+
+    def show(self) -> None:
+        def text(times: list[float]) -> str:
+            ordered = sorted(1e3 * t for t in times)
+            return (
+                f"{len(ordered):5d} of median {statistics.median(ordered):5.1f}, longest {ordered[-1]:5.1f} ms"
+                if ordered
+                else "none"
+            )
+
+        print(f"      decode steps         {text(self.decodes)}")
+        if self.chunks:
+            print(f"      waits for encoding   {text(self.waits)}")
+            print(f"      encoder's chunks     {text(self.chunks)}")
+
+
+async def disturb(engine: Any, clock: Clock) -> None:
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 255, (448, 448, 3), dtype=np.uint8)) for _ in range(8)]
     words = ["".join(rng.choice(list("bcdfghjklmnpqrstvwxz"), 256)) for _ in images]  # a token each
     quiet: list[float] = []
     await asyncio.gather(*(text_gaps(engine, 3.0, quiet) for _ in range(2)))
     show_gaps("alone", quiet)
+    clock.show()
+    clock.clear()
     gaps, took = await crowd(engine, [TURN.format(w) for w in words])
     show_gaps("8 texts at once", gaps, took)
+    clock.clear()
     gaps, took = await crowd(engine, [TURN.format(IMAGE)] * 8, image_data=[uri(image) for image in images])
     show_gaps("8 pictures at once", gaps, took)
+    clock.show()
 
 
 def show_gaps(name: str, gaps: list[float], took: float | None = None) -> None:
@@ -130,8 +202,10 @@ def disturbance(toy: Path, threads: int) -> None:
             "chunked_prefill_size": 64,
             "threads": threads,
         }
+        clock = Clock()
+        clock.install()
         with sglang.Engine(model_path=folder, **flags) as engine:
-            asyncio.run(disturb(engine))
+            asyncio.run(disturb(engine, clock))
 
 
 # --- beside transformers ----------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ class EncodeQueue:
         self._cached_bytes = 0
         self._group: list[Job] = []
         self._encoding: Encoding | None = None
+        self._chunk_seconds = 0.0
         self.num_encoded = 0
 
     def check(self, item: MediaItem) -> None:
@@ -67,18 +68,23 @@ class EncodeQueue:
         return job
 
     def run(self, seconds: float) -> bool:
-        """Works for about so long, at least one chunk. False if there is nothing to do."""
-        deadline = time.monotonic() + seconds
+        """Works for at most so long, or one chunk if that is longer: no chunk is begun that, by the longest of this encoding so
+        far, would not end in time. False if there is nothing to do."""
+        now = time.monotonic()
+        deadline = now + seconds
         while True:
             if self._encoding is None and not self._begin():
                 return False
             assert self._encoding is not None
+            began = now
             try:
                 next(self._encoding)
             except StopIteration as end:
                 self._finish(end.value)
                 return True
-            if time.monotonic() >= deadline:
+            now = time.monotonic()
+            self._chunk_seconds = max(self._chunk_seconds, now - began)
+            if now + self._chunk_seconds > deadline:
                 return True
 
     def _begin(self) -> bool:
@@ -95,6 +101,7 @@ class EncodeQueue:
             self._line.popleft()
         if not self._group:
             return False
+        self._chunk_seconds = 0.0
         self._encoding = self._encoder.encode([job.item for job in self._group if job.item is not None])
         return True
 

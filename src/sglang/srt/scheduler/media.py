@@ -28,7 +28,7 @@ PIXEL_BYTES = 256 << 20
 MAX_AHEAD = 16
 """requests whose embeddings are held before they run"""
 ENCODE_SECONDS = 0.015
-"""how long a step with running requests may work on embeddings, beyond which only a chunk that was begun is finished"""
+"""how long a step with running requests may work on embeddings, unless a single chunk takes longer"""
 IDLE_ENCODE_SECONDS = 0.2
 
 
