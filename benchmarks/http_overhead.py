@@ -73,25 +73,22 @@ def run_engine(directory: str) -> None:
 
 
 def run_server(port: int, profile: str | None) -> None:
-    """The server's own process, with the engine as its child. Ends when standard input does; then prints its CPU seconds."""
-    import threading
+    """The server's own process, with the engine as its child. Prints its CPU seconds when asked; ends when standard input does.
+    A profile begins with the first question, so that it holds requests and no imports."""
+    import cProfile
 
     import uvloop
 
-    profiler = None
-    if profile:
-        import cProfile
-
-        profiler = cProfile.Profile()
-        profiler.enable()
-    loop_done = uvloop.run(_serve(port, threading))
-    assert loop_done is None
+    profiler = cProfile.Profile() if profile else None
+    uvloop.run(_serve(port, profiler))
     if profiler is not None:
         profiler.disable()
         profiler.dump_stats(profile or "")
 
 
-async def _serve(port: int, threading: Any) -> None:
+async def _serve(port: int, profiler: Any) -> None:
+    import threading
+
     from sglang.srt.launch import _HttpServer, _listen, _uvicorn_config, limit_arenas
     from sglang.srt.logs import configure_access_log, configure_logging
     from sglang.srt.server.http_server import create_app
@@ -129,6 +126,8 @@ async def _serve(port: int, threading: Any) -> None:
     def stop() -> None:
         for line in sys.stdin:
             if line == "cpu\n":
+                if profiler is not None:
+                    loop.call_soon_threadsafe(profiler.enable)
                 usage = resource.getrusage(resource.RUSAGE_SELF)
                 print(usage.ru_utime + usage.ru_stime, flush=True)
         loop.call_soon_threadsafe(setattr, http, "should_exit", True)

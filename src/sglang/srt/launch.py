@@ -312,6 +312,7 @@ def _uvicorn_config(app: Any, http: HttpOptions) -> uvicorn.Config:
         ws="none",
         lifespan="off",
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=60,
         timeout_graceful_shutdown=LAST_SECONDS,
         backlog=4096,

@@ -44,8 +44,8 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     openai = OpenAIApi(manager, options)
     embeddings = EmbeddingsApi(manager, options.served_model_name)
     scoring = ScoringApi(manager, options.served_model_name)
-    for path, methods, handler in _routes(native, openai, embeddings, scoring):
-        app.router.routes.append(Route(path, handler, methods=methods))
+    routes = [Route(path, handler, methods=methods) for path, methods, handler in _routes(native, openai, embeddings, scoring)]
+    app.router.routes[:0] = routes  # they are looked through in order: those of the documentation come last
     app.add_exception_handler(SglangError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_crash)

@@ -13,6 +13,7 @@ contain marks are encoded again, without marks and as plain text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,7 +25,7 @@ class SpecialText:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = [name for name in names if name]
-        self._firsts = {name[0] for name in self._names}
+        self._first = re.compile("[" + "".join({re.escape(name[0]) for name in self._names}) + "]") if self._names else None
         self._compiled: Any = None
 
     @property
@@ -37,7 +38,7 @@ class SpecialText:
     def occurs_in(self, value: Any) -> bool:
         """Whether any string inside `value` (plain JSON-like data) contains a special token's name."""
         if isinstance(value, str):
-            return any(first in value for first in self._firsts) and self._pattern.search(value) is not None
+            return self._first is not None and self._first.search(value) is not None and self._pattern.search(value) is not None
         if isinstance(value, dict):
             return any(self.occurs_in(item) for pair in value.items() for item in pair)
         if isinstance(value, (list, tuple)):
