@@ -29,11 +29,15 @@ struct ActView {
 
 enum Kind : int { kInt4 = 0, kInt8 = 1, kBF16 = 2, kF16 = 3, kF32 = 4 };
 
+// int8 panels hold groups by twos, { 2 x 16 scales, 2 x 512 bytes }, so that everything lies in the order in which it is read.
+constexpr size_t kInt8Pair = 1088, kInt8Last = 576;        // bytes of two groups, and of a last one without a second
+static ALWAYS size_t int8_scales(int g) { return kInt8Pair * size_t(g / 2) + 32 * size_t(g % 2); }
+static ALWAYS size_t int8_values(int g) { return kInt8Pair * size_t(g / 2) + 64 + 512 * size_t(g % 2); }
+
 // A packed matrix: panels of 16 output columns (docs/kernels.md has the pictures).
 struct WeightView {
   const uint8_t* w;
   size_t panel;                        // bytes of a panel
-  size_t head;                         // int8: bytes of scales at the head of a panel
   int kind, n, k, groups, panels;
 };
 
@@ -244,7 +248,7 @@ struct PackArgs {
   size_t row_bytes;
   int source, rows;
   uint8_t* w;
-  size_t panel, head;
+  size_t panel;
   int kind, k, groups, panels;
   int first_row;                       // row `r` of src becomes column first_row + r ...
   int gated;                           // ... or, gated: 16-column panel b becomes panel b / 2 * 4 + b % 2 + first_row / 16

@@ -434,7 +434,7 @@ static void pack(Runtime& rt, Weight& w, const nb::ndarray<nb::ro, nb::c_contig,
   if (s.kind != w.view.kind || k % s.len != 0 || k / s.len * s.bytes != row) throw nb::value_error("pack: the source's rows do not fit the weight");
   const int places = w.gated ? (first_row == 0 || first_row == 32 ? w.out_features / 2 : 0) : w.out_features - first_row;
   if (first_row < 0 || rows > places) throw nb::value_error("pack: more rows than the weight has");
-  PackArgs a{static_cast<const uint8_t*>(src.data()), row, source, rows, w.memory.data, w.view.panel, w.view.head, w.view.kind,
+  PackArgs a{static_cast<const uint8_t*>(src.data()), row, source, rows, w.memory.data, w.view.panel, w.view.kind,
              w.view.k, w.view.groups, w.view.panels, first_row, w.gated};
   const Op op = make_op("pack", rt.kernels().pack, a);
   rt.run_now(&op);

@@ -68,8 +68,8 @@ Weight::Weight(Arena& arena, int kind, int n, int k, int gated_features) : out_f
   view.groups = int(groups);
   view.n = gated ? (gated_features + 31) / 32 * 64 : n;
   view.panels = (view.n + 15) / 16;
-  view.head = kind == kInt8 ? (groups * 32 + 63) / 64 * 64 : 0;
-  view.panel = kind == kInt4 ? groups * 320 : kind == kInt8 ? view.head + groups * 512 : pairs * (kind == kF32 ? 128 : 64);
+  const size_t int8_bytes = groups / 2 * kInt8Pair + groups % 2 * kInt8Last;
+  view.panel = kind == kInt4 ? groups * 320 : kind == kInt8 ? int8_bytes : pairs * (kind == kF32 ? 128 : 64);
   memory = arena.take(view.panel * size_t(view.panels));
   view.w = memory.data;
 }

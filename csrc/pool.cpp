@@ -50,7 +50,8 @@ class FlushDenormals {
 constexpr int kSpins = 4000;           // in a barrier, about 0.1 ms: then a core may have been taken away
 // Threads are given up when they lost a time slice's worth of time and a fifth of all their time by waiting. (With half of it
 // lost, two threads are no faster than one.)
-constexpr double kLostNs = 2e6, kLostShare = 0.2;
+// A wait counts if no unit of work is that long: shorter ones are work that does not divide.
+constexpr double kLostNs = 2e6, kLostShare = 0.2, kLongNs = 1e5;
 constexpr uint64_t kHoldMinNs = 20'000'000, kHoldMaxNs = 640'000'000;
 
 double ticks_per_ns() {
@@ -139,7 +140,7 @@ void Pool::run(const Op* ops, size_t count, uint64_t* spent) {
   std::lock_guard<std::mutex> lock(run_mutex_);
   FlushDenormals flush;
   if (forked()) limit_ = 1, adaptive_ = false;
-  else if (limit_ < size_ && nanoseconds() >= retry_at_) limit_ = size_;
+  else take_back();
   ops_ = ops;
   count_ = count;
   next_.store(0, std::memory_order_relaxed);
@@ -153,21 +154,30 @@ void Pool::run(const Op* ops, size_t count, uint64_t* spent) {
   waited_ *= 0.5;
   lasted_ *= 0.5;
   began_ = ticks();
-  const int limit = limit_;
   phase_.store(((phase_.load(std::memory_order_relaxed) >> 16) + 1) << 16 | uint64_t(n), std::memory_order_relaxed);
   if (n > 1) invite(n, 0);
   work(0, n, 0, spent);
-  const double lasted = double(ticks() - began_);
-  lasted_ += lasted * double(limit);
-  if (limit_ < limit) {                // given up: for so long, and for a few runs at least
-    const auto few_runs = uint64_t(8 * lasted / ticks_per_ns());
-    retry_at_ = nanoseconds() + (few_runs > hold_ ? few_runs : hold_);
-    hold_ = hold_ * 2 < kHoldMaxNs ? hold_ * 2 : kHoldMaxNs;
-    good_runs_ = 0;
-    waited_ = lasted_ = 0;
-  } else if (limit == size_ && ++good_runs_ >= 16) {
-    hold_ = kHoldMinNs;
-  }
+  lasted_ += double(ticks() - began_) * double(limit_);
+  if (limit_ == size_ && ++good_runs_ >= 16) hold_ = kHoldMinNs;
+}
+
+// After a while without them, all threads may take part again. True if that changed something.
+bool Pool::take_back() {
+  if (limit_ == size_ || nanoseconds() < retry_at_) return false;
+  limit_ = size_;
+  waited_ = lasted_ = 0;
+  began_ = ticks();
+  return true;
+}
+
+// Half of n threads go on: one of them waits too much for the others.
+void Pool::give_up(int n) {
+  limit_ = (n + 1) / 2;
+  waited_ = lasted_ = 0;
+  began_ = ticks();
+  retry_at_ = nanoseconds() + hold_;
+  hold_ = hold_ * 2 < kHoldMaxNs ? hold_ * 2 : kHoldMaxNs;
+  good_runs_ = 0;
 }
 
 void Pool::work(int tid, int n, size_t first, uint64_t* spent) {
@@ -219,14 +229,17 @@ int Pool::judge(int n, size_t next_op) {
   if (next_op == count_) return n;
   if (n > 1 && adaptive_) {
     const uint64_t now = ticks();
-    for (int i = 0; i < n; i++) waited_ += double(now - state_[size_t(i)].arrived.load(std::memory_order_relaxed));
     const double lasted = lasted_ + double(now - began_) * double(n), rate = ticks_per_ns();
+    for (int i = 0; i < n; i++) {
+      const double waited = double(now - state_[size_t(i)].arrived.load(std::memory_order_relaxed));
+      if (waited > kLongNs * rate) waited_ += waited;
+    }
     if (waited_ > kLostNs * rate && waited_ > kLostShare * lasted) {
-      limit_ = (n + 1) / 2;
-      waited_ = 0;
+      give_up(n);
       return limit_;
     }
   }
+  if (adaptive_ && take_back()) call();
   return n < limit_ ? claim_from(n) : n;
 }
 

@@ -42,6 +42,8 @@ class Pool {
   int judge(int n, size_t next_op);
   int claim_from(int n);
   void call();
+  bool take_back();
+  void give_up(int n);
   void invite(int n, size_t first_op);
   void worker(int tid);
   int wait_for_invitation(int tid);

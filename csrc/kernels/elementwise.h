@@ -23,8 +23,8 @@ static void unpack_row(const WeightView& w, int row, float scale, float* out) {
     }
   } else if (w.kind == kInt8) {
     for (int g = 0; g < w.groups; g++) {
-      const float d = f16_to_f32(half(p + 32 * size_t(g), lane));
-      const uint8_t* q = p + w.head + 512 * size_t(g) + 4 * lane;
+      const float d = f16_to_f32(half(p + int8_scales(g), lane));
+      const uint8_t* q = p + int8_values(g) + 4 * lane;
       for (int k = 0; k < 32; k++) out[32 * g + k] = scale * (d * float(int(q[64 * (k / 4) + k % 4]) - 128));
     }
   } else if (w.kind == kBF16) {

@@ -7,10 +7,12 @@ constexpr int kRowBlock = 192;         // rows that share an unpacked panel; a m
 constexpr size_t kPanelBuf = size_t(64) << 10;             // scratch: unpacked panels
 constexpr size_t kTailBuf = size_t(kRowBlock) * 64 * 4;    // scratch: columns that do not go straight to the output
 
-// Rows r0 .. r1 times panels nb .. nb + num - 1, all columns written. o is where row r0 and the first column go.
+// Rows r0 .. r1 times panels nb .. nb + num - 1, all columns written. o is where row r0 and the first column go. Few rows
+// wait for memory alone, and that is read fastest one panel after the other.
 static void panels(const WeightView& w, int nb, int num, const ActView& x, int r0, int r1, uint8_t* buf, float* o, size_t ld, bool resume) {
+  const bool single = r1 - r0 <= (w.kind <= kInt8 ? kTileRows : 2);
   for (int b = 0; b < num;) {
-    if (num - b >= kPN) {
+    if (num - b >= kPN && !single) {
       if (w.kind <= kInt8) panels_int<kPN>(w, nb + b, x, r0, r1, buf, o + 16 * b, ld, resume);
       else panels_float<kPN>(w, nb + b, x, r0, r1, buf, o + 16 * b, ld, resume);
       b += kPN;

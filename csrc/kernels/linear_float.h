@@ -22,20 +22,18 @@ template <int KIND, int P> static ALWAYS void load_pair(const uint8_t* w, size_t
     }
   }
 }
-static ALWAYS size_t pair_bytes(int kind) { return kind == kF32 ? 128 : 64; }
+constexpr size_t pair_bytes(int kind) { return kind == kF32 ? 128 : 64; }
 
-template <int KIND, int R, int P>
-static void tile_float(const uint8_t* w, size_t panel, const float* x, size_t ldx, int pairs, float* y, size_t ld, bool resume) {
+// NEXT: bytes of a pair of k in the panels that come next.
+template <int KIND, int NEXT, int R, int P>
+static void tile_float(const uint8_t* w, size_t panel, const float* x, size_t ldx, int pairs, float* y, size_t ld, bool resume, Ahead next) {
   F a[P][R];
   UNROLL for (int p = 0; p < P; p++) UNROLL for (int r = 0; r < R; r++) a[p][r] = resume ? fload(y + r * ld + 16 * p) : fzero();
-  constexpr size_t bytes = KIND == kF32 ? 128 : 64;
+  constexpr size_t bytes = pair_bytes(KIND);
   for (int k = 0; k < pairs; k++, w += bytes, x += 2) {
     F lo[P], hi[P];
     load_pair<KIND, P>(w, panel, lo, hi);
-    if (R <= 2) UNROLL for (int p = 0; p < P; p++) {
-      prefetch(w + p * panel + kAhead);
-      if (KIND == kF32) prefetch(w + p * panel + kAhead + 64);
-    }
+    next.fetch<NEXT * P>();
     UNROLL for (int r = 0; r < R; r++) {
       const F u = fset(x[r * ldx]);
       UNROLL for (int p = 0; p < P; p++) a[p][r] = fma(lo[p], u, a[p][r]);
@@ -58,12 +56,13 @@ template <int KIND> static void widen(const uint8_t* w, int pairs, float* o) {
 
 template <int KIND, int P>
 static void panels_kind(const WeightView& w, int nb, const ActView& x, int r0, int r1, uint8_t* buf, float* o, size_t ld, bool resume) {
+  constexpr size_t bytes = pair_bytes(KIND);
   const uint8_t* p0 = w.w + w.panel * nb;
   const bool flat = KIND != kF32 && r1 - r0 > 24;
   const int pairs = (w.k + 1) / 2, step = r1 - r0 > kFR ? kBlockK / 2 : pairs;
   for (int k0 = 0; k0 < pairs; k0 += step) {
     const int n = imin(step, pairs - k0);
-    const uint8_t* pk = p0 + pair_bytes(KIND) * k0;
+    const uint8_t* pk = p0 + bytes * k0;
     if (flat)
       for (int p = 0; p < P; p++) widen<KIND>(pk + w.panel * p, n, reinterpret_cast<float*>(buf) + size_t(32) * n * p);
     for (int r = r0, m; r < r1; r += m) {
@@ -71,10 +70,11 @@ static void panels_kind(const WeightView& w, int nb, const ActView& x, int r0, i
       const float* xr = x.f + size_t(r) * x.stride + 2 * k0;
       float* ot = o + (r - r0) * ld;
       const bool go_on = resume || k0 > 0;
+      const Ahead next{P > 1 && r == r0 ? p0 + P * (w.panel + bytes * k0) : nullptr};
       with_rows<kFR>(m, [&](auto rows) {
         constexpr int R = decltype(rows)::value;
-        if (flat) tile_float<kF32, R, P>(buf, size_t(128) * n, xr, x.stride, n, ot, ld, go_on);
-        else tile_float<KIND, R, P>(pk, w.panel, xr, x.stride, n, ot, ld, go_on);
+        if (flat) tile_float<kF32, bytes, R, P>(buf, size_t(128) * n, xr, x.stride, n, ot, ld, go_on, next);
+        else tile_float<KIND, bytes, R, P>(pk, w.panel, xr, x.stride, n, ot, ld, go_on, next);
       });
     }
   }

@@ -42,11 +42,20 @@ template <int R, int P> static ALWAYS void put(const Acc<R, P>& a, float* y, siz
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) fstore(y + r * ld + 16 * p, a.f[p][r]);
 }
 
-constexpr int kAhead = 1024;           // bytes that a prefetch runs ahead
+// Fetches what lies at p, piece by piece: the panel that comes next, while the first rows of this one are computed. Those rows take
+// one panel after the other, since memory is fastest in the order of its addresses: reading two in turn reaches half of that.
+struct Ahead {
+  const uint8_t* p;                    // or null: nothing to fetch
+  template <int BYTES> ALWAYS void fetch() {
+    if (!p) return;
+    UNROLL for (int i = 0; i < BYTES; i += 64) prefetch(p + i);
+    p += BYTES;
+  }
+};
 
 // R rows (x: their groups inside one tile) times P panels, int4.
 template <int R, int P>
-static void tile_int4(const uint8_t* w, size_t panel, const Group* x, int groups, float* y, size_t ld, bool resume) {
+static void tile_int4(const uint8_t* w, size_t panel, const Group* x, int groups, float* y, size_t ld, bool resume, Ahead next) {
   Acc<R, P> a;
   start(a, y, ld, resume);
   const I low = nibble_mask();
@@ -63,28 +72,29 @@ static void tile_int4(const uint8_t* w, size_t panel, const Group* x, int groups
     UNROLL for (int p = 0; p < P; p++) {
       auto s = reinterpret_cast<const uint16_t*>(w + p * panel);
       d[p] = load_f16(s), m[p] = load_f16(s + 16);
-      if (R <= 2) UNROLL for (int j = 0; j < 5; j++) prefetch(w + p * panel + kAhead + 64 * j);
     }
+    next.fetch<320 * P>();
     end_group<R, P, true>(a, d, m, x);
   }
   put(a, y, ld);
 }
+// From an even group on.
 template <int R, int P>
-static void tile_int8(const uint8_t* s, const uint8_t* q, size_t panel, const Group* x, int groups, float* y, size_t ld, bool resume) {
+static void tile_int8(const uint8_t* w, size_t panel, const Group* x, int groups, float* y, size_t ld, bool resume, Ahead next) {
   Acc<R, P> a;
   start(a, y, ld, resume);
-  for (int g = 0; g < groups; g++, q += 512, s += 32, x += kTileRows) {
+  for (int g = 0; g < groups; g++, x += kTileRows) {
+    const uint8_t *s = w + 32 * (g % 2), *q = w + 64 + 512 * (g % 2);
+    w += g % 2 * kInt8Pair;
     begin_group<R, P, false>(a, x);
     UNROLL for (int j = 0; j < 8; j++) {
       I v[P];
-      UNROLL for (int p = 0; p < P; p++) {
-        v[p] = prep_s8(iload(q + p * panel + 64 * j));
-        if (R <= 2) prefetch(q + p * panel + kAhead + 64 * j);
-      }
+      UNROLL for (int p = 0; p < P; p++) v[p] = prep_s8(iload(q + p * panel + 64 * j));
       dot<R, P, false>(a, v, x, j);
     }
     F d[P];
     UNROLL for (int p = 0; p < P; p++) d[p] = load_f16(reinterpret_cast<const uint16_t*>(s + p * panel));
+    next.fetch<544 * P>();
     end_group<R, P, false>(a, d, d, x);
   }
   put(a, y, ld);
@@ -92,7 +102,7 @@ static void tile_int8(const uint8_t* s, const uint8_t* q, size_t panel, const Gr
 // Panels of either kind that were unpacked before, group by group: { f32 d[16], f32 m[16], 8 x 64 bytes }.
 constexpr size_t kFlatGroup = 640;
 template <int R, int P, bool MIN>
-static void tile_flat(const uint8_t* w, size_t panel, const Group* x, int groups, float* y, size_t ld, bool resume) {
+static void tile_flat(const uint8_t* w, size_t panel, const Group* x, int groups, float* y, size_t ld, bool resume, Ahead next) {
   Acc<R, P> a;
   start(a, y, ld, resume);
   for (int g = 0; g < groups; g++, w += kFlatGroup, x += kTileRows) {
@@ -107,6 +117,7 @@ static void tile_flat(const uint8_t* w, size_t panel, const Group* x, int groups
       d[p] = fload(reinterpret_cast<const float*>(w + p * panel));
       m[p] = fload(reinterpret_cast<const float*>(w + p * panel + 64));
     }
+    next.fetch<320 * P>();
     end_group<R, P, MIN>(a, d, m, x);
   }
   put(a, y, ld);
@@ -129,14 +140,13 @@ constexpr int kBlockGroups = 18;       // groups of k in a block: two unpacked p
 // Rows r0 .. r1 (in pieces that a tile of activations and the registers hold) times P panels. o is where row r0 goes.
 template <int P>
 static void panels_int(const WeightView& w, int nb, const ActView& x, int r0, int r1, uint8_t* buf, float* o, size_t ld, bool resume) {
-  const uint8_t* p0 = w.w + w.panel * nb;
   const bool flat = w.kind == kInt4 && r1 - r0 > 24;
   const int step = r1 - r0 > kTileRows ? kBlockGroups : w.groups;
   for (int g0 = 0; g0 < w.groups; g0 += step) {
     const int n = imin(step, w.groups - g0);
-    const size_t fp = n * kFlatGroup;
+    const uint8_t* pk = w.w + w.panel * nb + (w.kind == kInt4 ? 320 * size_t(g0) : int8_scales(g0));
     if (flat)
-      for (int p = 0; p < P; p++) flatten_int4(p0 + w.panel * p + 320 * size_t(g0), n, buf + fp * p);
+      for (int p = 0; p < P; p++) flatten_int4(pk + w.panel * p, n, buf + n * kFlatGroup * p);
     for (int r = r0, m; r < r1; r += m) {
       m = imin(kMR, imin(r1 - r, kTileRows - r % kTileRows));
       const Group* xt = group_at(x, r, g0);
@@ -144,9 +154,19 @@ static void panels_int(const WeightView& w, int nb, const ActView& x, int r0, in
       const bool go_on = resume || g0 > 0;
       with_rows<kMR>(m, [&](auto rows) {
         constexpr int R = decltype(rows)::value;
-        if (flat) tile_flat<R, P, true>(buf, fp, xt, n, ot, ld, go_on);
-        else if (w.kind == kInt4) tile_int4<R, P>(p0 + 320 * size_t(g0), w.panel, xt, n, ot, ld, go_on);
-        else tile_int8<R, P>(p0 + 32 * size_t(g0), p0 + w.head + 512 * size_t(g0), w.panel, xt, n, ot, ld, go_on);
+        if (flat) {
+          tile_flat<R, P, true>(buf, n * kFlatGroup, xt, n, ot, ld, go_on, Ahead{r == r0 ? pk + P * w.panel : nullptr});
+        } else if (r == r0) {
+          for (int p = 0; p < P; p++) {
+            const uint8_t* one = pk + w.panel * p;
+            const Ahead next{P > 1 ? one + w.panel : nullptr};
+            if (w.kind == kInt4) tile_int4<R, 1>(one, w.panel, xt, n, ot + 16 * p, ld, go_on, next);
+            else tile_int8<R, 1>(one, w.panel, xt, n, ot + 16 * p, ld, go_on, next);
+          }
+        } else {
+          if (w.kind == kInt4) tile_int4<R, P>(pk, w.panel, xt, n, ot, ld, go_on, Ahead{nullptr});
+          else tile_int8<R, P>(pk, w.panel, xt, n, ot, ld, go_on, Ahead{nullptr});
+        }
       });
     }
   }

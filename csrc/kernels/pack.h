@@ -129,7 +129,7 @@ static void pack_panel(const PackArgs& a, const uint8_t* src, int lanes, int lan
   } else if (a.kind == kInt8) {
     for (int g = 0; g < a.groups; g++)
       for (int l = 0; l < lanes; l++)
-        put_half(p + 32 * size_t(g) + 2 * (lane0 + l), pack_int8(a.source, src + l * rb, g, p + a.head + 512 * size_t(g), lane0 + l));
+        put_half(p + int8_scales(g) + 2 * (lane0 + l), pack_int8(a.source, src + l * rb, g, p + int8_values(g), lane0 + l));
   } else {
     // Blocks of k keep the panel's lines in L1 while all lanes are written.
     for (int k0 = 0; k0 < a.k; k0 += 64)
