@@ -6,6 +6,7 @@ A file imports only what stands below it in this list:
     inlet.py         what may enter the queue, and the grammars that must compile first
     results.py       sampled ids -> requests -> TokenOut
     output.py        how the output of one request grows: drawn and forced tokens
+    drafts.py        speculation under grammars: rows of tokens that may follow
     batch.py         requests -> ForwardBatch
     prefill.py       who is admitted, in what chunks, with what budget
     decode.py        memory for the next token of everyone; retraction

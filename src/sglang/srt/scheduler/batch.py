@@ -1,22 +1,36 @@
 """From requests to rows: one step as a ForwardBatch.
 
-rows    [ one for each decoding request | extend of request a | extend of request b ... ]
+rows      [ one for each decoding request | extend of request a, and its draft | extend of request b ... ]
+samples   [ one for each request that gets a token | those at the places of drafts ]
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from sglang.srt.forward_batch import ForwardBatch, Int32Array, PromptLogprobs, SampleSpec
+from sglang.srt.scheduler.grammar.base import GrammarState
 from sglang.srt.scheduler.req import Req
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Tokens that a request may go on with (drafts.py). After `points[i]` of them one is drawn, by `specs[i]` and under
+    `states[i]`; it counts if all before it came out as they stand here."""
+
+    ids: list[int]
+    points: list[int]
+    states: list[GrammarState]
+    specs: list[SampleSpec]
 
 
 @dataclass(frozen=True)
 class Extend:
     """Several rows of one request in this step: ids [start, end) of prompt and output. `completes`: nothing is left after it.
-    `is_new`: the request was admitted in this step. `is_jump`: it runs already; all but the first id were forced."""
+    `is_new`: the request was admitted in this step. `is_jump`: it runs already; all but the first id were forced. The rows of
+    `draft` follow."""
 
     req: Req
     start: int
@@ -24,10 +38,17 @@ class Extend:
     completes: bool
     is_new: bool
     is_jump: bool = False
+    draft: Draft | None = None
 
     @property
     def length(self) -> int:
-        return self.end - self.start
+        """Rows."""
+        return self.end - self.start + (len(self.draft.ids) if self.draft is not None else 0)
+
+    def input_ids(self) -> Int32Array:
+        """The ids of its rows."""
+        ids = self.req.input_ids(self.start, self.end)
+        return ids if self.draft is None else np.concatenate([ids, np.array(self.draft.ids, dtype=np.int32)])
 
 
 @dataclass(frozen=True)
@@ -40,6 +61,8 @@ class ScheduleBatch:
     sampled: list[Req]
     scored: list[Req]
     """requests that get log probabilities of tokens that were not drawn, in the order of forward.prompt_logprobs"""
+    drafted: list[tuple[Extend, int]] = field(default_factory=list)
+    """whose samples follow those of `sampled`: an extend and which of its draft's points"""
 
     @property
     def prefills(self) -> list[Extend]:
@@ -119,10 +142,10 @@ def _with_extends(
     for i, extend in enumerate(extends):
         req, hold = extend.req, extend.req.hold
         assert hold is not None
-        start = extend.start
-        ids.append(req.input_ids(start, extend.end))
-        positions.append(np.arange(start, extend.end, dtype=np.int32))
-        locs.append(table[hold.row, start : extend.end])
+        start, last = extend.start, extend.start + extend.length
+        ids.append(extend.input_ids())
+        positions.append(np.arange(start, last, dtype=np.int32))
+        locs.append(table[hold.row, start:last])
         rows.append(np.array([hold.row], dtype=np.int32))
         if extend.completes and req.num_left > 0 and req.ending is None:
             sampled.append(req)
@@ -131,10 +154,16 @@ def _with_extends(
         if scores is not None:
             scored.append(req)
             asked.append(scores)
+    drafted = [(extend, i) for extend in extends if extend.draft is not None for i in range(len(extend.draft.points))]
+    first_rows = dict(zip(map(id, extends), starts.tolist(), strict=True))
+    for extend, i in drafted:
+        assert extend.draft is not None
+        sample_rows.append(first_rows[id(extend)] + extend.end - extend.start - 1 + extend.draft.points[i])
     q_start = np.concatenate([np.arange(num_decodes), starts]).astype(np.int32)
     q_len = np.array([1] * num_decodes + lengths, dtype=np.int32)
-    seq_lens = np.concatenate([positions[0] + 1, [extend.end for extend in extends]]).astype(np.int32)
+    seq_lens = np.concatenate([positions[0] + 1, [extend.start + extend.length for extend in extends]]).astype(np.int32)
     samples: list[SampleSpec] = [req.spec for req in sampled]
+    samples += [extend.draft.specs[i] for extend, i in drafted if extend.draft is not None]
     forward = ForwardBatch(
         np.concatenate(ids),
         np.concatenate(positions),
@@ -147,7 +176,7 @@ def _with_extends(
         samples,
         asked,
     )
-    return ScheduleBatch(decodes, extends, forward, sampled, scored)
+    return ScheduleBatch(decodes, extends, forward, sampled, scored, drafted)
 
 
 def _prompt_logprobs(req: Req, req_idx: int, row: int, start: int, end: int) -> PromptLogprobs | None:

@@ -13,6 +13,7 @@ from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.forward_batch import ModelInfo, SampleSpec
 from sglang.srt.messages import LogprobOptions, Position, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
+from sglang.srt.scheduler.drafts import HabitBook
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.compiler import FREE_TEXT, STOP_REGEX, GrammarCompiler, Job, Key
 from sglang.srt.scheduler.media import PictureIds, RecentPixels, check_media, req_media
@@ -55,6 +56,7 @@ class Inlet:
         self._pictures = PictureIds()
         self._pixels = RecentPixels()
         self._compiling: dict[str, Compiling] = {}
+        self._habits = HabitBook(compiler.num_kept)
 
     def __len__(self) -> int:
         return len(self._compiling)
@@ -159,5 +161,7 @@ class Inlet:
             waits.req.grammar = waits.grammar.value.copy()
             waits.req.in_thought = bool(waits.req.msg.grammar_after)
             waits.req.jumps = self._jump_forward
+            if self._jump_forward and not waits.req.msg.healed:
+                waits.req.habits = self._habits.of((waits.grammar.key, waits.req.salt))
         if waits.regexes:
             waits.req.finish.watch_regexes([job.value for job in waits.regexes])

@@ -11,6 +11,7 @@ from sglang.srt.messages import FinishReason, Position, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import Holding
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.base import GrammarState
+from sglang.srt.scheduler.grammar.habits import Habits
 from sglang.srt.scheduler.media import ReqMedia
 
 
@@ -20,7 +21,7 @@ class Req:
     place in the grammar depend on the output alone. `arrival` numbers requests in order.
 
     `in_thought`: output is free text until one of `msg.grammar_after` comes. `jumps`: tokens that the grammar forces are not
-    drawn (output.py). `logprob_next`: first position of prompt and output whose log probability is wanted and not there yet.
+    drawn (output.py). `habits`: what outputs of its grammar were like (drafts.py). `logprob_next`: first position of prompt and output whose log probability is wanted and not there yet.
     `ending`: why it ends as soon as those are there. `no_reuse`: start from an empty prefix (see decode.py).
     """
 
@@ -36,6 +37,7 @@ class Req:
     grammar: GrammarState | None = None
     in_thought: bool = False
     jumps: bool = False
+    habits: Habits | None = None
     ending: FinishReason | None = None
     hold: Holding | None = None
     no_reuse: bool = False

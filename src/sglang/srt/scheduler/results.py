@@ -23,6 +23,8 @@ class StepResults:
         self.outs: list[TokenOut] = []
         self.ended: list[Req] = []
         self.decoding: list[Req] = []
+        self.num_guessed = 0
+        """tokens beyond the first draw that came out as guessed, and those forced after them"""
 
     def commit(self, batch: ScheduleBatch, output: ForwardOutput, late: Collection[Req] = ()) -> None:
         """Enters the output of `batch`. Who is `late` has no token yet: its last row is computed again in a later step."""
@@ -35,6 +37,7 @@ class StepResults:
         for req, asked, scores in zip(batch.scored, batch.forward.prompt_logprobs, output.prompt_logprobs, strict=True):
             self._commit_scores(req, asked.targets.tolist(), scores)
         reasons = self._commit_tokens(batch, output, late)
+        self._commit_drafts(batch, output, late, reasons)
         for req in batch.decodes:
             if req not in late:
                 self._conclude(req, reasons[req.rid])
@@ -83,7 +86,8 @@ class StepResults:
     ) -> dict[str, FinishReason | None]:
         bad = set(output.nan_rows)
         reasons: dict[str, FinishReason | None] = {}
-        for i, (req, token_id) in enumerate(zip(batch.sampled, output.next_ids.tolist(), strict=True)):
+        ids = output.next_ids[: len(batch.sampled)].tolist()
+        for i, (req, token_id) in enumerate(zip(batch.sampled, ids, strict=True)):
             if req in late:
                 continue
             if i in bad:
@@ -97,6 +101,29 @@ class StepResults:
                 req.logprob_next = req.num_ids + 1
             reasons[req.rid] = take_drawn(req, token_id)
         return reasons
+
+    def _commit_drafts(
+        self,
+        batch: ScheduleBatch,
+        output: ForwardOutput,
+        late: Collection[Req],
+        reasons: dict[str, FinishReason | None],
+    ) -> None:
+        """Takes what was drawn at the places of drafts, as far as the tokens before came out as guessed."""
+        bad = set(output.nan_rows)
+        for at, (extend, i) in enumerate(batch.drafted, len(batch.sampled)):
+            req, draft = extend.req, extend.draft
+            assert draft is not None and req.hold is not None
+            point = draft.points[i]
+            new_ids = req.output_ids[extend.end - req.prompt_len :]
+            if req in late or reasons[req.rid] is not None or new_ids != draft.ids[:point]:
+                continue
+            req.hold.kv_len = extend.end + point
+            self.num_guessed += point - (draft.points[i - 1] if i else 0)
+            if at in bad:
+                reasons[req.rid] = failure_reason("the model's logits are not numbers (NaN)")
+            else:
+                reasons[req.rid] = take_drawn(req, int(output.next_ids[at]))
 
 
 def _late_reason(req: Req) -> FinishReason | None:

@@ -38,6 +38,7 @@ from sglang.srt.messages import (
 from sglang.srt.scheduler.batch import Extend, ScheduleBatch, build_batch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.decode import RunningBatch
+from sglang.srt.scheduler.drafts import Room, add_drafts
 from sglang.srt.scheduler.finish import abort_reason, failure_reason
 from sglang.srt.scheduler.grammar.compiler import GrammarCompiler
 from sglang.srt.scheduler.grammar.masks import MaskFiller
@@ -127,6 +128,7 @@ class Scheduler:
             self._compiler.close()
             if self._masks is not None:
                 self._masks.close()
+            self._worker.close()
 
     def step(self) -> bool:
         """One step of everyone there is memory for. False when there was nothing to compute."""
@@ -174,26 +176,52 @@ class Scheduler:
         if not (decodes or jumps or extends):
             time.sleep(LATE_SECONDS)  # everybody waits for a mask
             return None
+        decodes, jumps = self._add_drafts(decodes, jumps, extends)
         return build_batch(decodes, jumps + extends, self.memory.rows.table, self._sees)
+
+    def _add_drafts(self, decodes: list[Req], jumps: list[Extend], extends: list[Extend]) -> tuple[list[Req], list[Extend]]:
+        """Guesses at what comes next, as far as the step has room. Grammars whose masks are late take no part."""
+        masks, info = self._masks, self._worker.info
+        if masks is None or not any(req.habits is not None for req in self._running.reqs):
+            return decodes, jumps
+        rows = info.max_batch_tokens - len(decodes) - sum(extend.length for extend in (*jumps, *extends))
+        room = Room(rows, info.max_running_requests - len(decodes) - len(jumps) - len(extends))
+        slow = [req for req in decodes if masks.is_suspect(req.grammar)]
+        slow_jumps = [jump for jump in jumps if masks.is_suspect(jump.req.grammar)]
+        quick = [req for req in decodes if req not in slow]
+        plain, longer = add_drafts(quick, [jump for jump in jumps if jump not in slow_jumps], room, self.memory)
+        return slow + plain, slow_jumps + longer
 
     def _compute(self, batch: ScheduleBatch) -> tuple[ForwardOutput, set[Req]]:
         """The model's part; masks are filled while it runs. Who is late gets no token in this step."""
-        rows = [i for i, req in enumerate(batch.sampled) if req.grammar is not None and not req.in_thought]
-        busy = {
-            i for i in rows if self._masks is not None and self._masks.is_busy(batch.sampled[i].grammar)
-        }  # after retraction
-        rows = [i for i in rows if i not in busy]
-        if rows and self._masks is not None:
-            reqs = [batch.sampled[i] for i in rows]
-            no_eos = [r.msg.sampling.ignore_eos or len(r.output_ids) < r.msg.sampling.min_new_tokens for r in reqs]
-            self._masks.start(rows, [req.grammar for req in reqs if req.grammar is not None], no_eos)
+        constrained = [(i, req) for i, req in enumerate(batch.sampled) if req.grammar is not None and not req.in_thought]
+        late = {req for _, req in constrained if self._masks is not None and self._masks.is_busy(req.grammar)}  # was retracted
+        constrained = [(i, req) for i, req in constrained if req not in late]
+        if not constrained or self._masks is None:
+            self._worker.forward(batch.forward)
+            return self._worker.sample(batch.forward, None), late
+        self._start_masks(self._masks, batch, constrained)
         began = time.perf_counter()
         self._worker.forward(batch.forward)
-        if not rows or self._masks is None:
-            return self._worker.sample(batch.forward, None), {batch.sampled[i] for i in busy}
         patience = LATE_SECONDS + LATE_SHARE * (time.perf_counter() - began)
-        masks, late = self._masks.finish(patience)
-        return self._worker.sample(batch.forward, masks), {batch.sampled[i] for i in busy.union(late)}
+        masks, late_rows = self._masks.finish(patience)
+        reqs = batch.sampled + [extend.req for extend, _ in batch.drafted]
+        return self._worker.sample(batch.forward, masks), late.union(reqs[i] for i in late_rows)
+
+    def _start_masks(self, masks: MaskFiller, batch: ScheduleBatch, constrained: list[tuple[int, Req]]) -> None:
+        """Those of the `constrained` samples, then those at the places of drafts."""
+        rows = [i for i, _ in constrained]
+        states = [req.grammar for _, req in constrained if req.grammar is not None]
+        owners = list(states)
+        no_eos = [forbids_eos(req, len(req.output_ids)) for _, req in constrained]
+        for at, (extend, i) in enumerate(batch.drafted, len(batch.sampled)):
+            draft, owner = extend.draft, extend.req.grammar
+            assert draft is not None and owner is not None
+            rows.append(at)
+            states.append(draft.states[i])
+            owners.append(owner)
+            no_eos.append(forbids_eos(extend.req, len(extend.req.output_ids) + draft.points[i]))
+        masks.start(rows, states, no_eos, owners)
 
     def _settle(self, batch: ScheduleBatch, results: StepResults) -> None:
         """Brings the owners up to date with a step."""
@@ -203,7 +231,7 @@ class Scheduler:
         self._running.reqs += results.decoding
         self._estimate.note_step()
         self._checked = False
-        if self._stats.note_step(batch, len(batch.decodes), len(self._waiting)):
+        if self._stats.note_step(batch, results.num_guessed, len(batch.decodes), len(self._waiting)):
             self._outbox.send(self._snapshot())
 
     def _note_admitted(self, extends: list[Extend]) -> None:
@@ -333,6 +361,11 @@ class Scheduler:
         if places != len(self._live):
             problems.append(f"{len(self._live)} requests are alive, {places} are somewhere")
         return problems
+
+
+def forbids_eos(req: Req, num_out: int) -> bool:
+    """Whether a request with so many tokens may not end yet unless it must."""
+    return req.msg.sampling.ignore_eos or num_out < req.msg.sampling.min_new_tokens
 
 
 def _prefill_limits(options: ScheduleOptions, step_tokens: int) -> PrefillLimits:

@@ -26,10 +26,10 @@ class StepStats:
         self._prompt_tokens = 0
         self._cached_tokens = 0
 
-    def note_step(self, batch: ScheduleBatch, num_running: int, num_queued: int) -> bool:
-        """Counts one step and writes its log lines. True when a snapshot is due."""
+    def note_step(self, batch: ScheduleBatch, num_guessed: int, num_running: int, num_queued: int) -> bool:
+        """Counts one step and writes its log lines. `num_guessed`: tokens that drafts brought. True when a snapshot is due."""
         self.num_steps += 1
-        self._num_generated += len(batch.sampled) + sum(extend.length - 1 for extend in batch.extends if extend.is_jump)
+        self._num_generated += len(batch.sampled) + num_guessed + sum(e.end - e.start - 1 for e in batch.extends if e.is_jump)
         if prefills := batch.prefills:
             self._log_prefill(prefills, num_running, num_queued)
         if batch.decodes:

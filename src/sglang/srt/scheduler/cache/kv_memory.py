@@ -99,6 +99,13 @@ class KvMemory:
         hold.reserved_len = start - offset + len(bases) * self.run
         return True
 
+    def grow_idle(self, hold: Holding, end: int) -> bool:
+        """As `grow`, for positions that may never be used: only while there is plenty for everyone."""
+        if end <= hold.reserved_len:
+            return True
+        wanted = self.allocator.runs_for(hold.reserved_len, end)
+        return (wanted + 2 * len(self._holdings)) * self.run <= self.num_available and self.grow(hold, end)
+
     def grow_by_one(self, holds: list[Holding]) -> bool:
         """Reserves the next position of each of `holds`, all of which have used up their runs. All or nothing."""
         bases = self._alloc(len(holds), 0)

@@ -6,6 +6,7 @@ compiler.py             texts -> grammars on side threads, with a cache and limi
 llguidance_backend.py   the default engine
 xgrammar_backend.py     the other one, an extra
 encoder.py              forced text to canonical tokens
+habits.py               what outputs of one grammar were like
 json_schema.py          schemas: checked by path, with closed objects
 schema_rewrites.py      keywords said with other keywords
 regex_syntax.py         Python's regular expressions in llguidance's dialect

@@ -55,6 +55,11 @@ class GrammarCompiler:
             threading.Thread(target=self._work, name=f"grammar-{i}", daemon=True).start()
         self.is_warm = backend is None
 
+    @property
+    def num_kept(self) -> int:
+        """Texts that are kept."""
+        return self._options.cache_entries
+
     def warm_up(self) -> None:
         """Builds what all grammars share, if nobody has asked for a grammar yet. For an idle moment: it takes a core for the
         better part of a second."""

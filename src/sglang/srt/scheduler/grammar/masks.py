@@ -27,8 +27,16 @@ QUICK_SECONDS = 0.002
 class _Task:
     """The masks of one step. Each of `parts` are rows that are filled in one go."""
 
-    def __init__(self, states: list[GrammarState], no_eos: list[bool], parts: list[list[int]], num_words: int) -> None:
+    def __init__(
+        self,
+        states: list[GrammarState],
+        owners: list[GrammarState],
+        no_eos: list[bool],
+        parts: list[list[int]],
+        num_words: int,
+    ) -> None:
         self.states = states
+        self.owners = owners
         self.no_eos = no_eos
         self.parts = parts
         self.bits: UInt32Array = np.zeros((len(states), num_words), dtype=np.uint32)
@@ -47,8 +55,8 @@ class _Task:
             self.taken += 1
             return self.parts[self.taken - 1]
 
-    def works_on(self, state: GrammarState) -> bool:
-        return any(self.states[i] is state and not self.done[i] for part in self.parts[: self.taken] for i in part)
+    def works_on(self, owner: GrammarState) -> bool:
+        return any(self.owners[i] is owner and not self.done[i] for part in self.parts[: self.taken] for i in part)
 
 
 class MaskFiller:
@@ -74,16 +82,28 @@ class MaskFiller:
         self._late = [task for task in self._late if not task.finished.is_set()]
         return any(task.works_on(state) for task in self._late)
 
-    def start(self, rows: list[int], states: list[GrammarState], no_eos: list[bool]) -> None:
-        """Begins to fill. `rows` index the step's samples; where `no_eos`, the output may not end here unless it must."""
+    def is_suspect(self, state: GrammarState | None) -> bool:
+        """Whether the last mask of `state` was late."""
+        return bool(self._suspects) and state in self._suspects
+
+    def start(
+        self,
+        rows: list[int],
+        states: list[GrammarState],
+        no_eos: list[bool],
+        owners: list[GrammarState] | None = None,
+    ) -> None:
+        """Begins to fill. `rows` index the step's samples; where `no_eos`, the output may not end here unless it must. A state
+        that is a copy made for a draft has a request's own as its owner: if one of them is late, all of them are."""
+        owners = states if owners is None else owners
         while sum(not task.finished.is_set() for task in self._late) >= MAX_LATE:
             self._late[0].finished.wait()
             self._late = [task for task in self._late if not task.finished.is_set()]
-        suspect = [bool(self._suspects) and state in self._suspects for state in states]
+        suspect = [self.is_suspect(state) for state in states]
         quick = [i for i, is_suspect in enumerate(suspect) if not is_suspect]
         parts = [quick] * bool(quick) + [[i] for i, is_suspect in enumerate(suspect) if is_suspect]
         self._rows = rows
-        self._task = _Task(states, no_eos, parts, self._num_words)
+        self._task = _Task(states, owners, no_eos, parts, self._num_words)
         self._threads.submit(self._fill, self._task)
 
     def finish(self, patience: float) -> tuple[VocabMasks, list[int]]:
@@ -102,7 +122,7 @@ class MaskFiller:
         index = [i for i, is_there in enumerate(there) if is_there]
         for i, is_there in enumerate(there):
             if not is_there:
-                self._suspects.add(task.states[i])
+                self._suspects.add(task.owners[i])
         late = [row for row, is_there in zip(self._rows, there, strict=True) if not is_there]
         return VocabMasks(np.array([self._rows[i] for i in index], dtype=np.int32), task.bits[index]), late
 

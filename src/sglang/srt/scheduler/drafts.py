@@ -1,0 +1,127 @@
+"""Speculation under grammars: tokens that earlier outputs of the same grammar had at such a place are computed before they
+are drawn, and the draws at all of them happen in one step.
+
+    output      ... "age":        guessed 25 , forced ,"city":" , guessed Berlin
+    rows        ... "age":   25   ,"   city   ":"   Berlin          in one step
+    draws              25          -    -     Paris   (not used)    25 is as guessed, Paris is not: what follows is void
+
+A draw depends on the tokens before it, the seed and its position alone, whoever else is in the step: so a guess changes the
+number of steps and never an output. What was learnt is kept by grammar and by `cache_salt`, as long as the grammar is in use.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+
+from sglang.srt.forward_batch import SampleSpec
+from sglang.srt.scheduler.batch import Draft, Extend
+from sglang.srt.scheduler.cache.kv_memory import KvMemory
+from sglang.srt.scheduler.grammar.base import GrammarState
+from sglang.srt.scheduler.grammar.habits import Habits
+from sglang.srt.scheduler.req import Req
+
+MAX_IDS = 24
+"""Guessed and forced tokens of one request in one step."""
+MIN_TRUST = 0.5
+"""How likely all guesses up to a place must be for it to be worth its rows."""
+
+
+class HabitBook:
+    """Owner of what was learnt: the most recently used grammars'."""
+
+    def __init__(self, max_entries: int) -> None:
+        self._max_entries = max_entries
+        self._entries: OrderedDict[Hashable, Habits] = OrderedDict()
+
+    def of(self, key: Hashable) -> Habits:
+        """The habits of `key`, new ones if need be."""
+        habits = self._entries.pop(key, None)
+        if habits is None:
+            habits = Habits()
+        self._entries[key] = habits
+        while len(self._entries) > self._max_entries:
+            self._entries.popitem(last=False)
+        return habits
+
+
+@dataclass
+class Room:
+    """What a step has left: `rows`, and rows that are drawn from (`draws`)."""
+
+    rows: int
+    draws: int
+
+
+def add_drafts(decodes: list[Req], jumps: list[Extend], room: Room, memory: KvMemory) -> tuple[list[Req], list[Extend]]:
+    """The same requests, with drafts where there is something to guess and room for it. A request that decodes and gets one
+    takes part with an Extend."""
+    plain: list[Req] = []
+    longer: list[Extend] = []
+    for req in decodes:
+        draft = _draft(req, room, memory)
+        if draft is None:
+            plain.append(req)
+            continue
+        assert req.hold is not None
+        longer.append(Extend(req, req.hold.kv_len, req.fill_len, True, False, is_jump=True, draft=draft))
+    for jump in jumps:
+        draft = _draft(jump.req, room, memory) if jump.completes else None
+        longer.append(jump if draft is None else replace(jump, draft=draft))
+    return plain, longer
+
+
+def _draft(req: Req, room: Room, memory: KvMemory) -> Draft | None:
+    """What `req` may go on with. Its slots are reserved."""
+    if not _may_guess(req) or room.draws <= 0:
+        return None
+    assert req.hold is not None
+    limit = min(MAX_IDS, room.rows, req.num_left - 1, memory.rows.context_len - req.fill_len - 1)
+    draft = _guess(req, limit, room.draws)
+    if draft is None or not memory.grow_idle(req.hold, req.fill_len + len(draft.ids)):
+        return None
+    room.rows -= len(draft.ids)
+    room.draws -= len(draft.points)
+    return draft
+
+
+def _may_guess(req: Req) -> bool:
+    """Whose draws depend on nothing but masks and logits, and whose rows are text."""
+    params = req.msg.sampling
+    plain = not params.logit_bias and params.repetition_penalty == 1.0
+    plain = plain and params.frequency_penalty == 0.0 and params.presence_penalty == 0.0
+    constrained = req.grammar is not None and not req.in_thought and req.habits is not None
+    return plain and constrained and req.ending is None and req.msg.logprobs is None and req.media is None
+
+
+def _guess(req: Req, max_ids: int, max_draws: int) -> Draft | None:
+    assert req.grammar is not None and req.habits is not None
+    ids: list[int] = []
+    points: list[int] = []
+    states: list[GrammarState] = []
+    recent, trust, state = req.output_ids[-Habits.WIDTH :], 1.0, req.grammar
+    while len(points) < max_draws and len(ids) < max_ids:
+        token, confidence = req.habits.guess(recent)
+        trust *= confidence
+        if trust < MIN_TRUST or token in req.finish.stop_ids:
+            break
+        state = state.copy()
+        if not state.accept(token) or state.is_finished:
+            break
+        more = [token, *state.forced_tokens()]
+        if len(ids) + len(more) > max_ids or not state.accept_all(more[1:]) or state.is_finished or state.error is not None:
+            break
+        ids += more
+        points.append(len(ids))
+        states.append(state)
+        recent = (recent + more)[-Habits.WIDTH :]
+    if not ids:
+        return None
+    specs = [_spec_after(req, ids[:point]) for point in points]
+    return Draft(ids, points, states, specs)
+
+
+def _spec_after(req: Req, ids: list[int]) -> SampleSpec:
+    spec = req.spec
+    return SampleSpec(spec.params, spec.seed, spec.prompt_ids, spec.output_ids + ids, spec.eos_ids)

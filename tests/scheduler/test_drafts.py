@@ -1,0 +1,168 @@
+"""Speculation under grammars: guesses, right or wrong, change the number of steps and nothing else."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sglang.srt.config import GrammarOptions, ScheduleOptions
+from sglang.srt.messages import TokenizedReq
+from sglang.srt.scheduler import scheduler
+from sglang.srt.scheduler.drafts import HabitBook
+from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.habits import MAX_ENTRIES, Habits
+from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
+from tests.scheduler.test_grammar import run_with_compiling
+from tests.scheduler.test_jump import STEPPING, answers, requests, shape
+from tests.scheduler.toy import Answer, Harness, ToyWorker, make_req
+
+LOOSE = r'\{"name":"[a-c]{1,4}","age":[0-9]{1,2},"city":"(Rome|Paris|Oslo)","tags":\["the","[a-z]{3}"\]\}'
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No mask is late: steps can be counted."""
+    monkeypatch.setattr(scheduler, "LATE_SECONDS", 30.0)
+
+
+def renamed(reqs: list[TokenizedReq], name: str) -> list[TokenizedReq]:
+    return [TokenizedReq(**{f: getattr(r, f) for f in r.__struct_fields__} | {"rid": name + r.rid}) for r in reqs]
+
+
+def trusting(self: Habits, before: list[int]) -> tuple[int, float]:
+    """Whatever was seen once, and where nothing was, any letter."""
+    known, streak = self._next.get(tuple(before[-self.WIDTH :]), (ord("a") + sum(before) % 26, 1))
+    return known, min(streak, 1.0)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_guesses_change_no_answer(data: st.DataObject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Habits, "guess", trusting)
+    reqs = [data.draw(requests(f"r{i}")) for i in range(data.draw(st.integers(1, 6)))]
+    worker = ToyWorker(
+        num_slots=data.draw(st.sampled_from([256, 1024])),
+        run=data.draw(st.sampled_from([1, 16])),
+        max_running=data.draw(st.sampled_from([2, 12])),
+        max_batch_tokens=data.draw(st.sampled_from([15, 40, 256])),
+        context_len=data.draw(st.sampled_from([90, 512])),
+    )
+    options = ScheduleOptions(test_retract_every=data.draw(st.sampled_from([0, 0, 1, 3])))
+    harness = Harness(worker, options, GrammarOptions())
+    for name in ("a", "b", "c"):  # the later ones know what the earlier ones had
+        for req, answer in zip(reqs, run_with_compiling(harness, renamed(reqs, name)), strict=True):
+            (alone,) = answers(STEPPING, [req], ToyWorker(context_len=worker.info.context_len))
+            if answer.finish is not None and "KV pool" in str(answer.finish.message):
+                assert answer.ids == alone.ids[: len(answer.ids)]
+            else:
+                assert shape(answer) == shape(alone)
+
+
+def run_often(harness: Harness, **more: object) -> tuple[list[Answer], list[int]]:
+    """The same request four times; steps of each."""
+    found, steps = [], []
+    for i in range(4):
+        before = len(harness.worker.batches)
+        found += run_with_compiling(harness, [make_req(f"r{i}", [1, 2], 200, regex=LOOSE, **more)])  # type: ignore[arg-type]
+        steps.append(len(harness.worker.batches) - before)
+    return found, steps
+
+
+def test_what_is_known_takes_fewer_steps(patient: None) -> None:
+    found, steps = run_often(Harness(grammar=GrammarOptions()))
+    assert len({tuple(answer.ids) for answer in found}) == 1
+    assert steps[3] <= steps[0] - 3, steps
+
+
+def test_tenants_and_requests_that_want_scores_learn_nothing_from_others(patient: None) -> None:
+    harness = Harness(grammar=GrammarOptions())
+    _, steps = run_often(harness)
+    harness.worker.batches.clear()
+    run_with_compiling(harness, [make_req("other", [1, 2], 200, regex=LOOSE, cache_salt="tenant")])
+    assert len(harness.worker.batches) == steps[0]
+    harness.worker.batches.clear()
+    run_with_compiling(harness, [make_req("penalised", [1, 2], 200, regex=LOOSE, frequency_penalty=0.5)])
+    assert len(harness.worker.batches) == steps[0]
+
+
+def test_a_full_step_has_no_room_for_guesses() -> None:
+    harness = Harness(ToyWorker(max_running=2, max_batch_tokens=8, num_slots=64, context_len=64), grammar=GrammarOptions())
+    first, _ = run_often(harness)
+    both = run_with_compiling(harness, [make_req(f"x{i}", [1, 2], 200, regex=LOOSE) for i in range(2)])
+    assert {tuple(a.ids) for a in first + both} == {tuple(first[0].ids)}
+    assert max(batch.num_tokens for batch in harness.worker.batches) <= 8
+    assert max(len(batch.samples) for batch in harness.worker.batches) <= 2
+
+
+@pytest.mark.parametrize("retract", [0, 3])
+def test_late_masks_of_guesses_change_no_answer(monkeypatch: pytest.MonkeyPatch, retract: int) -> None:
+    def reqs(name: str) -> list[TokenizedReq]:
+        return [make_req(f"{name}{i}", [i] * 20, 60, i % 2 == 0, 0.7, seed=i, regex=LOOSE) for i in range(5)]
+
+    expected = [a.ids for a in answers(STEPPING, reqs("e"))]
+    fill, calls = LLGuidanceBackend.fill_masks, iter(range(10**9))
+
+    def dawdling(self: LLGuidanceBackend, states: Sequence[GrammarState], out: UInt32Array) -> None:
+        if next(calls) % 5 == 2:
+            time.sleep(0.01)
+        fill(self, states, out)
+
+    monkeypatch.setattr(LLGuidanceBackend, "fill_masks", dawdling)
+    monkeypatch.setattr(Habits, "guess", trusting)
+    harness = Harness(options=ScheduleOptions(test_retract_every=retract), grammar=GrammarOptions())
+    for name in ("a", "b", "c"):
+        assert [a.ids for a in run_with_compiling(harness, reqs(name))] == expected
+
+
+def test_numbers_that_are_none_at_a_guess_end_the_request() -> None:
+    harness = Harness(grammar=GrammarOptions())
+    run_often(harness)
+    plain = harness.worker.sample
+
+    def broken(batch, masks):  # type: ignore[no-untyped-def]
+        out = plain(batch, masks)
+        if len(batch.samples) > batch.num_reqs:
+            out.nan_rows.append(len(batch.samples) - 1)
+        return out
+
+    harness.worker.sample = broken  # type: ignore[method-assign]
+    (answer,) = run_with_compiling(harness, [make_req("nan", [1, 2], 200, regex=LOOSE)])
+    assert answer.finish is not None and answer.finish.type == "abort" and "NaN" in str(answer.finish.message)
+
+
+def test_habits_trust_what_repeats() -> None:
+    habits = Habits()
+    before = [5, 6, 7, 8]
+    assert habits.guess(before)[1] == 0.0
+    habits.note(before, 9)
+    assert habits.guess(before)[1] == 0.0, "once is no habit"
+    habits.note([1, 6, 7, 8], 9)
+    token, trust = habits.guess(before)
+    assert token == 9 and 0.5 < trust < 0.8
+    for _ in range(30):
+        habits.note(before, 9)
+    assert habits.guess(before)[1] > 0.9
+    for _ in range(6):
+        habits.note(before, 4)
+    assert habits.guess(before)[0] == 4
+    rng = random.Random(1)
+    for _ in range(40):
+        habits.note(before, rng.randrange(100))
+    assert habits.guess(before)[1] < 0.75
+
+
+def test_memory_of_habits_is_bounded() -> None:
+    habits = Habits()
+    for i in range(3 * MAX_ENTRIES):
+        habits.note([i, i, i], 1)
+    assert len(habits._next) <= MAX_ENTRIES
+    book = HabitBook(2)
+    first = book.of("a")
+    assert book.of("b") is not first and book.of("a") is first
+    book.of("c")
+    assert book.of("a") is first and len(book._entries) == 2
