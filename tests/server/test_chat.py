@@ -42,6 +42,7 @@ async def test_an_answer_has_openais_shape(stand: Stand) -> None:
         "completion_tokens": 4,
         "total_tokens": len(ids) + 4,
         "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 

@@ -16,6 +16,7 @@ import openai
 import pytest
 
 from sglang.srt.server import responses
+from sglang.srt.server.openai.response_store import NoSuchResponseError, ResponseStore
 from tests.server.conftest import MakeStand, Stand
 from tests.server.echo_scheduler import logprob_of
 from tests.server.http_tools import client_of
@@ -115,6 +116,82 @@ def _plain(value: Any) -> Any:
     return value.model_dump(exclude={"parsed", "parsed_arguments"})
 
 
+async def test_a_response_follows_a_stored_one(stand: Stand, client: openai.AsyncOpenAI) -> None:
+    says(stand, THOUGHTS)
+    first = await client.responses.create(model="m", input="The quick", instructions="Be kind.")
+    assert first.store is True  # type: ignore[attr-defined]
+    again = await client.responses.retrieve(first.id)
+    assert again.output_text == "Yes." and again.usage == first.usage
+    async with client.responses.stream(model="m", input="brown", previous_response_id=first.id) as stream:
+        async for _ in stream:
+            pass
+        second = await stream.get_final_response()
+    turns = "<|im_start|>user\nThe quick<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n<|im_start|>user\nbrown<|im_end|>"
+    assert prompt_of(stand).startswith(turns), "no instructions of before, no thoughts"
+    assert second.previous_response_id == first.id
+    await client.responses.create(model="m", input="fox", previous_response_id=second.id)
+    assert turns in prompt_of(stand) and prompt_of(stand).count("Yes.") == 2
+    items = await client.responses.input_items.list(second.id)
+    assert [item.type for item in items.data] == ["message"]
+    await client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(first.id)
+    with pytest.raises(openai.BadRequestError, match="deleted"):
+        await client.responses.create(model="m", input="x", previous_response_id=second.id)
+
+
+async def test_a_stored_call_gets_its_result(stand: Stand, client: openai.AsyncOpenAI) -> None:
+    says(stand, CALL)
+    tools: Any = [TOOL]
+    first = await client.responses.create(model="m", input="weather?", tools=tools, tool_choice="required")
+    (call,) = first.output
+    assert call.type == "function_call"
+    result: Any = [{"type": "function_call_output", "call_id": call.call_id, "output": "18 degrees"}]
+    await client.responses.create(model="m", input=result, tools=tools, previous_response_id=first.id)
+    assert f"<|im_start|>assistant\n{CALL}<|im_end|>\n<|im_start|>user\nResult of get_weather:\n18 degrees" in prompt_of(stand)
+
+
+async def test_what_is_not_to_be_stored_is_not(stand: Stand, client: openai.AsyncOpenAI) -> None:
+    says(stand, "Yes.")
+    first = await client.responses.create(model="m", input="x", store=False)
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(first.id)
+
+
+async def test_a_stored_response_belongs_to_a_key(make_stand: MakeStand) -> None:
+    stand = make_stand(api_keys=("one", "two"))
+    says(stand, "Yes.")
+    async with client_of(stand, authorization="Bearer one") as one, client_of(stand, authorization="Bearer two") as two:
+        name = (await one.post("/v1/responses", json={"input": "x"})).json()["id"]
+        assert (await one.get(f"/v1/responses/{name}")).status_code == 200
+        for reply in (
+            await two.get(f"/v1/responses/{name}"),
+            await two.get(f"/v1/responses/{name}/input_items"),
+            await two.delete(f"/v1/responses/{name}"),
+        ):
+            assert reply.status_code == 404 and reply.json()["error"]["type"] == "invalid_request_error"
+        assert (await two.post("/v1/responses", json={"input": "x", "previous_response_id": name})).status_code == 400
+
+
+def test_stored_responses_are_bounded() -> None:
+    store = ResponseStore(max_responses=3, max_bytes=10_000)
+
+    def put(name: str, previous: str | None = None, size: int = 10) -> None:
+        store.put("", [{"content": "x" * size}], {"id": name, "previous_response_id": previous, "output": [name]})
+
+    for name, previous in (("a", None), ("b", "a"), ("c", None)):
+        put(name, previous)
+    assert store.history("b", "")[0] == [{"content": "x" * 10}, "a", {"content": "x" * 10}, "b"]
+    put("d")
+    assert store.get("a", "") and store.get("b", ""), "a conversation that goes on is kept"
+    with pytest.raises(NoSuchResponseError):
+        store.get("c", "")
+    put("e", size=9_900)
+    assert len(store) == 1 and store.num_bytes <= 10_000
+    store.delete("e", "")
+    assert (len(store), store.num_bytes) == (0, 0)
+
+
 async def test_formats_of_responses(stand: Stand, client: openai.AsyncOpenAI) -> None:
     says(stand, '{"city": "Paris"}')
     text: Any = {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}}
@@ -126,7 +203,10 @@ async def test_formats_of_responses(stand: Stand, client: openai.AsyncOpenAI) ->
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"previous_response_id": "resp_1"}, "stores nothing"),
+        ({"previous_response_id": "resp_1"}, "there is no response 'resp_1'"),
+        ({"previous_response_id": 1}, "must be a string"),
+        ({"store": "yes"}, "true or false"),
+        ({"conversation": "c"}, "conversation"),
         ({"background": True}, "background"),
         ({"inputs": "x"}, "did you mean 'input'"),
         ({"input": []}, "input must be"),

@@ -331,3 +331,30 @@ async def test_parsing_endpoints(stand: Stand) -> None:
             ("/separate_reasoning", {"text": "x" * 300_000}),
         ):
             assert (await client.post(path, json=body)).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "thoughts"),
+    [
+        ("qwen3", "<think>hm, well</think>Yes.", "<think>hm, well</think>"),
+        ("deepseek-r1", "hm, well</think>Yes.", "hm, well</think>"),
+        ("deepseek-r1", "hm, well", "hm, well"),
+        ("qwen3", "<b>Yes.", ""),
+        ("kimi", "◁think▷hm◁/think▷Yes.", "◁think▷hm◁/think▷"),
+    ],
+)
+async def test_tokens_of_thoughts_are_counted(make_stand: MakeStand, name: str, text: str, thoughts: str) -> None:
+    stand = make_stand(info={"context_len": 2048}, reasoning_parser=name)
+    says(stand, text)
+    table = stand.manager.need_tokenizer().vocabulary.token_bytes
+    ids, data, expected = stand.manager.need_tokenizer().encode(text), b"", 0
+    for i in ids if thoughts else []:
+        expected += len(data) < len(thoughts.encode())
+        data += table[i]
+    usage = (await chat(stand)).json()["usage"]
+    # the token that ends the answer is one of the thoughts if nothing else ended them
+    assert usage["completion_tokens_details"]["reasoning_tokens"] - expected in ((0, 1) if thoughts == text else (0,))
+    twice = (await chat(stand, n=2)).json()["usage"]
+    assert twice["completion_tokens_details"]["reasoning_tokens"] == 2 * usage["completion_tokens_details"]["reasoning_tokens"]
+    response = await chat(stand, stream=True, stream_options={"include_usage": True})
+    assert json.loads(events_of(response.text)[-2])["usage"]["completion_tokens_details"] == usage["completion_tokens_details"]

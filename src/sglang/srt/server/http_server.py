@@ -67,6 +67,8 @@ def _routes(
         ("/v1/chat/completions", post, openai.chat),
         ("/v1/completions", post, openai.completions),
         ("/v1/responses", post, openai.responses),
+        ("/v1/responses/{response}", ["GET", "DELETE"], openai.stored_response),
+        ("/v1/responses/{response}/input_items", get, openai.response_items),
         ("/v1/messages", post, openai.messages),
         ("/v1/messages/count_tokens", post, openai.count_tokens),
         ("/v1/embeddings", post, embeddings.embeddings),

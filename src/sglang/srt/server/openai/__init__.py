@@ -2,6 +2,7 @@
 
 routes.py        the endpoints
 responses_api.py one request to /v1/responses
+response_store.py responses that are kept
 anthropic_api.py one request to /v1/messages
 blocks.py        answers as typed blocks
 scoring.py       /v1/score, /v1/rerank

@@ -24,7 +24,13 @@ from sglang.srt.server.openai.sse import ChunkWriter, Usage, finish_name
 from sglang.srt.server.openai.tools import plan_tools, tell_in_messages
 from sglang.srt.server.parsers.answer import AnswerParser
 from sglang.srt.server.parsers.pieces import Piece, Text
-from sglang.srt.server.parsers.reasoning import ReasoningFormat, ReasoningParser, opens_thoughts, starts_inside
+from sglang.srt.server.parsers.reasoning import (
+    ReasoningCounter,
+    ReasoningFormat,
+    ReasoningParser,
+    opens_thoughts,
+    starts_inside,
+)
 from sglang.srt.server.parsers.tool_calls import call_format, create_parser
 from sglang.srt.server.responses import encode_json
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
@@ -71,6 +77,7 @@ class ChatCall:
         self._hold_reasoning = request.stream_reasoning is False
         self.req = self._generate_req(request, self._plan.sampling)
         self._parsers: dict[int, AnswerParser] = {}
+        self._counters: dict[int, ReasoningCounter] = {}
 
     def _generate_req(self, request: ChatRequest, sampling: SamplingParams) -> GenerateReq:
         template = self._tokenizer.chat_template(with_tools=bool(self._plan.shown))
@@ -152,7 +159,7 @@ class ChatCall:
         outs: list[GenerateOut | None] = [None] * self._num_samples
         usage = Usage(self._num_samples)
         async for out in call:
-            usage.add(out)
+            self.count(out, usage)
             outs[out.index] = out
         return {
             "id": call.name,
@@ -186,6 +193,19 @@ class ChatCall:
     def new_answer(self) -> Answer:
         return Answer(self._options.tool_parser)
 
+    def count(self, out: GenerateOut, usage: Usage) -> None:
+        """Adds an output of this call to its usage."""
+        usage.add(out)
+        format_ = self._options.reasoning
+        if format_ is None:
+            return
+        counter = self._counters.get(out.index)
+        if counter is None:
+            table = self._tokenizer.vocabulary.token_bytes
+            counter = self._counters[out.index] = ReasoningCounter(format_, self._thinks, table)
+        counter.feed(out.ids)
+        usage.note_reasoning(out.index, counter.num_tokens)
+
     def parse(self, out: GenerateOut) -> list[Piece]:
         """The pieces that an output of this call adds to its choice."""
         if not self.is_parsed:
@@ -209,7 +229,7 @@ class ChatCall:
         usage = Usage(self._num_samples)
         answers: dict[int, Answer] = {}
         async for out in call:
-            usage.add(out)
+            self.count(out, usage)
             now = usage.as_dict() if self._always_usage else None
             answer = answers.get(out.index)
             if answer is None:

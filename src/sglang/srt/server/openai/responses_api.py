@@ -1,19 +1,21 @@
-"""POST /v1/responses: OpenAI's newer API, made of a chat. Nothing is stored: every request brings its whole history."""
+"""POST /v1/responses: OpenAI's newer API, made of a chat. A request may follow a stored response (response_store.py), whose inputs
+and outputs then stand before its own; instructions are those of the request alone."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from uuid import uuid4
 
 from sglang.srt.errors import RequestError, SglangError, UnsupportedError
 from sglang.srt.messages import FinishReason
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import check_known
+from sglang.srt.server.fields import as_bool, check_known
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
 from sglang.srt.server.openai.protocol import ChatRequest, parse_request
+from sglang.srt.server.openai.response_store import MAX_OWN_BYTES
 from sglang.srt.server.openai.sse import Usage
 from sglang.srt.server.responses import encode_json, error_body
 
@@ -22,11 +24,21 @@ _SAME = (
     *("repetition_penalty", "frequency_penalty", "presence_penalty", "chat_template_kwargs", "priority", "cache_salt"),
 )
 _OWN = frozenset(
-    {"input", "instructions", "max_output_tokens", "tools", "tool_choice", "text", "reasoning", "metadata", "store"}
+    {
+        "input",
+        "instructions",
+        "max_output_tokens",
+        "tools",
+        "tool_choice",
+        "text",
+        "reasoning",
+        "metadata",
+        "store",
+        "previous_response_id",
+    }
 )
 _NOTHING = frozenset({"service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
 _REFUSED: dict[str, tuple[Any, ...]] = {
-    "previous_response_id": (),
     "conversation": (),
     "background": (False,),
     "include": ([],),
@@ -39,14 +51,14 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 _KNOWN = {*_SAME, *_OWN, *_NOTHING, *_REFUSED}
 
 
-def chat_body(body: dict[str, Any]) -> dict[str, Any]:
-    """The same request as a chat's body. Raises RequestError."""
+def chat_body(body: dict[str, Any], history: list[Any]) -> dict[str, Any]:
+    """The same request as a chat's body; the items of `history` stand before its input. Raises RequestError."""
     check_known(body, _KNOWN, "field")
     for name, neutral in _REFUSED.items():
         if body.get(name) is not None and body[name] not in neutral:
-            raise UnsupportedError(f"{name} is not supported by this server, which stores nothing of a response", name)
+            raise UnsupportedError(f"{name} is not supported by this server", name)
     chat = {name: body[name] for name in _SAME if body.get(name) is not None}
-    chat["messages"] = _messages(body)
+    chat["messages"] = _messages(body, history)
     if body.get("max_output_tokens") is not None:
         chat["max_completion_tokens"] = body["max_output_tokens"]
     if body.get("tools"):
@@ -101,18 +113,26 @@ def _add_reasoning(reasoning: Any, chat: dict[str, Any]) -> None:
 # --- input ------------------------------------------------------------------------------------------------------------------
 
 
-def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
-    instructions, given = body.get("instructions"), body.get("input")
+def input_items(body: dict[str, Any]) -> list[Any]:
+    """The input as a list of items. Raises RequestError."""
+    given = body.get("input")
+    if isinstance(given, str):
+        return [{"type": "message", "role": "user", "content": given}]
+    if not isinstance(given, list) or not given:
+        raise RequestError("input must be a string or a list of items", "input")
+    return given
+
+
+def _messages(body: dict[str, Any], history: list[Any]) -> list[dict[str, Any]]:
+    instructions = body.get("instructions")
     messages: list[dict[str, Any]] = []
     if instructions is not None:
         if not isinstance(instructions, str):
             raise RequestError("instructions must be a string", "instructions")
         messages.append({"role": "system", "content": instructions})
-    if isinstance(given, str):
-        return [*messages, {"role": "user", "content": given}]
-    if not isinstance(given, list) or not given:
-        raise RequestError("input must be a string or a list of items", "input")
-    for i, item in enumerate(given):
+    for item in history:
+        _add_item(item, "previous_response_id", messages)
+    for i, item in enumerate(input_items(body)):
         _add_item(item, f"input[{i}]", messages)
     return messages
 
@@ -160,12 +180,17 @@ def _content(content: Any, where: str) -> Any:
 
 
 class ResponsesCall:
-    """One request: a chat, and how its answer looks here."""
+    """One request: a chat, and how its answer looks here. `history`: items of earlier responses that it follows. `keep` takes the
+    input's items and the whole response once it has ended, if it is to be stored."""
 
     tail = b""
 
-    def __init__(self, body: dict[str, Any], options: ChatOptions) -> None:
-        self._chat = ChatCall(parse_request(ChatRequest, chat_body(body)), options)
+    def __init__(
+        self, body: dict[str, Any], options: ChatOptions, history: list[Any], keep: Callable[[list[Any], dict[str, Any]], None]
+    ) -> None:
+        self._chat = ChatCall(parse_request(ChatRequest, chat_body(body, history)), options)
+        self._keep = keep
+        self._stores = _is_stored(body)
         self.req = self._chat.req
         self._body = body
         self._model = body.get("model") or options.served_name
@@ -180,14 +205,20 @@ class ResponsesCall:
         finish: FinishReason | None = None
         blocks = Blocks()
         async for out in call:
-            self._usage.add(out)
+            self._chat.count(out, self._usage)
             for piece in self._chat.parse(out):
                 for event in blocks.add(piece):
                     self._note(event)
             finish = out.finish
         for event in blocks.close():
             self._note(event)
-        return self._response(finish)
+        return self._ended(finish)
+
+    def _ended(self, finish: FinishReason | None) -> dict[str, Any]:
+        response = self._response(finish)
+        if self._stores and finish is not None:
+            self._keep(input_items(self._body), response)
+        return response
 
     async def events(self, call: Call) -> AsyncIterator[bytes]:
         """response.created, then for every item what is added to it, then response.completed."""
@@ -196,7 +227,7 @@ class ResponsesCall:
         finish: FinishReason | None = None
         blocks = Blocks()
         async for out in call:
-            self._usage.add(out)
+            self._chat.count(out, self._usage)
             for piece in self._chat.parse(out):
                 for event in blocks.add(piece):
                     for data in self._streamed(event):
@@ -206,7 +237,7 @@ class ResponsesCall:
             for data in self._streamed(event):
                 yield data
         if finish is not None:
-            response = self._response(finish)
+            response = self._ended(finish)
             yield self._event(f"response.{response['status']}", response=response)
 
     def error_event(self, error: SglangError) -> bytes:
@@ -280,9 +311,9 @@ class ResponsesCall:
             "model": self._model,
             "output": list(self._items) if finish is not None else [],
             "parallel_tool_calls": body.get("parallel_tool_calls") is not False,
-            "previous_response_id": None,
+            "previous_response_id": body.get("previous_response_id"),
             "reasoning": body.get("reasoning") or {"effort": None, "summary": None},
-            "store": False,
+            "store": self._stores,
             "temperature": body.get("temperature"),
             "text": body.get("text") or {"format": {"type": "text"}},
             "tool_choice": body.get("tool_choice") or "auto",
@@ -299,9 +330,19 @@ class ResponsesCall:
             "input_tokens": usage["prompt_tokens"],
             "input_tokens_details": usage["prompt_tokens_details"],
             "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": usage["completion_tokens_details"],
             "total_tokens": usage["total_tokens"],
         }
+
+
+def _is_stored(body: dict[str, Any]) -> bool:
+    """Stored unless `store` is false; what is too large is not, and must not have been asked for."""
+    wish = as_bool(body, "store", True)
+    if wish and len(encode_json(body.get("input"))) > MAX_OWN_BYTES:
+        if body.get("store"):
+            raise RequestError(f"an input of more than {MAX_OWN_BYTES} bytes is not stored: set store to false", "store")
+        return False
+    return wish
 
 
 _STREAMED = {"text": "output_text", "reasoning": "reasoning_text", "call": "function_call_arguments"}

@@ -14,15 +14,17 @@ from starlette.responses import Response
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import UnsupportedError
 from sglang.srt.sampling_params import parse_sampling_params
+from sglang.srt.server.fields import as_text
 from sglang.srt.server.openai.anthropic_api import MessagesCall
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
 from sglang.srt.server.openai.completions import CompletionCall
 from sglang.srt.server.openai.protocol import ChatRequest, CompletionRequest, parse_request
+from sglang.srt.server.openai.response_store import ResponseStore
 from sglang.srt.server.openai.responses_api import ResponsesCall
 from sglang.srt.server.parsers.reasoning import reasoning_format
 from sglang.srt.server.parsers.tool_calls import call_format, format_of_template
 from sglang.srt.server.request_maker import LONG_TEXT
-from sglang.srt.server.request_scope import name_user
+from sglang.srt.server.request_scope import current_scope, name_user
 from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, read_object, stream
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
@@ -52,6 +54,7 @@ class OpenAIApi:
             call_format(self._tool_parser)
         self._reasoning = reasoning_format(options.reasoning_parser) if options.reasoning_parser is not None else None
         self._chat_options: ChatOptions | None = None
+        self._responses = ResponseStore()
 
     def chat_options(self) -> ChatOptions:
         """Raises RequestError if the server has no tokenizer."""
@@ -94,7 +97,23 @@ class OpenAIApi:
         body = await read_object(request)
         self._check_model(body)
         name_user(body.get("user"))
-        return await self._run_other(request, await self._made(request, partial(ResponsesCall, body, self.chat_options())))
+        owner = current_scope().key
+        history, size = self._responses.history(as_text(body, "previous_response_id"), owner)
+        make = partial(ResponsesCall, body, self.chat_options(), history, partial(self._responses.put, owner))
+        return await self._run_other(request, await self._made(request, make, size))
+
+    async def stored_response(self, request: Request) -> Response:
+        """GET one, or DELETE it."""
+        name, owner = request.path_params["response"], current_scope().key
+        if request.method == "DELETE":
+            self._responses.delete(name, owner)
+            return JsonResponse({"id": name, "object": "response", "deleted": True})
+        return JsonResponse(self._responses.get(name, owner).response)
+
+    async def response_items(self, request: Request) -> Response:
+        """What a stored response's request said."""
+        items = self._responses.get(request.path_params["response"], current_scope().key).items
+        return JsonResponse({"object": "list", "data": items, "has_more": False})
 
     async def messages(self, request: Request) -> Response:
         body = await read_object(request)
@@ -117,9 +136,9 @@ class OpenAIApi:
             raise UnsupportedError(f"model names the adapter {adapter[:100]!r}, and LoRA adapters are not supported", "model")
 
     @staticmethod
-    async def _made(request: Request, make: Callable[[], T]) -> T:
+    async def _made(request: Request, make: Callable[[], T], history_bytes: int = 0) -> T:
         """Makes a call; on a thread if it is long, since rendering and tokenizing it here would hold up everybody else."""
-        return await asyncio.to_thread(make) if len(await request.body()) > LONG_TEXT else make()
+        return await asyncio.to_thread(make) if len(await request.body()) + history_bytes > LONG_TEXT else make()
 
     async def _run_other(self, request: Request, call: ResponsesCall | MessagesCall) -> Response:
         if call.req.stream:

@@ -68,6 +68,7 @@ class Usage:
         self._prompt: dict[int, int] = {}
         self._cached: dict[int, int] = {}
         self._completion: dict[int, int] = {}
+        self._reasoning: dict[int, int] = {}
 
     def add(self, out: GenerateOut) -> None:
         prompt = out.index // self._num_samples
@@ -76,6 +77,10 @@ class Usage:
         self._cached[prompt] = min(out.cached_len, self._cached.get(prompt, out.cached_len))
         self._completion[out.index] = out.completion_len
 
+    def note_reasoning(self, index: int, num_tokens: int) -> None:
+        """How many tokens of the sequence `index` were thoughts so far."""
+        self._reasoning[index] = num_tokens
+
     def as_dict(self) -> dict[str, Any]:
         prompt, completion = sum(self._prompt.values()), sum(self._completion.values())
         return {
@@ -83,4 +88,5 @@ class Usage:
             "total_tokens": prompt + completion,
             "completion_tokens": completion,
             "prompt_tokens_details": {"cached_tokens": sum(self._cached.values())},
+            "completion_tokens_details": {"reasoning_tokens": sum(self._reasoning.values())},
         }

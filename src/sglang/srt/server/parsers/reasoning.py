@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sglang.srt.errors import ConfigError
 from sglang.srt.server.parsers.pieces import Piece, Reasoning, Text, held_len
+from sglang.srt.server.tokenization.incremental import IncrementalText
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,15 @@ class ReasoningParser:
         self._opened = False
         self._buffer = ""
 
+    @property
+    def is_inside(self) -> bool:
+        return self._state == "inside"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more thoughts can come."""
+        return self._state == "after"
+
     def feed(self, text: str) -> list[Piece]:
         self._buffer += text
         pieces: list[Piece] = []
@@ -154,6 +165,27 @@ class ReasoningParser:
             pieces.append(Text(text))
         self._buffer = ""
         return False
+
+
+class ReasoningCounter:
+    """Counts the tokens of thoughts, their marks included. `table`: the bytes of every token."""
+
+    def __init__(self, format_: ReasoningFormat, inside: bool, table: Sequence[bytes]) -> None:
+        self.num_tokens = 0
+        self._parser = ReasoningParser(format_, inside)
+        self._text = IncrementalText()
+        self._table = table
+        self._num_seen = 0
+
+    def feed(self, ids: list[int]) -> None:
+        for i in ids:
+            if self._parser.is_over:
+                return
+            was_inside = self._parser.is_inside
+            self._parser.feed(self._text.push(self._table[i] if 0 <= i < len(self._table) else b""))
+            self._num_seen += 1
+            if was_inside or self._parser.is_inside:
+                self.num_tokens = self._num_seen
 
 
 def _add(pieces: list[Piece], text: str) -> None:

@@ -8,12 +8,14 @@ from sglang.srt.errors import ModelError
 from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
 from sglang.srt.server.multimodal.processors.gemma3 import Gemma3Processor
 from sglang.srt.server.multimodal.processors.llava import LlavaProcessor
+from sglang.srt.server.multimodal.processors.mllama import MllamaProcessor
 from sglang.srt.server.multimodal.processors.qwen_vl import QwenVLProcessor
 from sglang.srt.server.multimodal.processors.smolvlm import IdeficsProcessor
 
 PROCESSORS: dict[str, Callable[[ModelFolder], Processor]] = {
     "gemma3": Gemma3Processor,
     "llava_onevision": LlavaProcessor,
+    "mllama": MllamaProcessor,
     "smolvlm": IdeficsProcessor,
     "idefics3": IdeficsProcessor,
     "qwen2_vl": QwenVLProcessor,
