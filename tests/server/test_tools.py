@@ -10,11 +10,14 @@ import httpx
 import pytest
 
 from sglang.srt.config import GrammarOptions
+from sglang.srt.errors import GrammarError
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
 from sglang.srt.server.openai.tools import plan_tools
-from sglang.srt.server.parsers.tool_calls import FORMATS
+from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Text
+from sglang.srt.server.parsers.tool_calls import FORMATS, create_parser
+from sglang.srt.server.tokenization.chat_template import ChatTemplate
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of, events_of
@@ -238,10 +241,9 @@ def test_a_response_format_leaves_room_for_calls(tokenizer: Tokenizer) -> None:
 STRICT = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
 
 
-@pytest.mark.parametrize("name", [name for name, entry in FORMATS.items() if entry.tag is not None])
+@pytest.mark.parametrize("name", [name for name, entry in FORMATS.items() if not entry.tag.keywords])
 def test_strict_tools_are_free_text_and_right_calls(tokenizer: Tokenizer, name: str) -> None:
     tag = FORMATS[name].tag
-    assert tag is not None
     sampling = plan_tools(STRICT, "auto", None, name, SamplingParams()).sampling
     begin, end = tag.begin.replace("NAME", "get_weather"), tag.end
     assert allows(tokenizer, sampling, "Just text, no call.")
@@ -249,12 +251,74 @@ def test_strict_tools_are_free_text_and_right_calls(tokenizer: Tokenizer, name: 
     assert not allows(tokenizer, sampling, f'So: {begin}{{"city":1}}{end}')
 
 
-@pytest.mark.parametrize("name", [name for name, entry in FORMATS.items() if entry.tag is None])
-async def test_strict_is_refused_where_it_cannot_be_kept(make_stand: MakeStand, name: str) -> None:
-    stand = make_stand(tool_call_parser=name)
+@pytest.mark.parametrize("name", [name for name, entry in FORMATS.items() if entry.tag.keywords])
+def test_strict_tools_that_are_called_in_python(tokenizer: Tokenizer, name: str) -> None:
+    tag, plan = FORMATS[name].tag, plan_tools(STRICT, "auto", None, name, SamplingParams())
+    begin = tag.begin.replace("NAME", "get_weather")
+    assert allows(tokenizer, plan.sampling, "Just text [1](a), no call.")
+    for arguments in ('city="Paris", unit="C"', 'city="Paris",unit="C"'):
+        text = f"So: {begin}{arguments}{tag.end}"
+        assert allows(tokenizer, plan.sampling, text)
+        parser = create_parser(name, plan.names, plan.max_calls, plan.exact)
+        begun, given = (parser.feed(text) + parser.finish())[-2:]
+        assert isinstance(begun, CallBegin) and begun.name == "get_weather"
+        assert isinstance(given, CallArguments) and json.loads(given.text)["city"] == "Paris"
+    assert allows(tokenizer, plan.sampling, begin.replace("get_weather", "now") + tag.end)
+    for arguments in ("city=1", 'city="Paris"', 'unit="C", city="Paris"', 'town="x"', '"Paris"', 'city="Paris", unit="K"', ""):
+        assert not allows(tokenizer, plan.sampling, f"So: {begin}{arguments}{tag.end}"), arguments
+    for other in ("[ get_weather(city=1)]", "[get_weather (city=1)]", "```tool_code\nprint(get_weather(city=1))\n```"):
+        parser = create_parser(name, plan.names, plan.max_calls, plan.exact)
+        assert {type(piece) for piece in parser.feed(other) + parser.finish()} == {Text}, "what is not constrained is no call"
+
+
+def test_optional_arguments_and_words_of_python(tokenizer: Tokenizer) -> None:
+    properties = {"a": {"type": "boolean"}, "b": {"type": "array", "items": {"type": "integer"}}, "c": {"type": "null"}}
+    function = {"name": "f", "strict": True, "parameters": {"type": "object", "properties": properties, "required": ["b"]}}
+    sampling = plan_tools([{"type": "function", "function": function}], "auto", None, "pythonic", SamplingParams()).sampling
+    for right in ("b=[1,2]", "a=True, b=[]", "b=[1], c=None", "a=False, b=[1], c=None"):
+        assert allows(tokenizer, sampling, f"[f({right})]"), right
+    for wrong in ("a=True", "a=true, b=[]", "b=[1], a=True", "b=[1],", ", b=[1]", "c=None"):
+        assert not allows(tokenizer, sampling, f"[f({wrong})]"), wrong
+
+
+def test_a_tool_that_is_not_strict_is_free_beside_one_that_is(tokenizer: Tokenizer) -> None:
+    plan = plan_tools([STRICT[0], TOOLS[1]], "auto", None, "pythonic", SamplingParams())
+    loose = TOOLS[1]["function"]["name"]
+    assert allows(tokenizer, plan.sampling, f"[{loose}(anything=[1, 2])]")
+    parser = create_parser("pythonic", plan.names, plan.max_calls, plan.exact)
+    assert CallBegin(0, loose) in parser.feed(f"[{loose}(anything=[1, 2])]")
+
+
+async def test_strict_is_refused_where_it_cannot_be_kept(make_stand: MakeStand, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand = make_stand(tool_call_parser="gemma")
+    template = ChatTemplate("<start_function_call>{{ messages[0].content }}")
+    monkeypatch.setattr(stand.manager.need_tokenizer(), "chat_template", lambda with_tools=False: template)
     response = await chat(stand, tools=STRICT)
     assert response.status_code == 400
     assert "strict" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"type": "object", "properties": {"from": {}}}, "'from'"),
+        ({"type": "object", "properties": {"a-b": {}}}, "'a-b'"),
+        ({"type": "object", "anyOf": [{}]}, "'anyOf'"),
+        ({"type": "object", "properties": {}, "required": ["x"]}, "required"),
+    ],
+)
+def test_schemas_that_are_no_keyword_arguments(tokenizer: Tokenizer, parameters: dict[str, Any], words: str) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters, "strict": True}}
+    sampling = plan_tools([tool], "auto", None, "pythonic", SamplingParams()).sampling
+    with pytest.raises(GrammarError, match=words):
+        allows(tokenizer, sampling, "x")
+
+
+def test_halves_of_pairs_in_python_strings_are_no_crash() -> None:
+    for written, read in ((r"\ud83d\ude00", "\U0001f600"), (r"a\ud83d", "a\ufffd")):
+        parser = create_parser("pythonic", ["f"])
+        (_, given) = parser.feed(f'[f(x="{written}")]')
+        assert isinstance(given, CallArguments) and json.loads(given.text) == {"x": read}
 
 
 # --- thoughts ---------------------------------------------------------------------------------------------------------------

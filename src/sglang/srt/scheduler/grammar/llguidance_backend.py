@@ -20,6 +20,7 @@ from sglang.srt.errors import GrammarError
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.encoder import LongestMatch
 from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema
+from sglang.srt.scheduler.grammar.keyword_arguments import keyword_grammar
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
 from sglang.srt.vocabulary import Vocabulary
 
@@ -204,7 +205,7 @@ class LLGuidanceBackend:
 
     def _translate_tags(self, text: str) -> str:
         """{"structures": [{"begin", "schema", "end"}], "triggers": [...]}: free text in which every trigger starts a
-        structure."""
+        structure; with "keywords" its content is keyword arguments instead of JSON."""
         value = json.loads(text)
         if not isinstance(value, dict) or not isinstance(value.get("structures"), list) or not value["structures"]:
             raise ValueError("expected an object with a non-empty list 'structures' and a list 'triggers'")
@@ -214,7 +215,8 @@ class LLGuidanceBackend:
             raise ValueError("'triggers' must be a list of strings")
         tags = [_structure_tag(structure, triggers) for structure in value["structures"]]
         special = all(tag.trigger in names for tag in tags)
-        return str(llguidance.grammar_from("lark", llguidance.StructTag.to_grammar(tags, assume_special=special)))
+        grammar = str(llguidance.StructTag.to_grammar(tags, assume_special=special))
+        return grammar if grammar.startswith("{") else str(llguidance.grammar_from("lark", grammar))
 
 
 def _after(prefix: str, grammar: str) -> str:
@@ -243,7 +245,8 @@ def _structure_tag(structure: Any, triggers: list[str]) -> Any:
     trigger = next((t for t in triggers if begin.startswith(t)), None)
     if trigger is None:
         raise ValueError(f"no trigger begins {begin!r}")
-    return llguidance.StructTag(trigger=trigger, begin=begin, grammar=schema, end=end)
+    grammar = keyword_grammar(schema) if structure.get("keywords") is True else schema
+    return llguidance.StructTag(trigger=trigger, begin=begin, grammar=grammar, end=end)
 
 
 def _first_lines(message: str) -> str:

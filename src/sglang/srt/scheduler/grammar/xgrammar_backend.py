@@ -251,6 +251,8 @@ def _structural_tag(text: str) -> str:
         begin, end, schema = structure["begin"], structure.get("end", ""), structure.get("schema", {})
         if not isinstance(end, str) or not isinstance(schema, dict):
             raise ValueError("a structure's 'end' is a string and its 'schema' an object")
+        if structure.get("keywords"):
+            raise ValueError("keyword arguments are not supported by xgrammar; the grammar backend llguidance follows them")
         if not any(begin.startswith(trigger) for trigger in triggers):
             raise ValueError(f"no trigger begins {begin!r}")
         ready = prepare_schema(json.dumps(schema), FOLLOWED, _check_node)

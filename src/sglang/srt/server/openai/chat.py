@@ -81,6 +81,8 @@ class ChatCall:
 
     def _generate_req(self, request: ChatRequest, sampling: SamplingParams) -> GenerateReq:
         template = self._tokenizer.chat_template(with_tools=bool(self._plan.shown))
+        if self._plan.exact:
+            _check_strict(template, self._options.tool_parser)
         media: list[MediaInput] | None = [] if self._options.sees else None
         messages = parse_messages(request.messages, template, media)
         tools = self._plan.shown
@@ -220,7 +222,7 @@ class ChatCall:
         reasoning = self._options.reasoning
         thoughts = ReasoningParser(reasoning, self._thinks) if self._splits and reasoning is not None else None
         plan = self._plan
-        calls = create_parser(plan.parser, plan.names, plan.max_calls) if plan.parser is not None else None
+        calls = create_parser(plan.parser, plan.names, plan.max_calls, plan.exact) if plan.parser is not None else None
         return AnswerParser(thoughts, calls, self._hold_reasoning)
 
     async def events(self, call: Call) -> AsyncIterator[bytes]:
@@ -261,6 +263,17 @@ class ChatCall:
 def ended_by(finish: FinishReason, answer: Answer) -> str:
     """The reason in OpenAI's words."""
     return "tool_calls" if answer.calls and finish.type == "stop" else finish_name(finish)
+
+
+def _check_strict(template: ChatTemplate, format_name: str) -> None:
+    """Raises UnsupportedError if the template has the model write calls in another way than the one that can be constrained."""
+    for sign in call_format(format_name).foreign:
+        if template.mentions(sign):
+            raise UnsupportedError(
+                f"strict tools with tool_choice auto: this model writes calls with {sign}, which cannot be constrained; leave strict "
+                "out, or use tool_choice required",
+                "tools",
+            )
 
 
 def _max_tokens(request: ChatRequest) -> int | None:

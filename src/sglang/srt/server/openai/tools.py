@@ -32,12 +32,14 @@ _GENERIC = "generic"
 
 @dataclass(frozen=True)
 class ToolPlan:
-    """`shown`: the tools that the model is told of. `parser`: the format in which calls are looked for; None: nowhere."""
+    """`shown`: the tools that the model is told of. `parser`: the format in which calls are looked for; None: nowhere. `exact`: tools
+    whose calls count only if they are written as the constraint has it."""
 
     shown: list[dict[str, Any]] = field(default_factory=list)
     parser: str | None = None
     max_calls: int | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    exact: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -68,15 +70,13 @@ def _plan_auto(shown: list[dict[str, Any]], max_calls: int | None, format_name: 
     if not any(tool["function"].get("strict") for tool in shown):
         return ToolPlan(shown, format_name, max_calls, sampling)
     tag = call_format(format_name).tag
-    if tag is None:
-        raise UnsupportedError(
-            f"strict tools with tool_choice auto: calls in the format {format_name!r} have no JSON arguments to constrain; "
-            "leave strict out, or use tool_choice required",
-            "tools",
-        )
-    structures = [_structure(tool["function"], tag) for tool in shown]
-    text = json.dumps({"structures": structures, "triggers": [tag.trigger]})
-    return ToolPlan(shown, format_name, max_calls, _constrain(sampling, structural_tag=text))
+    # calls that are Python bear their name in the trigger: of tools that are not strict nothing is asked
+    bound = [tool for tool in shown if tool["function"].get("strict") or not tag.keywords]
+    structures = [_structure(tool["function"], tag) for tool in bound]
+    triggers = list(dict.fromkeys(tag.trigger.replace("NAME", tool["function"]["name"]) for tool in bound))
+    text = json.dumps({"structures": structures, "triggers": triggers})
+    exact = tuple(tool["function"]["name"] for tool in bound) if tag.keywords else ()
+    return ToolPlan(shown, format_name, max_calls, _constrain(sampling, structural_tag=text), exact)
 
 
 def _constrain(sampling: SamplingParams, **constraint: str) -> SamplingParams:
@@ -85,7 +85,8 @@ def _constrain(sampling: SamplingParams, **constraint: str) -> SamplingParams:
 
 def _structure(function: dict[str, Any], tag: Tag) -> dict[str, Any]:
     schema = function.get("parameters", {"type": "object", "properties": {}}) if function.get("strict") else _ANY_OBJECT
-    return {"begin": tag.begin.replace("NAME", function["name"]), "schema": schema, "end": tag.end}
+    structure = {"begin": tag.begin.replace("NAME", function["name"]), "schema": schema, "end": tag.end}
+    return {**structure, "keywords": True} if tag.keywords else structure
 
 
 # --- schemas ----------------------------------------------------------------------------------------------------------------

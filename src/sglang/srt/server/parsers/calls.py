@@ -16,15 +16,17 @@ _REREAD = 512
 
 class CallParser:
     """Base of the formats. `names` are the tools there are: a call of any other is text. Calls beyond `max_calls` are left
-    out."""
+    out. `exact`: tools that a constraint holds to one way of writing; what only looks like a call of them is text. (JSON formats need
+    not look: theirs cannot be written otherwise.)"""
 
     openers: tuple[str, ...] = ()
     """marks that may begin a call; of two at one place the longer counts"""
     markers: tuple[str, ...] = ()
     """names that are special tokens in some vocabularies and must be seen"""
 
-    def __init__(self, names: Collection[str], max_calls: int | None = None) -> None:
+    def __init__(self, names: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
         self._names = frozenset(names)
+        self._exact = frozenset(exact)
         self._max_calls = max_calls
         self._buffer = ""
         self._raw = ""

@@ -19,22 +19,25 @@ from sglang.srt.server.parsers.formats.python_format import GemmaCalls, Pythonic
 
 @dataclass(frozen=True)
 class Tag:
-    """How a format writes a call when its JSON arguments are left out; NAME stands for the name. `trigger` begins `begin`."""
+    """How a format writes a call when its arguments are left out; NAME stands for the name. `trigger` begins `begin`. The arguments
+    are JSON, or with `keywords` written as Python's."""
 
     trigger: str
     begin: str
     end: str
+    keywords: bool = False
 
 
 @dataclass(frozen=True)
 class CallFormat:
-    """`how`: the words that tell a model without a tool template how to call. `tag`: None when arguments are not JSON.
-    `signs`: what in a chat template gives the format away."""
+    """`how`: the words that tell a model without a tool template how to call. `signs`: what in a chat template gives the format
+    away. `foreign`: signs of a way to write calls that `tag` is not."""
 
     parser: type[CallParser]
     how: str
-    tag: Tag | None = None
+    tag: Tag
     signs: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
 
 
 _JSON = '{"name": "NAME", "arguments": {"PARAMETER": VALUE}}'
@@ -66,10 +69,13 @@ FORMATS: dict[str, CallFormat] = {
     "gemma": CallFormat(
         GemmaCalls,
         '```tool_code\nNAME(PARAMETER="VALUE")\n```',
-        None,
+        Tag("```tool_code\nNAME(", "```tool_code\nNAME(", ")\n```", keywords=True),
         ("<start_function_call>", "<|tool_call>", "tool_code"),
+        ("<start_function_call>", "<|tool_call>"),
     ),
-    "pythonic": CallFormat(PythonicCalls, '[NAME(PARAMETER="VALUE")]', None, ("<|python_start|>",)),
+    "pythonic": CallFormat(
+        PythonicCalls, '[NAME(PARAMETER="VALUE")]', Tag("[NAME(", "[NAME(", ")]", keywords=True), ("<|python_start|>",)
+    ),
     "llama3": CallFormat(
         Llama3Calls,
         '{"name": "NAME", "parameters": {"PARAMETER": VALUE}}',
@@ -106,5 +112,6 @@ def format_of_template(source: str) -> str:
     return next((name for name, entry in FORMATS.items() if any(sign in source for sign in entry.signs)), "generic")
 
 
-def create_parser(name: str, tools: Collection[str], max_calls: int | None = None) -> CallParser:
-    return call_format(name).parser(tools, max_calls)
+def create_parser(name: str, tools: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> CallParser:
+    """`exact`: tools whose calls count only where they are written as the format's tag has it."""
+    return call_format(name).parser(tools, max_calls, exact)

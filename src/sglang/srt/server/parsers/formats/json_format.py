@@ -22,8 +22,8 @@ class JsonCalls(CallParser):
     heads: tuple[str, ...] = ()
     """openers after which a name may come"""
 
-    def __init__(self, names: Collection[str], max_calls: int | None = None) -> None:
-        super().__init__(names, max_calls)
+    def __init__(self, names: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
+        super().__init__(names, max_calls, exact)
         self._reader: CallReader | None = None
         self._scanner: ValueScanner | None = None
         self._head: str | None = None

@@ -23,8 +23,11 @@ class PythonicCalls(CallParser):
     closers: tuple[str, ...] = ("<|python_end|>", "]")
     markers: tuple[str, ...] = ("<|python_start|>", "<|python_end|>")
 
-    def __init__(self, names: Collection[str], max_calls: int | None = None) -> None:
-        super().__init__(names, max_calls)
+    exact_openings: tuple[str, ...] = ("[",)
+    """what stands before a call that is written exactly"""
+
+    def __init__(self, names: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
+        super().__init__(names, max_calls, exact)
         self._depth = 0
         self._quote = ""
         self._scanned = 0
@@ -60,7 +63,8 @@ class PythonicCalls(CallParser):
             self._consume(len(head[0]))
             self._marks = (*self._marks, ")")
             return True
-        if not self._begin_call(name):
+        written = self._raw in self.exact_openings and head[0] == f"{name}("
+        if (name in self._exact and not written) or not self._begin_call(name):
             self._give_up(len(self._raw))
             return True
         self._buffer = self._buffer[len(head[0]) :]
@@ -106,6 +110,7 @@ class GemmaCalls(PythonicCalls):
 
     openers = ("```tool_code", "<start_function_call>", "<|tool_call>", "[")
     closers = ("```", "<end_function_call>", "<tool_call|>", "]")
+    exact_openings = ("```tool_code\n",)
     markers = ("<start_function_call>", "<end_function_call>", "<escape>", "<|tool_call>", "<tool_call|>", '<|"|>')
 
     def _read_between(self, final: bool) -> bool:
@@ -124,7 +129,7 @@ class GemmaCalls(PythonicCalls):
         end = _bare_end(rest, quote)
         if end is None:
             return False
-        if not self._begin_call(name.strip()):
+        if name.strip() in self._exact or not self._begin_call(name.strip()):
             self._give_up(len(self._raw))
             self._emit_text(self._buffer[:5])
             self._buffer = self._buffer[5:]
@@ -230,4 +235,6 @@ def _literal(node: ast.expr) -> object:
         return [_literal(item) for item in node.elts]
     if isinstance(node, ast.Dict):
         return {str(_literal(k)): _literal(v) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
-    return ast.literal_eval(node)
+    value = ast.literal_eval(node)
+    # escapes may name halves of a pair, which are no characters: whole pairs are joined, others replaced
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value
