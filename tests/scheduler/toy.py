@@ -108,6 +108,9 @@ class ToyWorker:
         self.nan_rids: set[int] = set()
         self.fail_at: int | None = None
 
+    def close(self) -> None:
+        """Nothing runs elsewhere."""
+
     def bind(self, req_to_token: Int32Array) -> None:
         assert req_to_token.shape == (self.info.max_running_requests, self.info.context_len)
         assert req_to_token.dtype == np.int32 and req_to_token.flags.c_contiguous

@@ -46,6 +46,13 @@ class DeviceOptions:
     threads: int | None = None
     """None: physical cores"""
     use_tape: bool = True
+    tp_size: int = 1
+    """ranks that share the model (model/distributed)"""
+    deterministic: bool = False
+    """on CUDA: kernels of a fixed order only; elsewhere they always are"""
+    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8_e4m3"] = "auto"
+    graph_max_reqs: int = 256
+    """on CUDA: decode steps of up to so many requests are replayed from graphs; 0: none are"""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,8 @@ class ScheduleOptions:
     decode_log_interval: int = 40
     random_seed: int = 0
     watchdog_timeout: float = 300.0
+    overlap: bool = True
+    """begin a step before the last one's tokens are known, where the worker can (scheduler/overlap.py)"""
     test_retract_every: int = 0
     """for tests: force a retraction every so many decode steps"""
 

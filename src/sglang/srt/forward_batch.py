@@ -155,8 +155,8 @@ class ModelInfo:
     """what the model sees besides text: "image", "video" """
     two_way: bool = False
     """whether rows of a picture see all of it: then a step must not end inside one (`ForwardBatch.row_ends`)"""
-    rope_axes: int = 1
-    """3: requests may bring positions of three axes"""
+    tp_size: int = 1
+    """ranks that share the model; bytes above are those of one"""
     embedding_dim: int = 0
     """length of the vectors of a model that embeds and does not generate; 0: it generates"""
 
@@ -189,6 +189,10 @@ class ModelWorker(Protocol):
 
     def encode_some(self, seconds: float) -> bool:
         """Works on the embeddings in line for about so long, at least one chunk. False if there was nothing to do."""
+        ...
+
+    def close(self) -> None:
+        """Ends what runs for the worker outside of this process. Nothing is called after it."""
         ...
 
 

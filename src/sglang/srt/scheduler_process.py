@@ -15,18 +15,20 @@ import signal
 import struct
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO
 
 import msgspec
 
 from sglang.srt.config import RuntimeConfig
-from sglang.srt.errors import SglangError
-from sglang.srt.forward_batch import ModelInfo
+from sglang.srt.errors import ConfigError, SglangError
+from sglang.srt.forward_batch import ModelInfo, ModelWorker
 from sglang.srt.heap import release_freed_memory
 from sglang.srt.logs import configure_logging
 from sglang.srt.messages import Inbox, Outbox, SchedulerFailed, SchedulerReady
 from sglang.srt.model.capacity import host_memory
+from sglang.srt.model.distributed.leader import create_parallel_worker
 from sglang.srt.model.embedder import create_embedder, embeds_by_itself
 from sglang.srt.model.worker import create_worker
 from sglang.srt.scheduler.embedding import EmbeddingScheduler
@@ -38,15 +40,26 @@ logger = logging.getLogger("sglang")
 
 
 def build_scheduler(
-    config: RuntimeConfig, tokenizer: Future[Tokenizer | None], inbox: Inbox, outbox: Outbox
+    config: RuntimeConfig,
+    tokenizer: Future[Tokenizer | None],
+    inbox: Inbox,
+    outbox: Outbox,
+    on_rank_death: Callable[[str], None] | None = None,
 ) -> tuple[Scheduler | EmbeddingScheduler, ModelInfo]:
-    """Loads the model, while the tokenizer is read on another thread, and puts a scheduler around both. Raises SglangError."""
+    """Loads the model, while the tokenizer is read on another thread, and puts a scheduler around both. `on_rank_death` is
+    called from a side thread when the model is shared by several processes and one of them dies. Raises SglangError."""
     logger.info("Load weight begin. avail mem=%.2f GB", _free_gb())
     if config.model.is_embedding or embeds_by_itself(config.model):
+        if config.device.tp_size > 1:
+            raise ConfigError("--tp-size: models that embed run on one rank")
         embedder = create_embedder(config.model, config.device)
         _log_model(embedder.info, config)
         return EmbeddingScheduler(embedder, inbox, outbox, config.schedule.max_queued_requests), embedder.info
-    worker = create_worker(config.model, config.device, config.memory)
+    worker: ModelWorker
+    if config.device.tp_size > 1:
+        worker = create_parallel_worker(config.model, config.device, config.memory, on_rank_death)
+    else:
+        worker = create_worker(config.model, config.device, config.memory)
     _log_model(worker.info, config)
     text = tokenizer.result()
     vocabulary = text.vocabulary if text is not None else None
@@ -102,6 +115,12 @@ def _die_with_the_server(stream: IO[bytes], directory: str) -> None:
     threading.Thread(target=watch, name="life-line", daemon=True).start()
 
 
+def _die_with_a_rank(reason: str) -> None:
+    """At once, wherever the scheduler is: it may wait for what the dead rank will never send. The server starts all anew."""
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def main() -> int:
     """Exit status: 0 after a shutdown, 1 when the model could not be loaded."""
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the server decides
@@ -111,7 +130,7 @@ def main() -> int:
     configure_logging(config.http.log_level)
     link = SocketSchedulerEnd(sys.argv[1])
     try:
-        scheduler, info = build_scheduler(config, read_tokenizer(config), link, link)
+        scheduler, info = build_scheduler(config, read_tokenizer(config), link, link, _die_with_a_rank)
     except SglangError as error:
         link.send(SchedulerFailed(str(error)))
         link.close()

@@ -32,6 +32,7 @@ from sglang.srt.errors import ConfigError
 
 logger = logging.getLogger("sglang")
 
+GRAPH_MAX_REQS = 256
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
@@ -54,7 +55,12 @@ class ServerArgs:
         "auto", "model", "type of the weights", choices=("auto", "float32", "float", "bfloat16", "float16", "half")
     )
     quantization: str | None = _flag(None, "model", "quantise the weights at load", choices=("int8", "int4", "gguf"))
-    kv_cache_dtype: str = _flag("auto", "model", "type of cached K and V", choices=("auto",))
+    kv_cache_dtype: str = _flag(
+        "auto",
+        "model",
+        "type of cached K and V; other than auto on CUDA only",
+        choices=("auto", "float32", "float16", "bfloat16", "fp8_e4m3"),
+    )
     context_length: int | None = _flag(None, "model", "longest sequence; default: the model's")
     revision: str | None = _flag(None, "model", "revision on the hub")
     download_dir: str | None = _flag(None, "model", "where downloads go")
@@ -72,13 +78,20 @@ class ServerArgs:
     mem_fraction_static: float | None = _flag(None, "device and memory", "share of memory for weights and KV pool")
     max_total_tokens: int | None = _flag(None, "device and memory", "slots of the KV pool")
     max_running_requests: int | None = _flag(None, "device and memory", "requests that decode at once")
-    tp_size: int = _flag(1, "device and memory", "tensor parallel ranks", choices=(1,))
+    tp_size: int = _flag(1, "device and memory", "processes that share the model, a CUDA device each (tensor parallelism)")
+    enable_deterministic_inference: bool = _flag(
+        False, "device and memory", "on CUDA: kernels of a fixed order only; on a CPU answers always are deterministic"
+    )
     attention_backend: str | None = _flag(None, "device and memory", "chosen with the kernels", no_effect=True)
     sampling_backend: str | None = _flag(None, "device and memory", "chosen with the kernels", no_effect=True)
     mm_attention_backend: str | None = _flag(None, "device and memory", "chosen with the kernels", no_effect=True)
-    cuda_graph_max_bs: int | None = _flag(None, "device and memory", "only on CUDA", no_effect=True)
-    disable_cuda_graph: bool = _flag(False, "device and memory", "only on CUDA", no_effect=True)
-    disable_overlap_schedule: bool = _flag(False, "device and memory", "only on CUDA", no_effect=True)
+    cuda_graph_max_bs: int | None = _flag(
+        None, "device and memory", "on CUDA: largest decode step that is replayed from a graph (default: 256)"
+    )
+    disable_cuda_graph: bool = _flag(False, "device and memory", "on CUDA: launch every kernel of a decode step by itself")
+    disable_overlap_schedule: bool = _flag(
+        False, "device and memory", "on CUDA: begin a step only when the last one's tokens are known"
+    )
     # scheduling
     schedule_policy: str = _flag("lpm", "scheduling", "order of the queue", choices=("lpm", "fcfs", "dfs-weight", "random"))
     schedule_conservativeness: float = _flag(1.0, "scheduling", "larger admits fewer requests at once")
@@ -171,6 +184,10 @@ class ServerArgs:
                 kernels=self.kernels,  # type: ignore[arg-type]
                 threads=self.threads,
                 use_tape=not self.disable_op_tape,
+                tp_size=self.tp_size,
+                deterministic=self.enable_deterministic_inference,
+                kv_cache_dtype=self.kv_cache_dtype,  # type: ignore[arg-type]
+                graph_max_reqs=0 if self.disable_cuda_graph else self.cuda_graph_max_bs or GRAPH_MAX_REQS,
             ),
             memory=MemoryOptions(
                 mem_fraction_static=self.mem_fraction_static,
@@ -189,6 +206,7 @@ class ServerArgs:
                 decode_log_interval=self.decode_log_interval,
                 random_seed=seed,
                 watchdog_timeout=self.watchdog_timeout,
+                overlap=not self.disable_overlap_schedule,
                 test_retract_every=self.test_retract_every,
             ),
             grammar=GrammarOptions(
@@ -255,8 +273,13 @@ class ServerArgs:
                 raise ConfigError(f"{_option(f.name)} must be one of {', '.join(map(str, choices))}, got {value!r}")
             if f.metadata.get("no_effect") and given:
                 logger.warning("%s has no effect here: %s", _option(f.name), f.metadata["help"])
+        for name in ("cuda_graph_max_bs", "disable_cuda_graph", "disable_overlap_schedule"):
+            if self.device == "cpu" and getattr(self, name):
+                logger.warning("%s has no effect on a CPU", _option(name))
         self._check_range("port", 1, 65535)
         self._check_range("threads", 1, 1024)
+        self._check_range("tp_size", 1, 64)
+        self._check_range("cuda_graph_max_bs", 1, 4096)
         self._check_range("context_length", 1, None)
         self._check_range("max_total_tokens", 1, None)
         self._check_range("max_running_requests", 1, 4096)

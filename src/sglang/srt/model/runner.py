@@ -9,10 +9,12 @@ Row counts are read when the ops run, so one recording serves every step: decode
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from sglang.srt.forward_batch import ForwardBatch, Int32Array
+from sglang.srt.model.distributed.sharding import Shard
 from sglang.srt.model.kernels.ops import Array, Ops, StepShape
 from sglang.srt.model.kv_pool import KVPool
 from sglang.srt.model.layers.buffers import MediaBuffers, StepBuffers, StepLimits, create_buffers
@@ -24,9 +26,20 @@ class ModelRunner:
     """Owns the buffers and the tapes of one model on one device. `req_to_token` is read through for as long as it lives."""
 
     def __init__(
-        self, ops: Ops, model: Llama, pool: KVPool, limits: StepLimits, req_to_token: Int32Array, use_tape: bool
+        self,
+        ops: Ops,
+        model: Llama,
+        pool: KVPool,
+        limits: StepLimits,
+        req_to_token: Int32Array,
+        use_tape: bool,
+        shard: Shard | None = None,
     ) -> None:
         self.limits = limits
+        self._shard = shard
+        self._logits: Array = None
+        if shard is not None:
+            self._logits = ops.empty((limits.max_logit_rows, shard.whole.vocab_size))
         self._ops = ops
         self._req_to_token = req_to_token
         self._step = create_buffers(ops, model.config, model.readers, limits, req_to_token, model.split_gate)
@@ -36,6 +49,8 @@ class ModelRunner:
 
     def body(self, batch: ForwardBatch) -> None:
         """Computes all rows of the step."""
+        if self._shard is not None:
+            batch = replace(batch, input_ids=self._shard.local_ids(batch.input_ids))
         load_step(self._ops, self._step, batch, self.limits, self._req_to_token)
         self._run_body()
 
@@ -51,7 +66,11 @@ class ModelRunner:
             step.head_inputs.send()
             self._ops.bound(step.head_rows, n)
             self._run_head()
-        return step.logits[:n]
+        if self._shard is None:
+            return step.logits[:n]
+        if n:
+            self._shard.ranks.gather_columns(step.logits[:n, : self._shard.ids_each], self._logits[:n])
+        return self._logits[:n]
 
 
 def record_program(ops: Ops, run: Callable[[], None], use_tape: bool) -> Callable[[], None]:

@@ -6,13 +6,17 @@ The files of this wing, each importing only what stands above it:
     weights/                                checkpoints
     layers/   models/                       architecture
     sampling/ capacity kv_pool op_tape      tokens, memory, replay
+    distributed/{ranks,sharding,ops}        one rank's part of all that
     runner                                  one forward pass
     worker                                  this file
+    distributed/{wire,leader,follower}      several ranks as one worker
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -29,6 +33,9 @@ from sglang.srt.model.capacity import (
     plan_capacity,
     resolve_batch,
 )
+from sglang.srt.model.distributed.ops import shard_ops
+from sglang.srt.model.distributed.ranks import Ranks, join
+from sglang.srt.model.distributed.sharding import Shard, ShardedSource, shard_model
 from sglang.srt.model.encoding import EncodeQueue
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kernels.reference import ReferenceOps
@@ -60,9 +67,12 @@ class LocalWorker:
         use_tape: bool = True,
         encoder: Encoder | None = None,
         encoder_cache_bytes: int = 0,
+        shard: Shard | None = None,
     ) -> None:
         self.info = info
-        self._ops = ops
+        self.ops = ops
+        self.embed_width = model.config.hidden_size * (1 + len(model.config.vision.deep_layers if model.config.vision else ()))
+        self._shard = shard
         self._model = model
         self._use_tape = use_tape
         self._limits = StepLimits(capacity.max_batch_tokens, capacity.max_running_requests, capacity.max_logit_rows)
@@ -74,14 +84,14 @@ class LocalWorker:
         self._encodings = EncodeQueue(encoder, encoder_cache_bytes) if encoder is not None else None
 
     def bind(self, req_to_token: Int32Array) -> None:
-        self._runner = ModelRunner(self._ops, self._model, self._pool, self._limits, req_to_token, self._use_tape)
+        self._runner = ModelRunner(self.ops, self._model, self._pool, self._limits, req_to_token, self._use_tape, self._shard)
 
     def forward(self, batch: ForwardBatch) -> None:
         assert self._runner is not None, "bind comes first"
         runner = self._runner
         runner.body(batch)
         # Prompt rows first: the rows to sample from must stay in the buffer until `sample`.
-        self._prompt_logprobs = prompt_logprobs(self._ops, batch.prompt_logprobs, runner.head, self._limits.max_logit_rows)
+        self._prompt_logprobs = prompt_logprobs(self.ops, batch.prompt_logprobs, runner.head, self._limits.max_logit_rows)
         self._logits = runner.head(batch.sample_rows)
 
     def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:
@@ -99,14 +109,38 @@ class LocalWorker:
     def encode_some(self, seconds: float) -> bool:
         return self._encodings is not None and self._encodings.run(seconds)
 
+    def close(self) -> None:
+        """Nothing runs elsewhere."""
+
 
 def create_worker(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions) -> LocalWorker:
-    """Loads the model. Raises ConfigError, ModelError or CapacityError with one sentence."""
-    ops = create_ops(device)
-    files = resolve_model(model.model_path, revision=model.revision, download_dir=model.download_dir)
-    checkpoint = load_checkpoint(files, model)
+    """Loads the whole model. Raises ConfigError, ModelError or CapacityError with one sentence."""
+    return _create(model, device, memory, create_ops(device), None)
+
+
+def create_rank(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, rank: int, directory: Path) -> LocalWorker:
+    """Loads the part of one of `device.tp_size` ranks, which meet in `directory`. Raises as `create_worker` does."""
+    ops = create_ops(_share_of(device), rank)
+    where = f"cuda:{rank}" if ops.name.startswith("cuda") else "cpu"
+    return _create(model, device, memory, ops, join(directory, rank, device.tp_size, where, device.deterministic))
+
+
+def _share_of(device: DeviceOptions) -> DeviceOptions:
+    """Ranks of one machine share its cores."""
+    if device.threads is not None or device.kernels == "reference":
+        return device
     try:
-        return worker_from(checkpoint, checkpoint.config, ops, memory, device.use_tape, model.quantization)
+        from sglang.srt.model.kernels.cpu import default_threads
+    except ImportError:
+        return device
+    return replace(device, threads=max(1, default_threads() // device.tp_size))
+
+
+def _create(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, ops: Ops, ranks: Ranks | None) -> LocalWorker:
+    files = resolve_model(model.model_path, revision=model.revision, download_dir=model.download_dir)
+    checkpoint = load_checkpoint(files, model, keep_f8="f8" in getattr(ops, "formats", ()))
+    try:
+        return worker_from(checkpoint, checkpoint.config, ops, memory, device.use_tape, model.quantization, ranks)
     except MemoryError as error:
         raise CapacityError(f"the memory of this machine does not suffice for {model.model_path}") from error
 
@@ -118,17 +152,41 @@ def worker_from(
     memory: MemoryOptions,
     use_tape: bool = True,
     quantization: str | None = None,
+    ranks: Ranks | None = None,
 ) -> LocalWorker:
-    """A worker for weights that are at hand."""
+    """A worker for weights that are at hand. With `ranks`, for this rank's part of them."""
     resolve_batch(memory, config.context_len)  # bad flags are found before minutes of loading
-    model = create_model(ops, source, config, config.context_len)
-    encoder = create_encoder(ops, source, config.vision) if config.vision is not None else None
+    shard = shard_model(config, ranks) if ranks is not None else None
+    encoder = _create_encoder(ops, source, config, ranks)
+    mine, part, part_ops = config, source, ops
+    if shard is not None:
+        mine, part, part_ops = shard.config, ShardedSource(source, shard), shard_ops(ops, shard.ranks)
+    model = create_model(part_ops, part, mine, config.context_len)
     weights = [*model.weights, *(encoder.weights if encoder is not None else [])]
     weight_bytes = sum(w.num_bytes for w in weights)
-    token_bytes = kv_bytes_per_token(ops, config)
+    token_bytes = kv_bytes_per_token(ops, mine)
     footprint = ModelFootprint(config.context_len, token_bytes, weight_bytes, ops.slot_run)
-    capacity = _plan(config, memory, footprint)
-    info = ModelInfo(
+    capacity = _plan(mine, memory, footprint, ops)
+    if ranks is not None:  # one pool of slots for all: as many as the smallest has room for
+        capacity = replace(capacity, max_total_tokens=ranks.least(capacity.max_total_tokens))
+    info = _model_info(config, part_ops, capacity, footprint, ranks.size if ranks is not None else 1)
+    info = replace(
+        info,
+        quantization=quantization or (config.quantization.name if config.quantization is not None else None),
+        num_params=sum(w.out_features * w.in_features for w in weights) * info.tp_size,
+    )
+    return LocalWorker(part_ops, model, info, capacity, use_tape, encoder, memory.encoder_cache_bytes, shard)
+
+
+def _create_encoder(ops: Ops, source: WeightSource, config: ModelConfig, ranks: Ranks | None) -> Encoder | None:
+    """Rank 0 encodes pictures for all."""
+    if config.vision is None or (ranks is not None and ranks.rank > 0):
+        return None
+    return create_encoder(ops, source, config.vision)
+
+
+def _model_info(config: ModelConfig, ops: Ops, capacity: Capacity, footprint: ModelFootprint, size: int) -> ModelInfo:
+    return ModelInfo(
         architecture=config.architecture,
         vocab_size=config.vocab_size,
         context_len=config.context_len,
@@ -138,27 +196,26 @@ def worker_from(
         max_running_requests=capacity.max_running_requests,
         kernels=ops.name,
         deterministic=ops.deterministic,
-        weight_bytes=weight_bytes,
-        kv_bytes_per_token=token_bytes,
+        weight_bytes=footprint.weight_bytes,
+        kv_bytes_per_token=footprint.kv_bytes_per_token,
         dtype=config.dtype,
-        quantization=quantization,
-        num_params=sum(w.out_features * w.in_features for w in weights),
         media_kinds=config.vision.media_kinds if config.vision is not None else (),
         two_way=config.vision is not None and config.vision.two_way,
         rope_axes=3 if config.rope_axes else 1,
+        tp_size=size,
     )
-    return LocalWorker(ops, model, info, capacity, use_tape, encoder, memory.encoder_cache_bytes)
 
 
-def _plan(config: ModelConfig, memory: MemoryOptions, footprint: ModelFootprint) -> Capacity:
+def _plan(config: ModelConfig, memory: MemoryOptions, footprint: ModelFootprint, ops: Ops) -> Capacity:
     running, batch_tokens = resolve_batch(memory, footprint.context_len)
     limits = StepLimits(batch_tokens, running, max(running, MIN_LOGIT_ROWS))
     tables = 4 * running * footprint.context_len  # the scheduler's ReqToToken
     return plan_capacity(memory, footprint, host_memory(), buffer_bytes(config, limits) + tables)
 
 
-def create_ops(device: DeviceOptions) -> Ops:
-    """The kernel set the flags ask for; by default our C++, or NumPy with a warning where that cannot be loaded."""
+def create_ops(device: DeviceOptions, rank: int = 0) -> Ops:
+    """The kernel set the flags ask for; by default our C++, or NumPy with a warning where that cannot be loaded. `rank`: which
+    CUDA device, where there are several."""
     if device.device == "cuda" or device.kernels == "cuda":
         raise ConfigError("this version has no CUDA kernels; leave out --device cuda to run on the CPU")
     if device.kernels == "reference":

@@ -1,0 +1,195 @@
+"""Rank 0: starts the other ranks, sends them every step before computing its own part, and watches them.
+
+    scheduler process      Scheduler -> ParallelWorker -> LocalWorker of rank 0
+      |  stdin: steps, and the life line          |  gloo or nccl
+      rank 1 .. size - 1   follower.py -> LocalWorker of its rank
+
+A rank's standard input closes when rank 0 dies, however it dies, and the rank ends with it. When another rank dies, `on_death`
+is called on a thread of its own; by default the next step raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
+from sglang.srt.errors import ConfigError, EngineDeadError
+from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, VocabMasks
+from sglang.srt.media_item import EncodeJob, MediaItem
+from sglang.srt.model.distributed.wire import Bind, Message, TableDiff, encode, pack_step, read_frame, write_frame
+from sglang.srt.model.worker import LocalWorker, create_rank
+
+logger = logging.getLogger("sglang")
+
+LAST_SECONDS = 5.0
+
+
+class RankConfig(msgspec.Struct):
+    """What a follower is told first."""
+
+    rank: int
+    directory: str
+    model: ModelOptions
+    device: DeviceOptions
+    memory: MemoryOptions
+
+
+class RankStatus(msgspec.Struct):
+    """What a follower answers once: `error` is None when its part is loaded."""
+
+    error: str | None = None
+
+
+class Followers:
+    """The processes of ranks 1 .. size - 1."""
+
+    def __init__(self, model: ModelOptions, device: DeviceOptions, memory: MemoryOptions) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="sglang-ranks-")  # 0700
+        self.directory = Path(self._folder.name)
+        self._closing = False
+        self.failure: str | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._status: list[IO[bytes]] = []
+        for rank in range(1, device.tp_size):
+            config = RankConfig(rank, str(self.directory), model, device, memory)
+            self._start(config)
+        self._close_at_exit = weakref.finalize(self, _end, self._processes, self._folder)
+
+    def _start(self, config: RankConfig) -> None:
+        ours, theirs = os.pipe()
+        command = [sys.executable, "-m", "sglang.srt.model.distributed.follower", str(theirs)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[theirs])
+        os.close(theirs)
+        self._processes.append(process)
+        self._status.append(os.fdopen(ours, "rb"))
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # died at once: `wait_ready` tells
+            write_frame(process.stdin, msgspec.msgpack.encode(config))
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    def wait_ready(self) -> None:
+        """Until every rank has loaded its part. Raises ConfigError with the first's reason why it has not."""
+        for rank, stream in enumerate(self._status, start=1):
+            data = read_frame(stream)
+            stream.close()
+            if data is None:
+                raise ConfigError(f"rank {rank} ended while it loaded its part of the model; the log says more")
+            status = msgspec.msgpack.decode(data, type=RankStatus)
+            if status.error is not None:
+                raise ConfigError(f"rank {rank}: {status.error}")
+
+    def watch(self, on_death: Callable[[str], None] | None) -> None:
+        """Calls `on_death` from a side thread when a rank ends before `close`."""
+        for rank, process in enumerate(self._processes, start=1):
+            threading.Thread(target=self._watch_one, args=(rank, process, on_death), name=f"rank {rank}", daemon=True).start()
+
+    def _watch_one(self, rank: int, process: subprocess.Popen[bytes], on_death: Callable[[str], None] | None) -> None:
+        code = process.wait()
+        if self._closing:
+            return
+        self.failure = f"rank {rank} of the model died (status {code})"
+        logger.error("%s.", self.failure)
+        if on_death is not None:
+            on_death(self.failure)
+
+    def send(self, message: Message) -> None:
+        """Raises EngineDeadError when a rank is gone."""
+        data = encode(message)
+        try:
+            for process in self._processes:
+                assert process.stdin is not None
+                write_frame(process.stdin, data)
+        except (OSError, ValueError) as error:
+            raise EngineDeadError(self.failure or "a rank of the model is gone") from error
+
+    def close(self) -> None:
+        """Ends the ranks: they see their input close."""
+        self._closing = True
+        self._close_at_exit()
+
+
+def _end(processes: list[subprocess.Popen[bytes]], folder: tempfile.TemporaryDirectory[str]) -> None:
+    for process in processes:
+        with contextlib.suppress(OSError):
+            assert process.stdin is not None
+            process.stdin.close()
+    for process in processes:
+        try:
+            process.wait(LAST_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    folder.cleanup()
+
+
+def create_parallel_worker(
+    model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, on_death: Callable[[str], None] | None = None
+) -> ParallelWorker:
+    """Starts all ranks and loads the model in parts. Raises ConfigError, ModelError or CapacityError with one sentence."""
+    followers = Followers(model, device, memory)
+    try:
+        local = create_rank(model, device, memory, 0, followers.directory)
+        followers.wait_ready()
+    except BaseException as error:
+        if isinstance(error, RuntimeError):  # of a collective: another rank has ended, and said why
+            followers.wait_ready()
+        followers.close()
+        raise
+    followers.watch(on_death)
+    return ParallelWorker(local, followers)
+
+
+class ParallelWorker:
+    """The scheduler's worker when there are several ranks (forward_batch.ModelWorker)."""
+
+    def __init__(self, local: LocalWorker, followers: Followers) -> None:
+        self.info = local.info
+        self._local = local
+        self.followers = followers
+        self._diff: TableDiff | None = None
+
+    def bind(self, req_to_token: Int32Array) -> None:
+        self._diff = TableDiff(req_to_token)
+        self.followers.send(Bind(*req_to_token.shape))
+        self._local.bind(req_to_token)
+
+    def forward(self, batch: ForwardBatch) -> None:
+        assert self._diff is not None, "bind comes first"
+        if self.followers.failure is not None:
+            raise EngineDeadError(self.followers.failure)
+        changes = self._diff.changes(batch.req_pool_idx, batch.seq_lens)
+        self.followers.send(pack_step(batch, changes, lambda rows: self._local.ops.fetch(rows).result()))
+        try:
+            self._local.forward(batch)
+        except RuntimeError as error:  # of a collective: a rank has gone in the middle of it
+            raise EngineDeadError(self.followers.failure or f"the ranks of the model lost each other: {error}") from error
+
+    def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:
+        return self._local.sample(batch, masks)
+
+    def check_item(self, item: MediaItem) -> None:
+        self._local.check_item(item)
+
+    def encode(self, item: MediaItem) -> EncodeJob:
+        return self._local.encode(item)
+
+    def encode_some(self, seconds: float) -> bool:
+        return self._local.encode_some(seconds)
+
+    def close(self) -> None:
+        self.followers.close()

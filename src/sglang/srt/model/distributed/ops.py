@@ -1,0 +1,57 @@
+"""An op set that computes one rank's part: the base's ops, but for embeddings and for linear layers whose inputs are cut by
+ranks. What those make is a part of a sum, and is added up over the ranks at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from sglang.srt.model.distributed.ranks import Ranks
+from sglang.srt.model.distributed.sharding import SUMMED
+from sglang.srt.model.kernels.ops import Activation, Array, Ops, Weight
+from sglang.srt.model.quant.formats import HostTensor
+
+_NATIVE_RECORDING = ("begin_tape", "end_tape")
+"""A native tape could not hold the sums; the tape keeps Python calls instead (op_tape.py)."""
+
+
+def shard_ops(base: Ops, ranks: Ranks) -> Ops:
+    return cast(Ops, ShardedOps(base, ranks))
+
+
+class ShardedOps:
+    """Everything not named here is the base's."""
+
+    def __init__(self, base: Ops, ranks: Ranks) -> None:
+        self._base = base
+        self._ranks = ranks
+        self._summed: set[int] = set()
+        self._weights: list[Weight] = []  # keeps what `_summed` names alive
+        self._bounds: dict[int, int] = {}
+        self.deterministic = base.deterministic and ranks.deterministic
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _NATIVE_RECORDING:
+            raise AttributeError(name)
+        return getattr(self._base, name)
+
+    def pack(self, parts: Sequence[HostTensor]) -> Weight:
+        weight = self._base.pack(parts)
+        if parts[0].name.endswith(SUMMED):
+            self._summed.add(id(weight))
+            self._weights.append(weight)
+        return weight
+
+    def bound(self, rows: Array, num_rows: int) -> None:
+        self._bounds[id(rows)] = num_rows
+        self._base.bound(rows, num_rows)
+
+    def embedding(self, weight: Weight, ids: Array, out: Array, rows: Array, *, scale: float = 1.0) -> None:
+        """All ranks but one look up their row of zeros."""
+        self._base.embedding(weight, ids, out, rows, scale=scale)
+        self._ranks.sum_rows(out[: self._bounds.get(id(rows), len(out))])
+
+    def linear(self, weight: Weight, x: Activation, out: Array, rows: Array, *, bias: Array | None = None) -> None:
+        self._base.linear(weight, x, out, rows, bias=bias)
+        if id(weight) in self._summed:
+            self._ranks.sum_rows(out[: self._bounds.get(id(rows), len(out))])

@@ -1,0 +1,142 @@
+"""Which part of which tensor is whose.
+
+    q, k, v, gate, up      rows          every rank has its heads, its columns of the hidden layer
+    o, down                columns       ... and what it makes of them: a part of a sum (ops.ShardedOps adds it up)
+    embedding, head        rows          every rank has its ids; one row of zeros more stands for all the others
+    norms, biases of o     whole         a bias that would be added `size` times is zero on all ranks but the first
+
+KV heads that are fewer than the ranks are held by several. Source: "Megatron-LM", arXiv 1909.08053.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from sglang.srt.errors import ConfigError, ModelError
+from sglang.srt.forward_batch import Int32Array
+from sglang.srt.model.distributed.ranks import Ranks
+from sglang.srt.model.layers.source import WeightSource
+from sglang.srt.model.model_config import ModelConfig
+from sglang.srt.model.quant.formats import HostTensor
+
+SUMMED = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+"""matrices that are cut by columns"""
+_LAYER = re.compile(r"model\.layers\.\d+\.(.+)\.(weight|bias)")
+_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+_BY_HEAD = ("self_attn.k_proj", "self_attn.v_proj")
+_BY_ROWS = ("self_attn.q_proj", "mlp.gate_proj", "mlp.up_proj")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One rank's part of a model."""
+
+    ranks: Ranks
+    whole: ModelConfig
+    config: ModelConfig
+    """of the part: what layers and buffers are made for"""
+    ids_each: int
+    """token ids a rank has"""
+
+    def local_ids(self, ids: Int32Array) -> Int32Array:
+        """Rows of this rank's embedding for token ids; those of others are the row of zeros."""
+        local = ids - np.int32(self.ranks.rank * self.ids_each)
+        mine = (local >= 0) & (local < self.ids_each)
+        chosen: Int32Array = np.where(mine, local, self.ids_each).astype(np.int32)
+        return chosen
+
+
+def shard_model(config: ModelConfig, ranks: Ranks) -> Shard:
+    """Raises ConfigError for a model that cannot be cut into so many parts."""
+    size = ranks.size
+    _check(config, size)
+    each = -(-config.vocab_size // size)
+    local = replace(
+        config,
+        num_heads=config.num_heads // size,
+        num_kv_heads=max(config.num_kv_heads // size, 1),
+        intermediate_size=config.intermediate_size // size,
+        vocab_size=each + 1,
+    )
+    return Shard(ranks, config, local, each)
+
+
+def _check(config: ModelConfig, size: int) -> None:
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    if getattr(config, "cross_layers", ()):
+        raise ConfigError("--tp-size: models that see pictures by cross-attention run on one rank")
+    if heads % size:
+        raise ConfigError(f"--tp-size {size} does not divide the model's {heads} attention heads")
+    if kv_heads % size and size % kv_heads:
+        raise ConfigError(f"--tp-size {size} and the model's {kv_heads} KV heads: one must divide the other")
+    if config.intermediate_size % size:
+        raise ConfigError(f"--tp-size {size} does not divide the model's intermediate size of {config.intermediate_size}")
+
+
+class ShardedSource:
+    """A checkpoint as one rank sees it (layers.source.WeightSource)."""
+
+    def __init__(self, source: WeightSource, shard: Shard) -> None:
+        self._source = source
+        self._shard = shard
+
+    def has(self, name: str) -> bool:
+        return self._source.has(name)
+
+    def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> HostTensor:
+        part = self._cut(self._source.tensor(name), name)
+        if shape is not None and part.shape != tuple(shape):
+            raise ModelError(f"the part of {name!r} has shape {list(part.shape)}, and should have {list(shape)}")
+        return part
+
+    def vector(self, name: str) -> npt.NDArray[np.float32]:
+        values = self._source.vector(name)
+        stem, kind = _stem(name)
+        if kind != "bias":
+            return values
+        if f"{stem}.weight" in SUMMED:
+            return values if self._shard.ranks.rank == 0 else np.zeros_like(values)
+        rows = self._rows(stem, len(values))
+        return values if rows is None else np.ascontiguousarray(values[slice(*rows)])
+
+    def _cut(self, tensor: HostTensor, name: str) -> HostTensor:
+        if name in _VOCABULARY:
+            return self._vocabulary(tensor)
+        stem, _ = _stem(name)
+        if f"{stem}.weight" in SUMMED:
+            width = tensor.shape[1] // self._shard.ranks.size
+            try:
+                return tensor.slice_columns(self._shard.ranks.rank * width, (self._shard.ranks.rank + 1) * width)
+            except ValueError as error:
+                raise ConfigError(f"--tp-size {self._shard.ranks.size} does not fit this checkpoint: {error}") from error
+        rows = self._rows(stem, tensor.shape[0])
+        return tensor if rows is None else tensor.slice_rows(*rows)
+
+    def _rows(self, stem: str, total: int) -> tuple[int, int] | None:
+        """This rank's rows of a matrix or bias; None: all of them."""
+        rank, size = self._shard.ranks.rank, self._shard.ranks.size
+        if stem in _BY_HEAD:
+            heads, mine = self._shard.whole.num_kv_heads, self._shard.config.num_kv_heads
+            first, width = rank * heads // size, total // heads
+            return first * width, (first + mine) * width
+        if stem in _BY_ROWS:
+            return rank * (total // size), (rank + 1) * (total // size)
+        return None
+
+    def _vocabulary(self, tensor: HostTensor) -> HostTensor:
+        each, rank = self._shard.ids_each, self._shard.ranks.rank
+        mine = tensor.slice_rows(min(rank * each, tensor.shape[0]), min((rank + 1) * each, tensor.shape[0]))
+        missing = each + 1 - mine.shape[0]
+        zeros = np.zeros((missing, *mine.data.shape[1:]), mine.data.dtype)
+        scale = None if mine.scale is None else np.concatenate([mine.scale, np.ones(missing, np.float32)])
+        return replace(mine, shape=(each + 1, *mine.shape[1:]), data=np.concatenate([mine.data, zeros]), scale=scale)
+
+
+def _stem(name: str) -> tuple[str, str]:
+    """("self_attn.q_proj", "weight") of a layer's tensor; ("", "") of others."""
+    match = _LAYER.fullmatch(name)
+    return (match.group(1), match.group(2)) if match else ("", "")

@@ -1,0 +1,199 @@
+"""Two real processes that share a model: the same tokens as one, in every form of weights, and an end for all when one dies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
+from sglang.srt.engine import Engine
+from sglang.srt.errors import ConfigError, EngineDeadError
+from sglang.srt.model.distributed.leader import ParallelWorker, create_parallel_worker
+from sglang.srt.model.distributed.sharding import shard_model
+from sglang.srt.model.distributed.wire import TableDiff, decode, encode, pack_step, unpack_step
+from sglang.srt.model.weights.config_reader import read_model_config
+from sglang.srt.model.worker import create_worker
+from tests.model.test_quantised_checkpoints import FORMS, save_quantised
+from tests.model.tiny import Driver, save_model
+
+torch = pytest.importorskip("torch")
+
+MEMORY = MemoryOptions(max_total_tokens=1024, max_running_requests=8, chunked_prefill_size=64)
+PROMPTS = [[int(i) for i in np.random.default_rng(s).integers(3, 199, 20 + s)] for s in range(3)]
+RANKS = DeviceOptions(tp_size=2, threads=1)
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama biased": ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "qwen3 shared KV head": ("qwen3", {"head_dim": 32, "num_key_value_heads": 1}),
+    "gemma3": ("gemma3", {"head_dim": 32, "sliding_window": 16, "final_logit_softcapping": 3.0}),
+}
+
+
+@contextlib.contextmanager
+def ranks(folder: Path, device: DeviceOptions = RANKS, **model: Any) -> Iterator[ParallelWorker]:
+    worker = create_parallel_worker(ModelOptions(str(folder), **model), device, MEMORY)
+    try:
+        yield worker
+    finally:
+        worker.close()
+
+
+def tokens(worker: Any) -> list[list[int]]:
+    driver = Driver(worker)
+    seqs = [driver.add(prompt) for prompt in PROMPTS]
+    driver.generate(seqs, 10, chunk=16)
+    return [seq.output for seq in seqs]
+
+
+def tokens_and_scores(worker: Any) -> tuple[list[list[int]], Any]:
+    driver = Driver(worker)
+    seqs = [driver.add(prompt) for prompt in PROMPTS]
+    driver.generate(seqs, 10, chunk=16)
+    scored = driver.add(PROMPTS[0])
+    result = driver.step([(scored, len(PROMPTS[0]))], prompt_from=1, top_num=2).prompt_logprobs[0]
+    return [seq.output for seq in seqs], result
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_say_what_one_says(case: str, tmp_path: Path) -> None:
+    family, changes = CASES[case]
+    save_model(tmp_path, family, **changes)
+    alone = create_worker(ModelOptions(str(tmp_path)), DeviceOptions(threads=1), MEMORY)
+    expected, scores = tokens_and_scores(alone)
+    with ranks(tmp_path) as worker:
+        assert worker.info.tp_size == 2 and worker.info.vocab_size == 199
+        if case != "qwen3 shared KV head":
+            assert worker.info.kv_bytes_per_token * 2 == alone.info.kv_bytes_per_token
+        outputs, ours = tokens_and_scores(worker)
+    assert outputs == expected
+    np.testing.assert_allclose(ours.logprobs, scores.logprobs, atol=1e-3)
+    np.testing.assert_array_equal(ours.top_ids, scores.top_ids)
+
+
+def test_quantised_parts(tmp_path: Path) -> None:
+    save_quantised(tmp_path, *FORMS["awq"][:2])
+    expected = tokens(create_worker(ModelOptions(str(tmp_path)), DeviceOptions(kernels="reference"), MEMORY))
+    with ranks(tmp_path, DeviceOptions(kernels="reference", tp_size=2)) as worker:
+        assert worker.info.quantization == "awq"
+        assert tokens(worker) == expected
+
+
+def test_results_do_not_depend_on_company(tmp_path: Path) -> None:
+    save_model(tmp_path, "llama")
+    with ranks(tmp_path) as worker:
+        assert worker.info.deterministic
+        driver = Driver(worker)
+        together = [driver.add(prompt) for prompt in PROMPTS]
+        driver.generate(together, 6)
+        alone = driver.add(PROMPTS[1])
+        driver.generate([alone], 6, chunk=7)
+        assert alone.output == together[1].output
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "message"),
+    [
+        (3, {}, "does not divide the model's 4 attention heads"),
+        (4, {"num_attention_heads": 12, "num_key_value_heads": 6, "hidden_size": 96}, "one must divide the other"),
+        (4, {"intermediate_size": 98}, "does not divide the model's intermediate size"),
+    ],
+)
+def test_models_that_cannot_be_cut(size: int, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    class Size:
+        def __init__(self) -> None:
+            self.size, self.rank = size, 0
+
+    save_model(tmp_path, "llama", **changes)
+    with pytest.raises(ConfigError, match=message):
+        shard_model(read_model_config(tmp_path, {}), Size())  # type: ignore[arg-type]
+
+
+def test_what_is_wrong_with_the_model_is_said_once(tmp_path: Path) -> None:
+    """Blocks of 32 values cannot be cut at 48: all ranks find out, and the start fails with one sentence."""
+    save_model(tmp_path, "llama", intermediate_size=96)
+    with pytest.raises(ConfigError, match="cut its blocks"), ranks(tmp_path, quantization="int8"):
+        pass
+
+
+def test_a_dead_rank_fails_the_next_step(tmp_path: Path) -> None:
+    save_model(tmp_path, "llama")
+    died: list[str] = []
+    worker = create_parallel_worker(ModelOptions(str(tmp_path)), RANKS, MEMORY, died.append)
+    try:
+        tokens(worker)
+        os.kill(worker.followers.pids[0], signal.SIGKILL)
+        while not died:
+            time.sleep(0.01)
+        assert "rank 1 of the model died" in died[0]
+        with pytest.raises(EngineDeadError, match="rank 1"):
+            tokens(worker)
+    finally:
+        worker.close()
+
+
+def test_the_wire_brings_what_was_sent(tmp_path: Path) -> None:
+    save_model(tmp_path, "llama")
+    driver = Driver(create_worker(ModelOptions(str(tmp_path)), DeviceOptions(kernels="reference"), MEMORY))
+    diff, copy = TableDiff(driver.table), np.zeros_like(driver.table)
+    seqs = [driver.add(prompt) for prompt in PROMPTS]
+    for count in (12, 1, 4):
+        batch = driver.batch([(seq, count) for seq in seqs], prompt_from=1, top_num=1, token_ids=(5,))
+        sent = encode(pack_step(batch, diff.changes(batch.req_pool_idx, batch.seq_lens), np.asarray))
+        step = decode(sent)
+        got = unpack_step(step, copy, 64, np.asarray)  # type: ignore[arg-type]
+        for name in ("input_ids", "positions", "out_cache_loc", "q_start", "q_len", "seq_lens", "sample_rows"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(batch, name))
+        for row, length in zip(batch.req_pool_idx, batch.seq_lens, strict=True):
+            np.testing.assert_array_equal(copy[row, :length], driver.table[row, :length])
+        assert [p.token_ids for p in got.prompt_logprobs] == [(5,)] * 3
+    assert not diff.changes(batch.req_pool_idx, batch.seq_lens)
+
+
+def test_engine_on_two_ranks(tmp_path: Path) -> None:
+    save_model(tmp_path, "llama")
+    flags = {"model_path": str(tmp_path), "skip_tokenizer_init": True, "grammar_backend": "none", "max_total_tokens": 1024}
+    greedy = {"temperature": 0, "max_new_tokens": 8}
+    with Engine(**flags, threads=1) as engine:
+        expected = [reply["output_ids"] for reply in engine.generate(input_ids=PROMPTS, sampling_params=greedy)]
+    with Engine(**flags, threads=1, tp_size=2) as engine:
+        assert [reply["output_ids"] for reply in engine.generate(input_ids=PROMPTS, sampling_params=greedy)] == expected
+        assert engine.get_server_info()["tp_size"] == 2
+
+
+@pytest.mark.slow
+def test_server_lives_through_the_death_of_a_rank(tmp_path: Path) -> None:
+    import psutil
+
+    from sglang.utils import launch_server_cmd, terminate_process, wait_for_server
+
+    save_model(tmp_path, "llama")
+    process, port = launch_server_cmd(
+        f"python3 -m sglang.launch_server --model-path {tmp_path} --skip-tokenizer-init --grammar-backend none --tp-size 2 --threads 1"
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for_server(url, timeout=120)
+        body = {"input_ids": PROMPTS[0], "sampling_params": {"temperature": 0, "max_new_tokens": 8}}
+        first = httpx.post(f"{url}/generate", json=body, timeout=60).json()["output_ids"]
+        assert httpx.get(f"{url}/get_server_info").json()["tp_size"] == 2
+        ranks = [
+            p for p in psutil.Process(process.pid).children(recursive=True) if "distributed.follower" in " ".join(p.cmdline())
+        ]
+        assert len(ranks) == 1
+        ranks[0].kill()
+        deadline = time.monotonic() + 60
+        while httpx.get(f"{url}/health").status_code == 200 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        while httpx.get(f"{url}/health").status_code != 200 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert httpx.post(f"{url}/generate", json=body, timeout=60).json()["output_ids"] == first
+    finally:
+        terminate_process(process)
