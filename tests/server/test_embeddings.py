@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+import sglang
+from sglang.srt.errors import RequestError
 from sglang.srt.messages import EmbedReq
+from tests.model.tiny import save_model
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of
+from tests.server.models import train_byte_level
 
 
 @pytest.fixture
@@ -96,3 +102,37 @@ async def test_a_dead_scheduler_ends_texts_with_an_error(stand: Stand) -> None:
         await asyncio.sleep(0.01)
     stand.manager.scheduler_died("it fell over")
     assert (await task).status_code == 500
+
+
+def test_the_offline_engine_embeds(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    tokenizer = train_byte_level()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    model = save_model(tmp_path, "llama", vocab_size=tokenizer.get_vocab_size())
+    with sglang.Engine(model_path=str(tmp_path), is_embedding=True, max_total_tokens=512, threads=1) as engine:
+        found = engine.encode(["The quick brown", "fox"])
+        assert found[1]["embedding"] == engine.encode("fox")["embedding"], "no bit depends on company"
+        assert engine.encode(input_ids=tokenizer.encode("fox").ids)["embedding"] == found[1]["embedding"]
+        ids = tokenizer.encode("The quick brown").ids
+        with torch.no_grad():
+            row = model.model(torch.tensor([ids])).last_hidden_state[0, -1].double().numpy()
+        vector = np.array(found[0]["embedding"])
+        assert vector @ row / np.linalg.norm(vector) / np.linalg.norm(row) > 0.999
+        assert found[0]["meta_info"]["prompt_tokens"] == len(ids)
+        assert asyncio.run(engine.async_encode("fox"))["embedding"] == found[1]["embedding"]
+        for wrong in ({}, {"prompt": "a", "input_ids": [1]}, {"prompt": ["a", ""]}):
+            with pytest.raises(RequestError):
+                engine.encode(**wrong)
+    with sglang.Engine(model_path=str(tmp_path), max_total_tokens=512, threads=1) as engine:
+        with pytest.raises(RequestError, match="is-embedding"):
+            engine.encode("fox")
+        session = engine.open_session()
+        greedy = {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True}
+        first = engine.generate("The quick", greedy, rid="a", session_params={"id": session})
+        second = engine.generate(" fox", greedy, session_params={"id": session, "rid": "a"})
+        assert second["meta_info"]["prompt_tokens"] == sum(len(tokenizer.encode(t).ids) for t in ("The quick", " fox")) + 4
+        assert second["meta_info"]["cached_tokens"] >= first["meta_info"]["prompt_tokens"]
+        engine.close_session(session)
+        with pytest.raises(RequestError, match="no session"):
+            engine.close_session(session)

@@ -23,6 +23,7 @@ from sglang.srt.messages import ShutdownReq
 from sglang.srt.relay import Doorbell, Relay
 from sglang.srt.scheduler_process import build_scheduler, read_tokenizer
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
+from sglang.srt.server.encoding import encode
 from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.native_format import NativeCall, collect, parse_generate, stream_replies
 from sglang.srt.server.tokenization.chat_roles import chat_roles
@@ -139,6 +140,39 @@ class Engine:
         if stream:
             return self._aiterate(native)
         return await self._elsewhere(self._collect(native))
+
+    def encode(self, prompt: str | list[str] | None = None, *, input_ids: Any = None, rid: str | None = None) -> Any:
+        """The vector of a text, or of each of a list, with a model that embeds (a BERT-type encoder, or `is_embedding=True`): the
+        dicts of /encode. Raises RequestError for a model that generates."""
+        return self._wait(self._encode(prompt, input_ids, rid))
+
+    async def async_encode(
+        self, prompt: str | list[str] | None = None, *, input_ids: Any = None, rid: str | None = None
+    ) -> Any:
+        """`encode` for an event loop of the caller's."""
+        return await self._elsewhere(self._encode(prompt, input_ids, rid))
+
+    async def _encode(self, prompt: str | list[str] | None, input_ids: Any, rid: str | None) -> Any:
+        if (prompt is None) == (input_ids is None):
+            raise RequestError("give exactly one of prompt and input_ids", "prompt")
+        body = {"text": prompt, "input_ids": input_ids, "rid": rid}
+        return await encode(self._manager, {name: value for name, value in body.items() if value is not None})
+
+    def open_session(self, session_id: str | None = None, capacity_of_str_len: int | None = None) -> str:
+        """A conversation that the engine keeps; its id is for `session_params` of `generate`."""
+
+        async def work() -> str:
+            return self._manager.open_session(session_id, capacity_of_str_len)
+
+        return self._wait(work())
+
+    def close_session(self, session_id: str) -> None:
+        """Forgets a conversation. Raises RequestError if there is none of this id."""
+
+        async def work() -> None:
+            self._manager.close_session(session_id)
+
+        self._wait(work())
 
     def score_choices(self, **fields: Any) -> Reply:
         """The body of /score_choices as keyword arguments; its reply."""

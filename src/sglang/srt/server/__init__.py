@@ -10,6 +10,7 @@ A file imports only what stands below it in this list:
     auth.py                API keys, limits of bodies
     choices.py             scoring of choices
     native_format.py       the native API's bodies and replies (the offline Engine's too)
+    encoding.py            /encode
     responses.py           JSON, event streams, errors, clients that hang up
     tokenizer_manager.py   owns every call in flight: text -> ids -> scheduler -> text
     calls.py               Call and Sequence: what is in flight
