@@ -87,6 +87,19 @@ class EmbedRows:
     start: int
 
 
+MAX_TOGETHER = 4
+"""pictures that one row may see, where models see pictures by cross-attention"""
+
+
+@dataclass(frozen=True)
+class SeenRows:
+    """Rows `row` .. `row + count - 1` of a step see the pictures of these embeddings (EncodeJob) by cross-attention."""
+
+    row: int
+    count: int
+    embeddings: tuple[Any, ...]
+
+
 @dataclass
 class ForwardBatch:
     """One step. `req_pool_idx` are rows of the ReqToToken table given to `ModelWorker.bind`; the entries of the step's own
@@ -105,6 +118,7 @@ class ForwardBatch:
     embeds: list[EmbedRows] = field(default_factory=list)
     rope_positions: Int32Array | None = None  # [3, num_tokens]; None: `positions` on every axis
     row_ends: Int32Array | None = None  # [num_tokens] with `ModelInfo.two_way`: where what a row sees ends, if after itself
+    seen: list[SeenRows] = field(default_factory=list)  # with `ModelInfo.crossed`, at most one for each request, ascending
 
     @property
     def num_tokens(self) -> int:
@@ -155,6 +169,12 @@ class ModelInfo:
     """what the model sees besides text: "image", "video" """
     two_way: bool = False
     """whether rows of a picture see all of it: then a step must not end inside one (`ForwardBatch.row_ends`)"""
+    crossed: bool = False
+    """whether rows see pictures by cross-attention, in every step anew (`ForwardBatch.seen`)"""
+    whole_len: int = 0
+    """tokens of a picture that must be computed in one step, with `two_way`"""
+    rope_axes: int = 1
+    """3: requests may bring positions of three axes"""
     tp_size: int = 1
     """ranks that share the model; bytes above are those of one"""
     embedding_dim: int = 0

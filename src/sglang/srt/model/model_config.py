@@ -38,6 +38,25 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class CrossConfig:
+    """A decoder some of whose layers attend to the rows of pictures instead of its own, and the encoder of such a picture: tiles
+    of one size, of which the encoder always sees `max_tiles` (Llama 3.2 Vision, arXiv 2407.21783, section 7)."""
+
+    layers: tuple[int, ...]
+    """of the decoder, ascending"""
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    """of the decoder's norms"""
+    max_tiles: int
+    num_shapes: int
+    """ways to lay out the tiles; the encoder has tables for each"""
+    num_global_layers: int
+    taken_layers: tuple[int, ...]
+    """of the encoder, whose output is shown to the decoder beside the last layer's"""
+
+
+@dataclass(frozen=True)
 class VisionConfig:
     """The encoder that turns patches of pictures into rows of the decoder's width. Each family reads the fields it has."""
 
@@ -72,6 +91,8 @@ class VisionConfig:
     """rows a picture becomes, where that is fixed (Gemma 3)"""
     two_way: bool = False
     """whether the decoder's rows of a picture see all of it, not only what stands before them (Gemma 3)"""
+    crossed: CrossConfig | None = None
+    """the decoder sees pictures through layers of their own (Llama 3.2 Vision)"""
 
     @property
     def head_dim(self) -> int:
@@ -123,5 +144,14 @@ class ModelConfig:
     vision: VisionConfig | None = None
     rope_axes: tuple[int, ...] = ()
     """for each rotating pair, the axis (0 time, 1 height, 2 width) whose position turns it; empty: one position for all"""
+    num_extra_ids: int = 0
+    """rows of the embedding beyond the vocabulary, for ids that are never produced"""
+
+    @property
+    def cross_layers(self) -> tuple[int, ...]:
+        """The layers that attend to pictures and keep nothing of the sequence."""
+        crossed = self.vision.crossed if self.vision is not None else None
+        return crossed.layers if crossed is not None else ()
+
     quantization: QuantConfig | None = None
     """how the checkpoint's matrices are quantised, if its config says so"""

@@ -26,6 +26,8 @@ RECORDED = (
     "soft_cap",
     "overlay",
     "select_rope",
+    "gather_rows",
+    "blend_rows",
 )
 """The ops of the forward pass. Those on logits run when they are called."""
 

@@ -104,6 +104,8 @@ def load_step(ops: Ops, step: StepBuffers, batch: ForwardBatch, limits: StepLimi
     ops.bound_step(step.meta, StepShape(rows, reqs, int(batch.q_len.max(initial=0)), int(batch.seq_lens.max(initial=0))))
     if step.media is not None:
         _load_media(step.media, batch)
+    if step.cross is not None:
+        step.cross.load(ops, batch)
 
 
 def _load_media(media: MediaBuffers, batch: ForwardBatch) -> None:

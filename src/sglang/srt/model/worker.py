@@ -41,12 +41,14 @@ from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kernels.reference import ReferenceOps
 from sglang.srt.model.kv_pool import KVPool, kv_bytes_per_token
 from sglang.srt.model.layers.buffers import StepLimits, buffer_bytes
+from sglang.srt.model.layers.cross import cross_bytes_per_request
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ModelConfig
 from sglang.srt.model.models.llama import Llama
 from sglang.srt.model.models.registry import create_model
 from sglang.srt.model.models.vision.layers import Encoder
 from sglang.srt.model.models.vision.registry import create_encoder
+from sglang.srt.model.picture_limits import fit_pictures, whole_len
 from sglang.srt.model.runner import ModelRunner
 from sglang.srt.model.sampling.logprobs import prompt_logprobs
 from sglang.srt.model.sampling.sampler import Sampler
@@ -156,6 +158,7 @@ def worker_from(
 ) -> LocalWorker:
     """A worker for weights that are at hand. With `ranks`, for this rank's part of them."""
     resolve_batch(memory, config.context_len)  # bad flags are found before minutes of loading
+    memory = fit_pictures(memory, config, ops, ranks.size if ranks is not None else 1)
     shard = shard_model(config, ranks) if ranks is not None else None
     encoder = _create_encoder(ops, source, config, ranks)
     mine, part, part_ops = config, source, ops
@@ -201,6 +204,8 @@ def _model_info(config: ModelConfig, ops: Ops, capacity: Capacity, footprint: Mo
         dtype=config.dtype,
         media_kinds=config.vision.media_kinds if config.vision is not None else (),
         two_way=config.vision is not None and config.vision.two_way,
+        crossed=bool(config.cross_layers),
+        whole_len=whole_len(config),
         rope_axes=3 if config.rope_axes else 1,
         tp_size=size,
     )
@@ -210,7 +215,8 @@ def _plan(config: ModelConfig, memory: MemoryOptions, footprint: ModelFootprint,
     running, batch_tokens = resolve_batch(memory, footprint.context_len)
     limits = StepLimits(batch_tokens, running, max(running, MIN_LOGIT_ROWS))
     tables = 4 * running * footprint.context_len  # the scheduler's ReqToToken
-    return plan_capacity(memory, footprint, host_memory(), buffer_bytes(config, limits) + tables)
+    pictures = running * cross_bytes_per_request(ops, config)
+    return plan_capacity(memory, footprint, host_memory(), buffer_bytes(config, limits) + tables + pictures)
 
 
 def create_ops(device: DeviceOptions, rank: int = 0) -> Ops:

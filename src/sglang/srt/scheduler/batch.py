@@ -94,17 +94,21 @@ def _add_media(batch: ScheduleBatch) -> None:
     for i, req in enumerate(batch.decodes):
         if req.media is not None:
             positions[:, i] += req.media.delta
+            forward.seen += req.media.seen(int(forward.positions[i]), int(forward.positions[i]) + 1, i)
     row = len(batch.decodes)
     for extend in batch.extends:
         if extend.req.media is not None:
-            positions[:, row : row + extend.length] = extend.req.media.positions_of(extend.start, extend.end)
+            last = extend.start + extend.length
+            positions[:, row : row + extend.length] = extend.req.media.positions_of(extend.start, last)
+            forward.seen += extend.req.media.seen(extend.start, last, row)
         row += extend.length
     forward.rope_positions = positions
     if any(extend.req.media is not None and extend.req.media.two_way for extend in batch.extends):
         ends = [forward.positions[: len(batch.decodes)] + 1]
         for extend in batch.extends:
-            places = np.arange(extend.start + 1, extend.end + 1, dtype=np.int32)
-            ends.append(places if extend.req.media is None else extend.req.media.row_ends(extend.start, extend.end))
+            last = extend.start + extend.length
+            places = np.arange(extend.start + 1, last + 1, dtype=np.int32)
+            ends.append(places if extend.req.media is None else extend.req.media.row_ends(extend.start, last))
         forward.row_ends = np.concatenate(ends).astype(np.int32)
 
 

@@ -82,7 +82,7 @@ class Inlet:
         self._arrivals += 1
         if msg.media:
             msg = msgspec.structs.replace(msg, media=tuple(self._pixels.filled(item) for item in msg.media))
-        media = req_media(msg, self._info.two_way)
+        media = req_media(msg, self._info)
         if media is not None:
             check_media(msg, self._info.rope_axes, self._info.media_kinds)
             prompt = self._pictures.tree_ids(msg, prompt)

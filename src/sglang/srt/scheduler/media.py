@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from sglang.srt.errors import OverloadError, RequestError
-from sglang.srt.forward_batch import EmbedRows, Int32Array, ModelWorker
+from sglang.srt.forward_batch import MAX_TOGETHER, EmbedRows, Int32Array, ModelInfo, ModelWorker, SeenRows
 from sglang.srt.media_item import EncodeJob, MediaItem
 from sglang.srt.messages import TokenizedReq
 
@@ -125,9 +125,15 @@ class ReqMedia:
     jobs: dict[bytes, EncodeJob]
     two_way: bool = False
     """rows of a picture see all of it: a step must not end inside one"""
+    shown: tuple[tuple[int, tuple[MediaItem, ...]], ...] = ()
+    """for models that see by cross-attention: from which id on which pictures are seen, ascending"""
+    is_done: bool = False
+    """the prompt has been computed"""
 
     def last_end(self, start: int, end: int) -> int:
-        """The last place up to `end` where a step that begins at `start` may end; `start` if there is none."""
+        """The last place up to `end` where a step that begins at `start` may end; `start` if there is none. Where pictures are
+        seen by cross-attention, all rows of a step see the same ones."""
+        end = min((begin for begin, _ in self.shown if begin > start), default=end) if self.shown else end
         for item in self.items if self.two_way else ():
             for offset, length in item.spans:
                 if offset < end < offset + length:
@@ -146,6 +152,31 @@ class ReqMedia:
     def is_waiting(self) -> bool:
         """Whether embeddings that were asked for are not there yet."""
         return not all(job.is_done for job in self.jobs.values())
+
+    def needs(self, item: MediaItem, start: int) -> bool:
+        """Whether computing ids from `start` on needs the item's embedding."""
+        if not self.shown:
+            offset, length = item.spans[-1]
+            return offset + length > start
+        ends = [*(begin for begin, _ in self.shown[1:]), None]
+        return any((end is None or end > start) and item in items for end, (_, items) in zip(ends, self.shown, strict=True))
+
+    def prompt_done(self) -> None:
+        """The prompt is computed: embeddings are not needed any more, unless every row looks at them."""
+        self.is_done = True
+        if not self.shown:
+            self.jobs.clear()
+
+    def seen(self, start: int, end: int, first_row: int) -> list[SeenRows]:
+        """Which of ids [start, end) see which pictures, `start` being row `first_row` of the step."""
+        found: list[SeenRows] = []
+        ends = [*(begin for begin, _ in self.shown[1:]), end]
+        for (begin, items), until in zip(self.shown, ends, strict=False):
+            low, high = max(start, begin), min(end, until)
+            if low < high:
+                embeddings = tuple(self.jobs[item.mm_hash].embedding for item in items)
+                found.append(SeenRows(first_row + low - start, high - low, embeddings))
+        return found
 
     def rows(self, start: int, end: int, first_row: int) -> list[EmbedRows]:
         """The parts of ids [start, end) that are not text, `start` being row `first_row` of the step."""
@@ -170,11 +201,21 @@ class ReqMedia:
         return np.concatenate([self.positions[:, start : min(end, known)], np.broadcast_to(after, (3, len(after)))], axis=1)
 
 
-def req_media(msg: TokenizedReq, two_way: bool) -> ReqMedia | None:
+def req_media(msg: TokenizedReq, info: ModelInfo) -> ReqMedia | None:
     if not msg.media and not msg.rope_positions:
         return None
     positions = np.frombuffer(msg.rope_positions, np.int32).reshape(3, -1) if msg.rope_positions else None
-    return ReqMedia(msg.media, positions, msg.rope_delta, {}, two_way)
+    return ReqMedia(msg.media, positions, msg.rope_delta, {}, info.two_way, _shown(msg.media) if info.crossed else ())
+
+
+def _shown(items: tuple[MediaItem, ...]) -> tuple[tuple[int, tuple[MediaItem, ...]], ...]:
+    """A picture is seen from its own id on, until the next one; pictures side by side are seen together."""
+    found: list[tuple[int, tuple[MediaItem, ...]]] = []
+    for item in items:
+        at = item.spans[0][0]
+        before = found[-1][1] if found and found[-1][0] == at - 1 else ()
+        found.append((at, (*before, item)))
+    return tuple(found)
 
 
 class MediaGate:
@@ -191,6 +232,10 @@ class MediaGate:
         """Raises RequestError for items that the model cannot take."""
         for item in media.items:
             self._worker.check_item(item)
+            if any(len(items) > MAX_TOGETHER for _, items in media.shown):
+                raise RequestError(
+                    f"this model sees at most {MAX_TOGETHER} pictures side by side: put words between them", "image_data"
+                )
             longest = max(length for _, length in item.spans)
             if media.two_way and longest > self._chunk_tokens:
                 raise RequestError(
@@ -202,13 +247,12 @@ class MediaGate:
     def is_ready(self, media: ReqMedia, start: int) -> bool:
         """Whether every embedding for ids from `start` on is there. Those that are not are put in line, unless embeddings wait
         for enough other requests already."""
-        if not media.jobs and sum(bool(other.jobs) for other in self._ahead) >= MAX_AHEAD:
+        if not media.jobs and sum(bool(other.jobs) and not other.is_done for other in self._ahead) >= MAX_AHEAD:
             return False
         self._ahead.add(media)
         ready = True
         for item in media.items:
-            offset, length = item.spans[-1]
-            if offset + length <= start:
+            if not media.needs(item, start):
                 continue
             job = media.jobs.get(item.mm_hash)
             if job is None:

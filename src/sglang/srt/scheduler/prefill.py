@@ -142,9 +142,8 @@ class PrefillPlanner:
                 continue
             if req.media is not None and not self._gate.is_ready(req.media, len(match.slots)):
                 continue
-            if req.media is not None and not req.media.last_end(0, min(len(match.slots) + tokens, req.fill_len)) > len(
-                match.slots
-            ):
+            start = len(match.slots)
+            if req.media is not None and req.media.last_end(start, min(start + tokens, req.fill_len)) <= start:
                 break  # a picture would be cut: it goes first in a step of its own
             alone = not decodes and not extends
             cost = self._take(req, match, tokens, spare, alone)

@@ -51,7 +51,7 @@ class StepResults:
                 self._memory.share(req.hold, req.fill_ids()[: req.hold.kv_len])
             if extend.completes:
                 if req.media is not None:
-                    req.media.jobs.clear()
+                    req.media.prompt_done()
                 if req not in late:
                     self._conclude(req, reason)
                 if reason is None and not extend.is_jump:

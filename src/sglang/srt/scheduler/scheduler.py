@@ -17,7 +17,7 @@ import msgspec
 
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.errors import OverloadError, RequestError
-from sglang.srt.forward_batch import ForwardOutput, ModelWorker
+from sglang.srt.forward_batch import ForwardOutput, ModelInfo, ModelWorker
 from sglang.srt.messages import (
     AbortReq,
     BatchTokenOut,
@@ -98,7 +98,7 @@ class Scheduler:
         self._inlet = Inlet(info, self.memory, vocabulary, self._compiler, options.random_seed, grammar_options.jump_forward)
         self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
         self._estimate = OutputEstimate(options.schedule_conservativeness)
-        limits = _prefill_limits(options, info.max_batch_tokens)
+        limits = _prefill_limits(options, info)
         self._gate = MediaGate(worker, limits.chunk_tokens)
         self._sees = bool(info.media_kinds)
         self._prefill = PrefillPlanner(self.memory, self._waiting, self._estimate, limits, self._gate)
@@ -368,6 +368,9 @@ def forbids_eos(req: Req, num_out: int) -> bool:
     return req.msg.sampling.ignore_eos or num_out < req.msg.sampling.min_new_tokens
 
 
-def _prefill_limits(options: ScheduleOptions, step_tokens: int) -> PrefillLimits:
+def _prefill_limits(options: ScheduleOptions, info: ModelInfo) -> PrefillLimits:
+    """A step holds at least what a model computes in one."""
+    step_tokens = info.max_batch_tokens
     chunk = options.chunked_prefill_size if options.chunked_prefill_size > 0 else step_tokens
-    return PrefillLimits(max(min(chunk, options.max_prefill_tokens, step_tokens), 1), step_tokens)
+    chunk = max(min(chunk, options.max_prefill_tokens), info.whole_len, 1)
+    return PrefillLimits(min(chunk, step_tokens), step_tokens)

@@ -14,6 +14,7 @@ import numpy as np
 
 from sglang.srt.forward_batch import Int32Array
 from sglang.srt.model.kernels.ops import Activation, Array, AttentionMeta, Inputs, Ops, Weight
+from sglang.srt.model.layers.cross import CrossBuffers, create_cross
 from sglang.srt.model.model_config import ModelConfig
 
 ROW_INPUTS = ("input_ids", "positions", "slots")
@@ -73,6 +74,7 @@ class StepBuffers:
     head_in: Activation
     logits: Array  # [max_logit_rows, vocab_size]
     media: MediaBuffers | None = None
+    cross: CrossBuffers | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def create_buffers(
         head_in=activation(readers.head_in, limits.max_logit_rows),
         logits=ops.empty((limits.max_logit_rows, config.vocab_size)),
         media=media,
+        cross=create_cross(ops, config, n, limits.max_reqs),
     )
 
 

@@ -18,7 +18,9 @@ class Embedding:
 
     def __init__(self, ops: Ops, source: WeightSource, config: ModelConfig) -> None:
         self.ops = ops
-        self.weight = ops.pack([source.tensor(f"{EMBEDDING}.weight", (config.vocab_size, config.hidden_size))])
+        self.weight = ops.pack(
+            [source.tensor(f"{EMBEDDING}.weight", (config.vocab_size + config.num_extra_ids, config.hidden_size))]
+        )
         self.scale = config.embedding_scale
 
     def __call__(self, step: StepBuffers) -> None:

@@ -8,6 +8,7 @@ from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ModelConfig
 from sglang.srt.model.models.gemma3 import Gemma3
 from sglang.srt.model.models.llama import Llama
+from sglang.srt.model.models.mllama import Mllama
 from sglang.srt.model.models.qwen2 import Qwen2
 from sglang.srt.model.models.qwen3 import Qwen3
 
@@ -16,6 +17,7 @@ MODELS: dict[str, type[Llama]] = {
     "qwen2": Qwen2,
     "qwen3": Qwen3,
     "gemma3": Gemma3,
+    "mllama": Mllama,
 }
 
 

@@ -217,6 +217,11 @@ def _gemma3(fields: Fields, config: ModelConfig) -> ModelConfig:
     return _with_window(fields, config, lambda layer: (layer + 1) % pattern != 0)
 
 
+def _mllama(fields: Fields, config: ModelConfig) -> ModelConfig:
+    """`cross_attention_layers` is read where the encoder is (vision_config.py)."""
+    return replace(config, num_extra_ids=8)
+
+
 _LLAMA = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
 _MISTRAL = {
     **_LLAMA,
@@ -257,5 +262,6 @@ FAMILIES = (
     Family("llama", "MistralForCausalLM", "mistral", _MISTRAL, _mistral),
     Family("qwen2", "Qwen2ForCausalLM", "qwen2", _QWEN2, _qwen2),
     Family("qwen3", "Qwen3ForCausalLM", "qwen3", _QWEN3, _qwen3),
+    Family("mllama", "MllamaForCausalLM", "mllama_text_model", {**_LLAMA, "rms_norm_eps": 1e-5}, _mllama),
     Family("gemma3", "Gemma3ForCausalLM", "gemma3_text", _GEMMA3, _gemma3),
 )

@@ -10,10 +10,10 @@ Shapes = dict[str, tuple[int, ...]]
 
 def expected_shapes(config: ModelConfig) -> Shapes:
     """Hugging Face's name -> shape, rows first, for every tensor that a forward pass needs. A tied head has none of its own."""
-    shapes: Shapes = {"model.embed_tokens.weight": (config.vocab_size, config.hidden_size)}
+    shapes: Shapes = {"model.embed_tokens.weight": (config.vocab_size + config.num_extra_ids, config.hidden_size)}
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}."
-        for name, shape in _layer_shapes(config).items():
+        for name, shape in (_cross_shapes(config) if layer in config.cross_layers else _layer_shapes(config)).items():
             shapes[prefix + name] = shape
     shapes["model.norm.weight"] = (config.hidden_size,)
     if not config.tie_word_embeddings:
@@ -40,6 +40,18 @@ def _layer_shapes(config: ModelConfig) -> Shapes:
     shapes.update(_linear("mlp.up_proj", inner, hidden, config.mlp_bias))
     shapes.update(_linear("mlp.down_proj", hidden, inner, config.mlp_bias))
     return shapes
+
+
+def _cross_shapes(config: ModelConfig) -> Shapes:
+    hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
+    shapes: Shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    shapes.update({"cross_attn.q_norm.weight": (head_dim,), "cross_attn.k_norm.weight": (head_dim,)})
+    shapes["cross_attn.q_proj.weight"] = (config.num_heads * head_dim, hidden)
+    shapes["cross_attn.k_proj.weight"] = shapes["cross_attn.v_proj.weight"] = (config.num_kv_heads * head_dim, hidden)
+    shapes["cross_attn.o_proj.weight"] = (hidden, config.num_heads * head_dim)
+    shapes["mlp.gate_proj.weight"] = shapes["mlp.up_proj.weight"] = (inner, hidden)
+    shapes["mlp.down_proj.weight"] = (hidden, inner)
+    return {**shapes, "cross_attn_attn_gate": (1,), "cross_attn_mlp_gate": (1,)}
 
 
 def _linear(name: str, rows: int, width: int, bias: bool) -> Shapes:

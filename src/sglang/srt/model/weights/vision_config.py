@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sglang.srt.errors import ModelError
-from sglang.srt.model.model_config import ModelConfig, VisionConfig
+from sglang.srt.model.model_config import CrossConfig, ModelConfig, VisionConfig
 from sglang.srt.model.weights.config_fields import Fields
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu"]
@@ -256,8 +256,57 @@ def _llava_onevision(fields: VisionFields) -> VisionConfig:
     )
 
 
+def _mllama(fields: VisionFields) -> VisionConfig:
+    v, text = fields.vision, Fields(fields.text, fields.top.source)
+    num_heads = text.count("num_attention_heads", 32)
+    max_tiles = v.count("max_num_tiles", 4)
+    shapes = sum(1 for a in range(1, max_tiles + 1) for b in range(1, max_tiles + 1) if a * b <= max_tiles)
+    listed = v.get("supported_aspect_ratios")
+    if listed is not None and len(listed) != shapes:
+        raise v.bad("supported_aspect_ratios", f"must be the {shapes} of {max_tiles} tiles, and is {listed!r}")
+    depth = v.count("num_hidden_layers", 32)
+    crossed = CrossConfig(
+        layers=_layers(text, "cross_attention_layers", [3, 8, 13, 18, 23, 28, 33, 38], text.count("num_hidden_layers", 40)),
+        num_kv_heads=text.count("num_key_value_heads", 8),
+        head_dim=_hidden_size(fields) // num_heads,
+        norm_eps=text.number("rms_norm_eps", 1e-5, above=0.0),
+        max_tiles=max_tiles,
+        num_shapes=shapes,
+        num_global_layers=v.count("num_global_layers", 8),
+        taken_layers=_layers(v, "intermediate_layers_indices", [3, 7, 15, 23, 30], depth),
+    )
+    width = v.count("hidden_size", 1280)
+    if v.count("vision_output_dim", 7680) != width * (1 + len(crossed.taken_layers)):
+        raise v.bad("vision_output_dim", f"must be {width * (1 + len(crossed.taken_layers))}, with these layers taken")
+    return VisionConfig(
+        kind="mllama",
+        media_kinds=("image",),
+        num_layers=depth,
+        hidden_size=width,
+        num_heads=v.count("attention_heads", v.count("num_attention_heads", 16)),
+        intermediate_size=v.count("intermediate_size", 5120),
+        patch_size=fields.pixels("patch_size", 14),
+        image_size=fields.pixels("image_size", 448),
+        out_size=_hidden_size(fields),
+        image_token_id=fields.top.count("image_token_index", fields.top.count("image_token_id", 128256)),
+        activation=fields.activation("hidden_act", "gelu"),
+        norm_eps=v.number("norm_eps", 1e-5, above=0.0),
+        num_channels=v.count("num_channels", 3),
+        crossed=crossed,
+    )
+
+
+def _layers(fields: Fields, name: str, default: list[int], count: int) -> tuple[int, ...]:
+    value = fields.get(name)
+    value = default if value is None else value
+    if not isinstance(value, list) or any(type(i) is not int or not 0 <= i < count for i in value):
+        raise fields.bad(name, f"must be a list of layers below {count}, and is {value!r}")
+    return tuple(sorted(value))
+
+
 VISION_FAMILIES = (
     VisionFamily("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", _gemma3),
+    VisionFamily("MllamaForConditionalGeneration", "MllamaForCausalLM", _mllama),
     VisionFamily("SmolVLMForConditionalGeneration", "LlamaForCausalLM", _idefics),
     VisionFamily("Idefics3ForConditionalGeneration", "LlamaForCausalLM", _idefics),
     VisionFamily("LlavaOnevisionForConditionalGeneration", "Qwen2ForCausalLM", _llava_onevision),

@@ -125,6 +125,36 @@ def _gemma3(c: VisionConfig) -> Shapes:
     return shapes | _norm(f"{name}.mm_soft_emb_norm", c.hidden_size, False)
 
 
+def _mllama(c: VisionConfig) -> Shapes:
+    crossed, width = c.crossed, c.hidden_size
+    assert crossed is not None
+    places = (c.image_size // c.patch_size) ** 2 + 1
+    at = "vision_model"
+    shapes: Shapes = {
+        f"{at}.patch_embedding.weight": (width, c.num_channels, c.patch_size, c.patch_size),
+        f"{at}.class_embedding": (width,),
+        f"{at}.gated_positional_embedding.gate": (1,),
+        f"{at}.gated_positional_embedding.embedding": (places, width),
+        f"{at}.gated_positional_embedding.tile_embedding.weight": (crossed.num_shapes + 1, crossed.max_tiles * places * width),
+    }
+    for name in ("pre_tile_positional_embedding", "post_tile_positional_embedding"):
+        shapes[f"{at}.{name}.gate"] = (1,)
+        shapes[f"{at}.{name}.embedding.weight"] = (crossed.num_shapes + 1, crossed.max_tiles * width)
+    shapes |= _norm(f"{at}.layernorm_pre", width) | _norm(f"{at}.layernorm_post", width)
+    names = [f"{at}.transformer.layers.{i}" for i in range(c.num_layers)]
+    gated = [f"{at}.global_transformer.layers.{i}" for i in range(crossed.num_global_layers)]
+    for name in names + gated:
+        shapes |= _norm(f"{name}.input_layernorm", width) | _norm(f"{name}.post_attention_layernorm", width)
+        for part in "qkvo":
+            shapes |= _linear(f"{name}.self_attn.{part}_proj", width, width, False)
+        shapes |= _linear(f"{name}.mlp.fc1", c.intermediate_size, width) | _linear(
+            f"{name}.mlp.fc2", width, c.intermediate_size
+        )
+    for name in gated:
+        shapes |= {f"{name}.gate_attn": (1,), f"{name}.gate_ffn": (1,)}
+    return shapes | _linear("multi_modal_projector", c.out_size, width * (1 + len(crossed.taken_layers)))
+
+
 def _llava_onevision(c: VisionConfig) -> Shapes:
     shapes = _siglip(c, "vision_tower", normed=False) | {"image_newline": (c.out_size,)}
     shapes |= _linear("multi_modal_projector.linear_1", c.out_size, c.hidden_size)
@@ -135,6 +165,7 @@ _FAMILIES: dict[str, Callable[[VisionConfig], Shapes]] = {
     "gemma3": _gemma3,
     "idefics": _idefics,
     "llava_onevision": _llava_onevision,
+    "mllama": _mllama,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,

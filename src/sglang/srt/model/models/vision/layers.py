@@ -240,15 +240,20 @@ class EncoderLayer:
                     rows.qkv[a:b], rows.cos[a:b], rows.sin[a:b], rows.count, num_heads=2 * c.num_heads, head_dim=c.head_dim
                 )
             yield
-        starts, heads = rows.wide if self.is_wide else rows.starts, {"num_heads": c.num_heads, "head_dim": c.head_dim}
-        for a, b in blocks(rows.size):
-            ops.segment_attention(rows.qkv, starts, rows.mixed, begin=a, end=b, scale=c.head_dim**-0.5, **heads)
-            yield
+        yield from self.attend(rows)
         for a, b in blocks(rows.size):
             rows.count[0] = b - a
             self.output.of(rows.mixed[a:b], rows.delta[a:b], rows.count)
             self.norm2(rows.x[a:b], self.mlp.input, rows.count, rows.delta[a:b])
             self.mlp(rows.delta[a:b], rows.count)
+            yield
+
+    def attend(self, rows: Rows) -> Iterator[None]:
+        """From rows.qkv to rows.mixed."""
+        c = self.config
+        starts, heads = rows.wide if self.is_wide else rows.starts, {"num_heads": c.num_heads, "head_dim": c.head_dim}
+        for a, b in blocks(rows.size):
+            self.ops.segment_attention(rows.qkv, starts, rows.mixed, begin=a, end=b, scale=c.head_dim**-0.5, **heads)
             yield
 
 

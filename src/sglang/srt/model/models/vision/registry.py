@@ -8,6 +8,7 @@ from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import VisionConfig
 from sglang.srt.model.models.vision.layers import Encoder
+from sglang.srt.model.models.vision.mllama import MllamaVision
 from sglang.srt.model.models.vision.qwen3_vl import DeepQwenVision
 from sglang.srt.model.models.vision.qwen_vl import QwenVision, WindowedQwenVision
 from sglang.srt.model.models.vision.siglip import GemmaVision, IdeficsVision, LlavaVision
@@ -16,6 +17,7 @@ ENCODERS: dict[str, Callable[[Ops, WeightSource, VisionConfig], Encoder]] = {
     "gemma3": GemmaVision,
     "llava_onevision": LlavaVision,
     "idefics": IdeficsVision,
+    "mllama": MllamaVision,
     "qwen2_vl": QwenVision,
     "qwen3_vl": DeepQwenVision,
     "qwen2_5_vl": WindowedQwenVision,

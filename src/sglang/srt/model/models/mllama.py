@@ -1,0 +1,96 @@
+"""Llama 3.2 Vision (arXiv 2407.21783, section 7): Llama with layers between that attend to pictures.
+
+    x += tanh(g) * attention(norm(x), pictures);  x += tanh(h) * mlp(norm(x))       for rows that see a picture; others are left alone
+
+A row sees the picture that stands last before it, or the whole row of pictures if several stand there with nothing between.
+Rows before the first picture see none and pass these layers by (as in the original; transformers lets them attend to all pictures,
+those that follow included).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from sglang.srt.model.kernels.ops import Array, KVLayer, Ops
+from sglang.srt.model.layers.buffers import Readers, StepBuffers
+from sglang.srt.model.layers.linear import Linear
+from sglang.srt.model.layers.mlp import GatedMLP
+from sglang.srt.model.layers.norm import RMSNorm
+from sglang.srt.model.layers.rope import Rope
+from sglang.srt.model.layers.source import WeightSource
+from sglang.srt.model.model_config import ModelConfig
+from sglang.srt.model.models.llama import Layer, Llama
+
+
+class CrossLayer:
+    """Called like other layers, with the pool of its pictures; it leaves nothing to be added in step.delta."""
+
+    def __init__(self, ops: Ops, source: WeightSource, prefix: str, config: ModelConfig, readers: Readers) -> None:
+        self.ops, self.config, self.eps = ops, config, config.rms_norm_eps
+        at, width = f"{prefix}.cross_attn", config.num_heads * config.head_dim
+        self.input_norm = RMSNorm(ops, source, f"{prefix}.input_layernorm", self.eps)
+        self.q = Linear(ops, source, {f"{at}.q_proj": width}, config.hidden_size)
+        # the scale of scores is part of it
+        self.q_norm = ops.array(source.vector(f"{at}.q_norm.weight") * np.float32(config.head_dim**-0.5))
+        self.output = Linear(ops, source, {f"{at}.o_proj": config.hidden_size}, width)
+        self.post_attention_norm = RMSNorm(ops, source, f"{prefix}.post_attention_layernorm", self.eps)
+        self.mlp = GatedMLP(ops, source, f"{prefix}.mlp", config, readers)
+        self.gates = [float(np.tanh(source.vector(f"{prefix}.cross_attn_{name}_gate")[0])) for name in ("attn", "mlp")]
+        self.shares: list[Array] = []
+        readers.attn_in.extend(self.q.weights)
+        readers.attn_out.extend(self.output.weights)
+
+    def __call__(self, step: StepBuffers, kv: KVLayer, delta: Array | None) -> None:
+        cross, ops = step.cross, self.ops
+        assert cross is not None
+        if delta is not None:
+            ops.overlay(step.x, delta, cross.every, step.rows, add=True)
+        if not self.shares:
+            self.shares = [ops.array(np.full((len(cross.every), 1), gate, np.float32)) for gate in self.gates]
+        inner = replace(step, rows=cross.rows)
+        ops.gather_rows(step.x, cross.take, cross.x, cross.rows)
+        self.input_norm(cross.x, step.attn_in, cross.rows)
+        self.q(step.attn_in, cross.q, cross.rows)
+        by_head = (-1, self.config.head_dim)
+        ops.rms_norm(cross.q.reshape(by_head), self.q_norm, cross.normed.reshape(by_head), cross.head_rows, eps=self.eps)
+        ops.attention(cross.normed, kv, step.attn_out, cross.meta, num_heads=self.config.num_heads)
+        self.output(step.attn_out, step.delta, cross.rows)
+        self._scale(step, 0)
+        self.post_attention_norm(cross.x, step.mlp_in, cross.rows, delta=cross.scaled)
+        self.mlp(inner, step.delta)
+        self._scale(step, 1)
+        ops.overlay(cross.x, cross.scaled, cross.every, cross.rows, add=True)
+        ops.overlay(step.x, cross.x, cross.back, step.rows)
+
+    def _scale(self, step: StepBuffers, gate: int) -> None:
+        """cross.scaled = tanh(gate) * step.delta."""
+        cross = step.cross
+        assert cross is not None
+        self.ops.blend_rows(step.delta, cross.every.reshape(-1, 1), self.shares[gate], cross.scaled, cross.rows)
+
+
+class Mllama(Llama):
+    """Llama's frame with a CrossLayer wherever the config says. `kv` of `body` are those of the other layers."""
+
+    def create_layer(self, ops: Ops, source: WeightSource, prefix: str, rope: Rope, local: bool) -> Layer:
+        if int(prefix.rsplit(".", 1)[1]) in self.config.cross_layers:
+            return CrossLayer(ops, source, prefix, self.config, self.readers)
+        return super().create_layer(ops, source, prefix, rope, local)
+
+    def body(self, step: StepBuffers, kv: Sequence[KVLayer]) -> None:
+        assert self.media is not None and step.cross is not None
+        self.embedding(step)
+        self.media(step)
+        own, others = iter(kv), iter(step.cross.memory.layers)
+        delta: Array | None = None
+        for layer in self.layers:
+            crossed = isinstance(layer, CrossLayer)
+            layer(step, next(others if crossed else own), delta)
+            delta = None if crossed else step.delta
+        if delta is None:  # what the head adds to x
+            share = self.head.ops.empty((len(step.cross.every), 1))
+            self.head.ops.blend_rows(step.x, step.cross.every.reshape(-1, 1), share, step.delta, step.rows)
+        self.head.settle(step)
