@@ -305,6 +305,25 @@ def test_the_engine_generates_what_transformers_does(family: Family) -> None:
         assert replies[number]["output_ids"] == out[0, len(ids) :].tolist(), number
 
 
+@pytest.mark.parametrize("family", ["gemma3"], indirect=True)
+def test_steps_smaller_than_a_picture_that_must_not_be_cut(family: Family) -> None:
+    """Steps grow to hold one; answers are those of large steps."""
+    import sglang
+
+    rng = np.random.default_rng(10)
+    images = [picture(rng, (50, 31)), picture(rng, (20, 70))]
+    place = family.ours.placeholders["image"]
+    options = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
+    found = []
+    for chunk in (512, 1, 3):
+        flags: dict[str, Any] = {"chunked_prefill_size": chunk, "max_total_tokens": 1024, "threads": 2}
+        with sglang.Engine(model_path=str(family.folder), **flags) as engine:
+            prompt = [5, place, 17, 33, place, 9]
+            replies = engine.generate(input_ids=[prompt] * 2, sampling_params=options, image_data=[images, images[::-1]])
+            found.append([reply["output_ids"] for reply in replies])
+    assert found[0] == found[1] == found[2]
+
+
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "smolvlm"], indirect=True)
 def test_retraction_and_other_steps_change_nothing(family: Family) -> None:
     """Native kernels: the same log probabilities to the last bit with small steps, without the prefix cache, and when requests

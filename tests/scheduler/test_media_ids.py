@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang.srt.errors import OverloadError, RequestError
+from sglang.srt.forward_batch import ModelInfo
 from sglang.srt.media_item import MediaItem, without_pixels
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.sampling_params import SamplingParams
@@ -22,6 +24,10 @@ def item(name: int, *spans: tuple[int, int]) -> MediaItem:
 
 def request(num_ids: int, *items: MediaItem, **fields: Any) -> TokenizedReq:
     return TokenizedReq("r", [7] * num_ids, SamplingParams(), media=items, **fields)
+
+
+INFO = ModelInfo("toy", 500, 512, 512, 16, 64, 8, "toy", True, 0, 8, media_kinds=("image",))
+CROSSED = replace(INFO, crossed=True)
 
 
 class Job:
@@ -95,7 +101,7 @@ def test_parts_of_a_step_are_those_of_the_prompt(data: st.DataObject) -> None:
     length = at + data.draw(st.integers(1, 3))
     cut = data.draw(st.integers(1, len(spans)))
     items = tuple(item(n, *part) for n, part in enumerate((spans[:cut], spans[cut:])) if part)
-    media = req_media(request(length, *items), False)
+    media = req_media(request(length, *items), INFO)
     assert media is not None
     for one in items:
         job = Job()
@@ -186,3 +192,57 @@ def test_pixels_come_once_for_all_samples_of_a_prompt() -> None:
     huge = MediaItem("image", b"c", ((0, 1),), b"x" * 50, (1,))
     store.filled(huge)
     assert store.filled(without_pixels(huge)) == huge
+
+
+# --- pictures that rows see by cross-attention ------------------------------------------------------------------------------
+
+
+def crossed(length: int, *items: MediaItem) -> ReqMedia:
+    media = req_media(request(length, *items), CROSSED)
+    assert media is not None
+    for one in items:
+        job = media.jobs[one.mm_hash] = Job()
+        job.embedding = one.mm_hash[0]
+    return media
+
+
+def test_rows_see_the_last_pictures_before_them() -> None:
+    media = crossed(12, item(1, (2, 1)), item(2, (5, 1)), item(3, (6, 1)), item(4, (9, 1)))
+    expected = [(), (), (1,), (1,), (1,), (2,), (2, 3), (2, 3), (2, 3), (4,), (4,), (4,), (4,)]  # the last is generated
+    for start in range(13):
+        for end in range(start + 1, 14):
+            found: list[tuple[int, ...]] = [()] * (end - start)
+            for part in media.seen(start, end, 100):
+                for row in range(part.row, part.row + part.count):
+                    found[row - 100] = part.embeddings
+            assert found == expected[start:end]
+
+
+def test_a_step_of_a_request_sees_one_group_of_pictures() -> None:
+    media = crossed(12, item(1, (2, 1)), item(2, (5, 1)), item(3, (6, 1)), item(4, (9, 1)))
+    at, steps = 0, []
+    while at < 12:
+        at = media.last_end(at, min(at + 8, 12))
+        steps.append(at)
+    assert steps == [2, 5, 6, 9, 12]
+    assert all(len(media.seen(a, b, 0)) <= 1 for a, b in zip([0, *steps], steps, strict=False))
+
+
+def test_embeddings_are_needed_while_rows_see_them() -> None:
+    items = [item(1, (2, 1)), item(2, (5, 1)), item(3, (6, 1)), item(4, (9, 1))]
+    media = crossed(12, *items)
+    assert [[media.needs(one, start) for one in items] for start in (0, 4, 5, 8, 9, 11)] == [
+        [True, True, True, True],
+        [True, True, True, True],
+        [False, True, True, True],
+        [False, True, True, True],
+        [False, False, False, True],
+        [False, False, False, True],
+    ]
+    media.prompt_done()
+    assert len(media.jobs) == 4
+    plain = req_media(request(12, *items), INFO)
+    assert plain is not None
+    plain.jobs[items[0].mm_hash] = Job()
+    plain.prompt_done()
+    assert not plain.jobs
