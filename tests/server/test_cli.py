@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import ROOT, RunningServer
+from tests.conftest import ROOT, RunningServer, start_server
 from tests.server.test_processes import wait_dead
 
 Process = subprocess.CompletedProcess[str]
@@ -155,6 +157,79 @@ def test_a_killed_chat_takes_its_server_along() -> None:
         assert len(pids) == 2, "a server and its scheduler"
         process.kill()
     wait_dead(pids)
+
+
+class Terminal:
+    """A command at a terminal, as somebody types into it."""
+
+    def __init__(self, *words: str) -> None:
+        self._side, other = pty.openpty()
+        environment = ENVIRONMENT | {"TERM": "xterm"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sglang.cli", *words], stdin=other, stdout=other, stderr=other, env=environment, start_new_session=True
+        )  # fmt: skip
+        os.close(other)
+
+    def read_until(self, mark: str, seconds: float = 120) -> str:
+        text, end = "", time.monotonic() + seconds
+        while not text.endswith(mark):
+            assert time.monotonic() < end and self.process.poll() is None, text
+            if select.select([self._side], [], [], 0.2)[0]:
+                text += os.read(self._side, 1 << 16).decode()
+        return text.replace("\r\n", "\n")
+
+    def type(self, line: str) -> str:
+        """What is shown after a line was typed, up to the next prompt."""
+        os.write(self._side, f"{line}\n".encode())
+        return self.read_until("\n> ").partition(f"{line}\n")[2].removesuffix("> ")
+
+    def leave(self) -> int:
+        os.write(self._side, b"\x04")
+        try:
+            return self.process.wait(30)
+        finally:
+            os.close(self._side)
+
+
+def test_pictures_at_a_terminal(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    colours = {"red": (220, 30, 30), "blue": (30, 30, 220)}
+    for name, colour in colours.items():
+        image.new("RGB", (112, 112), colour).save(tmp_path / f"a {name}.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    toy = ROOT / "models" / "toy-vlm"
+    server = start_server(tmp_path / "log", "--threads", "1", "--max-total-tokens", "2048", model=str(toy))
+    terminal = Terminal("chat", "--url", server.url, "--temperature", "0", "--max-tokens", "12")
+    try:
+        assert "/help" in terminal.read_until("\n> ")
+        assert "1 picture(s)" in terminal.type(f"/image {tmp_path}/a red.png")
+        first = terminal.type("What colour is it?").partition("\n")[0]
+        assert "2 picture(s)" in terminal.type(f"/image {tmp_path}/a blue.png") + terminal.type(f"/image {tmp_path}/a red.png")
+        second = terminal.type("What colour is the second picture?").partition("\n")[0]
+        assert terminal.type("/history").splitlines() == [
+            "user: (image_url) What colour is it?",
+            f"assistant: {first}",
+            "user: (image_url) (image_url) What colour is the second picture?",
+            f"assistant: {second}",
+        ]
+        assert "cannot read" in terminal.type("/image nowhere.png") and "picture" in terminal.type("/image /etc/hostname")
+        terminal.type(f"/image {tmp_path}/broken.png")
+        refused = terminal.type("And this?")
+        assert "not an image" in refused and "/image off" in refused
+        assert "no pictures" in terminal.type("/image off")
+        third = terminal.type("Hello").partition("\n")[0]
+        terminal.type(f"/save {tmp_path}/chat.json")
+        said = json.loads((tmp_path / "chat.json").read_text())
+        assert [m["content"] for m in said[1::2]] == [first, second, third]
+        for end in (1, 3, 5):  # what the terminal showed is what the server answers to the same messages
+            body = {"messages": said[:end], "temperature": 0, "max_tokens": 12}
+            reply = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
+            assert reply["choices"][0]["message"]["content"] == said[end]["content"]
+        assert terminal.leave() == 0
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        server.stop()
 
 
 def test_control_characters_of_a_model_do_not_reach_the_terminal() -> None:

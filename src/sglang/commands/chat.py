@@ -21,10 +21,12 @@ from sglang.commands.connection import Connection, connect
 from sglang.commands.media import media_part
 
 PROG = "sglang chat"
+SHORTEST_SPAN = 0.002
+"""seconds between the first piece of an answer and the last from which a rate is told: pieces that come together tell none"""
 
 HELP = """\
 /system TEXT      the system message; without TEXT, shows it; /system off removes it
-/image PATH|URL   adds a picture to the next message (models that see)
+/image PATH|URL   adds a picture to the next message (models that see); /image off takes them all back
 /json SCHEMA      answers follow a JSON schema, given here or as a file; /json: any object; /json off: free again
 /set NAME VALUE   a parameter of the requests, such as temperature 0.2 or max_tokens 300; without VALUE, unset
 /retry            another answer to the last message
@@ -124,9 +126,10 @@ class Chat:
         self._messages.append({"role": "user", "content": content})
         try:
             answer = self._reply()
-        except CommandError:
+        except CommandError as error:
             self._messages.pop()
-            raise
+            kept = f"\n({len(self._parts)} picture(s) still go with the next message; /image off takes them back)"
+            raise CommandError(f"{error}{kept if self._parts else ''}") from error
         self._parts = []
         self._messages.append({"role": "assistant", "content": answer})
 
@@ -166,6 +169,10 @@ class Chat:
     def _image(self, rest: str) -> None:
         if not rest:
             raise CommandError("/image needs a file or a URL")
+        if rest == "off":
+            self._parts.clear()
+            self._write("no pictures go with the next message\n")
+            return
         info = self._connection.get("/get_model_info")
         if info is not None and not info.get("has_image_understanding", True):
             raise CommandError(f"{self._model} does not see pictures; serve a model that does")
@@ -263,7 +270,7 @@ class StreamedAnswer:
             return f"[nothing{', ' + self.note if self.note else ''}]"
         count = self._tokens if self._tokens is not None else self._pieces
         parts = [f"{count} tokens"]
-        if count > 1 and self._last > self._first:
+        if count > 1 and self._last - self._first > SHORTEST_SPAN:
             parts.append(f"{(count - 1) / (self._last - self._first):.1f} tokens/s")
         parts.append(f"first after {self._first - self._began:.2f} s")
         return f"[{', '.join([*parts, self.note] if self.note else parts)}]"
