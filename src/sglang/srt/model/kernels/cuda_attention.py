@@ -1,0 +1,105 @@
+"""Launches paged attention: sizes of tiles by head size and mode, and the memory for partial results (triton/attention.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sglang.srt.model.kernels.cuda_weights import CudaActivation, CudaKV
+from sglang.srt.model.kernels.ops import AttentionMeta, StepShape
+from sglang.srt.model.kernels.triton.attention import decode_kernel, decode_merge_kernel, extend_kernel
+from sglang.srt.model.kernels.triton.common import power_of_two
+
+Tensor = Any  # torch.Tensor
+
+PARTIAL_BYTES = 128 << 20
+"""for partial results of split requests; where it does not do, requests are split less, with the same bits"""
+MIN_TILE = 16
+"""rows of the smallest tile a tensor core takes"""
+
+
+class PagedAttention:
+    """One for all layers: they run one after the other. `num_processors`: what a launch should keep busy."""
+
+    def __init__(self, device: Any, num_processors: int, deterministic: bool, partial_bytes: int = PARTIAL_BYTES) -> None:
+        self._device = device
+        self._processors = num_processors
+        self._deterministic = deterministic
+        self._partial_bytes = partial_bytes
+        self._partials: dict[int, tuple[Tensor, Tensor, int]] = {}
+
+    def __call__(
+        self,
+        qkv: Tensor,
+        kv: CudaKV,
+        out: CudaActivation,
+        meta: AttentionMeta,
+        shape: StepShape,
+        num_heads: int,
+        window: int,
+        soft_cap: float,
+    ) -> None:
+        if shape.num_reqs == 0:
+            return
+        call = _Call(qkv, kv, out.data, meta, num_heads // kv.num_kv_heads, window, soft_cap)
+        self._decode(call, shape)
+        if shape.max_q_len > 1:
+            self._extend(call, shape)
+
+    def _decode(self, c: _Call, shape: StepShape) -> None:
+        kv = c.kv
+        acc, ml, capacity = self._partial(kv.num_kv_heads * c.group, kv.head_dim)
+        busy = max(1, self._processors // 2)
+        lengths = (c.meta.q_start, c.meta.q_len, c.meta.seq_lens, c.meta.num_reqs)
+        sizes = {"GROUP": c.group, "ROWS": power_of_two(c.group, MIN_TILE), **c.blocks}
+        # as many programs as can be resident; each takes items in turns
+        programs = max(1, 4 * self._processors // kv.num_kv_heads)
+        decode_kernel[(kv.num_kv_heads, programs)](
+            c.qkv, kv.k, kv.v, acc, ml, c.meta.req_pool_idx, *lengths, c.meta.req_to_token,
+            c.qkv.stride(0), kv.k.stride(0), c.meta.req_to_token.stride(0), kv.num_kv_heads, kv.head_dim, c.window, c.soft_cap,
+            capacity, busy, **sizes, SOFT_CAP=c.soft_cap > 0, num_warps=4, num_stages=2,
+        )  # fmt: skip
+        decode_merge_kernel[(kv.num_kv_heads, shape.num_reqs)](
+            c.out, acc, ml, *lengths, c.out.stride(0), kv.num_kv_heads, kv.head_dim, c.window, capacity, busy, **sizes,
+            num_warps=4,
+        )  # fmt: skip
+
+    def _extend(self, c: _Call, shape: StepShape) -> None:
+        kv, least = c.kv, power_of_two(c.group, MIN_TILE)
+        rows = least if self._deterministic else max(least, 128 if c.blocks["BLOCK_D"] <= 128 else 64)
+        tiles = -(-shape.num_rows // (rows // c.group)) + shape.num_reqs
+        ends = c.meta.row_ends
+        extend_kernel[(tiles, kv.num_kv_heads)](
+            c.qkv, kv.k, kv.v, c.out, c.meta.req_pool_idx, c.meta.q_start, c.meta.q_len, c.meta.seq_lens, c.meta.num_reqs,
+            c.meta.req_to_token, ends if ends is not None else c.meta.q_len,
+            c.qkv.stride(0), c.out.stride(0), kv.k.stride(0), c.meta.req_to_token.stride(0), kv.head_dim, c.window, c.soft_cap,
+            GROUP=c.group, ROWS=rows, **c.blocks, SOFT_CAP=c.soft_cap > 0, WINDOW=c.window > 0, ROW_ENDS=ends is not None,
+            SPANS=self._deterministic, num_warps=4 if rows < 64 else 8, num_stages=2,
+        )  # fmt: skip
+
+    def _partial(self, num_heads: int, head_dim: int) -> tuple[Tensor, Tensor, int]:
+        """(acc, m and l, items there is room for)."""
+        width = num_heads * head_dim
+        if width not in self._partials:
+            capacity = max(1, self._partial_bytes // (4 * (width + 2 * num_heads)))
+            acc = torch.empty(capacity * width, dtype=torch.float32, device=self._device)
+            ml = torch.empty(capacity * num_heads * 2, dtype=torch.float32, device=self._device)
+            self._partials[width] = acc, ml, capacity
+        return self._partials[width]
+
+
+class _Call:
+    """The arguments of one layer's attention."""
+
+    def __init__(
+        self, qkv: Tensor, kv: CudaKV, out: Tensor, meta: AttentionMeta, group: int, window: int, soft_cap: float
+    ) -> None:
+        self.qkv, self.kv, self.out, self.meta = qkv, kv, out, meta
+        self.group, self.window, self.soft_cap = group, window, soft_cap
+        block_d = power_of_two(kv.head_dim, 16)
+        # larger heads take shorter chunks: a chunk of K and one of V lie in shared memory
+        chunk = 64 if block_d <= 128 else 32
+        if qkv.element_size() == 4:
+            chunk = 32
+        self.blocks = {"BLOCK_D": block_d, "CHUNK": chunk, "MAX_REQS": power_of_two(meta.q_len.shape[0], 16)}

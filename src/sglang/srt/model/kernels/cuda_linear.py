@@ -1,0 +1,200 @@
+"""Which kernel multiplies: the library's (cuBLAS through torch) or ours, by the form of the weights, the rows and the mode.
+
+                     few rows (<= FEW)              more rows
+    dense            whichever is faster here       torch.mm
+    int4, int8       triton, from registers         dequantised into scratch memory, torch.mm
+    f8               torch._scaled_mm               torch._scaled_mm, rows quantised as they come
+    deterministic    triton with one size of blocks for any number of rows
+
+"Whichever is faster here" is measured once per shape of weights when it is first met outside a graph; on the CPU (tests) it is
+torch.mm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+
+from sglang.srt.model.kernels.cuda_weights import CudaActivation, CudaWeight
+from sglang.srt.model.kernels.triton.linear import (
+    dequantise_kernel,
+    linear_kernel,
+    quantise_rows_kernel,
+    quantised_kernel,
+)
+
+Tensor = Any  # torch.Tensor
+
+FEW = 16
+F8_MAX = 448.0
+_FIXED = (64, 64, 64, 3, 4)
+"""deterministic mode: rows, columns, k, stages and warps of a program"""
+_TRIALS = 20
+
+
+class Products:
+    """Owner of the scratch memory and of what was measured. `dtype`: the model's type."""
+
+    def __init__(self, device: Any, dtype: Any, deterministic: bool) -> None:
+        self._device, self._dtype = device, dtype
+        self._deterministic = deterministic
+        self._on_gpu = device.type == "cuda"
+        self._scratch: dict[str, Tensor] = {}
+        self._faster: dict[tuple[int, int, bool], bool] = {}
+        self._biases: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def linear(self, weight: CudaWeight, x: CudaActivation, out: Tensor, rows: Tensor, n: int, bias: Tensor | None) -> None:
+        """out[:n] = x[:n] @ weight.T + bias. `rows` says how many of n count."""
+        out = out[:n, : weight.out_features]
+        if weight.form == "dense":
+            if self._deterministic:
+                self._launch(_FIXED, weight, x, out, rows, n, bias, None)
+            elif n <= FEW and self._prefers_triton(weight, x, out, rows, bias):
+                self._launch(self._few(weight), weight, x, out, rows, n, bias, None)
+            else:
+                self._library(x.data[:n], weight.data, out, bias)
+        elif weight.form == "f8":
+            self._scaled(weight, x, out, rows, n, bias)
+        elif n <= FEW or self._deterministic:
+            self._launch_quantised(weight, x, out, rows, n, bias)
+        else:
+            self._library(x.data[:n], self.dequantised(weight), out, bias)
+
+    def gated(self, weight: CudaWeight, x: CudaActivation, out: Tensor, rows: Tensor, n: int, fn: str) -> bool:
+        """Gate, up and their product in one launch, where that pays: few rows of dense weights. False: not done."""
+        if weight.form != "dense" or self._deterministic or n > FEW or not self._on_gpu:
+            return False
+        self._launch(self._few(weight), weight, x, out[:n], rows, n, None, fn)
+        return True
+
+    def scratch(self, name: str, rows: int, width: int, dtype: Any = None) -> Tensor:
+        """Memory of this name that lasts until the next call for it; grows to the largest that was asked for."""
+        dtype = dtype or self._dtype
+        have = self._scratch.get(name)
+        if have is None or have.numel() < rows * width:
+            have = self._scratch[name] = torch.empty(rows * width, dtype=dtype, device=self._device)
+        return have[: rows * width].view(rows, width)
+
+    def dequantised(self, weight: CudaWeight) -> Tensor:
+        n, k = weight.out_features, weight.in_features
+        out = self.scratch("weight", n, k)
+        block = 1024
+        grid = (n, triton.cdiv(k, block))
+        minima = weight.minima if weight.minima is not None else weight.scales
+        dequantise_kernel[grid](
+            weight.data, weight.scales, minima, out, n, k, weight.bits, weight.group, weight.minima is not None, block
+        )
+        return out
+
+    # --- the library ----------------------------------------------------------------------------------------------------------
+    def _library(self, x: Tensor, w: Tensor, out: Tensor, bias: Tensor | None) -> None:
+        if out.dtype != x.dtype:
+            out.copy_(_wide_product(x, w, out.dtype) if bias is None else _wide_product(x, w, out.dtype) + bias)
+        elif bias is None:
+            torch.mm(x, w.t(), out=out)
+        else:
+            torch.addmm(self._bias(bias, x.dtype), x, w.t(), out=out)
+
+    def _bias(self, bias: Tensor, dtype: Any) -> Tensor:
+        """The bias in another type; kept, together with the original, whose address is the key."""
+        if bias.dtype == dtype:
+            return bias
+        key = (bias.data_ptr(), bias.numel())
+        if key not in self._biases:
+            self._biases[key] = (bias, bias.to(dtype))
+        return self._biases[key][1]
+
+    def _scaled(self, weight: CudaWeight, x: CudaActivation, out: Tensor, rows: Tensor, n: int, bias: Tensor | None) -> None:
+        k = weight.in_features
+        max_rows = x.data.shape[0]
+        narrow = self.scratch("f8 rows", max_rows, k, torch.float8_e4m3fn)[:n]
+        scales = self.scratch("f8 scales", max_rows, 1, torch.float32)[:n]
+        quantise_rows_kernel[(n,)](x.data, narrow, scales, rows, k, x.data.stride(0), F8_MAX, 1024)
+        result = torch._scaled_mm(
+            narrow, weight.data.t(), scale_a=scales, scale_b=weight.scales.view(1, -1), out_dtype=torch.bfloat16
+        )
+        out.copy_(result if bias is None else result + bias)
+
+    # --- ours -----------------------------------------------------------------------------------------------------------------
+    def _few(self, weight: CudaWeight) -> tuple[int, int, int, int, int]:
+        """Narrow columns, so that all processors have some, and deep k: the loads of a program are long and many are under way."""
+        columns = 32 if weight.out_features >= 16384 else 16
+        return 16, columns, 256 if weight.in_features >= 1024 else 64, 4, 4
+
+    def _launch(
+        self,
+        sizes: tuple[int, int, int, int, int],
+        weight: CudaWeight,
+        x: CudaActivation,
+        out: Tensor,
+        rows: Tensor,
+        n: int,
+        bias: Tensor | None,
+        fn: str | None,
+    ) -> None:
+        m_block, n_block, k_block, stages, warps = sizes
+        if weight.data.element_size() == 4:
+            k_block = max(16, k_block // 2)  # shared memory
+        columns, k = weight.out_features, weight.in_features
+        if fn is not None:
+            columns //= 2
+        grid = (triton.cdiv(n, m_block), triton.cdiv(columns, n_block))
+        linear_kernel[grid](
+            x.data, weight.data, bias if bias is not None else rows, out, rows, columns, k, x.data.stride(0), out.stride(0),
+            bias is not None, fn is not None, fn or "silu", k % k_block == 0, m_block, n_block, k_block, stages,
+            num_warps=warps,
+        )  # fmt: skip
+
+    def _launch_quantised(
+        self, weight: CudaWeight, x: CudaActivation, out: Tensor, rows: Tensor, n: int, bias: Tensor | None
+    ) -> None:
+        columns, k = weight.out_features, weight.in_features
+        k_block = next(size for size in (128, 64, 32) if k % size == 0)
+        m_block, n_block = (64, 64) if self._deterministic else (16, 32)
+        grid = (triton.cdiv(n, m_block), triton.cdiv(columns, n_block))
+        minima = weight.minima if weight.minima is not None else weight.scales
+        quantised_kernel[grid](
+            x.data, weight.data, weight.scales, minima, bias if bias is not None else rows, out, rows, columns, k,
+            x.data.stride(0), out.stride(0), weight.bits, weight.group, weight.minima is not None, bias is not None,
+            m_block, n_block, k_block, 3, num_warps=4,
+        )  # fmt: skip
+
+    # --- which is faster ------------------------------------------------------------------------------------------------------
+    def _prefers_triton(self, weight: CudaWeight, x: CudaActivation, out: Tensor, rows: Tensor, bias: Tensor | None) -> bool:
+        """For few rows of weights of this shape; measured when first asked."""
+        if not self._on_gpu:
+            return False
+        key = (weight.out_features, weight.in_features, out.dtype == self._dtype)
+        if key not in self._faster:
+            if torch.cuda.is_current_stream_capturing():
+                return False
+            one = out[:1]
+            ours = _time(lambda: self._launch(self._few(weight), weight, x, one, rows, 1, bias, None))
+            library = _time(lambda: self._library(x.data[:1], weight.data, one, bias))
+            self._faster[key] = ours < library
+        return self._faster[key]
+
+
+def _wide_product(x: Tensor, w: Tensor, dtype: Any) -> Tensor:
+    """x @ w.T in a wider type than theirs, added up and kept in float32."""
+    if x.device.type == "cuda" and dtype == torch.float32:
+        return torch.mm(x, w.t(), out_dtype=torch.float32)
+    return torch.mm(x.to(dtype), w.to(dtype).t())
+
+
+def _time(run: Callable[[], None]) -> float:
+    """Milliseconds of one run on the device, the best of three series. (The caches are warm in both candidates.)"""
+    run()
+    best = float("inf")
+    for _ in range(3):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(_TRIALS):
+            run()
+        end.record()
+        end.synchronize()
+        best = min(best, begin.elapsed_time(end) / _TRIALS)
+    return best
