@@ -40,7 +40,7 @@ def trusting(self: Habits, before: list[int]) -> tuple[int, float]:
     return known, min(streak, 1.0)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_guesses_change_no_answer(data: st.DataObject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Habits, "guess", trusting)

@@ -104,3 +104,29 @@ def test_answers_do_not_depend_on_who_is_late(monkeypatch: pytest.MonkeyPatch, r
 
     monkeypatch.setattr(LLGuidanceBackend, "fill_masks", dawdling)
     assert answers() == expected
+
+
+def test_slow_masks_are_worked_on_one_at_a_time() -> None:
+    filler = MaskFiller(Plain(), MODEL_VOCAB, [EOS])  # type: ignore[arg-type]
+    slow = [Slow(BACKEND.compile("regex", "x")) for _ in range(2)]
+    quick = BACKEND.compile("regex", "[ab]")
+    for state in slow:  # each is late once
+        filler.start([0], [state], [False])  # type: ignore[list-item]
+        assert filler.finish(0.01)[1] == [0]
+        state.go.set()
+        wait_for_thread(filler, state)
+        state.go.clear()
+    filler.start([0, 1], [slow[0], quick], [False] * 2)  # type: ignore[list-item]
+    assert filler.finish(0.2)[1] == [0]
+    assert filler.must_wait(slow[0]) and filler.must_wait(slow[1])  # type: ignore[arg-type]
+    assert not filler.is_busy(slow[1]) and not filler.must_wait(quick)  # type: ignore[arg-type]
+    slow[1].go.set()
+    filler.start([3, 5], [slow[1], quick], [False] * 2)  # type: ignore[list-item]
+    masks, late = filler.finish(30)
+    assert late == [3] and masks.rows.tolist() == [5], "its turn comes later"
+    slow[0].go.set()
+    wait_for_thread(filler, slow[0])
+    assert not filler.must_wait(slow[1])  # type: ignore[arg-type]
+    filler.start([3], [slow[1]], [False])  # type: ignore[list-item]
+    assert filler.finish(30)[1] == []
+    filler.close()

@@ -162,7 +162,7 @@ class Scheduler:
         for req in self._running.reserve_step():
             results.end(req, FinishReason("length", length=len(req.output_ids), message=full))
         masks = self._masks
-        decodes, jumps = self._running.split(lambda req: masks is not None and masks.is_busy(req.grammar))
+        decodes, jumps = self._running.split(lambda req: masks is not None and masks.must_wait(req.grammar))
         extends = self._prefill.plan(self._running.reqs, sum(jump.length - 1 for jump in jumps))
         for req in self._prefill.unfit:
             results.end(req, FinishReason("length", length=len(req.output_ids), message=full))

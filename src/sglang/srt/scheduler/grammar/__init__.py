@@ -3,6 +3,7 @@
 registry.py             the engines by name: one line each
 masks.py                masks of all constrained rows, filled on a side thread
 compiler.py             texts -> grammars on side threads, with a cache and limits
+aside.py                long calls of the engines, at the lowest priority
 llguidance_backend.py   the default engine
 xgrammar_backend.py     the other one, an extra
 encoder.py              forced text to canonical tokens

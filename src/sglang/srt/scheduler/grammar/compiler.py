@@ -1,14 +1,13 @@
 """Compiles constraints on side threads, so that no request waits for another's grammar.
 
 The scheduler `submit`s what a request needs and asks with `poll` whether it is there; nothing here ever blocks it. Results,
-errors included, are kept by content (the most recently used ones), and a text that is being compiled is compiled once.
+errors included, are kept by content (the most recently used ones), and a text that is being compiled is compiled once. The
+engine's own long calls run with the lowest priority (aside.py).
 """
 
 from __future__ import annotations
 
-import os
 import queue
-import sys
 import threading
 import time
 from collections import OrderedDict
@@ -22,7 +21,6 @@ from sglang.srt.scheduler.finish import compile_stop_regex
 from sglang.srt.scheduler.grammar.base import GrammarBackend
 
 NUM_THREADS = 2
-LOWEST_PRIORITY = 19
 MAX_WAITS = 6
 """A text that no thread has taken up after so many times the time limit is given up."""
 STOP_REGEX = "stop_regex"
@@ -142,16 +140,8 @@ class GrammarCompiler:
             job.done = True
 
     def _work(self) -> None:
-        _step_back()
         while (task := self._queue.get()) is not None:
             try:
                 task()
             except Exception:  # noqa: BLE001  outermost loop of this thread; `compile` meets the same error and reports it
                 continue
-
-
-def _step_back() -> None:
-    """Gives this thread the lowest priority: it gets a core when the model's kernels leave one. On Linux priorities belong to
-    threads; elsewhere they would slow the whole process down."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)

@@ -17,6 +17,7 @@ import numpy as np
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError
+from sglang.srt.scheduler.grammar.aside import Aside
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.encoder import LongestMatch
 from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema
@@ -26,6 +27,7 @@ from sglang.srt.vocabulary import Vocabulary
 
 MAX_FORCED_BYTES = 1024
 """Of a longer forced stretch the beginning is drawn token by token: finding its tokens would take time others wait for."""
+NUM_ASIDE = 2
 TRIAL_STEPS = 4
 TRIAL_SECONDS = 0.03
 FOLLOWED = frozenset(
@@ -118,6 +120,7 @@ class LLGuidanceBackend:
         self._lock = threading.Lock()
         self._tokenizer: Any = None
         self._executor: Any = None
+        self._aside = Aside(NUM_ASIDE)
         self._num_words = (vocabulary.size + 31) // 32
         # Kept small: a step of one request must not stall the others, and compiling must come to an end by itself.
         self._limits = llguidance.LLParserLimits(
@@ -139,7 +142,7 @@ class LLGuidanceBackend:
         grammar = self._translate(kind, text)
         if prefix:
             grammar = _after(prefix, grammar)
-        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        matcher = self._aside.run(llguidance.LLMatcher, self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise GrammarError(f"{kind}: {_first_lines(matcher.get_error())}", kind)
         state = LLGuidanceState(matcher, self._num_words)
@@ -148,17 +151,18 @@ class LLGuidanceBackend:
 
     def _try_out(self, state: LLGuidanceState, kind: str) -> None:
         """Takes a few steps here, on a side thread: what is built lazily is there for every copy, and what runs into a limit
-        or takes too long is refused before anybody waits for it."""
+        or takes too long is refused before anybody waits for it. Masks come first: they let go of the interpreter's lock, and
+        what they find out makes the rest short."""
         mask = np.zeros(self._num_words, dtype=np.uint32)
+        self._aside.run(state.fill_mask, mask)
         state.forced_tokens()
-        state.fill_mask(mask)
         if state.error is not None:
             raise GrammarError(f"{kind}: too complex: {state.error}", kind)
         trial = state.copy()
         for _ in range(TRIAL_STEPS):
             began = time.thread_time()
-            trial.forced_tokens()
             trial.fill_mask(mask)
+            trial.forced_tokens()
             allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
             if len(allowed):
                 trial.accept(int(allowed[len(allowed) // 2]))

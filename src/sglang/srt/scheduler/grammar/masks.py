@@ -2,7 +2,8 @@
 
 One call of the engine fills them all, in parallel. A mask that is not there soon after the model is done makes its request late:
 it sits out until the thread that works on it is through, and everybody else goes on. Requests that were late once are filled
-one by one, after the others, until they are quick again. What an engine found out on the way it remembers, so the second attempt
+one by one, after the others, until they are quick again; while one of them is being worked on beyond its step, the rest of them
+wait, so that slow grammars take one core at most. What an engine found out on the way it remembers, so the second attempt
 at a mask is quick.
 """
 
@@ -82,6 +83,10 @@ class MaskFiller:
         self._late = [task for task in self._late if not task.finished.is_set()]
         return any(task.works_on(state) for task in self._late)
 
+    def must_wait(self, state: GrammarState | None) -> bool:
+        """Whether the next step is to leave `state` out: it is busy, or slow while another slow one is."""
+        return self.is_busy(state) or (self.is_suspect(state) and any(not task.finished.is_set() for task in self._late))
+
     def is_suspect(self, state: GrammarState | None) -> bool:
         """Whether the last mask of `state` was late."""
         return bool(self._suspects) and state in self._suspects
@@ -101,10 +106,17 @@ class MaskFiller:
             self._late = [task for task in self._late if not task.finished.is_set()]
         suspect = [self.is_suspect(state) for state in states]
         quick = [i for i, is_suspect in enumerate(suspect) if not is_suspect]
-        parts = [quick] * bool(quick) + [[i] for i, is_suspect in enumerate(suspect) if is_suspect]
+        parts = [quick] * bool(quick)
+        if all(task.finished.is_set() for task in self._late):
+            parts += [[i] for i, is_suspect in enumerate(suspect) if is_suspect]
         self._rows = rows
         self._task = _Task(states, owners, no_eos, parts, self._num_words)
         self._threads.submit(self._fill, self._task)
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether `finish` is due."""
+        return self._task is not None
 
     def finish(self, patience: float) -> tuple[VocabMasks, list[int]]:
         """The masks of the last `start`, and which of its rows are late, `patience` seconds from now."""

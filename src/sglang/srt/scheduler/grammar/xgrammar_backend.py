@@ -17,6 +17,7 @@ import xgrammar
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import ConfigError, GrammarError
+from sglang.srt.scheduler.grammar.aside import Aside
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.encoder import Encoder
 from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema
@@ -135,6 +136,7 @@ class XGrammarBackend:
         self._lock = threading.Lock()
         self._compiler: Any = None
         self._batch: Any = None
+        self._aside = Aside(1)
         self._encoder: Encoder | None = None
         self.num_words = (vocabulary.size + 31) // 32
         self.not_eos: UInt32Array = np.full(self.num_words, 0xFFFFFFFF, dtype=np.uint32)
@@ -171,7 +173,7 @@ class XGrammarBackend:
             compiled = self._compile(kind, text)
             if prefix:
                 said = xgrammar.Grammar.from_ebnf(to_ebnf(re.escape(prefix)))
-                compiled = self._compiler.compile_grammar(xgrammar.Grammar.concat(said, compiled.grammar))
+                compiled = self._aside.run(self._compiler.compile_grammar, xgrammar.Grammar.concat(said, compiled.grammar))
         except (RuntimeError, ValueError, TypeError) as error:
             raise GrammarError(f"{kind}: {_message(error)}", kind) from error
         return XGrammarState(xgrammar.GrammarMatcher(compiled), self)
@@ -188,18 +190,22 @@ class XGrammarBackend:
 
     def _compile(self, kind: str, text: str) -> Any:
         if kind == "regex":
-            return self._compiler.compile_grammar(to_ebnf(text))
+            return self._aside.run(self._compiler.compile_grammar, to_ebnf(text))
         if kind == "json_schema":
             schema = prepare_schema(text, FOLLOWED, _check_node)
             if schema == {}:
                 schema = {"anyOf": [{"type": t} for t in ("object", "array", *sorted(SCALAR_TYPES))]}
-            return self._compiler.compile_json_schema(
-                json.dumps(schema), any_whitespace=self._any_space, separators=(",", ":"), strict_mode=False
+            return self._aside.run(
+                self._compiler.compile_json_schema,
+                json.dumps(schema),
+                any_whitespace=self._any_space,
+                separators=(",", ":"),
+                strict_mode=False,
             )
         if kind == "ebnf":
-            return self._compiler.compile_grammar(text)
+            return self._aside.run(self._compiler.compile_grammar, text)
         if kind == "structural_tag":
-            return self._compiler.compile_structural_tag(_structural_tag(text))
+            return self._aside.run(self._compiler.compile_structural_tag, _structural_tag(text))
         raise GrammarError(f"constraints of the kind {kind} are not supported by xgrammar", kind)
 
 

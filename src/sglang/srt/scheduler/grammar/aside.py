@@ -1,0 +1,51 @@
+"""Long calls into a grammar engine, on threads of the lowest priority: they get a core when the model's kernels leave one.
+
+Only calls that let go of the interpreter's lock belong here. A thread that nobody lets run while it holds the lock would stop
+everybody: on a busy machine for seconds. So the Python half of compiling runs with ordinary priority, and it is short.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+LOWEST_PRIORITY = 19
+
+
+class Aside:
+    """Owner of the threads. They end with the process."""
+
+    def __init__(self, num_threads: int) -> None:
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[Any]]] = queue.SimpleQueue()
+        for i in range(num_threads):
+            threading.Thread(target=self._work, name=f"grammar-aside-{i}", daemon=True).start()
+
+    def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """What `function` returns or raises. Waits for it."""
+        reply: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._calls.put((partial(function, *args, **options), reply))
+        value, error = reply.get()
+        if error is not None:
+            raise error
+        return value
+
+    def _work(self) -> None:
+        _step_back()
+        while True:
+            call, reply = self._calls.get()
+            try:
+                reply.put((call(), None))
+            except BaseException as error:  # noqa: BLE001  whoever waits hears of it
+                reply.put((None, error))
+            del call, reply
+
+
+def _step_back() -> None:
+    """On Linux priorities belong to threads; elsewhere they would slow the whole process down."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
