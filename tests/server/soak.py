@@ -111,12 +111,12 @@ class Soak:
             await client.post("/generate", json=plain(self._rng))
             began = time.monotonic()
             end = began + self._seconds
-            watchers = [asyncio.create_task(self._sample(began)), asyncio.create_task(self._kill(end))]
+            sampler, killer = asyncio.create_task(self._sample(began)), asyncio.create_task(self._kill(end))
             workers = [self._work(random.Random(self._rng.getrandbits(32)), end) for _ in range(self._concurrency)]
             await asyncio.gather(*workers)
-            for watcher in watchers:
-                watcher.cancel()
-            await asyncio.gather(*watchers, return_exceptions=True)
+            sampler.cancel()
+            await asyncio.gather(sampler, return_exceptions=True)
+            await asyncio.wait_for(killer, PATIENCE)  # the last of the killed ones is replaced, too
         await asyncio.sleep(0.5)  # closed connections are noticed
         report.state = await self._idle_state()
         report.files_after = self._num_files()

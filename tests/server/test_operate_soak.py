@@ -16,12 +16,12 @@ from tests.server.test_processes import wait_dead
 def test_two_minutes_of_soak(tmp_path: Path) -> None:
     server = start_server(tmp_path / "log")
     try:
-        report = asyncio.run(Soak(server, seconds=120, concurrency=64, kill_every=50).run())
+        report = asyncio.run(Soak(server, seconds=120, concurrency=64, kill_every=40).run())
     finally:
         pids = [server.process.pid, *server.children()]
         assert server.stop() == 0
     wait_dead(pids)
     # so short a run has not seen every cache full; the half hour of scripts/soak holds the server to 5 %
     assert report.problems(max_growth=0.3) == [], report.as_dict()
-    assert report.kills == 2 and len(report.recoveries) == 2
+    assert report.kills == len(report.recoveries) >= 1
     assert min(report.outcomes[o] for o in ("answered", "streamed", "left", "refused", "failed")) > 0, report.as_dict()
