@@ -13,7 +13,7 @@ Decode and extend differ in nothing but q_len, so one step may mix them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -119,6 +119,9 @@ class ForwardBatch:
     rope_positions: Int32Array | None = None  # [3, num_tokens]; None: `positions` on every axis
     row_ends: Int32Array | None = None  # [num_tokens] with `ModelInfo.two_way`: where what a row sees ends, if after itself
     seen: list[SeenRows] = field(default_factory=list)  # with `ModelInfo.crossed`, at most one for each request, ascending
+    previous: Int32Array | None = None
+    """[num_tokens] with `ModelInfo.runs_ahead`: a row whose id is not known to the host takes what was drawn for this sample of
+    the step before; -1: `input_ids` has it"""
 
     @property
     def num_tokens(self) -> int:
@@ -175,6 +178,10 @@ class ModelInfo:
     """tokens of a picture that must be computed in one step, with `two_way`"""
     rope_axes: int = 1
     """3: requests may bring positions of three axes"""
+    runs_ahead: bool = False
+    """whether `forward` and `begin_sample` return before the device is done, so that the next step may begin meanwhile"""
+    gemm: str = ""
+    """what multiplies matrices, where kernels have a choice"""
     tp_size: int = 1
     """ranks that share the model; bytes above are those of one"""
     embedding_dim: int = 0
@@ -197,6 +204,11 @@ class ModelWorker(Protocol):
 
     def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:
         """Draws the tokens and gathers log probabilities of the step just computed."""
+        ...
+
+    def begin_sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> Callable[[], ForwardOutput]:
+        """`sample` in two halves, with `ModelInfo.runs_ahead`: what is returned waits for the tokens. The next step's `forward`
+        may come between the two."""
         ...
 
     def check_item(self, item: MediaItem) -> None:

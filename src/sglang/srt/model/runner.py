@@ -37,6 +37,7 @@ class ModelRunner:
     ) -> None:
         self.limits = limits
         self._shard = shard
+        self._previous = ops.empty((limits.max_rows,), "int32")
         self._logits: Array = None
         if shard is not None:
             self._logits = ops.empty((limits.max_logit_rows, shard.whole.vocab_size))
@@ -47,11 +48,14 @@ class ModelRunner:
         self._run_body = record_program(ops, lambda: model.body(step, pool.layers), use_tape)
         self._run_head = record_program(ops, lambda: model.head(step), use_tape)
 
-    def body(self, batch: ForwardBatch) -> None:
-        """Computes all rows of the step."""
+    def body(self, batch: ForwardBatch, drawn: Array = None) -> None:
+        """Computes all rows of the step. `drawn`: the ids that the step before drew, where `batch.previous` asks for them."""
         if self._shard is not None:
             batch = replace(batch, input_ids=self._shard.local_ids(batch.input_ids))
         load_step(self._ops, self._step, batch, self.limits, self._req_to_token)
+        if batch.previous is not None:
+            self._ops.write(self._previous, batch.previous)
+            _take_drawn(self._step.input_ids, self._previous, drawn, batch.num_tokens)
         self._run_body()
 
     def head(self, rows: Int32Array) -> Array:
@@ -71,6 +75,15 @@ class ModelRunner:
         if n:
             self._shard.ranks.gather_columns(step.logits[:n, : self._shard.ids_each], self._logits[:n])
         return self._logits[:n]
+
+
+def _take_drawn(ids: Array, previous: Array, drawn: Array, num_rows: int) -> None:
+    """ids[i] = drawn[previous[i]] where previous[i] is not negative. Device arrays; nothing waits."""
+    index, mine = previous[:num_rows], ids[:num_rows]
+    if isinstance(index, np.ndarray):
+        mine[:] = np.where(index >= 0, drawn[np.maximum(index, 0)], mine)
+    else:
+        mine.copy_(drawn[index.clamp(min=0).long()].where(index >= 0, mine))
 
 
 def record_program(ops: Ops, run: Callable[[], None], use_tape: bool) -> Callable[[], None]:

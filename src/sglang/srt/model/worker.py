@@ -15,6 +15,7 @@ The files of this wing, each importing only what stands above it:
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,7 +92,7 @@ class LocalWorker:
     def forward(self, batch: ForwardBatch) -> None:
         assert self._runner is not None, "bind comes first"
         runner = self._runner
-        runner.body(batch)
+        runner.body(batch, self._sampler.ids)
         # Prompt rows first: the rows to sample from must stay in the buffer until `sample`.
         self._prompt_logprobs = prompt_logprobs(self.ops, batch.prompt_logprobs, runner.head, self._limits.max_logit_rows)
         self._logits = runner.head(batch.sample_rows)
@@ -99,6 +100,15 @@ class LocalWorker:
     def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:
         chosen = self._sampler.sample(self._logits, batch.samples, masks)
         return ForwardOutput(chosen.next_ids, chosen.logprobs, self._prompt_logprobs, chosen.bad_rows)
+
+    def begin_sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> Callable[[], ForwardOutput]:
+        wait, scores = self._sampler.begin(self._logits, batch.samples, masks), self._prompt_logprobs
+
+        def finish() -> ForwardOutput:
+            chosen = wait()
+            return ForwardOutput(chosen.next_ids, chosen.logprobs, scores, chosen.bad_rows)
+
+        return finish
 
     def check_item(self, item: MediaItem) -> None:
         assert self._encodings is not None, "the model sees nothing but text"

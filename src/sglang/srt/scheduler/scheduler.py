@@ -17,7 +17,7 @@ import msgspec
 
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.errors import OverloadError, RequestError
-from sglang.srt.forward_batch import ForwardOutput, ModelInfo, ModelWorker
+from sglang.srt.forward_batch import ModelInfo, ModelWorker, VocabMasks
 from sglang.srt.messages import (
     AbortReq,
     BatchTokenOut,
@@ -46,6 +46,7 @@ from sglang.srt.scheduler.grammar.registry import create_backend
 from sglang.srt.scheduler.inlet import Inlet
 from sglang.srt.scheduler.media import MediaGate
 from sglang.srt.scheduler.output import take_forced
+from sglang.srt.scheduler.overlap import Flight, build_ahead, overtaken
 from sglang.srt.scheduler.prefill import OutputEstimate, PrefillLimits, PrefillPlanner
 from sglang.srt.scheduler.profiling import Profiler
 from sglang.srt.scheduler.req import Req
@@ -106,6 +107,7 @@ class Scheduler:
         self._stats = StepStats(self.memory, options.decode_log_interval)
         self._live: dict[str, Req] = {}
         self._profiler = Profiler()
+        self._flight: Flight | None = None
         self._paused = False
         self._stopping = False
         self._checked = True  # nothing changed since the last look at the pool
@@ -134,17 +136,25 @@ class Scheduler:
         """One step of everyone there is memory for. False when there was nothing to compute."""
         results = StepResults(self.memory)
         self._enqueue_compiled(results)
-        batch = None if self._paused else self._plan(results)
-        if batch is not None:
-            output, late = self._compute(batch)
+        flight, self._flight = self._flight, None
+        if flight is None and not self._paused:
+            batch = self._plan(results)
+            flight = self._compute(batch) if batch is not None else None
+        if flight is not None:
+            ahead = self._run_ahead(flight)
+            began = time.perf_counter()
+            batch, output, late = flight.land()
             results.commit(batch, output, late)
             self._settle(batch, results)
+            if ahead is not None:
+                self._flight = self._draw(ahead, overtaken(ahead), began)
         self._emit(results)
-        worked = self._sees and not self._paused and self._gate.work(busy=batch is not None)
-        return batch is not None or worked
+        worked = self._sees and not self._paused and self._gate.work(busy=flight is not None)
+        return flight is not None or worked
 
     def _receive(self) -> None:
-        busy = not self._paused and (self._running.reqs or self._prefill.partial or len(self._waiting))
+        waits = self._running.reqs or self._prefill.partial or len(self._waiting)
+        busy = self._flight is not None or (not self._paused and waits)
         idle = IDLE_SECONDS if self._compiler.is_warm else FIRST_IDLE_SECONDS
         timeout = 0.0 if busy else COMPILING_SECONDS if len(self._inlet) else idle
         messages = self._inbox.receive(timeout)
@@ -192,21 +202,56 @@ class Scheduler:
         plain, longer = add_drafts(quick, [jump for jump in jumps if jump not in slow_jumps], room, self.memory)
         return slow + plain, slow_jumps + longer
 
-    def _compute(self, batch: ScheduleBatch) -> tuple[ForwardOutput, set[Req]]:
+    def _compute(self, batch: ScheduleBatch) -> Flight:
         """The model's part; masks are filled while it runs. Who is late gets no token in this step."""
-        constrained = [(i, req) for i, req in enumerate(batch.sampled) if req.grammar is not None and not req.in_thought]
-        late = {req for _, req in constrained if self._masks is not None and self._masks.is_busy(req.grammar)}  # was retracted
-        constrained = [(i, req) for i, req in constrained if req not in late]
-        if not constrained or self._masks is None:
-            self._worker.forward(batch.forward)
-            return self._worker.sample(batch.forward, None), late
-        self._start_masks(self._masks, batch, constrained)
+        late, is_filling = self._begin_masks(batch, set())
         began = time.perf_counter()
         self._worker.forward(batch.forward)
-        patience = LATE_SECONDS + LATE_SHARE * (time.perf_counter() - began)
-        masks, late_rows = self._masks.finish(patience)
-        reqs = batch.sampled + [extend.req for extend, _ in batch.drafted]
-        return self._worker.sample(batch.forward, masks), late.union(reqs[i] for i in late_rows)
+        return self._finish(batch, late, is_filling, began)
+
+    def _run_ahead(self, flight: Flight) -> ScheduleBatch | None:
+        """Begins the step after `flight`, if that needs nothing but its tokens."""
+        options = self._options
+        if not (options.overlap and self._worker.info.runs_ahead) or options.test_retract_every:
+            return None
+        admits = bool(len(self._waiting) and self.memory.rows.num_free) or self._prefill.partial is not None
+        if admits or self._paused or self._stopping:
+            return None
+        batch = build_ahead(flight, self._running.reqs, self.memory, self._worker.info.context_len)
+        if batch is not None:
+            self._worker.forward(batch.forward)
+        return batch
+
+    def _draw(self, batch: ScheduleBatch, late: set[Req], began: float) -> Flight:
+        """The second half of a step that ran ahead."""
+        return self._finish(batch, *self._begin_masks(batch, late), began)
+
+    def _begin_masks(self, batch: ScheduleBatch, late: set[Req]) -> tuple[set[Req], bool]:
+        """Starts to fill the masks of all but those who are `late` anyway; returns all who are, and whether there is any to
+        wait for."""
+        masks = self._masks
+        every = [(i, req) for i, req in enumerate(batch.sampled) if req.grammar is not None and not req.in_thought]
+        constrained = [(i, req) for i, req in every if req.hold is not None and req not in late]
+        if masks is None or not constrained:
+            return late, False
+        busy = {req for _, req in constrained if masks.is_busy(req.grammar)}  # was retracted
+        constrained = [(i, req) for i, req in constrained if req not in busy]
+        if constrained:
+            self._start_masks(masks, batch, constrained)
+        return late | busy, bool(constrained)
+
+    def _finish(self, batch: ScheduleBatch, late: set[Req], is_filling: bool, began: float) -> Flight:
+        """Has the tokens drawn, once the masks that were begun are there. The model's part began at `began`."""
+        masks: VocabMasks | None = None
+        if self._masks is not None and is_filling:
+            patience = LATE_SECONDS + LATE_SHARE * (time.perf_counter() - began)
+            masks, late_rows = self._masks.finish(patience)
+            reqs = batch.sampled + [extend.req for extend, _ in batch.drafted]
+            late = late.union(reqs[i] for i in late_rows)
+        if self._worker.info.runs_ahead:
+            return Flight(batch, self._worker.begin_sample(batch.forward, masks), late)
+        output = self._worker.sample(batch.forward, masks)
+        return Flight(batch, lambda: output, late)
 
     def _start_masks(self, masks: MaskFiller, batch: ScheduleBatch, constrained: list[tuple[int, Req]]) -> None:
         """Those of the `constrained` samples, then those at the places of drafts."""

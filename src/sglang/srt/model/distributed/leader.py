@@ -182,6 +182,9 @@ class ParallelWorker:
     def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:
         return self._local.sample(batch, masks)
 
+    def begin_sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> Callable[[], ForwardOutput]:
+        return self._local.begin_sample(batch, masks)
+
     def check_item(self, item: MediaItem) -> None:
         self._local.check_item(item)
 

@@ -8,6 +8,7 @@ raw logits -> log_sum_exp, best tokens, requested ids      (only where log proba
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,8 @@ class Sampler:
     def __init__(self, ops: Ops, vocab_size: int, max_rows: int) -> None:
         self._ops = ops
         self._vocab_size = vocab_size
-        self._ids = ops.empty((max_rows,), "int32")
+        self.ids = ops.empty((max_rows,), "int32")
+        """what was drawn last, on the device"""
         self._batch = SamplingBatch([], vocab_size)
 
     def sample(self, logits: Array, specs: list[SampleSpec], masks: VocabMasks | None) -> Sampled:
@@ -48,7 +50,7 @@ class Sampler:
         if masks is not None and len(masks.rows):
             self._ops.mask(logits, masks.rows, masks.bits)
         self._choose(logits, batch, num_rows)
-        ids = self._ops.fetch(self._ids[:num_rows]).result()
+        ids = self._ops.fetch(self.ids[:num_rows]).result()
         bad = ids < 0
         if batch.adjustments or masks is not None:
             bad |= self._ops.pick(logits, np.arange(num_rows), ids) == -np.inf
@@ -78,9 +80,31 @@ class Sampler:
         self._ops.adjust(logits, *args)
         return before
 
-    def _choose(self, logits: Array, batch: SamplingBatch, num_rows: int) -> None:
-        if batch.all_greedy:
-            self._ops.argmax(logits, num_rows, self._ids)
+    def begin(self, logits: Array, specs: list[SampleSpec], masks: VocabMasks | None) -> Callable[[], Sampled]:
+        """`sample` that waits for the device only when its result is asked for, unless a row wants log probabilities."""
+        if not self._batch.is_for(specs):
+            self._batch = SamplingBatch(specs, self._vocab_size)
+        batch, num_rows = self._batch, len(specs)
+        if not specs or batch.logprob_rows:
+            sampled = self.sample(logits, specs, masks)
+            return lambda: sampled
+        self._adjust(logits, batch)
+        masked = masks is not None and len(masks.rows) > 0
+        if masks is not None and masked:
+            self._ops.mask(logits, masks.rows, masks.bits)
+        # argmax does not tell a row of which nothing is allowed; `sample` does, greedy rows included
+        self._choose(logits, batch, num_rows, can_argmax=not (masked or batch.adjustments))
+        fetch = self._ops.fetch(self.ids[:num_rows])
+
+        def finish() -> Sampled:
+            ids: Int32Array = fetch.result()
+            return Sampled(ids, [None] * num_rows, np.flatnonzero(ids < 0).tolist())
+
+        return finish
+
+    def _choose(self, logits: Array, batch: SamplingBatch, num_rows: int, can_argmax: bool = True) -> None:
+        if batch.all_greedy and can_argmax:
+            self._ops.argmax(logits, num_rows, self.ids)
             return
         self._ops.sample(
             logits,
@@ -90,7 +114,7 @@ class Sampler:
             batch.top_p,
             batch.min_p,
             batch.uniform(),
-            self._ids,
+            self.ids,
         )
 
     def _results(

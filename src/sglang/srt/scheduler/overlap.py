@@ -1,0 +1,98 @@
+"""Running ahead: the next step begins before the tokens of the last one are known to the host.
+
+    device   | forward k | sample k | forward k+1         | sample k+1 |
+    host     plan k+1, launch ------ wait k, commit k, masks k+1, launch sample ...
+
+Who decodes in step k takes part in step k + 1 with one row whose id is "what was drawn for sample i" (ForwardBatch.previous): the
+device puts it in. When the tokens are there it may turn out that a request has ended (its row of step k + 1 counts for nothing),
+or that its grammar forced more tokens after the one drawn (its sample of step k + 1 is thrown away, as if it were late).
+
+Only plain steps run ahead: everyone who runs decodes one row, wants no log probabilities, and memory is there without retracting.
+Whatever else is to be done is done when all is known, so that no owner ever sees a half-known request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from sglang.srt.forward_batch import ForwardBatch, ForwardOutput
+from sglang.srt.scheduler.batch import ScheduleBatch
+from sglang.srt.scheduler.cache.kv_memory import KvMemory
+from sglang.srt.scheduler.req import Req
+
+
+@dataclass
+class Flight:
+    """A step on its way. `late` get no token from it."""
+
+    batch: ScheduleBatch
+    wait: Callable[[], ForwardOutput]
+    late: set[Req] = field(default_factory=set)
+
+    def land(self) -> tuple[ScheduleBatch, ForwardOutput, set[Req]]:
+        """Waits. Requests that have ended since the step began are left out."""
+        batch, output = self.batch, self.wait()
+        if all(req.hold is not None for req in batch.decodes):
+            return batch, output, self.late
+        assert not batch.extends, "who ends in the middle of a step decodes in one that ran ahead"
+        keep = [i for i, req in enumerate(batch.decodes) if req.hold is not None]
+        reqs = [batch.decodes[i] for i in keep]
+        nan = set(output.nan_rows)
+        left = ForwardOutput(
+            output.next_ids[keep], [output.logprobs[i] for i in keep], [], [at for at, i in enumerate(keep) if i in nan]
+        )
+        return replace(batch, decodes=reqs, sampled=reqs), left, self.late.intersection(reqs)
+
+
+def build_ahead(flight: Flight, running: list[Req], memory: KvMemory, context_len: int) -> ScheduleBatch | None:
+    """The step after `flight`, with memory for its rows; None where it must wait."""
+    batch = flight.batch
+    if flight.late or batch.extends or batch.forward.prompt_logprobs or len(batch.decodes) != len(running):
+        return None
+    if not all(map(_is_plain, batch.decodes)):
+        return None
+    going = [i for i, req in enumerate(batch.decodes) if req.num_left > 1]
+    reqs = [batch.decodes[i] for i in going]
+    holds = [req.hold for req in reqs if req.hold is not None]
+    if not holds or any(hold.kv_len + 1 >= context_len for hold in holds):
+        return None
+    short = [hold for hold in holds if hold.reserved_len < hold.kv_len + 2]
+    if short and not memory.grow_by_one(short):
+        return None
+    rows = np.array([hold.row for hold in holds], dtype=np.int32)
+    positions = np.array([hold.kv_len + 1 for hold in holds], dtype=np.int32)
+    every, ones = np.arange(len(reqs), dtype=np.int32), np.ones(len(reqs), dtype=np.int32)
+    forward = ForwardBatch(
+        input_ids=np.zeros(len(reqs), dtype=np.int32),
+        positions=positions,
+        out_cache_loc=memory.rows.table[rows, positions],
+        req_pool_idx=rows,
+        q_start=every,
+        q_len=ones,
+        seq_lens=positions + np.int32(1),
+        sample_rows=every,
+        samples=[req.spec for req in reqs],
+        previous=np.array(going, dtype=np.int32),
+    )
+    return ScheduleBatch(reqs, [], forward, list(reqs), [])
+
+
+def overtaken(batch: ScheduleBatch) -> set[Req]:
+    """Of a step that ran ahead, now that the tokens of the one before are known: who still runs, but not with the one token
+    that the step was computed for."""
+    return {req for req in batch.decodes if req.hold is not None and (_surplus(req) or req.ending is not None)}
+
+
+def _surplus(req: Req) -> bool:
+    assert req.hold is not None
+    return req.fill_len - req.hold.kv_len != 1
+
+
+def _is_plain(req: Req) -> bool:
+    """Whether all that can happen to it is one more token."""
+    if req.hold is None or req.media is not None or req.ending is not None or req.habits is not None:
+        return False
+    return req.msg.logprobs is None and not req.spec.want_logprob

@@ -1,0 +1,167 @@
+"""Steps that begin before the last one's tokens are known: every request gets the answer it gets without, whatever happens
+between. The toy device draws when it is told to and says what only when asked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sglang.srt.config import GrammarOptions, ScheduleOptions
+from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, VocabMasks
+from sglang.srt.messages import AbortReq, FlushCacheReq, PauseReq, TokenizedReq
+from tests.scheduler.test_grammar import run_with_compiling
+from tests.scheduler.test_invariance import check_answer, fits, schedules, workloads
+from tests.scheduler.toy import Harness, ToyWorker, expected_output, make_req
+
+PROMPT = list(range(40))
+PROPERTY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+class AheadWorker(ToyWorker):
+    """Takes `previous` from what it drew last; a row whose request has moved on meanwhile draws something useless."""
+
+    def __init__(self, *args: int, **more: int) -> None:
+        super().__init__(*args, **more)
+        self.info = replace(self.info, runs_ahead=True)
+        self.drawn = np.zeros(0, np.int32)
+        self.num_ahead = 0
+        self.num_useless = 0
+
+    def forward(self, batch: ForwardBatch) -> None:
+        if batch.previous is not None:
+            self.num_ahead += 1
+            assert (batch.previous >= 0).all() and (batch.input_ids == 0).all()
+            batch = replace(batch, input_ids=self.drawn[batch.previous])
+        super().forward(batch)
+
+    def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:
+        raise AssertionError("a device that runs ahead is not waited for")
+
+    def begin_sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> Callable[[], ForwardOutput]:
+        every = range(len(batch.samples))
+        good = [i for i in every if self._is_current(batch, i)]
+        self.num_useless += len(batch.samples) - len(good)
+        kept = replace(batch, sample_rows=batch.sample_rows[good], samples=[batch.samples[i] for i in good])
+        if masks is not None:
+            at = {i: k for k, i in enumerate(good)}
+            rows = [i for i in masks.rows.tolist() if i in at]
+            bits = [b for i, b in zip(masks.rows.tolist(), masks.bits, strict=True) if i in at]
+            masks = VocabMasks(np.array([at[i] for i in rows], np.int32), np.array(bits)) if rows else None
+        out = super().sample(kept, masks)
+        result = ForwardOutput(np.full(len(batch.samples), 77, np.int32), [None for _ in every], out.prompt_logprobs)
+        for k, i in enumerate(good):
+            result.next_ids[i], result.logprobs[i] = out.next_ids[k], out.logprobs[k]
+        result.nan_rows = [good[k] for k in out.nan_rows]
+        self.drawn = result.next_ids.copy()
+        return lambda: result
+
+    def _is_current(self, batch: ForwardBatch, i: int) -> bool:
+        spec = batch.samples[i]
+        ids = [*spec.prompt_ids, *spec.output_ids]
+        at = int(batch.sample_rows[i])
+        return int(batch.positions[at]) + 1 == len(ids) and self._row_history(batch, at).tolist() == ids
+
+
+def harness_for(**options: object) -> tuple[Harness, AheadWorker]:
+    worker = AheadWorker()
+    return Harness(worker, ScheduleOptions(**options)), worker  # type: ignore[arg-type]
+
+
+@PROPERTY
+@given(workloads(), schedules())
+def test_answers_are_the_same(reqs: list[TokenizedReq], schedule: tuple[ToyWorker, ScheduleOptions]) -> None:
+    info, options = schedule[0].info, schedule[1]
+    worker = AheadWorker(
+        info.max_total_tokens, info.slot_run, info.max_running_requests, info.context_len, info.max_batch_tokens
+    )
+    harness = Harness(worker, options)
+    harness.run(*reqs)
+    for req in reqs:
+        if fits(harness, req):
+            check_answer(harness, req)
+
+
+@PROPERTY
+@given(workloads(), st.randoms(use_true_random=False))
+def test_whatever_happens_between_steps(reqs: list[TokenizedReq], rng: random.Random) -> None:
+    harness, _ = harness_for(chunked_prefill_size=16)
+    coming, aborted, call_id = list(reqs), set(), 1
+    while coming or harness.scheduler._live:
+        what = rng.random()
+        if coming and what < 0.4:
+            harness.put(coming.pop())
+        elif what < 0.5:
+            victim = rng.choice(reqs).rid
+            aborted.add(victim)
+            harness.put(AbortReq(victim, False, "went away"))
+        elif what < 0.6:
+            harness.put(PauseReq(call_id, True))
+            harness.step()
+            harness.put(PauseReq(call_id, False))
+        elif what < 0.7:
+            harness.put(FlushCacheReq(call_id))
+        harness.step()
+    assert harness.scheduler.check_integrity() == []
+    for req in reqs:
+        if req.rid not in aborted and fits(harness, req):
+            check_answer(harness, req)
+
+
+def test_decoding_runs_ahead_and_ends_on_time() -> None:
+    harness, worker = harness_for()
+    reqs = [make_req(f"r{i}", [*PROMPT, i], 10 + i, ignore_eos=True) for i in range(4)]
+    for req, answer in zip(reqs, harness.run(*reqs), strict=True):
+        assert answer.ids == expected_output(req).ids
+    assert worker.num_ahead >= 10 and worker.num_useless == 0, "an end by length is known in advance"
+    assert len(worker.batches) <= 14, "no step more than without"
+
+
+def test_without_it_nothing_is_ahead() -> None:
+    harness, worker = harness_for(overlap=False)
+    harness.run(make_req("a", PROMPT, 12, ignore_eos=True))
+    assert worker.num_ahead == 0
+
+
+def test_grammars_go_along() -> None:
+    """Masks follow the token of the step before; forced tokens overtake what was computed ahead."""
+    forms = (
+        {"regex": r"[a-c]{3}-END-[x-z]{5}"},
+        {"json_schema": '{"type": "object", "properties": {"name": {"enum": ["ab", "ba"]}}}'},
+    )
+    for jump in (True, False):
+        options = GrammarOptions(jump_forward=jump)
+        for form in forms:
+            reqs = [make_req(f"r{i}", [*PROMPT, i], 40, temperature=0.7, seed=i, **form) for i in range(3)]
+            free = [make_req(f"f{i}", [*PROMPT, 9 + i], 30, ignore_eos=True) for i in range(2)]
+            worker = AheadWorker()
+            ours = run_with_compiling(Harness(worker, grammar=options), [*reqs, *free])
+            plain = run_with_compiling(Harness(grammar=options), [*reqs, *free])
+            assert [a.ids for a in ours] == [a.ids for a in plain]
+            assert [a.finish for a in ours] == [a.finish for a in plain]
+
+
+def test_a_row_without_numbers_ends_its_request_alone() -> None:
+    harness, worker = harness_for()
+    reqs = [make_req(f"r{i}", [*PROMPT, i], 12, ignore_eos=True) for i in range(2)]
+    harness.put(*reqs)
+    for _ in range(4):
+        harness.step()
+    worker.nan_rids.add(id(harness.scheduler._live["r0"].spec))
+    harness.run()
+    assert harness.answers["r0"].finish is not None and harness.answers["r0"].finish.type == "abort"
+    assert harness.answers["r1"].ids == expected_output(reqs[1]).ids
+
+
+@pytest.mark.parametrize("num_slots", [96, 160])
+def test_a_full_pool_is_no_reason_to_guess(num_slots: int) -> None:
+    worker = AheadWorker(num_slots=num_slots)
+    harness = Harness(worker, ScheduleOptions())
+    reqs = [make_req(f"r{i}", [i] * 20, 40, ignore_eos=True) for i in range(3)]
+    for req, answer in zip(reqs, harness.run(*reqs), strict=True):
+        assert answer.ids == expected_output(req).ids
