@@ -7,7 +7,6 @@ one sentence. A still picture is one frame; several frames are a video and must 
 
 from __future__ import annotations
 
-import importlib
 import io
 import struct
 import warnings
@@ -22,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.server.multimodal.sources import Fetched
+from sglang.srt.server.multimodal.video_files import container_of, decode_video_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_ASPECT = 200
@@ -122,8 +122,8 @@ def decode_video(source: Fetched, options: MediaOptions) -> list[Image.Image]:
             decode_image(Fetched(part, f"a frame of {source.label}"), options)
             for part in _limited(parts, options, source.label)
         ]
-    elif _looks_like_video_file(data):
-        frames = _decode_video_file(source, options)
+    elif (container := container_of(data)) is not None:
+        frames = decode_video_file(source, container, options)
     else:
         with _sentence(source.label):
             frames = _frames_of_image(Image.open(io.BytesIO(data), formats=FORMATS), options, source.label)
@@ -170,36 +170,3 @@ def split_pngs(data: bytes) -> list[bytes]:
         parts.append(data[start:at])
         start = at
     return parts
-
-
-def _looks_like_video_file(data: bytes) -> bool:
-    """MP4/MOV, Matroska/WebM or AVI, by their first bytes."""
-    return data[4:8] == b"ftyp" or data.startswith(b"\x1a\x45\xdf\xa3") or (data.startswith(b"RIFF") and data[8:12] == b"AVI ")
-
-
-def _decode_video_file(source: Fetched, options: MediaOptions) -> list[Image.Image]:
-    """Evenly spaced frames of a video file, through PyAV if there is one."""
-    try:
-        av = importlib.import_module("av")
-    except ImportError as error:
-        raise RequestError(
-            f"{source.label} is a video file, and this server has no video decoder (the package 'av'); send an animated GIF, WebP or PNG"
-        ) from error
-    try:
-        with av.open(io.BytesIO(source.data)) as container:
-            stream = container.streams.video[0]
-            check_size((stream.width, stream.height), options.max_pixels, source.label)
-            total = max(1, stream.frames)
-            step = max(1, -(-total // options.max_frames))
-            frames: list[Image.Image] = []
-            for index, frame in enumerate(container.decode(stream)):
-                if index % step:
-                    continue
-                frames.append(frame.to_image().convert("RGB"))
-                if len(frames) > options.max_frames or len(frames) * stream.width * stream.height > options.max_video_pixels:
-                    raise RequestError(f"{source.label} has too many frames")
-    except (av.FFmpegError, IndexError, ValueError, MemoryError) as error:
-        raise RequestError(f"{source.label} is damaged or not a video that can be decoded") from error
-    if not frames:
-        raise RequestError(f"{source.label} has no frames")
-    return frames
