@@ -72,6 +72,12 @@ async def test_hundreds_of_choices(stand: Stand) -> None:
     reply = await score(stand, text="Pick a ", choices=choices)
     assert len(reply["choices"]) == 300
     assert len(stand.scheduler.received) == 300
+    assert len({req.group for req in stand.scheduler.received}) == 1 and stand.scheduler.received[0].group is not None
+
+
+async def test_a_priority_reaches_the_scheduler(stand: Stand) -> None:
+    await score(stand, text="Pick a ", choices=["fox", "dog"], priority=3)
+    assert [req.priority for req in stand.scheduler.received] == [3, 3]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +92,7 @@ async def test_hundreds_of_choices(stand: Stand) -> None:
         {"text": "a", "input_ids": [1], "choices": ["b"]},
         {"text": "a", "choices": ["b"], "unconditional": 1},
         {"text": "a", "choices": ["b"], "choice": 1},
+        {"text": "a", "choices": ["b"], "priority": "high"},
         {"input_ids": [10**9], "choices": ["b"]},
         {"text": "a" * 10000, "choices": ["b"]},
     ],

@@ -19,7 +19,7 @@ from sglang.srt.errors import RequestError
 from sglang.srt.messages import LogprobOptions, Position
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import as_bool, as_ids, as_text, as_texts, check_known
+from sglang.srt.server.fields import as_bool, as_ids, as_int, as_text, as_texts, check_known
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.request_maker import LONG_TEXT
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
@@ -38,6 +38,7 @@ class ScoreReq:
     unconditional: bool = False
     rid: str | None = None
     cache_salt: str | None = None
+    priority: int = 0
 
 
 def parse_score(body: dict[str, Any]) -> ScoreReq:
@@ -52,7 +53,9 @@ def parse_score(body: dict[str, Any]) -> ScoreReq:
         raise RequestError(f"choices must have between 1 and {MAX_CHOICES} entries, got {len(choices)}", "choices")
     if any(not choice for choice in choices):
         raise RequestError("choices must not contain an empty string", "choices")
-    return ScoreReq(text, ids, choices, as_bool(body, "unconditional"), as_text(body, "rid"), as_text(body, "cache_salt"))
+    priority = as_int(body, "priority", 0, -(2**31), 2**31 - 1)
+    salt = as_text(body, "cache_salt")
+    return ScoreReq(text, ids, choices, as_bool(body, "unconditional"), as_text(body, "rid"), salt, priority)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ async def plan_score(tokenizer: Tokenizer, score: ScoreReq) -> ScorePlan:
         logprobs=conditional + [LogprobOptions(start_len=0)] * len(tails),
         rid=score.rid,
         cache_salt=score.cache_salt,
+        priority=score.priority,
+        begins_alike=True,
     )
     return ScorePlan(req, start, len(prompt), len(sequences), score.unconditional)
 

@@ -41,6 +41,8 @@ class GenerateReq:
     session: SessionParams | None = None
     token_healing: bool = False
     """take back the tokens at the end of the prompt whose text could go on (tokenization/healing.py)"""
+    begins_alike: bool = False
+    """the prompts have a beginning in common, which is to be computed once however short it is"""
 
     @property
     def is_batch(self) -> bool:

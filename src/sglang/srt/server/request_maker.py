@@ -124,7 +124,7 @@ class RequestMaker:
                         sampling=choice,
                         logprobs=options,
                         stream=req.stream,
-                        group=rid if sampling.n > 1 else None,
+                        group=rid if sampling.n > 1 else rids[0] if req.begins_alike else None,
                         cache_salt=req.cache_salt,
                         priority=req.priority,
                         grammar_after=req.grammar_after,
