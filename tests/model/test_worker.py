@@ -14,11 +14,12 @@ import pytest
 from sglang.srt.checkpoint.resolve import resolve_model
 from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import CapacityError, ConfigError, ModelError
+from sglang.srt.model.device import create_ops
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kernels.reference import ReferenceOps
 from sglang.srt.model.quant.formats import HostTensor, quantise_q4_1, quantise_q8_0
 from sglang.srt.model.weights.loader import load_checkpoint
-from sglang.srt.model.worker import create_ops, create_worker, worker_from
+from sglang.srt.model.worker import create_worker, worker_from
 from tests.model.tiny import Driver, open_worker, save_model
 
 torch = pytest.importorskip("torch")

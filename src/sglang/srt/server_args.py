@@ -28,11 +28,14 @@ from sglang.srt.config import (
     ScheduleOptions,
     TextOptions,
 )
+from sglang.srt.devices import cuda_is_here
 from sglang.srt.errors import ConfigError
 
 logger = logging.getLogger("sglang")
 
 GRAPH_MAX_REQS = 256
+CHUNK, CUDA_CHUNK = 512, 8192
+CUDA_RUNNING = 256
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
@@ -95,7 +98,9 @@ class ServerArgs:
     # scheduling
     schedule_policy: str = _flag("lpm", "scheduling", "order of the queue", choices=("lpm", "fcfs", "dfs-weight", "random"))
     schedule_conservativeness: float = _flag(1.0, "scheduling", "larger admits fewer requests at once")
-    chunked_prefill_size: int = _flag(512, "scheduling", "prompt tokens in a step; -1: a whole prompt at once")
+    chunked_prefill_size: int | None = _flag(
+        None, "scheduling", "prompt tokens in a step; -1: a whole prompt at once (default: 512, on CUDA 8192)"
+    )
     max_prefill_tokens: int = _flag(16384, "scheduling", "prompt tokens in a step with chunking off")
     enable_mixed_chunk: bool = _flag(False, "scheduling", "prefill and decode always share steps here", no_effect=True)
     page_size: int = _flag(1, "scheduling", "tokens at which the prefix cache matches")
@@ -158,6 +163,9 @@ class ServerArgs:
     def resolve(self) -> RuntimeConfig:
         """Checks the flags against each other and groups them. Raises ConfigError with one sentence."""
         self._check()
+        on_cuda = self._runs_on_cuda()
+        chunk = self.chunked_prefill_size or (CUDA_CHUNK if on_cuda else CHUNK)
+        running = self.max_running_requests or (CUDA_RUNNING if on_cuda else None)
         seed = self.random_seed if self.random_seed is not None else random.SystemRandom().randrange(2**31)
         return RuntimeConfig(
             model=ModelOptions(
@@ -180,7 +188,7 @@ class ServerArgs:
                 skip_tokenizer_init=self.skip_tokenizer_init,
             ),
             device=DeviceOptions(
-                device=self.device,  # type: ignore[arg-type]
+                device="cuda" if on_cuda else "cpu",
                 kernels=self.kernels,  # type: ignore[arg-type]
                 threads=self.threads,
                 use_tape=not self.disable_op_tape,
@@ -192,13 +200,13 @@ class ServerArgs:
             memory=MemoryOptions(
                 mem_fraction_static=self.mem_fraction_static,
                 max_total_tokens=self.max_total_tokens,
-                max_running_requests=self.max_running_requests,
-                chunked_prefill_size=self.chunked_prefill_size,
+                max_running_requests=running,
+                chunked_prefill_size=chunk,
             ),
             schedule=ScheduleOptions(
                 schedule_policy=self.schedule_policy,  # type: ignore[arg-type]
                 schedule_conservativeness=self.schedule_conservativeness,
-                chunked_prefill_size=self.chunked_prefill_size,
+                chunked_prefill_size=chunk,
                 max_prefill_tokens=self.max_prefill_tokens,
                 page_size=self.page_size,
                 disable_radix_cache=self.disable_radix_cache,
@@ -256,6 +264,12 @@ class ServerArgs:
             flags=self.public(seed),
         )
 
+    def _runs_on_cuda(self) -> bool:
+        """--device auto takes a GPU where there is one and what its kernels need."""
+        if self.device != "auto":
+            return self.device == "cuda"
+        return self.kernels == "cuda" or (self.kernels == "auto" and cuda_is_here())
+
     def public(self, seed: int) -> dict[str, Any]:
         """The flags as shown to clients: secrets are hidden."""
         values = dataclasses.asdict(self) | {"random_seed": seed}
@@ -303,7 +317,7 @@ class ServerArgs:
         self._check_range("max_session_tokens", 1, None)
         self._check_range("session_timeout", 0.001, None)
         self._check_range("max_body_bytes", 1, None)
-        if self.chunked_prefill_size != -1:
+        if self.chunked_prefill_size not in (None, -1):
             self._check_range("chunked_prefill_size", 1, None)
 
     def _check_range(self, name: str, low: float, high: float | None) -> None:

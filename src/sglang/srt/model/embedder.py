@@ -20,6 +20,7 @@ from sglang.srt.checkpoint.resolve import ModelFiles, resolve_model
 from sglang.srt.config import DeviceOptions, ModelOptions
 from sglang.srt.errors import ModelError
 from sglang.srt.forward_batch import Embedder, Float32Array, ForwardBatch, ModelInfo
+from sglang.srt.model.device import create_ops
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kv_pool import KVPool
 from sglang.srt.model.layers.buffers import StepLimits, create_buffers
@@ -29,7 +30,6 @@ from sglang.srt.model.models.registry import create_model
 from sglang.srt.model.runner import load_step, record_program
 from sglang.srt.model.weights.config_fields import read_json
 from sglang.srt.model.weights.loader import load_checkpoint
-from sglang.srt.model.worker import create_ops
 
 logger = logging.getLogger("sglang")
 

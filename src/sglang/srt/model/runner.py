@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from sglang.srt.forward_batch import ForwardBatch, Int32Array
+from sglang.srt.model.cuda_graph import DecodeGraphs
 from sglang.srt.model.distributed.sharding import Shard
 from sglang.srt.model.kernels.ops import Array, Ops, StepShape
 from sglang.srt.model.kv_pool import KVPool
@@ -47,6 +48,17 @@ class ModelRunner:
         step = self._step
         self._run_body = record_program(ops, lambda: model.body(step, pool.layers), use_tape)
         self._run_head = record_program(ops, lambda: model.head(step), use_tape)
+        self._graphs: DecodeGraphs | None = None
+        self._num_ready = 0  # rows whose logits a graph has made already
+
+    def record_graphs(self, max_reqs: int, context_len: int) -> None:
+        """Decode steps of up to max_reqs requests are replayed from now on."""
+
+        def run() -> None:
+            self._run_body()
+            self._run_head()
+
+        self._graphs = DecodeGraphs(self._ops, self._step, run, max_reqs, context_len)
 
     def body(self, batch: ForwardBatch, drawn: Array = None) -> None:
         """Computes all rows of the step. `drawn`: the ids that the step before drew, where `batch.previous` asks for them."""
@@ -56,19 +68,23 @@ class ModelRunner:
         if batch.previous is not None:
             self._ops.write(self._previous, batch.previous)
             _take_drawn(self._step.input_ids, self._previous, drawn, batch.num_tokens)
-        self._run_body()
+        self._num_ready = 0
+        if self._graphs is None or not _is_decode(batch) or batch.num_reqs > self._graphs.max_reqs:
+            self._run_body()
+            return
+        self._load_head(batch.sample_rows)
+        self._graphs.replay(batch.num_reqs)
+        self._num_ready = batch.num_reqs
 
     def head(self, rows: Int32Array) -> Array:
         """Logits of these rows of the step, [len(rows), vocab_size]: a view, valid until the next call."""
         n, step = len(rows), self._step
         assert n <= self.limits.max_logit_rows
+        if self._num_ready:
+            assert n == self._num_ready, "all rows of a decode step are sampled"
+            return step.logits[:n]
         if n:
-            step.head_inputs.begin()
-            host = step.head_inputs.host
-            host["row_idx"][:n] = rows
-            host["rows"][0] = n
-            step.head_inputs.send()
-            self._ops.bound(step.head_rows, n)
+            self._load_head(rows)
             self._run_head()
         if self._shard is None:
             return step.logits[:n]
@@ -76,14 +92,29 @@ class ModelRunner:
             self._shard.ranks.gather_columns(step.logits[:n, : self._shard.ids_each], self._logits[:n])
         return self._logits[:n]
 
+    def _load_head(self, rows: Int32Array) -> None:
+        n, step = len(rows), self._step
+        step.head_inputs.begin()
+        host = step.head_inputs.host
+        host["row_idx"][:n] = rows
+        host["rows"][0] = n
+        step.head_inputs.send()
+        self._ops.bound(step.head_rows, n)
+
+
+def _is_decode(batch: ForwardBatch) -> bool:
+    """Whether every request has one row, which is sampled, and nothing else is wanted."""
+    return batch.num_tokens == batch.num_reqs == len(batch.sample_rows) and not batch.prompt_logprobs
+
 
 def _take_drawn(ids: Array, previous: Array, drawn: Array, num_rows: int) -> None:
     """ids[i] = drawn[previous[i]] where previous[i] is not negative. Device arrays; nothing waits."""
     index, mine = previous[:num_rows], ids[:num_rows]
     if isinstance(index, np.ndarray):
-        mine[:] = np.where(index >= 0, drawn[np.maximum(index, 0)], mine)
+        taken = np.maximum(drawn[np.maximum(index, 0)], 0)  # a row that failed drew -1
+        mine[:] = np.where(index >= 0, taken, mine)
     else:
-        mine.copy_(drawn[index.clamp(min=0).long()].where(index >= 0, mine))
+        mine.copy_(drawn[index.clamp(min=0).long()].clamp(min=0).where(index >= 0, mine))
 
 
 def record_program(ops: Ops, run: Callable[[], None], use_tape: bool) -> Callable[[], None]:

@@ -14,7 +14,6 @@ The files of this wing, each importing only what stands above it:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,23 +22,22 @@ import numpy as np
 
 from sglang.srt.checkpoint.resolve import resolve_model
 from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
-from sglang.srt.errors import CapacityError, ConfigError
+from sglang.srt.errors import CapacityError
 from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, LogprobResult, ModelInfo, VocabMasks
 from sglang.srt.media_item import EncodeJob, MediaItem
 from sglang.srt.model.capacity import (
     MIN_LOGIT_ROWS,
     Capacity,
     ModelFootprint,
-    host_memory,
     plan_capacity,
     resolve_batch,
 )
+from sglang.srt.model.device import compute_dtype, create_ops, device_memory, device_options, runs_ahead
 from sglang.srt.model.distributed.ops import shard_ops
 from sglang.srt.model.distributed.ranks import Ranks, join
 from sglang.srt.model.distributed.sharding import Shard, ShardedSource, shard_model
 from sglang.srt.model.encoding import EncodeQueue
 from sglang.srt.model.kernels.ops import Ops
-from sglang.srt.model.kernels.reference import ReferenceOps
 from sglang.srt.model.kv_pool import KVPool, kv_bytes_per_token
 from sglang.srt.model.layers.buffers import StepLimits, buffer_bytes
 from sglang.srt.model.layers.cross import cross_bytes_per_request
@@ -53,9 +51,7 @@ from sglang.srt.model.picture_limits import fit_pictures, whole_len
 from sglang.srt.model.runner import ModelRunner
 from sglang.srt.model.sampling.logprobs import prompt_logprobs
 from sglang.srt.model.sampling.sampler import Sampler
-from sglang.srt.model.weights.loader import load_checkpoint
-
-logger = logging.getLogger("sglang")
+from sglang.srt.model.weights.loader import load_checkpoint, read_config
 
 
 class LocalWorker:
@@ -78,6 +74,8 @@ class LocalWorker:
         self._shard = shard
         self._model = model
         self._use_tape = use_tape
+        self.graph_max_reqs = 0
+        """decode steps of up to so many requests are replayed from graphs; to be set before `bind`"""
         self._limits = StepLimits(capacity.max_batch_tokens, capacity.max_running_requests, capacity.max_logit_rows)
         self._pool = KVPool(ops, model.config, capacity.max_total_tokens)
         self._sampler = Sampler(ops, info.vocab_size, capacity.max_logit_rows)
@@ -88,6 +86,8 @@ class LocalWorker:
 
     def bind(self, req_to_token: Int32Array) -> None:
         self._runner = ModelRunner(self.ops, self._model, self._pool, self._limits, req_to_token, self._use_tape, self._shard)
+        if self.graph_max_reqs and runs_ahead(self.ops):
+            self._runner.record_graphs(min(self.graph_max_reqs, self._limits.max_reqs), self.info.context_len)
 
     def forward(self, batch: ForwardBatch) -> None:
         assert self._runner is not None, "bind comes first"
@@ -127,19 +127,20 @@ class LocalWorker:
 
 def create_worker(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions) -> LocalWorker:
     """Loads the whole model. Raises ConfigError, ModelError or CapacityError with one sentence."""
-    return _create(model, device, memory, create_ops(device), None)
+    return _create(model, device, memory, 0, None)
 
 
 def create_rank(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, rank: int, directory: Path) -> LocalWorker:
     """Loads the part of one of `device.tp_size` ranks, which meet in `directory`. Raises as `create_worker` does."""
-    ops = create_ops(_share_of(device), rank)
-    where = f"cuda:{rank}" if ops.name.startswith("cuda") else "cpu"
-    return _create(model, device, memory, ops, join(directory, rank, device.tp_size, where, device.deterministic))
+    where = f"cuda:{rank}" if device.device == "cuda" else "cpu"
+    ranks = join(directory, rank, device.tp_size, where, device.deterministic)
+    return _create(model, _share_of(device), memory, rank, ranks)
 
 
 def _share_of(device: DeviceOptions) -> DeviceOptions:
-    """Ranks of one machine share its cores."""
-    if device.threads is not None or device.kernels == "reference":
+    """Ranks of one machine share its cores. Graphs are not recorded: sums over ranks are no part of them yet."""
+    device = replace(device, graph_max_reqs=0)
+    if device.threads is not None or device.kernels in ("reference", "cuda") or device.device == "cuda":
         return device
     try:
         from sglang.srt.model.kernels.cpu import default_threads
@@ -148,13 +149,18 @@ def _share_of(device: DeviceOptions) -> DeviceOptions:
     return replace(device, threads=max(1, default_threads() // device.tp_size))
 
 
-def _create(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, ops: Ops, ranks: Ranks | None) -> LocalWorker:
+def _create(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, rank: int, ranks: Ranks | None) -> LocalWorker:
     files = resolve_model(model.model_path, revision=model.revision, download_dir=model.download_dir)
+    config = read_config(files, model)
+    dtype = compute_dtype(config.dtype, model.dtype)
+    ops = create_ops(device, rank, dtype)
     checkpoint = load_checkpoint(files, model, keep_f8="f8" in getattr(ops, "formats", ()))
     try:
-        return worker_from(checkpoint, checkpoint.config, ops, memory, device.use_tape, model.quantization, ranks)
+        worker = worker_from(checkpoint, checkpoint.config, ops, memory, device.use_tape, model.quantization, ranks)
     except MemoryError as error:
         raise CapacityError(f"the memory of this machine does not suffice for {model.model_path}") from error
+    worker.graph_max_reqs = device.graph_max_reqs
+    return worker
 
 
 def worker_from(
@@ -179,7 +185,7 @@ def worker_from(
     weight_bytes = sum(w.num_bytes for w in weights)
     token_bytes = kv_bytes_per_token(ops, mine)
     footprint = ModelFootprint(config.context_len, token_bytes, weight_bytes, ops.slot_run)
-    capacity = _plan(mine, memory, footprint, ops)
+    capacity = _plan(mine, device_options(memory, ops), footprint, ops)
     if ranks is not None:  # one pool of slots for all: as many as the smallest has room for
         capacity = replace(capacity, max_total_tokens=ranks.least(capacity.max_total_tokens))
     info = _model_info(config, part_ops, capacity, footprint, ranks.size if ranks is not None else 1)
@@ -218,6 +224,7 @@ def _model_info(config: ModelConfig, ops: Ops, capacity: Capacity, footprint: Mo
         whole_len=whole_len(config),
         rope_axes=3 if config.rope_axes else 1,
         tp_size=size,
+        runs_ahead=runs_ahead(ops) and size == 1,
     )
 
 
@@ -226,27 +233,4 @@ def _plan(config: ModelConfig, memory: MemoryOptions, footprint: ModelFootprint,
     limits = StepLimits(batch_tokens, running, max(running, MIN_LOGIT_ROWS))
     tables = 4 * running * footprint.context_len  # the scheduler's ReqToToken
     pictures = running * cross_bytes_per_request(ops, config)
-    return plan_capacity(memory, footprint, host_memory(), buffer_bytes(config, limits) + tables + pictures)
-
-
-def create_ops(device: DeviceOptions, rank: int = 0) -> Ops:
-    """The kernel set the flags ask for; by default our C++, or NumPy with a warning where that cannot be loaded. `rank`: which
-    CUDA device, where there are several."""
-    if device.device == "cuda" or device.kernels == "cuda":
-        raise ConfigError("this version has no CUDA kernels; leave out --device cuda to run on the CPU")
-    if device.kernels == "reference":
-        return ReferenceOps()
-    try:
-        from sglang.srt.model.kernels.cpu import CpuOps
-    except ImportError as error:
-        if device.kernels == "cpu":
-            raise ConfigError(
-                f"--kernels cpu: the C++ kernels cannot be loaded ({error}); reinstall with a C++ compiler"
-            ) from error
-        logger.warning(
-            "The C++ kernels cannot be loaded (%s). The NumPy reference runs instead: answers are right but 10 to 50 times "
-            "slower. Install a C++ compiler and reinstall to change that.",
-            error,
-        )
-        return ReferenceOps()
-    return CpuOps(device.threads)
+    return plan_capacity(memory, footprint, device_memory(ops), buffer_bytes(config, limits) + tables + pictures)

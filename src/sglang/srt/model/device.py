@@ -1,0 +1,93 @@
+"""Which device and kernels run, and how much memory there is for them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any, cast
+
+from sglang.srt.config import DeviceOptions, MemoryOptions
+from sglang.srt.errors import ConfigError
+from sglang.srt.model.capacity import HostMemory, host_memory
+from sglang.srt.model.kernels.ops import Ops
+from sglang.srt.model.kernels.reference import ReferenceOps
+
+logger = logging.getLogger("sglang")
+
+DEVICE_FRACTION = 0.88
+"""of a GPU's memory, for weights and KV pool; the rest is for step buffers, graphs and the libraries' own"""
+CUDA_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def create_ops(device: DeviceOptions, rank: int = 0, dtype: str = "bfloat16") -> Ops:
+    """The kernel set the flags ask for; by default our C++, or NumPy with a warning where that cannot be loaded. `rank`: which
+    CUDA device, where there are several; `dtype`: what the model computes in there."""
+    if device.device == "cuda" or device.kernels == "cuda":
+        return _cuda_ops(device, rank, dtype)
+    if device.kv_cache_dtype != "auto":
+        raise ConfigError(f"--kv-cache-dtype {device.kv_cache_dtype} is for --device cuda; leave it out on a CPU")
+    if device.kernels == "reference":
+        return ReferenceOps()
+    try:
+        from sglang.srt.model.kernels.cpu import CpuOps
+    except ImportError as error:
+        if device.kernels == "cpu":
+            raise ConfigError(
+                f"--kernels cpu: the C++ kernels cannot be loaded ({error}); reinstall with a C++ compiler"
+            ) from error
+        logger.warning(
+            "The C++ kernels cannot be loaded (%s). The NumPy reference runs instead: answers are right but 10 to 50 times "
+            "slower. Install a C++ compiler and reinstall to change that.",
+            error,
+        )
+        return ReferenceOps()
+    return CpuOps(device.threads)
+
+
+def _cuda_ops(device: DeviceOptions, rank: int, dtype: str) -> Ops:
+    if device.kernels in ("cpu", "reference"):
+        raise ConfigError(f"--kernels {device.kernels} does not run on --device cuda; leave one of the two out")
+    try:
+        from sglang.srt.model.kernels.cuda import create_cuda_ops
+    except ImportError as error:
+        raise ConfigError(
+            f"--device cuda needs torch and Triton ({error}): pip install 'sglang-anywhere[srt,cuda]', or leave the flag out to "
+            "run on the CPU"
+        ) from error
+    where = "cpu" if device.device == "cpu" else f"cuda:{rank}"
+    return cast(Ops, create_cuda_ops(where, dtype, device.kv_cache_dtype, device.deterministic))
+
+
+def compute_dtype(config_dtype: str, asked: str) -> str:
+    """What a model computes in on CUDA: --dtype, else the checkpoint's own, else bfloat16."""
+    if asked != "auto":
+        return asked
+    return config_dtype if config_dtype in CUDA_DTYPES else "bfloat16"
+
+
+def on_gpu(ops: Any) -> bool:
+    """Whether the op set's arrays lie on a GPU."""
+    return getattr(getattr(ops, "device", None), "type", "cpu") == "cuda"
+
+
+def runs_ahead(ops: Any) -> bool:
+    """Whether ops return before the device is done (with CUDA's op set; its interpreter keeps to the same order)."""
+    return hasattr(ops, "capture")
+
+
+def device_memory(ops: Any) -> HostMemory:
+    """Of the GPU where the op set runs on one, else of the machine."""
+    if not on_gpu(ops):
+        return host_memory()
+    import torch
+
+    torch.cuda.empty_cache()  # what loading took beside the weights
+    free, total = torch.cuda.mem_get_info(ops.device)
+    return HostMemory(total, free)
+
+
+def device_options(memory: MemoryOptions, ops: Any) -> MemoryOptions:
+    """A GPU is there for the model: unless the flags say otherwise, the pool takes what is left of it."""
+    if on_gpu(ops) and memory.mem_fraction_static is None and memory.max_total_tokens is None:
+        return replace(memory, mem_fraction_static=DEVICE_FRACTION)
+    return memory
