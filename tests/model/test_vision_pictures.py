@@ -305,6 +305,52 @@ def test_the_engine_generates_what_transformers_does(family: Family) -> None:
         assert replies[number]["output_ids"] == out[0, len(ids) :].tolist(), number
 
 
+@pytest.mark.parametrize("family", ["qwen3_vl"], indirect=True)
+def test_videos_with_times(family: Family, ops: Ops) -> None:
+    """Qwen3-VL: each pair of frames is a picture of its own, its time before it. The last of an odd number stands twice."""
+    import torch
+
+    rng = np.random.default_rng(11)
+    frames = [picture(rng, (50, 40)) for _ in range(5)]
+    video = family.ours.process("video", frames, "auto", True)
+    t, place, rows = video.grid[0], IMAGE + 1, video.grid[1] * video.grid[2] // 4
+    unknown = 0  # what this tokenizer has for a time
+    assert t == 3 and video.tokens == (unknown, IMAGE + 2, *[place] * rows, IMAGE + 3) * 3
+    still = family.ours.process("image", [picture(rng, (28, 28))], "auto", False)
+    ids, spans = expand(
+        [5, IMAGE + 2, place, IMAGE + 3, 17, IMAGE, 9], [video, still], family.ours.placeholders, family.ours.image_token
+    )
+    assert ids == [5, *video.tokens, 17, *still.tokens, 9] and len(spans[0]) == 3
+    items = tuple(
+        MediaItem(p.kind, p.mm_hash, tuple(found), p.pixels.tobytes(), p.pixels.shape, p.grid, p.facts)
+        for p, found in zip([video, still], spans, strict=True)
+    )
+    with torch.no_grad():
+        want = np.asarray(
+            family.model(
+                input_ids=torch.tensor([ids]),
+                pixel_values=torch.from_numpy(still.pixels),
+                image_grid_thw=torch.tensor([still.grid]),
+                pixel_values_videos=torch.from_numpy(video.pixels),
+                video_grid_thw=torch.tensor([video.grid]),
+                mm_token_type_ids=torch.tensor([[int(i == IMAGE) + 2 * int(i == place) for i in ids]]),
+            ).logits[0]
+        )
+    axes = family.ours.positions(len(ids), list(zip([video, still], spans, strict=True)))
+    got = logits(open_worker(family.folder, ops), Shown(ids, items, *(axes or (None, 0))))
+    tolerance = 3e-4 if isinstance(ops, ReferenceOps) else 2e-2
+    assert np.abs(got - want).max() < tolerance * np.abs(want).max()
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl"], indirect=True)
+def test_times_as_they_are_written(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    ours: Any = family.ours
+    monkeypatch.setattr(ours._tokenizer, "encode", lambda text, **_: written.append(text) or [0])
+    family.ours.process("video", [picture(np.random.default_rng(1), (28, 28))] * 7, "auto", True)
+    assert written == ["<0.2 seconds>", "<1.2 seconds>", "<2.2 seconds>", "<3.2 seconds>"]
+
+
 @pytest.mark.parametrize("family", ["gemma3"], indirect=True)
 def test_steps_smaller_than_a_picture_that_must_not_be_cut(family: Family) -> None:
     """Steps grow to hold one; answers are those of large steps."""

@@ -182,7 +182,7 @@ def _qwen3_vl(fields: VisionFields) -> VisionConfig:
         raise v.bad("deepstack_visual_indexes", f"must be a list of layers, and is {deep!r}")
     return VisionConfig(
         kind="qwen3_vl",
-        media_kinds=("image",),
+        media_kinds=("image", "video"),
         num_layers=v.count("depth", 27),
         hidden_size=v.count("hidden_size", 1152),
         num_heads=v.count("num_heads", 16),

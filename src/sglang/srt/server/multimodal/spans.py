@@ -38,6 +38,8 @@ class Picture:
     facts: dict[str, Any] = field(default_factory=dict)
     newlines: tuple[int, int] = (0, 0)
     """line ends before and after the tokens, which are tokenized together with those of the text that they meet"""
+    around: tuple[int, ...] = ()
+    """ids before and after the placeholder that the tokens bring themselves: they go with it"""
 
     @property
     def nbytes(self) -> int:
@@ -70,6 +72,9 @@ def expand(
         expanded += ids[start:at]
         start = at + 1
         picture = pictures[which]
+        if picture.around and expanded[-1:] + list(ids[start : start + 1]) == list(picture.around):
+            expanded.pop()
+            start += 1
         if picture.newlines[0] and lines is not None:
             lines.lengthen(expanded, picture.newlines[0])
         spans[which] = [(len(expanded) + begin, length) for begin, length in runs(picture.tokens, picture.row_id)]

@@ -1,5 +1,8 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures of any size in squares of 2 x 2 patches, one row each; videos as pairs of frames
-(not for Qwen3-VL, which writes the time before each)."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures of any size in squares of 2 x 2 patches, one row each; videos as pairs of frames.
+Qwen3-VL takes each pair for a picture of its own, with the time written before it:
+
+    <|vision_start|> rows of all pairs <|vision_end|>                       <0.2 seconds><|vision_start|> rows <|vision_end|><1.2 ...
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,13 @@ class QwenVLProcessor:
     def __init__(self, folder: ModelFolder) -> None:
         self._processor = folder.image_processor("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil")
         self._fingerprint = fingerprint_of(self._processor)
-        self.placeholders: dict[MediaKind, int] = {"image": folder.number("image_token_id", 151655)}
-        if folder.config["model_type"] != "qwen3_vl":
-            self.placeholders["video"] = folder.number("video_token_id", 151656)
+        self.placeholders: dict[MediaKind, int] = {
+            "image": folder.number("image_token_id", 151655),
+            "video": folder.number("video_token_id", 151656),
+        }
+        self._writes_times = folder.config["model_type"] == "qwen3_vl"
+        self._around = (folder.number("vision_start_token_id", 151652), folder.number("vision_end_token_id", 151653))
+        self._tokenizer = folder.tokenizer
         self.kinds: tuple[MediaKind, ...] = tuple(self.placeholders)
         self.image_token = f"<|vision_start|>{folder.tokenizer.token_text(self.placeholders['image'])}<|vision_end|>"
         vision = folder.config.get("vision_config") or {}
@@ -59,16 +66,28 @@ class QwenVLProcessor:
             pixels, t = self._pairs(patches)
         squares = (t, h // self._merge, w // self._merge)
         row_id = self.placeholders[kind]
+        timed = kind == "video" and self._writes_times
+        rows = (row_id,) * (squares[0] * squares[1] * squares[2])
         return Picture(
             kind=kind,
             mm_hash=mm_hash,
-            tokens=(row_id,) * (squares[0] * squares[1] * squares[2]),
+            tokens=self._timed(t, row_id, squares[1] * squares[2]) if timed else rows,
             row_id=row_id,
             pixels=np.ascontiguousarray(pixels),
             grid=(t, h, w),
-            squares=(squares,),
+            squares=((1, *squares[1:]),) * t if timed else (squares,),
+            around=self._around if timed else (),
             time_step=self._time_step if kind == "video" else 1.0,
         )
+
+    def _timed(self, pairs: int, row_id: int, rows: int) -> tuple[int, ...]:
+        """Each pair of frames with its time, in the middle between the two."""
+        tokens: list[int] = []
+        for i in range(pairs):
+            seconds = (i * self._pair + (self._pair - 1) / 2) / FRAMES_PER_SECOND
+            tokens += self._tokenizer.encode(f"<{seconds:.1f} seconds>", add_special_tokens=False)
+            tokens += [self._around[0], *[row_id] * rows, self._around[1]]
+        return tuple(tokens)
 
     def _pairs(self, patches: list[npt.NDArray[np.float32]]) -> tuple[npt.NDArray[np.float32], int]:
         """A picture's patches hold it twice, once for each moment of a pair; here the moments are neighbouring frames. The last
