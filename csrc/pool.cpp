@@ -48,11 +48,11 @@ class FlushDenormals {
 };
 
 constexpr int kSpins = 4000;           // in a barrier, about 0.1 ms: then a core may have been taken away
-// Threads are given up when they lost a time slice's worth of time and a fifth of all their time by waiting. (With half of it
-// lost, two threads are no faster than one.)
-// A wait counts if no unit of work is that long: shorter ones are work that does not divide.
-constexpr double kLostNs = 2e6, kLostShare = 0.2, kLongNs = 1e5;
-constexpr uint64_t kHoldMinNs = 20'000'000, kHoldMaxNs = 640'000'000;
+// Threads are given up when waiting took this share of their time, and this much of it. While one waits, another has lost its
+// core, so a quarter waited is half the work lost: two threads are then no faster than one. A wait counts if no unit of work is
+// that long: shorter ones are work that does not divide. What is older than the window counts half.
+constexpr double kLostShare = 0.25, kLostNs = 5e6, kLongNs = 1e5, kWindowNs = 1e8;
+constexpr uint64_t kHoldMinNs = 40'000'000, kHoldMaxNs = 640'000'000;
 
 double ticks_per_ns() {
 #if defined(__x86_64__)
@@ -151,8 +151,6 @@ void Pool::run(const Op* ops, size_t count, uint64_t* spent) {
     pause_cpu();
     n = claim_from(n);
   }
-  waited_ *= 0.5;
-  lasted_ *= 0.5;
   began_ = ticks();
   phase_.store(((phase_.load(std::memory_order_relaxed) >> 16) + 1) << 16 | uint64_t(n), std::memory_order_relaxed);
   if (n > 1) invite(n, 0);
@@ -229,12 +227,15 @@ int Pool::judge(int n, size_t next_op) {
   if (next_op == count_) return n;
   if (n > 1 && adaptive_) {
     const uint64_t now = ticks();
-    const double lasted = lasted_ + double(now - began_) * double(n), rate = ticks_per_ns();
+    const double rate = ticks_per_ns();
+    lasted_ += double(now - began_) * double(n);
+    began_ = now;
+    if (lasted_ > kWindowNs * rate * double(n)) waited_ *= 0.5, lasted_ *= 0.5;
     for (int i = 0; i < n; i++) {
       const double waited = double(now - state_[size_t(i)].arrived.load(std::memory_order_relaxed));
       if (waited > kLongNs * rate) waited_ += waited;
     }
-    if (waited_ > kLostNs * rate && waited_ > kLostShare * lasted) {
+    if (waited_ > kLostNs * rate && waited_ > kLostShare * lasted_) {
       give_up(n);
       return limit_;
     }

@@ -61,7 +61,7 @@ class Pool {
   const Op* ops_ = nullptr;
   size_t count_ = 0, first_op_ = 0;    // first_op_: where those that are invited now begin
   uint64_t began_ = 0;
-  double waited_ = 0, lasted_ = 0;     // ticks lost and ticks run, of this run and in halves of those before
+  double waited_ = 0, lasted_ = 0;     // ticks lost and ticks run of late, times threads
 
   // Number of the invitation in the upper bits, threads invited (0 .. n-1) in the low 16.
   alignas(64) std::atomic<uint64_t> job_{0};
