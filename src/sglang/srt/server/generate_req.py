@@ -16,6 +16,8 @@ from sglang.srt.server.multimodal.inputs import MediaInput
 from sglang.srt.server.sessions import SessionParams
 
 DEFAULT_SAMPLING = SamplingParams()
+MAX_SEQUENCES = 16_384
+"""of one call; known before anything is done for each of them"""
 
 
 @dataclass(slots=True)
@@ -78,6 +80,12 @@ class GenerateOut:
         if self.output_logprobs is not None:
             later.output_logprobs = self.output_logprobs + (later.output_logprobs or [])
         return later
+
+
+def check_count(num_prompts: int, name: str) -> None:
+    """Raises RequestError for more prompts than a call may have."""
+    if num_prompts > MAX_SEQUENCES:
+        raise RequestError(f"a request may have at most {MAX_SEQUENCES} prompts, got {num_prompts}", name)
 
 
 def for_each(name: str, value: Any, count: int) -> list[Any]:

@@ -19,6 +19,8 @@ HEAD_SECONDS = 15.0
 BODY_SECONDS = 30.0
 BODY_RATE = 16 << 10
 WRITE_SECONDS = 60.0
+GRACE_SECONDS = 0.1
+"""from the moment a client is late to the refusal: what came while this process was busy is read first"""
 
 _REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
@@ -97,13 +99,16 @@ class LimitedProtocol(HttpToolsProtocol):
             self._reading = None
 
     def _head_is_late(self) -> None:
+        self._reading = self.loop.call_later(GRACE_SECONDS, self._head_did_not_come)
+
+    def _head_did_not_come(self) -> None:
         self._reading = None
         if self._head_bytes:
             self._refuse(408)
         else:
             self.transport.close()
 
-    def _check_body(self) -> None:
+    def _check_body(self, is_last: bool = False) -> None:
         """A body may take as long as its bytes justify; while we are the slow ones, there is no hurry."""
         self._reading = None
         if self.flow.read_paused:
@@ -111,6 +116,8 @@ class LimitedProtocol(HttpToolsProtocol):
         left = self._body_since + BODY_SECONDS + self._body_bytes / BODY_RATE - self.loop.time()
         if left > 0:
             self._reading = self.loop.call_later(left + 0.01, self._check_body)
+        elif not is_last:
+            self._reading = self.loop.call_later(GRACE_SECONDS, self._check_body, True)
         else:
             self._refuse(408)
 

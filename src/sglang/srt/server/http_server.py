@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -26,7 +26,7 @@ from sglang.srt.server.openai.routes import OpenAIApi
 from sglang.srt.server.openai.scoring import ScoringApi
 from sglang.srt.server.openapi import add_bodies
 from sglang.srt.server.parsing_api import parse_function_call, separate_reasoning
-from sglang.srt.server.responses import JsonResponse, error_response
+from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, error_response
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 logger = logging.getLogger("sglang")
@@ -48,6 +48,7 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     app.router.routes[:0] = routes  # they are looked through in order: those of the documentation come last
     app.add_exception_handler(SglangError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_leave)
     app.add_exception_handler(Exception, _on_crash)
     add_bodies(app)
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
@@ -120,6 +121,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if request.url.path.startswith("/v1"):
         body |= {"type": "invalid_request_error", "param": None, "code": error.status_code}
     return JsonResponse({"error": body}, error.status_code, dict(error.headers or {}))
+
+
+async def _on_leave(request: Request, error: Exception) -> Response:
+    """The client hung up in the middle of its body."""
+    return CLIENT_GONE
 
 
 async def _on_crash(request: Request, error: Exception) -> Response:

@@ -18,6 +18,7 @@ from sglang.srt.server.auth import need_admin
 from sglang.srt.server.calls import Call
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
 from sglang.srt.server.fields import as_bool, as_ids, as_int, as_text, check_known
+from sglang.srt.server.generate_req import check_count
 from sglang.srt.server.native_format import collect, parse_generate, stream_replies
 from sglang.srt.server.request_maker import LONG_TEXT
 from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, encode_json, read_object, stream
@@ -31,6 +32,8 @@ def _chat_roles(manager: TokenizerManager) -> dict[str, Any] | None:
     return chat_roles(manager.tokenizer, image_token) if manager.tokenizer is not None else None
 
 
+MAX_TOKENIZE_CHARS = 8 << 20
+MAX_DETOKENIZE = 1 << 20
 NOT_DONE = {
     "/load_lora_adapter": "LoRA adapters are not supported",
     "/unload_lora_adapter": "LoRA adapters are not supported",
@@ -104,8 +107,11 @@ class NativeApi:
         name = "text" if "text" in body else "prompt"
         text: Any = body.get(name)
         texts = text if isinstance(text, list) else [text]
+        check_count(len(texts), name)
         if not all(isinstance(t, str) for t in texts):
             raise RequestError(f"{name} must be a string or a list of strings", name)
+        if sum(map(len, texts)) > MAX_TOKENIZE_CHARS:
+            raise RequestError(f"at most {MAX_TOKENIZE_CHARS} characters are tokenized at once", name)
         special = as_bool(body, "add_special_tokens", True)
         encode = partial(self._manager.need_tokenizer().encode_batch, texts, special)
         tokens = await asyncio.to_thread(encode) if sum(map(len, texts)) > LONG_TEXT else encode()
@@ -118,12 +124,21 @@ class NativeApi:
         check_known(body, {"tokens", "skip_special_tokens", "model"}, "field")
         tokens: Any = body.get("tokens")
         nested = isinstance(tokens, list) and bool(tokens) and all(isinstance(t, list) for t in tokens)
-        rows = [as_ids({"tokens": row}, "tokens") for row in (tokens if nested else [tokens])]
+        given = tokens if nested else [tokens]
+        check_count(len(given), "tokens")
+        count = sum(len(row) for row in given if isinstance(row, list))
+        if count > MAX_DETOKENIZE:
+            raise RequestError(f"at most {MAX_DETOKENIZE} tokens are made text at once", "tokens")
+        rows = [as_ids({"tokens": row}, "tokens") for row in given]
         size, skip = int(self._manager.info["vocab_size"]), as_bool(body, "skip_special_tokens", True)
-        if any(not 0 <= i < size for row in rows for i in row):
+        if any(row and not 0 <= min(row) <= max(row) < size for row in rows):
             raise RequestError(f"tokens must be between 0 and {size - 1}", "tokens")
         tokenizer = self._manager.need_tokenizer()
-        texts = [tokenizer.decode(row, skip) for row in rows]
+
+        def decode() -> list[str]:
+            return [tokenizer.decode(row, skip) for row in rows]
+
+        texts = await asyncio.to_thread(decode) if count > LONG_TEXT else decode()
         text = texts if nested else texts[0]
         return JsonResponse({"text": text, "prompt": text})
 

@@ -13,7 +13,7 @@ from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.messages import FinishReason, LogprobOptions, Position
 from sglang.srt.sampling_params import SamplingParams, parse_sampling_params
 from sglang.srt.server.fields import as_bool, as_int, as_text, check_known
-from sglang.srt.server.generate_req import GenerateOut, GenerateReq
+from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_count
 from sglang.srt.server.multimodal.inputs import parse_media
 from sglang.srt.server.sessions import SessionParams
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
@@ -128,12 +128,15 @@ def _prompt(body: dict[str, Any]) -> tuple[str | list[str] | None, Any]:
     if (text is None) == (ids is None):
         raise RequestError("give exactly one of text and input_ids", "text")
     if text is not None:
+        if isinstance(text, list):
+            check_count(len(text), "text")
         if not (isinstance(text, str) or (isinstance(text, list) and all(isinstance(t, str) for t in text))):
             raise RequestError("text must be a string or a list of strings", "text")
         return text, None
     if isinstance(ids, list):
-        flat = ids and all(isinstance(i, list) for i in ids)
-        if all(type(i) is int for i in (x for row in ids for x in row)) if flat else all(type(i) is int for i in ids):
+        rows = ids if ids and isinstance(ids[0], list) else [ids]
+        check_count(len(rows), "input_ids")
+        if all(isinstance(row, list) and set(map(type, row)) <= {int} for row in rows):
             return None, ids
     raise RequestError("input_ids must be a list of integers or a list of such lists", "input_ids")
 

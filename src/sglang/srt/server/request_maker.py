@@ -12,7 +12,7 @@ from sglang.srt.config import HttpOptions
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.media_item import without_pixels
 from sglang.srt.messages import TokenizedReq
-from sglang.srt.server.generate_req import GenerateReq, for_each, rids_of, samples_of
+from sglang.srt.server.generate_req import MAX_SEQUENCES, GenerateReq, check_count, for_each, rids_of, samples_of
 from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.tokenization.healing import Healer
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # these need an image library, which a server of text does wi
 
 LONG_TEXT = 50_000
 """characters above which a call is tokenized on another thread"""
-MAX_SEQUENCES = 16_384
 
 
 class RequestMaker:
@@ -62,10 +61,12 @@ class RequestMaker:
             if req.text is not None:
                 raise RequestError("give either text or input_ids, not both", "text")
             ids: Any = req.input_ids if req.is_batch else [req.input_ids]
-            return [list(prompt) for prompt in ids]
+            check_count(len(ids), "input_ids")
+            return [self._check_len(list(prompt)) for prompt in ids]
         if req.text is None:
             raise RequestError("the request has no prompt: give text or input_ids", "text")
         tokenizer = self.need_tokenizer()
+        check_count(1 if isinstance(req.text, str) else len(req.text), "text")
         texts = [self._check_size(text) for text in ([req.text] if isinstance(req.text, str) else req.text)]
         if sum(map(len, texts)) > LONG_TEXT:
             return await asyncio.to_thread(tokenizer.encode_batch, texts, special)
@@ -91,6 +92,17 @@ class RequestMaker:
         raise RequestError(
             f"the prompt has {len(text)} characters, more than {self.context_len} tokens (the context length) can hold", "text"
         )
+
+    def _check_len(self, ids: list[int]) -> list[int]:
+        """The same for ids: no work is done on what is far too long."""
+        if len(ids) > self.context_len and self.http.allow_auto_truncate:
+            return ids[: self.context_len]
+        if len(ids) > self.context_len:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens, but this server takes fewer than {self.context_len} (its context length)",
+                "input_ids",
+            )
+        return ids
 
     @property
     def max_chars(self) -> int:

@@ -19,6 +19,8 @@ def check_request(
     _check_ids("input_ids", ids, vocab_size)
     if sampling.logit_bias:
         _check_ids("logit_bias", list(sampling.logit_bias), vocab_size)
+    if len(sampling.stop_token_ids or ()) > MAX_LOGPROB_IDS:
+        raise RequestError(f"stop_token_ids may name at most {MAX_LOGPROB_IDS} ids", "stop_token_ids")
     if sampling.stop_token_ids:
         _check_ids("stop_token_ids", list(sampling.stop_token_ids), vocab_size)
     if not has_text and (sampling.stop or sampling.stop_regex or sampling.grammar):

@@ -19,6 +19,8 @@ from typing import Any
 from sglang.srt.errors import GrammarError
 
 _KNOWN = frozenset({"type", "properties", "required", "additionalProperties", "$defs", "definitions", "title", "description"})
+MAX_ARGUMENTS = 128
+"""the engine follows a chain of optional ones by recursion, on a stack that has an end"""
 _WORDS = {"boolean": '"True" | "False"', "null": '"None"'}
 _SETTINGS = {"whitespace_flexible": False, "lenient": False}
 
@@ -31,6 +33,8 @@ def keyword_grammar(schema: dict[str, Any]) -> str:
             raise GrammarError(f"structural_tag: keyword arguments cannot follow {key[:100]!r} of a schema", "structural_tag")
     if not isinstance(properties, dict) or not isinstance(required, list) or not set(map(str, required)) <= properties.keys():
         raise GrammarError("structural_tag: keyword arguments need properties, and required ones among them", "structural_tag")
+    if len(properties) > MAX_ARGUMENTS:
+        raise GrammarError(f"structural_tag: more than {MAX_ARGUMENTS} keyword arguments cannot be followed", "structural_tag")
     definitions: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     lines = ["start: a0"]
     for i, (name, value) in enumerate(properties.items()):

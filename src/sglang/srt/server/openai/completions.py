@@ -9,7 +9,7 @@ from typing import Any
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.messages import LogprobOptions, Position
 from sglang.srt.server.calls import Call
-from sglang.srt.server.generate_req import GenerateOut, GenerateReq
+from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_count
 from sglang.srt.server.openai.chat import join_salt, usage_wishes
 from sglang.srt.server.openai.logprobs import CompletionLogprobs
 from sglang.srt.server.openai.protocol import CompletionRequest
@@ -140,6 +140,7 @@ def _prompts(prompt: Any) -> tuple[list[Any], str | list[str] | None, Any]:
         return [prompt], prompt, None
     if not prompt:
         raise RequestError("prompt must not be empty", "prompt")
+    check_count(1 if isinstance(prompt[0], int) else len(prompt), "prompt")
     if isinstance(prompt[0], str):
         return prompt, prompt, None
     return (prompt, None, prompt) if isinstance(prompt[0], list) else ([prompt], None, prompt)

@@ -10,6 +10,8 @@ from sglang.srt.server.fields import unknown_message
 from sglang.srt.server.multimodal.inputs import MediaInput, parse_part
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
 
+MAX_MESSAGES = 65_536
+"""of a request, and parts of one message"""
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "refusal"})
 _EMPTY_KEYS = frozenset({"function_call", "audio", "annotations", "reasoning"})
@@ -25,6 +27,8 @@ def parse_messages(
     RequestError naming the message at fault."""
     if not raw:
         raise RequestError("messages must not be empty", "messages")
+    if len(raw) > MAX_MESSAGES:
+        raise RequestError(f"there may be at most {MAX_MESSAGES} messages, got {len(raw)}", "messages")
     return [_message(message, f"messages[{i}]", template, media) for i, message in enumerate(raw)]
 
 
@@ -64,6 +68,8 @@ def _content(
         return [{"type": "text", "text": content}] if wants_parts else content
     if not isinstance(content, list):
         raise RequestError(f"{where}.content must be a string or a list of parts", "messages")
+    if len(content) > MAX_MESSAGES:
+        raise RequestError(f"{where}.content may have at most {MAX_MESSAGES} parts, got {len(content)}", "messages")
     parts = [_part(part, f"{where}.content[{i}]", wants_parts, media) for i, part in enumerate(content)]
     return parts if wants_parts else " ".join(part["text"] for part in parts)
 

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.server.fields import unknown_message
 
+MAX_PRIORITY = 2**31 - 1
+
 ACCEPTED = frozenset(
     [
         "metadata",
@@ -140,11 +142,14 @@ def parse_request(kind: type[Request], body: dict[str, Any]) -> Request:
         elif value is not None and value not in REFUSED[name]:
             raise UnsupportedError(f"{name} is not supported by this server", name)
     try:
-        return kind.model_validate(known)
+        request = kind.model_validate(known)
     except ValidationError as error:
         raise _as_request_error(error) from error
     except RecursionError as error:
         raise RequestError("the body is nested too deeply") from error
+    if request.priority is not None and not -MAX_PRIORITY <= request.priority <= MAX_PRIORITY:
+        raise RequestError(f"priority must be between {-MAX_PRIORITY} and {MAX_PRIORITY}", "priority")
+    return request
 
 
 def _as_request_error(error: ValidationError) -> RequestError:
