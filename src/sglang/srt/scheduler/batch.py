@@ -7,6 +7,7 @@ samples   [ one for each request that gets a token | those at the places of draf
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -112,21 +113,33 @@ def _add_media(batch: ScheduleBatch) -> None:
         forward.row_ends = np.concatenate(ends).astype(np.int32)
 
 
+@lru_cache(maxsize=1024)
+def _numbers(n: int) -> Int32Array:
+    """0, 1, ... n - 1; not to be written to."""
+    numbers = np.arange(n, dtype=np.int32)
+    numbers.setflags(write=False)
+    return numbers
+
+
+@lru_cache(maxsize=1024)
+def _ones(n: int) -> Int32Array:
+    ones = np.ones(n, dtype=np.int32)
+    ones.setflags(write=False)
+    return ones
+
+
 def _build(decodes: list[Req], extends: list[Extend], table: Int32Array) -> ScheduleBatch:
-    num_decodes = len(decodes)
-    holds = [req.hold for req in decodes]
-    rows = np.array([hold.row for hold in holds if hold is not None], dtype=np.int32)
-    positions = np.array([hold.kv_len for hold in holds if hold is not None], dtype=np.int32)
-    sampled = decodes
-    ids = np.array([req.spec.output_ids[-1] for req in decodes], dtype=np.int32)
-    locs = table[rows, positions] if num_decodes else ids
-    if not extends:
-        every = np.arange(num_decodes, dtype=np.int32)
-        ones = np.ones(num_decodes, dtype=np.int32)
-        samples = [req.spec for req in decodes]
-        forward = ForwardBatch(ids, positions, locs, rows, every, ones, positions + np.int32(1), every, samples)
-        return ScheduleBatch(decodes, extends, forward, sampled, [])
-    return _with_extends(decodes, extends, table, (ids, positions, locs, rows))
+    """Made anew for every step, between two runs of the model: few calls of numpy, since each costs more than what it does."""
+    n = len(decodes)
+    facts = [(req.hold.row, req.hold.kv_len, req.spec.output_ids[-1]) for req in decodes if req.hold is not None]
+    rows, positions, ids = np.array(facts, dtype=np.int32).reshape(n, 3).T
+    locs = table[rows, positions]
+    if extends:
+        return _with_extends(decodes, extends, table, (ids, positions, locs, rows))
+    samples = [req.spec for req in decodes]
+    every = _numbers(n)
+    forward = ForwardBatch(ids, positions, locs, rows, every, _ones(n), positions + np.int32(1), every, samples)
+    return ScheduleBatch(decodes, extends, forward, decodes, [])
 
 
 def _with_extends(

@@ -54,7 +54,7 @@ class Sampler:
         bad = ids < 0
         if batch.adjustments or masks is not None:
             bad |= self._ops.pick(logits, np.arange(num_rows), ids) == -np.inf
-        return Sampled(ids, self._results(logits, batch, ids, stats, before), np.flatnonzero(bad).tolist())
+        return Sampled(ids, self._results(logits, batch, ids, stats, before), np.flatnonzero(bad).tolist() if bad.any() else [])
 
     def _raw_stats(self, logits: Array, batch: SamplingBatch) -> dict[int, RowStats]:
         """For the rows that want log probabilities; all at once if all want them alike."""
