@@ -21,6 +21,7 @@ A file imports only what stands below it in this list:
     generate_req.py        GenerateReq and GenerateOut
     sessions.py            conversations that the server keeps
     detokenizer.py         TokenOut -> text
+    aside.py               long work on other threads
     fields.py              checks of JSON fields
     multimodal/            media
     parsers/               reasoning and tool calls

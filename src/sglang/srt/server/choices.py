@@ -11,13 +11,13 @@ judged after the same tokens. The sequences share the prompt, which is computed 
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
 from sglang.srt.errors import RequestError
 from sglang.srt.messages import LogprobOptions, Position
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import as_bool, as_ids, as_int, as_text, as_texts, check_known
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
@@ -73,7 +73,7 @@ async def plan_score(tokenizer: Tokenizer, score: ScoreReq) -> ScorePlan:
     """Tokenizes prompt and choices. Raises RequestError if a choice adds no token to the prompt."""
     size = len(score.choices) * len(score.text or "") + sum(map(len, score.choices))
     if size > LONG_TEXT:
-        prompt, sequences = await asyncio.to_thread(_tokenize, tokenizer, score)
+        prompt, sequences = await run_aside(_tokenize, tokenizer, score)
     else:
         prompt, sequences = _tokenize(tokenizer, score)
     start = min(_common_len(prompt, sequence) for sequence in sequences)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
@@ -14,6 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import parse_sampling_params
+from sglang.srt.server.aside import run_aside
 from sglang.srt.server.auth import need_admin
 from sglang.srt.server.calls import Call
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
@@ -114,7 +114,7 @@ class NativeApi:
             raise RequestError(f"at most {MAX_TOKENIZE_CHARS} characters are tokenized at once", name)
         special = as_bool(body, "add_special_tokens", True)
         encode = partial(self._manager.need_tokenizer().encode_batch, texts, special)
-        tokens = await asyncio.to_thread(encode) if sum(map(len, texts)) > LONG_TEXT else encode()
+        tokens = await run_aside(encode) if sum(map(len, texts)) > LONG_TEXT else encode()
         counts = [len(t) for t in tokens]
         shown = (tokens, counts) if isinstance(text, list) else (tokens[0], counts[0])
         return JsonResponse({"tokens": shown[0], "count": shown[1], "max_model_len": self._manager.context_len})
@@ -138,7 +138,7 @@ class NativeApi:
         def decode() -> list[str]:
             return [tokenizer.decode(row, skip) for row in rows]
 
-        texts = await asyncio.to_thread(decode) if count > LONG_TEXT else decode()
+        texts = await run_aside(decode) if count > LONG_TEXT else decode()
         text = texts if nested else texts[0]
         return JsonResponse({"text": text, "prompt": text})
 

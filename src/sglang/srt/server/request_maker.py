@@ -5,13 +5,13 @@ text or ids --tokenize--> ids of each prompt --media--> with placeholders --chec
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.media_item import without_pixels
 from sglang.srt.messages import TokenizedReq
+from sglang.srt.server.aside import run_aside
 from sglang.srt.server.generate_req import MAX_SEQUENCES, GenerateReq, check_count, for_each, rids_of, samples_of
 from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.tokenization.healing import Healer
@@ -69,7 +69,7 @@ class RequestMaker:
         check_count(1 if isinstance(req.text, str) else len(req.text), "text")
         texts = [self._check_size(text) for text in ([req.text] if isinstance(req.text, str) else req.text)]
         if sum(map(len, texts)) > LONG_TEXT:
-            return await asyncio.to_thread(tokenizer.encode_batch, texts, special)
+            return await run_aside(tokenizer.encode_batch, texts, special)
         return [tokenizer.encode(text, special) for text in texts]
 
     async def _take_media(self, req: GenerateReq, prompts: list[list[int]]) -> dict[int, MediaPrompt]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +13,7 @@ from starlette.responses import Response
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import UnsupportedError
 from sglang.srt.sampling_params import parse_sampling_params
+from sglang.srt.server.aside import run_aside
 from sglang.srt.server.fields import as_text
 from sglang.srt.server.openai.anthropic_api import MessagesCall
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
@@ -138,7 +138,7 @@ class OpenAIApi:
     @staticmethod
     async def _made(request: Request, make: Callable[[], T], history_bytes: int = 0) -> T:
         """Makes a call; on a thread if it is long, since rendering and tokenizing it here would hold up everybody else."""
-        return await asyncio.to_thread(make) if len(await request.body()) + history_bytes > LONG_TEXT else make()
+        return await run_aside(make) if len(await request.body()) + history_bytes > LONG_TEXT else make()
 
     async def _run_other(self, request: Request, call: ResponsesCall | MessagesCall) -> Response:
         if call.req.stream:
