@@ -1,7 +1,7 @@
 // Grouped-query attention over paged KV, for any mix of decode and extend rows.
 //
 // Numerics, the same for every row whatever shares the call: KV is cut into chunks at absolute multiples of kChunk. Inside a
-// chunk a score is one FMA chain over the head dimension; weights are exp(score - largest visible score of the chunk); their
+// chunk a score is one FMA chain over the head dimension; weights are 2^(score - largest visible score of the chunk); their
 // sum goes lane by lane in ascending order and then down a fixed tree; the weighted V is one FMA chain over ascending
 // positions. Chunks end as (V, max, sum) and are merged in ascending order. Positions that a row does not see have weight 0, so
 // sharing a register tile with rows that do see them changes nothing.
@@ -13,24 +13,60 @@
 
 namespace ISA {
 
+#define NOINLINE __attribute__((noinline))
+
 constexpr int kBlocks = kChunk / kRun;
 
 struct Half { uint16_t bits; };
 static ALWAYS F wide(const Half* p) { return load_f16(&p->bits); }
-static ALWAYS F wide(const float* p) { return fload(p); }
 
 // A partial result: weighted V [dim], then largest score, then sum of weights, padded to a whole vector.
 static ALWAYS size_t part_size(int dim) { return size_t(dim) + 16; }
 
-static void merge(float* a, const float* b, int dim) {
-  const float ma = a[dim], mb = b[dim], m = ma > mb ? ma : mb;
-  const F e = vexp(fset(ma > mb ? mb - ma : ma - mb)), one = fset(1.f);
-  const F fa = ma >= mb ? one : e, fb = mb >= ma ? one : e;
-  for (int d = 0; d < dim; d += 16) fstore(a + d, fma(fload(a + d), fa, mul(fload(b + d), fb)));
-  alignas(64) float l[16];
-  fstore(l, fma(fset(a[dim + 1]), fa, mul(fset(b[dim + 1]), fb)));
-  a[dim] = m;
+// Scores are in bits: queries are multiplied by log2 e when they are fetched, so that a weight is a power of two.
+constexpr float kLog2E = 1.44269504f;
+
+// 2^x for x <= 0 to 1.6e-7 of it; exactly 1 at 0, 0 below -150.
+static ALWAYS F exp2_neg(F x) {
+  x = vmax(x, fset(-150.f));
+  const F n = vround(x), r = sub(x, n);
+  F p = fset(0.0013264714f);
+  p = fma(p, r, fset(0.0096715130f));
+  p = fma(p, r, fset(0.055507340f));
+  p = fma(p, r, fset(0.24022242f));
+  p = fma(p, r, fset(0.69314700f));
+  p = fma(p, r, fset(1.f));
+  return scale2(p, n);
+}
+
+static ALWAYS void merge_by(float* a, const float* b, float e, int dim) {      // e: 2^-(difference of the largest scores)
+  const float ma = a[dim], mb = b[dim], fa = ma >= mb ? 1.f : e, fb = mb >= ma ? 1.f : e;
+  for (int d = 0; d < dim; d += 16) fstore(a + d, fma(fload(a + d), fset(fa), mul(fload(b + d), fset(fb))));
+  alignas(64) float l[16];             // the sums by the same instructions: the compiler must not choose
+  fstore(l, fma(fset(a[dim + 1]), fset(fa), mul(fset(b[dim + 1]), fset(fb))));
+  a[dim] = ma > mb ? ma : mb;
   a[dim + 1] = l[0];
+}
+static void merge(float* a, const float* b, int dim) {
+  const float gap = a[dim] - b[dim];
+  alignas(64) float e[16];
+  fstore(e, exp2_neg(fset(gap > 0 ? -gap : gap)));
+  merge_by(a, b, e[0], dim);
+}
+// n <= 16 rows at once, those of `seen`; a row without a sum has nothing yet.
+static ALWAYS void merge_rows(float* a, const float* b, int n, unsigned seen, int dim) {
+  const size_t ld = part_size(dim);
+  alignas(64) float e[16] = {};
+  for (int r = 0; r < n; r++) {
+    const float gap = a[r * ld + dim] - b[r * ld + dim];
+    e[r] = gap > 0 ? -gap : gap;
+  }
+  fstore(e, exp2_neg(fload(e)));
+  for (int r = 0; r < n; r++, a += ld, b += ld) {
+    if (!(seen >> r & 1)) continue;
+    if (a[dim + 1] == 0) __builtin_memcpy(a, b, ld * 4);
+    else merge_by(a, b, e[r], dim);
+  }
 }
 // Adding zero turns -0 into 0, which underflow could produce in one order of company and not in another.
 static void normalise(const float* a, float* out, int dim) {
@@ -42,14 +78,14 @@ static void normalise(const float* a, float* out, int dim) {
 struct Cut {
   int tiles, tile_tokens, first_chunk, chunks, units, entry;   // chunks: units of a tile and head; entry: -1 if not split
 };
-static ALWAYS int tile_tokens(const AttentionArgs& a) {
+static ALWAYS int tile_tokens(const AttentionArgs& a, int num_rows) {
   const int grp = a.num_heads / a.kv.heads;
-  return clamp(96 / grp, 1, 32);
+  return clamp((num_rows * grp > 1024 && a.kv.dim <= 256 ? 192 : 96) / grp, 1, 64);          // more would not fit the scratch
 }
 static ALWAYS Cut cut(const AttentionArgs& a, int i, int threads, int* used) {
   const int ql = a.meta.q_len[i], kv = a.meta.seq_lens[i], pos0 = kv - ql;
   Cut r;
-  r.tile_tokens = tile_tokens(a);
+  r.tile_tokens = tile_tokens(a, ql);
   r.tiles = (ql + r.tile_tokens - 1) / r.tile_tokens;
   r.first_chunk = a.window > 0 && pos0 - a.window + 1 > 0 ? (pos0 - a.window + 1) / kChunk : 0;
   r.chunks = 1;
@@ -69,7 +105,6 @@ struct Scratch {
   float *q, *total, *part, *score, *k32, *v32;
   uint16_t *k16, *v16;
   const Half *kp[kBlocks], *vp[kBlocks];
-  const float *kp32[kBlocks], *vp32[kBlocks];
 };
 static ALWAYS void carve(Scratch& s, char* p, int dim, int rows) {
   auto take = [&](size_t n) { char* r = p; p += (n + 63) / 64 * 64; return r; };
@@ -138,29 +173,31 @@ static void find_blocks(const KVView& kv, const int* table, int base, int lo, in
     }
   }
 }
-static void widen_blocks(Scratch& s, int b0, int b1, int dim) {
+// Blocks b0 .. b1 as floats. kAttP blocks of K lie side by side, [dim][kAttP][16], so that a register tile reads one stream.
+static ALWAYS float* wide_k(const Scratch& s, int b, int dim) { return s.k32 + size_t(b / kAttP * kAttP) * kRun * dim + b % kAttP * kRun; }
+static NOINLINE void widen_blocks(const Scratch& s, int b0, int b1, int dim) {
   for (int b = b0; b < b1; b++) {
-    float *k = s.k32 + size_t(b) * kRun * dim, *v = s.v32 + size_t(b) * kRun * dim;
-    for (int i = 0; i < kRun * dim; i += 16) {
-      fstore(k + i, wide(s.kp[b] + i));
-      fstore(v + i, wide(s.vp[b] + i));
+    const Half *k = s.kp[b], *v = s.vp[b], *next_k = s.kp[imin(b + 1, b1 - 1)], *next_v = s.vp[imin(b + 1, b1 - 1)];
+    float *to_k = wide_k(s, b, dim), *to_v = s.v32 + size_t(b) * kRun * dim;
+    for (int d = 0; d < dim; d++) {
+      if (d % 2 == 0) prefetch(next_k + d * kRun), prefetch(next_v + d * kRun);
+      fstore(to_k + d * (kAttP * kRun), wide(k + d * kRun));
+      fstore(to_v + d * kRun, wide(v + d * kRun));
     }
-    s.kp32[b] = k;
-    s.vp32[b] = v;
   }
 }
 
 // Scores of R rows against P blocks.
-template <int R, int P, class T> static ALWAYS void scores(const float* q, int dim, const T* const* kp, const T* const* vp, float* out) {
+template <int R, int P> static ALWAYS void scores(const float* q, int dim, const Half* const* kp, const Half* const* vp, float* out) {
   F a[P][R];
   UNROLL for (int p = 0; p < P; p++) UNROLL for (int r = 0; r < R; r++) a[p][r] = fzero();
-  const T* k[P];
+  const Half* k[P];
   UNROLL for (int p = 0; p < P; p++) k[p] = kp[p];
   for (int d = 0; d < dim; d++) {
     F x[P];
     UNROLL for (int p = 0; p < P; p++) {
       x[p] = wide(k[p] + d * kRun);
-      if (sizeof(T) == 2 && d % 2 == 0) prefetch(vp[p] + d * kRun);
+      if (d % 2 == 0) prefetch(vp[p] + d * kRun);
     }
     UNROLL for (int r = 0; r < R; r++) {
       const F y = fset(q[r * dim + d]);
@@ -170,36 +207,54 @@ template <int R, int P, class T> static ALWAYS void scores(const float* q, int d
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) fstore(out + r * kChunk + p * kRun, a[p][r]);
 }
 
+// The same against widened blocks. Not inlined, so that all registers are for the tile.
+template <int R, int P> static NOINLINE void wide_scores(const float* q, const float* k, int dim, float* out) {
+  F a[R][P];
+  UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) a[r][p] = fzero();
+  for (const float* end = q + dim; q < end; q++, k += kAttP * kRun) {
+    F x[P];
+    UNROLL for (int p = 0; p < P; p++) x[p] = fload(k + p * kRun);
+    UNROLL for (int r = 0; r < R; r++) {
+      const F y = fset(q[r * dim]);
+      UNROLL for (int p = 0; p < P; p++) a[r][p] = fma(y, x[p], a[r][p]);
+    }
+  }
+  UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) fstore(out + r * kChunk + p * kRun, a[r][p]);
+}
+
 // Scores of one row to weights. [lo, hi): what it sees of the chunk; blocks b0 .. b1 hold scores. Returns max and sum.
 static ALWAYS void soften(float* s, int b0, int b1, int lo, int hi, float cap, float* max_out, float* sum_out) {
+  const int w0 = clamp((lo + kRun - 1) / kRun, b0, b1), w1 = clamp(hi / kRun, w0, b1);        // blocks seen whole
+  auto each = [&](auto edge, auto inner) {
+    for (int b = b0; b < w0; b++) edge(b);
+    for (int b = w0; b < w1; b++) inner(b);
+    for (int b = w1; b < b1; b++) edge(b);
+  };
+  auto seen = [&](int b) { return mand(first(hi - b * kRun), mnot(first(lo - b * kRun))); };
+  if (cap > 0)
+    for (int b = b0; b < b1; b++) fstore(s + b * kRun, mul(fset(cap), vtanh(mul(fload(s + b * kRun), fset(1.f / cap)))));
   F m = fset(-1e30f);
-  for (int b = b0; b < b1; b++) {
-    F x = fload(s + b * kRun);
-    if (cap > 0) x = mul(fset(cap), vtanh(mul(x, fset(1.f / cap))));
-    x = pick(mand(first(hi - b * kRun), mnot(first(lo - b * kRun))), x, fset(-1e30f));
-    fstore(s + b * kRun, x);
-    m = vmax(x, m);
-  }
+  each([&](int b) { m = vmax(pick(seen(b), fload(s + b * kRun), fset(-1e30f)), m); }, [&](int b) { m = vmax(fload(s + b * kRun), m); });
   const float top = hmax(m);
   const F t = fset(top);
   F sum = fzero();
-  for (int b = b0; b < b1; b++) {
-    const M seen = mand(first(hi - b * kRun), mnot(first(lo - b * kRun)));
-    const F p = pick(seen, vexp(sub(fload(s + b * kRun), t)), fzero());
+  auto weight = [&](int b) { return exp2_neg(vmin(sub(fload(s + b * kRun), t), fzero())); };
+  auto keep = [&](int b, F p) {
     fstore(s + b * kRun, p);
     sum = add(sum, p);
-  }
+  };
+  each([&](int b) { keep(b, pick(seen(b), weight(b), fzero())); }, [&](int b) { keep(b, exp2_neg(sub(fload(s + b * kRun), t))); });
   *max_out = top;
   *sum_out = hsum(sum);
 }
 
 // Weighted V of R rows, 16 * W columns, positions [lo, hi) of the chunk.
-template <int R, int W, class T>
-static ALWAYS void weigh(const float* score, const T* const* vp, int dim, int col, int lo, int hi, float* out, size_t ld) {
+template <int R, int W>
+static ALWAYS void weigh(const float* score, const Half* const* vp, int dim, int col, int lo, int hi, float* out, size_t ld) {
   F o[R][W];
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int i = 0; i < W; i++) o[r][i] = fzero();
   for (int j = lo; j < hi;) {
-    const T* v = vp[j / kRun] + (j % kRun) * dim + col;
+    const Half* v = vp[j / kRun] + (j % kRun) * dim + col;
     const int end = imin(hi, (j / kRun + 1) * kRun);
     for (; j < end; j++, v += dim) {
       F x[W];
@@ -213,15 +268,29 @@ static ALWAYS void weigh(const float* score, const T* const* vp, int dim, int co
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int i = 0; i < W; i++) fstore(out + r * ld + col + 16 * i, o[r][i]);
 }
 
+template <int R, int W>
+static NOINLINE void wide_weigh(const float* score, const float* v, int dim, int n, float* out, size_t ld) {
+  F o[R][W];
+  UNROLL for (int r = 0; r < R; r++) UNROLL for (int i = 0; i < W; i++) o[r][i] = fzero();
+  for (const float* end = score + n; score < end; score++, v += dim) {
+    F x[W];
+    UNROLL for (int i = 0; i < W; i++) x[i] = fload(v + 16 * i);
+    UNROLL for (int r = 0; r < R; r++) {
+      const F p = fset(score[r * kChunk]);
+      UNROLL for (int i = 0; i < W; i++) o[r][i] = fma(p, x[i], o[r][i]);
+    }
+  }
+  UNROLL for (int r = 0; r < R; r++) UNROLL for (int i = 0; i < W; i++) fstore(out + r * ld + 16 * i, o[r][i]);
+}
+
 // Where what a row of request i at `pos` sees ends: after itself, or later where pictures are seen both ways.
 static ALWAYS int seen_end(const AttentionArgs& a, int row, int pos, int kv) {
   return a.meta.row_ends ? clamp(a.meta.row_ends[row], pos + 1, kv) : pos + 1;
 }
 
 // One chunk for R neighbouring rows of a tile. `ends` of its tokens. part receives R partial results; seen says which rows see anything.
-template <int R, class T>
-static void chunk_rows(const AttentionArgs& a, Scratch& s, const T* const* kp, const T* const* vp, int r0, int grp, int pos0,
-                       const int* ends, int base, unsigned* seen) {
+template <int R, bool WIDE>
+static void chunk_rows(const AttentionArgs& a, const Scratch& s, int r0, int grp, int pos0, const int* ends, int base, unsigned* seen) {
   const int dim = a.kv.dim;
   const size_t ld = part_size(dim);
   int lo[R], hi[R], low = kChunk, high = 0;
@@ -238,17 +307,26 @@ static void chunk_rows(const AttentionArgs& a, Scratch& s, const T* const* kp, c
   if (!*seen) return;
   const int b0 = low / kRun, b1 = (high + kRun - 1) / kRun;
   const float* q = s.q + size_t(r0) * dim;
-  int b = b0;
-  for (; b + kAttP <= b1; b += kAttP) scores<R, kAttP>(q, dim, kp + b, vp + b, s.score + b * kRun);
-  for (; b < b1; b++) scores<R, 1>(q, dim, kp + b, vp + b, s.score + b * kRun);
+  for (int b = b0, n; b < b1; b += n) {
+    n = imin(kAttP - b % kAttP, b1 - b);
+    float* to = s.score + b * kRun;
+    if (WIDE) with_rows<kAttP>(n, [&](auto p) { wide_scores<R, decltype(p)::value>(q, wide_k(s, b, dim), dim, to); });
+    else if (n == kAttP) scores<R, kAttP>(q, dim, s.kp + b, s.vp + b, to);
+    else scores<R, 1>(q, dim, s.kp + b, s.vp + b, to), n = 1;
+  }
   for (int r = 0; r < R; r++)
-    soften(s.score + r * kChunk, b0, b1, lo[r], hi[r], a.soft_cap, s.part + r * ld + dim, s.part + r * ld + dim + 1);
+    soften(s.score + r * kChunk, b0, b1, lo[r], hi[r], a.soft_cap * kLog2E, s.part + r * ld + dim, s.part + r * ld + dim + 1);
+  auto columns = [&](auto w, int col) {
+    constexpr int W = decltype(w)::value;
+    if (WIDE) wide_weigh<R, W>(s.score + low, s.v32 + size_t(low) * dim + col, dim, high - low, s.part + col, ld);
+    else weigh<R, W>(s.score, s.vp, dim, col, low, high, s.part, ld);
+  };
   int col = 0;
-  for (; col + 64 <= dim; col += 64) weigh<R, 4>(s.score, vp, dim, col, low, high, s.part, ld);
-  for (; col < dim; col += 16) weigh<R, 1>(s.score, vp, dim, col, low, high, s.part, ld);
+  for (; col + 16 * kAttP <= dim; col += 16 * kAttP) columns(Const<kAttP>{}, col);
+  for (; col < dim; col += 16) columns(Const<1>{}, col);
 }
 
-// A chunk for all rows of a tile; calls done(row, partial) for the rows that see some of it.
+// A chunk for all rows of a tile; calls done(first row, rows, seen) for groups of rows whose partial results are in s.part.
 template <class Fn>
 static ALWAYS void chunk_tile(const AttentionArgs& a, Scratch& s, const int* table, int rows, int grp, int pos0, const int* ends, int last_end,
                               int chunk, int h, Fn done) {
@@ -264,12 +342,20 @@ static ALWAYS void chunk_tile(const AttentionArgs& a, Scratch& s, const int* tab
     unsigned seen = 0;
     with_rows<kAttR>(n, [&](auto rr) {
       constexpr int R = decltype(rr)::value;
-      if (widened) chunk_rows<R, float>(a, s, s.kp32, s.vp32, r0, grp, pos0, ends, base, &seen);
-      else chunk_rows<R, Half>(a, s, s.kp, s.vp, r0, grp, pos0, ends, base, &seen);
+      if (widened) chunk_rows<R, true>(a, s, r0, grp, pos0, ends, base, &seen);
+      else chunk_rows<R, false>(a, s, r0, grp, pos0, ends, base, &seen);
     });
-    for (int r = 0; r < n; r++)
-      if (seen >> r & 1) done(r0 + r, s.part + r * part_size(a.kv.dim));
+    if (seen) done(r0, n, seen);
   }
+}
+
+// Where groups of 32 never span heads, a finished head goes to its readers at once.
+static ALWAYS bool direct(const AttentionArgs& a) { return a.kv.dim % 32 == 0; }
+static ALWAYS void finish_head(const AttentionArgs& a, float* total, int row, int head) {
+  const int dim = a.kv.dim;
+  if (!direct(a)) return normalise(total, a.rows_out + (size_t(row) * a.num_heads + head) * dim, dim);
+  normalise(total, total, dim);
+  for (int d = 0; d < dim; d += 32) write32(a.out, row, (head * dim + d) / 32, fload(total + d), fload(total + d + 16), 32);
 }
 
 static void attention_unit(const AttentionArgs& a, const Cut& cut, int i, int u, char* scratch) {
@@ -280,31 +366,33 @@ static void attention_unit(const AttentionArgs& a, const Cut& cut, int i, int u,
   const int* table = a.meta.req_to_token + size_t(clamp(a.meta.req_pool_idx[i], 0, a.meta.table_rows - 1)) * a.meta.context_len;
   Scratch s;
   carve(s, scratch, dim, cut.tile_tokens * grp);
-  for (int r = 0; r < rows; r++)
-    __builtin_memcpy(s.q + size_t(r) * dim, a.qkv + (q0 + t0 + r / grp) * a.ld + size_t(h * grp + r % grp) * dim, size_t(dim) * 4);
+  for (int t = 0; t < nt; t++) {
+    const float* from = a.qkv + (q0 + t0 + t) * a.ld + size_t(h) * grp * dim;
+    for (int d = 0; d < grp * dim; d += 16) fstore(s.q + size_t(t) * grp * dim + d, mul(fload(from + d), fset(kLog2E)));
+  }
   const size_t ld = part_size(dim);
-  int ends[32], last_end = 0;          // a tile has no more tokens
+  int ends[64], last_end = 0;          // a tile has no more tokens
   for (int t = 0; t < nt; t++) {
     ends[t] = seen_end(a, q0 + t0 + t, pos0 + t, kv);
     last_end = ends[t] > last_end ? ends[t] : last_end;
   }
   if (cut.entry >= 0) {
-    chunk_tile(a, s, table, rows, grp, pos0, ends, last_end, cut.first_chunk + chunk, h, [&](int r, const float* p) {
-      const size_t at = size_t(cut.entry) + size_t(t0 + r / grp) * cut.chunks + chunk;
-      __builtin_memcpy(a.part + (at * a.num_heads + h * grp + r % grp) * ld, p, ld * 4);
+    chunk_tile(a, s, table, rows, grp, pos0, ends, last_end, cut.first_chunk + chunk, h, [&](int r0, int n, unsigned seen) {
+      for (int i = 0; i < n; i++) {
+        const size_t at = size_t(cut.entry) + size_t(t0 + (r0 + i) / grp) * cut.chunks + chunk;
+        if (seen >> i & 1) __builtin_memcpy(a.part + (at * a.num_heads + h * grp + (r0 + i) % grp) * ld, s.part + i * ld, ld * 4);
+      }
     });
     return;
   }
-  for (int r = 0; r < rows; r++) s.total[r * ld + dim + 1] = 0;      // no sum yet
+  for (int r = 0; r < rows; r++) s.total[r * ld + dim] = s.total[r * ld + dim + 1] = 0;      // no sum yet
   const int first_chunk = a.window > 0 && pos0 - a.window + 1 > 0 ? (pos0 - a.window + 1) / kChunk : 0;
   for (int c = first_chunk; c <= (last_end - 1) / kChunk; c++)
-    chunk_tile(a, s, table, rows, grp, pos0, ends, last_end, c, h, [&](int r, const float* p) {
-      float* t = s.total + r * ld;
-      if (t[dim + 1] == 0) __builtin_memcpy(t, p, ld * 4);
-      else merge(t, p, dim);
+    chunk_tile(a, s, table, rows, grp, pos0, ends, last_end, c, h, [&](int r0, int n, unsigned seen) {
+      merge_rows(s.total + r0 * ld, s.part, n, seen, dim);
     });
-  for (int r = 0; r < rows; r++)
-    normalise(s.total + r * ld, a.rows_out + (size_t(q0 + t0 + r / grp) * a.num_heads + h * grp + r % grp) * dim, dim);
+  for (int t = 0, r = 0; t < nt; t++)
+    for (int g = 0; g < grp; g++, r++) finish_head(a, s.total + r * ld, q0 + t0 + t, h * grp + g);
 }
 
 // A request of the step that makes sense: the arrays come from outside, and no value in them may lead out of bounds.
@@ -355,6 +443,7 @@ static void attention_finish(const void* args, const Ctx& c) {
     if (!valid(a, i)) continue;
     const Cut k = cut(a, i, c.size, &used);
     const int ql = a.meta.q_len[i], pos0 = a.meta.seq_lens[i] - ql;
+    if (k.entry < 0 && direct(a)) continue;
     const int by = ql > 4 * c.n ? 1 : parts, hs = by == 1 ? a.num_heads : heads;       // a long extend: whole rows
     for (; u < base + ql * by; u = c.take()) {
       const int t = (u - base) / by, h0 = (u - base) % by * hs;

@@ -123,14 +123,13 @@ static ALWAYS int padded(int dim) { return (dim + 15) / 16 * 16; }
 static void load_keys(const SegmentArgs& a, int low, int at, int n, int h, Scratch& s) {
   const int dim = a.head_dim, wide_dim = padded(dim), width = a.num_heads * dim;
   for (int b = 0; b * kRun < n; b++) {
-    float *k = s.k32 + size_t(b) * kRun * wide_dim, *v = s.v32 + size_t(b) * kRun * wide_dim;
-    s.kp32[b] = k;
-    s.vp32[b] = v;
+    constexpr int step = kAttP * kRun;
+    float *k = wide_k(s, b, wide_dim), *v = s.v32 + size_t(b) * kRun * wide_dim;
     for (int j = 0; j < kRun; j++) {
       const bool there = b * kRun + j < n;
       const float* row = a.qkv + size_t(low + at + (there ? b * kRun + j : 0)) * a.ld + size_t(h) * dim;
-      for (int d = 0; d < dim; d++) k[d * kRun + j] = there ? row[width + d] : 0.f;
-      for (int d = dim; d < wide_dim; d++) k[d * kRun + j] = 0.f;
+      for (int d = 0; d < dim; d++) k[d * step + j] = there ? row[width + d] : 0.f;
+      for (int d = dim; d < wide_dim; d++) k[d * step + j] = 0.f;
       for (int d = 0; d < wide_dim; d++) v[size_t(j) * wide_dim + d] = there && d < dim ? row[2 * width + d] : 0.f;
     }
   }
@@ -140,13 +139,12 @@ template <int R> static void segment_rows(const Scratch& s, int r0, int n, int d
   const int blocks = (n + kRun - 1) / kRun;
   const size_t ld = part_size(dim);
   const float* q = s.q + size_t(r0) * dim;
-  int b = 0;
-  for (; b + kAttP <= blocks; b += kAttP) scores<R, kAttP>(q, dim, s.kp32 + b, s.vp32 + b, s.score + b * kRun);
-  for (; b < blocks; b++) scores<R, 1>(q, dim, s.kp32 + b, s.vp32 + b, s.score + b * kRun);
+  for (int b = 0; b < blocks; b += kAttP)
+    with_rows<kAttP>(imin(kAttP, blocks - b), [&](auto p) { wide_scores<R, decltype(p)::value>(q, wide_k(s, b, dim), dim, s.score + b * kRun); });
   for (int r = 0; r < R; r++) soften(s.score + r * kChunk, 0, blocks, 0, n, 0.f, s.part + r * ld + dim, s.part + r * ld + dim + 1);
   int col = 0;
-  for (; col + 64 <= dim; col += 64) weigh<R, 4>(s.score, s.vp32, dim, col, 0, n, s.part, ld);
-  for (; col < dim; col += 16) weigh<R, 1>(s.score, s.vp32, dim, col, 0, n, s.part, ld);
+  for (; col + 16 * kAttP <= dim; col += 16 * kAttP) wide_weigh<R, kAttP>(s.score, s.v32 + col, dim, n, s.part + col, ld);
+  for (; col < dim; col += 16) wide_weigh<R, 1>(s.score, s.v32 + col, dim, n, s.part + col, ld);
 }
 
 static void segment_unit(const SegmentArgs& a, int low, int high, int q0, int q1, int h, char* scratch) {
@@ -155,7 +153,7 @@ static void segment_unit(const SegmentArgs& a, int low, int high, int q0, int q1
   carve(s, scratch, dim, kSegmentRows);
   for (int r = 0; r < rows; r++) {
     const float* from = a.qkv + size_t(q0 + r) * a.ld + size_t(h) * a.head_dim;
-    for (int d = 0; d < dim; d++) s.q[size_t(r) * dim + d] = d < a.head_dim ? from[d] * a.scale : 0.f;
+    for (int d = 0; d < dim; d++) s.q[size_t(r) * dim + d] = d < a.head_dim ? from[d] * (a.scale * kLog2E) : 0.f;
   }
   const size_t ld = part_size(dim);
   for (int at = 0; at < high - low; at += kChunk) {
