@@ -10,6 +10,7 @@ encoder.py              forced text to canonical tokens
 habits.py               what outputs of one grammar were like
 json_schema.py          schemas: checked by path, with closed objects
 schema_rewrites.py      keywords said with other keywords
+schema_numbers.py       numbers in schemas: those that engines hold exactly
 regex_syntax.py         Python's regular expressions in llguidance's dialect
 regex_ebnf.py           Python's regular expressions as grammars
 base.py                 what an engine is

@@ -113,7 +113,10 @@ class GrammarCompiler:
             return GrammarError(f"{kind} is set, but this server runs without a grammar backend", kind)
         size = len(text)
         if size <= self._options.max_bytes:
-            size = len(text.encode(errors="surrogatepass"))
+            try:
+                size = len(text.encode())
+            except UnicodeEncodeError:
+                return GrammarError(f"{kind}: half of a surrogate pair is no character", kind)
         if size > self._options.max_bytes:
             return GrammarError(f"{kind} has {size} bytes; at most {self._options.max_bytes} are allowed", kind)
         return None

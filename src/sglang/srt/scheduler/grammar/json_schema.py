@@ -18,6 +18,7 @@ from typing import Any
 
 from sglang.srt.errors import GrammarError
 from sglang.srt.scheduler.grammar.base import ANY_JSON
+from sglang.srt.scheduler.grammar.schema_numbers import check_constants, check_numbers
 from sglang.srt.scheduler.grammar.schema_rewrites import rewrite
 
 MAX_DEPTH = 128
@@ -106,7 +107,7 @@ NodeCheck = Callable[[Node, str], None]
 def prepare_schema(text: str, follows: frozenset[str], check: NodeCheck | None = None) -> Node:
     """The schema that `text` is, for an engine that `follows` these keywords. Raises GrammarError with the path."""
     try:
-        schema = {} if text == ANY_JSON else json.loads(text)
+        schema = {} if text == ANY_JSON else json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_doubles)
     except ValueError as error:
         raise GrammarError(f"json_schema: not valid JSON: {error}", "json_schema") from error
     except RecursionError as error:
@@ -115,8 +116,22 @@ def prepare_schema(text: str, follows: frozenset[str], check: NodeCheck | None =
         schema = {}
     if not isinstance(schema, dict):
         raise GrammarError("json_schema: a schema is a JSON object", "json_schema")
+    check_constants(schema)
     ready: Node = _Preparation(follows, check).run(schema, "#", 0)
     return close_objects(ready)  # type: ignore[no-any-return]
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON does not say which of two equal keys counts, so neither may be dropped."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+    return found
 
 
 def _too_deep() -> GrammarError:
@@ -139,6 +154,7 @@ class _Preparation:
             raise _too_deep()
         out = dict(node)
         rewrite(out)
+        check_numbers(out, path)
         for key in out:
             self._check_keyword(key, path)
         if self._check is not None:

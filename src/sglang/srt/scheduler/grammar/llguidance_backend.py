@@ -23,11 +23,17 @@ from sglang.srt.scheduler.grammar.encoder import LongestMatch
 from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema
 from sglang.srt.scheduler.grammar.keyword_arguments import keyword_grammar
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
+from sglang.srt.scheduler.grammar.schema_numbers import check_constants, check_lark
 from sglang.srt.vocabulary import Vocabulary
 
 MAX_FORCED_BYTES = 1024
 """Of a longer forced stretch the beginning is drawn token by token: finding its tokens would take time others wait for."""
 NUM_ASIDE = 2
+MEANINGS = {
+    "NoExtensionBias": "no text satisfies it",
+    "recursion limit exceeded": "nested too deeply for the engine (128 levels of JSON)",
+}
+"""what the engine says with words of its own"""
 TRIAL_STEPS = 4
 TRIAL_SECONDS = 0.03
 FOLLOWED = frozenset(
@@ -60,6 +66,8 @@ FOLLOWED = frozenset(
         "$ref",
     ]
 )
+LEAST = 1e-9
+"""the smallest number above 0 that limits may name"""
 FORMATS = frozenset(["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"])
 
 
@@ -190,6 +198,7 @@ class LLGuidanceBackend:
             if kind == "json_schema":
                 return self._translate_schema(text)
             if kind == "ebnf":
+                check_lark(text)
                 return str(llguidance.grammar_from("ebnf", text))
             if kind == "structural_tag":
                 return self._translate_tags(text)
@@ -232,7 +241,13 @@ def _after(prefix: str, grammar: str) -> str:
 
 
 def _check_node(node: Node, path: str) -> None:
-    """What llguidance refuses without saying where."""
+    """What llguidance refuses without saying where, and what it reads wrongly: beside another limit it lets 0 through where
+    0 is excluded."""
+    for key, instead, sign in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
+        other = node.get(instead, 0)
+        if node.get(key) == 0 and node.get("type") != "integer" and isinstance(other, (int, float)):
+            del node[key]
+            node[instead] = sign * max(sign * other, LEAST)
     known = node.get("format")
     if isinstance(known, str) and known not in FORMATS and node.get("type", "string") == "string":
         raise GrammarError(
@@ -246,6 +261,7 @@ def _structure_tag(structure: Any, triggers: list[str]) -> Any:
     begin, end, schema = structure["begin"], structure.get("end", ""), structure.get("schema", {})
     if not isinstance(end, str) or not isinstance(schema, dict):
         raise ValueError("a structure's 'end' is a string and its 'schema' an object")
+    check_constants(schema)
     trigger = next((t for t in triggers if begin.startswith(t)), None)
     if trigger is None:
         raise ValueError(f"no trigger begins {begin!r}")
@@ -255,7 +271,10 @@ def _structure_tag(structure: Any, triggers: list[str]) -> Any:
 
 def _first_lines(message: str) -> str:
     """The engine's message without the state dump that may follow it, on one line."""
-    lines = [line.rstrip() for line in message.split("<state>")[0].splitlines()]
+    for sign, meaning in MEANINGS.items():
+        if sign in message:
+            return meaning
+    lines = [line.rstrip() for line in message.split("<state>")[0].replace("<non-verbose/>", "").splitlines()]
     return " | ".join(line for line in lines if line)[:1000]
 
 

@@ -113,11 +113,6 @@ class MaskFiller:
         self._task = _Task(states, owners, no_eos, parts, self._num_words)
         self._threads.submit(self._fill, self._task)
 
-    @property
-    def is_filling(self) -> bool:
-        """Whether `finish` is due."""
-        return self._task is not None
-
     def finish(self, patience: float) -> tuple[VocabMasks, list[int]]:
         """The masks of the last `start`, and which of its rows are late, `patience` seconds from now."""
         task, self._task = self._task, None

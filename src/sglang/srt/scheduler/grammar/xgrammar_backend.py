@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.encoder import Encoder
 from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema
 from sglang.srt.scheduler.grammar.regex_ebnf import to_ebnf, to_plain_regex
+from sglang.srt.scheduler.grammar.schema_numbers import LOWER, UPPER
 from sglang.srt.vocabulary import Vocabulary
 
 FOLLOWED = frozenset(
@@ -47,6 +48,7 @@ FOLLOWED = frozenset(
         "pattern",
     ]
 )
+DECIMALS = 6
 SCALAR_TYPES = frozenset({"string", "integer", "number", "boolean", "null"})
 SAFE = r"[ !#-\[\]-" + chr(0xD7FF) + chr(0xE000) + "-" + chr(0x10FFFF) + "]"
 """characters that stand for themselves in JSON strings; surrogates are none"""
@@ -233,6 +235,7 @@ def _check_node(node: Node, path: str) -> None:
               "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "additionalProperties") if key in node]  # fmt: skip
     if limits and not isinstance(node.get("type"), str):
         raise refuse(limits[0], "needs a single type beside it")
+    _check_limits(node, refuse)
     if "$ref" in node and not (node["$ref"] == "#" or str(node["$ref"]).startswith("#/")):
         raise refuse("$ref", "only references by path (#/...) are supported")
     if "$id" in node and path != "#":
@@ -240,6 +243,19 @@ def _check_node(node: Node, path: str) -> None:
     required, listed = node.get("required", []), node.get("properties", {})
     if any(name not in listed for name in required) and node.get("type") == "object":
         raise refuse("required", "names a property that is not listed")
+
+
+def _check_limits(node: Node, refuse: Callable[[str, str], GrammarError]) -> None:
+    """xgrammar writes numbers between limits with six decimals; where none lies between them, it writes nothing at all."""
+    if node.get("type") == "integer":
+        return
+    lower = [node[key] for key in LOWER if isinstance(node.get(key), (int, float))]
+    upper = [node[key] for key in UPPER if isinstance(node.get(key), (int, float))]
+    for key in (*LOWER, *UPPER):
+        if isinstance(node.get(key), float) and round(node[key], DECIMALS) != node[key]:
+            raise refuse(key, f"has more than {DECIMALS} decimals")
+    if lower and upper and min(upper) - max(lower) < 10**-DECIMALS * 10:
+        raise refuse(next(key for key in UPPER if key in node), "too close to the lower limit")
 
 
 def _structural_tag(text: str) -> str:
