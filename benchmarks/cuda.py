@@ -1,0 +1,339 @@
+"""Everything that needs a GPU, checked and measured in one run of under ten minutes on one H100 or H200.
+
+    pip install ".[srt,cuda]" transformers
+    python -m benchmarks.cuda [--out cuda_results] [--sections ops,steps] [--resume]
+    python -m benchmarks.cuda --interpret --tiny          # no GPU: the same code in Triton's interpreter, nothing is judged fast
+
+    machine        copy bandwidth and matmul rate of this device: the limits of what follows
+    ops            every op against the NumPy reference, over types and shapes
+    models         tiny models' greedy tokens against the CPU's in float32; quantised, deterministic, without graphs
+    steps          7B shape: host gap at batch 32, decode at 1k context, prefill of 8 x 4096 tokens
+    prefix         64 requests with 4k tokens in common, radix cache on and off
+    ours           offline throughput, 256 requests on a 0.6B shape ...
+    transformers   ... and transformers' own continuous batching on the same
+
+Each section is a process of its own with a time limit: one that fails or hangs loses no other, and what it found until then
+counts. Results: OUT/<section>.jsonl as they come, OUT/results.json, OUT/results.md with pass or fail. `--resume` keeps the
+sections that were completed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TOTAL_S = 590.0
+Finding = dict[str, Any]
+Write = Callable[[Finding], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a section's process works with."""
+
+    tiny: bool
+    device: str
+    kernels: str
+    out: Path
+    limit_s: float
+
+    def make_ops(self, dtype: str, deterministic: bool) -> Any:
+        from sglang.srt.model.kernels.cuda import create_cuda_ops
+
+        return create_cuda_ops(self.device, dtype, deterministic=deterministic)
+
+    def machine(self) -> dict[str, float]:
+        """What the section `machine` found. Raises FileNotFoundError or KeyError without it."""
+        merged: dict[str, float] = {}
+        for finding in read_findings(self.out / "machine.jsonl"):
+            merged.update({k: v for k, v in finding.items() if isinstance(v, float)})
+        return {name: merged[name] for name in ("copy_bytes_per_s", "matmul_flops_per_s")}
+
+
+# --- sections -----------------------------------------------------------------------------------------------------------------
+
+
+def machine(run: Run, write: Write) -> None:
+    import torch
+
+    facts: Finding = {"torch": torch.__version__, "python": platform.python_version(), "device": "cpu"}
+    if run.device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        facts |= {"device": properties.name, "memory_gib": properties.total_memory / 2**30, "cuda": torch.version.cuda}
+    import triton
+
+    write({**facts, "triton": triton.__version__})
+    write({"copy_bytes_per_s": _copy_rate(run)})
+    write({"matmul_flops_per_s": _matmul_rate(run)})
+
+
+def _copy_rate(run: Run) -> float:
+    """Bytes read and written a second."""
+    import torch
+
+    num = (1 << 22) if run.tiny else (1 << 32)
+    source = torch.ones(num, dtype=torch.uint8, device=run.device)
+    target = torch.empty_like(source)
+    return 2 * num / _best(run, lambda: target.copy_(source))
+
+
+def _matmul_rate(run: Run) -> float:
+    import torch
+
+    n = 256 if run.tiny else 8192
+    a, b = (torch.randn(n, n, device=run.device).to(torch.bfloat16) for _ in range(2))
+    return float(2 * n**3 / _best(run, lambda: torch.matmul(a, b)))
+
+
+def _best(run: Run, work: Callable[[], Any]) -> float:
+    """Seconds of one `work`: the median of 11 times 10 of them."""
+    import torch
+
+    def sync() -> None:
+        if run.device == "cuda":
+            torch.cuda.synchronize()
+
+    work()
+    found = []
+    for _ in range(11):
+        sync()
+        began = time.perf_counter()
+        for _ in range(10):
+            work()
+        sync()
+        found.append((time.perf_counter() - began) / 10)
+    return sorted(found)[len(found) // 2]
+
+
+def ops(run: Run, write: Write) -> None:
+    from benchmarks.gpu.ops import check_ops
+
+    for finding in check_ops(run.make_ops, run.tiny):
+        write(finding)
+
+
+def models(run: Run, write: Write) -> None:
+    from benchmarks.gpu.serving import tiny_tokens
+
+    with tempfile.TemporaryDirectory() as folder:
+        for finding in tiny_tokens(Path(folder), run.device, run.kernels, run.tiny):
+            write(finding)
+
+
+def steps(run: Run, write: Write) -> None:
+    from benchmarks.gpu.steps import Bench, decode, prefill, scheduler_gap
+
+    limits = run.machine()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(run.device, run.kernels, run.tiny, Path(folder))
+        info = bench.worker.info
+        write({"kernels": info.kernels, "weight_bytes": info.weight_bytes, "max_total_tokens": info.max_total_tokens})
+        write({"gap": scheduler_gap(bench)})
+        for num_reqs in bench.sizes.batches:
+            write({"decode": decode(bench, limits, num_reqs)})
+        write({"prefill": prefill(bench, limits)})
+
+
+def prefix(run: Run, write: Write) -> None:
+    from benchmarks.gpu.serving import shared_prefix
+
+    with tempfile.TemporaryDirectory() as folder:
+        write(shared_prefix(Path(folder), run.device, run.kernels, run.tiny))
+
+
+def ours(run: Run, write: Write) -> None:
+    from benchmarks.gpu.serving import throughput
+
+    with tempfile.TemporaryDirectory() as folder:
+        write(throughput(Path(folder), run.device, run.kernels, run.tiny))
+
+
+def transformers(run: Run, write: Write) -> None:
+    from benchmarks.gpu.serving import transformers_throughput
+
+    with tempfile.TemporaryDirectory() as folder:
+        write(transformers_throughput(Path(folder), run.device, run.tiny, run.limit_s * 0.6))
+
+
+SECTIONS: dict[str, tuple[Callable[[Run, Write], None], float]] = {
+    "machine": (machine, 45),
+    "ops": (ops, 120),
+    "models": (models, 110),
+    "steps": (steps, 150),
+    "prefix": (prefix, 75),
+    "ours": (ours, 75),
+    "transformers": (transformers, 110),
+}
+"""name: (what it does, seconds at most)"""
+
+
+def run_section(name: str, run: Run) -> None:
+    """In the section's own process: findings go to its file line by line, a last line says that it is complete."""
+    with open(run.out / f"{name}.jsonl", "w") as file:
+
+        def write(finding: Finding) -> None:
+            file.write(json.dumps(finding) + "\n")
+            file.flush()
+
+        began = time.perf_counter()
+        SECTIONS[name][0](run, write)
+        write({"complete": True, "took_s": time.perf_counter() - began})
+
+
+# --- all of them --------------------------------------------------------------------------------------------------------------
+
+
+def read_findings(path: Path) -> list[Finding]:
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # cut off while it was written
+            break
+    return found
+
+
+def is_complete(findings: list[Finding]) -> bool:
+    return bool(findings) and bool(findings[-1].get("complete"))
+
+
+def run_all(args: argparse.Namespace, out: Path) -> dict[str, list[Finding]]:
+    deadline = time.monotonic() + TOTAL_S
+    results: dict[str, list[Finding]] = {}
+    for name in args.sections:
+        path = out / f"{name}.jsonl"
+        if args.resume and is_complete(read_findings(path)):
+            print(f"{name}: kept")
+        else:
+            path.unlink(missing_ok=True)
+            _spawn(args, name, out, min(SECTIONS[name][1], deadline - time.monotonic()))
+    for name in SECTIONS:
+        results[name] = read_findings(out / f"{name}.jsonl")
+    return results
+
+
+def _spawn(args: argparse.Namespace, name: str, out: Path, limit_s: float) -> None:
+    if limit_s <= 1:
+        print(f"{name}: left out, the ten minutes are over; run again with --resume")
+        return
+    command = [sys.executable, "-m", "benchmarks.cuda", "--section", name, "--out", str(out), "--limit", str(limit_s)]
+    command += ["--tiny"] * args.tiny + ["--interpret"] * args.interpret
+    began = time.monotonic()
+    log = out / f"{name}.log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        try:
+            code: int | None = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait() and None
+    how = "done" if code == 0 else f"cut off after {limit_s:.0f} s" if code is None else f"failed with status {code}, see {log}"
+    print(f"{name}: {how} ({time.monotonic() - began:.0f} s)", flush=True)
+
+
+# --- the report ---------------------------------------------------------------------------------------------------------------
+
+
+def verdicts(results: dict[str, list[Finding]], judged: bool) -> list[tuple[str, str, str, str]]:
+    """(what, bar, found, pass or fail or why there is neither) for each thing that must be reached."""
+    found: list[tuple[str, str, str, str]] = []
+
+    def add(what: str, bar: str, value: float | None, ok: bool, shown: str, judge: bool = judged) -> None:
+        verdict = "missing" if value is None else "not judged" if not judge else "pass" if ok else "FAIL"
+        found.append((what, bar, "-" if value is None else shown, verdict))
+
+    for section, noun in (("ops", "op"), ("models", "model")):
+        checks = [f for f in results[section] if "ok" in f]
+        good, whole = sum(f["ok"] for f in checks), is_complete(results[section])
+        bar = "all within 1e-5 (float32), 1e-2 (16 bits)" if section == "ops" else "the CPU's greedy tokens, float32"
+        shown = f"{good} of {len(checks)}{'' if whole else ', not complete'}"
+        add(f"every {noun}", bar, float(good) if checks else None, whole and good == len(checks), shown, True)
+    steps_by = {
+        (kind, f[kind].get("batch")): f[kind] for f in results["steps"] for kind in ("decode", "prefill", "gap") if kind in f
+    }
+    for (kind, batch), f in steps_by.items():
+        if kind == "decode":
+            bar, share = (0.85 if batch == 1 else 0.75), f["share_of_limit"]
+            shown = f"{share:.1%} ({f['step_ms']:.2f} ms, limit {f['limit_ms']:.2f} by {f['limited_by']})"
+            add(f"decode, batch {batch}, {f['context']} context", f"{bar:.0%} of the limit", share, share >= bar, shown)
+        elif kind == "prefill":
+            share = f["share_of_matmul_rate"]
+            what = f"prefill {f['prompts']} x {f['prompt_len']}"
+            add(what, "65% of the matmul rate", share, share >= 0.65, f"{share:.1%} ({f['tokens_per_s']:.0f} tokens/s)")
+        else:
+            shown = f"{f['gap_share']:.1%} of {f['step_ms']:.2f} ms"
+            add(f"host gap, batch {batch}", "under 5%", f["gap_share"], f["gap_share"] < 0.05, shown)
+    rates = [next((f["tokens_per_s"] for f in results[name] if "tokens_per_s" in f), None) for name in ("ours", "transformers")]
+    ratio = rates[0] / rates[1] if rates[0] and rates[1] else None
+    shown = f"{ratio:.1f}x ({rates[0]:.0f} against {rates[1]:.0f} tokens/s)" if ratio else ""
+    add("offline throughput", "5x transformers", ratio, (ratio or 0) >= 5, shown)
+    shared = next((f["ratio"] for f in results["prefix"] if "ratio" in f), None)
+    add("shared prefix", "6x without the cache", shared, (shared or 0) >= 6, f"{shared:.1f}x" if shared else "")
+    return found
+
+
+def report(results: dict[str, list[Finding]], judged: bool) -> str:
+    facts: Finding = {}
+    for finding in results["machine"]:
+        facts |= finding
+    lines = ["# CUDA: checks and measurements", ""]
+    lines.append(", ".join(f"{name} {facts[name]}" for name in ("device", "torch", "triton", "cuda") if facts.get(name)))
+    if "matmul_flops_per_s" in facts:
+        lines.append(
+            f"Measured: copy {facts['copy_bytes_per_s'] / 1e12:.2f} TB/s (read and written), bf16 matmul "
+            f"{facts['matmul_flops_per_s'] / 1e12:.1f} TFLOP/s."
+        )
+    lines += ["", "| what | must reach | found | |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in verdicts(results, judged)]
+    bad = [f for name in ("ops", "models") for f in results[name] if f.get("ok") is False]
+    if bad:
+        lines += ["", "What differs:", "", *(f"- {json.dumps(f)}" for f in bad)]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", default="cuda_results")
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="which, separated by commas")
+    parser.add_argument("--resume", action="store_true", help="keep the sections that were completed")
+    parser.add_argument("--tiny", action="store_true", help="small shapes: a test of this script")
+    parser.add_argument("--interpret", action="store_true", help="no GPU: Triton's interpreter on the CPU")
+    parser.add_argument("--section", help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=float, default=TOTAL_S, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    args.sections = args.sections.split(",")
+    unknown = [name for name in args.sections if name not in SECTIONS]
+    if unknown:
+        parser.error(f"unknown section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
+    if args.interpret:
+        os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+        if not args.tiny:
+            parser.error("--interpret runs in small shapes only: add --tiny")
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if args.section:
+        device = "cpu" if args.interpret else "cuda"
+        run_section(args.section, Run(args.tiny, device, "cuda" if args.interpret else "auto", out, args.limit))
+        return 0
+    results = run_all(args, out)
+    text = report(results, judged=not args.tiny)
+    (out / "results.json").write_text(json.dumps(results, indent=1))
+    (out / "results.md").write_text(text)
+    print(text)
+    return 0 if all(verdict in ("pass", "not judged") for *_, verdict in verdicts(results, not args.tiny)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

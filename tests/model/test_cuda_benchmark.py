@@ -1,0 +1,133 @@
+"""benchmarks/cuda.py, as far as a machine without a GPU can try it: sections in small shapes on Triton's interpreter, and what is
+made of their findings, of those that were cut off and of those that failed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import cuda
+from benchmarks.gpu.ops import Side, cases, error_of
+from sglang.srt.model.kernels.reference import ReferenceOps
+
+ROOT = Path(__file__).parents[2]
+pytest.importorskip("torch", reason="torch is not installed")
+
+
+def need_interpreter() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from sglang.srt.model.kernels.cuda import INTERPRETED
+
+    if not INTERPRETED:
+        pytest.skip("Triton compiles here: run benchmarks/cuda.py itself")
+
+
+def run_of(out: Path) -> cuda.Run:
+    return cuda.Run(tiny=True, device="cpu", kernels="cuda", out=out, limit_s=60.0)
+
+
+def test_the_machine_is_measured(tmp_path: Path) -> None:
+    need_interpreter()
+    cuda.run_section("machine", run_of(tmp_path))
+    findings = cuda.read_findings(tmp_path / "machine.jsonl")
+    assert cuda.is_complete(findings)
+    limits = run_of(tmp_path).machine()
+    assert limits["copy_bytes_per_s"] > 1e6 and limits["matmul_flops_per_s"] > 1e6
+
+
+@pytest.mark.slow
+def test_steps_are_timed(tmp_path: Path) -> None:
+    need_interpreter()
+    (tmp_path / "machine.jsonl").write_text(json.dumps({"copy_bytes_per_s": 1e11, "matmul_flops_per_s": 1e12}))
+    cuda.run_section("steps", run_of(tmp_path))
+    findings = cuda.read_findings(tmp_path / "steps.jsonl")
+    assert cuda.is_complete(findings) and findings[0]["kernels"].startswith("cuda interpreted")
+    assert [f["decode"]["batch"] for f in findings if "decode" in f] == [1, 3]
+    assert all(0 < f["decode"]["share_of_limit"] < 1 for f in findings if "decode" in f)
+
+
+def test_every_case_runs_and_sees_a_difference() -> None:
+    """On the reference twice: equal; on other numbers: not."""
+    for name, case in cases(tiny=True):
+        want = case(Side(ReferenceOps(), "float32"))
+        assert error_of(want, case(Side(ReferenceOps(), "float32"))) == 0, name
+        other = [a + (1 if a.dtype.kind == "i" else 0.1 * abs(a).max()) for a in want]
+        assert error_of(want, other) > (0 if want[0].dtype.kind == "i" else 1e-2), name
+
+
+def results(share: float) -> dict[str, list[dict[str, Any]]]:
+    done = {"complete": True}
+    step = {"step_ms": 5.0, "limit_ms": 4.5, "limited_by": "bytes", "context": 1024}
+    return {
+        "machine": [{"device": "X", "copy_bytes_per_s": 3e12, "matmul_flops_per_s": 7e14}, done],
+        "ops": [{"op": "a", "ok": True}, {"op": "b", "ok": share > 0.5}, done],
+        "models": [{"model": "llama", "ok": True}],
+        "steps": [
+            {"gap": {"batch": 32, "gap_share": 1 - share, "step_ms": 9.0}},
+            {"decode": {"batch": 1, "share_of_limit": share, **step}},
+            {"prefill": {"prompts": 8, "prompt_len": 4096, "share_of_matmul_rate": share, "tokens_per_s": 1.0}},
+            done,
+        ],
+        "prefix": [{"ratio": 10 * share}, done],
+        "ours": [{"tokens_per_s": 1000 * share}, done],
+        "transformers": [],
+    }
+
+
+def test_what_is_reached_and_what_is_not() -> None:
+    def found(share: float, judged: bool = True) -> dict[str, str]:
+        return {what: verdict for what, _, _, verdict in cuda.verdicts(results(share), judged)}
+
+    good, bad = found(0.96), found(0.4)
+    assert (
+        good["decode, batch 1, 1024 context"] == good["prefill 8 x 4096"] == good["shared prefix"] == good["every op"] == "pass"
+    )
+    assert bad["decode, batch 1, 1024 context"] == bad["prefill 8 x 4096"] == bad["every op"] == bad["shared prefix"] == "FAIL"
+    assert good["host gap, batch 32"] == "pass" and bad["host gap, batch 32"] == "FAIL"
+    assert good["offline throughput"] == "missing", "nothing to compare with"
+    assert good["every model"] == "FAIL", "the section was cut off"
+    assert found(0.4, judged=False)["shared prefix"] == "not judged"
+    text = cuda.report(results(0.4), True)
+    assert "| shared prefix | 6x without the cache | 4.0x | FAIL |" in text and '"op": "b"' in text
+
+
+def test_a_section_that_fails_or_hangs_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ours.jsonl").write_text('{"tokens_per_s": 5.0}\n{"complete": true}\n')
+    (tmp_path / "ops.jsonl").write_text('{"op": "a", "ok": true}\n{"op": "b", "o')
+    asked: list[list[str]] = []
+
+    class Process:
+        def __init__(self, command: list[str], **more: Any) -> None:
+            asked.append(command)
+            self.name = command[command.index("--section") + 1]
+
+        def wait(self, timeout: float | None = None) -> int:
+            if self.name == "ops" and timeout is not None:
+                raise subprocess.TimeoutExpired(self.name, timeout)
+            return 1
+
+        def kill(self) -> None:
+            (tmp_path / "ops.jsonl").write_text('{"op": "a", "ok": true}\n{"op": "b", "o')
+
+    monkeypatch.setattr(cuda.subprocess, "Popen", Process)
+    assert cuda.main(["--tiny", "--out", str(tmp_path), "--sections", "ops,prefix,ours", "--resume"]) == 1
+    assert [command[command.index("--section") + 1] for command in asked] == ["ops", "prefix"], "what is complete is kept"
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["ops"] == [{"op": "a", "ok": True}] and written["ours"][0] == {"tokens_per_s": 5.0}
+    assert "1 of 1, not complete" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_whole_script(tmp_path: Path) -> None:
+    need_interpreter()
+    command = [sys.executable, "-m", "benchmarks.cuda", "--interpret", "--tiny", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in cuda.SECTIONS:
+        assert cuda.is_complete(cuda.read_findings(tmp_path / f"{name}.jsonl")), name
