@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import triton
+import triton.language as tl
 
 from sglang.srt.errors import ConfigError
 from sglang.srt.model.kernels import cuda_weights
@@ -44,6 +45,7 @@ KVLayer = Any  # a CudaKV
 Int32 = npt.NDArray[np.int32]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TL_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 KV_DTYPES = {**DTYPES, "fp8_e4m3": torch.float8_e4m3fn}
 _COLUMNS = 1024
 """columns of a program of the row kernels"""
@@ -364,11 +366,11 @@ class CudaOps:
         if end <= begin:
             return
         block_d, segments = power_of_two(head_dim, 16), len(starts) - 1
-        size = 32 if qkv.element_size() == 4 else 64
+        size = 16 if self.dtype == torch.float32 else 64
         tiles = (end - 1) // size - begin // size + 1
         segment_attention_kernel[(tiles, num_heads)](
             qkv, starts, out, begin, end, segments, segments.bit_length(), num_heads, head_dim, scale,
-            qkv.stride(0), out.stride(0), size, size, block_d, num_warps=4, num_stages=2,
+            qkv.stride(0), out.stride(0), size, size, block_d, TL_TYPES[self.dtype], num_warps=4, num_stages=2,
         )  # fmt: skip
 
 

@@ -15,6 +15,8 @@ Tensor = Any  # torch.Tensor
 
 PARTIAL_BYTES = 128 << 20
 """for partial results of split requests; where it does not do, requests are split less, with the same bits"""
+SPAN = 8
+"""chunks that are folded before they are folded into the result"""
 MIN_TILE = 16
 """rows of the smallest tile a tensor core takes"""
 
@@ -25,6 +27,8 @@ class PagedAttention:
     def __init__(self, device: Any, num_processors: int, deterministic: bool, partial_bytes: int = PARTIAL_BYTES) -> None:
         self._device = device
         self._processors = num_processors
+        self.busy = max(1, num_processors // 2)
+        """with so many spans to compute, requests are not cut into chunks"""
         self._deterministic = deterministic
         self._partial_bytes = partial_bytes
         self._partials: dict[int, tuple[Tensor, Tensor, int]] = {}
@@ -49,25 +53,24 @@ class PagedAttention:
 
     def _decode(self, c: _Call, shape: StepShape) -> None:
         kv = c.kv
-        acc, ml, capacity = self._partial(kv.num_kv_heads * c.group, kv.head_dim)
-        busy = max(1, self._processors // 2)
+        acc, ml, capacity = self._partial(kv.num_kv_heads * c.group, kv.head_dim, len(c.meta.q_len))
         lengths = (c.meta.q_start, c.meta.q_len, c.meta.seq_lens, c.meta.num_reqs)
         sizes = {"GROUP": c.group, "ROWS": power_of_two(c.group, MIN_TILE), **c.blocks}
-        # as many programs as can be resident; each takes items in turns
-        programs = max(1, 4 * self._processors // kv.num_kv_heads)
+        # as many programs as registers let reside; each takes items in turns
+        programs = max(1, 3 * self._processors // kv.num_kv_heads)
         decode_kernel[(kv.num_kv_heads, programs)](
             c.qkv, kv.k, kv.v, acc, ml, c.meta.req_pool_idx, *lengths, c.meta.req_to_token,
             c.qkv.stride(0), kv.k.stride(0), c.meta.req_to_token.stride(0), kv.num_kv_heads, kv.head_dim, c.window, c.soft_cap,
-            capacity, busy, **sizes, SOFT_CAP=c.soft_cap > 0, num_warps=4, num_stages=2,
+            capacity, self.busy, **sizes, SOFT_CAP=c.soft_cap > 0, num_warps=4, num_stages=2,
         )  # fmt: skip
         decode_merge_kernel[(kv.num_kv_heads, shape.num_reqs)](
-            c.out, acc, ml, *lengths, c.out.stride(0), kv.num_kv_heads, kv.head_dim, c.window, capacity, busy, **sizes,
+            c.out, acc, ml, *lengths, c.out.stride(0), kv.num_kv_heads, kv.head_dim, c.window, capacity, self.busy, **sizes,
             num_warps=4,
         )  # fmt: skip
 
     def _extend(self, c: _Call, shape: StepShape) -> None:
         kv, least = c.kv, power_of_two(c.group, MIN_TILE)
-        rows = least if self._deterministic else max(least, 128 if c.blocks["BLOCK_D"] <= 128 else 64)
+        rows = least if self._deterministic else max(least, c.wide_rows)
         tiles = -(-shape.num_rows // (rows // c.group)) + shape.num_reqs
         ends = c.meta.row_ends
         extend_kernel[(tiles, kv.num_kv_heads)](
@@ -78,11 +81,11 @@ class PagedAttention:
             SPANS=self._deterministic, num_warps=4 if rows < 64 else 8, num_stages=2,
         )  # fmt: skip
 
-    def _partial(self, num_heads: int, head_dim: int) -> tuple[Tensor, Tensor, int]:
-        """(acc, m and l, items there is room for)."""
+    def _partial(self, num_heads: int, head_dim: int, max_reqs: int) -> tuple[Tensor, Tensor, int]:
+        """(acc, maxima and sums, items there is room for: at least one for every request)."""
         width = num_heads * head_dim
-        if width not in self._partials:
-            capacity = max(1, self._partial_bytes // (4 * (width + 2 * num_heads)))
+        if width not in self._partials or self._partials[width][2] < max_reqs:
+            capacity = max(max_reqs, self._partial_bytes // (4 * (width + 2 * num_heads)))
             acc = torch.empty(capacity * width, dtype=torch.float32, device=self._device)
             ml = torch.empty(capacity * num_heads * 2, dtype=torch.float32, device=self._device)
             self._partials[width] = acc, ml, capacity
@@ -100,6 +103,7 @@ class _Call:
         block_d = power_of_two(kv.head_dim, 16)
         # larger heads take shorter chunks: a chunk of K and one of V lie in shared memory
         chunk = 64 if block_d <= 128 else 32
-        if qkv.element_size() == 4:
-            chunk = 32
-        self.blocks = {"BLOCK_D": block_d, "CHUNK": chunk, "MAX_REQS": power_of_two(meta.q_len.shape[0], 16)}
+        self.wide_rows = 128 if block_d <= 128 else 64
+        if qkv.element_size() == 4:  # float32 products are no tensor cores': operands must fit registers
+            chunk, self.wide_rows = 32, 16
+        self.blocks = {"BLOCK_D": block_d, "CHUNK": chunk, "MAX_REQS": power_of_two(meta.q_len.shape[0], 16), "SPAN": SPAN}

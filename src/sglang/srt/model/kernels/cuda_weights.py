@@ -7,7 +7,7 @@ triton/linear.py), float8 with a scale for each row. Activations, and the KV poo
     q6_k                             8 bits, groups of 16
     f8                               float8 where the GPU multiplies it, else dense
 
-Scales and minima are float16; those of q4_k, q5_k and q6_k, which are products, are rounded to it.
+Scales and minima are float16, to which those of q4_k, q5_k and q6_k, being products, are rounded; float32 for float32 models.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def pack(parts: Sequence[HostTensor], dtype: Any, device: Any, float8: bool) -> 
     forms = {(form_of(part, float8), part.shape[1]) for part in parts}
     if len(forms) != 1:
         raise ModelError(f"these matrices cannot be packed as one: {', '.join(map(describe, parts))}")
-    (form, group, has_min), width = forms.pop()
+    (form, _, _), width = forms.pop()
     rows = sum(part.shape[0] for part in parts)
     if rows == 0 or width == 0:
         raise ModelError(f"{describe(parts[0])} is empty")
@@ -105,7 +105,8 @@ def pack(parts: Sequence[HostTensor], dtype: Any, device: Any, float8: bool) -> 
         data = torch.cat([torch.from_numpy(np.ascontiguousarray(p.data)).to(device) for p in parts])
         scales = torch.cat([_row_scales(part, device) for part in parts])
         return CudaWeight("f8", (rows, width), data.view(torch.float8_e4m3fn), scales)
-    return _pack_levels(parts, (rows, width), form, group, has_min, device)
+    scale_type = torch.float32 if dtype == torch.float32 else torch.float16
+    return _pack_levels(parts, (rows, width), FORM[parts[0].format], scale_type, device)
 
 
 def _row_scales(part: HostTensor, device: Any) -> Tensor:
@@ -115,26 +116,30 @@ def _row_scales(part: HostTensor, device: Any) -> Tensor:
 
 
 def _pack_levels(
-    parts: Sequence[HostTensor], shape: tuple[int, int], form: str, group: int, has_min: bool, device: Any
+    parts: Sequence[HostTensor], shape: tuple[int, int], kind: tuple[str, int, bool], scale_type: Any, device: Any
 ) -> CudaWeight:
+    form, group, has_min = kind
     found = [levels_of(part) for part in parts]
     stacked: list[npt.NDArray[Any]] = [_nibbles_together(levels) if form == "int4" else levels for levels, _, _ in found]
     data = torch.cat([torch.from_numpy(np.ascontiguousarray(levels)).to(device) for levels in stacked])
-    scales = torch.cat([_halves(scale, device) for _, scale, _ in found])
-    minima = torch.cat([_halves(least, device) for _, _, least in found if least is not None]) if has_min else None
+    scales = torch.cat([_scales(scale, scale_type, device) for _, scale, _ in found])
+    minima = torch.cat([_scales(least, scale_type, device) for _, _, least in found if least is not None]) if has_min else None
     return CudaWeight(form, shape, data, scales, minima, group)
 
 
-def _halves(values: Floats, device: Any) -> Tensor:
-    return torch.from_numpy(np.clip(values, -65504, 65504).astype(np.float16)).to(device)
+def _scales(values: Floats, dtype: Any, device: Any) -> Tensor:
+    if dtype == torch.float16:
+        values = np.clip(values, -65504, 65504)
+    return torch.from_numpy(np.ascontiguousarray(values)).to(dtype).to(device)
 
 
 def _nibbles_together(levels: Bytes) -> Bytes:
     """[n, k] levels of 4 bits to [n, k / 2] bytes: of each 32, the first 16 in the low halves."""
     n, k = levels.shape
     blocks = levels.reshape(n, k // 32, 2, 16)
-    together: Bytes = (blocks[:, :, 0] | (blocks[:, :, 1] << 4)).reshape(n, k // 2)
-    return together
+    low: Bytes = blocks[:, :, 0]
+    high: Bytes = np.left_shift(blocks[:, :, 1], 4)
+    return np.bitwise_or(low, high).reshape(n, k // 2)
 
 
 def dense_tensor(part: HostTensor, dtype: Any, device: Any) -> Tensor:

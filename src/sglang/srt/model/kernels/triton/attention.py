@@ -26,9 +26,6 @@ import triton.language as tl
 
 from sglang.srt.model.kernels.triton.common import LOG2E, dot, dot_add, tanh
 
-SPAN = tl.constexpr(8)
-"""chunks that are folded before they are folded into the result"""
-
 
 @triton.jit
 def _fold(m, z, acc, m2, z2, acc2):
@@ -75,7 +72,7 @@ def _load_chunk(k_pool, v_pool, table, start, seq_len, dim_at, head_dim, CHUNK: 
 @triton.jit
 def _decode_plan(
     q_len, seq_lens, num_reqs, num_kv_heads, window, capacity, busy,
-    CHUNK: tl.constexpr, MAX_REQS: tl.constexpr,
+    CHUNK: tl.constexpr, MAX_REQS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """How the decoding requests' chunks are cut into work items: (chunks an item has, first item of each request, items of each,
     items in all). The same in every program of both kernels."""
@@ -104,14 +101,14 @@ def _decode_plan(
 def decode_kernel(
     qkv, k_pool, v_pool, partial_acc, partial_ml, req_pool_idx, q_start, q_len, seq_lens, num_reqs_at, req_to_token,
     qkv_stride, head_stride, table_stride, num_kv_heads, head_dim, window, soft_cap, capacity, busy,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, MAX_REQS: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, MAX_REQS: tl.constexpr, SPAN: tl.constexpr,
     SOFT_CAP: tl.constexpr,
 ):  # fmt: skip
     """Writes the state of every work item, [capacity, num_kv_heads, GROUP, head_dim] and [..., 2]. Grid: (num_kv_heads, any)."""
     kv_head = tl.program_id(0)
     num_reqs = tl.load(num_reqs_at)
     size, first_item, count, total = _decode_plan(
-        q_len, seq_lens, num_reqs, num_kv_heads, window, capacity, busy, CHUNK, MAX_REQS
+        q_len, seq_lens, num_reqs, num_kv_heads, window, capacity, busy, CHUNK, MAX_REQS, SPAN
     )
     r = tl.arange(0, MAX_REQS)
     g = tl.arange(0, ROWS)
@@ -159,7 +156,7 @@ def decode_kernel(
 @triton.jit
 def decode_merge_kernel(
     out, partial_acc, partial_ml, q_start, q_len, seq_lens, num_reqs_at, out_stride, num_kv_heads, head_dim, window, capacity,
-    busy, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, MAX_REQS: tl.constexpr,
+    busy, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, MAX_REQS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """Folds the items of each request. Grid: (num_kv_heads, bound of requests)."""
     kv_head = tl.program_id(0)
@@ -170,7 +167,7 @@ def decode_merge_kernel(
     if tl.load(q_len + req) != 1:
         return
     size, first_item, count, total = _decode_plan(
-        q_len, seq_lens, num_reqs, num_kv_heads, window, capacity, busy, CHUNK, MAX_REQS
+        q_len, seq_lens, num_reqs, num_kv_heads, window, capacity, busy, CHUNK, MAX_REQS, SPAN
     )
     r = tl.arange(0, MAX_REQS)
     first = tl.sum(tl.where(r == req, first_item, 0), axis=0)
@@ -208,7 +205,7 @@ def decode_merge_kernel(
 def extend_kernel(
     qkv, k_pool, v_pool, out, req_pool_idx, q_start, q_len, seq_lens, num_reqs_at, req_to_token, row_ends,
     qkv_stride, out_stride, head_stride, table_stride, head_dim, window, soft_cap,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, MAX_REQS: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, MAX_REQS: tl.constexpr, SPAN: tl.constexpr,
     SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, ROW_ENDS: tl.constexpr, SPANS: tl.constexpr,
 ):  # fmt: skip
     """Requests with several new rows, POSITIONS = ROWS // GROUP of them in a tile. Grid: (bound of tiles, num_kv_heads). With SPANS

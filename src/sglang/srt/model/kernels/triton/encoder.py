@@ -14,11 +14,12 @@ from sglang.srt.model.kernels.triton.common import LOG2E, dot, dot_add
 @triton.jit
 def segment_attention_kernel(
     qkv, starts, out, begin, end, num_segments, steps, num_heads, head_dim, scale, qkv_stride, out_stride,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """ops.segment_attention. Grid: (tiles of ROWS rows in begin .. end, heads). Rows of a tile may belong to several segments: keys
     run over all of them and each row sees its own. Tiles lie at multiples of ROWS, so a row's sums do not depend on
-    `begin`. `steps`: halvings that bring num_segments to 1."""
+    `begin`. `steps`: halvings that bring num_segments to 1. Products are taken
+    in TYPE."""
     head = tl.program_id(1)
     row = (begin // ROWS + tl.program_id(0)) * ROWS + tl.arange(0, ROWS)
     there = (row >= begin) & (row < end)
@@ -41,7 +42,7 @@ def segment_attention_kernel(
     dim_there = dim_at < head_dim
     wide = row.to(tl.int64)
     q_mask = exists[:, None] & dim_there[None, :]
-    q = tl.load(qkv + wide[:, None] * qkv_stride + head * head_dim + dim_at[None, :], mask=q_mask, other=0.0)
+    q = tl.load(qkv + wide[:, None] * qkv_stride + head * head_dim + dim_at[None, :], mask=q_mask, other=0.0).to(TYPE)
     m = tl.full([ROWS], float("-inf"), tl.float32)
     z = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
@@ -51,8 +52,8 @@ def segment_attention_kernel(
         key_at = qkv + key.to(tl.int64) * qkv_stride
         k_at = key_at[None, :] + (num_heads + head) * head_dim + dim_at[:, None]
         v_at = key_at[:, None] + (2 * num_heads + head) * head_dim + dim_at[None, :]
-        k = tl.load(k_at, mask=key_there[None, :] & dim_there[:, None], other=0.0)
-        v = tl.load(v_at, mask=key_there[:, None] & dim_there[None, :], other=0.0)
+        k = tl.load(k_at, mask=key_there[None, :] & dim_there[:, None], other=0.0).to(TYPE)
+        v = tl.load(v_at, mask=key_there[:, None] & dim_there[None, :], other=0.0).to(TYPE)
         seen = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
         s = tl.where(seen, dot(q, k) * (scale * LOG2E), float("-inf"))
         top = tl.maximum(m, tl.max(s, axis=1))

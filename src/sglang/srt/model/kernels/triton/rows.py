@@ -96,10 +96,8 @@ def overlay_kernel(
     if row >= tl.load(rows):
         return
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < width
     taken = tl.load(index + row).to(tl.int64)
-    if KEEP:
-        inside = inside & (taken >= 0)
+    inside = at < (tl.where(taken >= 0, width, 0) if KEEP else width)
     values = tl.load(source + taken * source_stride + at, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         values += tl.load(x + row * x_stride + at, mask=inside, other=0.0).to(tl.float32)
