@@ -2,7 +2,8 @@
 
     python benchmarks/kernels.py [--threads 2] [--isa avx512_vnni] [--format q4_1] [--shape smollm2-135m] [--repeats 20]
 
-Steps: decode with 1, 16 and 64 requests, and the prefill of prompts. For each op: microseconds in a step (thread 0, its barrier
+Steps: decode with 1, 16 and 64 requests, and the prefill of prompts; `1@4096` decodes after 4,096 tokens, `512@4096` is the end of such
+a prompt. For each op: microseconds in a step (thread 0, its barrier
 included; the best of the repeats for each op, so that a busy machine disturbs little), and for linear layers the share of the read bandwidth or of the int8 peak, whichever it is nearer to.
 """
 
@@ -187,6 +188,17 @@ def measure(model: Model, title: str, batch: list[tuple[int, int]], repeats: int
         print(f"  {label:28} {us:9.0f} us {share}")
 
 
+def read_step(step: str) -> tuple[str, list[tuple[int, int]]]:
+    """`64`, `1024`, `1@4096` or `512@4096` to a title and (new tokens, length after them) of each request."""
+    count, _, length = step.partition("@")
+    n = int(count)
+    if n < 128:
+        return f"decode, {n} requests, {length or 192} tokens each", [(1, int(length or 192))] * n
+    if length and int(length) < n:
+        raise SystemExit(f"{step}: the length must be at least {n}")
+    return f"prompt of {length}, its last {n}" if length else f"prompt of {n}", [(n, int(length or n))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int)
@@ -194,21 +206,24 @@ def main() -> None:
     parser.add_argument("--format", default="q4_1", choices=sorted(FORMATS))
     parser.add_argument("--shape", default="smollm2-135m", choices=sorted(SHAPES))
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--steps", default="1,16,64,128,1024", help="requests that decode; 128 and more: a prompt's length")
+    parser.add_argument(
+        "--steps", default="1,16,64,128,1024", help="requests that decode; 128 and more: a prompt's length; N@LENGTH"
+    )
     args = parser.parse_args()
     ops = CpuOps(args.threads, args.isa)
     print(f"{ops.name}, {ops.num_threads} threads")
-    model = Model(ops, SHAPES[args.shape], args.format, 1024, 64, 2048)
+    steps = [read_step(step) for step in args.steps.split(",")]
+    num_rows, num_reqs = max(sum(new for new, _ in batch) for _, batch in steps), max(len(batch) for _, batch in steps)
+    model = Model(
+        ops, SHAPES[args.shape], args.format, num_rows, num_reqs, max(length for _, batch in steps for _, length in batch)
+    )
     integer = FORMATS[args.format].block_len > 1
     no_cache_holds_it = ops.pack([HostTensor("w", "f16", (1 << 16, 1 << 11), np.zeros((1 << 16, 1 << 11), np.uint16))])
     bandwidth = max(ops.runtime.read_bandwidth(no_cache_holds_it, 1) for _ in range(9))
     peak = max(ops.runtime.peak(0 if integer else 1, 100_000) for _ in range(60)) * ops.num_threads
     print(f"reads {bandwidth / 1e9:.1f} GB/s; {'int8' if integer else 'float32'} peak {peak / 1e9:.0f} G operations/s")
-    for n in (int(s) for s in args.steps.split(",")):
-        if n < 128:
-            measure(model, f"decode, {n} requests, 192 tokens each", [(1, 192)] * n, args.repeats, bandwidth, peak)
-        else:
-            measure(model, f"prompt of {n}", [(n, n)], max(3, args.repeats // 4), bandwidth, peak)
+    for title, batch in steps:
+        measure(model, title, batch, args.repeats if batch[0][0] == 1 else max(3, args.repeats // 4), bandwidth, peak)
 
 
 if __name__ == "__main__":
