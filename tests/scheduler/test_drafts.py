@@ -36,7 +36,7 @@ def renamed(reqs: list[TokenizedReq], name: str) -> list[TokenizedReq]:
 
 def trusting(self: Habits, before: list[int]) -> tuple[int, float]:
     """Whatever was seen once, and where nothing was, any letter."""
-    known, streak = self._next.get(tuple(before[-self.WIDTH :]), (ord("a") + sum(before) % 26, 1))
+    known, streak = self._next.get(tuple(before[-self.SHORT :]), (ord("a") + sum(before) % 26, 1))
     return known, min(streak, 1.0)
 
 
@@ -137,11 +137,11 @@ def test_numbers_that_are_none_at_a_guess_end_the_request() -> None:
 
 def test_habits_trust_what_repeats() -> None:
     habits = Habits()
-    before = [5, 6, 7, 8]
+    before = [6, 7, 8]
     assert habits.guess(before)[1] == 0.0
     habits.note(before, 9)
     assert habits.guess(before)[1] == 0.0, "once is no habit"
-    habits.note([1, 6, 7, 8], 9)
+    habits.note(before, 9)
     token, trust = habits.guess(before)
     assert token == 9 and 0.5 < trust < 0.8
     for _ in range(30):
@@ -154,6 +154,17 @@ def test_habits_trust_what_repeats() -> None:
     for _ in range(40):
         habits.note(before, rng.randrange(100))
     assert habits.guess(before)[1] < 0.75
+
+
+def test_a_longer_place_says_more() -> None:
+    habits = Habits()
+    for _ in range(5):
+        habits.note([1, 6, 7, 8], 10)
+        habits.note([2, 6, 7, 8], 20)
+    assert habits.guess([1, 6, 7, 8])[0] == 10 and habits.guess([2, 6, 7, 8])[0] == 20
+    assert habits.guess([3, 6, 7, 8])[1] < 0.8, "others disagree"
+    habits.note([4, 5, 5, 5], 30)
+    assert habits.guess([4, 5, 5, 5]) == (30, 2 / 3), "once is enough after the very same tokens"
 
 
 def test_memory_of_habits_is_bounded() -> None:

@@ -24,8 +24,9 @@ from sglang.srt.scheduler.req import Req
 
 MAX_IDS = 24
 """Guessed and forced tokens of one request in one step."""
-MIN_TRUST = 0.5
-"""How likely all guesses up to a place must be for it to be worth its rows."""
+MIN_TRUST, FEW_TRUST = 0.7, 0.5
+"""How likely all guesses up to a place must be for it to be worth its rows; in steps of few requests rows cost next to nothing."""
+FEW = 3
 
 
 class HabitBook:
@@ -48,15 +49,18 @@ class HabitBook:
 
 @dataclass
 class Room:
-    """What a step has left: `rows`, and rows that are drawn from (`draws`)."""
+    """What a step has left: `rows`, and rows that are drawn from (`draws`). `trust`: what guesses are worth them."""
 
     rows: int
     draws: int
+    trust: float = MIN_TRUST
 
 
 def add_drafts(decodes: list[Req], jumps: list[Extend], room: Room, memory: KvMemory) -> tuple[list[Req], list[Extend]]:
     """The same requests, with drafts where there is something to guess and room for it. A request that decodes and gets one
     takes part with an Extend."""
+    if len(decodes) + len(jumps) <= FEW:
+        room.trust = FEW_TRUST
     plain: list[Req] = []
     longer: list[Extend] = []
     for req in decodes:
@@ -78,7 +82,7 @@ def _draft(req: Req, room: Room, memory: KvMemory) -> Draft | None:
         return None
     assert req.hold is not None
     limit = min(MAX_IDS, room.rows, req.num_left - 1, memory.rows.context_len - req.fill_len - 1)
-    draft = _guess(req, limit, room.draws)
+    draft = _guess(req, limit, room.draws, room.trust)
     if draft is None or not memory.grow_idle(req.hold, req.fill_len + len(draft.ids)):
         return None
     room.rows -= len(draft.ids)
@@ -95,7 +99,7 @@ def _may_guess(req: Req) -> bool:
     return plain and constrained and req.ending is None and req.msg.logprobs is None and req.media is None
 
 
-def _guess(req: Req, max_ids: int, max_draws: int) -> Draft | None:
+def _guess(req: Req, max_ids: int, max_draws: int, min_trust: float) -> Draft | None:
     assert req.grammar is not None and req.habits is not None
     ids: list[int] = []
     points: list[int] = []
@@ -104,7 +108,7 @@ def _guess(req: Req, max_ids: int, max_draws: int) -> Draft | None:
     while len(points) < max_draws and len(ids) < max_ids:
         token, confidence = req.habits.guess(recent)
         trust *= confidence
-        if trust < MIN_TRUST or token in req.finish.stop_ids:
+        if trust < min_trust or token in req.finish.stop_ids:
             break
         state = state.copy()
         if not state.accept(token) or state.is_finished:
