@@ -74,6 +74,7 @@ def test_the_engine_on_the_interpreter(folder: Path, flags: dict[str, Any]) -> N
     ours, info = answers(folder, SAMPLING, kernels="cuda", dtype="float32", cuda_graph_max_bs=3, **flags)
     assert ours == expected
     assert info["kernels"].startswith("cuda interpreted float32") and info["runs_ahead"] and not info["deterministic"]
+    assert info["graph_max_reqs"] == (0 if flags else 3)
 
 
 def test_deterministic_mode_is_shown(folder: Path) -> None:
@@ -138,7 +139,7 @@ def test_decode_steps_take_the_smallest_graph_that_holds_them(folder: Path) -> N
     expected = generate(open_worker(folder, ReferenceOps()), ahead=False)
     ops = Graphed()
     worker = open_worker(folder, ops)
-    worker.graph_max_reqs = 12
+    worker.info = replace(worker.info, graph_max_reqs=12)
     assert generate(worker, ahead=True) == expected
     assert ops.recorded == [12, 8, 4, 2, 1]
     assert ops.replayed == [4] * 5, "the prompts' step is none of them"

@@ -180,8 +180,8 @@ class ModelInfo:
     """3: requests may bring positions of three axes"""
     runs_ahead: bool = False
     """whether `forward` and `begin_sample` return before the device is done, so that the next step may begin meanwhile"""
-    gemm: str = ""
-    """what multiplies matrices, where kernels have a choice"""
+    graph_max_reqs: int = 0
+    """decode steps of up to so many requests are launched as one graph"""
     tp_size: int = 1
     """ranks that share the model; bytes above are those of one"""
     embedding_dim: int = 0

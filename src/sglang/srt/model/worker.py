@@ -74,8 +74,6 @@ class LocalWorker:
         self._shard = shard
         self._model = model
         self._use_tape = use_tape
-        self.graph_max_reqs = 0
-        """decode steps of up to so many requests are replayed from graphs; to be set before `bind`"""
         self._limits = StepLimits(capacity.max_batch_tokens, capacity.max_running_requests, capacity.max_logit_rows)
         self._pool = KVPool(ops, model.config, capacity.max_total_tokens)
         self._sampler = Sampler(ops, info.vocab_size, capacity.max_logit_rows)
@@ -86,8 +84,8 @@ class LocalWorker:
 
     def bind(self, req_to_token: Int32Array) -> None:
         self._runner = ModelRunner(self.ops, self._model, self._pool, self._limits, req_to_token, self._use_tape, self._shard)
-        if self.graph_max_reqs and runs_ahead(self.ops):
-            self._runner.record_graphs(min(self.graph_max_reqs, self._limits.max_reqs), self.info.context_len)
+        if self.info.graph_max_reqs:
+            self._runner.record_graphs(self.info.graph_max_reqs, self.info.context_len)
 
     def forward(self, batch: ForwardBatch) -> None:
         assert self._runner is not None, "bind comes first"
@@ -159,7 +157,8 @@ def _create(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, r
         worker = worker_from(checkpoint, checkpoint.config, ops, memory, device.use_tape, model.quantization, ranks)
     except MemoryError as error:
         raise CapacityError(f"the memory of this machine does not suffice for {model.model_path}") from error
-    worker.graph_max_reqs = device.graph_max_reqs
+    if runs_ahead(ops):
+        worker.info = replace(worker.info, graph_max_reqs=min(device.graph_max_reqs, worker.info.max_running_requests))
     return worker
 
 

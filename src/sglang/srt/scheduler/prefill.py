@@ -91,6 +91,13 @@ class PrefillPlanner:
         """Something changed that may let the next request in: memory was freed or a request came."""
         self._blocked_for = 0
 
+    def still_blocked(self) -> bool:
+        """For a step that is not planned: whether nobody could be let in anyway, as far as is known."""
+        if self._blocked_for > 0:
+            self._blocked_for -= 1
+            return True
+        return False
+
     def plan(self, decodes: list[Req], jump_rows: int = 0) -> list[Extend]:
         """The prompts of this step; memory for their rows is reserved, and those admitted have left the queue. `decodes`: all
         that run, with a row each and `jump_rows` more."""

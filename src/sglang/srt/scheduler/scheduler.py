@@ -214,8 +214,9 @@ class Scheduler:
         options = self._options
         if not (options.overlap and self._worker.info.runs_ahead) or options.test_retract_every:
             return None
-        admits = bool(len(self._waiting) and self.memory.rows.num_free) or self._prefill.partial is not None
-        if admits or self._paused or self._stopping:
+        if self._paused or self._stopping or self._prefill.partial is not None:
+            return None
+        if len(self._waiting) and self.memory.rows.num_free and not self._prefill.still_blocked():
             return None
         batch = build_ahead(flight, self._running.reqs, self.memory, self._worker.info.context_len)
         if batch is not None:

@@ -24,6 +24,7 @@ from typing import IO
 
 import msgspec
 
+from sglang.srt.checkpoint.resolve import resolve_model
 from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import ConfigError, EngineDeadError
 from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, VocabMasks
@@ -141,6 +142,7 @@ def create_parallel_worker(
     model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, on_death: Callable[[str], None] | None = None
 ) -> ParallelWorker:
     """Starts all ranks and loads the model in parts. Raises ConfigError, ModelError or CapacityError with one sentence."""
+    resolve_model(model.model_path, revision=model.revision, download_dir=model.download_dir)  # one downloads, not all
     followers = Followers(model, device, memory)
     try:
         local = create_rank(model, device, memory, 0, followers.directory)
