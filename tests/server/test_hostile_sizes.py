@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import pytest
 from starlette.types import Message
 
-from sglang.srt.errors import GrammarError
+from sglang.srt.errors import GrammarError, RequestError
 from sglang.srt.scheduler.grammar.keyword_arguments import MAX_ARGUMENTS, keyword_grammar
 from sglang.srt.server.generate_req import MAX_SEQUENCES
 from sglang.srt.server.native_api import MAX_DETOKENIZE, MAX_TOKENIZE_CHARS
 from sglang.srt.server.openai.messages import MAX_MESSAGES
+from sglang.srt.server.parsers.pieces import CallArguments, CallBegin
+from sglang.srt.server.parsers.tool_calls import create_parser
+from sglang.srt.server.tokenization import tokenizer as tokenizers_module
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from tests.server.conftest import Stand
 from tests.server.http_tools import client_of
@@ -113,3 +118,53 @@ def test_the_longest_chain_of_arguments_is_followed(tokenizer: Tokenizer) -> Non
     }
     state = LLGuidanceBackend(tokenizer.vocabulary, GrammarOptions()).compile("structural_tag", json.dumps(tag))
     assert state.accept_all(tokenizer.encode(f"[f(a0=1, a{MAX_ARGUMENTS - 1}=2)]", False))
+
+
+def test_calls_that_are_nested_too_deeply_are_kept_as_they_are() -> None:
+    source = "a:{" * 4000 + "}" * 4000
+    parser = create_parser("gemma", ["f"])
+    begun, given = parser.feed(f"<start_function_call>call:f{{{source}}}<end_function_call>")
+    assert isinstance(begun, CallBegin) and isinstance(given, CallArguments) and given.text == source
+
+
+async def test_one_long_word_is_refused_before_it_is_tokenized(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = stand.manager.need_tokenizer()
+    word = "x" * (stand.manager.max_chars + 1)
+    monkeypatch.setattr(tokenizers_module, "_encoding", lambda *_: pytest.fail("it was tokenized"))
+    async with client_of(stand) as client:
+        for path, body in (
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": word}]}),
+            ("/v1/responses", {"input": word}),
+        ):
+            reply = await client.post(path, json=body)
+            assert reply.status_code == 400 and "characters" in reply.json()["error"]["message"]
+    with pytest.raises(RequestError):
+        tokenizer.encode_chat([{"role": "user", "content": word}], max_chars=10)
+
+
+async def test_one_long_word_is_cut_where_that_is_allowed(make_stand: Any) -> None:
+    stand = make_stand(allow_auto_truncate=True)
+    body = {"messages": [{"role": "user", "content": "x" * (stand.manager.max_chars + 1)}], "max_tokens": 1}
+    async with client_of(stand) as client:
+        assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    assert len(stand.scheduler.received[0].input_ids) == stand.manager.context_len - 1
+
+
+def test_others_run_while_a_long_text_is_tokenized(tokenizer: Tokenizer) -> None:
+    """The interpreter's lock is let go: `encode` of the library keeps it."""
+    turns, done = 0, False
+
+    def count() -> None:
+        nonlocal turns
+        while not done:
+            turns += 1
+            time.sleep(0.001)
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    before = turns
+    tokenizer.encode("hello world " * 40_000)
+    during = turns - before
+    done = True
+    counter.join()
+    assert during > 3

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sglang.srt.errors import ConfigError, RequestError
+from sglang.srt.server.aside import run_aside
 from sglang.srt.server.fields import as_text, check_known
 from sglang.srt.server.openai.answers import Answer
 from sglang.srt.server.openai.tools import parse_tools
@@ -17,6 +18,8 @@ from sglang.srt.server.parsers.tool_calls import create_parser
 from sglang.srt.server.responses import JsonResponse, read_object
 
 MAX_CHARS = 200_000
+SHORT_CHARS = 5000
+"""longer texts are parsed on another thread"""
 
 
 async def parse_function_call(request: Request) -> Response:
@@ -29,7 +32,7 @@ async def parse_function_call(request: Request) -> Response:
         parser = create_parser(name, names)
     except ConfigError as error:
         raise RequestError(str(error), "tool_call_parser") from error
-    answer = _read(parser, _text(body))
+    answer = await _read(parser, _text(body))
     calls = [{"tool_index": i, "name": call.name, "parameters": call.arguments} for i, call in enumerate(answer.calls)]
     return JsonResponse({"normal_text": answer.text, "calls": calls})
 
@@ -42,15 +45,18 @@ async def separate_reasoning(request: Request) -> Response:
         format_ = reasoning_format(_name(body, "reasoning_parser", "generic"))
     except ConfigError as error:
         raise RequestError(str(error), "reasoning_parser") from error
-    answer = _read(ReasoningParser(format_, inside=format_.always), _text(body))
+    answer = await _read(ReasoningParser(format_, inside=format_.always), _text(body))
     return JsonResponse({"reasoning_text": answer.reasoning, "text": answer.text})
 
 
-def _read(parser: Parser, text: str) -> Answer:
-    answer = Answer("")
-    for piece in [*parser.feed(text), *parser.finish()]:
-        answer.add(piece)
-    return answer
+async def _read(parser: Parser, text: str) -> Answer:
+    def work() -> Answer:
+        answer = Answer("")
+        for piece in [*parser.feed(text), *parser.finish()]:
+            answer.add(piece)
+        return answer
+
+    return await run_aside(work) if len(text) > SHORT_CHARS else work()
 
 
 def _text(body: dict[str, Any]) -> str:

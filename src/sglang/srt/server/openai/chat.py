@@ -47,7 +47,7 @@ _NOTHING = b'"delta":{}'
 @dataclass(frozen=True)
 class ChatOptions:
     """What a server has settled about chats. `defaults`: sampling parameters that a request leaves open. `tool_parser`: name of
-    the format of tool calls. `sees`: images may be among the messages."""
+    the format of tool calls. `sees`: images may be among the messages. `may_cut`: prompts that are too long lose their end."""
 
     tokenizer: Tokenizer
     served_name: str
@@ -56,6 +56,7 @@ class ChatOptions:
     tool_parser: str = "generic"
     reasoning: ReasoningFormat | None = None
     sees: bool = False
+    may_cut: bool = False
 
 
 class ChatCall:
@@ -95,6 +96,7 @@ class ChatCall:
             continue_final_message=bool(request.continue_final_message),
             template_variables=self._template_variables(request, template),
             max_chars=self._options.max_chars,
+            may_cut=self._options.may_cut,
         )
         if request.add_generation_prompt is False and not request.continue_final_message:
             raise UnsupportedError("add_generation_prompt: false is not supported; use continue_final_message")

@@ -188,9 +188,9 @@ class ResponsesCall:
     def __init__(
         self, body: dict[str, Any], options: ChatOptions, history: list[Any], keep: Callable[[list[Any], dict[str, Any]], None]
     ) -> None:
-        self._chat = ChatCall(parse_request(ChatRequest, chat_body(body, history)), options)
         self._keep = keep
         self._stores = _is_stored(body)
+        self._chat = ChatCall(parse_request(ChatRequest, chat_body(body, history)), options)
         self.req = self._chat.req
         self._body = body
         self._model = body.get("model") or options.served_name

@@ -69,6 +69,7 @@ class OpenAIApi:
                 tool_parser=self._tool_parser or format_of_template(template),
                 reasoning=self._reasoning,
                 sees=self._manager.media is not None,
+                may_cut=self._manager.http.allow_auto_truncate,
             )
         return self._chat_options
 

@@ -31,6 +31,10 @@ _END_MARK = "\ufdef"
 """noncharacters: valid in text, never part of real text. The last stands for the end of a message that is to be continued"""
 
 
+LONG_TEXT = 10_000
+"""characters above which others may run meanwhile"""
+
+
 class Tokenizer:
     """One model's tokenizer, vocabulary and chat template. Safe to use from several threads at once."""
 
@@ -104,7 +108,7 @@ class Tokenizer:
     @staticmethod
     def _ids(core: tokenizers.Tokenizer, text: str, add_special_tokens: bool = False) -> list[int]:
         try:
-            ids: list[int] = core.encode(text, add_special_tokens=add_special_tokens).ids
+            ids: list[int] = _encoding(core, text, add_special_tokens).ids
         except (TypeError, UnicodeEncodeError) as error:  # what `tokenizers` says of lone surrogates
             raise RequestError("the text holds half a character (a lone surrogate)", "text") from error
         return ids
@@ -156,10 +160,12 @@ class Tokenizer:
         continue_final_message: bool = False,
         template_variables: dict[str, Any] | None = None,
         max_chars: int | None = None,
+        may_cut: bool = False,
     ) -> list[int]:
         """Ids of the prompt that asks for the next turn, or with `continue_final_message` for the rest of the last one.
 
-        Raises RequestError if there is no template, it refuses the messages, or the prompt is longer than `max_chars`.
+        Raises RequestError if there is no template, it refuses the messages, or the prompt is longer than `max_chars` (with
+        `may_cut` it loses its end instead, where that is possible).
         """
         variables: dict[str, Any] = {**(template_variables or {}), "tools": tools}
         template = self.chat_template(bool(tools))
@@ -170,7 +176,10 @@ class Tokenizer:
             prompt = _without_end(
                 self._render(template, messages, variables, not continue_final_message), continue_final_message
             )
-            ids: list[int] = self._core.encode(prompt, add_special_tokens=False).ids
+            if may_cut:
+                prompt = prompt[:max_chars]
+            _check_len(prompt, max_chars)
+            ids: list[int] = _encoding(self._core, prompt).ids
             return ids
         mark = _free_mark(messages, variables)
         if mark is None:
@@ -194,7 +203,7 @@ class Tokenizer:
     def _encode_marked(self, prompt: str, mark: str) -> list[int]:
         """Encodes with special tokens recognised, then replaces every stretch between them that has marks by its ids as
         plain text."""
-        encoding = self._core.encode(prompt, add_special_tokens=False)
+        encoding = _encoding(self._core, prompt)
         special = self.vocabulary.special_ids
         ids: list[int] = []
         stretch: list[int] = []
@@ -232,6 +241,13 @@ class Tokenizer:
         _, found, rest = text.rpartition(mark)
         ids = self._core.encode(rest, add_special_tokens=False).ids if found else []
         return {ids[0]} if ids and ids[0] in special and ids[0] != self._bos_id else set()
+
+
+def _encoding(core: tokenizers.Tokenizer, text: str, add_special_tokens: bool = False) -> Any:
+    """Of one text. `encode` would keep the interpreter's lock for as long as it takes."""
+    if len(text) > LONG_TEXT:
+        return core.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+    return core.encode(text, add_special_tokens=add_special_tokens)
 
 
 def _component(part: Any) -> dict[str, Any] | None:

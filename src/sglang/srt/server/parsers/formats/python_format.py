@@ -135,8 +135,16 @@ class GemmaCalls(PythonicCalls):
             self._buffer = self._buffer[5:]
             return True
         self._buffer = rest[end + 1 :]
-        self._add_arguments(json.dumps(_BareReader(rest[:end], quote).pairs(), ensure_ascii=False))
+        self._add_arguments(_bare_arguments(rest[:end], quote))
         return True
+
+
+def _bare_arguments(source: str, quote: str) -> str:
+    """JSON text of what stands between the brackets. What is nested too deeply is kept as it was written."""
+    try:
+        return json.dumps(_BareReader(source, quote).pairs(), ensure_ascii=False)
+    except RecursionError:
+        return source
 
 
 def _bare_end(text: str, quote: str) -> int | None:
