@@ -83,7 +83,7 @@ SCHEMAS = st.one_of(
 
 
 @both
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schema=SCHEMAS)
 def test_numbers_under_any_limits_are_valid(name: str, schema: dict[str, Any]) -> None:
     try:

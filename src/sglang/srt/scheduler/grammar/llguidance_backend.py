@@ -23,7 +23,7 @@ from sglang.srt.scheduler.grammar.encoder import LongestMatch
 from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema
 from sglang.srt.scheduler.grammar.keyword_arguments import keyword_grammar
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
-from sglang.srt.scheduler.grammar.schema_numbers import check_constants, check_lark
+from sglang.srt.scheduler.grammar.schema_numbers import LOWER, UPPER, check_constants, check_lark
 from sglang.srt.vocabulary import Vocabulary
 
 MAX_FORCED_BYTES = 1024
@@ -67,7 +67,9 @@ FOLLOWED = frozenset(
     ]
 )
 LEAST = 1e-9
-"""the smallest number above 0 that limits may name"""
+"""the smallest step between limits"""
+MAX_STEPPED = 100_000
+"""up to here a limit and one such step above it are held exactly"""
 FORMATS = frozenset(["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"])
 
 
@@ -241,18 +243,28 @@ def _after(prefix: str, grammar: str) -> str:
 
 
 def _check_node(node: Node, path: str) -> None:
-    """What llguidance refuses without saying where, and what it reads wrongly: beside another limit it lets 0 through where
-    0 is excluded."""
-    for key, instead, sign in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
-        other = node.get(instead, 0)
-        if node.get(key) == 0 and node.get("type") != "integer" and isinstance(other, (int, float)):
-            del node[key]
-            node[instead] = sign * max(sign * other, LEAST)
+    """What llguidance refuses without saying where."""
+    if node.get("type") != "integer":
+        for key, instead, sign in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
+            _step_off(node, key, instead, sign, path)
     known = node.get("format")
     if isinstance(known, str) and known not in FORMATS and node.get("type", "string") == "string":
         raise GrammarError(
             f"json_schema: the format {known!r} at {path}/format is not one of {', '.join(sorted(FORMATS))}", "json_schema"
         )
+
+
+def _step_off(node: Node, key: str, instead: str, sign: int, path: str) -> None:
+    """llguidance lets a whole number through that is excluded, where the other limit lies within 1 of it."""
+    value, other = node.get(key), node.get(instead)
+    across = [node[k] for k in (UPPER if sign > 0 else LOWER) if isinstance(node.get(k), (int, float))]
+    if not isinstance(value, (int, float)) or value != int(value) or all(abs(limit - value) > 1 for limit in across):
+        return
+    if abs(value) > MAX_STEPPED:
+        raise GrammarError(f"json_schema: the limits at {path}/{key} are too close for numbers of that size", "json_schema")
+    del node[key]
+    stepped = value + sign * LEAST
+    node[instead] = sign * max(sign * stepped, sign * other) if isinstance(other, (int, float)) else stepped
 
 
 def _structure_tag(structure: Any, triggers: list[str]) -> Any:
