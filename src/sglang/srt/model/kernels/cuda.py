@@ -91,7 +91,10 @@ class CudaOps:
         on_gpu = self.device.type == "cuda"
         processors, where = 2, "interpreted"
         self._float8 = False
+        self._graph_pool: Any = None
         if on_gpu:
+            torch.cuda.set_device(self.device)  # Triton launches on the current one
+            self._graph_pool = torch.cuda.graph_pool_handle()
             properties = torch.cuda.get_device_properties(self.device)
             processors, where = properties.multi_processor_count, properties.name
             self._float8 = (properties.major, properties.minor) >= (8, 9) and self.dtype == torch.bfloat16 and not deterministic
@@ -119,7 +122,7 @@ class CudaOps:
         torch.cuda.current_stream(self.device).wait_stream(side)
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self._graph_pool):  # graphs run one after the other: one pool for all
             run()
         replay: Callable[[], None] = graph.replay
         return replay

@@ -43,6 +43,7 @@ class Products:
         self._deterministic = deterministic
         self._on_gpu = device.type == "cuda"
         self._scratch: dict[str, Tensor] = {}
+        self._outgrown: list[Tensor] = []
         self._faster: dict[tuple[int, int, bool], bool] = {}
         self._biases: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
@@ -75,6 +76,8 @@ class Products:
         dtype = dtype or self._dtype
         have = self._scratch.get(name)
         if have is None or have.numel() < rows * width:
+            if have is not None:
+                self._outgrown.append(have)  # a recorded graph may write there
             have = self._scratch[name] = torch.empty(rows * width, dtype=dtype, device=self._device)
         return have[: rows * width].view(rows, width)
 

@@ -1,0 +1,153 @@
+"""Compiles every Triton kernel for an H100 (compute capability 9.0), which takes no GPU: `python -m tests.kernels.compile_triton`.
+
+Prints what each needs, and fails for one that does not compile, takes more shared memory than a processor has or keeps registers
+in memory: what the interpreter cannot see. The sizes are those the op set launches with for heads of 64, 128 and 256.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from sglang.srt.model.kernels.triton import attention, encoder, linear, logits, norm, rope, rows, sampling
+
+TARGET = GPUTarget("cuda", 90, 32)
+MAX_SHARED = 227 << 10
+MAX_STACK = 64
+"""bytes of a thread"""
+F32, BF16, F16, F8, I32, I8, U8 = "*fp32", "*bf16", "*fp16", "*fp8e4nv", "*i32", "*i8", "*u8"
+ALIGNED = ("n", "k", "width", "head_dim")
+"""sizes that are multiples of 16, besides all strides"""
+
+Case = tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]
+"""kernel, types of arguments that are not int32, constants, launch options"""
+
+
+def attention_cases() -> Iterator[Case]:
+    common = dict.fromkeys(("qkv", "k_pool", "v_pool", "out"), BF16) | {
+        "partial_acc": F32,
+        "partial_ml": F32,
+        "soft_cap": "fp32",
+    }
+    ints = ("req_pool_idx", "q_start", "q_len", "seq_lens", "num_reqs_at", "req_to_token", "row_ends")
+    common |= dict.fromkeys(ints, I32)
+    float8 = common | {"k_pool": F8, "v_pool": F8}
+    for dim, chunk, group, types in ((128, 64, 7, common), (128, 64, 7, float8), (64, 64, 2, common), (256, 32, 2, common)):
+        sizes = {"GROUP": group, "BLOCK_D": dim, "CHUNK": chunk, "MAX_REQS": 256, "SPAN": 8}
+        few = {"num_warps": 4, "num_stages": 2}
+        yield attention.decode_kernel, types, {**sizes, "ROWS": 16, "SOFT_CAP": False}, few
+        yield attention.decode_merge_kernel, types, {**sizes, "ROWS": 16}, {"num_warps": 4}
+        plain = {"SOFT_CAP": False, "WINDOW": False, "ROW_ENDS": False}
+        wide = {"ROWS": 128 if dim <= 128 else 64, "SPANS": False}
+        yield attention.extend_kernel, types, {**sizes, **plain, **wide}, {"num_warps": 8, "num_stages": 2}
+        every = {"SOFT_CAP": True, "WINDOW": True, "ROW_ENDS": True}
+        yield attention.extend_kernel, types, {**sizes, **every, "ROWS": 16, "SPANS": True}, few
+    segments = {"ROWS": 64, "KEYS": 64, "BLOCK_D": 128, "TYPE": triton.language.bfloat16}
+    types = {"qkv": F32, "starts": I32, "out": F32, "scale": "fp32"}
+    yield encoder.segment_attention_kernel, types, segments, {"num_warps": 4, "num_stages": 2}
+
+
+def linear_cases() -> Iterator[Case]:
+    types = {"x": BF16, "w": BF16, "bias": F32, "out": BF16, "rows": I32, "levels": U8, "scales": F16, "minima": F16}
+    four = {"num_warps": 4}
+    plain = {"HAS_BIAS": True, "GATED": False, "FN": "silu", "EVEN_K": True}
+    for m, n, k, stages in ((16, 16, 256, 4), (16, 32, 256, 4), (64, 64, 64, 3)):
+        blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "STAGES": stages}
+        yield linear.linear_kernel, types, {**plain, **blocks}, four
+        yield linear.linear_kernel, types | {"out": F32}, {**plain, **blocks, "EVEN_K": False}, four
+    gated = {**plain, "HAS_BIAS": False, "GATED": True, "BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 256, "STAGES": 4}
+    yield linear.linear_kernel, types, gated, four
+    for m, n in ((16, 32), (64, 64)):
+        blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": 128, "STAGES": 3, "HAS_BIAS": True}
+        yield linear.quantised_kernel, types, {**blocks, "BITS": 4, "GROUP": 32, "HAS_MIN": True}, four
+        yield linear.quantised_kernel, types | {"levels": I8}, {**blocks, "BITS": 8, "GROUP": 16, "HAS_MIN": False}, four
+    yield linear.dequantise_kernel, types, {"BITS": 4, "GROUP": 32, "HAS_MIN": True, "BLOCK": 1024}, {}
+    yield linear.quantise_rows_kernel, types | {"out": F8, "scales": F32, "limit": "fp32"}, {"BLOCK": 1024}, {}
+
+
+def row_cases() -> Iterator[Case]:
+    types = dict.fromkeys(("table", "out", "gate", "up", "delta", "qkv", "k_pool", "v_pool"), BF16)
+    types |= dict.fromkeys(("x", "source", "weight", "cos", "sin", "out_cos", "out_sin", "bias", "q_weight", "k_weight"), F32)
+    types |= dict.fromkeys(("ids", "rows", "index", "positions", "axes", "row_idx", "slots"), I32)
+    types |= dict.fromkeys(("scale", "cap", "eps", "q_scale"), "fp32") | {"levels": U8, "scales": F16, "minima": F16}
+    wide = {"BLOCK": 1024}
+    yield rows.embedding_kernel, types, wide, {}
+    yield rows.embedding_quantised_kernel, types, {**wide, "BITS": 4, "GROUP": 32, "HAS_MIN": True}, {}
+    for fn in ("silu", "gelu", "gelu_tanh"):
+        yield rows.gate_kernel, types, {**wide, "FN": fn}, {}
+    for fn in ("quick_gelu", "none"):
+        yield rows.activate_kernel, types, {**wide, "FN": fn}, {}
+    yield rows.soft_cap_kernel, types, wide, {}
+    yield rows.overlay_kernel, types, {**wide, "ADD": True, "KEEP": True}, {}
+    yield rows.overlay_kernel, types, {**wide, "ADD": False, "KEEP": False}, {}
+    yield rows.blend_kernel, types, wide, {}
+    yield rows.select_rope_kernel, types, {"BLOCK": 64}, {}
+    yield rows.rotate_kernel, types, {"BLOCK": 32}, {"num_warps": 1}
+    yield norm.rms_norm_kernel, types, {"HAS_DELTA": True, "HAS_INDEX": False, "BLOCK": 4096}, {"num_warps": 8}
+    yield norm.rms_norm_kernel, types, {"HAS_DELTA": False, "HAS_INDEX": True, "BLOCK": 4096}, {"num_warps": 8}
+    yield norm.layer_norm_kernel, types, {"HAS_DELTA": True, "BLOCK": 2048}, {"num_warps": 4}
+    heads = {"HEADS": 4, "BLOCK_PAIRS": 64, "BLOCK_REST": 0}
+    yield rope.rope_store_kernel, types, {**heads, "HAS_NORM": True}, {}
+    yield rope.rope_store_kernel, types | {"k_pool": F8, "v_pool": F8}, {**heads, "HAS_NORM": False, "BLOCK_REST": 64}, {}
+
+
+def logits_cases() -> Iterator[Case]:
+    types = dict.fromkeys(("x", "x_all", "scale", "bias", "temperatures", "top_ps", "min_ps", "uniforms"), F32)
+    types |= dict.fromkeys(("indptr", "ids", "row_idx", "bits", "out", "greedy", "top_ks"), I32)
+    yield logits.adjust_kernel, types, {"BLOCK": 256}, {}
+    yield logits.mask_kernel, types, {"BLOCK": 1024}, {}
+    yield logits.argmax_kernel, types, {"BLOCK": 4096}, {"num_warps": 8}
+    yield logits.log_sum_exp_kernel, types | {"out": F32}, {"BLOCK": 4096}, {"num_warps": 8}
+    yield logits.pick_kernel, types | {"out": F32}, {"BLOCK": 256}, {}
+    yield sampling.sample_kernel, types, {"BLOCK": 4096}, {"num_warps": 8}
+
+
+def build(case: Case) -> tuple[int, str, str]:
+    """(bytes of shared memory, code for the assembler, binary)."""
+    kernel, types, constants, options = case
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if signature[name].startswith("*") or (signature[name] == "i32" and (name in ALIGNED or name.endswith("stride")))
+    }
+    values = {(names.index(name),): value for name, value in constants.items()}
+    built = triton.compile(ASTSource(kernel, signature, values, aligned), target=TARGET, options=options)
+    return built.metadata.shared, built.asm["ptx"], built.asm["cubin"]
+
+
+def stack_bytes(cubin: bytes) -> int:
+    """Registers of a thread that did not fit, in bytes, as the toolchain that comes with Triton reports them."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        report = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return max(int(size) for size in re.findall(r"STACK:(\d+)", report))
+
+
+def main() -> int:
+    bad = 0
+    for case in (*row_cases(), *logits_cases(), *linear_cases(), *attention_cases()):
+        kernel, _, constants, _ = case
+        shared, ptx, cubin = build(case)
+        stack = stack_bytes(cubin)
+        cores = "wgmma" if "wgmma" in ptx else "mma" if "mma.sync" in ptx else ""
+        good = shared <= MAX_SHARED and stack <= MAX_STACK
+        bad += not good
+        print("ok " if good else "BAD", kernel.__name__, constants, f"shared {shared}, stack {stack}", cores, flush=True)
+    return min(bad, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
