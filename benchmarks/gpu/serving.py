@@ -120,9 +120,7 @@ def transformers_throughput(folder: Path, device: str, tiny: bool, limit_s: floa
     hub_config = transformers.AutoConfig.from_pretrained(path)
     dtype = torch.float32 if tiny else torch.bfloat16
     model = transformers.AutoModelForCausalLM.from_config(hub_config, dtype=dtype).to(device).eval()
-    settings = transformers.GenerationConfig(
-        do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=max(lengths), use_cuda_graph=device == "cuda"
-    )
+    settings = transformers.GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=max(lengths))
     model.generation_config = settings
     with model.continuous_batching_context_manager(generation_config=settings, block=True, timeout=5) as manager:
         began = time.perf_counter()

@@ -170,8 +170,6 @@ def test_engine_on_two_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_server_lives_through_the_death_of_a_rank(tmp_path: Path) -> None:
-    import psutil
-
     from sglang.utils import launch_server_cmd, terminate_process, wait_for_server
 
     save_model(tmp_path, "llama")
@@ -184,16 +182,44 @@ def test_server_lives_through_the_death_of_a_rank(tmp_path: Path) -> None:
         body = {"input_ids": PROMPTS[0], "sampling_params": {"temperature": 0, "max_new_tokens": 8}}
         first = httpx.post(f"{url}/generate", json=body, timeout=60).json()["output_ids"]
         assert httpx.get(f"{url}/get_server_info").json()["tp_size"] == 2
-        ranks = [
-            p for p in psutil.Process(process.pid).children(recursive=True) if "distributed.follower" in " ".join(p.cmdline())
-        ]
-        assert len(ranks) == 1
-        ranks[0].kill()
-        deadline = time.monotonic() + 60
-        while httpx.get(f"{url}/health").status_code == 200 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        while httpx.get(f"{url}/health").status_code != 200 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert httpx.post(f"{url}/generate", json=body, timeout=60).json()["output_ids"] == first
+        for victim in ("sglang.srt.model.distributed.follower", "sglang.srt.scheduler_process"):
+            before = _children(process.pid)
+            assert len(before) == 2, "a scheduler and one more rank"
+            before[victim].kill()
+            deadline = time.monotonic() + 120
+            while any(_lives(p) for p in before.values()):
+                assert time.monotonic() < deadline, "a rank outlives the others"
+                time.sleep(0.05)
+            while httpx.get(f"{url}/health").status_code != 200 or len(_children(process.pid)) < 2:
+                assert time.monotonic() < deadline, "the server does not come back"
+                time.sleep(0.05)
+            assert httpx.post(f"{url}/generate", json=body, timeout=60).json()["output_ids"] == first
+        last = _children(process.pid)
     finally:
         terminate_process(process)
+    deadline = time.monotonic() + 30
+    while any(_lives(p) for p in last.values()):
+        assert time.monotonic() < deadline, "a rank outlives the server"
+        time.sleep(0.05)
+
+
+def _lives(process: Any) -> bool:
+    import psutil
+
+    try:
+        return bool(process.is_running() and process.status() != "zombie")
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _children(pid: int) -> dict[str, Any]:
+    """The living processes of a server by their module."""
+    import psutil
+
+    found = {}
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            line = process.cmdline()
+            if "-m" in line and line[line.index("-m") + 1].startswith("sglang.srt."):
+                found[line[line.index("-m") + 1]] = process
+    return found
