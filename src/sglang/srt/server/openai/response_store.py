@@ -1,7 +1,8 @@
 """Responses that are kept, so that a later one can follow them by `previous_response_id`, and for GET /v1/responses/{id}.
 
 Each holds its own input and output; what went before is found by its predecessor's id, so a long conversation is kept once. They
-live in memory, belong to the API key that made them, and the ones unused for longest make room for new ones.
+live in memory as JSON (as objects they would take many times the room), belong to the API key that made them, and the ones unused
+for longest make room for new ones.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from sglang.srt.errors import RequestError
 from sglang.srt.server.responses import encode_json
+
+decode = msgspec.json.Decoder().decode
 
 MAX_RESPONSES = 10_000
 MAX_BYTES = 128 << 20
@@ -27,17 +32,17 @@ class NoSuchResponseError(RequestError):
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """`items`: what this request's `input` said, as a list. `response`: the answer's body. `size`: bytes."""
+    """`items`: what this request's `input` said, as a list; `response`: the answer's body; both as JSON. `previous`: the response that
+    it follows."""
 
     owner: str
-    items: list[Any]
-    response: dict[str, Any]
-    size: int
+    items: bytes
+    response: bytes
+    previous: str | None
 
     @property
-    def previous(self) -> str | None:
-        name: str | None = self.response["previous_response_id"]
-        return name
+    def size(self) -> int:
+        return len(self.items) + len(self.response)
 
 
 class ResponseStore:
@@ -58,9 +63,9 @@ class ResponseStore:
 
     def put(self, owner: str, items: list[Any], response: dict[str, Any]) -> None:
         """Keeps a response that has ended; the oldest go when there is no room."""
-        size = len(encode_json(items)) + len(encode_json(response))
-        self._responses[response["id"]] = StoredResponse(owner, items, response, size)
-        self._bytes += size
+        stored = StoredResponse(owner, encode_json(items), encode_json(response), response["previous_response_id"])
+        self._responses[response["id"]] = stored
+        self._bytes += stored.size
         while self._responses and (self._bytes > self._max_bytes or len(self._responses) > self._max_responses):
             _, oldest = self._responses.popitem(last=False)
             self._bytes -= oldest.size
@@ -90,5 +95,7 @@ class ResponseStore:
             name = found.previous
         for used, _ in reversed(chain):  # a conversation that goes on is kept whole
             self._responses.move_to_end(used)
-        items = [item for _, found in reversed(chain) for item in (*found.items, *found.response["output"])]
+        items: list[Any] = []
+        for _, found in reversed(chain):
+            items += [*decode(found.items), *decode(found.response)["output"]]
         return items, sum(found.size for _, found in chain)

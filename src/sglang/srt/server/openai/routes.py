@@ -109,12 +109,12 @@ class OpenAIApi:
         if request.method == "DELETE":
             self._responses.delete(name, owner)
             return JsonResponse({"id": name, "object": "response", "deleted": True})
-        return JsonResponse(self._responses.get(name, owner).response)
+        return Response(self._responses.get(name, owner).response, media_type="application/json")
 
     async def response_items(self, request: Request) -> Response:
         """What a stored response's request said."""
         items = self._responses.get(request.path_params["response"], current_scope().key).items
-        return JsonResponse({"object": "list", "data": items, "has_more": False})
+        return Response(b'{"object":"list","data":%b,"has_more":false}' % items, media_type="application/json")
 
     async def messages(self, request: Request) -> Response:
         body = await read_object(request)
