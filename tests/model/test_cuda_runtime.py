@@ -159,6 +159,17 @@ def test_cuda_without_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         create_ops(DeviceOptions(device="cuda"))
 
 
+def test_a_device_for_each_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    need_interpreter()
+    with pytest.raises(ConfigError, match="finds no CUDA device"):
+        create_ops(DeviceOptions(device="cuda", tp_size=4))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="--tp-size 4 needs a CUDA device for each rank, and torch finds 2"):
+        create_ops(DeviceOptions(device="cuda", tp_size=4))
+
+
 def test_flags_that_contradict_the_device() -> None:
     with pytest.raises(ConfigError, match="does not run on --device cuda"):
         create_ops(DeviceOptions(device="cuda", kernels="cpu"))

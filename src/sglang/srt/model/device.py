@@ -55,7 +55,18 @@ def _cuda_ops(device: DeviceOptions, rank: int, dtype: str) -> Ops:
             "run on the CPU"
         ) from error
     where = "cpu" if device.device == "cpu" else f"cuda:{rank}"
+    if where != "cpu":
+        _check_count(device.tp_size)
     return cast(Ops, create_cuda_ops(where, dtype, device.kv_cache_dtype, device.deterministic))
+
+
+def _check_count(needed: int) -> None:
+    """A machine without any device is told so elsewhere."""
+    import torch
+
+    found = torch.cuda.device_count()
+    if 0 < found < needed:
+        raise ConfigError(f"--tp-size {needed} needs a CUDA device for each rank, and torch finds {found}")
 
 
 def compute_dtype(config_dtype: str, asked: str) -> str:

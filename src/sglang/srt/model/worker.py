@@ -32,7 +32,7 @@ from sglang.srt.model.capacity import (
     plan_capacity,
     resolve_batch,
 )
-from sglang.srt.model.device import compute_dtype, create_ops, device_memory, device_options, runs_ahead
+from sglang.srt.model.device import compute_dtype, create_ops, device_memory, device_options, on_gpu, runs_ahead
 from sglang.srt.model.distributed.ops import shard_ops
 from sglang.srt.model.distributed.ranks import Ranks, join
 from sglang.srt.model.distributed.sharding import Shard, ShardedSource, shard_model
@@ -125,14 +125,12 @@ class LocalWorker:
 
 def create_worker(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions) -> LocalWorker:
     """Loads the whole model. Raises ConfigError, ModelError or CapacityError with one sentence."""
-    return _create(model, device, memory, 0, None)
+    return _create(model, device, memory, 0)
 
 
 def create_rank(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, rank: int, directory: Path) -> LocalWorker:
     """Loads the part of one of `device.tp_size` ranks, which meet in `directory`. Raises as `create_worker` does."""
-    where = f"cuda:{rank}" if device.device == "cuda" else "cpu"
-    ranks = join(directory, rank, device.tp_size, where, device.deterministic)
-    return _create(model, _share_of(device), memory, rank, ranks)
+    return _create(model, _share_of(device), memory, rank, directory)
 
 
 def _share_of(device: DeviceOptions) -> DeviceOptions:
@@ -147,11 +145,18 @@ def _share_of(device: DeviceOptions) -> DeviceOptions:
     return replace(device, threads=max(1, default_threads() // device.tp_size))
 
 
-def _create(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, rank: int, ranks: Ranks | None) -> LocalWorker:
+def _create(
+    model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, rank: int, directory: Path | None = None
+) -> LocalWorker:
+    """With `directory`, one rank of several."""
     files = resolve_model(model.model_path, revision=model.revision, download_dir=model.download_dir)
     config = read_config(files, model)
     dtype = compute_dtype(config.dtype, model.dtype)
     ops = create_ops(device, rank, dtype)
+    ranks: Ranks | None = None
+    if directory is not None:
+        where = f"cuda:{rank}" if on_gpu(ops) else "cpu"
+        ranks = join(directory, rank, device.tp_size, where, device.deterministic)
     checkpoint = load_checkpoint(files, model, keep_f8="f8" in getattr(ops, "formats", ()))
     try:
         worker = worker_from(checkpoint, checkpoint.config, ops, memory, device.use_tape, model.quantization, ranks)
