@@ -114,8 +114,10 @@ def dense(name: str, values: npt.NDArray[np.float32], format_name: str = "f32") 
     elif format_name == "f16":
         with np.errstate(over="ignore"):
             data = values.astype(np.float16).view(np.uint16)
-    else:
+    elif format_name == "bf16":
         data = blocks.bf16_bits(values)
+    else:
+        raise ValueError(f"values are not made {format_name!r} here")
     return HostTensor(name, format_name, values.shape, data)
 
 
