@@ -31,7 +31,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy_vlm.pictures import COLOURS, SHAPES, Dialog, Scene, dialog, scene
+from toy_vlm.pictures import COLOURS, SHAPES, Dialog, Scene, dialog, scene, two_pictures, words_only
 
 SPECIAL = (
     "<|endoftext|>",
@@ -239,7 +239,7 @@ def train_worker(rank: int, args: argparse.Namespace, store: str) -> None:
     optimizer, shown = make_optimizer(parts, args.lr), 0.0
     for step in range(args.steps):
         seeds = range(args.seed + step * args.batch, args.seed + (step + 1) * args.batch)
-        batch = batcher([dialog(random.Random(s), 3) for s in seeds[rank :: args.workers]])
+        batch = batcher([lesson(random.Random(s)) for s in seeds[rank :: args.workers]])
         loss = model.train()(**batch, use_cache=False).loss
         take_step(model, optimizer, loss, learning_rate(step, args.steps, args.lr), args.workers)
         shown += loss.item()
@@ -250,6 +250,14 @@ def train_worker(rank: int, args: argparse.Namespace, store: str) -> None:
             last = step + 1 == args.steps
             report(model, batcher, tokenizer, processor, args.out, args.questions if last else 100)
     dist.destroy_process_group()
+
+
+def lesson(rng: random.Random) -> Dialog:
+    """What is asked in training: as in tests, but more often about two pictures and none, which have one answer a dialog."""
+    kind = rng.random()
+    if kind < 0.05:
+        return words_only(rng)
+    return two_pictures(rng) if kind < 0.3 else dialog(rng, 3)
 
 
 def train_eyes(
@@ -491,7 +499,7 @@ def main() -> None:
     parser.add_argument(
         "--start-from", type=Path, help="train the model in this folder further, with pictures of another --seed"
     )
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--eye-steps", type=int, default=1000)
     parser.add_argument("--eye-batch", type=int, default=32)
