@@ -72,6 +72,26 @@ def test_bfloat16_logits_are_near(tmp_path: Path, kv: str) -> None:
     assert np.abs(rows[1] - rows[0]).max() < (0.03 if kv == "auto" else 0.5) * spread  # the interpreter rounds float8 wrongly
 
 
+def test_pictures(tmp_path: Path) -> None:
+    """Qwen2.5-VL: windows and whole pictures, positions of three axes, rows laid over the text's."""
+    vision = pytest.importorskip("tests.model.vision", reason="the extra [vision] is not installed")
+    vision.save_qwen(tmp_path, "Qwen2_5_VL")
+    shown = vision.show(np.random.default_rng(0), [[1, 2, 3], (1, 4, 4), [5]])
+    rows = []
+    for ops in (ReferenceOps(), cuda.create_cuda_ops("cpu", "float32")):
+        worker = open_worker(tmp_path, ops)
+        table = np.zeros((worker.info.max_running_requests, worker.info.context_len), np.int32)
+        table[0, : len(shown.ids)] = np.arange(len(shown.ids))
+        worker.bind(table)
+        jobs = vision.embed(worker, shown.items)
+        batch = vision.batch_of(shown, jobs, 0, len(shown.ids), table, 0)
+        worker.forward(batch)
+        last = np.array([len(shown.ids) - 1], np.int32)
+        rows.append(ops.fetch(worker._runner.head(last)).result())
+    assert np.abs(rows[0]).max() > 1
+    assert np.abs(rows[1] - rows[0]).max() < 1e-5 * np.abs(rows[0]).max()
+
+
 def test_what_cannot_run_says_so() -> None:
     with pytest.raises(ConfigError, match="finds no CUDA device|TRITON_INTERPRET"):
         cuda.create_cuda_ops("cuda:0")

@@ -103,8 +103,9 @@ class CudaOps:
         self._products = Products(self.device, self.dtype, deterministic)
         self._attention = PagedAttention(self.device, processors, deterministic, partial_bytes)
         self._logits = Logits(self.device)
-        self._bounds: dict[int, int] = {}
-        self._shapes: dict[int, StepShape] = {}
+        # by address, together with the array, so that no other array can come to lie there
+        self._bounds: dict[int, tuple[Tensor, int]] = {}
+        self._shapes: dict[int, tuple[Tensor, StepShape]] = {}
         self._tables: dict[int, DeviceTable] = {}
         for name in ("pick", "adjust", "mask", "argmax", "log_sum_exp", "top_k", "sample"):
             setattr(self, name, getattr(self._logits, name))
@@ -153,15 +154,16 @@ class CudaOps:
         return DeviceFetch(x)
 
     def bound(self, rows: Tensor, num_rows: int) -> None:
-        self._bounds[rows.data_ptr()] = num_rows
+        self._bounds[rows.data_ptr()] = (rows, num_rows)
 
     def bound_step(self, meta: AttentionMeta, shape: StepShape) -> None:
-        self._shapes[meta.num_reqs.data_ptr()] = shape
+        self._shapes[meta.num_reqs.data_ptr()] = (meta.num_reqs, shape)
 
     def _most(self, rows: Tensor, *arrays: Tensor) -> int:
         """How many rows an op may have: the bound that was given, or what its arrays hold."""
         room = min(len(array) for array in arrays)
-        return min(room, self._bounds.get(rows.data_ptr(), room))
+        bound = self._bounds.get(rows.data_ptr())
+        return room if bound is None else min(room, bound[1])
 
     # --- weights --------------------------------------------------------------------------------------------------------------
     def can_stack(self, parts: Sequence[HostTensor]) -> bool:
@@ -295,9 +297,9 @@ class CudaOps:
         window: int = 0,
         soft_cap: float = 0.0,
     ) -> None:
-        shape = self._shapes.get(meta.num_reqs.data_ptr())
-        if shape is None:
-            shape = StepShape(len(qkv), len(meta.q_len), len(qkv), meta.req_to_token.shape[1])
+        known = self._shapes.get(meta.num_reqs.data_ptr())
+        most = StepShape(len(qkv), len(meta.q_len), len(qkv), meta.req_to_token.shape[1])
+        shape = most if known is None else known[1]
         self._attention(qkv, kv, out, meta, shape, num_heads, window, soft_cap)
 
     def soft_cap(self, x: Tensor, rows: Tensor, *, cap: float) -> None:
