@@ -196,6 +196,7 @@ def decode_merge_kernel(
                 acc1 = tl.zeros([ROWS, BLOCK_D], tl.float32)
         else:
             m, z, acc = _fold(m, z, acc, m2, z2, acc2)
+    z = tl.where(z > 0, z, 1.0)  # rows that pad the group
     row = tl.load(q_start + req).to(tl.int64)
     out_at = out + row * out_stride + (kv_head * GROUP + g)[:, None] * head_dim + dim_at[None, :]
     tl.store(out_at, (acc / z[:, None]).to(out.dtype.element_ty), mask=row_mask)
