@@ -128,6 +128,9 @@ def test_the_whole_script(tmp_path: Path) -> None:
     need_interpreter()
     command = [sys.executable, "-m", "benchmarks.cuda", "--interpret", "--tiny", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode in (0, 1), done.stdout + done.stderr  # 1: something differs, which the table says
     for name in cuda.SECTIONS:
-        assert cuda.is_complete(cuda.read_findings(tmp_path / f"{name}.jsonl")), name
+        findings = cuda.read_findings(tmp_path / f"{name}.jsonl")
+        assert cuda.is_complete(findings), name
+        assert not [f for f in findings if "problem" in f], "an op that does not run at all"
+    assert "| every model | the CPU's greedy tokens, float32 | 4 of 4 | pass |" in done.stdout
