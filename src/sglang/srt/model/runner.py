@@ -145,7 +145,8 @@ def load_step(ops: Ops, step: StepBuffers, batch: ForwardBatch, limits: StepLimi
     step.inputs.send()
     ops.sync_table(step.meta.req_to_token, req_to_token, batch.req_pool_idx, batch.seq_lens)
     ops.bound(step.rows, rows)
-    ops.bound_step(step.meta, StepShape(rows, reqs, int(batch.q_len.max(initial=0)), int(batch.seq_lens.max(initial=0))))
+    longest = max(batch.q_len.tolist(), default=0), max(batch.seq_lens.tolist(), default=0)
+    ops.bound_step(step.meta, StepShape(rows, reqs, *longest))
     if step.media is not None:
         _load_media(step.media, batch)
     if step.cross is not None:
