@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.messages import TokenizedReq
-from sglang.srt.scheduler import scheduler
 from sglang.srt.scheduler.drafts import HabitBook
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.habits import MAX_ENTRIES, Habits
@@ -22,12 +21,6 @@ from tests.scheduler.test_jump import STEPPING, answers, requests, shape
 from tests.scheduler.toy import Answer, Harness, ToyWorker, make_req
 
 LOOSE = r'\{"name":"[a-c]{1,4}","age":[0-9]{1,2},"city":"(Rome|Paris|Oslo)","tags":\["the","[a-z]{3}"\]\}'
-
-
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No mask is late: steps can be counted."""
-    monkeypatch.setattr(scheduler, "LATE_SECONDS", 30.0)
 
 
 def renamed(reqs: list[TokenizedReq], name: str) -> list[TokenizedReq]:

@@ -89,6 +89,7 @@ def test_answers_are_the_same_with_and_without(data: st.DataObject) -> None:
             assert shape(answer) == shape(alone)
 
 
+@pytest.mark.usefixtures("patient")
 def test_forced_tokens_cost_no_steps() -> None:
     req = make_req("a", [1, 2, 3], 200, temperature=1.0, seed=3, regex=CHARACTER)
     steps = []
