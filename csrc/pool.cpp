@@ -144,6 +144,7 @@ void Pool::run(const Op* ops, size_t count, uint64_t* spent) {
   ops_ = ops;
   count_ = count;
   next_.store(0, std::memory_order_relaxed);
+  running_.store(true, std::memory_order_relaxed);
   call();
   int n = claim_from(1);
   for (int k = 1; !adaptive_ && n < limit_; k++) {
@@ -155,6 +156,7 @@ void Pool::run(const Op* ops, size_t count, uint64_t* spent) {
   phase_.store(((phase_.load(std::memory_order_relaxed) >> 16) + 1) << 16 | uint64_t(n), std::memory_order_relaxed);
   if (n > 1) invite(n, 0);
   work(0, n, 0, spent);
+  running_.store(false, std::memory_order_relaxed);
   lasted_ += double(ticks() - began_) * double(limit_);
   if (limit_ == size_ && ++good_runs_ >= 16) hold_ = kHoldMinNs;
 }
@@ -258,8 +260,10 @@ int Pool::wait_for_invitation(int tid) {
       pause_cpu();
       if (k % 64 != 63) continue;
       const uint64_t gone = nanoseconds() - begin;
+      // Where a run could use it, the next barrier may be a long op away.
+      const bool wanted = running_.load(std::memory_order_relaxed) && tid < limit_.load(std::memory_order_relaxed);
       int awake = kAwake;
-      if (gone > uint64_t(spin_us_) * 1000 && state.compare_exchange_strong(awake, kAsleep, std::memory_order_acq_rel)) break;
+      if (gone > uint64_t(spin_us_) * 1000 && !wanted && state.compare_exchange_strong(awake, kAsleep, std::memory_order_acq_rel)) break;
       if (gone > 20'000) sched_yield();
     }
     std::unique_lock<std::mutex> lock(sleep_mutex_);

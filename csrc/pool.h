@@ -72,7 +72,7 @@ class Pool {
   // Number of the run in the upper bits, threads it could use in the low 16: what sleepers wait for.
   alignas(64) std::atomic<uint64_t> wanted_{0};
   std::atomic<int> sleeping_{0}, blocked_{0};    // between runs; in a barrier
-  std::atomic<bool> stop_{false};
+  std::atomic<bool> stop_{false}, running_{false};
   std::mutex sleep_mutex_;
   std::condition_variable wake_, go_on_;
 
