@@ -203,6 +203,12 @@ struct SegmentArgs {
   float scale;
 };
 
+struct TakeArgs {                      // take_drawn
+  int* ids;
+  const int *previous, *drawn, *rows;
+  int max_rows, num_drawn;
+};
+
 // On logits: x is num_rows rows of n floats, ld apart.
 struct LogitsArgs {
   float* x;
@@ -262,7 +268,7 @@ struct ReadArgs {                      // memory bandwidth, for benchmarks
 
 struct Kernels {
   const char* name;
-  OpFn embedding, rms_norm, linear, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap;
+  OpFn take_drawn, embedding, rms_norm, linear, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap;
   OpFn overlay, gather_rows, blend_rows, select_rope, layer_norm, activate, rotate, segment_attention;
   OpFn adjust, mask, argmax, log_sum_exp, top_k, sample;
   OpFn pack, read;

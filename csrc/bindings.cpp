@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <climits>
+#include <cstring>
 
 using Obj = nb::handle;
 using InArray = nb::ndarray<nb::ro, nb::device::cpu>;
@@ -92,7 +93,31 @@ static int gate_of(const Call& c, const std::string& name) {
   c.fail("gate", "must be silu, gelu_tanh or gelu");
 }
 
+// ---- between host and device ----------------------------------------------------------------------------------------------
+struct CopyArgs {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+static void copy_bytes(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const CopyArgs*>(args);
+  if (c.take() == 0) std::memcpy(a.to, a.from, a.bytes);
+}
+// to[...] = from, in its turn among what was started. Returns the job to wait for.
+static uint64_t copy(Runtime& rt, const nb::ndarray<nb::c_contig, nb::device::cpu>& to, const nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>& from) {
+  if (to.nbytes() != from.nbytes()) throw nb::value_error("copy: both arrays must have the same size");
+  std::vector<nb::object> keep{nb::cast(to), nb::cast(from)};
+  return rt.start(make_op("copy", &copy_bytes, CopyArgs{to.data(), from.data(), from.nbytes()}), keep);
+}
+
 // ---- the forward pass -----------------------------------------------------------------------------------------------------
+static void take_drawn(Runtime& rt, Obj ids, Obj previous, Obj drawn, Obj rows) {
+  Call c("take_drawn");
+  TakeArgs a{c.out_vec<int>(ids, "ids", 0), c.vec<int>(previous, "previous", 0), c.vec<int>(drawn, "drawn", 0), c.rows(rows),
+             smaller(int(nb::len(ids)), int(nb::len(previous))), int(nb::len(drawn))};
+  rt.run(make_op("take_drawn", rt.kernels().take_drawn, a), c.keep);
+}
+
 static void embedding(Runtime& rt, Obj weight, Obj ids, Obj out, Obj rows, float scale) {
   Call c("embedding");
   const WeightView& w = c.weight(weight, "weight");
@@ -367,8 +392,7 @@ static void adjust(Runtime& rt, Obj x, Obj indptr, Obj ids, Obj scale, Obj bias)
   for (int i = 0; i < n; i++) c.check(ptr[i] <= ptr[i + 1], "indptr", "must not decrease");
   const size_t total = size_at(ptr[n]);
   AdjustArgs a{logits(c, x, n), ptr, c.vec<int>(ids, "ids", total), c.vec<float>(scale, "scale", total), c.vec<float>(bias, "bias", total)};
-  const Op op = make_op("adjust", rt.kernels().adjust, a);
-  rt.run_now(&op);
+  rt.start(make_op("adjust", rt.kernels().adjust, a), c.keep);
 }
 
 static void mask(Runtime& rt, Obj x, Obj row_idx, Obj bits) {
@@ -378,15 +402,13 @@ static void mask(Runtime& rt, Obj x, Obj row_idx, Obj bits) {
   c.check(b.rows >= n && (n <= 1 || b.ld == size_t(b.cols)), "bits", "must be contiguous with a row for each of row_idx");
   auto m = c.out_mat<float>(x, "x", 1);
   MaskArgs a{{m.p, m.ld, m.cols, m.rows}, c.vec<int>(row_idx, "row_idx", 0), b.p, n, b.cols};
-  const Op op = make_op("mask", rt.kernels().mask, a);
-  rt.run_now(&op);
+  rt.start(make_op("mask", rt.kernels().mask, a), c.keep);
 }
 
 static void argmax(Runtime& rt, Obj x, int num_rows, Obj out) {
   Call c("argmax");
   RowArgs a{logits(c, x, num_rows), c.out_vec<int>(out, "out", size_at(num_rows)), nullptr};
-  const Op op = make_op("argmax", rt.kernels().argmax, a);
-  rt.run_now(&op);
+  rt.start(make_op("argmax", rt.kernels().argmax, a), c.keep);
 }
 
 static void log_sum_exp(Runtime& rt, Obj x, int num_rows, Obj out) {
@@ -418,8 +440,7 @@ static void sample(Runtime& rt, Obj x, int num_rows, Obj temperature, Obj top_k,
   a.work_bytes = (size_t(1) << 16) + (size_t(a.x.n) + 64) * 20;
   a.work_bytes = (a.work_bytes + 63) / 64 * 64;
   a.work = static_cast<char*>(rt.buffer("sampling", a.work_bytes * size_t(rt.pool().size())));
-  const Op op = make_op("sample", rt.kernels().sample, a);
-  rt.run_now(&op);
+  rt.start(make_op("sample", rt.kernels().sample, a), c.keep);
 }
 
 // ---- loading and measuring --------------------------------------------------------------------------------------------------
@@ -492,6 +513,11 @@ NB_MODULE(_cpu, m) {
       .def("begin", &Runtime::begin)
       .def("end", &Runtime::end)
       .def("replay", &Runtime::replay, nb::arg("tape"), nb::arg("profile") = false)
+      .def("run_ahead", &Runtime::run_ahead)
+      .def("wait", &Runtime::wait)
+      .def("finish", &Runtime::finish)
+      .def("copy", &copy)
+      .def("take_drawn", &take_drawn)
       .def("embedding", &embedding)
       .def("rms_norm", &rms_norm, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none())
       .def("linear", &linear, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none())

@@ -129,10 +129,38 @@ void Runtime::run_now(const Op* ops, size_t count) {
   pool_.run(ops, count);
 }
 
-void Runtime::replay(Tape& tape, bool profile) {
+uint64_t Runtime::start(const Op& op, std::vector<nb::object>& keep) {
+  forget_finished();
+  auto own = std::make_unique<Op>(op);
+  const uint64_t job = pool_.submit(own.get(), 1);
+  started_.push_back({job, std::move(own), std::move(keep)});
+  if (!ahead_) wait(job);
+  return job;
+}
+
+uint64_t Runtime::replay(nb::object object, bool profile) {
+  forget_finished();
+  Tape& tape = nb::cast<Tape&>(object);
   if (profile) tape.spent.resize(tape.ops.size());
-  nb::gil_scoped_release nogil;
-  pool_.run(tape.ops.data(), tape.ops.size(), profile ? tape.spent.data() : nullptr);
+  const uint64_t job = pool_.submit(tape.ops.data(), tape.ops.size(), profile ? tape.spent.data() : nullptr);
+  started_.push_back({job, nullptr, {std::move(object)}});
+  if (profile || !ahead_) wait(job);
+  return job;
+}
+
+void Runtime::wait(uint64_t job) {
+  {
+    nb::gil_scoped_release nogil;
+    pool_.wait(job);
+  }
+  forget_finished();
+}
+
+void Runtime::forget_finished() {
+  while (!started_.empty() && started_.front().job <= pool_.finished()) {
+    const Started done = std::move(started_.front());      // what it kept may call into Python when it goes
+    started_.pop_front();
+  }
 }
 
 void* Runtime::buffer(const char* what, size_t bytes) {

@@ -4,6 +4,7 @@
 #include "memory.h"
 #include "pool.h"
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <nanobind/nanobind.h>
@@ -60,12 +61,28 @@ class Runtime {
   void run(const Op* ops, size_t count, std::vector<nb::object>& keep);
   void run(const Op& op, std::vector<nb::object>& keep) { run(&op, 1, keep); }
   void run_now(const Op* ops, size_t count = 1);
-  void replay(Tape& tape, bool profile);
+  // Ahead: `start` and `replay` return at once, and what they began is done in the order of the calls, before anything that runs
+  // now. They return the number of the job to wait for; otherwise they run, and it is finished.
+  void run_ahead(bool on) { ahead_ = on; }
+  uint64_t start(const Op& op, std::vector<nb::object>& keep);
+  uint64_t replay(nb::object tape, bool profile);
+  void wait(uint64_t job);
+  void finish() { wait(pool_.submitted()); }
   // Work buffers, one for each size that was ever asked for; they live as long as the runtime.
   void* buffer(const char* what, size_t bytes);
 
  private:
+  // What was started: its ops, where they are not a tape's, and everything that must stay until it is finished.
+  struct Started {
+    uint64_t job;
+    std::unique_ptr<Op> op;
+    std::vector<nb::object> keep;
+  };
+  void forget_finished();
+
   const Kernels* kernels_;
+  bool ahead_ = false;
+  std::deque<Started> started_;
   Pool pool_;
   Arena arena_;
   nb::object tape_object_;

@@ -47,6 +47,7 @@ class FlushDenormals {
 #endif
 };
 
+constexpr int kReturns = 64;           // a few microseconds
 constexpr int kSpins = 4000;           // in a barrier, about 0.1 ms: then a core may have been taken away
 // Threads are given up when waiting took this share of their time, and this much of it. While one waits, another has lost its
 // core, so a quarter waited is half the work lost: two threads are then no faster than one. A wait counts if no unit of work is
@@ -78,13 +79,18 @@ uint64_t ticks() {
 }
 
 Pool::Pool(int threads, int spin_us)
-    : size_(threads), spin_us_(spin_us), owner_(long(getpid())), state_(size_t(threads > 0 ? threads : 0)), limit_(threads), hold_(kHoldMinNs) {
+    : size_(threads), spin_us_(spin_us), owner_(long(getpid())), seats_(size_t(threads > 0 ? threads : 0)), places_(seats_.size()),
+      limit_(threads), hold_(kHoldMinNs) {
   if (threads < 1 || threads > kMaxThreads) throw std::invalid_argument("threads must be between 1 and 256");
   ticks_per_ns();                      // measured now, not in a run
   void* p = nullptr;
   if (posix_memalign(&p, 4096, kScratchBytes * size_t(threads))) throw std::bad_alloc();
   scratch_ = static_cast<char*>(p);
-  for (int i = 1; i < threads; i++) threads_.emplace_back([this, i] { worker(i); });
+  claimed_.reserve(size_t(threads));
+  for (int i = 1; i < threads; i++) threads_.emplace_back([this, i] {
+    FlushDenormals flush;
+    attend(i, UINT64_MAX);
+  });
 }
 
 Pool::~Pool() {
@@ -104,61 +110,173 @@ Pool::~Pool() {
 bool Pool::forked() const { return owner_ != long(getpid()); }
 
 void Pool::set_adaptive(bool on) {
-  std::lock_guard<std::mutex> lock(run_mutex_);
+  std::lock_guard<std::mutex> lock(caller_mutex_);
   adaptive_ = on;
   limit_ = size_;
   hold_ = kHoldMinNs;
 }
 
-// Claims the threads n, n + 1, ... that are awake, up to limit_; returns how many threads there are with them.
-int Pool::claim_from(int n) {
-  for (int limit = limit_; n < limit; n++) {
-    int awake = kAwake;
-    if (!state_[size_t(n)].state.compare_exchange_strong(awake, kClaimed, std::memory_order_acq_rel)) break;
+// ---- jobs -------------------------------------------------------------------------------------------------------------------
+uint64_t Pool::submit(const Op* ops, size_t count, uint64_t* spent) {
+  uint64_t number;
+  {
+    std::lock_guard<std::mutex> lock(queue_mutex_);
+    number = submitted_.load(std::memory_order_relaxed);
+    if (count == 0) return number;
+    queue_.push_back({ops, count, spent});
+    submitted_.store(++number, std::memory_order_seq_cst);
   }
-  return n;
+  call();
+  return number;
 }
 
-// Wakes the threads that may take part.
-void Pool::call() {
-  const int limit = limit_;
-  if (limit == 1) return;
-  wanted_.store(((wanted_.load(std::memory_order_relaxed) >> 16) + 1) << 16 | uint64_t(limit), std::memory_order_seq_cst);
-  if (sleeping_.load(std::memory_order_seq_cst) == 0) return;
-  { std::lock_guard<std::mutex> lock(sleep_mutex_); }
-  wake_.notify_all();
-}
-
-void Pool::invite(int n, size_t first_op) {
-  first_op_ = first_op;
-  const uint64_t number = (job_.load(std::memory_order_relaxed) >> 16) + 1;
-  job_.store(number << 16 | uint64_t(n), std::memory_order_release);
-}
-
-void Pool::run(const Op* ops, size_t count, uint64_t* spent) {
-  if (count == 0) return;
-  std::lock_guard<std::mutex> lock(run_mutex_);
+void Pool::wait(uint64_t job) {
+  if (finished() >= job) return;
+  std::lock_guard<std::mutex> lock(caller_mutex_);
   FlushDenormals flush;
+  attend(0, job);
+}
+
+// Leads jobs, or joins them where others lead, until that one is finished.
+void Pool::attend(int seat, uint64_t until) {
+  while (!stop_.load(std::memory_order_relaxed) && finished() < until) {
+    if (may_lead(seat) && lead(until)) continue;
+    const uint64_t invitation = wait_for_invitation(seat, until);
+    if (invitation) work(int(invitation >> 16 & 0xffff), int(invitation & 0xffff), first_op_);
+  }
+}
+
+// The caller may always: it waits for nothing else. When all threads but one are given up, one of the others still may, or nothing
+// would be done while the caller is away.
+bool Pool::may_lead(int seat) const { return seat <= 1 || seat < limit_.load(std::memory_order_relaxed); }
+
+bool Pool::lead(uint64_t until) {
+  if (finished() == submitted_.load(std::memory_order_acquire) || led_.exchange(true, std::memory_order_acquire)) return false;
+  bool any = false;
+  int team = 1;
+  while (finished() < until && !stop_.load(std::memory_order_relaxed)) {
+    Job job;
+    {
+      std::lock_guard<std::mutex> lock(queue_mutex_);
+      if (queue_.empty()) break;
+      job = queue_.front();
+      queue_.pop_front();
+    }
+    team = run_job(job, team);
+    any = true;
+  }
+  led_.store(false, std::memory_order_seq_cst);
+  if (finished() != submitted_.load(std::memory_order_seq_cst)) call();
+  return any;
+}
+
+// Returns how many threads were there at the end. `team`: of the job before, which are on their way back.
+int Pool::run_job(const Job& job, int team) {
   if (forked()) limit_ = 1, adaptive_ = false;
   else take_back();
-  ops_ = ops;
-  count_ = count;
+  job_ = job;
   next_.store(0, std::memory_order_relaxed);
-  running_.store(true, std::memory_order_relaxed);
-  call();
+  const uint64_t phase = ((phase_.load(std::memory_order_relaxed) >> 16) + 1) << 16;
+  phase_.store(phase | 1, std::memory_order_seq_cst);        // there is room: sleepers look
+  if (limit_ > 1) call();
   int n = claim_from(1);
+  for (int k = 0; n < team && n < limit_ && k < kReturns; k++) {
+    pause_cpu();
+    n = claim_from(n);
+  }
   for (int k = 1; !adaptive_ && n < limit_; k++) {
     if (k % 256 == 0) call();          // one may have fallen asleep since
     pause_cpu();
     n = claim_from(n);
   }
-  began_ = ticks();
-  phase_.store(((phase_.load(std::memory_order_relaxed) >> 16) + 1) << 16 | uint64_t(n), std::memory_order_relaxed);
+  began_ = op_began_ = ticks();
+  phase_.store(phase | uint64_t(n), std::memory_order_relaxed);
   if (n > 1) invite(n, 0);
-  work(0, n, 0, spent);
-  running_.store(false, std::memory_order_relaxed);
+  work(0, n, 0);
   lasted_ += double(ticks() - began_) * double(limit_);
   if (limit_ == size_ && ++good_runs_ >= 16) hold_ = kHoldMinNs;
+  return int(phase_.load(std::memory_order_relaxed) & 0xffff);
+}
+
+void Pool::work(int place, int n, size_t first) {
+  const Op* ops = job_.ops;
+  const size_t count = job_.count;
+  for (size_t i = first; i < count; i++) {
+    const Ctx c{place, n, size_, &next_, scratch_ + kScratchBytes * size_t(place)};
+    ops[i].fn(ops[i].args, c);
+    n = barrier(place, n, i + 1);
+    if (place >= n) return;            // given up
+  }
+}
+
+// Waits for the n threads that run this op; returns how many run the next.
+int Pool::barrier(int place, int n, size_t next_op) {
+  const uint64_t phase = phase_.load(std::memory_order_relaxed);
+  if (n > 1) places_[size_t(place)].arrived.store(ticks(), std::memory_order_relaxed);
+  if (n == 1 || arrived_.fetch_add(1, std::memory_order_acq_rel) == n - 1) {
+    const int m = judge(n, next_op);
+    arrived_.store(0, std::memory_order_relaxed);
+    next_.store(0, std::memory_order_relaxed);
+    finish_op(next_op);
+    if (n == 1 && m == 1) return 1;
+    phase_.store(((phase >> 16) + 1) << 16 | uint64_t(m), std::memory_order_seq_cst);
+    if (blocked_.load(std::memory_order_seq_cst) > 0) {
+      { std::lock_guard<std::mutex> lock(sleep_mutex_); }
+      go_on_.notify_all();
+    }
+    if (m > n) invite(m, next_op);       // else the next job may be under way already
+    return m;
+  }
+  for (int k = 0; k < kSpins; k++) {
+    const uint64_t now = phase_.load(std::memory_order_acquire);
+    if (now != phase) return int(now & 0xffff);
+    pause_cpu();
+  }
+  // Whoever we wait for has lost its core: sleeping leaves it ours.
+  std::unique_lock<std::mutex> lock(sleep_mutex_);
+  blocked_.fetch_add(1, std::memory_order_seq_cst);
+  uint64_t now;
+  go_on_.wait(lock, [&] { return (now = phase_.load(std::memory_order_seq_cst)) != phase; });
+  blocked_.fetch_sub(1, std::memory_order_relaxed);
+  return int(now & 0xffff);
+}
+
+// All threads have done their part of an op. A job counts as finished before its threads leave the barrier: one that is to go
+// with it sees that it may.
+void Pool::finish_op(size_t next_op) {
+  if (job_.spent) {
+    const uint64_t now = ticks();
+    job_.spent[next_op - 1] += now - op_began_;
+    op_began_ = now;
+  }
+  if (next_op != job_.count) return;
+  finished_.fetch_add(1, std::memory_order_seq_cst);
+  if (callers_asleep_.load(std::memory_order_seq_cst) == 0) return;
+  { std::lock_guard<std::mutex> lock(sleep_mutex_); }
+  done_.notify_all();
+}
+
+// ---- how many threads -------------------------------------------------------------------------------------------------------
+// At a barrier where all n threads are: how many go on. All leave after the last op.
+int Pool::judge(int n, size_t next_op) {
+  if (next_op == job_.count) return n;
+  if (n > 1 && adaptive_) {
+    const uint64_t now = ticks();
+    const double rate = ticks_per_ns();
+    lasted_ += double(now - began_) * double(n);
+    began_ = now;
+    if (lasted_ > kWindowNs * rate * double(n)) waited_ *= 0.5, lasted_ *= 0.5;
+    for (int i = 0; i < n; i++) {
+      const double waited = double(now - places_[size_t(i)].arrived.load(std::memory_order_relaxed));
+      if (waited > kLongNs * rate) waited_ += waited;
+    }
+    if (waited_ > kLostNs * rate && waited_ > kLostShare * lasted_) {
+      give_up(n);
+      return limit_;
+    }
+  }
+  if (adaptive_ && take_back()) call();
+  return n < limit_ ? claim_from(n) : n;
 }
 
 // After a while without them, all threads may take part again. True if that changed something.
@@ -180,108 +298,85 @@ void Pool::give_up(int n) {
   good_runs_ = 0;
 }
 
-void Pool::work(int tid, int n, size_t first, uint64_t* spent) {
-  const Op* ops = ops_;
-  const size_t count = count_;
-  for (size_t i = first; i < count; i++) {
-    const uint64_t t0 = spent ? ticks() : 0;
-    const Ctx c{tid, n, size_, &next_, scratch_ + kScratchBytes * size_t(tid)};
-    ops[i].fn(ops[i].args, c);
-    n = barrier(tid, n, i + 1);
-    if (spent) spent[i] += ticks() - t0;
-    if (tid >= n) return;              // given up
+// ---- joining a job ------------------------------------------------------------------------------------------------------------
+// Claims free threads for the places n, n + 1, ... up to limit_; returns how many threads there are with them.
+int Pool::claim_from(int n) {
+  const uint64_t job = finished() + 1;
+  for (size_t i = 0; i < seats_.size() && n < limit_ && num_free_.load(std::memory_order_relaxed) > 0; i++) {
+    if (!seats_[i].free.load(std::memory_order_acquire) || seats_[i].until.load(std::memory_order_relaxed) < job) continue;
+    if (!retire(seats_[i])) continue;
+    claimed_.push_back(int(i));
+    n++;
   }
+  return n;
 }
 
-// Waits for the n threads that run this op; returns how many run the next.
-int Pool::barrier(int tid, int n, size_t next_op) {
-  const uint64_t phase = phase_.load(std::memory_order_relaxed);
-  if (n > 1) state_[size_t(tid)].arrived.store(ticks(), std::memory_order_relaxed);
-  if (n == 1 || arrived_.fetch_add(1, std::memory_order_acq_rel) == n - 1) {
-    const int m = judge(n, next_op);
-    arrived_.store(0, std::memory_order_relaxed);
-    next_.store(0, std::memory_order_relaxed);
-    if (n == 1 && m == 1) return 1;
-    phase_.store(((phase >> 16) + 1) << 16 | uint64_t(m), std::memory_order_seq_cst);
-    if (blocked_.load(std::memory_order_seq_cst) > 0) {
-      { std::lock_guard<std::mutex> lock(sleep_mutex_); }
-      go_on_.notify_all();
-    }
-    if (m > n) invite(m, next_op);
-    return m;
+// Those that were claimed are the last of the n threads that run the op `first_op`.
+void Pool::invite(int n, size_t first_op) {
+  first_op_ = first_op;
+  int place = n - int(claimed_.size());
+  for (const int i : claimed_) {
+    auto& invitation = seats_[size_t(i)].invitation;
+    const uint64_t number = (invitation.load(std::memory_order_relaxed) >> 32) + 1;
+    invitation.store(number << 32 | uint64_t(place++) << 16 | uint64_t(n), std::memory_order_release);
   }
-  for (int k = 0; k < kSpins; k++) {
-    const uint64_t now = phase_.load(std::memory_order_acquire);
-    if (now != phase) return int(now & 0xffff);
+  claimed_.clear();
+}
+
+// Makes a free seat taken; false when somebody else just did.
+bool Pool::retire(Seat& seat) {
+  bool is_free = true;
+  if (!seat.free.compare_exchange_strong(is_free, false, std::memory_order_acq_rel)) return false;
+  num_free_.fetch_sub(1, std::memory_order_relaxed);
+  return true;
+}
+
+bool Pool::has_work(int seat) const {
+  return may_lead(seat) && !led_.load(std::memory_order_seq_cst) && finished() != submitted_.load(std::memory_order_seq_cst);
+}
+
+// Whether a job runs that has room for one more: its next barrier may be a long op away.
+bool Pool::is_wanted() const {
+  return led_.load(std::memory_order_seq_cst) && int(phase_.load(std::memory_order_seq_cst) & 0xffff) < limit_.load(std::memory_order_relaxed);
+}
+
+// Spins for a while, giving way to others after the first moments, then sleeps. Returns the invitation, or 0 when there may be
+// something else to do.
+uint64_t Pool::wait_for_invitation(int seat, uint64_t until) {
+  Seat& mine = seats_[size_t(seat)];
+  const uint64_t seen = mine.invitation.load(std::memory_order_relaxed);
+  mine.until.store(until, std::memory_order_relaxed);
+  num_free_.fetch_add(1, std::memory_order_relaxed);
+  mine.free.store(true, std::memory_order_release);
+  const uint64_t begin = nanoseconds();
+  for (int k = 0;; k++) {
+    const uint64_t invitation = mine.invitation.load(std::memory_order_acquire);
+    if (invitation != seen) return invitation;
+    const bool leaves = stop_.load(std::memory_order_relaxed) || finished() >= until || has_work(seat);
+    if (leaves && retire(mine)) return 0;
     pause_cpu();
+    if (k % 64 != 63) continue;
+    const uint64_t gone = nanoseconds() - begin;
+    if (gone > uint64_t(spin_us_) * 1000 && !is_wanted() && retire(mine)) {
+      sleep(seat, until);
+      return 0;
+    }
+    if (gone > 20'000) sched_yield();
   }
-  // Whoever we wait for has lost its core: sleeping leaves it ours.
+}
+
+// A worker sleeps until it could lead or join a job, the caller until its job is finished.
+void Pool::sleep(int seat, uint64_t until) {
   std::unique_lock<std::mutex> lock(sleep_mutex_);
-  blocked_.fetch_add(1, std::memory_order_seq_cst);
-  uint64_t now;
-  go_on_.wait(lock, [&] { return (now = phase_.load(std::memory_order_seq_cst)) != phase; });
-  blocked_.fetch_sub(1, std::memory_order_relaxed);
-  return int(now & 0xffff);
+  auto& asleep = seat == 0 ? callers_asleep_ : sleeping_;
+  asleep.fetch_add(1, std::memory_order_seq_cst);
+  (seat == 0 ? done_ : wake_).wait(lock, [&] { return stop_.load() || finished_.load() >= until || has_work(seat) || (seat && is_wanted()); });
+  asleep.fetch_sub(1, std::memory_order_relaxed);
 }
 
-// At a barrier where all n threads are: how many go on. All leave after the last op.
-int Pool::judge(int n, size_t next_op) {
-  if (next_op == count_) return n;
-  if (n > 1 && adaptive_) {
-    const uint64_t now = ticks();
-    const double rate = ticks_per_ns();
-    lasted_ += double(now - began_) * double(n);
-    began_ = now;
-    if (lasted_ > kWindowNs * rate * double(n)) waited_ *= 0.5, lasted_ *= 0.5;
-    for (int i = 0; i < n; i++) {
-      const double waited = double(now - state_[size_t(i)].arrived.load(std::memory_order_relaxed));
-      if (waited > kLongNs * rate) waited_ += waited;
-    }
-    if (waited_ > kLostNs * rate && waited_ > kLostShare * lasted_) {
-      give_up(n);
-      return limit_;
-    }
-  }
-  if (adaptive_ && take_back()) call();
-  return n < limit_ ? claim_from(n) : n;
-}
-
-// Between runs: spins for a while, giving way to others after the first moments, then sleeps until a run could use it. A
-// thread is invited only after it said that it is awake, so whatever was in job_ before is not for it.
-int Pool::wait_for_invitation(int tid) {
-  auto& state = state_[size_t(tid)].state;
-  for (;;) {
-    const uint64_t seen = job_.load(std::memory_order_acquire), run = wanted_.load(std::memory_order_acquire);
-    state.store(kAwake, std::memory_order_release);
-    const uint64_t begin = nanoseconds();
-    for (int k = 0; !stop_.load(std::memory_order_relaxed); k++) {
-      const uint64_t job = job_.load(std::memory_order_acquire);
-      if (job != seen && tid < int(job & 0xffff)) return int(job & 0xffff);
-      pause_cpu();
-      if (k % 64 != 63) continue;
-      const uint64_t gone = nanoseconds() - begin;
-      // Where a run could use it, the next barrier may be a long op away.
-      const bool wanted = running_.load(std::memory_order_relaxed) && tid < limit_.load(std::memory_order_relaxed);
-      int awake = kAwake;
-      if (gone > uint64_t(spin_us_) * 1000 && !wanted && state.compare_exchange_strong(awake, kAsleep, std::memory_order_acq_rel)) break;
-      if (gone > 20'000) sched_yield();
-    }
-    std::unique_lock<std::mutex> lock(sleep_mutex_);
-    sleeping_.fetch_add(1, std::memory_order_seq_cst);
-    wake_.wait(lock, [&] {
-      const uint64_t now = wanted_.load(std::memory_order_seq_cst);
-      return stop_.load() || (now != run && tid < int(now & 0xffff));
-    });
-    sleeping_.fetch_sub(1, std::memory_order_relaxed);
-    if (stop_.load()) return 0;
-  }
-}
-
-void Pool::worker(int tid) {
-  FlushDenormals flush;
-  for (;;) {
-    const int n = wait_for_invitation(tid);
-    if (stop_.load()) return;
-    work(tid, n, first_op_, nullptr);
-  }
+// Wakes the threads that may take part.
+void Pool::call() {
+  if (sleeping_.load(std::memory_order_seq_cst) == 0) return;
+  { std::lock_guard<std::mutex> lock(sleep_mutex_); }
+  wake_.notify_all();
 }

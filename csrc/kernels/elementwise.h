@@ -40,6 +40,12 @@ static void unpack_row(const WeightView& w, int row, float scale, float* out) {
     for (int k = 0; k < w.k; k++) out[k] = scale * reinterpret_cast<const float*>(p)[16 * size_t(k) + lane];
   }
 }
+static void take_drawn(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const TakeArgs*>(args);
+  if (c.take()) return;
+  for (int i = 0, n = count(a.rows, a.max_rows); i < n; i++)
+    if (a.previous[i] >= 0 && a.previous[i] < a.num_drawn) a.ids[i] = a.drawn[a.previous[i]] < 0 ? 0 : a.drawn[a.previous[i]];
+}
 static void embedding(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const EmbeddingArgs*>(args);
   for (int r = c.tid, n = count(a.rows, a.max_rows); r < n; r += c.n)

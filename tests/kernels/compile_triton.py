@@ -77,9 +77,10 @@ def linear_cases() -> Iterator[Case]:
 def row_cases() -> Iterator[Case]:
     types = dict.fromkeys(("table", "out", "gate", "up", "delta", "qkv", "k_pool", "v_pool"), BF16)
     types |= dict.fromkeys(("x", "source", "weight", "cos", "sin", "out_cos", "out_sin", "bias", "q_weight", "k_weight"), F32)
-    types |= dict.fromkeys(("ids", "rows", "index", "positions", "axes", "row_idx", "slots"), I32)
+    types |= dict.fromkeys(("ids", "rows", "index", "positions", "axes", "row_idx", "slots", "previous", "drawn"), I32)
     types |= dict.fromkeys(("scale", "cap", "eps", "q_scale"), "fp32") | {"levels": U8, "scales": F16, "minima": F16}
     wide = {"BLOCK": 1024}
+    yield rows.take_drawn_kernel, types, wide, {}
     yield rows.embedding_kernel, types, wide, {}
     yield rows.embedding_quantised_kernel, types, {**wide, "BITS": 4, "GROUP": 32, "HAS_MIN": True}, {}
     for fn in ("silu", "gelu", "gelu_tanh"):

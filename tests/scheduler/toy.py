@@ -147,6 +147,9 @@ class ToyWorker:
         req = int(np.searchsorted(batch.q_start, at, side="right")) - 1
         return self.history(int(batch.req_pool_idx[req]), int(batch.positions[at]) + 1)
 
+    def finish(self) -> None:
+        """Everything is done when it returns."""
+
     def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:
         allowed = {}
         if masks is not None:

@@ -199,7 +199,11 @@ class ModelWorker(Protocol):
         ...
 
     def forward(self, batch: ForwardBatch) -> None:
-        """Computes the step: KV is written, logits are ready."""
+        """Computes the step: KV is written, logits are ready. With `ModelInfo.runs_ahead` it is only begun."""
+        ...
+
+    def finish(self) -> None:
+        """Waits until what was begun is done."""
         ...
 
     def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:

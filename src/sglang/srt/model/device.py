@@ -41,7 +41,7 @@ def create_ops(device: DeviceOptions, rank: int = 0, dtype: str = "bfloat16") ->
             error,
         )
         return ReferenceOps()
-    return CpuOps(device.threads)
+    return CpuOps(device.threads, ahead=True)
 
 
 def _cuda_ops(device: DeviceOptions, rank: int, dtype: str) -> Ops:
@@ -79,11 +79,6 @@ def compute_dtype(config_dtype: str, asked: str) -> str:
 def on_gpu(ops: Any) -> bool:
     """Whether the op set's arrays lie on a GPU."""
     return getattr(getattr(ops, "device", None), "type", "cpu") == "cuda"
-
-
-def runs_ahead(ops: Any) -> bool:
-    """Whether ops return before the device is done (with CUDA's op set; its interpreter keeps to the same order)."""
-    return hasattr(ops, "capture")
 
 
 def device_memory(ops: Any) -> HostMemory:

@@ -67,6 +67,11 @@ class EncodeQueue:
             self._line.append(weakref.ref(job))
         return job
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is encoded and nobody waits."""
+        return self._encoding is None and not self._line
+
     def run(self, seconds: float) -> bool:
         """Works for at most so long, or one chunk if that is longer: no chunk is begun that, by the longest of this encoding so
         far, would not end in time. False if there is nothing to do."""

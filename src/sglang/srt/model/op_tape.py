@@ -15,6 +15,7 @@ from typing import Any
 from sglang.srt.model.kernels.ops import Ops
 
 RECORDED = (
+    "take_drawn",
     "embedding",
     "rms_norm",
     "linear",
@@ -51,7 +52,7 @@ class OpTape:
                 yield
 
     def replay(self) -> None:
-        """Runs the program on what the arrays hold now."""
+        """Runs the program on what the arrays hold now, or begins to where the ops run ahead."""
         self._replay()
 
     def profile(self) -> list[tuple[str, int]]:

@@ -24,7 +24,8 @@ from sglang.srt.model.op_tape import OpTape
 
 
 class ModelRunner:
-    """Owns the buffers and the tapes of one model on one device. `req_to_token` is read through for as long as it lives."""
+    """Owns the buffers and the tapes of one model on one device. `req_to_token` is read through for as long as it lives.
+    `drawn`: where the sampler puts the ids it draws."""
 
     def __init__(
         self,
@@ -34,11 +35,11 @@ class ModelRunner:
         limits: StepLimits,
         req_to_token: Int32Array,
         use_tape: bool,
+        drawn: Array,
         shard: Shard | None = None,
     ) -> None:
         self.limits = limits
         self._shard = shard
-        self._previous = ops.empty((limits.max_rows,), "int32")
         self._logits: Array = None
         if shard is not None:
             self._logits = ops.empty((limits.max_logit_rows, shard.whole.vocab_size))
@@ -46,7 +47,12 @@ class ModelRunner:
         self._req_to_token = req_to_token
         self._step = create_buffers(ops, model.config, model.readers, limits, req_to_token, model.split_gate)
         step = self._step
-        self._run_body = record_program(ops, lambda: model.body(step, pool.layers), use_tape)
+
+        def body() -> None:
+            ops.take_drawn(step.input_ids, step.previous, drawn, step.rows)
+            model.body(step, pool.layers)
+
+        self._run_body = record_program(ops, body, use_tape)
         self._run_head = record_program(ops, lambda: model.head(step), use_tape)
         self._graphs: DecodeGraphs | None = None
         self._num_ready = 0  # rows whose logits a graph has made already
@@ -60,14 +66,11 @@ class ModelRunner:
 
         self._graphs = DecodeGraphs(self._ops, self._step, run, max_reqs, context_len)
 
-    def body(self, batch: ForwardBatch, drawn: Array = None) -> None:
-        """Computes all rows of the step. `drawn`: the ids that the step before drew, where `batch.previous` asks for them."""
+    def body(self, batch: ForwardBatch) -> None:
+        """Computes all rows of the step."""
         if self._shard is not None:
             batch = replace(batch, input_ids=self._shard.local_ids(batch.input_ids))
         load_step(self._ops, self._step, batch, self.limits, self._req_to_token)
-        if batch.previous is not None:
-            self._ops.write(self._previous, batch.previous)
-            _take_drawn(self._step.input_ids, self._previous, drawn, batch.num_tokens)
         self._num_ready = 0
         if self._graphs is None or not _is_decode(batch) or batch.num_reqs > self._graphs.max_reqs:
             self._run_body()
@@ -107,16 +110,6 @@ def _is_decode(batch: ForwardBatch) -> bool:
     return batch.num_tokens == batch.num_reqs == len(batch.sample_rows) and not batch.prompt_logprobs
 
 
-def _take_drawn(ids: Array, previous: Array, drawn: Array, num_rows: int) -> None:
-    """ids[i] = drawn[previous[i]] where previous[i] is not negative. Device arrays; nothing waits."""
-    index, mine = previous[:num_rows], ids[:num_rows]
-    if isinstance(index, np.ndarray):
-        taken = np.maximum(drawn[np.maximum(index, 0)], 0)  # a row that failed drew -1
-        mine[:] = np.where(index >= 0, taken, mine)
-    else:
-        mine.copy_(drawn[index.clamp(min=0).long()].clamp(min=0).where(index >= 0, mine))
-
-
 def record_program(ops: Ops, run: Callable[[], None], use_tape: bool) -> Callable[[], None]:
     """`run` itself, or its recording. Buffers are zero at this point: a recording that also executes does nothing."""
     if not use_tape:
@@ -135,6 +128,7 @@ def load_step(ops: Ops, step: StepBuffers, batch: ForwardBatch, limits: StepLimi
     host = step.inputs.host
     host["rows"][0] = rows
     host["input_ids"][:rows] = batch.input_ids
+    host["previous"][:rows] = -1 if batch.previous is None else batch.previous
     host["positions"][:rows] = batch.positions
     host["slots"][:rows] = batch.out_cache_loc
     host["num_reqs"][0] = reqs

@@ -32,7 +32,7 @@ from sglang.srt.model.capacity import (
     plan_capacity,
     resolve_batch,
 )
-from sglang.srt.model.device import compute_dtype, create_ops, device_memory, device_options, on_gpu, runs_ahead
+from sglang.srt.model.device import compute_dtype, create_ops, device_memory, device_options, on_gpu
 from sglang.srt.model.distributed.ops import shard_ops
 from sglang.srt.model.distributed.ranks import Ranks, join
 from sglang.srt.model.distributed.sharding import Shard, ShardedSource, shard_model
@@ -83,14 +83,16 @@ class LocalWorker:
         self._encodings = EncodeQueue(encoder, encoder_cache_bytes) if encoder is not None else None
 
     def bind(self, req_to_token: Int32Array) -> None:
-        self._runner = ModelRunner(self.ops, self._model, self._pool, self._limits, req_to_token, self._use_tape, self._shard)
+        self._runner = ModelRunner(
+            self.ops, self._model, self._pool, self._limits, req_to_token, self._use_tape, self._sampler.ids, self._shard
+        )
         if self.info.graph_max_reqs:
             self._runner.record_graphs(self.info.graph_max_reqs, self.info.context_len)
 
     def forward(self, batch: ForwardBatch) -> None:
         assert self._runner is not None, "bind comes first"
         runner = self._runner
-        runner.body(batch, self._sampler.ids)
+        runner.body(batch)
         # Prompt rows first: the rows to sample from must stay in the buffer until `sample`.
         self._prompt_logprobs = prompt_logprobs(self.ops, batch.prompt_logprobs, runner.head, self._limits.max_logit_rows)
         self._logits = runner.head(batch.sample_rows)
@@ -108,6 +110,9 @@ class LocalWorker:
 
         return finish
 
+    def finish(self) -> None:
+        self.ops.finish()
+
     def check_item(self, item: MediaItem) -> None:
         assert self._encodings is not None, "the model sees nothing but text"
         self._encodings.check(item)
@@ -117,7 +122,11 @@ class LocalWorker:
         return self._encodings.get(item)
 
     def encode_some(self, seconds: float) -> bool:
-        return self._encodings is not None and self._encodings.run(seconds)
+        """The time counts from when the step on its way, if there is one, is done."""
+        if self._encodings is None or self._encodings.is_idle:
+            return False
+        self.finish()
+        return self._encodings.run(seconds)
 
     def close(self) -> None:
         """Nothing runs elsewhere."""
@@ -162,7 +171,7 @@ def _create(
         worker = worker_from(checkpoint, checkpoint.config, ops, memory, device.use_tape, model.quantization, ranks)
     except MemoryError as error:
         raise CapacityError(f"the memory of this machine does not suffice for {model.model_path}") from error
-    if runs_ahead(ops):
+    if hasattr(ops, "capture"):
         worker.info = replace(worker.info, graph_max_reqs=min(device.graph_max_reqs, worker.info.max_running_requests))
     return worker
 
@@ -228,7 +237,7 @@ def _model_info(config: ModelConfig, ops: Ops, capacity: Capacity, footprint: Mo
         whole_len=whole_len(config),
         rope_axes=3 if config.rope_axes else 1,
         tp_size=size,
-        runs_ahead=runs_ahead(ops) and size == 1,
+        runs_ahead=ops.runs_ahead and size == 1,
     )
 
 

@@ -245,8 +245,9 @@ class Scheduler:
         """Has the tokens drawn, once the masks that were begun are there. The model's part began at `began`."""
         masks: VocabMasks | None = None
         if self._masks is not None and is_filling:
-            patience = LATE_SECONDS + LATE_SHARE * (time.perf_counter() - began)
-            masks, late_rows = self._masks.finish(patience)
+            if not self._masks.are_ready(LATE_SECONDS):
+                self._worker.finish()  # on a CPU this thread computes as well
+            masks, late_rows = self._masks.finish(LATE_SECONDS + LATE_SHARE * (time.perf_counter() - began))
             reqs = batch.sampled + [extend.req for extend, _ in batch.drafted]
             late = late.union(reqs[i] for i in late_rows)
         if self._worker.info.runs_ahead:

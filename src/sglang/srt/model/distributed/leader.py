@@ -187,6 +187,9 @@ class ParallelWorker:
     def begin_sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> Callable[[], ForwardOutput]:
         return self._local.begin_sample(batch, masks)
 
+    def finish(self) -> None:
+        self._local.finish()
+
     def check_item(self, item: MediaItem) -> None:
         self._local.check_item(item)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 import sglang.srt.model.kernels._cpu as _cpu
 from sglang.srt.errors import ConfigError, ModelError
+from sglang.srt.model.kernels.cpu_memory import CopiedFetch, StagedInputs
 from sglang.srt.model.kernels.host import HostArrays
-from sglang.srt.model.kernels.ops import Activation, Activator, Array, AttentionMeta, Gate, KVLayer, Weight
+from sglang.srt.model.kernels.ops import Activation, Activator, Array, AttentionMeta, Fetch, Gate, Inputs, KVLayer, Weight
 from sglang.srt.model.quant.formats import HostTensor
 
 _INT4, _INT8, _BF16, _F16, _F32 = range(5)  # Kind in csrc/args.h
@@ -80,18 +81,23 @@ def _cgroup_cpus() -> float | None:
 
 class CpuOps(HostArrays):
     """The op set of the native kernels. `threads=None`: one per physical core. `isa`: one of `usable_isas()`, None for the
-    best. Handles of one CpuOps (weights, activations, KV) are for that one alone."""
+    best. Handles of one CpuOps (weights, activations, KV) are for that one alone.
+
+    With `ahead`, tapes and the ops that choose tokens return at once and run, in order, on the other threads; whoever asks for
+    a result lends them this one. Every other op first waits for what is on its way. One thread alone never runs ahead."""
 
     slot_run = 16
     deterministic = True
 
-    def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
+    def __init__(self, threads: int | None = None, isa: str | None = None, ahead: bool = False) -> None:
         if threads is not None and not 1 <= threads <= 256:
             raise ConfigError(f"threads must be between 1 and 256, got {threads}")
         if isa is not None and isa not in usable_isas():
             raise ConfigError(f"no kernels for {isa!r} run here; there are {', '.join(usable_isas())}")
         self.runtime = _cpu.Runtime(threads or default_threads(), isa or "", SPIN_US)
         self.name = f"cpu {self.runtime.isa}"
+        self.runs_ahead = ahead and self.num_threads > 1
+        self.runtime.run_ahead(self.runs_ahead)
 
     @property
     def num_threads(self) -> int:
@@ -106,6 +112,27 @@ class CpuOps(HostArrays):
 
     def end_tape(self) -> None:
         self.runtime.end()
+
+    # --- between host and device ----------------------------------------------------------------------------------------------
+    def inputs(self, sizes: Mapping[str, int]) -> Inputs:
+        return StagedInputs(self.runtime, sizes) if self.runs_ahead else super().inputs(sizes)
+
+    def fetch(self, x: npt.NDArray[Any]) -> Fetch:
+        return CopiedFetch(self.runtime, x) if self.runs_ahead else super().fetch(x)
+
+    def write(self, out: npt.NDArray[Any], host: npt.NDArray[Any]) -> None:
+        self.finish()
+        super().write(out, host)
+
+    def pick(self, x: npt.NDArray[Any], row_idx: Any, ids: Any) -> npt.NDArray[np.float32]:
+        self.finish()
+        return super().pick(x, row_idx, ids)
+
+    def finish(self) -> None:
+        self.runtime.finish()
+
+    def take_drawn(self, ids: Array, previous: Array, drawn: Array, rows: Array) -> None:
+        self.runtime.take_drawn(ids, previous, drawn, rows)
 
     # --- memory and weights ---------------------------------------------------------------------------------------------------
     def array(self, host: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -88,6 +88,7 @@ class CudaOps:
         self.dtype = DTYPES[dtype]
         self.kv_dtype = self.dtype if kv_cache_dtype == "auto" else KV_DTYPES[kv_cache_dtype]
         self.deterministic = deterministic
+        self.runs_ahead = True  # in the interpreter the order is the same
         on_gpu = self.device.type == "cuda"
         processors, where = 2, "interpreted"
         self._float8 = False
@@ -153,6 +154,10 @@ class CudaOps:
     def fetch(self, x: Tensor) -> DeviceFetch:
         return DeviceFetch(x)
 
+    def finish(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
     def bound(self, rows: Tensor, num_rows: int) -> None:
         self._bounds[rows.data_ptr()] = (rows, num_rows)
 
@@ -189,6 +194,11 @@ class CudaOps:
         return int(2 * num_kv_heads * head_dim * torch.empty((), dtype=self.kv_dtype).element_size())
 
     # --- the forward pass -----------------------------------------------------------------------------------------------------
+    def take_drawn(self, ids: Tensor, previous: Tensor, drawn: Tensor, rows: Tensor) -> None:
+        n = self._most(rows, ids, previous)
+        if n:
+            row_kernels.take_drawn_kernel[(triton.cdiv(n, _COLUMNS),)](ids, previous, drawn, rows, _COLUMNS)
+
     def embedding(self, weight: Weight, ids: Tensor, out: Tensor, rows: Tensor, *, scale: float = 1.0) -> None:
         n, width = self._most(rows, ids, out), weight.in_features
         if n == 0:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sglang.srt.model.kernels.ops import AttentionMeta, StepShape
+from sglang.srt.model.kernels.ops import AttentionMeta, Fetch, Inputs, StepShape
 
 Int32 = npt.NDArray[np.int32]
 
@@ -40,10 +40,12 @@ class HostFetch:
 class HostArrays:
     """The memory part of ops.Ops for a device that is the host."""
 
+    runs_ahead = False
+
     def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> npt.NDArray[Any]:
         return np.zeros(shape, "float32" if dtype == "hidden" else dtype)
 
-    def inputs(self, sizes: Mapping[str, int]) -> HostInputs:
+    def inputs(self, sizes: Mapping[str, int]) -> Inputs:
         return HostInputs(sizes)
 
     def table(self, host: Int32) -> Int32:
@@ -55,8 +57,11 @@ class HostArrays:
     def write(self, out: npt.NDArray[Any], host: npt.NDArray[Any]) -> None:
         out[: len(host)] = host
 
-    def fetch(self, x: npt.NDArray[Any]) -> HostFetch:
+    def fetch(self, x: npt.NDArray[Any]) -> Fetch:
         return HostFetch(x.copy())
+
+    def finish(self) -> None:
+        """An op has run when it returns."""
 
     def bound(self, rows: Int32, num_rows: int) -> None:
         """The kernels read `rows` themselves."""

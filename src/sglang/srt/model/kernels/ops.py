@@ -11,7 +11,8 @@ Rules that hold for every op set:
 * All arithmetic on activations is float32. (On CUDA products are taken in the model's type and added up in float32.)
 
 What crosses between host and device goes through six methods: `array` and `inputs` at load time, `Inputs.send`, `write`,
-`sync_table` on the way in, `fetch` on the way out. On a CPU the host's memory is the device's and they do next to nothing.
+`sync_table` on the way in, `fetch` on the way out. On a CPU the host's memory is the device's; still an op may run later than it is
+called (`runs_ahead`), and what it reads and writes is its own until then.
 """
 
 from __future__ import annotations
@@ -118,6 +119,8 @@ class Ops(Protocol):
     slot_run: int
     """KV slots come in aligned runs of this many (forward_batch.ModelInfo.slot_run)"""
     deterministic: bool
+    runs_ahead: bool
+    """whether ops return before they have run, so that the host may prepare the next step meanwhile"""
 
     # --- memory and weights: at load time only --------------------------------------------------------------------------------
     def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> Array:
@@ -149,6 +152,10 @@ class Ops(Protocol):
 
     def fetch(self, x: Array) -> Fetch:
         """A copy of x as it is once the ops called so far have run. Does not wait."""
+        ...
+
+    def finish(self) -> None:
+        """Waits until every op called so far has run."""
         ...
 
     def bound(self, rows: Array, num_rows: int) -> None:
@@ -185,6 +192,11 @@ class Ops(Protocol):
         ...
 
     # --- the forward pass: recorded ---------------------------------------------------------------------------------------------
+    def take_drawn(self, ids: Array, previous: Array, drawn: Array, rows: Array) -> None:
+        """ids[i] = max(drawn[previous[i]], 0) where previous[i] is not negative. All are int32; ids, previous: [max_rows];
+        drawn: ids that `argmax` or `sample` chose, -1 where they could not."""
+        ...
+
     def embedding(self, weight: Weight, ids: Array, out: Array, rows: Array, *, scale: float = 1.0) -> None:
         """out[i] = scale * weight[ids[i]]. ids: [max_rows] int32; out: [max_rows, hidden]."""
         ...

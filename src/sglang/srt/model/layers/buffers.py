@@ -17,7 +17,7 @@ from sglang.srt.model.kernels.ops import Activation, Array, AttentionMeta, Input
 from sglang.srt.model.layers.cross import CrossBuffers, create_cross
 from sglang.srt.model.model_config import ModelConfig
 
-ROW_INPUTS = ("input_ids", "positions", "slots")
+ROW_INPUTS = ("input_ids", "previous", "positions", "slots")
 REQ_INPUTS = ("req_pool_idx", "q_start", "q_len", "seq_lens")
 
 
@@ -54,6 +54,7 @@ class StepBuffers:
     inputs: Inputs
     rows: Array  # [1]
     input_ids: Array  # [max_rows]
+    previous: Array  # [max_rows], see ForwardBatch.previous
     positions: Array  # [max_rows]
     slots: Array  # [max_rows]
     meta: AttentionMeta
@@ -110,6 +111,7 @@ def create_buffers(
         inputs=inputs,
         rows=at["rows"],
         input_ids=at["input_ids"],
+        previous=at["previous"],
         positions=at["positions"],
         slots=at["slots"],
         meta=_attention_meta(ops, inputs, req_to_token, row_ends),

@@ -113,6 +113,10 @@ class MaskFiller:
         self._task = _Task(states, owners, no_eos, parts, self._num_words)
         self._threads.submit(self._fill, self._task)
 
+    def are_ready(self, patience: float) -> bool:
+        """Whether all masks of the last `start` are there within `patience` seconds."""
+        return self._task is None or self._task.finished.wait(patience)
+
     def finish(self, patience: float) -> tuple[VocabMasks, list[int]]:
         """The masks of the last `start`, and which of its rows are late, `patience` seconds from now."""
         task, self._task = self._task, None

@@ -12,6 +12,16 @@ from sglang.srt.model.kernels.triton.common import activation, tanh
 
 
 @triton.jit
+def take_drawn_kernel(ids, previous, drawn, rows, BLOCK: tl.constexpr):
+    """ops.take_drawn."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < tl.load(rows)
+    source = tl.load(previous + row, mask=inside, other=-1)
+    taken = tl.load(drawn + source, mask=source >= 0, other=0)
+    tl.store(ids + row, tl.maximum(taken, 0), mask=source >= 0)
+
+
+@triton.jit
 def embedding_kernel(table, ids, out, rows, width, table_stride, out_stride, scale, BLOCK: tl.constexpr):
     """ops.embedding over a dense table."""
     row = tl.program_id(0)
