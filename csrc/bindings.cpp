@@ -505,7 +505,7 @@ NB_MODULE(_cpu, m) {
         return r;
       });
   nb::class_<Runtime>(m, "Runtime")
-      .def(nb::init<int, const std::string&, int>(), nb::arg("threads"), nb::arg("isa"), nb::arg("spin_us"))
+      .def(nb::init<int, const std::string&, int, bool>(), nb::arg("threads"), nb::arg("isa"), nb::arg("spin_us"), nb::arg("ahead"))
       .def_prop_ro("isa", [](const Runtime& r) { return r.kernels().name; })
       .def_prop_ro("threads", [](Runtime& r) { return r.pool().size(); })
       .def_prop_ro("active_threads", [](Runtime& r) { return r.pool().active(); })
@@ -513,7 +513,6 @@ NB_MODULE(_cpu, m) {
       .def("begin", &Runtime::begin)
       .def("end", &Runtime::end)
       .def("replay", &Runtime::replay, nb::arg("tape"), nb::arg("profile") = false)
-      .def("run_ahead", &Runtime::run_ahead)
       .def("wait", &Runtime::wait)
       .def("finish", &Runtime::finish)
       .def("copy", &copy)

@@ -102,7 +102,8 @@ std::vector<KVLayer> KVLayer::make(int num_layers, int num_slots, int heads, int
   return layers;
 }
 
-Runtime::Runtime(int threads, const std::string& isa, int spin_us) : kernels_(&find_kernels(isa)), pool_(threads, spin_us) {}
+Runtime::Runtime(int threads, const std::string& isa, int spin_us, bool ahead)
+    : kernels_(&find_kernels(isa)), ahead_(ahead), pool_(threads, spin_us, ahead) {}
 
 void Runtime::begin(nb::object tape) {
   if (tape_) throw nb::value_error("a tape is being recorded already");

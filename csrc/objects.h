@@ -48,7 +48,7 @@ struct Tape {
 
 class Runtime {
  public:
-  Runtime(int threads, const std::string& isa, int spin_us);
+  Runtime(int threads, const std::string& isa, int spin_us, bool ahead);
   const Kernels& kernels() const { return *kernels_; }
   Pool& pool() { return pool_; }
   Arena& arena() { return arena_; }
@@ -61,9 +61,8 @@ class Runtime {
   void run(const Op* ops, size_t count, std::vector<nb::object>& keep);
   void run(const Op& op, std::vector<nb::object>& keep) { run(&op, 1, keep); }
   void run_now(const Op* ops, size_t count = 1);
-  // Ahead: `start` and `replay` return at once, and what they began is done in the order of the calls, before anything that runs
+  // With `ahead` `start` and `replay` return at once, and what they began is done in the order of the calls, before anything that runs
   // now. They return the number of the job to wait for; otherwise they run, and it is finished.
-  void run_ahead(bool on) { ahead_ = on; }
   uint64_t start(const Op& op, std::vector<nb::object>& keep);
   uint64_t replay(nb::object tape, bool profile);
   void wait(uint64_t job);
@@ -81,7 +80,7 @@ class Runtime {
   void forget_finished();
 
   const Kernels* kernels_;
-  bool ahead_ = false;
+  const bool ahead_;
   std::deque<Started> started_;
   Pool pool_;
   Arena arena_;

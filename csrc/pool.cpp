@@ -78,16 +78,16 @@ uint64_t ticks() {
 #endif
 }
 
-Pool::Pool(int threads, int spin_us)
-    : size_(threads), spin_us_(spin_us), owner_(long(getpid())), seats_(size_t(threads > 0 ? threads : 0)), places_(seats_.size()),
-      limit_(threads), hold_(kHoldMinNs) {
+Pool::Pool(int threads, int spin_us, bool ahead)
+    : size_(threads), spin_us_(spin_us), owner_(long(getpid())), seats_(size_t(threads > 1 ? threads : 1 + ahead)),
+      places_(seats_.size()), limit_(threads), hold_(kHoldMinNs) {
   if (threads < 1 || threads > kMaxThreads) throw std::invalid_argument("threads must be between 1 and 256");
   ticks_per_ns();                      // measured now, not in a run
   void* p = nullptr;
   if (posix_memalign(&p, 4096, kScratchBytes * size_t(threads))) throw std::bad_alloc();
   scratch_ = static_cast<char*>(p);
   claimed_.reserve(size_t(threads));
-  for (int i = 1; i < threads; i++) threads_.emplace_back([this, i] {
+  for (int i = 1; i < int(seats_.size()); i++) threads_.emplace_back([this, i] {
     FlushDenormals flush;
     attend(i, UINT64_MAX);
   });

@@ -25,7 +25,8 @@ uint64_t ticks();                      // of a fast clock: the time stamp counte
 
 class Pool {
  public:
-  Pool(int threads, int spin_us);
+  // So many threads run a job. `ahead`: one thread besides the caller's there is in any case, so that jobs begin without it.
+  Pool(int threads, int spin_us, bool ahead);
   ~Pool();
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;

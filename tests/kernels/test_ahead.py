@@ -52,9 +52,10 @@ class Loop:
         return self.ops.fetch(self.drawn[:rows]), self.ops.fetch(self.logits[:rows])
 
 
-@pytest.fixture(params=cpu.usable_isas())
+@pytest.fixture(params=[*((2, isa) for isa in cpu.usable_isas()), (1, None), (3, None)], ids=str)
 def ahead(request: pytest.FixtureRequest) -> Any:
-    return cpu.CpuOps(2, request.param, ahead=True)
+    threads, isa = request.param
+    return cpu.CpuOps(threads, isa, ahead=True)
 
 
 def expected(isa: str) -> list[tuple[Any, Float]]:
@@ -120,11 +121,6 @@ def test_whoever_asks_may_wait(ahead: Any) -> None:
         thread.join(60)
     for step in range(STEPS):
         same_bits(got[step], want[step][1])
-
-
-def test_one_thread_alone_does_not_run_ahead() -> None:
-    assert not cpu.CpuOps(1, ahead=True).runs_ahead
-    assert not cpu.CpuOps(2).runs_ahead and cpu.CpuOps(2, ahead=True).runs_ahead
 
 
 def test_take_drawn(ops: Any) -> None:

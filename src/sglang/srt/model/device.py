@@ -29,7 +29,7 @@ def create_ops(device: DeviceOptions, rank: int = 0, dtype: str = "bfloat16") ->
     if device.kernels == "reference":
         return ReferenceOps()
     try:
-        from sglang.srt.model.kernels.cpu import CpuOps
+        from sglang.srt.model.kernels.cpu import CpuOps, default_threads
     except ImportError as error:
         if device.kernels == "cpu":
             raise ConfigError(
@@ -41,7 +41,7 @@ def create_ops(device: DeviceOptions, rank: int = 0, dtype: str = "bfloat16") ->
             error,
         )
         return ReferenceOps()
-    return CpuOps(device.threads, ahead=True)
+    return CpuOps(device.threads, ahead=default_threads() > 1)  # on one core nothing runs beside anything
 
 
 def _cuda_ops(device: DeviceOptions, rank: int, dtype: str) -> Ops:

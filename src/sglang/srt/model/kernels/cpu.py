@@ -83,8 +83,8 @@ class CpuOps(HostArrays):
     """The op set of the native kernels. `threads=None`: one per physical core. `isa`: one of `usable_isas()`, None for the
     best. Handles of one CpuOps (weights, activations, KV) are for that one alone.
 
-    With `ahead`, tapes and the ops that choose tokens return at once and run, in order, on the other threads; whoever asks for
-    a result lends them this one. Every other op first waits for what is on its way. One thread alone never runs ahead."""
+    With `ahead`, tapes and the ops that choose tokens return at once and run, in order, on other threads; whoever asks for a
+    result lends them this one, unless all `threads` compute already. Every other op first waits for what is on its way."""
 
     slot_run = 16
     deterministic = True
@@ -94,10 +94,9 @@ class CpuOps(HostArrays):
             raise ConfigError(f"threads must be between 1 and 256, got {threads}")
         if isa is not None and isa not in usable_isas():
             raise ConfigError(f"no kernels for {isa!r} run here; there are {', '.join(usable_isas())}")
-        self.runtime = _cpu.Runtime(threads or default_threads(), isa or "", SPIN_US)
+        self.runs_ahead = ahead
+        self.runtime = _cpu.Runtime(threads or default_threads(), isa or "", SPIN_US, ahead)
         self.name = f"cpu {self.runtime.isa}"
-        self.runs_ahead = ahead and self.num_threads > 1
-        self.runtime.run_ahead(self.runs_ahead)
 
     @property
     def num_threads(self) -> int:
