@@ -66,6 +66,36 @@ def test_chunked_retracted_or_on_one_thread(alone: list[Answer], flags: dict[str
         assert ask_engine(engine, PROMPTS) == alone
 
 
+STEP_BY_STEP = {"disable_overlap_schedule": True, "speculative_algorithm": "none", "disable_radix_cache": True}
+CIRCLES = ["1 2 3 4 5 6 1 2 3 4 5 6 1 2 3", "row, row, row your boat, row, row, row your boat, row,", *PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def steps() -> Iterator[dict[float, list[list[int]]]]:
+    """Greedy and drawn answers of one request at a time whose every step waits for the last one."""
+    with sglang.Engine(model_path=DEFAULT_MODEL, **STEP_BY_STEP) as engine:
+        yield {t: [ids for p in CIRCLES for ids in token_ids(engine, [p], t)] for t in (0.0, 0.7)}
+
+
+def token_ids(engine: sglang.Engine, prompts: list[str], temperature: float) -> list[list[int]]:
+    params = {"temperature": temperature, "sampling_seed": 5, "max_new_tokens": 60, "ignore_eos": True}
+    return [reply["output_ids"] for reply in engine.generate(prompts, params)]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"threads": 1}, {"threads": 3}, {"speculative_algorithm": "none"}, {"disable_overlap_schedule": True}],
+    ids=str,
+)
+def test_ahead_of_its_tokens_and_with_guesses(steps: dict[float, list[list[int]]], flags: dict[str, Any]) -> None:
+    """Alone (where guesses are made), two at once, and all (where steps only run ahead)."""
+    with sglang.Engine(model_path=DEFAULT_MODEL, **flags) as engine:
+        for temperature, want in steps.items():
+            for size in (1, 2, len(CIRCLES)):
+                groups = [CIRCLES[i : i + size] for i in range(0, len(CIRCLES), size)]
+                assert [ids for group in groups for ids in token_ids(engine, group, temperature)] == want
+
+
 def test_in_a_pool_so_small_that_requests_are_retracted(alone: list[Answer]) -> None:
     with sglang.Engine(model_path=DEFAULT_MODEL, max_total_tokens=256, schedule_conservativeness=0.1) as engine:
         replies = engine.generate(PROMPTS, request("")["sampling_params"], return_logprob=True)

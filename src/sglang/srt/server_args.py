@@ -92,9 +92,7 @@ class ServerArgs:
         None, "device and memory", "on CUDA: largest decode step that is replayed from a graph (default: 256)"
     )
     disable_cuda_graph: bool = _flag(False, "device and memory", "on CUDA: launch every kernel of a decode step by itself")
-    disable_overlap_schedule: bool = _flag(
-        False, "device and memory", "on CUDA: begin a step only when the last one's tokens are known"
-    )
+    disable_overlap_schedule: bool = _flag(False, "device and memory", "begin a step only when the last one's tokens are known")
     # scheduling
     schedule_policy: str = _flag("lpm", "scheduling", "order of the queue", choices=("lpm", "fcfs", "dfs-weight", "random"))
     schedule_conservativeness: float = _flag(1.0, "scheduling", "larger admits fewer requests at once")
@@ -106,6 +104,13 @@ class ServerArgs:
     page_size: int = _flag(1, "scheduling", "tokens at which the prefix cache matches")
     disable_radix_cache: bool = _flag(False, "scheduling", "no prefix cache")
     max_queued_requests: int = _flag(10000, "scheduling", "longest waiting queue; beyond it requests get 503")
+    speculative_algorithm: str = _flag(
+        "auto",
+        "scheduling",
+        "NGRAM: where a text repeats itself, compute what may follow ahead of the draws, which does not change them (default: "
+        "NGRAM, on CUDA none)",
+        choices=("auto", "NGRAM", "none"),
+    )
     test_retract_every: int = _flag(0, "scheduling", argparse.SUPPRESS)
     # constrained decoding
     grammar_backend: str = _flag(
@@ -214,6 +219,7 @@ class ServerArgs:
                 decode_log_interval=self.decode_log_interval,
                 random_seed=seed,
                 watchdog_timeout=self.watchdog_timeout,
+                lookup=self.speculative_algorithm == "NGRAM" or (self.speculative_algorithm == "auto" and not on_cuda),
                 overlap=not self.disable_overlap_schedule,
                 test_retract_every=self.test_retract_every,
             ),
@@ -287,7 +293,7 @@ class ServerArgs:
                 raise ConfigError(f"{_option(f.name)} must be one of {', '.join(map(str, choices))}, got {value!r}")
             if f.metadata.get("no_effect") and given:
                 logger.warning("%s has no effect here: %s", _option(f.name), f.metadata["help"])
-        for name in ("cuda_graph_max_bs", "disable_cuda_graph", "disable_overlap_schedule"):
+        for name in ("cuda_graph_max_bs", "disable_cuda_graph"):
             if self.device == "cpu" and getattr(self, name):
                 logger.warning("%s has no effect on a CPU", _option(name))
         self._check_range("port", 1, 65535)

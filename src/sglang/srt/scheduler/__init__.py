@@ -6,13 +6,14 @@ A file imports only what stands below it in this list:
     inlet.py         what may enter the queue, and the grammars that must compile first
     results.py       sampled ids -> requests -> TokenOut
     output.py        how the output of one request grows: drawn and forced tokens
-    drafts.py        speculation under grammars: rows of tokens that may follow
+    drafts.py        speculation: rows of tokens that may follow
     batch.py         requests -> ForwardBatch
     prefill.py       who is admitted, in what chunks, with what budget
     decode.py        memory for the next token of everyone; retraction
     waiting.py       the queue and its policies
     stats.py         log lines and SchedulerStats
     req.py           one request
+    lookup.py        what may follow because it stands in the request already
     finish.py        when a request ends: ids, stop strings, stop expressions, lengths
     cache/           who owns which slot of the KV pool
     grammar/         constraints: compiled on the side, masks filled while the model computes

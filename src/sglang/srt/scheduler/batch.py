@@ -18,8 +18,8 @@ from sglang.srt.scheduler.req import Req
 
 @dataclass(frozen=True)
 class Draft:
-    """Tokens that a request may go on with (drafts.py). After `points[i]` of them one is drawn, by `specs[i]` and under
-    `states[i]`; it counts if all before it came out as they stand here."""
+    """Tokens that a request may go on with (drafts.py). After `points[i]` of them one is drawn, by `specs[i]` and, where there is a
+    grammar, under `states[i]`; it counts if all before it came out as they stand here."""
 
     ids: list[int]
     points: list[int]

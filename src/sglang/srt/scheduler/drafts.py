@@ -1,5 +1,6 @@
-"""Speculation under grammars: tokens that earlier outputs of the same grammar had at such a place are computed before they
-are drawn, and the draws at all of them happen in one step.
+"""Speculation: tokens that may come next are computed before they are drawn, and the draws at all of them happen in one step.
+Under a grammar they are those that earlier outputs of the same grammar had at such a place, in free text those that followed the
+same words in the request itself (lookup.py).
 
     output      ... "age":        guessed 25 , forced ,"city":" , guessed Berlin
     rows        ... "age":   25   ,"   city   ":"   Berlin          in one step
@@ -27,6 +28,8 @@ MAX_IDS = 24
 MIN_TRUST, FEW_TRUST = 0.7, 0.5
 """How likely all guesses up to a place must be for it to be worth its rows; in steps of few requests rows cost next to nothing."""
 FEW = 3
+FEW_ROWS, FEW_LOOKUPS = 16, 4
+"""Rows of a step, and requests that run, up to which reading the weights is most of the work: then guesses in free text pay."""
 
 
 class HabitBook:
@@ -49,11 +52,28 @@ class HabitBook:
 
 @dataclass
 class Room:
-    """What a step has left: `rows`, and rows that are drawn from (`draws`). `trust`: what guesses are worth them."""
+    """What a step has left: `rows`, and rows that are drawn from (`draws`). `taken`: rows it has. `trust`: what guesses are worth
+    them."""
 
     rows: int
     draws: int
+    taken: int = 0
     trust: float = MIN_TRUST
+
+
+def may_repeat(req: Req) -> bool:
+    """Whether what comes may be looked up in what was there: free text, whose draws depend on nothing else."""
+    return req.msg.sampling.grammar is None and not req.msg.healed and _draws_plainly(req)
+
+
+def repeats(req: Req, num_running: int) -> bool:
+    """Whether the request is about to be given guesses from its own text, with so many running."""
+    return num_running <= FEW_LOOKUPS and req.lookup is not None and req.lookup.is_trusted
+
+
+def drafts_anything(running: list[Req]) -> bool:
+    """Whether any of them may be given guesses."""
+    return any(req.habits is not None or repeats(req, len(running)) for req in running)
 
 
 def add_drafts(decodes: list[Req], jumps: list[Extend], room: Room, memory: KvMemory) -> tuple[list[Req], list[Extend]]:
@@ -78,25 +98,48 @@ def add_drafts(decodes: list[Req], jumps: list[Extend], room: Room, memory: KvMe
 
 def _draft(req: Req, room: Room, memory: KvMemory) -> Draft | None:
     """What `req` may go on with. Its slots are reserved."""
-    if not _may_guess(req) or room.draws <= 0:
+    if room.draws <= 0 or req.ending is not None:
         return None
     assert req.hold is not None
     limit = min(MAX_IDS, room.rows, req.num_left - 1, memory.rows.context_len - req.fill_len - 1)
-    draft = _guess(req, limit, room.draws, room.trust)
+    if req.lookup is not None:
+        draft = _look_up(req, min(limit, room.draws, FEW_ROWS - room.taken))
+    else:
+        draft = _guess(req, limit, room.draws, room.trust) if _may_guess(req) else None
     if draft is None or not memory.grow_idle(req.hold, req.fill_len + len(draft.ids)):
         return None
     room.rows -= len(draft.ids)
+    room.taken += len(draft.ids)
     room.draws -= len(draft.points)
     return draft
 
 
-def _may_guess(req: Req) -> bool:
+def _draws_plainly(req: Req) -> bool:
     """Whose draws depend on nothing but masks and logits, and whose rows are text."""
     params = req.msg.sampling
     plain = not params.logit_bias and params.repetition_penalty == 1.0
     plain = plain and params.frequency_penalty == 0.0 and params.presence_penalty == 0.0
-    constrained = req.grammar is not None and not req.in_thought and req.habits is not None
-    return plain and constrained and req.ending is None and req.msg.logprobs is None and req.media is None
+    return plain and req.msg.logprobs is None and req.media is None
+
+
+def _may_guess(req: Req) -> bool:
+    """Who is to be given guesses by its grammar's habits."""
+    return req.grammar is not None and not req.in_thought and req.habits is not None and _draws_plainly(req)
+
+
+def _look_up(req: Req, limit: int) -> Draft | None:
+    assert req.lookup is not None
+    if limit <= 0:
+        return None
+    ids: list[int] = []
+    for token in req.lookup.guesses(limit):
+        if token in req.finish.stop_ids:
+            break
+        ids.append(token)
+    if not ids:
+        return None
+    points = list(range(1, len(ids) + 1))
+    return Draft(ids, points, [], [_spec_after(req, ids[:point]) for point in points])
 
 
 def _guess(req: Req, max_ids: int, max_draws: int, min_trust: float) -> Draft | None:

@@ -13,9 +13,10 @@ from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.forward_batch import ModelInfo, SampleSpec
 from sglang.srt.messages import LogprobOptions, Position, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
-from sglang.srt.scheduler.drafts import HabitBook
+from sglang.srt.scheduler.drafts import HabitBook, may_repeat
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.compiler import FREE_TEXT, STOP_REGEX, GrammarCompiler, Job, Key
+from sglang.srt.scheduler.lookup import Lookup
 from sglang.srt.scheduler.media import PictureIds, RecentPixels, check_media, req_media
 from sglang.srt.scheduler.req import Req
 from sglang.srt.vocabulary import Vocabulary
@@ -45,6 +46,7 @@ class Inlet:
         compiler: GrammarCompiler,
         seed: int,
         jump_forward: bool,
+        lookup: bool,
     ) -> None:
         self._info = info
         self._memory = memory
@@ -52,6 +54,7 @@ class Inlet:
         self._compiler = compiler
         self._rng = random.Random(seed)
         self._jump_forward = jump_forward
+        self._lookup = lookup
         self._arrivals = 0
         self._pictures = PictureIds()
         self._pixels = RecentPixels()
@@ -88,6 +91,8 @@ class Inlet:
             prompt = self._pictures.tree_ids(msg, prompt)
         req = Req(msg, self._arrivals, prompt, spec, finish, media)
         req.salt = self._pictures.salt(msg.cache_salt) if msg.media else msg.cache_salt
+        if self._lookup and may_repeat(req):
+            req.lookup = Lookup(msg.input_ids)
         req.logprob_next = options.start_len if options.start_len >= 0 else len(prompt)
         if req.logprob_next == 0:
             req.input_positions.append(Position(msg.input_ids[0], None))

@@ -23,6 +23,8 @@ def take_drawn(req: Req, token_id: int) -> FinishReason | None:
     """Appends the drawn token and what is forced after it. Why the request ends with that, if it does."""
     if req.habits is not None and not req.in_thought and req.grammar is not None:
         req.habits.note(req.output_ids[-req.habits.WIDTH :], token_id)
+    if req.lookup is not None:
+        req.lookup.note(token_id)
     req.output_ids.append(token_id)
     over = False
     if req.in_thought:

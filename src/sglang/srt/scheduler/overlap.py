@@ -21,6 +21,7 @@ import numpy as np
 from sglang.srt.forward_batch import ForwardBatch, ForwardOutput
 from sglang.srt.scheduler.batch import ScheduleBatch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
+from sglang.srt.scheduler.drafts import repeats
 from sglang.srt.scheduler.req import Req
 
 
@@ -52,7 +53,7 @@ def build_ahead(flight: Flight, running: list[Req], memory: KvMemory, context_le
     batch = flight.batch
     if flight.late or batch.extends or batch.forward.prompt_logprobs or len(batch.decodes) != len(running):
         return None
-    if not all(map(_is_plain, batch.decodes)):
+    if not all(_is_plain(req, len(running)) for req in batch.decodes):
         return None
     going = [i for i, req in enumerate(batch.decodes) if req.num_left > 1]
     reqs = [batch.decodes[i] for i in going]
@@ -91,8 +92,10 @@ def _surplus(req: Req) -> bool:
     return req.fill_len - req.hold.kv_len != 1
 
 
-def _is_plain(req: Req) -> bool:
+def _is_plain(req: Req, num_running: int) -> bool:
     """Whether all that can happen to it is one more token."""
+    if repeats(req, num_running):
+        return False
     if req.hold is None or req.media is not None or req.ending is not None or req.habits is not None:
         return False
     return req.msg.logprobs is None and not req.spec.want_logprob

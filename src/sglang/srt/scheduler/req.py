@@ -12,6 +12,7 @@ from sglang.srt.scheduler.cache.kv_memory import Holding
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.base import GrammarState
 from sglang.srt.scheduler.grammar.habits import Habits
+from sglang.srt.scheduler.lookup import Lookup
 from sglang.srt.scheduler.media import ReqMedia
 
 
@@ -21,7 +22,8 @@ class Req:
     place in the grammar depend on the output alone. `arrival` numbers requests in order.
 
     `in_thought`: output is free text until one of `msg.grammar_after` comes. `jumps`: tokens that the grammar forces are not
-    drawn (output.py). `habits`: what outputs of its grammar were like (drafts.py). `logprob_next`: first position of prompt and output whose log probability is wanted and not there yet.
+    drawn (output.py). `habits`: what outputs of its grammar were like, `lookup`: what its own text was like (drafts.py).
+    `logprob_next`: first position of prompt and output whose log probability is wanted and not there yet.
     `ending`: why it ends as soon as those are there. `no_reuse`: start from an empty prefix (see decode.py).
     """
 
@@ -38,6 +40,7 @@ class Req:
     in_thought: bool = False
     jumps: bool = False
     habits: Habits | None = None
+    lookup: Lookup | None = None
     ending: FinishReason | None = None
     hold: Holding | None = None
     no_reuse: bool = False

@@ -38,7 +38,7 @@ from sglang.srt.messages import (
 from sglang.srt.scheduler.batch import Extend, ScheduleBatch, build_batch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.decode import RunningBatch
-from sglang.srt.scheduler.drafts import Room, add_drafts
+from sglang.srt.scheduler.drafts import Room, add_drafts, drafts_anything
 from sglang.srt.scheduler.finish import abort_reason, failure_reason
 from sglang.srt.scheduler.grammar.compiler import GrammarCompiler
 from sglang.srt.scheduler.grammar.masks import MaskFiller
@@ -96,7 +96,9 @@ class Scheduler:
         self._masks: MaskFiller | None = None
         if backend is not None and vocabulary is not None:
             self._masks = MaskFiller(backend, info.vocab_size, sorted(vocabulary.eos_token_ids))
-        self._inlet = Inlet(info, self.memory, vocabulary, self._compiler, options.random_seed, grammar_options.jump_forward)
+        self._inlet = Inlet(
+            info, self.memory, vocabulary, self._compiler, options.random_seed, grammar_options.jump_forward, options.lookup
+        )
         self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
         self._estimate = OutputEstimate(options.schedule_conservativeness)
         limits = _prefill_limits(options, info)
@@ -192,12 +194,12 @@ class Scheduler:
     def _add_drafts(self, decodes: list[Req], jumps: list[Extend], extends: list[Extend]) -> tuple[list[Req], list[Extend]]:
         """Guesses at what comes next, as far as the step has room. Grammars whose masks are late take no part."""
         masks, info = self._masks, self._worker.info
-        if masks is None or not any(req.habits is not None for req in self._running.reqs):
+        if not drafts_anything(self._running.reqs):
             return decodes, jumps
-        rows = info.max_batch_tokens - len(decodes) - sum(extend.length for extend in (*jumps, *extends))
-        room = Room(rows, info.max_running_requests - len(decodes) - len(jumps) - len(extends))
-        slow = [req for req in decodes if masks.is_suspect(req.grammar)]
-        slow_jumps = [jump for jump in jumps if masks.is_suspect(jump.req.grammar)]
+        rows = len(decodes) + sum(extend.length for extend in (*jumps, *extends))
+        room = Room(info.max_batch_tokens - rows, info.max_running_requests - len(decodes) - len(jumps) - len(extends), rows)
+        slow = [req for req in decodes if masks is not None and masks.is_suspect(req.grammar)]
+        slow_jumps = [jump for jump in jumps if masks is not None and masks.is_suspect(jump.req.grammar)]
         quick = [req for req in decodes if req not in slow]
         plain, longer = add_drafts(quick, [jump for jump in jumps if jump not in slow_jumps], room, self.memory)
         return slow + plain, slow_jumps + longer
@@ -263,7 +265,8 @@ class Scheduler:
         no_eos = [forbids_eos(req, len(req.output_ids)) for _, req in constrained]
         for at, (extend, i) in enumerate(batch.drafted, len(batch.sampled)):
             draft, owner = extend.draft, extend.req.grammar
-            assert draft is not None and owner is not None
+            if draft is None or owner is None:  # free text
+                continue
             rows.append(at)
             states.append(draft.states[i])
             owners.append(owner)

@@ -1,0 +1,148 @@
+"""Guesses from a request's own text: they change the number of steps and nothing else."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sglang.srt.config import ScheduleOptions
+from sglang.srt.forward_batch import SampleSpec
+from sglang.srt.messages import TokenizedReq
+from sglang.srt.scheduler.lookup import MAX_GUESSES, MIN_STREAK, Lookup
+from tests.scheduler import toy
+from tests.scheduler.test_invariance import check_answer, fits, workloads
+from tests.scheduler.test_overlap import AheadWorker
+from tests.scheduler.toy import EOS, Harness, ToyWorker, make_req
+
+LINE = [40, 41, 42, 43, 44, 45, 46]
+
+
+# --- the guesses --------------------------------------------------------------------------------------------------------------
+
+
+def after(prompt: list[int], drawn: list[int]) -> Lookup:
+    lookup = Lookup(prompt)
+    for token in drawn:
+        lookup.note(token)
+    return lookup
+
+
+def test_what_repeats_is_expected_once_it_has_come_so_twice() -> None:
+    prompt = [1, *LINE, 2, 3]
+    assert after(prompt, LINE[:4]).guesses(9) == [], "nothing was expected before three tokens were the same"
+    assert after(prompt, LINE[:5]).guesses(9) == LINE[5:], "as many as came as expected"
+    assert after(prompt, LINE[:5]).guesses(1) == LINE[5:6]
+    assert after(prompt, [*LINE[:5], 99]).guesses(9) == []
+    assert after([1, 2], []).guesses(9) == after([], []).guesses(9) == []
+
+
+def test_after_a_disappointment_more_is_needed() -> None:
+    other = list(range(70, 80))
+    lookup = after([*LINE, *other], [*LINE[:5], 99, *other[:5]])
+    assert lookup.guesses(9) == [], "two tokens as expected were enough once"
+    lookup.note(other[5])
+    lookup.note(other[6])
+    assert lookup.guesses(9) == [*other[7:], LINE[0]], "now it has been right for four"
+
+
+def test_the_latest_occurrence_counts() -> None:
+    prompt = [1, 2, 3, 10, 11, 12, 1, 2, 3, 20, 21, 22, 9]
+    assert after(prompt, [1, 2, 3, 20, 21]).guesses(9) == [22, 9]
+
+
+def test_a_loop_is_followed_for_as_long_as_it_has_been_right() -> None:
+    lookup = after([7], [5, 6] * 40)
+    assert lookup.guesses(99) == [5, 6], "no further than the text goes"
+    lookup = after([7], LINE * 40)
+    assert lookup.guesses(99) == LINE and len(LINE) < MAX_GUESSES
+
+
+@given(st.lists(st.sampled_from([0, 1, 256, 65536, 2**30]), max_size=60), st.lists(st.integers(0, 2), max_size=60))
+def test_only_whole_tokens_match(prompt: list[int], drawn: list[int]) -> None:
+    """Ids whose bytes look alike at other places are not taken for each other."""
+    lookup, ids, expected, streak, needed = Lookup(prompt), list(prompt), -1, 0, MIN_STREAK
+
+    def place() -> int:
+        found = [i for i in range(len(ids) - 3) if ids[i : i + 3] == ids[-3:]]
+        return found[-1] + 3 if found and len(ids) > 3 else -1
+
+    expected = place()
+    for token in drawn:
+        right = expected >= 0 and ids[expected] == token
+        ids.append(token)
+        lookup.note(token)
+        if streak >= needed:
+            needed = MIN_STREAK if right else min(2 * needed, MAX_GUESSES)
+        expected, streak = (expected + 1, min(streak + 1, MAX_GUESSES)) if right else (place(), 0)
+        want = ids[expected : expected + streak] if expected >= 0 and streak >= needed else []
+        assert lookup.guesses(MAX_GUESSES) == want[:MAX_GUESSES]
+
+
+# --- in the scheduler -----------------------------------------------------------------------------------------------------------
+
+
+def circling(history: np.ndarray[tuple[int], np.dtype[np.int64]], spec: SampleSpec, allowed: list[int]) -> int:
+    """Says what it said seven tokens ago, except for every 23rd token, which it makes up."""
+    n = len(history)
+    return int(history[-7]) if n % 23 else 100 + n % 100
+
+
+@pytest.fixture
+def repeating(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toy, "draw", circling)
+
+
+def run(reqs: list[TokenizedReq], worker: ToyWorker, **options: object) -> tuple[list[list[int]], int]:
+    harness = Harness(worker, ScheduleOptions(**options))  # type: ignore[arg-type]
+    answers = harness.run(*reqs)
+    assert harness.scheduler.check_integrity() == []
+    return [answer.ids for answer in answers], len(worker.batches)
+
+
+def circles(num: int, num_new: int = 90, **more: object) -> list[TokenizedReq]:
+    return [make_req(f"r{i}", [*range(50 + i), *LINE], num_new, ignore_eos=True, **more) for i in range(num)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make_worker", [ToyWorker, AheadWorker])
+def test_text_that_repeats_itself_takes_fewer_steps(repeating: None, make_worker: type[ToyWorker]) -> None:
+    want, steps = run(circles(2), ToyWorker(), lookup=False)
+    got, fewer = run(circles(2), make_worker())
+    assert got == want and len(want[0]) == 90
+    assert fewer < 0.6 * steps
+
+
+def test_it_stops_where_it_should(repeating: None) -> None:
+    """A stop token among the guesses, the last token that may come, the end of the context and of the step."""
+    for more in ({"stop_token_ids": [LINE[3]]}, {"num_new": 1}, {"num_new": 2}, {"num_new": 33}, {"stop": ["*+,-"]}):
+        reqs = circles(3, **more)  # type: ignore[arg-type]
+        small = {"context_len": 128, "max_batch_tokens": 20, "max_running": 3}
+        assert run(reqs, ToyWorker(**small))[0] == run(reqs, ToyWorker(**small), lookup=False)[0]
+
+
+def test_many_requests_and_changed_logits_are_not_worth_it(repeating: None) -> None:
+    for reqs in (circles(8), circles(2, frequency_penalty=0.1), circles(2, logit_bias={"5": 1.0})):
+        assert run(reqs, ToyWorker())[1] == run(reqs, ToyWorker(), lookup=False)[1]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(reqs=workloads(), retract=st.sampled_from([0, 0, 2]), ahead=st.booleans(), seed=st.integers(0, 99))
+def test_wrong_guesses_change_no_answer(
+    reqs: list[TokenizedReq], retract: int, ahead: bool, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(seed)
+
+    def anything(self: Lookup, limit: int) -> list[int]:
+        return [rng.choice([97, 116, EOS, 32]) for _ in range(min(limit, rng.randrange(6)))]
+
+    monkeypatch.setattr(Lookup, "guesses", anything)
+    monkeypatch.setattr(Lookup, "is_trusted", property(lambda self: rng.random() < 0.7))
+    harness = Harness((AheadWorker if ahead and not retract else ToyWorker)(), ScheduleOptions(test_retract_every=retract))
+    harness.run(*reqs)
+    assert harness.scheduler.check_integrity() == []
+    for req in reqs:
+        if fits(harness, req):
+            check_answer(harness, req)
