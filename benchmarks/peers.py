@@ -5,6 +5,9 @@
     python -m benchmarks.peers --model FILE --workloads W1,W2,LONG
     python -m benchmarks.peers --env llama_cpp=/path/to/venv      use an environment that exists
 
+`ours` is what a user gets. `ours_drawn` is the same without guesses where a text repeats itself, which answers to random ids
+often do: its figures say what the kernels do, whatever the text.
+
 Each peer is installed once into an environment of its own. All engines stay loaded; for every repetition each workload runs
 on each engine in turn, the order alternating, so that a slow minute of the machine hits all alike. Medians and the spread
 (largest over smallest) are reported; only ratios within one run mean anything.
@@ -41,6 +44,7 @@ PACKAGES = {
 UNWANTED = {"vllm": ["torchvision", "torchaudio", "torchcodec"]}
 """packages that pip brings along and that keep the engine from starting"""
 BUILD_FLAGS = {"llama_cpp": {"CMAKE_ARGS": "-DGGML_NATIVE=ON"}}
+OURS = ("ours", "ours_drawn")
 HIGHER_IS_BETTER = "tok/s"
 STARTED = time.monotonic()
 
@@ -109,7 +113,7 @@ class Engine:
 
 def python_of(name: str, environments: dict[str, Path]) -> Path:
     """The interpreter that has the engine; its environment is made if need be."""
-    if name == "ours":
+    if name in OURS:
         return Path(sys.executable)
     folder = environments.get(name) or Path.home() / ".cache" / "sglang-anywhere" / "peers" / name
     python = folder / "bin" / "python"
@@ -127,7 +131,7 @@ def python_of(name: str, environments: dict[str, Path]) -> Path:
 
 def start(name: str, python: Path, model: str, threads: int) -> Engine:
     """Starts and loads an engine. The model is a local file for peers."""
-    paths = [str(ROOT), str(ROOT / "src")] if name == "ours" else [str(ROOT)]
+    paths = [str(ROOT), str(ROOT / "src")] if name in OURS else [str(ROOT)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
     command = [str(python), "-m", f"benchmarks.drivers.{name}"]
     log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the engine
@@ -206,29 +210,34 @@ def figures(workload: str, runs: list[dict[str, Any]]) -> dict[str, list[float]]
 
 
 def table(engines: list[Engine], results: Results, workloads: list[str]) -> str:
-    """Markdown: a row for each figure, a column for each engine, and our ratio to the best peer (above 1: ahead)."""
+    """Markdown: a row for each figure, a column for each engine, and the ratio of each of ours to the best peer (above 1:
+    ahead)."""
     names = [e.name for e in engines]  # of those that failed nothing more is said
-    lines = ["| workload | figure | " + " | ".join(names) + " | ours / best peer |", "|---|---|" + "--:|" * (len(names) + 1)]
+    ours = [n for n in names if n in OURS]
+    heads = [*names, *(f"{n} / best peer" for n in ours)]
+    lines = ["| workload | figure | " + " | ".join(heads) + " |", "|---|---|" + "--:|" * len(heads)]
     for workload in workloads:
         columns = {n: figures(workload, results[workload, n]) for n in names}
         for figure in columns[names[0]]:
             medians = {n: statistics.median(columns[n][figure]) for n in names}
             spread = {n: max(columns[n][figure]) / min(columns[n][figure]) for n in names}
             cells = [f"{medians[n]:.4g} (x{spread[n]:.2f})" for n in names]
-            lines.append(f"| {workload} | {figure} | " + " | ".join(cells) + f" | {ratio(figure, medians)} |")
+            cells += [ratio(figure, medians, n) for n in ours]
+            lines.append(f"| {workload} | {figure} | " + " | ".join(cells) + " |")
     memory = [f"{max(r['rss_mib'] for w in workloads for r in results[w, n]):.0f}" for n in names]
-    lines.append("| | resident MiB | " + " | ".join(memory) + " | |")
-    lines.append("| | load s | " + " | ".join(f"{e.facts['load_seconds']:.2f}" for e in engines) + " | |")
+    lines.append("| | resident MiB | " + " | ".join([*memory, *[""] * len(ours)]) + " |")
+    loads = [f"{e.facts['load_seconds']:.2f}" for e in engines]
+    lines.append("| | load s | " + " | ".join([*loads, *[""] * len(ours)]) + " |")
     return "\n".join(lines)
 
 
-def ratio(figure: str, medians: dict[str, float]) -> str:
-    peers = [v for n, v in medians.items() if n != "ours"]
-    if "ours" not in medians or not peers:
+def ratio(figure: str, medians: dict[str, float], mine: str) -> str:
+    peers = [v for n, v in medians.items() if n not in OURS]
+    if not peers:
         return ""
     if HIGHER_IS_BETTER in figure:
-        return f"**{medians['ours'] / max(peers):.2f}**"
-    return f"**{min(peers) / medians['ours']:.2f}**"
+        return f"**{medians[mine] / max(peers):.2f}**"
+    return f"**{min(peers) / medians[mine]:.2f}**"
 
 
 def machine() -> str:
@@ -257,7 +266,7 @@ def local_file(model: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engines", default="ours,llama_cpp", help=f"of ours,{','.join(PACKAGES)}")
+    parser.add_argument("--engines", default="ours,llama_cpp", help=f"of {','.join([*OURS, *PACKAGES])}")
     parser.add_argument("--workloads", default="W1,W2,W3,W4", help=f"of {','.join(SHAPES)}")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -269,7 +278,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT / "src"))
     environments = {name: Path(folder) for name, _, folder in (e.partition("=") for e in args.env)}
     workloads, model = args.workloads.split(","), local_file(args.model)
-    check_names(args.engines.split(","), ["ours", *PACKAGES], "engine")
+    check_names(args.engines.split(","), [*OURS, *PACKAGES], "engine")
     check_names(workloads, list(SHAPES), "workload")
     engines = start_all(args.engines.split(","), environments, model, args.threads)
     try:

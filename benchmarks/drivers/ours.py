@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import sglang
@@ -13,9 +14,10 @@ from benchmarks.workloads import Workload
 
 class Ours:
     version = sglang.__version__
+    flags: Mapping[str, Any] = {}
 
     def load(self, model: str, threads: int) -> None:
-        self._engine = sglang.Engine(model_path=model, threads=threads)
+        self._engine = sglang.Engine(model_path=model, threads=threads, **self.flags)
 
     def run(self, workload: Workload) -> tuple[float, float]:
         params = {"max_new_tokens": workload.num_new, "temperature": 0, "ignore_eos": True}
