@@ -96,6 +96,16 @@ def test_embedding(pair: Pair, fmt: str) -> None:
     assert not got[4:].any()
 
 
+def test_rows_are_rounded_to_nearest(ops: Any) -> None:
+    """As torch rounds: ties to even, infinities and NaN as they are."""
+    x = normal(3, 4096) * 100
+    x[0, :6] = [np.inf, -np.inf, np.nan, 1 + 2**-8, 1 + 3 * 2**-8, 0.0]
+    x[1, 0] = np.finfo(np.float32).max
+    out = ops.activation(3, [ops.pack([dense("w", normal(2, 4096))])])
+    ops.store(ops.array(x), out, ops.array(ints(3)))
+    np.testing.assert_array_equal(host(out.data), torch.from_numpy(x).to(ops.dtype).float().numpy())
+
+
 @pytest.mark.parametrize("width", [64, 100])
 @pytest.mark.parametrize("case", ["plain", "delta", "rows"])
 def test_rms_norm(pair: Pair, width: int, case: str) -> None:

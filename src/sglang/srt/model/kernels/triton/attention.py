@@ -24,7 +24,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sglang.srt.model.kernels.triton.common import LOG2E, dot, dot_add, tanh
+from sglang.srt.model.kernels.triton.common import LOG2E, dot, dot_add, round_to, tanh
 
 
 @triton.jit
@@ -54,7 +54,7 @@ def _weigh(s, v):
     """(m, z, acc) of one chunk's scores. s: [R, C], -inf where a key is not seen; v: [C, D]."""
     m = tl.max(s, axis=1)
     p = tl.exp2(s - tl.where(m == float("-inf"), 0.0, m)[:, None])
-    return m, tl.sum(p, axis=1), dot(p.to(v.dtype), v)
+    return m, tl.sum(p, axis=1), dot(round_to(p, v.dtype), v)
 
 
 @triton.jit
@@ -66,7 +66,7 @@ def _load_chunk(k_pool, v_pool, table, start, seq_len, dim_at, head_dim, CHUNK: 
     dim_there = dim_at < head_dim
     k = tl.load(k_pool + slot[None, :] + dim_at[:, None], mask=there[None, :] & dim_there[:, None], other=0.0)
     v = tl.load(v_pool + slot[:, None] + dim_at[None, :], mask=there[:, None] & dim_there[None, :], other=0.0)
-    return k.to(TYPE), v.to(TYPE)
+    return round_to(k, TYPE), round_to(v, TYPE)
 
 
 @triton.jit
@@ -199,7 +199,7 @@ def decode_merge_kernel(
     z = tl.where(z > 0, z, 1.0)  # rows that pad the group
     row = tl.load(q_start + req).to(tl.int64)
     out_at = out + row * out_stride + (kv_head * GROUP + g)[:, None] * head_dim + dim_at[None, :]
-    tl.store(out_at, (acc / z[:, None]).to(out.dtype.element_ty), mask=row_mask)
+    tl.store(out_at, round_to(acc / z[:, None], out.dtype.element_ty), mask=row_mask)
 
 
 @triton.jit
@@ -288,7 +288,7 @@ def extend_kernel(
             m, z, acc = _flow(m, z, acc, tl.where(seen, _scores(q, k, SOFT_CAP, soft_cap), float("-inf")), v)
     z = tl.where(z > 0, z, 1.0)  # rows that are not there
     out_at = out + row[:, None] * out_stride + head[:, None] * head_dim + dim_at[None, :]
-    tl.store(out_at, (acc / z[:, None]).to(out.dtype.element_ty), mask=row_mask)
+    tl.store(out_at, round_to(acc / z[:, None], out.dtype.element_ty), mask=row_mask)
 
 
 @triton.jit
@@ -298,4 +298,4 @@ def _flow(m, z, acc, s, v):
     safe = tl.where(top == float("-inf"), 0.0, top)
     p = tl.exp2(s - safe[:, None])
     a = tl.exp2(m - safe)
-    return top, z * a + tl.sum(p, axis=1), dot_add(p.to(v.dtype), v, acc * a[:, None])
+    return top, z * a + tl.sum(p, axis=1), dot_add(round_to(p, v.dtype), v, acc * a[:, None])

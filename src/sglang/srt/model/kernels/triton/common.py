@@ -37,6 +37,16 @@ def dot_add(a, b, acc):
 
 
 @triton.jit
+def round_to(x, TYPE: tl.constexpr):
+    """x in TYPE, to nearest and ties to even."""
+    if _WIDEN and TYPE.is_bf16() and x.dtype.is_fp32():  # the interpreter cuts the low bits off
+        bits = x.to(tl.uint32, bitcast=True)
+        even = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = tl.where(x == x, even.to(tl.float32, bitcast=True), x)
+    return x.to(TYPE)
+
+
+@triton.jit
 def tanh(x):
     """Exact to a few units in the last place, also for large x."""
     small = x * (1.0 - x * x * (1.0 / 3.0) + x * x * x * x * (2.0 / 15.0))  # where 1 - exp(-2x) would cancel

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sglang.srt.model.kernels.triton.common import LOG2E, dot, dot_add
+from sglang.srt.model.kernels.triton.common import LOG2E, dot, dot_add, round_to
 
 
 @triton.jit
@@ -42,7 +42,7 @@ def segment_attention_kernel(
     dim_there = dim_at < head_dim
     wide = row.to(tl.int64)
     q_mask = exists[:, None] & dim_there[None, :]
-    q = tl.load(qkv + wide[:, None] * qkv_stride + head * head_dim + dim_at[None, :], mask=q_mask, other=0.0).to(TYPE)
+    q = round_to(tl.load(qkv + wide[:, None] * qkv_stride + head * head_dim + dim_at[None, :], mask=q_mask, other=0.0), TYPE)
     m = tl.full([ROWS], float("-inf"), tl.float32)
     z = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
@@ -52,15 +52,15 @@ def segment_attention_kernel(
         key_at = qkv + key.to(tl.int64) * qkv_stride
         k_at = key_at[None, :] + (num_heads + head) * head_dim + dim_at[:, None]
         v_at = key_at[:, None] + (2 * num_heads + head) * head_dim + dim_at[None, :]
-        k = tl.load(k_at, mask=key_there[None, :] & dim_there[:, None], other=0.0).to(TYPE)
-        v = tl.load(v_at, mask=key_there[:, None] & dim_there[None, :], other=0.0).to(TYPE)
+        k = round_to(tl.load(k_at, mask=key_there[None, :] & dim_there[:, None], other=0.0), TYPE)
+        v = round_to(tl.load(v_at, mask=key_there[:, None] & dim_there[None, :], other=0.0), TYPE)
         seen = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
         s = tl.where(seen, dot(q, k) * (scale * LOG2E), float("-inf"))
         top = tl.maximum(m, tl.max(s, axis=1))
         safe = tl.where(top == float("-inf"), 0.0, top)
         p = tl.exp2(s - safe[:, None])
         a = tl.exp2(m - safe)
-        m, z, acc = top, z * a + tl.sum(p, axis=1), dot_add(p.to(v.dtype), v, acc * a[:, None])
+        m, z, acc = top, z * a + tl.sum(p, axis=1), dot_add(round_to(p, v.dtype), v, acc * a[:, None])
     z = tl.where(z > 0, z, 1.0)
     out_at = out + wide[:, None] * out_stride + head * head_dim + dim_at[None, :]
-    tl.store(out_at, (acc / z[:, None]).to(out.dtype.element_ty), mask=there[:, None] & dim_there[None, :])
+    tl.store(out_at, round_to(acc / z[:, None], out.dtype.element_ty), mask=there[:, None] & dim_there[None, :])

@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sglang.srt.model.kernels.triton.common import activation, dot_add
+from sglang.srt.model.kernels.triton.common import activation, dot_add, round_to
 
 
 @triton.jit
@@ -56,9 +56,10 @@ def linear_kernel(
     if HAS_BIAS:
         acc += tl.load(bias + n_at, mask=n_at < n, other=0.0)[None, :]
     if GATED:
-        acc = activation(acc.to(out.dtype.element_ty).to(tl.float32), FN) * up.to(out.dtype.element_ty).to(tl.float32)
+        gate = round_to(acc, out.dtype.element_ty).to(tl.float32)
+        acc = activation(gate, FN) * round_to(up, out.dtype.element_ty).to(tl.float32)
     out_at = out + m_at.to(tl.int64)[:, None] * out_stride + n_at[None, :]
-    tl.store(out_at, acc.to(out.dtype.element_ty), mask=m_in & n_in)
+    tl.store(out_at, round_to(acc, out.dtype.element_ty), mask=m_in & n_in)
 
 
 @triton.jit
@@ -85,20 +86,20 @@ def quantised_kernel(
             byte = tl.load(levels + wide_n * (k // 2) + (start // 2 + j)[:, None], mask=n_in, other=0)
             # both halves of a byte lie in one group of 32 or more
             scale, least = _group_values(scales, minima, wide_n, k, k_at, n_in, GROUP, HAS_MIN)
-            low = ((byte & 15).to(tl.float32) * scale + least).to(x.dtype.element_ty)
-            high = ((byte >> 4).to(tl.float32) * scale + least).to(x.dtype.element_ty)
+            low = round_to((byte & 15).to(tl.float32) * scale + least, x.dtype.element_ty)
+            high = round_to((byte >> 4).to(tl.float32) * scale + least, x.dtype.element_ty)
             acc = dot_add(tl.load(x_row + k_at[None, :], mask=m_in, other=0.0), low, acc)
             acc = dot_add(tl.load(x_row + k_at[None, :] + 16, mask=m_in, other=0.0), high, acc)
         else:
             k_at = start + tl.arange(0, BLOCK_K)
             level = tl.load(levels + wide_n * k + k_at[:, None], mask=n_in, other=0).to(tl.float32)
             scale, least = _group_values(scales, minima, wide_n, k, k_at, n_in, GROUP, HAS_MIN)
-            values = (level * scale + least).to(x.dtype.element_ty)
+            values = round_to(level * scale + least, x.dtype.element_ty)
             acc = dot_add(tl.load(x_row + k_at[None, :], mask=m_in, other=0.0), values, acc)
     if HAS_BIAS:
         acc += tl.load(bias + n_at, mask=n_at < n, other=0.0)[None, :]
     out_at = out + m_at.to(tl.int64)[:, None] * out_stride + n_at[None, :]
-    tl.store(out_at, acc.to(out.dtype.element_ty), mask=m_in & n_in)
+    tl.store(out_at, round_to(acc, out.dtype.element_ty), mask=m_in & n_in)
 
 
 @triton.jit
@@ -130,7 +131,7 @@ def dequantise_kernel(
     values = level * tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
     if HAS_MIN:
         values += tl.load(minima + group, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * k + at, values.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * k + at, round_to(values, out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -148,4 +149,4 @@ def quantise_rows_kernel(x, out, scales, rows, k, x_stride, limit, BLOCK: tl.con
     for start in range(0, k, BLOCK):
         at = start + tl.arange(0, BLOCK)
         values = tl.load(x + row * x_stride + at, mask=at < k, other=0.0).to(tl.float32) / scale
-        tl.store(out + row * k + at, values.to(out.dtype.element_ty), mask=at < k)
+        tl.store(out + row * k + at, round_to(values, out.dtype.element_ty), mask=at < k)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sglang.srt.model.kernels.triton.common import round_to
+
 
 @triton.jit
 def rms_norm_kernel(
@@ -30,10 +32,10 @@ def rms_norm_kernel(
     if HAS_DELTA:
         values += tl.load(delta + source * delta_stride + at, mask=inside, other=0.0).to(tl.float32)
         if not HAS_INDEX:
-            tl.store(x + source * x_stride + at, values.to(x.dtype.element_ty), mask=inside)
+            tl.store(x + source * x_stride + at, round_to(values, x.dtype.element_ty), mask=inside)
     mean = tl.sum(values * values, axis=0) / width
     scale = tl.load(weight + at, mask=inside, other=0.0)
-    tl.store(out + row * out_stride + at, (values / tl.sqrt(mean + eps) * scale).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * out_stride + at, round_to(values / tl.sqrt(mean + eps) * scale, out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -50,10 +52,10 @@ def layer_norm_kernel(
     values = tl.load(x + row * x_stride + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_DELTA:
         values += tl.load(delta + row * delta_stride + at, mask=inside, other=0.0).to(tl.float32)
-        tl.store(x + row * x_stride + at, values.to(x.dtype.element_ty), mask=inside)
+        tl.store(x + row * x_stride + at, round_to(values, x.dtype.element_ty), mask=inside)
     centred = tl.where(inside, values - tl.sum(values, axis=0) / width, 0.0)
     variance = tl.sum(centred * centred, axis=0) / width
     scale = tl.load(weight + at, mask=inside, other=0.0)
     shift = tl.load(bias + at, mask=inside, other=0.0)
     result = centred / tl.sqrt(variance + eps) * scale + shift
-    tl.store(out + row * out_stride + at, result.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * out_stride + at, round_to(result, out.dtype.element_ty), mask=inside)

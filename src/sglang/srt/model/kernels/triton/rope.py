@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sglang.srt.model.kernels.triton.common import round_to
+
 
 @triton.jit
 def rope_store_kernel(
@@ -57,8 +59,8 @@ def rope_store_kernel(
     new_a = tl.where(keep, raw_a, (a * cosine - b * sine) * scale)
     new_b = tl.where(keep, raw_b, (b * cosine + a * sine) * scale)
     q_mask = is_q[:, None] & inside
-    tl.store(first, new_a.to(qkv.dtype.element_ty), mask=q_mask)
-    tl.store(first + pairs, new_b.to(qkv.dtype.element_ty), mask=q_mask)
+    tl.store(first, round_to(new_a, qkv.dtype.element_ty), mask=q_mask)
+    tl.store(first + pairs, round_to(new_b, qkv.dtype.element_ty), mask=q_mask)
     slot = tl.load(slots + row).to(tl.int64)
     kv_head = tl.where(is_k, head - num_heads, head - num_heads - num_kv_heads).to(tl.int64)
     target = (kv_head * head_stride + slot * head_dim)[:, None]
@@ -66,7 +68,7 @@ def rope_store_kernel(
     _store_pools(k_pool, v_pool, target + pairs + at[None, :], new_b, is_k[:, None] & inside, is_v[:, None] & inside)
     if BLOCK_REST > 0:
         new_c = tl.where(keep, raw_c, c * scale)
-        tl.store(rest_at, new_c.to(qkv.dtype.element_ty), mask=is_q[:, None] & rest_inside)
+        tl.store(rest_at, round_to(new_c, qkv.dtype.element_ty), mask=is_q[:, None] & rest_inside)
         _store_pools(k_pool, v_pool, target + rest[None, :], new_c, is_k[:, None] & rest_inside, is_v[:, None] & rest_inside)
 
 
@@ -80,5 +82,5 @@ def _weights(q_weight, k_weight, at, inside, is_q):
 
 @triton.jit
 def _store_pools(k_pool, v_pool, at, values, k_mask, v_mask):
-    tl.store(k_pool + at, values.to(k_pool.dtype.element_ty), mask=k_mask)
-    tl.store(v_pool + at, values.to(v_pool.dtype.element_ty), mask=v_mask)
+    tl.store(k_pool + at, round_to(values, k_pool.dtype.element_ty), mask=k_mask)
+    tl.store(v_pool + at, round_to(values, v_pool.dtype.element_ty), mask=v_mask)

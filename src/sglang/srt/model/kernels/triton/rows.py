@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sglang.srt.model.kernels.triton.common import activation, tanh
+from sglang.srt.model.kernels.triton.common import activation, round_to, tanh
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def embedding_kernel(table, ids, out, rows, width, table_stride, out_stride, sca
     inside = at < width
     token = tl.load(ids + row).to(tl.int64)
     values = tl.load(table + token * table_stride + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row.to(tl.int64) * out_stride + at, (values * scale).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row.to(tl.int64) * out_stride + at, round_to(values * scale, out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -55,7 +55,7 @@ def embedding_quantised_kernel(
     values = level * tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
     if HAS_MIN:
         values += tl.load(minima + group, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row.to(tl.int64) * out_stride + at, (values * scale).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row.to(tl.int64) * out_stride + at, round_to(values * scale, out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -68,7 +68,7 @@ def gate_kernel(gate, up, out, rows, width, gate_stride, up_stride, out_stride, 
     inside = at < width
     g = tl.load(gate + row * gate_stride + at, mask=inside, other=0.0).to(tl.float32)
     u = tl.load(up + row * up_stride + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * out_stride + at, (activation(g, FN) * u).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * out_stride + at, round_to(activation(g, FN) * u, out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -82,7 +82,7 @@ def activate_kernel(x, out, rows, width, x_stride, out_stride, FN: tl.constexpr,
     values = tl.load(x + row * x_stride + at, mask=inside, other=0.0).to(tl.float32)
     if FN != "none":
         values = activation(values, FN)
-    tl.store(out + row * out_stride + at, values.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * out_stride + at, round_to(values, out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -94,7 +94,7 @@ def soft_cap_kernel(x, rows, width, stride, cap, BLOCK: tl.constexpr):
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
     values = tl.load(x + row * stride + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(x + row * stride + at, (cap * tanh(values / cap)).to(x.dtype.element_ty), mask=inside)
+    tl.store(x + row * stride + at, round_to(cap * tanh(values / cap), x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -111,7 +111,7 @@ def overlay_kernel(
     values = tl.load(source + taken * source_stride + at, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         values += tl.load(x + row * x_stride + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(x + row * x_stride + at, values.to(x.dtype.element_ty), mask=inside)
+    tl.store(x + row * x_stride + at, round_to(values, x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -127,7 +127,7 @@ def blend_kernel(x, index, weight, out, rows, k, width, x_stride, out_stride, BL
         taken = tl.load(index + row * k + j).to(tl.int64)
         values = tl.load(x + taken * x_stride + at, mask=inside, other=0.0).to(tl.float32)
         total += tl.load(weight + row * k + j) * values
-    tl.store(out + row * out_stride + at, total.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * out_stride + at, round_to(total, out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -160,5 +160,5 @@ def rotate_kernel(x, cos, sin, rows, num_heads, head_dim, pairs, x_stride, table
     c = tl.load(cos + row * table_stride + at, mask=inside, other=0.0)
     s = tl.load(sin + row * table_stride + at, mask=inside, other=0.0)
     # the thread that reads a pair writes it: no one else reads either half
-    tl.store(first, (a * c - b * s).to(x.dtype.element_ty), mask=inside)
-    tl.store(first + pairs, (b * c + a * s).to(x.dtype.element_ty), mask=inside)
+    tl.store(first, round_to(a * c - b * s, x.dtype.element_ty), mask=inside)
+    tl.store(first + pairs, round_to(b * c + a * s, x.dtype.element_ty), mask=inside)
