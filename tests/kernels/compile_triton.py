@@ -103,13 +103,15 @@ def row_cases() -> Iterator[Case]:
 
 def logits_cases() -> Iterator[Case]:
     types = dict.fromkeys(("x", "x_all", "scale", "bias", "temperatures", "top_ps", "min_ps", "uniforms"), F32)
-    types |= dict.fromkeys(("indptr", "ids", "row_idx", "bits", "out", "greedy", "top_ks"), I32)
+    types |= dict.fromkeys(("values", "sums"), F32)
+    types |= dict.fromkeys(("indptr", "ids", "row_idx", "bits", "out", "greedy", "top_ks", "counts"), I32)
     yield logits.adjust_kernel, types, {"BLOCK": 256}, {}
     yield logits.mask_kernel, types, {"BLOCK": 1024}, {}
     yield logits.argmax_kernel, types, {"BLOCK": 4096}, {"num_warps": 8}
     yield logits.log_sum_exp_kernel, types | {"out": F32}, {"BLOCK": 4096}, {"num_warps": 8}
     yield logits.pick_kernel, types | {"out": F32}, {"BLOCK": 256}, {}
-    yield sampling.sample_kernel, types, {"BLOCK": 4096}, {"num_warps": 8}
+    yield sampling.candidates_kernel, types, {"BINS": 256, "ROOM": 4096, "BLOCK": 4096}, {"num_warps": 8}
+    yield sampling.sample_kernel, types, {"ROOM": 4096, "BLOCK": 4096}, {"num_warps": 8}
 
 
 def build(case: Case) -> tuple[int, str, str]:

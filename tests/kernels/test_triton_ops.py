@@ -17,7 +17,7 @@ from .support import FLOAT_FORMATS, INT_FORMATS, Float, close, ints, meta_of, sa
 
 pytest.importorskip("triton", reason="Triton is not installed")
 torch = pytest.importorskip("torch", reason="torch is not installed")
-from sglang.srt.model.kernels import cuda  # noqa: E402
+from sglang.srt.model.kernels import cuda, cuda_logits  # noqa: E402
 
 if not cuda.INTERPRETED:
     pytest.skip("Triton compiles here: benchmarks/cuda.py tests on the device", allow_module_level=True)
@@ -460,8 +460,10 @@ PARAMETERS = [
 ]
 
 
-def test_sample(exact: Any) -> None:
-    """Every combination of cuts, on rows with and without equal values."""
+@pytest.mark.parametrize("room", [4096, 16])
+def test_sample(exact: Any, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every combination of cuts, on rows with and without equal values; with room for all candidates and for few."""
+    monkeypatch.setattr(cuda_logits, "CANDIDATES", room)
     params = [(*p, u) for p in PARAMETERS for u in (0.0, 0.8)] + [(0.0, 0, 1.0, 0.0, 0.5)] * 2
     x = logits(len(params), seed=4)[:, :200].copy()
     x[1::2] = np.round(x[1::2] * 2) / 2

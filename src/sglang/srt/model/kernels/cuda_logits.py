@@ -19,11 +19,13 @@ from sglang.srt.model.kernels.triton.logits import (
     mask_kernel,
     pick_kernel,
 )
-from sglang.srt.model.kernels.triton.sampling import sample_kernel
+from sglang.srt.model.kernels.triton.sampling import candidates_kernel, sample_kernel
 
 Tensor = Any  # torch.Tensor
 
 MAX_BLOCK = 4096
+CANDIDATES, BINS = 4096, 256
+"""of a row that draws: how many of its best are looked at alone, found among so many ranges of values"""
 _LOW_WORD = 0xFFFFFFFF
 
 
@@ -100,11 +102,23 @@ class Logits:
         if num_rows == 0:
             return
         drawn = torch.empty(num_rows, dtype=torch.int32, device=self._device)
-        params = (self._here(a) for a in (temperature, top_k, top_p, min_p, uniform))
+        params = [self._here(a) for a in (temperature, top_k, top_p, min_p, uniform)]
+        best, block = self._argmax(x, num_rows), _block(x)
+        found = self._candidates(num_rows)
+        candidates_kernel[(num_rows,)](
+            x, best, params[0], *found, x.shape[1], x.stride(0), BINS, CANDIDATES, block, num_warps=8
+        )  # fmt: skip
         sample_kernel[(num_rows,)](
-            x, self._argmax(x, num_rows), *params, drawn, x.shape[1], x.stride(0), _block(x), num_warps=8
-        )
+            x, best, *params, *found, drawn, x.shape[1], x.stride(0), CANDIDATES, block, num_warps=8
+        )  # fmt: skip
         self._result(out, drawn)
+
+    def _candidates(self, num_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Values, ids, counts and sums, for candidates_kernel to write."""
+        values = torch.empty((num_rows, CANDIDATES), dtype=torch.float32, device=self._device)
+        counts = torch.empty(num_rows, dtype=torch.int32, device=self._device)
+        sums = torch.empty((num_rows, 2), dtype=torch.float32, device=self._device)
+        return values, torch.empty_like(values, dtype=torch.int32), counts, sums
 
 
 def _block(x: Tensor) -> int:

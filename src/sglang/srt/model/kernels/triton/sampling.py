@@ -1,7 +1,14 @@
-"""The draw of ops.sample without sorting and without the host: one program per row.
+"""The draw of ops.sample without sorting and without the host: one program per row, two kernels.
+
+    candidates    two passes over the row: its best values, at most ROOM of them, are put side by side in order of ids
+    sample        all cuts and the draw, among the candidates; over the whole row where they do not settle it
+
+Which are the best is seen in a histogram of distances from the top in temperatures, in bins of 1 / 8: as many whole bins as there
+is room for. Those left out all lie below those taken, so cuts that fall among the candidates are the cuts of the row; `_settled`
+says when they do, which is nearly always.
 
 "In descending order" needs no order, only cuts. Logits are mapped to integers that compare alike; a cut is found by bisection over
-those 32 bits, each step one pass over the row (which lies in the cache):
+those 32 bits, each step one pass over the candidates (which lie in the cache):
 
     top_k    the key whose rank reaches k            counts of keys >= cut
     top_p    the key where the mass reaches p        masses of keys >= cut, relative to exp(0) of the best
@@ -54,10 +61,70 @@ def _middle(low, high):
 
 
 @triton.jit
-def sample_kernel(
-    x_all, greedy, temperatures, top_ks, top_ps, min_ps, uniforms, out, vocab, stride, BLOCK: tl.constexpr
+def candidates_kernel(
+    x_all, greedy, temperatures, values, ids, counts, sums, vocab, stride, BINS: tl.constexpr, ROOM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """ops.sample. greedy: what argmax said of each row."""
+    """Of each row that draws: values and ids of its candidates, [rows, ROOM], their number, and of its sums, [rows, 2], the mass
+    of the whole row and a probability (relative to the best) that no column left out exceeds."""
+    row = tl.program_id(0).to(tl.int64)
+    x = x_all + row * stride
+    best = tl.load(greedy + row)
+    temperature = tl.load(temperatures + row)
+    if (best < 0) | (temperature == 0.0):
+        return
+    top = tl.load(x + best)
+    lane = tl.arange(0, BLOCK)
+    number = tl.arange(0, BINS)
+    bins = tl.zeros([BINS], tl.int32)
+    mass = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, vocab, BLOCK):
+        at = start + lane
+        value = tl.load(x + at, mask=at < vocab, other=float("-inf"))
+        bins += tl.histogram(_bin(value, top, temperature, BINS), BINS)
+        mass += tl.exp((value - top) / temperature)
+    bins = tl.where(number == BINS - 1, ROOM + 1, bins)  # the last holds all that is far away: never taken
+    taken = (tl.cumsum(bins, axis=0) <= ROOM).to(tl.int32)
+    num_bins = tl.sum(taken, axis=0)
+    tl.store(counts + row, tl.sum(bins * taken, axis=0))
+    tl.store(sums + 2 * row, tl.sum(mass, axis=0))
+    tl.store(sums + 2 * row + 1, tl.exp(-num_bins.to(tl.float32) / 8) * 1.001)
+    before = 0
+    for start in range(0, vocab, BLOCK):
+        at = start + lane
+        value = tl.load(x + at, mask=at < vocab, other=float("-inf"))
+        mine = ((_bin(value, top, temperature, BINS) < num_bins) & (at < vocab)).to(tl.int32)
+        place = row * ROOM + before + tl.cumsum(mine, axis=0) - 1
+        tl.store(values + place, value, mask=mine > 0)
+        tl.store(ids + place, at, mask=mine > 0)
+        before += tl.sum(mine, axis=0)
+
+
+@triton.jit
+def _bin(value, top, temperature, BINS: tl.constexpr):
+    """How far below the best, in eighths of a temperature; never less for a smaller value."""
+    distance = (top - value) / temperature * 8.0
+    return tl.where(distance < BINS - 1, distance, BINS - 1.0).to(tl.int32)  # the last one also for inf - inf
+
+
+@triton.jit
+def _settled(values, count, border, total, top, temperature, top_k, top_p, min_p, uniform, vocab, BLOCK: tl.constexpr):
+    """Whether all cuts and the draw fall among the candidates."""
+    if (top_k > 0) & (top_k < vocab):
+        settled = top_k <= count  # and what is kept of those is among them
+    else:
+        wanted = tl.where(top_p < 1.0, top_p, uniform) * total
+        none = tl.full([], -2147483648, tl.int64)
+        num, mass = _above(values, count, none, top, temperature, 0.0, BLOCK)
+        settled = (min_p > border) | ((mass > wanted) & ((min_p == 0.0) | (top_p < 1.0)))
+    return settled
+
+
+@triton.jit
+def sample_kernel(
+    x_all, greedy, temperatures, top_ks, top_ps, min_ps, uniforms, values, ids, counts, sums, out, row_len, stride,
+    ROOM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """ops.sample. greedy: what argmax said of each row; the rest of what candidates_kernel made."""
     row = tl.program_id(0).to(tl.int64)
     x = x_all + row * stride
     best = tl.load(greedy + row)
@@ -74,14 +141,25 @@ def sample_kernel(
     top_k = tl.load(top_ks + row)
     top_p = tl.load(top_ps + row)
     min_p = tl.load(min_ps + row)
+    uniform = tl.load(uniforms + row)
     none = tl.full([], -2147483648, tl.int64)
     best_key = tl.max(_key(tl.full([1], 0.0, tl.float32) + top), axis=0).to(tl.int64)
+
+    # from here on the row is its candidates, if they settle it
+    mass = tl.load(sums + 2 * row)
+    count = tl.load(counts + row)
+    border = tl.load(sums + 2 * row + 1)
+    mine = values + row * ROOM
+    few = _settled(mine, count, border, mass, top, temperature, top_k, top_p, min_p, uniform, row_len, BLOCK)
+    vocab = row_len
+    if few:
+        x = mine
+        vocab = count
 
     # cut: the lowest key kept; ties: how many of its equals are kept; mass: of all that is kept
     cut = none
     ties = vocab
-    count, mass = _above(x, vocab, none, top, temperature, 0.0, BLOCK)
-    if (top_k > 0) & (top_k < vocab):
+    if (top_k > 0) & (top_k < row_len):
         low, high = none, best_key
         while low < high:
             middle = _middle(low, high)
@@ -122,7 +200,7 @@ def sample_kernel(
             kept += tl.minimum(ties, equal - count) * weight
         mass = kept
 
-    target = tl.load(uniforms + row) * mass
+    target = uniform * mass
     low, high = cut, best_key
     while low < high:
         middle = _middle(low, high)
@@ -143,7 +221,10 @@ def sample_kernel(
         run = tl.minimum(run, ties)
     step = tl.floor((target - mass) / tl.maximum(_weight(low, top, temperature), 1e-38))
     nth = tl.minimum(tl.maximum(step, 0.0), run - 1.0).to(tl.int32)
-    tl.store(out + row, _nth_equal(x, vocab, low, nth, BLOCK))
+    column = _nth_equal(x, vocab, low, nth, BLOCK)
+    if few:
+        column = tl.load(ids + row * ROOM + column)
+    tl.store(out + row, column)
 
 
 @triton.jit
