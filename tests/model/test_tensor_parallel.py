@@ -22,6 +22,7 @@ from sglang.srt.model.distributed.sharding import shard_model
 from sglang.srt.model.distributed.wire import TableDiff, decode, encode, pack_step, unpack_step
 from sglang.srt.model.weights.config_reader import read_model_config
 from sglang.srt.model.worker import create_worker
+from tests.model.test_cuda_runtime import SAMPLING, answers, generate, need_interpreter
 from tests.model.test_quantised_checkpoints import FORMS, save_quantised
 from tests.model.tiny import Driver, save_model
 
@@ -116,6 +117,25 @@ def test_models_that_cannot_be_cut(size: int, changes: dict[str, Any], message: 
         shard_model(read_model_config(tmp_path, {}), Size())  # type: ignore[arg-type]
 
 
+def test_ids_that_only_rank_0_has_drawn(tmp_path: Path) -> None:
+    """Steps that begin before the host knows the tokens of those before them: ids go from device to device."""
+    save_model(tmp_path, "qwen2")
+    alone = create_worker(ModelOptions(str(tmp_path)), DeviceOptions(kernels="reference"), MEMORY)
+    expected = generate(alone, ahead=False)
+    with ranks(tmp_path, DeviceOptions(kernels="reference", tp_size=2)) as worker:
+        assert generate(worker, ahead=True) == expected
+
+
+def test_two_ranks_run_ahead_and_replay_graphs(tmp_path: Path) -> None:
+    """The engine with CUDA's op set in Triton's interpreter, where a graph is the calls themselves."""
+    need_interpreter()
+    save_model(tmp_path, "qwen2", num_hidden_layers=1)
+    expected, _ = answers(tmp_path, SAMPLING, kernels="reference")
+    ours, info = answers(tmp_path, SAMPLING, kernels="cuda", dtype="float32", cuda_graph_max_bs=3, tp_size=2)
+    assert ours == expected
+    assert info["tp_size"] == 2 and info["runs_ahead"] and info["graph_max_reqs"] == 3
+
+
 def test_what_is_wrong_with_the_model_is_said_once(tmp_path: Path) -> None:
     """Blocks of 32 values cannot be cut at 48: all ranks find out, and the start fails with one sentence."""
     save_model(tmp_path, "llama", intermediate_size=96)
@@ -146,10 +166,11 @@ def test_the_wire_brings_what_was_sent(tmp_path: Path) -> None:
     seqs = [driver.add(prompt) for prompt in PROMPTS]
     for count in (12, 1, 4):
         batch = driver.batch([(seq, count) for seq in seqs], prompt_from=1, top_num=1, token_ids=(5,))
+        batch.previous = np.full(batch.num_tokens, count, np.int32)
         sent = encode(pack_step(batch, diff.changes(batch.req_pool_idx, batch.seq_lens), np.asarray))
         step = decode(sent)
         got = unpack_step(step, copy, 64, np.asarray)  # type: ignore[arg-type]
-        for name in ("input_ids", "positions", "out_cache_loc", "q_start", "q_len", "seq_lens", "sample_rows"):
+        for name in ("input_ids", "positions", "out_cache_loc", "q_start", "q_len", "seq_lens", "sample_rows", "previous"):
             np.testing.assert_array_equal(getattr(got, name), getattr(batch, name))
         for row, length in zip(batch.req_pool_idx, batch.seq_lens, strict=True):
             np.testing.assert_array_equal(copy[row, :length], driver.table[row, :length])

@@ -40,6 +40,7 @@ class ModelRunner:
     ) -> None:
         self.limits = limits
         self._shard = shard
+        self._drawn = drawn
         self._logits: Array = None
         if shard is not None:
             self._logits = ops.empty((limits.max_logit_rows, shard.whole.vocab_size))
@@ -71,6 +72,8 @@ class ModelRunner:
         if self._shard is not None:
             batch = replace(batch, input_ids=self._shard.local_ids(batch.input_ids))
         load_step(self._ops, self._step, batch, self.limits, self._req_to_token)
+        if batch.previous is not None and self._shard is not None:
+            self._shard.ranks.share(self._drawn)  # rank 0 has drawn them
         self._num_ready = 0
         if self._graphs is None or not _is_decode(batch) or batch.num_reqs > self._graphs.max_reqs:
             self._run_body()
@@ -85,8 +88,7 @@ class ModelRunner:
         assert n <= self.limits.max_logit_rows
         if self._num_ready:
             assert n == self._num_ready, "all rows of a decode step are sampled"
-            return step.logits[:n]
-        if n:
+        elif n:
             self._load_head(rows)
             self._run_head()
         if self._shard is None:

@@ -143,8 +143,7 @@ def create_rank(model: ModelOptions, device: DeviceOptions, memory: MemoryOption
 
 
 def _share_of(device: DeviceOptions) -> DeviceOptions:
-    """Ranks of one machine share its cores. Graphs are not recorded: sums over ranks are no part of them yet."""
-    device = replace(device, graph_max_reqs=0)
+    """Ranks of one machine share its cores."""
     if device.threads is not None or device.kernels in ("reference", "cuda") or device.device == "cuda":
         return device
     try:
@@ -192,7 +191,7 @@ def worker_from(
     encoder = _create_encoder(ops, source, config, ranks)
     mine, part, part_ops = config, source, ops
     if shard is not None:
-        mine, part, part_ops = shard.config, ShardedSource(source, shard), shard_ops(ops, shard.ranks)
+        mine, part, part_ops = shard.config, ShardedSource(source, shard), shard_ops(ops, shard)
     model = create_model(part_ops, part, mine, config.context_len)
     weights = [*model.weights, *(encoder.weights if encoder is not None else [])]
     weight_bytes = sum(w.num_bytes for w in weights)
@@ -237,7 +236,7 @@ def _model_info(config: ModelConfig, ops: Ops, capacity: Capacity, footprint: Mo
         whole_len=whole_len(config),
         rope_axes=3 if config.rope_axes else 1,
         tp_size=size,
-        runs_ahead=ops.runs_ahead and size == 1,
+        runs_ahead=ops.runs_ahead,
     )
 
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from sglang.srt.model.distributed.ranks import Ranks
-from sglang.srt.model.distributed.sharding import SUMMED
+from sglang.srt.model.distributed.sharding import SUMMED, Shard
 from sglang.srt.model.kernels.ops import Activation, Array, Ops, Weight
 from sglang.srt.model.quant.formats import HostTensor
 
@@ -15,20 +14,22 @@ _NATIVE_RECORDING = ("begin_tape", "end_tape")
 """A native tape could not hold the sums; the tape keeps Python calls instead (op_tape.py)."""
 
 
-def shard_ops(base: Ops, ranks: Ranks) -> Ops:
-    return cast(Ops, ShardedOps(base, ranks))
+def shard_ops(base: Ops, shard: Shard) -> Ops:
+    return cast(Ops, ShardedOps(base, shard))
 
 
 class ShardedOps:
     """Everything not named here is the base's."""
 
-    def __init__(self, base: Ops, ranks: Ranks) -> None:
+    def __init__(self, base: Ops, shard: Shard) -> None:
         self._base = base
-        self._ranks = ranks
+        self._shard = shard
+        self._ranks = shard.ranks
         self._summed: set[int] = set()
         self._weights: list[Weight] = []  # keeps what `_summed` names alive
         self._bounds: dict[int, int] = {}
-        self.deterministic = base.deterministic and ranks.deterministic
+        self.deterministic = base.deterministic and shard.ranks.deterministic
+        self.runs_ahead = hasattr(base, "capture")  # on a CPU every sum over ranks waits for what is to be added
 
     def __getattr__(self, name: str) -> Any:
         if name in _NATIVE_RECORDING:
@@ -45,6 +46,10 @@ class ShardedOps:
     def bound(self, rows: Array, num_rows: int) -> None:
         self._bounds[id(rows)] = num_rows
         self._base.bound(rows, num_rows)
+
+    def take_drawn(self, ids: Array, previous: Array, drawn: Array, rows: Array) -> None:
+        """The ids are rows of this rank's embedding."""
+        self._base.take_drawn(ids, previous, self._shard.local_ids(drawn), rows)
 
     def embedding(self, weight: Weight, ids: Array, out: Array, rows: Array, *, scale: float = 1.0) -> None:
         """All ranks but one look up their row of zeros."""

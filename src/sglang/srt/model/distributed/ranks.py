@@ -33,6 +33,10 @@ class Ranks(Protocol):
         """full[:, r * w : (r + 1) * w] = rank r's part [n, w], as far as full [n, width] reaches."""
         ...
 
+    def share(self, x: Array) -> None:
+        """x becomes that of rank 0, in place. x: contiguous."""
+        ...
+
     def least(self, value: int) -> int:
         """The smallest of all ranks' values."""
         ...
@@ -74,6 +78,9 @@ class TorchRanks:
         for i, columns in enumerate(self._gathered(self._tensor(part).contiguous())):
             room = out[:, i * width : (i + 1) * width]
             room.copy_(columns[:, : room.shape[1]])
+
+    def share(self, x: Array) -> None:
+        self._group.broadcast(self._tensor(x), 0).wait()
 
     def least(self, value: int) -> int:
         mine = self._torch.tensor([value], dtype=self._torch.int64, device=self._device)

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.errors import ConfigError, ModelError
-from sglang.srt.forward_batch import Int32Array
 from sglang.srt.model.distributed.ranks import Ranks
+from sglang.srt.model.kernels.ops import Array
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ModelConfig
 from sglang.srt.model.quant.formats import HostTensor
@@ -42,12 +42,12 @@ class Shard:
     ids_each: int
     """token ids a rank has"""
 
-    def local_ids(self, ids: Int32Array) -> Int32Array:
-        """Rows of this rank's embedding for token ids; those of others are the row of zeros."""
-        local = ids - np.int32(self.ranks.rank * self.ids_each)
+    def local_ids(self, ids: Array) -> Array:
+        """Rows of this rank's embedding for token ids, an array of the host or of the device; those of others are the row of
+        zeros."""
+        local = ids - self.ranks.rank * self.ids_each
         mine = (local >= 0) & (local < self.ids_each)
-        chosen: Int32Array = np.where(mine, local, self.ids_each).astype(np.int32)
-        return chosen
+        return local * mine + self.ids_each * ~mine
 
 
 def shard_model(config: ModelConfig, ranks: Ranks) -> Shard:

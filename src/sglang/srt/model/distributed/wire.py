@@ -1,7 +1,7 @@
 """A step as bytes, from rank 0 to the others: frames of a length and msgpack.
 
-Followers need what the forward pass reads: rows, lengths, slots, and which rows' logits are wanted. They draw no tokens. The
-table of slots is sent as what has changed in it; pictures come as the rows that their encoder made.
+Followers need what the forward pass reads: rows, lengths, slots, and which rows' logits are wanted. They draw no tokens; ids that
+rank 0 has drawn and not seen yet reach them between the devices (runner.py). The table of slots is sent as what has changed in it; pictures come as the rows that their encoder made.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sglang.srt.forward_batch import EmbedRows, ForwardBatch, Int32Array, PromptLogprobs
 
 _INTS = ("input_ids", "positions", "out_cache_loc", "req_pool_idx", "q_start", "q_len", "seq_lens", "sample_rows")
-_OPTIONAL = ("rope_positions", "row_ends")
+_OPTIONAL = ("rope_positions", "row_ends", "previous")
 
 
 class Bind(msgspec.Struct, tag=True):
@@ -127,7 +127,7 @@ def unpack_step(step: Step, table: Int32Array, width: int, array: Callable[[npt.
         slots = _ints(change.slots)
         table[change.row, change.start : change.start + len(slots)] = slots
     ints: dict[str, Any] = {name: _ints(step.ints[name]) for name in _INTS}
-    axes, ends = (step.ints.get(name) for name in _OPTIONAL)
+    axes, ends, previous = (step.ints.get(name) for name in _OPTIONAL)
     return ForwardBatch(
         **ints,
         samples=[],
@@ -135,6 +135,7 @@ def unpack_step(step: Step, table: Int32Array, width: int, array: Callable[[npt.
         embeds=[EmbedRows(r.row, r.count, array(np.frombuffer(r.values, np.float32).reshape(-1, width)), 0) for r in step.rows],
         rope_positions=None if axes is None else _ints(axes).reshape(3, -1),
         row_ends=None if ends is None else _ints(ends),
+        previous=None if previous is None else _ints(previous),
     )
 
 

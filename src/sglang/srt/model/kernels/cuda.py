@@ -124,7 +124,8 @@ class CudaOps:
         torch.cuda.current_stream(self.device).wait_stream(side)
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._graph_pool):  # graphs run one after the other: one pool for all
+        # Graphs run one after the other: one pool for all. Other threads (nccl's watchdog) may ask the device meanwhile.
+        with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
             run()
         replay: Callable[[], None] = graph.replay
         return replay
