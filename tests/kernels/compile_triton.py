@@ -57,7 +57,8 @@ def attention_cases() -> Iterator[Case]:
 
 
 def linear_cases() -> Iterator[Case]:
-    types = {"x": BF16, "w": BF16, "bias": F32, "out": BF16, "rows": I32, "levels": U8, "scales": F16, "minima": F16}
+    types = {"x": BF16, "w": BF16, "bias": F32, "out": BF16, "rows": I32, "order": I32}
+    types |= {"levels": U8, "scales": F16, "minima": F16}
     four = {"num_warps": 4}
     plain = {"HAS_BIAS": True, "GATED": False, "FN": "silu", "EVEN_K": True}
     for m, n, k, stages in ((16, 16, 256, 4), (16, 32, 256, 4), (64, 64, 64, 3)):
@@ -66,11 +67,11 @@ def linear_cases() -> Iterator[Case]:
         yield linear.linear_kernel, types | {"out": F32}, {**plain, **blocks, "EVEN_K": False}, four
     gated = {**plain, "HAS_BIAS": False, "GATED": True, "BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 256, "STAGES": 4}
     yield linear.linear_kernel, types, gated, four
-    for m, n in ((16, 32), (64, 64)):
-        blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": 128, "STAGES": 3, "HAS_BIAS": True}
+    for m, n, ordered in ((16, 32, False), (16, 32, True), (64, 64, False)):
+        blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": 128, "STAGES": 3, "HAS_BIAS": True, "HAS_ORDER": ordered}
         yield linear.quantised_kernel, types, {**blocks, "BITS": 4, "GROUP": 32, "HAS_MIN": True}, four
         yield linear.quantised_kernel, types | {"levels": I8}, {**blocks, "BITS": 8, "GROUP": 16, "HAS_MIN": False}, four
-    yield linear.dequantise_kernel, types, {"BITS": 4, "GROUP": 32, "HAS_MIN": True, "BLOCK": 1024}, {}
+    yield linear.dequantise_kernel, types, {"BITS": 4, "GROUP": 32, "HAS_MIN": True, "HAS_ORDER": True, "BLOCK": 1024}, {}
     yield linear.quantise_rows_kernel, types | {"out": F8, "scales": F32, "limit": "fp32"}, {"BLOCK": 1024}, {}
 
 

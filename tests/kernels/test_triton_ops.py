@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -224,6 +225,23 @@ def test_linear(ops: Any, fmt: str, rows: int, deterministic: bool) -> None:
     count = ops.array(ints(rows))
     ops.bound(count, rows)
     ops.linear(weights[1], x[1], got[:, 3:37], count, bias=ops.array(bias))
+    pair.check(got, want, rows)
+
+
+@pytest.mark.parametrize("fmt", ["q4_1", "q8_0"])
+@pytest.mark.parametrize(("rows", "deterministic"), [(3, False), (20, False), (20, True)])
+def test_columns_out_of_order(ops: Any, fmt: str, rows: int, deterministic: bool) -> None:
+    """Whichever product runs, each column meets its own input."""
+    ops = cuda.create_cuda_ops("cpu", str(ops.dtype).split(".")[1], deterministic=deterministic)
+    pair, rng = Pair(ops), np.random.default_rng(2)
+    order = rng.permutation(256).astype(np.int32)
+    weights = pair.weights(*(replace(tensor(rng, fmt, n, 256), order=order) for n in (24, 10)))
+    x = pair.filled(normal(rows, 256), weights)
+    want, (_, got) = np.zeros((rows, 34), np.float32), pair.hidden(np.zeros((rows, 34), np.float32))
+    count = ops.array(ints(rows))
+    ops.bound(count, rows)
+    REFERENCE.linear(weights[0], x[0], want, ints(rows))
+    ops.linear(weights[1], x[1], got, count)
     pair.check(got, want, rows)
 
 

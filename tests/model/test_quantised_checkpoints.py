@@ -223,12 +223,32 @@ def test_what_is_kept_small(tmp_path: Path) -> None:
         checkpoint = load_checkpoint(resolve_model(str(folder)), ModelOptions(str(folder)))
         assert checkpoint.tensor(name).format == expected
         assert checkpoint.config.quantization is not None and checkpoint.config.quantization.name == config["quant_method"]
-    kept = load_checkpoint(resolve_model(str(folder)), ModelOptions(str(folder)), keep_f8=True).tensor(name)
+    kept = load_checkpoint(resolve_model(str(folder)), ModelOptions(str(folder)), kept=("f8",)).tensor(name)
     assert kept.format == "f8" and kept.scale is not None and kept.scale.shape == (256,)
     np.testing.assert_array_equal(kept.slice_rows(3, 7).dequantise(), kept.dequantise()[3:7])
     np.testing.assert_array_equal(kept.slice_columns(3, 7).dequantise(), kept.dequantise()[:, 3:7])
     small = load_checkpoint(resolve_model(str(folder)), ModelOptions(str(folder), quantization="int8")).tensor(name)
     assert small.format == "q8_0"
+
+
+def test_columns_out_of_order_keep_their_bits(tmp_path: Path) -> None:
+    """For kernels that take them: exactly the values, q, k and v in one order; for others 8 bits in order."""
+    form = "gptq act-order"
+    model = save_quantised(tmp_path, *FORMS[form][:2])
+    files, options = resolve_model(str(tmp_path)), ModelOptions(str(tmp_path))
+    kept, plain = load_checkpoint(files, options, kept=("out of order",)), load_checkpoint(files, options)
+    for name in ("mlp.down_proj", "self_attn.q_proj", "self_attn.k_proj"):
+        name = f"model.layers.0.{name}.weight"
+        exact = model.get_parameter(name).detach().numpy()
+        tensor, eight = kept.tensor(name), plain.tensor(name)
+        assert (tensor.format, eight.format) == ("q4_1", "q8_0") and eight.order is None
+        np.testing.assert_allclose(tensor.dequantise(), exact, atol=1e-3)
+        np.testing.assert_array_equal(tensor.slice_rows(3, 9).dequantise(), tensor.dequantise()[3:9])
+        np.testing.assert_array_equal(tensor.slice_columns(32, 64).dequantise(), eight.dequantise()[:, 32:64])
+    ops = pytest.importorskip("sglang.srt.model.kernels.cuda", reason="Triton is not installed").CudaOps("cpu", "float32")
+    layer = "model.layers.0.self_attn"
+    assert ops.can_stack([kept.tensor(f"{layer}.{part}_proj.weight") for part in "qkv"])
+    assert not ops.can_stack([kept.tensor(f"{layer}.q_proj.weight"), plain.tensor(f"{layer}.k_proj.weight")])
 
 
 def test_columns_are_cut_between_blocks(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def _create(
     if directory is not None:
         where = f"cuda:{rank}" if on_gpu(ops) else "cpu"
         ranks = join(directory, rank, device.tp_size, where, device.deterministic)
-    checkpoint = load_checkpoint(files, model, keep_f8="f8" in getattr(ops, "formats", ()))
+    checkpoint = load_checkpoint(files, model, kept=getattr(ops, "formats", ()))
     try:
         worker = worker_from(checkpoint, checkpoint.config, ops, memory, device.use_tape, model.quantization, ranks)
     except MemoryError as error:

@@ -99,7 +99,7 @@ class CudaOps:
             properties = torch.cuda.get_device_properties(self.device)
             processors, where = properties.multi_processor_count, properties.name
             self._float8 = (properties.major, properties.minor) >= (8, 9) and self.dtype == torch.bfloat16 and not deterministic
-        self.formats = (*(f for f in cuda_weights.FORM if f != "f8"), *(("f8",) if self._float8 else ()))
+        self.formats = ("out of order", *(f for f in cuda_weights.FORM if f != "f8" or self._float8))
         self.name = f"cuda {where} {dtype} {'fixed-order triton' if deterministic else 'cublas'}"
         self._products = Products(self.device, self.dtype, deterministic)
         self._attention = PagedAttention(self.device, processors, deterministic, partial_bytes)
@@ -173,7 +173,7 @@ class CudaOps:
 
     # --- weights --------------------------------------------------------------------------------------------------------------
     def can_stack(self, parts: Sequence[HostTensor]) -> bool:
-        return len({(cuda_weights.form_of(part, self._float8), part.shape[1]) for part in parts}) == 1
+        return len({cuda_weights.kind_of(part, self._float8) for part in parts}) == 1
 
     def pack(self, parts: Sequence[HostTensor]) -> CudaWeight:
         return cuda_weights.pack(parts, self.dtype, self.device, self._float8)
@@ -210,7 +210,7 @@ class CudaOps:
                 weight.data, ids, out, rows, width, weight.data.stride(0), out.stride(0), scale, _COLUMNS
             )
         else:
-            assert weight.form != "f8", "checkpoints keep their embeddings in 16 bits"
+            assert weight.form != "f8" and weight.order is None, "checkpoints keep their embeddings in 16 bits"
             minima = weight.minima if weight.minima is not None else weight.scales
             row_kernels.embedding_quantised_kernel[grid](
                 weight.data, weight.scales, minima, ids, out, rows, width, out.stride(0), scale,

@@ -88,8 +88,9 @@ class Products:
         grid = (n, triton.cdiv(k, block))
         minima = weight.minima if weight.minima is not None else weight.scales
         dequantise_kernel[grid](
-            weight.data, weight.scales, minima, out, n, k, weight.bits, weight.group, weight.minima is not None, block
-        )
+            weight.data, weight.scales, minima, weight.order if weight.order is not None else minima, out, n, k,
+            weight.bits, weight.group, weight.minima is not None, weight.order is not None, block,
+        )  # fmt: skip
         return out
 
     # --- the library ----------------------------------------------------------------------------------------------------------
@@ -160,9 +161,9 @@ class Products:
         grid = (triton.cdiv(n, m_block), triton.cdiv(columns, n_block))
         minima = weight.minima if weight.minima is not None else weight.scales
         quantised_kernel[grid](
-            x.data, weight.data, weight.scales, minima, bias if bias is not None else rows, out, rows, columns, k,
-            x.data.stride(0), out.stride(0), weight.bits, weight.group, weight.minima is not None, bias is not None,
-            m_block, n_block, k_block, 3, num_warps=4,
+            x.data, weight.data, weight.scales, minima, weight.order if weight.order is not None else rows,
+            bias if bias is not None else rows, out, rows, columns, k, x.data.stride(0), out.stride(0),
+            weight.bits, weight.group, weight.minima is not None, weight.order is not None, bias is not None, m_block, n_block, k_block, 3, num_warps=4,
         )  # fmt: skip
 
     # --- which is faster ------------------------------------------------------------------------------------------------------

@@ -45,14 +45,22 @@ FORM: dict[str, tuple[str, int, bool]] = {  # format: (form, group, has minima)
 
 
 class CudaWeight:
-    """`data`: dense [n, k]; int4 uint8 [n, k / 2]; int8 [n, k]; f8 [n, k]. `scales`: [n, k / group], f8: [n]."""
+    """`data`: dense [n, k]; int4 uint8 [n, k / 2]; int8 [n, k]; f8 [n, k]. `scales`: [n, k / group], f8: [n]. `order`: int32 [k],
+    which column of the matrix each of int4 and int8 is; None: they are in order."""
 
     def __init__(
-        self, form: str, shape: tuple[int, int], data: Tensor, scales: Tensor = None, minima: Tensor = None, group: int = 0
+        self,
+        form: str,
+        shape: tuple[int, int],
+        data: Tensor,
+        scales: Tensor = None,
+        minima: Tensor = None,
+        group: int = 0,
+        order: Tensor = None,
     ) -> None:
         self.form, self.group = form, group
         self.out_features, self.in_features = shape
-        self.data, self.scales, self.minima = data, scales, minima
+        self.data, self.scales, self.minima, self.order = data, scales, minima, order
         self.num_bytes = sum(t.numel() * t.element_size() for t in (data, scales, minima) if t is not None)
 
     @property
@@ -90,12 +98,17 @@ def form_of(part: HostTensor, float8: bool) -> tuple[str, int, bool]:
     return form
 
 
+def kind_of(part: HostTensor, float8: bool) -> tuple[Any, ...]:
+    """What parts of one weight have in common: form, width, order of columns."""
+    return form_of(part, float8), part.shape[1], None if part.order is None else part.order.tobytes()
+
+
 def pack(parts: Sequence[HostTensor], dtype: Any, device: Any, float8: bool) -> CudaWeight:
     """The matrices one under the other. Raises ModelError if they have no form in common."""
-    forms = {(form_of(part, float8), part.shape[1]) for part in parts}
-    if len(forms) != 1:
+    kinds = {kind_of(part, float8) for part in parts}
+    if len(kinds) != 1:
         raise ModelError(f"these matrices cannot be packed as one: {', '.join(map(describe, parts))}")
-    (form, _, _), width = forms.pop()
+    (form, _, _), width, _ = kinds.pop()
     rows = sum(part.shape[0] for part in parts)
     if rows == 0 or width == 0:
         raise ModelError(f"{describe(parts[0])} is empty")
@@ -124,7 +137,9 @@ def _pack_levels(
     data = torch.cat([torch.from_numpy(np.ascontiguousarray(levels)).to(device) for levels in stacked])
     scales = torch.cat([_scales(scale, scale_type, device) for _, scale, _ in found])
     minima = torch.cat([_scales(least, scale_type, device) for _, _, least in found if least is not None]) if has_min else None
-    return CudaWeight(form, shape, data, scales, minima, group)
+    order = parts[0].order
+    columns = None if order is None else torch.from_numpy(order).to(device)
+    return CudaWeight(form, shape, data, scales, minima, group, columns)
 
 
 def _scales(values: Floats, dtype: Any, device: Any) -> Tensor:

@@ -59,6 +59,8 @@ class HostTensor:
     data: npt.NDArray[Any]
     scale: npt.NDArray[np.float32] | None = None
     """[rows], f8 only"""
+    order: npt.NDArray[np.int32] | None = None
+    """[columns], blocks only: column j of `data` is column order[j] of the matrix; None: they are in their own order"""
 
     @property
     def num_values(self) -> int:
@@ -79,7 +81,25 @@ class HostTensor:
             return blocks.bf16_values(self.data)
         if self.format == "f8":
             return f8_values(self.data, self.scale)
-        return blocks.dequantise(self.format, self.data).reshape(self.shape)
+        values = blocks.dequantise(self.format, self.data).reshape(self.shape)
+        if self.order is None:
+            return values
+        natural = np.empty_like(values)
+        natural[:, self.order] = values
+        return natural
+
+    def in_order(self) -> HostTensor:
+        """The matrix with its columns in their own order: 32 neighbours then have 32 scales, and become q8_0, whose rounding is at
+        most a sixteenth of a 4-bit level where scales are alike."""
+        if self.order is None:
+            return self
+        rows, width = self.shape
+        data = np.empty((rows, width // 32 * 34), np.uint8)
+        step = max(1, (1 << 20) // width)  # float32 values of the whole matrix would take gigabytes
+        for start in range(0, rows, step):
+            part = self.slice_rows(start, min(start + step, rows))
+            data[start : start + step] = blocks.quantise_q8_0(part.dequantise())
+        return HostTensor(self.name, "q8_0", self.shape, data)
 
     def slice_rows(self, start: int, stop: int) -> HostTensor:
         """Rows start .. stop - 1 of a matrix or vector, as a view."""
@@ -90,6 +110,8 @@ class HostTensor:
 
     def slice_columns(self, start: int, stop: int) -> HostTensor:
         """Columns start .. stop - 1 of a matrix, as a view. Both must lie between blocks."""
+        if self.order is not None:
+            return self.in_order().slice_columns(start, stop)
         block = FORMATS[self.format]
         if len(self.shape) != 2 or not 0 <= start <= stop <= self.shape[1]:
             raise ValueError(f"columns {start}..{stop} of {self.name}, which is {self.shape}")

@@ -9,12 +9,12 @@ scale in each of their blocks of 32.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sglang.srt.model.quant.blocks import quantise_q8_0
 from sglang.srt.model.quant.formats import HostTensor
 
 Levels = npt.NDArray[np.uint8]
@@ -86,19 +86,14 @@ def _q8_0(levels: Levels, scales: npt.NDArray[np.float16], zeros: npt.NDArray[An
     return out.reshape(n, -1)
 
 
-def pack_out_of_order(name: str, levels: Levels, scales: Floats, zeros: npt.NDArray[Any], group_of: Words) -> HostTensor:
-    """GPTQ with "act-order": column j of the matrix belongs to group `group_of[j]`, so that neighbours share nothing. Brought
-    back into the order of the inputs, 32 neighbours have 32 scales; they become q8_0, whose rounding is at most a sixteenth
-    of a 4-bit level for groups of like scale."""
-    n, k = levels.shape
-    if k % BLOCK:
-        raise ValueError(f"rows of {k} values cannot be cut into blocks of {BLOCK}")
-    out = np.empty((n, k // BLOCK * 34), np.uint8)
-    rows = max(1, (1 << 20) // k)
-    for start in range(0, n, rows):
-        part = slice(start, start + rows)
-        values = levels[part].astype(np.float32)
-        values -= zeros[part][:, group_of]
-        values *= scales[part][:, group_of]
-        out[part] = quantise_q8_0(values)
-    return HostTensor(name, "q8_0", (n, k), out)
+def pack_out_of_order(
+    name: str, bits: int, levels: Levels, scales: Floats, zeros: npt.NDArray[Any], group_of: Words
+) -> HostTensor:
+    """GPTQ with "act-order": column j of the matrix belongs to group `group_of[j]`, so that neighbours share nothing. Columns are
+    put group by group, and the tensor says which they are. Raises ValueError as `pack_blocks`, and for groups of several
+    lengths."""
+    sizes = np.bincount(group_of, minlength=scales.shape[1])
+    if (sizes != sizes[0]).any():
+        raise ValueError(f"its groups have {sizes.min()} to {sizes.max()} columns, and should have as many each")
+    order = np.argsort(group_of, kind="stable").astype(np.int32)
+    return replace(pack_blocks(name, bits, np.ascontiguousarray(levels[:, order]), scales, zeros), order=order)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -70,15 +70,15 @@ class TensorSource(Protocol):
 class Conversion:
     """How matrices change on their way in.
 
-    `dense_format`: dense tensors (f32, f16, bf16) become this; None leaves them. f8 becomes bf16, or stays where the kernels
-    `keep_f8`. `quantization`: "int8" makes q8_0 of every
-    matrix; "int4" makes q4_1 of the layers' matrices and q8_0 of the embedding and the head, whose errors reach every token.
+    `dense_format`: dense tensors (f32, f16, bf16) become this; None leaves them. f8 becomes bf16, and matrices whose columns are
+    out of order are put in order, unless the kernels take ("keep") them. `quantization`: "int8" makes q8_0 of every matrix; "int4" makes q4_1 of the layers' matrices and q8_0 of the embedding and the head, whose errors reach every token.
     Blocks of the file that are no larger than that stay as they are, as do matrices whose rows are no multiple of 32 values.
     """
 
     dense_format: str | None = None
     quantization: str | None = None
     keep_f8: bool = False
+    keep_order: bool = False
 
     def apply(self, tensor: HostTensor) -> HostTensor:
         if len(tensor.shape) == 2:
@@ -87,6 +87,8 @@ class Conversion:
                 return _quantise(tensor, target)
         if tensor.format == "f8":
             return tensor if self.keep_f8 else dense(tensor.name, tensor.dequantise(), self.dense_format or "bf16")
+        if not self.keep_order:
+            tensor = tensor.in_order()
         if self.dense_format is None or not tensor.is_dense or tensor.format == self.dense_format:
             return tensor
         return dense(tensor.name, tensor.dequantise(), self.dense_format)
@@ -167,16 +169,17 @@ class Checkpoint:
         return replace(self._source.read(self._stored[name]), name=name)
 
 
-def load_checkpoint(files: ModelFiles, options: ModelOptions, keep_f8: bool = False) -> Checkpoint:
-    """Opens a model. `keep_f8`: the kernels multiply float8 matrices as they are. Raises ModelError for whatever is wrong with
-    it or with the options for it."""
+def load_checkpoint(files: ModelFiles, options: ModelOptions, kept: Collection[str] = ()) -> Checkpoint:
+    """Opens a model. `kept`: what the kernels take as it is stored, "f8" and "out of order" among it. Raises ModelError for
+    whatever is wrong with the model or with the options for it."""
+    keep = {"keep_f8": "f8" in kept, "keep_order": "out of order" in kept}
     config, source = _open(files, options)
     config = _with_context_length(config, options.context_length)
     if options.dtype == "auto":
-        return Checkpoint(config, source, Conversion(None, options.quantization, keep_f8))
+        return Checkpoint(config, source, Conversion(None, options.quantization, **keep))
     if config.dtype in DENSE_FORMATS:
         config = replace(config, dtype=options.dtype)
-    return Checkpoint(config, source, Conversion(DENSE_FORMATS[options.dtype], options.quantization, keep_f8))
+    return Checkpoint(config, source, Conversion(DENSE_FORMATS[options.dtype], options.quantization, **keep))
 
 
 def read_config(files: ModelFiles, options: ModelOptions) -> ModelConfig:

@@ -142,7 +142,7 @@ class QuantizedSource:
             if group_of.shape != levels.shape[1:] or group_of.min() < 0 or group_of.max() >= scales.shape[1]:
                 raise ValueError(f"{index} does not name a group for each of {levels.shape[1]} columns")
             if not np.array_equal(group_of, np.arange(levels.shape[1]) // size):
-                return pack_out_of_order(name, levels, scales, zeros, group_of)
+                return pack_out_of_order(name, bits, levels, scales, zeros, group_of)
         return pack_blocks(name, bits, levels, scales, zeros)
 
     def _read_int8(self, name: str) -> HostTensor:

@@ -9,6 +9,8 @@ Quantised matrices hold levels by row and a scale (and minimum) for each group o
     4 bits   byte j of 16 in a block of 32 k:  low half k = j, high half k = j + 16       uint8 [n, k / 2]
     8 bits   one signed byte each                                                         int8  [n, k]
     value = scale[n, k // GROUP] * level + minimum[n, k // GROUP]                         float16 [n, k / GROUP]
+
+Columns may be in another order than the inputs (GPTQ's act-order): `order` says which input each of them multiplies.
 """
 
 # Kernels are in Triton's language, where arguments have no types of Python:
@@ -64,8 +66,8 @@ def linear_kernel(
 
 @triton.jit
 def quantised_kernel(
-    x, levels, scales, minima, bias, out, rows, n, k, x_stride, out_stride,
-    BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MIN: tl.constexpr, HAS_BIAS: tl.constexpr,
+    x, levels, scales, minima, order, bias, out, rows, n, k, x_stride, out_stride,
+    BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MIN: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Weights of 4 or 8 bits, made numbers of x's type in registers. k is a multiple of BLOCK_K, which counts values; a program
@@ -88,18 +90,26 @@ def quantised_kernel(
             scale, least = _group_values(scales, minima, wide_n, k, k_at, n_in, GROUP, HAS_MIN)
             low = round_to((byte & 15).to(tl.float32) * scale + least, x.dtype.element_ty)
             high = round_to((byte >> 4).to(tl.float32) * scale + least, x.dtype.element_ty)
-            acc = dot_add(tl.load(x_row + k_at[None, :], mask=m_in, other=0.0), low, acc)
-            acc = dot_add(tl.load(x_row + k_at[None, :] + 16, mask=m_in, other=0.0), high, acc)
+            acc = dot_add(_inputs(x_row, order, k_at, m_in, HAS_ORDER), low, acc)
+            acc = dot_add(_inputs(x_row, order, k_at + 16, m_in, HAS_ORDER), high, acc)
         else:
             k_at = start + tl.arange(0, BLOCK_K)
             level = tl.load(levels + wide_n * k + k_at[:, None], mask=n_in, other=0).to(tl.float32)
             scale, least = _group_values(scales, minima, wide_n, k, k_at, n_in, GROUP, HAS_MIN)
             values = round_to(level * scale + least, x.dtype.element_ty)
-            acc = dot_add(tl.load(x_row + k_at[None, :], mask=m_in, other=0.0), values, acc)
+            acc = dot_add(_inputs(x_row, order, k_at, m_in, HAS_ORDER), values, acc)
     if HAS_BIAS:
         acc += tl.load(bias + n_at, mask=n_at < n, other=0.0)[None, :]
     out_at = out + m_at.to(tl.int64)[:, None] * out_stride + n_at[None, :]
     tl.store(out_at, round_to(acc, out.dtype.element_ty), mask=m_in & n_in)
+
+
+@triton.jit
+def _inputs(x_row, order, k_at, m_in, HAS_ORDER: tl.constexpr):
+    """The inputs that a tile's columns multiply, [m, k]."""
+    if HAS_ORDER:
+        k_at = tl.load(order + k_at)
+    return tl.load(x_row + k_at[None, :], mask=m_in, other=0.0)
 
 
 @triton.jit
@@ -116,9 +126,10 @@ def _group_values(scales, minima, wide_n, k, k_at, n_in, GROUP: tl.constexpr, HA
 
 @triton.jit
 def dequantise_kernel(
-    levels, scales, minima, out, n, k, BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MIN: tl.constexpr, BLOCK: tl.constexpr
+    levels, scales, minima, order, out, n, k,
+    BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MIN: tl.constexpr, HAS_ORDER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The whole matrix as numbers of out's type, [n, k]: for products of many rows. Grid: (n, ranges of k)."""
+    """The whole matrix as numbers of out's type, [n, k], in order: for products of many rows. Grid: (n, ranges of k)."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < k
@@ -131,7 +142,10 @@ def dequantise_kernel(
     values = level * tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
     if HAS_MIN:
         values += tl.load(minima + group, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * k + at, round_to(values, out.dtype.element_ty), mask=inside)
+    column = at
+    if HAS_ORDER:
+        column = tl.load(order + at, mask=inside, other=0)
+    tl.store(out + row * k + column, round_to(values, out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
