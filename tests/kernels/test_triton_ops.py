@@ -18,7 +18,7 @@ from .support import FLOAT_FORMATS, INT_FORMATS, Float, close, ints, meta_of, sa
 
 pytest.importorskip("triton", reason="Triton is not installed")
 torch = pytest.importorskip("torch", reason="torch is not installed")
-from sglang.srt.model.kernels import cuda, cuda_logits  # noqa: E402
+from sglang.srt.model.kernels import cuda, cuda_linear, cuda_logits  # noqa: E402
 
 if not cuda.INTERPRETED:
     pytest.skip("Triton compiles here: benchmarks/cuda.py tests on the device", allow_module_level=True)
@@ -268,6 +268,37 @@ def test_gated_linear(pair: Pair, fmt: str) -> None:
     pair.check(out[1], out[0], 4, factor=2)
 
 
+def test_the_fastest_product_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For few rows of each shape of weights, the library among the candidates; here the clock is made up."""
+    ops = cuda.create_cuda_ops("cpu", "float32")
+    pair, products = Pair(ops), ops._products
+    products._on_gpu = True
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    clock = iter([5.0, 3.0, 4.0, 6.0, 2.0, 7.0, 1.0, 8.0, 9.0])
+    monkeypatch.setattr(cuda_linear, "_time", lambda run, device: run() or next(clock))
+    launched: list[Any] = []
+    launch = products._launch
+
+    def note(sizes: Any, *args: Any, **more: Any) -> None:
+        launched.append(sizes)
+        launch(sizes, *args, **more)
+
+    monkeypatch.setattr(products, "_launch", note)
+    weights = pair.weights(dense("w", normal(8, 1024)))
+    x = pair.filled(normal(3, 1024), weights)
+    want, got, rows = np.zeros((3, 8), np.float32), ops.empty((3, 8), "hidden"), ops.array(ints(3))
+    REFERENCE.linear(weights[0], x[0], want, ints(3))
+    for _ in range(2):
+        ops.linear(weights[1], x[1], got, rows)
+        pair.check(got, want, 3)
+    assert launched == list(cuda_linear._FEW_SIZES), "the library is faster"
+    gated = pair.weights(dense("w", normal(32, 1024)))[1]
+    out = pair.filled(np.zeros((3, 16), np.float32), pair.weights(dense("w", normal(8, 16))))[1]
+    ops.gated_linear(gated, x[1], out, rows, gate="silu")
+    assert launched[4:] == [*cuda_linear._FEW_SIZES, cuda_linear._FEW_SIZES[1]]
+    assert [m["us"]["library"] for m in products.measured() if m["kind"] == "rows"] == [2000.0]
+
+
 def test_fused_gate(exact: Any) -> None:
     """The kernel that few rows take on a GPU: gate, up and their product at once."""
     pair, rng = Pair(exact), np.random.default_rng(3)
@@ -343,7 +374,8 @@ def test_attention_that_looks_ahead(exact: Any) -> None:
     setting.run(ends)
 
 
-def test_decode_is_cut_three_ways_with_the_same_bits() -> None:
+@pytest.mark.parametrize("window", [0, 700])
+def test_decode_is_cut_three_ways_with_the_same_bits(window: int) -> None:
     """By chunks, by spans and not at all; and in deterministic mode a row extended is a row decoded."""
     results = []
     requests = [(0, 1, 1100), (1, 1, 70)]
@@ -351,14 +383,14 @@ def test_decode_is_cut_three_ways_with_the_same_bits() -> None:
         ops = cuda.CudaOps("cpu", "float32", deterministic=True, partial_bytes=room * 4 * 2 * (16 + 2))
         ops._attention.busy = busy
         setting = Setting(Pair(ops), 2, 1, 16, 1104, requests)
-        setting.run()
+        setting.run(window=window)
         results.append(setting.out[1].data[:2].numpy().copy())
     same_bits(results[0], results[1])
     same_bits(results[0], results[2])
     extended = Setting(Pair(ops), 2, 1, 16, 1104, [(0, 2, 1100), (1, 2, 70)])
     for a, b in zip(extended.qkv, setting.qkv, strict=True):
         a[1], a[3] = b[0], b[1]
-    extended.run()
+    extended.run(window=window)
     same_bits(extended.out[1].data.numpy()[[1, 3]], results[0])
 
 

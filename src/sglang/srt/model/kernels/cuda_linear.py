@@ -1,18 +1,19 @@
 """Which kernel multiplies: the library's (cuBLAS through torch) or ours, by the form of the weights, the rows and the mode.
 
                      few rows (<= FEW)              more rows
-    dense            whichever is faster here       torch.mm
+    dense            what is fastest here           torch.mm
     int4, int8       triton, from registers         dequantised into scratch memory, torch.mm
     f8               torch._scaled_mm               torch._scaled_mm, rows quantised as they come
     deterministic    triton with one size of blocks for any number of rows
 
-"Whichever is faster here" is measured once per shape of weights when it is first met outside a graph; on the CPU (tests) it is
-torch.mm.
+"What is fastest here", torch.mm or ours with one of several sizes of blocks, is measured once per shape of weights when it is first
+met outside a graph; on the CPU (tests) it is torch.mm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,9 +31,16 @@ Tensor = Any  # torch.Tensor
 
 FEW = 16
 F8_MAX = 448.0
-_FIXED = (64, 64, 64, 3, 4)
-"""deterministic mode: rows, columns, k, stages and warps of a program"""
+Sizes = tuple[int, int, int, int, int]
+"""rows, columns, k, stages and warps of a program"""
+_FIXED: Sizes = (64, 64, 64, 3, 4)
+"""deterministic mode"""
+_FEW_SIZES: tuple[Sizes, ...] = ((16, 16, 256, 4, 4), (16, 32, 256, 3, 4), (16, 64, 128, 4, 4), (16, 16, 512, 3, 4))
+"""few rows: narrow columns, so that all processors have some, and deep k, so that loads are long and many are under way"""
+_SHORT_K: tuple[Sizes, ...] = ((16, 16, 64, 4, 4),)
 _TRIALS = 20
+_COLD_BYTES = 128 << 20
+"""more than any cache holds"""
 
 
 class Products:
@@ -44,7 +52,9 @@ class Products:
         self._on_gpu = device.type == "cuda"
         self._scratch: dict[str, Tensor] = {}
         self._outgrown: list[Tensor] = []
-        self._faster: dict[tuple[int, int, bool], bool] = {}
+        self._one = torch.ones(1, dtype=torch.int32, device=device)
+        """the number of rows while it is measured: that of the step may be 0"""
+        self._times: dict[tuple[int, int, str], dict[Sizes | None, float]] = {}
         self._biases: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def linear(self, weight: CudaWeight, x: CudaActivation, out: Tensor, rows: Tensor, n: int, bias: Tensor | None) -> None:
@@ -53,8 +63,8 @@ class Products:
         if weight.form == "dense":
             if self._deterministic:
                 self._launch(_FIXED, weight, x, out, rows, n, bias, None)
-            elif n <= FEW and self._prefers_triton(weight, x, out, rows, bias):
-                self._launch(self._few(weight), weight, x, out, rows, n, bias, None)
+            elif n <= FEW and (sizes := self._few(weight, x, out, bias)) is not None:
+                self._launch(sizes, weight, x, out, rows, n, bias, None)
             else:
                 self._library(x.data[:n], weight.data, out, bias)
         elif weight.form == "f8":
@@ -68,7 +78,10 @@ class Products:
         """Gate, up and their product in one launch, where that pays: few rows of dense weights. False: not done."""
         if weight.form != "dense" or self._deterministic or n > FEW or not self._on_gpu:
             return False
-        self._launch(self._few(weight), weight, x, out[:n], rows, n, None, fn)
+        ours = partial(self._launch, weight=weight, x=x, out=out[:1], rows=self._one, n=1, bias=None, fn=fn)
+        sizes = self._fastest(weight, fn, ours, None)
+        assert sizes is not None
+        self._launch(sizes, weight, x, out[:n], rows, n, None, fn)
         return True
 
     def scratch(self, name: str, rows: int, width: int, dtype: Any = None) -> Tensor:
@@ -95,7 +108,9 @@ class Products:
 
     # --- the library ----------------------------------------------------------------------------------------------------------
     def _library(self, x: Tensor, w: Tensor, out: Tensor, bias: Tensor | None) -> None:
-        if out.dtype != x.dtype:
+        if out.dtype == torch.float32 != x.dtype and self._on_gpu and bias is None and out.is_contiguous():
+            torch.mm(x, w.t(), out_dtype=torch.float32, out=out)
+        elif out.dtype != x.dtype:
             out.copy_(_wide_product(x, w, out.dtype) if bias is None else _wide_product(x, w, out.dtype) + bias)
         elif bias is None:
             torch.mm(x, w.t(), out=out)
@@ -123,14 +138,9 @@ class Products:
         out.copy_(result if bias is None else result + bias)
 
     # --- ours -----------------------------------------------------------------------------------------------------------------
-    def _few(self, weight: CudaWeight) -> tuple[int, int, int, int, int]:
-        """Narrow columns, so that all processors have some, and deep k: the loads of a program are long and many are under way."""
-        columns = 32 if weight.out_features >= 16384 else 16
-        return 16, columns, 256 if weight.in_features >= 1024 else 64, 4, 4
-
     def _launch(
         self,
-        sizes: tuple[int, int, int, int, int],
+        sizes: Sizes,
         weight: CudaWeight,
         x: CudaActivation,
         out: Tensor,
@@ -166,20 +176,38 @@ class Products:
             weight.bits, weight.group, weight.minima is not None, weight.order is not None, bias is not None, m_block, n_block, k_block, 3, num_warps=4,
         )  # fmt: skip
 
-    # --- which is faster ------------------------------------------------------------------------------------------------------
-    def _prefers_triton(self, weight: CudaWeight, x: CudaActivation, out: Tensor, rows: Tensor, bias: Tensor | None) -> bool:
-        """For few rows of weights of this shape; measured when first asked."""
+    # --- what is fastest ------------------------------------------------------------------------------------------------------
+    def _few(self, weight: CudaWeight, x: CudaActivation, out: Tensor, bias: Tensor | None) -> Sizes | None:
+        """For few rows of weights of this shape; None: the library."""
         if not self._on_gpu:
-            return False
-        key = (weight.out_features, weight.in_features, out.dtype == self._dtype)
-        if key not in self._faster:
+            return None
+        one = out[:1]
+        ours = partial(self._launch, weight=weight, x=x, out=one, rows=self._one, n=1, bias=bias, fn=None)
+        kind = "rows" if out.dtype == self._dtype else "logits"
+        return self._fastest(weight, kind, ours, lambda: self._library(x.data[:1], weight.data, one, bias))
+
+    def _fastest(
+        self, weight: CudaWeight, kind: str, ours: Callable[[Sizes], None], library: Callable[[], None] | None
+    ) -> Sizes | None:
+        """Measured when first asked."""
+        key = weight.out_features, weight.in_features, kind
+        candidates = _FEW_SIZES if weight.in_features >= 1024 else _SHORT_K
+        if key not in self._times:
             if torch.cuda.is_current_stream_capturing():
-                return False
-            one = out[:1]
-            ours = _time(lambda: self._launch(self._few(weight), weight, x, one, rows, 1, bias, None))
-            library = _time(lambda: self._library(x.data[:1], weight.data, one, bias))
-            self._faster[key] = ours < library
-        return self._faster[key]
+                return candidates[0]
+            times: dict[Sizes | None, float] = {sizes: _time(partial(ours, sizes), self._device) for sizes in candidates}
+            if library is not None:
+                times[None] = _time(library, self._device)
+            self._times[key] = times
+        times = self._times[key]
+        return min(times, key=lambda sizes: times[sizes])
+
+    def measured(self) -> list[dict[str, Any]]:
+        """What was found so far: for each shape microseconds by sizes of blocks, and of the library."""
+        return [
+            {"out": n, "in": k, "kind": kind, "us": {str(sizes or "library"): 1e3 * took for sizes, took in times.items()}}
+            for (n, k, kind), times in self._times.items()
+        ]
 
 
 def _wide_product(x: Tensor, w: Tensor, dtype: Any) -> Tensor:
@@ -189,16 +217,16 @@ def _wide_product(x: Tensor, w: Tensor, dtype: Any) -> Tensor:
     return torch.mm(x.to(dtype), w.to(dtype).t())
 
 
-def _time(run: Callable[[], None]) -> float:
-    """Milliseconds of one run on the device, the best of three series. (The caches are warm in both candidates.)"""
+def _time(run: Callable[[], None], device: Any) -> float:
+    """Milliseconds of one run on the device, the median of several, with weights that lie in no cache. What empties the caches
+    also gives the host the time to launch."""
+    cold = torch.empty(_COLD_BYTES, dtype=torch.uint8, device=device)
     run()
-    best = float("inf")
-    for _ in range(3):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(_TRIALS)]
+    for begin, end in marks:
+        cold.zero_()
         begin.record()
-        for _ in range(_TRIALS):
-            run()
+        run()
         end.record()
-        end.synchronize()
-        best = min(best, begin.elapsed_time(end) / _TRIALS)
-    return best
+    marks[-1][1].synchronize()
+    return float(sorted(begin.elapsed_time(end) for begin, end in marks)[_TRIALS // 2])

@@ -160,8 +160,10 @@ def _nibbles_together(levels: Bytes) -> Bytes:
 def dense_tensor(part: HostTensor, dtype: Any, device: Any) -> Tensor:
     """The matrix in `dtype`; 16-bit data of the same type is moved as it is."""
     if part.format in ("bf16", "f16"):
-        bits = torch.from_numpy(np.ascontiguousarray(part.data).view(np.int16).reshape(part.shape).copy())
-        return bits.to(device).view(torch.bfloat16 if part.format == "bf16" else torch.float16).to(dtype)
+        bits = np.ascontiguousarray(part.data).view(np.int16).reshape(part.shape)
+        if not bits.flags.writeable or device.type == "cpu":  # a mapped file; on the CPU, memory that others may change
+            bits = bits.copy()
+        return torch.from_numpy(bits).to(device).view(torch.bfloat16 if part.format == "bf16" else torch.float16).to(dtype)
     return torch.from_numpy(np.array(part.dequantise(), np.float32)).to(device=device, dtype=dtype)
 
 

@@ -175,27 +175,35 @@ def decode_merge_kernel(
     g = tl.arange(0, ROWS)
     dim_at = tl.arange(0, BLOCK_D)
     row_mask = (g < GROUP)[:, None] & (dim_at < head_dim)[None, :]
-    low = 0
-    if window > 0:
-        low = tl.maximum(tl.load(seq_lens + req) - window, 0) // CHUNK
+    begin = first  # where items are chunks, the first span's first chunk, which a window may have left out
+    if (size == 1) & (window > 0):
+        begin -= tl.maximum(tl.load(seq_lens + req) - window, 0) // CHUNK % SPAN
     m = tl.full([ROWS], float("-inf"), tl.float32)
     z = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
-    m1, z1, acc1 = m, z, acc
-    for item in range(first, last):
-        slot = (item * num_kv_heads + kv_head) * GROUP + g
-        acc2 = tl.load(partial_acc + slot[:, None] * head_dim + dim_at[None, :], mask=row_mask, other=0.0)
-        m2 = tl.load(partial_ml + slot * 2, mask=g < GROUP, other=float("-inf"))
-        z2 = tl.load(partial_ml + slot * 2 + 1, mask=g < GROUP, other=0.0)
+    for start in range(begin, last, SPAN):
+        m1 = m
+        z1 = z
+        acc1 = acc
         if size == 1:
+            m1 = tl.full([ROWS], float("-inf"), tl.float32)
+            z1 = tl.zeros([ROWS], tl.float32)
+            acc1 = tl.zeros([ROWS, BLOCK_D], tl.float32)
+        for j in tl.static_range(SPAN):  # unrolled: all loads are under way before the first is needed
+            item = start + j
+            there = g < tl.where((item >= first) & (item < last), GROUP, 0)
+            slot = (item * num_kv_heads + kv_head) * GROUP + g
+            wide = there[:, None] & (dim_at < head_dim)[None, :]
+            acc2 = tl.load(partial_acc + slot[:, None] * head_dim + dim_at[None, :], mask=wide, other=0.0)
+            m2 = tl.load(partial_ml + slot * 2, mask=there, other=float("-inf"))
+            z2 = tl.load(partial_ml + slot * 2 + 1, mask=there, other=0.0)
             m1, z1, acc1 = _fold(m1, z1, acc1, m2, z2, acc2)
-            if ((low + item - first + 1) % SPAN == 0) | (item == last - 1):  # the end of a span
-                m, z, acc = _fold(m, z, acc, m1, z1, acc1)
-                m1 = tl.full([ROWS], float("-inf"), tl.float32)
-                z1 = tl.zeros([ROWS], tl.float32)
-                acc1 = tl.zeros([ROWS, BLOCK_D], tl.float32)
+        if size == 1:
+            m, z, acc = _fold(m, z, acc, m1, z1, acc1)
         else:
-            m, z, acc = _fold(m, z, acc, m2, z2, acc2)
+            m = m1
+            z = z1
+            acc = acc1
     z = tl.where(z > 0, z, 1.0)  # rows that pad the group
     row = tl.load(q_start + req).to(tl.int64)
     out_at = out + row * out_stride + (kv_head * GROUP + g)[:, None] * head_dim + dim_at[None, :]
