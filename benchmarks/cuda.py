@@ -5,24 +5,27 @@
     python -m benchmarks.cuda --interpret --tiny          # no GPU: the same code in Triton's interpreter, nothing is judged fast
 
     machine        copy bandwidth and matmul rate of this device: the limits of what follows
-    ops            every op against the NumPy reference, over types and shapes
+    ops            every op against the NumPy reference, over types and shapes            (beside it, as neither measures time)
     models         tiny models' greedy tokens against the CPU's in float32; quantised, deterministic, without graphs
-    steps          7B shape: host gap at batch 32, decode at 1k context, prefill of 8 x 4096 tokens
-    prefix         64 requests with 4k tokens in common, radix cache on and off
+    steps          7B shape: host gap at batch 32, decode at 1k context, prefill of 8 x 4096 tokens, 64 requests with 4k tokens
+                   in common with the radix cache and without, what deterministic mode costs
     ours           offline throughput, 256 requests on a 0.6B shape ...
     transformers   ... and transformers' own continuous batching on the same
 
 Each section is a process of its own with a time limit: one that fails or hangs loses no other, and what it found until then
-counts. Results: OUT/<section>.jsonl as they come, OUT/results.json, OUT/results.md with pass or fail. `--resume` keeps the
-sections that were completed.
+counts. Results: OUT/<section>.jsonl as they come; OUT/results.json and OUT/results.md with pass or fail, written anew after each
+section. `--resume` keeps the sections that were completed. The package need not be installed, but what it needs must be: beside
+torch, triton and transformers at least numpy, msgspec, pyzmq, tokenizers, regex, jinja2 and prometheus-client.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,9 +33,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-TOTAL_S = 590.0
+TOTAL_S = 580.0
+ROOT = Path(__file__).resolve().parent.parent
+NEEDED = ("torch", "triton", "transformers", "numpy", "msgspec", "zmq", "tokenizers", "regex", "jinja2", "prometheus_client")
 Finding = dict[str, Any]
 Write = Callable[[Finding], None]
 
@@ -46,14 +51,14 @@ class Run:
     kernels: str
     out: Path
     limit_s: float
+    graphs: bool = True
 
-    def make_ops(self, dtype: str, deterministic: bool) -> Any:
-        from sglang.srt.model.kernels.cuda import create_cuda_ops
-
-        return create_cuda_ops(self.device, dtype, deterministic=deterministic)
+    @property
+    def workers(self) -> int:
+        return 1 if self.tiny else max(1, min(12, (os.cpu_count() or 1) - 2))
 
     def machine(self) -> dict[str, float]:
-        """What the section `machine` found. Raises FileNotFoundError or KeyError without it."""
+        """What the section `machine` found. Raises KeyError without it."""
         merged: dict[str, float] = {}
         for finding in read_findings(self.out / "machine.jsonl"):
             merged.update({k: v for k, v in finding.items() if isinstance(v, float)})
@@ -118,7 +123,7 @@ def _best(run: Run, work: Callable[[], Any]) -> float:
 def ops(run: Run, write: Write) -> None:
     from benchmarks.gpu.ops import check_ops
 
-    for finding in check_ops(run.make_ops, run.tiny):
+    for finding in check_ops(run.device, run.tiny, run.workers):
         write(finding)
 
 
@@ -131,24 +136,25 @@ def models(run: Run, write: Write) -> None:
 
 
 def steps(run: Run, write: Write) -> None:
+    from benchmarks.gpu.serving import shared_prefix
     from benchmarks.gpu.steps import Bench, decode, prefill, scheduler_gap
 
     limits = run.machine()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(run.device, run.kernels, run.tiny, Path(folder))
+        bench = Bench(run.device, run.kernels, run.tiny, run.graphs, Path(folder))
         info = bench.worker.info
         write({"kernels": info.kernels, "weight_bytes": info.weight_bytes, "max_total_tokens": info.max_total_tokens})
-        write({"gap": scheduler_gap(bench)})
+        bench.bind()
         for num_reqs in bench.sizes.batches:
             write({"decode": decode(bench, limits, num_reqs)})
         write({"prefill": prefill(bench, limits)})
-
-
-def prefix(run: Run, write: Write) -> None:
-    from benchmarks.gpu.serving import shared_prefix
-
-    with tempfile.TemporaryDirectory() as folder:
-        write(shared_prefix(Path(folder), run.device, run.kernels, run.tiny))
+        write({"products of few rows": bench.worker.ops._products.measured()})  # type: ignore[attr-defined]
+        write({"gap": scheduler_gap(bench)})
+        write({"prefix": shared_prefix(bench.worker, run.tiny)})
+        bench.use_fixed_order()
+        for num_reqs in bench.sizes.batches[:2]:
+            write({"fixed order": decode(bench, limits, num_reqs)})
+        write({"fixed order prefill": prefill(bench, limits)})
 
 
 def ours(run: Run, write: Write) -> None:
@@ -166,20 +172,21 @@ def transformers(run: Run, write: Write) -> None:
 
 
 SECTIONS: dict[str, tuple[Callable[[Run, Write], None], float]] = {
-    "machine": (machine, 45),
-    "ops": (ops, 120),
-    "models": (models, 110),
-    "steps": (steps, 150),
-    "prefix": (prefix, 75),
-    "ours": (ours, 75),
-    "transformers": (transformers, 110),
+    "machine": (machine, 60),
+    "ops": (ops, 130),
+    "models": (models, 130),
+    "steps": (steps, 190),
+    "ours": (ours, 90),
+    "transformers": (transformers, 130),
 }
 """name: (what it does, seconds at most)"""
+TOGETHER = ("ops", "models")
+"""run at the same time: they measure none"""
 
 
 def run_section(name: str, run: Run) -> None:
     """In the section's own process: findings go to its file line by line, a last line says that it is complete."""
-    with open(run.out / f"{name}.jsonl", "w") as file:
+    with open(run.out / f"{name}.jsonl", "a") as file:
 
         def write(finding: Finding) -> None:
             file.write(json.dumps(finding) + "\n")
@@ -201,7 +208,7 @@ def read_findings(path: Path) -> list[Finding]:
         try:
             found.append(json.loads(line))
         except ValueError:  # cut off while it was written
-            break
+            continue
     return found
 
 
@@ -210,37 +217,85 @@ def is_complete(findings: list[Finding]) -> bool:
 
 
 def run_all(args: argparse.Namespace, out: Path) -> dict[str, list[Finding]]:
+    """Writes the report after each section."""
     deadline = time.monotonic() + TOTAL_S
-    results: dict[str, list[Finding]] = {}
-    for name in args.sections:
+    pending = list(args.sections)
+    while pending:
+        group = [name for name in pending if name in TOGETHER] if pending[0] in TOGETHER else pending[:1]
+        pending = [name for name in pending if name not in group]
+        _run_group(args, out, group, deadline)
+        if group == ["steps"] and not any("decode" in f for f in read_findings(out / "steps.jsonl")):
+            print("steps: again, without graphs", flush=True)
+            _run_group(args, out, group, deadline, ["--no-graphs"])
+        write_report(out, judged=not args.tiny)
+    return {name: read_findings(out / f"{name}.jsonl") for name in SECTIONS}
+
+
+def _run_group(args: argparse.Namespace, out: Path, group: list[str], deadline: float, more: list[str] | None = None) -> None:
+    running = []
+    for name in group:
         path = out / f"{name}.jsonl"
         if args.resume and is_complete(read_findings(path)):
             print(f"{name}: kept")
-        else:
+            continue
+        if more is None:
             path.unlink(missing_ok=True)
-            _spawn(args, name, out, min(SECTIONS[name][1], deadline - time.monotonic()))
-    for name in SECTIONS:
-        results[name] = read_findings(out / f"{name}.jsonl")
-    return results
+        limit_s = min(SECTIONS[name][1], deadline - time.monotonic())
+        if limit_s <= 1:
+            print(f"{name}: left out, the ten minutes are over; run again with --resume")
+            continue
+        running.append(Section(args, name, out, limit_s, more or []))
+    try:
+        for section in running:
+            section.wait()
+    finally:
+        for section in running:
+            section.kill()
 
 
-def _spawn(args: argparse.Namespace, name: str, out: Path, limit_s: float) -> None:
-    if limit_s <= 1:
-        print(f"{name}: left out, the ten minutes are over; run again with --resume")
-        return
-    command = [sys.executable, "-m", "benchmarks.cuda", "--section", name, "--out", str(out), "--limit", str(limit_s)]
-    command += ["--tiny"] * args.tiny + ["--interpret"] * args.interpret
-    began = time.monotonic()
-    log = out / f"{name}.log"
-    with open(log, "w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+class Section:
+    """A section's process, which leads a group of its own so that whatever it has started ends with it."""
+
+    def __init__(self, args: argparse.Namespace, name: str, out: Path, limit_s: float, more: list[str]) -> None:
+        command = [sys.executable, "-m", "benchmarks.cuda", "--section", name, "--out", str(out), "--limit", str(limit_s)]
+        command += ["--tiny"] * args.tiny + ["--interpret"] * args.interpret + more
+        self.name, self.limit_s, self._path = name, limit_s, out / f"{name}.jsonl"
+        self._began = time.monotonic()
+        self._log: IO[str] = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed with the process
+        self.process = subprocess.Popen(
+            command, stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT, env=_environment(),
+            start_new_session=True,
+        )  # fmt: skip
+
+    def wait(self) -> None:
+        """Until it ends or its time is up. What it said, if it failed, becomes a finding."""
         try:
-            code: int | None = process.wait(limit_s)
+            code: int | None = self.process.wait(max(0.1, self._began + self.limit_s - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.kill()
-            code = process.wait() and None
-    how = "done" if code == 0 else f"cut off after {limit_s:.0f} s" if code is None else f"failed with status {code}, see {log}"
-    print(f"{name}: {how} ({time.monotonic() - began:.0f} s)", flush=True)
+            self.kill()
+            code = None
+        took = time.monotonic() - self._began
+        if code == 0:
+            print(f"{self.name}: done ({took:.0f} s)", flush=True)
+            return
+        how = f"cut off after {took:.0f} s" if code is None else f"failed with status {code}"
+        self._log.seek(0)
+        said = self._log.read()[-4000:]
+        print(f"{self.name}: {how}\n{said[-1500:]}", flush=True)
+        with open(self._path, "a") as file:
+            file.write("\n" + json.dumps({"failed": how, "said": said}) + "\n")
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Finds this checkout's package; looks for nothing on the network; one process's sums take few threads."""
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    few = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**few, **os.environ, "PYTHONPATH": path}
 
 
 # --- the report ---------------------------------------------------------------------------------------------------------------
@@ -279,7 +334,7 @@ def verdicts(results: dict[str, list[Finding]], judged: bool) -> list[tuple[str,
     ratio = rates[0] / rates[1] if rates[0] and rates[1] else None
     shown = f"{ratio:.1f}x ({rates[0]:.0f} against {rates[1]:.0f} tokens/s)" if ratio else ""
     add("offline throughput", "5x transformers", ratio, (ratio or 0) >= 5, shown)
-    shared = next((f["ratio"] for f in results["prefix"] if "ratio" in f), None)
+    shared = next((f["prefix"]["ratio"] for f in results["steps"] if "prefix" in f), None)
     add("shared prefix", "6x without the cache", shared, (shared or 0) >= 6, f"{shared:.1f}x" if shared else "")
     return found
 
@@ -297,10 +352,36 @@ def report(results: dict[str, list[Finding]], judged: bool) -> str:
         )
     lines += ["", "| what | must reach | found | |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in verdicts(results, judged)]
+    lines += ["", *_fixed_order(results["steps"])]
     bad = [f for name in ("ops", "models") for f in results[name] if f.get("ok") is False]
     if bad:
         lines += ["", "What differs:", "", *(f"- {json.dumps(f)}" for f in bad)]
+    for name, findings in results.items():
+        for finding in findings:
+            if "failed" in finding:
+                lines += ["", f"{name} {finding['failed']}:", "", "```", finding["said"].strip(), "```"]
     return "\n".join(lines) + "\n"
+
+
+def _fixed_order(findings: list[Finding]) -> list[str]:
+    """What deterministic mode costs."""
+    plain = {f["decode"]["batch"]: f["decode"]["step_ms"] for f in findings if "decode" in f}
+    lines = []
+    for f in findings:
+        if "fixed order" in f:
+            batch, took = f["fixed order"]["batch"], f["fixed order"]["step_ms"]
+            lines.append(f"Deterministic mode, decode, batch {batch}: {took:.2f} ms, else {plain[batch]:.2f} ms.")
+        if "fixed order prefill" in f:
+            lines.append(f"Deterministic mode, prefill: {f['fixed order prefill']['tokens_per_s']:.0f} tokens/s.")
+    return lines
+
+
+def write_report(out: Path, judged: bool) -> str:
+    results = {name: read_findings(out / f"{name}.jsonl") for name in SECTIONS}
+    text = report(results, judged)
+    (out / "results.json").write_text(json.dumps(results, indent=1))
+    (out / "results.md").write_text(text)
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -312,6 +393,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--interpret", action="store_true", help="no GPU: Triton's interpreter on the CPU")
     parser.add_argument("--section", help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, default=TOTAL_S, help=argparse.SUPPRESS)
+    parser.add_argument("--no-graphs", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.sections = args.sections.split(",")
     unknown = [name for name in args.sections if name not in SECTIONS]
@@ -321,17 +403,19 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
         if not args.tiny:
             parser.error("--interpret runs in small shapes only: add --tiny")
-    out = Path(args.out)
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        parser.error(f"these packages are missing: {', '.join(missing)}")
+    out = Path(args.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     if args.section:
         device = "cpu" if args.interpret else "cuda"
-        run_section(args.section, Run(args.tiny, device, "cuda" if args.interpret else "auto", out, args.limit))
+        kernels = "cuda" if args.interpret else "auto"
+        run_section(args.section, Run(args.tiny, device, kernels, out, args.limit, not args.no_graphs))
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and with it all sections
     results = run_all(args, out)
-    text = report(results, judged=not args.tiny)
-    (out / "results.json").write_text(json.dumps(results, indent=1))
-    (out / "results.md").write_text(text)
-    print(text)
+    print(write_report(out, judged=not args.tiny))
     return 0 if all(verdict in ("pass", "not judged") for *_, verdict in verdicts(results, not args.tiny)) else 1
 
 

@@ -6,8 +6,10 @@ sets.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import connection
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,10 @@ from sglang.srt.model.quant.formats import HostTensor, dense, quantise_q4_1, qua
 
 Floats = Any  # float32 array
 Case = Callable[["Side"], list[Any]]
+Finding = dict[str, Any]
 BARS = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
+F8_BAR = 5e-2
+"""where inputs are rounded to 3 bits of fraction"""
 INTEGERS = ("argmax", "top_k", "sample")
 """what these choose must be equal"""
 
@@ -61,6 +66,10 @@ class Side:
         x = self.rng(seed, n, k).standard_normal((n, k), np.float32) * np.float32(k**-0.5)
         if fmt == "q4_1":
             return quantise_q4_1("w", x)
+        if fmt == "f8":
+            data = self.rng(seed, n, k).integers(0, 0x70, (n, k)).astype(np.uint8)  # up to 128, no NaN
+            data |= (x < 0).astype(np.uint8) << 7
+            return HostTensor("w", "f8", (n, k), data, np.full(n, k**-0.5 / 16, np.float32))
         return quantise_q8_0("w", x) if fmt == "q8_0" else dense("w", x, self.plain())
 
     def plain(self) -> str:
@@ -147,7 +156,7 @@ def pictures(n: int, width: int) -> Case:
         s.ops.overlay(x, source, s.array(index), s.rows(n))
         s.ops.overlay(x, source, s.array(index[::-1]), s.rows(n), add=True)
         gathered, blended = (s.array(np.zeros((n, width), np.float32)) for _ in range(2))
-        s.ops.gather_rows(source, s.array(np.abs(index)), gathered, s.rows(n))
+        s.ops.gather_rows(source, s.array(np.maximum(index, 0)), gathered, s.rows(n))
         which = s.rng(2).integers(0, n, (n, 4)).astype(np.int32)
         s.ops.blend_rows(source, s.array(which), s.array(s.values(n, 4, seed=5)), blended, s.rows(n))
         tables = [s.array(s.values(64, 16, seed=i)) for i in (6, 7)]
@@ -272,6 +281,8 @@ def cases(tiny: bool) -> Iterator[tuple[str, Case]]:
             yield f"linear {fmt} [{rows}, {k}] x [{k}, {n}]", linear(fmt, rows, n, k)
             yield f"gated_linear {fmt} [{rows}, {k}] x [{k}, {n}]", gated(fmt, rows, n, k, "silu" if n % 3 else "gelu_tanh")
         yield f"embedding {fmt}", embedding(fmt, 100, 64 if tiny else 3584)
+    for rows, n, k in ((3, 32, 64),) if tiny else ((5, 3584, 1024), (64, 4608, 3584)):
+        yield f"linear f8 [{rows}, {k}] x [{k}, {n}]", linear("f8", rows, n, k)
     yield from _attention_cases(tiny)
     for op in ("adjust", "mask", "argmax", "log_sum_exp", "top_k", "sample"):
         for rows, vocab in ((3, 515),) if tiny else ((1, 32000), (64, 151936), (9, 262208)):
@@ -308,22 +319,115 @@ def error_of(want: list[Any], got: list[Any]) -> float:
     return worst
 
 
-def check_ops(make: Callable[[str, bool], Any], tiny: bool) -> Iterator[dict[str, Any]]:
-    """A finding for each case and type. `make(dtype, deterministic)` is a CUDA op set."""
-    for dtype in ("float32", "bfloat16") if tiny else ("float32", "bfloat16", "float16"):
-        for deterministic in (False,) if tiny else (False, True):
-            ops = make(dtype, deterministic)
-            for name, case in cases(tiny):
-                if deterministic and not any(word in name for word in ("linear", "attention")):
-                    continue
-                yield _one(ops, dtype, deterministic, name, case)
+TASK = tuple[str, int]
+"""a type and the number of a case"""
 
 
-def _one(ops: Any, dtype: str, deterministic: bool, name: str, case: Case) -> dict[str, Any]:
-    finding = {"op": name, "dtype": dtype, "deterministic": deterministic}
-    bar = 0.0 if name.split()[0] in INTEGERS else BARS[dtype]
-    try:
-        error = error_of(case(Side(ReferenceOps(), dtype)), case(Side(ops, dtype)))
-    except Exception as problem:  # noqa: BLE001  one op that fails must not hide the others
-        return {**finding, "ok": False, "problem": f"{type(problem).__name__}: {problem}"[:500]}
-    return {**finding, "ok": error <= max(bar, 1e-9), "error": error, "bar": bar}
+def check_ops(device: str, tiny: bool, workers: int) -> Iterator[Finding]:
+    """A finding for each case, type and mode. With `workers` above 1 so many processes share the cases: most of the time goes
+    into compiling kernels and into the reference. What kills a process is one more finding."""
+    types = ("float32", "bfloat16") if tiny else ("bfloat16", "float32", "float16")
+    tasks = [(dtype, i) for dtype in types for i in range(len(list(cases(tiny))))]
+    if workers > 1:
+        yield from _share_out(tasks, device, tiny, workers)
+        return
+    checker = Checker(device, tiny)
+    for task in tasks:
+        yield from checker.check(task)
+
+
+class Checker:
+    """The op sets of one process, made as they are asked for."""
+
+    def __init__(self, device: str, tiny: bool) -> None:
+        self.device, self.tiny = device, tiny
+        self._cases = list(cases(tiny))
+        self._made: dict[tuple[str, bool], Any] = {}
+
+    def ops(self, dtype: str, deterministic: bool) -> Any:
+        from sglang.srt.model.kernels.cuda import create_cuda_ops
+
+        key = dtype, deterministic
+        if key not in self._made:
+            self._made[key] = create_cuda_ops(self.device, dtype, deterministic=deterministic)
+        return self._made[key]
+
+    def check(self, task: TASK) -> Iterator[Finding]:
+        """In both modes where they differ."""
+        dtype, number = task
+        name, case = self._cases[number]
+        want = case(Side(ReferenceOps(), dtype))
+        modes = (False, True) if any(word in name for word in ("linear", "attention")) and not self.tiny else (False,)
+        for deterministic in modes:
+            yield {**finding_of(task, name, deterministic), **self._result(want, name, case, dtype, deterministic)}
+
+    def _result(self, want: list[Any], name: str, case: Case, dtype: str, deterministic: bool) -> Finding:
+        try:
+            ops = self.ops(dtype, deterministic)
+            error = error_of(want, case(Side(ops, dtype)))
+        except Exception as problem:  # noqa: BLE001  one op that fails must not hide the others
+            return {"ok": False, "problem": f"{type(problem).__name__}: {problem}"[:500]}
+        bar = 0.0 if name.split()[0] in INTEGERS else BARS[dtype]
+        if "f8" in name and "f8" in ops.formats:
+            bar = F8_BAR
+        return {"ok": error <= max(bar, 1e-9), "error": error, "bar": bar}
+
+
+def finding_of(task: TASK, name: str, deterministic: bool = False) -> Finding:
+    return {"op": name, "dtype": task[0], "deterministic": deterministic}
+
+
+# --- several processes --------------------------------------------------------------------------------------------------------
+
+
+def _work(answers: Any, tasks: list[TASK], device: str, tiny: bool) -> None:
+    """Sends findings, and after each task whether the process can go on: an error of the device ends all it may do."""
+    checker = Checker(device, tiny)
+    for task in tasks:
+        well = True
+        for finding in checker.check(task):
+            answers.send(finding)
+            well = well and "CUDA error" not in finding.get("problem", "")
+        answers.send(well)
+        if not well:
+            return
+
+
+class Lane:
+    """A process and the tasks that it still has to do."""
+
+    def __init__(self, tasks: list[TASK], device: str, tiny: bool) -> None:
+        self.tasks, self.given, self.well = tasks, (device, tiny), True
+        self.start()
+
+    def start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.answers, theirs = context.Pipe(duplex=False)
+        self.process = context.Process(target=_work, args=(theirs, self.tasks, *self.given), daemon=True)
+        self.process.start()
+        theirs.close()
+
+
+def _share_out(tasks: list[TASK], device: str, tiny: bool, workers: int) -> Iterator[Finding]:
+    names = [name for name, _ in cases(tiny)]
+    lanes = [Lane(tasks[i::workers], device, tiny) for i in range(workers)]
+    while lanes:
+        ready = connection.wait([lane.answers for lane in lanes])
+        for lane in [lane for lane in lanes if lane.answers in ready]:
+            try:
+                answer = lane.answers.recv()
+            except EOFError:
+                if lane.tasks and lane.well:
+                    task = lane.tasks.pop(0)
+                    yield {**finding_of(task, names[task[1]]), "ok": False, "problem": "the process died"}
+                lane.well = True
+                if lane.tasks:
+                    lane.start()
+                else:
+                    lanes.remove(lane)
+                continue
+            if isinstance(answer, bool):
+                lane.tasks.pop(0)
+                lane.well = answer
+            else:
+                yield answer

@@ -36,25 +36,27 @@ class Sizes:
     together: int
     repeats: int
     gap_batch: int
+    shared_reqs: int
 
 
-FULL = Sizes((1, 64, 256), 1024, 8, 4096, 2, 30, 32)
-SMALL = Sizes((1, 3), 24, 2, 24, 1, 1, 2)
+FULL = Sizes((1, 64, 256), 1024, 8, 4096, 2, 30, 32, 64)
+SMALL = Sizes((1, 3), 24, 2, 24, 1, 1, 2, 3)
 
 
 class Bench:
     """A worker, its table of slots, and steps over it."""
 
-    def __init__(self, device: str, kernels: str, tiny: bool, folder: Path) -> None:
+    def __init__(self, device: str, kernels: str, tiny: bool, graphs: bool, folder: Path) -> None:
         self.sizes = SMALL if tiny else FULL
         self.config = tiny_of(QWEN25_7B) if tiny else QWEN25_7B
         s = self.sizes
         reqs = max(*s.batches, s.gap_batch)
         each = -(-(s.context + 1) // 16) * 16
-        tokens = max(reqs * each, s.together * s.prompt_len + 16)
+        # requests of `shared_prefix` without its cache, and some room
+        tokens = max(reqs * each, s.together * s.prompt_len + 16, (s.shared_reqs + 1) * (s.prompt_len + 80))
         self.worker: LocalWorker = create_worker(
             ModelOptions(str(write_model(folder / "7b", self.config)), load_format="dummy"),
-            DeviceOptions(device=device, kernels=kernels, graph_max_reqs=reqs),  # type: ignore[arg-type]
+            DeviceOptions(device=device, kernels=kernels, graph_max_reqs=reqs if graphs else 0),  # type: ignore[arg-type]
             MemoryOptions(
                 max_total_tokens=-(-tokens // 16) * 16,
                 max_running_requests=reqs,
@@ -66,6 +68,12 @@ class Bench:
     def bind(self) -> None:
         """Takes the worker for single steps."""
         self.worker.bind(self.table)
+
+    def use_fixed_order(self) -> None:
+        """Deterministic mode from here on, on the same weights: they are packed alike in both modes, but for float8."""
+        ops: Any = self.worker.ops
+        ops.deterministic = ops._products._deterministic = ops._attention._deterministic = True
+        self.bind()
 
     @property
     def fetch_all(self) -> Callable[[], None]:

@@ -4,6 +4,7 @@ made of their findings, of those that were cut off and of those that failed."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 from benchmarks import cuda
-from benchmarks.gpu.ops import Side, cases, error_of
+from benchmarks.gpu import ops as op_checks
+from benchmarks.gpu.ops import Side, cases, check_ops, error_of
 from sglang.srt.model.kernels.reference import ReferenceOps
 
 ROOT = Path(__file__).parents[2]
@@ -71,9 +73,10 @@ def results(share: float) -> dict[str, list[dict[str, Any]]]:
             {"gap": {"batch": 32, "gap_share": 1 - share, "step_ms": 9.0}},
             {"decode": {"batch": 1, "share_of_limit": share, **step}},
             {"prefill": {"prompts": 8, "prompt_len": 4096, "share_of_matmul_rate": share, "tokens_per_s": 1.0}},
+            {"prefix": {"ratio": 10 * share}},
+            {"fixed order": {"batch": 1, **step}},
             done,
         ],
-        "prefix": [{"ratio": 10 * share}, done],
         "ours": [{"tokens_per_s": 1000 * share}, done],
         "transformers": [],
     }
@@ -94,32 +97,66 @@ def test_what_is_reached_and_what_is_not() -> None:
     assert found(0.4, judged=False)["shared prefix"] == "not judged"
     text = cuda.report(results(0.4), True)
     assert "| shared prefix | 6x without the cache | 4.0x | FAIL |" in text and '"op": "b"' in text
+    assert "Deterministic mode, decode, batch 1: 5.00 ms, else 5.00 ms." in text
 
 
 def test_a_section_that_fails_or_hangs_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ours.jsonl").write_text('{"tokens_per_s": 5.0}\n{"complete": true}\n')
     (tmp_path / "ops.jsonl").write_text('{"op": "a", "ok": true}\n{"op": "b", "o')
     asked: list[list[str]] = []
+    killed: list[int] = []
 
     class Process:
-        def __init__(self, command: list[str], **more: Any) -> None:
+        def __init__(self, command: list[str], stdout: Any, **more: Any) -> None:
             asked.append(command)
-            self.name = command[command.index("--section") + 1]
+            self.name, self.pid = command[command.index("--section") + 1], 7
+            stdout.write(f"{self.name} says why")
 
         def wait(self, timeout: float | None = None) -> int:
             if self.name == "ops" and timeout is not None:
                 raise subprocess.TimeoutExpired(self.name, timeout)
             return 1
 
-        def kill(self) -> None:
-            (tmp_path / "ops.jsonl").write_text('{"op": "a", "ok": true}\n{"op": "b", "o')
+        def poll(self) -> int | None:
+            return None if self.name == "ops" and not killed else 1
+
+    def kill(pid: int, number: int) -> None:
+        killed.append(pid)
+        (tmp_path / "ops.jsonl").write_text('{"op": "a", "ok": true}\n{"op": "b", "o')
 
     monkeypatch.setattr(cuda.subprocess, "Popen", Process)
-    assert cuda.main(["--tiny", "--out", str(tmp_path), "--sections", "ops,prefix,ours", "--resume"]) == 1
-    assert [command[command.index("--section") + 1] for command in asked] == ["ops", "prefix"], "what is complete is kept"
+    monkeypatch.setattr(cuda.os, "killpg", kill)
+    monkeypatch.setattr(cuda.signal, "signal", lambda *_: None)
+    assert cuda.main(["--tiny", "--out", str(tmp_path), "--sections", "ops,steps,ours", "--resume"]) == 1
+    sections = [command[command.index("--section") + 1] for command in asked]
+    assert sections == ["ops", "steps", "steps"], "what is complete is kept"
+    assert ["--no-graphs" in command for command in asked] == [False, False, True]
     written = json.loads((tmp_path / "results.json").read_text())
-    assert written["ops"] == [{"op": "a", "ok": True}] and written["ours"][0] == {"tokens_per_s": 5.0}
-    assert "1 of 1, not complete" in (tmp_path / "results.md").read_text()
+    assert written["ops"][0] == {"op": "a", "ok": True} and written["ours"][0] == {"tokens_per_s": 5.0}
+    assert [f["failed"] for f in written["steps"]] == ["failed with status 1"] * 2
+    text = (tmp_path / "results.md").read_text()
+    assert "1 of 1, not complete" in text and "ops cut off after 0 s:\n\n```\nops says why" in text
+
+
+def test_processes_share_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each case is answered once, by whichever process; one that dies costs its own case alone."""
+    need_interpreter()
+    names = [name for name, _ in cases(tiny=True)]
+    found = list(check_ops("cpu", True, 2))
+    assert sorted((f["dtype"], f["op"]) for f in found) == sorted((t, name) for t in ("float32", "bfloat16") for name in names)
+    assert all(f["ok"] for f in found)
+    monkeypatch.setattr(op_checks, "_work", dies_at_the_third)
+    found = list(op_checks._share_out([("float32", i) for i in range(6)], "cpu", True, 1))
+    assert [(f["op"], f["ok"]) for f in found] == [(names[i], i not in (2, 5)) for i in range(6)]
+
+
+def dies_at_the_third(answers: Any, tasks: list[op_checks.TASK], device: str, tiny: bool) -> None:
+    names = [name for name, _ in cases(tiny)]
+    for task in tasks[:2]:
+        answers.send({**op_checks.finding_of(task, names[task[1]]), "ok": True})
+        answers.send(True)
+    answers.close()
+    os._exit(1)
 
 
 @pytest.mark.slow
