@@ -67,6 +67,9 @@ def linear_cases() -> Iterator[Case]:
         yield linear.linear_kernel, types | {"out": F32}, {**plain, **blocks, "EVEN_K": False}, four
     gated = {**plain, "HAS_BIAS": False, "GATED": True, "BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 256, "STAGES": 4}
     yield linear.linear_kernel, types, gated, four
+    for n, k, warps, is_gated in ((4, 512, 4, False), (16, 512, 8, False), (4, 1024, 4, True), (16, 512, 8, True)):
+        blocks = {"BLOCK_N": n, "BLOCK_K": k, "HAS_BIAS": not is_gated, "GATED": is_gated, "FN": "silu", "EVEN_K": True}
+        yield linear.vector_kernel, types, blocks, {"num_warps": warps}
     for m, n, ordered in ((16, 32, False), (16, 32, True), (64, 64, False)):
         blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": 128, "STAGES": 3, "HAS_BIAS": True, "HAS_ORDER": ordered}
         yield linear.quantised_kernel, types, {**blocks, "BITS": 4, "GROUP": 32, "HAS_MIN": True}, four

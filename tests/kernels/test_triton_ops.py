@@ -274,7 +274,7 @@ def test_the_fastest_product_is_measured_once(monkeypatch: pytest.MonkeyPatch) -
     pair, products = Pair(ops), ops._products
     products._on_gpu = True
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    clock = iter([5.0, 3.0, 4.0, 6.0, 2.0, 7.0, 1.0, 8.0, 9.0])
+    clock = iter([5.0, 3.0, 4.0, 6.0, 2.0, 7.0, 1.0, 8.0, 9.0, *[3.0] * 5, 1.0, 2.0])
     monkeypatch.setattr(cuda_linear, "_time", lambda run, device: run() or next(clock))
     launched: list[Any] = []
     launch = products._launch
@@ -297,6 +297,11 @@ def test_the_fastest_product_is_measured_once(monkeypatch: pytest.MonkeyPatch) -
     ops.gated_linear(gated, x[1], out, rows, gate="silu")
     assert launched[4:] == [*cuda_linear._FEW_SIZES, cuda_linear._FEW_SIZES[1]]
     assert [m["us"]["library"] for m in products.measured() if m["kind"] == "rows"] == [2000.0]
+    launched.clear()
+    ops.bound(rows, 1)
+    ops.linear(weights[1], x[1], got, rows)
+    one = [*cuda_linear._ONE_SIZES, *cuda_linear._FEW_SIZES[:2]]
+    assert launched == [*one, one[5]], "one row has candidates of its own"
 
 
 def test_fused_gate(exact: Any) -> None:
@@ -309,6 +314,27 @@ def test_fused_gate(exact: Any) -> None:
     REFERENCE.gated_linear(weights[0], x[0], out[0], ints(2), gate="gelu_tanh")
     exact._products._launch((16, 16, 64, 4, 4), weights[1], x[1], out[1].data, exact.array(ints(2)), 3, None, "gelu_tanh")
     pair.check(out[1], out[0], 2)
+
+
+@pytest.mark.parametrize("fn", [None, "silu"])
+@pytest.mark.parametrize("width", [128, 200])
+def test_one_row(ops: Any, fn: str | None, width: int) -> None:
+    """The kernel that a single row takes on a GPU, with and without a gate and a bias."""
+    pair, rng = Pair(ops), np.random.default_rng(3)
+    parts = [tensor(rng, "f32", 37, width) for _ in range(2)]
+    weights = REFERENCE.pack_gated(*parts), ops.pack_gated(*parts)
+    x, num = pair.filled(normal(2, width), weights), 37 if fn else 74
+    want, got = pair.filled(np.zeros((2, num), np.float32), pair.weights(dense("w", normal(8, num))))
+    bias = None if fn else normal(num, seed=5)
+    if fn:
+        REFERENCE.gated_linear(weights[0], x[0], want, ints(1), gate=fn)
+    else:
+        REFERENCE.linear(weights[0], x[0], want.data, ints(1), bias=bias)
+    there = None if bias is None else ops.array(bias)
+    for count in (0, 1):  # a recording may run without rows
+        ops._products._launch((1, 4, 64, 1, 4), weights[1], x[1], got.data, ops.array(ints(count)), 1, there, fn)
+        assert got.data.any() == count
+    pair.check(got, want, 1, factor=2)
 
 
 # --- attention --------------------------------------------------------------------------------------------------------------------

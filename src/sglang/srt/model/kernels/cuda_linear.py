@@ -25,6 +25,7 @@ from sglang.srt.model.kernels.triton.linear import (
     linear_kernel,
     quantise_rows_kernel,
     quantised_kernel,
+    vector_kernel,
 )
 
 Tensor = Any  # torch.Tensor
@@ -37,6 +38,8 @@ _FIXED: Sizes = (64, 64, 64, 3, 4)
 """deterministic mode"""
 _FEW_SIZES: tuple[Sizes, ...] = ((16, 16, 256, 4, 4), (16, 32, 256, 3, 4), (16, 64, 128, 4, 4), (16, 16, 512, 3, 4))
 """few rows: narrow columns, so that all processors have some, and deep k, so that loads are long and many are under way"""
+_ONE_SIZES: tuple[Sizes, ...] = ((1, 4, 512, 1, 4), (1, 8, 512, 1, 4), (1, 16, 512, 1, 8), (1, 4, 1024, 1, 4))
+"""one row, which no tensor core is asked for"""
 _SHORT_K: tuple[Sizes, ...] = ((16, 16, 64, 4, 4),)
 _TRIALS = 20
 _COLD_BYTES = 128 << 20
@@ -63,7 +66,7 @@ class Products:
         if weight.form == "dense":
             if self._deterministic:
                 self._launch(_FIXED, weight, x, out, rows, n, bias, None)
-            elif n <= FEW and (sizes := self._few(weight, x, out, bias)) is not None:
+            elif n <= FEW and (sizes := self._few(weight, x, out, n, bias)) is not None:
                 self._launch(sizes, weight, x, out, rows, n, bias, None)
             else:
                 self._library(x.data[:n], weight.data, out, bias)
@@ -79,7 +82,7 @@ class Products:
         if weight.form != "dense" or self._deterministic or n > FEW or not self._on_gpu:
             return False
         ours = partial(self._launch, weight=weight, x=x, out=out[:1], rows=self._one, n=1, bias=None, fn=fn)
-        sizes = self._fastest(weight, fn, ours, None)
+        sizes = self._fastest(weight, n == 1, fn, ours, None)
         assert sizes is not None
         self._launch(sizes, weight, x, out[:n], rows, n, None, fn)
         return True
@@ -155,6 +158,12 @@ class Products:
         columns, k = weight.out_features, weight.in_features
         if fn is not None:
             columns //= 2
+        if m_block == 1:
+            vector_kernel[(triton.cdiv(columns, n_block),)](
+                x.data, weight.data, bias if bias is not None else rows, out, rows, columns, k,
+                bias is not None, fn is not None, fn or "silu", k % k_block == 0, n_block, k_block, num_warps=warps,
+            )  # fmt: skip
+            return
         grid = (triton.cdiv(n, m_block), triton.cdiv(columns, n_block))
         linear_kernel[grid](
             x.data, weight.data, bias if bias is not None else rows, out, rows, columns, k, x.data.stride(0), out.stride(0),
@@ -177,21 +186,21 @@ class Products:
         )  # fmt: skip
 
     # --- what is fastest ------------------------------------------------------------------------------------------------------
-    def _few(self, weight: CudaWeight, x: CudaActivation, out: Tensor, bias: Tensor | None) -> Sizes | None:
+    def _few(self, weight: CudaWeight, x: CudaActivation, out: Tensor, n: int, bias: Tensor | None) -> Sizes | None:
         """For few rows of weights of this shape; None: the library."""
         if not self._on_gpu:
             return None
         one = out[:1]
         ours = partial(self._launch, weight=weight, x=x, out=one, rows=self._one, n=1, bias=bias, fn=None)
         kind = "rows" if out.dtype == self._dtype else "logits"
-        return self._fastest(weight, kind, ours, lambda: self._library(x.data[:1], weight.data, one, bias))
+        return self._fastest(weight, n == 1, kind, ours, lambda: self._library(x.data[:1], weight.data, one, bias))
 
     def _fastest(
-        self, weight: CudaWeight, kind: str, ours: Callable[[Sizes], None], library: Callable[[], None] | None
+        self, weight: CudaWeight, alone: bool, kind: str, ours: Callable[[Sizes], None], library: Callable[[], None] | None
     ) -> Sizes | None:
-        """Measured when first asked."""
-        key = weight.out_features, weight.in_features, kind
-        candidates = _FEW_SIZES if weight.in_features >= 1024 else _SHORT_K
+        """Measured when first asked. `alone`: whether there is one row."""
+        key = weight.out_features, weight.in_features, f"one of {kind}" if alone else kind
+        candidates = candidates_for(weight, alone)
         if key not in self._times:
             if torch.cuda.is_current_stream_capturing():
                 return candidates[0]
@@ -208,6 +217,13 @@ class Products:
             {"out": n, "in": k, "kind": kind, "us": {str(sizes or "library"): 1e3 * took for sizes, took in times.items()}}
             for (n, k, kind), times in self._times.items()
         ]
+
+
+def candidates_for(weight: CudaWeight, alone: bool) -> tuple[Sizes, ...]:
+    """For few rows, or one."""
+    if weight.in_features < 1024:
+        return _SHORT_K
+    return (*_ONE_SIZES, *_FEW_SIZES[:2]) if alone else _FEW_SIZES
 
 
 def _wide_product(x: Tensor, w: Tensor, dtype: Any) -> Tensor:

@@ -65,6 +65,42 @@ def linear_kernel(
 
 
 @triton.jit
+def vector_kernel(
+    x, w, bias, out, rows, n, k,
+    HAS_BIAS: tl.constexpr, GATED: tl.constexpr, FN: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """linear_kernel for one row: weights go from memory to registers, in loads of 16 bytes, and meet their input there, without
+    shared memory or tensor cores. Grid: (blocks of n)."""
+    if tl.load(rows) == 0:
+        return
+    n_at = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k_at = tl.arange(0, BLOCK_K)
+    inside = tl.broadcast_to((n_at < n)[:, None], [BLOCK_N, BLOCK_K])
+    w_at = w + n_at.to(tl.int64)[:, None] * k + k_at[None, :]
+    # each thread loads the inputs of its own weights, from the nearest cache: passing them on would take barriers
+    x_at = x + tl.broadcast_to(k_at[None, :], [BLOCK_N, BLOCK_K])
+    acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    up = acc
+    for start in range(0, k, BLOCK_K):
+        if not EVEN_K:
+            inside = (n_at < n)[:, None] & (k_at < k - start)[None, :]
+        weights = tl.load(w_at + start, mask=inside, other=0.0)
+        if GATED:
+            more = tl.load(w_at + start + n.to(tl.int64) * k, mask=inside, other=0.0)
+        a = tl.load(x_at + start, mask=inside, other=0.0).to(tl.float32)
+        acc += weights.to(tl.float32) * a
+        if GATED:
+            up += more.to(tl.float32) * a
+    result = tl.sum(acc, axis=1)
+    if HAS_BIAS:
+        result += tl.load(bias + n_at, mask=n_at < n, other=0.0)
+    if GATED:
+        gate = round_to(result, out.dtype.element_ty).to(tl.float32)
+        result = activation(gate, FN) * round_to(tl.sum(up, axis=1), out.dtype.element_ty).to(tl.float32)
+    tl.store(out + n_at, round_to(result, out.dtype.element_ty), mask=n_at < n)
+
+
+@triton.jit
 def quantised_kernel(
     x, levels, scales, minima, order, bias, out, rows, n, k, x_stride, out_stride,
     BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MIN: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_BIAS: tl.constexpr,
