@@ -223,11 +223,13 @@ def run_all(args: argparse.Namespace, out: Path) -> dict[str, list[Finding]]:
     while pending:
         group = [name for name in pending if name in TOGETHER] if pending[0] in TOGETHER else pending[:1]
         pending = [name for name in pending if name not in group]
-        _run_group(args, out, group, deadline)
-        if group == ["steps"] and not any("decode" in f for f in read_findings(out / "steps.jsonl")):
-            print("steps: again, without graphs", flush=True)
-            _run_group(args, out, group, deadline, ["--no-graphs"])
-        write_report(out, judged=not args.tiny)
+        try:
+            _run_group(args, out, group, deadline)
+            if group == ["steps"] and not any("decode" in f for f in read_findings(out / "steps.jsonl")):
+                print("steps: again, without graphs", flush=True)
+                _run_group(args, out, group, deadline, ["--no-graphs"])
+        finally:
+            write_report(out, judged=not args.tiny)
     return {name: read_findings(out / f"{name}.jsonl") for name in SECTIONS}
 
 

@@ -143,7 +143,9 @@ def transformers_throughput(folder: Path, device: str, tiny: bool, limit_s: floa
         model = transformers.AutoModelForCausalLM.from_config(hub_config, dtype=dtype).eval()
     settings = transformers.GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=max(lengths))
     model.generation_config = settings
-    with model.continuous_batching_context_manager(generation_config=settings, block=True, timeout=5) as manager:
+    # by default its cache takes what is free, which on a CPU is other programs' too
+    cache = transformers.ContinuousBatchingConfig(num_blocks=32, max_batch_tokens=64) if tiny else None
+    with model.continuous_batching_context_manager(settings, True, 5, continuous_batching_config=cache) as manager:
         began = time.perf_counter()
         for ids, new in zip(prompts, lengths, strict=True):
             manager.add_request(ids, max_new_tokens=new)

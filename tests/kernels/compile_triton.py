@@ -111,10 +111,10 @@ def logits_cases() -> Iterator[Case]:
     types |= dict.fromkeys(("indptr", "ids", "row_idx", "bits", "out", "greedy", "top_ks", "counts"), I32)
     yield logits.adjust_kernel, types, {"BLOCK": 256}, {}
     yield logits.mask_kernel, types, {"BLOCK": 1024}, {}
-    yield logits.argmax_kernel, types, {"BLOCK": 4096}, {"num_warps": 8}
-    yield logits.log_sum_exp_kernel, types | {"out": F32}, {"BLOCK": 4096}, {"num_warps": 8}
+    yield logits.argmax_kernel, types, {"BLOCK": 8192}, {"num_warps": 16}
+    yield logits.log_sum_exp_kernel, types | {"out": F32}, {"BLOCK": 8192}, {"num_warps": 16}
     yield logits.pick_kernel, types | {"out": F32}, {"BLOCK": 256}, {}
-    yield sampling.candidates_kernel, types, {"BINS": 256, "ROOM": 4096, "BLOCK": 4096}, {"num_warps": 8}
+    yield sampling.candidates_kernel, types, {"BINS": 256, "ROOM": 4096, "BLOCK": 8192}, {"num_warps": 16}
     yield sampling.sample_kernel, types, {"ROOM": 4096, "BLOCK": 4096}, {"num_warps": 8}
 
 

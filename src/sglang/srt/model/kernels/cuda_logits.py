@@ -23,7 +23,8 @@ from sglang.srt.model.kernels.triton.sampling import candidates_kernel, sample_k
 
 Tensor = Any  # torch.Tensor
 
-MAX_BLOCK = 4096
+BLOCK, WARPS = 8192, 16
+"""columns and warps of a program that walks the whole vocabulary: alone on its row, it needs many loads under way"""
 CANDIDATES, BINS = 4096, 256
 """of a row that draws: how many of its best are looked at alone, found among so many ranges of values"""
 _LOW_WORD = 0xFFFFFFFF
@@ -75,13 +76,13 @@ class Logits:
 
     def _argmax(self, x: Tensor, num_rows: int) -> Tensor:
         best = torch.empty(num_rows, dtype=torch.int32, device=self._device)
-        argmax_kernel[(num_rows,)](x, best, x.shape[1], x.stride(0), _block(x), num_warps=8)
+        argmax_kernel[(num_rows,)](x, best, x.shape[1], x.stride(0), _block(x), num_warps=WARPS)
         return best
 
     def log_sum_exp(self, x: Tensor, num_rows: int, out: Any) -> None:
         if num_rows:
             values = torch.empty(num_rows, dtype=torch.float32, device=self._device)
-            log_sum_exp_kernel[(num_rows,)](x, values, x.shape[1], x.stride(0), _block(x), num_warps=8)
+            log_sum_exp_kernel[(num_rows,)](x, values, x.shape[1], x.stride(0), _block(x), num_warps=WARPS)
             self._result(out, values)
 
     def top_k(self, x: Tensor, num_rows: int, k: int, ids: Any, values: Any) -> None:
@@ -103,13 +104,12 @@ class Logits:
             return
         drawn = torch.empty(num_rows, dtype=torch.int32, device=self._device)
         params = [self._here(a) for a in (temperature, top_k, top_p, min_p, uniform)]
-        best, block = self._argmax(x, num_rows), _block(x)
-        found = self._candidates(num_rows)
+        best, found = self._argmax(x, num_rows), self._candidates(num_rows)
         candidates_kernel[(num_rows,)](
-            x, best, params[0], *found, x.shape[1], x.stride(0), BINS, CANDIDATES, block, num_warps=8
+            x, best, params[0], *found, x.shape[1], x.stride(0), BINS, CANDIDATES, _block(x), num_warps=WARPS
         )  # fmt: skip
         sample_kernel[(num_rows,)](
-            x, best, *params, *found, drawn, x.shape[1], x.stride(0), CANDIDATES, block, num_warps=8
+            x, best, *params, *found, drawn, x.shape[1], x.stride(0), CANDIDATES, min(_block(x), 4096), num_warps=8
         )  # fmt: skip
         self._result(out, drawn)
 
@@ -122,4 +122,4 @@ class Logits:
 
 
 def _block(x: Tensor) -> int:
-    return min(MAX_BLOCK, power_of_two(x.shape[1], 16))
+    return min(BLOCK, power_of_two(x.shape[1], 16))
