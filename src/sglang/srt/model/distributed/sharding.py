@@ -47,7 +47,7 @@ class Shard:
         zeros."""
         local = ids - self.ranks.rank * self.ids_each
         mine = (local >= 0) & (local < self.ids_each)
-        return local * mine + self.ids_each * ~mine
+        return (local - self.ids_each) * mine + self.ids_each  # of the type that ids have
 
 
 def shard_model(config: ModelConfig, ranks: Ranks) -> Shard:
