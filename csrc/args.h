@@ -16,7 +16,7 @@ struct Group {
 };
 static_assert(sizeof(Group) == 44, "the kernels rely on it");
 
-constexpr int kTileRows = 6;           // rows in a tile of activations: Group[tile][group][row in tile]
+constexpr int kTileRows = 12;          // rows in a tile of activations: Group[tile][group][row in tile]
 constexpr int kRun = 16;               // KV slots in a run
 constexpr int kChunk = 128;            // positions of KV reduced on their own, at absolute multiples
 

@@ -7,20 +7,11 @@ constexpr int kRowBlock = 192;         // rows that share an unpacked panel; a m
 constexpr size_t kPanelBuf = size_t(64) << 10;             // scratch: unpacked panels
 constexpr size_t kTailBuf = size_t(kRowBlock) * 64 * 4;    // scratch: columns that do not go straight to the output
 
-// Rows r0 .. r1 times panels nb .. nb + num - 1, all columns written. o is where row r0 and the first column go. Few rows
-// wait for memory alone, and that is read fastest one panel after the other.
+// Rows r0 .. r1 times panels nb .. nb + num - 1, all columns written. o is where row r0 and the first column go.
 static void panels(const WeightView& w, int nb, int num, const ActView& x, int r0, int r1, uint8_t* buf, float* o, size_t ld, bool resume) {
-  const bool single = r1 - r0 <= (w.kind <= kInt8 ? kTileRows : 2);
-  for (int b = 0; b < num;) {
-    if (num - b >= kPN && !single) {
-      if (w.kind <= kInt8) panels_int<kPN>(w, nb + b, x, r0, r1, buf, o + 16 * b, ld, resume);
-      else panels_float<kPN>(w, nb + b, x, r0, r1, buf, o + 16 * b, ld, resume);
-      b += kPN;
-    } else {
-      if (w.kind <= kInt8) panels_int<1>(w, nb + b, x, r0, r1, buf, o + 16 * b, ld, resume);
-      else panels_float<1>(w, nb + b, x, r0, r1, buf, o + 16 * b, ld, resume);
-      b += 1;
-    }
+  for (int b = 0; b < num; b++) {
+    if (w.kind <= kInt8) panel_int(w, nb + b, x, r0, r1, buf, o + 16 * b, ld, resume);
+    else panel_float(w, nb + b, x, r0, r1, buf, o + 16 * b, ld, resume);
   }
 }
 
@@ -46,7 +37,7 @@ static void linear(const void* args, const Ctx& c) {
   const int m = count(a.rows, a.max_rows), nb = a.w.panels;
   if (m <= 0) return;
   int step;                                                // panels in a unit
-  if (m <= kTileRows) {
+  if (m <= 6) {
     // Long enough for the prefetcher, short enough to even out a slow core.
     step = nb >= 64 * c.n ? 16 : nb >= 16 * c.n ? nb / (4 * c.n) : (nb + c.n - 1) / c.n;
     step = (step + 1) / 2 * 2;

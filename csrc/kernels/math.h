@@ -120,4 +120,22 @@ template <int MAX, class Fn> static ALWAYS void with_rows(int rows, Fn f) {
   }
 }
 
+// Panels are read in the order of their addresses, for which memory is fastest. While tiles of rows are computed against one block of
+// a panel, they fetch the block behind it, each its share, evenly: in a burst the fetches would wait for each other. A tile that
+// is alone fetches a little ahead of itself. One of two rows or less does nothing but read, which the processor sees.
+struct Ahead {
+  const uint8_t* p;
+  unsigned step;
+  template <int R> ALWAYS void fetch() {
+    if (R <= 2) return;
+    prefetch(p);
+    p += step;
+  }
+};
+// The share of rows r .. r + m - 1 of `rows`. The block has `bytes` at p, and its tiles call fetch() `calls` times each.
+static ALWAYS Ahead share_ahead(const uint8_t* p, unsigned bytes, unsigned calls, unsigned r, unsigned m, unsigned rows) {
+  if (m == rows) return {p + 4096, 64};
+  return {p + bytes + bytes * r / rows, bytes * m / (calls * rows)};
+}
+
 }  // namespace ISA

@@ -8,7 +8,8 @@ struct F { __m256 a, b; };
 struct I { __m256i a, b; };
 struct M { __m256 a, b; };             // all ones where true
 
-constexpr int kMR = 3, kPN = 1, kFR = 6;
+constexpr int kMR = 3, kFR = 6;
+constexpr int kUnpackRows = 24;
 constexpr int kAttR = 3, kAttP = 2;
 constexpr bool kBiased = false;
 
@@ -108,6 +109,14 @@ static ALWAYS I dot_s8(I acc, I w, I x) {
   return {dot_half(acc.a, _mm256_abs_epi8(w.a), _mm256_sign_epi8(x.a, w.a)),
           dot_half(acc.b, _mm256_abs_epi8(w.b), _mm256_sign_epi8(x.b, w.b))};
 }
+
+static ALWAYS I iset_at(const int8_t* four) {
+  int x;
+  __builtin_memcpy(&x, four, 4);
+  return iset(x);
+}
+static ALWAYS I dot_u4_at(I acc, I w, const int8_t* x) { return dot_u4(acc, w, iset_at(x)); }
+static ALWAYS I dot_s8_at(I acc, I w, const int8_t* x) { return dot_s8(acc, w, iset_at(x)); }
 
 static ALWAYS F load_f16(const uint16_t* p) {
   auto q = reinterpret_cast<const __m128i*>(p);

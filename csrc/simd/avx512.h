@@ -8,9 +8,9 @@ using F = __m512;                      // 16 floats
 using I = __m512i;                     // 16 int32, or 64 bytes
 using M = __mmask16;
 
-// Sizes of the register tiles (linear.h): rows of activations times panels of weights.
-constexpr int kMR = 6, kPN = 2;
-constexpr int kFR = 6;                 // rows where weights are floats
+// Sizes of the register tiles.
+constexpr int kMR = 12, kFR = 12;      // rows: int8 ones, and those of floats
+constexpr int kUnpackRows = 0x7fffffff;          // with more rows, a panel is unpacked before: never, it is cheap beside twelve rows
 constexpr int kAttR = 6, kAttP = 4;    // attention: rows times blocks of 16 positions
 // Weights of int8 panels are stored with 128 added; the dot instruction wants them so.
 constexpr bool kBiased = true;
@@ -65,6 +65,13 @@ static ALWAYS I dot_u4(I acc, I w, I x) { return _mm512_dpbusd_epi32(acc, w, x);
 static ALWAYS I sum_u4(I acc) { return acc; }
 static ALWAYS I prep_s8(I w) { return w; }
 static ALWAYS I dot_s8(I acc, I w, I x) { return _mm512_dpbusd_epi32(acc, w, x); }
+// The same with the four bytes at x. The instruction spreads them itself, which the compiler does not know.
+static ALWAYS I dot_s8_at(I acc, I w, const int8_t* x) {
+  struct Four { int8_t v[4]; };
+  __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*reinterpret_cast<const Four*>(x)));
+  return acc;
+}
+static ALWAYS I dot_u4_at(I acc, I w, const int8_t* x) { return dot_s8_at(acc, w, x); }
 
 static ALWAYS F load_f16(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

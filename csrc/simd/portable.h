@@ -15,10 +15,11 @@ struct I { i4 v[4]; };
 struct M { i4 v[4]; };                 // all ones where true
 
 #if defined(__aarch64__)
-constexpr int kMR = 3, kPN = 1, kFR = 4;         // 32 registers of 128 bits
+constexpr int kMR = 3, kFR = 4;        // 32 registers of 128 bits
 #else
-constexpr int kMR = 2, kPN = 1, kFR = 2;
+constexpr int kMR = 2, kFR = 2;
 #endif
+constexpr int kUnpackRows = 24;
 constexpr int kAttR = 3, kAttP = 1;
 constexpr bool kBiased = false;
 
@@ -128,6 +129,14 @@ static ALWAYS I prep_s8(I w) {
   EACH w.v[l] ^= i4{int(0x80808080), int(0x80808080), int(0x80808080), int(0x80808080)};
   return w;
 }
+
+static ALWAYS I iset_at(const int8_t* four) {
+  int x;
+  __builtin_memcpy(&x, four, 4);
+  return iset(x);
+}
+static ALWAYS I dot_u4_at(I acc, I w, const int8_t* x) { return dot_u4(acc, w, iset_at(x)); }
+static ALWAYS I dot_s8_at(I acc, I w, const int8_t* x) { return dot_s8(acc, w, iset_at(x)); }
 
 // Half precision in integer steps (no instruction for it on plain x86-64). Subnormal halves are kept exactly.
 static ALWAYS float f16_to_f32(uint16_t h) {
