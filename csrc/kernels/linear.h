@@ -3,7 +3,7 @@
 
 namespace ISA {
 
-constexpr int kRowBlock = 192;         // rows that share an unpacked panel; a multiple of kTileRows
+constexpr int kRowBlock = 192;         // rows that a panel is used for at a time; a multiple of kTileRows
 constexpr size_t kPanelBuf = size_t(64) << 10;             // scratch: unpacked panels
 constexpr size_t kTailBuf = size_t(kRowBlock) * 64 * 4;    // scratch: columns that do not go straight to the output
 
@@ -32,39 +32,65 @@ static void linear_unit(const LinearArgs& a, int nb, int end, int r0, int r1, ch
   panels(a.w, whole, 1, a.x, r0, r1, buf, tail, 16, a.bias != nullptr);
   for (int r = r0; r < r1; r++) fstore_n(o + (r - r0) * a.ld_out + c, fload(tail + (r - r0) * 16), n);
 }
+
+// Hands out the numbers below `total` in runs, long ones first: panels are read fastest one after the other, and with short runs
+// at the end all threads finish together.
+class Runs {
+ public:
+  int begin = 0, end = 0;
+  ALWAYS Runs(int total, int shortest, const Ctx& c) : total_(total), shortest_(shortest), share_(3 * c.n), c_(c) {}
+  ALWAYS bool next() {
+    for (const int u = c_.take(); count_ <= u; count_++) {
+      if (end >= total_) return false;
+      const int n = (total_ - end) / share_;
+      begin = end;
+      end = imin(total_, end + (n > shortest_ ? n : shortest_));
+    }
+    return true;
+  }
+
+ private:
+  const int total_, shortest_, share_;
+  int count_ = 0;
+  const Ctx& c_;
+};
+// Rows of equal blocks, at most kRowBlock.
+static ALWAYS int block_rows(int m) {
+  const int blocks = (m + kRowBlock - 1) / kRowBlock, rows = (m + blocks - 1) / blocks;
+  return (rows + kTileRows - 1) / kTileRows * kTileRows;
+}
+
 static void linear(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const LinearArgs*>(args);
   const int m = count(a.rows, a.max_rows), nb = a.w.panels;
   if (m <= 0) return;
-  int step;                                                // panels in a unit
-  if (m <= 6) {
-    // Long enough for the prefetcher, short enough to even out a slow core.
-    step = nb >= 64 * c.n ? 16 : nb >= 16 * c.n ? nb / (4 * c.n) : (nb + c.n - 1) / c.n;
-    step = (step + 1) / 2 * 2;
-  } else {
-    step = nb > 512 ? 16 : 4;
-  }
-  const int units = (nb + step - 1) / step, blocks = (m + kRowBlock - 1) / kRowBlock;
-  for (int u; (u = c.take()) < units * blocks;) {
-    const int r0 = u / units * kRowBlock, b0 = u % units * step;
-    linear_unit(a, b0, imin(b0 + step, nb), r0, imin(r0 + kRowBlock, m), c.scratch);
-  }
+  const int rows = block_rows(m), blocks = (m + rows - 1) / rows;
+  for (Runs run(nb * blocks, m <= 6 ? 3 : 1, c); run.next();)
+    for (int p = run.begin, end; p < run.end; p = end) {
+      const int r0 = p / nb * rows, first = p / nb * nb;
+      end = imin(run.end, first + nb);
+      linear_unit(a, p - first, end - first, r0, imin(r0 + rows, m), c.scratch);
+    }
 }
 
 // Gate and up panels alternate by twos: g0 g1 u0 u1 g2 g3 u2 u3 ... A unit makes 32 hidden values of a block of rows, a whole
 // group of the next layer's input, so the float gate and up never go to memory.
-template <int FN> static void gated_rows(const GatedLinearArgs& a, const Ctx& c) {
-  const int m = count(a.rows, a.max_rows), quads = a.w.panels / 4, blocks = (m + kRowBlock - 1) / kRowBlock;
-  auto buf = reinterpret_cast<uint8_t*>(c.scratch);
-  float* tmp = reinterpret_cast<float*>(c.scratch + kPanelBuf);
-  for (int u; (u = c.take()) < quads * blocks;) {
-    const int q = u % quads, r0 = u / quads * kRowBlock, r1 = imin(r0 + kRowBlock, m), n = a.out.width - 32 * q;
-    panels(a.w, 4 * q, 4, a.x, r0, r1, buf, tmp, 64, false);
-    for (int r = r0; r < r1; r++) {
-      const float* t = tmp + size_t(r - r0) * 64;
-      write32(a.out, r, q, mul(gate_fn<FN>(fload(t)), fload(t + 32)), mul(gate_fn<FN>(fload(t + 16)), fload(t + 48)), n);
-    }
+template <int FN> static void gated_unit(const GatedLinearArgs& a, int q, int r0, int r1, char* scratch) {
+  float* tmp = reinterpret_cast<float*>(scratch + kPanelBuf);
+  panels(a.w, 4 * q, 4, a.x, r0, r1, reinterpret_cast<uint8_t*>(scratch), tmp, 64, false);
+  for (int r = r0; r < r1; r++) {
+    const float* t = tmp + size_t(r - r0) * 64;
+    const F lo = mul(gate_fn<FN>(fload(t)), fload(t + 32)), hi = mul(gate_fn<FN>(fload(t + 16)), fload(t + 48));
+    write32(a.out, r, q, lo, hi, a.out.width - 32 * q);
   }
+}
+template <int FN> static void gated_rows(const GatedLinearArgs& a, const Ctx& c) {
+  const int m = count(a.rows, a.max_rows), quads = a.w.panels / 4;
+  if (m <= 0) return;
+  const int rows = block_rows(m), blocks = (m + rows - 1) / rows;
+  for (Runs run(quads * blocks, 1, c); run.next();)
+    for (int p = run.begin; p < run.end; p++)
+      gated_unit<FN>(a, p % quads, p / quads * rows, imin((p / quads + 1) * rows, m), c.scratch);
 }
 static void gated_linear(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const GatedLinearArgs*>(args);
