@@ -5,6 +5,10 @@ namespace ISA {
 
 static ALWAYS int count(const int* rows, int max_rows) { return clamp(*rows, 0, max_rows); }
 
+// The rows of this thread lie together: memory is read ahead.
+struct Span { int begin, end; };
+static ALWAYS Span own_rows(int n, const Ctx& c) { return {int(int64_t(n) * c.tid / c.n), int(int64_t(n) * (c.tid + 1) / c.n)}; }
+
 // ---- embedding ----------------------------------------------------------------------------------------------------------
 // Column `lane` of a panel, read back from the packed form.
 static void unpack_row(const WeightView& w, int row, float scale, float* out) {
@@ -78,7 +82,8 @@ static void norm_row(const NormArgs& a, int i, float* buf) {
 }
 static void rms_norm(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const NormArgs*>(args);
-  for (int i = c.tid, n = count(a.rows, a.max_rows); i < n; i += c.n) norm_row(a, i, reinterpret_cast<float*>(c.scratch));
+  const Span own = own_rows(count(a.rows, a.max_rows), c);
+  for (int i = own.begin; i < own.end; i++) norm_row(a, i, reinterpret_cast<float*>(c.scratch));
 }
 
 // ---- gate, store ----------------------------------------------------------------------------------------------------------
