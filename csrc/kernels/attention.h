@@ -13,8 +13,6 @@
 
 namespace ISA {
 
-#define NOINLINE __attribute__((noinline))
-
 constexpr int kBlocks = kChunk / kRun;
 
 struct Half { uint16_t bits; };

@@ -34,7 +34,8 @@ template <int R> struct Rows {
 };
 
 template <int KIND, int R>
-static void tile_float(const uint8_t* w, Rows<R> x, int pairs, float* y, size_t ld, bool resume, Ahead next) {
+static void tile_float(const uint8_t* w, const float* x0, size_t stride, int pairs, float* y, size_t ld, bool resume, Ahead next) {
+  Rows<R> x(x0, stride);
   F a[R];
   UNROLL for (int r = 0; r < R; r++) a[r] = resume ? fload(y + r * ld) : fzero();
   for (const uint8_t* end = w + pair_bytes(KIND) * pairs; w < end; w += pair_bytes(KIND)) {
@@ -69,14 +70,14 @@ static void panel_kind(const WeightView& w, int nb, const ActView& x, int r0, in
     if (flat) widen<KIND>(pk, n, reinterpret_cast<float*>(buf));
     for (int i = 0, r = r0, m; i < tiles; i++, r += m) {
       m = r0 + (r1 - r0) * (i + 1) / tiles - r;
+      const float* xr = x.f + size_t(r) * x.stride + 2 * k0;
       float* ot = o + (r - r0) * ld;
       const bool go_on = resume || k0 > 0;
       const Ahead next = share_ahead(pk, n * bytes, n * (flat ? 2 : int(bytes / 64)), r - r0, m, r1 - r0);
       with_rows<kFR>(m, [&](auto rows) {
         constexpr int R = decltype(rows)::value;
-        const Rows<R> xr(x.f + size_t(r) * x.stride + 2 * k0, x.stride);
-        if (flat) tile_float<kF32, R>(buf, xr, n, ot, ld, go_on, next);
-        else tile_float<KIND, R>(pk, xr, n, ot, ld, go_on, next);
+        if (flat) tile_float<kF32, R>(buf, xr, x.stride, n, ot, ld, go_on, next);
+        else tile_float<KIND, R>(pk, xr, x.stride, n, ot, ld, go_on, next);
       });
     }
   }

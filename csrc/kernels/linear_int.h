@@ -41,7 +41,7 @@ template <int R> static ALWAYS void put(const Acc<R>& a, float* y, size_t ld) {
 }
 
 // R rows (x: their groups inside one tile) times a panel, int4.
-template <int R> static void tile_int4(const uint8_t* w, const Group* x, int groups, float* y, size_t ld, bool resume, Ahead next) {
+template <int R> static NOINLINE void tile_int4(const uint8_t* w, const Group* x, int groups, float* y, size_t ld, bool resume, Ahead next) {
   Acc<R> a;
   start(a, y, ld, resume);
   const I low = nibble_mask();
@@ -60,7 +60,7 @@ template <int R> static void tile_int4(const uint8_t* w, const Group* x, int gro
   put(a, y, ld);
 }
 // From an even group on.
-template <int R> static void tile_int8(const uint8_t* w, const Group* x, int groups, float* y, size_t ld, bool resume, Ahead next) {
+template <int R> static NOINLINE void tile_int8(const uint8_t* w, const Group* x, int groups, float* y, size_t ld, bool resume, Ahead next) {
   Acc<R> a;
   start(a, y, ld, resume);
   for (int g = 0; g < groups; g++, x += kTileRows) {
@@ -79,7 +79,7 @@ template <int R> static void tile_int8(const uint8_t* w, const Group* x, int gro
 }
 // An int4 panel that was unpacked before, group by group: { f32 d[16], f32 m[16], 8 x 64 bytes }.
 constexpr size_t kFlatGroup = 640;
-template <int R> static void tile_flat(const uint8_t* w, const Group* x, int groups, float* y, size_t ld, bool resume, Ahead next) {
+template <int R> static NOINLINE void tile_flat(const uint8_t* w, const Group* x, int groups, float* y, size_t ld, bool resume, Ahead next) {
   Acc<R> a;
   start(a, y, ld, resume);
   for (int g = 0; g < groups; g++, w += kFlatGroup, x += kTileRows) {

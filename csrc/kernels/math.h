@@ -4,6 +4,7 @@
 namespace ISA {
 
 #define UNROLL _Pragma("GCC unroll 16")
+#define NOINLINE __attribute__((noinline))       // for a register tile: all registers are its own
 
 // e^x to about 1 ulp; exactly 1 at 0, 0 below -104.
 static ALWAYS F vexp(F x) {

@@ -91,11 +91,15 @@ static ALWAYS void store_i8(int8_t* p, I v) {
 
 // vpmaddubsw adds two products of unsigned by signed bytes and saturates at 32767: 15 * 127 * 2 and 128 * 127 * 2 fit.
 static ALWAYS __m256i dot_half(__m256i acc, __m256i u, __m256i s) {
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+  acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+  __asm__("" : "+x"(acc));             // or the compiler adds in an order that takes more registers than there are
+  return acc;
 }
 // For weights up to 15 even eight such sums fit (8 * 15 * 127 * 2 = 30480): they are widened once, at the end.
 static ALWAYS I dot_u4(I acc, I w, I x) {
-  return {_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, x.a)), _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, x.b))};
+  acc = {_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, x.a)), _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, x.b))};
+  __asm__("" : "+x"(acc.a), "+x"(acc.b));
+  return acc;
 }
 static ALWAYS I sum_u4(I acc) {
   const __m256i one = _mm256_set1_epi16(1);
