@@ -185,6 +185,7 @@ def test_states_are_copied_and_rolled_back(name: str) -> None:
     )
     assert state.accept_all([98, 99]) and state.is_finished
     assert not other.accept(122) and other.error is not None
+    assert not other.accept(EOS), "an end of text does not make it good again"
 
 
 @both

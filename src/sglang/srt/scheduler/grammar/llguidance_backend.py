@@ -7,6 +7,7 @@ Hugging Face's own when the vocabulary brings its JSON, so that the canonical to
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ from sglang.srt.vocabulary import Vocabulary
 MAX_FORCED_BYTES = 1024
 """Of a longer forced stretch the beginning is drawn token by token: finding its tokens would take time others wait for."""
 NUM_ASIDE = 2
+FEW_CORES = 2
+"""On so few, masks are filled one after the other: handing them to more threads costs as much as they take."""
 MEANINGS = {
     "NoExtensionBias": "no text satisfies it",
     "recursion limit exceeded": "nested too deeply for the engine (128 levels of JSON)",
@@ -104,10 +107,11 @@ class LLGuidanceState:
         out[n:] = 0
 
     def accept(self, token_id: int) -> bool:
-        return bool(self._matcher.consume_token(token_id))
+        """In an error the mask has nothing but ends of text, and one is consumed: what it ends is not valid."""
+        return bool(self._matcher.consume_token(token_id)) and not self._matcher.is_error()
 
     def accept_all(self, token_ids: list[int]) -> bool:
-        return bool(self._matcher.consume_tokens(token_ids))
+        return bool(self._matcher.consume_tokens(token_ids)) and not self._matcher.is_error()
 
     def rollback(self, num_tokens: int) -> bool:
         return bool(self._matcher.rollback(num_tokens))
@@ -144,7 +148,7 @@ class LLGuidanceBackend:
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = _create_tokenizer(self._vocabulary)
-                self._executor = llguidance.LLExecutor()
+                self._executor = llguidance.LLExecutor() if (os.cpu_count() or 1) > FEW_CORES else None
                 self._num_words = (self._tokenizer.vocab_size + 31) // 32
 
     def compile(self, kind: str, text: str, prefix: str = "") -> GrammarState:
@@ -185,7 +189,7 @@ class LLGuidanceBackend:
                 break
 
     def fill_masks(self, states: Sequence[GrammarState], out: UInt32Array) -> None:
-        if len(states) < 2 or out.shape[1] != self._num_words or not out.flags.c_contiguous:
+        if self._executor is None or len(states) < 2 or out.shape[1] != self._num_words or not out.flags.c_contiguous:
             for i, state in enumerate(states):
                 state.fill_mask(out[i])
             return
