@@ -117,9 +117,12 @@ def test_chat_lives_on_after_a_mistake(server: RunningServer) -> None:
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(server: RunningServer, http: httpx.Client) -> None:
     command = [sys.executable, "-u", "-m", "sglang.cli", "chat", "--url", server.url]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    ) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
+    def hear_signals() -> None:  # what a shell starts in the background ignores this one, and its children with it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, text=True, env=ENVIRONMENT, preexec_fn=hear_signals, **pipes) as process:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write("/set ignore_eos true\nTell a long story.\n")
         process.stdin.flush()
