@@ -1,8 +1,7 @@
 """Trains toy-vlm: a Qwen2.5-VL of toy size that answers questions about generated pictures.
 
-    python examples/train_toy_vlm.py [--out models/toy-vlm]     meant for two idle cores
-    python examples/train_toy_vlm.py --check models/toy-vlm                    asks it held-out questions
-    python examples/train_toy_vlm.py --start-from models/toy-vlm --seed 1000000 --lr 5e-4 --steps 500      trains it further
+    python examples/train_toy_vlm.py [--out models/toy-vlm]     half an hour on two idle cores
+    python examples/train_toy_vlm.py --check models/toy-vlm     asks it held-out questions
 
 Needs torch, transformers, tokenizers and Pillow (`make test`'s environment has them); the result is served without torch.
 The model is transformers' own; this file only makes it small, feeds it and saves it. Everything follows from `--seed`, so
@@ -14,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from torch.nn.functional import cross_entropy
+from transformers import AttentionInterface, AttentionMaskInterface, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy_vlm.pictures import COLOURS, SHAPES, Dialog, Scene, dialog, scene, two_pictures, words_only
+from toy_vlm.lessons import CLASSES, IGNORED, Planter, Seen, lesson
+from toy_vlm.muon import Optimizer
+from toy_vlm.pictures import Dialog, dialog, scene
 
 SPECIAL = (
     "<|endoftext|>",
@@ -45,9 +50,10 @@ SPECIAL = (
 HELD_OUT = 1_000_000_000
 """seeds from here on are for tests"""
 MAX_PIXELS = 168 * 168
+VALIDATION = 900_000_000
+"""seeds of the questions that are asked while it trains"""
 EYES = 500_000_000
 """seeds of the pictures that the encoder learns to see with"""
-IGNORED = -100
 
 TEMPLATE = """\
 {%- for message in messages -%}
@@ -173,7 +179,7 @@ def make_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
         "intermediate_size": 384,
         "num_hidden_layers": 4,
         "num_attention_heads": 3,
-        "num_key_value_heads": 1,
+        "num_key_value_heads": 3,
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
@@ -205,12 +211,11 @@ def make_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over an eighth, at most 150 steps, then half a cosine down to a fiftieth."""
+    """Linear warm-up over an eighth, at most 150 steps, then linear down to a hundredth."""
     warm = min(150, max(1, steps // 8))
     if step < warm:
         return peak * (step + 1) / warm
-    done = (step - warm) / max(1, steps - warm)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+    return peak * (0.01 + 0.99 * (steps - step) / (steps - warm))
 
 
 def train(args: argparse.Namespace) -> None:
@@ -221,170 +226,107 @@ def train(args: argparse.Namespace) -> None:
 
 
 def train_worker(rank: int, args: argparse.Namespace, store: str) -> None:
-    """Trains the same model as the other workers, from the mean of all gradients. Worker 0 reports and saves."""
+    """Trains the same model as the other workers, from the mean of all gradients. Worker 0 reports and saves.
+
+    First the encoder alone learns to see: for every row that it makes of a picture, throwaway layers must tell what is there and
+    which part it has in the whole picture. That costs a fraction of a step of the whole model, and teaches shapes and counts far
+    sooner than answers do. Then the whole model learns to answer, while the encoder goes on learning to see."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=args.workers)
+    patience = timedelta(hours=6)  # somebody may stop the workers for a while
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=args.workers, timeout=patience)
     torch.manual_seed(args.seed)
-    processor, started = make_processor(), time.monotonic()
-    if args.start_from:
-        tokenizer = Tokenizer.from_file(str(args.start_from / "tokenizer.json"))
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(args.start_from, dtype=torch.float32)
-    else:
-        tokenizer = train_tokenizer(args.seed)
-        model = Qwen2_5_VLForConditionalGeneration(make_config(tokenizer)).float()
-        train_eyes(rank, args, model, processor, started)
-    batcher = Batcher(tokenizer, processor)
-    # what the encoder has learnt is not to be thrown over by an untrained decoder
-    parts = [(model.model.visual, 0.4), (model.model.language_model, 1.0)]
-    optimizer, shown = make_optimizer(parts, args.lr), 0.0
-    for step in range(args.steps):
-        seeds = range(args.seed + step * args.batch, args.seed + (step + 1) * args.batch)
-        batch = batcher([lesson(random.Random(s)) for s in seeds[rank :: args.workers]])
-        loss = model.train()(**batch, use_cache=False).loss
-        take_step(model, optimizer, loss, learning_rate(step, args.steps, args.lr), args.workers)
-        shown += loss.item()
-        if rank == 0 and (step + 1) % 50 == 0:
-            print(f"step {step + 1}: loss {shown / 50:.4f}, {time.monotonic() - started:.0f} s", flush=True)
-            shown = 0.0
-        if rank == 0 and ((step + 1) % 200 == 0 or step + 1 == args.steps):
-            last = step + 1 == args.steps
-            report(model, batcher, tokenizer, processor, args.out, args.questions if last else 100)
+    processor, tokenizer = make_processor(), train_tokenizer(args.seed)
+    model = Qwen2_5_VLForConditionalGeneration(make_config(tokenizer)).float()
+    AttentionInterface.register("float32", attention_in_float32)
+    AttentionMaskInterface.register("float32", sdpa_mask)
+    model.set_attn_implementation("float32")
+    heads = torch.nn.ModuleList([torch.nn.Linear(model.config.text_config.hidden_size, n) for n in CLASSES])
+    batcher, planter = Batcher(tokenizer, processor), Planter(tokenizer, processor)
+
+    def see(rngs: list[random.Random]) -> list[torch.Tensor]:
+        return [encode(model, heads, Seen(processor, [scene(rng) for rng in rngs]).arrays)[1]]
+
+    def talk(rngs: list[random.Random]) -> list[torch.Tensor]:
+        batch = planter([lesson(rng) for rng in rngs])
+        rows, seeing = encode(model, heads, batch)
+        return [answer_loss(model, batch, rows), 0.1 * seeing]
+
+    def ask() -> None:
+        score, wrong = evaluate_fast(model, batcher, tokenizer, VALIDATION, 200)
+        print(f"  {score:.1%} of 200 validation answers exact", *wrong[:4], sep="\n    ", flush=True)
+
+    encoder, whole = (torch.nn.ModuleList([part, heads]) for part in (model.model.visual, model))
+    teach("see", encoder, see, EYES + args.seed, args.eye_batch, args.eye_steps, rank, args)
+    teach("talk", whole, talk, args.seed, args.batch, args.steps, rank, args, ask)
+    print(f"worker {rank} took {time.process_time() / 60:.1f} minutes of processor time", flush=True)
+    if rank == 0:
+        score, wrong = evaluate_fast(model, batcher, tokenizer, HELD_OUT, args.questions)
+        print(f"{score:.1%} of {args.questions} held-out answers exact", *wrong, sep="\n    ")
+        save(model, tokenizer, processor, args.out, score, args.questions)
     dist.destroy_process_group()
 
 
-def lesson(rng: random.Random) -> Dialog:
-    """What is asked in training: as in tests, but more often about two pictures and none, which have one answer a dialog."""
-    kind = rng.random()
-    if kind < 0.05:
-        return words_only(rng)
-    return two_pictures(rng) if kind < 0.3 else dialog(rng, 3)
-
-
-def train_eyes(
+def teach(
+    name: str,
+    learner: torch.nn.Module,
+    losses: Callable[[list[random.Random]], list[torch.Tensor]],
+    seed: int,
+    batch: int,
+    steps: int,
     rank: int,
     args: argparse.Namespace,
-    model: Qwen2_5_VLForConditionalGeneration,
-    processor: Qwen2VLImageProcessorPil,
-    started: float,
+    ask: Callable[[], None] | None = None,
 ) -> None:
-    """First the encoder alone learns to see: for every row that it makes of a picture, throwaway layers must tell what is there
-    and which part it has in the whole picture (its place, how many there are). That costs a fraction of a step of the whole
-    model, and teaches shapes and counts far sooner than answers do: they are then one look away for the decoder."""
-    visual = model.model.visual
-    classes = (len(KINDS) + 1, len(COLOURS) + 1, 2, len(ROLES) + 1)
-    heads = torch.nn.ModuleList([torch.nn.Linear(192, n) for n in classes])
-    both = torch.nn.ModuleList([visual, heads])
-    optimizer, shown = make_optimizer([(both, 1.0)], args.lr), 0.0
-    for step in range(args.eye_steps):
-        first = EYES + args.seed + step * args.eye_batch
-        scenes = [scene(random.Random(s)) for s in range(first, first + args.eye_batch)[rank :: args.workers]]
-        found = [processor(images=s.image, return_tensors="np") for s in scenes]
-        grids = [f["image_grid_thw"][0] for f in found]
-        pixels = torch.from_numpy(np.concatenate([f["pixel_values"] for f in found]).astype(np.float32))
-        rows = visual.train()(pixels, grid_thw=torch.from_numpy(np.stack(grids))).pooler_output
-        labels = torch.from_numpy(
-            np.concatenate([what_is_where(s, g[1] // 2, g[2] // 2) for s, g in zip(scenes, grids, strict=True)])
-        )
-        loss = sum(torch.nn.functional.cross_entropy(head(rows), labels[:, i]) for i, head in enumerate(heads))
-        take_step(both, optimizer, loss, learning_rate(step, args.eye_steps, args.lr), args.workers)
-        shown += loss.item()
+    """Steps down the sum of `losses`, which get this worker's share of a batch of seeds."""
+    optimizer, shown = Optimizer(list(learner.named_parameters()), rank, args.workers), torch.zeros(2)
+    for step in range(steps):
+        seeds = range(seed + step * batch, seed + (step + 1) * batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = losses([random.Random(s) for s in seeds[rank :: args.workers]])
+        sum(found, torch.zeros(())).backward()  # type: ignore[no-untyped-call]
+        optimizer.step(learning_rate(step, steps, args.lr))
+        shown[: len(found)] += torch.stack(found).detach() / 100
         if rank == 0 and (step + 1) % 100 == 0:
-            there = labels[:, 0] > 0
-            kinds, roles = ((heads[i](rows).argmax(-1) == labels[:, i])[there].float().mean() for i in (0, 3))
-            print(
-                f"eyes {step + 1}: loss {shown / 100:.4f}, {kinds:.1%} of shapes, {roles:.1%} of parts, "
-                f"{time.monotonic() - started:.0f} s",
-                flush=True,
-            )
-            shown = 0.0
+            values = " + ".join(f"{value:.4f}" for value in shown[: len(found)].tolist())
+            print(f"{name} {step + 1}: loss {values}, {time.process_time():.0f} s of processor time", flush=True)
+            shown.zero_()
+        if rank == 0 and ask and (step + 1) % 500 == 0:
+            ask()
 
 
-KINDS = (*SHAPES, *(str(i) for i in range(10)))
-ROLES = ("center", "top left", "top right", "bottom left", "bottom right", "left", "right", "upper", "lower", *"2345", "digit")
+def attention_in_float32(
+    module: torch.nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any, **options: Any
+) -> Any:
+    """The rest is quickest in bfloat16, but torch's attention goes back several times slower then."""
+    with torch.autocast("cpu", enabled=False):
+        return sdpa_attention_forward(module, q.float(), k.float(), v.float(), *rest, **options)
 
 
-def role(s: Scene, i: int) -> str:
-    """Which part thing i has in its picture: its place, or how many there are."""
-    if s.kind == "single":
-        return s.facts["place"]
-    if s.kind == "group":
-        return str(len(s.things))
-    if s.kind == "pair":
-        return (("upper", "lower") if s.facts["relation"] == "above" else ("left", "right"))[i]
-    return "digit"
+def encode(
+    model: Qwen2_5_VLForConditionalGeneration, heads: torch.nn.ModuleList, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """The encoder's rows for all pictures, and how badly they tell what is where."""
+    if "pixels" not in batch:
+        return None, torch.zeros(())
+    rows = model.model.visual(batch["pixels"], grid_thw=batch["grids"]).pooler_output
+    wrong = [cross_entropy(head(rows), batch["seen"][:, i]) for i, head in enumerate(heads)]
+    return rows, torch.stack(wrong).sum()
 
 
-def what_is_where(s: Scene, down: int, across: int) -> np.ndarray[Any, Any]:
-    """For each of down x across cells of a picture: kind and colour of the thing there (0: none), whether its centre is there,
-    and its role."""
-    labels = np.zeros((down, across, 4), np.int64)
-    for i, t in enumerate(s.things):
-        kind = s.facts["value"] if t.shape == "digit" else t.shape
-        x, y = t.x / s.image.width * across, t.y / s.image.height * down
-        reach_x, reach_y = t.r / s.image.width * across, t.r / s.image.height * down
-        if t.shape == "digit":
-            reach_x *= 0.6
-        for row in range(down):
-            for column in range(across):
-                overlap_x = min(column + 1, x + reach_x) - max(column, x - reach_x)
-                overlap_y = min(row + 1, y + reach_y) - max(row, y - reach_y)
-                if overlap_x > 0.2 and overlap_y > 0.2:
-                    labels[row, column, :2] = KINDS.index(kind) + 1, list(COLOURS).index(t.colour) + 1
-                    labels[row, column, 3] = ROLES.index(role(s, i)) + 1
-        labels[min(int(y), down - 1), min(int(x), across - 1), 2] = 1
-    return labels.reshape(-1, 4)
-
-
-def take_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float, workers: int) -> None:
-    """One step on the mean of the workers' gradients."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["share"]
-    loss.backward()  # type: ignore[no-untyped-call]
-    average_gradients(model, workers)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=False)
-
-
-def make_optimizer(parts: list[tuple[torch.nn.Module, float]], lr: float) -> torch.optim.Optimizer:
-    """Each part learns at its share of the rate."""
-    groups: list[dict[str, Any]] = []
-    for part, share in parts:
-        decay = [p for p in part.parameters() if p.ndim > 1]
-        plain = [p for p in part.parameters() if p.ndim <= 1]
-        groups += [
-            {"params": decay, "weight_decay": 0.02, "share": share},
-            {"params": plain, "weight_decay": 0.0, "share": share},
-        ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
-
-
-def average_gradients(model: torch.nn.Module, workers: int) -> None:
-    """Every parameter's gradient becomes the mean over the workers (zero where a worker's share did not use it)."""
-    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
-    flat = torch.cat([g.reshape(-1) for g in grads])
-    dist.all_reduce(flat)
-    flat /= workers
-    start = 0
-    for p in model.parameters():
-        p.grad = flat[start : start + p.numel()].view_as(p).clone()
-        start += p.numel()
-
-
-def report(
-    model: Qwen2_5_VLForConditionalGeneration,
-    batcher: Batcher,
-    tokenizer: Tokenizer,
-    processor: Qwen2VLImageProcessorPil,
-    folder: Path,
-    questions: int,
-) -> None:
-    """Asks held-out questions and saves the model as it is now."""
-    score, wrong = evaluate_fast(model, batcher, tokenizer, questions)
-    print(f"{score:.1%} of {questions} held-out answers exact", flush=True)
-    for line in wrong[:12]:
-        print("  " + line, flush=True)
-    save(model, tokenizer, processor, folder, score, questions)
+def answer_loss(
+    model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, torch.Tensor], rows: torch.Tensor | None
+) -> torch.Tensor:
+    """Mean cross-entropy of the answers' tokens."""
+    decoder = model.model.language_model
+    inputs = decoder.embed_tokens(batch["ids"])
+    if rows is not None:
+        shown = batch["row"] >= 0
+        inputs = inputs.index_put((shown,), rows[batch["row"][shown]].float())
+    mask = {"full_attention": batch["sees"]}
+    out = decoder(inputs_embeds=inputs, position_ids=batch["positions"], attention_mask=mask, use_cache=False)
+    targets = batch["labels"][:, 1:]
+    asked = targets != IGNORED
+    return cross_entropy(model.lm_head(out.last_hidden_state[:, :-1][asked]), targets[asked])
 
 
 # --- asking it --------------------------------------------------------------------------------------------------------------
@@ -421,14 +363,14 @@ def evaluate(
 
 @torch.no_grad()
 def evaluate_fast(
-    model: Qwen2_5_VLForConditionalGeneration, batcher: Batcher, tokenizer: Tokenizer, questions: int
+    model: Qwen2_5_VLForConditionalGeneration, batcher: Batcher, tokenizer: Tokenizer, first_seed: int, questions: int
 ) -> tuple[float, list[str]]:
     """As `evaluate`, twenty questions in one pass: greedy decoding gives the right answer exactly if each of its tokens is the
     likeliest after the right ones before it."""
     model.eval()
     wrong: list[str] = []
     for first in range(0, questions, 20):
-        dialogs = [dialog(random.Random(HELD_OUT + i)) for i in range(first, min(first + 20, questions))]
+        dialogs = [dialog(random.Random(first_seed + i)) for i in range(first, min(first + 20, questions))]
         batch = batcher(dialogs)
         labels = batch.pop("labels")[:, 1:]
         best = model(**batch, use_cache=False).logits[:, :-1].argmax(-1)
@@ -496,17 +438,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("models/toy-vlm"))
     parser.add_argument("--check", type=Path, help="only ask the model in this folder")
-    parser.add_argument(
-        "--start-from", type=Path, help="train the model in this folder further, with pictures of another --seed"
-    )
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--eye-steps", type=int, default=1000)
     parser.add_argument("--eye-batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--workers", type=int, default=2, help="processes that share each batch; results depend on it")
-    parser.add_argument("--questions", type=int, default=400)
+    parser.add_argument("--questions", type=int, default=1000)
     args = parser.parse_args()
     if args.check:
         check(args)

@@ -253,6 +253,20 @@ def two_pictures(rng: random.Random) -> Dialog:
     return Dialog((a.image, b.image), (turn,), rng.random() < 0.8)
 
 
+def questions_about_two(rng: random.Random, a: Scene, b: Scene) -> list[tuple[str, str]]:
+    """All kinds of questions about two pictures, with their answers."""
+    found = [(rng.choice(DESCRIBE_BOTH), f"The first image shows {a.text}. The second image shows {b.text}.")]
+    for number, s in (("first", a), ("second", b)):
+        found.append((f"What is in the {number} image?", f"The {number} image shows {s.text}."))
+    if {a.kind, b.kind} == {"single", "group"}:
+        found.append(("Which image shows more shapes?", f"The {'first' if len(a.things) > 1 else 'second'} image."))
+    if a.kind == b.kind == "single":
+        one, two = a.things[0], b.things[0]
+        kinds = ("shape", "colour") if one.shape == two.shape else ("shape", "colour", "which", "which")
+        found += [_compare(rng, kind, one, two) for kind in kinds]
+    return found
+
+
 def _compare(rng: random.Random, kind: str, a: Thing, b: Thing) -> tuple[str, str]:
     if kind == "which":
         number, thing = rng.choice((("first", a), ("second", b)))
