@@ -1,8 +1,8 @@
-"""Muon for hidden matrices, AdamW for the rest, over several workers with a share of every batch each."""
+"""Muon for hidden matrices, AdamW for the rest (embeddings, classifiers, vectors), over several workers with a share of every batch each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,17 +21,22 @@ def orthogonal(g: torch.Tensor) -> torch.Tensor:
 class Optimizer:
     """Every worker holds all parameters. Each orthogonalises the momentum of its share of the matrices."""
 
-    def __init__(self, named: Iterable[tuple[str, torch.nn.Parameter]], rank: int, workers: int, decay: float = 0.02) -> None:
+    def __init__(self, parts: list[tuple[torch.nn.Module, float]], rank: int, workers: int, decay: float = 0.02) -> None:
+        """Each part learns at its share of the rate."""
         self._rank, self._workers, self._decay = rank, workers, decay
-        self._all = [p for _, p in named]
-        self._matrices: list[torch.nn.Parameter] = []
-        rest: list[torch.nn.Parameter] = []
-        for name, p in named:
-            hidden = p.ndim == 2 and not any(part in name for part in ("embed_tokens", "patch_embed", "heads"))
-            (self._matrices if hidden else rest).append(p)
-        # largest first in turn, so that shares are nearly equal
-        self._matrices.sort(key=lambda p: -p.numel() * min(p.shape))
-        self._momenta = [torch.zeros_like(p) for p in self._matrices]
+        self._all: list[torch.nn.Parameter] = []
+        self._matrices: list[tuple[torch.nn.Parameter, torch.Tensor, float]] = []
+        rest: list[dict[str, Any]] = []
+        for part, share in parts:
+            rest.append({"params": [], "share": share})
+            for name, p in part.named_parameters():
+                self._all.append(p)
+                if p.ndim == 2 and min(p.shape) > 32 and "embed_tokens" not in name:
+                    self._matrices.append((p, torch.zeros_like(p), share))
+                else:
+                    rest[-1]["params"].append(p)
+        # largest first in turn, so that the workers' shares are nearly equal
+        self._matrices.sort(key=lambda entry: -entry[0].numel() * min(entry[0].shape))
         self._adam = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0)
 
     def step(self, rate: float) -> None:
@@ -39,17 +44,17 @@ class Optimizer:
         self._average()
         torch.nn.utils.clip_grad_norm_(self._all, 1.0)
         for group in self._adam.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self._adam.step()
-        updates = [torch.zeros_like(p) for p in self._matrices]
-        for i, (p, momentum) in enumerate(zip(self._matrices, self._momenta, strict=True)):
+        updates = [torch.zeros_like(p) for p, _, _ in self._matrices]
+        for i, (p, momentum, _) in enumerate(self._matrices):
             momentum.mul_(0.95).add_(p.grad)
             if i % self._workers == self._rank:
                 # entries as large as those of Adam's steps, so that one rate does for both
                 updates[i] = orthogonal(p.grad + 0.95 * momentum) * (0.2 * max(p.shape) ** 0.5)
         self._sum(updates)
-        for p, update in zip(self._matrices, updates, strict=True):
-            p.data.mul_(1 - rate * self._decay).sub_(update, alpha=rate)
+        for (p, _, share), update in zip(self._matrices, updates, strict=True):
+            p.data.mul_(1 - rate * share * self._decay).sub_(update, alpha=rate * share)
         for p in self._all:
             p.grad = None
 
