@@ -1,4 +1,5 @@
-"""Muon for hidden matrices, AdamW for the rest (embeddings, classifiers, vectors), over several workers with a share of every batch each."""
+"""Muon for hidden matrices and AdamW for the rest (embeddings, classifiers, vectors), over workers that each have a share of
+every batch."""
 
 from __future__ import annotations
 
