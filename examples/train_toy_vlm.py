@@ -34,7 +34,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy_vlm.lessons import CLASSES, IGNORED, Planter, Seen, lesson
+from toy_vlm.lessons import CLASSES, IGNORED, WORDS, Planter, Seen, lesson
 from toy_vlm.muon import Optimizer
 from toy_vlm.pictures import Dialog, dialog, scene
 
@@ -240,6 +240,8 @@ def train_worker(rank: int, args: argparse.Namespace, store: str) -> None:
     AttentionMaskInterface.register("float32", sdpa_mask)
     model.set_attn_implementation("float32")
     heads = torch.nn.ModuleList([torch.nn.Linear(model.config.text_config.hidden_size, n) for n in CLASSES])
+    model.words = [[tokenizer.encode(" " + word).ids[-1] for word in words] for words in WORDS]
+    assert all(len(tokenizer.encode(" " + word).ids) == 1 for words in WORDS for word in words)
     batcher, planter = Batcher(tokenizer, processor), Planter(tokenizer, processor)
 
     def see(rngs: list[random.Random]) -> list[torch.Tensor]:
@@ -310,7 +312,11 @@ def encode(
     if "pixels" not in batch:
         return None, torch.zeros(())
     rows = model.model.visual(batch["pixels"], grid_thw=batch["grids"]).pooler_output
-    wrong = [cross_entropy(head(rows), batch["seen"][:, i]) for i, head in enumerate(heads)]
+    logits = [head(rows) for head in heads]
+    for i, words in enumerate(model.words):
+        meant = rows @ model.model.language_model.embed_tokens.weight[words].T
+        logits[i] = torch.cat([logits[i], meant * rows.shape[1] ** 0.5], 1)
+    wrong = [cross_entropy(given, batch["seen"][:, i]) for i, given in enumerate(logits)]
     return rows, torch.stack(wrong).sum()
 
 
@@ -439,7 +445,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("models/toy-vlm"))
     parser.add_argument("--check", type=Path, help="only ask the model in this folder")
-    parser.add_argument("--steps", type=int, default=1100)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--eye-steps", type=int, default=1600)
     parser.add_argument("--eye-batch", type=int, default=48)

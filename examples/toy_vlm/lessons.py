@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from .pictures import COLOURS, SHAPES, Scene, group, pair, questions, questions_about_two, scene, single, words_only
+from .pictures import COLOURS, SHAPES, Scene, group, pair, questions, questions_about_two, scene, several, single, words_only
 
 IGNORED = -100
 Turns = tuple[tuple[str, str], ...]
@@ -38,7 +38,7 @@ def lesson(rng: random.Random) -> Lesson:
     if kind < 0.04:
         return Lesson((), tuple(words_only(rng).turns for _ in range(8)))
     if kind < 0.5:
-        s = rng.choice((scene, scene, single, pair))(rng)
+        s = rng.choice((scene, single, pair, several))(rng)
         return _about(rng, (s,), [turn for _ in range(3) for turn in questions(rng, s)], rng.random() < 0.7)
     a, b = _two_scenes(rng)
     return _about(rng, (a, b), questions_about_two(rng, a, b), rng.random() < 0.8)
@@ -165,8 +165,9 @@ def pack(trees: list[Array], length: int) -> list[Array]:
 # --- what there is to see ---------------------------------------------------------------------------------------------------
 
 KINDS = (*SHAPES, *(str(i) for i in range(10)))
-ROLES = ("center", "top left", "top right", "bottom left", "bottom right", "left", "right", "upper", "lower", *"2345", "digit")
-CLASSES = (len(KINDS) + 1, len(COLOURS) + 1, 2, len(ROLES) + 1)
+ROLES = ("center", "top left", "top right", "bottom left", "bottom right", "left", "right", "upper", "lower", *"2345", "digit", "several")
+WORDS = (KINDS, tuple(COLOURS))
+CLASSES = (1, 1, 2, len(ROLES) + 1)
 
 
 class Seen:
@@ -197,7 +198,7 @@ def role(s: Scene, i: int) -> str:
         return str(len(s.things))
     if s.kind == "pair":
         return (("upper", "lower") if s.facts["relation"] == "above" else ("left", "right"))[i]
-    return "digit"
+    return s.kind
 
 
 def what_is_where(s: Scene, down: int, across: int) -> Array:

@@ -190,6 +190,19 @@ def digit(rng: random.Random) -> Scene:
     return Scene(image, "digit", f"the digit {value} in {colour}", (thing,), {"value": str(value)})
 
 
+def several(rng: random.Random) -> Scene:
+    """Three or four different shapes of different colours, each in a quarter: never asked in tests, to learn looking things up."""
+    width, height = _canvas(rng, 84)
+    count = rng.choice((3, 4))
+    shapes, colours, cells = rng.sample(SHAPES, count), rng.sample(list(COLOURS), count), rng.sample(range(4), count)
+    things = []
+    for shape, colour, cell in zip(shapes, colours, cells, strict=True):
+        r = min(width, height) * rng.uniform(0.14, 0.2)
+        x, y = 0.25 + 0.5 * (cell % 2) + rng.uniform(-0.03, 0.03), 0.25 + 0.5 * (cell // 2) + rng.uniform(-0.03, 0.03)
+        things.append(Thing(shape, colour, x * width, y * height, r))
+    return Scene(_render(rng, (width, height), things), "several", "several shapes", tuple(things))
+
+
 def scene(rng: random.Random) -> Scene:
     """A picture of any kind."""
     return rng.choice((single, group, pair, digit))(rng)
@@ -208,6 +221,11 @@ def questions(rng: random.Random, s: Scene) -> list[tuple[str, str]]:
     """All kinds of questions about one picture, with their answers, in random order; describing it is always the first."""
     found: list[tuple[str, str]] = []
     first = s.things[0]
+    if s.kind == "several":
+        found += [(f"What color is the {t.shape}?", f"It is {t.colour}.") for t in s.things]
+        found += [(f"What shape is the {t.colour} one?", f"It is a {t.shape}.") for t in s.things]
+        rng.shuffle(found)
+        return found
     if s.kind == "single":
         found.append((f"Where is the {first.shape}?", f"It is in the {s.facts['place']}."))
         found.append(("What shape is it?", f"It is a {first.shape}."))
