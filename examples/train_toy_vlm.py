@@ -240,16 +240,17 @@ def train_worker(rank: int, args: argparse.Namespace, store: str) -> None:
     AttentionMaskInterface.register("float32", sdpa_mask)
     model.set_attn_implementation("float32")
     heads = torch.nn.ModuleList([torch.nn.Linear(model.config.text_config.hidden_size, n) for n in CLASSES])
-    model.words = [[tokenizer.encode(" " + word).ids[-1] for word in words] for words in WORDS]
-    assert all(len(tokenizer.encode(" " + word).ids) == 1 for words in WORDS for word in words)
+    word_ids = [[tokenizer.encode(" " + word).ids for word in words] for words in WORDS]
+    assert all(len(ids) == 1 for words in word_ids for ids in words), "each is a token"
+    names = [torch.tensor(words)[:, 0] for words in word_ids]
     batcher, planter = Batcher(tokenizer, processor), Planter(tokenizer, processor)
 
     def see(rngs: list[random.Random]) -> list[torch.Tensor]:
-        return [encode(model, heads, Seen(processor, [scene(rng) for rng in rngs]).arrays)[1]]
+        return [encode(model, heads, names, Seen(processor, [scene(rng) for rng in rngs]).arrays)[1]]
 
     def talk(rngs: list[random.Random]) -> list[torch.Tensor]:
         batch = planter([lesson(rng) for rng in rngs])
-        rows, seeing = encode(model, heads, batch)
+        rows, seeing = encode(model, heads, names, batch)
         return [answer_loss(model, batch, rows), 0.1 * seeing]
 
     def ask() -> None:
@@ -306,15 +307,19 @@ def attention_in_float32(
 
 
 def encode(
-    model: Qwen2_5_VLForConditionalGeneration, heads: torch.nn.ModuleList, batch: dict[str, torch.Tensor]
+    model: Qwen2_5_VLForConditionalGeneration,
+    heads: torch.nn.ModuleList,
+    names: list[torch.Tensor],
+    batch: dict[str, torch.Tensor],
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """The encoder's rows for all pictures, and how badly they tell what is where."""
+    """The encoder's rows for all pictures, and how badly they tell what is where: by the embeddings of the words for it, where
+    there are `names`, so that the decoder reads in pictures what it reads in questions, and by `heads`."""
     if "pixels" not in batch:
         return None, torch.zeros(())
     rows = model.model.visual(batch["pixels"], grid_thw=batch["grids"]).pooler_output
     logits = [head(rows) for head in heads]
-    for i, words in enumerate(model.words):
-        meant = rows @ model.model.language_model.embed_tokens.weight[words].T
+    for i, ids in enumerate(names):
+        meant = rows @ model.model.language_model.embed_tokens.weight[ids].T
         logits[i] = torch.cat([logits[i], meant * rows.shape[1] ** 0.5], 1)
     wrong = [cross_entropy(given, batch["seen"][:, i]) for i, given in enumerate(logits)]
     return rows, torch.stack(wrong).sum()

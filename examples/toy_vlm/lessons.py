@@ -165,7 +165,20 @@ def pack(trees: list[Array], length: int) -> list[Array]:
 # --- what there is to see ---------------------------------------------------------------------------------------------------
 
 KINDS = (*SHAPES, *(str(i) for i in range(10)))
-ROLES = ("center", "top left", "top right", "bottom left", "bottom right", "left", "right", "upper", "lower", *"2345", "digit", "several")
+ROLES = (
+    "center",
+    "top left",
+    "top right",
+    "bottom left",
+    "bottom right",
+    "left",
+    "right",
+    "upper",
+    "lower",
+    *"2345",
+    "digit",
+    "several",
+)
 WORDS = (KINDS, tuple(COLOURS))
 CLASSES = (1, 1, 2, len(ROLES) + 1)
 
