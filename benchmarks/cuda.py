@@ -137,7 +137,7 @@ def models(run: Run, write: Write) -> None:
 
 def steps(run: Run, write: Write) -> None:
     from benchmarks.gpu.serving import shared_prefix
-    from benchmarks.gpu.steps import Bench, decode, prefill, scheduler_gap
+    from benchmarks.gpu.steps import Bench, decode, prefill, profiles, scheduler_gap
 
     limits = run.machine()
     with tempfile.TemporaryDirectory() as folder:
@@ -148,6 +148,8 @@ def steps(run: Run, write: Write) -> None:
         for num_reqs in bench.sizes.batches:
             write({"decode": decode(bench, limits, num_reqs)})
         write({"prefill": prefill(bench, limits)})
+        for found in profiles(bench):
+            write({"profile": found})
         write({"products of few rows": bench.worker.ops._products.measured()})  # type: ignore[attr-defined]
         write({"gap": scheduler_gap(bench)})
         write({"prefix": shared_prefix(bench.worker, run.tiny)})
@@ -354,7 +356,7 @@ def report(results: dict[str, list[Finding]], judged: bool) -> str:
         )
     lines += ["", "| what | must reach | found | |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in verdicts(results, judged)]
-    lines += ["", *_fixed_order(results["steps"])]
+    lines += ["", *_fixed_order(results["steps"]), *_profiles(results["steps"])]
     bad = [f for name in ("ops", "models") for f in results[name] if f.get("ok") is False]
     if bad:
         lines += ["", "What differs:", "", *(f"- {json.dumps(f)}" for f in bad)]
@@ -375,6 +377,19 @@ def _fixed_order(findings: list[Finding]) -> list[str]:
             lines.append(f"Deterministic mode, decode, batch {batch}: {took:.2f} ms, else {plain[batch]:.2f} ms.")
         if "fixed order prefill" in f:
             lines.append(f"Deterministic mode, prefill: {f['fixed order prefill']['tokens_per_s']:.0f} tokens/s.")
+    return lines
+
+
+def _profiles(findings: list[Finding]) -> list[str]:
+    """Where the time of single steps goes."""
+    lines = []
+    for step in (f["profile"] for f in findings if f.get("profile", {}).get("kernels")):
+        lines += [
+            "",
+            f"{step['step']}: {step['us']:.0f} us under the profiler, {step['idle_us']:.0f} us of them in no kernel.",
+            "",
+        ]
+        lines += [f"    {k['us']:9.1f} us in {k['launches']:4} of {k['name']}" for k in step["kernels"][:10]]
     return lines
 
 

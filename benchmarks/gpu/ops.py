@@ -138,11 +138,11 @@ def _by_size(s: Side, weight: Any, x: Any, zeros: Floats) -> Any:
     launch, made = s.ops._products._launch, []
     for fn, width in ((None, zeros.shape[1]), ("silu", zeros.shape[1] // 2)):
         bias = s.array(s.values(width, seed=2)) if fn is None else None
-        for alone in (True, False):
-            for sizes in candidates_for(weight, alone):
+        for most in (1, 16, 64):
+            for sizes in candidates_for(weight, most):
                 out = s.hidden(zeros[:, :width])
-                for row in range(len(zeros)) if alone else (0,):
-                    some, count = _Rows(x.data[row:]), 1 if alone else len(zeros)
+                for row in range(len(zeros)) if most == 1 else (0,):
+                    some, count = _Rows(x.data[row:]), 1 if most == 1 else len(zeros)
                     launch(sizes, weight, some, out[row:], s.ints(count), count, bias, fn)
                 made.append(s.read(out))
     return made[: len(made) // 2], made[len(made) // 2 :]

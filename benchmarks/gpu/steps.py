@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,41 @@ def prefill(bench: Bench, machine: dict[str, float]) -> dict[str, Any]:
         "tflops": flops / took / 1e12,
         "share_of_matmul_rate": flops / took / machine["matmul_flops_per_s"],
     }
+
+
+def profiles(bench: Bench) -> Iterator[dict[str, Any]]:
+    """What one step of each kind spends in each kernel, as the profiler sees it; nothing where there is no GPU. `idle_us`: between
+    the first kernel's begin and the last one's end, but in none of them."""
+    import torch
+
+    s = bench.sizes
+    if bench.worker.ops.device.type != "cuda":  # type: ignore[attr-defined]
+        return
+    for num_reqs in s.batches:
+        bench.lay_out(num_reqs, s.context)
+        decoded = bench.decode_batch(num_reqs, s.context, specs_of(num_reqs))
+        yield {"step": f"decode, batch {num_reqs}", **_profile(torch, partial(bench.enqueue, decoded))}
+    bench.lay_out(s.together, s.prompt_len)
+    prompts = bench.prefill_batch(s.together, s.prompt_len, specs_of(s.together))
+    yield {"step": f"prefill, {s.together} x {s.prompt_len}", **_profile(torch, partial(bench.enqueue, prompts))}
+
+
+def _profile(torch: Any, run: Callable[[], Wait]) -> dict[str, Any]:
+    run()()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()()
+        torch.cuda.synchronize()
+    spans = [(e.time_range.start, e.time_range.end, e.name) for e in profile.events() if e.device_type.name == "CUDA"]
+    by_name: dict[str, list[float]] = {}
+    busy = reached = 0.0
+    for begin, end, name in sorted(spans):
+        by_name.setdefault(name[:60], []).append(end - begin)
+        busy += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    most = sorted(by_name.items(), key=lambda item: -sum(item[1]))
+    whole = reached - min(spans)[0] if spans else 0.0
+    kernels = [{"name": name, "launches": len(took), "us": round(sum(took), 1)} for name, took in most]
+    return {"us": whole, "idle_us": whole - busy, "kernels": kernels}
 
 
 def scheduler_gap(bench: Bench) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +85,7 @@ class CudaOps:
         deterministic: bool = False,
         partial_bytes: int = PARTIAL_BYTES,
     ) -> None:
-        self.device = torch.device(device)
+        self.device = _device(device)
         self.dtype = DTYPES[dtype]
         self.kv_dtype = self.dtype if kv_cache_dtype == "auto" else KV_DTYPES[kv_cache_dtype]
         self.deterministic = deterministic
@@ -92,17 +93,21 @@ class CudaOps:
         on_gpu = self.device.type == "cuda"
         processors, where = 2, "interpreted"
         self._float8 = False
+        self._early: dict[str, bool] = {}
         self._graph_pool: Any = None
+        self._graphs: WeakSet[Any] = WeakSet()
         if on_gpu:
             torch.cuda.set_device(self.device)  # Triton launches on the current one
-            self._graph_pool = torch.cuda.graph_pool_handle()
             properties = torch.cuda.get_device_properties(self.device)
             processors, where = properties.multi_processor_count, properties.name
-            self._float8 = (properties.major, properties.minor) >= (8, 9) and self.dtype == torch.bfloat16 and not deterministic
+            version = properties.major, properties.minor
+            self._float8 = version >= (8, 9) and self.dtype == torch.bfloat16 and not deterministic
+            if version >= (9, 0):
+                self._early["launch_pdl"] = True
         self.formats = ("out of order", *(f for f in cuda_weights.FORM if f != "f8" or self._float8))
         self.name = f"cuda {where} {dtype} {'fixed-order triton' if deterministic else 'cublas'}"
-        self._products = Products(self.device, self.dtype, deterministic)
-        self._attention = PagedAttention(self.device, processors, deterministic, partial_bytes)
+        self._products = Products(self.device, self.dtype, deterministic, **self._early)
+        self._attention = PagedAttention(self.device, processors, deterministic, partial_bytes, **self._early)
         self._logits = Logits(self.device)
         # by address, together with the array, so that no other array can come to lie there
         self._bounds: dict[int, tuple[Tensor, int]] = {}
@@ -123,10 +128,13 @@ class CudaOps:
             run()
         torch.cuda.current_stream(self.device).wait_stream(side)
         torch.cuda.synchronize(self.device)
+        if not self._graphs:  # a pool ends with its last graph
+            self._graph_pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # Graphs run one after the other: one pool for all. Other threads (nccl's watchdog) may ask the device meanwhile.
         with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
             run()
+        self._graphs.add(graph)
         replay: Callable[[], None] = graph.replay
         return replay
 
@@ -198,7 +206,7 @@ class CudaOps:
     def take_drawn(self, ids: Tensor, previous: Tensor, drawn: Tensor, rows: Tensor) -> None:
         n = self._most(rows, ids, previous)
         if n:
-            row_kernels.take_drawn_kernel[(triton.cdiv(n, _COLUMNS),)](ids, previous, drawn, rows, _COLUMNS)
+            row_kernels.take_drawn_kernel[(triton.cdiv(n, _COLUMNS),)](ids, previous, drawn, rows, _COLUMNS, **self._early)
 
     def embedding(self, weight: Weight, ids: Tensor, out: Tensor, rows: Tensor, *, scale: float = 1.0) -> None:
         n, width = self._most(rows, ids, out), weight.in_features
@@ -207,14 +215,14 @@ class CudaOps:
         grid = (n, triton.cdiv(width, _COLUMNS))
         if weight.form == "dense":
             row_kernels.embedding_kernel[grid](
-                weight.data, ids, out, rows, width, weight.data.stride(0), out.stride(0), scale, _COLUMNS
+                weight.data, ids, out, rows, width, weight.data.stride(0), out.stride(0), scale, _COLUMNS, **self._early
             )
         else:
             assert weight.form != "f8" and weight.order is None, "checkpoints keep their embeddings in 16 bits"
             minima = weight.minima if weight.minima is not None else weight.scales
             row_kernels.embedding_quantised_kernel[grid](
                 weight.data, weight.scales, minima, ids, out, rows, width, out.stride(0), scale,
-                weight.bits, weight.group, weight.minima is not None, _COLUMNS,
+                weight.bits, weight.group, weight.minima is not None, _COLUMNS, **self._early,
             )  # fmt: skip
 
     def rms_norm(
@@ -235,7 +243,7 @@ class CudaOps:
             block = power_of_two(width)
             norm.rms_norm_kernel[(n,)](
                 x, weight, to, extra, index, rows, width, x.stride(0), to.stride(0), extra.stride(0), eps,
-                delta is not None, row_idx is not None, block, num_warps=_warps(block),
+                delta is not None, row_idx is not None, block, num_warps=_warps(block), **self._early,
             )  # fmt: skip
 
     def linear(self, weight: Weight, x: Activation, out: Tensor, rows: Tensor, *, bias: Tensor | None = None) -> None:
@@ -245,17 +253,21 @@ class CudaOps:
 
     def gated_linear(self, weight: Weight, x: Activation, out: Activation, rows: Tensor, *, gate: Gate) -> None:
         n, half = self._most(rows, x.data, out.data), weight.out_features // 2
-        if n and not self._products.gated(weight, x, out.data, rows, n, gate):
+
+        def in_two() -> None:
             both = self._products.scratch("gate_up", len(x.data), 2 * half)
             self._products.linear(weight, x, both, rows, n, None)
             self.gate(both[:, :half], both[:, half:], out, rows, gate_fn=gate)
+
+        if n and not self._products.gated(weight, x, out.data[:n], rows, gate, in_two):
+            in_two()
 
     def gate(self, gate: Tensor, up: Tensor, out: Activation, rows: Tensor, *, gate_fn: Gate) -> None:
         n, width = self._most(rows, gate, out.data), out.width
         if n:
             row_kernels.gate_kernel[(n, triton.cdiv(width, _COLUMNS))](
-                gate, up, out.data, rows, width, gate.stride(0), up.stride(0), out.data.stride(0), gate_fn, _COLUMNS
-            )
+                gate, up, out.data, rows, width, gate.stride(0), up.stride(0), out.data.stride(0), gate_fn, _COLUMNS, **self._early,
+            )  # fmt: skip
 
     def store(self, x: Tensor, out: Activation, rows: Tensor) -> None:
         self._activate(x, out, rows, "none")
@@ -294,7 +306,7 @@ class CudaOps:
         rope_store_kernel[(n, triton.cdiv(num_heads + 2 * kv.num_kv_heads, heads))](
             qkv, kv.k, kv.v, positions, slots, rows, cos, sin, *weights,
             qkv.stride(0), cos.stride(0), kv.k.stride(0), num_heads, kv.num_kv_heads, kv.head_dim, pairs, q_scale, eps,
-            q_norm is not None and k_norm is not None, heads, power_of_two(pairs), power_of_two(rest) if rest else 0,
+            q_norm is not None and k_norm is not None, heads, power_of_two(pairs), power_of_two(rest) if rest else 0, **self._early,
         )  # fmt: skip
 
     def attention(
@@ -388,6 +400,12 @@ class CudaOps:
             qkv, starts, out, begin, end, segments, segments.bit_length(), num_heads, head_dim, scale,
             qkv.stride(0), out.stride(0), size, size, block_d, TL_TYPES[self.dtype], num_warps=4, num_stages=2,
         )  # fmt: skip
+
+
+def _device(name: str) -> Any:
+    """With its number: not every function of torch takes the current one for granted."""
+    device = torch.device(name)
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
 
 
 def _data(out: Any) -> Tensor:

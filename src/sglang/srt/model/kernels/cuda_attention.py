@@ -15,17 +15,21 @@ Tensor = Any  # torch.Tensor
 
 PARTIAL_BYTES = 128 << 20
 """for partial results of split requests; where it does not do, requests are split less, with the same bits"""
-SPAN = 8
+SPAN = 4
 """chunks that are folded before they are folded into the result"""
 MIN_TILE = 16
 """rows of the smallest tile a tensor core takes"""
 
 
 class PagedAttention:
-    """One for all layers: they run one after the other. `num_processors`: what a launch should keep busy."""
+    """One for all layers: they run one after the other. `num_processors`: what a launch should keep busy. `early`: the option
+    of launching early, where the device can (common.wait_for_inputs)."""
 
-    def __init__(self, device: Any, num_processors: int, deterministic: bool, partial_bytes: int = PARTIAL_BYTES) -> None:
+    def __init__(
+        self, device: Any, num_processors: int, deterministic: bool, partial_bytes: int = PARTIAL_BYTES, **early: bool
+    ) -> None:
         self._device = device
+        self._early = early
         self._processors = num_processors
         self.busy = max(1, num_processors // 2)
         """with so many spans to compute, requests are not cut into chunks"""
@@ -57,15 +61,15 @@ class PagedAttention:
         lengths = (c.meta.q_start, c.meta.q_len, c.meta.seq_lens, c.meta.num_reqs)
         sizes = {"GROUP": c.group, "ROWS": power_of_two(c.group, MIN_TILE), **c.blocks}
         # as many programs as registers let reside; each takes items in turns
-        programs = max(1, 3 * self._processors // kv.num_kv_heads)
+        programs = max(1, 2 * self._processors // kv.num_kv_heads)
         decode_kernel[(kv.num_kv_heads, programs)](
             c.qkv, kv.k, kv.v, acc, ml, c.meta.req_pool_idx, *lengths, c.meta.req_to_token,
             c.qkv.stride(0), kv.k.stride(0), c.meta.req_to_token.stride(0), kv.num_kv_heads, kv.head_dim, c.window, c.soft_cap,
-            capacity, self.busy, **sizes, SOFT_CAP=c.soft_cap > 0, num_warps=4, num_stages=2,
+            capacity, self.busy, **sizes, SOFT_CAP=c.soft_cap > 0, num_warps=4, num_stages=2, **self._early,
         )  # fmt: skip
         decode_merge_kernel[(kv.num_kv_heads, shape.num_reqs)](
             c.out, acc, ml, *lengths, c.out.stride(0), kv.num_kv_heads, kv.head_dim, c.window, capacity, self.busy, **sizes,
-            num_warps=4,
+            num_warps=4, **self._early,
         )  # fmt: skip
 
     def _extend(self, c: _Call, shape: StepShape) -> None:
@@ -102,7 +106,7 @@ class _Call:
         self.group, self.window, self.soft_cap = group, window, soft_cap
         block_d = power_of_two(kv.head_dim, 16)
         # larger heads take shorter chunks: a chunk of K and one of V lie in shared memory
-        chunk = 64 if block_d <= 128 else 32
+        chunk = 128 if block_d <= 128 else 64
         self.wide_rows = 128 if block_d <= 128 else 64
         if qkv.element_size() == 4:  # float32 products are no tensor cores': operands must fit registers
             chunk, self.wide_rows = 32, 16

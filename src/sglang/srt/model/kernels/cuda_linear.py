@@ -1,13 +1,13 @@
 """Which kernel multiplies: the library's (cuBLAS through torch) or ours, by the form of the weights, the rows and the mode.
 
                      few rows (<= FEW)              more rows
-    dense            what is fastest here           torch.mm
+    dense            what is fastest here           torch.mm; gate and up together up to SOME rows what is fastest here
     int4, int8       triton, from registers         dequantised into scratch memory, torch.mm
     f8               torch._scaled_mm               torch._scaled_mm, rows quantised as they come
     deterministic    triton with one size of blocks for any number of rows
 
-"What is fastest here", torch.mm or ours with one of several sizes of blocks, is measured once per shape of weights when it is first
-met outside a graph; on the CPU (tests) it is torch.mm.
+"What is fastest here", torch.mm or ours with one of several sizes of blocks, is measured when a shape of weights is first met outside
+a graph with one row, with few, with some; on the CPU (tests) it is torch.mm.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sglang.srt.model.kernels.triton.linear import (
 
 Tensor = Any  # torch.Tensor
 
-FEW = 16
+FEW, SOME = 16, 64
 F8_MAX = 448.0
 Sizes = tuple[int, int, int, int, int]
 """rows, columns, k, stages and warps of a program"""
@@ -38,7 +38,8 @@ _FIXED: Sizes = (64, 64, 64, 3, 4)
 """deterministic mode"""
 _FEW_SIZES: tuple[Sizes, ...] = ((16, 16, 256, 4, 4), (16, 32, 256, 3, 4), (16, 64, 128, 4, 4), (16, 16, 512, 3, 4))
 """few rows: narrow columns, so that all processors have some, and deep k, so that loads are long and many are under way"""
-_ONE_SIZES: tuple[Sizes, ...] = ((1, 4, 512, 1, 4), (1, 8, 512, 1, 4), (1, 16, 512, 1, 8), (1, 4, 1024, 1, 4))
+_SOME_SIZES: tuple[Sizes, ...] = ((64, 32, 128, 5, 4), (64, 64, 128, 4, 4))
+_ONE_SIZES: tuple[Sizes, ...] = ((1, 4, 512, 1, 4), (1, 2, 512, 1, 2), (1, 1, 2048, 1, 4), (1, 2, 2048, 1, 8))
 """one row, which no tensor core is asked for"""
 _SHORT_K: tuple[Sizes, ...] = ((16, 16, 64, 4, 4),)
 _TRIALS = 20
@@ -47,16 +48,16 @@ _COLD_BYTES = 128 << 20
 
 
 class Products:
-    """Owner of the scratch memory and of what was measured. `dtype`: the model's type."""
+    """Owner of the scratch memory and of what was measured. `dtype`: the model's type. `early`: the option of launching early, where
+    the device can (common.wait_for_inputs)."""
 
-    def __init__(self, device: Any, dtype: Any, deterministic: bool) -> None:
+    def __init__(self, device: Any, dtype: Any, deterministic: bool, **early: bool) -> None:
         self._device, self._dtype = device, dtype
         self._deterministic = deterministic
+        self._early = early
         self._on_gpu = device.type == "cuda"
         self._scratch: dict[str, Tensor] = {}
         self._outgrown: list[Tensor] = []
-        self._one = torch.ones(1, dtype=torch.int32, device=device)
-        """the number of rows while it is measured: that of the step may be 0"""
         self._times: dict[tuple[int, int, str], dict[Sizes | None, float]] = {}
         self._biases: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
@@ -66,7 +67,7 @@ class Products:
         if weight.form == "dense":
             if self._deterministic:
                 self._launch(_FIXED, weight, x, out, rows, n, bias, None)
-            elif n <= FEW and (sizes := self._few(weight, x, out, n, bias)) is not None:
+            elif n <= FEW and (sizes := self._few(weight, x, out, bias)) is not None:
                 self._launch(sizes, weight, x, out, rows, n, bias, None)
             else:
                 self._library(x.data[:n], weight.data, out, bias)
@@ -77,15 +78,18 @@ class Products:
         else:
             self._library(x.data[:n], self.dequantised(weight), out, bias)
 
-    def gated(self, weight: CudaWeight, x: CudaActivation, out: Tensor, rows: Tensor, n: int, fn: str) -> bool:
-        """Gate, up and their product in one launch, where that pays: few rows of dense weights. False: not done."""
-        if weight.form != "dense" or self._deterministic or n > FEW or not self._on_gpu:
+    def gated(
+        self, weight: CudaWeight, x: CudaActivation, out: Tensor, rows: Tensor, fn: str, in_two: Callable[[], None]
+    ) -> bool:
+        """Gate, up and their product in one launch, where that pays: few rows of dense weights. False: not done, and `in_two`, which
+        does one after the other, is to be called."""
+        n = len(out)
+        if weight.form != "dense" or self._deterministic or n > SOME or not self._on_gpu:
             return False
-        ours = partial(self._launch, weight=weight, x=x, out=out[:1], rows=self._one, n=1, bias=None, fn=fn)
-        sizes = self._fastest(weight, n == 1, fn, ours, None)
-        assert sizes is not None
-        self._launch(sizes, weight, x, out[:n], rows, n, None, fn)
-        return True
+        sizes = self._fastest(weight, x, out, None, fn, in_two)
+        if sizes is not None:
+            self._launch(sizes, weight, x, out, rows, n, None, fn)
+        return sizes is not None
 
     def scratch(self, name: str, rows: int, width: int, dtype: Any = None) -> Tensor:
         """Memory of this name that lasts until the next call for it; grows to the largest that was asked for."""
@@ -161,14 +165,14 @@ class Products:
         if m_block == 1:
             vector_kernel[(triton.cdiv(columns, n_block),)](
                 x.data, weight.data, bias if bias is not None else rows, out, rows, columns, k,
-                bias is not None, fn is not None, fn or "silu", k % k_block == 0, n_block, k_block, num_warps=warps,
+                bias is not None, fn is not None, fn or "silu", k % k_block == 0, n_block, k_block, num_warps=warps, **self._early,
             )  # fmt: skip
             return
         grid = (triton.cdiv(n, m_block), triton.cdiv(columns, n_block))
         linear_kernel[grid](
             x.data, weight.data, bias if bias is not None else rows, out, rows, columns, k, x.data.stride(0), out.stride(0),
             bias is not None, fn is not None, fn or "silu", k % k_block == 0, m_block, n_block, k_block, stages,
-            num_warps=warps,
+            num_warps=warps, **self._early,
         )  # fmt: skip
 
     def _launch_quantised(
@@ -183,30 +187,37 @@ class Products:
             x.data, weight.data, weight.scales, minima, weight.order if weight.order is not None else rows,
             bias if bias is not None else rows, out, rows, columns, k, x.data.stride(0), out.stride(0),
             weight.bits, weight.group, weight.minima is not None, weight.order is not None, bias is not None, m_block, n_block, k_block, 3, num_warps=4,
+            **self._early,
         )  # fmt: skip
 
     # --- what is fastest ------------------------------------------------------------------------------------------------------
-    def _few(self, weight: CudaWeight, x: CudaActivation, out: Tensor, n: int, bias: Tensor | None) -> Sizes | None:
+    def _few(self, weight: CudaWeight, x: CudaActivation, out: Tensor, bias: Tensor | None) -> Sizes | None:
         """For few rows of weights of this shape; None: the library."""
         if not self._on_gpu:
             return None
-        one = out[:1]
-        ours = partial(self._launch, weight=weight, x=x, out=one, rows=self._one, n=1, bias=bias, fn=None)
-        kind = "rows" if out.dtype == self._dtype else "logits"
-        return self._fastest(weight, n == 1, kind, ours, lambda: self._library(x.data[:1], weight.data, one, bias))
+        return self._fastest(weight, x, out, bias, None, lambda: self._library(x.data[: len(out)], weight.data, out, bias))
 
     def _fastest(
-        self, weight: CudaWeight, alone: bool, kind: str, ours: Callable[[Sizes], None], library: Callable[[], None] | None
+        self,
+        weight: CudaWeight,
+        x: CudaActivation,
+        out: Tensor,
+        bias: Tensor | None,
+        fn: str | None,
+        library: Callable[[], None],
     ) -> Sizes | None:
-        """Measured when first asked. `alone`: whether there is one row."""
-        key = weight.out_features, weight.in_features, f"one of {kind}" if alone else kind
-        candidates = candidates_for(weight, alone)
+        """Measured when first asked, on all rows of `out`, whose contents are lost: the step's own number of rows may be 0 then."""
+        n = len(out)
+        group = "one" if n == 1 else "few" if n <= FEW else "some"
+        key = weight.out_features, weight.in_features, f"{group}, {fn or out.dtype}"
+        candidates = candidates_for(weight, n)
         if key not in self._times:
             if torch.cuda.is_current_stream_capturing():
                 return candidates[0]
-            times: dict[Sizes | None, float] = {sizes: _time(partial(ours, sizes), self._device) for sizes in candidates}
-            if library is not None:
-                times[None] = _time(library, self._device)
+            rows = torch.full((1,), n, dtype=torch.int32, device=self._device)
+            times: dict[Sizes | None, float] = {None: _time(library, self._device)}
+            for sizes in candidates:
+                times[sizes] = _time(partial(self._launch, sizes, weight, x, out, rows, n, bias, fn), self._device)
             self._times[key] = times
         times = self._times[key]
         return min(times, key=lambda sizes: times[sizes])
@@ -219,11 +230,11 @@ class Products:
         ]
 
 
-def candidates_for(weight: CudaWeight, alone: bool) -> tuple[Sizes, ...]:
-    """For few rows, or one."""
+def candidates_for(weight: CudaWeight, n: int) -> tuple[Sizes, ...]:
+    """Sizes to choose among for n rows."""
     if weight.in_features < 1024:
         return _SHORT_K
-    return (*_ONE_SIZES, *_FEW_SIZES[:2]) if alone else _FEW_SIZES
+    return _ONE_SIZES if n == 1 else _FEW_SIZES if n <= FEW else _SOME_SIZES
 
 
 def _wide_product(x: Tensor, w: Tensor, dtype: Any) -> Tensor:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sglang.srt.model.kernels.triton.common import LOG2E, dot, dot_add, round_to, tanh
+from sglang.srt.model.kernels.triton.common import LOG2E, dot, dot_add, round_to, tanh, wait_for_inputs
 
 
 @triton.jit
@@ -106,6 +106,7 @@ def decode_kernel(
 ):  # fmt: skip
     """Writes the state of every work item, [capacity, num_kv_heads, GROUP, head_dim] and [..., 2]. Grid: (num_kv_heads, any)."""
     kv_head = tl.program_id(0)
+    wait_for_inputs()
     num_reqs = tl.load(num_reqs_at)
     size, first_item, count, total = _decode_plan(
         q_len, seq_lens, num_reqs, num_kv_heads, window, capacity, busy, CHUNK, MAX_REQS, SPAN
@@ -161,6 +162,7 @@ def decode_merge_kernel(
     """Folds the items of each request. Grid: (num_kv_heads, bound of requests)."""
     kv_head = tl.program_id(0)
     req = tl.program_id(1)
+    wait_for_inputs()
     num_reqs = tl.load(num_reqs_at)
     if req >= num_reqs:
         return

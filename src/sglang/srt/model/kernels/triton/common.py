@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.language.target_info import cuda_capability_geq
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """whether kernels run in Triton's interpreter (on the CPU, slowly, for tests)"""
@@ -18,6 +20,22 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def power_of_two(n: int, least: int = 1) -> int:
     """The smallest power of two that is at least n and `least`: what the sizes of blocks must be."""
     return max(least, 1 << max(n - 1, 0).bit_length())
+
+
+@triton.jit
+def wait_for_inputs():
+    """To be called before a kernel that is launched early (`launch_pdl`) reads what kernels before it wrote, or writes at all.
+
+    From Hopper on such a kernel's programs start while the last ones of the kernel before still run, and may load weights:
+
+        before     ====== ====== ===
+        this one            w|===== ====== ===          w: loads of weights    |: waits for all of the kernel before
+        next one                            w|=====
+    """
+    if not _WIDEN:  # noqa: SIM102  both would be evaluated
+        if cuda_capability_geq(9):
+            gdc_launch_dependents()
+            gdc_wait()
 
 
 @triton.jit

@@ -21,7 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sglang.srt.model.kernels.triton.common import activation, dot_add, round_to
+from sglang.srt.model.kernels.triton.common import activation, dot_add, round_to, wait_for_inputs
 
 
 @triton.jit
@@ -33,6 +33,7 @@ def linear_kernel(
     """Dense weights. GATED: w is [2 n, k], gate rows before up rows, and out = FN(gate) * up. Grid: (blocks of rows, blocks of n),
     neighbours share a block of w."""
     m_at = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    wait_for_inputs()
     num_rows = tl.load(rows)
     if tl.program_id(0) * BLOCK_M >= num_rows:
         return
@@ -70,27 +71,32 @@ def vector_kernel(
     HAS_BIAS: tl.constexpr, GATED: tl.constexpr, FN: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """linear_kernel for one row: weights go from memory to registers, in loads of 16 bytes, and meet their input there, without
-    shared memory or tensor cores. Grid: (blocks of n)."""
-    if tl.load(rows) == 0:
-        return
+    shared memory or tensor cores. The first weights are on their way before the input is there. Grid: (blocks of n)."""
     n_at = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k_at = tl.arange(0, BLOCK_K)
-    inside = tl.broadcast_to((n_at < n)[:, None], [BLOCK_N, BLOCK_K])
     w_at = w + n_at.to(tl.int64)[:, None] * k + k_at[None, :]
     # each thread loads the inputs of its own weights, from the nearest cache: passing them on would take barriers
     x_at = x + tl.broadcast_to(k_at[None, :], [BLOCK_N, BLOCK_K])
+    second = n.to(tl.int64) * k
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     up = acc
+    n_in = (n_at < n)[:, None]
+    inside = n_in & (k_at < k)[None, :]
+    weights = tl.load(w_at, mask=inside, other=0.0)
+    if GATED:
+        more = tl.load(w_at + second, mask=inside, other=0.0)
+    wait_for_inputs()
+    if tl.load(rows) == 0:
+        return
     for start in range(0, k, BLOCK_K):
-        if not EVEN_K:
-            inside = (n_at < n)[:, None] & (k_at < k - start)[None, :]
-        weights = tl.load(w_at + start, mask=inside, other=0.0)
-        if GATED:
-            more = tl.load(w_at + start + n.to(tl.int64) * k, mask=inside, other=0.0)
         a = tl.load(x_at + start, mask=inside, other=0.0).to(tl.float32)
+        next = start + BLOCK_K
+        inside = n_in & (k_at < k - next)[None, :]
         acc += weights.to(tl.float32) * a
+        weights = tl.load(w_at + next, mask=inside, other=0.0)
         if GATED:
             up += more.to(tl.float32) * a
+            more = tl.load(w_at + second + next, mask=inside, other=0.0)
     result = tl.sum(acc, axis=1)
     if HAS_BIAS:
         result += tl.load(bias + n_at, mask=n_at < n, other=0.0)
@@ -109,6 +115,7 @@ def quantised_kernel(
     """Weights of 4 or 8 bits, made numbers of x's type in registers. k is a multiple of BLOCK_K, which counts values; a program
     of 4 bits multiplies the low and the high halves of its bytes by the inputs that belong to them."""
     m_at = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    wait_for_inputs()
     num_rows = tl.load(rows)
     if tl.program_id(0) * BLOCK_M >= num_rows:
         return

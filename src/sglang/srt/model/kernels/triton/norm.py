@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sglang.srt.model.kernels.triton.common import round_to
+from sglang.srt.model.kernels.triton.common import round_to, wait_for_inputs
 
 
 @triton.jit
@@ -21,6 +21,7 @@ def rms_norm_kernel(
 ):  # fmt: skip
     """ops.rms_norm. With an index x is left alone, since a row may be named twice."""
     row = tl.program_id(0).to(tl.int64)
+    wait_for_inputs()
     if row >= tl.load(rows):
         return
     source = row

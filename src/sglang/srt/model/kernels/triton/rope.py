@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sglang.srt.model.kernels.triton.common import round_to
+from sglang.srt.model.kernels.triton.common import round_to, wait_for_inputs
 
 
 @triton.jit
@@ -23,6 +23,7 @@ def rope_store_kernel(
     """ops.rope_store. Heads of a row are numbered q, k, v; a program has HEADS of them. Pools: [num_kv_heads, slots, head_dim],
     `head_stride` elements from head to head. BLOCK_REST is 0 if the whole head rotates."""
     row = tl.program_id(0).to(tl.int64)
+    wait_for_inputs()
     if row >= tl.load(rows):
         return
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)

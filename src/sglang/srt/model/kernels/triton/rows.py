@@ -8,13 +8,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sglang.srt.model.kernels.triton.common import activation, round_to, tanh
+from sglang.srt.model.kernels.triton.common import activation, round_to, tanh, wait_for_inputs
 
 
 @triton.jit
 def take_drawn_kernel(ids, previous, drawn, rows, BLOCK: tl.constexpr):
     """ops.take_drawn."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    wait_for_inputs()
     inside = row < tl.load(rows)
     source = tl.load(previous + row, mask=inside, other=-1)
     taken = tl.load(drawn + source, mask=source >= 0, other=0)
@@ -25,6 +26,7 @@ def take_drawn_kernel(ids, previous, drawn, rows, BLOCK: tl.constexpr):
 def embedding_kernel(table, ids, out, rows, width, table_stride, out_stride, scale, BLOCK: tl.constexpr):
     """ops.embedding over a dense table."""
     row = tl.program_id(0)
+    wait_for_inputs()
     if row >= tl.load(rows):
         return
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -41,6 +43,7 @@ def embedding_quantised_kernel(
 ):  # fmt: skip
     """ops.embedding over a table in the layout of linear.quantised_kernel: value = scale * level + minimum."""
     row = tl.program_id(0)
+    wait_for_inputs()
     if row >= tl.load(rows):
         return
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -62,6 +65,7 @@ def embedding_quantised_kernel(
 def gate_kernel(gate, up, out, rows, width, gate_stride, up_stride, out_stride, FN: tl.constexpr, BLOCK: tl.constexpr):
     """ops.gate."""
     row = tl.program_id(0).to(tl.int64)
+    wait_for_inputs()
     if row >= tl.load(rows):
         return
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
