@@ -53,7 +53,7 @@ def attention_cases() -> Iterator[Case]:
     common |= dict.fromkeys(ints, I32)
     float8 = common | {"k_pool": F8, "v_pool": F8}
     for dim, chunk, group, types in ((128, 128, 7, common), (128, 128, 7, float8), (64, 128, 2, common), (256, 64, 2, common)):
-        sizes = {"GROUP": group, "BLOCK_D": dim, "CHUNK": chunk, "MAX_REQS": 256, "SPAN": 4}
+        sizes = {"GROUP": group, "BLOCK_D": dim, "CHUNK": chunk, "MAX_REQS": 256, "SPAN": 8}
         few = {"num_warps": 4, "num_stages": 2}
         yield attention.decode_kernel, types, {**sizes, "ROWS": 16, "SOFT_CAP": False}, few
         yield attention.decode_merge_kernel, types, {**sizes, "ROWS": 16}, {"num_warps": 4}
@@ -122,7 +122,8 @@ def logits_cases() -> Iterator[Case]:
     types |= dict.fromkeys(("indptr", "ids", "row_idx", "bits", "out", "greedy", "top_ks", "counts"), I32)
     yield logits.adjust_kernel, types, {"BLOCK": 256}, {}
     yield logits.mask_kernel, types, {"BLOCK": 1024}, {}
-    yield logits.argmax_kernel, types, {"BLOCK": 8192}, {"num_warps": 16}
+    yield logits.argmax_parts_kernel, types, {"BLOCK": 8192}, {"num_warps": 16}
+    yield logits.argmax_kernel, types, {"PARTS": 32}, {"num_warps": 1}
     yield logits.log_sum_exp_kernel, types | {"out": F32}, {"BLOCK": 8192}, {"num_warps": 16}
     yield logits.pick_kernel, types | {"out": F32}, {"BLOCK": 256}, {}
     yield sampling.candidates_kernel, types, {"BINS": 256, "ROOM": 4096, "BLOCK": 8192}, {"num_warps": 16}

@@ -15,7 +15,7 @@ Tensor = Any  # torch.Tensor
 
 PARTIAL_BYTES = 128 << 20
 """for partial results of split requests; where it does not do, requests are split less, with the same bits"""
-SPAN = 4
+SPAN = 8
 """chunks that are folded before they are folded into the result"""
 MIN_TILE = 16
 """rows of the smallest tile a tensor core takes"""
@@ -63,8 +63,8 @@ class PagedAttention:
         # as many programs as registers let reside; each takes items in turns
         programs = max(1, 2 * self._processors // kv.num_kv_heads)
         decode_kernel[(kv.num_kv_heads, programs)](
-            c.qkv, kv.k, kv.v, acc, ml, c.meta.req_pool_idx, *lengths, c.meta.req_to_token,
-            c.qkv.stride(0), kv.k.stride(0), c.meta.req_to_token.stride(0), kv.num_kv_heads, kv.head_dim, c.window, c.soft_cap,
+            c.qkv, kv.k, kv.v, c.out, acc, ml, c.meta.req_pool_idx, *lengths, c.meta.req_to_token,
+            c.qkv.stride(0), kv.k.stride(0), c.meta.req_to_token.stride(0), c.out.stride(0), kv.num_kv_heads, kv.head_dim, c.window, c.soft_cap,
             capacity, self.busy, **sizes, SOFT_CAP=c.soft_cap > 0, num_warps=4, num_stages=2, **self._early,
         )  # fmt: skip
         decode_merge_kernel[(kv.num_kv_heads, shape.num_reqs)](

@@ -15,6 +15,7 @@ from sglang.srt.model.kernels.triton.common import power_of_two
 from sglang.srt.model.kernels.triton.logits import (
     adjust_kernel,
     argmax_kernel,
+    argmax_parts_kernel,
     log_sum_exp_kernel,
     mask_kernel,
     pick_kernel,
@@ -75,8 +76,12 @@ class Logits:
             self._result(out, self._argmax(x, num_rows))
 
     def _argmax(self, x: Tensor, num_rows: int) -> Tensor:
-        best = torch.empty(num_rows, dtype=torch.int32, device=self._device)
-        argmax_kernel[(num_rows,)](x, best, x.shape[1], x.stride(0), _block(x), num_warps=WARPS)
+        block, best = _block(x), torch.empty(num_rows, dtype=torch.int32, device=self._device)
+        parts = triton.cdiv(x.shape[1], block)
+        values = torch.empty((num_rows, parts), dtype=torch.float32, device=self._device)
+        ids = torch.empty_like(values, dtype=torch.int32)
+        argmax_parts_kernel[(num_rows, parts)](x, values, ids, x.shape[1], x.stride(0), block, num_warps=WARPS)
+        argmax_kernel[(num_rows,)](values, ids, best, parts, power_of_two(parts), num_warps=1)
         return best
 
     def log_sum_exp(self, x: Tensor, num_rows: int, out: Any) -> None:

@@ -99,18 +99,19 @@ def _decode_plan(
 
 @triton.jit
 def decode_kernel(
-    qkv, k_pool, v_pool, partial_acc, partial_ml, req_pool_idx, q_start, q_len, seq_lens, num_reqs_at, req_to_token,
-    qkv_stride, head_stride, table_stride, num_kv_heads, head_dim, window, soft_cap, capacity, busy,
+    qkv, k_pool, v_pool, out, partial_acc, partial_ml, req_pool_idx, q_start, q_len, seq_lens, num_reqs_at, req_to_token,
+    qkv_stride, head_stride, table_stride, out_stride, num_kv_heads, head_dim, window, soft_cap, capacity, busy,
     GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, MAX_REQS: tl.constexpr, SPAN: tl.constexpr,
     SOFT_CAP: tl.constexpr,
 ):  # fmt: skip
-    """Writes the state of every work item, [capacity, num_kv_heads, GROUP, head_dim] and [..., 2]. Grid: (num_kv_heads, any)."""
+    """Writes the state of every work item, [capacity, num_kv_heads, GROUP, head_dim] and [..., 2], or, where a request is one item,
+    its result. Grid: (num_kv_heads, any)."""
     kv_head = tl.program_id(0)
-    wait_for_inputs()
     num_reqs = tl.load(num_reqs_at)
     size, first_item, count, total = _decode_plan(
         q_len, seq_lens, num_reqs, num_kv_heads, window, capacity, busy, CHUNK, MAX_REQS, SPAN
     )
+    wait_for_inputs()
     r = tl.arange(0, MAX_REQS)
     g = tl.arange(0, ROWS)
     dim_at = tl.arange(0, BLOCK_D)
@@ -148,10 +149,13 @@ def decode_kernel(
                 m2, z2, acc2 = _weigh(s, v)
                 m1, z1, acc1 = _fold(m1, z1, acc1, m2, z2, acc2)
             m, z, acc = _fold(m, z, acc, m1, z1, acc1)
-        slot = (item * num_kv_heads + kv_head) * GROUP + g
-        tl.store(partial_acc + slot[:, None] * head_dim + dim_at[None, :], acc, mask=row_mask)
-        tl.store(partial_ml + slot * 2, m, mask=g < GROUP)
-        tl.store(partial_ml + slot * 2 + 1, z, mask=g < GROUP)
+        if tl.sum(tl.where(mine, count, 0), axis=0) == 1:
+            _finish(out + row * out_stride + kv_head * GROUP * head_dim, z, acc, g, dim_at, head_dim, GROUP)
+        else:
+            slot = (item * num_kv_heads + kv_head) * GROUP + g
+            tl.store(partial_acc + slot[:, None] * head_dim + dim_at[None, :], acc, mask=row_mask)
+            tl.store(partial_ml + slot * 2, m, mask=g < GROUP)
+            tl.store(partial_ml + slot * 2 + 1, z, mask=g < GROUP)
 
 
 @triton.jit
@@ -159,24 +163,22 @@ def decode_merge_kernel(
     out, partial_acc, partial_ml, q_start, q_len, seq_lens, num_reqs_at, out_stride, num_kv_heads, head_dim, window, capacity,
     busy, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, MAX_REQS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """Folds the items of each request. Grid: (num_kv_heads, bound of requests)."""
+    """Folds the items of each request that has several. Grid: (num_kv_heads, bound of requests)."""
     kv_head = tl.program_id(0)
     req = tl.program_id(1)
-    wait_for_inputs()
     num_reqs = tl.load(num_reqs_at)
-    if req >= num_reqs:
-        return
-    if tl.load(q_len + req) != 1:
-        return
     size, first_item, count, total = _decode_plan(
         q_len, seq_lens, num_reqs, num_kv_heads, window, capacity, busy, CHUNK, MAX_REQS, SPAN
     )
     r = tl.arange(0, MAX_REQS)
     first = tl.sum(tl.where(r == req, first_item, 0), axis=0)
-    last = first + tl.sum(tl.where(r == req, count, 0), axis=0)
+    num_items = tl.sum(tl.where(r == req, count, 0), axis=0)
+    wait_for_inputs()
+    if num_items < 2:  # nothing to decode, or decode_kernel has written it
+        return
+    last = first + num_items
     g = tl.arange(0, ROWS)
     dim_at = tl.arange(0, BLOCK_D)
-    row_mask = (g < GROUP)[:, None] & (dim_at < head_dim)[None, :]
     begin = first  # where items are chunks, the first span's first chunk, which a window may have left out
     if (size == 1) & (window > 0):
         begin -= tl.maximum(tl.load(seq_lens + req) - window, 0) // CHUNK % SPAN
@@ -206,10 +208,16 @@ def decode_merge_kernel(
             m = m1
             z = z1
             acc = acc1
-    z = tl.where(z > 0, z, 1.0)  # rows that pad the group
     row = tl.load(q_start + req).to(tl.int64)
-    out_at = out + row * out_stride + (kv_head * GROUP + g)[:, None] * head_dim + dim_at[None, :]
-    tl.store(out_at, round_to(acc / z[:, None], out.dtype.element_ty), mask=row_mask)
+    _finish(out + row * out_stride + kv_head * GROUP * head_dim, z, acc, g, dim_at, head_dim, GROUP)
+
+
+@triton.jit
+def _finish(out, z, acc, g, dim_at, head_dim, GROUP: tl.constexpr):
+    """Writes one group's result."""
+    z = tl.where(z > 0, z, 1.0)  # rows that pad the group
+    mask = (g < GROUP)[:, None] & (dim_at < head_dim)[None, :]
+    tl.store(out + g[:, None] * head_dim + dim_at[None, :], round_to(acc / z[:, None], out.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -26,11 +26,14 @@ def power_of_two(n: int, least: int = 1) -> int:
 def wait_for_inputs():
     """To be called before a kernel that is launched early (`launch_pdl`) reads what kernels before it wrote, or writes at all.
 
-    From Hopper on such a kernel's programs start while the last ones of the kernel before still run, and may load weights:
+    From Hopper on such a kernel's programs start while the last ones of the kernel before still run. Until then they may load weights
+    and what the host has sent (counts, positions, tables: kernels of a step start when its copies have ended):
 
         before     ====== ====== ===
-        this one            w|===== ====== ===          w: loads of weights    |: waits for all of the kernel before
+        this one            w|===== ====== ===          w: such loads    |: waits for all of the kernel before
         next one                            w|=====
+
+    Every program must call it, also one that has nothing to do: who waits for this kernel relies on its having waited.
     """
     if not _WIDEN:  # noqa: SIM102  both would be evaluated
         if cuda_capability_geq(9):

@@ -33,8 +33,8 @@ def linear_kernel(
     """Dense weights. GATED: w is [2 n, k], gate rows before up rows, and out = FN(gate) * up. Grid: (blocks of rows, blocks of n),
     neighbours share a block of w."""
     m_at = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    wait_for_inputs()
     num_rows = tl.load(rows)
+    wait_for_inputs()
     if tl.program_id(0) * BLOCK_M >= num_rows:
         return
     n_at = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -85,8 +85,9 @@ def vector_kernel(
     weights = tl.load(w_at, mask=inside, other=0.0)
     if GATED:
         more = tl.load(w_at + second, mask=inside, other=0.0)
+    num_rows = tl.load(rows)
     wait_for_inputs()
-    if tl.load(rows) == 0:
+    if num_rows == 0:
         return
     for start in range(0, k, BLOCK_K):
         a = tl.load(x_at + start, mask=inside, other=0.0).to(tl.float32)
@@ -115,8 +116,8 @@ def quantised_kernel(
     """Weights of 4 or 8 bits, made numbers of x's type in registers. k is a multiple of BLOCK_K, which counts values; a program
     of 4 bits multiplies the low and the high halves of its bytes by the inputs that belong to them."""
     m_at = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    wait_for_inputs()
     num_rows = tl.load(rows)
+    wait_for_inputs()
     if tl.program_id(0) * BLOCK_M >= num_rows:
         return
     n_at = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -1,5 +1,4 @@
-"""Ops on logits, [n, vocab] float32: penalties and bias, masks, the best token, sums. One program per row walks the vocabulary
-in blocks of ascending ids, so a row's result does not depend on its company."""
+"""Ops on logits, [n, vocab] float32: penalties and bias, masks, the best token, sums. A row's result does not depend on its company."""
 
 # Kernels are in Triton's language, where arguments have no types of Python:
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -39,22 +38,29 @@ def mask_kernel(x, row_idx, bits, vocab, words, stride, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def argmax_kernel(x, out, vocab, stride, BLOCK: tl.constexpr):
-    """ops.argmax."""
+def argmax_parts_kernel(x, values, ids, vocab, stride, BLOCK: tl.constexpr):
+    """Of each part of BLOCK columns the largest value and its lowest id, -1 if one is NaN, [rows, parts]. Grid: (rows, parts)."""
     row = tl.program_id(0).to(tl.int64)
-    best = tl.full([BLOCK], float("-inf"), tl.float32)
-    where = tl.zeros([BLOCK], tl.int32)
-    broken = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, vocab, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        value = tl.load(x + row * stride + at, mask=at < vocab, other=float("-inf"))
-        broken = broken | (value != value).to(tl.int32)
-        where = tl.where(value > best, at, where)
-        best = tl.maximum(best, tl.where(value != value, float("-inf"), value))
-    top = tl.max(best, axis=0)
-    # lanes that never saw more than -inf still say id 0, the lowest there is
-    result = tl.min(tl.where(best == top, where, vocab), axis=0)
-    tl.store(out + row, tl.where(tl.max(broken, axis=0) > 0, -1, result))
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + row * stride + at, mask=at < vocab, other=float("-inf"))
+    broken = tl.max((value != value).to(tl.int32), axis=0)
+    value = tl.where(value != value, float("-inf"), value)
+    top = tl.max(value, axis=0)
+    first = tl.min(tl.where(value == top, at, vocab), axis=0)
+    to = row * tl.num_programs(1) + tl.program_id(1)
+    tl.store(values + to, top)
+    tl.store(ids + to, tl.where(broken > 0, -1, first))
+
+
+@triton.jit
+def argmax_kernel(values, ids, out, parts, PARTS: tl.constexpr):
+    """ops.argmax from the parts."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, PARTS)
+    value = tl.load(values + row * parts + at, mask=at < parts, other=float("-inf"))
+    where = tl.load(ids + row * parts + at, mask=at < parts, other=2147483647)
+    first = tl.min(tl.where(value == tl.max(value, axis=0), where, 2147483647), axis=0)
+    tl.store(out + row, tl.where(tl.min(where, axis=0) < 0, -1, first))
 
 
 @triton.jit

@@ -21,21 +21,22 @@ def rms_norm_kernel(
 ):  # fmt: skip
     """ops.rms_norm. With an index x is left alone, since a row may be named twice."""
     row = tl.program_id(0).to(tl.int64)
-    wait_for_inputs()
-    if row >= tl.load(rows):
-        return
+    num_rows = tl.load(rows)
     source = row
     if HAS_INDEX:
         source = tl.load(row_idx + row).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < width
+    scale = tl.load(weight + at, mask=inside, other=0.0)
+    wait_for_inputs()
+    if row >= num_rows:
+        return
     values = tl.load(x + source * x_stride + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_DELTA:
         values += tl.load(delta + source * delta_stride + at, mask=inside, other=0.0).to(tl.float32)
         if not HAS_INDEX:
             tl.store(x + source * x_stride + at, round_to(values, x.dtype.element_ty), mask=inside)
     mean = tl.sum(values * values, axis=0) / width
-    scale = tl.load(weight + at, mask=inside, other=0.0)
     tl.store(out + row * out_stride + at, round_to(values / tl.sqrt(mean + eps) * scale, out.dtype.element_ty), mask=inside)
 
 

@@ -23,9 +23,7 @@ def rope_store_kernel(
     """ops.rope_store. Heads of a row are numbered q, k, v; a program has HEADS of them. Pools: [num_kv_heads, slots, head_dim],
     `head_stride` elements from head to head. BLOCK_REST is 0 if the whole head rotates."""
     row = tl.program_id(0).to(tl.int64)
-    wait_for_inputs()
-    if row >= tl.load(rows):
-        return
+    num_rows = tl.load(rows)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     is_q = head < num_heads
     is_k = (head >= num_heads) & (head < num_heads + num_kv_heads)
@@ -33,6 +31,13 @@ def rope_store_kernel(
     known = head < num_heads + 2 * num_kv_heads
     at = tl.arange(0, BLOCK_PAIRS)
     inside = known[:, None] & (at < pairs)[None, :]
+    position = tl.load(positions + row).to(tl.int64)
+    slot = tl.load(slots + row).to(tl.int64)
+    cosine = tl.load(cos + position * table_stride + at, mask=at < pairs, other=0.0)[None, :]
+    sine = tl.load(sin + position * table_stride + at, mask=at < pairs, other=0.0)[None, :]
+    wait_for_inputs()
+    if row >= num_rows:
+        return
     first = qkv + row * qkv_stride + (head * head_dim)[:, None] + at[None, :]
     a = tl.load(first, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(first + pairs, mask=inside, other=0.0).to(tl.float32)
@@ -52,9 +57,6 @@ def rope_store_kernel(
         b = b / root * _weights(q_weight + pairs, k_weight + pairs, at, at < pairs, is_q)
         if BLOCK_REST > 0:
             c = c / root * _weights(q_weight, k_weight, rest, rest < head_dim, is_q)
-    position = tl.load(positions + row).to(tl.int64)
-    cosine = tl.load(cos + position * table_stride + at, mask=at < pairs, other=0.0)[None, :]
-    sine = tl.load(sin + position * table_stride + at, mask=at < pairs, other=0.0)[None, :]
     scale = tl.where(is_q, q_scale, 1.0)[:, None]
     keep = is_v[:, None]
     new_a = tl.where(keep, raw_a, (a * cosine - b * sine) * scale)
@@ -62,7 +64,6 @@ def rope_store_kernel(
     q_mask = is_q[:, None] & inside
     tl.store(first, round_to(new_a, qkv.dtype.element_ty), mask=q_mask)
     tl.store(first + pairs, round_to(new_b, qkv.dtype.element_ty), mask=q_mask)
-    slot = tl.load(slots + row).to(tl.int64)
     kv_head = tl.where(is_k, head - num_heads, head - num_heads - num_kv_heads).to(tl.int64)
     target = (kv_head * head_stride + slot * head_dim)[:, None]
     _store_pools(k_pool, v_pool, target + at[None, :], new_a, is_k[:, None] & inside, is_v[:, None] & inside)

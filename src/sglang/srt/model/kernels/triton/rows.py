@@ -15,9 +15,9 @@ from sglang.srt.model.kernels.triton.common import activation, round_to, tanh, w
 def take_drawn_kernel(ids, previous, drawn, rows, BLOCK: tl.constexpr):
     """ops.take_drawn."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    wait_for_inputs()
     inside = row < tl.load(rows)
     source = tl.load(previous + row, mask=inside, other=-1)
+    wait_for_inputs()
     taken = tl.load(drawn + source, mask=source >= 0, other=0)
     tl.store(ids + row, tl.maximum(taken, 0), mask=source >= 0)
 
@@ -26,8 +26,9 @@ def take_drawn_kernel(ids, previous, drawn, rows, BLOCK: tl.constexpr):
 def embedding_kernel(table, ids, out, rows, width, table_stride, out_stride, scale, BLOCK: tl.constexpr):
     """ops.embedding over a dense table."""
     row = tl.program_id(0)
+    num_rows = tl.load(rows)
     wait_for_inputs()
-    if row >= tl.load(rows):
+    if row >= num_rows:
         return
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
@@ -43,8 +44,9 @@ def embedding_quantised_kernel(
 ):  # fmt: skip
     """ops.embedding over a table in the layout of linear.quantised_kernel: value = scale * level + minimum."""
     row = tl.program_id(0)
+    num_rows = tl.load(rows)
     wait_for_inputs()
-    if row >= tl.load(rows):
+    if row >= num_rows:
         return
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
@@ -65,8 +67,9 @@ def embedding_quantised_kernel(
 def gate_kernel(gate, up, out, rows, width, gate_stride, up_stride, out_stride, FN: tl.constexpr, BLOCK: tl.constexpr):
     """ops.gate."""
     row = tl.program_id(0).to(tl.int64)
+    num_rows = tl.load(rows)
     wait_for_inputs()
-    if row >= tl.load(rows):
+    if row >= num_rows:
         return
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
