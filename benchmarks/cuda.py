@@ -179,7 +179,7 @@ SECTIONS: dict[str, tuple[Callable[[Run, Write], None], float]] = {
     "models": (models, 130),
     "steps": (steps, 190),
     "ours": (ours, 90),
-    "transformers": (transformers, 130),
+    "transformers": (transformers, 100),
 }
 """name: (what it does, seconds at most)"""
 TOGETHER = ("ops", "models")

@@ -25,8 +25,8 @@ Finding = dict[str, Any]
 BARS = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
 F8_BAR = 5e-2
 """where inputs are rounded to 3 bits of fraction"""
-INTEGERS = ("argmax", "top_k", "sample")
-"""what these choose must be equal"""
+EXACT = ("argmax", "top_k", "sample", "same")
+"""what these choose, or find, must be equal"""
 
 
 class Side:
@@ -138,11 +138,11 @@ def _by_size(s: Side, weight: Any, x: Any, zeros: Floats) -> Any:
     launch, made = s.ops._products._launch, []
     for fn, width in ((None, zeros.shape[1]), ("silu", zeros.shape[1] // 2)):
         bias = s.array(s.values(width, seed=2)) if fn is None else None
-        for most in (1, 16, 64):
-            for sizes in candidates_for(weight, most):
+        for group in ("one", "few", "some"):
+            for sizes in candidates_for(weight, group):
                 out = s.hidden(zeros[:, :width])
-                for row in range(len(zeros)) if most == 1 else (0,):
-                    some, count = _Rows(x.data[row:]), 1 if most == 1 else len(zeros)
+                for row in range(len(zeros)) if group == "one" else (0,):
+                    some, count = _Rows(x.data[row:]), 1 if group == "one" else len(zeros)
                     launch(sizes, weight, some, out[row:], s.ints(count), count, bias, fn)
                 made.append(s.read(out))
     return made[: len(made) // 2], made[len(made) // 2 :]
@@ -161,6 +161,27 @@ def gated(fmt: str, rows: int, n: int, k: int, gate: str) -> Case:
         x, out = s.activation(s.values(rows, k, seed=1)), s.activation(np.zeros((rows, n), np.float32))
         s.ops.gated_linear(weight, x, out, s.rows(rows), gate=gate)
         return [s.read(out)]
+
+    return run
+
+
+def same_products(fmt: str, n: int, k: int) -> Case:
+    """Deterministic mode: whether a row has the same bits among 700, 200, 40, 7 and alone."""
+
+    def run(s: Side) -> list[Any]:
+        counts = (700, 200, 40, 7, 1)
+        if not hasattr(s.ops, "_products"):
+            return [np.ones((len(counts), 2))]
+        weight = s.ops.pack_gated(s.matrix(fmt, n, k), s.matrix(fmt, n, k, 3))
+        x, made = s.activation(s.values(counts[0], k, seed=1)), []
+        for count in counts:
+            gated, plain = s.activation(np.zeros((count, n), np.float32)), s.hidden(np.zeros((count, 2 * n), np.float32))
+            s.ops.gated_linear(weight, x, gated, s.rows(count), gate="silu")
+            s.ops.linear(weight, x, plain, s.rows(count))
+            made.append([s.read(gated), s.read(plain)])
+        return [
+            np.array([[np.array_equal(a, b[: len(a)]) for a, b in zip(some, made[0], strict=True)] for some in made], float)
+        ]
 
     return run
 
@@ -264,6 +285,34 @@ def _attend(s: Side, h: Heads, qkv: Any, kv: Any, table: Any, requests: Any, win
     return s.read(out)
 
 
+def same_attention(h: Heads, length: int) -> Case:
+    """Deterministic mode: whether a prompt's last row has the same bits computed with the whole prompt, with eight before it, alone,
+    and decoded among 40 requests."""
+
+    def run(s: Side) -> list[Any]:
+        num, width = 40, (h.heads + 2 * h.kv_heads) * h.dim
+        if not hasattr(s.ops, "_products"):
+            return [np.ones(4)]
+        table = np.arange(num * length, dtype=np.int32).reshape(num, length)
+        kv = s.ops.kv_layers(1, num * length, h.kv_heads, h.dim)[0]
+        still = {
+            "cos": s.array(np.ones((length, h.dim // 2), np.float32)),
+            "sin": s.array(np.zeros((length, h.dim // 2), np.float32)),
+        }
+        rows = []
+        for i in range(num):
+            qkv = s.hidden(s.values(length, width, seed=i))
+            places = (s.array(np.arange(length, dtype=np.int32)), s.array(table[i]))
+            s.ops.rope_store(qkv, kv, *places, s.rows(length), num_heads=h.heads, q_scale=h.dim**-0.5, **still)
+            rows.append(s.read(qkv))
+        last = [_attend(s, h, s.hidden(rows[0][-new:]), kv, table, ((new, length),), 0, 0.0)[-1] for new in (length, 9, 1)]
+        together = s.hidden(np.stack([one[-1] for one in rows]))
+        last.append(_attend(s, h, together, kv, table, ((1, length),) * num, 0, 0.0)[0])
+        return [np.array([np.array_equal(one, last[0]) for one in last], float)]
+
+    return run
+
+
 def segments(heads: int, dim: int, lengths: tuple[int, ...]) -> Case:
     def run(s: Side) -> list[Any]:
         total = sum(lengths)
@@ -341,6 +390,10 @@ def _attention_cases(tiny: bool) -> Iterator[tuple[str, Case]]:
         name = f"{h.heads}/{h.kv_heads} heads of {h.dim}"
         yield f"rope_store, attention {name}", attention(h, mixed)
         yield f"attention, window and soft cap {name}", attention(h, mixed, window=13 if tiny else 512, cap=20.0)
+    if not tiny:
+        yield "same bits: attention 28/4 heads of 128", same_attention(shapes[0], 1500)
+        for fmt in ("plain", "q4_1", "q8_0"):
+            yield f"same bits: linear, gated_linear {fmt}", same_products(fmt, 4608, 3584)
     yield "segment_attention", segments(2, 16, (5, 1, 20)) if tiny else segments(16, 80, (300, 1, 1024, 64))
 
 
@@ -403,6 +456,7 @@ class Checker:
         name, case = self._cases[number]
         want = case(Side(ReferenceOps(), dtype))
         modes = (False, True) if any(word in name for word in ("linear", "attention")) and not self.tiny else (False,)
+        modes = (True,) if name.startswith("same bits") else modes
         for deterministic in modes:
             yield {**finding_of(task, name, deterministic), **self._result(want, name, case, dtype, deterministic)}
 
@@ -412,7 +466,7 @@ class Checker:
             error = error_of(want, case(Side(ops, dtype)))
         except Exception as problem:  # noqa: BLE001  one op that fails must not hide the others
             return {"ok": False, "problem": f"{type(problem).__name__}: {problem}"[:500]}
-        bar = 0.0 if name.split()[0] in INTEGERS else BARS[dtype]
+        bar = 0.0 if name.split()[0] in EXACT else BARS[dtype]
         if "f8" in name and "f8" in ops.formats:
             bar = F8_BAR
         return {"ok": error <= max(bar, 1e-9), "error": error, "bar": bar}

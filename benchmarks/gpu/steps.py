@@ -20,6 +20,7 @@ from benchmarks.gpu.serving import Driven
 from benchmarks.gpu.shapes import QWEN25_7B, tiny_of, write_model
 from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.forward_batch import ForwardBatch, SampleSpec
+from sglang.srt.model.kernels.cuda_linear import Products
 from sglang.srt.model.worker import LocalWorker, create_worker
 from sglang.srt.sampling_params import SamplingParams
 
@@ -73,7 +74,8 @@ class Bench:
     def use_fixed_order(self) -> None:
         """Deterministic mode from here on, on the same weights: they are packed alike in both modes, but for float8."""
         ops: Any = self.worker.ops
-        ops.deterministic = ops._products._deterministic = ops._attention._deterministic = True
+        ops.deterministic = ops._attention._deterministic = True
+        ops._products = Products(ops.device, ops.dtype, True, **ops._early)
         self.bind()
 
     @property

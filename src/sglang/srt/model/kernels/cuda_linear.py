@@ -4,7 +4,10 @@
     dense            what is fastest here           torch.mm; gate and up together up to SOME rows what is fastest here
     int4, int8       triton, from registers         dequantised into scratch memory, torch.mm
     f8               torch._scaled_mm               torch._scaled_mm, rows quantised as they come
-    deterministic    triton with one size of blocks for any number of rows
+    deterministic    triton: no library; not the kernel for one row, which adds up in another order
+
+Tensor cores add up 16 products after 16 in ascending order, so in 16 bits blocks of all sizes give the same bits (measured:
+`benchmarks/cuda.py`, "same bits"), and deterministic mode is free to choose among them too. In float32 it has one size.
 
 "What is fastest here", torch.mm or ours with one of several sizes of blocks, is measured when a shape of weights is first met outside
 a graph with one row, with few, with some; on the CPU (tests) it is torch.mm.
@@ -30,21 +33,23 @@ from sglang.srt.model.kernels.triton.linear import (
 
 Tensor = Any  # torch.Tensor
 
-FEW, SOME = 16, 64
+FEW, SOME, MANY = 16, 64, 512
 F8_MAX = 448.0
 Sizes = tuple[int, int, int, int, int]
 """rows, columns, k, stages and warps of a program"""
 _FIXED: Sizes = (64, 64, 64, 3, 4)
-"""deterministic mode"""
+"""deterministic mode in float32"""
+_MANY_SIZES: tuple[Sizes, ...] = ((128, 128, 64, 4, 8), (128, 256, 64, 3, 8))
+"""deterministic mode, up to MANY rows and above"""
 _FEW_SIZES: tuple[Sizes, ...] = ((16, 16, 256, 4, 4), (16, 32, 256, 3, 4), (16, 64, 128, 4, 4), (16, 16, 512, 3, 4))
 """few rows: narrow columns, so that all processors have some, and deep k, so that loads are long and many are under way"""
 _SOME_SIZES: tuple[Sizes, ...] = ((64, 32, 128, 5, 4), (64, 64, 128, 4, 4))
 _ONE_SIZES: tuple[Sizes, ...] = ((1, 4, 512, 1, 4), (1, 2, 512, 1, 2), (1, 1, 2048, 1, 4), (1, 2, 2048, 1, 8))
 """one row, which no tensor core is asked for"""
 _SHORT_K: tuple[Sizes, ...] = ((16, 16, 64, 4, 4),)
-_TRIALS = 20
-_COLD_BYTES = 128 << 20
-"""more than any cache holds"""
+_TRIALS = 11
+_COLD_BYTES = 512 << 20
+"""more than any cache holds, and so much that the host is done launching before the device has emptied it"""
 
 
 class Products:
@@ -56,6 +61,8 @@ class Products:
         self._deterministic = deterministic
         self._early = early
         self._on_gpu = device.type == "cuda"
+        self._free = not deterministic or (self._on_gpu and dtype != torch.float32)
+        """whether blocks may have any size"""
         self._scratch: dict[str, Tensor] = {}
         self._outgrown: list[Tensor] = []
         self._times: dict[tuple[int, int, str], dict[Sizes | None, float]] = {}
@@ -66,7 +73,7 @@ class Products:
         out = out[:n, : weight.out_features]
         if weight.form == "dense":
             if self._deterministic:
-                self._launch(_FIXED, weight, x, out, rows, n, bias, None)
+                self._launch(self._same_bits(weight, x, out, bias), weight, x, out, rows, n, bias, None)
             elif n <= FEW and (sizes := self._few(weight, x, out, bias)) is not None:
                 self._launch(sizes, weight, x, out, rows, n, bias, None)
             else:
@@ -180,7 +187,7 @@ class Products:
     ) -> None:
         columns, k = weight.out_features, weight.in_features
         k_block = next(size for size in (128, 64, 32) if k % size == 0)
-        m_block, n_block = (64, 64) if self._deterministic else (16, 32)
+        m_block, n_block = (16, 32) if n <= FEW and self._free else (64, 64)
         grid = (triton.cdiv(n, m_block), triton.cdiv(columns, n_block))
         minima = weight.minima if weight.minima is not None else weight.scales
         quantised_kernel[grid](
@@ -191,6 +198,17 @@ class Products:
         )  # fmt: skip
 
     # --- what is fastest ------------------------------------------------------------------------------------------------------
+    def _same_bits(self, weight: CudaWeight, x: CudaActivation, out: Tensor, bias: Tensor | None) -> Sizes:
+        """In deterministic mode."""
+        n = len(out)
+        if not self._free:
+            return _FIXED
+        if n > SOME:
+            return _MANY_SIZES[n > MANY]
+        sizes = self._fastest(weight, x, out, bias, None, None)
+        assert sizes is not None
+        return sizes
+
     def _few(self, weight: CudaWeight, x: CudaActivation, out: Tensor, bias: Tensor | None) -> Sizes | None:
         """For few rows of weights of this shape; None: the library."""
         if not self._on_gpu:
@@ -204,18 +222,21 @@ class Products:
         out: Tensor,
         bias: Tensor | None,
         fn: str | None,
-        library: Callable[[], None],
+        library: Callable[[], None] | None,
     ) -> Sizes | None:
-        """Measured when first asked, on all rows of `out`, whose contents are lost: the step's own number of rows may be 0 then."""
+        """Measured when first asked, on all rows of `out`, whose contents are lost: the step's own number of rows may be 0 then.
+        `library`: what else there is, in the default mode."""
         n = len(out)
-        group = "one" if n == 1 else "few" if n <= FEW else "some"
+        group = "one" if n == 1 and library is not None else "few" if n <= FEW else "some"
         key = weight.out_features, weight.in_features, f"{group}, {fn or out.dtype}"
-        candidates = candidates_for(weight, n)
+        candidates = candidates_for(weight, group)
         if key not in self._times:
             if torch.cuda.is_current_stream_capturing():
                 return candidates[0]
             rows = torch.full((1,), n, dtype=torch.int32, device=self._device)
-            times: dict[Sizes | None, float] = {None: _time(library, self._device)}
+            times: dict[Sizes | None, float] = {}
+            if library is not None:
+                times[None] = _time(library, self._device)
             for sizes in candidates:
                 times[sizes] = _time(partial(self._launch, sizes, weight, x, out, rows, n, bias, fn), self._device)
             self._times[key] = times
@@ -230,11 +251,11 @@ class Products:
         ]
 
 
-def candidates_for(weight: CudaWeight, n: int) -> tuple[Sizes, ...]:
-    """Sizes to choose among for n rows."""
+def candidates_for(weight: CudaWeight, group: str) -> tuple[Sizes, ...]:
+    """Sizes to choose among for "one" row, "few", "some"."""
     if weight.in_features < 1024:
         return _SHORT_K
-    return _ONE_SIZES if n == 1 else _FEW_SIZES if n <= FEW else _SOME_SIZES
+    return {"one": _ONE_SIZES, "few": _FEW_SIZES, "some": _SOME_SIZES}[group]
 
 
 def _wide_product(x: Tensor, w: Tensor, dtype: Any) -> Tensor:
@@ -247,7 +268,7 @@ def _wide_product(x: Tensor, w: Tensor, dtype: Any) -> Tensor:
 def _time(run: Callable[[], None], device: Any) -> float:
     """Milliseconds of one run on the device, the median of several, with weights that lie in no cache. What empties the caches
     also gives the host the time to launch."""
-    cold = torch.empty(_COLD_BYTES, dtype=torch.uint8, device=device)
+    cold = torch.empty(min(_COLD_BYTES, torch.cuda.mem_get_info(device)[0] // 4), dtype=torch.uint8, device=device)
     run()
     marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(_TRIALS)]
     for begin, end in marks:
