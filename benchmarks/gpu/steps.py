@@ -75,7 +75,7 @@ class Bench:
         """Deterministic mode from here on, on the same weights: they are packed alike in both modes, but for float8."""
         ops: Any = self.worker.ops
         ops.deterministic = ops._attention._deterministic = True
-        ops._products = Products(ops.device, ops.dtype, True, **ops._early)
+        ops._products = Products(ops.device, ops.dtype, True, ops._early)
         self.bind()
 
     @property

@@ -106,8 +106,8 @@ class CudaOps:
                 self._early["launch_pdl"] = True
         self.formats = ("out of order", *(f for f in cuda_weights.FORM if f != "f8" or self._float8))
         self.name = f"cuda {where} {dtype} {'fixed-order triton' if deterministic else 'cublas'}"
-        self._products = Products(self.device, self.dtype, deterministic, **self._early)
-        self._attention = PagedAttention(self.device, processors, deterministic, partial_bytes, **self._early)
+        self._products = Products(self.device, self.dtype, deterministic, self._early)
+        self._attention = PagedAttention(self.device, processors, deterministic, partial_bytes, self._early)
         self._logits = Logits(self.device)
         # by address, together with the array, so that no other array can come to lie there
         self._bounds: dict[int, tuple[Tensor, int]] = {}
@@ -254,13 +254,13 @@ class CudaOps:
     def gated_linear(self, weight: Weight, x: Activation, out: Activation, rows: Tensor, *, gate: Gate) -> None:
         n, half = self._most(rows, x.data, out.data), weight.out_features // 2
 
-        def in_two() -> None:
-            both = self._products.scratch("gate_up", len(x.data), 2 * half)
+        def in_two(rows: Tensor) -> None:
+            both = self._products.scratch("gate_up", len(x.data), 2 * half)[:n]
             self._products.linear(weight, x, both, rows, n, None)
             self.gate(both[:, :half], both[:, half:], out, rows, gate_fn=gate)
 
         if n and not self._products.gated(weight, x, out.data[:n], rows, gate, in_two):
-            in_two()
+            in_two(rows)
 
     def gate(self, gate: Tensor, up: Tensor, out: Activation, rows: Tensor, *, gate_fn: Gate) -> None:
         n, width = self._most(rows, gate, out.data), out.width

@@ -23,13 +23,18 @@ MIN_TILE = 16
 
 class PagedAttention:
     """One for all layers: they run one after the other. `num_processors`: what a launch should keep busy. `early`: the option
-    of launching early, where the device can (common.wait_for_inputs)."""
+    of launching kernels early (common.wait_for_inputs)."""
 
     def __init__(
-        self, device: Any, num_processors: int, deterministic: bool, partial_bytes: int = PARTIAL_BYTES, **early: bool
+        self,
+        device: Any,
+        num_processors: int,
+        deterministic: bool,
+        partial_bytes: int = PARTIAL_BYTES,
+        early: dict[str, bool] | None = None,
     ) -> None:
         self._device = device
-        self._early = early
+        self._early = early or {}
         self._processors = num_processors
         self.busy = max(1, num_processors // 2)
         """with so many spans to compute, requests are not cut into chunks"""

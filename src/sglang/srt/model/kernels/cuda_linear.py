@@ -4,10 +4,11 @@
     dense            what is fastest here           torch.mm; gate and up together up to SOME rows what is fastest here
     int4, int8       triton, from registers         dequantised into scratch memory, torch.mm
     f8               torch._scaled_mm               torch._scaled_mm, rows quantised as they come
-    deterministic    triton: no library; not the kernel for one row, which adds up in another order
+    deterministic    dense: triton, blocks by the number of rows, not the kernel for one row, which adds up in another order
+                     int4, int8, and all in float32: triton with one size of blocks
 
-Tensor cores add up 16 products after 16 in ascending order, so in 16 bits blocks of all sizes give the same bits (measured:
-`benchmarks/cuda.py`, "same bits"), and deterministic mode is free to choose among them too. In float32 it has one size.
+Tensor cores add up 16 products after 16 in ascending order, so dense products in 16 bits have the same bits with blocks of every
+size (`benchmarks/cuda.py` checks it: "same bits"), and deterministic mode is free to choose among them too.
 
 "What is fastest here", torch.mm or ours with one of several sizes of blocks, is measured when a shape of weights is first met outside
 a graph with one row, with few, with some; on the CPU (tests) it is torch.mm.
@@ -53,13 +54,13 @@ _COLD_BYTES = 512 << 20
 
 
 class Products:
-    """Owner of the scratch memory and of what was measured. `dtype`: the model's type. `early`: the option of launching early, where
-    the device can (common.wait_for_inputs)."""
+    """Owner of the scratch memory and of what was measured. `dtype`: the model's type. `early`: the option of launching kernels
+    early (common.wait_for_inputs)."""
 
-    def __init__(self, device: Any, dtype: Any, deterministic: bool, **early: bool) -> None:
+    def __init__(self, device: Any, dtype: Any, deterministic: bool, early: dict[str, bool] | None = None) -> None:
         self._device, self._dtype = device, dtype
         self._deterministic = deterministic
-        self._early = early
+        self._early = early or {}
         self._on_gpu = device.type == "cuda"
         self._free = not deterministic or (self._on_gpu and dtype != torch.float32)
         """whether blocks may have any size"""
@@ -86,10 +87,10 @@ class Products:
             self._library(x.data[:n], self.dequantised(weight), out, bias)
 
     def gated(
-        self, weight: CudaWeight, x: CudaActivation, out: Tensor, rows: Tensor, fn: str, in_two: Callable[[], None]
+        self, weight: CudaWeight, x: CudaActivation, out: Tensor, rows: Tensor, fn: str, in_two: Callable[[Tensor], None]
     ) -> bool:
-        """Gate, up and their product in one launch, where that pays: few rows of dense weights. False: not done, and `in_two`, which
-        does one after the other, is to be called."""
+        """Gate, up and their product in one launch, where that pays: few rows of dense weights. False: not done, and `in_two(rows)`,
+        which does one after the other, is to be called."""
         n = len(out)
         if weight.form != "dense" or self._deterministic or n > SOME or not self._on_gpu:
             return False
@@ -187,7 +188,7 @@ class Products:
     ) -> None:
         columns, k = weight.out_features, weight.in_features
         k_block = next(size for size in (128, 64, 32) if k % size == 0)
-        m_block, n_block = (16, 32) if n <= FEW and self._free else (64, 64)
+        m_block, n_block = (64, 64) if self._deterministic else (16, 32)
         grid = (triton.cdiv(n, m_block), triton.cdiv(columns, n_block))
         minima = weight.minima if weight.minima is not None else weight.scales
         quantised_kernel[grid](
@@ -213,7 +214,7 @@ class Products:
         """For few rows of weights of this shape; None: the library."""
         if not self._on_gpu:
             return None
-        return self._fastest(weight, x, out, bias, None, lambda: self._library(x.data[: len(out)], weight.data, out, bias))
+        return self._fastest(weight, x, out, bias, None, lambda _: self._library(x.data[: len(out)], weight.data, out, bias))
 
     def _fastest(
         self,
@@ -222,10 +223,10 @@ class Products:
         out: Tensor,
         bias: Tensor | None,
         fn: str | None,
-        library: Callable[[], None] | None,
+        library: Callable[[Tensor], None] | None,
     ) -> Sizes | None:
         """Measured when first asked, on all rows of `out`, whose contents are lost: the step's own number of rows may be 0 then.
-        `library`: what else there is, in the default mode."""
+        `library`: what else there is, in the default mode, for a number of rows."""
         n = len(out)
         group = "one" if n == 1 and library is not None else "few" if n <= FEW else "some"
         key = weight.out_features, weight.in_features, f"{group}, {fn or out.dtype}"
@@ -236,7 +237,7 @@ class Products:
             rows = torch.full((1,), n, dtype=torch.int32, device=self._device)
             times: dict[Sizes | None, float] = {}
             if library is not None:
-                times[None] = _time(library, self._device)
+                times[None] = _time(partial(library, rows), self._device)
             for sizes in candidates:
                 times[sizes] = _time(partial(self._launch, sizes, weight, x, out, rows, n, bias, fn), self._device)
             self._times[key] = times
