@@ -110,8 +110,8 @@ class _Call:
         self.qkv, self.kv, self.out, self.meta = qkv, kv, out, meta
         self.group, self.window, self.soft_cap = group, window, soft_cap
         block_d = power_of_two(kv.head_dim, 16)
-        # larger heads take shorter chunks: a chunk of K and one of V lie in shared memory
-        chunk = 128 if block_d <= 128 else 64
+        # larger heads take shorter chunks: a chunk of K and one of V lie in shared memory; float8 is widened in registers
+        chunk = 128 if block_d <= 128 and kv.k.element_size() > 1 else 64
         self.wide_rows = 128 if block_d <= 128 else 64
         if qkv.element_size() == 4:  # float32 products are no tensor cores': operands must fit registers
             chunk, self.wide_rows = 32, 16
