@@ -90,6 +90,11 @@ struct LinearArgs {
   const int* rows;
   int max_rows;
 };
+struct BlocksArgs {                    // linear_blocks
+  LinearArgs linear;
+  const int *whole, *num_blocks, *blocks;
+  int max_blocks;
+};
 struct GatedLinearArgs {
   WeightView w;                        // of pack_gated
   ActView x, out;
@@ -268,7 +273,7 @@ struct ReadArgs {                      // memory bandwidth, for benchmarks
 
 struct Kernels {
   const char* name;
-  OpFn take_drawn, embedding, rms_norm, linear, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap;
+  OpFn take_drawn, embedding, rms_norm, linear, linear_blocks, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap;
   OpFn overlay, gather_rows, blend_rows, select_rope, layer_norm, activate, rotate, segment_attention;
   OpFn adjust, mask, argmax, log_sum_exp, top_k, sample;
   OpFn pack, read;

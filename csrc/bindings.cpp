@@ -166,6 +166,17 @@ static void linear(Runtime& rt, Obj weight, Obj x, Obj out, Obj rows, Obj bias) 
   rt.run(make_op("linear", rt.kernels().linear, LinearArgs{w, act.view, o.p, o.ld, b, c.rows(rows), smaller(o.rows, act.max_rows)}), c.keep);
 }
 
+static void linear_blocks(Runtime& rt, Obj weight, Obj x, Obj out, Obj rows, Obj whole, Obj num_blocks, Obj blocks) {
+  Call c("linear_blocks");
+  const WeightView& w = c.weight(weight, "weight");
+  const Activation& act = c.reads(x, w);
+  auto o = c.out_mat<float>(out, "out", w.n);
+  const LinearArgs linear{w, act.view, o.p, o.ld, nullptr, c.rows(rows), smaller(o.rows, act.max_rows)};
+  const int* listed = c.vec<int>(blocks, "blocks", size_t(w.panels));
+  rt.run(make_op("linear_blocks", rt.kernels().linear_blocks,
+                 BlocksArgs{linear, c.vec<int>(whole, "whole", 1), c.vec<int>(num_blocks, "num_blocks", 1), listed, w.panels}), c.keep);
+}
+
 static void gated_linear(Runtime& rt, Obj weight, Obj x, Obj out, Obj rows, const std::string& gate) {
   Call c("gated_linear");
   const WeightView& w = c.weight(weight, "weight", true);
@@ -519,6 +530,7 @@ NB_MODULE(_cpu, m) {
       .def("take_drawn", &take_drawn)
       .def("embedding", &embedding)
       .def("rms_norm", &rms_norm, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none())
+      .def("linear_blocks", &linear_blocks)
       .def("linear", &linear, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
       .def("gated_linear", &gated_linear)
       .def("gate", &gate)

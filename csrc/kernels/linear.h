@@ -60,17 +60,34 @@ static ALWAYS int block_rows(int m) {
   return (rows + kTileRows - 1) / kTileRows * kTileRows;
 }
 
-static void linear(const void* args, const Ctx& c) {
-  const auto& a = *static_cast<const LinearArgs*>(args);
-  const int m = count(a.rows, a.max_rows), nb = a.w.panels;
-  if (m <= 0) return;
-  const int rows = block_rows(m), blocks = (m + rows - 1) / rows;
-  for (Runs run(nb * blocks, m <= 6 ? 3 : 1, c); run.next();)
+// All columns of rows 0 .. m - 1, and of the rows after them the panels that are listed.
+static ALWAYS void linear_rows(const LinearArgs& a, int m, int end_row, const int* listed, int num_listed, const Ctx& c) {
+  const int nb = a.w.panels, rows = m > 0 ? block_rows(m) : 1, whole = nb * ((m + rows - 1) / rows);
+  for (Runs run(whole + num_listed, m <= 6 ? 3 : 1, c); run.next();)
     for (int p = run.begin, end; p < run.end; p = end) {
+      if (p >= whole) {
+        const int b = listed[p - whole];
+        end = p + 1;
+        if (b < 0 || b >= nb) continue;
+        for (int r = m; r < end_row; r += kRowBlock) linear_unit(a, b, b + 1, r, imin(r + kRowBlock, end_row), c.scratch);
+        continue;
+      }
       const int r0 = p / nb * rows, first = p / nb * nb;
-      end = imin(run.end, first + nb);
+      end = imin(imin(run.end, whole), first + nb);
       linear_unit(a, p - first, end - first, r0, imin(r0 + rows, m), c.scratch);
     }
+}
+static void linear(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const LinearArgs*>(args);
+  const int m = count(a.rows, a.max_rows);
+  if (m > 0) linear_rows(a, m, m, nullptr, 0, c);
+}
+static void linear_blocks(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const BlocksArgs*>(args);
+  const int m = count(a.linear.rows, a.linear.max_rows);
+  if (m <= 0) return;
+  const int whole = count(a.whole, m);
+  linear_rows(a.linear, whole, m, a.blocks, whole < m ? count(a.num_blocks, a.max_blocks) : 0, c);
 }
 
 // Gate and up panels alternate by twos: g0 g1 u0 u1 g2 g3 u2 u3 ... A unit makes 32 hidden values of a block of rows, a whole

@@ -247,3 +247,23 @@ def test_row_counts_are_bounded(ops: Any) -> None:
     ops.linear(weight, x, out, ints(-3))
     ops.linear(weight, x, out, ints(0))
     assert (out == 5).all()
+
+
+@pytest.mark.parametrize("fmt", KIND_FORMATS)
+@pytest.mark.parametrize(("rows", "whole"), [(1, 0), (7, 7), (31, 5), (31, 12), (230, 20)])
+def test_some_blocks_of_columns(ops: Any, fmt: str, rows: int, whole: int) -> None:
+    """The same bits where something is wanted, and nothing is written elsewhere."""
+    rng = np.random.default_rng(rows + whole)
+    weight = ops.pack([tensor(rng, fmt, 201, 96)])
+    x = rng.standard_normal((rows, 96), np.float32)
+    want = multiply(ops, weight, x)
+    activation = ops.activation(rows, [weight])
+    ops.store(x, activation, ints(rows))
+    blocks = np.zeros(13, np.int32)
+    blocks[:3] = 0, 7, 12  # the last has columns that do not exist
+    out = np.full((rows, 201), 5, np.float32)
+    ops.linear_blocks(weight, activation, out, ints(rows), ints(whole), ints(3), blocks)
+    same_bits(out[:whole], want[:whole])
+    columns = [*range(16), *range(112, 128), *range(192, 201)]
+    same_bits(np.ascontiguousarray(out[whole:, columns]), np.ascontiguousarray(want[whole:, columns]))
+    assert (np.delete(out[whole:], columns, axis=1) == 5).all()

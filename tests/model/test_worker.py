@@ -14,12 +14,16 @@ import pytest
 from sglang.srt.checkpoint.resolve import resolve_model
 from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import CapacityError, ConfigError, ModelError
+from sglang.srt.forward_batch import VocabMasks
 from sglang.srt.model.device import create_ops
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kernels.reference import ReferenceOps
 from sglang.srt.model.quant.formats import HostTensor, quantise_q4_1, quantise_q8_0
+from sglang.srt.model.runner import ModelRunner
+from sglang.srt.model.sampling import reach
 from sglang.srt.model.weights.loader import load_checkpoint
 from sglang.srt.model.worker import create_worker, worker_from
+from sglang.srt.sampling_params import SamplingParams
 from tests.model.tiny import Driver, open_worker, save_model
 
 torch = pytest.importorskip("torch")
@@ -221,3 +225,45 @@ def test_a_step_without_samples(folder: Path, ops: Ops) -> None:
     driver = Driver(open_worker(folder, ops))
     out = driver.step([(driver.add(PROMPT), 5)])
     assert len(out.next_ids) == 0 and out.logprobs == []
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("decodes", [False, True])
+def test_logits_that_masks_forbid_are_not_needed(
+    folder: Path, ops: Ops, monkeypatch: pytest.MonkeyPatch, decodes: bool, late: bool
+) -> None:
+    """Whatever stands in their place: the same tokens, and the same rows are bad."""
+    monkeypatch.setattr(reach, "NARROW_SHARE", 4)
+    bits = np.zeros((3, 7), np.uint32)
+    bits[0, 1], bits[1], bits[2, 5] = 1 << 3, 0xFFFFFFFF, 0b11  # sample 0: one token; 2: all of them; 3: two
+    answers = []
+    for masked in (False, True):
+        driver = Driver(open_worker(folder, ops))
+        params = SamplingParams(temperature=1.0)
+        seqs = [driver.add(PROMPT[: 9 + i], params, seed=i) for i in range(5)]
+        bare = driver.add(PROMPT[:12], params)  # and of this one nothing is allowed
+        parts = [(seq, len(seq.ids)) for seq in [*seqs, bare]]
+        if decodes:
+            driver.step(parts)
+            parts = [(seq, 1) for seq in [*seqs, bare]]
+        masks = VocabMasks(np.array([0, 2, 3, 5], np.int32), np.concatenate([bits, np.zeros((1, 7), np.uint32)]))
+        batch = driver.batch(parts)
+        batch.masked = masked
+        runner = driver.worker._runner
+        assert runner is not None and runner.has_reach
+        runner._step.logits[:] = np.nan
+        wholes: list[int | None] = []
+
+        def head(rows: Any, whole: int | None = None, blocks: Any = None) -> Any:
+            wholes.append(whole)  # noqa: B023
+            return ModelRunner.head(runner, rows, whole, blocks)  # noqa: B023
+
+        monkeypatch.setattr(runner, "head", head)
+        driver.worker.forward(batch)
+        if late:
+            driver.worker.finish()
+        out = driver.worker.sample(batch, masks)
+        assert out.next_ids[0] == 35 and out.next_ids[3] in (160, 161) and out.nan_rows == [5]
+        answers.append(out.next_ids[:5].tolist())
+        assert wholes == [None if late or not masked else 5 if decodes else 3], "rows of which all logits are computed"
+    assert answers[0] == answers[1]

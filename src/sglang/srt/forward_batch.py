@@ -122,6 +122,8 @@ class ForwardBatch:
     previous: Int32Array | None = None
     """[num_tokens] with `ModelInfo.runs_ahead`: a row whose id is not known to the host takes what was drawn for this sample of
     the step before; -1: `input_ids` has it"""
+    masked: bool = False
+    """whether masks will come: logits that they forbid need not be computed"""
 
     @property
     def num_tokens(self) -> int:

@@ -19,6 +19,7 @@ RECORDED = (
     "embedding",
     "rms_norm",
     "linear",
+    "linear_blocks",
     "gated_linear",
     "gate",
     "store",
@@ -85,12 +86,13 @@ class OpTape:
     def _record_calls(self, ops: Any) -> Iterator[None]:
         """For the length of the block the instance's ops are shadowed by functions that take notes."""
         calls: list[tuple[str, Callable[[], None]]] = []
-        for name in RECORDED:
+        names = [name for name in RECORDED if hasattr(ops, name)]
+        for name in names:
             setattr(ops, name, _note(calls, name, getattr(ops, name)))
         try:
             yield
         finally:
-            for name in RECORDED:
+            for name in names:
                 delattr(ops, name)
         spent = [0] * len(calls)
 

@@ -82,14 +82,20 @@ class ModelRunner:
         self._graphs.replay(batch.num_reqs)
         self._num_ready = batch.num_reqs
 
-    def head(self, rows: Int32Array) -> Array:
-        """Logits of these rows of the step, [len(rows), vocab_size]: a view, valid until the next call."""
+    @property
+    def has_reach(self) -> bool:
+        """Whether `head` may be asked for a part of the logits."""
+        return self._step.head_reach is not None and self._shard is None
+
+    def head(self, rows: Int32Array, whole: int | None = None, blocks: Int32Array | None = None) -> Array:
+        """Logits of these rows of the step, [len(rows), vocab_size]: a view, valid until the next call. With `blocks`, all of the
+        first `whole` rows and of the others those blocks of columns; what stands elsewhere means nothing."""
         n, step = len(rows), self._step
         assert n <= self.limits.max_logit_rows
         if self._num_ready:
             assert n == self._num_ready, "all rows of a decode step are sampled"
         elif n:
-            self._load_head(rows)
+            self._load_head(rows, whole, blocks)
             self._run_head()
         if self._shard is None:
             return step.logits[:n]
@@ -97,12 +103,17 @@ class ModelRunner:
             self._shard.ranks.gather_columns(step.logits[:n, : self._shard.ids_each], self._logits[:n])
         return self._logits[:n]
 
-    def _load_head(self, rows: Int32Array) -> None:
+    def _load_head(self, rows: Int32Array, whole: int | None = None, blocks: Int32Array | None = None) -> None:
         n, step = len(rows), self._step
         step.head_inputs.begin()
         host = step.head_inputs.host
         host["row_idx"][:n] = rows
         host["rows"][0] = n
+        if step.head_reach is not None:
+            host["whole"][0] = n if whole is None else whole
+            host["num_blocks"][0] = 0 if blocks is None else len(blocks)
+            if blocks is not None:
+                host["blocks"][: len(blocks)] = blocks
         step.head_inputs.send()
         self._ops.bound(step.head_rows, n)
 

@@ -23,7 +23,7 @@ import numpy as np
 from sglang.srt.checkpoint.resolve import resolve_model
 from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import CapacityError
-from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, LogprobResult, ModelInfo, VocabMasks
+from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, LogprobResult, ModelInfo, SampleSpec, VocabMasks
 from sglang.srt.media_item import EncodeJob, MediaItem
 from sglang.srt.model.capacity import (
     MIN_LOGIT_ROWS,
@@ -50,7 +50,8 @@ from sglang.srt.model.models.vision.registry import create_encoder
 from sglang.srt.model.picture_limits import fit_pictures, whole_len
 from sglang.srt.model.runner import ModelRunner
 from sglang.srt.model.sampling.logprobs import prompt_logprobs
-from sglang.srt.model.sampling.sampler import Sampler
+from sglang.srt.model.sampling.reach import reach_of, reorder
+from sglang.srt.model.sampling.sampler import Sampled, Sampler
 from sglang.srt.model.weights.loader import load_checkpoint, read_config
 
 
@@ -80,6 +81,7 @@ class LocalWorker:
         self._runner: ModelRunner | None = None
         self._logits = np.empty((0, info.vocab_size), np.float32)
         self._prompt_logprobs: list[LogprobResult] = []
+        self._unheaded: ForwardBatch | None = None  # whose logits are left until its masks are known
         self._encodings = EncodeQueue(encoder, encoder_cache_bytes) if encoder is not None else None
 
     def bind(self, req_to_token: Int32Array) -> None:
@@ -95,22 +97,42 @@ class LocalWorker:
         runner.body(batch)
         # Prompt rows first: the rows to sample from must stay in the buffer until `sample`.
         self._prompt_logprobs = prompt_logprobs(self.ops, batch.prompt_logprobs, runner.head, self._limits.max_logit_rows)
-        self._logits = runner.head(batch.sample_rows)
+        self._unheaded = batch if batch.masked and runner.has_reach and not any(s.want_logprob for s in batch.samples) else None
+        if self._unheaded is None:
+            self._logits = runner.head(batch.sample_rows)
 
     def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:
-        chosen = self._sampler.sample(self._logits, batch.samples, masks)
-        return ForwardOutput(chosen.next_ids, chosen.logprobs, self._prompt_logprobs, chosen.bad_rows)
+        samples, masks, order = self._complete(batch, masks)
+        return _output(self._sampler.sample(self._logits, samples, masks), order, self._prompt_logprobs)
 
     def begin_sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> Callable[[], ForwardOutput]:
-        wait, scores = self._sampler.begin(self._logits, batch.samples, masks), self._prompt_logprobs
+        samples, masks, order = self._complete(batch, masks)
+        wait, scores = self._sampler.begin(self._logits, samples, masks), self._prompt_logprobs
+        return lambda: _output(wait(), order, scores)
 
-        def finish() -> ForwardOutput:
-            chosen = wait()
-            return ForwardOutput(chosen.next_ids, chosen.logprobs, scores, chosen.bad_rows)
-
-        return finish
+    def _complete(
+        self, batch: ForwardBatch, masks: VocabMasks | None
+    ) -> tuple[list[SampleSpec], VocabMasks | None, Int32Array | None]:
+        """Computes the logits, if that was left until the masks are known. Returns samples and masks in the order of the logits,
+        and the order, if it is another than the batch's."""
+        if self._unheaded is not batch:
+            return batch.samples, masks, None
+        assert self._runner is not None
+        self._unheaded = None
+        # The step after one in which everybody decodes may take its ids by their place among the samples (`previous`).
+        all_decode = batch.num_tokens == batch.num_reqs
+        reach = reach_of(masks, len(batch.samples), self.info.vocab_size, keep_order=all_decode)
+        if masks is None or reach is None:
+            self._logits = self._runner.head(batch.sample_rows)
+            return batch.samples, masks, None
+        self._logits = self._runner.head(batch.sample_rows[reach.order], reach.whole, reach.blocks)
+        if all_decode:
+            return batch.samples, masks, None
+        return [batch.samples[i] for i in reach.order.tolist()], reorder(masks, reach.order), reach.order
 
     def finish(self) -> None:
+        if self._unheaded is not None:  # the masks are late
+            self._complete(self._unheaded, None)
         self.ops.finish()
 
     def check_item(self, item: MediaItem) -> None:
@@ -130,6 +152,15 @@ class LocalWorker:
 
     def close(self) -> None:
         """Nothing runs elsewhere."""
+
+
+def _output(chosen: Sampled, order: Int32Array | None, scores: list[LogprobResult]) -> ForwardOutput:
+    """`order`: which of the batch's samples each of the chosen is, if not simply the next."""
+    if order is None:
+        return ForwardOutput(chosen.next_ids, chosen.logprobs, scores, chosen.bad_rows)
+    ids = np.empty_like(chosen.next_ids)
+    ids[order] = chosen.next_ids
+    return ForwardOutput(ids, chosen.logprobs, scores, [int(order[i]) for i in chosen.bad_rows])
 
 
 def create_worker(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions) -> LocalWorker:

@@ -75,6 +75,7 @@ def build_batch(decodes: list[Req], extends: list[Extend], table: Int32Array, se
     """One step. Slots for all its tokens are in `table`, the [row, position] -> slot table. `sees`: the model sees more than
     text."""
     batch = _build(decodes, extends, table)
+    batch.forward.masked = any(req.grammar is not None and not req.in_thought for req in batch.sampled)
     if sees:
         _add_media(batch)
     return batch

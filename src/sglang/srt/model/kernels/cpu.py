@@ -208,6 +208,11 @@ class CpuOps(HostArrays):
     def linear(self, weight: Weight, x: Activation, out: Array, rows: Array, *, bias: Array | None = None) -> None:
         self.runtime.linear(weight, x, out, rows, bias)
 
+    def linear_blocks(
+        self, weight: Weight, x: Activation, out: Array, rows: Array, whole: Array, num_blocks: Array, blocks: Array
+    ) -> None:
+        self.runtime.linear_blocks(weight, x, out, rows, whole, num_blocks, blocks)
+
     def gated_linear(self, weight: Weight, x: Activation, out: Activation, rows: Array, *, gate: Gate) -> None:
         self.runtime.gated_linear(weight, x, out, rows, gate)
 

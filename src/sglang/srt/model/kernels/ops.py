@@ -221,6 +221,13 @@ class Ops(Protocol):
         """out[i] = weight @ x[i] (+ bias). out: [max_rows, >= out_features], possibly a column range of a wider buffer."""
         ...
 
+    def linear_blocks(
+        self, weight: Weight, x: Activation, out: Array, rows: Array, whole: Array, num_blocks: Array, blocks: Array
+    ) -> None:
+        """`linear` for rows of which not all is wanted: the first whole[0] get all columns, the others only 16 b .. 16 b + 15
+        for b in blocks[: num_blocks[0]], bitwise the same there. blocks: [>= ceil(out_features / 16)]. Not of every op set."""
+        ...
+
     def gated_linear(self, weight: Weight, x: Activation, out: Activation, rows: Array, *, gate: Gate) -> None:
         """out[i] = f(gate @ x[i]) * (up @ x[i]) for a weight of `pack_gated`; bitwise equal to `linear` followed by `gate`."""
         ...

@@ -119,6 +119,16 @@ class ReferenceOps(HostArrays):
         result = _matmul(weight, x.data[:n])
         out[:n, : weight.out_features] = result if bias is None else result + bias
 
+    def linear_blocks(
+        self, weight: Weight, x: Activation, out: Float, rows: Int, whole: Int, num_blocks: Int, blocks: Int
+    ) -> None:
+        n, first = int(rows[0]), min(int(whole[0]), int(rows[0]))
+        result = _matmul(weight, x.data[:n])
+        out[:first, : weight.out_features] = result[:first]
+        for b in blocks[: int(num_blocks[0])].tolist():
+            columns = slice(16 * b, min(16 * b + 16, weight.out_features))
+            out[first:n, columns] = result[first:, columns]
+
     def gated_linear(self, weight: Weight, x: Activation, out: Activation, rows: Int, *, gate: Gate) -> None:
         n = int(rows[0])
         both = _matmul(weight, x.data[:n])

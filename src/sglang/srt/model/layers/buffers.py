@@ -72,6 +72,7 @@ class StepBuffers:
     head_inputs: Inputs
     head_rows: Array  # [1]
     head_row_idx: Array  # [max_logit_rows]
+    head_reach: tuple[Array, Array, Array] | None  # whole [1], num_blocks [1], blocks; where the op set has `linear_blocks`
     head_in: Activation
     logits: Array  # [max_logit_rows, vocab_size]
     media: MediaBuffers | None = None
@@ -103,7 +104,9 @@ def create_buffers(
     inputs = ops.inputs(
         {"rows": 1, **dict.fromkeys(ROW_INPUTS, n), "num_reqs": 1, **dict.fromkeys(REQ_INPUTS, limits.max_reqs)}
     )
-    head_inputs = ops.inputs({"rows": 1, "row_idx": limits.max_logit_rows})
+    blocks = -(-(config.vocab_size + config.num_extra_ids) // 16) if hasattr(ops, "linear_blocks") else 0
+    reach = {"whole": 1, "num_blocks": 1, "blocks": blocks} if blocks else {}
+    head_inputs = ops.inputs({"rows": 1, "row_idx": limits.max_logit_rows, **reach})
     media = _media_buffers(ops, config, n) if config.vision is not None else None
     row_ends = media.inputs.arrays.get("row_ends") if media is not None else None
     at, delta = inputs.arrays, hidden_rows(hidden)
@@ -127,6 +130,7 @@ def create_buffers(
         head_inputs=head_inputs,
         head_rows=head_inputs.arrays["rows"],
         head_row_idx=head_inputs.arrays["row_idx"],
+        head_reach=tuple(head_inputs.arrays[name] for name in reach) if reach else None,
         head_in=activation(readers.head_in, limits.max_logit_rows),
         logits=ops.empty((limits.max_logit_rows, config.vocab_size)),
         media=media,

@@ -44,6 +44,9 @@ class Head:
 
     def __call__(self, step: StepBuffers) -> None:
         self.norm(step.x, step.head_in, step.head_rows, row_idx=step.head_row_idx)
-        self.ops.linear(self.weight, step.head_in, step.logits, step.head_rows)
+        if step.head_reach is None:
+            self.ops.linear(self.weight, step.head_in, step.logits, step.head_rows)
+        else:
+            self.ops.linear_blocks(self.weight, step.head_in, step.logits, step.head_rows, *step.head_reach)
         if self.soft_cap:
             self.ops.soft_cap(step.logits, step.head_rows, cap=self.soft_cap)

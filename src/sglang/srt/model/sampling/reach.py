@@ -1,0 +1,57 @@
+"""Which logits a step needs where grammars leave little to draw from.
+
+After `"age":` a few dozen tokens of the vocabulary may come, so the head need not be multiplied with the others: it is computed in
+blocks of BLOCK columns, and a row whose mask touches few of them gets those of all such rows. What is not computed is masked.
+
+    samples    0 wide   1 narrow   2 wide   3 narrow           masks, or none
+    rows       0, 2 whole | 1, 3 in the blocks that 1 or 3 may draw from
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sglang.srt.forward_batch import Int32Array, VocabMasks
+
+BLOCK = 16
+"""columns of the head that are computed together"""
+NARROW_SHARE = 16
+"""A row is narrow if its mask touches at most one block in so many."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Row i of the logits is that of sample `order[i]`. The first `whole` rows are computed in all columns, those after them in
+    `blocks`."""
+
+    order: Int32Array
+    whole: int
+    blocks: Int32Array
+
+
+def reach_of(masks: VocabMasks | None, num_samples: int, vocab_size: int, keep_order: bool) -> Reach | None:
+    """None where all of all rows is needed. With `keep_order` rows are in the order of the samples."""
+    if masks is None or not len(masks.rows):
+        return None
+    touched = masks.bits.view("<u2")[:, : -(-vocab_size // BLOCK)] != 0
+    is_narrow = np.count_nonzero(touched, axis=1) * NARROW_SHARE <= touched.shape[1]
+    wide = np.ones(num_samples, np.bool_)
+    wide[masks.rows[is_narrow]] = False
+    order = np.arange(num_samples, dtype=np.int32)
+    if keep_order:
+        whole = int(np.flatnonzero(wide).max(initial=-1)) + 1
+    else:
+        whole = int(np.count_nonzero(wide))
+        order = np.concatenate([order[wide], order[~wide]])
+    if whole == num_samples:
+        return None
+    return Reach(order, whole, np.flatnonzero(touched[is_narrow].any(axis=0)).astype(np.int32))
+
+
+def reorder(masks: VocabMasks, order: Int32Array) -> VocabMasks:
+    """The same masks where sample `order[i]` is row i."""
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order), dtype=np.int32)
+    return VocabMasks(place[masks.rows], masks.bits)
