@@ -72,6 +72,17 @@ def test_what_is_known_takes_fewer_steps(patient: None) -> None:
     assert steps[3] <= steps[0] - 3, steps
 
 
+def test_a_prompt_is_computed_with_guesses(patient: None) -> None:
+    harness = Harness(grammar=GrammarOptions())
+    run_often(harness)
+    harness.worker.batches.clear()
+    (answer,) = run_with_compiling(harness, [make_req("new", [7, 8, 9], 200, regex=LOOSE)])
+    first = harness.worker.batches[0]
+    assert len(first.samples) > 1 and first.num_tokens > 3
+    assert shape(answer) == shape(answers(STEPPING, [make_req("alone", [7, 8, 9], 200, regex=LOOSE)])[0])
+    assert harness.scheduler.check_integrity() == []
+
+
 def test_tenants_and_requests_that_want_scores_learn_nothing_from_others(patient: None) -> None:
     harness = Harness(grammar=GrammarOptions())
     _, steps = run_often(harness)

@@ -71,15 +71,17 @@ def repeats(req: Req, num_running: int) -> bool:
     return num_running <= FEW_LOOKUPS and req.lookup is not None and req.lookup.is_trusted
 
 
-def drafts_anything(running: list[Req]) -> bool:
+def drafts_anything(running: list[Req], prompts: list[Extend]) -> bool:
     """Whether any of them may be given guesses."""
-    return any(req.habits is not None or repeats(req, len(running)) for req in running)
+    if any(req.habits is not None or repeats(req, len(running)) for req in running):
+        return True
+    return any(extend.req.habits is not None for extend in prompts)
 
 
-def add_drafts(decodes: list[Req], jumps: list[Extend], room: Room, memory: KvMemory) -> tuple[list[Req], list[Extend]]:
+def add_drafts(decodes: list[Req], extends: list[Extend], room: Room, memory: KvMemory) -> tuple[list[Req], list[Extend]]:
     """The same requests, with drafts where there is something to guess and room for it. A request that decodes and gets one
     takes part with an Extend."""
-    if len(decodes) + len(jumps) <= FEW:
+    if len(decodes) + len(extends) <= FEW:
         room.trust = FEW_TRUST
     plain: list[Req] = []
     longer: list[Extend] = []
@@ -90,9 +92,9 @@ def add_drafts(decodes: list[Req], jumps: list[Extend], room: Room, memory: KvMe
             continue
         assert req.hold is not None
         longer.append(Extend(req, req.hold.kv_len, req.fill_len, True, False, is_jump=True, draft=draft))
-    for jump in jumps:
-        draft = _draft(jump.req, room, memory) if jump.completes else None
-        longer.append(jump if draft is None else replace(jump, draft=draft))
+    for extend in extends:
+        draft = _draft(extend.req, room, memory) if extend.completes else None
+        longer.append(extend if draft is None else replace(extend, draft=draft))
     return plain, longer
 
 

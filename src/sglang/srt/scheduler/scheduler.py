@@ -188,28 +188,32 @@ class Scheduler:
         if not (decodes or jumps or extends):
             time.sleep(LATE_SECONDS)  # everybody waits for a mask
             return None
-        decodes, jumps = self._add_drafts(decodes, jumps, extends)
-        return build_batch(decodes, jumps + extends, self.memory.rows.table, self._sees)
+        decodes, extends = self._add_drafts(decodes, jumps, extends)
+        return build_batch(decodes, extends, self.memory.rows.table, self._sees)
 
-    def _add_drafts(self, decodes: list[Req], jumps: list[Extend], extends: list[Extend]) -> tuple[list[Req], list[Extend]]:
+    def _add_drafts(self, decodes: list[Req], jumps: list[Extend], prompts: list[Extend]) -> tuple[list[Req], list[Extend]]:
         """Guesses at what comes next, as far as the step has room. Grammars whose masks are late take no part."""
         masks, info = self._masks, self._worker.info
-        if not drafts_anything(self._running.reqs):
-            return decodes, jumps
-        rows = len(decodes) + sum(extend.length for extend in (*jumps, *extends))
-        room = Room(info.max_batch_tokens - rows, info.max_running_requests - len(decodes) - len(jumps) - len(extends), rows)
+        extends = jumps + prompts
+        if not drafts_anything(self._running.reqs, prompts):
+            return decodes, extends
+        rows = len(decodes) + sum(extend.length for extend in extends)
+        room = Room(info.max_batch_tokens - rows, info.max_running_requests - len(decodes) - len(extends), rows)
         slow = [req for req in decodes if masks is not None and masks.is_suspect(req.grammar)]
-        slow_jumps = [jump for jump in jumps if masks is not None and masks.is_suspect(jump.req.grammar)]
+        slow_extends = [extend for extend in extends if masks is not None and masks.is_suspect(extend.req.grammar)]
         quick = [req for req in decodes if req not in slow]
-        plain, longer = add_drafts(quick, [jump for jump in jumps if jump not in slow_jumps], room, self.memory)
-        return slow + plain, slow_jumps + longer
+        plain, longer = add_drafts(quick, [extend for extend in extends if extend not in slow_extends], room, self.memory)
+        return slow + plain, slow_extends + longer
 
     def _compute(self, batch: ScheduleBatch) -> Flight:
         """The model's part; masks are filled while it runs. Who is late gets no token in this step."""
-        late, is_filling = self._begin_masks(batch, set())
         began = time.perf_counter()
+        if not self._worker.info.runs_ahead:  # then `forward` returns when all is computed
+            late, is_filling = self._begin_masks(batch, set())
+            self._worker.forward(batch.forward)
+            return self._finish(batch, late, is_filling, began)
         self._worker.forward(batch.forward)
-        return self._finish(batch, late, is_filling, began)
+        return self._finish(batch, *self._begin_masks(batch, set()), began)
 
     def _run_ahead(self, flight: Flight) -> ScheduleBatch | None:
         """Begins the step after `flight`, if that needs nothing but its tokens."""
