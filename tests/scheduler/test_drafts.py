@@ -171,6 +171,44 @@ def test_a_longer_place_says_more() -> None:
     assert habits.guess([4, 5, 5, 5]) == (30, 2 / 3), "once is enough after the very same tokens"
 
 
+def test_a_long_place_is_trusted_as_the_short_one_that_agrees() -> None:
+    habits = Habits()
+    for i in range(20):
+        habits.note([i, 6, 7, 8], 10)
+    habits.note([50, 6, 7, 8], 10)
+    assert habits.guess([50, 6, 7, 8]) == (10, 21 / 22)
+
+
+def test_the_end_of_a_value_is_known_by_its_length() -> None:
+    """Digits vary, their number does not: 4 4 4 is forced and names the value."""
+    habits = Habits()
+    rng = random.Random(2)
+    for _ in range(9):
+        digits = [rng.randrange(1000, 9999) for _ in range(2)]
+        habits.note([4, 4, 4, *digits], 5, 2)
+    assert habits.guess([4, 4, 4, 1, 2]) == (0, 0.0)
+    assert habits.guess_end([4, 4, 4, 1, 2], 2) == (5, 0.9)
+    assert habits.guess_end([4, 4, 4, 1], 1) == habits.guess_end([4, 4, 3, 1, 2], 2) == (0, 0.0)
+    assert habits.guess_end([4, 4, 4], 0) == habits.guess_end([4, 4], 1) == (0, 0.0)
+
+
+FIXED = r'\{"code":"[a-z]{4,9}","city":"(Rome|Paris|Oslo)"\}'
+
+
+def test_only_an_end_is_guessed_by_length(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever `guess_end` says: outputs are the same, and a token that ends nothing is not computed along."""
+    monkeypatch.setattr(Habits, "guess", lambda self, before: (0, 0.0))
+    monkeypatch.setattr(Habits, "guess_end", lambda self, before, num_drawn: (ord("a"), 0.9))
+    harness = Harness(grammar=GrammarOptions())
+    (answer,) = run_with_compiling(harness, [make_req("one", [1, 2], 200, regex=FIXED)])
+    assert all(len(batch.samples) <= 1 for batch in harness.worker.batches)
+    monkeypatch.setattr(Habits, "guess_end", lambda self, before, num_drawn: (ord('"'), 0.9))
+    (again,) = run_with_compiling(harness, [make_req("two", [1, 2], 200, regex=FIXED)])
+    assert any(len(batch.samples) > 1 for batch in harness.worker.batches)
+    (alone,) = answers(STEPPING, [make_req("three", [1, 2], 200, regex=FIXED)])
+    assert shape(answer) == shape(again) == shape(alone)
+
+
 def test_memory_of_habits_is_bounded() -> None:
     habits = Habits()
     for i in range(3 * MAX_ENTRIES):

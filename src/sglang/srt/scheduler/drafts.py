@@ -149,22 +149,28 @@ def _guess(req: Req, max_ids: int, max_draws: int, min_trust: float) -> Draft | 
     ids: list[int] = []
     points: list[int] = []
     states: list[GrammarState] = []
-    recent, trust, state = req.output_ids[-Habits.WIDTH :], 1.0, req.grammar
+    recent, num_drawn, trust, state = req.output_ids[-Habits.WIDTH :], req.num_drawn, 1.0, req.grammar
+    stop_ids = req.finish.stop_ids
     while len(points) < max_draws and len(ids) < max_ids:
         token, confidence = req.habits.guess(recent)
+        if must_end := confidence == 0.0:
+            token, confidence = req.habits.guess_end(recent, num_drawn)
         trust *= confidence
-        if trust < min_trust or token in req.finish.stop_ids:
+        if trust < min_trust or token in stop_ids:
             break
         state = state.copy()
         if not state.accept(token) or state.is_finished:
             break
         more = [token, *state.forced_tokens()]
+        if must_end and len(more) == 1:
+            break
         if len(ids) + len(more) > max_ids or not state.accept_all(more[1:]) or state.is_finished or state.error is not None:
             break
         ids += more
         points.append(len(ids))
         states.append(state)
         recent = (recent + more)[-Habits.WIDTH :]
+        num_drawn = num_drawn + 1 if len(more) == 1 else 0
     if not ids:
         return None
     specs = [_spec_after(req, ids[:point]) for point in points]

@@ -22,10 +22,11 @@ MAX_FORCED = 512
 def take_drawn(req: Req, token_id: int) -> FinishReason | None:
     """Appends the drawn token and what is forced after it. Why the request ends with that, if it does."""
     if req.habits is not None and not req.in_thought and req.grammar is not None:
-        req.habits.note(req.output_ids[-req.habits.WIDTH :], token_id)
+        req.habits.note(req.output_ids[-req.habits.WIDTH :], token_id, req.num_drawn)
     if req.lookup is not None:
         req.lookup.note(token_id)
     req.output_ids.append(token_id)
+    req.num_drawn += 1
     over = False
     if req.in_thought:
         req.in_thought = token_id not in req.msg.grammar_after
@@ -59,6 +60,7 @@ def take_forced(req: Req) -> FinishReason | None:
 def _append(req: Req, forced: list[int]) -> FinishReason | None:
     """Appends up to the end of the request, if that is among them."""
     assert req.grammar is not None
+    req.num_drawn = 0
     reason, taken = None, 0
     while taken < len(forced) and reason is None:
         req.output_ids.append(forced[taken])

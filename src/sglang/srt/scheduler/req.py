@@ -41,6 +41,8 @@ class Req:
     jumps: bool = False
     habits: Habits | None = None
     lookup: Lookup | None = None
+    num_drawn: int = 0
+    """tokens since the last forced one"""
     ending: FinishReason | None = None
     hold: Holding | None = None
     no_reuse: bool = False
