@@ -17,6 +17,14 @@ from sglang.srt.scheduler.req import Req
 
 
 @dataclass(frozen=True)
+class Followed:
+    """A token and those that are forced after it, and the place in the grammar behind them."""
+
+    ids: list[int]
+    state: GrammarState
+
+
+@dataclass(frozen=True)
 class Draft:
     """Tokens that a request may go on with (drafts.py). After `points[i]` of them one is drawn, by `specs[i]` and, where there is a
     grammar, under `states[i]`; it counts if all before it came out as they stand here."""
@@ -25,6 +33,12 @@ class Draft:
     points: list[int]
     states: list[GrammarState]
     specs: list[SampleSpec]
+
+    def step(self, i: int) -> Followed | None:
+        """The guess at the `i`th draw, followed through the grammar; None without one."""
+        if i >= len(self.states):
+            return None
+        return Followed(self.ids[self.points[i - 1] if i else 0 : self.points[i]], self.states[i])
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from sglang.srt.errors import GrammarError, RequestError
 from sglang.srt.messages import FinishReason
+from sglang.srt.scheduler.batch import Followed
 from sglang.srt.scheduler.finish import abort_reason
 from sglang.srt.scheduler.req import Req
 
@@ -19,10 +20,13 @@ MAX_FORCED = 512
 """Tokens appended at once; what a grammar forces beyond that follows in later steps."""
 
 
-def take_drawn(req: Req, token_id: int) -> FinishReason | None:
-    """Appends the drawn token and what is forced after it. Why the request ends with that, if it does."""
+def take_drawn(req: Req, token_id: int, guess: Followed | None = None) -> FinishReason | None:
+    """Appends the drawn token and what is forced after it. Why the request ends with that, if it does. `guess`: what was expected
+    to be drawn."""
     if req.habits is not None and not req.in_thought and req.grammar is not None:
         req.habits.note(req.output_ids[-req.habits.WIDTH :], token_id, req.num_drawn)
+    if guess is not None and guess.ids[0] == token_id:
+        return _take_guessed(req, guess)
     if req.lookup is not None:
         req.lookup.note(token_id)
     req.output_ids.append(token_id)
@@ -40,6 +44,18 @@ def take_drawn(req: Req, token_id: int) -> FinishReason | None:
     if over and (reason is None or reason.type == "length"):
         return FinishReason("stop", matched=token_id)
     return reason if reason is not None else take_forced(req)
+
+
+def _take_guessed(req: Req, guess: Followed) -> FinishReason | None:
+    """The grammar has been there already, and the request may go on after all these tokens (drafts.py)."""
+    for token_id in guess.ids:
+        req.output_ids.append(token_id)
+        reason = _check(req, token_id)
+        if reason is not None:
+            return reason
+    req.grammar = guess.state
+    req.num_drawn = req.num_drawn + 1 if len(guess.ids) == 1 else 0
+    return None
 
 
 def take_forced(req: Req) -> FinishReason | None:

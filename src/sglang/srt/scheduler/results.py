@@ -87,6 +87,7 @@ class StepResults:
         bad = set(output.nan_rows)
         reasons: dict[str, FinishReason | None] = {}
         ids = output.next_ids[: len(batch.sampled)].tolist()
+        drafts = {extend.req: extend.draft for extend, i in batch.drafted if i == 0}
         for i, (req, token_id) in enumerate(zip(batch.sampled, ids, strict=True)):
             if req in late:
                 continue
@@ -99,7 +100,8 @@ class StepResults:
             if scores is not None:
                 _append_positions(req.output_positions, [token_id], scores, req.msg.logprobs)
                 req.logprob_next = req.num_ids + 1
-            reasons[req.rid] = take_drawn(req, token_id)
+            draft = drafts.get(req)
+            reasons[req.rid] = take_drawn(req, token_id, draft.step(0) if draft is not None else None)
         return reasons
 
     def _commit_drafts(
@@ -123,7 +125,7 @@ class StepResults:
             if at in bad:
                 reasons[req.rid] = failure_reason("the model's logits are not numbers (NaN)")
             else:
-                reasons[req.rid] = take_drawn(req, int(output.next_ids[at]))
+                reasons[req.rid] = take_drawn(req, int(output.next_ids[at]), draft.step(i + 1))
 
 
 def _late_reason(req: Req) -> FinishReason | None:
