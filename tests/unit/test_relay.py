@@ -1,85 +1,92 @@
-"""What one event loop yields arrives on another: in order, whole, with its error, and never far ahead."""
+"""What is put on one event loop arrives on another: in order, whole, with its error."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from sglang.srt.relay import MAX_AHEAD, Doorbell, Relay
+from sglang.srt.relay import Courier, End, Relay
+
+
+class Source:
+    """A loop on a thread of its own, and its courier."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.courier = Courier()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+    def put_numbers(self, relays: list[Relay[int]], end: int, error: Exception | None = None) -> None:
+        """0, 1, ... end - 1 to each of them, several in some turns of the loop, one or none in others."""
+
+        async def work() -> None:
+            for i in range(end):
+                for relay in relays:
+                    relay.put(i)
+                if i % 7 == 0:
+                    await asyncio.sleep(0)
+            for relay in relays:
+                relay.put(End(error))
+
+        asyncio.run_coroutine_threadsafe(work(), self.loop)
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+        self.loop.close()
 
 
 @pytest.fixture
-def source() -> Iterator[Doorbell]:
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    yield Doorbell(loop)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-    loop.close()
+def source() -> Iterator[Source]:
+    source = Source()
+    yield source
+    source.close()
 
 
-class Numbers:
-    """0, 1, ... `end`: how many were made, whether it was closed."""
+async def test_everything_comes_in_order(source: Source) -> None:
+    async def take(relay: Relay[int]) -> list[int]:
+        return [i async for i in relay]
 
-    def __init__(self, end: int, error: Exception | None = None) -> None:
-        self.end, self.error, self.made = end, error, 0
-        self.closed = threading.Event()
-
-    async def __call__(self) -> AsyncGenerator[int, None]:
-        try:
-            for i in range(self.end):
-                self.made += 1
-                yield i
-                if i % 7 == 0:
-                    await asyncio.sleep(0)
-            if self.error is not None:
-                raise self.error
-        finally:
-            self.closed.set()
-
-
-async def test_everything_comes_in_order(source: Doorbell) -> None:
-    async def take() -> list[int]:
-        return [i async for i in Relay(Numbers(500)(), source)]
-
-    for got in await asyncio.wait_for(asyncio.gather(*(take() for _ in range(8))), 30):
+    relays: list[Relay[int]] = [Relay(source.courier) for _ in range(8)]
+    source.put_numbers(relays, 500)
+    for got in await asyncio.wait_for(asyncio.gather(*map(take, relays)), 30):
         assert got == list(range(500))
 
 
-async def test_an_error_comes_after_what_was_before_it(source: Doorbell) -> None:
+async def test_an_error_comes_after_what_was_before_it(source: Source) -> None:
+    relay: Relay[int] = Relay(source.courier)
+    source.put_numbers([relay], 20, ValueError("broken"))
     got: list[int] = []
     with pytest.raises(ValueError, match="broken"):
-        async for i in Relay(Numbers(20, ValueError("broken"))(), source):
+        async for i in relay:
             got.append(i)
     assert got == list(range(20))
 
 
-async def test_a_slow_caller_holds_the_source_back(source: Doorbell) -> None:
-    numbers = Numbers(100)
-    relay = Relay(numbers(), source)
-    for i in range(10):
-        assert await relay.__anext__() == i
-        await asyncio.sleep(0.005)
-        assert numbers.made <= i + 1 + MAX_AHEAD
-    relay.close()
-    assert await asyncio.to_thread(numbers.closed.wait, 10)
+async def test_readers_on_several_loops(source: Source) -> None:
+    got: dict[int, list[int]] = {}
+
+    def read(name: int) -> None:
+        async def take() -> list[int]:
+            relay: Relay[int] = Relay(source.courier)
+            source.put_numbers([relay], 100)
+            return [i async for i in relay]
+
+        got[name] = asyncio.run(take())
+
+    await asyncio.wait_for(asyncio.gather(*(asyncio.to_thread(read, i) for i in range(3))), 30)
+    assert got == {i: list(range(100)) for i in range(3)}
 
 
-async def test_closed_while_it_works(source: Doorbell) -> None:
-    closed = threading.Event()
+async def test_a_reader_whose_loop_is_closed_disturbs_nobody(source: Source) -> None:
+    async def leave() -> Relay[int]:
+        return Relay(source.courier)
 
-    async def endless() -> AsyncGenerator[int, None]:
-        try:
-            yield 1
-            await asyncio.sleep(1000)
-        finally:
-            closed.set()
-
-    relay = Relay(endless(), source)
-    assert await relay.__anext__() == 1
-    relay.close()
-    assert await asyncio.to_thread(closed.wait, 10)
+    gone = await asyncio.to_thread(asyncio.run, leave())
+    relay: Relay[int] = Relay(source.courier)
+    source.put_numbers([gone, relay], 20)
+    assert [i async for i in relay] == list(range(20))

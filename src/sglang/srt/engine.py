@@ -20,10 +20,12 @@ from typing import Any, TypeVar
 from sglang.srt.errors import EngineDeadError, RequestError
 from sglang.srt.logs import configure_logging
 from sglang.srt.messages import ShutdownReq
-from sglang.srt.relay import Doorbell, Relay
+from sglang.srt.relay import Courier, Relay
 from sglang.srt.scheduler_process import build_scheduler, read_tokenizer
+from sglang.srt.server.calls import Call
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
 from sglang.srt.server.encoding import encode
+from sglang.srt.server.generate_req import GenerateOut
 from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.native_format import NativeCall, collect, parse_generate, stream_replies
 from sglang.srt.server.tokenization.chat_roles import chat_roles
@@ -52,7 +54,7 @@ class Engine:
         self._flags = config.flags
         self._dead: str | None = None
         self._loop = asyncio.new_event_loop()
-        self._bell = Doorbell(self._loop)
+        self._courier = Courier()
         self._link = LocalLink(self._loop, self._handle)
         tokenizer = read_tokenizer(config)
         scheduler, info = build_scheduler(config, tokenizer, self._link, self._link)
@@ -212,13 +214,19 @@ class Engine:
                 self._wait(_close(replies))
 
     async def _aiterate(self, native: NativeCall) -> AsyncIterator[Reply]:
-        replies = await self._elsewhere(self._start(native))
-        relay = Relay(replies, self._bell)
+        relay: Relay[GenerateOut] = Relay(self._courier)
+        call = await self._elsewhere(self._forward(native, relay))
         try:
-            async for reply in relay:
+            async for reply in stream_replies(native, relay, self.tokenizer, not self._manager.http.stream_output):
                 yield reply
         finally:
-            relay.close()
+            if self._dead is None:
+                self._loop.call_soon_threadsafe(call.cancel)
+
+    async def _forward(self, native: NativeCall, relay: Relay[GenerateOut]) -> Call:
+        call = await self._manager.start(native.req)
+        call.forward(relay)
+        return call
 
     async def _elsewhere(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the engine's loop from the caller's."""

@@ -1,7 +1,7 @@
 """What a caller of the tokenizer manager holds while its request runs: a Call, made of one Sequence for each sample of each prompt.
 
 The manager fills a call (`put`, `fail`) and its consumer iterates it; whoever stops listening cancels it, which aborts what still
-runs. Everything happens on one event loop.
+runs. Everything happens on one event loop; `forward` is for a consumer on another.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from sglang.srt.errors import DeadlineError, SglangError
 from sglang.srt.messages import TokenizedReq
+from sglang.srt.relay import End, Relay
 from sglang.srt.server.detokenizer import Detokenizer
 from sglang.srt.server.generate_req import GenerateOut
 from sglang.srt.server.sessions import Turn
@@ -54,7 +55,7 @@ class Call:
     """The outputs of one GenerateReq as they come: `async for out in call`. Ends when every sequence has finished or the call
     is cancelled; raises the error of the first sequence that failed."""
 
-    __slots__ = ("_drop", "_error", "_queue", "_timer", "_waiter", "name", "open", "started_at", "trace", "turn")
+    __slots__ = ("_drop", "_error", "_queue", "_relay", "_timer", "_waiter", "name", "open", "started_at", "trace", "turn")
 
     def __init__(self, drop: Callable[[Call, str], None], name: str, started_at: float) -> None:
         """`drop` aborts the call's open sequences for a reason; `started_at` is a time.monotonic()."""
@@ -64,6 +65,7 @@ class Call:
         self._waiter: asyncio.Future[None] | None = None
         self._error: SglangError | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._relay: Relay[GenerateOut] | None = None
         self.open: dict[str, Sequence] = {}
         self.started_at = started_at
         self.trace: str | None = None
@@ -92,6 +94,11 @@ class Call:
         if self._error is not None and not self._queue:
             raise self._error
 
+    def forward(self, relay: Relay[GenerateOut]) -> None:
+        """Lets everything come to `relay` instead."""
+        self._relay = relay
+        self._wake()
+
     def cancel(self) -> None:
         """Aborts what still runs. Nothing more comes."""
         if self.open:
@@ -106,7 +113,13 @@ class Call:
             self._waiter = None
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self._relay is not None:
+            while self._queue:
+                self._relay.put(self._queue.popleft())
+            if self._error is not None or not self.open:
+                self._relay.put(End(self._error))
+                self._relay = None
+        elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def limit(self, seconds: float | None) -> None:
