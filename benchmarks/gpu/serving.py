@@ -32,6 +32,8 @@ class Driven:
     def send(self, message: FromScheduler) -> None:
         self.finished += sum(out.finish is not None for out in getattr(message, "outs", ()))
 
+    def let_read(self) -> None: ...
+
     def add(self, prompts: list[list[int]], new_tokens: int) -> None:
         for i, ids in enumerate(prompts):
             params = SamplingParams(max_new_tokens=new_tokens, temperature=0.0, ignore_eos=True)

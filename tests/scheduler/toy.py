@@ -293,6 +293,8 @@ class Harness:
                 assert answer.finish is None, "a TokenOut after the last"
                 answer.outs.append(out)
 
+    def let_read(self) -> None: ...
+
     def put(self, *messages: ToScheduler) -> None:
         """Hands messages to the scheduler before its next step."""
         for message in messages:

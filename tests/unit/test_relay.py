@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sglang.srt.relay import Courier, End, Relay
+from sglang.srt.relay import Courier, End, Relay, Unread
 
 
 class Source:
@@ -16,7 +16,8 @@ class Source:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self.courier = Courier()
+        self.unread = Unread()
+        self.courier = Courier(self.unread)
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
 
@@ -90,3 +91,25 @@ async def test_a_reader_whose_loop_is_closed_disturbs_nobody(source: Source) -> 
     relay: Relay[int] = Relay(source.courier)
     source.put_numbers([gone, relay], 20)
     assert [i async for i in relay] == list(range(20))
+    await asyncio.sleep(0)
+    assert len(source.unread) == 0
+
+
+def test_what_is_read_is_not_waited_for() -> None:
+    unread = Unread()
+    first, second = unread.add(), unread.add()
+    second()
+    assert len(unread) == 1
+    first()
+    assert len(unread) == 0
+    unread.wait()
+
+
+def test_a_reader_that_is_gone_is_waited_for_once() -> None:
+    unread = Unread()
+    late = unread.add()
+    unread.wait()
+    assert len(unread) == 0
+    unread.add()
+    late()
+    assert len(unread) == 1

@@ -54,8 +54,8 @@ class Engine:
         self._flags = config.flags
         self._dead: str | None = None
         self._loop = asyncio.new_event_loop()
-        self._courier = Courier()
         self._link = LocalLink(self._loop, self._handle)
+        self._courier = Courier(self._link.unread)
         tokenizer = read_tokenizer(config)
         scheduler, info = build_scheduler(config, tokenizer, self._link, self._link)
         self.tokenizer = tokenizer.result()

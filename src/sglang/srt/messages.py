@@ -234,9 +234,11 @@ class Inbox(Protocol):
 
 
 class Outbox(Protocol):
-    """Where the scheduler sends. Never blocks the scheduling loop."""
+    """Where the scheduler sends; never blocks. `let_read` gives a reader that shares our cores a moment to take what was sent."""
 
     def send(self, message: FromScheduler) -> None: ...
+
+    def let_read(self) -> None: ...
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -10,12 +10,16 @@ only takes the interpreter from it: so what a step brings goes over at the end o
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+READ_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,44 @@ class End:
     error: Exception | None = None
 
 
+class Unread:
+    """What has been handed over and not been read: a thread asks that would otherwise compete with the readers for a core."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+        self._open: set[int] = set()
+        self._none = threading.Event()
+        self._none.set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self) -> Callable[[], None]:
+        """The function that the reader is to call."""
+        with self._lock:
+            self._last += 1
+            self._open.add(self._last)
+            self._none.clear()
+        return partial(self._forget, {self._last})
+
+    def wait(self) -> None:
+        """For READ_SECONDS at most: what has not been read by then is not waited for again."""
+        if not self._none.wait(READ_SECONDS):
+            self._forget(set(self._open))
+
+    def _forget(self, some: set[int]) -> None:
+        with self._lock:
+            self._open -= some
+            if not self._open:
+                self._none.set()
+
+
 class Courier:
     """One for each source; lives on its loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, unread: Unread) -> None:
+        self._unread = unread
         self._loads: dict[asyncio.AbstractEventLoop, list[tuple[Relay[Any], Any]]] = {}
 
     def take(self, relay: Relay[T], item: T | End) -> None:
@@ -39,13 +77,17 @@ class Courier:
     def _go(self) -> None:
         loads, self._loads = self._loads, {}
         for loop, load in loads.items():
-            with contextlib.suppress(RuntimeError):  # closed
-                loop.call_soon_threadsafe(_deliver, load)
+            was_read = self._unread.add()
+            try:
+                loop.call_soon_threadsafe(_deliver, load, was_read)
+            except RuntimeError:  # closed
+                was_read()
 
 
-def _deliver(load: list[tuple[Relay[Any], Any]]) -> None:
+def _deliver(load: list[tuple[Relay[Any], Any]], was_read: Callable[[], None]) -> None:
     for relay, item in load:
         relay.receive(item)
+    asyncio.get_running_loop().call_soon(was_read)  # once those that were woken have had their turn
 
 
 class Relay(Generic[T]):

@@ -24,6 +24,7 @@ import msgspec
 import zmq
 
 from sglang.srt.messages import FromScheduler, ToScheduler, decode_from_scheduler, decode_to_scheduler, encode
+from sglang.srt.relay import Unread
 
 logger = logging.getLogger("sglang")
 
@@ -131,6 +132,9 @@ class SocketSchedulerEnd:
     def send(self, message: FromScheduler) -> None:
         self._push.send(encode(message))
 
+    def let_read(self) -> None:
+        """Another process reads: its time is not ours to give."""
+
     def close(self) -> None:
         """Waits, for a second at most, until what was sent is on its way."""
         self._pull.close()
@@ -145,6 +149,7 @@ class LocalLink:
         self._loop = loop
         self._handler = handler
         self._queue: queue.SimpleQueue[ToScheduler] = queue.SimpleQueue()
+        self.unread = Unread()
 
     def post(self, message: ToScheduler) -> None:
         """Server to scheduler."""
@@ -161,4 +166,12 @@ class LocalLink:
 
     def send(self, message: FromScheduler) -> None:
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._handler, message)
+            self._loop.call_soon_threadsafe(self._handle, message, self.unread.add())
+
+    def _handle(self, message: FromScheduler, was_read: Callable[[], None]) -> None:
+        self._handler(message)
+        self._loop.call_soon(was_read)  # after what the handler leaves for the end of the turn
+
+    def let_read(self) -> None:
+        """Otherwise the reader waits for a core until those that compute have had their share, and then one waits for the other."""
+        self.unread.wait()

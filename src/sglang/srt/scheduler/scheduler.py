@@ -112,6 +112,7 @@ class Scheduler:
         self._flight: Flight | None = None
         self._paused = False
         self._stopping = False
+        self._began = False  # some requests have got their first tokens in the last step
         self._checked = True  # nothing changed since the last look at the pool
 
     # --- the loop -----------------------------------------------------------------------------------------------------------
@@ -143,6 +144,9 @@ class Scheduler:
             batch = self._plan(results)
             flight = self._compute(batch) if batch is not None else None
         if flight is not None:
+            if self._began:  # the device works meanwhile; on a CPU this thread computes as well, but not yet
+                self._began = False
+                self._outbox.let_read()
             ahead = self._run_ahead(flight)
             began = time.perf_counter()
             batch, output, late = flight.land()
@@ -283,6 +287,7 @@ class Scheduler:
             ended = set(results.ended)
             self._running.reqs = [req for req in self._running.reqs if req not in ended]
         self._running.reqs += results.decoding
+        self._began = bool(results.decoding)
         self._estimate.note_step()
         self._checked = False
         if self._stats.note_step(batch, results.num_guessed, len(batch.decodes), len(self._waiting)):
