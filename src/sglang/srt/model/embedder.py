@@ -105,11 +105,12 @@ class DecoderEmbedder:
         self._limits = StepLimits(info.max_batch_tokens, MAX_GROUP, MAX_GROUP)
         self._step = create_buffers(ops, model.config, model.readers, self._limits, self._table, model.split_gate)
         self._ops = ops
-        step, norm = self._step, model.head.norm
+        step, norm = self._step, model.output.norm
         self._rows = ops.empty((info.max_batch_tokens, model.config.hidden_size))
 
         def compute() -> None:
             model.body(step, pool.layers)
+            model.finish(step)
             norm(step.x, self._rows, step.rows)
 
         self._compute = record_program(ops, compute, use_tape)

@@ -73,6 +73,7 @@ class StepBuffers:
     head_rows: Array  # [1]
     head_row_idx: Array  # [max_logit_rows]
     head_reach: tuple[Array, Array, Array] | None  # whole [1], num_blocks [1], blocks; where the op set has `linear_blocks`
+    head_x: Array  # [max_logit_rows or max_rows, hidden], their residual stream
     head_in: Activation
     logits: Array  # [max_logit_rows, vocab_size]
     media: MediaBuffers | None = None
@@ -131,6 +132,7 @@ def create_buffers(
         head_rows=head_inputs.arrays["rows"],
         head_row_idx=head_inputs.arrays["row_idx"],
         head_reach=tuple(head_inputs.arrays[name] for name in reach) if reach else None,
+        head_x=ops.empty((min(limits.max_logit_rows, n), hidden)),
         head_in=activation(readers.head_in, limits.max_logit_rows),
         logits=ops.empty((limits.max_logit_rows, config.vocab_size)),
         media=media,
@@ -173,4 +175,4 @@ def buffer_bytes(config: ModelConfig, limits: StepLimits) -> int:
     attn_width = config.num_heads * config.head_dim
     embeds = 1 + len(config.vision.deep_layers) if config.vision is not None else 0
     floats_a_row = (5 + embeds) * config.hidden_size + qkv_width + attn_width + 3 * config.intermediate_size
-    return 4 * (limits.max_rows * floats_a_row + limits.max_logit_rows * (config.vocab_size + config.hidden_size))
+    return 4 * (limits.max_rows * floats_a_row + limits.max_logit_rows * (config.vocab_size + 2 * config.hidden_size))

@@ -28,7 +28,7 @@ class Embedding:
 
 
 class Head:
-    """logits = soft_cap(weight @ norm(x)) for the rows of `head_row_idx`."""
+    """logits = soft_cap(weight @ norm(x)) for the rows of `head_x`."""
 
     def __init__(self, ops: Ops, source: WeightSource, config: ModelConfig, embedding: Embedding) -> None:
         self.ops = ops
@@ -39,11 +39,11 @@ class Head:
         self.soft_cap = config.final_soft_cap
 
     def settle(self, step: StepBuffers) -> None:
-        """The last `x += delta`, for all rows and once: the head may then run over any rows, in several blocks."""
+        """x += delta, where no norm follows that would make it."""
         self.norm(step.x, step.delta, step.rows, delta=step.delta)
 
     def __call__(self, step: StepBuffers) -> None:
-        self.norm(step.x, step.head_in, step.head_rows, row_idx=step.head_row_idx)
+        self.norm(step.head_x, step.head_in, step.head_rows)
         if step.head_reach is None:
             self.ops.linear(self.weight, step.head_in, step.logits, step.head_rows)
         else:

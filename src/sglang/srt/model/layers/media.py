@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sglang.srt.errors import ModelError
 from sglang.srt.model.kernels.ops import Array, Ops
 from sglang.srt.model.layers.buffers import StepBuffers
 from sglang.srt.model.layers.rope import Rope
@@ -29,6 +30,8 @@ class MediaSeam:
         self.rope = rope
         assert config.vision is not None
         self.hidden_size, self.num_deep = config.hidden_size, len(config.vision.deep_layers)
+        if self.num_deep >= config.num_layers:
+            raise ModelError(f"{self.num_deep} layers of the encoder go into the decoder, which has {config.num_layers} layers")
         self.axes = ops.array(np.array(config.rope_axes, np.int32)) if config.rope_axes else None
 
     def __call__(self, step: StepBuffers) -> None:

@@ -31,11 +31,13 @@ class Gemma3Layer:
         self.mlp = GatedMLP(ops, source, f"{prefix}.mlp", config, readers)
         self.post_mlp_norm = norm("post_feedforward")
 
-    def __call__(self, step: StepBuffers, kv: KVLayer, delta: Array | None) -> None:
+    def attend(self, step: StepBuffers, kv: KVLayer, delta: Array | None) -> None:
         self.input_norm(step.x, step.attn_in, step.rows, delta=delta)
         self.attention(step, kv, step.branch)
         self.post_attention_norm(step.branch, step.delta, step.rows)
-        self.pre_mlp_norm(step.x, step.mlp_in, step.rows, delta=step.delta)
+
+    def feed(self, step: StepBuffers, delta: Array | None) -> None:
+        self.pre_mlp_norm(step.x, step.mlp_in, step.rows, delta=delta)
         self.mlp(step, step.branch)
         self.post_mlp_norm(step.branch, step.delta, step.rows)
 

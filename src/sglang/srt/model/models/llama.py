@@ -5,11 +5,14 @@
     logits = head(norm(x))
 
 An addition to x is not made at once: it stays in `delta` and the next norm makes it, one pass over memory less.
+
+What follows the last attention is computed for the rows whose logits are wanted alone: nobody else needs it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from sglang.srt.model.kernels.ops import Array, KVLayer, Ops, Weight
@@ -25,11 +28,14 @@ from sglang.srt.model.model_config import ModelConfig
 
 
 class Layer(Protocol):
-    """One decoder layer: adds `delta` (None in the first layer) to x, computes, and leaves its own addition in step.delta."""
+    """One decoder layer in two halves. Each adds `delta` (unless it is None) to x, computes, and leaves its own addition in
+    step.delta."""
 
     mlp: GatedMLP
 
-    def __call__(self, step: StepBuffers, kv: KVLayer, delta: Array | None) -> None: ...
+    def attend(self, step: StepBuffers, kv: KVLayer, delta: Array | None) -> None: ...
+
+    def feed(self, step: StepBuffers, delta: Array | None) -> None: ...
 
 
 class LlamaLayer:
@@ -42,15 +48,17 @@ class LlamaLayer:
         self.post_attention_norm = RMSNorm(ops, source, f"{prefix}.post_attention_layernorm", eps)
         self.mlp = GatedMLP(ops, source, f"{prefix}.mlp", config, readers)
 
-    def __call__(self, step: StepBuffers, kv: KVLayer, delta: Array | None) -> None:
+    def attend(self, step: StepBuffers, kv: KVLayer, delta: Array | None) -> None:
         self.input_norm(step.x, step.attn_in, step.rows, delta=delta)
         self.attention(step, kv, step.delta)
-        self.post_attention_norm(step.x, step.mlp_in, step.rows, delta=step.delta)
+
+    def feed(self, step: StepBuffers, delta: Array | None) -> None:
+        self.post_attention_norm(step.x, step.mlp_in, step.rows, delta=delta)
         self.mlp(step, step.delta)
 
 
 class Llama:
-    """`body` runs all layers over the step's rows, `head` turns selected rows into logits. `num_positions`: how far rotation
+    """`body` runs the layers over the step's rows, `head` turns selected rows into logits. `num_positions`: how far rotation
     tables reach."""
 
     def __init__(self, ops: Ops, source: WeightSource, config: ModelConfig, num_positions: int) -> None:
@@ -67,23 +75,40 @@ class Llama:
             self.create_layer(ops, source, f"model.layers.{i}", local_rope if local else rope, local)
             for i, local in enumerate(windows)
         ]
-        self.head = Head(ops, source, config, self.embedding)
-        self.readers.head_in.append(self.head.weight)
+        self.ops = ops
+        self.output = Head(ops, source, config, self.embedding)
+        self.readers.head_in.append(self.output.weight)
 
     def create_layer(self, ops: Ops, source: WeightSource, prefix: str, rope: Rope, local: bool) -> Layer:
         return LlamaLayer(ops, source, prefix, self.config, rope, local, self.readers)
 
     def body(self, step: StepBuffers, kv: Sequence[KVLayer]) -> None:
+        """Leaves x as it is after the last attention."""
         self.embedding(step)
         if self.media is not None:
             self.media(step)
         delta = None
         for i, (layer, layer_kv) in enumerate(zip(self.layers, kv, strict=True)):
-            layer(step, layer_kv, delta)
+            layer.attend(step, layer_kv, delta)
             delta = step.delta
+            if layer is self.layers[-1]:
+                break
+            layer.feed(step, delta)
             if self.media is not None:
                 self.media.after_layer(i, step)
-        self.head.settle(step)
+        self.output.settle(step)
+
+    def finish(self, step: StepBuffers) -> None:
+        """The rest of the last layer, for all rows of step.x."""
+        self.layers[-1].feed(step, None)
+        self.output.settle(step)
+
+    def head(self, step: StepBuffers) -> None:
+        """step.logits of the rows `head_row_idx`. May run several times: it leaves x alone."""
+        self.ops.gather_rows(step.x, step.head_row_idx, step.head_x, step.head_rows)
+        n = len(step.head_x)
+        self.finish(replace(step, x=step.head_x, delta=step.delta[:n], branch=step.branch[:n], rows=step.head_rows))
+        self.output(step)
 
     @property
     def split_gate(self) -> bool:

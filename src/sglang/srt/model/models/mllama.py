@@ -26,7 +26,7 @@ from sglang.srt.model.models.llama import Layer, Llama
 
 
 class CrossLayer:
-    """Called like other layers, with the pool of its pictures; it leaves nothing to be added in step.delta."""
+    """Called like other layers, with the pool of its pictures. `attend` is all of it, and leaves nothing to be added."""
 
     def __init__(self, ops: Ops, source: WeightSource, prefix: str, config: ModelConfig, readers: Readers) -> None:
         self.ops, self.config, self.eps = ops, config, config.rms_norm_eps
@@ -43,7 +43,9 @@ class CrossLayer:
         readers.attn_in.extend(self.q.weights)
         readers.attn_out.extend(self.output.weights)
 
-    def __call__(self, step: StepBuffers, kv: KVLayer, delta: Array | None) -> None:
+    def feed(self, step: StepBuffers, delta: Array | None) -> None: ...
+
+    def attend(self, step: StepBuffers, kv: KVLayer, delta: Array | None) -> None:
         cross, ops = step.cross, self.ops
         assert cross is not None
         if delta is not None:
@@ -88,9 +90,13 @@ class Mllama(Llama):
         delta: Array | None = None
         for layer in self.layers:
             crossed = isinstance(layer, CrossLayer)
-            layer(step, next(others if crossed else own), delta)
+            layer.attend(step, next(others if crossed else own), delta)
             delta = None if crossed else step.delta
-        if delta is None:  # what the head adds to x
-            share = self.head.ops.empty((len(step.cross.every), 1))
-            self.head.ops.blend_rows(step.x, step.cross.every.reshape(-1, 1), share, step.delta, step.rows)
-        self.head.settle(step)
+            if layer is not self.layers[-1]:
+                layer.feed(step, delta)
+        if delta is not None:
+            self.output.settle(step)
+
+    def finish(self, step: StepBuffers) -> None:
+        if not isinstance(self.layers[-1], CrossLayer):
+            super().finish(step)
