@@ -27,7 +27,7 @@ from sglang.srt.server.choices import collect_scores, parse_score, plan_score
 from sglang.srt.server.encoding import encode
 from sglang.srt.server.generate_req import GenerateOut
 from sglang.srt.server.multimodal.opening import open_intake
-from sglang.srt.server.native_format import NativeCall, collect, parse_generate, stream_replies
+from sglang.srt.server.native_format import NativeCall, StreamReplies, collect, parse_generate, stream_replies
 from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 from sglang.srt.server_args import ServerArgs
@@ -217,8 +217,9 @@ class Engine:
         relay: Relay[GenerateOut] = Relay(self._courier)
         call = await self._elsewhere(self._forward(native, relay))
         try:
-            async for reply in stream_replies(native, relay, self.tokenizer, not self._manager.http.stream_output):
-                yield reply
+            replies = StreamReplies(native, self.tokenizer, not self._manager.http.stream_output)
+            async for out in relay:  # no generator in between: this is run for every token of every stream
+                yield replies.add(out)
         finally:
             if self._dead is None:
                 self._loop.call_soon_threadsafe(call.cancel)

@@ -271,8 +271,9 @@ class Reply:
         if out.finish is not None:
             meta["num_retractions"] = out.num_retractions
             meta["e2e_latency"] = out.seconds
-        reply = {"text": self._text} if self._tokenizer is not None else {}
-        return reply | {"output_ids": list(self._ids), "meta_info": meta}
+        reply: dict[str, Any] = {"text": self._text} if self._tokenizer is not None else {}
+        reply["output_ids"], reply["meta_info"] = list(self._ids), meta
+        return reply
 
     def _add_logprobs(self, meta: dict[str, Any]) -> None:
         for side, positions in (("input", self._input), ("output", self._output)):
@@ -305,13 +306,24 @@ async def collect(
     return latest if native.is_list else latest[0]
 
 
+class StreamReplies:
+    """The replies of a streaming call; those of a list carry their `index`."""
+
+    def __init__(self, native: NativeCall, tokenizer: Tokenizer | None, whole: bool) -> None:
+        self._replies = [Reply(native.style(i), tokenizer, whole) for i in range(sum(native.samples))]
+        self._is_list = native.is_list
+
+    def add(self, out: GenerateOut) -> dict[str, Any]:
+        reply = self._replies[out.index].add(out)
+        if self._is_list:
+            reply["index"] = out.index
+        return reply
+
+
 async def stream_replies(
     native: NativeCall, outs: AsyncIterator[GenerateOut], tokenizer: Tokenizer | None, whole: bool
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """The replies of a streaming call as they come; those of a list carry their `index`."""
-    replies = [Reply(native.style(i), tokenizer, whole) for i in range(sum(native.samples))]
+    """The replies as they come."""
+    replies = StreamReplies(native, tokenizer, whole)
     async for out in outs:
-        reply = replies[out.index].add(out)
-        if native.is_list:
-            reply["index"] = out.index
-        yield reply
+        yield replies.add(out)
