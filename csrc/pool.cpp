@@ -267,7 +267,8 @@ int Pool::judge(int n, size_t next_op) {
     began_ = now;
     if (lasted_ > kWindowNs * rate * double(n)) waited_ *= 0.5, lasted_ *= 0.5;
     for (int i = 0; i < n; i++) {
-      const double waited = double(now - places_[size_t(i)].arrived.load(std::memory_order_relaxed));
+      // signed: of two cores' clocks the one that is read later may be a little behind
+      const double waited = double(int64_t(now - places_[size_t(i)].arrived.load(std::memory_order_relaxed)));
       if (waited > kLongNs * rate) waited_ += waited;
     }
     if (waited_ > kLostNs * rate && waited_ > kLostShare * lasted_) {
