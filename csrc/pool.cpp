@@ -50,10 +50,11 @@ class FlushDenormals {
 constexpr int kReturns = 64;           // a few microseconds
 constexpr int kSpins = 4000;           // in a barrier, about 0.1 ms: then a core may have been taken away
 // Threads are given up when waiting took this share of their time, and this much of it. While one waits, another has lost its
-// core, so a quarter waited is half the work lost: two threads are then no faster than one. A wait counts if no unit of work is
-// that long: shorter ones are work that does not divide. What is older than the window counts half.
-constexpr double kLostShare = 0.25, kLostNs = 5e6, kLongNs = 1e5, kWindowNs = 1e8;
-constexpr uint64_t kHoldMinNs = 40'000'000, kHoldMaxNs = 640'000'000;
+// core, so a quarter waited is half the work lost: two threads are then no faster than one, and a neighbour that takes half a core
+// is about there. A wait counts if no unit of work is that long: shorter ones are work that does not divide. What is older than
+// the window counts half. They stay out for kHoldMinNs, and four times longer when that happens again before kGoodNs have passed.
+constexpr double kLostShare = 0.12, kLostNs = 4e6, kLongNs = 1e5, kWindowNs = 1e8;
+constexpr uint64_t kHoldMinNs = 80'000'000, kHoldMaxNs = 640'000'000, kGoodNs = 250'000'000;
 
 double ticks_per_ns() {
 #if defined(__x86_64__)
@@ -194,7 +195,7 @@ int Pool::run_job(const Job& job, int team) {
   if (n > 1) invite(n, 0);
   work(0, n, 0);
   lasted_ += double(ticks() - began_) * double(limit_);
-  if (limit_ == size_ && ++good_runs_ >= 16) hold_ = kHoldMinNs;
+  if (limit_ == size_ && hold_ > kHoldMinNs && nanoseconds() - whole_since_ > kGoodNs) hold_ = kHoldMinNs;
   return int(phase_.load(std::memory_order_relaxed) & 0xffff);
 }
 
@@ -286,6 +287,7 @@ bool Pool::take_back() {
   limit_ = size_;
   waited_ = lasted_ = 0;
   began_ = ticks();
+  whole_since_ = nanoseconds();
   return true;
 }
 
@@ -295,8 +297,7 @@ void Pool::give_up(int n) {
   waited_ = lasted_ = 0;
   began_ = ticks();
   retry_at_ = nanoseconds() + hold_;
-  hold_ = hold_ * 2 < kHoldMaxNs ? hold_ * 2 : kHoldMaxNs;
-  good_runs_ = 0;
+  hold_ = hold_ * 4 < kHoldMaxNs ? hold_ * 4 : kHoldMaxNs;
 }
 
 // ---- joining a job ------------------------------------------------------------------------------------------------------------

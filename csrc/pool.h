@@ -112,6 +112,5 @@ class Pool {
 
   bool adaptive_ = true;
   std::atomic<int> limit_;
-  int good_runs_ = 0;
-  uint64_t hold_, retry_at_ = 0;       // nanoseconds
+  uint64_t hold_, retry_at_ = 0, whole_since_ = 0;       // nanoseconds: how long threads stay out, until when, since when none does
 };
