@@ -33,7 +33,7 @@ class NoDevice:
 
 
 MAX_SHARED = 227 << 10
-MAX_STACK = 80
+MAX_STACK = 64
 """bytes of a thread"""
 F32, BF16, F16, F8, I32, I8, U8 = "*fp32", "*bf16", "*fp16", "*fp8e4nv", "*i32", "*i8", "*u8"
 ALIGNED = ("n", "k", "width", "head_dim")
@@ -55,12 +55,12 @@ def attention_cases() -> Iterator[Case]:
     for dim, chunk, group, types in ((128, 128, 7, common), (128, 64, 7, float8), (64, 128, 2, common), (256, 64, 2, common)):
         sizes = {"GROUP": group, "BLOCK_D": dim, "CHUNK": chunk, "MAX_REQS": 256, "SPAN": 8}
         few = {"num_warps": 4, "num_stages": 2}
-        yield attention.decode_kernel, types, {**sizes, "ROWS": 16, "SOFT_CAP": False}, few
+        yield attention.decode_kernel, types, {**sizes, "ROWS": 16, "SOFT_CAP": False, "WIDE": False}, few
         yield attention.decode_merge_kernel, types, {**sizes, "ROWS": 16}, {"num_warps": 4}
-        plain = {"SOFT_CAP": False, "WINDOW": False, "ROW_ENDS": False}
+        plain = {"SOFT_CAP": False, "WINDOW": False, "ROW_ENDS": False, "WIDE": False}
         wide = {"ROWS": 128 if dim <= 128 else 64, "SPANS": False}
         yield attention.extend_kernel, types, {**sizes, **plain, **wide}, {"num_warps": 8, "num_stages": 2}
-        every = {"SOFT_CAP": True, "WINDOW": True, "ROW_ENDS": True}
+        every = {"SOFT_CAP": True, "WINDOW": True, "ROW_ENDS": True, "WIDE": True}
         yield attention.extend_kernel, types, {**sizes, **every, "ROWS": 16, "SPANS": True}, few
     segments = {"ROWS": 64, "KEYS": 64, "BLOCK_D": 128, "TYPE": triton.language.bfloat16}
     types = {"qkv": F32, "starts": I32, "out": F32, "scale": "fp32"}

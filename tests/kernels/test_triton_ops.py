@@ -18,7 +18,7 @@ from .support import FLOAT_FORMATS, INT_FORMATS, Float, close, ints, meta_of, sa
 
 pytest.importorskip("triton", reason="Triton is not installed")
 torch = pytest.importorskip("torch", reason="torch is not installed")
-from sglang.srt.model.kernels import cuda, cuda_linear, cuda_logits  # noqa: E402
+from sglang.srt.model.kernels import cuda, cuda_attention, cuda_linear, cuda_logits  # noqa: E402
 
 if not cuda.INTERPRETED:
     pytest.skip("Triton compiles here: benchmarks/cuda.py tests on the device", allow_module_level=True)
@@ -419,6 +419,17 @@ def test_decode_is_cut_three_ways_with_the_same_bits(window: int) -> None:
         a[1], a[3] = b[0], b[1]
     extended.run(window=window)
     same_bits(extended.out[1].data.numpy()[[1, 3]], results[0])
+
+
+def test_pools_beyond_32_bits_are_read_alike(exact: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode and extend with places of slots in 64 bits."""
+    results = []
+    for limit in (cuda_attention.MAX_INT32, 0):
+        monkeypatch.setattr(cuda_attention, "MAX_INT32", limit)
+        setting = Setting(Pair(exact), 2, 1, 16, 112, [(0, 1, 100), (1, 5, 70)])
+        setting.run()
+        results.append(setting.out[1].data.numpy().copy())
+    same_bits(*results)
 
 
 @pytest.mark.parametrize("norms", [False, True])

@@ -17,6 +17,7 @@ PARTIAL_BYTES = 128 << 20
 """for partial results of split requests; where it does not do, requests are split less, with the same bits"""
 SPAN = 8
 """chunks that are folded before they are folded into the result"""
+MAX_INT32 = (1 << 31) - 1
 MIN_TILE = 16
 """rows of the smallest tile a tensor core takes"""
 
@@ -69,8 +70,8 @@ class PagedAttention:
         programs = max(1, 2 * self._processors // kv.num_kv_heads)
         decode_kernel[(kv.num_kv_heads, programs)](
             c.qkv, kv.k, kv.v, c.out, acc, ml, c.meta.req_pool_idx, *lengths, c.meta.req_to_token,
-            c.qkv.stride(0), kv.k.stride(0), c.meta.req_to_token.stride(0), c.out.stride(0), kv.num_kv_heads, kv.head_dim, c.window, c.soft_cap,
-            capacity, self.busy, **sizes, SOFT_CAP=c.soft_cap > 0, num_warps=4, num_stages=2, **self._early,
+            c.qkv.stride(0), kv.k.stride(0), c.meta.req_to_token.stride(0), c.out.stride(0), kv.num_kv_heads, kv.head_dim,
+            c.window, c.soft_cap, capacity, self.busy, **sizes, SOFT_CAP=c.soft_cap > 0, WIDE=c.wide, num_warps=4, num_stages=2, **self._early,
         )  # fmt: skip
         decode_merge_kernel[(kv.num_kv_heads, shape.num_reqs)](
             c.out, acc, ml, *lengths, c.out.stride(0), kv.num_kv_heads, kv.head_dim, c.window, capacity, self.busy, **sizes,
@@ -87,7 +88,7 @@ class PagedAttention:
             c.meta.req_to_token, ends if ends is not None else c.meta.q_len,
             c.qkv.stride(0), c.out.stride(0), kv.k.stride(0), c.meta.req_to_token.stride(0), kv.head_dim, c.window, c.soft_cap,
             GROUP=c.group, ROWS=rows, **c.blocks, SOFT_CAP=c.soft_cap > 0, WINDOW=c.window > 0, ROW_ENDS=ends is not None,
-            SPANS=self._deterministic, num_warps=4 if rows < 64 else 8, num_stages=2,
+            SPANS=self._deterministic, WIDE=c.wide, num_warps=4 if rows < 64 else 8, num_stages=2,
         )  # fmt: skip
 
     def _partial(self, num_heads: int, head_dim: int, max_reqs: int) -> tuple[Tensor, Tensor, int]:
@@ -109,6 +110,7 @@ class _Call:
     ) -> None:
         self.qkv, self.kv, self.out, self.meta = qkv, kv, out, meta
         self.group, self.window, self.soft_cap = group, window, soft_cap
+        self.wide = kv.k.shape[1] * kv.head_dim > MAX_INT32
         block_d = power_of_two(kv.head_dim, 16)
         # larger heads take shorter chunks: a chunk of K and one of V lie in shared memory; float8 is widened in registers
         chunk = 128 if block_d <= 128 and kv.k.element_size() > 1 else 64

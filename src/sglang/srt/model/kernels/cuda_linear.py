@@ -62,8 +62,6 @@ class Products:
         self._deterministic = deterministic
         self._early = early or {}
         self._on_gpu = device.type == "cuda"
-        self._free = not deterministic or (self._on_gpu and dtype != torch.float32)
-        """whether blocks may have any size"""
         self._scratch: dict[str, Tensor] = {}
         self._outgrown: list[Tensor] = []
         self._times: dict[tuple[int, int, str], dict[Sizes | None, float]] = {}
@@ -202,7 +200,7 @@ class Products:
     def _same_bits(self, weight: CudaWeight, x: CudaActivation, out: Tensor, bias: Tensor | None) -> Sizes:
         """In deterministic mode."""
         n = len(out)
-        if not self._free:
+        if not self._on_gpu or self._dtype == torch.float32:  # neither adds up as tensor cores do
             return _FIXED
         if n > SOME:
             return _MANY_SIZES[n > MANY]

@@ -58,11 +58,17 @@ def _weigh(s, v):
 
 
 @triton.jit
-def _load_chunk(k_pool, v_pool, table, start, seq_len, dim_at, head_dim, CHUNK: tl.constexpr, TYPE: tl.constexpr):
-    """K transposed, [D, C], and V, [C, D], of a chunk's keys, 0 beyond the sequence. `table`: the request's row of slots."""
+def _load_chunk(
+    k_pool, v_pool, table, start, seq_len, dim_at, head_dim, CHUNK: tl.constexpr, WIDE: tl.constexpr, TYPE: tl.constexpr
+):
+    """K transposed, [D, C], and V, [C, D], of a chunk's keys, 0 beyond the sequence. `table`: the request's row of slots. WIDE: their places in
+    a head's pool need 64 bits, which takes registers."""
     key = start + tl.arange(0, CHUNK)
     there = key < seq_len
-    slot = tl.load(table + key, mask=there, other=0).to(tl.int64) * head_dim
+    slot = tl.load(table + key, mask=there, other=0)
+    if WIDE:
+        slot = slot.to(tl.int64)
+    slot *= head_dim
     dim_there = dim_at < head_dim
     k = tl.load(k_pool + slot[None, :] + dim_at[:, None], mask=there[None, :] & dim_there[:, None], other=0.0)
     v = tl.load(v_pool + slot[:, None] + dim_at[None, :], mask=there[:, None] & dim_there[None, :], other=0.0)
@@ -102,7 +108,7 @@ def decode_kernel(
     qkv, k_pool, v_pool, out, partial_acc, partial_ml, req_pool_idx, q_start, q_len, seq_lens, num_reqs_at, req_to_token,
     qkv_stride, head_stride, table_stride, out_stride, num_kv_heads, head_dim, window, soft_cap, capacity, busy,
     GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, MAX_REQS: tl.constexpr, SPAN: tl.constexpr,
-    SOFT_CAP: tl.constexpr,
+    SOFT_CAP: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Writes the state of every work item, [capacity, num_kv_heads, GROUP, head_dim] and [..., 2], or, where a request is one item,
     its result. Grid: (num_kv_heads, any)."""
@@ -142,7 +148,9 @@ def decode_kernel(
             acc1 = tl.zeros([ROWS, BLOCK_D], tl.float32)
             for chunk in range(tl.maximum(span * SPAN, begin), tl.minimum(span * SPAN + SPAN, end)):
                 start = chunk * CHUNK
-                k, v = _load_chunk(k_pool + pool_at, v_pool + pool_at, table, start, seq_len, dim_at, head_dim, CHUNK, q.dtype)
+                k, v = _load_chunk(
+                    k_pool + pool_at, v_pool + pool_at, table, start, seq_len, dim_at, head_dim, CHUNK, WIDE, q.dtype
+                )
                 key = start + tl.arange(0, CHUNK)
                 seen = (key < seq_len) & (key >= begin_key)
                 s = tl.where(seen[None, :], _scores(q, k, SOFT_CAP, soft_cap), float("-inf"))
@@ -225,7 +233,7 @@ def extend_kernel(
     qkv, k_pool, v_pool, out, req_pool_idx, q_start, q_len, seq_lens, num_reqs_at, req_to_token, row_ends,
     qkv_stride, out_stride, head_stride, table_stride, head_dim, window, soft_cap,
     GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, MAX_REQS: tl.constexpr, SPAN: tl.constexpr,
-    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, ROW_ENDS: tl.constexpr, SPANS: tl.constexpr,
+    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, ROW_ENDS: tl.constexpr, SPANS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Requests with several new rows, POSITIONS = ROWS // GROUP of them in a tile. Grid: (bound of tiles, num_kv_heads). With SPANS
     chunks are folded as decode folds them, without it straight into the result, which takes fewer registers."""
@@ -276,7 +284,7 @@ def extend_kernel(
         m1, z1, acc1 = m, z, acc
         for chunk in range(low, high):
             k, v = _load_chunk(
-                k_pool + pool_at, v_pool + pool_at, table, chunk * CHUNK, seq_len, dim_at, head_dim, CHUNK, q.dtype
+                k_pool + pool_at, v_pool + pool_at, table, chunk * CHUNK, seq_len, dim_at, head_dim, CHUNK, WIDE, q.dtype
             )
             key = chunk * CHUNK + tl.arange(0, CHUNK)
             seen = (key[None, :] < end[:, None]) & (key[None, :] >= begin[:, None])
@@ -294,12 +302,12 @@ def extend_kernel(
             start = tl.minimum(clear, high)
             for chunk in range(0, start):
                 k, v = _load_chunk(
-                    k_pool + pool_at, v_pool + pool_at, table, chunk * CHUNK, seq_len, dim_at, head_dim, CHUNK, q.dtype
+                    k_pool + pool_at, v_pool + pool_at, table, chunk * CHUNK, seq_len, dim_at, head_dim, CHUNK, WIDE, q.dtype
                 )
                 m, z, acc = _flow(m, z, acc, _scores(q, k, SOFT_CAP, soft_cap), v)
         for chunk in range(start, high):
             k, v = _load_chunk(
-                k_pool + pool_at, v_pool + pool_at, table, chunk * CHUNK, seq_len, dim_at, head_dim, CHUNK, q.dtype
+                k_pool + pool_at, v_pool + pool_at, table, chunk * CHUNK, seq_len, dim_at, head_dim, CHUNK, WIDE, q.dtype
             )
             key = chunk * CHUNK + tl.arange(0, CHUNK)
             seen = (key[None, :] < end[:, None]) & (key[None, :] >= begin[:, None])
