@@ -167,6 +167,8 @@ class ModelInfo:
     """whether results are bitwise independent of the batch"""
     weight_bytes: int
     kv_bytes_per_token: int
+    max_samples: int = 0
+    """draws a step may have; 0: one for each request"""
     dtype: str = "float32"
     quantization: str | None = None
     num_params: int = 0

@@ -17,7 +17,8 @@ from sglang.srt.errors import CapacityError, ConfigError
 
 GIB = 1 << 30
 DEFAULT_RUNNING_REQUESTS = 64
-MIN_LOGIT_ROWS = 16
+GUESS_ROWS = 96
+"""Rows of logits besides one for each request: for draws at the places of guesses."""
 MIN_POOL_TOKENS = 256
 """A smaller pool could not hold one useful request."""
 
@@ -82,7 +83,7 @@ def plan_capacity(options: MemoryOptions, model: ModelFootprint, memory: HostMem
             f"are available and a token takes {model.kv_bytes_per_token} bytes; free some memory, raise "
             f"--mem-fraction-static or choose a smaller model"
         )
-    return Capacity(model.context_len, tokens, running, batch_tokens, max(running, MIN_LOGIT_ROWS))
+    return Capacity(model.context_len, tokens, running, batch_tokens, running + GUESS_ROWS)
 
 
 def _asked_tokens(asked: int, model: ModelFootprint, free: int) -> int:

@@ -145,16 +145,19 @@ def _look_up(req: Req, limit: int) -> Draft | None:
 
 
 def _guess(req: Req, max_ids: int, max_draws: int, min_trust: float) -> Draft | None:
-    assert req.grammar is not None and req.habits is not None
+    assert req.grammar is not None and req.habits is not None and req.quoting is not None
     ids: list[int] = []
     points: list[int] = []
     states: list[GrammarState] = []
     recent, num_drawn, trust, state = req.output_ids[-Habits.WIDTH :], req.num_drawn, 1.0, req.grammar
     stop_ids = req.finish.stop_ids
+    quote = req.quoting.go_on(req.output_ids, num_drawn)
     while len(points) < max_draws and len(ids) < max_ids:
         token, confidence = req.habits.guess(recent)
         if must_end := confidence == 0.0:
             token, confidence = req.habits.guess_end(recent, num_drawn)
+        if quote.ids and quote.trust >= confidence:
+            token, confidence, must_end = quote.ids[0], quote.next_trust, False
         trust *= confidence
         if trust < min_trust or token in stop_ids:
             break
@@ -171,6 +174,7 @@ def _guess(req: Req, max_ids: int, max_draws: int, min_trust: float) -> Draft | 
         states.append(state)
         recent = (recent + more)[-Habits.WIDTH :]
         num_drawn = num_drawn + 1 if len(more) == 1 else 0
+        quote = quote.after(token) if num_drawn else req.quoting.begin(recent)
     if not ids:
         return None
     specs = [_spec_after(req, ids[:point]) for point in points]

@@ -16,6 +16,7 @@ from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.drafts import HabitBook, may_repeat
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.compiler import FREE_TEXT, STOP_REGEX, GrammarCompiler, Job, Key
+from sglang.srt.scheduler.grammar.quotes import Quoting
 from sglang.srt.scheduler.lookup import Lookup
 from sglang.srt.scheduler.media import PictureIds, RecentPixels, check_media, req_media
 from sglang.srt.scheduler.req import Req
@@ -167,6 +168,12 @@ class Inlet:
             waits.req.in_thought = bool(waits.req.msg.grammar_after)
             waits.req.jumps = self._jump_forward
             if self._jump_forward and not waits.req.msg.healed:
-                waits.req.habits = self._habits.of((waits.grammar.key, waits.req.salt))
+                self._expect(waits.req, waits.grammar.key)
         if waits.regexes:
             waits.req.finish.watch_regexes([job.value for job in waits.regexes])
+
+    def _expect(self, req: Req, key: Key) -> None:
+        """Gives the request what is known of outputs of its grammar."""
+        assert self._vocabulary is not None, "there are no grammars without it"
+        req.habits = self._habits.of((key, req.salt))
+        req.quoting = Quoting(req.habits.quotes, req.msg.input_ids, self._vocabulary, self._compiler.encode)

@@ -48,13 +48,15 @@ def take_drawn(req: Req, token_id: int, guess: Followed | None = None) -> Finish
 
 def _take_guessed(req: Req, guess: Followed) -> FinishReason | None:
     """The grammar has been there already, and the request may go on after all these tokens (drafts.py)."""
-    for token_id in guess.ids:
+    for i, token_id in enumerate(guess.ids):
+        if i == 1:
+            _end_value(req)
         req.output_ids.append(token_id)
+        req.num_drawn += i == 0
         reason = _check(req, token_id)
         if reason is not None:
             return reason
     req.grammar = guess.state
-    req.num_drawn = req.num_drawn + 1 if len(guess.ids) == 1 else 0
     return None
 
 
@@ -76,7 +78,7 @@ def take_forced(req: Req) -> FinishReason | None:
 def _append(req: Req, forced: list[int]) -> FinishReason | None:
     """Appends up to the end of the request, if that is among them."""
     assert req.grammar is not None
-    req.num_drawn = 0
+    _end_value(req)
     reason, taken = None, 0
     while taken < len(forced) and reason is None:
         req.output_ids.append(forced[taken])
@@ -89,6 +91,13 @@ def _append(req: Req, forced: list[int]) -> FinishReason | None:
     if req.grammar.is_finished:
         return FinishReason("stop", matched=req.output_ids[-1])
     return reason
+
+
+def _end_value(req: Req) -> None:
+    """Forced tokens follow."""
+    if req.num_drawn and req.quoting is not None:
+        req.quoting.note(req.output_ids, req.num_drawn)
+    req.num_drawn = 0
 
 
 def _check(req: Req, token_id: int) -> FinishReason | None:

@@ -12,6 +12,7 @@ from sglang.srt.scheduler.cache.kv_memory import Holding
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.base import GrammarState
 from sglang.srt.scheduler.grammar.habits import Habits
+from sglang.srt.scheduler.grammar.quotes import Quoting
 from sglang.srt.scheduler.lookup import Lookup
 from sglang.srt.scheduler.media import ReqMedia
 
@@ -22,7 +23,8 @@ class Req:
     place in the grammar depend on the output alone. `arrival` numbers requests in order.
 
     `in_thought`: output is free text until one of `msg.grammar_after` comes. `jumps`: tokens that the grammar forces are not
-    drawn (output.py). `habits`: what outputs of its grammar were like, `lookup`: what its own text was like (drafts.py).
+    drawn (output.py). `habits`: what outputs of its grammar were like, `quoting`: what they copied from prompts, `lookup`: what its own text
+    was like (drafts.py).
     `logprob_next`: first position of prompt and output whose log probability is wanted and not there yet.
     `ending`: why it ends as soon as those are there. `no_reuse`: start from an empty prefix (see decode.py).
     """
@@ -40,6 +42,7 @@ class Req:
     in_thought: bool = False
     jumps: bool = False
     habits: Habits | None = None
+    quoting: Quoting | None = None
     lookup: Lookup | None = None
     num_drawn: int = 0
     """tokens since the last forced one"""

@@ -202,7 +202,8 @@ class Scheduler:
         if not drafts_anything(self._running.reqs, prompts):
             return decodes, extends
         rows = len(decodes) + sum(extend.length for extend in extends)
-        room = Room(info.max_batch_tokens - rows, info.max_running_requests - len(decodes) - len(extends), rows)
+        draws = max(info.max_samples, info.max_running_requests) - len(decodes) - len(extends)
+        room = Room(info.max_batch_tokens - rows, draws, rows)
         slow = [req for req in decodes if masks is not None and masks.is_suspect(req.grammar)]
         slow_extends = [extend for extend in extends if masks is not None and masks.is_suspect(extend.req.grammar)]
         quick = [req for req in decodes if req not in slow]

@@ -8,6 +8,7 @@ llguidance_backend.py   the default engine
 xgrammar_backend.py     the other one, an extra
 encoder.py              forced text to canonical tokens
 habits.py               what outputs of one grammar were like
+quotes.py               what they copied from their prompts
 json_schema.py          schemas: checked by path, with closed objects
 schema_rewrites.py      keywords said with other keywords
 schema_numbers.py       numbers in schemas: those that engines hold exactly

@@ -66,6 +66,10 @@ class GrammarCompiler:
             self._queue.put(self._backend.prepare)
             self._queue.put(release_freed_memory)
 
+    def encode(self, text: str) -> list[int]:
+        """Canonical tokens of a text; empty when there are none."""
+        return self._backend.encode(text) if self._backend is not None else []
+
     def submit(self, key: Key) -> Job:
         """The job for `key`: a new one, one under way, or one done before."""
         job = self._cache.get(key)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sglang.srt.scheduler.grammar.quotes import Quotes
+
 MAX_ENTRIES = 12288
 MAX_STREAK = 64
 Place = tuple[int, ...]
@@ -19,6 +21,7 @@ class Habits:
 
     def __init__(self) -> None:
         self._next: dict[Place, tuple[int, int]] = {}  # token, how often in a row, less misses
+        self.quotes = Quotes()
 
     def note(self, before: list[int], token_id: int, num_drawn: int = 0) -> None:
         """`token_id` was drawn after `before`, of which the last `num_drawn` were drawn as well, and before those one was forced."""

@@ -111,7 +111,7 @@ class XGrammarState:
         if self._dead is not None or self._matcher.is_terminated():
             return []
         text = self._matcher.find_jump_forward_string()
-        ids = self._backend.encoder.encode(text) if text else []
+        ids = self._backend.encode(text) if text else []
         if not ids:
             return []
         after = self.copy()
@@ -148,10 +148,9 @@ class XGrammarBackend:
         for i in vocabulary.eos_token_ids:
             self.not_eos[i // 32] &= np.uint32(~(1 << (i % 32)) & 0xFFFFFFFF)
 
-    @property
-    def encoder(self) -> Encoder:
+    def encode(self, text: str) -> list[int]:
         assert self._encoder is not None, "prepare comes first"
-        return self._encoder
+        return self._encoder.encode(text)
 
     def prepare(self) -> None:
         with self._lock:
