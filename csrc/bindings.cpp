@@ -503,6 +503,7 @@ NB_MODULE(_cpu, m) {
       .def_prop_ro("num_bytes", [](const Activation& a) { return a.memory->size(); });
   nb::class_<KVLayer>(m, "KVLayer")
       .def_static("make", &KVLayer::make)
+      .def("touch", &KVLayer::touch, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("num_kv_heads", [](const KVLayer& l) { return l.view.heads; })
       .def_prop_ro("head_dim", [](const KVLayer& l) { return l.view.dim; })
       .def_prop_ro("num_bytes", [](const KVLayer& l) { return size_t(l.view.num_runs) * l.view.heads * l.view.dim * kRun * 4; });

@@ -11,7 +11,7 @@ size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 Mapping::Mapping(size_t bytes) : size_(bytes) {
   const bool huge = bytes >= kHuge;
-  mapped_ = huge ? round_up(bytes, kHuge) + kHuge : round_up(bytes ? bytes : 1, 4096);
+  mapped_ = huge ? round_up(bytes, kHuge) + kHuge : round_up(bytes ? bytes : 1, kPage);
   base_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (base_ == MAP_FAILED) throw std::bad_alloc();
   data_ = reinterpret_cast<uint8_t*>(huge ? round_up(reinterpret_cast<uintptr_t>(base_), kHuge) : reinterpret_cast<uintptr_t>(base_));

@@ -6,6 +6,8 @@
 #include <memory>
 #include <mutex>
 
+constexpr size_t kPage = 4096;         // the smallest there are
+
 class Mapping {
  public:
   explicit Mapping(size_t bytes);      // throws std::bad_alloc

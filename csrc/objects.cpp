@@ -102,6 +102,14 @@ std::vector<KVLayer> KVLayer::make(int num_layers, int num_slots, int heads, int
   return layers;
 }
 
+void KVLayer::touch(int start, int end) const {
+  const int first = std::max(start, 0) / kRun, last = std::min((end + kRun - 1) / kRun, view.num_runs);
+  auto* base = memory->data();
+  const size_t run_bytes = view.stride * sizeof(uint16_t);
+  for (size_t at = size_t(first) * run_bytes; at < size_t(std::max(last, first)) * run_bytes; at += kPage)
+    __atomic_fetch_or(base + at, uint8_t(0), __ATOMIC_RELAXED);
+}
+
 Runtime::Runtime(int threads, const std::string& isa, int spin_us, bool ahead)
     : kernels_(&find_kernels(isa)), ahead_(ahead), pool_(threads, spin_us, ahead) {}
 

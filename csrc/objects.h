@@ -38,6 +38,8 @@ struct KVLayer {
   std::shared_ptr<Mapping> memory;     // of all layers
   // The layers of a model, run by run: a token takes memory in one place, not a huge page of every layer.
   static std::vector<KVLayer> make(int num_layers, int num_slots, int heads, int dim);
+  // Has the system bring the memory of slots [start, end), of all layers. Changes nothing in it; anybody may write meanwhile.
+  void touch(int start, int end) const;
 };
 
 struct Tape {

@@ -108,6 +108,9 @@ class ToyWorker:
         self.nan_rids: set[int] = set()
         self.fail_at: int | None = None
 
+    def get_ready(self, num_used: int) -> bool:
+        return False
+
     def close(self) -> None:
         """Nothing runs elsewhere."""
 

@@ -231,6 +231,11 @@ class ModelWorker(Protocol):
         """Works on the embeddings in line for about so long, at least one chunk. False if there was nothing to do."""
         ...
 
+    def get_ready(self, num_used: int) -> bool:
+        """Works for a few milliseconds on what will make later steps quicker; slots before `num_used` of the pool were in use.
+        For idle moments. False if there is nothing left to do."""
+        ...
+
     def close(self) -> None:
         """Ends what runs for the worker outside of this process. Nothing is called after it."""
         ...

@@ -144,6 +144,9 @@ class LocalWorker:
         self.finish()
         return self._encodings.run(seconds)
 
+    def get_ready(self, num_used: int) -> bool:
+        return self._pool.get_ready(num_used)
+
     def close(self) -> None:
         """Nothing runs elsewhere."""
 

@@ -164,11 +164,14 @@ def _guess(req: Req, max_ids: int, max_draws: int, min_trust: float) -> Draft | 
         state = state.copy()
         if not state.accept(token) or state.is_finished:
             break
-        more = [token, *state.forced_tokens()]
-        if must_end and len(more) == 1:
+        forced = state.forced_tokens()
+        if (must_end and not forced) or len(ids) + 1 + len(forced) > max_ids:
             break
-        if len(ids) + len(more) > max_ids or not state.accept_all(more[1:]) or state.is_finished or state.error is not None:
+        if forced and (not state.accept_all(forced) or state.is_finished):
             break
+        if state.error is not None:
+            break
+        more = [token, *forced]
         ids += more
         points.append(len(ids))
         states.append(state)

@@ -60,6 +60,8 @@ logger = logging.getLogger("sglang")
 IDLE_SECONDS = 1.0
 FIRST_IDLE_SECONDS = 0.1
 COMPILING_SECONDS = 0.002
+BREATHER_SECONDS = 0.003
+"""Idle for so long, the worker may get ready for what comes."""
 LATE_SECONDS, LATE_SHARE = 0.001, 0.2
 """A mask may take so long beyond the model's part, and such a share of that; then its request sits out."""
 
@@ -113,6 +115,7 @@ class Scheduler:
         self._paused = False
         self._stopping = False
         self._began = False  # some requests have got their first tokens in the last step
+        self._ready = False  # the worker has nothing to do before the next step
         self._checked = True  # nothing changed since the last look at the pool
 
     # --- the loop -----------------------------------------------------------------------------------------------------------
@@ -161,13 +164,24 @@ class Scheduler:
     def _receive(self) -> None:
         waits = self._running.reqs or self._prefill.partial or len(self._waiting)
         busy = self._flight is not None or (not self._paused and waits)
-        idle = IDLE_SECONDS if self._compiler.is_warm else FIRST_IDLE_SECONDS
-        timeout = 0.0 if busy else COMPILING_SECONDS if len(self._inlet) else idle
-        messages = self._inbox.receive(timeout)
-        if not messages and timeout == idle:
-            self._rest()
+        if busy or len(self._inlet):
+            messages = self._inbox.receive(0.0 if busy else COMPILING_SECONDS)
+        else:
+            messages = self._receive_idle()
         for message in messages:
             self.handle(message)
+
+    def _receive_idle(self) -> list[ToScheduler]:
+        """Waits for messages, longer and longer."""
+        if not self._ready:
+            if messages := self._inbox.receive(BREATHER_SECONDS):
+                return messages
+            self._ready = not self._worker.get_ready(self.memory.allocator.num_ever_held)
+            return self._inbox.receive(0.0)
+        messages = self._inbox.receive(IDLE_SECONDS if self._compiler.is_warm else FIRST_IDLE_SECONDS)
+        if not messages:
+            self._rest()
+        return messages
 
     def _plan(self, results: StepResults) -> ScheduleBatch | None:
         """Who takes part in the next step, with memory for all of it."""
@@ -290,7 +304,7 @@ class Scheduler:
         self._running.reqs += results.decoding
         self._began = bool(results.decoding)
         self._estimate.note_step()
-        self._checked = False
+        self._checked = self._ready = False
         if self._stats.note_step(batch, results.num_guessed, len(batch.decodes), len(self._waiting)):
             self._outbox.send(self._snapshot())
 

@@ -199,5 +199,8 @@ class ParallelWorker:
     def encode_some(self, seconds: float) -> bool:
         return self._local.encode_some(seconds)
 
+    def get_ready(self, num_used: int) -> bool:
+        return self._local.get_ready(num_used)
+
     def close(self) -> None:
         self.followers.close()

@@ -184,6 +184,9 @@ class CpuOps(HostArrays):
         layers: list[KVLayer] = _cpu.KVLayer.make(num_layers, num_slots, num_kv_heads, head_dim)
         return layers
 
+    def touch_kv(self, layers: Sequence[KVLayer], start: int, end: int) -> None:
+        layers[0].touch(start, end)  # all layers of a run lie together
+
     def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:
         return 2 * num_kv_heads * head_dim * 2
 

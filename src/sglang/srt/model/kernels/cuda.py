@@ -199,6 +199,9 @@ class CudaOps:
     def kv_layers(self, num_layers: int, num_slots: int, num_kv_heads: int, head_dim: int) -> list[KVLayer]:
         return [CudaKV(num_slots, num_kv_heads, head_dim, self.kv_dtype, self.device) for _ in range(num_layers)]
 
+    def touch_kv(self, layers: Sequence[CudaKV], start: int, end: int) -> None:
+        """Device memory is there from the beginning."""
+
     def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:
         return int(2 * num_kv_heads * head_dim * torch.empty((), dtype=self.kv_dtype).element_size())
 

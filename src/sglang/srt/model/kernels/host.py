@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sglang.srt.model.kernels.ops import AttentionMeta, Fetch, Inputs, StepShape
+from sglang.srt.model.kernels.ops import AttentionMeta, Fetch, Inputs, KVLayer, StepShape
 
 Int32 = npt.NDArray[np.int32]
 
@@ -62,6 +62,9 @@ class HostArrays:
 
     def finish(self) -> None:
         """An op has run when it returns."""
+
+    def touch_kv(self, layers: Sequence[KVLayer], start: int, end: int) -> None:
+        """NumPy's memory comes as it is written."""
 
     def bound(self, rows: Int32, num_rows: int) -> None:
         """The kernels read `rows` themselves."""

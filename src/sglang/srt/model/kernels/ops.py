@@ -187,6 +187,11 @@ class Ops(Protocol):
         """The KV pool of each layer, zeroed; memory is taken as it is used. `num_slots` is a multiple of `slot_run`."""
         ...
 
+    def touch_kv(self, layers: Sequence[KVLayer], start: int, end: int) -> None:
+        """Has the system bring the memory of slots [start, end) now, where it would come only when it is written to. For slots
+        that hold nothing."""
+        ...
+
     def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:
         """Bytes one token takes in one layer, K and V together."""
         ...

@@ -25,6 +25,7 @@ class PageAllocator:
         self.num_slots = num_slots
         self.run = run
         self.num_runs = num_slots // run
+        self._least_top = self.num_runs
         self.reset()
 
     def reset(self) -> None:
@@ -39,6 +40,11 @@ class PageAllocator:
     def num_free_runs(self) -> int:
         return self._top
 
+    @property
+    def num_ever_held(self) -> int:
+        """Slots that were handed out once: the first so many, since what was freed is taken again before what was never held."""
+        return (self.num_runs - self._least_top) * self.run
+
     def runs_for(self, start: int, end: int) -> int:
         """Runs that positions [start, end) touch."""
         return -(-end // self.run) - start // self.run if end > start else 0
@@ -50,6 +56,7 @@ class PageAllocator:
             return None
         runs = self._stack[self._top - num_runs : self._top][::-1].copy()
         self._top -= num_runs
+        self._least_top = min(self._least_top, self._top)
         self._held.reshape(self.num_runs, self.run)[runs] = True
         self._held_in_run[runs] = self.run
         self.num_held += num_runs * self.run - offset

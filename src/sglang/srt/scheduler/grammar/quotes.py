@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -25,7 +25,10 @@ MAX_LEAD, MAX_TRAIL = 2, 1
 MAX_PROMPT = 4096
 """Tokens at the end of a prompt in which values are looked for."""
 PLACE = 3
-MAX_PLACES, MAX_STREAK = 2048, 64
+"""Tokens before a value that say which it is."""
+MAX_PLACES = 2048
+FADE = 15 / 16
+WEAK = 0.3
 
 
 class Source(NamedTuple):
@@ -38,8 +41,7 @@ class Source(NamedTuple):
     trail: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Quote:
+class Quote(NamedTuple):
     """Tokens that are expected to be drawn: how likely the whole is, and how likely the first of them is, given what came before."""
 
     ids: list[int]
@@ -48,30 +50,48 @@ class Quote:
 
     def after(self, token_id: int) -> Quote:
         """What is left when `token_id` was drawn: nothing, unless it was expected. Who begins to copy goes on to the end."""
-        return replace(self, ids=self.ids[1:], next_trust=1.0) if self.ids and self.ids[0] == token_id else NOTHING
+        return Quote(self.ids[1:], self.trust, 1.0) if self.ids and self.ids[0] == token_id else NOTHING
 
 
 NOTHING = Quote([], 0.0, 0.0)
 
 
+@dataclass
+class Record:
+    """A source, and how many of the values that it told of late were right."""
+
+    source: Source
+    right: float = 1.0
+    told: float = 1.0
+
+    @property
+    def trust(self) -> float:
+        """How likely the next one is right: nothing is certain, and once is no rule."""
+        return self.right / (self.told + 1.0) if self.told > 1.0 else 0.0
+
+    def note(self, is_right: bool) -> None:
+        self.right = self.right * FADE + is_right
+        self.told = self.told * FADE + 1.0
+
+
 class Quotes:
-    """What was learnt from requests of one grammar: by the tokens before a value, its source and how often in a row it was right."""
+    """What was learnt from requests of one grammar: records by the last tokens before a value."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, ...], tuple[Source, int]] = {}
+        self._known: dict[tuple[int, ...], Record] = {}
 
-    def get(self, before: list[int]) -> tuple[Source, int] | None:
+    def get(self, before: list[int]) -> Record | None:
         return self._known.get(tuple(before[-PLACE:]))
 
-    def put(self, before: list[int], source: Source | None, streak: int) -> None:
-        """None: nothing is known any more."""
+    def put(self, before: list[int], source: Source | None) -> None:
+        """A new source, or none any more."""
         place = tuple(before[-PLACE:])
         if source is None:
             self._known.pop(place, None)
             return
-        self._known[place] = source, min(streak, MAX_STREAK)
-        if len(self._known) > MAX_PLACES:
+        if len(self._known) >= MAX_PLACES:
             self._known.clear()
+        self._known[place] = Record(source)
 
 
 class Quoting:
@@ -81,19 +101,17 @@ class Quoting:
         self._quotes = quotes
         self._vocabulary = vocabulary
         self._encode = encode
-        pieces = [vocabulary.text_bytes([i], skip_special=False) for i in prompt_ids[-MAX_PROMPT:]]
         self._ids = prompt_ids[-MAX_PROMPT:]
+        table, size = vocabulary.token_bytes, vocabulary.size
+        pieces = [table[i] if i < size else b"" for i in self._ids]
         self._starts = [0, *accumulate(map(len, pieces))]
         self._text = b"".join(pieces)
         self._found: dict[Source, list[int]] = {}
 
     def begin(self, before: list[int]) -> Quote:
         """What may be drawn after `before`, where a value begins."""
-        source, streak = self._quotes.get(before) or (None, 0)
-        if source is None or streak < 2:
-            return NOTHING
-        trust = streak / (streak + 1)
-        return Quote(self._find(source), trust, trust)
+        record = self._quotes.get(before)
+        return Quote(self._find(record.source), record.trust, record.trust) if record is not None else NOTHING
 
     def go_on(self, output_ids: list[int], num_drawn: int) -> Quote:
         """What may be drawn after an output whose last `num_drawn` tokens are the beginning of a value."""
@@ -101,19 +119,17 @@ class Quoting:
         quote = self.begin(output_ids[max(at - PLACE, 0) : at])
         if not quote.ids or quote.ids[:num_drawn] != output_ids[at:]:
             return NOTHING
-        return replace(quote, ids=quote.ids[num_drawn:])
+        return Quote(quote.ids[num_drawn:], quote.trust, quote.next_trust)
 
     def note(self, output_ids: list[int], num_drawn: int) -> None:
         """The last `num_drawn` tokens are a value, with or without the token that ends it."""
         at = len(output_ids) - num_drawn
         before, drawn = output_ids[max(at - PLACE, 0) : at], output_ids[at:]
-        source, streak = self._quotes.get(before) or (None, 0)
-        if source is not None and self._find(source) == drawn:
-            self._quotes.put(before, source, streak + 1)
-        elif streak > 2:
-            self._quotes.put(before, source, streak // 4)
-        else:
-            self._quotes.put(before, self._locate(drawn), 1)
+        record = self._quotes.get(before)
+        if record is not None:
+            record.note(self._find(record.source) == drawn)
+        if record is None or record.trust < WEAK:
+            self._quotes.put(before, self._locate(drawn))
 
     def _find(self, source: Source) -> list[int]:
         """The tokens of the value at its `source`; empty when there is nothing of the kind."""
