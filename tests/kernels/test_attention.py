@@ -208,6 +208,17 @@ def test_long_context(ops: Any) -> None:
     close(read_back(ops, out, 1), np.ones((1, 32)), 1e-5)
 
 
+def test_memory_that_is_touched_keeps_what_it_holds(ops: Any) -> None:
+    heads = Heads(4, 2, 32)
+    qkv = random_rows(heads, 61)
+    whole = feed(Run(ops, heads, 1), 0, qkv, [61])
+    run = Run(ops, heads, 1)
+    first = run.step({0: qkv[:40]})[0]
+    for start, end in ((0, CONTEXT), (5, 17), (2 * CONTEXT - 3, 10 * CONTEXT), (-20, 0), (30, 20)):
+        ops.touch_kv([run.kv], start, end)
+    same_bits(np.concatenate([first, run.step({0: qkv[40:]})[0]]), whole)
+
+
 def test_what_stale_slots_hold_does_not_matter(ops: Any) -> None:
     """Positions beyond a row's own, or before its window, may hold anything, even NaN."""
     for heads in (Heads(4, 2, 32), Heads(4, 2, 32, window=20)):

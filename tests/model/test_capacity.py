@@ -28,7 +28,7 @@ def test_default_for_a_small_model() -> None:
     assert GIB - 16 * 23040 < result.max_total_tokens * 23040 <= GIB
     assert result.max_running_requests == 64
     assert result.max_batch_tokens == 512 + 64
-    assert result.max_logit_rows == 64
+    assert result.max_logit_rows > 64, "rows for guesses"
 
 
 def test_default_never_takes_more_than_half_of_what_is_free() -> None:

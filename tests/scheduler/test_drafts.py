@@ -16,6 +16,7 @@ from sglang.srt.scheduler.drafts import HabitBook
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.habits import MAX_ENTRIES, Habits
 from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
+from sglang.srt.scheduler.grammar.quotes import Record
 from tests.scheduler.test_grammar import run_with_compiling
 from tests.scheduler.test_jump import STEPPING, answers, requests, shape
 from tests.scheduler.toy import Answer, Harness, ToyWorker, make_req
@@ -33,10 +34,16 @@ def trusting(self: Habits, before: list[int]) -> tuple[int, float]:
     return known, min(streak, 1.0)
 
 
+def rash(self: Record) -> float:
+    """Whoever copied once copies always."""
+    return 0.9
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_guesses_change_no_answer(data: st.DataObject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Habits, "guess", trusting)
+    monkeypatch.setattr(Record, "trust", property(rash))
     reqs = [data.draw(requests(f"r{i}")) for i in range(data.draw(st.integers(1, 6)))]
     worker = ToyWorker(
         num_slots=data.draw(st.sampled_from([256, 1024])),

@@ -30,6 +30,7 @@ def test_a_pool_is_cut_into_whole_runs(slots: int, run: int) -> None:
 def test_held_slots_and_free_runs_add_up(run: int, actions: list[tuple[int, int, float]]) -> None:
     allocator = PageAllocator(8 * run * 2, run)
     held: set[int] = set()
+    most = -1
     for num_runs, offset, share in actions:
         bases = allocator.alloc(num_runs, offset % run)
         if bases is None:
@@ -39,6 +40,8 @@ def test_held_slots_and_free_runs_add_up(run: int, actions: list[tuple[int, int,
             new = {int(b) + i for b in bases for i in range(run)} - set(range(int(bases[0]), int(bases[0]) + offset % run))
             assert not new & held
             held |= new
+            most = max(most, *new)
+            assert allocator.num_ever_held == (most // run + 1) * run, "the first so many were held once, no others"
         gone = sorted(held)[: int(len(held) * share)]
         allocator.free(np.array(gone, dtype=np.int32))
         held -= set(gone)

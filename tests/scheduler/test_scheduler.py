@@ -23,7 +23,7 @@ from sglang.srt.messages import (
     ToScheduler,
 )
 from sglang.srt.scheduler.cache.radix_cache import RadixCache
-from sglang.srt.scheduler.scheduler import Scheduler
+from sglang.srt.scheduler.scheduler import BREATHER_SECONDS, IDLE_SECONDS, Scheduler
 from sglang.srt.scheduler.waiting import MAX_OVERTAKEN, POLICIES
 from tests.scheduler.toy import Harness, ToyWorker, expected_output, logprob_options, make_req
 
@@ -433,12 +433,13 @@ def test_the_loop_blocks_when_idle_and_ends_on_request() -> None:
     req = make_req("a", PROMPT, 5, ignore_eos=True)
     box.post(req)
     deadline = time.monotonic() + 30
-    while "a" not in box.answers and time.monotonic() < deadline:
+    while not ("a" in box.answers and box.waits[-1] == IDLE_SECONDS) and time.monotonic() < deadline:
         time.sleep(0.005)
     box.post(ShutdownReq())
     thread.join(30)
     assert not thread.is_alive() and box.answers["a"].ids == expected_output(req).ids
-    assert 0.0 in box.waits and set(box.waits) - {0.0} == {1.0}, "it polls while it works and sleeps when it does not"
+    assert set(box.waits) == {0.0, BREATHER_SECONDS, IDLE_SECONDS}, "it polls while it works and sleeps when it does not"
+    assert box.waits.count(BREATHER_SECONDS) <= 2, "there was nothing to get ready"
 
 
 def test_shutdown_answers_everybody() -> None:
@@ -460,6 +461,26 @@ def test_a_broken_device_answers_everybody_and_is_not_hidden() -> None:
     for req in reqs:
         finish = box.answers[req.rid].finish
         assert finish is not None and finish.status_code == 500 and "on fire" in str(finish.message)
+
+
+def test_an_idle_loop_lets_the_worker_get_ready_until_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness(check=False)
+    told: list[int] = []
+
+    def get_ready(num_used: int) -> bool:
+        assert not harness.scheduler._live, "while requests run there is no time for it"
+        told.append(num_used)
+        return len(told) % 3 != 0
+
+    monkeypatch.setattr(harness.worker, "get_ready", get_ready)
+    for _ in range(6):
+        harness.scheduler._receive()
+    assert told == [0, 0, 0], "once it is ready it is not asked again"
+    harness.messages.append(make_req("a", list(range(40)), 30))
+    for _ in range(60):
+        harness.scheduler._receive()
+        harness.scheduler.step()
+    assert told == [0, 0, 0, 80, 80, 80], "five runs of 16 slots were in use"
 
 
 def test_a_pool_that_does_not_add_up_is_told_when_idle(caplog: pytest.LogCaptureFixture) -> None:

@@ -184,7 +184,7 @@ class CpuOps(HostArrays):
         layers: list[KVLayer] = _cpu.KVLayer.make(num_layers, num_slots, num_kv_heads, head_dim)
         return layers
 
-    def touch_kv(self, layers: Sequence[KVLayer], start: int, end: int) -> None:
+    def touch_kv(self, layers: Sequence[Any], start: int, end: int) -> None:
         layers[0].touch(start, end)  # all layers of a run lie together
 
     def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:

@@ -97,7 +97,9 @@ class Quotes:
 class Quoting:
     """One request's prompt, in which values of its output are looked for. `encode`: the canonical tokens of a text."""
 
-    def __init__(self, quotes: Quotes, prompt_ids: list[int], vocabulary: Vocabulary, encode: Callable[[str], list[int]]) -> None:
+    def __init__(
+        self, quotes: Quotes, prompt_ids: list[int], vocabulary: Vocabulary, encode: Callable[[str], list[int]]
+    ) -> None:
         self._quotes = quotes
         self._vocabulary = vocabulary
         self._encode = encode
