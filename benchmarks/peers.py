@@ -49,7 +49,7 @@ HIGHER_IS_BETTER = "tok/s"
 STARTED = time.monotonic()
 
 
-LOAD_SECONDS, ANSWER_SECONDS = 600.0, 120.0
+LOAD_SECONDS, ANSWER_SECONDS, REST_SECONDS = 600.0, 120.0, 0.5
 """An engine that takes longer is left out. (vLLM compiles for minutes the first time.)"""
 
 
@@ -178,6 +178,7 @@ def measure(engines: list[Engine], workloads: list[str], repeats: int, minutes: 
                 note(f"repetition {repetition}/{repeats} {workload}: left out, --minutes {minutes:g} are used up")
                 continue
             for engine in list(engines) if repetition % 2 else list(reversed(engines)):
+                time.sleep(REST_SECONDS)  # what an engine does when it has nothing to do falls into nobody's time
                 try:
                     answer = engine.ask({"workload": workload, "repetition": repetition}, ANSWER_SECONDS)
                 except EngineFailed as error:

@@ -14,7 +14,7 @@ import time
 from sglang.srt.model.kernels.ops import KVLayer, Ops
 from sglang.srt.model.model_config import ModelConfig
 
-LEAST_AHEAD, MOST_AHEAD = 32 << 20, 128 << 20
+LEAST_AHEAD, MOST_AHEAD = 16 << 20, 128 << 20
 """Bytes that are ready besides what was in use once: as many again, within these."""
 PIECE = 2 << 20
 GET_READY_SECONDS = 0.003
