@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from tests.model.vision import randomise
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IMAGE = 240
 """as in the real one, the first id beyond the vocabulary"""

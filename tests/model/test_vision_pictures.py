@@ -27,13 +27,11 @@ from sglang.srt.server.multimodal.processors.registry import create_processor
 from sglang.srt.server.multimodal.spans import expand
 from sglang.srt.server.tokenization.tokenizer import load_tokenizer
 from tests.model.tiny import open_worker
-from tests.model.vision import IMAGE, TEXT, Shown, logits, randomise
+from tests.model.vision import IMAGE, Shown, logits, randomise
+from tests.model.vision_families import QWEN2_5, QWEN3, gemma3, llava, qwen, smolvlm
 
 SPECIAL = ["<image>", "<video>", "<|vision_start|>", "<|vision_end|>", "<fake_token_around_image>", "<global-img>"]
 SPECIAL += [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
-SIZES = TEXT | {"vocab_size": 240, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
-SIGLIP = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-SIGLIP |= {"image_size": 28, "patch_size": 7}
 
 
 @dataclass(frozen=True)
@@ -47,33 +45,9 @@ class Case:
     inputs: Callable[[Any, list[Image.Image]], dict[str, Any]]
 
 
-def _llava() -> Any:
-    import transformers as t
-
-    points = [[28, 28], [28, 56], [56, 28], [56, 56], [28, 112], [112, 28], [84, 84]]
-    config = t.LlavaOnevisionConfig(
-        vision_config=t.SiglipVisionConfig(**SIGLIP),
-        text_config=t.Qwen2Config(**SIZES),
-        image_token_id=IMAGE,
-        video_token_id=IMAGE + 1,
-        image_grid_pinpoints=points,
-        vision_aspect_ratio="anyres_max_4",
-    )
-    return t.LlavaOnevisionForConditionalGeneration(config)
-
-
 def _llava_inputs(processor: Any, images: list[Image.Image]) -> dict[str, Any]:
     found = processor(images=[images] if len(images) > 1 else images, return_tensors="pt")
     return {name: found[name] for name in ("pixel_values", "image_sizes", "batch_num_images")}
-
-
-def _smolvlm(name: str = "SmolVLM") -> Any:
-    import transformers as t
-
-    config = getattr(t, f"{name}Config")(
-        vision_config=SIGLIP, text_config=t.LlamaConfig(**SIZES), image_token_id=IMAGE, scale_factor=2
-    )
-    return getattr(t, f"{name}ForConditionalGeneration")(config)
 
 
 def _smolvlm_inputs(processor: Any, images: list[Image.Image]) -> dict[str, Any]:
@@ -83,42 +57,13 @@ def _smolvlm_inputs(processor: Any, images: list[Image.Image]) -> dict[str, Any]
     return {"pixel_values": torch.from_numpy(np.concatenate(tiles))[None]}
 
 
-def _qwen(name: str, vision: dict[str, Any]) -> Any:
-    import transformers as t
-
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2] if name == "Qwen3VL" else [2, 3, 3]}
-    text = SIZES | {"rope_parameters": rope} | ({"head_dim": 16} if name == "Qwen3VL" else {})
-    ids = {
-        "image_token_id": IMAGE,
-        "video_token_id": IMAGE + 1,
-        "vision_start_token_id": IMAGE + 2,
-        "vision_end_token_id": IMAGE + 3,
-    }
-    config = getattr(t, f"{name}Config")(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
-    return getattr(t, f"{name}ForConditionalGeneration")(config)
-
-
 def _qwen_inputs(processor: Any, images: list[Image.Image]) -> dict[str, Any]:
     found = processor(images=images, return_tensors="pt")
     return {name: found[name] for name in ("pixel_values", "image_grid_thw")}
 
 
-_QWEN = {"depth": 3, "num_heads": 4, "hidden_size": 64, "out_hidden_size": 64, "intermediate_size": 80, "patch_size": 7}
-_QWEN3 = _QWEN | {"num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}
-_QWEN2_5 = _QWEN | {"window_size": 28, "fullatt_block_indexes": [1]}
 _PIXELS = {"size": {"shortest_edge": 28 * 28, "longest_edge": 84 * 84}, "patch_size": 7}
 _QWEN_PROCESSOR = ("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil")
-
-
-def _gemma3() -> Any:
-    import transformers as t
-
-    text = t.Gemma3TextConfig(
-        **{k: v for k, v in SIZES.items() if k != "rope_parameters"}, head_dim=16, sliding_window=24, query_pre_attn_scalar=16
-    )
-    ids = {"image_token_id": IMAGE, "boi_token_index": IMAGE + 2, "eoi_token_index": IMAGE + 3}
-    config = t.Gemma3Config(text_config=text, vision_config=t.SiglipVisionConfig(**SIGLIP), mm_tokens_per_image=4, **ids)
-    return t.Gemma3ForConditionalGeneration(config)
 
 
 def _gemma3_inputs(processor: Any, images: list[Image.Image]) -> dict[str, Any]:
@@ -128,15 +73,15 @@ def _gemma3_inputs(processor: Any, images: list[Image.Image]) -> dict[str, Any]:
 _TILES = {"size": {"longest_edge": 84}, "max_image_size": {"longest_edge": 28}}
 CASES = {
     "gemma3": Case(
-        _gemma3,
+        gemma3,
         ("gemma3.image_processing_pil_gemma3", "Gemma3ImageProcessorPil"),
         {"size": {"height": 28, "width": 28}},
         _gemma3_inputs,
     ),
-    "qwen2_5_vl": Case(lambda: _qwen("Qwen2_5_VL", _QWEN2_5), _QWEN_PROCESSOR, _PIXELS, _qwen_inputs),
-    "qwen3_vl": Case(lambda: _qwen("Qwen3VL", _QWEN3), _QWEN_PROCESSOR, _PIXELS, _qwen_inputs),
+    "qwen2_5_vl": Case(lambda: qwen("Qwen2_5_VL", QWEN2_5), _QWEN_PROCESSOR, _PIXELS, _qwen_inputs),
+    "qwen3_vl": Case(lambda: qwen("Qwen3VL", QWEN3), _QWEN_PROCESSOR, _PIXELS, _qwen_inputs),
     "llava_onevision": Case(
-        _llava,
+        llava,
         ("llava_onevision.image_processing_pil_llava_onevision", "LlavaOnevisionImageProcessorPil"),
         {
             "size": {"height": 28, "width": 28},
@@ -144,9 +89,9 @@ CASES = {
         },
         _llava_inputs,
     ),
-    "smolvlm": Case(_smolvlm, ("smolvlm.image_processing_pil_smolvlm", "SmolVLMImageProcessorPil"), _TILES, _smolvlm_inputs),
+    "smolvlm": Case(smolvlm, ("smolvlm.image_processing_pil_smolvlm", "SmolVLMImageProcessorPil"), _TILES, _smolvlm_inputs),
     "idefics3": Case(
-        lambda: _smolvlm("Idefics3"),
+        lambda: smolvlm("Idefics3"),
         ("idefics3.image_processing_pil_idefics3", "Idefics3ImageProcessorPil"),
         _TILES,
         _smolvlm_inputs,

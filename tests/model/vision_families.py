@@ -1,0 +1,66 @@
+"""Tiny models that see as transformers makes them, before `vision.randomise`: one function a family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.model.vision import IMAGE, TEXT
+
+SIZES = TEXT | {"vocab_size": 240, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+SIGLIP = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIGLIP |= {"image_size": 28, "patch_size": 7}
+
+
+def llava() -> Any:
+    import transformers as t
+
+    points = [[28, 28], [28, 56], [56, 28], [56, 56], [28, 112], [112, 28], [84, 84]]
+    config = t.LlavaOnevisionConfig(
+        vision_config=t.SiglipVisionConfig(**SIGLIP),
+        text_config=t.Qwen2Config(**SIZES),
+        image_token_id=IMAGE,
+        video_token_id=IMAGE + 1,
+        image_grid_pinpoints=points,
+        vision_aspect_ratio="anyres_max_4",
+    )
+    return t.LlavaOnevisionForConditionalGeneration(config)
+
+
+def smolvlm(name: str = "SmolVLM") -> Any:
+    import transformers as t
+
+    config = getattr(t, f"{name}Config")(
+        vision_config=SIGLIP, text_config=t.LlamaConfig(**SIZES), image_token_id=IMAGE, scale_factor=2
+    )
+    return getattr(t, f"{name}ForConditionalGeneration")(config)
+
+
+QWEN = {"depth": 3, "num_heads": 4, "hidden_size": 64, "out_hidden_size": 64, "intermediate_size": 80, "patch_size": 7}
+QWEN3 = QWEN | {"num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}
+QWEN2_5 = QWEN | {"window_size": 28, "fullatt_block_indexes": [1]}
+
+
+def qwen(name: str, vision: dict[str, Any]) -> Any:
+    import transformers as t
+
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2] if name == "Qwen3VL" else [2, 3, 3]}
+    text = SIZES | {"rope_parameters": rope} | ({"head_dim": 16} if name == "Qwen3VL" else {})
+    ids = {
+        "image_token_id": IMAGE,
+        "video_token_id": IMAGE + 1,
+        "vision_start_token_id": IMAGE + 2,
+        "vision_end_token_id": IMAGE + 3,
+    }
+    config = getattr(t, f"{name}Config")(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
+    return getattr(t, f"{name}ForConditionalGeneration")(config)
+
+
+def gemma3() -> Any:
+    import transformers as t
+
+    text = t.Gemma3TextConfig(
+        **{k: v for k, v in SIZES.items() if k != "rope_parameters"}, head_dim=16, sliding_window=24, query_pre_attn_scalar=16
+    )
+    ids = {"image_token_id": IMAGE, "boi_token_index": IMAGE + 2, "eoi_token_index": IMAGE + 3}
+    config = t.Gemma3Config(text_config=text, vision_config=t.SiglipVisionConfig(**SIGLIP), mm_tokens_per_image=4, **ids)
+    return t.Gemma3ForConditionalGeneration(config)
