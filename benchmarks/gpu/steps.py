@@ -39,33 +39,20 @@ class Sizes:
     repeats: int
     gap_batch: int
     shared_reqs: int
+    per: int = 10
+    """steps that are enqueued back to back"""
 
 
 FULL = Sizes((1, 64, 256), 1024, 8, 4096, 2, 30, 32, 64)
-SMALL = Sizes((1, 3), 24, 2, 24, 1, 1, 2, 3)
+SMALL = Sizes((1, 3), 24, 2, 24, 1, 1, 2, 3, 1)
 
 
 class Bench:
-    """A worker, its table of slots, and steps over it."""
+    """A worker, its table of slots, and steps over it. `bits` of a weight: of the layers', of the head's."""
 
-    def __init__(self, device: str, kernels: str, tiny: bool, graphs: bool, folder: Path) -> None:
-        self.sizes = SMALL if tiny else FULL
-        self.config = tiny_of(QWEN25_7B) if tiny else QWEN25_7B
-        s = self.sizes
-        reqs = max(*s.batches, s.gap_batch)
-        each = -(-(s.context + 1) // 16) * 16
-        # requests of `shared_prefix` without its cache, and some room
-        tokens = max(reqs * each, s.together * s.prompt_len + 16, (s.shared_reqs + 1) * (s.prompt_len + 80))
-        self.worker: LocalWorker = create_worker(
-            ModelOptions(str(write_model(folder / "7b", self.config)), load_format="dummy"),
-            DeviceOptions(device=device, kernels=kernels, graph_max_reqs=reqs if graphs else 0),  # type: ignore[arg-type]
-            MemoryOptions(
-                max_total_tokens=-(-tokens // 16) * 16,
-                max_running_requests=reqs,
-                chunked_prefill_size=s.together * s.prompt_len,
-            ),
-        )
-        self.table = np.zeros((reqs, self.worker.info.context_len), np.int32)
+    def __init__(self, worker: LocalWorker, config: dict[str, Any], sizes: Sizes, bits: tuple[float, float]) -> None:
+        self.worker, self.config, self.sizes, self.bits = worker, config, sizes, bits
+        self.table = np.zeros((worker.info.max_running_requests, worker.info.context_len), np.int32)
 
     def bind(self) -> None:
         """Takes the worker for single steps."""
@@ -149,6 +136,29 @@ class Bench:
         return self.worker.begin_sample(batch, None)
 
 
+def memory_for(s: Sizes) -> MemoryOptions:
+    each = -(-(s.context + 1) // 16) * 16
+    reqs = max(*s.batches, s.gap_batch)
+    # requests of `shared_prefix` without its cache, and some room
+    tokens = max(reqs * each, s.together * s.prompt_len + 16, (s.shared_reqs + 1) * (s.prompt_len + 80))
+    chunk = s.together * s.prompt_len
+    return MemoryOptions(max_total_tokens=-(-tokens // 16) * 16, max_running_requests=reqs, chunked_prefill_size=chunk)
+
+
+def open_bench(device: str, kernels: str, tiny: bool, graphs: bool, folder: Path) -> Bench:
+    """The 7B shape in its own type."""
+    sizes, config = (SMALL, tiny_of(QWEN25_7B)) if tiny else (FULL, QWEN25_7B)
+    memory = memory_for(sizes)
+    graph_max = (memory.max_running_requests or 0) if graphs else 0
+    worker = create_worker(
+        ModelOptions(str(write_model(folder / "7b", config)), load_format="dummy"),
+        DeviceOptions(device=device, kernels=kernels, graph_max_reqs=graph_max),  # type: ignore[arg-type]
+        memory,
+    )
+    bits = 16 if config["dtype"] == "bfloat16" else 32
+    return Bench(worker, config, sizes, (bits, bits))
+
+
 def specs_of(num: int) -> list[SampleSpec]:
     return [SampleSpec(SamplingParams(temperature=0.0), i, [1], []) for i in range(num)]
 
@@ -159,12 +169,11 @@ def decode(bench: Bench, machine: dict[str, float], num_reqs: int) -> dict[str, 
     bench.lay_out(num_reqs, s.context)
     batch = bench.decode_batch(num_reqs, s.context, specs_of(num_reqs))
     bench.enqueue(bench.decode_batch(num_reqs, s.context, batch.samples))()
-    took = bench.seconds(lambda: bench.enqueue(batch), s.repeats, 10 if s is FULL else 1)
+    took = bench.seconds(lambda: bench.enqueue(batch), s.repeats, s.per)
     body, head = bench.params()
-    size = 2 if bench.config["dtype"] == "bfloat16" else 4
     c = bench.config
     head_dim = c.get("head_dim", c["hidden_size"] // c["num_attention_heads"])
-    num_bytes = size * (body + head) + num_reqs * s.context * bench.worker.info.kv_bytes_per_token
+    num_bytes = (body * bench.bits[0] + head * bench.bits[1]) / 8 + num_reqs * s.context * bench.worker.info.kv_bytes_per_token
     flops = 2 * num_reqs * (body + head)
     flops += 4 * num_reqs * s.context * c["num_hidden_layers"] * c["num_attention_heads"] * head_dim
     limits = num_bytes / machine["copy_bytes_per_s"], flops / machine["matmul_flops_per_s"]
@@ -248,5 +257,5 @@ def scheduler_gap(bench: Bench) -> dict[str, Any]:
     middle = start + new // 2
     bench.lay_out(n, s.context)
     batch = bench.decode_batch(n, middle, specs_of(n))
-    alone = bench.seconds(lambda: bench.enqueue(batch), max(2, s.repeats // 3), 10 if s is FULL else 1)
+    alone = bench.seconds(lambda: bench.enqueue(batch), max(2, s.repeats // 3), s.per)
     return {"batch": n, "step_ms": step * 1e3, "device_ms": alone * 1e3, "gap_share": max(0.0, 1 - alone / step)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 import pytest
 
 from benchmarks import cuda
+from benchmarks.gpu import checks
 from benchmarks.gpu import ops as op_checks
 from benchmarks.gpu.ops import Side, cases, check_ops, error_of
 from sglang.srt.model.kernels.reference import ReferenceOps
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("torch", reason="torch is not installed")
+from tests.model import quantised  # noqa: E402
 
 
 def need_interpreter() -> None:
@@ -69,6 +72,9 @@ def results(share: float) -> dict[str, list[dict[str, Any]]]:
         "machine": [{"device": "X", "copy_bytes_per_s": 3e12, "matmul_flops_per_s": 7e14}, done],
         "ops": [{"op": "a", "ok": True}, {"op": "b", "ok": share > 0.5}, done],
         "models": [{"model": "llama", "ok": True}],
+        "grammars": [{"check": "regex", "ok": True}, {"check": "json_schema", "skipped": "no llguidance"}, done],
+        "pictures": [{"check": "Gemma 3", "ok": True}, done],
+        "checkpoints": [],
         "steps": [
             {"gap": {"batch": 32, "gap_share": 1 - share, "step_ms": 9.0}},
             {"decode": {"batch": 1, "share_of_limit": share, **step}},
@@ -77,6 +83,7 @@ def results(share: float) -> dict[str, list[dict[str, Any]]]:
             {"fixed order": {"batch": 1, **step}},
             done,
         ],
+        "quantised": [{"weights": "int4", "batch": 16, "times_bfloat16": 2.5, "share_of_limit": share, **step}, done],
         "ours": [{"tokens_per_s": 1000 * share}, done],
         "transformers": [],
     }
@@ -94,10 +101,59 @@ def test_what_is_reached_and_what_is_not() -> None:
     assert good["host gap, batch 32"] == "pass" and bad["host gap, batch 32"] == "FAIL"
     assert good["offline throughput"] == "missing", "nothing to compare with"
     assert good["every model"] == "FAIL", "the section was cut off"
+    assert good["every grammar"] == "missing" and good["every picture"] == "pass" and good["every checkpoint"] == "missing"
     assert found(0.4, judged=False)["shared prefix"] == "not judged"
     text = cuda.report(results(0.4), True)
     assert "| shared prefix | 6x without the cache | 4.0x | FAIL |" in text and '"op": "b"' in text
     assert "Deterministic mode, decode, batch 1: 5.00 ms, else 5.00 ms." in text
+    assert "1 of 1, json_schema: no llguidance | missing |" in text
+    assert "int4, decode, batch 16: 5.00 ms, 40.0% of the limit by bytes, 2.50 times as fast as bfloat16." in text
+
+
+REFERENCE = checks.Where("cpu", "reference", tiny=True)
+"""in place of the device"""
+
+
+def test_grammars_are_checked(tmp_path: Path) -> None:
+    found = list(checks.grammars(tmp_path, REFERENCE))
+    assert [f["check"] for f in found[:2]] == ["json_schema, temperature 0", "regex, temperature 1"]
+    assert all(f["ok"] and f["valid"] == f["ended"] for f in found[:2])
+    assert found[2]["with_guesses"] > 0 == found[2]["ahead"] and not found[2]["ok"], "the reference does not run ahead"
+    text = '{"name":"x","age":7,"tags":["the"],"ok":true}'
+    assert checks._fits_schema(text)
+    assert not any(
+        checks._fits_schema(text.replace(*change)) for change in (("7", "151"), ("the", "a"), ("x", "xxxxxxx"), ("}", ""))
+    )
+
+
+def test_pictures_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = list(checks.pictures(tmp_path / "same", REFERENCE))
+    assert len(found) == 5 and all(f["ok"] and f["error"] == 0 for f in found)
+    count, exact = iter(range(100)), checks._rows_of
+    monkeypatch.setattr(checks, "_rows_of", lambda *args: exact(*args) * (1 + 1e-3 * next(count)))
+    assert not any(f["ok"] for f in checks.pictures(tmp_path / "other", REFERENCE))
+
+
+def test_checkpoints_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack, config, bar = quantised.FORMS["gptq"]
+    monkeypatch.setattr(checks, "TINY_FORMS", ("gptq", "gptq read wrongly"))
+    monkeypatch.setitem(quantised.FORMS, "gptq read wrongly", (pack, {**config, "checkpoint_format": "gptq_v2"}, bar))
+    assert [f["ok"] for f in checks.checkpoints(tmp_path, REFERENCE)] == [True, False]
+
+
+def test_a_check_that_lacks_a_package_or_fails_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    assert [f["skipped"] for f in checks.grammars(tmp_path, REFERENCE)] == ["no llguidance"]
+    tries = iter([ValueError("one is broken")])
+
+    def load(*_: Any) -> dict[str, Any]:
+        for problem in tries:
+            raise problem
+        return {"ok": True}
+
+    monkeypatch.setattr(checks, "_load", load)
+    found = list(checks.checkpoints(tmp_path, REFERENCE))
+    assert [f["ok"] for f in found] == [False, True, True] and found[0]["problem"] == "ValueError: one is broken"
 
 
 def test_a_section_that_fails_or_hangs_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,14 +216,15 @@ def dies_at_the_third(answers: Any, tasks: list[op_checks.TASK], device: str, ti
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3000)
 def test_the_whole_script(tmp_path: Path) -> None:
     need_interpreter()
     command = [sys.executable, "-m", "benchmarks.cuda", "--interpret", "--tiny", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2700)
     assert done.returncode in (0, 1), done.stdout + done.stderr  # 1: something differs, which the table says
     for name in cuda.SECTIONS:
         findings = cuda.read_findings(tmp_path / f"{name}.jsonl")
         assert cuda.is_complete(findings), name
-        assert not [f for f in findings if "problem" in f], "an op that does not run at all"
-    assert "| every model | the CPU's greedy tokens, float32 | 4 of 4 | pass |" in done.stdout
+        assert not [f for f in findings if "problem" in f or "skipped" in f], "an op that does not run at all"
+    for section in ("model", "grammar", "picture", "checkpoint"):
+        assert re.search(rf"\| every {section} \|.*\| pass \|", done.stdout), section
