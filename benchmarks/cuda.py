@@ -209,7 +209,7 @@ SECTIONS: dict[str, tuple[Callable[[Run, Write], None], float]] = {
     "pictures": (checks("pictures"), 130),
     "checkpoints": (checks("checkpoints"), 130),
     "steps": (steps, 190),
-    "quantised": (quantised, 60),
+    "quantised": (quantised, 90),
     "ours": (ours, 90),
     "transformers": (transformers, 100),
 }

@@ -112,40 +112,43 @@ def linear(fmt: str, rows: int, n: int, k: int) -> Case:
     return run
 
 
-def every_size(n: int, k: int) -> Case:
+def every_size(fmt: str, n: int, k: int) -> Case:
     """All the kernels among which the fastest is taken for few rows."""
 
     def run(s: Side) -> list[Any]:
-        weight, rows = s.ops.pack([s.matrix("plain", n, k)]), 7
+        weight, rows = s.ops.pack([s.matrix(fmt, n, k)]), 7
         x, zeros = s.activation(s.values(rows, k, seed=1)), np.zeros((rows, n), np.float32)
-        if not hasattr(s.ops, "_products"):
-            out, half = s.hidden(zeros), s.activation(zeros[:, : n // 2])
-            s.ops.linear(weight, x, out, s.rows(rows), bias=s.array(s.values(n, seed=2)))
-            s.ops.gated_linear(weight, x, half, s.rows(rows), gate="silu")
-            return [np.concatenate([s.read(out), s.read(half)], axis=1)] * NUM_SIZES
-        return [np.concatenate([a, b], axis=1) for a, b in zip(*_by_size(s, weight, x, zeros), strict=True)]
+        is_gated = fmt == "plain"
+        if hasattr(s.ops, "_products"):
+            found = _by_size(s, weight, x, zeros, None)
+            return found + _by_size(s, weight, x, zeros[:, : n // 2], "silu") if is_gated else found
+        out, half = s.hidden(zeros), s.activation(zeros[:, : n // 2])
+        s.ops.linear(weight, x, out, s.rows(rows), bias=s.array(s.values(n, seed=2)))
+        if not is_gated:
+            return [s.read(out)] * NUM_SIZES[fmt]
+        s.ops.gated_linear(weight, x, half, s.rows(rows), gate="silu")
+        return [s.read(out)] * NUM_SIZES[fmt] + [s.read(half)] * NUM_SIZES[fmt]
 
     return run
 
 
-NUM_SIZES = 10
+NUM_SIZES = {"plain": 10, "q4_1": 8, "q8_0": 8}
 
 
-def _by_size(s: Side, weight: Any, x: Any, zeros: Floats) -> Any:
-    """(plain, gated) results of each size; what one row alone makes is put together of all rows."""
+def _by_size(s: Side, weight: Any, x: Any, zeros: Floats, fn: str | None) -> list[Any]:
+    """The result of each size; what one row alone makes is put together of all rows."""
     from sglang.srt.model.kernels.cuda_linear import candidates_for
 
     launch, made = s.ops._products._launch, []
-    for fn, width in ((None, zeros.shape[1]), ("silu", zeros.shape[1] // 2)):
-        bias = s.array(s.values(width, seed=2)) if fn is None else None
-        for group in ("one", "few", "some"):
-            for sizes in candidates_for(weight, group):
-                out = s.hidden(zeros[:, :width])
-                for row in range(len(zeros)) if group == "one" else (0,):
-                    some, count = _Rows(x.data[row:]), 1 if group == "one" else len(zeros)
-                    launch(sizes, weight, some, out[row:], s.ints(count), count, bias, fn)
-                made.append(s.read(out))
-    return made[: len(made) // 2], made[len(made) // 2 :]
+    bias = s.array(s.values(zeros.shape[1], seed=2)) if fn is None else None
+    for group in ("one", "few", "some"):
+        for sizes in candidates_for(weight, group):
+            out = s.hidden(zeros)
+            for row in range(len(zeros)) if group == "one" else (0,):
+                some, count = _Rows(x.data[row:]), 1 if group == "one" else len(zeros)
+                launch(sizes, weight, some, out[row:], s.ints(count), count, bias, fn)
+            made.append(s.read(out))
+    return made
 
 
 class _Rows:
@@ -374,7 +377,8 @@ def cases(tiny: bool) -> Iterator[tuple[str, Case]]:
             yield f"gated_linear {fmt} [{rows}, {k}] x [{k}, {n}]", gated(fmt, rows, n, k, "silu" if n % 3 else "gelu_tanh")
         yield f"embedding {fmt}", embedding(fmt, 100, 64 if tiny else 3584)
     for n, k in ((40, 1024),) if tiny else ((4608, 3584), (896, 4864)):
-        yield f"products of few rows, every size [{k}, {n}]", every_size(n, k)
+        for fmt in NUM_SIZES:
+            yield f"products of few rows, every size, {fmt} [{k}, {n}]", every_size(fmt, n, k)
     for rows, n, k in ((3, 32, 64),) if tiny else ((5, 3584, 1024), (64, 4608, 3584)):
         yield f"linear f8 [{rows}, {k}] x [{k}, {n}]", linear("f8", rows, n, k)
     yield from _attention_cases(tiny)

@@ -81,10 +81,23 @@ def linear_cases() -> Iterator[Case]:
     for n, k, warps, is_gated in ((4, 512, 4, False), (16, 512, 8, False), (4, 1024, 4, True), (16, 512, 8, True)):
         blocks = {"BLOCK_N": n, "BLOCK_K": k, "HAS_BIAS": not is_gated, "GATED": is_gated, "FN": "silu", "EVEN_K": True}
         yield linear.vector_kernel, types, blocks, {"num_warps": warps}
-    for m, n, ordered in ((16, 32, False), (16, 32, True), (64, 64, False)):
-        blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": 128, "STAGES": 3, "HAS_BIAS": True, "HAS_ORDER": ordered}
-        yield linear.quantised_kernel, types, {**blocks, "BITS": 4, "GROUP": 32, "HAS_MIN": True}, four
-        yield linear.quantised_kernel, types | {"levels": I8}, {**blocks, "BITS": 8, "GROUP": 16, "HAS_MIN": False}, four
+    for m, n, k, warps, ordered in (
+        (16, 32, 128, 4, True),
+        (16, 64, 128, 4, False),
+        (16, 32, 256, 8, False),
+        (64, 32, 128, 4, False),
+    ):
+        blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "STAGES": 4, "HAS_BIAS": True, "HAS_ORDER": ordered}
+        options = {"num_warps": warps}
+        yield linear.quantised_kernel, types, {**blocks, "BITS": 4, "GROUP": 32, "HAS_MIN": True}, options
+        eight = {**blocks, "BITS": 8, "GROUP": 16 if m < 64 else 32, "HAS_MIN": False}
+        yield linear.quantised_kernel, types | {"levels": I8}, eight, options
+        yield linear.quantised_kernel, types | {"levels": I8}, {**eight, "GROUP": 32, "HAS_MIN": True}, options
+    for n, k, warps in ((4, 512, 2), (2, 2048, 4), (4, 256, 1)):
+        blocks = {"BLOCK_N": n, "BLOCK_K": k, "HAS_BIAS": True, "HAS_ORDER": n == 2}
+        yield linear.quantised_vector_kernel, types, {**blocks, "BITS": 4, "GROUP": 32, "HAS_MIN": True}, {"num_warps": warps}
+        eight = {**blocks, "BITS": 8, "GROUP": 32, "HAS_MIN": False}
+        yield linear.quantised_vector_kernel, types | {"levels": I8}, eight, {"num_warps": warps}
     yield linear.dequantise_kernel, types, {"BITS": 4, "GROUP": 32, "HAS_MIN": True, "HAS_ORDER": True, "BLOCK": 1024}, {}
     yield linear.quantise_rows_kernel, types | {"out": F8, "scales": F32, "limit": "fp32"}, {"BLOCK": 1024}, {}
 

@@ -338,6 +338,27 @@ def test_one_row(ops: Any, fn: str | None, width: int) -> None:
     pair.check(got, want, 1, factor=2)
 
 
+@pytest.mark.parametrize("fmt", ["q4_0", "q4_1", "q8_0", "q6_k"])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_every_size_of_quantised_products(ops: Any, fmt: str, ordered: bool) -> None:
+    """The kernels among which a GPU takes the fastest, on a width that is no multiple of their blocks."""
+    pair, rng, width = Pair(ops), np.random.default_rng(4), 768
+    parts = [tensor(rng, fmt, n, width) for n in (24, 13)]
+    if ordered:
+        order = rng.permutation(width).astype(np.int32)
+        parts = [replace(part, order=order) for part in parts]
+    weights, bias = pair.weights(*parts), normal(37, seed=5)
+    x = pair.filled(normal(3, width), weights)
+    for group, rows in (("one", 1), ("few", 3), ("some", 3)):
+        for sizes in cuda_linear.candidates_for(weights[1], group):
+            want, (_, got) = np.zeros((3, 37), np.float32), pair.hidden(np.zeros((3, 37), np.float32))
+            REFERENCE.linear(weights[0], x[0], want, ints(rows), bias=bias)
+            for count in (0, rows):  # a recording may run without rows
+                ops._products._launch(sizes, weights[1], x[1], got, ops.array(ints(count)), rows, ops.array(bias), None)
+                assert got.any() == (count > 0)
+            pair.check(got, want, rows)
+
+
 # --- attention --------------------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
                      few rows (<= FEW)              more rows
     dense            what is fastest here           torch.mm; gate and up together up to SOME rows what is fastest here
-    int4, int8       triton, from registers         dequantised into scratch memory, torch.mm
+    int4, int8       what is fastest here           dequantised into scratch memory, torch.mm; up to SOME rows what is fastest here
     f8               torch._scaled_mm               torch._scaled_mm, rows quantised as they come
     deterministic    dense: triton, blocks by the number of rows, not the kernel for one row, which adds up in another order
                      int4, int8, and all in float32: triton with one size of blocks
@@ -29,6 +29,7 @@ from sglang.srt.model.kernels.triton.linear import (
     linear_kernel,
     quantise_rows_kernel,
     quantised_kernel,
+    quantised_vector_kernel,
     vector_kernel,
 )
 
@@ -48,6 +49,12 @@ _SOME_SIZES: tuple[Sizes, ...] = ((64, 32, 128, 5, 4), (64, 64, 128, 4, 4))
 _ONE_SIZES: tuple[Sizes, ...] = ((1, 4, 512, 1, 4), (1, 2, 512, 1, 2), (1, 1, 2048, 1, 4), (1, 2, 2048, 1, 8))
 """one row, which no tensor core is asked for"""
 _SHORT_K: tuple[Sizes, ...] = ((16, 16, 64, 4, 4),)
+_LEVELS: dict[str, tuple[Sizes, ...]] = {
+    "one": ((1, 4, 512, 1, 2), (1, 2, 2048, 1, 4), (1, 4, 256, 1, 1)),
+    "few": ((16, 32, 128, 4, 4), (16, 64, 128, 4, 4), (16, 32, 256, 4, 8)),
+    "some": ((64, 32, 128, 3, 4), (32, 32, 128, 4, 4)),
+}
+"""int4 and int8; the first of "some" also in deterministic mode"""
 _TRIALS = 11
 _COLD_BYTES = 512 << 20
 """more than any cache holds, and so much that the host is done launching before the device has emptied it"""
@@ -79,10 +86,10 @@ class Products:
                 self._library(x.data[:n], weight.data, out, bias)
         elif weight.form == "f8":
             self._scaled(weight, x, out, rows, n, bias)
-        elif n <= FEW or self._deterministic:
-            self._launch_quantised(weight, x, out, rows, n, bias)
+        elif (sizes := self._quantised(weight, x, out, bias)) is not None:
+            self._launch(sizes, weight, x, out, rows, n, bias, None)
         else:
-            self._library(x.data[:n], self.dequantised(weight), out, bias)
+            self._dequantise(weight, x, out, bias)
 
     def gated(
         self, weight: CudaWeight, x: CudaActivation, out: Tensor, rows: Tensor, fn: str, in_two: Callable[[Tensor], None]
@@ -162,6 +169,9 @@ class Products:
         bias: Tensor | None,
         fn: str | None,
     ) -> None:
+        if weight.form in ("int4", "int8"):
+            self._launch_quantised(sizes, weight, x, out, rows, n, bias)
+            return
         m_block, n_block, k_block, stages, warps = sizes
         if weight.data.element_size() == 4:
             k_block = max(16, k_block // 2)  # shared memory
@@ -182,19 +192,24 @@ class Products:
         )  # fmt: skip
 
     def _launch_quantised(
-        self, weight: CudaWeight, x: CudaActivation, out: Tensor, rows: Tensor, n: int, bias: Tensor | None
+        self, sizes: Sizes, weight: CudaWeight, x: CudaActivation, out: Tensor, rows: Tensor, n: int, bias: Tensor | None
     ) -> None:
+        m_block, n_block, k_block, stages, warps = sizes
         columns, k = weight.out_features, weight.in_features
-        k_block = next(size for size in (128, 64, 32) if k % size == 0)
-        m_block, n_block = (64, 64) if self._deterministic else (16, 32)
-        grid = (triton.cdiv(n, m_block), triton.cdiv(columns, n_block))
         minima = weight.minima if weight.minima is not None else weight.scales
+        order = weight.order if weight.order is not None else rows
+        common = x.data, weight.data, weight.scales, minima, order, bias if bias is not None else rows, out, rows, columns, k
+        form = weight.bits, weight.group, weight.minima is not None, weight.order is not None, bias is not None
+        if m_block == 1:
+            grid = (triton.cdiv(columns, n_block),)
+            quantised_vector_kernel[grid](*common, *form, n_block, k_block, num_warps=warps, **self._early)
+            return
+        while k % k_block:
+            k_block //= 2
+        grid = (triton.cdiv(n, m_block), triton.cdiv(columns, n_block))
         quantised_kernel[grid](
-            x.data, weight.data, weight.scales, minima, weight.order if weight.order is not None else rows,
-            bias if bias is not None else rows, out, rows, columns, k, x.data.stride(0), out.stride(0),
-            weight.bits, weight.group, weight.minima is not None, weight.order is not None, bias is not None, m_block, n_block, k_block, 3, num_warps=4,
-            **self._early,
-        )  # fmt: skip
+            *common, x.data.stride(0), out.stride(0), *form, m_block, n_block, k_block, stages, num_warps=warps, **self._early
+        )
 
     # --- what is fastest ------------------------------------------------------------------------------------------------------
     def _same_bits(self, weight: CudaWeight, x: CudaActivation, out: Tensor, bias: Tensor | None) -> Sizes:
@@ -214,6 +229,20 @@ class Products:
             return None
         return self._fastest(weight, x, out, bias, None, lambda _: self._library(x.data[: len(out)], weight.data, out, bias))
 
+    def _quantised(self, weight: CudaWeight, x: CudaActivation, out: Tensor, bias: Tensor | None) -> Sizes | None:
+        """For a matrix of 4 or 8 bits; None: dequantised, and the library."""
+        n = len(out)
+        if self._deterministic:
+            return candidates_for(weight, "some")[0]
+        if not self._on_gpu:
+            return _LEVELS["few"][0] if n <= FEW else None
+        if n > SOME:
+            return None
+        return self._fastest(weight, x, out, bias, None, lambda _: self._dequantise(weight, x, out, bias))
+
+    def _dequantise(self, weight: CudaWeight, x: CudaActivation, out: Tensor, bias: Tensor | None) -> None:
+        self._library(x.data[: len(out)], self.dequantised(weight), out, bias)
+
     def _fastest(
         self,
         weight: CudaWeight,
@@ -227,7 +256,7 @@ class Products:
         `library`: what else there is, in the default mode, for a number of rows."""
         n = len(out)
         group = "one" if n == 1 and library is not None else "few" if n <= FEW else "some"
-        key = weight.out_features, weight.in_features, f"{group}, {fn or out.dtype}"
+        key = weight.out_features, weight.in_features, f"{weight.form} {group}, {fn or out.dtype}"
         candidates = candidates_for(weight, group)
         if key not in self._times:
             if torch.cuda.is_current_stream_capturing():
@@ -252,6 +281,8 @@ class Products:
 
 def candidates_for(weight: CudaWeight, group: str) -> tuple[Sizes, ...]:
     """Sizes to choose among for "one" row, "few", "some"."""
+    if weight.form in ("int4", "int8"):  # groups of 16 values take more registers
+        return tuple(sizes for sizes in _LEVELS[group] if sizes[0] < 64 or weight.group > 16)
     if weight.in_features < 1024:
         return _SHORT_K
     return {"one": _ONE_SIZES, "few": _FEW_SIZES, "some": _SOME_SIZES}[group]

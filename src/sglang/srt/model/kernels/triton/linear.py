@@ -1,7 +1,7 @@
 """Products of rows and packed matrices: out[m, n] = sum over k of x[m, k] w[n, k].
 
-Every output is one chain over blocks of k in ascending order, by programs that own it alone, so its bits depend on the sizes of
-blocks and on nothing else. In deterministic mode there is one size for any number of rows; otherwise few rows get small blocks
+Every output is one chain over blocks of k in ascending order (of quantised matrices one chain for each group of a block, added up
+at the end), by programs that own it alone, so its bits depend on the sizes of blocks and on nothing else. In deterministic mode there is one size for any number of rows; otherwise few rows get small blocks
 (reading weights is what takes the time) and many rows go to the vendor's library.
 
 Quantised matrices hold levels by row and a scale (and minimum) for each group of a row:
@@ -21,7 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sglang.srt.model.kernels.triton.common import activation, dot_add, round_to, wait_for_inputs
+from sglang.srt.model.kernels.triton.common import activation, dot, dot_add, round_to, wait_for_inputs
 
 
 @triton.jit
@@ -113,59 +113,136 @@ def quantised_kernel(
     BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MIN: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Weights of 4 or 8 bits, made numbers of x's type in registers. k is a multiple of BLOCK_K, which counts values; a program
-    of 4 bits multiplies the low and the high halves of its bytes by the inputs that belong to them."""
+    """Weights of 4 or 8 bits. Levels are multiplied as they are, group by group, and scales meet the sums: the groups of a block are
+    products side by side, each by its own warps, which are added up at the end. k is a multiple of BLOCK_K, which counts values.
+    With 4 bits the low and the high halves of the bytes are multiplied by the inputs that belong to them."""
     m_at = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     num_rows = tl.load(rows)
+    n_at = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    GROUPS: tl.constexpr = BLOCK_K // GROUP
+    WIDTH: tl.constexpr = GROUP * BITS // 8  # bytes of a group
+    group, byte = tl.arange(0, GROUPS), tl.arange(0, WIDTH)
+    m_in, n_in = (m_at < num_rows)[None, :, None], (n_at < n)[None, :, None]
+    row_at = n_at.to(tl.int64)[None, :]
+    level_at = (
+        levels + (row_at * (k * BITS // 8) + group[:, None] * WIDTH)[:, :, None] + byte[None, None, :]
+    )  # [groups, n, bytes]
+    scale_at = (row_at * (k // GROUP) + group[:, None])[:, None, :]  # [groups, 1, n]
+    x_at = x + m_at.to(tl.int64)[None, :, None] * x_stride  # [1, m, 1]
+    k_at = (group * GROUP)[:, None, None] + byte[None, None, :]
     wait_for_inputs()
     if tl.program_id(0) * BLOCK_M >= num_rows:
         return
-    n_at = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m_in, n_in = (m_at < num_rows)[:, None], (n_at < n)[None, :]
-    x_row = x + m_at.to(tl.int64)[:, None] * x_stride
-    wide_n = n_at.to(tl.int64)[None, :]
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    ones = tl.full([GROUPS, WIDTH, BLOCK_N], 1.0, x.dtype.element_ty)  # adds inputs up where their sums are needed
+    acc = tl.zeros([GROUPS, BLOCK_M, BLOCK_N], tl.float32)
     for start in tl.range(0, k, BLOCK_K, num_stages=STAGES):
+        level = tl.load(level_at + start * BITS // 8, mask=n_in, other=0)
+        scale = tl.load(scales + scale_at + start // GROUP, mask=(n_at < n)[None, None, :], other=0.0).to(tl.float32)
+        low = _inputs(x_at, order, start + k_at, m_in, HAS_ORDER)
+        least = tl.zeros_like(scale)
+        if HAS_MIN:
+            least += tl.load(minima + scale_at + start // GROUP, mask=(n_at < n)[None, None, :], other=0.0).to(tl.float32)
         if BITS == 4:
-            j = tl.arange(0, BLOCK_K // 2)
-            k_at = start + j // 16 * 32 + j % 16
-            byte = tl.load(levels + wide_n * (k // 2) + (start // 2 + j)[:, None], mask=n_in, other=0)
-            # both halves of a byte lie in one group of 32 or more
-            scale, least = _group_values(scales, minima, wide_n, k, k_at, n_in, GROUP, HAS_MIN)
-            low = round_to((byte & 15).to(tl.float32) * scale + least, x.dtype.element_ty)
-            high = round_to((byte >> 4).to(tl.float32) * scale + least, x.dtype.element_ty)
-            acc = dot_add(_inputs(x_row, order, k_at, m_in, HAS_ORDER), low, acc)
-            acc = dot_add(_inputs(x_row, order, k_at + 16, m_in, HAS_ORDER), high, acc)
+            high = _inputs(x_at, order, start + k_at + WIDTH, m_in, HAS_ORDER)
+            product = dot(low, tl.permute(_raised(level & 15, x.dtype.element_ty), (0, 2, 1)))
+            product = dot_add(high, tl.permute(_raised(level >> 4, x.dtype.element_ty), (0, 2, 1)), product)
+            acc += product * scale + dot_add(high, ones, dot(low, ones)) * (least - scale * _raise(x.dtype.element_ty))
         else:
-            k_at = start + tl.arange(0, BLOCK_K)
-            level = tl.load(levels + wide_n * k + k_at[:, None], mask=n_in, other=0).to(tl.float32)
-            scale, least = _group_values(scales, minima, wide_n, k, k_at, n_in, GROUP, HAS_MIN)
-            values = round_to(level * scale + least, x.dtype.element_ty)
-            acc = dot_add(_inputs(x_row, order, k_at, m_in, HAS_ORDER), values, acc)
+            product = dot(low, tl.permute(level.to(tl.float32).to(x.dtype.element_ty), (0, 2, 1)))
+            acc += product * scale
+            if HAS_MIN:
+                acc += dot(low, ones) * least
+    result = tl.sum(acc, axis=0)
     if HAS_BIAS:
-        acc += tl.load(bias + n_at, mask=n_at < n, other=0.0)[None, :]
+        result += tl.load(bias + n_at, mask=n_at < n, other=0.0)[None, :]
     out_at = out + m_at.to(tl.int64)[:, None] * out_stride + n_at[None, :]
-    tl.store(out_at, round_to(acc, out.dtype.element_ty), mask=m_in & n_in)
+    tl.store(out_at, round_to(result, out.dtype.element_ty), mask=(m_at < num_rows)[:, None] & (n_at < n)[None, :])
 
 
 @triton.jit
-def _inputs(x_row, order, k_at, m_in, HAS_ORDER: tl.constexpr):
-    """The inputs that a tile's columns multiply, [m, k]."""
+def _raise(TYPE: tl.constexpr):
+    """What `_raised` adds."""
+    return 128.0 if TYPE.is_bf16() else 1024.0 if TYPE.is_fp16() else 0.0
+
+
+@triton.jit
+def _raised(level, TYPE: tl.constexpr):
+    """Levels of 4 bits as exact numbers of TYPE, raised by a power of two where that saves converting them: they become the last
+    bits of its fraction."""
+    if TYPE.is_bf16():
+        return (level.to(tl.int16) | 0x4300).to(tl.bfloat16, bitcast=True)
+    elif TYPE.is_fp16():
+        return (level.to(tl.int16) | 0x6400).to(tl.float16, bitcast=True)
+    else:
+        return level.to(tl.float32).to(TYPE)
+
+
+@triton.jit
+def _inputs(x_at, order, k_at, m_in, HAS_ORDER: tl.constexpr):
+    """The inputs that groups of columns multiply, [groups, m, k]."""
     if HAS_ORDER:
         k_at = tl.load(order + k_at)
-    return tl.load(x_row + k_at[None, :], mask=m_in, other=0.0)
+    return tl.load(x_at + k_at, mask=m_in, other=0.0)
 
 
 @triton.jit
-def _group_values(scales, minima, wide_n, k, k_at, n_in, GROUP: tl.constexpr, HAS_MIN: tl.constexpr):
-    """Scale and minimum of each value of a tile [k, n]."""
-    at = wide_n * (k // GROUP) + (k_at // GROUP)[:, None]
-    scale = tl.load(scales + at, mask=n_in, other=0.0).to(tl.float32)
+def quantised_vector_kernel(
+    x, levels, scales, minima, order, bias, out, rows, n, k,
+    BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MIN: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """quantised_kernel for one row, as vector_kernel: a thread has pieces of a row, their scales and the inputs that belong to them.
+    A piece has as many bytes as loads of levels and of inputs can share between the same threads. BLOCK_K is a multiple of 32.
+    Grid: (blocks of n)."""
+    PER: tl.constexpr = 16  # values of a piece
+    LANES: tl.constexpr = PER * BITS // 8
+    PIECES: tl.constexpr = BLOCK_K // PER
+    n_at = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    piece, lane = tl.arange(0, PIECES), tl.arange(0, LANES)[None, None, :]
+    n_in, wide_n = (n_at < n)[:, None], n_at.to(tl.int64)[:, None]
+    level_at = levels + (wide_n * (k * BITS // 8) + piece[None, :] * LANES)[:, :, None] + lane
+    group_at = wide_n * (k // GROUP) + (piece * PER // GROUP)[None, :]
+    k_first = piece // 2 * 32 + piece % 2 * LANES if BITS == 4 else piece * PER
+    k_at = tl.broadcast_to(k_first[None, :, None] + lane, [BLOCK_N, PIECES, LANES])
+    acc = tl.zeros([BLOCK_N, PIECES, LANES], tl.float32)
+    inside = n_in & (piece * PER < k)[None, :]
+    level = tl.load(level_at, mask=inside[:, :, None], other=0)
+    scale = tl.load(scales + group_at, mask=inside, other=0.0)
+    least = scale
     if HAS_MIN:
-        least = tl.load(minima + at, mask=n_in, other=0.0).to(tl.float32)
-    else:
-        least = tl.zeros_like(scale)
-    return scale, least
+        least = tl.load(minima + group_at, mask=inside, other=0.0)
+    num_rows = tl.load(rows)
+    wait_for_inputs()
+    if num_rows == 0:
+        return
+    for start in range(0, k, BLOCK_K):
+        factor, offset = scale.to(tl.float32)[:, :, None], tl.zeros_like(scale).to(tl.float32)[:, :, None]
+        if HAS_MIN:
+            offset = least.to(tl.float32)[:, :, None]
+        a = _inputs_of_pieces(x, order, start + k_at, inside[:, :, None], HAS_ORDER)
+        if BITS == 4:
+            acc += ((level & 15).to(tl.float32) * factor + offset) * a
+            b = _inputs_of_pieces(x, order, start + k_at + 16, inside[:, :, None], HAS_ORDER)
+            acc += ((level >> 4).to(tl.float32) * factor + offset) * b
+        else:
+            acc += (level.to(tl.float32) * factor + offset) * a
+        next = start + BLOCK_K
+        inside = n_in & (piece * PER < k - next)[None, :]
+        level = tl.load(level_at + next * BITS // 8, mask=inside[:, :, None], other=0)
+        scale = tl.load(scales + group_at + next // GROUP, mask=inside, other=0.0)
+        if HAS_MIN:
+            least = tl.load(minima + group_at + next // GROUP, mask=inside, other=0.0)
+    result = tl.sum(tl.sum(acc, axis=2), axis=1)
+    if HAS_BIAS:
+        result += tl.load(bias + n_at, mask=n_at < n, other=0.0)
+    tl.store(out + n_at, round_to(result, out.dtype.element_ty), mask=n_at < n)
+
+
+@triton.jit
+def _inputs_of_pieces(x, order, k_at, inside, HAS_ORDER: tl.constexpr):
+    if HAS_ORDER:
+        k_at = tl.load(order + k_at, mask=inside, other=0)
+    return tl.load(x + k_at, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
