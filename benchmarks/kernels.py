@@ -188,6 +188,18 @@ def measure(model: Model, title: str, batch: list[tuple[int, int]], repeats: int
         print(f"  {label:28} {us:9.0f} us {share}")
 
 
+def first_touch(ops: CpuOps, megabytes: int = 128) -> float:
+    """Seconds that the system takes to bring 2 MB of K and V that nobody has written to yet, the median."""
+    slot_bytes = ops.kv_bytes_per_token(4, 64)
+    piece = (2 << 20) // slot_bytes
+    layers, took = ops.kv_layers(1, (megabytes // 2) * piece, 4, 64), []
+    for start in range(0, (megabytes // 2) * piece, piece):
+        begun = time.perf_counter()
+        ops.touch_kv(layers, start, start + piece)
+        took.append(time.perf_counter() - begun)
+    return float(np.median(took))
+
+
 def read_step(step: str) -> tuple[str, list[tuple[int, int]]]:
     """`64`, `1024`, `1@4096` or `512@4096` to a title and (new tokens, length after them) of each request."""
     count, _, length = step.partition("@")
@@ -222,6 +234,7 @@ def main() -> None:
     bandwidth = max(ops.runtime.read_bandwidth(no_cache_holds_it, 1) for _ in range(9))
     peak = max(ops.runtime.peak(0 if integer else 1, 100_000) for _ in range(60)) * ops.num_threads
     print(f"reads {bandwidth / 1e9:.1f} GB/s; {'int8' if integer else 'float32'} peak {peak / 1e9:.0f} G operations/s")
+    print(f"2 MB of K and V come in {first_touch(ops) * 1e3:.2f} ms")
     for title, batch in steps:
         measure(model, title, batch, args.repeats if batch[0][0] == 1 else max(3, args.repeats // 4), bandwidth, peak)
 

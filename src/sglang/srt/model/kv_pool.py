@@ -1,8 +1,8 @@
 """The memory of K and V: one KVLayer per layer of the model that attends to its own sequence, `num_slots` tokens each. Who owns
 which slot is decided by the scheduler; here they are only memory.
 
-Memory comes from the system when it is first written to, and coming may take longer than computing what is written there (on a
-virtual machine 4 ms for 2 MB were seen). So in idle moments the pool has some brought ahead of need:
+Memory comes from the system when it is first written to, and coming can take a good part of the time that computing what is
+written there takes (`benchmarks/kernels.py` measures it). So in idle moments the pool has some brought ahead of need:
 
     slots    | were in use once | ready, touched when idle | nothing yet ...
 """

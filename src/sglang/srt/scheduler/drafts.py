@@ -1,5 +1,6 @@
 """Speculation: tokens that may come next are computed before they are drawn, and the draws at all of them happen in one step.
-Under a grammar they are those that earlier outputs of the same grammar had at such a place, in free text those that followed the
+Under a grammar they are those that earlier outputs of the same grammar had at such a place or copied from such a place of their
+prompts (grammar/habits.py, grammar/quotes.py), in free text those that followed the
 same words in the request itself (lookup.py).
 
     output      ... "age":        guessed 25 , forced ,"city":" , guessed Berlin
@@ -21,6 +22,7 @@ from sglang.srt.scheduler.batch import Draft, Extend
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.grammar.base import GrammarState
 from sglang.srt.scheduler.grammar.habits import Habits
+from sglang.srt.scheduler.grammar.quotes import Quote
 from sglang.srt.scheduler.req import Req
 
 MAX_IDS = 24
@@ -153,11 +155,7 @@ def _guess(req: Req, max_ids: int, max_draws: int, min_trust: float) -> Draft | 
     stop_ids = req.finish.stop_ids
     quote = req.quoting.go_on(req.output_ids, num_drawn)
     while len(points) < max_draws and len(ids) < max_ids:
-        token, confidence = req.habits.guess(recent)
-        if must_end := confidence == 0.0:
-            token, confidence = req.habits.guess_end(recent, num_drawn)
-        if quote.ids and quote.trust >= confidence:
-            token, confidence, must_end = quote.ids[0], quote.next_trust, False
+        token, confidence, must_end = _likely(req.habits, quote, recent, num_drawn)
         trust *= confidence
         if trust < min_trust or token in stop_ids:
             break
@@ -182,6 +180,16 @@ def _guess(req: Req, max_ids: int, max_draws: int, min_trust: float) -> Draft | 
         return None
     specs = [_spec_after(req, ids[:point]) for point in points]
     return Draft(ids, points, states, specs)
+
+
+def _likely(habits: Habits, quote: Quote, recent: list[int], num_drawn: int) -> tuple[int, float, bool]:
+    """The next token, how likely it is, and whether it is of use only if a value ends with it."""
+    token, confidence = habits.guess(recent)
+    if must_end := confidence == 0.0:
+        token, confidence = habits.guess_end(recent, num_drawn)
+    if quote.ids and quote.trust >= confidence:
+        return quote.ids[0], quote.next_trust, False
+    return token, confidence, must_end
 
 
 def _spec_after(req: Req, ids: list[int]) -> SampleSpec:

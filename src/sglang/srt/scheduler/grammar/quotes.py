@@ -119,7 +119,7 @@ class Quoting:
         """What may be drawn after an output whose last `num_drawn` tokens are the beginning of a value."""
         at = len(output_ids) - num_drawn
         quote = self.begin(output_ids[max(at - PLACE, 0) : at])
-        if not quote.ids or quote.ids[:num_drawn] != output_ids[at:]:
+        if len(quote.ids) <= num_drawn or quote.ids[:num_drawn] != output_ids[at:]:
             return NOTHING
         return Quote(quote.ids[num_drawn:], quote.trust, quote.next_trust)
 
