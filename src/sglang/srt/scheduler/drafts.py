@@ -1,7 +1,6 @@
 """Speculation: tokens that may come next are computed before they are drawn, and the draws at all of them happen in one step.
 Under a grammar they are those that earlier outputs of the same grammar had at such a place or copied from such a place of their
-prompts (grammar/habits.py, grammar/quotes.py), in free text those that followed the
-same words in the request itself (lookup.py).
+prompts (grammar/habits.py, grammar/quotes.py), in free text those that followed the same words in the request itself (lookup.py).
 
     output      ... "age":        guessed 25 , forced ,"city":" , guessed Berlin
     rows        ... "age":   25   ,"   city   ":"   Berlin          in one step

@@ -201,8 +201,9 @@ class Products:
         common = x.data, weight.data, weight.scales, minima, order, bias if bias is not None else rows, out, rows, columns, k
         form = weight.bits, weight.group, weight.minima is not None, weight.order is not None, bias is not None
         if m_block == 1:
-            grid = (triton.cdiv(columns, n_block),)
-            quantised_vector_kernel[grid](*common, *form, n_block, k_block, num_warps=warps, **self._early)
+            quantised_vector_kernel[(triton.cdiv(columns, n_block),)](
+                *common, *form, n_block, k_block, num_warps=warps, **self._early
+            )
             return
         while k % k_block:
             k_block //= 2
