@@ -20,9 +20,10 @@ from sglang.srt.vocabulary import Vocabulary
 BEFORE, AFTER = 8, 1
 """Bytes around a value by which it is found again."""
 MAX_VALUE = 96
+"""Bytes, or tokens."""
 MAX_LEAD, MAX_TRAIL = 2, 1
 """Tokens around a value in an output."""
-MAX_PROMPT = 4096
+MAX_PROMPT = 2048
 """Tokens at the end of a prompt in which values are looked for."""
 PLACE = 3
 """Tokens before a value that say which it is."""
@@ -125,6 +126,8 @@ class Quoting:
 
     def note(self, output_ids: list[int], num_drawn: int) -> None:
         """The last `num_drawn` tokens are a value, with or without the token that ends it."""
+        if num_drawn > MAX_VALUE:  # a text, or thoughts
+            return
         at = len(output_ids) - num_drawn
         before, drawn = output_ids[max(at - PLACE, 0) : at], output_ids[at:]
         record = self._quotes.get(before)
