@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang.srt.scheduler.grammar.quotes import MAX_LEAD, MAX_TRAIL, MAX_VALUE, Quotes, Quoting, Source
+from sglang.srt.scheduler.grammar.quotes import BEGUN, MAX_LEAD, MAX_TRAIL, MAX_VALUE, Quotes, Quoting, Source
 from tests.scheduler.toy import VOCABULARY
 
 ABC = VOCABULARY.token_bytes.index(b"abc")
@@ -51,7 +51,7 @@ def test_tokens_around_a_value_that_are_drawn_are_part_of_it() -> None:
     quote = quoting(quotes, prompt("Dana") + "x").begin(KEY)
     assert bytes(quote.ids) == b": Dana,"
     for i, byte in enumerate(b": Dana,"):
-        assert quote.ids[0] == byte and (quote.next_trust == 1.0) == (i > 0)
+        assert quote.ids[0] == byte and (quote.next_trust < 1.0) == (i == 1), "the value's first token is what may be wrong"
         quote = quote.after(byte)
     assert not quote.ids and not quoting(quotes, prompt("Dana") + "x").begin(KEY).after(ord("?")).ids
 
@@ -64,6 +64,20 @@ def test_an_output_in_the_middle_of_a_value_goes_on_with_it() -> None:
     assert bytes(found.go_on(KEY + encode("Ch"), 2).ids) == b"en"
     assert not found.go_on(KEY + encode("Cl"), 2).ids
     assert bytes(found.go_on(KEY, 0).ids) == b"Chen"
+    assert found.go_on(KEY, 0).trust < BEGUN <= found.go_on(KEY + encode("Ch"), 2).trust, "who begins to copy goes on"
+
+
+def test_values_are_expected_as_the_model_spells_them() -> None:
+    quotes = Quotes()
+    for name in ("Alice", "Bo", "Chen"):
+        say(quotes, name)
+    trusted = quoting(quotes, prompt("Dabc")).begin(KEY)
+    assert trusted.ids == [OPEN, ord('"'), *encode("Dabc"), CLOSE]
+    spelled = [OPEN, ord('"'), ord("D"), ABC, CLOSE]
+    quoting(quotes, prompt("Dabc")).note(KEY + spelled, len(spelled))
+    again = quoting(quotes, prompt("Dabc")).begin(KEY)
+    assert again.ids == spelled and again.trust > trusted.trust, "the same text is no miss"
+    assert quoting(quotes, prompt("Eabc")).begin(KEY).ids == [OPEN, ord('"'), *encode("Eabc"), CLOSE]
 
 
 def test_the_prompts_own_tokens_are_expected_and_of_cut_ones_the_rest() -> None:

@@ -28,6 +28,8 @@ MAX_IDS = 24
 """Guessed and forced tokens of one request in one step."""
 MIN_TRUST, FEW_TRUST = 0.7, 0.5
 """How likely all guesses up to a place must be for it to be worth its rows; in steps of few requests rows cost next to nothing."""
+QUOTE_TRUST = 0.5
+"""A prompt that outputs copy from says more than what they had before, from so much on."""
 FEW = 3
 FEW_ROWS, FEW_LOOKUPS = 16, 4
 """Rows of a step, and requests that run, up to which reading the weights is most of the work: then guesses in free text pay."""
@@ -186,7 +188,7 @@ def _likely(habits: Habits, quote: Quote, recent: list[int], num_drawn: int) -> 
     token, confidence = habits.guess(recent)
     if must_end := confidence == 0.0:
         token, confidence = habits.guess_end(recent, num_drawn)
-    if quote.ids and quote.trust >= confidence:
+    if quote.ids and quote.trust >= min(confidence, QUOTE_TRUST):
         return quote.ids[0], quote.next_trust, False
     return token, confidence, must_end
 

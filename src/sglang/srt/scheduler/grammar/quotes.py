@@ -28,8 +28,10 @@ MAX_PROMPT = 2048
 PLACE = 3
 """Tokens before a value that say which it is."""
 MAX_PLACES = 2048
-FADE = 15 / 16
+FADE = 31 / 32
 WEAK = 0.3
+BEGUN = 0.9
+"""How likely a value that began as expected goes on so."""
 
 
 class Source(NamedTuple):
@@ -43,18 +45,23 @@ class Source(NamedTuple):
 
 
 class Quote(NamedTuple):
-    """Tokens that are expected to be drawn: how likely the whole is, and how likely the first of them is, given what came before."""
+    """Tokens that are expected to be drawn, and how likely that is. The first `lead` of them stand before the value."""
 
     ids: list[int]
     trust: float
-    next_trust: float
+    lead: int
+
+    @property
+    def next_trust(self) -> float:
+        """How likely the next one is, if those before came: who begins to copy goes on to the end."""
+        return self.trust if self.lead == 0 else 1.0
 
     def after(self, token_id: int) -> Quote:
-        """What is left when `token_id` was drawn: nothing, unless it was expected. Who begins to copy goes on to the end."""
-        return Quote(self.ids[1:], self.trust, 1.0) if self.ids and self.ids[0] == token_id else NOTHING
+        """What is left when `token_id` was drawn: nothing, unless it was expected."""
+        return Quote(self.ids[1:], self.trust, self.lead - 1) if self.ids and self.ids[0] == token_id else NOTHING
 
 
-NOTHING = Quote([], 0.0, 0.0)
+NOTHING = Quote([], 0.0, 0)
 
 
 @dataclass
@@ -68,7 +75,7 @@ class Record:
     @property
     def trust(self) -> float:
         """How likely the next one is right: nothing is certain, and once is no rule."""
-        return self.right / (self.told + 1.0) if self.told > 1.0 else 0.0
+        return self.right / (self.told + 0.5) if self.told > 1.0 else 0.0
 
     def note(self, is_right: bool) -> None:
         self.right = self.right * FADE + is_right
@@ -76,10 +83,21 @@ class Record:
 
 
 class Quotes:
-    """What was learnt from requests of one grammar: records by the last tokens before a value."""
+    """What was learnt from requests of one grammar: records by the last tokens before a value, and values that the model said in
+    other tokens than expected."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, ...], Record] = {}
+        self._spelled: dict[tuple[int, ...], list[int]] = {}
+
+    def spell(self, ids: list[int]) -> list[int]:
+        """The model's own tokens for the text of `ids`, as far as they are known."""
+        return self._spelled.get(tuple(ids), ids)
+
+    def note_spelling(self, ids: list[int], drawn: list[int]) -> None:
+        if len(self._spelled) >= MAX_PLACES:
+            self._spelled.clear()
+        self._spelled[tuple(ids)] = drawn
 
     def get(self, before: list[int]) -> Record | None:
         return self._known.get(tuple(before[-PLACE:]))
@@ -109,20 +127,28 @@ class Quoting:
         pieces = [table[i] if i < size else b"" for i in self._ids]
         self._starts = [0, *accumulate(map(len, pieces))]
         self._text = b"".join(pieces)
-        self._found: dict[Source, list[int]] = {}
+        self._plain: dict[Source, list[int]] = {}  # as in the prompt
+        self._found: dict[Source, list[int]] = {}  # as the model says it
 
     def begin(self, before: list[int]) -> Quote:
         """What may be drawn after `before`, where a value begins."""
         record = self._quotes.get(before)
-        return Quote(self._find(record.source), record.trust, record.trust) if record is not None else NOTHING
+        if record is None or not record.trust:
+            return NOTHING
+        return Quote(self._find(record.source), record.trust, len(record.source.lead))
 
     def go_on(self, output_ids: list[int], num_drawn: int) -> Quote:
-        """What may be drawn after an output whose last `num_drawn` tokens are the beginning of a value."""
+        """What may be drawn after an output whose last `num_drawn` tokens are the beginning of a value. Once a token of the value
+        itself came as expected, the others are likely."""
         at = len(output_ids) - num_drawn
-        quote = self.begin(output_ids[max(at - PLACE, 0) : at])
-        if len(quote.ids) <= num_drawn or quote.ids[:num_drawn] != output_ids[at:]:
+        record = self._quotes.get(output_ids[max(at - PLACE, 0) : at])
+        if record is None:
             return NOTHING
-        return Quote(quote.ids[num_drawn:], quote.trust, quote.next_trust)
+        ids, lead = self._find(record.source), len(record.source.lead) - num_drawn
+        if len(ids) <= num_drawn or ids[:num_drawn] != output_ids[at:]:
+            return NOTHING
+        trust = max(record.trust, BEGUN) if lead < 0 else record.trust
+        return Quote(ids[num_drawn:], trust, lead) if trust else NOTHING
 
     def note(self, output_ids: list[int], num_drawn: int) -> None:
         """The last `num_drawn` tokens are a value, with or without the token that ends it."""
@@ -132,7 +158,7 @@ class Quoting:
         before, drawn = output_ids[max(at - PLACE, 0) : at], output_ids[at:]
         record = self._quotes.get(before)
         if record is not None:
-            record.note(self._find(record.source) == drawn)
+            record.note(self._told(record.source, drawn))
         if record is None or record.trust < WEAK:
             self._quotes.put(before, self._locate(drawn))
 
@@ -140,8 +166,17 @@ class Quoting:
         """The tokens of the value at its `source`; empty when there is nothing of the kind."""
         if source not in self._found:
             ids = self._tokens(*self._between(source.before, source.after))
-            self._found[source] = [*source.lead, *ids, *source.trail] if ids else []
+            self._plain[source] = [*source.lead, *ids, *source.trail] if ids else []
+            self._found[source] = self._quotes.spell(self._plain[source])
         return self._found[source]
+
+    def _told(self, source: Source, drawn: list[int]) -> bool:
+        """Whether the source told what was drawn. The same text in other tokens is right, and they are remembered."""
+        expected, text = self._find(source), self._vocabulary.text_bytes
+        if expected and expected != drawn and text(expected) == text(drawn):
+            self._quotes.note_spelling(self._plain[source], drawn)
+            return True
+        return expected == drawn
 
     def _between(self, before: bytes, after: bytes) -> tuple[int, int]:
         """Where the value stands; nowhere, if the two are equal."""
