@@ -350,7 +350,7 @@ def verdicts(results: dict[str, list[Finding]], judged: bool) -> list[tuple[str,
 
     def add(what: str, bar: str, value: float | None, ok: bool, shown: str, judge: bool = judged) -> None:
         verdict = "missing" if value is None else "not judged" if not judge else "pass" if ok else "FAIL"
-        found.append((what, bar, shown or "-" if value is None else shown, verdict))
+        found.append((what, bar, shown or "-", verdict))
 
     for section in TOGETHER:
         checked = [f for f in results[section] if "ok" in f]

@@ -343,11 +343,9 @@ def test_one_row(ops: Any, fn: str | None, width: int) -> None:
 def test_every_size_of_quantised_products(ops: Any, fmt: str, ordered: bool) -> None:
     """The kernels among which a GPU takes the fastest, on a width that is no multiple of their blocks."""
     pair, rng, width = Pair(ops), np.random.default_rng(4), 768
-    parts = [tensor(rng, fmt, n, width) for n in (24, 13)]
-    if ordered:
-        order = rng.permutation(width).astype(np.int32)
-        parts = [replace(part, order=order) for part in parts]
-    weights, bias = pair.weights(*parts), normal(37, seed=5)
+    order = rng.permutation(width).astype(np.int32) if ordered else None
+    weights = pair.weights(*(replace(tensor(rng, fmt, n, width), order=order) for n in (24, 13)))
+    bias = normal(37, seed=5)
     x = pair.filled(normal(3, width), weights)
     for group, rows in (("one", 1), ("few", 3), ("some", 3)):
         for sizes in cuda_linear.candidates_for(weights[1], group):

@@ -23,8 +23,8 @@ class Req:
     place in the grammar depend on the output alone. `arrival` numbers requests in order.
 
     `in_thought`: output is free text until one of `msg.grammar_after` comes. `jumps`: tokens that the grammar forces are not
-    drawn (output.py). `habits`: what outputs of its grammar were like, `quoting`: what they copied from prompts, `lookup`: what its own text
-    was like (drafts.py).
+    drawn (output.py). `habits`: what outputs of its grammar were like, `quoting`: what they copied from prompts, `lookup`: what
+    its own text was like (drafts.py).
     `logprob_next`: first position of prompt and output whose log probability is wanted and not there yet.
     `ending`: why it ends as soon as those are there. `no_reuse`: start from an empty prefix (see decode.py).
     """

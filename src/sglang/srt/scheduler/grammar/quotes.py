@@ -84,7 +84,7 @@ class Record:
 
 class Quotes:
     """What was learnt from requests of one grammar: records by the last tokens before a value, and values that the model said in
-    other tokens than expected."""
+    other tokens than expected. Small and forgetful, as habits are."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, ...], Record] = {}
