@@ -1,0 +1,168 @@
+"""The process that forks a child for every job of an `Isolated` (isolation.py).
+
+    python -m sglang.srt.process.fork_server CONTROL_FD MODULE:FUNCTION        started by isolation.py
+
+It has one thread, so forking is safe, and it never touches a payload: only its children do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import msgspec
+
+from sglang.srt.process.isolation import EXIT, FAILURE, FORK, HEADER, JOB, PID, REPLY, Limits
+
+ORPHAN_SECONDS = 10.0
+"""how often it looks whether its parent is still there: a forked copy of the parent may hold the control socket open"""
+
+Work = Callable[[bytes], bytes]
+
+
+class ForkServer:
+    """Forks on request, reports how children ended, ends when its parent does."""
+
+    def __init__(self, control: socket.socket, work: Work, limits: Limits) -> None:
+        self._control = control
+        self._work = work
+        self._limits = limits
+        self._parent = os.getppid()
+        self._children: dict[int, socket.socket] = {}
+        self._wake, waker = os.pipe()
+        os.set_blocking(waker, False)
+        os.set_blocking(self._wake, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(waker)
+
+    def run(self) -> None:
+        while os.getppid() == self._parent:
+            ready, _, _ = select.select([self._control.fileno(), self._wake], [], [], ORPHAN_SECONDS)
+            if self._wake in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake, 4096)
+                self._reap()
+            if self._control.fileno() in ready and not self._obey():
+                break
+        for pid in self._children:
+            os.kill(pid, signal.SIGKILL)
+
+    def _obey(self) -> bool:
+        """One message. False when the parent has gone."""
+        message, fds, _, _ = socket.recv_fds(self._control, 5, 1)
+        while message and len(message) < 5:
+            message += self._control.recv(5 - len(message))
+        if not message:
+            return False
+        if message[:1] == FORK:
+            self._fork(socket.socket(fileno=fds[0]))
+        elif (pid := int.from_bytes(message[1:], "little")) in self._children:
+            os.kill(pid, signal.SIGKILL)
+        return True
+
+    def _fork(self, connection: socket.socket) -> None:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            _send(connection, PID, bytes(4))
+            _send(connection, FAILURE, f"failed: no process could be started: {error}".encode())
+            connection.close()
+            return
+        if pid:
+            self._children[pid] = connection
+            return
+        try:
+            signal.set_wakeup_fd(-1)
+            for other in (*self._children.values(), self._control):
+                other.close()
+            _serve(connection, self._work, self._limits)
+        finally:
+            os._exit(1)
+
+    def _reap(self) -> None:
+        while self._children:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            connection = self._children.pop(pid)
+            connection.setblocking(False)
+            with contextlib.suppress(OSError):  # its owner has the reply, or does not want it any more
+                _send(connection, EXIT, os.waitstatus_to_exitcode(status).to_bytes(4, "little", signed=True))
+            connection.close()
+
+
+def _serve(connection: socket.socket, work: Work, limits: Limits) -> NoReturn:
+    """A child: waits for its job, does it under limits, and ends."""
+    for number in (signal.SIGCHLD, signal.SIGALRM, signal.SIGXCPU, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 2)  # an engine that panics writes pages
+    _send(connection, PID, os.getpid().to_bytes(4, "little"))
+    (size,) = JOB.unpack(_receive(connection, JOB.size))
+    _limit(limits, size)
+    try:
+        reply = work(_receive(connection, size))
+    except MemoryError:
+        _send(connection, FAILURE, f"needed more than {limits.memory >> 20} MB".encode())
+    except BaseException as error:  # noqa: BLE001  the owner hears of it, whatever it is; the process ends anyway
+        _send(connection, FAILURE, f"failed: {error}".encode(errors="replace")[:2000])
+    else:
+        _send(connection, REPLY, reply)
+    os._exit(0)
+
+
+def _limit(limits: Limits, payload_size: int) -> None:
+    signal.setitimer(signal.ITIMER_REAL, limits.seconds)
+    used = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+    cpu = used + max(int(limits.cpu_seconds + 0.999), 1)
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+        most = mapped + 2 * payload_size + limits.memory
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _send(connection: socket.socket, kind: bytes, data: bytes) -> None:
+    connection.sendall(HEADER.pack(kind, len(data)))
+    connection.sendall(data)
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    """Exactly `size` bytes. Ends the process when the other end has gone."""
+    data = bytearray(size)
+    view, at = memoryview(data), 0
+    while at < size:
+        count = connection.recv_into(view[at:])
+        if count == 0:
+            os._exit(0)
+        at += count
+    return bytes(data)
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    control = socket.socket(fileno=int(sys.argv[1]))
+    (size,) = JOB.unpack(_receive(control, JOB.size))
+    limits, setup = msgspec.msgpack.decode(_receive(control, size), type=tuple[dict[str, Any], bytes])
+    found = Limits(**limits)
+    os.nice(found.niceness)
+    module, name = sys.argv[2].split(":")
+    work = getattr(importlib.import_module(module), name)(setup)
+    ForkServer(control, work, found).run()
+
+
+if __name__ == "__main__":
+    main()

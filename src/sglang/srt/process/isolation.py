@@ -1,0 +1,246 @@
+"""Runs native code on untrusted input in child processes, which may crash, hang or fill their memory.
+
+    this process                      fork server (fork_server.py)            children
+    Isolated.submit  --socket end-->  builds what all jobs share, forks  -->  one job each, under limits
+                     <------------------- the reply, then how the child ended -----------------------'
+
+The fork server is started once and imports what jobs need. Every job runs in a child of its own, forked ahead of time, so a
+job costs no start-up, and what it took ends with it. A child has limits of memory, processor time and wall time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+
+import msgspec
+
+HEADER = struct.Struct("<cI")
+"""of a frame: its kind (PID, REPLY, FAILURE or EXIT) and the length of what follows"""
+PID, REPLY, FAILURE, EXIT = b"P", b"R", b"F", b"X"
+JOB = struct.Struct("<Q")
+"""before a job's payload: its length"""
+FORK, KILL = b"F", b"K"
+GRACE_SECONDS = 2.0
+"""beyond a job's time, after which its child is taken for lost"""
+START_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a child may use. `memory`: bytes beyond what the fork server has; `cpu_seconds` and `seconds`: of one job;
+    `niceness`: 0 to 19, how far it stands back for others."""
+
+    memory: int
+    cpu_seconds: float
+    seconds: float
+    niceness: int = 0
+
+
+class IsolationError(Exception):
+    """A job has no result. The message says why, as the end of a sentence: "took more than 10 s"."""
+
+
+class Cancelled(IsolationError):
+    """The job was cancelled by its owner."""
+
+
+class Job:
+    """One payload in a child of its own. `result` may be called on any thread, once; `cancel` at any time."""
+
+    def __init__(self, owner: Isolated, connection: socket.socket) -> None:
+        self._owner = owner
+        self._connection = connection
+        self._lock = threading.Lock()
+        self.pid: int | None = None
+        self._ended = False
+        self._cancelled = False
+
+    def result(self, payload: bytes) -> bytes:
+        """Sends the payload and waits for the reply. Raises IsolationError."""
+        try:
+            return self._exchange(payload)
+        except TimeoutError:
+            raise IsolationError(self._owner.too_slow) from None
+        except OSError as error:
+            raise (Cancelled("was cancelled") if self._cancelled else IsolationError(f"failed: {error}")) from error
+        finally:
+            self._end()
+
+    def cancel(self) -> None:
+        """Kills the child."""
+        with self._lock:
+            self._cancelled = True
+            if self._ended:
+                return
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
+        self._kill()
+
+    def _exchange(self, payload: bytes) -> bytes:
+        _, data = self._read(time.monotonic() + START_SECONDS)
+        deadline = time.monotonic() + self._owner.limits.seconds + GRACE_SECONDS
+        self.pid = int.from_bytes(data, "little")
+        if self._cancelled:
+            raise Cancelled("was cancelled")
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: the exit status follows
+            self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            self._connection.sendall(JOB.pack(len(payload)))
+            self._connection.sendall(payload)
+        kind, data = self._read(deadline)
+        if kind == REPLY:
+            return data
+        if kind == FAILURE:
+            raise IsolationError(data.decode(errors="replace"))
+        raise IsolationError(self._owner.meaning(int.from_bytes(data, "little", signed=True)))
+
+    def _read(self, deadline: float) -> tuple[bytes, bytes]:
+        head = self._read_exactly(HEADER.size, deadline)
+        kind, size = HEADER.unpack(head)
+        return kind, self._read_exactly(size, deadline)
+
+    def _read_exactly(self, size: int, deadline: float) -> bytes:
+        data = bytearray(size)
+        view, at = memoryview(data), 0
+        while at < size:
+            self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            count = self._connection.recv_into(view[at:])
+            if count == 0:
+                raise Cancelled("was cancelled") if self._cancelled else IsolationError("crashed")
+            at += count
+        return bytes(data)
+
+    def _end(self) -> None:
+        with self._lock:
+            self._ended = True
+            self._connection.close()
+        self._kill()  # usually it has ended already, which the fork server knows
+        self._owner.refill()
+
+    def _kill(self) -> None:
+        if self.pid is not None:
+            self._owner.kill(self.pid)
+
+
+class Isolated:
+    """Owner of a fork server and of the children that wait for jobs. Thread-safe. `entry` names a function "module:name" that is
+    called once in the fork server with `setup` and returns the function that turns a payload into a reply."""
+
+    def __init__(self, entry: str, setup: bytes, limits: Limits, num_spare: int = 1) -> None:
+        self.limits = limits
+        self._entry = entry
+        self._setup = setup
+        self._num_spare = num_spare
+        self._lock = threading.RLock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._spare: deque[socket.socket] = deque()
+        self._closed = False
+
+    @property
+    def too_slow(self) -> str:
+        return f"took more than {self.limits.seconds:g} s"
+
+    def start(self) -> None:
+        """Starts the fork server if it does not run; does not wait for it. Raises IsolationError."""
+        with self._lock:
+            if self._closed:
+                raise IsolationError("failed: the server is shutting down")
+            if self._process is None or self._process.poll() is not None:
+                self._launch()
+            self.refill()
+
+    def submit(self) -> Job:
+        """A child for one job. Raises IsolationError."""
+        with self._lock:
+            self.start()
+            try:
+                connection = self._spare.popleft() if self._spare else self._fork()
+            except OSError:  # the fork server has died since
+                self._launch()
+                connection = self._fork()
+        return Job(self, connection)
+
+    def run(self, payload: bytes) -> bytes:
+        """`submit` and wait. Raises IsolationError."""
+        return self.submit().result(payload)
+
+    def refill(self) -> None:
+        """Has children forked for the next jobs."""
+        with self._lock, contextlib.suppress(OSError):
+            while self._control is not None and len(self._spare) < self._num_spare:
+                self._spare.append(self._fork())
+
+    def kill(self, pid: int) -> None:
+        """Ends one child. Only the fork server, which is its parent, knows whether the number is still its own."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._control is not None:
+                self._control.sendall(KILL + pid.to_bytes(4, "little"))
+
+    def close(self) -> None:
+        """Ends the fork server and all children."""
+        with self._lock:
+            self._closed = True
+            self._drop()
+            if self._process is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(1)
+                self._process.kill()
+                self._process.wait()
+
+    def meaning(self, status: int) -> str:
+        """What a child's exit status (negative: a signal) says about its job."""
+        if status == -signal.SIGALRM:
+            return self.too_slow
+        if status == -signal.SIGXCPU:
+            return f"took more than {self.limits.cpu_seconds:g} s of processor time"
+        if status == -signal.SIGABRT:
+            return f"crashed, or needed more than {self.limits.memory >> 20} MB"
+        return "crashed"
+
+    def _launch(self) -> None:
+        self._drop()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._control, theirs = socket.socketpair()
+        self._control.settimeout(START_SECONDS)
+        command = [sys.executable, "-m", "sglang.srt.process.fork_server", str(theirs.fileno()), self._entry]
+        quiet = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=quiet)
+            setup = msgspec.msgpack.encode([asdict(self.limits), self._setup])
+            self._control.sendall(JOB.pack(len(setup)) + setup)
+        except OSError as error:
+            raise IsolationError(f"failed: no process could be started: {error}") from error
+        finally:
+            theirs.close()
+
+    def _fork(self) -> socket.socket:
+        assert self._control is not None
+        ours, theirs = socket.socketpair()
+        try:
+            socket.send_fds(self._control, [FORK + bytes(4)], [theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return ours
+
+    def _drop(self) -> None:
+        """Forgets a fork server; it ends when it sees its control socket closed, and so do children without a job."""
+        while self._spare:
+            self._spare.pop().close()
+        if self._control is not None:
+            self._control.close()
+            self._control = None

@@ -1,0 +1,38 @@
+"""Jobs for test_isolation.py, done in children of a fork server."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable
+
+
+def prepare(setup: bytes) -> Callable[[bytes], bytes]:
+    """What a fork server calls once."""
+    assert setup == b"setup"
+    return work
+
+
+def work(payload: bytes) -> bytes:
+    name, _, rest = payload.partition(b" ")
+    if name == b"echo":
+        return rest
+    if name == b"pid":
+        return str(os.getpid()).encode()
+    if name == b"raise":
+        raise ValueError("no good")
+    if name == b"segv":
+        ctypes.string_at(0)
+    if name == b"abort":
+        os.abort()
+    if name == b"stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if name == b"memory":
+        return bytes(int(rest))[:1]
+    if name == b"sleep":
+        time.sleep(float(rest))
+    while name == b"spin":
+        pass
+    return b"done"

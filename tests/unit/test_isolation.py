@@ -1,0 +1,87 @@
+"""Jobs in child processes: what a child does to itself costs one job and nothing else."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from sglang.srt.process.isolation import Cancelled, Isolated, IsolationError, Limits
+
+ENTRY = "tests.unit.isolated_work:prepare"
+
+
+@pytest.fixture(scope="module")
+def isolated() -> Iterator[Isolated]:
+    pool = Isolated(ENTRY, b"setup", Limits(memory=128 << 20, cpu_seconds=1, seconds=3))
+    yield pool
+    pool.close()
+
+
+def test_replies_of_any_size(isolated: Isolated) -> None:
+    for size in (0, 1, 100_000, 20_000_000):
+        data = os.urandom(size)
+        assert isolated.run(b"echo " + data) == data
+
+
+def test_every_job_has_a_process_of_its_own(isolated: Isolated) -> None:
+    assert len({isolated.run(b"pid") for _ in range(5)} | {str(os.getpid()).encode()}) == 6
+
+
+@pytest.mark.parametrize(
+    "payload, reason",
+    [
+        (b"raise", "failed: no good"),
+        (b"segv", "crashed"),
+        (b"abort", "crashed, or needed more than 128 MB"),
+        (b"memory 1000000000", "needed more than 128 MB"),
+        (b"spin", "took more than 1 s of processor time"),
+        (b"sleep 60", "took more than 3 s"),
+        (b"stop", "took more than 3 s"),
+    ],
+)
+def test_what_a_job_does_to_itself(isolated: Isolated, payload: bytes, reason: str) -> None:
+    with pytest.raises(IsolationError, match=f"^{reason}$"):
+        isolated.run(payload)
+    assert isolated.run(b"echo still here") == b"still here"
+
+
+def test_a_cancelled_job_ends_at_once_and_so_does_its_child(isolated: Isolated) -> None:
+    job = isolated.submit()
+    threading.Timer(0.2, job.cancel).start()
+    with pytest.raises(Cancelled):
+        job.result(b"sleep 60")
+    pid = job.pid
+    assert pid is not None
+    while os.path.exists(f"/proc/{pid}"):
+        time.sleep(0.01)
+
+
+def test_a_fork_server_that_died_is_replaced(isolated: Isolated) -> None:
+    assert isolated.run(b"echo a") == b"a"
+    isolated._process.kill()  # type: ignore[union-attr]
+    isolated._process.wait()  # type: ignore[union-attr]
+    assert isolated.run(b"echo b") == b"b"
+
+
+def test_many_threads_at_once(isolated: Isolated) -> None:
+    found: list[bytes] = []
+    threads = [threading.Thread(target=lambda i=i: found.append(isolated.run(b"echo %d" % i))) for i in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found, key=int) == [b"%d" % i for i in range(32)]
+
+
+def test_nothing_is_left_when_it_is_closed() -> None:
+    pool = Isolated(ENTRY, b"setup", Limits(memory=128 << 20, cpu_seconds=1, seconds=3), num_spare=2)
+    pids = [int(pool.run(b"pid"))]
+    pool.close()
+    for pid in pids:
+        assert not os.path.exists(f"/proc/{pid}")
+    with pytest.raises(IsolationError, match="shutting down"):
+        pool.submit()
