@@ -189,10 +189,10 @@ def test_every_truncation_of_a_real_file(tmp_path: Path) -> None:
 
 
 INDEXES: dict[str, tuple[str, str]] = {
-    "not JSON": ("{", "is damaged"),
+    "not JSON": ("{", "is not valid JSON"),
     "no map": ("{}", "is damaged"),
     "map of another kind": ('{"weight_map": [1]}', "is damaged"),
-    "elsewhere": ('{"weight_map": {"w": "../../etc/passwd"}}', "not in its own folder"),
+    "elsewhere": ('{"weight_map": {"w": "../../etc/passwd"}}', "no .safetensors file of its own folder"),
     "absent": ('{"weight_map": {"w": "a.safetensors"}}', "lacks 1 of 1 shards"),
     "promises": ('{"weight_map": {"nope": "model.safetensors"}}', "lacks the tensor 'nope' that"),
 }
@@ -327,10 +327,10 @@ def test_quantization_by_pieces_does_not_show(tmp_path: Path) -> None:
 
 def test_quantization_leaves_rows_that_do_not_fit(tmp_path: Path) -> None:
     header = {
-        name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * int(np.prod(shape))]}
-        for name, shape in {"model.layers.0.a.weight": [8, 33], "model.layers.0.b.weight": [8, 64]}.items()
+        "model.layers.0.a.weight": {"dtype": "F32", "shape": [8, 33], "data_offsets": [0, 1056]},
+        "model.layers.0.b.weight": {"dtype": "F32", "shape": [8, 64], "data_offsets": [1056, 3104]},
     }
-    (tmp_path / "model.safetensors").write_bytes(safetensors(header, np.ones(512, "<f4").tobytes()))
+    (tmp_path / "model.safetensors").write_bytes(safetensors(header, np.ones(776, "<f4").tobytes()))
     source, conversion = SafetensorsSource(tmp_path), Conversion(None, "int4")
     assert conversion.apply(source.read("model.layers.0.a.weight")).format == "f32"
     assert conversion.apply(source.read("model.layers.0.b.weight")).format == "q4_1"

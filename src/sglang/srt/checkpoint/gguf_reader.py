@@ -22,11 +22,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sglang.srt.checkpoint.files import check_regular, shown
 from sglang.srt.errors import ModelError
 
 MAGIC = b"GGUF"
 MAX_DIMS = 4
 MAX_ARRAY_DEPTH = 4
+MAX_KEYS, MAX_TENSORS, MAX_NAME_BYTES = 1 << 14, 1 << 17, 1 << 12
+MAX_STRINGS, MAX_NESTED = 1 << 22, 1 << 16
+"""more than any real file has: what lies in Python's memory stays small whatever a file claims"""
 
 BLOCK_TYPES: dict[int, tuple[str, int, int]] = {
     0: ("f32", 1, 4),
@@ -105,14 +109,16 @@ class GGUFFile:
 def is_gguf(path: str | Path) -> bool:
     """Whether a file begins as GGUF files do."""
     try:
+        check_regular(Path(path))
         with open(path, "rb") as file:
             return file.read(len(MAGIC)) == MAGIC
-    except OSError:
+    except (OSError, ModelError):
         return False
 
 
 def _map(path: Path) -> mmap.mmap:
     try:
+        check_regular(path)
         with open(path, "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError as error:  # mmap's word for an empty file
@@ -153,6 +159,7 @@ class _Reader:
         self.size = len(buffer)
         self.pos = 0
         self.num_keys = 0
+        self.num_nested = 0
 
     def bad(self, what: str) -> ModelError:
         return ModelError(f"{self.path} is not a usable GGUF file: {what}; download or convert it again")
@@ -168,8 +175,9 @@ class _Reader:
         if version not in (2, 3):
             raise self.bad(f"its version is {version}, and 2 and 3 are read")
         num_tensors, self.num_keys = self.u64(), self.u64()
-        for what, count, least in (("tensors", num_tensors, 24), ("metadata keys", self.num_keys, 13)):
-            if count * least > self.size:
+        counts = (("tensors", num_tensors, 24, MAX_TENSORS), ("metadata keys", self.num_keys, 13, MAX_KEYS))
+        for what, count, least, most in counts:
+            if count * least > self.size or count > most:
                 raise self.bad(f"it claims {count} {what} in {self.size} bytes")
         return num_tensors
 
@@ -191,7 +199,10 @@ class _Reader:
         return value
 
     def name(self) -> str:
-        start = self.skip(self.u64())
+        length = self.u64()
+        if length > MAX_NAME_BYTES:
+            raise self.bad(f"a name in it claims to have {length} bytes")
+        start = self.skip(length)
         raw = self.buffer[start : self.pos]
         try:
             return raw.decode()
@@ -224,6 +235,9 @@ class _Reader:
             self.skip_strings(count)
         elif inner == _ARRAY:
             self.check_count(count, 12)
+            self.num_nested += count
+            if self.num_nested > MAX_NESTED:
+                raise self.bad(f"it has more than {MAX_NESTED} nested arrays")
             for _ in range(count):
                 self.entry(_ARRAY, depth + 1)
         else:
@@ -241,6 +255,8 @@ class _Reader:
 
     def skip_strings(self, count: int) -> None:
         self.check_count(count, 8)
+        if count > MAX_STRINGS:
+            raise self.bad(f"it claims an array of {count} strings")
         buffer, pos, last = self.buffer, self.pos, self.size - 8
         unpack = _U64.unpack_from
         for _ in range(count):
@@ -276,8 +292,8 @@ class _Reader:
 
     # --- tensors --------------------------------------------------------------------------------------------------------------
     def tensors(self, count: int, alignment: Any) -> dict[str, GGUFTensor]:
-        if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
-            raise self.bad(f"general.alignment is {alignment!r}, and must be a power of two")
+        if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
+            raise self.bad(f"general.alignment is {shown(alignment)}, and must be a power of two")
         infos = [self.tensor_info() for _ in range(count)]
         base = -(-self.pos // alignment) * alignment
         tensors: dict[str, GGUFTensor] = {}

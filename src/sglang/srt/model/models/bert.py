@@ -22,7 +22,7 @@ from sglang.srt.model.kernels.ops import Activator, Array, Ops, Weight
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.models.vision.layers import Dense, LayerNorm, PlainMLP, blocks
 from sglang.srt.model.quant.formats import HostTensor, dense
-from sglang.srt.model.weights.config_fields import Fields, read_json
+from sglang.srt.model.weights.config_fields import MAX_EPS, MAX_LAYERS, MIN_EPS, Fields, read_json
 from sglang.srt.model.weights.safetensors_reader import SafetensorsSource
 
 CLASS_NAMES = ("BertModel",)
@@ -69,19 +69,16 @@ def read_bert_config(folder: Path, overrides: Mapping[str, Any]) -> BertConfig:
     fields = Fields(read_json(folder / "config.json"), folder / "config.json", _DEFAULTS, overrides)
     if fields.get("position_embedding_type") != "absolute":
         raise fields.bad("position_embedding_type", "must be absolute")
-    act = fields.get("hidden_act")
-    if act not in _ACTIVATIONS:
-        raise fields.bad("hidden_act", f"is {act!r}, and known are {', '.join(_ACTIVATIONS)}")
     config = BertConfig(
         vocab_size=fields.count("vocab_size"),
         hidden_size=fields.count("hidden_size"),
-        num_layers=fields.count("num_hidden_layers"),
+        num_layers=fields.count("num_hidden_layers", most=MAX_LAYERS),
         num_heads=fields.count("num_attention_heads"),
         intermediate_size=fields.count("intermediate_size"),
         context_len=fields.count("max_position_embeddings"),
         num_types=fields.count("type_vocab_size"),
-        norm_eps=fields.number("layer_norm_eps", above=0.0),
-        activation=_ACTIVATIONS[act],
+        norm_eps=fields.number("layer_norm_eps", above=MIN_EPS, most=MAX_EPS),
+        activation=fields.choice("hidden_act", _ACTIVATIONS),
     )
     if config.hidden_size % config.num_heads:
         raise fields.bad(

@@ -16,9 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sglang.srt.checkpoint.files import shown
+
 Method = Literal["awq", "gptq", "compressed-tensors", "fp8", "fbgemm_fp8"]
 METHODS: tuple[Method, ...] = ("awq", "gptq", "compressed-tensors", "fp8", "fbgemm_fp8")
 PACKED, PLAIN_INT, FLOAT = "pack-quantized", "int-quantized", "float-quantized"
+
+MAX_GROUP = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class QuantConfig:
 def parse_quantization(raw: Any) -> QuantConfig:
     """The value of `quantization_config`. Raises ValueError saying what is not supported of it."""
     if not isinstance(raw, Mapping):
-        raise ValueError(f"must be an object, and is {raw!r}")
+        raise ValueError(f"must be an object, and is {shown(raw)}")
     method = raw.get("quant_method")
     if method == "awq":
         return _awq(raw)
@@ -54,7 +58,7 @@ def parse_quantization(raw: Any) -> QuantConfig:
     if method == "fbgemm_fp8":
         return QuantConfig("fbgemm_fp8")
     raise ValueError(
-        f"says {method!r}, and read are {', '.join(METHODS)}; use the unquantised checkpoint with --quantization int8 or int4, "
+        f"says {shown(method)}, and read are {', '.join(METHODS)}; use the unquantised checkpoint with --quantization int8 or int4, "
         "or a .gguf file"
     )
 
@@ -98,19 +102,21 @@ def _compressed_group(raw: Mapping[str, Any], group: Any) -> QuantConfig:
 
 def _among(name: str, value: Any, known: tuple[Any, ...]) -> Any:
     if value not in known or isinstance(value, bool):
-        raise ValueError(f"says {name} {value!r}, and read {'is' if len(known) == 1 else 'are'} {', '.join(map(str, known))}")
+        raise ValueError(
+            f"says {name} {shown(value)}, and read {'is' if len(known) == 1 else 'are'} {', '.join(map(str, known))}"
+        )
     return value
 
 
 def _group(value: Any) -> int:
-    if type(value) is not int or (value != -1 and (value < 32 or value % 32)):
-        raise ValueError(f"says group_size {value!r}, and read are multiples of 32, and -1")
+    if type(value) is not int or (value != -1 and (value < 32 or value % 32 or value > MAX_GROUP)):
+        raise ValueError(f"says group_size {shown(value)}, and read are multiples of 32, and -1")
     return value
 
 
 def _block(value: Any) -> tuple[int, int] | None:
     if value is None:
         return None
-    if isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 for v in value):
+    if isinstance(value, list) and len(value) == 2 and all(type(v) is int and 0 < v <= MAX_GROUP for v in value):
         return value[0], value[1]
-    raise ValueError(f"says tiles of {value!r}, which should be two sizes")
+    raise ValueError(f"says tiles of {shown(value)}, which should be two sizes")

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import difflib
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from sglang.srt.checkpoint.files import read_object, shown
 from sglang.srt.errors import ModelError
 
-MAX_COUNT = 1 << 31
-"""no size of a real model comes near; arrays of such a length cannot be allocated by mistake"""
+T = TypeVar("T")
+
+MAX_SIZE = 1 << 24
+"""no width, number of heads or vocabulary of a real model comes near"""
+MAX_LAYERS = 1 << 12
+MAX_POSITIONS = 1 << 28
+"""of a context: the longest published one has 10 million"""
+MIN_EPS, MAX_EPS = 1e-30, 1.0
+"""of a norm: less vanishes in float32"""
+MAX_ID = (1 << 31) - 1
+LARGEST = 3e38
+"""of float32, in which the kernels compute"""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ModelError naming the file."""
     try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
+        return read_object(path)
+    except FileNotFoundError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON ({error}): download it again") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} should hold a JSON object, and holds a {type(value).__name__}")
-    return value
 
 
 class Fields:
@@ -52,38 +56,60 @@ class Fields:
         self.read.add(name)
         return self.raw[name] if name in self.raw else self.defaults.get(name, default)
 
-    def count(self, name: str, default: int | None = None) -> int:
-        """A positive integer; absent or null is an error unless there is a default."""
+    def count(self, name: str, default: int | None = None, most: int = MAX_SIZE) -> int:
+        """An integer from 1 to `most`; absent or null is an error unless there is a default."""
         value = self.get(name)
         if value is None:
             value = default
         if value is None:
             raise self.bad(name, "is missing")
-        if type(value) is not int or not 0 < value < MAX_COUNT:
-            raise self.bad(name, f"must be a positive integer, and is {value!r}")
+        if type(value) is not int or value < 1:
+            raise self.bad(name, f"must be a positive integer, and is {shown(value)}")
+        if value > most:
+            raise self.bad(name, f"must be at most {most}, and is {shown(value)}")
         return value
 
-    def number(self, name: str, default: float | None = None, *, above: float = -math.inf) -> float:
+    def number(self, name: str, default: float | None = None, *, above: float = -LARGEST, most: float = LARGEST) -> float:
+        """A number within `above` (excluded) and `most`; absent or null is an error unless there is a default."""
         value = self.get(name)
         if value is None:
             value = default
         if value is None:
             raise self.bad(name, "is missing")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= above:
-            raise self.bad(name, f"must be a number{'' if above == -math.inf else f' above {above:g}'}, and is {value!r}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value <= most:
+            low = f" above {above:g}" if above > -LARGEST else ""
+            high = f" up to {most:g}" if most < LARGEST else ""
+            raise self.bad(name, f"must be a number{low}{high}, and is {shown(value)}")
         return float(value)
 
-    def optional(self, name: str, *, above: float = -math.inf) -> float | None:
+    def optional(self, name: str, *, above: float = -LARGEST, most: float = LARGEST) -> float | None:
         """A number, or None if absent or null."""
-        return None if self.get(name) is None else self.number(name, above=above)
+        return None if self.get(name) is None else self.number(name, above=above, most=most)
 
     def flag(self, name: str, default: bool = False) -> bool:
         value = self.get(name)
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise self.bad(name, f"must be true or false, and is {value!r}")
+            raise self.bad(name, f"must be true or false, and is {shown(value)}")
         return value
+
+    def choice(self, name: str, known: Mapping[str, T], default: Any = None) -> T:
+        """What a name of `known` stands for; absent or null means `default`."""
+        value = self.get(name)
+        value = default if value is None else value
+        if not isinstance(value, str) or value not in known:
+            raise self.bad(name, f"is {shown(value)}, and known are {', '.join(known)}")
+        return known[value]
+
+    def layers(self, name: str, default: list[int] | None, num_layers: int) -> tuple[int, ...]:
+        """A list of layers, each below `num_layers` and named once."""
+        value = self.get(name)
+        value = default if value is None else value
+        valid = isinstance(value, list) and all(type(i) is int and 0 <= i < num_layers for i in value)
+        if not valid or len(set(value)) != len(value):
+            raise self.bad(name, f"must list layers below {num_layers}, each once, and is {shown(value)}")
+        return tuple(value)
 
     def object(self, name: str) -> dict[str, Any]:
         """A JSON object; empty if absent or null."""
@@ -91,15 +117,15 @@ class Fields:
         if value is None:
             return {}
         if not isinstance(value, dict):
-            raise self.bad(name, f"must be an object, and is {value!r}")
+            raise self.bad(name, f"must be an object, and is {shown(value)}")
         return value
 
     def ids(self, name: str) -> tuple[int, ...]:
         """A token id or a list of them."""
         value = self.get(name)
         ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(type(i) is int and i >= 0 for i in ids):
-            raise self.bad(name, f"must be a token id or a list of them, and is {value!r}")
+        if not all(type(i) is int and 0 <= i <= MAX_ID for i in ids):
+            raise self.bad(name, f"must be a token id or a list of them, and is {shown(value)}")
         return tuple(ids)
 
     def check_used(self) -> None:

@@ -12,13 +12,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sglang.srt.checkpoint.files import shown
 from sglang.srt.errors import ModelError
 from sglang.srt.model.kernels.ops import Gate
 from sglang.srt.model.model_config import ModelConfig
 from sglang.srt.model.quant.scheme import QuantConfig, parse_quantization
-from sglang.srt.model.weights.config_fields import Fields, read_json
+from sglang.srt.model.weights.config_fields import (
+    MAX_EPS,
+    MAX_ID,
+    MAX_LAYERS,
+    MAX_POSITIONS,
+    MAX_SIZE,
+    MIN_EPS,
+    Fields,
+    read_json,
+)
 from sglang.srt.model.weights.rope_reader import read_local_rope, read_rope
 from sglang.srt.model.weights.vision_config import VISION_FAMILIES, find_vision_family, text_part, with_vision
+
+MAX_DTYPE_LEN = 32
+MIN_SCALE = 1e-6
+"""of attention scores and their caps"""
 
 Finish = Callable[[Fields, ModelConfig], ModelConfig]
 
@@ -54,6 +68,7 @@ def read_model_config(folder: Path, overrides: Mapping[str, Any]) -> ModelConfig
     generation = folder / "generation_config.json"
     if generation.exists() and "eos_token_id" not in overrides:
         eos = Fields(read_json(generation), generation).ids("eos_token_id")
+        _check_ids(eos, config, generation)
         config = replace(config, eos_token_ids=tuple(dict.fromkeys((*eos, *config.eos_token_ids))))
     return config
 
@@ -69,12 +84,21 @@ def parse_model_config(raw: Mapping[str, Any], source: Path, overrides: Mapping[
     fields.read.update(("architectures", "model_type"))
     config = replace(family.finish(fields, _common(fields, family)), quantization=_quantization(fields))
     fields.check_used()
+    _check_ids(config.eos_token_ids, config, source)
+    _check_ids(() if config.bos_token_id is None else (config.bos_token_id,), config, source, "bos_token_id")
     return config
+
+
+def _check_ids(ids: tuple[int, ...], config: ModelConfig, source: Path, name: str = "eos_token_id") -> None:
+    """An end that the model cannot produce would never come, a beginning that it does not know could not be read."""
+    for token_id in ids:
+        if token_id >= config.vocab_size:
+            raise ModelError(f"{source}: {name} {token_id} is not below vocab_size ({config.vocab_size})")
 
 
 def _quantization(fields: Fields) -> QuantConfig | None:
     raw = fields.get("quantization_config")
-    if not raw:
+    if raw is None or raw == {}:
         return None
     try:
         return parse_quantization(raw)
@@ -83,13 +107,18 @@ def _quantization(fields: Fields) -> QuantConfig | None:
 
 
 def _find_family(raw: Mapping[str, Any], source: Path) -> Family:
-    classes = raw.get("architectures") or []
+    classes = raw.get("architectures")
+    if classes is None:
+        classes = []
     if not isinstance(classes, list):
-        raise ModelError(f"{source}: architectures must be a list, and is {classes!r}")
+        raise ModelError(f"{source}: architectures must be a list, and is {shown(classes)}")
     for family in FAMILIES:
         if family.class_name in classes or (not classes and family.model_type == raw.get("model_type")):
             return family
-    asked = ", ".join(map(str, classes)) or f"model_type {raw.get('model_type')!r}"
+    asked = (
+        ", ".join(c[:80] if isinstance(c, str) else shown(c) for c in classes[:4])
+        or f"model_type {shown(raw.get('model_type'))}"
+    )
     raise ModelError(f"{source}: {asked} is not supported; supported are {', '.join(_class_names())}")
 
 
@@ -105,24 +134,27 @@ def _common(fields: Fields, family: Family) -> ModelConfig:
     if num_heads % num_kv_heads:
         raise fields.bad("num_attention_heads", f"({num_heads}) must be a multiple of num_key_value_heads ({num_kv_heads})")
     head_dim = fields.count("head_dim", max(1, hidden_size // num_heads))
-    context_len = fields.count("max_position_embeddings")
+    context_len = fields.count("max_position_embeddings", most=MAX_POSITIONS)
+    width = (num_heads + 2 * num_kv_heads) * head_dim
+    if width > MAX_SIZE:
+        raise fields.bad("head_dim", f"({head_dim}) makes rows of {width} values for q, k and v, and {MAX_SIZE} is the most")
     rope = read_rope(fields, head_dim, context_len, fields.defaults.get("rope_theta", 10000.0))
     if rope.kind == "yarn":  # such files often keep the length before scaling in max_position_embeddings
-        context_len = max(context_len, int(rope.original_context_len * rope.factor))
+        context_len = min(max(context_len, int(rope.original_context_len * rope.factor)), MAX_POSITIONS)
     bos = fields.ids("bos_token_id")
     return ModelConfig(
         architecture=family.architecture,
         vocab_size=fields.count("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=fields.count("num_hidden_layers"),
+        num_layers=fields.count("num_hidden_layers", most=MAX_LAYERS),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         intermediate_size=fields.count("intermediate_size"),
         context_len=context_len,
-        rms_norm_eps=fields.number("rms_norm_eps", above=0.0),
+        rms_norm_eps=fields.number("rms_norm_eps", above=MIN_EPS, most=MAX_EPS),
         rope=rope,
-        gate=_gate(fields, "hidden_act"),
+        gate=fields.choice("hidden_act", GATES),
         tie_word_embeddings=fields.flag("tie_word_embeddings"),
         eos_token_ids=fields.ids("eos_token_id"),
         bos_token_id=bos[0] if bos else None,
@@ -130,16 +162,13 @@ def _common(fields: Fields, family: Family) -> ModelConfig:
     )
 
 
-def _gate(fields: Fields, name: str) -> Gate:
-    act = fields.get(name)
-    if act not in GATES:
-        raise fields.bad(name, f"is {act!r}, and known are {', '.join(GATES)}")
-    return GATES[act]
-
-
 def _dtype(fields: Fields) -> str:
-    value = fields.get("dtype") or fields.get("torch_dtype") or "float32"
-    return str(value).removeprefix("torch.")
+    value = fields.get("dtype", fields.get("torch_dtype"))
+    if value is None:
+        return "float32"
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_DTYPE_LEN:
+        raise fields.bad("dtype", f"must be a name, and is {shown(value)}")
+    return value.removeprefix("torch.")
 
 
 # --- windows ------------------------------------------------------------------------------------------------------------------
@@ -151,15 +180,15 @@ def _with_window(fields: Fields, config: ModelConfig, is_windowed: Callable[[int
     window = fields.get("sliding_window")
     if window is None:
         return config
-    window = fields.count("sliding_window")
+    window = fields.count("sliding_window", most=MAX_ID)
     if kinds is None:
         layers = tuple(is_windowed(i) for i in range(num_layers))
     elif not isinstance(kinds, list) or len(kinds) < num_layers:
-        raise fields.bad("layer_types", f"must name {num_layers} layers, and is {kinds!r}")
+        raise fields.bad("layer_types", f"must name {num_layers} layers, and is {shown(kinds)}")
     else:
         for kind in kinds[:num_layers]:
             if kind not in ("full_attention", "sliding_attention"):
-                raise fields.bad("layer_types", f"asks for {kind!r}, and known are full_attention and sliding_attention")
+                raise fields.bad("layer_types", f"asks for {shown(kind)}, and known are full_attention and sliding_attention")
         layers = tuple(kind == "sliding_attention" for kind in kinds[:num_layers])
     return replace(config, sliding_window=window, windowed_layers=layers) if any(layers) else config
 
@@ -182,7 +211,7 @@ def _qwen(fields: Fields, config: ModelConfig) -> ModelConfig:
         fields.read.update(("sliding_window", "layer_types"))
         return config
     if type(first) is not int or first < 0:
-        raise fields.bad("max_window_layers", f"must be a number of layers, and is {first!r}")
+        raise fields.bad("max_window_layers", f"must be a number of layers, and is {shown(first)}")
     return _with_window(fields, config, lambda layer: layer >= first)
 
 
@@ -202,16 +231,16 @@ def _gemma3(fields: Fields, config: ModelConfig) -> ModelConfig:
     pattern = fields.count("sliding_window_pattern", fields.count("_sliding_window_pattern", 6))
     config = replace(
         config,
-        gate=_gate(fields, "hidden_activation"),
+        gate=fields.choice("hidden_activation", GATES),
         attention_bias=bias,
         output_bias=bias,
         qk_norm=True,
         post_norms=True,
         norm_offset=1.0,
         embedding_scale=math.sqrt(config.hidden_size),
-        query_scale=fields.number("query_pre_attn_scalar", above=0.0) ** -0.5,
-        attn_soft_cap=fields.optional("attn_logit_softcapping", above=0.0) or 0.0,
-        final_soft_cap=fields.optional("final_logit_softcapping", above=0.0) or 0.0,
+        query_scale=fields.number("query_pre_attn_scalar", above=MIN_SCALE, most=1 / MIN_SCALE) ** -0.5,
+        attn_soft_cap=fields.optional("attn_logit_softcapping", above=MIN_SCALE) or 0.0,
+        final_soft_cap=fields.optional("final_logit_softcapping", above=MIN_SCALE) or 0.0,
         local_rope=read_local_rope(fields, config.head_dim, config.context_len),
     )
     return _with_window(fields, config, lambda layer: (layer + 1) % pattern != 0)

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from sglang.srt.checkpoint.files import shown
 from sglang.srt.checkpoint.gguf_reader import GGUFFile
 from sglang.srt.errors import ModelError
 from sglang.srt.model.model_config import ModelConfig, RopeConfig
-from sglang.srt.model.weights.config_reader import parse_model_config
+from sglang.srt.model.weights.config_fields import MAX_ID, MAX_LAYERS, MAX_POSITIONS, MAX_SIZE
+from sglang.srt.model.weights.config_reader import MIN_SCALE, parse_model_config
 
 MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 """general.architecture -> config.json's model_type"""
@@ -25,6 +27,7 @@ MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "
 ROPE_DIVISORS = "rope_freqs.weight"
 EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 GEMMA3_27B_LAYERS = 62
+MIN_DIVISOR = 1e-6
 TOLD_BY_TENSORS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
 
 
@@ -47,8 +50,14 @@ def read_gguf_config(gguf: GGUFFile, overrides: Mapping[str, Any]) -> ModelConfi
         attention_bias="blk.0.attn_q.bias" in tensors,
         output_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_up.bias" in tensors,
-        query_scale=config.query_scale if scale is None else float(scale),
+        query_scale=config.query_scale if scale is None else _scale(meta, scale),
     )
+
+
+def _scale(meta: _Meta, scale: float) -> float:
+    if not MIN_SCALE < scale < 1 / MIN_SCALE:
+        raise meta.bad("attention.scale", f"must lie between {MIN_SCALE:g} and {1 / MIN_SCALE:g}, and is {scale:g}")
+    return float(scale)
 
 
 class _Meta:
@@ -56,14 +65,16 @@ class _Meta:
 
     def __init__(self, gguf: GGUFFile) -> None:
         self.gguf = gguf
-        self.arch = str(gguf.metadata.get("general.architecture"))
-        if self.arch not in MODEL_TYPES:
+        arch = gguf.metadata.get("general.architecture")
+        if not isinstance(arch, str) or arch not in MODEL_TYPES:
             raise ModelError(
-                f"{gguf.path}: architecture {self.arch!r} is not supported; supported are {', '.join(MODEL_TYPES)}"
+                f"{gguf.path}: general.architecture {shown(arch)} is not supported; supported are {', '.join(MODEL_TYPES)}"
             )
-        if gguf.metadata.get("split.count", 1) not in (0, 1):
+        self.arch = arch
+        parts = gguf.metadata.get("split.count", 1)
+        if type(parts) is not int or parts not in (0, 1):
             raise ModelError(f"{gguf.path} is one part of a split model: merge the parts with llama-gguf-split --merge first")
-        if self.get("expert_count"):
+        if self.number("expert_count"):
             raise ModelError(f"{gguf.path}: mixtures of experts are not supported")
 
     def bad(self, key: str, what: str) -> ModelError:
@@ -76,19 +87,21 @@ class _Meta:
     def number(self, key: str, default: Any = None) -> Any:
         """A finite number, or the default if absent."""
         value = self.get(key, default)
-        if value is not default and not (isinstance(value, (int, float)) and math.isfinite(value)):
-            raise self.bad(key, f"must be a number, and is {str(value)[:40]}")
+        if value is not default and not (type(value) in (int, float) and math.isfinite(value)):
+            raise self.bad(key, f"must be a number, and is {shown(value)}")
         return value
 
-    def size(self, key: str, default: int | None = None) -> int:
-        """A positive integer, the same for all layers if it is written once per layer."""
+    def size(self, key: str, default: int | None = None, most: int = MAX_SIZE) -> int:
+        """An integer from 1 to `most`, the same for all layers if it is written once per layer."""
         value = self.get(key, default)
         if isinstance(value, np.ndarray):
             if len(value) == 0 or (value != value[0]).any():
                 raise self.bad(key, f"differs between layers ({value.tolist()[:8]}), which is not supported")
             value = value[0].item()
         if type(value) is not int or value < 1:
-            raise self.bad(key, "is missing" if value is None else f"must be a positive integer, and is {str(value)[:40]}")
+            raise self.bad(key, "is missing" if value is None else f"must be a positive integer, and is {shown(value)}")
+        if value > most:
+            raise self.bad(key, f"must be at most {most}, and is {value}")
         return value
 
 
@@ -96,8 +109,8 @@ def _as_hugging_face(meta: _Meta) -> dict[str, Any]:
     """The metadata in the words of config.json; absent keys are left out, so that the family's defaults hold."""
     gguf, arch = meta.gguf, meta.arch
     embedding = gguf.tensors.get("token_embd.weight")
-    if embedding is None:
-        raise ModelError(f"{gguf.path} has no tensor 'token_embd.weight': it is not a whole language model")
+    if embedding is None or len(embedding.shape) != 2:
+        raise ModelError(f"{gguf.path} has no matrix 'token_embd.weight': it is not a whole language model")
     num_heads, hidden = meta.size("attention.head_count"), meta.size("embedding_length")
     head_dim = meta.size("attention.key_length", hidden // num_heads)
     if meta.size("attention.value_length", head_dim) != head_dim:
@@ -106,25 +119,25 @@ def _as_hugging_face(meta: _Meta) -> dict[str, Any]:
         "model_type": MODEL_TYPES[arch],
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
-        "num_hidden_layers": meta.size("block_count"),
+        "num_hidden_layers": meta.size("block_count", most=MAX_LAYERS),
         "num_attention_heads": num_heads,
         "num_key_value_heads": meta.size("attention.head_count_kv", num_heads),
         "head_dim": head_dim,
         "intermediate_size": meta.size("feed_forward_length"),
-        "max_position_embeddings": meta.size("context_length"),
+        "max_position_embeddings": meta.size("context_length", most=MAX_POSITIONS),
         "rms_norm_eps": meta.number("attention.layer_norm_rms_epsilon"),
         "attn_logit_softcapping": meta.number("attn_logit_softcapping"),
         "final_logit_softcapping": meta.number("final_logit_softcapping"),
         "eos_token_id": _eos_ids(gguf),
-        "bos_token_id": gguf.metadata.get("tokenizer.ggml.bos_token_id"),
+        "bos_token_id": _token_id(gguf, "bos_token_id"),
         "dtype": _main_format(gguf),
         **_rope(meta, head_dim),
     }
     if arch == "gemma3":
         raw.update(_gemma3(meta, raw))
-    elif arch == "llama" and meta.get("attention.sliding_window"):  # Mistral's first models, every layer of which has it
-        raw.update(model_type="mistral", sliding_window=meta.size("attention.sliding_window"))
-    elif meta.get("attention.sliding_window"):
+    elif arch == "llama" and meta.number("attention.sliding_window"):  # Mistral's first models, every layer of which has it
+        raw.update(model_type="mistral", sliding_window=meta.size("attention.sliding_window", most=MAX_ID))
+    elif meta.number("attention.sliding_window"):
         raise meta.bad("attention.sliding_window", "is set, and says not which layers it is for: use the Hugging Face folder")
     return {name: value for name, value in raw.items() if value is not None}
 
@@ -132,7 +145,7 @@ def _as_hugging_face(meta: _Meta) -> dict[str, Any]:
 def _gemma3(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
     """The scale of queries is not in the file: 1 / sqrt(head_dim) but for 27B, which has hidden_size / num_heads instead."""
     is_27b = raw["num_hidden_layers"] == GEMMA3_27B_LAYERS
-    window, pattern = meta.get("attention.sliding_window"), meta.get("attention.sliding_window_pattern", 6)
+    window, pattern = meta.number("attention.sliding_window"), meta.get("attention.sliding_window_pattern", 6)
     kinds = None
     if isinstance(pattern, np.ndarray):
         kinds = ["sliding_attention" if windowed else "full_attention" for windowed in pattern.tolist()]
@@ -182,12 +195,21 @@ def _with_divisors(meta: _Meta, rope: RopeConfig) -> RopeConfig:
             f"{meta.gguf.path}: tensor {ROPE_DIVISORS!r} is {tensor.format} {list(tensor.shape)}, and f32 [{rope.rotary_dim // 2}] "
             "is what the heads need: convert the model again"
         )
+    if not (np.isfinite(tensor.data).all() and (tensor.data > MIN_DIVISOR).all()):
+        raise ModelError(f"{meta.gguf.path}: tensor {ROPE_DIVISORS!r} holds values that are not positive numbers")
     return replace(rope, freq_divisors=tuple(tensor.data.tolist()))
 
 
 def _eos_ids(gguf: GGUFFile) -> list[int]:
-    ids = [gguf.metadata.get(f"tokenizer.ggml.{key}") for key in EOS_KEYS]
+    ids = [_token_id(gguf, key) for key in EOS_KEYS]
     return list(dict.fromkeys(i for i in ids if i is not None))
+
+
+def _token_id(gguf: GGUFFile, key: str) -> int | None:
+    value = gguf.metadata.get(f"tokenizer.ggml.{key}")
+    if value is not None and (type(value) is not int or not 0 <= value <= MAX_ID):
+        raise ModelError(f"{gguf.path}: tokenizer.ggml.{key} must be a token id, and is {shown(value)}")
+    return value
 
 
 def _main_format(gguf: GGUFFile) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from sglang.srt.checkpoint.files import shown
 from sglang.srt.model.model_config import RopeConfig
-from sglang.srt.model.weights.config_fields import Fields
+from sglang.srt.model.weights.config_fields import MAX_POSITIONS, Fields
 
 LAYER_KINDS = ("full_attention", "sliding_attention")
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+MIN_FACTOR, MAX_FACTOR = 1e-3, 1e6
 
 
 def read_rope(fields: Fields, head_dim: int, context_len: int, theta: float = 10000.0) -> RopeConfig:
@@ -32,9 +34,11 @@ def read_local_rope(fields: Fields, head_dim: int, context_len: int, theta: floa
 
 
 def _of_kind(fields: Fields, params: dict[str, Any], kind: str) -> dict[str, Any]:
-    inner = params.get(kind) or {}
+    inner = params.get(kind)
+    if inner is None:
+        return {}
     if not isinstance(inner, dict):
-        raise fields.bad(f"rope_parameters.{kind}", f"must be an object, and is {inner!r}")
+        raise fields.bad(f"rope_parameters.{kind}", f"must be an object, and is {shown(inner)}")
     return inner
 
 
@@ -44,37 +48,45 @@ def _renamed(scaling: dict[str, Any]) -> dict[str, Any]:
 
 def _base(outer: Fields, params: Fields, name: str, default: float) -> float:
     """The object's own `rope_theta`, else the config's field `name`; an override of the latter wins."""
-    top = outer.number(name, default, above=0.0)
-    return top if name in outer.overrides else params.number("rope_theta", top, above=0.0)
+    top = outer.number(name, default, above=1.0)
+    return top if name in outer.overrides else params.number("rope_theta", top, above=1.0)
 
 
 def _parse(
     outer: Fields, raw: dict[str, Any], head_dim: int, context_len: int, theta_name: str, default_theta: float
 ) -> RopeConfig:
     params = Fields(_renamed(raw), outer.source)
-    kind = params.get("rope_type") or "default"
+    kind = params.get("rope_type")
+    if kind is None:
+        kind = "default"
     if kind not in KINDS:
-        raise outer.bad("rope_parameters", f"asks for rope of type {kind!r}, and known are {', '.join(KINDS)}")
-    partial = params.number("partial_rotary_factor", outer.number("partial_rotary_factor", 1.0, above=0.0), above=0.0)
+        raise outer.bad("rope_parameters", f"asks for rope of type {shown(kind)}, and known are {', '.join(KINDS)}")
+    partial = params.number(
+        "partial_rotary_factor", outer.number("partial_rotary_factor", 1.0, above=0.0, most=1.0), above=0.0, most=1.0
+    )
     rotary_dim = int(head_dim * partial)
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
         raise outer.bad("partial_rotary_factor", f"makes {rotary_dim} of {head_dim} elements rotate, which is no even part")
     theta = _base(outer, params, theta_name, default_theta)
     if kind in ("default", "dynamic"):  # dynamic scaling is the identity up to the context length, beyond which nothing runs
         return RopeConfig(theta=theta, rotary_dim=rotary_dim)
-    factor = params.number("factor", above=0.0)
+    factor = params.number("factor", above=MIN_FACTOR, most=MAX_FACTOR)
     if kind == "linear":
         return RopeConfig(theta=theta, rotary_dim=rotary_dim, kind="linear", factor=factor)
-    original = params.count("original_max_position_embeddings", context_len)
+    original = params.count("original_max_position_embeddings", context_len, most=MAX_POSITIONS)
     if kind == "llama3":
+        low = params.number("low_freq_factor", above=0.0, most=MAX_FACTOR)
+        high = params.number("high_freq_factor", above=0.0, most=MAX_FACTOR)
+        if high <= low:
+            raise outer.bad("rope_parameters", f"has a high_freq_factor ({high:g}) that is not above low_freq_factor ({low:g})")
         return RopeConfig(
             theta=theta,
             rotary_dim=rotary_dim,
             kind="llama3",
             factor=factor,
             original_context_len=original,
-            low_freq_factor=params.number("low_freq_factor", above=0.0),
-            high_freq_factor=params.number("high_freq_factor", above=0.0),
+            low_freq_factor=low,
+            high_freq_factor=high,
         )
     return RopeConfig(
         theta=theta,
@@ -82,10 +94,10 @@ def _parse(
         kind="yarn",
         factor=factor,
         original_context_len=original,
-        beta_fast=params.number("beta_fast", 32.0, above=0.0),
-        beta_slow=params.number("beta_slow", 1.0, above=0.0),
-        attention_factor=params.optional("attention_factor", above=0.0),
-        mscale=params.optional("mscale"),
-        mscale_all_dim=params.optional("mscale_all_dim"),
+        beta_fast=params.number("beta_fast", 32.0, above=0.0, most=MAX_FACTOR),
+        beta_slow=params.number("beta_slow", 1.0, above=0.0, most=MAX_FACTOR),
+        attention_factor=params.optional("attention_factor", above=0.0, most=MAX_FACTOR),
+        mscale=params.optional("mscale", above=-MIN_FACTOR, most=MAX_FACTOR),
+        mscale_all_dim=params.optional("mscale_all_dim", above=-MIN_FACTOR, most=MAX_FACTOR),
         truncate=params.flag("truncate", True),
     )

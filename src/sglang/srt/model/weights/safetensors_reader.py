@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sglang.srt.checkpoint.files import check_regular, read_object, shown
 from sglang.srt.errors import ModelError
 from sglang.srt.model.quant.formats import HostTensor
 
-MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 32 << 20
+"""a file of 60,000 experts has 10 MB"""
+MAX_INDEX_BYTES = 64 << 20
+MAX_DIMS = 8
+MAX_NAME_LEN = 1 << 12
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth")
@@ -84,6 +90,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            check_regular(path)
             with open(path, "rb") as file:
                 self._buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:  # mmap's word for an empty file
@@ -105,16 +112,27 @@ class _File:
             raise self._bad(f"its header of {header_len} bytes is longer than any real one")
         self._data_start = 8 + header_len
         try:
-            header = json.loads(self._buffer[8 : self._data_start])
+            header = json.loads(self._buffer[8 : self._data_start], object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
-            raise self._bad("its header is not JSON") from error
+            raise self._bad(f"its header is not JSON ({error})") from error
         if not isinstance(header, dict):
             raise self._bad("its header is not a JSON object")
-        return {name: self._entry(name, raw) for name, raw in header.items() if name != "__metadata__"}
+        entries = {name: self._entry(name, raw) for name, raw in header.items() if name != "__metadata__"}
+        self._check_overlap(entries)
+        return entries
+
+    def _check_overlap(self, entries: dict[str, _Entry]) -> None:
+        taken, before = 0, ""
+        for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+            if entry.begin < taken and entry.begin < entry.end:
+                raise self._bad(f"the tensors {before!r} and {name!r} overlap")
+            taken, before = max(taken, entry.end), name
 
     def _entry(self, name: str, raw: Any) -> _Entry:
         if not isinstance(raw, dict):
             raise self._bad(f"the entry of {name!r} is not an object")
+        if len(name) > MAX_NAME_LEN:
+            raise self._bad(f"it has a tensor whose name is {len(name)} characters long")
         dtype, shape, span = raw.get("dtype"), _counts(raw.get("shape")), _counts(raw.get("data_offsets"))
         if not isinstance(dtype, str) or shape is None or span is None or len(span) != 2:
             raise self._bad(f"the entry of {name!r} lacks a proper dtype, shape or data_offsets")
@@ -154,9 +172,18 @@ class _File:
         return data.reshape(entry.shape)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, none of whose names occurs twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{shown(name)} occurs twice")
+    return found
+
+
 def _counts(value: Any) -> tuple[int, ...] | None:
     """A list of counts, or None if it is anything else."""
-    if isinstance(value, list) and all(type(v) is int and v >= 0 for v in value):
+    if isinstance(value, list) and len(value) <= MAX_DIMS and all(type(v) is int and v >= 0 for v in value):
         return tuple(value)
     return None
 
@@ -181,17 +208,13 @@ def _shards(folder: Path) -> list[tuple[Path, list[str] | None]]:
 
 
 def _indexed(index: Path) -> list[tuple[Path, list[str] | None]]:
-    try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-        pairs = [(str(name), str(file)) for name, file in weight_map.items()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{index} is damaged (no weight_map of names to files): download it again") from error
-    except OSError as error:
-        raise ModelError(f"cannot read {index}: {error.strerror}") from error
+    weight_map = read_object(index, MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index} is damaged (no weight_map of names to files): download it again")
     shards: dict[str, list[str]] = {}
-    for name, file in pairs:
-        if Path(file).name != file:
-            raise ModelError(f"{index} names the file {file!r}, which is not in its own folder")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors") or "\0" in file:
+            raise ModelError(f"{index} names the file {shown(file)}, which is no .safetensors file of its own folder")
         shards.setdefault(file, []).append(name)
     missing = [file for file in shards if not (index.parent / file).exists()]
     if missing:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sglang.srt.checkpoint.files import shown
 from sglang.srt.errors import ModelError
 from sglang.srt.model.model_config import CrossConfig, ModelConfig, VisionConfig
-from sglang.srt.model.weights.config_fields import Fields
+from sglang.srt.model.weights.config_fields import MAX_EPS, MAX_LAYERS, MAX_SIZE, MIN_EPS, Fields
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu"]
 ACTIVATIONS: dict[str, Activation] = {
@@ -21,6 +22,10 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
 }
+MAX_PIXELS = 1 << 16
+"""a side of a picture, a tile or a patch"""
+MAX_TILES = 64
+
 ReadVision = Callable[["VisionFields"], VisionConfig]
 
 
@@ -43,10 +48,7 @@ class VisionFields:
     text: Mapping[str, Any]
 
     def activation(self, name: str, default: str) -> Activation:
-        value = self.vision.get(name, default)
-        if value not in ACTIVATIONS:
-            raise self.vision.bad(name, f"is {value!r}, and known are {', '.join(ACTIVATIONS)}")
-        return ACTIVATIONS[value]
+        return self.vision.choice(name, ACTIVATIONS, default)
 
     def pixels(self, name: str, default: int) -> int:
         """A size that may be written as a number, a pair or an object; sides must be equal."""
@@ -54,8 +56,8 @@ class VisionFields:
         if isinstance(value, dict):
             value = list(value.values())
         sides = value if isinstance(value, (list, tuple)) else [value]
-        if not sides or any(type(side) is not int or side <= 0 or side != sides[0] for side in sides):
-            raise self.vision.bad(name, f"must be one size, and is {value!r}")
+        if not sides or any(type(side) is not int or not 0 < side <= MAX_PIXELS or side != sides[0] for side in sides):
+            raise self.vision.bad(name, f"must be one size up to {MAX_PIXELS}, and is {shown(value)}")
         return int(sides[0])
 
 
@@ -66,9 +68,11 @@ def find_vision_family(classes: object) -> VisionFamily | None:
 
 def text_part(raw: Mapping[str, Any], family: VisionFamily, source: Path) -> dict[str, Any]:
     """The decoder's config as a text model's: of the inner object if there is one, else of the flat fields of older files."""
-    inner = raw.get("text_config") or {}
+    inner = raw.get("text_config")
+    if inner is None:
+        inner = {}
     if not isinstance(inner, dict):
-        raise ModelError(f"{source}: text_config must be an object, and is {inner!r}")
+        raise ModelError(f"{source}: text_config must be an object, and is {shown(inner)}")
     outer = {name: value for name, value in raw.items() if name not in ("text_config", "vision_config")}
     text = {**outer, **{name: value for name, value in inner.items() if value is not None}}
     text["architectures"] = [family.text_class]
@@ -99,6 +103,13 @@ def with_vision(
         raise ModelError(
             f"{source}: the encoder makes rows of {read.out_size} and the decoder reads rows of {config.hidden_size}"
         )
+    num_rows = config.vocab_size + config.num_extra_ids
+    if read.image_token_id >= num_rows:
+        raise ModelError(f"{source}: image_token_id {read.image_token_id} is not below {num_rows}, the rows of the embedding")
+    if 0 < read.image_size < read.patch_size:
+        raise ModelError(f"{source}: patch_size {read.patch_size} is larger than image_size {read.image_size}")
+    if len(read.deep_layers) > config.num_layers:
+        raise ModelError(f"{source}: deepstack_visual_indexes are more than the decoder's {config.num_layers} layers")
     return replace(config, vision=read, rope_axes=_rope_axes(config, text, family, source))
 
 
@@ -114,7 +125,7 @@ def _rope_axes(config: ModelConfig, text: Mapping[str, Any], family: VisionFamil
     pairs = config.rope.rotary_dim // 2
     valid = isinstance(sections, list) and len(sections) == 3 and all(type(s) is int and s >= 0 for s in sections)
     if not valid or sum(sections) != pairs:
-        raise ModelError(f"{source}: mrope_section must be three numbers that add up to {pairs}, and is {sections!r}")
+        raise ModelError(f"{source}: mrope_section must be three numbers that add up to {pairs}, and is {shown(sections)}")
     if not family.interleaved_axes:
         return tuple(axis for axis, size in enumerate(sections) for _ in range(size))
     return tuple(i % 3 if i % 3 and i < 3 * sections[i % 3] else 0 for i in range(pairs))
@@ -123,7 +134,7 @@ def _rope_axes(config: ModelConfig, text: Mapping[str, Any], family: VisionFamil
 def _hidden_size(fields: VisionFields) -> int:
     value = fields.text.get("hidden_size")
     if type(value) is not int or value <= 0:
-        raise fields.top.bad("hidden_size", f"must be a positive integer, and is {value!r}")
+        raise fields.top.bad("hidden_size", f"must be a positive integer, and is {shown(value)}")
     return value
 
 
@@ -137,10 +148,10 @@ def _qwen2_vl(fields: VisionFields) -> VisionConfig:
     return VisionConfig(
         kind="qwen2_vl",
         media_kinds=("image", "video"),
-        num_layers=v.count("depth", 32),
+        num_layers=v.count("depth", 32, most=MAX_LAYERS),
         hidden_size=width,
         num_heads=v.count("num_heads", 16),
-        intermediate_size=int(width * v.number("mlp_ratio", 4, above=0.0)),
+        intermediate_size=int(width * v.number("mlp_ratio", 4, above=1 / width, most=1024.0)),
         patch_size=fields.pixels("patch_size", 14),
         out_size=v.count("hidden_size", 3584),
         image_token_id=fields.top.count("image_token_id", 151655),
@@ -153,13 +164,11 @@ def _qwen2_vl(fields: VisionFields) -> VisionConfig:
 
 def _qwen2_5_vl(fields: VisionFields) -> VisionConfig:
     v = fields.vision
-    full = v.get("fullatt_block_indexes", [7, 15, 23, 31])
-    if not isinstance(full, list) or not all(type(i) is int for i in full):
-        raise v.bad("fullatt_block_indexes", f"must be a list of layers, and is {full!r}")
+    depth = v.count("depth", 32, most=MAX_LAYERS)
     return VisionConfig(
         kind="qwen2_5_vl",
         media_kinds=("image", "video"),
-        num_layers=v.count("depth", 32),
+        num_layers=depth,
         hidden_size=v.count("hidden_size", 1280),
         num_heads=v.count("num_heads", 16),
         intermediate_size=v.count("intermediate_size", 3420),
@@ -171,19 +180,17 @@ def _qwen2_5_vl(fields: VisionFields) -> VisionConfig:
         temporal_patch_size=fields.pixels("temporal_patch_size", 2),
         merge_size=v.count("spatial_merge_size", 2),
         window_size=v.count("window_size", 112),
-        full_layers=tuple(full),
+        full_layers=v.layers("fullatt_block_indexes", [7, 15, 23, 31], depth),
     )
 
 
 def _qwen3_vl(fields: VisionFields) -> VisionConfig:
     v = fields.vision
-    deep = v.get("deepstack_visual_indexes", [8, 16, 24])
-    if not isinstance(deep, list) or not all(type(i) is int for i in deep):
-        raise v.bad("deepstack_visual_indexes", f"must be a list of layers, and is {deep!r}")
+    depth = v.count("depth", 27, most=MAX_LAYERS)
     return VisionConfig(
         kind="qwen3_vl",
         media_kinds=("image", "video"),
-        num_layers=v.count("depth", 27),
+        num_layers=depth,
         hidden_size=v.count("hidden_size", 1152),
         num_heads=v.count("num_heads", 16),
         intermediate_size=v.count("intermediate_size", 4304),
@@ -195,7 +202,7 @@ def _qwen3_vl(fields: VisionFields) -> VisionConfig:
         temporal_patch_size=fields.pixels("temporal_patch_size", 2),
         merge_size=v.count("spatial_merge_size", 2),
         num_positions=v.count("num_position_embeddings", 2304),
-        deep_layers=tuple(deep),
+        deep_layers=v.layers("deepstack_visual_indexes", [8, 16, 24], depth),
     )
 
 
@@ -203,7 +210,7 @@ def _siglip(fields: VisionFields, kind: str, defaults: dict[str, Any]) -> Vision
     v = fields.vision
 
     def size(name: str) -> int:
-        return v.count(name, defaults[name])
+        return v.count(name, defaults[name], MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE)
 
     return VisionConfig(
         kind=kind,
@@ -217,7 +224,7 @@ def _siglip(fields: VisionFields, kind: str, defaults: dict[str, Any]) -> Vision
         out_size=_hidden_size(fields),
         image_token_id=fields.top.count("image_token_id", fields.top.count("image_token_index", defaults["image_token_id"])),
         activation=fields.activation("hidden_act", "gelu_pytorch_tanh"),
-        norm_eps=v.number("layer_norm_eps", 1e-6, above=0.0),
+        norm_eps=v.number("layer_norm_eps", 1e-6, above=MIN_EPS, most=MAX_EPS),
         num_channels=v.count("num_channels", 3),
     )
 
@@ -259,21 +266,22 @@ def _llava_onevision(fields: VisionFields) -> VisionConfig:
 def _mllama(fields: VisionFields) -> VisionConfig:
     v, text = fields.vision, Fields(fields.text, fields.top.source)
     num_heads = text.count("num_attention_heads", 32)
-    max_tiles = v.count("max_num_tiles", 4)
+    max_tiles = v.count("max_num_tiles", 4, most=MAX_TILES)
     shapes = sum(1 for a in range(1, max_tiles + 1) for b in range(1, max_tiles + 1) if a * b <= max_tiles)
     listed = v.get("supported_aspect_ratios")
-    if listed is not None and len(listed) != shapes:
-        raise v.bad("supported_aspect_ratios", f"must be the {shapes} of {max_tiles} tiles, and is {listed!r}")
-    depth = v.count("num_hidden_layers", 32)
+    if listed is not None and not (isinstance(listed, list) and len(listed) == shapes):
+        raise v.bad("supported_aspect_ratios", f"must be the {shapes} of {max_tiles} tiles, and is {shown(listed)}")
+    depth = v.count("num_hidden_layers", 32, MAX_LAYERS)
+    num_layers = text.count("num_hidden_layers", 40, MAX_LAYERS)
     crossed = CrossConfig(
-        layers=_layers(text, "cross_attention_layers", [3, 8, 13, 18, 23, 28, 33, 38], text.count("num_hidden_layers", 40)),
+        layers=tuple(sorted(text.layers("cross_attention_layers", [3, 8, 13, 18, 23, 28, 33, 38], num_layers))),
         num_kv_heads=text.count("num_key_value_heads", 8),
         head_dim=_hidden_size(fields) // num_heads,
-        norm_eps=text.number("rms_norm_eps", 1e-5, above=0.0),
+        norm_eps=text.number("rms_norm_eps", 1e-5, above=MIN_EPS, most=MAX_EPS),
         max_tiles=max_tiles,
         num_shapes=shapes,
-        num_global_layers=v.count("num_global_layers", 8),
-        taken_layers=_layers(v, "intermediate_layers_indices", [3, 7, 15, 23, 30], depth),
+        num_global_layers=v.count("num_global_layers", 8, MAX_LAYERS),
+        taken_layers=tuple(sorted(v.layers("intermediate_layers_indices", [3, 7, 15, 23, 30], depth))),
     )
     width = v.count("hidden_size", 1280)
     if v.count("vision_output_dim", 7680) != width * (1 + len(crossed.taken_layers)):
@@ -290,18 +298,10 @@ def _mllama(fields: VisionFields) -> VisionConfig:
         out_size=_hidden_size(fields),
         image_token_id=fields.top.count("image_token_index", fields.top.count("image_token_id", 128256)),
         activation=fields.activation("hidden_act", "gelu"),
-        norm_eps=v.number("norm_eps", 1e-5, above=0.0),
+        norm_eps=v.number("norm_eps", 1e-5, above=MIN_EPS, most=MAX_EPS),
         num_channels=v.count("num_channels", 3),
         crossed=crossed,
     )
-
-
-def _layers(fields: Fields, name: str, default: list[int], count: int) -> tuple[int, ...]:
-    value = fields.get(name)
-    value = default if value is None else value
-    if not isinstance(value, list) or any(type(i) is not int or not 0 <= i < count for i in value):
-        raise fields.bad(name, f"must be a list of layers below {count}, and is {value!r}")
-    return tuple(sorted(value))
 
 
 VISION_FAMILIES = (

@@ -1,0 +1,64 @@
+"""Reads the small files of a model folder. They come from strangers: only regular files of a bounded size are read, and a value
+that is wrong is shown in a few words."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+import stat
+from pathlib import Path
+from typing import Any
+
+from sglang.srt.errors import ModelError
+
+MAX_CONFIG_BYTES = 16 << 20
+"""the largest published config.json has 2 MB"""
+
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = _shown.maxlong = 60
+_shown.maxlevel = 3
+
+
+def shown(value: Any) -> str:
+    """A value as error messages show it: whole if it is short, else its beginning."""
+    return _shown.repr(value)
+
+
+def check_regular(path: Path) -> int:
+    """The size of a file in bytes. Raises ModelError for what is no file: to open a pipe would wait for ever."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise ModelError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelError(f"{path} is no regular file")
+    return status.st_size
+
+
+def read_text(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> str:
+    """The text of a file. Raises ModelError naming the file; FileNotFoundError if there is none."""
+    size = check_regular(path)
+    if size > max_bytes:
+        raise ModelError(f"{path} has {size} bytes, and no real one has more than {max_bytes}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} is not valid UTF-8: download it again") from error
+
+
+def read_object(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """A JSON object from a file. Raises ModelError naming the file; FileNotFoundError if there is none."""
+    text = read_text(path, max_bytes)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON ({error}): download it again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} should hold a JSON object, and holds {shown(value)}")
+    return value
