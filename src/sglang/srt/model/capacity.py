@@ -86,6 +86,17 @@ def plan_capacity(options: MemoryOptions, model: ModelFootprint, memory: HostMem
     return Capacity(model.context_len, tokens, running, batch_tokens, running + GUESS_ROWS)
 
 
+def check_room(model: str, weight_bytes: int, table_bytes: int, context_len: int, memory: HostMemory) -> None:
+    """Before anything is loaded: raises CapacityError for weights, or tables of a context, that are larger than the memory."""
+    if weight_bytes > memory.total:
+        raise CapacityError(f"the weights of {model} take {_show(weight_bytes)}, and there are {_show(memory.total)} of memory")
+    if table_bytes > memory.available:
+        raise CapacityError(
+            f"a context of {context_len} tokens takes {_show(table_bytes)} for its tables alone, and {_show(memory.available)} "
+            "are available: choose a shorter one with --context-length"
+        )
+
+
 def _asked_tokens(asked: int, model: ModelFootprint, free: int) -> int:
     if asked < 1:
         raise ConfigError(f"--max-total-tokens must be at least 1, got {asked}")

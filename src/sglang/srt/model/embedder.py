@@ -20,10 +20,13 @@ from sglang.srt.checkpoint.resolve import ModelFiles, resolve_model
 from sglang.srt.config import DeviceOptions, ModelOptions
 from sglang.srt.errors import ModelError
 from sglang.srt.forward_batch import Embedder, Float32Array, ForwardBatch, ModelInfo
-from sglang.srt.model.device import create_ops
+from sglang.srt.model.capacity import check_room
+from sglang.srt.model.device import create_ops, device_memory
+from sglang.srt.model.kernel_limits import check_decoder, check_encoder
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kv_pool import KVPool
 from sglang.srt.model.layers.buffers import StepLimits, create_buffers
+from sglang.srt.model.layers.rope import table_bytes
 from sglang.srt.model.models.bert import Bert, BertSource, is_bert, read_bert_config
 from sglang.srt.model.models.llama import Llama
 from sglang.srt.model.models.registry import create_model
@@ -204,6 +207,7 @@ def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions) -> Encod
         raise ModelError(f"{files.name} is an encoder: it is read from safetensors as it is, without --quantization")
     config = read_bert_config(files.path, options.json_model_override_args)
     context_len = min(options.context_length or config.context_len, config.context_len)
+    check_encoder(ops, config.hidden_size, config.head_dim)
     bert = Bert(ops, BertSource(files.path), config)
     weight_bytes = sum(weight.num_bytes for weight in bert.weights)
     info = ModelInfo(
@@ -228,6 +232,9 @@ def _create_decoder(ops: Ops, files: ModelFiles, options: ModelOptions, use_tape
     config = checkpoint.config
     if config.vision is not None:
         raise ModelError(f"{files.name} sees: embeddings of such models are not supported")
+    check_decoder(ops, config)
+    tables = table_bytes(config) + 4 * MAX_GROUP * config.context_len
+    check_room(files.name, checkpoint.num_bytes, tables, config.context_len, device_memory(ops))
     model = create_model(ops, checkpoint, config, config.context_len)
     pool = -(-max(POOL_TOKENS, config.context_len) // ops.slot_run) * ops.slot_run
     info = ModelInfo(

@@ -25,16 +25,18 @@ from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import CapacityError
 from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, LogprobResult, ModelInfo, SampleSpec, VocabMasks
 from sglang.srt.media_item import EncodeJob, MediaItem
-from sglang.srt.model.capacity import GUESS_ROWS, Capacity, ModelFootprint, plan_capacity, resolve_batch
+from sglang.srt.model.capacity import GUESS_ROWS, Capacity, ModelFootprint, check_room, plan_capacity, resolve_batch
 from sglang.srt.model.device import compute_dtype, create_ops, device_memory, device_options, on_gpu
 from sglang.srt.model.distributed.ops import shard_ops
 from sglang.srt.model.distributed.ranks import Ranks, join
 from sglang.srt.model.distributed.sharding import Shard, ShardedSource, shard_model
 from sglang.srt.model.encoding import EncodeQueue
+from sglang.srt.model.kernel_limits import check_decoder
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kv_pool import KVPool, kv_bytes_per_token
 from sglang.srt.model.layers.buffers import StepLimits, buffer_bytes
 from sglang.srt.model.layers.cross import cross_bytes_per_request
+from sglang.srt.model.layers.rope import table_bytes
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ModelConfig
 from sglang.srt.model.models.llama import Llama
@@ -194,6 +196,9 @@ def _create(
         where = f"cuda:{rank}" if on_gpu(ops) else "cpu"
         ranks = join(directory, rank, device.tp_size, where, device.deterministic)
     checkpoint = load_checkpoint(files, model, kept=getattr(ops, "formats", ()))
+    running, _ = resolve_batch(memory, checkpoint.config.context_len)
+    tables = table_bytes(checkpoint.config) + 4 * running * checkpoint.config.context_len
+    check_room(files.name, checkpoint.num_bytes // device.tp_size, tables, checkpoint.config.context_len, device_memory(ops))
     try:
         worker = worker_from(checkpoint, checkpoint.config, ops, memory, device.use_tape, model.quantization, ranks)
     except MemoryError as error:
@@ -214,6 +219,7 @@ def worker_from(
 ) -> LocalWorker:
     """A worker for weights that are at hand. With `ranks`, for this rank's part of them."""
     resolve_batch(memory, config.context_len)  # bad flags are found before minutes of loading
+    check_decoder(ops, config)
     memory = fit_pictures(memory, config, ops, ranks.size if ranks is not None else 1)
     shard = shard_model(config, ranks) if ranks is not None else None
     encoder = _create_encoder(ops, source, config, ranks)

@@ -20,7 +20,18 @@ import sglang.srt.model.kernels._cpu as _cpu
 from sglang.srt.errors import ConfigError, ModelError
 from sglang.srt.model.kernels.cpu_memory import CopiedFetch, StagedInputs
 from sglang.srt.model.kernels.host import HostArrays
-from sglang.srt.model.kernels.ops import Activation, Activator, Array, AttentionMeta, Fetch, Gate, Inputs, KVLayer, Weight
+from sglang.srt.model.kernels.ops import (
+    Activation,
+    Activator,
+    Array,
+    AttentionMeta,
+    Fetch,
+    Gate,
+    Inputs,
+    KernelLimits,
+    KVLayer,
+    Weight,
+)
 from sglang.srt.model.quant.formats import HostTensor
 
 _INT4, _INT8, _BF16, _F16, _F32 = range(5)  # Kind in csrc/args.h
@@ -88,6 +99,9 @@ class CpuOps(HostArrays):
 
     slot_run = 16
     deterministic = True
+    limits = KernelLimits(head_dim_multiple=16, max_head_dim=1024, max_group=256, max_width=1 << 20)
+    """K lies in tiles of 16; a thread's scratch of 4 MiB holds a group's rows of q beside a chunk of K and V (csrc/bindings.cpp,
+    attention), and a row of a norm"""
 
     def __init__(self, threads: int | None = None, isa: str | None = None, ahead: bool = False) -> None:
         if threads is not None and not 1 <= threads <= 256:

@@ -30,7 +30,7 @@ from sglang.srt.model.kernels.cuda_linear import Products
 from sglang.srt.model.kernels.cuda_logits import Logits
 from sglang.srt.model.kernels.cuda_memory import DeviceFetch, DeviceInputs, DeviceTable, upload
 from sglang.srt.model.kernels.cuda_weights import CudaActivation, CudaKV, CudaWeight
-from sglang.srt.model.kernels.ops import Activator, AttentionMeta, Gate, StepShape
+from sglang.srt.model.kernels.ops import Activator, AttentionMeta, Gate, KernelLimits, StepShape
 from sglang.srt.model.kernels.triton import norm
 from sglang.srt.model.kernels.triton import rows as row_kernels
 from sglang.srt.model.kernels.triton.common import INTERPRETED, power_of_two
@@ -75,6 +75,8 @@ def create_cuda_ops(
 class CudaOps:
     """The op set of one GPU. See ops.Ops for what each op does; made by `create_cuda_ops`."""
 
+    limits = KernelLimits(max_head_dim=512, max_group=256, max_width=1 << 20)
+    """a chunk of K and V of one head lies in shared memory"""
     slot_run = 16  # any slot would do; runs keep neighbouring positions in neighbouring memory
 
     def __init__(

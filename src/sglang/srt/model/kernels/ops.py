@@ -111,6 +111,20 @@ class AttentionMeta:
     row_ends: Array | None = None  # [max_rows]: where what a row sees ends; None: after its own position
 
 
+@dataclass(frozen=True)
+class KernelLimits:
+    """Models that an op set can compute. What lies outside is refused before anything is allocated (model/kernel_limits.py)."""
+
+    head_dim_multiple: int = 1
+    """of what a decoder's head_dim must be a multiple"""
+    max_head_dim: int = 1 << 14
+    """of decoders and encoders"""
+    max_group: int = 1 << 16
+    """query heads that share a KV head"""
+    max_width: int = 1 << 24
+    """hidden_size"""
+
+
 class Ops(Protocol):
     """One set of kernels on one device."""
 
@@ -119,6 +133,7 @@ class Ops(Protocol):
     slot_run: int
     """KV slots come in aligned runs of this many (forward_batch.ModelInfo.slot_run)"""
     deterministic: bool
+    limits: KernelLimits
     runs_ahead: bool
     """whether ops return before they have run, so that the host may prepare the next step meanwhile"""
 

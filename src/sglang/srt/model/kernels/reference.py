@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.model.kernels.host import HostArrays
-from sglang.srt.model.kernels.ops import Activator, AttentionMeta, Gate
+from sglang.srt.model.kernels.ops import Activator, AttentionMeta, Gate, KernelLimits
 from sglang.srt.model.quant.formats import HostTensor
 
 Float = npt.NDArray[np.float32]
@@ -65,6 +65,7 @@ class ReferenceOps(HostArrays):
     name = "reference numpy"
     slot_run = 16  # any slot would do; 16 keeps slots the same as with the C++ kernels
     deterministic = True
+    limits = KernelLimits()
 
     # --- memory and weights ---------------------------------------------------------------------------------------------------
     def array(self, host: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sglang.srt.model.kernels.ops import Array, Ops
 from sglang.srt.model.layers.buffers import StepBuffers
-from sglang.srt.model.model_config import RopeConfig
+from sglang.srt.model.model_config import ModelConfig, RopeConfig
 
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
@@ -42,6 +42,12 @@ def rope_tables(config: RopeConfig, num_positions: int) -> tuple[Float32, Float3
     angles = np.arange(num_positions)[:, None] * inverse_frequencies(config)
     factor = attention_factor(config)
     return (np.cos(angles) * factor).astype(np.float32), (np.sin(angles) * factor).astype(np.float32)
+
+
+def table_bytes(config: ModelConfig) -> int:
+    """What making the tables of a model's context takes at its height: angles in float64 beside what becomes of them."""
+    ropes = [config.rope] + ([config.local_rope] if config.local_rope is not None else [])
+    return sum(config.context_len * (rope.rotary_dim // 2) * (3 * 8 + 2 * 4) for rope in ropes)
 
 
 def inverse_frequencies(config: RopeConfig) -> Float64:

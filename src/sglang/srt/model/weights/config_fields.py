@@ -104,7 +104,7 @@ class Fields:
 
     def layers(self, name: str, default: list[int] | None, num_layers: int) -> tuple[int, ...]:
         """A list of layers, each below `num_layers` and named once."""
-        value = self.get(name)
+        value: Any = self.get(name)
         value = default if value is None else value
         valid = isinstance(value, list) and all(type(i) is int and 0 <= i < num_layers for i in value)
         if not valid or len(set(value)) != len(value):

@@ -142,6 +142,13 @@ class Checkpoint:
     def num_params(self) -> int:
         return sum(math.prod(shape) for shape in self._shapes.values())
 
+    @property
+    def num_bytes(self) -> int:
+        """What the weights take at least, once they are packed."""
+        formats = {self._source.format(self._stored[name]) for name in self._shapes}
+        least = 4.0 if self._conversion.quantization else min((_bits(f) for f in formats if f in FORMATS), default=8.0)
+        return int(self.num_params * least / 8)
+
     def has(self, name: str) -> bool:
         return name in self._shapes
 
