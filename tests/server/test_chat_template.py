@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,14 @@ import pytest
 from sglang.srt.errors import ConfigError, RequestError
 from sglang.srt.server.tokenization import chat_template as module
 from sglang.srt.server.tokenization.chat_template import BUILTIN_TEMPLATES, ChatTemplate, named_template
+from tests.conftest import ROOT
+from tests.server import hostile_templates
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Bye"}]
 
 
 def render(source: str, **variables: Any) -> str:
-    return ChatTemplate(source).render({"messages": MESSAGES, **variables})
+    return ChatTemplate(source).render({"messages": MESSAGES} | variables)
 
 
 @pytest.mark.parametrize(
@@ -65,20 +70,47 @@ def test_templates_cannot_leave_the_sandbox(source: str) -> None:
     assert "object" not in text and "uid=" not in text and "class" not in text
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
-        "{{ 'a' * 999999999 }}",
-        "{{ 9 ** 99999999 }}",
-        "{% for a in range(99999) %}{{ 'xxxxxxxxxx' * 1000 }}{% endfor %}",
-    ],
-)
-def test_templates_cannot_run_for_ever(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
-    monkeypatch.setattr(module, "MAX_RENDER_SECONDS", 0.3)
-    with pytest.raises(RequestError, match="chat template"):
-        render(source)
+def test_hostile_templates_end_soon_in_little_memory() -> None:
+    """All of them in a process of its own, whose memory can be told."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.server.hostile_templates"], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    told = json.loads(run.stdout)
+    assert not told["wrong"]
+    assert told["peak_mb"] < 800, "templates may make texts of 256 MB in all"
+    assert max(told["cpu_seconds"].values()) < 20, told["cpu_seconds"]
+
+
+@pytest.mark.parametrize("name", ["doubling 0", "wide 0", "wide 6", "wide 9", "long 1", "long 10"])
+def test_hostile_templates_are_refused_at_load(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(module, "TRIAL_SECONDS", 0.3)
+    with pytest.raises(ConfigError, match="chat template cannot be used: "):
+        ChatTemplate(hostile_templates.ALL[name])
+
+
+def test_a_long_conversation_is_no_attack() -> None:
+    turns = [{"role": "user", "content": "word " * 2000}, {"role": "assistant", "content": "x" * 10_000}] * 100
+    source = (
+        "{% set ns = namespace(text='', all=[]) %}{% for m in messages %}{% set ns.text = ns.text + m.content | trim + '\\n' %}"
+        "{% set ns.all = ns.all + [m.content[:10] | upper] %}{% endfor %}{{ ns.text }}{{ ns.all | join(',') }}{{ messages | tojson }}"
+    )
+    text = ChatTemplate(source).render({"messages": turns})
+    assert len(text) > 4_000_000 and text.count("XXXXXXXXXX") == 100
+
+
+def test_what_templates_do_every_day() -> None:
+    assert render("{{ '%05d|%s' % (42, 'a') }}{{ '%.2f' | format(1.5) }}{{ '{:>5}'.format('x') }}") == "00042|a1.50    x"
+    assert render("{{ [1, 2, 3] | sum }}{{ messages | sum(attribute='n', start=1) }}", messages=[{"n": 2}]) == "63"
+    assert (
+        render("{{ ['a', 'b'] | join(', ') }}{{ messages | map(attribute='role') | join('/') }}") == "a, buser/assistant/user"
+    )
+    assert render("{{ 'a\nb' | indent(2) }}{{ 'x' ~ 1 ~ none }}{{ 7 % 2 }}{{ [1] * 3 }}") == "a\n  bx1None1[1, 1, 1]"
+    assert (
+        render("{% set x %}a{% for i in range(3) %}{{ i }}{% endfor %}{% endset %}{{ x }}{{ 'b' + 'c' + x + 'd' }}")
+        == "a012bca012d"
+    )
+    assert render("{% macro f(a) %}<{{ a }}>{% endmacro %}{{ f('x') + f('y') }}{{ 1 + 2 + 3 - 1 }}") == "<x><y>5"
 
 
 @pytest.mark.parametrize(

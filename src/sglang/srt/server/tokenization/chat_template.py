@@ -6,24 +6,21 @@ too much. The dialect is that of Hugging Face's `apply_chat_template`.
 
 from __future__ import annotations
 
-import json
-import time
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from sglang.srt.errors import ConfigError, RequestError
+from sglang.srt.checkpoint.files import read_object, read_text
+from sglang.srt.errors import ConfigError, ModelError, RequestError
+from sglang.srt.server.tokenization.sandbox import Sandbox, TemplateLimit, TemplateStop
 
 MAX_RENDER_SECONDS = 5.0
 MAX_RENDER_CHARS = 32 << 20
-MAX_REPEAT = 1 << 20
-"""largest count or length that `*` and `**` may work with inside a template"""
+MAX_SOURCE_CHARS = 64 << 10
+"""real ones have up to 30,000"""
+TRIAL_SECONDS = 2.0
 
 BUILTIN_TEMPLATES = {
     "chatml": (
@@ -57,76 +54,28 @@ BUILTIN_TEMPLATES = {
 
 
 _TEMPLATE_FAULTS = (
-    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError
+    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError
 )  # fmt: skip
 """what a template can raise on data that it does not expect"""
+_COMPILE_FAULTS = (*_TEMPLATE_FAULTS, SyntaxError)
+"""what compiling one can raise: MemoryError and SyntaxError for what is nested too deeply"""
 
 
-class TemplateStop(Exception):
-    """Raised inside a template: by itself (`raise_exception`) or because it ran too long."""
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}...{% endgeneration %}` marks what a model is trained on; to render it means nothing."""
-
-    tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """A sandbox with a clock: every turn of a loop looks at it."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def __init__(self) -> None:
-        super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag], cache_size=0
-        )
-        self.deadline = 0.0
-        self.filters["tojson"] = _tojson
-        self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
-
-    def tick(self) -> str:
-        if time.monotonic() > self.deadline:
-            raise TemplateStop(f"it took longer than {MAX_RENDER_SECONDS:g} s")
-        return ""
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        loops: list[Any] = list(tree.find_all((nodes.For, nodes.Macro)))
-        for loop in loops:
-            call = nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None)
-            loop.body.insert(0, nodes.ExprStmt(call).set_lineno(loop.lineno))
-        return tree
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        for count, other in ((left, right), (right, left)):
-            size = len(other) if isinstance(other, (str, list, tuple)) else 1
-            if isinstance(count, int) and abs(count) * max(size, 1) > MAX_REPEAT:
-                raise TemplateStop("a product in it is too large")
-        return super().call_binop(context, operator, left, right)
-
-
-def _raise_exception(message: object) -> NoReturn:
-    raise TemplateStop(str(message))
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Plain JSON: Jinja's own filter escapes for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+_TRIAL_TOOL = {
+    "type": "function",
+    "function": {"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}},
+}
+_TRIAL_TURNS = [
+    {"role": "system", "content": "a"},
+    {"role": "user", "content": "b"},
+    {"role": "assistant", "content": "c"},
+    {"role": "user", "content": "d"},
+]
+_TRIALS: tuple[dict[str, Any], ...] = (
+    {"messages": _TRIAL_TURNS[1:2], "add_generation_prompt": True},
+    {"messages": _TRIAL_TURNS, "tools": [_TRIAL_TOOL], "add_generation_prompt": True},
+)
+"""conversations that a template is tried on when it is loaded"""
 
 
 class ChatTemplate:
@@ -136,33 +85,53 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str) -> None:
+        if len(source) > MAX_SOURCE_CHARS:
+            raise ConfigError(
+                f"the chat template has {len(source)} characters, and no real one has more than {MAX_SOURCE_CHARS}"
+            )
         self.source = source
-        self._environment = _Sandbox()
+        self._environment = Sandbox()
         try:
             tree = self._environment.parse(source)
             self._template = self._environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise ConfigError(f"the chat template does not compile: {error}") from error
-        self.wants_parts = _iterates_over_content(tree)
+            self.wants_parts = _iterates_over_content(tree)
+        except _COMPILE_FAULTS as error:
+            raise ConfigError(f"the chat template does not compile: {str(error) or type(error).__name__}") from error
+        self._try()
+
+    def _try(self) -> None:
+        """Renders small conversations. A template may refuse them, or want more than they have; it may not be out of all
+        proportion to them."""
+        for conversation in _TRIALS:
+            names = {"bos_token": "<s>", "eos_token": "</s>", "tools": None, "documents": None}
+            try:
+                self._rendered(names | conversation, TRIAL_SECONDS)
+            except TemplateLimit as error:
+                raise ConfigError(f"the chat template cannot be used: {error}") from error
+            except (TemplateStop, *_TEMPLATE_FAULTS):
+                continue
 
     def mentions(self, word: str) -> bool:
         return word in self.source
 
     def render(self, variables: dict[str, Any]) -> str:
         """The prompt. Raises RequestError with the template's message if it refuses the messages or fails."""
-        self._environment.deadline = time.monotonic() + MAX_RENDER_SECONDS
-        pieces: list[str] = []
-        size = 0
         try:
-            for piece in self._template.generate(variables):
-                pieces.append(piece)
-                size += len(piece)
-                if size > MAX_RENDER_CHARS:
-                    raise TemplateStop("it writes too much")
+            return self._rendered(variables, MAX_RENDER_SECONDS)
         except TemplateStop as error:
             raise RequestError(f"the chat template refused the messages: {error}", "messages") from error
         except _TEMPLATE_FAULTS as error:
             raise RequestError(f"the chat template failed on these messages: {error}", "messages") from error
+
+    def _rendered(self, variables: dict[str, Any], seconds: float) -> str:
+        self._environment.meter.start(seconds)
+        pieces: list[str] = []
+        size = 0
+        for piece in self._template.generate(variables):
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_RENDER_CHARS:
+                raise TemplateLimit("it writes too much")
         return "".join(pieces)
 
 
@@ -191,17 +160,13 @@ def named_template(name: str) -> str:
         return BUILTIN_TEMPLATES[name]
     path = Path(name)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        if path.suffix != ".json":
+            return read_text(path)
+        template = read_object(path).get("chat_template")
+    except (FileNotFoundError, ModelError, ValueError) as error:  # ValueError: a zero byte in the name
         known = ", ".join(sorted(BUILTIN_TEMPLATES))
-        raise ConfigError(f"--chat-template {name!r} is neither a readable file nor one of {known}") from error
-    if path.suffix != ".json":
-        return text
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{name} is not valid JSON: {error}") from error
-    template = value.get("chat_template") if isinstance(value, dict) else None
+        reason = f" ({error})" if isinstance(error, ModelError) else ""
+        raise ConfigError(f"--chat-template {name!r} is neither a readable file nor one of {known}{reason}") from error
     if not isinstance(template, str):
         raise ConfigError(f"{name} has no text under the key 'chat_template'")
     return template
