@@ -70,7 +70,7 @@ def outcome(load: Callable[[], Any]) -> str | None:
         if "\n" in text.strip() or not 10 < len(text) < 1000:
             return f"no sentence: {text[:300]!r}"
         return None
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         if isinstance(error, KeyboardInterrupt):
             raise
         return f"{type(error).__name__}: {str(error)[:200]}"

@@ -138,7 +138,7 @@ def main() -> None:
             except SglangError as error:
                 if not 0 < len(str(error)) < 500:
                     wrong[name] = str(error)[:200]
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001
                 wrong[name] = repr(error)[:200]
         spent[name] = round(time.thread_time() - begin, 3)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

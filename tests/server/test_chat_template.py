@@ -85,7 +85,7 @@ def test_hostile_templates_end_soon_in_little_memory() -> None:
 @pytest.mark.parametrize("name", ["doubling 0", "wide 0", "wide 6", "wide 9", "long 1", "long 10"])
 def test_hostile_templates_are_refused_at_load(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(module, "TRIAL_SECONDS", 0.3)
-    with pytest.raises(ConfigError, match="chat template cannot be used: "):
+    with pytest.raises(ConfigError, match="chat template 'default' cannot be used: "):
         ChatTemplate(hostile_templates.ALL[name])
 
 

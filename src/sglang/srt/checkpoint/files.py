@@ -59,6 +59,16 @@ def read_object(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not valid JSON ({error}): download it again") from error
+    if "\\ud" in text.lower():
+        check_whole(path, value)
     if not isinstance(value, dict):
         raise ModelError(f"{path} should hold a JSON object, and holds {shown(value)}")
     return value
+
+
+def check_whole(path: Path, value: Any) -> None:
+    """JSON may spell half a character, which no text may hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ModelError(f"{path} holds half a character (a lone surrogate)") from error

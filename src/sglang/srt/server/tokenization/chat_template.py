@@ -84,7 +84,7 @@ class ChatTemplate:
     `wants_parts` tells its content format: a list of typed parts ("openai") or one string ("string").
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, name: str = "default") -> None:
         if len(source) > MAX_SOURCE_CHARS:
             raise ConfigError(
                 f"the chat template has {len(source)} characters, and no real one has more than {MAX_SOURCE_CHARS}"
@@ -96,18 +96,20 @@ class ChatTemplate:
             self._template = self._environment.from_string(source)
             self.wants_parts = _iterates_over_content(tree)
         except _COMPILE_FAULTS as error:
-            raise ConfigError(f"the chat template does not compile: {str(error) or type(error).__name__}") from error
-        self._try()
+            raise ConfigError(
+                f"the chat template {name[:80]!r} does not compile: {str(error) or type(error).__name__}"
+            ) from error
+        self._try(name)
 
-    def _try(self) -> None:
+    def _try(self, name: str) -> None:
         """Renders small conversations. A template may refuse them, or want more than they have; it may not be out of all
         proportion to them."""
         for conversation in _TRIALS:
-            names = {"bos_token": "<s>", "eos_token": "</s>", "tools": None, "documents": None}
+            words = {"bos_token": "<s>", "eos_token": "</s>", "tools": None, "documents": None}
             try:
-                self._rendered(names | conversation, TRIAL_SECONDS)
+                self._rendered(words | conversation, TRIAL_SECONDS)
             except TemplateLimit as error:
-                raise ConfigError(f"the chat template cannot be used: {error}") from error
+                raise ConfigError(f"the chat template {name[:80]!r} cannot be used: {error}") from error
             except (TemplateStop, *_TEMPLATE_FAULTS):
                 continue
 

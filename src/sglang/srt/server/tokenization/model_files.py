@@ -7,23 +7,29 @@ folder   tokenizer.json, tokenizer_config.json, special_tokens_map.json, generat
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from sglang.srt.checkpoint.files import read_object, read_text, shown
 from sglang.srt.checkpoint.gguf_reader import GGUFFile
-from sglang.srt.errors import ModelError
+from sglang.srt.errors import ModelError, SglangError
 from sglang.srt.server.tokenization.gguf_tokenizer import build_gguf_tokenizer
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _CACHE_VERSION = 1
+MAX_TOKENIZER_BYTES = 128 << 20
+"""the largest published tokenizer.json has 33 MB"""
+MAX_TOKENS, MAX_GAPS = 1 << 24, 1 << 16
+MAX_TEMPLATES = 32
+MAX_NAME_CHARS = 1024
 _SLOW_TO_BUILD = "llama"
 """the GGUF tokenizer model whose merges have to be worked out, which takes a second or more"""
 
@@ -48,45 +54,67 @@ def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, str, TextFacts]:
     """The tokenizer, its JSON and the facts. Raises ModelError naming the file at fault."""
     path = folder / "tokenizer.json"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MAX_TOKENIZER_BYTES)
     except FileNotFoundError as error:
         raise ModelError(f"{folder} has no tokenizer.json; give a folder that has one with --tokenizer-path") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
     core = _parse_tokenizer(text, str(path))
     return core, text, _folder_facts(folder, core)
 
 
 def _parse_tokenizer(text: str, where: str) -> tokenizers.Tokenizer:
+    with checked(where):
+        core = tokenizers.Tokenizer.from_str(text)
+        check_ids(core, where)
+    return core
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether the tokenizers library gave up in a way that it has no words for. Its class is no Exception and not exported."""
+    return type(error).__name__ == "PanicException"
+
+
+@contextlib.contextmanager
+def checked(where: str) -> Iterator[None]:
+    """Turns what the tokenizers library says of a damaged tokenizer into ModelError. Its panics are no Exception."""
     try:
-        return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # noqa: BLE001  tokenizers raises bare Exception
-        raise ModelError(f"{where} is not a tokenizer that can be read: {error}") from error
+        yield
+    except SglangError:
+        raise
+    except BaseException as error:  # noqa: BLE001
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{where} is not a tokenizer that can be read: {reason[0][:200]}") from error
+
+
+def check_ids(core: tokenizers.Tokenizer, where: str) -> None:
+    """Tables have a place for every id: a vocabulary may have gaps, but must not be gaps for the most part."""
+    ids = core.get_vocab(with_added_tokens=True).values()
+    largest, count = max(ids, default=-1), len(ids)
+    if count == 0:
+        raise ModelError(f"{where} has no tokens")
+    if largest >= MAX_TOKENS or largest > 2 * count + MAX_GAPS:
+        raise ModelError(f"{where} has {count} tokens, and the id of one is {largest}, which is far beyond them")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in the file; empty when there is no such file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} should hold a JSON object")
-    return value
 
 
 def _folder_facts(folder: Path, core: tokenizers.Tokenizer) -> TextFacts:
     config = _read_json(folder / "tokenizer_config.json")
     generation = _read_json(folder / "generation_config.json")
     model = _read_json(folder / "config.json")
-    names = _names(_read_json(folder / "special_tokens_map.json") | config)
+    names = _names(folder, _read_json(folder / "special_tokens_map.json") | config)
     bos = names.get("bos_token")
-    ends = _ids(generation.get("eos_token_id")) | _ids(model.get("eos_token_id"))
+    ends = _ids(folder / "generation_config.json", generation) | _ids(folder / "config.json", model)
     text_config = model.get("text_config")
     if isinstance(text_config, dict):
-        ends |= _ids(text_config.get("eos_token_id"))
+        ends |= _ids(folder / "config.json", text_config)
     if (eos := names.get("eos_token")) is not None and (eos_id := core.token_to_id(eos)) is not None:
         ends |= {eos_id}
     return TextFacts(
@@ -95,50 +123,73 @@ def _folder_facts(folder: Path, core: tokenizers.Tokenizer) -> TextFacts:
         bos_token_id=core.token_to_id(bos) if bos is not None else None,
         add_bos=config.get("add_bos_token") is True,
         templates=_folder_templates(folder, config),
-        sampling_defaults=_sampling_defaults(generation),
+        sampling_defaults=_sampling_defaults(folder / "generation_config.json", generation),
     )
 
 
-def _sampling_defaults(generation: dict[str, Any]) -> dict[str, Any]:
+def _sampling_defaults(path: Path, generation: dict[str, Any]) -> dict[str, Any]:
     """How the model's makers sample. There, a top_k of 0 means none."""
     if not generation.get("do_sample", True):
         return {}
-    found = {key: generation[key] for key in _SAMPLING if type(generation.get(key)) in (int, float)}
+    found = {key: generation[key] for key in _SAMPLING if generation.get(key) is not None}
+    for key, value in found.items():
+        if type(value) not in (int, float) or not abs(value) < MAX_TOKENS:
+            raise ModelError(f"{path}: {key} must be a number, and is {shown(value)}")
     if found.get("top_k") == 0:
         del found["top_k"]
     return found
 
 
-def _names(config: dict[str, Any]) -> dict[str, str]:
+def _names(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     """Values are a token's name or an object around it."""
     names = {}
     for key in _NAMED:
         value = config.get(key)
         value = value.get("content") if isinstance(value, dict) else value
-        if isinstance(value, str):
-            names[key] = value
+        if value is None:
+            continue
+        if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_CHARS:
+            raise ModelError(f"{folder / 'tokenizer_config.json'}: {key} must be the name of a token, and is {shown(value)}")
+        names[key] = value
     return names
 
 
-def _ids(value: Any) -> set[int]:
-    return {i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int) and not isinstance(i, bool)}
+def _ids(path: Path, config: Mapping[str, Any], key: str = "eos_token_id") -> set[int]:
+    """The ids under a key: none, one or a list."""
+    value = config.get(key)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(i) is int and 0 <= i < MAX_TOKENS for i in ids):
+        raise ModelError(f"{path}: {key} must be a token id or a list of them, and is {shown(value)}")
+    return set(ids)
 
 
 def _folder_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     """Files come before tokenizer_config.json, whose template is a text or a list of named ones."""
+    path = folder / "tokenizer_config.json"
     found: dict[str, str] = {}
     value = config.get("chat_template")
     if isinstance(value, str):
         found["default"] = value
     elif isinstance(value, list):
-        found.update({t["name"]: t["template"] for t in value if isinstance(t, dict) and {"name", "template"} <= t.keys()})
-    if isinstance(template := _read_json(folder / "chat_template.json").get("chat_template"), str):
+        for entry in value:
+            name, source = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
+            if not isinstance(name, str) or not isinstance(source, str):
+                raise ModelError(f"{path}: chat_template lists {shown(entry)}, which is no name with a template")
+            found[name] = source
+    elif value is not None:
+        raise ModelError(f"{path}: chat_template must be a text or a list of named ones, and is {shown(value)}")
+    template = _read_json(folder / "chat_template.json").get("chat_template")
+    if isinstance(template, str):
         found["default"] = template
+    elif template is not None:
+        raise ModelError(f"{folder / 'chat_template.json'}: chat_template must be a text, and is {shown(template)}")
     files = {"default": folder / "chat_template.jinja"}
     files.update({path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))})
     for name, path in files.items():
-        if path.is_file():
-            found[name] = path.read_text(encoding="utf-8")
+        with contextlib.suppress(FileNotFoundError):
+            found[name] = read_text(path)
+    if len(found) > MAX_TEMPLATES:
+        raise ModelError(f"{folder} has {len(found)} chat templates, and {MAX_TEMPLATES} are the most")
     return found
 
 
@@ -148,37 +199,49 @@ def _folder_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 def read_gguf(path: Path, cache: Path | None) -> tuple[tokenizers.Tokenizer, str | None, TextFacts]:
     """As `read_folder`. A tokenizer that is slow to build is kept in the folder `cache`."""
     metadata = GGUFFile(path).metadata
+    model = metadata.get("tokenizer.ggml.model")
     entry = None
-    if cache is not None and metadata.get("tokenizer.ggml.model") == _SLOW_TO_BUILD:
+    if cache is not None and isinstance(model, str) and model == _SLOW_TO_BUILD:
         entry = cache / f"{_identity(path)}.json"
     text = _read_cached(entry)
-    core = build_gguf_tokenizer(metadata) if text is None else _parse_tokenizer(text, str(entry))
+    if text is None:
+        with checked(str(path)):
+            core = build_gguf_tokenizer(metadata)
+            check_ids(core, str(path))
+    else:
+        core = _parse_tokenizer(text, str(entry))
     if entry is not None and text is None:
         text = core.to_str()
         _write_cached(entry, text)
-    return core, text, _gguf_facts(metadata, core)
+    return core, text, _gguf_facts(path, metadata, core)
 
 
-def _gguf_facts(metadata: Mapping[str, Any], core: tokenizers.Tokenizer) -> TextFacts:
+def _gguf_facts(path: Path, metadata: Mapping[str, Any], core: tokenizers.Tokenizer) -> TextFacts:
     ids = {
         "bos_token": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token": metadata.get("tokenizer.ggml.eos_token_id"),
         "unk_token": metadata.get("tokenizer.ggml.unknown_token_id"),
         "pad_token": metadata.get("tokenizer.ggml.padding_token_id"),
     }
-    names = {key: name for key, i in ids.items() if isinstance(i, int) and (name := core.id_to_token(i)) is not None}
+    names = {
+        key: name
+        for key, i in ids.items()
+        if type(i) is int and 0 <= i < MAX_TOKENS and (name := core.id_to_token(i)) is not None
+    }
     ends: set[int] = set()
     for key in ("eos_token_id", "eot_token_id", "eom_token_id"):
-        ends |= _ids(metadata.get(f"tokenizer.ggml.{key}"))
+        ends |= _ids(path, metadata, f"tokenizer.ggml.{key}")
     templates = {}
     for key in metadata:
         if key.startswith("tokenizer.chat_template") and isinstance(source := metadata[key], str):
             templates[key.removeprefix("tokenizer.chat_template").lstrip(".") or "default"] = source
+    if len(templates) > MAX_TEMPLATES:
+        raise ModelError(f"{path} has {len(templates)} chat templates, and {MAX_TEMPLATES} are the most")
     bos = ids["bos_token"]
     return TextFacts(
         names=names,
         eos_token_ids=frozenset(ends),
-        bos_token_id=bos if isinstance(bos, int) and "bos_token" in names else None,
+        bos_token_id=bos if type(bos) is int and "bos_token" in names else None,
         templates=templates,
     )
 

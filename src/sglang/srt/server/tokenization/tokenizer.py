@@ -21,7 +21,7 @@ from sglang.srt.checkpoint.resolve import ModelFiles, default_cache_dir, resolve
 from sglang.srt.config import TextOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.server.tokenization.chat_template import ChatTemplate, named_template
-from sglang.srt.server.tokenization.model_files import TextFacts, read_folder, read_gguf
+from sglang.srt.server.tokenization.model_files import TextFacts, checked, is_panic, read_folder, read_gguf
 from sglang.srt.server.tokenization.special_text import SpecialText, map_strings
 from sglang.srt.server.tokenization.token_bytes import drops_leading_space, token_table
 from sglang.srt.vocabulary import Vocabulary
@@ -56,7 +56,7 @@ class Tokenizer:
         self._bos_id = facts.bos_token_id
         self._bos_text = added[facts.bos_token_id].content if facts.bos_token_id in added else None
         self._prepend_bos = bool(facts.add_bos) and core.post_processor is None and facts.bos_token_id is not None
-        self._templates = {name: ChatTemplate(source) for name, source in facts.templates.items()}
+        self._templates = {name: ChatTemplate(source, name) for name, source in facts.templates.items()}
         self.vocabulary = Vocabulary(
             token_bytes=token_table(core.get_vocab(with_added_tokens=False), decoder, {i: t.content for i, t in added.items()}),
             special_ids=special,
@@ -84,8 +84,10 @@ class Tokenizer:
             return [self.encode(text, add_special_tokens) for text in texts]
         try:
             return [e.ids for e in self._core.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)]
-        except (TypeError, UnicodeEncodeError):  # one of them is at fault: the error says so
-            return [self.encode(text, add_special_tokens) for text in texts]
+        except BaseException as error:
+            if isinstance(error, (TypeError, UnicodeEncodeError)) or is_panic(error):  # one is at fault: the error says so
+                return [self.encode(text, add_special_tokens) for text in texts]
+            raise
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Ids of text in which names of special tokens are only characters. Nothing is added."""
@@ -107,10 +109,7 @@ class Tokenizer:
 
     @staticmethod
     def _ids(core: tokenizers.Tokenizer, text: str, add_special_tokens: bool = False) -> list[int]:
-        try:
-            ids: list[int] = _encoding(core, text, add_special_tokens).ids
-        except (TypeError, UnicodeEncodeError) as error:  # what `tokenizers` says of lone surrogates
-            raise RequestError("the text holds half a character (a lone surrogate)", "text") from error
+        ids: list[int] = _encoding(core, text, add_special_tokens).ids
         return ids
 
     # --- ids to text --------------------------------------------------------------------------------------------------------
@@ -239,15 +238,25 @@ class Tokenizer:
         except RequestError:
             return set()  # it wants something that two plain turns do not have; the model's files name the end then
         _, found, rest = text.rpartition(mark)
-        ids = self._core.encode(rest, add_special_tokens=False).ids if found else []
+        try:
+            ids = _encoding(self._core, rest).ids if found else []
+        except RequestError:
+            return set()
         return {ids[0]} if ids and ids[0] in special and ids[0] != self._bos_id else set()
 
 
 def _encoding(core: tokenizers.Tokenizer, text: str, add_special_tokens: bool = False) -> Any:
     """Of one text. `encode` would keep the interpreter's lock for as long as it takes."""
-    if len(text) > LONG_TEXT:
-        return core.encode_batch([text], add_special_tokens=add_special_tokens)[0]
-    return core.encode(text, add_special_tokens=add_special_tokens)
+    try:
+        if len(text) > LONG_TEXT:
+            return core.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+        return core.encode(text, add_special_tokens=add_special_tokens)
+    except (TypeError, UnicodeEncodeError) as error:  # what `tokenizers` says of lone surrogates
+        raise RequestError("the text holds half a character (a lone surrogate)", "text") from error
+    except BaseException as error:
+        if is_panic(error):  # a pattern of the tokenizer's gave up on this text
+            raise RequestError(f"the model's tokenizer fails on this text: {error}", "text") from error
+        raise
 
 
 def _component(part: Any) -> dict[str, Any] | None:
@@ -301,7 +310,11 @@ def load_tokenizer(options: TextOptions, files: ModelFiles) -> Tokenizer:
         core, text, facts = read_folder(files.path)
     if options.chat_template is not None:
         facts = replace(facts, templates={"default": named_template(options.chat_template)})
-    return Tokenizer(core, facts, text)
+    with checked(str(files.path)):
+        tokenizer = Tokenizer(core, facts, text)
+        tokenizer.encode("a b")  # some faults show only when it runs
+        tokenizer.encode_ordinary("a b")
+        return tokenizer
 
 
 def open_tokenizer(options: TextOptions) -> Tokenizer | None:
