@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sglang.srt.errors import SglangError
 
@@ -89,3 +92,90 @@ def try_file(path: Path, cases: Iterator[tuple[str, bytes]], load: Callable[[], 
     finally:
         path.unlink() if kept is None else path.write_bytes(kept)
     return found
+
+
+# --- GGUF ---------------------------------------------------------------------------------------------------------------------
+
+Typed = tuple[int, Any]
+"""(GGUF's number of a type, value); of an array (9, (inner type, values))"""
+_PACK = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
+TYPED: tuple[Typed | None, ...] = (
+    None, (4, 0), (4, 1), (4, 2), (4, 3), (4, 33), (4, 2**31 - 1), (4, 2**32 - 1), (10, 2**63), (10, 2**64 - 1), (5, -1), (11, -(2**63)),
+    (6, float("nan")), (6, float("inf")), (6, 0.0), (12, 1e300), (12, -1e-300), (7, 1), (8, ""), (8, "x"), (8, "x" * 5000), (9, (4, [])),
+    (9, (4, [1, 2, 3])), (9, (6, [float("nan")])), (9, (8, ["a", "b"])), (9, (8, ["a", "a"])), (9, (9, [(4, [1]), (8, ["x"])])), (9, (7, [1])),
+)  # fmt: skip
+
+
+def _gguf_text(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _gguf_value(kind: int, value: Any) -> bytes:
+    if kind == 8:
+        return _gguf_text(value)
+    if kind != 9:
+        return struct.pack(_PACK[kind], value)
+    inner, values = value
+    items = (struct.pack("<I", v[0]) + _gguf_array(*v) if inner == 9 else _gguf_value(inner, v) for v in values)
+    return struct.pack("<IQ", inner, len(values)) + b"".join(items)
+
+
+def _gguf_array(inner: int, values: list[Any]) -> bytes:
+    return struct.pack("<Q", len(values)) + b"".join(_gguf_value(inner, v) for v in values)
+
+
+def gguf_bytes(keys: dict[str, Typed], tensors: dict[str, Any]) -> bytes:
+    """A GGUF file. Tensors are float32 arrays."""
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
+    for name, (kind, value) in keys.items():
+        head += _gguf_text(name) + struct.pack("<I", kind) + _gguf_value(kind, value)
+    data = b""
+    for name, array in tensors.items():
+        head += (
+            _gguf_text(name)
+            + struct.pack(f"<I{array.ndim}Q", array.ndim, *reversed(array.shape))
+            + struct.pack("<IQ", 0, len(data))
+        )
+        data += array.astype("<f4").tobytes()
+        data += bytes(-len(data) % 32)
+    return head + bytes(-len(head) % 32) + data
+
+
+def tiny_gguf(arch: str = "llama") -> tuple[dict[str, Typed], dict[str, Any]]:
+    """Keys and tensors of a model of two layers with a byte-level tokenizer."""
+    tokens = [*(chr(c) for c in range(0x21, 0x7F)), "ab", "<s>", "</s>"]
+    n, hidden, inner = len(tokens), 32, 48
+    keys: dict[str, Typed] = {
+        "general.architecture": (8, arch), "general.alignment": (4, 32), "split.count": (2, 0),
+        f"{arch}.block_count": (4, 2), f"{arch}.context_length": (4, 64), f"{arch}.embedding_length": (4, hidden),
+        f"{arch}.feed_forward_length": (4, inner), f"{arch}.attention.head_count": (4, 2), f"{arch}.attention.head_count_kv": (4, 1),
+        f"{arch}.attention.layer_norm_rms_epsilon": (6, 1e-5), f"{arch}.rope.freq_base": (6, 10000.0),
+        f"{arch}.rope.dimension_count": (4, 16), f"{arch}.attention.key_length": (4, 16), f"{arch}.attention.value_length": (4, 16),
+        f"{arch}.expert_count": (4, 0), f"{arch}.rope.scaling.type": (8, "linear"), f"{arch}.rope.scaling.factor": (6, 2.0),
+        f"{arch}.attention.scale": (6, 0.25), f"{arch}.rope.scaling.original_context_length": (4, 32),
+        "tokenizer.ggml.model": (8, "gpt2"), "tokenizer.ggml.pre": (8, "default"), "tokenizer.ggml.tokens": (9, (8, tokens)),
+        "tokenizer.ggml.token_type": (9, (5, [1] * (n - 2) + [3, 3])), "tokenizer.ggml.merges": (9, (8, ["a b"])),
+        "tokenizer.ggml.scores": (9, (6, [0.0] * n)),
+        "tokenizer.ggml.bos_token_id": (4, n - 2), "tokenizer.ggml.eos_token_id": (4, n - 1), "tokenizer.ggml.unknown_token_id": (4, 0),
+        "tokenizer.ggml.padding_token_id": (4, 0), "tokenizer.ggml.add_bos_token": (7, 1), "tokenizer.ggml.add_eos_token": (7, 0),
+        "tokenizer.ggml.add_space_prefix": (7, 0), "tokenizer.chat_template": (8, "{{ messages[0].content }}"),
+    }  # fmt: skip
+    if arch == "gemma3":
+        keys |= {"gemma3.attention.sliding_window": (4, 16), "gemma3.attention.sliding_window_pattern": (4, 2)}
+    rng = np.random.default_rng(0)
+    tensors: dict[str, Any] = {"token_embd.weight": rng.standard_normal((n, hidden)), "output_norm.weight": np.ones(hidden)}
+    for i in range(2):
+        shapes = {"attn_q": (32, hidden), "attn_k": (16, hidden), "attn_v": (16, hidden), "attn_output": (hidden, 32)}
+        shapes |= {"ffn_gate": (inner, hidden), "ffn_up": (inner, hidden), "ffn_down": (hidden, inner)}
+        tensors |= {f"blk.{i}.{name}.weight": rng.standard_normal(shape) * 0.1 for name, shape in shapes.items()}
+        tensors |= {f"blk.{i}.{name}.weight": np.ones(hidden) for name in ("attn_norm", "ffn_norm")}
+    return keys, tensors
+
+
+def gguf_mutations(keys: dict[str, Typed], tensors: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """Every key dropped or given every other value."""
+    for name in keys:
+        for new in TYPED:
+            rest = {key: value for key, value in keys.items() if key != name}
+            yield f"{name} = {str(new)[:40]}", gguf_bytes(rest if new is None else rest | {name: new}, tensors)

@@ -51,6 +51,8 @@ logger = logging.getLogger("sglang")
 
 LAST_SECONDS = 3
 """for answers on their way when the time for draining is over"""
+FAILURE_SECONDS = 1.0
+"""that a model has for failing too, when its tokenizer has failed"""
 MAX_RESTARTS = 5
 """scheduler deaths within RESTART_WINDOW seconds after which the server gives up"""
 RESTART_WINDOW = 120.0
@@ -159,13 +161,19 @@ class Server:
 
     async def _load(self) -> TokenizerManager:
         """Reads tokenizer and model at the same time and opens the door. What is wrong with the model is the better error, if
-        both fail."""
+        both fail soon."""
         config = self._config
-        reading = asyncio.to_thread(open_tokenizer, config.text)
-        info, tokenizer = await asyncio.gather(self._scheduler.ready(), reading, return_exceptions=True)
-        for result in (info, tokenizer):
-            if isinstance(result, BaseException):
-                raise result
+        loading = asyncio.ensure_future(self._scheduler.ready())
+        reading = asyncio.ensure_future(asyncio.to_thread(open_tokenizer, config.text))
+        for task in (loading, reading):  # of two failures one is told, and asyncio would complain of the other
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.wait({loading, reading}, return_when=asyncio.FIRST_EXCEPTION)
+        if not loading.done():  # a large model may take minutes more, and would not help
+            await asyncio.wait({loading}, timeout=FAILURE_SECONDS)
+        if not loading.done():
+            loading.cancel()
+            reading.result()
+        info, tokenizer = await loading, await reading
         media = await asyncio.to_thread(open_intake, config, info, tokenizer)
         manager = TokenizerManager(tokenizer, info, config.http, config.text, self._send, media)
         self._door.app = create_app(manager, config.http, config.flags)
@@ -346,7 +354,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # ValueError: a name that no host can have
         listener.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose another with --port") from error

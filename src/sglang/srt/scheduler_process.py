@@ -135,6 +135,14 @@ def main() -> int:
         link.send(SchedulerFailed(str(error)))
         link.close()
         return 1
+    except Exception as error:  # noqa: BLE001  outermost: the server says it, and the log where
+        logger.debug("Loading failed", exc_info=True)
+        what = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+        link.send(
+            SchedulerFailed(f"loading {config.model.model_path} failed unexpectedly ({what}); --log-level debug says where")
+        )
+        link.close()
+        return 1
     link.send(SchedulerReady(dataclasses.asdict(info)))
     scheduler.run()
     link.close()

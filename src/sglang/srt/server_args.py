@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sglang.srt.checkpoint.files import shown
 from sglang.srt.config import (
     DeviceOptions,
     GrammarOptions,
@@ -33,6 +34,8 @@ from sglang.srt.errors import ConfigError
 
 logger = logging.getLogger("sglang")
 
+LARGEST = 1 << 40
+"""where a flag has no limit of its own: a terabyte, or thousands of years"""
 GRAPH_MAX_REQS = 256
 CHUNK, CUDA_CHUNK = 512, 8192
 CUDA_RUNNING = 256
@@ -323,14 +326,16 @@ class ServerArgs:
         self._check_range("max_session_tokens", 1, None)
         self._check_range("session_timeout", 0.001, None)
         self._check_range("max_body_bytes", 1, None)
+        self._check_range("random_seed", 0, 2**63 - 1)
+        self._check_range("test_retract_every", 0, None)
         if self.chunked_prefill_size not in (None, -1):
             self._check_range("chunked_prefill_size", 1, None)
 
     def _check_range(self, name: str, low: float, high: float | None) -> None:
         value = getattr(self, name)
-        if value is not None and (value < low or (high is not None and value > high)):
-            span = f"between {low} and {high}" if high is not None else f"at least {low}"
-            raise ConfigError(f"{_option(name)} must be {span}, got {value}")
+        if value is not None and not low <= value <= (LARGEST if high is None else high):  # so that NaN is refused too
+            span = f"between {low} and {high}" if high is not None or value > low else f"at least {low}"
+            raise ConfigError(f"{_option(name)} must be {span.replace('None', str(LARGEST))}, got {shown(value)}")
 
 
 CLUSTER_FLAGS = frozenset(
@@ -389,7 +394,7 @@ def _names(text: str | None) -> tuple[str, ...]:
 def _json_object(name: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{_option(name)} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{_option(name)} must be a JSON object")

@@ -162,6 +162,8 @@ def _rope(meta: _Meta, head_dim: int) -> dict[str, Any]:
     default_theta = 1_000_000.0 if meta.arch == "gemma3" else 10000.0
     params: dict[str, Any] = {"rope_theta": meta.number("rope.freq_base", default_theta)}
     kind, factor = meta.get("rope.scaling.type"), meta.number("rope.scaling.factor", 0.0)
+    if kind is not None and not isinstance(kind, str):
+        raise meta.bad("rope.scaling.type", f"must be a name, and is {shown(kind)}")
     if kind is None and (factor or meta.number("rope.scale_linear")):  # files older than rope.scaling.type
         kind, factor = "linear", factor or meta.number("rope.scale_linear")
     if kind not in (None, "none"):

@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from sglang.srt.checkpoint.files import shown
 from sglang.srt.errors import ModelError
 
+MAX_CUTS = 1 << 28
+"""squares of the lengths of all tokens: real vocabularies have some ten million"""
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 """values of tokenizer.ggml.token_type"""
 
@@ -46,7 +50,7 @@ _WHOLE_PIECES = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtra
 def build_gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     """Raises ModelError if the metadata lacks a tokenizer or names one that is not supported."""
     model = metadata.get("tokenizer.ggml.model")
-    tokens = _values(metadata, "tokenizer.ggml.tokens")
+    tokens = _strings(metadata, "tokenizer.ggml.tokens")
     if not tokens:
         raise ModelError("the GGUF file has no tokenizer in its metadata; give one with --tokenizer-path")
     if model == "gpt2":
@@ -54,7 +58,7 @@ def build_gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     elif model == "llama":
         core = _sentencepiece(metadata, tokens)
     else:
-        raise ModelError(f"the GGUF file's tokenizer model {model!r} is not supported (gpt2 and llama are)")
+        raise ModelError(f"the GGUF file's tokenizer model {shown(model)} is not supported (gpt2 and llama are)")
     _add_named_tokens(core, metadata, tokens)
     _add_bos(core, metadata, tokens)
     return core
@@ -65,17 +69,39 @@ def _values(metadata: Mapping[str, Any], key: str) -> list[Any]:
     value = metadata.get(key)
     if value is None:
         return []
+    if not isinstance(value, (list, np.ndarray)):
+        raise ModelError(f"the GGUF file's {key} must be a list, and is {shown(value)}")
     return value if isinstance(value, list) else list(value.tolist())
+
+
+def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
+    found = _values(metadata, key)
+    if not all(isinstance(text, str) for text in found):
+        raise ModelError(f"the GGUF file's {key} must be texts, and are {shown(found)}")
+    return found
+
+
+def _token_id(metadata: Mapping[str, Any], name: str, tokens: list[str]) -> int | None:
+    """The id under tokenizer.ggml.`name`, None if there is none below the number of tokens."""
+    value = metadata.get(f"tokenizer.ggml.{name}")
+    if value is not None and type(value) is not int:
+        raise ModelError(f"the GGUF file's tokenizer.ggml.{name} must be a token id, and is {shown(value)}")
+    return value if value is not None and 0 <= value < len(tokens) else None
 
 
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
     pre = metadata.get("tokenizer.ggml.pre", "default")
-    merges = [tuple(merge.split(" ", 1)) for merge in _values(metadata, "tokenizer.ggml.merges")]
+    if not isinstance(pre, str):
+        raise ModelError(f"the GGUF file's tokenizer.ggml.pre must be a name, and is {shown(pre)}")
+    cut = [merge.partition(" ") for merge in _strings(metadata, "tokenizer.ggml.merges")]
+    if not all(space for _, space, _ in cut):
+        raise ModelError("the GGUF file's tokenizer.ggml.merges hold one that is not two pieces")
+    merges = [(left, right) for left, _, right in cut]
     vocab = {token: i for i, token in enumerate(tokens)}
     try:
         core = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in _WHOLE_PIECES))
     except Exception as error:  # noqa: BLE001  tokenizers raises bare Exception
-        raise ModelError(f"the GGUF file's merges do not fit its tokens: {error}") from error
+        raise ModelError(f"the GGUF file's merges do not fit its tokens: {str(error)[:200]}") from error
     core.pre_tokenizer = _split(pre)
     if _SPLITS.get(pre) is _QWEN2:
         core.normalizer = normalizers.NFC()
@@ -93,7 +119,7 @@ def _split(pre: str) -> pre_tokenizers.PreTokenizer:
     if pre in _GPT2_SPLITS:
         return gpt2
     raise ModelError(
-        f"the GGUF file's pre-tokenizer {pre!r} is not known; give the model's own tokenizer with --tokenizer-path"
+        f"the GGUF file's pre-tokenizer {shown(pre)} is not known; give the model's own tokenizer with --tokenizer-path"
     )
 
 
@@ -102,8 +128,8 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
     if gemma:  # runs of spaces are stored as spaces
         tokens = ["▁" * len(token) if token and not token.strip(" ") else token for token in tokens]
     vocab = {token: i for i, token in enumerate(tokens)}
-    unk_id = metadata.get("tokenizer.ggml.unknown_token_id")
-    unk = tokens[unk_id] if unk_id is not None and 0 <= unk_id < len(tokens) else None
+    unk_id = _token_id(metadata, "unknown_token_id", tokens)
+    unk = tokens[unk_id] if unk_id is not None else None
     scores = _values(metadata, "tokenizer.ggml.scores")
     if scores and len(scores) != len(tokens):
         raise ModelError(f"the GGUF file has {len(tokens)} tokens but {len(scores)} scores")
@@ -126,6 +152,8 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
 def _merges_from_scores(tokens: list[str], vocab: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
     """SentencePiece joins the two neighbours whose union scores highest; as merges: every way to cut a piece into two pieces,
     best union first. Without scores, the order of the pieces is their rank."""
+    if sum(len(token) ** 2 for token in tokens) > MAX_CUTS:
+        raise ModelError("the GGUF file has tokens that are much longer than those of any real vocabulary")
     found: list[tuple[float, int, int, str, str]] = []
     for i, token in enumerate(tokens):
         rank = -float(scores[i]) if scores else float(i)
@@ -155,12 +183,12 @@ def _add_named_tokens(core: Tokenizer, metadata: Mapping[str, Any], tokens: list
 def _add_bos(core: Tokenizer, metadata: Mapping[str, Any], tokens: list[str]) -> None:
     model, pre = metadata["tokenizer.ggml.model"], metadata.get("tokenizer.ggml.pre")
     default = model == "llama" or pre in ("llama3", "llama-v3", "llama-bpe")
-    bos_id, eos_id = metadata.get("tokenizer.ggml.bos_token_id"), metadata.get("tokenizer.ggml.eos_token_id")
+    bos_id, eos_id = _token_id(metadata, "bos_token_id", tokens), _token_id(metadata, "eos_token_id", tokens)
     template, named = ["$A"], []
-    if metadata.get("tokenizer.ggml.add_bos_token", default) and bos_id is not None and bos_id < len(tokens):
+    if metadata.get("tokenizer.ggml.add_bos_token", default) and bos_id is not None:
         template.insert(0, tokens[bos_id])
         named.append((tokens[bos_id], bos_id))
-    if metadata.get("tokenizer.ggml.add_eos_token", False) and eos_id is not None and eos_id < len(tokens):
+    if metadata.get("tokenizer.ggml.add_eos_token", False) and eos_id is not None:
         template.append(tokens[eos_id])
         named.append((tokens[eos_id], eos_id))
     if named:

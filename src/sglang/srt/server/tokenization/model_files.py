@@ -78,8 +78,10 @@ def checked(where: str) -> Iterator[None]:
     """Turns what the tokenizers library says of a damaged tokenizer into ModelError. Its panics are no Exception."""
     try:
         yield
-    except SglangError:
-        raise
+    except SglangError as error:
+        if where in str(error):
+            raise
+        raise ModelError(f"{where}: {error}") from error
     except BaseException as error:  # noqa: BLE001
         if not isinstance(error, Exception) and not is_panic(error):
             raise
