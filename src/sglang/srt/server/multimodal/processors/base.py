@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sglang.srt.checkpoint.files import read_object, shown
 from sglang.srt.errors import ModelError, RequestError
 from sglang.srt.media_item import MediaKind
 from sglang.srt.server.multimodal.inputs import Detail
@@ -26,6 +27,11 @@ from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 LOW_DETAIL_PIXELS = 512 * 512
 """what "low" allows a picture at most, where the model can choose (source: the OpenAI API)"""
+
+
+MAX_SIDE = 4096
+"""pixels that a picture is made to have a side"""
+MAX_NUMBER = 1 << 28
 
 
 class Processor(Protocol):
@@ -56,17 +62,24 @@ class ModelFolder:
 
     def json(self, name: str) -> dict[str, Any]:
         try:
-            value = json.loads((self.path / name).read_bytes())
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{self.path / name} cannot be read: {error}") from error
-        if not isinstance(value, dict):
-            raise ModelError(f"{self.path / name} should hold a JSON object")
-        return value
+            return read_object(self.path / name)
+        except FileNotFoundError as error:
+            raise ModelError(f"cannot read {self.path / name}: {error.strerror}") from error
 
     def number(self, name: str, default: int) -> int:
-        value = self.config.get(name, default)
-        if type(value) is not int or value < 0:
-            raise ModelError(f"{self.path / 'config.json'}: {name} must be a number, and is {value!r}")
+        return self._whole(self.config, name, default, 0)
+
+    def vision(self, name: str, default: int) -> int:
+        """A positive number of vision_config, which may be written once for both sides."""
+        vision = self.config.get("vision_config")
+        if not isinstance(vision, dict):
+            raise ModelError(f"{self.path / 'config.json'}: vision_config must be an object, and is {shown(vision)}")
+        return self._whole(vision, name, default, 1)
+
+    def _whole(self, config: dict[str, Any], name: str, default: int, least: int) -> int:
+        value = config.get(name, default)
+        if type(value) is not int or not least <= value < MAX_NUMBER:
+            raise ModelError(f"{self.path / 'config.json'}: {name} must be a number from {least} on, and is {shown(value)}")
         return value
 
     def token_id(self, name: str) -> int:
@@ -86,10 +99,32 @@ class ModelFolder:
             raise ModelError(
                 f"serving images needs transformers and Pillow ({error}): install sglang-anywhere[srt,vision]"
             ) from error
+        path = self.path / "preprocessor_config.json"
+        if path.exists():
+            settings = self.json(path.name)
+            check_settings(path, settings, settings)
         try:
             return found.from_pretrained(self.path, local_files_only=True)
-        except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"{self.path}: its preprocessor_config.json cannot be used: {error}") from error
+        except Exception as error:  # noqa: BLE001  what transformers makes of settings of a wrong type
+            raise ModelError(f"{path} cannot be used: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What a library says, as part of a sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def check_settings(path: Path, settings: dict[str, Any], whole: dict[str, Any]) -> None:
+    """Raises ModelError for a number in a preprocessor's settings that would make pictures of any size huge. `whole`: the file,
+    of which `settings` may be a part."""
+    counts_pixels = "merge_size" in whole  # the Qwen family gives the sizes of pictures as numbers of pixels
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            check_settings(path, value, whole)
+        most = MAX_SIDE if name in ("height", "width") or (name.endswith("_edge") and not counts_pixels) else MAX_NUMBER
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, (int, float)) and not abs(number) <= most:
+                raise ModelError(f"{path}: {name} must be at most {most}, and is {shown(number)}")
 
 
 def run_processor(processor: Any, images: Sequence[Any], **options: Any) -> dict[str, npt.NDArray[Any]]:

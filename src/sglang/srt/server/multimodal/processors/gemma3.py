@@ -31,7 +31,7 @@ class Gemma3Processor:
         self._begin = folder.number("boi_token_index", 255999)
         self._end = folder.number("eoi_token_index", 256000)
         self._tile_rows = folder.number("mm_tokens_per_image", 256)
-        self._patch = int((folder.config.get("vision_config") or {}).get("patch_size", 14))
+        self._patch = folder.vision("patch_size", 14)
         self.placeholders: dict[MediaKind, int] = {"image": self._begin}
         self.image_token = folder.tokenizer.token_text(self._begin)
 

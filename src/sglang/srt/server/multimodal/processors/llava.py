@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sglang.srt.checkpoint.files import shown
 from sglang.srt.errors import ModelError
 from sglang.srt.media_item import MediaKind
 from sglang.srt.server.multimodal.inputs import Detail
@@ -33,12 +34,11 @@ class LlavaProcessor:
         self._row_id = folder.number("image_token_id", folder.number("image_token_index", 151646))
         self.placeholders: dict[MediaKind, int] = {"image": self._row_id}
         self.image_token = folder.tokenizer.token_text(self._row_id)
-        vision = folder.config.get("vision_config") or {}
-        self._size, self._patch = int(vision.get("image_size", 384)), int(vision.get("patch_size", 14))
+        self._size, self._patch = folder.vision("image_size", 384), folder.vision("patch_size", 14)
         self._side = self._size // self._patch
         ratio = str(folder.config.get("vision_aspect_ratio") or "anyres_max_9")
-        if not ratio.startswith("anyres_max_") or not ratio[11:].isdecimal():
-            raise ModelError(f"{folder.path / 'config.json'}: vision_aspect_ratio {ratio!r} is not supported")
+        if not ratio.startswith("anyres_max_") or not ratio[11:].isdecimal() or len(ratio) > 14:
+            raise ModelError(f"{folder.path / 'config.json'}: vision_aspect_ratio {shown(ratio)} is not supported")
         self._max_tiles = int(ratio[11:])
 
     def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail, alone: bool) -> Picture:

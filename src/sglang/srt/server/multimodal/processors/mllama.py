@@ -24,12 +24,12 @@ class MllamaProcessor:
         self._processor = folder.image_processor("mllama.image_processing_pil_mllama", "MllamaImageProcessorPil")
         self._fingerprint = fingerprint_of(self._processor)
         image_id = folder.number("image_token_index", folder.number("image_token_id", 128256))
-        text, vision = folder.config.get("text_config") or {}, folder.config.get("vision_config") or {}
-        pad, size = text.get("pad_token_id"), int(text.get("vocab_size", 128256))
-        self._row_id = pad if type(pad) is int and 0 <= pad < size else 0
+        text = folder.config.get("text_config")
+        pad = text.get("pad_token_id") if isinstance(text, dict) else None
+        self._row_id = pad if type(pad) is int and 0 <= pad < image_id else 0
         self.placeholders: dict[MediaKind, int] = {"image": image_id}
         self.image_token = folder.tokenizer.token_text(image_id)
-        self._patch = int(vision.get("patch_size", 14))
+        self._patch = folder.vision("patch_size", 14)
 
     def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail, alone: bool) -> Picture:
         found = run_processor(self._processor, [frames[0]], max_image_tiles=1 if detail == "low" else None)

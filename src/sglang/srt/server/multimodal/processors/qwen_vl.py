@@ -43,8 +43,8 @@ class QwenVLProcessor:
         self._tokenizer = folder.tokenizer
         self.kinds: tuple[MediaKind, ...] = tuple(self.placeholders)
         self.image_token = f"<|vision_start|>{folder.tokenizer.token_text(self.placeholders['image'])}<|vision_end|>"
-        vision = folder.config.get("vision_config") or {}
-        per_second = vision.get("tokens_per_second") if folder.config.get("model_type") == "qwen2_5_vl" else None
+        timed = folder.config.get("model_type") == "qwen2_5_vl" and folder.vision("tokens_per_second", 1)
+        per_second = timed and folder.config["vision_config"].get("tokens_per_second")
         self._merge = int(self._processor.merge_size)
         self._pair = int(self._processor.temporal_patch_size)
         self._time_step = float(per_second) * self._pair / FRAMES_PER_SECOND if per_second else 1.0

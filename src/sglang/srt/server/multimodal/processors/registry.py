@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from PIL import Image
+
+from sglang.srt.checkpoint.files import shown
 from sglang.srt.errors import ModelError
-from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
+from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor, first_line
 from sglang.srt.server.multimodal.processors.gemma3 import Gemma3Processor
 from sglang.srt.server.multimodal.processors.llava import LlavaProcessor
 from sglang.srt.server.multimodal.processors.mllama import MllamaProcessor
 from sglang.srt.server.multimodal.processors.qwen_vl import QwenVLProcessor
 from sglang.srt.server.multimodal.processors.smolvlm import IdeficsProcessor
+
+TRIAL_SIZE = (224, 168)
+"""of a picture that each processor must be able to take when the model is loaded"""
 
 PROCESSORS: dict[str, Callable[[ModelFolder], Processor]] = {
     "gemma3": Gemma3Processor,
@@ -28,6 +34,13 @@ PROCESSORS: dict[str, Callable[[ModelFolder], Processor]] = {
 def create_processor(folder: ModelFolder) -> Processor:
     """Raises ModelError for a model that has none, or whose files do not serve."""
     kind = folder.config.get("model_type")
-    if kind not in PROCESSORS:
-        raise ModelError(f"{folder.path}: no image processor is known for models of type {kind!r}")
-    return PROCESSORS[str(kind)](folder)
+    if not isinstance(kind, str) or kind not in PROCESSORS:
+        raise ModelError(f"{folder.path}: no image processor is known for models of type {shown(kind)}")
+    try:
+        processor = PROCESSORS[kind](folder)
+        processor.process("image", [Image.new("RGB", TRIAL_SIZE, (90, 120, 150))], "auto", alone=True)
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001  transformers reads its settings when it needs them
+        raise ModelError(f"{folder.path}: its settings for pictures cannot be used: {first_line(error)}") from error
+    return processor

@@ -32,10 +32,9 @@ class IdeficsProcessor:
         self._row_id = folder.number("image_token_id", 49190)
         self.placeholders: dict[MediaKind, int] = {"image": self._row_id}
         self.image_token = folder.tokenizer.token_text(self._row_id)
-        vision = folder.config.get("vision_config") or {}
-        self._patch = int(vision.get("patch_size", 32))
+        self._patch = folder.vision("patch_size", 32)
         self._merge = folder.number("scale_factor", 2)
-        side = int(vision.get("image_size", 224)) // self._patch
+        side = folder.vision("image_size", 224) // self._patch
         self._tile_rows = (side // self._merge) ** 2
         self._tokenizer = folder.tokenizer
 
