@@ -354,7 +354,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except (OSError, OverflowError, ValueError) as error:  # ValueError: a name that no host can have
+    except (OSError, OverflowError, ValueError, TypeError) as error:  # the last two: a name that no host can have
         listener.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose another with --port") from error

@@ -26,6 +26,7 @@ MAX_HEADER_BYTES = 32 << 20
 """a file of 60,000 experts has 10 MB"""
 MAX_INDEX_BYTES = 64 << 20
 MAX_DIMS = 8
+MAX_DTYPE_LEN = 16
 MAX_NAME_LEN = 1 << 12
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -134,7 +135,7 @@ class _File:
         if len(name) > MAX_NAME_LEN:
             raise self._bad(f"it has a tensor whose name is {len(name)} characters long")
         dtype, shape, span = raw.get("dtype"), _counts(raw.get("shape")), _counts(raw.get("data_offsets"))
-        if not isinstance(dtype, str) or shape is None or span is None or len(span) != 2:
+        if not isinstance(dtype, str) or len(dtype) > MAX_DTYPE_LEN or shape is None or span is None or len(span) != 2:
             raise self._bad(f"the entry of {name!r} lacks a proper dtype, shape or data_offsets")
         begin, end = span
         num_bytes = len(self._buffer) - self._data_start

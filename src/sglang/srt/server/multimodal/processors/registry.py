@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from PIL import Image
 
 from sglang.srt.checkpoint.files import shown
@@ -38,7 +39,9 @@ def create_processor(folder: ModelFolder) -> Processor:
         raise ModelError(f"{folder.path}: no image processor is known for models of type {shown(kind)}")
     try:
         processor = PROCESSORS[kind](folder)
-        processor.process("image", [Image.new("RGB", TRIAL_SIZE, (90, 120, 150))], "auto", alone=True)
+        picture = processor.process("image", [Image.new("RGB", TRIAL_SIZE, (90, 120, 150))], "auto", alone=True)
+        if not np.isfinite(picture.pixels).all():
+            raise ModelError(f"{folder.path}: its settings for pictures make values that are no numbers of a plain picture")
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001  transformers reads its settings when it needs them
