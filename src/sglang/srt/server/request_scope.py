@@ -14,13 +14,16 @@ MAX_NAME = 256
 
 @dataclass(slots=True)
 class RequestScope:
-    """`key` and `user` name whom the queue is to be fair to; `key` is a digest of the API key. `trace`: a W3C traceparent."""
+    """`key`: the client, a digest of its verified API key (auth.py); empty where nobody is told apart. Everything a client owns is
+    found by it. `user`: whom the queue is to be fair to among those of one key. `is_operator`: may do what concerns other clients.
+    `trace`: a W3C traceparent."""
 
     arrived_at: float
     key: str = ""
     user: str = ""
     timeout: float | None = None
     trace: str | None = None
+    is_operator: bool = True
 
     @property
     def client(self) -> tuple[str, ...]:
