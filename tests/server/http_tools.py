@@ -6,7 +6,6 @@ import httpx
 
 from tests.server.conftest import Stand
 
-
 JSON = {"Content-Type": "application/json"}
 
 
