@@ -130,6 +130,8 @@ class HttpOptions:
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     """names of this server in a request's Host, besides its own; "*": any"""
+    cache_per_key: bool = False
+    """no API key's prompts start from another's in the prefix cache"""
     allow_priority: bool = False
     """the priority of any key's request counts among those of other keys"""
     request_timeout: float | None = None

@@ -149,6 +149,7 @@ class ServerArgs:
     allowed_hosts: str | None = _flag(
         None, "HTTP", "names by which clients reach the server, separated by commas; .example.com: all below; *: any"
     )
+    cache_per_key: bool = _flag(False, "HTTP", "a prefix cache for each API key, so that none learns what another has asked")
     allow_priority: bool = _flag(False, "HTTP", "priority counts between API keys as well, not only among a key's requests")
     max_body_bytes: int = _flag(64 << 20, "HTTP", "largest request body")
     max_sessions: int = _flag(1024, "HTTP", "most conversations kept for /open_session; 0: none")
@@ -255,6 +256,7 @@ class ServerArgs:
                 skip_server_warmup=self.skip_server_warmup,
                 cors_origins=parse_origins(self.cors_origins),
                 allowed_hosts=parse_hosts(self.allowed_hosts),
+                cache_per_key=self.cache_per_key,
                 allow_priority=self.allow_priority,
                 request_timeout=self.request_timeout,
                 drain_seconds=self.drain_seconds,

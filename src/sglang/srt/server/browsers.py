@@ -58,6 +58,9 @@ class Origin(NamedTuple):
     port: int | None
 
 
+NOWHERE = Authority("", None)
+
+
 def parse_authority(text: str) -> Authority | None:
     """None for what is no host."""
     found = _AUTHORITY.fullmatch(text.lower()) if len(text) < 300 else None
@@ -126,15 +129,17 @@ class BrowserGuard:
         headers: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name, []).append(value)
-        host = self._check_host(headers)
+        host = self._check_host(headers, scope["http_version"])
         method, path = scope["method"], scope["path"].rstrip()  # a router overlooks a line end after the path
         if method not in READING or path in self._effects:
             self._check_origin(headers, host, method)
         if b"transfer-encoding" in headers or any(n.strip(b"0") for n in headers.get(b"content-length", ())):
             self._check_type(headers)
 
-    def _check_host(self, headers: dict[bytes, list[bytes]]) -> Authority:
+    def _check_host(self, headers: dict[bytes, list[bytes]], version: str) -> Authority:
         values = headers.get(b"host", [])
+        if not values and version == "1.0":  # probes of old load balancers; no browser
+            return NOWHERE
         host = parse_authority(values[0].decode("latin-1").strip()) if len(values) == 1 else None
         if host is None:
             raise RequestError("the request must have one Host header, with a name or an address")

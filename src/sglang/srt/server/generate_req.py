@@ -18,6 +18,7 @@ from sglang.srt.server.sessions import SessionParams
 DEFAULT_SAMPLING = SamplingParams()
 MAX_SEQUENCES = 16_384
 """of one call; known before anything is done for each of them"""
+MAX_RID = 1024
 
 
 @dataclass(slots=True)
@@ -99,7 +100,9 @@ def for_each(name: str, value: Any, count: int) -> list[Any]:
 
 def wire_rid(client: str, rid: str) -> str:
     """The name by which manager and scheduler know a request: a client's own rids are no other's business, so that equal rids of two
-    clients are two requests. `client`: RequestScope.key."""
+    clients are two requests. `client`: RequestScope.key. Raises RequestError for a rid that is too long to be sent with every token."""
+    if len(rid) > MAX_RID:
+        raise RequestError(f"a rid may have at most {MAX_RID} characters, got {len(rid)}", "rid")
     return f"{client}/{rid}" if client else rid
 
 

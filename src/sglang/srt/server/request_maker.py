@@ -117,6 +117,7 @@ class RequestMaker:
         logprobs = for_each("logprobs", req.logprobs, len(prompts))
         scope = current_scope()
         rids = [wire_rid(scope.key, rid) for rid in rids_of(req.rid, len(prompts), req.is_batch)]
+        salt = f"{scope.key}/{req.cache_salt or ''}" if self.http.cache_per_key and scope.key else req.cache_salt
         may_overtake = scope.is_operator or self.http.allow_priority
         if sum(s.n for s in samplings) > MAX_SEQUENCES:
             raise RequestError(f"a request may ask for at most {MAX_SEQUENCES} sequences")
@@ -138,7 +139,7 @@ class RequestMaker:
                         logprobs=options,
                         stream=req.stream,
                         group=rid if sampling.n > 1 else rids[0] if req.begins_alike else None,
-                        cache_salt=req.cache_salt,
+                        cache_salt=salt,
                         priority=req.priority if may_overtake else 0,
                         own_priority=0 if may_overtake else req.priority,
                         grammar_after=req.grammar_after,
