@@ -8,6 +8,7 @@ import pytest
 
 from sglang.srt.config import ScheduleOptions
 from sglang.srt.messages import AbortReq, TokenizedReq
+from sglang.srt.server.request_scope import RequestScope
 from tests.scheduler.toy import Harness, ToyWorker, make_req
 from tests.server.conftest import MakeStand
 from tests.server.http_tools import client_of
@@ -104,6 +105,8 @@ def test_a_key_leaves_places_in_the_queue_for_others() -> None:
     second = [request(f"b/{i}", ("b", "")) for i in range(40)]
     assert refused(*first, *second, request("c", ("c", "")), limit=20) == {"a": 30, "b": 35}
     assert refused(*first, limit=1) == {"a": 39}
+    for limit in range(1, 12):
+        assert 40 - refused(*first, limit=limit)["a"] == RequestScope(0.0, "a").share_of(limit)
     nobody = [request(f"n/{i}", ("", f"user {i}")) for i in range(40)]
     assert refused(*nobody, limit=20) == {"": 20}, "without keys the whole queue is everybody's"
     assert refused(*(request(f"n/{i}", ()) for i in range(40)), limit=20) == {"": 20}

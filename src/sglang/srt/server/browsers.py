@@ -11,6 +11,7 @@ Filippo Valsorda, "Cross-Site Request Forgery" (2025), as in Go's net/http.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 import socket
@@ -29,6 +30,8 @@ _AUTHORITY = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+)
 _ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#@\s]+)")
 _JSON_TYPE = re.compile(rb"application/(?:[a-z0-9!#$&^_.-]+\+)?json")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_PAGE_MARKS = frozenset({b"origin", b"referer", b"cookie", b"sec-fetch-site", b"sec-fetch-mode"})
+_LOOKED_AT = _PAGE_MARKS | {b"host", b"user-agent", b"content-type", b"content-length", b"transfer-encoding"}
 
 
 class WrongHostError(RequestError):
@@ -63,7 +66,13 @@ NOWHERE = Authority("", None)
 
 def parse_authority(text: str) -> Authority | None:
     """None for what is no host."""
-    found = _AUTHORITY.fullmatch(text.lower()) if len(text) < 300 else None
+    return _parse_short(text.lower()) if len(text) < 300 else None
+
+
+@functools.lru_cache(maxsize=128)
+def _parse_short(text: str) -> Authority | None:
+    """Kept, since most requests name the same host."""
+    found = _AUTHORITY.fullmatch(text)
     if found is None:
         return None
     port = int(found["port"]) if found["port"] else None
@@ -128,7 +137,8 @@ class BrowserGuard:
     def _check(self, scope: Scope) -> None:
         headers: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
-            headers.setdefault(name, []).append(value)
+            if name in _LOOKED_AT:
+                headers.setdefault(name, []).append(value)
         host = self._check_host(headers, scope["http_version"])
         method, path = scope["method"], scope["path"].rstrip()  # a router overlooks a line end after the path
         if method not in READING or path in self._effects:
@@ -175,6 +185,8 @@ class BrowserGuard:
 
     @staticmethod
     def _check_type(headers: dict[bytes, list[bytes]]) -> None:
+        if headers.get(b"content-type") == [b"application/json"]:
+            return
         types = [value.partition(b";")[0].strip().lower() for value in headers.get(b"content-type", [])]
         if types and all(_JSON_TYPE.fullmatch(kind) for kind in types):
             return
@@ -194,5 +206,4 @@ def _is_curl(headers: dict[bytes, list[bytes]]) -> bool:
     """`curl -d` calls everything a form unless it is told otherwise. No page can pass for it: a browser asks first (CORS) before it
     sends another User-Agent, and adds an Origin."""
     agents = headers.get(b"user-agent", [])
-    from_page = any(name in headers for name in (b"origin", b"referer", b"cookie", b"sec-fetch-site", b"sec-fetch-mode"))
-    return len(agents) == 1 and agents[0].startswith(b"curl/") and not from_page
+    return len(agents) == 1 and agents[0].startswith(b"curl/") and _PAGE_MARKS.isdisjoint(headers)

@@ -29,6 +29,10 @@ class RequestScope:
     def client(self) -> tuple[str, ...]:
         return (self.key, self.user) if self.key or self.user else ()
 
+    def share_of(self, limit: int) -> int:
+        """The most of `limit` places that this client can have at once (Scheduler._check_room): what asks for more never gets in."""
+        return (limit + 1) // 2 if self.key else limit
+
 
 _current: ContextVar[RequestScope | None] = ContextVar("request_scope", default=None)
 
