@@ -200,8 +200,11 @@ async def test_session_names_are_those_of_one_client(shared: Stand) -> None:
 
 async def waiting(stand: Stand, count: int) -> None:
     """Until so many sequences are in flight."""
-    while stand.manager.num_in_flight < count:
+    for _ in range(2000):
+        if stand.manager.num_in_flight >= count:
+            return
         await asyncio.sleep(0.005)
+    raise AssertionError(f"{stand.manager.num_in_flight} are in flight, and not {count}")
 
 
 RUNS: dict[str, tuple[str, dict[str, Any], Any]] = {
