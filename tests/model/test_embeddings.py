@@ -192,6 +192,24 @@ def test_what_cannot_be_embedded_is_refused(bert: tuple[Path, Any]) -> None:
     assert wires.outs()["first"].finish is not None
 
 
+def test_clients_take_turns_and_none_fills_the_line(bert: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglang.srt.scheduler.embedding.GROUP_TEXTS", 4)
+    wires = Wires(embedder(bert[0], "cpu"), max_waiting=100)
+    for client, count in (("a", 80), ("b", 4), ("c", 1), ("", 3)):
+        for i in range(count):
+            wires.loop.handle(EmbedReq(f"{client}{i}", [3], client))
+    statuses = {out.finish.status_code for rid, out in wires.outs().items() if out.finish is not None and rid[0] == "a"}
+    assert statuses == {503} and len(wires.outs()) == 30, "half of the line is left for others"
+    wires.sent.clear()
+    wires.loop.step()
+    assert list(wires.outs()) == ["a0", "b0", "c0", "0"]
+    while wires.loop.step():
+        pass
+    order = list(wires.outs())
+    assert set(order[:12]) >= {"b0", "b1", "b2", "b3", "c0", "0", "1", "2"}
+    assert [rid for rid in order if rid[0] == "a"] == [f"a{i}" for i in range(50)]
+
+
 def test_a_failure_ends_every_text_with_an_error(bert: tuple[Path, Any]) -> None:
     one = embedder(bert[0], "cpu")
 

@@ -6,10 +6,13 @@ import httpx
 
 from tests.server.conftest import Stand
 
+JSON = {"Content-Type": "application/json"}
+
 
 def client_of(stand: Stand, **headers: str) -> httpx.AsyncClient:
+    """Bodies are JSON, whether they are well formed or not."""
     transport = httpx.ASGITransport(app=stand.app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://server", headers=headers, timeout=30)
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=JSON | headers, timeout=30)
 
 
 def events_of(text: str) -> list[str]:

@@ -15,6 +15,8 @@ from openai import AsyncOpenAI
 
 from tests.server.conftest import MakeStand, Stand
 
+HEAD = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+
 
 @asynccontextmanager
 async def serving(stand: Stand) -> AsyncIterator[int]:
@@ -34,7 +36,7 @@ async def serving(stand: Stand) -> AsyncIterator[int]:
 async def send(port: int, path: str, body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     data = json.dumps(body).encode()
-    writer.write(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(data)) + data)
+    writer.write(HEAD % (path.encode(), len(data)) + data)
     await writer.drain()
     return reader, writer
 

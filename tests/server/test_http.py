@@ -96,14 +96,6 @@ async def test_bodies_that_are_none(stand: Stand, path: str, body: bytes) -> Non
     assert set(error) == ({"message", "type", "param", "code"} if path.startswith("/v1") else {"message"})
 
 
-async def test_the_content_type_does_not_matter(stand: Stand) -> None:
-    """curl -d sends JSON as a form."""
-    async with client_of(stand) as client:
-        headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        response = await client.post("/v1/chat/completions", content=json.dumps(CHAT), headers=headers)
-    assert response.status_code == 200
-
-
 async def test_unknown_paths_and_methods(stand: Stand) -> None:
     async with client_of(stand) as client:
         missing = await client.get("/v1/nothing")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import pytest
 
-from sglang.srt.config import ScheduleOptions
-from sglang.srt.messages import TokenizedReq
+from sglang.srt.config import GrammarOptions, ScheduleOptions
+from sglang.srt.messages import AbortReq, TokenizedReq
+from sglang.srt.server.request_scope import RequestScope
 from tests.scheduler.toy import Harness, ToyWorker, make_req
 from tests.server.conftest import MakeStand
 from tests.server.http_tools import client_of
@@ -77,6 +79,59 @@ def test_priority_goes_before_fairness() -> None:
     low = [request(f"b/{i}", ("", "b")) for i in range(4)]
     high = [request(f"a/{i}", ("", "a"), priority=1) for i in range(4)]
     assert order_of_service(*low, *high)[:4] == [f"a/{i}" for i in range(4)]
+
+
+def test_a_keys_own_priority_goes_before_its_users_and_before_no_other_key() -> None:
+    plain = [request(f"b/{i}", ("b", "")) for i in range(8)]
+    low = [request(f"a low/{i}", ("a", "x")) for i in range(4)]
+    high = [request(f"a high/{i}", ("a", "y"), own_priority=10**6) for i in range(4)]
+    order = order_of_service(*low, *plain, *high)
+    assert [rid for rid in order if rid[0] == "a"] == [r.rid for r in high + low]
+    assert share_of_first(8, order)["b"] == 4, order
+    alone = order_of_service(*low, *high)
+    assert alone == [r.rid for r in high + low], "nor does it need another client"
+
+
+def refused(*reqs: TokenizedReq, limit: int) -> Counter[str]:
+    """How many of each key's requests a queue of `limit` does not take."""
+    harness = Harness(ToyWorker(max_running=1), ScheduleOptions(max_queued_requests=limit))
+    answers = harness.run(*reqs)
+    ends = [(r, a.finish) for r, a in zip(reqs, answers, strict=True) if a.finish is not None]
+    assert len(ends) == len(reqs), "everybody gets an answer"
+    return Counter(r.client[0] if r.client else "" for r, finish in ends if finish.status_code == 503)
+
+
+def test_a_key_leaves_places_in_the_queue_for_others() -> None:
+    first = [request(f"a/{i}", ("a", f"user {i}")) for i in range(40)]
+    second = [request(f"b/{i}", ("b", "")) for i in range(40)]
+    assert refused(*first, *second, request("c", ("c", "")), limit=20) == {"a": 30, "b": 35}
+    assert refused(*first, limit=1) == {"a": 39}
+    for limit in range(1, 12):
+        assert 40 - refused(*first, limit=limit)["a"] == RequestScope(0.0, "a").share_of(limit)
+    nobody = [request(f"n/{i}", ("", f"user {i}")) for i in range(40)]
+    assert refused(*nobody, limit=20) == {"": 20}, "without keys the whole queue is everybody's"
+    assert refused(*(request(f"n/{i}", ()) for i in range(40)), limit=20) == {"": 20}
+
+
+def test_places_are_free_again_however_a_request_leaves() -> None:
+    """Compiling, waiting, running; ended, refused and aborted."""
+    options = ScheduleOptions(max_queued_requests=12)
+    harness = Harness(ToyWorker(max_running=2), options, GrammarOptions(backend="llguidance"))
+    scheduler = harness.scheduler
+    for turn in range(4):
+        names = [f"{turn}/{i}" for i in range(6)]
+        for name in names:
+            regex = {"1": rf"[ab]{{{turn + 2}}}c", "2": "(" + "a" * turn, "3": rf"[xy]{{{turn + 2}}}c"}.get(name[-1])
+            harness.put(make_req(name, [turn, 1], 12, client=("a", ""), regex=regex))
+        assert scheduler._inlet.num_of("a") + scheduler._waiting.num_of("a") == 6
+        assert scheduler._inlet.num_of("a") == len(scheduler._inlet) > 0
+        harness.put(AbortReq(names[1]), AbortReq(names[4]))
+        deadline = time.monotonic() + 60
+        while scheduler._live and time.monotonic() < deadline:
+            harness.step()
+        assert not scheduler._live
+        assert scheduler._inlet.num_of("a") == scheduler._waiting.num_of("a") == 0
+        assert all(harness.answers[name].finish is not None for name in names)
 
 
 def test_one_client_alone_keeps_the_order_of_its_requests() -> None:

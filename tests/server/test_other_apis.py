@@ -40,15 +40,17 @@ def stand(make_stand: MakeStand) -> Stand:
 
 @pytest.fixture
 async def client(stand: Stand) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url="http://server/v1", api_key="x", http_client=client_of(stand), max_retries=0) as one:
+    async with openai.AsyncOpenAI(
+        base_url="http://localhost/v1", api_key="x", http_client=client_of(stand), max_retries=0
+    ) as one:
         yield one
 
 
 @pytest.fixture
 async def claude(stand: Stand) -> AsyncIterator[anthropic.AsyncAnthropic]:
     transport = HTTPX.ASGITransport(app=stand.app, raise_app_exceptions=False)
-    http = HTTPX.AsyncClient(transport=transport, base_url="http://server")
-    async with anthropic.AsyncAnthropic(base_url="http://server", api_key="x", http_client=http, max_retries=0) as one:
+    http = HTTPX.AsyncClient(transport=transport, base_url="http://localhost")
+    async with anthropic.AsyncAnthropic(base_url="http://localhost", api_key="x", http_client=http, max_retries=0) as one:
         yield one
 
 

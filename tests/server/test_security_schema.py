@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.conftest import RunningServer, start_server
+from tests.server.http_tools import JSON
 
 SKIPPED = ("/pause_generation", "/continue_generation", "/start_profile", "/stop_profile")
 """they stop everybody else"""
@@ -178,5 +179,5 @@ def test_bodies_that_are_nearly_right(small: RunningServer, number: int, path: s
     body: Any = {k: v for k, v in SEEDS[path].items() if rng.random() < 0.5 or k in ("messages", "prompt", "sampling_params")}
     for _ in range(rounds):
         body = mutated(rng, body)
-    reply = httpx.post(small.url + path, content=json.dumps(body), timeout=90, trust_env=False)
+    reply = httpx.post(small.url + path, content=json.dumps(body), headers=JSON, timeout=90, trust_env=False)
     check(reply.status_code, reply.text, reply.headers.get("content-type", ""), body)

@@ -128,6 +128,12 @@ class HttpOptions:
     max_body_bytes: int = 64 << 20
     skip_server_warmup: bool = False
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    """names of this server in a request's Host, besides its own; "*": any"""
+    cache_per_key: bool = False
+    """no API key's prompts start from another's in the prefix cache"""
+    allow_priority: bool = False
+    """the priority of any key's request counts among those of other keys"""
     request_timeout: float | None = None
     """seconds; None: as long as it takes"""
     drain_seconds: float = 5.0

@@ -333,7 +333,7 @@ async def _first_request(config: RuntimeConfig, embeds: bool) -> None:
     prompt: dict[str, Any] = {"text": "The capital city of France is"}
     if config.text.skip_tokenizer_init:
         prompt = {"input_ids": [10, 11, 12]}
-    headers = {"Authorization": f"Bearer {http.api_keys[0]}"} if http.api_keys else {}
+    headers = [(b"Authorization", b"Bearer " + http.api_keys[0].encode())] if http.api_keys else []
     base = f"http://[{host}]:{http.port}" if ":" in host else f"http://{host}:{http.port}"
     async with httpx.AsyncClient(base_url=base, headers=headers, timeout=600, trust_env=False) as client:
         await client.get("/v1/models")

@@ -57,8 +57,8 @@ class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """One sequence to generate. `n` samples of a prompt are n of these (`group` ties them together: the scheduler prefills
     the prompt once). `sampling.max_new_tokens` is an int by now and `sampling.n` is not read.
 
-    `cache_salt` names a namespace of the prefix cache: requests share KV only inside one. `priority`: larger runs first when
-    the policy asks. `stream`: report every step; otherwise only the end (and nothing of the output before).
+    `cache_salt` names a namespace of the prefix cache: requests share KV only inside one. `priority`: larger runs first, whoever
+    asks; `own_priority`: the same among the requests of one API key. `stream`: report every step; otherwise only the end (and nothing of the output before).
     `healed`: the output is to begin with this text, the end of the prompt that was taken back; it is no part of stop strings.
     `grammar_after`: ids; with a constraint set, output is free text until one of them (end of thinking) was produced.
     `media`: the images and videos whose placeholders are among the ids, in order of their spans. `rope_positions`: for models
@@ -74,6 +74,7 @@ class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     group: str | None = None
     cache_salt: str | None = None
     priority: int = 0
+    own_priority: int = 0
     grammar_after: tuple[int, ...] = ()
     media: tuple[MediaItem, ...] = ()
     rope_positions: bytes = b""
@@ -121,10 +122,11 @@ class StateReq(msgspec.Struct, frozen=True, tag=True):
 
 
 class EmbedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """One text to embed. Answered by an EmbedOut. AbortReq ends it too."""
+    """One text to embed. Answered by an EmbedOut. AbortReq ends it too. `client`: the API key that asks."""
 
     rid: str
     input_ids: list[int]
+    client: str = ""
 
 
 class ShutdownReq(msgspec.Struct, frozen=True, tag=True):

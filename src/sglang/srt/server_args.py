@@ -31,6 +31,7 @@ from sglang.srt.config import (
 )
 from sglang.srt.devices import cuda_is_here
 from sglang.srt.errors import ConfigError
+from sglang.srt.flag_values import parse_hosts, parse_key, parse_keys, parse_origins, split_names
 
 logger = logging.getLogger("sglang")
 
@@ -147,7 +148,12 @@ class ServerArgs:
         None, "HTTP", "tell thoughts from the answer: deepseek-r1, qwen3, generic, ... or BEGIN,END"
     )
     tool_call_parser: str | None = _flag(None, "HTTP", "format of tool calls; default: by the chat template")
-    cors_origins: str | None = _flag(None, "HTTP", "origins allowed by CORS, separated by commas")
+    cors_origins: str | None = _flag(None, "HTTP", "origins of web pages that may ask (CORS), separated by commas")
+    allowed_hosts: str | None = _flag(
+        None, "HTTP", "names by which clients reach the server, separated by commas; .example.com: all below; *: any"
+    )
+    cache_per_key: bool = _flag(False, "HTTP", "a prefix cache for each API key, so that none learns what another has asked")
+    allow_priority: bool = _flag(False, "HTTP", "priority counts between API keys as well, not only among a key's requests")
     max_body_bytes: int = _flag(64 << 20, "HTTP", "largest request body")
     max_sessions: int = _flag(1024, "HTTP", "most conversations kept for /open_session; 0: none")
     max_session_tokens: int = _flag(4 << 20, "HTTP", "most tokens kept of all sessions together")
@@ -236,8 +242,8 @@ class ServerArgs:
                 host=self.host,
                 port=self.port,
                 served_model_name=self.served_model_name or self.model_path,
-                api_keys=_names(self.api_key),
-                admin_api_key=self.admin_api_key,
+                api_keys=parse_keys("--api-key", self.api_key),
+                admin_api_key=parse_key("--admin-api-key", self.admin_api_key),
                 log_level=self.log_level,
                 log_level_http=self.log_level_http,
                 log_requests=self.log_requests,
@@ -251,7 +257,10 @@ class ServerArgs:
                 allow_auto_truncate=self.allow_auto_truncate,
                 max_body_bytes=self.max_body_bytes,
                 skip_server_warmup=self.skip_server_warmup,
-                cors_origins=_names(self.cors_origins),
+                cors_origins=parse_origins(self.cors_origins),
+                allowed_hosts=parse_hosts(self.allowed_hosts),
+                cache_per_key=self.cache_per_key,
+                allow_priority=self.allow_priority,
                 request_timeout=self.request_timeout,
                 drain_seconds=self.drain_seconds,
                 stop_with_stdin=self.stop_with_stdin,
@@ -261,7 +270,7 @@ class ServerArgs:
                 otlp_traces_endpoint=self.otlp_traces_endpoint,
             ),
             media=MediaOptions(
-                allowed_domains=tuple(name.lower().rstrip(".") for name in _names(self.allowed_media_domains)),
+                allowed_domains=tuple(name.lower().rstrip(".") for name in split_names(self.allowed_media_domains)),
                 allow_private=self.allow_private_media,
                 root=self.media_root,
                 timeout=self.media_timeout,
@@ -385,10 +394,6 @@ CLUSTER_FLAGS = frozenset(
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
 
 
 def _json_object(name: str, text: str) -> dict[str, Any]:

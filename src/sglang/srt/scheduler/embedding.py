@@ -1,4 +1,5 @@
-"""The loop of a model that embeds: receive, compute a group of texts, emit. First come, first served.
+"""The loop of a model that embeds: receive, compute a group of texts, emit. Clients take turns; of one client's texts the first that
+came is the first served.
 
 There is no decoding and nothing to keep, so none of the scheduler's owners are needed: a request is in the line or done.
 """
@@ -6,6 +7,7 @@ There is no decoding and nothing to keep, so none of the scheduler's owners are 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -40,6 +42,44 @@ GROUP_TOKENS = 2048
 GROUP_TEXTS = 64
 
 
+class Line:
+    """Owner of the texts that wait."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, EmbedReq] = {}
+        self._of_client: dict[str, dict[str, EmbedReq]] = {}
+        """in the order of their turns"""
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __iter__(self) -> Iterator[EmbedReq]:
+        return iter(self._texts.values())
+
+    def get(self, rid: str | None) -> EmbedReq | None:
+        return self._texts.get(rid) if rid is not None else None
+
+    def num_of(self, client: str) -> int:
+        return len(self._of_client.get(client, ()))
+
+    def add(self, req: EmbedReq) -> None:
+        self._texts[req.rid] = req
+        self._of_client.setdefault(req.client, {})[req.rid] = req
+
+    def remove(self, req: EmbedReq) -> None:
+        """Its client's next turn comes after those of others."""
+        del self._texts[req.rid]
+        others = self._of_client.pop(req.client)
+        del others[req.rid]
+        if others:
+            self._of_client[req.client] = others
+
+    def in_turns(self) -> Iterator[EmbedReq]:
+        """Everyone, a text of each client at a time."""
+        for turn in itertools.zip_longest(*(texts.values() for texts in self._of_client.values())):
+            yield from (req for req in turn if req is not None)
+
+
 class EmbeddingScheduler:
     """Serves until a ShutdownReq. `max_waiting`: texts beyond that many in the line are refused."""
 
@@ -48,7 +88,7 @@ class EmbeddingScheduler:
         self._inbox = inbox
         self._outbox = outbox
         self._max_waiting = max_waiting
-        self._line: dict[str, EmbedReq] = {}
+        self._line = Line()
         self._profiler = Profiler()
         self._paused = False
         self._stopping = False
@@ -66,16 +106,16 @@ class EmbeddingScheduler:
             raise
 
     def _receive(self) -> None:
-        for message in self._inbox.receive(0.0 if self._line and not self._paused else IDLE_SECONDS):
+        for message in self._inbox.receive(0.0 if len(self._line) and not self._paused else IDLE_SECONDS):
             self.handle(message)
 
     def step(self) -> bool:
         """Computes the front of the line. False when there is nothing to do."""
-        if self._paused or not self._line:
+        if self._paused or not len(self._line):
             return False
         group: list[EmbedReq] = []
         tokens = 0
-        for req in itertools.islice(self._line.values(), GROUP_TEXTS):
+        for req in itertools.islice(self._line.in_turns(), GROUP_TEXTS):
             tokens += len(req.input_ids)
             if group and tokens > GROUP_TOKENS:
                 break
@@ -83,7 +123,7 @@ class EmbeddingScheduler:
         vectors = self._embedder.embed([req.input_ids for req in group])
         outs = [self._out(req, vector) for req, vector in zip(group, vectors, strict=True)]
         for req in group:
-            del self._line[req.rid]
+            self._line.remove(req)
         self._num_steps += 1
         self._outbox.send(BatchEmbedOut(outs))
         return True
@@ -105,8 +145,8 @@ class EmbeddingScheduler:
             reason = FinishReason("abort", message=message.message)
             if message.all:
                 self._end_all(reason)
-            elif message.rid in self._line:
-                self._end([self._line[message.rid]], reason)
+            elif (req := self._line.get(message.rid)) is not None:
+                self._end([req], reason)
         elif isinstance(message, FlushCacheReq):
             self._outbox.send(ControlReply(message.call_id))
         elif isinstance(message, PauseReq):
@@ -122,7 +162,7 @@ class EmbeddingScheduler:
     def _accept(self, req: EmbedReq) -> None:
         info = self._embedder.info
         error: RequestError | OverloadError | None = None
-        if req.rid in self._line:
+        if self._line.get(req.rid) is not None:
             error = RequestError(f"a request with the id {req.rid!r} is already running", "rid")
         elif not 0 < len(req.input_ids) <= info.context_len:
             error = RequestError(f"a text of {len(req.input_ids)} tokens: the model takes 1 to {info.context_len}", "input")
@@ -130,17 +170,19 @@ class EmbeddingScheduler:
             error = RequestError(f"the text has token ids outside 0 to {info.vocab_size - 1}", "input")
         elif len(self._line) >= self._max_waiting:
             error = OverloadError(f"{self._max_waiting} texts are waiting already; try again later")
+        elif req.client and self._line.num_of(req.client) >= self._max_waiting - len(self._line):  # the rest is for others
+            error = OverloadError(f"{self._line.num_of(req.client)} texts of this API key are waiting already; try again later")
         if error is None:
-            self._line[req.rid] = req
+            self._line.add(req)
         else:
             self._outbox.send(BatchEmbedOut([EmbedOut(req.rid, finish=abort_reason(error))]))
 
     def _end_all(self, reason: FinishReason) -> None:
-        self._end(list(self._line.values()), reason)
+        self._end(list(self._line), reason)
 
     def _end(self, reqs: list[EmbedReq], reason: FinishReason) -> None:
         for req in reqs:
-            del self._line[req.rid]
+            self._line.remove(req)
         if reqs:
             self._outbox.send(BatchEmbedOut([EmbedOut(req.rid, finish=reason) for req in reqs]))
 

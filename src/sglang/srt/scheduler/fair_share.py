@@ -5,7 +5,7 @@ waiting client with the smallest tag goes first. A client that was away does not
 where those who stayed are. (Start-time fair queueing, Goyal et al. 1996; for language models Sheng et al. 2024.)
 
 Clients are named by paths such as (API key, user): keys share first, and the users of a key share what the key gets, so that
-nobody gets more by inventing users.
+nobody gets more by inventing users. Among the requests of a key its own priorities go before its users.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ class FairShare:
         """Clients with requests in the queue."""
         return len(self._clients)
 
+    def num_of(self, key: str) -> int:
+        """Requests of an API key in the queue."""
+        return self._waiting.get((key,), 0)
+
     def add(self, req: Req) -> None:
         client = _client(req)
         self._clients.add(client)
@@ -84,22 +88,23 @@ class FairShare:
     def order(self, reqs: Iterable[Req]) -> Iterator[Req]:
         """`reqs`, each time one of the client who was served least; requests of one client keep their order. Lazy: what is
         charged while it runs counts."""
-        queues: dict[Client, deque[Req]] = {}
+        queues: dict[tuple[Client, int], deque[Req]] = {}
         for req in reqs:
-            queues.setdefault(_client(req), deque()).append(req)
-        heap = [(self._rank(client), i, client) for i, client in enumerate(queues)]
+            queues.setdefault((_client(req), req.msg.own_priority), deque()).append(req)
+        heap = [(self._rank(*whose), i, whose) for i, whose in enumerate(queues)]
         heapq.heapify(heap)
         while heap:
-            rank, i, client = heapq.heappop(heap)
-            now = self._rank(client)
+            rank, i, whose = heapq.heappop(heap)
+            now = self._rank(*whose)
             if now == rank:  # else it was served meanwhile, or another of its key was
-                yield queues[client].popleft()
-                now = self._rank(client)
-            if queues[client]:
-                heapq.heappush(heap, (now, i, client))
+                yield queues[whose].popleft()
+                now = self._rank(*whose)
+            if queues[whose]:
+                heapq.heappush(heap, (now, i, whose))
 
-    def _rank(self, client: Client) -> tuple[float, ...]:
-        return tuple(self._tags.get(node, 0.0) for node in _nodes(client))
+    def _rank(self, client: Client, own_priority: int) -> tuple[float, ...]:
+        key, *users = (self._tags.get(node, 0.0) for node in _nodes(client))
+        return (key, -own_priority, *users)
 
 
 def _client(req: Req) -> Client:

@@ -4,6 +4,7 @@ compile. The door has checked what a client can get wrong; this is the last line
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 
 import msgspec
@@ -60,10 +61,15 @@ class Inlet:
         self._pictures = PictureIds()
         self._pixels = RecentPixels()
         self._compiling: dict[str, Compiling] = {}
+        self._of_key: Counter[str] = Counter()
         self._habits = HabitBook(compiler.num_kept)
 
     def __len__(self) -> int:
         return len(self._compiling)
+
+    def num_of(self, key: str) -> int:
+        """Requests of an API key that wait here."""
+        return self._of_key[key]
 
     def create(self, msg: TokenizedReq) -> Req:
         """The request that `msg` asks for. Raises RequestError or OverloadError."""
@@ -130,13 +136,17 @@ class Inlet:
         waits = Compiling(req, grammar, [self._compiler.submit((STOP_REGEX, text)) for text in params.stop_regex])
         if not self._all_done(waits):
             self._compiling[req.rid] = waits
+            self._of_key[req.key] += 1
             return False
         self._attach(waits)
         return True
 
     def remove(self, rid: str) -> bool:
         """Forgets a request that waits here."""
-        return self._compiling.pop(rid, None) is not None
+        waits = self._compiling.pop(rid, None)
+        if waits is not None:
+            self._of_key -= Counter([waits.req.key])
+        return waits is not None
 
     def poll(self) -> tuple[list[Req], list[tuple[Req, RequestError | OverloadError]]]:
         """Requests whose constraints are there, and requests whose constraints failed. Both have left."""
@@ -145,7 +155,7 @@ class Inlet:
         for rid, waits in list(self._compiling.items()):
             if not self._all_done(waits):
                 continue
-            del self._compiling[rid]
+            self.remove(rid)
             try:
                 self._attach(waits)
             except (RequestError, OverloadError) as error:

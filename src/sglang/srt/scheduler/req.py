@@ -65,6 +65,11 @@ class Req:
         return self.msg.rid
 
     @property
+    def key(self) -> str:
+        """The API key that asks; empty where nobody is told apart."""
+        return self.msg.client[0] if self.msg.client else ""
+
+    @property
     def prompt_len(self) -> int:
         return len(self.spec.prompt_ids)
 

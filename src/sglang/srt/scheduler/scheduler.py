@@ -357,8 +357,7 @@ class Scheduler:
         try:
             if msg.rid in self._live:
                 raise RequestError(f"a request with the id {msg.rid!r} is already running", "rid")
-            if len(self._waiting) + len(self._inlet) >= self._options.max_queued_requests:
-                raise OverloadError(f"{self._options.max_queued_requests} requests are waiting already; try again later")
+            self._check_room(msg)
             req = self._inlet.create(msg)
             if req.media is not None:
                 self._gate.check(req.media)
@@ -371,6 +370,17 @@ class Scheduler:
             results = StepResults(self.memory)
             self._enqueue(req, results)
             self._emit(results)
+
+    def _check_room(self, msg: TokenizedReq) -> None:
+        """A key may wait with no more requests than there are places left, so that there is one for whoever comes. Raises
+        OverloadError."""
+        free = self._options.max_queued_requests - len(self._waiting) - len(self._inlet)
+        key = msg.client[0] if msg.client else ""
+        own = self._waiting.num_of(key) + self._inlet.num_of(key) if key else 0
+        if free <= 0:
+            raise OverloadError(f"{self._options.max_queued_requests} requests are waiting already; try again later")
+        if own >= free:
+            raise OverloadError(f"{own} requests of this API key are waiting already; try again later")
 
     def _enqueue(self, req: Req, results: StepResults) -> None:
         """Puts a request into the queue. What its grammar begins with need not be drawn; if that is all there is, it ends."""

@@ -1,8 +1,8 @@
 """The queue of requests that do not run, and the orders in which they may be admitted.
 
 A policy is a function from the queue, in order of arrival, to a new order. Whatever it says, retracted requests come first,
-then larger priorities, then the client who was served least (fair_share.py), then those of a client's requests that were
-overtaken too often: no order starves anyone of the same priority.
+then larger priorities, then the client who was served least (fair_share.py), then the larger of its own priorities, then those
+of its requests that were overtaken too often: no order starves anyone of the same priority.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class WaitingQueue:
         self._retracted: OrderedDict[str, Req] = OrderedDict()
         self._queue: OrderedDict[str, Req] = OrderedDict()
         self._shares = FairShare()
-        self._num_special = 0  # waiting requests whose priority is not 0
+        self._num_special = 0  # waiting requests with a priority
         self._num_aged = 0  # waiting requests that were overtaken too often
 
     def __len__(self) -> int:
@@ -82,10 +82,14 @@ class WaitingQueue:
         yield from self._retracted.values()
         yield from self._queue.values()
 
+    def num_of(self, key: str) -> int:
+        """Requests of an API key, without those that were retracted."""
+        return self._shares.num_of(key)
+
     def add(self, req: Req) -> None:
         self._queue[req.rid] = req
         self._shares.add(req)
-        self._num_special += req.msg.priority != 0
+        self._num_special += _has_priority(req)
 
     def push_front(self, req: Req) -> None:
         """Puts back a retracted request."""
@@ -99,7 +103,7 @@ class WaitingQueue:
         if self._retracted.pop(req.rid, None) is None:
             del self._queue[req.rid]
             self._shares.remove(req)
-            self._num_special -= req.msg.priority != 0
+            self._num_special -= _has_priority(req)
             self._num_aged -= req.num_overtaken > MAX_OVERTAKEN
 
     def admit(self, req: Req) -> None:
@@ -112,7 +116,7 @@ class WaitingQueue:
         """Everyone, in the order of admission. Lazy, so that whom is served first counts for who comes next."""
         order = self._policy(list(self._queue.values()), tree, self._rng)
         if self._num_special or self._num_aged:
-            order = sorted(order, key=lambda r: (-r.msg.priority, r.num_overtaken <= MAX_OVERTAKEN))
+            order = sorted(order, key=lambda r: (-r.msg.priority, -r.msg.own_priority, r.num_overtaken <= MAX_OVERTAKEN))
         yield from list(self._retracted.values())
         if self._shares.num_waiting < 2:
             yield from order
@@ -131,3 +135,7 @@ class WaitingQueue:
             before = req.num_overtaken
             req.num_overtaken += sum(o.arrival > req.arrival and o.msg.client == req.msg.client for o in admitted)
             self._num_aged += before <= MAX_OVERTAKEN < req.num_overtaken
+
+
+def _has_priority(req: Req) -> bool:
+    return bool(req.msg.priority or req.msg.own_priority)

@@ -1,104 +1,105 @@
-"""Who may ask: API keys as bearer tokens, and how large a question may be. Pure ASGI, before anything reads the body."""
+"""Who may ask, and how large a question may be. Pure ASGI, before anything reads the body: ApiKeys finds out who it is (keys.py),
+RequestScopes opens the scope that carries it to whatever belongs to clients."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import time
+from collections.abc import Awaitable, Callable
+from functools import wraps
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sglang.srt.errors import RequestError
-from sglang.srt.server.request_scope import RequestScope, enter_scope, leave_scope
-from sglang.srt.server.responses import JsonResponse, error_response
+from sglang.srt.server.keys import ApiKeyError, Identity, KeyRing
+from sglang.srt.server.request_scope import RequestScope, current_scope, enter_scope, leave_scope
+from sglang.srt.server.responses import error_response
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 TIMEOUT_HEADER = b"x-request-timeout"
-OPEN_PATHS = ("/health", "/metrics")
-"""prefixes that need no key: probes and scrapers have none"""
-
-ADMIN_PATHS = frozenset({"/flush_cache", "/pause_generation", "/continue_generation", "/start_profile", "/stop_profile"})
-"""what concerns other people's requests; the admin key is needed where one is set"""
-IS_ADMIN = "sglang.is_admin"
-"""key of an ASGI scope: whether the request carries the admin key, if there is one"""
-
-
-class ApiKeys:
-    """Answers 401 unless the request carries a key. With no keys at all everybody may ask."""
-
-    def __init__(self, app: ASGIApp, keys: tuple[str, ...], admin_key: str | None) -> None:
-        self._app = app
-        self._keys = tuple(key.encode() for key in keys)
-        self._admin = admin_key.encode() if admin_key is not None else None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._allowed(scope):
-            scope[IS_ADMIN] = self._is_admin(scope)
-            await self._app(scope, receive, send)
-            return
-        await _refuse(scope, receive, send, 401, "a valid API key is needed: Authorization: Bearer KEY")
-
-    def _allowed(self, scope: Scope) -> bool:
-        path = scope["path"]
-        if scope["method"] == "OPTIONS" or path.startswith(OPEN_PATHS):
-            return True
-        admin_only = self._admin is not None and path in ADMIN_PATHS
-        if not self._keys and not admin_only:
-            return True
-        given = _bearer(scope)
-        accepted = () if admin_only else self._keys
-        if self._admin is not None:
-            accepted = (*accepted, self._admin)
-        # every key is compared, in constant time: how long it takes says nothing
-        matches = [hmac.compare_digest(given, key) for key in accepted]
-        return any(matches)
-
-    def _is_admin(self, scope: Scope) -> bool:
-        return self._admin is None or (scope["type"] == "http" and hmac.compare_digest(_bearer(scope), self._admin))
-
-
-def need_admin(scope: Scope, what: str) -> None:
-    """For what only the body tells to be the operator's. Raises AdminOnlyError without the admin key, where there is one."""
-    if not scope.get(IS_ADMIN, True):
-        raise AdminOnlyError(f"{what} needs the admin key: Authorization: Bearer KEY")
+MAX_TRACEPARENT = 256
+OPEN_PATHS = frozenset({"/health", "/health_generate", "/metrics"})
+"""what needs no key: probes and scrapers have none"""
+IDENTITY = "sglang.identity"
+"""key of an ASGI scope"""
 
 
 class AdminOnlyError(RequestError):
+    """The client is known, and may not do this."""
+
     status_code = 403
     err_type = "permission_error"
 
 
-def _bearer(scope: Scope) -> bytes:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            kind, _, token = value.partition(b" ")
-            return token.strip() if kind.lower() == b"bearer" else b""
-        if name == b"x-api-key":  # Anthropic's clients
-            return bytes(value.strip())
-    return b""
+class ApiKeys:
+    """Puts an Identity into the scope. Answers 401 where keys are configured and the request carries none of them."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                scope[IDENTITY] = self._identity(scope)
+            except ApiKeyError as error:
+                await _refuse(error, scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _identity(self, scope: Scope) -> Identity:
+        try:
+            found = self._keys.identify(scope["headers"])
+        except ApiKeyError:
+            if self._keys.is_needed:
+                raise
+            found = None
+        if found is None and self._keys.is_needed and scope["method"] != "OPTIONS" and scope["path"] not in OPEN_PATHS:
+            raise ApiKeyError("a valid API key is needed: Authorization: Bearer KEY")
+        return found or self._keys.stranger
+
+
+def operator_only(handler: Handler) -> Handler:
+    """For what concerns the requests of others: the admin key is needed where there is one, and where there are several clients.
+    It stands at the route, so that no spelling of a path gets around it."""
+
+    @wraps(handler)
+    async def checked(request: Request) -> Response:
+        if not current_scope().is_operator:
+            raise ApiKeyError(f"{request.url.path.strip()} concerns all clients and needs the admin key (--admin-api-key)")
+        return await handler(request)
+
+    return checked
+
+
+def need_admin(what: str) -> None:
+    """For what only the body tells to be the operator's. Raises AdminOnlyError for anybody else."""
+    if not current_scope().is_operator:
+        raise AdminOnlyError(f"{what} needs the admin key (--admin-api-key): Authorization: Bearer KEY")
 
 
 class RequestScopes:
-    """Opens a scope for each HTTP request. With `by_key`, requests of one API key are one client."""
+    """Opens a RequestScope for each HTTP request, around whatever identity was found before."""
 
-    def __init__(self, app: ASGIApp, by_key: bool) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._by_key = by_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        found = RequestScope(time.monotonic())
+        identity: Identity = scope.get(IDENTITY) or Identity()
+        found = RequestScope(time.monotonic(), identity.client, is_operator=identity.is_operator)
         for name, value in scope["headers"]:
-            if name == b"authorization" and self._by_key:
-                found.key = hashlib.sha256(value).hexdigest()[:12]
-            elif name == b"traceparent":
-                found.trace = value.decode("latin-1")
+            if name == b"traceparent":
+                found.trace = value[:MAX_TRACEPARENT].decode("latin-1")
             elif name == TIMEOUT_HEADER:
                 found.timeout = _seconds(value)
                 if found.timeout is None:
                     error = RequestError("X-Request-Timeout must be a number of seconds above 0")
-                    await error_response(error, scope["path"])(scope, receive, send)
+                    await _refuse(error, scope, receive, send)
                     return
         token = enter_scope(found)
         try:
@@ -134,8 +135,8 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         for name, value in scope["headers"]:
-            if name == b"content-length" and (not value.isdigit() or int(value) > self._max):
-                await self._too_large(scope, receive, send)
+            if name == b"content-length" and not self._fits(value):
+                await _refuse(BodyTooLargeError(self._max), scope, receive, send)
                 return
         seen = 0
 
@@ -150,14 +151,17 @@ class BodyLimit:
 
         await self._app(scope, limited, send)
 
-    async def _too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _refuse(scope, receive, send, 413, str(BodyTooLargeError(self._max)))
+    def _fits(self, length: bytes) -> bool:
+        """Python makes no number of more than 4,300 digits, and a length may have any number of zeros in front."""
+        digits = length.strip().lstrip(b"0") or b"0"
+        return digits.isdigit() and len(digits) < 20 and int(digits) <= self._max
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, message: str) -> None:
-    error: dict[str, object] = {"message": message}
-    if scope["path"].startswith("/v1"):
-        kind = "authentication_error" if status == 401 else RequestError.err_type
-        error |= {"type": kind, "param": None, "code": status}
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {"Connection": "close"}
-    await JsonResponse({"error": error}, status, headers)(scope, receive, send)
+async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers in the shape of the route."""
+    response = error_response(error, scope["path"])
+    if error.status_code == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    elif error.status_code == 413:
+        response.headers["Connection"] = "close"
+    await response(scope, receive, send)

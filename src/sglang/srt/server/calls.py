@@ -15,19 +15,22 @@ from sglang.srt.errors import DeadlineError, SglangError
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.relay import End, Relay
 from sglang.srt.server.detokenizer import Detokenizer
-from sglang.srt.server.generate_req import GenerateOut
+from sglang.srt.server.generate_req import GenerateOut, own_rid
 from sglang.srt.server.sessions import Turn
 
 
 class Sequence:
-    """One sequence in flight, and when it was heard of."""
+    """One sequence in flight, and when it was heard of. `rid` is its name for the client, `request.rid` for the scheduler."""
 
-    __slots__ = ("call", "detokenizer", "first_at", "held", "index", "last_at", "prompt_len", "queue_time", "request", "said")
+    __slots__ = (
+        *("call", "detokenizer", "first_at", "held", "index", "last_at", "prompt_len", "queue_time", "request", "rid", "said"),
+    )
 
     def __init__(self, call: Call, index: int, request: TokenizedReq, detokenizer: Detokenizer | None) -> None:
         self.call = call
         self.index = index
         self.request = request
+        self.rid = own_rid(request)
         self.prompt_len = len(request.input_ids)
         self.detokenizer = detokenizer
         self.first_at = 0.0
@@ -55,11 +58,26 @@ class Call:
     """The outputs of one GenerateReq as they come: `async for out in call`. Ends when every sequence has finished or the call
     is cancelled; raises the error of the first sequence that failed."""
 
-    __slots__ = ("_drop", "_error", "_queue", "_relay", "_timer", "_waiter", "name", "open", "started_at", "trace", "turn")
+    __slots__ = (
+        "_drop",
+        "_error",
+        "_queue",
+        "_relay",
+        "_timer",
+        "_waiter",
+        "key",
+        "name",
+        "open",
+        "started_at",
+        "trace",
+        "turn",
+    )
 
-    def __init__(self, drop: Callable[[Call, str], None], name: str, started_at: float) -> None:
-        """`drop` aborts the call's open sequences for a reason; `started_at` is a time.monotonic()."""
+    def __init__(self, drop: Callable[[Call, str], None], name: str, started_at: float, key: str | None = None) -> None:
+        """`drop` aborts the call's open sequences for a reason; `started_at` is a time.monotonic(). `name` is the call's for its
+        client, `key` its name among those of all clients."""
         self.name = name
+        self.key = name if key is None else key
         self._drop = drop
         self._queue: deque[GenerateOut] = deque()
         self._waiter: asyncio.Future[None] | None = None

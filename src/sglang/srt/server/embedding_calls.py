@@ -26,8 +26,8 @@ class EmbeddingCalls:
     def num_in_flight(self) -> int:
         return len(self._waiting)
 
-    async def embed(self, texts: list[list[int]], rids: list[str] | None = None) -> list[Vector]:
-        """A vector for each text. If the caller is cancelled, its texts are aborted. Raises what the first that failed did."""
+    async def embed(self, texts: list[list[int]], rids: list[str] | None = None, client: str = "") -> list[Vector]:
+        """A vector for each text. `rids` are unique among those of all clients. If the caller is cancelled, its texts are aborted. Raises what the first that failed did."""
         names = rids or [uuid4().hex for _ in texts]
         if any(name in self._waiting for name in names):
             raise RequestError("a request with such a rid is already running", "rid")
@@ -35,7 +35,7 @@ class EmbeddingCalls:
         futures = [loop.create_future() for _ in texts]
         for name, ids, future in zip(names, texts, futures, strict=True):
             self._waiting[name] = future
-            self._send(EmbedReq(name, ids))
+            self._send(EmbedReq(name, ids, client))
         try:
             return list(await asyncio.gather(*futures))
         finally:

@@ -10,7 +10,7 @@ from uuid import uuid4
 import msgspec
 
 from sglang.srt.errors import RequestError
-from sglang.srt.messages import FinishReason, LogprobOptions, Position
+from sglang.srt.messages import FinishReason, LogprobOptions, Position, TokenizedReq
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.multimodal.inputs import MediaInput
 from sglang.srt.server.sessions import SessionParams
@@ -18,6 +18,7 @@ from sglang.srt.server.sessions import SessionParams
 DEFAULT_SAMPLING = SamplingParams()
 MAX_SEQUENCES = 16_384
 """of one call; known before anything is done for each of them"""
+MAX_RID = 1024
 
 
 @dataclass(slots=True)
@@ -95,6 +96,20 @@ def for_each(name: str, value: Any, count: int) -> list[Any]:
     if len(value) != count:
         raise RequestError(f"{name} has {len(value)} entries for {count} prompts", name)
     return value
+
+
+def wire_rid(client: str, rid: str) -> str:
+    """The name by which manager and scheduler know a request: a client's own rids are no other's business, so that equal rids of two
+    clients are two requests. `client`: RequestScope.key. Raises RequestError for a rid that is too long to be sent with every token."""
+    if len(rid) > MAX_RID:
+        raise RequestError(f"a rid may have at most {MAX_RID} characters, got {len(rid)}", "rid")
+    return f"{client}/{rid}" if client else rid
+
+
+def own_rid(request: TokenizedReq) -> str:
+    """The name by which its client knows it."""
+    client = request.client[0] if request.client else ""
+    return request.rid[len(client) + 1 :] if client else request.rid
 
 
 def rids_of(rid: str | list[str] | None, count: int, is_batch: bool) -> list[str]:

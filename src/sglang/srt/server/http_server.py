@@ -19,7 +19,9 @@ from starlette.routing import Route
 
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import SglangError
-from sglang.srt.server.auth import ApiKeys, BodyLimit, RequestScopes
+from sglang.srt.server.auth import ApiKeys, BodyLimit, RequestScopes, operator_only
+from sglang.srt.server.browsers import BrowserGuard, Hosts
+from sglang.srt.server.keys import KeyRing
 from sglang.srt.server.native_api import NOT_DONE, NativeApi, refused
 from sglang.srt.server.openai.embeddings import EmbeddingsApi
 from sglang.srt.server.openai.routes import OpenAIApi
@@ -44,17 +46,22 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     openai = OpenAIApi(manager, options)
     embeddings = EmbeddingsApi(manager, options.served_model_name)
     scoring = ScoringApi(manager, options.served_model_name)
-    routes = [Route(path, handler, methods=methods) for path, methods, handler in _routes(native, openai, embeddings, scoring)]
+    table = _routes(native, openai, embeddings, scoring)
+    routes = [Route(path, handler, methods=methods) for path, methods, handler in table]
     app.router.routes[:0] = routes  # they are looked through in order: those of the documentation come last
     app.add_exception_handler(SglangError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, _on_leave)
     app.add_exception_handler(Exception, _on_crash)
     add_bodies(app)
+    effects = frozenset(path for path, methods, _ in table if {"GET", "POST"} <= set(methods))
+    # the last one added is the first to see a request
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
-    app.add_middleware(RequestScopes, by_key=bool(options.api_keys))
+    app.add_middleware(RequestScopes)
     if options.api_keys or options.admin_api_key is not None:
-        app.add_middleware(ApiKeys, keys=options.api_keys, admin_key=options.admin_api_key)
+        app.add_middleware(ApiKeys, keys=KeyRing(options.api_keys, options.admin_api_key))
+    hosts = Hosts(options.allowed_hosts, options.host)
+    app.add_middleware(BrowserGuard, hosts=hosts, origins=options.cors_origins, effects=effects)
     if options.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(options.cors_origins), allow_methods=["*"], allow_headers=["*"])
     return app
@@ -63,7 +70,7 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
 def _routes(
     native: NativeApi, openai: OpenAIApi, embeddings: EmbeddingsApi, scoring: ScoringApi
 ) -> list[tuple[str, list[str], Handler]]:
-    get, post, both, put = ["GET"], ["POST"], ["GET", "POST"], ["POST", "PUT"]
+    get, post, both, put = ["GET"], ["POST"], ["GET", "POST"], ["POST", "PUT"]  # `both`: changes something, by GET as well
     return [
         ("/v1/chat/completions", post, openai.chat),
         ("/v1/completions", post, openai.completions),
@@ -94,15 +101,15 @@ def _routes(
         ("/health", get, native.health),
         ("/health_generate", get, native.health_generate),
         ("/metrics", get, native.metrics),
-        ("/flush_cache", both, native.flush_cache),
-        ("/start_profile", both, native.start_profile),
-        ("/stop_profile", both, native.stop_profile),
+        ("/flush_cache", both, operator_only(native.flush_cache)),
+        ("/start_profile", both, operator_only(native.start_profile)),
+        ("/stop_profile", both, operator_only(native.stop_profile)),
         ("/open_session", both, native.open_session),
         ("/close_session", both, native.close_session),
         *((path, both, refused(why)) for path, why in NOT_DONE.items()),
         ("/abort_request", post, native.abort_request),
-        ("/pause_generation", post, native.pause_generation),
-        ("/continue_generation", post, native.continue_generation),
+        ("/pause_generation", post, operator_only(native.pause_generation)),
+        ("/continue_generation", post, operator_only(native.continue_generation)),
     ]
 
 
@@ -110,7 +117,10 @@ async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, SglangError)
     if request.url.path == "/health":
         return Response(status_code=503)
-    return error_response(error, request.url.path)
+    response = error_response(error, request.url.path)
+    if response.status_code == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

@@ -218,7 +218,7 @@ class NativeApi:
         check_known(body, {"rid", "abort_all"}, "field")
         rid = as_text(body, "rid")
         if as_bool(body, "abort_all"):
-            need_admin(request.scope, "abort_all")
+            need_admin("abort_all")
             self._manager.abort_all()
         elif rid is not None:
             self._manager.abort(rid)

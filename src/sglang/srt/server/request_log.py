@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from sglang.srt.messages import TokenizedReq
-from sglang.srt.server.generate_req import GenerateOut
+from sglang.srt.server.generate_req import GenerateOut, own_rid
 
 logger = logging.getLogger("sglang.requests")
 
@@ -38,10 +38,10 @@ class RequestLog:
             entry["input_ids"] = request.input_ids if self._level >= 3 else request.input_ids[:SHORT]
         self._write("received", request, entry)
 
-    def said(self, out: GenerateOut) -> None:
+    def said(self, request: TokenizedReq, out: GenerateOut) -> None:
         """A piece of text: those of a stream are kept until its end, where all of it is logged."""
         if self._enabled and self._level >= 2 and out.text:
-            self._said.setdefault(out.rid, []).append(out.text)
+            self._said.setdefault(request.rid, []).append(out.text)
 
     def finished(self, request: TokenizedReq, out: GenerateOut, first_seconds: float | None, queue_seconds: float) -> None:
         """`first_seconds`: from arrival to the first token, if there was one."""
@@ -59,7 +59,7 @@ class RequestLog:
         if out.finish.message is not None:
             entry["message"] = out.finish.message
         if self._level >= 2:
-            text = "".join(self._said.pop(out.rid, ()))
+            text = "".join(self._said.pop(request.rid, ()))
             entry["text"] = text if self._level >= 3 else text[-SHORT_TEXT:]
         self._write("finished", request, entry)
 
@@ -73,4 +73,4 @@ class RequestLog:
 
     @staticmethod
     def _write(event: str, request: TokenizedReq, entry: dict[str, Any]) -> None:
-        logger.info("%s", msgspec.json.encode({"event": event, "rid": request.rid, **entry}).decode())
+        logger.info("%s", msgspec.json.encode({"event": event, "rid": own_rid(request), **entry}).decode())

@@ -12,7 +12,7 @@ from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.media_item import without_pixels
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.server.aside import run_aside
-from sglang.srt.server.generate_req import MAX_SEQUENCES, GenerateReq, check_count, for_each, rids_of, samples_of
+from sglang.srt.server.generate_req import MAX_SEQUENCES, GenerateReq, check_count, for_each, rids_of, samples_of, wire_rid
 from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.tokenization.healing import Healer
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
@@ -115,10 +115,12 @@ class RequestMaker:
             raise RequestError("the batch is empty", "text" if req.input_ids is None else "input_ids")
         samplings = for_each("sampling_params", req.sampling, len(prompts))
         logprobs = for_each("logprobs", req.logprobs, len(prompts))
-        rids = rids_of(req.rid, len(prompts), req.is_batch)
+        scope = current_scope()
+        rids = [wire_rid(scope.key, rid) for rid in rids_of(req.rid, len(prompts), req.is_batch)]
+        salt = f"{scope.key}/{req.cache_salt or ''}" if self.http.cache_per_key and scope.key else req.cache_salt
+        may_overtake = scope.is_operator or self.http.allow_priority
         if sum(s.n for s in samplings) > MAX_SEQUENCES:
             raise RequestError(f"a request may ask for at most {MAX_SEQUENCES} sequences")
-        scope = current_scope()
         requests: list[TokenizedReq] = []
         for i, (prompt, sampling, options, rid) in enumerate(zip(prompts, samplings, logprobs, rids, strict=True)):
             seen = media.get(i)
@@ -137,8 +139,9 @@ class RequestMaker:
                         logprobs=options,
                         stream=req.stream,
                         group=rid if sampling.n > 1 else rids[0] if req.begins_alike else None,
-                        cache_salt=req.cache_salt,
-                        priority=req.priority,
+                        cache_salt=salt,
+                        priority=req.priority if may_overtake else 0,
+                        own_priority=0 if may_overtake else req.priority,
                         grammar_after=req.grammar_after,
                         media=items,
                         rope_positions=seen.rope_positions if seen is not None else b"",

@@ -14,17 +14,24 @@ MAX_NAME = 256
 
 @dataclass(slots=True)
 class RequestScope:
-    """`key` and `user` name whom the queue is to be fair to; `key` is a digest of the API key. `trace`: a W3C traceparent."""
+    """`key`: the client, a digest of its verified API key (auth.py); empty where nobody is told apart. Everything a client owns is
+    found by it. `user`: whom the queue is to be fair to among those of one key. `is_operator`: may do what concerns other clients.
+    `trace`: a W3C traceparent."""
 
     arrived_at: float
     key: str = ""
     user: str = ""
     timeout: float | None = None
     trace: str | None = None
+    is_operator: bool = True
 
     @property
     def client(self) -> tuple[str, ...]:
         return (self.key, self.user) if self.key or self.user else ()
+
+    def share_of(self, limit: int) -> int:
+        """The most of `limit` places that this client can have at once (Scheduler._check_room): what asks for more never gets in."""
+        return (limit + 1) // 2 if self.key else limit
 
 
 _current: ContextVar[RequestScope | None] = ContextVar("request_scope", default=None)

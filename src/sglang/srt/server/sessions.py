@@ -10,7 +10,8 @@ A session is a tree of requests. Each node holds what its request added to the o
     generate "D"   {"id": s, "rid": r1, "replace": true} -> r4     root ── r1 ── r4             replace
 
 Only ids are kept here. The KV is in the prefix cache like everybody's: it is found there as long as nobody needed the room, and
-computed again otherwise, with the same answer. A session belongs to the API key that opened it.
+computed again otherwise, with the same answer. A session belongs to the API key that opened it, and so does its name: others may
+use the same and learn nothing of it. No key may hold more than it leaves free, of sessions and of tokens, so there is room for others.
 """
 
 from __future__ import annotations
@@ -132,14 +133,14 @@ class Turn:
 
 
 class Sessions:
-    """Owner of all sessions. `max_tokens` counts those of all of them together; one that was not used for `timeout` seconds is
-    closed."""
+    """Owner of all sessions, by owner and name. `max_tokens` counts those of all of them together; one that was not used for `timeout`
+    seconds is closed. An `owner` is a RequestScope's key."""
 
     def __init__(self, max_sessions: int, max_tokens: int, timeout: float) -> None:
         self._max_sessions = max_sessions
         self._max_tokens = max_tokens
         self._timeout = timeout
-        self._sessions: dict[str, _Session] = {}
+        self._sessions: dict[tuple[str, str], _Session] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -153,17 +154,16 @@ class Sessions:
         self._expire()
         if name is not None and not 0 < len(name) <= MAX_NAME:
             raise RequestError(f"session_id must have 1 to {MAX_NAME} characters", "session_id")
-        if name in self._sessions:
-            raise RequestError("there is a session of this name already", "session_id")
-        if len(self._sessions) >= self._max_sessions:
-            raise OverloadError(f"there are {len(self._sessions)} sessions, and no more are kept: close one first")
         name = name or uuid4().hex
-        self._sessions[name] = _Session(name, owner, capacity, time.monotonic())
+        if (owner, name) in self._sessions:
+            raise RequestError("there is a session of this name already", "session_id")
+        self._check_room("sessions", self._max_sessions, 1, len(self._sessions), len(self._of(owner)), owner)
+        self._sessions[owner, name] = _Session(name, owner, capacity, time.monotonic())
         return name
 
     def close(self, name: str, owner: str) -> None:
         """Forgets a session; what runs in it goes on. Raises RequestError if there is none."""
-        del self._sessions[self._find(name, owner).name]
+        del self._sessions[owner, self._find(name, owner).name]
 
     def place(self, params: SessionParams, owner: str) -> Place:
         """Where the request goes, and what stands before it. Raises RequestError."""
@@ -188,8 +188,8 @@ class Sessions:
         kept = min(len(place.ids), len(prompt))
         node = _Node(place.parent, kept, array("i", prompt[kept:]), len(prompt))
         freed = self._check_replace(place) if params.replace else 0
-        if self.num_tokens - freed + node.cost > self._max_tokens:
-            raise OverloadError(f"sessions may hold {self._max_tokens} tokens together, and there is no room for this request")
+        own = sum(one.cost for one in self._of(session.owner)) - freed
+        self._check_room("tokens of sessions", self._max_tokens, node.cost, self.num_tokens - freed, own, session.owner)
         if params.replace:
             self._forget_below(session, place.parent)
         place.parent.children[name] = session.nodes[name] = node
@@ -211,9 +211,22 @@ class Sessions:
 
     # --- inside -------------------------------------------------------------------------------------------------------------
 
+    def _of(self, owner: str) -> list[_Session]:
+        return [session for session in self._sessions.values() if session.owner == owner]
+
+    @staticmethod
+    def _check_room(what: str, limit: int, more: int, held: int, own: int, owner: str) -> None:
+        """`held` by all, `own` of them by the owner. Raises OverloadError."""
+        if held + more > limit:
+            raise OverloadError(f"at most {limit} {what} are kept, and there is no room: close a session first")
+        if owner and own + more > limit - held:
+            raise OverloadError(
+                f"this API key holds {own} of {limit} {what}, and the rest is for others: close a session first"
+            )
+
     def _find(self, name: str, owner: str) -> _Session:
-        session = self._sessions.get(name)
-        if session is None or session.owner != owner:
+        session = self._sessions.get((owner, name))
+        if session is None:
             raise RequestError(
                 f"there is no session {name[:100]!r}; it may have been closed, or not used for long", "session_id"
             )
@@ -250,6 +263,6 @@ class Sessions:
     def _expire(self) -> None:
         """Closes what nobody has used for long."""
         before = time.monotonic() - self._timeout
-        for name, session in list(self._sessions.items()):
+        for key, session in list(self._sessions.items()):
             if session.used_at < before and not session.is_running:
-                del self._sessions[name]
+                del self._sessions[key]

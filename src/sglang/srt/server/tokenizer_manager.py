@@ -50,11 +50,12 @@ from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.calls import Call, Sequence
 from sglang.srt.server.detokenizer import Detokenizer
 from sglang.srt.server.embedding_calls import EmbeddingCalls, Vector
-from sglang.srt.server.generate_req import GenerateOut, GenerateReq
+from sglang.srt.server.generate_req import GenerateOut, GenerateReq, own_rid, wire_rid
+from sglang.srt.server.keys import KeyRing
 from sglang.srt.server.metrics import Metrics
 from sglang.srt.server.request_log import RequestLog
 from sglang.srt.server.request_maker import RequestMaker
-from sglang.srt.server.request_scope import current_scope
+from sglang.srt.server.request_scope import RequestScope, current_scope, enter_scope
 from sglang.srt.server.sessions import Place, Sessions, Turn
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from sglang.srt.server.tracing import Moments, Tracing
@@ -93,11 +94,13 @@ class TokenizerManager:
         self._controls: dict[int, asyncio.Future[ControlReply]] = {}
         self._embeddings = EmbeddingCalls(send)
         self.sessions = Sessions(http.max_sessions, http.max_session_tokens, http.session_timeout)
+        self._clients = KeyRing(http.api_keys, http.admin_api_key).clients
         self._control_ids = itertools.count(1)
         self._death: str | None = None
         self.tracing = Tracing(http.otlp_traces_endpoint, http.served_model_name) if http.otlp_traces_endpoint else None
         self.draining = False
         self._heard_at = 0.0
+        self._checking: asyncio.Task[bool] | None = None
 
     # --- requests -----------------------------------------------------------------------------------------------------------
 
@@ -133,11 +136,12 @@ class TokenizerManager:
         place = self.sessions.place(req.session, current_scope().key) if req.session is not None else None
         requests = await self._maker.make(req, place.ids if place is not None else None)
         self._check_alive()  # it may have died while a long text was tokenized
-        name = req.rid if isinstance(req.rid, str) else requests[0].rid
-        if name in self._calls or any(r.rid in self._sequences for r in requests):
-            raise RequestError(f"a request with the rid {name!r} is already running", "rid")
         scope = current_scope()
-        call = Call(self.drop, name, scope.arrived_at)
+        name = req.rid if isinstance(req.rid, str) else own_rid(requests[0])
+        key = wire_rid(scope.key, name)
+        if key in self._calls or any(r.rid in self._sequences for r in requests):
+            raise RequestError(f"a request with the rid {name[:100]!r} is already running", "rid")
+        call = Call(self.drop, name, scope.arrived_at, key)
         call.turn = self._enter(place, requests[0]) if place is not None else None
         call.trace = scope.trace
         call.limit(min((t for t in (scope.timeout, self.http.request_timeout) if t is not None), default=None))
@@ -150,7 +154,7 @@ class TokenizerManager:
             kept = msgspec.structs.replace(request, media=()) if request.media else request  # pixels are not needed again
             sequence = Sequence(call, index, kept, detokenizer)
             self._sequences[request.rid] = call.open[request.rid] = sequence
-        self._calls[name] = call
+        self._calls[key] = call
         try:
             for request in requests:
                 self._send(request)
@@ -166,7 +170,7 @@ class TokenizerManager:
         """Takes a request into its session. Raises RequestError or OverloadError."""
         if place.capacity is not None and len(self.need_tokenizer().decode(request.input_ids)) > place.capacity:
             raise RequestError(f"the conversation is longer than the session's {place.capacity} characters", "session_params")
-        return self.sessions.enter(place, request.rid, request.input_ids)
+        return self.sessions.enter(place, own_rid(request), request.input_ids)
 
     def open_session(self, name: str | None, capacity: int | None) -> str:
         """The name of a new session for whoever asks. Raises RequestError or OverloadError."""
@@ -190,11 +194,15 @@ class TokenizerManager:
     # --- ends of requests ---------------------------------------------------------------------------------------------------
 
     def abort(self, rid: str, message: str = "the request was aborted") -> None:
-        """Aborts a sequence, or all sequences of a call. Whoever waits gets the final output. An unknown rid is ignored."""
-        call = self._calls.get(rid)
-        for name in list(call.open) if call is not None else [rid] if rid in self._sequences else []:
-            self._send(AbortReq(rid=name, message=message))
-        self._embeddings.abort(rid)
+        """Aborts a sequence, or all sequences of a call, of the client who asks; if the operator asks, whosever they are. Whoever
+        waits gets the final output. An unknown rid is ignored."""
+        scope = current_scope()
+        for client in self._clients if scope.is_operator else (scope.key,):
+            key = wire_rid(client, rid)
+            call = self._calls.get(key)
+            for name in list(call.open) if call is not None else [key] if key in self._sequences else []:
+                self._send(AbortReq(rid=name, message=message))
+            self._embeddings.abort(key)
 
     def abort_all(self, message: str = "the request was aborted") -> None:
         self._send(AbortReq(all=True, message=message))
@@ -215,7 +223,7 @@ class TokenizerManager:
         self._sequences.pop(rid, None)
         call.open.pop(rid, None)
         if not call.open:
-            self._calls.pop(call.name, None)
+            self._calls.pop(call.key, None)
             call.closed()
 
     # --- embeddings ---------------------------------------------------------------------------------------------------------
@@ -233,7 +241,10 @@ class TokenizerManager:
         for ids in texts:
             if len(ids) > limit:
                 raise RequestError(f"a text has {len(ids)} tokens; the model takes at most {limit}", "input")
-        return await self._embeddings.embed(texts, rids)
+        client = current_scope().key
+        return await self._embeddings.embed(
+            texts, [wire_rid(client, rid) for rid in rids] if rids is not None else None, client
+        )
 
     # --- messages of the scheduler ------------------------------------------------------------------------------------------
 
@@ -266,7 +277,7 @@ class TokenizerManager:
         call = sequence.call
         out = GenerateOut(
             index=sequence.index,
-            rid=token_out.rid,
+            rid=sequence.rid,
             text=sequence.detokenizer.feed(token_out) if sequence.detokenizer is not None else "",
             ids=token_out.ids,
             finish=token_out.finish,
@@ -281,7 +292,7 @@ class TokenizerManager:
         if call.turn is not None:
             call.turn.add(out.ids)
         self._note_times(sequence, token_out)
-        self._log.said(out)
+        self._log.said(sequence.request, out)
         if out.finish is not None:
             self._finish(sequence, out)
         elif sequence.is_due(out, self.http.stream_interval):
@@ -294,7 +305,7 @@ class TokenizerManager:
         if call.turn is not None and error is None:
             call.turn.finish()
             call.turn = None
-        self._forget(call, out.rid)
+        self._forget(call, sequence.request.rid)
         first = sequence.first_at - call.started_at if sequence.first_at else None
         self._log.finished(sequence.request, out, first, sequence.queue_time)
         if self.metrics is not None:
@@ -407,14 +418,24 @@ class TokenizerManager:
         return "draining" if self.draining else "broken" if self._death is not None else "ready"
 
     async def health(self, timeout: float = 20.0) -> bool:
-        """Whether the engine generates: any output within `timeout` seconds of asking for one token."""
+        """Whether the engine generates: any output within `timeout` seconds of asking for one token. Whoever asks meanwhile gets the
+        same answer: no key is needed to ask, so asking more must not make more work."""
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._check_health(timeout))
+        return await asyncio.shield(self._checking)
+
+    async def _check_health(self, timeout: float) -> bool:
+        enter_scope(RequestScope(time.monotonic()))  # of this task: nobody's share of the queue is used
         if not self.is_alive:
             return False
         if self.info.get("embedding_dim"):
             return await self._embeds(timeout)
         asked = time.monotonic()
         sampling = SamplingParams(max_new_tokens=1, temperature=0.0)
-        call = await self.start(GenerateReq(input_ids=[0], sampling=sampling, rid=f"HEALTH_CHECK_{uuid4().hex}"))
+        try:
+            call = await self.start(GenerateReq(input_ids=[0], sampling=sampling, rid=f"HEALTH_CHECK_{uuid4().hex}"))
+        except SglangError:
+            return False
         try:
             while time.monotonic() - asked < timeout:
                 await call.ready(0.5)

@@ -13,6 +13,7 @@ from typing import Any
 
 from sglang.srt.errors import ConfigError
 from sglang.srt.messages import TokenizedReq
+from sglang.srt.server.generate_req import own_rid
 
 INSTALL = 'pip install "sglang-anywhere[otel]"'
 
@@ -60,7 +61,7 @@ class Tracing:
         attributes = {
             "gen_ai.operation.name": "generate",
             "gen_ai.request.model": self._model,
-            "gen_ai.request.id": request.rid,
+            "gen_ai.request.id": own_rid(request),
             "gen_ai.request.temperature": request.sampling.temperature,
             "gen_ai.request.top_p": request.sampling.top_p,
             **facts,

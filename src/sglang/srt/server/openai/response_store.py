@@ -1,13 +1,14 @@
 """Responses that are kept, so that a later one can follow them by `previous_response_id`, and for GET /v1/responses/{id}.
 
 Each holds its own input and output; what went before is found by its predecessor's id, so a long conversation is kept once. They
-live in memory as JSON (as objects they would take many times the room), belong to the API key that made them, and the ones unused
-for longest make room for new ones.
+live in memory as JSON (as objects they would take many times the room) and belong to the API key that made them. Room for new ones is
+made by whoever holds most, with the ones that it did not use for longest: nobody loses theirs to one who stores without end.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,6 @@ class StoredResponse:
     """`items`: what this request's `input` said, as a list; `response`: the answer's body; both as JSON. `previous`: the response that
     it follows."""
 
-    owner: str
     items: bytes
     response: bytes
     previous: str | None
@@ -45,42 +45,62 @@ class StoredResponse:
         return len(self.items) + len(self.response)
 
 
+class _Shelf:
+    """What one client has, the ones unused for longest first."""
+
+    def __init__(self) -> None:
+        self.responses: OrderedDict[str, StoredResponse] = OrderedDict()
+        self.num_bytes = 0
+
+    def add(self, name: str, stored: StoredResponse) -> None:
+        self.responses[name] = stored
+        self.num_bytes += stored.size
+
+    def remove(self, name: str) -> None:
+        self.num_bytes -= self.responses.pop(name).size
+
+
 class ResponseStore:
-    """Owner of all of them. Everything runs on one event loop."""
+    """Owner of all of them, a shelf for each client (RequestScope.key). Everything runs on one event loop."""
 
     def __init__(self, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
         self._max_responses = max_responses
         self._max_bytes = max_bytes
-        self._responses: OrderedDict[str, StoredResponse] = OrderedDict()
-        self._bytes = 0
+        self._shelves: dict[str, _Shelf] = {}
 
     def __len__(self) -> int:
-        return len(self._responses)
+        return sum(len(shelf.responses) for shelf in self._shelves.values())
 
     @property
     def num_bytes(self) -> int:
-        return self._bytes
+        return sum(shelf.num_bytes for shelf in self._shelves.values())
 
     def put(self, owner: str, items: list[Any], response: dict[str, Any]) -> None:
-        """Keeps a response that has ended; the oldest go when there is no room."""
-        stored = StoredResponse(owner, encode_json(items), encode_json(response), response["previous_response_id"])
-        self._responses[response["id"]] = stored
-        self._bytes += stored.size
-        while self._responses and (self._bytes > self._max_bytes or len(self._responses) > self._max_responses):
-            _, oldest = self._responses.popitem(last=False)
-            self._bytes -= oldest.size
+        """Keeps a response that has ended."""
+        stored = StoredResponse(encode_json(items), encode_json(response), response["previous_response_id"])
+        self._shelves.setdefault(owner, _Shelf()).add(response["id"], stored)
+        while self.num_bytes > self._max_bytes:
+            self._make_room(lambda shelf: shelf.num_bytes)
+        while len(self) > self._max_responses:
+            self._make_room(lambda shelf: len(shelf.responses))
+
+    def _make_room(self, held: Callable[[_Shelf], int]) -> None:
+        """Drops the oldest of whoever holds most."""
+        shelf = max(self._shelves.values(), key=held)
+        shelf.remove(next(iter(shelf.responses)))
 
     def get(self, name: str, owner: str) -> StoredResponse:
         """Raises NoSuchResponseError."""
-        found = self._responses.get(name)
-        if found is None or found.owner != owner:
+        shelf = self._shelves.get(owner)
+        found = shelf.responses.get(name) if shelf is not None else None
+        if found is None:
             raise NoSuchResponseError(f"there is no response {name[:100]!r}; it may have been deleted, or made room for others")
         return found
 
     def delete(self, name: str, owner: str) -> None:
         """Raises NoSuchResponseError."""
-        self._bytes -= self.get(name, owner).size
-        del self._responses[name]
+        self.get(name, owner)
+        self._shelves[owner].remove(name)
 
     def history(self, name: str | None, owner: str) -> tuple[list[Any], int]:
         """Inputs and outputs of a response and all before it, oldest first, and their bytes. Raises RequestError if one of them
@@ -94,7 +114,7 @@ class ResponseStore:
             chain.append((name, found))
             name = found.previous
         for used, _ in reversed(chain):  # a conversation that goes on is kept whole
-            self._responses.move_to_end(used)
+            self._shelves[owner].responses.move_to_end(used)
         items: list[Any] = []
         for _, found in reversed(chain):
             items += [*decode(found.items), *decode(found.response)["output"]]
