@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 IMAGE = 240
 """as in the real one, the first id beyond the vocabulary"""
 CROSS = [1, 3]
-SETTINGS = {"size": {"height": 28, "width": 28}, "max_image_tiles": 4}
+TILE, PATCH = 28, 7
+PUBLISHED_TILE, PUBLISHED_PATCH = 560, 14
+"""of meta-llama/Llama-3.2-11B-Vision-Instruct"""
 VISION = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 3,
     "num_global_layers": 2,
     "attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 7,
     "vision_output_dim": 32 * 3,
     "intermediate_layers_indices": [0, 2],
 }
@@ -44,20 +44,28 @@ TEXT = {
 }
 
 
-def save_mllama(folder: Path, seed: int = 5, **text: Any) -> Any:
+def settings(tile: int) -> dict[str, Any]:
+    """Of the image processor."""
+    return {"size": {"height": tile, "width": tile}, "max_image_tiles": 4}
+
+
+def save_mllama(folder: Path, seed: int = 5, tile: int = TILE, patch: int = PATCH, **text: Any) -> Any:
     """The model in `folder`; returns transformers' own. In that one rows before the first picture are kept from attending to all
     pictures, as in the original (mllama.py of our models says why)."""
     import torch
     import transformers as t
 
-    config = t.MllamaConfig(text_config=TEXT | text, vision_config=VISION, image_token_index=IMAGE)
+    vision = VISION | {"image_size": tile, "patch_size": patch}
+    config = t.MllamaConfig(text_config=TEXT | text, vision_config=vision, image_token_index=IMAGE)
     model = randomise(t.MllamaForConditionalGeneration(config), seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "gate" in name and "gate_proj" not in name:
                 parameter.copy_(torch.rand_like(parameter) + 0.4)
     model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "MllamaImageProcessor", **SETTINGS}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "MllamaImageProcessor", **settings(tile)})
+    )
     for layer in config.text_config.cross_attention_layers:
         _keep_blind_rows_blind(model.model.language_model.layers[layer])
     return model
@@ -77,7 +85,7 @@ def _keep_blind_rows_blind(layer: Any) -> None:
     layer.cross_attn.forward = attend
 
 
-def inputs_of(ids: list[int], images: list[Image.Image]) -> dict[str, Any]:
+def inputs_of(model: Any, ids: list[int], images: list[Image.Image]) -> dict[str, Any]:
     """Arguments of transformers' model for a prompt with an IMAGE id for each picture."""
     import torch
     from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
@@ -89,7 +97,7 @@ def inputs_of(ids: list[int], images: list[Image.Image]) -> dict[str, Any]:
     inputs: dict[str, Any] = {"input_ids": torch.tensor([ids])}
     if not images:
         return inputs
-    found = MllamaImageProcessorPil(**SETTINGS)(images=[images], return_tensors="pt")
+    found = MllamaImageProcessorPil(**settings(model.config.vision_config.image_size))(images=[images], return_tensors="pt")
     sparse = get_cross_attention_token_mask(ids, IMAGE)
     mask = convert_sparse_cross_attention_mask_to_dense([sparse], found.pop("num_tiles"), 4, len(ids))
     return {**inputs, **found, "cross_attention_mask": torch.from_numpy(mask)}
@@ -99,4 +107,4 @@ def expected_logits(model: Any, ids: list[int], images: list[Image.Image]) -> np
     import torch
 
     with torch.no_grad():
-        return np.asarray(model(**inputs_of(ids, images)).logits[0])
+        return np.asarray(model(**inputs_of(model, ids, images)).logits[0])

@@ -28,7 +28,7 @@ from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
 from sglang.srt.server.multimodal.processors.registry import create_processor
 from sglang.srt.server.multimodal.spans import expand
 from sglang.srt.server.tokenization.tokenizer import load_tokenizer
-from tests.model.mllama import IMAGE, expected_logits, save_mllama
+from tests.model.mllama import IMAGE, PUBLISHED_PATCH, PUBLISHED_TILE, expected_logits, save_mllama
 from tests.model.test_vision_pictures import picture
 from tests.model.tiny import open_worker
 from tests.model.vision import embed
@@ -53,8 +53,11 @@ class Family:
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    folder = tmp_path_factory.mktemp("mllama")
-    model = save_mllama(folder)
+    return make_family(tmp_path_factory.mktemp("mllama"))
+
+
+def make_family(folder: Path, **sizes: int) -> Family:
+    model = save_mllama(folder, **sizes)
     words = {f"w{i}": i for i in range(IMAGE)} | {"<|image|>": IMAGE}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
     tokenizer.add_special_tokens(["<|image|>"])
@@ -161,6 +164,15 @@ def test_cross_attention_in_the_first_and_the_last_layer(family: Family, tmp_pat
     given = prompt_of(family, worker, PROMPTS["several, mixed sizes, text between"])
     want, got = expected_logits(model, given.bare, given.images), compute(worker, [given])[0]
     assert np.abs(got - want).max() < 3e-4 * np.abs(want).max()
+
+
+def test_published_tiles(tmp_path: Path) -> None:
+    """Photos of odd sizes in tiles as large as the published model's."""
+    family = make_family(tmp_path, tile=PUBLISHED_TILE, patch=PUBLISHED_PATCH)
+    worker = open_worker(tmp_path, CpuOps(2))
+    given = prompt_of(family, worker, [3, (1001, 667), 7, (31, 77), 9])
+    want, got = expected_logits(family.model, given.bare, given.images), compute(worker, [given])[0]
+    assert np.abs(got - want).max() < 2e-2 * np.abs(want).max()
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 16])

@@ -133,9 +133,13 @@ class Family:
 
 @pytest.fixture(scope="module", params=CASES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return make_family(CASES[request.param], tmp_path_factory.mktemp(request.param))
+
+
+def make_family(case: Case, folder: Path) -> Family:
+    """A random model of the family in `folder`, and both image processors."""
     import importlib
 
-    case, folder = CASES[request.param], tmp_path_factory.mktemp(request.param)
     model = randomise(case.make(), 3)
     model.save_pretrained(folder)
     save_tokenizer(folder)
@@ -154,10 +158,15 @@ def ops(request: pytest.FixtureRequest) -> Ops:
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_logits(family: Family, ops: Ops, prompt: str) -> None:
+    check_logits(family, ops, PROMPTS[prompt])
+
+
+def check_logits(family: Family, ops: Ops, prompt: list[Any]) -> None:
+    """Compares every position of a prompt, whose pictures are given by their sizes, with transformers."""
     import torch
 
     rng = np.random.default_rng(5)
-    parts = [part if isinstance(part, list) else picture(rng, part) for part in PROMPTS[prompt]]
+    parts = [part if isinstance(part, list) else picture(rng, part) for part in prompt]
     images = [part for part in parts if isinstance(part, Image.Image)]
     pictures = [family.ours.process("image", [image], "auto", len(images) == 1) for image in images]
     bare = [i for part in parts for i in (part if isinstance(part, list) else [family.ours.placeholders["image"]])]
@@ -174,8 +183,9 @@ def test_logits(family: Family, ops: Ops, prompt: str) -> None:
         inputs["mm_token_type_ids"] = torch.tensor([[int(i == IMAGE) for i in ids]])
     with torch.no_grad():
         want = np.asarray(family.model(input_ids=torch.tensor([ids]), **inputs).logits[0])
-    worker = open_worker(family.folder, ops)
-    got = logits(worker, Shown(ids, items, *(axes or (None, 0)), two_way=worker.info.two_way))
+    worker = open_worker(family.folder, ops, max_total_tokens=8192)
+    shown = Shown(ids, items, *(axes or (None, 0)), two_way=worker.info.two_way)
+    got = logits(worker, shown, chunk=10**6 if shown.two_way else 512)
     tolerance = 3e-4 if isinstance(ops, ReferenceOps) else 2e-2  # the native kernels keep K and V in 16 bits
     assert np.abs(want).max() > 1
     assert np.abs(got - want).max() < tolerance * np.abs(want).max()

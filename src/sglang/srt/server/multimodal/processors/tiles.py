@@ -12,9 +12,11 @@ Float32 = npt.NDArray[np.float32]
 
 def patches_of(tiles: npt.NDArray[Any], patch: int, merge: int = 1) -> Float32:
     """[tiles, channels, side, side] to [patches, channels * patch * patch], row by row, or in the order of squares of
-    `merge` x `merge` patches."""
+    `merge` x `merge` patches. What is left at the right and lower edge, less than a patch, is not seen, as with a convolution of
+    that stride."""
     n, channels, height, width = tiles.shape
     down, across = height // patch // merge, width // patch // merge
-    cut = tiles.reshape(n, channels, down, merge, patch, across, merge, patch)
+    whole = tiles[:, :, : down * merge * patch, : across * merge * patch]
+    cut = whole.reshape(n, channels, down, merge, patch, across, merge, patch)
     flat = cut.transpose(0, 2, 5, 3, 6, 1, 4, 7).reshape(-1, channels * patch * patch)
     return np.ascontiguousarray(flat, dtype=np.float32)
