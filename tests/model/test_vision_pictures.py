@@ -159,7 +159,7 @@ def test_logits(family: Family, ops: Ops, prompt: str) -> None:
     rng = np.random.default_rng(5)
     parts = [part if isinstance(part, list) else picture(rng, part) for part in PROMPTS[prompt]]
     images = [part for part in parts if isinstance(part, Image.Image)]
-    pictures = [family.ours.process("image", [image], "auto", len(images) == 1) for image in images]
+    pictures = [family.ours.process("image", [np.asarray(image)], "auto", len(images) == 1) for image in images]
     bare = [i for part in parts for i in (part if isinstance(part, list) else [family.ours.placeholders["image"]])]
     ids, spans = expand(bare, pictures, family.ours.placeholders, family.ours.image_token, family.lines)
     items = tuple(
@@ -185,7 +185,7 @@ def test_low_detail_takes_fewer_rows(family: Family) -> None:
     if family.ours.positions(0, []) is not None:
         pytest.skip("pictures of this family are never large enough here: low detail means 512 x 512 pixels")
     image = picture(np.random.default_rng(6), (90, 88))
-    low, high = (family.ours.process("image", [image], detail, True) for detail in ("low", "high"))  # type: ignore[arg-type]
+    low, high = (family.ours.process("image", [np.asarray(image)], detail, True) for detail in ("low", "high"))  # type: ignore[arg-type]
     if isinstance(family.ours, Gemma3Processor):
         assert low.tokens == high.tokens  # it is no long picture
         return
@@ -197,7 +197,7 @@ def test_long_pictures_in_pieces(family: Family) -> None:
     if not isinstance(family.ours, Gemma3Processor):
         pytest.skip("of Gemma 3 only")
     image = picture(np.random.default_rng(7), (800, 260))
-    found = family.ours.process("image", [image], "high", True)
+    found = family.ours.process("image", [np.asarray(image)], "high", True)
     options = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 256, "pan_and_scan_max_num_crops": 4}
     theirs = family.image_processor(images=[image], return_tensors="np", pan_and_scan_min_ratio_to_activate=1.2, **options)
     count = int(np.ravel(theirs["num_crops"])[0])
@@ -229,7 +229,7 @@ def test_the_engine_generates_what_transformers_does(family: Family) -> None:
         meta = replies[number]["meta_info"]
         assert again[number]["output_ids"] == replies[number]["output_ids"]
         assert again[number]["meta_info"]["cached_tokens"] == meta["prompt_tokens"] - 1
-        pictures = [family.ours.process("image", [image], "auto", len(images) == 1) for image in images]
+        pictures = [family.ours.process("image", [np.asarray(image)], "auto", len(images) == 1) for image in images]
         ids, spans = expand(bare, pictures, family.ours.placeholders, family.ours.image_token, family.lines)
         assert meta["prompt_tokens"] == len(ids)
         inputs = family.case.inputs(family.image_processor, images) if images else {}
@@ -257,11 +257,11 @@ def test_videos_with_times(family: Family, ops: Ops) -> None:
 
     rng = np.random.default_rng(11)
     frames = [picture(rng, (50, 40)) for _ in range(5)]
-    video = family.ours.process("video", frames, "auto", True)
+    video = family.ours.process("video", [np.asarray(frame) for frame in frames], "auto", True)
     t, place, rows = video.grid[0], IMAGE + 1, video.grid[1] * video.grid[2] // 4
     unknown = 0  # what this tokenizer has for a time
     assert t == 3 and video.tokens == (unknown, IMAGE + 2, *[place] * rows, IMAGE + 3) * 3
-    still = family.ours.process("image", [picture(rng, (28, 28))], "auto", False)
+    still = family.ours.process("image", [np.asarray(picture(rng, (28, 28)))], "auto", False)
     ids, spans = expand(
         [5, IMAGE + 2, place, IMAGE + 3, 17, IMAGE, 9], [video, still], family.ours.placeholders, family.ours.image_token
     )
@@ -292,7 +292,7 @@ def test_times_as_they_are_written(family: Family, monkeypatch: pytest.MonkeyPat
     written: list[str] = []
     ours: Any = family.ours
     monkeypatch.setattr(ours._tokenizer, "encode", lambda text, **_: written.append(text) or [0])
-    family.ours.process("video", [picture(np.random.default_rng(1), (28, 28))] * 7, "auto", True)
+    family.ours.process("video", [np.asarray(picture(np.random.default_rng(1), (28, 28)))] * 7, "auto", True)
     assert written == ["<0.2 seconds>", "<1.2 seconds>", "<2.2 seconds>", "<3.2 seconds>"]
 
 

@@ -17,8 +17,11 @@ import pytest
 
 from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
-from sglang.srt.server.multimodal import sources as sources_module
-from sglang.srt.server.multimodal.sources import Sources, is_public
+from sglang.srt.server.multimodal import fetching
+from sglang.srt.server.multimodal.addresses import Resolver, is_public
+from sglang.srt.server.multimodal.fetched import Allowance
+from sglang.srt.server.multimodal.shares import Budget
+from sglang.srt.server.multimodal.sources import Sources
 
 DATA = b"\x89PNG not really, but these are the bytes" * 20
 
@@ -108,7 +111,9 @@ def load(source: str | bytes, kind: str = "image", **options: Any) -> bytes:
     async def run() -> bytes:
         sources = Sources(MediaOptions(**options))
         try:
-            return (await sources.load(source, kind)).data
+            limits = MediaOptions(**options)
+            allowance = Allowance(limits.max_bytes, Budget(1 << 30, 1 << 30), "client")
+            return bytes((await sources.load(source, kind, allowance)).data)
         finally:
             await sources.close()
 
@@ -156,11 +161,11 @@ def test_name_is_resolved_once_and_that_address_is_used(server: str, monkeypatch
     """A resolver whose second answer differs (DNS rebinding) is never asked a second time."""
     answers = [["127.0.0.1"], ["203.0.113.7"]]
 
-    async def resolve(host: str, port: int) -> list[Any]:
+    async def resolve(_: Resolver, host: str, port: int) -> list[Any]:
         assert host == "images.example"
         return [ipaddress.ip_address(a) for a in answers.pop(0)]
 
-    monkeypatch.setattr(sources_module, "resolve", resolve)
+    monkeypatch.setattr(Resolver, "resolve", resolve)
     port = server.rsplit(":", 1)[1]
     assert load(f"http://images.example:{port}/host", allow_private=True) == f"images.example:{port}".encode()
     assert len(answers) == 1
@@ -171,12 +176,12 @@ def test_redirect_is_followed_and_checked_again(server: str, monkeypatch: pytest
     port = server.rsplit(":", 1)[1]
     asked = []
 
-    async def resolve(host: str, port: int) -> list[Any]:
+    async def resolve(_: Resolver, host: str, port: int) -> list[Any]:
         asked.append(host)
         return [ipaddress.ip_address("127.0.0.1")]
 
-    monkeypatch.setattr(sources_module, "resolve", resolve)
-    monkeypatch.setattr(sources_module, "is_public", lambda address: len(asked) == 1)  # the first host passes for public
+    monkeypatch.setattr(Resolver, "resolve", resolve)
+    monkeypatch.setattr(fetching, "is_public", lambda address: len(asked) == 1)  # the first host passes for public
     Handler.seen.clear()
     with pytest.raises(RequestError, match="private address"):
         load(f"http://outside.example:{port}/redirect/http://inside.example:{port}/ok")

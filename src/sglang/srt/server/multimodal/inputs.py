@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal
@@ -20,6 +21,14 @@ class MediaInput:
     kind: MediaKind
     source: str | bytes
     detail: Detail = "auto"
+
+
+@dataclass(frozen=True)
+class MediaTask:
+    """A prompt's ids, with placeholders, and what is shown in their place."""
+
+    ids: list[int]
+    inputs: Sequence[MediaInput]
 
 
 def parse_media(body: dict[str, Any], count: int, is_batch: bool) -> list[list[MediaInput]] | None:

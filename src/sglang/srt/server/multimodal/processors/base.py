@@ -16,16 +16,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from sglang.srt.errors import ModelError, RequestError
 from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.inputs import Detail
 from sglang.srt.server.multimodal.spans import Int32, Picture, Span
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 LOW_DETAIL_PIXELS = 512 * 512
 """what "low" allows a picture at most, where the model can choose (source: the OpenAI API)"""
+
+
+Frame = npt.NDArray[np.uint8]
+"""RGB, [height, width, 3]"""
 
 
 class Processor(Protocol):
@@ -37,7 +41,11 @@ class Processor(Protocol):
     image_token: str
     """what is written in a prompt for an image, placeholder and all"""
 
-    def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail, alone: bool) -> Picture:
+    def num_tokens(self, kind: MediaKind, shape: Shape, detail: Detail, alone: bool) -> int:
+        """How many `Picture.tokens` a picture of that shape will have. Raises RequestError for one that cannot be taken."""
+        ...
+
+    def process(self, kind: MediaKind, frames: Sequence[Frame], detail: Detail, alone: bool) -> Picture:
         """`alone`: the prompt has no other picture. Raises RequestError for a picture that the model cannot take."""
         ...
 
@@ -96,19 +104,21 @@ def run_processor(processor: Any, images: Sequence[Any], **options: Any) -> dict
     """Calls transformers' processor; what it finds wrong with a picture is the request's fault."""
     try:
         options = {name: value for name, value in options.items() if value is not None}
-        found = processor(images=list(images), return_tensors="np", **options)
+        found = processor(
+            images=list(images), return_tensors="np", input_data_format="channels_last", do_convert_rgb=False, **options
+        )
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise RequestError(f"the model cannot take this image: {error}", "image_url") from error
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def picture_hash(fingerprint: bytes, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail) -> bytes:
+def picture_hash(fingerprint: bytes, kind: MediaKind, frames: Sequence[Frame], detail: Detail) -> bytes:
     """A digest of everything that decides the encoder's rows: pixels, sizes, order, settings."""
     digest = hashlib.blake2b(fingerprint, digest_size=16)
     digest.update(f"{kind} {detail} {len(frames)}".encode())
     for frame in frames:
-        digest.update(f"{frame.mode} {frame.width} {frame.height}|".encode())
-        digest.update(frame.tobytes())
+        digest.update(f"{frame.shape}|".encode())
+        digest.update(np.ascontiguousarray(frame).data)
     return digest.digest()
 
 
