@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import threading
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -55,3 +59,46 @@ def frames_of(data: bytes, kind: MediaKind = "video", content_type: str | None =
 def decode(data: bytes, content_type: str | None = None, **options: Any) -> Image.Image:
     """A still picture. Raises RequestError."""
     return frames_of(data, "image", content_type, **options)[0]
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all its descendants."""
+    found = [pid]
+    for one in found:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{one}/task").iterdir():
+                found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def memory_of(pid: int) -> int:
+    """Bytes that a process and its descendants have, shared pages counted once (PSS)."""
+    total = 0
+    for one in tree(pid):
+        with contextlib.suppress(OSError):
+            match = re.search(r"^Pss: +(\d+) kB", Path(f"/proc/{one}/smaps_rollup").read_text(), re.MULTILINE)
+            total += int(match[1]) * 1024 if match else 0
+    return total
+
+
+class Peak:
+    """`with Peak(pid) as peak: ...` then peak.bytes: how far the memory of a process tree rose."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.bytes = 0
+
+    def __enter__(self) -> Peak:
+        self._before = memory_of(self._pid)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.02):
+            self.bytes = max(self.bytes, memory_of(self._pid) - self._before)

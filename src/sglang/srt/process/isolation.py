@@ -125,8 +125,10 @@ class Job:
         while at < size:
             self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
             count = self._connection.recv_into(view[at:])
-            if count == 0:
-                raise Cancelled("was cancelled") if self._cancelled else IsolationError("crashed")
+            if count == 0:  # how it ended can be told only between two frames
+                is_late = time.monotonic() > deadline - GRACE_SECONDS - 0.1
+                reason = self._owner.too_slow if is_late else "crashed"
+                raise Cancelled("was cancelled") if self._cancelled else IsolationError(reason)
             at += count
         return bytes(data)
 

@@ -30,7 +30,7 @@ from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.media_item import MediaItem, without_pixels
 from sglang.srt.server.multimodal.decoding import Decoder, Frames
-from sglang.srt.server.multimodal.fetched import Allowance, Fetched
+from sglang.srt.server.multimodal.fetched import Allowance
 from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.inputs import MediaInput, MediaTask
 from sglang.srt.server.multimodal.media import Medium, inspect
@@ -176,19 +176,18 @@ class MediaIntake:
 
     async def _know(self, item: MediaInput, alone: bool, allowance: Allowance, client: str) -> _Known:
         fetched = await self._sources.load(item.source, item.kind, allowance, client)
-        medium, key = await self._sources.aside(self._inspect, fetched, item, alone)
-        shape = at_least = medium.shape
-        if shape is None or at_least is None:
-            async with self._decoder.place(0, client):
-                shape = await self._decoder.measure(medium)
-            at_least = replace(shape, frames=max(shape.frames - 1, 1))  # a video's length is a promise
-        num_tokens = await self._sources.aside(self._processor.num_tokens, item.kind, at_least, item.detail, alone)
-        return _Known(item, alone, medium, shape, key, num_tokens)
+        medium = await self._sources.aside(inspect, fetched, item.kind, self._options)
+        if medium.shape is not None:
+            return await self._sources.aside(self._count, item, alone, medium, medium.shape, medium.shape)
+        async with self._decoder.place(0, client):
+            shape = await self._decoder.measure(medium)
+        at_least = replace(shape, frames=max(shape.frames - 1, 1))  # a video's length is a promise
+        return await self._sources.aside(self._count, item, alone, medium, shape, at_least)
 
-    def _inspect(self, fetched: Fetched, item: MediaInput, alone: bool) -> tuple[Medium, bytes]:
-        medium = inspect(fetched, item.kind, self._options)
+    def _count(self, item: MediaInput, alone: bool, medium: Medium, shape: Shape, at_least: Shape) -> _Known:
         person = f"{item.kind} {item.detail} {alone:d}".encode()
-        return medium, hashlib.blake2b(fetched.data, digest_size=16, person=person).digest()
+        key = hashlib.blake2b(medium.fetched.data, digest_size=16, person=person).digest()
+        return _Known(item, alone, medium, shape, key, self._processor.num_tokens(item.kind, at_least, item.detail, alone))
 
     def _grant(self, found: Sequence[_Known]) -> list[int]:
         """Pixels that each may have: those that its header promises; video files, whose promises are vague, also a part of what
