@@ -16,10 +16,12 @@ from PIL import Image
 
 from sglang.srt.checkpoint.resolve import resolve_model
 from sglang.srt.config import TextOptions
+from sglang.srt.errors import RequestError
 from sglang.srt.media_item import MediaItem
 from sglang.srt.model.kernels.cpu import CpuOps
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kernels.reference import ReferenceOps
+from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.intake import TokenLines
 from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
 from sglang.srt.server.multimodal.processors.gemma3 import Gemma3Processor
@@ -190,6 +192,30 @@ def test_low_detail_takes_fewer_rows(family: Family) -> None:
         assert low.tokens == high.tokens  # it is no long picture
         return
     assert len(low.tokens) < len(high.tokens) and low.mm_hash != high.mm_hash
+
+
+SIZES = [(1, 1), (1, 150), (150, 1), (2, 3), (27, 29), (28, 28), (56, 55), (84, 85), (90, 88), (113, 30), (30, 113), (640, 480)]
+SIZES += [(800, 260), (260, 800), (1000, 999), (300, 1500)]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("detail", ["auto", "low", "high"])
+def test_tokens_are_counted_from_the_size_alone(family: Family, detail: Any, alone: bool) -> None:
+    """Pictures of any shape are taken, or refused with a sentence, and their tokens are as many as was said before."""
+    for kind in family.ours.kinds:
+        for width, height in SIZES:
+            frames = [np.zeros((height, width, 3), np.uint8)] * (3 if kind == "video" else 1)
+            try:
+                counted = family.ours.num_tokens(kind, Shape(width, height, len(frames)), detail, alone)
+            except RequestError:
+                with pytest.raises(RequestError):
+                    family.ours.process(kind, frames, detail, alone)
+                continue
+            try:
+                made = family.ours.process(kind, frames, detail, alone)
+            except RequestError:
+                continue
+            assert counted == len(made.tokens), (kind, width, height)
 
 
 def test_long_pictures_in_pieces(family: Family) -> None:

@@ -239,7 +239,7 @@ ORIENTATION = 0x0112
 def _bands(image: Image.Image, label: str) -> Generator[bytes, None, tuple[int, int]]:
     """The rows of an upright picture, some at a time. Returns its size."""
     image.load()
-    orientation = image.getexif().get(ORIENTATION, 1)
+    orientation = _orientation(image)
     width, height = (image.height, image.width) if orientation in (5, 6, 7, 8) else image.size
     step = max(BAND_PIXELS // max(width, 1), 1)
     for top in range(0, height, step):
@@ -249,6 +249,15 @@ def _bands(image: Image.Image, label: str) -> Generator[bytes, None, tuple[int, 
             band = band.transpose(TURNS[orientation])
         yield band.tobytes()
     return width, height
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF says; 1, upright, where it is damaged: the picture may be good."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except _DECODER_ERRORS:
+        return 1
+    return found if found in TURNS else 1
 
 
 def _source_box(size: tuple[int, int], orientation: int, top: int, bottom: int) -> tuple[int, int, int, int]:

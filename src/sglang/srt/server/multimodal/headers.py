@@ -54,7 +54,7 @@ class _Reader:
 
     def step(self, size: int = 1) -> None:
         self._steps += size
-        if self._steps > MAX_PARTS + len(self.data) // 64:
+        if self._steps > MAX_PARTS + len(self.data) // 200:  # blocks of a GIF have up to 255 bytes
             raise ValueError("more parts than any encoder makes")
 
 

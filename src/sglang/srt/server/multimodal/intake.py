@@ -28,6 +28,7 @@ import numpy as np
 
 from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
+from sglang.srt.heap import release_freed_memory
 from sglang.srt.media_item import MediaItem, without_pixels
 from sglang.srt.server.multimodal.decoding import Decoder, Frames
 from sglang.srt.server.multimodal.fetched import Allowance
@@ -45,6 +46,11 @@ from sglang.srt.server.tokenization.tokenizer import Tokenizer
 PICTURE_BYTES = 128 << 20
 HELD_REQUESTS, SHARE_REQUESTS = 4, 3
 """files of how many requests of the largest size are held at once, of all clients and of one"""
+HELD_INPUTS, SHARE_INPUTS = 4096, 3072
+MAX_PROMPTS = 16
+"""prompts full of different images and videos that a batch may have"""
+TIDY_PIXELS, TIDY_SECONDS = 16 << 20, 0.5
+"""after so many pixels freed memory is given back, when so much time has passed"""
 NICENESS = 10
 
 T = TypeVar("T")
@@ -125,7 +131,11 @@ class MediaIntake:
         self._decoder = Decoder(options, with_videos="video" in processor.kinds)
         self._decoder.start()
         self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="media", initializer=_step_back)
-        self._budget = Budget(HELD_REQUESTS * options.max_bytes, SHARE_REQUESTS * options.max_bytes)
+        held, share = HELD_REQUESTS * options.max_bytes, SHARE_REQUESTS * options.max_bytes
+        self._bytes = Budget(held, share, "bytes of images and videos are being worked on")
+        self._inputs = Budget(HELD_INPUTS, SHARE_INPUTS, "images and videos are being worked on")
+        self._untidy = 0
+        self._tidying: asyncio.TimerHandle | None = None
         self._pictures: OrderedDict[bytes, _Ready] = OrderedDict()
         self._picture_bytes = 0
 
@@ -135,6 +145,8 @@ class MediaIntake:
         return self._processor.image_token
 
     async def close(self) -> None:
+        if self._tidying is not None:
+            self._tidying.cancel()
         self._decoder.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         await self._sources.close()
@@ -145,9 +157,10 @@ class MediaIntake:
             self._check(task.inputs)
             find_places(task.ids, len(task.inputs), self._processor.placeholders, self._processor.image_token)
         distinct = {_identity(item, task): (item, len(task.inputs) == 1) for task in tasks for item in task.inputs}
-        self._check([item for item, _ in distinct.values()])
+        _check_count(len(distinct), MAX_PROMPTS * self._options.max_items)
         client = current_scope().key
-        allowance = Allowance(self._options.max_bytes, self._budget, client)
+        allowance = Allowance(self._options.max_bytes, self._bytes, client)
+        self._inputs.take(client, len(distinct))
         try:
             found = await _together([self._know(*use, allowance, client) for use in distinct.values()])
             known = dict(zip(distinct, found, strict=True))
@@ -157,6 +170,7 @@ class MediaIntake:
             ready = await _together([self._ready(one, grant, client) for one, grant in zip(found, grants, strict=True)])
         finally:
             allowance.close()
+            self._inputs.give_back(client, len(distinct))
         made = dict(zip(distinct, ready, strict=True))
         prompts = [self._prompt(task, [made[_identity(item, task)] for item in task.inputs]) for task in tasks]
         return _without_repeated_pixels(prompts)
@@ -165,11 +179,7 @@ class MediaIntake:
 
     def _check(self, inputs: Sequence[MediaInput]) -> None:
         """Raises RequestError for what can be told without fetching anything."""
-        if len(inputs) > self._options.max_items:
-            raise RequestError(
-                f"a request may have at most {self._options.max_items} images and videos, and this one has {len(inputs)}",
-                "image_data",
-            )
+        _check_count(len(inputs), self._options.max_items)
         for item in inputs:
             if item.kind not in self._processor.kinds:
                 raise RequestError(f"this model does not see {item.kind}s", f"{item.kind}_data")
@@ -214,6 +224,7 @@ class MediaIntake:
             frames = await self._decoder.decode(one.medium, one.shape, pixels)
             ready = await asyncio.get_running_loop().run_in_executor(self._threads, self._process, frames, one)
         self._remember(one.key, ready)
+        self._tidy_later(one.shape.pixels)
         return ready
 
     def _process(self, frames: Frames, one: _Known) -> _Ready:
@@ -237,6 +248,22 @@ class MediaIntake:
             _, old = self._pictures.popitem(last=False)
             self._picture_bytes -= old.picture.nbytes
 
+    async def flush(self) -> None:
+        """Forgets all pictures."""
+        self._pictures.clear()
+        self._picture_bytes = 0
+        await self._sources.aside(release_freed_memory)
+
+    def _tidy_later(self, pixels: int) -> None:
+        """Large pictures leave holes in the heap."""
+        self._untidy += pixels
+        if self._untidy >= TIDY_PIXELS and self._tidying is None:
+            self._tidying = asyncio.get_running_loop().call_later(TIDY_SECONDS, self._tidy)
+
+    def _tidy(self) -> None:
+        self._untidy, self._tidying = 0, None
+        self._threads.submit(release_freed_memory)
+
     def _prompt(self, task: MediaTask, ready: Sequence[_Ready]) -> MediaPrompt:
         pictures = [one.picture for one in ready]
         processor = self._processor
@@ -252,6 +279,11 @@ class MediaIntake:
             return MediaPrompt(expanded, items)
         positions, delta = axes
         return MediaPrompt(expanded, items, positions.tobytes(), delta)
+
+
+def _check_count(count: int, most: int) -> None:
+    if count > most:
+        raise RequestError(f"a request may have at most {most} images and videos, and this one has {count}", "image_data")
 
 
 def _identity(item: MediaInput, task: MediaTask) -> tuple[object, ...]:

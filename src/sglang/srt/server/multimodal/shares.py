@@ -107,10 +107,10 @@ class Shares:
 
 
 class Budget:
-    """Bytes that may be held, of all and of one owner. Nothing waits here: what does not fit is an OverloadError."""
+    """What may be held, of all and of one owner. Nothing waits here: what does not fit is an OverloadError, "too many WHAT"."""
 
-    def __init__(self, total: int, share: int) -> None:
-        self._total, self._share = total, share
+    def __init__(self, total: int, share: int, what: str) -> None:
+        self._total, self._share, self._what = total, share, what
         self._used = 0
         self._held: Counter[str] = Counter()
 
@@ -120,7 +120,7 @@ class Budget:
 
     def take(self, owner: str, amount: int) -> None:
         if self._used + amount > self._total or self._held.get(owner, 0) + amount > self._share:
-            raise OverloadError("too many bytes of images and videos are being worked on: try again later")
+            raise OverloadError(f"too many {self._what} at once: try again later")
         self._used += amount
         self._held[owner] += amount
 
