@@ -43,7 +43,7 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="module")
 def vision(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     log = tmp_path_factory.mktemp("log") / "log"
-    flags = ["--allow-private-media", "--api-key", "a,b", "--media-timeout", "8", "--media-decode-timeout", "60"]
+    flags = ["--allow-private-media", "--api-key", "a,b", "--media-timeout", "8", "--media-decode-timeout", "40"]
     running = start_server(log, *flags, model=str(ROOT / "models" / "toy-vlm"))
     with client(running) as web:  # warm: what is loaded once is no cost of a request
         assert ask(web, [png(Image.new("RGB", (300, 200)))]).status_code == 200
@@ -222,7 +222,7 @@ def test_decoding_has_a_deadline() -> None:
             for data in (many_scans(photograph(2000, 1500), 85), many_scans(photograph(4000, 3000), 5)):
                 medium = inspect(Fetched(data, "the image"), "image", options)
                 assert medium.shape is not None
-                with pytest.raises(RequestError, match="took more than 0.5 s"):
+                with pytest.raises(RequestError, match="took more than"):
                     await decoder.decode(medium, medium.shape, medium.shape.pixels)
         finally:
             decoder.close()

@@ -153,7 +153,7 @@ class MediaOptions:
     timeout: float = 20.0
     """seconds, to fetch one"""
     decode_timeout: float = 10.0
-    """seconds, to decode one"""
+    """seconds of processor time, to decode one"""
     max_bytes: int = 64 << 20
     """of all images and videos of a request, as fetched"""
     max_pixels: int = 64 << 20

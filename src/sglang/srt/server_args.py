@@ -126,7 +126,9 @@ class ServerArgs:
     allow_private_media: bool = _flag(False, "images and videos", "fetch from private and loopback addresses too")
     media_root: str | None = _flag(None, "images and videos", "folder below which file:// URLs are read; default: none are")
     media_timeout: float = _flag(20.0, "images and videos", "seconds that fetching one may take")
-    media_decode_timeout: float = _flag(10.0, "images and videos", "seconds that decoding one may take")
+    media_decode_timeout: float = _flag(
+        10.0, "images and videos", "seconds of processor time that decoding one may take; three times as many in all"
+    )
     max_media_bytes: int = _flag(64 << 20, "images and videos", "bytes of all files of a request together")
     max_media_pixels: int = _flag(128 << 20, "images and videos", "pixels of all pictures and frames of a request together")
     max_image_pixels: int = _flag(64 << 20, "images and videos", "largest picture or frame")

@@ -29,6 +29,8 @@ from sglang.srt.server.multimodal.shares import Shares
 ENTRY = "sglang.srt.server.multimodal.decode_work:prepare"
 PLACES = 4
 WORK_PIXELS = 64 << 20
+WAITING = 3.0
+"""a child may wait for the processor: it has so many times the seconds that it may compute"""
 NICENESS = 10
 """pictures are not to slow down running requests"""
 
@@ -45,7 +47,7 @@ class Decoder:
         limits = Limits(
             memory=decode_work.MEMORY + decode_work.BYTES_OF_A_PIXEL * pixels,
             cpu_seconds=options.decode_timeout,
-            seconds=options.decode_timeout,
+            seconds=WAITING * options.decode_timeout,
             niceness=NICENESS,
             reply=3 * max(options.max_media_pixels, pixels) + (1 << 20),
         )
@@ -94,7 +96,7 @@ class Decoder:
             pixels=pixels,
             max_pixels=self._options.max_pixels,
             max_frames=self._options.max_frames,
-            seconds=self._options.decode_timeout,
+            seconds=WAITING * self._options.decode_timeout,
             container=medium.container,
             measure=not memory,
             memory=memory,
