@@ -84,7 +84,7 @@ def prompt_of(family: Family, worker: LocalWorker, parts: list[Any], seed: int =
     rng = np.random.default_rng(seed)
     images = [picture(rng, part) for part in parts if isinstance(part, tuple)]
     bare = [IMAGE if isinstance(part, tuple) else part for part in parts]
-    pictures = [family.ours.process("image", [image], "auto", False) for image in images]
+    pictures = [family.ours.process("image", [np.asarray(image)], "auto", False) for image in images]
     ids, spans = expand(bare, pictures, family.ours.placeholders, family.ours.image_token)
     items = tuple(
         MediaItem("image", p.mm_hash, tuple(found), p.pixels.tobytes(), p.pixels.shape, p.grid, p.facts)

@@ -16,10 +16,12 @@ from PIL import Image
 
 from sglang.srt.checkpoint.resolve import resolve_model
 from sglang.srt.config import TextOptions
+from sglang.srt.errors import RequestError
 from sglang.srt.media_item import MediaItem
 from sglang.srt.model.kernels.cpu import CpuOps
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kernels.reference import ReferenceOps
+from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.intake import TokenLines
 from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
 from sglang.srt.server.multimodal.processors.gemma3 import Gemma3Processor
@@ -168,7 +170,7 @@ def check_logits(family: Family, ops: Ops, prompt: list[Any]) -> None:
     rng = np.random.default_rng(5)
     parts = [part if isinstance(part, list) else picture(rng, part) for part in prompt]
     images = [part for part in parts if isinstance(part, Image.Image)]
-    pictures = [family.ours.process("image", [image], "auto", len(images) == 1) for image in images]
+    pictures = [family.ours.process("image", [np.asarray(image)], "auto", len(images) == 1) for image in images]
     bare = [i for part in parts for i in (part if isinstance(part, list) else [family.ours.placeholders["image"]])]
     ids, spans = expand(bare, pictures, family.ours.placeholders, family.ours.image_token, family.lines)
     items = tuple(
@@ -195,11 +197,35 @@ def test_low_detail_takes_fewer_rows(family: Family) -> None:
     if family.ours.positions(0, []) is not None:
         pytest.skip("pictures of this family are never large enough here: low detail means 512 x 512 pixels")
     image = picture(np.random.default_rng(6), (90, 88))
-    low, high = (family.ours.process("image", [image], detail, True) for detail in ("low", "high"))  # type: ignore[arg-type]
+    low, high = (family.ours.process("image", [np.asarray(image)], detail, True) for detail in ("low", "high"))  # type: ignore[arg-type]
     if isinstance(family.ours, Gemma3Processor):
         assert low.tokens == high.tokens  # it is no long picture
         return
     assert len(low.tokens) < len(high.tokens) and low.mm_hash != high.mm_hash
+
+
+SIZES = [(1, 1), (1, 150), (150, 1), (2, 3), (27, 29), (28, 28), (56, 55), (84, 85), (90, 88), (113, 30), (30, 113), (640, 480)]
+SIZES += [(800, 260), (260, 800), (1000, 999), (300, 1500)]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("detail", ["auto", "low", "high"])
+def test_tokens_are_counted_from_the_size_alone(family: Family, detail: Any, alone: bool) -> None:
+    """Pictures of any shape are taken, or refused with a sentence, and their tokens are as many as was said before."""
+    for kind in family.ours.kinds:
+        for width, height in SIZES:
+            frames = [np.zeros((height, width, 3), np.uint8)] * (3 if kind == "video" else 1)
+            try:
+                counted = family.ours.num_tokens(kind, Shape(width, height, len(frames)), detail, alone)
+            except RequestError:
+                with pytest.raises(RequestError):
+                    family.ours.process(kind, frames, detail, alone)
+                continue
+            try:
+                made = family.ours.process(kind, frames, detail, alone)
+            except RequestError:
+                continue
+            assert counted == len(made.tokens), (kind, width, height)
 
 
 def test_long_pictures_in_pieces(family: Family) -> None:
@@ -207,7 +233,7 @@ def test_long_pictures_in_pieces(family: Family) -> None:
     if not isinstance(family.ours, Gemma3Processor):
         pytest.skip("of Gemma 3 only")
     image = picture(np.random.default_rng(7), (800, 260))
-    found = family.ours.process("image", [image], "high", True)
+    found = family.ours.process("image", [np.asarray(image)], "high", True)
     options = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 256, "pan_and_scan_max_num_crops": 4}
     theirs = family.image_processor(images=[image], return_tensors="np", pan_and_scan_min_ratio_to_activate=1.2, **options)
     count = int(np.ravel(theirs["num_crops"])[0])
@@ -239,7 +265,7 @@ def test_the_engine_generates_what_transformers_does(family: Family) -> None:
         meta = replies[number]["meta_info"]
         assert again[number]["output_ids"] == replies[number]["output_ids"]
         assert again[number]["meta_info"]["cached_tokens"] == meta["prompt_tokens"] - 1
-        pictures = [family.ours.process("image", [image], "auto", len(images) == 1) for image in images]
+        pictures = [family.ours.process("image", [np.asarray(image)], "auto", len(images) == 1) for image in images]
         ids, spans = expand(bare, pictures, family.ours.placeholders, family.ours.image_token, family.lines)
         assert meta["prompt_tokens"] == len(ids)
         inputs = family.case.inputs(family.image_processor, images) if images else {}
@@ -267,11 +293,11 @@ def test_videos_with_times(family: Family, ops: Ops) -> None:
 
     rng = np.random.default_rng(11)
     frames = [picture(rng, (50, 40)) for _ in range(5)]
-    video = family.ours.process("video", frames, "auto", True)
+    video = family.ours.process("video", [np.asarray(frame) for frame in frames], "auto", True)
     t, place, rows = video.grid[0], IMAGE + 1, video.grid[1] * video.grid[2] // 4
     unknown = 0  # what this tokenizer has for a time
     assert t == 3 and video.tokens == (unknown, IMAGE + 2, *[place] * rows, IMAGE + 3) * 3
-    still = family.ours.process("image", [picture(rng, (28, 28))], "auto", False)
+    still = family.ours.process("image", [np.asarray(picture(rng, (28, 28)))], "auto", False)
     ids, spans = expand(
         [5, IMAGE + 2, place, IMAGE + 3, 17, IMAGE, 9], [video, still], family.ours.placeholders, family.ours.image_token
     )
@@ -302,7 +328,7 @@ def test_times_as_they_are_written(family: Family, monkeypatch: pytest.MonkeyPat
     written: list[str] = []
     ours: Any = family.ours
     monkeypatch.setattr(ours._tokenizer, "encode", lambda text, **_: written.append(text) or [0])
-    family.ours.process("video", [picture(np.random.default_rng(1), (28, 28))] * 7, "auto", True)
+    family.ours.process("video", [np.asarray(picture(np.random.default_rng(1), (28, 28)))] * 7, "auto", True)
     assert written == ["<0.2 seconds>", "<1.2 seconds>", "<2.2 seconds>", "<3.2 seconds>"]
 
 

@@ -17,8 +17,11 @@ import pytest
 
 from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
-from sglang.srt.server.multimodal import sources as sources_module
-from sglang.srt.server.multimodal.sources import Sources, is_public
+from sglang.srt.server.multimodal import fetching
+from sglang.srt.server.multimodal.addresses import LOOKUPS_OF_A_DOMAIN, Resolver, is_public
+from sglang.srt.server.multimodal.fetched import Allowance
+from sglang.srt.server.multimodal.shares import Budget
+from sglang.srt.server.multimodal.sources import Sources
 
 DATA = b"\x89PNG not really, but these are the bytes" * 20
 
@@ -108,7 +111,9 @@ def load(source: str | bytes, kind: str = "image", **options: Any) -> bytes:
     async def run() -> bytes:
         sources = Sources(MediaOptions(**options))
         try:
-            return (await sources.load(source, kind)).data
+            limits = MediaOptions(**options)
+            allowance = Allowance(limits.max_bytes, Budget(1 << 30, 1 << 30, "bytes"), "client")
+            return bytes((await sources.load(source, kind, allowance)).data)
         finally:
             await sources.close()
 
@@ -141,26 +146,100 @@ def test_private_address_is_refused_by_default(server: str) -> None:
         "0.0.0.0",
         "224.0.0.1",
         "100.64.0.1",
+        "192.0.0.192",
+        "192.0.0.9",
+        "192.0.2.1",
+        "192.88.99.1",
+        "198.18.0.1",
+        "198.51.100.1",
+        "203.0.113.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::7f00:1",
+        "::ffff:169.254.169.254",
+        "64:ff9b::a00:1",
+        "64:ff9b:1::808:808",
+        "100::1",
+        "2001::1",
+        "2001:db8::1",
+        "2002:a9fe:a9fe::",
+        "3fff::1",
+        "4000::1",
+        "5f00::1",
+        "fe80::1%eth0",
+        "2606:4700::1111%1",
+        "fec0::1",
+        "ff02::1",
     ],
 )
 def test_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
 
 
-@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1", "::ffff:93.184.216.34"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "93.184.216.34",
+        "192.0.1.1",
+        "2606:2800:220:1::1",
+        "2a00:1450:4001::1",
+        "::ffff:93.184.216.34",
+        "64:ff9b::808:808",
+        "2002:808:808::1",
+    ],
+)
 def test_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "host", ["2130706433", "0x7f000001", "017700000001", "127.1", "0x7f.1", "[::ffff:7f00:1]", "[fec0::1]"]
+)
+def test_spellings_of_private_addresses(server: str, host: str) -> None:
+    with pytest.raises(RequestError, match="private address|cannot be resolved"):
+        load(f"http://{host}:{server.rsplit(':', 1)[1]}/ok")
+    assert Handler.seen == []
+
+
+def test_names_that_are_never_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold lookups of their own domain alone, until the system gives them up."""
+    release, asked = threading.Event(), list[str]()
+
+    def look_up(host: str, port: int, **_: Any) -> list[Any]:
+        asked.append(host)
+        if host.endswith(".slow.example"):
+            release.wait(20)
+        return [(0, 0, 0, "", ("93.184.216.34", port))]
+
+    async def run() -> None:
+        resolver = Resolver()
+        slow = [asyncio.ensure_future(resolver.resolve(f"h{i}.slow.example", 80)) for i in range(100)]
+        await asyncio.sleep(0.1)
+        assert len(asked) == LOOKUPS_OF_A_DOMAIN
+        assert [str(one) for one in await asyncio.wait_for(resolver.resolve("images.example.org", 80), 5)] == ["93.184.216.34"]
+        for one in slow:
+            one.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+        again = asyncio.ensure_future(resolver.resolve("h.slow.example", 80))
+        await asyncio.sleep(0.1)
+        assert len(asked) == LOOKUPS_OF_A_DOMAIN + 1  # the threads still run, though nobody waits
+        release.set()
+        await asyncio.wait_for(again, 5)
+
+    monkeypatch.setattr("socket.getaddrinfo", look_up)
+    asyncio.run(run())
 
 
 def test_name_is_resolved_once_and_that_address_is_used(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resolver whose second answer differs (DNS rebinding) is never asked a second time."""
     answers = [["127.0.0.1"], ["203.0.113.7"]]
 
-    async def resolve(host: str, port: int) -> list[Any]:
+    async def resolve(_: Resolver, host: str, port: int) -> list[Any]:
         assert host == "images.example"
         return [ipaddress.ip_address(a) for a in answers.pop(0)]
 
-    monkeypatch.setattr(sources_module, "resolve", resolve)
+    monkeypatch.setattr(Resolver, "resolve", resolve)
     port = server.rsplit(":", 1)[1]
     assert load(f"http://images.example:{port}/host", allow_private=True) == f"images.example:{port}".encode()
     assert len(answers) == 1
@@ -171,12 +250,12 @@ def test_redirect_is_followed_and_checked_again(server: str, monkeypatch: pytest
     port = server.rsplit(":", 1)[1]
     asked = []
 
-    async def resolve(host: str, port: int) -> list[Any]:
+    async def resolve(_: Resolver, host: str, port: int) -> list[Any]:
         asked.append(host)
         return [ipaddress.ip_address("127.0.0.1")]
 
-    monkeypatch.setattr(sources_module, "resolve", resolve)
-    monkeypatch.setattr(sources_module, "is_public", lambda address: len(asked) == 1)  # the first host passes for public
+    monkeypatch.setattr(Resolver, "resolve", resolve)
+    monkeypatch.setattr(fetching, "is_public", lambda address: len(asked) == 1)  # the first host passes for public
     Handler.seen.clear()
     with pytest.raises(RequestError, match="private address"):
         load(f"http://outside.example:{port}/redirect/http://inside.example:{port}/ok")

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.server.multimodal import video_files
-from sglang.srt.server.multimodal.media import decode_video
-from sglang.srt.server.multimodal.sources import Fetched
+from tests.server.media_tools import frames_of
 
 av = pytest.importorskip("av")
 
@@ -31,10 +29,6 @@ def video(frames: int, rate: int = 10, size: tuple[int, int] = (64, 48), form: s
         for packet in stream.encode():
             container.mux(packet)
     return out.getvalue()
-
-
-def frames_of(data: bytes, **options: Any) -> list[Image.Image]:
-    return decode_video(Fetched(data, "the video"), MediaOptions(**options))
 
 
 def greys(frames: list[Image.Image]) -> list[int]:
@@ -61,8 +55,8 @@ def test_a_long_video_is_taken_more_thinly() -> None:
     ("options", "message"),
     [
         ({"max_pixels": 1000}, "64 x 48"),
-        ({"max_video_pixels": 64 * 48 * 3}, "pixels are allowed"),
-        ({"timeout": 0.0}, "too long"),
+        ({"max_media_pixels": 64 * 48 * 3}, "pixels: 9216 are allowed"),
+        ({"decode_timeout": 0.0}, "too long"),
     ],
 )
 def test_limits(options: dict[str, Any], message: str) -> None:

@@ -157,16 +157,21 @@ class MediaOptions:
     root: str | None = None
     """folder below which file:// URLs and paths are read"""
     timeout: float = 20.0
-    max_bytes: int = 32 << 20
-    """of one image or video, as fetched"""
+    """seconds, to fetch one"""
+    decode_timeout: float = 10.0
+    """seconds of processor time, to decode one"""
+    max_bytes: int = 64 << 20
+    """of all images and videos of a request, as fetched"""
     max_pixels: int = 64 << 20
+    """of one image or frame"""
+    max_media_pixels: int = 128 << 20
+    """of all images and frames of a request"""
     max_items: int = 64
-    """images and videos of one request"""
+    """images and videos of a request"""
     max_frames: int = 768
-    max_video_pixels: int = 256 << 20
-    """of all frames of one video"""
+    """of one video"""
     threads: int = 2
-    """side threads that decode and preprocess"""
+    """side threads that preprocess"""
 
 
 @dataclass(frozen=True)

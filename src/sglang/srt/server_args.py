@@ -130,7 +130,11 @@ class ServerArgs:
     allow_private_media: bool = _flag(False, "images and videos", "fetch from private and loopback addresses too")
     media_root: str | None = _flag(None, "images and videos", "folder below which file:// URLs are read; default: none are")
     media_timeout: float = _flag(20.0, "images and videos", "seconds that fetching one may take")
-    max_media_bytes: int = _flag(32 << 20, "images and videos", "largest file")
+    media_decode_timeout: float = _flag(
+        10.0, "images and videos", "seconds of processor time that decoding one may take; three times as many in all"
+    )
+    max_media_bytes: int = _flag(64 << 20, "images and videos", "bytes of all files of a request together")
+    max_media_pixels: int = _flag(128 << 20, "images and videos", "pixels of all pictures and frames of a request together")
     max_image_pixels: int = _flag(64 << 20, "images and videos", "largest picture or frame")
     max_media_items: int = _flag(64, "images and videos", "most images and videos in a request")
     max_video_frames: int = _flag(768, "images and videos", "longest video")
@@ -274,7 +278,9 @@ class ServerArgs:
                 allow_private=self.allow_private_media,
                 root=self.media_root,
                 timeout=self.media_timeout,
+                decode_timeout=self.media_decode_timeout,
                 max_bytes=self.max_media_bytes,
+                max_media_pixels=self.max_media_pixels,
                 max_pixels=self.max_image_pixels,
                 max_items=self.max_media_items,
                 max_frames=self.max_video_frames,
@@ -325,7 +331,8 @@ class ServerArgs:
         self._check_range("watchdog_timeout", 1.0, None)
         self._check_range("grammar_compile_timeout", 0.01, None)
         self._check_range("media_timeout", 0.01, None)
-        for name in ("max_media_bytes", "max_image_pixels", "max_media_items", "max_video_frames"):
+        self._check_range("media_decode_timeout", 0.01, None)
+        for name in ("max_media_bytes", "max_media_pixels", "max_image_pixels", "max_media_items", "max_video_frames"):
             self._check_range(name, 1, None)
         if self.media_root is not None and not Path(self.media_root).is_dir():
             raise ConfigError(f"--media-root {self.media_root} is not a folder")

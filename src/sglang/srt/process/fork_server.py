@@ -15,17 +15,18 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, NoReturn
 
 import msgspec
 
-from sglang.srt.process.isolation import EXIT, FAILURE, FORK, HEADER, JOB, PID, REPLY, Limits
+from sglang.srt.process.isolation import EXIT, FAILURE, FORK, HEADER, JOB, PART, PID, REPLY, Limits
 
 ORPHAN_SECONDS = 10.0
 """how often it looks whether its parent is still there: a forked copy of the parent may hold the control socket open"""
 
-Work = Callable[[bytes], bytes]
+Work = Callable[[bytes], "bytes | Generator[bytes, None, bytes]"]
+"""From a payload to its reply; or a generator of parts that are sent as they are made, which returns the reply."""
 
 
 class ForkServer:
@@ -112,6 +113,8 @@ def _serve(connection: socket.socket, work: Work, limits: Limits) -> NoReturn:
     _limit(limits, size)
     try:
         reply = work(_receive(connection, size))
+        if not isinstance(reply, bytes):
+            reply = _send_parts(connection, reply)
     except MemoryError:
         _send(connection, FAILURE, f"needed more than {limits.memory >> 20} MB".encode())
     except BaseException as error:  # noqa: BLE001  the owner hears of it, whatever it is; the process ends anyway
@@ -134,6 +137,16 @@ def _limit(limits: Limits, payload_size: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
+def _send_parts(connection: socket.socket, parts: Generator[bytes, None, bytes]) -> bytes:
+    """What the generator returns."""
+    while True:
+        try:
+            part = next(parts)
+        except StopIteration as end:
+            return bytes(end.value)
+        _send(connection, PART, part)
+
+
 def _send(connection: socket.socket, kind: bytes, data: bytes) -> None:
     connection.sendall(HEADER.pack(kind, len(data)))
     connection.sendall(data)
@@ -141,14 +154,10 @@ def _send(connection: socket.socket, kind: bytes, data: bytes) -> None:
 
 def _receive(connection: socket.socket, size: int) -> bytes:
     """Exactly `size` bytes. Ends the process when the other end has gone."""
-    data = bytearray(size)
-    view, at = memoryview(data), 0
-    while at < size:
-        count = connection.recv_into(view[at:])
-        if count == 0:
-            os._exit(0)
-        at += count
-    return bytes(data)
+    data = connection.recv(size, socket.MSG_WAITALL) if size else b""
+    if len(data) < size:
+        os._exit(0)
+    return data
 
 
 def main() -> None:

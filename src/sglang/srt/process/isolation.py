@@ -20,13 +20,14 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import msgspec
 
 HEADER = struct.Struct("<cI")
-"""of a frame: its kind (PID, REPLY, FAILURE or EXIT) and the length of what follows"""
-PID, REPLY, FAILURE, EXIT = b"P", b"R", b"F", b"X"
+"""of a frame: its kind (PID, PART, REPLY, FAILURE or EXIT) and the length of what follows"""
+PID, PART, REPLY, FAILURE, EXIT = b"P", b"D", b"R", b"F", b"X"
 JOB = struct.Struct("<Q")
 """before a job's payload: its length"""
 FORK, KILL = b"F", b"K"
@@ -38,12 +39,13 @@ START_SECONDS = 60.0
 @dataclass(frozen=True)
 class Limits:
     """What a child may use. `memory`: bytes beyond what the fork server has; `cpu_seconds` and `seconds`: of one job;
-    `niceness`: 0 to 19, how far it stands back for others."""
+    `niceness`: 0 to 19, how far it stands back for others; `reply`: bytes it may send."""
 
     memory: int
     cpu_seconds: float
     seconds: float
     niceness: int = 0
+    reply: int = 1 << 30
 
 
 class IsolationError(Exception):
@@ -65,10 +67,11 @@ class Job:
         self._ended = False
         self._cancelled = False
 
-    def result(self, payload: bytes) -> bytes:
-        """Sends the payload and waits for the reply. Raises IsolationError."""
+    def result(self, *payload: bytes | bytearray, parts: bytearray | None = None) -> bytes:
+        """Sends the payload and waits for the reply. What the child sends in parts before it (fork_server.Work) is added to
+        `parts`. Raises IsolationError."""
         try:
-            return self._exchange(payload)
+            return self._exchange(payload, bytearray() if parts is None else parts)
         except TimeoutError:
             raise IsolationError(self._owner.too_slow) from None
         except OSError as error:
@@ -86,7 +89,7 @@ class Job:
                 self._connection.shutdown(socket.SHUT_RDWR)
         self._kill()
 
-    def _exchange(self, payload: bytes) -> bytes:
+    def _exchange(self, payload: Sequence[bytes | bytearray], parts: bytearray) -> bytes:
         _, data = self._read(time.monotonic() + START_SECONDS)
         deadline = time.monotonic() + self._owner.limits.seconds + GRACE_SECONDS
         self.pid = int.from_bytes(data, "little")
@@ -94,9 +97,15 @@ class Job:
             raise Cancelled("was cancelled")
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: the exit status follows
             self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
-            self._connection.sendall(JOB.pack(len(payload)))
-            self._connection.sendall(payload)
+            self._connection.sendall(JOB.pack(sum(map(len, payload))))
+            for part in payload:
+                self._connection.sendall(part)
         kind, data = self._read(deadline)
+        while kind == PART:
+            if len(parts) + len(data) > self._owner.limits.reply:
+                raise IsolationError("made too much")
+            parts += data
+            kind, data = self._read(deadline)
         if kind == REPLY:
             return data
         if kind == FAILURE:
@@ -106,6 +115,8 @@ class Job:
     def _read(self, deadline: float) -> tuple[bytes, bytes]:
         head = self._read_exactly(HEADER.size, deadline)
         kind, size = HEADER.unpack(head)
+        if size > self._owner.limits.reply:
+            raise IsolationError("made too much")
         return kind, self._read_exactly(size, deadline)
 
     def _read_exactly(self, size: int, deadline: float) -> bytes:
@@ -114,8 +125,10 @@ class Job:
         while at < size:
             self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
             count = self._connection.recv_into(view[at:])
-            if count == 0:
-                raise Cancelled("was cancelled") if self._cancelled else IsolationError("crashed")
+            if count == 0:  # how it ended can be told only between two frames
+                is_late = time.monotonic() > deadline - GRACE_SECONDS - 0.1
+                reason = self._owner.too_slow if is_late else "crashed"
+                raise Cancelled("was cancelled") if self._cancelled else IsolationError(reason)
             at += count
         return bytes(data)
 

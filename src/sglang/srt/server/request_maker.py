@@ -13,6 +13,7 @@ from sglang.srt.media_item import without_pixels
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.generate_req import MAX_SEQUENCES, GenerateReq, check_count, for_each, rids_of, samples_of, wire_rid
+from sglang.srt.server.multimodal.inputs import MediaTask
 from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.tokenization.healing import Healer
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
@@ -79,9 +80,8 @@ class RequestMaker:
             raise UnsupportedError("this model reads text only: it cannot take images or videos", "image_data")
         if len(req.media) != len(prompts):
             raise RequestError(f"there are media for {len(req.media)} prompts, and {len(prompts)} prompts", "image_data")
-        for inputs in req.media:
-            self.media.check(inputs)
-        return {i: await self.media.take(prompts[i], inputs) for i, inputs in enumerate(req.media) if inputs}
+        tasks = {i: MediaTask(prompts[i], inputs) for i, inputs in enumerate(req.media) if inputs}
+        return dict(zip(tasks, await self.media.take(list(tasks.values()), self.context_len), strict=True))
 
     def _check_size(self, text: str) -> str:
         """Refuses, or truncates where that is allowed, what cannot fit however it is tokenized: before the work is done."""

@@ -104,11 +104,20 @@ async def _when_gone(receive: Receive, cancel: Callable[[], object]) -> None:
     cancel()
 
 
+async def _start(request: Request, manager: TokenizerManager, req: GenerateReq) -> Call | None:
+    """A call; None if the client leaves while its images are fetched and decoded, which ends with it."""
+    if req.media is None:
+        return await manager.start(req)
+    return await unless_gone(request, manager.start(req))
+
+
 async def answer(
     request: Request, manager: TokenizerManager, req: GenerateReq, collect: Callable[[Call], Awaitable[T]]
 ) -> T | None:
     """Runs a call to its end, unless the client leaves: then its sequences are aborted and the answer is None."""
-    call = await manager.start(req)
+    call = await _start(request, manager, req)
+    if call is None:
+        return None
     gone = False
 
     def leave() -> None:
@@ -151,7 +160,9 @@ async def stream(
 ) -> Response:
     """Starts a call and answers with its events, then `tail`. An error before the first output is raised; a later one is an
     event, by `write_error` or in the usual shape."""
-    call = await manager.start(req)
+    call = await _start(request, manager, req)
+    if call is None:
+        return CLIENT_GONE
     watcher = asyncio.create_task(_when_gone(request.receive, call.cancel))
     try:
         await call.ready(FIRST_OUTPUT_SECONDS)

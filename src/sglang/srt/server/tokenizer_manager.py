@@ -382,6 +382,8 @@ class TokenizerManager:
     # --- control ------------------------------------------------------------------------------------------------------------
 
     async def flush_cache(self) -> ControlReply:
+        if self.media is not None:
+            await self.media.flush()
         return await self._control(FlushCacheReq)
 
     async def pause(self, pause: bool) -> ControlReply:

@@ -1,2 +1,3 @@
-"""Pixels on the server's side, lowest first: `inputs` (what requests name), `sources` (fetch bytes), `media` (bytes to pictures), `spans` (placeholders to
-spans of tokens), `processors/` (pictures to what an encoder wants), `intake` (all of it for one request, on side threads)."""
+"""Pixels on the server's side, lowest first: `inputs` (what requests name), `shares` (places and bytes that clients share), `addresses`,
+`fetching` and `sources` (bytes), `headers` and `media` (what files promise), `decode_work` and `decoding` (files to RGB, in child
+processes), `spans` (placeholders to spans of tokens), `processors/` (RGB to what an encoder wants), `intake` (all of it for one request)."""

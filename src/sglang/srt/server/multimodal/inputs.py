@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal
@@ -20,6 +21,14 @@ class MediaInput:
     kind: MediaKind
     source: str | bytes
     detail: Detail = "auto"
+
+
+@dataclass(frozen=True)
+class MediaTask:
+    """A prompt's ids, with placeholders, and what is shown in their place."""
+
+    ids: list[int]
+    inputs: Sequence[MediaInput]
 
 
 def parse_media(body: dict[str, Any], count: int, is_batch: bool) -> list[list[MediaInput]] | None:
@@ -67,8 +76,9 @@ def _input(name: str, kind: MediaKind, item: Any) -> MediaInput:
 def _check_modalities(value: Any) -> None:
     """They say what the data says already; only a contradiction would matter."""
     for item in value if isinstance(value, list) else [] if value is None else [value]:
-        if item not in MODALITIES:
-            raise UnsupportedError(f"modalities: {item!r} is not supported", "modalities")
+        if not isinstance(item, str) or item not in MODALITIES:
+            shown = repr(item[:100]) if isinstance(item, str) else type(item).__name__
+            raise UnsupportedError(f"modalities: {shown} is not supported", "modalities")
 
 
 def parse_part(part: dict[str, Any], where: str) -> MediaInput | None:

@@ -1,9 +1,12 @@
-"""From what a request names to what the model reads: fetch, decode, preprocess, expand.
+"""From what a request names to what the model reads: fetch, inspect, decode, preprocess, expand.
 
-    "http://...", "data:...", bytes --Sources--> bytes --media--> frames --processor--> Picture --spans--> ids and MediaItems
+    "http://...", "data:...", bytes --Sources--> files --media--> shapes --Decoder--> frames --processor--> Picture --spans--> ids
+                                     limits of the whole request, and of its prompts' lengths  ^
 
-Fetching is asynchronous; decoding and preprocessing run on a few side threads, so neither the event loop nor the scheduler
-waits. What was preprocessed is remembered by the digest of its bytes, up to PICTURE_BYTES.
+All files of a request are there, and what they cost is known from their headers, before the first is decoded. Fetching, short
+work on bytes, decoding and preprocessing have places of their own, so none waits for another's: what is inline or known never
+waits for the network. What was preprocessed is remembered by the digest of its bytes, up to PICTURE_BYTES. A request whose client
+leaves is cancelled wherever it is.
 """
 
 from __future__ import annotations
@@ -14,26 +17,43 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
 
 from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
-from sglang.srt.media_item import MediaItem
-from sglang.srt.server.multimodal.inputs import MediaInput
-from sglang.srt.server.multimodal.media import decode_image, decode_video
+from sglang.srt.heap import release_freed_memory
+from sglang.srt.media_item import MediaItem, without_pixels
+from sglang.srt.server.multimodal.decoding import Decoder, Frames
+from sglang.srt.server.multimodal.fetched import Allowance
+from sglang.srt.server.multimodal.headers import Shape
+from sglang.srt.server.multimodal.inputs import MediaInput, MediaTask
+from sglang.srt.server.multimodal.media import Medium, inspect
 from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
 from sglang.srt.server.multimodal.processors.registry import create_processor
-from sglang.srt.server.multimodal.sources import Fetched, Sources
-from sglang.srt.server.multimodal.spans import Picture, expand
+from sglang.srt.server.multimodal.shares import Budget
+from sglang.srt.server.multimodal.sources import Sources
+from sglang.srt.server.multimodal.spans import Picture, expand, find_places
+from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 PICTURE_BYTES = 128 << 20
+HELD_REQUESTS, SHARE_REQUESTS = 4, 3
+"""files of how many requests of the largest size are held at once, of all clients and of one"""
+HELD_INPUTS, SHARE_INPUTS = 4096, 3072
+MAX_PROMPTS = 16
+"""prompts full of different images and videos that a batch may have"""
+TIDY_PIXELS, TIDY_SECONDS = 16 << 20, 0.5
+"""after so many pixels freed memory is given back, when so much time has passed"""
 NICENESS = 10
-MAX_AT_ONCE = 8
-"""files that are in memory at once, all requests together"""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,6 +99,27 @@ def _step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
+@dataclass(frozen=True)
+class _Known:
+    """An input whose cost is known and that is not decoded yet. `key` names its picture; `num_tokens` is exact, but for video
+    files at most what they will have."""
+
+    item: MediaInput
+    alone: bool
+    medium: Medium
+    shape: Shape
+    key: bytes
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A picture, and its pixels as they are sent: made once, however often it is shown."""
+
+    picture: Picture
+    pixels: bytes
+
+
 class MediaIntake:
     """One server's way in for media."""
 
@@ -87,9 +128,15 @@ class MediaIntake:
         self._lines = TokenLines(tokenizer)
         self._options = options
         self._sources = Sources(options)
+        self._decoder = Decoder(options, with_videos="video" in processor.kinds)
+        self._decoder.start()
         self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="media", initializer=_step_back)
-        self._room = asyncio.Semaphore(MAX_AT_ONCE)
-        self._pictures: OrderedDict[bytes, Picture] = OrderedDict()
+        held, share = HELD_REQUESTS * options.max_bytes, SHARE_REQUESTS * options.max_bytes
+        self._bytes = Budget(held, share, "bytes of images and videos are being worked on")
+        self._inputs = Budget(HELD_INPUTS, SHARE_INPUTS, "images and videos are being worked on")
+        self._untidy = 0
+        self._tidying: asyncio.TimerHandle | None = None
+        self._pictures: OrderedDict[bytes, _Ready] = OrderedDict()
         self._picture_bytes = 0
 
     @property
@@ -98,71 +145,183 @@ class MediaIntake:
         return self._processor.image_token
 
     async def close(self) -> None:
+        if self._tidying is not None:
+            self._tidying.cancel()
+        self._decoder.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         await self._sources.close()
 
-    def check(self, inputs: Sequence[MediaInput]) -> None:
+    async def take(self, tasks: Sequence[MediaTask], context_len: int) -> list[MediaPrompt]:
+        """The prompts of one request with their pictures in them. Raises RequestError and OverloadError."""
+        for task in tasks:
+            self._check(task.inputs)
+            find_places(task.ids, len(task.inputs), self._processor.placeholders, self._processor.image_token)
+        distinct = {_identity(item, task): (item, len(task.inputs) == 1) for task in tasks for item in task.inputs}
+        _check_count(len(distinct), MAX_PROMPTS * self._options.max_items)
+        client = current_scope().key
+        allowance = Allowance(self._options.max_bytes, self._bytes, client)
+        self._inputs.take(client, len(distinct))
+        try:
+            found = await _together([self._know(*use, allowance, client) for use in distinct.values()])
+            known = dict(zip(distinct, found, strict=True))
+            for task in tasks:
+                _check_length(task, [known[_identity(item, task)].num_tokens for item in task.inputs], context_len)
+            grants = self._grant(found)
+            ready = await _together([self._ready(one, grant, client) for one, grant in zip(found, grants, strict=True)])
+        finally:
+            allowance.close()
+            self._inputs.give_back(client, len(distinct))
+        made = dict(zip(distinct, ready, strict=True))
+        prompts = [self._prompt(task, [made[_identity(item, task)] for item in task.inputs]) for task in tasks]
+        return _without_repeated_pixels(prompts)
+
+    # --- what it costs ------------------------------------------------------------------------------------------------------
+
+    def _check(self, inputs: Sequence[MediaInput]) -> None:
         """Raises RequestError for what can be told without fetching anything."""
-        if len(inputs) > self._options.max_items:
-            raise RequestError(
-                f"a request may have at most {self._options.max_items} images and videos, and this one has {len(inputs)}",
-                "image_data",
-            )
+        _check_count(len(inputs), self._options.max_items)
         for item in inputs:
             if item.kind not in self._processor.kinds:
                 raise RequestError(f"this model does not see {item.kind}s", f"{item.kind}_data")
 
-    async def take(self, ids: list[int], inputs: Sequence[MediaInput]) -> MediaPrompt:
-        """The prompt with its pictures in it. Raises RequestError."""
-        self.check(inputs)
-        tasks = [asyncio.ensure_future(self._picture(item, len(inputs) == 1)) for item in inputs]
-        try:
-            pictures = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-        expanded, spans = expand(ids, pictures, self._processor.placeholders, self._processor.image_token, self._lines)
-        located = list(zip(pictures, spans, strict=True))
+    async def _know(self, item: MediaInput, alone: bool, allowance: Allowance, client: str) -> _Known:
+        fetched = await self._sources.load(item.source, item.kind, allowance, client)
+        medium = await self._sources.aside(inspect, fetched, item.kind, self._options)
+        if medium.shape is not None:
+            return await self._sources.aside(self._count, item, alone, medium, medium.shape, medium.shape)
+        async with self._decoder.place(0, client):
+            shape = await self._decoder.measure(medium)
+        at_least = replace(shape, frames=max(shape.frames - 1, 1))  # a video's length is a promise
+        return await self._sources.aside(self._count, item, alone, medium, shape, at_least)
+
+    def _count(self, item: MediaInput, alone: bool, medium: Medium, shape: Shape, at_least: Shape) -> _Known:
+        person = f"{item.kind} {item.detail} {alone:d}".encode()
+        key = hashlib.blake2b(medium.fetched.data, digest_size=16, person=person).digest()
+        return _Known(item, alone, medium, shape, key, self._processor.num_tokens(item.kind, at_least, item.detail, alone))
+
+    def _grant(self, found: Sequence[_Known]) -> list[int]:
+        """Pixels that each may have: those that its header promises; video files, whose promises are vague, also a part of what
+        the request may have besides. Raises RequestError if they promise too many."""
+        allowed, promised = self._options.max_media_pixels, sum(one.shape.pixels for one in found)
+        if promised > allowed:
+            raise RequestError(
+                f"the images and videos of this request have {promised} pixels together; at most {allowed} are allowed "
+                "(--max-media-pixels)",
+                "image_data",
+            )
+        vague = sum(one.medium.container is not None for one in found)
+        extra = (allowed - promised) // vague if vague else 0
+        return [one.shape.pixels + (extra if one.medium.container is not None else 0) for one in found]
+
+    # --- what it shows ------------------------------------------------------------------------------------------------------
+
+    async def _ready(self, one: _Known, pixels: int, client: str) -> _Ready:
+        if (seen := self._recall(one.key)) is not None:
+            return seen
+        async with self._decoder.place(one.shape.pixels, client):
+            if (seen := self._recall(one.key)) is not None:  # equal ones came at the same time
+                return seen
+            frames = await self._decoder.decode(one.medium, one.shape, pixels)
+            ready = await asyncio.get_running_loop().run_in_executor(self._threads, self._process, frames, one)
+        self._remember(one.key, ready)
+        self._tidy_later(one.shape.pixels)
+        return ready
+
+    def _process(self, frames: Frames, one: _Known) -> _Ready:
+        picture = self._processor.process(one.item.kind, list(frames), one.item.detail, one.alone)
+        pixels = picture.pixels.tobytes()
+        view = np.frombuffer(pixels, picture.pixels.dtype).reshape(picture.pixels.shape)
+        return _Ready(replace(picture, pixels=view), pixels)
+
+    def _recall(self, key: bytes) -> _Ready | None:
+        seen = self._pictures.get(key)
+        if seen is not None:
+            self._pictures.move_to_end(key)
+        return seen
+
+    def _remember(self, key: bytes, ready: _Ready) -> None:
+        if key in self._pictures:
+            return
+        self._pictures[key] = ready
+        self._picture_bytes += ready.picture.nbytes
+        while self._picture_bytes > PICTURE_BYTES:
+            _, old = self._pictures.popitem(last=False)
+            self._picture_bytes -= old.picture.nbytes
+
+    async def flush(self) -> None:
+        """Forgets all pictures."""
+        self._pictures.clear()
+        self._picture_bytes = 0
+        await self._sources.aside(release_freed_memory)
+
+    def _tidy_later(self, pixels: int) -> None:
+        """Large pictures leave holes in the heap."""
+        self._untidy += pixels
+        if self._untidy >= TIDY_PIXELS and self._tidying is None:
+            self._tidying = asyncio.get_running_loop().call_later(TIDY_SECONDS, self._tidy)
+
+    def _tidy(self) -> None:
+        self._untidy, self._tidying = 0, None
+        self._threads.submit(release_freed_memory)
+
+    def _prompt(self, task: MediaTask, ready: Sequence[_Ready]) -> MediaPrompt:
+        pictures = [one.picture for one in ready]
+        processor = self._processor
+        expanded, spans = expand(task.ids, pictures, processor.placeholders, processor.image_token, self._lines)
+        located = sorted(zip(ready, spans, strict=True), key=lambda pair: pair[1])
         items = tuple(
-            MediaItem(p.kind, p.mm_hash, tuple(found), p.pixels.tobytes(), p.pixels.shape, p.grid, p.facts)
-            for p, found in sorted(located, key=lambda pair: pair[1])
+            MediaItem(p.kind, p.mm_hash, tuple(found), one.pixels, p.pixels.shape, p.grid, p.facts)
+            for one, found in located
+            for p in (one.picture,)
         )
-        axes = self._processor.positions(len(expanded), located)
+        axes = processor.positions(len(expanded), list(zip(pictures, spans, strict=True)))
         if axes is None:
             return MediaPrompt(expanded, items)
         positions, delta = axes
         return MediaPrompt(expanded, items, positions.tobytes(), delta)
 
-    async def _picture(self, item: MediaInput, alone: bool) -> Picture:
-        async with self._room:
-            return await self._fetch_and_process(item, alone)
 
-    async def _fetch_and_process(self, item: MediaInput, alone: bool) -> Picture:
-        fetched = await self._sources.load(item.source, item.kind)
-        key = hashlib.blake2b(fetched.data, digest_size=16, person=f"{item.kind} {item.detail} {alone:d}".encode()).digest()
-        known = self._pictures.get(key)
-        if known is not None:
-            self._pictures.move_to_end(key)
-            return known
-        picture = await asyncio.get_running_loop().run_in_executor(self._threads, self._process, fetched, item, alone)
-        self._remember(key, picture)
-        return picture
+def _check_count(count: int, most: int) -> None:
+    if count > most:
+        raise RequestError(f"a request may have at most {most} images and videos, and this one has {count}", "image_data")
 
-    def _process(self, fetched: Fetched, item: MediaInput, alone: bool) -> Picture:
-        if item.kind == "video":
-            frames = decode_video(fetched, self._options)
-        else:
-            frames = [decode_image(fetched, self._options)]
-        return self._processor.process(item.kind, frames, item.detail, alone)
 
-    def _remember(self, key: bytes, picture: Picture) -> None:
-        if key in self._pictures:
-            return
-        self._pictures[key] = picture
-        self._picture_bytes += picture.nbytes
-        while self._picture_bytes > PICTURE_BYTES:
-            _, old = self._pictures.popitem(last=False)
-            self._picture_bytes -= old.nbytes
+def _identity(item: MediaInput, task: MediaTask) -> tuple[object, ...]:
+    """Equal for what one source is to several prompts of a request."""
+    return id(item.source), item.kind, item.detail, len(task.inputs) == 1
+
+
+async def _together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results, or the first error. Whatever ends it, nothing of it runs on."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def _check_length(task: MediaTask, num_tokens: Sequence[int], context_len: int) -> None:
+    """Raises RequestError if a prompt cannot fit whatever its pictures show. (A picture may take two of the ids around its
+    place.)"""
+    length = len(task.ids) + sum(num_tokens) - 3 * len(num_tokens)
+    if length >= context_len:
+        raise RequestError(
+            f"the prompt has {length} tokens with its {len(num_tokens)} images and videos ({max(num_tokens)} for the largest), "
+            f"but this server takes fewer than {context_len} (its context length)",
+            "image_data",
+        )
+
+
+def _without_repeated_pixels(prompts: list[MediaPrompt]) -> list[MediaPrompt]:
+    """Prompts that show the one picture of the prompt before do not bring its pixels again."""
+    kept = prompts[:1]
+    for before, prompt in pairwise(prompts):
+        one = len(before.items) == len(prompt.items) == 1 and before.items[0].mm_hash == prompt.items[0].mm_hash
+        kept.append(replace(prompt, items=(without_pixels(prompt.items[0]),)) if one else prompt)
+    return kept
 
 
 def create_intake(folder: Path, tokenizer: Tokenizer, options: MediaOptions) -> MediaIntake:

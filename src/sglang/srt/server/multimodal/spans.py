@@ -58,12 +58,7 @@ def expand(
 
     Raises RequestError if there are not as many placeholders as pictures, or not of their kinds.
     """
-    marks = set(placeholders.values())
-    found = [i for i, token in enumerate(ids) if token in marks]
-    if len(found) != len(pictures):
-        raise RequestError(
-            f"the prompt has {len(found)} places for images and videos ({name}), and {len(pictures)} were given", "image_data"
-        )
+    found = find_places(ids, len(pictures), placeholders, name)
     order = _assign([ids[i] for i in found], pictures, placeholders)
     expanded: list[int] = []
     spans: list[list[Span]] = [[] for _ in pictures]
@@ -83,6 +78,17 @@ def expand(
             start = lines.after(expanded, ids, start, picture.newlines[1])
     expanded += ids[start:]
     return expanded, spans
+
+
+def find_places(ids: Sequence[int], count: int, placeholders: dict[MediaKind, int], name: str) -> list[int]:
+    """Where placeholders stand. Raises RequestError if they are not `count`."""
+    marks = set(placeholders.values())
+    found = [i for i, token in enumerate(ids) if token in marks]
+    if len(found) != count:
+        raise RequestError(
+            f"the prompt has {len(found)} places for images and videos ({name}), and {count} were given", "image_data"
+        )
+    return found
 
 
 class LineEnds(Protocol):

@@ -1,4 +1,4 @@
-"""Video files (MP4, QuickTime, Matroska, WebM, AVI) to frames, through PyAV where it is installed.
+"""Video files (MP4, QuickTime, Matroska, WebM, AVI) to frames, through PyAV where it is installed. Used in a child process.
 
 Such files come from strangers: the container is told by its first bytes and nothing else is tried, nothing that it refers to is
 opened, and frames, pixels and time are limited whatever its header promises. Two frames a second are taken, fewer of a long video.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from PIL import Image
+import numpy as np
+import numpy.typing as npt
 
-from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
-from sglang.srt.server.multimodal.sources import Fetched
+from sglang.srt.server.multimodal.headers import Shape, check_size
 
 FRAMES_PER_SECOND = 2.0
 """at which models take videos to be sampled"""
@@ -24,76 +27,75 @@ MAX_DECODED = 40_000
 MISSING_SHARE = 0.1
 """of the frames that the header promises may be missing at the end"""
 
-
-def container_of(data: bytes) -> str | None:
-    """FFmpeg's name of the container, by its first bytes; None: it is none of those that are read."""
-    if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide") and len(data) > 12:
-        return "mov"
-    if data.startswith(b"\x1a\x45\xdf\xa3"):
-        return "matroska"
-    if data.startswith(b"RIFF") and data[8:12] == b"AVI ":
-        return "avi"
-    return None
+Frame = npt.NDArray[np.uint8]
+"""[height, width, 3]"""
 
 
-def decode_video_file(source: Fetched, container: str, options: MediaOptions) -> list[Image.Image]:
-    """Frames in order, as RGB. Raises RequestError."""
-    try:
-        av = importlib.import_module("av")
-    except ImportError as error:
-        raise RequestError(
-            f"{source.label} is a video file, and this server has no video decoder (it comes with sglang-anywhere[video]); send "
-            "an animated GIF, WebP or PNG"
-        ) from error
-    settings = {"protocol_whitelist": "none", "enable_drefs": "0"} if container == "mov" else {"protocol_whitelist": "none"}
-    try:
-        with av.open(io.BytesIO(source.data), format=container, options=settings) as opened:
-            if not opened.streams.video:
-                raise RequestError(f"{source.label} has no moving pictures in it")
-            return _Sampler(source.label, options, opened).frames()
-    except (av.FFmpegError, IndexError, ValueError, MemoryError, OverflowError) as error:
-        raise RequestError(f"{source.label} is damaged or not a video that can be decoded") from error
+class VideoFile:
+    """One opened video, used in a `with` statement. Its methods raise RequestError."""
 
-
-class _Sampler:
-    """Goes through one opened video."""
-
-    def __init__(self, label: str, options: MediaOptions, opened: Any) -> None:
-        self._label, self._options, self._opened = label, options, opened
-        self._stream = opened.streams.video[0]
+    def __init__(self, data: bytes, container: str, label: str, max_pixels: int, max_frames: int, seconds: float) -> None:
+        self._label, self._max_pixels, self._max_frames = label, max_pixels, max_frames
+        self._deadline = time.monotonic() + seconds
+        try:
+            self._av = importlib.import_module("av")
+        except ImportError as error:
+            raise RequestError(
+                f"{label} is a video file, and this server has no video decoder (it comes with sglang-anywhere[video]); send "
+                "an animated GIF, WebP or PNG"
+            ) from error
+        settings = {"protocol_whitelist": "none"} | ({"enable_drefs": "0"} if container == "mov" else {})
+        with self._sentence():
+            self._opened = self._av.open(io.BytesIO(data), format=container, options=settings)
+            if not self._opened.streams.video:
+                raise RequestError(f"{label} has no moving pictures in it")
+            self._stream: Any = self._opened.streams.video[0]
         if self._stream.codec_context is None:
             raise RequestError(f"{label} is in a coding that cannot be decoded")
-        self._stream.codec_context.thread_count = 1  # several files may be decoded at once, on threads of ours
-        self._seconds = 1 / FRAMES_PER_SECOND
-        if opened.duration:  # in microseconds, and only a promise
-            self._seconds = max(self._seconds, opened.duration / 1e6 / options.max_frames)
-        self._deadline = time.monotonic() + options.timeout
+        self._stream.codec_context.thread_count = 1  # several files may be decoded at once, each in a process
+        self._interval = 1 / FRAMES_PER_SECOND
+        self._duration = max(float(self._opened.duration or 0) / 1e6, 0.0)  # only a promise
+        if self._duration:
+            self._interval = max(self._interval, self._duration / max_frames)
 
-    def frames(self) -> list[Image.Image]:
-        self._check_size(self._stream.width, self._stream.height)
-        taken: list[Image.Image] = []
-        decoded, due, pixels = 0, 0.0, 0
+    def __enter__(self) -> VideoFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def expected(self) -> Shape:
+        """What the header promises of the frames that are taken."""
+        width, height = int(self._stream.width), int(self._stream.height)
+        check_size(Shape(width, height), self._max_pixels, self._label)
+        count = math.ceil(self._duration / self._interval)
+        if self._stream.frames:
+            count = min(count, int(self._stream.frames))
+        return Shape(width, height, max(1, min(count, self._max_frames)))
+
+    def frames(self) -> Iterator[Frame]:
+        """Those that are taken, in order, as RGB."""
+        with self._sentence():
+            yield from self._taken()
+
+    def _taken(self) -> Iterator[Frame]:
+        taken = decoded = 0
+        due = 0.0
         for frame in self._opened.decode(self._stream):
             decoded += 1
             self._check_effort(decoded)
-            self._check_size(frame.width, frame.height)
+            check_size(Shape(frame.width, frame.height), self._max_pixels, self._label)
             if self._time(frame, decoded - 1) + 1e-3 < due:
                 continue
-            due += self._seconds
-            pixels += frame.width * frame.height
-            if len(taken) == self._options.max_frames:
+            due += self._interval
+            if taken == self._max_frames:
                 break  # longer than promised
-            if pixels > self._options.max_video_pixels:
-                raise RequestError(
-                    f"{self._label} has {len(taken) + 1} or more frames of {frame.width} x {frame.height}; "
-                    f"{self._options.max_video_pixels} pixels are allowed"
-                )
-            taken.append(frame.to_image().convert("RGB"))
+            taken += 1
+            yield frame.to_ndarray(format="rgb24")
         if not taken:
             raise RequestError(f"{self._label} has no frames")
-        if decoded < (1 - MISSING_SHARE) * self._stream.frames and len(taken) < self._options.max_frames:
+        if decoded < (1 - MISSING_SHARE) * self._stream.frames and taken < self._max_frames:
             raise RequestError(f"{self._label} is cut off: it has {decoded} of {self._stream.frames} frames")
-        return taken
 
     def _time(self, frame: Any, index: int) -> float:
         """Seconds from the beginning."""
@@ -102,12 +104,14 @@ class _Sampler:
             return float(frame.time - (start * self._stream.time_base if start is not None else 0))
         return index / float(self._stream.average_rate or 30)
 
-    def _check_size(self, width: int, height: int) -> None:
-        if width < 1 or height < 1 or width * height > self._options.max_pixels:
-            raise RequestError(
-                f"{self._label} has frames of {width} x {height}; at most {self._options.max_pixels} pixels are allowed"
-            )
-
     def _check_effort(self, decoded: int) -> None:
         if decoded > MAX_DECODED or time.monotonic() > self._deadline:
             raise RequestError(f"{self._label} takes too long to decode: send a shorter or smaller one")
+
+    @contextmanager
+    def _sentence(self) -> Iterator[None]:
+        """Turns what FFmpeg raises into a RequestError."""
+        try:
+            yield
+        except (self._av.FFmpegError, IndexError, ValueError, TypeError, OverflowError) as error:
+            raise RequestError(f"{self._label} is damaged or not a video that can be decoded") from error

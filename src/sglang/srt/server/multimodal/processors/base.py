@@ -16,22 +16,23 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from sglang.srt.checkpoint.files import read_object, shown
 from sglang.srt.errors import ModelError, RequestError
 from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.inputs import Detail
 from sglang.srt.server.multimodal.spans import Int32, Picture, Span
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 LOW_DETAIL_PIXELS = 512 * 512
 """what "low" allows a picture at most, where the model can choose (source: the OpenAI API)"""
-
-
 MAX_SIDE = 4096
 """pixels that a picture is made to have a side"""
 MAX_NUMBER = 1 << 28
+
+Frame = npt.NDArray[np.uint8]
+"""RGB, [height, width, 3]"""
 
 
 class Processor(Protocol):
@@ -43,7 +44,11 @@ class Processor(Protocol):
     image_token: str
     """what is written in a prompt for an image, placeholder and all"""
 
-    def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail, alone: bool) -> Picture:
+    def num_tokens(self, kind: MediaKind, shape: Shape, detail: Detail, alone: bool) -> int:
+        """How many `Picture.tokens` a picture of that shape will have. Raises RequestError for one that cannot be taken."""
+        ...
+
+    def process(self, kind: MediaKind, frames: Sequence[Frame], detail: Detail, alone: bool) -> Picture:
         """`alone`: the prompt has no other picture. Raises RequestError for a picture that the model cannot take."""
         ...
 
@@ -101,8 +106,8 @@ class ModelFolder:
             ) from error
         path = self.path / "preprocessor_config.json"
         if path.exists():
-            settings = self.json(path.name)
-            check_settings(path, settings, settings)
+            # The sizes of the Qwen family are numbers of pixels, those of others lengths of sides.
+            check_settings(path, self.json(path.name), MAX_NUMBER if name.startswith("Qwen") else MAX_SIDE)
         try:
             return found.from_pretrained(self.path, local_files_only=True)
         except Exception as error:  # noqa: BLE001  what transformers makes of settings of a wrong type
@@ -114,14 +119,13 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def check_settings(path: Path, settings: dict[str, Any], whole: dict[str, Any]) -> None:
-    """Raises ModelError for a number in a preprocessor's settings that would make pictures of any size huge. `whole`: the file,
-    of which `settings` may be a part."""
-    counts_pixels = "merge_size" in whole  # the Qwen family gives the sizes of pictures as numbers of pixels
+def check_settings(path: Path, settings: dict[str, Any], max_edge: int) -> None:
+    """Raises ModelError for a number in a preprocessor's settings that would make pictures of any size huge."""
+    limits = {"height": MAX_SIDE, "width": MAX_SIDE, "shortest_edge": max_edge, "longest_edge": max_edge}
     for name, value in settings.items():
         if isinstance(value, dict):
-            check_settings(path, value, whole)
-        most = MAX_SIDE if name in ("height", "width") or (name.endswith("_edge") and not counts_pixels) else MAX_NUMBER
+            check_settings(path, value, max_edge)
+        most = limits.get(name, MAX_NUMBER)
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, (int, float)) and not abs(number) <= most:
                 raise ModelError(f"{path}: {name} must be at most {most}, and is {shown(number)}")
@@ -131,19 +135,21 @@ def run_processor(processor: Any, images: Sequence[Any], **options: Any) -> dict
     """Calls transformers' processor; what it finds wrong with a picture is the request's fault."""
     try:
         options = {name: value for name, value in options.items() if value is not None}
-        found = processor(images=list(images), return_tensors="np", **options)
+        found = processor(
+            images=list(images), return_tensors="np", input_data_format="channels_last", do_convert_rgb=False, **options
+        )
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise RequestError(f"the model cannot take this image: {error}", "image_url") from error
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def picture_hash(fingerprint: bytes, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail) -> bytes:
+def picture_hash(fingerprint: bytes, kind: MediaKind, frames: Sequence[Frame], detail: Detail) -> bytes:
     """A digest of everything that decides the encoder's rows: pixels, sizes, order, settings."""
     digest = hashlib.blake2b(fingerprint, digest_size=16)
     digest.update(f"{kind} {detail} {len(frames)}".encode())
     for frame in frames:
-        digest.update(f"{frame.mode} {frame.width} {frame.height}|".encode())
-        digest.update(frame.tobytes())
+        digest.update(f"{frame.shape}|".encode())
+        digest.update(np.ascontiguousarray(frame).data)
     return digest.digest()
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.inputs import Detail
-from sglang.srt.server.multimodal.processors.base import ModelFolder, fingerprint_of, picture_hash, run_processor
+from sglang.srt.server.multimodal.processors.base import Frame, ModelFolder, fingerprint_of, picture_hash, run_processor
 from sglang.srt.server.multimodal.processors.tiles import patches_of
 from sglang.srt.server.multimodal.spans import Int32, Picture, Span
 
@@ -35,7 +35,14 @@ class Gemma3Processor:
         self.placeholders: dict[MediaKind, int] = {"image": self._begin}
         self.image_token = folder.tokenizer.token_text(self._begin)
 
-    def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail, alone: bool) -> Picture:
+    def num_tokens(self, kind: MediaKind, shape: Shape, detail: Detail, alone: bool) -> int:
+        if detail != "high":
+            return len(self._tokens(0))
+        blank = np.broadcast_to(np.uint8(0), (3, shape.height, shape.width))  # has a shape, and takes no memory
+        settings = {name: value for name, value in self._pan_and_scan.items() if name != "do_pan_and_scan"}
+        return len(self._tokens(len(self._processor.pan_and_scan(blank, **settings))))
+
+    def process(self, kind: MediaKind, frames: Sequence[Frame], detail: Detail, alone: bool) -> Picture:
         found = run_processor(self._processor, [frames[0]], **(self._pan_and_scan if detail == "high" else {}))
         tiles, num_crops = found["pixel_values"], int(np.ravel(found["num_crops"])[0])
         return Picture(

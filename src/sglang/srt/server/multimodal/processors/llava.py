@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from sglang.srt.checkpoint.files import shown
 from sglang.srt.errors import ModelError
 from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.inputs import Detail
-from sglang.srt.server.multimodal.processors.base import ModelFolder, fingerprint_of, picture_hash, run_processor
+from sglang.srt.server.multimodal.processors.base import Frame, ModelFolder, fingerprint_of, picture_hash, run_processor
 from sglang.srt.server.multimodal.processors.tiles import Float32, patches_of
 from sglang.srt.server.multimodal.spans import Int32, Picture, Span
 
@@ -41,14 +41,21 @@ class LlavaProcessor:
             raise ModelError(f"{folder.path / 'config.json'}: vision_aspect_ratio {shown(ratio)} is not supported")
         self._max_tiles = int(ratio[11:])
 
-    def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail, alone: bool) -> Picture:
+    def num_tokens(self, kind: MediaKind, shape: Shape, detail: Detail, alone: bool) -> int:
+        count = 1
+        if alone and detail != "low":
+            down, across = self._tile_grid(shape.height, shape.width)
+            count += down * across
+        return len(self._plan(count, shape.height, shape.width)[0])
+
+    def process(self, kind: MediaKind, frames: Sequence[Frame], detail: Detail, alone: bool) -> Picture:
         image = frames[0]
         in_tiles = alone and detail != "low"
         # Two pictures in one sample are what keeps transformers' processor from making tiles.
         found = run_processor(self._processor, [image] if in_tiles else [[image, image]])
         tiles = found["pixel_values"][0]
         count = len(tiles) if in_tiles else 1
-        sources, weights = self._plan(count, image.height, image.width)
+        sources, weights = self._plan(count, *image.shape[:2])
         return Picture(
             kind=kind,
             mm_hash=picture_hash(self._fingerprint + bytes([in_tiles]), kind, frames, "auto"),

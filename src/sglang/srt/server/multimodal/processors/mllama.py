@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import Image
-
 from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.inputs import Detail
-from sglang.srt.server.multimodal.processors.base import ModelFolder, fingerprint_of, picture_hash, run_processor
+from sglang.srt.server.multimodal.processors.base import Frame, ModelFolder, fingerprint_of, picture_hash, run_processor
 from sglang.srt.server.multimodal.processors.tiles import patches_of
 from sglang.srt.server.multimodal.spans import Int32, Picture, Span
 
@@ -31,7 +30,10 @@ class MllamaProcessor:
         self.image_token = folder.tokenizer.token_text(image_id)
         self._patch = folder.vision("patch_size", 14)
 
-    def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail, alone: bool) -> Picture:
+    def num_tokens(self, kind: MediaKind, shape: Shape, detail: Detail, alone: bool) -> int:
+        return 1
+
+    def process(self, kind: MediaKind, frames: Sequence[Frame], detail: Detail, alone: bool) -> Picture:
         found = run_processor(self._processor, [frames[0]], max_image_tiles=1 if detail == "low" else None)
         count = int(found["num_tiles"].reshape(-1)[0])
         tiles = found["pixel_values"][0, 0, :count]

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from sglang.srt.errors import RequestError
 from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.inputs import Detail
 from sglang.srt.server.multimodal.processors.base import (
     LOW_DETAIL_PIXELS,
+    Frame,
     ModelFolder,
     fingerprint_of,
     picture_hash,
@@ -49,14 +51,31 @@ class QwenVLProcessor:
         self._pair = int(self._processor.temporal_patch_size)
         self._time_step = float(per_second) * self._pair / FRAMES_PER_SECOND if per_second else 1.0
 
-    def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail, alone: bool) -> Picture:
-        mm_hash = picture_hash(self._fingerprint, kind, frames, detail)
+    def num_tokens(self, kind: MediaKind, shape: Shape, detail: Detail, alone: bool) -> int:
+        limits = self._limits(kind, detail)
+        edges = {"min_pixels": limits["shortest_edge"], "max_pixels": limits["longest_edge"]}
+        try:
+            patches = int(self._processor.get_number_of_image_patches(shape.height, shape.width, edges))
+        except ValueError as error:
+            raise RequestError(f"the model cannot take this image: {error}", "image_url") from error
+        rows, pairs = patches // self._merge**2, -(-shape.frames // self._pair)
+        if kind == "video" and self._writes_times:
+            return len(self._timed(pairs, self.placeholders[kind], 0)) + pairs * rows
+        return pairs * rows
+
+    def _limits(self, kind: MediaKind, detail: Detail) -> dict[str, int]:
+        """Pixels that a picture, or each frame, is brought to."""
         limits = {"shortest_edge": self._processor.size.shortest_edge, "longest_edge": self._processor.size.longest_edge}
         if detail == "low":
             limits["longest_edge"] = min(limits["longest_edge"], LOW_DETAIL_PIXELS)
         if kind == "video":
             limits["longest_edge"] = min(limits["longest_edge"], MAX_FRAME_PIXELS)
         limits["shortest_edge"] = min(limits.values())
+        return limits
+
+    def process(self, kind: MediaKind, frames: Sequence[Frame], detail: Detail, alone: bool) -> Picture:
+        mm_hash = picture_hash(self._fingerprint, kind, frames, detail)
+        limits = self._limits(kind, detail)
         found = [run_processor(self._processor, [frame], size=limits) for frame in frames]
         _, h, w = (int(n) for n in found[0]["image_grid_thw"][0])
         patches = [one["pixel_values"].astype(np.float32, copy=False) for one in found]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
 from sglang.srt.checkpoint.files import shown
 from sglang.srt.errors import ModelError
@@ -16,7 +15,7 @@ from sglang.srt.server.multimodal.processors.mllama import MllamaProcessor
 from sglang.srt.server.multimodal.processors.qwen_vl import QwenVLProcessor
 from sglang.srt.server.multimodal.processors.smolvlm import IdeficsProcessor
 
-TRIAL_SIZE = (224, 168)
+TRIAL_SHAPE = (168, 224, 3)
 """of a picture that each processor must be able to take when the model is loaded"""
 
 PROCESSORS: dict[str, Callable[[ModelFolder], Processor]] = {
@@ -39,7 +38,7 @@ def create_processor(folder: ModelFolder) -> Processor:
         raise ModelError(f"{folder.path}: no image processor is known for models of type {shown(kind)}")
     try:
         processor = PROCESSORS[kind](folder)
-        picture = processor.process("image", [Image.new("RGB", TRIAL_SIZE, (90, 120, 150))], "auto", alone=True)
+        picture = processor.process("image", [np.full(TRIAL_SHAPE, (90, 120, 150), np.uint8)], "auto", alone=True)
         if not np.isfinite(picture.pixels).all():
             raise ModelError(f"{folder.path}: its settings for pictures make values that are no numbers of a plain picture")
     except ModelError:

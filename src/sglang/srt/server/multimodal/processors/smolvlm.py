@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.inputs import Detail
 from sglang.srt.server.multimodal.processors.base import (
+    Frame,
     ModelFolder,
     fingerprint_of,
     picture_hash,
@@ -38,7 +39,12 @@ class IdeficsProcessor:
         self._tile_rows = (side // self._merge) ** 2
         self._tokenizer = folder.tokenizer
 
-    def process(self, kind: MediaKind, frames: Sequence[Image.Image], detail: Detail, alone: bool) -> Picture:
+    def num_tokens(self, kind: MediaKind, shape: Shape, detail: Detail, alone: bool) -> int:
+        options = {"do_image_splitting": False} if detail == "low" else {}
+        _, rows, columns = self._processor.get_number_of_image_patches(shape.height, shape.width, options)
+        return len(self._tokens(rows, columns))
+
+    def process(self, kind: MediaKind, frames: Sequence[Frame], detail: Detail, alone: bool) -> Picture:
         found = run_processor(
             self._processor, [frames[0]], do_image_splitting=False if detail == "low" else None, return_row_col_info=True
         )

@@ -1,0 +1,151 @@
+"""Images and videos over HTTP.
+
+What a client names is not trusted, and neither is who answers. A host name is resolved once, every address is checked, and the
+connection goes to the address that was checked; each redirect is treated the same way. Answers are read to a byte limit, never
+decompressed, at no less than MIN_RATE, and all of it has one deadline. No cookies are kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from dataclasses import dataclass
+
+import httpx
+
+from sglang.srt.config import MediaOptions
+from sglang.srt.errors import RequestError
+from sglang.srt.server.multimodal.addresses import IPAddress, Resolver, is_public
+from sglang.srt.server.multimodal.fetched import Allowance, Fetched, shorten
+from sglang.srt.server.multimodal.shares import Shares
+
+MAX_REDIRECTS = 5
+MAX_URL = 8192
+FETCHES, FETCHES_OF_A_CLIENT, FETCHES_FROM_A_HOST = 64, 48, 16
+MIN_RATE = 1024
+"""bytes a second, below which an answer is given up after SLOW_SECONDS"""
+SLOW_SECONDS = 5.0
+USER_AGENT = "sglang-anywhere"
+_HOST = re.compile(r"(?=.{1,253}$)([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?|[0-9a-f:.]+", re.ASCII)
+_FAILURES = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A URL that may be requested, and what it names: `host` in ASCII."""
+
+    url: httpx.URL
+    host: str
+    port: int
+
+
+class Fetcher:
+    """One server's way to other hosts. `close` ends its connections."""
+
+    def __init__(self, options: MediaOptions) -> None:
+        self._options = options
+        self._transport: httpx.AsyncHTTPTransport | None = None
+        self._resolver = Resolver()
+        self._places = Shares(FETCHES, FETCHES_OF_A_CLIENT, "images and videos are being fetched")
+        self._hosts = Shares(FETCHES * FETCHES, FETCHES_FROM_A_HOST, "images and videos are being fetched from one host")
+
+    async def close(self) -> None:
+        if self._transport is not None:
+            await self._transport.aclose()
+
+    async def fetch(self, source: str, kind: str, allowance: Allowance, client: str) -> Fetched:
+        """Raises RequestError, and OverloadError if there is no place for too long."""
+        first, patience = self._parse(source, kind), self._options.timeout
+        async with self._hosts.place(f"{first.host}:{first.port}", 1, patience), self._places.place(client, 1, patience):
+            try:
+                return await asyncio.wait_for(self._follow(first, source, kind, allowance), self._options.timeout)
+            except asyncio.TimeoutError as error:
+                raise RequestError(
+                    f"fetching the {kind} {shorten(source)!r} took longer than {self._options.timeout:g} s"
+                ) from error
+            except _FAILURES as error:
+                raise RequestError(f"the {kind} {shorten(source)!r} cannot be fetched: the connection failed") from error
+
+    async def _follow(self, target: Target, source: str, kind: str, allowance: Allowance) -> Fetched:
+        """Requests the URL and what it redirects to, each checked anew."""
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await self._open(target, await self._address(target, kind))
+            try:
+                if not response.is_redirect:
+                    return await self._read(response, f"the {kind} {shorten(source)!r}", allowance)
+                location = response.headers.get("location", "")
+            finally:
+                await response.aclose()
+            target = self._parse(self._join(target, location, source, kind), kind)
+        raise RequestError(f"the {kind} {shorten(source)!r} redirects more than {MAX_REDIRECTS} times")
+
+    def _join(self, target: Target, location: str, source: str, kind: str) -> str:
+        try:
+            if not location:
+                raise ValueError("no address")
+            return str(target.url.join(location))
+        except (httpx.InvalidURL, ValueError) as error:
+            raise RequestError(f"the {kind} {shorten(source)!r} redirects to something that is no URL") from error
+
+    def _parse(self, source: str, kind: str) -> Target:
+        if len(source) > MAX_URL:
+            raise RequestError(f"a URL of {len(source)} characters is too long: {MAX_URL} are allowed")
+        try:
+            url = httpx.URL(source)
+            host, port = url.raw_host.decode("ascii").lower(), url.port
+            _ = url.host, url.netloc, url.raw_path  # names that are no IDNA are found here
+        except (httpx.InvalidURL, ValueError) as error:
+            raise RequestError(f"{shorten(source)!r} is not a valid URL") from error
+        if url.scheme not in ("http", "https") or not host:
+            raise RequestError(f"the {kind} URL {shorten(source)!r} must be http or https with a host")
+        if url.userinfo:
+            raise RequestError(f"{kind} URLs with a user name or password are not fetched")
+        if "\\" in source or not _HOST.fullmatch(host) or not (port is None or 0 < port < 65536):
+            raise RequestError(f"{shorten(source)!r} is not a valid URL: its host or port cannot be")
+        return Target(url, host, port or (443 if url.scheme == "https" else 80))
+
+    async def _address(self, target: Target, kind: str) -> IPAddress:
+        """The one address that may be connected to for this URL. Raises RequestError if policy forbids all."""
+        host = target.host.rstrip(".")
+        domains = self._options.allowed_domains
+        if domains and not any(host == d or host.endswith("." + d) for d in domains):
+            raise RequestError(f"{kind}s may only be fetched from {', '.join(domains)}, not from {host!r}")
+        for address in await self._resolver.resolve(target.host, target.port):
+            if self._options.allow_private or is_public(address):
+                return address
+        raise RequestError(f"{host!r} is a private address, from which {kind}s are not fetched (--allow-private-media)")
+
+    async def _open(self, target: Target, address: IPAddress) -> httpx.Response:
+        """A streamed GET to `address` under the URL's own name (Host header and TLS certificate)."""
+        if self._transport is None:
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+            self._transport = httpx.AsyncHTTPTransport(trust_env=False, limits=limits)
+        headers = {
+            "Host": target.url.netloc.decode("ascii"),
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+            "User-Agent": USER_AGENT,
+        }
+        extensions = {"sni_hostname": target.host, "timeout": httpx.Timeout(self._options.timeout).as_dict()}
+        request = httpx.Request("GET", target.url.copy_with(host=str(address)), headers=headers, extensions=extensions)
+        return await self._transport.handle_async_request(request)
+
+    async def _read(self, response: httpx.Response, label: str, allowance: Allowance) -> Fetched:
+        if response.status_code != 200:
+            raise RequestError(f"fetching {label} gave status {response.status_code}")
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            raise RequestError(f"{label} came compressed although that was not asked for")
+        announced = response.headers.get("content-length", "")
+        if announced.isdecimal():
+            allowance.check(int(announced[:20]), label)
+        data, begun = bytearray(), time.monotonic()
+        async for chunk in response.aiter_raw():
+            allowance.take(len(chunk), label)
+            data += chunk
+            seconds = time.monotonic() - begun
+            if seconds > SLOW_SECONDS and len(data) < MIN_RATE * seconds:
+                raise RequestError(f"{label} comes too slowly: less than {MIN_RATE} bytes a second")
+        if not data:
+            raise RequestError(f"{label} is empty")
+        return Fetched(data, label, response.headers.get("content-type"))
