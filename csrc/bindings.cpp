@@ -100,11 +100,11 @@ class Call {
   template <class T, class A> Matrix<T> matrix(Obj o, const char* arg, int at_least_cols) {
     A a = array<A>(o, arg);
     check_type<T>(a, arg);
-    check(a.ndim() == 2 && (a.shape(1) <= 1 || a.stride(1) == 1), arg, "must have two dimensions and contiguous rows");
-    check(a.shape(0) <= kMaxExtent && a.shape(1) <= kMaxExtent && (a.shape(0) <= 1 || a.stride(0) >= int64_t(a.shape(1))), arg, "has a layout that is not supported");
+    check(a.ndim() == 2 && (a.size() == 0 || a.shape(1) == 1 || a.stride(1) == 1), arg, "must have two dimensions and contiguous rows");
+    check(a.shape(0) <= kMaxExtent && a.shape(1) <= kMaxExtent && (a.size() == 0 || a.shape(0) == 1 || a.stride(0) >= int64_t(a.shape(1))), arg, "has a layout that is not supported");
     if (int64_t(a.shape(1)) < at_least_cols) fail(arg, "must have at least " + std::to_string(at_least_cols) + " columns");
     return {static_cast<T*>(const_cast<void*>(static_cast<const void*>(a.data()))), int(a.shape(0)), int(a.shape(1)),
-            a.shape(0) <= 1 ? size_t(a.shape(1)) : size_t(a.stride(0))};
+            a.size() == 0 || a.shape(0) == 1 ? size_t(a.shape(1)) : size_t(a.stride(0))};
   }
   const char* op_;
 };
