@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 
-# `attention` is in the step because it uses work buffers, which are the op set's and not arrays of the caller's.
+# `attention` is in the step because it uses work buffers, which are the op set's and not arrays of the caller's: for heads of 48 the
+# rows. `steps` counts the steps that were done.
 PRELUDE = """
 import gc, multiprocessing, os, sys, threading, time
 from tests.kernels.extension import use_chosen_build
@@ -21,7 +22,7 @@ from sglang.srt.model.kernels import cpu
 from sglang.srt.model.op_tape import OpTape
 from tests.kernels.support import ints, meta_of, tensor
 
-ROWS, HEADS, DIM = 256, 8, 64
+ROWS, HEADS, DIM = 256, 8, 48
 
 class Work:
     def __init__(self, threads=2, ahead=True):
@@ -34,7 +35,7 @@ class Work:
         self.table = np.arange(512, dtype=np.int32).reshape(1, 512)
         self.meta = meta_of(self.table, [(0, ROWS, ROWS)])
         self.x, self.out = ops.activation(ROWS, [self.weight]), np.zeros((ROWS, width), np.float32)
-        self.ids = np.zeros(ROWS, np.int32)
+        self.steps = np.zeros((1, 1), np.float32)
         self.rows = ints(ROWS)
         self.tape = OpTape()
         with self.tape.record(ops):
@@ -45,7 +46,7 @@ class Work:
     def begin(self, steps=4):
         for _ in range(steps):
             self.tape.replay()
-            self.ops.argmax(self.out, ROWS, self.ids)
+            self.ops.adjust(self.steps, ints(0, 1), ints(0), np.ones(1, np.float32), np.ones(1, np.float32))
         return self.ops.fetch(self.out)
 
 def wait_for(child):
@@ -76,14 +77,14 @@ for names in ("ops tape", "tape ops", "weight x kv ops tape", "ops"):
     for threads in (1, 2, 4):
         work = Work(threads)
         want = work.begin().result()
-        work.out[:] = 0
+        work.out[:] = work.steps[:] = 0
         work.begin()
-        out = work.out
+        out, steps = work.out, work.steps
         for name in names.split():
             delattr(work, name)
         del work
         gc.collect()
-        assert np.array_equal(out, want), "what was started has been done"
+        assert np.array_equal(out, want) and steps == 4, "what was started has been done"
 print("done")
 """
     assert run(program) == "done\n"
