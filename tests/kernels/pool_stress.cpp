@@ -223,7 +223,7 @@ int main(int argc, char** argv) {
   const double seconds = argc > 1 ? std::atof(argv[1]) : 0.2;
   set_delays(nullptr);
   for (const int threads : {4, 5, 8}) one_oversleeps(threads);
-  for (const int threads : {1, 2, 3, 4, 5, 6, 8})
+  for (int threads = 1; threads <= 8; threads++)
     for (const bool ahead : {false, true}) {
       many_jobs(threads, ahead, seconds, unsigned(threads) * 2 + ahead);
       dropped_with_jobs(threads, ahead);

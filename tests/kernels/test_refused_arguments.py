@@ -283,6 +283,9 @@ def test_sampling_with_wild_limits(ops: Any) -> None:
         temperature, top_p, min_p, uniform = (rng.choice(wild, 8) for _ in range(4))
         ops.sample(x, 8, temperature, rng.choice(WILD, 8).astype(np.int32), top_p, min_p, uniform, out)
         assert ((out >= 0) & (out < 50)).all()
+    flat = np.ones(8, np.float32)
+    ops.sample(x, 8, flat, np.zeros(8, np.int32), flat, flat * 2, flat / 2, out)
+    assert out.tolist() == x.argmax(1).tolist(), "none is twice as likely as the best: the best stays"
 
 
 def test_adjust_reads_what_it_was_given(ops: Any) -> None:
