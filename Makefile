@@ -5,7 +5,7 @@ ARGS ?=
 TESTS ?=
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: serve test check clean
+.PHONY: serve test test-sanitize check clean
 
 serve: .venv/installed
 	@.venv/bin/sglang serve --model-path "$(MODEL)" $(ARGS)
@@ -13,6 +13,10 @@ serve: .venv/installed
 test: .venv-test/installed
 	@scripts/check .venv-test/bin
 	@scripts/test .venv-test/bin $(TESTS)
+
+# The CPU kernels and their thread pool under the compiler's sanitizers: slow, see docs/kernels.md.
+test-sanitize: .venv-test/installed
+	@scripts/sanitize .venv-test/bin
 
 check: .venv-test/installed
 	@scripts/check .venv-test/bin

@@ -224,6 +224,7 @@ struct AdjustArgs {
   LogitsArgs x;
   const int *indptr, *ids;
   const float *scale, *bias;
+  int total;                           // elements of ids, scale and bias
 };
 struct MaskArgs {
   LogitsArgs x;                        // num_rows: of the whole buffer

@@ -1,90 +1,15 @@
 // The Python module: every op checks its arrays once, when it is called or recorded, and becomes a plain Op.
-#include "objects.h"
+#include "call.h"
 
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
-#include <climits>
 #include <cstring>
 
-using Obj = nb::handle;
-using InArray = nb::ndarray<nb::ro, nb::device::cpu>;
-using OutArray = nb::ndarray<nb::device::cpu>;
-
-template <class T> struct Matrix {
-  T* p;
-  int rows, cols;
-  size_t ld;
-};
-
-// Turns the Python arguments of one call into pointers, and remembers them for the tape.
-class Call {
- public:
-  explicit Call(const char* op) : op_(op) {}
-  std::vector<nb::object> keep;
-
-  [[noreturn]] void fail(const char* arg, const std::string& why) const { throw nb::value_error((std::string(op_) + ": " + arg + " " + why).c_str()); }
-  void check(bool ok, const char* arg, const char* why) const { if (!ok) fail(arg, why); }
-
-  template <class T> const T* vec(Obj o, const char* arg, size_t at_least) { return vector<const T, InArray>(o, arg, at_least); }
-  template <class T> T* out_vec(Obj o, const char* arg, size_t at_least) { return vector<T, OutArray>(o, arg, at_least); }
-  template <class T> Matrix<const T> mat(Obj o, const char* arg, int at_least_cols) { return matrix<const T, InArray>(o, arg, at_least_cols); }
-  template <class T> Matrix<T> out_mat(Obj o, const char* arg, int at_least_cols) { return matrix<T, OutArray>(o, arg, at_least_cols); }
-  const int* rows(Obj o) { return vec<int>(o, "rows", 1); }
-
-  template <class T> T& handle(Obj o, const char* arg) {
-    T* p = nullptr;
-    if (!nb::try_cast<T*>(o, p) || !p) fail(arg, "is not an object of this op set");
-    keep.push_back(nb::borrow(o));
-    return *p;
-  }
-  const WeightView& weight(Obj o, const char* arg, bool gated = false) {
-    Weight& w = handle<Weight>(o, arg);
-    check(w.gated == gated, arg, gated ? "must come from pack_gated" : "comes from pack_gated: only gated_linear reads it");
-    return w.view;
-  }
-  // An activation that this weight can read.
-  const Activation& reads(Obj o, const WeightView& w) {
-    const Activation& x = handle<Activation>(o, "x");
-    check(x.view.width == w.k, "x", "has not the width that the weight reads");
-    check(w.kind <= kInt8 ? x.view.q != nullptr : x.view.f != nullptr, "x", "was made for weights of another kind: name all its readers");
-    return x;
-  }
-
- private:
-  template <class A> A array(Obj o, const char* arg) {
-    A a;
-    if (!nb::try_cast<A>(o, a)) fail(arg, "is not an array on the CPU that may be used so");
-    keep.push_back(nb::borrow(o));
-    return a;
-  }
-  template <class T, class A> void check_type(const A& a, const char* arg) {
-    using V = std::remove_const_t<T>;
-    if (a.dtype() != nb::dtype<V>()) fail(arg, std::string("must be of type ") + (std::is_same_v<V, float> ? "float32" : std::is_same_v<V, int> ? "int32" : "uint32"));
-  }
-  template <class T, class A> T* vector(Obj o, const char* arg, size_t at_least) {
-    A a = array<A>(o, arg);
-    check_type<T>(a, arg);
-    check(a.ndim() == 1 && (a.shape(0) <= 1 || a.stride(0) == 1), arg, "must have one dimension and be contiguous");
-    if (a.shape(0) < at_least) fail(arg, "must have at least " + std::to_string(at_least) + " elements");
-    return static_cast<T*>(const_cast<void*>(static_cast<const void*>(a.data())));
-  }
-  template <class T, class A> Matrix<T> matrix(Obj o, const char* arg, int at_least_cols) {
-    A a = array<A>(o, arg);
-    check_type<T>(a, arg);
-    check(a.ndim() == 2 && (a.shape(1) <= 1 || a.stride(1) == 1), arg, "must have two dimensions and contiguous rows");
-    check(a.shape(0) <= INT_MAX && a.shape(1) <= INT_MAX && (a.shape(0) <= 1 || a.stride(0) >= int64_t(a.shape(1))), arg, "has a layout that is not supported");
-    if (int64_t(a.shape(1)) < at_least_cols) fail(arg, "must have at least " + std::to_string(at_least_cols) + " columns");
-    return {static_cast<T*>(const_cast<void*>(static_cast<const void*>(a.data()))), int(a.shape(0)), int(a.shape(1)),
-            a.shape(0) <= 1 ? size_t(a.shape(1)) : size_t(a.stride(0))};
-  }
-  const char* op_;
-};
-
 static int smaller(int a, int b) { return a < b ? a : b; }
+template <class T> static Matrix<T> row(const Vector<T>& v) { return {v.p, 1, v.n, size_t(v.n)}; }
 
 static int gate_of(const Call& c, const std::string& name) {
   if (name == "silu") return kSilu;
@@ -95,26 +20,55 @@ static int gate_of(const Call& c, const std::string& name) {
 
 // ---- between host and device ----------------------------------------------------------------------------------------------
 struct CopyArgs {
-  void* to;
-  const void* from;
-  size_t bytes;
+  uint8_t* to;
+  const uint8_t* from;
+  size_t rows, row_bytes, to_stride, from_stride;          // bytes
 };
 static void copy_bytes(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const CopyArgs*>(args);
-  if (c.take() == 0) std::memcpy(a.to, a.from, a.bytes);
+  if (c.take()) return;
+  for (size_t r = 0; r < a.rows; r++) std::memcpy(a.to + r * a.to_stride, a.from + r * a.from_stride, a.row_bytes);
 }
+
+// An array of any type as rows of bytes: one where all of it is contiguous, else its first dimension, whose rows must be.
+static Matrix<const uint8_t> rows_of_bytes(const Call& c, const nb::ndarray<nb::ro>& a, const char* arg) {
+  const size_t item = a.itemsize();
+  size_t inner = 1;                    // elements of an entry of the first dimension
+  bool whole = true;
+  for (size_t i = a.ndim(); i-- > 0;) {
+    const bool tight = a.shape(i) <= 1 || a.stride(i) == int64_t(inner);
+    whole = whole && tight;
+    c.check(tight || a.size() == 0 || (i == 0 && a.stride(0) >= int64_t(inner)), arg, "must have contiguous rows");
+    if (i > 0) inner *= a.shape(i);
+  }
+  c.check(a.nbytes() <= INT_MAX, arg, "is too large");
+  const auto* p = static_cast<const uint8_t*>(a.data());
+  if (whole || a.size() == 0) return {p, 1, int(a.nbytes()), a.nbytes()};
+  return {p, int(a.shape(0)), int(inner * item), size_t(a.stride(0)) * item};
+}
+
 // to[...] = from, in its turn among what was started. Returns the job to wait for.
-static uint64_t copy(Runtime& rt, const nb::ndarray<nb::c_contig, nb::device::cpu>& to, const nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>& from) {
-  if (to.nbytes() != from.nbytes()) throw nb::value_error("copy: both arrays must have the same size");
-  std::vector<nb::object> keep{nb::cast(to), nb::cast(from)};
-  return rt.start(make_op("copy", &copy_bytes, CopyArgs{to.data(), from.data(), from.nbytes()}), keep);
+static uint64_t copy(Runtime& rt, Obj to, Obj from) {
+  Call c("copy");
+  const auto t = c.array<OutArray>(to, "to");
+  const auto f = c.array<InArray>(from, "from");
+  c.check(t.dtype() == f.dtype() && t.ndim() == f.ndim(), "to", "and from must have the same type and shape");
+  for (size_t i = 0; i < t.ndim(); i++) c.check(t.shape(i) == f.shape(i), "to", "and from must have the same type and shape");
+  const auto tb = rows_of_bytes(c, nb::ndarray<nb::ro>(t), "to"), fb = rows_of_bytes(c, nb::ndarray<nb::ro>(f), "from");
+  c.check(!overlap(tb, fb), "to", "must not share memory with from");
+  // Where only one of them is in pieces, so is the other.
+  const auto& cut = tb.rows > fb.rows ? tb : fb;
+  const size_t rows = size_t(cut.rows), bytes = size_t(cut.cols);
+  CopyArgs a{const_cast<uint8_t*>(tb.p), fb.p, rows, bytes, tb.rows == cut.rows ? tb.ld : bytes, fb.rows == cut.rows ? fb.ld : bytes};
+  return rt.start(make_op("copy", &copy_bytes, a), c.keep);
 }
 
 // ---- the forward pass -----------------------------------------------------------------------------------------------------
 static void take_drawn(Runtime& rt, Obj ids, Obj previous, Obj drawn, Obj rows) {
   Call c("take_drawn");
-  TakeArgs a{c.out_vec<int>(ids, "ids", 0), c.vec<int>(previous, "previous", 0), c.vec<int>(drawn, "drawn", 0), c.rows(rows),
-             smaller(int(nb::len(ids)), int(nb::len(previous))), int(nb::len(drawn))};
+  auto to = c.out_vec<int>(ids, "ids", 0);
+  auto from = c.vec<int>(previous, "previous", 0), values = c.vec<int>(drawn, "drawn", 0);
+  TakeArgs a{to.p, from.p, values.p, c.rows(rows), smaller(to.n, from.n), values.n};
   rt.run(make_op("take_drawn", rt.kernels().take_drawn, a), c.keep);
 }
 
@@ -122,9 +76,9 @@ static void embedding(Runtime& rt, Obj weight, Obj ids, Obj out, Obj rows, float
   Call c("embedding");
   const WeightView& w = c.weight(weight, "weight");
   auto o = c.out_mat<float>(out, "out", w.k);
-  const int* id = c.vec<int>(ids, "ids", 0);
-  const int n = smaller(o.rows, int(nb::len(ids)));
-  rt.run(make_op("embedding", rt.kernels().embedding, EmbeddingArgs{w, id, o.p, o.ld, scale, c.rows(rows), n}), c.keep);
+  auto id = c.vec<int>(ids, "ids", 0);
+  const int n = smaller(o.rows, id.n);
+  rt.run(make_op("embedding", rt.kernels().embedding, EmbeddingArgs{w, id.p, o.p, o.ld, scale, c.rows(rows), n}), c.keep);
 }
 
 static void rms_norm(Runtime& rt, Obj x, Obj weight, Obj out, Obj rows, float eps, Obj delta, Obj row_idx) {
@@ -132,16 +86,18 @@ static void rms_norm(Runtime& rt, Obj x, Obj weight, Obj out, Obj rows, float ep
   auto xm = c.out_mat<float>(x, "x", 1);
   NormArgs a{};
   a.x = xm.p, a.ld_x = xm.ld, a.width = xm.cols, a.x_rows = a.max_rows = xm.rows, a.eps = eps;
-  a.weight = c.vec<float>(weight, "weight", size_t(xm.cols));
+  a.weight = c.vec<float>(weight, "weight", size_t(xm.cols)).p;
   c.check(size_t(xm.cols) * 4 <= kScratchBytes, "x", "is too wide");
   if (!delta.is_none()) {
     auto d = c.mat<float>(delta, "delta", xm.cols);
     c.check(d.rows >= xm.rows, "delta", "must have as many rows as x");
+    c.apart(xm, d, "x", true);
     a.delta = d.p, a.ld_delta = d.ld;
   }
   if (!row_idx.is_none()) {
-    a.row_idx = c.vec<int>(row_idx, "row_idx", 0);
-    a.max_rows = int(nb::len(row_idx));
+    auto idx = c.vec<int>(row_idx, "row_idx", 0);
+    a.row_idx = idx.p, a.max_rows = idx.n;
+    c.check(xm.rows > 0, "x", "must have rows");
   }
   if (nb::isinstance<Activation>(out)) {
     Activation& o = c.handle<Activation>(out, "out");
@@ -150,6 +106,8 @@ static void rms_norm(Runtime& rt, Obj x, Obj weight, Obj out, Obj rows, float ep
     a.max_rows = smaller(a.max_rows, o.max_rows);
   } else {
     auto o = c.out_mat<float>(out, "out", xm.cols);
+    c.apart(o, xm, "out", a.row_idx == nullptr);
+    if (a.delta) c.apart(o, Matrix<const float>{a.delta, xm.rows, xm.cols, a.ld_delta}, "out", a.row_idx == nullptr);
     a.out = o.p, a.ld_out = o.ld;
     a.max_rows = smaller(a.max_rows, o.rows);
   }
@@ -162,7 +120,12 @@ static void linear(Runtime& rt, Obj weight, Obj x, Obj out, Obj rows, Obj bias) 
   const WeightView& w = c.weight(weight, "weight");
   const Activation& act = c.reads(x, w);
   auto o = c.out_mat<float>(out, "out", w.n);
-  const float* b = bias.is_none() ? nullptr : c.vec<float>(bias, "bias", size_t(w.n));
+  const float* b = nullptr;
+  if (!bias.is_none()) {
+    auto v = c.vec<float>(bias, "bias", size_t(w.n));
+    c.apart(o, row(v), "out");
+    b = v.p;
+  }
   rt.run(make_op("linear", rt.kernels().linear, LinearArgs{w, act.view, o.p, o.ld, b, c.rows(rows), smaller(o.rows, act.max_rows)}), c.keep);
 }
 
@@ -172,9 +135,9 @@ static void linear_blocks(Runtime& rt, Obj weight, Obj x, Obj out, Obj rows, Obj
   const Activation& act = c.reads(x, w);
   auto o = c.out_mat<float>(out, "out", w.n);
   const LinearArgs linear{w, act.view, o.p, o.ld, nullptr, c.rows(rows), smaller(o.rows, act.max_rows)};
-  const int* listed = c.vec<int>(blocks, "blocks", size_t(w.panels));
+  const int* listed = c.vec<int>(blocks, "blocks", size_t(w.panels)).p;
   rt.run(make_op("linear_blocks", rt.kernels().linear_blocks,
-                 BlocksArgs{linear, c.vec<int>(whole, "whole", 1), c.vec<int>(num_blocks, "num_blocks", 1), listed, w.panels}), c.keep);
+                 BlocksArgs{linear, c.vec<int>(whole, "whole", 1).p, c.vec<int>(num_blocks, "num_blocks", 1).p, listed, w.panels}), c.keep);
 }
 
 static void gated_linear(Runtime& rt, Obj weight, Obj x, Obj out, Obj rows, const std::string& gate) {
@@ -183,8 +146,9 @@ static void gated_linear(Runtime& rt, Obj weight, Obj x, Obj out, Obj rows, cons
   const Activation& act = c.reads(x, w);
   Activation& o = c.handle<Activation>(out, "out");
   c.check(o.view.width == c.handle<Weight>(weight, "weight").out_features / 2, "out", "must be half as wide as the weight's out_features");
-  const int n = smaller(o.max_rows, act.max_rows);
-  rt.run(make_op("gated_linear", rt.kernels().gated_linear, GatedLinearArgs{w, act.view, o.view, gate_of(c, gate), c.rows(rows), n}), c.keep);
+  const int n = smaller(o.max_rows, act.max_rows), fn = gate_of(c, gate);
+  c.check(&o != &act, "out", "must not be what is read");
+  rt.run(make_op("gated_linear", rt.kernels().gated_linear, GatedLinearArgs{w, act.view, o.view, fn, c.rows(rows), n}), c.keep);
 }
 
 static void gate(Runtime& rt, Obj gate_in, Obj up, Obj out, Obj rows, const std::string& fn) {
@@ -202,26 +166,36 @@ static void store(Runtime& rt, Obj x, Obj out, Obj rows) {
   rt.run(make_op("store", rt.kernels().store, GateArgs{m.p, nullptr, m.ld, 0, o.view, 0, c.rows(rows), smaller(m.rows, o.max_rows)}), c.keep);
 }
 
+// Columns of a buffer: a product of counts that came from outside.
+static int columns(const Call& c, const char* arg, int64_t n) {
+  c.check(n <= int64_t(kMaxExtent), arg, "is too large");
+  return int(n);
+}
+static void check_heads(const Call& c, int num_heads, const KVView& kv) {
+  c.check(num_heads > 0 && num_heads % kv.heads == 0, "num_heads", "must be a multiple of the number of KV heads");
+}
+
 static void rope_store(Runtime& rt, Obj qkv, Obj kv, Obj positions, Obj slots, Obj rows, int num_heads, Obj cos, Obj sin, float q_scale,
                        Obj q_norm, Obj k_norm, float eps) {
   Call c("rope_store");
   RopeArgs a{};
   a.kv = c.handle<KVLayer>(kv, "kv").view;
-  c.check(num_heads > 0 && num_heads % a.kv.heads == 0, "num_heads", "must be a multiple of the number of KV heads");
-  auto m = c.out_mat<float>(qkv, "qkv", (num_heads + 2 * a.kv.heads) * a.kv.dim);
+  check_heads(c, num_heads, a.kv);
+  auto m = c.out_mat<float>(qkv, "qkv", columns(c, "num_heads", (int64_t(num_heads) + 2 * a.kv.heads) * a.kv.dim));
   auto co = c.mat<float>(cos, "cos", 1), si = c.mat<float>(sin, "sin", 1);
   c.check(co.cols == si.cols && co.rows == si.rows && co.rows > 0, "sin", "must have the shape of cos");
   c.check(co.ld == size_t(co.cols) && si.ld == size_t(si.cols), "cos", "and sin must be contiguous");
   c.check(2 * co.cols <= a.kv.dim, "cos", "has more pairs than a head");
   c.check(q_norm.is_none() == k_norm.is_none(), "q_norm", "and k_norm must be given together");
   if (!q_norm.is_none()) {
-    a.q_norm = c.vec<float>(q_norm, "q_norm", size_t(a.kv.dim));
-    a.k_norm = c.vec<float>(k_norm, "k_norm", size_t(a.kv.dim));
+    a.q_norm = c.vec<float>(q_norm, "q_norm", size_t(a.kv.dim)).p;
+    a.k_norm = c.vec<float>(k_norm, "k_norm", size_t(a.kv.dim)).p;
   }
   a.qkv = m.p, a.ld = m.ld, a.num_heads = num_heads, a.rot = co.cols, a.cos = co.p, a.sin = si.p, a.num_positions = co.rows;
-  a.positions = c.vec<int>(positions, "positions", 0), a.slots = c.vec<int>(slots, "slots", 0);
+  auto pos = c.vec<int>(positions, "positions", 0), slot = c.vec<int>(slots, "slots", 0);
+  a.positions = pos.p, a.slots = slot.p;
   a.q_scale = q_scale, a.eps = eps, a.rows = c.rows(rows);
-  a.max_rows = smaller(m.rows, smaller(int(nb::len(positions)), int(nb::len(slots))));
+  a.max_rows = smaller(m.rows, smaller(pos.n, slot.n));
   rt.run(make_op("rope_store", rt.kernels().rope_store, a), c.keep);
 }
 
@@ -232,16 +206,16 @@ static MetaView meta_of(Call& c, Obj meta, int max_rows) {
   auto table = c.mat<int>(field("req_to_token"), "meta.req_to_token", 1);
   c.check(table.rows <= 1 || table.ld == size_t(table.cols), "meta.req_to_token", "must be contiguous");
   m.req_to_token = table.p, m.table_rows = table.rows, m.context_len = table.cols;
-  nb::object idx = field("req_pool_idx");
-  m.max_reqs = int(nb::len(idx));
-  const size_t n = size_t(m.max_reqs);
-  m.num_reqs = c.vec<int>(field("num_reqs"), "meta.num_reqs", 1);
-  m.req_pool_idx = c.vec<int>(idx, "meta.req_pool_idx", 0);
-  m.q_start = c.vec<int>(field("q_start"), "meta.q_start", n);
-  m.q_len = c.vec<int>(field("q_len"), "meta.q_len", n);
-  m.seq_lens = c.vec<int>(field("seq_lens"), "meta.seq_lens", n);
+  c.check(table.rows > 0, "meta.req_to_token", "must have rows");
+  auto idx = c.vec<int>(field("req_pool_idx"), "meta.req_pool_idx", 0);
+  m.req_pool_idx = idx.p, m.max_reqs = idx.n;
+  const size_t n = size_t(idx.n);
+  m.num_reqs = c.vec<int>(field("num_reqs"), "meta.num_reqs", 1).p;
+  m.q_start = c.vec<int>(field("q_start"), "meta.q_start", n).p;
+  m.q_len = c.vec<int>(field("q_len"), "meta.q_len", n).p;
+  m.seq_lens = c.vec<int>(field("seq_lens"), "meta.seq_lens", n).p;
   nb::object ends = nb::getattr(meta, "row_ends", nb::none());
-  if (!ends.is_none()) m.row_ends = c.vec<int>(ends, "meta.row_ends", size_at(max_rows));
+  if (!ends.is_none()) m.row_ends = c.vec<int>(ends, "meta.row_ends", size_at(max_rows)).p;
   return m;
 }
 
@@ -249,12 +223,13 @@ static void attention(Runtime& rt, Obj qkv, Obj kv, Obj out, Obj meta, int num_h
   Call c("attention");
   AttentionArgs a{};
   a.kv = c.handle<KVLayer>(kv, "kv").view;
-  c.check(num_heads > 0 && num_heads % a.kv.heads == 0, "num_heads", "must be a multiple of the number of KV heads");
+  check_heads(c, num_heads, a.kv);
   c.check(window >= 0, "window", "must not be negative");
   c.check(soft_cap >= 0, "soft_cap", "must not be negative");
-  auto m = c.mat<float>(qkv, "qkv", num_heads * a.kv.dim);
+  const int width = columns(c, "num_heads", int64_t(num_heads) * a.kv.dim);
+  auto m = c.mat<float>(qkv, "qkv", width);
   Activation& o = c.handle<Activation>(out, "out");
-  c.check(o.view.width == num_heads * a.kv.dim, "out", "must be num_heads * head_dim wide");
+  c.check(o.view.width == width, "out", "must be num_heads * head_dim wide");
   a.qkv = m.p, a.ld = m.ld, a.out = o.view;
   a.num_heads = num_heads, a.window = window, a.soft_cap = soft_cap;
   a.max_rows = smaller(m.rows, o.max_rows);
@@ -287,8 +262,10 @@ static RowsArgs rows_args(Call& c, Obj x, Obj source, Obj index, Obj rows) {
   auto o = c.out_mat<float>(x, "out", s.cols);
   a.source = s.p, a.ld_source = s.ld, a.width = s.cols, a.source_rows = s.rows;
   a.out = o.p, a.ld_out = o.ld;
-  a.index = c.vec<int>(index, "index", 0);
-  a.rows = c.rows(rows), a.max_rows = smaller(o.rows, int(nb::len(index)));
+  auto idx = c.vec<int>(index, "index", 0);
+  c.apart(o, s, "out");
+  a.index = idx.p;
+  a.rows = c.rows(rows), a.max_rows = smaller(o.rows, idx.n);
   c.check(s.rows > 0, "source", "must have rows");
   return a;
 }
@@ -311,6 +288,7 @@ static void blend_rows(Runtime& rt, Obj x, Obj index, Obj weight, Obj out, Obj r
   auto w = c.mat<float>(weight, "weight", i.cols);
   c.check(w.cols == i.cols && i.ld == size_t(i.cols) && w.ld == size_t(w.cols), "index", "and weight must be contiguous and equally wide");
   c.check(s.rows > 0, "x", "must have rows");
+  c.apart(o, s, "out");
   BlendArgs a{s.p, s.ld, i.p, w.p, o.p, o.ld, s.cols, s.rows, i.cols, c.rows(rows), smaller(o.rows, smaller(i.rows, w.rows))};
   rt.run(make_op("blend_rows", rt.kernels().blend_rows, a), c.keep);
 }
@@ -324,7 +302,9 @@ static void select_rope(Runtime& rt, Obj cos, Obj sin, Obj positions, Obj axes, 
   c.check(tight(co) && tight(si) && tight(oc) && tight(os), "cos", "and all tables must be contiguous and equally wide");
   auto p = c.mat<int>(positions, "positions", 1);
   c.check(p.rows == 3, "positions", "must have three rows");
-  SelectRopeArgs a{co.p, si.p, p.p, c.vec<int>(axes, "axes", size_t(co.cols)), p.ld, oc.p, os.p, co.cols, co.rows, c.rows(rows),
+  for (const auto& from : {co, si}) c.apart(oc, from, "out_cos"), c.apart(os, from, "out_sin");
+  c.apart(oc, os, "out_cos");
+  SelectRopeArgs a{co.p, si.p, p.p, c.vec<int>(axes, "axes", size_t(co.cols)).p, p.ld, oc.p, os.p, co.cols, co.rows, c.rows(rows),
                    smaller(smaller(oc.rows, os.rows), p.cols)};
   rt.run(make_op("select_rope", rt.kernels().select_rope, a), c.keep);
 }
@@ -334,10 +314,11 @@ static void layer_norm(Runtime& rt, Obj x, Obj weight, Obj bias, Obj out, Obj ro
   auto xm = c.out_mat<float>(x, "x", 1);
   LayerNormArgs a{};
   a.x = xm.p, a.ld_x = xm.ld, a.width = xm.cols, a.max_rows = xm.rows, a.eps = eps;
-  a.weight = c.vec<float>(weight, "weight", size_t(xm.cols)), a.bias = c.vec<float>(bias, "bias", size_t(xm.cols));
+  a.weight = c.vec<float>(weight, "weight", size_t(xm.cols)).p, a.bias = c.vec<float>(bias, "bias", size_t(xm.cols)).p;
   if (!delta.is_none()) {
     auto d = c.mat<float>(delta, "delta", xm.cols);
     c.check(d.rows >= xm.rows, "delta", "must have as many rows as x");
+    c.apart(xm, d, "x", true);
     a.delta = d.p, a.ld_delta = d.ld;
   }
   if (nb::isinstance<Activation>(out)) {
@@ -347,6 +328,8 @@ static void layer_norm(Runtime& rt, Obj x, Obj weight, Obj bias, Obj out, Obj ro
     a.max_rows = smaller(a.max_rows, o.max_rows);
   } else {
     auto o = c.out_mat<float>(out, "out", xm.cols);
+    c.apart(o, xm, "out", true);
+    if (a.delta) c.apart(o, Matrix<const float>{a.delta, xm.rows, xm.cols, a.ld_delta}, "out", true);
     a.out = o.p, a.ld_out = o.ld;
     a.max_rows = smaller(a.max_rows, o.rows);
   }
@@ -364,8 +347,8 @@ static void activate(Runtime& rt, Obj x, Obj out, Obj rows, const std::string& f
 
 static void rotate(Runtime& rt, Obj x, Obj cos, Obj sin, Obj rows, int num_heads, int head_dim) {
   Call c("rotate");
-  c.check(num_heads > 0 && head_dim > 0 && int64_t(num_heads) * head_dim <= INT_MAX, "num_heads", "and head_dim must be positive");
-  auto m = c.out_mat<float>(x, "x", num_heads * head_dim);
+  c.check(num_heads > 0 && head_dim > 0, "num_heads", "and head_dim must be positive");
+  auto m = c.out_mat<float>(x, "x", columns(c, "num_heads", int64_t(num_heads) * head_dim));
   auto co = c.mat<float>(cos, "cos", 1), si = c.mat<float>(sin, "sin", 1);
   c.check(co.cols == si.cols && 2 * co.cols <= head_dim && co.ld == size_t(co.cols) && si.ld == size_t(si.cols), "cos",
           "and sin must be contiguous, of one width, at most half a head");
@@ -380,8 +363,10 @@ static void segment_attention(Runtime& rt, Obj qkv, Obj starts, Obj out, int beg
   auto o = c.out_mat<float>(out, "out", num_heads * head_dim);
   const int n = smaller(m.rows, o.rows);
   c.check(0 <= begin && begin <= end && end <= n, "begin", "and end must be rows of qkv and out");
-  const int* at = c.vec<int>(starts, "starts", 1);
-  SegmentArgs a{m.p, m.ld, at, o.p, o.ld, int(nb::len(starts)) - 1, begin, end, n, num_heads, head_dim, scale};
+  c.apart(o, m, "out");
+  auto at = c.vec<int>(starts, "starts", 1);
+  columns(c, "qkv", (int64_t(n) + at.n) * num_heads);      // units of work
+  SegmentArgs a{m.p, m.ld, at.p, o.p, o.ld, at.n - 1, begin, end, n, num_heads, head_dim, scale};
   const size_t dim = size_t(head_dim + 15) / 16 * 16;
   c.check((48 * (2 * dim + 16) + 16 * dim + 3 * kChunk * dim + 4096) * 4 <= kScratchBytes, "head_dim", "is too large for these kernels");
   rt.run(make_op("segment_attention", rt.kernels().segment_attention, a), c.keep);
@@ -396,35 +381,37 @@ static LogitsArgs logits(Call& c, Obj x, int num_rows) {
 
 static void adjust(Runtime& rt, Obj x, Obj indptr, Obj ids, Obj scale, Obj bias) {
   Call c("adjust");
-  const int n = int(nb::len(indptr)) - 1;
-  c.check(n >= 0, "indptr", "must have at least one element");
-  const int* ptr = c.vec<int>(indptr, "indptr", 1);
+  auto bounds = c.vec<int>(indptr, "indptr", 1);
+  const int n = bounds.n - 1;
+  const int* ptr = bounds.p;
   c.check(ptr[0] == 0, "indptr", "must start at 0");
   for (int i = 0; i < n; i++) c.check(ptr[i] <= ptr[i + 1], "indptr", "must not decrease");
   const size_t total = size_at(ptr[n]);
-  AdjustArgs a{logits(c, x, n), ptr, c.vec<int>(ids, "ids", total), c.vec<float>(scale, "scale", total), c.vec<float>(bias, "bias", total)};
+  AdjustArgs a{logits(c, x, n), ptr, c.vec<int>(ids, "ids", total).p, c.vec<float>(scale, "scale", total).p,
+               c.vec<float>(bias, "bias", total).p, int(total)};
   rt.start(make_op("adjust", rt.kernels().adjust, a), c.keep);
 }
 
 static void mask(Runtime& rt, Obj x, Obj row_idx, Obj bits) {
   Call c("mask");
   auto b = c.mat<uint32_t>(bits, "bits", 0);
-  const int n = int(nb::len(row_idx));
+  auto idx = c.vec<int>(row_idx, "row_idx", 0);
+  const int n = idx.n;
   c.check(b.rows >= n && (n <= 1 || b.ld == size_t(b.cols)), "bits", "must be contiguous with a row for each of row_idx");
   auto m = c.out_mat<float>(x, "x", 1);
-  MaskArgs a{{m.p, m.ld, m.cols, m.rows}, c.vec<int>(row_idx, "row_idx", 0), b.p, n, b.cols};
+  MaskArgs a{{m.p, m.ld, m.cols, m.rows}, idx.p, b.p, n, b.cols};
   rt.start(make_op("mask", rt.kernels().mask, a), c.keep);
 }
 
 static void argmax(Runtime& rt, Obj x, int num_rows, Obj out) {
   Call c("argmax");
-  RowArgs a{logits(c, x, num_rows), c.out_vec<int>(out, "out", size_at(num_rows)), nullptr};
+  RowArgs a{logits(c, x, num_rows), c.out_vec<int>(out, "out", size_at(num_rows)).p, nullptr};
   rt.start(make_op("argmax", rt.kernels().argmax, a), c.keep);
 }
 
 static void log_sum_exp(Runtime& rt, Obj x, int num_rows, Obj out) {
   Call c("log_sum_exp");
-  RowArgs a{logits(c, x, num_rows), nullptr, c.out_vec<float>(out, "out", size_at(num_rows))};
+  RowArgs a{logits(c, x, num_rows), nullptr, c.out_vec<float>(out, "out", size_at(num_rows)).p};
   const Op op = make_op("log_sum_exp", rt.kernels().log_sum_exp, a);
   rt.run_now(&op);
 }
@@ -445,9 +432,9 @@ static void sample(Runtime& rt, Obj x, int num_rows, Obj temperature, Obj top_k,
   SampleArgs a{};
   a.x = logits(c, x, num_rows);
   const size_t n = size_at(num_rows);
-  a.temperature = c.vec<float>(temperature, "temperature", n), a.top_k = c.vec<int>(top_k, "top_k", n);
-  a.top_p = c.vec<float>(top_p, "top_p", n), a.min_p = c.vec<float>(min_p, "min_p", n);
-  a.uniform = c.vec<float>(uniform, "uniform", n), a.out = c.out_vec<int>(out, "out", n);
+  a.temperature = c.vec<float>(temperature, "temperature", n).p, a.top_k = c.vec<int>(top_k, "top_k", n).p;
+  a.top_p = c.vec<float>(top_p, "top_p", n).p, a.min_p = c.vec<float>(min_p, "min_p", n).p;
+  a.uniform = c.vec<float>(uniform, "uniform", n).p, a.out = c.out_vec<int>(out, "out", n).p;
   a.work_bytes = (size_t(1) << 16) + (size_t(a.x.n) + 64) * 20;
   a.work_bytes = (a.work_bytes + 63) / 64 * 64;
   a.work = static_cast<char*>(rt.buffer("sampling", a.work_bytes * size_t(rt.pool().size())));
@@ -487,6 +474,7 @@ static double peak(Runtime& rt, int what, int loops) {
 
 NB_MODULE(_cpu, m) {
   m.doc() = "Native CPU kernels; use sglang.srt.model.kernels.cpu.CpuOps.";
+  nb::set_leak_warnings(false);        // a daemon thread that is in a call when the interpreter ends keeps what it uses
   m.attr("KV_RUN") = kRun;
   m.def("usable_isas", &usable_kernels);
   nb::class_<Weight>(m, "Weight")
@@ -503,7 +491,10 @@ NB_MODULE(_cpu, m) {
       .def_prop_ro("num_bytes", [](const Activation& a) { return a.memory->size(); });
   nb::class_<KVLayer>(m, "KVLayer")
       .def_static("make", &KVLayer::make)
-      .def("touch", &KVLayer::touch, nb::call_guard<nb::gil_scoped_release>())
+      .def("touch", [](const KVLayer& l, int start, int end) {
+        Released nogil;
+        l.touch(start, end);
+      })
       .def_prop_ro("num_kv_heads", [](const KVLayer& l) { return l.view.heads; })
       .def_prop_ro("head_dim", [](const KVLayer& l) { return l.view.dim; })
       .def_prop_ro("num_bytes", [](const KVLayer& l) { return size_t(l.view.num_runs) * l.view.heads * l.view.dim * kRun * 4; });
@@ -521,7 +512,10 @@ NB_MODULE(_cpu, m) {
       .def_prop_ro("isa", [](const Runtime& r) { return r.kernels().name; })
       .def_prop_ro("threads", [](Runtime& r) { return r.pool().size(); })
       .def_prop_ro("active_threads", [](Runtime& r) { return r.pool().active(); })
-      .def("set_adaptive", [](Runtime& r, bool on) { r.pool().set_adaptive(on); })
+      .def("set_adaptive", [](Runtime& r, bool on) {
+        r.finish();
+        r.pool().set_adaptive(on);
+      })
       .def("begin", &Runtime::begin)
       .def("end", &Runtime::end)
       .def("replay", &Runtime::replay, nb::arg("tape"), nb::arg("profile") = false)

@@ -10,6 +10,7 @@ size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 }  // namespace
 
 Mapping::Mapping(size_t bytes) : size_(bytes) {
+  if (bytes > SIZE_MAX / 2) throw std::bad_alloc();        // rounding up must not wrap
   const bool huge = bytes >= kHuge;
   mapped_ = huge ? round_up(bytes, kHuge) + kHuge : round_up(bytes ? bytes : 1, kPage);
   base_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -23,6 +24,7 @@ Mapping::Mapping(size_t bytes) : size_(bytes) {
 Mapping::~Mapping() { munmap(base_, mapped_); }
 
 Piece Arena::take(size_t bytes) {
+  if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
   const size_t need = round_up(bytes ? bytes : 1, 64);
   if (need >= kChunk / 2) {
     auto own = std::make_shared<Mapping>(need);

@@ -1,5 +1,7 @@
 #include "objects.h"
 
+#include <unistd.h>
+
 namespace {
 
 struct Choice {
@@ -59,8 +61,22 @@ const Kernels& find_kernels(const std::string& name) {
   throw nb::value_error(("no kernels are called " + name).c_str());
 }
 
+// Far beyond any model, and small enough that no index of the kernels, an int, overflows.
+constexpr int kMaxWidth = 1 << 24, kMaxRows = 1 << 28;
+
+// The memory that a product of sizes takes. One that does not fit a size_t is memory that nobody has.
+static size_t bytes_of(std::initializer_list<size_t> sizes) {
+  size_t bytes = 1;
+  for (const size_t size : sizes)
+    if (__builtin_mul_overflow(bytes, size, &bytes)) throw std::bad_alloc();
+  return bytes;
+}
+
 Weight::Weight(Arena& arena, int kind, int n, int k, int gated_features) : out_features(n), gated(gated_features > 0) {
+  if (kind < kInt4 || kind > kF32) throw nb::value_error("no such kind of weight");
   if (n <= 0 || k <= 0) throw nb::value_error("a weight needs at least one row and one column");
+  if (n > kMaxRows || k > kMaxWidth) throw nb::value_error("a weight has at most 2^28 rows and 2^24 columns");
+  if (gated_features < 0 || (gated && n != 2 * int64_t(gated_features))) throw nb::value_error("a gated weight has twice as many rows as features");
   if (kind <= kInt8 && k % 32 != 0) throw nb::value_error("the width of a quantised matrix must be a multiple of 32");
   const size_t groups = size_t(k) / 32, pairs = (size_t(k) + 1) / 2;
   view.kind = kind;
@@ -70,12 +86,13 @@ Weight::Weight(Arena& arena, int kind, int n, int k, int gated_features) : out_f
   view.panels = (view.n + 15) / 16;
   const size_t int8_bytes = groups / 2 * kInt8Pair + groups % 2 * kInt8Last;
   view.panel = kind == kInt4 ? groups * 320 : kind == kInt8 ? int8_bytes : pairs * (kind == kF32 ? 128 : 64);
-  memory = arena.take(view.panel * size_t(view.panels));
+  memory = arena.take(bytes_of({view.panel, size_t(view.panels)}));
   view.w = memory.data;
 }
 
 Activation::Activation(int rows, int width, bool ints, bool floats) : max_rows(rows) {
   if (rows <= 0 || width <= 0) throw nb::value_error("an activation needs at least one row and one column");
+  if (rows > kMaxRows || width > kMaxWidth) throw nb::value_error("an activation has at most 2^28 rows and 2^24 columns");
   if (ints && width % 32 != 0) throw nb::value_error("the width of an int8 activation must be a multiple of 32");
   view.width = width;
   view.groups = (width + 31) / 32;
@@ -92,10 +109,11 @@ std::vector<KVLayer> KVLayer::make(int num_layers, int num_slots, int heads, int
   if (num_layers <= 0) throw nb::value_error("there must be at least one KV layer");
   if (num_slots <= 0 || num_slots % kRun != 0) throw nb::value_error("the number of KV slots must be a positive multiple of 16");
   if (heads <= 0 || dim <= 0 || dim % 16 != 0) throw nb::value_error("the head dimension must be a positive multiple of 16");
+  if (heads > kMaxWidth / dim) throw nb::value_error("a KV layer has at most 2^24 values of K in a slot");
   constexpr size_t kShift = 1056;      // 33 lines: the same head of neighbouring runs falls into other sets of the first cache
   const size_t half = size_t(heads) * size_t(dim) * kRun, stride = 2 * half * size_t(num_layers) + (num_layers > 1 ? kShift : 0);
   const int runs = num_slots / kRun;
-  auto memory = std::make_shared<Mapping>(size_t(runs) * stride * 2);
+  auto memory = std::make_shared<Mapping>(bytes_of({size_t(runs), stride, sizeof(uint16_t)}));
   auto* at = reinterpret_cast<uint16_t*>(memory->data());
   std::vector<KVLayer> layers;
   for (int i = 0; i < num_layers; i++, at += 2 * half) layers.push_back({{at, at + half, stride, runs, heads, dim}, memory});
@@ -103,70 +121,167 @@ std::vector<KVLayer> KVLayer::make(int num_layers, int num_slots, int heads, int
 }
 
 void KVLayer::touch(int start, int end) const {
-  const int first = std::max(start, 0) / kRun, last = std::min((end + kRun - 1) / kRun, view.num_runs);
+  const int first = std::max(start, 0) / kRun, last = std::min(end / kRun + (end % kRun > 0), view.num_runs);
   auto* base = memory->data();
   const size_t run_bytes = view.stride * sizeof(uint16_t);
   for (size_t at = size_t(first) * run_bytes; at < size_t(std::max(last, first)) * run_bytes; at += kPage)
     __atomic_fetch_or(base + at, uint8_t(0), __ATOMIC_RELAXED);
 }
 
-Runtime::Runtime(int threads, const std::string& isa, int spin_us, bool ahead)
-    : kernels_(&find_kernels(isa)), ahead_(ahead), pool_(threads, spin_us, ahead) {}
+void Kept::add(Kept&& more) {
+  for (auto& object : more.objects) objects.push_back(std::move(object));
+  for (auto& array : more.arrays) arrays.push_back(std::move(array));
+}
 
-void Runtime::begin(nb::object tape) {
-  if (tape_) throw nb::value_error("a tape is being recorded already");
-  tape_ = nb::cast<Tape*>(tape);
-  tape_object_ = std::move(tape);
+Released::~Released() {
+  try {
+    PyEval_RestoreThread(state_);
+  } catch (...) {                      // not an exception: the interpreter has ended and ends this thread
+    for (;;) pause();
+  }
+}
+
+static uint64_t next_id() {
+  static uint64_t ids = 0;             // guarded by the GIL
+  return ++ids;
+}
+
+static std::unique_ptr<Pool, DeletePool> make_pool(int threads, int spin_us, bool ahead, uint64_t jobs_before = 0) {
+  if (spin_us < 0) throw nb::value_error("spin_us must not be negative");
+  return std::unique_ptr<Pool, DeletePool>(new Pool(threads, spin_us, ahead, jobs_before));
+}
+
+Runtime::Runtime(int threads, const std::string& isa, int spin_us, bool ahead)
+    : kernels_(&find_kernels(isa)), ahead_(ahead), spin_us_(spin_us), id_(next_id()), pool_(make_pool(threads, spin_us, ahead)) {}
+
+Pool& Runtime::pool() {
+  if (pool_->forked()) replace_pool();
+  return *pool_;
+}
+
+// Jobs that were on their way when the process was forked go on in the parent only: here they are lost, and say so when waited for.
+void Runtime::replace_pool() {
+  const uint64_t done = pool_->finished(), begun = pool_->submitted();
+  auto fresh = make_pool(pool_->size(), spin_us_, ahead_, begun);
+  fresh->set_adaptive(pool_->wants_adaptive());
+  if (done < begun) lost_.emplace_back(done, begun);
+  pool_ = std::move(fresh);
+  const auto gone = std::move(started_);                   // what it kept may call into Python when it goes
+  started_.clear();
+}
+
+// ---- recording --------------------------------------------------------------------------------------------------------------
+static Tape& tape_of(const nb::object& object) {
+  Tape* tape = nullptr;
+  if (!nb::try_cast<Tape*>(object, tape) || !tape) throw nb::type_error("a Tape is needed");
+  return *tape;
+}
+
+bool Runtime::runs(const Tape& tape) {
+  forget_finished();
+  for (const auto& started : started_)
+    if (started.tape == &tape) return true;
+  return false;
+}
+
+void Runtime::begin(nb::object object) {
+  Tape& tape = tape_of(object);
+  if (tape_ || tape.recording) throw nb::value_error("a tape is being recorded already");
+  if (tape.owner && tape.owner != id_) throw nb::value_error("this tape was recorded by another op set");
+  if (runs(tape)) throw nb::value_error("this tape runs: wait for it before recording more");
+  tape.owner = id_;
+  tape.recording = true;
+  tape_ = &tape;
+  tape_object_ = std::move(object);
+  recorder_ = std::this_thread::get_id();
 }
 
 void Runtime::end() {
+  if (!recording()) throw nb::value_error("no tape is being recorded by this thread");
+  tape_->recording = false;
   tape_ = nullptr;
-  tape_object_.reset();
+  const nb::object gone = std::move(tape_object_);
 }
 
-void Runtime::run(const Op* ops, size_t count, std::vector<nb::object>& keep) {
-  if (tape_) {
-    tape_->ops.insert(tape_->ops.end(), ops, ops + count);
-    for (auto& k : keep) tape_->keep.push_back(std::move(k));
-    return;
-  }
-  run_now(ops, count);
+// ---- running ----------------------------------------------------------------------------------------------------------------
+void Runtime::run(const Op* ops, size_t count, Kept& keep) {
+  if (!recording()) return run_now(ops, count);
+  tape_->keep.add(std::move(keep));
+  tape_->ops.insert(tape_->ops.end(), ops, ops + count);
 }
 
 void Runtime::run_now(const Op* ops, size_t count) {
-  nb::gil_scoped_release nogil;
-  pool_.run(ops, count);
+  Pool& pool = this->pool();
+  Released nogil;
+  pool.run(ops, count);
 }
 
-uint64_t Runtime::start(const Op& op, std::vector<nb::object>& keep) {
+// The entry is there before the job is: nothing of a job that runs may depend on memory being found for it.
+uint64_t Runtime::submit(Started started, const Op* ops, size_t count, uint64_t* spent) {
+  Pool& pool = this->pool();
   forget_finished();
-  auto own = std::make_unique<Op>(op);
-  const uint64_t job = pool_.submit(own.get(), 1);
-  started_.push_back({job, std::move(own), std::move(keep)});
-  if (!ahead_) wait(job);
-  return job;
+  started.number = UINT64_MAX;         // not finished
+  started_.push_back(std::move(started));
+  auto& entry = started_.back();
+  try {
+    entry.number = pool.submit(ops, count, spent);
+  } catch (...) {
+    started_.pop_back();
+    throw;
+  }
+  return entry.number;
+}
+
+uint64_t Runtime::start(const Op& op, Kept& keep) {
+  Started started;
+  started.op = std::make_unique<Op>(op);
+  started.keep = std::move(keep);
+  const Op* own = started.op.get();
+  const uint64_t number = submit(std::move(started), own, 1, nullptr);
+  if (!ahead_) wait_for(number);
+  return tagged(number);
 }
 
 uint64_t Runtime::replay(nb::object object, bool profile) {
-  forget_finished();
-  Tape& tape = nb::cast<Tape&>(object);
-  if (profile) tape.spent.resize(tape.ops.size());
-  const uint64_t job = pool_.submit(tape.ops.data(), tape.ops.size(), profile ? tape.spent.data() : nullptr);
-  started_.push_back({job, nullptr, {std::move(object)}});
-  if (profile || !ahead_) wait(job);
-  return job;
+  Tape& tape = tape_of(object);
+  if (tape.recording) throw nb::value_error("this tape is being recorded");
+  if (tape.owner && tape.owner != id_) throw nb::value_error("this tape was recorded by another op set");
+  Started started;
+  started.tape = &tape;
+  started.keep.objects.push_back(std::move(object));
+  std::vector<uint64_t> spent(profile ? tape.ops.size() : 0);
+  const uint64_t number = submit(std::move(started), tape.ops.data(), tape.ops.size(), profile ? spent.data() : nullptr);
+  if (profile || !ahead_) wait_for(number);
+  if (tape.spent.size() < spent.size()) tape.spent.resize(spent.size());
+  for (size_t i = 0; i < spent.size(); i++) tape.spent[i] += spent[i];
+  return tagged(number);
 }
 
+constexpr int kNumberBits = 48;
+
+uint64_t Runtime::tagged(uint64_t number) const { return id_ << kNumberBits | number; }
+
 void Runtime::wait(uint64_t job) {
-  {
-    nb::gil_scoped_release nogil;
-    pool_.wait(job);
+  if (job == 0) return;
+  const uint64_t number = job & ((uint64_t(1) << kNumberBits) - 1);
+  if (job != tagged(number)) throw nb::value_error("this job belongs to another op set");
+  if (number > pool().submitted()) throw nb::value_error("no such job was ever started");
+  for (const auto& [after, up_to] : lost_)
+    if (number > after && number <= up_to) throw std::runtime_error("this job ran when the process was forked: its result is in the parent only");
+  wait_for(number);
+}
+
+void Runtime::wait_for(uint64_t number) {
+  Pool& pool = this->pool();
+  if (pool.finished() < number) {
+    Released nogil;
+    pool.wait(number);
   }
   forget_finished();
 }
 
 void Runtime::forget_finished() {
-  while (!started_.empty() && started_.front().job <= pool_.finished()) {
+  while (!started_.empty() && started_.front().number <= pool_->finished()) {
     const Started done = std::move(started_.front());      // what it kept may call into Python when it goes
     started_.pop_front();
   }

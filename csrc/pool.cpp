@@ -8,9 +8,8 @@
 #if defined(__x86_64__)
 #include <x86intrin.h>
 #endif
+#include <pthread.h>
 #include <sched.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 namespace {
 
@@ -53,8 +52,13 @@ constexpr int kSpins = 4000;           // in a barrier, about 0.1 ms: then a cor
 // core, so a quarter waited is half the work lost: two threads are then no faster than one, and a neighbour that takes half a core
 // is about there. A wait counts if no unit of work is that long: shorter ones are work that does not divide. What is older than
 // the window counts half. They stay out for kHoldMinNs, and four times longer when that happens again before kGoodNs have passed.
+#if defined(POOL_DELAYS)               // tests: all of that at any moment
+constexpr double kLostShare = 0.12, kLostNs = 1e6, kLongNs = 2e4, kWindowNs = 1e7;
+constexpr uint64_t kHoldMinNs = 2'000'000, kHoldMaxNs = 8'000'000, kGoodNs = 5'000'000;
+#else
 constexpr double kLostShare = 0.12, kLostNs = 4e6, kLongNs = 1e5, kWindowNs = 1e8;
 constexpr uint64_t kHoldMinNs = 80'000'000, kHoldMaxNs = 640'000'000, kGoodNs = 250'000'000;
+#endif
 
 double ticks_per_ns() {
 #if defined(__x86_64__)
@@ -69,6 +73,24 @@ double ticks_per_ns() {
 #endif
 }
 
+// The threads of the next op, for one that waited at a barrier when it was `phase` and finds it at `now`. None if it was away for
+// more than one barrier: then it was given up at the first (see pool.h, 2).
+inline int threads_after(uint64_t phase, uint64_t now) { return (now >> 16) - (phase >> 16) == 1 ? int(now & 0xffff) : 0; }
+
+// How often this process's line of ancestors has forked since the first pool was made.
+std::atomic<unsigned> num_forks{0};
+
+int checked(int threads) {
+  if (threads < 1 || threads > kMaxThreads) throw std::invalid_argument("threads must be between 1 and 256");
+  return threads;
+}
+
+unsigned watch_forks() {
+  static const int error = pthread_atfork(nullptr, nullptr, [] { num_forks.fetch_add(1, std::memory_order_relaxed); });
+  if (error) throw std::bad_alloc();
+  return num_forks.load(std::memory_order_relaxed);
+}
+
 }  // namespace
 
 uint64_t ticks() {
@@ -79,43 +101,46 @@ uint64_t ticks() {
 #endif
 }
 
-Pool::Pool(int threads, int spin_us, bool ahead)
-    : size_(threads), spin_us_(spin_us), owner_(long(getpid())), seats_(size_t(threads > 1 ? threads : 1 + ahead)),
-      places_(seats_.size()), limit_(threads), hold_(kHoldMinNs) {
-  if (threads < 1 || threads > kMaxThreads) throw std::invalid_argument("threads must be between 1 and 256");
+Pool::Pool(int threads, int spin_us, bool ahead, uint64_t jobs_before)
+    : size_(checked(threads)), spin_us_(spin_us), forks_(watch_forks()), seats_(size_t(threads > 1 ? threads : 1 + ahead)),
+      places_(seats_.size()), submitted_(jobs_before), finished_(jobs_before), limit_(threads), hold_(kHoldMinNs) {
   ticks_per_ns();                      // measured now, not in a run
   void* p = nullptr;
   if (posix_memalign(&p, 4096, kScratchBytes * size_t(threads))) throw std::bad_alloc();
-  scratch_ = static_cast<char*>(p);
+  scratch_.reset(static_cast<char*>(p));
   claimed_.reserve(size_t(threads));
-  for (int i = 1; i < int(seats_.size()); i++) threads_.emplace_back([this, i] {
-    FlushDenormals flush;
-    attend(i, UINT64_MAX);
-  });
+  start_threads();
 }
 
-Pool::~Pool() {
-  if (forked()) {                      // the threads exist only in the parent
-    for (auto& t : threads_) t.detach();
-    return;
+void Pool::start_threads() {
+  threads_.reserve(seats_.size());
+  try {
+    for (int i = 1; i < int(seats_.size()); i++) threads_.emplace_back([this, i] {
+      FlushDenormals flush;
+      attend(i, UINT64_MAX);
+    });
+  } catch (...) {                      // the system has no more: those that run must not outlive the pool
+    stop_threads();
+    throw;
   }
+}
+
+void Pool::stop_threads() {
   {
     std::lock_guard<std::mutex> lock(sleep_mutex_);
     stop_.store(true);
   }
   wake_.notify_all();
   for (auto& t : threads_) t.join();
-  free(scratch_);
 }
 
-bool Pool::forked() const { return owner_ != long(getpid()); }
-
-void Pool::set_adaptive(bool on) {
-  std::lock_guard<std::mutex> lock(caller_mutex_);
-  adaptive_ = on;
-  limit_ = size_;
-  hold_ = kHoldMinNs;
+// Jobs that were submitted are done first: who submitted them was told that they will be, and their ops lead to memory that goes next.
+Pool::~Pool() {
+  wait(submitted());
+  stop_threads();
 }
+
+bool Pool::forked() const { return forks_ != num_forks.load(std::memory_order_relaxed); }
 
 // ---- jobs -------------------------------------------------------------------------------------------------------------------
 uint64_t Pool::submit(const Op* ops, size_t count, uint64_t* spent) {
@@ -141,17 +166,18 @@ void Pool::wait(uint64_t job) {
 // Leads jobs, or joins them where others lead, until that one is finished.
 void Pool::attend(int seat, uint64_t until) {
   while (!stop_.load(std::memory_order_relaxed) && finished() < until) {
-    if (may_lead(seat) && lead(until)) continue;
+    if (may_lead(seat) && lead(seat, until)) continue;
     const uint64_t invitation = wait_for_invitation(seat, until);
+    if (invitation) delay_at(Delay::invited, int(invitation >> 16 & 0xffff));
     if (invitation) work(int(invitation >> 16 & 0xffff), int(invitation & 0xffff), first_op_);
   }
 }
 
 // The caller may always: it waits for nothing else. When all threads but one are given up, one of the others still may, or nothing
 // would be done while the caller is away.
-bool Pool::may_lead(int seat) const { return seat <= 1 || seat < limit_.load(std::memory_order_relaxed); }
+bool Pool::may_lead(int seat) const { return seat <= 1 || seat < limit_.load(std::memory_order_seq_cst); }
 
-bool Pool::lead(uint64_t until) {
+bool Pool::lead(int seat, uint64_t until) {
   if (finished() == submitted_.load(std::memory_order_acquire) || led_.exchange(true, std::memory_order_acquire)) return false;
   bool any = false;
   int team = 1;
@@ -163,7 +189,7 @@ bool Pool::lead(uint64_t until) {
       job = queue_.front();
       queue_.pop_front();
     }
-    team = run_job(job, team);
+    team = run_job(seat, job, team);
     any = true;
   }
   led_.store(false, std::memory_order_seq_cst);
@@ -172,9 +198,9 @@ bool Pool::lead(uint64_t until) {
 }
 
 // Returns how many threads were there at the end. `team`: of the job before, which are on their way back.
-int Pool::run_job(const Job& job, int team) {
-  if (forked()) limit_ = 1, adaptive_ = false;
-  else take_back();
+int Pool::run_job(int seat, const Job& job, int team) {
+  adopt_mode();
+  take_back();
   job_ = job;
   next_.store(0, std::memory_order_relaxed);
   const uint64_t phase = ((phase_.load(std::memory_order_relaxed) >> 16) + 1) << 16;
@@ -185,7 +211,8 @@ int Pool::run_job(const Job& job, int team) {
     pause_cpu();
     n = claim_from(n);
   }
-  for (int k = 1; !adaptive_ && n < limit_; k++) {
+  const int sure = seat == 0 ? limit_.load() : limit_ - 1; // the caller may be asleep until its job is done, or away
+  for (int k = 1; !adaptive_ && n < sure; k++) {
     if (k % 256 == 0) call();          // one may have fallen asleep since
     pause_cpu();
     n = claim_from(n);
@@ -199,11 +226,19 @@ int Pool::run_job(const Job& job, int team) {
   return int(phase_.load(std::memory_order_relaxed) & 0xffff);
 }
 
+void Pool::adopt_mode() {
+  const bool wanted = wants_adaptive_.load(std::memory_order_relaxed);
+  if (adaptive_ == wanted) return;
+  adaptive_ = wanted;
+  limit_ = size_;
+  hold_ = kHoldMinNs;
+}
+
 void Pool::work(int place, int n, size_t first) {
   const Op* ops = job_.ops;
   const size_t count = job_.count;
   for (size_t i = first; i < count; i++) {
-    const Ctx c{place, n, size_, &next_, scratch_ + kScratchBytes * size_t(place)};
+    const Ctx c{place, n, size_, &next_, scratch_.get() + kScratchBytes * size_t(place)};
     ops[i].fn(ops[i].args, c);
     n = barrier(place, n, i + 1);
     if (place >= n) return;            // given up
@@ -213,6 +248,7 @@ void Pool::work(int place, int n, size_t first) {
 // Waits for the n threads that run this op; returns how many run the next.
 int Pool::barrier(int place, int n, size_t next_op) {
   const uint64_t phase = phase_.load(std::memory_order_relaxed);
+  delay_at(Delay::before_arrival, place);
   if (n > 1) places_[size_t(place)].arrived.store(ticks(), std::memory_order_relaxed);
   if (n == 1 || arrived_.fetch_add(1, std::memory_order_acq_rel) == n - 1) {
     const int m = judge(n, next_op);
@@ -221,6 +257,7 @@ int Pool::barrier(int place, int n, size_t next_op) {
     finish_op(next_op);
     if (n == 1 && m == 1) return 1;
     phase_.store(((phase >> 16) + 1) << 16 | uint64_t(m), std::memory_order_seq_cst);
+    delay_at(Delay::opened, place);
     if (blocked_.load(std::memory_order_seq_cst) > 0) {
       { std::lock_guard<std::mutex> lock(sleep_mutex_); }
       go_on_.notify_all();
@@ -228,9 +265,10 @@ int Pool::barrier(int place, int n, size_t next_op) {
     if (m > n) invite(m, next_op);       // else the next job may be under way already
     return m;
   }
+  delay_at(Delay::after_arrival, place);
   for (int k = 0; k < kSpins; k++) {
     const uint64_t now = phase_.load(std::memory_order_acquire);
-    if (now != phase) return int(now & 0xffff);
+    if (now != phase) return threads_after(phase, now);
     pause_cpu();
   }
   // Whoever we wait for has lost its core: sleeping leaves it ours.
@@ -239,7 +277,7 @@ int Pool::barrier(int place, int n, size_t next_op) {
   uint64_t now;
   go_on_.wait(lock, [&] { return (now = phase_.load(std::memory_order_seq_cst)) != phase; });
   blocked_.fetch_sub(1, std::memory_order_relaxed);
-  return int(now & 0xffff);
+  return threads_after(phase, now);
 }
 
 // All threads have done their part of an op. A job counts as finished before its threads leave the barrier: one that is to go
@@ -339,7 +377,7 @@ bool Pool::has_work(int seat) const {
 
 // Whether a job runs that has room for one more: its next barrier may be a long op away.
 bool Pool::is_wanted() const {
-  return led_.load(std::memory_order_seq_cst) && int(phase_.load(std::memory_order_seq_cst) & 0xffff) < limit_.load(std::memory_order_relaxed);
+  return led_.load(std::memory_order_seq_cst) && int(phase_.load(std::memory_order_seq_cst) & 0xffff) < limit_.load(std::memory_order_seq_cst);
 }
 
 // Spins for a while, giving way to others after the first moments, then sleeps. Returns the invitation, or 0 when there may be

@@ -12,11 +12,34 @@
 // long for a core that somebody else is using: when a job's threads lose too much time waiting for each other, half of them
 // leave it at the next barrier and stay out for a while, a longer while each time it happens again. How many threads run
 // never changes a result.
+//
+// A job's threads have places 0 .. n - 1; place 0 leads. What a thread may write (scratch, its share of the work) follows from its
+// place, so at any moment a place must belong to one thread. `phase_` is { number of the barrier, threads of the next op }:
+//
+//     phase    7 | 4      8 | 2        9 | 2       10 | 3
+//     place 0  op 3       op 4         op 5        op 6
+//     place 1  op 3       op 4         op 5        op 6
+//     place 2  op 3 > out              .           op 6    a seat that was free, invited at barrier 10
+//     place 3  op 3 > out              .           .
+//
+// 1. Barrier k opens when all threads of phase k have arrived. So a thread that goes on never sees the number move by more than one.
+// 2. A thread that was given up at k may sleep until much later and find any phase. If the number moved by more than one, it was
+//    given up, whatever the lower half says: its place is somebody else's by now.
+// 3. Between the last arrival and the new phase only the last to arrive touches the fields of the job, of time and of those invited.
+//    It stores the phase before it invites: whoever is invited at k reads phase k, and k + 1 cannot come without it.
+// 4. A seat is free, or its thread does something else. Whoever turns `free` false decides; one that was claimed is invited in any case.
+// 5. A job counts as finished before its last barrier opens. Nothing of it (ops, counters) is read after that.
+//
+// A pool belongs to the process that made it. A forked child has none of its threads, and copies of its locks as they were: it can
+// neither use nor destroy the pool. Its owner leaves it alone there and makes another (Runtime::pool).
 #pragma once
+#include "delays.h"
 #include "op.h"
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -26,14 +49,18 @@ uint64_t ticks();                      // of a fast clock: the time stamp counte
 class Pool {
  public:
   // So many threads run a job. `ahead`: one thread besides the caller's there is in any case, so that jobs begin without it.
-  Pool(int threads, int spin_us, bool ahead);
-  ~Pool();
+  // The first job's number is `jobs_before` + 1. Throws std::system_error when the system has no more threads.
+  Pool(int threads, int spin_us, bool ahead, uint64_t jobs_before = 0);
+  ~Pool();                             // when everything that was submitted is done
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
   int size() const { return size_; }
   int active() const { return limit_.load(); }   // threads that may run now
-  void set_adaptive(bool on);                    // off: always all threads, and jobs wait for them; between jobs only
+  // From the next job on. Off: always all of the pool's threads, and jobs wait for them.
+  void set_adaptive(bool on) { wants_adaptive_.store(on); }
+  bool wants_adaptive() const { return wants_adaptive_.load(); }
+  bool forked() const;                           // this process is a child of the one that made the pool
   // Jobs are numbered from 1; `ops` must stay until job `submit` is finished. `spent`, if given, has `count` counters to which
   // the ticks of each op are added.
   uint64_t submit(const Op* ops, size_t count, uint64_t* spent = nullptr);
@@ -60,6 +87,8 @@ class Pool {
     std::atomic<uint64_t> arrived{0};            // when it came to the barrier
   };
 
+  void start_threads();
+  void stop_threads();
   void attend(int seat, uint64_t until);
   uint64_t wait_for_invitation(int seat, uint64_t until);
   bool retire(Seat& seat);
@@ -67,8 +96,8 @@ class Pool {
   bool may_lead(int seat) const;
   bool has_work(int seat) const;
   bool is_wanted() const;
-  bool lead(uint64_t until);
-  int run_job(const Job& job, int team);
+  bool lead(int seat, uint64_t until);
+  int run_job(int seat, const Job& job, int team);
   void work(int place, int n, size_t first);
   int barrier(int place, int n, size_t next_op);
   void finish_op(size_t next_op);
@@ -78,12 +107,15 @@ class Pool {
   void call();
   bool take_back();
   void give_up(int n);
-  bool forked() const;
+  void adopt_mode();
 
   const int size_;
   const int spin_us_;
-  const long owner_;                   // the process that has the threads: a forked child has none
-  char* scratch_;
+  const unsigned forks_;               // of the process that has the threads
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+  std::unique_ptr<char, Free> scratch_;
   std::vector<std::thread> threads_;
   std::vector<Seat> seats_;
   std::vector<Place> places_;
@@ -110,7 +142,8 @@ class Pool {
   std::mutex sleep_mutex_;
   std::condition_variable wake_, go_on_, done_;
 
-  bool adaptive_ = true;
+  std::atomic<bool> wants_adaptive_{true};
+  bool adaptive_ = true;                         // the leader's
   std::atomic<int> limit_;
   uint64_t hold_, retry_at_ = 0, whole_since_ = 0;       // nanoseconds: how long threads stay out, until when, since when none does
 };

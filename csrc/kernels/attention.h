@@ -89,7 +89,7 @@ static ALWAYS Cut cut(const AttentionArgs& a, int i, int threads, int* used) {
   r.chunks = 1;
   r.entry = -1;
   const int chunks = kv > 0 ? (kv - 1) / kChunk + 1 - r.first_chunk : 0;
-  if (r.tiles * a.kv.heads * imin(*a.meta.num_reqs, 1024) < 8 * threads && chunks > 1 && size_t(*used) + size_t(ql) * chunks <= size_t(a.part_entries)) {
+  if (int64_t(r.tiles) * a.kv.heads * imin(*a.meta.num_reqs, 1024) < 8 * threads && chunks > 1 && size_t(*used) + size_t(ql) * chunks <= size_t(a.part_entries)) {
     r.chunks = chunks;
     r.entry = *used;
     *used += ql * chunks;
@@ -393,17 +393,20 @@ static void attention_unit(const AttentionArgs& a, const Cut& cut, int i, int u,
     for (int g = 0; g < grp; g++, r++) finish_head(a, s.total + r * ld, q0 + t0 + t, h * grp + g);
 }
 
-// A request of the step that makes sense: the arrays come from outside, and no value in them may lead out of bounds.
-static ALWAYS bool valid(const AttentionArgs& a, int i) {
+// A request of the step that makes sense: the arrays come from outside, and no value in them may lead out of bounds. All of them
+// together have no more rows than there are (`left`), so that counts of work stay small.
+static ALWAYS bool valid(const AttentionArgs& a, int i, int* left) {
   const int ql = a.meta.q_len[i], kv = a.meta.seq_lens[i], q0 = a.meta.q_start[i];
-  return ql > 0 && kv >= ql && kv <= a.meta.context_len && q0 >= 0 && q0 + ql <= a.max_rows;
+  if (ql <= 0 || ql > *left || kv < ql || kv > a.meta.context_len || q0 < 0 || q0 > a.max_rows - ql) return false;
+  *left -= ql;
+  return true;
 }
 static void attention(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const AttentionArgs*>(args);
   const int n = clamp(*a.meta.num_reqs, 0, a.meta.max_reqs);
-  int base = 0, used = 0, u = c.take();
+  int base = 0, used = 0, left = a.max_rows, u = c.take();
   for (int i = 0; i < n; i++) {
-    if (!valid(a, i)) continue;
+    if (!valid(a, i, &left)) continue;
     const Cut k = cut(a, i, c.size, &used);
     for (; u < base + k.units; u = c.take()) attention_unit(a, k, i, u - base, c.scratch);
     base += k.units;
@@ -436,9 +439,9 @@ static void attention_finish(const void* args, const Ctx& c) {
   const int n = clamp(*a.meta.num_reqs, 0, a.meta.max_reqs);
   const int pair = a.kv.dim % 32 ? 2 : 1, parts = n <= 4 * c.n ? (a.num_heads + pair - 1) / pair : 1;
   const int heads = parts == 1 ? a.num_heads : pair;
-  int base = 0, used = 0, u = c.take();
+  int base = 0, used = 0, left = a.max_rows, u = c.take();
   for (int i = 0; i < n; i++) {
-    if (!valid(a, i)) continue;
+    if (!valid(a, i, &left)) continue;
     const Cut k = cut(a, i, c.size, &used);
     const int ql = a.meta.q_len[i], pos0 = a.meta.seq_lens[i] - ql;
     if (k.entry < 0 && direct(a)) continue;

@@ -9,7 +9,7 @@ static void adjust(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const AdjustArgs*>(args);
   for (int i = c.tid; i < a.x.num_rows; i += c.n) {
     float* x = a.x.x + i * a.x.ld;
-    for (int j = a.indptr[i]; j < a.indptr[i + 1]; j++) {
+    for (int j = clamp(a.indptr[i], 0, a.total), end = imin(a.indptr[i + 1], a.total); j < end; j++) {
       const int id = a.ids[j];
       if (id < 0 || id >= a.x.n) continue;
       const float v = x[id];
@@ -289,13 +289,14 @@ static bool try_draw(Draw& d, int k, double whole, float top_p, float min_p, flo
     if (m <= num && m <= d.num) num = m, mass = mass_of(d, num);
   }
   if (min_p > 0.f) {
-    const int m = at_least(d, min_p, imin(num, d.num));
+    const int m = at_least(d, min_p, imin(num, d.num));    // 0 where min_p is above 1: then the best is kept all the same
     if (m == d.num && m < num && !all) return false;
     if (m < num) num = m, mass = mass_of(d, num);
   }
   int m = reach(d, double(u) * mass, true);
   if (m > d.num && !all) return false;
   m = imin(imin(m, num), d.num);
+  if (m < 1) m = 1;
   Bins& b = *d.bins;
   int bin = 0;
   while (b.begin[bin + 1] < m) bin++;

@@ -178,10 +178,11 @@ static void segment_unit(const SegmentArgs& a, int low, int high, int q0, int q1
 
 static void segment_attention(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const SegmentArgs*>(args);
-  int base = 0, u = c.take();
+  int base = 0, last = 0, u = c.take();
   for (int i = 0; i < a.num_segments; i++) {
     const int low = a.starts[i], high = a.starts[i + 1];
-    if (low < 0 || high > a.max_rows || low >= high) continue;
+    if (low < last || high > a.max_rows || low >= high) continue;          // in order and apart, so that counts of work stay small
+    last = high;
     const int q0 = low > a.begin ? low : a.begin, q1 = imin(high, a.end);
     if (q0 >= q1) continue;
     const int tiles = (q1 - q0 + kSegmentRows - 1) / kSegmentRows, units = tiles * a.num_heads;

@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from .extension import use_chosen_build
+
+use_chosen_build()
 cpu = pytest.importorskip("sglang.srt.model.kernels.cpu", reason="the C++ kernels are not built", exc_type=ImportError)
 
 

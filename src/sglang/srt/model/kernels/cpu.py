@@ -95,7 +95,10 @@ class CpuOps(HostArrays):
     best. Handles of one CpuOps (weights, activations, KV) are for that one alone.
 
     With `ahead`, tapes and the ops that choose tokens return at once and run, in order, on other threads; whoever asks for a
-    result lends them this one, unless all `threads` compute already. Every other op first waits for what is on its way."""
+    result lends them this one, unless all `threads` compute already. Every other op first waits for what is on its way.
+
+    A forked child may go on using it: its first op starts threads of its own. What was on its way at the fork is computed in
+    the parent only; asking for it raises RuntimeError."""
 
     slot_run = 16
     deterministic = True
