@@ -19,13 +19,14 @@ from sglang.srt.messages import LogprobOptions, Position
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import as_bool, as_ids, as_int, as_text, as_texts, check_known
+from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text, as_texts, check_known
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.request_maker import LONG_TEXT
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 MAX_CHOICES = 4096
 _FIELDS = frozenset({"text", "input_ids", "choices", "unconditional", "rid", "cache_salt", "priority"})
+SCORE_FIELDS = Fields(_FIELDS)
 
 
 @dataclass(frozen=True)

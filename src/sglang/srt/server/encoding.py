@@ -7,11 +7,12 @@ from typing import Any
 from uuid import uuid4
 
 from sglang.srt.errors import RequestError
-from sglang.srt.server.fields import as_text, check_known
+from sglang.srt.server.fields import Fields, as_text, check_known
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_TEXTS = 8192
 _FIELDS = frozenset({"text", "input_ids", "rid", "sampling_params", "priority"})
+ENCODE_FIELDS = Fields(_FIELDS)
 
 
 async def encode(manager: TokenizerManager, body: dict[str, Any]) -> Any:

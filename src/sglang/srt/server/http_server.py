@@ -20,6 +20,7 @@ from starlette.routing import Route
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import SglangError
 from sglang.srt.server.auth import ApiKeys, BodyLimit, RequestScopes
+from sglang.srt.server.body_room import BodyRooms
 from sglang.srt.server.native_api import NOT_DONE, NativeApi, refused
 from sglang.srt.server.openai.embeddings import EmbeddingsApi
 from sglang.srt.server.openai.routes import OpenAIApi
@@ -51,6 +52,7 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     app.add_exception_handler(ClientDisconnect, _on_leave)
     app.add_exception_handler(Exception, _on_crash)
     add_bodies(app)
+    app.add_middleware(BodyRooms, max_bytes=options.max_body_bytes)
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
     app.add_middleware(RequestScopes, by_key=bool(options.api_keys))
     if options.api_keys or options.admin_api_key is not None:

@@ -10,13 +10,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sglang.srt.errors import RequestError
+from sglang.srt.server.bodies import read_object
 from sglang.srt.server.embedding_calls import Vector
-from sglang.srt.server.encoding import encode, read_texts, rids
-from sglang.srt.server.fields import as_int, as_text, check_known
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, read_object, unless_gone
+from sglang.srt.server.encoding import ENCODE_FIELDS, encode, read_texts, rids
+from sglang.srt.server.fields import Fields, as_int, as_text
+from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, unless_gone
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
-_FIELDS = frozenset({"model", "input", "encoding_format", "dimensions", "user", "rid"})
+_FIELDS = Fields(frozenset({"model", "input", "encoding_format", "dimensions", "rid"}), frozenset({"user"}))
 
 
 class EmbeddingsApi:
@@ -25,8 +26,7 @@ class EmbeddingsApi:
         self._name = served_name
 
     async def embeddings(self, request: Request) -> Response:
-        body = await read_object(request)
-        check_known(body, _FIELDS, "field")
+        body = await read_object(request, _FIELDS)
         texts, _ = read_texts(self._manager, body, "input")
         dim = int(self._manager.info.get("embedding_dim", 0))
         size = as_int(body, "dimensions", dim, 1, max(dim, 1))
@@ -47,7 +47,7 @@ class EmbeddingsApi:
 
     async def encode(self, request: Request) -> Response:
         """/encode of the native API."""
-        reply = await unless_gone(request, encode(self._manager, await read_object(request)))
+        reply = await unless_gone(request, encode(self._manager, await read_object(request, ENCODE_FIELDS)))
         return CLIENT_GONE if reply is None else JsonResponse(reply)
 
 

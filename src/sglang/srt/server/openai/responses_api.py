@@ -11,7 +11,7 @@ from uuid import uuid4
 from sglang.srt.errors import RequestError, SglangError, UnsupportedError
 from sglang.srt.messages import FinishReason
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import as_bool, check_known
+from sglang.srt.server.fields import Fields, as_bool, check_known
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
 from sglang.srt.server.openai.protocol import ChatRequest, parse_request
@@ -48,12 +48,12 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "prompt": (),
     "stream_options": ({},),
 }
-_KNOWN = {*_SAME, *_OWN, *_NOTHING, *_REFUSED}
+RESPONSES_FIELDS = Fields(frozenset({*_SAME, *_OWN}), _NOTHING, frozenset(_REFUSED))
 
 
 def chat_body(body: dict[str, Any], history: list[Any]) -> dict[str, Any]:
     """The same request as a chat's body; the items of `history` stand before its input. Raises RequestError."""
-    check_known(body, _KNOWN, "field")
+    check_known(body, RESPONSES_FIELDS.known, "field")
     for name, neutral in _REFUSED.items():
         if body.get(name) is not None and body[name] not in neutral:
             raise UnsupportedError(f"{name} is not supported by this server", name)

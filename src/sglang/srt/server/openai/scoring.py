@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -12,16 +13,38 @@ from starlette.responses import Response
 from sglang.srt.errors import RequestError
 from sglang.srt.messages import LogprobOptions
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.bodies import read_as, read_object
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import as_bool, as_ids, as_int, as_text, as_texts, check_known
+from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text, as_texts
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.openai.sse import Usage
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, read_object, unless_gone
+from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, unless_gone
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_ITEMS = 4096
-_SCORE = frozenset({"model", "query", "items", "label_token_ids", "apply_softmax", "item_first", "rid", "user", "priority"})
-_RERANK = frozenset({"model", "query", "documents", "top_n", "return_documents", "rid", "user"})
+_SCORE = Fields(
+    frozenset({"model", "query", "items", "label_token_ids", "apply_softmax", "item_first", "rid", "priority"}),
+    frozenset({"user"}),
+)
+_RERANK = Fields(frozenset({"query", "documents", "top_n", "return_documents", "rid"}), frozenset({"model", "user"}))
+
+
+@dataclass(frozen=True)
+class _ScoreCall:
+    """One request to score. `softmax`: the labels' probabilities are among themselves."""
+
+    req: GenerateReq
+    model: str
+    softmax: bool
+
+    async def collect(self, call: Call) -> dict[str, Any]:
+        outs: dict[int, GenerateOut] = {}
+        usage = Usage(1)
+        async for out in call:
+            usage.add(out)
+            outs[out.index] = out
+        scores = [_probabilities(outs[i], self.softmax) for i in sorted(outs)]
+        return {"object": "scoring", "model": self.model, "scores": scores, "usage": usage.as_dict()}
 
 
 class ScoringApi:
@@ -30,12 +53,14 @@ class ScoringApi:
         self._name = served_name
 
     async def score(self, request: Request) -> Response:
-        body = await read_object(request)
-        check_known(body, _SCORE, "field")
+        call = await read_as(request, _SCORE, self._score_call)
+        reply = await answer(request, self._manager, call.req, call.collect)
+        return CLIENT_GONE if reply is None else JsonResponse(reply)
+
+    def _score_call(self, body: dict[str, Any]) -> _ScoreCall:
         labels = as_ids(body, "label_token_ids")
         if not labels:
             raise RequestError("label_token_ids must not be empty", "label_token_ids")
-        softmax = as_bool(body, "apply_softmax")
         req = GenerateReq(
             input_ids=self._score_prompts(body),
             sampling=SamplingParams(max_new_tokens=1, temperature=0.0),
@@ -43,18 +68,7 @@ class ScoringApi:
             rid=as_text(body, "rid"),
             priority=as_int(body, "priority", 0, -(2**31), 2**31 - 1),
         )
-
-        async def collect(call: Call) -> dict[str, Any]:
-            outs: dict[int, GenerateOut] = {}
-            usage = Usage(1)
-            async for out in call:
-                usage.add(out)
-                outs[out.index] = out
-            scores = [_probabilities(outs[i], softmax) for i in sorted(outs)]
-            return {"object": "scoring", "model": body.get("model") or self._name, "scores": scores, "usage": usage.as_dict()}
-
-        reply = await answer(request, self._manager, req, collect)
-        return CLIENT_GONE if reply is None else JsonResponse(reply)
+        return _ScoreCall(req, as_text(body, "model") or self._name, as_bool(body, "apply_softmax"))
 
     def _score_prompts(self, body: dict[str, Any]) -> list[list[int]]:
         """Query and item joined, as text or as ids."""
@@ -74,8 +88,7 @@ class ScoringApi:
 
     async def rerank(self, request: Request) -> Response:
         """A bare list of {score, document, index, meta_info}, best first. The score is the cosine of two embeddings."""
-        body = await read_object(request)
-        check_known(body, _RERANK, "field")
+        body = await read_object(request, _RERANK)
         self._manager.need_embedder()
         query, documents = as_text(body, "query"), as_texts(body, "documents")
         if not query:
