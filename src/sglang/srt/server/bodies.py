@@ -20,8 +20,8 @@ from sglang.srt.server.body_room import SMALL_BODY, room_of
 from sglang.srt.server.fields import Fields
 from sglang.srt.server.json_limits import CHUNK, MAX_ELEMENTS, check_json
 
-LONG_BODY = CHUNK
-"""bytes from which a body is made into objects on another thread, value by value"""
+LONG_BODY = 16 << 10
+"""bytes above which a body is made into objects on another thread; above CHUNK value by value"""
 MAX_NAME_BYTES = 4096
 NAMES = frozenset(
     {
@@ -32,7 +32,6 @@ NAMES = frozenset(
 """fields that name something: they are kept, and said again in answers, so they are short"""
 MAX_REFUSED_BYTES = 256
 """a value that a refused field may have, since it asks for nothing, is shorter"""
-MAX_METADATA_BYTES = 64 << 10
 
 T = TypeVar("T")
 
@@ -152,7 +151,7 @@ def _check_name(name: str, size: int) -> None:
 def _value(raw: msgspec.Raw, many: bool) -> Any:
     """One value of a long body. `many`: numbers are so many that only lists of token ids may be."""
     view = memoryview(raw)
-    if len(view) <= LONG_BODY:
+    if len(view) <= CHUNK:
         return _decode(raw)
     head = bytes(view[:64]).translate(None, b" \t\r\n")
     if head[:1] == b"[" and (head[1:2].isdigit() or head[1:2] == b"-"):
@@ -182,7 +181,7 @@ class _Table(dict[Any, Any]):
 
 def _row(raw: msgspec.Raw, table: _Table) -> Any:
     view = memoryview(raw)
-    if len(view) > LONG_BODY and bytes(view[:1]) == b"[":
+    if len(view) > CHUNK and bytes(view[:1]) == b"[":
         return _ids(view, table)
     row = _decode(raw)
     if isinstance(row, list) and row and type(row[0]) is int:
@@ -195,7 +194,7 @@ def _ids(view: memoryview, table: _Table) -> list[int]:
     found: list[int] = []
     at, end = 1, len(view)
     while True:
-        piece, is_last = bytes(view[at : at + LONG_BODY]), at + LONG_BODY >= end
+        piece, is_last = bytes(view[at : at + CHUNK]), at + CHUNK >= end
         cut = piece.rfind(b"]" if is_last else b",")
         try:
             ids = _decode(b"[%b]" % piece[: max(cut, 0)])

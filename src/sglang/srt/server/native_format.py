@@ -98,7 +98,7 @@ def parse_generate(body: dict[str, Any], preferred: dict[str, Any] | None = None
     is_batch = isinstance(text, list) or bool(ids and isinstance(ids[0], list))
     count = len(text) if isinstance(text, list) else len(ids) if is_batch and ids is not None else 1
     raw = _items(body, "sampling_params", count, is_batch, dict)
-    sampling = [parse_sampling_params({**(preferred or {}), **(s or {})}) for s in raw]
+    sampling = _samplings(body, raw, preferred or {})
     logprobs = _logprobs(body, sampling, count, is_batch)
     req = GenerateReq(
         text=text,
@@ -118,6 +118,13 @@ def parse_generate(body: dict[str, Any], preferred: dict[str, Any] | None = None
         _check_session(req, sampling)
     samples = [s.n for s in sampling]
     return NativeCall(req, [style for _, style in logprobs], is_batch or samples[0] > 1, samples)
+
+
+def _samplings(body: dict[str, Any], raw: list[Any], preferred: dict[str, Any]) -> list[SamplingParams]:
+    """Of each prompt; what is one for all of them is read once."""
+    if not isinstance(body.get("sampling_params"), list):
+        return [parse_sampling_params({**preferred, **(raw[0] or {})})] * len(raw) if raw else []
+    return [parse_sampling_params({**preferred, **(s or {})}) for s in raw]
 
 
 def _prompt(body: dict[str, Any]) -> tuple[str | list[str] | None, Any]:

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sglang.srt.errors import RequestError, SglangError
+from sglang.srt.server.aside import run_aside
 from sglang.srt.server.body_room import release_body
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateReq
@@ -34,6 +35,8 @@ KEEP_ALIVE = b": keep-alive\n\n"
 CLIENT_GONE = Response(status_code=499)
 """the answer to a client that hung up: nobody is there to read it"""
 
+MANY_VALUES = 100_000
+"""values of an answer that is encoded on another thread"""
 MAX_MESSAGE = 2000
 """characters of an error"""
 
@@ -47,6 +50,13 @@ class JsonResponse(Response):
 
     def render(self, content: Any) -> bytes:
         return encode_json(content)
+
+
+async def json_response(content: Any, size: int) -> Response:
+    """A JsonResponse; made on another thread if `size`, the number of values in it, is large."""
+    if size <= MANY_VALUES:
+        return JsonResponse(content)
+    return Response(await run_aside(encode_json, content), media_type="application/json")
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------------

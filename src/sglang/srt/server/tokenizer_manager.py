@@ -63,6 +63,8 @@ if TYPE_CHECKING:  # these need an image library, which a server of text does wi
     from sglang.srt.server.multimodal.intake import MediaIntake
 
 CALL_SECONDS = 20.0
+AT_ONCE = 200
+"""sequences of one call that are taken in before others have their turn"""
 
 
 class TokenizerManager:
@@ -134,15 +136,38 @@ class TokenizerManager:
         requests = await self._maker.make(req, place.ids if place is not None else None)
         self._check_alive()  # it may have died while a long text was tokenized
         name = req.rid if isinstance(req.rid, str) else requests[0].rid
-        if name in self._calls or any(r.rid in self._sequences for r in requests):
-            raise RequestError(f"a request with the rid {name!r} is already running", "rid")
+        if name in self._calls:
+            raise RequestError(f"a request with the rid {name[:100]!r} is already running", "rid")
         scope = current_scope()
         call = Call(self.drop, name, scope.arrived_at)
         call.turn = self._enter(place, requests[0]) if place is not None else None
         call.trace = scope.trace
         call.limit(min((t for t in (scope.timeout, self.http.request_timeout) if t is not None), default=None))
+        self._calls[name] = call
+        try:
+            for at in range(0, len(requests), AT_ONCE):
+                self._open(call, requests[at : at + AT_ONCE], at)
+                if len(requests) > AT_ONCE:
+                    await asyncio.sleep(0)
+            for at in range(0, len(requests), AT_ONCE):
+                if at:
+                    await asyncio.sleep(0)
+                self._hand_over(call, requests[at : at + AT_ONCE])
+        except BaseException:
+            call.cancel()  # nothing of it stays behind
+            self._calls.pop(name, None)
+            raise
+        if self.metrics is not None:
+            self.metrics.received(requests)
+        return call
+
+    def _open(self, call: Call, requests: list[TokenizedReq], first_index: int) -> None:
+        """Enters sequences of a call. Raises RequestError if one of their names is taken."""
         vocabulary = self.tokenizer.vocabulary if self.tokenizer is not None else None
-        for index, request in enumerate(requests):
+        taken = next((r.rid for r in requests if r.rid in self._sequences), None)
+        if taken is not None:
+            raise RequestError(f"a request with the rid {taken[:100]!r} is already running", "rid")
+        for index, request in enumerate(requests, first_index):
             drop = len(request.healed.encode())
             detokenizer = (
                 Detokenizer(vocabulary, request.sampling.skip_special_tokens, drop) if vocabulary is not None else None
@@ -150,17 +175,13 @@ class TokenizerManager:
             kept = msgspec.structs.replace(request, media=()) if request.media else request  # pixels are not needed again
             sequence = Sequence(call, index, kept, detokenizer)
             self._sequences[request.rid] = call.open[request.rid] = sequence
-        self._calls[name] = call
-        try:
-            for request in requests:
+
+    def _hand_over(self, call: Call, requests: list[TokenizedReq]) -> None:
+        """Sends them to the scheduler, unless the call has failed meanwhile or they were aborted."""
+        for request in requests:
+            if request.rid in call.open:
                 self._send(request)
                 self._log.received(request)
-        except BaseException:
-            call.cancel()  # nothing of it stays behind
-            raise
-        if self.metrics is not None:
-            self.metrics.received(requests)
-        return call
 
     def _enter(self, place: Place, request: TokenizedReq) -> Turn:
         """Takes a request into its session. Raises RequestError or OverloadError."""
@@ -229,6 +250,9 @@ class TokenizerManager:
         """A vector for each text. Raises RequestError for texts that do not fit."""
         self._check_alive()
         self.need_embedder()
+        if len(texts) > self.http.max_queued_requests:
+            most = self.http.max_queued_requests
+            raise RequestError(f"at most {most} texts (--max-queued-requests) are embedded at once, got {len(texts)}", "input")
         limit = int(self.info["context_len"])
         for ids in texts:
             if len(ids) > limit:

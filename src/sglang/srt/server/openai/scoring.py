@@ -13,15 +13,16 @@ from starlette.responses import Response
 from sglang.srt.errors import RequestError
 from sglang.srt.messages import LogprobOptions
 from sglang.srt.sampling_params import SamplingParams
-from sglang.srt.server.bodies import read_as, read_object
+from sglang.srt.server.bodies import read_as
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text, as_texts
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.openai.sse import Usage
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, unless_gone
+from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, json_response, unless_gone
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_ITEMS = 4096
+MAX_SCORES = 100_000
 _SCORE = Fields(
     frozenset({"model", "query", "items", "label_token_ids", "apply_softmax", "item_first", "rid", "priority"}),
     frozenset({"user"}),
@@ -47,6 +48,17 @@ class _ScoreCall:
         return {"object": "scoring", "model": self.model, "scores": scores, "usage": usage.as_dict()}
 
 
+@dataclass(frozen=True)
+class _RerankCall:
+    """`texts`: ids of the query, then of the documents; `shown`: the documents are repeated in the answer."""
+
+    documents: list[str]
+    texts: list[list[int]]
+    top: int
+    name: str
+    shown: bool
+
+
 class ScoringApi:
     def __init__(self, manager: TokenizerManager, served_name: str) -> None:
         self._manager = manager
@@ -61,8 +73,11 @@ class ScoringApi:
         labels = as_ids(body, "label_token_ids")
         if not labels:
             raise RequestError("label_token_ids must not be empty", "label_token_ids")
+        prompts = self._score_prompts(body)
+        if len(prompts) * len(labels) > MAX_SCORES:
+            raise RequestError(f"at most {MAX_SCORES} scores are given at once: items times label_token_ids", "label_token_ids")
         req = GenerateReq(
-            input_ids=self._score_prompts(body),
+            input_ids=prompts,
             sampling=SamplingParams(max_new_tokens=1, temperature=0.0),
             logprobs=LogprobOptions(token_ids=tuple(labels)),
             rid=as_text(body, "rid"),
@@ -88,7 +103,23 @@ class ScoringApi:
 
     async def rerank(self, request: Request) -> Response:
         """A bare list of {score, document, index, meta_info}, best first. The score is the cosine of two embeddings."""
-        body = await read_object(request, _RERANK)
+        call = await read_as(request, _RERANK, self._rerank_call)
+        vectors = await unless_gone(request, self._manager.embed(call.texts))
+        if vectors is None:
+            return CLIENT_GONE
+        results: list[dict[str, Any]] = [
+            {
+                "score": _cosine(vectors[0], vector),
+                "document": document if call.shown else None,
+                "index": i,
+                "meta_info": {"id": call.name, "prompt_tokens": len(ids)},
+            }
+            for i, (document, vector, ids) in enumerate(zip(call.documents, vectors[1:], call.texts[1:], strict=True))
+        ]
+        results.sort(key=lambda result: (-result["score"], result["index"]))
+        return await json_response(results[: call.top], sum(map(len, call.documents)))
+
+    def _rerank_call(self, body: dict[str, Any]) -> _RerankCall:
         self._manager.need_embedder()
         query, documents = as_text(body, "query"), as_texts(body, "documents")
         if not query:
@@ -100,21 +131,8 @@ class ScoringApi:
         texts = self._manager.need_tokenizer().encode_batch([query, *documents])
         if not all(texts):
             raise RequestError("documents must not hold an empty text", "documents")
-        vectors = await unless_gone(request, self._manager.embed(texts))
-        if vectors is None:
-            return CLIENT_GONE
-        name, shown = as_text(body, "rid") or uuid4().hex, as_bool(body, "return_documents", True)
-        results: list[dict[str, Any]] = [
-            {
-                "score": _cosine(vectors[0], vector),
-                "document": document if shown else None,
-                "index": i,
-                "meta_info": {"id": name, "prompt_tokens": len(ids)},
-            }
-            for i, (document, vector, ids) in enumerate(zip(documents, vectors[1:], texts[1:], strict=True))
-        ]
-        results.sort(key=lambda result: (-result["score"], result["index"]))
-        return JsonResponse(results[:top])
+        name = as_text(body, "rid") or uuid4().hex
+        return _RerankCall(documents, texts, top, name, as_bool(body, "return_documents", True))
 
 
 def _check_count(values: list[Any], name: str) -> None:
