@@ -58,6 +58,7 @@ from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.sessions import Place, Sessions, Turn
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from sglang.srt.server.tracing import Moments, Tracing
+from sglang.srt.server.validation import check_ids
 
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
     from sglang.srt.server.multimodal.intake import MediaIntake
@@ -253,10 +254,11 @@ class TokenizerManager:
         if len(texts) > self.http.max_queued_requests:
             most = self.http.max_queued_requests
             raise RequestError(f"at most {most} texts (--max-queued-requests) are embedded at once, got {len(texts)}", "input")
-        limit = int(self.info["context_len"])
+        limit, vocab_size = int(self.info["context_len"]), int(self.info["vocab_size"])
         for ids in texts:
-            if len(ids) > limit:
-                raise RequestError(f"a text has {len(ids)} tokens; the model takes at most {limit}", "input")
+            if not 0 < len(ids) <= limit:
+                raise RequestError(f"a text has {len(ids)} tokens; the model takes 1 to {limit}", "input")
+            check_ids("input", ids, vocab_size)
         return await self._embeddings.embed(texts, rids)
 
     # --- messages of the scheduler ------------------------------------------------------------------------------------------

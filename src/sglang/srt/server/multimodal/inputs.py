@@ -67,8 +67,9 @@ def _input(name: str, kind: MediaKind, item: Any) -> MediaInput:
 def _check_modalities(value: Any) -> None:
     """They say what the data says already; only a contradiction would matter."""
     for item in value if isinstance(value, list) else [] if value is None else [value]:
-        if item not in MODALITIES:
-            raise UnsupportedError(f"modalities: {item!r} is not supported", "modalities")
+        if not isinstance(item, str) or item not in MODALITIES:
+            shown = repr(item[:50]) if isinstance(item, str) else type(item).__name__
+            raise UnsupportedError(f"modalities: {shown} is not supported", "modalities")
 
 
 def parse_part(part: dict[str, Any], where: str) -> MediaInput | None:
