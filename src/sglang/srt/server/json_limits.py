@@ -6,6 +6,9 @@ other threads run between two pieces. What stands in strings is never taken for 
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
 
 from sglang.srt.errors import RequestError
@@ -174,9 +177,11 @@ def check_json(text: bytes | bytearray | memoryview) -> JsonScan | None:
     return None
 
 
-def check_json_text(text: str, name: str) -> None:
-    """The same for JSON that stands inside a string of the request, in the field `name`."""
+def read_json_text(text: str, name: str) -> Any:
+    """The value of JSON that stands inside a string of the request, in the field `name`; within the same limits. Raises
+    RequestError."""
     try:
         check_json(text.encode(errors="surrogatepass"))
-    except RequestError as error:
-        raise RequestError(f"{name}: {error}", name) from error
+        return json.loads(text)
+    except (RequestError, ValueError, RecursionError) as error:
+        raise RequestError(f"{name} is not valid JSON, or too large: {error}", name) from error

@@ -149,7 +149,7 @@ def _add_item(item: Any, where: str, messages: list[dict[str, Any]]) -> None:
         call = {"id": item.get("call_id"), "type": "function", "function": function}
         last = messages[-1] if messages else {}
         if last.get("role") == "assistant":
-            last["tool_calls"] = [*last.get("tool_calls", ()), call]
+            last.setdefault("tool_calls", []).append(call)
         else:
             messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
     elif kind == "function_call_output":

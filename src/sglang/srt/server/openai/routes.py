@@ -25,7 +25,7 @@ from sglang.srt.server.openai.protocol import (
     CompletionRequest,
     parse_request,
 )
-from sglang.srt.server.openai.response_store import ResponseStore
+from sglang.srt.server.openai.response_store import ResponseStore, history_of
 from sglang.srt.server.openai.responses_api import RESPONSES_FIELDS, ResponsesCall
 from sglang.srt.server.parsers.reasoning import reasoning_format
 from sglang.srt.server.parsers.tool_calls import call_format, format_of_template
@@ -103,10 +103,14 @@ class OpenAIApi:
         body, size = await read_sized(request, RESPONSES_FIELDS)
         self._look_at(body)
         owner = current_scope().key
-        history, history_size = self._responses.history(as_text(body, "previous_response_id"), owner)
-        make = partial(ResponsesCall, body, self.chat_options(), history, partial(self._responses.put, owner))
+        chain = self._responses.chain(as_text(body, "previous_response_id"), owner)
+        options, keep = self.chat_options(), partial(self._responses.put, owner)
+
+        def make() -> ResponsesCall:
+            return ResponsesCall(body, options, history_of(chain), keep)
+
         # rendering and tokenizing a long conversation here would hold up everybody else
-        return await run_aside(make) if size + history_size > LONG_BODY else make()
+        return await run_aside(make) if size + sum(found.size for found in chain) > LONG_BODY else make()
 
     async def stored_response(self, request: Request) -> Response:
         """GET one, or DELETE it."""
