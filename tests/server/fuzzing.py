@@ -49,8 +49,27 @@ SCALARS: list[Any] = [
     [1, "a"],
     [["a"], 1],
 ]
-RAW = ["NaN", "Infinity", "-Infinity", "1e999", "1" * 400, "1" * 5000, "0." + "1" * 3000, "-0", '"\\ud83d"', "[" * 100 + "]" * 100]
-RAW += ['{"a":' * 90 + "1" + "}" * 90, '{"a":1,"a":2}', "tru", "[1,]", '"\\u0000"', "[" * 400 + "]" * 400, '{"a":' * 400 + "1" + "}" * 400]
+RAW = [
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e999",
+    "1" * 400,
+    "1" * 5000,
+    "0." + "1" * 3000,
+    "-0",
+    '"\\ud83d"',
+    "[" * 100 + "]" * 100,
+]
+RAW += [
+    '{"a":' * 90 + "1" + "}" * 90,
+    '{"a":1,"a":2}',
+    "tru",
+    "[1,]",
+    '"\\u0000"',
+    "[" * 400 + "]" * 400,
+    '{"a":' * 400 + "1" + "}" * 400,
+]
 """values as text, which json.dumps would not write"""
 _PLACE = "@raw@"
 
@@ -164,12 +183,20 @@ SEEDS: dict[str, dict[str, Any]] = {
     "/abort_request": {"rid": "r", "abort_all": False},
 }  # fmt: skip
 _IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aaaa", "detail": "low"}}
-SEEDS["/v1/chat/completions#image"] = {**SHARED, "messages": [{"role": "user", "content": [_IMAGE, {"type": "text", "text": "a"}]}]}
+SEEDS["/v1/chat/completions#image"] = {
+    **SHARED,
+    "messages": [{"role": "user", "content": [_IMAGE, {"type": "text", "text": "a"}]}],
+}
 SEEDS["/v1/responses#image"] = {
-    "input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,aaaa", "detail": "low"}]}]
+    "input": [
+        {"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,aaaa", "detail": "low"}]}
+    ]
 }
 _SOURCE = {"type": "base64", "media_type": "image/png", "data": "aaaa"}
-SEEDS["/v1/messages#image"] = {"max_tokens": 3, "messages": [{"role": "user", "content": [{"type": "image", "source": _SOURCE}]}]}
+SEEDS["/v1/messages#image"] = {
+    "max_tokens": 3,
+    "messages": [{"role": "user", "content": [{"type": "image", "source": _SOURCE}]}],
+}
 SEEDS["/v1/messages/count_tokens"] = SEEDS["/v1/messages"]
 NEEDED: dict[str, tuple[str, ...]] = {
     "/generate": ("text",),

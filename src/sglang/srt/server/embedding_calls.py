@@ -31,7 +31,8 @@ class EmbeddingCalls:
 
     async def embed(self, texts: list[list[int]], rids: list[str] | None = None) -> list[Vector]:
         """A vector for each text. If the caller is cancelled, its texts are aborted. Raises what the first that failed did."""
-        names = rids or [uuid4().hex for _ in texts]
+        prefix = uuid4().hex
+        names = rids or [f"{prefix}_{i}" for i in range(len(texts))]
         if any(name in self._waiting for name in names):
             raise RequestError("a request with such a rid is already running", "rid")
         loop = asyncio.get_running_loop()

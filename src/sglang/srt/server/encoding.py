@@ -33,7 +33,7 @@ def read_encode(manager: TokenizerManager, body: dict[str, Any]) -> EncodeCall:
     """Checks a body: {text | input_ids}. Raises RequestError."""
     check_known(body, _FIELDS, "field")
     texts, is_list = read_texts(manager, body, "text" if body.get("text") is not None else "input_ids")
-    return EncodeCall(texts, rids(as_text(body, "rid"), len(texts)) or [uuid4().hex for _ in texts], is_list)
+    return EncodeCall(texts, rids(as_text(body, "rid") or uuid4().hex, len(texts)), is_list)
 
 
 async def encode(manager: TokenizerManager, call: EncodeCall) -> Any:
@@ -59,6 +59,12 @@ def _replies(call: EncodeCall, vectors: list[Vector], seconds: float) -> Any:
 
 def read_texts(manager: TokenizerManager, body: dict[str, Any], name: str) -> tuple[list[list[int]], bool]:
     """Ids of all texts in the field `name`, and whether there was a list. Raises RequestError."""
+    texts, is_list = _read_texts(manager, body, name)
+    manager.check_embed(texts)
+    return texts, is_list
+
+
+def _read_texts(manager: TokenizerManager, body: dict[str, Any], name: str) -> tuple[list[list[int]], bool]:
     manager.need_embedder()
     value = body.get(name)
     if isinstance(value, str):
@@ -88,8 +94,6 @@ def _ids(manager: TokenizerManager, text: str, name: str) -> list[int]:
     return ids
 
 
-def rids(rid: str | None, count: int) -> list[str] | None:
-    """A name for each text, if the request has one."""
-    if rid is None:
-        return None
+def rids(rid: str, count: int) -> list[str]:
+    """A name for each text."""
     return [rid] if count == 1 else [f"{rid}_{i}" for i in range(count)]

@@ -303,10 +303,12 @@ async def collect(
     native: NativeCall, outs: AsyncIterator[GenerateOut], tokenizer: Tokenizer | None
 ) -> dict[str, Any] | list[dict[str, Any]]:
     """The reply to a call that does not stream."""
-    replies = [Reply(style, tokenizer) for style in native.sequence_styles()]
-    latest: list[dict[str, Any]] = [{} for _ in replies]
+    styles = native.sequence_styles()
+    replies: list[Reply | None] = [None] * len(styles)
+    latest: list[dict[str, Any]] = [{}] * len(styles)
     async for out in outs:
-        latest[out.index] = replies[out.index].add(out)
+        reply = replies[out.index] = replies[out.index] or Reply(styles[out.index], tokenizer)
+        latest[out.index] = reply.add(out)
     return latest if native.is_list else latest[0]
 
 

@@ -80,7 +80,8 @@ class RequestMaker:
             if req.text is not None:
                 raise RequestError("give either text or input_ids, not both", "text")
             ids: Any = req.input_ids if req.is_batch else [req.input_ids]
-            return [self._check_len(prompt) for prompt in ids]
+            limit = self.context_len
+            return [prompt if len(prompt) <= limit else self._fitted(prompt) for prompt in ids]
         if req.text is None:
             raise RequestError("the request has no prompt: give text or input_ids", "text")
         tokenizer = self.need_tokenizer()
@@ -110,16 +111,14 @@ class RequestMaker:
             f"the prompt has {len(text)} characters, more than {self.context_len} tokens (the context length) can hold", "text"
         )
 
-    def _check_len(self, ids: list[int]) -> list[int]:
-        """The same for ids: no work is done on what is far too long."""
-        if len(ids) > self.context_len and self.http.allow_auto_truncate:
+    def _fitted(self, ids: list[int]) -> list[int]:
+        """The same for ids that are more than the context can hold."""
+        if self.http.allow_auto_truncate:
             return ids[: self.context_len]
-        if len(ids) > self.context_len:
-            raise RequestError(
-                f"the prompt has {len(ids)} tokens, but this server takes fewer than {self.context_len} (its context length)",
-                "input_ids",
-            )
-        return ids
+        raise RequestError(
+            f"the prompt has {len(ids)} tokens, but this server takes fewer than {self.context_len} (its context length)",
+            "input_ids",
+        )
 
     @property
     def max_chars(self) -> int:

@@ -248,8 +248,12 @@ class TokenizerManager:
             raise RequestError("this model generates: start the server with --is-embedding, or with an encoder, to embed")
 
     async def embed(self, texts: list[list[int]], rids: list[str] | None = None) -> list[Vector]:
-        """A vector for each text. Raises RequestError for texts that do not fit."""
+        """A vector for each text; `check_embed` has found them right."""
         self._check_alive()
+        return await self._embeddings.embed(texts, rids)
+
+    def check_embed(self, texts: list[list[int]]) -> None:
+        """Raises RequestError for texts that do not fit, or are too many."""
         self.need_embedder()
         if len(texts) > self.http.max_queued_requests:
             most = self.http.max_queued_requests
@@ -259,7 +263,6 @@ class TokenizerManager:
             if not 0 < len(ids) <= limit:
                 raise RequestError(f"a text has {len(ids)} tokens; the model takes 1 to {limit}", "input")
             check_ids("input", ids, vocab_size)
-        return await self._embeddings.embed(texts, rids)
 
     # --- messages of the scheduler ------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import base64
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from starlette.requests import Request
@@ -31,7 +32,7 @@ class _EmbedCall:
     size: int
     form: str
     model: str
-    rid: str | None
+    rid: str
 
 
 class EmbeddingsApi:
@@ -41,8 +42,7 @@ class EmbeddingsApi:
 
     async def embeddings(self, request: Request) -> Response:
         call = await read_as(request, _FIELDS, self._call)
-        names = rids(call.rid, len(call.texts))
-        vectors = await unless_gone(request, self._manager.embed(call.texts, names))
+        vectors = await unless_gone(request, self._manager.embed(call.texts, rids(call.rid, len(call.texts))))
         if vectors is None:
             return CLIENT_GONE
         count = sum(map(len, call.texts))
@@ -58,7 +58,7 @@ class EmbeddingsApi:
         form = as_text(body, "encoding_format") or "float"
         if form not in ("float", "base64"):
             raise RequestError(f"encoding_format must be float or base64, got {form[:50]!r}", "encoding_format")
-        return _EmbedCall(texts, size, form, as_text(body, "model") or self._name, as_text(body, "rid"))
+        return _EmbedCall(texts, size, form, as_text(body, "model") or self._name, as_text(body, "rid") or uuid4().hex)
 
     async def encode(self, request: Request) -> Response:
         """/encode of the native API."""

@@ -131,6 +131,7 @@ class ScoringApi:
         texts = self._manager.need_tokenizer().encode_batch([query, *documents])
         if not all(texts):
             raise RequestError("documents must not hold an empty text", "documents")
+        self._manager.check_embed(texts)
         name = as_text(body, "rid") or uuid4().hex
         return _RerankCall(documents, texts, top, name, as_bool(body, "return_documents", True))
 
