@@ -155,8 +155,11 @@ def _value(raw: msgspec.Raw, many: bool) -> Any:
         return _decode(raw)
     head = bytes(view[:64]).translate(None, b" \t\r\n")
     if head[:1] == b"[" and (head[1:2].isdigit() or head[1:2] == b"-"):
-        return _ids(view, _Table())
-    if head[:2] == b"[[":
+        ids = _ids(view, _Table())
+        if ids is not None:
+            return ids
+        many = True
+    elif head[:2] == b"[[":
         table = _Table()
         return [_row(row, table) for row in _rows(raw)]
     if many:
@@ -182,15 +185,18 @@ class _Table(dict[Any, Any]):
 def _row(raw: msgspec.Raw, table: _Table) -> Any:
     view = memoryview(raw)
     if len(view) > CHUNK and bytes(view[:1]) == b"[":
-        return _ids(view, table)
+        ids = _ids(view, table)
+        if ids is not None:
+            return ids
+        _check_numbers(view)
     row = _decode(raw)
     if isinstance(row, list) and row and type(row[0]) is int:
         return [table[i] if type(i) is int else i for i in row]
     return row
 
 
-def _ids(view: memoryview, table: _Table) -> list[int]:
-    """A long list of integers, read piece by piece: other threads run between two of them."""
+def _ids(view: memoryview, table: _Table) -> list[int] | None:
+    """A long list of integers, read piece by piece: other threads run between two of them. None if it holds anything else."""
     found: list[int] = []
     at, end = 1, len(view)
     while True:
@@ -201,7 +207,7 @@ def _ids(view: memoryview, table: _Table) -> list[int]:
         except msgspec.DecodeError:
             ids = []
         if not ids or set(map(type, ids)) != {int}:
-            raise RequestError("a list that begins with an integer must hold nothing but integers")
+            return None
         found.extend(map(table.__getitem__, ids))
         if is_last:
             return found

@@ -261,7 +261,7 @@ class TokenizerManager:
         limit, vocab_size = int(self.info["context_len"]), int(self.info["vocab_size"])
         for ids in texts:
             if not 0 < len(ids) <= limit:
-                raise RequestError(f"a text has {len(ids)} tokens; the model takes 1 to {limit}", "input")
+                raise RequestError(f"a text has {len(ids)} tokens; the model takes at most {limit}", "input")
             check_ids("input", ids, vocab_size)
 
     # --- messages of the scheduler ------------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ class MessagesCall:
         blocks, finish = Blocks(), FinishReason("stop")
         async for out in call:
             self._usage.add(out)
-            for piece in self._chat.parse(out):
+            for piece in await self._chat.parsed(out):
                 for _ in blocks.add(piece):
                     pass
             finish = out.finish or finish
@@ -185,7 +185,7 @@ class MessagesCall:
                 begun = True
                 yield _event("message_start", message=self._message([], None, None))
                 yield _event("ping")
-            for piece in self._chat.parse(out):
+            for piece in await self._chat.parsed(out):
                 for event in blocks.add(piece):
                     for data in _streamed(event):
                         yield data

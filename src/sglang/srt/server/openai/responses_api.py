@@ -209,7 +209,7 @@ class ResponsesCall:
         blocks = Blocks()
         async for out in call:
             self._chat.count(out, self._usage)
-            for piece in self._chat.parse(out):
+            for piece in await self._chat.parsed(out):
                 for event in blocks.add(piece):
                     self._note(event)
             finish = out.finish
@@ -231,7 +231,7 @@ class ResponsesCall:
         blocks = Blocks()
         async for out in call:
             self._chat.count(out, self._usage)
-            for piece in self._chat.parse(out):
+            for piece in await self._chat.parsed(out):
                 for event in blocks.add(piece):
                     for data in self._streamed(event):
                         yield data

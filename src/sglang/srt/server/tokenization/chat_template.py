@@ -7,6 +7,7 @@ too much. The dialect is that of Hugging Face's `apply_chat_template`.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -76,6 +77,12 @@ class _GenerationTag(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _Render(threading.local):
+    """When what this thread renders must be done: others render from the same template meanwhile."""
+
+    deadline = 0.0
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
     """A sandbox with a clock: every turn of a loop looks at it."""
 
@@ -85,12 +92,15 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag], cache_size=0
         )
-        self.deadline = 0.0
+        self._render = _Render()
         self.filters["tojson"] = _tojson
         self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
 
+    def begin(self) -> None:
+        self._render.deadline = time.monotonic() + MAX_RENDER_SECONDS
+
     def tick(self) -> str:
-        if time.monotonic() > self.deadline:
+        if time.monotonic() > self._render.deadline:
             raise TemplateStop(f"it took longer than {MAX_RENDER_SECONDS:g} s")
         return ""
 
@@ -150,7 +160,7 @@ class ChatTemplate:
 
     def render(self, variables: dict[str, Any]) -> str:
         """The prompt. Raises RequestError with the template's message if it refuses the messages or fails."""
-        self._environment.deadline = time.monotonic() + MAX_RENDER_SECONDS
+        self._environment.begin()
         pieces: list[str] = []
         size = 0
         try:
