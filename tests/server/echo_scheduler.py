@@ -63,6 +63,7 @@ class EchoScheduler:
         self.stuck = False
         self.profiler = Profiler()
         self.poison: str | None = None
+        self.max_running: int | None = None
         self.next_of: Callable[[TokenizedReq, int], int] = lambda req, i: req.input_ids[i % len(req.input_ids)]
         self._seen: set[tuple[int, ...]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -107,7 +108,7 @@ class EchoScheduler:
                 self.step()
 
     def step(self) -> None:
-        outs = [out for running in list(self.running.values()) if (out := self._step(running)) is not None]
+        outs = [out for running in list(self.running.values())[: self.max_running] if (out := self._step(running)) is not None]
         if outs:
             self.reply(BatchTokenOut(outs))
 

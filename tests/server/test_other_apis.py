@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from sglang.srt.server import responses
-from sglang.srt.server.openai.response_store import NoSuchResponseError, ResponseStore
+from sglang.srt.server.openai.response_store import NoSuchResponseError, ResponseStore, history_of
 from tests.server.conftest import MakeStand, Stand
 from tests.server.echo_scheduler import logprob_of
 from tests.server.http_tools import client_of
@@ -183,7 +183,7 @@ def test_stored_responses_are_bounded() -> None:
 
     for name, previous in (("a", None), ("b", "a"), ("c", None)):
         put(name, previous)
-    assert store.history("b", "")[0] == [{"content": "x" * 10}, "a", {"content": "x" * 10}, "b"]
+    assert history_of(store.chain("b", "")) == [{"content": "x" * 10}, "a", {"content": "x" * 10}, "b"]
     put("d")
     assert store.get("a", "") and store.get("b", ""), "a conversation that goes on is kept"
     with pytest.raises(NoSuchResponseError):

@@ -126,6 +126,8 @@ class HttpOptions:
     preferred_sampling_params: dict[str, Any] = field(default_factory=dict)
     allow_auto_truncate: bool = False
     max_body_bytes: int = 64 << 20
+    max_queued_requests: int = 10000
+    """the scheduler's (ScheduleOptions): what asks for more at once can never be taken"""
     skip_server_warmup: bool = False
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()

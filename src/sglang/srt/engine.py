@@ -24,7 +24,7 @@ from sglang.srt.relay import Courier, Relay
 from sglang.srt.scheduler_process import build_scheduler, read_tokenizer
 from sglang.srt.server.calls import Call
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
-from sglang.srt.server.encoding import encode
+from sglang.srt.server.encoding import encode, read_encode
 from sglang.srt.server.generate_req import GenerateOut
 from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.native_format import NativeCall, StreamReplies, collect, parse_generate, stream_replies
@@ -158,7 +158,8 @@ class Engine:
         if (prompt is None) == (input_ids is None):
             raise RequestError("give exactly one of prompt and input_ids", "prompt")
         body = {"text": prompt, "input_ids": input_ids, "rid": rid}
-        return await encode(self._manager, {name: value for name, value in body.items() if value is not None})
+        call = read_encode(self._manager, {name: value for name, value in body.items() if value is not None})
+        return await encode(self._manager, call)
 
     def open_session(self, session_id: str | None = None, capacity_of_str_len: int | None = None) -> str:
         """A conversation that the engine keeps; its id is for `session_params` of `generate`."""
@@ -195,7 +196,10 @@ class Engine:
     def _parse(self, body: dict[str, Any]) -> NativeCall:
         if self._dead is not None:
             raise EngineDeadError(self._dead)
-        return parse_generate({k: v for k, v in body.items() if v is not None}, self._manager.http.preferred_sampling_params)
+        given = {k: v for k, v in body.items() if v is not None}
+        if isinstance(ids := given.get("input_ids"), list):  # the caller's own, and free to change
+            given["input_ids"] = [row.copy() if isinstance(row, list) else row for row in ids]
+        return parse_generate(given, self._manager.http.preferred_sampling_params)
 
     async def _collect(self, native: NativeCall) -> Any:
         return await collect(native, self._manager.generate(native.req), self.tokenizer)

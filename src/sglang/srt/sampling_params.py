@@ -138,7 +138,7 @@ def parse_sampling_params(raw: dict[str, Any], defaults: dict[str, Any] | None =
         if name in _NOTHING and value is None:
             continue
         if name not in _FIELDS:
-            raise RequestError(f"unknown sampling parameter {given!r}{_nearest(given)}", given)
+            raise RequestError(f"unknown sampling parameter {given[:100]!r}{_nearest(given[:100])}", given[:100])
         if value is None and name != "max_new_tokens":
             continue
         if name in _TUPLES and isinstance(value, (str, int)):

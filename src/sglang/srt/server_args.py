@@ -260,6 +260,7 @@ class ServerArgs:
                 preferred_sampling_params=_json_object("preferred_sampling_params", self.preferred_sampling_params),
                 allow_auto_truncate=self.allow_auto_truncate,
                 max_body_bytes=self.max_body_bytes,
+                max_queued_requests=self.max_queued_requests,
                 skip_server_warmup=self.skip_server_warmup,
                 cors_origins=parse_origins(self.cors_origins),
                 allowed_hosts=parse_hosts(self.allowed_hosts),

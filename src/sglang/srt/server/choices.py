@@ -19,13 +19,14 @@ from sglang.srt.messages import LogprobOptions, Position
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import as_bool, as_ids, as_int, as_text, as_texts, check_known
+from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text, as_texts, check_known
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
-from sglang.srt.server.request_maker import LONG_TEXT
+from sglang.srt.server.request_maker import LONG_TEXT, TEXT_COST
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 MAX_CHOICES = 4096
 _FIELDS = frozenset({"text", "input_ids", "choices", "unconditional", "rid", "cache_salt", "priority"})
+SCORE_FIELDS = Fields(_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class ScorePlan:
 
 async def plan_score(tokenizer: Tokenizer, score: ScoreReq) -> ScorePlan:
     """Tokenizes prompt and choices. Raises RequestError if a choice adds no token to the prompt."""
-    size = len(score.choices) * len(score.text or "") + sum(map(len, score.choices))
+    size = len(score.choices) * (len(score.text or "") + TEXT_COST) + sum(map(len, score.choices)) + len(score.input_ids or ())
     if size > LONG_TEXT:
         prompt, sequences = await run_aside(_tokenize, tokenizer, score)
     else:

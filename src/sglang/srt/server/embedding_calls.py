@@ -12,6 +12,9 @@ import numpy.typing as npt
 from sglang.srt.errors import EngineDeadError, OverloadError, RequestError, SglangError
 from sglang.srt.messages import AbortReq, BatchEmbedOut, EmbedReq, FinishReason, ToScheduler
 
+AT_ONCE = 200
+"""texts of one call that are sent before others have their turn"""
+
 Vector = npt.NDArray[np.float32]
 
 
@@ -27,16 +30,20 @@ class EmbeddingCalls:
         return len(self._waiting)
 
     async def embed(self, texts: list[list[int]], rids: list[str] | None = None, client: str = "") -> list[Vector]:
-        """A vector for each text. `rids` are unique among those of all clients. If the caller is cancelled, its texts are aborted. Raises what the first that failed did."""
-        names = rids or [uuid4().hex for _ in texts]
+        """A vector for each text. `rids` are unique among those of all clients. If the caller is cancelled, its texts are aborted.
+        Raises what the first that failed did."""
+        prefix = uuid4().hex
+        names = rids or [f"{prefix}_{i}" for i in range(len(texts))]
         if any(name in self._waiting for name in names):
             raise RequestError("a request with such a rid is already running", "rid")
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in texts]
-        for name, ids, future in zip(names, texts, futures, strict=True):
-            self._waiting[name] = future
-            self._send(EmbedReq(name, ids, client))
+        self._waiting.update(zip(names, futures, strict=True))
         try:
+            for i, (name, ids) in enumerate(zip(names, texts, strict=True)):
+                if i and i % AT_ONCE == 0:
+                    await asyncio.sleep(0)
+                self._send(EmbedReq(name, ids, client))
             return list(await asyncio.gather(*futures))
         finally:
             for name, future in zip(names, futures, strict=True):

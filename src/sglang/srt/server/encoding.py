@@ -3,37 +3,68 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 from sglang.srt.errors import RequestError
-from sglang.srt.server.fields import as_text, check_known
+from sglang.srt.server.aside import run_aside
+from sglang.srt.server.embedding_calls import Vector
+from sglang.srt.server.fields import Fields, as_text, check_known
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_TEXTS = 8192
+MANY_NUMBERS = 100_000
+"""numbers of an answer that is made on another thread"""
 _FIELDS = frozenset({"text", "input_ids", "rid", "sampling_params", "priority"})
+ENCODE_FIELDS = Fields(_FIELDS)
 
 
-async def encode(manager: TokenizerManager, body: dict[str, Any]) -> Any:
-    """{text | input_ids} -> {embedding, meta_info}, or a list of them for a list. Raises RequestError."""
+@dataclass(frozen=True)
+class EncodeCall:
+    """`texts` as ids, and a name for each."""
+
+    texts: list[list[int]]
+    names: list[str]
+    is_list: bool
+
+
+def read_encode(manager: TokenizerManager, body: dict[str, Any]) -> EncodeCall:
+    """Checks a body: {text | input_ids}. Raises RequestError."""
     check_known(body, _FIELDS, "field")
     texts, is_list = read_texts(manager, body, "text" if body.get("text") is not None else "input_ids")
+    return EncodeCall(texts, rids(as_text(body, "rid") or uuid4().hex, len(texts)), is_list)
+
+
+async def encode(manager: TokenizerManager, call: EncodeCall) -> Any:
+    """{embedding, meta_info}, or a list of them for a list. Raises RequestError."""
     began = time.monotonic()
-    names = rids(as_text(body, "rid"), len(texts)) or [uuid4().hex for _ in texts]
-    vectors = await manager.embed(texts, names)
+    vectors = await manager.embed(call.texts, call.names)
     seconds = time.monotonic() - began
+    if sum(map(len, vectors)) > MANY_NUMBERS:
+        return await run_aside(_replies, call, vectors, seconds)
+    return _replies(call, vectors, seconds)
+
+
+def _replies(call: EncodeCall, vectors: list[Vector], seconds: float) -> Any:
     replies = [
         {
             "embedding": vector.tolist(),
             "meta_info": {"id": rid, "finish_reason": None, "prompt_tokens": len(ids), "e2e_latency": seconds},
         }
-        for vector, ids, rid in zip(vectors, texts, names, strict=True)
+        for vector, ids, rid in zip(vectors, call.texts, call.names, strict=True)
     ]
-    return replies if is_list else replies[0]
+    return replies if call.is_list else replies[0]
 
 
 def read_texts(manager: TokenizerManager, body: dict[str, Any], name: str) -> tuple[list[list[int]], bool]:
     """Ids of all texts in the field `name`, and whether there was a list. Raises RequestError."""
+    texts, is_list = _read_texts(manager, body, name)
+    manager.check_embed(texts)
+    return texts, is_list
+
+
+def _read_texts(manager: TokenizerManager, body: dict[str, Any], name: str) -> tuple[list[list[int]], bool]:
     manager.need_embedder()
     value = body.get(name)
     if isinstance(value, str):
@@ -63,8 +94,6 @@ def _ids(manager: TokenizerManager, text: str, name: str) -> list[int]:
     return ids
 
 
-def rids(rid: str | None, count: int) -> list[str] | None:
-    """A name for each text, if the request has one."""
-    if rid is None:
-        return None
+def rids(rid: str, count: int) -> list[str]:
+    """A name for each text."""
     return [rid] if count == 1 else [f"{rid}_{i}" for i in range(count)]

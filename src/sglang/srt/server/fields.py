@@ -4,21 +4,45 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 from sglang.srt.errors import RequestError
+
+SHOWN = 100
+"""characters of a client's words that an error repeats"""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What a body may hold. `read`: values that the route looks at. `ignored`: what changes nothing in an answer; never built.
+    `refused`: what is not done here; a long value of theirs is refused unseen, a short one is for the route to judge."""
+
+    read: frozenset[str]
+    ignored: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+    known: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "known", self.read | self.ignored | self.refused)
+
+    def check(self, name: str) -> None:
+        """Raises RequestError for a name that is not known."""
+        if name not in self.known:
+            raise RequestError(unknown_message(name, self.known, "field"), name[:SHOWN])
 
 
 def check_known(body: dict[str, Any], known: Collection[str], what: str) -> None:
     """Raises RequestError for the first key that is not known, with the nearest that is."""
     for name in body:
         if name not in known:
-            raise RequestError(unknown_message(name, known, what), name)
+            raise RequestError(unknown_message(name, known, what), name[:SHOWN])
 
 
 def unknown_message(name: str, known: Collection[str], what: str) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"unknown {what} {name[:100]!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+    """`name` may be as long as a client likes: only its beginning is looked at."""
+    close = difflib.get_close_matches(name[:SHOWN], sorted(known), n=1)
+    return f"unknown {what} {name[:SHOWN]!r}" + (f"; did you mean {close[0]!r}?" if close else "")
 
 
 def as_bool(body: dict[str, Any], name: str, default: bool = False) -> bool:

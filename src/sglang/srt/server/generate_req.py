@@ -52,6 +52,10 @@ class GenerateReq:
         prompts = self.text if self.input_ids is None else self.input_ids
         return isinstance(prompts, list) and (self.input_ids is None or not prompts or isinstance(prompts[0], list))
 
+    def forget_prompt(self) -> None:
+        """Drops the texts, ids and media: they may be large, and a call that has started needs them no more."""
+        self.text = self.input_ids = self.media = None
+
 
 @dataclass(slots=True)
 class GenerateOut:

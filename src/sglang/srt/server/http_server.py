@@ -20,6 +20,7 @@ from starlette.routing import Route
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import SglangError
 from sglang.srt.server.auth import ApiKeys, BodyLimit, RequestScopes, operator_only
+from sglang.srt.server.body_room import BodyRooms
 from sglang.srt.server.browsers import BrowserGuard, Hosts
 from sglang.srt.server.keys import KeyRing
 from sglang.srt.server.native_api import NOT_DONE, NativeApi, refused
@@ -56,6 +57,7 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     add_bodies(app)
     effects = frozenset(path for path, methods, _ in table if {"GET", "POST"} <= set(methods))
     # the last one added is the first to see a request
+    app.add_middleware(BodyRooms, max_bytes=options.max_body_bytes)
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
     app.add_middleware(RequestScopes)
     if options.api_keys or options.admin_api_key is not None:

@@ -13,15 +13,14 @@ from starlette.responses import PlainTextResponse, Response
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import parse_sampling_params
-from sglang.srt.server.aside import run_aside
 from sglang.srt.server.auth import need_admin
+from sglang.srt.server.bodies import read_as, read_object
 from sglang.srt.server.calls import Call
-from sglang.srt.server.choices import collect_scores, parse_score, plan_score
-from sglang.srt.server.fields import as_bool, as_ids, as_int, as_text, check_known
+from sglang.srt.server.choices import SCORE_FIELDS, collect_scores, parse_score, plan_score
+from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text
 from sglang.srt.server.generate_req import check_count
-from sglang.srt.server.native_format import collect, parse_generate, stream_replies
-from sglang.srt.server.request_maker import LONG_TEXT
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, encode_json, read_object, stream
+from sglang.srt.server.native_format import GENERATE_FIELDS, collect, parse_generate, stream_replies
+from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, encode_json, json_response, stream
 from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
@@ -34,6 +33,13 @@ def _chat_roles(manager: TokenizerManager) -> dict[str, Any] | None:
 
 MAX_TOKENIZE_CHARS = 8 << 20
 MAX_DETOKENIZE = 1 << 20
+VALUES_OF_REPLY = 200
+"""about as many values are in the reply of one sequence"""
+_OPEN_SESSION = Fields(frozenset({"capacity_of_str_len", "session_id"}))
+_CLOSE_SESSION = Fields(frozenset({"session_id"}))
+_TOKENIZE = Fields(frozenset({"text", "prompt", "add_special_tokens"}), frozenset({"model"}))
+_DETOKENIZE = Fields(frozenset({"tokens", "skip_special_tokens"}), frozenset({"model"}))
+_ABORT = Fields(frozenset({"rid", "abort_all"}))
 NOT_DONE = {
     "/load_lora_adapter": "LoRA adapters are not supported",
     "/unload_lora_adapter": "LoRA adapters are not supported",
@@ -65,7 +71,7 @@ class NativeApi:
 
     async def generate(self, request: Request) -> Response:
         manager, tokenizer = self._manager, self._manager.tokenizer
-        native = parse_generate(await read_object(request), self._preferred)
+        native = await read_as(request, GENERATE_FIELDS, partial(parse_generate, preferred=self._preferred))
         if native.req.stream:
             whole = not self._options.stream_output
 
@@ -76,10 +82,10 @@ class NativeApi:
 
             return await stream(request, manager, native.req, events, openai=False)
         reply = await answer(request, manager, native.req, lambda call: collect(native, call, tokenizer))
-        return CLIENT_GONE if reply is None else JsonResponse(reply)
+        return CLIENT_GONE if reply is None else await json_response(reply, VALUES_OF_REPLY * sum(native.samples))
 
     async def score_choices(self, request: Request) -> Response:
-        score = parse_score(await read_object(request))
+        score = await read_as(request, SCORE_FIELDS, parse_score)
         tokenizer = self._manager.need_tokenizer()
         plan = await plan_score(tokenizer, score)
         reply = await answer(request, self._manager, plan.req, lambda call: collect_scores(plan, call, tokenizer))
@@ -87,14 +93,12 @@ class NativeApi:
 
     async def open_session(self, request: Request) -> Response:
         """{capacity_of_str_len?, session_id?} -> the session's id as a JSON string."""
-        body = await read_object(request)
-        check_known(body, {"capacity_of_str_len", "session_id"}, "field")
+        body = await read_object(request, _OPEN_SESSION)
         capacity = as_int(body, "capacity_of_str_len", 0, 0, 2**31 - 1)
         return JsonResponse(self._manager.open_session(as_text(body, "session_id"), capacity or None))
 
     async def close_session(self, request: Request) -> Response:
-        body = await read_object(request)
-        check_known(body, {"session_id"}, "field")
+        body = await read_object(request, _CLOSE_SESSION)
         name = as_text(body, "session_id")
         if name is None:
             raise RequestError("session_id is missing", "session_id")
@@ -102,8 +106,10 @@ class NativeApi:
         return Response(status_code=200)
 
     async def tokenize(self, request: Request) -> Response:
-        body = await read_object(request)
-        check_known(body, {"text", "prompt", "add_special_tokens", "model"}, "field")
+        reply = await read_as(request, _TOKENIZE, self._tokenized)
+        return await json_response(reply, len(reply["tokens"]))
+
+    def _tokenized(self, body: dict[str, Any]) -> dict[str, Any]:
         name = "text" if "text" in body else "prompt"
         text: Any = body.get(name)
         texts = text if isinstance(text, list) else [text]
@@ -113,34 +119,29 @@ class NativeApi:
         if sum(map(len, texts)) > MAX_TOKENIZE_CHARS:
             raise RequestError(f"at most {MAX_TOKENIZE_CHARS} characters are tokenized at once", name)
         special = as_bool(body, "add_special_tokens", True)
-        encode = partial(self._manager.need_tokenizer().encode_batch, texts, special)
-        tokens = await run_aside(encode) if sum(map(len, texts)) > LONG_TEXT else encode()
+        tokens = self._manager.need_tokenizer().encode_batch(texts, special)
         counts = [len(t) for t in tokens]
         shown = (tokens, counts) if isinstance(text, list) else (tokens[0], counts[0])
-        return JsonResponse({"tokens": shown[0], "count": shown[1], "max_model_len": self._manager.context_len})
+        return {"tokens": shown[0], "count": shown[1], "max_model_len": self._manager.context_len}
 
     async def detokenize(self, request: Request) -> Response:
-        body = await read_object(request)
-        check_known(body, {"tokens", "skip_special_tokens", "model"}, "field")
+        text = await read_as(request, _DETOKENIZE, self._detokenized)
+        return await json_response({"text": text, "prompt": text}, len(text))
+
+    def _detokenized(self, body: dict[str, Any]) -> str | list[str]:
         tokens: Any = body.get("tokens")
         nested = isinstance(tokens, list) and bool(tokens) and all(isinstance(t, list) for t in tokens)
         given = tokens if nested else [tokens]
         check_count(len(given), "tokens")
-        count = sum(len(row) for row in given if isinstance(row, list))
-        if count > MAX_DETOKENIZE:
+        if sum(len(row) for row in given if isinstance(row, list)) > MAX_DETOKENIZE:
             raise RequestError(f"at most {MAX_DETOKENIZE} tokens are made text at once", "tokens")
         rows = [as_ids({"tokens": row}, "tokens") for row in given]
         size, skip = int(self._manager.info["vocab_size"]), as_bool(body, "skip_special_tokens", True)
         if any(row and not 0 <= min(row) <= max(row) < size for row in rows):
             raise RequestError(f"tokens must be between 0 and {size - 1}", "tokens")
         tokenizer = self._manager.need_tokenizer()
-
-        def decode() -> list[str]:
-            return [tokenizer.decode(row, skip) for row in rows]
-
-        texts = await run_aside(decode) if count > LONG_TEXT else decode()
-        text = texts if nested else texts[0]
-        return JsonResponse({"text": text, "prompt": text})
+        texts = [tokenizer.decode(row, skip) for row in rows]
+        return texts if nested else texts[0]
 
     async def tokenizer_info(self, request: Request) -> Response:
         """What clients need that count tokens through /tokenize (lm-eval's remote tokenizer)."""
@@ -214,8 +215,7 @@ class NativeApi:
         return PlainTextResponse(text, 200 if reply.ok else 400)
 
     async def abort_request(self, request: Request) -> Response:
-        body = await read_object(request)
-        check_known(body, {"rid", "abort_all"}, "field")
+        body = await read_object(request, _ABORT)
         rid = as_text(body, "rid")
         if as_bool(body, "abort_all"):
             need_admin("abort_all")

@@ -12,7 +12,7 @@ from typing import Any
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.messages import FinishReason, LogprobOptions, Position
 from sglang.srt.sampling_params import SamplingParams, parse_sampling_params
-from sglang.srt.server.fields import as_bool, as_int, as_text, check_known
+from sglang.srt.server.fields import Fields, as_bool, as_int, as_text, check_known
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_count
 from sglang.srt.server.multimodal.inputs import parse_media
 from sglang.srt.server.sessions import SessionParams
@@ -30,8 +30,6 @@ _FIELDS = frozenset(
         "token_ids_logprob",
         "return_text_in_logprobs",
         "stream",
-        "log_metrics",
-        "no_logs",
         "cache_salt",
         "extra_key",
         "priority",
@@ -43,6 +41,7 @@ _FIELDS = frozenset(
         "modalities",
     ]
 )
+_IGNORED = frozenset({"log_metrics", "no_logs"})
 _UNSUPPORTED = frozenset(
     [
         "input_embeds",
@@ -56,6 +55,8 @@ _UNSUPPORTED = frozenset(
         "max_thinking_tokens",
     ]
 )
+
+GENERATE_FIELDS = Fields(_FIELDS, _IGNORED, _UNSUPPORTED)
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,9 @@ class NativeCall:
     samples: list[int] = field(default_factory=list)
     """samples of each prompt"""
 
-    def style(self, index: int) -> LogprobStyle:
-        """Of the sequence at `index` of the call."""
-        for count, style in zip(self.samples, self.styles, strict=True):
-            if index < count:
-                return style
-            index -= count
-        raise IndexError(index)
+    def sequence_styles(self) -> list[LogprobStyle]:
+        """One for each sequence of the call."""
+        return [style for count, style in zip(self.samples, self.styles, strict=True) for _ in range(count)]
 
 
 def parse_generate(body: dict[str, Any], preferred: dict[str, Any] | None = None) -> NativeCall:
@@ -93,15 +90,15 @@ def parse_generate(body: dict[str, Any], preferred: dict[str, Any] | None = None
     Raises RequestError for unknown fields (naming the nearest), wrong types; UnsupportedError for what would
     change the answer and is not done here.
     """
-    check_known(body, _FIELDS | _UNSUPPORTED, "field")
-    for name in _UNSUPPORTED:
-        if body.get(name) not in (None, False, [], {}):
+    check_known(body, GENERATE_FIELDS.known, "field")
+    for name in body.keys() & _UNSUPPORTED:
+        if body[name] not in (None, False, [], {}):
             raise UnsupportedError(f"{name} is not supported", name)
     text, ids = _prompt(body)
     is_batch = isinstance(text, list) or bool(ids and isinstance(ids[0], list))
     count = len(text) if isinstance(text, list) else len(ids) if is_batch and ids is not None else 1
     raw = _items(body, "sampling_params", count, is_batch, dict)
-    sampling = [parse_sampling_params({**(preferred or {}), **(s or {})}) for s in raw]
+    sampling = _samplings(body, raw, preferred or {})
     logprobs = _logprobs(body, sampling, count, is_batch)
     req = GenerateReq(
         text=text,
@@ -121,6 +118,13 @@ def parse_generate(body: dict[str, Any], preferred: dict[str, Any] | None = None
         _check_session(req, sampling)
     samples = [s.n for s in sampling]
     return NativeCall(req, [style for _, style in logprobs], is_batch or samples[0] > 1, samples)
+
+
+def _samplings(body: dict[str, Any], raw: list[Any], preferred: dict[str, Any]) -> list[SamplingParams]:
+    """Of each prompt; what is one for all of them is read once."""
+    if not isinstance(body.get("sampling_params"), list):
+        return [parse_sampling_params({**preferred, **(raw[0] or {})})] * len(raw) if raw else []
+    return [parse_sampling_params({**preferred, **(s or {})}) for s in raw]
 
 
 def _prompt(body: dict[str, Any]) -> tuple[str | list[str] | None, Any]:
@@ -299,10 +303,12 @@ async def collect(
     native: NativeCall, outs: AsyncIterator[GenerateOut], tokenizer: Tokenizer | None
 ) -> dict[str, Any] | list[dict[str, Any]]:
     """The reply to a call that does not stream."""
-    replies = [Reply(native.style(i), tokenizer) for i in range(sum(native.samples))]
-    latest: list[dict[str, Any]] = [{} for _ in replies]
+    styles = native.sequence_styles()
+    replies: list[Reply | None] = [None] * len(styles)
+    latest: list[dict[str, Any]] = [{}] * len(styles)
     async for out in outs:
-        latest[out.index] = replies[out.index].add(out)
+        reply = replies[out.index] = replies[out.index] or Reply(styles[out.index], tokenizer)
+        latest[out.index] = reply.add(out)
     return latest if native.is_list else latest[0]
 
 
@@ -310,7 +316,7 @@ class StreamReplies:
     """The replies of a streaming call; those of a list carry their `index`."""
 
     def __init__(self, native: NativeCall, tokenizer: Tokenizer | None, whole: bool) -> None:
-        self._replies = [Reply(native.style(i), tokenizer, whole) for i in range(sum(native.samples))]
+        self._replies = [Reply(style, tokenizer, whole) for style in native.sequence_styles()]
         self._is_list = native.is_list
 
     def add(self, out: GenerateOut) -> dict[str, Any]:

@@ -9,23 +9,25 @@ from starlette.responses import Response
 
 from sglang.srt.errors import ConfigError, RequestError
 from sglang.srt.server.aside import run_aside
-from sglang.srt.server.fields import as_text, check_known
+from sglang.srt.server.bodies import read_object
+from sglang.srt.server.fields import Fields, as_text
 from sglang.srt.server.openai.answers import Answer
 from sglang.srt.server.openai.tools import parse_tools
 from sglang.srt.server.parsers.pieces import Parser
 from sglang.srt.server.parsers.reasoning import ReasoningParser, reasoning_format
 from sglang.srt.server.parsers.tool_calls import create_parser
-from sglang.srt.server.responses import JsonResponse, read_object
+from sglang.srt.server.responses import JsonResponse
 
 MAX_CHARS = 200_000
+_CALL_FIELDS = Fields(frozenset({"text", "tools", "tool_call_parser"}))
+_REASONING_FIELDS = Fields(frozenset({"text", "reasoning_parser"}))
 SHORT_CHARS = 5000
 """longer texts are parsed on another thread"""
 
 
 async def parse_function_call(request: Request) -> Response:
     """{text, tools, tool_call_parser} -> {normal_text, calls: [{tool_index, name, parameters}]}"""
-    body = await read_object(request)
-    check_known(body, {"text", "tools", "tool_call_parser"}, "field")
+    body = await read_object(request, _CALL_FIELDS)
     name = _name(body, "tool_call_parser", "qwen")
     names = [tool["function"]["name"] for tool in parse_tools(body.get("tools"))]
     try:
@@ -39,8 +41,7 @@ async def parse_function_call(request: Request) -> Response:
 
 async def separate_reasoning(request: Request) -> Response:
     """{text, reasoning_parser} -> {reasoning_text, text}"""
-    body = await read_object(request)
-    check_known(body, {"text", "reasoning_parser"}, "field")
+    body = await read_object(request, _REASONING_FIELDS)
     try:
         format_ = reasoning_format(_name(body, "reasoning_parser", "generic"))
     except ConfigError as error:

@@ -12,7 +12,7 @@ from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.media_item import without_pixels
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.server.aside import run_aside
-from sglang.srt.server.generate_req import MAX_SEQUENCES, GenerateReq, check_count, for_each, rids_of, samples_of, wire_rid
+from sglang.srt.server.generate_req import MAX_SEQUENCES, GenerateReq, for_each, rids_of, samples_of, wire_rid
 from sglang.srt.server.multimodal.inputs import MediaTask
 from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.tokenization.healing import Healer
@@ -22,8 +22,13 @@ from sglang.srt.server.validation import check_request, fit_length
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
     from sglang.srt.server.multimodal.intake import MediaIntake, MediaPrompt
 
-LONG_TEXT = 50_000
+LONG_TEXT = 20_000
 """characters above which a call is tokenized on another thread"""
+TEXT_COST = 100
+"""what each text counts for besides its characters"""
+
+MANY_IDS, MANY_PROMPTS = 100_000, 500
+"""ids or prompts above which a call is made up on another thread"""
 
 
 class RequestMaker:
@@ -51,25 +56,39 @@ class RequestMaker:
     async def make(self, req: GenerateReq, before: list[int] | None = None) -> list[TokenizedReq]:
         """One TokenizedReq for every sample of every prompt, those of a prompt side by side. `before`: what stands before the
         prompt of a session. Raises RequestError."""
+        self._check_count(req)
         prompts = await self._tokenize(req, special=req.add_special_tokens and not before)
         if before:
             prompts = [before + prompt for prompt in prompts]
         media = await self._take_media(req, prompts) if req.media is not None else {}
+        if sum(map(len, prompts)) + MANY_IDS // MANY_PROMPTS * len(prompts) > MANY_IDS:
+            return await run_aside(self._expand, req, prompts, media)
         return self._expand(req, prompts, media)
+
+    def _check_count(self, req: GenerateReq) -> None:
+        """Refuses what the queue can never take, before anything is done for each prompt. Raises RequestError."""
+        prompts: Any = (req.text if req.input_ids is None else req.input_ids) if req.is_batch else [None]
+        num_prompts = len(prompts)
+        samplings = req.sampling if isinstance(req.sampling, list) else [req.sampling] * num_prompts
+        count = sum(s.n for s in samplings)
+        limit = min(MAX_SEQUENCES, current_scope().share_of(self.http.max_queued_requests))
+        if count > limit:
+            raise RequestError(
+                f"a request may ask for at most {limit} sequences (--max-queued-requests), and this one asks for {count}", "n"
+            )
 
     async def _tokenize(self, req: GenerateReq, special: bool) -> list[list[int]]:
         if req.input_ids is not None:
             if req.text is not None:
                 raise RequestError("give either text or input_ids, not both", "text")
             ids: Any = req.input_ids if req.is_batch else [req.input_ids]
-            check_count(len(ids), "input_ids")
-            return [self._check_len(list(prompt)) for prompt in ids]
+            limit = self.context_len
+            return [prompt if len(prompt) <= limit else self._fitted(prompt) for prompt in ids]
         if req.text is None:
             raise RequestError("the request has no prompt: give text or input_ids", "text")
         tokenizer = self.need_tokenizer()
-        check_count(1 if isinstance(req.text, str) else len(req.text), "text")
         texts = [self._check_size(text) for text in ([req.text] if isinstance(req.text, str) else req.text)]
-        if sum(map(len, texts)) > LONG_TEXT:
+        if sum(map(len, texts)) + TEXT_COST * len(texts) > LONG_TEXT:
             return await run_aside(tokenizer.encode_batch, texts, special)
         return [tokenizer.encode(text, special) for text in texts]
 
@@ -93,16 +112,14 @@ class RequestMaker:
             f"the prompt has {len(text)} characters, more than {self.context_len} tokens (the context length) can hold", "text"
         )
 
-    def _check_len(self, ids: list[int]) -> list[int]:
-        """The same for ids: no work is done on what is far too long."""
-        if len(ids) > self.context_len and self.http.allow_auto_truncate:
+    def _fitted(self, ids: list[int]) -> list[int]:
+        """The same for ids that are more than the context can hold."""
+        if self.http.allow_auto_truncate:
             return ids[: self.context_len]
-        if len(ids) > self.context_len:
-            raise RequestError(
-                f"the prompt has {len(ids)} tokens, but this server takes fewer than {self.context_len} (its context length)",
-                "input_ids",
-            )
-        return ids
+        raise RequestError(
+            f"the prompt has {len(ids)} tokens, but this server takes fewer than {self.context_len} (its context length)",
+            "input_ids",
+        )
 
     @property
     def max_chars(self) -> int:
@@ -119,8 +136,6 @@ class RequestMaker:
         rids = [wire_rid(scope.key, rid) for rid in rids_of(req.rid, len(prompts), req.is_batch)]
         salt = f"{scope.key}/{req.cache_salt or ''}" if self.http.cache_per_key and scope.key else req.cache_salt
         may_overtake = scope.is_operator or self.http.allow_priority
-        if sum(s.n for s in samplings) > MAX_SEQUENCES:
-            raise RequestError(f"a request may ask for at most {MAX_SEQUENCES} sequences")
         requests: list[TokenizedReq] = []
         for i, (prompt, sampling, options, rid) in enumerate(zip(prompts, samplings, logprobs, rids, strict=True)):
             seen = media.get(i)

@@ -16,6 +16,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sglang.srt.errors import RequestError, SglangError
+from sglang.srt.server.aside import run_aside
+from sglang.srt.server.body_room import release_body
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateReq
 from sglang.srt.server.tokenizer_manager import TokenizerManager
@@ -33,6 +35,11 @@ KEEP_ALIVE = b": keep-alive\n\n"
 CLIENT_GONE = Response(status_code=499)
 """the answer to a client that hung up: nobody is there to read it"""
 
+MANY_VALUES = 100_000
+"""values of an answer that is encoded on another thread"""
+MAX_MESSAGE = 2000
+"""characters of an error"""
+
 T = TypeVar("T")
 
 
@@ -45,18 +52,11 @@ class JsonResponse(Response):
         return encode_json(content)
 
 
-async def read_object(request: Request) -> dict[str, Any]:
-    """The request's body, whatever its content type says. Raises RequestError if it is not a JSON object."""
-    body = await request.body()
-    try:
-        value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"the body is not valid JSON: {error}") from error
-    except RecursionError as error:
-        raise RequestError("the body is nested too deeply") from error
-    if not isinstance(value, dict):
-        raise RequestError("the body must be a JSON object")
-    return value
+async def json_response(content: Any, size: int) -> Response:
+    """A JsonResponse; made on another thread if `size`, the number of values in it, is large."""
+    if size <= MANY_VALUES:
+        return JsonResponse(content)
+    return Response(await run_aside(encode_json, content), media_type="application/json")
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------------
@@ -66,12 +66,22 @@ def status_of(error: SglangError) -> int:
     return int(getattr(error, "status_code", 500))
 
 
+def message_of(error: SglangError) -> str:
+    """What a client is told; it may repeat some of the client's words, but not all of them."""
+    return _shown(str(error))
+
+
+def _shown(text: str) -> str:
+    """Short, and without halves of characters."""
+    return text[:MAX_MESSAGE].encode(errors="replace").decode()
+
+
 def error_body(error: SglangError, openai: bool) -> dict[str, Any]:
     if not openai:
-        return {"error": {"message": str(error)}}
-    param = error.param if isinstance(error, RequestError) else None
+        return {"error": {"message": message_of(error)}}
+    param = _shown(error.param) if isinstance(error, RequestError) and error.param is not None else None
     kind = getattr(error, "err_type", "InternalServerError")
-    return {"error": {"message": str(error), "type": kind, "param": param, "code": status_of(error)}}
+    return {"error": {"message": message_of(error), "type": kind, "param": param, "code": status_of(error)}}
 
 
 _ANTHROPIC_KINDS = {401: "authentication_error", 403: "permission_error", 413: "request_too_large", 503: "overloaded_error"}
@@ -81,7 +91,7 @@ def anthropic_error(error: SglangError) -> dict[str, Any]:
     """The shape that clients of /v1/messages read."""
     status = status_of(error)
     kind = _ANTHROPIC_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": str(error)}}
+    return {"type": "error", "error": {"type": kind, "message": message_of(error)}}
 
 
 def error_response(error: SglangError, path: str) -> Response:
@@ -105,10 +115,14 @@ async def _when_gone(receive: Receive, cancel: Callable[[], object]) -> None:
 
 
 async def _start(request: Request, manager: TokenizerManager, req: GenerateReq) -> Call | None:
-    """A call; None if the client leaves while its images are fetched and decoded, which ends with it."""
-    if req.media is None:
-        return await manager.start(req)
-    return await unless_gone(request, manager.start(req))
+    """Hands the request to the scheduler. What only was needed to make it is not kept while it runs. None if the client leaves while
+    its images are fetched and decoded, which ends with it."""
+    starting = manager.start(req)
+    call = await (starting if req.media is None else unless_gone(request, starting))
+    if call is not None:
+        req.forget_prompt()
+        release_body(request.scope)
+    return call
 
 
 async def answer(

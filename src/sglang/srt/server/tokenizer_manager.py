@@ -59,11 +59,14 @@ from sglang.srt.server.request_scope import RequestScope, current_scope, enter_s
 from sglang.srt.server.sessions import Place, Sessions, Turn
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from sglang.srt.server.tracing import Moments, Tracing
+from sglang.srt.server.validation import check_ids
 
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
     from sglang.srt.server.multimodal.intake import MediaIntake
 
 CALL_SECONDS = 20.0
+AT_ONCE = 200
+"""sequences of one call that are taken in before others have their turn"""
 
 
 class TokenizerManager:
@@ -139,14 +142,37 @@ class TokenizerManager:
         scope = current_scope()
         name = req.rid if isinstance(req.rid, str) else own_rid(requests[0])
         key = wire_rid(scope.key, name)
-        if key in self._calls or any(r.rid in self._sequences for r in requests):
+        if key in self._calls:
             raise RequestError(f"a request with the rid {name[:100]!r} is already running", "rid")
         call = Call(self.drop, name, scope.arrived_at, key)
         call.turn = self._enter(place, requests[0]) if place is not None else None
         call.trace = scope.trace
         call.limit(min((t for t in (scope.timeout, self.http.request_timeout) if t is not None), default=None))
+        self._calls[key] = call
+        try:
+            for at in range(0, len(requests), AT_ONCE):
+                self._open(call, requests[at : at + AT_ONCE], at)
+                if len(requests) > AT_ONCE:
+                    await asyncio.sleep(0)
+            for at in range(0, len(requests), AT_ONCE):
+                if at:
+                    await asyncio.sleep(0)
+                self._hand_over(call, requests[at : at + AT_ONCE])
+        except BaseException:
+            call.cancel()  # nothing of it stays behind
+            self._calls.pop(key, None)
+            raise
+        if self.metrics is not None:
+            self.metrics.received(requests)
+        return call
+
+    def _open(self, call: Call, requests: list[TokenizedReq], first_index: int) -> None:
+        """Enters sequences of a call. Raises RequestError if one of their names is taken."""
         vocabulary = self.tokenizer.vocabulary if self.tokenizer is not None else None
-        for index, request in enumerate(requests):
+        taken = next((r.rid for r in requests if r.rid in self._sequences), None)
+        if taken is not None:
+            raise RequestError(f"a request with the rid {taken[:100]!r} is already running", "rid")
+        for index, request in enumerate(requests, first_index):
             drop = len(request.healed.encode())
             detokenizer = (
                 Detokenizer(vocabulary, request.sampling.skip_special_tokens, drop) if vocabulary is not None else None
@@ -154,17 +180,13 @@ class TokenizerManager:
             kept = msgspec.structs.replace(request, media=()) if request.media else request  # pixels are not needed again
             sequence = Sequence(call, index, kept, detokenizer)
             self._sequences[request.rid] = call.open[request.rid] = sequence
-        self._calls[key] = call
-        try:
-            for request in requests:
+
+    def _hand_over(self, call: Call, requests: list[TokenizedReq]) -> None:
+        """Sends them to the scheduler, unless the call has failed meanwhile or they were aborted."""
+        for request in requests:
+            if request.rid in call.open:
                 self._send(request)
                 self._log.received(request)
-        except BaseException:
-            call.cancel()  # nothing of it stays behind
-            raise
-        if self.metrics is not None:
-            self.metrics.received(requests)
-        return call
 
     def _enter(self, place: Place, request: TokenizedReq) -> Turn:
         """Takes a request into its session. Raises RequestError or OverloadError."""
@@ -234,17 +256,23 @@ class TokenizerManager:
             raise RequestError("this model generates: start the server with --is-embedding, or with an encoder, to embed")
 
     async def embed(self, texts: list[list[int]], rids: list[str] | None = None) -> list[Vector]:
-        """A vector for each text. Raises RequestError for texts that do not fit."""
+        """A vector for each text; `check_embed` has found them right."""
         self._check_alive()
-        self.need_embedder()
-        limit = int(self.info["context_len"])
-        for ids in texts:
-            if len(ids) > limit:
-                raise RequestError(f"a text has {len(ids)} tokens; the model takes at most {limit}", "input")
         client = current_scope().key
-        return await self._embeddings.embed(
-            texts, [wire_rid(client, rid) for rid in rids] if rids is not None else None, client
-        )
+        names = [wire_rid(client, rid) for rid in rids] if rids is not None else None
+        return await self._embeddings.embed(texts, names, client)
+
+    def check_embed(self, texts: list[list[int]]) -> None:
+        """Raises RequestError for texts that do not fit, or are too many."""
+        self.need_embedder()
+        most = current_scope().share_of(self.http.max_queued_requests)
+        if len(texts) > most:
+            raise RequestError(f"at most {most} texts (--max-queued-requests) are embedded at once, got {len(texts)}", "input")
+        limit, vocab_size = int(self.info["context_len"]), int(self.info["vocab_size"])
+        for ids in texts:
+            if not 0 < len(ids) <= limit:
+                raise RequestError(f"a text has {len(ids)} tokens; the model takes at most {limit}", "input")
+            check_ids("input", ids, vocab_size)
 
     # --- messages of the scheduler ------------------------------------------------------------------------------------------
 

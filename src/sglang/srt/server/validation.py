@@ -16,13 +16,13 @@ def check_request(
     ids: list[int], sampling: SamplingParams, logprobs: LogprobOptions | None, vocab_size: int, has_text: bool
 ) -> None:
     """Raises RequestError for ids outside the vocabulary, positions outside the prompt and what needs a tokenizer."""
-    _check_ids("input_ids", ids, vocab_size)
+    check_ids("input_ids", ids, vocab_size)
     if sampling.logit_bias:
-        _check_ids("logit_bias", list(sampling.logit_bias), vocab_size)
+        check_ids("logit_bias", list(sampling.logit_bias), vocab_size)
     if len(sampling.stop_token_ids or ()) > MAX_LOGPROB_IDS:
         raise RequestError(f"stop_token_ids may name at most {MAX_LOGPROB_IDS} ids", "stop_token_ids")
     if sampling.stop_token_ids:
-        _check_ids("stop_token_ids", list(sampling.stop_token_ids), vocab_size)
+        check_ids("stop_token_ids", list(sampling.stop_token_ids), vocab_size)
     if not has_text and (sampling.stop or sampling.stop_regex or sampling.grammar):
         raise RequestError("this server runs without a tokenizer: stop strings and constraints are not possible", "stop")
     if logprobs is None:
@@ -40,10 +40,11 @@ def check_request(
     if len(logprobs.token_ids) > MAX_LOGPROB_IDS:
         raise RequestError(f"token_ids_logprob may name at most {MAX_LOGPROB_IDS} ids", "token_ids_logprob")
     if logprobs.token_ids:
-        _check_ids("token_ids_logprob", list(logprobs.token_ids), vocab_size)
+        check_ids("token_ids_logprob", list(logprobs.token_ids), vocab_size)
 
 
-def _check_ids(name: str, ids: list[int], vocab_size: int) -> None:
+def check_ids(name: str, ids: list[int], vocab_size: int) -> None:
+    """Raises RequestError for ids outside the vocabulary. There is at least one."""
     low, high = min(ids), max(ids)
     if low < 0 or high >= vocab_size:
         raise RequestError(f"{name}: id {low if low < 0 else high} is outside the vocabulary of {vocab_size} tokens", name)

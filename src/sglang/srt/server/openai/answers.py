@@ -6,14 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang.srt.server.openai.tools import call_id
-from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Piece, Reasoning, Text
+from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Growing, Piece, Reasoning, Text
 
 
 @dataclass
 class ToolCall:
     id: str
     name: str
-    arguments: str = ""
+    growing: Growing = field(default_factory=Growing)
+
+    @property
+    def arguments(self) -> str:
+        return str(self.growing)
 
     def as_dict(self, index: int) -> dict[str, Any]:
         function = {"name": self.name, "arguments": self.arguments}
@@ -25,19 +29,27 @@ class Answer:
     """One choice so far. `format_name`: how its calls are written."""
 
     format_name: str
-    text: str = ""
-    reasoning: str = ""
     calls: list[ToolCall] = field(default_factory=list)
+    _text: Growing = field(default_factory=Growing)
+    _reasoning: Growing = field(default_factory=Growing)
+
+    @property
+    def text(self) -> str:
+        return str(self._text)
+
+    @property
+    def reasoning(self) -> str:
+        return str(self._reasoning)
 
     def add(self, piece: Piece) -> None:
         if isinstance(piece, Text):
-            self.text += piece.text
+            self._text.add(piece.text)
         elif isinstance(piece, Reasoning):
-            self.reasoning += piece.text
+            self._reasoning.add(piece.text)
         elif isinstance(piece, CallBegin):
             self.calls.append(ToolCall(call_id(self.format_name), piece.name))
         else:
-            self.calls[piece.index].arguments += piece.text
+            self.calls[piece.index].growing.add(piece.text)
 
     def delta(self, piece: Piece) -> dict[str, Any]:
         """A piece that was just added, as a streamed delta."""

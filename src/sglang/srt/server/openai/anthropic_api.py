@@ -10,7 +10,7 @@ from uuid import uuid4
 from sglang.srt.errors import RequestError, SglangError, UnsupportedError
 from sglang.srt.messages import FinishReason
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import check_known
+from sglang.srt.server.fields import Fields, check_known
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
 from sglang.srt.server.openai.protocol import ChatRequest, parse_request
@@ -21,12 +21,13 @@ _SAME = ("model", "temperature", "top_p", "top_k", "stream")
 _OWN = frozenset({"messages", "system", "max_tokens", "stop_sequences", "tools", "tool_choice", "thinking"})
 _NOTHING = frozenset({"metadata", "service_tier", "inference_geo"})
 _REFUSED = frozenset({"container", "context_management", "mcp_servers", "output_config", "output_format"})
+MESSAGES_FIELDS = Fields(frozenset({*_SAME, *_OWN}), _NOTHING, _REFUSED)
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
 def chat_body(body: dict[str, Any], thinks: bool) -> dict[str, Any]:
     """The same request as a chat's body. `thinks`: thoughts are told from answers here. Raises RequestError."""
-    check_known(body, {*_SAME, *_OWN, *_NOTHING, *_REFUSED}, "field")
+    check_known(body, MESSAGES_FIELDS.known, "field")
     for name in _REFUSED:
         if body.get(name) not in (None, [], {}):
             raise UnsupportedError(f"{name} is not supported by this server", name)
@@ -169,7 +170,7 @@ class MessagesCall:
         blocks, finish = Blocks(), FinishReason("stop")
         async for out in call:
             self._usage.add(out)
-            for piece in self._chat.parse(out):
+            for piece in await self._chat.parsed(out):
                 for _ in blocks.add(piece):
                     pass
             finish = out.finish or finish
@@ -184,7 +185,7 @@ class MessagesCall:
                 begun = True
                 yield _event("message_start", message=self._message([], None, None))
                 yield _event("ping")
-            for piece in self._chat.parse(out):
+            for piece in await self._chat.parsed(out):
                 for event in blocks.add(piece):
                     for data in _streamed(event):
                         yield data

@@ -6,10 +6,10 @@ Reasoning "a", Reasoning "b", Text "c"   ->   open reasoning, "a", "b", close; o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Piece, Reasoning
+from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Growing, Piece, Reasoning
 
 Kind = Literal["text", "reasoning", "call"]
 
@@ -21,7 +21,11 @@ class Block:
     kind: Kind
     index: int
     name: str = ""
-    text: str = ""
+    growing: Growing = field(default_factory=Growing)
+
+    @property
+    def text(self) -> str:
+        return str(self.growing)
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Blocks:
         if self._open is None or self._open.kind != kind:
             yield from self._begin(kind)
         assert self._open is not None
-        self._open.text += piece.text
+        self._open.growing.add(piece.text)
         yield Event("add", self._open, piece.text)
 
     def close(self) -> Iterator[Event]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.messages import FinishReason, LogprobOptions, Position
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.multimodal.inputs import MediaInput
@@ -39,6 +40,10 @@ from sglang.srt.server.tokenization.tokenizer import Tokenizer
 MAX_TOP_LOGPROBS = 20
 PROMPT_END = 32
 """tokens at the end of a prompt that tell whether it has opened or closed the thoughts"""
+
+LONG_ANSWER = 10_000
+"""characters of answers that are taken apart on another thread"""
+T = TypeVar("T")
 
 _ROLE = b'"delta":{"role":"assistant","content":""}'
 _NOTHING = b'"delta":{}'
@@ -165,14 +170,27 @@ class ChatCall:
         async for out in call:
             self.count(out, usage)
             outs[out.index] = out
+        choices = await self._aside_if_long([out for out in outs if out is not None], self._choices)
         return {
             "id": call.name,
             "object": "chat.completion",
             "created": self._created,
             "model": self._model,
-            "choices": [self._choice(out) for out in outs if out is not None],
+            "choices": choices,
             "usage": usage.as_dict(),
         }
+
+    def _choices(self, outs: list[GenerateOut]) -> list[dict[str, Any]]:
+        return [self._choice(out) for out in outs]
+
+    async def _aside_if_long(self, outs: list[GenerateOut], work: Callable[[list[GenerateOut]], T]) -> T:
+        """`work(outs)`; on another thread where there is much to take apart."""
+        is_long = self.is_parsed and sum(len(out.text) for out in outs) > LONG_ANSWER
+        return await run_aside(work, outs) if is_long else work(outs)
+
+    async def parsed(self, out: GenerateOut) -> list[Piece]:
+        """`parse`, for outputs of any length."""
+        return await self._aside_if_long([out], lambda outs: self.parse(outs[0]))
 
     def _choice(self, out: GenerateOut) -> dict[str, Any]:
         assert out.finish is not None

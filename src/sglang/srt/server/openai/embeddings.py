@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sglang.srt.errors import RequestError
+from sglang.srt.server.aside import run_aside
+from sglang.srt.server.bodies import read_as
 from sglang.srt.server.embedding_calls import Vector
-from sglang.srt.server.encoding import encode, read_texts, rids
-from sglang.srt.server.fields import as_int, as_text, check_known
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, read_object, unless_gone
+from sglang.srt.server.encoding import ENCODE_FIELDS, encode, read_encode, read_texts, rids
+from sglang.srt.server.fields import Fields, as_int, as_text
+from sglang.srt.server.responses import CLIENT_GONE, MANY_VALUES, json_response, unless_gone
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
-_FIELDS = frozenset({"model", "input", "encoding_format", "dimensions", "user", "rid"})
+_FIELDS = Fields(frozenset({"model", "input", "encoding_format", "dimensions", "rid"}), frozenset({"user"}))
+
+
+@dataclass(frozen=True)
+class _EmbedCall:
+    """`texts` as ids; the first `size` numbers of their vectors are asked for, in the form `form`."""
+
+    texts: list[list[int]]
+    size: int
+    form: str
+    model: str
+    rid: str
 
 
 class EmbeddingsApi:
@@ -25,30 +41,39 @@ class EmbeddingsApi:
         self._name = served_name
 
     async def embeddings(self, request: Request) -> Response:
-        body = await read_object(request)
-        check_known(body, _FIELDS, "field")
+        call = await read_as(request, _FIELDS, self._call)
+        vectors = await unless_gone(request, self._manager.embed(call.texts, rids(call.rid, len(call.texts))))
+        if vectors is None:
+            return CLIENT_GONE
+        count = sum(map(len, call.texts))
+        usage = {"prompt_tokens": count, "total_tokens": count}
+        data = await run_aside(_entries, vectors, call) if len(vectors) * call.size > MANY_VALUES else _entries(vectors, call)
+        reply = {"object": "list", "data": data, "model": call.model, "usage": usage}
+        return await json_response(reply, len(vectors) * call.size)
+
+    def _call(self, body: dict[str, Any]) -> _EmbedCall:
         texts, _ = read_texts(self._manager, body, "input")
         dim = int(self._manager.info.get("embedding_dim", 0))
         size = as_int(body, "dimensions", dim, 1, max(dim, 1))
         form = as_text(body, "encoding_format") or "float"
         if form not in ("float", "base64"):
             raise RequestError(f"encoding_format must be float or base64, got {form[:50]!r}", "encoding_format")
-        model, rid = as_text(body, "model") or self._name, as_text(body, "rid")
-        vectors = await unless_gone(request, self._manager.embed(texts, rids(rid, len(texts))))
-        if vectors is None:
-            return CLIENT_GONE
-        data = [
-            {"object": "embedding", "index": i, "embedding": _encoded(_shortened(vector, size), form)}
-            for i, vector in enumerate(vectors)
-        ]
-        count = sum(map(len, texts))
-        usage = {"prompt_tokens": count, "total_tokens": count}
-        return JsonResponse({"object": "list", "data": data, "model": model, "usage": usage})
+        return _EmbedCall(texts, size, form, as_text(body, "model") or self._name, as_text(body, "rid") or uuid4().hex)
 
     async def encode(self, request: Request) -> Response:
         """/encode of the native API."""
-        reply = await unless_gone(request, encode(self._manager, await read_object(request)))
-        return CLIENT_GONE if reply is None else JsonResponse(reply)
+        call = await read_as(request, ENCODE_FIELDS, partial(read_encode, self._manager))
+        reply = await unless_gone(request, encode(self._manager, call))
+        if reply is None:
+            return CLIENT_GONE
+        return await json_response(reply, len(call.texts) * int(self._manager.info.get("embedding_dim", 0)))
+
+
+def _entries(vectors: list[Vector], call: _EmbedCall) -> list[dict[str, Any]]:
+    return [
+        {"object": "embedding", "index": i, "embedding": _encoded(_shortened(vector, call.size), call.form)}
+        for i, vector in enumerate(vectors)
+    ]
 
 
 def _shortened(vector: Vector, size: int) -> Vector:

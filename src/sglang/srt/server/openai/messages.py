@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.server.fields import unknown_message
+from sglang.srt.server.json_limits import read_json_text
 from sglang.srt.server.multimodal.inputs import MediaInput, parse_part
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
 
@@ -106,10 +106,15 @@ def _tool_calls(raw: Any, where: str) -> list[dict[str, Any]]:
             raise RequestError(f"{where}.tool_calls[{i}] must have a function with a name", "messages")
         arguments = function.get("arguments", "{}")
         if isinstance(arguments, str):
-            try:
-                parsed = json.loads(arguments) if arguments else {}
-            except (ValueError, RecursionError):
-                parsed = None
+            parsed = _data(arguments)
             arguments = parsed if isinstance(parsed, dict) else arguments
         calls.append({**call, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
     return calls
+
+
+def _data(arguments: str) -> Any:
+    """What a model wrote as arguments; None if that is no JSON, or too deep to be handed on."""
+    try:
+        return read_json_text(arguments, "messages") if arguments else {}
+    except RequestError:
+        return None

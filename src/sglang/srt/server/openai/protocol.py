@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.server.fields import unknown_message
+from sglang.srt.server.fields import SHOWN, Fields, unknown_message
 
 MAX_PRIORITY = 2**31 - 1
 
@@ -125,6 +125,13 @@ class CompletionRequest(CommonRequest):
     add_special_tokens: bool | None = None
 
 
+def _fields(kind: type[CommonRequest]) -> Fields:
+    """`user` is read for fairness, though it changes nothing in the answer."""
+    return Fields(frozenset(kind.model_fields) | {"user"}, ACCEPTED - {"user"}, frozenset(REFUSED))
+
+
+CHAT_FIELDS, COMPLETION_FIELDS = _fields(ChatRequest), _fields(CompletionRequest)
+
 Request = TypeVar("Request", bound=CommonRequest)
 
 
@@ -138,7 +145,7 @@ def parse_request(kind: type[Request], body: dict[str, Any]) -> Request:
         elif name in ACCEPTED:
             continue
         elif name not in REFUSED:
-            raise RequestError(unknown_message(name, {*fields, *ACCEPTED, *REFUSED}, "field"), name)
+            raise RequestError(unknown_message(name, {*fields, *ACCEPTED, *REFUSED}, "field"), name[:SHOWN])
         elif value is not None and value not in REFUSED[name]:
             raise UnsupportedError(f"{name} is not supported by this server", name)
     try:

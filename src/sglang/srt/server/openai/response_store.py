@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from sglang.srt.errors import RequestError
+from sglang.srt.server.json_limits import JsonScan
 from sglang.srt.server.responses import encode_json
 
 decode = msgspec.json.Decoder().decode
@@ -102,9 +103,8 @@ class ResponseStore:
         self.get(name, owner)
         self._shelves[owner].remove(name)
 
-    def history(self, name: str | None, owner: str) -> tuple[list[Any], int]:
-        """Inputs and outputs of a response and all before it, oldest first, and their bytes. Raises RequestError if one of them
-        is not there."""
+    def chain(self, name: str | None, owner: str) -> list[StoredResponse]:
+        """A response and all before it, oldest first. Raises RequestError if one of them is not there."""
         chain: list[tuple[str, StoredResponse]] = []
         while name is not None:
             try:
@@ -115,7 +115,13 @@ class ResponseStore:
             name = found.previous
         for used, _ in reversed(chain):  # a conversation that goes on is kept whole
             self._shelves[owner].responses.move_to_end(used)
-        items: list[Any] = []
-        for _, found in reversed(chain):
-            items += [*decode(found.items), *decode(found.response)["output"]]
-        return items, sum(found.size for _, found in chain)
+        return [found for _, found in reversed(chain)]
+
+
+def history_of(chain: list[StoredResponse]) -> list[Any]:
+    """Inputs and outputs of stored responses. Raises RequestError for more than one body may hold."""
+    scan, items = JsonScan(), []
+    for found in chain:
+        scan.read(found.items).read(found.response)
+        items += [*decode(found.items), *decode(found.response)["output"]]
+    return items

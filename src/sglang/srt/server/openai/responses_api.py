@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import NoneType
 from typing import Any
 from uuid import uuid4
+
+import msgspec
 
 from sglang.srt.errors import RequestError, SglangError, UnsupportedError
 from sglang.srt.messages import FinishReason
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import as_bool, check_known
+from sglang.srt.server.fields import Fields, as_bool, check_known
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
 from sglang.srt.server.openai.protocol import ChatRequest, parse_request
@@ -48,12 +51,12 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "prompt": (),
     "stream_options": ({},),
 }
-_KNOWN = {*_SAME, *_OWN, *_NOTHING, *_REFUSED}
+RESPONSES_FIELDS = Fields(frozenset({*_SAME, *_OWN}), _NOTHING, frozenset(_REFUSED))
 
 
 def chat_body(body: dict[str, Any], history: list[Any]) -> dict[str, Any]:
     """The same request as a chat's body; the items of `history` stand before its input. Raises RequestError."""
-    check_known(body, _KNOWN, "field")
+    check_known(body, RESPONSES_FIELDS.known, "field")
     for name, neutral in _REFUSED.items():
         if body.get(name) is not None and body[name] not in neutral:
             raise UnsupportedError(f"{name} is not supported by this server", name)
@@ -146,7 +149,7 @@ def _add_item(item: Any, where: str, messages: list[dict[str, Any]]) -> None:
         call = {"id": item.get("call_id"), "type": "function", "function": function}
         last = messages[-1] if messages else {}
         if last.get("role") == "assistant":
-            last["tool_calls"] = [*last.get("tool_calls", ()), call]
+            last.setdefault("tool_calls", []).append(call)
         else:
             messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
     elif kind == "function_call_output":
@@ -186,13 +189,13 @@ class ResponsesCall:
     tail = b""
 
     def __init__(
-        self, body: dict[str, Any], options: ChatOptions, history: list[Any], keep: Callable[[list[Any], dict[str, Any]], None]
+        self, body: dict[str, Any], options: ChatOptions, history: list[Any], keep: Callable[[Any, dict[str, Any]], None]
     ) -> None:
         self._keep = keep
-        self._stores = _is_stored(body)
+        self._input = _kept_input(body)
+        self._echo = _echo_of(body)
         self._chat = ChatCall(parse_request(ChatRequest, chat_body(body, history)), options)
         self.req = self._chat.req
-        self._body = body
         self._model = body.get("model") or options.served_name
         self._created = int(time.time())
         self._id = f"resp_{uuid4().hex}"
@@ -206,7 +209,7 @@ class ResponsesCall:
         blocks = Blocks()
         async for out in call:
             self._chat.count(out, self._usage)
-            for piece in self._chat.parse(out):
+            for piece in await self._chat.parsed(out):
                 for event in blocks.add(piece):
                     self._note(event)
             finish = out.finish
@@ -216,8 +219,8 @@ class ResponsesCall:
 
     def _ended(self, finish: FinishReason | None) -> dict[str, Any]:
         response = self._response(finish)
-        if self._stores and finish is not None:
-            self._keep(input_items(self._body), response)
+        if self._input is not None and finish is not None:
+            self._keep(msgspec.Raw(self._input), response)
         return response
 
     async def events(self, call: Call) -> AsyncIterator[bytes]:
@@ -228,7 +231,7 @@ class ResponsesCall:
         blocks = Blocks()
         async for out in call:
             self._chat.count(out, self._usage)
-            for piece in self._chat.parse(out):
+            for piece in await self._chat.parsed(out):
                 for event in blocks.add(piece):
                     for data in self._streamed(event):
                         yield data
@@ -292,7 +295,7 @@ class ResponsesCall:
                 item["content"] = [_part(event.block)]
 
     def _response(self, finish: FinishReason | None) -> dict[str, Any]:
-        body = self._body
+        body = self._echo
         cut = finish is not None and finish.type != "stop"
         status = "in_progress" if finish is None else "incomplete" if cut else "completed"
         reason = None
@@ -313,7 +316,7 @@ class ResponsesCall:
             "parallel_tool_calls": body.get("parallel_tool_calls") is not False,
             "previous_response_id": body.get("previous_response_id"),
             "reasoning": body.get("reasoning") or {"effort": None, "summary": None},
-            "store": self._stores,
+            "store": self._input is not None,
             "temperature": body.get("temperature"),
             "text": body.get("text") or {"format": {"type": "text"}},
             "tool_choice": body.get("tool_choice") or "auto",
@@ -335,14 +338,34 @@ class ResponsesCall:
         }
 
 
-def _is_stored(body: dict[str, Any]) -> bool:
-    """Stored unless `store` is false; what is too large is not, and must not have been asked for."""
-    wish = as_bool(body, "store", True)
-    if wish and len(encode_json(body.get("input"))) > MAX_OWN_BYTES:
-        if body.get("store"):
-            raise RequestError(f"an input of more than {MAX_OWN_BYTES} bytes is not stored: set store to false", "store")
-        return False
-    return wish
+_ECHOED = (
+    *("instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "previous_response_id", "reasoning"),
+    *("temperature", "text", "tool_choice", "tools", "top_p", "user"),
+)
+MAX_ECHO_BYTES = 4 << 20
+
+
+def _kept_input(body: dict[str, Any]) -> bytes | None:
+    """The input's items as JSON, if the response is to be stored: unless `store` is false. What is too large is not, and must not
+    have been asked for."""
+    if not as_bool(body, "store", True):
+        return None
+    items = encode_json(input_items(body))
+    if len(items) <= MAX_OWN_BYTES:
+        return items
+    if body.get("store"):
+        raise RequestError(f"an input of more than {MAX_OWN_BYTES} bytes is not stored: set store to false", "store")
+    return None
+
+
+def _echo_of(body: dict[str, Any]) -> dict[str, Any]:
+    """What every response says again of its request. Raises RequestError if that is too long."""
+    echo = {name: body[name] for name in _ECHOED if name in body}
+    if len(encode_json(echo)) > MAX_ECHO_BYTES:
+        raise RequestError(f"what is said again in the answer ({', '.join(echo)}) is longer than {MAX_ECHO_BYTES} bytes")
+    if not isinstance(body.get("metadata"), (dict, NoneType)):
+        raise RequestError("metadata must be an object", "metadata")
+    return echo
 
 
 _STREAMED = {"text": "output_text", "reasoning": "reasoning_text", "call": "function_call_arguments"}

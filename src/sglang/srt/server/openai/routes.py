@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,21 +13,25 @@ from sglang.srt.config import HttpOptions
 from sglang.srt.errors import UnsupportedError
 from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.aside import run_aside
+from sglang.srt.server.bodies import LONG_BODY, read_as, read_sized
 from sglang.srt.server.fields import as_text
-from sglang.srt.server.openai.anthropic_api import MessagesCall
+from sglang.srt.server.openai.anthropic_api import MESSAGES_FIELDS, MessagesCall
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
 from sglang.srt.server.openai.completions import CompletionCall
-from sglang.srt.server.openai.protocol import ChatRequest, CompletionRequest, parse_request
-from sglang.srt.server.openai.response_store import ResponseStore
-from sglang.srt.server.openai.responses_api import ResponsesCall
+from sglang.srt.server.openai.protocol import (
+    CHAT_FIELDS,
+    COMPLETION_FIELDS,
+    ChatRequest,
+    CompletionRequest,
+    parse_request,
+)
+from sglang.srt.server.openai.response_store import ResponseStore, history_of
+from sglang.srt.server.openai.responses_api import RESPONSES_FIELDS, ResponsesCall
 from sglang.srt.server.parsers.reasoning import reasoning_format
 from sglang.srt.server.parsers.tool_calls import call_format, format_of_template
-from sglang.srt.server.request_maker import LONG_TEXT
 from sglang.srt.server.request_scope import current_scope, name_user
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, read_object, stream
+from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, stream
 from sglang.srt.server.tokenizer_manager import TokenizerManager
-
-T = TypeVar("T")
 
 
 class OpenAIApi:
@@ -74,19 +77,18 @@ class OpenAIApi:
         return self._chat_options
 
     async def chat(self, request: Request) -> Response:
-        raw = await read_object(request)
-        self._check_model(raw)
-        name_user(raw.get("user"))
-        body = parse_request(ChatRequest, raw)
-        make = partial(ChatCall, body, self.chat_options())
-        return await self._run(request, await self._made(request, make))
+        return await self._run(request, await read_as(request, CHAT_FIELDS, self._chat_call))
+
+    def _chat_call(self, body: dict[str, Any]) -> ChatCall:
+        self._look_at(body)
+        return ChatCall(parse_request(ChatRequest, body), self.chat_options())
 
     async def completions(self, request: Request) -> Response:
-        raw = await read_object(request)
-        self._check_model(raw)
-        name_user(raw.get("user"))
-        body = parse_request(CompletionRequest, raw)
-        return await self._run(request, CompletionCall(body, self._manager.tokenizer, self._defaults, self._name))
+        return await self._run(request, await read_as(request, COMPLETION_FIELDS, self._completion_call))
+
+    def _completion_call(self, body: dict[str, Any]) -> CompletionCall:
+        self._look_at(body)
+        return CompletionCall(parse_request(CompletionRequest, body), self._manager.tokenizer, self._defaults, self._name)
 
     async def _run(self, request: Request, call: ChatCall | CompletionCall) -> Response:
         if call.req.stream:
@@ -95,13 +97,20 @@ class OpenAIApi:
         return CLIENT_GONE if reply is None else JsonResponse(reply)
 
     async def responses(self, request: Request) -> Response:
-        body = await read_object(request)
-        self._check_model(body)
-        name_user(body.get("user"))
+        return await self._run_other(request, await self._responses_call(request))
+
+    async def _responses_call(self, request: Request) -> ResponsesCall:
+        body, size = await read_sized(request, RESPONSES_FIELDS)
+        self._look_at(body)
         owner = current_scope().key
-        history, size = self._responses.history(as_text(body, "previous_response_id"), owner)
-        make = partial(ResponsesCall, body, self.chat_options(), history, partial(self._responses.put, owner))
-        return await self._run_other(request, await self._made(request, make, size))
+        chain = self._responses.chain(as_text(body, "previous_response_id"), owner)
+        options, keep = self.chat_options(), partial(self._responses.put, owner)
+
+        def make() -> ResponsesCall:
+            return ResponsesCall(body, options, history_of(chain), keep)
+
+        # rendering and tokenizing a long conversation here would hold up everybody else
+        return await run_aside(make) if size + sum(found.size for found in chain) > LONG_BODY else make()
 
     async def stored_response(self, request: Request) -> Response:
         """GET one, or DELETE it."""
@@ -117,17 +126,22 @@ class OpenAIApi:
         return Response(b'{"object":"list","data":%b,"has_more":false}' % items, media_type="application/json")
 
     async def messages(self, request: Request) -> Response:
-        body = await read_object(request)
-        self._check_model(body)
-        return await self._run_other(request, await self._made(request, partial(MessagesCall, body, self.chat_options())))
+        return await self._run_other(request, await read_as(request, MESSAGES_FIELDS, self._messages_call))
+
+    def _messages_call(self, body: dict[str, Any], counts_only: bool = False) -> MessagesCall:
+        self._look_at(body)
+        return MessagesCall(body, self.chat_options(), counts_only)
 
     async def count_tokens(self, request: Request) -> Response:
-        body = await read_object(request)
-        self._check_model(body)
-        call = await self._made(request, partial(MessagesCall, body, self.chat_options(), counts_only=True))
+        call = await read_as(request, MESSAGES_FIELDS, partial(self._messages_call, counts_only=True))
         if call.req.media:
             raise UnsupportedError("tokens of pictures cannot be counted before they are read", "messages")
         return JsonResponse({"input_tokens": len(call.req.input_ids or ())})
+
+    def _look_at(self, body: dict[str, Any]) -> None:
+        """Notes whose the request is, and checks its model."""
+        name_user(body.get("user"))
+        self._check_model(body)
 
     def _check_model(self, body: dict[str, Any]) -> None:
         """Any name of a model is taken, as clients send all kinds; but base:adapter would change the answer."""
@@ -135,11 +149,6 @@ class OpenAIApi:
         if isinstance(name, str) and name.startswith(f"{self._name}:"):
             adapter = name[len(self._name) + 1 :]
             raise UnsupportedError(f"model names the adapter {adapter[:100]!r}, and LoRA adapters are not supported", "model")
-
-    @staticmethod
-    async def _made(request: Request, make: Callable[[], T], history_bytes: int = 0) -> T:
-        """Makes a call; on a thread if it is long, since rendering and tokenizing it here would hold up everybody else."""
-        return await run_aside(make) if len(await request.body()) + history_bytes > LONG_TEXT else make()
 
     async def _run_other(self, request: Request, call: ResponsesCall | MessagesCall) -> Response:
         if call.req.stream:

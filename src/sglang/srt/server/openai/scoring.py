@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -12,16 +13,50 @@ from starlette.responses import Response
 from sglang.srt.errors import RequestError
 from sglang.srt.messages import LogprobOptions
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.bodies import read_as
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import as_bool, as_ids, as_int, as_text, as_texts, check_known
+from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text, as_texts
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.openai.sse import Usage
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, read_object, unless_gone
+from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, json_response, unless_gone
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_ITEMS = 4096
-_SCORE = frozenset({"model", "query", "items", "label_token_ids", "apply_softmax", "item_first", "rid", "user", "priority"})
-_RERANK = frozenset({"model", "query", "documents", "top_n", "return_documents", "rid", "user"})
+MAX_SCORES = 100_000
+_SCORE = Fields(
+    frozenset({"model", "query", "items", "label_token_ids", "apply_softmax", "item_first", "rid", "priority"}),
+    frozenset({"user"}),
+)
+_RERANK = Fields(frozenset({"query", "documents", "top_n", "return_documents", "rid"}), frozenset({"model", "user"}))
+
+
+@dataclass(frozen=True)
+class _ScoreCall:
+    """One request to score. `softmax`: the labels' probabilities are among themselves."""
+
+    req: GenerateReq
+    model: str
+    softmax: bool
+
+    async def collect(self, call: Call) -> dict[str, Any]:
+        outs: dict[int, GenerateOut] = {}
+        usage = Usage(1)
+        async for out in call:
+            usage.add(out)
+            outs[out.index] = out
+        scores = [_probabilities(outs[i], self.softmax) for i in sorted(outs)]
+        return {"object": "scoring", "model": self.model, "scores": scores, "usage": usage.as_dict()}
+
+
+@dataclass(frozen=True)
+class _RerankCall:
+    """`texts`: ids of the query, then of the documents; `shown`: the documents are repeated in the answer."""
+
+    documents: list[str]
+    texts: list[list[int]]
+    top: int
+    name: str
+    shown: bool
 
 
 class ScoringApi:
@@ -30,31 +65,25 @@ class ScoringApi:
         self._name = served_name
 
     async def score(self, request: Request) -> Response:
-        body = await read_object(request)
-        check_known(body, _SCORE, "field")
+        call = await read_as(request, _SCORE, self._score_call)
+        reply = await answer(request, self._manager, call.req, call.collect)
+        return CLIENT_GONE if reply is None else JsonResponse(reply)
+
+    def _score_call(self, body: dict[str, Any]) -> _ScoreCall:
         labels = as_ids(body, "label_token_ids")
         if not labels:
             raise RequestError("label_token_ids must not be empty", "label_token_ids")
-        softmax = as_bool(body, "apply_softmax")
+        prompts = self._score_prompts(body)
+        if len(prompts) * len(labels) > MAX_SCORES:
+            raise RequestError(f"at most {MAX_SCORES} scores are given at once: items times label_token_ids", "label_token_ids")
         req = GenerateReq(
-            input_ids=self._score_prompts(body),
+            input_ids=prompts,
             sampling=SamplingParams(max_new_tokens=1, temperature=0.0),
             logprobs=LogprobOptions(token_ids=tuple(labels)),
             rid=as_text(body, "rid"),
             priority=as_int(body, "priority", 0, -(2**31), 2**31 - 1),
         )
-
-        async def collect(call: Call) -> dict[str, Any]:
-            outs: dict[int, GenerateOut] = {}
-            usage = Usage(1)
-            async for out in call:
-                usage.add(out)
-                outs[out.index] = out
-            scores = [_probabilities(outs[i], softmax) for i in sorted(outs)]
-            return {"object": "scoring", "model": body.get("model") or self._name, "scores": scores, "usage": usage.as_dict()}
-
-        reply = await answer(request, self._manager, req, collect)
-        return CLIENT_GONE if reply is None else JsonResponse(reply)
+        return _ScoreCall(req, as_text(body, "model") or self._name, as_bool(body, "apply_softmax"))
 
     def _score_prompts(self, body: dict[str, Any]) -> list[list[int]]:
         """Query and item joined, as text or as ids."""
@@ -74,8 +103,23 @@ class ScoringApi:
 
     async def rerank(self, request: Request) -> Response:
         """A bare list of {score, document, index, meta_info}, best first. The score is the cosine of two embeddings."""
-        body = await read_object(request)
-        check_known(body, _RERANK, "field")
+        call = await read_as(request, _RERANK, self._rerank_call)
+        vectors = await unless_gone(request, self._manager.embed(call.texts))
+        if vectors is None:
+            return CLIENT_GONE
+        results: list[dict[str, Any]] = [
+            {
+                "score": _cosine(vectors[0], vector),
+                "document": document if call.shown else None,
+                "index": i,
+                "meta_info": {"id": call.name, "prompt_tokens": len(ids)},
+            }
+            for i, (document, vector, ids) in enumerate(zip(call.documents, vectors[1:], call.texts[1:], strict=True))
+        ]
+        results.sort(key=lambda result: (-result["score"], result["index"]))
+        return await json_response(results[: call.top], sum(map(len, call.documents)))
+
+    def _rerank_call(self, body: dict[str, Any]) -> _RerankCall:
         self._manager.need_embedder()
         query, documents = as_text(body, "query"), as_texts(body, "documents")
         if not query:
@@ -87,21 +131,9 @@ class ScoringApi:
         texts = self._manager.need_tokenizer().encode_batch([query, *documents])
         if not all(texts):
             raise RequestError("documents must not hold an empty text", "documents")
-        vectors = await unless_gone(request, self._manager.embed(texts))
-        if vectors is None:
-            return CLIENT_GONE
-        name, shown = as_text(body, "rid") or uuid4().hex, as_bool(body, "return_documents", True)
-        results: list[dict[str, Any]] = [
-            {
-                "score": _cosine(vectors[0], vector),
-                "document": document if shown else None,
-                "index": i,
-                "meta_info": {"id": name, "prompt_tokens": len(ids)},
-            }
-            for i, (document, vector, ids) in enumerate(zip(documents, vectors[1:], texts[1:], strict=True))
-        ]
-        results.sort(key=lambda result: (-result["score"], result["index"]))
-        return JsonResponse(results[:top])
+        self._manager.check_embed(texts)
+        name = as_text(body, "rid") or uuid4().hex
+        return _RerankCall(documents, texts, top, name, as_bool(body, "return_documents", True))
 
 
 def _check_count(values: list[Any], name: str) -> None:

@@ -18,6 +18,8 @@ import msgspec
 
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.json_limits import read_json_text
+from sglang.srt.server.openai.tool_schemas import check_tool_schema
 from sglang.srt.server.parsers.tool_calls import Tag, call_format
 
 MAX_TOOLS = 512
@@ -121,7 +123,7 @@ def _either(shown: list[dict[str, Any]], max_calls: int | None, sampling: Sampli
     if kind != "json_schema":
         raise UnsupportedError(f"{kind} cannot be combined with tools that may be called; set tool_choice to none", "tools")
     schema, definitions = _calls_schema(shown, max_calls)
-    definitions["answer"] = _moved(json.loads(text), "#/$defs/answer")
+    definitions["answer"] = _moved(read_json_text(text, "json_schema"), "#/$defs/answer")
     union = {"anyOf": [{"$ref": "#/$defs/answer"}, schema], "$defs": definitions}
     return _constrain(sampling, json_schema=json.dumps(union))
 
@@ -147,10 +149,12 @@ def parse_tools(raw: Any) -> list[dict[str, Any]]:
     if not isinstance(tools, list) or len(tools) > MAX_TOOLS:
         raise RequestError(f"tools must be a list of at most {MAX_TOOLS} tools", "tools")
     checked = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
-    names = [tool["function"]["name"] for tool in checked]
-    for name in names:
-        if names.count(name) > 1:
+    seen: set[str] = set()
+    for tool in checked:
+        name = tool["function"]["name"]
+        if name in seen:
             raise RequestError(f"two tools have the name {name!r}", "tools")
+        seen.add(name)
     return checked
 
 
@@ -171,6 +175,8 @@ def _tool(raw: Any, where: str) -> dict[str, Any]:
     for key, kind in kinds:
         if function.get(key) is not None and not isinstance(function[key], kind):
             raise RequestError(f"{where}.function.{key} has the wrong type", "tools")
+    if function.get("parameters") is not None:
+        check_tool_schema(function["parameters"], f"the parameters of the tool {name!r}")
     return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
 
 
@@ -192,8 +198,9 @@ def _choose(choice: Any, tools: list[dict[str, Any]]) -> tuple[str, list[dict[st
     if kind == "allowed_tools" and isinstance(choice.get("allowed_tools"), dict):
         allowed = choice["allowed_tools"]
         entries = allowed.get("tools")
-        if allowed.get("mode") in ("auto", "required") and isinstance(entries, list) and entries:
-            return allowed["mode"], [_named(entry, tools) for entry in entries]
+        if allowed.get("mode") in ("auto", "required") and isinstance(entries, list) and 0 < len(entries) <= MAX_TOOLS:
+            chosen = {_named(entry, tools)["function"]["name"] for entry in entries}
+            return allowed["mode"], [tool for tool in tools if tool["function"]["name"] in chosen]
     raise RequestError('tool_choice must be a word or {"type": "function", "function": {"name": ...}}', "tool_choice")
 
 
@@ -220,7 +227,13 @@ def tell_in_messages(
 ) -> list[dict[str, Any]]:
     """Messages for a template that knows no tools: they are described in the system message, earlier calls are the
     assistant's text, results are the user's."""
-    told = [_told(message, messages, as_parts) for message in messages]
+    called = {
+        entry["id"]: entry["function"]["name"]
+        for message in reversed(messages)
+        for entry in message.get("tool_calls") or ()
+        if isinstance(entry.get("id"), str)
+    }
+    told = [_told(message, called, as_parts) for message in messages]
     if not tools:
         return told
     lines = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
@@ -244,11 +257,11 @@ def _joined(content: Any, text: str) -> Any:
     return f"{content}\n\n{text}"
 
 
-def _told(message: dict[str, Any], messages: list[dict[str, Any]], as_parts: bool) -> dict[str, Any]:
+def _told(message: dict[str, Any], called: dict[str, str], as_parts: bool) -> dict[str, Any]:
     if message["role"] in ("tool", "function"):
         content = message["content"]
         text = "".join(part.get("text", "") for part in content) if isinstance(content, list) else content
-        name = message.get("name") or _called_name(message.get("tool_call_id"), messages)
+        name = message.get("name") or called.get(message.get("tool_call_id", ""), "the function")
         return {"role": "user", "content": _content(f"Result of {name}:\n{text}", as_parts)}
     calls = message.get("tool_calls")
     if not calls:
@@ -258,11 +271,3 @@ def _told(message: dict[str, Any], messages: list[dict[str, Any]], as_parts: boo
     content = message["content"]
     joined = _joined(content, text) if content else _content(text, as_parts)
     return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": joined}
-
-
-def _called_name(call: str | None, messages: list[dict[str, Any]]) -> str:
-    for message in messages:
-        for entry in message.get("tool_calls") or ():
-            if call is not None and entry.get("id") == call:
-                return str(entry["function"]["name"])
-    return "the function"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Piece, Text, held_len
+from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Growing, Piece, Text, held_len
 
 _CHUNK = 256
 _REREAD = 512
@@ -29,9 +29,9 @@ class CallParser:
         self._exact = frozenset(exact)
         self._max_calls = max_calls
         self._buffer = ""
-        self._raw = ""
+        self._raw = Growing()
         self._pieces: list[Piece] = []
-        self._space = ""
+        self._space = Growing()
         self._after_call = False
         self._num_calls = 0
         self._state: Callable[[bool], bool] = self._read_text
@@ -46,13 +46,12 @@ class CallParser:
     def finish(self) -> list[Piece]:
         pieces = self._run(final=True)
         if self._raw or self._buffer:
-            self._give_up(len(self._raw))
+            self._give_up(self._raw.length)
             self._emit_text(self._buffer)
             self._buffer = ""
             pieces += self._take()
         if self._space and not self._num_calls:
-            pieces.append(Text(self._space))
-            self._space = ""
+            pieces.append(Text(self._space.take()))
         return pieces
 
     def _run(self, final: bool) -> list[Piece]:
@@ -84,7 +83,7 @@ class CallParser:
                 return False
         self._emit_text(buffer[:at])
         self._buffer = buffer[at:]
-        self._raw = ""
+        self._raw.take()
         self._open(mark)
         return True
 
@@ -95,12 +94,12 @@ class CallParser:
     def _consume(self, count: int) -> str:
         """Takes characters from the buffer; they are remembered, in case that all this is no call."""
         taken, self._buffer = self._buffer[:count], self._buffer[count:]
-        self._raw += taken
+        self._raw.add(taken)
         return taken
 
     def _give_up(self, as_text: int = 1) -> None:
         """It was no call: the first `as_text` characters since the opener are text, what follows is read again."""
-        raw, self._raw = self._raw, ""
+        raw = self._raw.take()
         as_text = len(raw) if len(raw) > _REREAD else as_text
         self._emit_text(raw[:as_text])
         self._buffer = raw[as_text:] + self._buffer
@@ -114,11 +113,10 @@ class CallParser:
             if not text:
                 return
             self._after_call = False
-        text = self._space + text
         body = text.rstrip()
-        self._space = text[len(body) :]
         if body:
-            self._pieces.append(Text(body))
+            self._pieces.append(Text(self._space.take() + body))
+        self._space.add(text[len(body) :])
 
     # --- calls --------------------------------------------------------------------------------------------------------------
 
@@ -126,8 +124,8 @@ class CallParser:
         """False if there is no such tool."""
         if name not in self._names:
             return False
-        self._raw = ""
-        self._space = ""
+        self._raw.take()
+        self._space.take()
         self._after_call = True
         self._num_calls += 1
         if self._wanted:

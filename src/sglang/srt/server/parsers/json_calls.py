@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from sglang.srt.server.parsers.pieces import Growing
+
 ARGUMENT_KEYS = ("arguments", "parameters")
 _KNOWN_KEYS = frozenset({"name", "id", "type", "index", *ARGUMENT_KEYS})
 _BLANK = " \t\r\n"
@@ -61,7 +63,9 @@ class CallReader:
         self._more = more
         self._state: Callable[[str], int] = self._start
         self._key = ""
-        self._value = ""
+        self._value = Growing()
+        self._started = False
+        self._is_object = False
         self._scanner = ValueScanner()
         self._arguments: str | None = None
         self._sent_arguments = False
@@ -83,7 +87,7 @@ class CallReader:
 
     def _next_key(self, text: str) -> int:
         if text[0] == '"':
-            self._state, self._scanner, self._value = self._in_key, ValueScanner(), ""
+            self._state, self._scanner, self._value = self._in_key, ValueScanner(), Growing()
             return 0
         if text[0] == "}":
             self._end()
@@ -93,32 +97,36 @@ class CallReader:
 
     def _in_key(self, text: str) -> int:
         used = self._scanner.feed(text)
-        self._value += text[:used]
+        self._value.add(text[:used])
         if self._scanner.done:
-            self._key = str(_decoded(self._value))
+            self._key = str(_decoded(str(self._value)))
             self._state = self._colon
             self.wrong = self._key not in _KNOWN_KEYS
         return used
 
     def _colon(self, text: str) -> int:
         if text[0] == ":":
-            self._state, self._scanner, self._value = self._in_value, ValueScanner(), ""
+            self._state, self._scanner, self._value = self._in_value, ValueScanner(), Growing()
+            self._started = False
         elif text[0] not in _BLANK:
             self.wrong = True
         return 1
 
     def _in_value(self, text: str) -> int:
-        if not self._value and text[0] in _BLANK:
-            return 1
-        if not self._value and text[0] in ",}":
-            self.wrong = True
-            return 0
+        if not self._started:
+            if text[0] in _BLANK:
+                return 1
+            if text[0] in ",}":
+                self.wrong = True
+                return 0
+            self._started, self._is_object = True, text[0] == "{"
         used = self._scanner.feed(text)
         new = text[:used]
-        self._value += new
         # an object goes out as it comes; whatever else stands for the arguments is looked at when it is whole
-        if self._key in ARGUMENT_KEYS and self.begun and self._value[0] == "{":
+        if self._key in ARGUMENT_KEYS and self.begun and self._is_object:
             self._say(new)
+        else:
+            self._value.add(new)
         if self._scanner.done:
             self._state = self._next_key
             self._take_value()
@@ -126,16 +134,16 @@ class CallReader:
 
     def _take_value(self) -> None:
         if self._key == "name":
-            name = _decoded(self._value)
+            name = _decoded(str(self._value))
             if not isinstance(name, str) or self.begun or not self._begin(name):
                 self.wrong = True
                 return
             self.begun = True
             if self._arguments is not None:
                 self._say(self._arguments)
-        elif self._key in ARGUMENT_KEYS:
-            self._arguments = arguments_text(self._value)
-            if self.begun and self._value[0] != "{":
+        elif self._key in ARGUMENT_KEYS and not (self.begun and self._is_object):
+            self._arguments = arguments_text(str(self._value))
+            if self.begun:
                 self._say(self._arguments)
 
     def _say(self, text: str) -> None:

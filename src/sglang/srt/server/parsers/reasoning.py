@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sglang.srt.errors import ConfigError
-from sglang.srt.server.parsers.pieces import Piece, Reasoning, Text, held_len
+from sglang.srt.server.parsers.pieces import Growing, Piece, Reasoning, Text, held_len
 from sglang.srt.server.tokenization.incremental import IncrementalText
 
 
@@ -84,6 +84,7 @@ class ReasoningParser:
         self._fresh = True
         self._opened = False
         self._buffer = ""
+        self._space = Growing()
 
     @property
     def is_inside(self) -> bool:
@@ -102,10 +103,10 @@ class ReasoningParser:
         return pieces
 
     def finish(self) -> list[Piece]:
-        rest, self._buffer = self._buffer, ""
-        if not rest:
+        rest, self._buffer = self._space.take() + self._buffer, ""
+        if not rest.strip():
             return []
-        return [Reasoning(rest.rstrip()) if self._state == "inside" else Text(rest)] if rest.strip() else []
+        return [Reasoning(rest.rstrip()) if self._state == "inside" else Text(rest)]
 
     def _step(self, pieces: list[Piece]) -> bool:
         """One move; False when more text is needed."""
@@ -117,14 +118,18 @@ class ReasoningParser:
 
     def _look_for_begin(self) -> bool:
         text = self._buffer.lstrip()
+        self._space.add(self._buffer[: len(self._buffer) - len(text)])
         for begin, end in self._format.pairs:
             if text.startswith(begin):
+                self._space.take()
                 self._ends = (end,)
                 self._buffer = text[len(begin) :]
                 self._state, self._opened = "inside", True
                 return True
         if not text or any(begin.startswith(text) for begin in self._format.begins):
+            self._buffer = text
             return False
+        self._buffer = self._space.take() + text  # it is part of the answer
         self._state, self._fresh = "after", False
         return True
 
@@ -134,14 +139,22 @@ class ReasoningParser:
         places = [(at, end) for end in self._ends if (at := self._buffer.find(end)) >= 0]
         if places:
             at, end = min(places)
-            _add(pieces, self._buffer[:at].rstrip())
+            self._say(pieces, self._buffer[:at])
+            self._space.take()
             self._buffer = self._buffer[at + len(end) :]
             self._state, self._fresh = "after", True
             return True
-        body = self._buffer[: len(self._buffer) - held_len(self._buffer, self._ends)].rstrip()
-        _add(pieces, body)
-        self._buffer = self._buffer[len(body) :]
+        size = len(self._buffer) - held_len(self._buffer, self._ends)
+        self._say(pieces, self._buffer[:size])
+        self._buffer = self._buffer[size:]
         return False
+
+    def _say(self, pieces: list[Piece], text: str) -> None:
+        """Adds thoughts. White space at the end waits for more of them."""
+        body = text.rstrip()
+        if body:
+            pieces.append(Reasoning(self._space.take() + body))
+        self._space.add(text[len(body) :])
 
     def _skip_opening(self) -> bool:
         """Leaves out white space, and an opening mark that the model repeats. False when more text is needed."""
@@ -186,8 +199,3 @@ class ReasoningCounter:
             self._num_seen += 1
             if was_inside or self._parser.is_inside:
                 self.num_tokens = self._num_seen
-
-
-def _add(pieces: list[Piece], text: str) -> None:
-    if text:
-        pieces.append(Reasoning(text))

@@ -56,11 +56,11 @@ class JsonCalls(CallParser):
         elif self._head is not None:
             self._state = self._read_head
         elif self._raw:
-            self._give_up(len(self._raw))
+            self._give_up(self._raw.length)
         else:
             self._state = self._read_text
         if self._after_call and self._state == self._read_between:
-            self._raw = ""  # commas and marks after a call belong to it
+            self._raw.take()  # commas and marks after a call belong to it
         return True
 
     def _read_call(self, final: bool) -> bool:
@@ -70,7 +70,7 @@ class JsonCalls(CallParser):
         used = self._reader.feed(self._buffer)
         self._consume(used)
         if self._reader.begun:
-            self._raw = ""
+            self._raw.take()
         if self._reader.done or (self._reader.wrong and self._reader.begun):
             self._state = self._read_between
         elif self._reader.wrong:
@@ -82,12 +82,12 @@ class JsonCalls(CallParser):
         at = self._buffer.find("{")
         if at < 0:
             if len(self._buffer) > 500:
-                self._give_up(len(self._raw))
+                self._give_up(self._raw.length)
                 return True
             return False
         head = self._consume(at)
         if not self._begin_call(self._name_of(head)):
-            self._give_up(len(self._raw))
+            self._give_up(self._raw.length)
             return True
         self._head = None
         self._scanner = ValueScanner()

@@ -11,10 +11,14 @@ import re
 from collections.abc import Collection
 
 from sglang.srt.server.parsers.calls import CallParser
+from sglang.srt.server.parsers.pieces import Growing, Piece, held_len
 
 _HEAD = re.compile(r"([A-Za-z_][\w.\-]*)\s*\(")
 _HEAD_BEGIN = re.compile(r"[A-Za-z_][\w.\-]*\s*")
 _BETWEEN = " \t\r\n,[];"
+MAX_HEAD = 200
+MAX_WORD = 4000
+MAX_PARTS = 5000
 _CONSTANTS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 
 
@@ -28,10 +32,15 @@ class PythonicCalls(CallParser):
 
     def __init__(self, names: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
         super().__init__(names, max_calls, exact)
+        self._arguments = Growing()
         self._depth = 0
         self._quote = ""
-        self._scanned = 0
+        self._escaped = False
         self._marks = (*self.closers, *(mark for mark in self.openers if mark != "["))
+
+    def finish(self) -> list[Piece]:
+        self._buffer = self._arguments.take() + self._buffer  # of a call that was cut off
+        return super().finish()
 
     def _open(self, mark: str) -> None:
         self._consume(len(mark))
@@ -49,47 +58,48 @@ class PythonicCalls(CallParser):
             return False
         elif (head := _HEAD.match(buffer)) is not None:
             return self._start_call(head)
-        elif not final and _HEAD_BEGIN.fullmatch(buffer) and len(buffer) < 200:
+        elif not final and _HEAD_BEGIN.fullmatch(buffer) and len(buffer) < MAX_HEAD:
             return False
         else:
-            self._give_up(len(self._raw))
+            self._give_up(self._raw.length)
         if self._after_call:
-            self._raw = ""
+            self._raw.take()
         return True
 
     def _start_call(self, head: re.Match[str]) -> bool:
         name = head[1]
         if name == "print":  # print(f(x=1)): what counts is inside
             self._consume(len(head[0]))
-            self._marks = (*self._marks, ")")
+            if ")" not in self._marks:
+                self._marks = (*self._marks, ")")
             return True
-        written = self._raw in self.exact_openings and head[0] == f"{name}("
+        written = head[0] == f"{name}(" and str(self._raw) in self.exact_openings
         if (name in self._exact and not written) or not self._begin_call(name):
-            self._give_up(len(self._raw))
+            self._give_up(self._raw.length)
             return True
         self._buffer = self._buffer[len(head[0]) :]
-        self._depth, self._quote, self._scanned = 1, "", 0
+        self._depth, self._quote, self._escaped = 1, "", False
         self._state = self._read_arguments
         return True
 
     def _read_arguments(self, final: bool) -> bool:
         end = self._find_end()
+        self._arguments.add(self._buffer if end is None else self._buffer[:end])
+        self._buffer = "" if end is None else self._buffer[end + 1 :]
         if end is None:
             return False
-        source, self._buffer = self._buffer[:end], self._buffer[end + 1 :]
-        self._add_arguments(_arguments(source))
+        self._add_arguments(_arguments(self._arguments.take()))
         self._state = self._read_between
         return True
 
     def _find_end(self) -> int | None:
-        """Where the bracket closes; what was looked at is not looked at again."""
-        buffer, at = self._buffer, self._scanned
-        while at < len(buffer):
-            char = buffer[at]
-            if self._quote:
-                if char == "\\":
-                    at += 1
-                elif char == self._quote:
+        """Where in the buffer the bracket closes that opened before it."""
+        for at, char in enumerate(self._buffer):
+            if self._escaped:
+                self._escaped = False
+            elif self._quote:
+                self._escaped = char == "\\"
+                if char == self._quote:
                     self._quote = ""
             elif char in "'\"":
                 self._quote = char
@@ -99,9 +109,11 @@ class PythonicCalls(CallParser):
                 self._depth -= 1
                 if not self._depth:
                     return at
-            at += 1
-        self._scanned = at
         return None
+
+
+_QUOTES = ("<escape>", '<|"|>')
+_BARE_MARK = re.compile(r"""<escape>|<\|"\|>|[{}\[\]]""")
 
 
 class GemmaCalls(PythonicCalls):
@@ -123,95 +135,115 @@ class GemmaCalls(PythonicCalls):
     def _read_named(self, final: bool) -> bool:
         """call:f{...} with bare keys and strings between quote tokens."""
         name, bracket, rest = self._buffer[5:].partition("{")
-        if not bracket:
+        if not bracket and not final and len(name) < MAX_HEAD:
             return False
-        quote = "<escape>" if "<escape>" in rest else '<|"|>'
-        end = _bare_end(rest, quote)
-        if end is None:
-            return False
-        if name.strip() in self._exact or not self._begin_call(name.strip()):
-            self._give_up(len(self._raw))
+        name = name.strip()
+        if not bracket or name in self._exact or not self._begin_call(name):
+            self._give_up(self._raw.length)
             self._emit_text(self._buffer[:5])
             self._buffer = self._buffer[5:]
             return True
-        self._buffer = rest[end + 1 :]
-        self._add_arguments(_bare_arguments(rest[:end], quote))
+        self._buffer = rest
+        self._depth, self._quote = 1, ""
+        self._state = self._read_bare
         return True
 
+    def _read_bare(self, final: bool) -> bool:
+        end = self._find_bare_end(final)
+        if end is None:
+            return False
+        self._arguments.add(self._buffer[:end])
+        self._buffer = self._buffer[end + 1 :]
+        self._add_arguments(_bare_arguments(self._arguments.take()))
+        self._state = self._read_between
+        return True
 
-def _bare_arguments(source: str, quote: str) -> str:
+    def _find_bare_end(self, final: bool) -> int | None:
+        """Where in the buffer the bracket closes that opened before it, strings left out. What was looked at goes to the arguments,
+        save for what may be the beginning of a quote."""
+        at = 0
+        while (found := _BARE_MARK.search(self._buffer, at)) is not None:
+            at, mark = found.end(), found[0]
+            if mark in _QUOTES:
+                self._quote = "" if mark == self._quote else self._quote or mark
+            elif not self._quote:
+                self._depth += 1 if mark in "{[" else -1
+                if not self._depth:
+                    return found.start()
+        keep = 0 if final else held_len(self._buffer[at:], _QUOTES)
+        self._arguments.add(self._buffer[: len(self._buffer) - keep])
+        self._buffer = self._buffer[len(self._buffer) - keep :]
+        return None
+
+
+def _bare_arguments(source: str) -> str:
     """JSON text of what stands between the brackets. What is nested too deeply is kept as it was written."""
     try:
-        return json.dumps(_BareReader(source, quote).pairs(), ensure_ascii=False)
+        return json.dumps(_BareReader(source).pairs(), ensure_ascii=False)
     except RecursionError:
         return source
 
 
-def _bare_end(text: str, quote: str) -> int | None:
-    """Where the bracket that opened before `text` closes, strings left out."""
-    depth, at = 1, 0
-    while at < len(text):
-        if text.startswith(quote, at):
-            close = text.find(quote, at + len(quote))
-            if close < 0:
-                return None
-            at = close + len(quote)
-            continue
-        depth += (text[at] in "{[") - (text[at] in "}]")
-        if not depth:
-            return at
-        at += 1
-    return None
-
-
 class _BareReader:
-    """key:value,key:value with nested {...} and [...], strings between `quote`s, everything else a number, a constant or a
-    word."""
+    """key:value,key:value with nested {...} and [...], strings between quotes, everything else a number, a constant or a word. A
+    bracket that closes what is not open is passed over."""
 
-    def __init__(self, text: str, quote: str) -> None:
+    def __init__(self, text: str) -> None:
         self._text = text
-        self._quote = quote
         self._at = 0
+
+    @property
+    def _next(self) -> str:
+        return self._text[self._at : self._at + 1]
 
     def pairs(self) -> dict[str, object]:
         result: dict[str, object] = {}
-        while self._at < len(self._text) and self._text[self._at] != "}":
+        self._skip()
+        while self._next not in ("", "}"):
             colon = self._text.find(":", self._at)
             if colon < 0:
+                self._at = len(self._text)
                 break
-            key = self._text[self._at : colon].strip().replace(self._quote, "").strip('"')
+            key = self._text[self._at : colon].strip()
+            for quote in _QUOTES:
+                key = key.replace(quote, "")
             self._at = colon + 1
-            result[key] = self._value()
+            result[key.strip('"')] = self._value()
             self._skip()
         self._at += 1
         return result
 
+    def _items(self) -> list[object]:
+        items: list[object] = []
+        self._skip()
+        while self._next not in ("", "]"):
+            if self._next == "}":
+                self._at += 1
+            else:
+                items.append(self._value())
+            self._skip()
+        self._at += 1
+        return items
+
     def _skip(self) -> None:
-        while self._at < len(self._text) and self._text[self._at] in ", \n\t":
+        while self._next and self._next in ", \r\n\t":
             self._at += 1
 
     def _value(self) -> object:
-        text, quote = self._text, self._quote
+        text = self._text
         self._skip()
-        if text.startswith(quote, self._at):
-            begin = self._at + len(quote)
-            end = text.find(quote, begin)
-            end = len(text) if end < 0 else end
-            self._at = end + len(quote)
-            return text[begin:end]
-        if text[self._at : self._at + 1] == "{":
+        for quote in _QUOTES:
+            if text.startswith(quote, self._at):
+                begin = self._at + len(quote)
+                end = text.find(quote, begin)
+                end = len(text) if end < 0 else end
+                self._at = end + len(quote)
+                return text[begin:end]
+        if self._next in ("{", "["):
             self._at += 1
-            return self.pairs()
-        if text[self._at : self._at + 1] == "[":
-            self._at += 1
-            items = []
-            while self._at < len(text) and text[self._at] != "]":
-                items.append(self._value())
-                self._skip()
-            self._at += 1
-            return items
+            return self.pairs() if text[self._at - 1] == "{" else self._items()
         begin = self._at
-        while self._at < len(text) and text[self._at] not in ",}]":
+        while self._next and self._next not in ",}]":
             self._at += 1
         return _plain(text[begin : self._at].strip())
 
@@ -220,13 +252,16 @@ def _plain(word: str) -> object:
     if word in _CONSTANTS:
         return _CONSTANTS[word]
     try:
-        return json.loads(word)
-    except ValueError:
+        return json.loads(word) if len(word) < MAX_WORD else word
+    except (ValueError, RecursionError):
         return word
 
 
 def _arguments(source: str) -> str:
-    """JSON text of what stands between a call's brackets. What Python cannot read as literals is kept as it was written."""
+    """JSON text of what stands between a call's brackets. What Python cannot read as literals, and what has more parts than a reader
+    should be kept busy with, is kept as it was written."""
+    if sum(map(source.count, ",([{+")) > MAX_PARTS:
+        return source
     try:
         call = ast.parse(f"f({source})", mode="eval").body
         assert isinstance(call, ast.Call)

@@ -1,0 +1,138 @@
+"""Room for the bodies that are in memory at once, all requests together.
+
+A body that is not small takes as many bytes as it announces before it is read, and gives them back when its request has been handed
+to the scheduler, or has ended. Whoever holds the fewest bytes is next. While others wait, a sender that is slow loses its place:
+nobody can fill the room with bodies that never come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sglang.srt.errors import OverloadError
+from sglang.srt.server.request_scope import current_scope
+
+SMALL_BODY = 64 << 10
+"""bytes up to which a body is read at once"""
+MIN_ROOM = 128 << 20
+WAIT_SECONDS = 30.0
+"""how long a body waits for its turn; then 503"""
+PATIENCE_SECONDS = 5.0
+MIN_RATE = 1 << 20
+"""bytes a second, after PATIENCE_SECONDS, at which a body must come while others wait"""
+_ROOM, _LEASE = "sglang.body_room", "sglang.body_lease"
+
+
+class BodyLease:
+    """The bytes that one request holds."""
+
+    def __init__(self, room: BodyRoom, owner: Any, size: int) -> None:
+        self.owner = owner
+        self.size = size
+        self._room = room
+        self._since = asyncio.get_running_loop().time()
+
+    async def receive(self, receive: Receive, num_read: int) -> Message:
+        """The next message of a body of which `num_read` bytes are there. Raises OverloadError if it is late and others wait."""
+        loop = asyncio.get_running_loop()
+        while True:
+            left = self._since + PATIENCE_SECONDS + num_read / MIN_RATE - loop.time()
+            if left <= 0 and self._room.is_wanted:
+                raise OverloadError("the body came too slowly while others were waiting; try again later")
+            try:
+                return await asyncio.wait_for(receive(), max(left, 1.0))
+            except asyncio.TimeoutError:
+                continue
+
+    def release(self) -> None:
+        """To be called once."""
+        self._room.give_back(self)
+
+
+class BodyRoom:
+    """Owner of the room. Everything runs on one event loop."""
+
+    def __init__(self, max_body: int) -> None:
+        self._max_body = max_body
+        self._free = max(2 * max_body, MIN_ROOM)
+        self._held: Counter[Any] = Counter()
+        self._waiting: dict[asyncio.Future[BodyLease], tuple[Any, int]] = {}
+
+    @property
+    def is_wanted(self) -> bool:
+        return bool(self._waiting)
+
+    async def take(self, scope: Scope, size: int | None) -> BodyLease:
+        """Room for a body of `size` bytes (None: it may become as long as any), held by the request of `scope`. Raises
+        OverloadError if there is none for long."""
+        size = min(size, self._max_body) if size is not None else self._max_body
+        future: asyncio.Future[BodyLease] = asyncio.get_running_loop().create_future()
+        self._waiting[future] = (_owner(scope), size)
+        self._serve()
+        try:
+            await asyncio.wait([future], timeout=WAIT_SECONDS)
+        except asyncio.CancelledError:
+            if future.done():
+                self.give_back(future.result())
+            raise
+        finally:
+            self._waiting.pop(future, None)
+        if not future.done():
+            raise OverloadError("too many large bodies are on their way; try again later")
+        scope[_LEASE] = future.result()
+        return future.result()
+
+    def give_back(self, lease: BodyLease) -> None:
+        self._free += lease.size
+        self._held[lease.owner] -= lease.size
+        if not self._held[lease.owner]:
+            del self._held[lease.owner]
+        self._serve()
+
+    def _serve(self) -> None:
+        """Lets in whoever holds least, the first of them, as long as there is room for them."""
+        while self._waiting:
+            future = min(self._waiting, key=lambda f: self._held[self._waiting[f][0]])
+            owner, size = self._waiting[future]
+            if size > self._free:
+                return
+            del self._waiting[future]
+            self._free -= size
+            self._held[owner] += size
+            future.set_result(BodyLease(self, owner, size))
+
+
+def _owner(scope: Scope) -> Any:
+    """Whose bytes they are: the client's key, or its address."""
+    return current_scope().key or (scope.get("client") or ("",))[0]
+
+
+def room_of(scope: Scope) -> BodyRoom | None:
+    """None for requests that do not come through BodyRooms."""
+    return scope.get(_ROOM)
+
+
+def release_body(scope: Scope) -> None:
+    """Gives back what the request of `scope` holds, if it does."""
+    lease = scope.pop(_LEASE, None)
+    if lease is not None:
+        lease.release()
+
+
+class BodyRooms:
+    """Pure ASGI: brings the room to every request, and takes back what one still holds when it ends."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._room = BodyRoom(max_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[_ROOM] = self._room
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            release_body(scope)
