@@ -7,19 +7,20 @@
                  send(...)   scheduler       handle(...)
 
 Everything here runs on one event loop; only long texts are tokenized on another thread. A call that is cancelled, or whose
-consumer goes away, aborts its sequences at once. A scheduler that dies ends all calls with EngineDeadError.
+consumer goes away, aborts its sequences at once. When a scheduler dies, the next one continues all calls (resuming.py); when
+there will be none, they end with EngineDeadError.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
-
-import msgspec
 
 from sglang.srt.config import HttpOptions, TextOptions
 from sglang.srt.errors import (
@@ -55,6 +56,7 @@ from sglang.srt.server.metrics import Metrics
 from sglang.srt.server.request_log import RequestLog
 from sglang.srt.server.request_maker import RequestMaker
 from sglang.srt.server.request_scope import current_scope
+from sglang.srt.server.resuming import Resuming
 from sglang.srt.server.sessions import Place, Sessions, Turn
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from sglang.srt.server.tracing import Moments, Tracing
@@ -63,6 +65,8 @@ if TYPE_CHECKING:  # these need an image library, which a server of text does wi
     from sglang.srt.server.multimodal.intake import MediaIntake
 
 CALL_SECONDS = 20.0
+AWAY_SECONDS = 15.0
+"""how long a new request waits for a scheduler that is being restarted"""
 
 
 class TokenizerManager:
@@ -95,8 +99,12 @@ class TokenizerManager:
         self.sessions = Sessions(http.max_sessions, http.max_session_tokens, http.session_timeout)
         self._control_ids = itertools.count(1)
         self._death: str | None = None
+        self._away: str | None = None
+        self._back = asyncio.Event()
+        self._is_paused = False
+        self._resuming = Resuming(send, self._end)
         self.tracing = Tracing(http.otlp_traces_endpoint, http.served_model_name) if http.otlp_traces_endpoint else None
-        self.draining = False
+        self._draining_since = math.inf
         self._heard_at = 0.0
 
     # --- requests -----------------------------------------------------------------------------------------------------------
@@ -125,14 +133,14 @@ class TokenizerManager:
         return self._maker.need_tokenizer()
 
     async def start(self, req: GenerateReq) -> Call:
-        """Checks the request and hands its sequences to the scheduler. Raises RequestError, or EngineDeadError while there is
-        no scheduler."""
-        self._check_alive()
+        """Checks the request and hands its sequences to the scheduler. While one is being restarted it waits for a while. Raises
+        RequestError, OverloadError, or EngineDeadError if there is no scheduler."""
+        await self._wait_for_scheduler()
         if self.info.get("embedding_dim"):
             raise RequestError("this server embeds and does not generate: use /v1/embeddings")
         place = self.sessions.place(req.session, current_scope().key) if req.session is not None else None
         requests = await self._maker.make(req, place.ids if place is not None else None)
-        self._check_alive()  # it may have died while a long text was tokenized
+        self._check_open()  # much may have happened while a long text was tokenized
         name = req.rid if isinstance(req.rid, str) else requests[0].rid
         if name in self._calls or any(r.rid in self._sequences for r in requests):
             raise RequestError(f"a request with the rid {name!r} is already running", "rid")
@@ -147,13 +155,14 @@ class TokenizerManager:
             detokenizer = (
                 Detokenizer(vocabulary, request.sampling.skip_special_tokens, drop) if vocabulary is not None else None
             )
-            kept = msgspec.structs.replace(request, media=()) if request.media else request  # pixels are not needed again
-            sequence = Sequence(call, index, kept, detokenizer)
+            sequence = Sequence(call, index, self._resuming.keep(request), detokenizer)
             self._sequences[request.rid] = call.open[request.rid] = sequence
         self._calls[name] = call
         try:
             for request in requests:
-                self._send(request)
+                if self.is_alive:  # otherwise it goes along with those that are resumed
+                    self._sequences[request.rid].progress.is_sent = True
+                    self._send(request)
                 self._log.received(request)
         except BaseException:
             call.cancel()  # nothing of it stays behind
@@ -193,11 +202,30 @@ class TokenizerManager:
         """Aborts a sequence, or all sequences of a call. Whoever waits gets the final output. An unknown rid is ignored."""
         call = self._calls.get(rid)
         for name in list(call.open) if call is not None else [rid] if rid in self._sequences else []:
-            self._send(AbortReq(rid=name, message=message))
+            if self._note_abort(self._sequences[name], message):
+                self._send(AbortReq(rid=name, message=message))
         self._embeddings.abort(rid)
 
     def abort_all(self, message: str = "the request was aborted") -> None:
-        self._send(AbortReq(all=True, message=message))
+        for sequence in list(self._sequences.values()):
+            self._note_abort(sequence, message)
+        self._embeddings.abort_all(message)
+        if self.is_alive:
+            self._send(AbortReq(all=True, message=message))
+
+    def _note_abort(self, sequence: Sequence, message: str) -> bool:
+        """True when it is for the scheduler to end the sequence; one that no scheduler has ends here."""
+        sequence.progress.aborted = message
+        if not sequence.progress.is_sent:
+            self._end(sequence, FinishReason("abort", message=message))
+        return sequence.progress.is_sent
+
+    def _end(self, sequence: Sequence, finish: FinishReason) -> None:
+        """Ends a sequence with what it has, without a scheduler."""
+        rid = sequence.request.rid
+        if self._sequences.get(rid) is sequence:
+            out = TokenOut(rid, [], finish, prompt_len=sequence.prompt_len, completion_len=len(sequence.progress.ids))
+            self._on_output(out, time.monotonic())
 
     def drop(self, call: Call, message: str) -> None:
         """Aborts a call that nobody listens to any more."""
@@ -206,13 +234,15 @@ class TokenizerManager:
             if self.tracing is not None:
                 self._trace(sequence, "abort", sequence.prompt_len, 0)
             self._forget(call, rid)
-            if self._death is None:
+            if self.is_alive and sequence.progress.is_sent:
                 self._send(AbortReq(rid=rid, message=message))
             if self.metrics is not None:
                 self.metrics.aborted()
 
     def _forget(self, call: Call, rid: str) -> None:
-        self._sequences.pop(rid, None)
+        sequence = self._sequences.pop(rid, None)
+        if sequence is not None:
+            self._resuming.forget(sequence)
         call.open.pop(rid, None)
         if not call.open:
             self._calls.pop(call.name, None)
@@ -227,7 +257,7 @@ class TokenizerManager:
 
     async def embed(self, texts: list[list[int]], rids: list[str] | None = None) -> list[Vector]:
         """A vector for each text. Raises RequestError for texts that do not fit."""
-        self._check_alive()
+        await self._wait_for_scheduler()
         self.need_embedder()
         limit = int(self.info["context_len"])
         for ids in texts:
@@ -242,7 +272,7 @@ class TokenizerManager:
         if isinstance(message, BatchTokenOut):
             self._heard_at = time.monotonic()
             for out in message.outs:
-                self._on_output(out)
+                self._on_output(out, self._heard_at)
         elif isinstance(message, BatchEmbedOut):
             self._heard_at = time.monotonic()
             self._embeddings.handle(message)
@@ -259,10 +289,11 @@ class TokenizerManager:
         else:
             self.scheduler_died(message.message)
 
-    def _on_output(self, token_out: TokenOut) -> None:
+    def _on_output(self, token_out: TokenOut, now: float) -> None:
         sequence = self._sequences.get(token_out.rid)
         if sequence is None:
             return  # dropped meanwhile
+        token_out = sequence.progress.note(token_out)
         call = sequence.call
         out = GenerateOut(
             index=sequence.index,
@@ -276,7 +307,7 @@ class TokenizerManager:
             input_logprobs=token_out.input_logprobs,
             output_logprobs=token_out.output_logprobs,
             num_retractions=token_out.num_retractions,
-            seconds=self._heard_at - call.started_at,
+            seconds=now - call.started_at,
         )
         if call.turn is not None:
             call.turn.add(out.ids)
@@ -340,33 +371,85 @@ class TokenizerManager:
         if self.metrics is not None:
             self.metrics.scheduler(stats)
 
+    def scheduler_lost(self, message: str, is_explained: bool = False) -> None:
+        """The scheduler has died, and another is on its way: calls are kept for it, new ones wait. `is_explained`: it is known
+        what killed it, and that is no request in flight that will be tried again."""
+        self._away = message
+        self._back.clear()
+        self._fail_controls(EngineAwayError(message))
+        self._embeddings.note_death()
+        self._resuming.note_death(list(self._sequences.values()), is_explained)
+
+    def scheduler_restarted(self, info: dict[str, Any]) -> None:
+        """There is a scheduler: it is sent all calls."""
+        self._maker.info = info
+        self._death = self._away = None
+        self._back.set()
+        if self._is_paused:
+            self._send(PauseReq(0, True))
+        num_resumed = self._embeddings.resume() + self._resuming.resume(self._sequences.values())
+        if self.metrics is not None:
+            self.metrics.restarted(num_resumed)
+
     def scheduler_died(self, message: str) -> None:
         """Ends all calls with EngineDeadError; new ones are refused until `scheduler_restarted`."""
         self._death = message
+        self._back.set()
         self._embeddings.fail(EngineDeadError(message))
         for sequence in self._sequences.values():
             self._log.dropped(sequence.request, message)
         calls = {id(s.call): s.call for s in self._sequences.values()}
+        self._resuming.clear()
         self._sequences.clear()
         self._calls.clear()
         for call in calls.values():
             call.open.clear()
             call.closed()
             call.fail(EngineDeadError(message))
+        self._fail_controls(EngineDeadError(message))
+
+    def _fail_controls(self, error: EngineDeadError) -> None:
         for future in self._controls.values():
             if not future.done():
-                future.set_exception(EngineDeadError(message))
+                future.set_exception(error)
         self._controls.clear()
 
-    def scheduler_restarted(self, info: dict[str, Any]) -> None:
-        self._maker.info = info
-        self._death = None
+    async def _wait_for_scheduler(self) -> None:
+        """Until there is one again, if there is none. Raises OverloadError or EngineAwayError."""
+        self._check_open()
+        if self._away is not None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._back.wait(), AWAY_SECONDS)
+            self._check_open()
+            if self._away is not None:
+                raise EngineAwayError(self._away)
 
-    def _check_alive(self) -> None:
-        if self.draining:
+    def _check_open(self) -> None:
+        """Raises for a request that has come too late: while the server drains, or when there will be no scheduler."""
+        if current_scope().arrived_at > self._draining_since:
             raise OverloadError("the server is shutting down")
         if self._death is not None:
             raise EngineAwayError(self._death)
+
+    def _check_alive(self) -> None:
+        self._check_open()
+        if self._away is not None:
+            raise EngineAwayError(self._away)
+
+    # --- the end of the server ----------------------------------------------------------------------------------------------
+
+    def begin_drain(self) -> None:
+        """From now on, requests that come are refused; those that are here already go on."""
+        self._draining_since = time.monotonic()
+
+    def end_drain(self) -> None:
+        """From now on, nothing is begun any more. What runs is aborted."""
+        self._draining_since = -math.inf
+        self.abort_all("the server is shutting down")
+
+    @property
+    def draining(self) -> bool:
+        return self._draining_since != math.inf
 
     # --- control ------------------------------------------------------------------------------------------------------------
 
@@ -374,7 +457,9 @@ class TokenizerManager:
         return await self._control(FlushCacheReq)
 
     async def pause(self, pause: bool) -> ControlReply:
-        return await self._control(lambda call_id: PauseReq(call_id, pause))
+        reply = await self._control(lambda call_id: PauseReq(call_id, pause))
+        self._is_paused = pause
+        return reply
 
     async def profile(self, start: bool) -> ControlReply:
         return await self._control(lambda call_id: ProfileReq(call_id, start))
@@ -399,12 +484,12 @@ class TokenizerManager:
 
     @property
     def is_alive(self) -> bool:
-        return self._death is None
+        return self._death is None and self._away is None
 
     @property
     def status(self) -> str:
         """ready, draining or broken; while the model loads there is no manager, and the server says "starting"."""
-        return "draining" if self.draining else "broken" if self._death is not None else "ready"
+        return "draining" if self.draining else "ready" if self.is_alive else "broken"
 
     async def health(self, timeout: float = 20.0) -> bool:
         """Whether the engine generates: any output within `timeout` seconds of asking for one token."""

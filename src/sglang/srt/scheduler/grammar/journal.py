@@ -1,0 +1,167 @@
+"""Which grammars native code works on right now, in a file that outlives this process.
+
+    scheduler process                                       server
+    enter: digests of the grammars --> slot of the file     after a death: `read_journal`
+    native call                        (mapped memory)      these grammars are refused by the next scheduler
+    leave: the slot is empty
+
+A crash in a grammar engine kills the process in the middle of a call; what it worked on stays in its slot. Every thread
+that enters takes a slot of its own. Entering and leaving cost about a microsecond together, and nothing is written in steps
+without grammars.
+
+    slot    | count, 2 bytes | digest, 16 bytes | digest | ...      count 0: nobody is inside
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from sglang.srt.errors import GrammarError
+from sglang.srt.scheduler.grammar.base import GrammarBackend, GrammarState, UInt32Array
+
+DIGEST_SIZE = 16
+MAX_DIGESTS = 255
+"""of one call; more distinct grammars than that in one step are not noted"""
+NUM_SLOTS = 32
+_COUNT_SIZE = 2
+_SLOT_SIZE = _COUNT_SIZE + MAX_DIGESTS * DIGEST_SIZE
+
+
+def grammar_digest(kind: str, text: str, prefix: str = "") -> bytes:
+    """Names a grammar; equal for equal arguments of `GrammarBackend.compile`."""
+    parts = (part.encode(errors="surrogatepass") for part in (kind, text, prefix))
+    return hashlib.blake2b(b"".join(len(p).to_bytes(8, "little") + p for p in parts), digest_size=DIGEST_SIZE).digest()
+
+
+class GrammarJournal:
+    """Owner of the file, which it creates. Used by any thread."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("w+b") as file:
+            file.truncate(NUM_SLOTS * _SLOT_SIZE)
+            self._map = mmap.mmap(file.fileno(), NUM_SLOTS * _SLOT_SIZE)
+        self._free = deque(range(0, NUM_SLOTS * _SLOT_SIZE, _SLOT_SIZE))
+
+    def enter(self, digests: Sequence[bytes]) -> int:
+        """Notes that a native call on these grammars begins. Returns the slot, for `leave`."""
+        slot = self._free.pop()  # there are more of them than threads
+        noted = digests[:MAX_DIGESTS]
+        begin = slot + _COUNT_SIZE
+        self._map[begin : begin + len(noted) * DIGEST_SIZE] = b"".join(noted)
+        self._map[slot : slot + _COUNT_SIZE] = len(noted).to_bytes(_COUNT_SIZE, "little")
+        return slot
+
+    def leave(self, slot: int) -> None:
+        """The call has returned."""
+        self._map[slot : slot + _COUNT_SIZE] = b"\0\0"
+        self._free.append(slot)
+
+
+def read_journal(path: Path) -> set[bytes]:
+    """Digests of the grammars that a process which has died was working on. Empty if it kept no journal."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return set()
+    found: set[bytes] = set()
+    for slot in range(0, len(data) - _SLOT_SIZE + 1, _SLOT_SIZE):
+        begin = slot + _COUNT_SIZE
+        end = begin + int.from_bytes(data[slot:begin], "little") * DIGEST_SIZE
+        found.update(data[at : at + DIGEST_SIZE] for at in range(begin, end, DIGEST_SIZE))
+    return found
+
+
+class NotedState:
+    """A GrammarState whose native calls are in the journal. A call that raises stays there: it ends the scheduler."""
+
+    __slots__ = ("__weakref__", "_digest", "_journal", "state")
+
+    def __init__(self, state: GrammarState, digest: bytes, journal: GrammarJournal) -> None:
+        self.state = state
+        self._digest = (digest,)
+        self._journal = journal
+
+    @property
+    def digest(self) -> bytes:
+        return self._digest[0]
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state.is_finished
+
+    @property
+    def error(self) -> str | None:
+        return self.state.error
+
+    def fill_mask(self, out: UInt32Array) -> None:
+        slot = self._journal.enter(self._digest)
+        self.state.fill_mask(out)
+        self._journal.leave(slot)
+
+    def accept(self, token_id: int) -> bool:
+        slot = self._journal.enter(self._digest)
+        accepted = self.state.accept(token_id)
+        self._journal.leave(slot)
+        return accepted
+
+    def accept_all(self, token_ids: list[int]) -> bool:
+        slot = self._journal.enter(self._digest)
+        accepted = self.state.accept_all(token_ids)
+        self._journal.leave(slot)
+        return accepted
+
+    def rollback(self, num_tokens: int) -> bool:
+        slot = self._journal.enter(self._digest)
+        done = self.state.rollback(num_tokens)
+        self._journal.leave(slot)
+        return done
+
+    def forced_tokens(self) -> list[int]:
+        slot = self._journal.enter(self._digest)
+        forced = self.state.forced_tokens()
+        self._journal.leave(slot)
+        return forced
+
+    def copy(self) -> NotedState:
+        slot = self._journal.enter(self._digest)
+        state = self.state.copy()
+        self._journal.leave(slot)
+        return NotedState(state, self.digest, self._journal)
+
+
+class NotedBackend:
+    """A GrammarBackend whose native calls are in the journal, and which refuses the grammars that killed a scheduler before:
+    `refused` are their digests in hexadecimal."""
+
+    def __init__(self, backend: GrammarBackend, journal: GrammarJournal, refused: Sequence[str]) -> None:
+        self._backend = backend
+        self._journal = journal
+        self._refused = {bytes.fromhex(digest) for digest in refused}
+
+    def prepare(self) -> None:
+        self._backend.prepare()
+
+    def compile(self, kind: str, text: str, prefix: str = "") -> NotedState:
+        digest = grammar_digest(kind, text, prefix)
+        if digest in self._refused:
+            raise GrammarError(f"{kind}: the grammar engine crashed on this constraint; it is refused from now on", kind)
+        slot = self._journal.enter((digest,))
+        try:
+            state = self._backend.compile(kind, text, prefix) if prefix else self._backend.compile(kind, text)
+        finally:
+            self._journal.leave(slot)  # what it raises is told to the request
+        return NotedState(state, digest, self._journal)
+
+    def encode(self, text: str) -> list[int]:
+        return self._backend.encode(text)
+
+    def fill_masks(self, states: Sequence[GrammarState], out: UInt32Array) -> None:
+        noted = [state for state in states if isinstance(state, NotedState)]
+        assert len(noted) == len(states), "all states are made by `compile`"
+        slot = self._journal.enter(list({state.digest for state in noted}))
+        self._backend.fill_masks([state.state for state in noted], out)
+        self._journal.leave(slot)
