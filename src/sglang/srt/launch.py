@@ -37,8 +37,7 @@ from sglang.srt.config import HttpOptions, RuntimeConfig
 from sglang.srt.errors import ConfigError, EngineDeadError
 from sglang.srt.logs import configure_access_log, configure_logging
 from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq, StateReq, ToScheduler
-from sglang.srt.scheduler.grammar.journal import read_journal
-from sglang.srt.scheduler_process import JOURNAL, write_config
+from sglang.srt.scheduler_process import blamed_grammars, write_config
 from sglang.srt.server.http_protocol import LimitedProtocol
 from sglang.srt.server.http_server import create_app
 from sglang.srt.server.multimodal.opening import open_intake
@@ -113,7 +112,7 @@ class SchedulerProcess:
         code = self._process.returncode
         if code < 0 and -code not in NATIVE_CRASHES and not self._was_hanging:
             return set()  # killed from outside
-        return read_journal(self.link.directory / JOURNAL)
+        return blamed_grammars(self.link.directory)
 
     async def stop(self, timeout: float) -> None:
         """Asks it to end, then makes it."""

@@ -8,8 +8,10 @@ Standard input stays open as a life line: when it closes, the server has died, h
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import logging
 import os
+import re
 import shutil
 import signal
 import struct
@@ -33,7 +35,7 @@ from sglang.srt.model.distributed.leader import create_parallel_worker
 from sglang.srt.model.embedder import create_embedder, embeds_by_itself
 from sglang.srt.model.worker import create_worker
 from sglang.srt.scheduler.embedding import EmbeddingScheduler
-from sglang.srt.scheduler.grammar.journal import GrammarJournal
+from sglang.srt.scheduler.grammar.journal import GrammarJournal, read_journal
 from sglang.srt.scheduler.scheduler import Scheduler
 from sglang.srt.server.tokenization.tokenizer import Tokenizer, open_tokenizer
 from sglang.srt.transport import SocketSchedulerEnd
@@ -42,8 +44,9 @@ logger = logging.getLogger("sglang")
 
 LIFE_LINE = 0
 """standard input, as a file descriptor"""
-JOURNAL = "grammars"
-"""file of the socket directory: what native grammar code works on (scheduler/grammar/journal.py)"""
+JOURNAL, DUMP = "grammars", "crash"
+"""files of the socket directory: what native grammar code works on (scheduler/grammar/journal.py), and where the process was
+when a signal of native code ended it"""
 
 
 def build_scheduler(
@@ -136,6 +139,17 @@ def _die_with_the_server(pipe: int, directory: str) -> None:
     threading.Thread(target=watch, name="life-line", daemon=True).start()
 
 
+def blamed_grammars(directory: Path) -> set[bytes]:
+    """Digests of the grammars of which a process with these files died, if it was grammars: those that the thread which crashed
+    was working on; where none is known to have crashed, those that any was."""
+    try:
+        dump = (directory / DUMP).read_bytes()
+    except OSError:
+        dump = b""
+    crashed = re.search(rb"Current thread 0x([0-9a-f]+)", dump)
+    return read_journal(directory / JOURNAL, int(crashed[1], 16) if crashed is not None else None)
+
+
 def _die_with_a_rank(reason: str) -> None:
     """At once, wherever the scheduler is: it may wait for what the dead rank will never send. The server starts all anew."""
     sys.stderr.flush()
@@ -150,11 +164,15 @@ def main() -> int:
     directory = sys.argv[1]
     _die_with_the_server(LIFE_LINE, directory)
     configure_logging(config.http.log_level)
+    dump = (Path(directory) / DUMP).open("wb")
+    faulthandler.enable(dump)
     link = SocketSchedulerEnd(directory)
     try:
         return _serve(config, link, GrammarJournal(Path(directory) / JOURNAL))
     finally:
         link.close()
+        faulthandler.disable()
+        dump.close()
 
 
 def _serve(config: RuntimeConfig, link: SocketSchedulerEnd, journal: GrammarJournal) -> int:

@@ -6,16 +6,17 @@
     leave: the slot is empty
 
 A crash in a grammar engine kills the process in the middle of a call; what it worked on stays in its slot. Every thread
-that enters takes a slot of its own. Entering and leaving cost about a microsecond together, and nothing is written in steps
-without grammars.
+that enters takes a slot of its own and writes its number there, since another thread may be the one that crashes. Entering and
+leaving cost about a microsecond together, and nothing is written in steps without grammars.
 
-    slot    | count, 2 bytes | digest, 16 bytes | digest | ...      count 0: nobody is inside
+    slot    | count, 2 bytes | thread, 8 bytes | digest, 16 bytes | digest | ...      count 0: nobody is inside
 """
 
 from __future__ import annotations
 
 import hashlib
 import mmap
+import threading
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,8 @@ MAX_DIGESTS = 255
 """of one call; more distinct grammars than that in one step are not noted"""
 NUM_SLOTS = 32
 _COUNT_SIZE = 2
-_SLOT_SIZE = _COUNT_SIZE + MAX_DIGESTS * DIGEST_SIZE
+_HEAD_SIZE = _COUNT_SIZE + 8
+_SLOT_SIZE = _HEAD_SIZE + MAX_DIGESTS * DIGEST_SIZE
 
 
 def grammar_digest(kind: str, text: str, prefix: str = "") -> bytes:
@@ -50,9 +52,10 @@ class GrammarJournal:
         """Notes that a native call on these grammars begins. Returns the slot, for `leave`."""
         slot = self._free.pop()  # there are more of them than threads
         noted = digests[:MAX_DIGESTS]
+        data = threading.get_ident().to_bytes(8, "little") + b"".join(noted)
         begin = slot + _COUNT_SIZE
-        self._map[begin : begin + len(noted) * DIGEST_SIZE] = b"".join(noted)
-        self._map[slot : slot + _COUNT_SIZE] = len(noted).to_bytes(_COUNT_SIZE, "little")
+        self._map[begin : begin + len(data)] = data
+        self._map[slot:begin] = len(noted).to_bytes(_COUNT_SIZE, "little")
         return slot
 
     def leave(self, slot: int) -> None:
@@ -61,16 +64,20 @@ class GrammarJournal:
         self._free.append(slot)
 
 
-def read_journal(path: Path) -> set[bytes]:
-    """Digests of the grammars that a process which has died was working on. Empty if it kept no journal."""
+def read_journal(path: Path, thread: int | None = None) -> set[bytes]:
+    """Digests of the grammars that a process which has died was working on: in `thread` (a threading.get_ident()), or in any.
+    Empty if it kept no journal."""
     try:
         data = path.read_bytes()
     except OSError:
         return set()
     found: set[bytes] = set()
     for slot in range(0, len(data) - _SLOT_SIZE + 1, _SLOT_SIZE):
-        begin = slot + _COUNT_SIZE
-        end = begin + int.from_bytes(data[slot:begin], "little") * DIGEST_SIZE
+        begin = slot + _HEAD_SIZE
+        count = int.from_bytes(data[slot : slot + _COUNT_SIZE], "little")
+        if thread is not None and int.from_bytes(data[slot + _COUNT_SIZE : begin], "little") != thread:
+            continue
+        end = begin + count * DIGEST_SIZE
         found.update(data[at : at + DIGEST_SIZE] for at in range(begin, end, DIGEST_SIZE))
     return found
 
