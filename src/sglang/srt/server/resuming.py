@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 SUSPECT_DEATHS, MAX_DEATHS = 2, 3
 """unexplained deaths with a request in flight after which it is resumed on trial, or not at all"""
-TRIAL_SECONDS = 3.0
+TRIAL_SECONDS, TRIAL_OUTPUTS = 2.0, 3
+"""how long a trial lasts: a deadly request kills where it did before, right behind the tokens that were sent"""
 PIXEL_BYTES = 256 << 20
 """of all requests in flight together, kept for the next scheduler; a scheduler keeps as many of late (scheduler/media.py)"""
 
@@ -100,6 +101,15 @@ class Resuming:
         self._suspects: deque[Sequence] = deque()
         self._on_trial: Sequence | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._num_heard = 0
+
+    def note(self, sequence: Sequence, out: TokenOut) -> TokenOut:
+        """Takes in what came of a sequence. What its client knows from the scheduler before is left out."""
+        if sequence is self._on_trial:
+            self._num_heard += 1
+            if self._num_heard == TRIAL_OUTPUTS:
+                self._next_trial()
+        return sequence.progress.note(out)
 
     def keep(self, request: TokenizedReq) -> TokenizedReq:
         """Takes the pixels of a new request into keeping. Returns the request without them."""
@@ -158,6 +168,7 @@ class Resuming:
 
     def _next_trial(self) -> None:
         self._stop_timer()
+        self._num_heard = 0
         self._on_trial = self._suspects.popleft() if self._suspects else None
         if self._on_trial is not None:
             self._timer = asyncio.get_running_loop().call_later(TRIAL_SECONDS, self._next_trial)

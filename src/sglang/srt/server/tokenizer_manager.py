@@ -293,7 +293,7 @@ class TokenizerManager:
         sequence = self._sequences.get(token_out.rid)
         if sequence is None:
             return  # dropped meanwhile
-        token_out = sequence.progress.note(token_out)
+        token_out = self._resuming.note(sequence, token_out)
         call = sequence.call
         out = GenerateOut(
             index=sequence.index,
