@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import signal
@@ -13,9 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from sglang.srt.launch import MAX_RESTARTS
-from tests.conftest import RunningServer, start_server
+from tests.conftest import ROOT, RunningServer, start_server
 from tests.server.test_operate import eventually, post, state
 from tests.server.test_processes import wait_dead
 
@@ -267,6 +270,57 @@ def test_a_scheduler_that_dies_again_and_again_ends_the_server_with_clear_errors
         reply = future.result(timeout=30)
     assert reply.status_code == 500 and "died" in reply.json()["error"]["message"]
     assert f"died {MAX_RESTARTS + 1} times" in server.log.read_text()
+
+
+# --- pictures and vectors -------------------------------------------------------------------------------------------------
+
+
+def test_requests_with_pictures_are_sent_their_pixels_again(tmp_path: Path) -> None:
+    server = start_server(tmp_path / "log", model=str(ROOT / "models" / "toy-vlm"))
+    try:
+        pictures = [Image.radial_gradient("L").convert("RGB").rotate(40 * i).resize((64 + 16 * i, 80)) for i in range(3)]
+        sampling = {"max_new_tokens": 220, "ignore_eos": True, "temperature": 0.9, "seed": 3, "n": 2}
+        text = "<|vision_start|><|image_pad|><|vision_end|>What is this?"
+        requests = [
+            native(sampling, text=text, image_data=uri(picture), return_logprob=True, cache_salt=str(i))
+            for i, picture in enumerate(pictures)
+        ]
+        expected = [one.answer() for one in hear_all(server.url, requests, lambda heard: None)]
+        cut: list[int] = []
+
+        def die(heard: list[Heard]) -> None:
+            eventually(lambda: all(len(one.events) >= 2 for one in heard))
+            kill_scheduler(server)
+            cut.extend(len(one.events) for one in heard)
+
+        again = hear_all(server.url, requests, die)
+        assert any(len(one.events) > before for one, before in zip(again, cut, strict=True)), "it died in mid-stream"
+        assert [one.answer() for one in again] == expected
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+def uri(image: Image.Image) -> str:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def test_texts_to_embed_are_sent_again(tmp_path: Path) -> None:
+    server = start_server(tmp_path / "log", "--is-embedding")
+    try:
+        texts = [f"text number {i} " + "and so on " * 150 for i in range(48)]
+        expected = post(server.url, {"model": "m", "input": texts}, "/v1/embeddings").json()["data"]
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(post, server.url, {"model": "m", "input": texts}, "/v1/embeddings")
+            eventually(lambda: state(server.url)["num_inflight"] > 0)
+            kill_scheduler(server)
+            reply = future.result()
+        assert reply.status_code == 200 and reply.json()["data"] == expected
+    finally:
+        server.process.kill()
+        server.process.wait()
 
 
 # --- deadly requests ------------------------------------------------------------------------------------------------------
