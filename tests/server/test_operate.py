@@ -108,7 +108,8 @@ def test_a_scheduler_that_hangs_is_replaced(tight: RunningServer) -> None:
         eventually(lambda: state(tight.url)["num_running"] == 1)
         (old,) = tight.children()
         os.kill(old, signal.SIGSTOP)
-        assert future.result(timeout=30).status_code == 500
+        reply = future.result(timeout=60)
+    assert reply.status_code == 504, "another one took it up, until its deadline"
     eventually(lambda: httpx.get(f"{tight.url}/health", trust_env=False).status_code == 200)
     assert tight.children() != [old]
     assert post(tight.url, SHORT).status_code == 200

@@ -310,7 +310,7 @@ def uri(image: Image.Image) -> str:
 def test_texts_to_embed_are_sent_again(tmp_path: Path) -> None:
     server = start_server(tmp_path / "log", "--is-embedding")
     try:
-        texts = [f"text number {i} " + "and so on " * 150 for i in range(48)]
+        texts = [f"text number {i} " + "and so on " * 30 for i in range(24)]
         expected = post(server.url, {"model": "m", "input": texts}, "/v1/embeddings").json()["data"]
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(post, server.url, {"model": "m", "input": texts}, "/v1/embeddings")
@@ -325,7 +325,7 @@ def test_texts_to_embed_are_sent_again(tmp_path: Path) -> None:
 
 # --- deadly requests ------------------------------------------------------------------------------------------------------
 
-DEADLY_TOKEN = 4242
+DEADLY_TOKEN, FAILING_TOKEN = 4242, 4343
 POISON = f"""
 import os, signal, sys, time
 
@@ -360,6 +360,8 @@ if "sglang.srt.scheduler_process" in getattr(sys, "orig_argv", ()):
     def forward(self, batch, plain=LocalWorker.forward):
         if {DEADLY_TOKEN} in batch.input_ids:
             os.kill(os.getpid(), signal.SIGSEGV)
+        if {FAILING_TOKEN} in batch.input_ids:
+            raise RuntimeError("a bug")
         plain(self, batch)
 
     engine.LLGuidanceBackend.compile = compile
@@ -369,7 +371,7 @@ if "sglang.srt.scheduler_process" in getattr(sys, "orig_argv", ()):
 in them would do"""
 
 
-@pytest.fixture(params=["grammars", "requests"], scope="module")
+@pytest.fixture(params=["grammars", "crashes", "errors"], scope="module")
 def poisoned(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("poisoned")
     (folder / "sitecustomize.py").write_text(POISON)
@@ -419,11 +421,14 @@ def test_a_grammar_that_kills_the_scheduler_is_refused_from_then_on(poisoned: Ru
     assert post(poisoned.url, native({"regex": "[a-z]{3}"}, stream=False)[1]).status_code == 200
 
 
-@pytest.mark.parametrize("poisoned", ["requests"], indirect=True)
-def test_a_deadly_request_ends_and_the_others_do_not(poisoned: RunningServer) -> None:
-    body: dict[str, Any] = {"input_ids": [5, 6, DEADLY_TOKEN, 7], "sampling_params": {"max_new_tokens": 5}}
+@pytest.mark.parametrize(("poisoned", "token"), [("crashes", DEADLY_TOKEN), ("errors", FAILING_TOKEN)], indirect=["poisoned"])
+def test_a_deadly_request_ends_and_the_others_do_not(poisoned: RunningServer, token: int) -> None:
+    body: dict[str, Any] = {"input_ids": [5, 6, token, 7], "sampling_params": {"max_new_tokens": 5}}
     reply = among_the_innocent(poisoned, body)
     assert reply.status_code == 500 and "not tried again" in reply.json()["error"]["message"]
     assert num_restarts(poisoned) <= 3 < MAX_RESTARTS
     eventually(lambda: status(poisoned) == "ready")
     assert state(poisoned.url)["num_inflight"] == 0
+    if token == FAILING_TOKEN:
+        log = poisoned.log.read_text()
+        assert "RuntimeError: a bug" in log and "Fatal Python error" not in log, "it ends in order"

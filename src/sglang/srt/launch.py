@@ -112,7 +112,7 @@ class SchedulerProcess:
         code = self._process.returncode
         if code < 0 and -code not in NATIVE_CRASHES and not self._was_hanging:
             return set()  # killed from outside
-        return blamed_grammars(self.link.directory)
+        return blamed_grammars(self.link.directory, code)
 
     async def stop(self, timeout: float) -> None:
         """Asks it to end, then makes it."""

@@ -139,15 +139,23 @@ def _die_with_the_server(pipe: int, directory: str) -> None:
     threading.Thread(target=watch, name="life-line", daemon=True).start()
 
 
-def blamed_grammars(directory: Path) -> set[bytes]:
-    """Digests of the grammars of which a process with these files died, if it was grammars: those that the thread which crashed
-    was working on; where none is known to have crashed, those that any was."""
+def blamed_grammars(directory: Path, status: int) -> set[bytes]:
+    """Digests of the grammars of which the process with these files died, if it was grammars. `status`: its exit status. An error
+    is that of the call that raised it, a crash that of the thread that crashed; otherwise it hung in some of them."""
+    entries = read_journal(directory / JOURNAL)
+    crashed = re.search(rb"Current thread 0x([0-9a-f]+)", _dump(directory))
+    if status >= 0:
+        entries = [entry for entry in entries if entry.raised]
+    elif crashed is not None:
+        entries = [entry for entry in entries if entry.thread == int(crashed[1], 16)]
+    return {digest for entry in entries for digest in entry.digests}
+
+
+def _dump(directory: Path) -> bytes:
     try:
-        dump = (directory / DUMP).read_bytes()
+        return (directory / DUMP).read_bytes()
     except OSError:
-        dump = b""
-    crashed = re.search(rb"Current thread 0x([0-9a-f]+)", dump)
-    return read_journal(directory / JOURNAL, int(crashed[1], 16) if crashed is not None else None)
+        return b""
 
 
 def _die_with_a_rank(reason: str) -> None:

@@ -9,7 +9,7 @@ A crash in a grammar engine kills the process in the middle of a call; what it w
 that enters takes a slot of its own and writes its number there, since another thread may be the one that crashes. Entering and
 leaving cost about a microsecond together, and nothing is written in steps without grammars.
 
-    slot    | count, 2 bytes | thread, 8 bytes | digest, 16 bytes | digest | ...      count 0: nobody is inside
+    slot    | count, raised: a byte each | thread, 8 bytes | digest, 16 bytes | digest | ...      count 0: nobody is inside
 """
 
 from __future__ import annotations
@@ -18,17 +18,23 @@ import hashlib
 import mmap
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from sglang.srt.errors import GrammarError
 from sglang.srt.scheduler.grammar.base import GrammarBackend, GrammarState, UInt32Array
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 DIGEST_SIZE = 16
 MAX_DIGESTS = 255
 """of one call; more distinct grammars than that in one step are not noted"""
 NUM_SLOTS = 32
 _COUNT_SIZE = 2
+_RAISED = 1
 _HEAD_SIZE = _COUNT_SIZE + 8
 _SLOT_SIZE = _HEAD_SIZE + MAX_DIGESTS * DIGEST_SIZE
 
@@ -55,35 +61,53 @@ class GrammarJournal:
         data = threading.get_ident().to_bytes(8, "little") + b"".join(noted)
         begin = slot + _COUNT_SIZE
         self._map[begin : begin + len(data)] = data
-        self._map[slot:begin] = len(noted).to_bytes(_COUNT_SIZE, "little")
+        self._map[slot:begin] = bytes((len(noted), 0))
         return slot
 
     def leave(self, slot: int) -> None:
-        """The call has returned."""
+        """The call has returned, or its error is told to a request."""
         self._map[slot : slot + _COUNT_SIZE] = b"\0\0"
         self._free.append(slot)
 
+    def call(self, digests: Sequence[bytes], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A native call on these grammars. If it raises, it stays in the journal: its error ends the scheduler."""
+        slot = self.enter(digests)
+        try:
+            result = work(*args, **kwargs)
+        except BaseException:
+            self._map[slot + _COUNT_SIZE - 1] |= _RAISED
+            raise
+        self.leave(slot)
+        return result
 
-def read_journal(path: Path, thread: int | None = None) -> set[bytes]:
-    """Digests of the grammars that a process which has died was working on: in `thread` (a threading.get_ident()), or in any.
-    Empty if it kept no journal."""
+
+@dataclass(frozen=True)
+class Entry:
+    """What a thread (its threading.get_ident()) was working on when its process died. `raised`: the call had raised."""
+
+    thread: int
+    digests: frozenset[bytes]
+    raised: bool
+
+
+def read_journal(path: Path) -> list[Entry]:
+    """What a process that has died was working on. Empty if it kept no journal."""
     try:
         data = path.read_bytes()
     except OSError:
-        return set()
-    found: set[bytes] = set()
-    for slot in range(0, len(data) - _SLOT_SIZE + 1, _SLOT_SIZE):
-        begin = slot + _HEAD_SIZE
-        count = int.from_bytes(data[slot : slot + _COUNT_SIZE], "little")
-        if thread is not None and int.from_bytes(data[slot + _COUNT_SIZE : begin], "little") != thread:
-            continue
-        end = begin + count * DIGEST_SIZE
-        found.update(data[at : at + DIGEST_SIZE] for at in range(begin, end, DIGEST_SIZE))
-    return found
+        return []
+    slots = (data[at : at + _SLOT_SIZE] for at in range(0, len(data) - _SLOT_SIZE + 1, _SLOT_SIZE))
+    return [_entry(slot) for slot in slots if slot[0]]
+
+
+def _entry(slot: bytes) -> Entry:
+    end = _HEAD_SIZE + slot[0] * DIGEST_SIZE
+    digests = frozenset(slot[at : at + DIGEST_SIZE] for at in range(_HEAD_SIZE, end, DIGEST_SIZE))
+    return Entry(int.from_bytes(slot[_COUNT_SIZE:_HEAD_SIZE], "little"), digests, bool(slot[1] & _RAISED))
 
 
 class NotedState:
-    """A GrammarState whose native calls are in the journal. A call that raises stays there: it ends the scheduler."""
+    """A GrammarState whose native calls are in the journal."""
 
     __slots__ = ("__weakref__", "_digest", "_journal", "state")
 
@@ -105,39 +129,22 @@ class NotedState:
         return self.state.error
 
     def fill_mask(self, out: UInt32Array) -> None:
-        slot = self._journal.enter(self._digest)
-        self.state.fill_mask(out)
-        self._journal.leave(slot)
+        self._journal.call(self._digest, self.state.fill_mask, out)
 
     def accept(self, token_id: int) -> bool:
-        slot = self._journal.enter(self._digest)
-        accepted = self.state.accept(token_id)
-        self._journal.leave(slot)
-        return accepted
+        return self._journal.call(self._digest, self.state.accept, token_id)
 
     def accept_all(self, token_ids: list[int]) -> bool:
-        slot = self._journal.enter(self._digest)
-        accepted = self.state.accept_all(token_ids)
-        self._journal.leave(slot)
-        return accepted
+        return self._journal.call(self._digest, self.state.accept_all, token_ids)
 
     def rollback(self, num_tokens: int) -> bool:
-        slot = self._journal.enter(self._digest)
-        done = self.state.rollback(num_tokens)
-        self._journal.leave(slot)
-        return done
+        return self._journal.call(self._digest, self.state.rollback, num_tokens)
 
     def forced_tokens(self) -> list[int]:
-        slot = self._journal.enter(self._digest)
-        forced = self.state.forced_tokens()
-        self._journal.leave(slot)
-        return forced
+        return self._journal.call(self._digest, self.state.forced_tokens)
 
     def copy(self) -> NotedState:
-        slot = self._journal.enter(self._digest)
-        state = self.state.copy()
-        self._journal.leave(slot)
-        return NotedState(state, self.digest, self._journal)
+        return NotedState(self._journal.call(self._digest, self.state.copy), self.digest, self._journal)
 
 
 class NotedBackend:
@@ -160,7 +167,7 @@ class NotedBackend:
         try:
             state = self._backend.compile(kind, text, prefix) if prefix else self._backend.compile(kind, text)
         finally:
-            self._journal.leave(slot)  # what it raises is told to the request
+            self._journal.leave(slot)
         return NotedState(state, digest, self._journal)
 
     def encode(self, text: str) -> list[int]:
@@ -169,6 +176,5 @@ class NotedBackend:
     def fill_masks(self, states: Sequence[GrammarState], out: UInt32Array) -> None:
         noted = [state for state in states if isinstance(state, NotedState)]
         assert len(noted) == len(states), "all states are made by `compile`"
-        slot = self._journal.enter(list({state.digest for state in noted}))
-        self._backend.fill_masks([state.state for state in noted], out)
-        self._journal.leave(slot)
+        digests = list({state.digest for state in noted})
+        self._journal.call(digests, self._backend.fill_masks, [state.state for state in noted], out)
