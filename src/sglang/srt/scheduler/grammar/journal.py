@@ -34,7 +34,6 @@ MAX_DIGESTS = 255
 """of one call; more distinct grammars than that in one step are not noted"""
 NUM_SLOTS = 32
 _COUNT_SIZE = 2
-_RAISED = 1
 _HEAD_SIZE = _COUNT_SIZE + 8
 _SLOT_SIZE = _HEAD_SIZE + MAX_DIGESTS * DIGEST_SIZE
 
@@ -45,6 +44,18 @@ def grammar_digest(kind: str, text: str, prefix: str = "") -> bytes:
     return hashlib.blake2b(b"".join(len(p).to_bytes(8, "little") + p for p in parts), digest_size=DIGEST_SIZE).digest()
 
 
+class _Slot:
+    """A place in the file, and what is written there."""
+
+    __slots__ = ("at", "count", "digests", "thread")
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.count = 0
+        self.digests: Sequence[bytes] = ()
+        self.thread = 0
+
+
 class GrammarJournal:
     """Owner of the file, which it creates. Used by any thread."""
 
@@ -52,33 +63,41 @@ class GrammarJournal:
         with path.open("w+b") as file:
             file.truncate(NUM_SLOTS * _SLOT_SIZE)
             self._map = mmap.mmap(file.fileno(), NUM_SLOTS * _SLOT_SIZE)
-        self._free = deque(range(0, NUM_SLOTS * _SLOT_SIZE, _SLOT_SIZE))
-
-    def enter(self, digests: Sequence[bytes]) -> int:
-        """Notes that a native call on these grammars begins. Returns the slot, for `leave`."""
-        slot = self._free.pop()  # there are more of them than threads
-        noted = digests[:MAX_DIGESTS]
-        data = threading.get_ident().to_bytes(8, "little") + b"".join(noted)
-        begin = slot + _COUNT_SIZE
-        self._map[begin : begin + len(data)] = data
-        self._map[slot:begin] = bytes((len(noted), 0))
-        return slot
-
-    def leave(self, slot: int) -> None:
-        """The call has returned, or its error is told to a request."""
-        self._map[slot : slot + _COUNT_SIZE] = b"\0\0"
-        self._free.append(slot)
+        self._free = deque(_Slot(at) for at in range(0, NUM_SLOTS * _SLOT_SIZE, _SLOT_SIZE))
 
     def call(self, digests: Sequence[bytes], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A native call on these grammars. If it raises, it stays in the journal: its error ends the scheduler."""
-        slot = self.enter(digests)
+        slot = self._enter(digests)
         try:
             result = work(*args, **kwargs)
         except BaseException:
-            self._map[slot + _COUNT_SIZE - 1] |= _RAISED
+            self._map[slot.at + 1] = 1  # the slot is not used again
             raise
-        self.leave(slot)
+        self._map[slot.at] = 0
+        self._free.append(slot)
         return result
+
+    def try_call(self, digests: Sequence[bytes], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same where an error is told to a request, and nothing ends with it."""
+        slot = self._enter(digests)
+        try:
+            return work(*args, **kwargs)
+        finally:
+            self._map[slot.at] = 0
+            self._free.append(slot)
+
+    def _enter(self, digests: Sequence[bytes]) -> _Slot:
+        slot = self._free.pop()  # there are more of them than threads
+        thread = threading.get_ident()
+        if (
+            slot.digests is not digests or slot.thread != thread
+        ):  # the last to leave is the first to enter: mostly they are the same
+            slot.digests, slot.thread, slot.count = digests, thread, min(len(digests), MAX_DIGESTS)
+            data = thread.to_bytes(8, "little") + b"".join(digests[: slot.count])
+            begin = slot.at + _COUNT_SIZE
+            self._map[begin : begin + len(data)] = data
+        self._map[slot.at] = slot.count
+        return slot
 
 
 @dataclass(frozen=True)
@@ -103,22 +122,18 @@ def read_journal(path: Path) -> list[Entry]:
 def _entry(slot: bytes) -> Entry:
     end = _HEAD_SIZE + slot[0] * DIGEST_SIZE
     digests = frozenset(slot[at : at + DIGEST_SIZE] for at in range(_HEAD_SIZE, end, DIGEST_SIZE))
-    return Entry(int.from_bytes(slot[_COUNT_SIZE:_HEAD_SIZE], "little"), digests, bool(slot[1] & _RAISED))
+    return Entry(int.from_bytes(slot[_COUNT_SIZE:_HEAD_SIZE], "little"), digests, bool(slot[1]))
 
 
 class NotedState:
     """A GrammarState whose native calls are in the journal."""
 
-    __slots__ = ("__weakref__", "_digest", "_journal", "state")
+    __slots__ = ("__weakref__", "_journal", "digest", "state")
 
-    def __init__(self, state: GrammarState, digest: bytes, journal: GrammarJournal) -> None:
+    def __init__(self, state: GrammarState, digest: tuple[bytes], journal: GrammarJournal) -> None:
         self.state = state
-        self._digest = (digest,)
+        self.digest = digest
         self._journal = journal
-
-    @property
-    def digest(self) -> bytes:
-        return self._digest[0]
 
     @property
     def is_finished(self) -> bool:
@@ -129,22 +144,22 @@ class NotedState:
         return self.state.error
 
     def fill_mask(self, out: UInt32Array) -> None:
-        self._journal.call(self._digest, self.state.fill_mask, out)
+        self._journal.call(self.digest, self.state.fill_mask, out)
 
     def accept(self, token_id: int) -> bool:
-        return self._journal.call(self._digest, self.state.accept, token_id)
+        return self._journal.call(self.digest, self.state.accept, token_id)
 
     def accept_all(self, token_ids: list[int]) -> bool:
-        return self._journal.call(self._digest, self.state.accept_all, token_ids)
+        return self._journal.call(self.digest, self.state.accept_all, token_ids)
 
     def rollback(self, num_tokens: int) -> bool:
-        return self._journal.call(self._digest, self.state.rollback, num_tokens)
+        return self._journal.call(self.digest, self.state.rollback, num_tokens)
 
     def forced_tokens(self) -> list[int]:
-        return self._journal.call(self._digest, self.state.forced_tokens)
+        return self._journal.call(self.digest, self.state.forced_tokens)
 
     def copy(self) -> NotedState:
-        return NotedState(self._journal.call(self._digest, self.state.copy), self.digest, self._journal)
+        return NotedState(self._journal.call(self.digest, self.state.copy), self.digest, self._journal)
 
 
 class NotedBackend:
@@ -160,15 +175,11 @@ class NotedBackend:
         self._backend.prepare()
 
     def compile(self, kind: str, text: str, prefix: str = "") -> NotedState:
-        digest = grammar_digest(kind, text, prefix)
-        if digest in self._refused:
+        digest = (grammar_digest(kind, text, prefix),)
+        if digest[0] in self._refused:
             raise GrammarError(f"{kind}: the grammar engine crashed on this constraint; it is refused from now on", kind)
-        slot = self._journal.enter((digest,))
-        try:
-            state = self._backend.compile(kind, text, prefix) if prefix else self._backend.compile(kind, text)
-        finally:
-            self._journal.leave(slot)
-        return NotedState(state, digest, self._journal)
+        args = (kind, text, prefix) if prefix else (kind, text)
+        return NotedState(self._journal.try_call(digest, self._backend.compile, *args), digest, self._journal)
 
     def encode(self, text: str) -> list[int]:
         return self._backend.encode(text)
@@ -176,5 +187,5 @@ class NotedBackend:
     def fill_masks(self, states: Sequence[GrammarState], out: UInt32Array) -> None:
         noted = [state for state in states if isinstance(state, NotedState)]
         assert len(noted) == len(states), "all states are made by `compile`"
-        digests = list({state.digest for state in noted})
+        digests = noted[0].digest if len(noted) == 1 else tuple({state.digest[0] for state in noted})
         self._journal.call(digests, self._backend.fill_masks, [state.state for state in noted], out)
