@@ -234,7 +234,7 @@ NAMES = re.findall(
     num_aborted_requests_total time_to_first_token_seconds inter_token_latency_seconds e2e_request_latency_seconds
     num_running_reqs num_queue_reqs num_grammar_queue_reqs num_used_tokens token_usage gen_throughput cache_hit_rate
     total_retracted_reqs avg_request_queue_latency prompt_tokens_histogram generation_tokens_histogram queue_time_seconds
-    per_stage_req_latency_seconds num_retractions_total
+    per_stage_req_latency_seconds num_retractions_total num_scheduler_restarts_total num_resumed_requests_total
 """,
 )
 

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import faulthandler
 import logging
 import os
 import signal
@@ -334,32 +335,20 @@ class Server:
 
 
 class LastResort:
-    """Ends the process when an orderly end takes too long, whatever holds it: a client, a thread, the event loop itself. The
-    scheduler follows by its life line."""
+    """Ends the process with status 1 when an orderly end takes too long, whatever holds it: a client, a thread, the event loop,
+    native code. What that was is written to standard error. The scheduler follows by its life line."""
 
     def __init__(self) -> None:
-        self._timer: threading.Timer | None = None
-
-    @property
-    def is_armed(self) -> bool:
-        return self._timer is not None
+        self.is_armed = False
 
     def arm(self, seconds: float) -> None:
-        """`seconds`: the time for draining."""
-        self.disarm()
-        self._timer = threading.Timer(seconds + LAST_SECONDS + EXIT_SECONDS, self._end)
-        self._timer.daemon = True
-        self._timer.start()
+        """`seconds`: the time for draining. Takes no lock, so that a signal handler may call it anywhere."""
+        self.is_armed = True
+        faulthandler.dump_traceback_later(seconds + LAST_SECONDS + EXIT_SECONDS, exit=True)
 
     def disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    @staticmethod
-    def _end() -> None:
-        logger.error("The server did not come to an orderly end in time.")
-        os._exit(1)
+        if self.is_armed:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def _when_stdin_ends(stop: Callable[[], None]) -> None:
