@@ -116,6 +116,9 @@ elif how == "on a thread":
     other = threading.Thread(target=journal.call, args=([a], crash))
     other.start()
     other.join()
+elif how == "on a thread that compiles":
+    from sglang.srt.scheduler.grammar.aside import Aside
+    journal.call([a], Aside(1).run, crash)
 elif how == "error":
     try:
         journal.call([a], int, "x")
@@ -129,7 +132,14 @@ elif how == "hang":
 
 @pytest.mark.parametrize(
     ("how", "blamed"),
-    [("in a grammar", {A}), ("on a thread", {A}), ("elsewhere", set()), ("error", {A}), ("hang", {A, B})],
+    [
+        ("in a grammar", {A}),
+        ("on a thread", {A}),
+        ("elsewhere", set()),
+        ("on a thread that compiles", {A, B}),
+        ("error", {A}),
+        ("hang", {A, B}),
+    ],
 )
 def test_a_dead_process_names_what_it_died_of(tmp_path: Path, how: str, blamed: set[bytes]) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}

@@ -70,11 +70,16 @@ def with_deaths(reqs: list[TokenizedReq], grammar: GrammarOptions | None, lives:
         for rid, answer in one.answers.items():
             clients[rid].hear(answer.outs)
         alive = [req for req in reqs if not clients[req.rid].outs or clients[req.rid].outs[-1].finish is None]
-        left = [msgspec.structs.replace(req, resumed=tuple(clients[req.rid].ids)) for req in alive]
+        left = [resumed(req, clients[req.rid]) for req in alive]
     if left:
         for req, answer in zip(left, run_with_compiling(harness(grammar), left), strict=True):
             clients[req.rid].hear(answer.outs)
     return [clients[req.rid] for req in reqs]
+
+
+def resumed(req: TokenizedReq, client: Client) -> TokenizedReq:
+    hold = client.outs[-1].hold_bytes if client.outs else 0
+    return msgspec.structs.replace(req, resumed=tuple(client.ids), resumed_hold=hold)
 
 
 def check(reqs: list[TokenizedReq], grammar: GrammarOptions | None, lives: list[int]) -> None:
@@ -106,6 +111,8 @@ def test_grammars(reqs: list[TokenizedReq], lives: list[int], jumps: bool) -> No
     [
         {"stop_regex": ("[a-z]{2}[0-9]", "\\n.")},
         {"stop": ("\x05\x06", "the"), "min_new_tokens": 6},
+        {"stop": ("the abc", "éa", "é€"), "stop_regex": ("é.é", "[a-z]{3}")},
+        {"stop_regex": ("[a-z]",), "min_new_tokens": 9, "ignore_eos": True},
         {"regex": "[ab]{3}x{20}[ab]+", "grammar_after": (THINK_END,), "stop_token_ids": (7,)},
         {"healed": "ab"},
         {"regex": "c{4}[ab]{9}", "healed": "ab"},

@@ -27,12 +27,6 @@ def take_drawn(req: Req, token_id: int, guess: Followed | None = None) -> Finish
         req.habits.note(req.output_ids[-req.habits.WIDTH :], token_id, req.num_drawn)
     if guess is not None and guess.ids[0] == token_id:
         return _take_guessed(req, guess)
-    reason = _take(req, token_id)
-    return reason if reason is not None else take_forced(req)
-
-
-def _take(req: Req, token_id: int) -> FinishReason | None:
-    """Appends one token. Why the request ends with it, if it does."""
     if req.lookup is not None:
         req.lookup.note(token_id)
     req.output_ids.append(token_id)
@@ -49,19 +43,24 @@ def _take(req: Req, token_id: int) -> FinishReason | None:
         req.grammar, over = None, False  # the prompt's end is said; the text goes on freely
     if over and (reason is None or reason.type == "length"):
         return FinishReason("stop", matched=token_id)
-    return reason
+    return reason if reason is not None else take_forced(req)
 
 
 def take_sent(req: Req) -> FinishReason | None:
     """Enters what another scheduler had sent of a resumed request: grammar, stop strings and penalties stand where they stood.
     Why the request ends with that, if it does."""
-    reason: FinishReason | None = None
     for token_id in req.msg.resumed or ():
-        reason = _take(req, token_id)
-        if reason is not None:
-            break
-    req.num_drawn = 0
-    return reason
+        if req.lookup is not None:
+            req.lookup.note(token_id)
+        req.output_ids.append(token_id)
+        if req.in_thought:
+            req.in_thought = token_id not in req.msg.grammar_after
+        elif req.grammar is not None and not req.grammar.accept(token_id):
+            return _stuck(req)
+        req.finish.note_sent(token_id)
+        if req.msg.healed and req.finish.skip_bytes == 0 and req.msg.sampling.grammar is None:
+            req.grammar = None
+    return req.finish.go_on(len(req.output_ids), req.msg.resumed_hold) if req.msg.resumed else None
 
 
 def _take_guessed(req: Req, guess: Followed) -> FinishReason | None:

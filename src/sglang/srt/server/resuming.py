@@ -49,6 +49,7 @@ class Progress:
     is_over: bool = False
     num_deaths: int = 0
     cached_len: int = 0
+    hold_bytes: int = 0
 
     def note(self, out: TokenOut) -> TokenOut:
         """Takes in what came. What the client knows from the scheduler before is left out."""
@@ -56,7 +57,7 @@ class Progress:
             out = msgspec.structs.replace(out, input_logprobs=None, cached_len=self.cached_len)
         self.ids += out.ids
         self.has_begun = True
-        self.cached_len = out.cached_len
+        self.cached_len, self.hold_bytes = out.cached_len, out.hold_bytes
         return out
 
 
@@ -199,4 +200,5 @@ class Resuming:
             sent.add(item.mm_hash)
         progress.is_sent = True
         resumed = tuple(progress.ids) if progress.was_sent else None
-        self._send(msgspec.structs.replace(request, media=tuple(items), resumed=resumed))
+        again = msgspec.structs.replace(request, media=tuple(items), resumed=resumed, resumed_hold=progress.hold_bytes)
+        self._send(again)
