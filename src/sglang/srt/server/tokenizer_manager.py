@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import math
 import time
 from collections.abc import AsyncIterator, Callable
@@ -38,7 +37,6 @@ from sglang.srt.messages import (
     FinishReason,
     FlushCacheReq,
     FromScheduler,
-    PauseReq,
     ProfileReq,
     SchedulerReady,
     SchedulerStats,
@@ -49,6 +47,7 @@ from sglang.srt.messages import (
 )
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.calls import Call, Sequence
+from sglang.srt.server.control_calls import ControlCalls
 from sglang.srt.server.detokenizer import Detokenizer
 from sglang.srt.server.embedding_calls import EmbeddingCalls, Vector
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
@@ -64,7 +63,6 @@ from sglang.srt.server.tracing import Moments, Tracing
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
     from sglang.srt.server.multimodal.intake import MediaIntake
 
-CALL_SECONDS = 20.0
 AWAY_SECONDS = 15.0
 """how long a new request waits for a scheduler that is being restarted"""
 
@@ -94,14 +92,12 @@ class TokenizerManager:
         self._log = RequestLog(http.log_requests, http.log_requests_level)
         self._sequences: dict[str, Sequence] = {}
         self._calls: dict[str, Call] = {}
-        self._controls: dict[int, asyncio.Future[ControlReply]] = {}
+        self._controls = ControlCalls(send)
         self._embeddings = EmbeddingCalls(send)
         self.sessions = Sessions(http.max_sessions, http.max_session_tokens, http.session_timeout)
-        self._control_ids = itertools.count(1)
         self._death: str | None = None
         self._away: str | None = None
         self._back = asyncio.Event()
-        self._is_paused = False
         self._resuming = Resuming(send, self._end)
         self.tracing = Tracing(http.otlp_traces_endpoint, http.served_model_name) if http.otlp_traces_endpoint else None
         self._draining_since = math.inf
@@ -281,9 +277,7 @@ class TokenizerManager:
         elif isinstance(message, ControlReply):
             if message.stats is not None:
                 self._on_stats(message.stats)
-            future = self._controls.pop(message.call_id, None)
-            if future is not None and not future.done():
-                future.set_result(message)
+            self._controls.handle(message)
         elif isinstance(message, SchedulerReady):
             self.scheduler_restarted(message.info)
         else:
@@ -376,7 +370,7 @@ class TokenizerManager:
         what killed it, and that is no request in flight that will be tried again."""
         self._away = message
         self._back.clear()
-        self._fail_controls(EngineAwayError(message))
+        self._controls.fail(EngineAwayError(message))
         self._embeddings.note_death()
         self._resuming.note_death(list(self._sequences.values()), is_explained)
 
@@ -385,8 +379,7 @@ class TokenizerManager:
         self._maker.info = info
         self._death = self._away = None
         self._back.set()
-        if self._is_paused:
-            self._send(PauseReq(0, True))
+        self._controls.resume()
         num_resumed = self._embeddings.resume() + self._resuming.resume(self._sequences.values())
         if self.metrics is not None:
             self.metrics.restarted(num_resumed)
@@ -406,13 +399,7 @@ class TokenizerManager:
             call.open.clear()
             call.closed()
             call.fail(EngineDeadError(message))
-        self._fail_controls(EngineDeadError(message))
-
-    def _fail_controls(self, error: EngineDeadError) -> None:
-        for future in self._controls.values():
-            if not future.done():
-                future.set_exception(error)
-        self._controls.clear()
+        self._controls.fail(EngineDeadError(message))
 
     async def _wait_for_scheduler(self) -> None:
         """Until there is one again, if there is none. Raises OverloadError or EngineAwayError."""
@@ -454,33 +441,21 @@ class TokenizerManager:
     # --- control ------------------------------------------------------------------------------------------------------------
 
     async def flush_cache(self) -> ControlReply:
-        return await self._control(FlushCacheReq)
+        self._check_alive()
+        return await self._controls.ask(FlushCacheReq)
 
     async def pause(self, pause: bool) -> ControlReply:
-        reply = await self._control(lambda call_id: PauseReq(call_id, pause))
-        self._is_paused = pause
-        return reply
+        self._check_alive()
+        return await self._controls.pause(pause)
 
     async def profile(self, start: bool) -> ControlReply:
-        return await self._control(lambda call_id: ProfileReq(call_id, start))
+        self._check_alive()
+        return await self._controls.ask(lambda call_id: ProfileReq(call_id, start))
 
     async def state(self) -> SchedulerStats:
-        await self._control(StateReq)
-        return self.stats
-
-    async def _control(self, make: Callable[[int], ToScheduler]) -> ControlReply:
-        """Asks and waits. Raises OverloadError without an answer in time, EngineDeadError if the scheduler dies."""
         self._check_alive()
-        call_id = next(self._control_ids)
-        future: asyncio.Future[ControlReply] = asyncio.get_running_loop().create_future()
-        self._controls[call_id] = future
-        self._send(make(call_id))
-        try:
-            return await asyncio.wait_for(future, CALL_SECONDS)
-        except asyncio.TimeoutError as error:
-            raise OverloadError(f"the scheduler did not answer within {CALL_SECONDS:g} s") from error
-        finally:
-            self._controls.pop(call_id, None)
+        await self._controls.ask(StateReq)
+        return self.stats
 
     @property
     def is_alive(self) -> bool:
