@@ -377,7 +377,8 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     (folder / "sitecustomize.py").write_text(POISON)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))
-        server = start_server(folder / "log", "--watchdog-timeout", "4", "--enable-metrics")
+        hang = ["--watchdog-timeout", "15"] if request.param == "grammars" else []
+        server = start_server(folder / "log", "--enable-metrics", *hang)
     yield server
     server.process.kill()
     server.process.wait()
@@ -426,7 +427,7 @@ def test_a_deadly_request_ends_and_the_others_do_not(poisoned: RunningServer, to
     body: dict[str, Any] = {"input_ids": [5, 6, token, 7], "sampling_params": {"max_new_tokens": 5}}
     reply = among_the_innocent(poisoned, body)
     assert reply.status_code == 500 and "not tried again" in reply.json()["error"]["message"]
-    assert num_restarts(poisoned) <= 3 < MAX_RESTARTS
+    assert num_restarts(poisoned) < MAX_RESTARTS
     eventually(lambda: status(poisoned) == "ready")
     assert state(poisoned.url)["num_inflight"] == 0
     if token == FAILING_TOKEN:

@@ -63,6 +63,7 @@ MAX_REFUSED = 256
 """grammars that killed a scheduler, the newest ones"""
 HEARTBEAT_SECONDS = 5.0
 MAX_FILES = 65536
+STANDARD_ERROR = 2
 M_ARENA_MAX = -8
 """of malloc.h"""
 
@@ -344,7 +345,7 @@ class LastResort:
     def arm(self, seconds: float) -> None:
         """`seconds`: the time for draining. Takes no lock, so that a signal handler may call it anywhere."""
         self.is_armed = True
-        faulthandler.dump_traceback_later(seconds + LAST_SECONDS + EXIT_SECONDS, exit=True)
+        faulthandler.dump_traceback_later(seconds + LAST_SECONDS + EXIT_SECONDS, exit=True, file=STANDARD_ERROR)
 
     def disarm(self) -> None:
         if self.is_armed:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 SUSPECT_DEATHS, MAX_DEATHS = 2, 3
 """unexplained deaths with a request in flight after which it is resumed on trial, or not at all"""
-TRIAL_SECONDS, TRIAL_OUTPUTS = 2.0, 3
-"""how long a trial lasts: a deadly request kills where it did before, right behind the tokens that were sent"""
+TRIAL_SECONDS, TRIAL_OUTPUTS = 4.0, 3
+"""how long a trial lasts, whichever comes first: a deadly request kills where it did before, right behind the tokens sent"""
 PIXEL_BYTES = 256 << 20
 """of all requests in flight together, kept for the next scheduler; a scheduler keeps as many of late (scheduler/media.py)"""
 
