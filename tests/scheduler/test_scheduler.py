@@ -451,16 +451,14 @@ def test_shutdown_answers_everybody() -> None:
     assert box.answers["b"].finish.status_code == 400  # type: ignore[union-attr]
 
 
-def test_a_broken_device_answers_everybody_and_is_not_hidden() -> None:
+def test_a_broken_device_is_not_hidden_and_leaves_its_requests_to_whoever_runs_it() -> None:
     worker = ToyWorker()
     worker.fail_at = 3
     reqs: list[TokenizedReq] = [make_req(f"r{i}", [i + 1], 50, ignore_eos=True) for i in range(3)]
     box = Mailbox(*reqs, worker=worker)
     with pytest.raises(RuntimeError, match="on fire"):
         box.scheduler.run()
-    for req in reqs:
-        finish = box.answers[req.rid].finish
-        assert finish is not None and finish.status_code == 500 and "on fire" in str(finish.message)
+    assert all(answer.finish is None for answer in box.answers.values()), "another scheduler may continue them"
 
 
 def test_an_idle_loop_lets_the_worker_get_ready_until_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sglang.srt.errors import EngineDeadError, OverloadError, RequestError
 from sglang.srt.messages import AbortReq, BatchTokenOut, FinishReason, TokenizedReq, TokenOut
 from sglang.srt.sampling_params import SamplingParams
-from sglang.srt.server import request_maker, tokenizer_manager
+from sglang.srt.server import control_calls, request_maker
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from tests.server.conftest import MakeStand, Stand
 
@@ -127,7 +127,7 @@ async def test_controls(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (await stand.manager.flush_cache()).ok
     assert (await stand.manager.state()).num_running == 1
     call.cancel()
-    monkeypatch.setattr(tokenizer_manager, "CALL_SECONDS", 0.01)
+    monkeypatch.setattr(control_calls, "CALL_SECONDS", 0.01)
     stand.scheduler.stuck = True
     with pytest.raises(OverloadError):
         await stand.manager.flush_cache()

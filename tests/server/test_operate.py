@@ -108,7 +108,8 @@ def test_a_scheduler_that_hangs_is_replaced(tight: RunningServer) -> None:
         eventually(lambda: state(tight.url)["num_running"] == 1)
         (old,) = tight.children()
         os.kill(old, signal.SIGSTOP)
-        assert future.result(timeout=30).status_code == 500
+        reply = future.result(timeout=60)
+    assert reply.status_code == 504, "another one took it up, until its deadline"
     eventually(lambda: httpx.get(f"{tight.url}/health", trust_env=False).status_code == 200)
     assert tight.children() != [old]
     assert post(tight.url, SHORT).status_code == 200
@@ -233,7 +234,7 @@ NAMES = re.findall(
     num_aborted_requests_total time_to_first_token_seconds inter_token_latency_seconds e2e_request_latency_seconds
     num_running_reqs num_queue_reqs num_grammar_queue_reqs num_used_tokens token_usage gen_throughput cache_hit_rate
     total_retracted_reqs avg_request_queue_latency prompt_tokens_histogram generation_tokens_histogram queue_time_seconds
-    per_stage_req_latency_seconds num_retractions_total
+    per_stage_req_latency_seconds num_retractions_total num_scheduler_restarts_total num_resumed_requests_total
 """,
 )
 

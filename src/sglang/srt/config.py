@@ -101,6 +101,8 @@ class GrammarOptions:
     max_bytes: int = 256 << 10
     cache_entries: int = 256
     jump_forward: bool = True
+    refused: tuple[str, ...] = ()
+    """digests of grammars that killed a scheduler of this server (scheduler/grammar/journal.py)"""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ class HttpOptions:
     session_timeout: float = 3600.0
     """seconds without a request after which a session is closed"""
     otlp_traces_endpoint: str | None = None
+    random_seed: int = 0
+    """of the seeds of requests that bring none"""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import dataclasses
 import logging
+import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
@@ -67,6 +68,7 @@ class Engine:
         self._loop_thread.start()
         self._scheduler_thread.start()
         atexit.register(_shutdown_at_exit, weakref.ref(self))
+        _engines.add(self)
 
     def _run(self, scheduler: Any) -> None:
         """The scheduler's thread. An error here is a bug: it is logged, and every request ends with it."""
@@ -288,6 +290,18 @@ class Engine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.shutdown()
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    """After a fork: the child has none of the engine's threads. It may not wait for them, and what it asks for is an error."""
+    for engine in _engines:
+        engine._dead = "the engine belongs to the process that this one was forked from: make another after the fork"
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _shutdown_at_exit(reference: weakref.ref[Engine]) -> None:

@@ -9,7 +9,7 @@ SglangError
 │   └── GrammarError       a constraint that does not compile, or is too large
 ├── OverloadError          no room now: status 503, worth trying again
 ├── DeadlineError          the request took longer than it was allowed to: status 504
-└── EngineDeadError        the scheduler is gone; in-flight requests end with status 500
+└── EngineDeadError        the scheduler is gone and the request cannot be continued: status 500
     └── EngineAwayError    it is being restarted; new requests get status 503
 """
 
@@ -66,7 +66,7 @@ class DeadlineError(SglangError):
 
 
 class EngineDeadError(SglangError):
-    """The scheduler process died while the request was in flight."""
+    """The scheduler died while the request was in flight, and no other one continues it."""
 
     status_code = 500
     err_type = "InternalServerError"

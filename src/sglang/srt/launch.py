@@ -7,7 +7,7 @@ The address is taken first, so that a busy port is reported before a model is lo
 
     starting --model loaded--> ready --SIGTERM, Ctrl-C--> draining --no request left, or time is up--> end
                                |   ^                      a second signal ends it at once
-             scheduler died    v   |  another is ready
+             scheduler died    v   |  another is ready: it is sent all requests in flight (server/resuming.py)
                               broken
 """
 
@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import faulthandler
 import logging
 import os
 import signal
@@ -37,7 +38,7 @@ from sglang.srt.config import HttpOptions, RuntimeConfig
 from sglang.srt.errors import ConfigError, EngineDeadError
 from sglang.srt.logs import configure_access_log, configure_logging
 from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq, StateReq, ToScheduler
-from sglang.srt.scheduler_process import write_config
+from sglang.srt.scheduler_process import blamed_grammars, write_config
 from sglang.srt.server.http_protocol import LimitedProtocol
 from sglang.srt.server.http_server import create_app
 from sglang.srt.server.multimodal.opening import open_intake
@@ -56,8 +57,15 @@ FAILURE_SECONDS = 1.0
 MAX_RESTARTS = 5
 """scheduler deaths within RESTART_WINDOW seconds after which the server gives up"""
 RESTART_WINDOW = 120.0
+EXIT_SECONDS = 6.0
+"""after the time for draining and for last answers, until the process ends whatever still holds it"""
+NATIVE_CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS})
+"""signals by which native code ends a process"""
+MAX_REFUSED = 256
+"""grammars that killed a scheduler, the newest ones"""
 HEARTBEAT_SECONDS = 5.0
 MAX_FILES = 65536
+STANDARD_ERROR = 2
 M_ARENA_MAX = -8
 """of malloc.h"""
 
@@ -69,6 +77,7 @@ class SchedulerProcess:
         self.link = SocketServerEnd()
         command = [sys.executable, "-m", "sglang.srt.scheduler_process", str(self.link.directory)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        self._was_hanging = False
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # died at once: `wait` tells
             write_config(self._process.stdin, config)
@@ -98,7 +107,16 @@ class SchedulerProcess:
         return first.info
 
     def kill(self) -> None:
+        """It hangs: what it was working on is to blame."""
+        self._was_hanging = True
         self._process.kill()
+
+    def blamed_grammars(self) -> set[bytes]:
+        """Digests of the grammars that it died of: those that native code was working on when it crashed, hung or raised."""
+        code = self._process.returncode
+        if code < 0 and -code not in NATIVE_CRASHES and not self._was_hanging:
+            return set()  # killed from outside
+        return blamed_grammars(self.link.directory, code)
 
     async def stop(self, timeout: float) -> None:
         """Asks it to end, then makes it."""
@@ -115,7 +133,13 @@ class SchedulerProcess:
 class Server:
     """Owns the scheduler process, the manager and the HTTP server, from the first byte of the model to the last request."""
 
-    def __init__(self, config: RuntimeConfig, listener: socket.socket, on_ready: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        listener: socket.socket,
+        on_ready: Callable[[], None] | None,
+        last_resort: LastResort,
+    ) -> None:
         self._config = config
         self._listener = listener
         self._on_ready = on_ready
@@ -129,6 +153,8 @@ class Server:
         self._stopping = False
         self._draining: asyncio.Task[None] | None = None
         self._receiver: asyncio.Task[None] | None = None
+        self._last_resort = last_resort
+        self._handlers: dict[int, Any] = {}
 
     def _send(self, message: ToScheduler) -> None:
         self._scheduler.link.send(message)
@@ -156,6 +182,7 @@ class Server:
             await asyncio.gather(serving, *tasks, return_exceptions=True)
             if self._manager is not None and self._manager.tracing is not None:
                 await asyncio.to_thread(self._manager.tracing.close)
+            self._stop_listening()
         if self._failure:
             raise EngineDeadError(self._failure)
 
@@ -189,11 +216,21 @@ class Server:
     # --- the end ------------------------------------------------------------------------------------------------------------
 
     def _listen_to_signals(self) -> None:
+        """The handlers run even where the loop is held up; what they ask of it waits until it is not."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal)
+
+        def stop(*_: object) -> None:
+            self._last_resort.arm(0.0 if self._last_resort.is_armed else self._config.http.drain_seconds)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(self._on_signal)
+
+        self._handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         if self._config.http.stop_with_stdin:
-            threading.Thread(target=_when_stdin_ends, args=(loop, self._on_signal), name="stdin", daemon=True).start()
+            threading.Thread(target=_when_stdin_ends, args=(stop,), name="stdin", daemon=True).start()
+
+    def _stop_listening(self) -> None:
+        for number, before in self._handlers.items():
+            signal.signal(number, before)
 
     def _on_signal(self) -> None:
         if self._manager is None:
@@ -201,22 +238,24 @@ class Server:
         elif self._draining is None:
             seconds = self._config.http.drain_seconds
             logger.info("Shutting down: running requests have %g s to finish; press Ctrl-C again to stop at once.", seconds)
-            self._manager.draining = True
+            self._manager.begin_drain()
             self._draining = asyncio.ensure_future(self._drain(self._manager, seconds))
         else:
             self._manager.scheduler_died("the server was shut down")
             self._http.should_exit = self._http.force_exit = True
 
     async def _drain(self, manager: TokenizerManager, seconds: float) -> None:
-        """Lets running requests finish, then ends them; the address answers 503 meanwhile."""
+        """Lets requests finish, whether they run or are still being read, then ends them; the address answers 503 meanwhile."""
         deadline = time.monotonic() + seconds
-        while manager.num_in_flight and time.monotonic() < deadline:
+        while (manager.num_in_flight or self._door.num_inside) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        if manager.num_in_flight:
-            manager.abort_all("the server is shutting down")
+        if manager.num_in_flight or self._door.num_inside:
+            manager.end_drain()
             await asyncio.sleep(min(0.5, LAST_SECONDS / 2))
         if manager.num_in_flight:  # the scheduler does not react
             manager.scheduler_died("the server is shutting down")
+            await asyncio.sleep(0.05)
+        self._door.send_away()
         self._http.should_exit = True
 
     # --- the scheduler ------------------------------------------------------------------------------------------------------
@@ -229,19 +268,19 @@ class Server:
             manager.handle(message)
 
     async def _supervise(self, manager: TokenizerManager) -> None:
-        """Starts another scheduler when one dies. Its requests end with an error at once."""
+        """Starts another scheduler when one dies, and has it continue the requests of the one before."""
         while True:
             code = await self._scheduler.wait()
             if self._stopping:
                 return
-            manager.scheduler_died(f"the scheduler died (status {code}); it is being restarted")
-            if self._draining is not None:
-                return
+            if self._receiver is not None:  # nothing of the old one may come once its requests are sent to the next
+                self._receiver.cancel()
+            blamed = self._refuse(self._scheduler.blamed_grammars())
+            manager.scheduler_lost(f"the scheduler died (status {code}); it is being restarted", is_explained=blamed)
             logger.error("The scheduler died with status %d; starting another one.", code)
             if not self._may_restart():
+                manager.scheduler_died(self._failure or "the scheduler died")
                 return
-            if self._receiver is not None:
-                self._receiver.cancel()
             self._scheduler.link.close()
             self._scheduler = SchedulerProcess(self._config)
             try:
@@ -253,6 +292,16 @@ class Server:
             self._last_sign = time.monotonic()
             manager.scheduler_restarted(info)
             logger.info("The scheduler is back.")
+
+    def _refuse(self, grammars: set[bytes]) -> bool:
+        """Has the schedulers to come refuse these grammars. False if there are none."""
+        if not grammars:
+            return False
+        logger.error("%d grammars were being worked on when the scheduler died; they are refused from now on.", len(grammars))
+        refused = dict.fromkeys((*self._config.grammar.refused, *sorted(digest.hex() for digest in grammars)))
+        grammar = dataclasses.replace(self._config.grammar, refused=tuple(refused)[-MAX_REFUSED:])
+        self._config = dataclasses.replace(self._config, grammar=grammar)
+        return True
 
     def _may_restart(self) -> bool:
         """Whether it is worth trying. Otherwise the server ends."""
@@ -294,12 +343,28 @@ class Server:
             self._on_ready()
 
 
-def _when_stdin_ends(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-    """Calls `stop` on the loop once nobody holds the other end of standard input."""
+class LastResort:
+    """Ends the process with status 1 when an orderly end takes too long, whatever holds it: a client, a thread, the event loop,
+    native code. What that was is written to standard error. The scheduler follows by its life line."""
+
+    def __init__(self) -> None:
+        self.is_armed = False
+
+    def arm(self, seconds: float) -> None:
+        """`seconds`: the time for draining. Takes no lock, so that a signal handler may call it anywhere."""
+        self.is_armed = True
+        faulthandler.dump_traceback_later(seconds + LAST_SECONDS + EXIT_SECONDS, exit=True, file=STANDARD_ERROR)
+
+    def disarm(self) -> None:
+        if self.is_armed:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _when_stdin_ends(stop: Callable[[], None]) -> None:
+    """Calls `stop` once nobody holds the other end of standard input."""
     while os.read(0, 4096):
         pass
-    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-        loop.call_soon_threadsafe(stop)
+    stop()
 
 
 class _HttpServer(uvicorn.Server):
@@ -393,7 +458,9 @@ def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) 
         dataclasses.replace(args, api_key=config.flags["api_key"], admin_api_key=config.flags["admin_api_key"]),
     )
     resolve_model(config.model.model_path, revision=config.model.revision, download_dir=config.model.download_dir)
+    last_resort = LastResort()
     try:
-        uvloop.run(Server(config, listener, on_ready).run())
+        uvloop.run(Server(config, listener, on_ready, last_resort).run())
     finally:
+        last_resort.disarm()
         listener.close()

@@ -84,6 +84,11 @@ class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """whom the queue is fair to, outermost first: (API key, user); empty when nobody is told apart"""
     received_at: float = 0.0
     """time.monotonic() when the server got it (the clock is shared by processes of one machine)"""
+    resumed: tuple[int, ...] | None = None
+    """set when another scheduler had the request before: the output tokens that were sent then, with their log probabilities
+    and those of the prompt. The output goes on behind them and is the one that it would have been"""
+    resumed_hold: int = 0
+    """`hold_bytes` with the last of them"""
 
 
 class AbortReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):

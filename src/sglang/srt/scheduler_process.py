@@ -8,8 +8,10 @@ Standard input stays open as a life line: when it closes, the server has died, h
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import logging
 import os
+import re
 import shutil
 import signal
 import struct
@@ -17,6 +19,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import IO
 
 import msgspec
@@ -32,11 +35,18 @@ from sglang.srt.model.distributed.leader import create_parallel_worker
 from sglang.srt.model.embedder import create_embedder, embeds_by_itself
 from sglang.srt.model.worker import create_worker
 from sglang.srt.scheduler.embedding import EmbeddingScheduler
+from sglang.srt.scheduler.grammar.journal import GrammarJournal, read_journal
 from sglang.srt.scheduler.scheduler import Scheduler
 from sglang.srt.server.tokenization.tokenizer import Tokenizer, open_tokenizer
 from sglang.srt.transport import SocketSchedulerEnd
 
 logger = logging.getLogger("sglang")
+
+LIFE_LINE = 0
+"""standard input, as a file descriptor"""
+JOURNAL, DUMP = "grammars", "crash"
+"""files of the socket directory: what native grammar code works on (scheduler/grammar/journal.py), and where the process was
+when a signal of native code ended it"""
 
 
 def build_scheduler(
@@ -45,9 +55,11 @@ def build_scheduler(
     inbox: Inbox,
     outbox: Outbox,
     on_rank_death: Callable[[str], None] | None = None,
+    journal: GrammarJournal | None = None,
 ) -> tuple[Scheduler | EmbeddingScheduler, ModelInfo]:
     """Loads the model, while the tokenizer is read on another thread, and puts a scheduler around both. `on_rank_death` is
-    called from a side thread when the model is shared by several processes and one of them dies. Raises SglangError."""
+    called from a side thread when the model is shared by several processes and one of them dies. `journal`: where native
+    grammar code leaves its traces. Raises SglangError."""
     logger.info("Load weight begin. avail mem=%.2f GB", _free_gb())
     if config.model.is_embedding or embeds_by_itself(config.model):
         if config.device.tp_size > 1:
@@ -64,7 +76,7 @@ def build_scheduler(
     text = tokenizer.result()
     vocabulary = text.vocabulary if text is not None else None
     release_freed_memory()
-    return Scheduler(config.schedule, config.grammar, worker, vocabulary, inbox, outbox), worker.info
+    return Scheduler(config.schedule, config.grammar, worker, vocabulary, inbox, outbox, journal), worker.info
 
 
 def read_tokenizer(config: RuntimeConfig) -> Future[Tokenizer | None]:
@@ -100,19 +112,51 @@ def write_config(stream: IO[bytes], config: RuntimeConfig) -> None:
     stream.flush()
 
 
-def _read_config(stream: IO[bytes]) -> RuntimeConfig:
-    (size,) = struct.unpack("<I", stream.read(4))
-    return msgspec.msgpack.decode(stream.read(size), type=RuntimeConfig)
+def _read_config(pipe: int) -> RuntimeConfig:
+    (size,) = struct.unpack("<I", _read_exactly(pipe, 4))
+    return msgspec.msgpack.decode(_read_exactly(pipe, size), type=RuntimeConfig)
 
 
-def _die_with_the_server(stream: IO[bytes], directory: str) -> None:
+def _read_exactly(pipe: int, size: int) -> bytes:
+    """Without a buffer of Python's: a thread that waits in one holds its lock, and an interpreter that ends then aborts. Ends
+    the process if the server has gone."""
+    data = b""
+    while len(data) < size:
+        part = os.read(pipe, size - len(data))
+        if not part:
+            os._exit(1)
+        data += part
+    return data
+
+
+def _die_with_the_server(pipe: int, directory: str) -> None:
     def watch() -> None:
-        while stream.read(1):
+        while os.read(pipe, 4096):
             pass
         shutil.rmtree(directory, ignore_errors=True)  # nobody else is left to do it
         os._exit(1)
 
     threading.Thread(target=watch, name="life-line", daemon=True).start()
+
+
+def blamed_grammars(directory: Path, status: int) -> set[bytes]:
+    """Digests of the grammars of which the process with these files died, if it was grammars. `status`: its exit status. An error
+    is that of the call that raised it, a crash that of the thread that crashed. Where that is one of the threads that compile for
+    others (grammar/aside.py), or none of Python's, or where it hung, all grammars that were worked on are to blame."""
+    entries = read_journal(directory / JOURNAL)
+    crashed = re.search(rb"Current thread 0x([0-9a-f]+).*?\n((?:  .*\n)*)", _dump(directory))
+    if status >= 0:
+        entries = [entry for entry in entries if entry.raised]
+    elif crashed is not None and not re.search(rb"grammar.aside\.py", crashed[2]):
+        entries = [entry for entry in entries if entry.thread == int(crashed[1], 16)]
+    return {digest for entry in entries for digest in entry.digests}
+
+
+def _dump(directory: Path) -> bytes:
+    try:
+        return (directory / DUMP).read_bytes()
+    except OSError:
+        return b""
 
 
 def _die_with_a_rank(reason: str) -> None:
@@ -122,18 +166,29 @@ def _die_with_a_rank(reason: str) -> None:
 
 
 def main() -> int:
-    """Exit status: 0 after a shutdown, 1 when the model could not be loaded."""
+    """Exit status: 0 after a shutdown, 1 when the model could not be loaded or the scheduler failed."""
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the server decides
         signal.signal(number, signal.SIG_IGN)
-    config = _read_config(sys.stdin.buffer)
-    _die_with_the_server(sys.stdin.buffer, sys.argv[1])
+    config = _read_config(LIFE_LINE)
+    directory = sys.argv[1]
+    _die_with_the_server(LIFE_LINE, directory)
     configure_logging(config.http.log_level)
-    link = SocketSchedulerEnd(sys.argv[1])
+    dump = (Path(directory) / DUMP).open("wb")
+    faulthandler.enable(dump)
+    link = SocketSchedulerEnd(directory)
     try:
-        scheduler, info = build_scheduler(config, read_tokenizer(config), link, link, _die_with_a_rank)
+        return _serve(config, link, GrammarJournal(Path(directory) / JOURNAL))
+    finally:
+        link.close()
+        faulthandler.disable()
+        dump.close()
+
+
+def _serve(config: RuntimeConfig, link: SocketSchedulerEnd, journal: GrammarJournal) -> int:
+    try:
+        scheduler, info = build_scheduler(config, read_tokenizer(config), link, link, _die_with_a_rank, journal)
     except SglangError as error:
         link.send(SchedulerFailed(str(error)))
-        link.close()
         return 1
     except Exception as error:  # noqa: BLE001  outermost: the server says it, and the log where
         logger.debug("Loading failed", exc_info=True)
@@ -144,8 +199,11 @@ def main() -> int:
         link.close()
         return 1
     link.send(SchedulerReady(dataclasses.asdict(info)))
-    scheduler.run()
-    link.close()
+    try:
+        scheduler.run()
+    except Exception:  # noqa: BLE001  one of the two outermost loops; the server starts another scheduler
+        logger.exception("the scheduler died")
+        return 1
     return 0
 
 
@@ -153,4 +211,4 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # the life line's thread blocks in a read that an ordinary exit would wait for
+    os._exit(code)  # threads of native code may still run

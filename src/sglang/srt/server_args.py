@@ -255,6 +255,7 @@ class ServerArgs:
                 enable_metrics=self.enable_metrics,
                 stream_output=self.stream_output,
                 stream_interval=self.stream_interval,
+                random_seed=seed,
                 reasoning_parser=self.reasoning_parser,
                 tool_call_parser=self.tool_call_parser,
                 preferred_sampling_params=_json_object("preferred_sampling_params", self.preferred_sampling_params),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -34,6 +35,7 @@ class Runtime:
         command = [sys.executable, "-m", "sglang.launch_server", *_command_line(flags)]
         self._process: subprocess.Popen[bytes] | None = subprocess.Popen(command)
         self.pid = self._process.pid
+        self._owner = os.getpid()
         atexit.register(self.shutdown)
         try:
             self._wait(launch_timeout)
@@ -60,7 +62,7 @@ class Runtime:
     def shutdown(self) -> None:
         """Stops the server and all its processes."""
         process, self._process = self._process, None
-        if process is not None:
+        if process is not None and os.getpid() == self._owner:  # a fork that ends leaves it to the process that started it
             from sglang.utils import terminate_process
 
             terminate_process(process)

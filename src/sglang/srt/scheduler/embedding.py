@@ -95,15 +95,11 @@ class EmbeddingScheduler:
         self._num_steps = 0
 
     def run(self) -> None:
-        """Whatever goes wrong, every request gets an answer before the error goes on."""
-        try:
-            while not self._stopping:
-                self._receive()
-                self.step()
-            self._end_all(abort_reason(OverloadError("the server is shutting down")))
-        except BaseException as error:
-            self._end_all(failure_reason(f"the scheduler failed: {error}"))
-            raise
+        """Serves until a ShutdownReq. An error goes on to whoever runs the scheduler."""
+        while not self._stopping:
+            self._receive()
+            self.step()
+        self._end_all(abort_reason(OverloadError("the server is shutting down")))
 
     def _receive(self) -> None:
         for message in self._inbox.receive(0.0 if len(self._line) and not self._paused else IDLE_SECONDS):

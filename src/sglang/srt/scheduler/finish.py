@@ -38,6 +38,10 @@ class Matcher(Protocol):
 
     hold_bytes: int
 
+    def go_on(self, text: bytes, hold_bytes: int) -> None:
+        """Begins behind a text that did not end the request. Its last `hold_bytes` may be the beginning of a match."""
+        ...
+
     def feed(self, chunk: bytes, look: bool) -> tuple[str, int, int] | None:
         """Takes the next bytes. With `look`, returns what matched and how many bytes of the text so far lie behind the
         beginning and behind the end of the match."""
@@ -67,6 +71,9 @@ class StopStrings:
         self._tables = [_failure_table(pattern) for pattern in self._patterns]
         self._states = [0] * len(stops)
         self.hold_bytes = 0
+
+    def go_on(self, text: bytes, hold_bytes: int) -> None:
+        self.feed(text[-max(map(len, self._patterns)) :], look=False)  # nothing before that can still be part of a match
 
     def feed(self, chunk: bytes, look: bool) -> tuple[str, int, int] | None:
         best: tuple[int, int, int] | None = None  # end in the chunk, minus the length, which string
@@ -127,6 +134,21 @@ class StopRegexes:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
         self.hold_bytes = 0
 
+    def go_on(self, text: bytes, hold_bytes: int) -> None:
+        self._text = self._decoder.decode(text)
+        known = text[: len(text) - hold_bytes]
+        if hold_bytes:  # another matcher may hold part of a character
+            known = known[: len(known) - len(self._cut(known))]
+        self._starts = [len(known.decode(errors="surrogateescape"))] * len(self._patterns)
+        self.hold_bytes = self._bytes_behind(self._starts[0]) if self._starts else 0
+
+    @staticmethod
+    def _cut(text: bytes) -> bytes:
+        """The beginning of a character at the end of the text."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
+        decoder.decode(text)
+        return decoder.getstate()[0]
+
     def feed(self, chunk: bytes, look: bool) -> tuple[str, int, int] | None:
         """As `Matcher.feed`. Raises RequestError when a search takes too long."""
         self._text += self._decoder.decode(chunk)
@@ -176,6 +198,7 @@ class FinishChecker:
             self._named = special_stops(vocabulary, params.stop)
         if params.stop:
             self._matchers.append(StopStrings(params.stop))
+        self._sent: list[bytes] = []
         self.skip_bytes = 0  # at the beginning of the output: they belong to the prompt
         self.hold_bytes = 0
         self.trim_bytes = 0
@@ -183,6 +206,21 @@ class FinishChecker:
     def watch_regexes(self, patterns: Sequence[Any]) -> None:
         """Adds stop expressions, made by compile_stop_regex. Called before the first `check`."""
         self._matchers.append(StopRegexes(patterns))
+
+    def note_sent(self, token_id: int) -> None:
+        """Of a resumed request, the next token that its client has."""
+        if self._matchers:  # as `check` looks at it
+            self._sent.append(self._shown(token_id))
+
+    def go_on(self, num_out: int, hold_bytes: int) -> FinishReason | None:
+        """Begins behind the `num_out` tokens that were noted; of their text, the client does not have the last `hold_bytes`. Why
+        the request ends with that, if it does."""
+        text = b"".join(self._sent)
+        self._sent.clear()
+        for matcher in self._matchers:
+            matcher.go_on(text, min(hold_bytes, len(text)))
+        self.hold_bytes = hold_bytes
+        return FinishReason("length", length=num_out) if num_out >= self.max_new_tokens else None
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

@@ -101,9 +101,21 @@ class Inlet:
         if self._lookup and may_repeat(req):
             req.lookup = Lookup(msg.input_ids)
         req.logprob_next = options.start_len if options.start_len >= 0 else len(prompt)
-        if req.logprob_next == 0:
+        if msg.resumed:
+            self._note_sent(req, msg.resumed)
+        elif req.logprob_next == 0:
             req.input_positions.append(Position(msg.input_ids[0], None))
         return req
+
+    @staticmethod
+    def _note_sent(req: Req, ids: tuple[int, ...]) -> None:
+        """What the client of a resumed request has: these tokens (`output.take_sent` enters them), their log probabilities
+        and the prompt's."""
+        req.input_sent = True
+        req.sent_len = len(ids)
+        req.logprob_next = req.prompt_len + len(ids)
+        if req.spec.want_logprob:
+            req.output_positions = [Position(i, None) for i in ids]  # they count and are not looked at
 
     def _checked_prompt(self, msg: TokenizedReq) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
         num_ids, context_len = len(msg.input_ids), self._info.context_len
@@ -117,6 +129,8 @@ class Inlet:
         ids = np.array(msg.input_ids, dtype=np.int64)
         if ids.min() < 0 or ids.max() >= self._info.vocab_size:
             raise RequestError(f"the prompt has token ids outside 0 to {self._info.vocab_size - 1}", "input_ids")
+        if any(not 0 <= i < self._info.vocab_size for i in msg.resumed or ()):
+            raise RequestError(f"the output so far has token ids outside 0 to {self._info.vocab_size - 1}", "resumed")
         if msg.logprobs is not None and any(not 0 <= i < self._info.vocab_size for i in msg.logprobs.token_ids):
             raise RequestError(f"token_ids_logprob must lie in 0 to {self._info.vocab_size - 1}", "token_ids_logprob")
         return ids.astype(np.int32)

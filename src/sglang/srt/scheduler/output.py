@@ -46,6 +46,23 @@ def take_drawn(req: Req, token_id: int, guess: Followed | None = None) -> Finish
     return reason if reason is not None else take_forced(req)
 
 
+def take_sent(req: Req) -> FinishReason | None:
+    """Enters what another scheduler had sent of a resumed request: grammar, stop strings and penalties stand where they stood.
+    Why the request ends with that, if it does."""
+    for token_id in req.msg.resumed or ():
+        if req.lookup is not None:
+            req.lookup.note(token_id)
+        req.output_ids.append(token_id)
+        if req.in_thought:
+            req.in_thought = token_id not in req.msg.grammar_after
+        elif req.grammar is not None and not req.grammar.accept(token_id):
+            return _stuck(req)
+        req.finish.note_sent(token_id)
+        if req.msg.healed and req.finish.skip_bytes == 0 and req.msg.sampling.grammar is None:
+            req.grammar = None
+    return req.finish.go_on(len(req.output_ids), req.msg.resumed_hold) if req.msg.resumed else None
+
+
 def _take_guessed(req: Req, guess: Followed) -> FinishReason | None:
     """The grammar has been there already, and the request may go on after all these tokens (drafts.py)."""
     for i, token_id in enumerate(guess.ids):

@@ -39,18 +39,19 @@ from sglang.srt.scheduler.batch import Extend, ScheduleBatch, build_batch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.decode import RunningBatch
 from sglang.srt.scheduler.drafts import Room, add_drafts, drafts_anything
-from sglang.srt.scheduler.finish import abort_reason, failure_reason
+from sglang.srt.scheduler.finish import abort_reason
 from sglang.srt.scheduler.grammar.compiler import GrammarCompiler
+from sglang.srt.scheduler.grammar.journal import GrammarJournal, NotedBackend
 from sglang.srt.scheduler.grammar.masks import MaskFiller
 from sglang.srt.scheduler.grammar.registry import create_backend
 from sglang.srt.scheduler.inlet import Inlet
 from sglang.srt.scheduler.media import MediaGate
-from sglang.srt.scheduler.output import take_forced
+from sglang.srt.scheduler.output import take_forced, take_sent
 from sglang.srt.scheduler.overlap import Flight, build_ahead, overtaken
 from sglang.srt.scheduler.prefill import OutputEstimate, PrefillLimits, PrefillPlanner
 from sglang.srt.scheduler.profiling import Profiler
 from sglang.srt.scheduler.req import Req
-from sglang.srt.scheduler.results import StepResults, build_out
+from sglang.srt.scheduler.results import StepResults
 from sglang.srt.scheduler.stats import StepStats
 from sglang.srt.scheduler.waiting import WaitingQueue
 from sglang.srt.vocabulary import Vocabulary
@@ -77,8 +78,10 @@ class Scheduler:
         vocabulary: Vocabulary | None,
         inbox: Inbox,
         outbox: Outbox,
+        journal: GrammarJournal | None = None,
     ) -> None:
-        """Raises ConfigError when the grammar backend is not to be had."""
+        """`journal`: where to note what native grammar code works on. Raises ConfigError when the grammar backend is not to be
+        had."""
         info = worker.info
         self._options = options
         self._worker = worker
@@ -94,6 +97,8 @@ class Scheduler:
         )
         worker.bind(self.memory.rows.table)
         backend = create_backend(vocabulary, grammar_options)
+        if backend is not None and journal is not None:
+            backend = NotedBackend(backend, journal, grammar_options.refused)
         self._compiler = GrammarCompiler(backend, grammar_options)
         self._masks: MaskFiller | None = None
         if backend is not None and vocabulary is not None:
@@ -121,17 +126,13 @@ class Scheduler:
     # --- the loop -----------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Serves until a ShutdownReq. Whatever goes wrong, every request gets a final TokenOut before the error goes on."""
+        """Serves until a ShutdownReq. After an error the owners are not to be trusted any more: it goes on to whoever runs the
+        scheduler, who ends the requests or has another scheduler resume them."""
         try:
             while not self._stopping:
                 self._receive()
                 self.step()
             self._end_all(abort_reason(OverloadError("the server is shutting down")))
-        except BaseException as error:
-            # Half a step may be entered: the owners are not to be trusted any more, only who is owed an answer.
-            reason = failure_reason(f"the scheduler failed: {error}")
-            self._outbox.send(BatchTokenOut([build_out(req, reason) for req in self._live.values()]))
-            raise
         finally:
             self._compiler.close()
             if self._masks is not None:
@@ -357,7 +358,8 @@ class Scheduler:
         try:
             if msg.rid in self._live:
                 raise RequestError(f"a request with the id {msg.rid!r} is already running", "rid")
-            self._check_room(msg)
+            if msg.resumed is None:  # one that is resumed was let in before
+                self._check_room(msg)
             req = self._inlet.create(msg)
             if req.media is not None:
                 self._gate.check(req.media)
@@ -383,8 +385,8 @@ class Scheduler:
             raise OverloadError(f"{own} requests of this API key are waiting already; try again later")
 
     def _enqueue(self, req: Req, results: StepResults) -> None:
-        """Puts a request into the queue. What its grammar begins with need not be drawn; if that is all there is, it ends."""
-        reason = take_forced(req)
+        """Puts a request into the queue. What its grammar goes on with need not be drawn; if that is all there is, it ends."""
+        reason = take_sent(req) or take_forced(req)
         if reason is not None:
             results.end(req, reason)
             return

@@ -16,6 +16,7 @@ from sglang.srt.messages import TokenizedReq
 from sglang.srt.relay import End, Relay
 from sglang.srt.server.detokenizer import Detokenizer
 from sglang.srt.server.generate_req import GenerateOut, own_rid
+from sglang.srt.server.resuming import Progress
 from sglang.srt.server.sessions import Turn
 
 
@@ -23,7 +24,18 @@ class Sequence:
     """One sequence in flight, and when it was heard of. `rid` is its name for the client, `request.rid` for the scheduler."""
 
     __slots__ = (
-        *("call", "detokenizer", "first_at", "held", "index", "last_at", "prompt_len", "queue_time", "request", "rid", "said"),
+        "call",
+        "detokenizer",
+        "first_at",
+        "held",
+        "index",
+        "last_at",
+        "progress",
+        "prompt_len",
+        "queue_time",
+        "request",
+        "rid",
+        "said",
     )
 
     def __init__(self, call: Call, index: int, request: TokenizedReq, detokenizer: Detokenizer | None) -> None:
@@ -38,6 +50,7 @@ class Sequence:
         self.queue_time = 0.0
         self.held: GenerateOut | None = None
         self.said = False
+        self.progress = Progress()
 
     def with_held(self, out: GenerateOut) -> GenerateOut:
         """This output, joined to what was held back before it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from uuid import uuid4
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from sglang.srt.errors import EngineDeadError, OverloadError, RequestError, SglangError
 from sglang.srt.messages import AbortReq, BatchEmbedOut, EmbedReq, FinishReason, ToScheduler
+from sglang.srt.server.resuming import DEADLY, MAX_DEATHS
 
 AT_ONCE = 200
 """texts of one call that are sent before others have their turn"""
@@ -18,12 +20,27 @@ AT_ONCE = 200
 Vector = npt.NDArray[np.float32]
 
 
+@dataclass(eq=False, slots=True)
+class _Text:
+    """A text that waits for its vector. `is_sent`: a scheduler has it."""
+
+    request: EmbedReq
+    future: asyncio.Future[Vector]
+    is_sent: bool = False
+    num_deaths: int = 0
+
+    def fail(self, error: SglangError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
 class EmbeddingCalls:
     """Owner of the texts in flight. Everything runs on one event loop."""
 
     def __init__(self, send: Callable[[ToScheduler], None]) -> None:
         self._send = send
-        self._waiting: dict[str, asyncio.Future[Vector]] = {}
+        self._waiting: dict[str, _Text] = {}
+        self._is_away = False
 
     @property
     def num_in_flight(self) -> int:
@@ -37,42 +54,81 @@ class EmbeddingCalls:
         if any(name in self._waiting for name in names):
             raise RequestError("a request with such a rid is already running", "rid")
         loop = asyncio.get_running_loop()
-        futures = [loop.create_future() for _ in texts]
-        self._waiting.update(zip(names, futures, strict=True))
+        own = [_Text(EmbedReq(name, ids, client), loop.create_future()) for name, ids in zip(names, texts, strict=True)]
+        self._waiting.update((text.request.rid, text) for text in own)
         try:
-            for i, (name, ids) in enumerate(zip(names, texts, strict=True)):
+            for i, text in enumerate(own):
                 if i and i % AT_ONCE == 0:
                     await asyncio.sleep(0)
-                self._send(EmbedReq(name, ids, client))
-            return list(await asyncio.gather(*futures))
+                self._hand_over(text)
+            return list(await asyncio.gather(*(text.future for text in own)))
         finally:
-            for name, future in zip(names, futures, strict=True):
-                if self._waiting.get(name) is future:
-                    del self._waiting[name]
-                    self._send(AbortReq(rid=name))
-                if future.done() and not future.cancelled():
-                    future.exception()  # another's error is the one that is told
+            for text in own:
+                self._forget(text)
+
+    def _hand_over(self, text: _Text) -> None:
+        if not self._is_away and not text.is_sent and not text.future.done():
+            text.is_sent = True
+            self._send(text.request)
+
+    def _forget(self, text: _Text) -> None:
+        rid, future = text.request.rid, text.future
+        if self._waiting.get(rid) is text:
+            del self._waiting[rid]
+            if not self._is_away:
+                self._send(AbortReq(rid=rid))
+        if future.done() and not future.cancelled():
+            future.exception()  # another's error is the one that is told
 
     def handle(self, message: BatchEmbedOut) -> None:
         for out in message.outs:
-            future = self._waiting.pop(out.rid, None)
-            if future is None or future.done():
+            text = self._waiting.pop(out.rid, None)
+            if text is None or text.future.done():
                 continue  # dropped meanwhile
             if out.finish is not None:
-                future.set_exception(_error_of(out.finish))
+                text.fail(_error_of(out.finish))
             else:
-                future.set_result(np.frombuffer(out.vector, np.float32))
+                text.future.set_result(np.frombuffer(out.vector, np.float32))
+
+    def note_death(self) -> None:
+        """The scheduler has died. Its texts are kept for the next one, unless they were there too often."""
+        self._is_away = True
+        for rid, text in list(self._waiting.items()):
+            text.num_deaths += text.is_sent
+            text.is_sent = False
+            if text.num_deaths >= MAX_DEATHS:
+                del self._waiting[rid]
+                text.fail(EngineDeadError(DEADLY))
+
+    def resume(self) -> int:
+        """There is a scheduler again: sends it all texts. Returns how many another one had."""
+        self._is_away = False
+        for text in self._waiting.values():
+            self._hand_over(text)
+        return sum(text.num_deaths > 0 for text in self._waiting.values())
 
     def fail(self, error: SglangError) -> None:
         """Ends all texts in flight."""
         waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
-            if not future.done():
-                future.set_exception(error)
+        for text in waiting.values():
+            text.fail(error)
 
     def abort(self, rid: str) -> None:
-        if rid in self._waiting:
+        text = self._waiting.get(rid)
+        if text is None:
+            return
+        if text.is_sent:
             self._send(AbortReq(rid=rid))
+        else:
+            del self._waiting[rid]
+            text.fail(RequestError("the request was aborted"))
+
+    def abort_all(self, message: str) -> None:
+        """Ends those that no scheduler has."""
+        for rid, text in list(self._waiting.items()):
+            if not text.is_sent:
+                del self._waiting[rid]
+                text.fail(RequestError(message))
 
 
 def _error_of(finish: FinishReason) -> SglangError:

@@ -48,6 +48,8 @@ class Metrics:
         self._structured = counter("num_so_requests", "finished requests with a constraint")
         self._aborted = counter("num_aborted_requests", "requests aborted")
         self._retracted = counter("num_retractions", "times a request gave its memory back")
+        self._restarts = counter("num_scheduler_restarts", "times a scheduler died and another took its place")
+        self._resumed = counter("num_resumed_requests", "requests that another scheduler continued")
         self._first_token = histogram("time_to_first_token_seconds", "from arrival to the first token", _FIRST_TOKEN)
         self._between = histogram("inter_token_latency_seconds", "between two tokens of a request", _BETWEEN)
         self._whole = histogram("e2e_request_latency_seconds", "from arrival to the end", _WHOLE)
@@ -80,6 +82,10 @@ class Metrics:
     def next_tokens(self, seconds: float, count: int) -> None:
         """`count` tokens that came `seconds` after the last."""
         self._between.observe(seconds / count)
+
+    def restarted(self, num_resumed: int) -> None:
+        self._restarts.inc()
+        self._resumed.inc(num_resumed)
 
     def aborted(self) -> None:
         self._aborted.inc()

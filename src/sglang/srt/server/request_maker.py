@@ -5,7 +5,10 @@ text or ids --tokenize--> ids of each prompt --media--> with placeholders --chec
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import RequestError, UnsupportedError
@@ -40,6 +43,7 @@ class RequestMaker:
         self.http = http
         self.media = media
         self._healer: Healer | None = None
+        self._seeds = random.Random(http.random_seed)
         self._longest_token = max(map(len, tokenizer.vocabulary.token_bytes)) if tokenizer is not None else 1
 
     @property
@@ -146,6 +150,8 @@ class RequestMaker:
             items = seen.items if seen is not None else ()
             ids, healed = self._heal(ids) if req.token_healing and seen is None else (ids, "")
             for name, choice in samples_of(rid, fitted):
+                if choice.seed is None and not choice.is_greedy:  # fixed here, for whichever scheduler generates it
+                    choice = msgspec.structs.replace(choice, seed=self._seeds.getrandbits(63))
                 requests.append(
                     TokenizedReq(
                         rid=name,

@@ -1,13 +1,33 @@
-"""What the address answers while the model loads: 503, and why. `Door` is the ASGI application that uvicorn knows; the real one
-takes its place when there is one."""
+"""The ASGI application that uvicorn knows. While the model loads it answers 503 and says why; then the real one takes its place.
+It knows who is inside, so that a server that ends can wait for them, and send away those who have no answer by then."""
 
 from __future__ import annotations
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from sglang.srt.server.responses import JsonResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sglang.srt.errors import OverloadError
+from sglang.srt.server.responses import JsonResponse, error_response
 
 _MESSAGE = "the server is starting: its model is being loaded"
+
+
+class _Visit:
+    """One HTTP request. `has_begun`: its response is on its way. `is_over`: its time was up before."""
+
+    __slots__ = ("_send", "has_begun", "is_over")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_begun = False
+        self.is_over = False
+
+    async def send(self, message: Message) -> None:
+        self.has_begun = True
+        await self._send(message)
 
 
 class Door:
@@ -15,9 +35,50 @@ class Door:
 
     def __init__(self) -> None:
         self.app: ASGIApp = _starting
+        self._visits: dict[asyncio.Task[object], _Visit] = {}
+
+    @property
+    def num_inside(self) -> int:
+        """HTTP requests that have no answer, or not all of it."""
+        return len(self._visits)
+
+    def send_away(self) -> None:
+        """Answers 503 to everybody inside whose response has not begun, whatever is done for them now."""
+        for task, visit in self._visits.items():
+            if not visit.has_begun:
+                visit.is_over = True
+                task.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        visit = _Visit(send)
+        with self._inside(visit) as task:
+            try:
+                await self.app(scope, receive, visit.send)
+            except asyncio.CancelledError:
+                if not visit.is_over or visit.has_begun:
+                    raise
+                _uncancel(task)
+                error = OverloadError("the server is shutting down")
+                await error_response(error, scope["path"])(scope, receive, send)
+
+    @contextmanager
+    def _inside(self, visit: _Visit) -> Iterator[asyncio.Task[object]]:
+        task = asyncio.current_task()
+        assert task is not None
+        self._visits[task] = visit
+        try:
+            yield task
+        finally:
+            del self._visits[task]
+
+
+def _uncancel(task: asyncio.Task[object]) -> None:
+    """Lets the task go on."""
+    if hasattr(task, "uncancel"):  # Python 3.11
+        task.uncancel()
 
 
 async def _starting(scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,19 +7,19 @@
                  send(...)   scheduler       handle(...)
 
 Everything here runs on one event loop; only long texts are tokenized on another thread. A call that is cancelled, or whose
-consumer goes away, aborts its sequences at once. A scheduler that dies ends all calls with EngineDeadError.
+consumer goes away, aborts its sequences at once. When a scheduler dies, the next one continues all calls (resuming.py); when
+there will be none, they end with EngineDeadError.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
-
-import msgspec
 
 from sglang.srt.config import HttpOptions, TextOptions
 from sglang.srt.errors import (
@@ -37,7 +37,6 @@ from sglang.srt.messages import (
     FinishReason,
     FlushCacheReq,
     FromScheduler,
-    PauseReq,
     ProfileReq,
     SchedulerReady,
     SchedulerStats,
@@ -48,6 +47,7 @@ from sglang.srt.messages import (
 )
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.calls import Call, Sequence
+from sglang.srt.server.control_calls import ControlCalls
 from sglang.srt.server.detokenizer import Detokenizer
 from sglang.srt.server.embedding_calls import EmbeddingCalls, Vector
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, own_rid, wire_rid
@@ -56,6 +56,7 @@ from sglang.srt.server.metrics import Metrics
 from sglang.srt.server.request_log import RequestLog
 from sglang.srt.server.request_maker import RequestMaker
 from sglang.srt.server.request_scope import RequestScope, current_scope, enter_scope
+from sglang.srt.server.resuming import Resuming
 from sglang.srt.server.sessions import Place, Sessions, Turn
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from sglang.srt.server.tracing import Moments, Tracing
@@ -64,9 +65,10 @@ from sglang.srt.server.validation import check_ids
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
     from sglang.srt.server.multimodal.intake import MediaIntake
 
-CALL_SECONDS = 20.0
 AT_ONCE = 200
 """sequences of one call that are taken in before others have their turn"""
+AWAY_SECONDS = 15.0
+"""how long a new request waits for a scheduler that is being restarted"""
 
 
 class TokenizerManager:
@@ -94,14 +96,16 @@ class TokenizerManager:
         self._log = RequestLog(http.log_requests, http.log_requests_level)
         self._sequences: dict[str, Sequence] = {}
         self._calls: dict[str, Call] = {}
-        self._controls: dict[int, asyncio.Future[ControlReply]] = {}
+        self._controls = ControlCalls(send)
         self._embeddings = EmbeddingCalls(send)
         self.sessions = Sessions(http.max_sessions, http.max_session_tokens, http.session_timeout)
         self._clients = KeyRing(http.api_keys, http.admin_api_key).clients
-        self._control_ids = itertools.count(1)
         self._death: str | None = None
+        self._away: str | None = None
+        self._back = asyncio.Event()
+        self._resuming = Resuming(send, self._end)
         self.tracing = Tracing(http.otlp_traces_endpoint, http.served_model_name) if http.otlp_traces_endpoint else None
-        self.draining = False
+        self._draining_since = math.inf
         self._heard_at = 0.0
         self._checking: asyncio.Task[bool] | None = None
 
@@ -131,14 +135,14 @@ class TokenizerManager:
         return self._maker.need_tokenizer()
 
     async def start(self, req: GenerateReq) -> Call:
-        """Checks the request and hands its sequences to the scheduler. Raises RequestError, or EngineDeadError while there is
-        no scheduler."""
-        self._check_alive()
+        """Checks the request and hands its sequences to the scheduler. While one is being restarted it waits for a while. Raises
+        RequestError, OverloadError, or EngineDeadError if there is no scheduler."""
+        await self._wait_for_scheduler()
         if self.info.get("embedding_dim"):
             raise RequestError("this server embeds and does not generate: use /v1/embeddings")
         place = self.sessions.place(req.session, current_scope().key) if req.session is not None else None
         requests = await self._maker.make(req, place.ids if place is not None else None)
-        self._check_alive()  # it may have died while a long text was tokenized
+        self._check_open()  # much may have happened while a long text was tokenized
         scope = current_scope()
         name = req.rid if isinstance(req.rid, str) else own_rid(requests[0])
         key = wire_rid(scope.key, name)
@@ -177,15 +181,18 @@ class TokenizerManager:
             detokenizer = (
                 Detokenizer(vocabulary, request.sampling.skip_special_tokens, drop) if vocabulary is not None else None
             )
-            kept = msgspec.structs.replace(request, media=()) if request.media else request  # pixels are not needed again
-            sequence = Sequence(call, index, kept, detokenizer)
+            sequence = Sequence(call, index, self._resuming.keep(request), detokenizer)
             self._sequences[request.rid] = call.open[request.rid] = sequence
 
     def _hand_over(self, call: Call, requests: list[TokenizedReq]) -> None:
-        """Sends them to the scheduler, unless the call has failed meanwhile or they were aborted."""
+        """Sends them to the scheduler, unless the call has failed meanwhile or they were aborted. Without a scheduler they go along
+        with those that are resumed."""
         for request in requests:
-            if request.rid in call.open:
-                self._send(request)
+            sequence = call.open.get(request.rid)
+            if sequence is not None:
+                if self.is_alive and not sequence.progress.is_sent:
+                    sequence.progress.is_sent = True
+                    self._send(request)
                 self._log.received(request)
 
     def _enter(self, place: Place, request: TokenizedReq) -> Turn:
@@ -223,11 +230,30 @@ class TokenizerManager:
             key = wire_rid(client, rid)
             call = self._calls.get(key)
             for name in list(call.open) if call is not None else [key] if key in self._sequences else []:
-                self._send(AbortReq(rid=name, message=message))
+                if self._note_abort(self._sequences[name], message):
+                    self._send(AbortReq(rid=name, message=message))
             self._embeddings.abort(key)
 
     def abort_all(self, message: str = "the request was aborted") -> None:
-        self._send(AbortReq(all=True, message=message))
+        for sequence in list(self._sequences.values()):
+            self._note_abort(sequence, message)
+        self._embeddings.abort_all(message)
+        if self.is_alive:
+            self._send(AbortReq(all=True, message=message))
+
+    def _note_abort(self, sequence: Sequence, message: str) -> bool:
+        """True when it is for the scheduler to end the sequence; one that no scheduler has ends here."""
+        sequence.progress.aborted = message
+        if not sequence.progress.is_sent:
+            self._end(sequence, FinishReason("abort", message=message))
+        return sequence.progress.is_sent
+
+    def _end(self, sequence: Sequence, finish: FinishReason) -> None:
+        """Ends a sequence with what it has, without a scheduler."""
+        rid = sequence.request.rid
+        if self._sequences.get(rid) is sequence:
+            out = TokenOut(rid, [], finish, prompt_len=sequence.prompt_len, completion_len=len(sequence.progress.ids))
+            self._on_output(out, time.monotonic())
 
     def drop(self, call: Call, message: str) -> None:
         """Aborts a call that nobody listens to any more."""
@@ -236,13 +262,15 @@ class TokenizerManager:
             if self.tracing is not None:
                 self._trace(sequence, "abort", sequence.prompt_len, 0)
             self._forget(call, rid)
-            if self._death is None:
+            if self.is_alive and sequence.progress.is_sent:
                 self._send(AbortReq(rid=rid, message=message))
             if self.metrics is not None:
                 self.metrics.aborted()
 
     def _forget(self, call: Call, rid: str) -> None:
-        self._sequences.pop(rid, None)
+        sequence = self._sequences.pop(rid, None)
+        if sequence is not None:
+            self._resuming.forget(sequence)
         call.open.pop(rid, None)
         if not call.open:
             self._calls.pop(call.key, None)
@@ -257,7 +285,7 @@ class TokenizerManager:
 
     async def embed(self, texts: list[list[int]], rids: list[str] | None = None) -> list[Vector]:
         """A vector for each text; `check_embed` has found them right."""
-        self._check_alive()
+        await self._wait_for_scheduler()
         client = current_scope().key
         names = [wire_rid(client, rid) for rid in rids] if rids is not None else None
         return await self._embeddings.embed(texts, names, client)
@@ -281,7 +309,7 @@ class TokenizerManager:
         if isinstance(message, BatchTokenOut):
             self._heard_at = time.monotonic()
             for out in message.outs:
-                self._on_output(out)
+                self._on_output(out, self._heard_at)
         elif isinstance(message, BatchEmbedOut):
             self._heard_at = time.monotonic()
             self._embeddings.handle(message)
@@ -290,18 +318,17 @@ class TokenizerManager:
         elif isinstance(message, ControlReply):
             if message.stats is not None:
                 self._on_stats(message.stats)
-            future = self._controls.pop(message.call_id, None)
-            if future is not None and not future.done():
-                future.set_result(message)
+            self._controls.handle(message)
         elif isinstance(message, SchedulerReady):
             self.scheduler_restarted(message.info)
         else:
             self.scheduler_died(message.message)
 
-    def _on_output(self, token_out: TokenOut) -> None:
+    def _on_output(self, token_out: TokenOut, now: float) -> None:
         sequence = self._sequences.get(token_out.rid)
         if sequence is None:
             return  # dropped meanwhile
+        token_out = self._resuming.note(sequence, token_out)
         call = sequence.call
         out = GenerateOut(
             index=sequence.index,
@@ -315,7 +342,7 @@ class TokenizerManager:
             input_logprobs=token_out.input_logprobs,
             output_logprobs=token_out.output_logprobs,
             num_retractions=token_out.num_retractions,
-            seconds=self._heard_at - call.started_at,
+            seconds=now - call.started_at,
         )
         if call.turn is not None:
             call.turn.add(out.ids)
@@ -379,73 +406,108 @@ class TokenizerManager:
         if self.metrics is not None:
             self.metrics.scheduler(stats)
 
+    def scheduler_lost(self, message: str, is_explained: bool = False) -> None:
+        """The scheduler has died, and another is on its way: calls are kept for it, new ones wait. `is_explained`: it is known
+        what killed it, and that is no request in flight that will be tried again."""
+        self._away = message
+        self._back.clear()
+        self._controls.fail(EngineAwayError(message))
+        self._embeddings.note_death()
+        self._resuming.note_death(list(self._sequences.values()), is_explained)
+
+    def scheduler_restarted(self, info: dict[str, Any]) -> None:
+        """There is a scheduler: it is sent all calls."""
+        self._maker.info = info
+        self._death = self._away = None
+        self._back.set()
+        self._controls.resume()
+        num_resumed = self._embeddings.resume() + self._resuming.resume(self._sequences.values())
+        if self.metrics is not None:
+            self.metrics.restarted(num_resumed)
+
     def scheduler_died(self, message: str) -> None:
         """Ends all calls with EngineDeadError; new ones are refused until `scheduler_restarted`."""
         self._death = message
+        self._back.set()
         self._embeddings.fail(EngineDeadError(message))
         for sequence in self._sequences.values():
             self._log.dropped(sequence.request, message)
         calls = {id(s.call): s.call for s in self._sequences.values()}
+        self._resuming.clear()
         self._sequences.clear()
         self._calls.clear()
         for call in calls.values():
             call.open.clear()
             call.closed()
             call.fail(EngineDeadError(message))
-        for future in self._controls.values():
-            if not future.done():
-                future.set_exception(EngineDeadError(message))
-        self._controls.clear()
+        self._controls.fail(EngineDeadError(message))
 
-    def scheduler_restarted(self, info: dict[str, Any]) -> None:
-        self._maker.info = info
-        self._death = None
+    async def _wait_for_scheduler(self) -> None:
+        """Until there is one again, if there is none. Raises OverloadError or EngineAwayError."""
+        self._check_open()
+        if self._away is not None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._back.wait(), AWAY_SECONDS)
+            self._check_open()
+            if self._away is not None:
+                raise EngineAwayError(self._away)
 
-    def _check_alive(self) -> None:
-        if self.draining:
+    def _check_open(self) -> None:
+        """Raises for a request that has come too late: while the server drains, or when there will be no scheduler."""
+        if current_scope().arrived_at > self._draining_since:
             raise OverloadError("the server is shutting down")
         if self._death is not None:
             raise EngineAwayError(self._death)
 
+    def _check_alive(self) -> None:
+        self._check_open()
+        if self._away is not None:
+            raise EngineAwayError(self._away)
+
+    # --- the end of the server ----------------------------------------------------------------------------------------------
+
+    def begin_drain(self) -> None:
+        """From now on, requests that come are refused; those that are here already go on."""
+        self._draining_since = time.monotonic()
+
+    def end_drain(self) -> None:
+        """From now on, nothing is begun any more. What runs is aborted."""
+        self._draining_since = -math.inf
+        self.abort_all("the server is shutting down")
+
+    @property
+    def draining(self) -> bool:
+        return self._draining_since != math.inf
+
     # --- control ------------------------------------------------------------------------------------------------------------
 
     async def flush_cache(self) -> ControlReply:
+        self._check_alive()
         if self.media is not None:
             await self.media.flush()
-        return await self._control(FlushCacheReq)
+        return await self._controls.ask(FlushCacheReq)
 
     async def pause(self, pause: bool) -> ControlReply:
-        return await self._control(lambda call_id: PauseReq(call_id, pause))
+        self._check_alive()
+        return await self._controls.pause(pause)
 
     async def profile(self, start: bool) -> ControlReply:
-        return await self._control(lambda call_id: ProfileReq(call_id, start))
+        self._check_alive()
+        return await self._controls.ask(lambda call_id: ProfileReq(call_id, start))
 
     async def state(self) -> SchedulerStats:
-        await self._control(StateReq)
-        return self.stats
-
-    async def _control(self, make: Callable[[int], ToScheduler]) -> ControlReply:
-        """Asks and waits. Raises OverloadError without an answer in time, EngineDeadError if the scheduler dies."""
         self._check_alive()
-        call_id = next(self._control_ids)
-        future: asyncio.Future[ControlReply] = asyncio.get_running_loop().create_future()
-        self._controls[call_id] = future
-        self._send(make(call_id))
-        try:
-            return await asyncio.wait_for(future, CALL_SECONDS)
-        except asyncio.TimeoutError as error:
-            raise OverloadError(f"the scheduler did not answer within {CALL_SECONDS:g} s") from error
-        finally:
-            self._controls.pop(call_id, None)
+        await self._controls.ask(StateReq)
+        return self.stats
 
     @property
     def is_alive(self) -> bool:
-        return self._death is None
+        return self._death is None and self._away is None
 
     @property
     def status(self) -> str:
         """ready, draining or broken; while the model loads there is no manager, and the server says "starting"."""
-        return "draining" if self.draining else "broken" if self._death is not None else "ready"
+        return "draining" if self.draining else "ready" if self.is_alive else "broken"
 
     async def health(self, timeout: float = 20.0) -> bool:
         """Whether the engine generates: any output within `timeout` seconds of asking for one token. Whoever asks meanwhile gets the

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,8 +58,7 @@ class Followers:
     """The processes of ranks 1 .. size - 1."""
 
     def __init__(self, model: ModelOptions, device: DeviceOptions, memory: MemoryOptions) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="sglang-ranks-")  # 0700
-        self.directory = Path(self._folder.name)
+        self.directory = Path(tempfile.mkdtemp(prefix="sglang-ranks-"))  # 0700
         self._closing = False
         self.failure: str | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -66,7 +66,7 @@ class Followers:
         for rank in range(1, device.tp_size):
             config = RankConfig(rank, str(self.directory), model, device, memory)
             self._start(config)
-        self._close_at_exit = weakref.finalize(self, _end, self._processes, self._folder)
+        self._close_at_exit = weakref.finalize(self, _end, self._processes, self.directory, os.getpid())
 
     def _start(self, config: RankConfig) -> None:
         ours, theirs = os.pipe()
@@ -124,7 +124,9 @@ class Followers:
         self._close_at_exit()
 
 
-def _end(processes: list[subprocess.Popen[bytes]], folder: tempfile.TemporaryDirectory[str]) -> None:
+def _end(processes: list[subprocess.Popen[bytes]], directory: Path, owner: int) -> None:
+    if os.getpid() != owner:  # a fork of the process that has the ranks
+        return
     for process in processes:
         with contextlib.suppress(OSError):
             assert process.stdin is not None
@@ -135,7 +137,7 @@ def _end(processes: list[subprocess.Popen[bytes]], folder: tempfile.TemporaryDir
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    folder.cleanup()
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def create_parallel_worker(

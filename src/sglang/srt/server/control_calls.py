@@ -1,0 +1,59 @@
+"""Calls that concern the scheduler itself and no request: one future each, until its ControlReply comes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+
+from sglang.srt.errors import EngineDeadError, OverloadError
+from sglang.srt.messages import ControlReply, PauseReq, ToScheduler
+
+CALL_SECONDS = 20.0
+
+
+class ControlCalls:
+    """Owner of the calls under way. Everything runs on one event loop."""
+
+    def __init__(self, send: Callable[[ToScheduler], None]) -> None:
+        self._send = send
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[ControlReply]] = {}
+        self._is_paused = False
+
+    async def ask(self, make: Callable[[int], ToScheduler]) -> ControlReply:
+        """Sends what `make` makes of the call's id and waits. Raises OverloadError without an answer in time, EngineDeadError if
+        the scheduler dies."""
+        call_id = next(self._ids)
+        future: asyncio.Future[ControlReply] = asyncio.get_running_loop().create_future()
+        self._waiting[call_id] = future
+        self._send(make(call_id))
+        try:
+            return await asyncio.wait_for(future, CALL_SECONDS)
+        except asyncio.TimeoutError as error:
+            raise OverloadError(f"the scheduler did not answer within {CALL_SECONDS:g} s") from error
+        finally:
+            self._waiting.pop(call_id, None)
+
+    async def pause(self, pause: bool) -> ControlReply:
+        """Stops or restarts the scheduler's steps, and those of the next one."""
+        reply = await self.ask(lambda call_id: PauseReq(call_id, pause))
+        self._is_paused = pause
+        return reply
+
+    def handle(self, reply: ControlReply) -> None:
+        future = self._waiting.pop(reply.call_id, None)
+        if future is not None and not future.done():
+            future.set_result(reply)
+
+    def fail(self, error: EngineDeadError) -> None:
+        """Ends all calls: their scheduler has died."""
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(error)
+
+    def resume(self) -> None:
+        """There is a scheduler again."""
+        if self._is_paused:
+            self._send(PauseReq(0, True))

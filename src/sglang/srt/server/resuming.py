@@ -1,0 +1,204 @@
+"""What becomes of the requests of a scheduler that has died: the next one continues them from the tokens already sent.
+
+    in flight --death--> kept --next scheduler--> sent again, with the output so far as TokenizedReq.resumed
+                          |  \\
+                  aborted |   \\ twice in flight: a suspect, sent on trial, one at a time
+                          v     v dies again
+                     its end   an error, and the others go on
+
+Nothing here knows what a scheduler is or where it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sglang.srt.media_item import MediaItem, without_pixels
+from sglang.srt.messages import FinishReason, TokenizedReq, TokenOut
+
+if TYPE_CHECKING:
+    from sglang.srt.server.calls import Sequence
+
+SUSPECT_DEATHS, MAX_DEATHS = 2, 3
+"""unexplained deaths with a request in flight after which it is resumed on trial, or not at all"""
+TRIAL_SECONDS, TRIAL_OUTPUTS = 4.0, 3
+"""how long a trial lasts, whichever comes first: a deadly request kills where it did before, right behind the tokens sent"""
+PIXEL_BYTES = 256 << 20
+"""of all requests in flight together, kept for the next scheduler; a scheduler keeps as many of late (scheduler/media.py)"""
+
+DEADLY = "the scheduler died several times while it worked on this request; it is not tried again"
+NO_PIXELS = "the scheduler died, and the pictures of this request are not at hand any more; send it again"
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a sequence is. `ids`: output tokens that came, `has_begun`: something came. `is_sent`: a scheduler has it,
+    `was_sent`: one that died had it. `aborted`: for which reason the scheduler was told to abort it."""
+
+    ids: list[int] = field(default_factory=list)
+    has_begun: bool = False
+    is_sent: bool = False
+    was_sent: bool = False
+    aborted: str | None = None
+    is_over: bool = False
+    num_deaths: int = 0
+    cached_len: int = 0
+    hold_bytes: int = 0
+
+    def note(self, out: TokenOut) -> TokenOut:
+        """Takes in what came. What the client knows from the scheduler before is left out."""
+        if self.was_sent and self.has_begun:
+            out = msgspec.structs.replace(out, input_logprobs=None, cached_len=self.cached_len)
+        self.ids += out.ids
+        self.has_begun = True
+        self.cached_len, self.hold_bytes = out.cached_len, out.hold_bytes
+        return out
+
+
+class KeptPixels:
+    """Pixels of requests in flight, by digest, each kept once. What would exceed `max_bytes` is not kept."""
+
+    def __init__(self, max_bytes: int = PIXEL_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._kept: dict[bytes, tuple[bytes, int]] = {}  # pixels, number of requests
+
+    def keep(self, items: Iterable[MediaItem]) -> None:
+        for item in items:
+            pixels, count = self._kept.get(item.mm_hash, (b"", 0))
+            if not pixels and self._bytes + len(item.pixels) <= self._max_bytes:
+                pixels = item.pixels
+                self._bytes += len(pixels)
+            self._kept[item.mm_hash] = pixels, count + 1
+
+    def release(self, items: Iterable[MediaItem]) -> None:
+        for item in items:
+            pixels, count = self._kept.pop(item.mm_hash)
+            if count > 1:
+                self._kept[item.mm_hash] = pixels, count - 1
+            else:
+                self._bytes -= len(pixels)
+
+    def filled(self, item: MediaItem) -> MediaItem | None:
+        """The item with its pixels; None if they were not kept."""
+        pixels = self._kept[item.mm_hash][0]
+        return msgspec.structs.replace(item, pixels=pixels) if pixels else None
+
+
+class Resuming:
+    """Owner of what the next scheduler needs of the sequences in flight, and of the suspects among them. `send` hands a request
+    to the scheduler, `end` ends a sequence. Everything happens on one event loop."""
+
+    def __init__(self, send: Callable[[TokenizedReq], None], end: Callable[[Sequence, FinishReason], None]) -> None:
+        self._send = send
+        self._end = end
+        self._pixels = KeptPixels()
+        self._suspects: deque[Sequence] = deque()
+        self._on_trial: Sequence | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._num_heard = 0
+
+    def note(self, sequence: Sequence, out: TokenOut) -> TokenOut:
+        """Takes in what came of a sequence. What its client knows from the scheduler before is left out."""
+        if sequence is self._on_trial:
+            self._num_heard += 1
+            if self._num_heard == TRIAL_OUTPUTS:
+                self._next_trial()
+        return sequence.progress.note(out)
+
+    def keep(self, request: TokenizedReq) -> TokenizedReq:
+        """Takes the pixels of a new request into keeping. Returns the request without them."""
+        if not request.media:
+            return request
+        self._pixels.keep(request.media)
+        return msgspec.structs.replace(request, media=tuple(without_pixels(item) for item in request.media))
+
+    def forget(self, sequence: Sequence) -> None:
+        """The sequence has ended."""
+        sequence.progress.is_over = True
+        self._pixels.release(sequence.request.media)
+        if sequence is self._on_trial:
+            self._next_trial()
+        elif self._suspects and sequence in self._suspects:
+            self._suspects.remove(sequence)
+
+    def clear(self) -> None:
+        """All sequences have ended, and there is no scheduler."""
+        self._stop_trials()
+        self._pixels = KeptPixels()
+
+    def note_death(self, sequences: Iterable[Sequence], is_explained: bool) -> None:
+        """The scheduler has died. Ends those of its sequences that will not be resumed. `is_explained`: it is known what killed
+        it, so that none of them is suspected."""
+        suspect = self._on_trial
+        self._stop_trials()
+        flying = [sequence for sequence in sequences if sequence.progress.is_sent]
+        for sequence in flying:
+            sequence.progress.is_sent, sequence.progress.was_sent = False, True
+            sequence.progress.num_deaths += not is_explained
+        deadly = {s for s in flying if s.progress.num_deaths >= MAX_DEATHS}
+        if not is_explained and suspect is not None and suspect in flying:  # then the others had no part in it
+            deadly = {suspect}
+            for sequence in flying:
+                sequence.progress.num_deaths -= 1
+        for sequence in flying:
+            aborted = sequence.progress.aborted
+            if aborted is not None:
+                self._end(sequence, FinishReason("abort", message=aborted))
+            elif sequence in deadly:
+                self._end(sequence, FinishReason("abort", message=DEADLY, status_code=500, err_type="InternalServerError"))
+
+    def resume(self, sequences: Iterable[Sequence]) -> int:
+        """There is a scheduler again: sends it all `sequences`, suspects one by one. Returns how many another one had."""
+        count = 0
+        sent: set[bytes] = set()
+        for sequence in list(sequences):
+            count += sequence.progress.was_sent
+            if sequence.progress.num_deaths >= SUSPECT_DEATHS:
+                self._suspects.append(sequence)
+            else:
+                self._send_again(sequence, sent)
+        self._next_trial()
+        return count
+
+    def _next_trial(self) -> None:
+        self._stop_timer()
+        self._num_heard = 0
+        self._on_trial = self._suspects.popleft() if self._suspects else None
+        if self._on_trial is not None:
+            self._timer = asyncio.get_running_loop().call_later(TRIAL_SECONDS, self._next_trial)
+            self._send_again(self._on_trial, set())
+
+    def _stop_trials(self) -> None:
+        self._on_trial = None
+        self._suspects.clear()
+        self._stop_timer()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _send_again(self, sequence: Sequence, sent: set[bytes]) -> None:
+        """`sent`: digests of pixels that this scheduler was sent just now."""
+        request, progress = sequence.request, sequence.progress
+        if progress.is_over:  # it ended with another of its call
+            return
+        items: list[MediaItem] = []
+        for item in request.media:
+            filled = item if item.mm_hash in sent else self._pixels.filled(item)
+            if filled is None:
+                self._end(sequence, FinishReason("abort", message=NO_PIXELS, status_code=503))
+                return
+            items.append(filled)
+            sent.add(item.mm_hash)
+        progress.is_sent = True
+        resumed = tuple(progress.ids) if progress.was_sent else None
+        again = msgspec.structs.replace(request, media=tuple(items), resumed=resumed, resumed_hold=progress.hold_bytes)
+        self._send(again)
