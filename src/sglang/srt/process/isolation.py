@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import msgspec
@@ -54,6 +55,14 @@ class Cancelled(IsolationError):
     """The job was cancelled by its owner."""
 
 
+@dataclass(frozen=True)
+class Patience:
+    """After so many seconds without a reply, whoever waits is asked whether the job goes on."""
+
+    seconds: float
+    goes_on: Callable[[], bool]
+
+
 class Job:
     """One payload in a child of its own. `result` may be called on any thread, once; `cancel` at any time."""
 
@@ -65,10 +74,10 @@ class Job:
         self._ended = False
         self._cancelled = False
 
-    def result(self, payload: bytes) -> bytes:
-        """Sends the payload and waits for the reply. Raises IsolationError."""
+    def result(self, payload: bytes, patience: Patience | None = None) -> bytes:
+        """Sends the payload and waits for the reply. Raises IsolationError; Cancelled when `patience` had an end."""
         try:
-            return self._exchange(payload)
+            return self._exchange(payload, patience)
         except TimeoutError:
             raise IsolationError(self._owner.too_slow) from None
         except OSError as error:
@@ -86,7 +95,7 @@ class Job:
                 self._connection.shutdown(socket.SHUT_RDWR)
         self._kill()
 
-    def _exchange(self, payload: bytes) -> bytes:
+    def _exchange(self, payload: bytes, patience: Patience | None) -> bytes:
         _, data = self._read(time.monotonic() + START_SECONDS)
         deadline = time.monotonic() + self._owner.limits.seconds + GRACE_SECONDS
         self.pid = int.from_bytes(data, "little")
@@ -96,12 +105,23 @@ class Job:
             self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
             self._connection.sendall(JOB.pack(len(payload)))
             self._connection.sendall(payload)
+        if patience is not None and self._is_late(patience.seconds) and not patience.goes_on():
+            raise Cancelled("was given up")
         kind, data = self._read(deadline)
         if kind == REPLY:
             return data
         if kind == FAILURE:
             raise IsolationError(data.decode(errors="replace"))
         raise IsolationError(self._owner.meaning(int.from_bytes(data, "little", signed=True)))
+
+    def _is_late(self, seconds: float) -> bool:
+        """Waits for the beginning of a reply."""
+        self._connection.settimeout(seconds)
+        try:
+            self._connection.recv(1, socket.MSG_PEEK)
+        except TimeoutError:
+            return True
+        return False
 
     def _read(self, deadline: float) -> tuple[bytes, bytes]:
         head = self._read_exactly(HEADER.size, deadline)
@@ -133,9 +153,10 @@ class Job:
 
 class Isolated:
     """Owner of a fork server and of the children that wait for jobs. Thread-safe. `entry` names a function "module:name" that is
-    called once in the fork server with `setup` and returns the function that turns a payload into a reply."""
+    called once in the fork server with `setup` and returns the function that turns a payload into a reply. A `setup` that is large
+    is given as a function, and not kept."""
 
-    def __init__(self, entry: str, setup: bytes, limits: Limits, num_spare: int = 1) -> None:
+    def __init__(self, entry: str, setup: bytes | Callable[[], bytes], limits: Limits, num_spare: int = 1) -> None:
         self.limits = limits
         self._entry = entry
         self._setup = setup
@@ -218,7 +239,8 @@ class Isolated:
         quiet = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         try:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=quiet)
-            setup = msgspec.msgpack.encode([asdict(self.limits), self._setup])
+            given = self._setup if isinstance(self._setup, bytes) else self._setup()
+            setup = msgspec.msgpack.encode([asdict(self.limits), given])
             self._control.sendall(JOB.pack(len(setup)) + setup)
         except OSError as error:
             raise IsolationError(f"failed: no process could be started: {error}") from error

@@ -43,15 +43,17 @@ from sglang.srt.scheduler.finish import abort_reason, failure_reason
 from sglang.srt.scheduler.grammar.compiler import GrammarCompiler
 from sglang.srt.scheduler.grammar.masks import MaskFiller
 from sglang.srt.scheduler.grammar.registry import create_backend
+from sglang.srt.scheduler.grammar.trial import Trials
 from sglang.srt.scheduler.inlet import Inlet
 from sglang.srt.scheduler.media import MediaGate
-from sglang.srt.scheduler.output import take_forced
+from sglang.srt.scheduler.output import resume, take_forced
 from sglang.srt.scheduler.overlap import Flight, build_ahead, overtaken
 from sglang.srt.scheduler.prefill import OutputEstimate, PrefillLimits, PrefillPlanner
 from sglang.srt.scheduler.profiling import Profiler
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.results import StepResults, build_out
 from sglang.srt.scheduler.stats import StepStats
+from sglang.srt.scheduler.stop_regex import Searches
 from sglang.srt.scheduler.waiting import WaitingQueue
 from sglang.srt.vocabulary import Vocabulary
 
@@ -77,8 +79,9 @@ class Scheduler:
         vocabulary: Vocabulary | None,
         inbox: Inbox,
         outbox: Outbox,
+        trials: Trials | None = None,
     ) -> None:
-        """Raises ConfigError when the grammar backend is not to be had."""
+        """Closes `trials` at the end, if it is given some. Raises ConfigError when the grammar backend is not to be had."""
         info = worker.info
         self._options = options
         self._worker = worker
@@ -94,12 +97,21 @@ class Scheduler:
         )
         worker.bind(self.memory.rows.table)
         backend = create_backend(vocabulary, grammar_options)
-        self._compiler = GrammarCompiler(backend, grammar_options)
+        trials = trials or Trials(vocabulary, grammar_options)
+        self._compiler = GrammarCompiler(backend, grammar_options, trials)
+        self._searches = Searches(trials)
         self._masks: MaskFiller | None = None
         if backend is not None and vocabulary is not None:
             self._masks = MaskFiller(backend, info.vocab_size, sorted(vocabulary.eos_token_ids))
         self._inlet = Inlet(
-            info, self.memory, vocabulary, self._compiler, options.random_seed, grammar_options.jump_forward, options.lookup
+            info,
+            self.memory,
+            vocabulary,
+            self._compiler,
+            self._searches,
+            options.random_seed,
+            grammar_options.jump_forward,
+            options.lookup,
         )
         self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
         self._estimate = OutputEstimate(options.schedule_conservativeness)
@@ -133,6 +145,7 @@ class Scheduler:
             self._outbox.send(BatchTokenOut([build_out(req, reason) for req in self._live.values()]))
             raise
         finally:
+            self._searches.close()
             self._compiler.close()
             if self._masks is not None:
                 self._masks.close()
@@ -141,6 +154,8 @@ class Scheduler:
     def step(self) -> bool:
         """One step of everyone there is memory for. False when there was nothing to compute."""
         results = StepResults(self.memory)
+        self._searches.begin_step()
+        self._resume_searched()
         self._enqueue_compiled(results)
         flight, self._flight = self._flight, None
         if flight is None and not self._paused:
@@ -192,7 +207,9 @@ class Scheduler:
         for req in self._running.reserve_step():
             results.end(req, FinishReason("length", length=len(req.output_ids), message=full))
         masks = self._masks
-        decodes, jumps = self._running.split(lambda req: masks is not None and masks.must_wait(req.grammar))
+        decodes, jumps = self._running.split(
+            lambda req: req.finish.is_searching or (masks is not None and masks.must_wait(req.grammar))
+        )
         extends = self._prefill.plan(self._running.reqs, sum(jump.length - 1 for jump in jumps))
         for req in self._prefill.unfit:
             results.end(req, FinishReason("length", length=len(req.output_ids), message=full))
@@ -204,7 +221,7 @@ class Scheduler:
                 self._running.retract(self._prefill.partial)
             return None
         if not (decodes or jumps or extends):
-            time.sleep(LATE_SECONDS)  # everybody waits for a mask
+            time.sleep(LATE_SECONDS)  # everybody waits for a mask, or for a search
             return None
         decodes, extends = self._add_drafts(decodes, jumps, extends)
         return build_batch(decodes, extends, self.memory.rows.table, self._sees)
@@ -227,12 +244,13 @@ class Scheduler:
     def _compute(self, batch: ScheduleBatch) -> Flight:
         """The model's part; masks are filled while it runs. Who is late gets no token in this step."""
         began = time.perf_counter()
+        searching = {req for req in batch.sampled if req.finish.is_searching}  # was retracted, or its prompt was forced on
         if not self._worker.info.runs_ahead:  # then `forward` returns when all is computed
-            late, is_filling = self._begin_masks(batch, set())
+            late, is_filling = self._begin_masks(batch, searching)
             self._worker.forward(batch.forward)
             return self._finish(batch, late, is_filling, began)
         self._worker.forward(batch.forward)
-        return self._finish(batch, *self._begin_masks(batch, set()), began)
+        return self._finish(batch, *self._begin_masks(batch, searching), began)
 
     def _run_ahead(self, flight: Flight) -> ScheduleBatch | None:
         """Begins the step after `flight`, if that needs nothing but its tokens."""
@@ -325,7 +343,7 @@ class Scheduler:
 
     def _rest(self) -> None:
         """Nothing has come for a while: a good time to look whether everything adds up."""
-        self._compiler.warm_up()
+        self._compiler.rest()
         self._stats.note_idle()
         self._estimate.reset()
         if not self._checked:
@@ -393,6 +411,15 @@ class Scheduler:
         for req, error in failed:
             results.end(req, abort_reason(error))
 
+    def _resume_searched(self) -> None:
+        """Requests go on, or end, whose stop expressions were searched off the loop."""
+        if not self._searches.num_pending:
+            return
+        for req in [req for req in self._live.values() if req.finish.is_found]:
+            reason = resume(req)
+            if reason is not None:
+                self._end_now([req], reason)
+
     def _abort(self, message: AbortReq) -> None:
         if message.all:
             self._end_all(FinishReason("abort", message=message.message))
@@ -419,6 +446,7 @@ class Scheduler:
     def _flush(self, call_id: int) -> ControlReply:
         if self._live or not self.memory.flush():
             return ControlReply(call_id, False, f"{len(self._live)} requests run or wait; the cache was not flushed")
+        self._compiler.flush()
         return ControlReply(call_id)
 
     # --- looking at the whole -----------------------------------------------------------------------------------------------

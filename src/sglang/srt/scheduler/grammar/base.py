@@ -54,7 +54,10 @@ class GrammarState(Protocol):
 
 
 class GrammarBackend(Protocol):
-    """One engine for one vocabulary. `compile` is called on side threads, several at once."""
+    """One engine for one vocabulary. `compile` is called on side threads, several at once. `num_words`: of a mask with a bit for
+    each id that the tokenizer has."""
+
+    num_words: int
 
     def prepare(self) -> None:
         """Builds what all grammars share. May be called again, at no cost; `compile` calls it too."""

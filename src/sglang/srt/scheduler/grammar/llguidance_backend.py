@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,8 +36,6 @@ MEANINGS = {
     "recursion limit exceeded": "nested too deeply for the engine (128 levels of JSON)",
 }
 """what the engine says with words of its own"""
-TRIAL_STEPS = 4
-TRIAL_SECONDS = 0.03
 FOLLOWED = frozenset(
     [
         "type",
@@ -128,14 +125,15 @@ class LLGuidanceState:
 class LLGuidanceBackend:
     """Compiles with limits of llguidance's own, so that no grammar takes unbounded time or memory."""
 
-    def __init__(self, vocabulary: Vocabulary, options: GrammarOptions) -> None:
+    def __init__(self, vocabulary: Vocabulary, options: GrammarOptions, threads: bool = True) -> None:
         self._vocabulary = vocabulary
         self._options = options
         self._lock = threading.Lock()
         self._tokenizer: Any = None
         self._executor: Any = None
-        self._aside = Aside(NUM_ASIDE)
-        self._num_words = (vocabulary.size + 31) // 32
+        self._threads = threads
+        self._aside = Aside(NUM_ASIDE if threads else 0)
+        self.num_words = (vocabulary.size + 31) // 32
         # Kept small: a step of one request must not stall the others, and compiling must come to an end by itself.
         self._limits = llguidance.LLParserLimits(
             verbose_errors=False,
@@ -148,8 +146,9 @@ class LLGuidanceBackend:
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = _create_tokenizer(self._vocabulary)
-                self._executor = llguidance.LLExecutor() if (os.cpu_count() or 1) > FEW_CORES else None
-                self._num_words = (self._tokenizer.vocab_size + 31) // 32
+                few = not self._threads or (os.cpu_count() or 1) <= FEW_CORES
+                self._executor = None if few else llguidance.LLExecutor()
+                self.num_words = (self._tokenizer.vocab_size + 31) // 32
 
     def compile(self, kind: str, text: str, prefix: str = "") -> GrammarState:
         self.prepare()
@@ -159,37 +158,20 @@ class LLGuidanceBackend:
         matcher = self._aside.run(llguidance.LLMatcher, self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise GrammarError(f"{kind}: {_first_lines(matcher.get_error())}", kind)
-        state = LLGuidanceState(matcher, self._num_words)
-        self._try_out(state, kind)
+        state = LLGuidanceState(matcher, self.num_words)
+        self._begin(state, kind)
         return state
 
-    def _try_out(self, state: LLGuidanceState, kind: str) -> None:
-        """Takes a few steps here, on a side thread: what is built lazily is there for every copy, and what runs into a limit
-        or takes too long is refused before anybody waits for it. Masks come first: they let go of the interpreter's lock, and
-        what they find out makes the rest short."""
-        mask = np.zeros(self._num_words, dtype=np.uint32)
-        self._aside.run(state.fill_mask, mask)
+    def _begin(self, state: LLGuidanceState, kind: str) -> None:
+        """What the first token needs is built here, on a side thread, once for all copies. The mask comes first: it lets go of the
+        interpreter's lock, and what it finds out makes the rest short."""
+        self._aside.run(state.fill_mask, np.zeros(self.num_words, dtype=np.uint32))
         state.forced_tokens()
         if state.error is not None:
             raise GrammarError(f"{kind}: too complex: {state.error}", kind)
-        trial = state.copy()
-        for _ in range(TRIAL_STEPS):
-            began = time.thread_time()
-            trial.fill_mask(mask)
-            trial.forced_tokens()
-            allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
-            if len(allowed):
-                trial.accept(int(allowed[len(allowed) // 2]))
-            seconds = time.thread_time() - began
-            if trial.error is not None:
-                raise GrammarError(f"{kind}: too complex: {trial.error}", kind)
-            if seconds > TRIAL_SECONDS:
-                raise GrammarError(f"{kind}: too complex: a token takes {seconds * 1000:.0f} ms; simplify it", kind)
-            if trial.is_finished or not len(allowed):
-                break
 
     def fill_masks(self, states: Sequence[GrammarState], out: UInt32Array) -> None:
-        if self._executor is None or len(states) < 2 or out.shape[1] != self._num_words or not out.flags.c_contiguous:
+        if self._executor is None or len(states) < 2 or out.shape[1] != self.num_words or not out.flags.c_contiguous:
             for i, state in enumerate(states):
                 state.fill_mask(out[i])
             return
