@@ -10,6 +10,7 @@ encoder.py              forced text to canonical tokens
 habits.py               what outputs of one grammar were like
 quotes.py               what they copied from their prompts
 json_schema.py          schemas: checked by path, with closed objects
+schema_refs.py          references: where they lead
 schema_rewrites.py      keywords said with other keywords
 schema_numbers.py       numbers in schemas: those that engines hold exactly
 regex_syntax.py         Python's regular expressions in llguidance's dialect

@@ -14,16 +14,18 @@ from typing import Any
 
 import llguidance
 import numpy as np
+from llguidance.gbnf_to_lark import any_to_lark
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError
 from sglang.srt.scheduler.grammar.aside import Aside
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.encoder import LongestMatch
-from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema
+from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema, prepare_value
 from sglang.srt.scheduler.grammar.keyword_arguments import keyword_grammar
+from sglang.srt.scheduler.grammar.lark_schemas import prepare_lark
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
-from sglang.srt.scheduler.grammar.schema_numbers import LOWER, UPPER, check_constants, check_lark
+from sglang.srt.scheduler.grammar.schema_numbers import LOWER, UPPER
 from sglang.srt.vocabulary import Vocabulary
 
 MAX_FORCED_BYTES = 1024
@@ -189,8 +191,7 @@ class LLGuidanceBackend:
             if kind == "json_schema":
                 return self._translate_schema(text)
             if kind == "ebnf":
-                check_lark(text)
-                return str(llguidance.grammar_from("ebnf", text))
+                return str(llguidance.LLMatcher.grammar_from_lark(prepare_lark(_as_lark(text), _prepared)))
             if kind == "structural_tag":
                 return self._translate_tags(text)
         except (ValueError, RecursionError) as error:
@@ -217,7 +218,10 @@ class LLGuidanceBackend:
         triggers = value.get("triggers")
         if not isinstance(triggers, list) or not all(isinstance(t, str) and t for t in triggers):
             raise ValueError("'triggers' must be a list of strings")
-        tags = [_structure_tag(structure, triggers) for structure in value["structures"]]
+        try:
+            tags = [_structure_tag(structure, triggers) for structure in value["structures"]]
+        except GrammarError as error:
+            raise GrammarError(str(error).replace("json_schema:", "structural_tag: schema:", 1), "structural_tag") from error
         special = all(tag.trigger in names for tag in tags)
         grammar = str(llguidance.StructTag.to_grammar(tags, assume_special=special))
         return grammar if grammar.startswith("{") else str(llguidance.grammar_from("lark", grammar))
@@ -229,6 +233,19 @@ def _after(prefix: str, grammar: str) -> str:
     first, *others = value["grammars"]
     start = {"name": "start", "lark_grammar": f"start: {json.dumps(prefix)} @rest"}
     return json.dumps({**value, "grammars": [start, {**first, "name": "rest"}, *others]})
+
+
+def _as_lark(text: str) -> str:
+    """GBNF in Lark's form; Lark as it is."""
+    try:
+        return str(any_to_lark(text))
+    except Exception as error:  # noqa: BLE001  the converter's own are of no special kind
+        raise ValueError(f"failed to convert the grammar from GBNF to Lark: {error}") from error
+
+
+def _prepared(schema: Any) -> Node:
+    """A schema inside another grammar."""
+    return prepare_value(schema, FOLLOWED, _check_node)
 
 
 def _check_node(node: Node, path: str) -> None:
@@ -262,11 +279,10 @@ def _structure_tag(structure: Any, triggers: list[str]) -> Any:
     begin, end, schema = structure["begin"], structure.get("end", ""), structure.get("schema", {})
     if not isinstance(end, str) or not isinstance(schema, dict):
         raise ValueError("a structure's 'end' is a string and its 'schema' an object")
-    check_constants(schema)
     trigger = next((t for t in triggers if begin.startswith(t)), None)
     if trigger is None:
         raise ValueError(f"no trigger begins {begin!r}")
-    grammar = keyword_grammar(schema) if structure.get("keywords") is True else schema
+    grammar = keyword_grammar(schema, _prepared) if structure.get("keywords") is True else _prepared(schema)
     return llguidance.StructTag(trigger=trigger, begin=begin, grammar=grammar, end=end)
 
 
