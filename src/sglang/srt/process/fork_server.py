@@ -26,6 +26,7 @@ ORPHAN_SECONDS = 10.0
 """how often it looks whether its parent is still there: a forked copy of the parent may hold the control socket open"""
 
 Work = Callable[[bytes], bytes]
+"""A work with a method `get_ready` has it called in every child, before there is a job: what is done there costs the job no time."""
 
 
 class ForkServer:
@@ -108,6 +109,9 @@ def _serve(connection: socket.socket, work: Work, limits: Limits) -> NoReturn:
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 2)  # an engine that panics writes pages
     _send(connection, PID, os.getpid().to_bytes(4, "little"))
+    get_ready = getattr(work, "get_ready", None)
+    if get_ready is not None:
+        get_ready()
     (size,) = JOB.unpack(_receive(connection, JOB.size))
     _limit(limits, size)
     try:

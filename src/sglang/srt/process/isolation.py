@@ -34,6 +34,7 @@ FORK, KILL = b"F", b"K"
 GRACE_SECONDS = 2.0
 """beyond a job's time, after which its child is taken for lost"""
 START_SECONDS = 60.0
+LOWEST_PRIORITY = 19
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,12 @@ class Job:
             with contextlib.suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RDWR)
         self._kill()
+
+    def step_back(self) -> None:
+        """Gives the child the lowest priority: it takes long, and others are to go first."""
+        if self.pid is not None:
+            with contextlib.suppress(OSError):  # it has ended
+                os.setpriority(os.PRIO_PROCESS, self.pid, LOWEST_PRIORITY)
 
     def _exchange(self, payload: bytes, patience: Patience | None) -> bytes:
         _, data = self._read(time.monotonic() + START_SECONDS)

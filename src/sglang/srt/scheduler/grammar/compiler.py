@@ -253,8 +253,8 @@ class GrammarCompiler:
         """False when the trial has taken too long to go on now. Raises RequestError or OverloadError."""
         kind = job.key[0]
         try:
-            job.child = trials.submit()
-            reply = job.child.result(encode_trial(*job.key), Patience(QUICK_SECONDS, turn.goes_on))
+            child = job.child = trials.submit()
+            reply = child.result(encode_trial(*job.key), Patience(QUICK_SECONDS, lambda: _goes_on(turn, child)))
         except Cancelled:
             return False
         except IsolationError as error:
@@ -286,3 +286,10 @@ class GrammarCompiler:
         if size > self._options.max_bytes:
             return GrammarError(f"{kind} has {size} bytes; at most {self._options.max_bytes} are allowed", kind)
         return None
+
+
+def _goes_on(turn: Turn[Job], child: isolation.Job) -> bool:
+    if not turn.goes_on():
+        return False
+    child.step_back()
+    return True

@@ -16,16 +16,16 @@ import contextlib
 import gc
 import random
 import time
-from collections.abc import Callable
 
 import msgspec
 import numpy as np
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError, RequestError
-from sglang.srt.heap import held_bytes, release_freed_memory
+from sglang.srt.heap import held_bytes, release_freed_memory, resident_bytes
 from sglang.srt.process.isolation import Isolated, Job, Limits
 from sglang.srt.scheduler.grammar.base import GrammarBackend, GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.registry import create_backend
 from sglang.srt.scheduler.stop_regex import SEARCH, STOP_REGEX, search, try_stop_regex
 from sglang.srt.vocabulary import Vocabulary
 
@@ -37,7 +37,13 @@ STEP_SECONDS = 0.03
 """a token of processor time; others of the step wait for it"""
 MAX_SLOW = 3
 """tokens that may take longer: engines find things out once"""
+GROWTH = 1024
+"""tokens for which a grammar that still grows is taken to go on so"""
+MUCH = 64 << 10
+"""bytes for half of the tokens; less is noise"""
 NICENESS = 10
+USUAL = '{"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "number"}}}}'
+"""what children are made ready with"""
 NUM_SPARE = 2
 
 
@@ -92,50 +98,65 @@ def _encode_setup(vocabulary: Vocabulary | None, options: GrammarOptions) -> byt
 # --- in the fork server and its children ------------------------------------------------------------------------------------
 
 
-def create(setup: bytes) -> Callable[[bytes], bytes]:
-    """Called once in the fork server: builds the engine, and returns what its children run. Starts no thread, which a child
-    would not have."""
-    from sglang.srt.scheduler.grammar.registry import create_backend
-
+def create(setup: bytes) -> Tester:
+    """Called once in the fork server: builds the engine, and returns what its children run."""
     given = msgspec.msgpack.decode(setup, type=_Setup)
-    backend = create_backend(given.vocabulary, given.options, threads=False)
-    with contextlib.suppress(GrammarError):  # compiling meets it again
-        if backend is not None:
-            backend.prepare()
-    del setup, given
-    gc.collect()
-    gc.freeze()  # a child that collects garbage would touch, and so copy, all of it
-    release_freed_memory()
-    return lambda payload: _work(backend, payload)
+    return Tester(given.vocabulary, given.options)
 
 
-def _work(backend: GrammarBackend | None, payload: bytes) -> bytes:
-    kind, *rest = msgspec.msgpack.decode(payload)
-    if kind == SEARCH:
-        return search(rest)
-    data, prefix = rest
-    text = data.decode(errors="surrogatepass")
-    try:
+class Tester:
+    """Does the jobs of children. Starts no thread, which a child would not have."""
+
+    def __init__(self, vocabulary: Vocabulary | None, options: GrammarOptions) -> None:
+        self._backend = create_backend(vocabulary, options, threads=False)
+        with contextlib.suppress(GrammarError):  # compiling meets it again
+            self._use_once()
+        gc.collect()
+        gc.freeze()  # a child that collects garbage would touch, and so copy, all of it
+        release_freed_memory()
+        self._held = held_bytes()
+
+    def get_ready(self) -> None:
+        """In a child: its memory is its own where jobs will write."""
+        self._use_once()
+        self._held = held_bytes()
+
+    def _use_once(self) -> None:
+        try_stop_regex("a|[b-c]{2}")
+        if self._backend is not None:
+            try_grammar(self._backend, "json_schema", USUAL)
+
+    def __call__(self, payload: bytes) -> bytes:
+        kind, *rest = msgspec.msgpack.decode(payload)
+        if kind == SEARCH:
+            return search(rest)
+        data, prefix = rest
+        try:
+            size = self._try(kind, data.decode(errors="surrogatepass"), prefix)
+        except RequestError as error:
+            return msgspec.msgpack.encode(Report(error=str(error)))
+        return msgspec.msgpack.encode(Report(num_bytes=size))
+
+    def _try(self, kind: str, text: str, prefix: str) -> int:
         if kind == STOP_REGEX:
-            report = Report(num_bytes=try_stop_regex(text))
-        else:
-            assert backend is not None, "a grammar without an engine is refused before"
-            report = Report(num_bytes=try_grammar(backend, kind, text, prefix))
-    except RequestError as error:
-        report = Report(error=str(error))
-    return msgspec.msgpack.encode(report)
+            return try_stop_regex(text)
+        assert self._backend is not None, "a grammar without an engine is refused before"
+        return try_grammar(self._backend, kind, text, prefix, self._held)
 
 
-def try_grammar(backend: GrammarBackend, kind: str, text: str, prefix: str = "") -> int:
-    """Compiles and steps. Returns the bytes held after that. Raises GrammarError."""
-    before = held_bytes()
+def try_grammar(backend: GrammarBackend, kind: str, text: str, prefix: str = "", held_before: int | None = None) -> int:
+    """Compiles and steps. Returns the bytes that the grammar holds after that, and those that it will if it grows on. Raises
+    GrammarError."""
+    before = held_bytes() if held_before is None else held_before
     state = backend.compile(kind, text, prefix)
-    _Walk(backend, state.copy(), kind).run()
-    return max(held_bytes() - before, 0)
+    walk = Walk(backend, state.copy(), kind)
+    walk.run()
+    return max(held_bytes() - before, 0) + walk.growth * GROWTH
 
 
-class _Walk:
-    """Steps through what a grammar allows, and through what it does not."""
+class Walk:
+    """Steps through what a grammar allows, and through what it does not. `growth`: bytes for each token, where
+    it is much."""
 
     def __init__(self, backend: GrammarBackend, state: GrammarState, kind: str) -> None:
         self._state = state
@@ -143,31 +164,44 @@ class _Walk:
         self._mask: UInt32Array = np.zeros(backend.num_words, dtype=np.uint32)
         self._rng = random.Random(0)
         self._num_slow = 0
+        self.growth = 0
 
     def run(self) -> None:
         """Raises GrammarError where the engine runs into a limit, or takes long again and again."""
         invalid, taken = self._state.copy(), []
-        for _ in range(NUM_TOKENS):
+        half = 0
+        for i in range(NUM_TOKENS):
+            if i == NUM_TOKENS // 2:
+                half = resident_bytes()
             began = time.thread_time()
             token = self._step()
-            if token is not None:
-                taken.append(token)
             self._check(time.thread_time() - began)
-            if token is None or self._state.is_finished:
+            if token is None:
                 break
+            taken.append(token)
+        grown = resident_bytes() - half if half else 0
+        self.growth = grown // (NUM_TOKENS // 2) if grown > MUCH else 0
         self._break(invalid, taken[: len(taken) // 2])
 
     def _step(self) -> int | None:
-        """Takes a token that is allowed, and returns it; None where only the end of the text is."""
+        """Takes a token that is allowed, and returns it; None where nothing but the end of the text may follow."""
+        if self._state.is_finished:
+            return None
         self._state.fill_mask(self._mask)
         self._state.forced_tokens()
-        words = np.flatnonzero(self._mask)
-        if not len(words):
+        token = self._pick(self._mask)
+        return token if token is not None and self._state.accept(token) else None
+
+    def _pick(self, words: UInt32Array) -> int | None:
+        """One of the set bits."""
+        places = np.flatnonzero(words)
+        if not len(places):
             return None
-        word = int(words[self._rng.randrange(len(words))])
-        bits = int(self._mask[word])
-        token = word * 32 + self._rng.choice([i for i in range(32) if bits >> i & 1])
-        return token if self._state.accept(token) else None
+        place = int(places[int(self._rng.random() * len(places))])
+        bits = int(words[place])
+        for _ in range(self._rng.getrandbits(2)):  # one of the lowest
+            bits = bits & (bits - 1) or bits
+        return place * 32 + (bits & -bits).bit_length() - 1
 
     def _check(self, seconds: float) -> None:
         if self._state.error is not None:
@@ -181,12 +215,10 @@ class _Walk:
         state.accept_all(taken)
         for _ in range(NUM_TOKENS - len(taken)):
             state.fill_mask(self._mask)
-            barred = np.flatnonzero(self._mask != np.uint32(0xFFFFFFFF))
-            if not len(barred):
+            token = self._pick(~self._mask)
+            if token is None:
                 return
-            word = int(barred[self._rng.randrange(len(barred))])
-            bits = int(self._mask[word])
-            state.accept(word * 32 + self._rng.choice([i for i in range(32) if not bits >> i & 1]))
+            state.accept(token)
             state.forced_tokens()
             if state.error is not None:
                 return
