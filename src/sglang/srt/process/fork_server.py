@@ -55,6 +55,9 @@ class ForkServer:
                 break
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
+        for pid in self._children:  # nobody else may be there to do it
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
 
     def _obey(self) -> bool:
         """One message. False when the parent has gone."""

@@ -2,7 +2,7 @@
 
 The package `regex` holds the interpreter's lock and backtracks, so an expression may take for ever. Therefore
 
-    compiling   is tried in a child first (grammar/trial.py); what takes long or holds much is refused
+    compiling   is tried in a child first; what takes long or holds much is refused
     searching   on the loop there are STEP_SECONDS a step for all requests together; a search that needs longer goes on in a child
                 (`Searches`), and its request sits out until it is done. SEARCH_SECONDS for all expressions of a request and one
                 token are the end: then the request is refused
@@ -16,7 +16,7 @@ import codecs
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -25,6 +25,7 @@ import regex
 from sglang.srt.errors import RequestError
 from sglang.srt.heap import held_bytes
 from sglang.srt.process.isolation import Cancelled, IsolationError, Job
+from sglang.srt.scheduler.trial_messages import Report, decode_trial
 
 STOP_REGEX = "stop_regex"
 SEARCH = "search"
@@ -40,6 +41,9 @@ COMPILE_SECONDS = 0.02
 """processor time; compiling holds the interpreter's lock"""
 MAX_BYTES = 2 << 20
 """of a compiled expression"""
+REGEX_CHILDREN = f"{__name__}:create"
+REGEX_MEMORY = 64 << 20
+"""of a child"""
 NUM_THREADS = 2
 """searches in children at a time"""
 
@@ -103,13 +107,39 @@ def search_all(patterns: Sequence[Any], text: str, starts: Sequence[int], look: 
     return Found(after, found and (found[0], found[1], found[3]))
 
 
-def search(job: list[Any]) -> bytes:
-    """In a child: [expressions, text, starts, look] -> Found; empty when the time is up."""
-    expressions, data, starts, look = job
-    patterns = [regex.compile(expression.decode(errors="surrogatepass")) for expression in expressions]
+class SearchJob(msgspec.Struct, frozen=True, array_like=True):
+    """What a child searches; texts are UTF-8 with surrogates, which they may hold."""
+
+    kind: str
+    expressions: list[bytes]
+    text: bytes
+    starts: list[int]
+    look: bool
+
+
+def create(setup: bytes) -> Callable[[bytes], bytes]:
+    """Called once in the fork server of stop expressions."""
+    try_stop_regex("a|[b-c]{2}")  # what the first one builds is no other's fault
+    return _work
+
+
+def _work(payload: bytes) -> bytes:
+    (kind, *_) = msgspec.msgpack.decode(payload)
+    if kind == SEARCH:
+        return _search(msgspec.msgpack.decode(payload, type=SearchJob))
+    try:
+        report = Report(num_bytes=try_stop_regex(decode_trial(payload)[1]))
+    except RequestError as error:
+        report = Report(error=str(error))
+    return msgspec.msgpack.encode(report)
+
+
+def _search(job: SearchJob) -> bytes:
+    """Found; nothing when the time is up."""
+    patterns = [regex.compile(expression.decode(errors="surrogatepass")) for expression in job.expressions]
     began = time.thread_time()
     try:
-        found = search_all(patterns, data.decode(errors="surrogatepass"), starts, look, SEARCH_SECONDS)
+        found = search_all(patterns, job.text.decode(errors="surrogatepass"), job.starts, job.look, SEARCH_SECONDS)
     except TimeoutError:
         return b""
     return msgspec.msgpack.encode(msgspec.structs.replace(found, seconds=time.thread_time() - began))
@@ -121,7 +151,7 @@ def search(job: list[Any]) -> bytes:
 class Children(Protocol):
     """Where searches go on (grammar/trial.py)."""
 
-    def submit(self) -> Job: ...
+    def submit(self, kind: str) -> Job: ...
 
 
 class Search:
@@ -179,7 +209,7 @@ class Searches:
     def later(self, patterns: Sequence[Any], text: str, starts: Sequence[int], look: bool) -> Search:
         """Begins to search in a child."""
         expressions = [pattern.pattern.encode(errors="surrogatepass") for pattern in patterns]
-        job = [SEARCH, expressions, text.encode(errors="surrogatepass"), starts, look]
+        job = SearchJob(SEARCH, expressions, text.encode(errors="surrogatepass"), list(starts), look)
         search = Search(msgspec.msgpack.encode(job))
         if self._num_threads < NUM_THREADS:
             threading.Thread(target=self._work, name=f"stop-regex-{self._num_threads}", daemon=True).start()
@@ -198,7 +228,7 @@ class Searches:
             if search.dropped:
                 continue
             try:
-                job = self._children.submit()
+                job = self._children.submit(SEARCH)
             except IsolationError as error:
                 search.error = RequestError(f"stop_regex: the search {error}", STOP_REGEX)
                 search.done = True

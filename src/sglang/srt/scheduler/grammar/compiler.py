@@ -25,8 +25,9 @@ from sglang.srt.process import isolation
 from sglang.srt.process.isolation import Cancelled, IsolationError, Patience
 from sglang.srt.scheduler.grammar.base import GrammarBackend
 from sglang.srt.scheduler.grammar.lanes import NUM_QUICK, NUM_SLOW, QUICK_SECONDS, Client, Lanes, Turn
-from sglang.srt.scheduler.grammar.trial import Trials, decode_report, encode_trial
+from sglang.srt.scheduler.grammar.trial import Trials
 from sglang.srt.scheduler.stop_regex import STOP_REGEX, compile_stop_regex
+from sglang.srt.scheduler.trial_messages import decode_report, encode_trial
 
 MAX_WAITS = 6
 """A text that no thread has taken up after so many times the time limit is given up."""
@@ -253,7 +254,7 @@ class GrammarCompiler:
         """False when the trial has taken too long to go on now. Raises RequestError or OverloadError."""
         kind = job.key[0]
         try:
-            child = job.child = trials.submit()
+            child = job.child = trials.submit(kind)
             reply = child.result(encode_trial(*job.key), Patience(QUICK_SECONDS, lambda: _goes_on(turn, child)))
         except Cancelled:
             return False

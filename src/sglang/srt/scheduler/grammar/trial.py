@@ -7,7 +7,7 @@
 Engines are native code: a text may stop the process, fill its memory or never come to an end. It does so in the child then, which
 has limits of memory and time, and the request is refused. What passed here is compiled in the scheduler.
 
-Stop expressions (stop_regex.py) are tried and searched in the same children.
+Stop expressions are tried and searched in children of their own (stop_regex.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from sglang.srt.heap import held_bytes, release_freed_memory, resident_bytes
 from sglang.srt.process.isolation import Isolated, Job, Limits
 from sglang.srt.scheduler.grammar.base import GrammarBackend, GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.registry import create_backend
-from sglang.srt.scheduler.stop_regex import SEARCH, STOP_REGEX, search, try_stop_regex
+from sglang.srt.scheduler.stop_regex import REGEX_CHILDREN, REGEX_MEMORY, SEARCH, STOP_REGEX
+from sglang.srt.scheduler.trial_messages import Report, decode_trial
 from sglang.srt.vocabulary import Vocabulary
 
 MEMORY = 512 << 20
@@ -47,52 +48,39 @@ USUAL = '{"type": "object", "properties": {"a": {"type": "string"}, "b": {"type"
 NUM_SPARE = 2
 
 
-class Report(msgspec.Struct, frozen=True):
-    """What came of a trial. `num_bytes`: what the constraint holds after it."""
-
-    error: str | None = None
-    num_bytes: int = 0
-
-
 class _Setup(msgspec.Struct, frozen=True):
-    """What the fork server builds an engine from. `vocabulary` None: it has none, and tries stop expressions only."""
+    """What the fork server builds an engine from."""
 
     options: GrammarOptions
     vocabulary: Vocabulary | None
 
 
 class Trials:
-    """Owner of the fork server and its children. It starts with the first trial, or with `start`. Thread-safe."""
+    """Owner of two fork servers and their children: one with the engine, and a small one for stop expressions. They start when they
+    are first needed. Thread-safe."""
 
     def __init__(self, vocabulary: Vocabulary | None, options: GrammarOptions) -> None:
         seconds = options.compile_timeout
         limits = Limits(MEMORY, seconds, seconds, NICENESS)
-        self._isolated = Isolated(f"{__name__}:create", lambda: _encode_setup(vocabulary, options), limits, NUM_SPARE)
+        self._grammars = Isolated(f"{__name__}:create", lambda: _encode_setup(vocabulary, options), limits, NUM_SPARE)
+        self._regexes = Isolated(REGEX_CHILDREN, b"", Limits(REGEX_MEMORY, seconds, seconds, NICENESS), NUM_SPARE)
 
     def start(self) -> None:
-        """Has the engine built in the fork server; does not wait for it. Raises IsolationError."""
-        self._isolated.start()
+        """Has the engine built in its fork server; does not wait for it. Raises IsolationError."""
+        self._grammars.start()
 
-    def submit(self) -> Job:
+    def submit(self, kind: str) -> Job:
         """A child for one job. Raises IsolationError."""
-        return self._isolated.submit()
+        return (self._regexes if kind in (STOP_REGEX, SEARCH) else self._grammars).submit()
 
     def close(self) -> None:
-        """Ends the fork server and its children."""
-        self._isolated.close()
-
-
-def encode_trial(kind: str, text: str, prefix: str = "") -> bytes:
-    """The payload of a job that tries a constraint; its reply is read by `decode_report`."""
-    return msgspec.msgpack.encode([kind, text.encode(errors="surrogatepass"), prefix])
-
-
-def decode_report(reply: bytes) -> Report:
-    return msgspec.msgpack.decode(reply, type=Report)
+        """Ends the fork servers and their children."""
+        self._grammars.close()
+        self._regexes.close()
 
 
 def _encode_setup(vocabulary: Vocabulary | None, options: GrammarOptions) -> bytes:
-    return msgspec.msgpack.encode(_Setup(options, vocabulary if options.backend != "none" else None))
+    return msgspec.msgpack.encode(_Setup(options, vocabulary))
 
 
 # --- in the fork server and its children ------------------------------------------------------------------------------------
@@ -122,26 +110,17 @@ class Tester:
         self._held = held_bytes()
 
     def _use_once(self) -> None:
-        try_stop_regex("a|[b-c]{2}")
         if self._backend is not None:
             try_grammar(self._backend, "json_schema", USUAL)
 
     def __call__(self, payload: bytes) -> bytes:
-        kind, *rest = msgspec.msgpack.decode(payload)
-        if kind == SEARCH:
-            return search(rest)
-        data, prefix = rest
-        try:
-            size = self._try(kind, data.decode(errors="surrogatepass"), prefix)
-        except RequestError as error:
-            return msgspec.msgpack.encode(Report(error=str(error)))
-        return msgspec.msgpack.encode(Report(num_bytes=size))
-
-    def _try(self, kind: str, text: str, prefix: str) -> int:
-        if kind == STOP_REGEX:
-            return try_stop_regex(text)
+        kind, text, prefix = decode_trial(payload)
         assert self._backend is not None, "a grammar without an engine is refused before"
-        return try_grammar(self._backend, kind, text, prefix, self._held)
+        try:
+            report = Report(num_bytes=try_grammar(self._backend, kind, text, prefix, self._held))
+        except RequestError as error:
+            report = Report(error=str(error))
+        return msgspec.msgpack.encode(report)
 
 
 def try_grammar(backend: GrammarBackend, kind: str, text: str, prefix: str = "", held_before: int | None = None) -> int:
