@@ -64,6 +64,7 @@ FIRST_IDLE_SECONDS = 0.1
 COMPILING_SECONDS = 0.002
 BREATHER_SECONDS = 0.003
 """Idle for so long, the worker may get ready for what comes."""
+WAIT_SECONDS = 0.001
 LATE_SECONDS, LATE_SHARE = 0.001, 0.2
 """A mask may take so long beyond the model's part, and such a share of that; then its request sits out."""
 
@@ -221,7 +222,7 @@ class Scheduler:
                 self._running.retract(self._prefill.partial)
             return None
         if not (decodes or jumps or extends):
-            time.sleep(LATE_SECONDS)  # everybody waits for a mask, or for a search
+            time.sleep(WAIT_SECONDS)  # everybody waits for a mask, or for a search
             return None
         decodes, extends = self._add_drafts(decodes, jumps, extends)
         return build_batch(decodes, extends, self.memory.rows.table, self._sees)
