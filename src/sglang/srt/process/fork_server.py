@@ -112,6 +112,7 @@ def _serve(connection: socket.socket, work: Work, limits: Limits) -> NoReturn:
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 2)  # an engine that panics writes pages
     _send(connection, PID, os.getpid().to_bytes(4, "little"))
+    os.nice(limits.niceness)
     get_ready = getattr(work, "get_ready", None)
     if get_ready is not None:
         get_ready()
@@ -165,7 +166,6 @@ def main() -> None:
     (size,) = JOB.unpack(_receive(control, JOB.size))
     limits, setup = msgspec.msgpack.decode(_receive(control, size), type=tuple[dict[str, Any], bytes])
     found = Limits(**limits)
-    os.nice(found.niceness)
     module, name = sys.argv[2].split(":")
     work = getattr(importlib.import_module(module), name)(setup)
     ForkServer(control, work, found).run()

@@ -214,16 +214,22 @@ class Isolated:
             if self._control is not None:
                 self._control.sendall(KILL + pid.to_bytes(4, "little"))
 
+    def rest(self) -> None:
+        """Ends the fork server and all children, until there is a job again."""
+        with self._lock:
+            process, self._process = self._process, None
+            self._drop()
+        if process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+            process.kill()
+            process.wait()
+
     def close(self) -> None:
         """Ends the fork server and all children."""
         with self._lock:
             self._closed = True
-            self._drop()
-            if self._process is not None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(1)
-                self._process.kill()
-                self._process.wait()
+        self.rest()
 
     def meaning(self, status: int) -> str:
         """What a child's exit status (negative: a signal) says about its job."""

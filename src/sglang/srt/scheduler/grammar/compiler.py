@@ -35,6 +35,8 @@ GRACE_SECONDS = 5.0
 """beyond the time of a trial and of compiling: then a thread is taken for lost"""
 RELEASE_BYTES = 16 << 20
 """of dropped grammars, after which freed memory goes back to the system"""
+REST_SECONDS = 600.0
+"""without a new text, after which the children's memory goes back to the system"""
 PAUSE_SHARE = 3
 """A thread that compiled a stop expression, which holds the interpreter's lock, then leaves that to others for so many times as
 long."""
@@ -79,6 +81,8 @@ class GrammarCompiler:
         """all jobs: in the cache, or in the hands of requests"""
         self._num_dropped = 0
         """bytes, since freed memory went back to the system"""
+        self._used_at: float | None = None
+        """when children got their last job; None when there are none"""
         self._lanes: Lanes[Job] = Lanes()
         for i in range(NUM_QUICK + NUM_SLOW):
             threading.Thread(target=self._work, name=f"grammar-{i}", daemon=True).start()
@@ -95,6 +99,8 @@ class GrammarCompiler:
         """For an idle moment. Builds what all grammars share, if nobody has asked for a grammar yet: it takes a core for the better
         part of a second. Gives back memory that dropped grammars held."""
         self._warm_up()
+        if self._used_at is not None and time.monotonic() - self._used_at > REST_SECONDS:
+            self._end_children()
         if self._num_dropped:
             self._num_dropped = 0
             release_freed_memory()
@@ -120,7 +126,7 @@ class GrammarCompiler:
             return job
         if key[0] != STOP_REGEX:
             self._warm_up()
-        job.num_waiting = 1
+        job.num_waiting, self._used_at = 1, time.monotonic()
         with self._lock:
             self._cache[key] = job
             self._held.add(job)
@@ -154,9 +160,10 @@ class GrammarCompiler:
             threading.Thread(target=job.child.cancel, daemon=True).start()
 
     def flush(self) -> None:
-        """Forgets all that is kept."""
+        """Forgets all that is kept. Called when no request runs or waits."""
         with self._lock:
             self._cache = OrderedDict((key, job) for key, job in self._cache.items() if not job.done)
+        self._end_children()
         self._num_dropped = 0
         release_freed_memory()
 
@@ -165,6 +172,12 @@ class GrammarCompiler:
         self._lanes.close()
         if self._trials is not None:
             self._trials.close()
+
+    def _end_children(self) -> None:
+        """They come again with the next new text."""
+        if self._used_at is not None and self._trials is not None:
+            self._used_at = None
+            threading.Thread(target=self._trials.rest, name="grammar-rest", daemon=True).start()
 
     # --- the cache ------------------------------------------------------------------------------------------------------------
 
@@ -209,9 +222,7 @@ class GrammarCompiler:
 
     def _prepare(self) -> None:
         assert self._backend is not None
-        with contextlib.suppress(GrammarError, IsolationError):  # whoever compiles meets it again, and reports it
-            if self._trials is not None:
-                self._trials.start()
+        with contextlib.suppress(GrammarError):  # whoever compiles meets it again, and reports it
             self._backend.prepare()
         release_freed_memory()
 

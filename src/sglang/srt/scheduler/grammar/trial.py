@@ -65,13 +65,14 @@ class Trials:
         self._grammars = Isolated(f"{__name__}:create", lambda: _encode_setup(vocabulary, options), limits, NUM_SPARE)
         self._regexes = Isolated(REGEX_CHILDREN, b"", Limits(REGEX_MEMORY, seconds, seconds, NICENESS), NUM_SPARE)
 
-    def start(self) -> None:
-        """Has the engine built in its fork server; does not wait for it. Raises IsolationError."""
-        self._grammars.start()
-
     def submit(self, kind: str) -> Job:
         """A child for one job. Raises IsolationError."""
         return (self._regexes if kind in (STOP_REGEX, SEARCH) else self._grammars).submit()
+
+    def rest(self) -> None:
+        """Ends the fork servers, until there is a job again: they hold as much memory as an engine's tables take."""
+        self._grammars.rest()
+        self._regexes.rest()
 
     def close(self) -> None:
         """Ends the fork servers and their children."""
