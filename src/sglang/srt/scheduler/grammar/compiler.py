@@ -22,7 +22,7 @@ from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError, OverloadError, RequestError
 from sglang.srt.heap import release_freed_memory
 from sglang.srt.process import isolation
-from sglang.srt.process.isolation import Cancelled, IsolationError, Patience
+from sglang.srt.process.isolation import START_SECONDS, Cancelled, IsolationError, Patience
 from sglang.srt.scheduler.grammar.base import GrammarBackend
 from sglang.srt.scheduler.grammar.lanes import NUM_QUICK, NUM_SLOW, QUICK_SECONDS, Client, Lanes, Turn
 from sglang.srt.scheduler.grammar.trial import Trials
@@ -31,7 +31,7 @@ from sglang.srt.scheduler.trial_messages import decode_report, encode_trial
 
 MAX_WAITS = 6
 """A text that no thread has taken up after so many times the time limit is given up."""
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = START_SECONDS + 5.0
 """beyond the time of a trial and of compiling: then a thread is taken for lost"""
 RELEASE_BYTES = 16 << 20
 """of dropped grammars, after which freed memory goes back to the system"""
@@ -139,7 +139,8 @@ class GrammarCompiler:
         if job.done:
             return True
         limit, now = self._options.compile_timeout, time.monotonic()
-        if job.started_at is not None and now - job.started_at > 2 * limit + GRACE_SECONDS:
+        most = limit if self._trials is None else 2 * limit + GRACE_SECONDS
+        if job.started_at is not None and now - job.started_at > most:
             job.error = GrammarError(f"{job.key[0]}: not compiled within {limit:g} s; simplify it", job.key[0])
         elif job.started_at is None and now - job.submitted_at > MAX_WAITS * limit:
             job.error = OverloadError("too many constraints are waiting to be compiled; try again later")
