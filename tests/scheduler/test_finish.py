@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.messages import FinishReason
 from sglang.srt.sampling_params import SamplingParams
-from sglang.srt.scheduler.finish import FinishChecker, StopRegexes, StopStrings, compile_stop_regex
+from sglang.srt.scheduler.finish import FinishChecker, StopStrings
+from sglang.srt.scheduler.stop_regex import Searches, StopRegexes, compile_stop_regex
 from sglang.srt.vocabulary import Vocabulary
-from tests.scheduler.toy import EOS, VOCABULARY
+from tests.scheduler.toy import EOS, VOCABULARY, trials_of
+
+
+def make_searches() -> Searches:
+    return Searches(trials_of(VOCABULARY, GrammarOptions(backend="none")))
+
+
+def check(checker: FinishChecker, token_id: int, num_out: int) -> FinishReason | None:
+    """What the check says in the end."""
+    reason = checker.check(token_id, num_out)
+    if not checker.is_searching:
+        return reason
+    assert reason is None
+    wait_for_search(checker)
+    return checker.resume(num_out)
+
+
+def wait_for_search(checker: FinishChecker | StopRegexes) -> None:
+    deadline = time.monotonic() + 60
+    while not checker.is_found:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def feed(checker: FinishChecker, ids: list[int]) -> tuple[FinishReason | None, list[bytes], bytes]:
@@ -20,7 +45,7 @@ def feed(checker: FinishChecker, ids: list[int]) -> tuple[FinishReason | None, l
     reason = None
     for i in ids:
         out.append(i)
-        reason = checker.check(i, len(out))
+        reason = check(checker, i, len(out))
         text = VOCABULARY.text_bytes(out)
         if reason is not None:
             return reason, visible, text[: len(text) - checker.trim_bytes]
@@ -28,10 +53,12 @@ def feed(checker: FinishChecker, ids: list[int]) -> tuple[FinishReason | None, l
     return reason, visible, VOCABULARY.text_bytes(out)
 
 
-def checker_for(max_new_tokens: int = 1000, regexes: tuple[str, ...] = (), **params: object) -> FinishChecker:
+def checker_for(
+    max_new_tokens: int = 1000, regexes: tuple[str, ...] = (), searches: Searches | None = None, **params: object
+) -> FinishChecker:
     checker = FinishChecker(SamplingParams(**params), max_new_tokens, VOCABULARY)  # type: ignore[arg-type]
     if regexes:
-        checker.watch_regexes([compile_stop_regex(text) for text in regexes])
+        checker.watch_regexes([compile_stop_regex(text) for text in regexes], searches or make_searches())
     return checker
 
 
@@ -176,10 +203,54 @@ def test_bad_stop_expressions_are_refused(pattern: str) -> None:
         compile_stop_regex(pattern)
 
 
+CATASTROPHIC = r"(x+)(x+)(x+)(x+)(x+)(x+)\1[!?]"
+
+
 def test_a_catastrophic_stop_expression_ends_its_request_only() -> None:
-    watcher = StopRegexes([compile_stop_regex(r"(x+)(x+)(x+)(x+)(x+)(x+)\1[!?]")])
-    with pytest.raises(RequestError, match="takes longer"):
+    watcher = StopRegexes([compile_stop_regex(CATASTROPHIC)], make_searches())
+    began = time.thread_time()
+    assert watcher.feed(b"x" * 200 + b".", True) is None and watcher.is_searching
+    assert time.thread_time() - began < 0.04, "the loop does not search for long"
+    wait_for_search(watcher)
+    with pytest.raises(RequestError, match="stop_regex takes longer"):
+        watcher.end_search()
+
+
+def test_all_searches_of_a_step_share_their_time() -> None:
+    searches = make_searches()
+    patterns = [compile_stop_regex(CATASTROPHIC) for _ in range(64)]
+    watchers = [StopRegexes(patterns, searches) for _ in range(64)]
+    began = time.thread_time()
+    for watcher in watchers:
         watcher.feed(b"x" * 200 + b".", True)
+    assert time.thread_time() - began < 0.5, "each by itself would have taken 64 times 50 ms"
+    assert all(watcher.is_searching for watcher in watchers) and searches.num_pending == 64
+    for watcher in watchers:
+        watcher.drop()
+    assert searches.num_pending == 0
+    searches.close()
+
+
+class NoTime(Searches):
+    """Nothing is searched on the loop."""
+
+    def begin_step(self) -> None:
+        self._left = 0.0
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    st.text("ab\n\u00e9", max_size=12),
+    st.lists(st.sampled_from(["ab", "a+b", "b$", "(?<=a)b", "(?s)a.*\u00e9", "(?=ab)a"]), min_size=1, max_size=3),
+    st.integers(0, 5),
+)
+def test_where_a_search_runs_changes_nothing(text: str, regexes: list[str], minimum: int) -> None:
+    away = NoTime(trials_of(VOCABULARY, GrammarOptions(backend="none")))
+    away.begin_step()
+    here = checker_for(9, tuple(regexes), min_new_tokens=minimum)
+    there = checker_for(9, tuple(regexes), away, min_new_tokens=minimum)
+    assert feed(here, ids_of(text)) == feed(there, ids_of(text))
+    away.close()
 
 
 def test_stop_ids_are_what_the_minimum_forbids() -> None:

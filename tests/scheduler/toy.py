@@ -7,7 +7,7 @@ the same from the plain list of ids.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from sglang.srt.messages import (
     ToScheduler,
 )
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.scheduler.grammar.trial import Trials
 from sglang.srt.scheduler.scheduler import Scheduler
 from sglang.srt.vocabulary import Vocabulary
 
@@ -258,6 +259,17 @@ class Answer:
         return whole[: len(whole) - self.last.trim_bytes]
 
 
+_trials: dict[tuple[Vocabulary | None, GrammarOptions], Trials] = {}
+
+
+def trials_of(vocabulary: Vocabulary | None, grammar: GrammarOptions) -> Trials:
+    """All schedulers of a test run share children; they end with it."""
+    key = (vocabulary, replace(grammar, cache_entries=0, cache_bytes=0, jump_forward=True))
+    if key not in _trials:
+        _trials[key] = Trials(vocabulary, grammar)
+    return _trials[key]
+
+
 class Harness:
     """A scheduler, its inbox and outbox. Every step's invariants are checked unless `check` is off."""
 
@@ -276,8 +288,9 @@ class Harness:
         self.stats: list[SchedulerStats] = []
         self.check = check
         self.idle_receives = 0
+        grammar = grammar or GrammarOptions(backend="none")
         self.scheduler = Scheduler(
-            options or ScheduleOptions(), grammar or GrammarOptions(backend="none"), self.worker, vocabulary, self, self
+            options or ScheduleOptions(), grammar, self.worker, vocabulary, self, self, trials_of(vocabulary, grammar)
         )
 
     def receive(self, timeout: float) -> list[ToScheduler]:

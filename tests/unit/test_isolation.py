@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sglang.srt.process.isolation import Cancelled, Isolated, IsolationError, Limits
+from sglang.srt.process.isolation import Cancelled, Isolated, IsolationError, Limits, Patience
 
 ENTRY = "tests.unit.isolated_work:prepare"
 
@@ -75,6 +75,23 @@ def test_many_threads_at_once(isolated: Isolated) -> None:
     for thread in threads:
         thread.join()
     assert sorted(found, key=int) == [b"%d" % i for i in range(32)]
+
+
+def test_it_rests_and_comes_again() -> None:
+    pool = Isolated(ENTRY, lambda: b"setup", Limits(memory=128 << 20, cpu_seconds=1, seconds=3), num_spare=2)
+    pid = int(pool.run(b"pid"))
+    pool.rest()
+    assert not os.path.exists(f"/proc/{pid}") and pool._process is None
+    assert pool.run(b"echo again") == b"again"
+    pool.close()
+
+
+def test_whoever_waits_is_asked_whether_a_late_job_goes_on(isolated: Isolated) -> None:
+    assert isolated.submit().result(b"sleep 0.2", Patience(0.05, lambda: True)) == b"done"
+    job = isolated.submit()
+    with pytest.raises(Cancelled):
+        job.result(b"spin", Patience(0.05, lambda: job.step_back() is not None))
+    assert isolated.submit().result(b"echo quick", Patience(5.0, lambda: False)) == b"quick"
 
 
 def test_nothing_is_left_when_it_is_closed() -> None:

@@ -100,6 +100,8 @@ class GrammarOptions:
     compile_timeout: float = 10.0
     max_bytes: int = 256 << 10
     cache_entries: int = 256
+    cache_bytes: int = 256 << 20
+    """what compiled constraints may hold, kept or in use"""
     jump_forward: bool = True
     refused: tuple[str, ...] = ()
     """digests of grammars that killed a scheduler of this server (scheduler/grammar/journal.py)"""

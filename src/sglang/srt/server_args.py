@@ -123,6 +123,7 @@ class ServerArgs:
     constrained_json_whitespace_pattern: str | None = _flag(None, "constrained decoding", "regex of white space inside JSON")
     disable_jump_forward: bool = _flag(False, "constrained decoding", "draw tokens that the constraint forces, one by one")
     grammar_compile_timeout: float = _flag(10.0, "constrained decoding", "seconds a constraint may take to compile")
+    grammar_cache_bytes: int = _flag(256 << 20, "constrained decoding", "what compiled constraints may hold, kept or in use")
     # images and videos
     allowed_media_domains: str | None = _flag(
         None, "images and videos", "hosts to fetch from, separated by commas; default: any"
@@ -240,6 +241,7 @@ class ServerArgs:
                 backend=self.grammar_backend,  # type: ignore[arg-type]
                 whitespace_pattern=self.constrained_json_whitespace_pattern,
                 compile_timeout=self.grammar_compile_timeout,
+                cache_bytes=self.grammar_cache_bytes,
                 jump_forward=not self.disable_jump_forward,
             ),
             http=HttpOptions(
@@ -332,6 +334,7 @@ class ServerArgs:
         self._check_range("schedule_conservativeness", 0.0, 100.0)
         self._check_range("watchdog_timeout", 1.0, None)
         self._check_range("grammar_compile_timeout", 0.01, None)
+        self._check_range("grammar_cache_bytes", 1 << 20, None)
         self._check_range("media_timeout", 0.01, None)
         self._check_range("media_decode_timeout", 0.01, None)
         for name in ("max_media_bytes", "max_media_pixels", "max_image_pixels", "max_media_items", "max_video_frames"):

@@ -26,7 +26,8 @@ ORPHAN_SECONDS = 10.0
 """how often it looks whether its parent is still there: a forked copy of the parent may hold the control socket open"""
 
 Work = Callable[[bytes], "bytes | Generator[bytes, None, bytes]"]
-"""From a payload to its reply; or a generator of parts that are sent as they are made, which returns the reply."""
+"""From a payload to its reply; or a generator of parts that are sent as they are made, which returns the reply. A work with a method
+`get_ready` has it called in every child, before there is a job: what is done there costs the job no time."""
 
 
 class ForkServer:
@@ -55,6 +56,9 @@ class ForkServer:
                 break
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
+        for pid in self._children:  # nobody else may be there to do it
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
 
     def _obey(self) -> bool:
         """One message. False when the parent has gone."""
@@ -109,6 +113,10 @@ def _serve(connection: socket.socket, work: Work, limits: Limits) -> NoReturn:
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 2)  # an engine that panics writes pages
     _send(connection, PID, os.getpid().to_bytes(4, "little"))
+    os.nice(limits.niceness)
+    get_ready = getattr(work, "get_ready", None)
+    if get_ready is not None:
+        get_ready()
     (size,) = JOB.unpack(_receive(connection, JOB.size))
     _limit(limits, size)
     try:
@@ -167,7 +175,6 @@ def main() -> None:
     (size,) = JOB.unpack(_receive(control, JOB.size))
     limits, setup = msgspec.msgpack.decode(_receive(control, size), type=tuple[dict[str, Any], bytes])
     found = Limits(**limits)
-    os.nice(found.niceness)
     module, name = sys.argv[2].split(":")
     work = getattr(importlib.import_module(module), name)(setup)
     ForkServer(control, work, found).run()

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import msgspec
@@ -34,6 +34,7 @@ FORK, KILL = b"F", b"K"
 GRACE_SECONDS = 2.0
 """beyond a job's time, after which its child is taken for lost"""
 START_SECONDS = 60.0
+LOWEST_PRIORITY = 19
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,14 @@ class Cancelled(IsolationError):
     """The job was cancelled by its owner."""
 
 
+@dataclass(frozen=True)
+class Patience:
+    """After so many seconds without a reply, whoever waits is asked whether the job goes on."""
+
+    seconds: float
+    goes_on: Callable[[], bool]
+
+
 class Job:
     """One payload in a child of its own. `result` may be called on any thread, once; `cancel` at any time."""
 
@@ -67,11 +76,11 @@ class Job:
         self._ended = False
         self._cancelled = False
 
-    def result(self, *payload: bytes | bytearray, parts: bytearray | None = None) -> bytes:
+    def result(self, *payload: bytes | bytearray, parts: bytearray | None = None, patience: Patience | None = None) -> bytes:
         """Sends the payload and waits for the reply. What the child sends in parts before it (fork_server.Work) is added to
-        `parts`. Raises IsolationError."""
+        `parts`. Raises IsolationError; Cancelled when `patience` had an end."""
         try:
-            return self._exchange(payload, bytearray() if parts is None else parts)
+            return self._exchange(payload, bytearray() if parts is None else parts, patience)
         except TimeoutError:
             raise IsolationError(self._owner.too_slow) from None
         except OSError as error:
@@ -89,7 +98,13 @@ class Job:
                 self._connection.shutdown(socket.SHUT_RDWR)
         self._kill()
 
-    def _exchange(self, payload: Sequence[bytes | bytearray], parts: bytearray) -> bytes:
+    def step_back(self) -> None:
+        """Gives the child the lowest priority: it takes long, and others are to go first."""
+        if self.pid is not None:
+            with contextlib.suppress(OSError):  # it has ended
+                os.setpriority(os.PRIO_PROCESS, self.pid, LOWEST_PRIORITY)
+
+    def _exchange(self, payload: Sequence[bytes | bytearray], parts: bytearray, patience: Patience | None) -> bytes:
         _, data = self._read(time.monotonic() + START_SECONDS)
         deadline = time.monotonic() + self._owner.limits.seconds + GRACE_SECONDS
         self.pid = int.from_bytes(data, "little")
@@ -100,6 +115,8 @@ class Job:
             self._connection.sendall(JOB.pack(sum(map(len, payload))))
             for part in payload:
                 self._connection.sendall(part)
+        if patience is not None and self._is_late(patience.seconds) and not patience.goes_on():
+            raise Cancelled("was given up")
         kind, data = self._read(deadline)
         while kind == PART:
             if len(parts) + len(data) > self._owner.limits.reply:
@@ -111,6 +128,15 @@ class Job:
         if kind == FAILURE:
             raise IsolationError(data.decode(errors="replace"))
         raise IsolationError(self._owner.meaning(int.from_bytes(data, "little", signed=True)))
+
+    def _is_late(self, seconds: float) -> bool:
+        """Waits for the beginning of a reply."""
+        self._connection.settimeout(seconds)
+        try:
+            self._connection.recv(1, socket.MSG_PEEK)
+        except TimeoutError:
+            return True
+        return False
 
     def _read(self, deadline: float) -> tuple[bytes, bytes]:
         head = self._read_exactly(HEADER.size, deadline)
@@ -146,9 +172,10 @@ class Job:
 
 class Isolated:
     """Owner of a fork server and of the children that wait for jobs. Thread-safe. `entry` names a function "module:name" that is
-    called once in the fork server with `setup` and returns the function that turns a payload into a reply."""
+    called once in the fork server with `setup` and returns the function that turns a payload into a reply. A `setup` that is large
+    is given as a function, and not kept."""
 
-    def __init__(self, entry: str, setup: bytes, limits: Limits, num_spare: int = 1) -> None:
+    def __init__(self, entry: str, setup: bytes | Callable[[], bytes], limits: Limits, num_spare: int = 1) -> None:
         self.limits = limits
         self._entry = entry
         self._setup = setup
@@ -199,16 +226,22 @@ class Isolated:
             if self._control is not None:
                 self._control.sendall(KILL + pid.to_bytes(4, "little"))
 
+    def rest(self) -> None:
+        """Ends the fork server and all children, until there is a job again."""
+        with self._lock:
+            process, self._process = self._process, None
+            self._drop()
+        if process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+            process.kill()
+            process.wait()
+
     def close(self) -> None:
         """Ends the fork server and all children."""
         with self._lock:
             self._closed = True
-            self._drop()
-            if self._process is not None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(1)
-                self._process.kill()
-                self._process.wait()
+        self.rest()
 
     def meaning(self, status: int) -> str:
         """What a child's exit status (negative: a signal) says about its job."""
@@ -231,7 +264,8 @@ class Isolated:
         quiet = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         try:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=quiet)
-            setup = msgspec.msgpack.encode([asdict(self.limits), self._setup])
+            given = self._setup if isinstance(self._setup, bytes) else self._setup()
+            setup = msgspec.msgpack.encode([asdict(self.limits), given])
             self._control.sendall(JOB.pack(len(setup)) + setup)
         except OSError as error:
             raise IsolationError(f"failed: no process could be started: {error}") from error

@@ -16,5 +16,7 @@ A file imports only what stands below it in this list:
     lookup.py        what may follow because it stands in the request already
     finish.py        when a request ends: ids, stop strings, stop expressions, lengths
     cache/           who owns which slot of the KV pool
-    grammar/         constraints: compiled on the side, masks filled while the model computes
+    grammar/         constraints: tried in a child, compiled on the side, masks filled while the model computes
+    stop_regex.py    stop expressions, and where those are searched that take long
+    trial_messages.py  what a child is asked and answers
 """

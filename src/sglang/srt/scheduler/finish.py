@@ -7,20 +7,15 @@ must not be shown yet. Nothing before the match is looked at twice.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-import regex
-
 from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.messages import FinishReason
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.scheduler.stop_regex import Searches, StopRegexes
 from sglang.srt.vocabulary import Vocabulary
-
-SEARCH_SECONDS = 0.05
-"""A stop expression may take so long on one token; what takes longer would stall everybody else."""
 
 
 def abort_reason(error: RequestError | OverloadError) -> FinishReason:
@@ -107,78 +102,6 @@ class StopStrings:
         return first_end
 
 
-def compile_stop_regex(text: str) -> Any:
-    """A stop expression, in the syntax of the package `regex` (Python's and more). Raises RequestError."""
-    try:
-        pattern = regex.compile(text)
-    except regex.error as error:
-        raise RequestError(f"stop_regex {text!r} is not valid: {error}", "stop_regex") from error
-    except (RecursionError, OverflowError, MemoryError) as error:
-        raise RequestError("a stop_regex is nested too deeply or repeats too often", "stop_regex") from error
-    try:
-        matches_nothing = pattern.fullmatch("", timeout=SEARCH_SECONDS) is not None
-    except TimeoutError as error:
-        raise RequestError(f"stop_regex {text!r} takes too long", "stop_regex") from error
-    if matches_nothing:
-        raise RequestError(f"stop_regex {text!r} matches the empty text and would stop at once", "stop_regex")
-    return pattern
-
-
-class StopRegexes:
-    """Stop expressions, searched in the characters that are complete. Each remembers where a match could still begin."""
-
-    def __init__(self, patterns: Sequence[Any]) -> None:
-        self._patterns = list(patterns)
-        self._starts = [0] * len(self._patterns)
-        self._text = ""
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
-        self.hold_bytes = 0
-
-    def go_on(self, text: bytes, hold_bytes: int) -> None:
-        self._text = self._decoder.decode(text)
-        known = text[: len(text) - hold_bytes]
-        if hold_bytes:  # another matcher may hold part of a character
-            known = known[: len(known) - len(self._cut(known))]
-        self._starts = [len(known.decode(errors="surrogateescape"))] * len(self._patterns)
-        self.hold_bytes = self._bytes_behind(self._starts[0]) if self._starts else 0
-
-    @staticmethod
-    def _cut(text: bytes) -> bytes:
-        """The beginning of a character at the end of the text."""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
-        decoder.decode(text)
-        return decoder.getstate()[0]
-
-    def feed(self, chunk: bytes, look: bool) -> tuple[str, int, int] | None:
-        """As `Matcher.feed`. Raises RequestError when a search takes too long."""
-        self._text += self._decoder.decode(chunk)
-        found: tuple[int, int, str] | None = None  # end, start, expression
-        for i, pattern in enumerate(self._patterns):
-            match = self._search(pattern, self._starts[i])
-            if match is None or match.partial:
-                self._starts[i] = len(self._text) if match is None else match.start()
-            elif look:
-                this = (match.end(), match.start(), pattern.pattern)
-                found = this if found is None else min(found, this)
-            else:
-                self._starts[i] = match.end()
-        if found is not None:
-            return found[2], self._bytes_behind(found[1]), self._bytes_behind(found[0])
-        self.hold_bytes = self._bytes_behind(min(self._starts))
-        return None
-
-    def _search(self, pattern: Any, start: int) -> Any:
-        try:
-            return pattern.search(self._text, start, partial=True, timeout=SEARCH_SECONDS)
-        except TimeoutError as error:
-            message = f"stop_regex {pattern.pattern!r} takes longer than {SEARCH_SECONDS:g} s on one token"
-            raise RequestError(message, "stop_regex") from error
-
-    def _bytes_behind(self, start: int) -> int:
-        waiting = self._decoder.getstate()[0]
-        return len(self._text[start:].encode(errors="surrogateescape")) + len(waiting)
-
-
 class FinishChecker:
     """Decides after each token whether the request is over. `trim_bytes` then says how much of the end of the text is not to
     be shown; before, `hold_bytes` how much is not to be shown yet."""
@@ -194,6 +117,7 @@ class FinishChecker:
         self._stop_ids = eos.union(params.stop_token_ids)
         self._named: dict[int, str] = {}
         self._matchers: list[Matcher] = []
+        self._regexes: StopRegexes | None = None
         if vocabulary is not None:
             self._named = special_stops(vocabulary, params.stop)
         if params.stop:
@@ -203,9 +127,25 @@ class FinishChecker:
         self.hold_bytes = 0
         self.trim_bytes = 0
 
-    def watch_regexes(self, patterns: Sequence[Any]) -> None:
+    def watch_regexes(self, patterns: Sequence[Any], searches: Searches) -> None:
         """Adds stop expressions, made by compile_stop_regex. Called before the first `check`."""
-        self._matchers.append(StopRegexes(patterns))
+        self._regexes = StopRegexes(patterns, searches)
+        self._matchers.append(self._regexes)
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether the last `check` has no answer yet: a stop expression takes long. Until `end_search` there must be no other."""
+        return self._regexes is not None and self._regexes.is_searching
+
+    @property
+    def is_found(self) -> bool:
+        """Whether `end_search` may be called."""
+        return self._regexes is not None and self._regexes.is_found
+
+    def drop_search(self) -> None:
+        """The request is over: a search under way is of no interest."""
+        if self._regexes is not None:
+            self._regexes.drop()
 
     def note_sent(self, token_id: int) -> None:
         """Of a resumed request, the next token that its client has."""
@@ -228,7 +168,7 @@ class FinishChecker:
         return tuple(sorted(self._stop_ids | self._named.keys()))
 
     def check(self, token_id: int, num_out: int) -> FinishReason | None:
-        """Looks at the newest of `num_out` tokens. Raises RequestError when a stop expression takes too long."""
+        """Looks at the newest of `num_out` tokens. None also while `is_searching`."""
         if token_id in self._stop_ids or token_id in self._named:
             self.hold_bytes = 0
             self.trim_bytes = 0 if self._keep_stop else len(self._shown(token_id))
@@ -237,23 +177,36 @@ class FinishChecker:
             reason = self._check_text(self._shown(token_id), num_out >= self._min_new_tokens)
             if reason is not None:
                 return reason
-        if num_out >= self.max_new_tokens:
-            self.hold_bytes = 0
-            return FinishReason("length", length=num_out)
-        return None
+        return None if self.is_searching else self._check_length(num_out)
+
+    def end_search(self, num_out: int) -> FinishReason | None:
+        """What the last `check` would have returned. Raises RequestError when the search took too long."""
+        assert self._regexes is not None
+        found = self._regexes.end_search()
+        if found is not None:
+            return self._stop(found)
+        self.hold_bytes = max(matcher.hold_bytes for matcher in self._matchers)
+        return self._check_length(num_out)
+
+    def _check_length(self, num_out: int) -> FinishReason | None:
+        if num_out < self.max_new_tokens:
+            return None
+        self.hold_bytes = 0
+        return FinishReason("length", length=num_out)
 
     def _check_text(self, chunk: bytes, look: bool) -> FinishReason | None:
-        hold = 0
         for matcher in self._matchers:
             found = matcher.feed(chunk, look)
             if found is not None:
-                matched, behind_start, behind_end = found
-                self.hold_bytes = 0
-                self.trim_bytes = behind_end if self._keep_stop else behind_start
-                return FinishReason("stop", matched=matched)
-            hold = max(hold, matcher.hold_bytes)
-        self.hold_bytes = hold
+                return self._stop(found)
+        self.hold_bytes = max(matcher.hold_bytes for matcher in self._matchers)
         return None
+
+    def _stop(self, found: tuple[str, int, int]) -> FinishReason:
+        matched, behind_start, behind_end = found
+        self.hold_bytes = 0
+        self.trim_bytes = behind_end if self._keep_stop else behind_start
+        return FinishReason("stop", matched=matched)
 
     def _shown(self, token_id: int) -> bytes:
         """What the token adds to the text that the client sees."""

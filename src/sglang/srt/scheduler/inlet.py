@@ -16,11 +16,12 @@ from sglang.srt.messages import LogprobOptions, Position, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.drafts import HabitBook, may_repeat
 from sglang.srt.scheduler.finish import FinishChecker
-from sglang.srt.scheduler.grammar.compiler import FREE_TEXT, STOP_REGEX, GrammarCompiler, Job, Key
+from sglang.srt.scheduler.grammar.compiler import FREE_TEXT, GrammarCompiler, Job, Key
 from sglang.srt.scheduler.grammar.quotes import Quoting
 from sglang.srt.scheduler.lookup import Lookup
 from sglang.srt.scheduler.media import PictureIds, RecentPixels, check_media, req_media
 from sglang.srt.scheduler.req import Req
+from sglang.srt.scheduler.stop_regex import STOP_REGEX, Searches
 from sglang.srt.vocabulary import Vocabulary
 
 
@@ -46,6 +47,7 @@ class Inlet:
         memory: KvMemory,
         vocabulary: Vocabulary | None,
         compiler: GrammarCompiler,
+        searches: Searches,
         seed: int,
         jump_forward: bool,
         lookup: bool,
@@ -54,6 +56,7 @@ class Inlet:
         self._memory = memory
         self._vocabulary = vocabulary
         self._compiler = compiler
+        self._searches = searches
         self._rng = random.Random(seed)
         self._jump_forward = jump_forward
         self._lookup = lookup
@@ -146,8 +149,9 @@ class Inlet:
         key: Key | None = params.grammar
         if healed:
             key = (*(params.grammar or FREE_TEXT), healed)
-        grammar = self._compiler.submit(key) if key is not None else None
-        waits = Compiling(req, grammar, [self._compiler.submit((STOP_REGEX, text)) for text in params.stop_regex])
+        client = req.msg.client
+        grammar = self._compiler.submit(key, client) if key is not None else None
+        waits = Compiling(req, grammar, [self._compiler.submit((STOP_REGEX, text), client) for text in params.stop_regex])
         if not self._all_done(waits):
             self._compiling[req.rid] = waits
             self._of_key[req.key] += 1
@@ -158,9 +162,12 @@ class Inlet:
     def remove(self, rid: str) -> bool:
         """Forgets a request that waits here."""
         waits = self._compiling.pop(rid, None)
-        if waits is not None:
-            self._of_key -= Counter([waits.req.key])
-        return waits is not None
+        if waits is None:
+            return False
+        self._of_key -= Counter([waits.req.key])
+        for job in waits.jobs:
+            self._compiler.leave(job)
+        return True
 
     def poll(self) -> tuple[list[Req], list[tuple[Req, RequestError | OverloadError]]]:
         """Requests whose constraints are there, and requests whose constraints failed. Both have left."""
@@ -187,6 +194,7 @@ class Inlet:
         for job in waits.jobs:
             if job.error is not None:
                 raise job.error
+        waits.req.constraints = tuple(waits.jobs)
         if waits.grammar is not None:
             waits.req.grammar = waits.grammar.value.copy()
             waits.req.in_thought = bool(waits.req.msg.grammar_after)
@@ -194,7 +202,7 @@ class Inlet:
             if self._jump_forward and not waits.req.msg.healed:
                 self._expect(waits.req, waits.grammar.key)
         if waits.regexes:
-            waits.req.finish.watch_regexes([job.value for job in waits.regexes])
+            waits.req.finish.watch_regexes([job.value for job in waits.regexes], self._searches)
 
     def _expect(self, req: Req, key: Key) -> None:
         """Gives the request what is known of outputs of its grammar."""

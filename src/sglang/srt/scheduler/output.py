@@ -31,19 +31,37 @@ def take_drawn(req: Req, token_id: int, guess: Followed | None = None) -> Finish
         req.lookup.note(token_id)
     req.output_ids.append(token_id)
     req.num_drawn += 1
-    over = False
     if req.in_thought:
         req.in_thought = token_id not in req.msg.grammar_after
-    elif req.grammar is not None:
-        if not req.grammar.accept(token_id):
-            return _stuck(req)
-        over = req.grammar.is_finished
+    elif req.grammar is not None and not req.grammar.accept(token_id):
+        return _stuck(req)
     reason = _check(req, token_id)
     if req.msg.healed and req.finish.skip_bytes == 0 and req.msg.sampling.grammar is None:
-        req.grammar, over = None, False  # the prompt's end is said; the text goes on freely
-    if over and (reason is None or reason.type == "length"):
-        return FinishReason("stop", matched=token_id)
-    return reason if reason is not None else take_forced(req)
+        req.grammar = None  # the prompt's end is said; the text goes on freely
+    return _after_check(req, reason)
+
+
+def take_searched(req: Req) -> FinishReason | None:
+    """Goes on where a stop expression took long (finish.py). Why the request ends with that, if it does."""
+    try:
+        reason = req.finish.end_search(len(req.output_ids))
+    except RequestError as error:
+        return abort_reason(error)
+    return _after_check(req, reason)
+
+
+def _after_check(req: Req, reason: FinishReason | None) -> FinishReason | None:
+    """What follows the newest token, once it is known whether it stops the request."""
+    if req.finish.is_searching:
+        return None
+    is_over = req.grammar is not None and not req.in_thought and req.grammar.is_finished
+    if is_over and (reason is None or reason.type == "length"):
+        reason = FinishReason("stop", matched=req.output_ids[-1])
+    if reason is None:
+        return take_forced(req)
+    if req.msg.logprobs is not None and reason.type != "abort" and req.logprob_next < req.num_ids:
+        req.ending, reason = reason, None
+    return reason
 
 
 def take_sent(req: Req) -> FinishReason | None:
@@ -73,6 +91,10 @@ def _take_guessed(req: Req, guess: Followed) -> FinishReason | None:
         reason = _check(req, token_id)
         if reason is not None:
             return reason
+        if req.finish.is_searching:  # what is left of the guess is not needed
+            if req.grammar is not None and not req.grammar.accept_all(guess.ids[: i + 1]):
+                return _stuck(req)
+            return None
     req.grammar = guess.state
     return None
 
@@ -97,7 +119,7 @@ def _append(req: Req, forced: list[int]) -> FinishReason | None:
     assert req.grammar is not None
     _end_value(req)
     reason, taken = None, 0
-    while taken < len(forced) and reason is None:
+    while taken < len(forced) and reason is None and not req.finish.is_searching:
         req.output_ids.append(forced[taken])
         reason = _check(req, forced[taken])
         taken += 1
@@ -105,6 +127,8 @@ def _append(req: Req, forced: list[int]) -> FinishReason | None:
         return reason
     if not req.grammar.accept_all(forced[:taken]):
         return _stuck(req)
+    if req.finish.is_searching:
+        return None
     if req.grammar.is_finished:
         return FinishReason("stop", matched=req.output_ids[-1])
     return reason

@@ -84,7 +84,11 @@ def build_ahead(flight: Flight, running: list[Req], memory: KvMemory, context_le
 def overtaken(batch: ScheduleBatch) -> set[Req]:
     """Of a step that ran ahead, now that the tokens of the one before are known: who still runs, but not with the one token
     that the step was computed for."""
-    return {req for req in batch.decodes if req.hold is not None and (_surplus(req) or req.ending is not None)}
+    return {
+        req
+        for req in batch.decodes
+        if req.hold is not None and (_surplus(req) or req.ending is not None or req.finish.is_searching)
+    }
 
 
 def _surplus(req: Req) -> bool:

@@ -39,6 +39,8 @@ class Req:
     salt: str | None = None
     """namespace of the prefix tree"""
     grammar: GrammarState | None = None
+    constraints: tuple[object, ...] = ()
+    """compiled for it: as long as it lives, what they hold is counted (grammar/compiler.py)"""
     in_thought: bool = False
     jumps: bool = False
     habits: Habits | None = None

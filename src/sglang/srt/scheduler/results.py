@@ -72,6 +72,7 @@ class StepResults:
         if req.hold is not None:
             self._memory.close(req.hold, req.fill_ids())
             req.hold = None
+        req.finish.drop_search()
         self.ended.append(req)
         self.outs.append(build_out(req, reason))
 
@@ -130,6 +131,8 @@ class StepResults:
 
 def _late_reason(req: Req) -> FinishReason | None:
     """Why a request ends for which no token was drawn in this step."""
+    if req.finish.is_searching:
+        return None
     if req.ending is not None:
         return req.ending if req.logprob_next >= req.num_ids else None
     return FinishReason("length", length=len(req.output_ids)) if req.num_left <= 0 else None

@@ -44,15 +44,17 @@ from sglang.srt.scheduler.grammar.compiler import GrammarCompiler
 from sglang.srt.scheduler.grammar.journal import GrammarJournal, NotedBackend
 from sglang.srt.scheduler.grammar.masks import MaskFiller
 from sglang.srt.scheduler.grammar.registry import create_backend
+from sglang.srt.scheduler.grammar.trial import Trials
 from sglang.srt.scheduler.inlet import Inlet
 from sglang.srt.scheduler.media import MediaGate
-from sglang.srt.scheduler.output import take_forced, take_sent
+from sglang.srt.scheduler.output import take_forced, take_searched, take_sent
 from sglang.srt.scheduler.overlap import Flight, build_ahead, overtaken
 from sglang.srt.scheduler.prefill import OutputEstimate, PrefillLimits, PrefillPlanner
 from sglang.srt.scheduler.profiling import Profiler
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.results import StepResults
 from sglang.srt.scheduler.stats import StepStats
+from sglang.srt.scheduler.stop_regex import Searches
 from sglang.srt.scheduler.waiting import WaitingQueue
 from sglang.srt.vocabulary import Vocabulary
 
@@ -63,6 +65,7 @@ FIRST_IDLE_SECONDS = 0.1
 COMPILING_SECONDS = 0.002
 BREATHER_SECONDS = 0.003
 """Idle for so long, the worker may get ready for what comes."""
+WAIT_SECONDS = 0.001
 LATE_SECONDS, LATE_SHARE = 0.001, 0.2
 """A mask may take so long beyond the model's part, and such a share of that; then its request sits out."""
 
@@ -79,9 +82,10 @@ class Scheduler:
         inbox: Inbox,
         outbox: Outbox,
         journal: GrammarJournal | None = None,
+        trials: Trials | None = None,
     ) -> None:
-        """`journal`: where to note what native grammar code works on. Raises ConfigError when the grammar backend is not to be
-        had."""
+        """`journal`: where to note what native grammar code works on. Closes `trials` at the end, if it is given some. Raises
+        ConfigError when the grammar backend is not to be had."""
         info = worker.info
         self._options = options
         self._worker = worker
@@ -99,12 +103,21 @@ class Scheduler:
         backend = create_backend(vocabulary, grammar_options)
         if backend is not None and journal is not None:
             backend = NotedBackend(backend, journal, grammar_options.refused)
-        self._compiler = GrammarCompiler(backend, grammar_options)
+        trials = trials or Trials(vocabulary, grammar_options)
+        self._compiler = GrammarCompiler(backend, grammar_options, trials)
+        self._searches = Searches(trials)
         self._masks: MaskFiller | None = None
         if backend is not None and vocabulary is not None:
             self._masks = MaskFiller(backend, info.vocab_size, sorted(vocabulary.eos_token_ids))
         self._inlet = Inlet(
-            info, self.memory, vocabulary, self._compiler, options.random_seed, grammar_options.jump_forward, options.lookup
+            info,
+            self.memory,
+            vocabulary,
+            self._compiler,
+            self._searches,
+            options.random_seed,
+            grammar_options.jump_forward,
+            options.lookup,
         )
         self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
         self._estimate = OutputEstimate(options.schedule_conservativeness)
@@ -134,6 +147,7 @@ class Scheduler:
                 self.step()
             self._end_all(abort_reason(OverloadError("the server is shutting down")))
         finally:
+            self._searches.close()
             self._compiler.close()
             if self._masks is not None:
                 self._masks.close()
@@ -142,6 +156,8 @@ class Scheduler:
     def step(self) -> bool:
         """One step of everyone there is memory for. False when there was nothing to compute."""
         results = StepResults(self.memory)
+        self._searches.begin_step()
+        self._enter_searched()
         self._enqueue_compiled(results)
         flight, self._flight = self._flight, None
         if flight is None and not self._paused:
@@ -193,7 +209,9 @@ class Scheduler:
         for req in self._running.reserve_step():
             results.end(req, FinishReason("length", length=len(req.output_ids), message=full))
         masks = self._masks
-        decodes, jumps = self._running.split(lambda req: masks is not None and masks.must_wait(req.grammar))
+        decodes, jumps = self._running.split(
+            lambda req: req.finish.is_searching or (masks is not None and masks.must_wait(req.grammar))
+        )
         extends = self._prefill.plan(self._running.reqs, sum(jump.length - 1 for jump in jumps))
         for req in self._prefill.unfit:
             results.end(req, FinishReason("length", length=len(req.output_ids), message=full))
@@ -205,7 +223,7 @@ class Scheduler:
                 self._running.retract(self._prefill.partial)
             return None
         if not (decodes or jumps or extends):
-            time.sleep(LATE_SECONDS)  # everybody waits for a mask
+            time.sleep(WAIT_SECONDS)  # everybody waits for a mask, or for a search
             return None
         decodes, extends = self._add_drafts(decodes, jumps, extends)
         return build_batch(decodes, extends, self.memory.rows.table, self._sees)
@@ -228,12 +246,13 @@ class Scheduler:
     def _compute(self, batch: ScheduleBatch) -> Flight:
         """The model's part; masks are filled while it runs. Who is late gets no token in this step."""
         began = time.perf_counter()
+        searching = {req for req in batch.sampled if req.finish.is_searching}  # was retracted, or its prompt was forced on
         if not self._worker.info.runs_ahead:  # then `forward` returns when all is computed
-            late, is_filling = self._begin_masks(batch, set())
+            late, is_filling = self._begin_masks(batch, searching)
             self._worker.forward(batch.forward)
             return self._finish(batch, late, is_filling, began)
         self._worker.forward(batch.forward)
-        return self._finish(batch, *self._begin_masks(batch, set()), began)
+        return self._finish(batch, *self._begin_masks(batch, searching), began)
 
     def _run_ahead(self, flight: Flight) -> ScheduleBatch | None:
         """Begins the step after `flight`, if that needs nothing but its tokens."""
@@ -326,7 +345,7 @@ class Scheduler:
 
     def _rest(self) -> None:
         """Nothing has come for a while: a good time to look whether everything adds up."""
-        self._compiler.warm_up()
+        self._compiler.rest()
         self._stats.note_idle()
         self._estimate.reset()
         if not self._checked:
@@ -405,6 +424,15 @@ class Scheduler:
         for req, error in failed:
             results.end(req, abort_reason(error))
 
+    def _enter_searched(self) -> None:
+        """Requests go on, or end, whose stop expressions were searched off the loop."""
+        if not self._searches.num_pending:
+            return
+        for req in [req for req in self._live.values() if req.finish.is_found]:
+            reason = take_searched(req)
+            if reason is not None:
+                self._end_now([req], reason)
+
     def _abort(self, message: AbortReq) -> None:
         if message.all:
             self._end_all(FinishReason("abort", message=message.message))
@@ -431,6 +459,7 @@ class Scheduler:
     def _flush(self, call_id: int) -> ControlReply:
         if self._live or not self.memory.flush():
             return ControlReply(call_id, False, f"{len(self._live)} requests run or wait; the cache was not flushed")
+        self._compiler.flush()
         return ControlReply(call_id)
 
     # --- looking at the whole -----------------------------------------------------------------------------------------------

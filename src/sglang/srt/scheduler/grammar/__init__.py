@@ -3,13 +3,17 @@
 registry.py             the engines by name: one line each
 masks.py                masks of all constrained rows, filled on a side thread
 compiler.py             texts -> grammars on side threads, with a cache and limits
+lanes.py                whose text is next, and a lane for those that take long
+trial.py                a text compiles in a child first, and is stepped through
 aside.py                long calls of the engines, at the lowest priority
 llguidance_backend.py   the default engine
 xgrammar_backend.py     the other one, an extra
 encoder.py              forced text to canonical tokens
 habits.py               what outputs of one grammar were like
 quotes.py               what they copied from their prompts
-json_schema.py          schemas: checked by path, with closed objects
+json_schema.py          schemas: built anew out of checked parts, with closed objects
+lark_schemas.py         schemas inside Lark grammars
+schema_refs.py          references: where they lead
 schema_rewrites.py      keywords said with other keywords
 schema_numbers.py       numbers in schemas: those that engines hold exactly
 regex_syntax.py         Python's regular expressions in llguidance's dialect

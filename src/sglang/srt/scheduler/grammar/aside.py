@@ -18,15 +18,18 @@ LOWEST_PRIORITY = 19
 
 
 class Aside:
-    """Owner of the threads. They end with the process."""
+    """Owner of the threads. They end with the process. With none, calls are made where they are asked for."""
 
     def __init__(self, num_threads: int) -> None:
+        self._num_threads = num_threads
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[Any]]] = queue.SimpleQueue()
         for i in range(num_threads):
             threading.Thread(target=self._work, name=f"grammar-aside-{i}", daemon=True).start()
 
     def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """What `function` returns or raises. Waits for it."""
+        if not self._num_threads:
+            return function(*args, **options)
         reply: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._calls.put((partial(function, *args, **options), reply))
         value, error = reply.get()

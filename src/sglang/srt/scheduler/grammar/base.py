@@ -56,6 +56,11 @@ class GrammarState(Protocol):
 class GrammarBackend(Protocol):
     """One engine for one vocabulary. `compile` is called on side threads, several at once."""
 
+    @property
+    def num_words(self) -> int:
+        """Of a mask with a bit for each id that the tokenizer has."""
+        ...
+
     def prepare(self) -> None:
         """Builds what all grammars share. May be called again, at no cost; `compile` calls it too."""
         ...

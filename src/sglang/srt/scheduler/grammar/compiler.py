@@ -1,36 +1,53 @@
 """Compiles constraints on side threads, so that no request waits for another's grammar.
 
-The scheduler `submit`s what a request needs and asks with `poll` whether it is there; nothing here ever blocks it. Results,
-errors included, are kept by content (the most recently used ones), and a text that is being compiled is compiled once. The
-engine's own long calls run with the lowest priority (aside.py).
+The scheduler `submit`s what a request needs and asks with `poll` whether it is there; nothing here ever blocks it:
+
+    submit -> cache -> lanes (whose turn, lanes.py) -> trial in a child (trial.py) -> room? -> compiled here -> poll
+
+Results, errors included, are kept by content (the most recently used ones, up to a number and to a sum of bytes), and a text
+that is being compiled is compiled once. Only what passed its trial is compiled in this process, with the engine's own long calls at
+the lowest priority (aside.py).
 """
 
 from __future__ import annotations
 
-import queue
+import contextlib
 import threading
 import time
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError, OverloadError, RequestError
 from sglang.srt.heap import release_freed_memory
-from sglang.srt.scheduler.finish import compile_stop_regex
+from sglang.srt.process import isolation
+from sglang.srt.process.isolation import START_SECONDS, Cancelled, IsolationError, Patience
 from sglang.srt.scheduler.grammar.base import GrammarBackend
+from sglang.srt.scheduler.grammar.lanes import NUM_QUICK, NUM_SLOW, QUICK_SECONDS, Client, Lanes, Turn
+from sglang.srt.scheduler.grammar.trial import Trials
+from sglang.srt.scheduler.stop_regex import STOP_REGEX, compile_stop_regex
+from sglang.srt.scheduler.trial_messages import decode_report, encode_trial
 
-NUM_THREADS = 2
 MAX_WAITS = 6
 """A text that no thread has taken up after so many times the time limit is given up."""
-STOP_REGEX = "stop_regex"
+GRACE_SECONDS = START_SECONDS + 5.0
+"""beyond the time of a trial and of compiling: then a thread is taken for lost"""
+RELEASE_BYTES = 16 << 20
+"""of dropped grammars, after which freed memory goes back to the system"""
+REST_SECONDS = 600.0
+"""without a new text, after which the children's memory goes back to the system"""
+PAUSE_SHARE = 3
+"""A thread that compiled a stop expression, which holds the interpreter's lock, then leaves that to others for so many times as
+long."""
 FREE_TEXT = ("regex", "(?s:.*)")
 Key = tuple[str, str] | tuple[str, str, str]
 """(kind, text): a field of SamplingParams and its value, or STOP_REGEX and one expression; or (kind, text, prefix)"""
 
 
 class Job:
-    """One text on its way. `value` or `error` is set when `done`. `started_at`: when a thread took it up."""
+    """One text on its way. `value` or `error` is set when `done`. `started_at`: when a thread took it up. `num_bytes`: what it
+    holds. `num_waiting`: requests that wait for it. `child`: where it is tried."""
 
     def __init__(self, key: Key) -> None:
         self.key = key
@@ -39,17 +56,35 @@ class Job:
         self.done = False
         self.value: Any = None
         self.error: RequestError | OverloadError | None = None
+        self.num_bytes = sum(map(len, key))
+        self.num_waiting = 0
+        self.child: isolation.Job | None = None
+
+    def end(self, value: Any, error: RequestError | OverloadError | None) -> None:
+        if not self.done:  # not given up meanwhile
+            self.value, self.error = value, error
+            self.done = True
 
 
 class GrammarCompiler:
-    """Owner of the threads and the cache. `backend` None: every grammar is refused. Stop expressions are compiled here too."""
+    """Owner of the threads and the cache. `backend` None: every grammar is refused. Stop expressions are compiled here too.
+    `trials` None: nothing is tried before it is compiled."""
 
-    def __init__(self, backend: GrammarBackend | None, options: GrammarOptions) -> None:
+    def __init__(self, backend: GrammarBackend | None, options: GrammarOptions, trials: Trials | None = None) -> None:
         self._backend = backend
         self._options = options
+        self._trials = trials
+        self._lock = threading.Lock()
+        """of the cache, and of what is in use"""
         self._cache: OrderedDict[Key, Job] = OrderedDict()
-        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        for i in range(NUM_THREADS):
+        self._held: weakref.WeakSet[Job] = weakref.WeakSet()
+        """all jobs: in the cache, or in the hands of requests"""
+        self._num_dropped = 0
+        """bytes, since freed memory went back to the system"""
+        self._used_at: float | None = None
+        """when children got their last job; None when there are none"""
+        self._lanes: Lanes[Job] = Lanes()
+        for i in range(NUM_QUICK + NUM_SLOW):
             threading.Thread(target=self._work, name=f"grammar-{i}", daemon=True).start()
         self.is_warm = backend is None
 
@@ -58,56 +93,196 @@ class GrammarCompiler:
         """Texts that are kept."""
         return self._options.cache_entries
 
-    def warm_up(self) -> None:
-        """Builds what all grammars share, if nobody has asked for a grammar yet. For an idle moment: it takes a core for the
-        better part of a second."""
-        if not self.is_warm and self._backend is not None:
-            self.is_warm = True
-            self._queue.put(self._backend.prepare)
-            self._queue.put(release_freed_memory)
+    # --- for the scheduler's loop: none of these waits ------------------------------------------------------------------------
+
+    def rest(self) -> None:
+        """For an idle moment. Builds what all grammars share, if nobody has asked for a grammar yet: it takes a core for the better
+        part of a second. Gives back memory that dropped grammars held."""
+        self._warm_up()
+        if self._used_at is not None and time.monotonic() - self._used_at > REST_SECONDS:
+            self._end_children()
+        if self._num_dropped:
+            self._num_dropped = 0
+            release_freed_memory()
 
     def encode(self, text: str) -> list[int]:
         """Canonical tokens of a text; empty when there are none."""
         return self._backend.encode(text) if self._backend is not None else []
 
-    def submit(self, key: Key) -> Job:
-        """The job for `key`: a new one, one under way, or one done before."""
-        job = self._cache.get(key)
-        if job is not None:
-            self._cache.move_to_end(key)
-            return job
+    def submit(self, key: Key, client: Client = ()) -> Job:
+        """The job for `key`: a new one, one under way, or one done before. Whoever does not wait for its end calls `leave`."""
+        with self._lock:
+            job = self._cache.get(key)
+            if job is not None:
+                self._cache.move_to_end(key)
+                if not job.done:
+                    job.num_waiting += 1
+                    self._lanes.put(client, job)  # it may come to its turn earlier
+                return job
         job = Job(key)
         job.error = self._refusal(key)
         if job.error is not None:
             job.done = True
             return job
-        self._cache[key] = job
-        self.is_warm = self.is_warm or key[0] != STOP_REGEX
-        while len(self._cache) > self._options.cache_entries:
-            self._cache.popitem(last=False)
-        self._queue.put(lambda: self._compile(job))
+        if key[0] != STOP_REGEX:
+            self._warm_up()
+        job.num_waiting, self._used_at = 1, time.monotonic()
+        with self._lock:
+            self._cache[key] = job
+            self._held.add(job)
+            self._trim()
+        self._lanes.put(client, job)
         return job
 
     def poll(self, job: Job) -> bool:
-        """Whether the job has ended: with a value, with an error, or because its time is up. Its thread then goes on to
-        an end that nobody waits for, and the text is refused at once for as long as it is remembered."""
+        """Whether the job has ended: with a value, with an error, or because its time is up."""
         if job.done:
             return True
         limit, now = self._options.compile_timeout, time.monotonic()
-        if job.started_at is not None and now - job.started_at > limit:
+        most = limit if self._trials is None else 2 * limit + GRACE_SECONDS
+        if job.started_at is not None and now - job.started_at > most:
             job.error = GrammarError(f"{job.key[0]}: not compiled within {limit:g} s; simplify it", job.key[0])
         elif job.started_at is None and now - job.submitted_at > MAX_WAITS * limit:
             job.error = OverloadError("too many constraints are waiting to be compiled; try again later")
-            self._cache.pop(job.key, None)
+            self._forget(job)
         else:
             return False
         job.done = True
         return True
 
+    def leave(self, job: Job) -> None:
+        """A request does not wait for the job any more. When nobody does, it is stopped."""
+        job.num_waiting -= 1
+        if job.done or job.num_waiting > 0:
+            return
+        self._forget(job)
+        job.end(None, OverloadError("cancelled"))
+        if job.child is not None:
+            threading.Thread(target=job.child.cancel, daemon=True).start()
+
+    def flush(self) -> None:
+        """Forgets all that is kept. Called when no request runs or waits."""
+        with self._lock:
+            self._cache = OrderedDict((key, job) for key, job in self._cache.items() if not job.done)
+        self._end_children()
+        self._num_dropped = 0
+        release_freed_memory()
+
     def close(self) -> None:
-        """Lets the threads end."""
-        for _ in range(NUM_THREADS):
-            self._queue.put(None)
+        """Lets the threads end, and the children."""
+        self._lanes.close()
+        if self._trials is not None:
+            self._trials.close()
+
+    def _end_children(self) -> None:
+        """They come again with the next new text."""
+        if self._used_at is not None and self._trials is not None:
+            self._used_at = None
+            threading.Thread(target=self._trials.rest, name="grammar-rest", daemon=True).start()
+
+    # --- the cache ------------------------------------------------------------------------------------------------------------
+
+    def _forget(self, job: Job) -> None:
+        with self._lock:
+            if self._cache.get(job.key) is job:
+                del self._cache[job.key]
+
+    def _num_held(self) -> int:
+        return sum(job.num_bytes for job in self._held)
+
+    def _trim(self) -> None:
+        """Drops what was used least recently, until numbers and bytes are kept. Under the lock."""
+        options, size = self._options, self._num_held()
+        for key, job in list(self._cache.items()):
+            if len(self._cache) <= options.cache_entries and size <= options.cache_bytes:
+                return
+            if job.done:
+                del self._cache[key]
+                size -= job.num_bytes
+                self._num_dropped += job.num_bytes
+
+    def _make_room(self, job: Job, num_bytes: int) -> None:
+        """For what is about to be compiled. Raises GrammarError or OverloadError when it does not fit beside what requests use."""
+        most = self._options.cache_bytes
+        if num_bytes > most:
+            raise GrammarError(f"{job.key[0]}: too complex: it holds {num_bytes >> 20} MB", job.key[0])
+        with self._lock:
+            job.num_bytes += num_bytes
+            self._trim()
+            if self._num_held() > most:  # what left the cache is in use
+                job.num_bytes -= num_bytes
+                raise OverloadError("the constraints of other requests fill the memory for them; try again later")
+
+    # --- the threads ----------------------------------------------------------------------------------------------------------
+
+    def _warm_up(self) -> None:
+        if self.is_warm or self._backend is None:
+            return
+        self.is_warm = True
+        threading.Thread(target=self._prepare, name="grammar-tables", daemon=True).start()
+
+    def _prepare(self) -> None:
+        assert self._backend is not None
+        with contextlib.suppress(GrammarError):  # whoever compiles meets it again, and reports it
+            self._backend.prepare()
+        release_freed_memory()
+
+    def _work(self) -> None:
+        while (turn := self._lanes.take()) is not None:
+            try:
+                seconds = self._compile(turn.item, turn)
+            finally:
+                turn.end()
+            time.sleep(seconds * PAUSE_SHARE)
+            del turn  # it would hold what it compiled until the next one comes
+            if self._num_dropped > RELEASE_BYTES:
+                self._num_dropped = 0
+                release_freed_memory()
+
+    def _compile(self, job: Job, turn: Turn[Job]) -> float:
+        """Returns for how many seconds it may have held the interpreter's lock."""
+        if job.done or job.started_at is not None:  # waited in two places, or is not wanted any more
+            return 0.0
+        kind, text = job.key[:2]
+        job.started_at = time.monotonic()
+        try:
+            if self._trials is not None and not self._try(job, self._trials, turn):
+                job.started_at = None
+                return 0.0
+            began = time.monotonic()
+            value = compile_stop_regex(text) if kind == STOP_REGEX else self._compile_grammar(*job.key)
+        except (RequestError, OverloadError) as error:
+            if isinstance(error, OverloadError):
+                self._forget(job)
+            job.end(None, error)
+        except BaseException as error:  # noqa: BLE001  an engine's panic is no Exception; the request must hear of it
+            job.end(None, GrammarError(f"{kind}: the grammar engine failed: {error}", kind))
+        else:
+            job.end(value, None)
+            return time.monotonic() - began if kind == STOP_REGEX else 0.0
+        return 0.0
+
+    def _try(self, job: Job, trials: Trials, turn: Turn[Job]) -> bool:
+        """False when the trial has taken too long to go on now. Raises RequestError or OverloadError."""
+        kind = job.key[0]
+        try:
+            child = job.child = trials.submit(kind)
+            reply = child.result(encode_trial(*job.key), patience=Patience(QUICK_SECONDS, lambda: _goes_on(turn, child)))
+        except Cancelled:
+            return False
+        except IsolationError as error:
+            raise GrammarError(f"{kind}: compiling it {error}; simplify it", kind) from error
+        finally:
+            job.child = None
+        report = decode_report(reply)
+        if report.error is not None:
+            raise GrammarError(report.error, kind)
+        self._make_room(job, report.num_bytes)
+        return True
+
+    def _compile_grammar(self, kind: str, text: str, prefix: str = "") -> Any:
+        assert self._backend is not None
+        return self._backend.compile(kind, text, prefix) if prefix else self._backend.compile(kind, text)
 
     def _refusal(self, key: Key) -> RequestError | None:
         kind, text = key[:2]
@@ -125,30 +300,9 @@ class GrammarCompiler:
             return GrammarError(f"{kind} has {size} bytes; at most {self._options.max_bytes} are allowed", kind)
         return None
 
-    def _compile(self, job: Job) -> None:
-        kind, text = job.key[:2]
-        job.started_at = time.monotonic()
-        try:
-            value = compile_stop_regex(text) if kind == STOP_REGEX else self._compile_grammar(*job.key)
-        except RequestError as error:
-            self._end(job, None, error)
-        except BaseException as error:  # noqa: BLE001  an engine's panic is no Exception; the request must hear of it
-            self._end(job, None, GrammarError(f"{kind}: the grammar engine failed: {error}", kind))
-        else:
-            self._end(job, value, None)
 
-    def _compile_grammar(self, kind: str, text: str, prefix: str = "") -> Any:
-        assert self._backend is not None
-        return self._backend.compile(kind, text, prefix) if prefix else self._backend.compile(kind, text)
-
-    def _end(self, job: Job, value: Any, error: RequestError | None) -> None:
-        if not job.done:  # not given up meanwhile
-            job.value, job.error = value, error
-            job.done = True
-
-    def _work(self) -> None:
-        while (task := self._queue.get()) is not None:
-            try:
-                task()
-            except Exception:  # noqa: BLE001  outermost loop of this thread; `compile` meets the same error and reports it
-                continue
+def _goes_on(turn: Turn[Job], child: isolation.Job) -> bool:
+    if not turn.goes_on():
+        return False
+    child.step_back()
+    return True

@@ -171,6 +171,10 @@ class NotedBackend:
         self._journal = journal
         self._refused = {bytes.fromhex(digest) for digest in refused}
 
+    @property
+    def num_words(self) -> int:
+        return self._backend.num_words
+
     def prepare(self) -> None:
         self._backend.prepare()
 

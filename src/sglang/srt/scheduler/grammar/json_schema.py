@@ -1,6 +1,12 @@
 """JSON schemas, made ready for an engine: checked, said in the keywords it knows, with closed objects.
 
-- Every keyword that constrains must be one that the engine follows; any other is refused by its path. Nothing is dropped.
+- Every keyword that constrains must be one that the engine follows; any other is refused by its path. Nothing of that kind is
+  dropped.
+- The schema is built anew out of parts that were checked: what a reference leads to, wherever it stands, becomes one of `$defs`, and
+  what nothing leads to is left out. So an engine meets nothing unchecked.
+
+      {"$ref": "#/x/0", "x": [{"type": "null", "note": 1}]}   ->   {"$ref": "#/$defs/0", "$defs": {"0": {"type": "null"}}}
+
 - Objects are closed. JSON Schema lets every object have properties nobody mentioned, unless told otherwise, and a model that
   may invent properties does so without end. Output of the closed schema is valid under the schema as it was written. Where
   schemas are composed (allOf, or properties beside anyOf, $ref and the like), closing one part could contradict another: those
@@ -18,11 +24,14 @@ from typing import Any
 
 from sglang.srt.errors import GrammarError
 from sglang.srt.scheduler.grammar.base import ANY_JSON
-from sglang.srt.scheduler.grammar.schema_numbers import check_constants, check_numbers
+from sglang.srt.scheduler.grammar.schema_numbers import check_numbers
+from sglang.srt.scheduler.grammar.schema_refs import Place, SchemaDocument
 from sglang.srt.scheduler.grammar.schema_rewrites import rewrite
 
 MAX_DEPTH = 128
 """levels of schemas inside schemas"""
+MAX_NODES = 50_000
+"""schemas in one, those that references lead to counted once more"""
 
 CONSTRAINING = frozenset(
     [
@@ -99,6 +108,15 @@ _DIRECT = (
     "propertyNames",
 )
 
+_SETTINGS = {
+    "item_separator": str,
+    "key_separator": str,
+    "whitespace_flexible": bool,
+    "whitespace_pattern": str,
+    "coerce_one_of": bool,
+}
+"""what a schema may choose for itself under "x-guidance" """
+
 Node = dict[str, Any]
 NodeCheck = Callable[[Node, str], None]
 """(schema object, its path): raises GrammarError for combinations that the engine does not follow"""
@@ -112,13 +130,30 @@ def prepare_schema(text: str, follows: frozenset[str], check: NodeCheck | None =
         raise GrammarError(f"json_schema: not valid JSON: {error}", "json_schema") from error
     except RecursionError as error:
         raise _too_deep() from error
+    return prepare_value(schema, follows, check)
+
+
+def prepare_value(schema: Any, follows: frozenset[str], check: NodeCheck | None = None) -> Node:
+    """As `prepare_schema`, of a schema that was read from JSON."""
     if schema is True:
         schema = {}
     if not isinstance(schema, dict):
         raise GrammarError("json_schema: a schema is a JSON object", "json_schema")
-    check_constants(schema)
-    ready: Node = _Preparation(follows, check).run(schema, "#", 0)
-    return close_objects(ready)  # type: ignore[no-any-return]
+    try:
+        return close_objects(_Preparation(schema, follows, check).run())  # type: ignore[no-any-return]
+    except RecursionError as error:
+        raise _too_deep() from error
+
+
+def _settings(chosen: Any) -> dict[str, Any]:
+    """`lenient`, which would drop what the engine does not know, is none of them."""
+    if not isinstance(chosen, dict) or not all(isinstance(value, _SETTINGS.get(key, _Never)) for key, value in chosen.items()):
+        raise GrammarError(f"json_schema: x-guidance knows {', '.join(_SETTINGS)}", "json_schema")
+    return dict(chosen)
+
+
+class _Never:
+    """What no value is."""
 
 
 def _no_constant(name: str) -> Any:
@@ -141,37 +176,71 @@ def _too_deep() -> GrammarError:
 class _Preparation:
     """Rewrites and checks schemas, from the outside to the inside."""
 
-    def __init__(self, follows: frozenset[str], check: NodeCheck | None) -> None:
+    def __init__(self, root: Node, follows: frozenset[str], check: NodeCheck | None) -> None:
+        self._root = root
+        self._document = SchemaDocument(root)
         self._follows = follows
         self._check = check
+        self._names: dict[Place, str] = {(): "#"}
+        self._targets: list[tuple[str, str, Any, str]] = []
+        """what references lead to: the new name, the path, the schema, the base around it"""
+        self._num_nodes = 0
 
-    def run(self, node: Any, path: str, depth: int) -> Any:
+    def run(self) -> Node:
+        out: Node = self._node(self._root, "#", "", 0)
+        definitions: Node = {}
+        for name, path, target, base in self._targets:  # grows while it is read
+            definitions[name] = self._node(target, path, base, 0)
+        if definitions:
+            out["$defs"] = definitions
+        if isinstance(self._root.get("$schema"), str):
+            out["$schema"] = self._root["$schema"]
+        if "x-guidance" in self._root:
+            out["x-guidance"] = _settings(self._root["x-guidance"])
+        return out
+
+    def _node(self, node: Any, path: str, base: str, depth: int) -> Any:
         if isinstance(node, bool):
             return node
         if not isinstance(node, dict):
             raise GrammarError(f"json_schema: {path} is no schema (an object, true or false)", "json_schema")
+        self._num_nodes += 1
         if depth > MAX_DEPTH:
             raise _too_deep()
-        out = dict(node)
+        if self._num_nodes > MAX_NODES:
+            raise GrammarError(f"json_schema: more than {MAX_NODES} schemas in one", "json_schema")
+        out, base = dict(node), self._document.base_of(node, base)
         rewrite(out)
         check_numbers(out, path)
         for key in out:
             self._check_keyword(key, path)
         if self._check is not None:
             self._check(out, path)
-        self._run_children(out, path, depth + 1)
+        if "$ref" in out:
+            out["$ref"] = self._reference(out["$ref"], base, path)
+        out = {key: value for key, value in out.items() if key in self._follows}
+        self._run_children(out, path, base, depth + 1)
         return out
 
-    def _run_children(self, out: Node, path: str, depth: int) -> None:
+    def _reference(self, ref: Any, base: str, path: str) -> str:
+        """The same reference, to a place in the new schema."""
+        place, target, around = self._document.resolve(ref, base, path)
+        if place not in self._names:
+            name = str(len(self._targets))
+            self._names[place] = f"#/$defs/{name}"
+            self._targets.append((name, "/".join(("#", *place)), target, around))
+        return self._names[place]
+
+    def _run_children(self, out: Node, path: str, base: str, depth: int) -> None:
         for key in _IN_LISTS:
             if isinstance(out.get(key), list):
-                out[key] = [self.run(child, f"{path}/{key}/{i}", depth) for i, child in enumerate(out[key])]
+                out[key] = [self._node(child, f"{path}/{key}/{i}", base, depth) for i, child in enumerate(out[key])]
         for key in _IN_MAPS:
             if isinstance(out.get(key), dict):
-                out[key] = {name: self.run(child, f"{path}/{key}/{name}", depth) for name, child in out[key].items()}
+                out[key] = {name: self._node(child, f"{path}/{key}/{name}", base, depth) for name, child in out[key].items()}
         for key in _DIRECT:
             if key in out:
-                out[key] = self.run(out[key], f"{path}/{key}", depth)
+                out[key] = self._node(out[key], f"{path}/{key}", base, depth)
 
     def _check_keyword(self, key: str, path: str) -> None:
         if key in self._follows:

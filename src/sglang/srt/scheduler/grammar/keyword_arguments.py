@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import keyword
+from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.errors import GrammarError
@@ -25,7 +26,11 @@ _WORDS = {"boolean": '"True" | "False"', "null": '"None"'}
 _SETTINGS = {"whitespace_flexible": False, "lenient": False}
 
 
-def keyword_grammar(schema: dict[str, Any]) -> str:
+Prepare = Callable[[dict[str, Any]], dict[str, Any]]
+"""a schema of one value, checked (json_schema.py)"""
+
+
+def keyword_grammar(schema: dict[str, Any], prepare: Prepare) -> str:
     """A Lark grammar as llguidance reads it. Raises GrammarError for an object that is more than a list of properties."""
     properties, required = schema.get("properties", {}), schema.get("required", [])
     for key in schema:
@@ -44,14 +49,16 @@ def keyword_grammar(schema: dict[str, Any]) -> str:
         for rule, comma in (("a", ""), ("b", "/, ?/ ")):
             skip = f" | {rule}{i + 1}" if optional else ""
             lines.append(f"{rule}{i}: {comma}{head} v{i} b{i + 1}{skip}")
-        lines.append(f"v{i}: {_value(value, definitions)}")
+        lines.append(f"v{i}: {_value(value, definitions, prepare)}")
     lines += [f'{rule}{len(properties)}: ""' for rule in "ab"]
     return "\n".join(lines)
 
 
-def _value(schema: Any, definitions: dict[str, Any]) -> str:
+def _value(schema: Any, definitions: dict[str, Any], prepare: Prepare) -> str:
     if isinstance(schema, dict):
         if (word := _WORDS.get(str(schema.get("type")))) is not None and not schema.keys() & {"enum", "const"}:
             return word
-        schema = {**schema, **definitions, "x-guidance": _SETTINGS}
+        schema = {**prepare({**schema, **definitions}), "x-guidance": _SETTINGS}
+    elif not isinstance(schema, bool):
+        raise GrammarError("structural_tag: a keyword argument's schema is an object, true or false", "structural_tag")
     return f"%json {json.dumps(schema)}"

@@ -9,22 +9,23 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import llguidance
 import numpy as np
+from llguidance.gbnf_to_lark import any_to_lark
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError
 from sglang.srt.scheduler.grammar.aside import Aside
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.encoder import LongestMatch
-from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema
+from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema, prepare_value
 from sglang.srt.scheduler.grammar.keyword_arguments import keyword_grammar
+from sglang.srt.scheduler.grammar.lark_schemas import prepare_lark
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
-from sglang.srt.scheduler.grammar.schema_numbers import LOWER, UPPER, check_constants, check_lark
+from sglang.srt.scheduler.grammar.schema_numbers import LOWER, UPPER
 from sglang.srt.vocabulary import Vocabulary
 
 MAX_FORCED_BYTES = 1024
@@ -37,8 +38,6 @@ MEANINGS = {
     "recursion limit exceeded": "nested too deeply for the engine (128 levels of JSON)",
 }
 """what the engine says with words of its own"""
-TRIAL_STEPS = 4
-TRIAL_SECONDS = 0.03
 FOLLOWED = frozenset(
     [
         "type",
@@ -128,14 +127,15 @@ class LLGuidanceState:
 class LLGuidanceBackend:
     """Compiles with limits of llguidance's own, so that no grammar takes unbounded time or memory."""
 
-    def __init__(self, vocabulary: Vocabulary, options: GrammarOptions) -> None:
+    def __init__(self, vocabulary: Vocabulary, options: GrammarOptions, threads: bool = True) -> None:
         self._vocabulary = vocabulary
         self._options = options
         self._lock = threading.Lock()
         self._tokenizer: Any = None
         self._executor: Any = None
-        self._aside = Aside(NUM_ASIDE)
-        self._num_words = (vocabulary.size + 31) // 32
+        self._threads = threads
+        self._aside = Aside(NUM_ASIDE if threads else 0)
+        self.num_words = (vocabulary.size + 31) // 32
         # Kept small: a step of one request must not stall the others, and compiling must come to an end by itself.
         self._limits = llguidance.LLParserLimits(
             verbose_errors=False,
@@ -148,8 +148,9 @@ class LLGuidanceBackend:
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = _create_tokenizer(self._vocabulary)
-                self._executor = llguidance.LLExecutor() if (os.cpu_count() or 1) > FEW_CORES else None
-                self._num_words = (self._tokenizer.vocab_size + 31) // 32
+                few = not self._threads or (os.cpu_count() or 1) <= FEW_CORES
+                self._executor = None if few else llguidance.LLExecutor()
+                self.num_words = (self._tokenizer.vocab_size + 31) // 32
 
     def compile(self, kind: str, text: str, prefix: str = "") -> GrammarState:
         self.prepare()
@@ -159,37 +160,20 @@ class LLGuidanceBackend:
         matcher = self._aside.run(llguidance.LLMatcher, self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise GrammarError(f"{kind}: {_first_lines(matcher.get_error())}", kind)
-        state = LLGuidanceState(matcher, self._num_words)
-        self._try_out(state, kind)
+        state = LLGuidanceState(matcher, self.num_words)
+        self._begin(state, kind)
         return state
 
-    def _try_out(self, state: LLGuidanceState, kind: str) -> None:
-        """Takes a few steps here, on a side thread: what is built lazily is there for every copy, and what runs into a limit
-        or takes too long is refused before anybody waits for it. Masks come first: they let go of the interpreter's lock, and
-        what they find out makes the rest short."""
-        mask = np.zeros(self._num_words, dtype=np.uint32)
-        self._aside.run(state.fill_mask, mask)
+    def _begin(self, state: LLGuidanceState, kind: str) -> None:
+        """What the first token needs is built here, on a side thread, once for all copies. The mask comes first: it lets go of the
+        interpreter's lock, and what it finds out makes the rest short."""
+        self._aside.run(state.fill_mask, np.zeros(self.num_words, dtype=np.uint32))
         state.forced_tokens()
         if state.error is not None:
             raise GrammarError(f"{kind}: too complex: {state.error}", kind)
-        trial = state.copy()
-        for _ in range(TRIAL_STEPS):
-            began = time.thread_time()
-            trial.fill_mask(mask)
-            trial.forced_tokens()
-            allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
-            if len(allowed):
-                trial.accept(int(allowed[len(allowed) // 2]))
-            seconds = time.thread_time() - began
-            if trial.error is not None:
-                raise GrammarError(f"{kind}: too complex: {trial.error}", kind)
-            if seconds > TRIAL_SECONDS:
-                raise GrammarError(f"{kind}: too complex: a token takes {seconds * 1000:.0f} ms; simplify it", kind)
-            if trial.is_finished or not len(allowed):
-                break
 
     def fill_masks(self, states: Sequence[GrammarState], out: UInt32Array) -> None:
-        if self._executor is None or len(states) < 2 or out.shape[1] != self._num_words or not out.flags.c_contiguous:
+        if self._executor is None or len(states) < 2 or out.shape[1] != self.num_words or not out.flags.c_contiguous:
             for i, state in enumerate(states):
                 state.fill_mask(out[i])
             return
@@ -207,8 +191,7 @@ class LLGuidanceBackend:
             if kind == "json_schema":
                 return self._translate_schema(text)
             if kind == "ebnf":
-                check_lark(text)
-                return str(llguidance.grammar_from("ebnf", text))
+                return str(llguidance.LLMatcher.grammar_from_lark(prepare_lark(_as_lark(text), _prepared)))
             if kind == "structural_tag":
                 return self._translate_tags(text)
         except (ValueError, RecursionError) as error:
@@ -235,7 +218,10 @@ class LLGuidanceBackend:
         triggers = value.get("triggers")
         if not isinstance(triggers, list) or not all(isinstance(t, str) and t for t in triggers):
             raise ValueError("'triggers' must be a list of strings")
-        tags = [_structure_tag(structure, triggers) for structure in value["structures"]]
+        try:
+            tags = [_structure_tag(structure, triggers) for structure in value["structures"]]
+        except GrammarError as error:
+            raise GrammarError(str(error).replace("json_schema:", "structural_tag: schema:", 1), "structural_tag") from error
         special = all(tag.trigger in names for tag in tags)
         grammar = str(llguidance.StructTag.to_grammar(tags, assume_special=special))
         return grammar if grammar.startswith("{") else str(llguidance.grammar_from("lark", grammar))
@@ -247,6 +233,19 @@ def _after(prefix: str, grammar: str) -> str:
     first, *others = value["grammars"]
     start = {"name": "start", "lark_grammar": f"start: {json.dumps(prefix)} @rest"}
     return json.dumps({**value, "grammars": [start, {**first, "name": "rest"}, *others]})
+
+
+def _as_lark(text: str) -> str:
+    """GBNF in Lark's form; Lark as it is."""
+    try:
+        return str(any_to_lark(text))
+    except Exception as error:  # noqa: BLE001  the converter's own are of no special kind
+        raise ValueError(f"failed to convert the grammar from GBNF to Lark: {error}") from error
+
+
+def _prepared(schema: Any) -> Node:
+    """A schema inside another grammar."""
+    return prepare_value(schema, FOLLOWED, _check_node)
 
 
 def _check_node(node: Node, path: str) -> None:
@@ -280,11 +279,10 @@ def _structure_tag(structure: Any, triggers: list[str]) -> Any:
     begin, end, schema = structure["begin"], structure.get("end", ""), structure.get("schema", {})
     if not isinstance(end, str) or not isinstance(schema, dict):
         raise ValueError("a structure's 'end' is a string and its 'schema' an object")
-    check_constants(schema)
     trigger = next((t for t in triggers if begin.startswith(t)), None)
     if trigger is None:
         raise ValueError(f"no trigger begins {begin!r}")
-    grammar = keyword_grammar(schema) if structure.get("keywords") is True else schema
+    grammar = keyword_grammar(schema, _prepared) if structure.get("keywords") is True else _prepared(schema)
     return llguidance.StructTag(trigger=trigger, begin=begin, grammar=grammar, end=end)
 
 

@@ -8,8 +8,9 @@ from sglang.srt.scheduler.grammar.base import GrammarBackend
 from sglang.srt.vocabulary import Vocabulary
 
 
-def create_backend(vocabulary: Vocabulary | None, options: GrammarOptions) -> GrammarBackend | None:
-    """The engine that `options` name; None for "none" or without a vocabulary. Raises ConfigError when it is not to be had."""
+def create_backend(vocabulary: Vocabulary | None, options: GrammarOptions, threads: bool = True) -> GrammarBackend | None:
+    """The engine that `options` name; None for "none" or without a vocabulary. Without `threads` it starts none, for a process that
+    forks. Raises ConfigError when it is not to be had."""
     if options.backend == "none" or vocabulary is None:
         return None
     if options.backend == "llguidance":
@@ -17,9 +18,9 @@ def create_backend(vocabulary: Vocabulary | None, options: GrammarOptions) -> Gr
             from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
         except ImportError as error:
             raise ConfigError("the grammar backend llguidance is not installed: pip install llguidance") from error
-        return LLGuidanceBackend(vocabulary, options)
+        return LLGuidanceBackend(vocabulary, options, threads)
     try:
         from sglang.srt.scheduler.grammar.xgrammar_backend import XGrammarBackend
     except ImportError as error:
         raise ConfigError("the grammar backend xgrammar is not installed: pip install 'sglang-anywhere[xgrammar]'") from error
-    return XGrammarBackend(vocabulary, options)
+    return XGrammarBackend(vocabulary, options, threads)

@@ -7,21 +7,19 @@ far as 64 bits go": these become the largest exact integer, and what follows the
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from decimal import Decimal
 from typing import Any
 
 from sglang.srt.errors import GrammarError
+from sglang.srt.scheduler.grammar.schema_rewrites import COUNTS
 
 MAX_EXACT = 2**53 - 1
 MAX_DIGITS = 15
 """decimal digits that a 64-bit float always holds"""
 MAX_DECIMALS = 9
+MAX_COUNT = 2**31 - 1
 LOWER = ("minimum", "exclusiveMinimum")
-MAPS = frozenset({"properties", "$defs", "definitions", "patternProperties", "dependentSchemas"})
-"""whose keys are names, not keywords"""
 UPPER = ("maximum", "exclusiveMaximum")
 
 
@@ -35,35 +33,29 @@ def check_numbers(node: dict[str, Any], path: str) -> None:
             value: Any = node.get(key)
             if _is_number(value):
                 node[key] = _limit(value, sign, f"{path}/{key}")
-    if _is_number(node.get("multipleOf")):
-        _check(node["multipleOf"], f"{path}/multipleOf")
+    if "multipleOf" in node:
+        _check_step(node["multipleOf"], f"{path}/multipleOf")
+    for key in COUNTS:
+        if key in node:
+            _check_count(node, key, f"{path}/{key}")
 
 
-def check_constants(schema: Any, path: str = "#") -> None:
-    """Every `const` and `enum` in a schema, wherever a reference may lead. Raises GrammarError."""
-    stack: list[tuple[Any, str, bool]] = [(schema, path, False)]
-    while stack:
-        part, at, is_map = stack.pop()
-        if isinstance(part, list):
-            stack += [(child, at, False) for child in part]
-        if not isinstance(part, dict):
-            continue
-        for key, child in part.items():
-            if key in ("const", "enum") and not is_map:
-                _check_values(child, f"{at}/{key}")
-            else:
-                stack.append((child, f"{at}/{key}", key in MAPS and not is_map))
+def _check_step(value: Any, path: str) -> None:
+    if not _is_number(value) or value <= 0:
+        raise GrammarError(f"json_schema: {path} must be a number above 0", "json_schema")
+    _check(value, path)
 
 
-def check_lark(text: str) -> None:
-    """The schemas in a Lark grammar. Raises GrammarError."""
-    decoder = json.JSONDecoder()
-    for found in re.finditer(r"%json\s*", text):
-        try:
-            schema, _ = decoder.raw_decode(text, found.end())
-        except (ValueError, RecursionError) as error:
-            raise GrammarError(f"ebnf: no JSON schema stands behind %json: {error}", "ebnf") from error
-        check_constants(schema)
+def _check_count(node: dict[str, Any], key: str, path: str) -> None:
+    """No answer is longer than MAX_COUNT."""
+    value = node[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise GrammarError(f"json_schema: {path} must be a whole number, 0 or more", "json_schema")
+    if value <= MAX_COUNT:
+        return
+    if key.startswith("min"):
+        raise GrammarError(f"json_schema: no answer is as long as {path} wants it: at most {MAX_COUNT}", "json_schema")
+    del node[key]
 
 
 def _limit(value: int | float, sign: int, path: str) -> int | float:

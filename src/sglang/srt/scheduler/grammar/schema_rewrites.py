@@ -101,10 +101,12 @@ def _dependent_required(node: Node) -> None:
     depends, required = node.get("dependentRequired"), node.get("required", [])
     if not isinstance(depends, dict) or not isinstance(required, list):
         return
+    if not all(isinstance(others, list) for others in depends.values()):
+        return
     known = list(required)
     for name in known:  # grows while it is read: dependents may have dependents
         known += [other for other in depends.get(name, []) if other not in known]
-    if set(depends) <= set(known) or all(not others for others in depends.values()):
+    if all(name in known for name in depends) or all(not others for others in depends.values()):
         del node["dependentRequired"]
         if known:
             node["required"] = known

@@ -124,7 +124,7 @@ class XGrammarState:
 class XGrammarBackend:
     """Compiles for one vocabulary. Raises ConfigError for a whitespace pattern that xgrammar has no counterpart of."""
 
-    def __init__(self, vocabulary: Vocabulary, options: GrammarOptions) -> None:
+    def __init__(self, vocabulary: Vocabulary, options: GrammarOptions, threads: bool = True) -> None:
         pattern = options.whitespace_pattern
         if pattern is not None and pattern not in ANY_SPACE:
             known = " or ".join(sorted(ANY_SPACE))
@@ -138,7 +138,7 @@ class XGrammarBackend:
         self._lock = threading.Lock()
         self._compiler: Any = None
         self._batch: Any = None
-        self._aside = Aside(1)
+        self._aside = Aside(1 if threads else 0)
         self._encoder: Encoder | None = None
         self.num_words = (vocabulary.size + 31) // 32
         self.not_eos: UInt32Array = np.full(self.num_words, 0xFFFFFFFF, dtype=np.uint32)

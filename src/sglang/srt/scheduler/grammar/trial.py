@@ -1,0 +1,211 @@
+"""Trials: a constraint is compiled and stepped in a child process before the scheduler compiles it.
+
+    scheduler                                     fork server                        child, one per trial
+    Trials.run --(kind, text, prefix)-->          builds the engine's tables once    compiles, steps, measures, ends
+               <--(error, bytes, seconds)--------------------------------------------'
+
+Engines are native code: a text may stop the process, fill its memory or never come to an end. It does so in the child then, which
+has limits of memory and time, and the request is refused. What passed here is compiled in the scheduler.
+
+Stop expressions are tried and searched in children of their own (stop_regex.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+import time
+
+import msgspec
+import numpy as np
+
+from sglang.srt.config import GrammarOptions
+from sglang.srt.errors import GrammarError, RequestError
+from sglang.srt.heap import held_bytes, release_freed_memory, resident_bytes
+from sglang.srt.process.isolation import Isolated, Job, Limits
+from sglang.srt.scheduler.grammar.base import GrammarBackend, GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.registry import create_backend
+from sglang.srt.scheduler.stop_regex import REGEX_CHILDREN, REGEX_MEMORY, SEARCH, STOP_REGEX
+from sglang.srt.scheduler.trial_messages import Report, decode_trial
+from sglang.srt.vocabulary import Vocabulary
+
+MEMORY = 512 << 20
+"""of a child, beyond the engine's tables"""
+NUM_TOKENS = 64
+"""of a text that the grammar allows, and of one that it does not"""
+EVERY = 4
+"""tokens for which a mask is used, as far as they go on to be allowed: masks are most of the work"""
+STEP_SECONDS = 0.03
+"""a token of processor time; others of the step wait for it"""
+MAX_SLOW = 3
+"""tokens that may take longer: engines find things out once"""
+GROWTH = 1024
+"""tokens for which a grammar that still grows is taken to go on so"""
+MUCH = 64 << 10
+"""bytes for half of the tokens; less is noise"""
+NICENESS = 10
+USUAL = '{"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "number"}}}}'
+"""what children are made ready with"""
+NUM_SPARE = 2
+
+
+class _Setup(msgspec.Struct, frozen=True):
+    """What the fork server builds an engine from."""
+
+    options: GrammarOptions
+    vocabulary: Vocabulary | None
+
+
+class Trials:
+    """Owner of two fork servers and their children: one with the engine, and a small one for stop expressions. They start when they
+    are first needed. Thread-safe."""
+
+    def __init__(self, vocabulary: Vocabulary | None, options: GrammarOptions) -> None:
+        seconds = options.compile_timeout
+        limits = Limits(MEMORY, seconds, seconds, NICENESS)
+        self._grammars = Isolated(f"{__name__}:create", lambda: _encode_setup(vocabulary, options), limits, NUM_SPARE)
+        self._regexes = Isolated(REGEX_CHILDREN, b"", Limits(REGEX_MEMORY, seconds, seconds, NICENESS), NUM_SPARE)
+
+    def submit(self, kind: str) -> Job:
+        """A child for one job. Raises IsolationError."""
+        return (self._regexes if kind in (STOP_REGEX, SEARCH) else self._grammars).submit()
+
+    def rest(self) -> None:
+        """Ends the fork servers, until there is a job again: they hold as much memory as an engine's tables take."""
+        self._grammars.rest()
+        self._regexes.rest()
+
+    def close(self) -> None:
+        """Ends the fork servers and their children."""
+        self._grammars.close()
+        self._regexes.close()
+
+
+def _encode_setup(vocabulary: Vocabulary | None, options: GrammarOptions) -> bytes:
+    return msgspec.msgpack.encode(_Setup(options, vocabulary))
+
+
+# --- in the fork server and its children ------------------------------------------------------------------------------------
+
+
+def create(setup: bytes) -> Tester:
+    """Called once in the fork server: builds the engine, and returns what its children run."""
+    given = msgspec.msgpack.decode(setup, type=_Setup)
+    return Tester(given.vocabulary, given.options)
+
+
+class Tester:
+    """Does the jobs of children. Starts no thread, which a child would not have."""
+
+    def __init__(self, vocabulary: Vocabulary | None, options: GrammarOptions) -> None:
+        self._backend = create_backend(vocabulary, options, threads=False)
+        with contextlib.suppress(GrammarError):  # compiling meets it again
+            self._use_once()
+        gc.collect()
+        gc.freeze()  # a child that collects garbage would touch, and so copy, all of it
+        release_freed_memory()
+        self._held = held_bytes()
+
+    def get_ready(self) -> None:
+        """In a child: its memory is its own where jobs will write."""
+        self._use_once()
+        self._held = held_bytes()
+
+    def _use_once(self) -> None:
+        if self._backend is not None:
+            try_grammar(self._backend, "json_schema", USUAL)
+
+    def __call__(self, payload: bytes) -> bytes:
+        kind, text, prefix = decode_trial(payload)
+        assert self._backend is not None, "a grammar without an engine is refused before"
+        try:
+            report = Report(num_bytes=try_grammar(self._backend, kind, text, prefix, self._held))
+        except RequestError as error:
+            report = Report(error=str(error))
+        return msgspec.msgpack.encode(report)
+
+
+def try_grammar(backend: GrammarBackend, kind: str, text: str, prefix: str = "", held_before: int | None = None) -> int:
+    """Compiles and steps. Returns the bytes that the grammar holds after that, and those that it will if it grows on. Raises
+    GrammarError."""
+    before = held_bytes() if held_before is None else held_before
+    state = backend.compile(kind, text, prefix)
+    walk = Walk(backend, state.copy(), kind)
+    walk.run()
+    return max(held_bytes() - before, 0) + walk.growth * GROWTH
+
+
+class Walk:
+    """Steps through what a grammar allows, and through what it does not. `growth`: bytes for each token, where
+    it is much."""
+
+    def __init__(self, backend: GrammarBackend, state: GrammarState, kind: str) -> None:
+        self._state = state
+        self._kind = kind
+        self._mask: UInt32Array = np.zeros(backend.num_words, dtype=np.uint32)
+        self._rng = random.Random(0)
+        self._num_slow = 0
+        self.growth = 0
+
+    def run(self) -> None:
+        """Raises GrammarError where the engine runs into a limit, or takes long again and again."""
+        invalid, taken = self._state.copy(), []
+        half = 0
+        for i in range(NUM_TOKENS):
+            if i == NUM_TOKENS // 2:
+                half = resident_bytes()
+            began = time.thread_time()
+            token = self._step(with_mask=i % EVERY == 0)
+            self._check(time.thread_time() - began)
+            if token is None:
+                break
+            taken.append(token)
+        grown = resident_bytes() - half if half else 0
+        self.growth = grown // (NUM_TOKENS // 2) if grown > MUCH else 0
+        self._break(invalid, taken[: len(taken) // 2])
+
+    def _step(self, with_mask: bool) -> int | None:
+        """Takes a token that is allowed, and returns it; None where nothing but the end of the text may follow."""
+        if self._state.is_finished:
+            return None
+        self._state.forced_tokens()
+        if not with_mask:
+            token, after = self._pick(self._mask), self._state.copy()
+            if token is not None and after.accept(token):
+                self._state = after
+                return token
+        self._state.fill_mask(self._mask)
+        token = self._pick(self._mask)
+        return token if token is not None and self._state.accept(token) else None
+
+    def _pick(self, words: UInt32Array) -> int | None:
+        """One of the set bits."""
+        places = np.flatnonzero(words)
+        if not len(places):
+            return None
+        place = int(places[int(self._rng.random() * len(places))])
+        bits = int(words[place])
+        for _ in range(self._rng.getrandbits(2)):  # one of the lowest
+            bits = bits & (bits - 1) or bits
+        return place * 32 + (bits & -bits).bit_length() - 1
+
+    def _check(self, seconds: float) -> None:
+        if self._state.error is not None:
+            raise GrammarError(f"{self._kind}: too complex: {self._state.error}", self._kind)
+        self._num_slow += seconds > STEP_SECONDS
+        if self._num_slow > MAX_SLOW or seconds > 10 * STEP_SECONDS:
+            raise GrammarError(f"{self._kind}: too complex: a token takes {seconds * 1000:.0f} ms; simplify it", self._kind)
+
+    def _break(self, state: GrammarState, taken: list[int]) -> None:
+        """Goes on from a valid beginning with tokens that are not allowed, as a faulty caller would."""
+        state.accept_all(taken)
+        for _ in range(NUM_TOKENS - len(taken)):
+            state.fill_mask(self._mask)
+            token = self._pick(~self._mask)
+            if token is None:
+                return
+            state.accept(token)
+            state.forced_tokens()
+            if state.error is not None:
+                return

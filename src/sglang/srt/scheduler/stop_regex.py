@@ -1,0 +1,318 @@
+"""Stop expressions: compiled once, searched after every token of a request that has some.
+
+The package `regex` holds the interpreter's lock and backtracks, so an expression may take for ever. Therefore
+
+    compiling   is tried in a child first; what takes long or holds much is refused
+    searching   on the loop there are STEP_SECONDS a step for all requests together; a search that needs longer goes on in a child
+                (`Searches`), and its request sits out until it is done. SEARCH_SECONDS for all expressions of a request and one
+                token are the end: then the request is refused
+
+Where a search runs changes no result.
+"""
+
+from __future__ import annotations
+
+import codecs
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+import regex
+
+from sglang.srt.errors import RequestError
+from sglang.srt.heap import held_bytes
+from sglang.srt.process.isolation import Cancelled, IsolationError, Job
+from sglang.srt.scheduler.trial_messages import Report, decode_trial
+
+STOP_REGEX = "stop_regex"
+SEARCH = "search"
+"""the jobs of children"""
+SEARCH_SECONDS = 0.05
+"""processor time for one token of a request"""
+STEP_SECONDS = 0.002
+MIN_SECONDS = 0.0001
+"""what a search on the loop needs to be worth a try"""
+QUICK_SECONDS = 0.0005
+"""a search of so much processor time may be on the loop again"""
+COMPILE_SECONDS = 0.02
+"""processor time; compiling holds the interpreter's lock"""
+MAX_BYTES = 2 << 20
+"""of a compiled expression"""
+REGEX_CHILDREN = f"{__name__}:create"
+REGEX_MEMORY = 64 << 20
+"""of a child"""
+NUM_THREADS = 2
+"""searches in children at a time"""
+
+
+def compile_stop_regex(text: str) -> Any:
+    """A stop expression, in the syntax of the package `regex` (Python's and more). Raises RequestError."""
+    try:
+        pattern = regex.compile(text, cache_pattern=False)
+    except regex.error as error:
+        raise RequestError(f"stop_regex {text!r} is not valid: {error}", STOP_REGEX) from error
+    except (RecursionError, OverflowError, MemoryError) as error:
+        raise RequestError("a stop_regex is nested too deeply or repeats too often", STOP_REGEX) from error
+    try:
+        matches_nothing = pattern.fullmatch("", timeout=SEARCH_SECONDS) is not None
+    except TimeoutError as error:
+        raise RequestError(f"stop_regex {text!r} takes too long", STOP_REGEX) from error
+    if matches_nothing:
+        raise RequestError(f"stop_regex {text!r} matches the empty text and would stop at once", STOP_REGEX)
+    return pattern
+
+
+def try_stop_regex(text: str) -> int:
+    """In a child: compiles, and returns the bytes that the expression holds. Raises RequestError."""
+    before, began = held_bytes(), time.thread_time()
+    pattern = compile_stop_regex(text)
+    seconds, size = time.thread_time() - began, max(held_bytes() - before, 0)
+    if seconds > COMPILE_SECONDS or size > MAX_BYTES:
+        raise RequestError(f"stop_regex {pattern.pattern[:100]!r} repeats too often: it is too large", STOP_REGEX)
+    return size
+
+
+# --- one search -------------------------------------------------------------------------------------------------------------
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What a search of all expressions of a request found. `starts`: where a match of each may still begin; `match`: end and start
+    of the first match to end, and which expression's it is."""
+
+    starts: list[int]
+    match: tuple[int, int, int] | None = None
+    seconds: float = 0.0
+
+
+def search_all(patterns: Sequence[Any], text: str, starts: Sequence[int], look: bool, seconds: float) -> Found:
+    """Searches `text` from `starts` on. Without `look` matches are passed over. Raises TimeoutError."""
+    began = time.perf_counter()
+    after: list[int] = []
+    found: tuple[int, int, str, int] | None = None
+    for i, (pattern, start) in enumerate(zip(patterns, starts, strict=True)):
+        left = seconds - (time.perf_counter() - began)
+        if left <= 0:
+            raise TimeoutError
+        match = pattern.search(text, start, partial=True, timeout=left)
+        if match is None or match.partial:
+            after.append(len(text) if match is None else match.start())
+            continue
+        after.append(match.end())
+        if look:
+            this = (match.end(), match.start(), pattern.pattern, i)
+            found = this if found is None else min(found, this)
+    return Found(after, found and (found[0], found[1], found[3]))
+
+
+class SearchJob(msgspec.Struct, frozen=True, array_like=True):
+    """What a child searches; texts are UTF-8 with surrogates, which they may hold."""
+
+    kind: str
+    expressions: list[bytes]
+    text: bytes
+    starts: list[int]
+    look: bool
+
+
+def create(setup: bytes) -> Callable[[bytes], bytes]:
+    """Called once in the fork server of stop expressions."""
+    try_stop_regex("a|[b-c]{2}")  # what the first one builds is no other's fault
+    return _work
+
+
+def _work(payload: bytes) -> bytes:
+    (kind, *_) = msgspec.msgpack.decode(payload)
+    if kind == SEARCH:
+        return _search(msgspec.msgpack.decode(payload, type=SearchJob))
+    try:
+        report = Report(num_bytes=try_stop_regex(decode_trial(payload)[1]))
+    except RequestError as error:
+        report = Report(error=str(error))
+    return msgspec.msgpack.encode(report)
+
+
+def _search(job: SearchJob) -> bytes:
+    """Found; nothing when the time is up."""
+    patterns = [regex.compile(expression.decode(errors="surrogatepass")) for expression in job.expressions]
+    began = time.thread_time()
+    try:
+        found = search_all(patterns, job.text.decode(errors="surrogatepass"), job.starts, job.look, SEARCH_SECONDS)
+    except TimeoutError:
+        return b""
+    return msgspec.msgpack.encode(msgspec.structs.replace(found, seconds=time.thread_time() - began))
+
+
+# --- searches off the loop --------------------------------------------------------------------------------------------------
+
+
+class Children(Protocol):
+    """Where searches go on (grammar/trial.py)."""
+
+    def submit(self, kind: str) -> Job: ...
+
+
+class Search:
+    """One search in a child. `found` or `error` is set when `done`."""
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+        self.done = False
+        self.dropped = False
+        self.found: Found | None = None
+        self.error: RequestError | None = None
+
+    def run(self, job: Job) -> None:
+        try:
+            reply = job.result(self.payload)
+        except Cancelled:
+            self.error = RequestError("stop_regex: the server is shutting down", STOP_REGEX)
+        except IsolationError as error:
+            self.error = RequestError(f"stop_regex: the search {error}", STOP_REGEX)
+        else:
+            if reply:
+                self.found = msgspec.msgpack.decode(reply, type=Found)
+            else:
+                limit = f"{SEARCH_SECONDS:g} s"
+                self.error = RequestError(f"stop_regex takes longer than {limit} on one token; simplify it", STOP_REGEX)
+        self.done = True
+
+
+class Searches:
+    """Owner of the time that searches may take on the loop, and of the threads that wait for children. Used by one thread."""
+
+    def __init__(self, children: Children) -> None:
+        self._children = children
+        self._queue: queue.SimpleQueue[Search | None] = queue.SimpleQueue()
+        self._num_threads = 0
+        self._left = STEP_SECONDS
+        self.num_pending = 0
+        """searches off the loop whose requests have not gone on"""
+
+    def begin_step(self) -> None:
+        self._left = STEP_SECONDS
+
+    def now(self, patterns: Sequence[Any], text: str, starts: Sequence[int], look: bool) -> Found | None:
+        """Searches at once; None when that takes more time than the step has left."""
+        if self._left < MIN_SECONDS:
+            return None
+        began = time.perf_counter()
+        try:
+            return search_all(patterns, text, starts, look, self._left)
+        except TimeoutError:
+            return None
+        finally:
+            self._left -= time.perf_counter() - began
+
+    def later(self, patterns: Sequence[Any], text: str, starts: Sequence[int], look: bool) -> Search:
+        """Begins to search in a child."""
+        expressions = [pattern.pattern.encode(errors="surrogatepass") for pattern in patterns]
+        job = SearchJob(SEARCH, expressions, text.encode(errors="surrogatepass"), list(starts), look)
+        search = Search(msgspec.msgpack.encode(job))
+        if self._num_threads < NUM_THREADS:
+            threading.Thread(target=self._work, name=f"stop-regex-{self._num_threads}", daemon=True).start()
+            self._num_threads += 1
+        self.num_pending += 1
+        self._queue.put(search)
+        return search
+
+    def close(self) -> None:
+        """Lets the threads end."""
+        for _ in range(self._num_threads):
+            self._queue.put(None)
+
+    def _work(self) -> None:
+        while (search := self._queue.get()) is not None:
+            if search.dropped:
+                continue
+            try:
+                job = self._children.submit(SEARCH)
+            except IsolationError as error:
+                search.error = RequestError(f"stop_regex: the search {error}", STOP_REGEX)
+                search.done = True
+            else:
+                search.run(job)
+
+
+class StopRegexes:
+    """Stop expressions, searched in the characters that are complete. Each remembers where a match could still begin."""
+
+    def __init__(self, patterns: Sequence[Any], searches: Searches) -> None:
+        self._patterns = list(patterns)
+        self._searches = searches
+        self._starts = [0] * len(self._patterns)
+        self._text = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
+        self._is_slow = False
+        self._search: Search | None = None
+        self.hold_bytes = 0
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether what came of the last `feed` is still to be had from `end_search`."""
+        return self._search is not None
+
+    @property
+    def is_found(self) -> bool:
+        """Whether `end_search` may be called."""
+        return self._search is not None and self._search.done
+
+    def go_on(self, text: bytes, hold_bytes: int) -> None:
+        """As `Matcher.go_on`."""
+        self._text = self._decoder.decode(text)
+        known = text[: len(text) - hold_bytes]
+        if hold_bytes:  # another matcher may hold part of a character
+            known = known[: len(known) - len(_cut(known))]
+        self._starts = [len(known.decode(errors="surrogateescape"))] * len(self._patterns)
+        self.hold_bytes = self._bytes_behind(self._starts[0]) if self._starts else 0
+
+    def feed(self, chunk: bytes, look: bool) -> tuple[str, int, int] | None:
+        """As `Matcher.feed`."""
+        assert self._search is None, "the last search comes first"
+        self._text += self._decoder.decode(chunk)
+        found = None if self._is_slow else self._searches.now(self._patterns, self._text, self._starts, look)
+        if found is None:
+            self._is_slow = True
+            self._search = self._searches.later(self._patterns, self._text, self._starts, look)
+            self.hold_bytes = self._bytes_behind(min(self._starts))
+            return None
+        return self._take(found)
+
+    def end_search(self) -> tuple[str, int, int] | None:
+        """What `feed` would have returned. Raises RequestError when the search took too long."""
+        search = self._search
+        assert search is not None and search.done
+        self.drop()
+        if search.error is not None:
+            raise search.error
+        assert search.found is not None
+        self._is_slow = search.found.seconds > QUICK_SECONDS
+        return self._take(search.found)
+
+    def drop(self) -> None:
+        """Forgets a search under way: nobody wants to know any more."""
+        if self._search is not None:
+            self._search.dropped = True
+            self._search = None
+            self._searches.num_pending -= 1
+
+    def _take(self, found: Found) -> tuple[str, int, int] | None:
+        self._starts = found.starts
+        if found.match is not None:
+            end, start, i = found.match
+            return self._patterns[i].pattern, self._bytes_behind(start), self._bytes_behind(end)
+        self.hold_bytes = self._bytes_behind(min(self._starts))
+        return None
+
+    def _bytes_behind(self, start: int) -> int:
+        waiting = self._decoder.getstate()[0]
+        return len(self._text[start:].encode(errors="surrogateescape")) + len(waiting)
+
+
+def _cut(text: bytes) -> bytes:
+    """The beginning of a character at the end of the text."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
+    decoder.decode(text)
+    return decoder.getstate()[0]
