@@ -29,7 +29,7 @@ def check(checker: FinishChecker, token_id: int, num_out: int) -> FinishReason |
         return reason
     assert reason is None
     wait_for_search(checker)
-    return checker.resume(num_out)
+    return checker.end_search(num_out)
 
 
 def wait_for_search(checker: FinishChecker | StopRegexes) -> None:
