@@ -110,6 +110,8 @@ def test_what_templates_do_every_day() -> None:
         render("{% set x %}a{% for i in range(3) %}{{ i }}{% endfor %}{% endset %}{{ x }}{{ 'b' + 'c' + x + 'd' }}")
         == "a012bca012d"
     )
+    assert render("{{ messages[0].at | default(9999999999) }}{{ {9999999999: 1}.get(9999999999) }}") == "99999999991"
+    assert render("{{ ('%d' | format(9999999999)) if false else '%d' % 9999999999 }}") == "9999999999"
     assert render("{% macro f(a) %}<{{ a }}>{% endmacro %}{{ f('x') + f('y') }}{{ 1 + 2 + 3 - 1 }}") == "<x><y>5"
 
 

@@ -62,3 +62,16 @@ def test_a_pool_larger_than_the_memory(tokens: int) -> None:
     memory = ServerArgs(max_total_tokens=tokens, device="cpu").resolve().memory
     with pytest.raises(ConfigError, match="only .* are available"):
         plan_capacity(memory, ModelFootprint(100, 1000, 1000, 16), HostMemory(1 << 34, 1 << 33), 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["model_path", "tokenizer_path", "served_model_name", "api_key", "chat_template", "download_dir"]
+)
+def test_bytes_that_are_no_text(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} holds bytes that are not valid UTF-8"):
+        ServerArgs(**{name: "a\udcff"}).resolve()
+
+
+def test_json_with_half_a_character() -> None:
+    with pytest.raises(ConfigError, match="half a character"):
+        ServerArgs(json_model_override_args='{"a": "\\ud800"}').resolve()

@@ -38,7 +38,7 @@ from sglang.srt.config import HttpOptions, RuntimeConfig
 from sglang.srt.errors import ConfigError, EngineDeadError
 from sglang.srt.logs import configure_access_log, configure_logging
 from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq, StateReq, ToScheduler
-from sglang.srt.scheduler_process import blamed_grammars, write_config
+from sglang.srt.scheduler_process import blamed_grammars, check_model, write_config
 from sglang.srt.server.http_protocol import LimitedProtocol
 from sglang.srt.server.http_server import create_app
 from sglang.srt.server.multimodal.opening import open_intake
@@ -52,8 +52,6 @@ logger = logging.getLogger("sglang")
 
 LAST_SECONDS = 3
 """for answers on their way when the time for draining is over"""
-FAILURE_SECONDS = 1.0
-"""that a model has for failing too, when its tokenizer has failed"""
 MAX_RESTARTS = 5
 """scheduler deaths within RESTART_WINDOW seconds after which the server gives up"""
 RESTART_WINDOW = 120.0
@@ -188,17 +186,15 @@ class Server:
 
     async def _load(self) -> TokenizerManager:
         """Reads tokenizer and model at the same time and opens the door. What is wrong with the model is the better error, if
-        both fail soon."""
+        both fail; a large model may take minutes to load, so its config alone is asked."""
         config = self._config
         loading = asyncio.ensure_future(self._scheduler.ready())
         reading = asyncio.ensure_future(asyncio.to_thread(open_tokenizer, config.text))
         for task in (loading, reading):  # of two failures one is told, and asyncio would complain of the other
             task.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.wait({loading, reading}, return_when=asyncio.FIRST_EXCEPTION)
-        if not loading.done():  # a large model may take minutes more, and would not help
-            await asyncio.wait({loading}, timeout=FAILURE_SECONDS)
         if not loading.done():
-            loading.cancel()
+            await asyncio.to_thread(check_model, config.model)
             reading.result()
         info, tokenizer = await loading, await reading
         media = await asyncio.to_thread(open_intake, config, info, tokenizer)

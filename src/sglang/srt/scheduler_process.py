@@ -24,7 +24,8 @@ from typing import IO
 
 import msgspec
 
-from sglang.srt.config import RuntimeConfig
+from sglang.srt.checkpoint.resolve import resolve_model
+from sglang.srt.config import ModelOptions, RuntimeConfig
 from sglang.srt.errors import ConfigError, SglangError
 from sglang.srt.forward_batch import ModelInfo, ModelWorker
 from sglang.srt.heap import release_freed_memory
@@ -33,6 +34,7 @@ from sglang.srt.messages import Inbox, Outbox, SchedulerFailed, SchedulerReady
 from sglang.srt.model.capacity import host_memory
 from sglang.srt.model.distributed.leader import create_parallel_worker
 from sglang.srt.model.embedder import create_embedder, embeds_by_itself
+from sglang.srt.model.weights.loader import read_config
 from sglang.srt.model.worker import create_worker
 from sglang.srt.scheduler.embedding import EmbeddingScheduler
 from sglang.srt.scheduler.grammar.journal import GrammarJournal, read_journal
@@ -77,6 +79,12 @@ def build_scheduler(
     vocabulary = text.vocabulary if text is not None else None
     release_freed_memory()
     return Scheduler(config.schedule, config.grammar, worker, vocabulary, inbox, outbox, journal), worker.info
+
+
+def check_model(options: ModelOptions) -> None:
+    """Raises ModelError for a model whose config alone says that it cannot be loaded."""
+    if not embeds_by_itself(options):
+        read_config(resolve_model(options.model_path, revision=options.revision, download_dir=options.download_dir), options)
 
 
 def read_tokenizer(config: RuntimeConfig) -> Future[Tokenizer | None]:

@@ -309,6 +309,8 @@ class ServerArgs:
         for f in dataclasses.fields(self):
             value, choices = getattr(self, f.name), f.metadata.get("choices")
             given = value != f.default
+            if isinstance(value, str) and not _is_text(value):
+                raise ConfigError(f"{_option(f.name)} holds bytes that are not valid UTF-8")
             if f.metadata.get("unsupported") and given:
                 raise ConfigError(f"{_option(f.name)} is not implemented yet")
             if choices and value is not None and value not in choices:
@@ -350,7 +352,7 @@ class ServerArgs:
         self._check_range("random_seed", 0, 2**63 - 1)
         self._check_range("test_retract_every", 0, None)
         if self.chunked_prefill_size not in (None, -1):
-            self._check_range("chunked_prefill_size", 1, None)
+            self._check_range("chunked_prefill_size", 1, 1 << 20)
 
     def _check_range(self, name: str, low: float, high: float | None) -> None:
         value = getattr(self, name)
@@ -408,6 +410,15 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _is_text(value: str) -> bool:
+    """Whether it can be sent to another process: bytes of a command line that are no UTF-8 arrive as lone surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _json_object(name: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
@@ -415,6 +426,8 @@ def _json_object(name: str, text: str) -> dict[str, Any]:
         raise ConfigError(f"{_option(name)} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{_option(name)} must be a JSON object")
+    if not _is_text(json.dumps(value, ensure_ascii=False)):
+        raise ConfigError(f"{_option(name)} holds half a character (a lone surrogate)")
     return value
 
 

@@ -6,6 +6,7 @@ The files of this wing, each importing only what stands above it:
     weights/                                checkpoints
     layers/   models/                       architecture
     sampling/ capacity kv_pool op_tape      tokens, memory, replay
+    kernel_limits                           what the kernels at hand cannot compute
     distributed/{ranks,sharding,ops}        one rank's part of all that
     runner                                  one forward pass
     worker                                  this file

@@ -163,7 +163,8 @@ def _common(fields: Fields, family: Family) -> ModelConfig:
 
 
 def _dtype(fields: Fields) -> str:
-    value = fields.get("dtype", fields.get("torch_dtype"))
+    old, value = fields.get("torch_dtype"), fields.get("dtype")
+    value = old if value is None else value
     if value is None:
         return "float32"
     if not isinstance(value, str) or not 0 < len(value) <= MAX_DTYPE_LEN:

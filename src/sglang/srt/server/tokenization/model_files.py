@@ -148,9 +148,9 @@ def _names(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     for key in _NAMED:
         value = config.get(key)
         value = value.get("content") if isinstance(value, dict) else value
-        if value is None:
+        if value is None or value == "":
             continue
-        if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_CHARS:
+        if not isinstance(value, str) or len(value) > MAX_NAME_CHARS:
             raise ModelError(f"{folder / 'tokenizer_config.json'}: {key} must be the name of a token, and is {shown(value)}")
         names[key] = value
     return names

@@ -77,6 +77,8 @@ _TAKE_CONTAINERS = frozenset(
     + ["unique"]
 )
 """filters that do not write out a list or object they are given"""
+_COUNTING_FILTERS = frozenset({"batch", "center", "indent", "round", "slice", "truncate", "wordwrap"})
+_COUNTING_METHODS = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
 _REMOVED_FILTERS = ("pprint", "striptags", "urlize", "xmlattr")
 _REMOVED_METHODS = frozenset({"fromkeys", "translate", "maketrans", "to_bytes", "encode"})
 
@@ -312,7 +314,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """The arguments for a method of a built-in type. Raises TemplateLimit for a result that would be huge."""
         if name in _REMOVED_METHODS:
             raise TemplateLimit(f"it uses the method {name}")
-        _check_counts(args, kwargs)
+        if name in _COUNTING_METHODS:
+            _check_counts(args, kwargs)
         if name == "replace" and isinstance(owner, str) and len(args) > 1:
             self._expect_replaced(owner, args[0], args[1])
         elif name == "join" and isinstance(owner, str) and args:
@@ -368,7 +371,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self.expect(self.written_len(value))
         if len(args) == 1 and not kwargs:
             return
-        _check_counts(args[1:], kwargs)
+        if name in _COUNTING_FILTERS:
+            _check_counts(args[1:], kwargs)
         if name == "format":
             self._check_percent(value if isinstance(value, (str, bytes)) else self.text(value), kwargs or args[1:])
         elif name == "replace":

@@ -313,7 +313,6 @@ def load_tokenizer(options: TextOptions, files: ModelFiles) -> Tokenizer:
     with checked(str(files.path)):
         tokenizer = Tokenizer(core, facts, text)
         tokenizer.encode("a b")  # some faults show only when it runs
-        tokenizer.encode_ordinary("a b")
         return tokenizer
 
 
