@@ -393,3 +393,23 @@ def test_lists_that_only_begin_with_numbers_are_read_too() -> None:
         [[1], {"b": 2}] * 9000,
     ):
         assert parse_object(json.dumps({"a": value}).encode(), FIELDS) == {"a": value}
+
+
+async def test_a_short_body_in_chunks_needs_no_room(stand: Stand) -> None:
+    """Its length is not announced; proxies send all bodies so."""
+    pieces = [b'{"text":"a",', b'"sampling_params":', b'{"max_new_tokens":1}}']
+    status = 0
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)} if pieces else await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        nonlocal status
+        status = message.get("status", status)
+
+    app = body_room.BodyRooms(stand.app.router, 8 * MB)
+    app._room._free = 0
+    scope = {"type": "http", "method": "POST", "path": "/generate", "query_string": b"", "headers": [], "http_version": "1.1"}
+    more = {"scheme": "http", "server": ("x", 1), "client": ("y", 2), "root_path": "", "app": stand.app}
+    await asyncio.wait_for(app(scope | more, receive, send), 30)
+    assert status == 200

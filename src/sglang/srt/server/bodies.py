@@ -67,16 +67,16 @@ async def read_body(request: Request) -> bytes | bytearray:
     body: bytes = message.get("body", b"")
     if not message.get("more_body", False):
         return body
-    whole, size = bytearray(body), _announced(request)
-    room = room_of(request.scope) if size is None or size > SMALL_BODY else None
-    if room is None:
-        while message.get("more_body", False):
-            _check_there(message := await request.receive())
-            whole += message.get("body", b"")
-        return whole
-    lease = await room.take(request.scope, size)
+    whole, size, lease = bytearray(body), _announced(request), None
+    room = room_of(request.scope)
     while message.get("more_body", False):
-        _check_there(message := await lease.receive(request.receive, len(whole)))
+        if lease is None and room is not None and (size or len(whole)) > SMALL_BODY:
+            lease = await room.take(request.scope, size)
+        if lease is None:
+            message = await request.receive()
+        else:
+            message = await lease.receive(request.receive, len(whole))
+        _check_there(message)
         whole += message.get("body", b"")
     return whole
 

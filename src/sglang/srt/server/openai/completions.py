@@ -43,7 +43,8 @@ class CompletionCall:
         if request.best_of is not None and request.best_of != sampling.n:
             raise UnsupportedError("best_of is not supported unless it equals n", "best_of")
         self._skip_special = sampling.skip_special_tokens
-        self._prompts, text, ids = _prompts(request.prompt)
+        prompts, text, ids = _prompts(request.prompt)
+        self._prompts = prompts if self._echo else []
         self._num_samples = sampling.n
         logprobs = None
         if request.logprobs is not None:
