@@ -38,7 +38,7 @@ def test_every_job_has_a_process_of_its_own(isolated: Isolated) -> None:
         (b"segv", "crashed"),
         (b"abort", "crashed, or needed more than 128 MB"),
         (b"memory 1000000000", "needed more than 128 MB"),
-        (b"spin", "took more than 1 s of processor time"),
+        (b"spin", "took more than (1 s of processor time|3 s)"),  # 3 s where others have the processor
         (b"sleep 60", "took more than 3 s"),
         (b"stop", "took more than 3 s"),
     ],
