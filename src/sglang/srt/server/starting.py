@@ -36,6 +36,7 @@ class Door:
     def __init__(self) -> None:
         self.app: ASGIApp = _starting
         self._visits: dict[asyncio.Task[object], _Visit] = {}
+        self._is_closing = False
 
     @property
     def num_inside(self) -> int:
@@ -43,7 +44,9 @@ class Door:
         return len(self._visits)
 
     def send_away(self) -> None:
-        """Answers 503 to everybody inside whose response has not begun, whatever is done for them now."""
+        """Answers 503 to everybody inside whose response has not begun, whatever is done for them now. The others have until
+        uvicorn cancels them."""
+        self._is_closing = True
         for task, visit in self._visits.items():
             if not visit.has_begun:
                 visit.is_over = True
@@ -58,7 +61,9 @@ class Door:
             try:
                 await self.app(scope, receive, visit.send)
             except asyncio.CancelledError:
-                if not visit.is_over or visit.has_begun:
+                if self._is_closing and visit.has_begun:
+                    return  # its client did not read to the end in time
+                if not visit.is_over:
                     raise
                 _uncancel(task)
                 error = OverloadError("the server is shutting down")
