@@ -266,6 +266,7 @@ def test_a_scheduler_that_dies_again_and_again_ends_the_server_with_clear_errors
             for pid in server.children():
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
+        server.process.kill()  # if it has not ended
         assert server.process.wait(30) == 1
         reply = future.result(timeout=30)
     assert reply.status_code == 500 and "died" in reply.json()["error"]["message"]
