@@ -8,12 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from sglang.srt.errors import EngineAwayError, EngineDeadError, OverloadError
+from sglang.srt.errors import DeadlineError, EngineAwayError, EngineDeadError, OverloadError
 from sglang.srt.media_item import MediaItem
 from sglang.srt.messages import AbortReq, BatchTokenOut, FinishReason, PauseReq, TokenizedReq, TokenOut
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server import resuming, tokenizer_manager
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
+from sglang.srt.server.request_scope import RequestScope, enter_scope, leave_scope
 from sglang.srt.server.resuming import KeptPixels
 from tests.server.conftest import Stand
 
@@ -76,6 +77,10 @@ async def test_what_comes_while_there_is_none_waits_and_goes_along(stuck: Stand,
     with pytest.raises(EngineAwayError, match="again") as failed:
         await stuck.manager.start(request("later"))
     assert failed.value.status_code == 503
+    token = enter_scope(RequestScope(tokenizer_manager.time.monotonic(), timeout=0.005))
+    with pytest.raises(DeadlineError):
+        await stuck.manager.start(request("in a hurry"))
+    leave_scope(token)
     stuck.manager.scheduler_restarted(stuck.manager.info)
 
 
@@ -154,8 +159,6 @@ async def test_a_pause_outlives_the_scheduler(stand: Stand) -> None:
 
 
 async def test_a_drain_lets_in_what_was_there_and_nothing_else(stand: Stand) -> None:
-    from sglang.srt.server.request_scope import RequestScope, enter_scope, leave_scope
-
     before = RequestScope(tokenizer_manager.time.monotonic())
     stand.manager.begin_drain()
     with pytest.raises(OverloadError, match="shutting down"):

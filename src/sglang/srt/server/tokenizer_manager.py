@@ -23,6 +23,7 @@ from uuid import uuid4
 
 from sglang.srt.config import HttpOptions, TextOptions
 from sglang.srt.errors import (
+    DeadlineError,
     EngineAwayError,
     EngineDeadError,
     OverloadError,
@@ -67,7 +68,7 @@ if TYPE_CHECKING:  # these need an image library, which a server of text does wi
 
 AT_ONCE = 200
 """sequences of one call that are taken in before others have their turn"""
-AWAY_SECONDS = 15.0
+AWAY_SECONDS = 30.0
 """how long a new request waits for a scheduler that is being restarted"""
 
 
@@ -151,7 +152,7 @@ class TokenizerManager:
         call = Call(self.drop, name, scope.arrived_at, key)
         call.turn = self._enter(place, requests[0]) if place is not None else None
         call.trace = scope.trace
-        call.limit(min((t for t in (scope.timeout, self.http.request_timeout) if t is not None), default=None))
+        call.limit(self._time_limit())
         self._calls[key] = call
         try:
             for at in range(0, len(requests), AT_ONCE):
@@ -443,14 +444,23 @@ class TokenizerManager:
         self._controls.fail(EngineDeadError(message))
 
     async def _wait_for_scheduler(self) -> None:
-        """Until there is one again, if there is none. Raises OverloadError or EngineAwayError."""
+        """Until there is one again, if there is none. Raises OverloadError, EngineAwayError or DeadlineError."""
         self._check_open()
+        if self._away is None:
+            return
+        scope, limit = current_scope(), self._time_limit()
+        left = math.inf if limit is None else scope.arrived_at + limit - time.monotonic()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._back.wait(), max(min(AWAY_SECONDS, left), 0.0))
+        self._check_open()
+        if self._away is not None and left < AWAY_SECONDS:
+            raise DeadlineError(f"the request was not finished after {limit:g} s")
         if self._away is not None:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._back.wait(), AWAY_SECONDS)
-            self._check_open()
-            if self._away is not None:
-                raise EngineAwayError(self._away)
+            raise EngineAwayError(self._away)
+
+    def _time_limit(self) -> float | None:
+        """Seconds that the request of the current scope may take."""
+        return min((t for t in (current_scope().timeout, self.http.request_timeout) if t is not None), default=None)
 
     def _check_open(self) -> None:
         """Raises for a request that has come too late: while the server drains, or when there will be no scheduler."""
