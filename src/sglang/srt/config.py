@@ -126,6 +126,9 @@ class HttpOptions:
     preferred_sampling_params: dict[str, Any] = field(default_factory=dict)
     allow_auto_truncate: bool = False
     max_body_bytes: int = 64 << 20
+    max_connections: int = 4096
+    max_logprob_values: int = 1 << 19
+    """log probabilities that one request may ask for"""
     skip_server_warmup: bool = False
     cors_origins: tuple[str, ...] = ()
     request_timeout: float | None = None

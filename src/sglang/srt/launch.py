@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -38,6 +39,7 @@ from sglang.srt.errors import ConfigError, EngineDeadError
 from sglang.srt.logs import configure_access_log, configure_logging
 from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq, StateReq, ToScheduler
 from sglang.srt.scheduler_process import write_config
+from sglang.srt.server.connections import Connections
 from sglang.srt.server.http_protocol import LimitedProtocol
 from sglang.srt.server.http_server import create_app
 from sglang.srt.server.multimodal.opening import open_intake
@@ -308,7 +310,7 @@ def _uvicorn_config(app: Any, http: HttpOptions) -> uvicorn.Config:
         log_config=None,
         log_level=http.log_level_http or http.log_level,
         loop="none",
-        http=LimitedProtocol,
+        http=partial(LimitedProtocol, open_ones=Connections(http.max_connections)),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         server_header=False,

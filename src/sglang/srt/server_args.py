@@ -146,6 +146,10 @@ class ServerArgs:
     tool_call_parser: str | None = _flag(None, "HTTP", "format of tool calls; default: by the chat template")
     cors_origins: str | None = _flag(None, "HTTP", "origins allowed by CORS, separated by commas")
     max_body_bytes: int = _flag(64 << 20, "HTTP", "largest request body")
+    max_connections: int = _flag(
+        4096, "HTTP", "most connections at a time; beyond, idle ones are closed, then new ones get 503"
+    )
+    max_logprob_values: int = _flag(1 << 19, "HTTP", "most log probabilities that one request may ask for")
     max_sessions: int = _flag(1024, "HTTP", "most conversations kept for /open_session; 0: none")
     max_session_tokens: int = _flag(4 << 20, "HTTP", "most tokens kept of all sessions together")
     session_timeout: float = _flag(3600.0, "HTTP", "seconds without a request after which a session is closed")
@@ -247,6 +251,8 @@ class ServerArgs:
                 preferred_sampling_params=_json_object("preferred_sampling_params", self.preferred_sampling_params),
                 allow_auto_truncate=self.allow_auto_truncate,
                 max_body_bytes=self.max_body_bytes,
+                max_connections=self.max_connections,
+                max_logprob_values=self.max_logprob_values,
                 skip_server_warmup=self.skip_server_warmup,
                 cors_origins=_names(self.cors_origins),
                 request_timeout=self.request_timeout,
@@ -323,6 +329,8 @@ class ServerArgs:
         self._check_range("max_session_tokens", 1, None)
         self._check_range("session_timeout", 0.001, None)
         self._check_range("max_body_bytes", 1, None)
+        self._check_range("max_connections", 1, None)
+        self._check_range("max_logprob_values", 1, None)
         if self.chunked_prefill_size not in (None, -1):
             self._check_range("chunked_prefill_size", 1, None)
 
