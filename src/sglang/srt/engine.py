@@ -25,7 +25,7 @@ from sglang.srt.scheduler_process import build_scheduler, read_tokenizer
 from sglang.srt.server.calls import Call
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
 from sglang.srt.server.encoding import encode
-from sglang.srt.server.generate_req import GenerateOut
+from sglang.srt.server.generate_req import GenerateOut, UnreadOuts
 from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.native_format import NativeCall, StreamReplies, collect, parse_generate, stream_replies
 from sglang.srt.server.tokenization.chat_roles import chat_roles
@@ -214,12 +214,12 @@ class Engine:
                 self._wait(_close(replies))
 
     async def _aiterate(self, native: NativeCall) -> AsyncIterator[Reply]:
-        relay: Relay[GenerateOut] = Relay(self._courier)
+        relay: Relay[GenerateOut] = Relay(self._courier, UnreadOuts())
         call = await self._elsewhere(self._forward(native, relay))
         try:
             replies = StreamReplies(native, self.tokenizer, not self._manager.http.stream_output)
             async for out in relay:  # no generator in between: this is run for every token of every stream
-                yield replies.add(out)
+                yield await replies.add(out)
         finally:
             if self._dead is None:
                 self._loop.call_soon_threadsafe(call.cancel)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 
 from sglang.srt.errors import DeadlineError, SglangError
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.relay import End, Relay
 from sglang.srt.server.detokenizer import Detokenizer
-from sglang.srt.server.generate_req import GenerateOut
+from sglang.srt.server.generate_req import GenerateOut, JoinedOut, UnreadOuts
 from sglang.srt.server.sessions import Turn
 
 
@@ -33,19 +32,25 @@ class Sequence:
         self.first_at = 0.0
         self.last_at = 0.0
         self.queue_time = 0.0
-        self.held: GenerateOut | None = None
+        self.held: JoinedOut | None = None
         self.said = False
 
     def with_held(self, out: GenerateOut) -> GenerateOut:
         """This output, joined to what was held back before it."""
         held, self.held = self.held, None
-        return out if held is None else held.join(out)
+        if held is None:
+            return out
+        held.add(out)
+        return held.whole()
 
     def is_due(self, out: GenerateOut, interval: int) -> bool:
         """Whether to report now: the first token, then every `interval` tokens. What is not reported is held."""
-        held = len(self.held.ids) if self.held is not None else 0
+        held = self.held.num_ids if self.held is not None else 0
         if held + len(out.ids) < interval and self.said:
-            self.held = self.with_held(out)
+            if self.held is None:
+                self.held = JoinedOut(out)
+            else:
+                self.held.add(out)
             return False
         self.said = True
         return True
@@ -55,13 +60,13 @@ class Call:
     """The outputs of one GenerateReq as they come: `async for out in call`. Ends when every sequence has finished or the call
     is cancelled; raises the error of the first sequence that failed."""
 
-    __slots__ = ("_drop", "_error", "_queue", "_relay", "_timer", "_waiter", "name", "open", "started_at", "trace", "turn")
+    __slots__ = ("_drop", "_error", "_relay", "_timer", "_unread", "_waiter", "name", "open", "started_at", "trace", "turn")
 
     def __init__(self, drop: Callable[[Call, str], None], name: str, started_at: float) -> None:
         """`drop` aborts the call's open sequences for a reason; `started_at` is a time.monotonic()."""
         self.name = name
         self._drop = drop
-        self._queue: deque[GenerateOut] = deque()
+        self._unread = UnreadOuts()
         self._waiter: asyncio.Future[None] | None = None
         self._error: SglangError | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -75,23 +80,25 @@ class Call:
         return self
 
     async def __anext__(self) -> GenerateOut:
-        while not self._queue:
+        if self._unread:
+            await asyncio.sleep(0)  # a consumer that always finds something lets others have their turn
+        while not self._unread:
             if self._error is not None:
                 raise self._error
             if not self.open:
                 raise StopAsyncIteration
             await self._wait()
-        return self._queue.popleft()
+        return self._unread.pop()
 
     async def ready(self, timeout: float) -> None:
         """Waits for the first output, at most `timeout` seconds. Raises if the call has failed by then."""
-        if not self._queue and self._error is None and self.open:
+        if not self._unread and self._error is None and self.open:
             timer = asyncio.get_running_loop().call_later(timeout, self._wake)
             try:
                 await self._wait()
             finally:
                 timer.cancel()
-        if self._error is not None and not self._queue:
+        if self._error is not None and not self._unread:
             raise self._error
 
     def forward(self, relay: Relay[GenerateOut]) -> None:
@@ -103,6 +110,7 @@ class Call:
         """Aborts what still runs. Nothing more comes."""
         if self.open:
             self._drop(self, "the client went away")
+        self._unread.clear()
         self._wake()
 
     async def _wait(self) -> None:
@@ -114,8 +122,8 @@ class Call:
 
     def _wake(self) -> None:
         if self._relay is not None:
-            while self._queue:
-                self._relay.put(self._queue.popleft())
+            while self._unread:
+                self._relay.put(self._unread.pop())
             if self._error is not None or not self.open:
                 self._relay.put(End(self._error))
                 self._relay = None
@@ -144,7 +152,7 @@ class Call:
             self._timer = None
 
     def put(self, out: GenerateOut) -> None:
-        self._queue.append(out)
+        self._unread.put(out)
         self._wake()
 
     def fail(self, error: SglangError) -> None:

@@ -19,9 +19,10 @@ from sglang.srt.server.calls import Call
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
 from sglang.srt.server.fields import as_bool, as_ids, as_int, as_text, check_known
 from sglang.srt.server.generate_req import check_count
+from sglang.srt.server.json_pieces import JsonArray, LateArray, encode_json, json_pieces
 from sglang.srt.server.native_format import collect, parse_generate, stream_replies
 from sglang.srt.server.request_maker import LONG_TEXT
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, encode_json, read_object, stream
+from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, LargeJsonResponse, answer, read_object, stream
 from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
@@ -70,20 +71,24 @@ class NativeApi:
             whole = not self._options.stream_output
 
             async def events(call: Call) -> AsyncIterator[bytes]:
-                async with aclosing(stream_replies(native, call, tokenizer, whole)) as replies:
+                async with aclosing(stream_replies(native, call, tokenizer, whole, JsonArray)) as replies:
                     async for reply in replies:
-                        yield b"data: " + encode_json(reply) + b"\n\n"
+                        if native.wants_logprobs:
+                            for piece in json_pieces(reply, b"data: ", b"\n\n"):
+                                yield piece
+                        else:
+                            yield b"data: " + encode_json(reply) + b"\n\n"
 
             return await stream(request, manager, native.req, events, openai=False)
-        reply = await answer(request, manager, native.req, lambda call: collect(native, call, tokenizer))
-        return CLIENT_GONE if reply is None else JsonResponse(reply)
+        reply = await answer(request, manager, native.req, lambda call: collect(native, call, tokenizer, LateArray))
+        return CLIENT_GONE if reply is None else LargeJsonResponse(reply)
 
     async def score_choices(self, request: Request) -> Response:
         score = parse_score(await read_object(request))
         tokenizer = self._manager.need_tokenizer()
         plan = await plan_score(tokenizer, score)
         reply = await answer(request, self._manager, plan.req, lambda call: collect_scores(plan, call, tokenizer))
-        return CLIENT_GONE if reply is None else JsonResponse(reply)
+        return CLIENT_GONE if reply is None else LargeJsonResponse(reply)
 
     async def open_session(self, request: Request) -> Response:
         """{capacity_of_str_len?, session_id?} -> the session's id as a JSON string."""
@@ -117,7 +122,7 @@ class NativeApi:
         tokens = await run_aside(encode) if sum(map(len, texts)) > LONG_TEXT else encode()
         counts = [len(t) for t in tokens]
         shown = (tokens, counts) if isinstance(text, list) else (tokens[0], counts[0])
-        return JsonResponse({"tokens": shown[0], "count": shown[1], "max_model_len": self._manager.context_len})
+        return LargeJsonResponse({"tokens": shown[0], "count": shown[1], "max_model_len": self._manager.context_len})
 
     async def detokenize(self, request: Request) -> Response:
         body = await read_object(request)

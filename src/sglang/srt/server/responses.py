@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -18,10 +19,8 @@ from starlette.types import Receive, Scope, Send
 from sglang.srt.errors import RequestError, SglangError
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateReq
+from sglang.srt.server.json_pieces import encode_json, json_pieces
 from sglang.srt.server.tokenizer_manager import TokenizerManager
-
-encode_json = msgspec.json.Encoder().encode
-"""JSON as bytes; NaN and infinities become null"""
 
 DONE = b"data: [DONE]\n\n"
 FIRST_OUTPUT_SECONDS = 10.0
@@ -33,6 +32,9 @@ KEEP_ALIVE = b": keep-alive\n\n"
 CLIENT_GONE = Response(status_code=499)
 """the answer to a client that hung up: nobody is there to read it"""
 
+TURN_SECONDS = 0.005
+"""how long a stream that never waits may go on before others have their turn"""
+
 T = TypeVar("T")
 
 
@@ -43,6 +45,32 @@ class JsonResponse(Response):
 
     def render(self, content: Any) -> bytes:
         return encode_json(content)
+
+
+class LargeJsonResponse(Response):
+    """Data that may be large (json_pieces.py): made while it is sent, as fast as the client takes it. What turns out to be one piece
+    is sent with its length."""
+
+    def __init__(self, content: Any) -> None:
+        super().__init__(media_type="application/json")
+        del self.headers["content-length"]
+        self._content = content
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pieces = json_pieces(self._content)
+        piece = next(pieces)
+        following = next(pieces, None)
+        if following is None:
+            self.headers["content-length"] = str(len(piece))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            while following is not None:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await asyncio.sleep(0)
+                piece, following = following, next(pieces, None)
+            await send({"type": "http.response.body", "body": piece, "more_body": False})
+        except OSError:
+            pass  # the client hung up in the middle of a write
 
 
 async def read_object(request: Request) -> dict[str, Any]:
@@ -163,7 +191,8 @@ async def stream(
 
 
 class EventStream(Response):
-    """Server-sent events of one call, ended by `tail`. `watcher` aborts the call as soon as the client hangs up."""
+    """Server-sent events of one call, ended by `tail`. `watcher` aborts the call as soon as the client hangs up. An event may come
+    as several pieces. The next is made when the client has taken those before, but for what fits in the buffers on the way."""
 
     media_type = "text/event-stream"
 
@@ -183,6 +212,7 @@ class EventStream(Response):
         self._write_error = write_error
         self._tail = tail
         self._num_sent = 0
+        self._is_within_event = False
 
     async def _keep_alive(self, send: Send) -> None:
         """A comment whenever nothing was sent for a while."""
@@ -190,17 +220,29 @@ class EventStream(Response):
             while True:
                 before = self._num_sent
                 await asyncio.sleep(KEEP_ALIVE_SECONDS)
-                if self._num_sent == before:
+                if self._num_sent == before and not self._is_within_event:
                     await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+
+    async def _send_events(self, send: Send) -> None:
+        """Until they end or the client hangs up."""
+        turn_began = time.monotonic()
+        async for event in self._events:
+            self._num_sent += 1
+            self._is_within_event = True
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+            self._is_within_event = not event.endswith(b"\n\n")
+            if self._watcher.done():
+                break
+            if time.monotonic() - turn_began > TURN_SECONDS:
+                await asyncio.sleep(0)
+                turn_began = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             keeper = asyncio.create_task(self._keep_alive(send))
             try:
-                async for event in self._events:
-                    self._num_sent += 1
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                await self._send_events(send)
             except SglangError as error:
                 await send({"type": "http.response.body", "body": self._write_error(error), "more_body": True})
             finally:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from sglang.srt.errors import RequestError
-from sglang.srt.server.responses import encode_json
+from sglang.srt.server.json_pieces import encode_json
 
 decode = msgspec.json.Decoder().decode
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 from uuid import uuid4
@@ -16,7 +17,7 @@ from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import as_bool, as_ids, as_int, as_text, as_texts, check_known
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.openai.sse import Usage
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, read_object, unless_gone
+from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, LargeJsonResponse, answer, read_object, unless_gone
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_ITEMS = 4096
@@ -50,11 +51,14 @@ class ScoringApi:
             async for out in call:
                 usage.add(out)
                 outs[out.index] = out
-            scores = [_probabilities(outs[i], softmax) for i in sorted(outs)]
+            scores = []
+            for i in sorted(outs):
+                scores.append(_probabilities(outs[i], softmax))
+                await asyncio.sleep(0)
             return {"object": "scoring", "model": body.get("model") or self._name, "scores": scores, "usage": usage.as_dict()}
 
         reply = await answer(request, self._manager, req, collect)
-        return CLIENT_GONE if reply is None else JsonResponse(reply)
+        return CLIENT_GONE if reply is None else LargeJsonResponse(reply)
 
     def _score_prompts(self, body: dict[str, Any]) -> list[list[int]]:
         """Query and item joined, as text or as ids."""
@@ -118,9 +122,10 @@ def _probabilities(out: GenerateOut, softmax: bool) -> list[float]:
     """Of the labels, as the next token; with `softmax` among themselves."""
     if not out.output_logprobs:
         raise RequestError("the request was aborted")
-    logprobs = [logprob for logprob, _ in out.output_logprobs[0].ids]
+    logprobs = [logprob for logprob, _ in next(out.output_logprobs.scored())]
     if not softmax:
         return [math.exp(value) for value in logprobs]
     best = max(logprobs)
     weights = [math.exp(value - best) for value in logprobs]
-    return [weight / sum(weights) for weight in weights]
+    total = sum(weights)
+    return [weight / total for weight in weights]
