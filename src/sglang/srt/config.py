@@ -127,8 +127,8 @@ class HttpOptions:
     allow_auto_truncate: bool = False
     max_body_bytes: int = 64 << 20
     max_connections: int = 4096
-    max_logprob_values: int = 1 << 19
-    """log probabilities that one request may ask for"""
+    max_logprob_values: int | None = 1 << 19
+    """log probabilities that one request may ask for; None: any number"""
     skip_server_warmup: bool = False
     cors_origins: tuple[str, ...] = ()
     request_timeout: float | None = None

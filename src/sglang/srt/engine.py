@@ -61,7 +61,8 @@ class Engine:
         self.tokenizer = tokenizer.result()
         facts = dataclasses.asdict(info)
         media = open_intake(config, facts, self.tokenizer)
-        self._manager = TokenizerManager(self.tokenizer, facts, config.http, config.text, self._link.post, media)
+        http = dataclasses.replace(config.http, max_logprob_values=None)  # a program harms nobody but itself
+        self._manager = TokenizerManager(self.tokenizer, facts, http, config.text, self._link.post, media)
         self._loop_thread = threading.Thread(target=self._loop.run_forever, name="sglang-loop", daemon=True)
         self._scheduler_thread = threading.Thread(target=self._run, args=(scheduler,), name="sglang-scheduler", daemon=True)
         self._loop_thread.start()

@@ -13,12 +13,14 @@ A client that sends a byte now and then, sends without end, or never reads, cann
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from sglang.srt.server.chunked_body import ChunkedBody
 from sglang.srt.server.connections import Connections
 
 HEAD_BYTES = 64 << 10
@@ -27,9 +29,10 @@ HEAD_SECONDS = 15.0
 BODY_SECONDS = 30.0
 BODY_RATE = 16 << 10
 BESIDE_RATIO = 16
-CHUNKED_BYTES = 512
-"""A chunked body is parsed in such pieces: its end is known only when it has been reached, and what follows in the same piece
-is parsed with it."""
+PIECE_BYTES = 16 << 10
+"""are parsed at once"""
+TURN_SECONDS = 0.01
+"""of parsing, after which others have their turn"""
 UNWANTED_BYTES = 4 << 20
 """of a body that still comes when its request has been answered: after that the connection is closed"""
 WRITE_SECONDS = 60.0
@@ -78,6 +81,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._head_end = b""
         self._body_left: int | None = 0
+        self._chunked = ChunkedBody()
         self._taken = 0
         self._beside = 0
         self._unwanted = 0
@@ -138,7 +142,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _parse(self) -> None:
         """Gives the parser what came. What follows a request waits until that is answered."""
+        began = time.monotonic()
         while self._unparsed and not self._is_answering and not self.transport.is_closing():
+            if time.monotonic() - began > TURN_SECONDS:
+                self.loop.call_soon(self._parse)
+                break
             size = self._next_size()
             piece = bytes(self._unparsed[:size])
             del self._unparsed[:size]
@@ -157,8 +165,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def _next_size(self) -> int:
         """How many bytes may be parsed before one looks again: not beyond the end of this head or body."""
         size = len(self._unparsed)
+        if not self._in_head and self._body_left is None:
+            return self._chunked.measure(bytes(self._unparsed[:PIECE_BYTES]))
         if not self._in_head:
-            return min(size, CHUNKED_BYTES if self._body_left is None else max(self._body_left, 1))
+            return min(size, self._body_left or 1)
         seen = self._head_end + self._unparsed[:HEAD_BYTES]
         end = seen.find(b"\r\n\r\n")
         if end >= 0:
@@ -211,6 +221,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         if not self._is_retold:
+            if self._is_answering:  # the parser saw an end of the body that we did not
+                raise ValueError("a request within a request")
             self._in_message = True
             super().on_message_begin()
 

@@ -16,7 +16,7 @@ from sglang.srt.server.generate_req import MAX_SEQUENCES, GenerateReq, check_cou
 from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.tokenization.healing import Healer
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
-from sglang.srt.server.validation import check_request, fit_length
+from sglang.srt.server.validation import LogprobBudget, check_request, fit_length
 
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
     from sglang.srt.server.multimodal.intake import MediaIntake, MediaPrompt
@@ -116,8 +116,10 @@ class RequestMaker:
         samplings = for_each("sampling_params", req.sampling, len(prompts))
         logprobs = for_each("logprobs", req.logprobs, len(prompts))
         rids = rids_of(req.rid, len(prompts), req.is_batch)
-        if sum(s.n for s in samplings) > MAX_SEQUENCES:
+        num_sequences = sum(s.n for s in samplings)
+        if num_sequences > MAX_SEQUENCES:
             raise RequestError(f"a request may ask for at most {MAX_SEQUENCES} sequences")
+        budget = LogprobBudget(self.http.max_logprob_values, num_sequences)
         scope = current_scope()
         requests: list[TokenizedReq] = []
         for i, (prompt, sampling, options, rid) in enumerate(zip(prompts, samplings, logprobs, rids, strict=True)):
@@ -126,6 +128,8 @@ class RequestMaker:
             check_request(ids, sampling, options, int(self.info["vocab_size"]), has_text=self.tokenizer is not None)
             may_cut = self.http.allow_auto_truncate and seen is None
             ids, fitted = fit_length(ids, sampling, self.context_len, req.max_new_tokens_is_default, may_cut)
+            is_default = req.max_new_tokens_is_default or sampling.max_new_tokens is None
+            fitted = budget.spend(ids, fitted, options, is_default)
             items = seen.items if seen is not None else ()
             ids, healed = self._heal(ids) if req.token_healing and seen is None else (ids, "")
             for name, choice in samples_of(rid, fitted):
