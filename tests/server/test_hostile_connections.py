@@ -19,7 +19,7 @@ from tests.conftest import RunningServer, start_server
 KEY = "sesame"
 MB = 1 << 20
 POUR_BYTES = 24 * MB
-POUR_SECONDS = 8.0
+POUR_SECONDS = 6.0
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,7 @@ def flood(server: RunningServer, begin: bytes, more: bytes) -> None:
 def test_a_flood_without_a_key_takes_no_memory(guarded: RunningServer, name: str) -> None:
     ask(guarded)
     before = memory(guarded)
-    for _ in range(3):
-        flood(guarded, *FLOODS[name])
+    flood(guarded, *FLOODS[name])
     assert memory(guarded) - before < 32 * MB
     assert ask(guarded) < 5
 
@@ -132,7 +131,7 @@ def test_streams_that_nobody_reads(guarded: RunningServer, path: str) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(post(path, UNREAD[path]))
     slowest = 0.0
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 8
     while time.monotonic() < deadline:
         slowest = max(slowest, ask(guarded))
         time.sleep(0.1)
@@ -171,7 +170,9 @@ def test_sigterm_during_streams_that_nobody_reads(tmp_path: Path) -> None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.sendall(post("/generate", UNREAD["/generate"]))
         time.sleep(3)
+        began = time.monotonic()
         assert server.stop(signal.SIGTERM, timeout=30) == 0
+        print(f"stopped after {time.monotonic() - began:.1f} s")
         for connection in held:
             connection.close()
     finally:

@@ -36,6 +36,7 @@ import uvloop
 from sglang.srt.checkpoint.resolve import resolve_model
 from sglang.srt.config import HttpOptions, RuntimeConfig
 from sglang.srt.errors import ConfigError, EngineDeadError
+from sglang.srt.heap import keep_loaded_objects
 from sglang.srt.logs import configure_access_log, configure_logging
 from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq, StateReq, ToScheduler
 from sglang.srt.scheduler_process import write_config
@@ -172,6 +173,7 @@ class Server:
         manager = TokenizerManager(tokenizer, info, config.http, config.text, self._send, media)
         self._door.app = create_app(manager, config.http, config.flags)
         self._manager = manager
+        keep_loaded_objects()
         return manager
 
     async def _load_or_stop(self) -> TokenizerManager:

@@ -1,7 +1,7 @@
 """Where a chunked body ends. The parser that reads it does not say; whoever parses one request at a time must know.
 
-    5;ext=1 \\r\\n hello \\r\\n   ...   0 \\r\\n trailer: x \\r\\n \\r\\n
-    a line  |  size + 2 bytes        lines, up to an empty one
+5;ext=1 \\r\\n hello \\r\\n   ...   0 \\r\\n trailer: x \\r\\n \\r\\n
+a line  |  size + 2 bytes        lines, up to an empty one
 """
 
 from __future__ import annotations

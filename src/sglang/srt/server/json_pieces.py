@@ -2,7 +2,7 @@
 between two pieces.
 
     JsonArray    grows; what was added is kept as JSON, so that to write all of it again costs no encoding
-    LateArray    grows; its items are made when they are written, once
+    LateArray    grows; its items, small ones, are made when they are written, once
     Late         one value that is made when it is written
 
 All else is written as msgspec does.
@@ -94,13 +94,19 @@ def _fragments(value: Any) -> Iterator[bytes]:
         yield b"}" if value else b"{}"
     elif isinstance(value, Encoded):
         yield from value.pieces
-    elif isinstance(value, LateArray) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+    elif isinstance(value, LateArray):
+        start = b"["
+        for item in value:
+            yield start + encode_json(item)
+            start = b","
+        yield b"]" if start == b"," else b"[]"
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
         start = b"["
         for item in value:
             yield start
             yield from _fragments(item)
             start = b","
-        yield b"]" if start == b"," else b"[]"
+        yield b"]"
     elif isinstance(value, list) and len(value) > GROUP:
         for first in range(0, len(value), GROUP):
             yield (b"," if first else b"[") + encode_json(value[first : first + GROUP])[1:-1]
