@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
+
 from sglang.srt.errors import RequestError
+from sglang.srt.server.embedding_calls import Vector
 from sglang.srt.server.fields import as_text, check_known
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
@@ -14,8 +18,9 @@ MAX_TEXTS = 8192
 _FIELDS = frozenset({"text", "input_ids", "rid", "sampling_params", "priority"})
 
 
-async def encode(manager: TokenizerManager, body: dict[str, Any]) -> Any:
-    """{text | input_ids} -> {embedding, meta_info}, or a list of them for a list. Raises RequestError."""
+async def encode(manager: TokenizerManager, body: dict[str, Any], show: Callable[[Vector], Any] = np.ndarray.tolist) -> Any:
+    """{text | input_ids} -> {embedding, meta_info}, or a list of them for a list. `show`: a vector as it is to appear. Raises
+    RequestError."""
     check_known(body, _FIELDS, "field")
     texts, is_list = read_texts(manager, body, "text" if body.get("text") is not None else "input_ids")
     began = time.monotonic()
@@ -24,7 +29,7 @@ async def encode(manager: TokenizerManager, body: dict[str, Any]) -> Any:
     seconds = time.monotonic() - began
     replies = [
         {
-            "embedding": vector.tolist(),
+            "embedding": show(vector),
             "meta_info": {"id": rid, "finish_reason": None, "prompt_tokens": len(ids), "e2e_latency": seconds},
         }
         for vector, ids, rid in zip(vectors, texts, names, strict=True)

@@ -13,7 +13,8 @@ from sglang.srt.errors import RequestError
 from sglang.srt.server.embedding_calls import Vector
 from sglang.srt.server.encoding import encode, read_texts, rids
 from sglang.srt.server.fields import as_int, as_text, check_known
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, read_object, unless_gone
+from sglang.srt.server.json_pieces import Late, LateArray
+from sglang.srt.server.responses import CLIENT_GONE, LargeJsonResponse, read_object, unless_gone
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 _FIELDS = frozenset({"model", "input", "encoding_format", "dimensions", "user", "rid"})
@@ -37,18 +38,19 @@ class EmbeddingsApi:
         vectors = await unless_gone(request, self._manager.embed(texts, rids(rid, len(texts))))
         if vectors is None:
             return CLIENT_GONE
-        data = [
+        data = LateArray(
             {"object": "embedding", "index": i, "embedding": _encoded(_shortened(vector, size), form)}
             for i, vector in enumerate(vectors)
-        ]
+        )
         count = sum(map(len, texts))
         usage = {"prompt_tokens": count, "total_tokens": count}
-        return JsonResponse({"object": "list", "data": data, "model": model, "usage": usage})
+        return LargeJsonResponse({"object": "list", "data": data, "model": model, "usage": usage})
 
     async def encode(self, request: Request) -> Response:
         """/encode of the native API."""
-        reply = await unless_gone(request, encode(self._manager, await read_object(request)))
-        return CLIENT_GONE if reply is None else JsonResponse(reply)
+        work = encode(self._manager, await read_object(request), lambda vector: Late(vector.tolist))
+        reply = await unless_gone(request, work)
+        return CLIENT_GONE if reply is None else LargeJsonResponse(reply)
 
 
 def _shortened(vector: Vector, size: int) -> Vector:

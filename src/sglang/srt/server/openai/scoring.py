@@ -17,7 +17,7 @@ from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import as_bool, as_ids, as_int, as_text, as_texts, check_known
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.openai.sse import Usage
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, LargeJsonResponse, answer, read_object, unless_gone
+from sglang.srt.server.responses import CLIENT_GONE, LargeJsonResponse, answer, read_object, unless_gone
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_ITEMS = 4096
@@ -105,7 +105,7 @@ class ScoringApi:
             for i, (document, vector, ids) in enumerate(zip(documents, vectors[1:], texts[1:], strict=True))
         ]
         results.sort(key=lambda result: (-result["score"], result["index"]))
-        return JsonResponse(results[:top])
+        return LargeJsonResponse(results[:top])
 
 
 def _check_count(values: list[Any], name: str) -> None:
