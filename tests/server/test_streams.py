@@ -16,6 +16,7 @@ import pytest
 
 from sglang.srt.heap import keep_loaded_objects
 from sglang.srt.messages import BatchTokenOut, FinishReason, Logprobs, TokenizedReq, TokenOut
+from sglang.srt.relay import LoopShare
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, UnreadOuts
 from sglang.srt.server.json_pieces import PIECE_BYTES, Encoded, JsonArray, Late, LateArray, encode_json, json_pieces
@@ -63,7 +64,7 @@ def test_what_waits_is_joined_and_nothing_is_lost(seed: int) -> None:
             counts[index] += 1
         elif unread:
             take()
-        assert len(unread) <= UnreadOuts.NUM_APART + 3
+        assert len(unread) <= UnreadOuts.NUM_LARGE_APART + 3
     while unread:
         take()
     for outs, count in zip(read, counts, strict=True):
@@ -77,16 +78,17 @@ def test_what_waits_is_joined_and_nothing_is_lost(seed: int) -> None:
 
 def test_few_outputs_stay_apart() -> None:
     unread = UnreadOuts()
-    for i in range(UnreadOuts.NUM_APART):
+    for i in range(UnreadOuts.NUM_LARGE_APART):
         unread.put(out_of(0, i))
-    assert [unread.pop().ids for _ in range(len(unread))] == [[i] for i in range(UnreadOuts.NUM_APART)]
+    assert [unread.pop().ids for _ in range(len(unread))] == [[i] for i in range(UnreadOuts.NUM_LARGE_APART)]
 
 
-async def test_a_call_that_nobody_reads_holds_one_output_a_sequence(stand: Stand) -> None:
+async def test_a_call_that_nobody_reads_holds_one_output_a_sequence(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UnreadOuts, "NUM_APART", 5)
     call = await stand.manager.start(GenerateReq(input_ids=[[5], [6]], stream=True))
     while call.open:
         await asyncio.sleep(0)
-    assert len(call._unread) <= UnreadOuts.NUM_APART + 2
+    assert len(call._unread) == 5 + 2
     outs = [out async for out in call]
     assert [sum(len(o.ids) for o in outs if o.index == i) for i in range(2)] == [128, 128]
 
@@ -98,7 +100,8 @@ async def test_a_cancelled_call_gives_nothing_more(stand: Stand) -> None:
     assert [out async for out in call] == []
 
 
-async def test_a_consumer_that_always_finds_something_lets_others_work(stand: Stand) -> None:
+async def test_a_consumer_that_always_finds_something_lets_others_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LoopShare, "SECONDS", 0.0)
     call = Call(lambda *_: None, "x", 0.0)
     for i in range(5):
         call.put(out_of(i, 0))

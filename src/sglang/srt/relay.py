@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,27 @@ class End:
     """The last thing that is put. `error` is raised at the reader, after what came before it."""
 
     error: Exception | None = None
+
+
+class LoopShare:
+    """Lets others of a loop have their turn where one always finds something to do."""
+
+    SECONDS = 0.005
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """To be called after anything that was waited for."""
+        self._began = time.monotonic()
+
+    @property
+    def is_used_up(self) -> bool:
+        return time.monotonic() - self._began > self.SECONDS
+
+    async def give_way(self) -> None:
+        await asyncio.sleep(0)
+        self.begin()
 
 
 class Buffer(Protocol[T]):
@@ -127,6 +149,7 @@ class Relay(Generic[T]):
         self._lock = threading.Lock()
         self._buffer: Buffer[T] = buffer if buffer is not None else Fifo()
         self._end: End | None = None
+        self._share = LoopShare()
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, item: T | End) -> None:
@@ -147,8 +170,8 @@ class Relay(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
-        if len(self._buffer):
-            await asyncio.sleep(0)  # a reader that always finds something lets others of its loop have their turn
+        if self._share.is_used_up:
+            await self._share.give_way()
         while True:
             with self._lock:
                 if len(self._buffer):
@@ -163,3 +186,4 @@ class Relay(Generic[T]):
                 await self._waiter
             finally:
                 self._waiter = None
+            self._share.begin()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from sglang.srt.errors import DeadlineError, SglangError
 from sglang.srt.messages import TokenizedReq
-from sglang.srt.relay import End, Relay
+from sglang.srt.relay import End, LoopShare, Relay
 from sglang.srt.server.detokenizer import Detokenizer
 from sglang.srt.server.generate_req import GenerateOut, JoinedOut, UnreadOuts
 from sglang.srt.server.sessions import Turn
@@ -60,13 +60,27 @@ class Call:
     """The outputs of one GenerateReq as they come: `async for out in call`. Ends when every sequence has finished or the call
     is cancelled; raises the error of the first sequence that failed."""
 
-    __slots__ = ("_drop", "_error", "_relay", "_timer", "_unread", "_waiter", "name", "open", "started_at", "trace", "turn")
+    __slots__ = (
+        "_drop",
+        "_error",
+        "_relay",
+        "_timer",
+        "_unread",
+        "_waiter",
+        "name",
+        "open",
+        "share",
+        "started_at",
+        "trace",
+        "turn",
+    )
 
     def __init__(self, drop: Callable[[Call, str], None], name: str, started_at: float) -> None:
         """`drop` aborts the call's open sequences for a reason; `started_at` is a time.monotonic()."""
         self.name = name
         self._drop = drop
         self._unread = UnreadOuts()
+        self.share = LoopShare()
         self._waiter: asyncio.Future[None] | None = None
         self._error: SglangError | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -80,9 +94,10 @@ class Call:
         return self
 
     async def __anext__(self) -> GenerateOut:
-        if self._unread:
-            await asyncio.sleep(0)  # a consumer that always finds something lets others have their turn
-        while not self._unread:
+        apart = self._unread.apart
+        if apart and self.share.is_used_up:
+            await self.share.give_way()
+        while not apart:
             if self._error is not None:
                 raise self._error
             if not self.open:
@@ -92,13 +107,13 @@ class Call:
 
     async def ready(self, timeout: float) -> None:
         """Waits for the first output, at most `timeout` seconds. Raises if the call has failed by then."""
-        if not self._unread and self._error is None and self.open:
+        if not self._unread.apart and self._error is None and self.open:
             timer = asyncio.get_running_loop().call_later(timeout, self._wake)
             try:
                 await self._wait()
             finally:
                 timer.cancel()
-        if self._error is not None and not self._unread:
+        if self._error is not None and not self._unread.apart:
             raise self._error
 
     def forward(self, relay: Relay[GenerateOut]) -> None:
@@ -119,10 +134,11 @@ class Call:
             await self._waiter
         finally:
             self._waiter = None
+        self.share.begin()
 
     def _wake(self) -> None:
         if self._relay is not None:
-            while self._unread:
+            while self._unread.apart:
                 self._relay.put(self._unread.pop())
             if self._error is not None or not self.open:
                 self._relay.put(End(self._error))

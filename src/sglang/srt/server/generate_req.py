@@ -86,10 +86,6 @@ class JoinedOut:
         self._output = [first.output_logprobs] if first.output_logprobs is not None else []
 
     @property
-    def index(self) -> int:
-        return self._last.index
-
-    @property
     def num_ids(self) -> int:
         return len(self._ids)
 
@@ -113,35 +109,39 @@ class JoinedOut:
 
 
 class UnreadOuts:
-    """Outputs of one call that its consumer has not taken, in order. A few are kept as they came; of one that falls behind, those of
-    each sequence are joined, so that what waits is no more than what the call has generated: some hundred bytes a token."""
+    """Outputs of one call that its consumer has not taken, in order for each sequence. So many are kept as they came; after that those
+    of each sequence are joined: what waits is no more than what the call has generated, some hundred bytes a token."""
 
-    NUM_APART = 8
+    NUM_APART = 512
+    NUM_LARGE_APART = 8
+    """of those with log probabilities"""
 
     def __init__(self) -> None:
-        self._queue: deque[JoinedOut] = deque()
-        self._latest: dict[int, JoinedOut] = {}
+        self.apart: deque[GenerateOut] = deque()
+        """empty only if all is"""
+        self._joined: dict[int, JoinedOut] = {}
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self.apart) + len(self._joined)
 
     def put(self, out: GenerateOut) -> None:
-        latest = self._latest.get(out.index)
-        if latest is not None and len(self._queue) >= self.NUM_APART:
-            latest.add(out)
-            return
-        self._latest[out.index] = joined = JoinedOut(out)
-        self._queue.append(joined)
+        most = self.NUM_APART if out.output_logprobs is None else self.NUM_LARGE_APART
+        if not self._joined and len(self.apart) < most:
+            self.apart.append(out)
+        elif (joined := self._joined.get(out.index)) is not None:
+            joined.add(out)
+        else:
+            self._joined[out.index] = JoinedOut(out)
 
     def pop(self) -> GenerateOut:
-        joined = self._queue.popleft()
-        if self._latest.get(joined.index) is joined:
-            del self._latest[joined.index]
-        return joined.whole()
+        out = self.apart.popleft()
+        if self._joined and not self.apart:
+            self.apart.append(self._joined.pop(next(iter(self._joined))).whole())
+        return out
 
     def clear(self) -> None:
-        self._queue.clear()
-        self._latest.clear()
+        self.apart.clear()
+        self._joined.clear()
 
 
 def check_count(num_prompts: int, name: str) -> None:

@@ -66,7 +66,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, open_ones: Connections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._open_ones = open_ones
-        self._unparsed = bytearray()
+        self._unparsed = b""
         self._begin_head()
         self._in_message = False
         self._is_retold = False
@@ -81,7 +81,6 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._head_end = b""
         self._body_left: int | None = 0
-        self._chunked = ChunkedBody()
         self._taken = 0
         self._beside = 0
         self._unwanted = 0
@@ -101,13 +100,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._open_ones.leave(self)
         self._stop_reading_timer()
         self._stop_writing_timer()
-        self._unparsed.clear()
+        self._unparsed = b""
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         self._body_bytes += len(data)
-        self._unparsed += data
+        self._unparsed = self._unparsed + data if self._unparsed else data
         self._parse()
 
     def on_response_complete(self) -> None:
@@ -142,19 +141,20 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _parse(self) -> None:
         """Gives the parser what came. What follows a request waits until that is answered."""
-        began = time.monotonic()
-        while self._unparsed and not self._is_answering and not self.transport.is_closing():
+        data, at, transport, began = self._unparsed, 0, self.transport, time.monotonic()
+        while at < len(data) and not self._is_answering and not transport.is_closing():
             if time.monotonic() - began > TURN_SECONDS:
                 self.loop.call_soon(self._parse)
                 break
-            size = self._next_size()
-            piece = bytes(self._unparsed[:size])
-            del self._unparsed[:size]
-            self._feed(piece)
-        if self.transport.is_closing():
-            self._unparsed.clear()
+            end = at + self._next_size(data, at)
+            at = end - self._feed(data[at:end])
+        if transport.is_closing():
+            self._unparsed = b""
             return
+        self._unparsed = data[at:]
         self._open_ones.hold(self, self._head_bytes + len(self._unparsed))
+        if self._reading is None and (self._head_bytes or self._in_message):
+            self._wait_for_more()
         if self._unparsed:
             self.flow.is_held = True
             self.flow.pause_reading()
@@ -162,25 +162,33 @@ class LimitedProtocol(HttpToolsProtocol):
             self.flow.is_held = False
             self.flow.resume_reading()
 
-    def _next_size(self) -> int:
+    def _wait_for_more(self) -> None:
+        """The rest of a head or body has its time."""
+        if self._in_head:
+            self._reading = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
+        else:
+            self._body_since, self._body_bytes = self.loop.time(), 0
+            self._reading = self.loop.call_later(BODY_SECONDS, self._check_body)
+
+    def _next_size(self, data: bytes, at: int) -> int:
         """How many bytes may be parsed before one looks again: not beyond the end of this head or body."""
-        size = len(self._unparsed)
-        if not self._in_head and self._body_left is None:
-            return self._chunked.measure(bytes(self._unparsed[:PIECE_BYTES]))
+        size = len(data) - at
         if not self._in_head:
+            if self._body_left is None:
+                return self._chunked.measure(data[at : at + PIECE_BYTES])
             return min(size, self._body_left or 1)
-        seen = self._head_end + self._unparsed[:HEAD_BYTES]
+        seen = self._head_end + data[at : at + HEAD_BYTES]
         end = seen.find(b"\r\n\r\n")
         if end >= 0:
             size = end + 4 - len(self._head_end)
         return min(size, HEAD_BYTES + 1 - self._head_bytes)
 
-    def _feed(self, piece: bytes) -> None:
+    def _feed(self, piece: bytes) -> int:
+        """Returns how many bytes at its end the parser did not take."""
+        left = 0
         if self._in_head:
             self._head_bytes += len(piece)
             self._head_end = (self._head_end + piece[-3:])[-3:]
-            if self._reading is None:
-                self._reading = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
         elif self._body_left is None:
             self._beside += len(piece)
         else:
@@ -190,12 +198,13 @@ class LimitedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:  # an offer to speak another protocol, which one may ignore
-            self._unparsed[:0] = piece[upgrade.args[0] :]
+            left = len(piece) - int(upgrade.args[0])
             if self._in_message:
                 self._expect_body()
         except httptools.HttpParserError:
             self._refuse(400)
         self._check_sizes()
+        return left
 
     def _expect_body(self) -> None:
         """The parser takes what follows an offer to upgrade for the other protocol. Where that is a body (Java's client sends such
@@ -213,9 +222,6 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse(431)
         elif self._unwanted > UNWANTED_BYTES:
             self._close()
-        elif self._in_message and not self._in_head and self._reading is None:
-            self._body_since, self._body_bytes = self.loop.time(), 0
-            self._reading = self.loop.call_later(BODY_SECONDS, self._check_body)
 
     # --- the parser ---------------------------------------------------------------------------------------------------------
 
@@ -236,7 +242,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if len(self.headers) >= MAX_HEADERS:
             self._refuse(431)
             raise ValueError("too many headers")
-        super().on_header(name, value)
+        HttpToolsProtocol.on_header(self, name, value)
 
     def on_headers_complete(self) -> None:
         if self._is_retold:
@@ -246,6 +252,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse(431)
             raise ValueError("the head is too large")
         self._body_left = _body_len(self.headers)
+        if self._body_left is None:
+            self._chunked = ChunkedBody()
         self._in_head, self._head_bytes = False, 0
         self._open_ones.work(self)
         super().on_headers_complete()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -32,8 +31,8 @@ KEEP_ALIVE = b": keep-alive\n\n"
 CLIENT_GONE = Response(status_code=499)
 """the answer to a client that hung up: nobody is there to read it"""
 
-TURN_SECONDS = 0.005
-"""how long a stream that never waits may go on before others have their turn"""
+LARGE_EVENT = 4096
+"""bytes from which on others have their turn after it: more such pieces may be at hand"""
 
 T = TypeVar("T")
 
@@ -225,17 +224,17 @@ class EventStream(Response):
 
     async def _send_events(self, send: Send) -> None:
         """Until they end or the client hangs up."""
-        turn_began = time.monotonic()
         async for event in self._events:
             self._num_sent += 1
-            self._is_within_event = True
+            is_end = event.endswith(b"\n\n")
+            if not is_end:
+                self._is_within_event = True
             await send({"type": "http.response.body", "body": event, "more_body": True})
-            self._is_within_event = not event.endswith(b"\n\n")
-            if self._watcher.done():
-                break
-            if time.monotonic() - turn_began > TURN_SECONDS:
-                await asyncio.sleep(0)
-                turn_began = time.monotonic()
+            self._is_within_event = not is_end
+            if len(event) > LARGE_EVENT:
+                if self._watcher.done():
+                    break
+                await self._call.share.give_way()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -253,6 +253,10 @@ class ChatCall:
 
     def _bodies(self, out: GenerateOut, answer: Answer) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
         """The deltas of one output. Its log probabilities go with the first of them; a lot of them with more."""
+        if out.output_logprobs is None and not self.is_parsed:
+            if out.text:
+                yield b'"delta":{"content":%b}' % encode_json(out.text), None
+            return
         parts = map(self._logprobs, out.output_logprobs.parts(PART_VALUES) if out.output_logprobs else ())
         if self.is_parsed:
             for piece in self.parse(out):

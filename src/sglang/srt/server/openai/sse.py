@@ -67,40 +67,41 @@ class Usage:
 
     def __init__(self, num_samples: int) -> None:
         self._num_samples = num_samples
-        self._prompt = _Total()
-        self._cached = _Total()
-        self._completion = _Total()
-        self._reasoning = _Total()
+        self._cached: dict[int, int] = {}
+        self._completion: dict[int, int] = {}
+        self._reasoning: dict[int, int] = {}
+        self._num_prompt = self._num_cached = self._num_completion = self._num_reasoning = 0
 
     def add(self, out: GenerateOut) -> None:
+        before = self._completion.get(out.index)
+        self._completion[out.index] = out.completion_len
+        if before is not None:
+            self._num_completion += out.completion_len - before
+            return
+        self._num_completion += out.completion_len
         prompt = out.index // self._num_samples
-        self._prompt.enter(prompt, out.prompt_len)
-        # samples of a prompt find it in the cache because of the first of them; that is no saving to tell about
-        self._cached.enter(prompt, min(out.cached_len, self._cached.parts.get(prompt, out.cached_len)))
-        self._completion.enter(out.index, out.completion_len)
+        cached = self._cached.get(prompt)
+        if cached is None:
+            self._num_prompt += out.prompt_len
+            self._num_cached += out.cached_len
+            self._cached[prompt] = out.cached_len
+        elif out.cached_len < cached:
+            # samples of a prompt find it in the cache because of the first of them; that is no saving to tell about
+            self._num_cached += out.cached_len - cached
+            self._cached[prompt] = out.cached_len
 
     def note_reasoning(self, index: int, num_tokens: int) -> None:
         """How many tokens of the sequence `index` were thoughts so far."""
-        self._reasoning.enter(index, num_tokens)
+        self._num_reasoning += num_tokens - self._reasoning.get(index, 0)
+        self._reasoning[index] = num_tokens
 
     def as_dict(self) -> dict[str, Any]:
-        prompt, completion = self._prompt.value, self._completion.value
+        """Costs the same however many sequences there are: every chunk of a stream may carry it."""
+        prompt, completion = self._num_prompt, self._num_completion
         return {
             "prompt_tokens": prompt,
             "total_tokens": prompt + completion,
             "completion_tokens": completion,
-            "prompt_tokens_details": {"cached_tokens": self._cached.value},
-            "completion_tokens_details": {"reasoning_tokens": self._reasoning.value},
+            "prompt_tokens_details": {"cached_tokens": self._num_cached},
+            "completion_tokens_details": {"reasoning_tokens": self._num_reasoning},
         }
-
-
-class _Total:
-    """A sum whose parts change one at a time: every chunk of a stream may ask for it."""
-
-    def __init__(self) -> None:
-        self.value = 0
-        self.parts: dict[int, int] = {}
-
-    def enter(self, index: int, part: int) -> None:
-        self.value += part - self.parts.get(index, 0)
-        self.parts[index] = part
