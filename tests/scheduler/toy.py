@@ -248,7 +248,7 @@ class Answer:
 
     @property
     def input_logprobs(self) -> list[Position] | None:
-        return next((out.input_logprobs for out in self.outs if out.input_logprobs is not None), None)
+        return next((list(out.input_logprobs) for out in self.outs if out.input_logprobs is not None), None)
 
     @property
     def output_logprobs(self) -> list[Position]:

@@ -23,6 +23,7 @@ from sglang.srt.messages import (
     FlushCacheReq,
     FromScheduler,
     LogprobOptions,
+    Logprobs,
     PauseReq,
     Position,
     ProfileReq,
@@ -38,6 +39,20 @@ from sglang.srt.vocabulary import Vocabulary
 
 def logprob_of(token_id: int, position: int) -> float:
     return -((token_id * 7 + position) % 97 + 1) / 16
+
+
+def pack(positions: list[Position], options: LogprobOptions) -> Logprobs:
+    nothing = ((0.0, 0),)
+    tops = [p.top or nothing * options.top_num for p in positions]
+    asked = [p.ids or nothing * len(options.token_ids) for p in positions]
+    return Logprobs(
+        np.array([p.token_id for p in positions], np.int32).tobytes(),
+        np.array([np.nan if p.logprob is None else p.logprob for p in positions], np.float32).tobytes(),
+        np.array([[i for _, i in top] for top in tops], np.int32).tobytes(),
+        np.array([[x for x, _ in top] for top in tops], np.float32).tobytes(),
+        np.array(options.token_ids, np.int32).tobytes(),
+        np.array([[x for x, _ in ids] for ids in asked], np.float32).tobytes(),
+    )
 
 
 @dataclass
@@ -182,15 +197,17 @@ class EchoScheduler:
             cached_len=running.cached_len,
             completion_len=len(running.ids),
             input_logprobs=self._input_logprobs(req, options) if options is not None and first else None,
-            output_logprobs=[self._position(i, base + k, options) for k, i in enumerate(ids)] if options is not None else None,
+            output_logprobs=pack([self._position(i, base + k, options) for k, i in enumerate(ids)], options)
+            if options is not None
+            else None,
         )
 
-    def _input_logprobs(self, req: TokenizedReq, options: LogprobOptions) -> list[Position]:
+    def _input_logprobs(self, req: TokenizedReq, options: LogprobOptions) -> Logprobs:
         if options.start_len < 0:
-            return []
+            return Logprobs()
         positions = [self._position(i, at, options) for at, i in enumerate(req.input_ids)]
         positions[0] = Position(req.input_ids[0], None)
-        return positions[options.start_len :]
+        return pack(positions[options.start_len :], options)
 
     @staticmethod
     def _position(token_id: int, at: int, options: LogprobOptions) -> Position:

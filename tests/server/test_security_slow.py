@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 import uvloop
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sglang.srt.config import HttpOptions
 from sglang.srt.launch import _HttpServer, _listen, _uvicorn_config
@@ -22,7 +22,11 @@ LIMIT = 0.3
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the length of the body; /flood answers without end."""
+    """Answers with the length of the body; /flood answers without end, /early before the body has come."""
+    if scope["path"] == "/early":
+        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+        return
     size, more = 0, True
     while more:
         message = await receive()
@@ -66,9 +70,9 @@ async def door(short_limits: None) -> AsyncIterator[Door]:
 
 
 @contextlib.asynccontextmanager
-async def opened() -> AsyncIterator[Door]:
+async def opened(app: ASGIApp | None = None, **options: Any) -> AsyncIterator[Door]:
     listener = _listen("127.0.0.1", 0)
-    server = _HttpServer(_uvicorn_config(echo, HttpOptions(log_level="error")))
+    server = _HttpServer(_uvicorn_config(app or echo, HttpOptions(log_level="error", **options)))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:
         await asyncio.sleep(0.01)

@@ -132,6 +132,9 @@ class HttpOptions:
     max_body_bytes: int = 64 << 20
     max_queued_requests: int = 10000
     """the scheduler's (ScheduleOptions): what asks for more at once can never be taken"""
+    max_connections: int = 4096
+    max_logprob_values: int | None = 1 << 19
+    """log probabilities that one request may ask for; None: any number"""
     skip_server_warmup: bool = False
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ from sglang.srt.scheduler_process import build_scheduler, read_tokenizer
 from sglang.srt.server.calls import Call
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
 from sglang.srt.server.encoding import encode, read_encode
-from sglang.srt.server.generate_req import GenerateOut
+from sglang.srt.server.generate_req import GenerateOut, UnreadOuts
 from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.native_format import NativeCall, StreamReplies, collect, parse_generate, stream_replies
 from sglang.srt.server.tokenization.chat_roles import chat_roles
@@ -62,7 +62,8 @@ class Engine:
         self.tokenizer = tokenizer.result()
         facts = dataclasses.asdict(info)
         media = open_intake(config, facts, self.tokenizer)
-        self._manager = TokenizerManager(self.tokenizer, facts, config.http, config.text, self._link.post, media)
+        http = dataclasses.replace(config.http, max_logprob_values=None)  # a program harms nobody but itself
+        self._manager = TokenizerManager(self.tokenizer, facts, http, config.text, self._link.post, media)
         self._loop_thread = threading.Thread(target=self._loop.run_forever, name="sglang-loop", daemon=True)
         self._scheduler_thread = threading.Thread(target=self._run, args=(scheduler,), name="sglang-scheduler", daemon=True)
         self._loop_thread.start()
@@ -220,12 +221,12 @@ class Engine:
                 self._wait(_close(replies))
 
     async def _aiterate(self, native: NativeCall) -> AsyncIterator[Reply]:
-        relay: Relay[GenerateOut] = Relay(self._courier)
+        relay: Relay[GenerateOut] = Relay(self._courier, UnreadOuts())
         call = await self._elsewhere(self._forward(native, relay))
         try:
             replies = StreamReplies(native, self.tokenizer, not self._manager.http.stream_output)
             async for out in relay:  # no generator in between: this is run for every token of every stream
-                yield replies.add(out)
+                yield await replies.add(out)
         finally:
             if self._dead is None:
                 self._loop.call_soon_threadsafe(call.cancel)

@@ -68,6 +68,11 @@ class LogprobResult:
     top_ids: Int32Array
     token_ids_logprobs: Float32Array
 
+    def rows(self, first: int, last: int) -> LogprobResult:
+        """Those of positions [first, last)."""
+        part = slice(first, last)
+        return LogprobResult(self.logprobs[part], self.top_logprobs[part], self.top_ids[part], self.token_ids_logprobs[part])
+
 
 @dataclass
 class VocabMasks:

@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -36,9 +37,11 @@ import uvloop
 from sglang.srt.checkpoint.resolve import resolve_model
 from sglang.srt.config import HttpOptions, RuntimeConfig
 from sglang.srt.errors import ConfigError, EngineDeadError
+from sglang.srt.heap import keep_loaded_objects
 from sglang.srt.logs import configure_access_log, configure_logging
 from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq, StateReq, ToScheduler
 from sglang.srt.scheduler_process import blamed_grammars, check_model, write_config
+from sglang.srt.server.connections import Connections
 from sglang.srt.server.http_protocol import LimitedProtocol
 from sglang.srt.server.http_server import create_app
 from sglang.srt.server.multimodal.opening import open_intake
@@ -201,6 +204,7 @@ class Server:
         manager = TokenizerManager(tokenizer, info, config.http, config.text, self._send, media)
         self._door.app = create_app(manager, config.http, config.flags)
         self._manager = manager
+        keep_loaded_objects()
         return manager
 
     async def _load_or_stop(self) -> TokenizerManager:
@@ -377,7 +381,7 @@ def _uvicorn_config(app: Any, http: HttpOptions) -> uvicorn.Config:
         log_config=None,
         log_level=http.log_level_http or http.log_level,
         loop="none",
-        http=LimitedProtocol,
+        http=partial(LimitedProtocol, open_ones=Connections(http.max_connections)),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         server_header=False,

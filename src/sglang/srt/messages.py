@@ -6,6 +6,7 @@ they are. There is no pickle: `encode` and `decode` at the bottom are the whole 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol, Union
 
 import msgspec
@@ -27,15 +28,95 @@ class LogprobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     token_ids: tuple[int, ...] = ()
 
 
+Pairs = tuple[tuple[float, int], ...]
+"""(logprob, token id)"""
+
+
 class Position(msgspec.Struct, frozen=True, omit_defaults=True):
     """Log probabilities at one position. `logprob` is None for the first token of a prompt, which nothing predicts."""
 
     token_id: int
     logprob: float | None
-    top: tuple[tuple[float, int], ...] = ()
-    """(logprob, token id), best first"""
-    ids: tuple[tuple[float, int], ...] = ()
-    """(logprob, token id) for the requested `token_ids`, in their order"""
+    top: Pairs = ()
+    """best first"""
+    ids: Pairs = ()
+    """for the requested `token_ids`, in their order"""
+
+
+class Logprobs(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Log probabilities at n neighbouring positions, packed: as objects, the thousand of them that a request may want of each token
+    would take a hundred bytes each. int32 and float32 in the machine's byte order, position after position. Iterating gives
+    Positions, each made when it is asked for."""
+
+    token_ids: bytes = b""  # int32 [n]
+    logprobs: bytes = b""  # float32 [n]; NaN: nothing predicts it, and nothing else is said of the position
+    top_ids: bytes = b""  # int32 [n, top_num]
+    top: bytes = b""  # float32 [n, top_num]
+    asked_ids: bytes = b""  # int32 [num_asked]: the requested `token_ids`
+    asked: bytes = b""  # float32 [n, num_asked]
+
+    def __len__(self) -> int:
+        return len(self.token_ids) // 4
+
+    @property
+    def num_values(self) -> int:
+        return (len(self.logprobs) + len(self.top) + len(self.asked)) // 4
+
+    def chosen(self) -> Iterator[tuple[float | None, int]]:
+        """(logprob, token id) of each position."""
+        for logprob, token_id in zip(memoryview(self.logprobs).cast("f"), memoryview(self.token_ids).cast("i"), strict=True):
+            yield (logprob if logprob == logprob else None), token_id
+
+    def best(self) -> Iterator[Pairs]:
+        """The top tokens of each position, best first."""
+        return self._pairs(self.top, memoryview(self.top_ids).cast("i"), 1)
+
+    def scored(self) -> Iterator[Pairs]:
+        """The requested `token_ids` at each position."""
+        return self._pairs(self.asked, memoryview(self.asked_ids).cast("i"), 0)
+
+    def _pairs(self, values: bytes, ids: memoryview[int], stride: int) -> Iterator[Pairs]:
+        """`ids` are those of one position after the other, or with a `stride` of 0 the same at each."""
+        floats, num = memoryview(values).cast("f"), len(values) // 4 // max(len(self), 1)
+        for i, logprob in enumerate(memoryview(self.logprobs).cast("f")):
+            here, mine = slice(i * num, (i + 1) * num), slice(i * num * stride, i * num * stride + num)
+            yield tuple(zip(floats[here], ids[mine], strict=True)) if num and logprob == logprob else ()
+
+    def __iter__(self) -> Iterator[Position]:
+        for (logprob, token_id), best, scored in zip(self.chosen(), self.best(), self.scored(), strict=True):
+            yield Position(token_id, logprob, best, scored)
+
+    def parts(self, max_values: int) -> Iterator[Logprobs]:
+        """The same in order, in parts of at most `max_values` values where one position has no more."""
+        count = len(self)
+        if self.num_values <= max_values or count <= 1:
+            yield self
+            return
+        step = max(max_values * count // self.num_values, 1)
+        for first in range(0, count, step):
+            yield self._between(first, first + step)
+
+    def _between(self, first: int, last: int) -> Logprobs:
+        def cut(data: bytes) -> bytes:
+            size = len(data) // len(self)
+            return data[size * first : size * last]
+
+        best = cut(self.top_ids), cut(self.top)
+        return Logprobs(cut(self.token_ids), cut(self.logprobs), *best, self.asked_ids, cut(self.asked))
+
+    @staticmethod
+    def join(parts: Sequence[Logprobs]) -> Logprobs:
+        """Those of one sequence after each other."""
+        if len(parts) <= 1:
+            return parts[0] if parts else Logprobs()
+        return Logprobs(
+            b"".join([p.token_ids for p in parts]),
+            b"".join([p.logprobs for p in parts]),
+            b"".join([p.top_ids for p in parts]),
+            b"".join([p.top for p in parts]),
+            parts[0].asked_ids,
+            b"".join([p.asked for p in parts]),
+        )
 
 
 class FinishReason(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -160,8 +241,8 @@ class TokenOut(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     cached_len: int = 0
     completion_len: int = 0
     num_retractions: int = 0
-    input_logprobs: list[Position] | None = None
-    output_logprobs: list[Position] | None = None
+    input_logprobs: Logprobs | None = None
+    output_logprobs: Logprobs | None = None
     """one per id in `ids`, when asked for"""
     queue_time: float = 0.0
     """seconds from arrival to the first step, in the first TokenOut"""

@@ -1,21 +1,23 @@
 """Brings what is put on one event loop to coroutines on others.
 
-    loop of the source    Relay.put -> Courier                  everything of a turn, by reader's loop
-    loop of a reader      deliver -> buffers, readers woken     one call for all its streams
+    loop of the source    Relay.put -> its buffer, Courier      the readers of a turn, by their loops
+    loop of a reader      readers woken, buffers emptied        one call for all its streams
 
 Waking another thread's loop costs more than everything else a token needs, and a loop that is woken while the source still works
-only takes the interpreter from it: so what a step brings goes over at the end of the turn, in one call for each loop.
+only takes the interpreter from it: so the readers of what a step brings are woken at the end of the turn, in one call for each loop.
+What is put lies in a buffer that both sides see: however late a reader is, nothing but wake-up calls queue for its loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -27,6 +29,53 @@ class End:
     """The last thing that is put. `error` is raised at the reader, after what came before it."""
 
     error: Exception | None = None
+
+
+class LoopShare:
+    """Lets others of a loop have their turn where one always finds something to do."""
+
+    SECONDS = 0.005
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """To be called after anything that was waited for."""
+        self._began = time.monotonic()
+
+    @property
+    def is_used_up(self) -> bool:
+        return time.monotonic() - self._began > self.SECONDS
+
+    async def give_way(self) -> None:
+        await asyncio.sleep(0)
+        self.begin()
+
+
+class Buffer(Protocol[T]):
+    """What was put and has not been read. It may join items where they pile up."""
+
+    def __len__(self) -> int: ...
+
+    def put(self, item: T) -> None: ...
+
+    def pop(self) -> T: ...
+
+
+class Fifo(Generic[T]):
+    """A buffer that keeps items as they are."""
+
+    def __init__(self) -> None:
+        self._items: deque[T] = deque()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: T) -> None:
+        self._items.append(item)
+
+    def pop(self) -> T:
+        return self._items.popleft()
 
 
 class Unread:
@@ -67,48 +116,53 @@ class Courier:
 
     def __init__(self, unread: Unread) -> None:
         self._unread = unread
-        self._loads: dict[asyncio.AbstractEventLoop, list[tuple[Relay[Any], Any]]] = {}
+        self._waiting: dict[asyncio.AbstractEventLoop, dict[Relay[Any], None]] = {}
 
-    def take(self, relay: Relay[T], item: T | End) -> None:
-        if not self._loads:
+    def call(self, relay: Relay[T]) -> None:
+        """Wakes its reader at the end of this turn."""
+        if not self._waiting:
             asyncio.get_running_loop().call_soon(self._go)
-        self._loads.setdefault(relay.loop, []).append((relay, item))
+        self._waiting.setdefault(relay.loop, {})[relay] = None
 
     def _go(self) -> None:
-        loads, self._loads = self._loads, {}
-        for loop, load in loads.items():
+        waiting, self._waiting = self._waiting, {}
+        for loop, relays in waiting.items():
             was_read = self._unread.add()
             try:
-                loop.call_soon_threadsafe(_deliver, load, was_read)
+                loop.call_soon_threadsafe(_wake, relays, was_read)
             except RuntimeError:  # closed
                 was_read()
 
 
-def _deliver(load: list[tuple[Relay[Any], Any]], was_read: Callable[[], None]) -> None:
-    for relay, item in load:
-        relay.receive(item)
+def _wake(relays: dict[Relay[Any], None], was_read: Callable[[], None]) -> None:
+    for relay in relays:
+        relay.wake()
     asyncio.get_running_loop().call_soon(was_read)  # once those that were woken have had their turn
 
 
 class Relay(Generic[T]):
     """Filled on the courier's loop, iterated on the one it was made on."""
 
-    def __init__(self, courier: Courier) -> None:
+    def __init__(self, courier: Courier, buffer: Buffer[T] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
         self._courier = courier
-        self._buffer: deque[T] = deque()
+        self._lock = threading.Lock()
+        self._buffer: Buffer[T] = buffer if buffer is not None else Fifo()
         self._end: End | None = None
+        self._share = LoopShare()
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, item: T | End) -> None:
         """To be called on the courier's loop."""
-        self._courier.take(self, item)
+        with self._lock:
+            if isinstance(item, End):
+                self._end = item
+            else:
+                self._buffer.put(item)
+        self._courier.call(self)
 
-    def receive(self, item: T | End) -> None:
-        if isinstance(item, End):
-            self._end = item
-        else:
-            self._buffer.append(item)
+    def wake(self) -> None:
+        """To be called on the reader's loop."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -116,14 +170,20 @@ class Relay(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
-        while not self._buffer:
-            if self._end is not None:
-                if self._end.error is not None:
-                    raise self._end.error
+        if self._share.is_used_up:
+            await self._share.give_way()
+        while True:
+            with self._lock:
+                if len(self._buffer):
+                    return self._buffer.pop()
+                end = self._end
+            if end is not None:
+                if end.error is not None:
+                    raise end.error
                 raise StopAsyncIteration
             self._waiter = self.loop.create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        return self._buffer.popleft()
+            self._share.begin()

@@ -160,6 +160,10 @@ class ServerArgs:
     cache_per_key: bool = _flag(False, "HTTP", "a prefix cache for each API key, so that none learns what another has asked")
     allow_priority: bool = _flag(False, "HTTP", "priority counts between API keys as well, not only among a key's requests")
     max_body_bytes: int = _flag(64 << 20, "HTTP", "largest request body")
+    max_connections: int = _flag(
+        4096, "HTTP", "most connections at a time; beyond, idle ones are closed, then new ones get 503"
+    )
+    max_logprob_values: int = _flag(1 << 19, "HTTP", "most log probabilities that one request may ask for")
     max_sessions: int = _flag(1024, "HTTP", "most conversations kept for /open_session; 0: none")
     max_session_tokens: int = _flag(4 << 20, "HTTP", "most tokens kept of all sessions together")
     session_timeout: float = _flag(3600.0, "HTTP", "seconds without a request after which a session is closed")
@@ -264,6 +268,8 @@ class ServerArgs:
                 allow_auto_truncate=self.allow_auto_truncate,
                 max_body_bytes=self.max_body_bytes,
                 max_queued_requests=self.max_queued_requests,
+                max_connections=self.max_connections,
+                max_logprob_values=self.max_logprob_values,
                 skip_server_warmup=self.skip_server_warmup,
                 cors_origins=parse_origins(self.cors_origins),
                 allowed_hosts=parse_hosts(self.allowed_hosts),
@@ -351,6 +357,8 @@ class ServerArgs:
         self._check_range("max_body_bytes", 1, None)
         self._check_range("random_seed", 0, 2**63 - 1)
         self._check_range("test_retract_every", 0, None)
+        self._check_range("max_connections", 1, None)
+        self._check_range("max_logprob_values", 1, None)
         if self.chunked_prefill_size not in (None, -1):
             self._check_range("chunked_prefill_size", 1, 1 << 20)
 

@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import os
 import resource
-import select
+import selectors
 import signal
 import socket
 import sys
@@ -44,10 +44,13 @@ class ForkServer:
         os.set_blocking(self._wake, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(waker)
+        self._events = selectors.DefaultSelector()
+        for source in (self._control.fileno(), self._wake):
+            self._events.register(source, selectors.EVENT_READ)
 
     def run(self) -> None:
         while os.getppid() == self._parent:
-            ready, _, _ = select.select([self._control.fileno(), self._wake], [], [], ORPHAN_SECONDS)
+            ready = {key.fd for key, _ in self._events.select(ORPHAN_SECONDS)}
             if self._wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake, 4096)

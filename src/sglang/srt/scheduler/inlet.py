@@ -12,12 +12,13 @@ import numpy as np
 
 from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.forward_batch import ModelInfo, SampleSpec
-from sglang.srt.messages import LogprobOptions, Position, TokenizedReq
+from sglang.srt.messages import LogprobOptions, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.drafts import HabitBook, may_repeat
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.compiler import FREE_TEXT, GrammarCompiler, Job, Key
 from sglang.srt.scheduler.grammar.quotes import Quoting
+from sglang.srt.scheduler.logprob_log import LogprobLog
 from sglang.srt.scheduler.lookup import Lookup
 from sglang.srt.scheduler.media import PictureIds, RecentPixels, check_media, req_media
 from sglang.srt.scheduler.req import Req
@@ -103,11 +104,13 @@ class Inlet:
         req.salt = self._pictures.salt(msg.cache_salt) if msg.media else msg.cache_salt
         if self._lookup and may_repeat(req):
             req.lookup = Lookup(msg.input_ids)
+        req.input_log = LogprobLog(options.top_num, options.token_ids)
+        req.output_log = LogprobLog(options.top_num, options.token_ids)
         req.logprob_next = options.start_len if options.start_len >= 0 else len(prompt)
         if msg.resumed:
             self._note_sent(req, msg.resumed)
         elif req.logprob_next == 0:
-            req.input_positions.append(Position(msg.input_ids[0], None))
+            req.input_log.add_unpredicted(msg.input_ids[0])
         return req
 
     @staticmethod
@@ -117,8 +120,6 @@ class Inlet:
         req.input_sent = True
         req.sent_len = len(ids)
         req.logprob_next = req.prompt_len + len(ids)
-        if req.spec.want_logprob:
-            req.output_positions = [Position(i, None) for i in ids]  # they count and are not looked at
 
     def _checked_prompt(self, msg: TokenizedReq) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
         num_ids, context_len = len(msg.input_ids), self._info.context_len

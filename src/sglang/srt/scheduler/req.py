@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sglang.srt.forward_batch import Int32Array, SampleSpec
-from sglang.srt.messages import FinishReason, Position, TokenizedReq
+from sglang.srt.messages import FinishReason, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import Holding
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.base import GrammarState
 from sglang.srt.scheduler.grammar.habits import Habits
 from sglang.srt.scheduler.grammar.quotes import Quoting
+from sglang.srt.scheduler.logprob_log import LogprobLog
 from sglang.srt.scheduler.lookup import Lookup
 from sglang.srt.scheduler.media import ReqMedia
 
@@ -52,8 +53,8 @@ class Req:
     hold: Holding | None = None
     no_reuse: bool = False
     logprob_next: int = 0
-    input_positions: list[Position] = field(default_factory=list)
-    output_positions: list[Position] = field(default_factory=list)
+    input_log: LogprobLog = field(default_factory=LogprobLog)
+    output_log: LogprobLog = field(default_factory=LogprobLog)
     input_sent: bool = False
     sent_len: int = 0
     cached_len: int = -1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
-from sglang.srt.forward_batch import ForwardOutput, LogprobResult
-from sglang.srt.messages import FinishReason, LogprobOptions, Position, TokenOut
+from sglang.srt.forward_batch import ForwardOutput, Int32Array, LogprobResult
+from sglang.srt.messages import FinishReason, TokenOut
 from sglang.srt.scheduler.batch import ScheduleBatch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.finish import failure_reason
@@ -35,7 +35,7 @@ class StepResults:
             assert extend.req.hold is not None
             extend.req.hold.kv_len = extend.end - (extend.req in late)
         for req, asked, scores in zip(batch.scored, batch.forward.prompt_logprobs, output.prompt_logprobs, strict=True):
-            self._commit_scores(req, asked.targets.tolist(), scores)
+            self._commit_scores(req, asked.targets, scores)
         reasons = self._commit_tokens(batch, output, late)
         self._commit_drafts(batch, output, late, reasons)
         for req in batch.decodes:
@@ -57,14 +57,12 @@ class StepResults:
                 if reason is None and not extend.is_jump:
                     self.decoding.append(req)
 
-    def _commit_scores(self, req: Req, targets: list[int], scores: LogprobResult) -> None:
+    def _commit_scores(self, req: Req, targets: Int32Array, scores: LogprobResult) -> None:
         """Log probabilities of tokens that were not drawn: first the prompt's, then forced ones."""
-        positions: list[Position] = []
-        _append_positions(positions, targets, scores, req.msg.logprobs)
         first = max(req.logprob_next, 1)
         num_prompt = max(req.prompt_len - first, 0)
-        req.input_positions += positions[:num_prompt]
-        req.output_positions += positions[num_prompt:]
+        req.input_log.add(targets[:num_prompt], scores.rows(0, num_prompt))
+        req.output_log.add(targets[num_prompt:], scores.rows(num_prompt, len(targets)))
         req.logprob_next = first + len(targets)
 
     def end(self, req: Req, reason: FinishReason) -> None:
@@ -99,7 +97,7 @@ class StepResults:
                 req.first_at = time.monotonic()
             scores = output.logprobs[i]
             if scores is not None:
-                _append_positions(req.output_positions, [token_id], scores, req.msg.logprobs)
+                req.output_log.add(output.next_ids[i : i + 1], scores)
                 req.logprob_next = req.num_ids + 1
             draft = drafts.get(req)
             reasons[req.rid] = take_drawn(req, token_id, draft.step(0) if draft is not None else None)
@@ -140,13 +138,14 @@ def _late_reason(req: Req) -> FinishReason | None:
 
 def build_out(req: Req, reason: FinishReason | None) -> TokenOut:
     """What the client does not know yet of `req`: ids go together with their log probabilities where these are wanted."""
-    until = len(req.output_positions) if req.spec.want_logprob else len(req.output_ids)
-    since, req.sent_len = req.sent_len, until
-    out_logprobs = req.output_positions[since:] if req.spec.want_logprob else None
+    since = req.sent_len
+    until = since + len(req.output_log) if req.spec.want_logprob else len(req.output_ids)
+    req.sent_len = until
+    out_logprobs = req.output_log.take() if req.spec.want_logprob else None
     input_logprobs = None
     first = not req.input_sent
     if first and req.msg.logprobs is not None and req.msg.logprobs.start_len >= 0:
-        input_logprobs = req.input_positions
+        input_logprobs = req.input_log.take()
     req.input_sent = True
     return TokenOut(
         rid=req.rid,
@@ -167,16 +166,3 @@ def build_out(req: Req, reason: FinishReason | None) -> TokenOut:
 
 def _since_arrival(req: Req, moment: float) -> float:
     return max(moment - req.msg.received_at, 0.0) if moment and req.msg.received_at else 0.0
-
-
-def _append_positions(to: list[Position], targets: list[int], scores: LogprobResult, options: LogprobOptions | None) -> None:
-    """Turns arrays of scores into messages, one per target."""
-    assert options is not None
-    logprobs = scores.logprobs.tolist()
-    top = scores.top_logprobs.tolist() if options.top_num else None
-    top_ids = scores.top_ids.tolist() if options.top_num else None
-    asked = scores.token_ids_logprobs.tolist() if options.token_ids else None
-    for i, target in enumerate(targets):
-        best = tuple(zip(top[i], top_ids[i], strict=True)) if top is not None and top_ids is not None else ()
-        ids = tuple(zip(asked[i], options.token_ids, strict=True)) if asked is not None else ()
-        to.append(Position(target, logprobs[i], best, ids))

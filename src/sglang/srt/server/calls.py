@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 
 from sglang.srt.errors import DeadlineError, SglangError
 from sglang.srt.messages import TokenizedReq
-from sglang.srt.relay import End, Relay
+from sglang.srt.relay import End, LoopShare, Relay
 from sglang.srt.server.detokenizer import Detokenizer
-from sglang.srt.server.generate_req import GenerateOut, own_rid
+from sglang.srt.server.generate_req import GenerateOut, JoinedOut, UnreadOuts, own_rid
 from sglang.srt.server.resuming import Progress
 from sglang.srt.server.sessions import Turn
 
@@ -48,20 +47,26 @@ class Sequence:
         self.first_at = 0.0
         self.last_at = 0.0
         self.queue_time = 0.0
-        self.held: GenerateOut | None = None
+        self.held: JoinedOut | None = None
         self.said = False
         self.progress = Progress()
 
     def with_held(self, out: GenerateOut) -> GenerateOut:
         """This output, joined to what was held back before it."""
         held, self.held = self.held, None
-        return out if held is None else held.join(out)
+        if held is None:
+            return out
+        held.add(out)
+        return held.whole()
 
     def is_due(self, out: GenerateOut, interval: int) -> bool:
         """Whether to report now: the first token, then every `interval` tokens. What is not reported is held."""
-        held = len(self.held.ids) if self.held is not None else 0
+        held = self.held.num_ids if self.held is not None else 0
         if held + len(out.ids) < interval and self.said:
-            self.held = self.with_held(out)
+            if self.held is None:
+                self.held = JoinedOut(out)
+            else:
+                self.held.add(out)
             return False
         self.said = True
         return True
@@ -74,13 +79,14 @@ class Call:
     __slots__ = (
         "_drop",
         "_error",
-        "_queue",
         "_relay",
         "_timer",
+        "_unread",
         "_waiter",
         "key",
         "name",
         "open",
+        "share",
         "started_at",
         "trace",
         "turn",
@@ -92,7 +98,8 @@ class Call:
         self.name = name
         self.key = name if key is None else key
         self._drop = drop
-        self._queue: deque[GenerateOut] = deque()
+        self._unread = UnreadOuts()
+        self.share = LoopShare()
         self._waiter: asyncio.Future[None] | None = None
         self._error: SglangError | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -106,23 +113,26 @@ class Call:
         return self
 
     async def __anext__(self) -> GenerateOut:
-        while not self._queue:
+        apart = self._unread.apart
+        if apart and self.share.is_used_up:
+            await self.share.give_way()
+        while not apart:
             if self._error is not None:
                 raise self._error
             if not self.open:
                 raise StopAsyncIteration
             await self._wait()
-        return self._queue.popleft()
+        return self._unread.pop()
 
     async def ready(self, timeout: float) -> None:
         """Waits for the first output, at most `timeout` seconds. Raises if the call has failed by then."""
-        if not self._queue and self._error is None and self.open:
+        if not self._unread.apart and self._error is None and self.open:
             timer = asyncio.get_running_loop().call_later(timeout, self._wake)
             try:
                 await self._wait()
             finally:
                 timer.cancel()
-        if self._error is not None and not self._queue:
+        if self._error is not None and not self._unread.apart:
             raise self._error
 
     def forward(self, relay: Relay[GenerateOut]) -> None:
@@ -134,6 +144,7 @@ class Call:
         """Aborts what still runs. Nothing more comes."""
         if self.open:
             self._drop(self, "the client went away")
+        self._unread.clear()
         self._wake()
 
     async def _wait(self) -> None:
@@ -142,11 +153,12 @@ class Call:
             await self._waiter
         finally:
             self._waiter = None
+        self.share.begin()
 
     def _wake(self) -> None:
         if self._relay is not None:
-            while self._queue:
-                self._relay.put(self._queue.popleft())
+            while self._unread.apart:
+                self._relay.put(self._unread.pop())
             if self._error is not None or not self.open:
                 self._relay.put(End(self._error))
                 self._relay = None
@@ -175,7 +187,7 @@ class Call:
             self._timer = None
 
     def put(self, out: GenerateOut) -> None:
-        self._queue.append(out)
+        self._unread.put(out)
         self._wake()
 
     def fail(self, error: SglangError) -> None:

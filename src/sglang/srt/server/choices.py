@@ -11,11 +11,12 @@ judged after the same tokens. The sequences share the prompt, which is computed 
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
 from sglang.srt.errors import RequestError
-from sglang.srt.messages import LogprobOptions, Position
+from sglang.srt.messages import LogprobOptions, Logprobs
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
@@ -125,6 +126,7 @@ async def collect_scores(plan: ScorePlan, call: Call, tokenizer: Tokenizer) -> d
         return {}  # cancelled: nobody reads this
     results = []
     for i in range(plan.num_choices):
+        await asyncio.sleep(0)
         entries = _entries(outs[i], tokenizer)
         known = [entry[0] for entry in entries if entry[0] is not None]
         result: dict[str, Any] = {"token_logprobs": entries, "normalized": sum(known) / len(known) if known else 0.0}
@@ -144,5 +146,5 @@ async def collect_scores(plan: ScorePlan, call: Call, tokenizer: Tokenizer) -> d
 
 
 def _entries(out: GenerateOut | None, tokenizer: Tokenizer) -> list[list[Any]]:
-    positions: list[Position] = out.input_logprobs or [] if out is not None else []
-    return [[p.logprob, p.token_id, tokenizer.token_text(p.token_id)] for p in positions]
+    logprobs = out.input_logprobs if out is not None else None
+    return [[logprob, token_id, tokenizer.token_text(token_id)] for logprob, token_id in (logprobs or Logprobs()).chosen()]

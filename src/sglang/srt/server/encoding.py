@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
+
 from sglang.srt.errors import RequestError
-from sglang.srt.server.aside import run_aside
 from sglang.srt.server.embedding_calls import Vector
 from sglang.srt.server.fields import Fields, as_text, check_known
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_TEXTS = 8192
-MANY_NUMBERS = 100_000
-"""numbers of an answer that is made on another thread"""
 _FIELDS = frozenset({"text", "input_ids", "rid", "sampling_params", "priority"})
 ENCODE_FIELDS = Fields(_FIELDS)
 
@@ -36,20 +36,14 @@ def read_encode(manager: TokenizerManager, body: dict[str, Any]) -> EncodeCall:
     return EncodeCall(texts, rids(as_text(body, "rid") or uuid4().hex, len(texts)), is_list)
 
 
-async def encode(manager: TokenizerManager, call: EncodeCall) -> Any:
-    """{embedding, meta_info}, or a list of them for a list. Raises RequestError."""
+async def encode(manager: TokenizerManager, call: EncodeCall, show: Callable[[Vector], Any] = np.ndarray.tolist) -> Any:
+    """{embedding, meta_info}, or a list of them for a list. `show`: a vector as it is to appear. Raises RequestError."""
     began = time.monotonic()
     vectors = await manager.embed(call.texts, call.names)
     seconds = time.monotonic() - began
-    if sum(map(len, vectors)) > MANY_NUMBERS:
-        return await run_aside(_replies, call, vectors, seconds)
-    return _replies(call, vectors, seconds)
-
-
-def _replies(call: EncodeCall, vectors: list[Vector], seconds: float) -> Any:
     replies = [
         {
-            "embedding": vector.tolist(),
+            "embedding": show(vector),
             "meta_info": {"id": rid, "finish_reason": None, "prompt_tokens": len(ids), "e2e_latency": seconds},
         }
         for vector, ids, rid in zip(vectors, call.texts, call.names, strict=True)

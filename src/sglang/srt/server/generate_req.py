@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from uuid import uuid4
 import msgspec
 
 from sglang.srt.errors import RequestError
-from sglang.srt.messages import FinishReason, LogprobOptions, Position, TokenizedReq
+from sglang.srt.messages import FinishReason, LogprobOptions, Logprobs, TokenizedReq
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.multimodal.inputs import MediaInput
 from sglang.srt.server.sessions import SessionParams
@@ -70,21 +71,82 @@ class GenerateOut:
     prompt_len: int
     cached_len: int
     completion_len: int
-    input_logprobs: list[Position] | None = None
-    output_logprobs: list[Position] | None = None
+    input_logprobs: Logprobs | None = None
+    output_logprobs: Logprobs | None = None
     num_retractions: int = 0
     seconds: float = 0.0
     """since the call started"""
 
-    def join(self, later: GenerateOut) -> GenerateOut:
-        """This and the next one of the same sequence as one."""
-        later.text = self.text + later.text
-        later.ids = self.ids + later.ids
-        if self.input_logprobs is not None:
-            later.input_logprobs = self.input_logprobs
-        if self.output_logprobs is not None:
-            later.output_logprobs = self.output_logprobs + (later.output_logprobs or [])
-        return later
+
+class JoinedOut:
+    """Outputs of one sequence on their way to being one. To add one costs what that one holds, not what was there before."""
+
+    __slots__ = ("_ids", "_input", "_last", "_output", "_texts")
+
+    def __init__(self, first: GenerateOut) -> None:
+        self._last = first
+        self._texts = [first.text]
+        self._ids = first.ids
+        self._input = first.input_logprobs
+        self._output = [first.output_logprobs] if first.output_logprobs is not None else []
+
+    @property
+    def num_ids(self) -> int:
+        return len(self._ids)
+
+    def add(self, later: GenerateOut) -> None:
+        """The next one of the same sequence."""
+        self._last = later
+        self._texts.append(later.text)
+        self._ids += later.ids
+        if later.input_logprobs is not None:
+            self._input = later.input_logprobs
+        if later.output_logprobs is not None:
+            self._output.append(later.output_logprobs)
+
+    def whole(self) -> GenerateOut:
+        """All of them as one; to be called once."""
+        out = self._last
+        if len(self._texts) > 1:
+            out.text, out.ids, out.input_logprobs = "".join(self._texts), self._ids, self._input
+            out.output_logprobs = Logprobs.join(self._output) if self._output else None
+        return out
+
+
+class UnreadOuts:
+    """Outputs of one call that its consumer has not taken, in order for each sequence. So many are kept as they came; after that those
+    of each sequence are joined: what waits is no more than what the call has generated, some hundred bytes a token."""
+
+    NUM_APART = 512
+    NUM_LARGE_APART = 8
+    """of those with log probabilities"""
+
+    def __init__(self) -> None:
+        self.apart: deque[GenerateOut] = deque()
+        """empty only if all is"""
+        self._joined: dict[int, JoinedOut] = {}
+
+    def __len__(self) -> int:
+        return len(self.apart) + len(self._joined)
+
+    def put(self, out: GenerateOut) -> None:
+        most = self.NUM_APART if out.output_logprobs is None else self.NUM_LARGE_APART
+        if not self._joined and len(self.apart) < most:
+            self.apart.append(out)
+        elif (joined := self._joined.get(out.index)) is not None:
+            joined.add(out)
+        else:
+            self._joined[out.index] = JoinedOut(out)
+
+    def pop(self) -> GenerateOut:
+        out = self.apart.popleft()
+        if self._joined and not self.apart:
+            self.apart.append(self._joined.pop(next(iter(self._joined))).whole())
+        return out
+
+    def clear(self) -> None:
+        self.apart.clear()
+        self._joined.clear()
 
 
 def check_count(num_prompts: int, name: str) -> None:

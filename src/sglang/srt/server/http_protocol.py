@@ -1,95 +1,312 @@
 """uvicorn's HTTP protocol with the limits that it lacks.
 
-    head    at most HEAD_BYTES, within HEAD_SECONDS of the connection or of its first byte (431, 408)
-    body    may stall for BODY_SECONDS, plus one second for every BODY_RATE bytes that came (408)
-    answer  a client that reads nothing for WRITE_SECONDS is cut off
+    connection  one of at most --max-connections (503)
+    head        at most HEAD_BYTES in MAX_HEADERS lines, within HEAD_SECONDS of the connection or of its first byte (431, 408)
+    body        may stall for BODY_SECONDS, plus one second for every BODY_RATE bytes that came (408)
+    beside it   sizes and extensions of chunks, trailers: HEAD_BYTES, and BESIDE_RATIO bytes for each byte of the body (431)
+    after it    one request at a time: the next one is parsed when this one has been answered, and until then no more is read
+    answer      a client that takes nothing for WRITE_SECONDS is cut off
 
-A client that sends a byte now and then, or never reads, cannot hold a connection for ever.
+A client that sends a byte now and then, sends without end, or never reads, cannot hold a connection for ever, nor memory.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from sglang.srt.server.chunked_body import ChunkedBody
+from sglang.srt.server.connections import Connections
+
 HEAD_BYTES = 64 << 10
+MAX_HEADERS = 256
 HEAD_SECONDS = 15.0
 BODY_SECONDS = 30.0
 BODY_RATE = 16 << 10
+BESIDE_RATIO = 16
+PIECE_BYTES = 16 << 10
+"""are parsed at once"""
+TURN_SECONDS = 0.01
+"""of parsing, after which others have their turn"""
+UNWANTED_BYTES = 4 << 20
+"""of a body that still comes when its request has been answered: after that the connection is closed"""
 WRITE_SECONDS = 60.0
 GRACE_SECONDS = 0.1
 """from the moment a client is late to the refusal: what came while this process was busy is read first"""
 
-_REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+_REASONS = {
+    400: b"Bad Request",
+    408: b"Request Timeout",
+    431: b"Request Header Fields Too Large",
+    503: b"Service Unavailable: too many connections",
+}
+
+
+class _Flow(FlowControl):
+    """Reading goes on when everybody agrees: the application, which has taken the body, and the connection, which has no bytes
+    left that wait for their turn."""
+
+    is_held = False
+
+    def resume_reading(self) -> None:
+        if not self.is_held:
+            super().resume_reading()
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection of `open_ones`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    flow: _Flow
+
+    def __init__(self, *args: Any, open_ones: Connections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._in_head = True
-        self._in_body = False
-        self._head_bytes = 0
+        self._open_ones = open_ones
+        self._unparsed = b""
+        self._begin_head()
+        self._in_message = False
+        self._is_retold = False
         self._body_bytes = 0
         self._body_since = 0.0
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
+        self._unwritten = 0
+
+    def _begin_head(self) -> None:
+        self._in_head = True
+        self._head_bytes = 0
+        self._head_end = b""
+        self._body_left: int | None = 0
+        self._taken = 0
+        self._beside = 0
+        self._unwanted = 0
 
     # --- the connection -----------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport)
+        if not self._open_ones.enter(self):
+            self._refuse(503)
+            return
+        self._open_ones.rest(self)
         self._reading = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._open_ones.leave(self)
         self._stop_reading_timer()
-        self.resume_writing()
+        self._stop_writing_timer()
+        self._unparsed = b""
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head_bytes += len(data)
+        self._unset_keepalive_if_required()
         self._body_bytes += len(data)
-        if self._reading is None and self._in_head:
+        self._unparsed = self._unparsed + data if self._unparsed else data
+        self._parse()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._close()
+            return
+        if self._unparsed:
+            self._unset_keepalive_if_required()
+            self._parse()
+        if not self._is_answering:
+            self._open_ones.rest(self)
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self._close()
+
+    def cut_off(self) -> None:
+        """Closes the connection at once, whatever is unsent."""
+        self.transport.abort()
+
+    # --- one request after the other ----------------------------------------------------------------------------------------
+
+    @property
+    def _is_answering(self) -> bool:
+        """Whether a whole request has come that has not been answered."""
+        return not self._in_message and self.cycle is not None and not self.cycle.response_complete
+
+    def _parse(self) -> None:
+        """Gives the parser what came. What follows a request waits until that is answered."""
+        data, at, transport, began = self._unparsed, 0, self.transport, time.monotonic()
+        while at < len(data) and not self._is_answering and not transport.is_closing():
+            if time.monotonic() - began > TURN_SECONDS:
+                self.loop.call_soon(self._parse)
+                break
+            end = at + self._next_size(data, at)
+            at = end - self._feed(data[at:end])
+        if transport.is_closing():
+            self._unparsed = b""
+            return
+        self._unparsed = data[at:]
+        self._open_ones.hold(self, self._head_bytes + len(self._unparsed))
+        if self._reading is None and (self._head_bytes or self._in_message):
+            self._wait_for_more()
+        if self._unparsed:
+            self.flow.is_held = True
+            self.flow.pause_reading()
+        elif self.flow.is_held:
+            self.flow.is_held = False
+            self.flow.resume_reading()
+
+    def _wait_for_more(self) -> None:
+        """The rest of a head or body has its time."""
+        if self._in_head:
             self._reading = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
-        super().data_received(data)
-        if self._in_head and self._head_bytes > HEAD_BYTES:
-            self._refuse(431)
-        elif self._in_body and self._reading is None:
+        else:
             self._body_since, self._body_bytes = self.loop.time(), 0
             self._reading = self.loop.call_later(BODY_SECONDS, self._check_body)
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._writing = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+    def _next_size(self, data: bytes, at: int) -> int:
+        """How many bytes may be parsed before one looks again: not beyond the end of this head or body."""
+        size = len(data) - at
+        if not self._in_head:
+            if self._body_left is None:
+                return self._chunked.measure(data[at : at + PIECE_BYTES])
+            return min(size, self._body_left or 1)
+        seen = self._head_end + data[at : at + HEAD_BYTES]
+        end = seen.find(b"\r\n\r\n")
+        if end >= 0:
+            size = end + 4 - len(self._head_end)
+        return min(size, HEAD_BYTES + 1 - self._head_bytes)
 
-    def resume_writing(self) -> None:
-        if self._writing is not None:
-            self._writing.cancel()
-            self._writing = None
-        super().resume_writing()
+    def _feed(self, piece: bytes) -> int:
+        """Returns how many bytes at its end the parser did not take."""
+        left = 0
+        if self._in_head:
+            self._head_bytes += len(piece)
+            self._head_end = (self._head_end + piece[-3:])[-3:]
+        elif self._body_left is None:
+            self._beside += len(piece)
+        else:
+            self._body_left -= len(piece)
+        if self.cycle is not None and self.cycle.response_complete and not self._in_head:
+            self._unwanted += len(piece)
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:  # an offer to speak another protocol, which one may ignore
+            left = len(piece) - int(upgrade.args[0])
+            if self._in_message:
+                self._expect_body()
+        except httptools.HttpParserError:
+            self._refuse(400)
+        self._check_sizes()
+        return left
+
+    def _expect_body(self) -> None:
+        """The parser takes what follows an offer to upgrade for the other protocol. Where that is a body (Java's client sends such
+        requests), another parser reads it, which is told no more than how long it is."""
+        framing = b"transfer-encoding: chunked" if self._body_left is None else b"content-length: %d" % self._body_left
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._is_retold = True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
+        self._is_retold = False
+
+    def _check_sizes(self) -> None:
+        allowed = HEAD_BYTES + BESIDE_RATIO * self._taken
+        if (self._in_head and self._head_bytes > HEAD_BYTES) or self._beside > allowed:
+            self._refuse(431)
+        elif self._unwanted > UNWANTED_BYTES:
+            self._close()
 
     # --- the parser ---------------------------------------------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        if not self._is_retold:
+            if self._is_answering:  # the parser saw an end of the body that we did not
+                raise ValueError("a request within a request")
+            self._in_message = True
+            super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._is_retold:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer: nobody reads those, and they must not change a head that was judged
+        if len(self.headers) >= MAX_HEADERS:
+            self._refuse(431)
+            raise ValueError("too many headers")
+        HttpToolsProtocol.on_header(self, name, value)
+
     def on_headers_complete(self) -> None:
+        if self._is_retold:
+            return
         self._stop_reading_timer()
-        self._in_head, self._in_body, self._head_bytes = False, True, 0
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
             self._refuse(431)
             raise ValueError("the head is too large")
+        self._body_left = _body_len(self.headers)
+        if self._body_left is None:
+            self._chunked = ChunkedBody()
+        self._in_head, self._head_bytes = False, 0
+        self._open_ones.work(self)
         super().on_headers_complete()
 
-    def on_message_complete(self) -> None:
-        self._stop_reading_timer()
-        self._in_head, self._in_body = True, False
-        super().on_message_complete()
+    def on_body(self, body: bytes) -> None:
+        self._taken += len(body)
+        if self._body_left is None:
+            self._beside -= len(body)
+        super().on_body(body)
 
-    def send_400_response(self, msg: str) -> None:
+    def on_message_complete(self) -> None:
+        if self._body_left != 0 and self.parser.should_upgrade():
+            return  # its body has yet to come
+        self._stop_reading_timer()
+        self._in_message = False
+        self._begin_head()
+        super().on_message_complete()
+        if self.cycle.response_complete:  # it was answered before its body had come
+            self._open_ones.rest(self)
+
+    # --- writing ------------------------------------------------------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
         if not self.transport.is_closing():
-            super().send_400_response(msg)
+            self._stop_writing_timer()
+        super().resume_writing()
+
+    def _close(self) -> None:
+        """The transport closes when its last bytes have been taken; nobody waits for that for ever."""
+        self.transport.close()
+        self._watch_writing()
+
+    def _watch_writing(self) -> None:
+        if self._writing is None:
+            self._unwritten = self.transport.get_write_buffer_size()
+            self._writing = self.loop.call_later(WRITE_SECONDS, self._check_writing)
+
+    def _check_writing(self) -> None:
+        """A client may be slow; one that takes nothing at all is gone."""
+        before, self._unwritten = self._unwritten, self.transport.get_write_buffer_size()
+        if self._unwritten >= before:
+            self.transport.abort()
+        else:
+            self._writing = self.loop.call_later(WRITE_SECONDS, self._check_writing)
+
+    def _stop_writing_timer(self) -> None:
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
 
     # --- limits -------------------------------------------------------------------------------------------------------------
 
@@ -106,7 +323,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._head_bytes:
             self._refuse(408)
         else:
-            self.transport.close()
+            self._close()
 
     def _check_body(self, is_last: bool = False) -> None:
         """A body may take as long as its bytes justify; while we are the slow ones, there is no hurry."""
@@ -131,5 +348,18 @@ class LimitedProtocol(HttpToolsProtocol):
             head = (
                 b"HTTP/1.1 %d %b\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
             )
-            self.transport.write(head % (status, reason, len(reason)) + reason)
-        self.transport.close()
+            self.transport.write(head % (status, reason.partition(b":")[0], len(reason)) + reason)
+        self._close()
+
+
+def _body_len(headers: list[tuple[bytes, bytes]]) -> int | None:
+    """Bytes of the body; None: chunked. Raises ValueError for a number that no body can have."""
+    size: int | None = 0
+    for name, value in headers:
+        if name == b"transfer-encoding":
+            return None
+        if name == b"content-length":
+            if len(value) > 20:
+                raise ValueError("content-length has too many digits")
+            size = int(value)
+    return size

@@ -19,8 +19,9 @@ from sglang.srt.server.calls import Call
 from sglang.srt.server.choices import SCORE_FIELDS, collect_scores, parse_score, plan_score
 from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text
 from sglang.srt.server.generate_req import check_count
+from sglang.srt.server.json_pieces import JsonArray, LateArray, encode_json, json_pieces
 from sglang.srt.server.native_format import GENERATE_FIELDS, collect, parse_generate, stream_replies
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, encode_json, json_response, stream
+from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, LargeJsonResponse, answer, stream
 from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
@@ -76,20 +77,24 @@ class NativeApi:
             whole = not self._options.stream_output
 
             async def events(call: Call) -> AsyncIterator[bytes]:
-                async with aclosing(stream_replies(native, call, tokenizer, whole)) as replies:
+                async with aclosing(stream_replies(native, call, tokenizer, whole, JsonArray)) as replies:
                     async for reply in replies:
-                        yield b"data: " + encode_json(reply) + b"\n\n"
+                        if native.wants_logprobs:
+                            for piece in json_pieces(reply, b"data: ", b"\n\n"):
+                                yield piece
+                        else:
+                            yield b"data: " + encode_json(reply) + b"\n\n"
 
             return await stream(request, manager, native.req, events, openai=False)
-        reply = await answer(request, manager, native.req, lambda call: collect(native, call, tokenizer))
-        return CLIENT_GONE if reply is None else await json_response(reply, VALUES_OF_REPLY * sum(native.samples))
+        reply = await answer(request, manager, native.req, lambda call: collect(native, call, tokenizer, LateArray))
+        return CLIENT_GONE if reply is None else LargeJsonResponse(reply)
 
     async def score_choices(self, request: Request) -> Response:
         score = await read_as(request, SCORE_FIELDS, parse_score)
         tokenizer = self._manager.need_tokenizer()
         plan = await plan_score(tokenizer, score)
         reply = await answer(request, self._manager, plan.req, lambda call: collect_scores(plan, call, tokenizer))
-        return CLIENT_GONE if reply is None else JsonResponse(reply)
+        return CLIENT_GONE if reply is None else LargeJsonResponse(reply)
 
     async def open_session(self, request: Request) -> Response:
         """{capacity_of_str_len?, session_id?} -> the session's id as a JSON string."""
@@ -107,7 +112,7 @@ class NativeApi:
 
     async def tokenize(self, request: Request) -> Response:
         reply = await read_as(request, _TOKENIZE, self._tokenized)
-        return await json_response(reply, len(reply["tokens"]))
+        return LargeJsonResponse(reply)
 
     def _tokenized(self, body: dict[str, Any]) -> dict[str, Any]:
         name = "text" if "text" in body else "prompt"
@@ -126,7 +131,7 @@ class NativeApi:
 
     async def detokenize(self, request: Request) -> Response:
         text = await read_as(request, _DETOKENIZE, self._detokenized)
-        return await json_response({"text": text, "prompt": text}, len(text))
+        return LargeJsonResponse({"text": text, "prompt": text})
 
     def _detokenized(self, body: dict[str, Any]) -> str | list[str]:
         tokens: Any = body.get("tokens")

@@ -5,18 +5,22 @@ Used by the HTTP server and by the offline Engine, so both give the same answers
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.messages import FinishReason, LogprobOptions, Position
+from sglang.srt.messages import FinishReason, LogprobOptions, Logprobs, Pairs
 from sglang.srt.sampling_params import SamplingParams, parse_sampling_params
 from sglang.srt.server.fields import Fields, as_bool, as_int, as_text, check_known
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_count
 from sglang.srt.server.multimodal.inputs import parse_media
 from sglang.srt.server.sessions import SessionParams
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
+
+PART_VALUES = 8192
+"""log probabilities that are entered into a reply at once"""
 
 _FIELDS = frozenset(
     [
@@ -79,8 +83,12 @@ class NativeCall:
     samples: list[int] = field(default_factory=list)
     """samples of each prompt"""
 
-    def sequence_styles(self) -> list[LogprobStyle]:
-        """One for each sequence of the call."""
+    @property
+    def wants_logprobs(self) -> bool:
+        return any(style.wanted for style in self.styles)
+
+    def styles_of_sequences(self) -> list[LogprobStyle]:
+        """One for each sample of each prompt."""
         return [style for count, style in zip(self.samples, self.styles, strict=True) for _ in range(count)]
 
 
@@ -240,29 +248,37 @@ def finish_dict(finish: FinishReason | None) -> dict[str, Any] | None:
     return {"type": "abort", "message": finish.message, "status_code": finish.status_code, "err_type": finish.err_type}
 
 
+class Column(Protocol):
+    """A list that grows: `list` itself, or one that is made to be written as JSON (json_pieces.py)."""
+
+    def extend(self, items: Iterable[Any], /) -> None: ...
+
+    def copy(self) -> Any: ...
+
+
+NewColumn = Callable[[], Column]
+
+
 class Reply:
     """What one sequence has said so far, as the native API's dict. With `whole` every dict holds all of it, otherwise only
-    what is new."""
+    what is new. What was said is made part of a list once, however often that list is shown."""
 
-    def __init__(self, style: LogprobStyle, tokenizer: Tokenizer | None, whole: bool = True) -> None:
+    def __init__(self, style: LogprobStyle, tokenizer: Tokenizer | None, whole: bool, new_column: NewColumn) -> None:
         self._style = style
         self._tokenizer = tokenizer
         self._whole = whole
+        self._new_column = new_column
         self._text = ""
         self._ids: list[int] = []
-        self._input: list[Position] = []
-        self._output: list[Position] = []
+        self._columns: dict[str, Column] = {}
+        self._is_input_begun = False
 
-    def add(self, out: GenerateOut) -> dict[str, Any]:
+    async def add(self, out: GenerateOut) -> dict[str, Any]:
         if self._whole:
             self._text += out.text
             self._ids += out.ids
         else:
-            self._text, self._ids, self._input, self._output = out.text, out.ids, [], []
-        if out.input_logprobs is not None:
-            self._input = out.input_logprobs
-        if out.output_logprobs:
-            self._output += out.output_logprobs
+            self._text, self._ids, self._columns = out.text, out.ids, {}
         meta: dict[str, Any] = {
             "id": out.rid,
             "finish_reason": finish_dict(out.finish),
@@ -271,7 +287,9 @@ class Reply:
             "cached_tokens": out.cached_len,
         }
         if self._style.wanted:
-            self._add_logprobs(meta)
+            await self._add_logprobs("input", out.input_logprobs)
+            await self._add_logprobs("output", out.output_logprobs)
+            meta |= {name: column.copy() for name, column in self._columns.items()}
         if out.finish is not None:
             meta["num_retractions"] = out.num_retractions
             meta["e2e_latency"] = out.seconds
@@ -279,57 +297,77 @@ class Reply:
         reply["output_ids"], reply["meta_info"] = list(self._ids), meta
         return reply
 
-    def _add_logprobs(self, meta: dict[str, Any]) -> None:
-        for side, positions in (("input", self._input), ("output", self._output)):
-            meta[f"{side}_token_logprobs"] = [self._entry(p.logprob, p.token_id) for p in positions]
-            if self._style.top:
-                meta[f"{side}_top_logprobs"] = [self._entries(p.top) for p in positions]
-            if self._style.ids:
-                meta[f"{side}_token_ids_logprobs"] = [self._entries(p.ids) for p in positions]
-        # nothing is said about the first position asked for: clients rely on this null
-        for key in ("input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs"):
-            if entries := meta.get(key):
-                entries[0] = [None, *entries[0][1:]] if key == "input_token_logprobs" else None
+    async def _add_logprobs(self, side: str, logprobs: Logprobs | None) -> None:
+        """Enters them a part at a time, so that nobody is held up by a lot of them."""
+        for i, part in enumerate((logprobs or Logprobs()).parts(PART_VALUES)):
+            if i:
+                await asyncio.sleep(0)
+            is_first = side == "input" and not self._is_input_begun and len(part) > 0
+            self._is_input_begun |= is_first
+            for name, items in self._items(side, part):
+                column = self._columns.get(name)
+                if column is None:
+                    column = self._columns[name] = self._new_column()
+                column.extend(_without_first(items, name) if is_first else items)
+
+    def _items(self, side: str, logprobs: Logprobs) -> Iterator[tuple[str, Iterator[Any]]]:
+        yield f"{side}_token_logprobs", (self._entry(logprob, token_id) for logprob, token_id in logprobs.chosen())
+        if self._style.top:
+            yield f"{side}_top_logprobs", map(self._entries, logprobs.best())
+        if self._style.ids:
+            yield f"{side}_token_ids_logprobs", map(self._entries, logprobs.scored())
 
     def _entry(self, logprob: float | None, token_id: int) -> list[Any]:
         text = self._tokenizer.token_text(token_id) if self._style.texts and self._tokenizer is not None else None
         return [logprob, token_id, text]
 
-    def _entries(self, pairs: tuple[tuple[float, int], ...]) -> list[list[Any]] | None:
+    def _entries(self, pairs: Pairs) -> list[list[Any]] | None:
         return [self._entry(logprob, token_id) for logprob, token_id in pairs] or None
 
 
+def _without_first(items: Iterator[Any], name: str) -> Iterator[Any]:
+    """Nothing is said about the first position asked for: clients rely on this null."""
+    first = next(items)
+    yield [None, *first[1:]] if name == "input_token_logprobs" else None
+    yield from items
+
+
 async def collect(
-    native: NativeCall, outs: AsyncIterator[GenerateOut], tokenizer: Tokenizer | None
+    native: NativeCall, outs: AsyncIterator[GenerateOut], tokenizer: Tokenizer | None, new_column: NewColumn = list
 ) -> dict[str, Any] | list[dict[str, Any]]:
     """The reply to a call that does not stream."""
-    styles = native.sequence_styles()
-    replies: list[Reply | None] = [None] * len(styles)
-    latest: list[dict[str, Any]] = [{}] * len(styles)
+    replies = StreamReplies(native, tokenizer, True, new_column)
+    latest: list[dict[str, Any]] = [{} for _ in range(sum(native.samples))]
     async for out in outs:
-        reply = replies[out.index] = replies[out.index] or Reply(styles[out.index], tokenizer)
-        latest[out.index] = reply.add(out)
+        latest[out.index] = await replies.of(out)
     return latest if native.is_list else latest[0]
 
 
 class StreamReplies:
     """The replies of a streaming call; those of a list carry their `index`."""
 
-    def __init__(self, native: NativeCall, tokenizer: Tokenizer | None, whole: bool) -> None:
-        self._replies = [Reply(style, tokenizer, whole) for style in native.sequence_styles()]
+    def __init__(self, native: NativeCall, tokenizer: Tokenizer | None, whole: bool, new_column: NewColumn = list) -> None:
+        self._replies = [Reply(style, tokenizer, whole, new_column) for style in native.styles_of_sequences()]
         self._is_list = native.is_list
 
-    def add(self, out: GenerateOut) -> dict[str, Any]:
-        reply = self._replies[out.index].add(out)
+    async def of(self, out: GenerateOut) -> dict[str, Any]:
+        return await self._replies[out.index].add(out)
+
+    async def add(self, out: GenerateOut) -> dict[str, Any]:
+        reply = await self.of(out)
         if self._is_list:
             reply["index"] = out.index
         return reply
 
 
 async def stream_replies(
-    native: NativeCall, outs: AsyncIterator[GenerateOut], tokenizer: Tokenizer | None, whole: bool
+    native: NativeCall,
+    outs: AsyncIterator[GenerateOut],
+    tokenizer: Tokenizer | None,
+    whole: bool,
+    new_column: NewColumn = list,
 ) -> AsyncGenerator[dict[str, Any], None]:
     """The replies as they come."""
-    replies = StreamReplies(native, tokenizer, whole)
+    replies = StreamReplies(native, tokenizer, whole, new_column)
     async for out in outs:
-        yield replies.add(out)
+        yield await replies.add(out)

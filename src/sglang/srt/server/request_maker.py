@@ -20,7 +20,7 @@ from sglang.srt.server.multimodal.inputs import MediaTask
 from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.tokenization.healing import Healer
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
-from sglang.srt.server.validation import check_request, fit_length
+from sglang.srt.server.validation import LogprobBudget, check_request, fit_length
 
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
     from sglang.srt.server.multimodal.intake import MediaIntake, MediaPrompt
@@ -136,6 +136,8 @@ class RequestMaker:
             raise RequestError("the batch is empty", "text" if req.input_ids is None else "input_ids")
         samplings = for_each("sampling_params", req.sampling, len(prompts))
         logprobs = for_each("logprobs", req.logprobs, len(prompts))
+        num_sequences = sum(s.n for s in samplings)
+        budget = LogprobBudget(self.http.max_logprob_values, num_sequences)
         scope = current_scope()
         rids = [wire_rid(scope.key, rid) for rid in rids_of(req.rid, len(prompts), req.is_batch)]
         salt = f"{scope.key}/{req.cache_salt or ''}" if self.http.cache_per_key and scope.key else req.cache_salt
@@ -147,6 +149,8 @@ class RequestMaker:
             check_request(ids, sampling, options, int(self.info["vocab_size"]), has_text=self.tokenizer is not None)
             may_cut = self.http.allow_auto_truncate and seen is None
             ids, fitted = fit_length(ids, sampling, self.context_len, req.max_new_tokens_is_default, may_cut)
+            is_default = req.max_new_tokens_is_default or sampling.max_new_tokens is None
+            fitted = budget.spend(ids, fitted, options, is_default)
             items = seen.items if seen is not None else ()
             ids, healed = self._heal(ids) if req.token_healing and seen is None else (ids, "")
             for name, choice in samples_of(rid, fitted):

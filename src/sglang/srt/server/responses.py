@@ -10,20 +10,16 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sglang.srt.errors import RequestError, SglangError
-from sglang.srt.server.aside import run_aside
 from sglang.srt.server.body_room import release_body
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateReq
+from sglang.srt.server.json_pieces import encode_json, json_pieces
 from sglang.srt.server.tokenizer_manager import TokenizerManager
-
-encode_json = msgspec.json.Encoder().encode
-"""JSON as bytes; NaN and infinities become null"""
 
 DONE = b"data: [DONE]\n\n"
 FIRST_OUTPUT_SECONDS = 10.0
@@ -35,8 +31,8 @@ KEEP_ALIVE = b": keep-alive\n\n"
 CLIENT_GONE = Response(status_code=499)
 """the answer to a client that hung up: nobody is there to read it"""
 
-MANY_VALUES = 100_000
-"""values of an answer that is encoded on another thread"""
+LARGE_EVENT = 4096
+"""bytes from which on others have their turn after it: more such pieces may be at hand"""
 MAX_MESSAGE = 2000
 """characters of an error"""
 
@@ -52,11 +48,30 @@ class JsonResponse(Response):
         return encode_json(content)
 
 
-async def json_response(content: Any, size: int) -> Response:
-    """A JsonResponse; made on another thread if `size`, the number of values in it, is large."""
-    if size <= MANY_VALUES:
-        return JsonResponse(content)
-    return Response(await run_aside(encode_json, content), media_type="application/json")
+class LargeJsonResponse(Response):
+    """Data that may be large (json_pieces.py): made while it is sent, as fast as the client takes it. What turns out to be one piece
+    is sent with its length."""
+
+    def __init__(self, content: Any) -> None:
+        super().__init__(media_type="application/json")
+        del self.headers["content-length"]
+        self._content = content
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pieces = json_pieces(self._content)
+        piece = next(pieces)
+        following = next(pieces, None)
+        if following is None:
+            self.headers["content-length"] = str(len(piece))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            while following is not None:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await asyncio.sleep(0)
+                piece, following = following, next(pieces, None)
+            await send({"type": "http.response.body", "body": piece, "more_body": False})
+        except OSError:
+            pass  # the client hung up in the middle of a write
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------------
@@ -188,7 +203,8 @@ async def stream(
 
 
 class EventStream(Response):
-    """Server-sent events of one call, ended by `tail`. `watcher` aborts the call as soon as the client hangs up."""
+    """Server-sent events of one call, ended by `tail`. `watcher` aborts the call as soon as the client hangs up. An event may come
+    as several pieces. The next is made when the client has taken those before, but for what fits in the buffers on the way."""
 
     media_type = "text/event-stream"
 
@@ -208,6 +224,7 @@ class EventStream(Response):
         self._write_error = write_error
         self._tail = tail
         self._num_sent = 0
+        self._is_within_event = False
 
     async def _keep_alive(self, send: Send) -> None:
         """A comment whenever nothing was sent for a while."""
@@ -215,17 +232,29 @@ class EventStream(Response):
             while True:
                 before = self._num_sent
                 await asyncio.sleep(KEEP_ALIVE_SECONDS)
-                if self._num_sent == before:
+                if self._num_sent == before and not self._is_within_event:
                     await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+
+    async def _send_events(self, send: Send) -> None:
+        """Until they end or the client hangs up."""
+        async for event in self._events:
+            self._num_sent += 1
+            is_end = event.endswith(b"\n\n")
+            if not is_end:
+                self._is_within_event = True
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+            self._is_within_event = not is_end
+            if len(event) > LARGE_EVENT:
+                if self._watcher.done():
+                    break
+                await self._call.share.give_way()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             keeper = asyncio.create_task(self._keep_alive(send))
             try:
-                async for event in self._events:
-                    self._num_sent += 1
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                await self._send_events(send)
             except SglangError as error:
                 await send({"type": "http.response.body", "body": self._write_error(error), "more_body": True})
             finally:

@@ -43,6 +43,36 @@ def check_request(
         check_ids("token_ids_logprob", list(logprobs.token_ids), vocab_size)
 
 
+class LogprobBudget:
+    """The log probabilities that one request of `num_sequences` may ask for: `limit` in all; None: any number."""
+
+    def __init__(self, limit: int | None, num_sequences: int) -> None:
+        self._limit = limit
+        self._share = (limit or 0) // max(num_sequences, 1)
+        self._spent = 0
+
+    def spend(
+        self, ids: list[int], sampling: SamplingParams, logprobs: LogprobOptions | None, is_default: bool
+    ) -> SamplingParams:
+        """Takes what the samples of one prompt ask for, whose `max_new_tokens` is decided: one that nobody gave (`is_default`)
+        shrinks to the sequence's share. Raises RequestError when that is more than there may be."""
+        limit, tokens = self._limit, sampling.max_new_tokens or 0
+        if logprobs is None or limit is None:
+            return sampling
+        each = 1 + logprobs.top_num + len(logprobs.token_ids)
+        num_scored = len(ids) - logprobs.start_len if logprobs.start_len >= 0 else 0
+        if is_default:
+            tokens = min(tokens, max(self._share // each - num_scored, sampling.min_new_tokens, 1))
+        self._spent += sampling.n * (num_scored + tokens) * each
+        if self._spent > limit:
+            raise RequestError(
+                f"the request asks for {self._spent} log probabilities or more ({each} at each position), and {limit} are the most: "
+                "lower top_logprobs_num (top_logprobs, logprobs), max_new_tokens (max_tokens) or n, or score fewer positions",
+                "top_logprobs_num" if logprobs.top_num else "return_logprob",
+            )
+        return sampling if tokens == sampling.max_new_tokens else msgspec.structs.replace(sampling, max_new_tokens=tokens)
+
+
 def check_ids(name: str, ids: list[int], vocab_size: int) -> None:
     """Raises RequestError for ids outside the vocabulary. There is at least one."""
     low, high = min(ids), max(ids)

@@ -82,7 +82,7 @@ def _groups(wanted: Sequence[PromptLogprobs]) -> list[list[PromptLogprobs]]:
 def _split(result: LogprobResult, counts: list[int]) -> list[LogprobResult]:
     ends = np.cumsum(counts).tolist()
     return [
-        LogprobResult(result.logprobs[a:b], result.top_logprobs[a:b], result.top_ids[a:b], result.token_ids_logprobs[a:b])
+        result.rows(a, b)
         for a, b in zip([0, *ends], ends)  # noqa: B905  the last end begins nothing
     ]
 

@@ -10,18 +10,19 @@ from typing import Any, TypeVar
 import msgspec
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.messages import FinishReason, LogprobOptions, Position
+from sglang.srt.messages import FinishReason, LogprobOptions, Logprobs
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
+from sglang.srt.server.json_pieces import encode_json
 from sglang.srt.server.multimodal.inputs import MediaInput
 from sglang.srt.server.openai.answers import Answer
 from sglang.srt.server.openai.logprobs import chat_logprobs
 from sglang.srt.server.openai.messages import parse_messages
 from sglang.srt.server.openai.protocol import ChatRequest
 from sglang.srt.server.openai.sampling import sampling_params
-from sglang.srt.server.openai.sse import ChunkWriter, Usage, finish_name
+from sglang.srt.server.openai.sse import PART_VALUES, ChunkWriter, Usage, finish_name
 from sglang.srt.server.openai.tools import plan_tools, tell_in_messages
 from sglang.srt.server.parsers.answer import AnswerParser
 from sglang.srt.server.parsers.pieces import Piece, Text
@@ -33,7 +34,6 @@ from sglang.srt.server.parsers.reasoning import (
     starts_inside,
 )
 from sglang.srt.server.parsers.tool_calls import call_format, create_parser
-from sglang.srt.server.responses import encode_json
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
@@ -160,8 +160,13 @@ class ChatCall:
             raise RequestError(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}, got {top}", "top_logprobs")
         return top
 
-    def _logprobs(self, positions: list[Position] | None) -> dict[str, Any] | None:
-        return chat_logprobs(positions or [], self._tokenizer, self._num_top) if self._wants_logprobs else None
+    @property
+    def is_large(self) -> bool:
+        """Whether the reply may be."""
+        return self._wants_logprobs
+
+    def _logprobs(self, logprobs: Logprobs | None) -> dict[str, Any] | None:
+        return chat_logprobs(logprobs or (), self._tokenizer, self._num_top) if self._wants_logprobs else None
 
     async def collect(self, call: Call) -> dict[str, Any]:
         """The whole answer."""
@@ -265,18 +270,19 @@ class ChatCall:
             yield chunks.usage(usage.as_dict())
 
     def _bodies(self, out: GenerateOut, answer: Answer) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-        """The deltas of one output. Its log probabilities go with the first of them."""
-        logprobs = self._logprobs(out.output_logprobs) if out.output_logprobs else None
-        if not self.is_parsed:
-            if out.text or logprobs is not None:
-                yield b'"delta":{"content":%b}' % encode_json(out.text), logprobs
+        """The deltas of one output. Its log probabilities go with the first of them; a lot of them with more."""
+        if out.output_logprobs is None and not self.is_parsed:
+            if out.text:
+                yield b'"delta":{"content":%b}' % encode_json(out.text), None
             return
-        pieces = self.parse(out)
-        for piece in pieces:
-            answer.add(piece)
-            yield b'"delta":%b' % encode_json(answer.delta(piece)), logprobs
-            logprobs = None
-        if logprobs is not None:
+        parts = map(self._logprobs, out.output_logprobs.parts(PART_VALUES) if out.output_logprobs else ())
+        if self.is_parsed:
+            for piece in self.parse(out):
+                answer.add(piece)
+                yield b'"delta":%b' % encode_json(answer.delta(piece)), next(parts, None)
+        elif out.text:
+            yield b'"delta":{"content":%b}' % encode_json(out.text), next(parts, None)
+        for logprobs in parts:
             yield b'"delta":{"content":""}', logprobs
 
 

@@ -7,21 +7,19 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.messages import LogprobOptions, Position
+from sglang.srt.messages import LogprobOptions, Logprobs
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_count
+from sglang.srt.server.json_pieces import encode_json
 from sglang.srt.server.openai.chat import join_salt, usage_wishes
 from sglang.srt.server.openai.logprobs import CompletionLogprobs
 from sglang.srt.server.openai.protocol import CompletionRequest
 from sglang.srt.server.openai.sampling import sampling_params
-from sglang.srt.server.openai.sse import ChunkWriter, Usage, finish_name
-from sglang.srt.server.responses import encode_json
+from sglang.srt.server.openai.sse import PART_VALUES, ChunkWriter, Usage, finish_name
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
 MAX_LOGPROBS = 20
-
-_NO_LOGPROBS: list[Position] = []
 
 
 class CompletionCall:
@@ -94,7 +92,7 @@ class CompletionCall:
         return {
             "index": out.index,
             "text": self._echoed(out.index) + out.text,
-            "logprobs": self._piece(out),
+            "logprobs": self._piece(out.index, _logprobs_of(out)),
             "finish_reason": finish_name(out.finish),
             "matched_stop": out.finish.matched,
         }
@@ -110,9 +108,13 @@ class CompletionCall:
             if out.index not in begun:
                 begun.add(out.index)
                 text = self._echoed(out.index) + text
-            logprobs = self._piece(out)
-            if text or out.finish is not None or (logprobs and logprobs["tokens"]):
-                now = usage.as_dict() if self._always_usage else None
+            now = usage.as_dict() if self._always_usage else None
+            *before, last = _logprobs_of(out).parts(PART_VALUES)
+            for part in before:
+                yield chunks.choice(out.index, b'"text":' + encode_json(text), self._piece(out.index, part), usage=now)
+                text = ""
+            if text or out.finish is not None or len(last):
+                logprobs = self._piece(out.index, last)
                 yield chunks.choice(out.index, b'"text":' + encode_json(text), logprobs, out.finish, now)
         if self._with_usage:
             yield chunks.usage(usage.as_dict())
@@ -126,13 +128,23 @@ class CompletionCall:
             return prompt
         return self._tokenizer.decode(prompt, self._skip_special) if self._tokenizer is not None else ""
 
-    def _piece(self, out: GenerateOut) -> dict[str, Any] | None:
+    @property
+    def is_large(self) -> bool:
+        """Whether the reply may be."""
+        return self._wants_logprobs
+
+    def _piece(self, index: int, logprobs: Logprobs) -> dict[str, Any] | None:
         if not self._wants_logprobs or self._tokenizer is None:
             return None
-        state = self._logprobs.get(out.index)
+        state = self._logprobs.get(index)
         if state is None:
-            state = self._logprobs[out.index] = CompletionLogprobs(self._tokenizer, self._num_top, self._skip_special)
-        return state.piece((out.input_logprobs or _NO_LOGPROBS) + (out.output_logprobs or _NO_LOGPROBS))
+            state = self._logprobs[index] = CompletionLogprobs(self._tokenizer, self._num_top, self._skip_special)
+        return state.piece(logprobs)
+
+
+def _logprobs_of(out: GenerateOut) -> Logprobs:
+    """The prompt's and those of the output."""
+    return Logprobs.join([part for part in (out.input_logprobs, out.output_logprobs) if part is not None])
 
 
 def _prompts(prompt: Any) -> tuple[list[Any], str | list[str] | None, Any]:

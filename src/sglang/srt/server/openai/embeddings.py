@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sglang.srt.errors import RequestError
-from sglang.srt.server.aside import run_aside
 from sglang.srt.server.bodies import read_as
 from sglang.srt.server.embedding_calls import Vector
 from sglang.srt.server.encoding import ENCODE_FIELDS, encode, read_encode, read_texts, rids
 from sglang.srt.server.fields import Fields, as_int, as_text
-from sglang.srt.server.responses import CLIENT_GONE, MANY_VALUES, json_response, unless_gone
+from sglang.srt.server.json_pieces import Late, LateArray
+from sglang.srt.server.responses import CLIENT_GONE, LargeJsonResponse, unless_gone
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 _FIELDS = Fields(frozenset({"model", "input", "encoding_format", "dimensions", "rid"}), frozenset({"user"}))
@@ -47,9 +47,11 @@ class EmbeddingsApi:
             return CLIENT_GONE
         count = sum(map(len, call.texts))
         usage = {"prompt_tokens": count, "total_tokens": count}
-        data = await run_aside(_entries, vectors, call) if len(vectors) * call.size > MANY_VALUES else _entries(vectors, call)
-        reply = {"object": "list", "data": data, "model": call.model, "usage": usage}
-        return await json_response(reply, len(vectors) * call.size)
+        data = LateArray(
+            {"object": "embedding", "index": i, "embedding": _encoded(_shortened(vector, call.size), call.form)}
+            for i, vector in enumerate(vectors)
+        )
+        return LargeJsonResponse({"object": "list", "data": data, "model": call.model, "usage": usage})
 
     def _call(self, body: dict[str, Any]) -> _EmbedCall:
         texts, _ = read_texts(self._manager, body, "input")
@@ -63,17 +65,8 @@ class EmbeddingsApi:
     async def encode(self, request: Request) -> Response:
         """/encode of the native API."""
         call = await read_as(request, ENCODE_FIELDS, partial(read_encode, self._manager))
-        reply = await unless_gone(request, encode(self._manager, call))
-        if reply is None:
-            return CLIENT_GONE
-        return await json_response(reply, len(call.texts) * int(self._manager.info.get("embedding_dim", 0)))
-
-
-def _entries(vectors: list[Vector], call: _EmbedCall) -> list[dict[str, Any]]:
-    return [
-        {"object": "embedding", "index": i, "embedding": _encoded(_shortened(vector, call.size), call.form)}
-        for i, vector in enumerate(vectors)
-    ]
+        reply = await unless_gone(request, encode(self._manager, call, lambda vector: Late(vector.tolist)))
+        return CLIENT_GONE if reply is None else LargeJsonResponse(reply)
 
 
 def _shortened(vector: Vector, size: int) -> Vector:

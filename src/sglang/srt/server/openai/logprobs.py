@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from sglang.srt.messages import Position
+from sglang.srt.messages import Logprobs, Position
+from sglang.srt.server.json_pieces import LateArray
 from sglang.srt.server.tokenization.incremental import IncrementalText
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 
-def chat_logprobs(positions: list[Position], tokenizer: Tokenizer, num_top: int) -> dict[str, Any]:
-    """{"content": [{token, bytes, logprob, top_logprobs}]}"""
+def chat_logprobs(positions: Iterable[Position], tokenizer: Tokenizer, num_top: int) -> dict[str, Any]:
+    """{"content": [{token, bytes, logprob, top_logprobs}]}; its content is made when it is written."""
 
     def entry(token_id: int, logprob: float | None) -> dict[str, Any]:
         data = _bytes(tokenizer, token_id)
         return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
 
-    content = []
-    for position in positions:
+    def whole(position: Position) -> dict[str, Any]:
         top = [entry(token_id, logprob) for logprob, token_id in position.top[:num_top]]
-        content.append(entry(position.token_id, position.logprob) | {"top_logprobs": top})
-    return {"content": content, "refusal": None}
+        return entry(position.token_id, position.logprob) | {"top_logprobs": top}
+
+    return {"content": LateArray(map(whole, positions)), "refusal": None}
 
 
 def _bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
@@ -39,23 +41,24 @@ class CompletionLogprobs:
         self._skip = tokenizer.vocabulary.special_ids if skip_special else frozenset()
         self._offset = 0
 
-    def piece(self, positions: list[Position]) -> dict[str, Any]:
-        tokens, token_logprobs, offsets = [], [], []
-        top_logprobs: list[dict[str, float] | None] = []
-        for position in positions:
-            text = self._tokenizer.token_text(position.token_id)
-            tokens.append(text)
-            token_logprobs.append(position.logprob)
-            top_logprobs.append(self._top(position, text))
-            offsets.append(self._offset)
-            if position.token_id not in self._skip:
-                self._offset += len(self._text.push(_bytes(self._tokenizer, position.token_id)))
+    def piece(self, logprobs: Logprobs) -> dict[str, Any]:
+        """Of the next positions; its lists are made when they are written, each once and in this order."""
+        chosen, top = logprobs.chosen, None
+        if self._num_top:
+            top = LateArray(self._top(position, self._tokenizer.token_text(position.token_id)) for position in logprobs)
         return {
-            "tokens": tokens,
-            "token_logprobs": token_logprobs,
-            "top_logprobs": top_logprobs if self._num_top else None,
-            "text_offset": offsets,
+            "tokens": LateArray(self._tokenizer.token_text(token_id) for _, token_id in chosen()),
+            "token_logprobs": LateArray(logprob for logprob, _ in chosen()),
+            "top_logprobs": top,
+            "text_offset": LateArray(self._next_offset(token_id) for _, token_id in chosen()),
         }
+
+    def _next_offset(self, token_id: int) -> int:
+        """Where the text of the next token begins."""
+        offset = self._offset
+        if token_id not in self._skip:
+            self._offset += len(self._text.push(_bytes(self._tokenizer, token_id)))
+        return offset
 
     def _top(self, position: Position, text: str) -> dict[str, float] | None:
         """The best tokens and the chosen one. Of two tokens with the same text the better counts."""

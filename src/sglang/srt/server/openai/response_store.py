@@ -16,7 +16,7 @@ import msgspec
 
 from sglang.srt.errors import RequestError
 from sglang.srt.server.json_limits import JsonScan
-from sglang.srt.server.responses import encode_json
+from sglang.srt.server.json_pieces import encode_json
 
 decode = msgspec.json.Decoder().decode
 

@@ -15,12 +15,13 @@ from sglang.srt.errors import RequestError, SglangError, UnsupportedError
 from sglang.srt.messages import FinishReason
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import Fields, as_bool, check_known
+from sglang.srt.server.json_pieces import encode_json
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
 from sglang.srt.server.openai.protocol import ChatRequest, parse_request
 from sglang.srt.server.openai.response_store import MAX_OWN_BYTES
 from sglang.srt.server.openai.sse import Usage
-from sglang.srt.server.responses import encode_json, error_body
+from sglang.srt.server.responses import error_body
 
 _SAME = (
     *("model", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stream", "parallel_tool_calls", "user", "rid"),

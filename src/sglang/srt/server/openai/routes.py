@@ -30,7 +30,7 @@ from sglang.srt.server.openai.responses_api import RESPONSES_FIELDS, ResponsesCa
 from sglang.srt.server.parsers.reasoning import reasoning_format
 from sglang.srt.server.parsers.tool_calls import call_format, format_of_template
 from sglang.srt.server.request_scope import current_scope, name_user
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, stream
+from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, LargeJsonResponse, answer, stream
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 
@@ -94,7 +94,9 @@ class OpenAIApi:
         if call.req.stream:
             return await stream(request, self._manager, call.req, call.events, openai=True)
         reply = await answer(request, self._manager, call.req, call.collect)
-        return CLIENT_GONE if reply is None else JsonResponse(reply)
+        if reply is None:
+            return CLIENT_GONE
+        return LargeJsonResponse(reply) if call.is_large else JsonResponse(reply)
 
     async def responses(self, request: Request) -> Response:
         return await self._run_other(request, await self._responses_call(request))

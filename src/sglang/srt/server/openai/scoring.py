@@ -18,7 +18,7 @@ from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text, as_texts
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.openai.sse import Usage
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, answer, json_response, unless_gone
+from sglang.srt.server.responses import CLIENT_GONE, LargeJsonResponse, answer, unless_gone
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_ITEMS = 4096
@@ -67,7 +67,7 @@ class ScoringApi:
     async def score(self, request: Request) -> Response:
         call = await read_as(request, _SCORE, self._score_call)
         reply = await answer(request, self._manager, call.req, call.collect)
-        return CLIENT_GONE if reply is None else JsonResponse(reply)
+        return CLIENT_GONE if reply is None else LargeJsonResponse(reply)
 
     def _score_call(self, body: dict[str, Any]) -> _ScoreCall:
         labels = as_ids(body, "label_token_ids")
@@ -117,7 +117,7 @@ class ScoringApi:
             for i, (document, vector, ids) in enumerate(zip(call.documents, vectors[1:], call.texts[1:], strict=True))
         ]
         results.sort(key=lambda result: (-result["score"], result["index"]))
-        return await json_response(results[: call.top], sum(map(len, call.documents)))
+        return LargeJsonResponse(results[: call.top])
 
     def _rerank_call(self, body: dict[str, Any]) -> _RerankCall:
         self._manager.need_embedder()
@@ -150,9 +150,10 @@ def _probabilities(out: GenerateOut, softmax: bool) -> list[float]:
     """Of the labels, as the next token; with `softmax` among themselves."""
     if not out.output_logprobs:
         raise RequestError("the request was aborted")
-    logprobs = [logprob for logprob, _ in out.output_logprobs[0].ids]
+    logprobs = [logprob for logprob, _ in next(out.output_logprobs.scored())]
     if not softmax:
         return [math.exp(value) for value in logprobs]
     best = max(logprobs)
     weights = [math.exp(value - best) for value in logprobs]
-    return [weight / sum(weights) for weight in weights]
+    total = sum(weights)
+    return [weight / total for weight in weights]

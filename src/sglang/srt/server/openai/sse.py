@@ -6,9 +6,11 @@ from typing import Any
 
 from sglang.srt.messages import FinishReason
 from sglang.srt.server.generate_req import GenerateOut
-from sglang.srt.server.responses import encode_json
+from sglang.srt.server.json_pieces import encode_json, json_pieces
 
 NULL = b"null"
+PART_VALUES = 2048
+"""log probabilities that one chunk may have, unless one position has more"""
 
 
 def finish_name(finish: FinishReason) -> str:
@@ -48,7 +50,7 @@ class ChunkWriter:
                 start,
                 body,
                 b',"logprobs":',
-                NULL if logprobs is None else encode_json(logprobs),
+                NULL if logprobs is None else b"".join(json_pieces(logprobs)),
                 ending,
                 NULL if usage is None else encode_json(usage),
                 b"}\n\n",
@@ -65,28 +67,41 @@ class Usage:
 
     def __init__(self, num_samples: int) -> None:
         self._num_samples = num_samples
-        self._prompt: dict[int, int] = {}
         self._cached: dict[int, int] = {}
         self._completion: dict[int, int] = {}
         self._reasoning: dict[int, int] = {}
+        self._num_prompt = self._num_cached = self._num_completion = self._num_reasoning = 0
 
     def add(self, out: GenerateOut) -> None:
-        prompt = out.index // self._num_samples
-        self._prompt[prompt] = out.prompt_len
-        # samples of a prompt find it in the cache because of the first of them; that is no saving to tell about
-        self._cached[prompt] = min(out.cached_len, self._cached.get(prompt, out.cached_len))
+        before = self._completion.get(out.index)
         self._completion[out.index] = out.completion_len
+        if before is not None:
+            self._num_completion += out.completion_len - before
+            return
+        self._num_completion += out.completion_len
+        prompt = out.index // self._num_samples
+        cached = self._cached.get(prompt)
+        if cached is None:
+            self._num_prompt += out.prompt_len
+            self._num_cached += out.cached_len
+            self._cached[prompt] = out.cached_len
+        elif out.cached_len < cached:
+            # samples of a prompt find it in the cache because of the first of them; that is no saving to tell about
+            self._num_cached += out.cached_len - cached
+            self._cached[prompt] = out.cached_len
 
     def note_reasoning(self, index: int, num_tokens: int) -> None:
         """How many tokens of the sequence `index` were thoughts so far."""
+        self._num_reasoning += num_tokens - self._reasoning.get(index, 0)
         self._reasoning[index] = num_tokens
 
     def as_dict(self) -> dict[str, Any]:
-        prompt, completion = sum(self._prompt.values()), sum(self._completion.values())
+        """Costs the same however many sequences there are: every chunk of a stream may carry it."""
+        prompt, completion = self._num_prompt, self._num_completion
         return {
             "prompt_tokens": prompt,
             "total_tokens": prompt + completion,
             "completion_tokens": completion,
-            "prompt_tokens_details": {"cached_tokens": sum(self._cached.values())},
-            "completion_tokens_details": {"reasoning_tokens": sum(self._reasoning.values())},
+            "prompt_tokens_details": {"cached_tokens": self._num_cached},
+            "completion_tokens_details": {"reasoning_tokens": self._num_reasoning},
         }

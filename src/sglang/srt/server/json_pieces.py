@@ -1,0 +1,115 @@
+"""Large JSON, written in pieces: a reply with half a million log probabilities is never there as a whole, and others have their turn
+between two pieces.
+
+    JsonArray    grows; what was added is kept as JSON, so that to write all of it again costs no encoding
+    LateArray    grows; its items, small ones, are made when they are written, once
+    Late         one value that is made when it is written
+
+All else is written as msgspec does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import msgspec
+
+PIECE_BYTES = 32 << 10
+GROUP = 256
+"""items of a plain list that are encoded at once"""
+
+encode_json = msgspec.json.Encoder().encode
+"""JSON as bytes; NaN and infinities become null"""
+
+
+class JsonArray:
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._end = bytearray()
+
+    def extend(self, items: Iterable[Any]) -> None:
+        for item in items:
+            self._end += b"," if self._pieces or self._end else b"["
+            self._end += encode_json(item)
+            if len(self._end) >= PIECE_BYTES:
+                self._pieces.append(bytes(self._end))
+                self._end.clear()
+
+    def copy(self) -> Encoded:
+        """As it is now."""
+        end = bytes(self._end) + b"]"
+        return Encoded([*self._pieces, end] if self._pieces or self._end else [b"[]"])
+
+
+class Encoded:
+    """A value that is JSON already."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.pieces = pieces
+
+
+class LateArray:
+    def __init__(self, items: Iterable[Any] = ()) -> None:
+        self._items = [items]
+
+    def extend(self, items: Iterable[Any]) -> None:
+        self._items.append(items)
+
+    def copy(self) -> LateArray:
+        """Itself: it is written once."""
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(self._items)
+
+
+class Late:
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+
+def json_pieces(value: Any, begin: bytes = b"", end: bytes = b"") -> Iterator[bytes]:
+    """`value` as JSON between `begin` and `end`, in pieces of about PIECE_BYTES."""
+    gathered, size = [begin], len(begin)
+    for fragment in _fragments(value):
+        gathered.append(fragment)
+        size += len(fragment)
+        if size >= PIECE_BYTES:
+            yield b"".join(gathered)
+            gathered, size = [], 0
+    gathered.append(end)
+    if last := b"".join(gathered):
+        yield last
+
+
+def _fragments(value: Any) -> Iterator[bytes]:
+    if isinstance(value, dict):
+        start = b"{"
+        for name, member in value.items():
+            yield start + encode_json(name) + b":"
+            yield from _fragments(member)
+            start = b","
+        yield b"}" if value else b"{}"
+    elif isinstance(value, Encoded):
+        yield from value.pieces
+    elif isinstance(value, LateArray):
+        start = b"["
+        for item in value:
+            yield start + encode_json(item)
+            start = b","
+        yield b"]" if start == b"," else b"[]"
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        start = b"["
+        for item in value:
+            yield start
+            yield from _fragments(item)
+            start = b","
+        yield b"]"
+    elif isinstance(value, list) and len(value) > GROUP:
+        for first in range(0, len(value), GROUP):
+            yield (b"," if first else b"[") + encode_json(value[first : first + GROUP])[1:-1]
+        yield b"]"
+    else:
+        yield encode_json(value.make() if isinstance(value, Late) else value)
