@@ -210,7 +210,7 @@ def test_clients_take_turns_and_none_fills_the_line(bert: tuple[Path, Any], monk
     assert [rid for rid in order if rid[0] == "a"] == [f"a{i}" for i in range(50)]
 
 
-def test_a_failure_ends_every_text_with_an_error(bert: tuple[Path, Any]) -> None:
+def test_a_failure_goes_on_to_whoever_can_start_another(bert: tuple[Path, Any]) -> None:
     one = embedder(bert[0], "cpu")
 
     class Broken:
@@ -222,7 +222,6 @@ def test_a_failure_ends_every_text_with_an_error(bert: tuple[Path, Any]) -> None
     wires = Wires(Broken())
     wires.loop.handle(EmbedReq("a", [3]))
     wires.loop.handle(EmbedReq("b", [4]))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="out of luck"):
         wires.loop.run()
-    assert all(out.finish is not None and out.finish.status_code == 500 for out in wires.outs().values())
-    assert len(wires.outs()) == 2
+    assert wires.outs() == {}

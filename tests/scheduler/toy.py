@@ -262,11 +262,18 @@ class Answer:
 _trials: dict[tuple[Vocabulary | None, GrammarOptions], Trials] = {}
 
 
+class SharedTrials(Trials):
+    """No scheduler that ends closes them: others of the test run go on to use them."""
+
+    def close(self) -> None:
+        pass
+
+
 def trials_of(vocabulary: Vocabulary | None, grammar: GrammarOptions) -> Trials:
     """All schedulers of a test run share children; they end with it."""
     key = (vocabulary, replace(grammar, cache_entries=0, cache_bytes=0, jump_forward=True))
     if key not in _trials:
-        _trials[key] = Trials(vocabulary, grammar)
+        _trials[key] = SharedTrials(vocabulary, grammar)
     return _trials[key]
 
 
@@ -290,7 +297,7 @@ class Harness:
         self.idle_receives = 0
         grammar = grammar or GrammarOptions(backend="none")
         self.scheduler = Scheduler(
-            options or ScheduleOptions(), grammar, self.worker, vocabulary, self, self, trials_of(vocabulary, grammar)
+            options or ScheduleOptions(), grammar, self.worker, vocabulary, self, self, trials=trials_of(vocabulary, grammar)
         )
 
     def receive(self, timeout: float) -> list[ToScheduler]:

@@ -319,7 +319,7 @@ ASK = b'{"text": "a", "sampling_params": {"max_new_tokens": 1}}'
 @pytest.mark.parametrize(
     ("length", "statuses"),
     [
-        (b"0" * 5000 + b"%d" % len(ASK), (200,)),
+        (b"0" * 5000 + b"%d" % len(ASK), (200, 400)),
         (b"9" * 5001, (400, 413)),
         (b"1" + b"0" * 5000, (400, 413)),
         (b"0" * 5001, (400,)),

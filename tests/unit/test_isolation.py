@@ -87,11 +87,11 @@ def test_it_rests_and_comes_again() -> None:
 
 
 def test_whoever_waits_is_asked_whether_a_late_job_goes_on(isolated: Isolated) -> None:
-    assert isolated.submit().result(b"sleep 0.2", Patience(0.05, lambda: True)) == b"done"
+    assert isolated.submit().result(b"sleep 0.2", patience=Patience(0.05, lambda: True)) == b"done"
     job = isolated.submit()
     with pytest.raises(Cancelled):
-        job.result(b"spin", Patience(0.05, lambda: job.step_back() is not None))
-    assert isolated.submit().result(b"echo quick", Patience(5.0, lambda: False)) == b"quick"
+        job.result(b"spin", patience=Patience(0.05, lambda: job.step_back() is not None))
+    assert isolated.submit().result(b"echo quick", patience=Patience(5.0, lambda: False)) == b"quick"
 
 
 def test_nothing_is_left_when_it_is_closed() -> None:

@@ -1,0 +1,188 @@
+"""The server under attack: what it may use, and how it is watched meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.conftest import RunningServer
+
+KEY, OTHER, ADMIN = "key-a", "key-b", "operator"
+MAX_PSS_MB = 3072
+GROWTH, GROWTH_MB = 1.2, 64
+SETTLE_SECONDS = 20.0
+PATIENCE = 120.0
+PROBE_SECONDS = 0.05
+QUESTION = {"text": "The capital of France is", "sampling_params": {"temperature": 0, "max_new_tokens": 12}}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How hard to hit. `seconds`: how long an attack that goes on goes on; `times`: how often one that is repeated is."""
+
+    seconds: float
+    times: int
+
+
+@dataclass
+class Watch:
+    """What was seen during an attack. `health_ms`: how long /health took, one after the other."""
+
+    peak_mb: float = 0.0
+    health_ms: list[float] = field(default_factory=list)
+
+    @property
+    def p99_ms(self) -> float:
+        return statistics.quantiles(self.health_ms, n=100)[98] if len(self.health_ms) > 1 else 0.0
+
+
+class Target:
+    """A server and a client of it. The client's key is `KEY`, where the server asks for keys."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self.server = server
+        host, port = server.url.removeprefix("http://").split(":")
+        self.address = (host, int(port))
+        headers = {"Authorization": f"Bearer {KEY}"}
+        self.client = httpx.Client(base_url=server.url, headers=headers, timeout=PATIENCE, trust_env=False)
+        self.answer = self.ask()
+        self.scheduler = self.schedulers()
+        self.log_len = 0
+        self.warm_mb = self.pss_mb()
+
+    def close(self) -> None:
+        self.client.close()
+        self.server.process.kill()
+        self.server.process.wait()
+
+    # --- asking ---------------------------------------------------------------------------------------------------------------
+
+    def ask(self) -> str:
+        """An honest client's question; its answer is always the same."""
+        reply = self.client.post("/generate", json=QUESTION)
+        assert reply.status_code == 200, reply.text
+        text: str = reply.json()["text"]
+        return text
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return self.client.post(path, json=body, **options)
+
+    def post_bytes(self, path: str, body: bytes) -> httpx.Response:
+        return self.client.post(path, content=body, headers={"Content-Type": "application/json"})
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.address, timeout=10)
+
+    def head(self, path: str, *lines: str, method: str = "POST", key: str | None = KEY) -> bytes:
+        """The beginning of a request, for those who write their own."""
+        all_lines = [f"{method} {path} HTTP/1.1", f"Host: {self.address[0]}:{self.address[1]}", *lines]
+        if key is not None:
+            all_lines.append(f"Authorization: Bearer {key}")
+        return "\r\n".join([*all_lines, "", ""]).encode()
+
+    def flood(self, pieces: Iterator[bytes], seconds: float, max_bytes: int = 400 << 20) -> int:
+        """Sends on a new connection and reads nothing, until time is up or the server hangs up. Returns the bytes sent."""
+        sent, end = 0, time.monotonic() + seconds
+        with self.connect() as connection:
+            connection.settimeout(0.5)
+            for piece in pieces:
+                if time.monotonic() > end or sent > max_bytes:
+                    break
+                with contextlib.suppress(TimeoutError):
+                    try:
+                        sent += connection.send(piece)
+                    except (BrokenPipeError, ConnectionResetError):
+                        break
+        return sent
+
+    # --- looking ----------------------------------------------------------------------------------------------------------------
+
+    def pids(self) -> list[int]:
+        """The server and all its descendants."""
+        found, left = [], [self.server.process.pid]
+        while left:
+            pid = left.pop()
+            found.append(pid)
+            with contextlib.suppress(OSError):
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    left += map(int, (task / "children").read_text().split())
+        return found
+
+    def schedulers(self) -> list[int]:
+        """Process ids of schedulers: another one after an attack means that one died."""
+        found = []
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                if b"scheduler_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return found
+
+    def pss_mb(self) -> float:
+        """Memory of all processes, what they share counted once."""
+        total = 0
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                    if line.startswith("Pss:"):
+                        total += int(line.split()[1])
+        return total / 1024
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[Watch]:
+        """Samples memory and health during an attack."""
+        watch, done = Watch(), threading.Event()
+
+        def sample_memory() -> None:
+            while not done.wait(0.2):
+                watch.peak_mb = max(watch.peak_mb, self.pss_mb())
+
+        def sample_health() -> None:
+            with httpx.Client(base_url=self.server.url, timeout=PATIENCE, trust_env=False) as client:
+                while not done.wait(PROBE_SECONDS):
+                    began = time.monotonic()
+                    client.get("/health")
+                    watch.health_ms.append((time.monotonic() - began) * 1000)
+
+        threads = [threading.Thread(target=work, daemon=True) for work in (sample_memory, sample_health)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield watch
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join(PATIENCE)
+
+    def check(self, watch: Watch) -> None:
+        """Fails unless the server is as well as before."""
+        assert self.server.process.poll() is None, "the server died"
+        before, self.scheduler = self.scheduler, self.schedulers()
+        assert self.scheduler == before, "the scheduler died"
+        assert watch.peak_mb < MAX_PSS_MB, f"it took {watch.peak_mb:.0f} MB"
+        assert self.ask() == self.answer
+        limit = max(self.warm_mb * GROWTH, self.warm_mb + GROWTH_MB)
+        end = time.monotonic() + SETTLE_SECONDS
+        while self.settled_mb() > limit and time.monotonic() < end:
+            time.sleep(1)
+        assert self.settled_mb() <= limit, f"it keeps {self.settled_mb():.0f} MB of {self.warm_mb:.0f}"
+        assert "Traceback" not in self.new_log(), "a traceback in the log"
+
+    def new_log(self) -> str:
+        """What the server has logged since the last attack."""
+        text = self.server.log.read_text(errors="replace")
+        new, self.log_len = text[self.log_len :], len(text)
+        return new
+
+    def settled_mb(self) -> float:
+        headers = {"Authorization": f"Bearer {ADMIN}"}
+        self.client.post("/flush_cache", headers=headers)
+        return self.pss_mb()

@@ -1,0 +1,66 @@
+"""Constraints: what is hostile to a grammar engine costs its sender a 400, and nobody else anything."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.attack.constraints import REGEXES, SCHEMAS, STOP_REGEXES, constrained, routes_of
+from tests.attack.target import Scale, Target
+
+AT_ONCE = 4
+
+
+def send(target: Target, path: str, body: dict[str, Any]) -> None:
+    reply = target.post(path, body)
+    assert reply.status_code in (200, 400), f"{reply.status_code}: {reply.text[:500]}"
+    if reply.status_code == 400:
+        assert len(reply.json()["error"]["message"]) > 10
+
+
+def test_schemas_by_every_route(text_target: Target, scale: Scale) -> None:
+    names = list(SCHEMAS) if scale.times > 1 else [*SCHEMAS][:6]
+    requests = [request for name in names for request in routes_of(SCHEMAS[name])]
+    with text_target.watched() as watch, ThreadPoolExecutor(AT_ONCE) as pool:
+        for sent in [pool.submit(send, text_target, path, body) for path, body in requests]:
+            sent.result()
+    text_target.check(watch)
+
+
+@pytest.mark.parametrize("name", REGEXES)
+def test_regexes(text_target: Target, scale: Scale, name: str) -> None:
+    if scale.times == 1 and name not in ("nested stars", "counted"):
+        pytest.skip("in the long form only")
+    with text_target.watched() as watch:
+        for i in range(scale.times):
+            send(text_target, "/generate", constrained(regex=REGEXES[name] + "z" * i))
+    text_target.check(watch)
+
+
+def test_others_compile_meanwhile(text_target: Target, scale: Scale) -> None:
+    """Two constraints that never end keep nobody else's from compiling."""
+    bad = [constrained(json_schema=__import__("json").dumps(SCHEMAS[n])) for n in ("common multiples", "patterns of patterns")]
+    threads = [threading.Thread(target=text_target.post, args=("/generate", body)) for body in bad * scale.times]
+    with text_target.watched() as watch:
+        for thread in threads:
+            thread.start()
+        for i in range(4 * scale.times):
+            reply = text_target.post("/generate", constrained(regex=f"(yes|no|maybe){i}"))
+            assert reply.status_code == 200, reply.text
+        for thread in threads:
+            thread.join()
+    text_target.check(watch)
+
+
+def test_stop_expressions_hold_nobody_up(text_target: Target, scale: Scale) -> None:
+    body = {"text": "x " * 2000, "sampling_params": {"max_new_tokens": 64, "ignore_eos": True, "stop_regex": STOP_REGEXES}}
+    with text_target.watched() as watch:
+        attack = threading.Thread(target=text_target.post, args=("/generate", body))
+        attack.start()
+        for _ in range(3 * scale.times):
+            assert text_target.ask() == text_target.answer
+        attack.join()
+    text_target.check(watch)
