@@ -5,7 +5,7 @@ ARGS ?=
 TESTS ?=
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: serve test test-sanitize check clean
+.PHONY: serve test attack test-sanitize check clean
 
 serve: .venv/installed
 	@.venv/bin/sglang serve --model-path "$(MODEL)" $(ARGS)
@@ -13,6 +13,10 @@ serve: .venv/installed
 test: .venv-test/installed
 	@scripts/check .venv-test/bin
 	@scripts/test .venv-test/bin $(TESTS)
+
+# Hostile clients against real servers.
+attack: .venv-test/installed
+	@scripts/test .venv-test/bin -m "attack and not slow"
 
 # The CPU kernels and their thread pool under the compiler's sanitizers: slow, see docs/kernels.md.
 test-sanitize: .venv-test/installed

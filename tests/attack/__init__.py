@@ -1,4 +1,4 @@
 """Attacks on a real server in its own process. After each one it serves others as before, in the memory it had before.
 
-The short form is part of the suite; `make attack` runs the long form (pytest -m slow tests/attack).
+The short form is part of the suite; `make attack` runs the long form.
 """
