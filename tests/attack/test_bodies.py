@@ -56,6 +56,6 @@ def test_bodies(text_target: Target, scale: Scale, name: str) -> None:
     with text_target.watched() as watch:
         reply = text_target.post_bytes(path, body)
         assert reply.status_code in (200, 400, 413), f"{reply.status_code}: {reply.text[:300]}"
-        assert len(reply.content) < 100_000
+        assert reply.status_code == 200 or len(reply.content) < 10_000
     assert watch.peak_mb < text_target.warm_mb + 64 + 9 * mega, f"{watch.peak_mb:.0f} MB"
     text_target.check(watch)

@@ -32,7 +32,7 @@ def _chat_roles(manager: TokenizerManager) -> dict[str, Any] | None:
     return chat_roles(manager.tokenizer, image_token) if manager.tokenizer is not None else None
 
 
-MAX_TOKENIZE_CHARS = 8 << 20
+MAX_TOKENIZE_CHARS = 1 << 20
 MAX_DETOKENIZE = 1 << 20
 VALUES_OF_REPLY = 200
 """about as many values are in the reply of one sequence"""

@@ -93,8 +93,13 @@ class RequestMaker:
         tokenizer = self.need_tokenizer()
         texts = [self._check_size(text) for text in ([req.text] if isinstance(req.text, str) else req.text)]
         if sum(map(len, texts)) + TEXT_COST * len(texts) > LONG_TEXT:
-            return await run_aside(tokenizer.encode_batch, texts, special)
+            return await run_aside(self._encode, texts, special)
         return [tokenizer.encode(text, special) for text in texts]
+
+    def _encode(self, texts: list[str], special: bool) -> list[list[int]]:
+        """Ends at the first prompt that is too long, before the others are encoded."""
+        pieces = self.need_tokenizer().encode_pieces(texts, special)
+        return [ids if len(ids) <= self.context_len else self._fitted(ids) for piece in pieces for ids in piece]
 
     async def _take_media(self, req: GenerateReq, prompts: list[list[int]]) -> dict[int, MediaPrompt]:
         """The prompts that have media, with these in place, by number. Raises RequestError."""

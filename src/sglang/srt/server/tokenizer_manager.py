@@ -30,6 +30,7 @@ from sglang.srt.errors import (
     RequestError,
     SglangError,
 )
+from sglang.srt.heap import release_freed_memory
 from sglang.srt.messages import (
     AbortReq,
     BatchEmbedOut,
@@ -47,6 +48,7 @@ from sglang.srt.messages import (
     ToScheduler,
 )
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call, Sequence
 from sglang.srt.server.control_calls import ControlCalls
 from sglang.srt.server.detokenizer import Detokenizer
@@ -495,6 +497,7 @@ class TokenizerManager:
         self._check_alive()
         if self.media is not None:
             await self.media.flush()
+        await run_aside(release_freed_memory)
         return await self._controls.ask(FlushCacheReq)
 
     async def pause(self, pause: bool) -> ControlReply:

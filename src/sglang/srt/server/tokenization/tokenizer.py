@@ -11,7 +11,7 @@ the metadata of a GGUF file. Three ways to encode, by who wrote the text:
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ import tokenizers
 from sglang.srt.checkpoint.resolve import ModelFiles, default_cache_dir, resolve_model
 from sglang.srt.config import TextOptions
 from sglang.srt.errors import RequestError
+from sglang.srt.heap import release_freed_memory
 from sglang.srt.server.tokenization.chat_template import ChatTemplate, named_template
 from sglang.srt.server.tokenization.model_files import TextFacts, checked, is_panic, read_folder, read_gguf
 from sglang.srt.server.tokenization.special_text import SpecialText, map_strings
@@ -33,6 +34,9 @@ _END_MARK = "\ufdef"
 
 LONG_TEXT = 10_000
 """characters above which others may run meanwhile"""
+
+PIECE_CHARS = 256 << 10
+"""of texts that are encoded together"""
 
 
 class Tokenizer:
@@ -79,6 +83,22 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` of each, on all cores."""
+        return [ids for piece in self.encode_pieces(texts, add_special_tokens) for ids in piece]
+
+    def encode_pieces(self, texts: Sequence[str], add_special_tokens: bool = True) -> Iterator[list[list[int]]]:
+        """`encode_batch` of some texts at a time: while it is made, a token takes hundreds of bytes, which are given back."""
+        size, piece = 0, []
+        for text in texts:
+            size += len(text)
+            piece.append(text)
+            if size > PIECE_CHARS:
+                yield self._encode_piece(piece, add_special_tokens)
+                release_freed_memory()
+                size, piece = 0, []
+        if piece:
+            yield self._encode_piece(piece, add_special_tokens)
+
+    def _encode_piece(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         bos = self._bos_text
         if self._prepend_bos or (bos is not None and any(text.startswith(bos) for text in texts)):
             return [self.encode(text, add_special_tokens) for text in texts]
