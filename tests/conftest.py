@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -40,8 +41,22 @@ class RunningServer:
 
     def children(self) -> list[int]:
         """Process ids of the server's live children."""
-        task = Path(f"/proc/{self.process.pid}/task")
-        return [int(pid) for t in task.iterdir() for pid in (t / "children").read_text().split()]
+        found: list[int] = []
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # the thread has ended
+                found += map(int, (task / "children").read_text().split())
+        return found
+
+    def scheduler(self) -> int:
+        """Process id of its scheduler, once there is one: other children work on constraints and pictures."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            for pid in self.children():
+                with contextlib.suppress(OSError):
+                    if b"sglang.srt.scheduler_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        return pid
+            assert time.monotonic() < deadline, "there is no scheduler"
+            time.sleep(0.02)
 
     def stop(self, number: int = signal.SIGTERM, timeout: float = 30.0) -> int:
         """Signals it and waits. Returns its exit status."""

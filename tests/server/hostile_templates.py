@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import resource
 import time
+from pathlib import Path
 
 DOUBLING = [
     "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x | length }}",
@@ -141,7 +141,8 @@ def main() -> None:
             except BaseException as error:  # noqa: BLE001
                 wrong[name] = repr(error)[:200]
         spent[name] = round(time.thread_time() - begin, 3)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    status = Path("/proc/self/status").read_text()  # what getrusage tells is at least what the parent had
+    peak = int(status.partition("VmHWM:")[2].split()[0]) >> 10
     print(json.dumps({"cpu_seconds": spent, "wrong": wrong, "peak_mb": peak}))
 
 

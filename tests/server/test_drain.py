@@ -155,6 +155,8 @@ def test_clients_that_stall_do_not_hold_the_server(tmp_path: Path) -> None:
 BLOCKED = """
 import sys, threading, time
 
+pytestmark = pytest.mark.attack
+
 if sys.argv[:1] != ["-c"] and "sglang.launch_server" in getattr(sys, "orig_argv", ()):
     from sglang.srt.server import native_api
 

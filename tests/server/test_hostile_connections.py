@@ -16,6 +16,8 @@ import pytest
 
 from tests.conftest import RunningServer, start_server
 
+pytestmark = pytest.mark.attack
+
 KEY = "sesame"
 MB = 1 << 20
 POUR_BYTES = 16 * MB

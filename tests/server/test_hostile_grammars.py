@@ -6,13 +6,14 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.conftest import RunningServer, start_server
+
+pytestmark = pytest.mark.attack
 
 CRASHES = {"foo": {"type": "integer", "minimum": -1e19, "maximum": -1e19}, "$ref": "#/foo"}
 OTHERS = [
@@ -32,12 +33,6 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     yield server
     server.process.terminate()
     server.process.wait(60)
-
-
-def scheduler_of(server: RunningServer) -> int:
-    """The process that loads models and engines."""
-    names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in server.children()}
-    return next(pid for pid, name in names.items() if b"scheduler_process" in name)
 
 
 def tag(schema: Any) -> dict[str, Any]:
@@ -66,13 +61,13 @@ def routes(schema: Any) -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("schema", [CRASHES, *OTHERS])
 def test_no_schema_ends_the_scheduler(own: RunningServer, schema: Any) -> None:
-    before = scheduler_of(own)
+    before = own.scheduler()
     for path, body in routes(schema):
         reply = httpx.post(own.url + path, json=body, timeout=120, trust_env=False)
         assert reply.status_code in (200, 400), (path, reply.text)
         if schema is CRASHES:
             assert reply.status_code == 400 and "number" in reply.text, reply.text
-    assert scheduler_of(own) == before, "it was restarted"
+    assert own.scheduler() == before, "it was restarted"
 
 
 def test_what_takes_too_long_keeps_nobody_waiting(own: RunningServer) -> None:

@@ -37,7 +37,7 @@ from tests.server.media_tools import Peak, tree
 PLACE = "<|vision_start|><|image_pad|><|vision_end|>"
 MIB = 1 << 20
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.attack, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ from tests.conftest import start_server
 from tests.server.soak import Soak
 from tests.server.test_processes import wait_dead
 
+pytestmark = pytest.mark.attack
+
 
 @pytest.mark.timeout(600)
 def test_two_minutes_of_soak(tmp_path: Path) -> None:
@@ -24,4 +26,4 @@ def test_two_minutes_of_soak(tmp_path: Path) -> None:
     # so short a run has not seen every cache full; the half hour of scripts/soak holds the server to 5 %
     assert report.problems(max_growth=0.3) == [], report.as_dict()
     assert report.kills == len(report.recoveries) >= 1
-    assert min(report.outcomes[o] for o in ("answered", "streamed", "left", "refused", "failed")) > 0, report.as_dict()
+    assert min(report.outcomes[o] for o in ("answered", "streamed", "left", "refused")) > 0, report.as_dict()

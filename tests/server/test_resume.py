@@ -39,19 +39,12 @@ LIST = {"type": "array", "items": {"type": "integer"}, "minItems": 40, "maxItems
 STORY = "Once upon a time there was"
 
 
-def scheduler_of(server: RunningServer) -> int:
-    """Process id of the server's scheduler."""
-    found = [pid for pid in server.children() if b"scheduler_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert len(found) == 1
-    return found[0]
-
-
 def journal_of(pid: int) -> Path:
     return Path(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[3].decode()) / "grammars"
 
 
 def kill_scheduler(server: RunningServer, number: int = signal.SIGKILL) -> None:
-    pid = scheduler_of(server)
+    pid = server.scheduler()
     os.kill(pid, number)
     wait_dead([pid])
 
@@ -190,7 +183,7 @@ def test_two_deaths_and_what_is_not_streamed(frail: RunningServer) -> None:
         eventually(lambda: state(frail.url)["num_running"] >= 3)
         kill_scheduler(frail)
         eventually(lambda: len(frail.children()) > 0 and status(frail) == "ready")
-        os.kill(scheduler_of(frail), signal.SIGKILL)  # while it computes the prompts
+        os.kill(frail.scheduler(), signal.SIGKILL)  # while it computes the prompts
         assert [answer_of(future.result()) for future in futures] == expected
 
 
@@ -329,6 +322,8 @@ def test_texts_to_embed_are_sent_again(tmp_path: Path) -> None:
 DEADLY_TOKEN, FAILING_TOKEN = 4242, 4343
 POISON = f"""
 import os, signal, sys, time
+
+pytestmark = pytest.mark.attack
 
 if "sglang.srt.scheduler_process" in getattr(sys, "orig_argv", ()):
     from sglang.srt.model.worker import LocalWorker
