@@ -35,11 +35,19 @@ def attacked(log_folder: pytest.TempPathFactory, *flags: str, model: str) -> Ite
         target.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def text_target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    yield from attacked(tmp_path_factory, "--max-total-tokens", "32768", model="smollm2-135m-instruct")
+    yield from attacked(tmp_path_factory, "--max-total-tokens", "12000", model="smollm2-135m-instruct")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def vision_target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    yield from attacked(tmp_path_factory, "--allow-private-media", model=str(ROOT / "models" / "toy-vlm"))
+    yield from attacked(
+        tmp_path_factory,
+        "--allow-private-media",
+        "--media-timeout",
+        "5",
+        "--max-total-tokens",
+        "12000",
+        model=str(ROOT / "models" / "toy-vlm"),
+    )

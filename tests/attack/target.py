@@ -54,6 +54,7 @@ class Target:
         self.address = (host, int(port))
         headers = {"Authorization": f"Bearer {KEY}"}
         self.client = httpx.Client(base_url=server.url, headers=headers, timeout=PATIENCE, trust_env=False)
+        self._use_all_memory()
         self.answer = self.ask()
         self.scheduler = self.schedulers()
         self.log_len = 0
@@ -63,6 +64,14 @@ class Target:
         self.client.close()
         self.server.process.kill()
         self.server.process.wait()
+
+    def _use_all_memory(self) -> None:
+        """Prompts that fill the KV pool once: a server that has worked for a while holds all of it."""
+        info = self.client.get("/get_server_info").json()
+        length = min(info["max_total_num_tokens"], info["max_req_input_len"], 2048) - 8
+        for first in range(5, 6 + info["max_total_num_tokens"] // length):
+            body = {"input_ids": [first] * length, "sampling_params": {"max_new_tokens": 1}}
+            assert self.client.post("/generate", json=body).status_code == 200
 
     # --- asking ---------------------------------------------------------------------------------------------------------------
 
