@@ -226,6 +226,9 @@ if child == 0:
     threads = [threading.Thread(target=ask) for _ in range(3)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
+    end = time.monotonic() + 20
+    while len(os.listdir("/proc/self/task")) != 3 and time.monotonic() < end:
+        time.sleep(0.001)  # the system lets a joined thread go a moment later
     assert work.ops.num_threads == 3 and len(os.listdir("/proc/self/task")) == 3
     sys.exit(len(wrong))
 assert wait_for(child) == 0
