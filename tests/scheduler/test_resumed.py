@@ -67,6 +67,9 @@ def with_deaths(reqs: list[TokenizedReq], grammar: GrammarOptions | None, lives:
             time.sleep(0.001)
         for _ in range(steps):
             one.step()
+        while one.scheduler._searches.num_pending:  # the next scheduler would hear of what it finds a token later
+            one.step()
+            time.sleep(0.001)
         for rid, answer in one.answers.items():
             clients[rid].hear(answer.outs)
         alive = [req for req in reqs if not clients[req.rid].outs or clients[req.rid].outs[-1].finish is None]

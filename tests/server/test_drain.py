@@ -26,6 +26,8 @@ LATE = 25.0
 """seconds beyond the time for draining after which a server has not ended in time; the machine may be busy"""
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>What is this?"
 
+pytestmark = pytest.mark.attack
+
 
 class SlowHost:
     """Serves a picture, once it is told to."""
@@ -154,8 +156,6 @@ def test_clients_that_stall_do_not_hold_the_server(tmp_path: Path) -> None:
 
 BLOCKED = """
 import sys, threading, time
-
-pytestmark = pytest.mark.attack
 
 if sys.argv[:1] != ["-c"] and "sglang.launch_server" in getattr(sys, "orig_argv", ()):
     from sglang.srt.server import native_api

@@ -38,6 +38,8 @@ WEATHER = {
 LIST = {"type": "array", "items": {"type": "integer"}, "minItems": 40, "maxItems": 60}
 STORY = "Once upon a time there was"
 
+pytestmark = pytest.mark.attack
+
 
 def journal_of(pid: int) -> Path:
     return Path(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[3].decode()) / "grammars"
@@ -322,8 +324,6 @@ def test_texts_to_embed_are_sent_again(tmp_path: Path) -> None:
 DEADLY_TOKEN, FAILING_TOKEN = 4242, 4343
 POISON = f"""
 import os, signal, sys, time
-
-pytestmark = pytest.mark.attack
 
 if "sglang.srt.scheduler_process" in getattr(sys, "orig_argv", ()):
     from sglang.srt.model.worker import LocalWorker
