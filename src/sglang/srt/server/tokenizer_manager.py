@@ -497,8 +497,9 @@ class TokenizerManager:
         self._check_alive()
         if self.media is not None:
             await self.media.flush()
+        reply = await self._controls.ask(FlushCacheReq)
         await run_aside(release_freed_memory)
-        return await self._controls.ask(FlushCacheReq)
+        return reply
 
     async def pause(self, pause: bool) -> ControlReply:
         self._check_alive()
