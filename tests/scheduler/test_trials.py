@@ -64,7 +64,7 @@ def test_what_passes_is_compiled_and_its_bytes_are_known(name: str, prefix: str)
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
 def test_a_child_that_dies_costs_its_request_only(number: int) -> None:
     compiler = compiler_of("llguidance")
-    job = compiler.submit(("json_schema", HOURS.replace("893", f"89{number}")))
+    job = compiler.submit(("json_schema", HOURS.replace("893", f"8{int(number):02}")))
     deadline = time.monotonic() + 60
     while job.child is None or job.child.pid is None:
         assert time.monotonic() < deadline

@@ -123,6 +123,7 @@ async def test_outputs_of_dropped_requests_are_ignored(stand: Stand) -> None:
 
 async def test_controls(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (await stand.manager.flush_cache()).ok
+    stand.scheduler.paused = True
     call = await stand.manager.start(request())
     assert not (await stand.manager.flush_cache()).ok
     assert (await stand.manager.state()).num_running == 1
