@@ -13,15 +13,19 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
+from sglang.srt.config import HttpOptions
 from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.server import body_room, json_limits
 from sglang.srt.server.bodies import parse_object
 from sglang.srt.server.body_room import BodyRoom
 from sglang.srt.server.fields import Fields
+from sglang.srt.server.generate_req import GenerateReq
 from sglang.srt.server.json_limits import MAX_DEPTH, MAX_ELEMENTS, JsonScan, check_json
 from sglang.srt.server.native_format import GENERATE_FIELDS
 from sglang.srt.server.openai.protocol import CHAT_FIELDS
-from tests.server.conftest import MakeStand, Stand
+from sglang.srt.server.request_maker import RequestMaker
+from sglang.srt.server.tokenization.tokenizer import Tokenizer
+from tests.server.conftest import MakeStand, Stand, model_info
 from tests.server.http_tools import client_of
 
 MB = 1 << 20
@@ -304,6 +308,27 @@ async def test_more_texts_than_the_queue_can_ever_take(make_stand: MakeStand) ->
         ):
             reply = await client.post(path, json=body)
             assert reply.status_code == 400 and "100" in reply.json()["error"]["message"], reply.text
+    assert stand.scheduler.received == []
+
+
+async def test_ids_of_many_texts_take_eight_bytes_each(tokenizer: Tokenizer) -> None:
+    maker = RequestMaker(tokenizer, model_info(tokenizer, context_len=4096), HttpOptions(), None)
+    texts = [f"{i} is a number and so on " * 100 for i in range(300)]
+    num_tokens = sum(map(len, tokenizer.encode_batch(texts)))
+    tracemalloc.start()
+    try:
+        made = await maker.make(GenerateReq(text=texts))
+        assert tracemalloc.get_traced_memory()[0] < 12 * num_tokens
+    finally:
+        tracemalloc.stop()
+    assert sum(len(req.input_ids) for req in made) == num_tokens
+
+
+async def test_texts_that_are_too_many_tokens_are_refused_before_the_rest_is_encoded(make_stand: MakeStand) -> None:
+    stand = make_stand(max_text_tokens=50_000)
+    async with client_of(stand) as client:
+        reply = await client.post("/generate", json={"text": ["ab " * 50] * 9000})
+    assert reply.status_code == 400 and "more than 50000 tokens together" in reply.json()["error"]["message"]
     assert stand.scheduler.received == []
 
 

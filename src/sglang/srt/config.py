@@ -135,6 +135,8 @@ class HttpOptions:
     max_connections: int = 4096
     max_logprob_values: int | None = 1 << 19
     """log probabilities that one request may ask for; None: any number"""
+    max_text_tokens: int | None = 8 << 20
+    """tokens that the texts of one request may become, all together; None: any number"""
     skip_server_warmup: bool = False
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()

@@ -62,7 +62,8 @@ class Engine:
         self.tokenizer = tokenizer.result()
         facts = dataclasses.asdict(info)
         media = open_intake(config, facts, self.tokenizer)
-        http = dataclasses.replace(config.http, max_logprob_values=None)  # a program harms nobody but itself
+        # a program harms nobody but itself
+        http = dataclasses.replace(config.http, max_logprob_values=None, max_text_tokens=None)
         self._manager = TokenizerManager(self.tokenizer, facts, http, config.text, self._link.post, media)
         self._loop_thread = threading.Thread(target=self._loop.run_forever, name="sglang-loop", daemon=True)
         self._scheduler_thread = threading.Thread(target=self._run, args=(scheduler,), name="sglang-scheduler", daemon=True)

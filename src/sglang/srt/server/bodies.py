@@ -19,6 +19,7 @@ from sglang.srt.server.aside import run_aside
 from sglang.srt.server.body_room import SMALL_BODY, room_of
 from sglang.srt.server.fields import Fields
 from sglang.srt.server.json_limits import CHUNK, MAX_ELEMENTS, check_json
+from sglang.srt.server.shared_ints import SharedInts
 
 LONG_BODY = 16 << 10
 """bytes above which a body is made into objects on another thread; above CHUNK value by value"""
@@ -155,12 +156,12 @@ def _value(raw: msgspec.Raw, many: bool) -> Any:
         return _decode(raw)
     head = bytes(view[:64]).translate(None, b" \t\r\n")
     if head[:1] == b"[" and (head[1:2].isdigit() or head[1:2] == b"-"):
-        ids = _ids(view, _Table())
+        ids = _ids(view, SharedInts())
         if ids is not None:
             return ids
         many = True
     elif head[:2] == b"[[":
-        table = _Table()
+        table = SharedInts()
         return [_row(row, table) for row in _rows(raw)]
     if many:
         _check_numbers(view)
@@ -174,15 +175,7 @@ def _check_numbers(view: memoryview) -> None:
         raise RequestError(f"the body has more than {MAX_ELEMENTS} values and keys")
 
 
-class _Table(dict[Any, Any]):
-    """One object for each number: a long list of ids names the same ones over and over."""
-
-    def __missing__(self, key: Any) -> Any:
-        self[key] = key
-        return key
-
-
-def _row(raw: msgspec.Raw, table: _Table) -> Any:
+def _row(raw: msgspec.Raw, table: SharedInts) -> Any:
     view = memoryview(raw)
     if len(view) > CHUNK and bytes(view[:1]) == b"[":
         ids = _ids(view, table)
@@ -195,7 +188,7 @@ def _row(raw: msgspec.Raw, table: _Table) -> Any:
     return row
 
 
-def _ids(view: memoryview, table: _Table) -> list[int] | None:
+def _ids(view: memoryview, table: SharedInts) -> list[int] | None:
     """A long list of integers, read piece by piece: other threads run between two of them. None if it holds anything else."""
     found: list[int] = []
     at, end = 1, len(view)
@@ -208,7 +201,7 @@ def _ids(view: memoryview, table: _Table) -> list[int] | None:
             ids = []
         if not ids or set(map(type, ids)) != {int}:
             return None
-        found.extend(map(table.__getitem__, ids))
+        found += table.share(ids)
         if is_last:
             return found
         at += cut + 1

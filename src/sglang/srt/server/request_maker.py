@@ -97,9 +97,17 @@ class RequestMaker:
         return [tokenizer.encode(text, special) for text in texts]
 
     def _encode(self, texts: list[str], special: bool) -> list[list[int]]:
-        """Ends at the first prompt that is too long, before the others are encoded."""
-        pieces = self.need_tokenizer().encode_pieces(texts, special)
-        return [ids if len(ids) <= self.context_len else self._fitted(ids) for piece in pieces for ids in piece]
+        """Ends at the first prompt that is too long, and when all are too many tokens, before the others are encoded."""
+        prompts: list[list[int]] = []
+        num_tokens, limit = 0, self.http.max_text_tokens
+        for piece in self.need_tokenizer().encode_pieces(texts, special):
+            prompts += [ids if len(ids) <= self.context_len else self._fitted(ids) for ids in piece]
+            num_tokens += sum(map(len, piece))
+            if limit is not None and num_tokens > limit:
+                raise RequestError(
+                    f"the texts of this request have more than {limit} tokens together: send several requests", "text"
+                )
+        return prompts
 
     async def _take_media(self, req: GenerateReq, prompts: list[list[int]]) -> dict[int, MediaPrompt]:
         """The prompts that have media, with these in place, by number. Raises RequestError."""

@@ -21,6 +21,7 @@ from sglang.srt.checkpoint.resolve import ModelFiles, default_cache_dir, resolve
 from sglang.srt.config import TextOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.heap import release_freed_memory
+from sglang.srt.server.shared_ints import SharedInts
 from sglang.srt.server.tokenization.chat_template import ChatTemplate, named_template
 from sglang.srt.server.tokenization.model_files import TextFacts, checked, is_panic, read_folder, read_gguf
 from sglang.srt.server.tokenization.special_text import SpecialText, map_strings
@@ -87,12 +88,12 @@ class Tokenizer:
 
     def encode_pieces(self, texts: Sequence[str], add_special_tokens: bool = True) -> Iterator[list[list[int]]]:
         """`encode_batch` of some texts at a time: while it is made, a token takes hundreds of bytes, which are given back."""
-        size, piece = 0, []
+        size, piece, shared = 0, [], SharedInts()
         for text in texts:
             size += len(text)
             piece.append(text)
             if size > PIECE_CHARS:
-                yield self._encode_piece(piece, add_special_tokens)
+                yield [shared.share(ids) for ids in self._encode_piece(piece, add_special_tokens)]
                 release_freed_memory()
                 size, piece = 0, []
         if piece:
