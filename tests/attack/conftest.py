@@ -37,7 +37,9 @@ def attacked(log_folder: pytest.TempPathFactory, *flags: str, model: str) -> Ite
 
 @pytest.fixture(scope="session")
 def text_target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    yield from attacked(tmp_path_factory, "--max-total-tokens", "12000", model="smollm2-135m-instruct")
+    yield from attacked(
+        tmp_path_factory, "--max-total-tokens", "12000", "--grammar-compile-timeout", "5", model="smollm2-135m-instruct"
+    )
 
 
 @pytest.fixture(scope="session")

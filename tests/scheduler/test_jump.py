@@ -62,7 +62,7 @@ def requests(draw: st.DrawFn, rid: str) -> TokenizedReq:
     )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_answers_are_the_same_with_and_without(data: st.DataObject) -> None:
     reqs = [data.draw(requests(f"r{i}")) for i in range(data.draw(st.integers(1, 8)))]

@@ -16,7 +16,7 @@ from tests.scheduler import test_invariance, test_jump
 from tests.scheduler.test_grammar import run_with_compiling
 from tests.scheduler.toy import THINK_END, VOCABULARY, Harness, ToyWorker, logprob_options, make_req
 
-PROPERTY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+PROPERTY = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 JUMPING = GrammarOptions()
 
 

@@ -67,7 +67,7 @@ def test_chunked_retracted_or_on_one_thread(alone: list[Answer], flags: dict[str
 
 
 STEP_BY_STEP = {"disable_overlap_schedule": True, "speculative_algorithm": "none", "disable_radix_cache": True}
-CIRCLES = ["1 2 3 4 5 6 1 2 3 4 5 6 1 2 3", "row, row, row your boat, row, row, row your boat, row,", *PROMPTS]
+CIRCLES = ["1 2 3 4 5 6 1 2 3 4 5 6 1 2 3", "row, row, row your boat, row, row, row your boat, row,", *PROMPTS[1:5]]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def steps() -> Iterator[dict[float, list[list[int]]]]:
 
 
 def token_ids(engine: sglang.Engine, prompts: list[str], temperature: float) -> list[list[int]]:
-    params = {"temperature": temperature, "sampling_seed": 5, "max_new_tokens": 60, "ignore_eos": True}
+    params = {"temperature": temperature, "sampling_seed": 5, "max_new_tokens": 40, "ignore_eos": True}
     return [reply["output_ids"] for reply in engine.generate(prompts, params)]
 
 
@@ -88,10 +88,10 @@ def token_ids(engine: sglang.Engine, prompts: list[str], temperature: float) -> 
     ids=str,
 )
 def test_ahead_of_its_tokens_and_with_guesses(steps: dict[float, list[list[int]]], flags: dict[str, Any]) -> None:
-    """Alone (where guesses are made), two at once, and all (where steps only run ahead)."""
+    """Alone (where guesses are made), two at once (with the usual flags), and all (where steps only run ahead)."""
     with sglang.Engine(model_path=DEFAULT_MODEL, **flags) as engine:
         for temperature, want in steps.items():
-            for size in (1, 2, len(CIRCLES)):
+            for size in (1, len(CIRCLES)) if flags else (1, 2, len(CIRCLES)):
                 groups = [CIRCLES[i : i + size] for i in range(0, len(CIRCLES), size)]
                 assert [ids for group in groups for ids in token_ids(engine, group, temperature)] == want
 

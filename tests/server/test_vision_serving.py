@@ -110,7 +110,7 @@ def num_encoded(web: httpx.Client) -> int:
 
 def test_held_out_questions_by_url_and_data_uri(vision: RunningServer, host: str, folder: Path) -> None:
     """At least 95 % right, asked through the openai client, many at once, pictures of mixed sizes."""
-    dialogs = [pictures.dialog(random.Random(HELD_OUT + i)) for i in range(1000)]
+    dialogs = [pictures.dialog(random.Random(HELD_OUT + i)) for i in range(400)]
     client = openai.OpenAI(base_url=f"{vision.url}/v1", api_key="none")
 
     def ask(number: int) -> bool:

@@ -198,11 +198,12 @@ class Walk:
             raise GrammarError(f"{self._kind}: too complex: a token takes {seconds * 1000:.0f} ms; simplify it", self._kind)
 
     def _break(self, state: GrammarState, taken: list[int]) -> None:
-        """Goes on from a valid beginning with tokens that are not allowed, as a faulty caller would."""
+        """Goes on from a valid beginning with tokens that are not allowed, as a faulty caller would. The state does not move."""
         state.accept_all(taken)
+        state.fill_mask(self._mask)
+        refused = ~self._mask
         for _ in range(NUM_TOKENS - len(taken)):
-            state.fill_mask(self._mask)
-            token = self._pick(~self._mask)
+            token = self._pick(refused)
             if token is None:
                 return
             state.accept(token)
