@@ -14,9 +14,9 @@ test: .venv-test/installed
 	@scripts/check .venv-test/bin
 	@scripts/test .venv-test/bin $(TESTS)
 
-# Hostile clients against real servers.
+# Hostile clients against real servers, one at a time: how long others wait is part of it.
 attack: .venv-test/installed
-	@scripts/test .venv-test/bin -m "attack and not slow"
+	@TEST_WORKERS=0 scripts/test .venv-test/bin -m "attack and not slow"
 
 # The CPU kernels and their thread pool under the compiler's sanitizers: slow, see docs/kernels.md.
 test-sanitize: .venv-test/installed
