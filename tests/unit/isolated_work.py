@@ -8,6 +8,9 @@ import signal
 import time
 from collections.abc import Callable
 
+KEPT: list[bytes] = []
+"""what jobs leave behind"""
+
 
 def prepare(setup: bytes) -> Callable[[bytes], bytes]:
     """What a fork server calls once."""
@@ -21,6 +24,8 @@ def work(payload: bytes) -> bytes:
         return rest
     if name == b"pid":
         return str(os.getpid()).encode()
+    if name == b"keep":
+        KEPT.append(b"x" * int(rest))
     if name == b"raise":
         raise ValueError("no good")
     if name == b"segv":

@@ -102,3 +102,65 @@ def test_nothing_is_left_when_it_is_closed() -> None:
         assert not os.path.exists(f"/proc/{pid}")
     with pytest.raises(IsolationError, match="shutting down"):
         pool.submit()
+
+
+# --- children that do several jobs --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def diligent() -> Iterator[Isolated]:
+    pool = Isolated(ENTRY, b"setup", Limits(memory=128 << 20, cpu_seconds=1, seconds=3, jobs=4))
+    yield pool
+    pool.close()
+
+
+def pids(pool: Isolated, count: int) -> list[bytes]:
+    return [pool.run(b"pid") for _ in range(count)]
+
+
+def test_a_child_does_as_many_jobs_as_it_may(diligent: Isolated) -> None:
+    found = pids(diligent, 12)
+    assert found[:4] == [found[0]] * 4 and found[4:8] == [found[4]] * 4 and len(set(found)) == 3
+
+
+@pytest.mark.parametrize("payload", [b"raise", b"segv", b"memory 1000000000", b"spin", b"sleep 60"])
+def test_limits_hold_in_each_of_them_and_what_fails_is_the_last(diligent: Isolated, payload: bytes) -> None:
+    (first,) = set(pids(diligent, 2))
+    with pytest.raises(IsolationError):
+        diligent.run(payload)
+    assert first not in pids(diligent, 2)
+
+
+def test_time_is_counted_for_each(diligent: Isolated) -> None:
+    """Waiting for a job is none of the next one's time, nor is what others took."""
+    (first,) = {diligent.run(b"pid"), diligent.run(b"sleep 1.6") and diligent.run(b"pid")}
+    time.sleep(1.6)
+    assert diligent.run(b"sleep 1.6") == b"done" and first
+
+
+def test_one_that_holds_more_than_before_ends(diligent: Isolated) -> None:
+    first = diligent.run(b"pid")
+    assert diligent.run(b"keep 1000000") == b"done"
+    assert diligent.run(b"pid") == first
+    assert diligent.run(b"keep 40000000") == b"done"
+    assert diligent.run(b"pid") != first
+
+
+def test_one_whose_job_was_cancelled_or_put_back_ends(diligent: Isolated) -> None:
+    first, job = diligent.run(b"pid"), diligent.submit()
+    threading.Timer(0.2, job.step_back).start()
+    assert job.result(b"sleep 0.5") == b"done"
+    assert diligent.run(b"pid") != first
+    late = diligent.submit()
+    assert late.result(b"pid")
+    late.cancel()
+    assert diligent.run(b"echo a") == b"a", "a cancel that comes too late harms nobody"
+
+
+def test_those_of_a_fork_server_that_rests_are_not_kept(diligent: Isolated) -> None:
+    job = diligent.submit()
+    diligent.rest()
+    diligent.start()
+    with pytest.raises(IsolationError):
+        job.result(b"sleep 1")
+    assert diligent.run(b"echo a") == b"a"

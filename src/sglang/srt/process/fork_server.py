@@ -1,4 +1,4 @@
-"""The process that forks a child for every job of an `Isolated` (isolation.py).
+"""The process that forks the children of an `Isolated` (isolation.py).
 
     python -m sglang.srt.process.fork_server CONTROL_FD MODULE:FUNCTION        started by isolation.py
 
@@ -20,14 +20,17 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from sglang.srt.process.isolation import EXIT, FAILURE, FORK, HEADER, JOB, PART, PID, REPLY, Limits
+from sglang.srt.process.isolation import EXIT, FAILURE, FORK, HEADER, JOB, LAST_REPLY, PART, PID, REPLY, Limits
 
 ORPHAN_SECONDS = 10.0
 """how often it looks whether its parent is still there: a forked copy of the parent may hold the control socket open"""
 
 Work = Callable[[bytes], "bytes | Generator[bytes, None, bytes]"]
 """From a payload to its reply; or a generator of parts that are sent as they are made, which returns the reply. A work with a method
-`get_ready` has it called in every child, before there is a job: what is done there costs the job no time."""
+`get_ready` has it called in a child before each job, and before there is one: what is done there costs the job no time."""
+
+KEPT_GROWTH = 16 << 20
+"""bytes by which a child that goes on may have grown since it was forked"""
 
 
 class ForkServer:
@@ -108,7 +111,7 @@ class ForkServer:
 
 
 def _serve(connection: socket.socket, work: Work, limits: Limits) -> NoReturn:
-    """A child: waits for its job, does it under limits, and ends."""
+    """A child: waits for a job, does it under limits, and ends with the last one."""
     for number in (signal.SIGCHLD, signal.SIGALRM, signal.SIGXCPU, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
@@ -117,35 +120,58 @@ def _serve(connection: socket.socket, work: Work, limits: Limits) -> NoReturn:
     os.dup2(sink, 2)  # an engine that panics writes pages
     _send(connection, PID, os.getpid().to_bytes(4, "little"))
     os.nice(limits.niceness)
-    get_ready = getattr(work, "get_ready", None)
-    if get_ready is not None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    get_ready = getattr(work, "get_ready", lambda: None)
+    get_ready()
+    mapped, resident = _memory()
+    for num_left in reversed(range(limits.jobs)):
+        (size,) = JOB.unpack(_receive(connection, JOB.size))
+        _limit(limits, mapped + 2 * size)
+        reply = _do(connection, work, size, limits)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if num_left == 0 or _memory()[1] > resident + KEPT_GROWTH:
+            _send(connection, LAST_REPLY, reply)
+            break
+        _send(connection, REPLY, reply)
         get_ready()
-    (size,) = JOB.unpack(_receive(connection, JOB.size))
-    _limit(limits, size)
+    os._exit(0)
+
+
+def _do(connection: socket.socket, work: Work, size: int, limits: Limits) -> bytes:
+    """The reply to the job whose payload comes next. Ends the process if there is none."""
     try:
         reply = work(_receive(connection, size))
-        if not isinstance(reply, bytes):
-            reply = _send_parts(connection, reply)
+        return reply if isinstance(reply, bytes) else _send_parts(connection, reply)
     except MemoryError:
         _send(connection, FAILURE, f"needed more than {limits.memory >> 20} MB".encode())
     except BaseException as error:  # noqa: BLE001  the owner hears of it, whatever it is; the process ends anyway
         _send(connection, FAILURE, f"failed: {error}".encode(errors="replace")[:2000])
-    else:
-        _send(connection, REPLY, reply)
     os._exit(0)
 
 
-def _limit(limits: Limits, payload_size: int) -> None:
+def _memory() -> tuple[int, int]:
+    """Bytes that are mapped, and those that have pages; zeros where the system does not say."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/statm") as file:
+        mapped, resident = file.read().split()[:2]
+        return int(mapped) * resource.getpagesize(), int(resident) * resource.getpagesize()
+    return 0, 0
+
+
+def _limit(limits: Limits, before: int) -> None:
+    """Sets the limits of one job. `before`: bytes that are mapped whatever it does."""
     signal.setitimer(signal.ITIMER_REAL, limits.seconds)
     used = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
     cpu = used + max(int(limits.cpu_seconds + 0.999), 1)
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    with contextlib.suppress(OSError, ValueError), open("/proc/self/statm") as file:
-        mapped = int(file.read().split()[0]) * resource.getpagesize()
-        most = mapped + 2 * payload_size + limits.memory
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    _set_limit(resource.RLIMIT_CPU, cpu)
+    if before:
+        _set_limit(resource.RLIMIT_AS, before + limits.memory)
+
+
+def _set_limit(kind: int, value: int) -> None:
+    """The soft one, which holds, and which the next job has anew."""
+    most = resource.getrlimit(kind)[1]
+    resource.setrlimit(kind, (value if most == resource.RLIM_INFINITY else min(value, most), most))
 
 
 def _send_parts(connection: socket.socket, parts: Generator[bytes, None, bytes]) -> bytes:

@@ -4,8 +4,9 @@
     Isolated.submit  --socket end-->  builds what all jobs share, forks  -->  one job each, under limits
                      <------------------- the reply, then how the child ended -----------------------'
 
-The fork server is started once and imports what jobs need. Every job runs in a child of its own, forked ahead of time, so a
-job costs no start-up, and what it took ends with it. A child has limits of memory, processor time and wall time.
+The fork server is started once and imports what jobs need. Every job runs in a child forked ahead of time, under limits of memory,
+processor time and wall time. A child ends with its job, or with the last of `Limits.jobs`: one that has done a job well, and holds
+little more memory than before, does the next one sooner than a new one would.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from dataclasses import asdict, dataclass
 import msgspec
 
 HEADER = struct.Struct("<cI")
-"""of a frame: its kind (PID, PART, REPLY, FAILURE or EXIT) and the length of what follows"""
-PID, PART, REPLY, FAILURE, EXIT = b"P", b"D", b"R", b"F", b"X"
+"""of a frame: its kind (PID, PART, REPLY, LAST_REPLY, FAILURE or EXIT) and the length of what follows"""
+PID, PART, REPLY, LAST_REPLY, FAILURE, EXIT = b"P", b"D", b"R", b"L", b"F", b"X"
 JOB = struct.Struct("<Q")
 """before a job's payload: its length"""
 FORK, KILL = b"F", b"K"
@@ -40,13 +41,15 @@ LOWEST_PRIORITY = 19
 @dataclass(frozen=True)
 class Limits:
     """What a child may use. `memory`: bytes beyond what the fork server has; `cpu_seconds` and `seconds`: of one job;
-    `niceness`: 0 to 19, how far it stands back for others; `reply`: bytes it may send."""
+    `niceness`: 0 to 19, how far it stands back for others; `reply`: bytes it may send; `jobs`: how many it may do, one after the
+    other."""
 
     memory: int
     cpu_seconds: float
     seconds: float
     niceness: int = 0
     reply: int = 1 << 30
+    jobs: int = 1
 
 
 class IsolationError(Exception):
@@ -65,16 +68,33 @@ class Patience:
     goes_on: Callable[[], bool]
 
 
-class Job:
-    """One payload in a child of its own. `result` may be called on any thread, once; `cancel` at any time."""
+@dataclass
+class Child:
+    """A process that waits for a job. `pid`: None until it has said so."""
 
-    def __init__(self, owner: Isolated, connection: socket.socket) -> None:
+    connection: socket.socket
+    generation: int
+    """of the fork server, whose children end with it"""
+    pid: int | None = None
+
+
+class Job:
+    """One payload that a child has for itself. `result` may be called on any thread, once; `cancel` at any time."""
+
+    def __init__(self, owner: Isolated, child: Child) -> None:
         self._owner = owner
-        self._connection = connection
+        self._child = child
+        self._connection = child.connection
         self._lock = threading.Lock()
-        self.pid: int | None = None
         self._ended = False
         self._cancelled = False
+        self._may_go_on = False
+        self._stepped_back = False
+
+    @property
+    def pid(self) -> int | None:
+        """That of the child, once it is known."""
+        return self._child.pid
 
     def result(self, *payload: bytes | bytearray, parts: bytearray | None = None, patience: Patience | None = None) -> bytes:
         """Sends the payload and waits for the reply. What the child sends in parts before it (fork_server.Work) is added to
@@ -99,15 +119,17 @@ class Job:
         self._kill()
 
     def step_back(self) -> None:
-        """Gives the child the lowest priority: it takes long, and others are to go first."""
+        """Gives the child the lowest priority: it takes long, and others are to go first. It ends with this job."""
+        self._stepped_back = True
         if self.pid is not None:
             with contextlib.suppress(OSError):  # it has ended
                 os.setpriority(os.PRIO_PROCESS, self.pid, LOWEST_PRIORITY)
 
     def _exchange(self, payload: Sequence[bytes | bytearray], parts: bytearray, patience: Patience | None) -> bytes:
-        _, data = self._read(time.monotonic() + START_SECONDS)
+        if self._child.pid is None:
+            _, data = self._read(time.monotonic() + START_SECONDS)
+            self._child.pid = int.from_bytes(data, "little")
         deadline = time.monotonic() + self._owner.limits.seconds + GRACE_SECONDS
-        self.pid = int.from_bytes(data, "little")
         if self._cancelled:
             raise Cancelled("was cancelled")
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: the exit status follows
@@ -123,7 +145,8 @@ class Job:
                 raise IsolationError("made too much")
             parts += data
             kind, data = self._read(deadline)
-        if kind == REPLY:
+        self._may_go_on = kind == REPLY
+        if kind in (REPLY, LAST_REPLY):
             return data
         if kind == FAILURE:
             raise IsolationError(data.decode(errors="replace"))
@@ -161,8 +184,10 @@ class Job:
     def _end(self) -> None:
         with self._lock:
             self._ended = True
+            goes_on = self._may_go_on and not (self._cancelled or self._stepped_back)
+        if not (goes_on and self._owner.take_back(self._child)):
             self._connection.close()
-        self._kill()  # usually it has ended already, which the fork server knows
+            self._kill()  # usually it has ended already, which the fork server knows
         self._owner.refill()
 
     def _kill(self) -> None:
@@ -183,7 +208,8 @@ class Isolated:
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._spare: deque[socket.socket] = deque()
+        self._generation = 0
+        self._spare: deque[Child] = deque()
         self._closed = False
 
     @property
@@ -204,11 +230,11 @@ class Isolated:
         with self._lock:
             self.start()
             try:
-                connection = self._spare.popleft() if self._spare else self._fork()
+                child = self._spare.popleft() if self._spare else self._fork()
             except OSError:  # the fork server has died since
                 self._launch()
-                connection = self._fork()
-        return Job(self, connection)
+                child = self._fork()
+        return Job(self, child)
 
     def run(self, payload: bytes) -> bytes:
         """`submit` and wait. Raises IsolationError."""
@@ -219,6 +245,14 @@ class Isolated:
         with self._lock, contextlib.suppress(OSError):
             while self._control is not None and len(self._spare) < self._num_spare:
                 self._spare.append(self._fork())
+
+    def take_back(self, child: Child) -> bool:
+        """Keeps a child that has done its job for the next one; False if it is not needed."""
+        with self._lock:
+            if child.generation != self._generation or self._control is None or len(self._spare) > self._num_spare:
+                return False
+            self._spare.appendleft(child)
+            return True
 
     def kill(self, pid: int) -> None:
         """Ends one child. Only the fork server, which is its parent, knows whether the number is still its own."""
@@ -272,7 +306,7 @@ class Isolated:
         finally:
             theirs.close()
 
-    def _fork(self) -> socket.socket:
+    def _fork(self) -> Child:
         assert self._control is not None
         ours, theirs = socket.socketpair()
         try:
@@ -282,12 +316,13 @@ class Isolated:
             raise
         finally:
             theirs.close()
-        return ours
+        return Child(ours, self._generation)
 
     def _drop(self) -> None:
         """Forgets a fork server; it ends when it sees its control socket closed, and so do children without a job."""
+        self._generation += 1
         while self._spare:
-            self._spare.pop().close()
+            self._spare.pop().connection.close()
         if self._control is not None:
             self._control.close()
             self._control = None

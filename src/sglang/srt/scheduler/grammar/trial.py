@@ -12,7 +12,6 @@ Stop expressions are tried and searched in children of their own (stop_regex.py)
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import random
 import time
@@ -27,7 +26,7 @@ from sglang.srt.process.isolation import Isolated, Job, Limits
 from sglang.srt.scheduler.grammar.base import GrammarBackend, GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.registry import create_backend
 from sglang.srt.scheduler.stop_regex import REGEX_CHILDREN, REGEX_MEMORY, SEARCH, STOP_REGEX
-from sglang.srt.scheduler.trial_messages import Report, decode_trial
+from sglang.srt.scheduler.trial_messages import Report, decode_trial, encode_trial
 from sglang.srt.vocabulary import Vocabulary
 
 MEMORY = 512 << 20
@@ -35,7 +34,7 @@ MEMORY = 512 << 20
 NUM_TOKENS = 64
 """of a text that the grammar allows, and of one that it does not"""
 EVERY = 4
-"""tokens for which a mask is used, as far as they go on to be allowed: masks are most of the work"""
+"""tokens for which a mask is used, as far as they go on to be allowed, and forced tokens are asked for: both are most of the work"""
 STEP_SECONDS = 0.03
 """a token of processor time; others of the step wait for it"""
 MAX_SLOW = 3
@@ -48,6 +47,8 @@ NICENESS = 10
 USUAL = '{"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "number"}}}}'
 """what children are made ready with"""
 NUM_SPARE = 2
+NUM_JOBS = 100
+"""of one child, so long as its memory stays what it was"""
 
 
 class _Setup(msgspec.Struct, frozen=True):
@@ -63,7 +64,7 @@ class Trials:
 
     def __init__(self, vocabulary: Vocabulary | None, options: GrammarOptions) -> None:
         seconds = options.compile_timeout
-        limits = Limits(MEMORY, seconds, seconds, NICENESS)
+        limits = Limits(MEMORY, seconds, seconds, NICENESS, jobs=NUM_JOBS)
         self._grammars = Isolated(f"{__name__}:create", lambda: _encode_setup(vocabulary, options), limits, NUM_SPARE)
         self._regexes = Isolated(REGEX_CHILDREN, b"", Limits(REGEX_MEMORY, seconds, seconds, NICENESS), NUM_SPARE)
 
@@ -100,27 +101,27 @@ class Tester:
 
     def __init__(self, vocabulary: Vocabulary | None, options: GrammarOptions) -> None:
         self._backend = create_backend(vocabulary, options, threads=False)
-        with contextlib.suppress(GrammarError):  # compiling meets it again
-            self._use_once()
+        self._is_ready = False
+        self._held = 0
+        if self._backend is not None:
+            self(encode_trial("json_schema", USUAL))
         gc.collect()
         gc.freeze()  # a child that collects garbage would touch, and so copy, all of it
         release_freed_memory()
         self._held = held_bytes()
 
     def get_ready(self) -> None:
-        """In a child: its memory is its own where jobs will write."""
-        self._use_once()
+        """In a child, before each job. Before the first its memory becomes its own, where jobs will write."""
+        if not self._is_ready and self._backend is not None:
+            self(encode_trial("json_schema", USUAL))
+        self._is_ready = True
         self._held = held_bytes()
-
-    def _use_once(self) -> None:
-        if self._backend is not None:
-            try_grammar(self._backend, "json_schema", USUAL)
 
     def __call__(self, payload: bytes) -> bytes:
         kind, text, prefix = decode_trial(payload)
         assert self._backend is not None, "a grammar without an engine is refused before"
         try:
-            report = Report(num_bytes=try_grammar(self._backend, kind, text, prefix, self._held))
+            report = Report(num_bytes=try_grammar(self._backend, kind, text, prefix, self._held or None))
         except RequestError as error:
             report = Report(error=str(error))
         return msgspec.msgpack.encode(report)
@@ -169,12 +170,12 @@ class Walk:
         """Takes a token that is allowed, and returns it; None where nothing but the end of the text may follow."""
         if self._state.is_finished:
             return None
-        self._state.forced_tokens()
         if not with_mask:
             token, after = self._pick(self._mask), self._state.copy()
             if token is not None and after.accept(token):
                 self._state = after
                 return token
+        self._state.forced_tokens()
         self._state.fill_mask(self._mask)
         token = self._pick(self._mask)
         return token if token is not None and self._state.accept(token) else None
@@ -202,11 +203,12 @@ class Walk:
         state.accept_all(taken)
         state.fill_mask(self._mask)
         refused = ~self._mask
-        for _ in range(NUM_TOKENS - len(taken)):
+        for i in range(NUM_TOKENS - len(taken)):
             token = self._pick(refused)
             if token is None:
                 return
             state.accept(token)
-            state.forced_tokens()
+            if i % EVERY == 0:
+                state.forced_tokens()
             if state.error is not None:
                 return
