@@ -11,7 +11,7 @@ from tests.conftest import ROOT, start_server
 
 SCALES = [
     pytest.param(Scale(seconds=2, times=1), id="short"),
-    pytest.param(Scale(seconds=20, times=4), id="long", marks=[pytest.mark.attack, pytest.mark.timeout(600)]),
+    pytest.param(Scale(seconds=8, times=4), id="long", marks=[pytest.mark.attack, pytest.mark.timeout(600)]),
 ]
 DRAIN_SECONDS = 5 + 15
 
