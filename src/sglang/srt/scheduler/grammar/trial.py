@@ -18,6 +18,7 @@ import time
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError, RequestError
@@ -145,6 +146,8 @@ class Walk:
         self._state = state
         self._kind = kind
         self._mask: UInt32Array = np.zeros(backend.num_words, dtype=np.uint32)
+        self._places = np.flatnonzero(self._mask)
+        """words of the mask that allow something"""
         self._rng = random.Random(0)
         self._num_slow = 0
         self.growth = 0
@@ -171,18 +174,18 @@ class Walk:
         if self._state.is_finished:
             return None
         if not with_mask:
-            token, after = self._pick(self._mask), self._state.copy()
+            token, after = self._pick(self._mask, self._places), self._state.copy()
             if token is not None and after.accept(token):
                 self._state = after
                 return token
         self._state.forced_tokens()
         self._state.fill_mask(self._mask)
-        token = self._pick(self._mask)
+        self._places = np.flatnonzero(self._mask)
+        token = self._pick(self._mask, self._places)
         return token if token is not None and self._state.accept(token) else None
 
-    def _pick(self, words: UInt32Array) -> int | None:
-        """One of the set bits."""
-        places = np.flatnonzero(words)
+    def _pick(self, words: UInt32Array, places: npt.NDArray[np.intp]) -> int | None:
+        """One of the set bits. `places`: the words that have any."""
         if not len(places):
             return None
         place = int(places[int(self._rng.random() * len(places))])
@@ -203,8 +206,9 @@ class Walk:
         state.accept_all(taken)
         state.fill_mask(self._mask)
         refused = ~self._mask
+        places = np.flatnonzero(refused)
         for i in range(NUM_TOKENS - len(taken)):
-            token = self._pick(refused)
+            token = self._pick(refused, places)
             if token is None:
                 return
             state.accept(token)
