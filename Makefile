@@ -14,9 +14,10 @@ test: .venv-test/installed
 	@scripts/check .venv-test/bin
 	@scripts/test .venv-test/bin $(TESTS)
 
-# Hostile clients against real servers, one at a time: how long others wait is part of it.
+# Hostile clients against real servers; first those for whom it matters how long others wait, one at a time.
 attack: .venv-test/installed
-	@TEST_WORKERS=0 scripts/test .venv-test/bin -m "attack and not slow"
+	@TEST_WORKERS=0 scripts/test .venv-test/bin -m "attack and not slow" tests/attack
+	@scripts/test .venv-test/bin -m "attack and not slow" --ignore tests/attack
 
 # The CPU kernels and their thread pool under the compiler's sanitizers: slow, see docs/kernels.md.
 test-sanitize: .venv-test/installed
