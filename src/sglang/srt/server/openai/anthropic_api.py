@@ -175,7 +175,8 @@ class MessagesCall:
                 for _ in blocks.add(piece):
                     pass
             finish = out.finish or finish
-        return self._message([_content(block) for block in blocks.all], *_stopped(finish, blocks))
+        content = [_content(block) for block in blocks.all if block.kind != "call" or _may_run(block)]
+        return self._message(content, *_stopped(finish, blocks))
 
     async def events(self, call: Call) -> AsyncIterator[bytes]:
         """message_start; for every block start, deltas and stop; message_delta with the reason; message_stop."""
@@ -191,7 +192,7 @@ class MessagesCall:
                     for data in _streamed(event):
                         yield data
             finish = out.finish or finish
-        for event in blocks.close():
+        for event in blocks.close(finish):
             for data in _streamed(event):
                 yield data
         reason, matched = _stopped(finish, blocks)
@@ -228,7 +229,7 @@ def _stopped(finish: FinishReason, blocks: Blocks) -> tuple[str, str | None]:
     """(stop_reason, stop_sequence)"""
     if finish.type == "length":
         return "max_tokens", None
-    if any(block.kind == "call" for block in blocks.all):
+    if blocks.may_run and all(map(_may_run, blocks.calls)):
         return "tool_use", None
     if isinstance(finish.matched, str):
         return "stop_sequence", finish.matched
@@ -244,11 +245,20 @@ def _content(block: Block) -> dict[str, Any]:
         return {"type": "thinking", "thinking": block.text, "signature": ""}
     if block.kind == "text":
         return {"type": "text", "text": block.text}
+    return {"type": "tool_use", "id": f"toolu_{uuid4().hex[:24]}", "name": block.name, "input": _input(block) or {}}
+
+
+def _input(call: Block) -> dict[str, Any] | None:
+    """None for what is no JSON object: the model wrote something else, or was cut off."""
     try:
-        value = json.loads(block.text or "{}")
-    except (ValueError, RecursionError):  # cut off in the middle
-        value = {}
-    return {"type": "tool_use", "id": f"toolu_{uuid4().hex[:24]}", "name": block.name, "input": value}
+        value = json.loads(call.text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _may_run(call: Block) -> bool:
+    return call.is_whole and _input(call) is not None
 
 
 _DELTAS = {

@@ -33,7 +33,7 @@ from sglang.srt.server.parsers.reasoning import (
     opens_thoughts,
     starts_inside,
 )
-from sglang.srt.server.parsers.tool_calls import call_format, create_parser
+from sglang.srt.server.parsers.tool_calls import call_format
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
@@ -246,9 +246,7 @@ class ChatCall:
     def _new_parser(self) -> AnswerParser:
         reasoning = self._options.reasoning
         thoughts = ReasoningParser(reasoning, self._thinks) if self._splits and reasoning is not None else None
-        plan = self._plan
-        calls = create_parser(plan.parser, plan.names, plan.max_calls, plan.exact) if plan.parser is not None else None
-        return AnswerParser(thoughts, calls, self._hold_reasoning)
+        return AnswerParser(thoughts, self._plan.new_parser(), self._hold_reasoning)
 
     async def events(self, call: Call) -> AsyncIterator[bytes]:
         """Chunks: the role, pieces of content, one chunk with the reason why it ended; for each choice. Then the usage."""
@@ -279,7 +277,8 @@ class ChatCall:
         if self.is_parsed:
             for piece in self.parse(out):
                 answer.add(piece)
-                yield b'"delta":%b' % encode_json(answer.delta(piece)), next(parts, None)
+                if (delta := answer.delta(piece)) is not None:
+                    yield b'"delta":%b' % encode_json(delta), next(parts, None)
         elif out.text:
             yield b'"delta":{"content":%b}' % encode_json(out.text), next(parts, None)
         for logprobs in parts:
@@ -287,8 +286,9 @@ class ChatCall:
 
 
 def ended_by(finish: FinishReason, answer: Answer) -> str:
-    """The reason in OpenAI's words."""
-    return "tool_calls" if answer.calls and finish.type == "stop" else finish_name(finish)
+    """The reason in OpenAI's words. Calls of which one was cut off are not to be run."""
+    may_run = answer.calls and all(call.is_whole for call in answer.calls)
+    return "tool_calls" if may_run and finish.type == "stop" else finish_name(finish)
 
 
 def _check_strict(template: ChatTemplate, format_name: str) -> None:

@@ -214,12 +214,12 @@ class ResponsesCall:
                 for event in blocks.add(piece):
                     self._note(event)
             finish = out.finish
-        for event in blocks.close():
+        for event in blocks.close(finish):
             self._note(event)
-        return self._ended(finish)
+        return self._ended(finish, blocks)
 
-    def _ended(self, finish: FinishReason | None) -> dict[str, Any]:
-        response = self._response(finish)
+    def _ended(self, finish: FinishReason | None, blocks: Blocks) -> dict[str, Any]:
+        response = self._response(finish, are_calls_cut=bool(blocks.calls) and not blocks.may_run)
         if self._input is not None and finish is not None:
             self._keep(msgspec.Raw(self._input), response)
         return response
@@ -237,11 +237,11 @@ class ResponsesCall:
                     for data in self._streamed(event):
                         yield data
             finish = out.finish
-        for event in blocks.close():
+        for event in blocks.close(finish):
             for data in self._streamed(event):
                 yield data
         if finish is not None:
-            response = self._ended(finish)
+            response = self._ended(finish, blocks)
             yield self._event(f"response.{response['status']}", response=response)
 
     def error_event(self, error: SglangError) -> bytes:
@@ -289,19 +289,17 @@ class ResponsesCall:
             self._items.append(_item(event.block))
         elif event.what == "close":
             item = self._items[event.block.index]
-            item["status"] = "completed"
+            item["status"] = "completed" if event.block.is_whole else "incomplete"
             if event.block.kind == "call":
                 item["arguments"] = event.block.text
             else:
                 item["content"] = [_part(event.block)]
 
-    def _response(self, finish: FinishReason | None) -> dict[str, Any]:
+    def _response(self, finish: FinishReason | None, are_calls_cut: bool = False) -> dict[str, Any]:
         body = self._echo
-        cut = finish is not None and finish.type != "stop"
+        cut = finish is not None and (finish.type != "stop" or are_calls_cut)
         status = "in_progress" if finish is None else "incomplete" if cut else "completed"
-        reason = None
-        if finish is not None and cut:
-            reason = {"reason": "max_output_tokens" if finish.type == "length" else "aborted"}
+        reason = {"reason": _CUT_BY[finish.type]} if finish is not None and cut else None
         return {
             "id": self._id,
             "object": "response",
@@ -339,6 +337,7 @@ class ResponsesCall:
         }
 
 
+_CUT_BY = {"length": "max_output_tokens", "abort": "aborted", "stop": "stop"}
 _ECHOED = (
     *("instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "previous_response_id", "reasoning"),
     *("temperature", "text", "tool_choice", "tools", "top_p", "user"),
