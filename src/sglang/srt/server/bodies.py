@@ -104,7 +104,7 @@ def parse_object(body: bytes | bytearray, fields: Fields) -> dict[str, Any]:
         members = _members(body)
         for name, raw in members.items():
             _check_member(name, raw, fields)
-        built = {name: raw for name, raw in members.items() if name not in fields.ignored}
+        built = {name: raw for name, raw in members.items() if fields.is_built(name)}
         many = scan.elements + scan.numbers > MAX_ELEMENTS
         return {name: _value(raw, many) for name, raw in built.items()}
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -120,7 +120,7 @@ def _parse_short(body: bytes | bytearray, fields: Fields) -> dict[str, Any]:
     if not value.keys() <= fields.read:
         for name in value:
             fields.check(name)
-        value = {name: item for name, item in value.items() if name not in fields.ignored}
+        value = {name: item for name, item in value.items() if fields.is_built(name)}
     if len(body) > MAX_NAME_BYTES:
         for name in value.keys() & NAMES:
             if isinstance(value[name], str):

@@ -19,6 +19,7 @@ import msgspec
 
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.fields import check_members
 from sglang.srt.server.json_limits import read_json_text
 from sglang.srt.server.openai.tool_schemas import check_tool_schema
 from sglang.srt.server.parsers.pieces import Parser
@@ -211,6 +212,8 @@ def _choose(choice: Any, tools: list[dict[str, Any]]) -> tuple[str, list[dict[st
         return "named", [_named(choice, tools)]
     if kind == "allowed_tools" and isinstance(choice.get("allowed_tools"), dict):
         allowed = choice["allowed_tools"]
+        check_members(choice, ("type", "allowed_tools"), "tool_choice", "tool_choice")
+        check_members(allowed, ("mode", "tools"), "tool_choice.allowed_tools", "tool_choice")
         entries = allowed.get("tools")
         if allowed.get("mode") in ("auto", "required") and isinstance(entries, list) and 0 < len(entries) <= MAX_TOOLS:
             chosen = {_named(entry, tools)["function"]["name"] for entry in entries}
@@ -220,6 +223,9 @@ def _choose(choice: Any, tools: list[dict[str, Any]]) -> tuple[str, list[dict[st
 
 def _named(entry: Any, tools: list[dict[str, Any]]) -> dict[str, Any]:
     function = entry.get("function", entry) if isinstance(entry, dict) else None
+    if isinstance(function, dict):
+        check_members(entry, ("type", "function", "name"), "tool_choice", "tool_choice")
+        check_members(function, ("name",) if function is not entry else ("type", "name"), "tool_choice", "tool_choice")
     name = function.get("name") if isinstance(function, dict) else None
     for tool in tools:
         if tool["function"]["name"] == name:
