@@ -42,6 +42,8 @@ def chat_body(body: dict[str, Any], thinks: bool) -> dict[str, Any]:
             raise UnsupportedError(f"{name} is not supported by this server", name)
     chat = {name: body[name] for name in _SAME if body.get(name) is not None}
     chat["messages"] = _messages(body)
+    if chat["messages"][-1]["role"] == "assistant":
+        chat["continue_final_message"] = True
     if body.get("max_tokens") is not None:
         chat["max_tokens"] = body["max_tokens"]
     if body.get("stop_sequences") is not None:

@@ -30,6 +30,7 @@ from sglang.srt.server.parsers.reasoning import (
     ReasoningCounter,
     ReasoningFormat,
     ReasoningParser,
+    ends_inside,
     opens_thoughts,
     starts_inside,
 )
@@ -91,6 +92,7 @@ class ChatCall:
             _check_strict(template, self._options.tool_parser)
         media: list[MediaInput] | None = [] if self._options.sees else None
         messages = parse_messages(request.messages, template, media)
+        continued = _text_to_continue(messages[-1]) if request.continue_final_message else None
         tools = self._plan.shown
         if not template.mentions("tools"):
             how = call_format(self._plan.parser or self._options.tool_parser).how
@@ -98,12 +100,12 @@ class ChatCall:
         ids = self._tokenizer.encode_chat(
             messages,
             tools=tools or None,
-            continue_final_message=bool(request.continue_final_message),
+            continue_final_message=continued is not None,
             template_variables=self._template_variables(request, template),
             max_chars=self._options.max_chars,
             may_cut=self._options.may_cut,
         )
-        if request.add_generation_prompt is False and not request.continue_final_message:
+        if request.add_generation_prompt is False and continued is None:
             raise UnsupportedError("add_generation_prompt: false is not supported; use continue_final_message")
         return GenerateReq(
             input_ids=ids,
@@ -114,7 +116,7 @@ class ChatCall:
             stream=bool(request.stream),
             cache_salt=join_salt(request.cache_salt, request.extra_key),
             priority=request.priority or 0,
-            grammar_after=self._expect_thoughts(ids, sampling) if self._options.reasoning is not None else (),
+            grammar_after=self._expect_thoughts(ids, sampling, continued) if self._options.reasoning is not None else (),
         )
 
     @staticmethod
@@ -137,13 +139,18 @@ class ChatCall:
             return sampling
         return msgspec.structs.replace(sampling, skip_special_tokens=False)
 
-    def _expect_thoughts(self, ids: list[int], sampling: SamplingParams) -> tuple[int, ...]:
-        """Decides whether the answer begins with thoughts; the ids that end them, for a constraint to begin after."""
+    def _expect_thoughts(self, ids: list[int], sampling: SamplingParams, continued: str | None) -> tuple[int, ...]:
+        """Decides whether the answer begins with thoughts, or goes on with those of the message that is continued; the ids that end
+        them, for a constraint to begin after."""
         format_ = self._options.reasoning
         assert format_ is not None
-        prompt_end = self._tokenizer.decode(ids[-PROMPT_END:], skip_special_tokens=False)
-        self._thinks = starts_inside(format_, prompt_end)
-        if sampling.grammar is None or not (self._thinks or opens_thoughts(format_, prompt_end)):
+        if continued is not None:
+            self._thinks = may_open = ends_inside(format_, continued)
+        else:
+            prompt_end = self._tokenizer.decode(ids[-PROMPT_END:], skip_special_tokens=False)
+            self._thinks = starts_inside(format_, prompt_end)
+            may_open = self._thinks or opens_thoughts(format_, prompt_end)
+        if sampling.grammar is None or not may_open:
             return ()
         ends = [self._tokenizer.token_id(end) for end in format_.ends]
         if None in ends:  # no one token ends them: the constraint holds from the start, and leaves no room for thoughts
@@ -300,6 +307,14 @@ def _check_strict(template: ChatTemplate, format_name: str) -> None:
                 "out, or use tool_choice required",
                 "tools",
             )
+
+
+def _text_to_continue(message: dict[str, Any]) -> str:
+    """What the last message has said so far. Raises RequestError where no more text can follow."""
+    if message.get("tool_calls"):
+        raise RequestError("the last message ends with a call, which cannot be continued: its result must follow", "messages")
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def _max_tokens(request: ChatRequest) -> int | None:
