@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sglang.srt.server.parsers.reasoning import FORMATS, ReasoningFormat
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of
 from tests.server.test_tools import HELLO, prompt_of, received, says
@@ -76,3 +77,26 @@ async def test_thoughts_go_on_only_where_they_were_begun(
     assert (message["reasoning_content"], message["content"]) == (thoughts, text)
     blocks = (await post(stand, "/v1/messages", max_tokens=99, messages=begun(said))).json()["content"]
     assert [block.get("thinking", block.get("text")) for block in blocks] == [t for t in (thoughts, text) if t]
+
+
+async def test_under_a_format_all_before_the_end_of_thoughts_is_thoughts(
+    make_stand: MakeStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler writes that end where the model ends its text within them, or has opened none."""
+    begin, end = "<|endoftext|>", "<|im_start|>"  # special tokens that stand for marks here
+    monkeypatch.setitem(FORMATS, "test", ReasoningFormat(((begin, end),), opens=True))
+    stand = make_stand(reasoning_parser="test")
+    for thoughts in (f"{begin}hm", "hm"):
+        says(stand, f'{thoughts}{end}{{"a":1}}')
+        form = {"type": "json_object"}
+        message = (await post(stand, "/v1/chat/completions", messages=HELLO, response_format=form)).json()["choices"][0][
+            "message"
+        ]
+        assert (message["reasoning_content"], message["content"]) == ("hm", '{"a":1}')
+        assert len(received(stand).grammar_after) == 1
+        body = {"messages": begun(f"{begin}well, "), "continue_final_message": True, "response_format": form}
+        assert (await post(stand, "/v1/chat/completions", **body)).json()["choices"][0]["message"]["content"] == '{"a":1}'
+    says(stand, '"a":1}')
+    body = {"messages": begun(f"{begin}hm{end}{{"), "continue_final_message": True, "response_format": form}
+    assert (await post(stand, "/v1/chat/completions", **body)).json()["choices"][0]["message"]["content"] == '"a":1}'
+    assert received(stand).grammar_after == (), "the thoughts are over"

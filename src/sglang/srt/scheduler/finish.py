@@ -114,6 +114,7 @@ class FinishChecker:
         self._skip_special = params.skip_special_tokens
         self._vocabulary = vocabulary
         eos = vocabulary.eos_token_ids if vocabulary is not None and not params.ignore_eos else frozenset()
+        self._eos_ids = eos
         self._stop_ids = eos.union(params.stop_token_ids)
         self._named: dict[int, str] = {}
         self._matchers: list[Matcher] = []
@@ -166,6 +167,10 @@ class FinishChecker:
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end the request."""
         return tuple(sorted(self._stop_ids | self._named.keys()))
+
+    def is_end_of_text(self, token_id: int) -> bool:
+        """Whether the model says with it that it has no more to say, and is taken at its word."""
+        return token_id in self._eos_ids
 
     def check(self, token_id: int, num_out: int) -> FinishReason | None:
         """Looks at the newest of `num_out` tokens. None also while `is_searching`."""

@@ -156,6 +156,7 @@ class ChatCall:
         if None in ends:  # no one token ends them: the constraint holds from the start, and leaves no room for thoughts
             self._thinks = self._splits = False
             return ()
+        self._thinks = True  # all that stands before the constraint is thoughts, however they begin
         return tuple(end for end in ends if end is not None)
 
     @staticmethod

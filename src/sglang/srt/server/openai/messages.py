@@ -99,7 +99,7 @@ def _part_text(part: Any, where: str) -> str:
     text = part.get("refusal" if kind == "refusal" else "text") if kind in ("text", "refusal") else None
     if not isinstance(text, str):
         raise RequestError(f'{where} must be an object like {{"type": "text", "text": "..."}}', "messages")
-    check_members(part, {"type", kind, *_TEXT_HINTS}, where, "messages")
+    check_members(part, {"type", str(kind), *_TEXT_HINTS}, where, "messages")
     return text
 
 
