@@ -19,6 +19,7 @@ from sglang.srt.server.aside import run_aside
 from sglang.srt.server.body_room import SMALL_BODY, room_of
 from sglang.srt.server.fields import Fields
 from sglang.srt.server.json_limits import CHUNK, MAX_ELEMENTS, check_json
+from sglang.srt.server.wire_numbers import whole_number
 
 LONG_BODY = 16 << 10
 """bytes above which a body is made into objects on another thread; above CHUNK value by value"""
@@ -83,8 +84,7 @@ async def read_body(request: Request) -> bytes | bytearray:
 
 def _announced(request: Request) -> int | None:
     """The body's length as its head has it."""
-    text = request.headers.get("content-length", "")
-    return int(text) if 0 < len(text) < 20 and text.isascii() and text.isdigit() else None
+    return whole_number(request.headers.get("content-length", "").encode())
 
 
 def _check_there(message: Any) -> None:

@@ -173,6 +173,11 @@ class TokenizerManager:
             self.metrics.received(requests)
         return call
 
+    async def count_tokens(self, req: GenerateReq) -> int:
+        """How many tokens the prompt of a request has, images and videos among them. Raises RequestError and OverloadError."""
+        (request,) = await self._maker.make(req)
+        return len(request.input_ids)
+
     def _open(self, call: Call, requests: list[TokenizedReq], first_index: int) -> None:
         """Enters sequences of a call. Raises RequestError if one of their names is taken."""
         vocabulary = self.tokenizer.vocabulary if self.tokenizer is not None else None

@@ -67,10 +67,9 @@ def sampling_params(request: CommonRequest, max_new_tokens: int | None, defaults
 
 
 def _logit_bias(raw: dict[str, float]) -> dict[int, float]:
-    try:
-        return {int(key): float(value) for key, value in raw.items()}
-    except ValueError as error:
-        raise RequestError("logit_bias must map token ids to numbers", "logit_bias") from error
+    if not all(key.isascii() and key.removeprefix("-").isdigit() and len(key) < 20 for key in raw):
+        raise RequestError("logit_bias must map token ids to numbers", "logit_bias")
+    return {int(key): float(value) for key, value in raw.items()}
 
 
 def _constraint(response_format: dict[str, Any]) -> dict[str, str]:
