@@ -185,10 +185,10 @@ class TokenizerManager:
         if taken is not None:
             raise RequestError(f"a request with the rid {taken[:100]!r} is already running", "rid")
         for index, request in enumerate(requests, first_index):
-            drop = len(request.healed.encode())
-            detokenizer = (
-                Detokenizer(vocabulary, request.sampling.skip_special_tokens, drop) if vocabulary is not None else None
-            )
+            drop, sampling = len(request.healed.encode()), request.sampling
+            detokenizer = None
+            if vocabulary is not None:
+                detokenizer = Detokenizer(vocabulary, sampling.skip_special_tokens, drop, sampling.spaces_specials)
             sequence = Sequence(call, index, self._resuming.keep(request), detokenizer)
             self._sequences[request.rid] = call.open[request.rid] = sequence
 

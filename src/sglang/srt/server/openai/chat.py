@@ -137,7 +137,8 @@ class ChatCall:
             marks += call_format(self._plan.parser).parser.markers
         if not any(self._tokenizer.is_special(mark) for mark in marks):
             return sampling
-        return msgspec.structs.replace(sampling, skip_special_tokens=False)
+        spaced = sampling.spaces_specials  # where the client sees them; what only the parsers see is as the model wrote it
+        return msgspec.structs.replace(sampling, skip_special_tokens=False, spaces_between_special_tokens=spaced)
 
     def _expect_thoughts(self, ids: list[int], sampling: SamplingParams, continued: str | None) -> tuple[int, ...]:
         """Decides whether the answer begins with thoughts, or goes on with those of the message that is continued; the ids that end
