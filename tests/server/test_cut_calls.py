@@ -84,6 +84,8 @@ async def test_responses(stand: Stand, text: str, how: dict[str, Any], reason: s
     events = await post(stand, "/v1/responses", {**body, "stream": True})
     assert [e["item"]["status"] for e in events if e["type"] == "response.output_item.done"] == states
     assert events[-1]["type"] == "response.incomplete"
+    ended = sum(event["type"] == "response.function_call_arguments.done" for event in events)
+    assert ended == states.count("completed"), "who runs a call as soon as its arguments are there runs none that was cut"
 
 
 @pytest.mark.parametrize(

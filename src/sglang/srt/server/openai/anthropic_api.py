@@ -86,6 +86,7 @@ def _add_thinking(thinking: Any, chat: dict[str, Any], thinks: bool) -> None:
     kind = thinking.get("type") if isinstance(thinking, dict) else None
     if kind not in ("enabled", "disabled", "adaptive"):
         raise RequestError("thinking.type must be enabled, adaptive or disabled", "thinking")
+    note_unknown(thinking, {"type", "budget_tokens", "display"}, "key of thinking:")
     if kind == "enabled" and not thinks:
         raise UnsupportedError("thinking needs a server that was started with --reasoning-parser", "thinking")
     if thinks and kind != "adaptive":

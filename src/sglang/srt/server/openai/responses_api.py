@@ -51,7 +51,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),
     "max_tool_calls": (),
     "prompt": (),
-    "stream_options": ({},),
+    "stream_options": ({}, {"include_obfuscation": False}),
     "context_management": ([],),
     **dict.fromkeys(ANSWERING - {*_SAME, *_OWN, "top_logprobs", "stream_options"}, ()),
 }
@@ -296,7 +296,8 @@ class ResponsesCall:
     def _closed(self, block: Block) -> Iterator[bytes]:
         kind, place = f"response.{_STREAMED[block.kind]}.done", self._place(block)
         if block.kind == "call":
-            yield self._event(kind, **place, arguments=block.text, name=block.name)
+            if block.is_whole:
+                yield self._event(kind, **place, arguments=block.text, name=block.name)
         else:
             extra: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
             yield self._event(kind, **place, content_index=0, text=block.text, **extra)
