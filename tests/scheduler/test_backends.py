@@ -171,6 +171,9 @@ def test_grammars_and_tags(name: str) -> None:
     assert ends_after(state, '{"n":12}</f>')
     with pytest.raises(GrammarError, match="no trigger"):
         backend_of(name).compile("structural_tag", '{"structures":[{"begin":"x"}],"triggers":["y"]}')
+    for change in ({"at_least_one": True}, {"structures": [{**tag["structures"][0], "style": "xml"}]}):  # type: ignore[dict-item]
+        with pytest.raises(GrammarError, match="unknown key"):
+            backend_of(name).compile("structural_tag", json.dumps({**tag, **change}))
 
 
 @both

@@ -13,10 +13,10 @@ import httpx
 import openai
 import pytest
 
-from sglang.srt.errors import ConfigError, OverloadError, RequestError
+from sglang.srt.errors import ApiKeyError, ConfigError, NoSuchResponseError, OverloadError, RequestError
 from sglang.srt.messages import AbortReq, EmbedReq, TokenizedReq
-from sglang.srt.server.keys import ApiKeyError, KeyRing
-from sglang.srt.server.openai.response_store import NoSuchResponseError, ResponseStore
+from sglang.srt.server.keys import KeyRing
+from sglang.srt.server.openai.response_store import ResponseStore
 from sglang.srt.server.sessions import SessionParams, Sessions
 from sglang.srt.server_args import ServerArgs
 from tests.conftest import RunningServer, start_server

@@ -126,7 +126,7 @@ def test_gemma_calls_are_read_however_they_are_cut(step: int) -> None:
         '{"s": "x}]<escape>", "n": {"k": [1, true, "y"]}}',
         "{}",
     ]
-    assert "".join(p.text for p in pieces if isinstance(p, Text)) == "ab"
+    assert "".join(p.text for p in pieces if isinstance(p, Text)) == "a  b"
 
 
 @pytest.mark.parametrize("step", [1, 2, 5, 100])

@@ -259,7 +259,8 @@ def test_strict_tools_that_are_called_in_python(tokenizer: Tokenizer, name: str)
     for arguments in ('city="Paris", unit="C"', 'city="Paris",unit="C"'):
         text = f"So: {begin}{arguments}{tag.end}"
         assert allows(tokenizer, plan.sampling, text)
-        parser = create_parser(name, plan.names, plan.max_calls, plan.exact)
+        parser = plan.new_parser()
+        assert parser is not None
         begun, given = (parser.feed(text) + parser.finish())[-2:]
         assert isinstance(begun, CallBegin) and begun.name == "get_weather"
         assert isinstance(given, CallArguments) and json.loads(given.text)["city"] == "Paris"
@@ -267,7 +268,8 @@ def test_strict_tools_that_are_called_in_python(tokenizer: Tokenizer, name: str)
     for arguments in ("city=1", 'city="Paris"', 'unit="C", city="Paris"', 'town="x"', '"Paris"', 'city="Paris", unit="K"', ""):
         assert not allows(tokenizer, plan.sampling, f"So: {begin}{arguments}{tag.end}"), arguments
     for other in ("[ get_weather(city=1)]", "[get_weather (city=1)]", "```tool_code\nprint(get_weather(city=1))\n```"):
-        parser = create_parser(name, plan.names, plan.max_calls, plan.exact)
+        parser = plan.new_parser()
+        assert parser is not None
         assert {type(piece) for piece in parser.feed(other) + parser.finish()} == {Text}, "what is not constrained is no call"
 
 
@@ -285,7 +287,8 @@ def test_a_tool_that_is_not_strict_is_free_beside_one_that_is(tokenizer: Tokeniz
     plan = plan_tools([STRICT[0], TOOLS[1]], "auto", None, "pythonic", SamplingParams())
     loose = TOOLS[1]["function"]["name"]
     assert allows(tokenizer, plan.sampling, f"[{loose}(anything=[1, 2])]")
-    parser = create_parser("pythonic", plan.names, plan.max_calls, plan.exact)
+    parser = plan.new_parser()
+    assert parser is not None
     assert CallBegin(0, loose) in parser.feed(f"[{loose}(anything=[1, 2])]")
 
 

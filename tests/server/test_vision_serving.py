@@ -304,6 +304,25 @@ def test_the_language_shows_pictures(vision: RunningServer) -> None:
             assert state.get_meta_info("answer")["prompt_tokens"] == want["meta_info"]["prompt_tokens"]
 
 
+@pytest.mark.parametrize("sizes", [[(64, 48)], [(97, 31), (200, 150)]])
+def test_the_tokens_of_images_are_counted(web: httpx.Client, sizes: list[tuple[int, int]]) -> None:
+    """As Anthropic's API counts them, before the message is sent."""
+    sources = [
+        {"type": "base64", "media_type": "image/png", "data": uri(show(7).resize(size)).partition(",")[2]} for size in sizes
+    ]
+    content = [*({"type": "image", "source": source} for source in sources), {"type": "text", "text": "What is it?"}]
+    body = {"model": "m", "messages": [{"role": "user", "content": content}]}
+    counted = web.post("/v1/messages/count_tokens", json=body)
+    assert counted.status_code == 200, counted.text
+    usage = web.post("/v1/messages", json={**body, "max_tokens": 1}).json()["usage"]
+    assert counted.json()["input_tokens"] == usage["input_tokens"] + usage["cache_read_input_tokens"]
+    words = {**body, "messages": [{"role": "user", "content": "What is it?"}]}
+    assert counted.json()["input_tokens"] > web.post("/v1/messages/count_tokens", json=words).json()["input_tokens"] + 2
+    content[0] = {"type": "image", "source": {**sources[0], "data": "aaaa"}}
+    refused = web.post("/v1/messages/count_tokens", json=body)
+    assert refused.status_code == 400 and refused.json()["type"] == "error"
+
+
 def test_model_info_says_that_it_sees(web: httpx.Client) -> None:
     info = web.get("/get_model_info").json()
     assert info["has_image_understanding"] and info["chat_roles"]["image_token"] == IMAGE

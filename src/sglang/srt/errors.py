@@ -6,7 +6,14 @@ SglangError
 │   └── CapacityError      the memory at hand cannot hold what was asked for
 ├── RequestError           the client's request is wrong: an answer with status 400 and a sentence that helps
 │   ├── UnsupportedError   a field or value that would change the answer and is not implemented
-│   └── GrammarError       a constraint that does not compile, or is too large
+│   ├── GrammarError       a constraint that does not compile, or is too large
+│   ├── ApiKeyError        no valid key: status 401
+│   ├── AdminOnlyError     what only the operator may do: status 403
+│   ├── WrongHostError     a name that this server does not go by: status 403
+│   ├── ForeignPageError   a web page from elsewhere: status 403
+│   ├── NoSuchResponseError  status 404
+│   ├── BodyTooLargeError  status 413
+│   └── NotJsonError       a body of another type: status 415
 ├── OverloadError          no room now: status 503, worth trying again
 ├── DeadlineError          the request took longer than it was allowed to: status 504
 └── EngineDeadError        the scheduler is gone and the request cannot be continued: status 500
@@ -49,6 +56,56 @@ class UnsupportedError(RequestError):
 
 class GrammarError(RequestError):
     """The constraint (regex, JSON schema, EBNF) is invalid or exceeds a limit."""
+
+
+class ApiKeyError(RequestError):
+    """No valid key, or not the one that is needed."""
+
+    status_code = 401
+    err_type = "authentication_error"
+
+
+class AdminOnlyError(RequestError):
+    """The client is known, and may not do this."""
+
+    status_code = 403
+    err_type = "permission_error"
+
+
+class WrongHostError(RequestError):
+    """The request names a host that is not this server (DNS rebinding)."""
+
+    status_code = 403
+    err_type = "permission_error"
+
+
+class ForeignPageError(RequestError):
+    """A browser asks on behalf of a page that is not this server's."""
+
+    status_code = 403
+    err_type = "permission_error"
+
+
+class NoSuchResponseError(RequestError):
+    """No stored response of this client has that id."""
+
+    status_code = 404
+    err_type = "invalid_request_error"
+
+
+class BodyTooLargeError(RequestError):
+    """The body has more bytes than may come."""
+
+    status_code = 413
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"the body is longer than {max_bytes} bytes")
+
+
+class NotJsonError(RequestError):
+    """The body does not say that it is JSON."""
+
+    status_code = 415
 
 
 class OverloadError(SglangError):

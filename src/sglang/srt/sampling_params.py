@@ -27,7 +27,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     """Sampling parameters of one request (source: the original's native API).
 
     `max_new_tokens=None` means the rest of the context; the tokenizer manager fills it in. At most one of `json_schema`
-    (JSON text, or "$$ANY$$" for any value), `regex`, `ebnf` and `structural_tag` is set. `seed` makes the draw depend on
+    (JSON text, or "$$ANY$$" for any value), `regex`, `ebnf` and `structural_tag` is set. `spaces_between_special_tokens`: where these
+    are shown, a blank stands between one and what is beside it; None: as the tokenizer has it, without. `seed` makes the draw depend on
     (seed, position) alone, whatever shares the batch.
     """
 
@@ -52,12 +53,17 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     structural_tag: str | None = None
     ignore_eos: bool = False
     skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
+    spaces_between_special_tokens: bool | None = None
     no_stop_trim: bool = False
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature < GREEDY_TEMPERATURE or self.top_k == 1
+
+    @property
+    def spaces_specials(self) -> bool:
+        """Whether there are special tokens to be seen, with blanks around them."""
+        return bool(self.spaces_between_special_tokens) and not self.skip_special_tokens
 
     @property
     def grammar(self) -> tuple[str, str] | None:

@@ -33,3 +33,21 @@ class Vocabulary:
         """Bytes of a run of ids. Ids beyond the table add nothing."""
         table, special, size = self.token_bytes, self.special_ids, len(self.token_bytes)
         return b"".join(table[i] for i in ids if i < size and not (skip_special and i in special))
+
+
+class SpecialSpacing:
+    """Blanks between special tokens and what is beside them, for one sequence whose special tokens are shown."""
+
+    __slots__ = ("_special", "_was_special", "gap")
+
+    def __init__(self, special_ids: frozenset[int]) -> None:
+        self._special = special_ids
+        self._was_special: bool | None = None
+        self.gap = b""
+
+    def note(self, token_id: int) -> bytes:
+        """The next token; what stands before it (`gap`)."""
+        is_special = token_id in self._special
+        self.gap = b" " if self._was_special is not None and (is_special or self._was_special) else b""
+        self._was_special = is_special
+        return self.gap

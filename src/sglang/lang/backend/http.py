@@ -188,7 +188,7 @@ class HttpServer:
     def _delay(self, attempt: int, retry_after: str | None) -> float:
         """Seconds to wait: doubling, with jitter so that many clients do not come back at once."""
         delay: float = min(self.policy.first_delay * 2.0**attempt, self.policy.max_delay)
-        if retry_after is not None and retry_after.isdigit():
+        if retry_after is not None and retry_after.isascii() and retry_after.isdigit():
             delay = max(delay, min(float(retry_after), self.policy.max_delay))
         return delay * random.uniform(0.5, 1.0)
 

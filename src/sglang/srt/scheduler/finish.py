@@ -15,7 +15,7 @@ from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.messages import FinishReason
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.scheduler.stop_regex import Searches, StopRegexes
-from sglang.srt.vocabulary import Vocabulary
+from sglang.srt.vocabulary import SpecialSpacing, Vocabulary
 
 
 def abort_reason(error: RequestError | OverloadError) -> FinishReason:
@@ -112,8 +112,12 @@ class FinishChecker:
         self._min_new_tokens = params.min_new_tokens
         self._keep_stop = params.no_stop_trim
         self._skip_special = params.skip_special_tokens
+        self._spacing: SpecialSpacing | None = None
+        if params.spaces_specials and vocabulary is not None:
+            self._spacing = SpecialSpacing(vocabulary.special_ids)
         self._vocabulary = vocabulary
         eos = vocabulary.eos_token_ids if vocabulary is not None and not params.ignore_eos else frozenset()
+        self._eos_ids = eos
         self._stop_ids = eos.union(params.stop_token_ids)
         self._named: dict[int, str] = {}
         self._matchers: list[Matcher] = []
@@ -149,6 +153,8 @@ class FinishChecker:
 
     def note_sent(self, token_id: int) -> None:
         """Of a resumed request, the next token that its client has."""
+        if self._spacing is not None:
+            self._spacing.note(token_id)
         if self._matchers:  # as `check` looks at it
             self._sent.append(self._shown(token_id))
 
@@ -167,8 +173,14 @@ class FinishChecker:
         """Ids that end the request."""
         return tuple(sorted(self._stop_ids | self._named.keys()))
 
+    def is_end_of_text(self, token_id: int) -> bool:
+        """Whether the model says with it that it has no more to say, and is taken at its word."""
+        return token_id in self._eos_ids
+
     def check(self, token_id: int, num_out: int) -> FinishReason | None:
         """Looks at the newest of `num_out` tokens. None also while `is_searching`."""
+        if self._spacing is not None:
+            self._spacing.note(token_id)
         if token_id in self._stop_ids or token_id in self._named:
             self.hold_bytes = 0
             self.trim_bytes = 0 if self._keep_stop else len(self._shown(token_id))
@@ -209,13 +221,15 @@ class FinishChecker:
         return FinishReason("stop", matched=matched)
 
     def _shown(self, token_id: int) -> bytes:
-        """What the token adds to the text that the client sees."""
+        """What the token adds to the text that the client sees; it is the one noted last, if blanks are added."""
         vocabulary = self._vocabulary
         if vocabulary is None or token_id >= vocabulary.size:
             return b""
         if self._skip_special and token_id in vocabulary.special_ids:
             return b""
         shown = vocabulary.token_bytes[token_id]
+        if self._spacing is not None:
+            shown = self._spacing.gap + shown
         if self.skip_bytes:
             skipped = min(self.skip_bytes, len(shown))
             self.skip_bytes, shown = self.skip_bytes - skipped, shown[skipped:]

@@ -23,6 +23,8 @@ MAX_FORCED = 512
 def take_drawn(req: Req, token_id: int, guess: Followed | None = None) -> FinishReason | None:
     """Appends the drawn token and what is forced after it. Why the request ends with that, if it does. `guess`: what was expected
     to be drawn."""
+    if req.in_thought and req.finish.is_end_of_text(token_id):
+        token_id = _end_thoughts(req)
     if req.habits is not None and not req.in_thought and req.grammar is not None:
         req.habits.note(req.output_ids[-req.habits.WIDTH :], token_id, req.num_drawn)
     if guess is not None and guess.ids[0] == token_id:
@@ -39,6 +41,13 @@ def take_drawn(req: Req, token_id: int, guess: Followed | None = None) -> Finish
     if req.msg.healed and req.finish.skip_bytes == 0 and req.msg.sampling.grammar is None:
         req.grammar = None  # the prompt's end is said; the text goes on freely
     return _after_check(req, reason)
+
+
+def _end_thoughts(req: Req) -> int:
+    """The model ended its text within its thoughts, and its answer has yet to come: what ends thoughts stands in place of what ended
+    the text."""
+    req.rewritten_at = req.num_ids + 1
+    return req.msg.grammar_after[0]
 
 
 def take_searched(req: Req) -> FinishReason | None:

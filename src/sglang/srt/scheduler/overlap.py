@@ -5,7 +5,8 @@
 
 Who decodes in step k takes part in step k + 1 with one row whose id is "what was drawn for sample i" (ForwardBatch.previous): the
 device puts it in. When the tokens are there it may turn out that a request has ended (its row of step k + 1 counts for nothing),
-or that its grammar forced more tokens after the one drawn (its sample of step k + 1 is thrown away, as if it were late).
+or that its grammar forced more tokens after the one drawn, or that thoughts end with another token than the model drew (its sample of
+step k + 1 is thrown away, as if it were late).
 
 Only plain steps run ahead: everyone who runs decodes one row, wants no log probabilities, and memory is there without retracting.
 Whatever else is to be done is done when all is known, so that no owner ever sees a half-known request.
@@ -87,7 +88,8 @@ def overtaken(batch: ScheduleBatch) -> set[Req]:
     return {
         req
         for req in batch.decodes
-        if req.hold is not None and (_surplus(req) or req.ending is not None or req.finish.is_searching)
+        if req.hold is not None
+        and (_surplus(req) or req.rewritten_at == req.num_ids or req.ending is not None or req.finish.is_searching)
     }
 
 

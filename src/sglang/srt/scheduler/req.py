@@ -49,6 +49,8 @@ class Req:
     lookup: Lookup | None = None
     num_drawn: int = 0
     """tokens since the last forced one"""
+    rewritten_at: int = 0
+    """`num_ids` when its last token was not the one drawn"""
     ending: FinishReason | None = None
     hold: Holding | None = None
     no_reuse: bool = False

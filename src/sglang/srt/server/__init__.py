@@ -22,8 +22,9 @@ A file imports only what stands below it in this list:
     sessions.py            conversations that the server keeps
     detokenizer.py         TokenOut -> text
     aside.py               long work on other threads
-    fields.py              checks of JSON fields
     multimodal/            media
     parsers/               reasoning and tool calls
     tokenization/          tokenizers and chat templates
+    fields.py              checks of JSON fields
+    wire_numbers.py        numbers in headers
 """

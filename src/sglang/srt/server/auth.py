@@ -11,10 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sglang.srt.errors import RequestError
-from sglang.srt.server.keys import ApiKeyError, Identity, KeyRing
+from sglang.srt.errors import AdminOnlyError, ApiKeyError, BodyTooLargeError, RequestError
+from sglang.srt.server.keys import Identity, KeyRing
 from sglang.srt.server.request_scope import RequestScope, current_scope, enter_scope, leave_scope
 from sglang.srt.server.responses import error_response
+from sglang.srt.server.wire_numbers import decimal_number, whole_number
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -24,13 +25,6 @@ OPEN_PATHS = frozenset({"/health", "/health_generate", "/metrics"})
 """what needs no key: probes and scrapers have none"""
 IDENTITY = "sglang.identity"
 """key of an ASGI scope"""
-
-
-class AdminOnlyError(RequestError):
-    """The client is known, and may not do this."""
-
-    status_code = 403
-    err_type = "permission_error"
 
 
 class ApiKeys:
@@ -109,18 +103,8 @@ class RequestScopes:
 
 
 def _seconds(value: bytes) -> float | None:
-    try:
-        seconds = float(value)
-    except ValueError:
-        return None
-    return seconds if 0 < seconds < 1e9 else None
-
-
-class BodyTooLargeError(RequestError):
-    status_code = 413
-
-    def __init__(self, max_bytes: int) -> None:
-        super().__init__(f"the body is longer than {max_bytes} bytes")
+    seconds = decimal_number(value.strip())
+    return seconds if seconds is not None and 0 < seconds < 1e9 else None
 
 
 class BodyLimit:
@@ -152,9 +136,8 @@ class BodyLimit:
         await self._app(scope, limited, send)
 
     def _fits(self, length: bytes) -> bool:
-        """Python makes no number of more than 4,300 digits, and a length may have any number of zeros in front."""
-        digits = length.strip().lstrip(b"0") or b"0"
-        return digits.isdigit() and len(digits) < 20 and int(digits) <= self._max
+        size = whole_number(length.strip())
+        return size is not None and size <= self._max
 
 
 async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -20,6 +20,7 @@ from sglang.srt.server.body_room import SMALL_BODY, room_of
 from sglang.srt.server.fields import Fields
 from sglang.srt.server.json_limits import CHUNK, MAX_ELEMENTS, check_json
 from sglang.srt.server.shared_ints import SharedInts
+from sglang.srt.server.wire_numbers import whole_number
 
 LONG_BODY = 16 << 10
 """bytes above which a body is made into objects on another thread; above CHUNK value by value"""
@@ -84,8 +85,7 @@ async def read_body(request: Request) -> bytes | bytearray:
 
 def _announced(request: Request) -> int | None:
     """The body's length as its head has it."""
-    text = request.headers.get("content-length", "")
-    return int(text) if 0 < len(text) < 20 and text.isascii() and text.isdigit() else None
+    return whole_number(request.headers.get("content-length", "").encode())
 
 
 def _check_there(message: Any) -> None:
@@ -105,7 +105,7 @@ def parse_object(body: bytes | bytearray, fields: Fields) -> dict[str, Any]:
         members = _members(body)
         for name, raw in members.items():
             _check_member(name, raw, fields)
-        built = {name: raw for name, raw in members.items() if name not in fields.ignored}
+        built = {name: raw for name, raw in members.items() if fields.is_built(name)}
         many = scan.elements + scan.numbers > MAX_ELEMENTS
         return {name: _value(raw, many) for name, raw in built.items()}
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -121,7 +121,7 @@ def _parse_short(body: bytes | bytearray, fields: Fields) -> dict[str, Any]:
     if not value.keys() <= fields.read:
         for name in value:
             fields.check(name)
-        value = {name: item for name, item in value.items() if name not in fields.ignored}
+        value = {name: item for name, item in value.items() if fields.is_built(name)}
     if len(body) > MAX_NAME_BYTES:
         for name in value.keys() & NAMES:
             if isinstance(value[name], str):

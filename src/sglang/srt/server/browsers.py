@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sglang.srt.errors import RequestError
+from sglang.srt.errors import ForeignPageError, NotJsonError, RequestError, WrongHostError
 from sglang.srt.server.responses import error_response
 
 ANY = "*"
@@ -32,20 +32,6 @@ _JSON_TYPE = re.compile(rb"application/(?:[a-z0-9!#$&^_.-]+\+)?json")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PAGE_MARKS = frozenset({b"origin", b"referer", b"cookie", b"sec-fetch-site", b"sec-fetch-mode"})
 _LOOKED_AT = _PAGE_MARKS | {b"host", b"user-agent", b"content-type", b"content-length", b"transfer-encoding"}
-
-
-class WrongHostError(RequestError):
-    status_code = 403
-    err_type = "permission_error"
-
-
-class ForeignPageError(RequestError):
-    status_code = 403
-    err_type = "permission_error"
-
-
-class NotJsonError(RequestError):
-    status_code = 415
 
 
 class Authority(NamedTuple):

@@ -6,6 +6,8 @@ a line  |  size + 2 bytes        lines, up to an empty one
 
 from __future__ import annotations
 
+from sglang.srt.server.wire_numbers import hexadecimal_number
+
 LINE_BYTES = 64
 """of each line that are looked at: the size is at its beginning"""
 
@@ -41,9 +43,8 @@ class ChunkedBody:
         return len(data)
 
     def _begin_chunk(self, line: bytes) -> None:
-        try:
-            size = int(line.partition(b";")[0][:LINE_BYTES], 16)
-        except ValueError:
+        size = hexadecimal_number(line.partition(b";")[0][:LINE_BYTES].rstrip())
+        if size is None:
             return
         self._is_last = size == 0
         self._left = size + 2 if size > 0 else 0

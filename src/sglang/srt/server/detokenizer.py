@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from sglang.srt.messages import TokenOut
 from sglang.srt.server.tokenization.incremental import IncrementalText
-from sglang.srt.vocabulary import Vocabulary
+from sglang.srt.vocabulary import SpecialSpacing, Vocabulary
 
 
 class Detokenizer:
     """Owns the text state of one request. The pieces that `feed` returns concatenate to the request's whole text."""
 
-    __slots__ = ("_drop", "_skip", "_table", "_text", "_unsaid")
+    __slots__ = ("_drop", "_skip", "_spacing", "_table", "_text", "_unsaid")
 
-    def __init__(self, vocabulary: Vocabulary, skip_special_tokens: bool, drop: int = 0) -> None:
-        """`drop`: bytes at the beginning that are not shown."""
+    def __init__(self, vocabulary: Vocabulary, skip_special_tokens: bool, drop: int = 0, spaced: bool = False) -> None:
+        """`drop`: bytes at the beginning that are not shown. `spaced`: blanks stand around special tokens."""
         self._drop = drop
+        self._spacing = SpecialSpacing(vocabulary.special_ids) if spaced else None
         self._table = vocabulary.token_bytes
         self._skip: frozenset[int] = vocabulary.special_ids if skip_special_tokens else frozenset()
         self._text = IncrementalText()
@@ -28,7 +29,10 @@ class Detokenizer:
     def feed(self, out: TokenOut) -> str:
         """The text that `out` makes certain."""
         table, skip, size = self._table, self._skip, len(self._table)
-        fresh = b"".join([table[i] for i in out.ids if 0 <= i < size and i not in skip])
+        if self._spacing is None:
+            fresh = b"".join([table[i] for i in out.ids if 0 <= i < size and i not in skip])
+        else:
+            fresh = b"".join([self._spacing.note(i) + table[i] for i in out.ids if 0 <= i < size])
         if self._drop:
             dropped = min(self._drop, len(fresh))
             self._drop, fresh = self._drop - dropped, fresh[dropped:]

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from sglang.srt.errors import RequestError
 
+logger = logging.getLogger(__name__)
+
+_MISSPELT = 0.9
+"""how alike (difflib) a name and the one that was meant are"""
+_MAX_NOTED = 1000
+_noted: set[str] = set()
 SHOWN = 100
 """characters of a client's words that an error repeats"""
 
@@ -16,19 +23,28 @@ SHOWN = 100
 @dataclass(frozen=True)
 class Fields:
     """What a body may hold. `read`: values that the route looks at. `ignored`: what changes nothing in an answer; never built.
-    `refused`: what is not done here; a long value of theirs is refused unseen, a short one is for the route to judge."""
+    `refused`: what is not done here; a long value of theirs is refused unseen, a short one is for the route to judge. `takes_hints`:
+    what is not known is ignored, too (note_unknown)."""
 
     read: frozenset[str]
     ignored: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
+    takes_hints: bool = False
     known: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "known", self.read | self.ignored | self.refused)
 
+    def is_built(self, name: str) -> bool:
+        return name in self.read or name in self.refused
+
     def check(self, name: str) -> None:
-        """Raises RequestError for a name that is not known."""
-        if name not in self.known:
+        """Raises RequestError for a name that is not known, unless it may be a hint."""
+        if name in self.known:
+            return
+        if self.takes_hints:
+            note_unknown([name], self.known, "field")
+        else:
             raise RequestError(unknown_message(name, self.known, "field"), name[:SHOWN])
 
 
@@ -37,6 +53,28 @@ def check_known(body: dict[str, Any], known: Collection[str], what: str) -> None
     for name in body:
         if name not in known:
             raise RequestError(unknown_message(name, known, what), name[:SHOWN])
+
+
+def check_members(value: dict[str, Any], known: Collection[str], where: str, param: str) -> None:
+    """Raises RequestError for a key of the nested object at `where` that is not known: what a client asks for there is done or
+    refused. `param`: the field that holds it."""
+    for name in value:
+        if name not in known:
+            raise RequestError(f"{where}: {unknown_message(str(name), known, 'key')}", param)
+
+
+def note_unknown(names: Iterable[str], known: Collection[str], what: str) -> None:
+    """For APIs whose clients add hints every month: names that are not known are ignored, each with one line in the log. Raises
+    RequestError for one that is nearly a known one: it was meant to be that."""
+    for name in names:
+        if name in known:
+            continue
+        if difflib.get_close_matches(name[:SHOWN], known, n=1, cutoff=_MISSPELT):
+            raise RequestError(unknown_message(name, known, what), name[:SHOWN])
+        seen = f"{what} {name[:SHOWN]!r}"
+        if seen not in _noted and len(_noted) < _MAX_NOTED:
+            _noted.add(seen)
+            logger.warning("ignored an unknown %s", seen)
 
 
 def unknown_message(name: str, known: Collection[str], what: str) -> str:

@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sglang.srt.server.chunked_body import ChunkedBody
 from sglang.srt.server.connections import Connections
+from sglang.srt.server.wire_numbers import whole_number
 
 HEAD_BYTES = 64 << 10
 MAX_HEADERS = 256
@@ -359,7 +360,7 @@ def _body_len(headers: list[tuple[bytes, bytes]]) -> int | None:
         if name == b"transfer-encoding":
             return None
         if name == b"content-length":
-            if len(value) > 20:
-                raise ValueError("content-length has too many digits")
-            size = int(value)
+            size = whole_number(value)
+            if size is None:
+                raise ValueError("content-length is no number that a body can have")
     return size

@@ -12,16 +12,9 @@ import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sglang.srt.errors import RequestError
+from sglang.srt.errors import ApiKeyError
 
 Headers = Iterable[tuple[bytes, bytes]]
-
-
-class ApiKeyError(RequestError):
-    """No valid key, or not the one that is needed."""
-
-    status_code = 401
-    err_type = "authentication_error"
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from sglang.srt.server.aside import run_aside
 from sglang.srt.server.bodies import read_object
 from sglang.srt.server.fields import Fields, as_text
 from sglang.srt.server.openai.answers import Answer
-from sglang.srt.server.openai.tools import parse_tools
+from sglang.srt.server.openai.tools import parameters_of, parse_tools
 from sglang.srt.server.parsers.pieces import Parser
 from sglang.srt.server.parsers.reasoning import ReasoningParser, reasoning_format
-from sglang.srt.server.parsers.tool_calls import create_parser
+from sglang.srt.server.parsers.tool_calls import create_free_parser
 from sglang.srt.server.responses import JsonResponse
 
 MAX_CHARS = 200_000
@@ -29,9 +29,9 @@ async def parse_function_call(request: Request) -> Response:
     """{text, tools, tool_call_parser} -> {normal_text, calls: [{tool_index, name, parameters}]}"""
     body = await read_object(request, _CALL_FIELDS)
     name = _name(body, "tool_call_parser", "qwen")
-    names = [tool["function"]["name"] for tool in parse_tools(body.get("tools"))]
+    tools = parameters_of(parse_tools(body.get("tools")))
     try:
-        parser = create_parser(name, names)
+        parser = create_free_parser(name, tools)
     except ConfigError as error:
         raise RequestError(str(error), "tool_call_parser") from error
     answer = await _read(parser, _text(body))

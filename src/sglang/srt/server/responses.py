@@ -110,9 +110,9 @@ def anthropic_error(error: SglangError) -> dict[str, Any]:
 
 
 def error_response(error: SglangError, path: str) -> Response:
-    if path.startswith("/v1/messages"):
-        return JsonResponse(anthropic_error(error), status_of(error))
     headers = {"Retry-After": "1"} if status_of(error) == 503 else None
+    if path.startswith("/v1/messages"):
+        return JsonResponse(anthropic_error(error), status_of(error), headers)
     return JsonResponse(error_body(error, path.startswith("/v1")), status_of(error), headers)
 
 

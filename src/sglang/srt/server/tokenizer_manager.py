@@ -173,6 +173,11 @@ class TokenizerManager:
             self.metrics.received(requests)
         return call
 
+    async def count_tokens(self, req: GenerateReq) -> int:
+        """How many tokens the prompt of a request has, images and videos among them. Raises RequestError and OverloadError."""
+        (request,) = await self._maker.make(req)
+        return len(request.input_ids)
+
     def _open(self, call: Call, requests: list[TokenizedReq], first_index: int) -> None:
         """Enters sequences of a call. Raises RequestError if one of their names is taken."""
         vocabulary = self.tokenizer.vocabulary if self.tokenizer is not None else None
@@ -180,10 +185,10 @@ class TokenizerManager:
         if taken is not None:
             raise RequestError(f"a request with the rid {taken[:100]!r} is already running", "rid")
         for index, request in enumerate(requests, first_index):
-            drop = len(request.healed.encode())
-            detokenizer = (
-                Detokenizer(vocabulary, request.sampling.skip_special_tokens, drop) if vocabulary is not None else None
-            )
+            drop, sampling = len(request.healed.encode()), request.sampling
+            detokenizer = None
+            if vocabulary is not None:
+                detokenizer = Detokenizer(vocabulary, sampling.skip_special_tokens, drop, sampling.spaces_specials)
             sequence = Sequence(call, index, self._resuming.keep(request), detokenizer)
             self._sequences[request.rid] = call.open[request.rid] = sequence
 

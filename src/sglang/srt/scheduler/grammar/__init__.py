@@ -11,6 +11,7 @@ xgrammar_backend.py     the other one, an extra
 encoder.py              forced text to canonical tokens
 habits.py               what outputs of one grammar were like
 quotes.py               what they copied from their prompts
+structural_tags.py      structural tags: their form
 json_schema.py          schemas: built anew out of checked parts, with closed objects
 lark_schemas.py         schemas inside Lark grammars
 schema_refs.py          references: where they lead

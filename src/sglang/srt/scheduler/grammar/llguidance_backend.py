@@ -26,6 +26,7 @@ from sglang.srt.scheduler.grammar.keyword_arguments import keyword_grammar
 from sglang.srt.scheduler.grammar.lark_schemas import prepare_lark
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
 from sglang.srt.scheduler.grammar.schema_numbers import LOWER, UPPER
+from sglang.srt.scheduler.grammar.structural_tags import Structure, read_structural_tag
 from sglang.srt.vocabulary import Vocabulary
 
 MAX_FORCED_BYTES = 1024
@@ -209,17 +210,10 @@ class LLGuidanceBackend:
         return str(llguidance.LLMatcher.grammar_from_json_schema(ready, defaults=white, overrides={"lenient": False}))
 
     def _translate_tags(self, text: str) -> str:
-        """{"structures": [{"begin", "schema", "end"}], "triggers": [...]}: free text in which every trigger starts a
-        structure; with "keywords" its content is keyword arguments instead of JSON."""
-        value = json.loads(text)
-        if not isinstance(value, dict) or not isinstance(value.get("structures"), list) or not value["structures"]:
-            raise ValueError("expected an object with a non-empty list 'structures' and a list 'triggers'")
+        structures = read_structural_tag(text).structures
         names = {self._vocabulary.token_bytes[i].decode(errors="replace") for i in self._vocabulary.special_ids}
-        triggers = value.get("triggers")
-        if not isinstance(triggers, list) or not all(isinstance(t, str) and t for t in triggers):
-            raise ValueError("'triggers' must be a list of strings")
         try:
-            tags = [_structure_tag(structure, triggers) for structure in value["structures"]]
+            tags = [_structure_tag(structure) for structure in structures]
         except GrammarError as error:
             raise GrammarError(str(error).replace("json_schema:", "structural_tag: schema:", 1), "structural_tag") from error
         special = all(tag.trigger in names for tag in tags)
@@ -273,17 +267,10 @@ def _step_off(node: Node, key: str, instead: str, sign: int, path: str) -> None:
     node[instead] = sign * max(sign * stepped, sign * other) if isinstance(other, (int, float)) else stepped
 
 
-def _structure_tag(structure: Any, triggers: list[str]) -> Any:
-    if not isinstance(structure, dict) or not isinstance(structure.get("begin"), str):
-        raise ValueError("every structure needs a string 'begin'")
-    begin, end, schema = structure["begin"], structure.get("end", ""), structure.get("schema", {})
-    if not isinstance(end, str) or not isinstance(schema, dict):
-        raise ValueError("a structure's 'end' is a string and its 'schema' an object")
-    trigger = next((t for t in triggers if begin.startswith(t)), None)
-    if trigger is None:
-        raise ValueError(f"no trigger begins {begin!r}")
-    grammar = keyword_grammar(schema, _prepared) if structure.get("keywords") is True else _prepared(schema)
-    return llguidance.StructTag(trigger=trigger, begin=begin, grammar=grammar, end=end)
+def _structure_tag(structure: Structure) -> Any:
+    schema = structure.schema
+    grammar = keyword_grammar(schema, _prepared) if structure.keywords else _prepared(schema)
+    return llguidance.StructTag(trigger=structure.trigger, begin=structure.begin, grammar=grammar, end=structure.end)
 
 
 def _first_lines(message: str) -> str:

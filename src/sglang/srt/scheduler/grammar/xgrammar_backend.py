@@ -23,6 +23,7 @@ from sglang.srt.scheduler.grammar.encoder import Encoder
 from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema
 from sglang.srt.scheduler.grammar.regex_ebnf import to_ebnf, to_plain_regex
 from sglang.srt.scheduler.grammar.schema_numbers import LOWER, UPPER
+from sglang.srt.scheduler.grammar.structural_tags import read_structural_tag
 from sglang.srt.vocabulary import Vocabulary
 
 FOLLOWED = frozenset(
@@ -259,26 +260,14 @@ def _check_limits(node: Node, refuse: Callable[[str, str], GrammarError]) -> Non
 
 def _structural_tag(text: str) -> str:
     """The request's {"structures", "triggers"} in xgrammar's form."""
-    value = json.loads(text)
-    if not isinstance(value, dict) or not isinstance(value.get("structures"), list) or not value["structures"]:
-        raise ValueError("expected an object with a non-empty list 'structures' and a list 'triggers'")
-    triggers = value.get("triggers")
-    if not isinstance(triggers, list) or not all(isinstance(t, str) and t for t in triggers):
-        raise ValueError("'triggers' must be a list of strings")
-    tags = []
-    for structure in value["structures"]:
-        if not isinstance(structure, dict) or not isinstance(structure.get("begin"), str):
-            raise ValueError("every structure needs a string 'begin'")
-        begin, end, schema = structure["begin"], structure.get("end", ""), structure.get("schema", {})
-        if not isinstance(end, str) or not isinstance(schema, dict):
-            raise ValueError("a structure's 'end' is a string and its 'schema' an object")
-        if structure.get("keywords"):
+    tag, tags = read_structural_tag(text), []
+    for structure in tag.structures:
+        if structure.keywords:
             raise ValueError("keyword arguments are not supported by xgrammar; the grammar backend llguidance follows them")
-        if not any(begin.startswith(trigger) for trigger in triggers):
-            raise ValueError(f"no trigger begins {begin!r}")
-        ready = prepare_schema(json.dumps(schema), FOLLOWED, _check_node)
-        tags.append({"begin": begin, "end": end, "content": {"type": "json_schema", "json_schema": ready}})
-    return json.dumps({"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": triggers, "tags": tags}})
+        ready = prepare_schema(json.dumps(structure.schema), FOLLOWED, _check_node)
+        content = {"type": "json_schema", "json_schema": ready}
+        tags.append({"begin": structure.begin, "end": structure.end, "content": content})
+    return json.dumps({"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": tag.triggers, "tags": tags}})
 
 
 def _message(error: Exception) -> str:

@@ -19,6 +19,7 @@ from sglang.srt.errors import RequestError
 from sglang.srt.server.multimodal.addresses import IPAddress, Resolver, is_public
 from sglang.srt.server.multimodal.fetched import Allowance, Fetched, shorten
 from sglang.srt.server.multimodal.shares import Shares
+from sglang.srt.server.wire_numbers import whole_number
 
 MAX_REDIRECTS = 5
 MAX_URL = 8192
@@ -136,9 +137,9 @@ class Fetcher:
             raise RequestError(f"fetching {label} gave status {response.status_code}")
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             raise RequestError(f"{label} came compressed although that was not asked for")
-        announced = response.headers.get("content-length", "")
-        if announced.isdecimal():
-            allowance.check(int(announced[:20]), label)
+        announced = whole_number(response.headers.get("content-length", "").encode())
+        if announced is not None:
+            allowance.check(announced, label)
         data, begun = bytearray(), time.monotonic()
         async for chunk in response.aiter_raw():
             allowance.take(len(chunk), label)

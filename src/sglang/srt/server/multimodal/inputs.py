@@ -9,8 +9,11 @@ from typing import Any, Literal
 
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.media_item import MediaKind
+from sglang.srt.server.fields import check_members
 
 Detail = Literal["auto", "low", "high"]
+PART_HINTS = frozenset({"cache_control"})
+"""what clients put into parts of a message for servers that are told what to keep; it changes no answer"""
 MODALITIES = frozenset({"image", "multi-images", "video"})
 
 
@@ -87,6 +90,7 @@ def parse_part(part: dict[str, Any], where: str) -> MediaInput | None:
     name = part.get("type")
     if not isinstance(name, str) or name not in kinds:
         return None
+    check_members(part, ("type", name, *PART_HINTS), where, "messages")
     given = part.get(name)
     fields = {"url": given} if isinstance(given, str) else given
     if not isinstance(fields, dict) or not isinstance(fields.get("url"), str) or not fields["url"]:

@@ -11,9 +11,12 @@ from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Growing, 
 
 @dataclass
 class ToolCall:
+    """`is_whole`: its arguments have come to their end."""
+
     id: str
     name: str
     growing: Growing = field(default_factory=Growing)
+    is_whole: bool = False
 
     @property
     def arguments(self) -> str:
@@ -49,16 +52,19 @@ class Answer:
         elif isinstance(piece, CallBegin):
             self.calls.append(ToolCall(call_id(self.format_name), piece.name))
         else:
-            self.calls[piece.index].growing.add(piece.text)
+            call = self.calls[piece.index]
+            call.growing.add(piece.text)
+            call.is_whole = piece.is_last
 
-    def delta(self, piece: Piece) -> dict[str, Any]:
-        """A piece that was just added, as a streamed delta."""
+    def delta(self, piece: Piece) -> dict[str, Any] | None:
+        """A piece that was just added, as a streamed delta; None if it has nothing to say."""
         if isinstance(piece, Text):
             return {"content": piece.text}
         if isinstance(piece, Reasoning):
             return {"reasoning_content": piece.text}
         if isinstance(piece, CallArguments):
-            return {"tool_calls": [{"index": piece.index, "function": {"arguments": piece.text}}]}
+            more = {"index": piece.index, "function": {"arguments": piece.text}}
+            return {"tool_calls": [more]} if piece.text else None
         call = ToolCall(self.calls[piece.index].id, piece.name)
         return {"tool_calls": [call.as_dict(piece.index)]}
 

@@ -10,30 +10,40 @@ from uuid import uuid4
 from sglang.srt.errors import RequestError, SglangError, UnsupportedError
 from sglang.srt.messages import FinishReason
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import Fields, check_known
+from sglang.srt.server.fields import Fields, as_bool, check_members, note_unknown
 from sglang.srt.server.json_pieces import encode_json
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
-from sglang.srt.server.openai.protocol import ChatRequest, parse_request
+from sglang.srt.server.openai.protocol import ANSWERING, ChatRequest, parse_request
 from sglang.srt.server.openai.sse import Usage
 from sglang.srt.server.responses import anthropic_error
 
 _SAME = ("model", "temperature", "top_p", "top_k", "stream")
 _OWN = frozenset({"messages", "system", "max_tokens", "stop_sequences", "tools", "tool_choice", "thinking"})
 _NOTHING = frozenset({"metadata", "service_tier", "inference_geo"})
-_REFUSED = frozenset({"container", "context_management", "mcp_servers", "output_config", "output_format"})
-MESSAGES_FIELDS = Fields(frozenset({*_SAME, *_OWN}), _NOTHING, _REFUSED)
+_REFUSED = frozenset({"container", "context_management", "mcp_servers", "output_config", "output_format"}) | (
+    ANSWERING - {*_SAME, *_OWN}
+)
+MESSAGES_FIELDS = Fields(frozenset({*_SAME, *_OWN}), _NOTHING, _REFUSED, takes_hints=True)
+_BLOCK_KEYS = {
+    "text": {"text", "citations"},
+    "image": {"source"},
+    "tool_use": {"id", "name", "input", "caller"},
+    "tool_result": {"tool_use_id", "content", "is_error"},
+}
+_HINTS = frozenset({"type", "cache_control"})
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
 def chat_body(body: dict[str, Any], thinks: bool) -> dict[str, Any]:
     """The same request as a chat's body. `thinks`: thoughts are told from answers here. Raises RequestError."""
-    check_known(body, MESSAGES_FIELDS.known, "field")
-    for name in _REFUSED:
-        if body.get(name) not in (None, [], {}):
+    for name in _REFUSED & body.keys():
+        if body[name] not in (None, [], {}):
             raise UnsupportedError(f"{name} is not supported by this server", name)
     chat = {name: body[name] for name in _SAME if body.get(name) is not None}
     chat["messages"] = _messages(body)
+    if chat["messages"][-1]["role"] == "assistant":
+        chat["continue_final_message"] = True
     if body.get("max_tokens") is not None:
         chat["max_tokens"] = body["max_tokens"]
     if body.get("stop_sequences") is not None:
@@ -50,7 +60,7 @@ def chat_body(body: dict[str, Any], thinks: bool) -> dict[str, Any]:
 def _tool(tool: Any, where: str) -> dict[str, Any]:
     if not isinstance(tool, dict) or tool.get("type", "custom") != "custom":
         raise UnsupportedError(f"{where}: only tools of the client's own (type custom) are supported", "tools")
-    check_known(tool, {"type", "name", "description", "input_schema", "cache_control", "strict"}, f"key of {where}:")
+    note_unknown(tool, {"name", "description", "input_schema", "strict", *_HINTS}, "key of a tool:")
     names = {"name": "name", "description": "description", "input_schema": "parameters", "strict": "strict"}
     return {"type": "function", "function": {new: tool[old] for old, new in names.items() if tool.get(old) is not None}}
 
@@ -65,7 +75,8 @@ def _add_choice(choice: Any, chat: dict[str, Any]) -> None:
         chat["tool_choice"] = _CHOICES[kind]
     else:
         raise RequestError("tool_choice.type must be auto, any, tool or none", "tool_choice")
-    if choice.get("disable_parallel_tool_use"):
+    check_members(choice, ("type", "name", "disable_parallel_tool_use"), "tool_choice", "tool_choice")
+    if as_bool(choice, "disable_parallel_tool_use"):
         chat["parallel_tool_calls"] = False
 
 
@@ -75,6 +86,7 @@ def _add_thinking(thinking: Any, chat: dict[str, Any], thinks: bool) -> None:
     kind = thinking.get("type") if isinstance(thinking, dict) else None
     if kind not in ("enabled", "disabled", "adaptive"):
         raise RequestError("thinking.type must be enabled, adaptive or disabled", "thinking")
+    note_unknown(thinking, {"type", "budget_tokens", "display"}, "key of thinking:")
     if kind == "enabled" and not thinks:
         raise UnsupportedError("thinking needs a server that was started with --reasoning-parser", "thinking")
     if thinks and kind != "adaptive":
@@ -95,7 +107,7 @@ def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
         where = f"messages[{i}]"
         if not isinstance(message, dict) or message.get("role") not in ("user", "assistant", "system"):
             raise RequestError(f"{where}.role must be user or assistant", "messages")
-        check_known(message, {"role", "content"}, f"key of {where}:")
+        note_unknown(message, {"role", "content"}, "key of a message:")
         content = message.get("content")
         if isinstance(content, str):
             messages.append({"role": message["role"], "content": content})
@@ -113,12 +125,16 @@ def _from_blocks(role: str, blocks: list[Any], where: str) -> list[dict[str, Any
     calls: list[dict[str, Any]] = []
     for i, block in enumerate(blocks):
         kind = block.get("type") if isinstance(block, dict) else None
+        if isinstance(kind, str) and kind in _BLOCK_KEYS:
+            note_unknown(block, _BLOCK_KEYS[kind] | _HINTS, f"key of a block of type {kind}:")
         if kind == "text":
             parts.append({"type": "text", "text": block.get("text")})
         elif kind == "image":
             parts.append({"type": "image_url", "image_url": {"url": _image_url(block.get("source"), where)}})
         elif kind == "tool_result":
             content = _text_of(block.get("content") or "", f"{where}.content[{i}]")
+            if as_bool(block, "is_error"):
+                content = _as_error(content)
             results.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content})
         elif kind == "tool_use":
             function = {"name": block.get("name"), "arguments": json.dumps(block.get("input") or {})}
@@ -130,7 +146,15 @@ def _from_blocks(role: str, blocks: list[Any], where: str) -> list[dict[str, Any
     return [*results, {"role": role, "content": parts}] if parts or not results else results
 
 
+def _as_error(content: Any) -> Any:
+    """Templates have no other word for a call that failed."""
+    return [{"type": "text", "text": "Error:"}, *content] if isinstance(content, list) else f"Error: {content}"
+
+
 def _image_url(source: Any, where: str) -> str:
+    if isinstance(source, dict):
+        known = ("type", "url") if source.get("type") == "url" else ("type", "media_type", "data")
+        check_members(source, known, f"{where}: source", "messages")
     if isinstance(source, dict) and source.get("type") == "url" and isinstance(source.get("url"), str):
         return str(source["url"])
     if isinstance(source, dict) and source.get("type") == "base64" and isinstance(source.get("data"), str):
@@ -175,7 +199,8 @@ class MessagesCall:
                 for _ in blocks.add(piece):
                     pass
             finish = out.finish or finish
-        return self._message([_content(block) for block in blocks.all], *_stopped(finish, blocks))
+        content = [_content(block) for block in blocks.all if block.kind != "call" or _may_run(block)]
+        return self._message(content, *_stopped(finish, blocks))
 
     async def events(self, call: Call) -> AsyncIterator[bytes]:
         """message_start; for every block start, deltas and stop; message_delta with the reason; message_stop."""
@@ -191,7 +216,7 @@ class MessagesCall:
                     for data in _streamed(event):
                         yield data
             finish = out.finish or finish
-        for event in blocks.close():
+        for event in blocks.close(finish):
             for data in _streamed(event):
                 yield data
         reason, matched = _stopped(finish, blocks)
@@ -228,7 +253,7 @@ def _stopped(finish: FinishReason, blocks: Blocks) -> tuple[str, str | None]:
     """(stop_reason, stop_sequence)"""
     if finish.type == "length":
         return "max_tokens", None
-    if any(block.kind == "call" for block in blocks.all):
+    if blocks.may_run and all(map(_may_run, blocks.calls)):
         return "tool_use", None
     if isinstance(finish.matched, str):
         return "stop_sequence", finish.matched
@@ -244,11 +269,20 @@ def _content(block: Block) -> dict[str, Any]:
         return {"type": "thinking", "thinking": block.text, "signature": ""}
     if block.kind == "text":
         return {"type": "text", "text": block.text}
+    return {"type": "tool_use", "id": f"toolu_{uuid4().hex[:24]}", "name": block.name, "input": _input(block) or {}}
+
+
+def _input(call: Block) -> dict[str, Any] | None:
+    """None for what is no JSON object: the model wrote something else, or was cut off."""
     try:
-        value = json.loads(block.text or "{}")
-    except (ValueError, RecursionError):  # cut off in the middle
-        value = {}
-    return {"type": "tool_use", "id": f"toolu_{uuid4().hex[:24]}", "name": block.name, "input": value}
+        value = json.loads(call.text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _may_run(call: Block) -> bool:
+    return call.is_whole and _input(call) is not None
 
 
 _DELTAS = {

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sglang.srt.messages import FinishReason
 from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Growing, Piece, Reasoning
 
 Kind = Literal["text", "reasoning", "call"]
@@ -16,12 +17,14 @@ Kind = Literal["text", "reasoning", "call"]
 
 @dataclass
 class Block:
-    """`index` counts the blocks of an answer. `text`: what it holds so far; of a call, its arguments."""
+    """`index` counts the blocks of an answer. `text`: what it holds so far; of a call, its arguments. `is_whole`: it is not cut off;
+    known once it has closed."""
 
     kind: Kind
     index: int
     name: str = ""
     growing: Growing = field(default_factory=Growing)
+    is_whole: bool = False
 
     @property
     def text(self) -> str:
@@ -52,14 +55,28 @@ class Blocks:
         if self._open is None or self._open.kind != kind:
             yield from self._begin(kind)
         assert self._open is not None
-        self._open.growing.add(piece.text)
-        yield Event("add", self._open, piece.text)
+        if isinstance(piece, CallArguments):
+            self._open.is_whole = piece.is_last
+        if piece.text:
+            self._open.growing.add(piece.text)
+            yield Event("add", self._open, piece.text)
 
-    def close(self) -> Iterator[Event]:
-        """To be called at the end, too."""
+    def close(self, finish: FinishReason | None = None) -> Iterator[Event]:
+        """To be called at the end, too, with the reason of it."""
         if self._open is not None:
             block, self._open = self._open, None
+            if block.kind != "call":
+                block.is_whole = finish is None or finish.type == "stop"
             yield Event("close", block)
+
+    @property
+    def calls(self) -> list[Block]:
+        return [block for block in self.all if block.kind == "call"]
+
+    @property
+    def may_run(self) -> bool:
+        """Whether there are calls, none of them cut off."""
+        return bool(self.calls) and all(call.is_whole for call in self.calls)
 
     def _begin(self, kind: Kind, name: str = "") -> Iterator[Event]:
         yield from self.close()

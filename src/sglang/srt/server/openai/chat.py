@@ -30,10 +30,11 @@ from sglang.srt.server.parsers.reasoning import (
     ReasoningCounter,
     ReasoningFormat,
     ReasoningParser,
+    ends_inside,
     opens_thoughts,
     starts_inside,
 )
-from sglang.srt.server.parsers.tool_calls import call_format, create_parser
+from sglang.srt.server.parsers.tool_calls import call_format
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
@@ -91,6 +92,7 @@ class ChatCall:
             _check_strict(template, self._options.tool_parser)
         media: list[MediaInput] | None = [] if self._options.sees else None
         messages = parse_messages(request.messages, template, media)
+        continued = _text_to_continue(messages[-1]) if request.continue_final_message else None
         tools = self._plan.shown
         if not template.mentions("tools"):
             how = call_format(self._plan.parser or self._options.tool_parser).how
@@ -98,12 +100,12 @@ class ChatCall:
         ids = self._tokenizer.encode_chat(
             messages,
             tools=tools or None,
-            continue_final_message=bool(request.continue_final_message),
+            continue_final_message=continued is not None,
             template_variables=self._template_variables(request, template),
             max_chars=self._options.max_chars,
             may_cut=self._options.may_cut,
         )
-        if request.add_generation_prompt is False and not request.continue_final_message:
+        if request.add_generation_prompt is False and continued is None:
             raise UnsupportedError("add_generation_prompt: false is not supported; use continue_final_message")
         return GenerateReq(
             input_ids=ids,
@@ -114,7 +116,7 @@ class ChatCall:
             stream=bool(request.stream),
             cache_salt=join_salt(request.cache_salt, request.extra_key),
             priority=request.priority or 0,
-            grammar_after=self._expect_thoughts(ids, sampling) if self._options.reasoning is not None else (),
+            grammar_after=self._expect_thoughts(ids, sampling, continued) if self._options.reasoning is not None else (),
         )
 
     @staticmethod
@@ -135,20 +137,27 @@ class ChatCall:
             marks += call_format(self._plan.parser).parser.markers
         if not any(self._tokenizer.is_special(mark) for mark in marks):
             return sampling
-        return msgspec.structs.replace(sampling, skip_special_tokens=False)
+        spaced = sampling.spaces_specials  # where the client sees them; what only the parsers see is as the model wrote it
+        return msgspec.structs.replace(sampling, skip_special_tokens=False, spaces_between_special_tokens=spaced)
 
-    def _expect_thoughts(self, ids: list[int], sampling: SamplingParams) -> tuple[int, ...]:
-        """Decides whether the answer begins with thoughts; the ids that end them, for a constraint to begin after."""
+    def _expect_thoughts(self, ids: list[int], sampling: SamplingParams, continued: str | None) -> tuple[int, ...]:
+        """Decides whether the answer begins with thoughts, or goes on with those of the message that is continued; the ids that end
+        them, for a constraint to begin after."""
         format_ = self._options.reasoning
         assert format_ is not None
-        prompt_end = self._tokenizer.decode(ids[-PROMPT_END:], skip_special_tokens=False)
-        self._thinks = starts_inside(format_, prompt_end)
-        if sampling.grammar is None or not (self._thinks or opens_thoughts(format_, prompt_end)):
+        if continued is not None:
+            self._thinks = may_open = ends_inside(format_, continued)
+        else:
+            prompt_end = self._tokenizer.decode(ids[-PROMPT_END:], skip_special_tokens=False)
+            self._thinks = starts_inside(format_, prompt_end)
+            may_open = self._thinks or opens_thoughts(format_, prompt_end)
+        if sampling.grammar is None or not may_open:
             return ()
         ends = [self._tokenizer.token_id(end) for end in format_.ends]
         if None in ends:  # no one token ends them: the constraint holds from the start, and leaves no room for thoughts
             self._thinks = self._splits = False
             return ()
+        self._thinks = True  # all that stands before the constraint is thoughts, however they begin
         return tuple(end for end in ends if end is not None)
 
     @staticmethod
@@ -246,9 +255,7 @@ class ChatCall:
     def _new_parser(self) -> AnswerParser:
         reasoning = self._options.reasoning
         thoughts = ReasoningParser(reasoning, self._thinks) if self._splits and reasoning is not None else None
-        plan = self._plan
-        calls = create_parser(plan.parser, plan.names, plan.max_calls, plan.exact) if plan.parser is not None else None
-        return AnswerParser(thoughts, calls, self._hold_reasoning)
+        return AnswerParser(thoughts, self._plan.new_parser(), self._hold_reasoning)
 
     async def events(self, call: Call) -> AsyncIterator[bytes]:
         """Chunks: the role, pieces of content, one chunk with the reason why it ended; for each choice. Then the usage."""
@@ -279,7 +286,8 @@ class ChatCall:
         if self.is_parsed:
             for piece in self.parse(out):
                 answer.add(piece)
-                yield b'"delta":%b' % encode_json(answer.delta(piece)), next(parts, None)
+                if (delta := answer.delta(piece)) is not None:
+                    yield b'"delta":%b' % encode_json(delta), next(parts, None)
         elif out.text:
             yield b'"delta":{"content":%b}' % encode_json(out.text), next(parts, None)
         for logprobs in parts:
@@ -287,8 +295,9 @@ class ChatCall:
 
 
 def ended_by(finish: FinishReason, answer: Answer) -> str:
-    """The reason in OpenAI's words."""
-    return "tool_calls" if answer.calls and finish.type == "stop" else finish_name(finish)
+    """The reason in OpenAI's words. Calls of which one was cut off are not to be run."""
+    may_run = answer.calls and all(call.is_whole for call in answer.calls)
+    return "tool_calls" if may_run and finish.type == "stop" else finish_name(finish)
 
 
 def _check_strict(template: ChatTemplate, format_name: str) -> None:
@@ -300,6 +309,14 @@ def _check_strict(template: ChatTemplate, format_name: str) -> None:
                 "out, or use tool_choice required",
                 "tools",
             )
+
+
+def _text_to_continue(message: dict[str, Any]) -> str:
+    """What the last message has said so far. Raises RequestError where no more text can follow."""
+    if message.get("tool_calls"):
+        raise RequestError("the last message ends with a call, which cannot be continued: its result must follow", "messages")
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def _max_tokens(request: ChatRequest) -> int | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.server.fields import unknown_message
+from sglang.srt.server.fields import check_members, unknown_message
 from sglang.srt.server.json_limits import read_json_text
-from sglang.srt.server.multimodal.inputs import MediaInput, parse_part
+from sglang.srt.server.multimodal.inputs import PART_HINTS, MediaInput, parse_part
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
 
 MAX_MESSAGES = 65_536
@@ -18,6 +18,11 @@ _EMPTY_KEYS = frozenset({"function_call", "audio", "annotations", "reasoning"})
 """what clients send back from an answer; means nothing when empty"""
 _MEDIA = frozenset({"image_url", "video_url", "audio_url", "input_audio", "image", "video", "audio", "file", "input_image"})
 _PLAIN = frozenset({"role", "content"})
+_TEXT_HINTS = frozenset({*PART_HINTS, "annotations", "logprobs"})
+_CALL_KEYS = frozenset({"id", "type", "function", "index"})
+_CALL_HINTS = frozenset({"cache_control", "extra_content", "provider_specific_fields"})
+"""what other servers put beside their calls; it says nothing to the model"""
+_FUNCTION_KEYS = frozenset({"name", "arguments", "parsed_arguments"})
 
 
 def parse_messages(
@@ -94,6 +99,7 @@ def _part_text(part: Any, where: str) -> str:
     text = part.get("refusal" if kind == "refusal" else "text") if kind in ("text", "refusal") else None
     if not isinstance(text, str):
         raise RequestError(f'{where} must be an object like {{"type": "text", "text": "..."}}', "messages")
+    check_members(part, {"type", str(kind), *_TEXT_HINTS}, where, "messages")
     return text
 
 
@@ -104,6 +110,11 @@ def _tool_calls(raw: Any, where: str) -> list[dict[str, Any]]:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise RequestError(f"{where}.tool_calls[{i}] must have a function with a name", "messages")
+        if call.get("type", "function") != "function":
+            raise UnsupportedError(f"{where}.tool_calls[{i}] is of a type that is not supported", "messages")
+        check_members(call, _CALL_KEYS | _CALL_HINTS, f"{where}.tool_calls[{i}]", "messages")
+        check_members(function, _FUNCTION_KEYS, f"{where}.tool_calls[{i}].function", "messages")
+        call = {key: value for key, value in call.items() if key not in _CALL_HINTS}
         arguments = function.get("arguments", "{}")
         if isinstance(arguments, str):
             parsed = _data(arguments)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sglang.srt.errors import RequestError, UnsupportedError
+from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.fields import SHOWN, Fields, unknown_message
 
 MAX_PRIORITY = 2**31 - 1
@@ -131,6 +132,9 @@ def _fields(kind: type[CommonRequest]) -> Fields:
 
 
 CHAT_FIELDS, COMPLETION_FIELDS = _fields(ChatRequest), _fields(CompletionRequest)
+
+ANSWERING = frozenset({*ChatRequest.model_fields, *REFUSED, *SamplingParams.__struct_fields__}) - ACCEPTED
+"""what changes an answer under the names of one of our APIs; others refuse it, unless they have it too"""
 
 Request = TypeVar("Request", bound=CommonRequest)
 

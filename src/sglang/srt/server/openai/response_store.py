@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from sglang.srt.errors import RequestError
+from sglang.srt.errors import NoSuchResponseError, RequestError
 from sglang.srt.server.json_limits import JsonScan
 from sglang.srt.server.json_pieces import encode_json
 
@@ -25,11 +25,6 @@ MAX_BYTES = 128 << 20
 """of all, as JSON"""
 MAX_OWN_BYTES = 16 << 20
 """of one"""
-
-
-class NoSuchResponseError(RequestError):
-    status_code = 404
-    err_type = "invalid_request_error"
 
 
 @dataclass(frozen=True)

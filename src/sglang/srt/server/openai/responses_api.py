@@ -14,11 +14,12 @@ import msgspec
 from sglang.srt.errors import RequestError, SglangError, UnsupportedError
 from sglang.srt.messages import FinishReason
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import Fields, as_bool, check_known
+from sglang.srt.server.fields import Fields, as_bool, check_members, note_unknown
 from sglang.srt.server.json_pieces import encode_json
+from sglang.srt.server.multimodal.inputs import PART_HINTS
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
-from sglang.srt.server.openai.protocol import ChatRequest, parse_request
+from sglang.srt.server.openai.protocol import ANSWERING, ChatRequest, parse_request
 from sglang.srt.server.openai.response_store import MAX_OWN_BYTES
 from sglang.srt.server.openai.sse import Usage
 from sglang.srt.server.responses import error_body
@@ -50,16 +51,24 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),
     "max_tool_calls": (),
     "prompt": (),
-    "stream_options": ({},),
+    "stream_options": ({}, {"include_obfuscation": False}),
+    "context_management": ([],),
+    **dict.fromkeys(ANSWERING - {*_SAME, *_OWN, "top_logprobs", "stream_options"}, ()),
 }
-RESPONSES_FIELDS = Fields(frozenset({*_SAME, *_OWN}), _NOTHING, frozenset(_REFUSED))
+RESPONSES_FIELDS = Fields(frozenset({*_SAME, *_OWN}), _NOTHING, frozenset(_REFUSED), takes_hints=True)
+_ITEM_KEYS = {
+    "message": {"role", "content"},
+    "function_call": {"call_id", "name", "arguments"},
+    "function_call_output": {"call_id", "output"},
+}
+_ITEM_HINTS = frozenset({"type", "id", "status"})
+_PART_HINTS = frozenset({"annotations", "logprobs", *PART_HINTS})
 
 
 def chat_body(body: dict[str, Any], history: list[Any]) -> dict[str, Any]:
     """The same request as a chat's body; the items of `history` stand before its input. Raises RequestError."""
-    check_known(body, RESPONSES_FIELDS.known, "field")
-    for name, neutral in _REFUSED.items():
-        if body.get(name) is not None and body[name] not in neutral:
+    for name in _REFUSED.keys() & body.keys():
+        if body[name] is not None and body[name] not in _REFUSED[name]:
             raise UnsupportedError(f"{name} is not supported by this server", name)
     chat = {name: body[name] for name in _SAME if body.get(name) is not None}
     chat["messages"] = _messages(body, history)
@@ -67,11 +76,8 @@ def chat_body(body: dict[str, Any], history: list[Any]) -> dict[str, Any]:
         chat["max_completion_tokens"] = body["max_output_tokens"]
     if body.get("tools"):
         chat["tools"] = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(_list(body, "tools"))]
-    choice = body.get("tool_choice")
-    if isinstance(choice, dict) and choice.get("type") == "function":
-        choice = {"type": "function", "function": {"name": choice.get("name")}}
-    if choice is not None:
-        chat["tool_choice"] = choice
+    if body.get("tool_choice") is not None:
+        chat["tool_choice"] = _choice(body["tool_choice"])
     _add_text_format(body.get("text"), chat)
     _add_reasoning(body.get("reasoning"), chat)
     return chat
@@ -87,7 +93,19 @@ def _list(body: dict[str, Any], name: str) -> list[Any]:
 def _tool(tool: Any, where: str) -> dict[str, Any]:
     if not isinstance(tool, dict) or tool.get("type") != "function":
         raise UnsupportedError(f"{where}: only tools of the type function are supported", "tools")
-    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+    known = ("name", "description", "parameters", "strict")
+    note_unknown(tool, {"type", *known}, "key of a tool:")
+    return {"type": "function", "function": {key: tool[key] for key in known if key in tool}}
+
+
+def _choice(choice: Any) -> Any:
+    """That of a chat."""
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        check_members(choice, ("type", "name"), "tool_choice", "tool_choice")
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        return {"type": "allowed_tools", "allowed_tools": {key: choice[key] for key in choice if key != "type"}}
+    return choice
 
 
 def _add_text_format(text: Any, chat: dict[str, Any]) -> None:
@@ -95,11 +113,12 @@ def _add_text_format(text: Any, chat: dict[str, Any]) -> None:
         return
     if not isinstance(text, dict) or not isinstance(text.get("format", {}), dict):
         raise RequestError("text must be an object with a format", "text")
-    check_known(text, {"format", "verbosity"}, "key of text")
+    check_members(text, ("format", "verbosity"), "text", "text")
     if text.get("verbosity") not in (None, "medium"):
         raise UnsupportedError("text.verbosity is not supported", "text")
     form = text.get("format") or {"type": "text"}
     if form.get("type") == "json_schema":
+        check_members(form, ("type", "name", "description", "schema", "strict"), "text.format", "text")
         form = {"type": "json_schema", "json_schema": {key: value for key, value in form.items() if key != "type"}}
     chat["response_format"] = form
 
@@ -109,7 +128,7 @@ def _add_reasoning(reasoning: Any, chat: dict[str, Any]) -> None:
         return
     if not isinstance(reasoning, dict):
         raise RequestError("reasoning must be an object", "reasoning")
-    check_known(reasoning, {"effort", "summary", "generate_summary"}, "key of reasoning")
+    note_unknown(reasoning, {"effort", "summary", "generate_summary"}, "key of reasoning:")
     if reasoning.get("effort") is not None:
         chat["reasoning_effort"] = reasoning["effort"]
 
@@ -143,6 +162,8 @@ def _messages(body: dict[str, Any], history: list[Any]) -> list[dict[str, Any]]:
 
 def _add_item(item: Any, where: str, messages: list[dict[str, Any]]) -> None:
     kind = item.get("type", "message") if isinstance(item, dict) else None
+    if isinstance(kind, str) and kind in _ITEM_KEYS:
+        note_unknown(item, _ITEM_KEYS[kind] | _ITEM_HINTS, f"key of an item of type {kind}:")
     if kind == "message":
         messages.append({"role": item.get("role"), "content": _content(item.get("content"), where)})
     elif kind == "function_call":
@@ -170,8 +191,10 @@ def _content(content: Any, where: str) -> Any:
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind in ("input_text", "output_text", "text"):
+            note_unknown(part, {"type", "text", *_PART_HINTS}, "key of a part of text:")
             parts.append({"type": "text", "text": part.get("text")})
-        elif kind == "input_image" and isinstance(part.get("image_url"), str):
+        elif kind == "input_image" and isinstance(part.get("image_url"), str) and part.get("file_id") is None:
+            check_members(part, ("type", "image_url", "detail", "file_id", *PART_HINTS), where, "input")
             parts.append({"type": "image_url", "image_url": {"url": part["image_url"], "detail": part.get("detail") or "auto"}})
         elif kind == "refusal":
             parts.append({"type": "refusal", "refusal": part.get("refusal")})
@@ -214,12 +237,12 @@ class ResponsesCall:
                 for event in blocks.add(piece):
                     self._note(event)
             finish = out.finish
-        for event in blocks.close():
+        for event in blocks.close(finish):
             self._note(event)
-        return self._ended(finish)
+        return self._ended(finish, blocks)
 
-    def _ended(self, finish: FinishReason | None) -> dict[str, Any]:
-        response = self._response(finish)
+    def _ended(self, finish: FinishReason | None, blocks: Blocks) -> dict[str, Any]:
+        response = self._response(finish, are_calls_cut=bool(blocks.calls) and not blocks.may_run)
         if self._input is not None and finish is not None:
             self._keep(msgspec.Raw(self._input), response)
         return response
@@ -237,11 +260,11 @@ class ResponsesCall:
                     for data in self._streamed(event):
                         yield data
             finish = out.finish
-        for event in blocks.close():
+        for event in blocks.close(finish):
             for data in self._streamed(event):
                 yield data
         if finish is not None:
-            response = self._ended(finish)
+            response = self._ended(finish, blocks)
             yield self._event(f"response.{response['status']}", response=response)
 
     def error_event(self, error: SglangError) -> bytes:
@@ -273,7 +296,8 @@ class ResponsesCall:
     def _closed(self, block: Block) -> Iterator[bytes]:
         kind, place = f"response.{_STREAMED[block.kind]}.done", self._place(block)
         if block.kind == "call":
-            yield self._event(kind, **place, arguments=block.text, name=block.name)
+            if block.is_whole:
+                yield self._event(kind, **place, arguments=block.text, name=block.name)
         else:
             extra: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
             yield self._event(kind, **place, content_index=0, text=block.text, **extra)
@@ -289,19 +313,17 @@ class ResponsesCall:
             self._items.append(_item(event.block))
         elif event.what == "close":
             item = self._items[event.block.index]
-            item["status"] = "completed"
+            item["status"] = "completed" if event.block.is_whole else "incomplete"
             if event.block.kind == "call":
                 item["arguments"] = event.block.text
             else:
                 item["content"] = [_part(event.block)]
 
-    def _response(self, finish: FinishReason | None) -> dict[str, Any]:
+    def _response(self, finish: FinishReason | None, are_calls_cut: bool = False) -> dict[str, Any]:
         body = self._echo
-        cut = finish is not None and finish.type != "stop"
+        cut = finish is not None and (finish.type != "stop" or are_calls_cut)
         status = "in_progress" if finish is None else "incomplete" if cut else "completed"
-        reason = None
-        if finish is not None and cut:
-            reason = {"reason": "max_output_tokens" if finish.type == "length" else "aborted"}
+        reason = {"reason": _CUT_BY[finish.type]} if finish is not None and cut else None
         return {
             "id": self._id,
             "object": "response",
@@ -339,6 +361,7 @@ class ResponsesCall:
         }
 
 
+_CUT_BY = {"length": "max_output_tokens", "abort": "aborted", "stop": "stop"}
 _ECHOED = (
     *("instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "previous_response_id", "reasoning"),
     *("temperature", "text", "tool_choice", "tools", "top_p", "user"),

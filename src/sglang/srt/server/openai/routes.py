@@ -30,7 +30,7 @@ from sglang.srt.server.openai.responses_api import RESPONSES_FIELDS, ResponsesCa
 from sglang.srt.server.parsers.reasoning import reasoning_format
 from sglang.srt.server.parsers.tool_calls import call_format, format_of_template
 from sglang.srt.server.request_scope import current_scope, name_user
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, LargeJsonResponse, answer, stream
+from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, LargeJsonResponse, answer, stream, unless_gone
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 
@@ -136,9 +136,10 @@ class OpenAIApi:
 
     async def count_tokens(self, request: Request) -> Response:
         call = await read_as(request, MESSAGES_FIELDS, partial(self._messages_call, counts_only=True))
-        if call.req.media:
-            raise UnsupportedError("tokens of pictures cannot be counted before they are read", "messages")
-        return JsonResponse({"input_tokens": len(call.req.input_ids or ())})
+        if not call.req.media:
+            return JsonResponse({"input_tokens": len(call.req.input_ids or ())})
+        count = await unless_gone(request, self._manager.count_tokens(call.req))
+        return CLIENT_GONE if count is None else JsonResponse({"input_tokens": count})
 
     def _look_at(self, body: dict[str, Any]) -> None:
         """Notes whose the request is, and checks its model."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from sglang.srt.errors import RequestError
 from sglang.srt.sampling_params import SamplingParams, check_sampling_params
+from sglang.srt.server.fields import check_members
 from sglang.srt.server.openai.protocol import CommonRequest
 
 _SAME = [
@@ -28,6 +29,19 @@ _SAME = [
     "skip_special_tokens",
     "spaces_between_special_tokens",
 ]
+_FORMAT_KEYS = {
+    "text": ("type",),
+    "json_object": ("type", "schema"),
+    "json_schema": ("type", "json_schema"),
+    "structural_tag": ("type", "structures", "triggers"),
+}
+_SCHEMA_KINDS: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "description": str,
+    "strict": bool,
+    "schema": (dict, bool),
+    "schema_": (dict, bool),
+}
 _LISTS = ("stop", "stop_regex", "stop_token_ids")
 
 
@@ -53,27 +67,54 @@ def sampling_params(request: CommonRequest, max_new_tokens: int | None, defaults
 
 
 def _logit_bias(raw: dict[str, float]) -> dict[int, float]:
-    try:
-        return {int(key): float(value) for key, value in raw.items()}
-    except ValueError as error:
-        raise RequestError("logit_bias must map token ids to numbers", "logit_bias") from error
+    if not all(key.isascii() and key.removeprefix("-").isdigit() and len(key) < 20 for key in raw):
+        raise RequestError("logit_bias must map token ids to numbers", "logit_bias")
+    return {int(key): float(value) for key, value in raw.items()}
 
 
 def _constraint(response_format: dict[str, Any]) -> dict[str, str]:
     kind = response_format.get("type")
+    if isinstance(kind, str) and kind in _FORMAT_KEYS:
+        check_members(response_format, _FORMAT_KEYS[kind], "response_format", "response_format")
     if kind == "text":
         return {}
     if kind == "json_object":
-        return {"json_schema": '{"type": "object"}'}
+        return {"json_schema": _object_schema(response_format.get("schema"))}
     if kind == "json_schema":
         outer = response_format.get("json_schema")
-        schema = outer.get("schema", outer.get("schema_")) if isinstance(outer, dict) else None
+        schema = _named_schema(outer) if isinstance(outer, dict) else None
         if not isinstance(schema, (dict, bool)):
             raise RequestError("response_format.json_schema.schema must be a JSON schema", "response_format")
         return {"json_schema": _dump(schema)}
     if kind == "structural_tag":
+        _check_structures(response_format.get("structures"))
         return {"structural_tag": _dump(response_format)}
     raise RequestError("response_format.type must be text, json_object, json_schema or structural_tag", "response_format")
+
+
+def _object_schema(schema: Any) -> str:
+    """That of json_object, which may come with one: what it allows must be an object besides."""
+    if schema is None:
+        return '{"type": "object"}'
+    if not isinstance(schema, dict):
+        raise RequestError("response_format.schema must be a JSON schema", "response_format")
+    return _dump(schema if "type" in schema else {"type": "object", **schema})
+
+
+def _named_schema(outer: dict[str, Any]) -> Any:
+    check_members(outer, _SCHEMA_KINDS, "response_format.json_schema", "response_format")
+    for name, kind in _SCHEMA_KINDS.items():
+        if outer.get(name) is not None and not isinstance(outer[name], kind):
+            raise RequestError(f"response_format.json_schema.{name} has the wrong type", "response_format")
+    return outer.get("schema", outer.get("schema_"))
+
+
+def _check_structures(structures: Any) -> None:
+    """Keys of what a structural tag holds; its values are the grammar engine's business."""
+    for i, structure in enumerate(structures if isinstance(structures, list) else ()):
+        if isinstance(structure, dict):
+            known = ("begin", "schema", "end")
+            check_members(structure, known, f"response_format.structures[{i}]", "response_format")
 
 
 def _dump(value: Any) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -18,9 +19,11 @@ import msgspec
 
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.fields import check_members
 from sglang.srt.server.json_limits import read_json_text
 from sglang.srt.server.openai.tool_schemas import check_tool_schema
-from sglang.srt.server.parsers.tool_calls import Tag, call_format
+from sglang.srt.server.parsers.pieces import Parser
+from sglang.srt.server.parsers.tool_calls import Tag, call_format, create_free_parser, create_parser
 
 MAX_TOOLS = 512
 MAX_FORCED_CALLS = 16
@@ -35,17 +38,29 @@ _GENERIC = "generic"
 @dataclass(frozen=True)
 class ToolPlan:
     """`shown`: the tools that the model is told of. `parser`: the format in which calls are looked for; None: nowhere. `exact`: tools
-    whose calls count only if they are written as the constraint has it."""
+    whose calls count only if they are written as the constraint has it. `is_free`: nothing holds calls to that format."""
 
     shown: list[dict[str, Any]] = field(default_factory=list)
     parser: str | None = None
     max_calls: int | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     exact: tuple[str, ...] = ()
+    is_free: bool = False
 
-    @property
-    def names(self) -> list[str]:
-        return [tool["function"]["name"] for tool in self.shown]
+    def new_parser(self) -> Parser | None:
+        """One that looks for calls in an answer; None where there can be none."""
+        if self.parser is None:
+            return None
+        tools = parameters_of(self.shown)
+        if self.is_free:
+            return create_free_parser(self.parser, tools, self.max_calls)
+        return create_parser(self.parser, tools, self.max_calls, self.exact)
+
+
+def parameters_of(tools: list[dict[str, Any]]) -> dict[str, Sequence[str]]:
+    """The names of the parameters of each tool, in the order of its schema."""
+    functions = [tool["function"] for tool in tools]
+    return {function["name"]: tuple(function.get("parameters", {}).get("properties", ())) for function in functions}
 
 
 def plan_tools(tools: Any, choice: Any, parallel: bool | None, format_name: str, sampling: SamplingParams) -> ToolPlan:
@@ -70,7 +85,7 @@ def _plan_auto(shown: list[dict[str, Any]], max_calls: int | None, format_name: 
     if sampling.grammar is not None:
         return ToolPlan(shown, _GENERIC, max_calls, _either(shown, max_calls, sampling))
     if not any(tool["function"].get("strict") for tool in shown):
-        return ToolPlan(shown, format_name, max_calls, sampling)
+        return ToolPlan(shown, format_name, max_calls, sampling, is_free=True)
     tag = call_format(format_name).tag
     # calls that are Python bear their name in the trigger: of tools that are not strict nothing is asked
     bound = [tool for tool in shown if tool["function"].get("strict") or not tag.keywords]
@@ -197,6 +212,8 @@ def _choose(choice: Any, tools: list[dict[str, Any]]) -> tuple[str, list[dict[st
         return "named", [_named(choice, tools)]
     if kind == "allowed_tools" and isinstance(choice.get("allowed_tools"), dict):
         allowed = choice["allowed_tools"]
+        check_members(choice, ("type", "allowed_tools"), "tool_choice", "tool_choice")
+        check_members(allowed, ("mode", "tools"), "tool_choice.allowed_tools", "tool_choice")
         entries = allowed.get("tools")
         if allowed.get("mode") in ("auto", "required") and isinstance(entries, list) and 0 < len(entries) <= MAX_TOOLS:
             chosen = {_named(entry, tools)["function"]["name"] for entry in entries}
@@ -206,6 +223,9 @@ def _choose(choice: Any, tools: list[dict[str, Any]]) -> tuple[str, list[dict[st
 
 def _named(entry: Any, tools: list[dict[str, Any]]) -> dict[str, Any]:
     function = entry.get("function", entry) if isinstance(entry, dict) else None
+    if isinstance(function, dict):
+        check_members(entry, ("type", "function", "name"), "tool_choice", "tool_choice")
+        check_members(function, ("name",) if function is not entry else ("type", "name"), "tool_choice", "tool_choice")
     name = function.get("name") if isinstance(function, dict) else None
     for tool in tools:
         if tool["function"]["name"] == name:

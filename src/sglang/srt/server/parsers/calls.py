@@ -1,11 +1,12 @@
 """What all formats of tool calls share: text until a mark that opens a call, and text again when it was none.
 
-A format says which marks open a call and reads what follows; see formats/. White space around calls is not content.
+A format says which marks open a call and reads what follows; see formats/. White space beside calls is content where there is text
+on both sides. What is wrong with one call costs no other: a call of an unknown tool is text, and those beside it are calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Growing, Piece, Text, held_len
 
@@ -15,8 +16,8 @@ _REREAD = 512
 
 
 class CallParser:
-    """Base of the formats. `names` are the tools there are: a call of any other is text. Calls beyond `max_calls` are left
-    out. `exact`: tools that a constraint holds to one way of writing; what only looks like a call of them is text. (JSON formats need
+    """Base of the formats. `tools`: the names of those there are; a mapping says the names of their parameters, too, in order. A call
+    of any other tool is text. Calls beyond `max_calls` are left out. `exact`: tools that a constraint holds to one way of writing; what only looks like a call of them is text. (JSON formats need
     not look: theirs cannot be written otherwise.)"""
 
     openers: tuple[str, ...] = ()
@@ -24,16 +25,23 @@ class CallParser:
     markers: tuple[str, ...] = ()
     """names that are special tokens in some vocabularies and must be seen"""
 
-    def __init__(self, names: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
-        self._names = frozenset(names)
+    separators = ",;"
+    """what stands between the calls of a list"""
+    blanks = " \t\r\n"
+    """what may stand before that"""
+
+    def __init__(self, tools: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
+        self._tools: Mapping[str, Sequence[str]] = tools if isinstance(tools, Mapping) else dict.fromkeys(tools, ())
         self._exact = frozenset(exact)
         self._max_calls = max_calls
         self._buffer = ""
         self._raw = Growing()
         self._pieces: list[Piece] = []
         self._space = Growing()
+        self._gap = Growing()
+        self._has_text = False
         self._after_call = False
-        self._num_calls = 0
+        self._num_calls = self._num_before = 0
         self._state: Callable[[bool], bool] = self._read_text
 
     def feed(self, text: str) -> list[Piece]:
@@ -84,6 +92,7 @@ class CallParser:
         self._emit_text(buffer[:at])
         self._buffer = buffer[at:]
         self._raw.take()
+        self._num_before = self._num_calls
         self._open(mark)
         return True
 
@@ -106,35 +115,65 @@ class CallParser:
         self._state = self._read_text
 
     def _emit_text(self, text: str) -> None:
-        if not text:
+        """White space waits until it is known whether text follows."""
+        body = text.lstrip()
+        (self._gap if self._after_call else self._space).add(text[: len(text) - len(body)])
+        if not body:
             return
-        if self._after_call:
-            text = text.lstrip()
-            if not text:
-                return
-            self._after_call = False
-        body = text.rstrip()
-        if body:
-            self._pieces.append(Text(self._space.take() + body))
-        self._space.add(text[len(body) :])
+        space = self._space.take() + self._gap.take()
+        text = body.rstrip()
+        self._pieces.append(Text(space + text if self._has_text or not self._num_calls else text))
+        self._has_text, self._after_call = True, False
+        self._space.add(body[len(text) :])
+
+    # --- what stands beside calls -------------------------------------------------------------------------------------------
+
+    def _drop_between(self) -> None:
+        """Marks and commas after a call belong to it. White space after them counts if text follows."""
+        between = self._raw.take()
+        space = between[len(between.rstrip()) :]
+        if space != between:
+            self._gap.take()
+        self._gap.add(space)
+
+    def _read_between(self, final: bool) -> bool:
+        """Reads what stands between calls, up to the next."""
+        raise NotImplementedError
+
+    def _read_after_unknown(self, final: bool) -> bool:
+        """What follows a call that is text: the list that it stands in, or more text."""
+        self._consume(len(self._buffer) - len(self._buffer.lstrip(self.blanks)))
+        if not self._buffer:
+            return False
+        if self._buffer[0] in self.separators:
+            self._consume(1)
+            self._state = self._read_between
+        else:
+            self._emit_text(self._raw.take())
+            self._state = self._read_text
+        if self._num_calls > self._num_before:  # what is left of the list belongs to its calls
+            self._after_call, self._state = True, self._read_between
+        return True
 
     # --- calls --------------------------------------------------------------------------------------------------------------
 
     def _begin_call(self, name: str) -> bool:
         """False if there is no such tool."""
-        if name not in self._names:
+        if name not in self._tools:
             return False
         self._raw.take()
-        self._space.take()
+        self._gap.take()
+        if not self._has_text:
+            self._space.take()
         self._after_call = True
         self._num_calls += 1
         if self._wanted:
             self._pieces.append(CallBegin(self._num_calls - 1, name))
         return True
 
-    def _add_arguments(self, text: str) -> None:
-        if text and self._wanted:
-            self._pieces.append(CallArguments(self._num_calls - 1, text))
+    def _add_arguments(self, text: str, is_last: bool) -> None:
+        if (text or is_last) and self._wanted:
+            self._pieces.append(CallArguments(self._num_calls - 1, text, is_last))
 
     @property
     def _wanted(self) -> bool:

@@ -10,20 +10,28 @@ from sglang.srt.server.parsers.pieces import Growing
 ARGUMENT_KEYS = ("arguments", "parameters")
 _KNOWN_KEYS = frozenset({"name", "id", "type", "index", *ARGUMENT_KEYS})
 _BLANK = " \t\r\n"
+_PLAIN = frozenset(_BLANK + "{}[],:+-.0123456789eEtruefalsnull")
+"""what JSON has outside of strings"""
+_FOREIGN = frozenset("<`")
+"""what begins a mark, and is nowhere outside of strings"""
 
 
 class ValueScanner:
-    """Finds the end of one JSON value. Brackets and strings are counted; whether the rest is valid is not its concern."""
+    """Finds the end of one JSON value. Brackets and strings are counted; whether the rest is valid is not its concern, save for
+    what tells that the value is over without its brackets (`is_broken`). `depth`: brackets that were open before. `is_strict`:
+    whatever JSON does not have breaks the value."""
 
-    def __init__(self) -> None:
-        self._depth = 0
+    def __init__(self, depth: int = 0, is_strict: bool = False) -> None:
+        self._depth = depth
+        self._is_strict = is_strict
         self._in_string = False
         self._escaped = False
         self._scalar = False
         self.done = False
+        self.is_broken = False
 
     def feed(self, text: str) -> int:
-        """How many characters of `text` belong to the value. `done` is set once it has ended."""
+        """How many characters of `text` belong to the value. `done` or `is_broken` is set once it has ended."""
         for at, char in enumerate(text):
             if self._in_string:
                 if self._escaped:
@@ -44,6 +52,9 @@ class ValueScanner:
             elif char in "}]":
                 self._depth -= 1
                 self.done = self._depth <= 0
+            elif char in _FOREIGN or (self._is_strict and char not in _PLAIN):
+                self.is_broken = True
+                return at
             elif not self._depth:
                 self._scalar = True
             if self.done:
@@ -54,11 +65,11 @@ class ValueScanner:
 class CallReader:
     """Reads one {"name": ..., "arguments": {...}}, keys in any order, "parameters" for "arguments".
 
-    `begin(name)` is called as soon as the name is known, and says whether there is such a tool; then `more(text)` with the
-    arguments as they come. `wrong` is set when this is no call.
+    `begin(name)` is called as soon as the name is known, and says whether there is such a tool; then `more(text, is_last)` with the
+    arguments as they come. `wrong` is set when this is no call, or not to the end; `is_unknown` as well if only the tool is not there.
     """
 
-    def __init__(self, begin: Callable[[str], bool], more: Callable[[str], None]) -> None:
+    def __init__(self, begin: Callable[[str], bool], more: Callable[[str, bool], None]) -> None:
         self._begin = begin
         self._more = more
         self._state: Callable[[str], int] = self._start
@@ -72,6 +83,7 @@ class CallReader:
         self.begun = False
         self.done = False
         self.wrong = False
+        self.is_unknown = False
 
     def feed(self, text: str) -> int:
         """How many characters belong to the call (all, unless it is `done` or `wrong`)."""
@@ -101,7 +113,7 @@ class CallReader:
         if self._scanner.done:
             self._key = str(_decoded(str(self._value)))
             self._state = self._colon
-            self.wrong = self._key not in _KNOWN_KEYS
+            self.wrong = self._key not in _KNOWN_KEYS and not self.begun
         return used
 
     def _colon(self, text: str) -> int:
@@ -124,9 +136,10 @@ class CallReader:
         new = text[:used]
         # an object goes out as it comes; whatever else stands for the arguments is looked at when it is whole
         if self._key in ARGUMENT_KEYS and self.begun and self._is_object:
-            self._say(new)
+            self._say(new, self._scanner.done)
         else:
             self._value.add(new)
+        self.wrong = self._scanner.is_broken
         if self._scanner.done:
             self._state = self._next_key
             self._take_value()
@@ -134,28 +147,31 @@ class CallReader:
 
     def _take_value(self) -> None:
         if self._key == "name":
-            name = _decoded(str(self._value))
-            if not isinstance(name, str) or self.begun or not self._begin(name):
-                self.wrong = True
-                return
-            self.begun = True
-            if self._arguments is not None:
-                self._say(self._arguments)
+            self._take_name(_decoded(str(self._value)))
         elif self._key in ARGUMENT_KEYS and not (self.begun and self._is_object):
             self._arguments = arguments_text(str(self._value))
             if self.begun:
-                self._say(self._arguments)
+                self._say(self._arguments, True)
 
-    def _say(self, text: str) -> None:
+    def _take_name(self, name: object) -> None:
+        if not isinstance(name, str) or self.begun or not self._begin(name):
+            self.wrong = True
+            self.is_unknown = isinstance(name, str) and not self.begun
+            return
+        self.begun = True
+        if self._arguments is not None:
+            self._say(self._arguments, True)
+
+    def _say(self, text: str, is_last: bool) -> None:
         self._sent_arguments = True
-        self._more(text)
+        self._more(text, is_last)
 
     def _end(self) -> None:
         if not self.begun:
             self.wrong = True
             return
         if not self._sent_arguments:
-            self._say("{}")
+            self._say("{}", True)
         self.done = True
 
 

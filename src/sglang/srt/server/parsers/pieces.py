@@ -30,10 +30,12 @@ class CallBegin:
 
 @dataclass(frozen=True)
 class CallArguments:
-    """More of a call's arguments: pieces of one call join to JSON text."""
+    """More of a call's arguments: pieces of one call join to JSON text. `is_last`: there are no more of them. A call without such a
+    piece was cut off."""
 
     index: int
     text: str
+    is_last: bool = False
 
 
 Piece = Union[Text, Reasoning, CallBegin, CallArguments]  # noqa: UP007  evaluated at run time

@@ -74,6 +74,11 @@ def opens_thoughts(format_: ReasoningFormat, prompt_end: str) -> bool:
     return format_.opens and not prompt_end.rstrip().endswith(format_.ends)
 
 
+def ends_inside(format_: ReasoningFormat, text: str) -> bool:
+    """Whether an answer that has got so far is still thoughts."""
+    return max(map(text.rfind, format_.begins)) > max(map(text.rfind, format_.ends))
+
+
 class ReasoningParser:
     """A Parser of Reasoning and Text. Thoughts come first, or not at all: marks later in the answer are text."""
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from sglang.srt.errors import ConfigError
+from sglang.srt.server.parsers.bare import BareCalls
 from sglang.srt.server.parsers.calls import CallParser
 from sglang.srt.server.parsers.formats.json_format import (
     DeepSeekCalls,
@@ -15,6 +16,7 @@ from sglang.srt.server.parsers.formats.json_format import (
     QwenCalls,
 )
 from sglang.srt.server.parsers.formats.python_format import GemmaCalls, PythonicCalls
+from sglang.srt.server.parsers.pieces import Parser
 
 
 @dataclass(frozen=True)
@@ -113,5 +115,11 @@ def format_of_template(source: str) -> str:
 
 
 def create_parser(name: str, tools: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> CallParser:
-    """`exact`: tools whose calls count only where they are written as the format's tag has it."""
+    """`tools` and `exact`: see CallParser. Raises ConfigError for a name that is none."""
     return call_format(name).parser(tools, max_calls, exact)
+
+
+def create_free_parser(name: str, tools: Collection[str], max_calls: int | None = None) -> Parser:
+    """The same for an answer that nothing constrains: calls as plain JSON count as well, if there is nothing else."""
+    own = create_parser(name, tools, max_calls)
+    return own if isinstance(own, GenericCalls) else BareCalls(GenericCalls(tools, max_calls), own)

@@ -13,6 +13,8 @@ from sglang.srt.server.parsers.json_calls import CallReader, ValueScanner
 
 _BETWEEN = " \t\r\n[],;"
 """what may stand between calls"""
+HEAD_CHARS = 500
+"""the longest name with what belongs to it"""
 
 
 class JsonCalls(CallParser):
@@ -22,8 +24,8 @@ class JsonCalls(CallParser):
     heads: tuple[str, ...] = ()
     """openers after which a name may come"""
 
-    def __init__(self, names: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
-        super().__init__(names, max_calls, exact)
+    def __init__(self, tools: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
+        super().__init__(tools, max_calls, exact)
         self._reader: CallReader | None = None
         self._scanner: ValueScanner | None = None
         self._head: str | None = None
@@ -51,6 +53,7 @@ class JsonCalls(CallParser):
         elif buffer[0] in _BETWEEN:
             self._consume(1)
         elif buffer[0] == "{":
+            self._head = None
             self._reader = CallReader(self._begin_call, self._add_arguments)
             self._state = self._read_call
         elif self._head is not None:
@@ -60,7 +63,7 @@ class JsonCalls(CallParser):
         else:
             self._state = self._read_text
         if self._after_call and self._state == self._read_between:
-            self._raw.take()  # commas and marks after a call belong to it
+            self._drop_between()
         return True
 
     def _read_call(self, final: bool) -> bool:
@@ -73,15 +76,38 @@ class JsonCalls(CallParser):
             self._raw.take()
         if self._reader.done or (self._reader.wrong and self._reader.begun):
             self._state = self._read_between
+        elif self._reader.is_unknown:
+            self._emit_text(self._raw.take())
+            self._scanner = ValueScanner(depth=1, is_strict=True)
+            self._state = self._read_unknown
         elif self._reader.wrong:
             self._give_up()
+        return bool(self._buffer)
+
+    def _read_unknown(self, final: bool) -> bool:
+        """The rest of an object that calls what is not there: text, also where it looks like a call."""
+        assert self._scanner is not None
+        if not self._buffer:
+            return False
+        used = self._scanner.feed(self._buffer)
+        self._emit_text(self._buffer[:used])
+        self._buffer = self._buffer[used:]
+        if self._scanner.done:
+            self._state = self._read_after_unknown
+        elif self._scanner.is_broken:
+            self._state = self._read_text
         return bool(self._buffer)
 
     def _read_head(self, final: bool) -> bool:
         """The name, up to the arguments' first bracket."""
         at = self._buffer.find("{")
+        marks = [place for mark in self.openers if 0 <= (place := self._buffer.find(mark)) < (at if at >= 0 else HEAD_CHARS)]
+        if marks:  # another call begins
+            self._consume(min(marks))
+            self._give_up(self._raw.length)
+            return True
         if at < 0:
-            if len(self._buffer) > 500:
+            if len(self._buffer) > HEAD_CHARS:
                 self._give_up(self._raw.length)
                 return True
             return False
@@ -99,9 +125,9 @@ class JsonCalls(CallParser):
         if not self._buffer:
             return False
         used = self._scanner.feed(self._buffer)
-        self._add_arguments(self._buffer[:used])
+        self._add_arguments(self._buffer[:used], self._scanner.done)
         self._buffer = self._buffer[used:]
-        if self._scanner.done:
+        if self._scanner.done or self._scanner.is_broken:
             self._state = self._read_between
         return bool(self._buffer)
 

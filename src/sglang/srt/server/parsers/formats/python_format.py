@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from sglang.srt.server.parsers.calls import CallParser
 from sglang.srt.server.parsers.pieces import Growing, Piece, held_len
@@ -30,17 +30,30 @@ class PythonicCalls(CallParser):
     exact_openings: tuple[str, ...] = ("[",)
     """what stands before a call that is written exactly"""
 
-    def __init__(self, names: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
-        super().__init__(names, max_calls, exact)
+    separators = ",;\n"
+    blanks = " \t\r)"
+
+    def __init__(self, tools: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
+        super().__init__(tools, max_calls, exact)
+        self._parameters: Sequence[str] = ()
         self._arguments = Growing()
         self._depth = 0
         self._quote = ""
         self._escaped = False
-        self._marks = (*self.closers, *(mark for mark in self.openers if mark != "["))
+        marks = (*self.closers, *(mark for mark in self.openers if mark != "["))
+        self._marks = tuple(sorted(marks, key=len, reverse=True))
 
     def finish(self) -> list[Piece]:
-        self._buffer = self._arguments.take() + self._buffer  # of a call that was cut off
-        return super().finish()
+        """Of a call that was cut off, the arguments come as they were written."""
+        pieces = self._run(final=True)
+        if self._is_within_call:
+            self._add_arguments(self._arguments.take() + self._buffer, False)
+            self._buffer = ""
+        return pieces + super().finish()
+
+    @property
+    def _is_within_call(self) -> bool:
+        return self._state == self._read_arguments
 
     def _open(self, mark: str) -> None:
         self._consume(len(mark))
@@ -52,18 +65,18 @@ class PythonicCalls(CallParser):
         if not buffer:
             return False
         mark = next((m for m in self._marks if buffer.startswith(m)), None)
+        if not final and any(m != buffer and m.startswith(buffer) for m in self._marks):
+            return False  # the rest of a mark may be on its way
         if mark is not None or buffer[0] in _BETWEEN:
             self._consume(len(mark or " "))
-        elif not final and any(m.startswith(buffer) for m in self._marks):
-            return False
         elif (head := _HEAD.match(buffer)) is not None:
             return self._start_call(head)
         elif not final and _HEAD_BEGIN.fullmatch(buffer) and len(buffer) < MAX_HEAD:
             return False
         else:
             self._give_up(self._raw.length)
-        if self._after_call:
-            self._raw.take()
+        if self._after_call and self._state == self._read_between:
+            self._drop_between()
         return True
 
     def _start_call(self, head: re.Match[str]) -> bool:
@@ -74,12 +87,17 @@ class PythonicCalls(CallParser):
                 self._marks = (*self._marks, ")")
             return True
         written = head[0] == f"{name}(" and str(self._raw) in self.exact_openings
-        if (name in self._exact and not written) or not self._begin_call(name):
+        if (name in self._exact and not written) or (name not in self._tools and head[0] != f"{name}("):
             self._give_up(self._raw.length)
             return True
-        self._buffer = self._buffer[len(head[0]) :]
         self._depth, self._quote, self._escaped = 1, "", False
-        self._state = self._read_arguments
+        if self._begin_call(name):
+            self._parameters = self._tools[name]
+            self._state = self._read_arguments
+        else:
+            self._emit_text(self._raw.take() + head[0])
+            self._state = self._read_unknown
+        self._buffer = self._buffer[len(head[0]) :]
         return True
 
     def _read_arguments(self, final: bool) -> bool:
@@ -88,9 +106,21 @@ class PythonicCalls(CallParser):
         self._buffer = "" if end is None else self._buffer[end + 1 :]
         if end is None:
             return False
-        self._add_arguments(_arguments(self._arguments.take()))
+        self._add_arguments(_arguments(self._arguments.take(), self._parameters), True)
         self._state = self._read_between
         return True
+
+    def _read_unknown(self, final: bool) -> bool:
+        """The arguments of what is no tool: text up to the closing bracket, or to the end of the line where none comes."""
+        line, end = self._buffer.find("\n"), self._find_end()
+        if line >= 0 and (end is None or line < end):
+            end = line - 1
+        used = len(self._buffer) if end is None else end + 1
+        self._emit_text(self._buffer[:used])
+        self._buffer = self._buffer[used:]
+        if end is not None:
+            self._state = self._read_after_unknown
+        return end is not None
 
     def _find_end(self) -> int | None:
         """Where in the buffer the bracket closes that opened before it."""
@@ -132,6 +162,10 @@ class GemmaCalls(PythonicCalls):
             return False
         return super()._read_between(final)
 
+    @property
+    def _is_within_call(self) -> bool:
+        return super()._is_within_call or self._state == self._read_named_arguments
+
     def _read_named(self, final: bool) -> bool:
         """call:f{...} with bare keys and strings between quote tokens."""
         name, bracket, rest = self._buffer[5:].partition("{")
@@ -145,16 +179,16 @@ class GemmaCalls(PythonicCalls):
             return True
         self._buffer = rest
         self._depth, self._quote = 1, ""
-        self._state = self._read_bare
+        self._state = self._read_named_arguments
         return True
 
-    def _read_bare(self, final: bool) -> bool:
+    def _read_named_arguments(self, final: bool) -> bool:
         end = self._find_bare_end(final)
         if end is None:
             return False
         self._arguments.add(self._buffer[:end])
         self._buffer = self._buffer[end + 1 :]
-        self._add_arguments(_bare_arguments(self._arguments.take()))
+        self._add_arguments(_bare_arguments(self._arguments.take()), True)
         self._state = self._read_between
         return True
 
@@ -257,18 +291,37 @@ def _plain(word: str) -> object:
         return word
 
 
-def _arguments(source: str) -> str:
-    """JSON text of what stands between a call's brackets. What Python cannot read as literals, and what has more parts than a reader
-    should be kept busy with, is kept as it was written."""
+def _arguments(source: str, parameters: Sequence[str]) -> str:
+    """JSON text of what stands between a call's brackets; values without a name are those of the first `parameters`. What Python
+    cannot read as literals, what fits no parameter, and what has more parts than a reader should be kept busy with, is kept as it was
+    written."""
     if sum(map(source.count, ",([{+")) > MAX_PARTS:
         return source
     try:
         call = ast.parse(f"f({source})", mode="eval").body
         assert isinstance(call, ast.Call)
-        values = {keyword.arg: _literal(keyword.value) for keyword in call.keywords if keyword.arg is not None}
-        return json.dumps(values, ensure_ascii=False)
+        return json.dumps(_bound(call, parameters), ensure_ascii=False)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return source
+
+
+def _bound(call: ast.Call, parameters: Sequence[str]) -> dict[str, object]:
+    """The value of each parameter. Raises ValueError where Python itself would refuse the call."""
+    if len(call.args) > len(parameters):
+        raise ValueError("there are more values than parameters")
+    pairs: list[tuple[str, object]] = [(name, _literal(value)) for name, value in zip(parameters, call.args, strict=False)]
+    for keyword in call.keywords:
+        value = _literal(keyword.value)
+        if keyword.arg is not None:
+            pairs.append((keyword.arg, value))
+        elif isinstance(value, dict):  # f(**{"x": 1})
+            pairs += value.items()
+        else:
+            raise ValueError("only a dict can be unpacked")
+    bound = dict(pairs)
+    if len(bound) < len(pairs):
+        raise ValueError("a parameter has two values")
+    return bound
 
 
 def _literal(node: ast.expr) -> object:

@@ -1,0 +1,208 @@
+"""What is wrong with one call costs no other and none of the text, in every format; and answers that are a call in plain JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sglang.srt.server.openai.answers import Answer
+from sglang.srt.server.parsers.tool_calls import FORMATS, create_free_parser, create_parser
+from tests.server.test_parsers import read
+
+TOOLS = {"a": ("x", "y"), "b": (), "get_weather": ("city", "unit")}
+CALLS, CALL = "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"
+SEP, CALL_END, CALLS_END = "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"
+
+
+def _json(name: str, arguments: str, key: str = "arguments") -> str:
+    return f'{{"name": "{name}", "{key}": {{{arguments}}}}}'
+
+
+def _keywords(name: str) -> str:
+    return f"{name}(x={{'k': [1, 2]}})"
+
+
+_ARGUMENTS = '"x": {"k": [1, 2]}'
+WAYS: dict[tuple[str, str], Callable[[list[str]], str]] = {
+    ("qwen", "marks"): lambda names: "\n".join(f"<tool_call>\n{_json(n, _ARGUMENTS)}\n</tool_call>" for n in names),
+    ("qwen", "one mark"): lambda names: f"<tool_call>{', '.join(_json(n, _ARGUMENTS) for n in names)}</tool_call>",
+    ("mistral", "list"): lambda names: f"[TOOL_CALLS] [{', '.join(_json(n, _ARGUMENTS) for n in names)}]",
+    ("mistral", "names"): lambda names: "".join(f"[TOOL_CALLS]{n}[ARGS]{{{_ARGUMENTS}}}" for n in names),
+    ("llama3", "semicolons"): lambda names: "<|python_tag|>" + "; ".join(_json(n, _ARGUMENTS, "parameters") for n in names),
+    ("llama3", "lines"): lambda names: "\n".join(_json(n, _ARGUMENTS, "parameters") for n in names),
+    ("generic", "list"): lambda names: f"[{', '.join(_json(n, _ARGUMENTS) for n in names)}]",
+    ("generic", "fence"): lambda names: "```json\n[" + ",\n ".join(_json(n, _ARGUMENTS) for n in names) + "]\n```",
+    ("deepseek", "V3"): lambda names: (
+        CALLS + "\n".join(f"{CALL}function{SEP}{n}\n```json\n{{{_ARGUMENTS}}}\n```{CALL_END}" for n in names) + CALLS_END
+    ),
+    ("deepseek", "V3.1"): lambda names: CALLS + "".join(f"{CALL}{n}{SEP}{{{_ARGUMENTS}}}{CALL_END}" for n in names) + CALLS_END,
+    ("pythonic", "list"): lambda names: f"[{', '.join(map(_keywords, names))}]",
+    ("pythonic", "marks"): lambda names: f"<|python_start|>[{', '.join(map(_keywords, names))}]<|python_end|>",
+    ("gemma", "lines"): lambda names: "```tool_code\n" + "\n".join(map(_keywords, names)) + "\n```",
+    ("gemma", "prints"): lambda names: "```tool_code\n" + "\n".join(f"print({_keywords(n)})" for n in names) + "\n```",
+    ("gemma", "function"): lambda names: "".join(
+        f"<start_function_call>call:{n}{{x:{{k:[1,2]}}}}<end_function_call>" for n in names
+    ),
+    ("gemma", "4"): lambda names: "".join(f"<|tool_call>call:{n}{{x:{{k:[1,2]}}}}<tool_call|>" for n in names),
+}
+
+
+def called(answer: Answer) -> list[tuple[str, object]]:
+    return [(call.name, json.loads(call.arguments)) for call in answer.calls]
+
+
+@pytest.mark.parametrize("names", [["a", "nope", "b"], ["nope", "a", "b"], ["a", "b", "nope"], ["nope", "a", "none", "b"]])
+@pytest.mark.parametrize("way", WAYS, ids=" ".join)
+def test_an_unknown_name_loses_no_call_beside_it(way: tuple[str, str], names: list[str]) -> None:
+    for cuts in ([], list(range(400))):
+        answer = read(create_parser(way[0], TOOLS), WAYS[way](names), cuts)
+        assert called(answer) == [("a", {"x": {"k": [1, 2]}}), ("b", {"x": {"k": [1, 2]}})]
+        assert all(call.is_whole for call in answer.calls)
+        assert "nope" in answer.text, "what is no call is told as text"
+
+
+@pytest.mark.parametrize("way", WAYS, ids=" ".join)
+def test_text_around_calls_keeps_its_white_space(way: tuple[str, str]) -> None:
+    calls = WAYS[way](["a", "b"])
+    for before, after, content in (
+        ("One.\n\n", "\n\nTwo.\n", "One.\n\n\n\nTwo."),
+        ("One. ", " Two.", "One.  Two."),
+        ("\n", "\nTwo.", "Two."),
+        (" One.\n", "\n", " One."),
+    ):
+        answer = read(create_parser(way[0], TOOLS), before + calls + after)
+        assert ([name for name, _ in called(answer)], answer.text) == (["a", "b"], content)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    way=st.sampled_from(sorted(WAYS)),
+    texts=st.lists(st.text(alphabet="pq. \n", max_size=6), min_size=3, max_size=3),
+    cuts=st.lists(st.integers(0, 400), max_size=40),
+)
+def test_content_is_the_answer_without_its_calls(way: tuple[str, str], texts: list[str], cuts: list[int]) -> None:
+    first, second = WAYS[way](["a"]), WAYS[way](["b"])
+    answer = read(create_parser(way[0], TOOLS), f"{texts[0]}{first}{texts[1]}{second}{texts[2]}", cuts)
+    assert [name for name, _ in called(answer)] == ["a", "b"]
+    if texts[1].strip():
+        assert answer.text.strip() == "".join(texts).strip()
+    else:  # white space between two calls belongs to them
+        assert answer.text.strip() == (texts[0] + texts[2]).strip()
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments"),
+    [
+        ("'Paris', 'C'", {"city": "Paris", "unit": "C"}),
+        ("'Paris', unit='C'", {"city": "Paris", "unit": "C"}),
+        ("[1, (2, 3)]", {"city": [1, [2, 3]]}),
+        ("**{'city': 'Paris'}", {"city": "Paris"}),
+        ("-1.5, None", {"city": -1.5, "unit": None}),
+    ],
+)
+@pytest.mark.parametrize(("name", "around"), [("pythonic", "[{}]"), ("gemma", "```tool_code\n{}\n```")])
+def test_values_without_a_name_are_those_of_the_first_parameters(
+    name: str, around: str, source: str, arguments: object
+) -> None:
+    answer = read(create_parser(name, TOOLS), around.format(f"get_weather({source})"))
+    assert called(answer) == [("get_weather", arguments)]
+
+
+@pytest.mark.parametrize("source", ["'a', 'b', 'c'", "'a', city='b'", "*[1]", "**x", "city=a+1", "1 2"])
+def test_arguments_that_python_would_refuse_are_kept_as_they_were_written(source: str) -> None:
+    answer = read(create_parser("pythonic", TOOLS), f"[get_weather({source}), b()]")
+    assert [(call.name, call.arguments) for call in answer.calls] == [("get_weather", source), ("b", "{}")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "qwen",
+            f'<tool_call>\n{{"name": "a", "arguments": {{"x": [1}}\n</tool_call>\n<tool_call>{_json("b", "")}</tool_call>',
+        ),
+        ("qwen", f'<tool_call>\n{{"name": "a", "arguments": {{}}\n</tool_call>\n<tool_call>{_json("b", "")}</tool_call>'),
+        (
+            "qwen",
+            f'<tool_call>{{"name": "a", "why": "x", "arguments": {{}}}}</tool_call><tool_call>{_json("b", "")}</tool_call>',
+        ),
+        ("mistral", f"[TOOL_CALLS] [{_json('a', '')}] and then [TOOL_CALLS] oops [TOOL_CALLS]b[ARGS]{{}}"),
+        ("deepseek", f"{CALL}a{SEP}{{[1{CALL_END}{CALL}b{SEP}{{}}{CALL_END}"),
+        ("generic", f'{{"name": "Bob" is one. {_json("a", "")} {_json("b", "")}'),
+        ("llama3", f'{{"name": "Bob", "friend": {_json("a", "")}}} {_json("a", "")} {_json("b", "")}'),
+    ],
+)
+def test_a_broken_call_ends_before_the_next(name: str, text: str) -> None:
+    answer = read(create_parser(name, TOOLS), text)
+    assert [call.name for call in answer.calls] == ["a", "b"]
+    assert answer.calls[1].is_whole and json.loads(answer.calls[1].arguments) == {}
+
+
+@pytest.mark.parametrize("way", WAYS, ids=" ".join)
+def test_a_call_is_whole_when_its_arguments_are(way: tuple[str, str]) -> None:
+    text = WAYS[way](["a"])
+    for end in range(len(text) + 1):
+        for call in read(create_parser(way[0], TOOLS), text[:end]).calls:
+            if call.is_whole:
+                assert json.loads(call.arguments) == {"x": {"k": [1, 2]}}
+            else:
+                assert end < len(text.rstrip("`]>})\n")) + 3
+
+
+# --- answers that are a call --------------------------------------------------------------------------------------------------
+
+BARE = [
+    _json("a", '"x": 1'),
+    f"\n{_json('a', '')}\n",
+    f"```json\n{_json('a', '')}\n```",
+    f"```\n{_json('a', '', 'parameters')}\n```\n",
+    f"[{_json('a', '')}]",
+]
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("text", BARE)
+def test_a_call_in_plain_json_is_a_call_in_every_format(name: str, text: str) -> None:
+    for cuts in ([], list(range(200))):
+        answer = read(create_free_parser(name, TOOLS), text, cuts)
+        assert ([call.name for call in answer.calls], answer.text) == (["a"], "")
+
+
+def test_several_calls_in_plain_json() -> None:
+    text = f"{_json('a', '')}\n{_json('b', '')}"
+    assert [call.name for call in read(create_free_parser("qwen", TOOLS), text).calls] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"So: {_json('a', '')}",
+        f"{_json('a', '')} is how to call it.",
+        f"```json\n{_json('a', '')}\n```\nis how to call it.",
+        _json("nobody", ""),
+        f"[{_json('a', '')}, {_json('nobody', '')}]",
+        '{"answer": 1}',
+        f'{{"call": {_json("a", "")}}}',
+        _json("a", "")[:-2],
+        "[1, 2]",
+        "```python\nprint(1)\n```",
+        "",
+        " \n",
+    ],
+)
+@pytest.mark.parametrize("name", ["qwen", "deepseek", "mistral"])
+def test_other_json_stays_as_it_is(name: str, text: str) -> None:
+    for cuts in ([], list(range(200))):
+        answer = read(create_free_parser(name, TOOLS), text, cuts)
+        assert (answer.calls, answer.text) == ([], text)
+
+
+def test_the_models_own_form_counts_beside_it() -> None:
+    text = f"<tool_call>\n{_json('a', '')}\n</tool_call>"
+    assert [call.name for call in read(create_free_parser("qwen", TOOLS), text).calls] == ["a"]
+    parser = create_free_parser("qwen", TOOLS)
+    assert parser.feed("Hello") and parser.feed(" there"), "text is not held back"

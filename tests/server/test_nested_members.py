@@ -1,0 +1,203 @@
+"""Members of nested objects are done or refused, as those of a body are; the APIs whose clients add hints ignore hints, and nothing
+that would change an answer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import httpx
+import pytest
+
+from sglang.srt.server import fields
+from tests.server.conftest import MakeStand, Stand
+from tests.server.http_tools import client_of
+from tests.server.test_tools import CALL, HELLO, NAMED, TOOLS, prompt_of, received, says
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+CALLED = {"id": "call_1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+PICTURE = {"url": "data:image/png;base64,aaaa"}
+CLAUDE_TOOL = {"name": "get_weather", "input_schema": {"type": "object"}}
+ITEM = {"role": "user", "content": "x"}
+
+
+@pytest.fixture
+def stand(make_stand: MakeStand) -> Stand:
+    return make_stand(info={"context_len": 2048})
+
+
+async def post(stand: Stand, path: str, body: dict[str, Any]) -> httpx.Response:
+    async with client_of(stand) as client:
+        return await client.post(path, json=body)
+
+
+async def chat(stand: Stand, **body: Any) -> httpx.Response:
+    return await post(stand, "/v1/chat/completions", {"messages": HELLO, **body})
+
+
+async def test_a_json_object_with_a_schema_follows_it(stand: Stand) -> None:
+    says(stand, '{"a": 1}')
+    assert (await chat(stand, response_format={"type": "json_object", "schema": SCHEMA})).status_code == 200
+    assert json.loads(received(stand).sampling.json_schema or "") == SCHEMA
+    body = {"prompt": "x", "response_format": {"type": "json_object", "schema": {"required": ["a"]}}}
+    assert (await post(stand, "/v1/completions", body)).status_code == 200
+    assert json.loads(received(stand).sampling.json_schema or "") == {"type": "object", "required": ["a"]}
+    text = {"format": {"type": "json_object", "schema": SCHEMA}}
+    assert (await post(stand, "/v1/responses", {"input": "x", "text": text})).status_code == 200
+    assert json.loads(received(stand).sampling.json_schema or "") == SCHEMA
+    assert (await chat(stand, response_format={"type": "json_object", "schema": None})).status_code == 200
+    assert json.loads(received(stand).sampling.json_schema or "") == {"type": "object"}
+
+
+def user(*parts: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(parts)}]}
+
+
+def assistant(call: Any) -> dict[str, Any]:
+    return {"messages": [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}, *HELLO]}
+
+
+TAG = {"type": "structural_tag", "structures": [{"begin": "<a>", "schema": {}, "end": "</a>"}], "triggers": ["<a>"]}
+WRONG: list[tuple[str, dict[str, Any]]] = [
+    ("shema", {"response_format": {"type": "json_object", "shema": SCHEMA}}),
+    ("schema", {"response_format": {"type": "json_object", "schema": "x"}}),
+    ("schema", {"response_format": {"type": "text", "schema": SCHEMA}}),
+    ("schema", {"response_format": {"type": "json_schema", "schema": SCHEMA, "json_schema": {"schema": SCHEMA}}}),
+    ("regex", {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA, "regex": "a"}}}),
+    ("strict", {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA, "strict": "yes"}}}),
+    ("name", {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA, "name": 1}}}),
+    ("at_least_one", {"response_format": {**TAG, "at_least_one": True}}),
+    ("style", {"response_format": {**TAG, "structures": [{**TAG["structures"][0], "style": "x"}]}}),  # type: ignore[index]
+    ("prefix", user({"type": "text", "text": "a", "prefix": True})),
+    ("refusal", user({"type": "text", "text": "a", "refusal": "b"})),
+    ("text", user({"type": "refusal", "refusal": "a", "text": "b"})),
+    ("size", user({"type": "image_url", "image_url": PICTURE, "size": 1})),
+    ("crop", user({"type": "image_url", "image_url": {**PICTURE, "crop": 1}})),
+    ("fps", user({"type": "video_url", "video_url": PICTURE, "fps": 1})),
+    ("result", assistant({**CALLED, "result": "1"})),
+    ("output", assistant({**CALLED, "function": {**CALLED["function"], "output": "1"}})),  # type: ignore[dict-item]
+    ("type", assistant({**CALLED, "type": "custom"})),
+    ("strict", {"tools": TOOLS, "tool_choice": {**NAMED, "strict": True}}),
+    ("arguments", {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "now", "arguments": "{}"}}}),
+    (
+        "max",
+        {
+            "tools": TOOLS,
+            "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED], "max": 1}},
+        },
+    ),
+    (
+        "mode",
+        {
+            "tools": TOOLS,
+            "tool_choice": {"type": "allowed_tools", "mode": "auto", "allowed_tools": {"mode": "auto", "tools": [NAMED]}},
+        },
+    ),
+    ("include_all", {"stream": True, "stream_options": {"include_all": True}}),
+    ("kind", {"tools": [{**TOOLS[1], "kind": "x"}]}),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), WRONG)
+async def test_unknown_members_of_a_chat_are_refused_by_name(stand: Stand, name: str, change: dict[str, Any]) -> None:
+    reply = await chat(stand, **change)
+    assert reply.status_code == 400
+    assert name in reply.json()["error"]["message"]
+    assert not stand.scheduler.received
+
+
+async def test_what_changes_nothing_in_a_chat_is_taken(stand: Stand) -> None:
+    says(stand, "x")
+    call = {**CALLED, "index": 0, "provider_specific_fields": {}, "function": {**CALLED["function"], "parsed_arguments": {}}}  # type: ignore[dict-item]
+    part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}, "annotations": []}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "description": "y", "strict": False, "schema": SCHEMA}}
+    messages = [{"role": "user", "content": [part]}, {"role": "assistant", "content": None, "tool_calls": [call]}, *HELLO]
+    reply = await chat(stand, messages=messages, response_format=form)
+    assert reply.status_code == 200, reply.text
+    assert "provider" not in prompt_of(stand)
+
+
+# --- /v1/responses and /v1/messages -----------------------------------------------------------------------------------------
+
+HINTS: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/responses", {"input": "x", "prompt_cache_options": {"mode": "auto"}}),
+    ("/v1/responses", {"input": [{**ITEM, "phase": "commentary", "id": "msg_1", "status": "completed"}]}),
+    ("/v1/responses", {"input": "x", "reasoning": {"context": "auto"}}),
+    ("/v1/responses", {"input": "x", "tools": [{"type": "function", "name": "f", "defer_loading": False}]}),
+    ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "hint": 1}]}]}),
+    ("/v1/messages", {"cache_control": {"type": "ephemeral"}}),
+    ("/v1/messages", {"speed": "standard", "user_profile_id": "u"}),
+    ("/v1/messages", {"tools": [{**CLAUDE_TOOL, "eager_input_streaming": True}]}),
+    ("/v1/messages", {"system": [{"type": "text", "text": "Be kind.", "cache_control": {"type": "ephemeral"}, "hint": 1}]}),
+    ("/v1/messages", {"messages": [{**ITEM, "id": "msg_1"}]}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "hint": 1}]}]}),
+]
+
+
+@pytest.mark.parametrize(("path", "change"), HINTS)
+async def test_hints_of_vendors_are_ignored_with_one_line(
+    stand: Stand, caplog: pytest.LogCaptureFixture, path: str, change: dict[str, Any]
+) -> None:
+    fields._noted.clear()
+    says(stand, "x")
+    body = {"max_tokens": 9, "messages": HELLO, **change} if path == "/v1/messages" else change
+    with caplog.at_level(logging.WARNING, "sglang.srt.server.fields"):
+        for _ in range(2):
+            reply = await post(stand, path, body)
+            assert reply.status_code == 200, reply.text
+    told = [record.message for record in caplog.records if "ignored an unknown" in record.message]
+    assert len(told) == len(set(told))
+    assert bool(told) == (change.keys() != {"system"})
+    large = {**body, "hint_of_tomorrow": ["x" * 40_000]}
+    assert (await post(stand, path, large)).status_code == 200, "on the other way of reading, too"
+
+
+REFUSED: list[tuple[str, str, dict[str, Any]]] = [
+    ("temprature", "/v1/responses", {"temprature": 0}),
+    ("temprature", "/v1/messages", {"temprature": 0}),
+    ("stop_sequence", "/v1/messages", {"stop_sequence": ["x"]}),
+    ("response_format", "/v1/responses", {"response_format": {"type": "json_object"}}),
+    ("regex", "/v1/messages", {"regex": "a"}),
+    ("max_new_tokens", "/v1/responses", {"max_new_tokens": 3}),
+    ("n", "/v1/messages", {"n": 2}),
+    ("logit_bias", "/v1/responses", {"logit_bias": {"1": 1}}),
+    ("context_management", "/v1/responses", {"context_management": [{"type": "compaction"}]}),
+    ("regex", "/v1/responses", {"text": {"regex": "a"}}),
+    ("regex", "/v1/responses", {"text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA, "regex": "a"}}}),
+    ("shema", "/v1/responses", {"text": {"format": {"type": "json_object", "shema": SCHEMA}}}),
+    ("mode", "/v1/responses", {"tools": [{"type": "function", "name": "f"}], "tool_choice": {"type": "function", "name": "f", "mode": 1}}),
+    ("crop", "/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x", "crop": 1}]}]}),
+    ("type", "/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x", "file_id": "f"}]}]}),
+    ("mode", "/v1/messages", {"tools": [CLAUDE_TOOL], "tool_choice": {"type": "auto", "mode": 1}}),
+    ("disable_parallel", "/v1/messages", {"tools": [CLAUDE_TOOL], "tool_choice": {"type": "auto", "disable_parallel_tool_use": 1}}),
+    ("crop", "/v1/messages", {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "x", "crop": 1}}]}]}),
+    ("contents", "/v1/messages", {"messages": [{**ITEM, "contents": "y"}]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "path", "change"), REFUSED)
+async def test_what_changes_the_answer_is_refused_by_name(stand: Stand, name: str, path: str, change: dict[str, Any]) -> None:
+    base: dict[str, Any] = {"max_tokens": 9, "messages": HELLO} if path == "/v1/messages" else {"input": "x"}
+    reply = await post(stand, path, {**base, **change})
+    assert reply.status_code == 400
+    assert name in reply.json()["error"]["message"]
+
+
+async def test_responses_know_allowed_tools(stand: Stand) -> None:
+    says(stand, CALL)
+    tools = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "get_weather"}]}
+    reply = await post(stand, "/v1/responses", {"input": "x", "tools": tools, "tool_choice": choice})
+    assert reply.json()["output"][0]["name"] == "get_weather"
+    assert '"now"' not in prompt_of(stand)
+
+
+async def test_a_result_that_is_an_error_says_so(stand: Stand) -> None:
+    says(stand, "x")
+    blocks = [{"type": "tool_result", "tool_use_id": "t", "content": "no such city", "is_error": True}]
+    calls = [{"type": "tool_use", "id": "t", "name": "get_weather", "input": {}}]
+    messages = [*HELLO, {"role": "assistant", "content": calls}, {"role": "user", "content": blocks}]
+    reply = await post(stand, "/v1/messages", {"max_tokens": 9, "tools": [CLAUDE_TOOL], "messages": messages})
+    assert reply.status_code == 200, reply.text
+    assert "Result of get_weather:\nError: no such city<|im_end|>" in prompt_of(stand)
