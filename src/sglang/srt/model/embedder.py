@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from sglang.srt.checkpoint.resolve import ModelFiles, resolve_model
-from sglang.srt.config import DeviceOptions, ModelOptions
+from sglang.srt.checkpoint.resolve import find_files
+from sglang.srt.config import DeviceOptions, ModelFiles, ModelOptions
 from sglang.srt.errors import ModelError
 from sglang.srt.forward_batch import Embedder, Float32Array, ForwardBatch, ModelInfo
 from sglang.srt.model.capacity import check_room
@@ -183,20 +183,17 @@ class DecoderEmbedder:
                 found[i] = [rows[at : at + 1].copy()]
 
 
-def _resolve(model: ModelOptions) -> ModelFiles:
-    return resolve_model(model.model_path, revision=model.revision, download_dir=model.download_dir)
-
-
 def embeds_by_itself(model: ModelOptions) -> bool:
     """Whether the model can do nothing else. Raises ModelError if there is no such model."""
-    files = _resolve(model)
+    files = find_files(model)
     return files.kind == "folder" and is_bert(files.path)
 
 
 def create_embedder(model: ModelOptions, device: DeviceOptions) -> Embedder:
     """Loads the model. Raises ConfigError or ModelError with one sentence."""
     ops = create_ops(device)
-    files = _resolve(model)
+    model = replace(model, files=find_files(model))
+    files = find_files(model)
     if embeds_by_itself(model):
         return _create_encoder(ops, files, model)
     return _create_decoder(ops, files, model, device.use_tape)

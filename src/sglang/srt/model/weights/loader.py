@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.checkpoint.gguf_reader import GGUFFile
-from sglang.srt.checkpoint.resolve import ModelFiles
-from sglang.srt.config import ModelOptions
+from sglang.srt.config import ModelFiles, ModelOptions
 from sglang.srt.errors import ModelError
 from sglang.srt.model.model_config import ModelConfig
 from sglang.srt.model.quant.formats import FORMATS, HostTensor, dense, quantise_q4_1, quantise_q8_0

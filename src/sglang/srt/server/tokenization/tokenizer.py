@@ -17,8 +17,8 @@ from typing import Any
 
 import tokenizers
 
-from sglang.srt.checkpoint.resolve import ModelFiles, default_cache_dir, resolve_model
-from sglang.srt.config import TextOptions
+from sglang.srt.checkpoint.resolve import default_cache_dir, find_files
+from sglang.srt.config import ModelFiles, TextOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.heap import release_freed_memory
 from sglang.srt.server.tokenization.chat_template import ChatTemplate, named_template
@@ -352,5 +352,4 @@ def open_tokenizer(options: TextOptions) -> Tokenizer | None:
     """`load_tokenizer` for whatever the options name; None if the server is to run without one."""
     if options.skip_tokenizer_init:
         return None
-    files = resolve_model(options.tokenizer_path, revision=options.revision, download_dir=options.download_dir)
-    return load_tokenizer(options, files)
+    return load_tokenizer(options, find_files(options))
