@@ -181,6 +181,8 @@ def load_checkpoint(files: ModelFiles, options: ModelOptions, kept: Collection[s
     keep = {"keep_f8": "f8" in kept, "keep_order": "out of order" in kept}
     config, source = _open(files, options)
     config = _with_context_length(config, options.context_length)
+    if options.is_embedding:  # nobody asks for logits: a head of its own need not be there, and is not read
+        config = replace(config, tie_word_embeddings=True)
     if options.dtype == "auto":
         return Checkpoint(config, source, Conversion(None, options.quantization, **keep))
     if config.dtype in DENSE_FORMATS:
