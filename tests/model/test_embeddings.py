@@ -25,6 +25,7 @@ from sglang.srt.messages import (
     TokenizedReq,
 )
 from sglang.srt.model.embedder import DecoderEmbedder, create_embedder, embeds_by_itself
+from sglang.srt.model.pooling import gguf_pooling
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.scheduler.embedding import EmbeddingScheduler
 from tests.model.tiny import save_model
@@ -111,19 +112,229 @@ def test_a_decoder_takes_more_texts_than_fit_at_once(llama: tuple[Path, Any]) ->
         assert np.array_equal(vectors[i], one.embed([texts[i]])[0])
 
 
-@pytest.mark.parametrize(("mode", "at"), [("pooling_mode_cls_token", 0), ("pooling_mode_lasttoken", -1)])
-def test_the_folder_says_how_rows_are_pooled(bert: tuple[Path, Any], tmp_path: Path, mode: str, at: int) -> None:
-    folder, model = bert
+# --- the modules of sentence-transformers -------------------------------------------------------------------------------------
+
+MODULES = "sentence_transformers.models."
+
+
+def linked(folder: Path, to: Path) -> Path:
     for file in folder.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 64, mode: True}))
-    (tmp_path / "modules.json").write_text("[]")  # nothing normalises
-    (vector,) = embedder(tmp_path, "reference").embed(TEXTS[:1])
-    np.testing.assert_allclose(vector, hidden(model, TEXTS[0])[at], atol=5e-6)
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
-    with pytest.raises(ModelError, match="max_tokens"):
+        (to / file.name).symlink_to(file)
+    return to
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def list_modules(folder: Path, *names: str, prefix: str = MODULES) -> None:
+    """modules.json as sentence-transformers writes it; the folder of module 2, a Dense, is 2_Dense."""
+    entries = [
+        {"idx": i, "name": str(i), "path": "" if name == "Transformer" else f"{i}_{name}", "type": prefix + name}
+        for i, name in enumerate(names)
+    ]
+    write_json(folder / "modules.json", entries)
+
+
+def save_dense(folder: Path, size_in: int, size_out: int, **config: Any) -> Any:
+    """A random Dense module on disk; returns it as a function of a vector."""
+    import torch
+    from safetensors.torch import save_file
+
+    linear = torch.nn.Linear(size_in, size_out, bias=config.get("bias", True)).double()
+    tensors = {f"linear.{name}": value.float().contiguous() for name, value in linear.state_dict().items()}
+    residual = torch.randn(size_out, size_in)
+    if config.get("use_residual") and size_in != size_out:
+        tensors["residual.weight"] = residual
+    write_json(folder / "config.json", {"in_features": size_in, "out_features": size_out, **config})
+    save_file(tensors, folder / "model.safetensors")
+    kind = (config.get("activation_function", "Tanh") or "Identity").rpartition(".")[2]
+
+    def apply(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        with torch.no_grad():
+            x = torch.tensor(vector, dtype=torch.float64)
+            y = getattr(torch.nn, kind)()(linear(x))
+            if config.get("use_residual"):
+                y = y + (x if size_in == size_out else residual.double() @ x)
+        result: np.ndarray[Any, Any] = y.numpy()
+        return result
+
+    return apply
+
+
+def weighted_mean(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    weights = np.arange(1, len(rows) + 1)[:, None]
+    mean: np.ndarray[Any, Any] = (rows * weights).sum(axis=0) / weights.sum()
+    return mean
+
+
+@pytest.mark.parametrize(
+    ("config", "pool"),
+    [
+        ({"pooling_mode_cls_token": True}, lambda rows: rows[0]),
+        ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, lambda rows: rows[-1]),
+        ({"pooling_mode_max_tokens": True}, lambda rows: rows.max(axis=0)),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, lambda rows: rows.sum(axis=0) / len(rows) ** 0.5),
+        ({"pooling_mode_weightedmean_tokens": True}, weighted_mean),
+        ({"word_embedding_dimension": 64}, lambda rows: rows.mean(axis=0)),
+        ({"pooling_mode": "mean", "embedding_dimension": 64, "include_prompt": True}, lambda rows: rows.mean(axis=0)),
+        ({"pooling_mode": "cls", "embedding_dimension": 64}, lambda rows: rows[0]),
+        ({"pooling_mode": "lasttoken"}, lambda rows: rows[-1]),
+        ({"pooling_mode": "weightedmean"}, weighted_mean),
+        ({"pooling_mode": ["lasttoken", "max"]}, lambda rows: np.concatenate([rows[-1], rows.max(axis=0)])),
+        (
+            {"pooling_mode_max_tokens": True, "pooling_mode_cls_token": True},
+            lambda rows: np.concatenate([rows[0], rows.max(axis=0)]),
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_rows_are_pooled_as_the_folder_says(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, config: dict[str, Any], pool: Any
+) -> None:
+    """By the flags of earlier versions and by the name of the current one."""
+    folder, model = request.getfixturevalue(kind)
+    linked(folder, tmp_path)
+    list_modules(tmp_path, "Transformer", "Pooling")
+    write_json(tmp_path / "1_Pooling" / "config.json", config)
+    one = embedder(tmp_path, "reference")
+    for ids, vector in zip(TEXTS, one.embed(TEXTS), strict=True):
+        expected = pool(hidden(getattr(model, "model", model), ids))
+        np.testing.assert_allclose(vector, expected, rtol=2e-3, atol=2e-3)
+        assert len(vector) == one.info.embedding_dim
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix", "config"),
+    [
+        (("Transformer", "Pooling", "Dense"), MODULES, {"activation_function": "torch.nn.modules.activation.Tanh"}),
+        (("Transformer", "Pooling", "Dense", "Normalize"), MODULES, {"bias": False, "activation_function": None}),
+        (("Transformer", "Pooling", "Dense", "Dropout", "Normalize"), "sentence_transformers.base.modules.x.", {}),
+        (("Transformer", "Pooling", "Dense"), MODULES, {"activation_function": "torch.nn.modules.activation.GELU"}),
+        (("Transformer", "Pooling", "Dense"), MODULES, {"activation_function": "torch.nn.modules.linear.Identity"}),
+        (
+            ("Transformer", "Pooling", "Dense"),
+            MODULES,
+            {"use_residual": True, "module_input_name": "sentence_embedding", "activation_function": "torch.nn.ReLU"},
+        ),
+    ],
+)
+def test_a_dense_module_is_applied(
+    bert: tuple[Path, Any], tmp_path: Path, names: tuple[str, ...], prefix: str, config: dict[str, Any]
+) -> None:
+    folder, model = bert
+    linked(folder, tmp_path)
+    list_modules(tmp_path, *names, prefix=prefix)
+    write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
+    dense = save_dense(tmp_path / "2_Dense", 64, 48, **config)
+    one = embedder(tmp_path, "reference")
+    assert one.info.embedding_dim == 48
+    for ids, vector in zip(TEXTS, one.embed(TEXTS), strict=True):
+        expected = dense(hidden(model, ids).mean(axis=0))
+        np.testing.assert_allclose(vector, unit(expected) if "Normalize" in names else expected, atol=2e-5)
+
+
+def test_two_dense_modules_follow_one_another(llama: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, model = llama
+    linked(folder, tmp_path)
+    list_modules(tmp_path, "Transformer", "Pooling", "Dense", "Dense", "Normalize")
+    write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
+    identity = {"bias": False, "activation_function": "torch.nn.modules.linear.Identity"}
+    first, second = save_dense(tmp_path / "2_Dense", 64, 256, **identity), save_dense(tmp_path / "3_Dense", 256, 64, **identity)
+    for ids, vector in zip(TEXTS, embedder(tmp_path, "cpu").embed(TEXTS), strict=True):
+        np.testing.assert_allclose(vector, unit(second(first(hidden(model.model, ids).mean(axis=0)))), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("names", "pooling", "dense", "words"),
+    [
+        (("Transformer", "Pooling", "LSTM"), {}, None, "'LSTM'"),
+        (("Transformer", "WeightedLayerPooling", "Pooling"), {}, None, "'WeightedLayerPooling'"),
+        (("Transformer", "Dense", "Pooling"), {}, None, "Dense before Pooling"),
+        (("Transformer", "Pooling", "Pooling"), {}, None, "second module Pooling"),
+        (("Transformer", "Pooling"), {"pooling_mode": "attention"}, None, "pooling_mode is 'attention'"),
+        (("Transformer", "Pooling"), {"pooling_mode": []}, None, "pooling_mode"),
+        (("Transformer", "Pooling"), {"embedding_dimension": 32}, None, "embedding_dimension must be 64"),
+        (("Transformer", "Pooling"), {"heads": 4}, None, "'heads' is not known"),
+        (("Transformer", "Pooling", "Dense"), {}, {"activation_function": "my.Swish"}, "activation_function is 'my.Swish'"),
+        (("Transformer", "Pooling", "Dense"), {}, {"in_features": 32}, "in_features must be 64"),
+        (("Transformer", "Pooling", "Dense"), {}, {"out_features": 32}, "linear.weight"),
+        (("Transformer", "Pooling", "Dense"), {}, {"module_input_name": "token_embeddings"}, "token_embeddings"),
+        (("Transformer", "Pooling", "Dense"), {}, {"gate": True}, "'gate' is not known"),
+    ],
+)
+def test_what_is_not_applied_is_refused_by_name(
+    bert: tuple[Path, Any],
+    tmp_path: Path,
+    names: tuple[str, ...],
+    pooling: dict[str, Any],
+    dense: dict[str, Any] | None,
+    words: str,
+) -> None:
+    linked(bert[0], tmp_path)
+    list_modules(tmp_path, *names)
+    write_json(tmp_path / f"{names.index('Pooling')}_Pooling" / "config.json", {"pooling_mode": "mean", **pooling})
+    if dense is not None:
+        save_dense(tmp_path / "2_Dense", 64, 48)
+        config = {"in_features": 64, "out_features": 48, **dense}
+        write_json(tmp_path / "2_Dense" / "config.json", config)
+    with pytest.raises(ModelError, match=words):
         embedder(tmp_path, "reference")
+
+
+def test_a_dense_module_in_a_pickle_is_not_read(bert: tuple[Path, Any], tmp_path: Path) -> None:
+    linked(bert[0], tmp_path)
+    list_modules(tmp_path, "Transformer", "Pooling", "Dense")
+    save_dense(tmp_path / "2_Dense", 64, 48)
+    (tmp_path / "2_Dense" / "model.safetensors").rename(tmp_path / "2_Dense" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="2_Dense has no model.safetensors"):
+        embedder(tmp_path, "reference")
+    for damaged in ("{", '{"a": 1}', '[{"type": 3}]', '[{"type": "x.Pooling", "path": "../other"}]'):
+        (tmp_path / "modules.json").write_text(damaged)
+        with pytest.raises(ModelError, match=r"modules\.json"):
+            embedder(tmp_path, "reference")
+
+
+# --- decoders without a head --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma3"])
+def test_a_decoder_saved_without_its_head_embeds(tmp_path: Path, family: str) -> None:
+    """As AutoModel saves it: a bare class name, names without a prefix, no lm_head though the head is not tied."""
+    model = save_model(tmp_path / "whole", family, tie_word_embeddings=False)
+    model.model.save_pretrained(tmp_path / "bare")
+    config = json.loads((tmp_path / "bare" / "config.json").read_text())
+    assert config["architectures"][0].endswith("Model")
+    assert embeds_by_itself(ModelOptions(str(tmp_path / "bare")))
+    for ids, vector in zip(TEXTS, embedder(tmp_path / "bare", "reference").embed(TEXTS), strict=True):
+        np.testing.assert_allclose(vector, unit(hidden(model.model, ids)[-1]), atol=2e-3)
+
+
+def test_an_absent_head_is_not_missed(tmp_path: Path) -> None:
+    """The class name of a model that generates, and weights that only embed."""
+    model = save_model(tmp_path / "whole", "qwen3", tie_word_embeddings=False)
+    model.model.save_pretrained(tmp_path / "bare")
+    config = json.loads((tmp_path / "bare" / "config.json").read_text()) | {"architectures": ["Qwen3ForCausalLM"]}
+    write_json(tmp_path / "bare" / "config.json", config)
+    options = ModelOptions(str(tmp_path / "bare"), is_embedding=True)
+    assert not embeds_by_itself(options)
+    (vector,) = create_embedder(options, DeviceOptions(kernels="reference")).embed(TEXTS[:1])
+    np.testing.assert_allclose(vector, unit(hidden(model.model, TEXTS[0])[-1]), atol=2e-3)
+    for name, value in (("is_causal", False), ("use_bidirectional_attention", True)):
+        write_json(tmp_path / "bare" / "config.json", config | {name: value})
+        with pytest.raises(ModelError, match=f"{name} is {value}: this is an encoder"):
+            create_embedder(options, DeviceOptions(kernels="reference"))
+
+
+def test_gguf_metadata_says_how_rows_are_pooled() -> None:
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    for kind, expected in ((1, [2, 3]), (2, [0, 1]), (3, [4, 5]), (0, [4, 5]), (None, [4, 5])):
+        metadata = {"general.architecture": "qwen3"} | ({} if kind is None else {"qwen3.pooling_type": kind})
+        vector = gguf_pooling(metadata, 2).apply(rows)
+        np.testing.assert_allclose(vector, unit(np.array(expected)), atol=1e-6)
+    with pytest.raises(ModelError, match="pooling_type 4"):
+        gguf_pooling({"general.architecture": "qwen3", "qwen3.pooling_type": 4}, 2)
 
 
 def test_what_is_wrong_with_an_encoder_is_told(bert: tuple[Path, Any], tmp_path: Path) -> None:

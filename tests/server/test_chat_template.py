@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from sglang.srt.errors import ConfigError, RequestError
+from sglang.srt.errors import ConfigError, RequestError, UnsupportedError
 from sglang.srt.server.tokenization import chat_template as module
 from sglang.srt.server.tokenization.chat_template import BUILTIN_TEMPLATES, ChatTemplate, named_template
+from sglang.srt.server.tokenization.template_forms import ContentForm
 from tests.conftest import ROOT
 from tests.server import hostile_templates
 
@@ -115,18 +116,65 @@ def test_what_templates_do_every_day() -> None:
     assert render("{% macro f(a) %}<{{ a }}>{% endmacro %}{{ f('x') + f('y') }}{{ 1 + 2 + 3 - 1 }}") == "<x><y>5"
 
 
+LOOP = "{% for m in messages %}"
+
+
 @pytest.mark.parametrize(
-    ("source", "wants_parts"),
+    ("source", "form"),
     [
-        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", False),
-        ("{% for m in messages %}{% for part in m['content'] %}{{ part.text }}{% endfor %}{% endfor %}", True),
-        ("{% for m in messages %}{% for p in m.content | selectattr('type', 'equalto', 'text') %}{{ p }}{% endfor %}{% endfor %}", True),
-        ("{% for m in messages %}{% set c = m.content %}{% for p in c %}{{ p.text }}{% endfor %}{% endfor %}", True),
-        (BUILTIN_TEMPLATES["llama-3"], False),
+        (LOOP + "{{ m['content'] }}{% endfor %}", ContentForm()),
+        (LOOP + "{% for part in m['content'] %}{{ part.text }}{% endfor %}{% endfor %}", ContentForm(False, True, True)),
+        (
+            LOOP + "{% for p in m.content | selectattr('type', 'equalto', 'text') %}{{ p.text }}{% endfor %}{% endfor %}",
+            ContentForm(False, True, True),
+        ),
+        (LOOP + "{% set c = m.content %}{% for p in c %}{{ p.text }}{% endfor %}{% endfor %}", ContentForm(False, True, True)),
+        (
+            LOOP + "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ p.text or '<image>' }}"
+            "{% endfor %}{% endif %}{% endfor %}",
+            ContentForm(True, True, True, frozenset({"image", "video"})),
+        ),
+        (LOOP + "{{ m.content if m.content is string else m.content[0].text }}{% endfor %}", ContentForm(True, True)),
+        (LOOP + "{{ m.content[0].text }}{% endfor %}", ContentForm(False, True)),
+        (LOOP + "{{ m.content | tojson }}{% endfor %}", ContentForm()),
+        (BUILTIN_TEMPLATES["llama-3"], ContentForm()),
+        ("{{ raise_exception('no') }}", ContentForm()),
     ],
-)  # fmt: skip
-def test_the_content_format_is_seen(source: str, wants_parts: bool) -> None:
-    assert ChatTemplate(source).wants_parts is wants_parts
+)
+def test_what_a_role_takes_is_found_out(source: str, form: ContentForm) -> None:
+    forms = ChatTemplate(source).forms
+    assert forms.of_role("user") == forms.of_role("assistant") == form
+
+
+def test_each_role_has_a_form_of_its_own() -> None:
+    source = LOOP + (
+        "{% if m.role == 'user' %}{% for p in m.content %}{{ p.text }}{% endfor %}{% else %}{{ m.content + '|' }}{% endif %}"
+        "{% endfor %}"
+    )
+    template = ChatTemplate(source)
+    assert template.forms.of_role("user") == ContentForm(False, True, True)
+    assert template.forms.of_role("system") == template.forms.of_role("function") == ContentForm()
+    said = [{"role": role, "content": role} for role in ("system", "user", "assistant")]
+    assert template.render({"messages": template.fitted(said, {})}) == "system|userassistant|"
+    seen = [{"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}]
+    assert template.render({"messages": template.fitted(seen, {"image": "<i>"})}) == "a <i>|"
+    with pytest.raises(UnsupportedError, match="text only"):
+        template.fitted(seen, {})
+
+
+def test_tools_are_shown_or_not() -> None:
+    calls = LOOP + "{% for c in m.tool_calls %}{{ c.function.arguments }}{% endfor %}{% endfor %}"
+    as_text = LOOP + "{% for c in m.tool_calls %}{{ 'f ' + c.function.arguments }}{% endfor %}{% endfor %}"
+    shown = "{% for t in tools %}{{ t.function.name }}{% endfor %}"
+    for source, tools, called, objects in (
+        (LOOP + "{{ m.content }}{{ m.tools }}{% endfor %}", False, False, True),
+        (shown, True, False, True),
+        (calls, False, True, False),
+        (as_text, False, True, False),
+        (shown + as_text.replace("c.function.arguments", "c.function.arguments | tojson"), True, True, True),
+    ):
+        forms = ChatTemplate(source).forms
+        assert (forms.tools, forms.calls, forms.argument_objects) == (tools, called, objects), source
 
 
 @pytest.mark.parametrize("name", sorted(BUILTIN_TEMPLATES))

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import http.server
 import io
+import json
 import random
 import sys
 import threading
@@ -247,6 +248,48 @@ def test_image_data_in_all_its_forms(web: httpx.Client, folder: Path, host: str)
     batch = generate(web, [text, TURN.format("Hello!"), text], [[bare], None, bare])
     assert {batch[0]["text"], batch[2]["text"]} == answers and batch[1]["text"] not in answers
     assert {reply["text"] for reply in generate(web, [text, text], bare)} == answers
+
+
+def test_images_in_tool_results(web: httpx.Client) -> None:
+    """The same conversation by three APIs makes one prompt, with the picture in it."""
+    url = uri(show(77))
+    arguments = json.dumps({"at": "now"})
+    function = {"type": "function", "function": {"name": "look", "arguments": arguments}}
+    chat = {
+        "messages": [
+            {"role": "user", "content": "Look."},
+            {"role": "assistant", "content": "", "tool_calls": [{"id": "a", **function}]},
+            {"role": "tool", "tool_call_id": "a", "content": [{"type": "image_url", "image_url": {"url": url}}]},
+        ]
+    }
+    output = {"type": "function_call_output", "call_id": "a", "output": [{"type": "input_image", "image_url": url}]}
+    items = [
+        {"type": "message", "role": "user", "content": "Look."},
+        {"type": "function_call", "call_id": "a", "name": "look", "arguments": arguments},
+        output,
+    ]
+    source = {"type": "base64", "media_type": "image/png", "data": url.partition(",")[2]}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "image", "source": source}]}
+    blocks = [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "look", "input": {"at": "now"}}]},
+        {"role": "user", "content": [result]},
+    ]
+    replies = [
+        web.post("/v1/chat/completions", json=chat | {"max_tokens": 4, "temperature": 0}),
+        web.post("/v1/responses", json={"input": items, "max_output_tokens": 4, "temperature": 0}),
+        web.post("/v1/messages", json={"messages": blocks, "max_tokens": 4, "temperature": 0}),
+    ]
+    assert [reply.status_code for reply in replies] == [200] * 3, [reply.text for reply in replies]
+    sizes = [reply.json()["usage"] for reply in replies]
+    counts = [
+        sizes[0]["prompt_tokens"],
+        sizes[1]["input_tokens"],
+        sum(v for k, v in sizes[2].items() if k.endswith("input_tokens")),
+    ]
+    chat["messages"][2]["content"] = "A picture."
+    without = web.post("/v1/chat/completions", json=chat | {"max_tokens": 4}).json()["usage"]["prompt_tokens"]
+    assert counts[0] == counts[1] == counts[2] > without + 8
 
 
 def test_frames_are_a_video(web: httpx.Client) -> None:

@@ -6,7 +6,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model lies: a folder with config.json, or a GGUF file. `name` is for people."""
+
+    kind: Literal["folder", "gguf"]
+    path: Path
+    name: str
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,8 @@ class ModelOptions:
     random_seed: int = 0
     is_embedding: bool = False
     """embed with it, though it could generate"""
+    files: ModelFiles | None = None
+    """where `model_path` has been found already (checkpoint/resolve.py)"""
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,8 @@ class TextOptions:
     download_dir: str | None = None
     chat_template: str | None = None
     skip_tokenizer_init: bool = False
+    files: ModelFiles | None = None
+    """where `tokenizer_path` has been found already"""
 
 
 @dataclass(frozen=True)

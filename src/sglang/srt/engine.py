@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
+from sglang.srt.checkpoint.resolve import with_files
 from sglang.srt.errors import EngineDeadError, RequestError
 from sglang.srt.logs import configure_logging
 from sglang.srt.messages import ShutdownReq
@@ -50,7 +51,7 @@ class Engine:
     def __init__(self, server_args: ServerArgs | None = None, **flags: Any) -> None:
         args = server_args or ServerArgs(**{"log_level": "error", **flags})
         configure_logging(args.log_level)
-        config = args.resolve()
+        config = with_files(args.resolve())
         self.server_args = args
         self._flags = config.flags
         self._dead: str | None = None

@@ -34,7 +34,7 @@ import httpx
 import uvicorn
 import uvloop
 
-from sglang.srt.checkpoint.resolve import resolve_model
+from sglang.srt.checkpoint.resolve import with_files
 from sglang.srt.config import HttpOptions, RuntimeConfig
 from sglang.srt.errors import ConfigError, EngineDeadError
 from sglang.srt.heap import keep_loaded_objects
@@ -457,7 +457,7 @@ def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) 
         "server_args=%s",
         dataclasses.replace(args, api_key=config.flags["api_key"], admin_api_key=config.flags["admin_api_key"]),
     )
-    resolve_model(config.model.model_path, revision=config.model.revision, download_dir=config.model.download_dir)
+    config = with_files(config)
     last_resort = LastResort()
     try:
         uvloop.run(Server(config, listener, on_ready, last_resort).run())

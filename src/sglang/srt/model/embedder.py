@@ -1,7 +1,7 @@
 """Embeddings: a model that turns each text into one vector (forward_batch.Embedder).
 
-    encoder (BERT)   rows of the last layer, their mean or the first       models/bert.py
-    decoder          the last token's row after the final norm             the same bodies that generate
+    encoder (BERT)   rows of the last layer, their mean unless its files say otherwise          models/bert.py
+    decoder          rows after the final norm, the last unless its files say otherwise         the same bodies that generate
 
 Each text is computed among its own rows, so its vector does not depend on the batch.
 """
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 
-from sglang.srt.checkpoint.resolve import ModelFiles, resolve_model
-from sglang.srt.config import DeviceOptions, ModelOptions
+from sglang.srt.checkpoint.gguf_reader import GGUFFile
+from sglang.srt.checkpoint.resolve import find_files
+from sglang.srt.config import DeviceOptions, ModelFiles, ModelOptions
 from sglang.srt.errors import ModelError
 from sglang.srt.forward_batch import Embedder, Float32Array, ForwardBatch, ModelInfo
 from sglang.srt.model.capacity import check_room
@@ -30,8 +29,9 @@ from sglang.srt.model.layers.rope import table_bytes
 from sglang.srt.model.models.bert import Bert, BertSource, is_bert, read_bert_config
 from sglang.srt.model.models.llama import Llama
 from sglang.srt.model.models.registry import create_model
+from sglang.srt.model.pooling import Pooling, gguf_pooling, read_pooling
 from sglang.srt.model.runner import load_step, record_program
-from sglang.srt.model.weights.config_fields import read_json
+from sglang.srt.model.weights.config_reader import is_bare
 from sglang.srt.model.weights.loader import load_checkpoint
 
 logger = logging.getLogger("sglang")
@@ -41,44 +41,6 @@ MAX_ROWS = 512
 POOL_TOKENS = 4096
 MAX_GROUP = 64
 """texts a decoder computes together"""
-
-Pool = Literal["mean", "first", "last"]
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """How rows become a vector (source: the modules of sentence-transformers)."""
-
-    kind: Pool
-    normalise: bool = True
-
-    def apply(self, rows: Float32Array) -> Float32Array:
-        """[tokens, dim] -> [dim]"""
-        if self.kind == "mean":
-            vector = rows.mean(axis=0, dtype=np.float64)
-        else:
-            vector = rows[0 if self.kind == "first" else -1].astype(np.float64)
-        if self.normalise:
-            vector /= max(float(np.sqrt(vector @ vector)), 1e-12)
-        result: Float32Array = vector.astype(np.float32)
-        return result
-
-
-def read_pooling(folder: Path, default: Pool) -> Pooling:
-    """What a folder's modules.json and 1_Pooling/config.json say. Raises ModelError for a way that is not done here."""
-    modules, config = folder / "modules.json", folder / "1_Pooling" / "config.json"
-    normalise = not modules.is_file() or "Normalize" in modules.read_text(encoding="utf-8", errors="replace")
-    if not config.is_file():
-        return Pooling(default, normalise)
-    modes = {name for name, value in read_json(config).items() if name.startswith("pooling_mode_") and value is True}
-    kinds: dict[str, Pool] = {
-        "pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first", "pooling_mode_lasttoken": "last",
-    }  # fmt: skip
-    if len(modes) != 1 or not modes <= kinds.keys():
-        raise ModelError(
-            f"{config}: pooling by {', '.join(sorted(modes)) or 'nothing'} is not supported; mean, cls and last are"
-        )
-    return Pooling(kinds[modes.pop()], normalise)
 
 
 class EncoderEmbedder:
@@ -173,33 +135,28 @@ class DecoderEmbedder:
         load_step(self._ops, self._step, batch, self._limits, self._table)
         self._compute()
         rows = self._ops.fetch(self._rows[: batch.num_tokens]).result()
-        keep_all = self._pooling.kind == "mean"
         for (i, a, b), at in zip(parts, starts.tolist(), strict=True):
-            if keep_all:
+            if self._pooling.keeps_all:
                 found[i].append(rows[at : at + b - a].copy())
-            elif self._pooling.kind == "last":
+            elif self._pooling.modes == ("lasttoken",):
                 found[i] = [rows[at + b - a - 1 : at + b - a].copy()]
             elif a == 0:
                 found[i] = [rows[at : at + 1].copy()]
 
 
-def _resolve(model: ModelOptions) -> ModelFiles:
-    return resolve_model(model.model_path, revision=model.revision, download_dir=model.download_dir)
-
-
 def embeds_by_itself(model: ModelOptions) -> bool:
     """Whether the model can do nothing else. Raises ModelError if there is no such model."""
-    files = _resolve(model)
-    return files.kind == "folder" and is_bert(files.path)
+    files = find_files(model)
+    return files.kind == "folder" and (is_bert(files.path) or is_bare(files.path))
 
 
 def create_embedder(model: ModelOptions, device: DeviceOptions) -> Embedder:
     """Loads the model. Raises ConfigError or ModelError with one sentence."""
     ops = create_ops(device)
-    files = _resolve(model)
-    if embeds_by_itself(model):
+    files = find_files(model)
+    if files.kind == "folder" and is_bert(files.path):
         return _create_encoder(ops, files, model)
-    return _create_decoder(ops, files, model, device.use_tape)
+    return _create_decoder(ops, files, replace(model, is_embedding=True), device.use_tape)
 
 
 def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions) -> EncoderEmbedder:
@@ -209,6 +166,7 @@ def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions) -> Encod
     context_len = min(options.context_length or config.context_len, config.context_len)
     check_encoder(ops, config.hidden_size, config.head_dim)
     bert = Bert(ops, BertSource(files.path), config)
+    pooling = read_pooling(files.path, "mean", config.hidden_size)
     weight_bytes = sum(weight.num_bytes for weight in bert.weights)
     info = ModelInfo(
         architecture="bert",
@@ -222,9 +180,9 @@ def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions) -> Encod
         deterministic=ops.deterministic,
         weight_bytes=weight_bytes,
         kv_bytes_per_token=0,
-        embedding_dim=config.hidden_size,
+        embedding_dim=pooling.dim,
     )
-    return EncoderEmbedder(bert, read_pooling(files.path, "mean"), info)
+    return EncoderEmbedder(bert, pooling, info)
 
 
 def _create_decoder(ops: Ops, files: ModelFiles, options: ModelOptions, use_tape: bool) -> DecoderEmbedder:
@@ -232,6 +190,10 @@ def _create_decoder(ops: Ops, files: ModelFiles, options: ModelOptions, use_tape
     config = checkpoint.config
     if config.vision is not None:
         raise ModelError(f"{files.name} sees: embeddings of such models are not supported")
+    if files.kind == "folder":
+        pooling = read_pooling(files.path, "lasttoken", config.hidden_size)
+    else:
+        pooling = gguf_pooling(GGUFFile(files.path).metadata, config.hidden_size)
     check_decoder(ops, config)
     tables = table_bytes(config) + 4 * MAX_GROUP * config.context_len
     check_room(files.name, checkpoint.num_bytes, tables, config.context_len, device_memory(ops))
@@ -251,7 +213,6 @@ def _create_decoder(ops: Ops, files: ModelFiles, options: ModelOptions, use_tape
         kv_bytes_per_token=0,
         dtype=config.dtype,
         quantization=options.quantization,
-        embedding_dim=config.hidden_size,
+        embedding_dim=pooling.dim,
     )
-    pooling = read_pooling(files.path, "last") if files.kind == "folder" else Pooling("last")
     return DecoderEmbedder(ops, model, pooling, info, use_tape)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sglang.srt.checkpoint.resolve import resolve_model
+from sglang.srt.checkpoint.resolve import find_files
 from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import CapacityError
 from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, LogprobResult, ModelInfo, SampleSpec, VocabMasks
@@ -188,7 +188,7 @@ def _create(
     model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, rank: int, directory: Path | None = None
 ) -> LocalWorker:
     """With `directory`, one rank of several."""
-    files = resolve_model(model.model_path, revision=model.revision, download_dir=model.download_dir)
+    files = find_files(model)
     config = read_config(files, model)
     dtype = compute_dtype(config.dtype, model.dtype)
     ops = create_ops(device, rank, dtype)

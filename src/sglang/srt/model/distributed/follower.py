@@ -18,6 +18,7 @@ from typing import IO
 import msgspec
 import numpy as np
 
+from sglang.srt.config_codec import decode_config
 from sglang.srt.errors import SglangError
 from sglang.srt.logs import configure_logging
 from sglang.srt.model.distributed.leader import RankConfig, RankStatus
@@ -49,7 +50,7 @@ def main() -> None:
     data = read_frame(sys.stdin.buffer)
     if data is None:
         os._exit(1)
-    config = msgspec.msgpack.decode(data, type=RankConfig)
+    config = decode_config(data, RankConfig)
     configure_logging("warning")
     steps: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=_read_on, args=(sys.stdin.buffer, steps), name="life-line", daemon=True).start()

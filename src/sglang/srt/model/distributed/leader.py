@@ -20,13 +20,15 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from sglang.srt.checkpoint.resolve import resolve_model
+from sglang.srt.checkpoint.resolve import find_files
 from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
+from sglang.srt.config_codec import encode_config
 from sglang.srt.errors import ConfigError, EngineDeadError
 from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, VocabMasks
 from sglang.srt.media_item import EncodeJob, MediaItem
@@ -77,7 +79,7 @@ class Followers:
         self._status.append(os.fdopen(ours, "rb"))
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # died at once: `wait_ready` tells
-            write_frame(process.stdin, msgspec.msgpack.encode(config))
+            write_frame(process.stdin, encode_config(config))
 
     @property
     def pids(self) -> list[int]:
@@ -144,7 +146,7 @@ def create_parallel_worker(
     model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, on_death: Callable[[str], None] | None = None
 ) -> ParallelWorker:
     """Starts all ranks and loads the model in parts. Raises ConfigError, ModelError or CapacityError with one sentence."""
-    resolve_model(model.model_path, revision=model.revision, download_dir=model.download_dir)  # one downloads, not all
+    model = replace(model, files=find_files(model))  # one downloads, not all
     followers = Followers(model, device, memory)
     try:
         local = create_rank(model, device, memory, 0, followers.directory)

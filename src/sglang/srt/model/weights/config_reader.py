@@ -47,13 +47,15 @@ GATES: dict[str, Gate] = {
 
 @dataclass(frozen=True)
 class Family:
-    """`architecture` is a key of models/registry.py; `class_name` and `model_type` are how config.json says it."""
+    """`architecture` is a key of models/registry.py; `class_name` and `model_type` are how config.json says it, `bare_name` that
+    it is without a head: such a model embeds."""
 
     architecture: str
     class_name: str
     model_type: str
     defaults: Mapping[str, Any]
     finish: Finish
+    bare_name: str = ""
 
 
 def read_model_config(folder: Path, overrides: Mapping[str, Any]) -> ModelConfig:
@@ -113,7 +115,11 @@ def _find_family(raw: Mapping[str, Any], source: Path) -> Family:
     if not isinstance(classes, list):
         raise ModelError(f"{source}: architectures must be a list, and is {shown(classes)}")
     for family in FAMILIES:
-        if family.class_name in classes or (not classes and family.model_type == raw.get("model_type")):
+        if (
+            family.class_name in classes
+            or family.bare_name in classes
+            or (not classes and family.model_type == raw.get("model_type"))
+        ):
             return family
     asked = (
         ", ".join(c[:80] if isinstance(c, str) else shown(c) for c in classes[:4])
@@ -122,12 +128,22 @@ def _find_family(raw: Mapping[str, Any], source: Path) -> Family:
     raise ModelError(f"{source}: {asked} is not supported; supported are {', '.join(_class_names())}")
 
 
+def is_bare(folder: Path) -> bool:
+    """Whether a model folder holds a decoder without a head."""
+    path = folder / "config.json"
+    classes = read_json(path).get("architectures") if path.is_file() else None
+    return isinstance(classes, list) and any(family.bare_name in classes for family in FAMILIES if family.bare_name)
+
+
 def _class_names() -> list[str]:
     return [*(f.class_name for f in FAMILIES), *(f.class_name for f in VISION_FAMILIES)]
 
 
 def _common(fields: Fields, family: Family) -> ModelConfig:
     """What all families have."""
+    for name, causal in (("is_causal", True), ("use_bidirectional_attention", False)):
+        if fields.get(name) not in (None, causal):
+            raise fields.bad(name, f"is {shown(fields.get(name))}: this is an encoder, and only decoders are supported")
     num_heads = fields.count("num_attention_heads")
     num_kv_heads = fields.count("num_key_value_heads", num_heads)
     hidden_size = fields.count("hidden_size")
@@ -226,8 +242,6 @@ def _qwen3(fields: Fields, config: ModelConfig) -> ModelConfig:
 
 
 def _gemma3(fields: Fields, config: ModelConfig) -> ModelConfig:
-    if fields.flag("use_bidirectional_attention"):
-        raise fields.bad("use_bidirectional_attention", "is true: this is an encoder, and only decoders are supported")
     bias = fields.flag("attention_bias")
     pattern = fields.count("sliding_window_pattern", fields.count("_sliding_window_pattern", 6))
     config = replace(
@@ -288,10 +302,10 @@ _GEMMA3 = {
 }
 
 FAMILIES = (
-    Family("llama", "LlamaForCausalLM", "llama", _LLAMA, _llama),
-    Family("llama", "MistralForCausalLM", "mistral", _MISTRAL, _mistral),
-    Family("qwen2", "Qwen2ForCausalLM", "qwen2", _QWEN2, _qwen2),
-    Family("qwen3", "Qwen3ForCausalLM", "qwen3", _QWEN3, _qwen3),
+    Family("llama", "LlamaForCausalLM", "llama", _LLAMA, _llama, "LlamaModel"),
+    Family("llama", "MistralForCausalLM", "mistral", _MISTRAL, _mistral, "MistralModel"),
+    Family("qwen2", "Qwen2ForCausalLM", "qwen2", _QWEN2, _qwen2, "Qwen2Model"),
+    Family("qwen3", "Qwen3ForCausalLM", "qwen3", _QWEN3, _qwen3, "Qwen3Model"),
     Family("mllama", "MllamaForCausalLM", "mllama_text_model", {**_LLAMA, "rms_norm_eps": 1e-5}, _mllama),
-    Family("gemma3", "Gemma3ForCausalLM", "gemma3_text", _GEMMA3, _gemma3),
+    Family("gemma3", "Gemma3ForCausalLM", "gemma3_text", _GEMMA3, _gemma3, "Gemma3TextModel"),
 )

@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.checkpoint.gguf_reader import GGUFFile
-from sglang.srt.checkpoint.resolve import ModelFiles
-from sglang.srt.config import ModelOptions
+from sglang.srt.config import ModelFiles, ModelOptions
 from sglang.srt.errors import ModelError
 from sglang.srt.model.model_config import ModelConfig
 from sglang.srt.model.quant.formats import FORMATS, HostTensor, dense, quantise_q4_1, quantise_q8_0
@@ -182,6 +181,8 @@ def load_checkpoint(files: ModelFiles, options: ModelOptions, kept: Collection[s
     keep = {"keep_f8": "f8" in kept, "keep_order": "out of order" in kept}
     config, source = _open(files, options)
     config = _with_context_length(config, options.context_length)
+    if options.is_embedding:  # nobody asks for logits: a head of its own need not be there, and is not read
+        config = replace(config, tie_word_embeddings=True)
     if options.dtype == "auto":
         return Checkpoint(config, source, Conversion(None, options.quantization, **keep))
     if config.dtype in DENSE_FORMATS:

@@ -57,9 +57,10 @@ class Encoder:
     def encode(self, text: str) -> list[int]:
         """Tokens whose bytes are exactly `text`; empty when there are none."""
         if self._tokenizer is not None:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-            if self._is_exact(ids, text):
-                return ids
+            for begin in (text, text.removeprefix(" ")):  # the space that SentencePiece puts first may be the text's own
+                ids: list[int] = self._tokenizer.encode(begin, add_special_tokens=False).ids
+                if self._is_exact(ids, text):
+                    return ids
         ids = self._longest(text)
         return ids if self._is_exact(ids, text) else []
 

@@ -126,6 +126,11 @@ class MediaIntake:
     def __init__(self, processor: Processor, options: MediaOptions, tokenizer: Tokenizer) -> None:
         self._processor = processor
         self._lines = TokenLines(tokenizer)
+        names = {kind: tokenizer.token_text(token_id) for kind, token_id in processor.placeholders.items()}
+        self.media_tokens: dict[str, str] = {
+            kind: processor.image_token.replace(names["image"], name) for kind, name in names.items()
+        }
+        """what stands for each kind of media in a prompt's text"""
         self._options = options
         self._sources = Sources(options)
         self._decoder = Decoder(options, with_videos="video" in processor.kinds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.checkpoint.resolve import resolve_model
+from sglang.srt.checkpoint.resolve import find_files
 from sglang.srt.config import RuntimeConfig
 from sglang.srt.errors import ConfigError
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
@@ -23,6 +23,4 @@ def open_intake(config: RuntimeConfig, info: dict[str, Any], tokenizer: Tokenize
         raise ConfigError(
             f"this model takes images, which needs Pillow and transformers ({error}): install sglang-anywhere[srt,vision]"
         ) from error
-    model = config.model
-    files = resolve_model(model.model_path, revision=model.revision, download_dir=model.download_dir)
-    return create_intake(files.path, tokenizer, config.media)
+    return create_intake(find_files(config.model).path, tokenizer, config.media)

@@ -132,7 +132,7 @@ def _from_blocks(role: str, blocks: list[Any], where: str) -> list[dict[str, Any
         elif kind == "image":
             parts.append({"type": "image_url", "image_url": {"url": _image_url(block.get("source"), where)}})
         elif kind == "tool_result":
-            content = _text_of(block.get("content") or "", f"{where}.content[{i}]")
+            content = _result(block.get("content") or "", f"{where}.content[{i}]")
             if as_bool(block, "is_error"):
                 content = _as_error(content)
             results.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content})
@@ -149,6 +149,18 @@ def _from_blocks(role: str, blocks: list[Any], where: str) -> list[dict[str, Any
 def _as_error(content: Any) -> Any:
     """Templates have no other word for a call that failed."""
     return [{"type": "text", "text": "Error:"}, *content] if isinstance(content, list) else f"Error: {content}"
+
+
+def _result(content: Any, where: str) -> Any:
+    """What a tool gave back: text, or parts with images among them."""
+    if not isinstance(content, list) or not any(isinstance(block, dict) and block.get("type") == "image" for block in content):
+        return _text_of(content, where)
+    return [
+        {"type": "image_url", "image_url": {"url": _image_url(block.get("source"), where)}}
+        if isinstance(block, dict) and block.get("type") == "image"
+        else {"type": "text", "text": _text_of([block], where)}
+        for block in content
+    ]
 
 
 def _image_url(source: Any, where: str) -> str:

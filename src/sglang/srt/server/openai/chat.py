@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,7 +23,7 @@ from sglang.srt.server.openai.messages import parse_messages
 from sglang.srt.server.openai.protocol import ChatRequest
 from sglang.srt.server.openai.sampling import sampling_params
 from sglang.srt.server.openai.sse import PART_VALUES, ChunkWriter, Usage, finish_name
-from sglang.srt.server.openai.tools import plan_tools, tell_in_messages
+from sglang.srt.server.openai.tools import plan_tools, tell_calls, tell_tools
 from sglang.srt.server.parsers.answer import AnswerParser
 from sglang.srt.server.parsers.pieces import Piece, Text
 from sglang.srt.server.parsers.reasoning import (
@@ -53,7 +53,8 @@ _NOTHING = b'"delta":{}'
 @dataclass(frozen=True)
 class ChatOptions:
     """What a server has settled about chats. `defaults`: sampling parameters that a request leaves open. `tool_parser`: name of
-    the format of tool calls. `sees`: images may be among the messages. `may_cut`: prompts that are too long lose their end."""
+    the format of tool calls. `media_tokens`: what a prompt says for each type of media, where they may be among the messages.
+    `may_cut`: prompts that are too long lose their end."""
 
     tokenizer: Tokenizer
     served_name: str
@@ -61,7 +62,7 @@ class ChatOptions:
     max_chars: int
     tool_parser: str = "generic"
     reasoning: ReasoningFormat | None = None
-    sees: bool = False
+    media_tokens: Mapping[str, str] = field(default_factory=dict)
     may_cut: bool = False
 
 
@@ -90,13 +91,15 @@ class ChatCall:
         template = self._tokenizer.chat_template(with_tools=bool(self._plan.shown))
         if self._plan.exact:
             _check_strict(template, self._options.tool_parser)
-        media: list[MediaInput] | None = [] if self._options.sees else None
+        media: list[MediaInput] | None = [] if self._options.media_tokens else None
         messages = parse_messages(request.messages, template, media)
         continued = _text_to_continue(messages[-1]) if request.continue_final_message else None
         tools = self._plan.shown
-        if not template.mentions("tools"):
+        if not (template.forms.tools or template.forms.calls):
+            messages = tell_calls(messages)
+        if tools and not template.forms.tools:
             how = call_format(self._plan.parser or self._options.tool_parser).how
-            messages, tools = tell_in_messages(messages, tools, how, template.wants_parts), []
+            messages, tools = tell_tools(messages, tools, how), []
         ids = self._tokenizer.encode_chat(
             messages,
             tools=tools or None,
@@ -104,6 +107,7 @@ class ChatCall:
             template_variables=self._template_variables(request, template),
             max_chars=self._options.max_chars,
             may_cut=self._options.may_cut,
+            media_tokens=self._options.media_tokens,
         )
         if request.add_generation_prompt is False and continued is None:
             raise UnsupportedError("add_generation_prompt: false is not supported; use continue_final_message")

@@ -1,4 +1,5 @@
-"""Chat messages as clients send them, checked and brought into the form that templates read."""
+"""Chat messages as clients send them, checked and brought into the form that templates read: contents are strings or lists of
+parts, as they were sent; `Tokenizer.encode_chat` gives each template what it takes."""
 
 from __future__ import annotations
 
@@ -13,8 +14,10 @@ from sglang.srt.server.tokenization.chat_template import ChatTemplate
 MAX_MESSAGES = 65_536
 """of a request, and parts of one message"""
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "refusal"})
-_EMPTY_KEYS = frozenset({"function_call", "audio", "annotations", "reasoning"})
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""names that servers have for the thoughts of an earlier answer; templates read the first or the second"""
+_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "refusal", *_REASONING})
+_EMPTY_KEYS = frozenset({"function_call", "audio", "annotations"})
 """what clients send back from an answer; means nothing when empty"""
 _MEDIA = frozenset({"image_url", "video_url", "audio_url", "input_audio", "image", "video", "audio", "file", "input_image"})
 _PLAIN = frozenset({"role", "content"})
@@ -45,49 +48,48 @@ def _message(raw: dict[str, Any], where: str, template: ChatTemplate, media: lis
     if role == "developer" and not template.mentions("developer"):
         role = "system"
     content = raw.get("content")
-    if type(content) is str and raw.keys() <= _PLAIN and not template.wants_parts:
+    if type(content) is str and raw.keys() <= _PLAIN:
         return {"role": role, "content": content}
     for key, value in raw.items():
         if key in _EMPTY_KEYS and value not in (None, [], {}, ""):
             raise UnsupportedError(f"{where}.{key} is not supported", "messages")
         if key not in _KEYS and key not in _EMPTY_KEYS:
             raise RequestError(f"{where}: {unknown_message(key, _KEYS, 'key')}", "messages")
-    message: dict[str, Any] = {"role": role, "content": _content(content, where, role, raw, template.wants_parts, media)}
-    for key in ("name", "tool_call_id", "reasoning_content"):
-        if (value := raw.get(key)) is not None:
-            if not isinstance(value, str):
-                raise RequestError(f"{where}.{key} must be a string", "messages")
-            message[key] = value
+    message: dict[str, Any] = {"role": role, "content": _content(content, where, role, raw, media)}
+    for key in ("name", "tool_call_id", *_REASONING):
+        if (value := raw.get(key)) is not None and not isinstance(value, str):
+            raise RequestError(f"{where}.{key} must be a string", "messages")
+    message |= {key: raw[key] for key in ("name", "tool_call_id") if raw.get(key) is not None}
+    if thoughts := {key: raw[key] for key in _REASONING if raw.get(key) is not None}:
+        first = next(iter(thoughts.values()))
+        message |= {"thinking": first, **thoughts, "reasoning_content": first}
     if raw.get("tool_calls"):
-        message["tool_calls"] = _tool_calls(raw["tool_calls"], where)
+        message["tool_calls"] = _tool_calls(raw["tool_calls"], where, template.forms.argument_objects)
     return message
 
 
 def _content(
-    content: Any, where: str, role: str, raw: dict[str, Any], wants_parts: bool, media: list[MediaInput] | None
+    content: Any, where: str, role: str, raw: dict[str, Any], media: list[MediaInput] | None
 ) -> str | list[dict[str, str]]:
     if content is None and (role == "assistant" or raw.get("tool_calls")):
         refusal = raw.get("refusal")
         content = refusal if isinstance(refusal, str) else ""
     if isinstance(content, str):
-        return [{"type": "text", "text": content}] if wants_parts else content
+        return content
     if not isinstance(content, list):
         raise RequestError(f"{where}.content must be a string or a list of parts", "messages")
     if len(content) > MAX_MESSAGES:
         raise RequestError(f"{where}.content may have at most {MAX_MESSAGES} parts, got {len(content)}", "messages")
-    parts = [_part(part, f"{where}.content[{i}]", wants_parts, media) for i, part in enumerate(content)]
-    return parts if wants_parts else " ".join(part["text"] for part in parts)
+    return [_part(part, f"{where}.content[{i}]", media) for i, part in enumerate(content)]
 
 
-def _part(part: Any, where: str, wants_parts: bool, media: list[MediaInput] | None) -> dict[str, str]:
+def _part(part: Any, where: str, media: list[MediaInput] | None) -> dict[str, str]:
     """A part as templates read it: text, or the place of an image or video."""
     found = parse_part(part, where) if isinstance(part, dict) else None
     if found is None:
         return {"type": "text", "text": _part_text(part, where)}
     if media is None:
         raise UnsupportedError(f"{where} is of type {part['type']!r}, but this model reads text only", "messages")
-    if not wants_parts:
-        raise UnsupportedError(f"{where} is of type {part['type']!r}, but the chat template takes text only", "messages")
     media.append(found)
     return {"type": found.kind}
 
@@ -103,8 +105,8 @@ def _part_text(part: Any, where: str) -> str:
     return text
 
 
-def _tool_calls(raw: Any, where: str) -> list[dict[str, Any]]:
-    """Earlier calls, with their arguments as data: most templates write them as JSON themselves."""
+def _tool_calls(raw: Any, where: str, as_objects: bool) -> list[dict[str, Any]]:
+    """Earlier calls. `as_objects`: with their arguments as data, which most templates write as JSON themselves."""
     calls = []
     for i, call in enumerate(raw if isinstance(raw, list) else [None]):
         function = call.get("function") if isinstance(call, dict) else None
@@ -116,7 +118,7 @@ def _tool_calls(raw: Any, where: str) -> list[dict[str, Any]]:
         check_members(function, _FUNCTION_KEYS, f"{where}.tool_calls[{i}].function", "messages")
         call = {key: value for key, value in call.items() if key not in _CALL_HINTS}
         arguments = function.get("arguments", "{}")
-        if isinstance(arguments, str):
+        if isinstance(arguments, str) and as_objects:
             parsed = _data(arguments)
             arguments = parsed if isinstance(parsed, dict) else arguments
         calls.append({**call, "type": "function", "function": {"name": function["name"], "arguments": arguments}})

@@ -71,7 +71,7 @@ class OpenAIApi:
                 max_chars=self._manager.max_chars,
                 tool_parser=self._tool_parser or format_of_template(template),
                 reasoning=self._reasoning,
-                sees=self._manager.media is not None,
+                media_tokens=self._manager.media.media_tokens if self._manager.media is not None else {},
                 may_cut=self._manager.http.allow_auto_truncate,
             )
         return self._chat_options

@@ -242,33 +242,28 @@ def call_id(format_name: str) -> str:
 # --- models without a tool template -----------------------------------------------------------------------------------------
 
 
-def tell_in_messages(
-    messages: list[dict[str, Any]], tools: list[dict[str, Any]], how: str, as_parts: bool
-) -> list[dict[str, Any]]:
-    """Messages for a template that knows no tools: they are described in the system message, earlier calls are the
-    assistant's text, results are the user's."""
+def tell_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages for a template that knows no calls: earlier ones are the assistant's text, results are the user's."""
     called = {
         entry["id"]: entry["function"]["name"]
         for message in reversed(messages)
         for entry in message.get("tool_calls") or ()
         if isinstance(entry.get("id"), str)
     }
-    told = [_told(message, called, as_parts) for message in messages]
-    if not tools:
-        return told
+    return [_told(message, called) for message in messages]
+
+
+def tell_tools(messages: list[dict[str, Any]], tools: list[dict[str, Any]], how: str) -> list[dict[str, Any]]:
+    """Messages for a template that knows no tools: they are described in the system message."""
     lines = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
     text = (
         "You can call functions. These are the functions, each as JSON:\n"
         + "\n".join(lines)
         + f"\nTo call a function, answer with nothing but this form:\n{how}\nOtherwise answer with plain text."
     )
-    if told and told[0]["role"] == "system":
-        return [{**told[0], "content": _joined(told[0]["content"], text)}, *told[1:]]
-    return [{"role": "system", "content": _content(text, as_parts)}, *told]
-
-
-def _content(text: str, as_parts: bool) -> Any:
-    return [{"type": "text", "text": text}] if as_parts else text
+    if messages and messages[0]["role"] == "system":
+        return [{**messages[0], "content": _joined(messages[0]["content"], text)}, *messages[1:]]
+    return [{"role": "system", "content": text}, *messages]
 
 
 def _joined(content: Any, text: str) -> Any:
@@ -277,17 +272,24 @@ def _joined(content: Any, text: str) -> Any:
     return f"{content}\n\n{text}"
 
 
-def _told(message: dict[str, Any], called: dict[str, str], as_parts: bool) -> dict[str, Any]:
+def _told(message: dict[str, Any], called: dict[str, str]) -> dict[str, Any]:
+    content = message["content"]
     if message["role"] in ("tool", "function"):
-        content = message["content"]
-        text = "".join(part.get("text", "") for part in content) if isinstance(content, list) else content
         name = message.get("name") or called.get(message.get("tool_call_id", ""), "the function")
-        return {"role": "user", "content": _content(f"Result of {name}:\n{text}", as_parts)}
+        return {"role": "user", "content": _result(f"Result of {name}:\n", content)}
     calls = message.get("tool_calls")
     if not calls:
         return message
     written = [json.dumps(call["function"], ensure_ascii=False) for call in calls]
     text = written[0] if len(written) == 1 else f"[{', '.join(written)}]"
-    content = message["content"]
-    joined = _joined(content, text) if content else _content(text, as_parts)
+    joined = _joined(content, text) if content else text
     return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": joined}
+
+
+def _result(title: str, content: Any) -> Any:
+    """Text as one string; with images among it, parts."""
+    if not isinstance(content, list):
+        return title + content
+    if all(part["type"] == "text" for part in content):
+        return title + "".join(part["text"] for part in content)
+    return [{"type": "text", "text": title}, *content]

@@ -38,11 +38,7 @@ def chat_roles(tokenizer: Tokenizer, image_token: str | None = None) -> dict[str
 
 
 def _render(tokenizer: Tokenizer, *roles: str, ask: bool = False) -> str:
-    parts = tokenizer.chat_template().wants_parts
-    messages = []
-    for role in roles:
-        mark = _MARKS[role]
-        messages.append({"role": role, "content": [{"type": "text", "text": mark}] if parts else mark})
+    messages = [{"role": role, "content": _MARKS[role]} for role in roles]
     return tokenizer.render_chat(messages, generation_prompt=ask)
 
 

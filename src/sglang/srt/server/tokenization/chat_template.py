@@ -6,21 +6,24 @@ too much. The dialect is that of Hugging Face's `apply_chat_template`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
 
 from sglang.srt.checkpoint.files import read_object, read_text
 from sglang.srt.errors import ConfigError, ModelError, RequestError
 from sglang.srt.server.tokenization.sandbox import Sandbox, TemplateLimit, TemplateStop
+from sglang.srt.server.tokenization.template_forms import find_forms, fit_content
 
 MAX_RENDER_SECONDS = 5.0
 MAX_RENDER_CHARS = 32 << 20
 MAX_SOURCE_CHARS = 64 << 10
 """real ones have up to 30,000"""
 TRIAL_SECONDS = 2.0
+"""for one conversation that a template is tried on, and for all that it is asked about its forms"""
 
 BUILTIN_TEMPLATES = {
     "chatml": (
@@ -71,9 +74,10 @@ _TRIAL_TURNS = [
     {"role": "assistant", "content": "c"},
     {"role": "user", "content": "d"},
 ]
+_TRIAL_WORDS = {"bos_token": "<s>", "eos_token": "</s>", "tools": None, "documents": None, "add_generation_prompt": True}
 _TRIALS: tuple[dict[str, Any], ...] = (
-    {"messages": _TRIAL_TURNS[1:2], "add_generation_prompt": True},
-    {"messages": _TRIAL_TURNS, "tools": [_TRIAL_TOOL], "add_generation_prompt": True},
+    {"messages": _TRIAL_TURNS[1:2]},
+    {"messages": _TRIAL_TURNS, "tools": [_TRIAL_TOOL]},
 )
 """conversations that a template is tried on when it is loaded"""
 
@@ -81,7 +85,7 @@ _TRIALS: tuple[dict[str, Any], ...] = (
 class ChatTemplate:
     """A compiled template. Raises ConfigError if it does not compile.
 
-    `wants_parts` tells its content format: a list of typed parts ("openai") or one string ("string").
+    `forms` tells what it takes: strings or typed parts for each role, tools, calls.
     """
 
     def __init__(self, source: str, name: str = "default") -> None:
@@ -92,29 +96,39 @@ class ChatTemplate:
         self.source = source
         self._environment = Sandbox()
         try:
-            tree = self._environment.parse(source)
             self._template = self._environment.from_string(source)
-            self.wants_parts = _iterates_over_content(tree)
         except _COMPILE_FAULTS as error:
             raise ConfigError(
                 f"the chat template {name[:80]!r} does not compile: {str(error) or type(error).__name__}"
             ) from error
         self._try(name)
+        deadline = monotonic() + TRIAL_SECONDS
+        self.forms = find_forms(lambda conversation: self._ask(conversation, deadline))
 
     def _try(self, name: str) -> None:
         """Renders small conversations. A template may refuse them, or want more than they have; it may not be out of all
         proportion to them."""
         for conversation in _TRIALS:
-            words = {"bos_token": "<s>", "eos_token": "</s>", "tools": None, "documents": None}
             try:
-                self._rendered(words | conversation, TRIAL_SECONDS)
+                self._rendered(_TRIAL_WORDS | conversation, TRIAL_SECONDS)
             except TemplateLimit as error:
                 raise ConfigError(f"the chat template {name[:80]!r} cannot be used: {error}") from error
             except (TemplateStop, *_TEMPLATE_FAULTS):
                 continue
 
+    def _ask(self, conversation: dict[str, Any], deadline: float) -> str | None:
+        """What the template writes for a small conversation, None if it does not take it."""
+        try:
+            return self._rendered(_TRIAL_WORDS | conversation, max(deadline - monotonic(), 0.0))
+        except (TemplateStop, *_TEMPLATE_FAULTS):
+            return None
+
     def mentions(self, word: str) -> bool:
         return word in self.source
+
+    def fitted(self, messages: list[dict[str, Any]], marks: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Messages whose contents have the forms that the template takes (template_forms.fit_content)."""
+        return [fit_content(message, self.forms.of_role(str(message.get("role"))), marks) for message in messages]
 
     def render(self, variables: dict[str, Any]) -> str:
         """The prompt. Raises RequestError with the template's message if it refuses the messages or fails."""
@@ -135,25 +149,6 @@ class ChatTemplate:
             if size > MAX_RENDER_CHARS:
                 raise TemplateLimit("it writes too much")
         return "".join(pieces)
-
-
-def _iterates_over_content(tree: nodes.Template) -> bool:
-    """Whether the template walks through a message's content as a list, directly or by another name."""
-    aliases = {"content"}
-    for assign in tree.find_all(nodes.Assign):
-        if isinstance(assign.target, nodes.Name) and _is_content(assign.node, aliases):
-            aliases.add(assign.target.name)
-    return any(_is_content(loop.iter, aliases) for loop in tree.find_all(nodes.For))
-
-
-def _is_content(node: nodes.Node, aliases: set[str]) -> bool:
-    if isinstance(node, nodes.Getattr):
-        return node.attr == "content"
-    if isinstance(node, nodes.Getitem):
-        return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
-    if isinstance(node, nodes.Filter) and node.node is not None:
-        return _is_content(node.node, aliases)
-    return isinstance(node, nodes.Name) and node.name in aliases
 
 
 def named_template(name: str) -> str:

@@ -18,8 +18,10 @@ from sglang.srt.errors import ModelError
 
 MAX_CUTS = 1 << 28
 """squares of the lengths of all tokens: real vocabularies have some ten million"""
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
 """values of tokenizer.ggml.token_type"""
+_NEVER_IN_TEXT = (_UNKNOWN, _CONTROL, _BYTE)
+"""kinds of tokens that no text is cut into by its letters"""
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -133,33 +135,37 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
     scores = _values(metadata, "tokenizer.ggml.scores")
     if scores and len(scores) != len(tokens):
         raise ModelError(f"the GGUF file has {len(tokens)} tokens but {len(scores)} scores")
-    merges = _merges_from_scores(tokens, vocab, [] if gemma else scores)
+    kinds = _values(metadata, "tokenizer.ggml.token_type")
+    named = {token for token, kind in zip(tokens, kinds) if kind in _NEVER_IN_TEXT}  # noqa: B905  a short list of kinds
+    merges = _merges_from_scores(tokens, vocab, [] if gemma else scores, named)
     core = Tokenizer(models.BPE(vocab=vocab, merges=merges, fuse_unk=True, byte_fallback=True, unk_token=unk))
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", not gemma))
-    if gemma:
-        core.normalizer = normalizers.Replace(" ", "▁")
-        core.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
-    else:
-        scheme = "first" if prefix else "never"
-        core.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
-    if prefix:
+    core.normalizer = normalizers.Replace(" ", "▁")
+    if metadata.get("tokenizer.ggml.add_space_prefix", not gemma):
+        # SentencePiece's dummy prefix: one more space, also before a space and after every special token
+        core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), core.normalizer])
         steps.append(decoders.Strip(content=" ", left=1, right=0))
     core.decoder = decoders.Sequence(steps)
     return core
 
 
-def _merges_from_scores(tokens: list[str], vocab: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
+def _merges_from_scores(
+    tokens: list[str], vocab: dict[str, int], scores: list[float], named: set[str]
+) -> list[tuple[str, str]]:
     """SentencePiece joins the two neighbours whose union scores highest; as merges: every way to cut a piece into two pieces,
-    best union first. Without scores, the order of the pieces is their rank."""
+    best union first. Without scores, the order of the pieces is their rank. `named` ones are no pieces: text that spells them
+    stays text."""
     if sum(len(token) ** 2 for token in tokens) > MAX_CUTS:
         raise ModelError("the GGUF file has tokens that are much longer than those of any real vocabulary")
+    pieces = vocab.keys() - named
     found: list[tuple[float, int, int, str, str]] = []
     for i, token in enumerate(tokens):
+        if token in named:
+            continue
         rank = -float(scores[i]) if scores else float(i)
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
-            if left in vocab and right in vocab:
+            if left in pieces and right in pieces:
                 found.append((rank, -len(left), -len(right), left, right))
     found.sort(key=lambda item: item[:3])
     return [(left, right) for _, _, _, left, right in found]

@@ -24,7 +24,8 @@ from sglang.srt.server.tokenization.gguf_tokenizer import build_gguf_tokenizer
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
+"""of the form in which tokenizers are kept"""
 MAX_TOKENIZER_BYTES = 128 << 20
 """the largest published tokenizer.json has 33 MB"""
 MAX_TOKENS, MAX_GAPS = 1 << 24, 1 << 16

@@ -11,14 +11,14 @@ the metadata of a GGUF file. Three ways to encode, by who wrote the text:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import tokenizers
 
-from sglang.srt.checkpoint.resolve import ModelFiles, default_cache_dir, resolve_model
-from sglang.srt.config import TextOptions
+from sglang.srt.checkpoint.resolve import default_cache_dir, find_files
+from sglang.srt.config import ModelFiles, TextOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.heap import release_freed_memory
 from sglang.srt.server.shared_ints import SharedInts
@@ -33,6 +33,8 @@ _END_MARK = "\ufdef"
 """noncharacters: valid in text, never part of real text. The last stands for the end of a message that is to be continued"""
 
 
+NEEDED_MARKS = 3
+"""for names of special tokens, images and videos"""
 LONG_TEXT = 10_000
 """characters above which others may run meanwhile"""
 
@@ -170,7 +172,7 @@ class Tokenizer:
 
     def render_chat(self, messages: list[dict[str, Any]], *, generation_prompt: bool = True, **variables: Any) -> str:
         """The prompt as text, for people and tests. `encode_chat` says what the variables are."""
-        return self._render(self.chat_template(bool(variables.get("tools"))), messages, variables, generation_prompt)
+        return self._render(self.chat_template(bool(variables.get("tools"))), messages, variables, {}, generation_prompt)
 
     def encode_chat(
         self,
@@ -181,42 +183,48 @@ class Tokenizer:
         template_variables: dict[str, Any] | None = None,
         max_chars: int | None = None,
         may_cut: bool = False,
+        media_tokens: Mapping[str, str] | None = None,
     ) -> list[int]:
         """Ids of the prompt that asks for the next turn, or with `continue_final_message` for the rest of the last one.
+
+        Contents are strings or lists of parts, whatever the template takes (template_forms.py). `media_tokens`: what the prompt
+        says for media of each type where the template does not show them itself.
 
         Raises RequestError if there is no template, it refuses the messages, or the prompt is longer than `max_chars` (with
         `may_cut` it loses its end instead, where that is possible).
         """
         variables: dict[str, Any] = {**(template_variables or {}), "tools": tools}
         template = self.chat_template(bool(tools))
-        given = [messages, variables]
+        is_marked = self._special_text.occurs_in([messages, variables])
+        mark, *free = _free_marks(messages, variables) if is_marked or media_tokens else _MARKS
+        media = dict(zip(media_tokens or (), free, strict=False))
         if continue_final_message:
             messages = [*messages[:-1], _with_end_mark(messages[-1])]
-        if not self._special_text.occurs_in(given):
-            prompt = _without_end(
-                self._render(template, messages, variables, not continue_final_message), continue_final_message
-            )
-            if may_cut:
-                prompt = prompt[:max_chars]
-            _check_len(prompt, max_chars)
-            ids: list[int] = _encoding(self._core, prompt).ids
-            return ids
-        mark = _free_mark(messages, variables)
-        if mark is None:
-            raise RequestError(
-                "the messages contain special tokens together with all marks that would make them plain", "messages"
-            )
-        messages, variables = self._special_text.marked([messages, variables], mark)
-        prompt = _without_end(self._render(template, messages, variables, not continue_final_message), continue_final_message)
+        if is_marked:
+            messages, variables = self._special_text.marked([messages, variables], mark)
+        prompt = self._render(template, messages, variables, media, not continue_final_message)
+        prompt = _without_end(prompt, continue_final_message)
+        for kind, text in (media_tokens or {}).items():
+            prompt = prompt.replace(media[kind], text)
+        if may_cut and not is_marked:
+            prompt = prompt[:max_chars]
         _check_len(prompt, max_chars)
-        return self._encode_marked(prompt, mark)
+        if is_marked:
+            return self._encode_marked(prompt, mark)
+        ids: list[int] = _encoding(self._core, prompt).ids
+        return ids
 
     def _render(
-        self, template: ChatTemplate, messages: list[dict[str, Any]], variables: dict[str, Any], generation_prompt: bool = True
+        self,
+        template: ChatTemplate,
+        messages: list[dict[str, Any]],
+        variables: dict[str, Any],
+        media_marks: Mapping[str, str],
+        generation_prompt: bool,
     ) -> str:
         # the caller's variables come first: none of them may stand in for the messages or a special token
         return template.render(
-            {"tools": None, "documents": None, **variables, **self.names, "messages": messages}
+            {"tools": None, "documents": None, **variables, **self.names, "messages": template.fitted(messages, media_marks)}
             | {"add_generation_prompt": generation_prompt}
         )
 
@@ -255,7 +263,7 @@ class Tokenizer:
         mark = _MARKS[0]
         try:
             turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
-            text = self._render(self.chat_template(), turns, {}, generation_prompt=False)
+            text = self._render(self.chat_template(), turns, {}, {}, generation_prompt=False)
         except RequestError:
             return set()  # it wants something that two plain turns do not have; the model's files name the end then
         _, found, rest = text.rpartition(mark)
@@ -289,9 +297,9 @@ def _with_end_mark(message: dict[str, Any]) -> dict[str, Any]:
     """The last message with a mark where it ends, so that everything the template adds after it can be cut off."""
     content = message.get("content")
     if message.get("role") == "assistant" and isinstance(content, str):
-        return {**message, "content": content + _END_MARK}
+        return {**message, "content": f"{content}{_END_MARK} "}
     if message.get("role") == "assistant" and isinstance(content, list) and content and content[-1].get("type") == "text":
-        last = {**content[-1], "text": content[-1]["text"] + _END_MARK}
+        last = {**content[-1], "text": f"{content[-1]['text']}{_END_MARK} "}
         return {**message, "content": [*content[:-1], last]}
     raise RequestError("continue_final_message needs a last message by the assistant that ends in text", "messages")
 
@@ -304,14 +312,15 @@ def _check_len(prompt: str, max_chars: int | None) -> None:
 def _without_end(prompt: str, cut: bool) -> str:
     if not cut:
         return prompt
-    head, found, _ = prompt.rpartition(_END_MARK)
+    head, found, rest = prompt.rpartition(_END_MARK)
     if not found:
         raise RequestError("the chat template leaves out the last message, so it cannot be continued", "continue_final_message")
-    return head
+    # without the space, the template strips contents: it would have stripped the text's own end too
+    return head if rest.startswith(" ") else head.rstrip()
 
 
-def _free_mark(*values: Any) -> str | None:
-    """A mark that occurs in none of the strings; None if someone wrote all of them."""
+def _free_marks(*values: Any) -> list[str]:
+    """The marks that occur in none of the strings. Raises RequestError if someone wrote nearly all of them."""
     seen: set[str] = set()
 
     def note(text: str) -> str:
@@ -319,7 +328,10 @@ def _free_mark(*values: Any) -> str | None:
         return text
 
     map_strings(list(values), note)
-    return next((mark for mark in _MARKS if mark not in seen), None)
+    free = [mark for mark in _MARKS if mark not in seen]
+    if len(free) < NEEDED_MARKS:
+        raise RequestError("the messages contain all characters that would mark what is plain text in them", "messages")
+    return free
 
 
 def load_tokenizer(options: TextOptions, files: ModelFiles) -> Tokenizer:
@@ -341,5 +353,4 @@ def open_tokenizer(options: TextOptions) -> Tokenizer | None:
     """`load_tokenizer` for whatever the options name; None if the server is to run without one."""
     if options.skip_tokenizer_init:
         return None
-    files = resolve_model(options.tokenizer_path, revision=options.revision, download_dir=options.download_dir)
-    return load_tokenizer(options, files)
+    return load_tokenizer(options, find_files(options))
