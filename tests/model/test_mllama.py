@@ -24,6 +24,8 @@ from sglang.srt.model.kernels.reference import ReferenceOps
 from sglang.srt.model.worker import LocalWorker
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.scheduler.media import ReqMedia, req_media
+from sglang.srt.server.multimodal.clip import Clip
+from sglang.srt.server.multimodal.inputs import View
 from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
 from sglang.srt.server.multimodal.processors.registry import create_processor
 from sglang.srt.server.multimodal.spans import expand
@@ -84,7 +86,7 @@ def prompt_of(family: Family, worker: LocalWorker, parts: list[Any], seed: int =
     rng = np.random.default_rng(seed)
     images = [picture(rng, part) for part in parts if isinstance(part, tuple)]
     bare = [IMAGE if isinstance(part, tuple) else part for part in parts]
-    pictures = [family.ours.process("image", [np.asarray(image)], "auto", False) for image in images]
+    pictures = [family.ours.process("image", Clip([np.asarray(image)]), View(alone=False)) for image in images]
     ids, spans = expand(bare, pictures, family.ours.placeholders, family.ours.image_token)
     items = tuple(
         MediaItem("image", p.mm_hash, tuple(found), p.pixels.tobytes(), p.pixels.shape, p.grid, p.facts)

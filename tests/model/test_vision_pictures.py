@@ -21,7 +21,9 @@ from sglang.srt.media_item import MediaItem
 from sglang.srt.model.kernels.cpu import CpuOps
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kernels.reference import ReferenceOps
+from sglang.srt.server.multimodal.clip import Clip
 from sglang.srt.server.multimodal.headers import Shape
+from sglang.srt.server.multimodal.inputs import View
 from sglang.srt.server.multimodal.intake import TokenLines
 from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
 from sglang.srt.server.multimodal.processors.gemma3 import Gemma3Processor
@@ -170,7 +172,7 @@ def check_logits(family: Family, ops: Ops, prompt: list[Any]) -> None:
     rng = np.random.default_rng(5)
     parts = [part if isinstance(part, list) else picture(rng, part) for part in prompt]
     images = [part for part in parts if isinstance(part, Image.Image)]
-    pictures = [family.ours.process("image", [np.asarray(image)], "auto", len(images) == 1) for image in images]
+    pictures = [family.ours.process("image", Clip([np.asarray(image)]), View(alone=len(images) == 1)) for image in images]
     bare = [i for part in parts for i in (part if isinstance(part, list) else [family.ours.placeholders["image"]])]
     ids, spans = expand(bare, pictures, family.ours.placeholders, family.ours.image_token, family.lines)
     items = tuple(
@@ -197,7 +199,7 @@ def test_low_detail_takes_fewer_rows(family: Family) -> None:
     if family.ours.positions(0, []) is not None:
         pytest.skip("pictures of this family are never large enough here: low detail means 512 x 512 pixels")
     image = picture(np.random.default_rng(6), (90, 88))
-    low, high = (family.ours.process("image", [np.asarray(image)], detail, True) for detail in ("low", "high"))  # type: ignore[arg-type]
+    low, high = (family.ours.process("image", Clip([np.asarray(image)]), View(detail)) for detail in ("low", "high"))  # type: ignore[arg-type]
     if isinstance(family.ours, Gemma3Processor):
         assert low.tokens == high.tokens  # it is no long picture
         return
@@ -216,13 +218,13 @@ def test_tokens_are_counted_from_the_size_alone(family: Family, detail: Any, alo
         for width, height in SIZES:
             frames = [np.zeros((height, width, 3), np.uint8)] * (3 if kind == "video" else 1)
             try:
-                counted = family.ours.num_tokens(kind, Shape(width, height, len(frames)), detail, alone)
+                counted = family.ours.num_tokens(kind, Shape(width, height, len(frames)), View(detail, alone))
             except RequestError:
                 with pytest.raises(RequestError):
-                    family.ours.process(kind, frames, detail, alone)
+                    family.ours.process(kind, Clip(frames), View(detail, alone))
                 continue
             try:
-                made = family.ours.process(kind, frames, detail, alone)
+                made = family.ours.process(kind, Clip(frames), View(detail, alone))
             except RequestError:
                 continue
             assert counted == len(made.tokens), (kind, width, height)
@@ -233,7 +235,7 @@ def test_long_pictures_in_pieces(family: Family) -> None:
     if not isinstance(family.ours, Gemma3Processor):
         pytest.skip("of Gemma 3 only")
     image = picture(np.random.default_rng(7), (800, 260))
-    found = family.ours.process("image", [np.asarray(image)], "high", True)
+    found = family.ours.process("image", Clip([np.asarray(image)]), View("high"))
     options = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 256, "pan_and_scan_max_num_crops": 4}
     theirs = family.image_processor(images=[image], return_tensors="np", pan_and_scan_min_ratio_to_activate=1.2, **options)
     count = int(np.ravel(theirs["num_crops"])[0])
@@ -265,7 +267,7 @@ def test_the_engine_generates_what_transformers_does(family: Family) -> None:
         meta = replies[number]["meta_info"]
         assert again[number]["output_ids"] == replies[number]["output_ids"]
         assert again[number]["meta_info"]["cached_tokens"] == meta["prompt_tokens"] - 1
-        pictures = [family.ours.process("image", [np.asarray(image)], "auto", len(images) == 1) for image in images]
+        pictures = [family.ours.process("image", Clip([np.asarray(image)]), View(alone=len(images) == 1)) for image in images]
         ids, spans = expand(bare, pictures, family.ours.placeholders, family.ours.image_token, family.lines)
         assert meta["prompt_tokens"] == len(ids)
         inputs = family.case.inputs(family.image_processor, images) if images else {}
@@ -293,11 +295,11 @@ def test_videos_with_times(family: Family, ops: Ops) -> None:
 
     rng = np.random.default_rng(11)
     frames = [picture(rng, (50, 40)) for _ in range(5)]
-    video = family.ours.process("video", [np.asarray(frame) for frame in frames], "auto", True)
+    video = family.ours.process("video", Clip([np.asarray(frame) for frame in frames]), View())
     t, place, rows = video.grid[0], IMAGE + 1, video.grid[1] * video.grid[2] // 4
     unknown = 0  # what this tokenizer has for a time
     assert t == 3 and video.tokens == (unknown, IMAGE + 2, *[place] * rows, IMAGE + 3) * 3
-    still = family.ours.process("image", [np.asarray(picture(rng, (28, 28)))], "auto", False)
+    still = family.ours.process("image", Clip([np.asarray(picture(rng, (28, 28)))]), View(alone=False))
     ids, spans = expand(
         [5, IMAGE + 2, place, IMAGE + 3, 17, IMAGE, 9], [video, still], family.ours.placeholders, family.ours.image_token
     )
@@ -328,8 +330,8 @@ def test_times_as_they_are_written(family: Family, monkeypatch: pytest.MonkeyPat
     written: list[str] = []
     ours: Any = family.ours
     monkeypatch.setattr(ours._tokenizer, "encode", lambda text, **_: written.append(text) or [0])
-    family.ours.process("video", [np.asarray(picture(np.random.default_rng(1), (28, 28)))] * 7, "auto", True)
-    assert written == ["<0.2 seconds>", "<1.2 seconds>", "<2.2 seconds>", "<3.2 seconds>"]
+    family.ours.process("video", Clip([np.asarray(picture(np.random.default_rng(1), (28, 28)))] * 7), View())
+    assert written == ["<0.2 seconds>", "<1.2 seconds>", "<2.2 seconds>", "<3.0 seconds>"]
 
 
 @pytest.mark.parametrize("family", ["gemma3"], indirect=True)

@@ -32,19 +32,19 @@ def decoded(fetched: Fetched, kind: MediaKind, pixels: int | None = None, **opti
         container=medium.container,
     )
     parts = bytearray()
-    shape = yield_all(decode_work.decode_bands(order, bytes(fetched.data)), parts)
+    shape = yield_all(decode_work.decode_bands(order, bytes(fetched.data)), parts).shape
     if medium.shape is not None:
         assert shape.frames == medium.shape.frames and shape.pixels <= medium.shape.pixels
     return shape, bytes(parts)
 
 
-def yield_all(bands: decode_work.Bands, parts: bytearray) -> Shape:
+def yield_all(bands: decode_work.Bands, parts: bytearray) -> decode_work.Decoded:
     """What a generator of bands returns; its bands go to `parts`."""
     while True:
         try:
             parts += next(bands)
         except StopIteration as end:
-            assert isinstance(end.value, Shape)
+            assert isinstance(end.value, decode_work.Decoded)
             return end.value
 
 

@@ -86,7 +86,7 @@ def test_truncated_files() -> None:
         rng = np.random.default_rng(0)
         data = encode(Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)), form)
         with pytest.raises(RequestError):
-            decode(data[: len(data) // 2])
+            decode(data[: len(data) // (3 if form == "JPEG" else 2)])
 
 
 def test_size_is_checked_before_decoding() -> None:

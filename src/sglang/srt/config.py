@@ -197,6 +197,8 @@ class MediaOptions:
     """images and videos of a request"""
     max_frames: int = 768
     """of one video"""
+    max_image_tokens: int | None = None
+    """that an image may take; 0: as many as its publisher makes of it; None: as the family's processor says"""
     threads: int = 2
     """side threads that preprocess"""
 

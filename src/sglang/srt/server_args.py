@@ -139,6 +139,9 @@ class ServerArgs:
     max_image_pixels: int = _flag(64 << 20, "images and videos", "largest picture or frame")
     max_media_items: int = _flag(64, "images and videos", "most images and videos in a request")
     max_video_frames: int = _flag(768, "images and videos", "longest video")
+    max_image_tokens: int | None = _flag(
+        None, "images and videos", "most tokens an image takes; 0: its publisher's sizes; default: the family's, see vision.md"
+    )
     # HTTP
     host: str = _flag("127.0.0.1", "HTTP", "address to listen on")
     port: int = _flag(30000, "HTTP", "port to listen on")
@@ -294,6 +297,7 @@ class ServerArgs:
                 max_pixels=self.max_image_pixels,
                 max_items=self.max_media_items,
                 max_frames=self.max_video_frames,
+                max_image_tokens=self.max_image_tokens,
             ),
             flags=self.public(seed),
         )
@@ -347,6 +351,7 @@ class ServerArgs:
         self._check_range("media_decode_timeout", 0.01, None)
         for name in ("max_media_bytes", "max_media_pixels", "max_image_pixels", "max_media_items", "max_video_frames"):
             self._check_range(name, 1, None)
+        self._check_range("max_image_tokens", 0, None)
         if self.media_root is not None and not Path(self.media_root).is_dir():
             raise ConfigError(f"--media-root {self.media_root} is not a folder")
         self._check_range("request_timeout", 0.001, None)

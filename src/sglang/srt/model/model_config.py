@@ -91,6 +91,8 @@ class VisionConfig:
     """rows a picture becomes, where that is fixed (Gemma 3)"""
     two_way: bool = False
     """whether the decoder's rows of a picture see all of it, not only what stands before them (Gemma 3)"""
+    tied_without_head: bool = False
+    """the decoder's part of the config alone says that the head is the embedding: true of a checkpoint that brings no head"""
     crossed: CrossConfig | None = None
     """the decoder sees pictures through layers of their own (Llama 3.2 Vision)"""
 

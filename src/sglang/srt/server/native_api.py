@@ -175,6 +175,7 @@ class NativeApi:
                 "preferred_sampling_params": self._options.preferred_sampling_params or None,
                 "architectures": [info["architecture"]],
                 "has_image_understanding": "image" in info.get("media_kinds", ()),
+                "max_image_tokens": self._manager.media.max_image_tokens if self._manager.media is not None else None,
                 "has_chat_template": tokenizer is not None and tokenizer.has_chat_template,
                 "chat_roles": self._chat_roles,
                 "context_length": self._manager.context_len,

@@ -43,6 +43,7 @@ _FIELDS = frozenset(
         "video_data",
         "audio_data",
         "modalities",
+        "mm_processor_kwargs",
     ]
 )
 _IGNORED = frozenset({"log_metrics", "no_logs"})

@@ -62,6 +62,8 @@ class RequestMaker:
         prompt of a session. Raises RequestError."""
         self._check_count(req)
         prompts = await self._tokenize(req, special=req.add_special_tokens and not before)
+        if self.media is not None:
+            self._check_unseen(self.media, req, prompts)
         if before:
             prompts = [before + prompt for prompt in prompts]
         media = await self._take_media(req, prompts) if req.media is not None else {}
@@ -118,6 +120,13 @@ class RequestMaker:
             raise RequestError(f"there are media for {len(req.media)} prompts, and {len(prompts)} prompts", "image_data")
         tasks = {i: MediaTask(prompts[i], inputs) for i, inputs in enumerate(req.media) if inputs}
         return dict(zip(tasks, await self.media.take(list(tasks.values()), self.context_len), strict=True))
+
+    @staticmethod
+    def _check_unseen(media: MediaIntake, req: GenerateReq, prompts: list[list[int]]) -> None:
+        """Refuses places for images in prompts that bring none: an answer would be about nothing. Raises RequestError."""
+        for i, prompt in enumerate(prompts):
+            if not (req.media is not None and i < len(req.media) and req.media[i]):
+                media.check_places(prompt)
 
     def _check_size(self, text: str) -> str:
         """Refuses, or truncates where that is allowed, what cannot fit however it is tokenized: before the work is done."""

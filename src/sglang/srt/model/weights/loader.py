@@ -125,12 +125,12 @@ class Checkpoint:
     """
 
     def __init__(self, config: ModelConfig, source: TensorSource, conversion: Conversion | None = None) -> None:
-        self.config = config
         self._source = source
         self._conversion = conversion or Conversion()
         self._stored = _stored_names(source.names, sees=config.vision is not None)
-        self._shapes = expected_shapes(config)
-        _check(self._shapes, self._stored, source, config)
+        self.config = _with_head(config, self._stored)
+        self._shapes = expected_shapes(self.config)
+        _check(self._shapes, self._stored, source, self.config)
 
     @property
     def names(self) -> list[str]:
@@ -242,6 +242,13 @@ def _stored_names(names: list[str], sees: bool) -> dict[str, str]:
     if "embed_tokens.weight" in names:
         return {(name if name.startswith("lm_head.") else f"model.{name}"): name for name in names}
     return {name: name for name in names}
+
+
+def _with_head(config: ModelConfig, stored: Mapping[str, str]) -> ModelConfig:
+    """The outer part of a config says whether the head is the embedding. transformers before version 5 wrote it into the
+    decoder's part; checkpoints of that time bring no head then."""
+    is_tied = config.vision is not None and config.vision.tied_without_head and "lm_head.weight" not in stored
+    return replace(config, tie_word_embeddings=True) if is_tied else config
 
 
 def _check(shapes: Shapes, stored: Mapping[str, str], source: TensorSource, config: ModelConfig) -> None:

@@ -31,12 +31,14 @@ ReadVision = Callable[["VisionFields"], VisionConfig]
 
 @dataclass(frozen=True)
 class VisionFamily:
-    """`class_name`: as config.json says it. `text_class`: the text family that its decoder belongs to."""
+    """`class_name`: as config.json says it. `text_class`: the text family that its decoder belongs to. `is_tied`: whether the
+    head is the embedding where config.json does not say; None: it never is, whatever that says (transformers' classes)."""
 
     class_name: str
     text_class: str
     read: ReadVision
     interleaved_axes: bool = False
+    is_tied: bool | None = False
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,8 @@ def text_part(raw: Mapping[str, Any], family: VisionFamily, source: Path) -> dic
     outer = {name: value for name, value in raw.items() if name not in ("text_config", "vision_config")}
     text = {**outer, **{name: value for name, value in inner.items() if value is not None}}
     text["architectures"] = [family.text_class]
-    text["tie_word_embeddings"] = bool(outer.get("tie_word_embeddings")) or bool(
-        inner.get("tie_word_embeddings", family.text_class == "Gemma3ForCausalLM")
-    )
+    told = outer.get("tie_word_embeddings")
+    text["tie_word_embeddings"] = bool(family.is_tied) if told is None or family.is_tied is None else told
     for name in ("dtype", "torch_dtype"):
         if outer.get(name):
             text[name] = outer[name]
@@ -110,6 +111,9 @@ def with_vision(
         raise ModelError(f"{source}: patch_size {read.patch_size} is larger than image_size {read.image_size}")
     if len(read.deep_layers) > config.num_layers:
         raise ModelError(f"{source}: deepstack_visual_indexes are more than the decoder's {config.num_layers} layers")
+    inner = raw.get("text_config")
+    told_inside = isinstance(inner, dict) and inner.get("tie_word_embeddings") is True
+    read = replace(read, tied_without_head=told_inside and family.is_tied is not None and not config.tie_word_embeddings)
     return replace(config, vision=read, rope_axes=_rope_axes(config, text, family, source))
 
 
@@ -305,8 +309,8 @@ def _mllama(fields: VisionFields) -> VisionConfig:
 
 
 VISION_FAMILIES = (
-    VisionFamily("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", _gemma3),
-    VisionFamily("MllamaForConditionalGeneration", "MllamaForCausalLM", _mllama),
+    VisionFamily("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", _gemma3, is_tied=True),
+    VisionFamily("MllamaForConditionalGeneration", "MllamaForCausalLM", _mllama, is_tied=None),
     VisionFamily("SmolVLMForConditionalGeneration", "LlamaForCausalLM", _idefics),
     VisionFamily("Idefics3ForConditionalGeneration", "LlamaForCausalLM", _idefics),
     VisionFamily("LlavaOnevisionForConditionalGeneration", "Qwen2ForCausalLM", _llava_onevision),

@@ -19,15 +19,28 @@ from contextlib import contextmanager, suppress
 
 import msgspec
 import numpy as np
-from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 from PIL.Image import Transpose
 
 from sglang.srt.errors import RequestError
-from sglang.srt.server.multimodal.headers import PNG_START, Shape
+from sglang.srt.server.multimodal.clip import Clock
+from sglang.srt.server.multimodal.headers import PNG_START, Shape, cut_of_jpeg
 from sglang.srt.server.multimodal.media import FORMATS
 from sglang.srt.server.multimodal.video_files import VideoFile
 
-PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
+PLUGINS = (AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin, MpoImagePlugin, PngImagePlugin, TiffImagePlugin,
+           WebPImagePlugin)  # fmt: skip
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 BAND_PIXELS = 1 << 17
 BYTES_OF_A_PIXEL = 16
 """that decoders take at most: coefficients of a progressive JPEG and Pillow's 4; planes of a WebP; three canvases of a GIF"""
@@ -46,9 +59,8 @@ _DECODER_ERRORS = (
     EOFError,
     OverflowError,
     AttributeError,
-    NotImplementedError,
     AssertionError,
-    RecursionError,
+    RuntimeError,  # of the AVIF decoder; too deep a recursion
     ZeroDivisionError,
     struct.error,
     zlib.error,
@@ -72,15 +84,23 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Decoded(msgspec.Struct, frozen=True):
-    """The shape of what was sent, or the sentence that says what is wrong."""
+    """The shape of what was sent, and the times of its frames where the file tells them; or the sentence that says what is
+    wrong."""
 
     width: int = 0
     height: int = 0
     frames: int = 0
+    times: tuple[float, ...] = ()
+    warning: str = ""
+    """what is wrong with a file that was decoded all the same"""
     error: str = ""
 
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.width, self.height, self.frames)
 
-Bands = Generator[bytes, None, Shape]
+
+Bands = Generator[bytes, None, Decoded]
 """rows of RGB, and what they are together"""
 
 
@@ -89,6 +109,7 @@ def prepare(setup: bytes) -> Callable[[bytes], Generator[bytes, None, bytes]]:
     # Sizes are checked here, against our own limits.
     warnings.filterwarnings("ignore")
     Image.MAX_IMAGE_PIXELS = None
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each has its own memory
     if setup == b"video":
         with suppress(ImportError):
             importlib.import_module("av")
@@ -110,8 +131,7 @@ def work(payload: bytes) -> Generator[bytes, None, bytes]:
     data = payload[4 + size :]
     del payload
     try:
-        shape = yield from decode_bands(order, data)
-        decoded = Decoded(shape.width, shape.height, shape.frames)
+        decoded = yield from decode_bands(order, data)
     except RequestError as error:
         decoded = Decoded(error=str(error))
     return msgspec.msgpack.encode(decoded)
@@ -136,30 +156,38 @@ def decode_bands(order: Order, data: bytes) -> Bands:
     if order.container is not None:
         video = VideoFile(data, order.container, order.label, order.max_pixels, order.max_frames, order.seconds)
         return (yield from _video_bands(video, order))
+    with _sentence(order.label):
+        cut = cut_of_jpeg(data) if data.startswith(JPEG_START) else None
+    if cut is not None:
+        data = data[:cut] + JPEG_END
     images = _images(data, order)
     shape: Shape | None = None
-    pixels = 0
+    pixels, clock, warning = 0, Clock(), ""
     for image in images:
         pixels += image.width * image.height
         if pixels > order.pixels:
             raise RequestError(f"{order.label} is damaged: it has more pixels than its header promises")
         with _sentence(order.label):
+            image.load()
+            warning = _check_cut(image, order.label) if cut is not None else ""
             size = yield from _bands(image, order.label)
+        clock.add(image.info)
         if shape is not None and size != (shape.width, shape.height):
             raise RequestError(f"the frames of {order.label} differ in size")
         shape = Shape(*size, 1 if shape is None else shape.frames + 1)
     if shape is None:
         raise RequestError(f"{order.label} has no pixels")
-    return shape
+    return Decoded(shape.width, shape.height, shape.frames, clock.times, warning)
 
 
 def _video_bands(video: VideoFile, order: Order) -> Bands:
     with video:
         if order.measure:
-            return video.expected()
+            expected = video.expected()
+            return Decoded(expected.width, expected.height, expected.frames)
         shape: Shape | None = None
-        pixels = 0
-        for frame in video.frames():
+        pixels, times = 0, []
+        for seconds, frame in video.frames():
             height, width, _ = frame.shape
             pixels += height * width
             if pixels > order.pixels:
@@ -167,9 +195,10 @@ def _video_bands(video: VideoFile, order: Order) -> Bands:
             if shape is not None and (width, height) != (shape.width, shape.height):
                 raise RequestError(f"the frames of {order.label} differ in size")
             shape = Shape(width, height, 1 if shape is None else shape.frames + 1)
+            times.append(seconds)
             yield frame.tobytes()
     assert shape is not None
-    return shape
+    return Decoded(shape.width, shape.height, shape.frames, tuple(times))
 
 
 @contextmanager
@@ -223,6 +252,28 @@ def split_pngs(data: bytes) -> list[bytes]:
     return parts
 
 
+def _check_cut(image: Image.Image, label: str) -> str:
+    """What to say of a JPEG that lacks its end: the decoder makes grey what it has no data for. Raises RequestError if that is
+    most of the picture."""
+    missing = _grey_rows(image)
+    if 2 * missing > image.height:
+        raise RequestError(f"{label} is cut off: {image.height - missing} of its {image.height} rows are there")
+    return f"is cut off: the last {missing} of its {image.height} rows are grey" if missing else "lacks its last bytes"
+
+
+def _grey_rows(image: Image.Image) -> int:
+    """How many rows at the bottom are of the grey that no coefficients mean."""
+    width, height = int(image.width), int(image.height)
+    step = max(BAND_PIXELS // width, 1)
+    for bottom in range(height, 0, -step):
+        top = max(bottom - step, 0)
+        band = np.asarray(image.crop((0, top, width, bottom))).reshape(bottom - top, -1)
+        shown = np.flatnonzero(((band != 127) & (band != 128)).any(axis=1))
+        if len(shown):
+            return height - top - 1 - int(shown[-1])
+    return height
+
+
 TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -238,7 +289,6 @@ ORIENTATION = 0x0112
 
 def _bands(image: Image.Image, label: str) -> Generator[bytes, None, tuple[int, int]]:
     """The rows of an upright picture, some at a time. Returns its size."""
-    image.load()
     orientation = _orientation(image)
     width, height = (image.height, image.width) if orientation in (5, 6, 7, 8) else image.size
     step = max(BAND_PIXELS // max(width, 1), 1)

@@ -9,6 +9,7 @@ has a part of that. So the memory that pictures take is known: 3 bytes a pixel h
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -16,12 +17,12 @@ from functools import partial
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from sglang.srt.config import MediaOptions
 from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.process.isolation import Isolated, IsolationError, Job, Limits
 from sglang.srt.server.multimodal import decode_work
+from sglang.srt.server.multimodal.clip import Clip
 from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.media import Medium
 from sglang.srt.server.multimodal.shares import Shares
@@ -34,8 +35,7 @@ WAITING = 3.0
 NICENESS = 10
 """pictures are not to slow down running requests"""
 
-Frames = npt.NDArray[np.uint8]
-"""[frames, height, width, 3]"""
+logger = logging.getLogger(__name__)
 
 
 class Decoder:
@@ -76,9 +76,9 @@ class Decoder:
     async def measure(self, medium: Medium) -> Shape:
         """The shape that a video file promises. Raises RequestError."""
         found = await self._run(medium, self._options.max_media_pixels, bytearray())
-        return Shape(found.width, found.height, found.frames)
+        return found.shape
 
-    async def decode(self, medium: Medium, shape: Shape, pixels: int) -> Frames:
+    async def decode(self, medium: Medium, shape: Shape, pixels: int) -> Clip:
         """The frames, of about that shape, which may have so many pixels together. Raises RequestError. Cancelled, it kills the
         child."""
         parts = bytearray()
@@ -87,7 +87,10 @@ class Decoder:
         size = found.frames * found.height * found.width * 3
         if size != len(parts) or not size:
             raise RequestError(f"{medium.fetched.label} cannot be decoded: the decoder contradicts itself")
-        return np.frombuffer(parts, np.uint8).reshape(found.frames, found.height, found.width, 3)
+        if found.warning:
+            logger.warning("%s %s", medium.fetched.label, found.warning)
+        frames = np.frombuffer(parts, np.uint8).reshape(found.frames, found.height, found.width, 3)
+        return Clip(list(frames), found.times)
 
     async def _run(self, medium: Medium, pixels: int, parts: bytearray, memory: int = 0) -> decode_work.Decoded:
         order = decode_work.Order(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sglang.srt.errors import RequestError
@@ -24,6 +24,7 @@ MAX_PARTS = 1 << 16
 """chunks, markers or directory entries that are visited in a file"""
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
@@ -59,8 +60,8 @@ class _Reader:
 
 
 def measure_image(data: Data, label: str, max_frames: int) -> Shape | None:
-    """None for what is no image file. `frames` is exact up to `max_frames`, and larger than that where there are more. Raises
-    RequestError."""
+    """None for what is no image file. `frames` is exact up to `max_frames`, and larger than that where there are more; with 0
+    a TIFF file is its first page. Raises RequestError."""
     for is_format, measure in _FORMATS:
         if is_format(data):
             try:
@@ -121,40 +122,59 @@ def _after_png(reader: _Reader, at: int) -> tuple[int, int]:
 
 
 def _jpeg(reader: _Reader, max_frames: int) -> Shape:
-    """Markers are visited up to the end of the picture, and scans counted."""
-    data, at, scans = reader.data, 2, 0
+    """Markers are visited up to the end of the first picture, and scans counted."""
+    scans = 0
     shape: Shape | None = None
+    for marker, at, _ in _jpeg_segments(reader):
+        if marker in _JPEG_SIZES and shape is None:
+            height, width = reader.at("HH", at + 5)
+            shape = Shape(width, height)
+        scans += marker == _JPEG_SCAN
+        if scans > MAX_SCANS:
+            raise ValueError("more scans than any encoder makes")
+    if shape is None:
+        raise ValueError("no frame header")
+    return shape
+
+
+def _jpeg_segments(reader: _Reader) -> Iterator[tuple[int, int, int]]:
+    """(marker, where it stands, where the next may stand) of what has a length, and of the end; beyond the file's end where it
+    is cut off. The data of a scan belong to its marker."""
+    data, at = reader.data, 2
     while at + 2 <= len(data):
         reader.step()
         if data[at] != 0xFF:  # junk between segments, which decoders skip
             at = data.find(b"\xff", at)
             if at < 0:
-                break
+                return
             continue
         marker = data[at + 1]
         if marker == 0xFF:
             at += 1
             continue
-        if marker == 0xD9:
-            break
         if marker in _JPEG_BARE or marker == 0:
             at += 2
             continue
-        if at + 4 > len(data):
-            break
-        if marker in _JPEG_SIZES:
-            height, width = reader.at("HH", at + 5)
-            shape = Shape(width, height) if shape is None else shape
-        at += 2 + max(2, *reader.at("H", at + 2))
-        if marker == 0xDA:
-            scans += 1
-            if scans > MAX_SCANS:
-                raise ValueError("more scans than any encoder makes")
-            found = _AFTER_SCAN.search(data, at)
-            at = found.start() if found else len(data)
-    if shape is None:
-        raise ValueError("no frame header")
-    return shape
+        after = at + 2 if marker == _JPEG_END else at + 4 if at + 4 > len(data) else at + 2 + max(2, *reader.at("H", at + 2))
+        if marker == _JPEG_SCAN and after <= len(data):
+            found = _AFTER_SCAN.search(data, after)
+            after = found.start() if found else len(data)
+        yield marker, at, after
+        if marker == _JPEG_END:
+            return
+        at = after
+
+
+def cut_of_jpeg(data: Data) -> int | None:
+    """Where the last segment ends that is whole, of a JPEG that lacks its end; None for one that has it."""
+    end = 2
+    for marker, at, after in _jpeg_segments(_Reader(data)):
+        if marker == _JPEG_END:
+            return None
+        if after > len(data):
+            return at
+        end = after
+    return end
 
 
 def _gif(reader: _Reader, max_frames: int) -> Shape:
@@ -215,11 +235,59 @@ def _webp(reader: _Reader, max_frames: int) -> Shape:
     return Shape(width, height, frames if is_animated else 1)
 
 
+def is_avif(data: Data) -> bool:
+    """Whether the brands of a file in boxes (ISO 14496-12) say AVIF."""
+    brands = bytes(data[8:12] + data[16 : min(int.from_bytes(data[:4], "big"), 256)])
+    return data[4:8] == b"ftyp" and any(brands[i : i + 4] in (b"avif", b"avis") for i in range(0, len(brands), 4))
+
+
+def _avif(reader: _Reader, max_frames: int) -> Shape:
+    """The size is that of the largest part: a picture may be made of several, or have a small one beside it."""
+    width = height = frames = 0
+    is_sequence = reader.data[8:12] == b"avis"
+    for name, at in _boxes(reader):
+        if name == b"ispe":
+            w, h = reader.at("II", at + 4)
+        elif name == b"tkhd" and is_sequence:
+            w, h = (side >> 16 for side in reader.at("II", at + (88 if reader.data[at] else 76)))
+        else:
+            frames = max(frames, *reader.at("I", at + 8)) if name == b"stsz" else frames
+            continue
+        width, height = max(width, w), max(height, h)
+    return Shape(width, height, max(frames, 1) if is_sequence else 1)
+
+
+_BOXES_OF_BOXES = frozenset([b"meta", b"iprp", b"ipco", b"moov", b"trak", b"mdia", b"minf", b"stbl"])
+
+
+def _boxes(reader: _Reader) -> Iterator[tuple[bytes, int]]:
+    """Names, and where the contents begin, of all boxes in which sizes and counts may stand."""
+    spans = [(0, len(reader.data))]
+    while spans:
+        at, end = spans.pop()
+        while at + 8 <= end:
+            reader.step()
+            (size,), name = reader.at("I", at), bytes(reader.data[at + 4 : at + 8])
+            begin = at + (16 if size == 1 else 8)
+            after = end if size == 0 else min(at + (reader.at("Q", at + 8)[0] if size == 1 else size), end)
+            if after < begin:
+                raise ValueError("a box smaller than its head")
+            yield name, begin
+            if name in _BOXES_OF_BOXES:
+                spans.append((begin + (4 if name == b"meta" else 0), after))
+            at = after
+
+
 def _bmp(reader: _Reader, max_frames: int) -> Shape:
     reader.order = "<"
     (size,) = reader.at("I", 14)
     width, height = reader.at("HH", 18) if size == 12 else reader.at("ii", 18)
     return Shape(width, abs(height))
+
+
+def has_pages(data: Data) -> bool:
+    """TIFF: several pictures in one file are no animation."""
+    return data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
 
 
 def _tiff(reader: _Reader, max_frames: int) -> Shape:
@@ -261,5 +329,6 @@ _FORMATS: tuple[tuple[Callable[[Data], bool], Callable[[_Reader, int], Shape]], 
     (lambda data: data.startswith((b"GIF87a", b"GIF89a")), _gif),
     (lambda data: data.startswith(b"RIFF") and data[8:12] == b"WEBP", _webp),
     (lambda data: data.startswith(b"BM"), _bmp),
-    (lambda data: data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")), _tiff),
+    (has_pages, _tiff),
+    (is_avif, _avif),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any, Literal
 
@@ -11,10 +11,32 @@ from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.media_item import MediaKind
 from sglang.srt.server.fields import check_members
 
-Detail = Literal["auto", "low", "high"]
+Detail = Literal["auto", "low", "high", "original"]
 PART_HINTS = frozenset({"cache_control"})
 """what clients put into parts of a message for servers that are told what to keep; it changes no answer"""
+MAX_PIXELS = 1 << 30
+ORIENTATION = 0x0112
+"""EXIF's tag"""
 MODALITIES = frozenset({"image", "multi-images", "video"})
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What a request wants each picture or frame to be brought to; 0: as the model does."""
+
+    least: int = 0
+    most: int = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """How closely a picture is looked at. `alone`: the prompt has no other picture. `max_tokens`: that it may take; 0: as its
+    publisher has it."""
+
+    detail: Detail = "auto"
+    alone: bool = True
+    pixels: Pixels = Pixels()
+    max_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -24,6 +46,7 @@ class MediaInput:
     kind: MediaKind
     source: str | bytes
     detail: Detail = "auto"
+    pixels: Pixels = Pixels()
 
 
 @dataclass(frozen=True)
@@ -40,13 +63,14 @@ def parse_media(body: dict[str, Any], count: int, is_batch: bool) -> list[list[M
     """
     if body.get("audio_data") not in (None, [], ""):
         raise UnsupportedError("audio_data: this server has no ears", "audio_data")
+    pixels = parse_pixels(body.get("mm_processor_kwargs"), "mm_processor_kwargs")
     found: list[list[MediaInput]] = [[] for _ in range(count)]
     for name, kind in (("image_data", "image"), ("video_data", "video")):
         value = body.get(name)
         if value in (None, [], ""):
             continue
         for inputs, given in zip(found, _for_each(name, value, count, is_batch), strict=True):
-            inputs += [_input(name, kind, item) for item in given]  # type: ignore[arg-type]
+            inputs += [replace(_input(name, kind, item), pixels=pixels) for item in given]  # type: ignore[arg-type]
     _check_modalities(body.get("modalities"))
     return found if any(found) else None
 
@@ -70,10 +94,62 @@ def _input(name: str, kind: MediaKind, item: Any) -> MediaInput:
     if isinstance(item, (bytes, bytearray)):
         return MediaInput(kind, bytes(item))
     if hasattr(item, "save") and hasattr(item, "mode"):  # a PIL image, given to the Engine
-        buffer = BytesIO()
-        (item if item.mode in ("L", "LA", "P", "RGB", "RGBA") else item.convert("RGB")).save(buffer, format="PNG")
-        return MediaInput(kind, buffer.getvalue())
+        return MediaInput(kind, png_of(item, name))
     raise RequestError(f"{name} must hold URLs, data URIs or base64 text, not {type(item).__name__}", name)
+
+
+_KEPT = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+"""modes of PIL images that a PNG file keeps"""
+_ALIKE = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA", "I": "I;16"}
+"""modes that another one of them keeps: transparency, 16 bits; the rest is RGB"""
+
+
+def png_of(image: Any, name: str) -> bytes:
+    """A PIL image as a PNG file, with all its bits and turned as it says. Raises RequestError."""
+    if image.mode == "F":
+        raise RequestError(
+            f"{name}: an image of floating-point samples has no agreed brightness: bring it to 8 or 16 bits", name
+        )
+    kept = image.convert("I") if image.mode.startswith("I;16") else image
+    if kept.mode not in _KEPT:
+        kept = kept.convert(_ALIKE.get(kept.mode, "RGB"))
+    found = image.getexif()
+    turned = type(found)()
+    if ORIENTATION in found:
+        turned[ORIENTATION] = found[ORIENTATION]
+    buffer = BytesIO()
+    kept.save(buffer, format="PNG", exif=turned)
+    return buffer.getvalue()
+
+
+def parse_pixels(value: Any, where: str) -> Pixels:
+    """`min_pixels` and `max_pixels`, of a request or of one of its parts. Raises RequestError."""
+    if value is None:
+        return Pixels()
+    if not isinstance(value, dict):
+        raise RequestError(f"{where} must be an object with min_pixels and max_pixels", where)
+    for key in value:
+        if key not in ("min_pixels", "max_pixels"):
+            raise UnsupportedError(f"{where}: {str(key)[:100]!r} is not supported; known are min_pixels and max_pixels", where)
+    least, most = (_pixels(value, key, where) for key in ("min_pixels", "max_pixels"))
+    if 0 < most < least:
+        raise RequestError(f"{where}: min_pixels ({least}) is more than max_pixels ({most})", where)
+    return Pixels(least, most)
+
+
+def _pixels(value: dict[str, Any], key: str, where: str) -> int:
+    """0 where nothing is said."""
+    number = value.get(key)
+    if number is None:
+        return 0
+    if type(number) is not int or not 0 < number <= MAX_PIXELS:
+        raise RequestError(f"{where}.{key} must be a number of pixels from 1 to {MAX_PIXELS}", where)
+    return number
+
+
+def with_pixels(inputs: Sequence[MediaInput], wanted: Pixels) -> list[MediaInput]:
+    """What a request wants of all pictures goes to those that say nothing themselves."""
+    return [item if item.pixels != Pixels() else replace(item, pixels=wanted) for item in inputs]
 
 
 def _check_modalities(value: Any) -> None:
@@ -82,6 +158,10 @@ def _check_modalities(value: Any) -> None:
         if not isinstance(item, str) or item not in MODALITIES:
             shown = repr(item[:100]) if isinstance(item, str) else type(item).__name__
             raise UnsupportedError(f"modalities: {shown} is not supported", "modalities")
+
+
+_PIXEL_KEYS = ("min_pixels", "max_pixels")
+"""of a part, beside its URL or beside the object that holds it"""
 
 
 def parse_part(part: dict[str, Any], where: str) -> MediaInput | None:
@@ -96,10 +176,12 @@ def parse_part(part: dict[str, Any], where: str) -> MediaInput | None:
     if not isinstance(fields, dict) or not isinstance(fields.get("url"), str) or not fields["url"]:
         raise RequestError(f'{where} must be an object like {{"type": "{name}", "{name}": {{"url": "..."}}}}', "messages")
     for key in fields:
-        if key not in ("url", "detail"):
-            raise RequestError(f"{where}.{name}: unknown key {str(key)[:100]!r}; known are url and detail", "messages")
+        if key not in ("url", "detail", *_PIXEL_KEYS):
+            known = "url, detail, min_pixels and max_pixels"
+            raise RequestError(f"{where}.{name}: unknown key {str(key)[:100]!r}; known are {known}", "messages")
+    wishes = {key: found[key] for found in (part, fields) for key in _PIXEL_KEYS if key in found}
     wanted = fields.get("detail")
-    details: dict[Any, Detail] = {None: "auto", "auto": "auto", "low": "low", "high": "high"}
+    details: dict[Any, Detail] = {None: "auto", "auto": "auto", "low": "low", "high": "high", "original": "original"}
     if not (wanted is None or isinstance(wanted, str)) or wanted not in details:
-        raise RequestError(f"{where}.{name}.detail must be auto, low or high", "messages")
-    return MediaInput(kinds[name], fields["url"], details[wanted])
+        raise RequestError(f"{where}.{name}.detail must be auto, low, high or original", "messages")
+    return MediaInput(kinds[name], fields["url"], details[wanted], parse_pixels(wishes, where))

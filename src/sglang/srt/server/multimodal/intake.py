@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import sys
 import threading
@@ -30,10 +31,11 @@ from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.heap import release_freed_memory
 from sglang.srt.media_item import MediaItem, without_pixels
-from sglang.srt.server.multimodal.decoding import Decoder, Frames
+from sglang.srt.server.multimodal.clip import Clip
+from sglang.srt.server.multimodal.decoding import Decoder
 from sglang.srt.server.multimodal.fetched import Allowance
 from sglang.srt.server.multimodal.headers import Shape
-from sglang.srt.server.multimodal.inputs import MediaInput, MediaTask
+from sglang.srt.server.multimodal.inputs import MediaInput, MediaTask, View
 from sglang.srt.server.multimodal.media import Medium, inspect
 from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
 from sglang.srt.server.multimodal.processors.registry import create_processor
@@ -42,6 +44,8 @@ from sglang.srt.server.multimodal.sources import Sources
 from sglang.srt.server.multimodal.spans import Picture, expand, find_places
 from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 PICTURE_BYTES = 128 << 20
 HELD_REQUESTS, SHARE_REQUESTS = 4, 3
@@ -105,7 +109,7 @@ class _Known:
     files at most what they will have."""
 
     item: MediaInput
-    alone: bool
+    view: View
     medium: Medium
     shape: Shape
     key: bytes
@@ -145,6 +149,12 @@ class MediaIntake:
         self._picture_bytes = 0
 
     @property
+    def max_image_tokens(self) -> int:
+        """What an image may take where nobody says how closely to look; 0: as the publisher has it."""
+        limit = self._options.max_image_tokens
+        return self._processor.default_tokens if limit is None else limit
+
+    @property
     def image_token(self) -> str:
         """What stands for an image in a prompt's text."""
         return self._processor.image_token
@@ -160,7 +170,7 @@ class MediaIntake:
         """The prompts of one request with their pictures in them. Raises RequestError and OverloadError."""
         for task in tasks:
             self._check(task.inputs)
-            find_places(task.ids, len(task.inputs), self._processor.placeholders, self._processor.image_token)
+            self.check_places(task.ids, len(task.inputs))
         distinct = {_identity(item, task): (item, len(task.inputs) == 1) for task in tasks for item in task.inputs}
         _check_count(len(distinct), MAX_PROMPTS * self._options.max_items)
         client = current_scope().key
@@ -180,6 +190,12 @@ class MediaIntake:
         prompts = [self._prompt(task, [made[_identity(item, task)] for item in task.inputs]) for task in tasks]
         return _without_repeated_pixels(prompts)
 
+    def check_places(self, ids: Sequence[int], count: int = 0) -> None:
+        """Raises RequestError if a prompt's places for images and videos are not `count`."""
+        if not self._processor.row_ids.isdisjoint(ids):
+            raise RequestError(f"the prompt names an image's rows itself; write {self.image_token} in its place", "image_data")
+        find_places(ids, count, self._processor.placeholders, self._processor.image_token)
+
     # --- what it costs ------------------------------------------------------------------------------------------------------
 
     def _check(self, inputs: Sequence[MediaInput]) -> None:
@@ -189,20 +205,40 @@ class MediaIntake:
             if item.kind not in self._processor.kinds:
                 raise RequestError(f"this model does not see {item.kind}s", f"{item.kind}_data")
 
+    def _view(self, item: MediaInput, alone: bool) -> View:
+        """The operator's limit holds for all; the default, for those who do not say how closely to look."""
+        limit = self._options.max_image_tokens
+        if limit is None:
+            says = item.detail == "original" or item.pixels.most
+            limit = 0 if says else self._processor.default_tokens
+        return View(item.detail, alone, item.pixels, limit)
+
     async def _know(self, item: MediaInput, alone: bool, allowance: Allowance, client: str) -> _Known:
         fetched = await self._sources.load(item.source, item.kind, allowance, client)
         medium = await self._sources.aside(inspect, fetched, item.kind, self._options)
         if medium.shape is not None:
-            return await self._sources.aside(self._count, item, alone, medium, medium.shape, medium.shape)
+            return await self._sources.aside(self._count, item, self._view(item, alone), medium, medium.shape, medium.shape)
         async with self._decoder.place(0, client):
             shape = await self._decoder.measure(medium)
         at_least = replace(shape, frames=max(shape.frames - 1, 1))  # a video's length is a promise
-        return await self._sources.aside(self._count, item, alone, medium, shape, at_least)
+        return await self._sources.aside(self._count, item, self._view(item, alone), medium, shape, at_least)
 
-    def _count(self, item: MediaInput, alone: bool, medium: Medium, shape: Shape, at_least: Shape) -> _Known:
-        person = f"{item.kind} {item.detail} {alone:d}".encode()
-        key = hashlib.blake2b(medium.fetched.data, digest_size=16, person=person).digest()
-        return _Known(item, alone, medium, shape, key, self._processor.num_tokens(item.kind, at_least, item.detail, alone))
+    def _count(self, item: MediaInput, view: View, medium: Medium, shape: Shape, at_least: Shape) -> _Known:
+        num_tokens = self._processor.num_tokens(item.kind, at_least, view)
+        if item.kind == "image" and view.max_tokens:
+            self._log_size(medium, shape, view)
+        digest = hashlib.blake2b(f"{item.kind} {view}|".encode(), digest_size=16)
+        digest.update(medium.fetched.data)
+        return _Known(item, view, medium, shape, digest.digest(), num_tokens)
+
+    def _log_size(self, medium: Medium, shape: Shape, view: View) -> None:
+        """Says so where the budget makes a picture smaller than its publisher would."""
+        size = self._processor.seen_size(shape, view)
+        if size != self._processor.seen_size(shape, replace(view, max_tokens=0)):
+            logger.info(
+                "%s, %d x %d, was resized to %d x %d: the budget is %d tokens a picture (--max-image-tokens)",
+                medium.fetched.label, shape.width, shape.height, *size, view.max_tokens,
+            )  # fmt: skip
 
     def _grant(self, found: Sequence[_Known]) -> list[int]:
         """Pixels that each may have: those that its header promises; video files, whose promises are vague, also a part of what
@@ -226,14 +262,14 @@ class MediaIntake:
         async with self._decoder.place(one.shape.pixels, client):
             if (seen := self._recall(one.key)) is not None:  # equal ones came at the same time
                 return seen
-            frames = await self._decoder.decode(one.medium, one.shape, pixels)
-            ready = await asyncio.get_running_loop().run_in_executor(self._threads, self._process, frames, one)
+            clip = await self._decoder.decode(one.medium, one.shape, pixels)
+            ready = await asyncio.get_running_loop().run_in_executor(self._threads, self._process, clip, one)
         self._remember(one.key, ready)
         self._tidy_later(one.shape.pixels)
         return ready
 
-    def _process(self, frames: Frames, one: _Known) -> _Ready:
-        picture = self._processor.process(one.item.kind, list(frames), one.item.detail, one.alone)
+    def _process(self, clip: Clip, one: _Known) -> _Ready:
+        picture = self._processor.process(one.item.kind, clip, one.view)
         pixels = picture.pixels.tobytes()
         view = np.frombuffer(pixels, picture.pixels.dtype).reshape(picture.pixels.shape)
         return _Ready(replace(picture, pixels=view), pixels)
@@ -293,7 +329,7 @@ def _check_count(count: int, most: int) -> None:
 
 def _identity(item: MediaInput, task: MediaTask) -> tuple[object, ...]:
     """Equal for what one source is to several prompts of a request."""
-    return id(item.source), item.kind, item.detail, len(task.inputs) == 1
+    return id(item.source), item.kind, item.detail, item.pixels, len(task.inputs) == 1
 
 
 async def _together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

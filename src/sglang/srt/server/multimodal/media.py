@@ -1,6 +1,7 @@
 """What a file of a request is, and how much: from its first bytes and its header, before anything is decoded.
 
-A still picture is one frame; several frames are a video and must be sent as such. What is allowed of one file is checked here,
+A still picture is one frame; several frames are a video and must be sent as such. Of the pictures that cameras put behind the
+first, and of the pages of a TIFF file, the first is the picture. What is allowed of one file is checked here,
 what is allowed of a request in intake.py; the decoder (decode_work.py) is held to both.
 """
 
@@ -12,9 +13,9 @@ from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.media_item import MediaKind
 from sglang.srt.server.multimodal.fetched import Fetched
-from sglang.srt.server.multimodal.headers import Data, Shape, check_size, measure_image
+from sglang.srt.server.multimodal.headers import Data, Shape, check_size, has_pages, measure_image
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Medium:
 
 def inspect(fetched: Fetched, kind: MediaKind, options: MediaOptions) -> Medium:
     """Raises RequestError for what is neither an image nor a video, or too much of one."""
-    shape = measure_image(fetched.data, fetched.label, options.max_frames)
+    is_first_page = kind == "image" and has_pages(fetched.data)
+    shape = measure_image(fetched.data, fetched.label, 0 if is_first_page else options.max_frames)
     if shape is None:
         container = container_of(fetched.data) if kind == "video" else None
         if container is None:

@@ -14,10 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from sglang.srt.errors import RequestError
+from sglang.srt.server.multimodal.clip import Frame
 from sglang.srt.server.multimodal.headers import Shape, check_size
 
 FRAMES_PER_SECOND = 2.0
@@ -26,9 +24,6 @@ MAX_DECODED = 40_000
 """frames that are decoded to find those that are taken: 20 minutes at 30 a second"""
 MISSING_SHARE = 0.1
 """of the frames that the header promises may be missing at the end"""
-
-Frame = npt.NDArray[np.uint8]
-"""[height, width, 3]"""
 
 
 class VideoFile:
@@ -73,25 +68,26 @@ class VideoFile:
             count = min(count, int(self._stream.frames))
         return Shape(width, height, max(1, min(count, self._max_frames)))
 
-    def frames(self) -> Iterator[Frame]:
-        """Those that are taken, in order, as RGB."""
+    def frames(self) -> Iterator[tuple[float, Frame]]:
+        """Those that are taken, in order, as RGB, with the seconds from the beginning."""
         with self._sentence():
             yield from self._taken()
 
-    def _taken(self) -> Iterator[Frame]:
+    def _taken(self) -> Iterator[tuple[float, Frame]]:
         taken = decoded = 0
         due = 0.0
         for frame in self._opened.decode(self._stream):
             decoded += 1
             self._check_effort(decoded)
             check_size(Shape(frame.width, frame.height), self._max_pixels, self._label)
-            if self._time(frame, decoded - 1) + 1e-3 < due:
+            seconds = self._time(frame, decoded - 1)
+            if seconds + 1e-3 < due:
                 continue
             due += self._interval
             if taken == self._max_frames:
                 break  # longer than promised
             taken += 1
-            yield frame.to_ndarray(format="rgb24")
+            yield seconds, frame.to_ndarray(format="rgb24")
         if not taken:
             raise RequestError(f"{self._label} has no frames")
         if decoded < (1 - MISSING_SHARE) * self._stream.frames and taken < self._max_frames:

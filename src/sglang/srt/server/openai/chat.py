@@ -16,7 +16,7 @@ from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.json_pieces import encode_json
-from sglang.srt.server.multimodal.inputs import MediaInput
+from sglang.srt.server.multimodal.inputs import MediaInput, parse_pixels, with_pixels
 from sglang.srt.server.openai.answers import Answer
 from sglang.srt.server.openai.logprobs import chat_logprobs
 from sglang.srt.server.openai.messages import parse_messages
@@ -94,6 +94,7 @@ class ChatCall:
         media: list[MediaInput] | None = [] if self._options.media_tokens else None
         messages = parse_messages(request.messages, template, media)
         continued = _text_to_continue(messages[-1]) if request.continue_final_message else None
+        pixels = parse_pixels(request.mm_processor_kwargs, "mm_processor_kwargs")
         tools = self._plan.shown
         if not (template.forms.tools or template.forms.calls):
             messages = tell_calls(messages)
@@ -113,7 +114,7 @@ class ChatCall:
             raise UnsupportedError("add_generation_prompt: false is not supported; use continue_final_message")
         return GenerateReq(
             input_ids=ids,
-            media=[media] if media else None,
+            media=[with_pixels(media, pixels)] if media else None,
             sampling=self._with_markers(sampling),
             logprobs=LogprobOptions(top_num=self._num_top) if request.logprobs else None,
             rid=request.rid or None,

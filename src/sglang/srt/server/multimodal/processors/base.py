@@ -20,8 +20,9 @@ import numpy.typing as npt
 from sglang.srt.checkpoint.files import read_object, shown
 from sglang.srt.errors import ModelError, RequestError
 from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.clip import Clip, Frame
 from sglang.srt.server.multimodal.headers import Shape
-from sglang.srt.server.multimodal.inputs import Detail
+from sglang.srt.server.multimodal.inputs import View
 from sglang.srt.server.multimodal.spans import Int32, Picture, Span
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
@@ -30,9 +31,6 @@ LOW_DETAIL_PIXELS = 512 * 512
 MAX_SIDE = 4096
 """pixels that a picture is made to have a side"""
 MAX_NUMBER = 1 << 28
-
-Frame = npt.NDArray[np.uint8]
-"""RGB, [height, width, 3]"""
 
 
 class Processor(Protocol):
@@ -44,12 +42,22 @@ class Processor(Protocol):
     image_token: str
     """what is written in a prompt for an image, placeholder and all"""
 
-    def num_tokens(self, kind: MediaKind, shape: Shape, detail: Detail, alone: bool) -> int:
-        """How many `Picture.tokens` a picture of that shape will have. Raises RequestError for one that cannot be taken."""
+    row_ids: frozenset[int]
+    """ids that mean rows of a picture in the model and are no placeholders: they may not come in a prompt"""
+    default_tokens: int
+    """what a picture may take where nobody says how much"""
+
+    def num_tokens(self, kind: MediaKind, shape: Shape, view: View) -> int:
+        """How many `Picture.tokens` a picture of that shape will have (a video at least, where times are written before its
+        frames). Raises RequestError for one that cannot be taken."""
         ...
 
-    def process(self, kind: MediaKind, frames: Sequence[Frame], detail: Detail, alone: bool) -> Picture:
-        """`alone`: the prompt has no other picture. Raises RequestError for a picture that the model cannot take."""
+    def seen_size(self, shape: Shape, view: View) -> tuple[int, int]:
+        """(width, height) of what the encoder sees of an image of that shape, margins included."""
+        ...
+
+    def process(self, kind: MediaKind, clip: Clip, view: View) -> Picture:
+        """Raises RequestError for a picture that the model cannot take."""
         ...
 
     def positions(self, length: int, pictures: Sequence[tuple[Picture, list[Span]]]) -> tuple[Int32, int] | None:
@@ -143,10 +151,11 @@ def run_processor(processor: Any, images: Sequence[Any], **options: Any) -> dict
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def picture_hash(fingerprint: bytes, kind: MediaKind, frames: Sequence[Frame], detail: Detail) -> bytes:
-    """A digest of everything that decides the encoder's rows: pixels, sizes, order, settings."""
+def picture_hash(fingerprint: bytes, kind: MediaKind, frames: Sequence[Frame], way: object) -> bytes:
+    """A digest of everything that decides the encoder's rows: pixels, sizes, order, settings, and the `way` in which this
+    picture is cut or brought to a size."""
     digest = hashlib.blake2b(fingerprint, digest_size=16)
-    digest.update(f"{kind} {detail} {len(frames)}".encode())
+    digest.update(f"{kind} {way} {len(frames)}".encode())
     for frame in frames:
         digest.update(f"{frame.shape}|".encode())
         digest.update(np.ascontiguousarray(frame).data)

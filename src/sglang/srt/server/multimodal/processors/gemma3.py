@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.clip import Clip
 from sglang.srt.server.multimodal.headers import Shape
-from sglang.srt.server.multimodal.inputs import Detail
-from sglang.srt.server.multimodal.processors.base import Frame, ModelFolder, fingerprint_of, picture_hash, run_processor
-from sglang.srt.server.multimodal.processors.tiles import patches_of
+from sglang.srt.server.multimodal.inputs import View
+from sglang.srt.server.multimodal.processors.base import ModelFolder, fingerprint_of, picture_hash, run_processor
+from sglang.srt.server.multimodal.processors.tiles import patches_of, tiles_within
 from sglang.srt.server.multimodal.spans import Int32, Picture, Span
 
 
@@ -18,6 +20,8 @@ class Gemma3Processor:
     """A Processor. A prompt's placeholder is the token that begins an image."""
 
     kinds: tuple[MediaKind, ...] = ("image",)
+    default_tokens = 2048
+    """more than the whole and four pieces have"""
 
     def __init__(self, folder: ModelFolder) -> None:
         self._processor = folder.image_processor("gemma3.image_processing_pil_gemma3", "Gemma3ImageProcessorPil")
@@ -32,22 +36,44 @@ class Gemma3Processor:
         self._end = folder.number("eoi_token_index", 256000)
         self._tile_rows = folder.number("mm_tokens_per_image", 256)
         self._patch = folder.vision("patch_size", 14)
+        self._side = folder.vision("image_size", 896)
+        self.row_ids = frozenset({self._row_id})
         self.placeholders: dict[MediaKind, int] = {"image": self._begin}
         self.image_token = folder.tokenizer.token_text(self._begin)
 
-    def num_tokens(self, kind: MediaKind, shape: Shape, detail: Detail, alone: bool) -> int:
-        if detail != "high":
-            return len(self._tokens(0))
-        blank = np.broadcast_to(np.uint8(0), (3, shape.height, shape.width))  # has a shape, and takes no memory
-        settings = {name: value for name, value in self._pan_and_scan.items() if name != "do_pan_and_scan"}
-        return len(self._tokens(len(self._processor.pan_and_scan(blank, **settings))))
+    def num_tokens(self, kind: MediaKind, shape: Shape, view: View) -> int:
+        return len(self._tokens(self._num_crops(shape, self._options(shape, view))))
 
-    def process(self, kind: MediaKind, frames: Sequence[Frame], detail: Detail, alone: bool) -> Picture:
-        found = run_processor(self._processor, [frames[0]], **(self._pan_and_scan if detail == "high" else {}))
+    def seen_size(self, shape: Shape, view: View) -> tuple[int, int]:
+        return self._side * (1 + self._num_crops(shape, self._options(shape, view))), self._side
+
+    def _num_crops(self, shape: Shape, options: dict[str, Any]) -> int:
+        if not options:
+            return 0
+        blank = np.broadcast_to(np.uint8(0), (3, shape.height, shape.width))  # has a shape, and takes no memory
+        settings = {name: value for name, value in options.items() if name != "do_pan_and_scan"}
+        return len(self._processor.pan_and_scan(blank, **settings))
+
+    def _options(self, shape: Shape, view: View) -> dict[str, Any]:
+        """Those of transformers' processor: as many pieces as the view allows, or none."""
+        allowed = tiles_within(view.pixels, self._side) - 1
+        if view.detail not in ("high", "original"):
+            return {}
+        most = int(self._pan_and_scan["pan_and_scan_max_num_crops"])
+        for count in range(min(most, allowed), min(most, 2) - 1, -1):
+            options = {**self._pan_and_scan, "pan_and_scan_max_num_crops": count}
+            if not 0 < view.max_tokens < len(self._tokens(self._num_crops(shape, options))):
+                return options
+        return {}
+
+    def process(self, kind: MediaKind, clip: Clip, view: View) -> Picture:
+        height, width = clip.frames[0].shape[:2]
+        options = self._options(Shape(width, height), view)
+        found = run_processor(self._processor, [clip.frames[0]], **options)
         tiles, num_crops = found["pixel_values"], int(np.ravel(found["num_crops"])[0])
         return Picture(
             kind=kind,
-            mm_hash=picture_hash(self._fingerprint, kind, frames, "high" if detail == "high" else "auto"),
+            mm_hash=picture_hash(self._fingerprint, kind, clip.frames, options),
             tokens=tuple(self._tokens(num_crops)),
             row_id=self._row_id,
             pixels=patches_of(tiles, self._patch),

@@ -11,12 +11,15 @@ import numpy.typing as npt
 from sglang.srt.checkpoint.files import shown
 from sglang.srt.errors import ModelError
 from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.clip import Clip
 from sglang.srt.server.multimodal.headers import Shape
-from sglang.srt.server.multimodal.inputs import Detail
-from sglang.srt.server.multimodal.processors.base import Frame, ModelFolder, fingerprint_of, picture_hash, run_processor
-from sglang.srt.server.multimodal.processors.tiles import Float32, patches_of
+from sglang.srt.server.multimodal.inputs import View
+from sglang.srt.server.multimodal.processors.base import ModelFolder, fingerprint_of, picture_hash, run_processor
+from sglang.srt.server.multimodal.processors.tiles import Float32, patches_of, tiles_within
 from sglang.srt.server.multimodal.spans import Int32, Picture, Span
 
+Grid = tuple[int, int]
+"""tiles down and across"""
 Resample = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 """(sources, weights), [rows, 4]"""
 
@@ -25,6 +28,8 @@ class LlavaProcessor:
     """A Processor. Several pictures in a request, or "low" detail, are shown as wholes only, as the model was trained."""
 
     kinds: tuple[MediaKind, ...] = ("image",)
+    row_ids: frozenset[int] = frozenset()
+    default_tokens = 4096
 
     def __init__(self, folder: ModelFolder) -> None:
         self._processor = folder.image_processor(
@@ -41,24 +46,26 @@ class LlavaProcessor:
             raise ModelError(f"{folder.path / 'config.json'}: vision_aspect_ratio {shown(ratio)} is not supported")
         self._max_tiles = int(ratio[11:])
 
-    def num_tokens(self, kind: MediaKind, shape: Shape, detail: Detail, alone: bool) -> int:
-        count = 1
-        if alone and detail != "low":
-            down, across = self._tile_grid(shape.height, shape.width)
-            count += down * across
-        return len(self._plan(count, shape.height, shape.width)[0])
+    def num_tokens(self, kind: MediaKind, shape: Shape, view: View) -> int:
+        return self._count(self._tile_grid(shape, view), shape)
 
-    def process(self, kind: MediaKind, frames: Sequence[Frame], detail: Detail, alone: bool) -> Picture:
-        image = frames[0]
-        in_tiles = alone and detail != "low"
+    def seen_size(self, shape: Shape, view: View) -> tuple[int, int]:
+        down, across = self._tile_grid(shape, view) or (1, 1)
+        return across * self._size, down * self._size
+
+    def process(self, kind: MediaKind, clip: Clip, view: View) -> Picture:
+        image = clip.frames[0]
+        shape = Shape(image.shape[1], image.shape[0])
+        grid = self._tile_grid(shape, view)
         # Two pictures in one sample are what keeps transformers' processor from making tiles.
-        found = run_processor(self._processor, [image] if in_tiles else [[image, image]])
+        only = None if grid is None else [[grid[0] * self._size, grid[1] * self._size]]
+        found = run_processor(self._processor, [image] if grid else [[image, image]], image_grid_pinpoints=only)
         tiles = found["pixel_values"][0]
-        count = len(tiles) if in_tiles else 1
-        sources, weights = self._plan(count, *image.shape[:2])
+        count = len(tiles) if grid else 1
+        sources, weights = self._plan(grid, shape)
         return Picture(
             kind=kind,
-            mm_hash=picture_hash(self._fingerprint + bytes([in_tiles]), kind, frames, "auto"),
+            mm_hash=picture_hash(self._fingerprint, kind, clip.frames, grid),
             tokens=(self._row_id,) * len(sources),
             row_id=self._row_id,
             pixels=patches_of(tiles[:count], self._patch),
@@ -66,41 +73,56 @@ class LlavaProcessor:
             facts={"index": sources.astype(np.int32).tobytes(), "weight": weights.astype(np.float32).tobytes()},
         )
 
-    def _plan(self, tiles: int, height: int, width: int) -> Resample:
+    def _tile_grid(self, shape: Shape, view: View) -> Grid | None:
+        """Tiles down and across, of the resolution that wastes least (transformers' rule) of those within the view; None: the
+        whole alone."""
+        allowed = tiles_within(view.pixels, self._size)
+        if not view.alone or view.detail == "low":
+            return None
+        best: Grid | None = None
+        best_fit = (-1, 0)
+        for target_height, target_width in self._processor.image_grid_pinpoints:
+            grid = target_height // self._size, target_width // self._size
+            scale = min(target_width / shape.width, target_height / shape.height)
+            used = min(int(shape.width * scale) * int(shape.height * scale), shape.width * shape.height)
+            fit = (used, used - target_height * target_width)
+            within = grid[0] * grid[1] <= allowed and not 0 < view.max_tokens < self._count(grid, shape)
+            if fit > best_fit and within:
+                best, best_fit = grid, fit
+        return best
+
+    def _count(self, grid: Grid | None, shape: Shape) -> int:
+        """Rows of the plan: those of the whole, and lines with their ends."""
+        lines, columns = (1, 0) if grid is None else self._lines(grid, shape)
+        return self._side**2 + lines * (columns + 1)
+
+    def _lines(self, grid: Grid, shape: Shape) -> tuple[int, int]:
+        """Lines and columns of the tiles' common grid: without margins, and brought to the area of `max_tiles` tiles."""
+        lines, columns = (len(part) for part in _inside(grid[0] * self._side, grid[1] * self._side, shape.height, shape.width))
+        ratio = math.sqrt(lines * columns / (self._max_tiles * self._side**2))
+        return (int(lines // ratio), int(columns // ratio)) if ratio > 1.1 else (lines, columns)
+
+    def _plan(self, grid: Grid | None, shape: Shape) -> Resample:
         """Which projected rows become which rows: the whole, then the lines of the tiles' common grid without the margins that
         fitting the picture into tiles has made; resampled if it is larger than `max_tiles` tiles."""
         per_tile = self._side**2
-        end = tiles * per_tile
         whole = _plain(np.arange(per_tile))
-        if tiles == 1:
-            return _join([whole, _plain(np.array([end]))])
-        down, across = self._tile_grid(height, width)
-        grid = np.arange(per_tile, end).reshape(down, across, self._side, self._side).transpose(0, 2, 1, 3)
-        grid = _without_margins(grid.reshape(down * self._side, across * self._side), height, width)
-        lines, columns = grid.shape
-        ratio = math.sqrt(lines * columns / (self._max_tiles * per_tile))
-        if ratio > 1.1:
-            sources, weights = _bilinear(grid, int(lines // ratio), int(columns // ratio))
-            lines, columns = int(lines // ratio), int(columns // ratio)
-        else:
-            sources, weights = _plain(grid.reshape(-1))
+        if grid is None:
+            return _join([whole, _plain(np.array([per_tile]))])
+        down, across = grid
+        end = (1 + down * across) * per_tile
+        table = np.arange(per_tile, end).reshape(down, across, self._side, self._side).transpose(0, 2, 1, 3)
+        table = table.reshape(down * self._side, across * self._side)
+        rows, cols = _inside(len(table), table.shape[1], shape.height, shape.width)
+        table = table[rows.start : rows.stop, cols.start : cols.stop]
+        lines, columns = self._lines(grid, shape)
+        sources, weights = _plain(table.reshape(-1)) if (lines, columns) == table.shape else _bilinear(table, lines, columns)
         newline = _plain(np.array([end]))
         parts = [whole]
         for line in range(lines):
             cut = slice(line * columns, (line + 1) * columns)
             parts += [(sources[cut], weights[cut]), newline]
         return _join(parts)
-
-    def _tile_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Tiles down and across, of the resolution that wastes least (transformers' rule)."""
-        best, best_fit = (0, 0), (-1, 0)
-        for target_height, target_width in self._processor.image_grid_pinpoints:
-            scale = min(target_width / width, target_height / height)
-            used = min(int(width * scale) * int(height * scale), width * height)
-            fit = (used, used - target_height * target_width)
-            if fit > best_fit:
-                best, best_fit = (target_height, target_width), fit
-        return best[0] // self._size, best[1] // self._size
 
     def positions(self, length: int, pictures: Sequence[tuple[Picture, list[Span]]]) -> tuple[Int32, int] | None:
         return None
@@ -115,13 +137,13 @@ def _join(parts: Sequence[Resample]) -> Resample:
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 
-def _without_margins(grid: npt.NDArray[np.int64], height: int, width: int) -> npt.NDArray[np.int64]:
-    lines, columns = grid.shape
+def _inside(lines: int, columns: int, height: int, width: int) -> tuple[range, range]:
+    """Which lines and columns of a grid show the picture that was fitted into it; the rest are margins."""
     if width / height > columns / lines:
         margin = (lines - int(round(height * (columns / width), 7))) // 2
-        return grid[margin : lines - margin]
+        return range(margin, lines - margin), range(columns)
     margin = (columns - int(round(width * (lines / height), 7))) // 2
-    return grid[:, margin : columns - margin]
+    return range(lines), range(margin, columns - margin)
 
 
 def _bilinear(grid: npt.NDArray[np.int64], lines: int, columns: int) -> Resample:

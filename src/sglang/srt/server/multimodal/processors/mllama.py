@@ -3,13 +3,16 @@ decoder sees the rows through layers of their own."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from typing import Any
 
 from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.clip import Clip
 from sglang.srt.server.multimodal.headers import Shape
-from sglang.srt.server.multimodal.inputs import Detail
-from sglang.srt.server.multimodal.processors.base import Frame, ModelFolder, fingerprint_of, picture_hash, run_processor
-from sglang.srt.server.multimodal.processors.tiles import patches_of
+from sglang.srt.server.multimodal.inputs import View
+from sglang.srt.server.multimodal.processors.base import ModelFolder, fingerprint_of, picture_hash, run_processor
+from sglang.srt.server.multimodal.processors.tiles import patches_of, tiles_within
 from sglang.srt.server.multimodal.spans import Int32, Picture, Span
 
 
@@ -18,6 +21,9 @@ class MllamaProcessor:
     prompt another one stands there; the model puts the image's embedding in its place."""
 
     kinds: tuple[MediaKind, ...] = ("image",)
+    row_ids: frozenset[int] = frozenset()
+    default_tokens = 8192
+    """rows that the decoder sees, of which none stands in the prompt; more than four tiles of 560 pixels have"""
 
     def __init__(self, folder: ModelFolder) -> None:
         self._processor = folder.image_processor("mllama.image_processing_pil_mllama", "MllamaImageProcessorPil")
@@ -29,22 +35,46 @@ class MllamaProcessor:
         self.placeholders: dict[MediaKind, int] = {"image": image_id}
         self.image_token = folder.tokenizer.token_text(image_id)
         self._patch = folder.vision("patch_size", 14)
+        self._side = int(self._processor.size["height"])
+        self._max_tiles = int(self._processor.max_image_tiles)
+        self._module: Any = importlib.import_module("transformers.models.mllama.image_processing_pil_mllama")
 
-    def num_tokens(self, kind: MediaKind, shape: Shape, detail: Detail, alone: bool) -> int:
+    def num_tokens(self, kind: MediaKind, shape: Shape, view: View) -> int:
+        self._allowed(view)
         return 1
 
-    def process(self, kind: MediaKind, frames: Sequence[Frame], detail: Detail, alone: bool) -> Picture:
-        found = run_processor(self._processor, [frames[0]], max_image_tiles=1 if detail == "low" else None)
+    def seen_size(self, shape: Shape, view: View) -> tuple[int, int]:
+        down, across = self._grid(shape, self._allowed(view))
+        return across * self._side, down * self._side
+
+    def _allowed(self, view: View) -> int:
+        """The most tiles."""
+        allowed = min(tiles_within(view.pixels, self._side), self._max_tiles)
+        if view.max_tokens:
+            allowed = min(allowed, max(1, view.max_tokens // ((self._side // self._patch) ** 2 + 1)))
+        return 1 if view.detail == "low" else allowed
+
+    def _grid(self, shape: Shape, allowed: int) -> tuple[int, int]:
+        """Tiles down and across."""
+        height, width = self._module.get_optimal_tiled_canvas(shape.height, shape.width, allowed, self._side)
+        return int(height) // self._side, int(width) // self._side
+
+    def process(self, kind: MediaKind, clip: Clip, view: View) -> Picture:
+        height, width = clip.frames[0].shape[:2]
+        allowed = self._allowed(view)
+        found = run_processor(self._processor, [clip.frames[0]], max_image_tiles=allowed)
         count = int(found["num_tiles"].reshape(-1)[0])
+        # transformers numbers the shapes that so many tiles can have; the model knows the numbers of its own most
+        shapes = self._module.get_all_supported_aspect_ratios(self._max_tiles)
         tiles = found["pixel_values"][0, 0, :count]
         return Picture(
             kind=kind,
-            mm_hash=picture_hash(self._fingerprint, kind, frames, detail),
+            mm_hash=picture_hash(self._fingerprint, kind, clip.frames, allowed),
             tokens=(self._row_id,),
             row_id=self._row_id,
             pixels=patches_of(tiles, self._patch),
             grid=(count, tiles.shape[2] // self._patch, tiles.shape[3] // self._patch),
-            facts={"shape": int(found["aspect_ratio_ids"].reshape(-1)[0])},
+            facts={"shape": 1 + shapes.index(self._grid(Shape(width, height), allowed))},
         )
 
     def positions(self, length: int, pictures: Sequence[tuple[Picture, list[Span]]]) -> tuple[Int32, int] | None:

@@ -6,18 +6,20 @@ Qwen3-VL takes each pair for a picture of its own, with the time written before 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.errors import RequestError
 from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.clip import Clip
 from sglang.srt.server.multimodal.headers import Shape
-from sglang.srt.server.multimodal.inputs import Detail
+from sglang.srt.server.multimodal.inputs import View
 from sglang.srt.server.multimodal.processors.base import (
     LOW_DETAIL_PIXELS,
-    Frame,
     ModelFolder,
     fingerprint_of,
     picture_hash,
@@ -27,11 +29,15 @@ from sglang.srt.server.multimodal.spans import Int32, Picture, Span, axis_positi
 
 MAX_FRAME_PIXELS = 768 * 28 * 28
 FRAMES_PER_SECOND = 2.0
-"""at which videos are taken to be sampled"""
+"""at which videos that tell no times are taken to be sampled"""
 
 
 class QwenVLProcessor:
     """A Processor."""
+
+    row_ids: frozenset[int] = frozenset()
+    default_tokens = 1280
+    """the most that the publisher's examples advise (source: the model cards)"""
 
     def __init__(self, folder: ModelFolder) -> None:
         self._processor = folder.image_processor("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil")
@@ -49,34 +55,56 @@ class QwenVLProcessor:
         per_second = timed and folder.config["vision_config"].get("tokens_per_second")
         self._merge = int(self._processor.merge_size)
         self._pair = int(self._processor.temporal_patch_size)
-        self._time_step = float(per_second) * self._pair / FRAMES_PER_SECOND if per_second else 1.0
+        self._per_second = float(per_second or 0)
+        self._unit = int(self._processor.patch_size) * self._merge
+        module: Any = importlib.import_module("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+        self._smart_resize = module.smart_resize
 
-    def num_tokens(self, kind: MediaKind, shape: Shape, detail: Detail, alone: bool) -> int:
-        limits = self._limits(kind, detail)
-        edges = {"min_pixels": limits["shortest_edge"], "max_pixels": limits["longest_edge"]}
-        try:
-            patches = int(self._processor.get_number_of_image_patches(shape.height, shape.width, edges))
-        except ValueError as error:
-            raise RequestError(f"the model cannot take this image: {error}", "image_url") from error
-        rows, pairs = patches // self._merge**2, -(-shape.frames // self._pair)
+    def num_tokens(self, kind: MediaKind, shape: Shape, view: View) -> int:
+        width, height = self._size(shape, self._limits(kind, shape, view))
+        rows, pairs = width * height // self._unit**2, -(-shape.frames // self._pair)
         if kind == "video" and self._writes_times:
-            return len(self._timed(pairs, self.placeholders[kind], 0)) + pairs * rows
+            return len(self._timed([0.0] * pairs, self.placeholders[kind], 0)) + pairs * rows
         return pairs * rows
 
-    def _limits(self, kind: MediaKind, detail: Detail) -> dict[str, int]:
-        """Pixels that a picture, or each frame, is brought to."""
-        limits = {"shortest_edge": self._processor.size.shortest_edge, "longest_edge": self._processor.size.longest_edge}
-        if detail == "low":
-            limits["longest_edge"] = min(limits["longest_edge"], LOW_DETAIL_PIXELS)
+    def seen_size(self, shape: Shape, view: View) -> tuple[int, int]:
+        return self._size(shape, self._limits("image", shape, view))
+
+    def _limits(self, kind: MediaKind, shape: Shape, view: View) -> dict[str, int]:
+        """Pixels that a picture, or each frame, is brought to. Raises RequestError for a picture that is too thin."""
+        size, wanted = self._processor.size, view.pixels
+        most = min(size.longest_edge, wanted.most or size.longest_edge)
+        if view.detail == "low":
+            most = min(most, LOW_DETAIL_PIXELS)
         if kind == "video":
-            limits["longest_edge"] = min(limits["longest_edge"], MAX_FRAME_PIXELS)
-        limits["shortest_edge"] = min(limits.values())
+            most = min(most, MAX_FRAME_PIXELS)
+        if view.max_tokens:
+            most = min(most, self._pixels_of(view.max_tokens, shape))
+        limits = {"shortest_edge": min(wanted.least or size.shortest_edge, most), "longest_edge": most}
+        width, height = self._size(shape, limits)
+        if 0 < view.max_tokens < width * height // self._unit**2:  # sides are rounded up where a picture is enlarged
+            limits["shortest_edge"] = 1
         return limits
 
-    def process(self, kind: MediaKind, frames: Sequence[Frame], detail: Detail, alone: bool) -> Picture:
-        mm_hash = picture_hash(self._fingerprint, kind, frames, detail)
-        limits = self._limits(kind, detail)
-        found = [run_processor(self._processor, [frame], size=limits) for frame in frames]
+    def _pixels_of(self, tokens: int, shape: Shape) -> int:
+        """How many pixels become so many tokens. The shorter side of a thin picture has one row at least, for which the longer
+        side pays."""
+        ratio = min(shape.width, shape.height) / max(shape.width, shape.height)
+        return max(1, int(tokens * self._unit**2 * min(1.0, tokens * ratio)))
+
+    def _size(self, shape: Shape, limits: dict[str, int]) -> tuple[int, int]:
+        """(width, height) that a picture is brought to."""
+        edges = {"min_pixels": limits["shortest_edge"], "max_pixels": limits["longest_edge"]}
+        try:
+            height, width = self._smart_resize(shape.height, shape.width, self._unit, **edges)
+        except ValueError as error:
+            raise RequestError(f"the model cannot take this image: {error}", "image_url") from error
+        return int(width), int(height)
+
+    def process(self, kind: MediaKind, clip: Clip, view: View) -> Picture:
+        height, width = clip.frames[0].shape[:2]
+        limits = self._limits(kind, Shape(width, height), view)
+        found = [run_processor(self._processor, [frame], size=limits) for frame in clip.frames]
         _, h, w = (int(n) for n in found[0]["image_grid_thw"][0])
         patches = [one["pixel_values"].astype(np.float32, copy=False) for one in found]
         if kind == "image":
@@ -86,24 +114,37 @@ class QwenVLProcessor:
         squares = (t, h // self._merge, w // self._merge)
         row_id = self.placeholders[kind]
         timed = kind == "video" and self._writes_times
-        rows = (row_id,) * (squares[0] * squares[1] * squares[2])
+        rows = squares[1] * squares[2]
         return Picture(
             kind=kind,
-            mm_hash=mm_hash,
-            tokens=self._timed(t, row_id, squares[1] * squares[2]) if timed else rows,
+            mm_hash=picture_hash(self._fingerprint, kind, clip.frames, limits),
+            tokens=self._timed(self._times(clip), row_id, rows) if timed else (row_id,) * (t * rows),
             row_id=row_id,
             pixels=np.ascontiguousarray(pixels),
             grid=(t, h, w),
             squares=((1, *squares[1:]),) * t if timed else (squares,),
             around=self._around if timed else (),
-            time_step=self._time_step if kind == "video" else 1.0,
+            time_step=self._time_step(clip) if kind == "video" else 1.0,
         )
 
-    def _timed(self, pairs: int, row_id: int, rows: int) -> tuple[int, ...]:
-        """Each pair of frames with its time, in the middle between the two."""
+    def _times(self, clip: Clip) -> list[float]:
+        """Seconds at which each pair of frames is shown: in the middle between the two, of which the last may stand twice."""
+        times = list(clip.times) or [i / FRAMES_PER_SECOND for i in range(len(clip.frames))]
+        times += times[-1:] * (-len(times) % self._pair)
+        return [(times[i] + times[i + self._pair - 1]) / 2 for i in range(0, len(times), self._pair)]
+
+    def _time_step(self, clip: Clip) -> float:
+        """Positions between two pairs of frames."""
+        if not self._per_second:
+            return 1.0
+        times = clip.times
+        interval = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
+        return self._per_second * self._pair * (interval if interval > 0 else 1 / FRAMES_PER_SECOND)
+
+    def _timed(self, times: Sequence[float], row_id: int, rows: int) -> tuple[int, ...]:
+        """The rows of each pair of frames, with its time before them."""
         tokens: list[int] = []
-        for i in range(pairs):
-            seconds = (i * self._pair + (self._pair - 1) / 2) / FRAMES_PER_SECOND
+        for seconds in times:
             tokens += self._tokenizer.encode(f"<{seconds:.1f} seconds>", add_special_tokens=False)
             tokens += [self._around[0], *[row_id] * rows, self._around[1]]
         return tuple(tokens)

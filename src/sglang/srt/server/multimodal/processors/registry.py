@@ -8,6 +8,8 @@ import numpy as np
 
 from sglang.srt.checkpoint.files import shown
 from sglang.srt.errors import ModelError
+from sglang.srt.server.multimodal.clip import Clip
+from sglang.srt.server.multimodal.inputs import View
 from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor, first_line
 from sglang.srt.server.multimodal.processors.gemma3 import Gemma3Processor
 from sglang.srt.server.multimodal.processors.llava import LlavaProcessor
@@ -38,7 +40,7 @@ def create_processor(folder: ModelFolder) -> Processor:
         raise ModelError(f"{folder.path}: no image processor is known for models of type {shown(kind)}")
     try:
         processor = PROCESSORS[kind](folder)
-        picture = processor.process("image", [np.full(TRIAL_SHAPE, (90, 120, 150), np.uint8)], "auto", alone=True)
+        picture = processor.process("image", Clip([np.full(TRIAL_SHAPE, (90, 120, 150), np.uint8)]), View())
         if not np.isfinite(picture.pixels).all():
             raise ModelError(f"{folder.path}: its settings for pictures make values that are no numbers of a plain picture")
     except ModelError:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from sglang.srt.media_item import MediaKind
+from sglang.srt.server.multimodal.clip import Clip
 from sglang.srt.server.multimodal.headers import Shape
-from sglang.srt.server.multimodal.inputs import Detail
+from sglang.srt.server.multimodal.inputs import View
 from sglang.srt.server.multimodal.processors.base import (
-    Frame,
     ModelFolder,
     fingerprint_of,
     picture_hash,
     run_processor,
 )
-from sglang.srt.server.multimodal.processors.tiles import patches_of
+from sglang.srt.server.multimodal.processors.tiles import patches_of, tiles_within
 from sglang.srt.server.multimodal.spans import Int32, Picture, Span
 
 
@@ -24,6 +25,9 @@ class IdeficsProcessor:
     """A Processor. "low" detail shows the whole alone."""
 
     kinds: tuple[MediaKind, ...] = ("image",)
+    row_ids: frozenset[int] = frozenset()
+    default_tokens = 4096
+    """more than the sixteen tiles and the whole that published models make of a picture"""
 
     def __init__(self, folder: ModelFolder) -> None:
         family = str(folder.config["model_type"])
@@ -38,21 +42,42 @@ class IdeficsProcessor:
         side = folder.vision("image_size", 224) // self._patch
         self._tile_rows = (side // self._merge) ** 2
         self._tokenizer = folder.tokenizer
+        self._longest = int(self._processor.size["longest_edge"])
+        self._side = int(self._processor.max_image_size["longest_edge"])
 
-    def num_tokens(self, kind: MediaKind, shape: Shape, detail: Detail, alone: bool) -> int:
-        options = {"do_image_splitting": False} if detail == "low" else {}
+    def num_tokens(self, kind: MediaKind, shape: Shape, view: View) -> int:
+        return len(self._tokens(*self._grid(shape, self._options(shape, view))))
+
+    def seen_size(self, shape: Shape, view: View) -> tuple[int, int]:
+        rows, columns = self._grid(shape, self._options(shape, view))
+        return max(columns, 1) * self._side, max(rows, 1) * self._side
+
+    def _grid(self, shape: Shape, options: dict[str, Any]) -> tuple[int, int]:
+        """Tiles down and across; none, where the whole is all that is shown."""
         _, rows, columns = self._processor.get_number_of_image_patches(shape.height, shape.width, options)
-        return len(self._tokens(rows, columns))
+        return rows, columns
 
-    def process(self, kind: MediaKind, frames: Sequence[Frame], detail: Detail, alone: bool) -> Picture:
-        found = run_processor(
-            self._processor, [frames[0]], do_image_splitting=False if detail == "low" else None, return_row_col_info=True
-        )
+    def _options(self, shape: Shape, view: View) -> dict[str, Any]:
+        """Those of transformers' processor: the longest side, in whole tiles, with which a picture is within the view."""
+        allowed = tiles_within(view.pixels, self._side)
+        if view.detail == "low":
+            return {"do_image_splitting": False}
+        for longest in (0, *range((self._longest - 1) // self._side * self._side, 0, -self._side)):
+            options: dict[str, Any] = {"size": {"longest_edge": longest}} if longest else {}
+            rows, columns = self._grid(shape, options)
+            if rows * columns <= allowed and not 0 < view.max_tokens < len(self._tokens(rows, columns)):
+                return options
+        return {"do_image_splitting": False}
+
+    def process(self, kind: MediaKind, clip: Clip, view: View) -> Picture:
+        height, width = clip.frames[0].shape[:2]
+        options = self._options(Shape(width, height), view)
+        found = run_processor(self._processor, [clip.frames[0]], return_row_col_info=True, **options)
         tiles = found["pixel_values"][0]
         rows, columns = int(np.ravel(found["rows"])[0]), int(np.ravel(found["cols"])[0])
         return Picture(
             kind=kind,
-            mm_hash=picture_hash(self._fingerprint, kind, frames, detail),
+            mm_hash=picture_hash(self._fingerprint, kind, clip.frames, options),
             tokens=tuple(self._tokens(rows, columns)),
             row_id=self._row_id,
             pixels=patches_of(tiles, self._patch, self._merge),

@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sglang.srt.errors import RequestError
+from sglang.srt.server.multimodal.inputs import Pixels
+
 Float32 = npt.NDArray[np.float32]
+NO_LIMIT = 1 << 30
+
+
+def tiles_within(wanted: Pixels, side: int) -> int:
+    """How many tiles of `side` pixels a side are wanted, one at least. Raises RequestError for what they cannot fulfil."""
+    if wanted.least:
+        raise RequestError("min_pixels: this model cuts pictures into tiles of one size, and makes none larger", "min_pixels")
+    return max(1, wanted.most // side**2) if wanted.most else NO_LIMIT
 
 
 def patches_of(tiles: npt.NDArray[Any], patch: int, merge: int = 1) -> Float32:
