@@ -19,10 +19,10 @@ from sglang.srt.errors import ConfigError, GrammarError, RequestError
 from sglang.srt.messages import AbortReq, FinishReason
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.compiler import GrammarCompiler, Job
-from sglang.srt.scheduler.grammar.json_schema import close_objects
 from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
 from sglang.srt.scheduler.grammar.registry import create_backend
+from sglang.srt.scheduler.grammar.schema_closing import close_objects
 from sglang.srt.scheduler.grammar.trial import try_grammar
 from sglang.srt.scheduler.stop_regex import STOP_REGEX
 from sglang.srt.vocabulary import Vocabulary
@@ -216,8 +216,10 @@ def test_json_follows_its_schema_and_is_compact() -> None:
         ({"properties": {"a": {}}, "additionalProperties": True}, False),
         ({"properties": {"a": {}}, "required": ["b"]}, False),
         ({"properties": {"a": {}}, "minProperties": 2}, False),
-        ({"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}, False),
-        ({"properties": {"a": {}}, "anyOf": [{"properties": {"b": {}}}]}, False),
+        ({"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}, True),
+        ({"properties": {"a": {}}, "anyOf": [{"properties": {"b": {}}}]}, True),
+        ({"allOf": [{"properties": {"a": {}}}, {"additionalProperties": {}}]}, False),
+        ({"allOf": [{"properties": {"a": {}}}, {"required": ["b"]}]}, False),
         ({"type": "object"}, False),
         ({"enum": [{"properties": {"a": 1}}]}, False),
         ({"properties": {"properties": {"enum": [1]}}, "patternProperties": {"x": {}}}, False),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -21,11 +22,13 @@ from sglang.srt.errors import GrammarError
 from sglang.srt.scheduler.grammar.aside import Aside
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.encoder import LongestMatch
-from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema, prepare_value
-from sglang.srt.scheduler.grammar.keyword_arguments import keyword_grammar
+from sglang.srt.scheduler.grammar.json_schema import prepare_schema, prepare_value
+from sglang.srt.scheduler.grammar.keyword_arguments import Prepare, keyword_grammar
 from sglang.srt.scheduler.grammar.lark_schemas import prepare_lark
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
-from sglang.srt.scheduler.grammar.schema_numbers import LOWER, UPPER
+from sglang.srt.scheduler.grammar.schema_bounds import finish_schema, nodes_of
+from sglang.srt.scheduler.grammar.schema_formats import FORMATS
+from sglang.srt.scheduler.grammar.schema_keywords import LOWER, UPPER, Node
 from sglang.srt.scheduler.grammar.structural_tags import Structure, read_structural_tag
 from sglang.srt.vocabulary import Vocabulary
 
@@ -69,11 +72,16 @@ FOLLOWED = frozenset(
         "$ref",
     ]
 )
+_CONTROLS = re.compile(r"\\u00[01]|\\u007f|\\\\x[01]|\\\\c[A-Za-z]")
 LEAST = 1e-9
 """the smallest step between limits"""
 MAX_STEPPED = 100_000
 """up to here a limit and one such step above it are held exactly"""
-FORMATS = frozenset(["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"])
+MAX_ITEMS_IN_ROW = 20_000
+"""Of the parser: four for each optional property that may come next."""
+ESCAPES = 'nrbtf\\"'
+"""Behind a backslash, each for what cannot be written without one. \\u would be a second way to write a name that stands in a
+schema already, as one that does not."""
 
 
 class LLGuidanceState:
@@ -141,7 +149,7 @@ class LLGuidanceBackend:
         self._limits = llguidance.LLParserLimits(
             verbose_errors=False,
             max_lexer_states=50_000,
-            max_items_in_row=5_000,
+            max_items_in_row=MAX_ITEMS_IN_ROW,
             max_grammar_size=100_000,
         )
 
@@ -192,7 +200,7 @@ class LLGuidanceBackend:
             if kind == "json_schema":
                 return self._translate_schema(text)
             if kind == "ebnf":
-                return str(llguidance.LLMatcher.grammar_from_lark(prepare_lark(_as_lark(text), _prepared)))
+                return str(llguidance.LLMatcher.grammar_from_lark(prepare_lark(_as_lark(text), self._prepared)))
             if kind == "structural_tag":
                 return self._translate_tags(text)
         except (ValueError, RecursionError) as error:
@@ -200,20 +208,32 @@ class LLGuidanceBackend:
         raise GrammarError(f"constraints of the kind {kind} are not supported by llguidance", kind)
 
     def _translate_schema(self, text: str) -> str:
-        schema = prepare_schema(text, FOLLOWED, _check_node)
         pattern = self._options.whitespace_pattern
         white = (
             {"whitespace_flexible": False} if pattern is None else {"whitespace_flexible": True, "whitespace_pattern": pattern}
         )
-        # `lenient` would drop what it does not know; a schema may not switch that on for itself.
+        schema = self._finished(prepare_schema(text, FOLLOWED, _check_node), white)
         ready = json.dumps(schema)  # as text: engines read it much faster than Python objects, and without the interpreter
-        return str(llguidance.LLMatcher.grammar_from_json_schema(ready, defaults=white, overrides={"lenient": False}))
+        return str(llguidance.LLMatcher.grammar_from_json_schema(ready))
+
+    def _prepared(self, schema: Any) -> Node:
+        """A schema inside another grammar."""
+        return self._finished(prepare_value(schema, FOLLOWED, _check_node), {})
+
+    def _finished(self, schema: Node, settings: dict[str, Any]) -> Node:
+        """With the engine's settings. `lenient` would drop what the engine does not know; a schema may not switch that on for
+        itself."""
+        finish_schema(schema, self._options.bounded)
+        chosen = {**settings, **schema.pop("x-guidance", {}), "lenient": False}
+        if not _has_controls(schema):
+            chosen["json_allowed_escapes"] = ESCAPES
+        return {**schema, "x-guidance": chosen}
 
     def _translate_tags(self, text: str) -> str:
         structures = read_structural_tag(text).structures
         names = {self._vocabulary.token_bytes[i].decode(errors="replace") for i in self._vocabulary.special_ids}
         try:
-            tags = [_structure_tag(structure) for structure in structures]
+            tags = [_structure_tag(structure, self._prepared) for structure in structures]
         except GrammarError as error:
             raise GrammarError(str(error).replace("json_schema:", "structural_tag: schema:", 1), "structural_tag") from error
         special = all(tag.trigger in names for tag in tags)
@@ -237,13 +257,20 @@ def _as_lark(text: str) -> str:
         raise ValueError(f"failed to convert the grammar from GBNF to Lark: {error}") from error
 
 
-def _prepared(schema: Any) -> Node:
-    """A schema inside another grammar."""
-    return prepare_value(schema, FOLLOWED, _check_node)
+def _has_controls(schema: Node) -> bool:
+    """Whether it names control characters, which only \\u can write. Raises GrammarError where that could be a second way to write
+    a listed name."""
+    if _CONTROLS.search(json.dumps(schema)) is None:
+        return False
+    if any("properties" in node and node.get("additionalProperties") is not False for node in nodes_of(schema)):
+        raise GrammarError(
+            "json_schema: control characters are not supported beside objects of further properties", "json_schema"
+        )
+    return True
 
 
 def _check_node(node: Node, path: str) -> None:
-    """What llguidance refuses without saying where."""
+    """What llguidance refuses without saying where, or does not hold."""
     if node.get("type") != "integer":
         for key, instead, sign in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
             _step_off(node, key, instead, sign, path)
@@ -252,6 +279,21 @@ def _check_node(node: Node, path: str) -> None:
         raise GrammarError(
             f"json_schema: the format {known!r} at {path}/format is not one of {', '.join(sorted(FORMATS))}", "json_schema"
         )
+    if isinstance(node.get("pattern"), str):
+        node["pattern"] = _as_pattern(node["pattern"], f"{path}/pattern")
+    if node.get("minProperties", 0) - len(node.get("required", [])) > 1 and node.get("additionalProperties") is not False:
+        raise GrammarError(
+            f"json_schema: the keyword at {path}/minProperties is not supported: a name that stands twice would count twice; "
+            "require the properties by name",
+            "json_schema",
+        )
+
+
+def _as_pattern(pattern: str, path: str) -> str:
+    try:
+        return to_engine_regex(pattern)
+    except GrammarError as error:
+        raise GrammarError(f"json_schema: {path}: {error}", "json_schema") from error
 
 
 def _step_off(node: Node, key: str, instead: str, sign: int, path: str) -> None:
@@ -267,9 +309,9 @@ def _step_off(node: Node, key: str, instead: str, sign: int, path: str) -> None:
     node[instead] = sign * max(sign * stepped, sign * other) if isinstance(other, (int, float)) else stepped
 
 
-def _structure_tag(structure: Structure) -> Any:
+def _structure_tag(structure: Structure, prepare: Prepare) -> Any:
     schema = structure.schema
-    grammar = keyword_grammar(schema, _prepared) if structure.keywords else _prepared(schema)
+    grammar = keyword_grammar(schema, prepare) if structure.keywords else prepare(schema)
     return llguidance.StructTag(trigger=structure.trigger, begin=structure.begin, grammar=grammar, end=structure.end)
 
 
