@@ -8,7 +8,7 @@ import base64
 import gc
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -149,12 +149,35 @@ SHAPES: dict[str, tuple[str, Any]] = {
     "brackets": ("/generate", lambda: {"text": "a", "custom_logit_processor": [[]] * 300_000}),
 }  # fmt: skip
 EMBEDS = ("/v1/embeddings", "/encode", "/v1/rerank")
+LARGEST: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "text": ("/generate", lambda: b'{"text":"' + b"word " * 12_000_000 + b'"}'),
+    "texts": ("/generate", lambda: b'{"text":[' + b'"%b",' % (b"word " * 1200) * 9000 + b'"a"]}'),
+    "ids": ("/generate", lambda: b'{"input_ids":[' + b"300," * 15_000_000 + b"1]}"),
+    "rows of ids": ("/v1/completions", lambda: b'{"max_tokens":1,"prompt":[' + b"[%b1]," % (b"300," * 1600) * 9000 + b"[1]]}"),
+    "ignored": ("/v1/chat/completions", lambda: b'{"messages":[],"metadata":{"a":"' + b"x" * 60_000_000 + b'"}}'),
+    "ignored values": ("/v1/chat/completions", lambda: b'{"messages":[],"metadata":[' + b"[]," * 20_000_000 + b"1]}"),
+    "unknown": ("/v1/chat/completions", lambda: b'{"messages":[],"' + b"x" * 60_000_000 + b'":1}'),
+    "tokenize": ("/tokenize", lambda: b'{"text":"' + b"word " * 12_000_000 + b'"}'),
+    "embeddings": ("/v1/embeddings", lambda: b'{"input":[' + b'"%b",' % (b"word " * 1200) * 9000 + b'"a"]}'),
+    "rerank": ("/v1/rerank", lambda: b'{"query":"a","documents":[' + b'"%b",' % (b"word " * 1200) * 9000 + b'"a"]}'),
+}  # fmt: skip
+"""as large as a body may be"""
 
 
 @pytest.mark.parametrize("name", SHAPES)
 async def test_no_callback_is_long(make_stand: MakeStand, name: str) -> None:
     path, make = SHAPES[name]
-    body = json.dumps(make()).encode()
+    await check_callbacks(make_stand, path, json.dumps(make()).encode())
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("name", LARGEST)
+async def test_no_callback_is_long_for_the_largest_bodies(make_stand: MakeStand, name: str) -> None:
+    path, make = LARGEST[name]
+    await check_callbacks(make_stand, path, make())
+
+
+async def check_callbacks(make_stand: MakeStand, path: str, body: bytes) -> None:
     longest: list[tuple[float, str]] = []
     for _ in range(ROUNDS):
         stand = make_stand(info={"embedding_dim": 8} if path in EMBEDS else {"context_len": 1000})
