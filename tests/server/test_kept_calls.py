@@ -250,6 +250,13 @@ def test_other_json_stays_as_it_is(name: str, text: str) -> None:
         assert (answer.calls, answer.text) == ([], text)
 
 
+@pytest.mark.parametrize("name", ["generic", "llama3"])
+def test_json_that_is_no_call_is_not_held_back(name: str) -> None:
+    parser = create_parser(name, TOOLS)
+    pieces = parser.feed('{"answer": "It is ')
+    assert "".join(getattr(piece, "text", "") for piece in pieces) == '{"answer": "It is'
+
+
 def test_the_models_own_form_counts_beside_it() -> None:
     text = f"<tool_call>\n{_json('a', '')}\n</tool_call>"
     assert [call.name for call in read(create_free_parser("qwen", TOOLS), text).calls] == ["a"]

@@ -29,6 +29,7 @@ class JsonCalls(CallParser):
         self._reader: CallReader | None = None
         self._scanner: ValueScanner | None = None
         self._head: str | None = None
+        self._has_mark = False
         self._skips = tuple(sorted({*self.closers, *(m for m in self.openers if m not in ("{", "["))}, key=len, reverse=True))
 
     def _name_of(self, head: str) -> str:
@@ -37,6 +38,7 @@ class JsonCalls(CallParser):
 
     def _open(self, mark: str) -> None:
         self._head = None
+        self._has_mark = mark in self.markers
         self._state = self._read_between
 
     def _read_between(self, final: bool) -> bool:
@@ -92,7 +94,7 @@ class JsonCalls(CallParser):
 
     @property
     def _is_among_calls(self) -> bool:
-        return bool(self.markers) or self._is_in_list
+        return self._has_mark or self._is_in_list
 
     def _read_other(self, final: bool) -> bool:
         """Something in a list of calls that is none."""
