@@ -94,6 +94,7 @@ class JsonCalls(CallParser):
 
     @property
     def _is_among_calls(self) -> bool:
+        """Whether nothing but calls is expected here."""
         return self._has_mark or self._is_in_list
 
     def _read_other(self, final: bool) -> bool:
@@ -113,7 +114,8 @@ class JsonCalls(CallParser):
     def _read_head(self, final: bool) -> bool:
         """The name, up to the arguments' first bracket."""
         at = self._buffer.find("{")
-        marks = [place for mark in self.openers if 0 <= (place := self._buffer.find(mark)) < (at if at >= 0 else HEAD_CHARS)]
+        head = self._buffer[: at if at >= 0 else HEAD_CHARS]
+        marks = [place for mark in self.openers if (place := head.find(mark)) >= 0]
         if marks:  # another call begins
             self._consume(min(marks))
             self._give_up(self._raw.length)
