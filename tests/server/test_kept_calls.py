@@ -130,6 +130,10 @@ def test_arguments_that_python_would_refuse_are_kept_as_they_were_written(source
             "qwen",
             f'<tool_call>{{"name": "a", "why": "x", "arguments": {{}}}}</tool_call><tool_call>{_json("b", "")}</tool_call>',
         ),
+        (
+            "qwen",
+            f'<tool_call>{{"why": "x", "name": "a", "arguments": {{}}}}</tool_call><tool_call>{_json("b", "")}</tool_call>',
+        ),
         ("mistral", f"[TOOL_CALLS] [{_json('a', '')}] and then [TOOL_CALLS] oops [TOOL_CALLS]b[ARGS]{{}}"),
         ("deepseek", f"{CALL}a{SEP}{{[1{CALL_END}{CALL}b{SEP}{{}}{CALL_END}"),
         ("generic", f'{{"name": "Bob" is one. {_json("a", "")} {_json("b", "")}'),
@@ -140,6 +144,51 @@ def test_a_broken_call_ends_before_the_next(name: str, text: str) -> None:
     answer = read(create_parser(name, TOOLS), text)
     assert [call.name for call in answer.calls] == ["a", "b"]
     assert answer.calls[1].is_whole and json.loads(answer.calls[1].arguments) == {}
+
+
+A, B = _json("a", '"x": 1'), _json("b", "")
+LISTS = {
+    ("qwen", "list"): ("<tool_call>[{}]</tool_call>", ", "),
+    ("qwen", "marks"): ("<tool_call>{}</tool_call>", "</tool_call>\n<tool_call>"),
+    ("mistral", "list"): ("[TOOL_CALLS] [{}]", ", "),
+    ("generic", "fence"): ("```json\n[{}]\n```", ",\n"),
+    ("generic", "lines"): ("{}", "\n"),
+    ("llama3", "semicolons"): ("<|python_tag|>{}", "; "),
+}
+OTHERS = [
+    *("", "1", "1.5", '"x"', "null", "true", "{}", "[]", '{"foo": 1}', '{"name": 3}', '{"name": ["a"]}', '{"arguments": {}}'),
+    *("{'name': 'nope'}", '{"name": "nope"}', '{"name": "nope", "arguments": {}', '{"name": "nope" "arguments": {}}'),
+    '{"name": "nope", "arguments": {"q": "a]b}"}}',
+    '{"type": "function", "function": {"name": "nope", "arguments": {}}}',
+]
+
+
+@pytest.mark.parametrize("way", LISTS, ids=" ".join)
+def test_what_is_no_call_costs_none_of_those_beside_it(way: tuple[str, str]) -> None:
+    around, comma = LISTS[way]
+    for other in OTHERS:
+        text = around.replace("{}", comma.join([A, other, B]))
+        for cuts in ([], list(range(200))):
+            answer = read(create_parser(way[0], TOOLS), text, cuts)
+            assert called(answer) == [("a", {"x": 1}), ("b", {})], other
+            assert other.strip("[]").rstrip("}") in answer.text, "and it is told"
+
+
+@pytest.mark.parametrize(
+    "other", ["1", "'x'", "None", "nope()", "nope (1)", "x=1", "a.b.c", "f'x'", "lambda: 0", "nope(x='it(s')"]
+)
+@pytest.mark.parametrize(("name", "around", "comma"), [("pythonic", "[{}]", ", "), ("gemma", "```tool_code\n{}\n```", "\n")])
+def test_what_is_no_call_in_python(name: str, around: str, comma: str, other: str) -> None:
+    answer = read(create_parser(name, TOOLS), around.format(comma.join(["a(x=1)", other, "b()"])))
+    assert called(answer) == [("a", {"x": 1}), ("b", {})]
+    assert other in answer.text
+
+
+@pytest.mark.parametrize("text", ["{} Done. [x](y), {{1}}", "{}: it is [1, 2], or 3"])
+@pytest.mark.parametrize("way", WAYS, ids=" ".join)
+def test_text_after_a_list_is_text(way: tuple[str, str], text: str) -> None:
+    answer = read(create_parser(way[0], TOOLS), text.format(WAYS[way](["a"])))
+    assert answer.text == text.format("").strip()
 
 
 @pytest.mark.parametrize("way", WAYS, ids=" ".join)
@@ -199,6 +248,13 @@ def test_other_json_stays_as_it_is(name: str, text: str) -> None:
     for cuts in ([], list(range(200))):
         answer = read(create_free_parser(name, TOOLS), text, cuts)
         assert (answer.calls, answer.text) == ([], text)
+
+
+@pytest.mark.parametrize("name", ["generic", "llama3"])
+def test_json_that_is_no_call_is_not_held_back(name: str) -> None:
+    parser = create_parser(name, TOOLS)
+    pieces = parser.feed('{"answer": "It is ')
+    assert "".join(getattr(piece, "text", "") for piece in pieces) == '{"answer": "It is'
 
 
 def test_the_models_own_form_counts_beside_it() -> None:

@@ -201,3 +201,30 @@ async def test_a_result_that_is_an_error_says_so(stand: Stand) -> None:
     reply = await post(stand, "/v1/messages", {"max_tokens": 9, "tools": [CLAUDE_TOOL], "messages": messages})
     assert reply.status_code == 200, reply.text
     assert "Result of get_weather:\nError: no such city<|im_end|>" in prompt_of(stand)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_slip"),
+    [
+        *(
+            (name, True)
+            for name in ("temprature", "temperatur", "temperatrue", "Temperature", "tool", "toolChoice", "max-tokens")
+        ),
+        *((name, True) for name in ("stop_sequence", "stopsequences", "messsages", "stop_sequenxes")),
+        *((name, False) for name in ("speed", "temp", "betas", "top", "fallbacks", "user_profile_id", "streaming", "tier")),
+    ],
+)
+async def test_what_is_misspelt_is_no_hint(stand: Stand, name: str, is_slip: bool) -> None:
+    says(stand, "x")
+    reply = await post(stand, "/v1/messages", {"max_tokens": 9, "messages": HELLO, name: None})
+    assert reply.status_code == (400 if is_slip else 200)
+
+
+async def test_hints_are_few(stand: Stand) -> None:
+    """Names cost time, and a body may hold many."""
+    many: dict[str, Any] = {f"hint_of_{i}": 1 for i in range(40)}
+    reply = await post(stand, "/v1/messages", {"max_tokens": 9, "messages": HELLO, **many})
+    assert reply.status_code == 400 and "and 39 more" in reply.json()["error"]["message"]
+    block = {"type": "text", "text": "x", **many}
+    reply = await post(stand, "/v1/messages", {"max_tokens": 9, "messages": [{"role": "user", "content": [block]}]})
+    assert reply.status_code == 400

@@ -103,6 +103,7 @@ def parse_object(body: bytes | bytearray, fields: Fields) -> dict[str, Any]:
         if scan is None:
             return _parse_short(body, fields)
         members = _members(body)
+        fields.check(members)
         for name, raw in members.items():
             _check_member(name, raw, fields)
         built = {name: raw for name, raw in members.items() if fields.is_built(name)}
@@ -119,8 +120,7 @@ def _parse_short(body: bytes | bytearray, fields: Fields) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError("the body must be a JSON object")
     if not value.keys() <= fields.read:
-        for name in value:
-            fields.check(name)
+        fields.check(value)
         value = {name: item for name, item in value.items() if fields.is_built(name)}
     if len(body) > MAX_NAME_BYTES:
         for name in value.keys() & NAMES:
@@ -136,7 +136,6 @@ def _refuse(error: Exception) -> NoReturn:
 
 
 def _check_member(name: str, raw: msgspec.Raw, fields: Fields) -> None:
-    fields.check(name)
     size = len(memoryview(raw))
     if name in NAMES and name not in fields.ignored:
         _check_name(name, size)

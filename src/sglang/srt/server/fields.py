@@ -12,8 +12,10 @@ from sglang.srt.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
-_MISSPELT = 0.9
-"""how alike (difflib) a name and the one that was meant are"""
+_LONG_NAME = 5
+"""shorter ones are too much alike"""
+_MAX_HINTS = 32
+"""in one object"""
 _MAX_NOTED = 1000
 _noted: set[str] = set()
 SHOWN = 100
@@ -38,14 +40,13 @@ class Fields:
     def is_built(self, name: str) -> bool:
         return name in self.read or name in self.refused
 
-    def check(self, name: str) -> None:
+    def check(self, names: Iterable[str]) -> None:
         """Raises RequestError for a name that is not known, unless it may be a hint."""
-        if name in self.known:
-            return
-        if self.takes_hints:
-            note_unknown([name], self.known, "field")
-        else:
-            raise RequestError(unknown_message(name, self.known, "field"), name[:SHOWN])
+        unknown = [name for name in names if name not in self.known]
+        if unknown and self.takes_hints:
+            note_unknown(unknown, self.read, "field")
+        elif unknown:
+            raise RequestError(unknown_message(unknown[0], self.known, "field"), unknown[0][:SHOWN])
 
 
 def check_known(body: dict[str, Any], known: Collection[str], what: str) -> None:
@@ -65,16 +66,30 @@ def check_members(value: dict[str, Any], known: Collection[str], where: str, par
 
 def note_unknown(names: Iterable[str], known: Collection[str], what: str) -> None:
     """For APIs whose clients add hints every month: names that are not known are ignored, each with one line in the log. Raises
-    RequestError for one that is nearly a known one: it was meant to be that."""
-    for name in names:
-        if name in known:
-            continue
-        if difflib.get_close_matches(name[:SHOWN], known, n=1, cutoff=_MISSPELT):
+    RequestError for one that is a known one misspelt, and for more than any client adds."""
+    unknown = [name for name in names if name not in known]
+    if len(unknown) > _MAX_HINTS:
+        raise RequestError(f"unknown {what} {unknown[0][:SHOWN]!r}, and {len(unknown) - 1} more", unknown[0][:SHOWN])
+    for name in unknown:
+        if any(_is_slip(name[:SHOWN], meant) for meant in known):
             raise RequestError(unknown_message(name, known, what), name[:SHOWN])
         seen = f"{what} {name[:SHOWN]!r}"
         if seen not in _noted and len(_noted) < _MAX_NOTED:
             _noted.add(seen)
             logger.warning("ignored an unknown %s", seen)
+
+
+def _is_slip(name: str, meant: str) -> bool:
+    """Whether they differ by what happens in typing: large letters and underscores, a plural; in longer names one letter that is
+    wrong, missing or too much, or two that are swapped."""
+    name, meant = (text.replace("_", "").replace("-", "").lower() for text in (name, meant))
+    if name.removesuffix("s") == meant.removesuffix("s"):
+        return True
+    if abs(len(name) - len(meant)) > 1 or min(len(name), len(meant)) < _LONG_NAME:
+        return False
+    same = next((i for i, (a, b) in enumerate(zip(name, meant, strict=False)) if a != b), min(len(name), len(meant)))
+    a, b = name[same:], meant[same:]
+    return a[1:] in (b, b[1:]) or a == b[1:] or (a[:2] == b[1::-1] and a[2:] == b[2:])
 
 
 def unknown_message(name: str, known: Collection[str], what: str) -> str:

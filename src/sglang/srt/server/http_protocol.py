@@ -360,7 +360,7 @@ def _body_len(headers: list[tuple[bytes, bytes]]) -> int | None:
         if name == b"transfer-encoding":
             return None
         if name == b"content-length":
-            size = whole_number(value)
+            size = whole_number(value) if len(value) <= 20 else None
             if size is None:
                 raise ValueError("content-length is no number that a body can have")
     return size

@@ -17,8 +17,8 @@ _REREAD = 512
 
 class CallParser:
     """Base of the formats. `tools`: the names of those there are; a mapping says the names of their parameters, too, in order. A call
-    of any other tool is text. Calls beyond `max_calls` are left out. `exact`: tools that a constraint holds to one way of writing; what only looks like a call of them is text. (JSON formats need
-    not look: theirs cannot be written otherwise.)"""
+    of any other tool is text. Calls beyond `max_calls` are left out. `exact`: tools that a constraint holds to one way of writing;
+    what only looks like a call of them is text. (JSON formats need not look: theirs cannot be written otherwise.)"""
 
     openers: tuple[str, ...] = ()
     """marks that may begin a call; of two at one place the longer counts"""
@@ -42,6 +42,7 @@ class CallParser:
         self._has_text = False
         self._after_call = False
         self._num_calls = self._num_before = 0
+        self._num_open = 0
         self._state: Callable[[bool], bool] = self._read_text
 
     def feed(self, text: str) -> list[Piece]:
@@ -92,7 +93,7 @@ class CallParser:
         self._emit_text(buffer[:at])
         self._buffer = buffer[at:]
         self._raw.take()
-        self._num_before = self._num_calls
+        self._num_before, self._num_open = self._num_calls, 0
         self._open(mark)
         return True
 
@@ -135,6 +136,16 @@ class CallParser:
         if space != between:
             self._gap.take()
         self._gap.add(space)
+
+    def _pass(self, mark: str) -> None:
+        """Takes a mark, a bracket, or what else stands between calls."""
+        self._num_open = max(self._num_open + (mark == "[") - (mark == "]"), 0)
+        self._consume(len(mark))
+
+    @property
+    def _is_in_list(self) -> bool:
+        """Whether brackets around calls are open: what they hold besides is text, and more calls may follow."""
+        return self._num_open > 0 and self._num_calls > self._num_before
 
     def _read_between(self, final: bool) -> bool:
         """Reads what stands between calls, up to the next."""

@@ -10,20 +10,16 @@ from sglang.srt.server.parsers.pieces import Growing
 ARGUMENT_KEYS = ("arguments", "parameters")
 _KNOWN_KEYS = frozenset({"name", "id", "type", "index", *ARGUMENT_KEYS})
 _BLANK = " \t\r\n"
-_PLAIN = frozenset(_BLANK + "{}[],:+-.0123456789eEtruefalsnull")
-"""what JSON has outside of strings"""
 _FOREIGN = frozenset("<`")
 """what begins a mark, and is nowhere outside of strings"""
 
 
 class ValueScanner:
     """Finds the end of one JSON value. Brackets and strings are counted; whether the rest is valid is not its concern, save for
-    what tells that the value is over without its brackets (`is_broken`). `depth`: brackets that were open before. `is_strict`:
-    whatever JSON does not have breaks the value."""
+    what tells that the value is over without its brackets (`is_broken`). `depth`: brackets that were open before."""
 
-    def __init__(self, depth: int = 0, is_strict: bool = False) -> None:
+    def __init__(self, depth: int = 0) -> None:
         self._depth = depth
-        self._is_strict = is_strict
         self._in_string = False
         self._escaped = False
         self._scalar = False
@@ -52,7 +48,7 @@ class ValueScanner:
             elif char in "}]":
                 self._depth -= 1
                 self.done = self._depth <= 0
-            elif char in _FOREIGN or (self._is_strict and char not in _PLAIN):
+            elif char in _FOREIGN:
                 self.is_broken = True
                 return at
             elif not self._depth:
@@ -66,12 +62,15 @@ class CallReader:
     """Reads one {"name": ..., "arguments": {...}}, keys in any order, "parameters" for "arguments".
 
     `begin(name)` is called as soon as the name is known, and says whether there is such a tool; then `more(text, is_last)` with the
-    arguments as they come. `wrong` is set when this is no call, or not to the end; `is_unknown` as well if only the tool is not there.
+    arguments as they come. `wrong` is set when this is no call, or not to the end. `is_unknown`: it calls a tool that is not there, or
+    nothing at all; it is read to its end nevertheless. `among_calls`: nothing but calls is expected here, so other keys and objects
+    do not make it `wrong`.
     """
 
-    def __init__(self, begin: Callable[[str], bool], more: Callable[[str, bool], None]) -> None:
+    def __init__(self, begin: Callable[[str], bool], more: Callable[[str, bool], None], among_calls: bool = False) -> None:
         self._begin = begin
         self._more = more
+        self._among_calls = among_calls
         self._state: Callable[[str], int] = self._start
         self._key = ""
         self._value = Growing()
@@ -105,6 +104,7 @@ class CallReader:
             self._end()
         elif text[0] not in _BLANK and text[0] != ",":
             self.wrong = True
+            return 0
         return 1
 
     def _in_key(self, text: str) -> int:
@@ -113,7 +113,7 @@ class CallReader:
         if self._scanner.done:
             self._key = str(_decoded(str(self._value)))
             self._state = self._colon
-            self.wrong = self._key not in _KNOWN_KEYS and not self.begun
+            self.wrong = self._key not in _KNOWN_KEYS and not (self.begun or self.is_unknown or self._among_calls)
         return used
 
     def _colon(self, text: str) -> int:
@@ -154,9 +154,11 @@ class CallReader:
                 self._say(self._arguments, True)
 
     def _take_name(self, name: object) -> None:
-        if not isinstance(name, str) or self.begun or not self._begin(name):
+        if self.begun or not (isinstance(name, str) or self._among_calls):
             self.wrong = True
-            self.is_unknown = isinstance(name, str) and not self.begun
+            return
+        if not isinstance(name, str) or not self._begin(name):
+            self.is_unknown = True
             return
         self.begun = True
         if self._arguments is not None:
@@ -164,10 +166,12 @@ class CallReader:
 
     def _say(self, text: str, is_last: bool) -> None:
         self._sent_arguments = True
-        self._more(text, is_last)
+        if self.begun:
+            self._more(text, is_last)
 
     def _end(self) -> None:
-        if not self.begun:
+        self.is_unknown = not self.begun and (self.is_unknown or self._among_calls)
+        if not self.begun and not self.is_unknown:
             self.wrong = True
             return
         if not self._sent_arguments:

@@ -29,6 +29,7 @@ class JsonCalls(CallParser):
         self._reader: CallReader | None = None
         self._scanner: ValueScanner | None = None
         self._head: str | None = None
+        self._has_mark = False
         self._skips = tuple(sorted({*self.closers, *(m for m in self.openers if m not in ("{", "["))}, key=len, reverse=True))
 
     def _name_of(self, head: str) -> str:
@@ -37,6 +38,7 @@ class JsonCalls(CallParser):
 
     def _open(self, mark: str) -> None:
         self._head = None
+        self._has_mark = mark in self.markers
         self._state = self._read_between
 
     def _read_between(self, final: bool) -> bool:
@@ -48,14 +50,17 @@ class JsonCalls(CallParser):
         if not final and any(m != buffer and m.startswith(buffer) for m in self._skips):
             return False  # the rest of a mark may be on its way
         if mark is not None:
-            self._consume(len(mark))
+            self._pass(mark)
             self._head = "" if mark in self.heads else None
         elif buffer[0] in _BETWEEN:
-            self._consume(1)
+            self._pass(buffer[0])
         elif buffer[0] == "{":
             self._head = None
-            self._reader = CallReader(self._begin_call, self._add_arguments)
+            self._reader = CallReader(self._begin_call, self._add_arguments, self._is_among_calls)
             self._state = self._read_call
+        elif self._is_in_list:
+            self._scanner = ValueScanner()
+            self._state = self._read_other
         elif self._head is not None:
             self._state = self._read_head
         elif self._raw:
@@ -70,22 +75,30 @@ class JsonCalls(CallParser):
         assert self._reader is not None
         if not self._buffer:
             return False
-        used = self._reader.feed(self._buffer)
+        reader = self._reader
+        used = reader.feed(self._buffer)
         self._consume(used)
-        if self._reader.begun:
+        if reader.begun:
             self._raw.take()
-        if self._reader.done or (self._reader.wrong and self._reader.begun):
-            self._state = self._read_between
-        elif self._reader.is_unknown:
+        elif reader.is_unknown:  # text, also where it looks like a call
             self._emit_text(self._raw.take())
-            self._scanner = ValueScanner(depth=1, is_strict=True)
-            self._state = self._read_unknown
-        elif self._reader.wrong:
+        if reader.done or (reader.wrong and (reader.begun or reader.is_unknown)):
+            self._state = self._read_between if reader.begun else self._read_after_unknown
+        elif reader.wrong and self._is_in_list:
+            self._emit_text(self._raw.take())
+            self._scanner = ValueScanner(depth=1)
+            self._state = self._read_other
+        elif reader.wrong:
             self._give_up()
         return bool(self._buffer)
 
-    def _read_unknown(self, final: bool) -> bool:
-        """The rest of an object that calls what is not there: text, also where it looks like a call."""
+    @property
+    def _is_among_calls(self) -> bool:
+        """Whether nothing but calls is expected here."""
+        return self._has_mark or self._is_in_list
+
+    def _read_other(self, final: bool) -> bool:
+        """Something in a list of calls that is none."""
         assert self._scanner is not None
         if not self._buffer:
             return False
@@ -101,7 +114,8 @@ class JsonCalls(CallParser):
     def _read_head(self, final: bool) -> bool:
         """The name, up to the arguments' first bracket."""
         at = self._buffer.find("{")
-        marks = [place for mark in self.openers if 0 <= (place := self._buffer.find(mark)) < (at if at >= 0 else HEAD_CHARS)]
+        head = self._buffer[: at if at >= 0 else HEAD_CHARS]
+        marks = [place for mark in self.openers if (place := head.find(mark)) >= 0]
         if marks:  # another call begins
             self._consume(min(marks))
             self._give_up(self._raw.length)

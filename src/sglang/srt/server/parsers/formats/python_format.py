@@ -16,6 +16,7 @@ from sglang.srt.server.parsers.pieces import Growing, Piece, held_len
 _HEAD = re.compile(r"([A-Za-z_][\w.\-]*)\s*\(")
 _HEAD_BEGIN = re.compile(r"[A-Za-z_][\w.\-]*\s*")
 _BETWEEN = " \t\r\n,[];"
+_OTHER_END = re.compile(r"[,;\n\]]")
 MAX_HEAD = 200
 MAX_WORD = 4000
 MAX_PARTS = 5000
@@ -56,7 +57,7 @@ class PythonicCalls(CallParser):
         return self._state == self._read_arguments
 
     def _open(self, mark: str) -> None:
-        self._consume(len(mark))
+        self._pass(mark)
         self._state = self._read_between
 
     def _read_between(self, final: bool) -> bool:
@@ -68,11 +69,13 @@ class PythonicCalls(CallParser):
         if not final and any(m != buffer and m.startswith(buffer) for m in self._marks):
             return False  # the rest of a mark may be on its way
         if mark is not None or buffer[0] in _BETWEEN:
-            self._consume(len(mark or " "))
+            self._pass(mark or buffer[0])
         elif (head := _HEAD.match(buffer)) is not None:
             return self._start_call(head)
         elif not final and _HEAD_BEGIN.fullmatch(buffer) and len(buffer) < MAX_HEAD:
             return False
+        elif self._is_in_list:
+            self._state = self._read_other
         else:
             self._give_up(self._raw.length)
         if self._after_call and self._state == self._read_between:
@@ -87,6 +90,9 @@ class PythonicCalls(CallParser):
                 self._marks = (*self._marks, ")")
             return True
         written = head[0] == f"{name}(" and str(self._raw) in self.exact_openings
+        if name not in self._tools and head[0] != f"{name}(" and self._is_in_list:
+            self._state = self._read_other
+            return True
         if (name in self._exact and not written) or (name not in self._tools and head[0] != f"{name}("):
             self._give_up(self._raw.length)
             return True
@@ -122,6 +128,16 @@ class PythonicCalls(CallParser):
             self._state = self._read_after_unknown
         return end is not None
 
+    def _read_other(self, final: bool) -> bool:
+        """What stands in a list of calls and is none: text up to the next."""
+        end = _OTHER_END.search(self._buffer)
+        used = len(self._buffer) if end is None else end.start()
+        self._emit_text(self._raw.take() + self._buffer[:used])
+        self._buffer = self._buffer[used:]
+        if end is not None:
+            self._state = self._read_after_unknown
+        return end is not None
+
     def _find_end(self) -> int | None:
         """Where in the buffer the bracket closes that opened before it."""
         for at, char in enumerate(self._buffer):
@@ -142,6 +158,7 @@ class PythonicCalls(CallParser):
         return None
 
 
+_FENCE = "```tool_code"
 _QUOTES = ("<escape>", '<|"|>')
 _BARE_MARK = re.compile(r"""<escape>|<\|"\|>|[{}\[\]]""")
 
@@ -150,7 +167,7 @@ class GemmaCalls(PythonicCalls):
     """```tool_code f(x=1)``` (Gemma 3), <start_function_call>call:f{x:<escape>a<escape>}<end_function_call> (FunctionGemma),
     <|tool_call>call:f{x:<|"|>a<|"|>}<tool_call|> (Gemma 4). Sources: their published prompt formats."""
 
-    openers = ("```tool_code", "<start_function_call>", "<|tool_call>", "[")
+    openers = (_FENCE, "<start_function_call>", "<|tool_call>", "[")
     closers = ("```", "<end_function_call>", "<tool_call|>", "]")
     exact_openings = ("```tool_code\n",)
     markers = ("<start_function_call>", "<end_function_call>", "<escape>", "<|tool_call>", "<tool_call|>", '<|"|>')
@@ -161,6 +178,11 @@ class GemmaCalls(PythonicCalls):
         if not final and self._buffer and "call:".startswith(self._buffer):
             return False
         return super()._read_between(final)
+
+    def _pass(self, mark: str) -> None:
+        """A fence around lines is like a bracket around a list."""
+        super()._pass(mark)
+        self._num_open = max(self._num_open + (mark == _FENCE) - (mark == "```"), 0)
 
     @property
     def _is_within_call(self) -> bool:
