@@ -79,6 +79,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "tool result": ([*CALLED, RESULT], {"tools": [TOOL]}),
     "after a tool result": ([*CALLED, RESULT, ANSWER, AGAIN], {"tools": [TOOL]}),
     "earlier thoughts": ([USER, {**ANSWER, "reasoning_content": "Hmm."}, AGAIN], {"enable_thinking": True}),
+    "earlier thoughts by another name": ([USER, {**ANSWER, "reasoning": "Hmm."}, AGAIN], {}),
     "thoughts of a call": ([USER, {**CALLED[1], "reasoning_content": "Hmm."}, RESULT], {"tools": [TOOL]}),
     "no thinking": ([USER], {"enable_thinking": False}),
     "continued": ([USER, ANSWER], {"continue_final_message": True}),

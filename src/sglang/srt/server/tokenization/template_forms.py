@@ -118,7 +118,7 @@ def fit_content(message: dict[str, Any], form: ContentForm, marks: Mapping[str, 
             content = " ".join(part["text"] for part in content)
     if isinstance(content, str) and form.part and not form.text:
         content = [_part(content)]
-    return {**message, "content": content}
+    return message if content is message.get("content") else {**message, "content": content}
 
 
 def _written(part: dict[str, Any], marks: Mapping[str, str]) -> dict[str, Any]:
