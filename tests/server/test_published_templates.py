@@ -14,6 +14,7 @@ from sglang.srt.errors import SglangError
 from sglang.srt.server.multimodal.inputs import MediaInput
 from sglang.srt.server.openai.messages import parse_messages
 from sglang.srt.server.tokenization.model_files import TextFacts
+from sglang.srt.server.tokenization.template_forms import MediaToken
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from tests.server.models import train_byte_level
 
@@ -105,7 +106,7 @@ def ours(
             tools=tools,
             continue_final_message=continue_final_message,
             template_variables=words,
-            media_tokens={"image": image_token(name)},
+            media_tokens={"image": MediaToken(image_token(name), image_token(name))},
         )
     except SglangError:
         return "refused"
@@ -203,3 +204,11 @@ def test_an_image_that_the_template_leaves_out_is_text() -> None:
     with_tools = ours(name, asked, tools=[TOOL])
     assert with_tools.count("<|image|>") == 1
     assert with_tools.endswith("<|image|>What is it?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
+
+
+def test_the_templates_own_way_of_showing_an_image_stays() -> None:
+    """Though it is not the model's whole text for one: its placeholder is what counts."""
+    asked = [{"role": "user", "content": [IMAGE, {"type": "text", "text": "What is it?"}]}]
+    tokenizer = tokenizer_with("SmolVLM-Instruct")
+    ids = tokenizer.encode_chat(asked, media_tokens={"image": MediaToken("<image>", "[<image>]")})
+    assert tokenizer.decode(ids, skip_special_tokens=False) == theirs("SmolVLM-Instruct", asked)

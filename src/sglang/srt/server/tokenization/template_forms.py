@@ -35,6 +35,14 @@ Conversation = Callable[[Any], dict[str, Any]]
 
 
 @dataclass(frozen=True)
+class MediaToken:
+    """How a model's prompt says that an image or a video stands here: `text`, in which `placeholder` is the token that counts."""
+
+    placeholder: str
+    text: str
+
+
+@dataclass(frozen=True)
 class ContentForm:
     """What the template takes as the content of one role. `part`: a list with one part of text; `parts`: with several.
     `media`: the types of media parts that it shows among them."""

@@ -25,6 +25,7 @@ from sglang.srt.heap import release_freed_memory
 from sglang.srt.server.tokenization.chat_template import ChatTemplate, named_template
 from sglang.srt.server.tokenization.model_files import TextFacts, checked, is_panic, read_folder, read_gguf
 from sglang.srt.server.tokenization.special_text import SpecialText, map_strings
+from sglang.srt.server.tokenization.template_forms import MediaToken
 from sglang.srt.server.tokenization.token_bytes import drops_leading_space, token_table
 from sglang.srt.vocabulary import Vocabulary
 
@@ -184,12 +185,12 @@ class Tokenizer:
         template_variables: dict[str, Any] | None = None,
         max_chars: int | None = None,
         may_cut: bool = False,
-        media_tokens: Mapping[str, str] | None = None,
+        media_tokens: Mapping[str, MediaToken] | None = None,
     ) -> list[int]:
         """Ids of the prompt that asks for the next turn, or with `continue_final_message` for the rest of the last one.
 
-        Contents are strings or lists of parts, whatever the template takes (template_forms.py). `media_tokens`: what the prompt
-        says for media of each type; where the template does not show them itself, they are text of the messages.
+        Contents are strings or lists of parts, whatever the template takes (template_forms.py). `media_tokens`: of each type of
+        media; where the template does not show them itself, they are text of the messages.
 
         Raises RequestError if there is no template, it refuses the messages, or the prompt is longer than `max_chars` (with
         `may_cut` it loses its end instead, where that is possible).
@@ -198,7 +199,7 @@ class Tokenizer:
         template = self.chat_template(bool(tools))
         is_marked = self._special_text.occurs_in([messages, variables])
         mark, *free = _free_marks(messages, variables) if is_marked or media_tokens else _MARKS
-        tokens = {media: (own, text) for own, (media, text) in zip(free, (media_tokens or {}).items(), strict=False)}
+        tokens = {kind: (own, token) for own, (kind, token) in zip(free, (media_tokens or {}).items(), strict=False)}
         if continue_final_message:
             messages = [*messages[:-1], _with_end_mark(messages[-1])]
         if is_marked:
@@ -218,19 +219,19 @@ class Tokenizer:
         template: ChatTemplate,
         messages: list[dict[str, Any]],
         variables: dict[str, Any],
-        tokens: Mapping[str, tuple[str, str]],
+        tokens: Mapping[str, tuple[str, MediaToken]],
         generation_prompt: bool,
     ) -> str:
         """The prompt with all images and videos: as the template shows them, or as text of the messages if it leaves one out.
-        `tokens`: for each type, a mark that no message has and what the prompt says."""
+        `tokens`: for each type, a mark that no message has, and what it stands for."""
         wanted = _count_media(messages)
         marks = {kind: mark for kind, (mark, _) in tokens.items()}
         prompt = self._render(template, template.fitted(messages, marks), variables, generation_prompt)
-        shown = {kind: prompt.count(mark) + prompt.count(text) for kind, (mark, text) in tokens.items()}
+        shown = {kind: prompt.count(mark) + prompt.count(token.placeholder) for kind, (mark, token) in tokens.items()}
         if wanted and any(shown[kind] != wanted[kind] for kind in tokens):
             prompt = self._render(template, template.fitted(messages, marks, as_text=True), variables, generation_prompt)
-        for mark, text in tokens.values():
-            prompt = prompt.replace(mark, text)
+        for mark, token in tokens.values():
+            prompt = prompt.replace(mark, token.text)
         return prompt
 
     def _render(
