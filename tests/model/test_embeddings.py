@@ -189,12 +189,11 @@ def weighted_mean(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         ),
     ],
 )
-@pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_rows_are_pooled_as_the_folder_says(
-    request: pytest.FixtureRequest, tmp_path: Path, kind: str, config: dict[str, Any], pool: Any
+    bert: tuple[Path, Any], llama: tuple[Path, Any], tmp_path: Path, config: dict[str, Any], pool: Any
 ) -> None:
-    """By the flags of earlier versions and by the name of the current one."""
-    folder, model = request.getfixturevalue(kind)
+    """By the flags of earlier versions and by the name of the current one; by turns of an encoder and of a decoder."""
+    folder, model = bert if len(config) % 2 else llama
     linked(folder, tmp_path)
     list_modules(tmp_path, "Transformer", "Pooling")
     write_json(tmp_path / "1_Pooling" / "config.json", config)
@@ -299,7 +298,7 @@ def test_a_dense_module_in_a_pickle_is_not_read(bert: tuple[Path, Any], tmp_path
 # --- decoders without a head --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
 def test_a_decoder_saved_without_its_head_embeds(tmp_path: Path, family: str) -> None:
     """As AutoModel saves it: a bare class name, names without a prefix, no lm_head though the head is not tied."""
     model = save_model(tmp_path / "whole", family, tie_word_embeddings=False)

@@ -14,6 +14,7 @@ from sglang.srt.errors import SglangError
 from sglang.srt.server.multimodal.inputs import MediaInput
 from sglang.srt.server.openai.messages import parse_messages
 from sglang.srt.server.tokenization.model_files import TextFacts
+from sglang.srt.server.tokenization.template_forms import MediaToken
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from tests.server.models import train_byte_level
 
@@ -30,10 +31,23 @@ USER_IMAGES = ONLY_PARTS | {
 }  # fmt: skip
 """They show an image part of the user's."""
 TOOL_IMAGES = ONLY_PARTS | {
-    "MiniMax-M2", "Qwen2-VL-7B-Instruct", "Qwen2.5-Omni", "Qwen3-VL-Instruct", "Qwen3.5-4B", "Reka-Edge", "StepFun3.5-Flash",
+    "Qwen2-VL-7B-Instruct", "Qwen2.5-Omni", "Qwen3-VL-Instruct", "Qwen3.5-4B", "Reka-Edge", "StepFun3.5-Flash",
     "google-gemma-4-31B-it-interleaved", "llava-1.5",
 }  # fmt: skip
 """They show an image part of a tool's result."""
+IMAGE_TOKENS = {
+    **dict.fromkeys(("GLM-4.1V-Thinking", "GLM-4.5V"), "<|begin_of_image|><|image|><|end_of_image|>"),
+    **dict.fromkeys(
+        ("Llama-3.2-11B-Vision-Instruct", "Llama-4-Scout-Instruct", "google-gemma-4-31B-it-interleaved"), "<|image|>"
+    ),
+    **dict.fromkeys(("Qwen2-VL-7B-Instruct", "Qwen3-VL-Instruct", "Qwen3.5-4B"), "<|vision_start|><|image_pad|><|vision_end|>"),
+    **dict.fromkeys(("Reka-Edge", "SmolVLM-Instruct", "llava-1.5", "llava-onevision-qwen2-ov"), "<image>"),
+    "Qwen2.5-Omni": "<|vision_bos|><|IMAGE|><|vision_eos|>",
+    "StepFun3.5-Flash": "<im_patch>",
+    "gemma-3-4b-it": "<start_of_image>",
+    "moonshotai-Kimi-K2": "<|media_pad|>",
+}
+"""What they write for it; "[IMG]" the others that do."""
 TEXT_ARGUMENTS = {"DeepSeek-V3"}
 """They write a call's arguments as they are, which is right for a text of JSON alone."""
 
@@ -66,6 +80,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "tool result": ([*CALLED, RESULT], {"tools": [TOOL]}),
     "after a tool result": ([*CALLED, RESULT, ANSWER, AGAIN], {"tools": [TOOL]}),
     "earlier thoughts": ([USER, {**ANSWER, "reasoning_content": "Hmm."}, AGAIN], {"enable_thinking": True}),
+    "earlier thoughts by another name": ([USER, {**ANSWER, "reasoning": "Hmm."}, AGAIN], {}),
     "thoughts of a call": ([USER, {**CALLED[1], "reasoning_content": "Hmm."}, RESULT], {"tools": [TOOL]}),
     "no thinking": ([USER], {"enable_thinking": False}),
     "continued": ([USER, ANSWER], {"continue_final_message": True}),
@@ -91,11 +106,15 @@ def ours(
             tools=tools,
             continue_final_message=continue_final_message,
             template_variables=words,
-            media_tokens={"image": "<IMG>"},
+            media_tokens={"image": MediaToken(image_token(name), image_token(name))},
         )
     except SglangError:
         return "refused"
     return tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def image_token(name: str) -> str:
+    return IMAGE_TOKENS.get(name, "[IMG]")
 
 
 def theirs(name: str, messages: list[dict[str, Any]], continue_final_message: bool = False, **words: Any) -> str:
@@ -153,9 +172,9 @@ def test_lists_stay_lists_or_become_text(name: str) -> None:
         assert "'type'" not in prompt
 
 
-def written(parts: list[dict[str, Any]]) -> list[Any]:
+def written(name: str, parts: list[dict[str, Any]]) -> list[Any]:
     """How parts can be given to a template that shows no images: as one text, or as parts of text."""
-    texts = [part.get("text", "<IMG>") for part in parts]
+    texts = [part.get("text", image_token(name)) for part in parts]
     return [" ".join(texts), [{"type": "text", "text": text} for text in texts]]
 
 
@@ -164,14 +183,32 @@ def test_an_image_of_the_user(name: str) -> None:
     """As the template shows it, or as text where it does not."""
     parts = [IMAGE, {"type": "text", "text": "What is it?"}]
     prompt = ours(name, [{"role": "user", "content": [SENT, parts[1]]}, ANSWER, AGAIN])
-    shown = [parts] if name in USER_IMAGES else written(parts)
+    shown = [parts] if name in USER_IMAGES else written(name, parts)
     assert prompt in [theirs(name, [{"role": "user", "content": content}, ANSWER, AGAIN]) for content in shown]
-    assert prompt.count("<IMG>") == (name not in USER_IMAGES) or prompt == "refused"
+    assert prompt.count(image_token(name)) == 1 or prompt == "refused"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_image_in_a_tools_result(name: str) -> None:
     parts = [{"type": "text", "text": "This is it."}, IMAGE]
     prompt = ours(name, [*CALLED, {**RESULT, "content": [parts[0], SENT]}], tools=[TOOL])
-    shown = [parts] if name in TOOL_IMAGES else written(parts)
+    shown = [parts] if name in TOOL_IMAGES else written(name, parts)
     assert prompt in [theirs(name, [*CALLED, {**RESULT, "content": content}], tools=[TOOL]) for content in shown]
+
+
+def test_an_image_that_the_template_leaves_out_is_text() -> None:
+    """With tools, this template shows only the text of the first message."""
+    name = "Llama-3.2-11B-Vision-Instruct"
+    asked = [{"role": "user", "content": [SENT, {"type": "text", "text": "What is it?"}]}]
+    assert "<|image|>What is it?" in ours(name, asked)
+    with_tools = ours(name, asked, tools=[TOOL])
+    assert with_tools.count("<|image|>") == 1
+    assert with_tools.endswith("<|image|>What is it?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
+
+
+def test_the_templates_own_way_of_showing_an_image_stays() -> None:
+    """Though it is not the model's whole text for one: its placeholder is what counts."""
+    asked = [{"role": "user", "content": [IMAGE, {"type": "text", "text": "What is it?"}]}]
+    tokenizer = tokenizer_with("SmolVLM-Instruct")
+    ids = tokenizer.encode_chat(asked, media_tokens={"image": MediaToken("<image>", "[<image>]")})
+    assert tokenizer.decode(ids, skip_special_tokens=False) == theirs("SmolVLM-Instruct", asked)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sglang.srt.scheduler.grammar.encoder import Encoder
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from tests.server.test_tokenizer import open_gguf, write_gguf
 
@@ -50,3 +51,12 @@ def test_names_of_tokens_are_no_pieces(mistral: Tokenizer) -> None:
         ids = mistral.encode_ordinary(text)
         assert min(ids) >= 259, "neither a special token nor a byte"
         assert mistral.decode(ids) == text
+
+
+def test_text_that_a_grammar_forces_is_cut_as_inside_of_a_text(mistral: Tokenizer) -> None:
+    """Its own space stands for the one that is put first."""
+    encoder = Encoder(mistral.vocabulary)
+    for text in ("Hello", "Hello world", "a  b"):
+        assert encoder.encode(f" {text}") == mistral.encode(text, add_special_tokens=False)
+    inside = encoder.encode("Hello")
+    assert mistral.vocabulary.text_bytes(inside) == b"Hello"

@@ -163,6 +163,28 @@ async def test_tools_go_to_a_template_that_knows_them(make_stand: MakeStand, tok
         tokenizer._templates.update(kept)
 
 
+async def test_calls_stay_with_a_template_that_shows_them(make_stand: MakeStand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it shows no tools; and arguments are the text that it writes out, as the client has spelled it."""
+    stand = make_stand(info={"context_len": 2048})
+    template = ChatTemplate(
+        "{% for m in messages %}{% if m.role == 'tool' %}<out>{{ m.content }}</out>{% else %}{{ m.role }}:{{ m.content }}"
+        "{% for c in m.tool_calls %}<call>{{ c.function.name + ' ' + c.function.arguments }}</call>{% endfor %}{% endif %}"
+        "{% endfor %}"
+    )
+    monkeypatch.setattr(stand.manager.need_tokenizer(), "chat_template", lambda with_tools=False: template)
+    called = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city":"Rome"}'}}
+    messages = [
+        {"role": "user", "content": "Rome?"},
+        {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": "c1", "content": "18"},
+    ]
+    response = await chat(stand, messages=messages, tools=TOOLS)
+    assert response.status_code == 200
+    prompt = prompt_of(stand)
+    assert prompt.endswith('user:Rome?assistant:<call>get_weather {"city":"Rome"}</call><out>18</out>')
+    assert prompt.startswith("system:You can call functions.")
+
+
 @pytest.mark.parametrize(
     ("change", "param", "words"),
     [

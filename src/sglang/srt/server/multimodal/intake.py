@@ -43,6 +43,7 @@ from sglang.srt.server.multimodal.shares import Budget
 from sglang.srt.server.multimodal.sources import Sources
 from sglang.srt.server.multimodal.spans import Picture, expand, find_places
 from sglang.srt.server.request_scope import current_scope
+from sglang.srt.server.tokenization.template_forms import MediaToken
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -131,8 +132,8 @@ class MediaIntake:
         self._processor = processor
         self._lines = TokenLines(tokenizer)
         names = {kind: tokenizer.token_text(token_id) for kind, token_id in processor.placeholders.items()}
-        self.media_tokens: dict[str, str] = {
-            kind: processor.image_token.replace(names["image"], name) for kind, name in names.items()
+        self.media_tokens: dict[str, MediaToken] = {
+            kind: MediaToken(name, processor.image_token.replace(names["image"], name)) for kind, name in names.items()
         }
         """what stands for each kind of media in a prompt's text"""
         self._options = options

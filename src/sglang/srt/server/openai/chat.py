@@ -36,6 +36,7 @@ from sglang.srt.server.parsers.reasoning import (
 )
 from sglang.srt.server.parsers.tool_calls import call_format
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
+from sglang.srt.server.tokenization.template_forms import MediaToken
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 MAX_TOP_LOGPROBS = 20
@@ -53,7 +54,7 @@ _NOTHING = b'"delta":{}'
 @dataclass(frozen=True)
 class ChatOptions:
     """What a server has settled about chats. `defaults`: sampling parameters that a request leaves open. `tool_parser`: name of
-    the format of tool calls. `media_tokens`: what a prompt says for each type of media, where they may be among the messages.
+    the format of tool calls. `media_tokens`: of each type of media that may be among the messages.
     `may_cut`: prompts that are too long lose their end."""
 
     tokenizer: Tokenizer
@@ -62,7 +63,7 @@ class ChatOptions:
     max_chars: int
     tool_parser: str = "generic"
     reasoning: ReasoningFormat | None = None
-    media_tokens: Mapping[str, str] = field(default_factory=dict)
+    media_tokens: Mapping[str, MediaToken] = field(default_factory=dict)
     may_cut: bool = False
 
 

@@ -7,6 +7,7 @@ too much. The dialect is that of Hugging Face's `apply_chat_template`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -126,9 +127,13 @@ class ChatTemplate:
     def mentions(self, word: str) -> bool:
         return word in self.source
 
-    def fitted(self, messages: list[dict[str, Any]], marks: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Messages whose contents have the forms that the template takes (template_forms.fit_content)."""
-        return [fit_content(message, self.forms.of_role(str(message.get("role"))), marks) for message in messages]
+    def fitted(self, messages: list[dict[str, Any]], marks: Mapping[str, str], as_text: bool = False) -> list[dict[str, Any]]:
+        """Messages whose contents have the forms that the template takes (template_forms.fit_content). `as_text`: images and
+        videos are written as their marks even where the template shows them."""
+        forms = {str(message.get("role")): self.forms.of_role(str(message.get("role"))) for message in messages}
+        if as_text:
+            forms = {role: replace(form, media=frozenset()) for role, form in forms.items()}
+        return [fit_content(message, forms[str(message.get("role"))], marks) for message in messages]
 
     def render(self, variables: dict[str, Any]) -> str:
         """The prompt. Raises RequestError with the template's message if it refuses the messages or fails."""

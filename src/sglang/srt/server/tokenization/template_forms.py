@@ -35,6 +35,14 @@ Conversation = Callable[[Any], dict[str, Any]]
 
 
 @dataclass(frozen=True)
+class MediaToken:
+    """How a model's prompt says that an image or a video stands here: `text`, in which `placeholder` is the token that counts."""
+
+    placeholder: str
+    text: str
+
+
+@dataclass(frozen=True)
 class ContentForm:
     """What the template takes as the content of one role. `part`: a list with one part of text; `parts`: with several.
     `media`: the types of media parts that it shows among them."""
@@ -118,7 +126,7 @@ def fit_content(message: dict[str, Any], form: ContentForm, marks: Mapping[str, 
             content = " ".join(part["text"] for part in content)
     if isinstance(content, str) and form.part and not form.text:
         content = [_part(content)]
-    return {**message, "content": content}
+    return message if content is message.get("content") else {**message, "content": content}
 
 
 def _written(part: dict[str, Any], marks: Mapping[str, str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ the metadata of a GGUF file. Three ways to encode, by who wrote the text:
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ from sglang.srt.server.shared_ints import SharedInts
 from sglang.srt.server.tokenization.chat_template import ChatTemplate, named_template
 from sglang.srt.server.tokenization.model_files import TextFacts, checked, is_panic, read_folder, read_gguf
 from sglang.srt.server.tokenization.special_text import SpecialText, map_strings
+from sglang.srt.server.tokenization.template_forms import MediaToken
 from sglang.srt.server.tokenization.token_bytes import drops_leading_space, token_table
 from sglang.srt.vocabulary import Vocabulary
 
@@ -172,7 +174,8 @@ class Tokenizer:
 
     def render_chat(self, messages: list[dict[str, Any]], *, generation_prompt: bool = True, **variables: Any) -> str:
         """The prompt as text, for people and tests. `encode_chat` says what the variables are."""
-        return self._render(self.chat_template(bool(variables.get("tools"))), messages, variables, {}, generation_prompt)
+        template = self.chat_template(bool(variables.get("tools")))
+        return self._render(template, template.fitted(messages, {}), variables, generation_prompt)
 
     def encode_chat(
         self,
@@ -183,12 +186,12 @@ class Tokenizer:
         template_variables: dict[str, Any] | None = None,
         max_chars: int | None = None,
         may_cut: bool = False,
-        media_tokens: Mapping[str, str] | None = None,
+        media_tokens: Mapping[str, MediaToken] | None = None,
     ) -> list[int]:
         """Ids of the prompt that asks for the next turn, or with `continue_final_message` for the rest of the last one.
 
-        Contents are strings or lists of parts, whatever the template takes (template_forms.py). `media_tokens`: what the prompt
-        says for media of each type where the template does not show them itself.
+        Contents are strings or lists of parts, whatever the template takes (template_forms.py). `media_tokens`: of each type of
+        media; where the template does not show them itself, they are text of the messages.
 
         Raises RequestError if there is no template, it refuses the messages, or the prompt is longer than `max_chars` (with
         `may_cut` it loses its end instead, where that is possible).
@@ -197,15 +200,13 @@ class Tokenizer:
         template = self.chat_template(bool(tools))
         is_marked = self._special_text.occurs_in([messages, variables])
         mark, *free = _free_marks(messages, variables) if is_marked or media_tokens else _MARKS
-        media = dict(zip(media_tokens or (), free, strict=False))
+        tokens = {kind: (own, token) for own, (kind, token) in zip(free, (media_tokens or {}).items(), strict=False)}
         if continue_final_message:
             messages = [*messages[:-1], _with_end_mark(messages[-1])]
         if is_marked:
             messages, variables = self._special_text.marked([messages, variables], mark)
-        prompt = self._render(template, messages, variables, media, not continue_final_message)
+        prompt = self._with_media(template, messages, variables, tokens, not continue_final_message)
         prompt = _without_end(prompt, continue_final_message)
-        for kind, text in (media_tokens or {}).items():
-            prompt = prompt.replace(media[kind], text)
         if may_cut and not is_marked:
             prompt = prompt[:max_chars]
         _check_len(prompt, max_chars)
@@ -214,17 +215,32 @@ class Tokenizer:
         ids: list[int] = _encoding(self._core, prompt).ids
         return ids
 
-    def _render(
+    def _with_media(
         self,
         template: ChatTemplate,
         messages: list[dict[str, Any]],
         variables: dict[str, Any],
-        media_marks: Mapping[str, str],
+        tokens: Mapping[str, tuple[str, MediaToken]],
         generation_prompt: bool,
+    ) -> str:
+        """The prompt with all images and videos: as the template shows them, or as text of the messages if it leaves one out.
+        `tokens`: for each type, a mark that no message has, and what it stands for."""
+        wanted = _count_media(messages)
+        marks = {kind: mark for kind, (mark, _) in tokens.items()}
+        prompt = self._render(template, template.fitted(messages, marks), variables, generation_prompt)
+        shown = {kind: prompt.count(mark) + prompt.count(token.placeholder) for kind, (mark, token) in tokens.items()}
+        if wanted and any(shown[kind] != wanted[kind] for kind in tokens):
+            prompt = self._render(template, template.fitted(messages, marks, as_text=True), variables, generation_prompt)
+        for mark, token in tokens.values():
+            prompt = prompt.replace(mark, token.text)
+        return prompt
+
+    def _render(
+        self, template: ChatTemplate, messages: list[dict[str, Any]], variables: dict[str, Any], generation_prompt: bool
     ) -> str:
         # the caller's variables come first: none of them may stand in for the messages or a special token
         return template.render(
-            {"tools": None, "documents": None, **variables, **self.names, "messages": template.fitted(messages, media_marks)}
+            {"tools": None, "documents": None, **variables, **self.names, "messages": messages}
             | {"add_generation_prompt": generation_prompt}
         )
 
@@ -263,7 +279,7 @@ class Tokenizer:
         mark = _MARKS[0]
         try:
             turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
-            text = self._render(self.chat_template(), turns, {}, {}, generation_prompt=False)
+            text = self.render_chat(turns, generation_prompt=False)
         except RequestError:
             return set()  # it wants something that two plain turns do not have; the model's files name the end then
         _, found, rest = text.rpartition(mark)
@@ -302,6 +318,12 @@ def _with_end_mark(message: dict[str, Any]) -> dict[str, Any]:
         last = {**content[-1], "text": f"{content[-1]['text']}{_END_MARK} "}
         return {**message, "content": [*content[:-1], last]}
     raise RequestError("continue_final_message needs a last message by the assistant that ends in text", "messages")
+
+
+def _count_media(messages: list[dict[str, Any]]) -> Counter[str]:
+    """Images and videos among the messages' parts, by type."""
+    lists = (message["content"] for message in messages if isinstance(message.get("content"), list))
+    return Counter(part["type"] for parts in lists for part in parts if part["type"] != "text")
 
 
 def _check_len(prompt: str, max_chars: int | None) -> None:
