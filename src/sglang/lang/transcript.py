@@ -84,9 +84,9 @@ def ordered_content(text: str, places: Sequence[int], template: ChatTemplate) ->
     if not places:
         return text.lstrip()
     parts: list[dict[str, Any]] = []
-    at = 0
+    at = len(text) - len(text.lstrip())
     for place in places:
-        parts += [_text_part(text[at:place])] if text[at:place].strip() else []
+        parts += [_text_part(text[at:place])] if text[at:place] else []
         parts.append({"type": "image_url", "image_url": {"url": "data:,"}})
         at = place + len(template.image_token)
     return [*parts, _text_part(text[at:])] if text[at:] else parts
