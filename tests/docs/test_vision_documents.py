@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.conftest import ROOT, RunningServer, start_server
 from tests.docs.test_tutorial import SEEDS, load_cells
+from tests.lang.test_vision_families import TEMPLATES, save_family
 
 sys.path.insert(0, str(ROOT / "examples"))
 from toy_vlm import pictures
@@ -111,6 +113,39 @@ def test_tutorial_cells_14_to_17(host: str, says: Callable[..., str]) -> None:
                 exec(compile(greedy, "<cell 16 without chance>", "exec"), names)
                 assert names["state"]["answer"] == says("What is in the image?", FIRST) == f"The image shows {FIRST}."
         assert names["server_process"].poll() is not None
+    finally:
+        if "server_process" in names and names["server_process"].poll() is None:
+            names["terminate_process"](names["server_process"])
+        names["set_default_backend"](None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_tutorial_cells_14_to_17_of_every_family(family: str, host: str, tmp_path: Path) -> None:
+    """With a tiny random model: the answer is the one that a chat request gets."""
+    save_family(family, tmp_path)
+    code = load_cells()
+    names: dict[str, Any] = {"__name__": "__tutorial__"}
+    flags = f"{tmp_path} --allow-private-media --max-total-tokens 2048"
+    try:
+        exec(compile(code[1].split("server_process, port")[0], "<imports>", "exec"), names)
+        for text in (code[14].replace(MODEL_OF_THE_DOCUMENTS, flags), code[15]):
+            exec(compile(text, "<cell>", "exec"), names)
+        greedy = local(code[16], host).replace("max_tokens=256", "max_tokens=8, temperature=0, ignore_eos=True")
+        exec(compile(greedy, "<cell 16>", "exec"), names)
+        content = [
+            {"type": "image_url", "image_url": {"url": f"{host}/example_image.png?raw=true"}},
+            {"type": "text", "text": "What is in the image?"},
+        ]
+        body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+        url = f"http://localhost:{names['port']}/v1/chat/completions"
+        reply = httpx.post(url, json=body, timeout=60, trust_env=False).json()
+        assert names["state"]["answer"] == reply["choices"][0]["message"]["content"]
+        meta = names["state"].get_meta_info("answer")
+        assert meta["prompt_tokens"] == reply["usage"]["prompt_tokens"]
+        exec(compile(local(code[16], host), "<cell 16>", "exec"), names)
+        assert isinstance(names["state"]["answer"], str)
+        exec(compile(code[17], "<cell 17>", "exec"), names)
     finally:
         if "server_process" in names and names["server_process"].poll() is None:
             names["terminate_process"](names["server_process"])

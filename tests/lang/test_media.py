@@ -99,6 +99,44 @@ def test_several_images_keep_their_places(native: NativeServer, backend: Runtime
     assert kinds == ["text", "image_url", "text", "image_url", "text"]
 
 
+def test_data_uris_of_every_form() -> None:
+    text = base64.b64encode(PNG).decode()
+    for head in ("data:image;base64", "data:;base64", "DATA:image/png;base64", "data:image/png;name=a;base64"):
+        assert load_image_data(f"{head},{text}") == (text, "image/png")
+    assert base64.b64decode(load_image_data("data:image/gif,GIF89a%00")[0]) == b"GIF89a\0"
+
+
+def test_pil_images_keep_bits_transparency_and_orientation() -> None:
+    image = pytest.importorskip("PIL.Image")
+    np = pytest.importorskip("numpy")
+    samples = np.array([[0, 2570, 51400, 65535]] * 3, dtype=np.int32)
+    for mode in ("I", "I;16", "I;16B"):
+        wide = (
+            image.fromarray(samples)
+            if mode == "I"
+            else image.frombytes(mode, (4, 3), samples.astype(">u2" if mode.endswith("B") else "<u2").tobytes())
+        )
+        again = np.asarray(image.open(io.BytesIO(decoded(wide)[0])))
+        assert again.astype(int).tolist() == samples.tolist()
+    clear = image.new("RGBA", (4, 4), (1, 2, 3, 0)).convert("RGBa")
+    assert image.open(io.BytesIO(decoded(clear)[0])).getpixel((0, 0))[3] == 0
+    exif = image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    image.new("RGB", (8, 4)).save(buffer, "JPEG", exif=exif)
+    assert image.open(io.BytesIO(decoded(image.open(buffer))[0])).getexif()[0x0112] == 6
+    with pytest.raises(TypeError, match="floating-point"):
+        load_image_data(image.new("F", (2, 2)))
+
+
+def test_frames_say_when_they_are_shown() -> None:
+    image = pytest.importorskip("PIL.Image")
+    from sglang.lang.media import with_time
+
+    stamped = image.open(io.BytesIO(with_time(PNG, 1.25)))
+    assert stamped.info["Seconds"] == "1.250" and stamped.convert("RGBA").size == (1, 1)
+
+
 def test_video() -> None:
     cv2 = pytest.importorskip("cv2")
     assert cv2

@@ -172,6 +172,9 @@ SEEDS: dict[str, dict[str, Any]] = {
     "/v1/rerank": {"model": "x", "query": "a", "documents": ["b", "c"], "top_n": 1, "return_documents": True, "rid": "r", "user": "u"},
     "/score_choices": {"text": "Hi", "input_ids": [1], "choices": ["a", "b"], "unconditional": True, "rid": "r", "cache_salt": "s"},
     "/tokenize": {"text": "Hi", "prompt": ["a"], "add_special_tokens": True, "model": "x"},
+    "/apply_chat_template": {
+        "messages": [{"role": "user", "content": "Hi"}], "add_generation_prompt": True, "continue_final_message": False, "model": "x",
+    },
     "/detokenize": {"tokens": [[1, 2], [3]], "skip_special_tokens": False, "model": "x"},
     "/parse_function_call": {
         "text": '<tool_call>{"name": "f", "arguments": {}}</tool_call>', "tools": [{"type": "function", "function": FUNCTION}],
@@ -215,6 +218,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "/v1/rerank": ("query", "documents"),
     "/score_choices": ("text", "choices"),
     "/tokenize": ("text",),
+    "/apply_chat_template": ("messages",),
     "/detokenize": ("tokens",),
     "/parse_function_call": ("text", "tools"),
     "/separate_reasoning": ("text",),

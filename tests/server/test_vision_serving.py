@@ -416,6 +416,69 @@ def test_bad_pictures_get_a_sentence_and_the_server_lives_on(web: httpx.Client, 
     assert generate(web, text, good)["text"]
 
 
+def test_places_without_images_are_refused_in_every_route(web: httpx.Client) -> None:
+    """An answer would be about nothing. In a batch the prompt that brings none is named by what it lacks."""
+    text, video = TURN.format(IMAGE + "Describe the image."), TURN.format("<|vision_start|><|video_pad|><|vision_end|>What?")
+    ids = web.post("/tokenize", json={"text": text}).json()["tokens"]
+    good = uri(show(790))
+    for path, body in (
+        ("/generate", {"text": text}),
+        ("/generate", {"text": video}),
+        ("/generate", {"input_ids": ids}),
+        ("/generate", {"text": [text, text], "image_data": [good, None]}),
+        ("/generate", {"text": [TURN.format("Hi"), text], "image_data": [None, []]}),
+        ("/v1/completions", {"prompt": text}),
+        ("/v1/completions", {"prompt": [ids]}),
+        ("/score_choices", {"text": text, "choices": ["a", "b"]}),
+    ):
+        reply = web.post(path, json=body)
+        assert reply.status_code == 400 and "the prompt has 1 places" in reply.json()["error"]["message"], (path, reply.text)
+    assert generate(web, TURN.format("Hello!"), None)["text"]
+
+
+def test_how_closely_a_request_looks(web: httpx.Client) -> None:
+    image = uri(show(791).resize((400, 300)))
+    text = TURN.format(IMAGE + "Describe the image.")
+
+    def tokens(part: dict[str, Any], **fields: Any) -> int:
+        content = [{"type": "image_url", **part}, {"type": "text", "text": "Describe the image."}]
+        body = {"messages": [{"role": "user", "content": content}], "max_tokens": 1, **fields}
+        reply = web.post("/v1/chat/completions", json=body)
+        assert reply.status_code == 200, reply.text
+        return int(reply.json()["usage"]["prompt_tokens"])
+
+    whole = tokens({"image_url": {"url": image}})
+    small = tokens({"image_url": {"url": image, "max_pixels": 3136}})
+    assert whole - small > 20 and tokens({"image_url": {"url": image, "detail": "original"}}) == whole
+    assert tokens({"image_url": {"url": image}, "max_pixels": 3136}) == small
+    assert tokens({"image_url": {"url": image}}, mm_processor_kwargs={"max_pixels": 3136}) == small
+    assert tokens({"image_url": {"url": image, "max_pixels": 28224}}, mm_processor_kwargs={"max_pixels": 3136}) == whole
+    native = generate(web, text, image, mm_processor_kwargs={"max_pixels": 3136})["meta_info"]["prompt_tokens"]
+    assert native == generate(web, text, image)["meta_info"]["prompt_tokens"] - (whole - small)
+    for wrong in ({"fps": 2}, {"max_pixels": "many"}, 5):
+        reply = web.post("/generate", json={"text": text, "image_data": image, "mm_processor_kwargs": wrong})
+        assert reply.status_code == 400 and "mm_processor_kwargs" in reply.json()["error"]["message"]
+    assert web.get("/get_model_info").json()["max_image_tokens"] == 1280
+
+
+def test_an_operators_limit_holds_for_all(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says what was made of a picture, and only where that is not what its publisher makes of it."""
+    import sglang
+
+    text, image = TURN.format(IMAGE + "Describe the image."), show(792).resize((400, 300))
+    with sglang.Engine(model_path=str(TOY), max_total_tokens=1024, threads=1, max_image_tokens=9) as engine:
+        bare = engine.generate(TURN.format("Describe the image."), GREEDY)["meta_info"]["prompt_tokens"]
+        with caplog.at_level("INFO"):
+            for fields in ({}, {"mm_processor_kwargs": {"max_pixels": 28224}}):
+                reply = engine.generate(text, GREEDY, image_data=image, **fields)
+                assert 4 <= reply["meta_info"]["prompt_tokens"] - bare - 2 <= 9
+            said = [record.getMessage() for record in caplog.records if "was resized" in record.getMessage()]
+            assert said and "400 x 300" in said[0] and "9 tokens" in said[0]
+            caplog.clear()
+            engine.generate(text, GREEDY, image_data=show(793).resize((56, 56)))
+            assert not [record for record in caplog.records if "was resized" in record.getMessage()]
+
+
 def test_placeholders_typed_as_text_are_text(web: httpx.Client) -> None:
     typed = [{"role": "user", "content": f"Is {IMAGE} a picture?"}]
     reply = web.post("/v1/chat/completions", json={"messages": typed, "temperature": 0, "max_tokens": 4})

@@ -7,6 +7,7 @@ decodes them.
 from __future__ import annotations
 
 import base64
+import binascii
 import importlib
 import io
 import os
@@ -14,6 +15,7 @@ import re
 import struct
 import zlib
 from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -33,10 +35,7 @@ def load_image_data(source: Any) -> tuple[str, str]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _encode(bytes(source))
     if hasattr(source, "save") and hasattr(source, "mode"):  # a PIL image
-        buffer = io.BytesIO()
-        image = source if source.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I") else source.convert("RGB")
-        image.save(buffer, format="PNG")
-        return _encode(buffer.getvalue())
+        return _encode(_pil_png(source))
     if hasattr(source, "detach") and hasattr(
         source, "cpu"
     ):  # a torch tensor, channels first as image libraries of torch have it
@@ -49,11 +48,44 @@ def load_image_data(source: Any) -> tuple[str, str]:
 def _load_text(text: str) -> tuple[str, str]:
     if re.match(r"https?://", text, re.IGNORECASE):
         return text, "image/url"
-    found = re.match(r"data:(image/[\w.+-]+);base64,(.*)", text, re.DOTALL)
+    found = re.match(r"data:([^,;]*)((?:;[^,;]*)*),(.*)", text, re.DOTALL | re.IGNORECASE)
     if found:
-        return found.group(2), found.group(1)
+        return _load_data_uri(found[1].lower(), found[2].lower().split(";"), found[3])
     with open(text.removeprefix("file://"), "rb") as file:
         return _encode(file.read())
+
+
+def _load_data_uri(mime: str, parameters: list[str], body: str) -> tuple[str, str]:
+    if "base64" not in [parameter.strip() for parameter in parameters]:
+        return _encode(unquote_to_bytes(body))
+    text = "".join(unquote(body).split())
+    if mime.startswith("image/"):
+        return text, mime
+    try:  # it does not say what it is: the bytes do
+        return text, _mime(base64.b64decode(text[:64]))
+    except binascii.Error as error:
+        raise ValueError("the data URI is not valid base64") from error
+
+
+_KEPT = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+_ALIKE = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA", "I": "I;16"}
+_ORIENTATION = 0x0112
+
+
+def _pil_png(image: Any) -> bytes:
+    """A PIL image as a PNG file, with its 16 bits and its transparency, turned as its EXIF says."""
+    if image.mode == "F":
+        raise TypeError("an image of floating-point samples has no agreed brightness: bring it to 8 or 16 bits")
+    kept = image.convert("I") if image.mode.startswith("I;16") else image
+    if kept.mode not in _KEPT:
+        kept = kept.convert(_ALIKE.get(kept.mode, "RGB"))
+    found = image.getexif()
+    turned = type(found)()
+    if _ORIENTATION in found:
+        turned[_ORIENTATION] = found[_ORIENTATION]
+    buffer = io.BytesIO()
+    kept.save(buffer, format="PNG", exif=turned)
+    return buffer.getvalue()
 
 
 def _encode(data: bytes) -> tuple[str, str]:
@@ -65,6 +97,8 @@ def _encode(data: bytes) -> tuple[str, str]:
 def _mime(data: bytes) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
+    if data[4:12] in (b"ftypavif", b"ftypavis"):
+        return "image/avif"
     return next((mime for signature, mime in _SIGNATURES if data.startswith(signature)), "image/png")
 
 
@@ -103,13 +137,23 @@ def load_video_data(path: str, num_frames: int) -> str:
         total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         if total < 1:
             raise ValueError(f"{path} has no frames that OpenCV can read")
+        rate = float(capture.get(cv2.CAP_PROP_FPS) or 0)
         frames = []
         for i in range(num_frames):
             capture.set(cv2.CAP_PROP_POS_FRAMES, i * total // num_frames)
             is_read, frame = capture.read()
             if not is_read:
                 break
-            frames.append(cv2.imencode(".png", frame)[1].tobytes())
+            png = cv2.imencode(".png", frame)[1].tobytes()
+            frames.append(with_time(png, i * total // num_frames / rate) if rate > 0 else png)
     finally:
         capture.release()
     return "video:" + base64.b64encode(b"".join(frames)).decode()
+
+
+def with_time(png: bytes, seconds: float) -> bytes:
+    """A PNG file that says, in a text chunk that other readers skip, when it is shown."""
+    body = b"Seconds\0" + f"{seconds:.3f}".encode()
+    chunk = struct.pack(">I", len(body)) + b"tEXt" + body + struct.pack(">I", zlib.crc32(b"tEXt" + body))
+    head = 8 + 25  # the signature and IHDR, which comes first
+    return png[:head] + chunk + png[head:]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sglang.lang.backend.base import BaseBackend, Generation, Meta, Prompt
@@ -122,7 +123,7 @@ class CompletionSpeculation:
         ahead = "".join(self._rest)
 
         async def call(prompt: Prompt, rid: str) -> Generation:
-            return await executor.backend.generate(Prompt(prompt.text + ahead, prompt.messages, prompt.images), more, rid)
+            return await executor.backend.generate(replace(prompt, text=prompt.text + ahead), more, rid)
 
         return call
 

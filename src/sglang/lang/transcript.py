@@ -21,17 +21,22 @@ class Transcript:
         self.role: str | None = None
         self.role_start = 0
         self._role_images: list[Image] = []
+        self._turns: list[Message] = []
+        self._places: list[int] = []
+        """where images stand in text[role_start:]"""
 
     def copy(self) -> Transcript:
         twin = Transcript(self.template)
         twin.text, twin.role, twin.role_start = self.text, self.role, self.role_start
         twin.messages, twin.images = list(self.messages), list(self.images)
         twin._role_images = list(self._role_images)
+        twin._turns, twin._places = list(self._turns), list(self._places)
         return twin
 
     def prompt(self) -> Prompt:
         """All of it, as a backend sees it."""
-        return Prompt(self.text, tuple(self.messages), tuple(self.images), self.role, self.role_start)
+        turns, places = tuple(self._turns), tuple(self._places)
+        return Prompt(self.text, tuple(self.messages), tuple(self.images), self.role, self.role_start, turns, places)
 
     def begin_role(self, role: str) -> str:
         """Begins a message and returns the text added: its marker, after the default system message where one is due."""
@@ -41,8 +46,11 @@ class Transcript:
             self.begin_role("system")
             self.text += default
             self.end_role()
+        if self.text[self.role_start :].strip():
+            self._end_turn(None)
         prefix, _ = self.template.get_prefix_and_suffix(role, self.messages)
         self.text += prefix
+        self._places = []
         self.role, self.role_start, self._role_images = role, len(self.text), []
         return self.text[start:]
 
@@ -52,16 +60,36 @@ class Transcript:
         # the suffix depends on the messages before this one
         _, suffix = self.template.get_prefix_and_suffix(self.role, self.messages)
         content = self.text[self.role_start :].lstrip()
+        self._end_turn(self.role)
         self.messages.append(make_message(self.role, content, self._role_images, self.template.image_token))
         self.text += suffix
-        self.role, self._role_images = None, []
+        self.role, self.role_start, self._role_images, self._places = None, len(self.text), [], []
         return suffix
+
+    def _end_turn(self, role: str | None) -> None:
+        content = ordered_content(self.text[self.role_start :], [p - self.role_start for p in self._places], self.template)
+        self._turns.append({"role": role, "content": content})
 
     def add_image(self, image: Image) -> str:
         self.images.append(image)
         self._role_images.append(image)
+        self._places.append(len(self.text))
         self.text += self.template.image_token
         return self.template.image_token
+
+
+def ordered_content(text: str, places: Sequence[int], template: ChatTemplate) -> str | list[dict[str, Any]]:
+    """A message's content with parts in the order of `text`, in which images stand at `places`. Images are only named: they travel
+    beside."""
+    if not places:
+        return text.lstrip()
+    parts: list[dict[str, Any]] = []
+    at = len(text) - len(text.lstrip())
+    for place in places:
+        parts += [_text_part(text[at:place])] if text[at:place] else []
+        parts.append({"type": "image_url", "image_url": {"url": "data:,"}})
+        at = place + len(template.image_token)
+    return [*parts, _text_part(text[at:])] if text[at:] else parts
 
 
 def make_message(role: str, content: str, images: Sequence[Image], image_token: str) -> Message:

@@ -75,12 +75,12 @@ class TypedOutput:
         advice = f"{wrong}. Answer again, only with {self.wanted}, and nothing else."
         if prompt.role is None:
             return replace(prompt, text=f"{prompt.text}{wrong.text}\n\n{advice}\n")
-        messages = (
-            *prompt.messages,
+        more = (
             {"role": prompt.role, "content": (prompt.role_text + wrong.text).strip()},
             {"role": "user", "content": advice},
         )
-        return replace(prompt, messages=messages, role_start=len(prompt.text))
+        messages, turns = (*prompt.messages, *more), (*prompt.turns, *more)
+        return replace(prompt, messages=messages, role_start=len(prompt.text), turns=turns, places=())
 
 
 def typed_output(dtype: Any, max_retries: int = 2) -> TypedOutput:

@@ -25,6 +25,7 @@ from sglang.srt.messages import ShutdownReq
 from sglang.srt.relay import Courier, Relay
 from sglang.srt.scheduler_process import build_scheduler, read_tokenizer
 from sglang.srt.server.calls import Call
+from sglang.srt.server.chat_rendering import render_messages
 from sglang.srt.server.choices import collect_scores, parse_score, plan_score
 from sglang.srt.server.encoding import encode, read_encode
 from sglang.srt.server.generate_req import GenerateOut, UnreadOuts
@@ -252,6 +253,10 @@ class Engine:
         stats = self._wait(self._manager.state())
         state = {name: getattr(stats, name) for name in stats.__struct_fields__} | {"num_inflight": self._manager.num_in_flight}
         return self._flags | self._manager.info | {"internal_states": [state]}
+
+    async def async_apply_chat_template(self, **fields: Any) -> Reply:
+        """The body of /apply_chat_template as keyword arguments; its reply."""
+        return render_messages(fields, self._manager.need_tokenizer(), sees=self._manager.media is not None)
 
     def get_chat_roles(self) -> dict[str, Any] | None:
         """What the model writes around each role and for an image (see chat_roles), as /get_model_info tells it."""

@@ -28,6 +28,10 @@ class Prompt:
     images: tuple[Image, ...] = ()
     role: str | None = None
     role_start: int = 0
+    turns: tuple[Message, ...] = ()
+    """the complete messages once more, with their parts in the program's order, and with role None what was written between
+    them; then comes text[role_start:], with images at `places`"""
+    places: tuple[int, ...] = ()
 
     @property
     def role_text(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from sglang.lang.backend.base import Meta
-from sglang.lang.backend.native import NativeBackend, request_failure, template_of_model
+from sglang.lang.backend.native import NativeBackend, renders_chats, request_failure, template_of_model
 from sglang.lang.chat_template import get_chat_template
 
 _backends: weakref.WeakKeyDictionary[Any, EngineBackend] = weakref.WeakKeyDictionary()
@@ -24,7 +24,8 @@ class EngineBackend(NativeBackend):
         if chat_template_name is not None:
             super().__init__(get_chat_template(chat_template_name))
         else:
-            super().__init__(template_of_model(self.get_model_name(), engine.get_chat_roles()))
+            told = engine.get_chat_roles()
+            super().__init__(template_of_model(self.get_model_name(), told), renders_chats(told))
 
     @property
     def engine(self) -> Any:
@@ -39,7 +40,9 @@ class EngineBackend(NativeBackend):
     async def post(self, path: str, payload: Any) -> Any:
         from sglang.srt.errors import SglangError
 
-        call = {"/generate": self._generate, "/score_choices": self.engine.async_score_choices}[path]
+        engine = self.engine
+        calls = {"/generate": self._generate, "/score_choices": engine.async_score_choices}
+        call = calls.get(path) or engine.async_apply_chat_template
         try:
             return await call(**payload)
         except SglangError as error:

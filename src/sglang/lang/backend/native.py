@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Meta, Prompt
 from sglang.lang.backend.choice_scoring import score_by_generate
 from sglang.lang.chat_template import ChatTemplate, get_chat_template_by_model_path
 from sglang.lang.choices import ChoicesDecision
-from sglang.lang.errors import BackendError, BadReplyError, RequestRefusedError, ServerError
+from sglang.lang.errors import BackendError, BadReplyError, RequestRefusedError, ServerError, UnsupportedFeatureError
 from sglang.lang.ir import Select
 from sglang.lang.sampling import to_native
 from sglang.lang.settings import global_config
+from sglang.lang.transcript import ordered_content
 
 _GROWING = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_logprobs")
 
@@ -24,9 +27,12 @@ class NativeBackend(BaseBackend):
     constraints = frozenset({"regex", "json_schema", "ebnf", "structural_tag"})
     caches_prefixes = True
 
-    def __init__(self, chat_template: ChatTemplate | None = None) -> None:
+    def __init__(self, chat_template: ChatTemplate | None = None, renders: bool = False) -> None:
+        """`renders`: the server is to write conversations, by the model's own template."""
         super().__init__(chat_template)
         self._can_score_choices = True
+        self._renders = renders
+        self.caches_prefixes = not renders
 
     async def post(self, path: str, payload: Any) -> Any:
         """The reply of `path` to `payload`. Raises BackendError."""
@@ -39,6 +45,27 @@ class NativeBackend(BaseBackend):
     async def _are_pieces_disjoint(self) -> bool:
         """Whether streamed texts are pieces; by default each is the whole text so far."""
         return False
+
+    # --- conversations ------------------------------------------------------------------------------------------------------
+
+    async def _rendered(self, prompt: Prompt) -> Prompt:
+        """The prompt with the text that the model's template makes of its messages. Raises BackendError, and
+        UnsupportedFeatureError for images beside text that stands outside of all roles."""
+        is_chat = prompt.role is not None or any(turn["role"] is not None for turn in prompt.turns)
+        if not self._renders or not is_chat:
+            return prompt
+        is_loose = prompt.role is None and bool(prompt.text[prompt.role_start :].strip())
+        if is_loose or any(turn["role"] is None for turn in prompt.turns):
+            if prompt.images:
+                raise UnsupportedFeatureError(self.name, "text outside of roles beside images", "put all text into messages")
+            warnings.warn(
+                "this model's template has no place for text outside of roles: the prompt is only like it", stacklevel=2
+            )
+            return prompt
+        reply = await self.post("/apply_chat_template", _conversation(prompt, self.chat_template))
+        if not isinstance(reply, dict) or not isinstance(reply.get("text"), str):
+            raise BadReplyError("the server's answer to /apply_chat_template has no text")
+        return replace(prompt, text=reply["text"])
 
     # --- generating --------------------------------------------------------------------------------------------------------
 
@@ -54,7 +81,7 @@ class NativeBackend(BaseBackend):
         return payload
 
     async def generate(self, prompt: Prompt, options: Mapping[str, Any], rid: str) -> Generation:
-        reply = await self.post("/generate", self._payload(prompt, options, rid))
+        reply = await self.post("/generate", self._payload(await self._rendered(prompt), options, rid))
         replies = reply if isinstance(reply, list) else [reply]
         wanted = options.get("n") or 1
         if len(replies) != wanted:
@@ -63,7 +90,7 @@ class NativeBackend(BaseBackend):
 
     async def generate_stream(self, prompt: Prompt, options: Mapping[str, Any], rid: str) -> AsyncGenerator[Delta, None]:
         disjoint = await self._are_pieces_disjoint()
-        payload = {**self._payload(prompt, options, rid), "stream": True}
+        payload = {**self._payload(await self._rendered(prompt), options, rid), "stream": True}
         samples: dict[int, _Sample] = {}
         async with aclosing(self.stream_replies(payload)) as replies:
             async for reply in replies:
@@ -71,6 +98,7 @@ class NativeBackend(BaseBackend):
                 yield samples.setdefault(index, _Sample(index, disjoint)).take(reply)
 
     async def cache_prefix(self, prompt: Prompt) -> None:
+        prompt = await self._rendered(prompt)
         payload: dict[str, Any] = {"text": prompt.text, "sampling_params": {"max_new_tokens": 0}}
         if prompt.images:
             payload["image_data"] = _image_data(prompt)
@@ -80,6 +108,7 @@ class NativeBackend(BaseBackend):
 
     async def select(self, prompt: Prompt, select: Select, rid: str) -> ChoicesDecision:
         unconditional = select.method.requires_unconditional_logprobs
+        prompt = await self._rendered(prompt)
         scores: Sequence[Meta] | None = None
         if self._can_score_choices and not prompt.images:
             try:
@@ -130,10 +159,30 @@ class _Sample:
         return Delta(text, {**meta, **self._logprobs}, self._index)
 
 
+def _conversation(prompt: Prompt, template: ChatTemplate) -> dict[str, Any]:
+    """The body of /apply_chat_template."""
+    turns = list(prompt.turns)
+    if prompt.role is None:
+        return {"messages": turns, "add_generation_prompt": False}
+    if prompt.role == "assistant" and not prompt.role_text.strip():
+        return {"messages": turns}
+    places = [place - prompt.role_start for place in prompt.places]
+    content = ordered_content(prompt.role_text, places, template)
+    return {"messages": [*turns, {"role": prompt.role, "content": content}], "continue_final_message": True}
+
+
+def renders_chats(told: Any) -> bool:
+    """Whether the runtime has a template whose turns it cannot tell one by one."""
+    return isinstance(told, dict) and "roles" in told and told["roles"] is None
+
+
 def template_of_model(model_path: str, told: Any) -> ChatTemplate:
     """The model's own turns where the runtime tells them ({"default_system_prompt", "roles": {role: [prefix, suffix]}, "stop",
     "image_token"}), and otherwise the table's for a model of that name."""
     known = get_chat_template_by_model_path(model_path)
+    if renders_chats(told):  # what is sent is the server's; this is only shown
+        image_token = told.get("image_token") or known.image_token
+        return replace(known, default_system_prompt=None, stop_str=(), image_token=image_token)
     if not isinstance(told, dict) or not isinstance(told.get("roles"), dict):
         return known
     return ChatTemplate(

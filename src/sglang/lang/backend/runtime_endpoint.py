@@ -9,7 +9,7 @@ from typing import Any
 
 from sglang.lang.backend.base import Meta
 from sglang.lang.backend.http import HttpPolicy, HttpServer
-from sglang.lang.backend.native import NativeBackend, request_failure, template_of_model
+from sglang.lang.backend.native import NativeBackend, renders_chats, request_failure, template_of_model
 from sglang.lang.backend.sse import EventStream
 from sglang.lang.background import IO
 from sglang.lang.chat_template import ChatTemplate, get_chat_template
@@ -44,7 +44,8 @@ class RuntimeEndpoint(NativeBackend):
         self.verify = verify
         self.model_info: Meta = IO.run(self._get_either("/get_model_info", "/model_info"))
         self._pieces_are_disjoint: bool | None = None
-        super().__init__(self._choose_template(chat_template_name))
+        renders = chat_template_name is None and renders_chats(self.model_info.get("chat_roles"))
+        super().__init__(self._choose_template(chat_template_name), renders)
 
     def _choose_template(self, name: str | None) -> ChatTemplate:
         if name is not None:

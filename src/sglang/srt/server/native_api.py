@@ -16,6 +16,7 @@ from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.auth import need_admin
 from sglang.srt.server.bodies import read_as, read_object
 from sglang.srt.server.calls import Call
+from sglang.srt.server.chat_rendering import RENDER_FIELDS, render_messages
 from sglang.srt.server.choices import SCORE_FIELDS, collect_scores, parse_score, plan_score
 from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text
 from sglang.srt.server.generate_req import check_count
@@ -147,6 +148,12 @@ class NativeApi:
         tokenizer = self._manager.need_tokenizer()
         texts = [tokenizer.decode(row, skip) for row in rows]
         return texts if nested else texts[0]
+
+    async def apply_chat_template(self, request: Request) -> Response:
+        tokenizer, sees = self._manager.need_tokenizer(), self._manager.media is not None
+        return LargeJsonResponse(
+            await read_as(request, RENDER_FIELDS, partial(render_messages, tokenizer=tokenizer, sees=sees))
+        )
 
     async def tokenizer_info(self, request: Request) -> Response:
         """What clients need that count tokens through /tokenize (lm-eval's remote tokenizer)."""

@@ -5,7 +5,7 @@ A template is a program; here it is asked about conversations of marks, and what
     <|im_start|>system\\nS<|im_end|>\\n<|im_start|>user\\nU<|im_end|>\\n<|im_start|>assistant\\nA<|im_end|>\\n
     [     prefix     ] [  suffix  ][    prefix    ] ...
 
-The finding is tried on a longer conversation. A template that does not work turn by turn has no such form.
+The finding is tried on a longer conversation, and of a model that sees on one with images. A template that does not work turn by turn has no such form.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ Roles = dict[str, tuple[str, str]]
 
 
 def chat_roles(tokenizer: Tokenizer, image_token: str | None = None) -> dict[str, Any] | None:
-    """{"default_system_prompt", "roles": {role: [prefix, suffix]}, "stop", "image_token"}, or None where there is no such
-    form."""
+    """{"default_system_prompt", "roles": {role: [prefix, suffix]}, "stop", "image_token"}; `roles` is None where there is no such
+    form, and messages are rendered one conversation at a time (chat_rendering.py). None without a template."""
     if not tokenizer.has_chat_template:
         return None
+    without: dict[str, Any] = {"default_system_prompt": None, "roles": None, "stop": [], "image_token": image_token}
     try:
         roles = _roles(tokenizer)
         if roles is None or not _holds(tokenizer, roles):
-            return None
+            return without
         default = _default_system(tokenizer, roles)
+        if image_token is not None and not _shows(tokenizer, roles, default, image_token):
+            return without
     except RequestError:
-        return None  # it refuses such conversations
+        return without  # it refuses such conversations
     end = roles["assistant"][1].rstrip("\n")
     told: dict[str, Any] = {"default_system_prompt": default, "roles": {role: list(pair) for role, pair in roles.items()}}
     return told | {"stop": [end] if end else [], "image_token": image_token}
@@ -77,6 +80,25 @@ def _write(roles: Roles, *names: str) -> str:
 def _holds(tokenizer: Tokenizer, roles: Roles) -> bool:
     names = ("system", "user", "assistant", "user")
     return _write(roles, *names) + roles["assistant"][0] == _render(tokenizer, *names, ask=True)
+
+
+def _shows(tokenizer: Tokenizer, roles: Roles, default: str | None, image_token: str) -> bool:
+    """Whether images stand where the message has them, and change nothing around them. (A template of strings alone has no images
+    of its own; there the text for one is written into the message.)"""
+    if not tokenizer.chat_template().wants_parts:
+        return True
+    image, mark = {"type": "image"}, {"type": "text", "text": _MARKS["user"]}
+    asked, begun = roles["user"][0], roles["user"][1] + roles["assistant"][0]
+    for parts in ([image, mark], [mark, image, mark, image]):
+        user = {"role": "user", "content": parts}
+        shown = "".join(image_token if part is image else _MARKS["user"] for part in parts)
+        told = "" if default is None else roles["system"][0] + default + roles["system"][1]
+        if tokenizer.render_chat([user]) != told + asked + shown + begun:
+            return False
+        system = {"role": "system", "content": [{"type": "text", "text": _MARKS["system"]}]}
+        if tokenizer.render_chat([system, user]) != _write(roles, "system") + asked + shown + begun:
+            return False
+    return True
 
 
 def _default_system(tokenizer: Tokenizer, roles: Roles) -> str | None:
