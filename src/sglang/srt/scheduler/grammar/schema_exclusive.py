@@ -27,6 +27,8 @@ MAX_COMPARED = 100_000
 """pairs of schemas in one"""
 _ALL_TYPES = frozenset({"null", "boolean", "integer", "fraction", "string", "array", "object"})
 _SIZES = {"string": ("minLength", "maxLength"), "array": ("minItems", "maxItems"), "object": ("minProperties", "maxProperties")}
+_EXPANDED = frozenset({"allOf", "$ref", "$defs", "x-guidance"})
+"""what `_parts` looks through, or what says nothing of values"""
 _CLOSES = frozenset({"additionalProperties", "patternProperties"})
 
 
@@ -234,9 +236,7 @@ class Comparison:
                     self.implies({"allOf": ours}, branch, depth + 1) for branch in value
                 )
             else:
-                done = key in ("$defs", "$schema", "x-guidance") or any(
-                    key in mine and _equal(mine[key], value) for mine in ours
-                )
+                done = key in _EXPANDED or any(key in mine and _equal(mine[key], value) for mine in ours)
             if not done:
                 return False
         return True
@@ -251,7 +251,7 @@ class Comparison:
             node = self._targets.get(node["$ref"], node)
         if not isinstance(node, dict):
             return node
-        return {key: value for key, value in node.items() if key not in ("$defs", "$schema", "x-guidance")}
+        return {key: value for key, value in node.items() if key not in ("$defs", "x-guidance")}
 
     def _parts(self, node: Any, depth: int = 0) -> Iterator[Node]:
         """The schemas that a value must satisfy all, to satisfy `node`; what references lead to among them."""
