@@ -113,6 +113,8 @@ def shape(required: list[str], **properties: Any) -> Schema:
         ([shape([], k={"enum": ["a", "b"]}), shape([], k={"const": "c"}), {"type": "null"}], ['{"k":"b"}', '{"k":"c"}', "null"], ["{}"]),
         ([{"type": "integer", "maximum": 3}, {"type": "integer", "minimum": 4}, {"type": "string", "maxLength": 1}],
          ["3", "4", '"x"'], []),
+        ([{**shape([], env=NAME), "additionalProperties": False}, {**shape([], file=NAME), "additionalProperties": False}],
+         ['{"env":"x"}', '{"file":"x"}'], ["{}", '{"env":"x","file":"x"}']),
         ([{"type": "integer"}, {"type": "integer", "minimum": 4}, {"type": "null"}], None, None),
         ([{"enum": [1, 2]}, {"enum": [2, 3]}], None, None),
         ([{"type": "integer"}, {"type": "number"}], None, None),
@@ -136,6 +138,15 @@ def test_a_value_satisfies_exactly_one_branch(
     for text in yes:
         assert valid(json.loads(text)) and ends_after(state.copy(), text), text
     for text in no or []:
+        assert not ends_after(state.copy(), text), text
+
+
+def test_branches_speak_beside_what_stands_around_them() -> None:
+    schema = {**shape(["k"], k={"type": "null"}, a=NAME, b=NAME), "oneOf": [{"required": ["a"]}, {"required": ["k", "b"]}]}
+    state = backend_of("llguidance").compile("json_schema", json.dumps(schema))
+    for text in ('{"k":null,"a":"x"}', '{"k":null,"b":"x"}'):
+        assert ends_after(state.copy(), text), text
+    for text in ('{"k":null}', '{"k":null,"a":"x","b":"x"}', '{"k":null,"a":"x","c":1}'):
         assert not ends_after(state.copy(), text), text
 
 
