@@ -3,6 +3,7 @@ same schemas go through both engines; what an engine refuses is no fault here, a
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from sglang.srt.errors import GrammarError
 from tests.scheduler.rewritten import OLD_DRAFTS, REWRITTEN
 from tests.scheduler.test_backends import backend_of, both, ends_after, walk
+from tests.scheduler.test_grammar import allowed_by
 
 Schema = dict[str, Any]
 LONG = 600
@@ -66,6 +68,52 @@ def check_rule(name: str, rule: str, num_schemas: int, num_answers: int) -> Coun
 @pytest.mark.parametrize("rule", SCHEMAS)
 def test_what_is_generated_is_valid_under_the_schema_as_written(name: str, rule: str) -> None:
     check_rule(name, rule, 8, 3)
+
+
+def test_objects_by_patterns_of_names_are_valid_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglang.srt.scheduler.grammar.schema_wide.MANY", 0)
+    for rule in ("objects are closed", "objects are closed together", "oneOf"):
+        check_rule("llguidance", rule, 8, 3)
+
+
+def within_a_tag(name: str, schema: Schema, seed: int, keywords: bool) -> str | None:
+    """A random answer between tags; None if it does not end."""
+    tag = {"begin": "<f>", "schema": schema, "end": "</f>", "keywords": keywords}
+    state = backend_of(name).compile("structural_tag", json.dumps({"structures": [tag], "triggers": ["<f>"]}))
+    assert state.accept_all(list(b"<f>"))
+    rng, out = random.Random(seed), bytearray()
+    while not out.endswith(b"</f>"):
+        allowed = sorted(allowed_by(state) & set(range(256)))
+        assert allowed, "a dead end"
+        ends = [byte for byte in allowed if byte in b'"]}<,']
+        out.append(rng.choice(ends if ends and rng.random() < 0.3 else allowed))
+        assert state.accept(out[-1])
+        if len(out) > LONG:
+            return None
+    return out[:-4].decode()
+
+
+@both
+@settings(max_examples=15, deadline=None)
+@given(schema=REWRITTEN["objects are closed"], seed=SEEDS)
+def test_arguments_in_tags_are_valid(name: str, schema: Schema, seed: int) -> None:
+    for keywords in (False, True) if name == "llguidance" else (False,):
+        try:
+            text = within_a_tag(name, schema, seed, keywords)
+        except GrammarError:
+            continue
+        if text is not None and keywords:
+            calls = ast.parse(f"f({text})", mode="eval").body.keywords  # type: ignore[attr-defined]
+            value = {keyword.arg: literal(keyword.value) for keyword in calls}
+        else:
+            value = None if text is None else json.loads(text)
+        assert text is None or jsonschema.Draft202012Validator(schema).is_valid(value), (schema, text)
+
+
+def literal(node: ast.expr) -> Any:
+    """A value in which JSON's names may stand beside Python's."""
+    names = {"true": True, "false": False, "null": None}
+    return eval(compile(ast.Expression(node), "", "eval"), {"__builtins__": {}}, names)
 
 
 @pytest.mark.slow
