@@ -22,6 +22,7 @@ from sglang.srt.errors import GrammarError
 from tests.scheduler.rewritten import OLD_DRAFTS, REWRITTEN
 from tests.scheduler.test_backends import backend_of, both, ends_after, walk
 from tests.scheduler.test_grammar import allowed_by
+from tests.scheduler.toy import EOS, VOCABULARY
 
 Schema = dict[str, Any]
 LONG = 600
@@ -83,11 +84,12 @@ def within_a_tag(name: str, schema: Schema, seed: int, keywords: bool) -> str | 
     assert state.accept_all(list(b"<f>"))
     rng, out = random.Random(seed), bytearray()
     while not out.endswith(b"</f>"):
-        allowed = sorted(allowed_by(state) & set(range(256)))
+        allowed = sorted(allowed_by(state) - {EOS})
         assert allowed, "a dead end"
-        ends = [byte for byte in allowed if byte in b'"]}<,']
-        out.append(rng.choice(ends if ends and rng.random() < 0.3 else allowed))
-        assert state.accept(out[-1])
+        ends = [token for token in allowed if token in set(b'"]}<,')]
+        token = rng.choice(ends if ends and rng.random() < 0.3 else allowed)
+        assert state.accept(token)
+        out += VOCABULARY.text_bytes([token])
         if len(out) > LONG:
             return None
     return out[:-4].decode()
