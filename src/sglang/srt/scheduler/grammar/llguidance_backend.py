@@ -29,6 +29,7 @@ from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
 from sglang.srt.scheduler.grammar.schema_bounds import finish_schema, nodes_of
 from sglang.srt.scheduler.grammar.schema_formats import FORMATS
 from sglang.srt.scheduler.grammar.schema_keywords import LOWER, UPPER, Node
+from sglang.srt.scheduler.grammar.schema_wide import group_names
 from sglang.srt.scheduler.grammar.structural_tags import Structure, read_structural_tag
 from sglang.srt.vocabulary import Vocabulary
 
@@ -150,6 +151,7 @@ class LLGuidanceBackend:
             verbose_errors=False,
             max_lexer_states=50_000,
             max_items_in_row=MAX_ITEMS_IN_ROW,
+            step_max_items=5 * MAX_ITEMS_IN_ROW,
             max_grammar_size=100_000,
         )
 
@@ -224,6 +226,8 @@ class LLGuidanceBackend:
         """With the engine's settings. `lenient` would drop what the engine does not know; a schema may not switch that on for
         itself."""
         finish_schema(schema, self._options.bounded)
+        for node in nodes_of(schema):
+            group_names(node)
         chosen = {**settings, **schema.pop("x-guidance", {}), "lenient": False}
         if not _has_controls(schema):
             chosen["json_allowed_escapes"] = ESCAPES
