@@ -83,9 +83,9 @@ def _holds(tokenizer: Tokenizer, roles: Roles) -> bool:
 
 
 def _shows(tokenizer: Tokenizer, roles: Roles, default: str | None, image_token: str) -> bool:
-    """Whether images stand where the message has them, and change nothing around them. (A template of strings alone has no images
-    of its own; there the text for one is written into the message.)"""
-    if not tokenizer.chat_template().wants_parts:
+    """Whether images stand where the message has them, and change nothing around them. (Where a template shows none, the
+    text for one is written into the message.)"""
+    if "image" not in tokenizer.chat_template().forms.of_role("user").media:
         return True
     image, mark = {"type": "image"}, {"type": "text", "text": _MARKS["user"]}
     asked, begun = roles["user"][0], roles["user"][1] + roles["assistant"][0]
