@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import uvicorn
@@ -41,6 +41,7 @@ from sglang.srt.heap import keep_loaded_objects
 from sglang.srt.logs import configure_access_log, configure_logging
 from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq, StateReq, ToScheduler
 from sglang.srt.scheduler_process import blamed_grammars, check_model, write_config
+from sglang.srt.server.aside import is_busy
 from sglang.srt.server.connections import Connections
 from sglang.srt.server.http_protocol import LimitedProtocol
 from sglang.srt.server.http_server import create_app
@@ -461,6 +462,17 @@ def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) 
     last_resort = LastResort()
     try:
         uvloop.run(Server(config, listener, on_ready, last_resort).run())
+        if is_busy():  # with texts of clients who have been told that it is over
+            _end_at_once()
     finally:
-        last_resort.disarm()
+        if is_busy():
+            last_resort.arm(0.0)
+        else:
+            last_resort.disarm()
         listener.close()
+
+
+def _end_at_once() -> NoReturn:
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
