@@ -92,7 +92,7 @@ class NativeApi:
     async def score_choices(self, request: Request) -> Response:
         score = await read_as(request, SCORE_FIELDS, parse_score)
         tokenizer = self._manager.need_tokenizer()
-        plan = await plan_score(tokenizer, score)
+        plan = await plan_score(self._manager.maker, score)
         reply = await answer(request, self._manager, plan.req, lambda call: collect_scores(plan, call, tokenizer))
         return CLIENT_GONE if reply is None else LargeJsonResponse(reply)
 

@@ -11,7 +11,7 @@ the metadata of a GGUF file. Three ways to encode, by who wrote the text:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -86,7 +86,7 @@ class Tokenizer:
         """`encode` of each, on all cores."""
         return [ids for piece in self.encode_pieces(texts, add_special_tokens) for ids in piece]
 
-    def encode_pieces(self, texts: Sequence[str], add_special_tokens: bool = True) -> Iterator[list[list[int]]]:
+    def encode_pieces(self, texts: Iterable[str], add_special_tokens: bool = True) -> Iterator[list[list[int]]]:
         """`encode_batch` of some texts at a time: while it is made, a token takes hundreds of bytes, which are given back."""
         size, piece, shared = 0, [], SharedInts()
         for text in texts:
