@@ -380,6 +380,26 @@ async def test_sequences_that_are_too_many_tokens_together(
     assert stand.scheduler.received == []
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"logit_bias": {str(i): 1 for i in range(5000)}},
+        {"logit_bias": {str(i): 1 for i in range(5000)}, "n": 128},
+        {"stop": [f"{i:02d}" + "s" * 3990 for i in range(64)]},
+        {"stop_token_ids": list(range(4096))},
+        {"regex": "a" * 250_000},
+        {"json_schema": json.dumps({"enum": ["a" * 250_000]})},
+    ],
+)
+async def test_parameters_that_many_sequences_have(make_stand: MakeStand, parameters: dict[str, Any]) -> None:
+    stand = make_stand()
+    prompts = ["x"] * (300 // parameters.get("n", 1))
+    async with client_of(stand) as client:
+        reply = await client.post("/generate", json={"text": prompts, "sampling_params": {"max_new_tokens": 1, **parameters}})
+    assert reply.status_code == 400 and "sampling parameters take" in reply.json()["error"]["message"], reply.text
+    assert stand.scheduler.received == []
+
+
 # --- what is kept and said again --------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from sglang.srt.server.multimodal.inputs import MediaTask
 from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.tokenization.healing import Healer
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
-from sglang.srt.server.validation import LogprobBudget, check_request, fit_length
+from sglang.srt.server.validation import LogprobBudget, check_parameters, check_request, fit_length
 
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
     from sglang.srt.server.multimodal.intake import MediaIntake, MediaPrompt
@@ -81,6 +81,8 @@ class RequestMaker:
             raise RequestError(
                 f"a request may ask for at most {limit} sequences (--max-queued-requests), and this one asks for {count}", "n"
             )
+        if self.http.max_text_tokens is not None:
+            check_parameters(samplings)
 
     async def _tokenize(self, req: GenerateReq, special: bool) -> list[list[int]]:
         if req.input_ids is not None:
