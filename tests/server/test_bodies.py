@@ -400,6 +400,23 @@ async def test_parameters_that_many_sequences_have(make_stand: MakeStand, parame
     assert stand.scheduler.received == []
 
 
+async def test_answers_that_repeat_much(make_stand: MakeStand, tokenizer: Tokenizer) -> None:
+    stand = make_stand(info=model_info(tokenizer, context_len=4096))
+    table = tokenizer.vocabulary.token_bytes
+    longest = max(range(len(table)), key=lambda i: len(table[i]))
+    assert len(table[longest]) > 20
+    async with client_of(stand) as client:
+        for path, body in (
+            ("/detokenize", {"tokens": [longest] * 500_000}),
+            ("/detokenize", {"tokens": [[longest] * 1000] * 500}),
+            ("/v1/completions", {"prompt": [[longest] * 4000] * 2, "echo": True, "n": 128, "max_tokens": 1}),
+            ("/v1/completions", {"prompt": [" " * 60_000] * 3, "echo": True, "n": 100, "max_tokens": 1, "stream": True}),
+        ):
+            reply = await client.post(path, json=body)
+            assert reply.status_code == 400 and " bytes" in reply.text, reply.text[:500]
+    assert stand.scheduler.received == []
+
+
 # --- what is kept and said again --------------------------------------------------------------------------------------------
 
 
