@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import faulthandler
 import logging
 import os
@@ -423,7 +424,9 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError, ValueError, TypeError) as error:  # the last two: a name that no host can have
         listener.close()
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose another with --port") from error
+        is_ours = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
+        flag = "--port" if is_ours else "--host"
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose another with {flag}") from error
     listener.set_inheritable(False)
     return listener
 
