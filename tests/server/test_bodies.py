@@ -332,6 +332,91 @@ async def test_texts_that_are_too_many_tokens_are_refused_before_the_rest_is_enc
     assert stand.scheduler.received == []
 
 
+SHARED = [
+    ("/v1/score", {"query": [5] * 100_000, "items": [[6]] * 1000, "label_token_ids": [7]}),
+    ("/v1/score", {"query": "word " * 20_000, "items": ["a"] * 1000, "label_token_ids": [7]}),
+    ("/v1/score", {"query": "a", "items": ["word " * 20_000] * 20, "label_token_ids": [7], "item_first": True}),
+    ("/score_choices", {"input_ids": [5] * 100_000, "choices": ["a"] * 1000}),
+    ("/score_choices", {"text": "word " * 20_000, "choices": ["a"] * 1000}),
+    ("/score_choices", {"text": "a", "choices": ["word " * 20_000] * 20}),
+    ("/score_choices", {"text": "x" * 2_000_000, "choices": ["a"]}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), SHARED)
+async def test_what_sequences_have_in_common_is_measured_before_it_is_copied(
+    make_stand: MakeStand, tokenizer: Tokenizer, path: str, body: dict[str, Any]
+) -> None:
+    stand = make_stand(info=model_info(tokenizer, context_len=4096))
+    raw = json.dumps(body).encode()
+    async with client_of(stand) as client:
+        tracemalloc.start()
+        try:
+            reply = await client.post(path, content=raw, headers={"Content-Type": "application/json"})
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert reply.status_code == 400 and "4096" in reply.json()["error"]["message"], reply.text
+    assert peak < (64 << 20) + 8 * len(raw)
+    assert stand.scheduler.received == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/score", {"query": [5] * 1000, "items": [[6]] * 100, "label_token_ids": [7]}),
+        ("/v1/score", {"query": "word " * 1000, "items": ["a"] * 100, "label_token_ids": [7]}),
+        ("/score_choices", {"input_ids": [5] * 1000, "choices": ["a"] * 100}),
+        ("/score_choices", {"text": "word " * 1000, "choices": ["a"] * 100}),
+    ],
+)
+async def test_sequences_that_are_too_many_tokens_together(
+    make_stand: MakeStand, tokenizer: Tokenizer, path: str, body: dict[str, Any]
+) -> None:
+    stand = make_stand(max_text_tokens=50_000, info=model_info(tokenizer, context_len=4096))
+    async with client_of(stand) as client:
+        reply = await client.post(path, json=body)
+    assert reply.status_code == 400 and "more than 50000 tokens together" in reply.json()["error"]["message"], reply.text
+    assert stand.scheduler.received == []
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"logit_bias": {str(i): 1 for i in range(5000)}},
+        {"logit_bias": {str(i): 1 for i in range(5000)}, "n": 128},
+        {"stop": [f"{i:02d}" + "s" * 3990 for i in range(64)]},
+        {"stop_token_ids": list(range(4096))},
+        {"regex": "a" * 250_000},
+        {"json_schema": json.dumps({"enum": ["a" * 250_000]})},
+    ],
+)
+async def test_parameters_that_many_sequences_have(make_stand: MakeStand, parameters: dict[str, Any]) -> None:
+    stand = make_stand()
+    prompts = ["x"] * (300 // parameters.get("n", 1))
+    async with client_of(stand) as client:
+        reply = await client.post("/generate", json={"text": prompts, "sampling_params": {"max_new_tokens": 1, **parameters}})
+    assert reply.status_code == 400 and "sampling parameters take" in reply.json()["error"]["message"], reply.text
+    assert stand.scheduler.received == []
+
+
+async def test_answers_that_repeat_much(make_stand: MakeStand, tokenizer: Tokenizer) -> None:
+    stand = make_stand(info=model_info(tokenizer, context_len=4096))
+    table = tokenizer.vocabulary.token_bytes
+    longest = max(range(len(table)), key=lambda i: len(table[i]))
+    assert len(table[longest]) > 20
+    async with client_of(stand) as client:
+        for path, body in (
+            ("/detokenize", {"tokens": [longest] * 500_000}),
+            ("/detokenize", {"tokens": [[longest] * 1000] * 500}),
+            ("/v1/completions", {"prompt": [[longest] * 4000] * 2, "echo": True, "n": 128, "max_tokens": 1}),
+            ("/v1/completions", {"prompt": [" " * 60_000] * 3, "echo": True, "n": 100, "max_tokens": 1, "stream": True}),
+        ):
+            reply = await client.post(path, json=body)
+            assert reply.status_code == 400 and " bytes" in reply.text, reply.text[:500]
+    assert stand.scheduler.received == []
+
+
 # --- what is kept and said again --------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from sglang.commands.serve import program
 from tests.conftest import ROOT, RunningServer, start_server
 from tests.server.test_processes import wait_dead
 
@@ -55,6 +56,22 @@ def test_serve_help_is_grouped() -> None:
     for heading in ("model:", "device and memory:", "scheduling:", "constrained decoding:", "HTTP:", "operation:"):
         assert f"\n{heading}\n" in shown, heading
     assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_the_welcome_names_programs_that_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "app" / ".venv" / "bin"
+    place.mkdir(parents=True)
+    for name in ("python", "sglang"):
+        (place / name).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(place / "python"))
+    monkeypatch.chdir(tmp_path / "app")
+    monkeypatch.setenv("PATH", "")
+    assert program("sglang") == ".venv/bin/sglang"
+    monkeypatch.chdir(tmp_path / "app" / ".venv" / "bin" / "..")
+    assert program("python") == "bin/python"
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("PATH", str(place))
+    assert program("sglang") == "sglang"
 
 
 def test_models_are_listed_with_size_and_place(server: RunningServer) -> None:

@@ -169,6 +169,31 @@ if sys.argv[:1] != ["-c"] and "sglang.launch_server" in getattr(sys, "orig_argv"
 """
 
 
+LONG_TEXT = """
+import sys, time
+
+if sys.argv[:1] != ["-c"] and "sglang.launch_server" in getattr(sys, "orig_argv", ()):
+    from sglang.srt.server import aside, native_api
+
+    async def model_info(self, request):
+        await aside.run_aside(time.sleep, 1000)  # as a tokenizer with a bad pattern would
+
+    native_api.NativeApi.model_info = model_info
+"""
+
+
+def test_a_signal_ends_a_server_that_works_on_a_long_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LONG_TEXT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    server = start_server(tmp_path / "log", "--drain-seconds", "1", "--skip-server-warmup")
+    children = server.children()
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{server.url}/model_info", timeout=2, trust_env=False)
+    assert drain(server, 1) == 0
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
+    assert "Traceback" not in server.log.read_text()
+
+
 def test_a_signal_ends_a_server_whose_event_loop_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(BLOCKED)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -176,6 +176,29 @@ async def test_a_stored_response_belongs_to_a_key(make_stand: MakeStand) -> None
         assert (await two.post("/v1/responses", json={"input": "x", "previous_response_id": name})).status_code == 400
 
 
+async def test_what_is_stored_is_sent_in_pieces(stand: Stand) -> None:
+    """So that many who ask for it and read nothing do not have a copy each."""
+    says(stand, "Yes.")
+    item = {"type": "reasoning", "summary": "r" * 2_000_000}
+    async with client_of(stand) as http:
+        reply = await http.post("/v1/responses", json={"input": [item, {"role": "user", "content": "x"}]})
+        response = reply.json()
+        path = f"/v1/responses/{response['id']}"
+        assert (await http.get(path)).json() == response
+        assert (await http.get(f"{path}/input_items")).json()["data"][0] == item
+    sizes = []
+
+    async def send(message: Any) -> None:
+        sizes.append(len(message.get("body", b"")))
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope = {"type": "http", "method": "GET", "path": f"{path}/input_items", "headers": [(b"host", b"localhost")]}
+    await stand.app({**scope, "http_version": "1.1", "query_string": b"", "raw_path": b""}, receive, send)
+    assert sum(sizes) > 2_000_000 and max(sizes) < 200_000
+
+
 def test_stored_responses_are_bounded() -> None:
     store = ResponseStore(max_responses=3, max_bytes=10_000)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ def test_json_that_is_none(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("host", ["a" * 300, "x y", "300.1.1.1", "\0", "a\0b", "::g", "." * 70])
 def test_hosts_that_do_not_exist(host: str) -> None:
-    with pytest.raises(ConfigError, match="cannot listen on"):
+    with pytest.raises(ConfigError, match="cannot listen on .* choose another with --host"):
         _listen(host, 30000).close()
 
 
@@ -75,3 +76,10 @@ def test_bytes_that_are_no_text(name: str) -> None:
 def test_json_with_half_a_character() -> None:
     with pytest.raises(ConfigError, match="half a character"):
         ServerArgs(json_model_override_args='{"a": "\\ud800"}').resolve()
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: .* choose another with --port"):
+            _listen("127.0.0.1", port).close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,7 +19,7 @@ WHAT_TO_TRY = """
 
 or talk to it:
 
-  sglang chat --url {url}
+  {sglang} chat --url {url}
 
 or with the openai package:
 
@@ -27,7 +30,7 @@ or with the openai package:
   )
   print(reply.choices[0].message.content)
 
-or as a program (.venv/bin/python):
+or as a program ({python}):
 
   import sglang as sgl
 
@@ -74,4 +77,15 @@ def _with_model_flag(argv: list[str]) -> list[str]:
 
 def _print_welcome(args: ServerArgs) -> None:
     host = "localhost" if args.host in ("127.0.0.1", "0.0.0.0", "::", "") else args.host
-    print(WHAT_TO_TRY.format(model=args.served_model_name or args.model_path, url=f"http://{host}:{args.port}"), flush=True)
+    programs = {name: program(name) for name in ("sglang", "python")}
+    url, model = f"http://{host}:{args.port}", args.served_model_name or args.model_path
+    print(WHAT_TO_TRY.format(model=model, url=url, **programs), flush=True)
+
+
+def program(name: str) -> str:
+    """How to start a program of this environment from here: by its name alone only where that is the one that is found."""
+    path = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if found is not None and os.path.abspath(found) == os.path.abspath(path):
+        return name
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -152,7 +152,7 @@ class HttpOptions:
     max_logprob_values: int | None = 1 << 19
     """log probabilities that one request may ask for; None: any number"""
     max_text_tokens: int | None = 8 << 20
-    """tokens that the texts of one request may become, all together; None: any number"""
+    """tokens that the texts of one request may become, all together; None: any number, and parameters of any size"""
     skip_server_warmup: bool = False
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()

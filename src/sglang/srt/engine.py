@@ -192,7 +192,7 @@ class Engine:
         return await self._elsewhere(self._score(fields))
 
     async def _score(self, body: dict[str, Any]) -> Reply:
-        plan = await plan_score(self._manager.need_tokenizer(), parse_score(body))
+        plan = await plan_score(self._manager.maker, parse_score(body))
         call = await self._manager.start(plan.req)
         try:
             return await collect_scores(plan, call, self._manager.need_tokenizer())

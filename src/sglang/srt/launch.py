@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import faulthandler
 import logging
 import os
@@ -28,7 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import uvicorn
@@ -41,6 +42,7 @@ from sglang.srt.heap import keep_loaded_objects
 from sglang.srt.logs import configure_access_log, configure_logging
 from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq, StateReq, ToScheduler
 from sglang.srt.scheduler_process import blamed_grammars, check_model, write_config
+from sglang.srt.server.aside import is_busy
 from sglang.srt.server.connections import Connections
 from sglang.srt.server.http_protocol import LimitedProtocol
 from sglang.srt.server.http_server import create_app
@@ -422,7 +424,9 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError, ValueError, TypeError) as error:  # the last two: a name that no host can have
         listener.close()
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose another with --port") from error
+        is_ours = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
+        flag = "--port" if is_ours else "--host"
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose another with {flag}") from error
     listener.set_inheritable(False)
     return listener
 
@@ -461,6 +465,17 @@ def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) 
     last_resort = LastResort()
     try:
         uvloop.run(Server(config, listener, on_ready, last_resort).run())
+        if is_busy():  # with texts of clients who have been told that it is over
+            _end_at_once()
     finally:
-        last_resort.disarm()
+        if is_busy():
+            last_resort.arm(0.0)
+        else:
+            last_resort.disarm()
         listener.close()
+
+
+def _end_at_once() -> NoReturn:
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)

@@ -18,9 +18,23 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="long-text")
+_under_way: set[object] = set()
 
 
 async def run_aside(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """`work(*args)`, done on another thread, in this context."""
     context = copy_context()
-    return await asyncio.get_running_loop().run_in_executor(_threads, lambda: context.run(work, *args, **kwargs))
+
+    def run() -> T:
+        _under_way.add(this := object())
+        try:
+            return context.run(work, *args, **kwargs)
+        finally:
+            _under_way.discard(this)
+
+    return await asyncio.get_running_loop().run_in_executor(_threads, run)
+
+
+def is_busy() -> bool:
+    """Whether some of it is under way. It cannot be interrupted, and the interpreter waits for it before it ends."""
+    return bool(_under_way)

@@ -22,7 +22,7 @@ from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text, as_texts, check_known
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
-from sglang.srt.server.request_maker import LONG_TEXT, TEXT_COST
+from sglang.srt.server.request_maker import LONG_TEXT, TEXT_COST, RequestMaker
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 MAX_CHOICES = 4096
@@ -71,13 +71,15 @@ class ScorePlan:
     unconditional: bool
 
 
-async def plan_score(tokenizer: Tokenizer, score: ScoreReq) -> ScorePlan:
-    """Tokenizes prompt and choices. Raises RequestError if a choice adds no token to the prompt."""
-    size = len(score.choices) * (len(score.text or "") + TEXT_COST) + sum(map(len, score.choices)) + len(score.input_ids or ())
-    if size > LONG_TEXT:
-        prompt, sequences = await run_aside(_tokenize, tokenizer, score)
-    else:
-        prompt, sequences = _tokenize(tokenizer, score)
+async def plan_score(maker: RequestMaker, score: ScoreReq) -> ScorePlan:
+    """Tokenizes prompt and choices. Raises RequestError if a choice adds no token to the prompt, or if they are too long."""
+    prompt_size = len(score.text or score.input_ids or ())
+    size = len(score.choices) * (prompt_size + TEXT_COST) + sum(map(len, score.choices))
+    return await run_aside(_plan, maker, score) if size > LONG_TEXT else _plan(maker, score)
+
+
+def _plan(maker: RequestMaker, score: ScoreReq) -> ScorePlan:
+    prompt, sequences = _tokenize(maker, score)
     start = min(_common_len(prompt, sequence) for sequence in sequences)
     for choice, sequence in zip(score.choices, sequences, strict=True):
         if len(sequence) <= start:
@@ -96,25 +98,30 @@ async def plan_score(tokenizer: Tokenizer, score: ScoreReq) -> ScorePlan:
     return ScorePlan(req, start, len(prompt), len(sequences), score.unconditional)
 
 
-def _tokenize(tokenizer: Tokenizer, score: ScoreReq) -> tuple[list[int], list[list[int]]]:
+def _tokenize(maker: RequestMaker, score: ScoreReq) -> tuple[list[int], list[list[int]]]:
     """The prompt's ids and those of the prompt with each choice. Ids of a prompt are taken as they are: then there is no text
     to join a choice with, and the choice's own tokens follow."""
+    tokenizer = maker.need_tokenizer()
     if score.input_ids is not None:
-        tails = [tokenizer.encode(choice, add_special_tokens=False) for choice in score.choices]
-        return score.input_ids, [score.input_ids + tail for tail in tails]
+        ids = score.input_ids
+        return ids, maker.join((ids, tail) for tail in maker.encode(score.choices, special=False))
     assert score.text is not None
-    prompt = tokenizer.encode(score.text)
+    prompt = tokenizer.encode(maker.check_size(score.text))
     bos = tokenizer.vocabulary.bos_token_id
     if not prompt and bos is not None:  # as for an empty prompt of /generate: something must predict the first token
-        return [bos], [[bos, *tokenizer.encode(choice)] for choice in score.choices]
-    return prompt, tokenizer.encode_batch([score.text + choice for choice in score.choices])
+        return [bos], maker.join(([bos], tail) for tail in maker.encode(score.choices))
+    return prompt, maker.encode(score.text + choice for choice in score.choices)
 
 
 def _common_len(a: list[int], b: list[int]) -> int:
-    for i, (x, y) in enumerate(zip(a, b)):  # noqa: B905  the shorter decides
-        if x != y:
-            return i
-    return min(len(a), len(b))
+    same, most = 0, min(len(a), len(b))
+    while same < most:
+        middle = (same + most + 1) // 2
+        if a[same:middle] == b[same:middle]:
+            same = middle
+        else:
+            most = middle - 1
+    return same
 
 
 async def collect_scores(plan: ScorePlan, call: Call, tokenizer: Tokenizer) -> dict[str, Any]:

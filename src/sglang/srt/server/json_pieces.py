@@ -46,8 +46,14 @@ class JsonArray:
 class Encoded:
     """A value that is JSON already."""
 
-    def __init__(self, pieces: list[bytes]) -> None:
+    def __init__(self, pieces: Iterable[bytes]) -> None:
         self.pieces = pieces
+
+
+def cut(data: bytes) -> Iterator[bytes]:
+    """JSON that is there as a whole, and is written by many at once: only pieces of it are copied for each."""
+    for at in range(0, len(data), PIECE_BYTES):
+        yield data[at : at + PIECE_BYTES]
 
 
 class LateArray:

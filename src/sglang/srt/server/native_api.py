@@ -35,6 +35,8 @@ def _chat_roles(manager: TokenizerManager) -> dict[str, Any] | None:
 
 MAX_TOKENIZE_CHARS = 1 << 20
 MAX_DETOKENIZE = 1 << 20
+MAX_DETOKENIZED_BYTES = 8 << 20
+"""of text: a token may be a hundred spaces"""
 VALUES_OF_REPLY = 200
 """about as many values are in the reply of one sequence"""
 _OPEN_SESSION = Fields(frozenset({"capacity_of_str_len", "session_id"}))
@@ -93,7 +95,7 @@ class NativeApi:
     async def score_choices(self, request: Request) -> Response:
         score = await read_as(request, SCORE_FIELDS, parse_score)
         tokenizer = self._manager.need_tokenizer()
-        plan = await plan_score(tokenizer, score)
+        plan = await plan_score(self._manager.maker, score)
         reply = await answer(request, self._manager, plan.req, lambda call: collect_scores(plan, call, tokenizer))
         return CLIENT_GONE if reply is None else LargeJsonResponse(reply)
 
@@ -146,6 +148,9 @@ class NativeApi:
         if any(row and not 0 <= min(row) <= max(row) < size for row in rows):
             raise RequestError(f"tokens must be between 0 and {size - 1}", "tokens")
         tokenizer = self._manager.need_tokenizer()
+        table = tokenizer.vocabulary.token_bytes
+        if sum(len(table[i]) for row in rows for i in row if i < len(table)) > MAX_DETOKENIZED_BYTES:
+            raise RequestError(f"the text of these tokens has more than {MAX_DETOKENIZED_BYTES} bytes", "tokens")
         texts = [tokenizer.decode(row, skip) for row in rows]
         return texts if nested else texts[0]
 

@@ -21,6 +21,8 @@ from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 PART_VALUES = 8192
 """log probabilities that are entered into a reply at once"""
+PART_IDS = 1 << 16
+"""ids that are looked at in one call, which holds the interpreter's lock"""
 
 _FIELDS = frozenset(
     [
@@ -149,9 +151,14 @@ def _prompt(body: dict[str, Any]) -> tuple[str | list[str] | None, Any]:
     if isinstance(ids, list):
         rows = ids if ids and isinstance(ids[0], list) else [ids]
         check_count(len(rows), "input_ids")
-        if all(isinstance(row, list) and set(map(type, row)) <= {int} for row in rows):
+        if all(isinstance(row, list) and _are_ints(row) for row in rows):
             return None, ids
     raise RequestError("input_ids must be a list of integers or a list of such lists", "input_ids")
+
+
+def _are_ints(row: list[Any]) -> bool:
+    """Piece by piece: others have their turn between two of them."""
+    return all(set(map(type, row[at : at + PART_IDS])) <= {int} for at in range(0, len(row), PART_IDS))
 
 
 def _items(body: dict[str, Any], name: str, count: int, is_batch: bool, kind: type) -> list[Any]:

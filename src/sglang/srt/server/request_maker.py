@@ -6,6 +6,7 @@ text or ids --tokenize--> ids of each prompt --media--> with placeholders --chec
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,7 +21,7 @@ from sglang.srt.server.multimodal.inputs import MediaTask
 from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.tokenization.healing import Healer
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
-from sglang.srt.server.validation import LogprobBudget, check_request, fit_length
+from sglang.srt.server.validation import LogprobBudget, check_parameters, check_request, fit_length
 
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
     from sglang.srt.server.multimodal.intake import MediaIntake, MediaPrompt
@@ -82,6 +83,8 @@ class RequestMaker:
             raise RequestError(
                 f"a request may ask for at most {limit} sequences (--max-queued-requests), and this one asks for {count}", "n"
             )
+        if self.http.max_text_tokens is not None:
+            check_parameters(samplings)
 
     async def _tokenize(self, req: GenerateReq, special: bool) -> list[list[int]]:
         if req.input_ids is not None:
@@ -93,16 +96,31 @@ class RequestMaker:
         if req.text is None:
             raise RequestError("the request has no prompt: give text or input_ids", "text")
         tokenizer = self.need_tokenizer()
-        texts = [self._check_size(text) for text in ([req.text] if isinstance(req.text, str) else req.text)]
+        texts = [self.check_size(text) for text in ([req.text] if isinstance(req.text, str) else req.text)]
         if sum(map(len, texts)) + TEXT_COST * len(texts) > LONG_TEXT:
-            return await run_aside(self._encode, texts, special)
+            return await run_aside(self.encode, texts, special)
         return [tokenizer.encode(text, special) for text in texts]
 
-    def _encode(self, texts: list[str], special: bool) -> list[list[int]]:
-        """Ends at the first prompt that is too long, and when all are too many tokens, before the others are encoded."""
+    def encode(self, texts: Iterable[str], special: bool = True) -> list[list[int]]:
+        """Ends at the first prompt that is too long, and when all are too many tokens, before the others are encoded. Texts that
+        have a part in common are given one by one: together they may be much longer than the request. Raises RequestError."""
+        return self._limited(self.need_tokenizer().encode_pieces(map(self.check_size, texts), special))
+
+    def join(self, pairs: Iterable[tuple[list[int], list[int]]]) -> list[list[int]]:
+        """Ids that follow each other, as one prompt for each pair; with the same limits as `encode`."""
+        return self._limited([self._joined(*pair)] for pair in pairs)
+
+    def _joined(self, first: list[int], then: list[int]) -> list[int]:
+        limit, length = self.context_len, len(first) + len(then)
+        if length <= limit:
+            return first + then
+        self._check_may_cut(length)
+        return (first[:limit] + then[:limit])[:limit]
+
+    def _limited(self, pieces: Iterable[list[list[int]]]) -> list[list[int]]:
         prompts: list[list[int]] = []
         num_tokens, limit = 0, self.http.max_text_tokens
-        for piece in self.need_tokenizer().encode_pieces(texts, special):
+        for piece in pieces:
             prompts += [ids if len(ids) <= self.context_len else self._fitted(ids) for ids in piece]
             num_tokens += sum(map(len, piece))
             if limit is not None and num_tokens > limit:
@@ -128,7 +146,7 @@ class RequestMaker:
             if not (req.media is not None and i < len(req.media) and req.media[i]):
                 media.check_places(prompt)
 
-    def _check_size(self, text: str) -> str:
+    def check_size(self, text: str) -> str:
         """Refuses, or truncates where that is allowed, what cannot fit however it is tokenized: before the work is done."""
         if len(text) <= self.max_chars:
             return text
@@ -140,12 +158,15 @@ class RequestMaker:
 
     def _fitted(self, ids: list[int]) -> list[int]:
         """The same for ids that are more than the context can hold."""
-        if self.http.allow_auto_truncate:
-            return ids[: self.context_len]
-        raise RequestError(
-            f"the prompt has {len(ids)} tokens, but this server takes fewer than {self.context_len} (its context length)",
-            "input_ids",
-        )
+        self._check_may_cut(len(ids))
+        return ids[: self.context_len]
+
+    def _check_may_cut(self, length: int) -> None:
+        if not self.http.allow_auto_truncate:
+            raise RequestError(
+                f"the prompt has {length} tokens, but this server takes fewer than {self.context_len} (its context length)",
+                "input_ids",
+            )
 
     @property
     def max_chars(self) -> int:

@@ -90,7 +90,7 @@ class TokenizerManager:
     ) -> None:
         self.tokenizer = tokenizer
         self.media = media
-        self._maker = RequestMaker(tokenizer, info, http, media)
+        self.maker = RequestMaker(tokenizer, info, http, media)
         self.http = http
         self.text = text
         self.stats = SchedulerStats()
@@ -117,17 +117,17 @@ class TokenizerManager:
     @property
     def info(self) -> dict[str, Any]:
         """forward_batch.ModelInfo as a dict, of the scheduler that runs."""
-        return self._maker.info
+        return self.maker.info
 
     @property
     def context_len(self) -> int:
         """Longest sequence the model and its KV pool take."""
-        return self._maker.context_len
+        return self.maker.context_len
 
     @property
     def max_chars(self) -> int:
         """No text longer than this fits in the context."""
-        return self._maker.max_chars
+        return self.maker.max_chars
 
     @property
     def num_in_flight(self) -> int:
@@ -135,7 +135,7 @@ class TokenizerManager:
 
     def need_tokenizer(self) -> Tokenizer:
         """Raises RequestError if the server runs without one."""
-        return self._maker.need_tokenizer()
+        return self.maker.need_tokenizer()
 
     async def start(self, req: GenerateReq) -> Call:
         """Checks the request and hands its sequences to the scheduler. While one is being restarted it waits for a while. Raises
@@ -144,7 +144,7 @@ class TokenizerManager:
         if self.info.get("embedding_dim"):
             raise RequestError("this server embeds and does not generate: use /v1/embeddings")
         place = self.sessions.place(req.session, current_scope().key) if req.session is not None else None
-        requests = await self._maker.make(req, place.ids if place is not None else None)
+        requests = await self.maker.make(req, place.ids if place is not None else None)
         self._check_open()  # much may have happened while a long text was tokenized
         scope = current_scope()
         name = req.rid if isinstance(req.rid, str) else own_rid(requests[0])
@@ -175,7 +175,7 @@ class TokenizerManager:
 
     async def count_tokens(self, req: GenerateReq) -> int:
         """How many tokens the prompt of a request has, images and videos among them. Raises RequestError and OverloadError."""
-        (request,) = await self._maker.make(req)
+        (request,) = await self.maker.make(req)
         return len(request.input_ids)
 
     def _open(self, call: Call, requests: list[TokenizedReq], first_index: int) -> None:
@@ -425,7 +425,7 @@ class TokenizerManager:
 
     def scheduler_restarted(self, info: dict[str, Any]) -> None:
         """There is a scheduler: it is sent all calls."""
-        self._maker.info = info
+        self.maker.info = info
         self._death = self._away = None
         self._back.set()
         self._controls.resume()

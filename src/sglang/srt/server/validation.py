@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from sglang.srt.errors import RequestError
@@ -10,6 +12,10 @@ from sglang.srt.sampling_params import SamplingParams
 
 MAX_TOP_LOGPROBS = 1024
 MAX_LOGPROB_IDS = 4096
+MAX_PARAMETER_BYTES = 64 << 20
+"""that the sampling parameters of one request take: every sequence has its own"""
+ID_BYTES = 128
+"""of an id in logit_bias or stop_token_ids, as objects"""
 
 
 def check_request(
@@ -41,6 +47,24 @@ def check_request(
         raise RequestError(f"token_ids_logprob may name at most {MAX_LOGPROB_IDS} ids", "token_ids_logprob")
     if logprobs.token_ids:
         check_ids("token_ids_logprob", list(logprobs.token_ids), vocab_size)
+
+
+def check_parameters(samplings: Iterable[SamplingParams]) -> None:
+    """Raises RequestError if the parameters of a request's sequences are too much together."""
+    size = sum(sampling.n * _num_bytes(sampling) for sampling in samplings)
+    if size > MAX_PARAMETER_BYTES:
+        raise RequestError(
+            f"the sampling parameters take {size >> 20} MiB for all sequences of this request, and {MAX_PARAMETER_BYTES >> 20} are "
+            "the most: send fewer prompts at once, or a shorter logit_bias, stop or constraint",
+            "sampling_params",
+        )
+
+
+def _num_bytes(sampling: SamplingParams) -> int:
+    """Of what may be long."""
+    grammar = sampling.grammar
+    size = ID_BYTES * (len(sampling.logit_bias or ()) + len(sampling.stop_token_ids))
+    return size + sum(map(len, (*sampling.stop, *sampling.stop_regex))) + (len(grammar[1]) if grammar is not None else 0)
 
 
 class LogprobBudget:

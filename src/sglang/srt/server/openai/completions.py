@@ -20,6 +20,8 @@ from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
 MAX_LOGPROBS = 20
+MAX_ECHO_BYTES = 16 << 20
+"""of prompts that the answer repeats, once for each sample"""
 
 
 class CompletionCall:
@@ -44,6 +46,7 @@ class CompletionCall:
         prompts, text, ids = _prompts(request.prompt)
         self._prompts = prompts if self._echo else []
         self._num_samples = sampling.n
+        self._check_echo()
         logprobs = None
         if request.logprobs is not None:
             logprobs = LogprobOptions(start_len=0 if self._echo else -1, top_num=self._num_top)
@@ -70,6 +73,16 @@ class CompletionCall:
         if self._tokenizer is None:
             raise RequestError("logprobs: this server runs without a tokenizer; use /generate", "logprobs")
         return request.logprobs
+
+    def _check_echo(self) -> None:
+        """Raises RequestError if what is repeated is too long. (Ids outside the vocabulary are found later.)"""
+        table = self._tokenizer.vocabulary.token_bytes if self._tokenizer is not None else []
+
+        def size(prompt: str | list[int]) -> int:
+            return len(prompt) if isinstance(prompt, str) else sum(len(table[i]) for i in prompt if 0 <= i < len(table))
+
+        if self._num_samples * sum(map(size, self._prompts)) > MAX_ECHO_BYTES:
+            raise RequestError(f"echo: the prompts would be repeated in more than {MAX_ECHO_BYTES} bytes", "echo")
 
     async def collect(self, call: Call) -> dict[str, Any]:
         """The whole answer."""

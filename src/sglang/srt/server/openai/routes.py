@@ -15,6 +15,7 @@ from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.bodies import LONG_BODY, read_as, read_sized
 from sglang.srt.server.fields import as_text
+from sglang.srt.server.json_pieces import Encoded, cut
 from sglang.srt.server.openai.anthropic_api import MESSAGES_FIELDS, MessagesCall
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
 from sglang.srt.server.openai.completions import CompletionCall
@@ -120,12 +121,12 @@ class OpenAIApi:
         if request.method == "DELETE":
             self._responses.delete(name, owner)
             return JsonResponse({"id": name, "object": "response", "deleted": True})
-        return Response(self._responses.get(name, owner).response, media_type="application/json")
+        return LargeJsonResponse(Encoded(cut(self._responses.get(name, owner).response)))
 
     async def response_items(self, request: Request) -> Response:
         """What a stored response's request said."""
         items = self._responses.get(request.path_params["response"], current_scope().key).items
-        return Response(b'{"object":"list","data":%b,"has_more":false}' % items, media_type="application/json")
+        return LargeJsonResponse({"object": "list", "data": Encoded(cut(items)), "has_more": False})
 
     async def messages(self, request: Request) -> Response:
         return await self._run_other(request, await read_as(request, MESSAGES_FIELDS, self._messages_call))

@@ -91,15 +91,14 @@ class ScoringApi:
         if isinstance(query, str):
             texts = [items] if isinstance(items, str) else as_texts(body, "items")
             _check_count(texts, "items")
-            joined = [item + query if first else query + item for item in texts]
-            if any(len(text) > self._manager.max_chars for text in joined):
+            if len(query) + max(map(len, texts)) > self._manager.max_chars:
                 raise RequestError("an item is longer than the context can hold", "items")
-            return self._manager.need_tokenizer().encode_batch(joined)
+            return self._manager.maker.encode(item + query if first else query + item for item in texts)
         ids = as_ids(body, "query")
         rows = items if isinstance(items, list) and items and isinstance(items[0], list) else [items]
         _check_count(rows, "items")
         checked = [as_ids({"items": row}, "items") for row in rows]
-        return [row + ids if first else ids + row for row in checked]
+        return self._manager.maker.join((row, ids) if first else (ids, row) for row in checked)
 
     async def rerank(self, request: Request) -> Response:
         """A bare list of {score, document, index, meta_info}, best first. The score is the cosine of two embeddings."""

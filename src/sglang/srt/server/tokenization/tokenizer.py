@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -90,7 +90,7 @@ class Tokenizer:
         """`encode` of each, on all cores."""
         return [ids for piece in self.encode_pieces(texts, add_special_tokens) for ids in piece]
 
-    def encode_pieces(self, texts: Sequence[str], add_special_tokens: bool = True) -> Iterator[list[list[int]]]:
+    def encode_pieces(self, texts: Iterable[str], add_special_tokens: bool = True) -> Iterator[list[list[int]]]:
         """`encode_batch` of some texts at a time: while it is made, a token takes hundreds of bytes, which are given back."""
         size, piece, shared = 0, [], SharedInts()
         for text in texts:
