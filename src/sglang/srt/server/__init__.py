@@ -22,6 +22,7 @@ A file imports only what stands below it in this list:
     sessions.py            conversations that the server keeps
     detokenizer.py         TokenOut -> text
     aside.py               long work on other threads
+    shares.py              places that clients share
     multimodal/            media
     parsers/               reasoning and tool calls
     tokenization/          tokenizers and chat templates

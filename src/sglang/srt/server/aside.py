@@ -1,16 +1,22 @@
 """Long work of the server, kept off the event loop: rendering and tokenizing long texts.
 
 A few threads of its own: they share the interpreter and the cores, so more of them would do no more, but hold the memory of as many
-long texts at once.
+long texts at once. Clients share them: one that has much to do leaves a thread for the others, and what it no longer waits for is
+not begun.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
+
+from sglang.srt.server.request_scope import current_scope
+from sglang.srt.server.shares import Shares
 
 NUM_THREADS = 4
 
@@ -18,12 +24,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="long-text")
+_shares: WeakKeyDictionary[asyncio.AbstractEventLoop, Shares] = WeakKeyDictionary()
 _under_way: set[object] = set()
 
 
 async def run_aside(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """`work(*args)`, done on another thread, in this context."""
-    context = copy_context()
+    context, loop = copy_context(), asyncio.get_running_loop()
 
     def run() -> T:
         _under_way.add(this := object())
@@ -32,7 +39,22 @@ async def run_aside(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
         finally:
             _under_way.discard(this)
 
-    return await asyncio.get_running_loop().run_in_executor(_threads, run)
+    owner, shares = current_scope().key, _shares_of(loop)
+    await shares.acquire(owner, 1)
+    done = _threads.submit(run)
+    done.add_done_callback(lambda _: _release(loop, shares, owner))  # whether or not somebody still waits
+    return await asyncio.wrap_future(done)
+
+
+def _shares_of(loop: asyncio.AbstractEventLoop) -> Shares:
+    if loop not in _shares:
+        _shares[loop] = Shares(NUM_THREADS, NUM_THREADS - 1, "long texts are being read")
+    return _shares[loop]
+
+
+def _release(loop: asyncio.AbstractEventLoop, shares: Shares, owner: str) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        loop.call_soon_threadsafe(shares.release, owner, 1)
 
 
 def is_busy() -> bool:

@@ -25,7 +25,7 @@ from sglang.srt.server.multimodal import decode_work
 from sglang.srt.server.multimodal.clip import Clip
 from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.media import Medium
-from sglang.srt.server.multimodal.shares import Shares
+from sglang.srt.server.shares import Shares
 
 ENTRY = "sglang.srt.server.multimodal.decode_work:prepare"
 PLACES = 4

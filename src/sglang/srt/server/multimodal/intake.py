@@ -39,10 +39,10 @@ from sglang.srt.server.multimodal.inputs import MediaInput, MediaTask, View
 from sglang.srt.server.multimodal.media import Medium, inspect
 from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
 from sglang.srt.server.multimodal.processors.registry import create_processor
-from sglang.srt.server.multimodal.shares import Budget
 from sglang.srt.server.multimodal.sources import Sources
 from sglang.srt.server.multimodal.spans import Picture, expand, find_places
 from sglang.srt.server.request_scope import current_scope
+from sglang.srt.server.shares import Budget
 from sglang.srt.server.tokenization.template_forms import MediaToken
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
