@@ -170,7 +170,7 @@ def parse_part(part: dict[str, Any], where: str) -> MediaInput | None:
     name = part.get("type")
     if not isinstance(name, str) or name not in kinds:
         return None
-    check_members(part, ("type", name, *PART_HINTS), where, "messages")
+    check_members(part, ("type", name, *_PIXEL_KEYS, *PART_HINTS), where, "messages")
     given = part.get(name)
     fields = {"url": given} if isinstance(given, str) else given
     if not isinstance(fields, dict) or not isinstance(fields.get("url"), str) or not fields["url"]:
