@@ -8,6 +8,7 @@ import functools
 import http.server
 import io
 import json
+import logging
 import random
 import sys
 import threading
@@ -461,22 +462,34 @@ def test_how_closely_a_request_looks(web: httpx.Client) -> None:
     assert web.get("/get_model_info").json()["max_image_tokens"] == 1280
 
 
-def test_an_operators_limit_holds_for_all(caplog: pytest.LogCaptureFixture) -> None:
-    """The log says what was made of a picture, and only where that is not what its publisher makes of it."""
+@pytest.fixture
+def media_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What is logged of images (the package's logger hands nothing on)."""
+    logger = logging.getLogger("sglang.srt.server.multimodal")
+    caplog.set_level("INFO", logger=logger.name)
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def test_an_operators_limit_holds_for_all(media_log: pytest.LogCaptureFixture) -> None:
+    """The log says what was made of a picture, where that is not what its publisher makes of it; and which file was cut off."""
     import sglang
 
     text, image = TURN.format(IMAGE + "Describe the image."), show(792).resize((400, 300))
+    cut = png(show(794).resize((400, 300)), "JPEG")
     with sglang.Engine(model_path=str(TOY), max_total_tokens=1024, threads=1, max_image_tokens=9) as engine:
         bare = engine.generate(TURN.format("Describe the image."), GREEDY)["meta_info"]["prompt_tokens"]
-        with caplog.at_level("INFO"):
-            for fields in ({}, {"mm_processor_kwargs": {"max_pixels": 28224}}):
-                reply = engine.generate(text, GREEDY, image_data=image, **fields)
-                assert 4 <= reply["meta_info"]["prompt_tokens"] - bare - 2 <= 9
-            said = [record.getMessage() for record in caplog.records if "was resized" in record.getMessage()]
-            assert said and "400 x 300" in said[0] and "9 tokens" in said[0]
-            caplog.clear()
-            engine.generate(text, GREEDY, image_data=show(793).resize((56, 56)))
-            assert not [record for record in caplog.records if "was resized" in record.getMessage()]
+        for fields in ({}, {"mm_processor_kwargs": {"max_pixels": 28224}}):
+            reply = engine.generate(text, GREEDY, image_data=image, **fields)
+            assert 4 <= reply["meta_info"]["prompt_tokens"] - bare - 2 <= 9
+        said = media_log.messages
+        assert said and all("400 x 300, was resized to" in one and "the budget is 9 tokens" in one for one in said)
+        media_log.clear()
+        engine.generate(text, GREEDY, image_data=show(793).resize((56, 56)))
+        assert not media_log.messages
+        engine.generate(text, GREEDY, image_data=cut[: int(0.9 * len(cut))])
+        assert any("is cut off: the last" in one and "of its 300 rows are grey" in one for one in media_log.messages)
 
 
 def test_placeholders_typed_as_text_are_text(web: httpx.Client) -> None:
