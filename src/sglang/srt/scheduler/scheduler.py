@@ -405,7 +405,7 @@ class Scheduler:
 
     def _enqueue(self, req: Req, results: StepResults) -> None:
         """Puts a request into the queue. What its grammar goes on with need not be drawn; if that is all there is, it ends."""
-        reason = take_sent(req) or take_forced(req)
+        reason = take_sent(req) if req.msg.resumed else take_forced(req)
         if reason is not None:
             results.end(req, reason)
             return
