@@ -78,10 +78,12 @@ async def test_tokens_of_requests_whose_clients_left_are_counted(stand: Stand) -
 
 async def test_what_is_said_of_a_dropped_request_is_not_taken_for_the_next_of_its_name(stand: Stand) -> None:
     stand.scheduler.stuck = True
-    (await stand.manager.start(request(rid="same"))).cancel()
+    for _ in range(2):
+        (await stand.manager.start(request(rid="same"))).cancel()
     call = await stand.manager.start(request(rid="same", stream=False))
     (rid,) = {m.rid for m in stand.scheduler.received if isinstance(m, TokenizedReq)}
     late = TokenOut(rid, [9], FinishReason("abort", message="went away"), completion_len=1)
+    stand.manager.handle(BatchTokenOut([late]))
     stand.manager.handle(BatchTokenOut([late]))
     stand.manager.handle(BatchTokenOut([TokenOut(rid, [7], FinishReason("length", length=1), completion_len=1)]))
     assert [out.ids async for out in call] == [[7]]

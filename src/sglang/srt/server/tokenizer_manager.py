@@ -98,7 +98,7 @@ class TokenizerManager:
         self._send = send
         self._log = RequestLog(http.log_requests, http.log_requests_level)
         self._sequences: dict[str, Sequence] = {}
-        self._leaving: dict[str, Sequence] = {}  # dropped, and the scheduler has not said its last about them
+        self._leaving: dict[str, list[Sequence]] = {}  # dropped; the scheduler has not said its last about them
         self._calls: dict[str, Call] = {}
         self._controls = ControlCalls(send)
         self._embeddings = EmbeddingCalls(send)
@@ -270,12 +270,14 @@ class TokenizerManager:
             if self.metrics is not None:
                 self.metrics.aborted()
             if self.is_alive and sequence.progress.is_sent:
-                self._leaving[rid] = sequence
+                self._leaving.setdefault(rid, []).append(sequence)
                 self._send(AbortReq(rid=rid, message=message))
 
     def _leave(self, rid: str, last: TokenOut | None) -> None:
-        """A dropped sequence is over. `last`: what the scheduler said of it; None if it died before."""
-        sequence = self._leaving.pop(rid)
+        """The first dropped sequence of that name is over. `last`: what the scheduler said of it; None if it died before."""
+        sequence, *others = self._leaving.pop(rid)
+        if others:
+            self._leaving[rid] = others
         if self.metrics is None:
             return
         if last is not None:
@@ -286,8 +288,8 @@ class TokenizerManager:
 
     def _note_death(self) -> None:
         """What the scheduler had to say it will not say any more."""
-        for rid in list(self._leaving):
-            self._leave(rid, None)
+        while self._leaving:
+            self._leave(next(iter(self._leaving)), None)
         self._on_stats(SchedulerStats())
 
     def _forget(self, call: Call, rid: str) -> None:
