@@ -8,6 +8,7 @@ import random
 import pytest
 
 from sglang.srt.config import ScheduleOptions
+from sglang.srt.messages import AbortReq
 from sglang.srt.scheduler import fair_share, waiting
 from sglang.srt.scheduler.cache.radix_cache import RadixCache
 from sglang.srt.scheduler.decode import HEADROOM_TOKENS
@@ -235,6 +236,16 @@ def test_a_retraction_hits_who_loses_least() -> None:
     assert [req.rid for req in harness.scheduler._running.reqs] == ["long output"]
 
 
+def test_a_prompt_that_is_being_computed_loses_less_than_any_output() -> None:
+    harness = harness_for(chunked_prefill_size=16)
+    harness.put(make_req("runs", [1] * 3, 90, ignore_eos=True))
+    harness.step()
+    harness.put(make_req("partial", [2] * 60, 90, ignore_eos=True))
+    harness.step()
+    harness.scheduler._running.retract_one()
+    assert [req.rid for req in harness.scheduler._waiting] == ["partial"] and harness.scheduler._prefill.partial is None
+
+
 def test_after_a_retraction_the_others_have_room_for_a_while() -> None:
     harness = harness_for(ToyWorker(num_slots=256, max_running=8), schedule_conservativeness=0.01)
     harness.put(*(make_req(f"r{i}", [i * 7 + 1] * 10, 60, ignore_eos=True) for i in range(8)))
@@ -260,9 +271,21 @@ def test_a_queue_that_does_not_fit_is_looked_at_now_and_then(monkeypatch: pytest
     for _ in range(2 * RETRY_STEPS):
         harness.step()
     assert 2 <= len(looks) <= 4
-    harness.run()
-    firsts = [len(batch.samples) for batch in harness.worker.batches]
-    assert len(firsts) <= 60 + 4 + 1, "no step was lost"
+    while len(looks) < 4:
+        harness.step()
+    harness.put(AbortReq("runs"))
+    harness.step()
+    assert [req.rid for req in harness.scheduler._running.reqs] == ["waits"]
+
+
+def test_what_a_prompt_that_is_being_computed_will_say_needs_memory_too() -> None:
+    harness = harness_for(ToyWorker(num_slots=400), chunked_prefill_size=16)
+    harness.put(make_req("long", [1] * 40, 300, ignore_eos=True))
+    harness.step()
+    harness.put(make_req("other", [2] * 8, 300, ignore_eos=True))
+    while harness.scheduler._prefill.partial is not None:
+        harness.step()
+    assert [req.rid for req in harness.scheduler._running.reqs] == ["long"]
 
 
 def test_the_cached_prefix_of_a_request_is_not_evicted_for_another_first() -> None:
