@@ -9,6 +9,7 @@ import pytest
 import sglang as sgl
 from sglang import ProgramState, RuntimeEndpoint
 from sglang.lang.errors import RequestRefusedError
+from sglang.lang.variables import Variables
 
 from .native_server import NativeServer
 
@@ -61,6 +62,46 @@ def test_the_prefix_is_decided_after_what_is_queued(native: NativeServer, backen
     state = program()
     state.sync()
     assert [body["text"] for body in native.prefills()] == [state.text()]
+
+
+@pytest.mark.parametrize("assigned_first", [True, False])
+def test_what_a_fork_assigns_stays_whatever_its_parent_writes(
+    native: NativeServer, backend: RuntimeEndpoint, assigned_first: bool
+) -> None:
+    """Before the fork starts, while its parent still writes a variable of that name, and after."""
+    native.delay = 0.1
+
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s["set"] = "parent"
+        s += "p" + sgl.gen("x", max_tokens=2) + LONG
+        forks = s.fork(2)
+        if not assigned_first:
+            forks[0].sync()
+        forks[0]["x"], forks[0]["set"] = "child", 7
+        s["set"] = "parent again"
+        forks[1].sync()
+        assert (forks[0]["x"], forks[0]["set"]) == ("child", 7)
+        assert forks[1]["x"] == s["x"] != "child"
+        child = forks[0]
+        child += sgl.gen("y", max_tokens=2)
+        assert forks[0]["y"] and forks[0]["x"] == "child"
+
+    state = program()
+    state.sync()
+    assert state["set"] == "parent again" and state["x"] != "child"
+
+
+def test_variables_of_a_fork_come_before_those_it_inherits() -> None:
+    parent, child = Variables(), Variables()
+    for variables, name in ((parent, "parent"), (child, "child")):
+        variables.store("x", name, {"of": name})
+        variables.objects["x"] = name
+    parent.store("y", "parent")
+    child.expect_parents(parent.names)
+    child.inherit(parent)
+    assert child.texts == {"x": "child", "y": "parent"} and child.objects == {"x": "child"}
+    assert child.metas["x"] == {"of": "child"} and parent.texts["x"] == "parent"
 
 
 def test_gather(native: NativeServer, backend: RuntimeEndpoint) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,13 +15,20 @@ from sglang.srt.errors import RequestError
 from sglang.srt.messages import FinishReason
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.scheduler.finish import FinishChecker, StopStrings
-from sglang.srt.scheduler.stop_regex import Searches, StopRegexes, compile_stop_regex
+from sglang.srt.scheduler.stop_regex import Found, Search, Searches, Span, StopRegexes, compile_stop_regex
 from sglang.srt.vocabulary import Vocabulary
 from tests.scheduler.toy import EOS, VOCABULARY, trials_of
 
 
 def make_searches() -> Searches:
     return Searches(trials_of(VOCABULARY, GrammarOptions(backend="none")))
+
+
+def unhurried_searches() -> Searches:
+    """Everything is searched on the loop."""
+    searches = make_searches()
+    searches._left = 60.0
+    return searches
 
 
 def check(checker: FinishChecker, token_id: int, num_out: int) -> FinishReason | None:
@@ -58,7 +67,7 @@ def checker_for(
 ) -> FinishChecker:
     checker = FinishChecker(SamplingParams(**params), max_new_tokens, VOCABULARY)  # type: ignore[arg-type]
     if regexes:
-        checker.watch_regexes([compile_stop_regex(text) for text in regexes], searches or make_searches())
+        checker.watch_regexes([compile_stop_regex(text) for text in regexes], searches or unhurried_searches())
     return checker
 
 
@@ -251,6 +260,72 @@ def test_where_a_search_runs_changes_nothing(text: str, regexes: list[str], mini
     there = checker_for(9, tuple(regexes), away, min_new_tokens=minimum)
     assert feed(here, ids_of(text)) == feed(there, ids_of(text))
     away.close()
+
+
+class Undecided(Searches):
+    """Every search goes on and on."""
+
+    def now(self, patterns: Sequence[Any], text: str, span: Span) -> Found | None:
+        return None
+
+    def later(self, patterns: Sequence[Any], text: str, span: Span) -> Search:
+        self.num_pending += 1
+        return Search(b"")
+
+
+EXPRESSIONS = ["ab", "a+b", "b$", "(?<=a)b", "(?<=ab)", "(?s)a.*\u00e9", "(?=ab)a", "b.b", "a.*<", "ab|b<a", "ab(<a)?|<.b"]
+TABLE_IDS = [*b"ab<", PIECES["ab"], PIECES["\u00e9"], 0xC3, 0xA9]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.sampled_from(TABLE_IDS), min_size=1, max_size=12),
+    st.lists(st.sampled_from(EXPRESSIONS), min_size=1, max_size=3, unique=True),
+    st.lists(st.sampled_from(["ab<a", "bb", "<\u00e9", "aab"]), max_size=2, unique=True),
+    st.integers(0, 8),
+    st.data(),
+)
+def test_a_resumed_request_ends_where_it_would_have_ended(
+    ids: list[int], regexes: list[str], stops: list[str], minimum: int, data: st.DataObject
+) -> None:
+    """Wherever the other scheduler died, and whether or not it knew what its last token meant."""
+    searches = unhurried_searches()
+
+    def new_checker() -> FinishChecker:
+        return checker_for(12, tuple(regexes), searches, min_new_tokens=minimum, stop=tuple(stops))
+
+    def state(checker: FinishChecker, reason: FinishReason | None) -> object:
+        return reason, checker.trim_bytes, checker.hold_bytes if reason is None else 0
+
+    lived, died, resumed = new_checker(), new_checker(), new_checker()
+    num_sent = data.draw(st.integers(1, len(ids)))
+    for n in range(1, num_sent):
+        if lived.check(ids[n - 1], n) is not None or died.check(ids[n - 1], n) is not None:
+            return
+    expected = state(lived, lived.check(ids[num_sent - 1], num_sent))
+    if data.draw(st.booleans()):
+        assert died._regexes is not None
+        died._regexes._searches = Undecided(searches._children)
+    if died.check(ids[num_sent - 1], num_sent) is not None:
+        return
+    for i in ids[:num_sent]:
+        resumed.note_sent(i)
+    assert state(resumed, resumed.go_on(num_sent, died.hold_bytes)) == expected
+    for n in range(num_sent + 1, len(ids) + 1):
+        if expected[0] is not None:
+            return
+        expected = state(lived, lived.check(ids[n - 1], n))
+        assert state(resumed, resumed.check(ids[n - 1], n)) == expected
+
+
+def test_all_matches_before_the_minimum_are_passed_over() -> None:
+    reason, _, text = feed(checker_for(regexes=("b",), min_new_tokens=3), [*ids_of("bb"), PIECES["ab"], *ids_of("cb")])
+    assert reason == FinishReason("stop", matched="b") and text == b"bba"
+    two_at_once = [PIECES['",'], PIECES[", "], *ids_of("ab,")]
+    reason, _, text = feed(checker_for(regexes=(",",), min_new_tokens=3), two_at_once)
+    assert reason == FinishReason("stop", matched=",") and text == b'",, ab'
+    reason, _, text = feed(checker_for(regexes=("[\\n]",), min_new_tokens=2), [PIECES["\n\n"], *ids_of("a\n")])
+    assert text == b"\n\na", "the second of one token is no match of the next"
 
 
 def test_stop_ids_are_what_the_minimum_forbids() -> None:

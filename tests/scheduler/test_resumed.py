@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.messages import FinishReason, LogprobOptions, TokenizedReq, TokenOut
+from sglang.srt.scheduler.stop_regex import Found, Search, Searches
 from sglang.srt.server.detokenizer import Detokenizer
 from tests.scheduler import test_invariance, test_jump
 from tests.scheduler.test_grammar import run_with_compiling
@@ -67,9 +69,6 @@ def with_deaths(reqs: list[TokenizedReq], grammar: GrammarOptions | None, lives:
             time.sleep(0.001)
         for _ in range(steps):
             one.step()
-        while one.scheduler._searches.num_pending:  # the next scheduler would hear of what it finds a token later
-            one.step()
-            time.sleep(0.001)
         for rid, answer in one.answers.items():
             clients[rid].hear(answer.outs)
         alive = [req for req in reqs if not clients[req.rid].outs or clients[req.rid].outs[-1].finish is None]
@@ -129,6 +128,65 @@ def test_constraints_and_stops(fields: dict[str, object], steps: int) -> None:
         make_req(f"r{i}", [i + 1, 5, 6], 40, stream=True, temperature=0.7 * (i % 2), seed=i, **dict(fields)) for i in range(3)
     ]
     check(reqs, JUMPING, [steps, 2])
+
+
+def die_while_searching(patch: pytest.MonkeyPatch, req: TokenizedReq, grammar: GrammarOptions | None, place: int) -> Client:
+    """Two schedulers: the search behind the output token `place` of the first does not end before it does."""
+    client = Client(req)
+    num_searched = 0
+    search_now = Searches.now
+
+    def now(self: Searches, *what: Any) -> Found | None:
+        nonlocal num_searched
+        self._left, num_searched = 60.0, num_searched + 1
+        return search_now(self, *what) if num_searched < place else None
+
+    def later(self: Searches, *what: object) -> Search:
+        self.num_pending += 1
+        return Search(b"")
+
+    with patch.context() as context:
+        context.setattr(Searches, "now", now)
+        context.setattr(Searches, "later", later)
+        one = harness(grammar)
+        one.put(req)
+        while not one.scheduler._searches.num_pending and one.scheduler._live:
+            one.step()
+        client.hear(one.answers[req.rid].outs if req.rid in one.answers else [])
+    if client.outs and client.outs[-1].finish is not None:
+        return client
+    (answer,) = run_with_compiling(harness(grammar), [resumed(req, client)])
+    client.hear(answer.outs)
+    return client
+
+
+@pytest.mark.parametrize(
+    ("jumps", "fields"),
+    [
+        (False, {"stop_regex": ("x",)}),
+        (False, {"stop_regex": ("[ab]b+x", "a.*~", "xx"), "min_new_tokens": 9}),
+        (True, {"stop_regex": ("(?s)b.*b", "b"), "min_new_tokens": 5, "no_stop_trim": True}),
+        (True, {"stop_regex": ("abx{9}", "[bc]xx[^x]"), "stop": ("xxxxxa", "bbb")}),
+        (True, {"stop_regex": ("b$", "x{12}"), "logprobs": logprob_options(0, 1), "max_new_tokens": 17}),
+        (True, {"stop_regex": ("~~",)}),
+    ],
+)
+def test_a_scheduler_that_dies_while_it_searches(monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], jumps: bool) -> None:
+    """At the token that ends the request, and at others."""
+    grammar = GrammarOptions(jump_forward=jumps)
+    fields = {"regex": "([abc]{2,4}x{9}){2}", "max_new_tokens": 40, **fields}
+    req = make_req("a", [3, 5, 6], stream=True, temperature=0.7, seed=4, **fields)
+    (whole,) = undisturbed([req], grammar)
+    num_ids = len(whole.ids)
+    for place in {1, 2, num_ids // 2, num_ids - 1, num_ids}:
+        assert die_while_searching(monkeypatch, req, grammar, place).shape() == whole.shape()
+
+
+def test_the_text_of_a_match_is_held_back_until_its_log_probabilities_are_there() -> None:
+    """The grammar forces the end of a stop string at once, and its beginning goes out with its log probability before."""
+    fields = {"regex": "[ab]{4}the end", "stop": ("athe", "bthe"), "logprobs": logprob_options(), "max_new_tokens": 40}
+    texts = {stream: undisturbed([make_req("a", [1], stream=stream, **fields)], JUMPING)[0].text for stream in (False, True)}
+    assert texts[True] == texts[False] and len(texts[True]) == 3
 
 
 def test_what_was_let_in_once_is_not_refused_by_a_full_queue() -> None:

@@ -167,6 +167,25 @@ async def test_what_is_too_much_gets_an_answer(door: Door, name: str) -> None:
     assert found.startswith(b"HTTP/1.1 431")
 
 
+@pytest.mark.parametrize("step", [1 << 20, 5000])
+@pytest.mark.parametrize("place", ["path", "value", "name"])
+async def test_a_head_has_64_kib_to_the_byte(door: Door, place: str, step: int) -> None:
+    for size, status in ((64 * 1024, b"200"), (64 * 1024 + 1, b"431")):
+        rest = b"host: x\r\nconnection: close\r\n\r\n"
+        begin, end = {
+            "path": (b"GET /", b" HTTP/1.1\r\n" + rest),
+            "value": (b"GET / HTTP/1.1\r\na: ", b"\r\n" + rest),
+            "name": (b"GET / HTTP/1.1\r\n", b": a\r\n" + rest),
+        }[place]
+        data = begin + b"a" * (size - len(begin) - len(end)) + end
+        reader, writer = await door.connect()
+        for at in range(0, len(data), step):
+            writer.write(data[at : at + step])
+            await writer.drain()
+        assert (await answer(reader)).startswith(b"HTTP/1.1 " + status)
+        writer.close()
+
+
 async def test_trailers_do_not_change_a_head_that_was_judged() -> None:
     seen: list[Scope] = []
 

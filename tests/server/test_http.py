@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sglang.srt.server import responses
+from sglang.srt.messages import SchedulerStats, StateReq
+from sglang.srt.server import native_api, responses
 from sglang.srt.server.request_maker import RequestMaker
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of, events_of
@@ -195,6 +196,40 @@ async def test_metrics_count(stand: Stand, make_stand: MakeStand) -> None:
         assert value(name) >= 0
     async with client_of(make_stand(enable_metrics=False)) as client:
         assert (await client.get("/metrics")).status_code == 404
+
+
+def metric(page: str, name: str) -> float:
+    values = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    return float(values[f'sglang:{name}{{model_name="test-model"}}'])
+
+
+async def test_gauges_say_what_is_now(stand: Stand) -> None:
+    """Not what was when the scheduler last said something of its own."""
+    async with client_of(stand) as client:
+        assert metric((await client.get("/metrics")).text, "num_running_reqs") == 0
+        stand.scheduler.paused = True
+        body = {"text": "The quick brown", "sampling_params": {"max_new_tokens": 3}}
+        asked = [asyncio.create_task(client.post("/generate", json=body)) for _ in range(2)]
+        while stand.manager.num_in_flight < 2:
+            await asyncio.sleep(0)
+        assert metric((await client.get("/metrics")).text, "num_running_reqs") == 2
+        stand.scheduler.paused = False
+        await asyncio.gather(*asked, client.post("/generate", json=body))
+        pages = await asyncio.gather(*(client.get("/metrics") for _ in range(9)))
+    assert [metric(page.text, "num_running_reqs") for page in pages] == [0] * 9
+    assert sum(isinstance(message, StateReq) for message in stand.scheduler.received) < 9, "all share an answer"
+
+
+async def test_the_metrics_page_does_not_wait_for_a_scheduler_that_is_stuck_or_dead(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_api, "GAUGE_SECONDS", 0.01)
+    stand.manager.handle(SchedulerStats(num_running=7))
+    stand.scheduler.stuck = True
+    async with client_of(stand) as client:
+        assert metric((await client.get("/metrics")).text, "num_running_reqs") == 7
+        stand.manager.scheduler_lost("crashed")
+        assert metric((await client.get("/metrics")).text, "num_running_reqs") == 0
 
 
 async def test_the_openapi_document_names_every_path(stand: Stand) -> None:

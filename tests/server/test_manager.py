@@ -45,6 +45,50 @@ async def test_a_cancelled_consumer_aborts(stand: Stand) -> None:
     assert len(stand.scheduler.aborted) == 1
 
 
+def num_counted(stand: Stand, name: str) -> float:
+    assert stand.manager.metrics is not None
+    value = stand.manager.metrics.registry.get_sample_value(f"sglang:{name}_tokens_total", {"model_name": "test-model"})
+    assert value is not None
+    return value
+
+
+async def test_tokens_of_requests_whose_clients_left_are_counted(stand: Stand) -> None:
+    """Whether or not they were streamed; also where the scheduler dies before it says how far it came."""
+    for stream in (True, False):
+        call = await stand.manager.start(request(rid="same", stream=stream))
+        while not any(len(running.ids) >= 3 for running in stand.scheduler.running.values()):
+            await asyncio.sleep(0)
+        num_before = num_counted(stand, "generation")
+        call.cancel()
+        assert stand.manager.num_in_flight == 0
+        while stand.manager._leaving:
+            await asyncio.sleep(0)
+        assert num_counted(stand, "generation") - num_before >= 3
+    assert num_counted(stand, "prompt") == 6
+    call = await stand.manager.start(request())
+    async for _ in call:
+        break
+    stand.scheduler.stuck = True
+    num_before = num_counted(stand, "generation")
+    call.cancel()
+    assert num_counted(stand, "generation") == num_before
+    stand.manager.scheduler_lost("crashed")
+    assert num_counted(stand, "generation") > num_before and num_counted(stand, "prompt") == 9
+
+
+async def test_what_is_said_of_a_dropped_request_is_not_taken_for_the_next_of_its_name(stand: Stand) -> None:
+    stand.scheduler.stuck = True
+    for _ in range(2):
+        (await stand.manager.start(request(rid="same"))).cancel()
+    call = await stand.manager.start(request(rid="same", stream=False))
+    (rid,) = {m.rid for m in stand.scheduler.received if isinstance(m, TokenizedReq)}
+    late = TokenOut(rid, [9], FinishReason("abort", message="went away"), completion_len=1)
+    stand.manager.handle(BatchTokenOut([late]))
+    stand.manager.handle(BatchTokenOut([late]))
+    stand.manager.handle(BatchTokenOut([TokenOut(rid, [7], FinishReason("length", length=1), completion_len=1)]))
+    assert [out.ids async for out in call] == [[7]]
+
+
 async def test_abort_by_rid_ends_all_samples_with_what_they_have(stand: Stand) -> None:
     call = await stand.manager.start(request(rid="mine", sampling=SamplingParams(max_new_tokens=200, n=3, ignore_eos=True)))
     ends: list[GenerateOut] = []

@@ -30,6 +30,8 @@ MIN_TRUST, FEW_TRUST = 0.7, 0.5
 """How likely all guesses up to a place must be for it to be worth its rows; in steps of few requests rows cost next to nothing."""
 QUOTE_TRUST = 0.5
 """A prompt that outputs copy from says more than what they had before, from so much on."""
+MAX_JUMPS = 0.1
+"""Share of requests that may lose a step for the others' sake: running ahead saves about as much of it."""
 FEW = 3
 FEW_ROWS, FEW_LOOKUPS = 16, 4
 """Rows of a step, and requests that run, up to which reading the weights is most of the work: then guesses in free text pay."""
@@ -69,16 +71,27 @@ def may_repeat(req: Req) -> bool:
     return req.msg.sampling.grammar is None and not req.msg.healed and _draws_plainly(req)
 
 
-def repeats(req: Req, num_running: int) -> bool:
-    """Whether the request is about to be given guesses from its own text, with so many running."""
-    return num_running <= FEW_LOOKUPS and req.lookup is not None and req.lookup.is_trusted
+def expects(req: Req, num_running: int) -> bool:
+    """Whether something is known of the token that comes next, with so many running: then a draft may begin with it."""
+    if req.lookup is not None:
+        return num_running <= FEW_LOOKUPS and req.lookup.is_trusted
+    if not _may_guess(req):
+        return False
+    assert req.habits is not None and req.quoting is not None
+    quote = req.quoting.go_on(req.output_ids, req.num_drawn)
+    return _likely(req.habits, quote, req.output_ids[-Habits.WIDTH :], req.num_drawn)[1] >= FEW_TRUST
 
 
-def drafts_anything(running: list[Req], prompts: list[Extend]) -> bool:
-    """Whether any of them may be given guesses."""
-    if any(req.habits is not None or repeats(req, len(running)) for req in running):
-        return True
-    return any(extend.req.habits is not None for extend in prompts)
+def gain_by_waiting(running: list[Req]) -> bool:
+    """Whether the step after the one on its way is worth more if it begins when all tokens are known. A step that ran ahead has
+    one row a request: whose next token is expected has no draft in it, and whom the grammar forces further loses a step."""
+    num_jumps = 0.0
+    for req in running:
+        if expects(req, len(running)):
+            return True
+        if req.habits is not None and not req.in_thought:
+            num_jumps += req.habits.jump_rate
+    return num_jumps > MAX_JUMPS * len(running)
 
 
 def add_drafts(decodes: list[Req], extends: list[Extend], room: Room, memory: KvMemory) -> tuple[list[Req], list[Extend]]:

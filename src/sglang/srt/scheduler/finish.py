@@ -33,8 +33,9 @@ class Matcher(Protocol):
 
     hold_bytes: int
 
-    def go_on(self, text: bytes, hold_bytes: int) -> None:
-        """Begins behind a text that did not end the request. Its last `hold_bytes` may be the beginning of a match."""
+    def go_on(self, pieces: Sequence[bytes], num_passed: int, hold_bytes: int) -> None:
+        """Begins behind the texts of tokens that did not end the request: what matched within the first `num_passed` of them was
+        passed over, and a match that counts lies within the last `hold_bytes`, or behind. Before the next `feed`."""
         ...
 
     def feed(self, chunk: bytes, look: bool) -> tuple[str, int, int] | None:
@@ -67,8 +68,9 @@ class StopStrings:
         self._states = [0] * len(stops)
         self.hold_bytes = 0
 
-    def go_on(self, text: bytes, hold_bytes: int) -> None:
-        self.feed(text[-max(map(len, self._patterns)) :], look=False)  # nothing before that can still be part of a match
+    def go_on(self, pieces: Sequence[bytes], num_passed: int, hold_bytes: int) -> None:
+        end = b"".join(pieces)[-max(map(len, self._patterns)) :]  # nothing before that can still be part of a match
+        self.feed(end, look=False)
 
     def feed(self, chunk: bytes, look: bool) -> tuple[str, int, int] | None:
         best: tuple[int, int, int] | None = None  # end in the chunk, minus the length, which string
@@ -159,14 +161,12 @@ class FinishChecker:
             self._sent.append(self._shown(token_id))
 
     def go_on(self, num_out: int, hold_bytes: int) -> FinishReason | None:
-        """Begins behind the `num_out` tokens that were noted; of their text, the client does not have the last `hold_bytes`. Why
-        the request ends with that, if it does."""
-        text = b"".join(self._sent)
-        self._sent.clear()
+        """Begins behind the `num_out` tokens that were noted; of their text, the client does not have the last `hold_bytes`. Then
+        looks at the last of them again, as `check`: the other scheduler may have died while it searched."""
         for matcher in self._matchers:
-            matcher.go_on(text, min(hold_bytes, len(text)))
-        self.hold_bytes = hold_bytes
-        return FinishReason("length", length=num_out) if num_out >= self.max_new_tokens else None
+            matcher.go_on(self._sent, max(self._min_new_tokens - 1, 0), hold_bytes)
+        self._sent.clear()
+        return self._check_text(b"", num_out)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -185,11 +185,7 @@ class FinishChecker:
             self.hold_bytes = 0
             self.trim_bytes = 0 if self._keep_stop else len(self._shown(token_id))
             return FinishReason("stop", matched=self._named.get(token_id, token_id))
-        if self._matchers:
-            reason = self._check_text(self._shown(token_id), num_out >= self._min_new_tokens)
-            if reason is not None:
-                return reason
-        return None if self.is_searching else self._check_length(num_out)
+        return self._check_text(self._shown(token_id) if self._matchers else b"", num_out)
 
     def end_search(self, num_out: int) -> FinishReason | None:
         """What the last `check` would have returned. Raises RequestError when the search took too long."""
@@ -206,17 +202,17 @@ class FinishChecker:
         self.hold_bytes = 0
         return FinishReason("length", length=num_out)
 
-    def _check_text(self, chunk: bytes, look: bool) -> FinishReason | None:
+    def _check_text(self, chunk: bytes, num_out: int) -> FinishReason | None:
         for matcher in self._matchers:
-            found = matcher.feed(chunk, look)
+            found = matcher.feed(chunk, num_out >= self._min_new_tokens)
             if found is not None:
                 return self._stop(found)
-        self.hold_bytes = max(matcher.hold_bytes for matcher in self._matchers)
-        return None
+        self.hold_bytes = max((matcher.hold_bytes for matcher in self._matchers), default=0)
+        return None if self.is_searching else self._check_length(num_out)
 
     def _stop(self, found: tuple[str, int, int]) -> FinishReason:
         matched, behind_start, behind_end = found
-        self.hold_bytes = 0
+        self.hold_bytes = behind_start  # log probabilities of forced tokens may still be wanted before the request ends
         self.trim_bytes = behind_end if self._keep_stop else behind_start
         return FinishReason("stop", matched=matched)
 

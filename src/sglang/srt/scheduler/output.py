@@ -75,7 +75,7 @@ def _after_check(req: Req, reason: FinishReason | None) -> FinishReason | None:
 
 def take_sent(req: Req) -> FinishReason | None:
     """Enters what another scheduler had sent of a resumed request: grammar, stop strings and penalties stand where they stood.
-    Why the request ends with that, if it does."""
+    Then it goes on as behind its last token. Why the request ends with that, if it does."""
     for token_id in req.msg.resumed or ():
         if req.lookup is not None:
             req.lookup.note(token_id)
@@ -87,7 +87,7 @@ def take_sent(req: Req) -> FinishReason | None:
         req.finish.note_sent(token_id)
         if req.msg.healed and req.finish.skip_bytes == 0 and req.msg.sampling.grammar is None:
             req.grammar = None
-    return req.finish.go_on(len(req.output_ids), req.msg.resumed_hold) if req.msg.resumed else None
+    return _after_check(req, req.finish.go_on(len(req.output_ids), req.msg.resumed_hold))
 
 
 def _take_guessed(req: Req, guess: Followed) -> FinishReason | None:

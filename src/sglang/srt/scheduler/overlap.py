@@ -8,7 +8,8 @@ device puts it in. When the tokens are there it may turn out that a request has 
 or that its grammar forced more tokens after the one drawn, or that thoughts end with another token than the model drew (its sample of
 step k + 1 is thrown away, as if it were late).
 
-Only plain steps run ahead: everyone who runs decodes one row, wants no log probabilities, and memory is there without retracting.
+Only plain steps run ahead: everyone who runs decodes one row, wants no log probabilities, and memory is there without retracting;
+and speculation does not expect to do more with the tokens than running ahead saves (`drafts.gain_by_waiting`).
 Whatever else is to be done is done when all is known, so that no owner ever sees a half-known request.
 """
 
@@ -22,7 +23,7 @@ import numpy as np
 from sglang.srt.forward_batch import ForwardBatch, ForwardOutput
 from sglang.srt.scheduler.batch import ScheduleBatch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
-from sglang.srt.scheduler.drafts import repeats
+from sglang.srt.scheduler.drafts import gain_by_waiting
 from sglang.srt.scheduler.req import Req
 
 
@@ -54,7 +55,7 @@ def build_ahead(flight: Flight, running: list[Req], memory: KvMemory, context_le
     batch = flight.batch
     if flight.late or batch.extends or batch.forward.prompt_logprobs or len(batch.decodes) != len(running):
         return None
-    if not all(_is_plain(req, len(running)) for req in batch.decodes):
+    if not all(map(_is_plain, batch.decodes)) or gain_by_waiting(batch.decodes):
         return None
     going = [i for i, req in enumerate(batch.decodes) if req.num_left > 1]
     reqs = [batch.decodes[i] for i in going]
@@ -98,10 +99,8 @@ def _surplus(req: Req) -> bool:
     return req.fill_len - req.hold.kv_len != 1
 
 
-def _is_plain(req: Req, num_running: int) -> bool:
-    """Whether all that can happen to it is one more token."""
-    if repeats(req, num_running):
-        return False
-    if req.hold is None or req.media is not None or req.ending is not None or req.habits is not None:
+def _is_plain(req: Req) -> bool:
+    """Whether it takes part with one row, and nothing but its token comes of that."""
+    if req.hold is None or req.media is not None or req.ending is not None:
         return False
     return req.msg.logprobs is None and not req.spec.want_logprob

@@ -38,7 +38,7 @@ from sglang.srt.messages import (
 from sglang.srt.scheduler.batch import Extend, ScheduleBatch, build_batch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.decode import RunningBatch
-from sglang.srt.scheduler.drafts import Room, add_drafts, drafts_anything
+from sglang.srt.scheduler.drafts import Room, add_drafts, expects
 from sglang.srt.scheduler.finish import abort_reason
 from sglang.srt.scheduler.grammar.compiler import GrammarCompiler
 from sglang.srt.scheduler.grammar.journal import GrammarJournal, NotedBackend
@@ -232,7 +232,8 @@ class Scheduler:
         """Guesses at what comes next, as far as the step has room. Grammars whose masks are late take no part."""
         masks, info = self._masks, self._worker.info
         extends = jumps + prompts
-        if not drafts_anything(self._running.reqs, prompts):
+        num_running = len(self._running.reqs)
+        if not any(expects(req, num_running) for req in [*self._running.reqs, *(extend.req for extend in prompts)]):
             return decodes, extends
         rows = len(decodes) + sum(extend.length for extend in extends)
         draws = max(info.max_samples, info.max_running_requests) - len(decodes) - len(extends)
@@ -405,7 +406,7 @@ class Scheduler:
 
     def _enqueue(self, req: Req, results: StepResults) -> None:
         """Puts a request into the queue. What its grammar goes on with need not be drawn; if that is all there is, it ends."""
-        reason = take_sent(req) or take_forced(req)
+        reason = take_sent(req) if req.msg.resumed else take_forced(req)
         if reason is not None:
             results.end(req, reason)
             return

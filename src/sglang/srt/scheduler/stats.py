@@ -11,6 +11,9 @@ from sglang.srt.scheduler.cache.kv_memory import KvMemory
 
 logger = logging.getLogger("sglang")
 
+RECENT_SECONDS = 1.0
+"""What a throughput is measured over, at least, where there was one before."""
+
 
 class StepStats:
     """Counts over the scheduler's life and since the last log line."""
@@ -23,6 +26,7 @@ class StepStats:
         self._num_generated = 0
         self._since = time.monotonic()
         self._gen_throughput = 0.0
+        """of the time up to the last log line"""
         self._prompt_tokens = 0
         self._cached_tokens = 0
 
@@ -53,11 +57,16 @@ class StepStats:
             num_cached_tokens=memory.tree.num_evictable,
             num_free_tokens=memory.num_slots - memory.allocator.num_held,
             max_total_tokens=memory.num_slots,
-            gen_throughput=self._gen_throughput if num_running else 0.0,
+            gen_throughput=self._throughput(time.monotonic()) if num_running else 0.0,
             cache_hit_rate=self._cached_tokens / self._prompt_tokens if self._prompt_tokens else 0.0,
             num_retractions=num_retractions,
             num_steps=self.num_steps,
         )
+
+    def _throughput(self, now: float) -> float:
+        """Tokens a second of late: since the last log line, or if that is no time at all, before it."""
+        seconds = max(now - self._since, 1e-9)
+        return self._num_generated / seconds if seconds > RECENT_SECONDS or not self._gen_throughput else self._gen_throughput
 
     @property
     def _usage(self) -> float:

@@ -17,6 +17,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 import msgspec
@@ -87,24 +88,52 @@ class Found(msgspec.Struct, frozen=True):
     seconds: float = 0.0
 
 
-def search_all(patterns: Sequence[Any], text: str, starts: Sequence[int], look: bool, seconds: float) -> Found:
-    """Searches `text` from `starts` on. Without `look` matches are passed over. Raises TimeoutError."""
-    began = time.perf_counter()
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """Which matches in a text count. `starts`: where one of each expression may begin. Without `look` all are passed over.
+
+    Behind a text that was searched by another scheduler, token by token: `ends` are the lengths of its beginnings whose matches
+    were passed over, and none that counts begins before `known`."""
+
+    starts: list[int]
+    look: bool
+    ends: list[int] = []
+    known: int = 0
+
+    @property
+    def num_places(self) -> int:
+        """Tokens that are searched for."""
+        return len(self.ends) + 1
+
+
+def search_all(patterns: Sequence[Any], text: str, span: Span, seconds: float) -> Found:
+    """Searches `span` for all expressions. Raises TimeoutError."""
+    deadline = time.perf_counter() + seconds
     after: list[int] = []
     found: tuple[int, int, str, int] | None = None
-    for i, (pattern, start) in enumerate(zip(patterns, starts, strict=True)):
-        left = seconds - (time.perf_counter() - began)
+    for i, (pattern, start) in enumerate(zip(patterns, span.starts, strict=True)):
+        for end in span.ends:
+            start, _ = _first_match(pattern, text[:end], start, False, deadline)
+        start, match = _first_match(pattern, text, max(start, span.known), span.look, deadline)
+        after.append(start)
+        if match is not None:
+            this = (match.end(), match.start(), pattern.pattern, i)
+            found = this if found is None else min(found, this)
+    return Found(after, found and (found[0], found[1], found[3]))
+
+
+def _first_match(pattern: Any, text: str, start: int, look: bool, deadline: float) -> tuple[int, Any]:
+    """Where a match may begin that comes later, and the first one from `start` on. Without `look` all are passed over."""
+    while start <= len(text):
+        left = deadline - time.perf_counter()
         if left <= 0:
             raise TimeoutError
         match = pattern.search(text, start, partial=True, timeout=left)
         if match is None or match.partial:
-            after.append(len(text) if match is None else match.start())
-            continue
-        after.append(match.end())
+            return len(text) if match is None else match.start(), None
         if look:
-            this = (match.end(), match.start(), pattern.pattern, i)
-            found = this if found is None else min(found, this)
-    return Found(after, found and (found[0], found[1], found[3]))
+            return match.end(), match
+        start = max(match.end(), start + 1)  # an empty one is passed over as well
+    return start, None
 
 
 class SearchJob(msgspec.Struct, frozen=True, array_like=True):
@@ -113,8 +142,7 @@ class SearchJob(msgspec.Struct, frozen=True, array_like=True):
     kind: str
     expressions: list[bytes]
     text: bytes
-    starts: list[int]
-    look: bool
+    span: Span
 
 
 def create(setup: bytes) -> Callable[[bytes], bytes]:
@@ -139,7 +167,7 @@ def _search(job: SearchJob) -> bytes:
     patterns = [regex.compile(expression.decode(errors="surrogatepass")) for expression in job.expressions]
     began = time.thread_time()
     try:
-        found = search_all(patterns, job.text.decode(errors="surrogatepass"), job.starts, job.look, SEARCH_SECONDS)
+        found = search_all(patterns, job.text.decode(errors="surrogatepass"), job.span, SEARCH_SECONDS * job.span.num_places)
     except TimeoutError:
         return b""
     return msgspec.msgpack.encode(msgspec.structs.replace(found, seconds=time.thread_time() - began))
@@ -194,22 +222,22 @@ class Searches:
     def begin_step(self) -> None:
         self._left = STEP_SECONDS
 
-    def now(self, patterns: Sequence[Any], text: str, starts: Sequence[int], look: bool) -> Found | None:
+    def now(self, patterns: Sequence[Any], text: str, span: Span) -> Found | None:
         """Searches at once; None when that takes more time than the step has left."""
         if self._left < MIN_SECONDS:
             return None
         began = time.perf_counter()
         try:
-            return search_all(patterns, text, starts, look, self._left)
+            return search_all(patterns, text, span, self._left)
         except TimeoutError:
             return None
         finally:
             self._left -= time.perf_counter() - began
 
-    def later(self, patterns: Sequence[Any], text: str, starts: Sequence[int], look: bool) -> Search:
+    def later(self, patterns: Sequence[Any], text: str, span: Span) -> Search:
         """Begins to search in a child."""
         expressions = [pattern.pattern.encode(errors="surrogatepass") for pattern in patterns]
-        job = SearchJob(SEARCH, expressions, text.encode(errors="surrogatepass"), list(starts), look)
+        job = SearchJob(SEARCH, expressions, text.encode(errors="surrogatepass"), span)
         search = Search(msgspec.msgpack.encode(job))
         if self._num_threads < NUM_THREADS:
             threading.Thread(target=self._work, name=f"stop-regex-{self._num_threads}", daemon=True).start()
@@ -243,6 +271,8 @@ class StopRegexes:
         self._patterns = list(patterns)
         self._searches = searches
         self._starts = [0] * len(self._patterns)
+        self._ends: list[int] = []
+        self._known = 0
         self._text = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
         self._is_slow = False
@@ -259,24 +289,27 @@ class StopRegexes:
         """Whether `end_search` may be called."""
         return self._search is not None and self._search.done
 
-    def go_on(self, text: bytes, hold_bytes: int) -> None:
+    def go_on(self, pieces: Sequence[bytes], num_passed: int, hold_bytes: int) -> None:
         """As `Matcher.go_on`."""
-        self._text = self._decoder.decode(text)
-        known = text[: len(text) - hold_bytes]
+        text = b"".join(pieces)
+        known = text[: max(len(text) - hold_bytes, 0)]
         if hold_bytes:  # another matcher may hold part of a character
             known = known[: len(known) - len(_cut(known))]
-        self._starts = [len(known.decode(errors="surrogateescape"))] * len(self._patterns)
-        self.hold_bytes = self._bytes_behind(self._starts[0]) if self._starts else 0
+        self._known = len(known.decode(errors="surrogateescape"))
+        shown = [self._decoder.decode(piece) for piece in pieces]
+        self._text = "".join(shown)
+        self._ends = list(dict.fromkeys(accumulate(map(len, shown[:num_passed]))))
 
     def feed(self, chunk: bytes, look: bool) -> tuple[str, int, int] | None:
         """As `Matcher.feed`."""
         assert self._search is None, "the last search comes first"
         self._text += self._decoder.decode(chunk)
-        found = None if self._is_slow else self._searches.now(self._patterns, self._text, self._starts, look)
+        span = Span(self._starts, look, self._ends, self._known)
+        found = None if self._is_slow else self._searches.now(self._patterns, self._text, span)
         if found is None:
             self._is_slow = True
-            self._search = self._searches.later(self._patterns, self._text, self._starts, look)
-            self.hold_bytes = self._bytes_behind(min(self._starts))
+            self._search = self._searches.later(self._patterns, self._text, span)
+            self.hold_bytes = self._bytes_behind(max(min(self._starts), self._known))
             return None
         return self._take(found)
 
@@ -299,7 +332,7 @@ class StopRegexes:
             self._searches.num_pending -= 1
 
     def _take(self, found: Found) -> tuple[str, int, int] | None:
-        self._starts = found.starts
+        self._starts, self._ends, self._known = found.starts, [], 0
         if found.match is not None:
             end, start, i = found.match
             return self._patterns[i].pattern, self._bytes_behind(start), self._bytes_behind(end)

@@ -249,7 +249,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_retold:
             return
         self._stop_reading_timer()
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
+        if self._head_bytes > HEAD_BYTES:
             self._refuse(431)
             raise ValueError("the head is too large")
         self._body_left = _body_len(self.headers)

@@ -41,8 +41,8 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"sglang:{name}", text, label, buckets=buckets, registry=registry).labels(model_name)
 
-        self._prompt_tokens = counter("prompt_tokens", "prompt tokens of finished requests")
-        self._generation_tokens = counter("generation_tokens", "generated tokens of finished requests")
+        self._prompt_tokens = counter("prompt_tokens", "prompt tokens of requests that have ended")
+        self._generation_tokens = counter("generation_tokens", "generated tokens of requests that have ended")
         self._cached_tokens = counter("cached_tokens", "prompt tokens served from the prefix cache")
         self._requests = counter("num_requests", "requests received")
         self._structured = counter("num_so_requests", "finished requests with a constraint")
@@ -88,15 +88,23 @@ class Metrics:
         self._resumed.inc(num_resumed)
 
     def aborted(self) -> None:
+        """A client left. `left` follows when the scheduler has ended its request."""
         self._aborted.inc()
+
+    def left(self, prompt_len: int, cached_len: int, completion_len: int) -> None:
+        """What was done for a request whose client has left."""
+        self._count_tokens(prompt_len, cached_len, completion_len)
+
+    def _count_tokens(self, prompt_len: int, cached_len: int, completion_len: int) -> None:
+        self._prompt_tokens.inc(prompt_len)
+        self._cached_tokens.inc(cached_len)
+        self._generation_tokens.inc(completion_len)
 
     def finished(self, out: GenerateOut, first_seconds: float | None, has_grammar: bool) -> None:
         """`first_seconds`: when the first token came, if one did."""
         if first_seconds is not None:
             self._stages["decode"].observe(max(out.seconds - first_seconds, 0.0))
-        self._prompt_tokens.inc(out.prompt_len)
-        self._cached_tokens.inc(out.cached_len)
-        self._generation_tokens.inc(out.completion_len)
+        self._count_tokens(out.prompt_len, out.cached_len, out.completion_len)
         self._whole.observe(out.seconds)
         self._prompt_len.observe(out.prompt_len)
         self._generation_len.observe(out.completion_len)

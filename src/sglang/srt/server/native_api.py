@@ -26,6 +26,9 @@ from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, LargeJsonResp
 from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
+GAUGE_SECONDS = 1.0
+"""So long the metrics page waits for a scheduler that is in the middle of a step."""
+
 
 def _chat_roles(manager: TokenizerManager) -> dict[str, Any] | None:
     """The model's turns, for clients that write prompts themselves."""
@@ -223,6 +226,7 @@ class NativeApi:
         metrics = self._manager.metrics
         if metrics is None:
             return PlainTextResponse("metrics are switched off\n", 404)
+        await self._manager.refresh_stats(GAUGE_SECONDS)
         return PlainTextResponse(metrics.render(), media_type="text/plain; version=0.0.4")
 
     # --- control ------------------------------------------------------------------------------------------------------------

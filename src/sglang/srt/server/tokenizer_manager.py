@@ -98,6 +98,7 @@ class TokenizerManager:
         self._send = send
         self._log = RequestLog(http.log_requests, http.log_requests_level)
         self._sequences: dict[str, Sequence] = {}
+        self._leaving: dict[str, list[Sequence]] = {}  # dropped; the scheduler has not said its last about them
         self._calls: dict[str, Call] = {}
         self._controls = ControlCalls(send)
         self._embeddings = EmbeddingCalls(send)
@@ -111,6 +112,7 @@ class TokenizerManager:
         self._draining_since = math.inf
         self._heard_at = 0.0
         self._checking: asyncio.Task[bool] | None = None
+        self._asking: asyncio.Task[None] | None = None
 
     # --- requests -----------------------------------------------------------------------------------------------------------
 
@@ -270,10 +272,30 @@ class TokenizerManager:
             if self.tracing is not None:
                 self._trace(sequence, "abort", sequence.prompt_len, 0)
             self._forget(call, rid)
-            if self.is_alive and sequence.progress.is_sent:
-                self._send(AbortReq(rid=rid, message=message))
             if self.metrics is not None:
                 self.metrics.aborted()
+            if self.is_alive and sequence.progress.is_sent:
+                self._leaving.setdefault(rid, []).append(sequence)
+                self._send(AbortReq(rid=rid, message=message))
+
+    def _leave(self, rid: str, last: TokenOut | None) -> None:
+        """The first dropped sequence of that name is over. `last`: what the scheduler said of it; None if it died before."""
+        sequence, *others = self._leaving.pop(rid)
+        if others:
+            self._leaving[rid] = others
+        if self.metrics is None:
+            return
+        if last is not None:
+            self.metrics.left(last.prompt_len, last.cached_len, last.completion_len)
+        else:
+            progress = sequence.progress
+            self.metrics.left(sequence.prompt_len, progress.cached_len, len(progress.ids))
+
+    def _note_death(self) -> None:
+        """What the scheduler had to say it will not say any more."""
+        while self._leaving:
+            self._leave(next(iter(self._leaving)), None)
+        self._on_stats(SchedulerStats())
 
     def _forget(self, call: Call, rid: str) -> None:
         sequence = self._sequences.pop(rid, None)
@@ -333,9 +355,13 @@ class TokenizerManager:
             self.scheduler_died(message.message)
 
     def _on_output(self, token_out: TokenOut, now: float) -> None:
+        if token_out.rid in self._leaving:
+            if token_out.finish is not None:
+                self._leave(token_out.rid, token_out)
+            return
         sequence = self._sequences.get(token_out.rid)
         if sequence is None:
-            return  # dropped meanwhile
+            return
         token_out = self._resuming.note(sequence, token_out)
         call = sequence.call
         out = GenerateOut(
@@ -421,6 +447,7 @@ class TokenizerManager:
         self._back.clear()
         self._controls.fail(EngineAwayError(message))
         self._embeddings.note_death()
+        self._note_death()
         self._resuming.note_death(list(self._sequences.values()), is_explained)
 
     def scheduler_restarted(self, info: dict[str, Any]) -> None:
@@ -436,6 +463,7 @@ class TokenizerManager:
     def scheduler_died(self, message: str) -> None:
         """Ends all calls with EngineDeadError; new ones are refused until `scheduler_restarted`."""
         self._death = message
+        self._note_death()
         self._back.set()
         self._embeddings.fail(EngineDeadError(message))
         for sequence in self._sequences.values():
@@ -518,6 +546,17 @@ class TokenizerManager:
         self._check_alive()
         await self._controls.ask(StateReq)
         return self.stats
+
+    async def refresh_stats(self, seconds: float) -> None:
+        """Brings `stats` and gauges up to date; whoever asks meanwhile waits for the same answer. A scheduler that takes longer than
+        `seconds` for a step, or is away, leaves them as they are."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask_state())
+        await asyncio.wait([self._asking], timeout=seconds)
+
+    async def _ask_state(self) -> None:
+        with contextlib.suppress(OverloadError, EngineDeadError):
+            await self.state()
 
     @property
     def is_alive(self) -> bool:

@@ -8,6 +8,8 @@ from sglang.srt.scheduler.grammar.quotes import Quotes
 
 MAX_ENTRIES = 12288
 MAX_STREAK = 64
+RECENT = 16
+"""Draws that say how often forced tokens follow one."""
 Place = tuple[int, ...]
 
 
@@ -21,10 +23,14 @@ class Habits:
 
     def __init__(self) -> None:
         self._next: dict[Place, tuple[int, int]] = {}  # token, how often in a row, less misses
+        self.jump_rate = 0.0
+        """share of the tokens drawn of late that forced ones followed"""
         self.quotes = Quotes()
 
     def note(self, before: list[int], token_id: int, num_drawn: int = 0) -> None:
         """`token_id` was drawn after `before`, of which the last `num_drawn` were drawn as well, and before those one was forced."""
+        if before:
+            self.jump_rate += ((num_drawn == 0) - self.jump_rate) / RECENT
         for place in self._places(before):
             self._note(place, token_id)
         if (value := self._value(before, num_drawn)) is not None:
