@@ -31,7 +31,7 @@ PATHS = {
     "sglang.test.test_utils": "add_common_sglang_args_and_parse select_sglang_backend add_common_other_args_and_parse "
     "get_call_generate get_call_select dump_bench_raw_result CustomTestCase is_in_ci popen_launch_server DEFAULT_URL_FOR_TEST",
     "sglang.test.doc_patch": "launch_server_cmd",
-    "sglang.srt.utils": "load_image kill_process_tree",
+    "sglang.srt.utils": "load_image kill_process_tree is_cuda is_hip",
     "sglang.srt.utils.hf_transformers_utils": "get_tokenizer",
     "sglang.srt.hf_transformers_utils": "get_tokenizer",
     "sglang.srt.constrained": "build_regex_from_object",
@@ -44,6 +44,7 @@ PATHS = {
     "sglang.srt.entrypoints.engine": "Engine",
     "sglang.srt.entrypoints.http_server": "launch_server",
     "sglang.lang.api": "set_default_backend",
+    "sglang.lang.backend.runtime_endpoint": "Runtime RuntimeEndpoint",
 }
 
 

@@ -125,6 +125,12 @@ def test_the_tokenizer_of_a_runtime(server: RunningServer) -> None:
     runtime = object.__new__(sgl.Runtime)  # around a server that runs already
     runtime.endpoint, runtime._flags = sgl.RuntimeEndpoint(server.url), {}
     check_tokenizer(runtime)
+    sgl.set_default_backend(runtime)
+    try:
+        assert sgl.global_config.default_backend is runtime  # programs read its `endpoint` there
+        assert sgl.get_server_info() is not None
+    finally:
+        sgl.set_default_backend(None)
 
 
 @pytest.mark.slow

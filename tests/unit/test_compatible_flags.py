@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,21 @@ from sglang.srt.errors import ConfigError
 from sglang.srt.flag_names import translate
 from sglang.srt.flag_parser import FlagParser
 from sglang.srt.server_args import ServerArgs, parse_server_args, prepare_server_args
-from tests.unit.original_flags import LISTS, SWITCHES, VALUED
 
+
+def read_flags() -> dict[str, list[str]]:
+    """The names in original_flags.txt, by heading."""
+    found: dict[str, list[str]] = {}
+    names: list[str] = []
+    for line in (Path(__file__).parent / "original_flags.txt").read_text().splitlines():
+        if line.startswith("["):
+            names = found[line.strip("[]")] = []
+        elif not line.startswith("#"):
+            names += line.split()
+    return found
+
+
+SWITCHES, VALUED, LISTS = read_flags().values()
 FIELDS = {f.name: f for f in dataclasses.fields(ServerArgs)}
 DEFAULTS = ServerArgs()
 

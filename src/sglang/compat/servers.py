@@ -136,3 +136,15 @@ def _reap(pid: int, timeout: float) -> None:
 def launch_server_cmd(command: str, host: str = "0.0.0.0", port: int | None = None) -> tuple[subprocess.Popen[bytes], int]:
     """sglang.utils.launch_server_cmd of a server that leaves room for others on the machine."""
     return launch(f"{command} {_SMALL}", host, port)
+
+
+def is_cuda() -> bool:
+    """Whether models run on a CUDA device here."""
+    from sglang.srt.devices import cuda_is_here
+
+    return cuda_is_here()
+
+
+def is_hip() -> bool:
+    """Whether models run on a device of AMD here: they never do."""
+    return False

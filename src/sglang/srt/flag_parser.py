@@ -42,36 +42,28 @@ def add_fields(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
         heading = NO_EFFECT if f.metadata.get("no_effect") else f.metadata["group"]
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading, _ABOUT.get(heading))
-        group = groups[heading]
-        names = [option(name) for name in (f.name, *other_names(f.name))]
-        shown = "" if f.default in (None, False, "{}") or f.metadata.get("unsupported") else f" (default: {f.default})"
-        hidden = f.metadata["help"] == argparse.SUPPRESS
-        text = (
-            f.metadata["help"]
-            if hidden
-            else f.metadata["help"] + (", not implemented yet" if f.metadata.get("unsupported") else shown)
-        )
         kinds = [k for k in typing.get_args(hints[f.name]) or (hints[f.name],) if k is not type(None)]
-        if kinds == [bool]:
-            group.add_argument(
-                *names,
-                dest=f.name,
-                default=f.default,
-                action=argparse.BooleanOptionalAction if f.default else "store_true",
-                help=text,
-            )
-        else:
-            group.add_argument(
-                *names,
-                dest=f.name,
-                default=f.default,
-                type=kinds[0],
-                nargs="+" if f.metadata.get("several") else None,
-                choices=_words(f),
-                metavar=_metavar(f),
-                help=text,
-            )
+        _add_field(groups[heading], f, kinds[0])
     add_other_flags(parser)
+
+
+def _add_field(group: Any, f: dataclasses.Field[Any], kind: type[Any]) -> None:
+    names = [option(name) for name in (f.name, *other_names(f.name))]
+    common = {"dest": f.name, "default": f.default, "help": _help(f)}
+    if kind is bool:
+        group.add_argument(*names, action=argparse.BooleanOptionalAction if f.default else "store_true", **common)
+    else:
+        nargs = "+" if f.metadata.get("several") else None
+        group.add_argument(*names, type=kind, nargs=nargs, choices=_words(f), metavar=_metavar(f), **common)
+
+
+def _help(f: dataclasses.Field[Any]) -> str:
+    text = str(f.metadata["help"])
+    if text == argparse.SUPPRESS:
+        return text
+    if f.metadata.get("unsupported"):
+        return f"{text}, not implemented yet"
+    return text if f.default in (None, False, "{}") else f"{text} (default: {f.default})"
 
 
 def _words(f: dataclasses.Field[Any]) -> list[Any] | None:
