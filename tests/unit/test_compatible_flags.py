@@ -177,7 +177,7 @@ def test_lines_that_say_what_a_flag_does(
         ("--lora-paths a=b c=d", "LoRA"),
         ("--enable-lora", "LoRA"),
         ("--speculative-draft-model-path x", "--speculative-algorithm NGRAM"),
-        ("--config c.yaml", "--config c.yaml"),
+        ("--config /no/such/file.yaml", "--config /no/such/file.yaml cannot be read"),
         ("--grpc-mode", "HTTP"),
         ("--torchao-config int8wo", "--quantization int8"),
         ("--speculative-algorithm EAGLE3", "--speculative-algorithm EAGLE3 is not possible here: no draft model"),
@@ -242,3 +242,24 @@ def test_a_programs_own_parser(capsys: pytest.CaptureFixture[str]) -> None:
     assert changed(ServerArgs.from_cli_args(argparse.Namespace(model="m", tp=3, mine=1))) == {"model_path": "m", "tp_size": 3}
     assert changed(prepare_server_args(["--tp", "2"])) == {"tp_size": 2}
     assert "--moe" not in parser.format_help() and "--tp-size" in parser.format_help()
+
+
+def test_flags_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "flags.yaml"
+    path.write_text(
+        "model-path: ./m\ntensor-parallel-size: 2\nmem_frac: 0.5\nchunked-prefill-size: -1\nlog-requests: true\nenable-metrics: false\n"
+        "api-key: null\npreferred-sampling-params: {top_k: 3}\ncuda-graph-bs: [1, 2]\ncors-origins: http://a.b\nport: 31000\n"
+    )
+    wanted = {"model_path": "./m", "tp_size": 2, "mem_fraction_static": 0.5, "chunked_prefill_size": -1, "log_requests": True}
+    wanted |= {"preferred_sampling_params": '{"top_k": 3}', "cors_origins": "http://a.b"}
+    for words in (f"--config {path}", f"--config={path}"):
+        args, lines = parse(words, capsys)
+        assert args == wanted | {"port": 31000} and len(lines) == 1 and "--cuda-graph-bs" in lines[0]
+    del wanted["tp_size"]
+    assert parse(f"--port 32000 --config {path} --tp 1", capsys)[0] == wanted | {"port": 32000}
+    path.write_text("prot: 3\n")
+    assert "did you mean --port?" in refusal(f"--config {path}", capsys)
+    for text in ("- a\n", "a: [\n", "", "text"):
+        path.write_text(text)
+        assert f"--config {path}" in refusal(f"--config {path}", capsys)
+    assert "--config" in refusal("--config", capsys)

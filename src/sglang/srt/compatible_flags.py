@@ -387,7 +387,7 @@ FLAGS: dict[str, OtherFlag] = {
     **_neutral("a processor's settings come with the checkpoint", mm_process_config="{}"),
     **_refused("position embeddings are interpolated in one way", "enable_precise_embedding_interpolation"),
     # --- the server
-    **_refused("write the flags on the command line", one="config"),
+    **_refused("only a command line reads flags from a file", one="config"),
     **_refused(
         "the server speaks HTTP/1.1: let a proxy speak HTTP/2 and TLS",
         "grpc_mode smg_grpc_mode enable_http2 enable_ssl_refresh",

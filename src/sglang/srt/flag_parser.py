@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import json
 import typing
 from typing import Any, NoReturn
 
@@ -74,6 +75,44 @@ def _words(f: dataclasses.Field[Any]) -> list[Any] | None:
 def _metavar(f: dataclasses.Field[Any]) -> str:
     choices = f.metadata.get("choices")
     return f"{{{','.join(map(str, choices))}}}" if choices else f.name.rsplit("_", 1)[-1].upper()
+
+
+def with_file(words: list[str], parser: FlagParser) -> list[str]:
+    """The command line with the flags of its `--config FILE` (YAML) in front, so that its own count more."""
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    files.add_argument("--config", action="append", default=[])
+    try:
+        found, rest = files.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        parser.error(str(error))
+    given: list[str] = []
+    for path in found.config:
+        given += [word for name, value in _read_file(path, parser).items() for word in _written(str(name), value)]
+    return given + rest
+
+
+def _read_file(path: str, parser: FlagParser) -> dict[Any, Any]:
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            flags = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        parser.error(f"--config {path} cannot be read: {' '.join(str(error).split())}")
+    if not isinstance(flags, dict):
+        parser.error(f"--config {path} holds no flags: a line for each is expected, such as port: 30000")
+    return flags
+
+
+def _written(name: str, value: Any) -> list[str]:
+    """A flag of a file as words of a command line."""
+    flag = option(name.lstrip("-"))
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [flag]
+    values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+    return [f"{flag}={values[0]}"] if len(values) == 1 else [flag, *map(str, values)]
 
 
 def spell_out(words: list[str], parser: FlagParser, cls: type[Any]) -> list[str]:

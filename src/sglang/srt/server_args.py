@@ -32,7 +32,7 @@ from sglang.srt.config import (
 from sglang.srt.devices import cuda_is_here
 from sglang.srt.errors import ConfigError
 from sglang.srt.flag_names import option, takes_other_names, translate
-from sglang.srt.flag_parser import FlagParser, add_fields, check_unknown, spell_out
+from sglang.srt.flag_parser import FlagParser, add_fields, check_unknown, spell_out, with_file
 from sglang.srt.flag_values import parse_hosts, parse_key, parse_keys, parse_origins, split_names
 
 logger = logging.getLogger("sglang")
@@ -415,7 +415,7 @@ def parse_server_args(argv: list[str], prog: str) -> ServerArgs:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=100),
     )
     add_fields(parser, ServerArgs)
-    given, unknown = parser.parse_known_args(spell_out(argv, parser, ServerArgs))
+    given, unknown = parser.parse_known_args(spell_out(with_file(argv, parser), parser, ServerArgs))
     check_unknown(parser, unknown, ServerArgs)
     try:
         known, notes = translate(vars(given), [f.name for f in dataclasses.fields(ServerArgs)])
