@@ -1,7 +1,9 @@
-"""What notebooks and scripts call around a server: start it, wait for it, stop it, print nicely."""
+"""What notebooks and scripts call around a server: start it, wait for it, stop it, print nicely. What else the original has under
+this name lies in sglang.compat and is brought when it is asked for."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import shlex
@@ -15,14 +17,30 @@ from urllib.parse import urlsplit
 
 _PORTS = range(30000, 40000)
 _POLL_SECONDS = 0.2
+_ELSEWHERE = {
+    "HttpResponse": "sglang.compat.requests",
+    "async_stream_and_merge": "sglang.compat.requests",
+    "convert_json_schema_to_str": "sglang.compat.json_regex",
+    "download_and_cache_file": "sglang.compat.files",
+    "dump_state_text": "sglang.compat.files",
+    "encode_image_base64": "sglang.compat.files",
+    "get_exception_traceback": "sglang.compat.files",
+    "http_request": "sglang.compat.requests",
+    "read_jsonl": "sglang.compat.files",
+    "stream_and_merge": "sglang.compat.requests",
+    "trim_overlap": "sglang.compat.requests",
+}
 _launched: dict[int, subprocess.Popen[bytes]] = {}
 """servers started here, by port: waiting for one that has ended is hopeless"""
 
 
+def is_in_ci() -> bool:
+    """Whether SGLANG_IS_IN_CI is set to a true value."""
+    return os.environ.get("SGLANG_IS_IN_CI", "").lower() in ("1", "true", "yes", "on")
+
+
 def print_highlight(content: Any) -> None:
     """Prints; in a notebook built by continuous integration, as blue HTML."""
-    from sglang.test.test_utils import is_in_ci
-
     if is_in_ci() and "IPython" in sys.modules:
         import html
 
@@ -83,7 +101,7 @@ def wait_for_server(base_url: str, timeout: float | None = None, process: subpro
 
 def terminate_process(process: subprocess.Popen[bytes], grace: float = 5.0) -> None:
     """Ends the process and all its descendants: politely, and after `grace` seconds by force."""
-    tree = _descendants(process.pid)
+    tree = descendants(process.pid)
     if process.poll() is None:
         process.terminate()
         try:
@@ -91,7 +109,7 @@ def terminate_process(process: subprocess.Popen[bytes], grace: float = 5.0) -> N
         except subprocess.TimeoutExpired:
             pass
     for pid, started in tree:
-        _kill(pid, started)
+        kill(pid, started)
     if process.poll() is None:
         process.kill()
     process.wait()
@@ -99,7 +117,7 @@ def terminate_process(process: subprocess.Popen[bytes], grace: float = 5.0) -> N
         del _launched[port]
 
 
-def _kill(pid: int, started: str) -> None:
+def kill(pid: int, started: str) -> None:
     """Kills `pid` if it still is the process that was seen (numbers are used again)."""
     if _start_time(pid) == started:
         try:
@@ -108,7 +126,7 @@ def _kill(pid: int, started: str) -> None:
             pass
 
 
-def _descendants(root: int) -> list[tuple[int, str]]:
+def descendants(root: int) -> list[tuple[int, str]]:
     """(pid, start time) of all processes below `root`, without `root`."""
     children: dict[int, list[int]] = {}
     for pid, parent in _parents():
@@ -146,4 +164,14 @@ def _start_time(pid: int) -> str:
     return stat[19] if stat else ""
 
 
-__all__ = ["launch_server_cmd", "print_highlight", "terminate_process", "wait_for_server"]
+def __getattr__(name: str) -> Any:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_ELSEWHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ELSEWHERE})
+
+
+__all__ = ["is_in_ci", "launch_server_cmd", "print_highlight", "terminate_process", "wait_for_server"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -174,6 +177,46 @@ def test_progress_bar(native: NativeServer, backend: RuntimeEndpoint, capsys: py
     qa.run_batch([(str(i),) for i in range(3)], progress_bar=True)
     err = capsys.readouterr().err
     assert "3/3" in err and "tok/s" in err and "cached" in err
+
+
+def test_progress_of_joined_forks_with_samples(
+    native: NativeServer, backend: RuntimeEndpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @sgl.function
+    def program(s: ProgramState, i: int) -> None:
+        s += f"{i}"
+        forks = s.fork(2)
+        forks += " a" + sgl.gen("x", max_tokens=2, n=2)
+        inner = forks[0].fork(2)
+        inner += " b" + sgl.gen("y", max_tokens=2, n=3)
+        inner.join()
+        forks.join()
+        s += sgl.gen("z", max_tokens=2)
+
+    states = program.run_batch([(i,) for i in range(3)], progress_bar=True)
+    assert [len(state["x"]) for state in states] == [2, 2, 2] and all(state.error() is None for state in states)
+    assert "3/3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("meta", [7, "text", [None, 3, [[{}]]], {"prompt_tokens": "many"}, {"completion_tokens": [1, None]}])
+def test_progress_with_whatever_a_backend_tells(backend: RuntimeEndpoint, meta: Any) -> None:
+    @sgl.function
+    def program(s: ProgramState, i: int) -> None:
+        s += f"{i}" + sgl.gen("x", max_tokens=2)
+        s.sync()
+        s.stream_executor.vars.metas["x"] = meta
+
+    assert len(program.run_batch([(i,) for i in range(2)], progress_bar=True)) == 2
+
+
+def test_progress_where_nobody_can_see_it(backend: RuntimeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    states = qa.run_batch([(str(i),) for i in range(3)], progress_bar=True)
+    assert all(state["answer"] for state in states)
 
 
 def test_results_on_disk_and_resume(native: NativeServer, backend: RuntimeEndpoint, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_groups(backend: RuntimeEndpoint) -> None:
             forks.join("nonsense")  # type: ignore[arg-type]
         with pytest.raises(ValueError):
             s.fork(0)
-        with pytest.raises(NotImplementedError):
+        with pytest.warns(UserWarning, match="position_ids_offset has no effect"):
             s.fork(1, position_ids_offset=[0])
 
     program()
@@ -251,3 +251,56 @@ def test_thousand_forks_of_eight_take_few_threads(native: NativeServer, backend:
     states = program.run_batch([(i,) for i in range(250)])
     assert len(states) == 250 and all(len(state["x"]) == 8 for state in states)
     assert most - before < 68
+
+
+def test_one_fork_is_written_by_its_place(backend: RuntimeEndpoint) -> None:
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += "p"
+        forks = s.fork(3)
+        for i in range(len(forks)):
+            forks[i] += f" {i}" + sgl.gen(f"x{i}", max_tokens=2)
+        forks[-1] += " last"
+        same = forks[0]
+        forks[0] = same
+        with pytest.raises(TypeError, match=r"forks\[0\] \+= "):
+            forks[0] = forks[1]
+        with pytest.raises(TypeError):
+            forks[0] = "text"  # type: ignore[call-overload]
+        with pytest.raises(IndexError):
+            forks[3] += "x"
+        forks.join("concate_and_append")
+
+    state = program()
+    assert state.text().startswith("p 0 answer") and state.text().endswith(" last") and " 1 answer" in state.text()
+
+
+def test_one_fork_of_an_async_program_and_of_a_traced_one(backend: RuntimeEndpoint) -> None:
+    @sgl.function
+    async def program(s: sgl.AsyncProgramState) -> None:
+        forks = s.fork(2)
+        forks[1] += "b" + sgl.gen("x", max_tokens=2)
+        assert (await forks[1]["x"]).startswith(" answer")
+
+    assert program().error() is None
+
+    @sgl.function
+    def plain(s: ProgramState) -> None:
+        forks = s.fork(2)
+        forks[1] += "b" + sgl.gen("x")
+        with pytest.raises(TypeError):
+            forks[1] = forks[0]
+
+    assert "x" in plain.trace().children[1].variables
+
+
+@pytest.mark.parametrize("offset", [[0, 0], (3, 7), []])
+def test_position_offsets_warn(backend: RuntimeEndpoint, offset: list[int]) -> None:
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        with pytest.warns(UserWarning, match="position_ids_offset has no effect"):
+            forks = s.fork(2, offset)
+        forks += "a" + sgl.gen("x", max_tokens=2)
+        forks.join()
+
+    assert len(program()["x"]) == 2

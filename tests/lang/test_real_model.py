@@ -218,3 +218,30 @@ def test_an_engine_tells_what_stands_for_an_image() -> None:
         # the picture itself was read, not only its placeholder
         prompt = state.text().rpartition(state["x"])[0]
         assert state.get_meta_info("x")["prompt_tokens"] > len(running.tokenizer.encode(prompt))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_may_come_without_generating_it(backend: Any, stream: bool) -> None:
+    """The alternatives of the first position; the prompt is scored as it is without them."""
+
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += "Germany: Berlin. Italy: Rome. France:"
+        wanted = {"max_tokens": 0, "return_logprob": True}
+        s += sgl.gen("scored", **wanted) + sgl.gen("next", top_logprobs_num=3, return_text_in_logprobs=True, **wanted)
+        s += sgl.gen("twice", top_logprobs_num=2, n=2, **wanted) + sgl.gen(
+            "late", top_logprobs_num=2, logprob_start_len=5, **wanted
+        )
+
+    state = program.run(backend=backend, stream=stream)
+    scored, following, late = (state.get_meta_info(name) for name in ("scored", "next", "late"))
+    assert state["next"] == "" and state["twice"] == ["", ""] and state.text().endswith("France:")
+    (best,) = following["output_top_logprobs"]
+    assert [text for _, _, text in best][0] == " Paris" and [logprob for logprob, _, _ in best] == sorted(
+        (b[0] for b in best), reverse=True
+    )
+    assert following["completion_tokens"] == 0 and following["finish_reason"] == {"type": "length", "length": 0}
+    assert [entry[:2] for entry in following["input_token_logprobs"]] == [entry[:2] for entry in scored["input_token_logprobs"]]
+    assert [meta["output_top_logprobs"][0][0][:2] for meta in state.get_meta_info("twice")] == [best[0][:2]] * 2
+    assert len(late["input_token_logprobs"]) == len(scored["input_token_logprobs"]) - 5
+    assert late["output_top_logprobs"][0][1][:2] == best[1][:2]

@@ -235,7 +235,9 @@ def separate_reasoning(expr: Expr | str | None = None, model_type: str | None = 
 
 def set_default_backend(backend: Any) -> None:
     """What programs run on when they are not told otherwise: a RuntimeEndpoint, Runtime, Engine, OpenAI, ..."""
-    global_config.default_backend = None if backend is None else resolve_backend(backend)
+    if backend is not None:
+        resolve_backend(backend)  # raises for what is no backend
+    global_config.default_backend = backend
 
 
 def flush_cache(backend: Any = None) -> bool:

@@ -12,6 +12,7 @@ import contextvars
 import os
 import queue
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -337,7 +338,8 @@ class Progress:
         if visible:
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=total)
+            with suppress(*_CLOSED):
+                self._bar = tqdm(total=total)
         self._tokens = self._prompt = self._cached = 0
 
     def __enter__(self) -> Progress:
@@ -345,24 +347,38 @@ class Progress:
 
     def __exit__(self, *args: object) -> Literal[False]:
         if self._bar is not None:
-            self._bar.close()
+            with suppress(*_CLOSED):
+                self._bar.close()
         return False
 
     def add(self, item: BatchItem) -> None:
         if self._bar is None:
             return
-        metas = list(item.state.stream_executor.vars.metas.values()) if item.state is not None else []
-        for meta in metas:
-            for one in meta if isinstance(meta, list) else [meta]:
-                self._count(one or {})
+        if item.state is not None:
+            self._count(list(item.state.stream_executor.vars.metas.values()))
         elapsed = self._bar.format_dict["elapsed"] or 1e-9
         notes = {"tok/s": f"{self._tokens / elapsed:.0f}"}
         if self._prompt:
             notes["cached"] = f"{100 * self._cached / self._prompt:.0f}%"
-        self._bar.set_postfix(notes, refresh=False)
-        self._bar.update(1)
+        with suppress(*_CLOSED):
+            self._bar.set_postfix(notes, refresh=False)
+            self._bar.update(1)
 
-    def _count(self, meta: Mapping[str, Any]) -> None:
-        self._tokens += int(meta.get("completion_tokens") or 0)
-        self._prompt += int(meta.get("prompt_tokens") or 0)
-        self._cached += int(meta.get("cached_tokens") or 0)
+    def _count(self, meta: Any) -> None:
+        """`meta`: what a backend told of one gen, or lists of that: of samples, of joined forks, of samples of joined forks."""
+        if isinstance(meta, (list, tuple)):
+            for one in meta:
+                self._count(one)
+        elif isinstance(meta, Mapping):
+            self._tokens += _number(meta.get("completion_tokens"))
+            self._prompt += _number(meta.get("prompt_tokens"))
+            self._cached += _number(meta.get("cached_tokens"))
+
+
+_CLOSED = (OSError, ValueError)
+"""what writing to a terminal raises that has gone away, or to a file that was closed"""
+
+
+def _number(value: Any) -> int:
+    """A count; 0 for what is none. A bar must not end the work that it shows."""
+    return value if isinstance(value, int) else 0

@@ -79,6 +79,11 @@ def register_chat_template_matching_function(function: Callable[[str], Any]) -> 
     return function
 
 
+def template_names() -> list[str]:
+    """The names of all templates."""
+    return sorted(_registry.templates)
+
+
 def get_chat_template(name: str) -> ChatTemplate:
     """Raises KeyError with the names there are."""
     try:

@@ -37,15 +37,27 @@ def reasoning_format(model_type: str) -> ReasoningFormat:
         ) from None
 
 
-class ReasoningSplitter:
-    """Takes pieces of text and gives (thinking, answer) pieces. A tag that may be incomplete is held back."""
+def reasoning_names() -> list[str]:
+    """The formats there are."""
+    return sorted(_FORMATS)
 
-    def __init__(self, model_type: str) -> None:
+
+class ReasoningSplitter:
+    """Takes pieces of text and gives (thinking, answer) pieces. A tag that may be incomplete is held back. `open_at_start`, if
+    given, counts instead of the format's."""
+
+    def __init__(self, model_type: str, open_at_start: bool | None = None) -> None:
         self._format = reasoning_format(model_type)
         self._held = ""
         self._skip_newlines = False
-        self._state = "thinking" if self._format.open_at_start else "start"
-        self._may_repeat = self._format.open_at_start  # some models write the tag that the template has written
+        is_open = self._format.open_at_start if open_at_start is None else open_at_start
+        self._state = "thinking" if is_open else "start"
+        self._may_repeat = is_open  # some models write the tag that the template has written
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether more thinking may come."""
+        return self._state != "answer"
 
     def feed(self, piece: str) -> tuple[str, str]:
         self._held += piece

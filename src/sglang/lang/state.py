@@ -7,6 +7,7 @@ done on the executor's Watch, so no wait can miss the end of what it waits for.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -301,6 +302,10 @@ class ProgramStateGroup(Generic[S]):
     def __getitem__(self, index: int) -> S:
         return self.states[index]
 
+    def __setitem__(self, index: int, state: S) -> None:
+        """For `forks[i] += expr`, which ends with this assignment of the same state."""
+        check_same_fork(self.states[index], index, state)
+
     def __len__(self) -> int:
         return len(self.states)
 
@@ -350,7 +355,13 @@ def check_fork(size: int, position_ids_offset: Sequence[int] | None) -> None:
     if size < 1:
         raise ValueError(f"fork needs a size of at least 1, got {size}")
     if position_ids_offset is not None:
-        raise NotImplementedError("position_ids_offset has no effect in any server and is not supported")
+        warnings.warn("position_ids_offset has no effect: no server reads it", stacklevel=3)
+
+
+def check_same_fork(fork: Any, index: Any, state: Any) -> None:
+    """Raises TypeError where `forks[index] = state` would put another state into the place of `fork`."""
+    if state is not fork:
+        raise TypeError(f"forks[{index!r}] stays the state that it is: write on it with forks[{index!r}] += ...")
 
 
 class Follower:

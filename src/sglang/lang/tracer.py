@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sglang.lang.backend.base import BaseBackend, Prompt
 from sglang.lang.interpreter import LOCAL_PIECES, Executor
 from sglang.lang.ir import Expr, ExprList, Gen, Image, RoleBegin, RoleEnd, Select, Text, VarBegin, VarEnd, as_expr, leaves
+from sglang.lang.state import check_same_fork
 
 if TYPE_CHECKING:
     from sglang.lang.program import SglFunction
@@ -188,6 +189,9 @@ class TracedForks:
 
     def __getitem__(self, index: int) -> TracerProgramState:
         return self.states[index]
+
+    def __setitem__(self, index: int, state: TracerProgramState) -> None:
+        check_same_fork(self.states[index], index, state)
 
     def __len__(self) -> int:
         return len(self.states)

@@ -1,4 +1,5 @@
-"""The flags: one flat dataclass, from which the command line is made, and `resolve`, which turns it into config groups.
+"""The flags: one flat dataclass, from which the command line is made (flag_parser.py), and `resolve`, which turns it into config
+groups. What the original's command lines say besides is in compatible_flags.py.
 
 Each field carries its help text and its heading. Only launch.py, engine.py and cli.py import this file.
 """
@@ -7,17 +8,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import json
 import logging
 import random
 import sys
-import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from sglang.srt.checkpoint.files import shown
+from sglang.srt.compatible_flags import ALIASES, FLAGS
 from sglang.srt.config import (
     DeviceOptions,
     GrammarOptions,
@@ -31,6 +31,8 @@ from sglang.srt.config import (
 )
 from sglang.srt.devices import cuda_is_here
 from sglang.srt.errors import ConfigError
+from sglang.srt.flag_names import option, takes_other_names, translate
+from sglang.srt.flag_parser import FlagParser, add_fields, check_unknown, spell_out, with_file
 from sglang.srt.flag_values import parse_hosts, parse_key, parse_keys, parse_origins, split_names
 
 logger = logging.getLogger("sglang")
@@ -47,12 +49,14 @@ def _flag(default: Any, group: str, text: str, **extra: Any) -> Any:
     return dataclasses.field(default=default, metadata={"group": group, "help": text, **extra})
 
 
+@takes_other_names
 @dataclass
 class ServerArgs:
-    """Flags of the server and keyword arguments of the Engine. None means: decided from the model and the machine."""
+    """Flags of the server and keyword arguments of the Engine. None means: decided from the model and the machine. The names of
+    compatible_flags.py are keyword arguments, too; the constructor raises ConfigError for those that are refused."""
 
     # model
-    model_path: str = _flag(DEFAULT_MODEL, "model", "an alias, a local folder, a .gguf file or a hub id", alias="--model")
+    model_path: str = _flag(DEFAULT_MODEL, "model", "an alias, a local folder, a .gguf file or a hub id")
     tokenizer_path: str | None = _flag(None, "model", "where the tokenizer is, if not with the model")
     tokenizer_mode: str = _flag("auto", "model", "tokenizer implementation", choices=("auto",))
     skip_tokenizer_init: bool = _flag(False, "model", "token ids in, token ids out")
@@ -129,7 +133,7 @@ class ServerArgs:
     grammar_cache_bytes: int = _flag(256 << 20, "constrained decoding", "what compiled constraints may hold, kept or in use")
     # images and videos
     allowed_media_domains: str | None = _flag(
-        None, "images and videos", "hosts to fetch from, separated by commas; default: any"
+        None, "images and videos", "hosts to fetch from, separated by commas; default: any", several=True
     )
     allow_private_media: bool = _flag(False, "images and videos", "fetch from private and loopback addresses too")
     media_root: str | None = _flag(None, "images and videos", "folder below which file:// URLs are read; default: none are")
@@ -188,6 +192,17 @@ class ServerArgs:
     enable_metrics: bool = _flag(False, "operation", "Prometheus metrics at /metrics")
     otlp_traces_endpoint: str | None = _flag(None, "operation", "send OpenTelemetry traces to this OTLP/HTTP address")
     decode_log_interval: int = _flag(40, "operation", "decode steps between log lines")
+
+    @staticmethod
+    def add_cli_args(parser: argparse.ArgumentParser) -> None:
+        """Adds every flag to a program's own parser."""
+        add_fields(parser, ServerArgs)
+
+    @classmethod
+    def from_cli_args(cls, args: argparse.Namespace) -> ServerArgs:
+        """The flags among what such a parser has read."""
+        names = {f.name for f in dataclasses.fields(cls)} | ALIASES.keys() | FLAGS.keys()
+        return cls(**{name: value for name, value in vars(args).items() if name in names})
 
     def resolve(self) -> RuntimeConfig:
         """Checks the flags against each other and groups them. Raises ConfigError with one sentence."""
@@ -324,16 +339,16 @@ class ServerArgs:
             value, choices = getattr(self, f.name), f.metadata.get("choices")
             given = value != f.default
             if isinstance(value, str) and not _is_text(value):
-                raise ConfigError(f"{_option(f.name)} holds bytes that are not valid UTF-8")
+                raise ConfigError(f"{option(f.name)} holds bytes that are not valid UTF-8")
             if f.metadata.get("unsupported") and given:
-                raise ConfigError(f"{_option(f.name)} is not implemented yet")
+                raise ConfigError(f"{option(f.name)} is not implemented yet")
             if choices and value is not None and value not in choices:
-                raise ConfigError(f"{_option(f.name)} must be one of {', '.join(map(str, choices))}, got {value!r}")
+                raise ConfigError(f"{option(f.name)} must be one of {', '.join(map(str, choices))}, got {value!r}")
             if f.metadata.get("no_effect") and given:
-                logger.warning("%s has no effect here: %s", _option(f.name), f.metadata["help"])
+                logger.warning("%s has no effect here: %s", option(f.name), f.metadata["help"])
         for name in ("cuda_graph_max_bs", "disable_cuda_graph"):
             if self.device == "cpu" and getattr(self, name):
-                logger.warning("%s has no effect on a CPU", _option(name))
+                logger.warning("%s has no effect on a CPU", option(name))
         self._check_range("port", 1, 65535)
         self._check_range("threads", 1, 1024)
         self._check_range("tp_size", 1, 64)
@@ -375,56 +390,7 @@ class ServerArgs:
         value = getattr(self, name)
         if value is not None and not low <= value <= (LARGEST if high is None else high):  # so that NaN is refused too
             span = f"between {low} and {high}" if high is not None or value > low else f"at least {low}"
-            raise ConfigError(f"{_option(name)} must be {span.replace('None', str(LARGEST))}, got {shown(value)}")
-
-
-CLUSTER_FLAGS = frozenset(
-    [
-        "ep_size",
-        "enable_ep_moe",
-        "enable_deepep_moe",
-        "deepep_mode",
-        "deepep_config",
-        "ep_num_redundant_experts",
-        "ep_dispatch_algorithm",
-        "init_expert_location",
-        "enable_eplb",
-        "eplb_algorithm",
-        "eplb_rebalance_num_iterations",
-        "eplb_rebalance_layers_per_chunk",
-        "expert_distribution_recorder_mode",
-        "expert_distribution_recorder_buffer_size",
-        "enable_expert_distribution_metrics",
-        "moe_dense_tp_size",
-        "enable_dp_attention",
-        "enable_dp_lm_head",
-        "enable_two_batch_overlap",
-        "disaggregation_mode",
-        "disaggregation_transfer_backend",
-        "disaggregation_bootstrap_port",
-        "disaggregation_ib_device",
-        "num_reserved_decode_tokens",
-        "pdlb_url",
-        "enable_nccl_nvls",
-        "disable_custom_all_reduce",
-        "enable_mscclpp",
-        "enable_p2p_check",
-        "flashinfer_mla_disable_ragged",
-        "disable_shared_experts_fusion",
-        "disable_chunked_prefix_cache",
-        "enable_double_sparsity",
-        "ds_channel_config_path",
-        "ds_heavy_channel_num",
-        "ds_heavy_token_num",
-        "ds_heavy_channel_type",
-        "ds_sparse_decode_threshold",
-    ]
-)
-"""Flags of the original that only matter for very large clusters: accepted, with a warning."""
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+            raise ConfigError(f"{option(name)} must be {span.replace('None', str(LARGEST))}, got {shown(value)}")
 
 
 def _is_text(value: str) -> bool:
@@ -440,106 +406,35 @@ def _json_object(name: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{_option(name)} is not valid JSON: {error}") from error
+        raise ConfigError(f"{option(name)} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{_option(name)} must be a JSON object")
+        raise ConfigError(f"{option(name)} must be a JSON object")
     if not _is_text(json.dumps(value, ensure_ascii=False)):
-        raise ConfigError(f"{_option(name)} holds half a character (a lone surrogate)")
+        raise ConfigError(f"{option(name)} holds half a character (a lone surrogate)")
     return value
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors are one line, and an unknown flag names its nearest neighbour."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-NO_EFFECT = "accepted, without effect here"
-
-_ABOUT = {
-    "model": "what is served",
-    "device and memory": "where it runs, and how much of the machine it may take",
-    "scheduling": "which requests run next",
-    "constrained decoding": "answers that follow a JSON schema, a regular expression or a grammar",
-    "images and videos": "what requests may show to models that see",
-    "HTTP": "the door: who may come in, and with what",
-    "operation": "watching and stopping the server",
-    NO_EFFECT: "flags of other servers that mean nothing here; a warning is shown",
-}
-
-
-def add_server_args(parser: argparse.ArgumentParser) -> None:
-    """Adds every flag, grouped by heading."""
-    groups: dict[str, Any] = {}
-    hints = typing.get_type_hints(ServerArgs)
-    # what only matters for moving here from elsewhere comes last
-    for f in sorted(dataclasses.fields(ServerArgs), key=lambda f: bool(f.metadata.get("no_effect"))):
-        heading = NO_EFFECT if f.metadata.get("no_effect") else f.metadata["group"]
-        if heading not in groups:
-            groups[heading] = parser.add_argument_group(heading, _ABOUT.get(heading))
-        group = groups[heading]
-        names = [_option(f.name)] + ([f.metadata["alias"]] if "alias" in f.metadata else [])
-        shown = "" if f.default in (None, False, "{}") or f.metadata.get("unsupported") else f" (default: {f.default})"
-        hidden = f.metadata["help"] == argparse.SUPPRESS
-        text = (
-            f.metadata["help"]
-            if hidden
-            else f.metadata["help"] + (", not implemented yet" if f.metadata.get("unsupported") else shown)
-        )
-        kinds = [k for k in typing.get_args(hints[f.name]) or (hints[f.name],) if k is not type(None)]
-        if kinds == [bool]:
-            group.add_argument(
-                *names,
-                dest=f.name,
-                default=f.default,
-                action=argparse.BooleanOptionalAction if f.default else "store_true",
-                help=text,
-            )
-        else:
-            group.add_argument(
-                *names,
-                dest=f.name,
-                default=f.default,
-                type=kinds[0],
-                choices=f.metadata.get("choices"),
-                metavar=_metavar(f),
-                help=text,
-            )
-
-
-def _metavar(f: dataclasses.Field[Any]) -> str | None:
-    return None if f.metadata.get("choices") else f.name.rsplit("_", 1)[-1].upper()
 
 
 def parse_server_args(argv: list[str], prog: str) -> ServerArgs:
     """Flags of a command line. Exits with status 2 and one line for a bad one."""
-    parser = _Parser(
+    parser = FlagParser(
         prog=prog,
         usage=f"{prog} [--model-path MODEL] [FLAG ...]",
         description="Serve a model over HTTP.",
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=100),
     )
-    add_server_args(parser)
-    known, unknown = parser.parse_known_args(argv)
-    _check_unknown(parser, unknown)
-    return ServerArgs(**vars(known))
+    add_fields(parser, ServerArgs)
+    given, unknown = parser.parse_known_args(spell_out(with_file(argv, parser), parser, ServerArgs))
+    check_unknown(parser, unknown, ServerArgs)
+    try:
+        known, notes = translate(vars(given), [f.name for f in dataclasses.fields(ServerArgs)])
+    except ConfigError as error:
+        parser.error(str(error))
+    for note in notes:
+        print(f"{prog}: warning: {note}", file=sys.stderr)
+    return ServerArgs(**known)
 
 
-def _check_unknown(parser: _Parser, unknown: list[str]) -> None:
-    """Cluster flags, with whatever value follows them, are skipped with a warning; anything else is an error."""
-    options = sorted(_option(f.name) for f in dataclasses.fields(ServerArgs))
-    cluster = False
-    for token in unknown:
-        if not token.startswith("--"):
-            if cluster:
-                continue
-            parser.error(f"unexpected argument {token!r}")
-        flag = token.split("=", 1)[0]
-        cluster = flag[2:].replace("-", "_") in CLUSTER_FLAGS
-        if cluster:
-            print(f"{parser.prog}: warning: {flag} only matters for very large clusters and does nothing here", file=sys.stderr)
-            continue
-        close = difflib.get_close_matches(flag, options, n=1)
-        parser.error(f"unknown flag {flag}" + (f"; did you mean {close[0]}?" if close else "; see --help"))
+def prepare_server_args(argv: list[str]) -> ServerArgs:
+    """`parse_server_args` by the name that programs of the original call."""
+    return parse_server_args(argv, "sglang")

@@ -1,10 +1,51 @@
-"""What the documents' notebooks ask about where they run."""
+"""What benchmarks and tests of the original import: see sglang.compat."""
 
 from __future__ import annotations
 
-import os
+from sglang.compat.benchmarks import (
+    add_common_other_args_and_parse,
+    add_common_sglang_args_and_parse,
+    call_generate_guidance,
+    call_generate_lightllm,
+    call_generate_outlines,
+    call_generate_srt_raw,
+    call_generate_vllm,
+    call_select_guidance,
+    call_select_vllm,
+    dump_bench_raw_result,
+    get_call_generate,
+    get_call_select,
+    select_sglang_backend,
+)
+from sglang.compat.servers import (
+    DEFAULT_MODEL_NAME_FOR_TEST,
+    DEFAULT_SMALL_MODEL_NAME_FOR_TEST,
+    DEFAULT_TIMEOUT_FOR_SERVER_LAUNCH,
+    DEFAULT_URL_FOR_TEST,
+    CustomTestCase,
+    popen_launch_server,
+)
+from sglang.utils import is_in_ci
 
-
-def is_in_ci() -> bool:
-    """Whether SGLANG_IS_IN_CI is set to a true value."""
-    return os.environ.get("SGLANG_IS_IN_CI", "").lower() in ("1", "true", "yes", "on")
+__all__ = [
+    "DEFAULT_MODEL_NAME_FOR_TEST",
+    "DEFAULT_SMALL_MODEL_NAME_FOR_TEST",
+    "DEFAULT_TIMEOUT_FOR_SERVER_LAUNCH",
+    "DEFAULT_URL_FOR_TEST",
+    "CustomTestCase",
+    "add_common_other_args_and_parse",
+    "add_common_sglang_args_and_parse",
+    "call_generate_guidance",
+    "call_generate_lightllm",
+    "call_generate_outlines",
+    "call_generate_srt_raw",
+    "call_generate_vllm",
+    "call_select_guidance",
+    "call_select_vllm",
+    "dump_bench_raw_result",
+    "get_call_generate",
+    "get_call_select",
+    "is_in_ci",
+    "popen_launch_server",
+    "select_sglang_backend",
+]

@@ -81,6 +81,8 @@ class NativeBackend(BaseBackend):
         return payload
 
     async def generate(self, prompt: Prompt, options: Mapping[str, Any], rid: str) -> Generation:
+        if _asks_what_comes(options):
+            return _without_token(await self.generate(prompt, {**_SCORE_PROMPT, **options, **_ONE_TOKEN}, rid))
         reply = await self.post("/generate", self._payload(await self._rendered(prompt), options, rid))
         replies = reply if isinstance(reply, list) else [reply]
         wanted = options.get("n") or 1
@@ -89,6 +91,11 @@ class NativeBackend(BaseBackend):
         return Generation([_text_of(one) for one in replies], [_meta_of(one) for one in replies])
 
     async def generate_stream(self, prompt: Prompt, options: Mapping[str, Any], rid: str) -> AsyncGenerator[Delta, None]:
+        if _asks_what_comes(options):
+            whole = await self.generate(prompt, options, rid)
+            for i, (text, meta) in enumerate(zip(whole.texts, whole.metas, strict=True)):
+                yield Delta(text, meta, i)
+            return
         disjoint = await self._are_pieces_disjoint()
         payload = {**self._payload(await self._rendered(prompt), options, rid), "stream": True}
         samples: dict[int, _Sample] = {}
@@ -137,6 +144,23 @@ class NativeBackend(BaseBackend):
         if not isinstance(scores, list) or len(scores) != len(select.choices):
             raise BadReplyError("the server's answer to /score_choices does not fit the choices")
         return scores
+
+
+_ONE_TOKEN = {"max_new_tokens": 1, "min_new_tokens": 0, "stop": (), "stop_token_ids": ()}
+_SCORE_PROMPT = {"logprob_start_len": 0}
+"""as servers read a request for no token and log probabilities"""
+
+
+def _asks_what_comes(options: Mapping[str, Any]) -> bool:
+    """No token is wanted, and the alternatives for the first are. Servers know them only once they generate one."""
+    scores = options.get("return_logprob") and options.get("top_logprobs_num")
+    return bool(scores) and options.get("max_new_tokens") == 0
+
+
+def _without_token(one: Generation) -> Generation:
+    """The result of a gen of one token as that of none: what was scored stays."""
+    nothing = {"completion_tokens": 0, "finish_reason": {"type": "length", "length": 0}, "output_token_logprobs": []}
+    return Generation([""] * len(one.texts), [{**meta, **nothing} for meta in one.metas])
 
 
 class _Sample:

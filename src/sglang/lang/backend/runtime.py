@@ -32,6 +32,7 @@ class Runtime:
         self.url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
         self.generate_url = f"{self.url}/generate"
         flags = {"host": host, "port": port, "log_level": log_level, **flags}
+        self._flags = flags
         command = [sys.executable, "-m", "sglang.launch_server", *_command_line(flags)]
         self._process: subprocess.Popen[bytes] | None = subprocess.Popen(command)
         self.pid = self._process.pid
@@ -118,10 +119,11 @@ class Runtime:
         IO.run(self.endpoint.post("/stop_profile", {}))
 
     def get_tokenizer(self) -> Any:
-        """The model's tokenizer, by transformers (an extra)."""
-        from transformers import AutoTokenizer
+        """The served model's tokenizer, as an object of transformers (an extra)."""
+        from sglang.srt.server.tokenization.as_transformers import load_transformers_tokenizer
 
-        return AutoTokenizer.from_pretrained(self.endpoint.get_model_name())
+        path = self.endpoint.model_info.get("tokenizer_path") or self.endpoint.get_model_name()
+        return load_transformers_tokenizer(str(path), self._flags.get("revision"), self._flags.get("download_dir"))
 
 
 async def _next(replies: AsyncGenerator[Meta, None]) -> Meta | None:

@@ -125,3 +125,12 @@ def _parse_event(data: str) -> Meta:
         message = str(failure.get("message", failure)) if isinstance(failure, dict) else str(failure)
         raise request_failure(message, failure.get("code") if isinstance(failure, dict) else None)
     return reply
+
+
+def __getattr__(name: str) -> Any:
+    """The original has Runtime here, too."""
+    if name == "Runtime":
+        from sglang.lang.backend.runtime import Runtime
+
+        return Runtime
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

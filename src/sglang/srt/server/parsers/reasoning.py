@@ -36,6 +36,10 @@ FORMATS: dict[str, ReasoningFormat] = {
     "deepseek-r1": ReasoningFormat(_THINK, always=True),
     "qwen3": ReasoningFormat(_THINK, opens=True),
     "qwen3-thinking": ReasoningFormat(_THINK, always=True),
+    "deepseek-v3": ReasoningFormat(_THINK, opens=True),
+    "glm45": ReasoningFormat(_THINK, opens=True),
+    "kimi_k2": ReasoningFormat(_THINK, opens=True),
+    "step3": ReasoningFormat(_THINK, always=True),
     "kimi": ReasoningFormat((("◁think▷", "◁/think▷"),), opens=True),
     "generic": ReasoningFormat(
         (

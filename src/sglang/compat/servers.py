@@ -1,0 +1,150 @@
+"""Servers of unit tests and documents."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import unittest
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from sglang.utils import descendants, is_in_ci, kill
+from sglang.utils import launch_server_cmd as launch
+
+DEFAULT_MODEL_NAME_FOR_TEST = "smollm2-135m-instruct"
+DEFAULT_SMALL_MODEL_NAME_FOR_TEST = DEFAULT_MODEL_NAME_FOR_TEST
+DEFAULT_TIMEOUT_FOR_SERVER_LAUNCH = 600
+DEFAULT_URL_FOR_TEST = "http://127.0.0.1:21000"
+
+_SMALL = "--max-running-requests 128 --max-total-tokens 20480"
+"""servers of documents share a machine"""
+_POLL_SECONDS = 0.2
+
+
+class CustomTestCase(unittest.TestCase):
+    """A test case that tells its name, and tries a test that failed again SGLANG_TEST_MAX_RETRY times (default: once where
+    SGLANG_IS_IN_CI is set, else never)."""
+
+    def setUp(self) -> None:
+        print(f"[Test Method] {self._testMethodName}", flush=True)
+
+    def _callTestMethod(self, method: Any) -> None:
+        tries = 1 + int(os.environ.get("SGLANG_TEST_MAX_RETRY", "1" if is_in_ci() else "0"))
+        for left in reversed(range(tries)):
+            try:
+                method()
+                return
+            except unittest.SkipTest:
+                raise
+            except Exception as error:
+                if not left:
+                    raise
+                print(f"[Test Method] {self._testMethodName} failed and is tried again: {error!r}", flush=True)
+
+
+def popen_launch_server(
+    model: str,
+    base_url: str,
+    timeout: float,
+    api_key: str | None = None,
+    other_args: Sequence[Any] = (),
+    env: Mapping[str, str] | None = None,
+    return_stdout_stderr: tuple[IO[str], IO[str]] | None = None,
+    device: str = "auto",
+) -> subprocess.Popen[str]:
+    """Starts a server at `base_url` and returns its process once it has answered. `return_stdout_stderr`: files to which its
+    output is copied. Raises TimeoutError after `timeout` seconds, RuntimeError when the process has ended."""
+    address = urlsplit(base_url)
+    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--device", device]
+    command += ["--host", address.hostname or "127.0.0.1", "--port", str(address.port or 80), *map(str, other_args or ())]
+    if api_key:
+        command += ["--api-key", api_key]
+    pipe = subprocess.PIPE if return_stdout_stderr else None
+    process = subprocess.Popen(command, env=None if env is None else dict(env), stdout=pipe, stderr=pipe, text=True)
+    if return_stdout_stderr:
+        _copy(process.stdout, return_stdout_stderr[0], sys.stdout)
+        _copy(process.stderr, return_stdout_stderr[1], sys.stderr)
+    try:
+        _wait(process, base_url, api_key, timeout)
+    except BaseException:
+        kill_process_tree(process.pid)
+        raise
+    return process
+
+
+def _copy(source: IO[str] | None, *targets: Any) -> None:
+    def run() -> None:
+        for line in source or ():
+            for target in targets:
+                target.write(line)
+                target.flush()
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+def _wait(process: subprocess.Popen[str], base_url: str, api_key: str | None, timeout: float) -> None:
+    import httpx
+
+    headers = {"Authorization": f"Bearer {api_key}"}
+    deadline = time.monotonic() + timeout
+    with httpx.Client(trust_env=False, timeout=30.0) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise RuntimeError(f"the server ended with exit code {process.returncode} instead of starting")
+            try:
+                if client.get(f"{base_url}/health_generate", headers=headers).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(_POLL_SECONDS)
+    raise TimeoutError(f"the server did not start within {timeout:g} seconds")
+
+
+def kill_process_tree(
+    parent_pid: int | None = None, include_parent: bool = True, skip_pid: int | None = None, wait_timeout: float = 5.0
+) -> None:
+    """Kills the processes below `parent_pid` and, if `include_parent`, that one too. None: those below this process."""
+    root = os.getpid() if parent_pid is None else parent_pid
+    for pid, started in descendants(root):
+        if pid != skip_pid:
+            kill(pid, started)
+    if include_parent and parent_pid is not None and root != skip_pid:
+        try:
+            os.kill(root, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return
+        _reap(root, wait_timeout)
+
+
+def _reap(pid: int, timeout: float) -> None:
+    """Waits until a child is gone, so that its port is free."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        try:
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                return
+        except ChildProcessError:
+            return
+        time.sleep(0.01)
+
+
+def launch_server_cmd(command: str, host: str = "0.0.0.0", port: int | None = None) -> tuple[subprocess.Popen[bytes], int]:
+    """sglang.utils.launch_server_cmd of a server that leaves room for others on the machine."""
+    return launch(f"{command} {_SMALL}", host, port)
+
+
+def is_cuda() -> bool:
+    """Whether models run on a CUDA device here."""
+    from sglang.srt.devices import cuda_is_here
+
+    return cuda_is_here()
+
+
+def is_hip() -> bool:
+    """Whether models run on a device of AMD here: they never do."""
+    return False

@@ -1,0 +1,13 @@
+"""A path of the original: see sglang.compat.conversation."""
+
+from __future__ import annotations
+
+from sglang.compat.conversation import (
+    Conversation,
+    chat_template_exists,
+    chat_templates,
+    generate_chat_conv,
+    get_conv_template_by_model_path,
+)
+
+__all__ = ["Conversation", "chat_template_exists", "chat_templates", "generate_chat_conv", "get_conv_template_by_model_path"]

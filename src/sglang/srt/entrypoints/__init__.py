@@ -1,0 +1,1 @@
+"""Paths of the original: see sglang.srt.engine and sglang.srt.launch."""

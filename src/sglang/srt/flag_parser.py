@@ -1,0 +1,143 @@
+"""The command line of a dataclass of flags: its fields by heading, and what compatible_flags.py knows besides."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import typing
+from typing import Any, NoReturn
+
+from sglang.srt.compatible_flags import ALIASES, FLAGS, REFUSED_VALUES, VALUES
+from sglang.srt.flag_names import add_other_flags, option, other_names
+
+
+class FlagParser(argparse.ArgumentParser):
+    """Errors are one line, and an unknown flag names its nearest neighbour."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+NO_EFFECT = "accepted, without effect here"
+
+_ABOUT = {
+    "model": "what is served",
+    "device and memory": "where it runs, and how much of the machine it may take",
+    "scheduling": "which requests run next",
+    "constrained decoding": "answers that follow a JSON schema, a regular expression or a grammar",
+    "images and videos": "what requests may show to models that see",
+    "HTTP": "the door: who may come in, and with what",
+    "operation": "watching and stopping the server",
+    NO_EFFECT: "flags of other servers that mean nothing here; a warning is shown",
+}
+
+
+def add_fields(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
+    """Adds a flag for each field of the dataclass, grouped by heading, and the flags of compatible_flags.py."""
+    groups: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls)
+    # what only matters for moving here from elsewhere comes last
+    for f in sorted(dataclasses.fields(cls), key=lambda f: bool(f.metadata.get("no_effect"))):
+        heading = NO_EFFECT if f.metadata.get("no_effect") else f.metadata["group"]
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading, _ABOUT.get(heading))
+        kinds = [k for k in typing.get_args(hints[f.name]) or (hints[f.name],) if k is not type(None)]
+        _add_field(groups[heading], f, kinds[0])
+    add_other_flags(parser)
+
+
+def _add_field(group: Any, f: dataclasses.Field[Any], kind: type[Any]) -> None:
+    names = [option(name) for name in (f.name, *other_names(f.name))]
+    common = {"dest": f.name, "default": f.default, "help": _help(f)}
+    if kind is bool:
+        group.add_argument(*names, action=argparse.BooleanOptionalAction if f.default else "store_true", **common)
+    else:
+        nargs = "+" if f.metadata.get("several") else None
+        group.add_argument(*names, type=kind, nargs=nargs, choices=_words(f), metavar=_metavar(f), **common)
+
+
+def _help(f: dataclasses.Field[Any]) -> str:
+    text = str(f.metadata["help"])
+    if text == argparse.SUPPRESS:
+        return text
+    if f.metadata.get("unsupported"):
+        return f"{text}, not implemented yet"
+    return text if f.default in (None, False, "{}") else f"{text} (default: {f.default})"
+
+
+def _words(f: dataclasses.Field[Any]) -> list[Any] | None:
+    choices = f.metadata.get("choices")
+    return [*choices, *VALUES.get(f.name, ()), *REFUSED_VALUES.get(f.name, ())] if choices else None
+
+
+def _metavar(f: dataclasses.Field[Any]) -> str:
+    choices = f.metadata.get("choices")
+    return f"{{{','.join(map(str, choices))}}}" if choices else f.name.rsplit("_", 1)[-1].upper()
+
+
+def with_file(words: list[str], parser: FlagParser) -> list[str]:
+    """The command line with the flags of its `--config FILE` (YAML) in front, so that its own count more."""
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    files.add_argument("--config", action="append", default=[])
+    try:
+        found, rest = files.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        parser.error(str(error))
+    given: list[str] = []
+    for path in found.config:
+        given += [word for name, value in _read_file(path, parser).items() for word in _written(str(name), value)]
+    return given + rest
+
+
+def _read_file(path: str, parser: FlagParser) -> dict[Any, Any]:
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            flags = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        parser.error(f"--config {path} cannot be read: {' '.join(str(error).split())}")
+    if not isinstance(flags, dict):
+        parser.error(f"--config {path} holds no flags: a line for each is expected, such as port: 30000")
+    return flags
+
+
+def _written(name: str, value: Any) -> list[str]:
+    """A flag of a file as words of a command line."""
+    flag = option(name.lstrip("-"))
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [flag]
+    values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+    return [f"{flag}={values[0]}"] if len(values) == 1 else [flag, *map(str, values)]
+
+
+def spell_out(words: list[str], parser: FlagParser, cls: type[Any]) -> list[str]:
+    """The command line with abbreviated flags in full. One that fits a single field means that; then come all other names."""
+    own = [option(f.name) for f in dataclasses.fields(cls) if f.metadata["help"] != argparse.SUPPRESS]
+    others = [option(name) for name in (*ALIASES, *FLAGS)]
+    spelled = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and len(flag) > 2 and flag not in own and flag not in others:
+            fits = [name for name in own if name.startswith(flag)]
+            fits = fits if len(fits) == 1 else [name for name in (*own, *others) if name.startswith(flag)]
+            if len(fits) > 1:
+                parser.error(f"{flag} may mean {', '.join(fits[:8])}{', ...' if len(fits) > 8 else ''}: write it out")
+            flag = fits[0] if fits else flag
+        spelled.append(flag + equals + value)
+    return spelled
+
+
+def check_unknown(parser: FlagParser, unknown: list[str], cls: type[Any]) -> None:
+    """What the parser has left over is an error; an unknown flag names its nearest neighbour."""
+    for token in unknown:
+        if not token.startswith("--"):
+            parser.error(f"unexpected argument {token!r}")
+        flag = token.split("=", 1)[0]
+        names = [option(name) for name in (*(f.name for f in dataclasses.fields(cls)), *ALIASES, *FLAGS)]
+        close = difflib.get_close_matches(flag, names, n=1)
+        parser.error(f"unknown flag {flag}" + (f"; did you mean {close[0]}?" if close else "; see --help"))
