@@ -198,6 +198,7 @@ class Inlet:
         waits.req.constraints = tuple(waits.jobs)
         if waits.grammar is not None:
             waits.req.grammar = waits.grammar.value.copy()
+            waits.req.unenforced = waits.grammar.value.unenforced
             waits.req.in_thought = bool(waits.req.msg.grammar_after)
             waits.req.jumps = self._jump_forward
             if self._jump_forward and not waits.req.msg.healed:

@@ -15,6 +15,10 @@ json_schema.py          schemas: built anew out of checked parts, with closed ob
 lark_schemas.py         schemas inside Lark grammars
 schema_refs.py          references: where they lead
 schema_rewrites.py      keywords said with other keywords
+schema_reductions.py    what type libraries write, said with other keywords
+schema_one_of.py        oneOf whose schemas exclude each other
+schema_loosening.py     what is left to a check of the whole answer
+json_layout.py          white space between the parts of JSON
 schema_numbers.py       numbers in schemas: those that engines hold exactly
 regex_syntax.py         Python's regular expressions in llguidance's dialect
 regex_ebnf.py           Python's regular expressions as grammars

@@ -24,7 +24,10 @@ from typing import Any
 
 from sglang.srt.errors import GrammarError
 from sglang.srt.scheduler.grammar.base import ANY_JSON
+from sglang.srt.scheduler.grammar.schema_loosening import Loose
 from sglang.srt.scheduler.grammar.schema_numbers import check_numbers
+from sglang.srt.scheduler.grammar.schema_one_of import Exclusion
+from sglang.srt.scheduler.grammar.schema_reductions import Reductions
 from sglang.srt.scheduler.grammar.schema_refs import Place, SchemaDocument
 from sglang.srt.scheduler.grammar.schema_rewrites import rewrite
 
@@ -122,25 +125,26 @@ NodeCheck = Callable[[Node, str], None]
 """(schema object, its path): raises GrammarError for combinations that the engine does not follow"""
 
 
-def prepare_schema(text: str, follows: frozenset[str], check: NodeCheck | None = None) -> Node:
-    """The schema that `text` is, for an engine that `follows` these keywords. Raises GrammarError with the path."""
+def prepare_schema(text: str, follows: frozenset[str], check: NodeCheck | None = None, loose: Loose | None = None) -> Node:
+    """The schema that `text` is, for an engine that `follows` these keywords. With `loose`, what it does not follow is left out and
+    noted there. Raises GrammarError with the path."""
     try:
         schema = {} if text == ANY_JSON else json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_doubles)
     except ValueError as error:
         raise GrammarError(f"json_schema: not valid JSON: {error}", "json_schema") from error
     except RecursionError as error:
         raise _too_deep() from error
-    return prepare_value(schema, follows, check)
+    return prepare_value(schema, follows, check, loose)
 
 
-def prepare_value(schema: Any, follows: frozenset[str], check: NodeCheck | None = None) -> Node:
+def prepare_value(schema: Any, follows: frozenset[str], check: NodeCheck | None = None, loose: Loose | None = None) -> Node:
     """As `prepare_schema`, of a schema that was read from JSON."""
     if schema is True:
         schema = {}
     if not isinstance(schema, dict):
         raise GrammarError("json_schema: a schema is a JSON object", "json_schema")
     try:
-        return close_objects(_Preparation(schema, follows, check).run())  # type: ignore[no-any-return]
+        return close_objects(_Preparation(schema, follows, check, loose).run())  # type: ignore[no-any-return]
     except RecursionError as error:
         raise _too_deep() from error
 
@@ -173,17 +177,26 @@ def _too_deep() -> GrammarError:
     return GrammarError(f"json_schema: nested deeper than {MAX_DEPTH} levels", "json_schema")
 
 
+class Renamed(str):
+    """A reference to a place in the new schema."""
+
+
 class _Preparation:
     """Rewrites and checks schemas, from the outside to the inside."""
 
-    def __init__(self, root: Node, follows: frozenset[str], check: NodeCheck | None) -> None:
+    def __init__(self, root: Node, follows: frozenset[str], check: NodeCheck | None, loose: Loose | None) -> None:
         self._root = root
+        self._loose = loose
         self._document = SchemaDocument(root)
+        self._exclusion = Exclusion(self._document)
+        self._reductions = Reductions(self._exclusion, CONSTRAINING)
         self._follows = follows
         self._check = check
         self._names: dict[Place, str] = {(): "#"}
         self._targets: list[tuple[str, str, Any, str]] = []
         """what references lead to: the new name, the path, the schema, the base around it"""
+        self._copies: dict[tuple[int, str], Renamed] = {}
+        """schemas of objects with a property more that is required, by identity and property"""
         self._num_nodes = 0
 
     def run(self) -> Node:
@@ -210,20 +223,66 @@ class _Preparation:
         if self._num_nodes > MAX_NODES:
             raise GrammarError(f"json_schema: more than {MAX_NODES} schemas in one", "json_schema")
         out, base = dict(node), self._document.base_of(node, base)
+        if self._loose is not None:
+            self._loose.drop_everywhere(out, path, CONSTRAINING)
+        self._reductions.reduce(out, base)
         rewrite(out)
-        check_numbers(out, path)
-        for key in out:
-            self._check_keyword(key, path)
-        if self._check is not None:
-            self._check(out, path)
+        self._choose_one(out, path, base)
+        if self._loose is not None:
+            self._loose.loosen(out, path, self._check_node, CONSTRAINING)
+        self._check_node(out, path)
         if "$ref" in out:
             out["$ref"] = self._reference(out["$ref"], base, path)
         out = {key: value for key, value in out.items() if key in self._follows}
         self._run_children(out, path, base, depth + 1)
         return out
 
+    def _choose_one(self, out: Node, path: str, base: str) -> None:
+        """`oneOf` as `anyOf` where that is the same, or where what is left of it is checked afterwards."""
+        schemas = out.get("oneOf")
+        if not isinstance(schemas, list) or not schemas:
+            return
+        if not self._exclusion.all_exclusive(schemas, base):
+            tag = self._exclusion.tag(schemas, base)
+            if tag is not None:
+                schemas = [self._with_required(schema, tag, path, base) for schema in schemas]
+            elif self._loose is None:
+                raise GrammarError(
+                    f"json_schema: the keyword at {path}/oneOf is not supported here: its schemas are not seen to exclude each other; "
+                    "require a property in each of them whose values differ, or write anyOf",
+                    "json_schema",
+                )
+            else:
+                self._loose.dropped.append(f"{path}/oneOf")
+        del out["oneOf"]
+        if "anyOf" in out:
+            out["allOf"] = [*out.get("allOf", []), {"anyOf": schemas}]
+        else:
+            out["anyOf"] = schemas
+
+    def _with_required(self, schema: Any, name: str, path: str, base: str) -> Node:
+        """The schema of an object, or a reference to one, with one property more that is required."""
+        found = self._exclusion.object_of(schema, base)
+        assert found is not None, "it was found before"
+        target, around = found
+        key = (id(target), name)
+        if key not in self._copies:
+            self._copies[key] = Renamed(f"#/$defs/{len(self._targets)}")
+            copy = {**target, "required": [*target.get("required", []), name]}
+            self._targets.append((str(len(self._targets)), path, copy, around))
+        return {"$ref": self._copies[key]}
+
+    def _check_node(self, out: Node, path: str) -> None:
+        check_numbers(out, path)
+        for key in out:
+            self._check_keyword(key, path)
+        if self._check is not None:
+            self._check(out, path)
+
     def _reference(self, ref: Any, base: str, path: str) -> str:
         """The same reference, to a place in the new schema."""
+        if isinstance(ref, Renamed):
+            return ref
         place, target, around = self._document.resolve(ref, base, path)
         if place not in self._names:
             name = str(len(self._targets))
@@ -250,6 +309,8 @@ class _Preparation:
             raise GrammarError(f"json_schema: the keyword at {path}/{key} is not supported{hint}", "json_schema")
         if key.startswith("$dynamic") or key.startswith("$recursive"):
             raise GrammarError(f"json_schema: the keyword at {path}/{key} is not supported", "json_schema")
+        if self._loose is not None or key.startswith("_"):  # an annotation, as the specification says
+            return
         near = difflib.get_close_matches(key.lower(), _LOWER, n=1, cutoff=0.88)
         if near:
             raise GrammarError(

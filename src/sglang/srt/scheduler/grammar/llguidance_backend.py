@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import llguidance
@@ -18,13 +19,16 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError
+from sglang.srt.json_style import JsonStyle, split_style
 from sglang.srt.scheduler.grammar.aside import Aside
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.encoder import LongestMatch
+from sglang.srt.scheduler.grammar.json_layout import checked_whitespace, default_whitespace
 from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema, prepare_value
-from sglang.srt.scheduler.grammar.keyword_arguments import keyword_grammar
+from sglang.srt.scheduler.grammar.keyword_arguments import Prepare, keyword_grammar
 from sglang.srt.scheduler.grammar.lark_schemas import prepare_lark
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
+from sglang.srt.scheduler.grammar.schema_loosening import Loose, compile_loosely
 from sglang.srt.scheduler.grammar.schema_numbers import LOWER, UPPER
 from sglang.srt.vocabulary import Vocabulary
 
@@ -72,7 +76,6 @@ LEAST = 1e-9
 """the smallest step between limits"""
 MAX_STEPPED = 100_000
 """up to here a limit and one such step above it are held exactly"""
-FORMATS = frozenset(["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"])
 
 
 class LLGuidanceState:
@@ -82,6 +85,7 @@ class LLGuidanceState:
     def __init__(self, matcher: Any, num_words: int) -> None:
         self._matcher = matcher
         self._num_words = num_words
+        self.unenforced: tuple[str, ...] = ()
 
     @property
     def matcher(self) -> Any:
@@ -121,7 +125,9 @@ class LLGuidanceState:
         return list(self._matcher.compute_ff_tokens())
 
     def copy(self) -> GrammarState:
-        return LLGuidanceState(self._matcher.deep_copy(), self._num_words)
+        state = LLGuidanceState(self._matcher.deep_copy(), self._num_words)
+        state.unenforced = self.unenforced
+        return state
 
 
 class LLGuidanceBackend:
@@ -154,7 +160,21 @@ class LLGuidanceBackend:
 
     def compile(self, kind: str, text: str, prefix: str = "") -> GrammarState:
         self.prepare()
-        grammar = self._translate(kind, text)
+        try:
+            style, text = split_style(text)
+        except ValueError as error:
+            raise GrammarError(f"{kind}: {error}", kind) from error
+        if kind == "json_schema" and style.check:
+            return compile_loosely(lambda loose: self._compile_schema(text, prefix, style, loose))
+        return self._build(kind, self._translate(kind, text, style), prefix)
+
+    def _compile_schema(self, text: str, prefix: str, style: JsonStyle, loose: Loose) -> LLGuidanceState:
+        """Leaves out of the schema what cannot be followed."""
+        state = self._build("json_schema", self._translate_schema(text, style, loose), prefix)
+        state.unenforced = tuple(loose.dropped)
+        return state
+
+    def _build(self, kind: str, grammar: str, prefix: str) -> LLGuidanceState:
         if prefix:
             grammar = _after(prefix, grammar)
         matcher = self._aside.run(llguidance.LLMatcher, self._tokenizer, grammar, log_level=0, limits=self._limits)
@@ -183,32 +203,39 @@ class LLGuidanceBackend:
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.tokenize_str(text))
 
-    def _translate(self, kind: str, text: str) -> str:
+    def _translate(self, kind: str, text: str, style: JsonStyle) -> str:
         """The grammar in llguidance's own form. Raises GrammarError."""
         if kind == "regex":
             return str(llguidance.LLMatcher.grammar_from_regex(to_engine_regex(text)))
         try:
             if kind == "json_schema":
-                return self._translate_schema(text)
+                return self._translate_schema(text, style, None)
             if kind == "ebnf":
-                return str(llguidance.LLMatcher.grammar_from_lark(prepare_lark(_as_lark(text), _prepared)))
+                prepare = partial(self._prepared, style=style)
+                return str(llguidance.LLMatcher.grammar_from_lark(prepare_lark(_as_lark(text), prepare)))
             if kind == "structural_tag":
-                return self._translate_tags(text)
+                return self._translate_tags(text, style)
         except (ValueError, RecursionError) as error:
             raise GrammarError(f"{kind}: {_first_lines(str(error))}", kind) from error
         raise GrammarError(f"constraints of the kind {kind} are not supported by llguidance", kind)
 
-    def _translate_schema(self, text: str) -> str:
-        schema = prepare_schema(text, FOLLOWED, _check_node)
-        pattern = self._options.whitespace_pattern
-        white = (
-            {"whitespace_flexible": False} if pattern is None else {"whitespace_flexible": True, "whitespace_pattern": pattern}
-        )
-        # `lenient` would drop what it does not know; a schema may not switch that on for itself.
+    def _translate_schema(self, text: str, style: JsonStyle, loose: Loose | None) -> str:
+        schema = self._laid_out(prepare_schema(text, FOLLOWED, _check_node, loose), style)
         ready = json.dumps(schema)  # as text: engines read it much faster than Python objects, and without the interpreter
-        return str(llguidance.LLMatcher.grammar_from_json_schema(ready, defaults=white, overrides={"lenient": False}))
+        return str(llguidance.LLMatcher.grammar_from_json_schema(ready, overrides={"lenient": False}))
 
-    def _translate_tags(self, text: str) -> str:
+    def _prepared(self, schema: Any, style: JsonStyle) -> Node:
+        """A schema inside another grammar."""
+        return self._laid_out(prepare_value(schema, FOLLOWED, _check_node), style)
+
+    def _laid_out(self, schema: Node, style: JsonStyle) -> Node:
+        """The schema with its white space. `lenient` would drop what the engine does not know; no schema may switch that on."""
+        white = self._options.whitespace_pattern if style.whitespace is None else style.whitespace
+        white = default_whitespace(schema) if white is None else checked_whitespace(white)
+        layout = {"whitespace_flexible": True, "whitespace_pattern": white} if white else {"whitespace_flexible": False}
+        return {**schema, "x-guidance": {**layout, "lenient": False}}
+
+    def _translate_tags(self, text: str, style: JsonStyle) -> str:
         """{"structures": [{"begin", "schema", "end"}], "triggers": [...]}: free text in which every trigger starts a
         structure; with "keywords" its content is keyword arguments instead of JSON."""
         value = json.loads(text)
@@ -219,7 +246,9 @@ class LLGuidanceBackend:
         if not isinstance(triggers, list) or not all(isinstance(t, str) and t for t in triggers):
             raise ValueError("'triggers' must be a list of strings")
         try:
-            tags = [_structure_tag(structure, triggers) for structure in value["structures"]]
+            tags = [
+                _structure_tag(structure, triggers, partial(self._prepared, style=style)) for structure in value["structures"]
+            ]
         except GrammarError as error:
             raise GrammarError(str(error).replace("json_schema:", "structural_tag: schema:", 1), "structural_tag") from error
         special = all(tag.trigger in names for tag in tags)
@@ -243,21 +272,11 @@ def _as_lark(text: str) -> str:
         raise ValueError(f"failed to convert the grammar from GBNF to Lark: {error}") from error
 
 
-def _prepared(schema: Any) -> Node:
-    """A schema inside another grammar."""
-    return prepare_value(schema, FOLLOWED, _check_node)
-
-
 def _check_node(node: Node, path: str) -> None:
     """What llguidance refuses without saying where."""
     if node.get("type") != "integer":
         for key, instead, sign in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
             _step_off(node, key, instead, sign, path)
-    known = node.get("format")
-    if isinstance(known, str) and known not in FORMATS and node.get("type", "string") == "string":
-        raise GrammarError(
-            f"json_schema: the format {known!r} at {path}/format is not one of {', '.join(sorted(FORMATS))}", "json_schema"
-        )
 
 
 def _step_off(node: Node, key: str, instead: str, sign: int, path: str) -> None:
@@ -273,7 +292,7 @@ def _step_off(node: Node, key: str, instead: str, sign: int, path: str) -> None:
     node[instead] = sign * max(sign * stepped, sign * other) if isinstance(other, (int, float)) else stepped
 
 
-def _structure_tag(structure: Any, triggers: list[str]) -> Any:
+def _structure_tag(structure: Any, triggers: list[str], prepare: Prepare) -> Any:
     if not isinstance(structure, dict) or not isinstance(structure.get("begin"), str):
         raise ValueError("every structure needs a string 'begin'")
     begin, end, schema = structure["begin"], structure.get("end", ""), structure.get("schema", {})
@@ -282,7 +301,7 @@ def _structure_tag(structure: Any, triggers: list[str]) -> Any:
     trigger = next((t for t in triggers if begin.startswith(t)), None)
     if trigger is None:
         raise ValueError(f"no trigger begins {begin!r}")
-    grammar = keyword_grammar(schema, _prepared) if structure.get("keywords") is True else _prepared(schema)
+    grammar = keyword_grammar(schema, prepare) if structure.get("keywords") is True else prepare(schema)
     return llguidance.StructTag(trigger=trigger, begin=begin, grammar=grammar, end=end)
 
 

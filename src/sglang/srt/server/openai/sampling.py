@@ -23,6 +23,8 @@ _SAME = [
     "ebnf",
     "json_schema",
     "structural_tag",
+    "json_schema_strict",
+    "constrained_json_whitespace_pattern",
     "ignore_eos",
     "no_stop_trim",
     "skip_special_tokens",
@@ -59,7 +61,7 @@ def _logit_bias(raw: dict[str, float]) -> dict[int, float]:
         raise RequestError("logit_bias must map token ids to numbers", "logit_bias") from error
 
 
-def _constraint(response_format: dict[str, Any]) -> dict[str, str]:
+def _constraint(response_format: dict[str, Any]) -> dict[str, Any]:
     kind = response_format.get("type")
     if kind == "text":
         return {}
@@ -70,7 +72,8 @@ def _constraint(response_format: dict[str, Any]) -> dict[str, str]:
         schema = outer.get("schema", outer.get("schema_")) if isinstance(outer, dict) else None
         if not isinstance(schema, (dict, bool)):
             raise RequestError("response_format.json_schema.schema must be a JSON schema", "response_format")
-        return {"json_schema": _dump(schema)}
+        assert isinstance(outer, dict)
+        return {"json_schema": _dump(schema)} | ({"json_schema_strict": True} if outer.get("strict") is True else {})
     if kind == "structural_tag":
         return {"structural_tag": _dump(response_format)}
     raise RequestError("response_format.type must be text, json_object, json_schema or structural_tag", "response_format")
