@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.errors import ConfigError, GrammarError, RequestError
-from sglang.srt.json_style import JsonStyle, with_style
 from sglang.srt.messages import AbortReq, FinishReason
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.compiler import GrammarCompiler, Job
-from sglang.srt.scheduler.grammar.json_schema import close_objects
 from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
 from sglang.srt.scheduler.grammar.registry import create_backend
+from sglang.srt.scheduler.grammar.schema_closing import close_objects
 from sglang.srt.scheduler.grammar.trial import try_grammar
 from sglang.srt.scheduler.stop_regex import STOP_REGEX
 from sglang.srt.vocabulary import Vocabulary
@@ -201,9 +200,9 @@ def test_the_tutorials_expressions(pattern: str) -> None:
 
 
 def test_json_follows_its_schema_without_white_space() -> None:
-    compact = with_style(json.dumps(SCHEMA), JsonStyle(whitespace=""))
     for seed in range(6):
-        text = generate("json_schema", compact, seed).text().decode()
+        answer = generate("json_schema", json.dumps(SCHEMA), seed, constrained_json_whitespace_pattern="")
+        text = answer.text().decode()
         value = json.loads(text)
         assert list(value) == ["name", "age", "tags", "ok"] and 0 <= value["age"] <= 150 and len(value["name"]) <= 8
         assert text == json.dumps(value, separators=(",", ":"), ensure_ascii=False) or "\\" in text
@@ -218,8 +217,10 @@ def test_json_follows_its_schema_without_white_space() -> None:
         ({"properties": {"a": {}}, "additionalProperties": True}, False),
         ({"properties": {"a": {}}, "required": ["b"]}, False),
         ({"properties": {"a": {}}, "minProperties": 2}, False),
-        ({"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}, False),
-        ({"properties": {"a": {}}, "anyOf": [{"properties": {"b": {}}}]}, False),
+        ({"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}, True),
+        ({"properties": {"a": {}}, "anyOf": [{"properties": {"b": {}}}]}, True),
+        ({"allOf": [{"properties": {"a": {}}}, {"additionalProperties": {}}]}, False),
+        ({"allOf": [{"properties": {"a": {}}}, {"required": ["b"]}]}, False),
         ({"type": "object"}, False),
         ({"enum": [{"properties": {"a": 1}}]}, False),
         ({"properties": {"properties": {"enum": [1]}}, "patternProperties": {"x": {}}}, False),

@@ -115,11 +115,11 @@ def test_the_levels_of_a_schema(schema: dict[str, Any], levels: int) -> None:
 
 def test_the_field_of_a_request_and_its_text() -> None:
     params = parse_sampling_params({"json_schema": "{}", "constrained_json_whitespace_pattern": ""})
-    assert params.grammar is not None
-    style, text = split_style(params.grammar[1])
+    assert params.styled_grammar is not None and params.grammar == ("json_schema", "{}")
+    style, text = split_style(params.styled_grammar[1])
     assert (style, text) == (JsonStyle(whitespace="", check=True), "{}")
     strict = parse_sampling_params({"json_schema": "{}", "json_schema_strict": True})
-    assert strict.grammar == ("json_schema", "{}")
+    assert strict.styled_grammar == ("json_schema", "{}")
     for bad in ("x" * 1000, "\u00a0", "\ud800"):
         with pytest.raises(RequestError, match="whitespace_pattern"):
             parse_sampling_params({"json_schema": "{}", "constrained_json_whitespace_pattern": bad})

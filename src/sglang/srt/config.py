@@ -103,6 +103,8 @@ class GrammarOptions:
     cache_bytes: int = 256 << 20
     """what compiled constraints may hold, kept or in use"""
     jump_forward: bool = True
+    bounded: bool = True
+    """digits and lengths of formats, where a schema sets no bounds (scheduler/grammar/schema_bounds.py)"""
     refused: tuple[str, ...] = ()
     """digests of grammars that killed a scheduler of this server (scheduler/grammar/journal.py)"""
 

@@ -68,17 +68,21 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
 
     @property
     def grammar(self) -> tuple[str, str] | None:
-        """The constraint as (kind, text), kind being a field name, the text with its style (json_style.py); None when
-        unconstrained."""
+        """The constraint as (kind, text), kind being a field name; None when unconstrained."""
         for kind in CONSTRAINTS:
             text = getattr(self, kind)
             if text is not None:
-                return kind, with_style(text, self._style(kind))
+                return kind, text
         return None
 
-    def _style(self, kind: str) -> JsonStyle:
+    @property
+    def styled_grammar(self) -> tuple[str, str] | None:
+        """The same for the grammar engine: the text with its style (json_style.py)."""
+        if self.grammar is None:
+            return None
+        kind, text = self.grammar
         white = self.constrained_json_whitespace_pattern if kind != "regex" else None
-        return JsonStyle(white, check=kind == "json_schema" and not self.json_schema_strict)
+        return kind, with_style(text, JsonStyle(white, check=kind == "json_schema" and not self.json_schema_strict))
 
 
 def _check_range(name: str, value: float, low: float, high: float, low_open: bool = False) -> None:

@@ -122,6 +122,9 @@ class ServerArgs:
     )
     constrained_json_whitespace_pattern: str | None = _flag(None, "constrained decoding", "regex of white space inside JSON")
     disable_jump_forward: bool = _flag(False, "constrained decoding", "draw tokens that the constraint forces, one by one")
+    disable_json_bounds: bool = _flag(
+        False, "constrained decoding", "let numbers and formats be of any length where the schema sets none"
+    )
     grammar_compile_timeout: float = _flag(10.0, "constrained decoding", "seconds a constraint may take to compile")
     grammar_cache_bytes: int = _flag(256 << 20, "constrained decoding", "what compiled constraints may hold, kept or in use")
     # images and videos
@@ -244,6 +247,7 @@ class ServerArgs:
             grammar=GrammarOptions(
                 backend=self.grammar_backend,  # type: ignore[arg-type]
                 whitespace_pattern=self.constrained_json_whitespace_pattern,
+                bounded=not self.disable_json_bounds,
                 compile_timeout=self.grammar_compile_timeout,
                 cache_bytes=self.grammar_cache_bytes,
                 jump_forward=not self.disable_jump_forward,

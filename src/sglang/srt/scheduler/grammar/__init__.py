@@ -11,15 +11,21 @@ xgrammar_backend.py     the other one, an extra
 encoder.py              forced text to canonical tokens
 habits.py               what outputs of one grammar were like
 quotes.py               what they copied from their prompts
-json_schema.py          schemas: built anew out of checked parts, with closed objects
-lark_schemas.py         schemas inside Lark grammars
+json_schema.py          schemas: built anew out of checked parts; the following modules are its steps
+schema_keywords.py      the keywords of all drafts: what holds schemas, what constrains
+schema_shapes.py        what may stand at a keyword
 schema_refs.py          references: where they lead
 schema_rewrites.py      keywords said with other keywords
 schema_reductions.py    what type libraries write, said with other keywords
-schema_one_of.py        oneOf whose schemas exclude each other
 schema_loosening.py     what is left to a check of the whole answer
 json_layout.py          white space between the parts of JSON
+finite_patterns.py      patterns of a few words as their list
 schema_numbers.py       numbers in schemas: those that engines hold exactly
+schema_exclusive.py     oneOf with anyOf, by branches that exclude each other
+schema_closing.py       objects have the properties that are listed
+schema_bounds.py        formats as patterns, bounds on digits where a schema sets none
+schema_formats.py       the patterns of formats
+lark_schemas.py         schemas inside Lark grammars
 regex_syntax.py         Python's regular expressions in llguidance's dialect
 regex_ebnf.py           Python's regular expressions as grammars
 base.py                 what an engine is

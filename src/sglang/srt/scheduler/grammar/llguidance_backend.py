@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -24,12 +25,13 @@ from sglang.srt.scheduler.grammar.aside import Aside
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.encoder import LongestMatch
 from sglang.srt.scheduler.grammar.json_layout import checked_whitespace, default_whitespace
-from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema, prepare_value
+from sglang.srt.scheduler.grammar.json_schema import prepare_schema, prepare_value
 from sglang.srt.scheduler.grammar.keyword_arguments import Prepare, keyword_grammar
 from sglang.srt.scheduler.grammar.lark_schemas import prepare_lark
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
+from sglang.srt.scheduler.grammar.schema_bounds import finish_schema, nodes_of
+from sglang.srt.scheduler.grammar.schema_keywords import LOWER, UPPER, Node
 from sglang.srt.scheduler.grammar.schema_loosening import Loose, compile_loosely
-from sglang.srt.scheduler.grammar.schema_numbers import LOWER, UPPER
 from sglang.srt.vocabulary import Vocabulary
 
 MAX_FORCED_BYTES = 1024
@@ -72,10 +74,16 @@ FOLLOWED = frozenset(
         "$ref",
     ]
 )
+_CONTROLS = re.compile(r"\\u00[01]|\\u007f|\\\\x[01]|\\\\c[A-Za-z]")
 LEAST = 1e-9
 """the smallest step between limits"""
 MAX_STEPPED = 100_000
 """up to here a limit and one such step above it are held exactly"""
+MAX_ITEMS_IN_ROW = 20_000
+"""Of the parser: four for each optional property that may come next."""
+ESCAPES = 'nrbtf\\"'
+"""Behind a backslash, each for what cannot be written without one. \\u would be a second way to write a name that stands in a
+schema already, as one that does not."""
 
 
 class LLGuidanceState:
@@ -146,7 +154,7 @@ class LLGuidanceBackend:
         self._limits = llguidance.LLParserLimits(
             verbose_errors=False,
             max_lexer_states=50_000,
-            max_items_in_row=5_000,
+            max_items_in_row=MAX_ITEMS_IN_ROW,
             max_grammar_size=100_000,
         )
 
@@ -220,20 +228,28 @@ class LLGuidanceBackend:
         raise GrammarError(f"constraints of the kind {kind} are not supported by llguidance", kind)
 
     def _translate_schema(self, text: str, style: JsonStyle, loose: Loose | None) -> str:
-        schema = self._laid_out(prepare_schema(text, FOLLOWED, _check_node, loose), style)
+        schema = self._finished(prepare_schema(text, FOLLOWED, _check_node, loose), style)
         ready = json.dumps(schema)  # as text: engines read it much faster than Python objects, and without the interpreter
-        return str(llguidance.LLMatcher.grammar_from_json_schema(ready, overrides={"lenient": False}))
+        return str(llguidance.LLMatcher.grammar_from_json_schema(ready))
 
     def _prepared(self, schema: Any, style: JsonStyle) -> Node:
         """A schema inside another grammar."""
-        return self._laid_out(prepare_value(schema, FOLLOWED, _check_node), style)
+        return self._finished(prepare_value(schema, FOLLOWED, _check_node), style)
 
-    def _laid_out(self, schema: Node, style: JsonStyle) -> Node:
-        """The schema with its white space. `lenient` would drop what the engine does not know; no schema may switch that on."""
+    def _finished(self, schema: Node, style: JsonStyle) -> Node:
+        """With the engine's settings. `lenient` would drop what the engine does not know; a schema may not switch that on for
+        itself."""
+        finish_schema(schema, self._options.bounded)
+        own = schema.pop("x-guidance", {}) if style.whitespace is None else {}
+        chosen = {**self._layout(schema, style), **own, "lenient": False}
+        if not _has_controls(schema):
+            chosen["json_allowed_escapes"] = ESCAPES
+        return {**schema, "x-guidance": chosen}
+
+    def _layout(self, schema: Node, style: JsonStyle) -> dict[str, Any]:
         white = self._options.whitespace_pattern if style.whitespace is None else style.whitespace
         white = default_whitespace(schema) if white is None else checked_whitespace(white)
-        layout = {"whitespace_flexible": True, "whitespace_pattern": white} if white else {"whitespace_flexible": False}
-        return {**schema, "x-guidance": {**layout, "lenient": False}}
+        return {"whitespace_flexible": True, "whitespace_pattern": white} if white else {"whitespace_flexible": False}
 
     def _translate_tags(self, text: str, style: JsonStyle) -> str:
         """{"structures": [{"begin", "schema", "end"}], "triggers": [...]}: free text in which every trigger starts a
@@ -272,11 +288,38 @@ def _as_lark(text: str) -> str:
         raise ValueError(f"failed to convert the grammar from GBNF to Lark: {error}") from error
 
 
+def _has_controls(schema: Node) -> bool:
+    """Whether it names control characters, which only \\u can write. Raises GrammarError where that could be a second way to write
+    a listed name."""
+    if _CONTROLS.search(json.dumps(schema)) is None:
+        return False
+    if any("properties" in node and node.get("additionalProperties") is not False for node in nodes_of(schema)):
+        raise GrammarError(
+            "json_schema: control characters are not supported beside objects of further properties", "json_schema"
+        )
+    return True
+
+
 def _check_node(node: Node, path: str) -> None:
-    """What llguidance refuses without saying where."""
+    """What llguidance refuses without saying where, or does not hold."""
     if node.get("type") != "integer":
         for key, instead, sign in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
             _step_off(node, key, instead, sign, path)
+    if isinstance(node.get("pattern"), str):
+        node["pattern"] = _as_pattern(node["pattern"], f"{path}/pattern")
+    if node.get("minProperties", 0) - len(node.get("required", [])) > 1 and node.get("additionalProperties") is not False:
+        raise GrammarError(
+            f"json_schema: the keyword at {path}/minProperties is not supported: a name that stands twice would count twice; "
+            "require the properties by name",
+            "json_schema",
+        )
+
+
+def _as_pattern(pattern: str, path: str) -> str:
+    try:
+        return to_engine_regex(pattern)
+    except GrammarError as error:
+        raise GrammarError(f"json_schema: {path}: {error}", "json_schema") from error
 
 
 def _step_off(node: Node, key: str, instead: str, sign: int, path: str) -> None:

@@ -87,7 +87,7 @@ class _Writer:
         if op is codes.IN:
             return self._set(self._class(value))
         if op is codes.BRANCH:
-            return "(" + " | ".join(self.sequence(branch, first, last) for branch in value[1]) + ")"
+            return "(" + ("|" if self._plain else " | ").join(self.sequence(branch, first, last) for branch in value[1]) + ")"
         if op is codes.SUBPATTERN:
             return self._group(value, first, last)
         if op in (codes.MAX_REPEAT, codes.MIN_REPEAT):

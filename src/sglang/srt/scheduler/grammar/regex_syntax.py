@@ -13,9 +13,19 @@ import re
 
 from sglang.srt.errors import GrammarError
 
-# The dialect's \w lacks some numerals that Python's has, and its \s some separators.
-_POSITIVE = {"d": "[0-9]", "w": "[0-9A-Za-z_]", "W": r"[^\w\p{N}]", "s": r"[ \t\n\r\f\v]", "S": r"[^\s\x1c-\x1f]"}
-_NEGATED = {"w": r"\w\p{N}", "W": "[^0-9A-Za-z_]", "s": r"\s\x1c-\x1f", "S": r"[^ \t\n\r\f\v]", "D": "[^0-9]"}
+# Letters, numbers and the like: the dialect's \w, and some numerals that Python's has as well. Spelled out, since an engine may take
+# \w and \d for ASCII sets in one place and not in another.
+_WORD = r"\p{Alphabetic}\p{M}\p{N}\p{Pc}\p{Join_Control}"
+# The dialect's \s lacks some separators of Python's.
+_POSITIVE = {
+    "d": "[0-9]",
+    "D": r"\P{Nd}",
+    "w": "[0-9A-Za-z_]",
+    "W": f"[^{_WORD}]",
+    "s": r"[ \t\n\r\f\v]",
+    "S": r"[^\s\x1c-\x1f]",
+}
+_NEGATED = {"d": r"\p{Nd}", "w": _WORD, "W": "[^0-9A-Za-z_]", "s": r"\s\x1c-\x1f", "S": r"[^ \t\n\r\f\v]", "D": "[^0-9]"}
 _QUANTIFIER = re.compile(r"\{(\d*)(,?)(\d*)\}")
 _GROUPS = {
     "(?=": "look-ahead",

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sglang.srt.errors import GrammarError
+from sglang.srt.scheduler.grammar.schema_keywords import CONSTRAINING, Node
 
-Node = dict[str, object]
 Check = Callable[[Node, str], None]
 """(a schema object, its path): raises GrammarError for what cannot be followed"""
 T = TypeVar("T")
@@ -43,18 +43,18 @@ class Loose:
         self.everywhere = everywhere
         self.dropped: list[str] = []
 
-    def drop_everywhere(self, node: Node, path: str, constraining: frozenset[str]) -> None:
+    def drop_everywhere(self, node: Node, path: str) -> None:
         """Takes out of `node` what no schema keeps."""
         for key in sorted(self.everywhere & node.keys()):
             self._drop(node, key, path)
         if SIBLINGS in self.everywhere and "$ref" in node:
-            for key in sorted(node.keys() & constraining - {"$ref"}):
+            for key in sorted(node.keys() & CONSTRAINING - {"$ref"}):
                 self._drop(node, key, path)
 
-    def loosen(self, node: Node, path: str, check: Check, constraining: frozenset[str]) -> None:
+    def loosen(self, node: Node, path: str, check: Check) -> None:
         """Takes out of `node` what `check` refuses."""
         while (refusal := _refusal(node, path, check)) is not None:
-            for key in [key for key in node if key in constraining or key.startswith(("$dynamic", "$recursive"))]:
+            for key in [key for key in node if key in CONSTRAINING or key.startswith(("$dynamic", "$recursive"))]:
                 if _refusal({name: value for name, value in node.items() if name != key}, path, check) != refusal:
                     self._drop(node, key, path)
                     break

@@ -12,15 +12,13 @@ from decimal import Decimal
 from typing import Any
 
 from sglang.srt.errors import GrammarError
-from sglang.srt.scheduler.grammar.schema_rewrites import COUNTS
+from sglang.srt.scheduler.grammar.schema_keywords import COUNTS, LOWER, UPPER
 
 MAX_EXACT = 2**53 - 1
 MAX_DIGITS = 15
 """decimal digits that a 64-bit float always holds"""
 MAX_DECIMALS = 9
 MAX_COUNT = 2**31 - 1
-LOWER = ("minimum", "exclusiveMinimum")
-UPPER = ("maximum", "exclusiveMaximum")
 
 
 def check_numbers(node: dict[str, Any], path: str) -> None:

@@ -10,15 +10,14 @@ Unlike the rules of schema_rewrites.py these look through references.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from typing import Any
 
-from sglang.srt.scheduler.grammar.schema_one_of import Exclusion
+from sglang.srt.scheduler.grammar.schema_formats import FORMATS
+from sglang.srt.scheduler.grammar.schema_keywords import CONSTRAINING, Node
+from sglang.srt.scheduler.grammar.schema_refs import SchemaDocument
+from sglang.srt.scheduler.grammar.schema_values import named_values
 
-Node = dict[str, Any]
-FORMATS = frozenset(["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"])
-"""those that an engine follows"""
 MAX_LISTS = 400
 """that a set of values is written out as: those of five values"""
 MAX_DEPENDENCIES = 3
@@ -27,15 +26,13 @@ MAX_COPIED = 20_000
 """characters of a schema that is written down more than once"""
 _ABOUT_LISTS = frozenset({"items", "uniqueItems", "minItems", "maxItems"})
 _ABOUT_NAMES = frozenset({"minLength", "maxLength"})
-_NOTES = frozenset({"title", "description", "default", "examples", "$comment", "deprecated", "readOnly", "writeOnly"})
 
 
 class Reductions:
-    """Reduces schema objects of one document; `exclusion` knows what their references lead to."""
+    """Reduces schema objects of one document."""
 
-    def __init__(self, exclusion: Exclusion, constraining: frozenset[str]) -> None:
-        self._exclusion = exclusion
-        self._constraining = constraining
+    def __init__(self, document: SchemaDocument) -> None:
+        self._document = document
 
     def reduce(self, node: Node, base: str) -> None:
         """Changes `node`, whose schemas are left as they are."""
@@ -51,10 +48,10 @@ class Reductions:
         names = node.get("propertyNames")
         if not isinstance(names, dict):
             return
-        values = self._exclusion.values_of(names, base)
-        if values is not None and names.keys() - _NOTES <= {"$ref", "enum", "const", "type"}:
-            node["propertyNames"] = {"enum": [name for name in map(json.loads, values) if isinstance(name, str)]}
-        elif names.keys() & self._constraining <= _ABOUT_NAMES | {"type"} and names.keys() & _ABOUT_NAMES:
+        values = named_values(self._document, names, base)
+        if values is not None:
+            node["propertyNames"] = {"enum": [name for name in values if isinstance(name, str)]}
+        elif names.keys() & CONSTRAINING <= _ABOUT_NAMES | {"type"} and names.keys() & _ABOUT_NAMES:
             low, high = names.get("minLength", 0), names.get("maxLength", "")
             if type(low) is int and type(high) in (int, str):
                 node["propertyNames"] = {"pattern": rf"^[\s\S]{{{low},{high}}}$"}
@@ -63,8 +60,8 @@ class Reductions:
         """Lists of distinct values, all of them, in any order."""
         if node.get("uniqueItems") is not True or node.get("type") != "array":
             return
-        values = self._exclusion.values_of(node.get("items"), base)
-        if values is None or not node.keys() & self._constraining <= _ABOUT_LISTS | {"type"}:
+        values = named_values(self._document, node.get("items"), base)
+        if values is None or not node.keys() & CONSTRAINING <= _ABOUT_LISTS | {"type"}:
             return
         low, high = node.get("minItems", 0), node.get("maxItems", len(values))
         if type(low) is not int or type(high) is not int:
@@ -72,7 +69,7 @@ class Reductions:
         lengths = range(low, min(high, len(values)) + 1)
         if not lengths or sum(math.perm(len(values), k) for k in lengths) > MAX_LISTS:
             return
-        chosen = [list(map(json.loads, some)) for k in lengths for some in itertools.permutations(values, k)]
+        chosen = [list(some) for k in lengths for some in itertools.permutations(values, k)]
         for key in _ABOUT_LISTS:
             node.pop(key, None)
         node["enum"] = chosen

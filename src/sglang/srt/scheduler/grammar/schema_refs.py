@@ -9,30 +9,13 @@ What lies outside of the schema is not fetched: such references are refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote, urljoin
 
 from sglang.srt.errors import GrammarError
+from sglang.srt.scheduler.grammar.schema_keywords import Place, children
 
-IN_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
-IN_MAPS = ("properties", "$defs", "definitions", "patternProperties", "dependentSchemas", "dependencies")
-DIRECT = (
-    "items",
-    "additionalItems",
-    "additionalProperties",
-    "contains",
-    "not",
-    "if",
-    "then",
-    "else",
-    "unevaluatedProperties",
-    "unevaluatedItems",
-    "propertyNames",
-)
 ANCHORS = ("$anchor", "$dynamicAnchor")
-Place = tuple[str, ...]
-"""a path from the root, its steps undone"""
 
 
 class SchemaDocument:
@@ -101,20 +84,7 @@ class SchemaDocument:
             named = node.get("$id")
             if isinstance(named, str) and named.startswith("#"):  # drafts 6 and 7
                 self._anchors.setdefault((base, named[1:]), place)
-            stack += [(child, (*place, *steps), base) for steps, child in _children(node)]
-
-
-def _children(node: dict[str, Any]) -> Iterator[tuple[Place, Any]]:
-    """Subschemas in the keywords of any draft."""
-    for key in IN_LISTS:
-        if isinstance(node.get(key), list):
-            yield from (((key, str(i)), child) for i, child in enumerate(node[key]))
-    for key in IN_MAPS:
-        if isinstance(node.get(key), dict):
-            yield from (((key, name), child) for name, child in node[key].items())
-    for key in DIRECT:
-        if isinstance(node.get(key), dict):
-            yield (key,), node[key]
+            stack += [(child, (*place, *steps), base) for steps, child in children(node)]
 
 
 def _lost(ref: Any, path: str) -> GrammarError:

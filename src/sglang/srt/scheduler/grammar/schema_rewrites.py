@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-Node = dict[str, Any]
-
-COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains")
-IN_PLACE = frozenset({"allOf", "anyOf", "oneOf", "$ref", "$dynamicRef", "if", "then", "else", "dependentSchemas", "not"})
-"""keywords whose subschemas speak of the same value"""
+from sglang.srt.scheduler.grammar.finite_patterns import matched_words
+from sglang.srt.scheduler.grammar.schema_keywords import COUNTS, IN_PLACE, Node, has_type
 
 
 def rewrite(node: Node) -> None:
@@ -27,6 +24,15 @@ def _whole_counts(node: Node) -> None:
         value = node.get(key)
         if isinstance(value, float) and value.is_integer():
             node[key] = int(value)
+
+
+def _old_limits(node: Node) -> None:
+    """In draft 4 a limit was excluded by a word beside it."""
+    for key, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if node.get(key) is True and limit in node:
+            node[key] = node.pop(limit)
+        elif isinstance(node.get(key), bool):
+            del node[key]
 
 
 def _old_tuples(node: Node) -> None:
@@ -96,6 +102,38 @@ def _property_names(node: Node) -> None:
         node["additionalProperties"] = False
 
 
+def _patterns_of_words(node: Node) -> None:
+    """A pattern that matches a few names lists them."""
+    patterns, listed = node.get("patternProperties"), node.get("properties", {})
+    if not isinstance(patterns, dict) or not isinstance(listed, dict):
+        return
+    words = {pattern: found for pattern in patterns if (found := matched_words(pattern)) is not None}
+    listed = dict(listed)
+    for pattern, found in words.items():
+        for name in found:
+            listed[name] = {"allOf": [listed[name], patterns[pattern]]} if name in listed else patterns[pattern]
+    if words:
+        node["properties"] = listed
+        node["patternProperties"] = {pattern: schema for pattern, schema in patterns.items() if pattern not in words}
+    if not node["patternProperties"]:
+        del node["patternProperties"]
+
+
+def _values_of_type(node: Node) -> None:
+    """Listed values are of the type beside them."""
+    kinds = node.get("type")
+    names = [kinds] if isinstance(kinds, str) else kinds
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return
+    values = [node["const"]] if "const" in node else node.get("enum")
+    if not isinstance(values, list):
+        return
+    left = [value for value in values if has_type(value, names)]
+    if len(left) < len(values):
+        node.pop("const", None)
+        node["enum"] = left
+
+
 def _dependent_required(node: Node) -> None:
     """What depends on a required property is required."""
     depends, required = node.get("dependentRequired"), node.get("required", [])
@@ -118,11 +156,14 @@ def _says_nothing(schema: Any) -> bool:
 
 _RULES: tuple[Callable[[Node], None], ...] = (
     _whole_counts,
+    _old_limits,
     _old_tuples,
     _conditions_without_effect,
     _contains_without_effect,
     _unique_without_effect,
     _unevaluated,
     _property_names,
+    _patterns_of_words,
+    _values_of_type,
     _dependent_required,
 )

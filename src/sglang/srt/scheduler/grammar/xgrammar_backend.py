@@ -1,7 +1,8 @@
 """xgrammar, the other engine (an extra: it pulls in Triton and torch): slower to compile, quicker at masks.
 
-It reads more into schemas than it follows, so that only those keywords are let through that were seen to hold (the table in
-docs/structured.md); regular expressions go in as grammars of ours (regex_ebnf.py).
+Its names of further properties may be written with \\u, so that "\\u0061" would count as another name than "a": objects that list
+properties have no others. It reads more into schemas than it follows, so that only those keywords are let through that were seen to
+hold (the table in docs/structured.md); regular expressions go in as grammars of ours (regex_ebnf.py).
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from sglang.srt.scheduler.grammar.aside import Aside
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.encoder import Encoder
 from sglang.srt.scheduler.grammar.json_layout import FIELD, LEVEL_BLANKS, num_levels
-from sglang.srt.scheduler.grammar.json_schema import Node, prepare_schema
+from sglang.srt.scheduler.grammar.json_schema import prepare_schema
 from sglang.srt.scheduler.grammar.regex_ebnf import to_ebnf, to_plain_regex
+from sglang.srt.scheduler.grammar.schema_bounds import finish_schema, nodes_of
+from sglang.srt.scheduler.grammar.schema_formats import FORMATS
+from sglang.srt.scheduler.grammar.schema_keywords import LOWER, UPPER, Node
 from sglang.srt.scheduler.grammar.schema_loosening import Loose, compile_loosely
-from sglang.srt.scheduler.grammar.schema_numbers import LOWER, UPPER
 from sglang.srt.vocabulary import Vocabulary
 
 FOLLOWED = frozenset(
@@ -47,8 +50,10 @@ FOLLOWED = frozenset(
         "exclusiveMinimum",
         "exclusiveMaximum",
         "anyOf",
+        "oneOf",
         "$ref",
         "pattern",
+        "format",
     ]
 )
 DECIMALS = 6
@@ -137,6 +142,7 @@ class XGrammarBackend:
             raise ConfigError("the model has no end-of-text token, so constraints cannot end: use --grammar-backend none")
         self._vocabulary = vocabulary
         self._whitespace = options.whitespace_pattern
+        self._bounded = options.bounded
         self._lock = threading.Lock()
         self._compiler: Any = None
         self._batch: Any = None
@@ -204,7 +210,7 @@ class XGrammarBackend:
         if kind == "regex":
             return self._aside.run(self._compiler.compile_grammar, to_ebnf(text))
         if kind == "json_schema":
-            schema = prepare_schema(text, FOLLOWED, _check_node, loose)
+            schema = self._prepared(text, loose)
             layout = _layout(schema, self._whitespace if style.whitespace is None else style.whitespace)
             if schema == {}:
                 schema = {"anyOf": [{"type": t} for t in ("object", "array", *sorted(SCALAR_TYPES))]}
@@ -217,8 +223,16 @@ class XGrammarBackend:
         if kind == "ebnf":
             return self._aside.run(self._compiler.compile_grammar, text)
         if kind == "structural_tag":
-            return self._aside.run(self._compiler.compile_structural_tag, _structural_tag(text))
+            return self._aside.run(self._compiler.compile_structural_tag, _structural_tag(text, self._prepared))
         raise GrammarError(f"constraints of the kind {kind} are not supported by xgrammar", kind)
+
+    def _prepared(self, text: str, loose: Loose | None = None) -> Node:
+        schema = prepare_schema(text, FOLLOWED, _check_node, loose)
+        formatted = [node for node in nodes_of(schema) if "format" in node]
+        finish_schema(schema, self._bounded, plain=True)
+        for node in formatted:
+            node["pattern"] = f"^({to_plain_regex(node['pattern'])})$"
+        return schema
 
 
 def _layout(schema: Node, pattern: str | None) -> dict[str, Any]:
@@ -242,13 +256,15 @@ def _check_node(node: Node, path: str) -> None:
     def refuse(key: str, why: str) -> GrammarError:
         return GrammarError(f"json_schema: {path}/{key}: {why}; the grammar backend llguidance may follow it", "json_schema")
 
-    chosen = [key for key in ("$ref", "enum", "const", "anyOf") if key in node]
+    chosen = [key for key in ("$ref", "enum", "const", "anyOf", "oneOf") if key in node]
     others = node.keys() & FOLLOWED - {"type"} - set(chosen[:1])
-    if chosen and (others or "type" in node and chosen[0] in ("$ref", "anyOf")):
+    if chosen and (others or "type" in node and chosen[0] in ("$ref", "anyOf", "oneOf")):
         raise refuse(chosen[0], f"not supported beside {', '.join(sorted(others)) or 'type'}")
     lengths = node.keys() & {"minLength", "maxLength"}
     if "pattern" in node and lengths:
         raise refuse("pattern", "not supported beside lengths")
+    if "format" in node and (node["format"] not in FORMATS or lengths or "pattern" in node):
+        raise refuse("format", "not supported beside a pattern or lengths" if node["format"] in FORMATS else "not known")
     if isinstance(node.get("pattern"), str):
         try:
             node["pattern"] = "^(" + to_plain_regex(node["pattern"]) + ")$"
@@ -256,12 +272,16 @@ def _check_node(node: Node, path: str) -> None:
             raise refuse("pattern", str(error)) from error
     elif lengths:  # xgrammar's own rule lets control characters through
         node["pattern"] = f"^{SAFE}{{{node.pop('minLength', 0)},{node.pop('maxLength', '')}}}$"
-    limits = [key for key in ("properties", "items", "prefixItems", "required", "minItems", "maxItems", "minLength", "maxLength", "pattern",
+    limits = [key for key in ("properties", "items", "prefixItems", "required", "minItems", "maxItems", "minLength", "maxLength", "pattern", "format",
               "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "additionalProperties") if key in node]  # fmt: skip
     if limits and not isinstance(node.get("type"), str):
         raise refuse(limits[0], "needs a single type beside it")
     _check_limits(node, refuse)
     required, listed = node.get("required", []), node.get("properties", {})
+    if listed and node.get("additionalProperties") in (True, {}):
+        node["additionalProperties"] = False
+    if listed and node.get("additionalProperties", False) is not False:
+        raise refuse("additionalProperties", "not supported beside properties, whose names could be written in other ways")
     if any(name not in listed for name in required) and node.get("type") == "object":
         raise refuse("required", "names a property that is not listed")
 
@@ -279,7 +299,7 @@ def _check_limits(node: Node, refuse: Callable[[str, str], GrammarError]) -> Non
         raise refuse(next(key for key in UPPER if key in node), "too close to the lower limit")
 
 
-def _structural_tag(text: str) -> str:
+def _structural_tag(text: str, prepare: Callable[[str], Node]) -> str:
     """The request's {"structures", "triggers"} in xgrammar's form."""
     value = json.loads(text)
     if not isinstance(value, dict) or not isinstance(value.get("structures"), list) or not value["structures"]:
@@ -298,7 +318,7 @@ def _structural_tag(text: str) -> str:
             raise ValueError("keyword arguments are not supported by xgrammar; the grammar backend llguidance follows them")
         if not any(begin.startswith(trigger) for trigger in triggers):
             raise ValueError(f"no trigger begins {begin!r}")
-        ready = prepare_schema(json.dumps(schema), FOLLOWED, _check_node)
+        ready = prepare(json.dumps(schema))
         tags.append({"begin": begin, "end": end, "content": {"type": "json_schema", "json_schema": ready}})
     return json.dumps({"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": triggers, "tags": tags}})
 

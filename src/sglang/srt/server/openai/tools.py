@@ -123,8 +123,8 @@ def _calls_schema(shown: list[dict[str, Any]], max_calls: int | None) -> tuple[d
 def _either(shown: list[dict[str, Any]], max_calls: int | None, sampling: SamplingParams) -> SamplingParams:
     """The response format, or calls."""
     assert sampling.grammar is not None
-    kind, text = sampling.grammar[0], sampling.json_schema
-    if text is None:
+    kind, text = sampling.grammar
+    if kind != "json_schema":
         raise UnsupportedError(f"{kind} cannot be combined with tools that may be called; set tool_choice to none", "tools")
     schema, definitions = _calls_schema(shown, max_calls)
     definitions["answer"] = _apart(read_json_text(text, "json_schema"), "answer", definitions)
@@ -138,7 +138,11 @@ def _apart(schema: Any, name: str, others: dict[str, Any]) -> Any:
         return schema
     taken = {other.get("$id") for other in others.values() if isinstance(other, dict)}
     own = schema.get("$id")
-    return schema if isinstance(own, str) and own not in taken else {**schema, "$id": name}
+    if isinstance(own, str) and own not in taken:
+        return schema
+    while name in taken:
+        name += "_"
+    return {**schema, "$id": name}
 
 
 # --- what clients send ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,94 @@
+"""What engines cannot be told in keywords, or tell too loosely, said with others: formats, and bounds where a schema sets none.
+
+    {"type": "integer"}   ->   at most 15 digits
+    {"type": "number"}    ->   at most 15 digits before the point and 6 after it, no exponent
+    {"format": "uri"}     ->   a pattern, for lengths that people write (schema_formats.py)
+
+A small model does not end a number or an address that may go on for ever. Where the schema itself has numbers of more digits, all
+may have as many as it can ask for (schema_numbers.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sglang.srt.scheduler.grammar.schema_formats import FORMATS, format_pattern
+from sglang.srt.scheduler.grammar.schema_keywords import LOWER, UPPER, Node, children
+from sglang.srt.scheduler.grammar.schema_numbers import MAX_EXACT
+
+LARGEST = 10**15 - 1
+DECIMALS = 6
+MANY_DECIMALS = 12
+LARGE_STEP = 1000
+"""of a multipleOf, above which an engine cannot join it with a step of that many decimals"""
+
+
+def finish_schema(schema: Node, bounded: bool, plain: bool = False) -> None:
+    """Changes a prepared schema, in place. Without `bounded`, digits and lengths are bounded by the schema alone. `plain`: for an
+    engine that wants a single type beside limits, and knows no multipleOf."""
+    nodes = list(nodes_of(schema))
+    for node in nodes:
+        _follow_format(node, bounded)
+    if bounded:
+        _bound_digits(nodes, plain)
+
+
+def _follow_format(node: Node, bounded: bool) -> None:
+    name = node.pop("format", None)
+    if name not in FORMATS:
+        return
+    pattern = format_pattern(name, bounded)
+    if "pattern" in node:
+        node["allOf"] = [*node.get("allOf", []), {"pattern": pattern}]
+    else:
+        node["pattern"] = pattern
+
+
+def _bound_digits(nodes: list[Node], plain: bool) -> None:
+    numbers = [number for node in nodes for number in _numbers(node)]
+    largest = MAX_EXACT if any(abs(number) >= LARGEST for number in numbers) else LARGEST
+    many = any(round(number, DECIMALS - 2) != number for number in numbers)
+    steps = [node["multipleOf"] for node in nodes if "multipleOf" in node]
+    step = float(f"1e-{MANY_DECIMALS if many else DECIMALS}")
+    can_step = not plain and not (many and steps) and max(steps, default=0) <= LARGE_STEP
+    for node in nodes:
+        kinds = _kinds(node)
+        if node.keys() & {"enum", "const"} or (plain and len(kinds) > 1):
+            continue
+        if kinds & {"integer", "number"}:
+            _limit(node, largest)
+            if can_step and "number" in kinds:
+                node.setdefault("multipleOf", step)
+
+
+def _limit(node: Node, largest: int) -> None:
+    for keys, key, sign in ((LOWER, "minimum", -1), (UPPER, "maximum", 1)):
+        if not node.keys() & set(keys):
+            node[key] = sign * largest
+
+
+def nodes_of(schema: Node) -> Iterator[Node]:
+    """All schemas in one."""
+    stack: list[Any] = [schema]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            yield node
+            stack.extend(child for _, child in children(node))
+
+
+def _kinds(node: Node) -> set[str]:
+    kinds = node.get("type", [])
+    return {kinds} if isinstance(kinds, str) else set(kinds)
+
+
+def _numbers(node: Node) -> Iterator[float]:
+    """Those that a value may have to be, or to lie between."""
+    stack = [node.get("const"), *node.get("enum", []), *(node.get(key) for key in (*LOWER, *UPPER, "multipleOf"))]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield value
+        elif isinstance(value, (list, dict)):
+            stack.extend(value.values() if isinstance(value, dict) else value)

@@ -1,0 +1,105 @@
+"""The keywords of JSON Schema, of any draft: which of them hold schemas, and which say what is valid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any
+
+Node = dict[str, Any]
+Place = tuple[str, ...]
+"""a path, from a schema to a part of it"""
+
+
+class Holds(Enum):
+    """What stands at a keyword."""
+
+    ONE = 1
+    """a schema; at `items` before draft 2020-12 also a list of them"""
+    LIST = 2
+    MAP = 3
+
+
+HOLDING = {
+    "properties": Holds.MAP,
+    "additionalProperties": Holds.ONE,
+    "patternProperties": Holds.MAP,
+    "propertyNames": Holds.ONE,
+    "dependentSchemas": Holds.MAP,
+    "dependencies": Holds.MAP,
+    "unevaluatedProperties": Holds.ONE,
+    "items": Holds.ONE,
+    "prefixItems": Holds.LIST,
+    "additionalItems": Holds.ONE,
+    "contains": Holds.ONE,
+    "unevaluatedItems": Holds.ONE,
+    "allOf": Holds.LIST,
+    "anyOf": Holds.LIST,
+    "oneOf": Holds.LIST,
+    "not": Holds.ONE,
+    "if": Holds.ONE,
+    "then": Holds.ONE,
+    "else": Holds.ONE,
+    "$defs": Holds.MAP,
+    "definitions": Holds.MAP,
+}
+COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains")
+LOWER = ("minimum", "exclusiveMinimum")
+UPPER = ("maximum", "exclusiveMaximum")
+_OTHERS = ("type", "enum", "const", "required", "dependentRequired", "uniqueItems", "pattern", "format", "multipleOf",
+           "$ref", "$dynamicRef", "$recursiveRef", "nullable", "divisibleBy", "disallow", "extends")  # fmt: skip
+CONSTRAINING = frozenset({*HOLDING, *COUNTS, *LOWER, *UPPER, *_OTHERS} - {"$defs", "definitions"})
+"""keywords that say what is valid, and OpenAPI's `nullable`"""
+IN_PLACE = frozenset({"allOf", "anyOf", "oneOf", "$ref", "$dynamicRef", "if", "then", "else", "dependentSchemas", "not"})
+"""keywords whose schemas speak of the same value"""
+
+
+KINDS = {"number": ("integer", "fraction")}
+"""types that are several kinds"""
+
+
+def children(node: Node) -> Iterator[tuple[Place, Any]]:
+    """What stands where `node` holds schemas, and at which steps from it; whether it is a schema is for the caller to see."""
+    for key, holds in HOLDING.items():
+        if key in node:
+            yield from _held(key, holds, node[key])
+
+
+def replace_children(node: Node, replace: Callable[[Place, Any], Any]) -> None:
+    """Puts into `node` what `replace` makes of each child. Lists and maps of children become new ones."""
+    for key, holds in HOLDING.items():
+        if key not in node:
+            continue
+        value = node[key]
+        made = [replace(place, child) for place, child in _held(key, holds, value)]
+        if isinstance(value, list) and holds is not Holds.MAP:
+            node[key] = made
+        elif isinstance(value, dict) and holds is Holds.MAP:
+            node[key] = dict(zip(value, made, strict=True))
+        elif holds is Holds.ONE:
+            node[key] = made[0]
+
+
+def kind_of(value: Any) -> str:
+    """The type of a JSON value. A number is an `integer` or a `fraction`."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "boolean"
+    if isinstance(value, (int, float)):
+        return "integer" if value == value // 1 else "fraction"
+    if isinstance(value, str):
+        return "string"
+    return "array" if isinstance(value, list) else "object"
+
+
+def has_type(value: Any, types: list[str]) -> bool:
+    """Whether a JSON value is of one of these types of JSON Schema."""
+    return kind_of(value) in {kind for name in types for kind in KINDS.get(name, (name,))}
+
+
+def _held(key: str, holds: Holds, value: Any) -> Iterator[tuple[Place, Any]]:
+    if isinstance(value, list) and (holds is Holds.LIST or key == "items"):
+        yield from (((key, str(i)), child) for i, child in enumerate(value))
+    elif isinstance(value, dict) and holds is Holds.MAP:
+        yield from (((key, name), child) for name, child in value.items())
+    elif holds is Holds.ONE:
+        yield (key,), value
