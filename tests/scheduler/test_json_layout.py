@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sglang.srt.config import GrammarOptions
-from sglang.srt.errors import GrammarError, RequestError
+from sglang.srt.errors import ConfigError, GrammarError, RequestError
 from sglang.srt.json_style import JsonStyle, split_style, with_style
 from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.scheduler.grammar.json_layout import MAX_LEVELS, checked_whitespace, default_whitespace, num_levels
@@ -82,6 +82,11 @@ def test_schemas_inside_other_grammars_have_the_same_white_space() -> None:
 def test_only_white_space_of_json(pattern: str) -> None:
     with pytest.raises(GrammarError, match="constrained_json_whitespace_pattern"):
         backend_of("llguidance").compile("json_schema", with_style("{}", JsonStyle(whitespace=pattern)))
+
+
+def test_a_servers_pattern_is_looked_at_when_it_starts() -> None:
+    with pytest.raises(ConfigError, match="constrained_json_whitespace_pattern"):
+        LLGuidanceBackend(VOCABULARY, GrammarOptions(whitespace_pattern="[a-z]"))
 
 
 def test_an_s_means_the_white_space_of_json() -> None:

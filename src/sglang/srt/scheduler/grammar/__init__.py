@@ -24,6 +24,7 @@ schema_numbers.py       numbers in schemas: those that engines hold exactly
 schema_exclusive.py     oneOf with anyOf, by branches that exclude each other
 schema_closing.py       objects have the properties that are listed
 schema_bounds.py        formats as patterns, bounds on digits where a schema sets none
+schema_wide.py          very many optional properties, by patterns of names
 schema_formats.py       the patterns of formats
 lark_schemas.py         schemas inside Lark grammars
 regex_syntax.py         Python's regular expressions in llguidance's dialect

@@ -155,7 +155,7 @@ class _Preparation:
         rewrite(out)
         check_shapes({key: value for key, value in out.items() if key in self._follows}, path)
         if self._loose is not None:
-            self._loose.loosen(out, path, self._check_node)
+            self._loose.loosen(out, path, self._follows, self._check_node)
         self._check_node(out, path)
         if "$ref" in out:
             out["$ref"] = self._reference(out["$ref"], base, path)

@@ -58,7 +58,8 @@ def _value(schema: Any, definitions: dict[str, Any], prepare: Prepare) -> str:
     if isinstance(schema, dict):
         if (word := _WORDS.get(str(schema.get("type")))) is not None and not schema.keys() & {"enum", "const"}:
             return word
-        schema = {**prepare({**schema, **definitions}), "x-guidance": _SETTINGS}
+        ready = prepare({**schema, **definitions})
+        schema = {**ready, "x-guidance": {**ready.get("x-guidance", {}), **_SETTINGS}}
     elif not isinstance(schema, bool):
         raise GrammarError("structural_tag: a keyword argument's schema is an object, true or false", "structural_tag")
     return f"%json {json.dumps(schema)}"

@@ -19,7 +19,7 @@ import numpy as np
 from llguidance.gbnf_to_lark import any_to_lark
 
 from sglang.srt.config import GrammarOptions
-from sglang.srt.errors import GrammarError
+from sglang.srt.errors import ConfigError, GrammarError
 from sglang.srt.json_style import JsonStyle, split_style
 from sglang.srt.scheduler.grammar.aside import Aside
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
@@ -32,6 +32,7 @@ from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
 from sglang.srt.scheduler.grammar.schema_bounds import finish_schema, nodes_of
 from sglang.srt.scheduler.grammar.schema_keywords import LOWER, UPPER, Node
 from sglang.srt.scheduler.grammar.schema_loosening import Loose, compile_loosely
+from sglang.srt.scheduler.grammar.schema_wide import group_names
 from sglang.srt.vocabulary import Vocabulary
 
 MAX_FORCED_BYTES = 1024
@@ -142,6 +143,10 @@ class LLGuidanceBackend:
     """Compiles with limits of llguidance's own, so that no grammar takes unbounded time or memory."""
 
     def __init__(self, vocabulary: Vocabulary, options: GrammarOptions, threads: bool = True) -> None:
+        try:
+            checked_whitespace(options.whitespace_pattern or "")
+        except GrammarError as error:
+            raise ConfigError(str(error)) from error
         self._vocabulary = vocabulary
         self._options = options
         self._lock = threading.Lock()
@@ -155,6 +160,7 @@ class LLGuidanceBackend:
             verbose_errors=False,
             max_lexer_states=50_000,
             max_items_in_row=MAX_ITEMS_IN_ROW,
+            step_max_items=5 * MAX_ITEMS_IN_ROW,
             max_grammar_size=100_000,
         )
 
@@ -240,6 +246,8 @@ class LLGuidanceBackend:
         """With the engine's settings. `lenient` would drop what the engine does not know; a schema may not switch that on for
         itself."""
         finish_schema(schema, self._options.bounded)
+        for node in nodes_of(schema):
+            group_names(node)
         own = schema.pop("x-guidance", {}) if style.whitespace is None else {}
         chosen = {**self._layout(schema, style), **own, "lenient": False}
         if not _has_controls(schema):

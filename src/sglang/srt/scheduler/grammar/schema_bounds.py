@@ -19,7 +19,8 @@ from sglang.srt.scheduler.grammar.schema_numbers import MAX_EXACT
 
 LARGEST = 10**15 - 1
 DECIMALS = 6
-MANY_DECIMALS = 12
+MANY_DECIMALS = 9
+"""as many as the schema's own numbers can have (schema_numbers.py)"""
 LARGE_STEP = 1000
 """of a multipleOf, above which an engine cannot join it with a step of that many decimals"""
 
@@ -50,8 +51,9 @@ def _bound_digits(nodes: list[Node], plain: bool) -> None:
     largest = MAX_EXACT if any(abs(number) >= LARGEST for number in numbers) else LARGEST
     many = any(round(number, DECIMALS - 2) != number for number in numbers)
     steps = [node["multipleOf"] for node in nodes if "multipleOf" in node]
+    fine = steps or any(node.keys() & {"exclusiveMinimum", "exclusiveMaximum"} for node in nodes)
     step = float(f"1e-{MANY_DECIMALS if many else DECIMALS}")
-    can_step = not plain and not (many and steps) and max(steps, default=0) <= LARGE_STEP
+    can_step = not plain and not (many and fine) and max(steps, default=0) <= LARGE_STEP
     for node in nodes:
         kinds = _kinds(node)
         if node.keys() & {"enum", "const"} or (plain and len(kinds) > 1):

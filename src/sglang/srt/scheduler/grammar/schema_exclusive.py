@@ -28,6 +28,8 @@ MAX_COMPARED = 100_000
 """pairs of schemas in one"""
 _ALL_TYPES = frozenset({"null", "boolean", "integer", "fraction", "string", "array", "object"})
 _SIZES = {"string": ("minLength", "maxLength"), "array": ("minItems", "maxItems"), "object": ("minProperties", "maxProperties")}
+_EXPANDED = frozenset({"allOf", "$ref", "$defs", "x-guidance"})
+"""what `_parts` looks through, or what says nothing of values"""
 _CLOSES = frozenset({"additionalProperties", "patternProperties"})
 
 
@@ -65,7 +67,8 @@ class _Rewriting:
             return node
         out = dict(node)
         if "oneOf" in node:
-            branches = self._exclusive_or_checked(node["oneOf"], f"{path}/oneOf")
+            around = {key: value for key, value in node.items() if key not in ("oneOf", "$defs", "x-guidance")}
+            branches = self._exclusive_or_checked(node["oneOf"], around, f"{path}/oneOf")
             if "anyOf" in node:
                 del out["oneOf"]
                 out["allOf"] = [*node.get("allOf", []), {"anyOf": branches}]
@@ -74,32 +77,32 @@ class _Rewriting:
         replace_children(out, lambda place, child: self._node(child, "/".join((path, *place))))
         return out
 
-    def _exclusive_or_checked(self, branches: list[Any], path: str) -> list[Any]:
+    def _exclusive_or_checked(self, branches: list[Any], around: Node, path: str) -> list[Any]:
         try:
-            return self._branches(branches, path)
+            return self._branches(branches, around, path)
         except GrammarError:
             if self._loose is None:
                 raise
-            self._loose.dropped.append(path)
+            self._loose.note(path)
             return branches
 
-    def _branches(self, branches: list[Any], path: str) -> list[Any]:
+    def _branches(self, branches: list[Any], around: Node, path: str) -> list[Any]:
         if len(branches) > MAX_BRANCHES:
             raise GrammarError(f"json_schema: more than {MAX_BRANCHES} branches at {path}", "json_schema")
-        out = [self._branch(i, branches, path) for i in range(len(branches))]
+        out = [self._branch(i, branches, around, path) for i in range(len(branches))]
         out = [branch for branch in out if branch is not None]
         if not out:
             raise GrammarError(f"json_schema: no value satisfies exactly one branch of {path}", "json_schema")
         return out
 
-    def _branch(self, i: int, branches: list[Any], path: str) -> Any:
-        """What is left of a branch beside the others; None when that is nothing."""
+    def _branch(self, i: int, branches: list[Any], around: Node, path: str) -> Any:
+        """What is left of a branch beside the others; None when that is nothing. `around`: what else is said of the value."""
         branch = narrow = branches[i]
         for j, other in enumerate(branches):
             if i == j:
                 continue
-            narrow = self._compare.narrow(narrow, other)
-            if narrow is None and self._compare.implies(branch, other):
+            narrow = self._compare.narrow(narrow, other, around)
+            if narrow is None and self._compare.implies({"allOf": [branch, around]}, other):
                 return None
             if narrow is None:
                 raise GrammarError(
@@ -120,30 +123,34 @@ class Comparison:
         self._targets = {"#": root, **{f"#/$defs/{name}": node for name, node in root.get("$defs", {}).items()}}
         self._num_compared = 0
 
-    def narrow(self, node: Any, other: Any) -> Any:
-        """A schema for values that satisfy `node` and not `other`, the most natural ones; None when none is seen."""
-        if self.disjoint(node, other):
+    def narrow(self, node: Any, other: Any, around: Node) -> Any:
+        """A schema for values that satisfy `node` and not `other`, the most natural ones, where `around` is satisfied as well; None
+        when none is seen."""
+        beside = {"allOf": [other, around]} if around else other
+        if self.disjoint(node, beside):
             return node
         own = self._target(node)
         if not isinstance(own, dict):
             return None
         if "properties" in own and "type" not in own:
             own = {"type": "object", **own}
-        for candidate in (own, *self._with_difference(own, other)):
-            if self.disjoint(candidate, other):
+        for candidate in (own, *self._with_difference(own, other, around)):
+            if self.disjoint(candidate, beside):
                 return candidate
         return None
 
-    def _with_difference(self, own: Node, other: Any) -> Iterator[Node]:
+    def _with_difference(self, own: Node, other: Any, around: Node) -> Iterator[Node]:
+        """`own`, with one property more that is required, or forbidden."""
         listed, required = own.get("properties", {}), own.get("required", [])
-        theirs = [name for part in self._parts(other) for name in part.get("properties", {})]
-        for name in listed:
-            if name in theirs and name not in required:
+        theirs = {name for part in self._parts(other) for name in part.get("properties", {})}
+        for name in sorted(listed, key=lambda name: name not in theirs):
+            if name not in required:
                 yield {**own, "required": [*required, name]}
+        needed = {name for part in (own, *self._parts(around)) for name in part.get("required", [])}
         for name in dict.fromkeys(name for part in self._parts(other) for name in part.get("required", [])):
-            if name in required:
+            if name in needed:
                 continue
-            if own.keys() & (IN_PLACE | _CLOSES):
+            if around or "properties" not in own or own.keys() & (IN_PLACE | _CLOSES):
                 yield {**own, "properties": {**listed, name: False}}
             else:
                 left = {key: value for key, value in listed.items() if key != name}
@@ -237,6 +244,12 @@ class Comparison:
                     any(self.implies(_property(mine, name), schema, depth + 1) for mine in ours)
                     for name, schema in value.items()
                 )
+            elif key == "additionalProperties":
+                done = any(self._implies_others(mine, part, depth) for mine in ours)
+            elif key == "items":
+                done = any(
+                    _equal([mine.get("items"), mine.get("prefixItems")], [value, part.get("prefixItems")]) for mine in ours
+                )
             elif key in (*UPPER, "maxLength", "maxItems", "maxProperties"):
                 done = any(_number(mine.get(key)) and mine[key] <= value for mine in ours)
             elif key in (*LOWER, "minLength", "minItems", "minProperties"):
@@ -246,12 +259,17 @@ class Comparison:
                     self.implies({"allOf": ours}, branch, depth + 1) for branch in value
                 )
             else:
-                done = key in ("$defs", "$schema", "x-guidance") or any(
-                    key in mine and _equal(mine[key], value) for mine in ours
-                )
+                done = key in _EXPANDED or any(key in mine and _equal(mine[key], value) for mine in ours)
             if not done:
                 return False
         return True
+
+    def _implies_others(self, mine: Node, part: Node, depth: int) -> bool:
+        """Whether what `mine` allows of further properties, and of those that only it lists, is what `part` allows of them."""
+        wanted, listed = part["additionalProperties"], part.get("properties", {})
+        allowed = [schema for name, schema in mine.get("properties", {}).items() if name not in listed]
+        allowed += [*mine.get("patternProperties", {}).values(), mine.get("additionalProperties", True)]
+        return all(self.implies(schema, wanted, depth + 1) for schema in allowed)
 
     # --- parts ----------------------------------------------------------------------------------------------------------------
 
@@ -263,7 +281,7 @@ class Comparison:
             node = self._targets.get(node["$ref"], node)
         if not isinstance(node, dict):
             return node
-        return {key: value for key, value in node.items() if key not in ("$defs", "$schema", "x-guidance")}
+        return {key: value for key, value in node.items() if key not in ("$defs", "x-guidance")}
 
     def _parts(self, node: Any, depth: int = 0) -> Iterator[Node]:
         """The schemas that a value must satisfy all, to satisfy `node`; what references lead to among them."""

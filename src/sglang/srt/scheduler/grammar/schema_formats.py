@@ -74,8 +74,8 @@ def _uri_reference(count: Count) -> str:
     return f"({_uri(count)}|(/{_STEP}{count(1, 20)}){count(1, 4)})"
 
 
-def _pointer(count: Count) -> str:
-    return f"(/[a-zA-Z0-9_.-]{count(0, 20)}){count(0, 6)}"
+def _pointer(count: Count, least: int = 0) -> str:
+    return f"(/[a-zA-Z0-9_.-]{count(0, 20)}){count(least, 6)}"
 
 
 _FORMATS: dict[str, Callable[[Count], str]] = {
@@ -95,7 +95,7 @@ _FORMATS: dict[str, Callable[[Count], str]] = {
     "uri-reference": _uri_reference,
     "iri-reference": _uri_reference,
     "json-pointer": _pointer,
-    "relative-json-pointer": lambda count: f"(0|[1-9][0-9]{count(0, 2)})(#|{_pointer(count)})",
+    "relative-json-pointer": lambda count: f"(0|[1-9][0-9]{count(0, 2)})(#|{_pointer(count, 1)})",
     "regex": lambda count: rf"\^?([a-zA-Z0-9_ .-][*+?]?){count(0, 40)}\$?",
 }
 FORMATS = frozenset(_FORMATS)

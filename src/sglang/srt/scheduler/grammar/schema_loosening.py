@@ -19,6 +19,8 @@ Check = Callable[[Node, str], None]
 """(a schema object, its path): raises GrammarError for what cannot be followed"""
 T = TypeVar("T")
 
+MAX_DROPPED = 2000
+
 BESIDE = {"if": ("then", "else"), "contains": ("minContains", "maxContains")}
 """keywords that say nothing without another one"""
 SIBLINGS = "beside $ref"
@@ -51,8 +53,11 @@ class Loose:
             for key in sorted(node.keys() & CONSTRAINING - {"$ref"}):
                 self._drop(node, key, path)
 
-    def loosen(self, node: Node, path: str, check: Check) -> None:
-        """Takes out of `node` what `check` refuses."""
+    def loosen(self, node: Node, path: str, follows: frozenset[str], check: Check) -> None:
+        """Takes out of `node` the keywords that are not among those an engine `follows`, and what `check` refuses."""
+        for key in [key for key in node if key in CONSTRAINING and key not in follows]:
+            if key in node:
+                self._drop(node, key, path)
         while (refusal := _refusal(node, path, check)) is not None:
             for key in [key for key in node if key in CONSTRAINING or key.startswith(("$dynamic", "$recursive"))]:
                 if _refusal({name: value for name, value in node.items() if name != key}, path, check) != refusal:
@@ -65,7 +70,13 @@ class Loose:
         del node[key]
         for other in BESIDE.get(key, ()):
             node.pop(other, None)
-        self.dropped.append(f"{path}/{key}")
+        self.note(f"{path}/{key}")
+
+    def note(self, path: str) -> None:
+        """What is left to a check. Raises GrammarError where that is too much: finding out takes time."""
+        self.dropped.append(path)
+        if len(self.dropped) > MAX_DROPPED:
+            raise GrammarError(f"json_schema: more than {MAX_DROPPED} keywords cannot be followed", "json_schema")
 
 
 def _refusal(node: Node, path: str, check: Check) -> str | None:

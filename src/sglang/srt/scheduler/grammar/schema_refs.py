@@ -9,12 +9,15 @@ What lies outside of the schema is not fetched: such references are refused.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import unquote, urljoin
 
 from sglang.srt.errors import GrammarError
 from sglang.srt.scheduler.grammar.schema_keywords import Place, children
 
+_OLD_DRAFT = re.compile(r"/draft-0[3-7]/")
+"""in which nothing counts that stands beside a reference"""
 ANCHORS = ("$anchor", "$dynamicAnchor")
 
 
@@ -23,6 +26,8 @@ class SchemaDocument:
 
     def __init__(self, root: Any) -> None:
         self._root = root
+        draft = root.get("$schema") if isinstance(root, dict) else None
+        self._refs_stand_alone = isinstance(draft, str) and _OLD_DRAFT.search(draft) is not None
         self._resources: dict[str, Place] = {"": ()}
         self._anchors: dict[tuple[str, str], Place] = {}
         self._index()
@@ -30,7 +35,7 @@ class SchemaDocument:
     def base_of(self, node: Any, base: str) -> str:
         """The identifier that references in `node` are relative to, which stands where `base` was."""
         named = node.get("$id") if isinstance(node, dict) else None
-        if not isinstance(named, str) or named.startswith("#"):
+        if not isinstance(named, str) or named.startswith("#") or (self._refs_stand_alone and "$ref" in node):
             return base
         try:
             return urljoin(base, named.partition("#")[0])

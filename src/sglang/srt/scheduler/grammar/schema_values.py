@@ -11,7 +11,7 @@ from sglang.srt.scheduler.grammar.schema_refs import SchemaDocument
 
 MAX_STEPS = 12
 """of references one after the other"""
-_KNOWN = {"boolean": [True, False], "null": [None]}
+_KNOWN: dict[str, list[Any]] = {"boolean": [True, False], "null": [None]}
 
 
 def named_values(document: SchemaDocument, schema: Any, base: str) -> list[Any] | None:

@@ -1,0 +1,40 @@
+"""Objects of very many optional properties, by patterns of names.
+
+An engine that keeps the order of properties has as many ways to go on as there are optional ones. Beyond some number, names whose
+values have the same schema become one pattern, in any order:
+
+    {"properties": {"p0": N, "p1": N, ... "p1499": S}, "additionalProperties": false}
+        -> {"patternProperties": {"^(p0|p1|...)$": N, "^(...|p1499)$": S}, "additionalProperties": false, "maxProperties": 1500}
+
+A name may stand twice then; the value that counts has the schema of its name all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from sglang.srt.scheduler.grammar.schema_keywords import IN_PLACE, Node
+
+MANY = 1000
+MAX_KINDS = 64
+"""of values: patterns are compared with each other"""
+
+
+def group_names(node: Node) -> None:
+    """Changes a schema of an object that has no other properties than those it lists, in place."""
+    listed, required = node.get("properties", {}), set(node.get("required", []))
+    optional = {name: schema for name, schema in listed.items() if name not in required}
+    if len(optional) <= MANY or node.get("additionalProperties") is not False:
+        return
+    if node.keys() & (IN_PLACE | {"patternProperties", "minProperties"}):
+        return
+    kinds: dict[str, tuple[list[str], Any]] = {}
+    for name, schema in optional.items():
+        kinds.setdefault(json.dumps(schema, sort_keys=True), ([], schema))[0].append(name)
+    if len(kinds) > MAX_KINDS:
+        return
+    node["properties"] = {name: schema for name, schema in listed.items() if name in required}
+    node["patternProperties"] = {f"^({'|'.join(map(re.escape, names))})$": schema for names, schema in kinds.values()}
+    node.setdefault("maxProperties", len(listed))
