@@ -104,6 +104,14 @@ BY_LLGUIDANCE: dict[str, Case] = {
         [{"abc": 1}],
         [{"": 1}, {"abcd": 1}],
     ),
+    "branches beside a type, three of them": (
+        {
+            "type": "object",
+            "oneOf": [{"properties": {name: {"type": "string"}}, "required": [name]} for name in ("a", "b", "c")],
+        },
+        [{"a": "x"}, {"b": "y"}, {"c": "z"}],
+        [{}, {"a": "x", "b": "y"}, {"b": "y", "c": "z"}],
+    ),
     "dependencies": (
         {"type": "object", "properties": CARD, "dependencies": {"card": ["address"]}},
         [{"card": 1, "address": "x"}, {"address": "x"}, {}, {"note": "x"}],

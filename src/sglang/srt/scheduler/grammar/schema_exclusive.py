@@ -144,7 +144,7 @@ class Comparison:
         listed, required = own.get("properties", {}), own.get("required", [])
         theirs = {name for part in self._parts(other) for name in part.get("properties", {})}
         for name in sorted(listed, key=lambda name: name not in theirs):
-            if name not in required:
+            if name not in required and listed[name] is not False:
                 yield {**own, "required": [*required, name]}
         needed = {name for part in (own, *self._parts(around)) for name in part.get("required", [])}
         for name in dict.fromkeys(name for part in self._parts(other) for name in part.get("required", [])):
