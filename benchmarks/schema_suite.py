@@ -28,6 +28,7 @@ from sglang.srt.vocabulary import Vocabulary
 
 END = 256
 BYTES = Vocabulary((*(bytes([i]) for i in range(256)), b"<end>"), frozenset({END}), frozenset({END}))
+UUID = "2eb8aa08-aa98-11ea-b4aa-73b441d16380"
 Probe = tuple[dict[str, Any], Any, Any]
 """a schema, a value that it allows, one that it does not"""
 
@@ -90,7 +91,7 @@ PROBES: dict[str, list[Probe]] = {
         ({**STRING, "pattern": "^a.*z$"}, "a-z", "b"),
         ({**STRING, "pattern": "a(?=b)"}, "ab", "a"),
     ],
-    "format": [({**STRING, "format": "date"}, "2024-02-29", "x"), ({**STRING, "format": "regex"}, "a", "(")],
+    "format": [({**STRING, "format": "date"}, "2024-02-29", "x"), ({**STRING, "format": "uuid"}, UUID, "x")],
     "minimum": [({**INTEGER, "minimum": -3}, -3, -4), ({"type": "number", "minimum": 0.5}, 0.5, 0.25)],
     "maximum": [({**INTEGER, "maximum": 12}, 12, 13)],
     "exclusiveMinimum": [({**INTEGER, "exclusiveMinimum": 3}, 4, 3)],

@@ -139,7 +139,14 @@ def measure_jump(repeats: int) -> None:
     its memory ready, as between the requests of a server that is not overrun, and that has seen a few answers of the kind."""
     counter = StepCounter()
     ours = Ours()
-    for name, params, count in (("character", {"regex": CHARACTER}, 1), ("W5", {"json_schema": json.dumps(PERSON)}, 8)):
+    person = {"json_schema": json.dumps(PERSON)}
+    compact = {**person, "constrained_json_whitespace_pattern": ""}
+    workloads: list[tuple[str, dict[str, str], int]] = [
+        ("character", {"regex": CHARACTER}, 1),
+        ("W5", person, 8),
+        ("W5, compact", compact, 8),
+    ]
+    for name, params, count in workloads:
         jumping = {"temperature": 0, "max_new_tokens": 400 if count == 1 else 128, **params}
         for warm_up in range(WARM_UPS):
             _, replies = ours.timed(people(100 - warm_up)[:count], jumping)

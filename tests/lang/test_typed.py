@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import json
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import pytest
 
 import sglang as sgl
 from sglang import ProgramState, RuntimeEndpoint
-from sglang.lang.errors import TypedValueError
+from sglang.lang.backend.base import Generation
+from sglang.lang.errors import RequestRefusedError, TypedValueError
 from sglang.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
 from sglang.lang.typed import typed_output
 
@@ -157,3 +159,41 @@ def test_what_is_no_type() -> None:
 
 def test_markdown_around_json() -> None:
     assert typed_output(list[int]).read("```json\n[1]\n```") == [1]
+
+
+def test_a_schema_that_the_server_refuses_is_checked_instead(native: NativeServer, backend: RuntimeEndpoint) -> None:
+    """One refused request, then as with a backend that cannot be held: asked again with what was wrong."""
+    native.failures = [(400, {"error": {"message": "json_schema: the keyword at #/x is not supported"}})]
+    native.answer = lambda prompt, params: "[1, 1, 2]" if "Answer again" in prompt else "one"
+    state = make(set[int])()
+    assert state.value("x") == {1, 2}
+    held, first, second = native.generated()
+    assert "json_schema" in held["sampling_params"]
+    assert not {"json_schema"} & (first["sampling_params"].keys() | second["sampling_params"].keys())
+
+
+def test_another_refusal_is_an_error(native: NativeServer, backend: RuntimeEndpoint) -> None:
+    native.failures = [(400, {"error": {"message": "the prompt is too long"}})]
+    state = make(set[int])()
+    assert isinstance(state.error(), RequestRefusedError)
+    assert len(native.generated()) == 1
+
+
+def test_an_answer_that_the_server_found_wrong_is_asked_for_again() -> None:
+    typed = typed_output(set[int])
+    failed = {"finish_reason": {"type": "stop", "schema_check": {"valid": False, "attempts": 4, "error": "x", "keywords": []}}}
+    passed = {"finish_reason": {"type": "stop", "schema_check": {"valid": True, "attempts": 1, "error": None, "keywords": []}}}
+    asked: list[str] = []
+
+    async def again(wrong: TypedValueError) -> Generation:
+        asked.append(wrong.text)
+        return Generation(["[2]"], [passed])
+
+    async def run() -> None:
+        options = {"json_schema": "{}"}
+        _, values = await typed.check(Generation(["nothing"], [failed]), options, again)
+        assert values == [{2}] and asked == ["nothing"]
+        _, values = await typed.check(Generation(["cut"], [passed]), options, again)
+        assert isinstance(values[0], TypedValueError) and len(asked) == 1
+
+    asyncio.run(run())

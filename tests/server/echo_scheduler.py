@@ -79,6 +79,7 @@ class EchoScheduler:
         self.profiler = Profiler()
         self.poison: str | None = None
         self.max_running: int | None = None
+        self.unenforced: tuple[str, ...] = ()
         self.next_of: Callable[[TokenizedReq, int], int] = lambda req, i: req.input_ids[i % len(req.input_ids)]
         self._seen: set[tuple[int, ...]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -152,7 +153,7 @@ class EchoScheduler:
                 break
         if finish is not None:
             del self.running[req.rid]
-        elif not req.stream:
+        elif not req.stream or self.unenforced:
             return None
         return self._out(running, finish, trim, 0 if finish is not None else self._hold(running))
 
@@ -196,6 +197,7 @@ class EchoScheduler:
             prompt_len=len(req.input_ids),
             cached_len=running.cached_len,
             completion_len=len(running.ids),
+            unenforced=self.unenforced if finish is not None and finish.type == "stop" else (),
             input_logprobs=self._input_logprobs(req, options) if options is not None and first else None,
             output_logprobs=pack([self._position(i, base + k, options) for k, i in enumerate(ids)], options)
             if options is not None

@@ -246,7 +246,7 @@ class Executor:
             options = piece.typed.constrain(options, self.backend)
         num_samples = options.get("n") or 1
         writing = Writing(piece, num_samples, self.vars, self._log)
-        await self.call(lambda prompt, rid: self._write(writing, piece, prompt, options, rid))
+        options = await self._write_typed(writing, piece, options)
         generation = writing.generation
         if piece.typed is not None:
             generation = await self._check_typed(piece, options, generation)
@@ -258,6 +258,21 @@ class Executor:
                 self._store(piece.name, generation.texts, generation.metas)
             else:
                 self._store(piece.name, generation.texts[0], generation.metas[0])
+
+    async def _write_typed(self, writing: Writing, piece: Gen, options: dict[str, Any]) -> dict[str, Any]:
+        """Returns the options it was written with: without a constraint that the server refused."""
+
+        async def write(options: dict[str, Any]) -> None:
+            await self.call(lambda prompt, rid: self._write(writing, piece, prompt, options, rid))
+
+        try:
+            await write(options)
+        except BackendError as error:
+            if piece.typed is None or not piece.typed.is_refused(error, options):
+                raise
+            options = piece.typed.unconstrain(options)
+            await write(options)
+        return options
 
     async def _write(self, writing: Writing, piece: Gen, prompt: Prompt, options: dict[str, Any], rid: str) -> None:
         started = self.log.now if self.log is not None else 0.0
@@ -295,7 +310,7 @@ class Executor:
                 error.attach(rid, prompt.text)
                 raise
 
-        checked, values = await typed.check(generation, self.backend, again)
+        checked, values = await typed.check(generation, options, again)
         if checked is not generation:
             self.transcript.text = prompt.text + checked.texts[0]
         self.vars.objects[piece.name] = values if len(values) > 1 else values[0]

@@ -60,6 +60,8 @@ class SamplingOptions(TypedDict, total=False):
     no_stop_trim: Annotated[bool | None, Wire("no_stop_trim")]
     seed: Annotated[int | None, Wire("seed", "seed", None, "seed")]
     logit_bias: Annotated[Mapping[int, float] | None, Wire("logit_bias", "logit_bias")]
+    constrained_json_whitespace_pattern: Annotated[str | None, Wire("constrained_json_whitespace_pattern")]
+    json_schema_strict: Annotated[bool | None, Wire("json_schema_strict")]
     lora: Annotated[str | None, Wire("lora_path", beside=True)]
     return_logprob: Annotated[bool | None, Wire("return_logprob", beside=True)]
     logprob_start_len: Annotated[int | None, Wire("logprob_start_len", beside=True)]

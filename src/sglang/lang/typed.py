@@ -5,7 +5,8 @@
     list, dict, TypedDict,       a JSON schema (by pydantic)
     dataclass, pydantic model, unions...
 
-Where a backend cannot be held to a type, the answer is checked and asked for again with the reason, a bounded number of times.
+Where a backend cannot be held to a type, or a server refuses its schema, the answer is checked and asked for again with the reason, a
+bounded number of times.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sglang.lang.backend.base import BaseBackend, Generation, Prompt
-from sglang.lang.errors import TypedValueError
+from sglang.lang.errors import BackendError, TypedValueError
 from sglang.lang.grammar import Piece, compile_grammar, parse_captures
 from sglang.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
 from sglang.lang.sampling import as_list
@@ -48,6 +49,21 @@ class TypedOutput:
             options["stop"] = stop + [string for string in self.stop if string not in stop]
         return options
 
+    def is_refused(self, error: BackendError, options: Mapping[str, Any]) -> bool:
+        """Whether a server says that it cannot hold decoding to the type."""
+        kind = self.constraint[0]
+        return kind in options and error.status_code == 400 and f"{kind}:" in (error.server_message or error.message)
+
+    def unconstrain(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of `constrain` without the constraint."""
+        return {name: value for name, value in options.items() if name != self.constraint[0]}
+
+    def _is_held(self, generation: Generation, options: Mapping[str, Any]) -> bool:
+        """Whether decoding was held to the type: then asking again is no use. A server says where it could only check."""
+        checks = [(meta.get("finish_reason") or {}) for meta in generation.metas]
+        failed = any(isinstance(end, dict) and not end.get("schema_check", {}).get("valid", True) for end in checks)
+        return self.constraint[0] in options and not failed
+
     def read(self, text: str) -> Any:
         """The value, or the TypedValueError to raise when somebody asks for it."""
         try:
@@ -57,11 +73,14 @@ class TypedOutput:
             return TypedValueError(f"{text[-200:]!r} is not {self.wanted}: {reason}", text)
 
     async def check(
-        self, generation: Generation, backend: BaseBackend, again: Callable[[TypedValueError], Awaitable[Generation]]
+        self,
+        generation: Generation,
+        options: Mapping[str, Any],
+        again: Callable[[TypedValueError], Awaitable[Generation]],
     ) -> tuple[Generation, list[Any]]:
-        """The values; for a backend that cannot be held to the type, after asking again where they are wrong."""
+        """The values; where decoding with these options was not held to the type, after asking again where they are wrong."""
         values = [self.read(text) for text in generation.texts]
-        tries = 0 if self.constraint[0] in backend.constraints else self.max_retries
+        tries = 0 if self._is_held(generation, options) else self.max_retries
         for _ in range(tries):
             wrong = next((value for value in values if isinstance(value, TypedValueError)), None)
             if wrong is None:

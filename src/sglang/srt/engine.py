@@ -287,6 +287,7 @@ class Engine:
         self._scheduler_thread.join(30)
         self._loop.call_soon_threadsafe(self._manager.scheduler_died, self._dead)
         asyncio.run_coroutine_threadsafe(_settle(), self._loop).result(10)
+        self._manager.close()
         if self._manager.media is not None:
             asyncio.run_coroutine_threadsafe(self._manager.media.close(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -183,6 +183,8 @@ class Server:
             if self._manager is not None and self._manager.media is not None:
                 await self._manager.media.close()
             await asyncio.gather(serving, *tasks, return_exceptions=True)
+            if self._manager is not None:
+                await asyncio.to_thread(self._manager.close)
             if self._manager is not None and self._manager.tracing is not None:
                 await asyncio.to_thread(self._manager.tracing.close)
             self._stop_listening()

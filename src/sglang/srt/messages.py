@@ -119,6 +119,15 @@ class Logprobs(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
+class SchemaCheck(msgspec.Struct, frozen=True):
+    """How an output fared that decoding could not hold to its schema as a whole. `keywords`: paths of what it could not follow.
+    `num_attempts`: outputs that were generated. `error`: what is wrong with the last one; None: it is valid."""
+
+    keywords: tuple[str, ...]
+    num_attempts: int
+    error: str | None = None
+
+
 class FinishReason(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why a request ended. `matched`: the stop id or stop string, for "stop". `message`, `status_code` and `err_type`: for
     "abort"; status 400 when the request was at fault."""
@@ -129,6 +138,8 @@ class FinishReason(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str | None = None
     status_code: int | None = None
     err_type: str | None = None
+    check: SchemaCheck | None = None
+    """when a schema was checked after the end"""
 
 
 # --- server to scheduler ----------------------------------------------------------------------------------------------------
@@ -248,6 +259,9 @@ class TokenOut(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """seconds from arrival to the first step, in the first TokenOut"""
     first_time: float = 0.0
     """seconds from arrival to the first token, in the first TokenOut that has ids"""
+    unenforced: tuple[str, ...] = ()
+    """with a finish "stop": paths of the schema's keywords that decoding did not follow, so that the whole output, which comes at
+    once then, has yet to be checked"""
 
 
 class BatchTokenOut(msgspec.Struct, frozen=True, tag=True):

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from sglang.srt.errors import RequestError
+from sglang.srt.json_style import JsonStyle, with_style
 
 GREEDY_TEMPERATURE = 1e-6
 """Temperatures below this are greedy: the largest logit wins."""
@@ -21,14 +22,18 @@ MAX_STOP_STRINGS = 64
 MAX_STOP_BYTES = 4096
 MAX_N = 128
 MAX_COUNT = 2**31 - 1
+MAX_WHITESPACE_PATTERN = 256
+CONSTRAINTS = ("json_schema", "regex", "ebnf", "structural_tag")
 
 
 class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Sampling parameters of one request (source: the original's native API).
 
     `max_new_tokens=None` means the rest of the context; the tokenizer manager fills it in. At most one of `json_schema`
-    (JSON text, or "$$ANY$$" for any value), `regex`, `ebnf` and `structural_tag` is set. `spaces_between_special_tokens`: where these
-    are shown, a blank stands between one and what is beside it; None: as the tokenizer has it, without. `seed` makes the draw depend on
+    (JSON text, or "$$ANY$$" for any value), `regex`, `ebnf` and `structural_tag` is set. `json_schema_strict`: a schema that
+    decoding cannot follow as a whole is refused; otherwise what is left of it is checked at the end.
+    `spaces_between_special_tokens`: where these are shown, a blank stands between one and what is beside it; None: as the
+    tokenizer has it, without. `seed` makes the draw depend on
     (seed, position) alone, whatever shares the batch.
     """
 
@@ -51,6 +56,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     regex: str | None = None
     ebnf: str | None = None
     structural_tag: str | None = None
+    json_schema_strict: bool = False
+    constrained_json_whitespace_pattern: str | None = None
+    """a regular expression of the white space between the parts of JSON; empty: none; None: the server's"""
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool | None = None
@@ -68,11 +76,20 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     @property
     def grammar(self) -> tuple[str, str] | None:
         """The constraint as (kind, text), kind being a field name; None when unconstrained."""
-        for kind in ("json_schema", "regex", "ebnf", "structural_tag"):
+        for kind in CONSTRAINTS:
             text = getattr(self, kind)
             if text is not None:
                 return kind, text
         return None
+
+    @property
+    def styled_grammar(self) -> tuple[str, str] | None:
+        """The same for the grammar engine: the text with its style (json_style.py)."""
+        if self.grammar is None:
+            return None
+        kind, text = self.grammar
+        white = self.constrained_json_whitespace_pattern if kind != "regex" else None
+        return kind, with_style(text, JsonStyle(white, check=kind == "json_schema" and not self.json_schema_strict))
 
 
 def _check_range(name: str, value: float, low: float, high: float, low_open: bool = False) -> None:
@@ -119,7 +136,11 @@ def check_sampling_params(params: SamplingParams) -> None:
             raise RequestError(f"{name} must not contain an empty string", name)
     for bias in (params.logit_bias or {}).values():
         _check_range("logit_bias", bias, -100.0, 100.0)
-    kinds = [k for k in ("json_schema", "regex", "ebnf", "structural_tag") if getattr(params, k) is not None]
+    white = params.constrained_json_whitespace_pattern
+    if white is not None and (len(white) > MAX_WHITESPACE_PATTERN or not white.isascii()):
+        name = "constrained_json_whitespace_pattern"
+        raise RequestError(f"{name} is a regular expression of at most {MAX_WHITESPACE_PATTERN} ASCII characters", name)
+    kinds = [k for k in CONSTRAINTS if getattr(params, k) is not None]
     if len(kinds) > 1:
         raise RequestError(f"only one constraint is allowed, got {' and '.join(kinds)}", kinds[1])
 

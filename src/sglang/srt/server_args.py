@@ -124,7 +124,11 @@ class ServerArgs:
     grammar_backend: str = _flag(
         "llguidance", "constrained decoding", "grammar engine", choices=("llguidance", "xgrammar", "none")
     )
-    constrained_json_whitespace_pattern: str | None = _flag(None, "constrained decoding", "regex of white space inside JSON")
+    constrained_json_whitespace_pattern: str | None = _flag(
+        None,
+        "constrained decoding",
+        "regex of white space between the parts of JSON; empty: none (default: a blank, or a line break and indentation)",
+    )
     disable_jump_forward: bool = _flag(False, "constrained decoding", "draw tokens that the constraint forces, one by one")
     disable_json_bounds: bool = _flag(
         False, "constrained decoding", "let numbers and formats be of any length where the schema sets none"

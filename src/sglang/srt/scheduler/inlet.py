@@ -147,9 +147,9 @@ class Inlet:
         if params.grammar is None and not params.stop_regex and not healed:
             return True
         req.finish.skip_bytes = len(healed.encode())
-        key: Key | None = params.grammar
+        key: Key | None = params.styled_grammar
         if healed:
-            key = (*(params.grammar or FREE_TEXT), healed)
+            key = (*(key or FREE_TEXT), healed)
         client = req.msg.client
         grammar = self._compiler.submit(key, client) if key is not None else None
         waits = Compiling(req, grammar, [self._compiler.submit((STOP_REGEX, text), client) for text in params.stop_regex])
@@ -198,6 +198,7 @@ class Inlet:
         waits.req.constraints = tuple(waits.jobs)
         if waits.grammar is not None:
             waits.req.grammar = waits.grammar.value.copy()
+            waits.req.unenforced = waits.grammar.value.unenforced
             waits.req.in_thought = bool(waits.req.msg.grammar_after)
             waits.req.jumps = self._jump_forward
             if self._jump_forward and not waits.req.msg.healed:

@@ -42,6 +42,8 @@ class Req:
     grammar: GrammarState | None = None
     constraints: tuple[object, ...] = ()
     """compiled for it: as long as it lives, what they hold is counted (grammar/compiler.py)"""
+    unenforced: tuple[str, ...] = ()
+    """what of its schema is checked afterwards, on the server's side: until then nothing of it may be shown"""
     in_thought: bool = False
     jumps: bool = False
     habits: Habits | None = None

@@ -77,7 +77,7 @@ class StepResults:
     def _conclude(self, req: Req, reason: FinishReason | None) -> None:
         if reason is not None:
             self.end(req, reason)
-        elif req.msg.stream:
+        elif req.msg.stream and not req.unenforced:
             self.outs.append(build_out(req, None))
 
     def _commit_tokens(
@@ -161,6 +161,7 @@ def build_out(req: Req, reason: FinishReason | None) -> TokenOut:
         output_logprobs=out_logprobs,
         queue_time=_since_arrival(req, req.started_at) if first else 0.0,
         first_time=_since_arrival(req, req.first_at) if since == 0 else 0.0,
+        unenforced=req.unenforced if reason is not None and reason.type == "stop" else (),
     )
 
 

@@ -14,6 +14,7 @@ A file imports only what stands below it in this list:
     responses.py           JSON, event streams, errors, clients that hang up
     tokenizer_manager.py   owns every call in flight: text -> ids -> scheduler -> text
     calls.py               Call and Sequence: what is in flight
+    schema_checks.py       answers that are checked against their schema at the end (in children: schema_check_work.py)
     request_maker.py       GenerateReq -> TokenizedReqs
     validation.py          rules that need the model's numbers
     metrics.py             Prometheus

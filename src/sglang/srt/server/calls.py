@@ -29,6 +29,7 @@ class Sequence:
         "held",
         "index",
         "last_at",
+        "num_attempts",
         "progress",
         "prompt_len",
         "queue_time",
@@ -49,6 +50,8 @@ class Sequence:
         self.queue_time = 0.0
         self.held: JoinedOut | None = None
         self.said = False
+        self.num_attempts = 0
+        """answers that were generated and checked (schema_checks.py)"""
         self.progress = Progress()
 
     def with_held(self, out: GenerateOut) -> GenerateOut:

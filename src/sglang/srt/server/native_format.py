@@ -250,10 +250,24 @@ def finish_dict(finish: FinishReason | None) -> dict[str, Any] | None:
     if finish is None:
         return None
     if finish.type == "stop":
-        return {"type": "stop", "matched": finish.matched}
+        return {"type": "stop", "matched": finish.matched} | check_dict(finish)
     if finish.type == "length":
         return {"type": "length", "length": finish.length}
     return {"type": "abort", "message": finish.message, "status_code": finish.status_code, "err_type": finish.err_type}
+
+
+def check_dict(finish: FinishReason) -> dict[str, Any]:
+    """How a schema that was checked after the end fared; empty where none was."""
+    check = finish.check
+    if check is None:
+        return {}
+    about = {
+        "valid": check.error is None,
+        "attempts": check.num_attempts,
+        "error": check.error,
+        "keywords": list(check.keywords),
+    }
+    return {"schema_check": about}
 
 
 class Column(Protocol):

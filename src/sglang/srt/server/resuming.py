@@ -167,6 +167,10 @@ class Resuming:
         self._next_trial()
         return count
 
+    def begin_anew(self, sequence: Sequence) -> None:
+        """Sends `sequence.request`, which was changed, to the scheduler that runs."""
+        self._send_again(sequence, set())
+
     def _next_trial(self) -> None:
         self._stop_timer()
         self._num_heard = 0

@@ -21,6 +21,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import msgspec
+
 from sglang.srt.config import HttpOptions, TextOptions
 from sglang.srt.errors import (
     DeadlineError,
@@ -42,6 +44,7 @@ from sglang.srt.messages import (
     ProfileReq,
     SchedulerReady,
     SchedulerStats,
+    SchemaCheck,
     StateReq,
     TokenizedReq,
     TokenOut,
@@ -59,7 +62,8 @@ from sglang.srt.server.metrics import Metrics
 from sglang.srt.server.request_log import RequestLog
 from sglang.srt.server.request_maker import RequestMaker
 from sglang.srt.server.request_scope import RequestScope, current_scope, enter_scope
-from sglang.srt.server.resuming import Resuming
+from sglang.srt.server.resuming import Progress, Resuming
+from sglang.srt.server.schema_checks import MAX_RETRIES, SchemaChecks, answer_of, next_attempt
 from sglang.srt.server.sessions import Place, Sessions, Turn
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from sglang.srt.server.tracing import Moments, Tracing
@@ -108,6 +112,8 @@ class TokenizerManager:
         self._away: str | None = None
         self._back = asyncio.Event()
         self._resuming = Resuming(send, self._end)
+        self._schema_checks = SchemaChecks()
+        self._answer_checks: set[asyncio.Task[None]] = set()
         self.tracing = Tracing(http.otlp_traces_endpoint, http.served_model_name) if http.otlp_traces_endpoint else None
         self._draining_since = math.inf
         self._heard_at = 0.0
@@ -361,6 +367,12 @@ class TokenizerManager:
             return
         sequence = self._sequences.get(token_out.rid)
         if sequence is None:
+            return  # dropped meanwhile
+        if token_out.unenforced:
+            sequence.progress = Progress()  # nothing was shown, and the scheduler has it no more
+            task = asyncio.create_task(self._check_answer(sequence, token_out))
+            self._answer_checks.add(task)
+            task.add_done_callback(self._answer_checks.discard)
             return
         token_out = self._resuming.note(sequence, token_out)
         call = sequence.call
@@ -386,6 +398,24 @@ class TokenizerManager:
             self._finish(sequence, out)
         elif sequence.is_due(out, self.http.stream_interval):
             call.put(sequence.with_held(out))
+
+    async def _check_answer(self, sequence: Sequence, token_out: TokenOut) -> None:
+        """Hands on an answer that is valid; of others the next one is generated, as often as that is worth it."""
+        request, sampling = sequence.request, sequence.request.sampling
+        assert self.tokenizer is not None and sampling.json_schema is not None and token_out.finish is not None
+        answer = answer_of(token_out, request, self.tokenizer.vocabulary)
+        verdict = await self._schema_checks.verdict(sampling.json_schema, answer)
+        if self._sequences.get(request.rid) is not sequence or sequence.progress.is_sent:
+            return  # dropped, or begun anew with another scheduler
+        sequence.num_attempts += 1
+        if verdict.error is not None and not verdict.is_final and sequence.num_attempts <= MAX_RETRIES:
+            sequence.request = next_attempt(request, sequence.num_attempts)
+            if self.is_alive:
+                self._resuming.begin_anew(sequence)
+            return
+        check = SchemaCheck(token_out.unenforced, sequence.num_attempts, verdict.error)
+        finish = msgspec.structs.replace(token_out.finish, check=check)
+        self._on_output(msgspec.structs.replace(token_out, finish=finish, unenforced=()), time.monotonic())
 
     def _finish(self, sequence: Sequence, out: GenerateOut) -> None:
         call = sequence.call
@@ -510,6 +540,10 @@ class TokenizerManager:
             raise EngineAwayError(self._away)
 
     # --- the end of the server ----------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Ends processes of its own."""
+        self._schema_checks.close()
 
     def begin_drain(self) -> None:
         """From now on, requests that come are refused; those that are here already go on."""

@@ -17,6 +17,9 @@ schema_keywords.py      the keywords of all drafts: what holds schemas, what con
 schema_shapes.py        what may stand at a keyword
 schema_refs.py          references: where they lead
 schema_rewrites.py      keywords said with other keywords
+schema_reductions.py    what type libraries write, said with other keywords
+schema_loosening.py     what is left to a check of the whole answer
+json_layout.py          white space between the parts of JSON
 finite_patterns.py      patterns of a few words as their list
 schema_numbers.py       numbers in schemas: those that engines hold exactly
 schema_exclusive.py     oneOf with anyOf, by branches that exclude each other

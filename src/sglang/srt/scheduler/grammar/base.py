@@ -27,6 +27,11 @@ class GrammarState(Protocol):
         """Why the state is unusable: the engine ran into a limit. Then its masks are meaningless."""
         ...
 
+    @property
+    def unenforced(self) -> tuple[str, ...]:
+        """Paths of a schema's keywords that are not followed, and left to a check of the whole output."""
+        ...
+
     def fill_mask(self, out: UInt32Array) -> None:
         """Sets bit i % 32 of out[i // 32] for every token i that may come next, and clears all others. The ends of text are
         among them when the output may end here. `out` has one bit for each id of the model."""
@@ -66,8 +71,8 @@ class GrammarBackend(Protocol):
         ...
 
     def compile(self, kind: str, text: str, prefix: str = "") -> GrammarState:
-        """A state at the beginning. `kind`: json_schema, regex, ebnf or structural_tag. `prefix` stands before what the
-        grammar describes. Raises GrammarError."""
+        """A state at the beginning. `kind`: json_schema, regex, ebnf or structural_tag. `text` may begin with a style
+        (json_style.py). `prefix` stands before what the grammar describes. Raises GrammarError."""
         ...
 
     def encode(self, text: str) -> list[int]:

@@ -143,6 +143,10 @@ class NotedState:
     def error(self) -> str | None:
         return self.state.error
 
+    @property
+    def unenforced(self) -> tuple[str, ...]:
+        return self.state.unenforced
+
     def fill_mask(self, out: UInt32Array) -> None:
         self._journal.call(self.digest, self.state.fill_mask, out)
 

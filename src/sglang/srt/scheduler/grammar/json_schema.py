@@ -28,7 +28,9 @@ from sglang.srt.scheduler.grammar.base import ANY_JSON
 from sglang.srt.scheduler.grammar.schema_closing import close_objects
 from sglang.srt.scheduler.grammar.schema_exclusive import make_exclusive
 from sglang.srt.scheduler.grammar.schema_keywords import CONSTRAINING, Node, Place, replace_children
+from sglang.srt.scheduler.grammar.schema_loosening import Loose
 from sglang.srt.scheduler.grammar.schema_numbers import check_numbers
+from sglang.srt.scheduler.grammar.schema_reductions import Reductions
 from sglang.srt.scheduler.grammar.schema_refs import SchemaDocument
 from sglang.srt.scheduler.grammar.schema_rewrites import rewrite
 from sglang.srt.scheduler.grammar.schema_shapes import check_shapes
@@ -50,26 +52,27 @@ NodeCheck = Callable[[Node, str], None]
 """(schema object, its path): raises GrammarError for combinations that the engine does not follow"""
 
 
-def prepare_schema(text: str, follows: frozenset[str], check: NodeCheck | None = None) -> Node:
-    """The schema that `text` is, for an engine that `follows` these keywords. Raises GrammarError with the path."""
+def prepare_schema(text: str, follows: frozenset[str], check: NodeCheck | None = None, loose: Loose | None = None) -> Node:
+    """The schema that `text` is, for an engine that `follows` these keywords. With `loose`, what it does not follow is left out and
+    noted there. Raises GrammarError with the path."""
     try:
         schema = {} if text == ANY_JSON else json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_doubles)
     except ValueError as error:
         raise GrammarError(f"json_schema: not valid JSON: {error}", "json_schema") from error
     except RecursionError as error:
         raise _too_deep() from error
-    return prepare_value(schema, follows, check)
+    return prepare_value(schema, follows, check, loose)
 
 
-def prepare_value(schema: Any, follows: frozenset[str], check: NodeCheck | None = None) -> Node:
+def prepare_value(schema: Any, follows: frozenset[str], check: NodeCheck | None = None, loose: Loose | None = None) -> Node:
     """As `prepare_schema`, of a schema that was read from JSON."""
     if schema is True:
         schema = {}
     if not isinstance(schema, dict):
         raise GrammarError("json_schema: a schema is a JSON object", "json_schema")
     try:
-        preparation = _Preparation(schema, follows, check)
-        return close_objects(make_exclusive(preparation.run(), preparation.paths))  # type: ignore[no-any-return]
+        preparation = _Preparation(schema, follows, check, loose)
+        return close_objects(make_exclusive(preparation.run(), preparation.paths, loose))  # type: ignore[no-any-return]
     except RecursionError as error:
         raise _too_deep() from error
 
@@ -107,9 +110,11 @@ def _too_deep() -> GrammarError:
 class _Preparation:
     """Rewrites and checks schemas, from the outside to the inside."""
 
-    def __init__(self, root: Node, follows: frozenset[str], check: NodeCheck | None) -> None:
+    def __init__(self, root: Node, follows: frozenset[str], check: NodeCheck | None, loose: Loose | None) -> None:
         self._root = root
+        self._loose = loose
         self._document = SchemaDocument(root)
+        self._reductions = Reductions(self._document)
         self._follows = follows
         self._check = check
         self._names: dict[Place, str] = {(): "#"}
@@ -144,18 +149,26 @@ class _Preparation:
         if self._num_nodes > MAX_NODES:
             raise GrammarError(f"json_schema: more than {MAX_NODES} schemas in one", "json_schema")
         out, base = dict(node), self._document.base_of(node, base)
+        if self._loose is not None:
+            self._loose.drop_everywhere(out, path)
+        self._reductions.reduce(out, base)
         rewrite(out)
         check_shapes({key: value for key, value in out.items() if key in self._follows}, path)
-        check_numbers(out, path)
-        for key in out:
-            self._check_keyword(key, path)
-        if self._check is not None:
-            self._check(out, path)
+        if self._loose is not None:
+            self._loose.loosen(out, path, self._follows, self._check_node)
+        self._check_node(out, path)
         if "$ref" in out:
             out["$ref"] = self._reference(out["$ref"], base, path)
         out = {key: value for key, value in out.items() if key in self._follows}
         replace_children(out, lambda place, child: self._node(child, "/".join((path, *place)), base, depth + 1))
         return out
+
+    def _check_node(self, out: Node, path: str) -> None:
+        check_numbers(out, path)
+        for key in out:
+            self._check_keyword(key, path)
+        if self._check is not None:
+            self._check(out, path)
 
     def _reference(self, ref: Any, base: str, path: str) -> str:
         """The same reference, to a place in the new schema."""
@@ -174,6 +187,8 @@ class _Preparation:
             raise GrammarError(f"json_schema: the keyword at {path}/{key} is not supported{hint}", "json_schema")
         if key.startswith("$dynamic") or key.startswith("$recursive"):
             raise GrammarError(f"json_schema: the keyword at {path}/{key} is not supported", "json_schema")
+        if self._loose is not None or key.startswith("_"):  # an annotation, as the specification says
+            return
         near = [] if len(key) > MAX_KEYWORD else difflib.get_close_matches(key.lower(), _LOWER, n=1, cutoff=0.88)
         if near:
             raise GrammarError(

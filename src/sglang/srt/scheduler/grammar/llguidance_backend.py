@@ -11,6 +11,7 @@ import os
 import re
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import llguidance
@@ -18,17 +19,19 @@ import numpy as np
 from llguidance.gbnf_to_lark import any_to_lark
 
 from sglang.srt.config import GrammarOptions
-from sglang.srt.errors import GrammarError
+from sglang.srt.errors import ConfigError, GrammarError
+from sglang.srt.json_style import JsonStyle, split_style
 from sglang.srt.scheduler.grammar.aside import Aside
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.encoder import LongestMatch
+from sglang.srt.scheduler.grammar.json_layout import checked_whitespace, default_whitespace
 from sglang.srt.scheduler.grammar.json_schema import prepare_schema, prepare_value
 from sglang.srt.scheduler.grammar.keyword_arguments import Prepare, keyword_grammar
 from sglang.srt.scheduler.grammar.lark_schemas import prepare_lark
 from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
 from sglang.srt.scheduler.grammar.schema_bounds import finish_schema, nodes_of
-from sglang.srt.scheduler.grammar.schema_formats import FORMATS
 from sglang.srt.scheduler.grammar.schema_keywords import LOWER, UPPER, Node
+from sglang.srt.scheduler.grammar.schema_loosening import Loose, compile_loosely
 from sglang.srt.scheduler.grammar.schema_wide import group_names
 from sglang.srt.scheduler.grammar.structural_tags import Structure, read_structural_tag
 from sglang.srt.vocabulary import Vocabulary
@@ -92,6 +95,7 @@ class LLGuidanceState:
     def __init__(self, matcher: Any, num_words: int) -> None:
         self._matcher = matcher
         self._num_words = num_words
+        self.unenforced: tuple[str, ...] = ()
 
     @property
     def matcher(self) -> Any:
@@ -131,13 +135,19 @@ class LLGuidanceState:
         return list(self._matcher.compute_ff_tokens())
 
     def copy(self) -> GrammarState:
-        return LLGuidanceState(self._matcher.deep_copy(), self._num_words)
+        state = LLGuidanceState(self._matcher.deep_copy(), self._num_words)
+        state.unenforced = self.unenforced
+        return state
 
 
 class LLGuidanceBackend:
     """Compiles with limits of llguidance's own, so that no grammar takes unbounded time or memory."""
 
     def __init__(self, vocabulary: Vocabulary, options: GrammarOptions, threads: bool = True) -> None:
+        try:
+            checked_whitespace(options.whitespace_pattern or "")
+        except GrammarError as error:
+            raise ConfigError(str(error)) from error
         self._vocabulary = vocabulary
         self._options = options
         self._lock = threading.Lock()
@@ -165,7 +175,21 @@ class LLGuidanceBackend:
 
     def compile(self, kind: str, text: str, prefix: str = "") -> GrammarState:
         self.prepare()
-        grammar = self._translate(kind, text)
+        try:
+            style, text = split_style(text)
+        except ValueError as error:
+            raise GrammarError(f"{kind}: {error}", kind) from error
+        if kind == "json_schema" and style.check:
+            return compile_loosely(lambda loose: self._compile_schema(text, prefix, style, loose))
+        return self._build(kind, self._translate(kind, text, style), prefix)
+
+    def _compile_schema(self, text: str, prefix: str, style: JsonStyle, loose: Loose) -> LLGuidanceState:
+        """Leaves out of the schema what cannot be followed."""
+        state = self._build("json_schema", self._translate_schema(text, style, loose), prefix)
+        state.unenforced = tuple(loose.dropped)
+        return state
+
+    def _build(self, kind: str, grammar: str, prefix: str) -> LLGuidanceState:
         if prefix:
             grammar = _after(prefix, grammar)
         matcher = self._aside.run(llguidance.LLMatcher, self._tokenizer, grammar, log_level=0, limits=self._limits)
@@ -194,50 +218,54 @@ class LLGuidanceBackend:
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.tokenize_str(text))
 
-    def _translate(self, kind: str, text: str) -> str:
+    def _translate(self, kind: str, text: str, style: JsonStyle) -> str:
         """The grammar in llguidance's own form. Raises GrammarError."""
         if kind == "regex":
             return str(llguidance.LLMatcher.grammar_from_regex(to_engine_regex(text)))
         try:
             if kind == "json_schema":
-                return self._translate_schema(text)
+                return self._translate_schema(text, style, None)
             if kind == "ebnf":
-                return str(llguidance.LLMatcher.grammar_from_lark(prepare_lark(_as_lark(text), self._prepared)))
+                prepare = partial(self._prepared, style=style)
+                return str(llguidance.LLMatcher.grammar_from_lark(prepare_lark(_as_lark(text), prepare)))
             if kind == "structural_tag":
-                return self._translate_tags(text)
+                return self._translate_tags(text, style)
         except (ValueError, RecursionError) as error:
             raise GrammarError(f"{kind}: {_first_lines(str(error))}", kind) from error
         raise GrammarError(f"constraints of the kind {kind} are not supported by llguidance", kind)
 
-    def _translate_schema(self, text: str) -> str:
-        pattern = self._options.whitespace_pattern
-        white = (
-            {"whitespace_flexible": False} if pattern is None else {"whitespace_flexible": True, "whitespace_pattern": pattern}
-        )
-        schema = self._finished(prepare_schema(text, FOLLOWED, _check_node), white)
+    def _translate_schema(self, text: str, style: JsonStyle, loose: Loose | None) -> str:
+        schema = self._finished(prepare_schema(text, FOLLOWED, _check_node, loose), style)
         ready = json.dumps(schema)  # as text: engines read it much faster than Python objects, and without the interpreter
         return str(llguidance.LLMatcher.grammar_from_json_schema(ready))
 
-    def _prepared(self, schema: Any) -> Node:
+    def _prepared(self, schema: Any, style: JsonStyle) -> Node:
         """A schema inside another grammar."""
-        return self._finished(prepare_value(schema, FOLLOWED, _check_node), {})
+        return self._finished(prepare_value(schema, FOLLOWED, _check_node), style)
 
-    def _finished(self, schema: Node, settings: dict[str, Any]) -> Node:
+    def _finished(self, schema: Node, style: JsonStyle) -> Node:
         """With the engine's settings. `lenient` would drop what the engine does not know; a schema may not switch that on for
         itself."""
         finish_schema(schema, self._options.bounded)
         for node in nodes_of(schema):
             group_names(node)
-        chosen = {**settings, **schema.pop("x-guidance", {}), "lenient": False}
+        own = schema.pop("x-guidance", {}) if style.whitespace is None else {}
+        chosen = {**self._layout(schema, style), **own, "lenient": False}
         if not _has_controls(schema):
             chosen["json_allowed_escapes"] = ESCAPES
         return {**schema, "x-guidance": chosen}
 
-    def _translate_tags(self, text: str) -> str:
+    def _layout(self, schema: Node, style: JsonStyle) -> dict[str, Any]:
+        white = self._options.whitespace_pattern if style.whitespace is None else style.whitespace
+        white = default_whitespace(schema) if white is None else checked_whitespace(white)
+        return {"whitespace_flexible": True, "whitespace_pattern": white} if white else {"whitespace_flexible": False}
+
+    def _translate_tags(self, text: str, style: JsonStyle) -> str:
         structures = read_structural_tag(text).structures
         names = {self._vocabulary.token_bytes[i].decode(errors="replace") for i in self._vocabulary.special_ids}
         try:
-            tags = [_structure_tag(structure, self._prepared) for structure in structures]
+            prepare = partial(self._prepared, style=style)
+            tags = [_structure_tag(structure, prepare) for structure in structures]
         except GrammarError as error:
             raise GrammarError(str(error).replace("json_schema:", "structural_tag: schema:", 1), "structural_tag") from error
         special = all(tag.trigger in names for tag in tags)
@@ -278,11 +306,6 @@ def _check_node(node: Node, path: str) -> None:
     if node.get("type") != "integer":
         for key, instead, sign in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
             _step_off(node, key, instead, sign, path)
-    known = node.get("format")
-    if isinstance(known, str) and known not in FORMATS and node.get("type", "string") == "string":
-        raise GrammarError(
-            f"json_schema: the format {known!r} at {path}/format is not one of {', '.join(sorted(FORMATS))}", "json_schema"
-        )
     if isinstance(node.get("pattern"), str):
         node["pattern"] = _as_pattern(node["pattern"], f"{path}/pattern")
     if node.get("minProperties", 0) - len(node.get("required", [])) > 1 and node.get("additionalProperties") is not False:

@@ -18,6 +18,7 @@ from typing import Any
 
 from sglang.srt.errors import GrammarError
 from sglang.srt.scheduler.grammar.schema_keywords import IN_PLACE, KINDS, LOWER, UPPER, Node, kind_of, replace_children
+from sglang.srt.scheduler.grammar.schema_loosening import Loose
 
 MAX_BRANCHES = 100
 """each is compared with each"""
@@ -32,17 +33,19 @@ _EXPANDED = frozenset({"allOf", "$ref", "$defs", "x-guidance"})
 _CLOSES = frozenset({"additionalProperties", "patternProperties"})
 
 
-def make_exclusive(schema: Node, paths: dict[str, str]) -> Node:
-    """`schema` without oneOf. Its references lead to its `$defs`; `paths` says where each of them stood. Raises GrammarError."""
-    return _Rewriting(schema, paths).run()
+def make_exclusive(schema: Node, paths: dict[str, str], loose: Loose | None = None) -> Node:
+    """`schema` without oneOf. Its references lead to its `$defs`; `paths` says where each of them stood. With `loose`, branches that are
+    not seen to exclude each other are left to a check; otherwise raises GrammarError."""
+    return _Rewriting(schema, paths, loose).run()
 
 
 class _Rewriting:
     """`_narrowed`: the names of definitions of which a branch is a part, by their text; `_unwritten`: the newest of these. A branch
     that refers to a definition goes on referring to one: definitions may lead back to themselves."""
 
-    def __init__(self, schema: Node, paths: dict[str, str]) -> None:
+    def __init__(self, schema: Node, paths: dict[str, str], loose: Loose | None) -> None:
         self._schema = schema
+        self._loose = loose
         self._paths = paths
         self._compare = Comparison(schema)
         self._narrowed: dict[str, str] = {}
@@ -64,7 +67,7 @@ class _Rewriting:
         out = dict(node)
         if "oneOf" in node:
             around = {key: value for key, value in node.items() if key not in ("oneOf", "$defs", "x-guidance")}
-            branches = self._branches(node["oneOf"], around, f"{path}/oneOf")
+            branches = self._exclusive_or_checked(node["oneOf"], around, f"{path}/oneOf")
             if "anyOf" in node:
                 del out["oneOf"]
                 out["allOf"] = [*node.get("allOf", []), {"anyOf": branches}]
@@ -72,6 +75,15 @@ class _Rewriting:
                 out = {("anyOf" if key == "oneOf" else key): (branches if key == "oneOf" else out[key]) for key in out}
         replace_children(out, lambda place, child: self._node(child, "/".join((path, *place))))
         return out
+
+    def _exclusive_or_checked(self, branches: list[Any], around: Node, path: str) -> list[Any]:
+        try:
+            return self._branches(branches, around, path)
+        except GrammarError:
+            if self._loose is None:
+                raise
+            self._loose.note(path)
+            return branches
 
     def _branches(self, branches: list[Any], around: Node, path: str) -> list[Any]:
         if len(branches) > MAX_BRANCHES:
@@ -134,7 +146,7 @@ class Comparison:
         listed, required = own.get("properties", {}), own.get("required", [])
         theirs = {name for part in self._parts(other) for name in part.get("properties", {})}
         for name in sorted(listed, key=lambda name: name not in theirs):
-            if name not in required:
+            if name not in required and listed[name] is not False:
                 yield {**own, "required": [*required, name]}
         needed = {name for part in (own, *self._parts(around)) for name in part.get("required", [])}
         for name in dict.fromkeys(name for part in self._parts(other) for name in part.get("required", [])):

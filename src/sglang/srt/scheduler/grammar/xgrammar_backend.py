@@ -18,14 +18,17 @@ import xgrammar
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import ConfigError, GrammarError
+from sglang.srt.json_style import JsonStyle, split_style
 from sglang.srt.scheduler.grammar.aside import Aside
 from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.encoder import Encoder
+from sglang.srt.scheduler.grammar.json_layout import FIELD, LEVEL_BLANKS, num_levels
 from sglang.srt.scheduler.grammar.json_schema import prepare_schema
 from sglang.srt.scheduler.grammar.regex_ebnf import to_ebnf, to_plain_regex
 from sglang.srt.scheduler.grammar.schema_bounds import finish_schema, nodes_of
 from sglang.srt.scheduler.grammar.schema_formats import FORMATS
 from sglang.srt.scheduler.grammar.schema_keywords import LOWER, UPPER, Node
+from sglang.srt.scheduler.grammar.schema_loosening import Loose, compile_loosely
 from sglang.srt.scheduler.grammar.structural_tags import read_structural_tag
 from sglang.srt.vocabulary import Vocabulary
 
@@ -65,9 +68,10 @@ ANY_SPACE = frozenset({r"[\n\t ]*", r"[ \n\t]*", r"\s*", r"[\s]*"})
 class XGrammarState:
     """A matcher of xgrammar. `_dead`: why it cannot be used any more."""
 
-    def __init__(self, matcher: Any, backend: XGrammarBackend) -> None:
+    def __init__(self, matcher: Any, backend: XGrammarBackend, unenforced: tuple[str, ...] = ()) -> None:
         self._matcher = matcher
         self._backend = backend
+        self.unenforced = unenforced
         self._dead: str | None = None
 
     @property
@@ -124,23 +128,21 @@ class XGrammarState:
         return ids if after.accept_all(ids) and after.is_finished else ids[:-1]
 
     def copy(self) -> GrammarState:
-        return XGrammarState(self._matcher.fork(), self._backend)
+        return XGrammarState(self._matcher.fork(), self._backend, self.unenforced)
 
 
 class XGrammarBackend:
     """Compiles for one vocabulary. Raises ConfigError for a whitespace pattern that xgrammar has no counterpart of."""
 
     def __init__(self, vocabulary: Vocabulary, options: GrammarOptions, threads: bool = True) -> None:
-        pattern = options.whitespace_pattern
-        if pattern is not None and pattern not in ANY_SPACE:
-            known = " or ".join(sorted(ANY_SPACE))
-            raise ConfigError(
-                f"the grammar backend xgrammar cannot follow the whitespace pattern {pattern!r}; it can follow {known}"
-            )
+        try:
+            _layout({}, options.whitespace_pattern)
+        except GrammarError as error:
+            raise ConfigError(str(error)) from error
         if not vocabulary.eos_token_ids:
             raise ConfigError("the model has no end-of-text token, so constraints cannot end: use --grammar-backend none")
         self._vocabulary = vocabulary
-        self._any_space = pattern is not None
+        self._whitespace = options.whitespace_pattern
         self._bounded = options.bounded
         self._lock = threading.Lock()
         self._compiler: Any = None
@@ -178,13 +180,22 @@ class XGrammarBackend:
     def compile(self, kind: str, text: str, prefix: str = "") -> GrammarState:
         self.prepare()
         try:
-            compiled = self._compile(kind, text)
+            style, text = split_style(text)
+        except ValueError as error:
+            raise GrammarError(f"{kind}: {error}", kind) from error
+        if kind == "json_schema" and style.check:
+            return compile_loosely(lambda loose: self._build(kind, text, prefix, style, loose))
+        return self._build(kind, text, prefix, style, None)
+
+    def _build(self, kind: str, text: str, prefix: str, style: JsonStyle, loose: Loose | None) -> XGrammarState:
+        try:
+            compiled = self._compile(kind, text, style, loose)
             if prefix:
                 said = xgrammar.Grammar.from_ebnf(to_ebnf(re.escape(prefix)))
                 compiled = self._aside.run(self._compiler.compile_grammar, xgrammar.Grammar.concat(said, compiled.grammar))
         except (RuntimeError, ValueError, TypeError) as error:
             raise GrammarError(f"{kind}: {_message(error)}", kind) from error
-        return XGrammarState(xgrammar.GrammarMatcher(compiled), self)
+        return XGrammarState(xgrammar.GrammarMatcher(compiled), self, tuple(loose.dropped) if loose is not None else ())
 
     def fill_masks(self, states: Sequence[GrammarState], out: UInt32Array) -> None:
         live = [isinstance(s, XGrammarState) and s.error is None and not s.matcher.is_terminated() for s in states]
@@ -196,19 +207,19 @@ class XGrammarBackend:
         self._batch.batch_fill_next_token_bitmask(matchers, out.view(np.int32))
         out &= self.known
 
-    def _compile(self, kind: str, text: str) -> Any:
+    def _compile(self, kind: str, text: str, style: JsonStyle, loose: Loose | None) -> Any:
         if kind == "regex":
             return self._aside.run(self._compiler.compile_grammar, to_ebnf(text))
         if kind == "json_schema":
-            schema = self._prepared(text)
+            schema = self._prepared(text, loose)
+            layout = _layout(schema, self._whitespace if style.whitespace is None else style.whitespace)
             if schema == {}:
                 schema = {"anyOf": [{"type": t} for t in ("object", "array", *sorted(SCALAR_TYPES))]}
             return self._aside.run(
                 self._compiler.compile_json_schema,
                 json.dumps(schema),
-                any_whitespace=self._any_space,
-                separators=(",", ":"),
                 strict_mode=False,
+                **layout,
             )
         if kind == "ebnf":
             return self._aside.run(self._compiler.compile_grammar, text)
@@ -216,13 +227,28 @@ class XGrammarBackend:
             return self._aside.run(self._compiler.compile_structural_tag, _structural_tag(text, self._prepared))
         raise GrammarError(f"constraints of the kind {kind} are not supported by xgrammar", kind)
 
-    def _prepared(self, text: str) -> Node:
-        schema = prepare_schema(text, FOLLOWED, _check_node)
+    def _prepared(self, text: str, loose: Loose | None = None) -> Node:
+        schema = prepare_schema(text, FOLLOWED, _check_node, loose)
         formatted = [node for node in nodes_of(schema) if "format" in node]
         finish_schema(schema, self._bounded, plain=True)
         for node in formatted:
             node["pattern"] = f"^({to_plain_regex(node['pattern'])})$"
         return schema
+
+
+def _layout(schema: Node, pattern: str | None) -> dict[str, Any]:
+    """White space as xgrammar's options have it: none, any, or so much that the default fits in. Raises GrammarError for others."""
+    if pattern is None:
+        levels = num_levels(schema)
+        return {"any_whitespace": True, "max_whitespace_cnt": 1 + LEVEL_BLANKS * levels}
+    if pattern == "":
+        return {"any_whitespace": False, "separators": (",", ":")}
+    if pattern in ANY_SPACE:
+        return {"any_whitespace": True}
+    known = " or ".join(sorted(ANY_SPACE))
+    raise GrammarError(
+        f"{FIELD}: the grammar backend xgrammar cannot follow the whitespace pattern {pattern!r}; it can follow {known}", FIELD
+    )
 
 
 def _check_node(node: Node, path: str) -> None:
@@ -252,10 +278,6 @@ def _check_node(node: Node, path: str) -> None:
     if limits and not isinstance(node.get("type"), str):
         raise refuse(limits[0], "needs a single type beside it")
     _check_limits(node, refuse)
-    if "$ref" in node and not (node["$ref"] == "#" or str(node["$ref"]).startswith("#/")):
-        raise refuse("$ref", "only references by path (#/...) are supported")
-    if "$id" in node and path != "#":
-        raise refuse("$id", "only supported at the top")
     required, listed = node.get("required", []), node.get("properties", {})
     if listed and node.get("additionalProperties") in (True, {}):
         node["additionalProperties"] = False

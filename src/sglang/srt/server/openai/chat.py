@@ -22,7 +22,7 @@ from sglang.srt.server.openai.logprobs import chat_logprobs
 from sglang.srt.server.openai.messages import parse_messages
 from sglang.srt.server.openai.protocol import ChatRequest
 from sglang.srt.server.openai.sampling import sampling_params
-from sglang.srt.server.openai.sse import PART_VALUES, ChunkWriter, Usage, finish_name
+from sglang.srt.server.openai.sse import PART_VALUES, ChunkWriter, Usage, finish_details, finish_name
 from sglang.srt.server.openai.tools import plan_tools, tell_calls, tell_tools
 from sglang.srt.server.parsers.answer import AnswerParser
 from sglang.srt.server.parsers.pieces import Piece, Text
@@ -223,6 +223,7 @@ class ChatCall:
             "logprobs": self._logprobs(out.output_logprobs),
             "finish_reason": ended_by(out.finish, answer),
             "matched_stop": out.finish.matched,
+            **finish_details(out.finish),
         }
 
     # --- pieces: also for the APIs that are made of this one ----------------------------------------------------------------

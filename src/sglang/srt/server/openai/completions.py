@@ -15,7 +15,7 @@ from sglang.srt.server.openai.chat import join_salt, usage_wishes
 from sglang.srt.server.openai.logprobs import CompletionLogprobs
 from sglang.srt.server.openai.protocol import CompletionRequest
 from sglang.srt.server.openai.sampling import sampling_params
-from sglang.srt.server.openai.sse import PART_VALUES, ChunkWriter, Usage, finish_name
+from sglang.srt.server.openai.sse import PART_VALUES, ChunkWriter, Usage, finish_details, finish_name
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
@@ -108,6 +108,7 @@ class CompletionCall:
             "logprobs": self._piece(out.index, _logprobs_of(out)),
             "finish_reason": finish_name(out.finish),
             "matched_stop": out.finish.matched,
+            **finish_details(out.finish),
         }
 
     async def events(self, call: Call) -> AsyncIterator[bytes]:

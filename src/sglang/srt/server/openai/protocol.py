@@ -88,6 +88,8 @@ class CommonRequest(BaseModel):
     ebnf: str | None = None
     json_schema: str | None = None
     structural_tag: str | None = None
+    json_schema_strict: bool | None = None
+    constrained_json_whitespace_pattern: str | None = None
     ignore_eos: bool | None = None
     no_stop_trim: bool | None = None
     skip_special_tokens: bool | None = None

@@ -24,6 +24,8 @@ _SAME = [
     "ebnf",
     "json_schema",
     "structural_tag",
+    "json_schema_strict",
+    "constrained_json_whitespace_pattern",
     "ignore_eos",
     "no_stop_trim",
     "skip_special_tokens",
@@ -72,7 +74,7 @@ def _logit_bias(raw: dict[str, float]) -> dict[int, float]:
     return {int(key): float(value) for key, value in raw.items()}
 
 
-def _constraint(response_format: dict[str, Any]) -> dict[str, str]:
+def _constraint(response_format: dict[str, Any]) -> dict[str, Any]:
     kind = response_format.get("type")
     if isinstance(kind, str) and kind in _FORMAT_KEYS:
         check_members(response_format, _FORMAT_KEYS[kind], "response_format", "response_format")
@@ -85,7 +87,8 @@ def _constraint(response_format: dict[str, Any]) -> dict[str, str]:
         schema = _named_schema(outer) if isinstance(outer, dict) else None
         if not isinstance(schema, (dict, bool)):
             raise RequestError("response_format.json_schema.schema must be a JSON schema", "response_format")
-        return {"json_schema": _dump(schema)}
+        assert isinstance(outer, dict)
+        return {"json_schema": _dump(schema)} | ({"json_schema_strict": True} if outer.get("strict") is True else {})
     if kind == "structural_tag":
         _check_structures(response_format.get("structures"))
         return {"structural_tag": _dump(response_format)}

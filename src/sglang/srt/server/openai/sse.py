@@ -7,10 +7,16 @@ from typing import Any
 from sglang.srt.messages import FinishReason
 from sglang.srt.server.generate_req import GenerateOut
 from sglang.srt.server.json_pieces import encode_json, json_pieces
+from sglang.srt.server.native_format import check_dict
 
 NULL = b"null"
 PART_VALUES = 2048
 """log probabilities that one chunk may have, unless one position has more"""
+
+
+def finish_details(finish: FinishReason) -> dict[str, Any]:
+    """What a choice says of its end besides the reason, if there is anything."""
+    return {"finish_details": check_dict(finish)} if finish.check is not None else {}
 
 
 def finish_name(finish: FinishReason) -> str:
@@ -41,9 +47,10 @@ class ChunkWriter:
             start = self._starts[index] = self._head + b'{"index":%d,' % index
         ending = b',"finish_reason":null,"matched_stop":null}],"usage":'
         if finish is not None:
-            ending = b',"finish_reason":%b,"matched_stop":%b}],"usage":' % (
+            ending = b',"finish_reason":%b,"matched_stop":%b%b}],"usage":' % (
                 encode_json(reason or finish_name(finish)),
                 encode_json(finish.matched),
+                b"" if finish.check is None else b',"finish_details":' + encode_json(check_dict(finish)),
             )
         return b"".join(
             (

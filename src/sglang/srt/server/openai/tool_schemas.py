@@ -28,6 +28,21 @@ def check_tool_schema(schema: Any, where: str) -> None:
     _Checker(schema, where).check(schema, "#")
 
 
+def refers_outside(schema: Any) -> bool:
+    """Whether a reference of a checked schema leads to another document, which nobody has."""
+    stack, references, names = [schema], [], set()
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            references.append(node.get("$ref"))
+            names.add(node.get("$id"))
+            stack.extend(node.values())
+        elif isinstance(node, list):
+            stack.extend(node)
+    outside = [ref for ref in references if isinstance(ref, str) and not ref.startswith("#")]
+    return bool(outside) and names <= {None}
+
+
 class _Checker:
     def __init__(self, root: Any, where: str) -> None:
         self._root = root

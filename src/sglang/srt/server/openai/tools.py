@@ -21,7 +21,7 @@ from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.fields import check_members
 from sglang.srt.server.json_limits import read_json_text
-from sglang.srt.server.openai.tool_schemas import check_tool_schema
+from sglang.srt.server.openai.tool_schemas import check_tool_schema, refers_outside
 from sglang.srt.server.parsers.pieces import Parser
 from sglang.srt.server.parsers.tool_calls import Tag, call_format, create_free_parser, create_parser
 
@@ -77,7 +77,8 @@ def plan_tools(tools: Any, choice: Any, parallel: bool | None, format_name: str,
         raise RequestError(f"{sampling.grammar[0]} cannot be combined with a tool_choice that asks for a call", "tool_choice")
     # asked for a call, one is enough; small models that may write a list of them find no end
     schema, definitions = _calls_schema(shown, max_calls if parallel else 1)
-    constrained = _constrain(sampling, json_schema=json.dumps({**schema, "$defs": definitions}))
+    strict = all(tool["function"].get("strict") for tool in shown)
+    constrained = _constrain(sampling, json_schema=json.dumps({**schema, "$defs": definitions}), json_schema_strict=strict)
     return ToolPlan(shown, _GENERIC, max_calls, constrained)
 
 
@@ -96,7 +97,7 @@ def _plan_auto(shown: list[dict[str, Any]], max_calls: int | None, format_name: 
     return ToolPlan(shown, format_name, max_calls, _constrain(sampling, structural_tag=text), exact)
 
 
-def _constrain(sampling: SamplingParams, **constraint: str) -> SamplingParams:
+def _constrain(sampling: SamplingParams, **constraint: Any) -> SamplingParams:
     return msgspec.structs.replace(sampling, **constraint)
 
 
@@ -116,7 +117,10 @@ def _calls_schema(shown: list[dict[str, Any]], max_calls: int | None) -> tuple[d
     for i, tool in enumerate(shown):
         function = tool["function"]
         name = f"tool{i}"
-        definitions[name] = _moved(function.get("parameters", {"type": "object", "properties": {}}), f"#/$defs/{name}")
+        parameters = function.get("parameters", {"type": "object", "properties": {}})
+        if not function.get("strict") and refers_outside(parameters):  # as unconstrained as with tool_choice auto
+            parameters = _ANY_OBJECT
+        definitions[name] = _apart(parameters, name, definitions)
         calls.append(
             {
                 "type": "object",
@@ -138,20 +142,22 @@ def _either(shown: list[dict[str, Any]], max_calls: int | None, sampling: Sampli
     if kind != "json_schema":
         raise UnsupportedError(f"{kind} cannot be combined with tools that may be called; set tool_choice to none", "tools")
     schema, definitions = _calls_schema(shown, max_calls)
-    definitions["answer"] = _moved(read_json_text(text, "json_schema"), "#/$defs/answer")
+    definitions["answer"] = _apart(read_json_text(text, "json_schema"), "answer", definitions)
     union = {"anyOf": [{"$ref": "#/$defs/answer"}, schema], "$defs": definitions}
     return _constrain(sampling, json_schema=json.dumps(union))
 
 
-def _moved(schema: Any, place: str) -> Any:
-    """A schema whose references to itself are right when it stands at `place` of another."""
-    if isinstance(schema, dict):
-        moved = {key: _moved(value, place) for key, value in schema.items()}
-        reference = schema.get("$ref")
-        if isinstance(reference, str) and reference.startswith("#"):
-            moved["$ref"] = place + reference[1:]
-        return moved
-    return [_moved(item, place) for item in schema] if isinstance(schema, list) else schema
+def _apart(schema: Any, name: str, others: dict[str, Any]) -> Any:
+    """A schema as a resource of its own, so that its references to itself are right wherever it stands."""
+    if not isinstance(schema, dict):
+        return schema
+    taken = {other.get("$id") for other in others.values() if isinstance(other, dict)}
+    own = schema.get("$id")
+    if isinstance(own, str) and own not in taken:
+        return schema
+    while name in taken:
+        name += "_"
+    return {**schema, "$id": name}
 
 
 # --- what clients send ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,41 @@
+"""How the JSON of a constraint is to look, and who sees to what an engine cannot follow: a line in front of the constraint's text.
+
+    RS {"whitespace": "[ ]?", "check": true} LF {"type": "object"}
+
+Between door and engine a constraint is a kind and a text: it is cached, tried in a child, noted and refused under these two. As part of
+the text, the style needs no way of its own. No JSON text and no grammar begins with RS.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+_BEGIN, _END = "\x1e", "\n"
+
+
+class JsonStyle(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """`whitespace`: a regular expression of the white space between the parts of JSON; empty: none; None: the server's.
+    `check`: keywords of a schema that the engine cannot follow while decoding are left to a check of the whole answer; otherwise
+    the schema is refused for them."""
+
+    whitespace: str | None = None
+    check: bool = False
+
+
+PLAIN = JsonStyle()
+
+
+def with_style(text: str, style: JsonStyle) -> str:
+    """The constraint's text with its style in front."""
+    return text if style == PLAIN else f"{_BEGIN}{msgspec.json.encode(style).decode()}{_END}{text}"
+
+
+def split_style(text: str) -> tuple[JsonStyle, str]:
+    """The style and the text behind it. Raises ValueError for a style that is none."""
+    if not text.startswith(_BEGIN):
+        return PLAIN, text
+    head, _, rest = text[1:].partition(_END)
+    try:
+        return msgspec.json.decode(head, type=JsonStyle), rest
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"no style of JSON: {error}") from error

@@ -1,0 +1,72 @@
+"""Answers that decoding could not hold to their schema as a whole: checked at the end, and generated anew if they are not valid.
+
+    TokenOut.unenforced --> a child checks the text --valid---------------------------> the client
+                                   |  invalid, up to MAX_RETRIES times
+                                   '--> the same request with another seed --> the scheduler
+
+The scheduler sends such an answer whole, streams too, so nothing that is thrown away was ever shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+
+from sglang.srt.messages import TokenizedReq, TokenOut
+from sglang.srt.process.isolation import Isolated, IsolationError, Limits
+from sglang.srt.server.detokenizer import Detokenizer
+from sglang.srt.server.schema_check_work import Verdict
+from sglang.srt.vocabulary import Vocabulary
+
+ENTRY = "sglang.srt.server.schema_check_work:prepare"
+MAX_RETRIES = 3
+RETRY_TEMPERATURE = 0.7
+"""of a request without one: the likeliest tokens were not valid, and would be the same again"""
+LIMITS = Limits(memory=256 << 20, cpu_seconds=2.0, seconds=10.0, niceness=10, reply=1 << 20)
+NUM_THREADS = 2
+"""answers that are checked at a time"""
+
+
+class SchemaChecks:
+    """Owner of the child processes. They start with the first answer to check."""
+
+    def __init__(self) -> None:
+        self._isolated = Isolated(ENTRY, b"", LIMITS, num_spare=1)
+        self._threads: ThreadPoolExecutor | None = None
+
+    async def verdict(self, schema: str, answer: str) -> Verdict:
+        """Whether the answer is valid. What cannot be found out counts as invalid, and says so."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="schema-check")
+        payload = msgspec.msgpack.encode((schema, answer))
+        try:
+            reply = await asyncio.get_running_loop().run_in_executor(self._threads, self._isolated.run, payload)
+        except IsolationError as error:
+            return Verdict(f"checking the answer {error}", is_final=True)
+        return msgspec.msgpack.decode(reply, type=Verdict)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._isolated.close()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def answer_of(out: TokenOut, request: TokenizedReq, vocabulary: Vocabulary) -> str:
+    """The constrained part of an output: what follows the thoughts, if there were any."""
+    ends = [i for i, token_id in enumerate(out.ids) if token_id in request.grammar_after]
+    ids = out.ids[ends[0] + 1 :] if ends else out.ids
+    drop = 0 if ends else len(request.healed.encode())
+    return Detokenizer(vocabulary, request.sampling.skip_special_tokens, drop).feed(msgspec.structs.replace(out, ids=ids))
+
+
+def next_attempt(request: TokenizedReq, num_attempts: int) -> TokenizedReq:
+    """The request once more, for another answer. The same ones come in the same order, whoever asks and whatever else runs."""
+    sampling = request.sampling
+    changed: dict[str, Any] = {"seed": ((sampling.seed or 0) + num_attempts) % 2**63}
+    if sampling.is_greedy:
+        changed |= {"temperature": RETRY_TEMPERATURE, "top_k": -1 if sampling.top_k == 1 else sampling.top_k}
+    return msgspec.structs.replace(request, sampling=msgspec.structs.replace(sampling, **changed))

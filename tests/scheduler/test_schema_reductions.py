@@ -1,0 +1,237 @@
+"""Schemas that type libraries and agent frameworks send: what is followed while decoding, and what is left to a check. Whatever is
+generated without such a rest is valid under the schema as it was written."""
+
+from __future__ import annotations
+
+import enum
+import json
+import random
+from typing import Annotated, Any, Literal
+
+import jsonschema
+import pydantic
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sglang.srt.errors import GrammarError
+from sglang.srt.json_style import JsonStyle, with_style
+from sglang.srt.scheduler.grammar.base import GrammarState
+from tests.scheduler.test_backends import backend_of, both, ends_after, walk
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+    GREEN = "green"
+
+
+class Cat(pydantic.BaseModel):
+    kind: Literal["cat"] = "cat"
+    lives: int
+
+
+class Dog(pydantic.BaseModel):
+    kind: Literal["dog"] = "dog"
+    lives: int
+
+
+class Owner(pydantic.BaseModel):
+    pet: Cat | Dog = pydantic.Field(discriminator="kind")
+
+
+class Branch(pydantic.BaseModel):
+    node: Literal["branch"] = "branch"
+    kids: list[Annotated[Branch | Leaf, pydantic.Field(discriminator="node")]]
+
+
+class Leaf(pydantic.BaseModel):
+    node: Literal["leaf"] = "leaf"
+    value: int
+
+
+def schema_of(kind: Any) -> dict[str, Any]:
+    return pydantic.TypeAdapter(kind).json_schema()
+
+
+def closed(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+CARD = {"card": {"type": "integer"}, "address": {"type": "string"}, "note": {"type": "string"}}
+Case = tuple[dict[str, Any], list[Any], list[Any]]
+"""a schema, values that may be generated, values that may not"""
+FOLLOWED: dict[str, Case] = {
+    "dict of an enum": (schema_of(dict[Colour, int]), [{"red": 1, "blue": 2}, {}], [{"pink": 1}]),
+    "dict of a literal": (schema_of(dict[Literal["a", "b"], int]), [{"a": 1}], [{"c": 1}]),
+    "set of an enum": (schema_of(set[Colour]), [["blue", "red"], ["green"], []], [["red", "red"]]),
+    "set of booleans": (schema_of(set[bool]), [[True, False]], [[True, True]]),
+    "frozen set": (schema_of(frozenset[Literal[1, 2]]), [[2, 1]], [[1, 1]]),
+    "few unique items": (
+        {"type": "array", "items": {"enum": ["a", "b", "c"]}, "uniqueItems": True, "minItems": 2, "maxItems": 2},
+        [["c", "a"]],
+        [["a"], ["a", "a"], ["a", "b", "c"]],
+    ),
+    "discriminator": (schema_of(Owner), [{"pet": {"kind": "dog", "lives": 2}}], [{"pet": {"lives": 2}}, {"pet": {"kind": "cat"}}]),
+    "recursive union": (
+        schema_of(Branch),
+        [{"node": "branch", "kids": [{"node": "leaf", "value": 1}, {"node": "branch", "kids": []}]}],
+        [{"node": "branch", "kids": [{"value": 1}]}],
+    ),
+    "branches with other required properties": (
+        {"oneOf": [closed(a={"type": "string"}), closed(b={"type": "string"})]},
+        [{"a": "x"}, {"b": "y"}],
+        [{}, {"a": "x", "b": "y"}],
+    ),
+    "numbers that do not meet": (
+        {"oneOf": [{"type": "integer", "minimum": 5}, {"type": "number", "maximum": 4}]},
+        [7, 3],
+        ["x"],
+    ),
+    "a list, or one of them": (
+        {"oneOf": [{"$ref": "#/definitions/n"}, {"type": "array", "items": {"$ref": "#/definitions/n"}}],
+         "definitions": {"n": {"type": "string"}}},
+        ["x", ["x", "y"]],
+        [1, [1]],
+    ),
+    "unknown format": ({"type": "string", "format": "phone-number"}, ["x"], [1]),
+    "format of a number": ({"type": "integer", "format": "int32"}, [1], ["x"]),
+    "unknown keyword with a mark": ({"type": "array", "items": {"type": "null"}, "_uniqueItems": True}, [[None, None]], [1]),
+}  # fmt: skip
+BY_LLGUIDANCE: dict[str, Case] = {
+    "lengths of names": (
+        schema_of(dict[Annotated[str, pydantic.Field(min_length=1, max_length=3)], int]),
+        [{"abc": 1}],
+        [{"": 1}, {"abcd": 1}],
+    ),
+    "branches beside a type, three of them": (
+        {
+            "type": "object",
+            "oneOf": [{"properties": {name: {"type": "string"}}, "required": [name]} for name in ("a", "b", "c")],
+        },
+        [{"a": "x"}, {"b": "y"}, {"c": "z"}],
+        [{}, {"a": "x", "b": "y"}, {"b": "y", "c": "z"}],
+    ),
+    "dependencies": (
+        {"type": "object", "properties": CARD, "dependencies": {"card": ["address"]}},
+        [{"card": 1, "address": "x"}, {"address": "x"}, {}, {"note": "x"}],
+        [{"card": 1}, {"card": 1, "note": "x"}],
+    ),
+    "dependencies of dependents": (
+        {"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "dependentRequired": {"a": ["b"], "b": ["c"]}},
+        [{"a": 1, "b": 1, "c": 1}, {"b": 1, "c": 1}, {"c": 1}, {}],
+        [{"a": 1}, {"a": 1, "b": 1}, {"b": 1}],
+    ),
+}
+ALL = [(engine, name) for name in FOLLOWED for engine in ("llguidance", "xgrammar")] + [
+    ("llguidance", name) for name in BY_LLGUIDANCE
+]
+
+
+def compiled(engine: str, schema: Any, check: bool = False) -> GrammarState:
+    if engine == "xgrammar":
+        pytest.importorskip("xgrammar")
+    return backend_of(engine).compile("json_schema", with_style(json.dumps(schema), JsonStyle(check=check)))
+
+
+def is_valid(schema: Any, value: Any) -> bool:
+    return jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)(schema).is_valid(value)
+
+
+@pytest.mark.parametrize(("engine", "name"), ALL)
+def test_what_is_followed(engine: str, name: str) -> None:
+    schema, good, bad = (FOLLOWED | BY_LLGUIDANCE)[name]
+    for value in good:
+        assert is_valid(schema, value), value
+        assert ends_after(compiled(engine, schema), json.dumps(value, separators=(",", ":"))), value
+    for value in bad:
+        assert not ends_after(compiled(engine, schema), json.dumps(value)), value
+    assert compiled(engine, schema, check=True).unenforced == ()
+    rng = random.Random(1)
+    texts = [text for _ in range(20) if (text := walk(compiled(engine, schema), rng)) is not None]
+    assert texts and all(is_valid(schema, json.loads(text)) for text in texts), texts
+
+
+LEFT: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "unique strings": (schema_of(set[str]), {"#/uniqueItems"}),
+    "contains": ({"type": "array", "items": {"type": "integer"}, "contains": {"const": 1}, "minContains": 2}, {"#/contains"}),
+    "not": ({"type": "string", "not": {"const": "x"}}, {"#/not"}),
+    "conditions": (
+        {"type": "object", "properties": {"a": {"type": "string"}}, "if": {"required": ["a"]}, "then": {"minProperties": 2}, "else": {}},
+        {"#/if"},
+    ),
+    "branches that overlap": ({"oneOf": [{"type": "integer"}, {"type": "number", "minimum": 3}]}, {"#/oneOf"}),
+    "look-ahead": ({"type": "object", "properties": {"a": {"type": "string", "pattern": "^(?!x)"}}}, {"#/properties/a/pattern"}),
+    "a schema that depends": (
+        {"type": "object", "properties": {"a": {"type": "string"}}, "dependentSchemas": {"a": {"minProperties": 2}}},
+        {"#/dependentSchemas"},
+    ),
+    "a number beyond what is exact": ({"type": "integer", "multipleOf": 2**60}, {"#/multipleOf"}),
+    "in a definition": ({"$ref": "#/$defs/s", "$defs": {"s": {"type": "array", "uniqueItems": True}}}, {"#/$defs/s/uniqueItems"}),
+}  # fmt: skip
+
+
+@both
+@pytest.mark.parametrize("name_of_case", LEFT)
+def test_what_is_left_to_a_check(name: str, name_of_case: str) -> None:
+    """Refused without leave to check, by its path; with it, named."""
+    schema, left = LEFT[name_of_case]
+    with pytest.raises(GrammarError):
+        compiled(name, schema)
+    state = compiled(name, schema, check=True)
+    assert left <= set(state.unenforced) and state.copy().unenforced == state.unenforced
+    if name == "llguidance":
+        assert left == set(state.unenforced)
+
+
+@both
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "https://example.com/elsewhere.json"},
+        {"$ref": "#/definitions/missing"},
+        {"type": "array", "items": 7},
+    ],
+)
+def test_no_check_makes_up_for_what_is_no_schema(name: str, schema: Any) -> None:
+    with pytest.raises(GrammarError):
+        compiled(name, schema, check=True)
+
+
+# --- oneOf: whatever is generated matches one branch ------------------------------------------------------------------------
+
+_CONST = st.sampled_from([1, 1.0, True, "a", "b", None])
+_VALUE = st.one_of(
+    st.builds(lambda v: {"const": v}, _CONST),
+    st.builds(lambda v: {"enum": v}, st.lists(_CONST, min_size=1, max_size=3)),
+    st.sampled_from([{"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type": ["null", "boolean"]}, {"$ref": "#/$defs/r"}]),
+    st.builds(lambda low: {"type": "integer", "minimum": low, "maximum": low + 3}, st.integers(0, 6)),
+    st.builds(lambda low: {"type": "string", "minLength": low, "maxLength": low + 1}, st.integers(0, 4)),
+)  # fmt: skip
+_OBJECT = st.builds(
+    lambda properties, required, is_closed: {
+        "type": "object",
+        "properties": properties,
+        "required": sorted(required & properties.keys()),
+        **({"additionalProperties": False} if is_closed else {}),
+    },
+    st.dictionaries(st.sampled_from("abc"), _VALUE, max_size=3),
+    st.sets(st.sampled_from("abc")),
+    st.booleans(),
+)
+_BRANCH = st.one_of(_OBJECT, _VALUE, st.builds(lambda branch: {"allOf": [branch]}, _VALUE))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(_BRANCH, min_size=1, max_size=3), _VALUE, st.randoms(use_true_random=False))
+def test_one_of_means_exactly_one(branches: list[Any], referred: Any, rng: random.Random) -> None:
+    if "$ref" in referred:
+        referred = {"type": "boolean"}
+    schema = {"oneOf": branches, "$defs": {"r": referred}}
+    try:
+        state = compiled("llguidance", schema)
+    except GrammarError:
+        return
+    for _ in range(3):
+        text = walk(state.copy(), rng)
+        assert text is None or is_valid(schema, json.loads(text)), (schema, text)

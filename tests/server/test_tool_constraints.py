@@ -1,0 +1,93 @@
+"""Tools as frameworks send them, where a call is required: schemas with identifiers, and one that cannot be followed among many."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from benchmarks.schema_suite import BYTES, END
+from sglang.srt.config import GrammarOptions
+from sglang.srt.errors import GrammarError
+from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.scheduler.grammar.base import GrammarState
+from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
+from sglang.srt.server.openai.tools import plan_tools
+from sglang.srt.server.schema_check_work import check
+
+BACKEND = LLGuidanceBackend(BYTES, GrammarOptions())
+POINT = {"type": "object", "properties": {"x": {"$ref": "#/$defs/n"}}, "required": ["x"], "$defs": {"n": {"type": "integer"}}}
+PLAIN = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+
+
+def tool(name: str, parameters: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, **more}}
+
+
+def sampling_of(*tools: dict[str, Any], **sampling: Any) -> SamplingParams:
+    choice = "auto" if sampling else "required"
+    return plan_tools(list(tools), choice, None, "generic", SamplingParams(**sampling)).sampling
+
+
+def state_of(sampling: SamplingParams) -> GrammarState:
+    assert sampling.styled_grammar is not None
+    return BACKEND.compile(*sampling.styled_grammar).copy()
+
+
+def takes(sampling: SamplingParams, value: Any) -> bool:
+    return state_of(sampling).accept_all([*json.dumps(value).encode(), END])
+
+
+def call(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"name": name, "arguments": arguments}
+
+
+@pytest.mark.parametrize("own", [{}, {"$id": "https://example.com/point.json"}, {"$id": "point"}, {"$id": "tool1"}])
+def test_references_of_a_tool_lead_within_it(own: dict[str, str]) -> None:
+    texts = {**POINT, **own, "$defs": {"n": {"type": "string"}}}
+    sampling = sampling_of(tool("ints", {**POINT, **own}), tool("texts", texts))
+    assert takes(sampling, call("ints", x=1)) and not takes(sampling, call("ints", x="a"))
+    assert takes(sampling, call("texts", x="a")) and not takes(sampling, call("texts", x=1))
+    assert sampling.json_schema is not None
+    assert check(json.loads(sampling.json_schema), json.dumps(call("ints", x=1))).error is None
+    assert check(json.loads(sampling.json_schema), json.dumps(call("texts", x=1))).error is not None
+
+
+def test_values_that_look_like_references_stay_as_they_are() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"$ref": {"const": "#/a"}, "b": {"enum": [{"$ref": "#/x"}]}},
+        "required": ["$ref", "b"],
+    }
+    assert takes(sampling_of(tool("f", schema)), call("f", **{"$ref": "#/a", "b": {"$ref": "#/x"}}))
+
+
+def test_an_answer_beside_tools_keeps_its_references() -> None:
+    sampling = sampling_of(tool("f", POINT), json_schema=json.dumps({**POINT, "$defs": {"n": {"type": "boolean"}}}))
+    assert takes(sampling, {"x": True}) and not takes(sampling, {"x": 1}) and takes(sampling, [call("f", x=1)])
+
+
+UNSUPPORTED: dict[str, dict[str, Any]] = {
+    "unique items": {"type": "object", "properties": {"x": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}}},
+    "not": {"type": "object", "properties": {"x": {"type": "string", "not": {"const": "a"}}}},
+    "another document": {"type": "object", "properties": {"x": {"$ref": "https://example.com/elsewhere.json#/x"}}},
+    "look-ahead": {"type": "object", "properties": {"x": {"type": "string", "pattern": "^(?!a)"}}},
+    "a condition": {"type": "object", "properties": {"x": {"type": "string"}}, "if": {"required": ["x"]}, "then": {"maxProperties": 1}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_one_tool_that_cannot_be_followed_refuses_no_call(case: str) -> None:
+    tools = [tool("a", PLAIN), tool("odd", UNSUPPORTED[case]), tool("b", POINT)]
+    sampling = sampling_of(*tools)
+    for good in (call("a", a="x"), call("b", x=1), call("odd")):
+        assert takes(sampling, good)
+    for bad in (call("a", a=1), call("b", x="1"), call("c")):
+        assert not takes(sampling, bad)
+    assert bool(state_of(sampling).unenforced) == (case != "another document")
+
+
+def test_strict_tools_are_followed_or_refused() -> None:
+    with pytest.raises(GrammarError, match="uniqueItems"):
+        state_of(sampling_of(tool("odd", UNSUPPORTED["unique items"], strict=True)))
