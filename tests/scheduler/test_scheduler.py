@@ -22,6 +22,7 @@ from sglang.srt.messages import (
     TokenizedReq,
     ToScheduler,
 )
+from sglang.srt.scheduler import stats
 from sglang.srt.scheduler.cache.radix_cache import RadixCache
 from sglang.srt.scheduler.scheduler import BREATHER_SECONDS, IDLE_SECONDS, Scheduler
 from sglang.srt.scheduler.waiting import MAX_OVERTAKEN, POLICIES
@@ -384,6 +385,33 @@ def test_state_adds_up() -> None:
     harness.put(StateReq(2))
     final = harness.replies[1].stats
     assert final is not None and final.num_used_tokens == 0 and final.num_running == 0 and final.num_cached_tokens > 0
+
+
+def test_the_throughput_is_of_late_not_of_the_last_log_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(stats.time, "monotonic", lambda: now)
+    harness = harness_for(decode_log_interval=20)
+
+    def throughput() -> float:
+        harness.put(StateReq(1))
+        found = harness.replies[-1].stats
+        assert found is not None
+        return found.gen_throughput
+
+    harness.put(make_req("a", [1], 90, ignore_eos=True))
+    for _ in range(10):
+        now += 0.5
+        harness.step()
+    assert throughput() == pytest.approx(2.0), "though nothing was logged yet"
+    for _ in range(20):
+        now += 0.1
+        harness.step()
+    for _ in range(5):
+        now += 1.0
+        harness.step()
+    assert throughput() < 2.5
+    harness.run()
+    assert throughput() == 0.0
 
 
 def test_log_lines(caplog: pytest.LogCaptureFixture) -> None:
