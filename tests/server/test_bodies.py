@@ -15,7 +15,7 @@ from starlette.types import Message
 
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import OverloadError, RequestError
-from sglang.srt.server import body_room, json_limits
+from sglang.srt.server import body_room, json_limits, parameter_room
 from sglang.srt.server.bodies import parse_object
 from sglang.srt.server.body_room import BodyRoom
 from sglang.srt.server.fields import Fields
@@ -415,6 +415,31 @@ async def test_answers_that_repeat_much(make_stand: MakeStand, tokenizer: Tokeni
             reply = await client.post(path, json=body)
             assert reply.status_code == 400 and " bytes" in reply.text, reply.text[:500]
     assert stand.scheduler.received == []
+
+
+async def test_parameters_in_flight_share_room(make_stand: MakeStand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of many requests may have long parameters, and all of them wait in the scheduler."""
+    monkeypatch.setattr(parameter_room, "MAX_PARAMETER_BYTES", 50_000)
+    stand = make_stand()
+    stand.scheduler.paused = True
+    body = {"text": "a", "sampling_params": {"max_new_tokens": 4, "regex": "a" * 10_000}}
+    async with client_of(stand) as client:
+        tasks = [asyncio.create_task(client.post("/generate", json=body)) for _ in range(40)]
+        await until_refused(tasks)
+        short = asyncio.create_task(client.post("/generate", json={"text": "a", "sampling_params": {"max_new_tokens": 4}}))
+        stand.scheduler.paused = False
+        statuses = [(await task).status_code for task in tasks]
+        assert statuses == [200] * 10 + [503] * 30 and (await short).status_code == 200
+        assert (await client.post("/generate", json=body)).status_code == 200, "what ended gave its room back"
+    assert stand.manager.num_in_flight == 0
+
+
+async def until_refused(tasks: list[asyncio.Task[Any]]) -> None:
+    for _ in range(6000):
+        await asyncio.sleep(0.01)
+        if any(task.done() for task in tasks):
+            return
+    raise AssertionError("nothing was refused")
 
 
 # --- what is kept and said again --------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ A file imports only what stands below it in this list:
     calls.py               Call and Sequence: what is in flight
     schema_checks.py       answers that are checked against their schema at the end (in children: schema_check_work.py)
     request_maker.py       GenerateReq -> TokenizedReqs
+    parameter_room.py      how much long sampling parameters may take together
     validation.py          rules that need the model's numbers
     metrics.py             Prometheus
     request_log.py         the log of requests

@@ -59,6 +59,7 @@ from sglang.srt.server.embedding_calls import EmbeddingCalls, Vector
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, own_rid, wire_rid
 from sglang.srt.server.keys import KeyRing
 from sglang.srt.server.metrics import Metrics
+from sglang.srt.server.parameter_room import ParameterRoom
 from sglang.srt.server.request_log import RequestLog
 from sglang.srt.server.request_maker import RequestMaker
 from sglang.srt.server.request_scope import RequestScope, current_scope, enter_scope
@@ -104,6 +105,7 @@ class TokenizerManager:
         self._sequences: dict[str, Sequence] = {}
         self._leaving: dict[str, list[Sequence]] = {}  # dropped; the scheduler has not said its last about them
         self._calls: dict[str, Call] = {}
+        self._parameters = ParameterRoom(bounded=http.max_text_tokens is not None)
         self._controls = ControlCalls(send)
         self._embeddings = EmbeddingCalls(send)
         self.sessions = Sessions(http.max_sessions, http.max_session_tokens, http.session_timeout)
@@ -187,7 +189,7 @@ class TokenizerManager:
         return len(request.input_ids)
 
     def _open(self, call: Call, requests: list[TokenizedReq], first_index: int) -> None:
-        """Enters sequences of a call. Raises RequestError if one of their names is taken."""
+        """Enters sequences of a call. Raises RequestError if one of their names is taken, OverloadError if they are too much."""
         vocabulary = self.tokenizer.vocabulary if self.tokenizer is not None else None
         taken = next((r.rid for r in requests if r.rid in self._sequences), None)
         if taken is not None:
@@ -197,6 +199,7 @@ class TokenizerManager:
             detokenizer = None
             if vocabulary is not None:
                 detokenizer = Detokenizer(vocabulary, sampling.skip_special_tokens, drop, sampling.spaces_specials)
+            self._parameters.take(request)
             sequence = Sequence(call, index, self._resuming.keep(request), detokenizer)
             self._sequences[request.rid] = call.open[request.rid] = sequence
 
@@ -307,6 +310,7 @@ class TokenizerManager:
         sequence = self._sequences.pop(rid, None)
         if sequence is not None:
             self._resuming.forget(sequence)
+            self._parameters.give_back(rid)
         call.open.pop(rid, None)
         if not call.open:
             self._calls.pop(call.key, None)
@@ -500,6 +504,7 @@ class TokenizerManager:
             self._log.dropped(sequence.request, message)
         calls = {id(s.call): s.call for s in self._sequences.values()}
         self._resuming.clear()
+        self._parameters.clear()
         self._sequences.clear()
         self._calls.clear()
         for call in calls.values():

@@ -51,7 +51,7 @@ def check_request(
 
 def check_parameters(samplings: Iterable[SamplingParams]) -> None:
     """Raises RequestError if the parameters of a request's sequences are too much together."""
-    size = sum(sampling.n * _num_bytes(sampling) for sampling in samplings)
+    size = sum(sampling.n * num_parameter_bytes(sampling) for sampling in samplings)
     if size > MAX_PARAMETER_BYTES:
         raise RequestError(
             f"the sampling parameters take {size >> 20} MiB for all sequences of this request, and {MAX_PARAMETER_BYTES >> 20} are "
@@ -60,8 +60,8 @@ def check_parameters(samplings: Iterable[SamplingParams]) -> None:
         )
 
 
-def _num_bytes(sampling: SamplingParams) -> int:
-    """Of what may be long."""
+def num_parameter_bytes(sampling: SamplingParams) -> int:
+    """Bytes that those parameters take that may be long."""
     grammar = sampling.grammar
     size = ID_BYTES * (len(sampling.logit_bias or ()) + len(sampling.stop_token_ids))
     return size + sum(map(len, (*sampling.stop, *sampling.stop_regex))) + (len(grammar[1]) if grammar is not None else 0)
