@@ -35,22 +35,21 @@ def close_objects(schema: Any) -> Any:
 
 
 class _Closing:
-    """`_opened`: the names of open definitions, by the reference to the closed one."""
+    """`_opened`: the names of open definitions, by the reference to the closed one; `_unwritten`: the newest of these references."""
 
     def __init__(self, root: Node) -> None:
         self._root = {key: value for key, value in root.items() if key != "$defs"}
         self._definitions: dict[str, Any] = root.get("$defs", {})
         self._targets = {"#": self._root, **{f"#/$defs/{name}": node for name, node in self._definitions.items()}}
         self._opened: dict[str, str] = {}
+        self._unwritten: list[str] = []
 
     def run(self) -> Node:
         out: Node = self._close(self._root)
         definitions = {name: self._close(node) for name, node in self._definitions.items()}
-        written = 0
-        while written < len(self._opened):  # opening one may ask for others
-            ref, name = list(self._opened.items())[written]
-            definitions[name] = self._open(self._targets[ref])
-            written += 1
+        while self._unwritten:
+            ref = self._unwritten.pop()  # opening it may ask for others
+            definitions[self._opened[ref]] = self._open(self._targets[ref])
         return {**out, "$defs": definitions} if definitions else out
 
     def _close(self, node: Any) -> Any:
@@ -75,8 +74,10 @@ class _Closing:
         out = self._copy(node, self._open)
         ref = out.get("$ref")
         if isinstance(ref, str) and isinstance(self._targets.get(ref), dict):
-            name = self._opened.setdefault(ref, f"{ref.rpartition('/')[2].strip('#')}-open")
-            out["$ref"] = f"#/$defs/{name}"
+            if ref not in self._opened:
+                self._opened[ref] = f"{ref.rpartition('/')[2].strip('#')}-open"
+                self._unwritten.append(ref)
+            out["$ref"] = f"#/$defs/{self._opened[ref]}"
             self._targets[out["$ref"]] = self._targets[ref]
         return out
 
@@ -90,7 +91,7 @@ class _Closing:
         """An open schema, for objects of the names that it lists and those `around` it."""
         if not isinstance(node, dict):
             return node
-        parts = list(self._parts(node, frozenset()))
+        parts = list(self._parts(node, set()))
         names = around.union(*map(_listed, parts))
         choices = [(part, key) for part in parts for key in _CHOICES if key in part]
         if len(choices) == 1 and choices[0][0] is node:
@@ -101,16 +102,17 @@ class _Closing:
         others = {name: True for name in sorted(names) if name not in listed}
         return {**node, "properties": {**listed, **others}, "additionalProperties": False}
 
-    def _parts(self, node: Any, inside: frozenset[str]) -> Iterator[Node]:
-        """What must hold all together."""
+    def _parts(self, node: Any, seen: set[str]) -> Iterator[Node]:
+        """What must hold all together. `seen`: the references that led to some of it."""
         if not isinstance(node, dict):
             return
         yield node
         for child in _list(node.get("allOf")):
-            yield from self._parts(child, inside)
+            yield from self._parts(child, seen)
         ref = node.get("$ref")
-        if isinstance(ref, str) and ref not in inside:
-            yield from self._parts(self._targets.get(ref), inside | {ref})
+        if isinstance(ref, str) and ref not in seen:
+            seen.add(ref)
+            yield from self._parts(self._targets.get(ref), seen)
 
 
 class _Together:

@@ -24,8 +24,8 @@ MAX_BRANCHES = 100
 """each is compared with each"""
 MAX_DEPTH = 12
 """of schemas within, to which a comparison goes"""
-MAX_COMPARED = 100_000
-"""pairs of schemas in one"""
+MAX_COMPARED = 80_000
+"""pairs of schemas, or of a value and a schema, for all oneOf of a schema"""
 _ALL_TYPES = frozenset({"null", "boolean", "integer", "fraction", "string", "array", "object"})
 _SIZES = {"string": ("minLength", "maxLength"), "array": ("minItems", "maxItems"), "object": ("minProperties", "maxProperties")}
 _EXPANDED = frozenset({"allOf", "$ref", "$defs", "x-guidance"})
@@ -40,26 +40,25 @@ def make_exclusive(schema: Node, paths: dict[str, str], loose: Loose | None = No
 
 
 class _Rewriting:
-    """`_narrowed`: definitions of which a branch is a part, by their text. A branch that refers to a definition goes on referring
-    to one: definitions may lead back to themselves."""
+    """`_narrowed`: the names of definitions of which a branch is a part, by their text; `_unwritten`: the newest of these. A branch
+    that refers to a definition goes on referring to one: definitions may lead back to themselves."""
 
     def __init__(self, schema: Node, paths: dict[str, str], loose: Loose | None) -> None:
         self._schema = schema
         self._loose = loose
         self._paths = paths
         self._compare = Comparison(schema)
-        self._narrowed: dict[str, tuple[str, Node]] = {}
+        self._narrowed: dict[str, str] = {}
+        self._unwritten: list[tuple[str, Node]] = []
 
     def run(self) -> Node:
         out: Node = self._node({key: value for key, value in self._schema.items() if key != "$defs"}, "#")
         definitions = {
             name: self._node(node, self._paths.get(name, "#")) for name, node in self._schema.get("$defs", {}).items()
         }
-        written = 0
-        while written < len(self._narrowed):
-            name, node = list(self._narrowed.values())[written]
+        while self._unwritten:
+            name, node = self._unwritten.pop()  # it may have oneOf within
             definitions[name] = self._node(node, "#")
-            written += 1
         return {**out, "$defs": definitions} if definitions else out
 
     def _node(self, node: Any, path: str) -> Any:
@@ -112,8 +111,11 @@ class _Rewriting:
                 )
         if narrow is branch or "$ref" not in branch:
             return narrow
-        name, _ = self._narrowed.setdefault(json.dumps(narrow), (f"{len(self._narrowed)}-narrow", narrow))
-        return {"$ref": f"#/$defs/{name}"}
+        text = json.dumps(narrow)
+        if text not in self._narrowed:
+            self._narrowed[text] = f"{len(self._narrowed)}-narrow"
+            self._unwritten.append((self._narrowed[text], narrow))
+        return {"$ref": f"#/$defs/{self._narrowed[text]}"}
 
 
 class Comparison:
@@ -160,9 +162,7 @@ class Comparison:
 
     def disjoint(self, a: Any, b: Any, depth: int = 0) -> bool:
         """Whether no value satisfies both."""
-        self._num_compared += 1
-        if self._num_compared > MAX_COMPARED:
-            raise GrammarError("json_schema: too many branches of oneOf to compare", "json_schema")
+        self._count()
         ours, theirs = list(self._parts(a)), list(self._parts(b))
         if any(part is _NOTHING for part in ours + theirs):
             return True
@@ -199,6 +199,7 @@ class Comparison:
 
     def rejects(self, node: Any, value: Any, depth: int = 0) -> bool:
         """Whether `value` does not satisfy the schema."""
+        self._count()
         if depth > MAX_DEPTH:
             return False
         for part in self._parts(node):
@@ -225,7 +226,10 @@ class Comparison:
 
     def implies(self, a: Any, b: Any, depth: int = 0) -> bool:
         """Whether every value of `a` satisfies `b`."""
-        ours = list(self._parts(a))
+        return self._all_imply(list(self._parts(a)), b, depth)
+
+    def _all_imply(self, ours: list[Node], b: Any, depth: int) -> bool:
+        self._count()
         if depth > MAX_DEPTH:
             return False
         return any(part is _NOTHING for part in ours) or all(self._implies_part(ours, part, depth) for part in self._parts(b))
@@ -256,7 +260,7 @@ class Comparison:
                 done = any(_number(mine.get(key)) and mine[key] >= value for mine in ours)
             elif key == "anyOf":
                 done = any(_equal(mine.get(key), value) for mine in ours) or any(
-                    self.implies({"allOf": ours}, branch, depth + 1) for branch in value
+                    self._all_imply(ours, branch, depth + 1) for branch in value
                 )
             else:
                 done = key in _EXPANDED or any(key in mine and _equal(mine[key], value) for mine in ours)
@@ -271,6 +275,11 @@ class Comparison:
         allowed += [*mine.get("patternProperties", {}).values(), mine.get("additionalProperties", True)]
         return all(self.implies(schema, wanted, depth + 1) for schema in allowed)
 
+    def _count(self) -> None:
+        self._num_compared += 1
+        if self._num_compared > MAX_COMPARED:
+            raise GrammarError("json_schema: too many branches of oneOf to compare", "json_schema")
+
     # --- parts ----------------------------------------------------------------------------------------------------------------
 
     def _target(self, node: Any) -> Any:
@@ -283,17 +292,19 @@ class Comparison:
             return node
         return {key: value for key, value in node.items() if key not in ("$defs", "x-guidance")}
 
-    def _parts(self, node: Any, depth: int = 0) -> Iterator[Node]:
-        """The schemas that a value must satisfy all, to satisfy `node`; what references lead to among them."""
+    def _parts(self, node: Any, seen: set[str] | None = None) -> Iterator[Node]:
+        """The schemas that a value must satisfy all, to satisfy `node`; what references lead to among them, each once."""
+        seen = set() if seen is None else seen
         if node is False:
             yield _NOTHING
-        if not isinstance(node, dict) or depth > MAX_DEPTH:
+        if not isinstance(node, dict):
             return
         yield node
         for child in node.get("allOf", []):
-            yield from self._parts(child, depth + 1)
-        if "$ref" in node:
-            yield from self._parts(self._targets.get(node["$ref"]), depth + 1)
+            yield from self._parts(child, seen)
+        if "$ref" in node and node["$ref"] not in seen:
+            seen.add(node["$ref"])
+            yield from self._parts(self._targets.get(node["$ref"]), seen)
 
 
 _NOTHING: Node = {"enum": []}
