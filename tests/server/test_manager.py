@@ -46,8 +46,8 @@ async def test_a_cancelled_consumer_aborts(stand: Stand) -> None:
 
 
 def num_counted(stand: Stand, name: str) -> float:
-    assert stand.manager.metrics is not None
-    value = stand.manager.metrics.registry.get_sample_value(f"sglang:{name}_tokens_total", {"model_name": "test-model"})
+    assert stand.manager.records.metrics is not None
+    value = stand.manager.records.metrics.registry.get_sample_value(f"sglang:{name}_tokens_total", {"model_name": "test-model"})
     assert value is not None
     return value
 
@@ -61,7 +61,7 @@ async def test_tokens_of_requests_whose_clients_left_are_counted(stand: Stand) -
         num_before = num_counted(stand, "generation")
         call.cancel()
         assert stand.manager.num_in_flight == 0
-        while stand.manager._leaving:
+        while stand.manager.records.num_leaving:
             await asyncio.sleep(0)
         assert num_counted(stand, "generation") - num_before >= 3
     assert num_counted(stand, "prompt") == 6

@@ -185,8 +185,8 @@ class Server:
             await asyncio.gather(serving, *tasks, return_exceptions=True)
             if self._manager is not None:
                 await asyncio.to_thread(self._manager.close)
-            if self._manager is not None and self._manager.tracing is not None:
-                await asyncio.to_thread(self._manager.tracing.close)
+            if self._manager is not None and self._manager.records.tracing is not None:
+                await asyncio.to_thread(self._manager.records.tracing.close)
             self._stop_listening()
         if self._failure:
             raise EngineDeadError(self._failure)

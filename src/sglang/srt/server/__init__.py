@@ -13,6 +13,8 @@ A file imports only what stands below it in this list:
     encoding.py            /encode
     responses.py           JSON, event streams, errors, clients that hang up
     tokenizer_manager.py   owns every call in flight: text -> ids -> scheduler -> text
+    health_check.py        whether the engine generates
+    call_records.py        the log, metrics and traces of calls
     calls.py               Call and Sequence: what is in flight
     schema_checks.py       answers that are checked against their schema at the end (in children: schema_check_work.py)
     request_maker.py       GenerateReq -> TokenizedReqs

@@ -54,12 +54,12 @@ async def encode(manager: TokenizerManager, call: EncodeCall, show: Callable[[Ve
 def read_texts(manager: TokenizerManager, body: dict[str, Any], name: str) -> tuple[list[list[int]], bool]:
     """Ids of all texts in the field `name`, and whether there was a list. Raises RequestError."""
     texts, is_list = _read_texts(manager, body, name)
-    manager.check_embed(texts)
+    manager.maker.check_embed(texts)
     return texts, is_list
 
 
 def _read_texts(manager: TokenizerManager, body: dict[str, Any], name: str) -> tuple[list[list[int]], bool]:
-    manager.need_embedder()
+    manager.maker.need_embedder()
     value = body.get(name)
     if isinstance(value, str):
         return [_ids(manager, value, name)], False

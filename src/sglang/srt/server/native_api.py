@@ -223,7 +223,7 @@ class NativeApi:
         return Response(status_code=200 if healthy else 503)
 
     async def metrics(self, request: Request) -> Response:
-        metrics = self._manager.metrics
+        metrics = self._manager.records.metrics
         if metrics is None:
             return PlainTextResponse("metrics are switched off\n", 404)
         await self._manager.refresh_stats(GAUGE_SECONDS)

@@ -21,7 +21,7 @@ from sglang.srt.server.multimodal.inputs import MediaTask
 from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.tokenization.healing import Healer
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
-from sglang.srt.server.validation import LogprobBudget, check_parameters, check_request, fit_length
+from sglang.srt.server.validation import LogprobBudget, check_ids, check_parameters, check_request, fit_length
 
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
     from sglang.srt.server.multimodal.intake import MediaIntake, MediaPrompt
@@ -57,6 +57,23 @@ class RequestMaker:
         if self.tokenizer is None:
             raise RequestError("this server runs without a tokenizer: send input_ids, and no text, stop strings or messages")
         return self.tokenizer
+
+    def need_embedder(self) -> None:
+        """Raises RequestError unless the model embeds."""
+        if not self.info.get("embedding_dim"):
+            raise RequestError("this model generates: start the server with --is-embedding, or with an encoder, to embed")
+
+    def check_embed(self, texts: list[list[int]]) -> None:
+        """Raises RequestError for texts that do not fit, or are too many."""
+        self.need_embedder()
+        most = current_scope().share_of(self.http.max_queued_requests)
+        if len(texts) > most:
+            raise RequestError(f"at most {most} texts (--max-queued-requests) are embedded at once, got {len(texts)}", "input")
+        limit, vocab_size = int(self.info["context_len"]), int(self.info["vocab_size"])
+        for ids in texts:
+            if not 0 < len(ids) <= limit:
+                raise RequestError(f"a text has {len(ids)} tokens; the model takes at most {limit}", "input")
+            check_ids("input", ids, vocab_size)
 
     async def make(self, req: GenerateReq, before: list[int] | None = None) -> list[TokenizedReq]:
         """One TokenizedReq for every sample of every prompt, those of a prompt side by side. `before`: what stands before the

@@ -19,7 +19,6 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import msgspec
 
@@ -50,25 +49,22 @@ from sglang.srt.messages import (
     TokenOut,
     ToScheduler,
 )
-from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.aside import run_aside
+from sglang.srt.server.call_records import CallRecords
 from sglang.srt.server.calls import Call, Sequence
 from sglang.srt.server.control_calls import ControlCalls
 from sglang.srt.server.detokenizer import Detokenizer
 from sglang.srt.server.embedding_calls import EmbeddingCalls, Vector
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, own_rid, wire_rid
+from sglang.srt.server.health_check import HealthCheck
 from sglang.srt.server.keys import KeyRing
-from sglang.srt.server.metrics import Metrics
 from sglang.srt.server.parameter_room import ParameterRoom
-from sglang.srt.server.request_log import RequestLog
 from sglang.srt.server.request_maker import RequestMaker
-from sglang.srt.server.request_scope import RequestScope, current_scope, enter_scope
+from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.resuming import Progress, Resuming
 from sglang.srt.server.schema_checks import MAX_RETRIES, SchemaChecks, answer_of, next_attempt
 from sglang.srt.server.sessions import Place, Sessions, Turn
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
-from sglang.srt.server.tracing import Moments, Tracing
-from sglang.srt.server.validation import check_ids
 
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
     from sglang.srt.server.multimodal.intake import MediaIntake
@@ -99,11 +95,9 @@ class TokenizerManager:
         self.http = http
         self.text = text
         self.stats = SchedulerStats()
-        self.metrics = Metrics(http.served_model_name) if http.enable_metrics else None
+        self.records = CallRecords(http)
         self._send = send
-        self._log = RequestLog(http.log_requests, http.log_requests_level)
         self._sequences: dict[str, Sequence] = {}
-        self._leaving: dict[str, list[Sequence]] = {}  # dropped; the scheduler has not said its last about them
         self._calls: dict[str, Call] = {}
         self._parameters = ParameterRoom(bounded=http.max_text_tokens is not None)
         self._controls = ControlCalls(send)
@@ -116,10 +110,10 @@ class TokenizerManager:
         self._resuming = Resuming(send, self._end)
         self._schema_checks = SchemaChecks()
         self._answer_checks: set[asyncio.Task[None]] = set()
-        self.tracing = Tracing(http.otlp_traces_endpoint, http.served_model_name) if http.otlp_traces_endpoint else None
         self._draining_since = math.inf
         self._heard_at = 0.0
-        self._checking: asyncio.Task[bool] | None = None
+        embed = self.embed if info.get("embedding_dim") else None
+        self._health = HealthCheck(self.start, lambda: self._heard_at, embed)
         self._asking: asyncio.Task[None] | None = None
 
     # --- requests -----------------------------------------------------------------------------------------------------------
@@ -179,8 +173,7 @@ class TokenizerManager:
             call.cancel()  # nothing of it stays behind
             self._calls.pop(key, None)
             raise
-        if self.metrics is not None:
-            self.metrics.received(requests)
+        self.records.received(requests)
         return call
 
     async def count_tokens(self, req: GenerateReq) -> int:
@@ -212,7 +205,7 @@ class TokenizerManager:
                 if self.is_alive and not sequence.progress.is_sent:
                     sequence.progress.is_sent = True
                     self._send(request)
-                self._log.received(request)
+                self.records.handed_over(request)
 
     def _enter(self, place: Place, request: TokenizedReq) -> Turn:
         """Takes a request into its session. Raises RequestError or OverloadError."""
@@ -277,33 +270,15 @@ class TokenizerManager:
     def drop(self, call: Call, message: str) -> None:
         """Aborts a call that nobody listens to any more."""
         for rid, sequence in list(call.open.items()):
-            self._log.dropped(sequence.request, message)
-            if self.tracing is not None:
-                self._trace(sequence, "abort", sequence.prompt_len, 0)
+            self.records.dropped(sequence, message)
             self._forget(call, rid)
-            if self.metrics is not None:
-                self.metrics.aborted()
             if self.is_alive and sequence.progress.is_sent:
-                self._leaving.setdefault(rid, []).append(sequence)
+                self.records.expect_last(sequence)
                 self._send(AbortReq(rid=rid, message=message))
-
-    def _leave(self, rid: str, last: TokenOut | None) -> None:
-        """The first dropped sequence of that name is over. `last`: what the scheduler said of it; None if it died before."""
-        sequence, *others = self._leaving.pop(rid)
-        if others:
-            self._leaving[rid] = others
-        if self.metrics is None:
-            return
-        if last is not None:
-            self.metrics.left(last.prompt_len, last.cached_len, last.completion_len)
-        else:
-            progress = sequence.progress
-            self.metrics.left(sequence.prompt_len, progress.cached_len, len(progress.ids))
 
     def _note_death(self) -> None:
         """What the scheduler had to say it will not say any more."""
-        while self._leaving:
-            self._leave(next(iter(self._leaving)), None)
+        self.records.scheduler_died()
         self._on_stats(SchedulerStats())
 
     def _forget(self, call: Call, rid: str) -> None:
@@ -318,29 +293,12 @@ class TokenizerManager:
 
     # --- embeddings ---------------------------------------------------------------------------------------------------------
 
-    def need_embedder(self) -> None:
-        """Raises RequestError unless the model embeds."""
-        if not self.info.get("embedding_dim"):
-            raise RequestError("this model generates: start the server with --is-embedding, or with an encoder, to embed")
-
     async def embed(self, texts: list[list[int]], rids: list[str] | None = None) -> list[Vector]:
-        """A vector for each text; `check_embed` has found them right."""
+        """A vector for each text; RequestMaker.check_embed has found them right."""
         await self._wait_for_scheduler()
         client = current_scope().key
         names = [wire_rid(client, rid) for rid in rids] if rids is not None else None
         return await self._embeddings.embed(texts, names, client)
-
-    def check_embed(self, texts: list[list[int]]) -> None:
-        """Raises RequestError for texts that do not fit, or are too many."""
-        self.need_embedder()
-        most = current_scope().share_of(self.http.max_queued_requests)
-        if len(texts) > most:
-            raise RequestError(f"at most {most} texts (--max-queued-requests) are embedded at once, got {len(texts)}", "input")
-        limit, vocab_size = int(self.info["context_len"]), int(self.info["vocab_size"])
-        for ids in texts:
-            if not 0 < len(ids) <= limit:
-                raise RequestError(f"a text has {len(ids)} tokens; the model takes at most {limit}", "input")
-            check_ids("input", ids, vocab_size)
 
     # --- messages of the scheduler ------------------------------------------------------------------------------------------
 
@@ -365,9 +323,7 @@ class TokenizerManager:
             self.scheduler_died(message.message)
 
     def _on_output(self, token_out: TokenOut, now: float) -> None:
-        if token_out.rid in self._leaving:
-            if token_out.finish is not None:
-                self._leave(token_out.rid, token_out)
+        if self.records.take_last(token_out):
             return
         sequence = self._sequences.get(token_out.rid)
         if sequence is None:
@@ -396,8 +352,7 @@ class TokenizerManager:
         )
         if call.turn is not None:
             call.turn.add(out.ids)
-        self._note_times(sequence, token_out)
-        self._log.said(sequence.request, out)
+        self.records.said(sequence, token_out, out, self._heard_at)
         if out.finish is not None:
             self._finish(sequence, out)
         elif sequence.is_due(out, self.http.stream_interval):
@@ -429,50 +384,16 @@ class TokenizerManager:
             call.turn.finish()
             call.turn = None
         self._forget(call, sequence.request.rid)
-        first = sequence.first_at - call.started_at if sequence.first_at else None
-        self._log.finished(sequence.request, out, first, sequence.queue_time)
-        if self.metrics is not None:
-            self.metrics.finished(out, first, sequence.request.sampling.grammar is not None)
-        if self.tracing is not None:
-            self._trace(sequence, out.finish.type, out.prompt_len, out.completion_len)
+        self.records.finished(sequence, out)
         if error is None:
             call.put(sequence.with_held(out))
         else:
             self.drop(call, "another sequence of the same request failed")
             call.fail(error)
 
-    def _note_times(self, sequence: Sequence, token_out: TokenOut) -> None:
-        if not token_out.ids:
-            return
-        now, count = self._heard_at, len(token_out.ids)
-        if not sequence.first_at:
-            call_began = sequence.call.started_at
-            # without a stream all tokens come at once; the scheduler knows when there was the first
-            sequence.first_at = sequence.last_at = call_began + token_out.first_time if token_out.first_time else now
-            sequence.queue_time = token_out.queue_time
-            if self.metrics is not None:
-                self.metrics.first_token(sequence.first_at - call_began, token_out.queue_time)
-            count -= 1
-        if count and self.metrics is not None:
-            self.metrics.next_tokens(now - sequence.last_at, count)
-        sequence.last_at = now
-
-    def _trace(self, sequence: Sequence, reason: str, prompt_len: int, completion_len: int) -> None:
-        assert self.tracing is not None
-        arrived = sequence.call.started_at
-        started = arrived + sequence.queue_time if sequence.first_at else 0.0
-        facts = {
-            "gen_ai.response.finish_reasons": (reason,),
-            "gen_ai.usage.input_tokens": prompt_len,
-            "gen_ai.usage.output_tokens": completion_len,
-        }
-        moments = Moments(arrived, started, sequence.first_at, time.monotonic())
-        self.tracing.ended(sequence.request, moments, sequence.call.trace, facts)
-
     def _on_stats(self, stats: SchedulerStats) -> None:
         self.stats = stats
-        if self.metrics is not None:
-            self.metrics.scheduler(stats)
+        self.records.scheduler(stats)
 
     def scheduler_lost(self, message: str, is_explained: bool = False) -> None:
         """The scheduler has died, and another is on its way: calls are kept for it, new ones wait. `is_explained`: it is known
@@ -491,8 +412,7 @@ class TokenizerManager:
         self._back.set()
         self._controls.resume()
         num_resumed = self._embeddings.resume() + self._resuming.resume(self._sequences.values())
-        if self.metrics is not None:
-            self.metrics.restarted(num_resumed)
+        self.records.restarted(num_resumed)
 
     def scheduler_died(self, message: str) -> None:
         """Ends all calls with EngineDeadError; new ones are refused until `scheduler_restarted`."""
@@ -501,7 +421,7 @@ class TokenizerManager:
         self._back.set()
         self._embeddings.fail(EngineDeadError(message))
         for sequence in self._sequences.values():
-            self._log.dropped(sequence.request, message)
+            self.records.lost(sequence, message)
         calls = {id(s.call): s.call for s in self._sequences.values()}
         self._resuming.clear()
         self._parameters.clear()
@@ -607,40 +527,8 @@ class TokenizerManager:
         return "draining" if self.draining else "ready" if self.is_alive else "broken"
 
     async def health(self, timeout: float = 20.0) -> bool:
-        """Whether the engine generates: any output within `timeout` seconds of asking for one token. Whoever asks meanwhile gets the
-        same answer: no key is needed to ask, so asking more must not make more work."""
-        if self._checking is None or self._checking.done():
-            self._checking = asyncio.create_task(self._check_health(timeout))
-        return await asyncio.shield(self._checking)
-
-    async def _check_health(self, timeout: float) -> bool:
-        enter_scope(RequestScope(time.monotonic()))  # of this task: nobody's share of the queue is used
-        if not self.is_alive:
-            return False
-        if self.info.get("embedding_dim"):
-            return await self._embeds(timeout)
-        asked = time.monotonic()
-        sampling = SamplingParams(max_new_tokens=1, temperature=0.0)
-        try:
-            call = await self.start(GenerateReq(input_ids=[0], sampling=sampling, rid=f"HEALTH_CHECK_{uuid4().hex}"))
-        except SglangError:
-            return False
-        try:
-            while time.monotonic() - asked < timeout:
-                await call.ready(0.5)
-                if self._heard_at > asked:
-                    return True
-        except SglangError:
-            return False
-        finally:
-            call.cancel()
-        return False
-
-    async def _embeds(self, timeout: float) -> bool:
-        try:
-            return bool(await asyncio.wait_for(self.embed([[0]]), timeout))
-        except (SglangError, asyncio.TimeoutError):
-            return False
+        """Whether the engine generates: any output within `timeout` seconds of asking for one token."""
+        return self.is_alive and await self._health.ask(timeout)
 
 
 def _error_of(finish: FinishReason) -> SglangError | None:

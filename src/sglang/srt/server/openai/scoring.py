@@ -119,7 +119,7 @@ class ScoringApi:
         return LargeJsonResponse(results[: call.top])
 
     def _rerank_call(self, body: dict[str, Any]) -> _RerankCall:
-        self._manager.need_embedder()
+        self._manager.maker.need_embedder()
         query, documents = as_text(body, "query"), as_texts(body, "documents")
         if not query:
             raise RequestError("query must be a string that is not empty", "query")
@@ -130,7 +130,7 @@ class ScoringApi:
         texts = self._manager.need_tokenizer().encode_batch([query, *documents])
         if not all(texts):
             raise RequestError("documents must not hold an empty text", "documents")
-        self._manager.check_embed(texts)
+        self._manager.maker.check_embed(texts)
         name = as_text(body, "rid") or uuid4().hex
         return _RerankCall(documents, texts, top, name, as_bool(body, "return_documents", True))
 
