@@ -65,11 +65,11 @@ def ask(guarded: RunningServer) -> Iterator[httpx.Client]:
         shown.append(reply.text)
 
     hooks = {"response": [note]}
-    children = guarded.children()
+    scheduler = guarded.scheduler()
     with httpx.Client(base_url=guarded.url, headers=headers, timeout=60, trust_env=False, event_hooks=hooks) as client:
         yield client
         assert client.post("/generate", json={"text": "a", "sampling_params": {"max_new_tokens": 1}}).status_code == 200
-    assert guarded.children() == children, "the scheduler did not survive"
+    assert guarded.scheduler() == scheduler, "the scheduler did not survive"
     for text in shown:
         assert "Traceback" not in text and 'File "' not in text and "0x7f" not in text, text
 
@@ -383,7 +383,7 @@ def test_hostile_constraints_are_refused_or_followed_in_time(ask: httpx.Client, 
         reply = future.result()
     assert other.status_code == 200
     assert reply.status_code in (200, 400, 413, 503), reply.text
-    assert time.monotonic() - began < 25
+    assert time.monotonic() - began < 60
     if reply.status_code != 200:
         refused(reply) if reply.status_code < 500 else None
 

@@ -180,11 +180,16 @@ def main() -> int:
     directory = sys.argv[1]
     _die_with_the_server(LIFE_LINE, directory)
     configure_logging(config.http.log_level)
-    dump = (Path(directory) / DUMP).open("wb")
-    faulthandler.enable(dump)
-    link = SocketSchedulerEnd(directory)
     try:
-        return _serve(config, link, GrammarJournal(Path(directory) / JOURNAL))
+        dump = (Path(directory) / DUMP).open("wb")
+        link = SocketSchedulerEnd(directory)
+        journal = GrammarJournal(Path(directory) / JOURNAL)
+    except OSError as error:  # as when the server has ended meanwhile, and its folder with it
+        logger.error("the scheduler cannot open the files that it shares with the server: %s", error)
+        return 1
+    faulthandler.enable(dump)
+    try:
+        return _serve(config, link, journal)
     finally:
         link.close()
         faulthandler.disable()
