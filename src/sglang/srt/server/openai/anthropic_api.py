@@ -126,7 +126,7 @@ def _from_blocks(role: str, blocks: list[Any], where: str) -> list[dict[str, Any
     for i, block in enumerate(blocks):
         kind = block.get("type") if isinstance(block, dict) else None
         if isinstance(kind, str) and kind in _BLOCK_KEYS:
-            note_unknown(block, _BLOCK_KEYS[kind] | _HINTS, f"key of a block of type {kind}:")
+            _note_block(block, kind)
         if kind == "text":
             parts.append({"type": "text", "text": block.get("text")})
         elif kind == "image":
@@ -153,14 +153,25 @@ def _as_error(content: Any) -> Any:
 
 def _result(content: Any, where: str) -> Any:
     """What a tool gave back: text, or parts with images among them."""
-    if not isinstance(content, list) or not any(isinstance(block, dict) and block.get("type") == "image" for block in content):
+    if not isinstance(content, list) or not any(map(_is_image, content)):
         return _text_of(content, where)
     return [
         {"type": "image_url", "image_url": {"url": _image_url(block.get("source"), where)}}
-        if isinstance(block, dict) and block.get("type") == "image"
+        if _is_image(block)
         else {"type": "text", "text": _text_of([block], where)}
         for block in content
     ]
+
+
+def _is_image(block: Any) -> bool:
+    if not isinstance(block, dict) or block.get("type") != "image":
+        return False
+    _note_block(block, "image")
+    return True
+
+
+def _note_block(block: dict[str, Any], kind: str) -> None:
+    note_unknown(block, _BLOCK_KEYS[kind] | _HINTS, f"key of a block of type {kind}:")
 
 
 def _image_url(source: Any, where: str) -> str:
@@ -179,7 +190,10 @@ def _text_of(value: Any, where: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        texts = [b.get("text") if isinstance(b, dict) and b.get("type") == "text" else None for b in value]
+        blocks = [block if isinstance(block, dict) and block.get("type") == "text" else {} for block in value]
+        for block in blocks:
+            _note_block(block, "text")
+        texts = [block.get("text") for block in blocks]
         if all(isinstance(text, str) for text in texts):
             return "\n".join(str(text) for text in texts)
     raise RequestError(f"{where} must be a string or a list of text blocks", where.split("[")[0])
