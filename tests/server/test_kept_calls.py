@@ -289,3 +289,14 @@ def test_arguments_by_two_names_are_the_first() -> None:
     for cuts in ([], list(range(100))):
         answer = read(create_parser("qwen", TOOLS), text, cuts)
         assert (called(answer), answer.text) == ([("a", {"x": 1})], "")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "arguments"),
+    [
+        ("pythonic", "[a(x=1e999)]", "x=1e999"),
+        ("gemma", "<|tool_call>call:a{x:NaN,y:-1e999}<tool_call|>", '{"x": "NaN", "y": "-1e999"}'),
+    ],
+)
+def test_numbers_that_json_has_not_are_none(name: str, text: str, arguments: str) -> None:
+    assert [call.arguments for call in read(create_parser(name, TOOLS), text).calls] == [arguments]
