@@ -15,7 +15,7 @@ from sglang.srt.server.json_pieces import encode_json
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
 from sglang.srt.server.openai.protocol import ANSWERING, ChatRequest, parse_request
-from sglang.srt.server.openai.sse import Usage
+from sglang.srt.server.openai.sse import Usage, finish_details
 from sglang.srt.server.responses import anthropic_error
 
 _SAME = ("model", "temperature", "top_p", "top_k", "stream")
@@ -226,7 +226,7 @@ class MessagesCall:
                     pass
             finish = out.finish or finish
         content = [_content(block) for block in blocks.all if block.kind != "call" or _may_run(block)]
-        return self._message(content, *_stopped(finish, blocks))
+        return self._message(content, *_stopped(finish, blocks)) | finish_details(finish)
 
     async def events(self, call: Call) -> AsyncIterator[bytes]:
         """message_start; for every block start, deltas and stop; message_delta with the reason; message_stop."""
@@ -246,7 +246,8 @@ class MessagesCall:
             for data in _streamed(event):
                 yield data
         reason, matched = _stopped(finish, blocks)
-        yield _event("message_delta", delta={"stop_reason": reason, "stop_sequence": matched}, usage=self._usage_dict())
+        delta = {"stop_reason": reason, "stop_sequence": matched}
+        yield _event("message_delta", delta=delta, usage=self._usage_dict(), **finish_details(finish))
         yield _event("message_stop")
 
     def error_event(self, error: SglangError) -> bytes:
