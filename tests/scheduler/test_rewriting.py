@@ -284,9 +284,17 @@ def test_control_characters_can_be_written_where_a_schema_names_them() -> None:
 
 
 @both
-def test_a_name_that_stands_twice_counts_once(name: str) -> None:
-    with pytest.raises(GrammarError, match="#/minProperties"):
-        backend_of(name).compile("json_schema", '{"type":"object","additionalProperties":{"type":"null"},"minProperties":2}')
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"additionalProperties": {"type": "null"}},
+        {"additionalProperties": {"type": "null"}, "propertyNames": {"maxLength": 1}},
+        {"patternProperties": {"^[ab]+$": {"type": "null"}}, "additionalProperties": False},
+    ],
+)
+def test_a_name_that_stands_twice_counts_once(name: str, names: Schema) -> None:
+    with pytest.raises(GrammarError, match="#/(minProperties|patternProperties)"):
+        backend_of(name).compile("json_schema", json.dumps({"type": "object", "minProperties": 2, **names}))
 
 
 @both

@@ -262,3 +262,41 @@ def test_the_models_own_form_counts_beside_it() -> None:
     assert [call.name for call in read(create_free_parser("qwen", TOOLS), text).calls] == ["a"]
     parser = create_free_parser("qwen", TOOLS)
     assert parser.feed("Hello") and parser.feed(" there"), "text is not held back"
+
+
+@pytest.mark.parametrize("name", ["qwen", "mistral", "generic", "llama3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"name": "a", "description": "Does a."}, {"name": "b", "description": "Does b."}]',
+        '{"name": "a", "description": "Does a.", "parameters": {"type": "object", "properties": {}}}',
+        '```json\n{"name": "a", "age": 3}\n```',
+    ],
+)
+def test_what_describes_a_tool_does_not_call_it(name: str, text: str) -> None:
+    for cuts in ([], list(range(200))):
+        answer = read(create_free_parser(name, TOOLS), text, cuts)
+        assert (answer.calls, answer.text) == ([], text)
+
+
+@pytest.mark.parametrize("name", ["qwen", "generic", "llama3"])
+def test_a_name_alone_is_a_call(name: str) -> None:
+    assert called(read(create_free_parser(name, TOOLS), '{"name": "b"}')) == [("b", {})]
+
+
+def test_arguments_by_two_names_are_the_first() -> None:
+    text = '<tool_call>{"name": "a", "arguments": {"x": 1}, "parameters": {"x": 2}}</tool_call>'
+    for cuts in ([], list(range(100))):
+        answer = read(create_parser("qwen", TOOLS), text, cuts)
+        assert (called(answer), answer.text) == ([("a", {"x": 1})], "")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "arguments"),
+    [
+        ("pythonic", "[a(x=1e999)]", "x=1e999"),
+        ("gemma", "<|tool_call>call:a{x:NaN,y:-1e999}<tool_call|>", '{"x": "NaN", "y": "-1e999"}'),
+    ],
+)
+def test_numbers_that_json_has_not_are_none(name: str, text: str, arguments: str) -> None:
+    assert [call.arguments for call in read(create_parser(name, TOOLS), text).calls] == [arguments]

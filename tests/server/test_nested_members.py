@@ -120,6 +120,12 @@ async def test_what_changes_nothing_in_a_chat_is_taken(stand: Stand) -> None:
 
 # --- /v1/responses and /v1/messages -----------------------------------------------------------------------------------------
 
+
+def told(content: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a tool gave back, as Anthropic's clients send it."""
+    return {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": content}]}
+
+
 HINTS: list[tuple[str, dict[str, Any]]] = [
     ("/v1/responses", {"input": "x", "prompt_cache_options": {"mode": "auto"}}),
     ("/v1/responses", {"input": [{**ITEM, "phase": "commentary", "id": "msg_1", "status": "completed"}]}),
@@ -132,6 +138,7 @@ HINTS: list[tuple[str, dict[str, Any]]] = [
     ("/v1/messages", {"system": [{"type": "text", "text": "Be kind.", "cache_control": {"type": "ephemeral"}, "hint": 1}]}),
     ("/v1/messages", {"messages": [{**ITEM, "id": "msg_1"}]}),
     ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "hint": 1}]}]}),
+    ("/v1/messages", {"messages": [*HELLO, told([{"type": "text", "text": "x", "hint": 1}])]}),
 ]
 
 
@@ -148,7 +155,7 @@ async def test_hints_of_vendors_are_ignored_with_one_line(
             assert reply.status_code == 200, reply.text
     told = [record.message for record in caplog.records if "ignored an unknown" in record.message]
     assert len(told) == len(set(told))
-    assert bool(told) == (change.keys() != {"system"})
+    assert told
     large = {**body, "hint_of_tomorrow": ["x" * 40_000]}
     assert (await post(stand, path, large)).status_code == 200, "on the other way of reading, too"
 
@@ -173,6 +180,9 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [
     ("disable_parallel", "/v1/messages", {"tools": [CLAUDE_TOOL], "tool_choice": {"type": "auto", "disable_parallel_tool_use": 1}}),
     ("crop", "/v1/messages", {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "x", "crop": 1}}]}]}),
     ("contents", "/v1/messages", {"messages": [{**ITEM, "contents": "y"}]}),
+    ("citation", "/v1/messages", {"system": [{"type": "text", "text": "x", "citation": []}]}),
+    ("citation", "/v1/messages", {"messages": [*HELLO, told([{"type": "text", "text": "x", "citation": []}])]}),
+    ("sources", "/v1/messages", {"messages": [*HELLO, told([{"type": "image", "source": {"type": "url", "url": "x"}, "sources": 1}])]}),
 ]  # fmt: skip
 
 

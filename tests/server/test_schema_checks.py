@@ -101,6 +101,27 @@ async def test_a_stream_shows_nothing_that_is_thrown_away(stand: Stand) -> None:
         assert all("finish_details" not in choice for choice in choices[:-1])
 
 
+async def test_responses_and_messages_report_it_too(stand: Stand) -> None:
+    parameters = {"type": "object", "properties": {"x": SCHEMA}}
+    call = '{"name": "f", "arguments": {"x": ["a", "a"]}}'
+    claude = {"tools": [{"name": "f", "input_schema": parameters}], "tool_choice": {"type": "any"}}
+    for path, text, body in (
+        ("/v1/responses", TWICE, {"input": "x", "text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}}),
+        ("/v1/messages", call, {"max_tokens": 90, "messages": HELLO, **claude}),
+    ):
+        answers(stand, text)
+        reply = (await post(stand, path, **body)).json()
+        report = reply["finish_details"]["schema_check"]
+        assert not report["valid"] and report["attempts"] == 1 + MAX_RETRIES
+        stand.scheduler.received.clear()
+        streamed = (await post(stand, path, stream=True, **body)).text
+        told = [event.partition("\n")[0] for event in streamed.split("\n\n") if "schema_check" in event]
+        assert told == ["event: response.completed" if path == "/v1/responses" else "event: message_delta"]
+        stand.scheduler.received.clear()
+        answers(stand, ONCE if path == "/v1/responses" else call.replace('"a", "a"', '"a"'))
+        assert (await post(stand, path, **body)).json()["finish_details"]["schema_check"]["valid"]
+
+
 async def test_each_sample_is_checked_by_itself(stand: Stand) -> None:
     answers(stand, TWICE, ONCE)
     sampling = {"json_schema": json.dumps(SCHEMA), "n": 3, "sampling_seed": 5}

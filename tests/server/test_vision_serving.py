@@ -305,10 +305,11 @@ def test_frames_are_a_video(web: httpx.Client) -> None:
     assert first["meta_info"]["prompt_tokens"] == generate(web, text, packed)["meta_info"]["prompt_tokens"]
     # as the language writes it: the image's placeholder, and a video for it
     assert generate(web, TURN.format(IMAGE + "Describe the image."), packed)["text"] == first["text"]
-    message = [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": f"data:video/webp;base64,{animation}"}},
-                                            {"type": "text", "text": "Describe the image."}]}]  # fmt: skip
-    reply = web.post("/v1/chat/completions", json={"messages": message, "temperature": 0, "max_tokens": 24}).json()
-    assert reply["choices"][0]["message"]["content"] == first["text"]
+    for kind in ("video", "image"):
+        message = [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": f"data:{kind}/webp;base64,{animation}"}},
+                                                {"type": "text", "text": "Describe the image."}]}]  # fmt: skip
+        reply = web.post("/v1/chat/completions", json={"messages": message, "temperature": 0, "max_tokens": 24}).json()
+        assert reply["choices"][0]["message"]["content"] == first["text"]
 
 
 def test_engine_takes_pictures(web: httpx.Client) -> None:

@@ -308,7 +308,8 @@ def _check_node(node: Node, path: str) -> None:
             _step_off(node, key, instead, sign, path)
     if isinstance(node.get("pattern"), str):
         node["pattern"] = _as_pattern(node["pattern"], f"{path}/pattern")
-    if node.get("minProperties", 0) - len(node.get("required", [])) > 1 and node.get("additionalProperties") is not False:
+    names_are_free = node.get("additionalProperties") is not False or node.get("patternProperties")
+    if node.get("minProperties", 0) - len(set(node.get("required", []))) > 1 and names_are_free:
         raise GrammarError(
             f"json_schema: the keyword at {path}/minProperties is not supported: a name that stands twice would count twice; "
             "require the properties by name",

@@ -160,7 +160,8 @@ def _data_uri(source: str, kind: str) -> Fetched:
         raise RequestError(f"a data URI needs a comma before its data, as in data:{kind}/png;base64,...")
     label = f"the {kind} in a data URI"
     mime, *parameters = source[5:comma].split(";")
-    if mime and mime.lower() != kind and not mime.lower().startswith((f"{kind}/", "application/octet-stream")):
+    kinds = (kind, "image") if kind == "video" else (kind,)  # an animated image is a video
+    if mime and not f"{mime.lower()}/".startswith((*(f"{name}/" for name in kinds), "application/octet-stream")):
         raise RequestError(f"a data URI of type {shorten(mime)!r} is no {kind}")
     body = source[comma + 1 :]
     if "base64" in (p.strip().lower() for p in parameters):

@@ -15,7 +15,7 @@ from sglang.srt.server.json_pieces import encode_json
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
 from sglang.srt.server.openai.protocol import ANSWERING, ChatRequest, parse_request
-from sglang.srt.server.openai.sse import Usage
+from sglang.srt.server.openai.sse import Usage, finish_details
 from sglang.srt.server.responses import anthropic_error
 
 _SAME = ("model", "temperature", "top_p", "top_k", "stream")
@@ -126,7 +126,7 @@ def _from_blocks(role: str, blocks: list[Any], where: str) -> list[dict[str, Any
     for i, block in enumerate(blocks):
         kind = block.get("type") if isinstance(block, dict) else None
         if isinstance(kind, str) and kind in _BLOCK_KEYS:
-            note_unknown(block, _BLOCK_KEYS[kind] | _HINTS, f"key of a block of type {kind}:")
+            _note_block(block, kind)
         if kind == "text":
             parts.append({"type": "text", "text": block.get("text")})
         elif kind == "image":
@@ -153,14 +153,25 @@ def _as_error(content: Any) -> Any:
 
 def _result(content: Any, where: str) -> Any:
     """What a tool gave back: text, or parts with images among them."""
-    if not isinstance(content, list) or not any(isinstance(block, dict) and block.get("type") == "image" for block in content):
+    if not isinstance(content, list) or not any(map(_is_image, content)):
         return _text_of(content, where)
     return [
         {"type": "image_url", "image_url": {"url": _image_url(block.get("source"), where)}}
-        if isinstance(block, dict) and block.get("type") == "image"
+        if _is_image(block)
         else {"type": "text", "text": _text_of([block], where)}
         for block in content
     ]
+
+
+def _is_image(block: Any) -> bool:
+    if not isinstance(block, dict) or block.get("type") != "image":
+        return False
+    _note_block(block, "image")
+    return True
+
+
+def _note_block(block: dict[str, Any], kind: str) -> None:
+    note_unknown(block, _BLOCK_KEYS[kind] | _HINTS, f"key of a block of type {kind}:")
 
 
 def _image_url(source: Any, where: str) -> str:
@@ -179,7 +190,10 @@ def _text_of(value: Any, where: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        texts = [b.get("text") if isinstance(b, dict) and b.get("type") == "text" else None for b in value]
+        blocks = [block if isinstance(block, dict) and block.get("type") == "text" else {} for block in value]
+        for block in blocks:
+            _note_block(block, "text")
+        texts = [block.get("text") for block in blocks]
         if all(isinstance(text, str) for text in texts):
             return "\n".join(str(text) for text in texts)
     raise RequestError(f"{where} must be a string or a list of text blocks", where.split("[")[0])
@@ -212,7 +226,7 @@ class MessagesCall:
                     pass
             finish = out.finish or finish
         content = [_content(block) for block in blocks.all if block.kind != "call" or _may_run(block)]
-        return self._message(content, *_stopped(finish, blocks))
+        return self._message(content, *_stopped(finish, blocks)) | finish_details(finish)
 
     async def events(self, call: Call) -> AsyncIterator[bytes]:
         """message_start; for every block start, deltas and stop; message_delta with the reason; message_stop."""
@@ -232,7 +246,8 @@ class MessagesCall:
             for data in _streamed(event):
                 yield data
         reason, matched = _stopped(finish, blocks)
-        yield _event("message_delta", delta={"stop_reason": reason, "stop_sequence": matched}, usage=self._usage_dict())
+        delta = {"stop_reason": reason, "stop_sequence": matched}
+        yield _event("message_delta", delta=delta, usage=self._usage_dict(), **finish_details(finish))
         yield _event("message_stop")
 
     def error_event(self, error: SglangError) -> bytes:

@@ -21,7 +21,7 @@ from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
 from sglang.srt.server.openai.protocol import ANSWERING, ChatRequest, parse_request
 from sglang.srt.server.openai.response_store import MAX_OWN_BYTES
-from sglang.srt.server.openai.sse import Usage
+from sglang.srt.server.openai.sse import Usage, finish_details
 from sglang.srt.server.responses import error_body
 
 _SAME = (
@@ -348,6 +348,7 @@ class ResponsesCall:
             "truncation": "disabled",
             "usage": self._usage_dict() if finish is not None else None,
             "user": body.get("user"),
+            **(finish_details(finish) if finish is not None else {}),
         }
 
     def _usage_dict(self) -> dict[str, Any]:

@@ -64,18 +64,28 @@ class CallReader:
     `begin(name)` is called as soon as the name is known, and says whether there is such a tool; then `more(text, is_last)` with the
     arguments as they come. `wrong` is set when this is no call, or not to the end. `is_unknown`: it calls a tool that is not there, or
     nothing at all; it is read to its end nevertheless. `among_calls`: nothing but calls is expected here, so other keys and objects
-    do not make it `wrong`.
+    do not make it `wrong`. `bare`: nothing says that this is a call but its keys, so a name begins one only with the arguments that
+    follow it, or as the only key.
     """
 
-    def __init__(self, begin: Callable[[str], bool], more: Callable[[str, bool], None], among_calls: bool = False) -> None:
+    def __init__(
+        self,
+        begin: Callable[[str], bool],
+        more: Callable[[str, bool], None],
+        among_calls: bool = False,
+        bare: bool = False,
+    ) -> None:
         self._begin = begin
         self._more = more
         self._among_calls = among_calls
+        self._bare = bare
+        self._name: str | None = None
         self._state: Callable[[str], int] = self._start
         self._key = ""
         self._value = Growing()
         self._started = False
         self._is_object = False
+        self._says_value = False
         self._scanner = ValueScanner()
         self._arguments: str | None = None
         self._sent_arguments = False
@@ -113,7 +123,12 @@ class CallReader:
         if self._scanner.done:
             self._key = str(_decoded(str(self._value)))
             self._state = self._colon
-            self.wrong = self._key not in _KNOWN_KEYS and not (self.begun or self.is_unknown or self._among_calls)
+            is_other = self._key not in _KNOWN_KEYS
+            if is_other and self._name is not None:
+                self._name, self.is_unknown = None, True
+            self.wrong = is_other and not (self.begun or self.is_unknown or self._among_calls)
+            if self._key in ARGUMENT_KEYS and self._name is not None:
+                self._begin_named()
         return used
 
     def _colon(self, text: str) -> int:
@@ -132,10 +147,11 @@ class CallReader:
                 self.wrong = True
                 return 0
             self._started, self._is_object = True, text[0] == "{"
+            self._says_value = self._key in ARGUMENT_KEYS and self.begun and self._is_object and not self._sent_arguments
         used = self._scanner.feed(text)
         new = text[:used]
         # an object goes out as it comes; whatever else stands for the arguments is looked at when it is whole
-        if self._key in ARGUMENT_KEYS and self.begun and self._is_object:
+        if self._says_value:
             self._say(new, self._scanner.done)
         else:
             self._value.add(new)
@@ -148,16 +164,32 @@ class CallReader:
     def _take_value(self) -> None:
         if self._key == "name":
             self._take_name(_decoded(str(self._value)))
-        elif self._key in ARGUMENT_KEYS and not (self.begun and self._is_object):
+        elif self._key in ARGUMENT_KEYS and not self._sent_arguments:
             self._arguments = arguments_text(str(self._value))
             if self.begun:
                 self._say(self._arguments, True)
 
     def _take_name(self, name: object) -> None:
-        if self.begun or not (isinstance(name, str) or self._among_calls):
+        if self.begun or self._name is not None or not (isinstance(name, str) or self._among_calls):
             self.wrong = True
-            return
-        if not isinstance(name, str) or not self._begin(name):
+        elif not isinstance(name, str):
+            self.is_unknown = True
+        else:
+            self._name = name
+            if not self._bare or self._arguments is not None:
+                self._begin_named()
+
+    def begin_cut(self) -> bool:
+        """Nothing follows. Whether a call begins now, of which only the name is there."""
+        if self._name is not None and not self.wrong:
+            self._begin_named()
+            return self.begun
+        return False
+
+    def _begin_named(self) -> None:
+        assert self._name is not None
+        name, self._name = self._name, None
+        if self.is_unknown or not self._begin(name):
             self.is_unknown = True
             return
         self.begun = True
@@ -170,6 +202,8 @@ class CallReader:
             self._more(text, is_last)
 
     def _end(self) -> None:
+        if self._name is not None:
+            self._begin_named()
         self.is_unknown = not self.begun and (self.is_unknown or self._among_calls)
         if not self.begun and not self.is_unknown:
             self.wrong = True

@@ -9,6 +9,7 @@ from sglang.srt.errors import ConfigError
 from sglang.srt.server.parsers.bare import BareCalls
 from sglang.srt.server.parsers.calls import CallParser
 from sglang.srt.server.parsers.formats.json_format import (
+    BareJsonCalls,
     DeepSeekCalls,
     GenericCalls,
     Llama3Calls,
@@ -121,5 +122,5 @@ def create_parser(name: str, tools: Collection[str], max_calls: int | None = Non
 
 def create_free_parser(name: str, tools: Collection[str], max_calls: int | None = None) -> Parser:
     """The same for an answer that nothing constrains: calls as plain JSON count as well, if there is nothing else."""
-    own = create_parser(name, tools, max_calls)
-    return own if isinstance(own, GenericCalls) else BareCalls(GenericCalls(tools, max_calls), own)
+    plain, own = BareJsonCalls(tools, max_calls), create_parser(name, tools, max_calls)
+    return plain if isinstance(own, GenericCalls) else BareCalls(plain, own)

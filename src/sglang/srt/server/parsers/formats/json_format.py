@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 from sglang.srt.server.parsers.calls import CallParser
 from sglang.srt.server.parsers.json_calls import CallReader, ValueScanner
+from sglang.srt.server.parsers.pieces import Piece
 
 _BETWEEN = " \t\r\n[],;"
 """what may stand between calls"""
@@ -23,6 +24,8 @@ class JsonCalls(CallParser):
     closers: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     """openers after which a name may come"""
+    bare = False
+    """see CallReader"""
 
     def __init__(self, tools: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
         super().__init__(tools, max_calls, exact)
@@ -31,6 +34,13 @@ class JsonCalls(CallParser):
         self._head: str | None = None
         self._has_mark = False
         self._skips = tuple(sorted({*self.closers, *(m for m in self.openers if m not in ("{", "["))}, key=len, reverse=True))
+
+    def finish(self) -> list[Piece]:
+        """A call that was cut off after its name is one."""
+        pieces = self._run(final=True)
+        if self._state == self._read_call and self._reader is not None and self._reader.begin_cut():
+            self._raw.take()
+        return pieces + super().finish()
 
     def _name_of(self, head: str) -> str:
         """The name in what stands between an opener of `heads` and the arguments."""
@@ -56,7 +66,9 @@ class JsonCalls(CallParser):
             self._pass(buffer[0])
         elif buffer[0] == "{":
             self._head = None
-            self._reader = CallReader(self._begin_call, self._add_arguments, self._is_among_calls)
+            self._reader = CallReader(
+                self._begin_call, self._add_arguments, self._is_among_calls, self.bare and not self._has_mark
+            )
             self._state = self._read_call
         elif self._is_in_list:
             self._scanner = ValueScanner()
@@ -160,6 +172,7 @@ class Llama3Calls(JsonCalls):
     openers = ("<|python_tag|>", "{")
     closers = ("<|eom_id|>",)
     markers = ("<|python_tag|>", "<|eom_id|>")
+    bare = True
 
 
 class GenericCalls(JsonCalls):
@@ -168,6 +181,12 @@ class GenericCalls(JsonCalls):
 
     openers = ("```json", "```", "[", "{")
     closers = ("```",)
+
+
+class BareJsonCalls(GenericCalls):
+    """The same in an answer that nothing makes a call: what only describes a tool is none."""
+
+    bare = True
 
 
 class MistralCalls(JsonCalls):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Collection, Sequence
 
@@ -308,9 +309,10 @@ def _plain(word: str) -> object:
     if word in _CONSTANTS:
         return _CONSTANTS[word]
     try:
-        return json.loads(word) if len(word) < MAX_WORD else word
+        value = json.loads(word) if len(word) < MAX_WORD else word
     except (ValueError, RecursionError):
         return word
+    return word if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _arguments(source: str, parameters: Sequence[str]) -> str:
@@ -322,7 +324,7 @@ def _arguments(source: str, parameters: Sequence[str]) -> str:
     try:
         call = ast.parse(f"f({source})", mode="eval").body
         assert isinstance(call, ast.Call)
-        return json.dumps(_bound(call, parameters), ensure_ascii=False)
+        return json.dumps(_bound(call, parameters), ensure_ascii=False, allow_nan=False)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return source
 
