@@ -8,6 +8,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ GROWTH, GROWTH_MB = 1.2, 64
 SETTLE_SECONDS = 20.0
 PATIENCE = 120.0
 PROBE_SECONDS = 0.05
+MANY = 64
+"""clients at once, before a server counts as warm"""
 QUESTION = {"text": "The capital of France is", "sampling_params": {"temperature": 0, "max_new_tokens": 12}}
 
 
@@ -53,8 +56,10 @@ class Target:
         host, port = server.url.removeprefix("http://").split(":")
         self.address = (host, int(port))
         headers = {"Authorization": f"Bearer {KEY}"}
-        self.client = httpx.Client(base_url=server.url, headers=headers, timeout=PATIENCE, trust_env=False)
+        limits = httpx.Limits(max_connections=None)
+        self.client = httpx.Client(base_url=server.url, headers=headers, timeout=PATIENCE, trust_env=False, limits=limits)
         self._use_all_memory()
+        self._meet_clients()
         self.answer = self.ask()
         self.scheduler = self.schedulers()
         self.log_len = 0
@@ -72,6 +77,12 @@ class Target:
         for first in range(5, 6 + info["max_total_num_tokens"] // length):
             body = {"input_ids": [first] * length, "sampling_params": {"max_new_tokens": 1}}
             assert self.client.post("/generate", json=body).status_code == 200
+
+    def _meet_clients(self) -> None:
+        """Many honest ones at once: connections and batches take memory the first time."""
+        with ThreadPoolExecutor(MANY) as pool:
+            replies = list(pool.map(lambda _: self.post("/generate", QUESTION), range(4 * MANY)))
+        assert {reply.status_code for reply in replies} == {200}
 
     # --- asking ---------------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pydantic
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -385,3 +386,21 @@ def test_an_identifier_beside_a_reference_counts_since_draft_2019() -> None:
         schema = {"$schema": draft, "$id": "http://h/", "type": "array", "items": inner, "definitions": parts}
         state = backend_of("llguidance").compile("json_schema", json.dumps(schema))
         assert ends_after(state.copy(), f"[{right}]") and not ends_after(state, f"[{wrong}]")
+
+
+@both
+def test_strings_hold_no_halves_of_surrogate_pairs(name: str) -> None:
+    """They are no UTF-8, however the tokens cut them."""
+    backend = backend_of(name)
+    state = backend.compile("json_schema", '{"type": "string"}')
+    masks = np.zeros((1, backend.num_words), dtype=np.uint32)
+    assert state.accept_all(list(b'"\xed'))
+    fills = [state.fill_mask, lambda out: backend.fill_masks([state], masks), state.copy().fill_mask]
+    for fill in fills:
+        fill(masks[0])
+        allowed = {i for i in range(256) if masks[0, i // 32] >> (i % 32) & 1}
+        assert allowed & set(range(0x80, 0xC0)) == set(range(0x80, 0xA0))
+    assert state.accept_all(list(b"\x95\x98a")) and state.rollback(3)
+    state.fill_mask(masks[0])
+    assert not masks[0, 0xA0 // 32] >> (0xA0 % 32) & 1, "as before"
+    assert state.accept_all(list(b'\x95\x98"'))

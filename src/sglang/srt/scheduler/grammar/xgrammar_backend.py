@@ -65,14 +65,27 @@ ANY_SPACE = frozenset({r"[\n\t ]*", r"[ \n\t]*", r"\s*", r"[\s]*"})
 """whitespace patterns that xgrammar's own option amounts to"""
 
 
-class XGrammarState:
-    """A matcher of xgrammar. `_dead`: why it cannot be used any more."""
+SURROGATE_LEAD = b"\xed"
+SURROGATE = re.compile(b"\xed[\xa0-\xbf]")
 
-    def __init__(self, matcher: Any, backend: XGrammarBackend, unenforced: tuple[str, ...] = ()) -> None:
+
+class XGrammarState:
+    """A matcher of xgrammar. `_dead`: why it cannot be used any more. `leads`: for each token accepted, whether it ends with the
+    byte that a surrogate begins with: xgrammar would let one through, which is no UTF-8."""
+
+    def __init__(
+        self, matcher: Any, backend: XGrammarBackend, unenforced: tuple[str, ...] = (), leads: Sequence[bool] = ()
+    ) -> None:
         self._matcher = matcher
         self._backend = backend
         self.unenforced = unenforced
         self._dead: str | None = None
+        self._leads = list(leads)
+
+    @property
+    def may_be_surrogate(self) -> bool:
+        """Whether the next byte could make one."""
+        return bool(self._leads) and self._leads[-1]
 
     @property
     def matcher(self) -> Any:
@@ -99,10 +112,13 @@ class XGrammarState:
             self._matcher.fill_next_token_bitmask(own, 0)
         n = min(own.shape[1], len(out))
         out[:n] = own[0, :n].view(np.uint32) & self._backend.known[:n]
+        if self.may_be_surrogate:
+            out[:n] &= self._backend.no_surrogate[:n]
         out[n:] = 0
 
     def accept(self, token_id: int) -> bool:
         if self._dead is None and not self._matcher.is_terminated() and self._matcher.accept_token(token_id):
+            self._leads.append(token_id in self._backend.leads)
             return True
         self._dead = f"the token {token_id} is not allowed here"
         return False
@@ -114,6 +130,7 @@ class XGrammarState:
         if self._dead is not None:
             return False
         self._matcher.rollback(num_tokens)
+        del self._leads[len(self._leads) - num_tokens :]
         return True
 
     def forced_tokens(self) -> list[int]:
@@ -128,7 +145,7 @@ class XGrammarState:
         return ids if after.accept_all(ids) and after.is_finished else ids[:-1]
 
     def copy(self) -> GrammarState:
-        return XGrammarState(self._matcher.fork(), self._backend, self.unenforced)
+        return XGrammarState(self._matcher.fork(), self._backend, self.unenforced, self._leads)
 
 
 class XGrammarBackend:
@@ -156,6 +173,14 @@ class XGrammarBackend:
             self.known[-1] = np.uint32((1 << vocabulary.size % 32) - 1)
         for i in vocabulary.eos_token_ids:
             self.not_eos[i // 32] &= np.uint32(~(1 << (i % 32)) & 0xFFFFFFFF)
+        self.no_surrogate = self.known.copy()
+        tokens = [token if i not in vocabulary.special_ids else b"" for i, token in enumerate(vocabulary.token_bytes)]
+        self.leads = frozenset(i for i, token in enumerate(tokens) if token.endswith(SURROGATE_LEAD))
+        for i, token in enumerate(tokens):
+            if SURROGATE.search(token):
+                self.known[i // 32] &= np.uint32(~(1 << (i % 32)) & 0xFFFFFFFF)
+            if 0xA0 <= (token or b"a")[0] <= 0xBF:
+                self.no_surrogate[i // 32] &= np.uint32(~(1 << (i % 32)) & 0xFFFFFFFF)
 
     def encode(self, text: str) -> list[int]:
         assert self._encoder is not None, "prepare comes first"
@@ -206,6 +231,9 @@ class XGrammarBackend:
         matchers = [s.matcher for s in states if isinstance(s, XGrammarState)]
         self._batch.batch_fill_next_token_bitmask(matchers, out.view(np.int32))
         out &= self.known
+        for i, state in enumerate(states):
+            if isinstance(state, XGrammarState) and state.may_be_surrogate:
+                out[i] &= self.no_surrogate
 
     def _compile(self, kind: str, text: str, style: JsonStyle, loose: Loose | None) -> Any:
         if kind == "regex":
