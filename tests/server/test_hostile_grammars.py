@@ -62,10 +62,12 @@ def routes(schema: Any) -> list[tuple[str, dict[str, Any]]]:
 @pytest.mark.parametrize("schema", [CRASHES, *OTHERS])
 def test_no_schema_ends_the_scheduler(own: RunningServer, schema: Any) -> None:
     before = own.scheduler()
-    for path, body in routes(schema):
+    for i, (path, body) in enumerate(routes(schema)):
         reply = httpx.post(own.url + path, json=body, timeout=120, trust_env=False)
         assert reply.status_code in (200, 400), (path, reply.text)
-        if schema is CRASHES:
+        if schema is CRASHES and i == 0:  # not strict: the numbers are left out, and checked at the end of what is not cut
+            assert reply.json()["meta_info"]["finish_reason"]["type"] == "length", reply.text
+        elif schema is CRASHES:
             assert reply.status_code == 400 and "number" in reply.text, reply.text
     assert own.scheduler() == before, "it was restarted"
 

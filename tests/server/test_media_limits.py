@@ -153,12 +153,12 @@ def test_refused_by_their_headers(vision: RunningServer, files: list[bytes], kin
 
 
 def test_more_pictures_than_the_context_holds(tmp_path: Any) -> None:
-    """Thirty pictures of which one alone exceeds it."""
+    """Thirty pictures of which one alone exceeds it, at the publisher's sizes."""
     folder = tmp_path / "model"
     shutil.copytree(ROOT / "models" / "toy-vlm", folder)
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"max_pixels": 12845056}))
-    running = start_server(tmp_path / "log", model=str(folder))
+    running = start_server(tmp_path / "log", "--max-image-tokens", "0", model=str(folder))
     try:
         with client(running) as web:
             assert ask(web, [png(Image.new("RGB", (300, 200)))]).status_code == 200
