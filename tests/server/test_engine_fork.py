@@ -23,7 +23,7 @@ def fork_and_wait(work):
     while time.monotonic() - began < 9:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            print("child", os.waitstatus_to_exitcode(status))
+            print("child", os.waitstatus_to_exitcode(status), flush=True)  # or the next child has it in its buffer too
             return
         time.sleep(0.05)
     print("the child hangs")
