@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 import binascii
 import importlib
-import io
 import os
 import re
 import struct
 import zlib
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
+
+from sglang.pil_png import encode_png
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -35,7 +36,7 @@ def load_image_data(source: Any) -> tuple[str, str]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _encode(bytes(source))
     if hasattr(source, "save") and hasattr(source, "mode"):  # a PIL image
-        return _encode(_pil_png(source))
+        return _encode(encode_png(source))
     if hasattr(source, "detach") and hasattr(
         source, "cpu"
     ):  # a torch tensor, channels first as image libraries of torch have it
@@ -65,27 +66,6 @@ def _load_data_uri(mime: str, parameters: list[str], body: str) -> tuple[str, st
         return text, _mime(base64.b64decode(text[:64]))
     except binascii.Error as error:
         raise ValueError("the data URI is not valid base64") from error
-
-
-_KEPT = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
-_ALIKE = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA", "I": "I;16"}
-_ORIENTATION = 0x0112
-
-
-def _pil_png(image: Any) -> bytes:
-    """A PIL image as a PNG file, with its 16 bits and its transparency, turned as its EXIF says."""
-    if image.mode == "F":
-        raise TypeError("an image of floating-point samples has no agreed brightness: bring it to 8 or 16 bits")
-    kept = image.convert("I") if image.mode.startswith("I;16") else image
-    if kept.mode not in _KEPT:
-        kept = kept.convert(_ALIKE.get(kept.mode, "RGB"))
-    found = image.getexif()
-    turned = type(found)()
-    if _ORIENTATION in found:
-        turned[_ORIENTATION] = found[_ORIENTATION]
-    buffer = io.BytesIO()
-    kept.save(buffer, format="PNG", exif=turned)
-    return buffer.getvalue()
 
 
 def _encode(data: bytes) -> tuple[str, str]:

@@ -32,6 +32,7 @@ from PIL import (
 )
 from PIL.Image import Transpose
 
+from sglang.pil_png import ORIENTATION
 from sglang.srt.errors import RequestError
 from sglang.srt.server.multimodal.clip import Clock
 from sglang.srt.server.multimodal.headers import PNG_START, Shape, cut_of_jpeg
@@ -284,7 +285,6 @@ TURNS = {
     8: Transpose.ROTATE_90,
 }
 """EXIF orientation -> what makes the picture upright"""
-ORIENTATION = 0x0112
 
 
 def _bands(image: Image.Image, label: str) -> Generator[bytes, None, tuple[int, int]]:

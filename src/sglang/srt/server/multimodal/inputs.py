@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from typing import Any, Literal
 
+from sglang.pil_png import encode_png
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.media_item import MediaKind
 from sglang.srt.server.fields import check_members
@@ -15,8 +15,6 @@ Detail = Literal["auto", "low", "high", "original"]
 PART_HINTS = frozenset({"cache_control"})
 """what clients put into parts of a message for servers that are told what to keep; it changes no answer"""
 MAX_PIXELS = 1 << 30
-ORIENTATION = 0x0112
-"""EXIF's tag"""
 MODALITIES = frozenset({"image", "multi-images", "video"})
 
 
@@ -98,28 +96,12 @@ def _input(name: str, kind: MediaKind, item: Any) -> MediaInput:
     raise RequestError(f"{name} must hold URLs, data URIs or base64 text, not {type(item).__name__}", name)
 
 
-_KEPT = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
-"""modes of PIL images that a PNG file keeps"""
-_ALIKE = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA", "I": "I;16"}
-"""modes that another one of them keeps: transparency, 16 bits; the rest is RGB"""
-
-
 def png_of(image: Any, name: str) -> bytes:
     """A PIL image as a PNG file, with all its bits and turned as it says. Raises RequestError."""
-    if image.mode == "F":
-        raise RequestError(
-            f"{name}: an image of floating-point samples has no agreed brightness: bring it to 8 or 16 bits", name
-        )
-    kept = image.convert("I") if image.mode.startswith("I;16") else image
-    if kept.mode not in _KEPT:
-        kept = kept.convert(_ALIKE.get(kept.mode, "RGB"))
-    found = image.getexif()
-    turned = type(found)()
-    if ORIENTATION in found:
-        turned[ORIENTATION] = found[ORIENTATION]
-    buffer = BytesIO()
-    kept.save(buffer, format="PNG", exif=turned)
-    return buffer.getvalue()
+    try:
+        return encode_png(image)
+    except TypeError as error:
+        raise RequestError(f"{name}: {error}", name) from error
 
 
 def parse_pixels(value: Any, where: str) -> Pixels:
