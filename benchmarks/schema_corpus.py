@@ -29,8 +29,8 @@ from benchmarks.schema_suite import BYTES, END
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError
 from sglang.srt.json_style import JsonStyle, with_style
-from sglang.srt.scheduler.grammar.base import GrammarBackend, GrammarState
-from sglang.srt.scheduler.grammar.registry import create_backend
+from sglang.srt.scheduler.grammar.engines.base import GrammarBackend, GrammarState
+from sglang.srt.scheduler.grammar.engines.registry import create_backend
 
 CHECKED = JsonStyle(check=True)
 SHOWN = 12

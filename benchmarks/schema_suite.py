@@ -22,8 +22,8 @@ import numpy as np
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import ConfigError, GrammarError
-from sglang.srt.scheduler.grammar.base import GrammarBackend
-from sglang.srt.scheduler.grammar.registry import create_backend
+from sglang.srt.scheduler.grammar.engines.base import GrammarBackend
+from sglang.srt.scheduler.grammar.engines.registry import create_backend
 from sglang.srt.vocabulary import Vocabulary
 
 END = 256

@@ -303,7 +303,7 @@ def vocabularies(packages: Path | None) -> dict[str, Any]:
 def measure_vocabularies(packages: Path | None) -> None:
     from sglang.srt.config import GrammarOptions
     from sglang.srt.errors import ConfigError
-    from sglang.srt.scheduler.grammar.registry import create_backend
+    from sglang.srt.scheduler.grammar.engines.registry import create_backend
 
     texts = [("json_schema", json.dumps(PERSON)), ("regex", CHARACTER)]
     for name, vocabulary in vocabularies(packages).items():

@@ -18,8 +18,8 @@ from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.errors import ConfigError, GrammarError
 from sglang.srt.json_style import JsonStyle, with_style
 from sglang.srt.messages import FinishReason
-from sglang.srt.scheduler.grammar.base import GrammarBackend, GrammarState
-from sglang.srt.scheduler.grammar.registry import create_backend
+from sglang.srt.scheduler.grammar.engines.base import GrammarBackend, GrammarState
+from sglang.srt.scheduler.grammar.engines.registry import create_backend
 from tests.scheduler.schemas import SchemaMaker
 from tests.scheduler.test_grammar import _REGEXES, CHARACTER, IP, SCHEMA, allowed_by, run_with_compiling
 from tests.scheduler.toy import EOS, THINK_END, VOCABULARY, Harness, ToyWorker, make_req

@@ -14,9 +14,9 @@ from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.forward_batch import SampleSpec
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.scheduler.drafts import HabitBook
-from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.engines.base import GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.engines.llguidance_backend import LLGuidanceBackend
 from sglang.srt.scheduler.grammar.habits import MAX_ENTRIES, Habits
-from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
 from sglang.srt.scheduler.grammar.quotes import Record
 from tests.scheduler import toy
 from tests.scheduler.test_grammar import run_with_compiling

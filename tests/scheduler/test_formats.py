@@ -10,10 +10,10 @@ import pytest
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError
-from sglang.srt.scheduler.grammar.base import GrammarBackend
-from sglang.srt.scheduler.grammar.finite_patterns import matched_words
-from sglang.srt.scheduler.grammar.registry import create_backend
-from sglang.srt.scheduler.grammar.schema_formats import FORMATS
+from sglang.srt.scheduler.grammar.engines.base import GrammarBackend
+from sglang.srt.scheduler.grammar.engines.registry import create_backend
+from sglang.srt.scheduler.grammar.regex.finite_patterns import matched_words
+from sglang.srt.scheduler.grammar.schema.formats import FORMATS
 from tests.scheduler.test_backends import backend_of, both, ends_after
 from tests.scheduler.test_grammar import allowed_by
 from tests.scheduler.toy import EOS, VOCABULARY

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.errors import ConfigError, GrammarError, RequestError
 from sglang.srt.messages import AbortReq, FinishReason
-from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.compiler import GrammarCompiler, Job
-from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
-from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
-from sglang.srt.scheduler.grammar.registry import create_backend
-from sglang.srt.scheduler.grammar.schema_closing import close_objects
+from sglang.srt.scheduler.grammar.engines.base import GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.engines.llguidance_backend import LLGuidanceBackend
+from sglang.srt.scheduler.grammar.engines.registry import create_backend
+from sglang.srt.scheduler.grammar.regex.syntax import to_engine_regex
+from sglang.srt.scheduler.grammar.schema.closing import close_objects
 from sglang.srt.scheduler.grammar.trial import try_grammar
 from sglang.srt.scheduler.stop_regex import STOP_REGEX
 from sglang.srt.vocabulary import Vocabulary

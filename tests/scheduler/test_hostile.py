@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError
 from sglang.srt.scheduler.grammar.compiler import GrammarCompiler
-from sglang.srt.scheduler.grammar.schema_numbers import MAX_EXACT
+from sglang.srt.scheduler.grammar.schema.numbers import MAX_EXACT
 from tests.scheduler.test_backends import backend_of, both, ends_after, walk
 from tests.scheduler.toy import VOCABULARY
 

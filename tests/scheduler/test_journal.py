@@ -14,8 +14,8 @@ import pytest
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError
+from sglang.srt.scheduler.grammar.engines.registry import create_backend
 from sglang.srt.scheduler.grammar.journal import GrammarJournal, NotedBackend, NotedState, grammar_digest, read_journal
-from sglang.srt.scheduler.grammar.registry import create_backend
 from sglang.srt.scheduler_process import DUMP, JOURNAL, blamed_grammars
 from tests.conftest import ROOT
 from tests.scheduler.toy import VOCABULARY

@@ -11,8 +11,8 @@ from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import ConfigError, GrammarError, RequestError
 from sglang.srt.json_style import JsonStyle, split_style, with_style
 from sglang.srt.sampling_params import parse_sampling_params
-from sglang.srt.scheduler.grammar.json_layout import MAX_LEVELS, checked_whitespace, default_whitespace, num_levels
-from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
+from sglang.srt.scheduler.grammar.engines.llguidance_backend import LLGuidanceBackend
+from sglang.srt.scheduler.grammar.schema.layout import MAX_LEVELS, checked_whitespace, default_whitespace, num_levels
 from tests.scheduler.test_backends import backend_of, both, ends_after
 from tests.scheduler.toy import VOCABULARY
 

@@ -11,8 +11,8 @@ import pytest
 
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.messages import TokenizedReq
-from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
-from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
+from sglang.srt.scheduler.grammar.engines.base import GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.engines.llguidance_backend import LLGuidanceBackend
 from sglang.srt.scheduler.grammar.masks import MaskFiller
 from tests.scheduler.test_grammar import BACKEND, run_with_compiling
 from tests.scheduler.toy import EOS, MODEL_VOCAB, Harness, logprob_options, make_req

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sglang.srt.errors import GrammarError
-from sglang.srt.scheduler.grammar.json_schema import prepare_value
+from sglang.srt.scheduler.grammar.schema.json_schema import prepare_value
 from tests.scheduler.rewritten import OLD_DRAFTS, REWRITTEN
 from tests.scheduler.test_backends import backend_of, both, ends_after, walk
 from tests.scheduler.test_grammar import allowed_by
@@ -75,7 +75,7 @@ def test_what_is_generated_is_valid_under_the_schema_as_written(name: str, rule:
 
 
 def test_objects_by_patterns_of_names_are_valid_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sglang.srt.scheduler.grammar.schema_wide.MANY", 0)
+    monkeypatch.setattr("sglang.srt.scheduler.grammar.schema.wide.MANY", 0)
     for rule in ("objects are closed", "objects are closed together", "oneOf"):
         check_rule("llguidance", rule, 8, 3)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sglang.srt.errors import GrammarError
 from sglang.srt.json_style import JsonStyle, with_style
-from sglang.srt.scheduler.grammar.base import GrammarState
+from sglang.srt.scheduler.grammar.engines.base import GrammarState
 from tests.scheduler.test_backends import backend_of, both, ends_after, walk
 
 

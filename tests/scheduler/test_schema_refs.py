@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang.srt.errors import GrammarError
-from sglang.srt.scheduler.grammar.json_schema import prepare_value
-from sglang.srt.scheduler.grammar.keyword_arguments import keyword_grammar
-from sglang.srt.scheduler.grammar.lark_schemas import prepare_lark
-from sglang.srt.scheduler.grammar.llguidance_backend import FOLLOWED
+from sglang.srt.scheduler.grammar.engines.keyword_arguments import keyword_grammar
+from sglang.srt.scheduler.grammar.engines.lark_schemas import prepare_lark
+from sglang.srt.scheduler.grammar.engines.llguidance_backend import FOLLOWED
+from sglang.srt.scheduler.grammar.schema.json_schema import prepare_value
 from tests.scheduler.test_backends import backend_of, ends_after
 
 NULL = {"type": "null"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.schema_suite import PROBES, backends, count_suite, status
-from sglang.srt.scheduler.grammar.schema_keywords import CONSTRAINING
+from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING
 
 DOCS = Path(__file__).parents[2] / "docs" / "structured.md"
 OLD = {"additionalItems", "dependencies", "then", "else", "nullable", "divisibleBy", "disallow", "extends", "$recursiveRef"}

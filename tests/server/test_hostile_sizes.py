@@ -10,7 +10,7 @@ import pytest
 from starlette.types import Message
 
 from sglang.srt.errors import GrammarError, RequestError
-from sglang.srt.scheduler.grammar.keyword_arguments import MAX_ARGUMENTS, keyword_grammar
+from sglang.srt.scheduler.grammar.engines.keyword_arguments import MAX_ARGUMENTS, keyword_grammar
 from sglang.srt.server.generate_req import MAX_SEQUENCES
 from sglang.srt.server.native_api import MAX_DETOKENIZE, MAX_TOKENIZE_CHARS
 from sglang.srt.server.openai.messages import MAX_MESSAGES
@@ -109,7 +109,7 @@ def test_the_longest_chain_of_arguments_is_followed(tokenizer: Tokenizer) -> Non
     import json
 
     from sglang.srt.config import GrammarOptions
-    from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
+    from sglang.srt.scheduler.grammar.engines.llguidance_backend import LLGuidanceBackend
 
     properties = {f"a{i}": {"type": "integer"} for i in range(MAX_ARGUMENTS)}
     tag = {

@@ -11,8 +11,8 @@ from benchmarks.schema_suite import BYTES, END
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError
 from sglang.srt.sampling_params import SamplingParams
-from sglang.srt.scheduler.grammar.base import GrammarState
-from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
+from sglang.srt.scheduler.grammar.engines.base import GrammarState
+from sglang.srt.scheduler.grammar.engines.llguidance_backend import LLGuidanceBackend
 from sglang.srt.server.openai.tools import plan_tools
 from sglang.srt.server.schema_check_work import check
 

@@ -13,7 +13,7 @@ from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.sampling_params import SamplingParams
-from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
+from sglang.srt.scheduler.grammar.engines.llguidance_backend import LLGuidanceBackend
 from sglang.srt.server.openai.tools import plan_tools
 from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Text
 from sglang.srt.server.parsers.tool_calls import FORMATS, create_parser

@@ -118,7 +118,7 @@ class GrammarOptions:
     """what compiled constraints may hold, kept or in use"""
     jump_forward: bool = True
     bounded: bool = True
-    """digits and lengths of formats, where a schema sets no bounds (scheduler/grammar/schema_bounds.py)"""
+    """digits and lengths of formats, where a schema sets no bounds (scheduler/grammar/schema/bounds.py)"""
     refused: tuple[str, ...] = ()
     """digests of grammars that killed a scheduler of this server (scheduler/grammar/journal.py)"""
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from sglang.srt.forward_batch import ForwardBatch, Int32Array, PromptLogprobs, SampleSpec
-from sglang.srt.scheduler.grammar.base import GrammarState
+from sglang.srt.scheduler.grammar.engines.base import GrammarState
 from sglang.srt.scheduler.req import Req
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from sglang.srt.forward_batch import SampleSpec
 from sglang.srt.scheduler.batch import Draft, Extend
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
-from sglang.srt.scheduler.grammar.base import GrammarState
+from sglang.srt.scheduler.grammar.engines.base import GrammarState
 from sglang.srt.scheduler.grammar.habits import Habits
 from sglang.srt.scheduler.grammar.quotes import Quote
 from sglang.srt.scheduler.req import Req

@@ -10,7 +10,7 @@ from sglang.srt.forward_batch import Int32Array, SampleSpec
 from sglang.srt.messages import FinishReason, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import Holding
 from sglang.srt.scheduler.finish import FinishChecker
-from sglang.srt.scheduler.grammar.base import GrammarState
+from sglang.srt.scheduler.grammar.engines.base import GrammarState
 from sglang.srt.scheduler.grammar.habits import Habits
 from sglang.srt.scheduler.grammar.quotes import Quoting
 from sglang.srt.scheduler.logprob_log import LogprobLog

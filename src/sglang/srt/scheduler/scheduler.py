@@ -41,9 +41,9 @@ from sglang.srt.scheduler.decode import RunningBatch
 from sglang.srt.scheduler.drafts import Room, add_drafts, expects
 from sglang.srt.scheduler.finish import abort_reason
 from sglang.srt.scheduler.grammar.compiler import GrammarCompiler
+from sglang.srt.scheduler.grammar.engines.registry import create_backend
 from sglang.srt.scheduler.grammar.journal import GrammarJournal, NotedBackend
 from sglang.srt.scheduler.grammar.masks import MaskFiller
-from sglang.srt.scheduler.grammar.registry import create_backend
 from sglang.srt.scheduler.grammar.trial import Trials
 from sglang.srt.scheduler.inlet import Inlet
 from sglang.srt.scheduler.media import MediaGate

@@ -23,7 +23,7 @@ from sglang.srt.errors import GrammarError, OverloadError, RequestError
 from sglang.srt.heap import release_freed_memory
 from sglang.srt.process import isolation
 from sglang.srt.process.isolation import START_SECONDS, Cancelled, IsolationError, Patience
-from sglang.srt.scheduler.grammar.base import GrammarBackend
+from sglang.srt.scheduler.grammar.engines.base import GrammarBackend
 from sglang.srt.scheduler.grammar.lanes import NUM_QUICK, NUM_SLOW, QUICK_SECONDS, Client, Lanes, Turn
 from sglang.srt.scheduler.grammar.trial import Trials
 from sglang.srt.scheduler.stop_regex import STOP_REGEX, compile_stop_regex

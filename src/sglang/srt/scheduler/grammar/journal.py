@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from sglang.srt.errors import GrammarError
-from sglang.srt.scheduler.grammar.base import GrammarBackend, GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.engines.base import GrammarBackend, GrammarState, UInt32Array
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from sglang.srt.forward_batch import VocabMasks
-from sglang.srt.scheduler.grammar.base import GrammarBackend, GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.engines.base import GrammarBackend, GrammarState, UInt32Array
 
 MAX_LATE = 3
 """steps whose late masks are still being worked on"""

@@ -24,8 +24,8 @@ from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError, RequestError
 from sglang.srt.heap import held_bytes, release_freed_memory, resident_bytes
 from sglang.srt.process.isolation import Isolated, Job, Limits
-from sglang.srt.scheduler.grammar.base import GrammarBackend, GrammarState, UInt32Array
-from sglang.srt.scheduler.grammar.registry import create_backend
+from sglang.srt.scheduler.grammar.engines.base import GrammarBackend, GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.engines.registry import create_backend
 from sglang.srt.scheduler.stop_regex import REGEX_CHILDREN, REGEX_MEMORY, SEARCH, STOP_REGEX
 from sglang.srt.scheduler.trial_messages import Report, decode_trial, encode_trial
 from sglang.srt.vocabulary import Vocabulary

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from sglang.srt.errors import GrammarError
-from sglang.srt.scheduler.grammar.schema_keywords import IN_PLACE, KINDS, LOWER, UPPER, Node, kind_of, replace_children
-from sglang.srt.scheduler.grammar.schema_loosening import Loose
+from sglang.srt.scheduler.grammar.schema.keywords import IN_PLACE, KINDS, LOWER, UPPER, Node, kind_of, replace_children
+from sglang.srt.scheduler.grammar.schema.loosening import Loose
 
 MAX_BRANCHES = 100
 """each is compared with each"""

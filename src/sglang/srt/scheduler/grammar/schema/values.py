@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from sglang.srt.errors import GrammarError
-from sglang.srt.scheduler.grammar.schema_keywords import CONSTRAINING, has_type
-from sglang.srt.scheduler.grammar.schema_refs import SchemaDocument
+from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, has_type
+from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument
 
 MAX_STEPS = 12
 """of references one after the other"""

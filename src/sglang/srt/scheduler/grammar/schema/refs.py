@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urljoin
 
 from sglang.srt.errors import GrammarError
-from sglang.srt.scheduler.grammar.schema_keywords import Place, children
+from sglang.srt.scheduler.grammar.schema.keywords import Place, children
 
 _OLD_DRAFT = re.compile(r"/draft-0[3-7]/")
 """in which nothing counts that stands beside a reference"""

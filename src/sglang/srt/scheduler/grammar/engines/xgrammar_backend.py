@@ -2,7 +2,7 @@
 
 Its names of further properties may be written with \\u, so that "\\u0061" would count as another name than "a": objects that list
 properties have no others. It reads more into schemas than it follows, so that only those keywords are let through that were seen to
-hold (the table in docs/structured.md); regular expressions go in as grammars of ours (regex_ebnf.py).
+hold (the table in docs/structured.md); regular expressions go in as grammars of ours (regex/ebnf.py).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import ConfigError, GrammarError
 from sglang.srt.json_style import JsonStyle, split_style
 from sglang.srt.scheduler.grammar.aside import Aside
-from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.encoder import Encoder
-from sglang.srt.scheduler.grammar.json_layout import FIELD, LEVEL_BLANKS, num_levels
-from sglang.srt.scheduler.grammar.json_schema import prepare_schema
-from sglang.srt.scheduler.grammar.regex_ebnf import to_ebnf, to_plain_regex
-from sglang.srt.scheduler.grammar.schema_bounds import finish_schema, nodes_of
-from sglang.srt.scheduler.grammar.schema_formats import FORMATS
-from sglang.srt.scheduler.grammar.schema_keywords import LOWER, UPPER, Node
-from sglang.srt.scheduler.grammar.schema_loosening import Loose, compile_loosely
+from sglang.srt.scheduler.grammar.engines.base import GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.regex.ebnf import to_ebnf, to_plain_regex
+from sglang.srt.scheduler.grammar.schema.bounds import finish_schema, nodes_of
+from sglang.srt.scheduler.grammar.schema.formats import FORMATS
+from sglang.srt.scheduler.grammar.schema.json_schema import prepare_schema
+from sglang.srt.scheduler.grammar.schema.keywords import LOWER, UPPER, Node
+from sglang.srt.scheduler.grammar.schema.layout import FIELD, LEVEL_BLANKS, num_levels
+from sglang.srt.scheduler.grammar.schema.loosening import Loose, compile_loosely
 from sglang.srt.scheduler.grammar.structural_tags import read_structural_tag
 from sglang.srt.vocabulary import Vocabulary
 

@@ -3,7 +3,7 @@ r"""Python's regular expressions as context-free grammars, for engines whose own
     (Yes|No)[0-9]{2,}\.?      ->      root ::= ( ( "Yes" | "No" ) [0-9]{2,} "."? )
 
 Python's parser reads the expression; every node of its tree has a counterpart here or is refused by name. As in
-regex_syntax.py, whatever is generated satisfies `re.fullmatch`, and \d \w \s are the ASCII sets.
+regex/syntax.py, whatever is generated satisfies `re.fullmatch`, and \d \w \s are the ASCII sets.
 """
 
 from __future__ import annotations

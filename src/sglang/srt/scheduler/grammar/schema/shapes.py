@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.errors import GrammarError
-from sglang.srt.scheduler.grammar.schema_keywords import HOLDING, LOWER, UPPER, Holds, Node
+from sglang.srt.scheduler.grammar.schema.keywords import HOLDING, LOWER, UPPER, Holds, Node
 
 
 def check_shapes(node: Node, path: str) -> None:

@@ -4,7 +4,7 @@
     {"items": {"$ref": "#/$defs/Colour"}, "uniqueItems": true}           set[Colour]: the lists, where there are few
     {"dependencies": {"card": ["address"]}}                              with card and address, or without card
 
-Unlike the rules of schema_rewrites.py these look through references.
+Unlike the rules of schema/rewrites.py these look through references.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import itertools
 import math
 from typing import Any
 
-from sglang.srt.scheduler.grammar.schema_formats import FORMATS
-from sglang.srt.scheduler.grammar.schema_keywords import CONSTRAINING, Node
-from sglang.srt.scheduler.grammar.schema_refs import SchemaDocument
-from sglang.srt.scheduler.grammar.schema_values import named_values
+from sglang.srt.scheduler.grammar.schema.formats import FORMATS
+from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, Node
+from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument
+from sglang.srt.scheduler.grammar.schema.values import named_values
 
 MAX_LISTS = 400
 """that a set of values is written out as: those of five values"""

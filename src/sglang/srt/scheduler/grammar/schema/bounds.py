@@ -2,10 +2,10 @@
 
     {"type": "integer"}   ->   at most 15 digits
     {"type": "number"}    ->   at most 15 digits before the point and 6 after it, no exponent
-    {"format": "uri"}     ->   a pattern, for lengths that people write (schema_formats.py)
+    {"format": "uri"}     ->   a pattern, for lengths that people write (schema/formats.py)
 
 A small model does not end a number or an address that may go on for ever. Where the schema itself has numbers of more digits, all
-may have as many as it can ask for (schema_numbers.py).
+may have as many as it can ask for (schema/numbers.py).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sglang.srt.scheduler.grammar.schema_formats import FORMATS, format_pattern
-from sglang.srt.scheduler.grammar.schema_keywords import LOWER, UPPER, Node, children
-from sglang.srt.scheduler.grammar.schema_numbers import MAX_EXACT
+from sglang.srt.scheduler.grammar.schema.formats import FORMATS, format_pattern
+from sglang.srt.scheduler.grammar.schema.keywords import LOWER, UPPER, Node, children
+from sglang.srt.scheduler.grammar.schema.numbers import MAX_EXACT
 
 LARGEST = 10**15 - 1
 DECIMALS = 6
 MANY_DECIMALS = 9
-"""as many as the schema's own numbers can have (schema_numbers.py)"""
+"""as many as the schema's own numbers can have (schema/numbers.py)"""
 LARGE_STEP = 1000
 """of a multipleOf, above which an engine cannot join it with a step of that many decimals"""
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sglang.srt.scheduler.grammar.finite_patterns import matched_words
-from sglang.srt.scheduler.grammar.schema_keywords import COUNTS, IN_PLACE, Node, has_type
+from sglang.srt.scheduler.grammar.regex.finite_patterns import matched_words
+from sglang.srt.scheduler.grammar.schema.keywords import COUNTS, IN_PLACE, Node, has_type
 
 
 def rewrite(node: Node) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sglang.srt.scheduler.grammar.schema_keywords import IN_PLACE, Node, replace_children
+from sglang.srt.scheduler.grammar.schema.keywords import IN_PLACE, Node, replace_children
 
 _OPEN = frozenset({"additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames"})
 _OF_OBJECTS = _OPEN | {"properties", "required", "minProperties", "maxProperties"}

@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from sglang.srt.errors import GrammarError
-from sglang.srt.scheduler.grammar.schema_keywords import COUNTS, LOWER, UPPER
+from sglang.srt.scheduler.grammar.schema.keywords import COUNTS, LOWER, UPPER
 
 MAX_EXACT = 2**53 - 1
 MAX_DIGITS = 15

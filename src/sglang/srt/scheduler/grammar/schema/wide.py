@@ -15,7 +15,7 @@ import json
 import re
 from typing import Any
 
-from sglang.srt.scheduler.grammar.schema_keywords import IN_PLACE, Node
+from sglang.srt.scheduler.grammar.schema.keywords import IN_PLACE, Node
 
 MANY = 1000
 MAX_KINDS = 64

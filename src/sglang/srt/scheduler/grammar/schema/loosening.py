@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sglang.srt.errors import GrammarError
-from sglang.srt.scheduler.grammar.schema_keywords import CONSTRAINING, Node
+from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, Node
 
 Check = Callable[[Node, str], None]
 """(a schema object, its path): raises GrammarError for what cannot be followed"""

@@ -22,17 +22,17 @@ from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import ConfigError, GrammarError
 from sglang.srt.json_style import JsonStyle, split_style
 from sglang.srt.scheduler.grammar.aside import Aside
-from sglang.srt.scheduler.grammar.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.encoder import LongestMatch
-from sglang.srt.scheduler.grammar.json_layout import checked_whitespace, default_whitespace
-from sglang.srt.scheduler.grammar.json_schema import prepare_schema, prepare_value
-from sglang.srt.scheduler.grammar.keyword_arguments import Prepare, keyword_grammar
-from sglang.srt.scheduler.grammar.lark_schemas import prepare_lark
-from sglang.srt.scheduler.grammar.regex_syntax import to_engine_regex
-from sglang.srt.scheduler.grammar.schema_bounds import finish_schema, nodes_of
-from sglang.srt.scheduler.grammar.schema_keywords import LOWER, UPPER, Node
-from sglang.srt.scheduler.grammar.schema_loosening import Loose, compile_loosely
-from sglang.srt.scheduler.grammar.schema_wide import group_names
+from sglang.srt.scheduler.grammar.engines.base import GrammarState, UInt32Array
+from sglang.srt.scheduler.grammar.engines.keyword_arguments import Prepare, keyword_grammar
+from sglang.srt.scheduler.grammar.engines.lark_schemas import prepare_lark
+from sglang.srt.scheduler.grammar.regex.syntax import to_engine_regex
+from sglang.srt.scheduler.grammar.schema.bounds import finish_schema, nodes_of
+from sglang.srt.scheduler.grammar.schema.json_schema import prepare_schema, prepare_value
+from sglang.srt.scheduler.grammar.schema.keywords import LOWER, UPPER, Node
+from sglang.srt.scheduler.grammar.schema.layout import checked_whitespace, default_whitespace
+from sglang.srt.scheduler.grammar.schema.loosening import Loose, compile_loosely
+from sglang.srt.scheduler.grammar.schema.wide import group_names
 from sglang.srt.scheduler.grammar.structural_tags import Structure, read_structural_tag
 from sglang.srt.vocabulary import Vocabulary
 

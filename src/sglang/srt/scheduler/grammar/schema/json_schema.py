@@ -7,8 +7,8 @@
 
       {"$ref": "#/x/0", "x": [{"type": "null", "note": 1}]}   ->   {"$ref": "#/$defs/0", "$defs": {"0": {"type": "null"}}}
 
-- `oneOf` becomes `anyOf` of branches that exclude each other (schema_exclusive.py).
-- Objects are closed (schema_closing.py).
+- `oneOf` becomes `anyOf` of branches that exclude each other (schema/exclusive.py).
+- Objects are closed (schema/closing.py).
 
 Each step keeps this: what is valid afterwards is valid under the schema as it was written.
 
@@ -24,16 +24,16 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.errors import GrammarError
-from sglang.srt.scheduler.grammar.base import ANY_JSON
-from sglang.srt.scheduler.grammar.schema_closing import close_objects
-from sglang.srt.scheduler.grammar.schema_exclusive import make_exclusive
-from sglang.srt.scheduler.grammar.schema_keywords import CONSTRAINING, Node, Place, replace_children
-from sglang.srt.scheduler.grammar.schema_loosening import Loose
-from sglang.srt.scheduler.grammar.schema_numbers import check_numbers
-from sglang.srt.scheduler.grammar.schema_reductions import Reductions
-from sglang.srt.scheduler.grammar.schema_refs import SchemaDocument
-from sglang.srt.scheduler.grammar.schema_rewrites import rewrite
-from sglang.srt.scheduler.grammar.schema_shapes import check_shapes
+from sglang.srt.scheduler.grammar.engines.base import ANY_JSON
+from sglang.srt.scheduler.grammar.schema.closing import close_objects
+from sglang.srt.scheduler.grammar.schema.exclusive import make_exclusive
+from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, Node, Place, replace_children
+from sglang.srt.scheduler.grammar.schema.loosening import Loose
+from sglang.srt.scheduler.grammar.schema.numbers import check_numbers
+from sglang.srt.scheduler.grammar.schema.reductions import Reductions
+from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument
+from sglang.srt.scheduler.grammar.schema.rewrites import rewrite
+from sglang.srt.scheduler.grammar.schema.shapes import check_shapes
 
 MAX_DEPTH = 128
 """levels of schemas inside schemas"""

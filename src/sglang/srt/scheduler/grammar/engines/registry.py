@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import ConfigError
-from sglang.srt.scheduler.grammar.base import GrammarBackend
+from sglang.srt.scheduler.grammar.engines.base import GrammarBackend
 from sglang.srt.vocabulary import Vocabulary
 
 
@@ -15,12 +15,12 @@ def create_backend(vocabulary: Vocabulary | None, options: GrammarOptions, threa
         return None
     if options.backend == "llguidance":
         try:
-            from sglang.srt.scheduler.grammar.llguidance_backend import LLGuidanceBackend
+            from sglang.srt.scheduler.grammar.engines.llguidance_backend import LLGuidanceBackend
         except ImportError as error:
             raise ConfigError("the grammar backend llguidance is not installed: pip install llguidance") from error
         return LLGuidanceBackend(vocabulary, options, threads)
     try:
-        from sglang.srt.scheduler.grammar.xgrammar_backend import XGrammarBackend
+        from sglang.srt.scheduler.grammar.engines.xgrammar_backend import XGrammarBackend
     except ImportError as error:
         raise ConfigError("the grammar backend xgrammar is not installed: pip install 'sglang-anywhere[xgrammar]'") from error
     return XGrammarBackend(vocabulary, options, threads)

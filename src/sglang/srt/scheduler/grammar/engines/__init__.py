@@ -1,0 +1,1 @@
+"""The grammar engines, behind one interface (base.py): llguidance, the default, and xgrammar."""
