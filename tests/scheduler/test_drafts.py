@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.forward_batch import SampleSpec
 from sglang.srt.messages import TokenizedReq
-from sglang.srt.scheduler.drafts import HabitBook
 from sglang.srt.scheduler.grammar.engines.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.engines.llguidance_backend import LLGuidanceBackend
-from sglang.srt.scheduler.grammar.habits import MAX_ENTRIES, Habits
-from sglang.srt.scheduler.grammar.quotes import Record
+from sglang.srt.scheduler.speculation.proposers.grammar_statistics import MAX_ENTRIES, Habits
+from sglang.srt.scheduler.speculation.proposers.quotes import Record
+from sglang.srt.scheduler.speculation.verify import HabitBook
 from tests.scheduler import toy
 from tests.scheduler.test_grammar import run_with_compiling
 from tests.scheduler.test_jump import STEPPING, answers, requests, shape

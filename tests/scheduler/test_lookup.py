@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sglang.srt.config import ScheduleOptions
 from sglang.srt.forward_batch import SampleSpec
 from sglang.srt.messages import TokenizedReq
-from sglang.srt.scheduler.lookup import MAX_GUESSES, MIN_STREAK, Lookup
+from sglang.srt.scheduler.speculation.proposers.prompt_lookup import MAX_GUESSES, MIN_STREAK, Lookup
 from tests.scheduler import toy
 from tests.scheduler.test_invariance import check_answer, fits, workloads
 from tests.scheduler.test_overlap import AheadWorker

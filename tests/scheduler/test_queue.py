@@ -9,13 +9,13 @@ import pytest
 
 from sglang.srt.config import ScheduleOptions
 from sglang.srt.messages import AbortReq
-from sglang.srt.scheduler import fair_share, waiting
+from sglang.srt.scheduler.admission import fair_share, waiting
+from sglang.srt.scheduler.admission.fair_share import FairShare
+from sglang.srt.scheduler.admission.prefill import CLIP_NEW_TOKENS, RETRY_STEPS, OutputEstimate
+from sglang.srt.scheduler.admission.waiting import POLICIES, WaitingQueue
 from sglang.srt.scheduler.cache.radix_cache import RadixCache
 from sglang.srt.scheduler.decode import HEADROOM_TOKENS
-from sglang.srt.scheduler.fair_share import FairShare
-from sglang.srt.scheduler.prefill import CLIP_NEW_TOKENS, RETRY_STEPS, OutputEstimate
 from sglang.srt.scheduler.req import Req
-from sglang.srt.scheduler.waiting import POLICIES, WaitingQueue
 from tests.scheduler.toy import Harness, ToyWorker, make_req
 
 TREE = RadixCache(lambda slots: None)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang.srt.scheduler.grammar.quotes import BEGUN, MAX_LEAD, MAX_TRAIL, MAX_VALUE, Quotes, Quoting, Source
+from sglang.srt.scheduler.speculation.proposers.quotes import BEGUN, MAX_LEAD, MAX_TRAIL, MAX_VALUE, Quotes, Quoting, Source
 from tests.scheduler.toy import VOCABULARY
 
 ABC = VOCABULARY.token_bytes.index(b"abc")

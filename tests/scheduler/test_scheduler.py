@@ -23,9 +23,9 @@ from sglang.srt.messages import (
     ToScheduler,
 )
 from sglang.srt.scheduler import stats
+from sglang.srt.scheduler.admission.waiting import MAX_OVERTAKEN, POLICIES
 from sglang.srt.scheduler.cache.radix_cache import RadixCache
 from sglang.srt.scheduler.scheduler import BREATHER_SECONDS, IDLE_SECONDS, Scheduler
-from sglang.srt.scheduler.waiting import MAX_OVERTAKEN, POLICIES
 from tests.scheduler.toy import Harness, ToyWorker, expected_output, logprob_options, make_req
 
 PROMPT = [3 * i % 250 for i in range(70)]

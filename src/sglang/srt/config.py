@@ -98,7 +98,7 @@ class ScheduleOptions:
     random_seed: int = 0
     watchdog_timeout: float = 300.0
     lookup: bool = True
-    """guess what a request goes on with where it repeats itself (scheduler/lookup.py)"""
+    """guess what a request goes on with where it repeats itself (scheduler/speculation/proposers/prompt_lookup.py)"""
     overlap: bool = True
     """begin a step before the last one's tokens are known, where the worker can (scheduler/overlap.py)"""
     test_retract_every: int = 0

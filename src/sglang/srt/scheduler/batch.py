@@ -26,7 +26,7 @@ class Followed:
 
 @dataclass(frozen=True)
 class Draft:
-    """Tokens that a request may go on with (drafts.py). After `points[i]` of them one is drawn, by `specs[i]` and, where there is a
+    """Tokens that a request may go on with (speculation/verify.py). After `points[i]` of them one is drawn, by `specs[i]` and, where there is a
     grammar, under `states[i]`; it counts if all before it came out as they stand here."""
 
     ids: list[int]

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sglang.srt.scheduler.admission.prefill import OutputEstimate, PrefillPlanner
+from sglang.srt.scheduler.admission.waiting import WaitingQueue
 from sglang.srt.scheduler.batch import Extend
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
-from sglang.srt.scheduler.prefill import OutputEstimate, PrefillPlanner
 from sglang.srt.scheduler.req import Req
-from sglang.srt.scheduler.waiting import WaitingQueue
 
 HEADROOM_TOKENS = 20
 """After a retraction each of the others can go on for so long."""

@@ -91,7 +91,7 @@ def take_sent(req: Req) -> FinishReason | None:
 
 
 def _take_guessed(req: Req, guess: Followed) -> FinishReason | None:
-    """The grammar has been there already, and the request may go on after all these tokens (drafts.py)."""
+    """The grammar has been there already, and the request may go on after all these tokens (speculation/verify.py)."""
     for i, token_id in enumerate(guess.ids):
         if i == 1:
             _end_value(req)

@@ -23,8 +23,8 @@ import numpy as np
 from sglang.srt.forward_batch import ForwardBatch, ForwardOutput
 from sglang.srt.scheduler.batch import ScheduleBatch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
-from sglang.srt.scheduler.drafts import gain_by_waiting
 from sglang.srt.scheduler.req import Req
+from sglang.srt.scheduler.speculation.verify import gain_by_waiting
 
 
 @dataclass

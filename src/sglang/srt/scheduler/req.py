@@ -11,11 +11,11 @@ from sglang.srt.messages import FinishReason, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import Holding
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.engines.base import GrammarState
-from sglang.srt.scheduler.grammar.habits import Habits
-from sglang.srt.scheduler.grammar.quotes import Quoting
 from sglang.srt.scheduler.logprob_log import LogprobLog
-from sglang.srt.scheduler.lookup import Lookup
 from sglang.srt.scheduler.media import ReqMedia
+from sglang.srt.scheduler.speculation.proposers.grammar_statistics import Habits
+from sglang.srt.scheduler.speculation.proposers.prompt_lookup import Lookup
+from sglang.srt.scheduler.speculation.proposers.quotes import Quoting
 
 
 @dataclass(eq=False)
@@ -25,7 +25,7 @@ class Req:
 
     `in_thought`: output is free text until one of `msg.grammar_after` comes. `jumps`: tokens that the grammar forces are not
     drawn (output.py). `habits`: what outputs of its grammar were like, `quoting`: what they copied from prompts, `lookup`: what
-    its own text was like (drafts.py).
+    its own text was like (speculation/verify.py).
     `logprob_next`: first position of prompt and output whose log probability is wanted and not there yet.
     `ending`: why it ends as soon as those are there. `no_reuse`: start from an empty prefix (see decode.py).
     """

@@ -35,27 +35,27 @@ from sglang.srt.messages import (
     TokenOut,
     ToScheduler,
 )
+from sglang.srt.scheduler.admission.inlet import Inlet
+from sglang.srt.scheduler.admission.prefill import OutputEstimate, PrefillLimits, PrefillPlanner
+from sglang.srt.scheduler.admission.waiting import WaitingQueue
 from sglang.srt.scheduler.batch import Extend, ScheduleBatch, build_batch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.decode import RunningBatch
-from sglang.srt.scheduler.drafts import Room, add_drafts, expects
 from sglang.srt.scheduler.finish import abort_reason
 from sglang.srt.scheduler.grammar.compiler import GrammarCompiler
 from sglang.srt.scheduler.grammar.engines.registry import create_backend
 from sglang.srt.scheduler.grammar.journal import GrammarJournal, NotedBackend
 from sglang.srt.scheduler.grammar.masks import MaskFiller
 from sglang.srt.scheduler.grammar.trial import Trials
-from sglang.srt.scheduler.inlet import Inlet
 from sglang.srt.scheduler.media import MediaGate
 from sglang.srt.scheduler.output import take_forced, take_searched, take_sent
 from sglang.srt.scheduler.overlap import Flight, build_ahead, overtaken
-from sglang.srt.scheduler.prefill import OutputEstimate, PrefillLimits, PrefillPlanner
 from sglang.srt.scheduler.profiling import Profiler
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.results import StepResults
+from sglang.srt.scheduler.speculation.verify import Room, add_drafts, expects
 from sglang.srt.scheduler.stats import StepStats
 from sglang.srt.scheduler.stop_regex import Searches
-from sglang.srt.scheduler.waiting import WaitingQueue
 from sglang.srt.vocabulary import Vocabulary
 
 logger = logging.getLogger("sglang")

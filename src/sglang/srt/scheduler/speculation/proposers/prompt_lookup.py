@@ -4,7 +4,7 @@
                                  ^ followed by  return self ...        ^ the same three tokens: "return" is expected
 
 Code that is edited, lists, tables, quotations and small models that go round in circles repeat themselves for long. Every drawn
-token is compared with the one expected; once some were right in a row, the ones after them are worth their rows (drafts.py). How
+token is compared with the one expected; once some were right in a row, the ones after them are worth their rows (speculation/verify.py). How
 many that takes doubles with every disappointment. So text that does not repeat itself costs a search for three tokens and no row.
 """
 

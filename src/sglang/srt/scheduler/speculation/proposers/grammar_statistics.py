@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sglang.srt.scheduler.grammar.quotes import Quotes
+from sglang.srt.scheduler.speculation.proposers.quotes import Quotes
 
 MAX_ENTRIES = 12288
 MAX_STREAK = 64

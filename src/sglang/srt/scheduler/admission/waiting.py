@@ -12,8 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import groupby
 
+from sglang.srt.scheduler.admission.fair_share import FairShare
 from sglang.srt.scheduler.cache.radix_cache import RadixCache, TreeNode
-from sglang.srt.scheduler.fair_share import FairShare
 from sglang.srt.scheduler.req import Req
 
 MATCH_LIMIT = 128

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from sglang.srt.forward_batch import Int32Array
+from sglang.srt.scheduler.admission.waiting import WaitingQueue
 from sglang.srt.scheduler.batch import Extend
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.cache.radix_cache import Match
 from sglang.srt.scheduler.media import MediaGate
 from sglang.srt.scheduler.req import Req
-from sglang.srt.scheduler.waiting import WaitingQueue
 
 SHARE_MIN = 32
 """So many common uncached ids are worth waiting for. Requests of one group wait for any."""

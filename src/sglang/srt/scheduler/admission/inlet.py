@@ -14,14 +14,14 @@ from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.forward_batch import ModelInfo, SampleSpec
 from sglang.srt.messages import LogprobOptions, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
-from sglang.srt.scheduler.drafts import HabitBook, may_repeat
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.compiler import FREE_TEXT, GrammarCompiler, Job, Key
-from sglang.srt.scheduler.grammar.quotes import Quoting
 from sglang.srt.scheduler.logprob_log import LogprobLog
-from sglang.srt.scheduler.lookup import Lookup
 from sglang.srt.scheduler.media import PictureIds, RecentPixels, check_media, req_media
 from sglang.srt.scheduler.req import Req
+from sglang.srt.scheduler.speculation.proposers.prompt_lookup import Lookup
+from sglang.srt.scheduler.speculation.proposers.quotes import Quoting
+from sglang.srt.scheduler.speculation.verify import HabitBook, may_repeat
 from sglang.srt.scheduler.stop_regex import STOP_REGEX, Searches
 from sglang.srt.vocabulary import Vocabulary
 

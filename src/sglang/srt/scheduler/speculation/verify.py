@@ -1,6 +1,6 @@
 """Speculation: tokens that may come next are computed before they are drawn, and the draws at all of them happen in one step.
 Under a grammar they are those that earlier outputs of the same grammar had at such a place or copied from such a place of their
-prompts (grammar/habits.py, grammar/quotes.py), in free text those that followed the same words in the request itself (lookup.py).
+prompts (speculation/proposers/grammar_statistics.py, speculation/proposers/quotes.py), in free text those that followed the same words in the request itself (proposers/prompt_lookup.py).
 
     output      ... "age":        guessed 25 , forced ,"city":" , guessed Berlin
     rows        ... "age":   25   ,"   city   ":"   Berlin          in one step
@@ -20,9 +20,9 @@ from sglang.srt.forward_batch import SampleSpec
 from sglang.srt.scheduler.batch import Draft, Extend
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.grammar.engines.base import GrammarState
-from sglang.srt.scheduler.grammar.habits import Habits
-from sglang.srt.scheduler.grammar.quotes import Quote
 from sglang.srt.scheduler.req import Req
+from sglang.srt.scheduler.speculation.proposers.grammar_statistics import Habits
+from sglang.srt.scheduler.speculation.proposers.quotes import Quote
 
 MAX_IDS = 24
 """Guessed and forced tokens of one request in one step."""
