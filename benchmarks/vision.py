@@ -34,7 +34,7 @@ from PIL import Image
 import sglang
 from sglang.srt.forward_batch import ForwardBatch
 from sglang.srt.media_item import MediaItem
-from sglang.srt.model.encoding import EncodeQueue
+from sglang.srt.model.image_queue import EncodeQueue
 from sglang.srt.model.models.vision.layers import Encoding
 from sglang.srt.model.models.vision.qwen_vl import WindowedQwenVision
 from sglang.srt.model.worker import LocalWorker

@@ -137,7 +137,7 @@ NUM_SIZES = {"plain": 10, "q4_1": 8, "q8_0": 8}
 
 def _by_size(s: Side, weight: Any, x: Any, zeros: Floats, fn: str | None) -> list[Any]:
     """The result of each size; what one row alone makes is put together of all rows."""
-    from sglang.srt.model.kernels.cuda_linear import candidates_for
+    from sglang.srt.model.kernels.cuda.linear import candidates_for
 
     launch, made = s.ops._products._launch, []
     bias = s.array(s.values(zeros.shape[1], seed=2)) if fn is None else None
@@ -447,7 +447,7 @@ class Checker:
         self._made: dict[tuple[str, bool], Any] = {}
 
     def ops(self, dtype: str, deterministic: bool) -> Any:
-        from sglang.srt.model.kernels.cuda import create_cuda_ops
+        from sglang.srt.model.kernels.cuda.ops import create_cuda_ops
 
         key = dtype, deterministic
         if key not in self._made:

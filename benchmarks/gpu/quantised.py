@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.gpu.shapes import QWEN25_7B, tiny_of, write_model
 from benchmarks.gpu.steps import Bench, Sizes, decode, memory_for
-from sglang.srt.model.kernels.cuda import CudaOps
-from sglang.srt.model.kernels.cuda_weights import FORM, CudaWeight
+from sglang.srt.model.kernels.cuda.ops import CudaOps
+from sglang.srt.model.kernels.cuda.weights import FORM, CudaWeight
 from sglang.srt.model.model_config import ModelConfig
 from sglang.srt.model.quant.formats import FORMATS, HostTensor
 from sglang.srt.model.weights.config_reader import read_model_config

@@ -20,7 +20,7 @@ from benchmarks.gpu.serving import Driven
 from benchmarks.gpu.shapes import QWEN25_7B, tiny_of, write_model
 from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.forward_batch import ForwardBatch, SampleSpec
-from sglang.srt.model.kernels.cuda_linear import Products
+from sglang.srt.model.kernels.cuda.linear import Products
 from sglang.srt.model.worker import LocalWorker, create_worker
 from sglang.srt.sampling_params import SamplingParams
 

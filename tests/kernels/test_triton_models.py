@@ -15,7 +15,7 @@ from sglang.srt.sampling_params import SamplingParams
 from ..model.tiny import Driver, open_worker, save_model
 
 pytest.importorskip("triton", reason="Triton is not installed")
-cuda = pytest.importorskip("sglang.srt.model.kernels.cuda", reason="torch is not installed")
+cuda = pytest.importorskip("sglang.srt.model.kernels.cuda.ops", reason="torch is not installed")
 if not cuda.INTERPRETED:
     pytest.skip("Triton compiles here: benchmarks/cuda.py tests on the device", allow_module_level=True)
 

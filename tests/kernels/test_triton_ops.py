@@ -18,7 +18,10 @@ from .support import FLOAT_FORMATS, INT_FORMATS, Float, close, ints, meta_of, sa
 
 pytest.importorskip("triton", reason="Triton is not installed")
 torch = pytest.importorskip("torch", reason="torch is not installed")
-from sglang.srt.model.kernels import cuda, cuda_attention, cuda_linear, cuda_logits  # noqa: E402
+from sglang.srt.model.kernels.cuda import attention as cuda_attention  # noqa: E402
+from sglang.srt.model.kernels.cuda import linear as cuda_linear  # noqa: E402
+from sglang.srt.model.kernels.cuda import logits as cuda_logits  # noqa: E402
+from sglang.srt.model.kernels.cuda import ops as cuda  # noqa: E402
 
 if not cuda.INTERPRETED:
     pytest.skip("Triton compiles here: benchmarks/cuda.py tests on the device", allow_module_level=True)

@@ -26,7 +26,7 @@ from tests.model import quantised  # noqa: E402
 
 def need_interpreter() -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    from sglang.srt.model.kernels.cuda import INTERPRETED
+    from sglang.srt.model.kernels.cuda.ops import INTERPRETED
 
     if not INTERPRETED:
         pytest.skip("Triton compiles here: run benchmarks/cuda.py itself")

@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def need_interpreter() -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    from sglang.srt.model.kernels import cuda
+    from sglang.srt.model.kernels.cuda import ops as cuda
 
     if not cuda.INTERPRETED:
         pytest.skip("Triton compiles here: benchmarks/cuda.py tests on the device")
@@ -154,7 +154,7 @@ def test_sizes_of_graphs() -> None:
 
 
 def test_cuda_without_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sglang.srt.model.kernels.cuda", None)
+    monkeypatch.setitem(sys.modules, "sglang.srt.model.kernels.cuda.ops", None)
     with pytest.raises(ConfigError, match=r"needs torch and Triton .*pip install 'sglang-anywhere\[srt,cuda\]'"):
         create_ops(DeviceOptions(device="cuda"))
 

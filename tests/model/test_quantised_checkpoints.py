@@ -88,7 +88,7 @@ def test_columns_out_of_order_keep_their_bits(tmp_path: Path) -> None:
         np.testing.assert_allclose(tensor.dequantise(), exact, atol=1e-3)
         np.testing.assert_array_equal(tensor.slice_rows(3, 9).dequantise(), tensor.dequantise()[3:9])
         np.testing.assert_array_equal(tensor.slice_columns(32, 64).dequantise(), eight.dequantise()[:, 32:64])
-    ops = pytest.importorskip("sglang.srt.model.kernels.cuda", reason="Triton is not installed").CudaOps("cpu", "float32")
+    ops = pytest.importorskip("sglang.srt.model.kernels.cuda.ops", reason="Triton is not installed").CudaOps("cpu", "float32")
     layer = "model.layers.0.self_attn"
     assert ops.can_stack([kept.tensor(f"{layer}.{part}_proj.weight") for part in "qkv"])
     assert not ops.can_stack([kept.tensor(f"{layer}.q_proj.weight"), plain.tensor(f"{layer}.k_proj.weight")])

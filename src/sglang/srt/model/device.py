@@ -48,7 +48,7 @@ def _cuda_ops(device: DeviceOptions, rank: int, dtype: str) -> Ops:
     if device.kernels in ("cpu", "reference"):
         raise ConfigError(f"--kernels {device.kernels} does not run on --device cuda; leave one of the two out")
     try:
-        from sglang.srt.model.kernels.cuda import create_cuda_ops
+        from sglang.srt.model.kernels.cuda.ops import create_cuda_ops
     except ImportError as error:
         raise ConfigError(
             f"--device cuda needs torch and Triton ({error}): pip install 'sglang-anywhere[srt,cuda]', or leave the flag out to "

@@ -31,7 +31,7 @@ from sglang.srt.model.device import compute_dtype, create_ops, device_memory, de
 from sglang.srt.model.distributed.ops import shard_ops
 from sglang.srt.model.distributed.ranks import Ranks, join
 from sglang.srt.model.distributed.sharding import Shard, ShardedSource, shard_model
-from sglang.srt.model.encoding import EncodeQueue
+from sglang.srt.model.image_queue import EncodeQueue
 from sglang.srt.model.kernel_limits import check_decoder
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kv_pool import KVPool, kv_bytes_per_token

@@ -1,4 +1,4 @@
-"""Every op, declared once. `reference.py` (NumPy, the documentation in code), `cpu.py` (our C++) and `cuda.py` implement it.
+"""Every op, declared once. `reference.py` (NumPy, the documentation in code), `cpu.py` (our C++) and `cuda/ops.py` implement it.
 
 Rules that hold for every op set:
 

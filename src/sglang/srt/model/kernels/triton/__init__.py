@@ -1,4 +1,4 @@
-"""The Triton kernels behind cuda.py, one file per family. What each op means is written in ops.py, next to its NumPy twin in
+"""The Triton kernels behind cuda/ops.py, one file per family. What each op means is written in ops.py, next to its NumPy twin in
 reference.py; here is how it is cut up for a GPU.
 
     common      products of tiles, activations, launch helpers

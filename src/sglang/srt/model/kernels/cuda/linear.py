@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import triton
 
-from sglang.srt.model.kernels.cuda_weights import CudaActivation, CudaWeight
+from sglang.srt.model.kernels.cuda.weights import CudaActivation, CudaWeight
 from sglang.srt.model.kernels.triton.linear import (
     dequantise_kernel,
     linear_kernel,

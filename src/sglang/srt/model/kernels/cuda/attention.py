@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sglang.srt.model.kernels.cuda_weights import CudaActivation, CudaKV
+from sglang.srt.model.kernels.cuda.weights import CudaActivation, CudaKV
 from sglang.srt.model.kernels.ops import AttentionMeta, StepShape
 from sglang.srt.model.kernels.triton.attention import decode_kernel, decode_merge_kernel, extend_kernel
 from sglang.srt.model.kernels.triton.common import power_of_two

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 import triton
 
-from sglang.srt.model.kernels.cuda_memory import DeviceFetch, upload
+from sglang.srt.model.kernels.cuda.memory import DeviceFetch, upload
 from sglang.srt.model.kernels.triton.common import power_of_two
 from sglang.srt.model.kernels.triton.logits import (
     adjust_kernel,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sglang.srt.media_item import MediaItem
-from sglang.srt.model import encoding
-from sglang.srt.model.encoding import EncodeQueue
+from sglang.srt.model import image_queue
+from sglang.srt.model.image_queue import EncodeQueue
 from sglang.srt.model.models.vision.layers import Encoding
 
 
@@ -48,7 +48,7 @@ class SlowEncoder:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(encoding, "time", clock)
+    monkeypatch.setattr(image_queue, "time", clock)
     return clock
 
 

@@ -24,12 +24,12 @@ import triton
 import triton.language as tl
 
 from sglang.srt.errors import ConfigError
-from sglang.srt.model.kernels import cuda_weights
-from sglang.srt.model.kernels.cuda_attention import PARTIAL_BYTES, PagedAttention
-from sglang.srt.model.kernels.cuda_linear import Products
-from sglang.srt.model.kernels.cuda_logits import Logits
-from sglang.srt.model.kernels.cuda_memory import DeviceFetch, DeviceInputs, DeviceTable, upload
-from sglang.srt.model.kernels.cuda_weights import CudaActivation, CudaKV, CudaWeight
+from sglang.srt.model.kernels.cuda import weights as cuda_weights
+from sglang.srt.model.kernels.cuda.attention import PARTIAL_BYTES, PagedAttention
+from sglang.srt.model.kernels.cuda.linear import Products
+from sglang.srt.model.kernels.cuda.logits import Logits
+from sglang.srt.model.kernels.cuda.memory import DeviceFetch, DeviceInputs, DeviceTable, upload
+from sglang.srt.model.kernels.cuda.weights import CudaActivation, CudaKV, CudaWeight
 from sglang.srt.model.kernels.ops import Activator, AttentionMeta, Gate, KernelLimits, StepShape
 from sglang.srt.model.kernels.triton import norm
 from sglang.srt.model.kernels.triton import rows as row_kernels
