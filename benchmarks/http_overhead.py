@@ -91,7 +91,7 @@ async def _serve(port: int, profiler: Any) -> None:
 
     from sglang.srt.launch import _HttpServer, _listen, _uvicorn_config, limit_arenas
     from sglang.srt.logs import configure_access_log, configure_logging
-    from sglang.srt.server.http_server import create_app
+    from sglang.srt.server.http.app import create_app
     from sglang.srt.server.tokenization.tokenizer import open_tokenizer
     from sglang.srt.server.tokenizer_manager import TokenizerManager
     from sglang.srt.server_args import ServerArgs

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sglang.srt.server.openapi import _POSTS
+from sglang.srt.server.http.openapi import _POSTS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 ADDRESS = "http://127.0.0.1:30000"

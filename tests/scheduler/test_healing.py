@@ -8,7 +8,7 @@ import pytest
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.messages import TokenOut
-from sglang.srt.server.detokenizer import Detokenizer
+from sglang.srt.server.tokenization.detokenizer import Detokenizer
 from sglang.srt.server.tokenization.healing import Healer
 from tests.scheduler.test_backends import backend_of, both, ends_after
 from tests.scheduler.test_grammar import run_with_compiling

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.messages import FinishReason, LogprobOptions, TokenizedReq, TokenOut
 from sglang.srt.scheduler.stop_regex import Found, Search, Searches
-from sglang.srt.server.detokenizer import Detokenizer
+from sglang.srt.server.tokenization.detokenizer import Detokenizer
 from tests.scheduler import test_invariance, test_jump
 from tests.scheduler.test_grammar import run_with_compiling
 from tests.scheduler.toy import THINK_END, VOCABULARY, Harness, ToyWorker, logprob_options, make_req

@@ -10,7 +10,7 @@ import pytest
 
 from sglang.srt.checkpoint.resolve import ModelFiles
 from sglang.srt.config import HttpOptions, TextOptions
-from sglang.srt.server.http_server import create_app
+from sglang.srt.server.http.app import create_app
 from sglang.srt.server.tokenization.tokenizer import Tokenizer, load_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 from tests.server.echo_scheduler import EchoScheduler

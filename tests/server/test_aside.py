@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from sglang.srt.server.aside import NUM_THREADS, run_aside
-from sglang.srt.server.request_scope import RequestScope, enter_scope
+from sglang.srt.server.http.request_scope import RequestScope, enter_scope
 
 
 async def as_client(key: str, event: threading.Event, began: list[str]) -> str:

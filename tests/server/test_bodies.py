@@ -15,13 +15,13 @@ from starlette.types import Message
 
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import OverloadError, RequestError
-from sglang.srt.server import body_room, json_limits, parameter_room
-from sglang.srt.server.bodies import parse_object
-from sglang.srt.server.body_room import BodyRoom
 from sglang.srt.server.fields import Fields
 from sglang.srt.server.generate_req import GenerateReq
-from sglang.srt.server.json_limits import MAX_DEPTH, MAX_ELEMENTS, JsonScan, check_json
-from sglang.srt.server.native_format import GENERATE_FIELDS
+from sglang.srt.server.http.bodies import parse_object
+from sglang.srt.server.limits import body_room, json_limits, parameter_room
+from sglang.srt.server.limits.body_room import BodyRoom
+from sglang.srt.server.limits.json_limits import MAX_DEPTH, MAX_ELEMENTS, JsonScan, check_json
+from sglang.srt.server.native.format import GENERATE_FIELDS
 from sglang.srt.server.openai.protocol import CHAT_FIELDS
 from sglang.srt.server.request_maker import RequestMaker
 from sglang.srt.server.tokenization.tokenizer import Tokenizer

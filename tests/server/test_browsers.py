@@ -15,7 +15,7 @@ import pytest
 
 from sglang.srt.errors import ConfigError
 from sglang.srt.messages import AbortReq, FlushCacheReq, PauseReq, ProfileReq, TokenizedReq
-from sglang.srt.server.browsers import Hosts, parse_authority, parse_origin
+from sglang.srt.server.http.browsers import Hosts, parse_authority, parse_origin
 from sglang.srt.server_args import ServerArgs
 from tests.conftest import RunningServer, start_server
 from tests.server.conftest import MakeStand, Stand

@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from sglang.srt.server import connections, http_protocol
-from sglang.srt.server.connections import Connections
+from sglang.srt.server.http import connections
+from sglang.srt.server.http import protocol as http_protocol
+from sglang.srt.server.http.connections import Connections
 from tests.server.test_security_slow import Door, answer, opened
 
 GET = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang.srt.messages import FinishReason, TokenOut
-from sglang.srt.server.detokenizer import Detokenizer
+from sglang.srt.server.tokenization.detokenizer import Detokenizer
 from sglang.srt.vocabulary import Vocabulary
 
 EMOJI = "🙂".encode()

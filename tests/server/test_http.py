@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sglang.srt.messages import SchedulerStats, StateReq
-from sglang.srt.server import native_api, responses
+from sglang.srt.server.http import wire as responses
+from sglang.srt.server.native import routes as native_api
 from sglang.srt.server.request_maker import RequestMaker
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of, events_of

@@ -15,8 +15,8 @@ import pytest
 
 from sglang.srt.errors import ApiKeyError, ConfigError, NoSuchResponseError, OverloadError, RequestError
 from sglang.srt.messages import AbortReq, EmbedReq, TokenizedReq
-from sglang.srt.server.keys import KeyRing
-from sglang.srt.server.openai.response_store import ResponseStore
+from sglang.srt.server.http.keys import KeyRing
+from sglang.srt.server.openai.responses.store import ResponseStore
 from sglang.srt.server.sessions import SessionParams, Sessions
 from sglang.srt.server_args import ServerArgs
 from tests.conftest import RunningServer, start_server

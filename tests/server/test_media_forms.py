@@ -12,12 +12,12 @@ from PIL import Image, ImageOps
 
 from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
+from sglang.srt.server.limits.shares import Budget
 from sglang.srt.server.multimodal.decode_work import Order, decode_bands
 from sglang.srt.server.multimodal.fetched import Allowance
 from sglang.srt.server.multimodal.headers import Shape, measure_image
 from sglang.srt.server.multimodal.inputs import parse_media, parse_part
 from sglang.srt.server.multimodal.sources import Sources
-from sglang.srt.server.shares import Budget
 from tests.server.media_tools import decode, frames_of, yield_all
 
 SIZES = [(640, 427), (401, 603), (97, 31)]

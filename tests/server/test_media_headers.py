@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from sglang.srt.errors import OverloadError, RequestError
+from sglang.srt.server.limits.shares import Budget, Shares
 from sglang.srt.server.multimodal.headers import Shape, measure_image
 from sglang.srt.server.multimodal.inputs import parse_media, parse_part
-from sglang.srt.server.shares import Budget, Shares
 from tests.server.media_tools import decode, frames_of
 
 FORMS = {"PNG": "RGB", "JPEG": "RGB", "WEBP": "RGB", "GIF": "P", "BMP": "RGB", "TIFF": "RGB"}

@@ -17,11 +17,11 @@ import pytest
 
 from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
+from sglang.srt.server.limits.shares import Budget
 from sglang.srt.server.multimodal import fetching
 from sglang.srt.server.multimodal.addresses import LOOKUPS_OF_A_DOMAIN, Resolver, is_public
 from sglang.srt.server.multimodal.fetched import Allowance
 from sglang.srt.server.multimodal.sources import Sources
-from sglang.srt.server.shares import Budget
 
 DATA = b"\x89PNG not really, but these are the bytes" * 20
 

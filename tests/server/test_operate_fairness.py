@@ -9,7 +9,7 @@ import pytest
 
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.messages import AbortReq, TokenizedReq
-from sglang.srt.server.request_scope import RequestScope
+from sglang.srt.server.http.request_scope import RequestScope
 from tests.scheduler.toy import Harness, ToyWorker, make_req
 from tests.server.conftest import MakeStand
 from tests.server.http_tools import client_of

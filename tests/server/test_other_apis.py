@@ -16,8 +16,8 @@ import openai
 import pytest
 
 from sglang.srt.errors import NoSuchResponseError
-from sglang.srt.server import responses
-from sglang.srt.server.openai.response_store import ResponseStore, history_of
+from sglang.srt.server.http import wire as responses
+from sglang.srt.server.openai.responses.store import ResponseStore, history_of
 from tests.server.conftest import MakeStand, Stand
 from tests.server.echo_scheduler import logprob_of
 from tests.server.http_tools import client_of

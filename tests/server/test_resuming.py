@@ -14,7 +14,7 @@ from sglang.srt.messages import AbortReq, BatchTokenOut, FinishReason, PauseReq,
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server import resuming, tokenizer_manager
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
-from sglang.srt.server.request_scope import RequestScope, enter_scope, leave_scope
+from sglang.srt.server.http.request_scope import RequestScope, enter_scope, leave_scope
 from sglang.srt.server.resuming import KeptPixels
 from tests.server.conftest import Stand
 

@@ -110,7 +110,7 @@ def test_keys_open_only_what_they_should(guarded: RunningServer) -> None:
 def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     import hmac
 
-    from sglang.srt.server.keys import KeyRing
+    from sglang.srt.server.http.keys import KeyRing
 
     compared: list[bytes] = []
     real = hmac.compare_digest
@@ -119,7 +119,7 @@ def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
         compared.append(key)
         return real(given, key)
 
-    monkeypatch.setattr("sglang.srt.server.keys.hmac.compare_digest", compare)
+    monkeypatch.setattr("sglang.srt.server.http.keys.hmac.compare_digest", compare)
     assert KeyRing(("a", "b", "c"), None).identify([(b"authorization", b"Bearer a")])
     assert compared == [b"a", b"b", b"c"], "a match must not end the comparison early"
 

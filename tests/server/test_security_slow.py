@@ -1,4 +1,4 @@
-"""Clients that are slow on purpose: each limit of http_protocol.py, made short, against the server's own HTTP stack."""
+"""Clients that are slow on purpose: each limit of http/protocol.py, made short, against the server's own HTTP stack."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sglang.srt.config import HttpOptions
 from sglang.srt.launch import _HttpServer, _listen, _uvicorn_config
-from sglang.srt.server import http_protocol
+from sglang.srt.server.http import protocol as http_protocol
 
 LIMIT = 0.3
 

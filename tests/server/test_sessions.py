@@ -105,7 +105,7 @@ async def test_a_turn_that_runs_or_failed_cannot_be_followed(stand: Stand) -> No
 
 async def test_a_stream_that_is_left_is_no_part_of_the_session(stand: Stand) -> None:
     name = stand.manager.open_session(None, None)
-    from sglang.srt.server.native_format import parse_generate
+    from sglang.srt.server.native.format import parse_generate
 
     body = {"input_ids": [5], "rid": "r1", "stream": True, "session_params": {"id": name}}
     call = await stand.manager.start(parse_generate(body).req)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sglang.srt.messages import TokenOut
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.scheduler.finish import FinishChecker
-from sglang.srt.server.detokenizer import Detokenizer
+from sglang.srt.server.tokenization.detokenizer import Detokenizer
 from sglang.srt.vocabulary import Vocabulary
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of

@@ -19,8 +19,8 @@ from sglang.srt.messages import BatchTokenOut, FinishReason, Logprobs, Tokenized
 from sglang.srt.relay import LoopShare
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, UnreadOuts
-from sglang.srt.server.json_pieces import PIECE_BYTES, Encoded, JsonArray, Late, LateArray, encode_json, json_pieces
-from sglang.srt.server.native_format import Reply
+from sglang.srt.server.http.json_pieces import PIECE_BYTES, Encoded, JsonArray, Late, LateArray, encode_json, json_pieces
+from sglang.srt.server.native.format import Reply
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of, events_of
 

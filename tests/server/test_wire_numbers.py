@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sglang.srt.errors import OverloadError
-from sglang.srt.server.chunked_body import ChunkedBody
-from sglang.srt.server.responses import error_response
-from sglang.srt.server.wire_numbers import decimal_number, hexadecimal_number, whole_number
+from sglang.srt.server.http.chunked_body import ChunkedBody
+from sglang.srt.server.http.wire import error_response
+from sglang.srt.server.http.wire_numbers import decimal_number, hexadecimal_number, whole_number
 from tests.server.conftest import Stand
 from tests.server.http_tools import client_of
 

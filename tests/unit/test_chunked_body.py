@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from sglang.srt.server.chunked_body import ChunkedBody
+from sglang.srt.server.http.chunked_body import ChunkedBody
 
 BODIES = [
     b"0\r\n\r\n",

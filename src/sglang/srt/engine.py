@@ -25,12 +25,12 @@ from sglang.srt.messages import ShutdownReq
 from sglang.srt.relay import Courier, Relay
 from sglang.srt.scheduler_process import build_scheduler, read_tokenizer
 from sglang.srt.server.calls import Call
-from sglang.srt.server.chat_rendering import render_messages
-from sglang.srt.server.choices import collect_scores, parse_score, plan_score
-from sglang.srt.server.encoding import encode, read_encode
 from sglang.srt.server.generate_req import GenerateOut, UnreadOuts
 from sglang.srt.server.multimodal.opening import open_intake
-from sglang.srt.server.native_format import NativeCall, StreamReplies, collect, parse_generate, stream_replies
+from sglang.srt.server.native.encode import encode, read_encode
+from sglang.srt.server.native.format import NativeCall, StreamReplies, collect, parse_generate, stream_replies
+from sglang.srt.server.native.score_choices import collect_scores, parse_score, plan_score
+from sglang.srt.server.tokenization.chat_rendering import render_messages
 from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 from sglang.srt.server_args import ServerArgs

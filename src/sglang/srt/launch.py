@@ -43,11 +43,11 @@ from sglang.srt.logs import configure_access_log, configure_logging
 from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq, StateReq, ToScheduler
 from sglang.srt.scheduler_process import blamed_grammars, check_model, write_config
 from sglang.srt.server.aside import is_busy
-from sglang.srt.server.connections import Connections
-from sglang.srt.server.http_protocol import LimitedProtocol
-from sglang.srt.server.http_server import create_app
+from sglang.srt.server.http.app import create_app
+from sglang.srt.server.http.connections import Connections
+from sglang.srt.server.http.protocol import LimitedProtocol
+from sglang.srt.server.http.starting import Door
 from sglang.srt.server.multimodal.opening import open_intake
-from sglang.srt.server.starting import Door
 from sglang.srt.server.tokenization.tokenizer import open_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 from sglang.srt.server_args import ServerArgs

@@ -15,8 +15,8 @@ from contextvars import copy_context
 from typing import ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
-from sglang.srt.server.request_scope import current_scope
-from sglang.srt.server.shares import Shares
+from sglang.srt.server.http.request_scope import current_scope
+from sglang.srt.server.limits.shares import Shares
 
 NUM_THREADS = 4
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from sglang.srt.errors import DeadlineError, SglangError
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.relay import End, LoopShare, Relay
-from sglang.srt.server.detokenizer import Detokenizer
 from sglang.srt.server.generate_req import GenerateOut, JoinedOut, UnreadOuts, own_rid
 from sglang.srt.server.resuming import Progress
 from sglang.srt.server.sessions import Turn
+from sglang.srt.server.tokenization.detokenizer import Detokenizer
 
 
 class Sequence:

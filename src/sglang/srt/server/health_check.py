@@ -11,7 +11,7 @@ from sglang.srt.errors import SglangError
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateReq
-from sglang.srt.server.request_scope import RequestScope, enter_scope
+from sglang.srt.server.http.request_scope import RequestScope, enter_scope
 
 LOOK_SECONDS = 0.5
 

@@ -17,8 +17,8 @@ from sglang.srt.media_item import without_pixels
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.generate_req import MAX_SEQUENCES, GenerateReq, for_each, rids_of, samples_of, wire_rid
+from sglang.srt.server.http.request_scope import current_scope
 from sglang.srt.server.multimodal.inputs import MediaTask
-from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.tokenization.healing import Healer
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from sglang.srt.server.validation import LogprobBudget, check_ids, check_parameters, check_request, fit_length

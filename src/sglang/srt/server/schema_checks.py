@@ -17,8 +17,8 @@ import msgspec
 
 from sglang.srt.messages import TokenizedReq, TokenOut
 from sglang.srt.process.isolation import Isolated, IsolationError, Limits
-from sglang.srt.server.detokenizer import Detokenizer
 from sglang.srt.server.schema_check_work import Verdict
+from sglang.srt.server.tokenization.detokenizer import Detokenizer
 from sglang.srt.vocabulary import Vocabulary
 
 ENTRY = "sglang.srt.server.schema_check_work:prepare"

@@ -50,20 +50,20 @@ from sglang.srt.messages import (
     ToScheduler,
 )
 from sglang.srt.server.aside import run_aside
-from sglang.srt.server.call_records import CallRecords
 from sglang.srt.server.calls import Call, Sequence
 from sglang.srt.server.control_calls import ControlCalls
-from sglang.srt.server.detokenizer import Detokenizer
 from sglang.srt.server.embedding_calls import EmbeddingCalls, Vector
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, own_rid, wire_rid
 from sglang.srt.server.health_check import HealthCheck
-from sglang.srt.server.keys import KeyRing
-from sglang.srt.server.parameter_room import ParameterRoom
+from sglang.srt.server.http.keys import KeyRing
+from sglang.srt.server.http.request_scope import current_scope
+from sglang.srt.server.limits.parameter_room import ParameterRoom
 from sglang.srt.server.request_maker import RequestMaker
-from sglang.srt.server.request_scope import current_scope
 from sglang.srt.server.resuming import Progress, Resuming
 from sglang.srt.server.schema_checks import MAX_RETRIES, SchemaChecks, answer_of, next_attempt
 from sglang.srt.server.sessions import Place, Sessions, Turn
+from sglang.srt.server.telemetry.call_records import CallRecords
+from sglang.srt.server.tokenization.detokenizer import Detokenizer
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # these need an image library, which a server of text does without

@@ -14,7 +14,7 @@ import threading
 from typing import Any
 
 from sglang.srt.errors import OverloadError, RequestError
-from sglang.srt.server.shares import Shares
+from sglang.srt.server.limits.shares import Shares
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -21,11 +21,11 @@ import numpy as np
 from sglang.srt.config import MediaOptions
 from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.process.isolation import Isolated, IsolationError, Job, Limits
+from sglang.srt.server.limits.shares import Shares
 from sglang.srt.server.multimodal import decode_work
 from sglang.srt.server.multimodal.clip import Clip
 from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.media import Medium
-from sglang.srt.server.shares import Shares
 
 ENTRY = "sglang.srt.server.multimodal.decode_work:prepare"
 PLACES = 4

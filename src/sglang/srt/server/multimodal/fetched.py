@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sglang.srt.errors import RequestError
-from sglang.srt.server.shares import Budget
+from sglang.srt.server.limits.shares import Budget
 
 MAX_SHOWN = 80
 

@@ -16,10 +16,10 @@ import httpx
 
 from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
+from sglang.srt.server.http.wire_numbers import whole_number
+from sglang.srt.server.limits.shares import Shares
 from sglang.srt.server.multimodal.addresses import IPAddress, Resolver, is_public
 from sglang.srt.server.multimodal.fetched import Allowance, Fetched, shorten
-from sglang.srt.server.shares import Shares
-from sglang.srt.server.wire_numbers import whole_number
 
 MAX_REDIRECTS = 5
 MAX_URL = 8192

@@ -31,6 +31,8 @@ from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.heap import release_freed_memory
 from sglang.srt.media_item import MediaItem, without_pixels
+from sglang.srt.server.http.request_scope import current_scope
+from sglang.srt.server.limits.shares import Budget
 from sglang.srt.server.multimodal.clip import Clip
 from sglang.srt.server.multimodal.decoding import Decoder
 from sglang.srt.server.multimodal.fetched import Allowance
@@ -41,8 +43,6 @@ from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
 from sglang.srt.server.multimodal.processors.registry import create_processor
 from sglang.srt.server.multimodal.sources import Sources
 from sglang.srt.server.multimodal.spans import Picture, expand, find_places
-from sglang.srt.server.request_scope import current_scope
-from sglang.srt.server.shares import Budget
 from sglang.srt.server.tokenization.template_forms import MediaToken
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 

@@ -1,9 +1,7 @@
 """OpenAI's API. A file imports only what stands below it in this list:
 
 routes.py        the endpoints
-responses_api.py one request to /v1/responses
-response_store.py responses that are kept
-anthropic_api.py one request to /v1/messages
+responses/       one request to /v1/responses, and the responses that are kept
 blocks.py        answers as typed blocks
 scoring.py       /v1/score, /v1/rerank
 embeddings.py    /v1/embeddings, /encode

@@ -15,7 +15,7 @@ from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
-from sglang.srt.server.json_pieces import encode_json
+from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.multimodal.inputs import MediaInput, parse_pixels, with_pixels
 from sglang.srt.server.openai.answers import Answer
 from sglang.srt.server.openai.logprobs import chat_logprobs

@@ -10,7 +10,7 @@ from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.messages import LogprobOptions, Logprobs
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_count
-from sglang.srt.server.json_pieces import encode_json
+from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.openai.chat import join_salt, usage_wishes
 from sglang.srt.server.openai.logprobs import CompletionLogprobs
 from sglang.srt.server.openai.protocol import CompletionRequest

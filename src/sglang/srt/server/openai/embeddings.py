@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sglang.srt.errors import RequestError
-from sglang.srt.server.bodies import read_as
 from sglang.srt.server.embedding_calls import Vector
-from sglang.srt.server.encoding import ENCODE_FIELDS, encode, read_encode, read_texts, rids
 from sglang.srt.server.fields import Fields, as_int, as_text
-from sglang.srt.server.json_pieces import Late, LateArray
-from sglang.srt.server.responses import CLIENT_GONE, LargeJsonResponse, unless_gone
+from sglang.srt.server.http.bodies import read_as
+from sglang.srt.server.http.json_pieces import Late, LateArray
+from sglang.srt.server.http.wire import CLIENT_GONE, LargeJsonResponse, unless_gone
+from sglang.srt.server.native.encode import ENCODE_FIELDS, encode, read_encode, read_texts, rids
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 _FIELDS = Fields(frozenset({"model", "input", "encoding_format", "dimensions", "rid"}), frozenset({"user"}))

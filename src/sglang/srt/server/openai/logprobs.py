@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sglang.srt.messages import Logprobs, Position
-from sglang.srt.server.json_pieces import LateArray
+from sglang.srt.server.http.json_pieces import LateArray
 from sglang.srt.server.tokenization.incremental import IncrementalText
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 

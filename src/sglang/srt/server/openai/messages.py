@@ -7,7 +7,7 @@ from typing import Any
 
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.server.fields import check_members, unknown_message
-from sglang.srt.server.json_limits import read_json_text
+from sglang.srt.server.limits.json_limits import read_json_text
 from sglang.srt.server.multimodal.inputs import PART_HINTS, MediaInput, parse_part
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
 

@@ -12,11 +12,13 @@ from starlette.responses import Response
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import UnsupportedError
 from sglang.srt.sampling_params import parse_sampling_params
+from sglang.srt.server.anthropic.messages import MESSAGES_FIELDS, MessagesCall
 from sglang.srt.server.aside import run_aside
-from sglang.srt.server.bodies import LONG_BODY, read_as, read_sized
 from sglang.srt.server.fields import as_text
-from sglang.srt.server.json_pieces import Encoded, cut
-from sglang.srt.server.openai.anthropic_api import MESSAGES_FIELDS, MessagesCall
+from sglang.srt.server.http.bodies import LONG_BODY, read_as, read_sized
+from sglang.srt.server.http.json_pieces import Encoded, cut
+from sglang.srt.server.http.request_scope import current_scope, name_user
+from sglang.srt.server.http.wire import CLIENT_GONE, JsonResponse, LargeJsonResponse, answer, stream, unless_gone
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
 from sglang.srt.server.openai.completions import CompletionCall
 from sglang.srt.server.openai.protocol import (
@@ -26,12 +28,10 @@ from sglang.srt.server.openai.protocol import (
     CompletionRequest,
     parse_request,
 )
-from sglang.srt.server.openai.response_store import ResponseStore, history_of
-from sglang.srt.server.openai.responses_api import RESPONSES_FIELDS, ResponsesCall
+from sglang.srt.server.openai.responses.api import RESPONSES_FIELDS, ResponsesCall
+from sglang.srt.server.openai.responses.store import ResponseStore, history_of
 from sglang.srt.server.parsers.reasoning import reasoning_format
 from sglang.srt.server.parsers.tool_calls import call_format, format_of_template
-from sglang.srt.server.request_scope import current_scope, name_user
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, LargeJsonResponse, answer, stream, unless_gone
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 

@@ -13,12 +13,12 @@ from starlette.responses import Response
 from sglang.srt.errors import RequestError
 from sglang.srt.messages import LogprobOptions
 from sglang.srt.sampling_params import SamplingParams
-from sglang.srt.server.bodies import read_as
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text, as_texts
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
+from sglang.srt.server.http.bodies import read_as
+from sglang.srt.server.http.wire import CLIENT_GONE, LargeJsonResponse, answer, unless_gone
 from sglang.srt.server.openai.sse import Usage
-from sglang.srt.server.responses import CLIENT_GONE, LargeJsonResponse, answer, unless_gone
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_ITEMS = 4096

@@ -6,8 +6,8 @@ from typing import Any
 
 from sglang.srt.messages import FinishReason
 from sglang.srt.server.generate_req import GenerateOut
-from sglang.srt.server.json_pieces import encode_json, json_pieces
-from sglang.srt.server.native_format import check_dict
+from sglang.srt.server.http.json_pieces import encode_json, json_pieces
+from sglang.srt.server.native.format import check_dict
 
 NULL = b"null"
 PART_VALUES = 2048

@@ -20,7 +20,7 @@ import msgspec
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.fields import check_members
-from sglang.srt.server.json_limits import read_json_text
+from sglang.srt.server.limits.json_limits import read_json_text
 from sglang.srt.server.openai.tool_schemas import check_tool_schema, refers_outside
 from sglang.srt.server.parsers.pieces import Parser
 from sglang.srt.server.parsers.tool_calls import Tag, call_format, create_free_parser, create_parser

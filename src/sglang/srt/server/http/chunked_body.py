@@ -6,7 +6,7 @@ a line  |  size + 2 bytes        lines, up to an empty one
 
 from __future__ import annotations
 
-from sglang.srt.server.wire_numbers import hexadecimal_number
+from sglang.srt.server.http.wire_numbers import hexadecimal_number
 
 LINE_BYTES = 64
 """of each line that are looked at: the size is at its beginning"""

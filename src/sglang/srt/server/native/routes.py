@@ -1,4 +1,4 @@
-"""The native API: /generate and what operators need. Shapes are in native_format.py."""
+"""The native API: /generate and what operators need. Shapes are in native/format.py."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from starlette.responses import PlainTextResponse, Response
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import parse_sampling_params
-from sglang.srt.server.auth import need_admin
-from sglang.srt.server.bodies import read_as, read_object
 from sglang.srt.server.calls import Call
-from sglang.srt.server.chat_rendering import RENDER_FIELDS, render_messages
-from sglang.srt.server.choices import SCORE_FIELDS, collect_scores, parse_score, plan_score
 from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text
 from sglang.srt.server.generate_req import check_count
-from sglang.srt.server.json_pieces import JsonArray, LateArray, encode_json, json_pieces
-from sglang.srt.server.native_format import GENERATE_FIELDS, collect, parse_generate, stream_replies
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, LargeJsonResponse, answer, stream
+from sglang.srt.server.http.auth import need_admin
+from sglang.srt.server.http.bodies import read_as, read_object
+from sglang.srt.server.http.json_pieces import JsonArray, LateArray, encode_json, json_pieces
+from sglang.srt.server.http.wire import CLIENT_GONE, JsonResponse, LargeJsonResponse, answer, stream
+from sglang.srt.server.native.format import GENERATE_FIELDS, collect, parse_generate, stream_replies
+from sglang.srt.server.native.score_choices import SCORE_FIELDS, collect_scores, parse_score, plan_score
+from sglang.srt.server.tokenization.chat_rendering import RENDER_FIELDS, render_messages
 from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 

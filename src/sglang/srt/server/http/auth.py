@@ -12,10 +12,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sglang.srt.errors import AdminOnlyError, ApiKeyError, BodyTooLargeError, RequestError
-from sglang.srt.server.keys import Identity, KeyRing
-from sglang.srt.server.request_scope import RequestScope, current_scope, enter_scope, leave_scope
-from sglang.srt.server.responses import error_response
-from sglang.srt.server.wire_numbers import decimal_number, whole_number
+from sglang.srt.server.http.keys import Identity, KeyRing
+from sglang.srt.server.http.request_scope import RequestScope, current_scope, enter_scope, leave_scope
+from sglang.srt.server.http.wire import error_response
+from sglang.srt.server.http.wire_numbers import decimal_number, whole_number
 
 Handler = Callable[[Request], Awaitable[Response]]
 

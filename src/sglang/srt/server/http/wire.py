@@ -15,10 +15,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sglang.srt.errors import RequestError, SglangError
-from sglang.srt.server.body_room import release_body
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateReq
-from sglang.srt.server.json_pieces import encode_json, json_pieces
+from sglang.srt.server.http.json_pieces import encode_json, json_pieces
+from sglang.srt.server.limits.body_room import release_body
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 DONE = b"data: [DONE]\n\n"

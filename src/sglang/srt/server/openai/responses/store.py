@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from sglang.srt.errors import NoSuchResponseError, RequestError
-from sglang.srt.server.json_limits import JsonScan
-from sglang.srt.server.json_pieces import encode_json
+from sglang.srt.server.http.json_pieces import encode_json
+from sglang.srt.server.limits.json_limits import JsonScan
 
 decode = msgspec.json.Decoder().decode
 

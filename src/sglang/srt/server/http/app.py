@@ -19,17 +19,17 @@ from starlette.routing import Route
 
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import SglangError
-from sglang.srt.server.auth import ApiKeys, BodyLimit, RequestScopes, operator_only
-from sglang.srt.server.body_room import BodyRooms
-from sglang.srt.server.browsers import BrowserGuard, Hosts
-from sglang.srt.server.keys import KeyRing
-from sglang.srt.server.native_api import NOT_DONE, NativeApi, refused
+from sglang.srt.server.http.auth import ApiKeys, BodyLimit, RequestScopes, operator_only
+from sglang.srt.server.http.browsers import BrowserGuard, Hosts
+from sglang.srt.server.http.keys import KeyRing
+from sglang.srt.server.http.openapi import add_bodies
+from sglang.srt.server.http.wire import CLIENT_GONE, JsonResponse, error_response
+from sglang.srt.server.limits.body_room import BodyRooms
+from sglang.srt.server.native.parsing_api import parse_function_call, separate_reasoning
+from sglang.srt.server.native.routes import NOT_DONE, NativeApi, refused
 from sglang.srt.server.openai.embeddings import EmbeddingsApi
 from sglang.srt.server.openai.routes import OpenAIApi
 from sglang.srt.server.openai.scoring import ScoringApi
-from sglang.srt.server.openapi import add_bodies
-from sglang.srt.server.parsing_api import parse_function_call, separate_reasoning
-from sglang.srt.server.responses import CLIENT_GONE, JsonResponse, error_response
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 logger = logging.getLogger("sglang")

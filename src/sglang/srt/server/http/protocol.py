@@ -20,9 +20,9 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from sglang.srt.server.chunked_body import ChunkedBody
-from sglang.srt.server.connections import Connections
-from sglang.srt.server.wire_numbers import whole_number
+from sglang.srt.server.http.chunked_body import ChunkedBody
+from sglang.srt.server.http.connections import Connections
+from sglang.srt.server.http.wire_numbers import whole_number
 
 HEAD_BYTES = 64 << 10
 MAX_HEADERS = 256

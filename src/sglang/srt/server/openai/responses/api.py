@@ -1,4 +1,4 @@
-"""POST /v1/responses: OpenAI's newer API, made of a chat. A request may follow a stored response (response_store.py), whose inputs
+"""POST /v1/responses: OpenAI's newer API, made of a chat. A request may follow a stored response (responses/store.py), whose inputs
 and outputs then stand before its own; instructions are those of the request alone."""
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from sglang.srt.errors import RequestError, SglangError, UnsupportedError
 from sglang.srt.messages import FinishReason
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import Fields, as_bool, check_members, note_unknown
-from sglang.srt.server.json_pieces import encode_json
+from sglang.srt.server.http.json_pieces import encode_json
+from sglang.srt.server.http.wire import error_body
 from sglang.srt.server.multimodal.inputs import PART_HINTS
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
 from sglang.srt.server.openai.protocol import ANSWERING, ChatRequest, parse_request
-from sglang.srt.server.openai.response_store import MAX_OWN_BYTES
+from sglang.srt.server.openai.responses.store import MAX_OWN_BYTES
 from sglang.srt.server.openai.sse import Usage, finish_details
-from sglang.srt.server.responses import error_body
 
 _SAME = (
     *("model", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stream", "parallel_tool_calls", "user", "rid"),

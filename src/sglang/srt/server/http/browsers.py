@@ -21,7 +21,7 @@ from typing import NamedTuple
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sglang.srt.errors import ForeignPageError, NotJsonError, RequestError, WrongHostError
-from sglang.srt.server.responses import error_response
+from sglang.srt.server.http.wire import error_response
 
 ANY = "*"
 LOOPBACK_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})

@@ -16,11 +16,11 @@ from starlette.requests import ClientDisconnect, Request
 
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.server.aside import run_aside
-from sglang.srt.server.body_room import SMALL_BODY, room_of
 from sglang.srt.server.fields import Fields
-from sglang.srt.server.json_limits import CHUNK, MAX_ELEMENTS, check_json
+from sglang.srt.server.http.wire_numbers import whole_number
+from sglang.srt.server.limits.body_room import SMALL_BODY, room_of
+from sglang.srt.server.limits.json_limits import CHUNK, MAX_ELEMENTS, check_json
 from sglang.srt.server.shared_ints import SharedInts
-from sglang.srt.server.wire_numbers import whole_number
 
 LONG_BODY = 16 << 10
 """bytes above which a body is made into objects on another thread; above CHUNK value by value"""

@@ -8,9 +8,9 @@ from sglang.srt.config import HttpOptions
 from sglang.srt.messages import SchedulerStats, TokenizedReq, TokenOut
 from sglang.srt.server.calls import Sequence
 from sglang.srt.server.generate_req import GenerateOut
-from sglang.srt.server.metrics import Metrics
-from sglang.srt.server.request_log import RequestLog
-from sglang.srt.server.tracing import Moments, Tracing
+from sglang.srt.server.telemetry.metrics import Metrics
+from sglang.srt.server.telemetry.request_log import RequestLog
+from sglang.srt.server.telemetry.tracing import Moments, Tracing
 
 
 class CallRecords:

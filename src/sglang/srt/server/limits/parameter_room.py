@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sglang.srt.messages import TokenizedReq
-from sglang.srt.server.shares import Budget
+from sglang.srt.server.limits.shares import Budget
 from sglang.srt.server.validation import MAX_PARAMETER_BYTES, num_parameter_bytes
 
 SMALL = 4096

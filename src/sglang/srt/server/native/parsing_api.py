@@ -9,14 +9,14 @@ from starlette.responses import Response
 
 from sglang.srt.errors import ConfigError, RequestError
 from sglang.srt.server.aside import run_aside
-from sglang.srt.server.bodies import read_object
 from sglang.srt.server.fields import Fields, as_text
+from sglang.srt.server.http.bodies import read_object
+from sglang.srt.server.http.wire import JsonResponse
 from sglang.srt.server.openai.answers import Answer
 from sglang.srt.server.openai.tools import parameters_of, parse_tools
 from sglang.srt.server.parsers.pieces import Parser
 from sglang.srt.server.parsers.reasoning import ReasoningParser, reasoning_format
 from sglang.srt.server.parsers.tool_calls import create_free_parser
-from sglang.srt.server.responses import JsonResponse
 
 MAX_CHARS = 200_000
 _CALL_FIELDS = Fields(frozenset({"text", "tools", "tool_call_parser"}))

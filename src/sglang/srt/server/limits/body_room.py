@@ -14,7 +14,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sglang.srt.errors import OverloadError
-from sglang.srt.server.request_scope import current_scope
+from sglang.srt.server.http.request_scope import current_scope
 
 SMALL_BODY = 64 << 10
 """bytes up to which a body is read at once"""

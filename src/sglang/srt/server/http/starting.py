@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sglang.srt.errors import OverloadError
-from sglang.srt.server.responses import JsonResponse, anthropic_error, error_response
+from sglang.srt.server.http.wire import JsonResponse, anthropic_error, error_response
 
 _MESSAGE = "the server is starting: its model is being loaded"
 

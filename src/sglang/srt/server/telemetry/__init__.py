@@ -1,0 +1,1 @@
+"""What is told of requests: metrics, the log of requests, traces."""
