@@ -37,7 +37,7 @@ STREAM_TOKENS = 200
 def run_engine(directory: str) -> None:
     """Speaks the scheduler's half of messages.py: a whole answer at once, or one token a step for each stream."""
     from sglang.srt.messages import AbortReq, BatchTokenOut, FinishReason, ShutdownReq, TokenizedReq, TokenOut
-    from sglang.srt.transport import SocketSchedulerEnd
+    from sglang.srt.process.transport import SocketSchedulerEnd
 
     link = SocketSchedulerEnd(directory)
     streams: dict[str, tuple[TokenizedReq, int]] = {}
@@ -89,13 +89,13 @@ def run_server(port: int, profile: str | None) -> None:
 async def _serve(port: int, profiler: Any) -> None:
     import threading
 
-    from sglang.srt.launch import _HttpServer, _listen, _uvicorn_config, limit_arenas
-    from sglang.srt.logs import configure_access_log, configure_logging
+    from sglang.srt.process.launch import _HttpServer, _listen, _uvicorn_config, limit_arenas
+    from sglang.srt.process.logs import configure_access_log, configure_logging
+    from sglang.srt.process.transport import SocketServerEnd
     from sglang.srt.server.http.app import create_app
     from sglang.srt.server.tokenization.tokenizer import open_tokenizer
     from sglang.srt.server.tokenizer_manager import TokenizerManager
     from sglang.srt.server_args import ServerArgs
-    from sglang.srt.transport import SocketServerEnd
 
     limit_arenas()
     configure_logging("warning")

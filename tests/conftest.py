@@ -53,7 +53,7 @@ class RunningServer:
         while True:
             for pid in self.children():
                 with contextlib.suppress(OSError):
-                    if b"sglang.srt.scheduler_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    if b"sglang.srt.process.scheduler_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
                         return pid
             assert time.monotonic() < deadline, "there is no scheduler"
             time.sleep(0.02)

@@ -203,7 +203,7 @@ def test_server_lives_through_the_death_of_a_rank(tmp_path: Path) -> None:
         body = {"input_ids": PROMPTS[0], "sampling_params": {"temperature": 0, "max_new_tokens": 8}}
         first = httpx.post(f"{url}/generate", json=body, timeout=60).json()["output_ids"]
         assert httpx.get(f"{url}/get_server_info").json()["tp_size"] == 2
-        for victim in ("sglang.srt.model.distributed.follower", "sglang.srt.scheduler_process"):
+        for victim in ("sglang.srt.model.distributed.follower", "sglang.srt.process.scheduler_process"):
             before = _children(process.pid)
             assert len(before) == 2, "a scheduler and one more rank"
             before[victim].kill()

@@ -14,9 +14,9 @@ import pytest
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError
+from sglang.srt.process.scheduler_process import DUMP, JOURNAL, blamed_grammars
 from sglang.srt.scheduler.grammar.engines.registry import create_backend
 from sglang.srt.scheduler.grammar.journal import GrammarJournal, NotedBackend, NotedState, grammar_digest, read_journal
-from sglang.srt.scheduler_process import DUMP, JOURNAL, blamed_grammars
 from tests.conftest import ROOT
 from tests.scheduler.toy import VOCABULARY
 
@@ -91,7 +91,7 @@ DYING = """
 import ctypes, faulthandler, os, signal, sys, threading, time
 from pathlib import Path
 from sglang.srt.scheduler.grammar.journal import GrammarJournal, grammar_digest
-from sglang.srt.scheduler_process import DUMP, JOURNAL
+from sglang.srt.process.scheduler_process import DUMP, JOURNAL
 
 directory, how = Path(sys.argv[1]), sys.argv[2]
 faulthandler.enable((directory / DUMP).open("wb"))

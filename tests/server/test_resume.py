@@ -17,7 +17,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from sglang.srt.launch import MAX_RESTARTS
+from sglang.srt.process.launch import MAX_RESTARTS
 from tests.conftest import ROOT, RunningServer, start_server
 from tests.server.test_operate import eventually, post, state
 from tests.server.test_processes import wait_dead
@@ -325,7 +325,7 @@ DEADLY_TOKEN, FAILING_TOKEN = 4242, 4343
 POISON = f"""
 import os, signal, sys, time
 
-if "sglang.srt.scheduler_process" in getattr(sys, "orig_argv", ()):
+if "sglang.srt.process.scheduler_process" in getattr(sys, "orig_argv", ()):
     from sglang.srt.model.worker import LocalWorker
     from sglang.srt.scheduler.grammar import llguidance_backend as engine
 

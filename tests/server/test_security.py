@@ -264,7 +264,7 @@ def test_pickle_on_the_sockets_is_thrown_away(guarded: RunningServer, ask: httpx
 
 def test_what_is_no_message_does_not_reach_the_scheduler(tmp_path: Path) -> None:
     from sglang.srt.messages import StateReq, encode
-    from sglang.srt.transport import SocketSchedulerEnd
+    from sglang.srt.process.transport import SocketSchedulerEnd
 
     context = zmq.Context()
     server = context.socket(zmq.PUSH)

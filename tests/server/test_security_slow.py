@@ -15,7 +15,7 @@ import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sglang.srt.config import HttpOptions
-from sglang.srt.launch import _HttpServer, _listen, _uvicorn_config
+from sglang.srt.process.launch import _HttpServer, _listen, _uvicorn_config
 from sglang.srt.server.http import protocol as http_protocol
 
 LIMIT = 0.3

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sglang.srt.heap import keep_loaded_objects
 from sglang.srt.messages import BatchTokenOut, FinishReason, Logprobs, TokenizedReq, TokenOut
-from sglang.srt.relay import LoopShare
+from sglang.srt.process.heap import keep_loaded_objects
+from sglang.srt.process.relay import LoopShare
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, UnreadOuts
 from sglang.srt.server.http.json_pieces import PIECE_BYTES, Encoded, JsonArray, Late, LateArray, encode_json, json_pieces

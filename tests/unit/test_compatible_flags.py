@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sglang.srt.compatible_flags import ALIASES, FLAGS, REFUSED_VALUES, VALUES
 from sglang.srt.errors import ConfigError
-from sglang.srt.flag_names import translate
-from sglang.srt.flag_parser import FlagParser
+from sglang.srt.flags.compatible import ALIASES, FLAGS, REFUSED_VALUES, VALUES
+from sglang.srt.flags.names import translate
+from sglang.srt.flags.parser import FlagParser
 from sglang.srt.server_args import ServerArgs, parse_server_args, prepare_server_args
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sglang.srt.errors import ConfigError
-from sglang.srt.launch import _listen
 from sglang.srt.model.capacity import HostMemory, ModelFootprint, plan_capacity
+from sglang.srt.process.launch import _listen
 from sglang.srt.server_args import ServerArgs
 
 NAN, INF = float("nan"), float("inf")

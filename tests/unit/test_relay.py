@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sglang.srt.relay import Courier, End, Relay, Unread
+from sglang.srt.process.relay import Courier, End, Relay, Unread
 
 
 class Source:

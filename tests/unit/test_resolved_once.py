@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from sglang.srt import launch
 from sglang.srt.checkpoint import resolve
 from sglang.srt.checkpoint.resolve import find_files, with_files
 from sglang.srt.config import RuntimeConfig
 from sglang.srt.config_codec import decode_config, encode_config
 from sglang.srt.engine import Engine
 from sglang.srt.model.embedder import embeds_by_itself
+from sglang.srt.process import launch
 from sglang.srt.server_args import ServerArgs
 from tests.conftest import ROOT, free_port
 

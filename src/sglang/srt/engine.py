@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 
 from sglang.srt.checkpoint.resolve import with_files
 from sglang.srt.errors import EngineDeadError, RequestError
-from sglang.srt.logs import configure_logging
 from sglang.srt.messages import ShutdownReq
-from sglang.srt.relay import Courier, Relay
-from sglang.srt.scheduler_process import build_scheduler, read_tokenizer
+from sglang.srt.process.logs import configure_logging
+from sglang.srt.process.relay import Courier, Relay
+from sglang.srt.process.scheduler_process import build_scheduler, read_tokenizer
+from sglang.srt.process.transport import LocalLink
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, UnreadOuts
 from sglang.srt.server.multimodal.opening import open_intake
@@ -34,7 +35,6 @@ from sglang.srt.server.tokenization.chat_rendering import render_messages
 from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 from sglang.srt.server_args import ServerArgs
-from sglang.srt.transport import LocalLink
 
 logger = logging.getLogger("sglang")
 

@@ -1,5 +1,5 @@
-"""The flags: one flat dataclass, from which the command line is made (flag_parser.py), and `resolve`, which turns it into config
-groups. What the original's command lines say besides is in compatible_flags.py.
+"""The flags: one flat dataclass, from which the command line is made (flags/parser.py), and `resolve`, which turns it into config
+groups. What the original's command lines say besides is in flags/compatible.py.
 
 Each field carries its help text and its heading. Only launch.py, engine.py and cli.py import this file.
 """
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from sglang.srt.checkpoint.files import shown
-from sglang.srt.compatible_flags import ALIASES, FLAGS
 from sglang.srt.config import (
     DeviceOptions,
     GrammarOptions,
@@ -31,9 +30,10 @@ from sglang.srt.config import (
 )
 from sglang.srt.devices import cuda_is_here
 from sglang.srt.errors import ConfigError
-from sglang.srt.flag_names import option, takes_other_names, translate
-from sglang.srt.flag_parser import FlagParser, add_fields, check_unknown, spell_out, with_file
-from sglang.srt.flag_values import parse_hosts, parse_key, parse_keys, parse_origins, split_names
+from sglang.srt.flags.compatible import ALIASES, FLAGS
+from sglang.srt.flags.names import option, takes_other_names, translate
+from sglang.srt.flags.parser import FlagParser, add_fields, check_unknown, spell_out, with_file
+from sglang.srt.flags.values import parse_hosts, parse_key, parse_keys, parse_origins, split_names
 
 logger = logging.getLogger("sglang")
 
@@ -53,7 +53,7 @@ def _flag(default: Any, group: str, text: str, **extra: Any) -> Any:
 @dataclass
 class ServerArgs:
     """Flags of the server and keyword arguments of the Engine. None means: decided from the model and the machine. The names of
-    compatible_flags.py are keyword arguments, too; the constructor raises ConfigError for those that are refused."""
+    flags/compatible.py are keyword arguments, too; the constructor raises ConfigError for those that are refused."""
 
     # model
     model_path: str = _flag(DEFAULT_MODEL, "model", "an alias, a local folder, a .gguf file or a hub id")

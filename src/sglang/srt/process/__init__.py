@@ -1,1 +1,1 @@
-"""Starting and watching processes."""
+"""The processes of a server: starting, watching and isolating them, and how messages travel between them."""

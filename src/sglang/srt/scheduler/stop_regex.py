@@ -24,7 +24,7 @@ import msgspec
 import regex
 
 from sglang.srt.errors import RequestError
-from sglang.srt.heap import held_bytes
+from sglang.srt.process.heap import held_bytes
 from sglang.srt.process.isolation import Cancelled, IsolationError, Job
 from sglang.srt.scheduler.trial_messages import Report, decode_trial
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from sglang.srt.errors import DeadlineError, SglangError
 from sglang.srt.messages import TokenizedReq
-from sglang.srt.relay import End, LoopShare, Relay
+from sglang.srt.process.relay import End, LoopShare, Relay
 from sglang.srt.server.generate_req import GenerateOut, JoinedOut, UnreadOuts, own_rid
 from sglang.srt.server.resuming import Progress
 from sglang.srt.server.sessions import Turn

@@ -31,7 +31,6 @@ from sglang.srt.errors import (
     RequestError,
     SglangError,
 )
-from sglang.srt.heap import release_freed_memory
 from sglang.srt.messages import (
     AbortReq,
     BatchEmbedOut,
@@ -49,6 +48,7 @@ from sglang.srt.messages import (
     TokenOut,
     ToScheduler,
 )
+from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call, Sequence
 from sglang.srt.server.control_calls import ControlCalls

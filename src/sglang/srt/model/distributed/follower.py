@@ -20,10 +20,10 @@ import numpy as np
 
 from sglang.srt.config_codec import decode_config
 from sglang.srt.errors import SglangError
-from sglang.srt.logs import configure_logging
 from sglang.srt.model.distributed.leader import RankConfig, RankStatus
 from sglang.srt.model.distributed.wire import Bind, Message, decode, read_frame, unpack_step, write_frame
 from sglang.srt.model.worker import LocalWorker, create_rank
+from sglang.srt.process.logs import configure_logging
 
 
 def _read_on(stream: IO[bytes], steps: queue.SimpleQueue[Message]) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError, OverloadError, RequestError
-from sglang.srt.heap import release_freed_memory
 from sglang.srt.process import isolation
+from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.process.isolation import START_SECONDS, Cancelled, IsolationError, Patience
 from sglang.srt.scheduler.grammar.engines.base import GrammarBackend
 from sglang.srt.scheduler.grammar.lanes import NUM_QUICK, NUM_SLOW, QUICK_SECONDS, Client, Lanes, Turn

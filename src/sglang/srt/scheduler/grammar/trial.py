@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError, RequestError
-from sglang.srt.heap import held_bytes, release_freed_memory, resident_bytes
+from sglang.srt.process.heap import held_bytes, release_freed_memory, resident_bytes
 from sglang.srt.process.isolation import Isolated, Job, Limits
 from sglang.srt.scheduler.grammar.engines.base import GrammarBackend, GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.engines.registry import create_backend

@@ -29,8 +29,8 @@ import numpy as np
 
 from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
-from sglang.srt.heap import release_freed_memory
 from sglang.srt.media_item import MediaItem, without_pixels
+from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.server.http.request_scope import current_scope
 from sglang.srt.server.limits.shares import Budget
 from sglang.srt.server.multimodal.clip import Clip

@@ -21,7 +21,7 @@ import tokenizers
 from sglang.srt.checkpoint.resolve import default_cache_dir, find_files
 from sglang.srt.config import ModelFiles, TextOptions
 from sglang.srt.errors import RequestError
-from sglang.srt.heap import release_freed_memory
+from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.server.shared_ints import SharedInts
 from sglang.srt.server.tokenization.chat_template import ChatTemplate, named_template
 from sglang.srt.server.tokenization.model_files import TextFacts, checked, is_panic, read_folder, read_gguf

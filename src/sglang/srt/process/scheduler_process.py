@@ -1,6 +1,6 @@
 """The scheduler's own process: loads the model, then steps until it is told to stop or the server is gone.
 
-    python -m sglang.srt.scheduler_process SOCKET_DIRECTORY      started by launch.py; the configuration comes on stdin
+    python -m sglang.srt.process.scheduler_process SOCKET_DIRECTORY      started by launch.py; the configuration comes on stdin
 
 Standard input stays open as a life line: when it closes, the server has died, however it died, and so does this process.
 """
@@ -27,19 +27,19 @@ from sglang.srt.config import ModelOptions, RuntimeConfig
 from sglang.srt.config_codec import decode_config, encode_config
 from sglang.srt.errors import ConfigError, SglangError
 from sglang.srt.forward_batch import ModelInfo, ModelWorker
-from sglang.srt.heap import release_freed_memory
-from sglang.srt.logs import configure_logging
 from sglang.srt.messages import Inbox, Outbox, SchedulerFailed, SchedulerReady
 from sglang.srt.model.capacity import host_memory
 from sglang.srt.model.distributed.leader import create_parallel_worker
 from sglang.srt.model.embedder import create_embedder, embeds_by_itself
 from sglang.srt.model.weights.loader import read_config
 from sglang.srt.model.worker import create_worker
+from sglang.srt.process.heap import release_freed_memory
+from sglang.srt.process.logs import configure_logging
+from sglang.srt.process.transport import SocketSchedulerEnd
 from sglang.srt.scheduler.embedding import EmbeddingScheduler
 from sglang.srt.scheduler.grammar.journal import GrammarJournal, read_journal
 from sglang.srt.scheduler.scheduler import Scheduler
 from sglang.srt.server.tokenization.tokenizer import Tokenizer, open_tokenizer
-from sglang.srt.transport import SocketSchedulerEnd
 
 logger = logging.getLogger("sglang")
 

@@ -38,10 +38,11 @@ import uvloop
 from sglang.srt.checkpoint.resolve import with_files
 from sglang.srt.config import HttpOptions, RuntimeConfig
 from sglang.srt.errors import ConfigError, EngineDeadError
-from sglang.srt.heap import keep_loaded_objects
-from sglang.srt.logs import configure_access_log, configure_logging
 from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq, StateReq, ToScheduler
-from sglang.srt.scheduler_process import blamed_grammars, check_model, write_config
+from sglang.srt.process.heap import keep_loaded_objects
+from sglang.srt.process.logs import configure_access_log, configure_logging
+from sglang.srt.process.scheduler_process import blamed_grammars, check_model, write_config
+from sglang.srt.process.transport import SocketServerEnd
 from sglang.srt.server.aside import is_busy
 from sglang.srt.server.http.app import create_app
 from sglang.srt.server.http.connections import Connections
@@ -51,7 +52,6 @@ from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.tokenization.tokenizer import open_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 from sglang.srt.server_args import ServerArgs
-from sglang.srt.transport import SocketServerEnd
 
 logger = logging.getLogger("sglang")
 
@@ -78,7 +78,7 @@ class SchedulerProcess:
 
     def __init__(self, config: RuntimeConfig) -> None:
         self.link = SocketServerEnd()
-        command = [sys.executable, "-m", "sglang.srt.scheduler_process", str(self.link.directory)]
+        command = [sys.executable, "-m", "sglang.srt.process.scheduler_process", str(self.link.directory)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
         self._was_hanging = False
         assert self._process.stdin is not None

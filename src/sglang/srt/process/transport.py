@@ -24,7 +24,7 @@ import msgspec
 import zmq
 
 from sglang.srt.messages import FromScheduler, ToScheduler, decode_from_scheduler, decode_to_scheduler, encode
-from sglang.srt.relay import Unread
+from sglang.srt.process.relay import Unread
 
 logger = logging.getLogger("sglang")
 

@@ -1,4 +1,4 @@
-"""What a given flag means here: fields of ServerArgs, and the names and values of compatible_flags.py."""
+"""What a given flag means here: fields of ServerArgs, and the names and values of flags/compatible.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
-from sglang.srt.compatible_flags import ALIASES, FLAGS, REFUSED_VALUES, VALUES, OtherFlag
 from sglang.srt.errors import ConfigError
+from sglang.srt.flags.compatible import ALIASES, FLAGS, REFUSED_VALUES, VALUES, OtherFlag
 
 logger = logging.getLogger("sglang")
 

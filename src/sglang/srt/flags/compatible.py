@@ -5,7 +5,7 @@
     FLAGS        everything else: taken with one line that says what it does here, taken in the values that ask for nothing, or
                  refused with the reason
 
-flag_names.py reads the tables, for the command line, ServerArgs(...), Engine(...) and Runtime(...) alike. Facts about the original:
+flags/names.py reads the tables, for the command line, ServerArgs(...), Engine(...) and Runtime(...) alike. Facts about the original:
 the page "Server Arguments" of its documentation, and its releases 0.4.9, 0.5.6 and 0.5.23.
 """
 

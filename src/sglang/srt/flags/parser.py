@@ -1,4 +1,4 @@
-"""The command line of a dataclass of flags: its fields by heading, and what compatible_flags.py knows besides."""
+"""The command line of a dataclass of flags: its fields by heading, and what flags/compatible.py knows besides."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import json
 import typing
 from typing import Any, NoReturn
 
-from sglang.srt.compatible_flags import ALIASES, FLAGS, REFUSED_VALUES, VALUES
-from sglang.srt.flag_names import add_other_flags, option, other_names
+from sglang.srt.flags.compatible import ALIASES, FLAGS, REFUSED_VALUES, VALUES
+from sglang.srt.flags.names import add_other_flags, option, other_names
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -35,7 +35,7 @@ _ABOUT = {
 
 
 def add_fields(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
-    """Adds a flag for each field of the dataclass, grouped by heading, and the flags of compatible_flags.py."""
+    """Adds a flag for each field of the dataclass, grouped by heading, and the flags of flags/compatible.py."""
     groups: dict[str, Any] = {}
     hints = typing.get_type_hints(cls)
     # what only matters for moving here from elsewhere comes last
