@@ -31,13 +31,13 @@ from sglang.lang.api import (
     user_end,
     video,
 )
-from sglang.lang.async_state import AsyncProgramState
 from sglang.lang.choices import (
     greedy_token_selection,
     token_length_normalized,
     unconditional_likelihood_normalized,
 )
-from sglang.lang.state import ProgramState
+from sglang.lang.run.async_state import AsyncProgramState
+from sglang.lang.run.state import ProgramState
 
 if TYPE_CHECKING:
     from sglang.lang.backend.anthropic import Anthropic

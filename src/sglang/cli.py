@@ -25,7 +25,7 @@ COMMANDS = {
     "run": "sglang.commands.run:run",
     "bench": "sglang.commands.bench:bench",
     "models": "sglang.commands.models:models",
-    "trace": "sglang.lang.viewer:main",
+    "trace": "sglang.lang.record.viewer:main",
 }
 """name -> module:function; the function takes the rest of the command line and returns the exit status"""
 

@@ -13,8 +13,8 @@ import pytest
 
 import sglang as sgl
 from sglang import ProgramState, RuntimeEndpoint
-from sglang.lang.batch import BatchItem
 from sglang.lang.errors import RequestRefusedError
+from sglang.lang.program.batch import BatchItem
 
 from .native_server import NativeServer
 

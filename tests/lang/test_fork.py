@@ -9,7 +9,7 @@ import pytest
 import sglang as sgl
 from sglang import ProgramState, RuntimeEndpoint
 from sglang.lang.errors import RequestRefusedError
-from sglang.lang.variables import Variables
+from sglang.lang.run.variables import Variables
 
 from .native_server import NativeServer
 

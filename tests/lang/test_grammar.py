@@ -11,7 +11,7 @@ import pytest
 import sglang as sgl
 from sglang import ProgramState, RuntimeEndpoint
 from sglang.lang.errors import TypedValueError
-from sglang.lang.grammar import (
+from sglang.lang.typed.grammar import (
     capture,
     compile_grammar,
     concat,
@@ -23,7 +23,7 @@ from sglang.lang.grammar import (
     regex,
     repeat,
 )
-from sglang.lang.tools import describe_tools, tool_output, tool_spec
+from sglang.lang.typed.tools import describe_tools, tool_output, tool_spec
 
 from .native_server import NativeServer
 

@@ -8,7 +8,7 @@ import pytest
 
 import sglang as sgl
 from sglang import ProgramState, RuntimeEndpoint
-from sglang.lang.program import SglFunction
+from sglang.lang.program.program import SglFunction
 
 from .native_server import NativeServer
 

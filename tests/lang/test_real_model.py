@@ -61,7 +61,7 @@ def test_both_backends_say_the_same(server: Any, engine: Any) -> None:
 
 
 def test_the_models_own_turns_are_used(backend: Any) -> None:
-    from sglang.lang.program import resolve_backend
+    from sglang.lang.program.program import resolve_backend
 
     told, static = resolve_backend(backend).get_chat_template(), get_chat_template("smollm2")
     assert told.name == "model"

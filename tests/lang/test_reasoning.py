@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import sglang as sgl
 from sglang import ProgramState, RuntimeEndpoint
-from sglang.lang.reasoning import ReasoningSplitter, split_reasoning
+from sglang.lang.typed.reasoning import ReasoningSplitter, split_reasoning
 
 from .native_server import NativeServer
 

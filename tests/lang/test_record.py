@@ -10,8 +10,8 @@ import pytest
 
 import sglang as sgl
 from sglang import ProgramState, RuntimeEndpoint, cli
-from sglang.lang.record import Recorder, ReplayBackend, ReplayError, read_recording
-from sglang.lang.viewer import main
+from sglang.lang.record.recording import Recorder, ReplayBackend, ReplayError, read_recording
+from sglang.lang.record.viewer import main
 
 from .native_server import NativeServer
 

@@ -11,7 +11,7 @@ import sglang as sgl
 from sglang import ProgramState
 from sglang.lang.errors import ProgramError
 from sglang.lang.ir import Gen, Text
-from sglang.lang.speculation import match_pattern
+from sglang.lang.run.speculation import match_pattern
 
 from .cloud_server import CloudServer
 

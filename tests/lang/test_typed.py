@@ -16,7 +16,7 @@ from sglang import ProgramState, RuntimeEndpoint
 from sglang.lang.backend.base import Generation
 from sglang.lang.errors import RequestRefusedError, TypedValueError
 from sglang.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
-from sglang.lang.typed import typed_output
+from sglang.lang.typed.output import typed_output
 
 from .native_server import NativeServer
 

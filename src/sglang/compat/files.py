@@ -32,7 +32,7 @@ def read_jsonl(filename: str | os.PathLike[str]) -> Iterator[Any]:
 
 def dump_state_text(filename: str | os.PathLike[str], states: Iterable[Any], mode: str = "w") -> None:
     """Writes the text of each program state (or of anything else, as str) under a rule with its number."""
-    from sglang.lang.state import ProgramState
+    from sglang.lang.run.state import ProgramState
 
     with open(filename, mode, encoding="utf-8") as file:
         for i, state in enumerate(states):

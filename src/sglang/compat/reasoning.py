@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sglang.lang.reasoning import ReasoningSplitter, reasoning_names
+from sglang.lang.typed.reasoning import ReasoningSplitter, reasoning_names
 
 
 class ReasoningParser:

@@ -22,7 +22,7 @@ from sglang.lang.ir import (
     leaves,
     with_reasoning,
 )
-from sglang.lang.program import function, resolve_backend
+from sglang.lang.program.program import function, resolve_backend
 from sglang.lang.sampling import (
     ALL_WIRES,
     CONSTRAINTS,
@@ -38,8 +38,8 @@ from sglang.lang.settings import global_config
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from sglang.lang.grammar import Piece
-    from sglang.lang.typed import TypedOutput
+    from sglang.lang.typed.grammar import Piece
+    from sglang.lang.typed.output import TypedOutput
 
 MAX_GREEDY_TEMPERATURE = 1e-5
 
@@ -94,15 +94,15 @@ def _typed(given: Mapping[str, Any], dtype: Any, tools: Any, grammar: Piece | No
     if len(asked) > 1:
         raise ValueError(f"gen takes one constraint, got {' and '.join(asked)}")
     if dtype is not None:
-        from sglang.lang.typed import typed_output
+        from sglang.lang.typed.output import typed_output
 
         return typed_output(dtype, max_retries)
     if tools is not None:
-        from sglang.lang.tools import tool_output
+        from sglang.lang.typed.tools import tool_output
 
         return tool_output(tools, max_retries)
     if grammar is not None:
-        from sglang.lang.typed import grammar_output
+        from sglang.lang.typed.output import grammar_output
 
         return grammar_output(grammar, max_retries)
     return None
@@ -225,7 +225,7 @@ def separate_reasoning(expr: Expr | str | None = None, model_type: str | None = 
     prompt, and `X_reasoning_content` the thinking. Raises ValueError for a gen without a name or an unknown model_type."""
     if model_type is None:
         raise ValueError("separate_reasoning needs model_type, the model's reasoning format (for example 'qwen3')")
-    from sglang.lang.reasoning import reasoning_format
+    from sglang.lang.typed.reasoning import reasoning_format
 
     reasoning_format(model_type)
     inside = with_reasoning(as_expr(expr), model_type)

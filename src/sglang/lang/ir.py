@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sglang.lang.choices import ChoicesSamplingMethod
-    from sglang.lang.typed import TypedOutput
+    from sglang.lang.typed.output import TypedOutput
 
 REGEX_INT = r"[-+]?[0-9]+[ \n]*"
 REGEX_FLOAT = r"[-+]?[0-9]*\.?[0-9]+[ \n]*"

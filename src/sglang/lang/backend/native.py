@@ -14,9 +14,9 @@ from sglang.lang.chat_template import ChatTemplate, get_chat_template_by_model_p
 from sglang.lang.choices import ChoicesDecision
 from sglang.lang.errors import BackendError, BadReplyError, RequestRefusedError, ServerError, UnsupportedFeatureError
 from sglang.lang.ir import Select
+from sglang.lang.run.transcript import ordered_content
 from sglang.lang.sampling import to_native
 from sglang.lang.settings import global_config
-from sglang.lang.transcript import ordered_content
 
 _GROWING = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_logprobs")
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sglang.lang.batch import BatchItem
+    from sglang.lang.program.batch import BatchItem
 
 
 def fingerprint(arguments: Any) -> str:

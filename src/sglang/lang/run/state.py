@@ -12,16 +12,16 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Seque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from sglang.lang.background import BODIES, IO
 from sglang.lang.chat_template import Message
 from sglang.lang.errors import TypedValueError, copy_of
-from sglang.lang.interpreter import Executor
 from sglang.lang.ir import Expr, ExprList, RoleBegin, RoleEnd, VarBegin, VarEnd, as_expr
-from sglang.lang.runlog import Event
-from sglang.lang.variables import LiveVariable, Name
+from sglang.lang.record.runlog import Event
+from sglang.lang.run.background import BODIES, IO
+from sglang.lang.run.executor import Executor
+from sglang.lang.run.variables import LiveVariable, Name
 
 if TYPE_CHECKING:
-    from sglang.lang.tools import ToolResult
+    from sglang.lang.typed.tools import ToolResult
 
 JoinMode = Literal["gather_variable", "concate_and_append"]
 S = TypeVar("S", bound="StateBase")
@@ -279,8 +279,8 @@ class ProgramState(StateBase):
 
     def to_html(self) -> str:
         """The run as a page: its text with what the model wrote, its forks, a time line. Needs `record=True` (or a file)."""
-        from sglang.lang.record import event_row
-        from sglang.lang.viewer import render_html
+        from sglang.lang.record.recording import event_row
+        from sglang.lang.record.viewer import render_html
 
         self.error()
         return render_html([event_row(event) for event in _log_of(self.stream_executor).events])

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sglang.lang.record import read_recording
+from sglang.lang.record.recording import read_recording
 
 Row = Mapping[str, Any]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from sglang.lang.backend.base import Delta, Generation
 from sglang.lang.ir import Gen
-from sglang.lang.reasoning import ReasoningSplitter
-from sglang.lang.variables import Variables
+from sglang.lang.run.variables import Variables
+from sglang.lang.typed.reasoning import ReasoningSplitter
 
 Log = Callable[..., None]
 

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any, overload
 
-from sglang.lang.async_state import AsyncProgramState
 from sglang.lang.backend.base import BaseBackend
-from sglang.lang.background import BODIES, IO, PROGRAMS
-from sglang.lang.branches import Body
 from sglang.lang.errors import NoBackendError
-from sglang.lang.interpreter import Executor
-from sglang.lang.runlog import RunLog
+from sglang.lang.record.runlog import RunLog
+from sglang.lang.run.async_state import AsyncProgramState
+from sglang.lang.run.background import BODIES, IO, PROGRAMS
+from sglang.lang.run.branches import Body
+from sglang.lang.run.executor import Executor
+from sglang.lang.run.speculation import speculation_for
+from sglang.lang.run.state import ProgramState, wait_async_until
 from sglang.lang.sampling import take_options
 from sglang.lang.settings import global_config
-from sglang.lang.speculation import speculation_for
-from sglang.lang.state import ProgramState, wait_async_until
 
 
 def resolve_backend(backend: Any) -> BaseBackend:
@@ -98,7 +98,7 @@ class SglFunction:
     # --- one run -----------------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from sglang.lang.tracer import current_tracer
+        from sglang.lang.program.tracer import current_tracer
 
         tracer = current_tracer()
         if tracer is not None:
@@ -149,7 +149,7 @@ class SglFunction:
                 raise ValueError("num_api_spec_tokens cannot be combined with stream=True")
             executor.speculation = speculation_for(options.backend, self.num_api_spec_tokens)
         if log is not None and options.record is not None:
-            from sglang.lang.record import start_recording
+            from sglang.lang.record.recording import start_recording
 
             start_recording(log, options.record, self.func.__name__, options.backend)
         return executor
@@ -226,13 +226,13 @@ class SglFunction:
     def run_batch(self, batch_kwargs: Sequence[Any], **kwargs: Any) -> Any:
         """Runs the program once for each element of `batch_kwargs` (dicts of arguments, or tuples of positional ones); see
         batch.run_batch for the keywords."""
-        from sglang.lang.batch import run_batch
+        from sglang.lang.program.batch import run_batch
 
         return run_batch(self, batch_kwargs, **kwargs)
 
     async def arun_batch(self, batch_kwargs: Sequence[Any], **kwargs: Any) -> list[Any]:
         """run_batch without blocking the running event loop; see batch.arun_batch."""
-        from sglang.lang.batch import arun_batch
+        from sglang.lang.program.batch import arun_batch
 
         return await arun_batch(self, batch_kwargs, **kwargs)
 
@@ -240,13 +240,13 @@ class SglFunction:
 
     def trace(self, *, backend: Any = None, **kwargs: Any) -> Any:
         """Runs the code with placeholders for missing arguments and no model; see tracer.trace_program."""
-        from sglang.lang.tracer import trace_program
+        from sglang.lang.program.tracer import trace_program
 
         return trace_program(self, {**kwargs, **self.bind_arguments}, backend)
 
     def cache(self, backend: Any = None) -> str:
         """Has the backend compute the text that all runs of the program begin with; returns it."""
-        from sglang.lang.tracer import extract_prefix
+        from sglang.lang.program.tracer import extract_prefix
 
         target = resolve_backend(backend)
         prompt = extract_prefix(self, target)

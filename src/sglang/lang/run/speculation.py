@@ -21,7 +21,7 @@ from sglang.lang.ir import Expr, Gen, RoleBegin, RoleEnd, Text
 from sglang.lang.sampling import as_list, resolve
 
 if TYPE_CHECKING:
-    from sglang.lang.interpreter import Executor
+    from sglang.lang.run.executor import Executor
 
 MAX_TRIES = 3
 

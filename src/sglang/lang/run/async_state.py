@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from sglang.lang.chat_template import Message
 from sglang.lang.errors import copy_of
 from sglang.lang.ir import Expr
-from sglang.lang.state import ProgramStateGroup, StateBase, check_fork, follow_async, typed_value, wait_async_until
-from sglang.lang.variables import Name
+from sglang.lang.run.state import ProgramStateGroup, StateBase, check_fork, follow_async, typed_value, wait_async_until
+from sglang.lang.run.variables import Name
 
 if TYPE_CHECKING:
-    from sglang.lang.tools import ToolResult
+    from sglang.lang.typed.tools import ToolResult
 
 
 class AsyncProgramState(StateBase):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sglang.lang.typed import TypedOutput
+from sglang.lang.typed.output import TypedOutput
 
 Tool = Callable[..., Any]
 MAX_CALLS = 8

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from sglang.lang.backend.base import BaseBackend, Prompt
-from sglang.lang.background import BODIES, IO, PROGRAMS
 from sglang.lang.errors import BackendError, copy_of
-from sglang.lang.program import RunOptions, SglFunction
+from sglang.lang.program.program import RunOptions, SglFunction
+from sglang.lang.run.background import BODIES, IO, PROGRAMS
+from sglang.lang.run.state import ProgramState, wait_async_until
 from sglang.lang.settings import global_config
-from sglang.lang.state import ProgramState, wait_async_until
 
 if TYPE_CHECKING:
-    from sglang.lang.results import ResultFile
+    from sglang.lang.program.results import ResultFile
 
 AUTO_IN_FLIGHT = 256
 """programs at once with num_threads="auto": those that only wait for the model hold no thread"""
@@ -217,7 +217,7 @@ def _options(program: SglFunction, items: Sequence[Any], kwargs: dict[str, Any])
     file = None
     todo = list(range(len(items)))
     if out is not None:
-        from sglang.lang.results import ResultFile
+        from sglang.lang.program.results import ResultFile
 
         file = ResultFile(out, resume)
         todo = [i for i in todo if not file.has(i, items[i])]

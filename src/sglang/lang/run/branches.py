@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sglang.lang.ir import Expr
-from sglang.lang.variables import Name
+from sglang.lang.run.variables import Name
 
 if TYPE_CHECKING:
-    from sglang.lang.interpreter import Executor
+    from sglang.lang.run.executor import Executor
 
 
 @dataclass(frozen=True, slots=True)

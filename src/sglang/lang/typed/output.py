@@ -22,9 +22,9 @@ from typing import Any
 
 from sglang.lang.backend.base import BaseBackend, Generation, Prompt
 from sglang.lang.errors import BackendError, TypedValueError
-from sglang.lang.grammar import Piece, compile_grammar, parse_captures
 from sglang.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
 from sglang.lang.sampling import as_list
+from sglang.lang.typed.grammar import Piece, compile_grammar, parse_captures
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Programs as callables: single runs, batches, and runs without a model."""

@@ -1,0 +1,1 @@
+"""One run of a program: the state it writes on, and what executes the pieces."""

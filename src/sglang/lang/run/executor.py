@@ -1,0 +1,514 @@
+"""Runs the pieces of one state, in order, behind the program.
+
+    s += "text" + gen("x")      submit(): checks, queues; local pieces of an idle state are applied at once
+         queue                  pieces not yet run
+         _drain()               a coroutine on IO that lives only while there is work: one method per class of expression
+    s["x"]                      get(): waits on `watch` until "x" has no queued writer left
+
+Who writes what: `transcript` belongs to whoever runs pieces (the drain, or submit() while there is no
+drain; `_lock` decides which). `vars`, `_queue`, `error` change under `_lock`. Readers need no lock:
+they read one attribute, and `watch` tells them to look again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from sglang.lang.backend.base import BaseBackend, Delta, Generation, Prompt
+from sglang.lang.chat_template import ChatTemplate
+from sglang.lang.errors import BackendError, ProgramError, StateCancelledError, TypedValueError, copy_of
+from sglang.lang.ir import (
+    Expr,
+    Gen,
+    Image,
+    RoleBegin,
+    RoleEnd,
+    Select,
+    SeparateReasoning,
+    Text,
+    VarBegin,
+    VarEnd,
+    leaves,
+)
+from sglang.lang.record.runlog import EventKind, RunLog
+from sglang.lang.run.background import IO
+from sglang.lang.run.branches import Body, ForkPoint, JoinPoint
+from sglang.lang.run.speculation import Speculation
+from sglang.lang.run.transcript import Transcript
+from sglang.lang.run.variables import Name, Variables
+from sglang.lang.run.watch import Watch
+from sglang.lang.run.writing import Writing
+from sglang.lang.sampling import resolve
+
+MIN_COMMIT_LEN = 32
+"""characters that the server must not have seen yet for a fork to have them computed ahead"""
+
+
+class Executor:
+    """One state: its text, its variables, and the queue of pieces still to run. See the module's docstring."""
+
+    def __init__(
+        self,
+        backend: BaseBackend,
+        options: Mapping[str, Any] | None = None,
+        *,
+        stream: bool = False,
+        body: Body | None = None,
+        template: ChatTemplate | None = None,
+        log: RunLog | None = None,
+        branch: str = "0",
+        waiting_for_parent: bool = False,
+    ) -> None:
+        self.backend = backend
+        self.options = dict(options or {})
+        self.stream = stream
+        self.body = body or Body(running=False)
+        self.log = log
+        self.branch = branch
+
+        self.transcript = Transcript(template or backend.get_chat_template())
+        self.vars = Variables()
+        self.error: BaseException | None = None
+        self.fork_start = 0
+        self.speculation: Speculation | None = None
+        self.before_first_call: Callable[[Prompt], Awaitable[None]] | None = None
+
+        self.watch = Watch()
+        self._lock = threading.Lock()
+        self._queue: deque[Expr] = deque()
+        self._busy = waiting_for_parent
+        self._orphan = waiting_for_parent
+        self._task: asyncio.Task[None] | None = None
+        self._submitted_role: str | None = None
+        self._open_scopes: list[str] = []
+        self._scope_starts: dict[str, int] = {}
+        self._known_len = 0
+        self._cancelled = False
+        self.body.branches.add(self)
+
+    # --- taking pieces in (any thread) ----------------------------------------------------------------------------------
+
+    def submit(self, expr: Expr) -> None:
+        """Queues the pieces of `expr`. Raises ProgramError, with nothing queued, when they have no meaning here. A state
+        that has failed ignores them: the error is raised where a value is used."""
+        pieces = leaves(expr)
+        with self._lock:
+            self._check_structure(pieces)
+            if self.error is not None:
+                self._drop(pieces, self.error)
+                return
+            for piece in pieces:
+                self._queue.append(piece)
+                self.vars.expect(_started_names(piece))
+            if self._busy:
+                return
+            self._run_local()
+            self._busy = start = bool(self._queue)
+        self.watch.bump()
+        if start:
+            IO.spawn(self._drain())
+
+    def _check_structure(self, pieces: Sequence[Expr]) -> None:
+        role, scopes = self._submitted_role, list(self._open_scopes)
+        for piece in pieces:
+            if isinstance(piece, RoleBegin):
+                if role is not None:
+                    raise ProgramError(f"a {piece.role} message cannot begin inside a {role} message: end that one first")
+                role = piece.role
+            elif isinstance(piece, RoleEnd):
+                if role != piece.role:
+                    raise ProgramError(f"{piece.role}_end without {piece.role}_begin")
+                role = None
+            elif isinstance(piece, VarBegin):
+                scopes.append(piece.name)
+            elif isinstance(piece, VarEnd):
+                scopes.remove(piece.name)
+        self._submitted_role, self._open_scopes = role, scopes
+
+    def _run_local(self) -> None:
+        """Applies pieces that need no backend, up to the first that does."""
+        while self._queue and self.speculation is None:
+            piece = self._queue[0]
+            if isinstance(piece, ForkPoint) and not self._needs_commit(piece):
+                self._release(piece)
+            elif type(piece) in LOCAL_PIECES:
+                self._apply(piece)
+            else:
+                return
+            self._queue.popleft()
+
+    # --- running pieces (the drain, or submit of an idle state) ------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        self._task = asyncio.current_task()
+        try:
+            if self._cancelled:
+                raise asyncio.CancelledError
+            while (piece := self._next_piece()) is not None:
+                if self.speculation is not None and await self.speculation.run(self, piece):
+                    pass
+                elif type(piece) in LOCAL_PIECES:
+                    with self._lock:
+                        self._apply(piece)
+                else:
+                    await _REMOTE[type(piece)](self, piece)
+                self.watch.bump()
+        except asyncio.CancelledError:
+            self._fail(StateCancelledError("the state was cancelled"))
+        except Exception as error:  # noqa: BLE001 - outermost loop of a state: whatever it is belongs to the state's readers
+            self._fail(error)
+        finally:
+            self._task = None
+            self.watch.bump()
+
+    def _next_piece(self) -> Expr | None:
+        with self._lock:
+            if self._queue:
+                return self._queue.popleft()
+            self._busy = False
+            return None
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            error = self.error = self.error or error
+            self._busy = self._orphan = False
+            self.vars.fail()
+            pieces = list(self._queue)
+            self._queue.clear()
+            self._drop(pieces, error)
+        self._log("error", text=str(error))
+
+    def _drop(self, pieces: Sequence[Expr], error: BaseException) -> None:
+        """Pieces that will never run: their variables fail, and so do forks that wait for them."""
+        for piece in pieces:
+            self.vars.fail(piece.written_names)
+            if isinstance(piece, ForkPoint):
+                for child in piece.children:
+                    child._fail(copy_of(error))
+                    child.watch.bump()
+
+    def _apply(self, piece: Expr) -> None:
+        match piece:
+            case Text(value):
+                self.add_text(value)
+            case RoleBegin(role):
+                self._log("text", text=self.transcript.begin_role(role))
+            case RoleEnd():
+                self._log("text", text=self.transcript.end_role())
+            case Image():
+                self._log("text", text=self.transcript.add_image(piece))
+            case VarBegin(name):
+                self._scope_starts[name] = len(self.text)
+            case VarEnd(name):
+                self._store(name, self.text[self._scope_starts.pop(name) :], None)
+
+    def add_text(self, text: str) -> None:
+        self.transcript.text += text
+        if text:
+            self._log("text", text=text)
+
+    @property
+    def text(self) -> str:
+        """The whole text so far."""
+        return self.transcript.text
+
+    # --- pieces that need the backend ----------------------------------------------------------------------------------------
+
+    async def call(self, make: Callable[[Prompt, str], Awaitable[Any]]) -> Any:
+        """One call of the backend, whose errors say which request it was."""
+        prompt, rid = self.transcript.prompt(), uuid.uuid4().hex
+        if self.before_first_call is not None:
+            wait, self.before_first_call = self.before_first_call, None
+            await wait(prompt)
+        try:
+            return await make(prompt, rid)
+        except BackendError as error:
+            error.attach(rid, prompt.text)
+            raise
+
+    def _log_call(
+        self, kind: str, prompt: Prompt, piece: Gen | Select, options: Mapping[str, Any], answer: Any, started: float
+    ) -> None:
+        """Keeps a call whole, so that a recording can answer it again."""
+        value = {"kind": kind, "options": dict(options), "answer": answer}
+        self._log("call", name=piece.name, text=prompt.text, value=value, started=started)
+
+    async def _gen(self, piece: Gen) -> None:
+        options = resolve(self.options, piece.options, self.transcript.template.stop_str)
+        if piece.typed is not None:
+            options = piece.typed.constrain(options, self.backend)
+        num_samples = options.get("n") or 1
+        writing = Writing(piece, num_samples, self.vars, self._log)
+        options = await self._write_typed(writing, piece, options)
+        generation = writing.generation
+        if piece.typed is not None:
+            generation = await self._check_typed(piece, options, generation)
+        self._known_len = len(self.text)
+        with self._lock:
+            if piece.reasoning is not None:
+                self._store(writing.reasoning_name, writing.thoughts, None)
+            if num_samples > 1:
+                self._store(piece.name, generation.texts, generation.metas)
+            else:
+                self._store(piece.name, generation.texts[0], generation.metas[0])
+
+    async def _write_typed(self, writing: Writing, piece: Gen, options: dict[str, Any]) -> dict[str, Any]:
+        """Returns the options it was written with: without a constraint that the server refused."""
+
+        async def write(options: dict[str, Any]) -> None:
+            await self.call(lambda prompt, rid: self._write(writing, piece, prompt, options, rid))
+
+        try:
+            await write(options)
+        except BackendError as error:
+            if piece.typed is None or not piece.typed.is_refused(error, options):
+                raise
+            options = piece.typed.unconstrain(options)
+            await write(options)
+        return options
+
+    async def _write(self, writing: Writing, piece: Gen, prompt: Prompt, options: dict[str, Any], rid: str) -> None:
+        started = self.log.now if self.log is not None else 0.0
+        if self.stream or piece.stream:
+            async with aclosing(self.backend.generate_stream(prompt, options, rid)) as deltas:
+                async for delta in deltas:
+                    self.transcript.text += writing.add(delta)
+                    self.watch.bump()
+        else:
+            generation = await self.backend.generate(prompt, options, rid)
+            for i, (text, meta) in enumerate(zip(generation.texts, generation.metas, strict=True)):
+                self.transcript.text += writing.add(Delta(text, meta, i))
+        self.transcript.text += writing.close()
+        if self.log is not None and self.log.records_calls:
+            self._log_call(
+                "gen", prompt, piece, options, {"texts": writing.raw_texts, "metas": writing.generation.metas}, started
+            )
+
+    def _log(self, kind: EventKind, **fields: Any) -> None:
+        if self.log is not None:
+            self.log.add(kind, self.branch, **fields)
+
+    async def _check_typed(self, piece: Gen, options: dict[str, Any], generation: Generation) -> Generation:
+        """Reads the texts as objects; where the backend could not be held to the type, asks again with the error."""
+        typed = piece.typed
+        assert typed is not None
+        written = self.transcript.prompt()
+        prompt = replace(written, text=written.text[: len(written.text) - len(generation.texts[0])])
+
+        async def again(wrong: TypedValueError) -> Generation:
+            rid = uuid.uuid4().hex
+            try:
+                return await self.backend.generate(typed.retry_prompt(prompt, wrong), options, rid)
+            except BackendError as error:
+                error.attach(rid, prompt.text)
+                raise
+
+        checked, values = await typed.check(generation, options, again)
+        if checked is not generation:
+            self.transcript.text = prompt.text + checked.texts[0]
+        self.vars.objects[piece.name] = values if len(values) > 1 else values[0]
+        return checked
+
+    async def _select(self, piece: Select) -> None:
+        live = self.vars.begin(piece.name)
+        self._log("var_start", name=piece.name)
+        prompt, started = self.transcript.prompt(), self.log.now if self.log is not None else 0.0
+        decision = await self.call(lambda prompt, rid: self.backend.select(prompt, piece, rid))
+        if self.log is not None and self.log.records_calls:
+            answer = {"decision": decision.decision, "meta": decision.meta_info}
+            self._log_call("select", prompt, piece, {"choices": list(piece.choices)}, answer, started)
+        self.transcript.text += decision.decision
+        self._known_len = len(self.text)
+        live.text, live.meta = decision.decision, decision.meta_info
+        self._log("var_delta", name=piece.name, text=decision.decision)
+        with self._lock:
+            self._store(piece.name, decision.decision, decision.meta_info)
+
+    def _needs_commit(self, piece: ForkPoint) -> bool:
+        unread = len(self.text) - self._known_len
+        return len(piece.children) > 1 and self.backend.caches_prefixes and unread >= MIN_COMMIT_LEN
+
+    async def _fork(self, piece: ForkPoint) -> None:
+        """The children start from here. What the server has not read yet, it reads once, before all of them ask for it."""
+        if self._needs_commit(piece):
+            try:
+                await self.call(lambda prompt, rid: self.backend.cache_prefix(prompt))
+            except (BackendError, asyncio.CancelledError) as error:
+                with self._lock:
+                    self._drop([piece], error)
+                raise
+            self._known_len = len(self.text)
+        self._release(piece)
+
+    def _release(self, piece: ForkPoint) -> None:
+        for child in piece.children:
+            child._start_from(self)
+        self._log("fork", children=tuple(child.branch for child in piece.children))
+
+    def _start_from(self, parent: Executor) -> None:
+        with self._lock:
+            self.transcript = parent.transcript.copy()
+            self.fork_start = len(self.text)
+            self._known_len = parent._known_len
+            self.vars.inherit(parent.vars)
+            self._scope_starts = dict(parent._scope_starts)
+            self._orphan = False
+            self._busy = start = bool(self._queue) or self._cancelled
+        self.watch.bump()
+        if start:
+            IO.spawn(self._drain())
+
+    async def _join(self, piece: JoinPoint) -> None:
+        for child in piece.children:
+            await child.wait_idle()
+            if child.error is not None:
+                raise copy_of(child.error)
+        if piece.mode == "concate_and_append":
+            for child in piece.children:
+                self.add_text(child.text[child.fork_start :])
+            return
+        single = piece.mode == "copy"
+        with self._lock:
+            for name in piece.names:
+                gathered = [child.vars.texts.get(name) for child in piece.children]
+                metas = [child.vars.metas.get(name) for child in piece.children]
+                self._store(name, gathered[0] if single else gathered, metas[0] if single else metas)
+
+    # --- variables -----------------------------------------------------------------------------------------------------------
+
+    def store(self, name: Name, value: Any, meta: Any) -> None:
+        """Stores a variable that a piece has written."""
+        with self._lock:
+            self._store(name, value, meta)
+
+    def _store(self, name: Name, value: Any, meta: Any) -> None:
+        """Stores a finished variable. Under `_lock`."""
+        self.vars.store(name, value, meta)
+        self._log("var_end", name=name, value=value, meta=meta)
+
+    def set_variable(self, name: Name, value: Any) -> None:
+        """`s[name] = value`: at once, whatever is queued."""
+        with self._lock:
+            self.vars.assign(name, value)
+        self.watch.bump()
+
+    def has(self, name: Name) -> bool:
+        """Whether the variable has a value or is going to have one; never waits."""
+        return self.vars.has(name)
+
+    def poll(self, name: Name) -> bool:
+        """True when `vars.texts[name]` can be read; False when it must be waited for. Raises the state's error, ProgramError
+        for a variable that can never come, KeyError for one that nobody writes."""
+        if self.speculation is not None and self.vars.is_pending(name):
+            self.speculation.flush(self)
+        with self._lock:
+            inside = self.body.is_caller()
+            if name in self._open_scopes and inside:
+                raise ProgramError(f"variable {name!r} cannot be read inside its own var_scope: it has no value yet")
+            if self.vars.has_failed(name) and self.error is not None:
+                raise copy_of(self.error)
+            if self.vars.is_pending(name):
+                return False
+            if name in self.vars.texts:
+                return True
+            if self._orphan or (self.stream and self.body.running and not inside):
+                return False
+            if self.error is not None:
+                raise copy_of(self.error)
+            raise KeyError(name)
+
+    # --- waiting ---------------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing queued and nothing running."""
+        return not self._busy
+
+    @property
+    def is_finished(self) -> bool:
+        """Idle, and the program's code adds nothing more (as far as the caller is not that code)."""
+        return not self._busy and not (self.body.running and not self.body.is_caller())
+
+    async def wait_idle(self) -> None:
+        """Returns when the queue is empty, whether or not the state failed."""
+        while True:
+            seen = self.watch.version
+            if not self._busy:
+                return
+            await self.watch.wait_async(seen)
+
+    def end_body(self, error: BaseException | None = None) -> None:
+        """The program's code has ended; with `error` if it raised while nobody was there to catch it."""
+        self.body.running = False
+        if error is not None:
+            self._fail(error)
+            self.cancel()
+        else:
+            self._log("end")
+        self.watch.bump()
+
+    def cancel(self) -> None:
+        """Ends the running request and drops what is queued. Takes no lock: it may be called by the garbage collector."""
+        self._cancelled = True
+        if self._busy or self._task is not None:
+            IO.loop.call_soon_threadsafe(self._cancel_task)
+
+    def _cancel_task(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def fork(self, size: int) -> tuple[Executor, ...]:
+        """Children that start where this state is once everything submitted so far has run. Does not wait."""
+        children = tuple(
+            Executor(
+                self.backend,
+                self.options,
+                stream=self.stream,
+                body=self.body,
+                template=self.transcript.template,
+                log=self.log,
+                branch=self.log.new_branch(self.branch) if self.log is not None else "0",
+                waiting_for_parent=True,
+            )
+            for _ in range(size)
+        )
+        with self._lock:
+            parents = self.vars.names
+        for child in children:
+            child.vars.expect_parents(parents)
+            child._submitted_role = self._submitted_role
+            child._open_scopes = list(self._open_scopes)
+        self.submit(ForkPoint(children))
+        return children
+
+    def join(self, children: Sequence[Executor], mode: str) -> None:
+        """Takes over what the children wrote, once they have finished. Does not wait."""
+        mine = set(self.vars.names)
+        names: dict[Name, None] = {}
+        if mode != "concate_and_append":
+            for child in children:
+                names.update((name, None) for name in child.vars.names if name not in mine)
+        self.submit(JoinPoint(tuple(children), mode, tuple(names)))
+
+
+def _started_names(piece: Expr) -> tuple[Name, ...]:
+    """Variables that must be waited for from this piece on: a scope's from its begin, all others' from their writer."""
+    if isinstance(piece, VarBegin):
+        return (piece.name,)
+    return () if isinstance(piece, VarEnd) else piece.written_names
+
+
+LOCAL_PIECES = frozenset({Text, RoleBegin, RoleEnd, Image, VarBegin, VarEnd, SeparateReasoning})
+_REMOTE: dict[type[Expr], Callable[[Executor, Any], Coroutine[Any, Any, None]]] = {
+    Gen: Executor._gen,
+    Select: Executor._select,
+    ForkPoint: Executor._fork,
+    JoinPoint: Executor._join,
+}

@@ -1,0 +1,1 @@
+"""Generated text as values: types, grammars out of pieces, tools, reasoning."""
