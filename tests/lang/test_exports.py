@@ -75,8 +75,8 @@ def test_old_import_paths() -> None:
     from sglang.lang.chat_template import get_chat_template  # noqa: F401
     from sglang.lang.choices import greedy_token_selection  # noqa: F401
     from sglang.lang.global_config import global_config as lang_config
-    from sglang.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR  # noqa: F401
     from sglang.lang.interpreter import ProgramState
+    from sglang.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR  # noqa: F401
 
     assert ProgramState is sglang.ProgramState
     assert gen is lang_gen is sglang.gen

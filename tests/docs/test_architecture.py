@@ -1,0 +1,37 @@
+"""docs/architecture.md tells the way of one request as it is: its table is compared with a request that is followed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from tests.conftest import ROOT
+
+ROW = re.compile(r"^\| *(?:\d+)? *\| `([\w/.]+\.py)` \| ([^|]+) \|", re.MULTILINE)
+
+
+def told() -> list[tuple[str, str]]:
+    """[(file, function)] as the table has them."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    section = page.split("## The way of one request")[1].split("\n## ")[0]
+    return [(f"srt/{file}", name) for file, names in ROW.findall(section) for name in re.findall(r"`([\w.]+)`", names)]
+
+
+def followed() -> Iterator[tuple[str, str]]:
+    """(file, function) of every call of a constrained chat request."""
+    command = [sys.executable, "-m", "benchmarks.request_path", "--constrained", "--calls"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=240).stdout.splitlines()
+    for line in lines[:-1]:
+        file, name = line.split("  ")
+        yield file, name
+
+
+def test_the_table_follows_a_request_step_by_step() -> None:
+    rows = told()
+    assert len(rows) > 20
+    calls = followed()
+    assert next((row for row in rows if row not in calls), None) is None, (
+        "the first row that does not come after the one before"
+    )
