@@ -5,7 +5,7 @@ ARGS ?=
 TESTS ?=
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: serve test attack test-sanitize check clean
+.PHONY: serve test test-attack test-sanitize check clean
 
 serve: .venv/installed
 	@.venv/bin/sglang serve --model-path "$(MODEL)" $(ARGS)
@@ -15,7 +15,7 @@ test: .venv-test/installed
 	@scripts/test .venv-test/bin $(TESTS)
 
 # Hostile clients against real servers; first those for whom it matters how long others wait, one at a time.
-attack: .venv-test/installed
+test-attack: .venv-test/installed
 	@TEST_WORKERS=0 scripts/test .venv-test/bin -m "attack and not slow" tests/attack
 	@scripts/test .venv-test/bin -m "attack and not slow" --ignore tests/attack
 
