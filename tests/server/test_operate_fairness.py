@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections import Counter
 
 import pytest
@@ -18,7 +19,7 @@ Client = tuple[str, ...]
 
 
 def request(rid: str, client: Client, num_new: int = 8, num_ids: int = 8, **more: object) -> TokenizedReq:
-    ids = [hash((rid, i)) % 200 for i in range(num_ids)]
+    ids = [zlib.crc32(f"{rid} {i}".encode()) % 200 for i in range(num_ids)]
     return make_req(rid, ids, num_new, ignore_eos=True, client=client, **more)
 
 
