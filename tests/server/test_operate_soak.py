@@ -1,4 +1,4 @@
-"""One minute of what scripts/soak does for half an hour."""
+"""A short form of what scripts/soak does for half an hour."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ pytestmark = pytest.mark.attack
 
 
 @pytest.mark.timeout(600)
-def test_a_minute_of_soak(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [20, pytest.param(120, marks=pytest.mark.slow)])
+def test_soak(tmp_path: Path, seconds: int) -> None:
     server = start_server(tmp_path / "log")
     try:
-        report = asyncio.run(Soak(server, seconds=60, concurrency=64, kill_every=20).run())
+        report = asyncio.run(Soak(server, seconds=seconds, concurrency=64, kill_every=seconds / 2).run())
     finally:
         pids = [server.process.pid, *server.children()]
         assert server.stop() == 0
