@@ -61,7 +61,7 @@ async def test_tokens_of_requests_whose_clients_left_are_counted(stand: Stand) -
         num_before = num_counted(stand, "generation")
         call.cancel()
         assert stand.manager.num_in_flight == 0
-        while stand.manager.records.num_leaving:
+        while stand.manager.records.leaving:
             await asyncio.sleep(0)
         assert num_counted(stand, "generation") - num_before >= 3
     assert num_counted(stand, "prompt") == 6

@@ -76,6 +76,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     @property
     def grammar(self) -> tuple[str, str] | None:
         """The constraint as (kind, text), kind being a field name; None when unconstrained."""
+        if self.json_schema is self.regex is self.ebnf is self.structural_tag is None:
+            return None
         for kind in CONSTRAINTS:
             text = getattr(self, kind)
             if text is not None:

@@ -41,11 +41,11 @@ class LoopShare:
 
     def begin(self) -> None:
         """To be called after anything that was waited for."""
-        self._began = time.monotonic()
+        self.ends_at = time.monotonic() + self.SECONDS
 
     @property
     def is_used_up(self) -> bool:
-        return time.monotonic() - self._began > self.SECONDS
+        return time.monotonic() > self.ends_at
 
     async def give_way(self) -> None:
         await asyncio.sleep(0)

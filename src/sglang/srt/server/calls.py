@@ -117,7 +117,7 @@ class Call:
 
     async def __anext__(self) -> GenerateOut:
         apart = self._unread.apart
-        if apart and self.share.is_used_up:
+        if apart and time.monotonic() > self.share.ends_at:
             await self.share.give_way()
         while not apart:
             if self._error is not None:

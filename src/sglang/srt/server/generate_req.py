@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from secrets import token_hex
 from typing import Any
-from uuid import uuid4
 
 import msgspec
 
@@ -22,8 +21,7 @@ MAX_SEQUENCES = 16_384
 MAX_RID = 1024
 
 
-@dataclass(slots=True)
-class GenerateReq:
+class GenerateReq(msgspec.Struct, eq=False):
     """One call: a prompt or a batch of prompts, each sampled `sampling.n` times.
 
     Exactly one of `text` and `input_ids` is given. `sampling`, `logprobs` and `rid` are one for all or one for each prompt.
@@ -58,8 +56,7 @@ class GenerateReq:
         self.text = self.input_ids = self.media = None
 
 
-@dataclass(slots=True)
-class GenerateOut:
+class GenerateOut(msgspec.Struct, eq=False):
     """What one sequence produced since its last GenerateOut. `index` is its place in the call: samples of one prompt are
     neighbours. The lengths are totals."""
 
@@ -180,7 +177,7 @@ def own_rid(request: TokenizedReq) -> str:
 
 def rids_of(rid: str | list[str] | None, count: int, is_batch: bool) -> list[str]:
     if rid is None:
-        return [uuid4().hex for _ in range(count)]
+        return [token_hex(16) for _ in range(count)]
     if isinstance(rid, str):
         return [f"{rid}_{i}" for i in range(count)] if is_batch else [rid]
     if len(rid) != count:

@@ -51,15 +51,6 @@ class Progress:
     cached_len: int = 0
     hold_bytes: int = 0
 
-    def note(self, out: TokenOut) -> TokenOut:
-        """Takes in what came. What the client knows from the scheduler before is left out."""
-        if self.was_sent and self.has_begun:
-            out = msgspec.structs.replace(out, input_logprobs=None, cached_len=self.cached_len)
-        self.ids += out.ids
-        self.has_begun = True
-        self.cached_len, self.hold_bytes = out.cached_len, out.hold_bytes
-        return out
-
 
 class KeptPixels:
     """Pixels of requests in flight, by digest, each kept once. What would exceed `max_bytes` is not kept."""
@@ -110,7 +101,13 @@ class Resuming:
             self._num_heard += 1
             if self._num_heard == TRIAL_OUTPUTS:
                 self._next_trial()
-        return sequence.progress.note(out)
+        progress = sequence.progress
+        if progress.was_sent and progress.has_begun:
+            out = msgspec.structs.replace(out, input_logprobs=None, cached_len=progress.cached_len)
+        progress.ids += out.ids
+        progress.has_begun = True
+        progress.cached_len, progress.hold_bytes = out.cached_len, out.hold_bytes
+        return out
 
     def keep(self, request: TokenizedReq) -> TokenizedReq:
         """Takes the pixels of a new request into keeping. Returns the request without them."""

@@ -323,7 +323,7 @@ class TokenizerManager:
             self.scheduler_died(message.message)
 
     def _on_output(self, token_out: TokenOut, now: float) -> None:
-        if self.records.take_last(token_out):
+        if self.records.leaving and self.records.take_last(token_out):
             return
         sequence = self._sequences.get(token_out.rid)
         if sequence is None:

@@ -239,11 +239,12 @@ class EventStream(Response):
         """Until they end or the client hangs up."""
         async for event in self._events:
             self._num_sent += 1
-            is_end = event.endswith(b"\n\n")
-            if not is_end:
+            if not event.endswith(b"\n\n"):
                 self._is_within_event = True
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-            self._is_within_event = not is_end
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+            else:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+                self._is_within_event = False
             if len(event) > LARGE_EVENT:
                 if self._watcher.done():
                     break

@@ -21,7 +21,8 @@ class CallRecords:
         self.metrics = Metrics(name) if http.enable_metrics else None
         self.tracing = Tracing(endpoint, name) if endpoint else None
         self._log = RequestLog(http.log_requests, http.log_requests_level)
-        self._leaving: dict[str, list[Sequence]] = {}  # dropped; the scheduler has not said its last about them
+        self.leaving: dict[str, list[Sequence]] = {}
+        """dropped; the scheduler has not said its last about them"""
 
     def received(self, requests: list[TokenizedReq]) -> None:
         """A call has begun."""
@@ -33,8 +34,12 @@ class CallRecords:
 
     def said(self, sequence: Sequence, token_out: TokenOut, out: GenerateOut, now: float) -> None:
         """Tokens have come, at `now`."""
-        self._note_times(sequence, token_out, now)
-        self._log.said(sequence.request, out)
+        if token_out.ids:
+            if not sequence.first_at or self.metrics is not None:
+                self._note_times(sequence, token_out, now)
+            sequence.last_at = now
+        if self._log.keeps_text:
+            self._log.said(sequence.request, out)
 
     def finished(self, sequence: Sequence, out: GenerateOut) -> None:
         """A sequence has ended by itself."""
@@ -60,15 +65,11 @@ class CallRecords:
 
     def expect_last(self, sequence: Sequence) -> None:
         """The scheduler has been told to abort a dropped sequence, and will say how far it got."""
-        self._leaving.setdefault(sequence.request.rid, []).append(sequence)
-
-    @property
-    def num_leaving(self) -> int:
-        return len(self._leaving)
+        self.leaving.setdefault(sequence.request.rid, []).append(sequence)
 
     def take_last(self, token_out: TokenOut) -> bool:
         """Whether the output is of a dropped sequence, and not of a new one with its name."""
-        if token_out.rid not in self._leaving:
+        if token_out.rid not in self.leaving:
             return False
         if token_out.finish is not None:
             self._left(token_out.rid, token_out)
@@ -76,14 +77,14 @@ class CallRecords:
 
     def scheduler_died(self) -> None:
         """What it had to say it will not say any more."""
-        while self._leaving:
-            self._left(next(iter(self._leaving)), None)
+        while self.leaving:
+            self._left(next(iter(self.leaving)), None)
 
     def _left(self, rid: str, last: TokenOut | None) -> None:
         """The first dropped sequence of that name is over. `last`: what the scheduler said of it; None if it died before."""
-        sequence, *others = self._leaving.pop(rid)
+        sequence, *others = self.leaving.pop(rid)
         if others:
-            self._leaving[rid] = others
+            self.leaving[rid] = others
         if self.metrics is None:
             return
         if last is not None:
@@ -105,8 +106,6 @@ class CallRecords:
     # --- times -----------------------------------------------------------------------------------------------------------------
 
     def _note_times(self, sequence: Sequence, token_out: TokenOut, now: float) -> None:
-        if not token_out.ids:
-            return
         count = len(token_out.ids)
         if not sequence.first_at:
             call_began = sequence.call.started_at
@@ -118,7 +117,6 @@ class CallRecords:
             count -= 1
         if count and self.metrics is not None:
             self.metrics.next_tokens(now - sequence.last_at, count)
-        sequence.last_at = now
 
     def _trace(self, sequence: Sequence, reason: str, prompt_len: int, completion_len: int) -> None:
         if self.tracing is None:

@@ -24,6 +24,8 @@ class RequestLog:
     def __init__(self, enabled: bool, level: int) -> None:
         self._enabled = enabled
         self._level = level
+        self.keeps_text = enabled and level >= 2
+        """whether `said` is to be told"""
         self._said: dict[str, list[str]] = {}
 
     def received(self, request: TokenizedReq) -> None:
@@ -40,7 +42,7 @@ class RequestLog:
 
     def said(self, request: TokenizedReq, out: GenerateOut) -> None:
         """A piece of text: those of a stream are kept until its end, where all of it is logged."""
-        if self._enabled and self._level >= 2 and out.text:
+        if self.keeps_text and out.text:
             self._said.setdefault(request.rid, []).append(out.text)
 
     def finished(self, request: TokenizedReq, out: GenerateOut, first_seconds: float | None, queue_seconds: float) -> None:

@@ -28,11 +28,7 @@ class Detokenizer:
 
     def feed(self, out: TokenOut) -> str:
         """The text that `out` makes certain."""
-        table, skip, size = self._table, self._skip, len(self._table)
-        if self._spacing is None:
-            fresh = b"".join([table[i] for i in out.ids if 0 <= i < size and i not in skip])
-        else:
-            fresh = b"".join([self._spacing.note(i) + table[i] for i in out.ids if 0 <= i < size])
+        fresh = self._bytes_of(out.ids)
         if self._drop:
             dropped = min(self._drop, len(fresh))
             self._drop, fresh = self._drop - dropped, fresh[dropped:]
@@ -47,3 +43,14 @@ class Detokenizer:
         else:
             self._unsaid = b""
         return self._text.push(data)
+
+    def _bytes_of(self, ids: list[int]) -> bytes:
+        """What is shown of them: no special tokens that are skipped, nothing outside the vocabulary."""
+        table, skip, size = self._table, self._skip, len(self._table)
+        if self._spacing is not None:
+            return b"".join([self._spacing.note(i) + table[i] for i in ids if 0 <= i < size])
+        if not skip.isdisjoint(ids):
+            ids = [i for i in ids if i not in skip]
+        if ids and (min(ids) < 0 or max(ids) >= size):
+            ids = [i for i in ids if 0 <= i < size]
+        return b"".join(map(table.__getitem__, ids))

@@ -37,12 +37,19 @@ class SpecialText:
 
     def occurs_in(self, value: Any) -> bool:
         """Whether any string inside `value` (plain JSON-like data) contains a special token's name."""
-        if isinstance(value, str):
-            return self._first is not None and self._first.search(value) is not None and self._pattern.search(value) is not None
-        if isinstance(value, dict):
-            return any(self.occurs_in(item) for pair in value.items() for item in pair)
-        if isinstance(value, (list, tuple)):
-            return any(self.occurs_in(item) for item in value)
+        if self._first is None:
+            return False
+        left, may_begin = [value], self._first.search
+        while left:
+            value = left.pop()
+            if isinstance(value, str):
+                if may_begin(value) and self._pattern.search(value):
+                    return True
+            elif isinstance(value, dict):
+                left += value
+                left += value.values()
+            elif isinstance(value, (list, tuple)):
+                left += value
         return False
 
     def marked(self, value: Any, mark: str) -> Any:
