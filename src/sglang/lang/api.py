@@ -22,7 +22,8 @@ from sglang.lang.ir import (
     leaves,
     with_reasoning,
 )
-from sglang.lang.program.program import function, resolve_backend
+from sglang.lang.program.options import resolve_backend
+from sglang.lang.program.program import function
 from sglang.lang.sampling import (
     ALL_WIRES,
     CONSTRAINTS,

@@ -59,6 +59,24 @@ class ChatTemplate:
         return text
 
 
+def ordered_content(text: str, places: Sequence[int], template: ChatTemplate) -> str | list[dict[str, Any]]:
+    """A message's content with parts in the order of `text`, in which images stand at `places`. Images are only named: they travel
+    beside."""
+    if not places:
+        return text.lstrip()
+    parts: list[dict[str, Any]] = []
+    at = len(text) - len(text.lstrip())
+    for place in places:
+        parts += [text_part(text[at:place])] if text[at:place] else []
+        parts.append({"type": "image_url", "image_url": {"url": "data:,"}})
+        at = place + len(template.image_token)
+    return [*parts, text_part(text[at:])] if text[at:] else parts
+
+
+def text_part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
 @dataclass
 class _Registry:
     templates: dict[str, ChatTemplate] = field(default_factory=dict)

@@ -6,13 +6,13 @@ class below.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from sglang.lang.choices import ChoicesSamplingMethod
-    from sglang.lang.typed.output import TypedOutput
+from sglang.lang.choices import ChoicesSamplingMethod
+from sglang.lang.errors import BackendError, TypedValueError
+from sglang.lang.generation import Generation
 
 REGEX_INT = r"[-+]?[0-9]+[ \n]*"
 REGEX_FLOAT = r"[-+]?[0-9]*\.?[0-9]+[ \n]*"
@@ -79,6 +79,33 @@ class Text(Expr):
     value: str
 
 
+class OutputType(Protocol):
+    """A type that the text of a gen is decoded to and read as. `typed/output.py` makes them."""
+
+    @property
+    def wanted(self) -> str:
+        """The type in words, for a model that has to be asked."""
+        ...
+
+    def constrain(self, options: Mapping[str, Any], kinds: Collection[str]) -> dict[str, Any]:
+        """`options` with the constraint, if its kind is among `kinds`, those that the backend knows."""
+        ...
+
+    def unconstrain(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of `constrain` without the constraint."""
+        ...
+
+    def is_refused(self, error: BackendError, options: Mapping[str, Any]) -> bool:
+        """Whether a server says that it cannot decode under the constraint."""
+        ...
+
+    async def check(
+        self, generation: Generation, options: Mapping[str, Any], again: Callable[[TypedValueError], Awaitable[Generation]]
+    ) -> tuple[Generation, list[Any]]:
+        """The generation to keep and its values. Where a text has none, `again` may be asked for another generation."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Gen(Expr):
     """Text written by the model. `options` holds only what was set (names of sampling.ALL_WIRES). `typed` makes an object of
@@ -86,7 +113,7 @@ class Gen(Expr):
 
     name: str | None
     options: Mapping[str, Any] = field(default_factory=dict)
-    typed: TypedOutput | None = None
+    typed: OutputType | None = None
     reasoning: str | None = None
     stream: bool = False
 

@@ -7,15 +7,14 @@ its name. All three are coroutines on the language's own event loop, so a backen
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sglang.lang.chat_template import ChatTemplate, Message, get_chat_template
 from sglang.lang.choices import ChoicesDecision
 from sglang.lang.errors import UnsupportedFeatureError
+from sglang.lang.generation import Delta, Generation, Meta
 from sglang.lang.ir import Image, Select
-
-Meta = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +35,6 @@ class Prompt:
     @property
     def role_text(self) -> str:
         return self.text[self.role_start :] if self.role else ""
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """Result of one gen: n texts, and what is known about each."""
-
-    texts: list[str]
-    metas: list[Meta] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """A streamed piece: new text of sample `index`, and the meta data so far."""
-
-    text: str
-    meta: Meta
-    index: int = 0
 
 
 class BaseBackend:
@@ -98,3 +80,6 @@ class BaseBackend:
 
     def shutdown(self) -> None:
         """Frees what the backend holds."""
+
+
+__all__ = ["BaseBackend", "Delta", "Generation", "Meta", "Prompt"]

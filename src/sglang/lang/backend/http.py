@@ -20,6 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from sglang.lang.backend.transport import PlainTransport
+from sglang.lang.background import IO, left_by_parent
 from sglang.lang.errors import (
     BackendConnectionError,
     BackendError,
@@ -28,7 +29,6 @@ from sglang.lang.errors import (
     RequestRefusedError,
     ServerError,
 )
-from sglang.lang.run.background import IO, left_by_parent
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})
 _JSON = (b"Content-Type", b"application/json; charset=utf-8")

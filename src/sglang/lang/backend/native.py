@@ -10,11 +10,10 @@ from typing import Any
 
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Meta, Prompt
 from sglang.lang.backend.choice_scoring import score_by_generate
-from sglang.lang.chat_template import ChatTemplate, get_chat_template_by_model_path
+from sglang.lang.chat_template import ChatTemplate, get_chat_template_by_model_path, ordered_content
 from sglang.lang.choices import ChoicesDecision
 from sglang.lang.errors import BackendError, BadReplyError, RequestRefusedError, ServerError, UnsupportedFeatureError
 from sglang.lang.ir import Select
-from sglang.lang.run.transcript import ordered_content
 from sglang.lang.sampling import to_native
 from sglang.lang.settings import global_config
 

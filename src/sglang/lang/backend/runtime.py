@@ -17,7 +17,7 @@ import httpx
 
 from sglang.lang.backend.base import Meta, Prompt
 from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
-from sglang.lang.run.background import IO
+from sglang.lang.background import IO
 
 _POLL_SECONDS = 0.2
 

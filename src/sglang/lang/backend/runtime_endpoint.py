@@ -11,9 +11,9 @@ from sglang.lang.backend.base import Meta
 from sglang.lang.backend.http import HttpPolicy, HttpServer
 from sglang.lang.backend.native import NativeBackend, renders_chats, request_failure, template_of_model
 from sglang.lang.backend.sse import EventStream
+from sglang.lang.background import IO
 from sglang.lang.chat_template import ChatTemplate, get_chat_template
 from sglang.lang.errors import BadReplyError, RequestRefusedError, ServerError
-from sglang.lang.run.background import IO
 
 
 class RuntimeEndpoint(NativeBackend):

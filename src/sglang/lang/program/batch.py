@@ -14,17 +14,16 @@ import queue
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from sglang.lang.backend.base import BaseBackend, Prompt
+from sglang.lang.background import BODIES, IO, PROGRAMS
 from sglang.lang.errors import BackendError, copy_of
-from sglang.lang.program.program import RunOptions, SglFunction
-from sglang.lang.run.background import BODIES, IO, PROGRAMS
-from sglang.lang.run.state import ProgramState, wait_async_until
+from sglang.lang.program.options import BatchItem, Program, RunOptions
+from sglang.lang.program.results import ResultFile
+from sglang.lang.run.state import ProgramState
+from sglang.lang.run.streams import wait_async_until
 from sglang.lang.settings import global_config
-
-if TYPE_CHECKING:
-    from sglang.lang.program.results import ResultFile
 
 AUTO_IN_FLIGHT = 256
 """programs at once with num_threads="auto": those that only wait for the model hold no thread"""
@@ -32,16 +31,6 @@ MIN_PREFIX_LEN = 64
 """characters that prompts must share for computing them ahead to pay"""
 GATHER_SECONDS = 0.02
 """how long first prompts wait for one another"""
-
-
-@dataclass(frozen=True)
-class BatchItem:
-    """One finished program of a batch: its place, its arguments, and its state or what it raised."""
-
-    index: int
-    arguments: Any
-    state: ProgramState | None
-    error: BaseException | None
 
 
 @dataclass(frozen=True)
@@ -104,7 +93,7 @@ class _Batch:
     """One batch on IO. `finish` is called there for each item, as it completes."""
 
     def __init__(
-        self, program: SglFunction, items: Sequence[Any], options: BatchOptions, finish: Callable[[BatchItem], None]
+        self, program: Program, items: Sequence[Any], options: BatchOptions, finish: Callable[[BatchItem], None]
     ) -> None:
         self._program = program
         self._items = items
@@ -172,7 +161,7 @@ class _Batch:
         await asyncio.wrap_future(future)
 
 
-def check_batch(program: SglFunction, batch: Any) -> list[Any]:
+def check_batch(program: Program, batch: Any) -> list[Any]:
     """The batch as a list of arguments of one run each. Raises TypeError or ValueError for what cannot be."""
     if not isinstance(batch, (list, tuple)):
         raise TypeError(f"run_batch takes a list of arguments, got {type(batch).__name__}")
@@ -204,7 +193,7 @@ def _concurrency(num_threads: int | str, max_concurrency: int | None, num_items:
     return min(limit, num_items) if num_items else 1
 
 
-def _options(program: SglFunction, items: Sequence[Any], kwargs: dict[str, Any]) -> tuple[BatchOptions, list[int]]:
+def _options(program: Program, items: Sequence[Any], kwargs: dict[str, Any]) -> tuple[BatchOptions, list[int]]:
     """Splits the keywords of run_batch; with `out` and `resume`, also which items are left to do."""
     num_threads = kwargs.pop("num_threads", "auto")
     concurrency = _concurrency(num_threads, kwargs.pop("max_concurrency", None), len(items))
@@ -217,8 +206,6 @@ def _options(program: SglFunction, items: Sequence[Any], kwargs: dict[str, Any])
     file = None
     todo = list(range(len(items)))
     if out is not None:
-        from sglang.lang.program.results import ResultFile
-
         file = ResultFile(out, resume)
         todo = [i for i in todo if not file.has(i, items[i])]
     elif resume:
@@ -226,7 +213,7 @@ def _options(program: SglFunction, items: Sequence[Any], kwargs: dict[str, Any])
     return BatchOptions(run, concurrency, progress_bar, return_exceptions, file, BODIES.is_worker), todo
 
 
-def run_batch(program: SglFunction, batch_kwargs: Sequence[Any], **kwargs: Any) -> Any:
+def run_batch(program: Program, batch_kwargs: Sequence[Any], **kwargs: Any) -> Any:
     """Runs `program` once per element of `batch_kwargs`, many at a time; finished states in the order of the input.
 
     Keywords: all of `run`'s, and `num_threads` (programs at once; "auto": as many as is useful), `max_concurrency` (the
@@ -250,7 +237,7 @@ def run_batch(program: SglFunction, batch_kwargs: Sequence[Any], **kwargs: Any) 
     return results
 
 
-async def arun_batch(program: SglFunction, batch_kwargs: Sequence[Any], **kwargs: Any) -> list[Any]:
+async def arun_batch(program: Program, batch_kwargs: Sequence[Any], **kwargs: Any) -> list[Any]:
     """run_batch for a running event loop: the same keywords without `generator_style` and `as_completed`."""
     items = check_batch(program, batch_kwargs)
     options, todo = _options(program, items, kwargs)
@@ -267,7 +254,7 @@ def _result(item: BatchItem, return_exceptions: bool) -> Any:
 
 
 def _as_completed(
-    program: SglFunction, items: Sequence[Any], options: BatchOptions, todo: Sequence[int]
+    program: Program, items: Sequence[Any], options: BatchOptions, todo: Sequence[int]
 ) -> Generator[BatchItem, None, None]:
     """Items as they finish. Closing the generator cancels the rest."""
     if not todo:
@@ -288,7 +275,7 @@ def _as_completed(
 
 
 async def _as_completed_async(
-    program: SglFunction, items: Sequence[Any], options: BatchOptions, todo: Sequence[int]
+    program: Program, items: Sequence[Any], options: BatchOptions, todo: Sequence[int]
 ) -> AsyncGenerator[BatchItem, None]:
     if not todo:
         return

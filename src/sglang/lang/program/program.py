@@ -6,50 +6,22 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any, overload
 
-from sglang.lang.backend.base import BaseBackend
-from sglang.lang.errors import NoBackendError
-from sglang.lang.record.runlog import RunLog
+from sglang.lang.background import BODIES, IO, PROGRAMS
+from sglang.lang.program.batch import arun_batch, run_batch
+from sglang.lang.program.options import RunOptions, resolve_backend
+from sglang.lang.program.tracer import current_tracer, extract_prefix, trace_program
 from sglang.lang.run.async_state import AsyncProgramState
-from sglang.lang.run.background import BODIES, IO, PROGRAMS
-from sglang.lang.run.branches import Body
+from sglang.lang.run.body import Body
 from sglang.lang.run.executor import Executor
+from sglang.lang.run.runlog import RunLog
 from sglang.lang.run.speculation import speculation_for
-from sglang.lang.run.state import ProgramState, wait_async_until
+from sglang.lang.run.state import ProgramState
+from sglang.lang.run.streams import wait_async_until
 from sglang.lang.sampling import take_options
 from sglang.lang.settings import global_config
-
-
-def resolve_backend(backend: Any) -> BaseBackend:
-    """The backend to use: the one given, or the default. A Runtime stands for its endpoint, an Engine gets wrapped. Raises
-    NoBackendError."""
-    backend = backend if backend is not None else global_config.default_backend
-    if backend is None:
-        raise NoBackendError(
-            "there is no backend to run on: pass backend=..., or call set_default_backend(RuntimeEndpoint(url)) first"
-        )
-    backend = getattr(backend, "endpoint", backend)
-    if isinstance(backend, BaseBackend):
-        return backend
-    if hasattr(backend, "async_generate"):
-        from sglang.lang.backend.engine import engine_backend
-
-        return engine_backend(backend)
-    raise TypeError(f"{type(backend).__name__} is not a backend: use RuntimeEndpoint, Engine, OpenAI, ... of sglang")
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How one run goes, besides its arguments."""
-
-    backend: BaseBackend
-    sampling: Mapping[str, Any]
-    stream: bool = False
-    use_thread: bool = True
-    record: Any = None
 
 
 class SglFunction:
@@ -98,8 +70,6 @@ class SglFunction:
     # --- one run -----------------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from sglang.lang.program.tracer import current_tracer
-
         tracer = current_tracer()
         if tracer is not None:
             kwargs.pop("backend", None)
@@ -226,28 +196,20 @@ class SglFunction:
     def run_batch(self, batch_kwargs: Sequence[Any], **kwargs: Any) -> Any:
         """Runs the program once for each element of `batch_kwargs` (dicts of arguments, or tuples of positional ones); see
         batch.run_batch for the keywords."""
-        from sglang.lang.program.batch import run_batch
-
         return run_batch(self, batch_kwargs, **kwargs)
 
     async def arun_batch(self, batch_kwargs: Sequence[Any], **kwargs: Any) -> list[Any]:
         """run_batch without blocking the running event loop; see batch.arun_batch."""
-        from sglang.lang.program.batch import arun_batch
-
         return await arun_batch(self, batch_kwargs, **kwargs)
 
     # --- looking at a program ------------------------------------------------------------------------------------------------
 
     def trace(self, *, backend: Any = None, **kwargs: Any) -> Any:
         """Runs the code with placeholders for missing arguments and no model; see tracer.trace_program."""
-        from sglang.lang.program.tracer import trace_program
-
         return trace_program(self, {**kwargs, **self.bind_arguments}, backend)
 
     def cache(self, backend: Any = None) -> str:
         """Has the backend compute the text that all runs of the program begin with; returns it."""
-        from sglang.lang.program.tracer import extract_prefix
-
         target = resolve_backend(backend)
         prompt = extract_prefix(self, target)
         if prompt.text:

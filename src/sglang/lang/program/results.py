@@ -6,10 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from sglang.lang.program.batch import BatchItem
+from sglang.lang.program.options import BatchItem
 
 
 def fingerprint(arguments: Any) -> str:

@@ -13,15 +13,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from sglang.lang.backend.base import BaseBackend, Generation, Meta, Prompt
 from sglang.lang.errors import ProgramError
 from sglang.lang.ir import Expr, Gen, RoleBegin, RoleEnd, Text
+from sglang.lang.run.writing import WritableState
 from sglang.lang.sampling import as_list, resolve
-
-if TYPE_CHECKING:
-    from sglang.lang.run.executor import Executor
 
 MAX_TRIES = 3
 
@@ -29,11 +27,11 @@ MAX_TRIES = 3
 class Speculation(Protocol):
     """A state's way to write ahead."""
 
-    async def run(self, executor: Executor, piece: Expr) -> bool:
+    async def run(self, state: WritableState, piece: Expr) -> bool:
         """Runs the piece. False: it is to be run as ever."""
         ...
 
-    def flush(self, executor: Executor) -> None:
+    def flush(self, state: WritableState) -> None:
         """Somebody waits for a variable: nothing may be held back any longer. Called from any thread."""
         ...
 
@@ -75,14 +73,14 @@ class CompletionSpeculation:
         self._was_cut = False
         """whether the model would have gone on after the rest"""
 
-    def flush(self, executor: Executor) -> None:
+    def flush(self, state: WritableState) -> None:
         """Nothing is held back: the rest only saves calls."""
 
-    async def run(self, executor: Executor, piece: Expr) -> bool:
+    async def run(self, state: WritableState, piece: Expr) -> bool:
         if isinstance(piece, Text):
             self._literal(piece.value)
         elif isinstance(piece, Gen):
-            await self._gen(executor, piece)
+            await self._gen(state, piece)
             return True
         else:
             self._rest = []
@@ -91,9 +89,9 @@ class CompletionSpeculation:
     def _literal(self, text: str) -> None:
         self._rest = _after(self._rest, len(text)) if "".join(self._rest).startswith(text) else []
 
-    async def _gen(self, executor: Executor, piece: Gen) -> None:
+    async def _gen(self, state: WritableState, piece: Gen) -> None:
         _check_gen(piece)
-        options = resolve(executor.options, piece.options, executor.transcript.template.stop_str)
+        options = resolve(state.options, piece.options, state.transcript.template.stop_str)
         stops, limit = as_list(options.pop("stop", None)), options["max_new_tokens"]
         meta: Meta = {}
         taken = _take(self._rest, stops, limit)
@@ -101,7 +99,7 @@ class CompletionSpeculation:
             if self._rest and not self._was_cut:
                 taken = len("".join(self._rest))
                 break
-            generation = await executor.call(self._ask(executor, options, limit))
+            generation = await state.call(self._ask(state, options, limit))
             meta = generation.metas[0]
             self._rest += token_texts(meta) or [generation.texts[0]]
             self._was_cut = meta.get("finish_reason") == "length"
@@ -112,18 +110,18 @@ class CompletionSpeculation:
             taken = _take(self._rest, stops, limit)
         text = "".join(self._rest)[:taken]
         self._rest = _after(self._rest, taken)
-        executor.transcript.text += text
-        executor.store(piece.name, text, meta)
+        state.transcript.text += text
+        state.store(piece.name, text, meta)
 
     def _ask(
-        self, executor: Executor, options: Mapping[str, Any], limit: int | None
+        self, state: WritableState, options: Mapping[str, Any], limit: int | None
     ) -> Callable[[Prompt, str], Awaitable[Generation]]:
         wanted = None if limit is None else max(limit, self._num_tokens)
         more = {**options, "max_new_tokens": wanted, "return_logprob": True, "return_text_in_logprobs": True}
         ahead = "".join(self._rest)
 
         async def call(prompt: Prompt, rid: str) -> Generation:
-            return await executor.backend.generate(replace(prompt, text=prompt.text + ahead), more, rid)
+            return await state.backend.generate(replace(prompt, text=prompt.text + ahead), more, rid)
 
         return call
 
@@ -158,15 +156,15 @@ class ChatSpeculation:
         self._collecting = False
         self._flush_queued = False
 
-    def flush(self, executor: Executor) -> None:
+    def flush(self, state: WritableState) -> None:
         if not self._flush_queued:
             self._flush_queued = True
-            executor.submit(Flush())
+            state.submit(Flush())
 
-    async def run(self, executor: Executor, piece: Expr) -> bool:
+    async def run(self, state: WritableState, piece: Expr) -> bool:
         if isinstance(piece, Flush):
             self._flush_queued = False
-            await self._write(executor)
+            await self._write(state)
             return True
         if isinstance(piece, RoleBegin):
             self._collecting = piece.role == "assistant"
@@ -174,40 +172,40 @@ class ChatSpeculation:
         if self._collecting and isinstance(piece, (Text, Gen)):
             self._pattern.append(piece)
             return True
-        await self._write(executor)
+        await self._write(state)
         if isinstance(piece, RoleEnd):
             self._collecting = False
         return False
 
-    async def _write(self, executor: Executor) -> None:
+    async def _write(self, state: WritableState) -> None:
         """Has the collected pattern written by one call."""
         pattern, self._pattern = self._pattern, []
         gens = [piece for piece in pattern if isinstance(piece, Gen)]
         if not gens:
             for piece in pattern:
                 if isinstance(piece, Text):
-                    executor.add_text(piece.value)
+                    state.add_text(piece.value)
             return
-        options = self._common_options(executor, gens)
+        options = self._common_options(state, gens)
         for attempt in range(MAX_TRIES):
-            generation = await executor.call(lambda prompt, rid: executor.backend.generate(prompt, options, rid))
+            generation = await state.call(lambda prompt, rid: state.backend.generate(prompt, options, rid))
             texts, fits = match_pattern(pattern, generation.texts[0])
             if fits:
                 break
             if attempt == MAX_TRIES - 1:
                 warnings.warn(f"the model's answer does not follow the message's text: {generation.texts[0]!r}", stacklevel=2)
         for piece, text in zip(pattern, texts, strict=True):
-            executor.add_text(text)
+            state.add_text(text)
             if isinstance(piece, Gen):
-                executor.store(piece.name, text, generation.metas[0])
+                state.store(piece.name, text, generation.metas[0])
 
-    def _common_options(self, executor: Executor, gens: Sequence[Gen]) -> dict[str, Any]:
+    def _common_options(self, state: WritableState, gens: Sequence[Gen]) -> dict[str, Any]:
         for piece in gens:
             _check_gen(piece)
         own = [{k: v for k, v in piece.options.items() if k not in ("stop", "max_new_tokens")} for piece in gens]
         if any(options != own[0] for options in own):
             raise ProgramError("with num_api_spec_tokens all gens of a message must have the same sampling parameters")
-        options = resolve(executor.options, own[0])
+        options = resolve(state.options, own[0])
         options.pop("stop", None)
         return {**options, "max_new_tokens": self._num_tokens}
 

@@ -16,12 +16,12 @@ import json
 import re
 import types
 import typing
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sglang.lang.backend.base import BaseBackend, Generation, Prompt
 from sglang.lang.errors import BackendError, TypedValueError
+from sglang.lang.generation import Generation
 from sglang.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
 from sglang.lang.sampling import as_list
 from sglang.lang.typed.grammar import Piece, compile_grammar, parse_captures
@@ -37,13 +37,12 @@ class TypedOutput:
     wanted: str
     stop: tuple[str, ...] = ()
     max_retries: int = 2
-    schema_name: str = field(default="value")
 
-    def constrain(self, options: dict[str, Any], backend: BaseBackend) -> dict[str, Any]:
-        """Options that hold decoding to the type, as far as the backend can."""
+    def constrain(self, options: Mapping[str, Any], kinds: Collection[str]) -> dict[str, Any]:
+        """Options under which a backend that knows the constraints of `kinds` decodes to the type, as far as it can."""
         kind, text = self.constraint
         options = dict(options)
-        if kind in backend.constraints:
+        if kind in kinds:
             options[kind] = text
             stop = as_list(options.get("stop"))
             options["stop"] = stop + [string for string in self.stop if string not in stop]
@@ -88,18 +87,6 @@ class TypedOutput:
             generation = await again(wrong)
             values = [self.read(text) for text in generation.texts]
         return generation, values
-
-    def retry_prompt(self, prompt: Prompt, wrong: TypedValueError) -> Prompt:
-        """`prompt` once more, with the wrong answer to it and what is wrong with it."""
-        advice = f"{wrong}. Answer again, only with {self.wanted}, and nothing else."
-        if prompt.role is None:
-            return replace(prompt, text=f"{prompt.text}{wrong.text}\n\n{advice}\n")
-        more = (
-            {"role": prompt.role, "content": (prompt.role_text + wrong.text).strip()},
-            {"role": "user", "content": advice},
-        )
-        messages, turns = (*prompt.messages, *more), (*prompt.turns, *more)
-        return replace(prompt, messages=messages, role_start=len(prompt.text), turns=turns, places=())
 
 
 def typed_output(dtype: Any, max_retries: int = 2) -> TypedOutput:
@@ -186,8 +173,7 @@ def _by_schema(dtype: Any, max_retries: int) -> TypedOutput:
         return adapter.validate_json(_without_fence(text))
 
     wanted = f"JSON that fits the schema {json.dumps(schema)}"
-    name = getattr(dtype, "__name__", "value")
-    return TypedOutput(("json_schema", json.dumps(schema)), parse, wanted, max_retries=max_retries, schema_name=name)
+    return TypedOutput(("json_schema", json.dumps(schema)), parse, wanted, max_retries=max_retries)
 
 
 def _readable(dtype: Any) -> Any:
