@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from sglang.commands.report import Outcome
+from sglang.common.sse import EventStream
 
 WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state", "family")
 
@@ -141,9 +142,11 @@ async def send(client: httpx.AsyncClient, path: str, body: dict[str, Any], since
                 text = (await reply.aread()).decode(errors="replace")
                 outcome.error = f"status {reply.status_code}: {text[:200]}"
                 return outcome
-            async for line in reply.aiter_lines():
-                if line.startswith("data:") and line[5:].strip() != "[DONE]":
-                    reader.take(json.loads(line[5:]))
+            stream = EventStream()
+            async for chunk in reply.aiter_bytes():
+                for data in stream.feed(chunk):
+                    if data.strip() != "[DONE]":
+                        reader.take(json.loads(data))
     except (httpx.HTTPError, ValueError, KeyError) as error:
         outcome.error = f"{type(error).__name__}: {error}"
     if outcome.error is None and not outcome.total:

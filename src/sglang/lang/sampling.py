@@ -7,11 +7,12 @@ parameter is one line here.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, Final, TypedDict, get_type_hints
+
+from sglang.common.suggest import did_you_mean
 
 
 class _Inherit(Enum):
@@ -104,11 +105,10 @@ def set_only(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_names(options: Mapping[str, Any], known: Iterable[str], where: str) -> None:
     """Raises TypeError for a name that is not known, with the nearest one that is."""
-    names = sorted(known)
+    names = set(known)
     for name in options:
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            raise TypeError(f"{where} got an unexpected argument {name!r}{f'; did you mean {close[0]!r}?' if close else ''}")
+            raise TypeError(f"{where} got an unexpected argument {name!r}{did_you_mean(name, names)}")
 
 
 def as_list(stop: str | Sequence[str] | None) -> list[str]:

@@ -20,7 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from sglang.lang.backend.transport import PlainTransport
-from sglang.lang.background import IO, left_by_parent
+from sglang.lang.concurrency.background import IO, left_by_parent
 from sglang.lang.errors import (
     BackendConnectionError,
     BackendError,

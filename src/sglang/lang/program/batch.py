@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sglang.lang.backend.base import BaseBackend, Prompt
-from sglang.lang.background import BODIES, IO, PROGRAMS
+from sglang.lang.concurrency.background import BODIES, IO, PROGRAMS
 from sglang.lang.errors import BackendError, copy_of
 from sglang.lang.program.options import BatchItem, Program, RunOptions
 from sglang.lang.program.results import ResultFile

@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import update_wrapper
 from typing import Any, overload
 
-from sglang.lang.background import BODIES, IO, PROGRAMS
+from sglang.lang.concurrency.background import BODIES, IO, PROGRAMS
 from sglang.lang.program.batch import arun_batch, run_batch
 from sglang.lang.program.options import RunOptions, resolve_backend
 from sglang.lang.program.tracer import current_tracer, extract_prefix, trace_program
+from sglang.lang.record.runlog import RunLog
 from sglang.lang.run.async_state import AsyncProgramState
 from sglang.lang.run.body import Body
 from sglang.lang.run.executor import Executor
-from sglang.lang.run.runlog import RunLog
 from sglang.lang.run.speculation import speculation_for
 from sglang.lang.run.state import ProgramState
 from sglang.lang.run.streams import wait_async_until

@@ -1,1 +1,7 @@
-"""What happened in a run: its log, recordings of it, and the page that shows one."""
+"""What happened in a run: its log, recordings to look at, and answers from them."""
+
+from __future__ import annotations
+
+from sglang.lang.record.recording import Recorder, ReplayBackend, ReplayError, read_recording
+
+__all__ = ["Recorder", "ReplayBackend", "ReplayError", "read_recording"]

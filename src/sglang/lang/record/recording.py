@@ -22,7 +22,7 @@ from sglang.lang.chat_template import ChatTemplate, get_chat_template_by_model_p
 from sglang.lang.choices import ChoicesDecision
 from sglang.lang.errors import BackendError
 from sglang.lang.ir import Select
-from sglang.lang.run.runlog import Event, RunLog
+from sglang.lang.record.runlog import Event, RunLog
 
 _STREAMED = frozenset({"var_delta"})
 """kinds that a file leaves out: the end of the variable says the same"""

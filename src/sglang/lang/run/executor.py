@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang.lang.backend.base import BaseBackend, Prompt
-from sglang.lang.background import IO
 from sglang.lang.chat_template import ChatTemplate
+from sglang.lang.concurrency.background import IO
+from sglang.lang.concurrency.watch import Watch
 from sglang.lang.errors import BackendError, ProgramError, StateCancelledError, copy_of
 from sglang.lang.ir import (
     Expr,
@@ -37,12 +38,11 @@ from sglang.lang.ir import (
     VarEnd,
     leaves,
 )
+from sglang.lang.record.runlog import EventKind, RunLog
 from sglang.lang.run.body import Body
-from sglang.lang.run.runlog import EventKind, RunLog
 from sglang.lang.run.speculation import Speculation
 from sglang.lang.run.transcript import Transcript
 from sglang.lang.run.variables import Name, Variables
-from sglang.lang.run.watch import Watch
 from sglang.lang.run.writing import write_gen, write_select
 
 MIN_COMMIT_LEN = 32

@@ -10,12 +10,12 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Seque
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from sglang.lang.background import BODIES
 from sglang.lang.chat_template import Message
+from sglang.lang.concurrency.background import BODIES
 from sglang.lang.errors import TypedValueError, copy_of
 from sglang.lang.ir import Expr, ExprList, RoleBegin, RoleEnd, VarBegin, VarEnd, as_expr
+from sglang.lang.record.runlog import Event
 from sglang.lang.run.executor import Executor
-from sglang.lang.run.runlog import Event
 from sglang.lang.run.streams import follow, follow_async, wait_async_until, wait_until
 from sglang.lang.run.variables import Name
 

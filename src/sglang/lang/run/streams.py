@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
-from sglang.lang.background import IO
+from sglang.lang.concurrency.background import IO
 from sglang.lang.errors import copy_of
 from sglang.lang.run.executor import Executor
 from sglang.lang.run.variables import LiveVariable, Name

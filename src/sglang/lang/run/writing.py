@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Prompt
+from sglang.lang.concurrency.watch import Watch
 from sglang.lang.errors import BackendError, TypedValueError
 from sglang.lang.ir import Expr, Gen, OutputType, Select
-from sglang.lang.run.runlog import EventKind, RunLog
+from sglang.lang.record.runlog import EventKind, RunLog
 from sglang.lang.run.transcript import Transcript
 from sglang.lang.run.variables import Name, Variables
-from sglang.lang.run.watch import Watch
 from sglang.lang.sampling import resolve
 from sglang.lang.typed.reasoning import ReasoningSplitter
 

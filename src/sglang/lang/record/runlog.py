@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sglang.lang.run.watch import Watch
+from sglang.lang.concurrency.watch import Watch
 
 EventKind = Literal["text", "var_start", "var_delta", "var_end", "fork", "call", "error", "end"]
 
