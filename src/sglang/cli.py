@@ -16,9 +16,9 @@ commands:
   bench serve     load a server and measure it
   bench offline   measure the engine in this process
   models          the models known by a short name
-  trace view      draw a recorded run of a program as a page
+  trace view      render a recorded run of a program as an HTML page
 
-sglang COMMAND --help says more; sglang --version tells the version.
+sglang COMMAND --help lists the options; sglang --version prints the version.
 """
 
 COMMANDS = {

@@ -1,5 +1,5 @@
-"""What notebooks and scripts call around a server: start it, wait for it, stop it, print nicely. What else the original has under
-this name lies in sglang.compat and is brought when it is asked for."""
+"""Helpers for notebooks and scripts: start a server, wait for it, stop it, print. Other names of the original's sglang.utils are in
+sglang.compat and are imported on first use."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ELSEWHERE = {
     "trim_overlap": "sglang.compat.requests",
 }
 _launched: dict[int, subprocess.Popen[bytes]] = {}
-"""servers started here, by port: waiting for one that has ended is hopeless"""
+"""servers started here, by port: wait_for_server sees when one has ended"""
 
 
 def is_in_ci() -> bool:

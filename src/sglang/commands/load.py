@@ -20,7 +20,7 @@ WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life"
 
 @dataclass(frozen=True)
 class Shape:
-    """What requests look like. Lengths are drawn evenly from [(1 - spread) * length, length]. With `shared_len`, every prompt
+    """What requests look like. Lengths are sampled uniformly from [(1 - spread) * length, length]. With `shared_len`, every prompt
     begins with one of `num_shared` common prefixes of that length."""
 
     input_len: int
@@ -32,7 +32,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Target:
-    """Where requests go. `api`: native (/generate), completions or chat. `vocab_size`: ids below it are drawn for prompts; with
+    """Where requests go. `api`: native (/generate), completions or chat. `vocab_size`: ids below it are sampled for prompts; with
     None prompts are words, about one token each."""
 
     url: str
@@ -58,7 +58,7 @@ class Prompts:
     def _length(self, longest: int) -> int:
         return self._rng.randint(max(1, round(longest * (1 - self._shape.spread))), longest)
 
-    def draw(self) -> tuple[list[int] | str, int, int]:
+    def sample(self) -> tuple[list[int] | str, int, int]:
         """(prompt, its length, output length)."""
         shared = self._rng.randrange(len(self._shared))
         own = self._length(self._shape.input_len)
@@ -184,7 +184,7 @@ async def run_load(
         tasks: list[asyncio.Task[Outcome]] = []
         due = since
         for _ in range(count):
-            prompt, _, output_len = prompts.draw()
+            prompt, _, output_len = prompts.sample()
             tasks.append(asyncio.create_task(one(*body_of(target, prompt, output_len))))
             if rate is not None:
                 due += rng.expovariate(rate)

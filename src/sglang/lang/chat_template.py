@@ -1,7 +1,7 @@
 """Chat templates as text around messages: what role markers a model was trained with.
 
 A template is a table of (prefix, suffix) per role. It is what the language needs, because it renders a conversation piece by
-piece while the program writes it. The table below covers models whose server does not tell its own template.
+piece while the program writes it. The table below covers models whose server does not report its own template.
 """
 
 from __future__ import annotations

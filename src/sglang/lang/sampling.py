@@ -1,8 +1,8 @@
-"""The one table of sampling fields.
+"""The one table of sampling parameters.
 
-`SamplingOptions` lists every field once: its Python type for type checkers, and in its `Wire` how each API calls it. Everything
-else (what `run` takes out of its keywords, what `gen` accepts, what is sent where) is computed from it: a new sampling
-parameter is one line here.
+`SamplingOptions` lists every parameter once: its Python type for type checkers, and in its `Wire` its name in each API. Everything
+else (which keywords `run` and `gen` accept, which fields are sent to which API) is computed from it: a new sampling parameter
+is one line here.
 """
 
 from __future__ import annotations

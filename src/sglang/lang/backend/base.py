@@ -1,4 +1,4 @@
-"""What a backend is: the one seam between programs and models.
+"""The interface between programs and models.
 
 A backend implements what it can of `generate`, `generate_stream` and `select`; the rest raises UnsupportedFeatureError with
 its name. All three are coroutines on the language's own event loop, so a backend must not block in them.
@@ -38,8 +38,8 @@ class Prompt:
 
 
 class BaseBackend:
-    """Base of all backends. `constraints`: which fields of sampling.CONSTRAINTS decoding can be held to.
-    `caches_prefixes`: whether computing a prompt ahead of its use saves work later."""
+    """Base of all backends. `constraints`: the fields of sampling.CONSTRAINTS that decoding supports. `caches_prefixes`: whether
+    there is a prefix cache, so that prefilling a prompt once saves work later."""
 
     name = "base"
     constraints: frozenset[str] = frozenset()
@@ -68,7 +68,7 @@ class BaseBackend:
         raise UnsupportedFeatureError(self.name, "select", "use gen with a regex, or another backend")
 
     async def cache_prefix(self, prompt: Prompt) -> None:
-        """Has the model read `prompt` so that later prompts that start with it are cheaper. By default nothing."""
+        """Prefills `prompt` into the prefix cache. By default nothing."""
 
     def flush_cache(self) -> bool:
         """Empties the model's prefix cache; False when there is none or it is in use."""

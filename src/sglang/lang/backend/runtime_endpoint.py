@@ -16,7 +16,7 @@ from sglang.common.server_process import end_process, free_port, wait_for_answer
 from sglang.common.sse import EventStream
 from sglang.lang.backend.base import Meta, Prompt
 from sglang.lang.backend.http import HttpPolicy, HttpServer
-from sglang.lang.backend.native import NativeBackend, renders_chats, request_failure, template_of_model
+from sglang.lang.backend.native import NativeBackend, needs_server_rendering, request_failure, template_of_model
 from sglang.lang.chat_template import ChatTemplate, get_chat_template
 from sglang.lang.concurrency.background import IO
 from sglang.lang.errors import BadReplyError, RequestRefusedError, ServerError
@@ -53,7 +53,7 @@ class RuntimeEndpoint(NativeBackend):
         self.verify = verify
         self.model_info: Meta = IO.run(self._get_either("/get_model_info", "/model_info"))
         self._pieces_are_disjoint: bool | None = None
-        renders = chat_template_name is None and renders_chats(self.model_info.get("chat_roles"))
+        renders = chat_template_name is None and needs_server_rendering(self.model_info.get("chat_roles"))
         super().__init__(self._choose_template(chat_template_name), renders)
 
     def _choose_template(self, name: str | None) -> ChatTemplate:
@@ -178,7 +178,7 @@ class Runtime:
     # --- the server without the language -------------------------------------------------------------------------------------
 
     def cache_prefix(self, prefix: str) -> None:
-        """Has the server read `prefix`, so that prompts beginning with it are cheaper."""
+        """Prefills `prefix` into the server's prefix cache."""
         IO.run(self.endpoint.cache_prefix(Prompt(prefix)))
 
     def generate(self, prompt: str | list[str], sampling_params: Meta | None = None, **fields: Any) -> str:

@@ -1,4 +1,4 @@
-"""Many runs of one program: bounded concurrency, order, progress, and the prefix that all of them share.
+"""Many runs of one program: bounded concurrency, order, progress, and the common prefix of their prompts.
 
 run_batch (user's thread) ──> _Batch.run on IO: one small coroutine per program in flight
                                  body ──> thread of BODIES (plain) or PROGRAMS loop (async)
@@ -28,7 +28,7 @@ from sglang.lang.settings import global_config
 AUTO_IN_FLIGHT = 256
 """programs at once with num_threads="auto": those that only wait for the model hold no thread"""
 MIN_PREFIX_LEN = 64
-"""characters that prompts must share for computing them ahead to pay"""
+"""characters of a common prefix from which on it is prefilled before the programs' requests"""
 GATHER_SECONDS = 0.02
 """how long first prompts wait for one another"""
 
@@ -47,7 +47,7 @@ class BatchOptions:
 
 
 class PrefixGate:
-    """Holds the first prompts of a batch for a moment, has their longest common prefix computed once, and lets all go.
+    """Delays the first prompts of a batch for a moment, has their longest common prefix prefilled once, and lets all go.
 
     It opens when `expected` prompts have come, or after GATHER_SECONDS: programs may wait for one another, so the gate never
     waits for certain that all come.
@@ -84,7 +84,7 @@ class PrefixGate:
             if len(prompts) > 1 and len(shared) >= MIN_PREFIX_LEN and not any(prompt.images for prompt in prompts):
                 await self._backend.cache_prefix(Prompt(shared))
         except BackendError:
-            pass  # the programs' own requests will meet the same trouble and tell it to the right readers
+            pass  # the programs' own requests will fail the same way, and their readers get the error
         finally:
             self._open.set()
 
@@ -115,9 +115,9 @@ class _Batch:
         """Runs the items of `indices`, in this order as far as concurrency allows."""
         self._task = asyncio.current_task()
         waiting = iter(indices)
-        lanes = min(len(indices), self._options.max_concurrency)
-        # a lane takes the next item when it is done with one: a task per lane, not per item
-        tasks = [asyncio.ensure_future(self._lane(waiting)) for _ in range(lanes)]
+        num_workers = min(len(indices), self._options.max_concurrency)
+        # a worker takes the next item when it is done with one: a task per worker, not per item
+        tasks = [asyncio.ensure_future(self._worker(waiting)) for _ in range(num_workers)]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -127,7 +127,7 @@ class _Batch:
                 state.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _lane(self, waiting: Any) -> None:
+    async def _worker(self, waiting: Any) -> None:
         for index in waiting:
             item = await self._one(index)
             if self._options.out is not None:
@@ -352,7 +352,7 @@ class Progress:
             self._bar.update(1)
 
     def _count(self, meta: Any) -> None:
-        """`meta`: what a backend told of one gen, or lists of that: of samples, of joined forks, of samples of joined forks."""
+        """`meta`: the metadata of one gen, or lists of it: of samples, of joined forks, of samples of joined forks."""
         if isinstance(meta, (list, tuple)):
             for one in meta:
                 self._count(one)
@@ -363,9 +363,9 @@ class Progress:
 
 
 _CLOSED = (OSError, ValueError)
-"""what writing to a terminal raises that has gone away, or to a file that was closed"""
+"""what writing to a closed terminal or file raises"""
 
 
 def _number(value: Any) -> int:
-    """A count; 0 for what is none. A bar must not end the work that it shows."""
+    """A count; 0 for anything else: the progress bar must not fail the batch."""
     return value if isinstance(value, int) else 0

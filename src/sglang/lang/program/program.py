@@ -1,4 +1,4 @@
-"""A program: a function whose first argument is the state it writes on."""
+"""A program: a function whose first argument is the state that it appends to."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class SglFunction:
         return ProgramState(self._new_executor(options), inline=not options.use_thread)
 
     def run(self, *args: Any, **kwargs: Any) -> ProgramState:
-        """Runs the program. Returns when its code has returned (`stream=True`: at once); generation may go on behind.
+        """Runs the program. Returns when its code has returned (`stream=True`: at once); generation may still be running.
 
         Keywords besides the program's own: every field of SamplingOptions as a default for its gens, `stream`, `backend`,
         `use_thread` (False: each piece is waited for), `record` (a path or Recorder: keep what happens). Raises what the
@@ -227,7 +227,7 @@ def function(
     func: Callable[..., Any] | None = None, num_api_spec_tokens: int | None = None
 ) -> SglFunction | Callable[[Callable[..., Any]], SglFunction]:
     """Makes a program of a function (plain or async) whose first argument is named `s`. With `num_api_spec_tokens`, a remote
-    model is asked for that many tokens at once and later gens are served from them."""
+    model generates that many tokens a request and later gens are served from them (run/speculation.py)."""
     if func is not None:
         return SglFunction(func)
     return lambda decorated: SglFunction(decorated, num_api_spec_tokens)

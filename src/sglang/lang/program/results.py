@@ -1,4 +1,4 @@
-"""A batch's results on disk, one JSON object a line, so that a batch can be stopped and gone on with."""
+"""A batch's results on disk, one JSON object a line, so that an interrupted batch can be resumed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sglang.lang.program.options import BatchItem
 
 
 def fingerprint(arguments: Any) -> str:
-    """Tells whether two runs of a batch mean the same arguments."""
+    """Equal for equal arguments of two runs of a batch."""
     value = dict(arguments) if isinstance(arguments, Mapping) else list(arguments)
     text = json.dumps(value, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]

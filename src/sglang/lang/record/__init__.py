@@ -1,4 +1,4 @@
-"""What happened in a run: its log, recordings to look at, and answers from them."""
+"""The event log of a run; recordings of it, to view and to replay."""
 
 from __future__ import annotations
 

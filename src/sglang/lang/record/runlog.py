@@ -1,4 +1,4 @@
-"""What happened in a run, as it happens: the events of a program and all its forks, in order.
+"""The event log of a run: what happens in a program and all its forks, in order.
 
 Streams read events from here while the program runs, and recordings are written from it afterwards.
 
@@ -45,7 +45,7 @@ class Event:
 
 @dataclass
 class RunLog:
-    """The growing list of a run's events. Only the interpreter appends."""
+    """The growing list of a run's events. Only executors append."""
 
     events: list[Event] = field(default_factory=list)
     watch: Watch = field(default_factory=Watch)

@@ -1,4 +1,4 @@
-"""The state of an `async def` program: the same verbs, with `await` where ProgramState blocks."""
+"""The state of an `async def` program: the same methods, with `await` where ProgramState blocks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class AsyncProgramState(StateBase):
         return list(await asyncio.gather(*(call.arun() for call in await self.value(name))))
 
     async def get_meta_info(self, name: Name, timeout: float | None = None) -> Any:
-        """What the backend told about a variable, or None. Raises TimeoutError."""
+        """The backend's metadata of a variable, or None. Raises TimeoutError."""
         try:
             await asyncio.wait_for(self.get_var(name), timeout)
         except KeyError:
@@ -85,7 +85,7 @@ class AsyncProgramState(StateBase):
         return expr.name
 
     def fork(self, size: int = 1, position_ids_offset: Sequence[int] | None = None) -> ProgramStateGroup[AsyncProgramState]:
-        """`size` states that go on from here, each on its own."""
+        """`size` copies that continue independently."""
         check_fork(size, position_ids_offset)
         return ProgramStateGroup([AsyncProgramState(child) for child in self.stream_executor.fork(size)], self)
 

@@ -1,4 +1,4 @@
-"""Runs the pieces of one state, in order, behind the program.
+"""Runs the expressions of one state in order, asynchronously to the program.
 
     s += "text" + gen("x")      submit(): checks, queues; local pieces of an idle state are applied at once
          queue                  pieces not yet run
@@ -45,8 +45,8 @@ from sglang.lang.run.transcript import Transcript
 from sglang.lang.run.variables import Name, Variables
 from sglang.lang.run.writing import write_gen, write_select
 
-MIN_COMMIT_LEN = 32
-"""characters that the server must not have seen yet for a fork to have them computed ahead"""
+MIN_PREFILL_LEN = 32
+"""characters of the prompt that are new to the server, from which on a fork has them prefilled once for all its children"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +102,12 @@ class Executor:
         self._lock = threading.Lock()
         self._queue: deque[Expr] = deque()
         self._busy = waiting_for_parent
-        self._orphan = waiting_for_parent
+        self._awaits_parent = waiting_for_parent
         self._task: asyncio.Task[None] | None = None
         self._submitted_role: str | None = None
         self._open_scopes: list[str] = []
         self._scope_starts: dict[str, int] = {}
-        self.known_len = 0
+        self.cached_len = 0
         self._cancelled = False
         self.body.branches.add(self)
 
@@ -154,7 +154,7 @@ class Executor:
         """Applies pieces that need no backend, up to the first that does."""
         while self._queue and self.speculation is None:
             piece = self._queue[0]
-            if isinstance(piece, ForkPoint) and not self._needs_commit(piece):
+            if isinstance(piece, ForkPoint) and not self._needs_prefill(piece):
                 self._release(piece)
             elif type(piece) in LOCAL_PIECES:
                 self._apply(piece)
@@ -196,7 +196,7 @@ class Executor:
     def _fail(self, error: BaseException) -> None:
         with self._lock:
             error = self.error = self.error or error
-            self._busy = self._orphan = False
+            self._busy = self._awaits_parent = False
             self.vars.fail()
             pieces = list(self._queue)
             self._queue.clear()
@@ -256,20 +256,20 @@ class Executor:
         if self.log is not None:
             self.log.add(kind, self.branch, **fields)
 
-    def _needs_commit(self, piece: ForkPoint) -> bool:
-        unread = len(self.text) - self.known_len
-        return len(piece.children) > 1 and self.backend.caches_prefixes and unread >= MIN_COMMIT_LEN
+    def _needs_prefill(self, piece: ForkPoint) -> bool:
+        uncached = len(self.text) - self.cached_len
+        return len(piece.children) > 1 and self.backend.caches_prefixes and uncached >= MIN_PREFILL_LEN
 
     async def _fork(self, piece: ForkPoint) -> None:
-        """The children start from here. What the server has not read yet, it reads once, before all of them ask for it."""
-        if self._needs_commit(piece):
+        """The children start from here. A long prompt that is new to the server is prefilled once, before their requests."""
+        if self._needs_prefill(piece):
             try:
                 await self.call(lambda prompt, rid: self.backend.cache_prefix(prompt))
             except (BackendError, asyncio.CancelledError) as error:
                 with self._lock:
                     self._drop([piece], error)
                 raise
-            self.known_len = len(self.text)
+            self.cached_len = len(self.text)
         self._release(piece)
 
     def _release(self, piece: ForkPoint) -> None:
@@ -281,10 +281,10 @@ class Executor:
         with self._lock:
             self.transcript = parent.transcript.copy()
             self.fork_start = len(self.text)
-            self.known_len = parent.known_len
+            self.cached_len = parent.cached_len
             self.vars.inherit(parent.vars)
             self._scope_starts = dict(parent._scope_starts)
-            self._orphan = False
+            self._awaits_parent = False
             self._busy = start = bool(self._queue) or self._cancelled
         self.watch.bump()
         if start:
@@ -343,7 +343,7 @@ class Executor:
                 return False
             if name in self.vars.texts:
                 return True
-            if self._orphan or (self.stream and self.body.running and not inside):
+            if self._awaits_parent or (self.stream and self.body.running and not inside):
                 return False
             if self.error is not None:
                 raise copy_of(self.error)

@@ -1,6 +1,6 @@
-"""What a program writes on: `s`.
+"""The state of a program: `s`.
 
-ProgramState is the blocking face of an Executor, AsyncProgramState the awaitable one; both only translate.
+ProgramState is the blocking interface of an Executor, AsyncProgramState the awaitable one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RoleScope:
 
 
 class StateBase:
-    """What both faces share: adding pieces, which never waits."""
+    """What both interfaces share: adding expressions, which never waits."""
 
     def __init__(self, executor: Executor, is_owner: bool = True) -> None:
         self.stream_executor = executor
@@ -154,8 +154,7 @@ class ProgramState(StateBase):
         return [future.result() for future in futures]
 
     def get_meta_info(self, name: Name, timeout: float | None = None) -> Any:
-        """What the backend told about a variable; None when there is no such variable, or nothing is known of it. Raises
-        TimeoutError."""
+        """The backend's metadata of a variable; None when there is no such variable, or no metadata. Raises TimeoutError."""
         try:
             self._wait(lambda: self.stream_executor.poll(name), timeout)
         except KeyError:
@@ -192,7 +191,7 @@ class ProgramState(StateBase):
     # --- forks ----------------------------------------------------------------------------------------------------------
 
     def fork(self, size: int = 1, position_ids_offset: Sequence[int] | None = None) -> ProgramStateGroup[ProgramState]:
-        """`size` states that go on from here, each on its own. What the server has not read yet, it reads once."""
+        """`size` copies that continue independently. The common prompt is prefilled once."""
         check_fork(size, position_ids_offset)
         return ProgramStateGroup([ProgramState(child, self._inline) for child in self.stream_executor.fork(size)], self)
 
@@ -234,8 +233,7 @@ class ProgramState(StateBase):
             yield (piece, meta) if return_meta_data else piece
 
     def events(self) -> Generator[Event, None, None]:
-        """What happens in the program and all its forks, as it happens (see runlog.Event). Needs `stream=True` or a
-        recording."""
+        """The events of the program and all its forks, as they occur (record/runlog.py). Needs `stream=True` or a recording."""
         log = _log_of(self.stream_executor)
         position = 0
         while True:
@@ -248,7 +246,7 @@ class ProgramState(StateBase):
             log.watch.wait(seen, 0.5)
 
     def to_html(self) -> str:
-        """The run as a page: its text with what the model wrote, its forks, a time line. Needs `record=True` (or a file)."""
+        """The run as an HTML page: the prompt with the generated text, the forks, a timeline. Needs `record=True` (or a file)."""
         from sglang.lang.record.recording import event_row
         from sglang.lang.record.viewer import render_html
 
@@ -256,7 +254,7 @@ class ProgramState(StateBase):
         return render_html([event_row(event) for event in _log_of(self.stream_executor).events])
 
     def show(self) -> Any:
-        """Draws the run in a notebook."""
+        """Displays the run in a notebook."""
         from IPython.display import HTML, display
 
         return display(HTML(self.to_html()))

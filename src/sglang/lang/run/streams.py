@@ -1,4 +1,4 @@
-"""Readers of a state: how they wait for it, and how they follow a text that grows.
+"""Reading a state: waiting for it, and following a text that grows.
 
 All waiting is done on the executor's Watch, so no wait can miss the end of what it waits for.
 """

@@ -1,4 +1,4 @@
-"""What has been written on a state so far, in its two forms: one text, and a conversation."""
+"""The prompt of a state so far, in two forms: one text, and a conversation."""
 
 from __future__ import annotations
 

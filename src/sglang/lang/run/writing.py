@@ -1,4 +1,4 @@
-"""How the model's text gets onto a state: gens (whole or streamed, typed, with their reasoning kept apart) and selects."""
+"""Generation on a state: gens (whole or streamed, typed, with reasoning separated) and selects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sglang.lang.typed.reasoning import ReasoningSplitter
 
 
 class WritableState(Protocol):
-    """What writing needs of a state. `known_len`: characters of the text that the server has read already."""
+    """The part of a state that generation needs. `cached_len`: characters of the text that are in the server's prefix cache."""
 
     backend: BaseBackend
     options: dict[str, Any]
@@ -28,7 +28,7 @@ class WritableState(Protocol):
     vars: Variables
     watch: Watch
     log: RunLog | None
-    known_len: int
+    cached_len: int
 
     async def call(self, make: Callable[[Prompt, str], Awaitable[Any]], prompt: Prompt | None = None) -> Any:
         """The backend's answer to `make(prompt, request id)`; by default the prompt is the state's text so far."""
@@ -58,7 +58,7 @@ async def write_gen(state: WritableState, piece: Gen) -> None:
     generation = writing.generation
     if piece.typed is not None:
         generation = await _check_typed(state, piece.name, piece.typed, options, generation)
-    state.known_len = len(state.transcript.text)
+    state.cached_len = len(state.transcript.text)
     if piece.reasoning is not None:
         state.store(writing.reasoning_name, writing.reasoning, None)
     if num_samples > 1:
@@ -76,7 +76,7 @@ async def write_select(state: WritableState, piece: Select) -> None:
     answer = {"decision": decision.decision, "meta": decision.meta_info}
     _record_call(state, "select", prompt, piece, {"choices": list(piece.choices)}, answer, started)
     state.transcript.text += decision.decision
-    state.known_len = len(state.transcript.text)
+    state.cached_len = len(state.transcript.text)
     live.text, live.meta = decision.decision, decision.meta_info
     state.record("var_delta", name=piece.name, text=decision.decision)
     state.store(piece.name, decision.decision, decision.meta_info)
@@ -136,7 +136,7 @@ def _record_call(
 async def _check_typed(
     state: WritableState, name: Name, typed: OutputType, options: dict[str, Any], generation: Generation
 ) -> Generation:
-    """Reads the texts as values; where the backend could not be held to the type, asks again with the error."""
+    """Parses the texts; where decoding was not constrained to the type, asks again with the error."""
     written = state.transcript.prompt()
     prompt = replace(written, text=written.text[: len(written.text) - len(generation.texts[0])])
 

@@ -1,7 +1,7 @@
-"""Grammars out of pieces: `gen("x", grammar=concat("Age: ", capture("age", regex("[0-9]+")), optional(" years")))`.
+"""Grammars composed of pieces: `gen("x", grammar=concat("Age: ", capture("age", regex("[0-9]+")), optional(" years")))`.
 
 A grammar compiles to one constraint: a regular expression, or where JSON is among the pieces an EBNF grammar with JSON rules.
-What was captured is found again in the text by matching the same pieces against it; `s.value("x")` gives it as a dict.
+Captures are found by matching the same pieces against the generated text; `s.value("x")` returns them as a dict.
 """
 
 from __future__ import annotations

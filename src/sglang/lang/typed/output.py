@@ -1,12 +1,12 @@
-"""Generated text as values of a Python type: what decoding is held to, and how the text is read back.
+"""Generated text as values of a Python type: the constraint on decoding, and the parser of the text.
 
-    int float bool str           the original's regular expressions; the text ends at a space or line end where needed
+    int float bool str           regular expressions; numbers end at a space or a line end
     Literal[...], Enum           one of the texts
     list, dict, TypedDict,       a JSON schema (by pydantic)
     dataclass, pydantic model, unions...
 
-Where a backend cannot be held to a type, or a server refuses its schema, the answer is checked and asked for again with the reason, a
-bounded number of times.
+Where a backend has no such constraint, or a server refuses the schema, the text is validated, and the model is asked again with the
+validation error, a bounded number of times.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from sglang.lang.typed.grammar import Piece, compile_grammar, parse_captures
 
 @dataclass(frozen=True)
 class TypedOutput:
-    """How one gen's text becomes a value. `constraint`: the field ("regex" or "json_schema") and its text; `stop`: strings
-    that end such a value; `wanted`: the type in words, for a model that has to be asked."""
+    """An ir.OutputType. `constraint`: the field ("regex" or "json_schema") and its text; `stop`: strings that end such a value;
+    `wanted`: the type in words, for a model that has to be asked."""
 
     constraint: tuple[str, str]
     parse: Callable[[str], Any]
@@ -39,7 +39,7 @@ class TypedOutput:
     max_retries: int = 2
 
     def constrain(self, options: Mapping[str, Any], kinds: Collection[str]) -> dict[str, Any]:
-        """Options under which a backend that knows the constraints of `kinds` decodes to the type, as far as it can."""
+        """`options` with the constraint and the stop strings, if the constraint is among `kinds`, those that the backend has."""
         kind, text = self.constraint
         options = dict(options)
         if kind in kinds:
@@ -49,7 +49,7 @@ class TypedOutput:
         return options
 
     def is_refused(self, error: BackendError, options: Mapping[str, Any]) -> bool:
-        """Whether a server says that it cannot hold decoding to the type."""
+        """Whether the server says that it does not support the constraint."""
         kind = self.constraint[0]
         return kind in options and error.status_code == 400 and f"{kind}:" in (error.server_message or error.message)
 
@@ -57,8 +57,9 @@ class TypedOutput:
         """The options of `constrain` without the constraint."""
         return {name: value for name, value in options.items() if name != self.constraint[0]}
 
-    def _is_held(self, generation: Generation, options: Mapping[str, Any]) -> bool:
-        """Whether decoding was held to the type: then asking again is no use. A server says where it could only check."""
+    def _was_constrained(self, generation: Generation, options: Mapping[str, Any]) -> bool:
+        """Whether decoding was constrained to the type: then asking again does not help. A server says so in `schema_check` where it
+        could only validate."""
         checks = [(meta.get("finish_reason") or {}) for meta in generation.metas]
         failed = any(isinstance(end, dict) and not end.get("schema_check", {}).get("valid", True) for end in checks)
         return self.constraint[0] in options and not failed
@@ -77,9 +78,9 @@ class TypedOutput:
         options: Mapping[str, Any],
         again: Callable[[TypedValueError], Awaitable[Generation]],
     ) -> tuple[Generation, list[Any]]:
-        """The values; where decoding with these options was not held to the type, after asking again where they are wrong."""
+        """The values; where decoding was not constrained, after asking again for those that are invalid."""
         values = [self.read(text) for text in generation.texts]
-        tries = 0 if self._is_held(generation, options) else self.max_retries
+        tries = 0 if self._was_constrained(generation, options) else self.max_retries
         for _ in range(tries):
             wrong = next((value for value in values if isinstance(value, TypedValueError)), None)
             if wrong is None:
