@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 
 from sglang.commands.arguments import CommandError
-from sglang.common.server_process import free_port, wait_until
+from sglang.common.server_process import end_process, free_port, wait_until
 from sglang.common.sse import EventStream
 from sglang.utils import PORTS
 
@@ -159,12 +159,7 @@ def _session_server(model: str | None, serve_flags: list[str], prog: str) -> Ite
         finally:
             assert process.stdin is not None
             process.stdin.close()
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end_process(process, grace=10.0)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, name: str) -> None:
