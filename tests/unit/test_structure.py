@@ -1,4 +1,4 @@
-"""scripts/structure: what it finds, and that nothing is over its limits."""
+"""scripts/structure finds what is over its limits."""
 
 from __future__ import annotations
 
@@ -63,11 +63,3 @@ def test_long_functions(structure: ModuleType, tmp_path: Path) -> None:
     file.write_text("def f():\n" + "    x = 0\n" * 24 + "\n\ndef g(): ...\n")
     assert sorted(structure.function_lengths(file)) == [1, 25]
     assert structure.long_functions([file] * 10).findings == ["functions: p90 over 20 lines"]
-
-
-def test_every_reason_is_needed(structure: ModuleType) -> None:
-    """A base name in the list of reasons that only one file has is an old reason."""
-    files = sorted(structure.ROOT.rglob("*.py"))
-    for wing, reasons in structure.TWICE.items():
-        stems = [path.stem for path in (structure.ROOT / wing).rglob("*.py") if path in files]
-        assert [name for name in reasons if stems.count(name) < 2] == []
