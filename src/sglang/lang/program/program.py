@@ -10,9 +10,7 @@ from functools import update_wrapper
 from typing import Any, overload
 
 from sglang.lang.concurrency.background import BODIES, IO, PROGRAMS
-from sglang.lang.program.batch import arun_batch, run_batch
 from sglang.lang.program.options import RunOptions, resolve_backend
-from sglang.lang.program.tracer import current_tracer, extract_prefix, trace_program
 from sglang.lang.record.runlog import RunLog
 from sglang.lang.run.async_state import AsyncProgramState
 from sglang.lang.run.body import Body
@@ -70,6 +68,8 @@ class SglFunction:
     # --- one run -----------------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from sglang.lang.program.tracer import current_tracer  # when first needed, so that importing sglang stays quick
+
         tracer = current_tracer()
         if tracer is not None:
             kwargs.pop("backend", None)
@@ -196,20 +196,28 @@ class SglFunction:
     def run_batch(self, batch_kwargs: Sequence[Any], **kwargs: Any) -> Any:
         """Runs the program once for each element of `batch_kwargs` (dicts of arguments, or tuples of positional ones); see
         batch.run_batch for the keywords."""
+        from sglang.lang.program.batch import run_batch
+
         return run_batch(self, batch_kwargs, **kwargs)
 
     async def arun_batch(self, batch_kwargs: Sequence[Any], **kwargs: Any) -> list[Any]:
         """run_batch without blocking the running event loop; see batch.arun_batch."""
+        from sglang.lang.program.batch import arun_batch
+
         return await arun_batch(self, batch_kwargs, **kwargs)
 
     # --- looking at a program ------------------------------------------------------------------------------------------------
 
     def trace(self, *, backend: Any = None, **kwargs: Any) -> Any:
         """Runs the code with placeholders for missing arguments and no model; see tracer.trace_program."""
+        from sglang.lang.program.tracer import trace_program
+
         return trace_program(self, {**kwargs, **self.bind_arguments}, backend)
 
     def cache(self, backend: Any = None) -> str:
         """Has the backend compute the text that all runs of the program begin with; returns it."""
+        from sglang.lang.program.tracer import extract_prefix
+
         target = resolve_backend(backend)
         prompt = extract_prefix(self, target)
         if prompt.text:
