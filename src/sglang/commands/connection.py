@@ -42,7 +42,7 @@ class Connection:
         try:
             self._client = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
         except (httpx.InvalidURL, ValueError) as error:
-            raise CommandError(f"{url!r} is no address of a server: {error}") from error
+            raise CommandError(f"{url!r} is not the address of a server: {error}") from error
 
     def close(self) -> None:
         self._client.close()
@@ -90,7 +90,7 @@ def _parse_events(chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:
             return
         event = _parsed(data)
         if not isinstance(event, dict):
-            raise CommandError(f"the server sent something that is no JSON: {data[:200]!r}")
+            raise CommandError(f"the server sent something that is not JSON: {data[:200]!r}")
         if event.get("error"):
             raise CommandError(_error_text(event["error"]))
         yield event
@@ -127,7 +127,7 @@ def connect(args: argparse.Namespace, model: str | None, serve_flags: list[str],
         return
     if model is not None or serve_flags:
         what = f"the model {model!r}" if model is not None else serve_flags[0]
-        raise CommandError(f"{what} makes no sense with --url: that server runs already")
+        raise CommandError(f"{what} cannot be combined with --url: that server is already running")
     connection = Connection(args.url, args.api_key)
     try:
         yield connection

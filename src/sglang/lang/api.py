@@ -48,8 +48,8 @@ MAX_GREEDY_TEMPERATURE = 1e-5
 class GenOptions(SamplingOptions, ConstraintOptions, total=False):
     """Keywords of `gen` besides those of its sampling: `dtype` (a type whose value `s.value(name)` gives), `choices` and
     `choices_method` (make it a select), `min_tokens` (another name of min_new_tokens), `tools` (functions the model may
-    call, see typed/tools.py), `grammar` (see typed/grammar.py), `stream` (stream this gen in a run that does not), `max_retries` (how often to ask again for a value of `dtype`
-    where the backend cannot be held to it)."""
+    call, see typed/tools.py), `grammar` (see typed/grammar.py), `stream` (stream this gen in a run that does not), `max_retries`
+    (how often to ask again for a value of `dtype` where decoding cannot be constrained to it)."""
 
     min_tokens: int | None
     dtype: Any

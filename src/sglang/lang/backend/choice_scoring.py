@@ -74,7 +74,7 @@ async def _scored_alone(post: Post, ids: list[list[int]]) -> list[list[Any]]:
 
 def _input_logprobs(replies: Any, count: int) -> list[list[Any]]:
     if not isinstance(replies, list) or len(replies) != count:
-        raise BadReplyError("the server's answer to a batch does not fit the batch")
+        raise BadReplyError("the server's answer to a batch has another length than the batch")
     return [list(reply["meta_info"]["input_token_logprobs"]) for reply in replies]
 
 

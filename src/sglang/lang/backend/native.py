@@ -58,7 +58,8 @@ class NativeBackend(BaseBackend):
             if prompt.images:
                 raise UnsupportedFeatureError(self.name, "text outside of roles beside images", "put all text into messages")
             warnings.warn(
-                "this model's template has no place for text outside of roles: the prompt is only like it", stacklevel=2
+                "this model's chat template has no place for text outside of messages: the prompt only resembles it",
+                stacklevel=2,
             )
             return prompt
         reply = await self.post("/apply_chat_template", _conversation(prompt, self.chat_template))
@@ -141,7 +142,7 @@ class NativeBackend(BaseBackend):
         reply = await self.post("/score_choices", payload)
         scores = reply.get("choices") if isinstance(reply, dict) else None
         if not isinstance(scores, list) or len(scores) != len(select.choices):
-            raise BadReplyError("the server's answer to /score_choices does not fit the choices")
+            raise BadReplyError("the server's answer to /score_choices does not match the choices")
         return scores
 
 

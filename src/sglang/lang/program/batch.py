@@ -209,7 +209,7 @@ def _options(program: Program, items: Sequence[Any], kwargs: dict[str, Any]) -> 
         file = ResultFile(out, resume)
         todo = [i for i in todo if not file.has(i, items[i])]
     elif resume:
-        raise ValueError("resume needs out, the file to go on with")
+        raise ValueError("resume needs out, the file of results to resume")
     return BatchOptions(run, concurrency, progress_bar, return_exceptions, file, BODIES.is_worker), todo
 
 

@@ -30,7 +30,7 @@ class ResultFile:
         self._done: dict[int, str] = {}
         exists = os.path.exists(self._path) and os.path.getsize(self._path) > 0
         if exists and not resume:
-            raise FileExistsError(f"{self._path} exists: pass resume=True to go on with it, or another name")
+            raise FileExistsError(f"{self._path} exists: pass resume=True to resume it, or another name")
         if exists:
             self._read()
 

@@ -50,7 +50,7 @@ def speculation_for(backend: BaseBackend, num_tokens: int) -> Speculation:
 
 def _check_gen(piece: Gen) -> None:
     if (piece.options.get("n") or 1) > 1 or piece.typed is not None or piece.reasoning is not None:
-        raise ProgramError("num_api_spec_tokens does not go with n > 1, dtype or separate_reasoning")
+        raise ProgramError("num_api_spec_tokens cannot be combined with n > 1, dtype or separate_reasoning")
 
 
 def token_texts(meta: Meta) -> list[str] | None:

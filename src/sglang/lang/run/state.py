@@ -329,4 +329,4 @@ def check_fork(size: int, position_ids_offset: Sequence[int] | None) -> None:
 def check_same_fork(fork: Any, index: Any, state: Any) -> None:
     """Raises TypeError where `forks[index] = state` would put another state into the place of `fork`."""
     if state is not fork:
-        raise TypeError(f"forks[{index!r}] stays the state that it is: write on it with forks[{index!r}] += ...")
+        raise TypeError(f"forks[{index!r}] cannot be replaced by another state: append to it with forks[{index!r}] += ...")

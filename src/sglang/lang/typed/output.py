@@ -152,10 +152,10 @@ def _one_of(values: Mapping[str, Any], max_retries: int) -> TypedOutput:
 
 
 def grammar_output(piece: Piece, max_retries: int = 2) -> TypedOutput:
-    """A text of a grammar; its value is what the grammar captures."""
+    """A text that matches a grammar; its value is the captures."""
     kind, text = compile_grammar(piece)
     return TypedOutput(
-        (kind, text), lambda written: parse_captures(piece, written), f"a text of the grammar {text}", (), max_retries
+        (kind, text), lambda written: parse_captures(piece, written), f"a text that matches the grammar {text}", (), max_retries
     )
 
 
