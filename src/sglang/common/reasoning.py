@@ -77,12 +77,13 @@ class ReasoningSplitter:
         return self._state == "after"
 
     def feed(self, text: str) -> tuple[str, str]:
+        if self._state == "after":
+            return "", text
         self._held += text
         if self._may_open and not self._read_opening():
             return "", ""
-        reasoning = self._read_reasoning() if self.is_inside else ""
-        answer = ""
-        if self.is_over:
+        reasoning, answer = self._read_reasoning() if self._state == "inside" else "", ""
+        if self._state == "after":
             answer, self._held = self._held, ""
         return reasoning, answer
 

@@ -54,10 +54,13 @@ class ReasoningParser:
 
     def feed(self, text: str) -> list[Piece]:
         reasoning, answer = self._splitter.feed(text)
-        if self._splitter.was_closed and not self._has_answered:
-            answer = answer.lstrip()
-        self._has_answered = self._has_answered or bool(answer)
-        return [*self._reasoning(reasoning), *([Text(answer)] if answer else [])]
+        pieces = self._reasoning(reasoning) if reasoning else []
+        if answer and not self._has_answered:
+            answer = answer.lstrip() if self._splitter.was_closed else answer
+            self._has_answered = bool(answer)
+        if answer:
+            pieces.append(Text(answer))
+        return pieces
 
     def finish(self) -> list[Piece]:
         reasoning, answer = self._splitter.close()
