@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import sglang as sgl
 from sglang import ProgramState, RuntimeEndpoint
-from sglang.lang.run.background import IO
+from sglang.lang.concurrency.background import IO
 from sglang.lang.sampling import to_native
 
 PROMPT = "Question {}: name a colour and say why you like it. Answer:"

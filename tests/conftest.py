@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from sglang.common.server_process import wait_until
+
 if not Path("/dev/nvidia0").exists():  # Triton reads this when it is first imported, by whichever test
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -72,12 +74,11 @@ def start_server(log: Path, *flags: str, model: str = DEFAULT_MODEL) -> RunningS
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
     server = RunningServer(process, f"http://127.0.0.1:{port}", log)
-    deadline = time.monotonic() + START_SECONDS
-    while "ready to roll" not in log.read_text():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")
-        time.sleep(0.05)
+    try:
+        wait_until(lambda: "ready to roll" in log.read_text(), process, START_SECONDS, "server")
+    except (RuntimeError, TimeoutError) as error:
+        process.kill()
+        raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}") from error
     return server
 
 

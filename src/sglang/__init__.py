@@ -43,8 +43,7 @@ if TYPE_CHECKING:
     from sglang.lang.backend.anthropic import Anthropic
     from sglang.lang.backend.litellm import LiteLLM
     from sglang.lang.backend.openai import OpenAI
-    from sglang.lang.backend.runtime import Runtime
-    from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
+    from sglang.lang.backend.runtime_endpoint import Runtime, RuntimeEndpoint
     from sglang.lang.backend.vertexai import VertexAI
     from sglang.srt.engine import Engine as Engine
     from sglang.srt.server_args import ServerArgs as ServerArgs
@@ -56,7 +55,7 @@ _LAZY = {
     "Engine": "sglang.srt.engine",
     "LiteLLM": "sglang.lang.backend.litellm",
     "OpenAI": "sglang.lang.backend.openai",
-    "Runtime": "sglang.lang.backend.runtime",
+    "Runtime": "sglang.lang.backend.runtime_endpoint",
     "RuntimeEndpoint": "sglang.lang.backend.runtime_endpoint",
     "ServerArgs": "sglang.srt.server_args",
     "VertexAI": "sglang.lang.backend.vertexai",

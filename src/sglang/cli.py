@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from sglang.common.suggest import nearest
+
 USAGE = """usage: sglang COMMAND ...
 
 commands:
@@ -14,9 +16,9 @@ commands:
   bench serve     load a server and measure it
   bench offline   measure the engine in this process
   models          the models known by a short name
-  trace view      draw a recorded run of a program as a page
+  trace view      render a recorded run of a program as an HTML page
 
-sglang COMMAND --help says more; sglang --version tells the version.
+sglang COMMAND --help lists the options; sglang --version prints the version.
 """
 
 COMMANDS = {
@@ -48,10 +50,8 @@ def main() -> int:
 
 
 def _hint(name: str) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, COMMANDS, n=1)
-    return f"did you mean {close[0]!r}?" if close else "see sglang --help"
+    close = nearest(name, COMMANDS)
+    return "see sglang --help" if close is None else f"did you mean {close!r}?"
 
 
 def _call(target: str, name: str, rest: list[str]) -> int:

@@ -72,12 +72,18 @@ def test_old_import_paths() -> None:
     from sglang.api import gen
     from sglang.global_config import global_config
     from sglang.lang.api import gen as lang_gen
+    from sglang.lang.backend.runtime_endpoint import Runtime
     from sglang.lang.chat_template import get_chat_template  # noqa: F401
     from sglang.lang.choices import greedy_token_selection  # noqa: F401
     from sglang.lang.global_config import global_config as lang_config
+    from sglang.lang.grammar import concat
     from sglang.lang.interpreter import ProgramState
     from sglang.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR  # noqa: F401
+    from sglang.lang.record import ReplayBackend  # noqa: F401
+    from sglang.lang.tools import describe_tools  # noqa: F401
+    from sglang.lang.typed import grammar
 
+    assert Runtime is sglang.Runtime and concat is grammar.concat
     assert ProgramState is sglang.ProgramState
     assert gen is lang_gen is sglang.gen
     assert global_config is lang_config is sglang.global_config

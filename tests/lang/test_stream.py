@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import sglang as sgl
 from sglang import ProgramState, RuntimeEndpoint
-from sglang.lang.backend.sse import EventStream
+from sglang.common.sse import EventStream
 from sglang.lang.errors import ServerError, StateCancelledError
 
 from .native_server import NativeServer

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from sglang.lang.run import watch
-from sglang.lang.run.watch import Watch
+from sglang.lang.concurrency import watch
+from sglang.lang.concurrency.watch import Watch
 
 
 def test_a_change_before_the_wait_counts() -> None:

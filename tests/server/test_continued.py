@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sglang.srt.server.parsers.reasoning import FORMATS, ReasoningFormat
+from sglang.common.reasoning import FORMATS, ReasoningFormat
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of
 from tests.server.test_tools import HELLO, prompt_of, received, says

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
+from sglang.common.reasoning import FORMATS as REASONING
 from sglang.srt.server.openai.answers import Answer
 from sglang.srt.server.openai.blocks import Blocks
 from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Parser, Reasoning, Text
-from sglang.srt.server.parsers.reasoning import FORMATS as REASONING
 from sglang.srt.server.parsers.reasoning import ReasoningParser
 from sglang.srt.server.parsers.tool_calls import FORMATS, create_parser
 

@@ -38,9 +38,9 @@ def bench_offline(argv: list[str]) -> int:
     try:
         with Engine(server_args) as engine:
             prompts = Prompts(shape, _vocab_size(engine), args.seed)
-            asyncio.run(_run(engine, [prompts.draw()]))
+            asyncio.run(_run(engine, [prompts.sample()]))
             began = time.perf_counter()
-            outcomes = asyncio.run(_run(engine, [prompts.draw() for _ in range(args.num_requests)]))
+            outcomes = asyncio.run(_run(engine, [prompts.sample() for _ in range(args.num_requests)]))
             seconds = time.perf_counter() - began
     except SglangError as error:
         raise CommandError(str(error)) from error
@@ -54,8 +54,8 @@ def _vocab_size(engine: Engine) -> int:
     return int(engine.get_server_info()["vocab_size"])
 
 
-async def _run(engine: Engine, drawn: list[tuple[Any, int, int]]) -> list[Outcome]:
-    return await asyncio.gather(*(_one(engine, prompt, output_len) for prompt, _, output_len in drawn))
+async def _run(engine: Engine, sampled: list[tuple[Any, int, int]]) -> list[Outcome]:
+    return await asyncio.gather(*(_one(engine, prompt, output_len) for prompt, _, output_len in sampled))
 
 
 async def _one(engine: Engine, prompt: list[int], output_len: int) -> Outcome:

@@ -21,14 +21,16 @@ def add_shape(parser: Parser) -> None:
     """Flags of what requests look like."""
     group = parser.add_argument_group("requests")
     group.add_argument("--num-requests", type=int, default=100, metavar="N", help="how many (default: 100)")
-    group.add_argument("--input-len", type=int, default=256, metavar="N", help="prompt tokens of its own (default: 256)")
+    group.add_argument(
+        "--input-len", type=int, default=256, metavar="N", help="prompt tokens, without the shared prefix (default: 256)"
+    )
     group.add_argument("--output-len", type=int, default=64, metavar="N", help="tokens to generate (default: 64)")
     group.add_argument(
-        "--spread", type=float, default=0.0, metavar="X", help="lengths vary down to (1-X) of these (default: 0)"
+        "--spread", type=float, default=0.0, metavar="X", help="lengths are sampled from [(1-X) * length, length] (default: 0)"
     )
-    group.add_argument("--shared-prefix-len", type=int, default=0, metavar="N", help="tokens that prompts have in common")
-    group.add_argument("--num-prefixes", type=int, default=1, metavar="N", help="how many different common beginnings")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts, lengths and times")
+    group.add_argument("--shared-prefix-len", type=int, default=0, metavar="N", help="tokens of a common prefix of prompts")
+    group.add_argument("--num-prefixes", type=int, default=1, metavar="N", help="number of different common prefixes")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of prompts, lengths and arrival times")
 
 
 def shape_of(args: argparse.Namespace, parser: Parser) -> Shape:
@@ -96,7 +98,7 @@ def bench_serve(argv: list[str]) -> int:
 
 
 def _target(args: argparse.Namespace, connection: Connection) -> Target:
-    """Prompts are ids where the server tells how large its vocabulary is."""
+    """Prompts are ids where the server reports the size of its vocabulary."""
     info = connection.get("/get_server_info") if args.api != "chat" else None
     vocab_size = ((info or {}).get("model") or {}).get("vocab_size")
     size = int(vocab_size) if isinstance(vocab_size, int) and vocab_size > 512 else None

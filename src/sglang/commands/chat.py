@@ -22,15 +22,15 @@ from sglang.commands.media import media_part
 
 PROG = "sglang chat"
 SHORTEST_SPAN = 0.002
-"""seconds between the first piece of an answer and the last from which a rate is told: pieces that come together tell none"""
+"""seconds between the first and the last piece of an answer from which on a rate is shown"""
 
 HELP = """\
 /system TEXT      the system message; without TEXT, shows it; /system off removes it
-/image PATH|URL   adds a picture to the next message (models that see); /image off takes them all back
-/json SCHEMA      answers follow a JSON schema, given here or as a file; /json: any object; /json off: free again
+/image PATH|URL   attaches an image to the next message (vision-language models); /image off removes them
+/json SCHEMA      answers follow a JSON schema, text or file; /json: any object; /json off: unconstrained
 /set NAME VALUE   a parameter of the requests, such as temperature 0.2 or max_tokens 300; without VALUE, unset
 /retry            another answer to the last message
-/undo             takes back the last message and its answer
+/undo             removes the last message and its answer
 /history          the conversation so far
 /save FILE        writes it as JSON
 /reset            forgets the conversation
@@ -175,13 +175,13 @@ class Chat:
             return
         info = self._connection.get("/get_model_info")
         if info is not None and not info.get("has_image_understanding", True):
-            raise CommandError(f"{self._model} does not see pictures; serve a model that does")
+            raise CommandError(f"{self._model} does not take images; serve a vision-language model")
         self._parts.append(media_part(rest))
         self._write(f"{len(self._parts)} picture(s) go with the next message\n")
 
     def _json(self, rest: str) -> None:
         self._settings.response_format = response_format(rest)
-        self._write("answers are free\n" if rest == "off" else "answers are JSON\n")
+        self._write("answers are unconstrained\n" if rest == "off" else "answers are JSON\n")
 
     def _set(self, rest: str) -> None:
         name, _, value = rest.partition(" ")

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,9 @@ from typing import Any
 import httpx
 
 from sglang.commands.arguments import CommandError
+from sglang.common.server_process import end_process, free_port, wait_until
+from sglang.common.sse import EventStream
+from sglang.utils import PORTS
 
 START_SECONDS = 1800.0
 """a first start may download a model"""
@@ -38,7 +42,7 @@ class Connection:
         try:
             self._client = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
         except (httpx.InvalidURL, ValueError) as error:
-            raise CommandError(f"{url!r} is no address of a server: {error}") from error
+            raise CommandError(f"{url!r} is not the address of a server: {error}") from error
 
     def close(self) -> None:
         self._client.close()
@@ -71,7 +75,7 @@ class Connection:
                 if reply.status_code != 200:
                     reply.read()
                     raise CommandError(_message(reply))
-                yield from _parse_events(reply.iter_lines())
+                yield from _parse_events(reply.iter_bytes())
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
@@ -79,16 +83,14 @@ class Connection:
         return CommandError(f"cannot reach the server at {self.url}: {error or type(error).__name__}")
 
 
-def _parse_events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        if not line.startswith("data:"):
-            continue
-        data = line[5:].strip()
-        if data == "[DONE]":
+def _parse_events(chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+    stream = EventStream()
+    for data in (data for chunk in chunks for data in stream.feed(chunk)):
+        if data.strip() == "[DONE]":
             return
         event = _parsed(data)
         if not isinstance(event, dict):
-            raise CommandError(f"the server sent something that is no JSON: {data[:200]!r}")
+            raise CommandError(f"the server sent something that is not JSON: {data[:200]!r}")
         if event.get("error"):
             raise CommandError(_error_text(event["error"]))
         yield event
@@ -125,7 +127,7 @@ def connect(args: argparse.Namespace, model: str | None, serve_flags: list[str],
         return
     if model is not None or serve_flags:
         what = f"the model {model!r}" if model is not None else serve_flags[0]
-        raise CommandError(f"{what} makes no sense with --url: that server runs already")
+        raise CommandError(f"{what} cannot be combined with --url: that server is already running")
     connection = Connection(args.url, args.api_key)
     try:
         yield connection
@@ -138,14 +140,13 @@ def _session_server(model: str | None, serve_flags: list[str], prog: str) -> Ite
     """Starts a server; its address."""
     try:
         from sglang.srt.server_args import parse_server_args
-        from sglang.utils import _free_port
     except ModuleNotFoundError as error:
         raise CommandError(
             f'{error.name} is not installed; running a model here needs pip install "sglang-anywhere[srt]"'
         ) from error
     flags = [*(["--model-path", model] if model is not None else []), *serve_flags]
     name = parse_server_args(flags, prog).model_path  # a bad flag ends the program here, with one line
-    port = _free_port("127.0.0.1")
+    port = free_port("127.0.0.1", random.sample(PORTS, 200))
     command = [sys.executable, "-m", "sglang.launch_server", "--stop-with-stdin", *flags, "--port", str(port)]
     with tempfile.TemporaryDirectory(prefix="sglang-") as folder:
         log = Path(folder) / "log"
@@ -158,29 +159,27 @@ def _session_server(model: str | None, serve_flags: list[str], prog: str) -> Ite
         finally:
             assert process.stdin is not None
             process.stdin.close()
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end_process(process, grace=10.0)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, name: str) -> None:
     """Shows how long it takes and what is being done. Raises CommandError with the server's last word if it ends."""
     began = time.monotonic()
     shown = sys.stderr.isatty()
-    while time.monotonic() - began < START_SECONDS:
+
+    def ready() -> bool:
         text = log.read_text(errors="replace")
-        if "ready to roll" in text:
-            _progress(shown, "")
-            return
-        if process.poll() is not None:
-            _progress(shown, "")
-            raise CommandError(_last_error(text) or f"the server for {name} ended with status {process.returncode}")
         _progress(shown, f"Starting {name} ... {time.monotonic() - began:.0f} s  {_doing(text)}")
-        time.sleep(0.1)
-    raise CommandError(f"the server for {name} was not ready after {START_SECONDS:g} s")
+        return "ready to roll" in text
+
+    try:
+        wait_until(ready, process, START_SECONDS, f"server for {name}")
+    except RuntimeError as error:
+        raise CommandError(_last_error(log.read_text(errors="replace")) or str(error)) from error
+    except TimeoutError as error:
+        raise CommandError(str(error)) from error
+    finally:
+        _progress(shown, "")
 
 
 def _progress(shown: bool, text: str) -> None:

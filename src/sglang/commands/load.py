@@ -13,13 +13,14 @@ from typing import Any
 import httpx
 
 from sglang.commands.report import Outcome
+from sglang.common.sse import EventStream
 
 WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state", "family")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What requests look like. Lengths are drawn evenly from [(1 - spread) * length, length]. With `shared_len`, every prompt
+    """What requests look like. Lengths are sampled uniformly from [(1 - spread) * length, length]. With `shared_len`, every prompt
     begins with one of `num_shared` common prefixes of that length."""
 
     input_len: int
@@ -31,7 +32,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Target:
-    """Where requests go. `api`: native (/generate), completions or chat. `vocab_size`: ids below it are drawn for prompts; with
+    """Where requests go. `api`: native (/generate), completions or chat. `vocab_size`: ids below it are sampled for prompts; with
     None prompts are words, about one token each."""
 
     url: str
@@ -57,7 +58,7 @@ class Prompts:
     def _length(self, longest: int) -> int:
         return self._rng.randint(max(1, round(longest * (1 - self._shape.spread))), longest)
 
-    def draw(self) -> tuple[list[int] | str, int, int]:
+    def sample(self) -> tuple[list[int] | str, int, int]:
         """(prompt, its length, output length)."""
         shared = self._rng.randrange(len(self._shared))
         own = self._length(self._shape.input_len)
@@ -141,9 +142,11 @@ async def send(client: httpx.AsyncClient, path: str, body: dict[str, Any], since
                 text = (await reply.aread()).decode(errors="replace")
                 outcome.error = f"status {reply.status_code}: {text[:200]}"
                 return outcome
-            async for line in reply.aiter_lines():
-                if line.startswith("data:") and line[5:].strip() != "[DONE]":
-                    reader.take(json.loads(line[5:]))
+            stream = EventStream()
+            async for chunk in reply.aiter_bytes():
+                for data in stream.feed(chunk):
+                    if data.strip() != "[DONE]":
+                        reader.take(json.loads(data))
     except (httpx.HTTPError, ValueError, KeyError) as error:
         outcome.error = f"{type(error).__name__}: {error}"
     if outcome.error is None and not outcome.total:
@@ -181,7 +184,7 @@ async def run_load(
         tasks: list[asyncio.Task[Outcome]] = []
         due = since
         for _ in range(count):
-            prompt, _, output_len = prompts.draw()
+            prompt, _, output_len = prompts.sample()
             tasks.append(asyncio.create_task(one(*body_of(target, prompt, output_len))))
             if rate is not None:
                 due += rng.expovariate(rate)

@@ -1,4 +1,4 @@
-"""Pictures for requests: a URL goes as it is, a local file as a data URI."""
+"""Images for requests: a URL is sent as it is, a local file as a data URI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_BYTES = 32 << 20
 
 
 def media_part(source: str) -> dict[str, Any]:
-    """The content part for a picture. Raises CommandError for a file that is none."""
+    """The content part for an image. Raises CommandError for a file that is not one."""
     if source.startswith(("http://", "https://", "data:")):
         return {"type": "image_url", "image_url": {"url": source}}
     path = Path(source).expanduser()

@@ -1,4 +1,4 @@
-"""`sglang models`: what has a short name, and what of it is on this machine."""
+"""`sglang models`: the models with a short name, and which of them are downloaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sglang.commands.arguments import CommandError, Parser
 
 def models(argv: list[str]) -> int:
     """The command."""
-    parser = Parser("sglang models", "Models with a short name: their size, licence, and whether they are on this machine.")
+    parser = Parser("sglang models", "Models with a short name: size, licence, and whether they are downloaded.")
     parser.add_argument("--download-dir", metavar="DIR", help="where to look, if not in the user's cache")
     args = parser.parse_args(argv)
     try:

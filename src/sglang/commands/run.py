@@ -19,7 +19,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser(PROG, "One prompt, one answer on standard output. With --url there is no MODEL.")
     parser.add_argument("words", nargs="+", metavar="[MODEL] PROMPT", help="the prompt; - reads it from standard input")
     parser.add_argument("--system", metavar="TEXT", help="system message")
-    parser.add_argument("--image", action="append", default=[], metavar="PATH|URL", help="a picture; may be repeated")
+    parser.add_argument("--image", action="append", default=[], metavar="PATH|URL", help="an image; may be repeated")
     parser.add_argument("--json", metavar="SCHEMA", help="the answer follows this JSON schema (text or file)")
     parser.add_argument("--raw", action="store_true", help="continue the prompt, without a chat template")
     parser.add_argument("--temperature", type=float, metavar="T")
@@ -39,11 +39,11 @@ def run(argv: list[str]) -> int:
     prompt = sys.stdin.read() if args.words[-1] == "-" else args.words[-1]
     model = args.words[0] if len(args.words) == 2 else None
     fmt = response_format(args.json) if args.json is not None else None
-    pictures = [media_part(source) for source in args.image]
-    if args.raw and (pictures or args.system):
+    images = [media_part(source) for source in args.image]
+    if args.raw and (images or args.system):
         raise CommandError("--raw goes without --system and --image: there are no messages")
     with connect(args, model, serve_flags, PROG) as connection:
-        path, body = _request(args, connection, prompt, pictures)
+        path, body = _request(args, connection, prompt, images)
         if fmt is not None:
             body["response_format"] = fmt
         _print_answer(connection, path, body)
@@ -51,7 +51,7 @@ def run(argv: list[str]) -> int:
 
 
 def _request(
-    args: argparse.Namespace, connection: Connection, prompt: str, pictures: list[dict[str, Any]]
+    args: argparse.Namespace, connection: Connection, prompt: str, images: list[dict[str, Any]]
 ) -> tuple[str, dict[str, Any]]:
     """A chat where the model has a template, else a text to continue."""
     given = {"temperature": args.temperature, "max_tokens": args.max_tokens, "seed": args.seed}
@@ -59,7 +59,7 @@ def _request(
     info = connection.get("/get_model_info") or {}
     if args.raw or not info.get("has_chat_template", True):
         return "/v1/completions", body | {"prompt": prompt}
-    content: Any = [*pictures, {"type": "text", "text": prompt}] if pictures else prompt
+    content: Any = [*images, {"type": "text", "text": prompt}] if images else prompt
     system = [{"role": "system", "content": args.system}] if args.system else []
     return "/v1/chat/completions", body | {"messages": [*system, {"role": "user", "content": content}]}
 

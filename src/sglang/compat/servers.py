@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from sglang.utils import descendants, is_in_ci, kill
+from sglang.common.server_process import descendants, kill, wait_for_answer
+from sglang.utils import is_in_ci
 from sglang.utils import launch_server_cmd as launch
 
 DEFAULT_MODEL_NAME_FOR_TEST = "smollm2-135m-instruct"
@@ -23,7 +24,6 @@ DEFAULT_URL_FOR_TEST = "http://127.0.0.1:21000"
 
 _SMALL = "--max-running-requests 128 --max-total-tokens 20480"
 """servers of documents share a machine"""
-_POLL_SECONDS = 0.2
 
 
 class CustomTestCase(unittest.TestCase):
@@ -70,7 +70,8 @@ def popen_launch_server(
         _copy(process.stdout, return_stdout_stderr[0], sys.stdout)
         _copy(process.stderr, return_stdout_stderr[1], sys.stderr)
     try:
-        _wait(process, base_url, api_key, timeout)
+        headers = {"Authorization": f"Bearer {api_key}"}
+        wait_for_answer(f"{base_url}/health_generate", process, timeout, headers=headers)
     except BaseException:
         kill_process_tree(process.pid)
         raise
@@ -85,24 +86,6 @@ def _copy(source: IO[str] | None, *targets: Any) -> None:
                 target.flush()
 
     threading.Thread(target=run, daemon=True).start()
-
-
-def _wait(process: subprocess.Popen[str], base_url: str, api_key: str | None, timeout: float) -> None:
-    import httpx
-
-    headers = {"Authorization": f"Bearer {api_key}"}
-    deadline = time.monotonic() + timeout
-    with httpx.Client(trust_env=False, timeout=30.0) as client:
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                raise RuntimeError(f"the server ended with exit code {process.returncode} instead of starting")
-            try:
-                if client.get(f"{base_url}/health_generate", headers=headers).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(_POLL_SECONDS)
-    raise TimeoutError(f"the server did not start within {timeout:g} seconds")
 
 
 def kill_process_tree(

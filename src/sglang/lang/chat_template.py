@@ -1,7 +1,7 @@
 """Chat templates as text around messages: what role markers a model was trained with.
 
 A template is a table of (prefix, suffix) per role. It is what the language needs, because it renders a conversation piece by
-piece while the program writes it. The table below covers models whose server does not tell its own template.
+piece while the program writes it. The table below covers models whose server does not report its own template.
 """
 
 from __future__ import annotations
@@ -57,6 +57,24 @@ class ChatTemplate:
             prefix, suffix = self.get_prefix_and_suffix(message["role"], messages[:i])
             text += f"{prefix}{content}{suffix}"
         return text
+
+
+def ordered_content(text: str, places: Sequence[int], template: ChatTemplate) -> str | list[dict[str, Any]]:
+    """A message's content with parts in the order of `text`, in which images stand at `places`. Images are only named: they travel
+    beside."""
+    if not places:
+        return text.lstrip()
+    parts: list[dict[str, Any]] = []
+    at = len(text) - len(text.lstrip())
+    for place in places:
+        parts += [text_part(text[at:place])] if text[at:place] else []
+        parts.append({"type": "image_url", "image_url": {"url": "data:,"}})
+        at = place + len(template.image_token)
+    return [*parts, text_part(text[at:])] if text[at:] else parts
+
+
+def text_part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
 
 
 @dataclass

@@ -48,7 +48,7 @@ class StateCancelledError(LanguageError):
 
 
 class BackendError(LanguageError, RuntimeError):
-    """A request failed. `rid` and `prompt_tail` are filled in by the interpreter before anyone sees the error."""
+    """A request failed. `rid` and `prompt_tail` are filled in by the executor before anyone sees the error."""
 
     def __init__(self, message: str, *, status_code: int | None = None, server_message: str | None = None) -> None:
         super().__init__(message)

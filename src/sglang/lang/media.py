@@ -16,7 +16,7 @@ import zlib
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
-from sglang.pil_png import encode_png
+from sglang.common.pil_png import encode_png
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),

@@ -1,17 +1,18 @@
-"""The one table of sampling fields.
+"""The one table of sampling parameters.
 
-`SamplingOptions` lists every field once: its Python type for type checkers, and in its `Wire` how each API calls it. Everything
-else (what `run` takes out of its keywords, what `gen` accepts, what is sent where) is computed from it: a new sampling
-parameter is one line here.
+`SamplingOptions` lists every parameter once: its Python type for type checkers, and in its `Wire` its name in each API. Everything
+else (which keywords `run` and `gen` accept, which fields are sent to which API) is computed from it: a new sampling parameter
+is one line here.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, Final, TypedDict, get_type_hints
+
+from sglang.common.suggest import did_you_mean
 
 
 class _Inherit(Enum):
@@ -104,11 +105,10 @@ def set_only(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_names(options: Mapping[str, Any], known: Iterable[str], where: str) -> None:
     """Raises TypeError for a name that is not known, with the nearest one that is."""
-    names = sorted(known)
+    names = set(known)
     for name in options:
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            raise TypeError(f"{where} got an unexpected argument {name!r}{f'; did you mean {close[0]!r}?' if close else ''}")
+            raise TypeError(f"{where} got an unexpected argument {name!r}{did_you_mean(name, names)}")
 
 
 def as_list(stop: str | Sequence[str] | None) -> list[str]:

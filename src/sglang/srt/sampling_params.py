@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from sglang.common.suggest import did_you_mean
 from sglang.srt.errors import RequestError
 from sglang.srt.json_style import JsonStyle, with_style
 
@@ -167,7 +168,7 @@ def parse_sampling_params(raw: dict[str, Any], defaults: dict[str, Any] | None =
         if name in _NOTHING and value is None:
             continue
         if name not in _FIELDS:
-            raise RequestError(f"unknown sampling parameter {given[:100]!r}{_nearest(given[:100])}", given[:100])
+            raise RequestError(f"unknown sampling parameter {given[:100]!r}{did_you_mean(given[:100], _FIELDS)}", given[:100])
         if value is None and name != "max_new_tokens":
             continue
         if name in _TUPLES and isinstance(value, (str, int)):
@@ -179,10 +180,3 @@ def parse_sampling_params(raw: dict[str, Any], defaults: dict[str, Any] | None =
         raise RequestError(f"sampling_params: {error}", "sampling_params") from error
     check_sampling_params(params)
     return params
-
-
-def _nearest(name: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, sorted(_FIELDS), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Meta, Prompt
-from sglang.lang.backend.cloud import TokenUsage, api_options, as_backend_error, conversation, split_system
+from sglang.lang.backend.cloud import TokenUsage, api_options, as_backend_error, conversation, split_data_uri, split_system
 from sglang.lang.chat_template import ChatTemplate, get_chat_template
 from sglang.lang.errors import UnsupportedFeatureError
 
@@ -96,7 +95,7 @@ def _part(part: Mapping[str, Any]) -> Meta:
     if part["type"] != "image_url":
         return dict(part)
     url = part["image_url"]["url"]
-    found = re.match(r"data:([^;]+);base64,(.*)", url, re.DOTALL)
-    if found:
-        return {"type": "image", "source": {"type": "base64", "media_type": found.group(1), "data": found.group(2)}}
+    data = split_data_uri(url)
+    if data is not None:
+        return {"type": "image", "source": {"type": "base64", "media_type": data[0], "data": data[1]}}
     return {"type": "image", "source": {"type": "url", "url": url}}

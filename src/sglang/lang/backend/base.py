@@ -1,4 +1,4 @@
-"""What a backend is: the one seam between programs and models.
+"""The interface between programs and models.
 
 A backend implements what it can of `generate`, `generate_stream` and `select`; the rest raises UnsupportedFeatureError with
 its name. All three are coroutines on the language's own event loop, so a backend must not block in them.
@@ -7,15 +7,14 @@ its name. All three are coroutines on the language's own event loop, so a backen
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sglang.lang.chat_template import ChatTemplate, Message, get_chat_template
 from sglang.lang.choices import ChoicesDecision
 from sglang.lang.errors import UnsupportedFeatureError
+from sglang.lang.generation import Delta, Generation, Meta
 from sglang.lang.ir import Image, Select
-
-Meta = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +37,9 @@ class Prompt:
         return self.text[self.role_start :] if self.role else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """Result of one gen: n texts, and what is known about each."""
-
-    texts: list[str]
-    metas: list[Meta] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """A streamed piece: new text of sample `index`, and the meta data so far."""
-
-    text: str
-    meta: Meta
-    index: int = 0
-
-
 class BaseBackend:
-    """Base of all backends. `constraints`: which fields of sampling.CONSTRAINTS decoding can be held to.
-    `caches_prefixes`: whether computing a prompt ahead of its use saves work later."""
+    """Base of all backends. `constraints`: the fields of sampling.CONSTRAINTS that decoding supports. `caches_prefixes`: whether
+    there is a prefix cache, so that prefilling a prompt once saves work later."""
 
     name = "base"
     constraints: frozenset[str] = frozenset()
@@ -86,7 +68,7 @@ class BaseBackend:
         raise UnsupportedFeatureError(self.name, "select", "use gen with a regex, or another backend")
 
     async def cache_prefix(self, prompt: Prompt) -> None:
-        """Has the model read `prompt` so that later prompts that start with it are cheaper. By default nothing."""
+        """Prefills `prompt` into the prefix cache. By default nothing."""
 
     def flush_cache(self) -> bool:
         """Empties the model's prefix cache; False when there is none or it is in use."""
@@ -98,3 +80,6 @@ class BaseBackend:
 
     def shutdown(self) -> None:
         """Frees what the backend holds."""
+
+
+__all__ = ["BaseBackend", "Delta", "Generation", "Meta", "Prompt"]

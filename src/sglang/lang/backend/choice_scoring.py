@@ -1,11 +1,7 @@
 """Scores choices on servers that only have `/generate`, from the log probabilities of prompts.
 
-The tokens of prompt + choice need not begin with the tokens of the prompt: a trailing space melts into the next word. So what
-belongs to a choice is found by looking: the first position at which any prompt + choice differs from the prompt's own ids.
-From there on every choice is scored, given what comes before; nothing of the common part is.
-
-    prompt            ... a  ␣
-    prompt + choice   ... a  ␣calc  ulator        first difference: at "␣", which every choice replaces
+What is scored begins at the first token where any prompt + choice differs from the prompt (common/prefixes.py says why); nothing
+of the common part is.
 """
 
 from __future__ import annotations
@@ -13,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from sglang.common.prefixes import first_difference
 from sglang.lang.choices import mean
 from sglang.lang.errors import BadReplyError
 
@@ -44,7 +41,8 @@ async def _scored_after(post: Post, text: str, choices: Sequence[str], images: A
     while True:
         start = max(prompt_len - margin, 0)
         rows = await _choice_rows(post, [text, *(text + choice for choice in choices)], start, images)
-        split = _first_difference(rows)
+        prompt, *ids = ([entry[1] for entry in row] for row in rows)
+        split = first_difference(prompt, ids)
         # the entry at `start` has no log probability, so the difference must lie behind it
         if split > 0 or start == 0:
             return [row[split:] for row in rows[1:]]
@@ -76,21 +74,10 @@ async def _scored_alone(post: Post, ids: list[list[int]]) -> list[list[Any]]:
 
 def _input_logprobs(replies: Any, count: int) -> list[list[Any]]:
     if not isinstance(replies, list) or len(replies) != count:
-        raise BadReplyError("the server's answer to a batch does not fit the batch")
+        raise BadReplyError("the server's answer to a batch has another length than the batch")
     return [list(reply["meta_info"]["input_token_logprobs"]) for reply in replies]
 
 
 def _mean_of_known(row: Sequence[Any]) -> float:
     """Mean without the first token of all, which nothing predicts."""
     return mean([float(entry[0]) for entry in row if entry[0] is not None])
-
-
-def _first_difference(rows: Sequence[Sequence[Any]]) -> int:
-    """The first index at which a choice's ids leave the prompt's (row 0), smallest over all choices."""
-    prompt = [entry[1] for entry in rows[0]]
-    smallest = len(prompt)
-    for row in rows[1:]:
-        ids = [entry[1] for entry in row]
-        same = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))
-        smallest = min(smallest, same)
-    return smallest

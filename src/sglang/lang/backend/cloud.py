@@ -1,7 +1,8 @@
-"""What backends of other people's APIs have in common: conversations instead of texts, and fewer fields."""
+"""What the backends of vendors' APIs share: conversations instead of texts, and fewer sampling parameters."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from sglang.lang.errors import (
 )
 from sglang.lang.sampling import CONSTRAINTS, to_api
 
-# said about a request or known to be harmless where an API does not have it
+# sent by the language itself: no warning where an API does not have them
 _ASKED_FOR_BY_THE_LANGUAGE = frozenset({"min_new_tokens", "stop_token_ids"})
 
 
@@ -67,6 +68,12 @@ def split_system(messages: list[dict[str, Any]]) -> tuple[str | None, list[dict[
     if messages and messages[0]["role"] == "system":
         return str(messages[0]["content"]), messages[1:]
     return None, messages
+
+
+def split_data_uri(url: str) -> tuple[str, str] | None:
+    """(mime, base64) of an image's data URI; None for another URL."""
+    found = re.match(r"data:([^;]+);base64,(.*)", url, re.DOTALL)
+    return (found.group(1), found.group(2)) if found else None
 
 
 def as_backend_error(

@@ -1,4 +1,4 @@
-"""An Engine of this process as a backend: the one door between the language and the runtime."""
+"""An Engine of this process as a backend: the only file of the language that imports the runtime."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from sglang.lang.backend.base import Meta
-from sglang.lang.backend.native import NativeBackend, renders_chats, request_failure, template_of_model
+from sglang.lang.backend.native import NativeBackend, needs_server_rendering, request_failure, template_of_model
 from sglang.lang.chat_template import get_chat_template
 
 _backends: weakref.WeakKeyDictionary[Any, EngineBackend] = weakref.WeakKeyDictionary()
@@ -24,8 +24,8 @@ class EngineBackend(NativeBackend):
         if chat_template_name is not None:
             super().__init__(get_chat_template(chat_template_name))
         else:
-            told = engine.get_chat_roles()
-            super().__init__(template_of_model(self.get_model_name(), told), renders_chats(told))
+            chat_roles = engine.get_chat_roles()
+            super().__init__(template_of_model(self.get_model_name(), chat_roles), needs_server_rendering(chat_roles))
 
     @property
     def engine(self) -> Any:

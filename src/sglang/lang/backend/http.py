@@ -1,7 +1,7 @@
-"""How the language talks HTTP: one pooled client per process, time-outs everywhere, retries before the first byte of an answer.
+"""The HTTP client of the language: one connection pool per process, time-outs, retries before the first byte of an answer.
 
 A generation changes nothing on the server, so asking again after a broken connection is safe; once an answer has begun it is
-not repeated. Every failure leaves here as a BackendError with a sentence.
+not repeated. Every failure is raised as a BackendError.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from sglang.lang.backend.transport import PlainTransport
+from sglang.lang.concurrency.background import IO, left_by_parent
 from sglang.lang.errors import (
     BackendConnectionError,
     BackendError,
@@ -28,7 +29,6 @@ from sglang.lang.errors import (
     RequestRefusedError,
     ServerError,
 )
-from sglang.lang.run.background import IO, left_by_parent
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})
 _JSON = (b"Content-Type", b"application/json; charset=utf-8")
@@ -36,7 +36,7 @@ _JSON = (b"Content-Type", b"application/json; charset=utf-8")
 
 @dataclass(frozen=True)
 class HttpPolicy:
-    """Patience with a server. `timeout`: seconds without a byte of the answer; `max_connections`: requests in flight (more
+    """Time-outs, concurrency and retries. `timeout`: seconds without a byte of the answer; `max_connections`: requests in flight (more
     wait their turn here, first come first served); `retries`: after a failed connection or a 503."""
 
     timeout: float = 600.0
@@ -48,7 +48,7 @@ class HttpPolicy:
 
 
 class _Session:
-    """A client and its turn-taking; belongs to one event loop of one process."""
+    """A client and the limit of its requests in flight; belongs to one event loop of one process."""
 
     def __init__(self, client: httpx.AsyncClient, limit: int) -> None:
         self.client = client

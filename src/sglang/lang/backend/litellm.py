@@ -1,4 +1,4 @@
-"""Whatever litellm can reach, through litellm."""
+"""Any provider that litellm supports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The native API (`/generate` and its friends) as a backend, whatever carries it: HTTP or an engine in this process."""
+"""The native API (`/generate` and others) as a backend, over HTTP or in this process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Meta, Prompt
 from sglang.lang.backend.choice_scoring import score_by_generate
-from sglang.lang.chat_template import ChatTemplate, get_chat_template_by_model_path
+from sglang.lang.chat_template import ChatTemplate, get_chat_template_by_model_path, ordered_content
 from sglang.lang.choices import ChoicesDecision
 from sglang.lang.errors import BackendError, BadReplyError, RequestRefusedError, ServerError, UnsupportedFeatureError
 from sglang.lang.ir import Select
-from sglang.lang.run.transcript import ordered_content
 from sglang.lang.sampling import to_native
 from sglang.lang.settings import global_config
 
@@ -22,13 +21,13 @@ _GROWING = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_lo
 
 
 class NativeBackend(BaseBackend):
-    """Speaks the native API through two methods that a subclass brings: `post` and `stream_replies`."""
+    """The native API on two methods of a subclass: `post` and `stream_replies`."""
 
     constraints = frozenset({"regex", "json_schema", "ebnf", "structural_tag"})
     caches_prefixes = True
 
     def __init__(self, chat_template: ChatTemplate | None = None, renders: bool = False) -> None:
-        """`renders`: the server is to write conversations, by the model's own template."""
+        """`renders`: the server renders conversations, with the model's own template."""
         super().__init__(chat_template)
         self._can_score_choices = True
         self._renders = renders
@@ -59,7 +58,8 @@ class NativeBackend(BaseBackend):
             if prompt.images:
                 raise UnsupportedFeatureError(self.name, "text outside of roles beside images", "put all text into messages")
             warnings.warn(
-                "this model's template has no place for text outside of roles: the prompt is only like it", stacklevel=2
+                "this model's chat template has no place for text outside of messages: the prompt only resembles it",
+                stacklevel=2,
             )
             return prompt
         reply = await self.post("/apply_chat_template", _conversation(prompt, self.chat_template))
@@ -81,7 +81,7 @@ class NativeBackend(BaseBackend):
         return payload
 
     async def generate(self, prompt: Prompt, options: Mapping[str, Any], rid: str) -> Generation:
-        if _asks_what_comes(options):
+        if _wants_only_next_logprobs(options):
             return _without_token(await self.generate(prompt, {**_SCORE_PROMPT, **options, **_ONE_TOKEN}, rid))
         reply = await self.post("/generate", self._payload(await self._rendered(prompt), options, rid))
         replies = reply if isinstance(reply, list) else [reply]
@@ -91,7 +91,7 @@ class NativeBackend(BaseBackend):
         return Generation([_text_of(one) for one in replies], [_meta_of(one) for one in replies])
 
     async def generate_stream(self, prompt: Prompt, options: Mapping[str, Any], rid: str) -> AsyncGenerator[Delta, None]:
-        if _asks_what_comes(options):
+        if _wants_only_next_logprobs(options):
             whole = await self.generate(prompt, options, rid)
             for i, (text, meta) in enumerate(zip(whole.texts, whole.metas, strict=True)):
                 yield Delta(text, meta, i)
@@ -142,7 +142,7 @@ class NativeBackend(BaseBackend):
         reply = await self.post("/score_choices", payload)
         scores = reply.get("choices") if isinstance(reply, dict) else None
         if not isinstance(scores, list) or len(scores) != len(select.choices):
-            raise BadReplyError("the server's answer to /score_choices does not fit the choices")
+            raise BadReplyError("the server's answer to /score_choices does not match the choices")
         return scores
 
 
@@ -151,7 +151,7 @@ _SCORE_PROMPT = {"logprob_start_len": 0}
 """as servers read a request for no token and log probabilities"""
 
 
-def _asks_what_comes(options: Mapping[str, Any]) -> bool:
+def _wants_only_next_logprobs(options: Mapping[str, Any]) -> bool:
     """No token is wanted, and the alternatives for the first are. Servers know them only once they generate one."""
     scores = options.get("return_logprob") and options.get("top_logprobs_num")
     return bool(scores) and options.get("max_new_tokens") == 0
@@ -195,26 +195,26 @@ def _conversation(prompt: Prompt, template: ChatTemplate) -> dict[str, Any]:
     return {"messages": [*turns, {"role": prompt.role, "content": content}], "continue_final_message": True}
 
 
-def renders_chats(told: Any) -> bool:
-    """Whether the runtime has a template whose turns it cannot tell one by one."""
-    return isinstance(told, dict) and "roles" in told and told["roles"] is None
+def needs_server_rendering(chat_roles: Any) -> bool:
+    """Whether the model's template cannot be split into turns, so that only the server can render a conversation."""
+    return isinstance(chat_roles, dict) and "roles" in chat_roles and chat_roles["roles"] is None
 
 
-def template_of_model(model_path: str, told: Any) -> ChatTemplate:
-    """The model's own turns where the runtime tells them ({"default_system_prompt", "roles": {role: [prefix, suffix]}, "stop",
+def template_of_model(model_path: str, chat_roles: Any) -> ChatTemplate:
+    """The model's own turns where the runtime reports them ({"default_system_prompt", "roles": {role: [prefix, suffix]}, "stop",
     "image_token"}), and otherwise the table's for a model of that name."""
     known = get_chat_template_by_model_path(model_path)
-    if renders_chats(told):  # what is sent is the server's; this is only shown
-        image_token = told.get("image_token") or known.image_token
+    if needs_server_rendering(chat_roles):  # the server renders what is sent; this is for `text()`
+        image_token = chat_roles.get("image_token") or known.image_token
         return replace(known, default_system_prompt=None, stop_str=(), image_token=image_token)
-    if not isinstance(told, dict) or not isinstance(told.get("roles"), dict):
+    if not isinstance(chat_roles, dict) or not isinstance(chat_roles.get("roles"), dict):
         return known
     return ChatTemplate(
         name="model",
-        default_system_prompt=told.get("default_system_prompt"),
-        role_prefix_and_suffix={role: (str(pair[0]), str(pair[1])) for role, pair in told["roles"].items()},
-        stop_str=tuple(told.get("stop") or ()),
-        image_token=told.get("image_token") or known.image_token,
+        default_system_prompt=chat_roles.get("default_system_prompt"),
+        role_prefix_and_suffix={role: (str(pair[0]), str(pair[1])) for role, pair in chat_roles["roles"].items()},
+        stop_str=tuple(chat_roles.get("stop") or ()),
+        image_token=chat_roles.get("image_token") or known.image_token,
     )
 
 

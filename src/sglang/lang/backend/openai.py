@@ -174,9 +174,8 @@ class OpenAI(BaseBackend):
     # --- choosing --------------------------------------------------------------------------------------------------------------
 
     async def select(self, prompt: Prompt, select: Select, rid: str) -> ChoicesDecision:
-        """Lets a completion model write one token wherever the choices part, allowed only those that some remaining choice
-        goes on with (for one that ends there: the end of text). The API scores nothing else, so `choices_method` does not
-        apply."""
+        """Has a completion model generate one token wherever the choices differ, by logit bias one that continues some remaining
+        choice (for one that ends there: the end of text). The API scores nothing else, so `choices_method` does not apply."""
         if self.is_chat_model:
             raise UnsupportedFeatureError(self.name, "select with a chat model", "ask with gen and check the answer")
         if self._encoding is None:
@@ -218,7 +217,7 @@ class OpenAI(BaseBackend):
 
 
 def _encoding_of(model_name: str) -> Any:
-    """The tokens of one of OpenAI's models."""
+    """The tokenizer of one of OpenAI's models."""
     try:
         tiktoken: Any = importlib.import_module("tiktoken")
     except ImportError as error:
@@ -229,7 +228,9 @@ def _encoding_of(model_name: str) -> Any:
         return tiktoken.encoding_for_model(model_name)
     except KeyError as error:
         raise UnsupportedFeatureError(
-            "OpenAI", f"select with the unknown tokens of {model_name}", "pass encoding=, a tiktoken.Encoding"
+            "OpenAI", f"select with {model_name}, whose tokenizer is unknown", "pass encoding=, a tiktoken.Encoding"
         ) from error
-    except OSError as error:  # tiktoken fetches an encoding at its first use
-        raise BackendConnectionError(f"tiktoken cannot fetch the tokens of {model_name}; pass encoding=: {error}") from error
+    except OSError as error:  # tiktoken downloads a vocabulary at its first use
+        raise BackendConnectionError(
+            f"tiktoken cannot download the vocabulary of {model_name}; pass encoding=: {error}"
+        ) from error

@@ -1,19 +1,28 @@
-"""A server of the native API (ours, or another that speaks `/generate`) as a backend."""
+"""A server of the native API (ours, or another that speaks `/generate`) as a backend, and a server process of one's own."""
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from sglang.lang.backend.base import Meta
+from sglang.common.server_process import end_process, free_port, wait_for_answer
+from sglang.common.sse import EventStream
+from sglang.lang.backend.base import Meta, Prompt
 from sglang.lang.backend.http import HttpPolicy, HttpServer
-from sglang.lang.backend.native import NativeBackend, renders_chats, request_failure, template_of_model
-from sglang.lang.backend.sse import EventStream
+from sglang.lang.backend.native import NativeBackend, needs_server_rendering, request_failure, template_of_model
 from sglang.lang.chat_template import ChatTemplate, get_chat_template
+from sglang.lang.concurrency.background import IO
 from sglang.lang.errors import BadReplyError, RequestRefusedError, ServerError
-from sglang.lang.run.background import IO
+
+FIRST_PORT, END_PORT = 30000, 40000
+"""where a Runtime looks for a free port"""
 
 
 class RuntimeEndpoint(NativeBackend):
@@ -44,7 +53,7 @@ class RuntimeEndpoint(NativeBackend):
         self.verify = verify
         self.model_info: Meta = IO.run(self._get_either("/get_model_info", "/model_info"))
         self._pieces_are_disjoint: bool | None = None
-        renders = chat_template_name is None and renders_chats(self.model_info.get("chat_roles"))
+        renders = chat_template_name is None and needs_server_rendering(self.model_info.get("chat_roles"))
         super().__init__(self._choose_template(chat_template_name), renders)
 
     def _choose_template(self, name: str | None) -> ChatTemplate:
@@ -127,10 +136,113 @@ def _parse_event(data: str) -> Meta:
     return reply
 
 
-def __getattr__(name: str) -> Any:
-    """The original has Runtime here, too."""
-    if name == "Runtime":
-        from sglang.lang.backend.runtime import Runtime
+class Runtime:
+    """Starts a server with the given flags and stops it with the process. `endpoint` is what programs run on; a Runtime can
+    be given wherever a backend can. Raises RuntimeError when the server does not start within `launch_timeout` seconds."""
 
-        return Runtime
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __init__(self, log_level: str = "error", launch_timeout: float = 300.0, **flags: Any) -> None:
+        host = str(flags.pop("host", "127.0.0.1"))
+        port = free_port(host, range(int(flags.pop("port", FIRST_PORT)), END_PORT))
+        self.url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+        self.generate_url = f"{self.url}/generate"
+        flags = {"host": host, "port": port, "log_level": log_level, **flags}
+        self._flags = flags
+        command = [sys.executable, "-m", "sglang.launch_server", *_command_line(flags)]
+        self._process: subprocess.Popen[bytes] | None = subprocess.Popen(command)
+        self.pid = self._process.pid
+        self._owner = os.getpid()
+        atexit.register(self.shutdown)
+        try:
+            wait_for_answer(f"{self.url}/health_generate", self._process, launch_timeout)
+            self.endpoint = RuntimeEndpoint(self.url, api_key=flags.get("api_key"))
+        except TimeoutError as error:
+            self.shutdown()
+            raise RuntimeError(str(error)) from error
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def shutdown(self) -> None:
+        """Stops the server and all its processes."""
+        process, self._process = self._process, None
+        if process is not None and os.getpid() == self._owner:  # a fork that ends leaves it to the process that started it
+            end_process(process)
+        atexit.unregister(self.shutdown)
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.shutdown()
+
+    # --- the server without the language -------------------------------------------------------------------------------------
+
+    def cache_prefix(self, prefix: str) -> None:
+        """Prefills `prefix` into the server's prefix cache."""
+        IO.run(self.endpoint.cache_prefix(Prompt(prefix)))
+
+    def generate(self, prompt: str | list[str], sampling_params: Meta | None = None, **fields: Any) -> str:
+        """/generate, with the reply as JSON text."""
+        payload = {"text": prompt, "sampling_params": sampling_params or {}, **fields}
+        return json.dumps(IO.run(self.endpoint.post("/generate", payload)))
+
+    def encode(self, prompt: str | list[str]) -> str:
+        """/encode, with the reply as JSON text."""
+        return json.dumps(IO.run(self.endpoint.post("/encode", {"text": prompt})))
+
+    async def async_generate(self, prompt: str, sampling_params: Meta | None = None) -> AsyncGenerator[str, None]:
+        """Pieces of the generated text as they come, for a running event loop."""
+        position = 0
+        payload = {"text": prompt, "sampling_params": sampling_params or {}, "stream": True}
+        replies = self.endpoint.stream_replies(payload)
+        try:
+            while (reply := await asyncio.wrap_future(IO.spawn(_next(replies)))) is not None:
+                piece, position = reply["text"][position:], len(reply["text"])
+                if piece:
+                    yield piece
+        finally:
+            await asyncio.wrap_future(IO.spawn(_close(replies)))
+
+    add_request = async_generate
+
+    async def get_server_info(self) -> Meta:
+        """How the model is served."""
+        return await asyncio.to_thread(self.endpoint.get_server_info)
+
+    def flush_cache(self) -> bool:
+        return self.endpoint.flush_cache()
+
+    def start_profile(self) -> None:
+        IO.run(self.endpoint.post("/start_profile", {}))
+
+    def stop_profile(self) -> None:
+        IO.run(self.endpoint.post("/stop_profile", {}))
+
+    def get_tokenizer(self) -> Any:
+        """The served model's tokenizer, as an object of transformers (an extra)."""
+        from sglang.srt.server.tokenization.as_transformers import load_transformers_tokenizer
+
+        path = self.endpoint.model_info.get("tokenizer_path") or self.endpoint.get_model_name()
+        return load_transformers_tokenizer(str(path), self._flags.get("revision"), self._flags.get("download_dir"))
+
+
+async def _next(replies: AsyncGenerator[Meta, None]) -> Meta | None:
+    return await anext(replies, None)
+
+
+async def _close(replies: AsyncGenerator[Meta, None]) -> None:
+    await replies.aclose()
+
+
+def _command_line(flags: Meta) -> list[str]:
+    """Flags as the command line wants them: true means present, false and None mean absent, a list is repeated words."""
+    words: list[str] = []
+    for name, value in flags.items():
+        if value is None or value is False:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if value is True:
+            continue
+        values = value if isinstance(value, (list, tuple)) else [value]
+        words += [json.dumps(one) if isinstance(one, dict) else str(one) for one in values]
+    return words

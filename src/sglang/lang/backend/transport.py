@@ -1,7 +1,12 @@
 """HTTP/1.1 over plain TCP for httpx: as many kept connections to one server as programs need, without searching among them.
 
-httpx's own pool looks through all connections at each request, which takes longer than the request once hundreds are open.
-Here idle connections are a stack, and one timer per connection stands for all its time-outs. TLS and proxies stay with httpx.
+httpx's own pool searches all its connections at each request. Here idle connections are a stack, and one timer per connection is all
+its time-outs. TLS and proxies stay with httpx. Requests per processor second of the client, against a server of the default model on
+two cores (benchmarks/http_client.py):
+
+    requests at once      1       16      256
+    this transport     1035     2965     3195
+    httpx's own         528      509      118
 """
 
 from __future__ import annotations

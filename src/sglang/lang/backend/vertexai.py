@@ -7,12 +7,11 @@ import base64
 import importlib.util
 import json
 import os
-import re
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from typing import Any, TypeVar
 
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Meta, Prompt
-from sglang.lang.backend.cloud import TokenUsage, api_options, as_backend_error, conversation, split_system
+from sglang.lang.backend.cloud import TokenUsage, api_options, as_backend_error, conversation, split_data_uri, split_system
 from sglang.lang.errors import BadReplyError, UnsupportedFeatureError
 
 T = TypeVar("T")
@@ -90,7 +89,7 @@ class VertexAI(BaseBackend):
             last = chunk
             for candidate in chunk.candidates or []:
                 yield Delta(_text_of(candidate), {**_usage(chunk), **_ending(candidate)}, candidate.index or 0)
-        if last is not None:  # usage grows with the chunks: the last one tells all of it
+        if last is not None:  # usage grows with the chunks: the last one has the total
             self._count(last)
 
     def _count(self, reply: Any) -> None:
@@ -99,7 +98,7 @@ class VertexAI(BaseBackend):
 
 
 def _text_of(candidate: Any) -> str:
-    """The answer's text, without the thoughts of models that think aloud."""
+    """The answer's text, without reasoning."""
     parts = (candidate.content.parts if candidate.content is not None else None) or []
     return "".join(part.text for part in parts if part.text and not part.thought)
 
@@ -138,7 +137,7 @@ def _parts(content: Any) -> list[Meta]:
 
 
 def _image_part(url: str) -> Meta:
-    found = re.match(r"data:([^;]+);base64,(.*)", url, re.DOTALL)
-    if found is None:
+    data = split_data_uri(url)
+    if data is None:
         raise UnsupportedFeatureError("VertexAI", "images by URL", "give the bytes")
-    return {"inline_data": {"mime_type": found.group(1), "data": base64.b64decode(found.group(2))}}
+    return {"inline_data": {"mime_type": data[0], "data": base64.b64decode(data[1])}}

@@ -1,1 +1,1 @@
-"""Programs as callables: single runs, batches, and runs without a model."""
+"""Programs as callables: single runs, batches, and tracing without a model."""

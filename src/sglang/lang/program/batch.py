@@ -1,4 +1,4 @@
-"""Many runs of one program: bounded concurrency, order, progress, and the prefix that all of them share.
+"""Many runs of one program: bounded concurrency, order, progress, and the common prefix of their prompts.
 
 run_batch (user's thread) ──> _Batch.run on IO: one small coroutine per program in flight
                                  body ──> thread of BODIES (plain) or PROGRAMS loop (async)
@@ -14,34 +14,23 @@ import queue
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from sglang.lang.backend.base import BaseBackend, Prompt
+from sglang.lang.concurrency.background import BODIES, IO, PROGRAMS
 from sglang.lang.errors import BackendError, copy_of
-from sglang.lang.program.program import RunOptions, SglFunction
-from sglang.lang.run.background import BODIES, IO, PROGRAMS
-from sglang.lang.run.state import ProgramState, wait_async_until
+from sglang.lang.program.options import BatchItem, Program, RunOptions
+from sglang.lang.program.results import ResultFile
+from sglang.lang.run.state import ProgramState
+from sglang.lang.run.streams import wait_async_until
 from sglang.lang.settings import global_config
-
-if TYPE_CHECKING:
-    from sglang.lang.program.results import ResultFile
 
 AUTO_IN_FLIGHT = 256
 """programs at once with num_threads="auto": those that only wait for the model hold no thread"""
 MIN_PREFIX_LEN = 64
-"""characters that prompts must share for computing them ahead to pay"""
+"""characters of a common prefix from which on it is prefilled before the programs' requests"""
 GATHER_SECONDS = 0.02
 """how long first prompts wait for one another"""
-
-
-@dataclass(frozen=True)
-class BatchItem:
-    """One finished program of a batch: its place, its arguments, and its state or what it raised."""
-
-    index: int
-    arguments: Any
-    state: ProgramState | None
-    error: BaseException | None
 
 
 @dataclass(frozen=True)
@@ -58,7 +47,7 @@ class BatchOptions:
 
 
 class PrefixGate:
-    """Holds the first prompts of a batch for a moment, has their longest common prefix computed once, and lets all go.
+    """Delays the first prompts of a batch for a moment, has their longest common prefix prefilled once, and lets all go.
 
     It opens when `expected` prompts have come, or after GATHER_SECONDS: programs may wait for one another, so the gate never
     waits for certain that all come.
@@ -95,7 +84,7 @@ class PrefixGate:
             if len(prompts) > 1 and len(shared) >= MIN_PREFIX_LEN and not any(prompt.images for prompt in prompts):
                 await self._backend.cache_prefix(Prompt(shared))
         except BackendError:
-            pass  # the programs' own requests will meet the same trouble and tell it to the right readers
+            pass  # the programs' own requests will fail the same way, and their readers get the error
         finally:
             self._open.set()
 
@@ -104,7 +93,7 @@ class _Batch:
     """One batch on IO. `finish` is called there for each item, as it completes."""
 
     def __init__(
-        self, program: SglFunction, items: Sequence[Any], options: BatchOptions, finish: Callable[[BatchItem], None]
+        self, program: Program, items: Sequence[Any], options: BatchOptions, finish: Callable[[BatchItem], None]
     ) -> None:
         self._program = program
         self._items = items
@@ -126,9 +115,9 @@ class _Batch:
         """Runs the items of `indices`, in this order as far as concurrency allows."""
         self._task = asyncio.current_task()
         waiting = iter(indices)
-        lanes = min(len(indices), self._options.max_concurrency)
-        # a lane takes the next item when it is done with one: a task per lane, not per item
-        tasks = [asyncio.ensure_future(self._lane(waiting)) for _ in range(lanes)]
+        num_workers = min(len(indices), self._options.max_concurrency)
+        # a worker takes the next item when it is done with one: a task per worker, not per item
+        tasks = [asyncio.ensure_future(self._worker(waiting)) for _ in range(num_workers)]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -138,7 +127,7 @@ class _Batch:
                 state.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _lane(self, waiting: Any) -> None:
+    async def _worker(self, waiting: Any) -> None:
         for index in waiting:
             item = await self._one(index)
             if self._options.out is not None:
@@ -172,7 +161,7 @@ class _Batch:
         await asyncio.wrap_future(future)
 
 
-def check_batch(program: SglFunction, batch: Any) -> list[Any]:
+def check_batch(program: Program, batch: Any) -> list[Any]:
     """The batch as a list of arguments of one run each. Raises TypeError or ValueError for what cannot be."""
     if not isinstance(batch, (list, tuple)):
         raise TypeError(f"run_batch takes a list of arguments, got {type(batch).__name__}")
@@ -204,7 +193,7 @@ def _concurrency(num_threads: int | str, max_concurrency: int | None, num_items:
     return min(limit, num_items) if num_items else 1
 
 
-def _options(program: SglFunction, items: Sequence[Any], kwargs: dict[str, Any]) -> tuple[BatchOptions, list[int]]:
+def _options(program: Program, items: Sequence[Any], kwargs: dict[str, Any]) -> tuple[BatchOptions, list[int]]:
     """Splits the keywords of run_batch; with `out` and `resume`, also which items are left to do."""
     num_threads = kwargs.pop("num_threads", "auto")
     concurrency = _concurrency(num_threads, kwargs.pop("max_concurrency", None), len(items))
@@ -217,16 +206,14 @@ def _options(program: SglFunction, items: Sequence[Any], kwargs: dict[str, Any])
     file = None
     todo = list(range(len(items)))
     if out is not None:
-        from sglang.lang.program.results import ResultFile
-
         file = ResultFile(out, resume)
         todo = [i for i in todo if not file.has(i, items[i])]
     elif resume:
-        raise ValueError("resume needs out, the file to go on with")
+        raise ValueError("resume needs out, the file of results to resume")
     return BatchOptions(run, concurrency, progress_bar, return_exceptions, file, BODIES.is_worker), todo
 
 
-def run_batch(program: SglFunction, batch_kwargs: Sequence[Any], **kwargs: Any) -> Any:
+def run_batch(program: Program, batch_kwargs: Sequence[Any], **kwargs: Any) -> Any:
     """Runs `program` once per element of `batch_kwargs`, many at a time; finished states in the order of the input.
 
     Keywords: all of `run`'s, and `num_threads` (programs at once; "auto": as many as is useful), `max_concurrency` (the
@@ -250,7 +237,7 @@ def run_batch(program: SglFunction, batch_kwargs: Sequence[Any], **kwargs: Any) 
     return results
 
 
-async def arun_batch(program: SglFunction, batch_kwargs: Sequence[Any], **kwargs: Any) -> list[Any]:
+async def arun_batch(program: Program, batch_kwargs: Sequence[Any], **kwargs: Any) -> list[Any]:
     """run_batch for a running event loop: the same keywords without `generator_style` and `as_completed`."""
     items = check_batch(program, batch_kwargs)
     options, todo = _options(program, items, kwargs)
@@ -267,7 +254,7 @@ def _result(item: BatchItem, return_exceptions: bool) -> Any:
 
 
 def _as_completed(
-    program: SglFunction, items: Sequence[Any], options: BatchOptions, todo: Sequence[int]
+    program: Program, items: Sequence[Any], options: BatchOptions, todo: Sequence[int]
 ) -> Generator[BatchItem, None, None]:
     """Items as they finish. Closing the generator cancels the rest."""
     if not todo:
@@ -288,7 +275,7 @@ def _as_completed(
 
 
 async def _as_completed_async(
-    program: SglFunction, items: Sequence[Any], options: BatchOptions, todo: Sequence[int]
+    program: Program, items: Sequence[Any], options: BatchOptions, todo: Sequence[int]
 ) -> AsyncGenerator[BatchItem, None]:
     if not todo:
         return
@@ -365,7 +352,7 @@ class Progress:
             self._bar.update(1)
 
     def _count(self, meta: Any) -> None:
-        """`meta`: what a backend told of one gen, or lists of that: of samples, of joined forks, of samples of joined forks."""
+        """`meta`: the metadata of one gen, or lists of it: of samples, of joined forks, of samples of joined forks."""
         if isinstance(meta, (list, tuple)):
             for one in meta:
                 self._count(one)
@@ -376,9 +363,9 @@ class Progress:
 
 
 _CLOSED = (OSError, ValueError)
-"""what writing to a terminal raises that has gone away, or to a file that was closed"""
+"""what writing to a closed terminal or file raises"""
 
 
 def _number(value: Any) -> int:
-    """A count; 0 for what is none. A bar must not end the work that it shows."""
+    """A count; 0 for anything else: the progress bar must not fail the batch."""
     return value if isinstance(value, int) else 0

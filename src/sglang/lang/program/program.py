@@ -1,4 +1,4 @@
-"""A program: a function whose first argument is the state it writes on."""
+"""A program: a function whose first argument is the state that it appends to."""
 
 from __future__ import annotations
 
@@ -6,50 +6,20 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any, overload
 
-from sglang.lang.backend.base import BaseBackend
-from sglang.lang.errors import NoBackendError
+from sglang.lang.concurrency.background import BODIES, IO, PROGRAMS
+from sglang.lang.program.options import RunOptions, resolve_backend
 from sglang.lang.record.runlog import RunLog
 from sglang.lang.run.async_state import AsyncProgramState
-from sglang.lang.run.background import BODIES, IO, PROGRAMS
-from sglang.lang.run.branches import Body
+from sglang.lang.run.body import Body
 from sglang.lang.run.executor import Executor
 from sglang.lang.run.speculation import speculation_for
-from sglang.lang.run.state import ProgramState, wait_async_until
+from sglang.lang.run.state import ProgramState
+from sglang.lang.run.streams import wait_async_until
 from sglang.lang.sampling import take_options
 from sglang.lang.settings import global_config
-
-
-def resolve_backend(backend: Any) -> BaseBackend:
-    """The backend to use: the one given, or the default. A Runtime stands for its endpoint, an Engine gets wrapped. Raises
-    NoBackendError."""
-    backend = backend if backend is not None else global_config.default_backend
-    if backend is None:
-        raise NoBackendError(
-            "there is no backend to run on: pass backend=..., or call set_default_backend(RuntimeEndpoint(url)) first"
-        )
-    backend = getattr(backend, "endpoint", backend)
-    if isinstance(backend, BaseBackend):
-        return backend
-    if hasattr(backend, "async_generate"):
-        from sglang.lang.backend.engine import engine_backend
-
-        return engine_backend(backend)
-    raise TypeError(f"{type(backend).__name__} is not a backend: use RuntimeEndpoint, Engine, OpenAI, ... of sglang")
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How one run goes, besides its arguments."""
-
-    backend: BaseBackend
-    sampling: Mapping[str, Any]
-    stream: bool = False
-    use_thread: bool = True
-    record: Any = None
 
 
 class SglFunction:
@@ -98,7 +68,7 @@ class SglFunction:
     # --- one run -----------------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from sglang.lang.program.tracer import current_tracer
+        from sglang.lang.program.tracer import current_tracer  # when first needed, so that importing sglang stays quick
 
         tracer = current_tracer()
         if tracer is not None:
@@ -127,7 +97,7 @@ class SglFunction:
         return ProgramState(self._new_executor(options), inline=not options.use_thread)
 
     def run(self, *args: Any, **kwargs: Any) -> ProgramState:
-        """Runs the program. Returns when its code has returned (`stream=True`: at once); generation may go on behind.
+        """Runs the program. Returns when its code has returned (`stream=True`: at once); generation may still be running.
 
         Keywords besides the program's own: every field of SamplingOptions as a default for its gens, `stream`, `backend`,
         `use_thread` (False: each piece is waited for), `record` (a path or Recorder: keep what happens). Raises what the
@@ -265,7 +235,7 @@ def function(
     func: Callable[..., Any] | None = None, num_api_spec_tokens: int | None = None
 ) -> SglFunction | Callable[[Callable[..., Any]], SglFunction]:
     """Makes a program of a function (plain or async) whose first argument is named `s`. With `num_api_spec_tokens`, a remote
-    model is asked for that many tokens at once and later gens are served from them."""
+    model generates that many tokens a request and later gens are served from them (run/speculation.py)."""
     if func is not None:
         return SglFunction(func)
     return lambda decorated: SglFunction(decorated, num_api_spec_tokens)

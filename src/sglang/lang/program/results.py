@@ -1,4 +1,4 @@
-"""A batch's results on disk, one JSON object a line, so that a batch can be stopped and gone on with."""
+"""A batch's results on disk, one JSON object a line, so that an interrupted batch can be resumed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from sglang.lang.program.batch import BatchItem
+from sglang.lang.program.options import BatchItem
 
 
 def fingerprint(arguments: Any) -> str:
-    """Tells whether two runs of a batch mean the same arguments."""
+    """Equal for equal arguments of two runs of a batch."""
     value = dict(arguments) if isinstance(arguments, Mapping) else list(arguments)
     text = json.dumps(value, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
@@ -31,7 +30,7 @@ class ResultFile:
         self._done: dict[int, str] = {}
         exists = os.path.exists(self._path) and os.path.getsize(self._path) > 0
         if exists and not resume:
-            raise FileExistsError(f"{self._path} exists: pass resume=True to go on with it, or another name")
+            raise FileExistsError(f"{self._path} exists: pass resume=True to resume it, or another name")
         if exists:
             self._read()
 

@@ -12,15 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from sglang.lang.backend.base import BaseBackend, Prompt
 from sglang.lang.ir import Expr, ExprList, Gen, Image, RoleBegin, RoleEnd, Select, Text, VarBegin, VarEnd, as_expr, leaves
+from sglang.lang.program.options import Program, resolve_backend
 from sglang.lang.run.executor import LOCAL_PIECES, Executor
 from sglang.lang.run.state import check_same_fork
-
-if TYPE_CHECKING:
-    from sglang.lang.program.program import SglFunction
 
 
 class StopTracing(Exception):
@@ -232,7 +230,7 @@ class Tracer:
 
     backend: BaseBackend
 
-    def call(self, program: SglFunction, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TracerProgramState:
+    def call(self, program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TracerProgramState:
         state = TracerProgramState(self.backend)
         _run(program, state, {**dict(zip(program.arg_names, args, strict=False)), **kwargs})
         return state
@@ -245,7 +243,7 @@ def current_tracer() -> Tracer | None:
     return _current.get()
 
 
-def _run(program: SglFunction, state: TracerProgramState, given: Mapping[str, Any]) -> None:
+def _run(program: Program, state: TracerProgramState, given: Mapping[str, Any]) -> None:
     if program.is_async:
         raise TypeError(f"{program.func.__name__} is an async program: only plain ones can be traced")
     given = {**given, **program.bind_arguments}
@@ -253,10 +251,8 @@ def _run(program: SglFunction, state: TracerProgramState, given: Mapping[str, An
     state.ret_value = program.func(state, **values)
 
 
-def trace_program(program: SglFunction, arguments: Mapping[str, Any], backend: Any = None) -> TracerProgramState:
+def trace_program(program: Program, arguments: Mapping[str, Any], backend: Any = None) -> TracerProgramState:
     """The pieces that `program` is made of; missing arguments are placeholders."""
-    from sglang.lang.program.program import resolve_backend
-
     for name in arguments:
         if name not in program.arg_names:
             raise TypeError(f"{program.func.__name__} has no argument {name!r}")
@@ -268,7 +264,7 @@ def trace_program(program: SglFunction, arguments: Mapping[str, Any], backend: A
         _current.reset(token)
 
 
-def extract_prefix(program: SglFunction, backend: BaseBackend) -> Prompt:
+def extract_prefix(program: Program, backend: BaseBackend) -> Prompt:
     """The text that every run of `program` begins with, whatever its unbound arguments."""
     executor = Executor(backend)
     token = _current.set(Tracer(backend))

@@ -1,4 +1,4 @@
-"""Recordings of runs: JSON lines that tell everything that happened, to look at (viewer.py) and to answer from again.
+"""Recordings of runs: all events as JSON lines, to view (viewer.py) and to replay (ReplayBackend).
 
     {"kind": "run", "run": ID, "program": NAME, "backend": NAME, "model": NAME, "time": UNIX SECONDS}
     {"kind": "text" | "var_end" | "call" | ..., "run": ID, "branch": "0.1", "time": SECONDS SINCE THE RUN BEGAN, ...}

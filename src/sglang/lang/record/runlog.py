@@ -1,4 +1,4 @@
-"""What happened in a run, as it happens: the events of a program and all its forks, in order.
+"""The event log of a run: what happens in a program and all its forks, in order.
 
 Streams read events from here while the program runs, and recordings are written from it afterwards.
 
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sglang.lang.run.watch import Watch
+from sglang.lang.concurrency.watch import Watch
 
 EventKind = Literal["text", "var_start", "var_delta", "var_end", "fork", "call", "error", "end"]
 
@@ -45,7 +45,7 @@ class Event:
 
 @dataclass
 class RunLog:
-    """The growing list of a run's events. Only the interpreter appends."""
+    """The growing list of a run's events. Only executors append."""
 
     events: list[Event] = field(default_factory=list)
     watch: Watch = field(default_factory=Watch)

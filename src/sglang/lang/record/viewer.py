@@ -1,5 +1,5 @@
-"""Draws a recorded run as one self-contained HTML page: the prompt with what the model wrote, coloured by how sure it was, the
-tree of forks, and a time line of the calls."""
+"""Renders a recorded run as one self-contained HTML page: the prompt with the generated text, coloured by token probability, the
+tree of forks, and a timeline of the requests."""
 
 from __future__ import annotations
 
@@ -123,9 +123,9 @@ def _table(calls: Iterable[Row]) -> str:
 
 def main(arguments: list[str]) -> int:
     """`sglang trace view run.jsonl [-o run.html]`. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="sglang trace", description="Look at recorded runs.")
+    parser = argparse.ArgumentParser(prog="sglang trace", description="View recorded runs.")
     commands = parser.add_subparsers(dest="command", required=True)
-    view = commands.add_parser("view", help="draw a recording as an HTML page")
+    view = commands.add_parser("view", help="render a recording as an HTML page")
     view.add_argument("recording")
     view.add_argument("-o", "--output", help="where to write the page (default: beside the recording)")
     given = parser.parse_args(arguments)

@@ -1,1 +1,1 @@
-"""One run of a program: the state it writes on, and what executes the pieces."""
+"""One run of a program: its state, and the executor of the expressions that are added to it."""

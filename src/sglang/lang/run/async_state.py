@@ -1,16 +1,18 @@
-"""The state of an `async def` program: the same verbs, with `await` where ProgramState blocks."""
+"""The state of an `async def` program: the same methods, with `await` where ProgramState blocks."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sglang.lang.chat_template import Message
 from sglang.lang.errors import copy_of
-from sglang.lang.ir import Expr
-from sglang.lang.run.state import ProgramStateGroup, StateBase, check_fork, follow_async, typed_value, wait_async_until
+from sglang.lang.ir import Expr, Gen
+from sglang.lang.run.state import ProgramStateGroup, StateBase, check_fork, typed_value
+from sglang.lang.run.streams import follow_async, wait_async_until
 from sglang.lang.run.variables import Name
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class AsyncProgramState(StateBase):
         return list(await asyncio.gather(*(call.arun() for call in await self.value(name))))
 
     async def get_meta_info(self, name: Name, timeout: float | None = None) -> Any:
-        """What the backend told about a variable, or None. Raises TimeoutError."""
+        """The backend's metadata of a variable, or None. Raises TimeoutError."""
         try:
             await asyncio.wait_for(self.get_var(name), timeout)
         except KeyError:
@@ -73,21 +75,17 @@ class AsyncProgramState(StateBase):
         name: Name = what if isinstance(what, str) else None
         if isinstance(what, Expr):
             name = self._add_streaming(what)
-        async for piece, _ in follow_async(self, name, what is None):
+        async for piece, _ in follow_async(self.stream_executor, name, what is None):
             yield piece
 
     def _add_streaming(self, expr: Expr) -> Name:
-        from dataclasses import replace
-
-        from sglang.lang.ir import Gen
-
         if not isinstance(expr, Gen):
             raise TypeError(f"stream takes a variable's name or a gen, not {type(expr).__name__}")
         self.stream_executor.submit(replace(expr, stream=True))
         return expr.name
 
     def fork(self, size: int = 1, position_ids_offset: Sequence[int] | None = None) -> ProgramStateGroup[AsyncProgramState]:
-        """`size` states that go on from here, each on its own."""
+        """`size` copies that continue independently."""
         check_fork(size, position_ids_offset)
         return ProgramStateGroup([AsyncProgramState(child) for child in self.stream_executor.fork(size)], self)
 

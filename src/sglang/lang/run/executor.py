@@ -1,9 +1,9 @@
-"""Runs the pieces of one state, in order, behind the program.
+"""Runs the expressions of one state in order, asynchronously to the program.
 
-    s += "text" + gen("x")      submit(): checks, queues; local pieces of an idle state are applied at once
-         queue                  pieces not yet run
-         _drain()               a coroutine on IO that lives only while there is work: one method per class of expression
-    s["x"]                      get(): waits on `watch` until "x" has no queued writer left
+    s += "text" + gen("x")      submit(): checks, queues; expressions that need no backend are applied at once while the state is idle
+         _queue                 expressions ("pieces") that have not run
+         _drain()               a coroutine on IO that lives only while there is work; gens and selects are run by writing.py
+    s["x"]                      poll(): waits on `watch` until "x" has no queued writer left
 
 Who writes what: `transcript` belongs to whoever runs pieces (the drain, or submit() while there is no
 drain; `_lock` decides which). `vars`, `_queue`, `error` change under `_lock`. Readers need no lock:
@@ -17,13 +17,14 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
-from sglang.lang.backend.base import BaseBackend, Delta, Generation, Prompt
+from sglang.lang.backend.base import BaseBackend, Prompt
 from sglang.lang.chat_template import ChatTemplate
-from sglang.lang.errors import BackendError, ProgramError, StateCancelledError, TypedValueError, copy_of
+from sglang.lang.concurrency.background import IO
+from sglang.lang.concurrency.watch import Watch
+from sglang.lang.errors import BackendError, ProgramError, StateCancelledError, copy_of
 from sglang.lang.ir import (
     Expr,
     Gen,
@@ -38,17 +39,34 @@ from sglang.lang.ir import (
     leaves,
 )
 from sglang.lang.record.runlog import EventKind, RunLog
-from sglang.lang.run.background import IO
-from sglang.lang.run.branches import Body, ForkPoint, JoinPoint
+from sglang.lang.run.body import Body
 from sglang.lang.run.speculation import Speculation
 from sglang.lang.run.transcript import Transcript
 from sglang.lang.run.variables import Name, Variables
-from sglang.lang.run.watch import Watch
-from sglang.lang.run.writing import Writing
-from sglang.lang.sampling import resolve
+from sglang.lang.run.writing import write_gen, write_select
 
-MIN_COMMIT_LEN = 32
-"""characters that the server must not have seen yet for a fork to have them computed ahead"""
+MIN_PREFILL_LEN = 32
+"""characters of the prompt that are new to the server, from which on a fork has them prefilled once for all its children"""
+
+
+@dataclass(frozen=True, slots=True)
+class ForkPoint(Expr):
+    """Here the children copy the state."""
+
+    children: tuple[Executor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinPoint(Expr):
+    """Here the state waits for its children and takes their variables (or their text)."""
+
+    children: tuple[Executor, ...]
+    mode: str
+    names: tuple[Name, ...] = ()
+
+    @property
+    def written_names(self) -> tuple[Name, ...]:
+        return self.names
 
 
 class Executor:
@@ -84,12 +102,12 @@ class Executor:
         self._lock = threading.Lock()
         self._queue: deque[Expr] = deque()
         self._busy = waiting_for_parent
-        self._orphan = waiting_for_parent
+        self._awaits_parent = waiting_for_parent
         self._task: asyncio.Task[None] | None = None
         self._submitted_role: str | None = None
         self._open_scopes: list[str] = []
         self._scope_starts: dict[str, int] = {}
-        self._known_len = 0
+        self.cached_len = 0
         self._cancelled = False
         self.body.branches.add(self)
 
@@ -136,7 +154,7 @@ class Executor:
         """Applies pieces that need no backend, up to the first that does."""
         while self._queue and self.speculation is None:
             piece = self._queue[0]
-            if isinstance(piece, ForkPoint) and not self._needs_commit(piece):
+            if isinstance(piece, ForkPoint) and not self._needs_prefill(piece):
                 self._release(piece)
             elif type(piece) in LOCAL_PIECES:
                 self._apply(piece)
@@ -178,12 +196,12 @@ class Executor:
     def _fail(self, error: BaseException) -> None:
         with self._lock:
             error = self.error = self.error or error
-            self._busy = self._orphan = False
+            self._busy = self._awaits_parent = False
             self.vars.fail()
             pieces = list(self._queue)
             self._queue.clear()
             self._drop(pieces, error)
-        self._log("error", text=str(error))
+        self.record("error", text=str(error))
 
     def _drop(self, pieces: Sequence[Expr], error: BaseException) -> None:
         """Pieces that will never run: their variables fail, and so do forks that wait for them."""
@@ -199,11 +217,11 @@ class Executor:
             case Text(value):
                 self.add_text(value)
             case RoleBegin(role):
-                self._log("text", text=self.transcript.begin_role(role))
+                self.record("text", text=self.transcript.begin_role(role))
             case RoleEnd():
-                self._log("text", text=self.transcript.end_role())
+                self.record("text", text=self.transcript.end_role())
             case Image():
-                self._log("text", text=self.transcript.add_image(piece))
+                self.record("text", text=self.transcript.add_image(piece))
             case VarBegin(name):
                 self._scope_starts[name] = len(self.text)
             case VarEnd(name):
@@ -212,7 +230,7 @@ class Executor:
     def add_text(self, text: str) -> None:
         self.transcript.text += text
         if text:
-            self._log("text", text=text)
+            self.record("text", text=text)
 
     @property
     def text(self) -> str:
@@ -221,9 +239,9 @@ class Executor:
 
     # --- pieces that need the backend ----------------------------------------------------------------------------------------
 
-    async def call(self, make: Callable[[Prompt, str], Awaitable[Any]]) -> Any:
-        """One call of the backend, whose errors say which request it was."""
-        prompt, rid = self.transcript.prompt(), uuid.uuid4().hex
+    async def call(self, make: Callable[[Prompt, str], Awaitable[Any]], prompt: Prompt | None = None) -> Any:
+        """One call of the backend, by default with the text so far. Its errors say which request it was."""
+        prompt, rid = prompt or self.transcript.prompt(), uuid.uuid4().hex
         if self.before_first_call is not None:
             wait, self.before_first_call = self.before_first_call, None
             await wait(prompt)
@@ -233,133 +251,40 @@ class Executor:
             error.attach(rid, prompt.text)
             raise
 
-    def _log_call(
-        self, kind: str, prompt: Prompt, piece: Gen | Select, options: Mapping[str, Any], answer: Any, started: float
-    ) -> None:
-        """Keeps a call whole, so that a recording can answer it again."""
-        value = {"kind": kind, "options": dict(options), "answer": answer}
-        self._log("call", name=piece.name, text=prompt.text, value=value, started=started)
-
-    async def _gen(self, piece: Gen) -> None:
-        options = resolve(self.options, piece.options, self.transcript.template.stop_str)
-        if piece.typed is not None:
-            options = piece.typed.constrain(options, self.backend)
-        num_samples = options.get("n") or 1
-        writing = Writing(piece, num_samples, self.vars, self._log)
-        options = await self._write_typed(writing, piece, options)
-        generation = writing.generation
-        if piece.typed is not None:
-            generation = await self._check_typed(piece, options, generation)
-        self._known_len = len(self.text)
-        with self._lock:
-            if piece.reasoning is not None:
-                self._store(writing.reasoning_name, writing.thoughts, None)
-            if num_samples > 1:
-                self._store(piece.name, generation.texts, generation.metas)
-            else:
-                self._store(piece.name, generation.texts[0], generation.metas[0])
-
-    async def _write_typed(self, writing: Writing, piece: Gen, options: dict[str, Any]) -> dict[str, Any]:
-        """Returns the options it was written with: without a constraint that the server refused."""
-
-        async def write(options: dict[str, Any]) -> None:
-            await self.call(lambda prompt, rid: self._write(writing, piece, prompt, options, rid))
-
-        try:
-            await write(options)
-        except BackendError as error:
-            if piece.typed is None or not piece.typed.is_refused(error, options):
-                raise
-            options = piece.typed.unconstrain(options)
-            await write(options)
-        return options
-
-    async def _write(self, writing: Writing, piece: Gen, prompt: Prompt, options: dict[str, Any], rid: str) -> None:
-        started = self.log.now if self.log is not None else 0.0
-        if self.stream or piece.stream:
-            async with aclosing(self.backend.generate_stream(prompt, options, rid)) as deltas:
-                async for delta in deltas:
-                    self.transcript.text += writing.add(delta)
-                    self.watch.bump()
-        else:
-            generation = await self.backend.generate(prompt, options, rid)
-            for i, (text, meta) in enumerate(zip(generation.texts, generation.metas, strict=True)):
-                self.transcript.text += writing.add(Delta(text, meta, i))
-        self.transcript.text += writing.close()
-        if self.log is not None and self.log.records_calls:
-            self._log_call(
-                "gen", prompt, piece, options, {"texts": writing.raw_texts, "metas": writing.generation.metas}, started
-            )
-
-    def _log(self, kind: EventKind, **fields: Any) -> None:
+    def record(self, kind: EventKind, **fields: Any) -> None:
+        """Adds an event to the run's log, if there is one."""
         if self.log is not None:
             self.log.add(kind, self.branch, **fields)
 
-    async def _check_typed(self, piece: Gen, options: dict[str, Any], generation: Generation) -> Generation:
-        """Reads the texts as objects; where the backend could not be held to the type, asks again with the error."""
-        typed = piece.typed
-        assert typed is not None
-        written = self.transcript.prompt()
-        prompt = replace(written, text=written.text[: len(written.text) - len(generation.texts[0])])
-
-        async def again(wrong: TypedValueError) -> Generation:
-            rid = uuid.uuid4().hex
-            try:
-                return await self.backend.generate(typed.retry_prompt(prompt, wrong), options, rid)
-            except BackendError as error:
-                error.attach(rid, prompt.text)
-                raise
-
-        checked, values = await typed.check(generation, options, again)
-        if checked is not generation:
-            self.transcript.text = prompt.text + checked.texts[0]
-        self.vars.objects[piece.name] = values if len(values) > 1 else values[0]
-        return checked
-
-    async def _select(self, piece: Select) -> None:
-        live = self.vars.begin(piece.name)
-        self._log("var_start", name=piece.name)
-        prompt, started = self.transcript.prompt(), self.log.now if self.log is not None else 0.0
-        decision = await self.call(lambda prompt, rid: self.backend.select(prompt, piece, rid))
-        if self.log is not None and self.log.records_calls:
-            answer = {"decision": decision.decision, "meta": decision.meta_info}
-            self._log_call("select", prompt, piece, {"choices": list(piece.choices)}, answer, started)
-        self.transcript.text += decision.decision
-        self._known_len = len(self.text)
-        live.text, live.meta = decision.decision, decision.meta_info
-        self._log("var_delta", name=piece.name, text=decision.decision)
-        with self._lock:
-            self._store(piece.name, decision.decision, decision.meta_info)
-
-    def _needs_commit(self, piece: ForkPoint) -> bool:
-        unread = len(self.text) - self._known_len
-        return len(piece.children) > 1 and self.backend.caches_prefixes and unread >= MIN_COMMIT_LEN
+    def _needs_prefill(self, piece: ForkPoint) -> bool:
+        uncached = len(self.text) - self.cached_len
+        return len(piece.children) > 1 and self.backend.caches_prefixes and uncached >= MIN_PREFILL_LEN
 
     async def _fork(self, piece: ForkPoint) -> None:
-        """The children start from here. What the server has not read yet, it reads once, before all of them ask for it."""
-        if self._needs_commit(piece):
+        """The children start from here. A long prompt that is new to the server is prefilled once, before their requests."""
+        if self._needs_prefill(piece):
             try:
                 await self.call(lambda prompt, rid: self.backend.cache_prefix(prompt))
             except (BackendError, asyncio.CancelledError) as error:
                 with self._lock:
                     self._drop([piece], error)
                 raise
-            self._known_len = len(self.text)
+            self.cached_len = len(self.text)
         self._release(piece)
 
     def _release(self, piece: ForkPoint) -> None:
         for child in piece.children:
             child._start_from(self)
-        self._log("fork", children=tuple(child.branch for child in piece.children))
+        self.record("fork", children=tuple(child.branch for child in piece.children))
 
     def _start_from(self, parent: Executor) -> None:
         with self._lock:
             self.transcript = parent.transcript.copy()
             self.fork_start = len(self.text)
-            self._known_len = parent._known_len
+            self.cached_len = parent.cached_len
             self.vars.inherit(parent.vars)
             self._scope_starts = dict(parent._scope_starts)
-            self._orphan = False
+            self._awaits_parent = False
             self._busy = start = bool(self._queue) or self._cancelled
         self.watch.bump()
         if start:
@@ -391,7 +316,7 @@ class Executor:
     def _store(self, name: Name, value: Any, meta: Any) -> None:
         """Stores a finished variable. Under `_lock`."""
         self.vars.store(name, value, meta)
-        self._log("var_end", name=name, value=value, meta=meta)
+        self.record("var_end", name=name, value=value, meta=meta)
 
     def set_variable(self, name: Name, value: Any) -> None:
         """`s[name] = value`: at once, whatever is queued."""
@@ -418,7 +343,7 @@ class Executor:
                 return False
             if name in self.vars.texts:
                 return True
-            if self._orphan or (self.stream and self.body.running and not inside):
+            if self._awaits_parent or (self.stream and self.body.running and not inside):
                 return False
             if self.error is not None:
                 raise copy_of(self.error)
@@ -451,7 +376,7 @@ class Executor:
             self._fail(error)
             self.cancel()
         else:
-            self._log("end")
+            self.record("end")
         self.watch.bump()
 
     def cancel(self) -> None:
@@ -507,8 +432,8 @@ def _started_names(piece: Expr) -> tuple[Name, ...]:
 
 LOCAL_PIECES = frozenset({Text, RoleBegin, RoleEnd, Image, VarBegin, VarEnd, SeparateReasoning})
 _REMOTE: dict[type[Expr], Callable[[Executor, Any], Coroutine[Any, Any, None]]] = {
-    Gen: Executor._gen,
-    Select: Executor._select,
+    Gen: write_gen,
+    Select: write_select,
     ForkPoint: Executor._fork,
     JoinPoint: Executor._join,
 }

@@ -1,11 +1,11 @@
-"""Fewer calls of a remote model: one call writes ahead, and later pieces of the program are served from what it wrote.
+"""API speculation: fewer requests to a remote model. One request generates more than one gen needs; later gens are served from it.
 
-    completion model   gen asks for more than it needs and without stop strings; the rest waits. Literal text that the rest begins
-                       with uses it up, other text throws it away; the next gen takes from the rest before it calls again.
-    chat model         the literals and gens of one assistant message are a pattern; when the message ends, one call writes
-                       all of it and the pattern is matched against the answer.
+    completion model   a gen requests more tokens than it needs, without stop strings. Text that the unused tokens begin with
+                       consumes them, other text discards them; the next gen takes from them before it makes a request.
+    chat model         the text and gens of one assistant message are a pattern; when the message ends, one request generates
+                       all of it, and the answer is matched against the pattern.
 
-Lengths are counted in tokens, as told by the API's log probabilities.
+Lengths are counted in tokens, which the API's log probabilities list.
 """
 
 from __future__ import annotations
@@ -13,33 +13,31 @@ from __future__ import annotations
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from sglang.lang.backend.base import BaseBackend, Generation, Meta, Prompt
 from sglang.lang.errors import ProgramError
 from sglang.lang.ir import Expr, Gen, RoleBegin, RoleEnd, Text
+from sglang.lang.run.writing import WritableState
 from sglang.lang.sampling import as_list, resolve
-
-if TYPE_CHECKING:
-    from sglang.lang.run.executor import Executor
 
 MAX_TRIES = 3
 
 
 class Speculation(Protocol):
-    """A state's way to write ahead."""
+    """How a state's gens share requests."""
 
-    async def run(self, executor: Executor, piece: Expr) -> bool:
-        """Runs the piece. False: it is to be run as ever."""
+    async def run(self, state: WritableState, piece: Expr) -> bool:
+        """Runs the piece. False: it is to be run without speculation."""
         ...
 
-    def flush(self, executor: Executor) -> None:
-        """Somebody waits for a variable: nothing may be held back any longer. Called from any thread."""
+    def flush(self, state: WritableState) -> None:
+        """A reader waits for a variable: the collected pieces are to be generated now. Called from any thread."""
         ...
 
 
 class Flush(Expr):
-    """What is held back is to be written now."""
+    """The collected pieces are to be generated now."""
 
     __slots__ = ()
 
@@ -52,11 +50,11 @@ def speculation_for(backend: BaseBackend, num_tokens: int) -> Speculation:
 
 def _check_gen(piece: Gen) -> None:
     if (piece.options.get("n") or 1) > 1 or piece.typed is not None or piece.reasoning is not None:
-        raise ProgramError("num_api_spec_tokens does not go with n > 1, dtype or separate_reasoning")
+        raise ProgramError("num_api_spec_tokens cannot be combined with n > 1, dtype or separate_reasoning")
 
 
 def token_texts(meta: Meta) -> list[str] | None:
-    """The texts of the generated tokens, where the API tells them."""
+    """The texts of the generated tokens, where the API returns them."""
     logprobs = meta.get("logprobs")
     if isinstance(logprobs, dict) and logprobs.get("tokens"):
         return [str(token) for token in logprobs["tokens"]]
@@ -67,63 +65,63 @@ def token_texts(meta: Meta) -> list[str] | None:
 
 
 class CompletionSpeculation:
-    """For models that continue text."""
+    """For completion models, which continue text."""
 
     def __init__(self, num_tokens: int) -> None:
         self._num_tokens = num_tokens
-        self._rest: list[str] = []
-        self._was_cut = False
-        """whether the model would have gone on after the rest"""
+        self._unused: list[str] = []
+        self._is_truncated = False
+        """whether generation ended at the token limit"""
 
-    def flush(self, executor: Executor) -> None:
-        """Nothing is held back: the rest only saves calls."""
+    def flush(self, state: WritableState) -> None:
+        """Gens are never delayed here."""
 
-    async def run(self, executor: Executor, piece: Expr) -> bool:
+    async def run(self, state: WritableState, piece: Expr) -> bool:
         if isinstance(piece, Text):
             self._literal(piece.value)
         elif isinstance(piece, Gen):
-            await self._gen(executor, piece)
+            await self._gen(state, piece)
             return True
         else:
-            self._rest = []
+            self._unused = []
         return False
 
     def _literal(self, text: str) -> None:
-        self._rest = _after(self._rest, len(text)) if "".join(self._rest).startswith(text) else []
+        self._unused = _after(self._unused, len(text)) if "".join(self._unused).startswith(text) else []
 
-    async def _gen(self, executor: Executor, piece: Gen) -> None:
+    async def _gen(self, state: WritableState, piece: Gen) -> None:
         _check_gen(piece)
-        options = resolve(executor.options, piece.options, executor.transcript.template.stop_str)
+        options = resolve(state.options, piece.options, state.transcript.template.stop_str)
         stops, limit = as_list(options.pop("stop", None)), options["max_new_tokens"]
         meta: Meta = {}
-        taken = _take(self._rest, stops, limit)
-        while taken is None:  # the rest neither reaches a stop string nor the limit: have more written
-            if self._rest and not self._was_cut:
-                taken = len("".join(self._rest))
+        taken = _take(self._unused, stops, limit)
+        while taken is None:  # the unused tokens reach neither a stop string nor the limit
+            if self._unused and not self._is_truncated:
+                taken = len("".join(self._unused))
                 break
-            generation = await executor.call(self._ask(executor, options, limit))
+            generation = await state.call(self._ask(state, options, limit))
             meta = generation.metas[0]
-            self._rest += token_texts(meta) or [generation.texts[0]]
-            self._was_cut = meta.get("finish_reason") == "length"
+            self._unused += token_texts(meta) or [generation.texts[0]]
+            self._is_truncated = meta.get("finish_reason") == "length"
             if not generation.texts[0]:
-                self._was_cut = False
-                taken = len("".join(self._rest))
+                self._is_truncated = False
+                taken = len("".join(self._unused))
                 break
-            taken = _take(self._rest, stops, limit)
-        text = "".join(self._rest)[:taken]
-        self._rest = _after(self._rest, taken)
-        executor.transcript.text += text
-        executor.store(piece.name, text, meta)
+            taken = _take(self._unused, stops, limit)
+        text = "".join(self._unused)[:taken]
+        self._unused = _after(self._unused, taken)
+        state.transcript.text += text
+        state.store(piece.name, text, meta)
 
     def _ask(
-        self, executor: Executor, options: Mapping[str, Any], limit: int | None
+        self, state: WritableState, options: Mapping[str, Any], limit: int | None
     ) -> Callable[[Prompt, str], Awaitable[Generation]]:
         wanted = None if limit is None else max(limit, self._num_tokens)
         more = {**options, "max_new_tokens": wanted, "return_logprob": True, "return_text_in_logprobs": True}
-        ahead = "".join(self._rest)
+        unused = "".join(self._unused)
 
         async def call(prompt: Prompt, rid: str) -> Generation:
-            return await executor.backend.generate(replace(prompt, text=prompt.text + ahead), more, rid)
+            return await state.backend.generate(replace(prompt, text=prompt.text + unused), more, rid)
 
         return call
 
@@ -150,7 +148,7 @@ def _after(tokens: Sequence[str], num_chars: int) -> list[str]:
 
 
 class ChatSpeculation:
-    """For models that write whole messages."""
+    """For chat models, which generate whole messages."""
 
     def __init__(self, num_tokens: int) -> None:
         self._num_tokens = num_tokens
@@ -158,15 +156,15 @@ class ChatSpeculation:
         self._collecting = False
         self._flush_queued = False
 
-    def flush(self, executor: Executor) -> None:
+    def flush(self, state: WritableState) -> None:
         if not self._flush_queued:
             self._flush_queued = True
-            executor.submit(Flush())
+            state.submit(Flush())
 
-    async def run(self, executor: Executor, piece: Expr) -> bool:
+    async def run(self, state: WritableState, piece: Expr) -> bool:
         if isinstance(piece, Flush):
             self._flush_queued = False
-            await self._write(executor)
+            await self._generate(state)
             return True
         if isinstance(piece, RoleBegin):
             self._collecting = piece.role == "assistant"
@@ -174,40 +172,40 @@ class ChatSpeculation:
         if self._collecting and isinstance(piece, (Text, Gen)):
             self._pattern.append(piece)
             return True
-        await self._write(executor)
+        await self._generate(state)
         if isinstance(piece, RoleEnd):
             self._collecting = False
         return False
 
-    async def _write(self, executor: Executor) -> None:
-        """Has the collected pattern written by one call."""
+    async def _generate(self, state: WritableState) -> None:
+        """Generates the collected pattern with one request."""
         pattern, self._pattern = self._pattern, []
         gens = [piece for piece in pattern if isinstance(piece, Gen)]
         if not gens:
             for piece in pattern:
                 if isinstance(piece, Text):
-                    executor.add_text(piece.value)
+                    state.add_text(piece.value)
             return
-        options = self._common_options(executor, gens)
+        options = self._common_options(state, gens)
         for attempt in range(MAX_TRIES):
-            generation = await executor.call(lambda prompt, rid: executor.backend.generate(prompt, options, rid))
+            generation = await state.call(lambda prompt, rid: state.backend.generate(prompt, options, rid))
             texts, fits = match_pattern(pattern, generation.texts[0])
             if fits:
                 break
             if attempt == MAX_TRIES - 1:
                 warnings.warn(f"the model's answer does not follow the message's text: {generation.texts[0]!r}", stacklevel=2)
         for piece, text in zip(pattern, texts, strict=True):
-            executor.add_text(text)
+            state.add_text(text)
             if isinstance(piece, Gen):
-                executor.store(piece.name, text, generation.metas[0])
+                state.store(piece.name, text, generation.metas[0])
 
-    def _common_options(self, executor: Executor, gens: Sequence[Gen]) -> dict[str, Any]:
+    def _common_options(self, state: WritableState, gens: Sequence[Gen]) -> dict[str, Any]:
         for piece in gens:
             _check_gen(piece)
         own = [{k: v for k, v in piece.options.items() if k not in ("stop", "max_new_tokens")} for piece in gens]
         if any(options != own[0] for options in own):
             raise ProgramError("with num_api_spec_tokens all gens of a message must have the same sampling parameters")
-        options = resolve(executor.options, own[0])
+        options = resolve(state.options, own[0])
         options.pop("stop", None)
         return {**options, "max_new_tokens": self._num_tokens}
 

@@ -1,24 +1,23 @@
-"""What a program writes on: `s`.
+"""The state of a program: `s`.
 
-ProgramState is the blocking face of an Executor, AsyncProgramState the awaitable one; both only translate. All waiting is
-done on the executor's Watch, so no wait can miss the end of what it waits for.
+ProgramState is the blocking interface of an Executor, AsyncProgramState the awaitable one.
 """
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from sglang.lang.chat_template import Message
+from sglang.lang.concurrency.background import BODIES
 from sglang.lang.errors import TypedValueError, copy_of
 from sglang.lang.ir import Expr, ExprList, RoleBegin, RoleEnd, VarBegin, VarEnd, as_expr
 from sglang.lang.record.runlog import Event
-from sglang.lang.run.background import BODIES, IO
 from sglang.lang.run.executor import Executor
-from sglang.lang.run.variables import LiveVariable, Name
+from sglang.lang.run.streams import follow, follow_async, wait_async_until, wait_until
+from sglang.lang.run.variables import Name
 
 if TYPE_CHECKING:
     from sglang.lang.typed.tools import ToolResult
@@ -43,7 +42,7 @@ class RoleScope:
 
 
 class StateBase:
-    """What both faces share: adding pieces, which never waits."""
+    """What both interfaces share: adding expressions, which never waits."""
 
     def __init__(self, executor: Executor, is_owner: bool = True) -> None:
         self.stream_executor = executor
@@ -94,8 +93,7 @@ class StateBase:
 
     def cancel(self) -> None:
         """Ends the running requests of the program and its forks; later uses raise StateCancelledError."""
-        for executor in list(self.stream_executor.body.branches):
-            executor.cancel()
+        self.stream_executor.body.cancel()
 
     def disown(self) -> None:
         """The state goes on when this object is dropped: somebody else reads it."""
@@ -135,19 +133,7 @@ class ProgramState(StateBase):
     # --- values ---------------------------------------------------------------------------------------------------------
 
     def _wait(self, ready: Callable[[], bool], timeout: float | None = None) -> None:
-        """Blocks until `ready()`; it may raise to end the wait. Raises TimeoutError after `timeout` seconds."""
-        if IO.is_current:
-            raise RuntimeError("a state cannot be waited for on the event loop that runs it")
-        watch = self.stream_executor.watch
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            seen = watch.version
-            if ready():
-                return
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise TimeoutError(f"the value was not there after {timeout:g} seconds")
-            watch.wait(seen, left)
+        wait_until(self.stream_executor, ready, timeout)
 
     def get_var(self, name: Name) -> Any:
         """Waits for the variable. Raises KeyError when nothing writes it, and the error of a piece that failed."""
@@ -168,8 +154,7 @@ class ProgramState(StateBase):
         return [future.result() for future in futures]
 
     def get_meta_info(self, name: Name, timeout: float | None = None) -> Any:
-        """What the backend told about a variable; None when there is no such variable, or nothing is known of it. Raises
-        TimeoutError."""
+        """The backend's metadata of a variable; None when there is no such variable, or no metadata. Raises TimeoutError."""
         try:
             self._wait(lambda: self.stream_executor.poll(name), timeout)
         except KeyError:
@@ -206,7 +191,7 @@ class ProgramState(StateBase):
     # --- forks ----------------------------------------------------------------------------------------------------------
 
     def fork(self, size: int = 1, position_ids_offset: Sequence[int] | None = None) -> ProgramStateGroup[ProgramState]:
-        """`size` states that go on from here, each on its own. What the server has not read yet, it reads once."""
+        """`size` copies that continue independently. The common prompt is prefilled once."""
         check_fork(size, position_ids_offset)
         return ProgramStateGroup([ProgramState(child, self._inline) for child in self.stream_executor.fork(size)], self)
 
@@ -223,22 +208,6 @@ class ProgramState(StateBase):
 
     # --- streams ----------------------------------------------------------------------------------------------------------
 
-    def _follow(self, name: Name | None, whole: bool) -> Generator[tuple[str, dict[str, Any]], None, None]:
-        """(new text, meta data) as they come, of the variable or of the whole prompt."""
-        follower = Follower(self.stream_executor, name, whole)
-        finished = False
-        try:
-            while not finished:
-                seen = self.stream_executor.watch.version
-                piece, finished = follower.look()
-                if piece:
-                    yield piece, follower.meta
-                elif not finished:
-                    self.stream_executor.watch.wait(seen)
-        finally:
-            if not finished:  # the reader went away
-                self.cancel()
-
     def text_iter(self, var_name: str | None = None) -> Generator[str, None, None]:
         """Pieces of the whole text (prompt included), or of one variable, as they come. Closing the iterator early cancels
         the program. Without `stream=True` there is one piece."""
@@ -246,7 +215,7 @@ class ProgramState(StateBase):
             yield self.text() if var_name is None else self.get_var(var_name)
             return
         nothing = True
-        with _closing(self._follow(var_name, var_name is None)) as pieces:
+        with closing(follow(self.stream_executor, var_name, var_name is None)) as pieces:
             for piece, _ in pieces:
                 nothing = False
                 yield piece
@@ -260,12 +229,11 @@ class ProgramState(StateBase):
             await wait_async_until(executor, lambda: executor.is_finished if var_name is None else executor.poll(var_name))
             yield self.text() if var_name is None else executor.vars.texts[var_name]
             return
-        async for piece, meta in follow_async(self, var_name, var_name is None):
+        async for piece, meta in follow_async(executor, var_name, var_name is None):
             yield (piece, meta) if return_meta_data else piece
 
     def events(self) -> Generator[Event, None, None]:
-        """What happens in the program and all its forks, as it happens (see runlog.Event). Needs `stream=True` or a
-        recording."""
+        """The events of the program and all its forks, as they occur (record/runlog.py). Needs `stream=True` or a recording."""
         log = _log_of(self.stream_executor)
         position = 0
         while True:
@@ -273,12 +241,12 @@ class ProgramState(StateBase):
             while position < len(log.events):
                 position += 1
                 yield log.events[position - 1]
-            if all(branch.is_finished for branch in list(self.stream_executor.body.branches)) and position == len(log.events):
+            if self.stream_executor.body.is_finished and position == len(log.events):
                 return
             log.watch.wait(seen, 0.5)
 
     def to_html(self) -> str:
-        """The run as a page: its text with what the model wrote, its forks, a time line. Needs `record=True` (or a file)."""
+        """The run as an HTML page: the prompt with the generated text, the forks, a timeline. Needs `record=True` (or a file)."""
         from sglang.lang.record.recording import event_row
         from sglang.lang.record.viewer import render_html
 
@@ -286,7 +254,7 @@ class ProgramState(StateBase):
         return render_html([event_row(event) for event in _log_of(self.stream_executor).events])
 
     def show(self) -> Any:
-        """Draws the run in a notebook."""
+        """Displays the run in a notebook."""
         from IPython.display import HTML, display
 
         return display(HTML(self.to_html()))
@@ -361,71 +329,4 @@ def check_fork(size: int, position_ids_offset: Sequence[int] | None) -> None:
 def check_same_fork(fork: Any, index: Any, state: Any) -> None:
     """Raises TypeError where `forks[index] = state` would put another state into the place of `fork`."""
     if state is not fork:
-        raise TypeError(f"forks[{index!r}] stays the state that it is: write on it with forks[{index!r}] += ...")
-
-
-class Follower:
-    """Reads a growing text (a variable's or the whole prompt) without losing the last piece: `look()` asks whether the text
-    is complete *before* it reads it."""
-
-    def __init__(self, executor: Executor, name: Name, whole: bool) -> None:
-        self._executor = executor
-        self._name = name
-        self._whole = whole
-        self._live: LiveVariable | None = None
-        self._position = 0
-        self.meta: dict[str, Any] = {}
-
-    def look(self) -> tuple[str, bool]:
-        """(new text, whether it was the last). Raises the state's error once all text before it has been given."""
-        executor = self._executor
-        if self._whole:
-            complete, text = executor.is_finished, executor.text
-        else:
-            ended = executor.is_finished
-            self._live = self._live or executor.vars.live.get(self._name)
-            if self._live is None:
-                if ended and executor.error is not None:
-                    raise copy_of(executor.error)
-                return "", ended
-            complete, text = self._live.done, self._live.text
-            self.meta = self._live.meta
-        piece, self._position = text[self._position :], max(self._position, len(text))
-        if complete and not piece and executor.error is not None and (self._whole or not executor.poll(self._name)):
-            raise copy_of(executor.error)
-        return piece, complete and not (piece and executor.error is not None)
-
-
-@contextmanager
-def _closing(generator: Generator[Any, None, None]) -> Iterator[Generator[Any, None, None]]:
-    try:
-        yield generator
-    finally:
-        generator.close()
-
-
-async def wait_async_until(executor: Executor, ready: Callable[[], bool]) -> None:
-    """ProgramState._wait for coroutines."""
-    while True:
-        seen = executor.watch.version
-        if ready():
-            return
-        await executor.watch.wait_async(seen)
-
-
-async def follow_async(state: StateBase, name: Name, whole: bool) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
-    """ProgramState._follow for coroutines."""
-    executor = state.stream_executor
-    follower = Follower(executor, name, whole)
-    finished = False
-    try:
-        while not finished:
-            seen = executor.watch.version
-            piece, finished = follower.look()
-            if piece:
-                yield piece, follower.meta
-            elif not finished:
-                await executor.watch.wait_async(seen)
-    finally:
-        if not finished:
-            state.cancel()
+        raise TypeError(f"forks[{index!r}] cannot be replaced by another state: append to it with forks[{index!r}] += ...")

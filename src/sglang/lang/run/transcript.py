@@ -1,4 +1,4 @@
-"""What has been written on a state so far, in its two forms: one text, and a conversation."""
+"""The prompt of a state so far, in two forms: one text, and a conversation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sglang.lang.backend.base import Prompt
-from sglang.lang.chat_template import ChatTemplate, Message
+from sglang.lang.chat_template import ChatTemplate, Message, ordered_content, text_part
 from sglang.lang.ir import Image
 
 
@@ -78,20 +78,6 @@ class Transcript:
         return self.template.image_token
 
 
-def ordered_content(text: str, places: Sequence[int], template: ChatTemplate) -> str | list[dict[str, Any]]:
-    """A message's content with parts in the order of `text`, in which images stand at `places`. Images are only named: they travel
-    beside."""
-    if not places:
-        return text.lstrip()
-    parts: list[dict[str, Any]] = []
-    at = len(text) - len(text.lstrip())
-    for place in places:
-        parts += [_text_part(text[at:place])] if text[at:place] else []
-        parts.append({"type": "image_url", "image_url": {"url": "data:,"}})
-        at = place + len(template.image_token)
-    return [*parts, _text_part(text[at:])] if text[at:] else parts
-
-
 def make_message(role: str, content: str, images: Sequence[Image], image_token: str) -> Message:
     """A finished message in OpenAI's format. With images: one text part without their placeholders, then the images; or,
     with several, text and images in the order of the prompt."""
@@ -99,18 +85,14 @@ def make_message(role: str, content: str, images: Sequence[Image], image_token: 
         return {"role": role, "content": content}
     texts = content.split(image_token, len(images))
     if len(images) == 1:
-        return {"role": role, "content": [_text_part("".join(texts)), _image_part(images[0])]}
+        return {"role": role, "content": [text_part("".join(texts)), _image_part(images[0])]}
     parts: list[dict[str, Any]] = []
     for i, text in enumerate(texts):
         if text:
-            parts.append(_text_part(text))
+            parts.append(text_part(text))
         if i < len(images):
             parts.append(_image_part(images[i]))
     return {"role": role, "content": parts}
-
-
-def _text_part(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text}
 
 
 def _image_part(image: Image) -> dict[str, Any]:

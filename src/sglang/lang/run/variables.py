@@ -1,4 +1,4 @@
-"""The variables of one state: what they are, who still writes them, and why they will never come."""
+"""The variables of one state: their values, which are still pending, and which have failed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class LiveVariable:
 class Variables:
     """Changed only under the lock of the executor that owns it; single reads need no lock.
 
-    `texts` are what `s[name]` gives, `objects` what `s.value(name)` gives where that is something else, `metas` what the
-    backend told. A name is pending while pieces that write it are queued.
+    `texts` are the results of `s[name]`, `objects` those of `s.value(name)` where they differ, `metas` the backend's metadata. A name
+    is pending while pieces that write it are queued.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Variables:
             self._num_writers[name] = self._num_writers.get(name, 0) + 1
 
     def expect_parents(self, names: Iterable[Name]) -> None:
-        """The parent's variables, which will be here once the state starts."""
+        """The parent's variables, which are inherited once the state starts."""
         self._of_parent = frozenset(names)
 
     def begin(self, name: Name) -> LiveVariable:

@@ -1,1 +1,1 @@
-"""Generated text as values: types, grammars out of pieces, tools, reasoning."""
+"""Generated text as values: output types, grammars, tools, reasoning."""

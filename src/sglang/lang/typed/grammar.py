@@ -1,7 +1,7 @@
-"""Grammars out of pieces: `gen("x", grammar=concat("Age: ", capture("age", regex("[0-9]+")), optional(" years")))`.
+"""Grammars composed of pieces: `gen("x", grammar=concat("Age: ", capture("age", regex("[0-9]+")), optional(" years")))`.
 
 A grammar compiles to one constraint: a regular expression, or where JSON is among the pieces an EBNF grammar with JSON rules.
-What was captured is found again in the text by matching the same pieces against it; `s.value("x")` gives it as a dict.
+Captures are found by matching the same pieces against the generated text; `s.value("x")` returns them as a dict.
 """
 
 from __future__ import annotations
@@ -284,11 +284,11 @@ def compile_grammar(piece: Piece) -> tuple[str, str]:
 
 
 def parse_captures(piece: Piece, text: str) -> dict[str, Any]:
-    """What `text` has captured. Raises ValueError when it is not of the grammar."""
+    """The captures of `text`. Raises ValueError when it does not match the grammar."""
     for end, captures in piece.matches(text, 0):
         if end == len(text):
             found: dict[str, list[Any]] = {}
             for name, value in captures:
                 found.setdefault(name, []).append(value)
             return {name: values if len(values) > 1 else values[0] for name, values in found.items()}
-    raise ValueError("it is not of the grammar")
+    raise ValueError("it does not match the grammar")

@@ -1,12 +1,12 @@
-"""Generated text as values of a Python type: what decoding is held to, and how the text is read back.
+"""Generated text as values of a Python type: the constraint on decoding, and the parser of the text.
 
-    int float bool str           the original's regular expressions; the text ends at a space or line end where needed
+    int float bool str           regular expressions; numbers end at a space or a line end
     Literal[...], Enum           one of the texts
     list, dict, TypedDict,       a JSON schema (by pydantic)
     dataclass, pydantic model, unions...
 
-Where a backend cannot be held to a type, or a server refuses its schema, the answer is checked and asked for again with the reason, a
-bounded number of times.
+Where a backend has no such constraint, or a server refuses the schema, the text is validated, and the model is asked again with the
+validation error, a bounded number of times.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import json
 import re
 import types
 import typing
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sglang.lang.backend.base import BaseBackend, Generation, Prompt
 from sglang.lang.errors import BackendError, TypedValueError
+from sglang.lang.generation import Generation
 from sglang.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
 from sglang.lang.sampling import as_list
 from sglang.lang.typed.grammar import Piece, compile_grammar, parse_captures
@@ -29,28 +29,27 @@ from sglang.lang.typed.grammar import Piece, compile_grammar, parse_captures
 
 @dataclass(frozen=True)
 class TypedOutput:
-    """How one gen's text becomes a value. `constraint`: the field ("regex" or "json_schema") and its text; `stop`: strings
-    that end such a value; `wanted`: the type in words, for a model that has to be asked."""
+    """An ir.OutputType. `constraint`: the field ("regex" or "json_schema") and its text; `stop`: strings that end such a value;
+    `wanted`: the type in words, for a model that has to be asked."""
 
     constraint: tuple[str, str]
     parse: Callable[[str], Any]
     wanted: str
     stop: tuple[str, ...] = ()
     max_retries: int = 2
-    schema_name: str = field(default="value")
 
-    def constrain(self, options: dict[str, Any], backend: BaseBackend) -> dict[str, Any]:
-        """Options that hold decoding to the type, as far as the backend can."""
+    def constrain(self, options: Mapping[str, Any], kinds: Collection[str]) -> dict[str, Any]:
+        """`options` with the constraint and the stop strings, if the constraint is among `kinds`, those that the backend has."""
         kind, text = self.constraint
         options = dict(options)
-        if kind in backend.constraints:
+        if kind in kinds:
             options[kind] = text
             stop = as_list(options.get("stop"))
             options["stop"] = stop + [string for string in self.stop if string not in stop]
         return options
 
     def is_refused(self, error: BackendError, options: Mapping[str, Any]) -> bool:
-        """Whether a server says that it cannot hold decoding to the type."""
+        """Whether the server says that it does not support the constraint."""
         kind = self.constraint[0]
         return kind in options and error.status_code == 400 and f"{kind}:" in (error.server_message or error.message)
 
@@ -58,8 +57,9 @@ class TypedOutput:
         """The options of `constrain` without the constraint."""
         return {name: value for name, value in options.items() if name != self.constraint[0]}
 
-    def _is_held(self, generation: Generation, options: Mapping[str, Any]) -> bool:
-        """Whether decoding was held to the type: then asking again is no use. A server says where it could only check."""
+    def _was_constrained(self, generation: Generation, options: Mapping[str, Any]) -> bool:
+        """Whether decoding was constrained to the type: then asking again does not help. A server says so in `schema_check` where it
+        could only validate."""
         checks = [(meta.get("finish_reason") or {}) for meta in generation.metas]
         failed = any(isinstance(end, dict) and not end.get("schema_check", {}).get("valid", True) for end in checks)
         return self.constraint[0] in options and not failed
@@ -78,9 +78,9 @@ class TypedOutput:
         options: Mapping[str, Any],
         again: Callable[[TypedValueError], Awaitable[Generation]],
     ) -> tuple[Generation, list[Any]]:
-        """The values; where decoding with these options was not held to the type, after asking again where they are wrong."""
+        """The values; where decoding was not constrained, after asking again for those that are invalid."""
         values = [self.read(text) for text in generation.texts]
-        tries = 0 if self._is_held(generation, options) else self.max_retries
+        tries = 0 if self._was_constrained(generation, options) else self.max_retries
         for _ in range(tries):
             wrong = next((value for value in values if isinstance(value, TypedValueError)), None)
             if wrong is None:
@@ -88,18 +88,6 @@ class TypedOutput:
             generation = await again(wrong)
             values = [self.read(text) for text in generation.texts]
         return generation, values
-
-    def retry_prompt(self, prompt: Prompt, wrong: TypedValueError) -> Prompt:
-        """`prompt` once more, with the wrong answer to it and what is wrong with it."""
-        advice = f"{wrong}. Answer again, only with {self.wanted}, and nothing else."
-        if prompt.role is None:
-            return replace(prompt, text=f"{prompt.text}{wrong.text}\n\n{advice}\n")
-        more = (
-            {"role": prompt.role, "content": (prompt.role_text + wrong.text).strip()},
-            {"role": "user", "content": advice},
-        )
-        messages, turns = (*prompt.messages, *more), (*prompt.turns, *more)
-        return replace(prompt, messages=messages, role_start=len(prompt.text), turns=turns, places=())
 
 
 def typed_output(dtype: Any, max_retries: int = 2) -> TypedOutput:
@@ -164,10 +152,10 @@ def _one_of(values: Mapping[str, Any], max_retries: int) -> TypedOutput:
 
 
 def grammar_output(piece: Piece, max_retries: int = 2) -> TypedOutput:
-    """A text of a grammar; its value is what the grammar captures."""
+    """A text that matches a grammar; its value is the captures."""
     kind, text = compile_grammar(piece)
     return TypedOutput(
-        (kind, text), lambda written: parse_captures(piece, written), f"a text of the grammar {text}", (), max_retries
+        (kind, text), lambda written: parse_captures(piece, written), f"a text that matches the grammar {text}", (), max_retries
     )
 
 
@@ -186,8 +174,7 @@ def _by_schema(dtype: Any, max_retries: int) -> TypedOutput:
         return adapter.validate_json(_without_fence(text))
 
     wanted = f"JSON that fits the schema {json.dumps(schema)}"
-    name = getattr(dtype, "__name__", "value")
-    return TypedOutput(("json_schema", json.dumps(schema)), parse, wanted, max_retries=max_retries, schema_name=name)
+    return TypedOutput(("json_schema", json.dumps(schema)), parse, wanted, max_retries=max_retries)
 
 
 def _readable(dtype: Any) -> Any:

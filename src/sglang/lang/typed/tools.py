@@ -1,4 +1,4 @@
-"""Python functions that a model may call: their descriptions for the prompt, the constraint that calls keep to, and the calling.
+"""Tool calling: descriptions of Python functions for the prompt, the schema of calls, and the calls themselves.
 
 `gen("call", tools=[f, g])` lets the model write a JSON list of calls; `s.value("call")` gives them, `s.call_tools("call")` makes
 them. It needs nothing of the model but JSON: the same program runs on every backend.

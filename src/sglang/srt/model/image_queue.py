@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
 
+from sglang.common.lru import LruCache
 from sglang.srt.media_item import MediaItem
 from sglang.srt.model.kernels.ops import Array
 from sglang.srt.model.models.vision.layers import Encoder, Encoding
@@ -41,11 +42,9 @@ class EncodeQueue:
 
     def __init__(self, encoder: Encoder, max_bytes: int) -> None:
         self._encoder = encoder
-        self._max_bytes = max_bytes
         self._line: deque[weakref.ref[Job]] = deque()
         self._open: weakref.WeakValueDictionary[bytes, Job] = weakref.WeakValueDictionary()
-        self._cache: OrderedDict[bytes, Job] = OrderedDict()
-        self._cached_bytes = 0
+        self._cache: LruCache[bytes, Job] = LruCache(max_bytes)
         self._group: list[Job] = []
         self._encoding: Encoding | None = None
         self._chunk_seconds = 0.0
@@ -59,7 +58,6 @@ class EncodeQueue:
         """The job for a checked item."""
         job = self._cache.get(item.mm_hash)
         if job is not None:
-            self._cache.move_to_end(item.mm_hash)
             return job
         job = self._open.get(item.mm_hash)
         if job is None:
@@ -115,15 +113,6 @@ class EncodeQueue:
             assert job.item is not None
             name, job.item, job.embedding = job.item.mm_hash, None, embedding
             self._open.pop(name, None)
-            self._keep(name, job)
+            self._cache.put(name, job, embedding.nbytes)
         self.num_encoded += len(self._group)
         self._group, self._encoding = [], None
-
-    def _keep(self, name: bytes, job: Job) -> None:
-        assert job.embedding is not None
-        self._cache[name] = job
-        self._cached_bytes += job.embedding.nbytes
-        while self._cached_bytes > self._max_bytes and self._cache:
-            _, old = self._cache.popitem(last=False)
-            assert old.embedding is not None
-            self._cached_bytes -= old.embedding.nbytes

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from sglang.common.lru import LruCache
 from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.forward_batch import MAX_TOGETHER, EmbedRows, Int32Array, ModelInfo, ModelWorker, SeenRows
 from sglang.srt.media_item import EncodeJob, MediaItem
@@ -37,8 +38,7 @@ class PictureIds:
 
     def __init__(self, num_ids: int = NUM_IDS, max_ranges: int = MAX_RANGES) -> None:
         self._num_ids = num_ids
-        self._max_ranges = max_ranges
-        self._ranges: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+        self._ranges: LruCache[bytes, tuple[int, int]] = LruCache(max_ranges)
         self._used = 0
         self.generation = 0
 
@@ -46,7 +46,6 @@ class PictureIds:
         """The id of the item's first row; the others follow."""
         found = self._ranges.get(item.mm_hash)
         if found is not None and found[1] >= item.num_rows:
-            self._ranges.move_to_end(item.mm_hash)
             return found[0]
         if self._used + item.num_rows > self._num_ids:
             self._ranges.clear()
@@ -54,9 +53,7 @@ class PictureIds:
             self.generation += 1
         self._used += item.num_rows
         first = -self._used
-        self._ranges[item.mm_hash] = (first, item.num_rows)
-        if len(self._ranges) > self._max_ranges:
-            self._ranges.popitem(last=False)
+        self._ranges.put(item.mm_hash, (first, item.num_rows))
         return first
 
     def tree_ids(self, msg: TokenizedReq, prompt: Int32Array) -> Int32Array:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from sglang.common.suggest import did_you_mean
 from sglang.srt.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -94,8 +94,7 @@ def _is_slip(name: str, meant: str) -> bool:
 
 def unknown_message(name: str, known: Collection[str], what: str) -> str:
     """`name` may be as long as a client likes: only its beginning is looked at."""
-    close = difflib.get_close_matches(name[:SHOWN], sorted(known), n=1)
-    return f"unknown {what} {name[:SHOWN]!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+    return f"unknown {what} {name[:SHOWN]!r}{did_you_mean(name[:SHOWN], known)}"
 
 
 def as_bool(body: dict[str, Any], name: str, default: bool = False) -> bool:

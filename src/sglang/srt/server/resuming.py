@@ -15,15 +15,12 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
 from sglang.srt.media_item import MediaItem, without_pixels
 from sglang.srt.messages import FinishReason, TokenizedReq, TokenOut
-
-if TYPE_CHECKING:
-    from sglang.srt.server.calls import Sequence
 
 SUSPECT_DEATHS, MAX_DEATHS = 2, 3
 """unexplained deaths with a request in flight after which it is resumed on trial, or not at all"""
@@ -82,20 +79,30 @@ class KeptPixels:
         return msgspec.structs.replace(item, pixels=pixels) if pixels else None
 
 
-class Resuming:
+class Resumable(Protocol):
+    """What resuming needs of a sequence in flight (calls.Sequence)."""
+
+    request: TokenizedReq
+    progress: Progress
+
+
+S = TypeVar("S", bound=Resumable)
+
+
+class Resuming(Generic[S]):
     """Owner of what the next scheduler needs of the sequences in flight, and of the suspects among them. `send` hands a request
     to the scheduler, `end` ends a sequence. Everything happens on one event loop."""
 
-    def __init__(self, send: Callable[[TokenizedReq], None], end: Callable[[Sequence, FinishReason], None]) -> None:
+    def __init__(self, send: Callable[[TokenizedReq], None], end: Callable[[S, FinishReason], None]) -> None:
         self._send = send
         self._end = end
         self._pixels = KeptPixels()
-        self._suspects: deque[Sequence] = deque()
-        self._on_trial: Sequence | None = None
+        self._suspects: deque[S] = deque()
+        self._on_trial: S | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._num_heard = 0
 
-    def note(self, sequence: Sequence, out: TokenOut) -> TokenOut:
+    def note(self, sequence: S, out: TokenOut) -> TokenOut:
         """Takes in what came of a sequence. What its client knows from the scheduler before is left out."""
         if sequence is self._on_trial:
             self._num_heard += 1
@@ -116,7 +123,7 @@ class Resuming:
         self._pixels.keep(request.media)
         return msgspec.structs.replace(request, media=tuple(without_pixels(item) for item in request.media))
 
-    def forget(self, sequence: Sequence) -> None:
+    def forget(self, sequence: S) -> None:
         """The sequence has ended."""
         sequence.progress.is_over = True
         self._pixels.release(sequence.request.media)
@@ -130,7 +137,7 @@ class Resuming:
         self._stop_trials()
         self._pixels = KeptPixels()
 
-    def note_death(self, sequences: Iterable[Sequence], is_explained: bool) -> None:
+    def note_death(self, sequences: Iterable[S], is_explained: bool) -> None:
         """The scheduler has died. Ends those of its sequences that will not be resumed. `is_explained`: it is known what killed
         it, so that none of them is suspected."""
         suspect = self._on_trial
@@ -151,7 +158,7 @@ class Resuming:
             elif sequence in deadly:
                 self._end(sequence, FinishReason("abort", message=DEADLY, status_code=500, err_type="InternalServerError"))
 
-    def resume(self, sequences: Iterable[Sequence]) -> int:
+    def resume(self, sequences: Iterable[S]) -> int:
         """There is a scheduler again: sends it all `sequences`, suspects one by one. Returns how many another one had."""
         count = 0
         sent: set[bytes] = set()
@@ -164,7 +171,7 @@ class Resuming:
         self._next_trial()
         return count
 
-    def begin_anew(self, sequence: Sequence) -> None:
+    def begin_anew(self, sequence: S) -> None:
         """Sends `sequence.request`, which was changed, to the scheduler that runs."""
         self._send_again(sequence, set())
 
@@ -186,7 +193,7 @@ class Resuming:
             self._timer.cancel()
             self._timer = None
 
-    def _send_again(self, sequence: Sequence, sent: set[bytes]) -> None:
+    def _send_again(self, sequence: S, sent: set[bytes]) -> None:
         """`sent`: digests of pixels that this scheduler was sent just now."""
         request, progress = sequence.request, sequence.progress
         if progress.is_over:  # it ended with another of its call

@@ -32,7 +32,7 @@ from PIL import (
 )
 from PIL.Image import Transpose
 
-from sglang.pil_png import ORIENTATION
+from sglang.common.pil_png import ORIENTATION
 from sglang.srt.errors import RequestError
 from sglang.srt.server.multimodal.clip import Clock
 from sglang.srt.server.multimodal.headers import PNG_START, Shape, cut_of_jpeg

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sglang.pil_png import encode_png
+from sglang.common.pil_png import encode_png
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.media_item import MediaKind
 from sglang.srt.server.fields import check_members

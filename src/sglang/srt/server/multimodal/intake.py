@@ -17,7 +17,6 @@ import logging
 import os
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from sglang.common.lru import LruCache
 from sglang.srt.config import MediaOptions
 from sglang.srt.errors import RequestError
 from sglang.srt.media_item import MediaItem, without_pixels
@@ -146,8 +146,7 @@ class MediaIntake:
         self._inputs = Budget(HELD_INPUTS, SHARE_INPUTS, "images and videos are being worked on")
         self._untidy = 0
         self._tidying: asyncio.TimerHandle | None = None
-        self._pictures: OrderedDict[bytes, _Ready] = OrderedDict()
-        self._picture_bytes = 0
+        self._pictures: LruCache[bytes, _Ready] = LruCache(PICTURE_BYTES)
 
     @property
     def max_image_tokens(self) -> int:
@@ -258,14 +257,14 @@ class MediaIntake:
     # --- what it shows ------------------------------------------------------------------------------------------------------
 
     async def _ready(self, one: _Known, pixels: int, client: str) -> _Ready:
-        if (seen := self._recall(one.key)) is not None:
+        if (seen := self._pictures.get(one.key)) is not None:
             return seen
         async with self._decoder.place(one.shape.pixels, client):
-            if (seen := self._recall(one.key)) is not None:  # equal ones came at the same time
+            if (seen := self._pictures.get(one.key)) is not None:  # equal ones came at the same time
                 return seen
             clip = await self._decoder.decode(one.medium, one.shape, pixels)
             ready = await asyncio.get_running_loop().run_in_executor(self._threads, self._process, clip, one)
-        self._remember(one.key, ready)
+        self._pictures.put(one.key, ready, ready.picture.nbytes)
         self._tidy_later(one.shape.pixels)
         return ready
 
@@ -275,25 +274,9 @@ class MediaIntake:
         view = np.frombuffer(pixels, picture.pixels.dtype).reshape(picture.pixels.shape)
         return _Ready(replace(picture, pixels=view), pixels)
 
-    def _recall(self, key: bytes) -> _Ready | None:
-        seen = self._pictures.get(key)
-        if seen is not None:
-            self._pictures.move_to_end(key)
-        return seen
-
-    def _remember(self, key: bytes, ready: _Ready) -> None:
-        if key in self._pictures:
-            return
-        self._pictures[key] = ready
-        self._picture_bytes += ready.picture.nbytes
-        while self._picture_bytes > PICTURE_BYTES:
-            _, old = self._pictures.popitem(last=False)
-            self._picture_bytes -= old.picture.nbytes
-
     async def flush(self) -> None:
         """Forgets all pictures."""
         self._pictures.clear()
-        self._picture_bytes = 0
         await self._sources.aside(release_freed_memory)
 
     def _tidy_later(self, pixels: int) -> None:

@@ -1,12 +1,7 @@
 """Scoring of choices: how likely each continuation of a prompt is, all of them in one call.
 
-    prompt        "A or B? "     ids  p0 p1 p2 p3
-    with choice   "A or B? A"    ids  p0 p1 p2 c0        the space went into the choice: first difference d = 3
-    with choice   "A or B? B"    ids  p0 p1 p2 c1        d = 3
-
-The seam between prompt and choice is where tokenizers join what was two pieces, so each choice is tokenized together with the
-prompt, and what is scored begins at the first position where *any* of them differs from the prompt: every choice is then
-judged after the same tokens. The sequences share the prompt, which is computed once and taken from the prefix cache.
+Each choice is tokenized together with the prompt, and scored from the first token where any of them differs from the prompt
+(common/prefixes.py says why). The sequences share the prompt, which is computed once and taken from the prefix cache.
 """
 
 from __future__ import annotations
@@ -15,6 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from sglang.common.prefixes import first_difference
 from sglang.srt.errors import RequestError
 from sglang.srt.messages import LogprobOptions, Logprobs
 from sglang.srt.sampling_params import SamplingParams
@@ -80,7 +76,7 @@ async def plan_score(maker: RequestMaker, score: ScoreReq) -> ScorePlan:
 
 def _plan(maker: RequestMaker, score: ScoreReq) -> ScorePlan:
     prompt, sequences = _tokenize(maker, score)
-    start = min(_common_len(prompt, sequence) for sequence in sequences)
+    start = first_difference(prompt, sequences)
     for choice, sequence in zip(score.choices, sequences, strict=True):
         if len(sequence) <= start:
             raise RequestError(f"the choice {choice[:50]!r} adds no token to the prompt", "choices")
@@ -111,17 +107,6 @@ def _tokenize(maker: RequestMaker, score: ScoreReq) -> tuple[list[int], list[lis
     if not prompt and bos is not None:  # as for an empty prompt of /generate: something must predict the first token
         return [bos], maker.join(([bos], tail) for tail in maker.encode(score.choices))
     return prompt, maker.encode(score.text + choice for choice in score.choices)
-
-
-def _common_len(a: list[int], b: list[int]) -> int:
-    same, most = 0, min(len(a), len(b))
-    while same < most:
-        middle = (same + most + 1) // 2
-        if a[same:middle] == b[same:middle]:
-            same = middle
-        else:
-            most = middle - 1
-    return same
 
 
 async def collect_scores(plan: ScorePlan, call: Call, tokenizer: Tokenizer) -> dict[str, Any]:

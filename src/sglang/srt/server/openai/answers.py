@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from sglang.common.growing import Growing
 from sglang.srt.server.openai.tools import call_id
-from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Growing, Piece, Reasoning, Text
+from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Piece, Reasoning, Text
 
 
 @dataclass

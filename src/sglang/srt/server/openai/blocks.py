@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sglang.common.growing import Growing
 from sglang.srt.messages import FinishReason
-from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Growing, Piece, Reasoning
+from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Piece, Reasoning
 
 Kind = Literal["text", "reasoning", "call"]
 

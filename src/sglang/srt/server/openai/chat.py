@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from sglang.common.reasoning import ReasoningFormat
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.messages import FinishReason, LogprobOptions, Logprobs
 from sglang.srt.sampling_params import SamplingParams
@@ -28,7 +29,6 @@ from sglang.srt.server.parsers.answer import AnswerParser
 from sglang.srt.server.parsers.pieces import Piece, Text
 from sglang.srt.server.parsers.reasoning import (
     ReasoningCounter,
-    ReasoningFormat,
     ReasoningParser,
     ends_inside,
     opens_thoughts,

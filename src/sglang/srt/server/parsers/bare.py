@@ -8,7 +8,8 @@ Qwen 2.5 Coder answers like this although its template asks for <tool_call>.
 
 from __future__ import annotations
 
-from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Growing, Parser, Piece, Text
+from sglang.common.growing import Growing
+from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Parser, Piece, Text
 
 
 class BareCalls:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Growing, Piece, Text, held_len
+from sglang.common.growing import Growing, held_len
+from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Piece, Text
 
 _CHUNK = 256
 _REREAD = 512

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from sglang.srt.server.parsers.pieces import Growing
+from sglang.common.growing import Growing
 
 ARGUMENT_KEYS = ("arguments", "parameters")
 _KNOWN_KEYS = frozenset({"name", "id", "type", "index", *ARGUMENT_KEYS})

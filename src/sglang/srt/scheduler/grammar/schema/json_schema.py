@@ -17,12 +17,12 @@ Keywords nobody knows are annotations, as the specification says, unless one is 
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable
 from typing import Any
 
+from sglang.common.suggest import nearest
 from sglang.srt.errors import GrammarError
 from sglang.srt.scheduler.grammar.engines.base import ANY_JSON
 from sglang.srt.scheduler.grammar.schema.closing import close_objects
@@ -189,11 +189,9 @@ class _Preparation:
             raise GrammarError(f"json_schema: the keyword at {path}/{key} is not supported", "json_schema")
         if self._loose is not None or key.startswith("_"):  # an annotation, as the specification says
             return
-        near = [] if len(key) > MAX_KEYWORD else difflib.get_close_matches(key.lower(), _LOWER, n=1, cutoff=0.88)
-        if near:
-            raise GrammarError(
-                f"json_schema: unknown keyword at {path}/{key}; did you mean {_LOWER[near[0]]!r}?", "json_schema"
-            )
+        near = None if len(key) > MAX_KEYWORD else nearest(key.lower(), _LOWER, cutoff=0.88)
+        if near is not None:
+            raise GrammarError(f"json_schema: unknown keyword at {path}/{key}; did you mean {_LOWER[near]!r}?", "json_schema")
 
 
 _LOWER = {key.lower(): key for key in CONSTRAINING if len(key) > 4}

@@ -11,8 +11,9 @@ import math
 import re
 from collections.abc import Collection, Sequence
 
+from sglang.common.growing import Growing, held_len
 from sglang.srt.server.parsers.calls import CallParser
-from sglang.srt.server.parsers.pieces import Growing, Piece, held_len
+from sglang.srt.server.parsers.pieces import Piece
 
 _HEAD = re.compile(r"([A-Za-z_][\w.\-]*)\s*\(")
 _HEAD_BEGIN = re.compile(r"[A-Za-z_][\w.\-]*\s*")

@@ -1,4 +1,4 @@
-"""Where programs run when nobody is looking: one event loop for all requests, and a bounded pool of threads for bodies.
+"""The event loops and threads of programs: one loop for all requests, and a bounded pool of threads for program bodies.
 
     user's thread ──s += gen──> Executor.queue ──> coroutine on IO ──> pooled HTTP client
     run(stream=True) ──body──> BODIES (threads)        async body called from sync code ──> PROGRAMS (a second loop)

@@ -1,0 +1,21 @@
+"""Did you mean: the nearest known name to one that is not known."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
+MAX_NAME_LEN = 200
+"""characters of a name that are looked at: it may be as long as whoever sends it likes"""
+
+
+def nearest(name: str, known: Collection[str], cutoff: float = 0.6) -> str | None:
+    """The one of `known` that is most like `name`; None when none is. `cutoff`: 0 (anything) to 1 (equal)."""
+    close = difflib.get_close_matches(name[:MAX_NAME_LEN], sorted(known), n=1, cutoff=cutoff)
+    return close[0] if close else None
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """The end of an error's sentence: "; did you mean 'x'?", or nothing."""
+    close = nearest(name, known)
+    return "" if close is None else f"; did you mean {close!r}?"

@@ -1,0 +1,1 @@
+"""Event loops, threads, and how they wait for one another."""

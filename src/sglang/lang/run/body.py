@@ -1,0 +1,48 @@
+"""The program's own code: who runs it, whether it still runs, and the states that it writes on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Branch(Protocol):
+    """A state of the program: its own, or a fork's."""
+
+    @property
+    def is_finished(self) -> bool: ...
+
+    def cancel(self) -> None:
+        """Ends the running request and drops what is queued. Called from any thread."""
+        ...
+
+
+@dataclass
+class Body:
+    """Shared by a state and its forks."""
+
+    owner: object = None
+    """thread ident, or asyncio.Task of an async program"""
+    running: bool = True
+    branches: weakref.WeakSet[Branch] = field(default_factory=weakref.WeakSet)
+
+    def is_caller(self) -> bool:
+        if self.owner == threading.get_ident():
+            return True
+        try:
+            return self.owner is asyncio.current_task()
+        except RuntimeError:
+            return False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all states have finished."""
+        return all(branch.is_finished for branch in list(self.branches))
+
+    def cancel(self) -> None:
+        """Ends the running requests of all states."""
+        for branch in list(self.branches):
+            branch.cancel()
