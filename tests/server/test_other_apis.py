@@ -239,10 +239,9 @@ async def test_formats_of_responses(stand: Stand, client: openai.AsyncOpenAI) ->
         ({"input": [{"type": "file_search_call"}]}, "not supported"),
         ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "not supported"),
         ({"input": [{"role": "robot", "content": "x"}]}, "role"),
-        ({"tools": [{"type": "web_search"}]}, "function"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "'web_search'"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "nobody"}}, "'nobody'"),
-        ({"text": {"verbosity": "low"}}, "verbosity"),
-        ({"reasoning": {"effort": "high"}}, "template"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"max_output_tokens": "many"}, "integer"),
     ],
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,10 +74,24 @@ def note_unknown(names: Iterable[str], known: Collection[str], what: str) -> Non
     for name in unknown:
         if any(_is_slip(name[:SHOWN], meant) for meant in known):
             raise RequestError(unknown_message(name, known, what), name[:SHOWN])
-        seen = f"{what} {name[:SHOWN]!r}"
-        if seen not in _noted and len(_noted) < _MAX_NOTED:
-            _noted.add(seen)
-            logger.warning("ignored an unknown %s", seen)
+        note_ignored(f"an unknown {what} {name[:SHOWN]!r}")
+
+
+def note_ignored(what: str) -> None:
+    """One line in the log, the first time, for what a client asks for in vain and its answer does not need."""
+    what = what[: 2 * SHOWN]
+    if what not in _noted and len(_noted) < _MAX_NOTED:
+        _noted.add(what)
+        logger.warning("ignored %s", what)
+
+
+def in_client_words(error: RequestError, names: Mapping[str, str]) -> RequestError:
+    """The same error with the fields called as the client's API has them. `names`: theirs by ours."""
+    words = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})\b")
+    error.args = (words.sub(lambda found: names[found[0]], str(error)),)
+    if error.param is not None:
+        error.param = names.get(error.param, error.param)
+    return error
 
 
 def _is_slip(name: str, meant: str) -> bool:

@@ -15,6 +15,7 @@ from sglang.srt.messages import FinishReason, LogprobOptions, Logprobs
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
+from sglang.srt.server.fields import note_ignored
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.multimodal.inputs import MediaInput, parse_pixels, with_pixels
@@ -47,6 +48,8 @@ LONG_ANSWER = 10_000
 """characters of answers that are taken apart on another thread"""
 T = TypeVar("T")
 
+_THINKING = ("enable_thinking", "thinking")
+"""variables with which templates leave thoughts out"""
 _ROLE = b'"delta":{"role":"assistant","content":""}'
 _NOTHING = b'"delta":{}'
 
@@ -70,8 +73,10 @@ class ChatOptions:
 class ChatCall:
     """One chat request on its way: what to generate, and how its answer looks."""
 
-    def __init__(self, request: ChatRequest, options: ChatOptions) -> None:
+    def __init__(self, request: ChatRequest, options: ChatOptions, takes_hints: bool = False) -> None:
+        """`takes_hints`: a reasoning effort that the template does not know is ignored. Raises RequestError."""
         self._options = options
+        self._takes_hints = takes_hints
         self._tokenizer = options.tokenizer
         self._model = request.model or options.served_name
         self._created = int(time.time())
@@ -79,7 +84,14 @@ class ChatCall:
         self._num_top = self._check_logprobs(request)
         self._wants_logprobs = bool(request.logprobs)
         sampling = sampling_params(request, _max_tokens(request), options.defaults)
-        self._plan = plan_tools(request.tools, request.tool_choice, request.parallel_tool_calls, options.tool_parser, sampling)
+        self._plan = plan_tools(
+            request.tools,
+            request.tool_choice,
+            request.parallel_tool_calls,
+            options.tool_parser,
+            sampling,
+            has_format=request.response_format is not None,
+        )
         self._num_samples = sampling.n
         self._thinks = False
         self._splits = options.reasoning is not None and request.separate_reasoning is not False
@@ -125,13 +137,19 @@ class ChatCall:
             grammar_after=self._expect_thoughts(ids, sampling, continued) if self._options.reasoning is not None else (),
         )
 
-    @staticmethod
-    def _template_variables(request: ChatRequest, template: ChatTemplate) -> dict[str, Any]:
+    def _template_variables(self, request: ChatRequest, template: ChatTemplate) -> dict[str, Any]:
         variables = dict(request.chat_template_kwargs or {})
-        if request.reasoning_effort is not None:
-            if not template.mentions("reasoning_effort"):
-                raise UnsupportedError("reasoning_effort: this model's chat template does not know it", "reasoning_effort")
-            variables["reasoning_effort"] = request.reasoning_effort
+        effort = request.reasoning_effort
+        if effort == "none":
+            variables = {name: False for name in _THINKING if template.mentions(name)} | variables
+        if effort is None:
+            return variables
+        if template.mentions("reasoning_effort"):
+            variables["reasoning_effort"] = effort
+        elif effort != "none" and not self._takes_hints:
+            raise UnsupportedError("reasoning_effort: this model's chat template does not know it", "reasoning_effort")
+        elif effort != "none":
+            note_ignored("a reasoning effort: this model's chat template does not know it")
         return variables
 
     def _with_markers(self, sampling: SamplingParams) -> SamplingParams:

@@ -2,7 +2,8 @@
 
 tool_choice auto              free; with `strict` tools, calls follow their schemas (structural tags)
 auto with response_format     either the format or calls: one JSON schema for both
-required, or a named tool     nothing but a call: a JSON schema; required with parallel_tool_calls true: a list of calls
+required, or a named tool     nothing but a call, whatever response_format says: a JSON schema; required with
+                              parallel_tool_calls true: a list of calls
 none, or no tools             the model is not told of any
 """
 
@@ -63,9 +64,17 @@ def parameters_of(tools: list[dict[str, Any]]) -> dict[str, Sequence[str]]:
     return {function["name"]: tuple(function.get("parameters", {}).get("properties", ())) for function in functions}
 
 
-def plan_tools(tools: Any, choice: Any, parallel: bool | None, format_name: str, sampling: SamplingParams) -> ToolPlan:
+def plan_tools(
+    tools: Any,
+    choice: Any,
+    parallel: bool | None,
+    format_name: str,
+    sampling: SamplingParams,
+    has_format: bool = False,
+) -> ToolPlan:
     """What follows from a request's `tools`, `tool_choice` and `parallel_tool_calls` for a model that calls in the format
-    `format_name`. The plan's `sampling` holds the constraint. Raises RequestError."""
+    `format_name`. `has_format`: the constraint of `sampling` is that of response_format, which a forced call replaces. The plan's
+    `sampling` holds the constraint. Raises RequestError."""
     known = parse_tools(tools)
     mode, shown = _choose(choice, known)
     if mode == "none" or not shown:
@@ -73,6 +82,8 @@ def plan_tools(tools: Any, choice: Any, parallel: bool | None, format_name: str,
     max_calls = 1 if parallel is False or mode == "named" else None
     if mode == "auto":
         return _plan_auto(shown, max_calls, format_name, sampling)
+    if has_format:
+        sampling = _constrain(sampling, json_schema=None, structural_tag=None, json_schema_strict=False)
     if sampling.grammar is not None:
         raise RequestError(f"{sampling.grammar[0]} cannot be combined with a tool_choice that asks for a call", "tool_choice")
     # asked for a call, one is enough; small models that may write a list of them find no end

@@ -1,1 +1,8 @@
-"""OpenAI's Responses API, made of a chat."""
+"""OpenAI's Responses API, made of a chat. A file imports only what stands below it in this list:
+
+api.py             one request, and how its answer looks
+request_body.py    its fields: what is done, ignored, refused; the same request as a chat's body
+input_items.py     the items of its input as messages
+response_tools.py  its tools
+store.py           responses that are kept
+"""

@@ -1,8 +1,9 @@
-"""POST /v1/responses: OpenAI's newer API, made of a chat. A request may follow a stored response (responses/store.py), whose inputs
-and outputs then stand before its own; instructions are those of the request alone."""
+"""One request to /v1/responses, made of a chat, and how its answer looks. A request may follow a stored response
+(store.py), whose inputs and outputs then stand before its own; instructions are those of the request alone."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import NoneType
@@ -11,199 +12,33 @@ from uuid import uuid4
 
 import msgspec
 
-from sglang.srt.errors import RequestError, SglangError, UnsupportedError
+from sglang.srt.errors import RequestError, SglangError
 from sglang.srt.messages import FinishReason
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import Fields, as_bool, check_members, note_unknown
+from sglang.srt.server.fields import as_bool
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.http.wire import error_body
-from sglang.srt.server.multimodal.inputs import PART_HINTS
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
-from sglang.srt.server.openai.protocol import ANSWERING, ChatRequest, parse_request
+from sglang.srt.server.openai.protocol import ChatRequest, parse_request
+from sglang.srt.server.openai.responses.input_items import ItemMessages, input_items
+from sglang.srt.server.openai.responses.request_body import add_messages, chat_body
+from sglang.srt.server.openai.responses.response_tools import ResponseTools, read_tools
 from sglang.srt.server.openai.responses.store import MAX_OWN_BYTES
 from sglang.srt.server.openai.sse import Usage, finish_details
 
-_SAME = (
-    *("model", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stream", "parallel_tool_calls", "user", "rid"),
-    *("repetition_penalty", "frequency_penalty", "presence_penalty", "chat_template_kwargs", "priority", "cache_salt"),
-)
-_OWN = frozenset(
-    {
-        "input",
-        "instructions",
-        "max_output_tokens",
-        "tools",
-        "tool_choice",
-        "text",
-        "reasoning",
-        "metadata",
-        "store",
-        "previous_response_id",
-    }
-)
-_NOTHING = frozenset({"service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
-_REFUSED: dict[str, tuple[Any, ...]] = {
-    "conversation": (),
-    "background": (False,),
-    "include": ([],),
-    "truncation": ("disabled",),
-    "top_logprobs": (0,),
-    "max_tool_calls": (),
-    "prompt": (),
-    "stream_options": ({}, {"include_obfuscation": False}),
-    "context_management": ([],),
-    **dict.fromkeys(ANSWERING - {*_SAME, *_OWN, "top_logprobs", "stream_options"}, ()),
-}
-RESPONSES_FIELDS = Fields(frozenset({*_SAME, *_OWN}), _NOTHING, frozenset(_REFUSED), takes_hints=True)
-_ITEM_KEYS = {
-    "message": {"role", "content"},
-    "function_call": {"call_id", "name", "arguments"},
-    "function_call_output": {"call_id", "output"},
-}
-_ITEM_HINTS = frozenset({"type", "id", "status"})
-_PART_HINTS = frozenset({"annotations", "logprobs", *PART_HINTS})
+_MESSAGE = re.compile(r"messages\[(\d+)\]")
 
 
-def chat_body(body: dict[str, Any], history: list[Any]) -> dict[str, Any]:
-    """The same request as a chat's body; the items of `history` stand before its input. Raises RequestError."""
-    for name in _REFUSED.keys() & body.keys():
-        if body[name] is not None and body[name] not in _REFUSED[name]:
-            raise UnsupportedError(f"{name} is not supported by this server", name)
-    chat = {name: body[name] for name in _SAME if body.get(name) is not None}
-    chat["messages"] = _messages(body, history)
-    if body.get("max_output_tokens") is not None:
-        chat["max_completion_tokens"] = body["max_output_tokens"]
-    if body.get("tools"):
-        chat["tools"] = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(_list(body, "tools"))]
-    if body.get("tool_choice") is not None:
-        chat["tool_choice"] = _choice(body["tool_choice"])
-    _add_text_format(body.get("text"), chat)
-    _add_reasoning(body.get("reasoning"), chat)
-    return chat
-
-
-def _list(body: dict[str, Any], name: str) -> list[Any]:
-    value = body[name]
-    if not isinstance(value, list):
-        raise RequestError(f"{name} must be a list", name)
-    return value
-
-
-def _tool(tool: Any, where: str) -> dict[str, Any]:
-    if not isinstance(tool, dict) or tool.get("type") != "function":
-        raise UnsupportedError(f"{where}: only tools of the type function are supported", "tools")
-    known = ("name", "description", "parameters", "strict")
-    note_unknown(tool, {"type", *known}, "key of a tool:")
-    return {"type": "function", "function": {key: tool[key] for key in known if key in tool}}
-
-
-def _choice(choice: Any) -> Any:
-    """That of a chat."""
-    if isinstance(choice, dict) and choice.get("type") == "function":
-        check_members(choice, ("type", "name"), "tool_choice", "tool_choice")
-        return {"type": "function", "function": {"name": choice.get("name")}}
-    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-        return {"type": "allowed_tools", "allowed_tools": {key: choice[key] for key in choice if key != "type"}}
-    return choice
-
-
-def _add_text_format(text: Any, chat: dict[str, Any]) -> None:
-    if text is None:
-        return
-    if not isinstance(text, dict) or not isinstance(text.get("format", {}), dict):
-        raise RequestError("text must be an object with a format", "text")
-    check_members(text, ("format", "verbosity"), "text", "text")
-    if text.get("verbosity") not in (None, "medium"):
-        raise UnsupportedError("text.verbosity is not supported", "text")
-    form = text.get("format") or {"type": "text"}
-    if form.get("type") == "json_schema":
-        check_members(form, ("type", "name", "description", "schema", "strict"), "text.format", "text")
-        form = {"type": "json_schema", "json_schema": {key: value for key, value in form.items() if key != "type"}}
-    chat["response_format"] = form
-
-
-def _add_reasoning(reasoning: Any, chat: dict[str, Any]) -> None:
-    if reasoning is None:
-        return
-    if not isinstance(reasoning, dict):
-        raise RequestError("reasoning must be an object", "reasoning")
-    note_unknown(reasoning, {"effort", "summary", "generate_summary"}, "key of reasoning:")
-    if reasoning.get("effort") is not None:
-        chat["reasoning_effort"] = reasoning["effort"]
-
-
-# --- input ------------------------------------------------------------------------------------------------------------------
-
-
-def input_items(body: dict[str, Any]) -> list[Any]:
-    """The input as a list of items. Raises RequestError."""
-    given = body.get("input")
-    if isinstance(given, str):
-        return [{"type": "message", "role": "user", "content": given}]
-    if not isinstance(given, list) or not given:
-        raise RequestError("input must be a string or a list of items", "input")
-    return given
-
-
-def _messages(body: dict[str, Any], history: list[Any]) -> list[dict[str, Any]]:
-    instructions = body.get("instructions")
-    messages: list[dict[str, Any]] = []
-    if instructions is not None:
-        if not isinstance(instructions, str):
-            raise RequestError("instructions must be a string", "instructions")
-        messages.append({"role": "system", "content": instructions})
-    for item in history:
-        _add_item(item, "previous_response_id", messages)
-    for i, item in enumerate(input_items(body)):
-        _add_item(item, f"input[{i}]", messages)
-    return messages
-
-
-def _add_item(item: Any, where: str, messages: list[dict[str, Any]]) -> None:
-    kind = item.get("type", "message") if isinstance(item, dict) else None
-    if isinstance(kind, str) and kind in _ITEM_KEYS:
-        note_unknown(item, _ITEM_KEYS[kind] | _ITEM_HINTS, f"key of an item of type {kind}:")
-    if kind == "message":
-        messages.append({"role": item.get("role"), "content": _content(item.get("content"), where)})
-    elif kind == "function_call":
-        function = {"name": item.get("name"), "arguments": item.get("arguments") or "{}"}
-        call = {"id": item.get("call_id"), "type": "function", "function": function}
-        last = messages[-1] if messages else {}
-        if last.get("role") == "assistant":
-            last.setdefault("tool_calls", []).append(call)
-        else:
-            messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
-    elif kind == "function_call_output":
-        output = item.get("output")
-        content = output if isinstance(output, str) else _content(output, f"{where}.output")
-        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
-    elif kind != "reasoning":  # thoughts of earlier turns are no part of later prompts
-        raise UnsupportedError(
-            f"{where} is of a type that is not supported; message, function_call and its output are", "input"
-        )
-
-
-def _content(content: Any, where: str) -> Any:
-    if not isinstance(content, list):
-        return content
-    parts = []
-    for i, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("input_text", "output_text", "text"):
-            note_unknown(part, {"type", "text", *_PART_HINTS}, "key of a part of text:")
-            parts.append({"type": "text", "text": part.get("text")})
-        elif kind == "input_image" and isinstance(part.get("image_url"), str) and part.get("file_id") is None:
-            check_members(part, ("type", "image_url", "detail", "file_id", *PART_HINTS), where, "input")
-            parts.append({"type": "image_url", "image_url": {"url": part["image_url"], "detail": part.get("detail") or "auto"}})
-        elif kind == "refusal":
-            parts.append({"type": "refusal", "refusal": part.get("refusal")})
-        else:
-            raise UnsupportedError(f"{where}.content[{i}] is of a type that is not supported", "input")
-    return parts
-
-
-# --- output -----------------------------------------------------------------------------------------------------------------
+def _chat_call(body: dict[str, Any], history: list[Any], tools: ResponseTools, options: ChatOptions) -> ChatCall:
+    """The chat that the request is. Raises RequestError, with messages named by the items that they were."""
+    messages = ItemMessages(tools)
+    add_messages(body, history, messages)
+    try:
+        return ChatCall(parse_request(ChatRequest, chat_body(body, messages, tools)), options, takes_hints=True)
+    except RequestError as error:
+        error.args = (_MESSAGE.sub(lambda found: messages.origins[int(found[1])], str(error)),)
+        raise
 
 
 class ResponsesCall:
@@ -218,7 +53,8 @@ class ResponsesCall:
         self._keep = keep
         self._input = _kept_input(body)
         self._echo = _echo_of(body)
-        self._chat = ChatCall(parse_request(ChatRequest, chat_body(body, history)), options)
+        self._tools = read_tools(body.get("tools"))
+        self._chat = _chat_call(body, history, self._tools, options)
         self.req = self._chat.req
         self._model = body.get("model") or options.served_name
         self._created = int(time.time())
@@ -297,7 +133,7 @@ class ResponsesCall:
         kind, place = f"response.{_STREAMED[block.kind]}.done", self._place(block)
         if block.kind == "call":
             if block.is_whole:
-                yield self._event(kind, **place, arguments=block.text, name=block.name)
+                yield self._event(kind, **place, arguments=block.text, name=self._items[block.index]["name"])
         else:
             extra: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
             yield self._event(kind, **place, content_index=0, text=block.text, **extra)
@@ -310,7 +146,7 @@ class ResponsesCall:
     def _note(self, event: Event) -> None:
         """Keeps the items up to date: one is made when its block opens and completed when it closes."""
         if event.what == "open":
-            self._items.append(_item(event.block))
+            self._items.append(_item(event.block, self._tools))
         elif event.what == "close":
             item = self._items[event.block.index]
             item["status"] = "completed" if event.block.is_whole else "incomplete"
@@ -402,12 +238,14 @@ def _part(block: Block) -> dict[str, Any]:
     return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": []}
 
 
-def _item(block: Block) -> dict[str, Any]:
+def _item(block: Block, tools: ResponseTools) -> dict[str, Any]:
     name = uuid4().hex
     if block.kind == "call":
+        namespace, function = tools.meant(block.name)
+        place = {"namespace": namespace} if namespace is not None else {}
         return {
-            "type": "function_call", "id": f"fc_{name}", "call_id": f"call_{name[:24]}", "name": block.name, "arguments": "",
-            "status": "in_progress",
+            "type": "function_call", "id": f"fc_{name}", "call_id": f"call_{name[:24]}", **place, "name": function,
+            "arguments": "", "status": "in_progress",
         }  # fmt: skip
     if block.kind == "reasoning":
         return {"type": "reasoning", "id": f"rs_{name}", "summary": [], "content": [], "status": "in_progress"}

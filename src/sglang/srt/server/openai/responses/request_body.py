@@ -1,0 +1,122 @@
+"""The fields of a Responses request: what is done, ignored and refused; and the same request as a chat's body."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.errors import RequestError, UnsupportedError
+from sglang.srt.server.fields import Fields, check_members, note_ignored, note_unknown
+from sglang.srt.server.openai.protocol import ANSWERING, REFUSED
+from sglang.srt.server.openai.responses.input_items import ItemMessages, input_items
+from sglang.srt.server.openai.responses.response_tools import ResponseTools
+
+_SAME = (
+    *("model", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stream", "parallel_tool_calls", "user", "rid"),
+    *("repetition_penalty", "frequency_penalty", "presence_penalty", "chat_template_kwargs", "priority", "cache_salt"),
+)
+_OWN = frozenset(
+    {
+        *("input", "instructions", "max_output_tokens", "tools", "tool_choice", "text", "reasoning", "metadata", "store"),
+        *("previous_response_id", "include", "top_logprobs", "truncation"),
+    }
+)
+_NOTHING = frozenset(
+    {
+        *("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "client_metadata"),
+        *("stream_options", "context_management", "max_tool_calls", "verbosity"),
+    }
+)
+"""`max_tool_calls` counts calls of hosted tools, and there are none"""
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    **{name: REFUSED.get(name, ()) for name in ANSWERING - {*_SAME, *_OWN, *_NOTHING}},
+    "n": (1,),
+    "conversation": (),
+    "background": (False,),
+    "prompt": (),
+}
+RESPONSES_FIELDS = Fields(frozenset({*_SAME, *_OWN}), _NOTHING, frozenset(_REFUSED), takes_hints=True)
+LOGPROBS = "message.output_text.logprobs"
+NAMES = {
+    "max_new_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "top_logprobs_num": "top_logprobs",
+    "input_ids": "input",
+    "messages": "input",
+}
+"""what errors about a chat call its fields, and what they are here"""
+
+
+def chat_body(body: dict[str, Any], messages: ItemMessages, tools: ResponseTools) -> dict[str, Any]:
+    """The same request as a chat's body, whose messages and tools are there already. Raises RequestError."""
+    for name in _REFUSED.keys() & body.keys():
+        if body[name] is not None and body[name] not in _REFUSED[name]:
+            raise UnsupportedError(f"{name} is not supported by this server", name)
+    chat = {name: body[name] for name in _SAME if body.get(name) is not None}
+    chat["messages"] = messages.messages
+    if body.get("max_output_tokens") is not None:
+        chat["max_completion_tokens"] = body["max_output_tokens"]
+    if tools.functions:
+        chat["tools"] = tools.functions
+    if body.get("tool_choice") is not None:
+        chat["tool_choice"] = tools.chat_choice(body["tool_choice"])
+    _add_text_format(body.get("text"), chat)
+    _add_reasoning(body.get("reasoning"), chat)
+    _add_logprobs(body, chat)
+    return chat
+
+
+def add_messages(body: dict[str, Any], history: list[Any], messages: ItemMessages) -> None:
+    """Those of instructions, of the `history`'s items and of the input. Raises RequestError."""
+    instructions = body.get("instructions")
+    if instructions is not None:
+        if not isinstance(instructions, str):
+            raise RequestError("instructions must be a string", "instructions")
+        messages.add_message({"role": "system", "content": instructions}, "instructions")
+    for item in history:
+        messages.add(item, "previous_response_id")
+    for i, item in enumerate(input_items(body)):
+        messages.add(item, f"input[{i}]")
+
+
+def _add_text_format(text: Any, chat: dict[str, Any]) -> None:
+    if text is None:
+        return
+    if not isinstance(text, dict) or not isinstance(text.get("format") or {}, dict):
+        raise RequestError("text must be an object with a format", "text")
+    note_unknown(text, {"format", "verbosity"}, "key of text:")
+    if text.get("verbosity") not in (None, "medium"):
+        note_ignored("text.verbosity")
+    form = text.get("format") or {"type": "text"}
+    if form.get("type") == "json_schema":
+        check_members(form, ("type", "name", "description", "schema", "strict"), "text.format", "text")
+        form = {"type": "json_schema", "json_schema": {key: value for key, value in form.items() if key != "type"}}
+    chat["response_format"] = form
+
+
+def _add_reasoning(reasoning: Any, chat: dict[str, Any]) -> None:
+    if reasoning is None:
+        return
+    if not isinstance(reasoning, dict):
+        raise RequestError("reasoning must be an object", "reasoning")
+    note_unknown(reasoning, {"effort", "summary", "generate_summary"}, "key of reasoning:")
+    if reasoning.get("effort") is not None:
+        chat["reasoning_effort"] = reasoning["effort"]
+
+
+def _add_logprobs(body: dict[str, Any], chat: dict[str, Any]) -> None:
+    """Log probabilities, where `include` or `top_logprobs` asks for them. All else that may be included is of items that there are
+    none of here, or, as encrypted reasoning, is not needed."""
+    include = body.get("include") or []
+    if not isinstance(include, list) or not all(isinstance(name, str) for name in include):
+        raise RequestError("include must be a list of strings", "include")
+    for name in include:
+        if name != LOGPROBS:
+            note_ignored(f"include: {name}")
+    if body.get("truncation") not in (None, "auto", "disabled"):
+        raise RequestError("truncation must be auto or disabled", "truncation")
+    if body.get("top_logprobs") or LOGPROBS in include:
+        chat["logprobs"] = True
+        chat["top_logprobs"] = body.get("top_logprobs")

@@ -1,0 +1,326 @@
+"""What clients of /v1/responses send besides what the answer needs: hints, hosted tools, namespaces, items of other servers. And
+what errors call the fields."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.conftest import MakeStand, Stand
+from tests.server.http_tools import client_of
+from tests.server.test_tools import ARGUMENTS, CALL, prompt_of, received, says
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER = {"type": "function", "name": "get_weather", "parameters": SCHEMA}
+USER = {"role": "user", "content": "The quick"}
+
+
+@pytest.fixture
+def stand(make_stand: MakeStand) -> Stand:
+    return make_stand(info={"context_len": 2048})
+
+
+async def ask(stand: Stand, **body: Any) -> httpx.Response:
+    async with client_of(stand) as http:
+        return await http.post("/v1/responses", json={"input": "The quick", **body})
+
+
+async def good(stand: Stand, **body: Any) -> dict[str, Any]:
+    reply = await ask(stand, **body)
+    assert reply.status_code == 200, reply.text
+    return dict(reply.json())
+
+
+async def refused(stand: Stand, **body: Any) -> dict[str, Any]:
+    reply = await ask(stand, **body)
+    assert reply.status_code == 400, reply.text
+    return dict(reply.json()["error"])
+
+
+# --- hints ------------------------------------------------------------------------------------------------------------------
+
+HINTS: list[dict[str, Any]] = [
+    {"client_metadata": {"installation": "x" * 5000}, "prompt_cache_key": "k", "safety_identifier": "s"},
+    {"include": ["reasoning.encrypted_content", "web_search_call.action.sources", "something.new"]},
+    {"truncation": "auto"},
+    {"stream_options": {"include_obfuscation": True, "include_usage": True}},
+    {"verbosity": "low", "text": {"verbosity": "high", "tone": "dry"}},
+    {"reasoning": {"effort": "xhigh", "summary": "auto", "context": "all_turns"}},
+    {"context_management": [{"type": "compaction", "compact_threshold": 1000, "note": "n" * 500}], "max_tool_calls": 3},
+    {
+        "moderation": {"model": "m"},
+        "access_programs": {"cyber": "standard"},
+        "of_next_month": {"a": [1]},
+        "modalities": ["text"],
+    },
+    {"tools": [{**WEATHER, "defer_loading": True, "allowed_callers": ["direct"], "output_schema": {}, "async": True}]},
+    {"input": [{"role": "user", "phase": "x", "content": [{"type": "input_text", "text": "The quick", "of_next_month": 1}]}]},
+]
+
+
+@pytest.mark.parametrize("hints", HINTS, ids=lambda hints: " ".join(hints))
+async def test_hints_change_no_answer(stand: Stand, hints: dict[str, Any]) -> None:
+    says(stand, "Yes.")
+    reply = await good(stand, **hints)
+    assert reply["output"][0]["content"][0]["text"] == "Yes."
+    assert prompt_of(stand).endswith("<|im_start|>user\nThe quick<|im_end|>\n<|im_start|>assistant\n")
+
+
+async def test_an_ignored_hint_is_noted_once(stand: Stand, caplog: pytest.LogCaptureFixture) -> None:
+    says(stand, "Yes.")
+    for _ in range(3):
+        await good(stand, noted_hint_a=1, include=["noted_b"], tools=[{"type": "noted_c"}, {**WEATHER, "noted_d": 1}])
+    lines = [record.getMessage() for record in caplog.records]
+    for name in "abcd":
+        assert len([line for line in lines if f"_{name}" in line and line.startswith("ignored")]) == 1, lines
+
+
+async def test_images_take_hints_too(stand: Stand) -> None:
+    part = {"type": "input_image", "image_url": "data:image/png;base64,AA==", "prompt_cache_breakpoint": {}, "of_next_month": 1}
+    error = await refused(stand, input=[{"role": "user", "content": [part]}])
+    assert "reads text only" in error["message"], "the hints were no trouble"
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"prompt": {"id": "p"}}, "prompt", "prompt is not supported"),
+        ({"conversation": "c"}, "conversation", "conversation"),
+        ({"background": True}, "background", "background"),
+        ({"logit_bias": {"1": 5}}, "logit_bias", "logit_bias"),
+        ({"n": 2}, "n", "n is not supported"),
+        ({"truncation": "middle"}, "truncation", "auto or disabled"),
+        ({"include": "all"}, "include", "list of strings"),
+        ({"max_ouput_tokens": 5}, "max_ouput_tokens", "did you mean 'max_output_tokens'"),
+        ({"tools": [{**WEATHER, "parameterss": {}}]}, "parameterss", "parameters"),
+        ({"tools": [{"type": "functions", "name": "x"}]}, "functions", "did you mean 'function'"),
+        ({"input": [{"type": "computer_call_output"}]}, "input", "'computer_call_output'"),
+        ({"input": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "input", "'input_audio'"),
+    ],
+)
+async def test_what_would_change_the_answer_is_refused_by_name(
+    stand: Stand, change: dict[str, Any], param: str, words: str
+) -> None:
+    error = await refused(stand, **change)
+    assert error["param"] == param
+    assert words in error["message"]
+
+
+# --- errors name the client's fields -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"max_output_tokens": 100_000}, "max_output_tokens", "max_output_tokens 100000"),
+        ({"max_output_tokens": -1}, "max_output_tokens", "max_output_tokens"),
+        ({"max_output_tokens": "many"}, "max_output_tokens", "max_output_tokens"),
+        ({"input": "word " * 5000}, "input", "context length"),
+        ({"input": [USER, {"type": "reasoning"}, {"role": "robot", "content": "x"}]}, "input", "input[2].role"),
+        ({"instructions": "Hi", "input": [USER, {"role": "user", "content": [3]}]}, "input", "input[1].content[0]"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": None}]}, "input", "input[0].content"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format", "text.format.schema"),
+        ({"text": {"format": {"type": "json_schema", "schema": 3}}}, "text.format", "text.format.schema"),
+        ({"reasoning": {"effort": 3}}, "reasoning.effort", "reasoning.effort"),
+        ({"top_logprobs": 30}, "top_logprobs", "between 0 and 20"),
+        ({"tools": [{"type": "web_search"}, {"type": "function", "name": "a b"}]}, "tools", "tools[1].name"),
+        (
+            {"tools": [{"type": "namespace", "name": "n", "tools": [WEATHER, {**WEATHER, "name": ""}]}]},
+            "tools",
+            "tools[0].tools[1]",
+        ),
+        ({"tools": [{"type": "namespace", "name": "n"}]}, "tools", "tools[0]"),
+        ({"tools": [WEATHER, WEATHER]}, "tools", "get_weather"),
+    ],
+)
+async def test_errors_name_the_clients_fields(stand: Stand, change: dict[str, Any], param: str, words: str) -> None:
+    error = await refused(stand, **change)
+    assert error["param"] == param
+    assert words in error["message"]
+    assert not any(
+        name in error["message"] for name in ("max_new_tokens", "max_completion_tokens", "messages[", "response_format")
+    )
+
+
+# --- tools --------------------------------------------------------------------------------------------------------------------
+
+LEFT_OUT = [
+    "web_search",
+    "web_search_preview",
+    "custom",
+    "image_generation",
+    "local_shell",
+    "mcp",
+    "code_interpreter",
+    "of_next_month",
+]
+
+
+@pytest.mark.parametrize("kind", LEFT_OUT)
+async def test_tools_that_are_no_functions_are_left_out(stand: Stand, kind: str) -> None:
+    other = {"type": kind, "name": "other", "server_label": "s", "container": {"type": "auto"}}
+    says(stand, CALL)
+    for choice in ("auto", "required", {"type": "function", "name": "get_weather"}):
+        reply = await good(stand, tools=[other, WEATHER], tool_choice=choice)
+        (call,) = reply["output"]
+        assert (call["name"], call["arguments"]) == ("get_weather", ARGUMENTS)
+        assert "other" not in prompt_of(stand)
+        assert reply["tools"] == [other, WEATHER], "the answer says again what was asked"
+    says(stand, "Yes.")
+    assert (await good(stand, tools=[other]))["output"][0]["type"] == "message"
+    entries = [{"type": kind}, {"type": "function", "name": "get_weather"}]
+    await good(stand, tools=[other, WEATHER], tool_choice={"type": "allowed_tools", "mode": "required", "tools": entries})
+    assert received(stand).sampling.json_schema is not None
+    await good(stand, tools=[other, WEATHER], tool_choice={"type": "allowed_tools", "mode": "auto", "tools": entries[:1]})
+    assert "get_weather" not in prompt_of(stand)
+
+
+@pytest.mark.parametrize("kind", LEFT_OUT)
+async def test_a_forced_tool_that_is_no_function_is_refused(stand: Stand, kind: str) -> None:
+    other = {"type": kind, "name": "other"}
+    only = {"type": "allowed_tools", "mode": "required", "tools": [{"type": kind, "name": "other"}]}
+    for tools, choice in (([other], "required"), ([other, WEATHER], {"type": kind, "name": "other"}), ([other, WEATHER], only)):
+        error = await refused(stand, tools=tools, tool_choice=choice)
+        assert error["param"] == "tool_choice"
+        assert f"'{kind}'" in error["message"]
+
+
+async def test_functions_of_namespaces(stand: Stand) -> None:
+    other = {"type": "function", "name": "close", "parameters": {"type": "object", "properties": {}}}
+    tools = [
+        {
+            "type": "namespace",
+            "name": "one",
+            "description": "d",
+            "tools": [other, WEATHER, {"type": "custom", "name": "patch"}],
+        },
+        {"type": "namespace", "name": "two", "description": "d", "tools": [{**other, "defer_loading": True}]},
+        WEATHER,
+    ]
+    for shown, namespace, name in (
+        ("get_weather", None, "get_weather"),
+        ("one__get_weather", "one", "get_weather"),
+        ("close", "one", "close"),
+        ("two__close", "two", "close"),
+    ):
+        says(stand, json.dumps({"name": shown, "arguments": {"city": "Paris"}}))
+        (call,) = (await good(stand, tools=tools))["output"]
+        assert (call.get("namespace"), call["name"]) == (namespace, name)
+        choice = {"type": "function", "name": name, **({"namespace": namespace} if namespace else {})}
+        await good(stand, tools=tools, tool_choice=choice)
+        assert f'"const": "{shown}"' in (received(stand).sampling.json_schema or "")
+        result = {"type": "function_call_output", "call_id": call["call_id"], "output": "18 degrees"}
+        await good(stand, input=[USER, call, result], tools=tools)
+        assert f'"name": "{shown}"' in prompt_of(stand).split("<|im_start|>assistant")[1]
+    assert "patch" not in prompt_of(stand)
+
+
+async def test_a_forced_call_wins_over_a_format(stand: Stand) -> None:
+    says(stand, CALL)
+    text = {
+        "format": {"type": "json_schema", "name": "x", "strict": True, "schema": {"type": "object", "properties": {"a": {}}}}
+    }
+    for choice in ("required", {"type": "function", "name": "get_weather"}):
+        for form in (text, {"format": {"type": "json_object"}}):
+            (call,) = (await good(stand, tools=[WEATHER], tool_choice=choice, text=form))["output"]
+            assert call["name"] == "get_weather"
+            sampling = received(stand).sampling
+            assert '"const": "get_weather"' in (sampling.json_schema or "") and not sampling.json_schema_strict
+    error = await refused(stand, tools=[WEATHER], tool_choice="required", text={"format": {"type": "json_schema", "schema": 3}})
+    assert error["param"] == "text.format", "what is no schema is wrong still"
+
+
+async def test_a_format_gives_way_in_chats_too(stand: Stand) -> None:
+    function = {key: WEATHER[key] for key in ("name", "parameters")}
+    body: dict[str, Any] = {
+        "messages": [USER],
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": "required",
+    }
+    says(stand, CALL)
+    async with client_of(stand) as http:
+        tag = {"type": "structural_tag", "structures": [{"begin": "<a>", "schema": {}, "end": "</a>"}], "triggers": ["<a>"]}
+        for form in ({"type": "json_object"}, {"type": "text"}, tag):
+            reply = await http.post("/v1/chat/completions", json={**body, "response_format": form})
+            assert reply.json()["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "get_weather"
+            assert received(stand).sampling.structural_tag is None
+        refusal = await http.post("/v1/chat/completions", json={**body, "regex": "a+"})
+    assert refusal.status_code == 400, "a constraint that was asked for by name does not"
+
+
+# --- items --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "shown"),
+    [
+        ({"type": "custom_tool_call", "name": "apply_patch", "input": "*** Begin"}, '"arguments": {"input": "*** Begin"}'),
+        ({"type": "local_shell_call", "action": {"type": "exec", "command": ["ls"]}}, '"name": "local_shell"'),
+        ({"type": "shell_call", "action": {"commands": ["ls"]}}, '"arguments": {"commands": ["ls"]}'),
+        ({"type": "apply_patch_call", "operation": {"type": "delete_file", "path": "a"}}, '"path": "a"'),
+        (
+            {"type": "function_call", "name": "f", "arguments": "", "async": True, "caller": {"type": "direct"}},
+            '"arguments": {}',
+        ),
+    ],
+)
+async def test_calls_of_other_tools_in_the_input(stand: Stand, call: dict[str, Any], shown: str) -> None:
+    says(stand, "Yes.")
+    thoughts = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x", "content": None}
+    for output in ("18 files", [{"type": "input_text", "text": "18 files"}], [{"stdout": "18 files", "stderr": ""}]):
+        result = {"type": f"{call['type']}_output", "call_id": "c1", "output": output, "status": "completed"}
+        await good(stand, input=[USER, thoughts, {**call, "call_id": "c1", "id": "x"}, result])
+        assert shown in prompt_of(stand) and "18 files" in prompt_of(stand).split("<|im_start|>")[-2]
+
+
+# --- a whole turn of an agent ---------------------------------------------------------------------------------------------------
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+
+
+async def test_two_turns_as_an_agent_streams_them(stand: Stand) -> None:
+    """What coding agents send: no storage, everything again in the second turn, thoughts encrypted."""
+    common: dict[str, Any] = {
+        "instructions": "Be kind.",
+        "tools": [WEATHER, {"type": "custom", "name": "apply_patch", "format": {"type": "grammar"}}, {"type": "web_search"}],
+        "tool_choice": "auto", "parallel_tool_calls": True, "reasoning": {"effort": "medium", "summary": "auto"}, "store": False,
+        "stream": True, "include": ["reasoning.encrypted_content"], "prompt_cache_key": "k", "client_metadata": {"a": "b"},
+    }  # fmt: skip
+    says(stand, CALL)
+    events = events_of((await ask(stand, **common, input=[USER])).text)
+    kinds = [event["type"].removeprefix("response.") for event in events]
+    assert [kind for kind in kinds if not kind.endswith("delta")] == [
+        "created", "in_progress", "output_item.added", "function_call_arguments.done", "output_item.done", "completed"
+    ]  # fmt: skip
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    item, response = events[-2]["item"], events[-1]["response"]
+    assert (item["arguments"], item["status"]) == (ARGUMENTS, "completed")
+    assert response["output"] == [item] and response["usage"]["total_tokens"] > 0 and response["store"] is False
+    assert "".join(event["delta"] for event in events if event["type"].endswith("arguments.delta")) == ARGUMENTS
+    says(stand, "It rains.")
+    result = {"type": "function_call_output", "call_id": item["call_id"], "output": "rain"}
+    events = events_of((await ask(stand, **common, input=[USER, item, result])).text)
+    kinds = [event["type"].removeprefix("response.") for event in events]
+    assert [kind for kind in kinds if not kind.endswith("delta")] == [
+        "created", "in_progress", "output_item.added", "content_part.added", "output_text.done", "content_part.done",
+        "output_item.done", "completed",
+    ]  # fmt: skip
+    assert events[-1]["response"]["output"][0]["content"][0]["text"] == "It rains."
+    assert f"<|im_start|>assistant\n{CALL}<|im_end|>\n<|im_start|>user\nResult of get_weather:\nrain" in prompt_of(stand)
+
+
+# --- models ---------------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_served_model_is_found_by_its_name_and_as_default(stand: Stand) -> None:
+    async with client_of(stand) as http:
+        cards = [(await http.get(f"/v1/models/{name}")).json() for name in ("default", "test-model")]
+        assert cards[0] == cards[1] == (await http.get("/v1/models")).json()["data"][0]
+        missing = await http.get("/v1/models/other")
+    assert cards[0]["id"] == "test-model"
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
