@@ -22,14 +22,21 @@ _SECRET = ("_API_KEY", "_TOKEN", "_SECRET")
 
 @dataclass(frozen=True)
 class Client:
-    """`program`: a file in programs/, run as `program URL MODEL`: Python in an environment with the packages `pip`, .mjs with node.
-    `npm`: packages that it imports, or whose commands it runs (they are on its PATH). `asks`: what it does, for the reader."""
+    """`program`: a file in programs/, run as `program URL MODEL arguments`: Python in an environment with the packages `pip`, .mjs
+    with node. `npm`: packages that it imports, or whose commands it runs (they are on its PATH). `asks`: what it does, for the
+    reader. `script`: instead of the default model a server of scripted.py answers, by these (mark, answer)."""
 
     program: str
     asks: str
     pip: tuple[str, ...] = ()
     npm: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    script: tuple[tuple[str, str], ...] = ()
     timeout: float = 600.0
+
+    @property
+    def name(self) -> str:
+        return " ".join((self.program, *self.arguments))
 
 
 def run_client(client: Client, url: str, model: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -40,7 +47,7 @@ def run_client(client: Client, url: str, model: str, folder: Path) -> subprocess
         (folder / "node_modules").symlink_to(node_modules(client.program, client.npm))
         environment["PATH"] = f"{folder / 'node_modules' / '.bin'}{os.pathsep}{environment['PATH']}"
     runs = "node" if client.program.endswith(".mjs") else str(interpreter(client.program, client.pip))
-    command = [runs, client.program, url, model]
+    command = [runs, client.program, url, model, *client.arguments]
     return _run(command, folder, environment, client.timeout)
 
 

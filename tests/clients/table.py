@@ -14,9 +14,18 @@ CHAT = (
     Client("lm_eval_client.py", "choices by log probability, generated answers", pip=("lm-eval[api]==0.4.13",), timeout=1200),
 )
 
+CODEX = ("@openai/codex@0.171.0",)
+MAKES_A_FILE = (
+    ("Result of exec_command", "It is done."),
+    ("Say hello.", '{"name": "exec_command", "arguments": {"cmd": "touch made_by_codex"}}'),
+)
 RESPONSES = (
     Client(
         "openai_node.mjs", "responses and chats: whole, streamed, parsed, tools, errors", npm=("openai@7.59.0", "zod@4.6.7")
+    ),
+    Client("codex_cli.py", "codex exec: one turn", npm=CODEX),
+    Client(
+        "codex_cli.py", "codex exec: a command, its output, the answer", npm=CODEX, arguments=("tools",), script=MAKES_A_FILE
     ),
 )
 
