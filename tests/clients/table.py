@@ -15,14 +15,26 @@ CHAT = (
 )
 
 CODEX = ("@openai/codex@0.171.0",)
+AI_SDK = ("ai@7.0.173", "@ai-sdk/openai@4.0.118", "@ai-sdk/openai-compatible@3.0.92", "zod@4.6.7")
+AGENTS = ("openai-agents==0.24.0", "openai==3.57.0")
 MAKES_A_FILE = (
     ("Result of exec_command", "It is done."),
     ("Say hello.", '{"name": "exec_command", "arguments": {"cmd": "touch made_by_codex"}}'),
 )
+WEATHER = (
+    ("It rains in Rome.", "Take an umbrella."),
+    ("weather in Rome?", '{"name": "get_weather", "arguments": {"city": "Rome"}}'),
+    ("Who knows", '{"name": "transfer_to_weather", "arguments": {}}'),
+)
 RESPONSES = (
+    Client("openai_responses.py", "responses: whole, streamed, stored, parsed, tools, errors", pip=("openai==3.57.0",)),
     Client(
         "openai_node.mjs", "responses and chats: whole, streamed, parsed, tools, errors", npm=("openai@7.59.0", "zod@4.6.7")
     ),
+    Client("openai_agents.py", "both models: text, streams, typed answers", pip=AGENTS),
+    Client("openai_agents.py", "both models: a tool, a session, a hand-off", pip=AGENTS, arguments=("tools",), script=WEATHER),
+    Client("ai_sdk.mjs", "responses, chat, compatible: text, streams, objects, a forced call", npm=AI_SDK),
+    Client("ai_sdk.mjs", "the same three: a tool, its result, the answer", npm=AI_SDK, arguments=("tools",), script=WEATHER),
     Client("codex_cli.py", "codex exec: one turn", npm=CODEX),
     Client(
         "codex_cli.py", "codex exec: a command, its output, the answer", npm=CODEX, arguments=("tools",), script=MAKES_A_FILE

@@ -203,11 +203,11 @@ def test_stored_responses_are_bounded() -> None:
     store = ResponseStore(max_responses=3, max_bytes=10_000)
 
     def put(name: str, previous: str | None = None, size: int = 10) -> None:
-        store.put("", [{"content": "x" * size}], {"id": name, "previous_response_id": previous, "output": [name]})
+        store.put("", [{"content": "x" * size}], {"id": name, "previous_response_id": previous, "output": [{"id": name}]})
 
     for name, previous in (("a", None), ("b", "a"), ("c", None)):
         put(name, previous)
-    assert history_of(store.chain("b", "")) == [{"content": "x" * 10}, "a", {"content": "x" * 10}, "b"]
+    assert history_of(store.chain("b", "")) == [{"content": "x" * 10}, {"id": "a"}, {"content": "x" * 10}, {"id": "b"}]
     put("d")
     assert store.get("a", "") and store.get("b", ""), "a conversation that goes on is kept"
     with pytest.raises(NoSuchResponseError):

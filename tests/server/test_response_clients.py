@@ -324,3 +324,34 @@ async def test_the_served_model_is_found_by_its_name_and_as_default(stand: Stand
         missing = await http.get("/v1/models/other")
     assert cards[0]["id"] == "test-model"
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
+
+# --- references ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_items_are_referred_to_by_their_ids(make_stand: MakeStand) -> None:
+    """What clients send in the place of what they know to be stored."""
+    stand = make_stand(info={"context_len": 2048}, api_keys=("one", "two"))
+    async with client_of(stand, authorization="Bearer one") as one, client_of(stand, authorization="Bearer two") as two:
+
+        async def post(http: httpx.AsyncClient, *items: dict[str, Any], **more: Any) -> httpx.Response:
+            return await http.post("/v1/responses", json={"input": [USER, *items], "tools": [WEATHER], **more})
+
+        says(stand, f"I look. {CALL}")
+        text, call = (await post(one)).json()["output"]
+        result = {"type": "function_call_output", "call_id": call["call_id"], "output": "rain"}
+        says(stand, "It rains.")
+        referring = [{"type": "item_reference", "id": text["id"]}, {"id": call["id"]}, result]
+        reply = (await post(one, *referring)).json()
+        prompt = prompt_of(stand)
+        await post(one, text, call, result)
+        assert prompt == prompt_of(stand), "as if the items were there"
+        kept = (await one.get(f"/v1/responses/{reply['id']}/input_items")).json()["data"]
+        assert kept == [USER, text, call, result]
+        assert (await post(two, *referring)).status_code == 400, "they belong to a key"
+        for wrong in ({"id": "msg_0"}, {"type": "item_reference"}, {"type": "item_reference", "id": 3}, referring[0]):
+            refusal = (await post(one, referring[0], wrong)).json()["error"]
+            assert refusal["param"] == "input" and "input[2]" in refusal["message"]
+        says(stand, "Not kept.")
+        (gone,) = (await post(one, store=False)).json()["output"]
+        assert (await post(one, {"type": "item_reference", "id": gone["id"]})).status_code == 400

@@ -30,7 +30,7 @@ from sglang.srt.server.openai.protocol import (
 )
 from sglang.srt.server.openai.responses.api import ResponsesCall
 from sglang.srt.server.openai.responses.request_body import NAMES, RESPONSES_FIELDS
-from sglang.srt.server.openai.responses.store import ResponseStore, history_of
+from sglang.srt.server.openai.responses.store import ResponseStore, history_of, with_referred
 from sglang.srt.server.parsers.reasoning import reasoning_format
 from sglang.srt.server.parsers.tool_calls import call_format, format_of_template
 from sglang.srt.server.tokenizer_manager import TokenizerManager
@@ -111,13 +111,17 @@ class OpenAIApi:
         self._look_at(body)
         owner = current_scope().key
         chain = self._responses.chain(as_text(body, "previous_response_id"), owner)
+        referred = self._responses.referred(body.get("input"), owner)
         options, keep = self.chat_options(), partial(self._responses.put, owner)
 
         def make() -> ResponsesCall:
+            if referred:
+                body["input"] = with_referred(body["input"], referred)
             return ResponsesCall(body, options, history_of(chain), keep)
 
         # rendering and tokenizing a long conversation here would hold up everybody else
-        return await run_aside(make) if size + sum(found.size for found in chain) > LONG_BODY else make()
+        size += sum(found.size for found in (*chain, *referred.values()))
+        return await run_aside(make) if size > LONG_BODY else make()
 
     async def stored_response(self, request: Request) -> Response:
         """GET one, or DELETE it."""

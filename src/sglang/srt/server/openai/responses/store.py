@@ -30,11 +30,12 @@ MAX_OWN_BYTES = 16 << 20
 @dataclass(frozen=True)
 class StoredResponse:
     """`items`: what this request's `input` said, as a list; `response`: the answer's body; both as JSON. `previous`: the response that
-    it follows."""
+    it follows. `output_ids`: of the answer's items."""
 
     items: bytes
     response: bytes
     previous: str | None
+    output_ids: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -46,14 +47,20 @@ class _Shelf:
 
     def __init__(self) -> None:
         self.responses: OrderedDict[str, StoredResponse] = OrderedDict()
+        self.outputs: dict[str, str] = {}
+        """names of responses by the ids of their output's items"""
         self.num_bytes = 0
 
     def add(self, name: str, stored: StoredResponse) -> None:
         self.responses[name] = stored
+        self.outputs.update(dict.fromkeys(stored.output_ids, name))
         self.num_bytes += stored.size
 
     def remove(self, name: str) -> None:
-        self.num_bytes -= self.responses.pop(name).size
+        stored = self.responses.pop(name)
+        for output_id in stored.output_ids:
+            del self.outputs[output_id]
+        self.num_bytes -= stored.size
 
 
 class ResponseStore:
@@ -73,7 +80,8 @@ class ResponseStore:
 
     def put(self, owner: str, items: list[Any], response: dict[str, Any]) -> None:
         """Keeps a response that has ended."""
-        stored = StoredResponse(encode_json(items), encode_json(response), response["previous_response_id"])
+        ids = tuple(item["id"] for item in response["output"])
+        stored = StoredResponse(encode_json(items), encode_json(response), response["previous_response_id"], ids)
         self._shelves.setdefault(owner, _Shelf()).add(response["id"], stored)
         while self.num_bytes > self._max_bytes:
             self._make_room(lambda shelf: shelf.num_bytes)
@@ -111,6 +119,40 @@ class ResponseStore:
         for used, _ in reversed(chain):  # a conversation that goes on is kept whole
             self._shelves[owner].responses.move_to_end(used)
         return [found for _, found in reversed(chain)]
+
+    def referred(self, items: Any, owner: str) -> dict[str, StoredResponse]:
+        """The responses that hold what the items of a request's input refer to, by its id. Raises RequestError if one is not there,
+        or is referred to twice."""
+        found: dict[str, StoredResponse] = {}
+        shelf = self._shelves.get(owner, _Shelf())
+        for i, item in enumerate(items if isinstance(items, list) else ()):
+            if not _is_reference(item):
+                continue
+            name = item.get("id")
+            if not isinstance(name, str) or name not in shelf.outputs:
+                raise RequestError(
+                    f"input[{i}] refers to an item {str(name)[:100]!r} that is not stored: send the item itself", "input"
+                )
+            if name in found:
+                raise RequestError(f"input[{i}] refers to the item {name!r} once more", "input")
+            found[name] = shelf.responses[shelf.outputs[name]]
+            shelf.responses.move_to_end(shelf.outputs[name])
+        return found
+
+
+def _is_reference(item: Any) -> bool:
+    """Its type may be left out."""
+    return isinstance(item, dict) and (item.get("type") == "item_reference" or ("id" in item and item.keys() <= {"id", "type"}))
+
+
+def with_referred(items: list[Any], found: dict[str, StoredResponse]) -> list[Any]:
+    """An input whose references are replaced by what ResponseStore.referred has found. Raises RequestError for more than one body
+    may hold."""
+    scan, outputs = JsonScan(), {}
+    for response in {id(stored): stored for stored in found.values()}.values():
+        scan.read(response.response)
+        outputs.update({item["id"]: item for item in decode(response.response)["output"]})
+    return [outputs[item["id"]] if _is_reference(item) else item for item in items]
 
 
 def history_of(chain: list[StoredResponse]) -> list[Any]:
