@@ -263,8 +263,12 @@ async def test_an_error_in_a_responses_stream_is_an_event(stand: Stand) -> None:
         text = (await task).text
     finally:
         responses.FIRST_OUTPUT_SECONDS = kept
-    assert "event: error" in text
     assert "it fell over" in text
+    kinds = [line.removeprefix("event: ") for line in text.splitlines() if line.startswith("event: ")]
+    assert kinds[-2:] == ["error", "response.failed"], "clients read one or the other"
+    failed = json.loads(text.splitlines()[-2].removeprefix("data: "))
+    assert (failed["sequence_number"], failed["response"]["status"]) == (len(kinds) - 1, "failed")
+    assert failed["response"]["error"]["code"] == "server_error"
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.server.conftest import MakeStand, Stand
+from tests.server.echo_scheduler import logprob_of
 from tests.server.http_tools import client_of
 from tests.server.test_tools import ARGUMENTS, CALL, prompt_of, received, says
 
@@ -355,3 +356,60 @@ async def test_items_are_referred_to_by_their_ids(make_stand: MakeStand) -> None
         says(stand, "Not kept.")
         (gone,) = (await post(one, store=False)).json()["output"]
         assert (await post(one, {"type": "item_reference", "id": gone["id"]})).status_code == 400
+
+
+# --- log probabilities ----------------------------------------------------------------------------------------------------------
+
+
+def tokens_of(positions: list[dict[str, Any]]) -> str:
+    return b"".join(bytes(position["bytes"]) for position in positions).decode()
+
+
+@pytest.mark.parametrize("asked", [{"include": ["message.output_text.logprobs"], "top_logprobs": 2}, {"top_logprobs": 2}])
+async def test_log_probabilities_of_a_text(stand: Stand, asked: dict[str, Any]) -> None:
+    says(stand, "The quick brown fox jumps")
+    (item,) = (await good(stand, **asked))["output"]
+    (part,) = item["content"]
+    assert tokens_of(part["logprobs"]) == part["text"], "without what ended the answer"
+    chat = {"messages": [USER], "logprobs": True, "top_logprobs": 2}
+    async with client_of(stand) as http:
+        reply = (await http.post("/v1/chat/completions", json=chat)).json()
+    assert reply["choices"][0]["logprobs"]["content"][:-1] == part["logprobs"]
+    events = events_of((await ask(stand, **asked, stream=True)).text)
+    deltas = [event for event in events if event["type"].endswith("text.delta")]
+    assert len(deltas) > 2
+    assert [position for event in deltas for position in event["logprobs"]] == part["logprobs"]
+    done = {event["type"]: event for event in events}
+    assert done["response.output_text.done"]["logprobs"] == part["logprobs"]
+    assert (
+        done["response.content_part.done"]["part"] == done["response.completed"]["response"]["output"][0]["content"][0] == part
+    )
+
+
+async def test_log_probabilities_of_texts_among_other_things(make_stand: MakeStand) -> None:
+    """Of thoughts and calls there are none, even where they say the same as the text."""
+    stand = make_stand(info={"context_len": 2048}, reasoning_parser="qwen3")
+    says(stand, f"<think>Yes. Yes.</think>Yes. We look. {CALL}")
+    async with client_of(stand) as http:
+        body = {"input": "The quick", "tools": [WEATHER], "include": ["message.output_text.logprobs"]}
+        reply = (await http.post("/v1/responses", json=body)).json()
+        events = events_of((await http.post("/v1/responses", json={**body, "stream": True})).text)
+        kept = (await http.get(f"/v1/responses/{reply['id']}")).json()
+    assert [item["type"] for item in reply["output"]] == ["reasoning", "message", "function_call"]
+    (part,) = reply["output"][1]["content"]
+    assert tokens_of(part["logprobs"]).strip() == part["text"].strip() == "Yes. We look."
+    first = len(stand.manager.need_tokenizer().encode("<think>Yes. Yes.</think>", add_special_tokens=False))
+    prompt = len(received(stand).input_ids)
+    assert part["logprobs"][0]["logprob"] == logprob_of(received_id(stand, "Yes. We look."), prompt + first)
+    assert events[-1]["response"]["output"][1]["content"] == reply["output"][1]["content"]
+    assert kept == reply
+
+
+def received_id(stand: Stand, text: str) -> int:
+    return stand.manager.need_tokenizer().encode(text, add_special_tokens=False)[0]
+
+
+async def test_without_being_asked_for_there_are_none(stand: Stand) -> None:
+    says(stand, "Yes.")
+    assert (await good(stand, top_logprobs=0, include=[]))["output"][0]["content"][0]["logprobs"] == []
+    assert received(stand).logprobs is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import msgspec
 
 from sglang.common.reasoning import ReasoningFormat
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.messages import FinishReason, LogprobOptions, Logprobs
+from sglang.srt.messages import FinishReason, LogprobOptions, Logprobs, Position
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
@@ -20,7 +20,7 @@ from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.multimodal.inputs import MediaInput, parse_pixels, with_pixels
 from sglang.srt.server.openai.answers import Answer
-from sglang.srt.server.openai.logprobs import chat_logprobs
+from sglang.srt.server.openai.logprobs import chat_logprob_entries, chat_logprobs, token_bytes
 from sglang.srt.server.openai.messages import parse_messages
 from sglang.srt.server.openai.protocol import ChatRequest
 from sglang.srt.server.openai.sampling import sampling_params
@@ -197,6 +197,13 @@ class ChatCall:
     def is_large(self) -> bool:
         """Whether the reply may be."""
         return self._wants_logprobs
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return token_bytes(self._tokenizer, token_id)
+
+    def logprob_entries(self, positions: Iterable[Position]) -> Iterable[dict[str, Any]]:
+        """{token, bytes, logprob, top_logprobs} of each position."""
+        return chat_logprob_entries(positions, self._tokenizer, self._num_top)
 
     def _logprobs(self, logprobs: Logprobs | None) -> dict[str, Any] | None:
         return chat_logprobs(logprobs or (), self._tokenizer, self._num_top) if self._wants_logprobs else None

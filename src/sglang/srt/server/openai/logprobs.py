@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sglang.srt.messages import Logprobs, Position
@@ -13,19 +13,24 @@ from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 def chat_logprobs(positions: Iterable[Position], tokenizer: Tokenizer, num_top: int) -> dict[str, Any]:
     """{"content": [{token, bytes, logprob, top_logprobs}]}; its content is made when it is written."""
+    return {"content": LateArray(chat_logprob_entries(positions, tokenizer, num_top)), "refusal": None}
+
+
+def chat_logprob_entries(positions: Iterable[Position], tokenizer: Tokenizer, num_top: int) -> Iterator[dict[str, Any]]:
+    """{token, bytes, logprob, top_logprobs} of each position, made when it is asked for."""
 
     def entry(token_id: int, logprob: float | None) -> dict[str, Any]:
-        data = _bytes(tokenizer, token_id)
+        data = token_bytes(tokenizer, token_id)
         return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
 
     def whole(position: Position) -> dict[str, Any]:
         top = [entry(token_id, logprob) for logprob, token_id in position.top[:num_top]]
         return entry(position.token_id, position.logprob) | {"top_logprobs": top}
 
-    return {"content": LateArray(map(whole, positions)), "refusal": None}
+    return map(whole, positions)
 
 
-def _bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
+def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
     table = tokenizer.vocabulary.token_bytes
     return table[token_id] if 0 <= token_id < len(table) else b""
 
@@ -57,7 +62,7 @@ class CompletionLogprobs:
         """Where the text of the next token begins."""
         offset = self._offset
         if token_id not in self._skip:
-            self._offset += len(self._text.push(_bytes(self._tokenizer, token_id)))
+            self._offset += len(self._text.push(token_bytes(self._tokenizer, token_id)))
         return offset
 
     def _top(self, position: Position, text: str) -> dict[str, float] | None:

@@ -168,7 +168,10 @@ class OpenAIApi:
                 request, self._manager, call.req, call.events, openai=True, write_error=call.error_event, tail=call.tail
             )
         reply = await answer(request, self._manager, call.req, call.collect)
-        return CLIENT_GONE if reply is None else JsonResponse(reply)
+        if reply is None:
+            return CLIENT_GONE
+        is_large = isinstance(call, ResponsesCall) and call.is_large
+        return LargeJsonResponse(reply) if is_large else JsonResponse(reply)
 
     async def models(self, request: Request) -> Response:
         return JsonResponse({"object": "list", "data": [self._card()]})

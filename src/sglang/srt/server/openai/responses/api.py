@@ -12,21 +12,25 @@ from uuid import uuid4
 
 import msgspec
 
-from sglang.srt.errors import RequestError, SglangError
+from sglang.srt.errors import OverloadError, RequestError, SglangError
 from sglang.srt.messages import FinishReason
+from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import as_bool
-from sglang.srt.server.http.json_pieces import encode_json
+from sglang.srt.server.fields import as_bool, in_client_words
+from sglang.srt.server.http.json_pieces import JsonArray, encode_json, json_pieces
 from sglang.srt.server.http.wire import error_body
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
 from sglang.srt.server.openai.protocol import ChatRequest, parse_request
 from sglang.srt.server.openai.responses.input_items import ItemMessages, input_items
-from sglang.srt.server.openai.responses.request_body import add_messages, chat_body
+from sglang.srt.server.openai.responses.request_body import NAMES, add_messages, chat_body
 from sglang.srt.server.openai.responses.response_tools import ResponseTools, read_tools
 from sglang.srt.server.openai.responses.store import MAX_OWN_BYTES
+from sglang.srt.server.openai.responses.text_logprobs import Entry, TextLogprobs
 from sglang.srt.server.openai.sse import Usage, finish_details
 
+MANY_POSITIONS = 200
+"""whose log probabilities are written on another thread"""
 _MESSAGE = re.compile(r"messages\[(\d+)\]")
 
 
@@ -60,71 +64,104 @@ class ResponsesCall:
         self._created = int(time.time())
         self._id = f"resp_{uuid4().hex}"
         self._items: list[dict[str, Any]] = []
+        self._blocks = Blocks()
+        self._finish: FinishReason | None = None
+        self._logprobs = TextLogprobs(self._chat.token_bytes, self._chat.logprob_entries)
+        self._added: list[Entry] = []
+        """log probabilities of what was added last"""
+        self._of_block: dict[int, JsonArray] = {}
         self._usage = Usage(1)
         self._number = 0
 
+    @property
+    def is_large(self) -> bool:
+        """Whether the response may be."""
+        return self._chat.is_large
+
     async def collect(self, call: Call) -> dict[str, Any]:
         """The whole response."""
-        finish: FinishReason | None = None
-        blocks = Blocks()
+        async for event in self._happenings(call):
+            self._note(event)
+        return self._ended()
+
+    async def events(self, call: Call) -> AsyncIterator[bytes]:
+        """response.created, then for every item what is added to it, then response.completed. Large ones come in pieces."""
+        for kind in ("created", "in_progress"):
+            for data in self._event(f"response.{kind}", response=self._response(None)):
+                yield data
+        async for event in self._happenings(call):
+            for data in self._streamed(event):
+                yield data
+        if self._finish is not None:
+            response = self._ended()
+            for data in self._event(f"response.{response['status']}", response=response):
+                yield data
+
+    async def _happenings(self, call: Call) -> AsyncIterator[Event]:
+        """What happens to the blocks of the answer, up to its end."""
         async for out in call:
             self._chat.count(out, self._usage)
+            self._logprobs.add(out.output_logprobs)
             for piece in await self._chat.parsed(out):
-                for event in blocks.add(piece):
-                    self._note(event)
-            finish = out.finish
-        for event in blocks.close(finish):
-            self._note(event)
-        return self._ended(finish, blocks)
+                for event in self._blocks.add(piece):
+                    await self._find_logprobs(event)
+                    yield event
+            self._finish = out.finish
+        for event in self._blocks.close(self._finish):
+            await self._find_logprobs(event)
+            yield event
 
-    def _ended(self, finish: FinishReason | None, blocks: Blocks) -> dict[str, Any]:
+    async def _find_logprobs(self, event: Event) -> None:
+        """Those of a block's text: with each addition where the tokens are the text, else at its end."""
+        if not self.is_large or event.what == "open":
+            return
+        is_added = event.what == "add"
+        if is_added != (self.req.stream and not self._chat.is_parsed):
+            return
+        text = event.text if is_added else event.block.text
+        is_long = self._logprobs.num_waiting > MANY_POSITIONS
+        self._added = await run_aside(self._logprobs.take, text) if is_long else self._logprobs.take(text)
+        self._of_block.setdefault(event.block.index, JsonArray()).extend(self._added)
+
+    def _ended(self) -> dict[str, Any]:
+        blocks, finish = self._blocks, self._finish
         response = self._response(finish, are_calls_cut=bool(blocks.calls) and not blocks.may_run)
         if self._input is not None and finish is not None:
             self._keep(msgspec.Raw(self._input), response)
         return response
 
-    async def events(self, call: Call) -> AsyncIterator[bytes]:
-        """response.created, then for every item what is added to it, then response.completed."""
-        yield self._event("response.created", response=self._response(None))
-        yield self._event("response.in_progress", response=self._response(None))
-        finish: FinishReason | None = None
-        blocks = Blocks()
-        async for out in call:
-            self._chat.count(out, self._usage)
-            for piece in await self._chat.parsed(out):
-                for event in blocks.add(piece):
-                    for data in self._streamed(event):
-                        yield data
-            finish = out.finish
-        for event in blocks.close(finish):
-            for data in self._streamed(event):
-                yield data
-        if finish is not None:
-            response = self._ended(finish, blocks)
-            yield self._event(f"response.{response['status']}", response=response)
-
     def error_event(self, error: SglangError) -> bytes:
+        if isinstance(error, RequestError):
+            error = in_client_words(error, NAMES)
         inner = error_body(error, openai=True)["error"]
-        return self._event("error", code=str(inner["code"]), message=inner["message"], param=inner["param"])
+        code, message = str(inner["code"]), inner["message"]
+        failed = {**self._response(None), "status": "failed", "error": {"code": _failure(error), "message": message}}
+        events = (
+            self._event("error", code=code, message=message, param=inner["param"]),
+            self._event("response.failed", response=failed),
+        )
+        return b"".join(data for event in events for data in event)
 
-    def _event(self, kind: str, **fields: Any) -> bytes:
-        body = encode_json({"type": kind, "sequence_number": self._number, **fields})
+    def _event(self, kind: str, **fields: Any) -> Iterator[bytes]:
+        """In pieces, if it is large."""
+        body = {"type": kind, "sequence_number": self._number, **fields}
         self._number += 1
-        return b"event: %b\ndata: %b\n\n" % (kind.encode(), body)
+        if self.is_large:
+            return json_pieces(body, b"event: %b\ndata: " % kind.encode(), b"\n\n")
+        return iter((b"event: %b\ndata: %b\n\n" % (kind.encode(), encode_json(body)),))
 
     def _streamed(self, event: Event) -> Iterator[bytes]:
         block = event.block
         if event.what == "open":
             self._note(event)
             item = self._items[block.index]
-            yield self._event("response.output_item.added", output_index=block.index, item=item)
+            yield from self._event("response.output_item.added", output_index=block.index, item=item)
             if block.kind != "call":
-                part = _part(Block(block.kind, block.index))
-                yield self._event("response.content_part.added", **self._place(block), content_index=0, part=part)
+                part = self._part(Block(block.kind, block.index))
+                yield from self._event("response.content_part.added", **self._place(block), part=part)
         elif event.what == "add":
-            at = {} if block.kind == "call" else {"content_index": 0}
-            extra: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
-            yield self._event(f"response.{_STREAMED[block.kind]}.delta", **self._place(block), **at, delta=event.text, **extra)
+            extra: dict[str, Any] = {"logprobs": list(self._added)} if block.kind == "text" else {}
+            yield from self._event(f"response.{_STREAMED[block.kind]}.delta", **self._place(block), delta=event.text, **extra)
         else:
             self._note(event)
             yield from self._closed(block)
@@ -133,15 +170,24 @@ class ResponsesCall:
         kind, place = f"response.{_STREAMED[block.kind]}.done", self._place(block)
         if block.kind == "call":
             if block.is_whole:
-                yield self._event(kind, **place, arguments=block.text, name=self._items[block.index]["name"])
+                yield from self._event(kind, **place, arguments=block.text, name=self._items[block.index]["name"])
         else:
-            extra: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
-            yield self._event(kind, **place, content_index=0, text=block.text, **extra)
-            yield self._event("response.content_part.done", **place, content_index=0, part=_part(block))
-        yield self._event("response.output_item.done", output_index=block.index, item=self._items[block.index])
+            part = self._part(block)
+            extra: dict[str, Any] = {"logprobs": part["logprobs"]} if block.kind == "text" else {}
+            yield from self._event(kind, **place, text=block.text, **extra)
+            yield from self._event("response.content_part.done", **place, part=part)
+        yield from self._event("response.output_item.done", output_index=block.index, item=self._items[block.index])
 
     def _place(self, block: Block) -> dict[str, Any]:
-        return {"item_id": self._items[block.index]["id"], "output_index": block.index}
+        place = {"item_id": self._items[block.index]["id"], "output_index": block.index}
+        return place if block.kind == "call" else {**place, "content_index": 0}
+
+    def _part(self, block: Block) -> dict[str, Any]:
+        if block.kind == "reasoning":
+            return {"type": "reasoning_text", "text": block.text}
+        found = self._of_block.get(block.index)
+        logprobs = found.copy() if found is not None else []
+        return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": logprobs}
 
     def _note(self, event: Event) -> None:
         """Keeps the items up to date: one is made when its block opens and completed when it closes."""
@@ -153,7 +199,7 @@ class ResponsesCall:
             if event.block.kind == "call":
                 item["arguments"] = event.block.text
             else:
-                item["content"] = [_part(event.block)]
+                item["content"] = [self._part(event.block)]
 
     def _response(self, finish: FinishReason | None, are_calls_cut: bool = False) -> dict[str, Any]:
         body = self._echo
@@ -181,7 +227,8 @@ class ResponsesCall:
             "tool_choice": body.get("tool_choice") or "auto",
             "tools": body.get("tools") or [],
             "top_p": body.get("top_p"),
-            "truncation": "disabled",
+            "top_logprobs": body.get("top_logprobs") or 0,
+            "truncation": body.get("truncation") or "disabled",
             "usage": self._usage_dict() if finish is not None else None,
             "user": body.get("user"),
             **(finish_details(finish) if finish is not None else {}),
@@ -201,7 +248,7 @@ class ResponsesCall:
 _CUT_BY = {"length": "max_output_tokens", "abort": "aborted", "stop": "stop"}
 _ECHOED = (
     *("instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "previous_response_id", "reasoning"),
-    *("temperature", "text", "tool_choice", "tools", "top_p", "user"),
+    *("temperature", "text", "tool_choice", "tools", "top_logprobs", "top_p", "truncation", "user"),
 )
 MAX_ECHO_BYTES = 4 << 20
 
@@ -232,10 +279,11 @@ def _echo_of(body: dict[str, Any]) -> dict[str, Any]:
 _STREAMED = {"text": "output_text", "reasoning": "reasoning_text", "call": "function_call_arguments"}
 
 
-def _part(block: Block) -> dict[str, Any]:
-    if block.kind == "reasoning":
-        return {"type": "reasoning_text", "text": block.text}
-    return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": []}
+def _failure(error: SglangError) -> str:
+    """What went wrong, in one of the API's words."""
+    if isinstance(error, RequestError):
+        return "invalid_prompt"
+    return "rate_limit_exceeded" if isinstance(error, OverloadError) else "server_error"
 
 
 def _item(block: Block, tools: ResponseTools) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from sglang.srt.errors import NoSuchResponseError, RequestError
-from sglang.srt.server.http.json_pieces import encode_json
+from sglang.srt.server.http.json_pieces import encode_json, json_pieces
 from sglang.srt.server.limits.json_limits import JsonScan
 
 decode = msgspec.json.Decoder().decode
@@ -81,7 +81,7 @@ class ResponseStore:
     def put(self, owner: str, items: list[Any], response: dict[str, Any]) -> None:
         """Keeps a response that has ended."""
         ids = tuple(item["id"] for item in response["output"])
-        stored = StoredResponse(encode_json(items), encode_json(response), response["previous_response_id"], ids)
+        stored = StoredResponse(encode_json(items), b"".join(json_pieces(response)), response["previous_response_id"], ids)
         self._shelves.setdefault(owner, _Shelf()).add(response["id"], stored)
         while self.num_bytes > self._max_bytes:
             self._make_room(lambda shelf: shelf.num_bytes)
