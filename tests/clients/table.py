@@ -17,8 +17,13 @@ CHAT = (
 CODEX = ("@openai/codex@0.171.0",)
 AI_SDK = ("ai@7.0.173", "@ai-sdk/openai@4.0.118", "@ai-sdk/openai-compatible@3.0.92", "zod@4.6.7")
 AGENTS = ("openai-agents==0.24.0", "openai==3.57.0")
+OPENCODE = ("opencode-ai@1.18.33",)
+LITELLM = ("litellm[proxy]==1.110.2", "anthropic==2.14.0")
 MAKES_A_FILE = (
+    ("title generator", "A greeting"),
     ("Result of exec_command", "It is done."),
+    ("Result of bash", "It is done."),
+    ('{"name": "bash"', '{"name": "bash", "arguments": {"command": "touch made_by_opencode", "description": "Makes a file"}}'),
     ("Say hello.", '{"name": "exec_command", "arguments": {"cmd": "touch made_by_codex"}}'),
 )
 WEATHER = (
@@ -35,6 +40,16 @@ RESPONSES = (
     Client("openai_agents.py", "both models: a tool, a session, a hand-off", pip=AGENTS, arguments=("tools",), script=WEATHER),
     Client("ai_sdk.mjs", "responses, chat, compatible: text, streams, objects, a forced call", npm=AI_SDK),
     Client("ai_sdk.mjs", "the same three: a tool, its result, the answer", npm=AI_SDK, arguments=("tools",), script=WEATHER),
+    Client("instructor_responses.py", "both modes of responses: models, raw, partial, async", pip=("instructor==1.17.0",)),
+    Client("litellm_proxy.py", "behind its proxy: chats, responses, messages, streams, tools", pip=LITELLM, timeout=1200),
+    Client("opencode_cli.py", "opencode run: one turn", npm=OPENCODE),
+    Client(
+        "opencode_cli.py",
+        "opencode run: a command, its output, the answer",
+        npm=OPENCODE,
+        arguments=("tools",),
+        script=MAKES_A_FILE,
+    ),
     Client("codex_cli.py", "codex exec: one turn", npm=CODEX),
     Client(
         "codex_cli.py", "codex exec: a command, its output, the answer", npm=CODEX, arguments=("tools",), script=MAKES_A_FILE

@@ -186,7 +186,7 @@ class ResponsesCall:
         if block.kind == "reasoning":
             return {"type": "reasoning_text", "text": block.text}
         found = self._of_block.get(block.index)
-        logprobs = found.copy() if found is not None else []
+        logprobs: Any = found.copy() if found is not None else []
         return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": logprobs}
 
     def _note(self, event: Event) -> None:
