@@ -413,3 +413,44 @@ async def test_without_being_asked_for_there_are_none(stand: Stand) -> None:
     says(stand, "Yes.")
     assert (await good(stand, top_logprobs=0, include=[]))["output"][0]["content"][0]["logprobs"] == []
     assert received(stand).logprobs is None
+
+
+# --- truncation ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_turns", [1, 5, 40])
+async def test_the_oldest_turns_are_left_out(stand: Stand, num_turns: int) -> None:
+    call = {"type": "function_call", "name": "get_weather", "arguments": '{"city": "Paris"}'}
+    items: list[dict[str, Any]] = []
+    for i in range(num_turns):
+        result = {"type": "function_call_output", "call_id": f"c{i}", "output": f"result {i} " + "word " * 60}
+        items += [{"role": "user", "content": f"turn {i}"}, {**call, "call_id": f"c{i}"}, result]
+    items.append({"role": "user", "content": "The quick"})
+    body = {"instructions": "Be kind.", "input": items, "tools": [WEATHER], "max_output_tokens": 100}
+    says(stand, "Yes.")
+    reply = await good(stand, **body, truncation="auto")
+    assert reply["truncation"] == "auto"
+    prompt, length = prompt_of(stand), len(received(stand).input_ids)
+    shown = [i for i in range(num_turns) if f"turn {i}<" in prompt]
+    assert shown == [i for i in range(num_turns) if f"result {i} " in prompt], "no result without its call"
+    assert "Be kind." in prompt and "get_weather" in prompt and "The quick<|im_end|>" in prompt
+    assert length + 100 <= 2048
+    if num_turns < 40:
+        assert len(shown) == num_turns
+        await good(stand, **body)
+        assert prompt == prompt_of(stand), "what fits is left alone"
+    else:
+        assert shown == list(range(shown[0], num_turns)) and shown[0] > 0
+        one_more = items[3 * (shown[0] - 1) :]
+        assert (await ask(stand, **{**body, "input": one_more})).status_code == 400, "as many as fit"
+        assert (await ask(stand, **body)).status_code == 400
+
+
+async def test_what_is_too_long_by_itself_is_refused_under_truncation_too(stand: Stand) -> None:
+    for long in ("word " * 3000, "word " * 300_000):
+        error = await refused(
+            stand, truncation="auto", input=[USER, {"role": "assistant", "content": "a"}, {**USER, "content": long}]
+        )
+        assert error["param"] in ("input", None)
+    error = await refused(stand, truncation="auto", input=[USER, {"role": "user", "content": 5}])
+    assert "input[1].content" in error["message"]

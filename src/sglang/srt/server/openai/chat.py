@@ -56,7 +56,7 @@ _NOTHING = b'"delta":{}'
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """What a server has settled about chats. `defaults`: sampling parameters that a request leaves open. `tool_parser`: name of
+    """What a server has settled about chats. `context_len`: tokens of a prompt and its answer. `defaults`: sampling parameters that a request leaves open. `tool_parser`: name of
     the format of tool calls. `media_tokens`: of each type of media that may be among the messages.
     `may_cut`: prompts that are too long lose their end."""
 
@@ -64,6 +64,7 @@ class ChatOptions:
     served_name: str
     defaults: dict[str, Any]
     max_chars: int
+    context_len: int
     tool_parser: str = "generic"
     reasoning: ReasoningFormat | None = None
     media_tokens: Mapping[str, MediaToken] = field(default_factory=dict)

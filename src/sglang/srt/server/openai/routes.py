@@ -71,6 +71,7 @@ class OpenAIApi:
                 served_name=self._name,
                 defaults=self._defaults,
                 max_chars=self._manager.max_chars,
+                context_len=self._manager.context_len,
                 tool_parser=self._tool_parser or format_of_template(template),
                 reasoning=self._reasoning,
                 media_tokens=self._manager.media.media_tokens if self._manager.media is not None else {},

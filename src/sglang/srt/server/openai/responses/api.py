@@ -27,6 +27,7 @@ from sglang.srt.server.openai.responses.request_body import NAMES, add_messages,
 from sglang.srt.server.openai.responses.response_tools import ResponseTools, read_tools
 from sglang.srt.server.openai.responses.store import MAX_OWN_BYTES
 from sglang.srt.server.openai.responses.text_logprobs import Entry, TextLogprobs
+from sglang.srt.server.openai.responses.truncation import longest_fitting
 from sglang.srt.server.openai.sse import Usage, finish_details
 
 MANY_POSITIONS = 200
@@ -36,13 +37,23 @@ _MESSAGE = re.compile(r"messages\[(\d+)\]")
 
 def _chat_call(body: dict[str, Any], history: list[Any], tools: ResponseTools, options: ChatOptions) -> ChatCall:
     """The chat that the request is. Raises RequestError, with messages named by the items that they were."""
-    messages = ItemMessages(tools)
-    add_messages(body, history, messages)
-    try:
-        return ChatCall(parse_request(ChatRequest, chat_body(body, messages, tools)), options, takes_hints=True)
-    except RequestError as error:
-        error.args = (_MESSAGE.sub(lambda found: messages.origins[int(found[1])], str(error)),)
-        raise
+    found = ItemMessages(tools)
+    add_messages(body, history, found)
+    chat = chat_body(body, tools)
+
+    def make(kept: list[int]) -> ChatCall:
+        request = parse_request(ChatRequest, {**chat, "messages": [found.messages[i] for i in kept]})
+        try:
+            return ChatCall(request, options, takes_hints=True)
+        except RequestError as error:
+            error.args = (_MESSAGE.sub(lambda place: found.origins[kept[int(place[1])]], str(error)),)
+            raise
+
+    if body.get("truncation") != "auto":
+        return make(list(range(len(found.messages))))
+    answer_len = body.get("max_output_tokens")
+    room = options.context_len - (answer_len if isinstance(answer_len, int) else 1)
+    return longest_fitting(found.messages, make, room, options.max_chars)
 
 
 class ResponsesCall:

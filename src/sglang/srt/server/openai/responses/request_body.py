@@ -49,13 +49,12 @@ NAMES = {
 """what errors about a chat call its fields, and what they are here"""
 
 
-def chat_body(body: dict[str, Any], messages: ItemMessages, tools: ResponseTools) -> dict[str, Any]:
-    """The same request as a chat's body, whose messages and tools are there already. Raises RequestError."""
+def chat_body(body: dict[str, Any], tools: ResponseTools) -> dict[str, Any]:
+    """The same request as a chat's body, without messages. Raises RequestError."""
     for name in _REFUSED.keys() & body.keys():
         if body[name] is not None and body[name] not in _REFUSED[name]:
             raise UnsupportedError(f"{name} is not supported by this server", name)
     chat = {name: body[name] for name in _SAME if body.get(name) is not None}
-    chat["messages"] = messages.messages
     if body.get("max_output_tokens") is not None:
         chat["max_completion_tokens"] = body["max_output_tokens"]
     if tools.functions:
