@@ -6,6 +6,7 @@ SglangError
 │   └── CapacityError      the memory at hand cannot hold what was asked for
 ├── RequestError           the client's request is wrong: an answer with status 400 and a sentence that helps
 │   ├── UnsupportedError   a field or value that would change the answer and is not implemented
+│   ├── TemplateRefusedError  the model's chat template does not take these messages
 │   ├── GrammarError       a constraint that does not compile, or is too large
 │   ├── ApiKeyError        no valid key: status 401
 │   ├── AdminOnlyError     what only the operator may do: status 403
@@ -52,6 +53,10 @@ class RequestError(SglangError):
 
 class UnsupportedError(RequestError):
     """The request asks for something that would change the answer and that this server does not do."""
+
+
+class TemplateRefusedError(RequestError):
+    """The model's chat template says that it does not take such messages."""
 
 
 class GrammarError(RequestError):

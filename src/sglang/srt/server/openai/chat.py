@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,6 +21,7 @@ from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.multimodal.inputs import MediaInput, parse_pixels, with_pixels
 from sglang.srt.server.openai.answers import Answer
+from sglang.srt.server.openai.joined_messages import encode_joined
 from sglang.srt.server.openai.logprobs import chat_logprob_entries, chat_logprobs, token_bytes
 from sglang.srt.server.openai.messages import parse_messages
 from sglang.srt.server.openai.protocol import ChatRequest
@@ -75,7 +77,8 @@ class ChatCall:
     """One chat request on its way: what to generate, and how its answer looks."""
 
     def __init__(self, request: ChatRequest, options: ChatOptions, takes_hints: bool = False) -> None:
-        """`takes_hints`: a reasoning effort that the template does not know is ignored. Raises RequestError."""
+        """`takes_hints`: for the APIs of agents, which do not know the model: a reasoning effort that its template does not know is
+        ignored, and messages that it refuses are joined. Raises RequestError."""
         self._options = options
         self._takes_hints = takes_hints
         self._tokenizer = options.tokenizer
@@ -115,8 +118,8 @@ class ChatCall:
         if tools and not template.forms.tools:
             how = call_format(self._plan.parser or self._options.tool_parser).how
             messages, tools = tell_tools(messages, tools, how), []
-        ids = self._tokenizer.encode_chat(
-            messages,
+        encode = partial(
+            self._tokenizer.encode_chat,
             tools=tools or None,
             continue_final_message=continued is not None,
             template_variables=self._template_variables(request, template),
@@ -124,6 +127,7 @@ class ChatCall:
             may_cut=self._options.may_cut,
             media_tokens=self._options.media_tokens,
         )
+        ids = encode_joined(encode, messages) if self._takes_hints else encode(messages)
         if request.add_generation_prompt is False and continued is None:
             raise UnsupportedError("add_generation_prompt: false is not supported; use continue_final_message")
         return GenerateReq(

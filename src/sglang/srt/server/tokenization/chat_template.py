@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 
 from sglang.srt.checkpoint.files import read_object, read_text
-from sglang.srt.errors import ConfigError, ModelError, RequestError
+from sglang.srt.errors import ConfigError, ModelError, RequestError, TemplateRefusedError
 from sglang.srt.server.tokenization.sandbox import Sandbox, TemplateLimit, TemplateStop
 from sglang.srt.server.tokenization.template_forms import find_forms, fit_content
 
@@ -140,7 +140,8 @@ class ChatTemplate:
         try:
             return self._rendered(variables, MAX_RENDER_SECONDS)
         except TemplateStop as error:
-            raise RequestError(f"the chat template refused the messages: {error}", "messages") from error
+            kind = RequestError if isinstance(error, TemplateLimit) else TemplateRefusedError
+            raise kind(f"the chat template refused the messages: {error}", "messages") from error
         except _TEMPLATE_FAULTS as error:
             raise RequestError(f"the chat template failed on these messages: {error}", "messages") from error
 
