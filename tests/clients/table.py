@@ -18,7 +18,7 @@ CODEX = ("@openai/codex@0.171.0",)
 AI_SDK = ("ai@7.0.173", "@ai-sdk/openai@4.0.118", "@ai-sdk/openai-compatible@3.0.92", "zod@4.6.7")
 AGENTS = ("openai-agents==0.24.0", "openai==3.57.0")
 OPENCODE = ("opencode-ai@1.18.33",)
-LITELLM = ("litellm[proxy]==1.110.2", "anthropic==2.14.0")
+LITELLM = ("litellm[proxy]==1.106.12", "anthropic==2.14.0")
 MAKES_A_FILE = (
     ("title generator", "A greeting"),
     ("Result of exec_command", "It is done."),

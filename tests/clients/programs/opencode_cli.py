@@ -6,6 +6,7 @@ tools: the server answers by a script, with a command first; opencode runs it, s
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +33,9 @@ CONFIG = {
 
 def main() -> None:
     Path("opencode.json").write_text(json.dumps(CONFIG))
-    command = ["opencode", "run", "--format", "json", "Say hello."]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    command = ["opencode", "run", "--model", f"local/{MODEL}", "--format", "json", "Say hello."]
+    environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}  # or it asks OpenAI
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, check=False)
     print(done.stdout, done.stderr, file=sys.stderr)
     assert done.returncode == 0
     events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

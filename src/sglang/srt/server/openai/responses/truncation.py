@@ -44,4 +44,5 @@ def _cuts(messages: list[Message]) -> list[list[int]]:
 def _num_chars(message: Message) -> int:
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"text": content}]
-    return sum(len(part["text"]) for part in parts if isinstance(part.get("text"), str))
+    texts = [part.get("text") for part in parts if isinstance(part, dict)]
+    return sum(len(text) for text in texts if isinstance(text, str))
