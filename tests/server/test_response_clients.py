@@ -454,3 +454,12 @@ async def test_what_is_too_long_by_itself_is_refused_under_truncation_too(stand:
         assert error["param"] in ("input", None)
     error = await refused(stand, truncation="auto", input=[USER, {"role": "user", "content": 5}])
     assert "input[1].content" in error["message"]
+
+
+async def test_many_log_probabilities_are_written_on_another_thread(make_stand: MakeStand) -> None:
+    stand = make_stand(info={"context_len": 8192, "max_total_tokens": 8192})
+    says(stand, "The quick brown fox jumps. " * 60)
+    (part,) = (await good(stand, top_logprobs=3))["output"][0]["content"]
+    assert len(part["logprobs"]) > 300 and tokens_of(part["logprobs"]) == part["text"]
+    events = events_of((await ask(stand, top_logprobs=3, stream=True)).text)
+    assert events[-1]["response"]["output"][0]["content"] == [part]

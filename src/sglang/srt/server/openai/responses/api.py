@@ -130,9 +130,15 @@ class ResponsesCall:
         if is_added != (self.req.stream and not self._chat.is_parsed):
             return
         text = event.text if is_added else event.block.text
-        is_long = self._logprobs.num_waiting > MANY_POSITIONS
-        self._added = await run_aside(self._logprobs.take, text) if is_long else self._logprobs.take(text)
-        self._of_block.setdefault(event.block.index, JsonArray()).extend(self._added)
+        if self._logprobs.num_waiting > MANY_POSITIONS:
+            await run_aside(self._take_logprobs, event.block.index, text)
+        else:
+            self._take_logprobs(event.block.index, text)
+
+    def _take_logprobs(self, index: int, text: str) -> None:
+        """Those of a text that was added to the block `index`."""
+        self._added = self._logprobs.take(text)
+        self._of_block.setdefault(index, JsonArray()).extend(self._added)
 
     def _ended(self) -> dict[str, Any]:
         blocks, finish = self._blocks, self._finish
