@@ -131,14 +131,15 @@ class ResponsesCall:
             return
         text = event.text if is_added else event.block.text
         if self._logprobs.num_waiting > MANY_POSITIONS:
-            await run_aside(self._take_logprobs, event.block.index, text)
+            await run_aside(self._take_logprobs, event.block, text)
         else:
-            self._take_logprobs(event.block.index, text)
+            self._take_logprobs(event.block, text)
 
-    def _take_logprobs(self, index: int, text: str) -> None:
-        """Those of a text that was added to the block `index`."""
+    def _take_logprobs(self, block: Block, text: str) -> None:
+        """Those of a text that was added to the block."""
         self._added = self._logprobs.take(text)
-        self._of_block.setdefault(index, JsonArray()).extend(self._added)
+        if block.kind == "text":
+            self._of_block.setdefault(block.index, JsonArray()).extend(self._added)
 
     def _ended(self) -> dict[str, Any]:
         blocks, finish = self._blocks, self._finish
