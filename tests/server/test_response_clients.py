@@ -93,6 +93,17 @@ async def test_images_take_hints_too(stand: Stand) -> None:
         ({"background": True}, "background", "background"),
         ({"logit_bias": {"1": 5}}, "logit_bias", "logit_bias"),
         ({"n": 2}, "n", "n is not supported"),
+        *(
+            ({name: value}, name, f"{name} is not supported")
+            for name, value in (
+                ("messages", [USER]),
+                ("response_format", {"type": "json_object"}),
+                ("max_tokens", 5),
+                ("max_new_tokens", 5),
+                ("reasoning_effort", "low"),
+                ("max_completion_tokens", 5),
+            )
+        ),
         ({"truncation": "middle"}, "truncation", "auto or disabled"),
         ({"include": "all"}, "include", "list of strings"),
         ({"max_ouput_tokens": 5}, "max_ouput_tokens", "did you mean 'max_output_tokens'"),

@@ -102,8 +102,9 @@ class OpenAIApi:
         return LargeJsonResponse(reply) if call.is_large else JsonResponse(reply)
 
     async def responses(self, request: Request) -> Response:
+        call = await self._responses_call(request)
         try:
-            return await self._run_other(request, await self._responses_call(request))
+            return await self._run_other(request, call)
         except RequestError as error:
             raise in_client_words(error, NAMES) from error
 

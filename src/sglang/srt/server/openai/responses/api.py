@@ -36,18 +36,18 @@ _MESSAGE = re.compile(r"messages\[(\d+)\]")
 
 
 def _chat_call(body: dict[str, Any], history: list[Any], tools: ResponseTools, options: ChatOptions) -> ChatCall:
-    """The chat that the request is. Raises RequestError, with messages named by the items that they were."""
+    """The chat that the request is. Raises RequestError, in this API's words, messages named by the items that they were."""
     found = ItemMessages(tools)
     add_messages(body, history, found)
     chat = chat_body(body, tools)
 
     def make(kept: list[int]) -> ChatCall:
-        request = parse_request(ChatRequest, {**chat, "messages": [found.messages[i] for i in kept]})
         try:
+            request = parse_request(ChatRequest, {**chat, "messages": [found.messages[i] for i in kept]})
             return ChatCall(request, options, takes_hints=True)
         except RequestError as error:
             error.args = (_MESSAGE.sub(lambda place: found.origins[kept[int(place[1])]], str(error)),)
-            raise
+            raise in_client_words(error, NAMES) from error
 
     if body.get("truncation") != "auto":
         return make(list(range(len(found.messages))))
