@@ -8,6 +8,7 @@ vocabulary, lengths) are the tokenizer manager's.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import msgspec
@@ -123,8 +124,9 @@ def check_sampling_params(params: SamplingParams) -> None:
     for name in ("max_new_tokens", "min_new_tokens", "top_k"):
         if (getattr(params, name) or 0) > MAX_COUNT:
             raise RequestError(f"{name} must be at most {MAX_COUNT}", name)
-    if any(not -MAX_COUNT <= i <= MAX_COUNT for i in (*params.stop_token_ids, *(params.logit_bias or {}))):
-        raise RequestError(f"token ids are at most {MAX_COUNT}", "stop_token_ids")
+    for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or ())):
+        if any(not -MAX_COUNT <= i <= MAX_COUNT for i in ids):
+            raise RequestError(f"{name}: token ids are at most {MAX_COUNT}", name)
     if not 1 <= params.n <= MAX_N:
         raise RequestError(f"n must be between 1 and {MAX_N}, got {params.n}", "n")
     if params.seed is not None and not -(2**63) <= params.seed < 2**64:
@@ -175,8 +177,19 @@ def parse_sampling_params(raw: dict[str, Any], defaults: dict[str, Any] | None =
             value = [value]
         values[name] = value
     try:
-        params = msgspec.convert(values, SamplingParams, str_keys=True)
-    except msgspec.ValidationError as error:
-        raise RequestError(f"sampling_params: {error}", "sampling_params") from error
-    check_sampling_params(params)
+        params = _converted(values)
+        check_sampling_params(params)
+    except RequestError as error:
+        error.rename({name: given for given, name in _ALIASES.items() if given in raw})
+        raise
     return params
+
+
+def _converted(values: dict[str, Any]) -> SamplingParams:
+    try:
+        return msgspec.convert(values, SamplingParams, str_keys=True)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at ")
+        name = re.search(r"\$\.(\w+)", where)
+        param = name[1] if name is not None else "sampling_params"
+        raise RequestError(f"{param}: {what}", param) from error

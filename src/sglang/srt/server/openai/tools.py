@@ -19,7 +19,7 @@ from uuid import uuid4
 import msgspec
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.sampling_params import CONSTRAINTS, SamplingParams
 from sglang.srt.server.fields import check_members
 from sglang.srt.server.limits.json_limits import read_json_text
 from sglang.srt.server.openai.tool_schemas import check_tool_schema, refers_outside
@@ -83,7 +83,7 @@ def plan_tools(
     if mode == "auto":
         return _plan_auto(shown, max_calls, format_name, sampling)
     if has_format:
-        sampling = _constrain(sampling, json_schema=None, structural_tag=None, json_schema_strict=False)
+        sampling = _constrain(sampling)
     if sampling.grammar is not None:
         raise RequestError(f"{sampling.grammar[0]} cannot be combined with a tool_choice that asks for a call", "tool_choice")
     # asked for a call, one is enough; small models that may write a list of them find no end
@@ -109,7 +109,8 @@ def _plan_auto(shown: list[dict[str, Any]], max_calls: int | None, format_name: 
 
 
 def _constrain(sampling: SamplingParams, **constraint: Any) -> SamplingParams:
-    return msgspec.structs.replace(sampling, **constraint)
+    """With this constraint alone."""
+    return msgspec.structs.replace(sampling, **(dict.fromkeys(CONSTRAINTS) | constraint))
 
 
 def _structure(function: dict[str, Any], tag: Tag) -> dict[str, Any]:
