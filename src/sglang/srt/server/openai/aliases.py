@@ -38,7 +38,7 @@ ALIASES = {
 
 
 def translate(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The body in our names, and what its client calls those (ours -> its own). Raises RequestError if two fields say one thing."""
+    """The body in our names, and what its client calls those (ours -> its own). Raises RequestError if two fields contradict."""
     if STRUCTURED not in body and not ALIASES.keys() & body.keys():
         return body, {}
     given = [(name, ALIASES.get(name, name), value) for name, value in body.items() if name != STRUCTURED]
@@ -52,8 +52,8 @@ def translate(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     for name, ours, value in given:
         if value is None and ours != name:
             continue
-        if translated.get(ours) is not None:
-            raise RequestError(f"{name} says the same as {names.get(ours, ours)}: give one of them", name)
+        if translated.get(ours) not in (None, value):  # some say it in the names of two releases
+            raise RequestError(f"{name} and {names.get(ours, ours)} say different things: give one of them", name)
         translated[ours] = value
         if ours != name:
             names[ours] = name

@@ -281,8 +281,14 @@ def _after(prefix: str, grammar: str) -> str:
     return json.dumps({**value, "grammars": [start, {**first, "name": "rest"}, *others]})
 
 
+_MARKED_START = re.compile(r"(?m)^\s*[?!]+start\s*:(?!:=)")
+"""Lark's first rule with a mark: what becomes of it in a tree says nothing about the text"""
+
+
 def _as_lark(text: str) -> str:
     """GBNF in Lark's form; Lark as it is."""
+    if _MARKED_START.search(text) is not None:  # which the converter would not know
+        return text
     try:
         return str(any_to_lark(text))
     except Exception as error:  # noqa: BLE001  the converter's own are of no special kind
