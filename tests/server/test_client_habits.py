@@ -16,7 +16,7 @@ from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of, events_of
 
 HELLO = [{"role": "user", "content": "The quick brown fox"}]
-TOOL = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {"name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}}},
 }
@@ -119,6 +119,18 @@ async def test_a_whole_answer_may_come_back(stand: Stand) -> None:
     for extra in ({"audio": {"id": "a"}}, {"function_call": {"name": "f", "arguments": "{}"}}, {"mesage": "x"}):
         response = await post(stand, messages=[{**message, **extra}])
         assert response.status_code == 400 and next(iter(extra)) in response.json()["error"]["message"]
+
+
+async def test_tools_may_have_hints(make_stand: MakeStand) -> None:
+    """Which the model is not told."""
+    stand = make_stand(info={"context_len": 1024})
+    hints = {"cache_control": {"type": "ephemeral"}, "defer_loading": True, "input_examples": [{"at": "x"}]}
+    for hinted in ({**TOOL, **hints}, {**TOOL, "function": {**TOOL["function"], **hints}}):
+        for tool in (TOOL, hinted):
+            assert (await post(stand, tools=[tool])).status_code == 200
+        plain, other = stand.scheduler.received[-2:]
+        assert plain.input_ids == other.input_ids  # type: ignore[union-attr]
+    assert (await post(stand, tools=[{**TOOL, "nonsense": 1}])).status_code == 400
 
 
 FORMATS = [

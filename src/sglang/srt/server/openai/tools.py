@@ -32,6 +32,8 @@ MAX_FORCED_CALLS = 16
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 _TOOL_KEYS = frozenset({"type", "function"})
 _FUNCTION_KEYS = frozenset({"name", "description", "parameters", "strict"})
+_HINTS = frozenset({"cache_control", "defer_loading", "eager_input_streaming", "input_examples", "allowed_callers"})
+"""what clients add to tools for other servers; the model is not told"""
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 _GENERIC = "generic"
 
@@ -199,7 +201,7 @@ def _tool(raw: Any, where: str) -> dict[str, Any]:
     function = raw["function"]
     for keys, known, place in ((raw, _TOOL_KEYS, where), (function, _FUNCTION_KEYS, f"{where}.function")):
         for key in keys:
-            if key not in known:
+            if key not in known and key not in _HINTS:
                 raise RequestError(f"{place} has an unknown key {key[:100]!r}", "tools")
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -210,7 +212,8 @@ def _tool(raw: Any, where: str) -> dict[str, Any]:
             raise RequestError(f"{where}.function.{key} has the wrong type", "tools")
     if function.get("parameters") is not None:
         check_tool_schema(function["parameters"], f"the parameters of the tool {name!r}")
-    return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
+    told = {key: function[key] for key in function if key in _FUNCTION_KEYS and function[key] is not None}
+    return {"type": "function", "function": told}
 
 
 def _choose(choice: Any, tools: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
