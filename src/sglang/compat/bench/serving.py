@@ -209,14 +209,29 @@ def _requests(args: argparse.Namespace, rows: Sequence[Row]) -> list[tuple[str, 
 
 
 def _body(args: argparse.Namespace, path: str, one: Row, extra: dict[str, Any]) -> dict[str, Any]:
+    return _native_body(args, one, extra) if path == NATIVE else _openai_body(args, path, one) | extra
+
+
+def _native_body(args: argparse.Namespace, one: Row, extra: dict[str, Any]) -> dict[str, Any]:
+    params = {"temperature": 0, "max_new_tokens": one.output_len, "ignore_eos": not args.disable_ignore_eos}
+    body: dict[str, Any] = {
+        "text" if isinstance(one.prompt, str) else "input_ids": one.prompt,
+        "stream": not args.disable_stream,
+    }
+    if args.return_logprob:
+        body |= {"return_logprob": True, "top_logprobs_num": args.top_logprobs_num}
+    return body | extra | {"sampling_params": params | extra.get("sampling_params", {})}
+
+
+def _openai_body(args: argparse.Namespace, path: str, one: Row) -> dict[str, Any]:
     stream, ignores = not args.disable_stream, not args.disable_ignore_eos
-    if path == NATIVE:
-        params = {"temperature": 0, "max_new_tokens": one.output_len, "ignore_eos": ignores, **extra.pop("sampling_params", {})}
-        body = {"text" if isinstance(one.prompt, str) else "input_ids": one.prompt, "sampling_params": params, "stream": stream}
-        if args.return_logprob:
-            body |= {"return_logprob": True, "top_logprobs_num": args.top_logprobs_num}
-        return body | extra
-    body = {"model": args.model, "temperature": 0, "max_tokens": one.output_len, "ignore_eos": ignores, "stream": stream}
+    body: dict[str, Any] = {
+        "model": args.model,
+        "temperature": 0,
+        "max_tokens": one.output_len,
+        "ignore_eos": ignores,
+        "stream": stream,
+    }
     if stream:
         body["stream_options"] = {"include_usage": True}
     if path == CHAT:
@@ -225,7 +240,7 @@ def _body(args: argparse.Namespace, path: str, one: Row, extra: dict[str, Any]) 
         body |= {"logprobs": True, "top_logprobs": args.top_logprobs_num} if args.return_logprob else {}
     else:
         body |= {"prompt": one.prompt} | ({"logprobs": args.top_logprobs_num} if args.return_logprob else {})
-    return body | extra
+    return body
 
 
 def _words(ids: Sequence[int]) -> str:
@@ -249,8 +264,11 @@ def _run(args: argparse.Namespace, server: _Server, asked: list[tuple[str, dict[
     rate = None if math.isinf(args.request_rate) else args.request_rate
     limit = args.max_concurrency or len(asked)
     with tqdm(total=len(asked), disable=args.disable_tqdm) as bar:
-        work = send_all(server.url, server.headers, asked, rate, limit, args.seed, lambda outcome: bar.update(1) and None)
-        return asyncio.run(work)
+
+        def note(outcome: Outcome) -> None:
+            bar.update(1)
+
+        return asyncio.run(send_all(server.url, server.headers, asked, rate, limit, args.seed, note))
 
 
 # --- results ----------------------------------------------------------------------------------------------------------------

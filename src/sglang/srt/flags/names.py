@@ -117,6 +117,7 @@ class OtherFlags:
     """Base of a dataclass of flags: what is no field of it may be read as an attribute, too, as programs of the original do."""
 
     __slots__ = ("_others",)  # no part of vars()
+    _others: dict[str, Any]
 
     def __getattr__(self, name: str) -> Any:
         target = ALIASES.get(name, name)
