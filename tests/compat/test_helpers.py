@@ -379,3 +379,11 @@ def test_what_unit_tests_import() -> None:
     assert test_utils.DEFAULT_MLA_MODEL_NAME_FOR_TEST == test_utils.DEFAULT_MODEL_NAME_FOR_TEST
     with pytest.raises(AttributeError):
         _ = test_utils.DEFAULT_NOTHING
+
+
+def test_expressions_have_the_originals_names() -> None:
+    from sglang.lang.ir import Gen, SglExpr, SglGen, SglRoleBegin
+
+    assert SglGen is Gen and isinstance(sgl.gen("x"), SglExpr) and issubclass(SglRoleBegin, SglExpr)
+    with pytest.raises(ImportError):
+        from sglang.lang.ir import SglNothing  # noqa: F401
