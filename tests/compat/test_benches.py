@@ -19,6 +19,7 @@ from sglang.bench_serving import main as bench_serving
 from sglang.bench_serving import run_benchmark
 from sglang.commands.arguments import CommandError
 from sglang.compat.bench.evals import chosen_letter, last_number
+from sglang.test.few_shot_gsm8k import run_eval as few_shot_gsm8k
 from sglang.test.run_eval import run_eval
 from tests.compat.test_programs import ENVIRONMENT
 from tests.conftest import DEFAULT_MODEL, RunningServer
@@ -159,7 +160,9 @@ def test_offline_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "sglang.bench_offline_throughput: error: unknown flag --no-such-flag" in capsys.readouterr().err
 
 
-def test_right_answers_are_counted(server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_right_answers_are_counted(
+    server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     questions = tmp_path / "mmlu.csv"
     questions.write_text('Question,A,B,C,D,Answer,Subject\n"2, and 2?",1,2,3,4,D,sums\nFrance?,Rome,Paris,Oslo,Bonn,B,places\n')
     common = {"base_url": server.url, "num_threads": 2, "max_tokens": 4, "model": None}
@@ -172,6 +175,13 @@ def test_right_answers_are_counted(server: RunningServer, tmp_path: Path, capsys
     common["max_tokens"] = 8
     metrics = run_eval(SimpleNamespace(eval_name="gsm8k", dataset_path=str(sums), num_shots=3, num_examples=5, **common))
     assert metrics["num_examples"] == 1
+    few = SimpleNamespace(data_path=str(sums), num_shots=2, num_questions=2, max_new_tokens=8, parallel=2, port=port(server))
+    monkeypatch.chdir(tmp_path)
+    metrics = few_shot_gsm8k(few)
+    assert set(metrics) == {"accuracy", "invalid", "latency", "output_throughput"} and metrics["output_throughput"] > 0
+    assert "What comes after 3?" in Path("tmp_output_gsm8k.txt").read_text()
+    with pytest.raises(CommandError, match="worked examples"):
+        few_shot_gsm8k(SimpleNamespace(data_path=str(sums), num_shots=9))
     with pytest.raises(CommandError, match="humaneval is not possible"):
         run_eval(SimpleNamespace(eval_name="humaneval"))
     with pytest.raises(CommandError, match="holds no questions"):

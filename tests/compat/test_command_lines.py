@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import copy
 import shlex
+import subprocess
+import sys
 
 import pytest
 
 from sglang.srt.errors import ConfigError
 from sglang.srt.flags.compatible import ALIASES, FLAGS
 from sglang.srt.server_args import ServerArgs, parse_server_args
+from tests.compat.test_programs import ENVIRONMENT
+from tests.conftest import free_port
 
 TAKEN = [
     "--model-path M --host 0.0.0.0 --port 30000",
@@ -87,3 +91,11 @@ def test_what_is_no_flag_is_no_attribute() -> None:
         ServerArgs(disaggregation_mode="decode")
     with pytest.raises(ConfigError, match="log-level-http"):
         ServerArgs(log_level_http="nonsense").resolve()
+
+
+def test_a_wrong_name_of_a_model_is_one_line() -> None:
+    """Not behind two kilobytes of flags."""
+    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", "smollm2-135m-instruc", "--port", str(free_port())]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
+    said = (done.stdout + done.stderr).strip()
+    assert done.returncode == 1 and "smollm2-135m-instruct" in said and "server_args" not in said and said.count("\n") == 0
