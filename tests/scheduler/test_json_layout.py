@@ -78,6 +78,14 @@ def test_schemas_inside_other_grammars_have_the_same_white_space() -> None:
     assert not compact.accept_all(list(b'x={"items": '))
 
 
+@pytest.mark.parametrize("mark", ["", "?", "!"])
+def test_lark_is_known_by_its_first_rule(mark: str) -> None:
+    """With or without a mark for trees."""
+    backend = backend_of("llguidance")
+    state = backend.compile("ebnf", f'{mark}start: "hello" | "good" WORD\nWORD: /[a-z]{{2,5}}/\n')
+    assert state.accept_all(list(b"goodbye")) and not state.accept_all(list(b"1"))
+
+
 @pytest.mark.parametrize("pattern", ["[a-z]", ".", r"\w*", "^ ", " |x", r"\x41", r"[^ ]", r"[\s\S]", "\x0b", "(", "[ ", "{3}"])
 def test_only_white_space_of_json(pattern: str) -> None:
     with pytest.raises(GrammarError, match="constrained_json_whitespace_pattern"):
