@@ -162,6 +162,8 @@ ALIKE: list[tuple[dict[str, Any], tuple[str, str]]] = [
     ({"structured_outputs": {"grammar": 'root ::= "a"'}}, ("ebnf", 'root ::= "a"')),
     ({"structured_outputs": {"json_object": True}}, ("json_schema", '{"type": "object"}')),
     ({"structured_outputs": {"choice": ["yes", "no"]}}, ("regex", "yes|no")),
+    ({"guided_grammar": 'root ::= "a"', "structured_outputs": {"grammar": 'root ::= "a"'}}, ("ebnf", 'root ::= "a"')),
+    ({"guided_regex": "a", "regex": None, "guided_json": None}, ("regex", "a")),
 ]
 
 

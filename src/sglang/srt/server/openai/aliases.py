@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sglang.srt.errors import RequestError, UnsupportedError
@@ -41,16 +41,10 @@ def translate(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The body in our names, and what its client calls those (ours -> its own). Raises RequestError if two fields contradict."""
     if STRUCTURED not in body and not ALIASES.keys() & body.keys():
         return body, {}
-    given = [(name, ALIASES.get(name, name), value) for name, value in body.items() if name != STRUCTURED]
-    given = [
-        (name, ours, _value(name.removeprefix("guided_"), value, name) if name in ALIASES else value)
-        for name, ours, value in given
-    ]
-    given += _members(body.get(STRUCTURED))
     translated: dict[str, Any] = {}
     names: dict[str, str] = {}
-    for name, ours, value in given:
-        if value is None and ours != name:
+    for name, ours, value in (*_plain(body), *_members(body.get(STRUCTURED))):
+        if value is None and (ours != name or ours in translated):
             continue
         if translated.get(ours) not in (None, value):  # some say it in the names of two releases
             raise RequestError(f"{name} and {names.get(ours, ours)} say different things: give one of them", name)
@@ -58,6 +52,15 @@ def translate(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         if ours != name:
             names[ours] = name
     return translated, names
+
+
+def _plain(body: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """(its name, our name, value) of each field besides `structured_outputs`."""
+    for name, value in body.items():
+        if name in ALIASES:
+            yield name, ALIASES[name], _value(name.removeprefix("guided_"), value, name)
+        elif name != STRUCTURED:
+            yield name, name, value
 
 
 def _members(outputs: Any) -> list[tuple[str, str, Any]]:
