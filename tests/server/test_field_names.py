@@ -151,3 +151,42 @@ def test_an_error_is_said_in_other_names() -> None:
     other = RequestError("the prompt's seed is odd", "text")
     other.rename(names)
     assert (str(other), other.param) == ("the prompt's seed is odd", "text")
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "/v1/responses": (
+        {"input": "x"},
+        "input instructions max_output_tokens temperature top_p top_logprobs tools tool_choice parallel_tool_calls text reasoning store "
+        "previous_response_id truncation stream stop seed top_k min_p chat_template_kwargs priority cache_salt rid model",
+    ),
+    "/v1/messages": (
+        {"messages": HELLO, "max_tokens": 3},
+        "messages max_tokens system temperature top_p top_k tools tool_choice thinking stream model",
+    ),
+    "/v1/score": (
+        {"query": "a", "items": ["b"], "label_token_ids": [1]},
+        "query items label_token_ids apply_softmax item_first",
+    ),
+    "/tokenize": ({"text": "x"}, "text add_special_tokens"),
+    "/detokenize": ({"tokens": [1]}, "tokens skip_special_tokens"),
+    "/apply_chat_template": ({"messages": HELLO}, "messages tools chat_template_kwargs continue_final_message"),
+    "/score_choices": ({"text": "a", "choices": ["b"]}, "text choices"),
+    "/parse_function_call": ({"text": "a", "tools": []}, "text tools tool_call_parser"),
+    "/separate_reasoning": ({"text": "a"}, "text reasoning_parser"),
+    "/open_session": ({}, "capacity_of_str_len session_id"),
+    "/abort_request": ({"rid": "x"}, "rid abort_all"),
+}
+
+
+@pytest.mark.parametrize("path", OTHERS)
+async def test_fields_of_other_routes(stand: Stand, path: str) -> None:
+    body, fields = OTHERS[path]
+    async with client_of(stand) as client:
+        for name in fields.split():
+            for wrong in (WRONG_TYPE, 2.5, {"x": 1}):
+                response = await client.post(path, json={**body, name: wrong})
+                if wrong is not WRONG_TYPE and response.status_code == 200:
+                    continue  # a temperature, or an object whose unknown keys are hints
+                assert response.status_code == 400, (name, wrong, response.text)
+                error = response.json()["error"]
+                assert name in f"{error['message']} {error.get('param')}", (name, wrong, error)
