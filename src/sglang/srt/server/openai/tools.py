@@ -36,6 +36,8 @@ _HINTS = frozenset({"cache_control", "defer_loading", "eager_input_streaming", "
 """what clients add to tools for other servers; the model is not told"""
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 _GENERIC = "generic"
+ANSWER = "(answer)"
+"""among the definitions of tools, whose names it cannot be"""
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ def plan_tools(
         raise RequestError(f"{sampling.grammar[0]} cannot be combined with a tool_choice that asks for a call", "tool_choice")
     # asked for a call, one is enough; small models that may write a list of them find no end
     schema, definitions = _calls_schema(shown, max_calls if parallel else 1)
-    strict = all(tool["function"].get("strict") for tool in shown)
-    constrained = _constrain(sampling, json_schema=json.dumps({**schema, "$defs": definitions}), json_schema_strict=strict)
+    text = json.dumps({**schema, "$defs": definitions})
+    constrained = _constrain(sampling, json_schema=text, json_schema_strict=_strictness(shown))
     return ToolPlan(shown, _GENERIC, max_calls, constrained)
 
 
@@ -130,11 +132,11 @@ def _calls_schema(shown: list[dict[str, Any]], max_calls: int | None) -> tuple[d
     calls = []
     for i, tool in enumerate(shown):
         function = tool["function"]
-        name = f"tool{i}"
+        name = function["name"]
         parameters = function.get("parameters", {"type": "object", "properties": {}})
         if not function.get("strict") and refers_outside(parameters):  # as unconstrained as with tool_choice auto
             parameters = _ANY_OBJECT
-        definitions[name] = _apart(parameters, name, definitions)
+        definitions[name] = _apart(parameters, f"tool{i}", definitions)
         calls.append(
             {
                 "type": "object",
@@ -156,9 +158,17 @@ def _either(shown: list[dict[str, Any]], max_calls: int | None, sampling: Sampli
     if kind != "json_schema":
         raise UnsupportedError(f"{kind} cannot be combined with tools that may be called; set tool_choice to none", "tools")
     schema, definitions = _calls_schema(shown, max_calls)
-    definitions["answer"] = _apart(read_json_text(text, "json_schema"), "answer", definitions)
-    union = {"anyOf": [{"$ref": "#/$defs/answer"}, schema], "$defs": definitions}
-    return _constrain(sampling, json_schema=json.dumps(union))
+    definitions[ANSWER] = _apart(read_json_text(text, "json_schema"), "answer", definitions)
+    union = {"anyOf": [{"$ref": f"#/$defs/{ANSWER}"}, schema], "$defs": definitions}
+    strict = _strictness(shown)
+    if sampling.json_schema_strict is True:
+        strict[f"#/$defs/{ANSWER}"] = True
+    return _constrain(sampling, json_schema=json.dumps(union), json_schema_strict=strict)
+
+
+def _strictness(shown: list[dict[str, Any]]) -> dict[str, bool]:
+    """Each tool is followed as it wants to be, whatever stands beside it."""
+    return {f"#/$defs/{tool['function']['name']}": bool(tool["function"].get("strict")) for tool in shown}
 
 
 def _apart(schema: Any, name: str, others: dict[str, Any]) -> Any:

@@ -33,7 +33,7 @@ from sglang.srt.scheduler.grammar.schema.keywords import LOWER, UPPER, Node
 from sglang.srt.scheduler.grammar.schema.layout import checked_whitespace, default_whitespace
 from sglang.srt.scheduler.grammar.schema.loosening import Loose, compile_loosely
 from sglang.srt.scheduler.grammar.schema.wide import group_names
-from sglang.srt.scheduler.grammar.structural_tags import Structure, read_structural_tag
+from sglang.srt.scheduler.grammar.structural_tags import Structure, blame, read_structural_tag
 from sglang.srt.vocabulary import Vocabulary
 
 MAX_FORCED_BYTES = 1024
@@ -180,8 +180,13 @@ class LLGuidanceBackend:
         except ValueError as error:
             raise GrammarError(f"{kind}: {error}", kind) from error
         if kind == "json_schema" and style.check:
-            return compile_loosely(lambda loose: self._compile_schema(text, prefix, style, loose))
-        return self._build(kind, self._translate(kind, text, style), prefix)
+            return compile_loosely(lambda loose: self._compile_schema(text, prefix, style, loose), len(text), style.parts)
+        try:
+            return self._build(kind, self._translate(kind, text, style), prefix)
+        except GrammarError as error:
+            if kind != "structural_tag":
+                raise
+            raise blame(text, error, partial(self.compile, "json_schema")) from error
 
     def _compile_schema(self, text: str, prefix: str, style: JsonStyle, loose: Loose) -> LLGuidanceState:
         """Leaves out of the schema what cannot be followed."""
@@ -263,11 +268,8 @@ class LLGuidanceBackend:
     def _translate_tags(self, text: str, style: JsonStyle) -> str:
         structures = read_structural_tag(text).structures
         names = {self._vocabulary.token_bytes[i].decode(errors="replace") for i in self._vocabulary.special_ids}
-        try:
-            prepare = partial(self._prepared, style=style)
-            tags = [_structure_tag(structure, prepare) for structure in structures]
-        except GrammarError as error:
-            raise GrammarError(str(error).replace("json_schema:", "structural_tag: schema:", 1), "structural_tag") from error
+        prepare = partial(self._prepared, style=style)
+        tags = [_structure_tag(structure, prepare) for structure in structures]
         special = all(tag.trigger in names for tag in tags)
         grammar = str(llguidance.StructTag.to_grammar(tags, assume_special=special))
         return grammar if grammar.startswith("{") else str(llguidance.grammar_from("lark", grammar))

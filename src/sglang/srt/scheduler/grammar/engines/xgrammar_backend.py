@@ -11,6 +11,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from sglang.srt.scheduler.grammar.schema.json_schema import prepare_schema
 from sglang.srt.scheduler.grammar.schema.keywords import LOWER, UPPER, Node
 from sglang.srt.scheduler.grammar.schema.layout import FIELD, LEVEL_BLANKS, num_levels
 from sglang.srt.scheduler.grammar.schema.loosening import Loose, compile_loosely
-from sglang.srt.scheduler.grammar.structural_tags import read_structural_tag
+from sglang.srt.scheduler.grammar.structural_tags import blame, read_structural_tag
 from sglang.srt.vocabulary import Vocabulary
 
 FOLLOWED = frozenset(
@@ -209,8 +210,13 @@ class XGrammarBackend:
         except ValueError as error:
             raise GrammarError(f"{kind}: {error}", kind) from error
         if kind == "json_schema" and style.check:
-            return compile_loosely(lambda loose: self._build(kind, text, prefix, style, loose))
-        return self._build(kind, text, prefix, style, None)
+            return compile_loosely(lambda loose: self._build(kind, text, prefix, style, loose), len(text), style.parts)
+        try:
+            return self._build(kind, text, prefix, style, None)
+        except GrammarError as error:
+            if kind != "structural_tag":
+                raise
+            raise blame(text, error, partial(self.compile, "json_schema")) from error
 
     def _build(self, kind: str, text: str, prefix: str, style: JsonStyle, loose: Loose | None) -> XGrammarState:
         try:

@@ -150,7 +150,8 @@ class _Preparation:
             raise GrammarError(f"json_schema: more than {MAX_NODES} schemas in one", "json_schema")
         out, base = dict(node), self._document.base_of(node, base)
         if self._loose is not None:
-            self._loose.drop_everywhere(out, path)
+            out = self._loose.replaced(path) or out
+            self._loose.leave_out(out, path)
         self._reductions.reduce(out, base)
         rewrite(out)
         check_shapes({key: value for key, value in out.items() if key in self._follows}, path)
@@ -187,7 +188,8 @@ class _Preparation:
             raise GrammarError(f"json_schema: the keyword at {path}/{key} is not supported{hint}", "json_schema")
         if key.startswith("$dynamic") or key.startswith("$recursive"):
             raise GrammarError(f"json_schema: the keyword at {path}/{key} is not supported", "json_schema")
-        if self._loose is not None or key.startswith("_"):  # an annotation, as the specification says
+        is_loose = self._loose is not None and not self._loose.is_strict(path)
+        if is_loose or key.startswith("_"):  # an annotation, as the specification says
             return
         near = None if len(key) > MAX_KEYWORD else nearest(key.lower(), _LOWER, cutoff=0.88)
         if near is not None:
