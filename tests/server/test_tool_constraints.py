@@ -143,3 +143,26 @@ def test_tags_name_the_tool_at_fault(fault: str) -> None:
     with pytest.raises(GrammarError, match="structural_tag: the schema behind .*odd"):
         state_of(sampling)
     state_of(plan_tools([tools[0], tools[2]], "auto", None, "generic", SamplingParams()).sampling)
+
+
+URIS = [f"http://json-schema.org/draft-0{n}/schema#" for n in (3, 4, 6, 7)]
+URIS += [f"https://json-schema.org/draft/{name}/schema" for name in ("2019-09", "2020-12")]
+
+
+@pytest.mark.parametrize("uri", URIS)
+@pytest.mark.parametrize("form", ["properties", "a reference", "a named reference"])
+def test_tools_of_every_draft_keep_their_references(uri: str, form: str) -> None:
+    body: dict[str, Any] = {"type": "object", "properties": {"x": {"$ref": "#/definitions/n"}}}
+    definitions: dict[str, Any] = {"n": {"type": "integer"}}
+    if form != "properties":
+        definitions["B"], body = body, {"$ref": "#/definitions/B"}
+    own = {"id" if uri in URIS[:2] else "$id": "http://h/s.json"} if form == "a named reference" else {}
+    ints = {"$schema": uri, **own, **body, "definitions": definitions}
+    texts = json.loads(json.dumps(ints).replace('"integer"', '"string"'))
+    sampling = sampling_of(tool("ints", ints), tool("texts", texts))
+    assert sampling.json_schema is not None and not state_of(sampling).unenforced
+    for name, right, wrong in (("ints", 1, "a"), ("texts", "a", 1)):
+        assert takes(sampling, call(name, x=right)) and not takes(sampling, call(name, x=wrong))
+        assert check(json.loads(sampling.json_schema), json.dumps(call(name, x=right))).error is None
+        verdict = check(json.loads(sampling.json_schema), json.dumps(call(name, x=wrong)))
+        assert verdict.error is not None and verdict.error.startswith("$.arguments.x: ")

@@ -19,6 +19,7 @@ from uuid import uuid4
 import msgspec
 
 from sglang.srt.errors import RequestError, UnsupportedError
+from sglang.srt.json_drafts import draft_of, identifier_key
 from sglang.srt.sampling_params import CONSTRAINTS, SamplingParams
 from sglang.srt.server.fields import check_members
 from sglang.srt.server.limits.json_limits import read_json_text
@@ -175,13 +176,18 @@ def _apart(schema: Any, name: str, others: dict[str, Any]) -> Any:
     """A schema as a resource of its own, so that its references to itself are right wherever it stands."""
     if not isinstance(schema, dict):
         return schema
+    draft = draft_of(schema)
+    key = identifier_key(draft)
+    if draft <= 7 and "$ref" in schema:  # no identifier counts beside it
+        rest = {key: value for key, value in schema.items() if key != "$ref"}
+        schema = {**rest, "extends" if draft == 3 else "allOf": [{"$ref": schema["$ref"]}]}
     taken = {other.get("$id") for other in others.values() if isinstance(other, dict)}
-    own = schema.get("$id")
+    own = schema.get(key)
     if isinstance(own, str) and own not in taken:
-        return schema
+        name = own
     while name in taken:
         name += "_"
-    return {**schema, "$id": name}
+    return {**schema, key: name, "$id": name}  # both: who looks from outside goes by the newest
 
 
 # --- what clients send ------------------------------------------------------------------------------------------------------

@@ -26,24 +26,6 @@ def _whole_counts(node: Node) -> None:
             node[key] = int(value)
 
 
-def _old_limits(node: Node) -> None:
-    """In draft 4 a limit was excluded by a word beside it."""
-    for key, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-        if node.get(key) is True and limit in node:
-            node[key] = node.pop(limit)
-        elif isinstance(node.get(key), bool):
-            del node[key]
-
-
-def _old_tuples(node: Node) -> None:
-    """Before draft 2020-12, prefixItems was a list of `items`, and `items` was additionalItems."""
-    if isinstance(node.get("items"), list):
-        node["prefixItems"] = node.pop("items")
-        if "additionalItems" in node:
-            node["items"] = node["additionalItems"]
-    node.pop("additionalItems", None)
-
-
 def _conditions_without_effect(node: Node) -> None:
     if "if" not in node:
         node.pop("then", None)
@@ -156,8 +138,6 @@ def _says_nothing(schema: Any) -> bool:
 
 _RULES: tuple[Callable[[Node], None], ...] = (
     _whole_counts,
-    _old_limits,
-    _old_tuples,
     _conditions_without_effect,
     _contains_without_effect,
     _unique_without_effect,
