@@ -23,10 +23,12 @@ Rule = Callable[[Any, Any, Any, dict[str, Any]], Any]
 
 
 class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`error`: what is wrong; None: the answer is valid. `is_final`: no other answer would be found to be right either."""
+    """`error`: what is wrong; None: the answer is valid. `is_final`: no other answer would be found to be right either. `is_whole`: the
+    answer is JSON."""
 
     error: str | None = None
     is_final: bool = False
+    is_whole: bool = True
 
 
 def prepare(setup: bytes) -> Checker:
@@ -51,9 +53,9 @@ def check(schema: Any, answer: str) -> Verdict:
     try:
         value = json.loads(answer)
     except ValueError as error:
-        return Verdict(f"the answer is no JSON: {error}")
+        return Verdict(f"the answer is no JSON: {error}", is_whole=False)
     try:
-        errors = list(validator_of(draft_of(schema))(_canonical(schema), registry=Registry()).iter_errors(value))
+        errors = list(validator_of(draft_of(schema))(_canonical(schema, ANY), registry=Registry()).iter_errors(value))
     except Exception as error:  # noqa: BLE001  whatever a schema that is none makes of the library
         return Verdict(f"the schema cannot be checked: {type(error).__name__}: {error}"[:MAX_ERROR], is_final=True)
     if not errors:
@@ -102,18 +104,20 @@ def _says_nothing(validator: Any, value: Any, instance: Any, schema: dict[str, A
     return iter(())
 
 
-def _canonical(schema: Any) -> Any:
-    """A copy in which schemas declare their drafts by the names that the library knows."""
+def _canonical(schema: Any, around: int) -> Any:
+    """A copy in which schemas declare their drafts and names as the library knows them."""
     if isinstance(schema, list):
-        return [_canonical(part) for part in schema]
+        return [_canonical(part, around) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    out = {key: value if key in _VALUES else _canonical(value) for key, value in schema.items()}
+    draft = draft_of(schema, around)
+    out = {key: value if key in _VALUES else _canonical(value, draft) for key, value in schema.items()}
     if isinstance(schema.get("$schema"), str):
         del out["$schema"]
-        draft = draft_of(schema)
         if draft != ANY:
             out["$schema"] = validator_of(draft).META_SCHEMA.get("$id") or validator_of(draft).META_SCHEMA["id"]
+    if draft == ANY and str(schema.get("$id")).startswith("#"):
+        out.setdefault("$anchor", out.pop("$id")[1:])
     return out
 
 

@@ -264,6 +264,7 @@ def check_dict(finish: FinishReason) -> dict[str, Any]:
     about = {
         "valid": check.error is None,
         "attempts": check.num_attempts,
+        "discarded_tokens": check.num_discarded,
         "error": check.error,
         "keywords": list(check.keywords),
     }

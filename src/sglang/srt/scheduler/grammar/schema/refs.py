@@ -92,7 +92,7 @@ class SchemaDocument:
                 if isinstance(node.get(key), str) and counts(key, draft):
                     self._anchors.setdefault((base, node[key]), place)
             named = node.get(identifier_key(draft))
-            if isinstance(named, str) and named.startswith("#"):  # until draft 7
+            if isinstance(named, str) and named.startswith("#") and (draft <= 7 or draft == ANY):
                 self._anchors.setdefault((base, named[1:]), place)
             known = {key: value for key, value in node.items() if counts(key, draft)}
             stack += [(child, (*place, *steps), scope) for steps, child in children(known)]
