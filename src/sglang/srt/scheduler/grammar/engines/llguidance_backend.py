@@ -32,6 +32,7 @@ from sglang.srt.scheduler.grammar.schema.json_schema import prepare_schema, prep
 from sglang.srt.scheduler.grammar.schema.keywords import LOWER, UPPER, Node
 from sglang.srt.scheduler.grammar.schema.layout import checked_whitespace, default_whitespace
 from sglang.srt.scheduler.grammar.schema.loosening import Loose, compile_loosely
+from sglang.srt.scheduler.grammar.schema.recursion import join_references, without_definition
 from sglang.srt.scheduler.grammar.schema.wide import group_names
 from sglang.srt.scheduler.grammar.structural_tags import Structure, blame, read_structural_tag
 from sglang.srt.vocabulary import Vocabulary
@@ -46,6 +47,7 @@ MEANINGS = {
     "recursion limit exceeded": "nested too deeply for the engine (128 levels of JSON)",
 }
 """what the engine says with words of its own"""
+CIRCULAR = "circular references with sibling keys"
 FOLLOWED = frozenset(
     [
         "type",
@@ -76,6 +78,9 @@ FOLLOWED = frozenset(
         "$ref",
     ]
 )
+_UNSATISFIABLE = re.compile(r"Unsatisfiable schema.*json-schema:///#/\$defs/([^ |]+)$")
+MAX_FALSE = 16
+"""definitions that nothing satisfies, one compilation each"""
 _CONTROLS = re.compile(r"\\u00[01]|\\u007f|\\\\x[01]|\\\\c[A-Za-z]")
 LEAST = 1e-9
 """the smallest step between limits"""
@@ -181,6 +186,8 @@ class LLGuidanceBackend:
             raise GrammarError(f"{kind}: {error}", kind) from error
         if kind == "json_schema" and style.check:
             return compile_loosely(lambda loose: self._compile_schema(text, prefix, style, loose), len(text), style.parts)
+        if kind == "json_schema":
+            return self._compile_schema(text, prefix, style, None)
         try:
             return self._build(kind, self._translate(kind, text, style), prefix)
         except GrammarError as error:
@@ -188,11 +195,29 @@ class LLGuidanceBackend:
                 raise
             raise blame(text, error, partial(self.compile, "json_schema")) from error
 
-    def _compile_schema(self, text: str, prefix: str, style: JsonStyle, loose: Loose) -> LLGuidanceState:
-        """Leaves out of the schema what cannot be followed."""
-        state = self._build("json_schema", self._translate_schema(text, style, loose), prefix)
-        state.unenforced = tuple(loose.dropped)
+    def _compile_schema(self, text: str, prefix: str, style: JsonStyle, loose: Loose | None) -> LLGuidanceState:
+        """With `loose`, leaves out of the schema what cannot be followed."""
+        schema = self._finished(prepare_schema(text, FOLLOWED, _check_node, loose), style)
+        try:
+            state = self._build_schema(schema, prefix)
+        except GrammarError as error:
+            if CIRCULAR not in str(error):
+                raise
+            state = self._build_schema(join_references(schema), prefix)
+        state.unenforced = tuple(loose.dropped) if loose is not None else ()
         return state
+
+    def _build_schema(self, schema: Node, prefix: str) -> LLGuidanceState:
+        """The engine refuses a whole schema for a definition that nothing satisfies, though there be a choice."""
+        for _ in range(MAX_FALSE):
+            try:
+                return self._build("json_schema", _as_grammar(schema), prefix)
+            except GrammarError as error:
+                found = _UNSATISFIABLE.search(str(error))
+                if found is None or found[1] not in schema.get("$defs", {}):
+                    raise
+                schema = without_definition(schema, found[1])
+        return self._build("json_schema", _as_grammar(schema), prefix)
 
     def _build(self, kind: str, grammar: str, prefix: str) -> LLGuidanceState:
         if prefix:
@@ -228,8 +253,6 @@ class LLGuidanceBackend:
         if kind == "regex":
             return str(llguidance.LLMatcher.grammar_from_regex(to_engine_regex(text)))
         try:
-            if kind == "json_schema":
-                return self._translate_schema(text, style, None)
             if kind == "ebnf":
                 prepare = partial(self._prepared, style=style)
                 return str(llguidance.LLMatcher.grammar_from_lark(prepare_lark(_as_lark(text), prepare)))
@@ -238,11 +261,6 @@ class LLGuidanceBackend:
         except (ValueError, RecursionError) as error:
             raise GrammarError(f"{kind}: {_first_lines(str(error))}", kind) from error
         raise GrammarError(f"constraints of the kind {kind} are not supported by llguidance", kind)
-
-    def _translate_schema(self, text: str, style: JsonStyle, loose: Loose | None) -> str:
-        schema = self._finished(prepare_schema(text, FOLLOWED, _check_node, loose), style)
-        ready = json.dumps(schema)  # as text: engines read it much faster than Python objects, and without the interpreter
-        return str(llguidance.LLMatcher.grammar_from_json_schema(ready))
 
     def _prepared(self, schema: Any, style: JsonStyle) -> Node:
         """A schema inside another grammar."""
@@ -273,6 +291,14 @@ class LLGuidanceBackend:
         special = all(tag.trigger in names for tag in tags)
         grammar = str(llguidance.StructTag.to_grammar(tags, assume_special=special))
         return grammar if grammar.startswith("{") else str(llguidance.grammar_from("lark", grammar))
+
+
+def _as_grammar(schema: Node) -> str:
+    """As text: the engine reads it much faster than Python objects, and without the interpreter."""
+    try:
+        return str(llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema)))
+    except (ValueError, RecursionError) as error:
+        raise GrammarError(f"json_schema: {_first_lines(str(error))}", "json_schema") from error
 
 
 def _after(prefix: str, grammar: str) -> str:

@@ -291,6 +291,7 @@ def _check_node(node: Node, path: str) -> None:
     def refuse(key: str, why: str) -> GrammarError:
         return GrammarError(f"json_schema: {path}/{key}: {why}; the grammar backend llguidance may follow it", "json_schema")
 
+    _spread_type(node)
     chosen = [key for key in ("$ref", "enum", "const", "anyOf", "oneOf") if key in node]
     others = node.keys() & FOLLOWED - {"type"} - set(chosen[:1])
     if chosen and (others or "type" in node and chosen[0] in ("$ref", "anyOf", "oneOf")):
@@ -312,13 +313,35 @@ def _check_node(node: Node, path: str) -> None:
     if limits and not isinstance(node.get("type"), str):
         raise refuse(limits[0], "needs a single type beside it")
     _check_limits(node, refuse)
-    required, listed = node.get("required", []), node.get("properties", {})
-    if listed and node.get("additionalProperties") in (True, {}):
-        node["additionalProperties"] = False
-    if listed and node.get("additionalProperties", False) is not False:
-        raise refuse("additionalProperties", "not supported beside properties, whose names could be written in other ways")
-    if any(name not in listed for name in required) and node.get("type") == "object":
-        raise refuse("required", "names a property that is not listed")
+    _list_properties(node, refuse)
+
+
+def _spread_type(node: Node) -> None:
+    """A type beside a choice stands in each branch instead."""
+    branches = node.get("anyOf", node.get("oneOf"))
+    if "type" not in node or not isinstance(branches, list) or not all(isinstance(branch, dict) for branch in branches):
+        return
+    wanted = _types(node["type"])
+    if any(branch.keys() & {"$ref", "anyOf", "oneOf"} or not _types(branch.get("type", [])) <= wanted for branch in branches):
+        return
+    node["anyOf" if "anyOf" in node else "oneOf"] = [{"type": node["type"], **branch} for branch in branches]
+    del node["type"]
+
+
+def _types(kinds: Any) -> set[Any]:
+    return set(kinds) if isinstance(kinds, list) else {kinds}
+
+
+def _list_properties(node: Node, refuse: Callable[[str, str], GrammarError]) -> None:
+    """Objects that list properties have no others: the engine would let their names be written in other ways."""
+    listed, others = node.get("properties", {}), node.get("additionalProperties", True)
+    if node.get("type") == "object":
+        unlisted = [name for name in node.get("required", []) if name not in listed]
+        if unlisted and others is False:
+            raise refuse("required", "names a property that is not listed")
+        listed = {**listed, **dict.fromkeys(unlisted, others)}
+    if listed:
+        node["properties"], node["additionalProperties"] = listed, False
 
 
 def _check_limits(node: Node, refuse: Callable[[str, str], GrammarError]) -> None:

@@ -43,10 +43,13 @@ REMEDIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("cannot accept any value", ("dependentRequired", "dependencies")),
     ("min/maxProperties only supported", ("minProperties", "maxProperties")),
     ("circular references with sibling keys", (SIBLINGS,)),
+    ("circular references with sibling keys", (PATTERNS,)),
     ("regex parse error", ("pattern",)),
     ("lookarounds", ("pattern",)),
     ("regex parse error", (PATTERNS,)),
     ("lookarounds", (PATTERNS,)),
+    ("control characters", ("pattern",)),
+    ("control characters", (PATTERNS,)),
     ("patternPropert", (PATTERNS,)),
 )
 """what an engine complains of without saying where, and the keywords that may be to blame"""
@@ -119,6 +122,8 @@ class Loose:
         if _takes(check, node, path):
             return
         self._drop_values(node, path, check)
+        if _takes(check, node, path):
+            return
         for keys in _choices(node):
             if _takes(check, {key: value for key, value in node.items() if key not in keys}, path):
                 for key in keys:

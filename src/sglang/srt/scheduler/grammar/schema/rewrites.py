@@ -6,11 +6,15 @@ or it is not said at all and the keyword stays, for the engine to take or to ref
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.scheduler.grammar.regex.finite_patterns import matched_words
 from sglang.srt.scheduler.grammar.schema.keywords import COUNTS, IN_PLACE, Node, has_type
+
+Limit = Callable[[Any, Any], bool]
+"""(a value, what stands at a keyword)"""
 
 
 def rewrite(node: Node) -> None:
@@ -101,19 +105,49 @@ def _patterns_of_words(node: Node) -> None:
         del node["patternProperties"]
 
 
-def _values_of_type(node: Node) -> None:
-    """Listed values are of the type beside them."""
-    kinds = node.get("type")
-    names = [kinds] if isinstance(kinds, str) else kinds
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return
+def _values_that_fit(node: Node) -> None:
+    """Listed values are of the type beside them, and within the limits: then the limits say nothing more."""
     values = [node["const"]] if "const" in node else node.get("enum")
     if not isinstance(values, list):
         return
-    left = [value for value in values if has_type(value, names)]
-    if len(left) < len(values):
+    kinds = node.get("type")
+    names = [kinds] if isinstance(kinds, str) else kinds
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        values = [value for value in values if has_type(value, names)]
+    limits = {key: node[key] for key in _LIMITS if _is_number(node.get(key))}
+    values = [value for value in values if all(_LIMITS[key](value, limit) for key, limit in limits.items())]
+    for key in limits:
+        del node[key]
+    if "const" not in node or not values:
         node.pop("const", None)
-        node["enum"] = left
+        node["enum"] = values
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _of_numbers(holds: Callable[[Any, Any], bool]) -> Limit:
+    return lambda value, limit: not _is_number(value) or holds(value, limit)
+
+
+def _of_sizes(kind: type[str] | type[list[Any]] | type[dict[str, Any]], holds: Callable[[Any, Any], bool]) -> Limit:
+    return lambda value, limit: not isinstance(value, kind) or holds(len(value), limit)
+
+
+_LIMITS: dict[str, Limit] = {
+    "minimum": _of_numbers(operator.ge),
+    "maximum": _of_numbers(operator.le),
+    "exclusiveMinimum": _of_numbers(operator.gt),
+    "exclusiveMaximum": _of_numbers(operator.lt),
+    "minLength": _of_sizes(str, operator.ge),
+    "maxLength": _of_sizes(str, operator.le),
+    "minItems": _of_sizes(list, operator.ge),
+    "maxItems": _of_sizes(list, operator.le),
+    "minProperties": _of_sizes(dict, operator.ge),
+    "maxProperties": _of_sizes(dict, operator.le),
+}
+"""whether a value keeps a limit"""
 
 
 def _dependent_required(node: Node) -> None:
@@ -144,6 +178,6 @@ _RULES: tuple[Callable[[Node], None], ...] = (
     _unevaluated,
     _property_names,
     _patterns_of_words,
-    _values_of_type,
+    _values_that_fit,
     _dependent_required,
 )
