@@ -1,11 +1,13 @@
 """Trials: a constraint is compiled and stepped in a child process before the scheduler compiles it.
 
-    scheduler                                     fork server                        child, one per trial
-    Trials.run --(kind, text, prefix)-->          builds the engine's tables once    compiles, steps, measures, ends
-               <--(error, bytes, seconds)--------------------------------------------'
+    scheduler                                     fork server                        child
+    Trials.submit --(kind, text, prefix)-->       builds the engine's tables once    compiles
+       compiles it too <--(bytes)-----------------------------------------------------  |  steps, measures
+       gives it to requests <--(error, bytes)-----------------------------------------  '
 
 Engines are native code: a text may stop the process, fill its memory or never come to an end. It does so in the child then, which
-has limits of memory and time, and the request is refused. What passed here is compiled in the scheduler.
+has limits of memory and time, and the request is refused. What the child has compiled, the scheduler compiles while the child steps
+through it; nobody steps through it there before the child has come to the end.
 
 Stop expressions are tried and searched in children of their own (stop_regex.py).
 """
@@ -15,6 +17,8 @@ from __future__ import annotations
 import gc
 import random
 import time
+from collections import deque
+from collections.abc import Generator, Iterator
 
 import msgspec
 import numpy as np
@@ -104,8 +108,7 @@ class Tester:
         self._backend = create_backend(vocabulary, options, threads=False)
         self._is_ready = False
         self._held = 0
-        if self._backend is not None:
-            self(encode_trial("json_schema", USUAL))
+        self._try_usual()
         gc.collect()
         gc.freeze()  # a child that collects garbage would touch, and so copy, all of it
         release_freed_memory()
@@ -113,29 +116,38 @@ class Tester:
 
     def get_ready(self) -> None:
         """In a child, before each job. Before the first its memory becomes its own, where jobs will write."""
-        if not self._is_ready and self._backend is not None:
-            self(encode_trial("json_schema", USUAL))
+        if not self._is_ready:
+            self._try_usual()
         self._is_ready = True
         self._held = held_bytes()
 
-    def __call__(self, payload: bytes) -> bytes:
+    def _try_usual(self) -> None:
+        if self._backend is not None:
+            deque(self(encode_trial("json_schema", USUAL)), maxlen=0)
+
+    def __call__(self, payload: bytes) -> Generator[bytes, None, bytes]:
+        """Two reports: when it is compiled, and at the end."""
         kind, text, prefix = decode_trial(payload)
         assert self._backend is not None, "a grammar without an engine is refused before"
+        reports = try_grammar(self._backend, kind, text, prefix, self._held or None)
         try:
-            report = Report(num_bytes=try_grammar(self._backend, kind, text, prefix, self._held or None))
+            yield next(reports).encode()
+            return next(reports).encode()
         except RequestError as error:
-            report = Report(error=str(error))
-        return msgspec.msgpack.encode(report)
+            return Report(error=str(error)).encode()
 
 
-def try_grammar(backend: GrammarBackend, kind: str, text: str, prefix: str = "", held_before: int | None = None) -> int:
-    """Compiles and steps. Returns the bytes that the grammar holds after that, and those that it will if it grows on. Raises
+def try_grammar(
+    backend: GrammarBackend, kind: str, text: str, prefix: str = "", held_before: int | None = None
+) -> Iterator[Report]:
+    """Compiles, and then steps: each with the bytes that the grammar holds after it, and that it will if it grows on. Raises
     GrammarError."""
     before = held_bytes() if held_before is None else held_before
     state = backend.compile(kind, text, prefix)
+    yield Report(num_bytes=max(held_bytes() - before, 0))
     walk = Walk(backend, state.copy(), kind)
     walk.run()
-    return max(held_bytes() - before, 0) + walk.growth * GROWTH
+    yield Report(num_bytes=max(held_bytes() - before, 0) + walk.growth * GROWTH)
 
 
 class Walk:

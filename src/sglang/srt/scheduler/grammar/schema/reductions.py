@@ -18,7 +18,7 @@ from typing import Any
 from sglang.srt.scheduler.grammar.schema.conditions import split_conditions
 from sglang.srt.scheduler.grammar.schema.formats import FORMATS
 from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, IN_PLACE, Node
-from sglang.srt.scheduler.grammar.schema.refs import Scope, SchemaDocument
+from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument, Scope
 from sglang.srt.scheduler.grammar.schema.values import named_values
 
 MAX_LISTS = 400

@@ -8,7 +8,7 @@ from typing import Any
 from sglang.srt.errors import GrammarError
 from sglang.srt.scheduler.grammar.schema.drafts import read_draft
 from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, has_type
-from sglang.srt.scheduler.grammar.schema.refs import Scope, SchemaDocument
+from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument, Scope
 
 MAX_STEPS = 12
 """of references one after the other"""
