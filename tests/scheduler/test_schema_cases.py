@@ -12,7 +12,7 @@ import pytest
 from sglang.srt.errors import GrammarError
 from sglang.srt.json_style import JsonStyle, with_style
 from sglang.srt.scheduler.grammar.engines.base import GrammarState
-from sglang.srt.scheduler.grammar.schema.conditions import _pattern_of_others
+from sglang.srt.scheduler.grammar.schema.rewriting.conditions import _pattern_of_others
 from tests.scheduler.test_backends import backend_of, ends_after
 
 INTEGER, STRING = {"type": "integer"}, {"type": "string"}

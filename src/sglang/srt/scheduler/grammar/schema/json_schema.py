@@ -31,9 +31,9 @@ from sglang.srt.scheduler.grammar.schema.exclusive import make_exclusive
 from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, Node, Place, replace_children
 from sglang.srt.scheduler.grammar.schema.loosening import Loose
 from sglang.srt.scheduler.grammar.schema.numbers import check_numbers
-from sglang.srt.scheduler.grammar.schema.reductions import Reductions
 from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument, Scope
-from sglang.srt.scheduler.grammar.schema.rewrites import rewrite
+from sglang.srt.scheduler.grammar.schema.rewriting.reductions import Reductions
+from sglang.srt.scheduler.grammar.schema.rewriting.rewrites import rewrite
 from sglang.srt.scheduler.grammar.schema.shapes import check_shapes
 
 MAX_DEPTH = 128

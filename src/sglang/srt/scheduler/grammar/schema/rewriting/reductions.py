@@ -6,7 +6,7 @@
     {"properties": {"a": A, "b": B}, "minProperties": 1}                 with a, or with b
     {"if": {"properties": {"kind": {"const": "a"}}}, "then": T}          a branch for each kind (conditions.py)
 
-Unlike the rules of schema/rewrites.py these look through references.
+Unlike the rules of schema/rewriting/rewrites.py these look through references.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import itertools
 import math
 from typing import Any
 
-from sglang.srt.scheduler.grammar.schema.conditions import split_conditions
 from sglang.srt.scheduler.grammar.schema.formats import FORMATS
 from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, IN_PLACE, Node
 from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument, Scope
-from sglang.srt.scheduler.grammar.schema.values import named_values
+from sglang.srt.scheduler.grammar.schema.rewriting.conditions import split_conditions
+from sglang.srt.scheduler.grammar.schema.rewriting.values import named_values
 
 MAX_LISTS = 400
 """that a set of values is written out as: those of five values"""
