@@ -103,6 +103,9 @@ def test_an_s_means_the_white_space_of_json() -> None:
     assert not takes("llguidance", '{\u00a0"items":[],"count":0}', style=JsonStyle(whitespace=r"\s?"))
 
 
+N = {"type": "null"}
+
+
 @pytest.mark.parametrize(
     ("schema", "levels"),
     [
@@ -119,6 +122,17 @@ def test_an_s_means_the_white_space_of_json() -> None:
         ({"type": "array"}, MAX_LEVELS),
         ({"type": "object"}, MAX_LEVELS),
         ({"type": "object", "properties": {"a": {}}, "additionalProperties": False}, MAX_LEVELS),
+        ({"anyOf": [{"required": ["a"]}, {"required": ["b"]}], "type": "object", "properties": {"a": N, "b": N}, "additionalProperties": False}, 1),
+        ({"oneOf": [{"required": ["a"]}, {"minProperties": 2}], "type": "object", "additionalProperties": {"type": "array", "items": N}}, 2),
+        ({"type": "object", "properties": {"a": N}, "anyOf": [
+            {"properties": {"a": True, "b": N}, "additionalProperties": False},
+            {"properties": {"a": True, "c": {"type": "array", "items": N}}, "additionalProperties": False}]}, 2),
+        ({"allOf": [{"$ref": "#/$defs/0"}], "properties": {"a": True, "b": N}, "additionalProperties": False,
+          "$defs": {"0": {"type": "object", "properties": {"a": N}}}}, 1),
+        ({"type": ["string", "null"], "anyOf": [{"minLength": 3}, {"pattern": "^a"}]}, 0),
+        ({"anyOf": [{"$ref": "#"}, {"type": "integer"}]}, MAX_LEVELS),
+        ({"allOf": [{"anyOf": [{"type": "array", "items": N}, {"type": "null"}]}] * 30}, 1),
+        ({"$ref": "#/$defs/0", "$defs": {str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(2000)}}, MAX_LEVELS),
     ],
 )  # fmt: skip
 def test_the_levels_of_a_schema(schema: dict[str, Any], levels: int) -> None:
