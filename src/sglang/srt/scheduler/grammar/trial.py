@@ -39,7 +39,7 @@ MEMORY = 512 << 20
 NUM_TOKENS = 64
 """of a text that the grammar allows, and of one that it does not"""
 EVERY = 4
-"""tokens for which a mask is used, as far as they go on to be allowed, and forced tokens are asked for: both are most of the work"""
+"""tokens for which a mask is used, as far as they go on to be allowed, or are forced: masks are most of the work"""
 STEP_SECONDS = 0.03
 """a token of processor time; others of the step wait for it"""
 MAX_SLOW = 3
@@ -166,35 +166,46 @@ class Walk:
 
     def run(self) -> None:
         """Raises GrammarError where the engine runs into a limit, or takes long again and again."""
-        invalid, taken = self._state.copy(), []
-        half = 0
-        for i in range(NUM_TOKENS):
-            if i == NUM_TOKENS // 2:
+        invalid = self._state.copy()
+        taken: list[int] = []
+        half = num_with_mask = 0
+        while len(taken) < NUM_TOKENS:
+            if not half and len(taken) >= NUM_TOKENS // 2:
                 half = resident_bytes()
             began = time.thread_time()
-            token = self._step(with_mask=i % EVERY == 0)
+            with_mask = len(taken) >= num_with_mask * EVERY
+            num_with_mask += with_mask
+            tokens = self._step(with_mask)
             self._check(time.thread_time() - began)
-            if token is None:
+            if not tokens:
                 break
-            taken.append(token)
+            taken += tokens[: NUM_TOKENS - len(taken)]
         grown = resident_bytes() - half if half else 0
         self.growth = grown // (NUM_TOKENS // 2) if grown > MUCH else 0
         self._break(invalid, taken[: len(taken) // 2])
 
-    def _step(self, with_mask: bool) -> int | None:
-        """Takes a token that is allowed, and returns it; None where nothing but the end of the text may follow."""
+    def _step(self, with_mask: bool) -> list[int]:
+        """Takes tokens that are allowed, and returns them: all that are forced, or one. None where nothing but the end of the text
+        may follow."""
         if self._state.is_finished:
-            return None
+            return []
+        forced = self._state.forced_tokens()
+        if with_mask:
+            self._look()
+        if forced:
+            return forced if self._state.accept_all(forced) else []
         if not with_mask:
             token, after = self._pick(self._mask, self._places), self._state.copy()
             if token is not None and after.accept(token):
                 self._state = after
-                return token
-        self._state.forced_tokens()
+                return [token]
+            self._look()
+        token = self._pick(self._mask, self._places)
+        return [token] if token is not None and self._state.accept(token) else []
+
+    def _look(self) -> None:
         self._state.fill_mask(self._mask)
         self._places = np.flatnonzero(self._mask)
-        token = self._pick(self._mask, self._places)
-        return token if token is not None and self._state.accept(token) else None
 
     def _pick(self, words: UInt32Array, places: npt.NDArray[np.intp]) -> int | None:
         """One of the set bits. `places`: the words that have any."""
