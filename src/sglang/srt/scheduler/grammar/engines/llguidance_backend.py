@@ -33,6 +33,7 @@ from sglang.srt.scheduler.grammar.schema.keywords import LOWER, UPPER, Node
 from sglang.srt.scheduler.grammar.schema.layout import checked_whitespace, default_whitespace
 from sglang.srt.scheduler.grammar.schema.loosening import Loose, compile_loosely
 from sglang.srt.scheduler.grammar.schema.recursion import join_references, without_definition
+from sglang.srt.scheduler.grammar.schema.rewriting.counts import name_counted
 from sglang.srt.scheduler.grammar.schema.rewriting.wide import group_names
 from sglang.srt.scheduler.grammar.structural_tags import Structure, blame, read_structural_tag
 from sglang.srt.vocabulary import Vocabulary
@@ -271,6 +272,7 @@ class LLGuidanceBackend:
         itself."""
         finish_schema(schema, self._options.bounded)
         for node in nodes_of(schema):
+            name_counted(node)
             group_names(node)
         own = schema.pop("x-guidance", {}) if style.whitespace is None else {}
         chosen = {**self._layout(schema, style), **own, "lenient": False}
@@ -342,8 +344,9 @@ def _check_node(node: Node, path: str) -> None:
             _step_off(node, key, instead, sign, path)
     if isinstance(node.get("pattern"), str):
         node["pattern"] = _as_pattern(node["pattern"], f"{path}/pattern")
-    names_are_free = node.get("additionalProperties") is not False or node.get("patternProperties")
-    if node.get("minProperties", 0) - len(set(node.get("required", []))) > 1 and names_are_free:
+    least = node.get("minProperties", 0)
+    is_closed = node.get("additionalProperties", False) is False and len(node.get("properties", {})) >= least
+    if least - len(set(node.get("required", []))) > 1 and (not is_closed or node.get("patternProperties")):
         raise GrammarError(
             f"json_schema: the keyword at {path}/minProperties is not supported: a name that stands twice would count twice; "
             "require the properties by name",

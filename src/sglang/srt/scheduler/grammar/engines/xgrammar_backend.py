@@ -263,6 +263,8 @@ class XGrammarBackend:
 
     def _prepared(self, text: str, loose: Loose | None = None) -> Node:
         schema = prepare_schema(text, FOLLOWED, _check_node, loose)
+        for node in nodes_of(schema):
+            _list_properties(node)
         formatted = [node for node in nodes_of(schema) if "format" in node]
         finish_schema(schema, self._bounded, plain=True)
         for node in formatted:
@@ -313,7 +315,8 @@ def _check_node(node: Node, path: str) -> None:
     if limits and not isinstance(node.get("type"), str):
         raise refuse(limits[0], "needs a single type beside it")
     _check_limits(node, refuse)
-    _list_properties(node, refuse)
+    if node.get("additionalProperties") is False and set(node.get("required", [])) - node.get("properties", {}).keys():
+        raise refuse("required", "names a property that is not listed")
 
 
 def _spread_type(node: Node) -> None:
@@ -332,14 +335,11 @@ def _types(kinds: Any) -> set[Any]:
     return set(kinds) if isinstance(kinds, list) else {kinds}
 
 
-def _list_properties(node: Node, refuse: Callable[[str, str], GrammarError]) -> None:
+def _list_properties(node: Node) -> None:
     """Objects that list properties have no others: the engine would let their names be written in other ways."""
     listed, others = node.get("properties", {}), node.get("additionalProperties", True)
     if node.get("type") == "object":
-        unlisted = [name for name in node.get("required", []) if name not in listed]
-        if unlisted and others is False:
-            raise refuse("required", "names a property that is not listed")
-        listed = {**listed, **dict.fromkeys(unlisted, others)}
+        listed = {**listed, **{name: others for name in node.get("required", []) if name not in listed}}
     if listed:
         node["properties"], node["additionalProperties"] = listed, False
 

@@ -3,7 +3,6 @@
     {"propertyNames": {"$ref": "#/$defs/Colour"}}                        dict[Colour, X]: the names stand there
     {"items": {"$ref": "#/$defs/Colour"}, "uniqueItems": true}           set[Colour]: the lists, where there are few
     {"dependencies": {"card": ["address"]}}                              with card and address, or without card
-    {"properties": {"a": A, "b": B}, "minProperties": 1}                 with a, or with b
     {"if": {"properties": {"kind": {"const": "a"}}}, "then": T}          a branch for each kind (conditions.py)
 
 Unlike the rules of schema/rewriting/rewrites.py these look through references.
@@ -16,7 +15,7 @@ import math
 from typing import Any
 
 from sglang.srt.scheduler.grammar.schema.formats import FORMATS
-from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, IN_PLACE, Node
+from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, Node
 from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument, Scope
 from sglang.srt.scheduler.grammar.schema.rewriting.conditions import split_conditions
 from sglang.srt.scheduler.grammar.schema.rewriting.values import named_values
@@ -27,9 +26,6 @@ MAX_DEPENDENCIES = 3
 """properties that others depend on; each doubles the schemas"""
 MAX_COPIED = 20_000
 """characters of a schema that is written down more than once"""
-MAX_WAYS = 64
-"""to choose properties of which some number must be there"""
-_OPENING = frozenset({"patternProperties", "propertyNames", "unevaluatedProperties", "dependentRequired", *IN_PLACE})
 _ABOUT_LISTS = frozenset({"items", "uniqueItems", "minItems", "maxItems"})
 _ABOUT_NAMES = frozenset({"minLength", "maxLength"})
 
@@ -50,7 +46,6 @@ class Reductions:
         split_conditions(node, lambda schema: named_values(self._document, schema, scope), scope.draft)
         if isinstance(node.get("dependentRequired"), dict):
             _write_out_dependencies(node)
-        _write_out_counts(node)
 
     def _name_properties(self, node: Node, scope: Scope) -> None:
         names = node.get("propertyNames")
@@ -130,22 +125,6 @@ def _write_out_dependencies(node: Node) -> None:
     for key in [key for key in node if key not in ("$schema", "$id", "$defs", "definitions")]:
         del node[key]
     node["anyOf"] = ways
-
-
-def _write_out_counts(node: Node) -> None:
-    """One schema for each way to have as many properties as there must be, where their names are known."""
-    listed, required, least = node.get("properties"), node.get("required", []), node.get("minProperties")
-    if node.get("type") != "object" or type(least) is not int or not isinstance(listed, dict) or not isinstance(required, list):
-        return
-    if node.get("additionalProperties", False) is not False or node.keys() & _OPENING:
-        return
-    free = [name for name, schema in listed.items() if name not in required and schema is not False]
-    missing = least - len(set(map(str, required)))
-    if missing > len(free) or math.comb(len(free), max(missing, 0)) > MAX_WAYS:
-        return
-    del node["minProperties"]
-    if missing > 0:
-        node["anyOf"] = [{"required": list(some)} for some in itertools.combinations(free, missing)]
 
 
 def _needed(names: list[str], depends: dict[str, Any]) -> list[str]:
