@@ -73,7 +73,7 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
     "not": {"type": "object", "properties": {"x": {"type": "string", "not": {"const": "a"}}}},
     "another document": {"type": "object", "properties": {"x": {"$ref": "https://example.com/elsewhere.json#/x"}}},
     "look-ahead": {"type": "object", "properties": {"x": {"type": "string", "pattern": "^(?!a)"}}},
-    "a condition": {"type": "object", "properties": {"x": {"type": "string"}}, "if": {"required": ["x"]}, "then": {"maxProperties": 1}},
+    "a condition": {"type": "object", "properties": {"x": {"type": "string"}}, "if": {"minProperties": 1}, "then": {"required": ["x"]}},
 }  # fmt: skip
 
 
