@@ -35,7 +35,7 @@ def counts(key: str, draft: int) -> bool:
 
 def read_draft(node: Node, draft: int) -> Node:
     """One schema object of a draft in the newest one's keywords, without what does not count. Its subschemas are left alone."""
-    out = {key: value for key, value in node.items() if counts(key, draft)}
+    out = dict(node) if draft == ANY else {key: value for key, value in node.items() if counts(key, draft)}
     if draft <= 7 and "$ref" in out:  # nothing counts beside it
         return {key: value for key, value in out.items() if key == "$ref" or key not in CONSTRAINING}
     if draft == 3:

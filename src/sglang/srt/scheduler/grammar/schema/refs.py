@@ -18,6 +18,7 @@ from sglang.srt.scheduler.grammar.schema.drafts import counts
 from sglang.srt.scheduler.grammar.schema.keywords import Place, children
 
 ANCHORS = ("$anchor", "$dynamicAnchor")
+_NAMING = frozenset({"$schema", "$id", "id"})
 
 
 class Scope(NamedTuple):
@@ -38,8 +39,10 @@ class SchemaDocument:
 
     def scope_of(self, node: Any, around: Scope) -> Scope:
         """What holds in `node`, which stands where `around` holds."""
+        if not isinstance(node, dict) or not node.keys() & _NAMING:
+            return around
         draft = draft_of(node, around.draft)
-        named = node.get(identifier_key(draft)) if isinstance(node, dict) else None
+        named = node.get(identifier_key(draft))
         if not isinstance(named, str) or named.startswith("#") or (draft <= 7 and "$ref" in node):
             return Scope(around.base, draft)
         try:
@@ -94,8 +97,7 @@ class SchemaDocument:
             named = node.get(identifier_key(draft))
             if isinstance(named, str) and named.startswith("#") and (draft <= 7 or draft == ANY):
                 self._anchors.setdefault((base, named[1:]), place)
-            known = {key: value for key, value in node.items() if counts(key, draft)}
-            stack += [(child, (*place, *steps), scope) for steps, child in children(known)]
+            stack += [(child, (*place, *steps), scope) for steps, child in children(node) if counts(steps[0], draft)]
 
 
 def _lost(ref: Any, path: str) -> GrammarError:

@@ -115,8 +115,8 @@ def _values_that_fit(node: Node) -> None:
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         values = [value for value in values if has_type(value, names)]
     limits = {key: node[key] for key in _LIMITS if _is_number(node.get(key))}
-    values = [value for value in values if all(_LIMITS[key](value, limit) for key, limit in limits.items())]
-    for key in limits:
+    for key, limit in limits.items():
+        values = [value for value in values if _LIMITS[key](value, limit)]
         del node[key]
     if "const" not in node or not values:
         node.pop("const", None)
