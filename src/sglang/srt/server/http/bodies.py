@@ -19,8 +19,9 @@ from sglang.srt.server.aside import run_aside
 from sglang.srt.server.fields import Fields
 from sglang.srt.server.http.wire_numbers import whole_number
 from sglang.srt.server.limits.body_room import SMALL_BODY, room_of
-from sglang.srt.server.limits.json_limits import check_json
+from sglang.srt.server.limits.json_limits import CHUNK, JsonScan, check_json
 from sglang.srt.server.limits.json_reader import JsonReader
+from sglang.srt.server.limits.json_strings import Pieces, add_piece
 
 LONG_BODY = 16 << 10
 """bytes above which a body is made into objects on another thread; above CHUNK piece by piece"""
@@ -47,7 +48,7 @@ async def read_object(request: Request, fields: Fields) -> dict[str, Any]:
 async def read_sized(request: Request, fields: Fields) -> tuple[dict[str, Any], int]:
     """`read_object`, and the body's length in bytes."""
     body = await read_body(request)
-    size = len(body)
+    size = sum(map(len, body))
     if size > LONG_BODY:
         return await run_aside(parse_object, body, fields), size
     return parse_object(body, fields), size
@@ -59,25 +60,24 @@ async def read_as(request: Request, fields: Fields, make: Callable[[dict[str, An
     return await run_aside(make, values) if size > LONG_BODY else make(values)
 
 
-async def read_body(request: Request) -> bytes | bytearray:
+async def read_body(request: Request) -> Pieces:
     """All bytes of the body. What is not small waits for its turn first (body_room.py). Raises OverloadError."""
-    message = await request.receive()
-    _check_there(message)
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        return body
-    whole, size, lease = bytearray(body), _announced(request), None
+    whole, num_read, size, lease = Pieces(), 0, _announced(request), None
     room = room_of(request.scope)
-    while message.get("more_body", False):
-        if lease is None and room is not None and (size or len(whole)) > SMALL_BODY:
+    message = await request.receive()
+    while True:
+        _check_there(message)
+        piece: bytes = message.get("body", b"")
+        add_piece(whole, piece)
+        num_read += len(piece)
+        if not message.get("more_body", False):
+            return whole
+        if lease is None and room is not None and (size or num_read) > SMALL_BODY:
             lease = await room.take(request.scope, size)
         if lease is None:
             message = await request.receive()
         else:
-            message = await lease.receive(request.receive, len(whole))
-        _check_there(message)
-        whole += message.get("body", b"")
-    return whole
+            message = await lease.receive(request.receive, num_read)
 
 
 def _announced(request: Request) -> int | None:
@@ -93,13 +93,17 @@ def _check_there(message: Any) -> None:
 # --- from bytes to objects --------------------------------------------------------------------------------------------------
 
 
-def parse_object(body: bytes | bytearray, fields: Fields) -> dict[str, Any]:
-    """The values of a body's fields. A long body is used up. Raises RequestError."""
-    scan = check_json(body)
+def parse_object(body: Pieces, fields: Fields) -> dict[str, Any]:
+    """The values of a body's fields; the body is used up. Raises RequestError."""
     try:
-        if scan is None:
-            return _parse_short(body, fields)
-        reader = JsonReader(_used_up(body), fields.is_built, lambda name: _check_long(name, fields))
+        if sum(map(len, body)) <= CHUNK:
+            whole = b"".join(body)
+            check_json(whole)
+            return _parse_short(whole, fields)
+        scan = JsonScan()
+        for piece in body:
+            scan.read(piece)
+        reader = JsonReader(body, fields.is_built, lambda name: _check_long(name, fields))
         values = reader.read()
         fields.check(reader.names)
         _check_names(values)
@@ -110,11 +114,7 @@ def parse_object(body: bytes | bytearray, fields: Fields) -> dict[str, Any]:
         raise RequestError("the body is nested too deeply") from error
 
 
-def _used_up(body: bytes | bytearray) -> bytearray:
-    return body if isinstance(body, bytearray) else bytearray(body)
-
-
-def _parse_short(body: bytes | bytearray, fields: Fields) -> dict[str, Any]:
+def _parse_short(body: bytes, fields: Fields) -> dict[str, Any]:
     value = _decode(body)
     if not isinstance(value, dict):
         raise RequestError("the body must be a JSON object")

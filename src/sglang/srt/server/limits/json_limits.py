@@ -48,10 +48,10 @@ class JsonScan:
 
     def read(self, text: bytes | bytearray | memoryview) -> JsonScan:
         """The counts of a whole text. Raises RequestError as soon as one of them is too large."""
-        view = memoryview(text)
-        for at in range(0, len(view), CHUNK):
-            self._read(bytes(view[at : at + CHUNK]))
-            self._check()
+        with memoryview(text) as view:
+            for at in range(0, len(view), CHUNK):
+                self._read(bytes(view[at : at + CHUNK]))
+                self._check()
         return self
 
     def _check(self) -> None:

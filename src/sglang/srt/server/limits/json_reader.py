@@ -6,8 +6,8 @@ a value that stands for all that came, and what is open where it ends is closed 
     {"a":[{"b":1 , "c":2},{"d":3 , "e":4}]}
     {"a":[{"b":1}]}     {"~":[{"~":0,"c":2},{"d":3}]}     {"~":[{"~":0,"e":4}]}
 
-A string that is longer than a piece is decoded in parts. The body is used up meanwhile, so that it and its values are never both there
-as a whole.
+A string that is longer than a piece is decoded in parts. The body is a queue of pieces of its own, as they came, and is used up
+meanwhile: it and its values are never both there as a whole.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from sglang.srt.errors import RequestError
 from sglang.srt.server.limits.json_limits import CHUNK, MAX_ELEMENTS
-from sglang.srt.server.limits.json_strings import string_parts
+from sglang.srt.server.limits.json_strings import Pieces, string_parts, take_piece
 from sglang.srt.server.shared_ints import SharedInts
 
 MAX_GAP = 1 << 20
@@ -41,7 +41,7 @@ class JsonReader:
     """Reads one body, which is used up. `is_built`: whether the values of a name are wanted; others are only looked at.
     `check_long`: is called for a name whose value is longer than a piece, and may raise."""
 
-    def __init__(self, body: bytearray, is_built: Callable[[str], bool], check_long: Callable[[str], None]) -> None:
+    def __init__(self, body: Pieces, is_built: Callable[[str], bool], check_long: Callable[[str], None]) -> None:
         self._body = body
         self._is_built = is_built
         self._check_long = check_long
@@ -60,28 +60,20 @@ class JsonReader:
 
     def read(self) -> dict[str, Any]:
         """The values of the names that are wanted. Raises RequestError, or what msgspec raises for what is no JSON."""
-        self._check_object()
         while self._body or self._rest:
             self._read_window()
-        if self._is_object:
+        if self._is_object or not self._has_begun:
             raise _invalid("it ends too early")
         return self.values
 
-    def _check_object(self) -> None:
-        while self._body[:1] in (b" ", b"\t", b"\r", b"\n"):
-            self._body[:CHUNK] = self._body[:CHUNK].lstrip(_SPACE)
-        if self._body[:1] != b"{":
-            if self._body and self._body[0] in b'["-0123456789tfn':
-                raise RequestError("the body must be a JSON object")
-            raise _invalid("it begins with no value")
-
     def _read_window(self) -> None:
-        window = (self._rest + self._body[:CHUNK]).lstrip(_SPACE)
-        del self._body[:CHUNK]
+        window = (self._rest + take_piece(self._body)).lstrip(_SPACE)
         self._rest = b""
         if not window:
             return
-        if self._has_begun and not self._is_object:
+        if not self._has_begun:
+            _check_object(window)
+        elif not self._is_object:
             raise _invalid("something follows the object")
         marks = _Marks(window)
         comma = marks.last_comma() if self._body else len(window)
@@ -274,6 +266,13 @@ class _Ids:
                 self._num_others += 1
         if self._num_others > MAX_ELEMENTS:
             raise RequestError(f"the body has more than {MAX_ELEMENTS} values and keys")
+
+
+def _check_object(begin: bytes) -> None:
+    if begin[0] in b'["-0123456789tfn':
+        raise RequestError("the body must be a JSON object")
+    if begin[0] != _OBJECT:
+        raise _invalid("it begins with no value")
 
 
 def _without_spaces_at_end(window: bytes) -> bytes:

@@ -1,6 +1,8 @@
-"""Long JSON strings, decoded in parts."""
+"""Long JSON strings, decoded in parts, and the pieces of a body."""
 
 from __future__ import annotations
+
+from collections import deque
 
 import msgspec
 
@@ -14,7 +16,29 @@ _HIGH_HALVES = (b"\\ud8", b"\\ud9", b"\\uda", b"\\udb")
 _decode = msgspec.json.Decoder(str).decode
 
 
-def string_parts(begun: bytes, body: bytearray, is_wanted: bool) -> tuple[list[str], bytes]:
+Pieces = deque[bytes | bytearray]
+
+
+def add_piece(body: Pieces, piece: bytes) -> None:
+    """However little comes at a time, the pieces are not many."""
+    if body and len(body[-1]) < CHUNK:
+        body[-1] += piece
+    else:
+        body.append(bytearray(piece))
+
+
+def take_piece(body: Pieces) -> bytes | bytearray:
+    """About CHUNK bytes from the begin of `body`; none if it is empty."""
+    if not body:
+        return b""
+    piece = body.popleft()
+    if len(piece) > 2 * CHUNK:
+        body.appendleft(piece[CHUNK:])
+        return piece[:CHUNK]
+    return piece
+
+
+def string_parts(begun: bytes, body: Pieces, is_wanted: bool) -> tuple[list[str], bytes]:
     """The string whose text behind its opening quote begins with `begun` and goes on in `body`, which is used up: its parts (none if
     it is not wanted), and what follows its closing quote. Raises RequestError, or what msgspec raises for what is no string."""
     parts: list[str] = []
@@ -30,8 +54,7 @@ def string_parts(begun: bytes, body: bytearray, is_wanted: bool) -> tuple[list[s
             return parts, rest[end + 1 :]
         if not body:
             raise RequestError("the body is not valid JSON: it ends in a string")
-        rest = rest[cut:] + body[:CHUNK]
-        del body[:CHUNK]
+        rest = rest[cut:] + take_piece(body)
 
 
 def safe_cut(text: bytes) -> int:

@@ -196,6 +196,8 @@ class Tokenizer:
         Raises RequestError if there is no template, it refuses the messages, or the prompt is longer than `max_chars` (with
         `may_cut` it loses its end instead, where that is possible).
         """
+        if not may_cut:
+            check_asked(messages, max_chars)
         variables: dict[str, Any] = {**(template_variables or {}), "tools": tools}
         template = self.chat_template(bool(tools))
         is_marked = self._special_text.occurs_in([messages, variables])
@@ -324,6 +326,15 @@ def _count_media(messages: list[dict[str, Any]]) -> Counter[str]:
     """Images and videos among the messages' parts, by type."""
     lists = (message["content"] for message in messages if isinstance(message.get("content"), list))
     return Counter(part["type"] for parts in lists for part in parts if part["type"] != "text")
+
+
+def check_asked(messages: list[dict[str, Any]], max_chars: int | None) -> None:
+    """Refuses users' messages that cannot fit, before anything is made of them: templates leave out much, but none of these."""
+    contents = (message.get("content") for message in messages if message.get("role") == "user")
+    lists = (content if isinstance(content, list) else [{"text": content}] for content in contents)
+    size = sum(len(part["text"]) for parts in lists for part in parts if isinstance(part.get("text"), str))
+    if max_chars is not None and size > max_chars:
+        raise RequestError(f"the messages have {size} characters, which the context cannot hold", "messages")
 
 
 def _check_len(prompt: str, max_chars: int | None) -> None:
