@@ -7,6 +7,7 @@ other threads run between two pieces. What stands in strings is never taken for 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,15 @@ class JsonScan:
                 self._read(bytes(view[at : at + CHUNK]))
                 self._check()
         return self
+
+    @staticmethod
+    def check_sum(scans: Iterable[JsonScan]) -> None:
+        """Raises RequestError if several texts together would become too much."""
+        total = JsonScan()
+        for scan in scans:
+            total.elements += scan.elements
+            total.text += scan.text
+        total._check()
 
     def _check(self) -> None:
         if self.depth > MAX_DEPTH:
