@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import tokenizers
@@ -25,6 +26,7 @@ from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.server.shared_ints import SharedInts
 from sglang.srt.server.tokenization.chat_template import ChatTemplate, named_template
 from sglang.srt.server.tokenization.model_files import TextFacts, checked, is_panic, read_folder, read_gguf
+from sglang.srt.server.tokenization.pieces import PIECE_CHARS, Cutter
 from sglang.srt.server.tokenization.special_text import SpecialText, map_strings
 from sglang.srt.server.tokenization.template_forms import MediaToken
 from sglang.srt.server.tokenization.token_bytes import drops_leading_space, token_table
@@ -40,9 +42,6 @@ NEEDED_MARKS = 3
 LONG_TEXT = 10_000
 """characters above which others may run meanwhile"""
 
-PIECE_CHARS = 256 << 10
-"""of texts that are encoded together"""
-
 
 class Tokenizer:
     """One model's tokenizer, vocabulary and chat template. Safe to use from several threads at once."""
@@ -52,6 +51,7 @@ class Tokenizer:
         core.no_padding()
         self._core = core
         self._json = core_json if core_json is not None else core.to_str()
+        self._added: tuple[list[int], list[int]] | None = None
         self._plain: tokenizers.Tokenizer | None = None
         self._plain_inside: tokenizers.Tokenizer | None = None
         added = core.get_added_tokens_decoder()
@@ -80,7 +80,10 @@ class Tokenizer:
         """Ids of a prompt, special tokens recognised. A beginning-of-sequence token that the text already has is not doubled."""
         if add_special_tokens and self._bos_text is not None and text.startswith(self._bos_text):
             add_special_tokens = False
-        ids = self._ids(self._core, text, add_special_tokens)
+        ids = self._ids(self._core, text)
+        if add_special_tokens:
+            before, after = self._around()
+            ids = [*before, *ids, *after]
         if add_special_tokens and self._prepend_bos:
             assert self._bos_id is not None
             ids.insert(0, self._bos_id)
@@ -94,6 +97,12 @@ class Tokenizer:
         """`encode_batch` of some texts at a time: while it is made, a token takes hundreds of bytes, which are given back."""
         size, piece, shared = 0, [], SharedInts()
         for text in texts:
+            if len(text) > PIECE_CHARS:
+                if piece:
+                    yield self._encode_piece(piece, add_special_tokens)
+                yield [self.encode(text, add_special_tokens)]
+                size, piece = 0, []
+                continue
             size += len(text)
             piece.append(text)
             if size > PIECE_CHARS:
@@ -133,9 +142,23 @@ class Tokenizer:
         return self._ids(self._plain_inside, text)
 
     @staticmethod
-    def _ids(core: tokenizers.Tokenizer, text: str, add_special_tokens: bool = False) -> list[int]:
-        ids: list[int] = _encoding(core, text, add_special_tokens).ids
+    def _ids(core: tokenizers.Tokenizer, text: str) -> list[int]:
+        """Ids of the text alone; of a long one piece by piece."""
+        if len(text) <= PIECE_CHARS:
+            return _plain_ids(core, text)
+        cutter, shared, ids = Cutter(core.pre_tokenizer, partial(_plain_ids, core)), SharedInts(), list[int]()
+        for piece in cutter.pieces(text):
+            ids += shared.share(_plain_ids(core, piece))
+            release_freed_memory()
         return ids
+
+    def _around(self) -> tuple[list[int], list[int]]:
+        """What the model's post-processor adds before and after a text."""
+        if self._added is None:
+            inner, outer = _plain_ids(self._core, "a"), list(_encoding(self._core, "a", True).ids)
+            at = next(i for i in range(len(outer)) if outer[i : i + len(inner)] == inner)
+            self._added = outer[:at], outer[at + len(inner) :]
+        return self._added
 
     # --- ids to text --------------------------------------------------------------------------------------------------------
 
@@ -214,8 +237,7 @@ class Tokenizer:
         _check_len(prompt, max_chars)
         if is_marked:
             return self._encode_marked(prompt, mark)
-        ids: list[int] = _encoding(self._core, prompt).ids
-        return ids
+        return self._ids(self._core, prompt)
 
     def _with_media(
         self,
@@ -292,6 +314,11 @@ class Tokenizer:
         return {ids[0]} if ids and ids[0] in special and ids[0] != self._bos_id else set()
 
 
+def _plain_ids(core: tokenizers.Tokenizer, text: str) -> list[int]:
+    ids: list[int] = _encoding(core, text).ids
+    return ids
+
+
 def _encoding(core: tokenizers.Tokenizer, text: str, add_special_tokens: bool = False) -> Any:
     """Of one text. `encode` would keep the interpreter's lock for as long as it takes."""
     try:
@@ -330,9 +357,10 @@ def _count_media(messages: list[dict[str, Any]]) -> Counter[str]:
 
 def check_asked(messages: list[dict[str, Any]], max_chars: int | None) -> None:
     """Refuses users' messages that cannot fit, before anything is made of them: templates leave out much, but none of these."""
-    contents = (message.get("content") for message in messages if message.get("role") == "user")
-    lists = (content if isinstance(content, list) else [{"text": content}] for content in contents)
-    size = sum(len(part["text"]) for parts in lists for part in parts if isinstance(part.get("text"), str))
+    size = 0
+    for content in (message.get("content") for message in messages if message.get("role") == "user"):
+        parts = content if isinstance(content, list) else [{"text": content}]
+        size += sum(len(part["text"]) for part in parts if isinstance(part.get("text"), str))
     if max_chars is not None and size > max_chars:
         raise RequestError(f"the messages have {size} characters, which the context cannot hold", "messages")
 
