@@ -10,6 +10,7 @@ the metadata of a GGUF file. Three ways to encode, by who wrote the text:
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,6 +42,10 @@ NEEDED_MARKS = 3
 """for names of special tokens, images and videos"""
 LONG_TEXT = 10_000
 """characters above which others may run meanwhile"""
+
+
+PIECE_IDS = 16 << 10
+"""of a sequence that are made text at once"""
 
 
 class Tokenizer:
@@ -164,7 +169,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence."""
-        text = self.vocabulary.text_bytes(list(ids), skip_special_tokens).decode(errors="replace")
+        decoder, parts = codecs.getincrementaldecoder("utf-8")("replace"), []
+        for at in range(0, len(ids), PIECE_IDS):
+            parts.append(decoder.decode(self.vocabulary.text_bytes(list(ids[at : at + PIECE_IDS]), skip_special_tokens)))
+        text = "".join([*parts, decoder.decode(b"", final=True)])
         return text[1:] if self._drops_leading_space and text.startswith(" ") else text
 
     def token_text(self, token_id: int) -> str:
