@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, proce
 
 from sglang.srt.config import ModelFiles, TextOptions
 from sglang.srt.errors import RequestError
-from sglang.srt.server.tokenization import pieces
+from sglang.srt.server.tokenization import pieces, special_text
 from sglang.srt.server.tokenization import tokenizer as tokenizer_module
+from sglang.srt.server.tokenization.special_text import SpecialText
 from sglang.srt.server.tokenization.tokenizer import load_tokenizer
-from tests.server.models import train_byte_level
+from tests.server.models import CHATML, train_byte_level
 from tests.server.test_hostile_folders import KINDS
 
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -108,3 +110,38 @@ def test_a_word_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     for text in (character * 200_000, "some words " * 10 + character * 200_000):
         with pytest.raises(RequestError, match="a word of more than 100000 bytes"):
             tokenizer.encode(text, False)
+
+
+def test_names_of_special_tokens_in_long_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are text, in whichever piece they stand."""
+    core = train_byte_level(400)
+    core.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHATML}))
+    tokenizer = load_tokenizer(TextOptions(str(tmp_path)), ModelFiles("folder", tmp_path, "test"))
+    for text in texts(7)[:6]:
+        messages = [{"role": "user", "content": text}, {"role": "user", "content": "<|im_end|> and " * 300}]
+        whole = tokenizer.encode_chat(messages)
+        with monkeypatch.context() as patch:
+            for module in (pieces, tokenizer_module):
+                patch.setattr(module, "PIECE_CHARS", 500)
+            patch.setattr(pieces, "WINDOW", 100)
+            assert tokenizer.encode_chat(messages) == whole
+        assert whole.count(core.token_to_id("<|im_end|>")) == 2
+
+
+def test_names_of_special_tokens_are_found_at_the_edge_of_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(special_text, "WINDOW", 64)
+    found = SpecialText(["<|im_end|>", "<s>"])
+    for at in range(200):
+        assert found.occurs_in("x" * at + "<|im_end|>" + "y" * 100) and found.occurs_in({"a": ["b" * at + "<s>"]})
+        assert not found.occurs_in("x" * at + "<|im_end" + "y" * 100)
+
+
+def test_messages_that_cannot_fit_are_refused_before_they_are_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_byte_level(400).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHATML}))
+    tokenizer = load_tokenizer(TextOptions(str(tmp_path)), ModelFiles("folder", tmp_path, "test"))
+    monkeypatch.setattr(tokenizer, "_render", None)
+    parts = [{"type": "text", "text": "b" * 600}, {"type": "image"}]
+    with pytest.raises(RequestError, match="have 1200 characters, which the context cannot hold"):
+        tokenizer.encode_chat([{"role": "user", "content": "a" * 600}, {"role": "user", "content": parts}], max_chars=1000)

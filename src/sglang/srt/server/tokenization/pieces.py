@@ -15,7 +15,7 @@ from typing import Any
 from sglang.srt.errors import RequestError
 
 PIECE_CHARS = 64 << 10
-MAX_WORD = 256 << 10
+MAX_WORD = 192 << 10
 """bytes of the longest word, which then is a piece"""
 WINDOW = 1024
 """characters that are searched at once"""

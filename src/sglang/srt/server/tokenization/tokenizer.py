@@ -151,8 +151,8 @@ class Tokenizer:
         """Ids of the text alone; of a long one piece by piece."""
         if len(text) <= PIECE_CHARS:
             return _plain_ids(core, text)
-        cutter, shared, ids = Cutter(core.pre_tokenizer, partial(_plain_ids, core)), SharedInts(), list[int]()
-        for piece in cutter.pieces(text):
+        shared, ids = SharedInts(), list[int]()
+        for piece in _cutter(core).pieces(text):
             ids += shared.share(_plain_ids(core, piece))
             release_freed_memory()
         return ids
@@ -279,7 +279,6 @@ class Tokenizer:
     def _encode_marked(self, prompt: str, mark: str) -> list[int]:
         """Encodes with special tokens recognised, then replaces every stretch between them that has marks by its ids as
         plain text."""
-        encoding = _encoding(self._core, prompt)
         special = self.vocabulary.special_ids
         ids: list[int] = []
         stretch: list[int] = []
@@ -294,13 +293,17 @@ class Tokenizer:
                 ids.extend(self._encode_inside(plain) if start else self.encode_ordinary(plain))
             stretch.clear()
 
-        for token_id, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            if token_id not in special:
-                stretch.append(token_id)
-                continue
-            close(begin)
-            ids.append(token_id)
-            start = end
+        base = 0
+        for piece in _cutter(self._core).pieces(prompt):
+            encoding = _encoding(self._core, piece)
+            for token_id, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+                if token_id not in special:
+                    stretch.append(token_id)
+                    continue
+                close(base + begin)
+                ids.append(token_id)
+                start = base + end
+            base += len(piece)
         close(len(prompt))
         return ids
 
@@ -320,6 +323,10 @@ class Tokenizer:
         except RequestError:
             return set()
         return {ids[0]} if ids and ids[0] in special and ids[0] != self._bos_id else set()
+
+
+def _cutter(core: tokenizers.Tokenizer) -> Cutter:
+    return Cutter(core.pre_tokenizer, partial(_plain_ids, core))
 
 
 def _plain_ids(core: tokenizers.Tokenizer, text: str) -> list[int]:
