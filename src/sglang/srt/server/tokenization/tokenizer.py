@@ -100,11 +100,10 @@ class Tokenizer:
 
     def encode_pieces(self, texts: Iterable[str], add_special_tokens: bool = True) -> Iterator[list[list[int]]]:
         """`encode_batch` of some texts at a time: while it is made, a token takes hundreds of bytes, which are given back."""
-        size, piece, shared = 0, [], SharedInts()
+        size, piece, shared = 0, list[str](), SharedInts()
         for text in texts:
             if len(text) > PIECE_CHARS:
-                if piece:
-                    yield self._encode_piece(piece, add_special_tokens)
+                yield self._encode_piece(piece, add_special_tokens)
                 yield [self.encode(text, add_special_tokens)]
                 size, piece = 0, []
                 continue
@@ -374,8 +373,8 @@ def check_asked(messages: list[dict[str, Any]], max_chars: int | None) -> None:
     """Refuses users' messages that cannot fit, before anything is made of them: templates leave out much, but none of these."""
     size = 0
     for content in (message.get("content") for message in messages if message.get("role") == "user"):
-        parts = content if isinstance(content, list) else [{"text": content}]
-        size += sum(len(part["text"]) for part in parts if isinstance(part.get("text"), str))
+        texts = [part.get("text") for part in content] if isinstance(content, list) else [content]
+        size += sum(len(text) for text in texts if isinstance(text, str))
     if max_chars is not None and size > max_chars:
         raise RequestError(f"the messages have {size} characters, which the context cannot hold", "messages")
 
