@@ -123,6 +123,23 @@ def test_priorities_stand_above_turns() -> None:
     finish(harness, [])
 
 
+def test_nobody_makes_way_for_what_waits_for_something_else() -> None:
+    """A prompt that goes on like one that is being computed waits for that, and not for room."""
+    harness = harness_of(max_running=3, num_slots=4096)
+    harness.put(*(request(f"a/{i}", ("a", ""), 300) for i in range(6)))
+    for _ in range(10):
+        harness.step()
+    late = request("b", ("b", ""), 10)
+    harness.put(late)
+    queue = harness.scheduler._waiting
+    for _ in range(3 * SOON):
+        harness.step()
+        if queue.due is not None:
+            queue.pass_over(queue.due)
+    assert harness.scheduler._running.num_retractions == 0 and "b" not in harness.answers
+    assert steps_until(harness, "b") <= SOON
+
+
 def test_one_client_alone_is_left_in_peace() -> None:
     harness = harness_of(max_running=2)
     reqs = [request(f"a/{i}", ("a", ""), 200) for i in range(6)]

@@ -147,8 +147,10 @@ class PrefillPlanner:
             match = self._memory.tree.match_prefix(req.fill_ids()[: req.reuse_limit()], req.salt)
             if self._memory.cached and begun.is_near(req, match):
                 deferred += 1
+                self._waiting.pass_over(req)
                 continue
             if req.media is not None and not self._gate.is_ready(req.media, len(match.slots)):
+                self._waiting.pass_over(req)
                 continue
             start = len(match.slots)
             if req.media is not None and req.media.last_end(start, min(start + tokens, req.fill_len)) <= start:

@@ -97,6 +97,11 @@ class WaitingQueue:
         own = [req for req in self if party(req) == client and not (req.media is not None and req.media.is_waiting)]
         self.due = max(own, key=lambda req: (req.msg.priority, req.msg.own_priority), default=None)
 
+    def pass_over(self, req: Req) -> None:
+        """It waits for something else than room: nobody need make way for it now."""
+        if req is self.due:
+            self.due = None
+
     def add(self, req: Req) -> None:
         self._queue[req.rid] = req
         self._shares.add(req)
@@ -111,8 +116,7 @@ class WaitingQueue:
         return self._retracted.get(rid) or self._queue.get(rid)
 
     def remove(self, req: Req) -> None:
-        if req is self.due:
-            self.due = None
+        self.pass_over(req)
         if self._retracted.pop(req.rid, None) is None:
             del self._queue[req.rid]
             self._shares.remove(req)
