@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, proce
 
 from sglang.srt.config import ModelFiles, TextOptions
 from sglang.srt.errors import RequestError
-from sglang.srt.server.tokenization import pieces, special_text
+from sglang.srt.server.tokenization import cutting, special_text
 from sglang.srt.server.tokenization import tokenizer as tokenizer_module
 from sglang.srt.server.tokenization.special_text import SpecialText
 from sglang.srt.server.tokenization.tokenizer import load_tokenizer
@@ -67,9 +67,9 @@ def texts(seed: int) -> list[str]:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (pieces, tokenizer_module):
+    for module in (cutting, tokenizer_module):
         monkeypatch.setattr(module, "PIECE_CHARS", 500)
-    monkeypatch.setattr(pieces, "WINDOW", 100)
+    monkeypatch.setattr(cutting, "WINDOW", 100)
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -102,7 +102,7 @@ def test_a_word_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     core = qwen_like()
     core.save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(TextOptions(str(tmp_path)), ModelFiles("folder", tmp_path, "test"))
-    monkeypatch.setattr(pieces, "MAX_WORD", 100_000)
+    monkeypatch.setattr(cutting, "MAX_WORD", 100_000)
     monkeypatch.setattr(tokenizer_module, "_encoding", None)
     monkeypatch.setattr(
         tokenizer_module, "_plain_ids", lambda core, text: list(core.encode(text).ids) if len(text) < 2000 else 1 / 0
@@ -122,9 +122,9 @@ def test_names_of_special_tokens_in_long_messages(tmp_path: Path, monkeypatch: p
         messages = [{"role": "user", "content": text}, {"role": "user", "content": "<|im_end|> and " * 300}]
         whole = tokenizer.encode_chat(messages)
         with monkeypatch.context() as patch:
-            for module in (pieces, tokenizer_module):
+            for module in (cutting, tokenizer_module):
                 patch.setattr(module, "PIECE_CHARS", 500)
-            patch.setattr(pieces, "WINDOW", 100)
+            patch.setattr(cutting, "WINDOW", 100)
             assert tokenizer.encode_chat(messages) == whole
         assert whole.count(core.token_to_id("<|im_end|>")) == 2
 
