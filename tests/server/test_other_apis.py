@@ -233,8 +233,8 @@ def test_a_small_request_reads_no_more_than_so_much_again(monkeypatch: pytest.Mo
     echo = {"tools": ["x" * 500_000], "instructions": "y" * 500_000}
     for i in range(40):
         before = str(i - 1) if i else None
-        store.put("", [f"in {i}"], {"id": str(i), "previous_response_id": before, "output": [f"out {i}"], **echo})
-    assert history_of(store.chain("39", "")) == [f"{what} {i}" for i in range(40) for what in ("in", "out")]
+        store.put("", [f"in {i}"], {"id": str(i), "previous_response_id": before, "output": [{"id": f"out {i}"}], **echo})
+    assert history_of(store.chain("39", "")) == [one for i in range(40) for one in (f"in {i}", {"id": f"out {i}"})]
     assert sum(lengths) < 2000
     long = "x" * (response_store.MAX_HISTORY_BYTES // 3)
     for i in range(4):
