@@ -123,7 +123,7 @@ class OpenAIApi:
             return ResponsesCall(body, options, history_of(chain), keep)
 
         # rendering and tokenizing a long conversation here would hold up everybody else
-        size += sum(found.size for found in (*chain, *referred.values()))
+        size += sum(found.history_size for found in (*chain, *referred.values()))
         return await run_aside(make) if size > LONG_BODY else make()
 
     async def stored_response(self, request: Request) -> Response:
