@@ -116,7 +116,7 @@ class ChatCall:
 
     def _generate_req(self, request: ChatRequest, sampling: SamplingParams, names: dict[str, str]) -> GenerateReq:
         template = self._tokenizer.chat_template(with_tools=bool(self._plan.shown))
-        if self._plan.exact:
+        if self._plan.strict:
             _check_strict(template, self._options.tool_parser)
         media: list[MediaInput] | None = [] if self._options.media_tokens else None
         messages = parse_messages(request.messages, template, media)
