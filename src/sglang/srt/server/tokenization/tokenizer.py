@@ -315,9 +315,20 @@ def _with_end_mark(message: dict[str, Any]) -> dict[str, Any]:
     if message.get("role") == "assistant" and isinstance(content, str):
         return {**message, "content": f"{content}{_END_MARK} "}
     if message.get("role") == "assistant" and isinstance(content, list) and content and content[-1].get("type") == "text":
-        last = {**content[-1], "text": f"{content[-1]['text']}{_END_MARK} "}
-        return {**message, "content": [*content[:-1], last]}
+        *parts, last = _with_texts_joined(content)
+        return {**message, "content": [*parts, {**last, "text": f"{last['text']}{_END_MARK} "}]}
     raise RequestError("continue_final_message needs a last message by the assistant that ends in text", "messages")
+
+
+def _with_texts_joined(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One part for texts that follow one another: they are pieces of an answer, and some templates would put line breaks between."""
+    joined: list[dict[str, Any]] = []
+    for part in parts:
+        if joined and part["type"] == joined[-1]["type"] == "text":
+            joined[-1] = {**part, "text": joined[-1]["text"] + part["text"]}
+        else:
+            joined.append(part)
+    return joined
 
 
 def _count_media(messages: list[dict[str, Any]]) -> Counter[str]:

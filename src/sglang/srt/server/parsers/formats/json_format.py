@@ -181,8 +181,8 @@ class QwenCalls(JsonCalls):
 class BareJsonCalls(JsonCalls):
     """{"name": "f", "arguments": {...}} or a list of them, anywhere in the answer, fenced or not. What only describes a tool is none."""
 
-    openers = ("```json", "```", "[", "{")
-    closers = ("```",)
+    openers: tuple[str, ...] = ("```json", "```", "[", "{")
+    closers: tuple[str, ...] = ("```",)
     bare = True
 
 
