@@ -31,7 +31,7 @@ from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.native.encode import encode, read_encode
 from sglang.srt.server.native.format import NativeCall, StreamReplies, collect, parse_generate, stream_replies
 from sglang.srt.server.native.score_choices import collect_scores, parse_score, plan_score
-from sglang.srt.server.tokenization.chat_rendering import render_messages
+from sglang.srt.server.openai.prompts import chat_options, render_chat
 from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 from sglang.srt.server_args import ServerArgs
@@ -256,7 +256,7 @@ class Engine:
 
     async def async_apply_chat_template(self, **fields: Any) -> Reply:
         """The body of /apply_chat_template as keyword arguments; its reply."""
-        return render_messages(fields, self._manager.need_tokenizer(), sees=self._manager.media is not None)
+        return render_chat(fields, chat_options(self._manager, self.server_args.tool_call_parser))
 
     def get_chat_roles(self) -> dict[str, Any] | None:
         """What the model writes around each role and for an image (see chat_roles), as /get_model_info tells it."""
