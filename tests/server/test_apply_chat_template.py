@@ -74,7 +74,9 @@ def test_the_text_is_that_of_the_ids(name: str) -> None:
         assert render_chat(body, options)["text"] == options.tokenizer.decode(ids, skip_special_tokens=False), case
 
 
-@pytest.mark.parametrize("name", ["Qwen-Qwen2.5-7B-Instruct", "meta-llama-Llama-3.1-8B-Instruct", "gemma-3-4b-it", "Qwen-Qwen3-0.6B"])
+@pytest.mark.parametrize(
+    "name", ["Qwen-Qwen2.5-7B-Instruct", "meta-llama-Llama-3.1-8B-Instruct", "gemma-3-4b-it", "Qwen-Qwen3-0.6B"]
+)
 def test_without_a_generation_prompt_there_is_nothing_after_the_messages(name: str) -> None:
     turns = [USER, ANSWER]
     asked = theirs(name, turns)
