@@ -149,21 +149,34 @@ class Engine:
             return self._aiterate(native)
         return await self._elsewhere(self._collect(native))
 
-    def encode(self, prompt: str | list[str] | None = None, *, input_ids: Any = None, rid: str | None = None) -> Any:
+    def encode(
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        input_ids: Any = None,
+        rid: str | None = None,
+        prompt_name: str | None = None,
+    ) -> Any:
         """The vector of a text, or of each of a list, with a model that embeds (a BERT-type encoder, or `is_embedding=True`): the
-        dicts of /encode. Raises RequestError for a model that generates."""
-        return self._wait(self._encode(prompt, input_ids, rid))
+        dicts of /encode. `prompt_name`: of the model's prompts, what is to stand before each text. Raises RequestError for a model
+        that generates."""
+        return self._wait(self._encode(prompt, input_ids, rid, prompt_name))
 
     async def async_encode(
-        self, prompt: str | list[str] | None = None, *, input_ids: Any = None, rid: str | None = None
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        input_ids: Any = None,
+        rid: str | None = None,
+        prompt_name: str | None = None,
     ) -> Any:
         """`encode` for an event loop of the caller's."""
-        return await self._elsewhere(self._encode(prompt, input_ids, rid))
+        return await self._elsewhere(self._encode(prompt, input_ids, rid, prompt_name))
 
-    async def _encode(self, prompt: str | list[str] | None, input_ids: Any, rid: str | None) -> Any:
+    async def _encode(self, prompt: str | list[str] | None, input_ids: Any, rid: str | None, prompt_name: str | None) -> Any:
         if (prompt is None) == (input_ids is None):
             raise RequestError("give exactly one of prompt and input_ids", "prompt")
-        body = {"text": prompt, "input_ids": input_ids, "rid": rid}
+        body = {"text": prompt, "input_ids": input_ids, "rid": rid, "prompt_name": prompt_name}
         call = read_encode(self._manager, {name: value for name, value in body.items() if value is not None})
         return await encode(self._manager, call)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from sglang.srt.checkpoint.gguf_reader import GGUFFile
 from sglang.srt.checkpoint.resolve import find_files
+from sglang.srt.checkpoint.sentence_files import read_sentence_facts
 from sglang.srt.config import DeviceOptions, ModelFiles, ModelOptions
 from sglang.srt.errors import ModelError
 from sglang.srt.forward_batch import Embedder, Float32Array, ForwardBatch, ModelInfo
@@ -163,7 +164,7 @@ def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions) -> Encod
     if options.quantization is not None or options.load_format not in ("auto", "safetensors"):
         raise ModelError(f"{files.name} is an encoder: it is read from safetensors as it is, without --quantization")
     config = read_bert_config(files.path, options.json_model_override_args)
-    context_len = min(options.context_length or config.context_len, config.context_len)
+    context_len = min(_asked_len(files, options) or config.context_len, config.context_len)
     check_encoder(ops, config.hidden_size, config.head_dim)
     bert = Bert(ops, BertSource(files.path), config)
     pooling = read_pooling(files.path, "mean", config.hidden_size)
@@ -185,8 +186,15 @@ def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions) -> Encod
     return EncoderEmbedder(bert, pooling, info)
 
 
+def _asked_len(files: ModelFiles, options: ModelOptions) -> int | None:
+    """How many tokens a text may have: what the operator says, else the folder."""
+    if options.context_length is not None or files.kind != "folder":
+        return options.context_length
+    return read_sentence_facts(files.path).max_len
+
+
 def _create_decoder(ops: Ops, files: ModelFiles, options: ModelOptions, use_tape: bool) -> DecoderEmbedder:
-    checkpoint = load_checkpoint(files, options)
+    checkpoint = load_checkpoint(files, replace(options, context_length=_asked_len(files, options)))
     config = checkpoint.config
     if config.vision is not None:
         raise ModelError(f"{files.name} sees: embeddings of such models are not supported")

@@ -41,8 +41,12 @@ _DETOKENIZE = _object(["tokens"], tokens=_IDS, skip_special_tokens=_BOOL)
 _PARSE_CALL = _object(["text"], text=_TEXT, tools={"type": "array", "items": {"type": "object"}}, tool_call_parser=_TEXT)
 _REASONING = _object(["text"], text=_TEXT, reasoning_parser=_TEXT)
 _EMBED_INPUT = {"anyOf": [_TEXT, _TEXTS, _IDS, {"type": "array", "items": _IDS}]}
-_EMBED = _object(["input"], model=_TEXT, input=_EMBED_INPUT, encoding_format=_TEXT, dimensions=_INT, user=_TEXT, rid=_TEXT)
-_ENCODE = _object(text={"anyOf": [_TEXT, _TEXTS]}, input_ids={"anyOf": [_IDS, {"type": "array", "items": _IDS}]}, rid=_TEXT)
+_EMBED = _object(
+    ["input"], model=_TEXT, input=_EMBED_INPUT, encoding_format=_TEXT, dimensions=_INT, user=_TEXT, rid=_TEXT, prompt_name=_TEXT
+)
+_ENCODE = _object(
+    text={"anyOf": [_TEXT, _TEXTS]}, input_ids={"anyOf": [_IDS, {"type": "array", "items": _IDS}]}, rid=_TEXT, prompt_name=_TEXT
+)
 _OPEN_SESSION = _object(capacity_of_str_len=_INT, session_id=_TEXT)
 _CLOSE_SESSION = _object(["session_id"], session_id=_TEXT)
 _ABORT = _object(rid=_TEXT, abort_all=_BOOL)

@@ -62,6 +62,7 @@ class Tokenizer:
         self._special_text = SpecialText(self._special_names)
         self.names = facts.names
         self.sampling_defaults = facts.sampling_defaults
+        self.sentences = facts.sentences
         self._bos_id = facts.bos_token_id
         self._bos_text = added[facts.bos_token_id].content if facts.bos_token_id in added else None
         self._prepend_bos = bool(facts.add_bos) and core.post_processor is None and facts.bos_token_id is not None
