@@ -164,7 +164,7 @@ def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions) -> Encod
     if options.quantization is not None or options.load_format not in ("auto", "safetensors"):
         raise ModelError(f"{files.name} is an encoder: it is read from safetensors as it is, without --quantization")
     config = read_bert_config(files.path, options.json_model_override_args)
-    context_len = min(_asked_len(files, options) or config.context_len, config.context_len)
+    context_len = _text_len(files, options, config.context_len)
     check_encoder(ops, config.hidden_size, config.head_dim)
     bert = Bert(ops, BertSource(files.path), config)
     pooling = read_pooling(files.path, "mean", config.hidden_size)
@@ -186,16 +186,17 @@ def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions) -> Encod
     return EncoderEmbedder(bert, pooling, info)
 
 
-def _asked_len(files: ModelFiles, options: ModelOptions) -> int | None:
+def _text_len(files: ModelFiles, options: ModelOptions, most: int) -> int:
     """How many tokens a text may have: what the operator says, else the folder."""
-    if options.context_length is not None or files.kind != "folder":
-        return options.context_length
-    return read_sentence_facts(files.path).max_len
+    asked = options.context_length
+    if asked is None and files.kind == "folder":
+        asked = read_sentence_facts(files.path).max_len
+    return min(asked or most, most)
 
 
 def _create_decoder(ops: Ops, files: ModelFiles, options: ModelOptions, use_tape: bool) -> DecoderEmbedder:
-    checkpoint = load_checkpoint(files, replace(options, context_length=_asked_len(files, options)))
-    config = checkpoint.config
+    checkpoint = load_checkpoint(files, options)
+    config = replace(checkpoint.config, context_len=_text_len(files, options, checkpoint.config.context_len))
     if config.vision is not None:
         raise ModelError(f"{files.name} sees: embeddings of such models are not supported")
     if files.kind == "folder":
