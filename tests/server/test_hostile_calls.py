@@ -302,6 +302,23 @@ def test_arguments_that_turn_out_to_be_no_json_are_not_whole(name: str, text: st
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        ("qwen", '<tool_call>{"name": "a",\n "arguments": {\n"x": "one\ntwo\t\\n\r"\n}}</tool_call>'),
+        ("qwen", '<tool_call>{"arguments": {"x": "one\ntwo\t\\n\r"}, "name": "a"}</tool_call>'),
+        ("llama3", '{"name": "a", "parameters": {"x": "one\ntwo\t\\n\r"}}'),
+        ("mistral", '[TOOL_CALLS]a[ARGS]{"x": "one\ntwo\t\\n\r"}'),
+    ],
+)
+def test_line_breaks_in_strings_are_escaped(name: str, text: str) -> None:
+    """Models write them as they are, and no reader of JSON takes them so."""
+    for places in ([], list(range(len(text)))):
+        answer = read(create_parser(name, TOOLS), text, places)
+        assert called(answer) == [("a", {"x": "one\ntwo\t\n\r"})]
+        assert answer.calls[0].is_whole
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
         ("mistral", '[TOOL_CALLS]nobody[ARGS]{"x": "[TOOL_CALLS]a[ARGS]{}"}'),
         ("deepseek", f'{CALL}nobody{SEP}{{"x": "{CALL}a{SEP}{{}}"}}{CALL_END}'),
         ("qwen", '<tool_call>{"name": "nobody", "arguments": {"x": "<tool_call>{}"}}</tool_call>'),

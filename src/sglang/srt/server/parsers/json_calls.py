@@ -27,11 +27,13 @@ class ValueScanner:
         self._in_string = False
         self._escaped = False
         self._scalar = False
+        self._controls: list[int] = []
         self.done = False
         self.is_broken = False
 
     def feed(self, text: str) -> int:
         """How many characters of `text` belong to the value. `done` or `is_broken` is set once it has ended."""
+        self._controls.clear()
         for at, char in enumerate(text):
             if self._in_string:
                 if self._escaped:
@@ -41,6 +43,8 @@ class ValueScanner:
                 elif char == '"':
                     self._in_string = False
                     self.done = not self._depth
+                elif char < " ":
+                    self._controls.append(at)
             elif self._scalar:
                 if char in ",]}" or char in _BLANK:
                     self.done = True
@@ -60,6 +64,14 @@ class ValueScanner:
             if self.done:
                 return at + 1
         return len(text)
+
+    def as_json(self, text: str) -> str:
+        """What was just fed, with the control characters in its strings escaped: models write line breaks as they are."""
+        parts, begin = [], 0
+        for at in self._controls:
+            parts += [text[begin:at], json.dumps(text[at])[1:-1]]
+            begin = at + 1
+        return "".join([*parts, text[begin:]])
 
 
 class CallReader:
@@ -151,10 +163,11 @@ class CallReader:
                 return 0
             self._started = True
         used = self._scanner.feed(text)
-        self._value.add(text[:used])
+        new = self._scanner.as_json(text[:used])
+        self._value.add(new)
         # an object goes out as it comes; whatever else stands for the arguments is looked at when it is whole
         if self._says_value:
-            self._say_more(text[:used])
+            self._say_more(new)
         elif self._is_call_so_far():
             self._begin_named()
             self._says_value = self.begun

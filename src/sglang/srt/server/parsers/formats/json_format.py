@@ -161,9 +161,10 @@ class JsonCalls(CallParser):
         if not self._buffer:
             return False
         used = self._scanner.feed(self._buffer)
-        self._said.add(self._buffer[:used])
+        new = self._scanner.as_json(self._buffer[:used])
+        self._said.add(new)
         is_last = self._scanner.done and read_arguments(str(self._said)) is not None
-        self._add_arguments(self._buffer[:used], is_last)
+        self._add_arguments(new, is_last)
         self._buffer = self._buffer[used:]
         if self._scanner.done or self._scanner.is_broken:
             self._state = self._read_between
