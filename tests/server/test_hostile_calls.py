@@ -249,6 +249,8 @@ def test_arguments_of_plain_json_come_as_they_are_written(name: str) -> None:
     [
         ("generic", '{"type": "function", "function": {"name": "a", "arguments": {"x": 1}}}'),
         ("llama3", '{"type": "function", "name": "a", "parameters": {"x": 1}}'),
+        ("pythonic", '<|python_start|>{"name": "a", "parameters": {"x": 1}}<|python_end|>'),
+        ("llama4", '<|python_start|>[{"name": "a", "parameters": {"x": 1}}]<|python_end|>'),
         ("qwen", '<tool_call>{"type": "function", "function": {"name": "a", "arguments": "{\\"x\\": 1}"}}</tool_call>'),
         ("qwen", '[{"id": "1", "type": "function", "function": {"arguments": {"x": 1}, "name": "a"}}]'),
     ],

@@ -12,6 +12,7 @@ from sglang.srt.server.parsers.formats.json_format import (
     BareJsonCalls,
     DeepSeekCalls,
     GenericCalls,
+    JsonCalls,
     Llama3Calls,
     MistralCalls,
     QwenCalls,
@@ -128,7 +129,8 @@ def create_free_parser(name: str, tools: Collection[str], max_calls: int | None 
         return own if own.bare or exact else BareJsonCalls(tools, max_calls)
     known = tools if isinstance(tools, Mapping) else dict.fromkeys(tools, ())
     free = {tool: parameters for tool, parameters in known.items() if tool not in exact}
-    return BareCalls(BareJsonCalls(free, max_calls), own) if free else own
+    around = () if isinstance(own, JsonCalls) else own.markers
+    return BareCalls(BareJsonCalls(free, max_calls, around=around), own) if free else own
 
 
 def create_whole_parser(tools: Collection[str], max_calls: int | None = None) -> Parser:

@@ -186,6 +186,17 @@ class BareJsonCalls(JsonCalls):
     closers: tuple[str, ...] = ("```",)
     bare = True
 
+    def __init__(
+        self,
+        tools: Collection[str],
+        max_calls: int | None = None,
+        exact: Collection[str] = (),
+        around: tuple[str, ...] = (),
+    ) -> None:
+        """`around`: marks of another format that may stand before and after."""
+        self.openers = (*around, *self.openers)
+        super().__init__(tools, max_calls, exact)
+
 
 class GenericCalls(BareJsonCalls):
     """The same in an answer that is constrained to be calls, or something else that looks like none."""
