@@ -16,6 +16,9 @@ import sglang
 from sglang.srt.checkpoint import hub
 from sglang.srt.checkpoint.sentence_files import SentenceFacts, read_sentence_facts
 from sglang.srt.errors import ModelError, RequestError
+from sglang.srt.messages import EmbedReq
+from tests.server.conftest import MakeStand
+from tests.server.http_tools import client_of
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -174,3 +177,23 @@ def test_the_modules_of_a_hub_folder_are_fetched(tmp_path: Path, monkeypatch: py
     (tmp_path / "modules.json").unlink()
     hub.fetch_repository("a/b", None, None, False)
     assert len(asked) == 3
+
+
+async def test_prompts_over_http(make_stand: MakeStand, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand = make_stand(info={"embedding_dim": 8})
+    tokenizer = stand.manager.need_tokenizer()
+    facts = SentenceFacts(prompts={"query": "ask: ", "passage": "tell: "}, default="tell: ")
+    monkeypatch.setattr(tokenizer, "sentences", facts)
+    async with client_of(stand) as client:
+
+        async def texts_of(path: str, **body: Any) -> list[str]:
+            stand.scheduler.received.clear()
+            response = await client.post(path, json=body)
+            assert response.status_code == 200, response.text
+            return [tokenizer.decode(m.input_ids) for m in stand.scheduler.received if isinstance(m, EmbedReq)]
+
+        assert await texts_of("/v1/embeddings", input=["a", "b"]) == ["tell: a", "tell: b"]
+        assert await texts_of("/v1/embeddings", input="a", prompt_name="query") == ["ask: a"]
+        assert await texts_of("/encode", text="a", prompt_name="query") == ["ask: a"]
+        assert await texts_of("/v1/rerank", query="a", documents=["b", "c"]) == ["ask: a", "tell: b", "tell: c"]
+        assert (await client.post("/v1/embeddings", json={"input": "a", "prompt_name": "no"})).status_code == 400

@@ -164,11 +164,12 @@ class CallReader:
             self._started = True
         used = self._scanner.feed(text)
         new = self._scanner.as_json(text[:used])
+        is_young = self._value.length < _MAX_BEGINNING
         self._value.add(new)
         # an object goes out as it comes; whatever else stands for the arguments is looked at when it is whole
         if self._says_value:
             self._say_more(new)
-        elif self._is_call_so_far():
+        elif is_young and self._is_call_so_far():
             self._begin_named()
             self._says_value = self.begun
             self._say_more(str(self._value))
@@ -312,7 +313,7 @@ _SCHEMA_WORDS = frozenset(
 )
 _FIRST = re.compile(r'\{\s*(?:"((?:[^"\\]|\\.)*)"\s*:\s*(\S)|\})')
 _MAX_BEGINNING = 200
-"""no word of schemas is as long"""
+"""characters after which it is known what stands there: no word of schemas is as long"""
 
 
 def describes(parameters: dict[str, Any], known: Sequence[str]) -> bool:
