@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from sglang.srt.server.generate_req import GenerateOut
+from sglang.srt.server.openai.sse import Usage
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of
 from tests.server.test_tools import CALL, HELLO
@@ -107,3 +109,13 @@ async def test_reasons_and_counts(make_stand: MakeStand, path: str, stream: bool
             events = [json.loads(line) for line in lines if line != "[DONE]"] if stream else [response.json()]
             expected = REASONS[reason].get(path, reason.partition(" ")[0])
             assert told(path, events) == ({expected}, counted.num_sampled), case
+
+
+@pytest.mark.parametrize("cached", [(0, 5), (5, 0), (3, 3)])
+def test_samples_that_find_their_own_prompt_in_the_cache_save_nothing(cached: tuple[int, int]) -> None:
+    usage = Usage(2)
+    for index, num_cached in enumerate(cached):
+        usage.add(GenerateOut(index, "r", "", [], None, 6, num_cached, 2))
+    told = usage.as_dict()
+    assert (told["prompt_tokens"], told["completion_tokens"]) == (6, 4)
+    assert told["prompt_tokens_details"]["cached_tokens"] == min(cached)
