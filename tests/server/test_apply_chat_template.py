@@ -56,7 +56,7 @@ def options_with(name: str) -> ChatOptions:
     tokenizer = tokenizer_with(name)
     media = {"image": MediaToken(image_token(name), image_token(name))}
     template = tokenizer.chat_template(with_tools=True).source
-    return ChatOptions(tokenizer, "m", {}, 100_000, tool_parser=format_of_template(template), media_tokens=media)
+    return ChatOptions(tokenizer, "m", {}, 100_000, 100_000, tool_parser=format_of_template(template), media_tokens=media)
 
 
 @pytest.mark.parametrize("name", NAMES)
