@@ -14,7 +14,8 @@ from sglang.srt.server.fields import Fields, as_bool, check_members, note_unknow
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.http.wire import anthropic_error
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
-from sglang.srt.server.openai.chat import ChatCall, ChatOptions
+from sglang.srt.server.openai.chat import ChatCall
+from sglang.srt.server.openai.prompts import ChatOptions
 from sglang.srt.server.openai.protocol import ANSWERING, ChatRequest, parse_request
 from sglang.srt.server.openai.sse import Usage, finish_details
 
@@ -148,7 +149,7 @@ def _from_blocks(role: str, blocks: list[Any], where: str) -> list[dict[str, Any
 
 def _as_error(content: Any) -> Any:
     """Templates have no other word for a call that failed."""
-    return [{"type": "text", "text": "Error:"}, *content] if isinstance(content, list) else f"Error: {content}"
+    return [{"type": "text", "text": "Error: "}, *content] if isinstance(content, list) else f"Error: {content}"
 
 
 def _result(content: Any, where: str) -> Any:
@@ -195,7 +196,7 @@ def _text_of(value: Any, where: str) -> str:
             _note_block(block, "text")
         texts = [block.get("text") for block in blocks]
         if all(isinstance(text, str) for text in texts):
-            return "\n".join(str(text) for text in texts)
+            return "".join(str(text) for text in texts)
     raise RequestError(f"{where} must be a string or a list of text blocks", where.split("[")[0])
 
 
