@@ -11,17 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sglang.srt.config import GrammarOptions, ScheduleOptions
-from sglang.srt.forward_batch import SampleSpec
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.scheduler.grammar.engines.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.engines.llguidance_backend import LLGuidanceBackend
 from sglang.srt.scheduler.speculation.proposers.grammar_statistics import MAX_ENTRIES, Habits
-from sglang.srt.scheduler.speculation.proposers.quotes import Record
 from sglang.srt.scheduler.speculation.verify import HabitBook
-from tests.scheduler import toy
 from tests.scheduler.test_grammar import run_with_compiling
 from tests.scheduler.test_jump import STEPPING, answers, requests, shape
-from tests.scheduler.toy import VOCABULARY, Answer, Harness, ToyWorker, make_req
+from tests.scheduler.toy import Answer, Harness, ToyWorker, make_req
 
 LOOSE = r'\{"name":"[a-c]{1,4}","age":[0-9]{1,2},"city":"(Rome|Paris|Oslo)","tags":\["the","[a-z]{3}"\]\}'
 
@@ -36,16 +33,10 @@ def trusting(self: Habits, before: list[int]) -> tuple[int, float]:
     return known, min(streak, 1.0)
 
 
-def rash(self: Record) -> float:
-    """Whoever copied once copies always."""
-    return 0.9
-
-
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_guesses_change_no_answer(data: st.DataObject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Habits, "guess", trusting)
-    monkeypatch.setattr(Record, "trust", property(rash))
     reqs = [data.draw(requests(f"r{i}")) for i in range(data.draw(st.integers(1, 6)))]
     worker = ToyWorker(
         num_slots=data.draw(st.sampled_from([256, 1024])),
@@ -90,29 +81,6 @@ def test_a_prompt_is_computed_with_guesses(patient: None) -> None:
     assert len(first.samples) > 1 and first.num_tokens > 3
     assert shape(answer) == shape(answers(STEPPING, [make_req("alone", [7, 8, 9], 200, regex=LOOSE)])[0])
     assert harness.scheduler.check_integrity() == []
-
-
-def copying(history: object, spec: SampleSpec, allowed: list[int]) -> int:
-    """Says the name that the prompt names, letter by letter."""
-    said, head = VOCABULARY.text_bytes(spec.output_ids), b'{"name":"'
-    if not said.startswith(head) or said[len(head) :].count(b'"'):
-        return allowed[0]
-    name = VOCABULARY.text_bytes(spec.prompt_ids).split(b"like ")[1].split(b",")[0]
-    return (name[len(said) - len(head) :] or b'"')[0]
-
-
-def test_values_copied_from_new_prompts_take_one_step(monkeypatch: pytest.MonkeyPatch, patient: None) -> None:
-    monkeypatch.setattr(toy, "draw", copying)
-    steps = []
-    harness = Harness(grammar=GrammarOptions())
-    for i, name in enumerate(["anna", "berta", "cleo", "dorothea", "emilio"]):
-        req = make_req(f"r{i}", list(f"someone like {name}, please".encode()), 99, regex=r'\{"name":"[a-z]{2,9}","ok":true\}')
-        before = len(harness.worker.batches)
-        (answer,) = run_with_compiling(harness, [req])
-        steps.append(len(harness.worker.batches) - before)
-        assert answer.text().decode() == f'{{"name":"{name}","ok":true}}'
-        assert shape(answer) == shape(answers(STEPPING, [req])[0])
-    assert steps[0] > len("anna") and steps[-1] <= 2, steps
 
 
 def test_tenants_and_requests_that_want_scores_learn_nothing_from_others(patient: None) -> None:

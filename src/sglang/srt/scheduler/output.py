@@ -145,8 +145,6 @@ def _append(req: Req, forced: list[int]) -> FinishReason | None:
 
 def _end_value(req: Req) -> None:
     """Forced tokens follow."""
-    if req.num_drawn and req.quoting is not None:
-        req.quoting.note(req.output_ids, req.num_drawn)
     req.num_drawn = 0
 
 

@@ -15,7 +15,6 @@ from sglang.srt.scheduler.logprob_log import LogprobLog
 from sglang.srt.scheduler.media import ReqMedia
 from sglang.srt.scheduler.speculation.proposers.grammar_statistics import Habits
 from sglang.srt.scheduler.speculation.proposers.prompt_lookup import Lookup
-from sglang.srt.scheduler.speculation.proposers.quotes import Quoting
 
 
 @dataclass(eq=False)
@@ -24,8 +23,7 @@ class Req:
     place in the grammar depend on the output alone. `arrival` numbers requests in order.
 
     `in_thought`: output is free text until one of `msg.grammar_after` comes. `jumps`: tokens that the grammar forces are not
-    drawn (output.py). `habits`: what outputs of its grammar were like, `quoting`: what they copied from prompts, `lookup`: what
-    its own text was like (speculation/verify.py).
+    drawn (output.py). `habits`: what outputs of its grammar were like, `lookup`: what its own text was like (speculation/verify.py).
     `logprob_next`: first position of prompt and output whose log probability is wanted and not there yet.
     `ending`: why it ends as soon as those are there. `no_reuse`: start from an empty prefix (see decode.py).
     """
@@ -47,7 +45,6 @@ class Req:
     in_thought: bool = False
     jumps: bool = False
     habits: Habits | None = None
-    quoting: Quoting | None = None
     lookup: Lookup | None = None
     num_drawn: int = 0
     """tokens since the last forced one"""

@@ -20,7 +20,6 @@ from sglang.srt.scheduler.logprob_log import LogprobLog
 from sglang.srt.scheduler.media import PictureIds, RecentPixels, check_media, req_media
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.speculation.proposers.prompt_lookup import Lookup
-from sglang.srt.scheduler.speculation.proposers.quotes import Quoting
 from sglang.srt.scheduler.speculation.verify import HabitBook, may_repeat
 from sglang.srt.scheduler.stop_regex import STOP_REGEX, Searches
 from sglang.srt.vocabulary import Vocabulary
@@ -208,6 +207,4 @@ class Inlet:
 
     def _expect(self, req: Req, key: Key) -> None:
         """Gives the request what is known of outputs of its grammar."""
-        assert self._vocabulary is not None, "there are no grammars without it"
         req.habits = self._habits.of((key, req.salt))
-        req.quoting = Quoting(req.habits.quotes, req.msg.input_ids, self._vocabulary, self._compiler.encode)

@@ -1,6 +1,7 @@
 """Speculation: tokens that may come next are computed before they are drawn, and the draws at all of them happen in one step.
-Under a grammar they are those that earlier outputs of the same grammar had at such a place or copied from such a place of their
-prompts (speculation/proposers/grammar_statistics.py, speculation/proposers/quotes.py), in free text those that followed the same words in the request itself (proposers/prompt_lookup.py).
+Under a grammar they are those that earlier outputs of the same grammar had at such a place
+(speculation/proposers/grammar_statistics.py), in free text those that followed the same words in the request itself
+(speculation/proposers/prompt_lookup.py).
 
     output      ... "age":        guessed 25 , forced ,"city":" , guessed Berlin
     rows        ... "age":   25   ,"   city   ":"   Berlin          in one step
@@ -22,14 +23,11 @@ from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.grammar.engines.base import GrammarState
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.speculation.proposers.grammar_statistics import Habits
-from sglang.srt.scheduler.speculation.proposers.quotes import Quote
 
 MAX_IDS = 24
 """Guessed and forced tokens of one request in one step."""
 MIN_TRUST, FEW_TRUST = 0.7, 0.5
 """How likely all guesses up to a place must be for it to be worth its rows; in steps of few requests rows cost next to nothing."""
-QUOTE_TRUST = 0.5
-"""A prompt that outputs copy from says more than what they had before, from so much on."""
 MAX_JUMPS = 0.1
 """Share of requests that may lose a step for the others' sake: running ahead saves about as much of it."""
 FEW = 3
@@ -77,9 +75,8 @@ def expects(req: Req, num_running: int) -> bool:
         return num_running <= FEW_LOOKUPS and req.lookup.is_trusted
     if not _may_guess(req):
         return False
-    assert req.habits is not None and req.quoting is not None
-    quote = req.quoting.go_on(req.output_ids, req.num_drawn)
-    return _likely(req.habits, quote, req.output_ids[-Habits.WIDTH :], req.num_drawn)[1] >= FEW_TRUST
+    assert req.habits is not None
+    return _likely(req.habits, req.output_ids[-Habits.WIDTH :], req.num_drawn)[1] >= FEW_TRUST
 
 
 def gain_by_waiting(running: list[Req]) -> bool:
@@ -161,15 +158,14 @@ def _look_up(req: Req, limit: int) -> Draft | None:
 
 
 def _guess(req: Req, max_ids: int, max_draws: int, min_trust: float) -> Draft | None:
-    assert req.grammar is not None and req.habits is not None and req.quoting is not None
+    assert req.grammar is not None and req.habits is not None
     ids: list[int] = []
     points: list[int] = []
     states: list[GrammarState] = []
     recent, num_drawn, trust, state = req.output_ids[-Habits.WIDTH :], req.num_drawn, 1.0, req.grammar
     stop_ids = req.finish.stop_ids
-    quote = req.quoting.go_on(req.output_ids, num_drawn)
     while len(points) < max_draws and len(ids) < max_ids:
-        token, confidence, must_end = _likely(req.habits, quote, recent, num_drawn)
+        token, confidence, must_end = _likely(req.habits, recent, num_drawn)
         trust *= confidence
         if trust < min_trust or token in stop_ids:
             break
@@ -189,20 +185,17 @@ def _guess(req: Req, max_ids: int, max_draws: int, min_trust: float) -> Draft | 
         states.append(state)
         recent = (recent + more)[-Habits.WIDTH :]
         num_drawn = num_drawn + 1 if len(more) == 1 else 0
-        quote = quote.after(token) if num_drawn else req.quoting.begin(recent)
     if not ids:
         return None
     specs = [_spec_after(req, ids[:point]) for point in points]
     return Draft(ids, points, states, specs)
 
 
-def _likely(habits: Habits, quote: Quote, recent: list[int], num_drawn: int) -> tuple[int, float, bool]:
+def _likely(habits: Habits, recent: list[int], num_drawn: int) -> tuple[int, float, bool]:
     """The next token, how likely it is, and whether it is of use only if a value ends with it."""
     token, confidence = habits.guess(recent)
     if must_end := confidence == 0.0:
         token, confidence = habits.guess_end(recent, num_drawn)
-    if quote.ids and quote.trust >= min(confidence, QUOTE_TRUST):
-        return quote.ids[0], quote.next_trust, False
     return token, confidence, must_end
 
 

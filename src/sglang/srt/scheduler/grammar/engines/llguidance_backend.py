@@ -246,9 +246,6 @@ class LLGuidanceBackend:
         matchers = [(state.matcher, i) for i, state in enumerate(states) if isinstance(state, LLGuidanceState)]
         self._executor.unsafe_compute_mask_ptr(matchers, out.ctypes.data, out.shape[1] * 4, len(states))
 
-    def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.tokenize_str(text))
-
     def _translate(self, kind: str, text: str, style: JsonStyle) -> str:
         """The grammar in llguidance's own form. Raises GrammarError."""
         if kind == "regex":

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sglang.srt.scheduler.speculation.proposers.quotes import Quotes
-
 MAX_ENTRIES = 12288
 MAX_STREAK = 64
 RECENT = 16
@@ -25,7 +23,6 @@ class Habits:
         self._next: dict[Place, tuple[int, int]] = {}  # token, how often in a row, less misses
         self.jump_rate = 0.0
         """share of the tokens drawn of late that forced ones followed"""
-        self.quotes = Quotes()
 
     def note(self, before: list[int], token_id: int, num_drawn: int = 0) -> None:
         """`token_id` was drawn after `before`, of which the last `num_drawn` were drawn as well, and before those one was forced."""
