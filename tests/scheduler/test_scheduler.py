@@ -424,7 +424,7 @@ def test_log_lines(caplog: pytest.LogCaptureFixture) -> None:
         "Prefill batch. #new-seq: 1, #new-token: 70, #cached-token: 0, token usage: 0.08, #running-req: 0, #queue-req: 0, "
     )
     assert lines[1].startswith("Decode batch. #running-req: 1, #token: ")
-    assert ", cuda graph: False, gen throughput (token/s): " in lines[1] and lines[1].endswith(", #queue-req: 0, ")
+    assert ", gen throughput (token/s): " in lines[1] and lines[1].endswith(", #queue-req: 0, ")
     assert "#new-token: 1, #cached-token: 69" in lines[2]
 
 

@@ -32,7 +32,7 @@ class SampleSpec:
     """How one request's next token is chosen. Made once per request and passed by reference each step, so the worker may keep
     what it derives from it in `state`. `prompt_ids` and `output_ids` are the request's own live lists: the worker only reads.
 
-    The random draw for an output token depends on (`seed`, len(output_ids)) alone. `eos_ids` are what `min_new_tokens`
+    What is sampled for an output token depends on (`seed`, len(output_ids)) alone. `eos_ids` are what `min_new_tokens`
     forbids.
     """
 
@@ -125,7 +125,7 @@ class ForwardBatch:
     row_ends: Int32Array | None = None  # [num_tokens] with `ModelInfo.two_way`: where what a row sees ends, if after itself
     seen: list[SeenRows] = field(default_factory=list)  # with `ModelInfo.crossed`, at most one for each request, ascending
     previous: Int32Array | None = None
-    """[num_tokens] with `ModelInfo.runs_ahead`: a row whose id is not known to the host takes what was drawn for this sample of
+    """[num_tokens] with `ModelInfo.runs_ahead`: a row whose id is not known to the host takes what was sampled by this sample of
     the step before; -1: `input_ids` has it"""
     masked: bool = False
     """whether masks will come: logits that they forbid need not be computed"""
@@ -141,7 +141,7 @@ class ForwardBatch:
 
 @dataclass
 class ForwardOutput:
-    """`next_ids[i]` was drawn for `samples[i]`; `logprobs[i]` (one position) is None unless it wanted one. A row whose logits
+    """`next_ids[i]` was sampled for `samples[i]`; `logprobs[i]` (one position) is None unless it wanted one. A row whose logits
     held NaN has its index in `nan_rows`, and its id is not to be used. `prompt_logprobs` answers in the order asked."""
 
     next_ids: Int32Array  # [num_samples]
@@ -173,7 +173,7 @@ class ModelInfo:
     weight_bytes: int
     kv_bytes_per_token: int
     max_samples: int = 0
-    """draws a step may have; 0: one for each request"""
+    """rows that a step may sample from; 0: one for each request"""
     dtype: str = "float32"
     quantization: str | None = None
     num_params: int = 0
@@ -216,7 +216,7 @@ class ModelWorker(Protocol):
         ...
 
     def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:
-        """Draws the tokens and gathers log probabilities of the step just computed."""
+        """Samples the tokens and gathers log probabilities of the step just computed."""
         ...
 
     def begin_sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> Callable[[], ForwardOutput]:

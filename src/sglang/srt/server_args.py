@@ -116,7 +116,7 @@ class ServerArgs(OtherFlags):
     speculative_algorithm: str = _flag(
         "auto",
         "scheduling",
-        "NGRAM: where a text repeats itself, compute what may follow ahead of the draws, which does not change them (default: "
+        "NGRAM: where a text repeats itself, compute what may follow before it is sampled, which does not change it (default: "
         "NGRAM, on CUDA none)",
         choices=("auto", "NGRAM", "none"),
     )
@@ -130,7 +130,7 @@ class ServerArgs(OtherFlags):
         "constrained decoding",
         "regex of white space between the parts of JSON; empty: none (default: a blank, or a line break and indentation)",
     )
-    disable_jump_forward: bool = _flag(False, "constrained decoding", "draw tokens that the constraint forces, one by one")
+    disable_jump_forward: bool = _flag(False, "constrained decoding", "sample tokens that the constraint forces, one by one")
     disable_json_bounds: bool = _flag(
         False, "constrained decoding", "let numbers and formats be of any length where the schema sets none"
     )
@@ -268,7 +268,7 @@ class ServerArgs(OtherFlags):
                 decode_log_interval=self.decode_log_interval,
                 random_seed=seed,
                 watchdog_timeout=self.watchdog_timeout,
-                lookup=self.speculative_algorithm == "NGRAM" or (self.speculative_algorithm == "auto" and not on_cuda),
+                prompt_lookup=self.speculative_algorithm == "NGRAM" or (self.speculative_algorithm == "auto" and not on_cuda),
                 overlap=not self.disable_overlap_schedule,
                 test_retract_every=self.test_retract_every,
             ),
@@ -350,8 +350,6 @@ class ServerArgs(OtherFlags):
             given = value != f.default
             if isinstance(value, str) and not _is_text(value):
                 raise ConfigError(f"{option(f.name)} holds bytes that are not valid UTF-8")
-            if f.metadata.get("unsupported") and given:
-                raise ConfigError(f"{option(f.name)} is not implemented yet")
             if choices and value is not None and value not in choices:
                 raise ConfigError(f"{option(f.name)} must be one of {', '.join(map(str, choices))}, got {value!r}")
             if f.metadata.get("no_effect") and given:

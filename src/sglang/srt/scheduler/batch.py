@@ -1,7 +1,7 @@
 """From requests to rows: one step as a ForwardBatch.
 
 rows      [ one for each decoding request | extend of request a, and its draft | extend of request b ... ]
-samples   [ one for each request that gets a token | those at the places of drafts ]
+samples   [ one for each request that gets a token | those after draft tokens ]
 """
 
 from __future__ import annotations
@@ -12,33 +12,8 @@ from functools import lru_cache
 import numpy as np
 
 from sglang.srt.forward_batch import ForwardBatch, Int32Array, PromptLogprobs, SampleSpec
-from sglang.srt.scheduler.grammar.engines.base import GrammarState
 from sglang.srt.scheduler.req import Req
-
-
-@dataclass(frozen=True)
-class Followed:
-    """A token and those that are forced after it, and the place in the grammar behind them."""
-
-    ids: list[int]
-    state: GrammarState
-
-
-@dataclass(frozen=True)
-class Draft:
-    """Tokens that a request may go on with (speculation/verify.py). After `points[i]` of them one is drawn, by `specs[i]` and, where there is a
-    grammar, under `states[i]`; it counts if all before it came out as they stand here."""
-
-    ids: list[int]
-    points: list[int]
-    states: list[GrammarState]
-    specs: list[SampleSpec]
-
-    def step(self, i: int) -> Followed | None:
-        """The guess at the `i`th draw, followed through the grammar; None without one."""
-        if i >= len(self.states):
-            return None
-        return Followed(self.ids[self.points[i - 1] if i else 0 : self.points[i]], self.states[i])
+from sglang.srt.scheduler.speculation.proposer import Draft
 
 
 @dataclass(frozen=True)
@@ -75,7 +50,7 @@ class ScheduleBatch:
     forward: ForwardBatch
     sampled: list[Req]
     scored: list[Req]
-    """requests that get log probabilities of tokens that were not drawn, in the order of forward.prompt_logprobs"""
+    """requests that get log probabilities of tokens that were not sampled, in the order of forward.prompt_logprobs"""
     drafted: list[tuple[Extend, int]] = field(default_factory=list)
     """whose samples follow those of `sampled`: an extend and which of its draft's points"""
 
@@ -195,7 +170,9 @@ def _with_extends(
     q_len = np.array([1] * num_decodes + lengths, dtype=np.int32)
     seq_lens = np.concatenate([positions[0] + 1, [extend.start + extend.length for extend in extends]]).astype(np.int32)
     samples: list[SampleSpec] = [req.spec for req in sampled]
-    samples += [extend.draft.specs[i] for extend, i in drafted if extend.draft is not None]
+    samples += [
+        _spec_after(extend.req, extend.draft.ids[: extend.draft.points[i]]) for extend, i in drafted if extend.draft is not None
+    ]
     forward = ForwardBatch(
         np.concatenate(ids),
         np.concatenate(positions),
@@ -211,8 +188,14 @@ def _with_extends(
     return ScheduleBatch(decodes, extends, forward, sampled, scored, drafted)
 
 
+def _spec_after(req: Req, draft_ids: list[int]) -> SampleSpec:
+    """How the token after so much of a draft is sampled."""
+    spec = req.spec
+    return SampleSpec(spec.params, spec.seed, spec.prompt_ids, spec.output_ids + draft_ids, spec.eos_ids)
+
+
 def _prompt_logprobs(req: Req, req_idx: int, row: int, start: int, end: int) -> PromptLogprobs | None:
-    """What the extend [start, end), whose first row is `row`, can tell about tokens that were not drawn: the prompt's and
+    """What the extend [start, end), whose first row is `row`, can tell about tokens that were not sampled: the prompt's and
     forced ones. Position p follows from row p - 1."""
     options = req.msg.logprobs
     if options is None:

@@ -1,10 +1,10 @@
-"""How one request's output grows: by the token drawn for it, and by those that its grammar leaves no choice about.
+"""How one request's output grows: by the token sampled for it, and by those that its grammar leaves no choice about.
 
-    drawn        {"                    a row of the model, a mask, a draw
+    sampled      {"                    a row of the model, a mask, a sample
     forced          name ":            appended at once; their rows are computed together in the next step
-    drawn                    John      from the row of the last forced one
+    sampled                  John      from the row of the last forced one
 
-Forced tokens are the ones that the masks would have led to, one draw at a time: with jump-forward or without it, the output
+Forced tokens are the ones that the masks would have led to, one sample at a time: with jump-forward or without it, the output
 is the same.
 """
 
@@ -12,27 +12,25 @@ from __future__ import annotations
 
 from sglang.srt.errors import GrammarError, RequestError
 from sglang.srt.messages import FinishReason
-from sglang.srt.scheduler.batch import Followed
 from sglang.srt.scheduler.finish import abort_reason
 from sglang.srt.scheduler.req import Req
+from sglang.srt.scheduler.speculation.proposer import DraftStep
 
 MAX_FORCED = 512
 """Tokens appended at once; what a grammar forces beyond that follows in later steps."""
 
 
-def take_drawn(req: Req, token_id: int, guess: Followed | None = None) -> FinishReason | None:
-    """Appends the drawn token and what is forced after it. Why the request ends with that, if it does. `guess`: what was expected
-    to be drawn."""
+def take_sampled(req: Req, token_id: int, expected: DraftStep | None = None) -> FinishReason | None:
+    """Appends the sampled token and what is forced after it. Why the request ends with that, if it does. `expected`: the draft's
+    token and what follows it."""
     if req.in_thought and req.finish.is_end_of_text(token_id):
         token_id = _end_thoughts(req)
-    if req.habits is not None and not req.in_thought and req.grammar is not None:
-        req.habits.note(req.output_ids[-req.habits.WIDTH :], token_id, req.num_drawn)
-    if guess is not None and guess.ids[0] == token_id:
-        return _take_guessed(req, guess)
-    if req.lookup is not None:
-        req.lookup.note(token_id)
+    if req.proposer is not None and not req.in_thought:
+        req.proposer.note_sampled(req, token_id)
+    if expected is not None and expected.ids[0] == token_id:
+        return _take_expected(req, expected)
     req.output_ids.append(token_id)
-    req.num_drawn += 1
+    req.num_since_forced += 1
     if req.in_thought:
         req.in_thought = token_id not in req.msg.grammar_after
     elif req.grammar is not None and not req.grammar.accept(token_id):
@@ -77,8 +75,6 @@ def take_sent(req: Req) -> FinishReason | None:
     """Enters what another scheduler had sent of a resumed request: grammar, stop strings and penalties stand where they stood.
     Then it goes on as behind its last token. Why the request ends with that, if it does."""
     for token_id in req.msg.resumed or ():
-        if req.lookup is not None:
-            req.lookup.note(token_id)
         req.output_ids.append(token_id)
         if req.in_thought:
             req.in_thought = token_id not in req.msg.grammar_after
@@ -90,21 +86,19 @@ def take_sent(req: Req) -> FinishReason | None:
     return _after_check(req, req.finish.go_on(len(req.output_ids), req.msg.resumed_hold))
 
 
-def _take_guessed(req: Req, guess: Followed) -> FinishReason | None:
-    """The grammar has been there already, and the request may go on after all these tokens (speculation/verify.py)."""
-    for i, token_id in enumerate(guess.ids):
-        if i == 1:
-            _end_value(req)
+def _take_expected(req: Req, step: DraftStep) -> FinishReason | None:
+    """The draft has followed the grammar already, and the request may go on after all these tokens."""
+    for i, token_id in enumerate(step.ids):
         req.output_ids.append(token_id)
-        req.num_drawn += i == 0
+        req.num_since_forced = req.num_since_forced + 1 if i == 0 else 0
         reason = _check(req, token_id)
         if reason is not None:
             return reason
-        if req.finish.is_searching:  # what is left of the guess is not needed
-            if req.grammar is not None and not req.grammar.accept_all(guess.ids[: i + 1]):
+        if req.finish.is_searching:  # what is left of the draft is not needed
+            if req.grammar is not None and not req.grammar.accept_all(step.ids[: i + 1]):
                 return _stuck(req)
             return None
-    req.grammar = guess.state
+    req.grammar = step.state
     return None
 
 
@@ -126,7 +120,7 @@ def take_forced(req: Req) -> FinishReason | None:
 def _append(req: Req, forced: list[int]) -> FinishReason | None:
     """Appends up to the end of the request, if that is among them."""
     assert req.grammar is not None
-    _end_value(req)
+    req.num_since_forced = 0
     reason, taken = None, 0
     while taken < len(forced) and reason is None and not req.finish.is_searching:
         req.output_ids.append(forced[taken])
@@ -141,11 +135,6 @@ def _append(req: Req, forced: list[int]) -> FinishReason | None:
     if req.grammar.is_finished:
         return FinishReason("stop", matched=req.output_ids[-1])
     return reason
-
-
-def _end_value(req: Req) -> None:
-    """Forced tokens follow."""
-    req.num_drawn = 0
 
 
 def _check(req: Req, token_id: int) -> FinishReason | None:

@@ -13,8 +13,7 @@ from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.engines.base import GrammarState
 from sglang.srt.scheduler.logprob_log import LogprobLog
 from sglang.srt.scheduler.media import ReqMedia
-from sglang.srt.scheduler.speculation.proposers.grammar_statistics import Habits
-from sglang.srt.scheduler.speculation.proposers.prompt_lookup import Lookup
+from sglang.srt.scheduler.speculation.proposer import Proposer
 
 
 @dataclass(eq=False)
@@ -23,7 +22,8 @@ class Req:
     place in the grammar depend on the output alone. `arrival` numbers requests in order.
 
     `in_thought`: output is free text until one of `msg.grammar_after` comes. `jumps`: tokens that the grammar forces are not
-    drawn (output.py). `habits`: what outputs of its grammar were like, `lookup`: what its own text was like (speculation/verify.py).
+    sampled (output.py). `proposer`: who drafts what may come next (speculation/). `takes_drafts`: several of its tokens may be sampled
+    in one step.
     `logprob_next`: first position of prompt and output whose log probability is wanted and not there yet.
     `ending`: why it ends as soon as those are there. `no_reuse`: start from an empty prefix (see decode.py).
     """
@@ -44,12 +44,12 @@ class Req:
     """what of its schema is checked afterwards, on the server's side: until then nothing of it may be shown"""
     in_thought: bool = False
     jumps: bool = False
-    habits: Habits | None = None
-    lookup: Lookup | None = None
-    num_drawn: int = 0
-    """tokens since the last forced one"""
+    proposer: Proposer | None = None
+    takes_drafts: bool = False
+    num_since_forced: int = 0
+    """tokens sampled since the last forced one"""
     rewritten_at: int = 0
-    """`num_ids` when its last token was not the one drawn"""
+    """`num_ids` when its last token was not the one sampled"""
     ending: FinishReason | None = None
     hold: Holding | None = None
     no_reuse: bool = False
@@ -82,8 +82,17 @@ class Req:
         return self.spec.output_ids
 
     @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return self.finish.stop_ids
+
+    @property
+    def active_proposer(self) -> Proposer | None:
+        """Who may propose its next tokens."""
+        return self.proposer if self.takes_drafts and not self.in_thought else None
+
+    @property
     def fill_len(self) -> int:
-        """Ids whose keys and values must be there before the next token can be drawn. Where a prompt is
+        """Ids whose keys and values must be there before the next token can be sampled. Where a prompt is
         only scored, nothing needs those of its last id."""
         num_ids, only_scored = self.num_ids, self.finish.max_new_tokens <= 0 and self.msg.logprobs is not None
         return num_ids - 1 if only_scored and num_ids > 1 else num_ids

@@ -53,7 +53,8 @@ from sglang.srt.scheduler.overlap import Flight, build_ahead, overtaken
 from sglang.srt.scheduler.profiling import Profiler
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.results import StepResults
-from sglang.srt.scheduler.speculation.verify import Room, add_drafts, expects
+from sglang.srt.scheduler.speculation.planning import DraftBudget, add_drafts, is_confident
+from sglang.srt.scheduler.speculation.proposers.registry import Proposers
 from sglang.srt.scheduler.stats import StepStats
 from sglang.srt.scheduler.stop_regex import Searches
 from sglang.srt.vocabulary import Vocabulary
@@ -117,7 +118,7 @@ class Scheduler:
             self._searches,
             options.random_seed,
             grammar_options.jump_forward,
-            options.lookup,
+            Proposers(options.prompt_lookup, self._compiler.num_kept),
         )
         self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
         self._estimate = OutputEstimate(options.schedule_conservativeness)
@@ -173,7 +174,7 @@ class Scheduler:
             results.commit(batch, output, late)
             self._settle(batch, results)
             if ahead is not None:
-                self._flight = self._draw(ahead, overtaken(ahead), began)
+                self._flight = self._sample_ahead(ahead, overtaken(ahead), began)
         self._emit(results)
         worked = self._sees and not self._paused and self._gate.work(busy=flight is not None)
         return flight is not None or worked
@@ -229,19 +230,19 @@ class Scheduler:
         return build_batch(decodes, extends, self.memory.rows.table, self._sees)
 
     def _add_drafts(self, decodes: list[Req], jumps: list[Extend], prompts: list[Extend]) -> tuple[list[Req], list[Extend]]:
-        """Guesses at what comes next, as far as the step has room. Grammars whose masks are late take no part."""
+        """Drafts of what comes next, as far as the step has room. Grammars whose masks are late take no part."""
         masks, info = self._masks, self._worker.info
         extends = jumps + prompts
         num_running = len(self._running.reqs)
-        if not any(expects(req, num_running) for req in [*self._running.reqs, *(extend.req for extend in prompts)]):
+        if not any(is_confident(req, num_running) for req in [*self._running.reqs, *(extend.req for extend in prompts)]):
             return decodes, extends
         rows = len(decodes) + sum(extend.length for extend in extends)
-        draws = max(info.max_samples, info.max_running_requests) - len(decodes) - len(extends)
-        room = Room(info.max_batch_tokens - rows, draws, rows)
+        samples = max(info.max_samples, info.max_running_requests) - len(decodes) - len(extends)
+        budget = DraftBudget(info.max_batch_tokens - rows, samples, rows)
         slow = [req for req in decodes if masks is not None and masks.is_suspect(req.grammar)]
         slow_extends = [extend for extend in extends if masks is not None and masks.is_suspect(extend.req.grammar)]
         quick = [req for req in decodes if req not in slow]
-        plain, longer = add_drafts(quick, [extend for extend in extends if extend not in slow_extends], room, self.memory)
+        plain, longer = add_drafts(quick, [extend for extend in extends if extend not in slow_extends], budget, self.memory)
         return slow + plain, slow_extends + longer
 
     def _compute(self, batch: ScheduleBatch) -> Flight:
@@ -269,7 +270,7 @@ class Scheduler:
             self._worker.forward(batch.forward)
         return batch
 
-    def _draw(self, batch: ScheduleBatch, late: set[Req], began: float) -> Flight:
+    def _sample_ahead(self, batch: ScheduleBatch, late: set[Req], began: float) -> Flight:
         """The second half of a step that ran ahead."""
         return self._finish(batch, *self._begin_masks(batch, late), began)
 
@@ -288,7 +289,7 @@ class Scheduler:
         return late | busy, bool(constrained)
 
     def _finish(self, batch: ScheduleBatch, late: set[Req], is_filling: bool, began: float) -> Flight:
-        """Has the tokens drawn, once the masks that were begun are there. The model's part began at `began`."""
+        """Has the tokens sampled, once the masks that were begun are there. The model's part began at `began`."""
         masks: VocabMasks | None = None
         if self._masks is not None and is_filling:
             if not self._masks.are_ready(LATE_SECONDS):
@@ -302,7 +303,7 @@ class Scheduler:
         return Flight(batch, lambda: output, late)
 
     def _start_masks(self, masks: MaskFiller, batch: ScheduleBatch, constrained: list[tuple[int, Req]]) -> None:
-        """Those of the `constrained` samples, then those at the places of drafts."""
+        """Those of the `constrained` samples, then those after draft tokens."""
         rows = [i for i, _ in constrained]
         states = [req.grammar for _, req in constrained if req.grammar is not None]
         owners = list(states)
@@ -326,7 +327,7 @@ class Scheduler:
         self._began = bool(results.decoding)
         self._estimate.note_step()
         self._checked = self._ready = False
-        if self._stats.note_step(batch, results.num_guessed, len(batch.decodes), len(self._waiting)):
+        if self._stats.note_step(batch, results.num_accepted, len(batch.decodes), len(self._waiting)):
             self._outbox.send(self._snapshot())
 
     def _note_admitted(self, extends: list[Extend]) -> None:
@@ -405,7 +406,7 @@ class Scheduler:
             raise OverloadError(f"{own} requests of this API key are waiting already; try again later")
 
     def _enqueue(self, req: Req, results: StepResults) -> None:
-        """Puts a request into the queue. What its grammar goes on with need not be drawn; if that is all there is, it ends."""
+        """Puts a request into the queue. What its grammar goes on with need not be sampled; if that is all there is, it ends."""
         reason = take_sent(req) if req.msg.resumed else take_forced(req)
         if reason is not None:
             results.end(req, reason)

@@ -19,8 +19,7 @@ from sglang.srt.scheduler.grammar.compiler import FREE_TEXT, GrammarCompiler, Jo
 from sglang.srt.scheduler.logprob_log import LogprobLog
 from sglang.srt.scheduler.media import PictureIds, RecentPixels, check_media, req_media
 from sglang.srt.scheduler.req import Req
-from sglang.srt.scheduler.speculation.proposers.prompt_lookup import Lookup
-from sglang.srt.scheduler.speculation.verify import HabitBook, may_repeat
+from sglang.srt.scheduler.speculation.proposers.registry import Proposers
 from sglang.srt.scheduler.stop_regex import STOP_REGEX, Searches
 from sglang.srt.vocabulary import Vocabulary
 
@@ -50,7 +49,7 @@ class Inlet:
         searches: Searches,
         seed: int,
         jump_forward: bool,
-        lookup: bool,
+        proposers: Proposers,
     ) -> None:
         self._info = info
         self._memory = memory
@@ -59,13 +58,12 @@ class Inlet:
         self._searches = searches
         self._rng = random.Random(seed)
         self._jump_forward = jump_forward
-        self._lookup = lookup
+        self._proposers = proposers
         self._arrivals = 0
         self._pictures = PictureIds()
         self._pixels = RecentPixels()
         self._compiling: dict[str, Compiling] = {}
         self._of_key: Counter[str] = Counter()
-        self._habits = HabitBook(compiler.num_kept)
 
     def __len__(self) -> int:
         return len(self._compiling)
@@ -101,8 +99,9 @@ class Inlet:
             prompt = self._pictures.tree_ids(msg, prompt)
         req = Req(msg, self._arrivals, prompt, spec, finish, media)
         req.salt = self._pictures.salt(msg.cache_salt) if msg.media else msg.cache_salt
-        if self._lookup and may_repeat(req):
-            req.lookup = Lookup(msg.input_ids)
+        req.takes_drafts = not params.adjusts_logits and msg.logprobs is None and media is None
+        if req.takes_drafts and params.grammar is None and not msg.healed:
+            req.proposer = self._proposers.for_free_text(msg.input_ids, msg.resumed or ())
         req.input_log = LogprobLog(options.top_num, options.token_ids)
         req.output_log = LogprobLog(options.top_num, options.token_ids)
         req.logprob_next = options.start_len if options.start_len >= 0 else len(prompt)
@@ -201,10 +200,6 @@ class Inlet:
             waits.req.in_thought = bool(waits.req.msg.grammar_after)
             waits.req.jumps = self._jump_forward
             if self._jump_forward and not waits.req.msg.healed:
-                self._expect(waits.req, waits.grammar.key)
+                waits.req.proposer = self._proposers.for_grammar((waits.grammar.key, waits.req.salt))
         if waits.regexes:
             waits.req.finish.watch_regexes([job.value for job in waits.regexes], self._searches)
-
-    def _expect(self, req: Req, key: Key) -> None:
-        """Gives the request what is known of outputs of its grammar."""
-        req.habits = self._habits.of((key, req.salt))
