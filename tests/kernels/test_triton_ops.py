@@ -393,7 +393,7 @@ class Setting:
         arrays = (there.num_reqs, there.req_pool_idx, there.q_start, there.q_len, there.seq_lens)
         meta = AttentionMeta(*(here.array(a) for a in arrays), table, None if ends is None else here.array(ends))
         longest = max(new for _, new, _ in self.requests)
-        here.bound_step(meta, StepShape(self.num_rows, len(self.requests), longest, max(n for _, _, n in self.requests)))
+        here.bound_step(meta, StepShape(self.num_rows, len(self.requests), longest))
         return AttentionMeta(*arrays, self.table, ends), meta
 
     def run(self, ends: npt.NDArray[np.int32] | None = None, **kwargs: Any) -> None:

@@ -62,8 +62,6 @@ def _help(f: dataclasses.Field[Any]) -> str:
     text = str(f.metadata["help"])
     if text == argparse.SUPPRESS:
         return text
-    if f.metadata.get("unsupported"):
-        return f"{text}, not implemented yet"
     return text if f.default in (None, False, "{}") else f"{text} (default: {f.default})"
 
 

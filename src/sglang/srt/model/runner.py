@@ -20,7 +20,7 @@ from sglang.srt.model.distributed.sharding import Shard
 from sglang.srt.model.kernels.ops import Array, Ops, StepShape
 from sglang.srt.model.kv_pool import KVPool
 from sglang.srt.model.layers.buffers import MediaBuffers, StepBuffers, StepLimits, create_buffers
-from sglang.srt.model.models.llama import Llama
+from sglang.srt.model.models.decoder import Decoder
 from sglang.srt.model.op_tape import OpTape
 
 
@@ -31,7 +31,7 @@ class ModelRunner:
     def __init__(
         self,
         ops: Ops,
-        model: Llama,
+        model: Decoder,
         pool: KVPool,
         limits: StepLimits,
         req_to_token: Int32Array,
@@ -59,14 +59,14 @@ class ModelRunner:
         self._graphs: DecodeGraphs | None = None
         self._num_ready = 0  # rows whose logits a graph has made already
 
-    def record_graphs(self, max_reqs: int, context_len: int) -> None:
+    def record_graphs(self, max_reqs: int) -> None:
         """Decode steps of up to max_reqs requests are replayed from now on."""
 
         def run() -> None:
             self._run_body()
             self._run_head()
 
-        self._graphs = DecodeGraphs(self._ops, self._step, run, max_reqs, context_len)
+        self._graphs = DecodeGraphs(self._ops, self._step, run, max_reqs)
 
     def body(self, batch: ForwardBatch) -> None:
         """Computes all rows of the step."""
@@ -153,8 +153,7 @@ def load_step(ops: Ops, step: StepBuffers, batch: ForwardBatch, limits: StepLimi
     step.inputs.send()
     ops.sync_table(step.meta.req_to_token, req_to_token, batch.req_pool_idx, batch.seq_lens)
     ops.bound(step.rows, rows)
-    longest = max(batch.q_len.tolist(), default=0), max(batch.seq_lens.tolist(), default=0)
-    ops.bound_step(step.meta, StepShape(rows, reqs, *longest))
+    ops.bound_step(step.meta, StepShape(rows, reqs, max(batch.q_len.tolist(), default=0)))
     if step.media is not None:
         _load_media(step.media, batch)
     if step.cross is not None:

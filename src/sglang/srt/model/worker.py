@@ -40,7 +40,7 @@ from sglang.srt.model.layers.cross import cross_bytes_per_request
 from sglang.srt.model.layers.rope import table_bytes
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ModelConfig
-from sglang.srt.model.models.llama import Llama
+from sglang.srt.model.models.decoder import Decoder
 from sglang.srt.model.models.registry import create_model
 from sglang.srt.model.models.vision.layers import Encoder
 from sglang.srt.model.models.vision.registry import create_encoder
@@ -58,7 +58,7 @@ class LocalWorker:
     def __init__(
         self,
         ops: Ops,
-        model: Llama,
+        model: Decoder,
         info: ModelInfo,
         capacity: Capacity,
         use_tape: bool = True,
@@ -86,7 +86,7 @@ class LocalWorker:
             self.ops, self._model, self._pool, self._limits, req_to_token, self._use_tape, self._sampler.ids, self._shard
         )
         if self.info.graph_max_reqs:
-            self._runner.record_graphs(self.info.graph_max_reqs, self.info.context_len)
+            self._runner.record_graphs(self.info.graph_max_reqs)
 
     def forward(self, batch: ForwardBatch) -> None:
         assert self._runner is not None, "bind comes first"

@@ -95,7 +95,6 @@ class StepShape:
     num_rows: int
     num_reqs: int
     max_q_len: int
-    max_seq_len: int
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class CrossBuffers:
         ops.sync_table(self.meta.req_to_token, table, np.arange(group, dtype=np.int32), np.array(lengths, np.int32))
         ops.bound(self.rows, row)
         ops.bound(self.head_rows, row * self.num_heads)
-        ops.bound_step(self.meta, StepShape(row, group, max(parts, default=0), max(lengths, default=0)))
+        ops.bound_step(self.meta, StepShape(row, group, max(parts, default=0)))
 
 
 class CrossMemory:

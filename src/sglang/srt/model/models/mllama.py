@@ -22,7 +22,8 @@ from sglang.srt.model.layers.norm import RMSNorm
 from sglang.srt.model.layers.rope import Rope
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ModelConfig
-from sglang.srt.model.models.llama import Layer, Llama
+from sglang.srt.model.models.decoder import Layer
+from sglang.srt.model.models.llama import Llama
 
 
 class CrossLayer:
@@ -75,7 +76,7 @@ class CrossLayer:
 
 
 class Mllama(Llama):
-    """Llama's frame with a CrossLayer wherever the config says. `kv` of `body` are those of the other layers."""
+    """Llama with a CrossLayer wherever the config says. `kv` of `body` are those of the other layers."""
 
     def create_layer(self, ops: Ops, source: WeightSource, prefix: str, rope: Rope, local: bool) -> Layer:
         if int(prefix.rsplit(".", 1)[1]) in self.config.cross_layers:

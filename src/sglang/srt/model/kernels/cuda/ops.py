@@ -326,7 +326,7 @@ class CudaOps:
         soft_cap: float = 0.0,
     ) -> None:
         known = self._shapes.get(meta.num_reqs.data_ptr())
-        most = StepShape(len(qkv), len(meta.q_len), len(qkv), meta.req_to_token.shape[1])
+        most = StepShape(len(qkv), len(meta.q_len), len(qkv))
         shape = most if known is None else known[1]
         self._attention(qkv, kv, out, meta, shape, num_heads, window, soft_cap)
 
