@@ -60,6 +60,8 @@ CHARACTER = r"""\{
 """
 LONG = {"type": "array", "items": {"type": "string", "maxLength": 60}, "minItems": 50}
 REST_SECONDS, TOGETHER = 0.2, 4
+STEP_BARS = {1: 0.7, TOGETHER: 0.75}
+"""Most steps of a workload, as a share of free text's, so many requests at a time."""
 NAMES = ["Alice", "Bob", "Chen", "Dana", "Emeka", "Farah", "Goran", "Hana"]
 
 
@@ -169,10 +171,10 @@ def measure_jump(repeats: int) -> None:
                     seconds[kind].append(sum(ours.timed(group, given, salt)[0] for group, given in pairs))
                     work[kind] = counter.take()
             ratios = [a / b for a, b in zip(seconds["jumping"], seconds["free"], strict=True)]
-            tokens = sum(map(sum, lengths))
+            share, tokens = work["jumping"].steps / work["free"].steps, sum(map(sum, lengths))
             print(
                 f"jump: {workload.name}, {size} at a time: {work['jumping']} against {work['free']} of free text, {tokens} tokens: "
-                f"{work['jumping'].steps / work['free'].steps:.2f} of the steps, {median(ratios):.2f} of the time "
+                f"{share:.2f} of the steps{', over the bar' if share > STEP_BARS[size] else ''}, {median(ratios):.2f} of the time "
                 f"({min(ratios):.2f} to {max(ratios):.2f})",
                 flush=True,
             )
