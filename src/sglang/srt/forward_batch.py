@@ -92,13 +92,13 @@ class EmbedRows:
     start: int
 
 
-MAX_TOGETHER = 4
-"""pictures that one row may see, where models see pictures by cross-attention"""
+MAX_CROSS_IMAGES = 4
+"""images that one row may attend to by cross-attention"""
 
 
 @dataclass(frozen=True)
-class SeenRows:
-    """Rows `row` .. `row + count - 1` of a step see the pictures of these embeddings (EncodeJob) by cross-attention."""
+class CrossAttentionRows:
+    """Rows `row` .. `row + count - 1` of a step attend to the images of these embeddings (EncodeJob) by cross-attention."""
 
     row: int
     count: int
@@ -122,8 +122,11 @@ class ForwardBatch:
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     embeds: list[EmbedRows] = field(default_factory=list)
     rope_positions: Int32Array | None = None  # [3, num_tokens]; None: `positions` on every axis
-    row_ends: Int32Array | None = None  # [num_tokens] with `ModelInfo.two_way`: where what a row sees ends, if after itself
-    seen: list[SeenRows] = field(default_factory=list)  # with `ModelInfo.crossed`, at most one for each request, ascending
+    row_ends: Int32Array | None = (
+        None  # [num_tokens] with `ModelInfo.bidirectional_images`: where what a row sees ends, if after itself
+    )
+    cross_rows: list[CrossAttentionRows] = field(default_factory=list)
+    """with `ModelInfo.cross_attention`: at most one for each request, ascending"""
     previous: Int32Array | None = None
     """[num_tokens] with `ModelInfo.runs_ahead`: a row whose id is not known to the host takes what was sampled by this sample of
     the step before; -1: `input_ids` has it"""
@@ -178,13 +181,13 @@ class ModelInfo:
     quantization: str | None = None
     num_params: int = 0
     media_kinds: tuple[str, ...] = ()
-    """what the model sees besides text: "image", "video" """
-    two_way: bool = False
-    """whether rows of a picture see all of it: then a step must not end inside one (`ForwardBatch.row_ends`)"""
-    crossed: bool = False
-    """whether rows see pictures by cross-attention, in every step anew (`ForwardBatch.seen`)"""
-    whole_len: int = 0
-    """tokens of a picture that must be computed in one step, with `two_way`"""
+    """what the model takes besides text: "image", "video" """
+    bidirectional_images: bool = False
+    """whether rows of an image attend to all of it: then a step must not end inside one (`ForwardBatch.row_ends`)"""
+    cross_attention: bool = False
+    """whether rows attend to images by cross-attention, in every step anew (`ForwardBatch.cross_rows`)"""
+    max_image_len: int = 0
+    """tokens of an image that must be computed in one step, with `bidirectional_images`"""
     rope_axes: int = 1
     """3: requests may bring positions of three axes"""
     runs_ahead: bool = False

@@ -147,8 +147,8 @@ class ServerArgs(OtherFlags):
         10.0, "images and videos", "seconds of processor time that decoding one may take; three times as many in all"
     )
     max_media_bytes: int = _flag(64 << 20, "images and videos", "bytes of all files of a request together")
-    max_media_pixels: int = _flag(128 << 20, "images and videos", "pixels of all pictures and frames of a request together")
-    max_image_pixels: int = _flag(64 << 20, "images and videos", "largest picture or frame")
+    max_media_pixels: int = _flag(128 << 20, "images and videos", "pixels of all images and frames of a request together")
+    max_image_pixels: int = _flag(64 << 20, "images and videos", "largest image or frame")
     max_media_items: int = _flag(64, "images and videos", "most images and videos in a request")
     max_video_frames: int = _flag(768, "images and videos", "longest video")
     max_image_tokens: int | None = _flag(

@@ -31,6 +31,7 @@ from sglang.srt.model.device import compute_dtype, create_ops, device_memory, de
 from sglang.srt.model.distributed.ops import shard_ops
 from sglang.srt.model.distributed.ranks import Ranks, join
 from sglang.srt.model.distributed.sharding import Shard, ShardedSource, shard_model
+from sglang.srt.model.image_limits import fit_images, max_image_len
 from sglang.srt.model.image_queue import EncodeQueue
 from sglang.srt.model.kernel_limits import check_decoder
 from sglang.srt.model.kernels.ops import Ops
@@ -44,7 +45,6 @@ from sglang.srt.model.models.decoder import Decoder
 from sglang.srt.model.models.registry import create_model
 from sglang.srt.model.models.vision.layers import Encoder
 from sglang.srt.model.models.vision.registry import create_encoder
-from sglang.srt.model.picture_limits import fit_pictures, whole_len
 from sglang.srt.model.runner import ModelRunner
 from sglang.srt.model.sampling.logprobs import prompt_logprobs
 from sglang.srt.model.sampling.reach import reach_of, reorder
@@ -221,7 +221,7 @@ def worker_from(
     """A worker for weights that are at hand. With `ranks`, for this rank's part of them."""
     resolve_batch(memory, config.context_len)  # bad flags are found before minutes of loading
     check_decoder(ops, config)
-    memory = fit_pictures(memory, config, ops, ranks.size if ranks is not None else 1)
+    memory = fit_images(memory, config, ops, ranks.size if ranks is not None else 1)
     shard = shard_model(config, ranks) if ranks is not None else None
     encoder = _create_encoder(ops, source, config, ranks)
     mine, part, part_ops = config, source, ops
@@ -245,7 +245,7 @@ def worker_from(
 
 
 def _create_encoder(ops: Ops, source: WeightSource, config: ModelConfig, ranks: Ranks | None) -> Encoder | None:
-    """Rank 0 encodes pictures for all."""
+    """Rank 0 encodes images for all."""
     if config.vision is None or (ranks is not None and ranks.rank > 0):
         return None
     return create_encoder(ops, source, config.vision)
@@ -267,9 +267,9 @@ def _model_info(config: ModelConfig, ops: Ops, capacity: Capacity, footprint: Mo
         kv_bytes_per_token=footprint.kv_bytes_per_token,
         dtype=config.dtype,
         media_kinds=config.vision.media_kinds if config.vision is not None else (),
-        two_way=config.vision is not None and config.vision.two_way,
-        crossed=bool(config.cross_layers),
-        whole_len=whole_len(config),
+        bidirectional_images=config.vision is not None and config.vision.bidirectional_images,
+        cross_attention=bool(config.cross_layers),
+        max_image_len=max_image_len(config),
         rope_axes=3 if config.rope_axes else 1,
         tp_size=size,
         runs_ahead=ops.runs_ahead,
@@ -280,5 +280,5 @@ def _plan(config: ModelConfig, memory: MemoryOptions, footprint: ModelFootprint,
     running, batch_tokens = resolve_batch(memory, footprint.context_len)
     limits = StepLimits(batch_tokens, running, running + GUESS_ROWS)
     tables = 4 * running * footprint.context_len  # the scheduler's ReqToToken
-    pictures = running * cross_bytes_per_request(ops, config)
-    return plan_capacity(memory, footprint, device_memory(ops), buffer_bytes(config, limits) + tables + pictures)
+    images = running * cross_bytes_per_request(ops, config)
+    return plan_capacity(memory, footprint, device_memory(ops), buffer_bytes(config, limits) + tables + images)

@@ -60,18 +60,18 @@ class ScheduleBatch:
         return [extend for extend in self.extends if not extend.is_jump]
 
 
-def build_batch(decodes: list[Req], extends: list[Extend], table: Int32Array, sees: bool = False) -> ScheduleBatch:
-    """One step. Slots for all its tokens are in `table`, the [row, position] -> slot table. `sees`: the model sees more than
-    text."""
+def build_batch(decodes: list[Req], extends: list[Extend], table: Int32Array, takes_images: bool = False) -> ScheduleBatch:
+    """One step. Slots for all its tokens are in `table`, the [row, position] -> slot table. `takes_images`: the model takes more
+    than text."""
     batch = _build(decodes, extends, table)
     batch.forward.masked = any(req.grammar is not None and not req.in_thought for req in batch.sampled)
-    if sees:
+    if takes_images:
         _add_media(batch)
     return batch
 
 
 def _add_media(batch: ScheduleBatch) -> None:
-    """Embeddings of the step's pictures, and positions on three axes where some request has them."""
+    """Embeddings of the step's images, and positions on three axes where some request has them."""
     forward, with_axes = batch.forward, False
     row = len(batch.decodes)
     for extend in batch.extends:
@@ -85,16 +85,16 @@ def _add_media(batch: ScheduleBatch) -> None:
     for i, req in enumerate(batch.decodes):
         if req.media is not None:
             positions[:, i] += req.media.delta
-            forward.seen += req.media.seen(int(forward.positions[i]), int(forward.positions[i]) + 1, i)
+            forward.cross_rows += req.media.cross_rows(int(forward.positions[i]), int(forward.positions[i]) + 1, i)
     row = len(batch.decodes)
     for extend in batch.extends:
         if extend.req.media is not None:
             last = extend.start + extend.length
             positions[:, row : row + extend.length] = extend.req.media.positions_of(extend.start, last)
-            forward.seen += extend.req.media.seen(extend.start, last, row)
+            forward.cross_rows += extend.req.media.cross_rows(extend.start, last, row)
         row += extend.length
     forward.rope_positions = positions
-    if any(extend.req.media is not None and extend.req.media.two_way for extend in batch.extends):
+    if any(extend.req.media is not None and extend.req.media.bidirectional_images for extend in batch.extends):
         ends = [forward.positions[: len(batch.decodes)] + 1]
         for extend in batch.extends:
             last = extend.start + extend.length

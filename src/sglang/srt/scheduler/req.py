@@ -12,7 +12,7 @@ from sglang.srt.scheduler.cache.kv_memory import Holding
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.engines.base import GrammarState
 from sglang.srt.scheduler.logprob_log import LogprobLog
-from sglang.srt.scheduler.media import ReqMedia
+from sglang.srt.scheduler.media.req_media import ReqMedia
 from sglang.srt.scheduler.speculation.proposer import Proposer
 
 
@@ -31,7 +31,7 @@ class Req:
     msg: TokenizedReq
     arrival: int
     prompt: Int32Array
-    """as the prefix tree knows it: pictures by ids of their own (media.py)"""
+    """as the prefix tree knows it: images by ids of their own (media/arriving.py)"""
     spec: SampleSpec
     finish: FinishChecker
     media: ReqMedia | None = None

@@ -47,7 +47,7 @@ from sglang.srt.scheduler.grammar.engines.registry import create_backend
 from sglang.srt.scheduler.grammar.journal import GrammarJournal, NotedBackend
 from sglang.srt.scheduler.grammar.masks import MaskFiller
 from sglang.srt.scheduler.grammar.trial import Trials
-from sglang.srt.scheduler.media import MediaGate
+from sglang.srt.scheduler.media.encoder_gate import EncoderGate
 from sglang.srt.scheduler.output import take_forced, take_searched, take_sent
 from sglang.srt.scheduler.overlap import Flight, build_ahead, overtaken
 from sglang.srt.scheduler.profiling import Profiler
@@ -64,7 +64,7 @@ logger = logging.getLogger("sglang")
 IDLE_SECONDS = 1.0
 FIRST_IDLE_SECONDS = 0.1
 COMPILING_SECONDS = 0.002
-BREATHER_SECONDS = 0.003
+IDLE_GRACE_SECONDS = 0.003
 """Idle for so long, the worker may get ready for what comes."""
 WAIT_SECONDS = 0.001
 LATE_SECONDS, LATE_SHARE = 0.001, 0.2
@@ -123,8 +123,8 @@ class Scheduler:
         self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
         self._estimate = OutputEstimate(options.schedule_conservativeness)
         limits = _prefill_limits(options, info)
-        self._gate = MediaGate(worker, limits.chunk_tokens)
-        self._sees = bool(info.media_kinds)
+        self._gate = EncoderGate(worker, limits.chunk_tokens)
+        self._takes_images = bool(info.media_kinds)
         self._prefill = PrefillPlanner(self.memory, self._waiting, self._estimate, limits, self._gate)
         self._running = RunningBatch(self.memory, self._waiting, self._prefill, self._estimate, info.max_batch_tokens)
         self._stats = StepStats(self.memory, options.decode_log_interval)
@@ -176,7 +176,7 @@ class Scheduler:
             if ahead is not None:
                 self._flight = self._sample_ahead(ahead, overtaken(ahead), began)
         self._emit(results)
-        worked = self._sees and not self._paused and self._gate.work(busy=flight is not None)
+        worked = self._takes_images and not self._paused and self._gate.work(busy=flight is not None)
         return flight is not None or worked
 
     def _receive(self) -> None:
@@ -192,7 +192,7 @@ class Scheduler:
     def _receive_idle(self) -> list[ToScheduler]:
         """Waits for messages, longer and longer."""
         if not self._ready:
-            if messages := self._inbox.receive(BREATHER_SECONDS):
+            if messages := self._inbox.receive(IDLE_GRACE_SECONDS):
                 return messages
             self._ready = not self._worker.get_ready(self.memory.allocator.num_ever_held)
             return self._inbox.receive(0.0)
@@ -227,7 +227,7 @@ class Scheduler:
             time.sleep(WAIT_SECONDS)  # everybody waits for a mask, or for a search
             return None
         decodes, extends = self._add_drafts(decodes, jumps, extends)
-        return build_batch(decodes, extends, self.memory.rows.table, self._sees)
+        return build_batch(decodes, extends, self.memory.rows.table, self._takes_images)
 
     def _add_drafts(self, decodes: list[Req], jumps: list[Extend], prompts: list[Extend]) -> tuple[list[Req], list[Extend]]:
         """Drafts of what comes next, as far as the step has room. Grammars whose masks are late take no part."""
@@ -469,7 +469,7 @@ class Scheduler:
     def _snapshot(self) -> SchedulerStats:
         running = len(self._running.reqs) + (self._prefill.partial is not None)
         stats = self._stats.snapshot(running, len(self._waiting), len(self._inlet), self._running.num_retractions)
-        return msgspec.structs.replace(stats, num_encoded=self._gate.num_encoded) if self._sees else stats
+        return msgspec.structs.replace(stats, num_encoded=self._gate.num_encoded) if self._takes_images else stats
 
     def check_integrity(self) -> list[str]:
         """What is wrong with slots, rows, trees and the places of requests; empty when all adds up."""
@@ -489,5 +489,5 @@ def _prefill_limits(options: ScheduleOptions, info: ModelInfo) -> PrefillLimits:
     """A step holds at least what a model computes in one."""
     step_tokens = info.max_batch_tokens
     chunk = options.chunked_prefill_size if options.chunked_prefill_size > 0 else step_tokens
-    chunk = max(min(chunk, options.max_prefill_tokens), info.whole_len, 1)
+    chunk = max(min(chunk, options.max_prefill_tokens), info.max_image_len, 1)
     return PrefillLimits(min(chunk, step_tokens), step_tokens)

@@ -316,7 +316,7 @@ class Ops(Protocol):
         (arXiv 2409.12191). cos, sin: [num_positions, d]; positions: [3, max_rows] int32; axes: [d] int32; out_*: [max_rows, d]."""
         ...
 
-    # --- encoders of pictures: rows are patches; `rows` as everywhere -----------------------------------------------------------
+    # --- encoders of images: rows are patches; `rows` as everywhere -----------------------------------------------------------
     def layer_norm(
         self,
         x: Array,

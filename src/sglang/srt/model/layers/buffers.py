@@ -156,7 +156,7 @@ def _attention_meta(ops: Ops, inputs: Inputs, req_to_token: Int32Array, row_ends
 def _media_buffers(ops: Ops, config: ModelConfig, n: int) -> MediaBuffers:
     assert config.vision is not None
     parts, pairs = 1 + len(config.vision.deep_layers), max(len(config.rope_axes), 1)
-    sizes = {"index": n, "positions": 3 * n, **({"row_ends": n} if config.vision.two_way else {})}
+    sizes = {"index": n, "positions": 3 * n, **({"row_ends": n} if config.vision.bidirectional_images else {})}
     inputs = ops.inputs(sizes)
     return MediaBuffers(
         inputs=inputs,

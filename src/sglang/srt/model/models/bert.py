@@ -3,7 +3,7 @@
     x = norm(word + position + type)
     for each layer:  x = norm(x + attention(x));  x = norm(x + mlp(x))
 
-Ops are called one by one on blocks of rows, as for encoders of pictures: each row is computed alone or among its own text, so
+Ops are called one by one on blocks of rows, as for encoders of images: each row is computed alone or among its own text, so
 company changes no bit.
 """
 

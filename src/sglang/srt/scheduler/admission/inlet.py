@@ -17,7 +17,8 @@ from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.compiler import FREE_TEXT, GrammarCompiler, Job, Key
 from sglang.srt.scheduler.logprob_log import LogprobLog
-from sglang.srt.scheduler.media import PictureIds, RecentPixels, check_media, req_media
+from sglang.srt.scheduler.media.arriving import ImageIds, RecentPixels, check_media
+from sglang.srt.scheduler.media.req_media import req_media
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.speculation.proposers.registry import Proposers
 from sglang.srt.scheduler.stop_regex import STOP_REGEX, Searches
@@ -60,7 +61,7 @@ class Inlet:
         self._jump_forward = jump_forward
         self._proposers = proposers
         self._arrivals = 0
-        self._pictures = PictureIds()
+        self._image_ids = ImageIds()
         self._pixels = RecentPixels()
         self._compiling: dict[str, Compiling] = {}
         self._of_key: Counter[str] = Counter()
@@ -96,9 +97,9 @@ class Inlet:
         media = req_media(msg, self._info)
         if media is not None:
             check_media(msg, self._info.rope_axes, self._info.media_kinds)
-            prompt = self._pictures.tree_ids(msg, prompt)
+            prompt = self._image_ids.tree_ids(msg, prompt)
         req = Req(msg, self._arrivals, prompt, spec, finish, media)
-        req.salt = self._pictures.salt(msg.cache_salt) if msg.media else msg.cache_salt
+        req.salt = self._image_ids.salt(msg.cache_salt) if msg.media else msg.cache_salt
         req.takes_drafts = not params.adjusts_logits and msg.logprobs is None and media is None
         if req.takes_drafts and params.grammar is None and not msg.healed:
             req.proposer = self._proposers.for_free_text(msg.input_ids, msg.resumed or ())
