@@ -80,7 +80,7 @@ class ServerArgs(OtherFlags):
     chat_template: str | None = _flag(None, "model", "a built-in template's name or a Jinja file; default: the model's own")
     json_model_override_args: str = _flag("{}", "model", "JSON merged into the model's config")
     is_embedding: bool = _flag(False, "model", "serve embeddings; encoders (BERT) always do")
-    enable_multimodal: bool = _flag(False, "model", "models that see always do", no_effect=True)
+    enable_multimodal: bool = _flag(False, "model", "vision-language models always do", no_effect=True)
     random_seed: int | None = _flag(None, "model", "seed of sampling where a request brings none")
     # device and memory
     device: str = _flag("auto", "device and memory", "where to run", choices=("auto", "cpu", "cuda"))
@@ -165,7 +165,7 @@ class ServerArgs(OtherFlags):
     stream_output: bool = _flag(False, "HTTP", "/generate streams disjoint pieces instead of the text so far")
     enable_cache_report: bool = _flag(True, "HTTP", "cached tokens are always reported in usage", no_effect=True)
     reasoning_parser: str | None = _flag(
-        None, "HTTP", "tell thoughts from the answer: deepseek-r1, qwen3, generic, ... or BEGIN,END"
+        None, "HTTP", "tell reasoning from the answer: deepseek-r1, qwen3, generic, ... or BEGIN,END"
     )
     tool_call_parser: str | None = _flag(None, "HTTP", "format of tool calls; default: by the chat template")
     cors_origins: str | None = _flag(None, "HTTP", "origins of web pages that may ask (CORS), separated by commas")

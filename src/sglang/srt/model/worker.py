@@ -47,7 +47,7 @@ from sglang.srt.model.models.vision.layers import Encoder
 from sglang.srt.model.models.vision.registry import create_encoder
 from sglang.srt.model.runner import ModelRunner
 from sglang.srt.model.sampling.logprobs import prompt_logprobs
-from sglang.srt.model.sampling.reach import reach_of, reorder
+from sglang.srt.model.sampling.needed_columns import needed_columns, reorder
 from sglang.srt.model.sampling.sampler import Sampled, Sampler
 from sglang.srt.model.weights.loader import load_checkpoint, read_config
 
@@ -94,7 +94,9 @@ class LocalWorker:
         runner.body(batch)
         # Prompt rows first: the rows to sample from must stay in the buffer until `sample`.
         self._prompt_logprobs = prompt_logprobs(self.ops, batch.prompt_logprobs, runner.head, self._limits.max_logit_rows)
-        self._unheaded = batch if batch.masked and runner.has_reach and not any(s.want_logprob for s in batch.samples) else None
+        self._unheaded = (
+            batch if batch.masked and runner.can_skip_columns and not any(s.want_logprob for s in batch.samples) else None
+        )
         if self._unheaded is None:
             self._logits = runner.head(batch.sample_rows)
 
@@ -118,14 +120,14 @@ class LocalWorker:
         self._unheaded = None
         # The step after one in which everybody decodes may take its ids by their place among the samples (`previous`).
         all_decode = batch.num_tokens == batch.num_reqs
-        reach = reach_of(masks, len(batch.samples), self.info.vocab_size, keep_order=all_decode)
-        if masks is None or reach is None:
+        needed = needed_columns(masks, len(batch.samples), self.info.vocab_size, keep_order=all_decode)
+        if masks is None or needed is None:
             self._logits = self._runner.head(batch.sample_rows)
             return batch.samples, masks, None
-        self._logits = self._runner.head(batch.sample_rows[reach.order], reach.whole, reach.blocks)
+        self._logits = self._runner.head(batch.sample_rows[needed.order], needed.whole, needed.blocks)
         if all_decode:
             return batch.samples, masks, None
-        return [batch.samples[i] for i in reach.order.tolist()], reorder(masks, reach.order), reach.order
+        return [batch.samples[i] for i in needed.order.tolist()], reorder(masks, needed.order), needed.order
 
     def finish(self) -> None:
         if self._unheaded is not None:  # the masks are late

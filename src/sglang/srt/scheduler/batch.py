@@ -64,7 +64,7 @@ def build_batch(decodes: list[Req], extends: list[Extend], table: Int32Array, ta
     """One step. Slots for all its tokens are in `table`, the [row, position] -> slot table. `takes_images`: the model takes more
     than text."""
     batch = _build(decodes, extends, table)
-    batch.forward.masked = any(req.grammar is not None and not req.in_thought for req in batch.sampled)
+    batch.forward.masked = any(req.grammar is not None and not req.in_reasoning for req in batch.sampled)
     if takes_images:
         _add_media(batch)
     return batch

@@ -23,16 +23,16 @@ MAX_FORCED = 512
 def take_sampled(req: Req, token_id: int, expected: DraftStep | None = None) -> FinishReason | None:
     """Appends the sampled token and what is forced after it. Why the request ends with that, if it does. `expected`: the draft's
     token and what follows it."""
-    if req.in_thought and req.finish.is_end_of_text(token_id):
-        token_id = _end_thoughts(req)
-    if req.proposer is not None and not req.in_thought:
+    if req.in_reasoning and req.finish.is_end_of_text(token_id):
+        token_id = _end_reasoning(req)
+    if req.proposer is not None and not req.in_reasoning:
         req.proposer.note_sampled(req, token_id)
     if expected is not None and expected.ids[0] == token_id:
         return _take_expected(req, expected)
     req.output_ids.append(token_id)
     req.num_since_forced += 1
-    if req.in_thought:
-        req.in_thought = token_id not in req.msg.grammar_after
+    if req.in_reasoning:
+        req.in_reasoning = token_id not in req.msg.grammar_after
     elif req.grammar is not None and not req.grammar.accept(token_id):
         return _stuck(req)
     reason = _check(req, token_id)
@@ -41,8 +41,8 @@ def take_sampled(req: Req, token_id: int, expected: DraftStep | None = None) -> 
     return _after_check(req, reason)
 
 
-def _end_thoughts(req: Req) -> int:
-    """The model ended its text within its thoughts, and its answer has yet to come: what ends thoughts stands in place of what ended
+def _end_reasoning(req: Req) -> int:
+    """The model ended its text within its reasoning, and its answer has yet to come: what ends reasoning stands in place of what ended
     the text."""
     req.rewritten_at = req.num_ids + 1
     return req.msg.grammar_after[0]
@@ -61,7 +61,7 @@ def _after_check(req: Req, reason: FinishReason | None) -> FinishReason | None:
     """What follows the newest token, once it is known whether it stops the request."""
     if req.finish.is_searching:
         return None
-    is_over = req.grammar is not None and not req.in_thought and req.grammar.is_finished
+    is_over = req.grammar is not None and not req.in_reasoning and req.grammar.is_finished
     if is_over and (reason is None or reason.type == "length"):
         reason = FinishReason("stop", matched=req.output_ids[-1])
     if reason is None:
@@ -76,8 +76,8 @@ def take_sent(req: Req) -> FinishReason | None:
     Then it goes on as behind its last token. Why the request ends with that, if it does."""
     for token_id in req.msg.resumed or ():
         req.output_ids.append(token_id)
-        if req.in_thought:
-            req.in_thought = token_id not in req.msg.grammar_after
+        if req.in_reasoning:
+            req.in_reasoning = token_id not in req.msg.grammar_after
         elif req.grammar is not None and not req.grammar.accept(token_id):
             return _stuck(req)
         req.finish.note_sent(token_id)
@@ -106,7 +106,7 @@ def take_forced(req: Req) -> FinishReason | None:
     """Appends the tokens that must come next, if the request jumps. Why the request ends with them, if it does; a request
     that wants log probabilities has yet to get theirs, and ends when they are there (`Req.ending`)."""
     grammar = req.grammar
-    if not req.jumps or grammar is None or req.in_thought or req.num_left <= 0:
+    if not req.jumps or grammar is None or req.in_reasoning or req.num_left <= 0:
         return None
     forced = grammar.forced_tokens()[: min(MAX_FORCED, req.num_left)]
     if not forced:

@@ -5,7 +5,7 @@
 
 Who decodes in step k takes part in step k + 1 with one row whose id is "what was sampled by sample i" (ForwardBatch.previous): the
 device puts it in. When the tokens are there it may turn out that a request has ended (its row of step k + 1 counts for nothing),
-or that its grammar forced more tokens after the one sampled, or that thoughts end with another token than the model sampled (its sample of
+or that its grammar forced more tokens after the one sampled, or that reasoning ends with another token than the model sampled (its sample of
 step k + 1 is thrown away, as if it were late).
 
 Only plain steps run ahead: everyone who runs decodes one row, wants no log probabilities, and memory is there without retracting;

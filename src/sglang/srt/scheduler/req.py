@@ -21,7 +21,7 @@ class Req:
     """Waiting while `hold` is None; otherwise running. `spec` and `grammar` outlive a retraction: seeds, positions and the
     place in the grammar depend on the output alone. `arrival` numbers requests in order.
 
-    `in_thought`: output is free text until one of `msg.grammar_after` comes. `jumps`: tokens that the grammar forces are not
+    `in_reasoning`: output is free text until one of `msg.grammar_after` comes. `jumps`: tokens that the grammar forces are not
     sampled (output.py). `proposer`: who drafts what may come next (speculation/). `takes_drafts`: several of its tokens may be sampled
     in one step.
     `logprob_next`: first position of prompt and output whose log probability is wanted and not there yet.
@@ -42,7 +42,7 @@ class Req:
     """compiled for it: as long as it lives, what they hold is counted (grammar/compiler.py)"""
     unenforced: tuple[str, ...] = ()
     """what of its schema is checked afterwards, on the server's side: until then nothing of it may be shown"""
-    in_thought: bool = False
+    in_reasoning: bool = False
     jumps: bool = False
     proposer: Proposer | None = None
     takes_drafts: bool = False
@@ -88,7 +88,7 @@ class Req:
     @property
     def active_proposer(self) -> Proposer | None:
         """Who may propose its next tokens."""
-        return self.proposer if self.takes_drafts and not self.in_thought else None
+        return self.proposer if self.takes_drafts and not self.in_reasoning else None
 
     @property
     def fill_len(self) -> int:

@@ -278,7 +278,7 @@ class Scheduler:
         """Starts to fill the masks of all but those who are `late` anyway; returns all who are, and whether there is any to
         wait for."""
         masks = self._masks
-        every = [(i, req) for i, req in enumerate(batch.sampled) if req.grammar is not None and not req.in_thought]
+        every = [(i, req) for i, req in enumerate(batch.sampled) if req.grammar is not None and not req.in_reasoning]
         constrained = [(i, req) for i, req in every if req.hold is not None and req not in late]
         if masks is None or not constrained:
             return late, False

@@ -147,8 +147,8 @@ class CpuOps(HostArrays):
     def finish(self) -> None:
         self.runtime.finish()
 
-    def take_drawn(self, ids: Array, previous: Array, drawn: Array, rows: Array) -> None:
-        self.runtime.take_drawn(ids, previous, drawn, rows)
+    def take_sampled(self, ids: Array, previous: Array, sampled: Array, rows: Array) -> None:
+        self.runtime.take_drawn(ids, previous, sampled, rows)
 
     # --- memory and weights ---------------------------------------------------------------------------------------------------
     def array(self, host: npt.NDArray[Any]) -> npt.NDArray[Any]:

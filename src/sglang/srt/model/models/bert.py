@@ -4,7 +4,7 @@
     for each layer:  x = norm(x + attention(x));  x = norm(x + mlp(x))
 
 Ops are called one by one on blocks of rows, as for encoders of images: each row is computed alone or among its own text, so
-company changes no bit.
+results are batch-invariant.
 """
 
 from __future__ import annotations

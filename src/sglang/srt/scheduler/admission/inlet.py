@@ -83,7 +83,7 @@ class Inlet:
             raise RequestError("stop and stop_regex need a tokenizer, and this server runs without one", "stop")
         finish = FinishChecker(params, limit, self._vocabulary)
         if msg.healed and msg.grammar_after:
-            raise RequestError("token_healing does not go together with thoughts before the answer", "token_healing")
+            raise RequestError("token_healing does not go together with reasoning before the answer", "token_healing")
         constrained = params.grammar is not None and not msg.grammar_after
         options = msg.logprobs or LogprobOptions()
         seed = params.seed if params.seed is not None else self._rng.getrandbits(63)
@@ -198,7 +198,7 @@ class Inlet:
         if waits.grammar is not None:
             waits.req.grammar = waits.grammar.value.copy()
             waits.req.unenforced = waits.grammar.value.unenforced
-            waits.req.in_thought = bool(waits.req.msg.grammar_after)
+            waits.req.in_reasoning = bool(waits.req.msg.grammar_after)
             waits.req.jumps = self._jump_forward
             if self._jump_forward and not waits.req.msg.healed:
                 waits.req.proposer = self._proposers.for_grammar((waits.grammar.key, waits.req.salt))

@@ -37,7 +37,7 @@ def gains_by_waiting(running: list[Req]) -> bool:
     for req in running:
         if is_confident(req, len(running)):
             return True
-        if req.proposer is not None and not req.in_thought:
+        if req.proposer is not None and not req.in_reasoning:
             forced += req.proposer.forced_share
     return forced > MAX_FORCED_SHARE * len(running)
 

@@ -208,10 +208,10 @@ class CudaOps:
         return int(2 * num_kv_heads * head_dim * torch.empty((), dtype=self.kv_dtype).element_size())
 
     # --- the forward pass -----------------------------------------------------------------------------------------------------
-    def take_drawn(self, ids: Tensor, previous: Tensor, drawn: Tensor, rows: Tensor) -> None:
+    def take_sampled(self, ids: Tensor, previous: Tensor, sampled: Tensor, rows: Tensor) -> None:
         n = self._most(rows, ids, previous)
         if n:
-            row_kernels.take_drawn_kernel[(triton.cdiv(n, _COLUMNS),)](ids, previous, drawn, rows, _COLUMNS, **self._early)
+            row_kernels.take_sampled_kernel[(triton.cdiv(n, _COLUMNS),)](ids, previous, sampled, rows, _COLUMNS, **self._early)
 
     def embedding(self, weight: Weight, ids: Tensor, out: Tensor, rows: Tensor, *, scale: float = 1.0) -> None:
         n, width = self._most(rows, ids, out), weight.in_features
