@@ -1,6 +1,6 @@
 """What the flags mean: small frozen groups, one per consumer.
 
-`server_args.ServerArgs.resolve()` builds a RuntimeConfig once; below the door nobody sees the flat flags or the environment.
+`server_args.ServerArgs.resolve()` builds a RuntimeConfig once; below the entry point nobody sees the flat flags or the environment.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class GrammarOptions:
 
 @dataclass(frozen=True)
 class HttpOptions:
-    """The door (consumer: server/http_server)."""
+    """The HTTP endpoint: address, authentication, limits (consumer: server/http)."""
 
     host: str = "127.0.0.1"
     port: int = 30000

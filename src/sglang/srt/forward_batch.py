@@ -232,11 +232,11 @@ class ModelWorker(Protocol):
         ...
 
     def encode(self, item: MediaItem) -> EncodeJob:
-        """The embedding of a checked item: at hand, on its way, or put in line."""
+        """The embedding of a checked item: there, on its way, or queued."""
         ...
 
     def encode_some(self, seconds: float) -> bool:
-        """Works on the embeddings in line for about so long, at least one chunk. False if there was nothing to do."""
+        """Works on the queued embeddings for about so long, at least one chunk. False if there was nothing to do."""
         ...
 
     def get_ready(self, num_used: int) -> bool:

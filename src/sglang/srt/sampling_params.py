@@ -1,6 +1,6 @@
 """How one request wants its tokens chosen.
 
-One struct from the door to the sampler. Fields have the names and defaults of the native API; the OpenAI layer translates
+One struct from the HTTP endpoint to the sampler. Fields have the names and defaults of the native API; the OpenAI layer translates
 its own names into these. `check_sampling_params` holds every rule that does not need a model; rules that do (ids inside the
 vocabulary, lengths) are the tokenizer manager's.
 """

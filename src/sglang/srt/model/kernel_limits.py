@@ -1,4 +1,4 @@
-"""Checks a model's numbers against what the kernels at hand can compute, before anything is allocated or native code is called."""
+"""Checks a model's numbers against what the chosen kernels can compute, before anything is allocated or native code is called."""
 
 from __future__ import annotations
 

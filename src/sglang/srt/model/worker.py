@@ -6,7 +6,7 @@ The files of this wing, each importing only what stands above it:
     weights/                                checkpoints
     layers/   models/                       architecture
     sampling/ capacity kv_pool op_tape      tokens, memory, replay
-    kernel_limits                           what the kernels at hand cannot compute
+    kernel_limits                           what the chosen kernels cannot compute
     distributed/{ranks,sharding,ops}        one rank's part of all that
     runner                                  one forward pass
     worker                                  this file
@@ -220,7 +220,7 @@ def worker_from(
     quantization: str | None = None,
     ranks: Ranks | None = None,
 ) -> LocalWorker:
-    """A worker for weights that are at hand. With `ranks`, for this rank's part of them."""
+    """A worker for weights that are loaded. With `ranks`, for this rank's part of them."""
     resolve_batch(memory, config.context_len)  # bad flags are found before minutes of loading
     check_decoder(ops, config)
     memory = fit_images(memory, config, ops, ranks.size if ranks is not None else 1)

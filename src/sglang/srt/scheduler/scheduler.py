@@ -68,7 +68,7 @@ IDLE_GRACE_SECONDS = 0.003
 """Idle for so long, the worker may get ready for what comes."""
 WAIT_SECONDS = 0.001
 LATE_SECONDS, LATE_SHARE = 0.001, 0.2
-"""A mask may take so long beyond the model's part, and such a share of that; then its request sits out."""
+"""A mask may take so long beyond the model's part, and such a share of that; then its request skips the step."""
 
 
 class Scheduler:

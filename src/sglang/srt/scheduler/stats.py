@@ -64,7 +64,7 @@ class StepStats:
         )
 
     def _throughput(self, now: float) -> float:
-        """Tokens a second of late: since the last log line, or if that is no time at all, before it."""
+        """Recent tokens a second: since the last log line, or if that is no time at all, before it."""
         seconds = max(now - self._since, 1e-9)
         return self._num_generated / seconds if seconds > RECENT_SECONDS or not self._gen_throughput else self._gen_throughput
 

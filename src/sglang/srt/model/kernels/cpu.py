@@ -276,7 +276,7 @@ class CpuOps(HostArrays):
     def soft_cap(self, x: Array, rows: Array, *, cap: float) -> None:
         self.runtime.soft_cap(x, rows, cap)
 
-    # --- models that see ------------------------------------------------------------------------------------------------------
+    # --- vision-language models -----------------------------------------------------------------------------------------------
     def overlay(self, x: Array, source: Array, index: Array, rows: Array, *, add: bool = False) -> None:
         self.runtime.overlay(x, source, index, rows, add)
 

@@ -351,7 +351,7 @@ class Ops(Protocol):
     def segment_attention(
         self, qkv: Array, starts: Array, out: Array, *, begin: int, end: int, num_heads: int, head_dim: int, scale: float
     ) -> None:
-        """Rows begin .. end - 1 attend, both ways, to all rows of their own segment: segment s is rows starts[s] ..
+        """Rows begin .. end - 1 attend (bidirectionally) to all rows of their own segment: segment s is rows starts[s] ..
         starts[s + 1] - 1 (starts: int32, ascending, from 0 to the number of rows). qkv: [n, 3 * num_heads * head_dim], heads of q,
         then k, then v; out: [n, num_heads * head_dim]."""
         ...

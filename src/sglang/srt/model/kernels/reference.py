@@ -206,7 +206,7 @@ class ReferenceOps(HostArrays):
         n = int(rows[0])
         x[:n] = np.float32(cap) * np.tanh(x[:n] / np.float32(cap))
 
-    # --- models that see ------------------------------------------------------------------------------------------------------
+    # --- vision-language models -----------------------------------------------------------------------------------------------
     def overlay(self, x: Float, source: Float, index: Int, rows: Int, *, add: bool = False) -> None:
         n = int(rows[0])
         taken = np.flatnonzero(index[:n] >= 0)

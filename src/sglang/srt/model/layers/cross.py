@@ -1,9 +1,9 @@
 """Cross-attention to images: which rows of a step see which, and k and v of those images in a pool of their own.
 
     step rows     t t t | p a a a a | b b | ...        t see nothing, a the image p, b another
-    rows here           [ p a a a a | b b ]            only rows that see something are computed
+    rows here           [ p a a a a | b b ]            only rows that attend to an image are computed
 
-A run of rows that sees the same images is to the attention op what a request is elsewhere: its images' rows are the sequence,
+A run of rows that attends to the same images is to the attention op what a request is elsewhere: its images' rows are the sequence,
 and every row sees to its end. Pages of the pool are given to a group of images when a step first needs it, and taken back from
 the group that was not needed for the longest time: every request has at most one group in a step, so there are always enough.
 """
@@ -36,7 +36,7 @@ class Shown(Protocol):
 
 @dataclass
 class CrossBuffers:
-    """Static arrays of the cross-attention layers. `rows`: of the step, those that see something."""
+    """Static arrays of the cross-attention layers. `rows`: of the step, those that attend to an image."""
 
     memory: CrossMemory
     inputs: Inputs

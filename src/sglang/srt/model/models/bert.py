@@ -1,4 +1,4 @@
-"""BERT encoders (arXiv 1810.04805), for embeddings: every token sees every other of its text, both ways.
+"""BERT encoders (arXiv 1810.04805), for embeddings: bidirectional attention over each text.
 
     x = norm(word + position + type)
     for each layer:  x = norm(x + attention(x));  x = norm(x + mlp(x))

@@ -1,4 +1,4 @@
-"""Reads the config.json of models that see: the decoder's part goes the way of text models, the encoder's becomes a
+"""Reads the config.json of vision-language models: the decoder's part goes the way of text models, the encoder's becomes a
 VisionConfig. A family is a row of VISION_FAMILIES."""
 
 from __future__ import annotations

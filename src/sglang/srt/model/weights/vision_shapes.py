@@ -1,4 +1,4 @@
-"""Which tensors an encoder of given numbers consists of, and how checkpoints spell the names of models that see."""
+"""Which tensors an encoder of given numbers consists of, and how checkpoints spell the names of vision-language models."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class ImageIds:
 
 
 class RecentPixels:
-    """Pixels of late, for requests that come without: samples of one prompt bring them once."""
+    """Recent pixels, for requests that come without: samples of one prompt bring them once."""
 
     def __init__(self, max_bytes: int = PIXEL_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -73,14 +73,14 @@ class RecentPixels:
         self._bytes = 0
 
     def filled(self, item: MediaItem) -> MediaItem:
-        """The item with its pixels. Raises OverloadError if they are not at hand any more."""
+        """The item with its pixels. Raises OverloadError if they are not kept any more."""
         pixels = self._pixels.get(item.mm_hash)
         if item.pixels:
             if pixels is None:
                 self._keep(item)
             return item
         if pixels is None:
-            raise OverloadError("the images of this request are not at hand any more; send it again")
+            raise OverloadError("the images of this request are not kept any more; send it again")
         return msgspec.structs.replace(item, pixels=pixels)
 
     def _keep(self, item: MediaItem) -> None:

@@ -43,7 +43,7 @@ class EncoderGate:
                 )
 
     def is_ready(self, media: ReqMedia, start: int) -> bool:
-        """Whether every embedding for ids from `start` on is there. Those that are not are put in line, unless embeddings wait
+        """Whether every embedding for ids from `start` on is there. Those that are not are queued, unless embeddings wait
         for enough other requests already."""
         if not media.jobs and sum(bool(other.jobs) and not other.is_done for other in self._ahead) >= MAX_AHEAD:
             return False
@@ -62,5 +62,5 @@ class EncoderGate:
         return ready
 
     def work(self, busy: bool) -> bool:
-        """Some work on what is in line: little when requests run, so that they go on. False if there was none."""
+        """Some work on what is queued: little when requests run, so that they go on. False if there was none."""
         return self._worker.encode_some(ENCODE_SECONDS if busy else IDLE_ENCODE_SECONDS)

@@ -22,7 +22,7 @@ class ReqMedia:
     bidirectional_images: bool = False
     """rows of an image see all of it: a step must not end inside one"""
     visible: tuple[tuple[int, tuple[MediaItem, ...]], ...] = ()
-    """for models that see by cross-attention: from which id on which images are seen, ascending"""
+    """with cross-attention: from which id on which images are attended to, ascending"""
     is_done: bool = False
     """the prompt has been computed"""
 

@@ -335,7 +335,7 @@ class CudaOps:
         if n:
             row_kernels.soft_cap_kernel[(n, triton.cdiv(width, _COLUMNS))](x, rows, width, x.stride(0), cap, _COLUMNS)
 
-    # --- models that see ------------------------------------------------------------------------------------------------------
+    # --- vision-language models -----------------------------------------------------------------------------------------------
     def overlay(self, x: Tensor, source: Tensor, index: Tensor, rows: Tensor, *, add: bool = False) -> None:
         self._overlay(x, source, index, rows, add, True)
 
