@@ -20,7 +20,7 @@ from sglang.srt.scheduler.logprob_log import LogprobLog
 from sglang.srt.scheduler.media.arriving import ImageIds, RecentPixels, check_media
 from sglang.srt.scheduler.media.req_media import req_media
 from sglang.srt.scheduler.req import Req
-from sglang.srt.scheduler.speculation.proposers.registry import Proposers
+from sglang.srt.scheduler.speculation.proposers.selection import Proposers
 from sglang.srt.scheduler.stop_regex import STOP_REGEX, Searches
 from sglang.srt.vocabulary import Vocabulary
 
