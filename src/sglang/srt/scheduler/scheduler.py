@@ -211,7 +211,9 @@ class Scheduler:
             results.end(req, FinishReason("length", length=len(req.output_ids), message=full))
         masks = self._masks
         decodes, jumps = self._running.split(
-            lambda req: req.finish.is_searching or (masks is not None and masks.must_wait(req.grammar))
+            lambda req: (
+                req.finish.is_searching or (masks is not None and req.grammar is not None and masks.must_wait(req.grammar))
+            )
         )
         extends = self._prefill.plan(self._running.reqs, sum(jump.length - 1 for jump in jumps))
         for req in self._prefill.unfit:
