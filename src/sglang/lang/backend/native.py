@@ -58,7 +58,7 @@ class NativeBackend(BaseBackend):
             if prompt.images:
                 raise UnsupportedFeatureError(self.name, "text outside of roles beside images", "put all text into messages")
             warnings.warn(
-                "this model's chat template has no place for text outside of messages: the prompt only resembles it",
+                "this model's chat template has no place for text outside of roles: the prompt only resembles it",
                 stacklevel=2,
             )
             return prompt

@@ -28,7 +28,7 @@ from sglang.srt.model.kv_pool import KVPool
 from sglang.srt.model.layers.buffers import StepLimits, create_buffers
 from sglang.srt.model.layers.rope import table_bytes
 from sglang.srt.model.models.bert import Bert, BertSource, is_bert, read_bert_config
-from sglang.srt.model.models.llama import Llama
+from sglang.srt.model.models.decoder import Decoder
 from sglang.srt.model.models.registry import create_model
 from sglang.srt.model.pooling import Pooling, gguf_pooling, read_pooling
 from sglang.srt.model.runner import load_step, record_program
@@ -61,7 +61,7 @@ class EncoderEmbedder:
 class DecoderEmbedder:
     """A decoder whose last row is the vector. It keeps no prefixes: slots are handed out anew for every group of texts."""
 
-    def __init__(self, ops: Ops, model: Llama, pooling: Pooling, info: ModelInfo, use_tape: bool) -> None:
+    def __init__(self, ops: Ops, model: Decoder, pooling: Pooling, info: ModelInfo, use_tape: bool) -> None:
         self.info = info
         self._pooling = pooling
         self._run = ops.slot_run

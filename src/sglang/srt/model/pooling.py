@@ -3,7 +3,7 @@
     modules.json   Transformer -> Pooling -> Dense -> Normalize      each with a folder of its own, such as 1_Pooling/config.json
 
 Every module that a folder lists is applied, or the folder is refused by the module's name. Arithmetic is in float64 on one text
-at a time, so company changes no bit. Source of the formats: sentence-transformers, up to version 6.
+at a time, so results are batch-invariant. Source of the formats: sentence-transformers, up to version 6.
 """
 
 from __future__ import annotations
