@@ -240,7 +240,8 @@ async def test_a_forced_call_wins_over_a_format(stand: Stand) -> None:
             (call,) = (await good(stand, tools=[WEATHER], tool_choice=choice, text=form))["output"]
             assert call["name"] == "get_weather"
             sampling = received(stand).sampling
-            assert '"const": "get_weather"' in (sampling.json_schema or "") and not sampling.json_schema_strict
+            assert '"const": "get_weather"' in (sampling.json_schema or "")
+            assert sampling.json_schema_strict == {"#/$defs/get_weather": False}, "how strict a call is says its tool"
     error = await refused(stand, tools=[WEATHER], tool_choice="required", text={"format": {"type": "json_schema", "schema": 3}})
     assert error["param"] == "text.format", "what is no schema is wrong still"
 

@@ -17,6 +17,7 @@ import openai
 
 URL, MODEL = sys.argv[1] + "/v1", sys.argv[2]
 ROUTES = ("openai", "hosted_vllm")
+SETTINGS = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
 QUESTION = "What is the capital of France? Answer in one sentence."
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 
@@ -53,7 +54,8 @@ def responses(client: openai.OpenAI, name: str) -> None:
 
 
 def messages(client: anthropic.Anthropic, name: str) -> None:
-    common = {"model": name, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 24}
+    common = {"model": name, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 24}
+    common["extra_body"] = {"temperature": 0}
     reply = client.messages.create(**common)
     assert "Paris" in reply.content[0].text and reply.usage.output_tokens > 0
     with client.messages.stream(**common) as stream:
@@ -82,9 +84,7 @@ def main() -> None:
     program = Path(sys.executable).with_name("litellm")
     command = [str(program), "--config", "proxy.json", "--port", str(port), "--host", "127.0.0.1", "--telemetry", "False"]
     with Path("proxy.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | SETTINGS)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for(url, process)
