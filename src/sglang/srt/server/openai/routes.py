@@ -12,7 +12,8 @@ from starlette.responses import Response
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import parse_sampling_params
-from sglang.srt.server.anthropic.messages import MESSAGES_FIELDS, MessagesCall
+from sglang.srt.server.anthropic.messages import MessagesCall
+from sglang.srt.server.anthropic.request import MESSAGES_FIELDS
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.fields import as_text, in_client_words
 from sglang.srt.server.http.bodies import LONG_BODY, read_as, read_sized
@@ -167,7 +168,14 @@ class OpenAIApi:
     async def _run_other(self, request: Request, call: ResponsesCall | MessagesCall) -> Response:
         if call.req.stream:
             return await stream(
-                request, self._manager, call.req, call.events, openai=True, write_error=call.error_event, tail=call.tail
+                request,
+                self._manager,
+                call.req,
+                call.events,
+                openai=True,
+                write_error=call.error_event,
+                tail=call.tail,
+                keep_alive=call.keep_alive,
             )
         reply = await answer(request, self._manager, call.req, call.collect)
         if reply is None:

@@ -20,7 +20,7 @@ import tokenizers
 
 from sglang.srt.checkpoint.resolve import default_cache_dir, find_files
 from sglang.srt.config import ModelFiles, TextOptions
-from sglang.srt.errors import RequestError
+from sglang.srt.errors import ContextLengthError, RequestError
 from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.server.shared_ints import SharedInts
 from sglang.srt.server.tokenization.chat_template import ChatTemplate, named_template
@@ -209,11 +209,17 @@ class Tokenizer:
         prompt = _without_end(prompt, continue_final_message)
         if may_cut and not is_marked:
             prompt = prompt[:max_chars]
-        _check_len(prompt, max_chars)
+        self._check_len(prompt, max_chars)
         if is_marked:
             return self._encode_marked(prompt, mark)
         ids: list[int] = _encoding(self._core, prompt).ids
         return ids
+
+    def _check_len(self, prompt: str, max_chars: int | None) -> None:
+        if max_chars is not None and len(prompt) > max_chars:
+            message = f"the messages make a prompt of {len(prompt)} characters, which the context cannot hold"
+            longest = max(map(len, self.vocabulary.token_bytes))
+            raise ContextLengthError(message, "messages", len(prompt) // longest, max_chars // longest)
 
     def _with_media(
         self,
@@ -324,11 +330,6 @@ def _count_media(messages: list[dict[str, Any]]) -> Counter[str]:
     """Images and videos among the messages' parts, by type."""
     lists = (message["content"] for message in messages if isinstance(message.get("content"), list))
     return Counter(part["type"] for parts in lists for part in parts if part["type"] != "text")
-
-
-def _check_len(prompt: str, max_chars: int | None) -> None:
-    if max_chars is not None and len(prompt) > max_chars:
-        raise RequestError(f"the messages make a prompt of {len(prompt)} characters, which the context cannot hold", "messages")
 
 
 def _without_end(prompt: str, cut: bool) -> str:
