@@ -86,12 +86,18 @@ def note_ignored(what: str) -> None:
 
 
 def in_client_words(error: RequestError, names: Mapping[str, str]) -> RequestError:
-    """The same error with the fields called as the client's API has them. `names`: theirs by ours."""
-    words = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})\b")
+    """The same error with the fields called as the client's API has them. `names`: theirs by ours; one that could be an ordinary
+    word counts where the message begins with it, and none in quotes, where the client's own words stand."""
+    words = re.compile("|".join(map(_place, sorted(names, key=len, reverse=True))))
     error.args = (words.sub(lambda found: names[found[0]], str(error)),)
     if error.param is not None:
         error.param = names.get(error.param, error.param)
     return error
+
+
+def _place(name: str) -> str:
+    is_word = name.isalpha()
+    return rf"\A{name}\b" if is_word else rf"(?<![\w.'\"]){re.escape(name)}(?![\w'\"])"
 
 
 def _is_slip(name: str, meant: str) -> bool:

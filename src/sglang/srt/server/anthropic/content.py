@@ -133,11 +133,11 @@ def _text(block: dict[str, Any], where: str) -> list[Part]:
 
 
 def _image(block: dict[str, Any], where: str) -> list[Part]:
-    source = block.get("source")
-    if isinstance(source, dict):
-        known = ("type", "url") if source.get("type") == "url" else ("type", "media_type", "data")
-        check_members(source, known, f"{where}: source", "messages")
-    return [{"type": "image_url", "image_url": {"url": _image_url(source, where)}}]
+    source: Any = block.get("source")
+    url = _image_url(source, where)
+    known = ("type", "url") if source.get("type") == "url" else ("type", "media_type", "data")
+    check_members(source, known, f"{where}: source", "messages")
+    return [{"type": "image_url", "image_url": {"url": url}}]
 
 
 def _image_url(source: Any, where: str) -> str:

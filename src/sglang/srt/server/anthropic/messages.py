@@ -9,8 +9,9 @@ from uuid import uuid4
 
 from sglang.srt.errors import RequestError, SglangError
 from sglang.srt.messages import FinishReason
-from sglang.srt.server.anthropic.request import chat_body, hides_thoughts
+from sglang.srt.server.anthropic.request import NAMES, chat_body, hides_thoughts
 from sglang.srt.server.calls import Call
+from sglang.srt.server.fields import in_client_words
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.http.wire import anthropic_error
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
@@ -28,7 +29,9 @@ class MessagesCall:
     def __init__(self, body: dict[str, Any], options: ChatOptions, counts_only: bool = False) -> None:
         if body.get("max_tokens") is None and not counts_only:
             raise RequestError("max_tokens is missing", "max_tokens")
-        self._chat = ChatCall(parse_request(ChatRequest, chat_body(body, options.reasoning is not None)), options)
+        self._chat = ChatCall(
+            parse_request(ChatRequest, chat_body(body, options.reasoning is not None)), options, takes_hints=True
+        )
         self.req = self._chat.req
         self._model = body.get("model") or options.served_name
         self._id = f"msg_{uuid4().hex[:24]}"
@@ -87,6 +90,8 @@ class MessagesCall:
             yield _event("content_block_delta", index=block.index, delta={"type": kind, name: event.text})
 
     def error_event(self, error: SglangError) -> bytes:
+        if isinstance(error, RequestError):
+            error = in_client_words(error, NAMES)
         return b"event: error\ndata: " + encode_json(anthropic_error(error)) + b"\n\n"
 
     def _message(self, content: list[dict[str, Any]], reason: str | None, matched: str | None) -> dict[str, Any]:

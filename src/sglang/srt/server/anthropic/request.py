@@ -6,13 +6,15 @@ they are ignored, each with one line in the log (fields.note_unknown).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sglang.srt.errors import RequestError, ThreadUnsupportedError, UnsupportedError
 from sglang.srt.sampling_params import MAX_COUNT
 from sglang.srt.server.anthropic.content import added_tools, chat_messages
 from sglang.srt.server.anthropic.tools import add_tools
-from sglang.srt.server.fields import Fields, as_int, as_texts, check_members, note_ignored, note_unknown
+from sglang.srt.server.fields import Fields, as_int, as_texts, check_members, in_client_words, note_ignored, note_unknown
 from sglang.srt.server.openai.protocol import ANSWERING
 
 _SAME = ("model", "temperature", "top_p", "top_k", "stream")
@@ -25,6 +27,10 @@ _OWN = frozenset(
 _NOTHING = frozenset({"metadata", "service_tier", "inference_geo"})
 _REFUSED = frozenset({"container", "mcp_servers", "compaction"}) | (ANSWERING - {*_SAME, *_OWN, "stream_options"})
 MESSAGES_FIELDS = Fields(frozenset({*_SAME, *_OWN}), _NOTHING, _REFUSED, takes_hints=True)
+NAMES = {"max_new_tokens": "max_tokens", "stop": "stop_sequences", "json_schema": "output_config", ".function.name": ".name"}
+"""fields as this API has them, by our names of them"""
+_BEYOND_HIGH = frozenset({"xhigh", "max"})
+"""efforts that templates do not know"""
 _THINKING = frozenset({"enabled", "disabled", "adaptive", "between_tools"})
 
 
@@ -45,9 +51,18 @@ def chat_body(body: dict[str, Any], thinks: bool) -> dict[str, Any]:
         chat["stop"] = as_texts(body, "stop_sequences")
     tools = body.get("tools") or []
     add_tools([*tools, *added_tools(body)] if isinstance(tools, list) else tools, body.get("tool_choice"), chat)
-    _add_format(body, chat)
+    _add_output_config(body, chat)
     _add_thinking(body.get("thinking"), chat, thinks)
     return chat
+
+
+@contextmanager
+def messages_words() -> Iterator[None]:
+    """Errors leave with the names of fields that this API has."""
+    try:
+        yield
+    except RequestError as error:
+        raise in_client_words(error, NAMES) from error
 
 
 def hides_thoughts(body: dict[str, Any]) -> bool:
@@ -56,18 +71,26 @@ def hides_thoughts(body: dict[str, Any]) -> bool:
     return isinstance(thinking, dict) and thinking.get("display") == "omitted"
 
 
-def _add_format(body: dict[str, Any], chat: dict[str, Any]) -> None:
-    """`output_config.format`, or `output_format`, as it was called before."""
-    config = body.get("output_config")
-    if config is not None and not isinstance(config, dict):
+def _add_output_config(body: dict[str, Any], chat: dict[str, Any]) -> None:
+    """`output_config`: how hard to think, and a format, which was called `output_format` before."""
+    config = body.get("output_config") or {}
+    if not isinstance(config, dict):
         raise RequestError("output_config must be an object", "output_config")
-    note_unknown(config or {}, {"format", "effort", "task_budget"}, "key of output_config:")
-    new, old = (config or {}).get("format"), body.get("output_format")
+    note_unknown(config, {"format", "effort", "task_budget"}, "key of output_config:")
+    new, old = config.get("format"), body.get("output_format")
     if new is not None and old is not None and new != old:
         raise RequestError("output_format is an older name of output_config.format: give one of them", "output_format")
+    if config.get("effort") is not None:
+        chat["reasoning_effort"] = _effort(config["effort"])
     if new is not None or old is not None:
         where = "output_config.format" if new is not None else "output_format"
         chat["response_format"] = _response_format(new if new is not None else old, where)
+
+
+def _effort(effort: Any) -> str:
+    if not isinstance(effort, str):
+        raise RequestError("output_config.effort must be a string", "output_config")
+    return "high" if effort in _BEYOND_HIGH else effort
 
 
 def _response_format(form: Any, where: str) -> dict[str, Any]:

@@ -66,11 +66,11 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     app.add_middleware(RequestScopes)
     if options.api_keys or options.admin_api_key is not None:
         app.add_middleware(ApiKeys, keys=KeyRing(options.api_keys, options.admin_api_key))
-    app.add_middleware(RequestIds)
     hosts = Hosts(options.allowed_hosts, options.host)
     app.add_middleware(BrowserGuard, hosts=hosts, origins=options.cors_origins, effects=effects)
     if options.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(options.cors_origins), allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(RequestIds)
     return app
 
 

@@ -13,7 +13,7 @@ from sglang.srt.config import HttpOptions
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.anthropic.messages import MessagesCall
-from sglang.srt.server.anthropic.request import MESSAGES_FIELDS
+from sglang.srt.server.anthropic.request import MESSAGES_FIELDS, messages_words
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.fields import as_text, in_client_words
 from sglang.srt.server.http.bodies import LONG_BODY, read_as, read_sized
@@ -140,17 +140,19 @@ class OpenAIApi:
         return LargeJsonResponse({"object": "list", "data": Encoded(cut(items)), "has_more": False})
 
     async def messages(self, request: Request) -> Response:
-        return await self._run_other(request, await read_as(request, MESSAGES_FIELDS, self._messages_call))
+        with messages_words():
+            return await self._run_other(request, await read_as(request, MESSAGES_FIELDS, self._messages_call))
 
     def _messages_call(self, body: dict[str, Any], counts_only: bool = False) -> MessagesCall:
         self._look_at(body)
         return MessagesCall(body, self.chat_options(), counts_only)
 
     async def count_tokens(self, request: Request) -> Response:
-        call = await read_as(request, MESSAGES_FIELDS, partial(self._messages_call, counts_only=True))
-        if not call.req.media:
-            return JsonResponse({"input_tokens": len(call.req.input_ids or ())})
-        count = await unless_gone(request, self._manager.count_tokens(call.req))
+        with messages_words():
+            call = await read_as(request, MESSAGES_FIELDS, partial(self._messages_call, counts_only=True))
+            if not call.req.media:
+                return JsonResponse({"input_tokens": len(call.req.input_ids or ())})
+            count = await unless_gone(request, self._manager.count_tokens(call.req))
         return CLIENT_GONE if count is None else JsonResponse({"input_tokens": count})
 
     def _look_at(self, body: dict[str, Any]) -> None:
