@@ -58,6 +58,8 @@ RESPONSES = (
 
 CLAUDE_CODE = ("@anthropic-ai/claude-code@2.1.332",)
 PYDANTIC_AI = ("pydantic-ai-slim[anthropic]==2.68.0",)
+GREEDY = ("--preferred-sampling-params", '{"temperature": 0}')
+"""Claude Code sets no temperature, and a small model that samples finds no end"""
 MAKES_FILES = (
     ("Result of Bash", "It is done."),
     ("made_by_claude_0", '{"name": "Bash", "arguments": {"command": "touch made_by_claude_0", "description": "Make it"}}'),
@@ -80,9 +82,7 @@ MESSAGES = (
         "ChatAnthropic: invoke, stream, batch, structured output, tools, documents",
         pip=("langchain-anthropic==1.7.10",),
     ),
-    Client(
-        "instructor_messages.py", "tools, parallel tools, partial answers", pip=("instructor==1.17.0", "anthropic==2.14.0")
-    ),
+    Client("instructor_messages.py", "tools, parallel tools, partial answers", pip=("instructor==1.17.0", "anthropic==2.14.0")),
     Client("pydantic_ai_messages.py", "text, streams, typed answers", pip=PYDANTIC_AI),
     Client("pydantic_ai_messages.py", "a tool, its result, the answer", pip=PYDANTIC_AI, arguments=("tools",), script=WEATHER),
     Client(
@@ -90,7 +90,12 @@ MESSAGES = (
         "anthropic/, and /v1/messages of the adapter and the proxy before openai/",
         pip=("litellm[proxy]==1.108.7",),
     ),
-    Client("claude_code.py", "claude -p: its whole prompt refused in its words, a short one answered", npm=CLAUDE_CODE),
+    Client(
+        "claude_code.py",
+        "claude -p: its whole prompt refused in its words, a short one answered",
+        npm=CLAUDE_CODE,
+        flags=GREEDY,
+    ),
     Client(
         "claude_code.py",
         "claude -p: a command that it runs, the answer",

@@ -70,8 +70,8 @@ IGNORED: list[tuple[int, dict[str, Any]]] = [
     (0, {"metadata": {"user_id": "u"}, "service_tier": "auto", "inference_geo": "eu"}),
     (1, {"output_config": {"effort": "xhigh"}}),
     (0, {"output_config": {"effort": None, "format": None}, "output_format": None, "thread": None}),
-    (1, {"output_config": {"task_budget": {"type": "tokens", "total": 20_000}, "tone": "dry"}}),
-    (1, {"thinking": {"type": "enabled", "budget_tokens": 1024}}),
+    (2, {"output_config": {"task_budget": {"type": "tokens", "total": 20_000}, "tone": "dry"}}),
+    (2, {"thinking": {"type": "enabled", "budget_tokens": 1024}}),
     (1, {"thinking": {"type": "adaptive", "display": "omitted"}}),
     (1, {"thinking": {"type": "between_tools"}}),
     (0, {"thinking": {"type": "disabled"}}),
@@ -410,6 +410,7 @@ async def test_thoughts_may_be_left_out(make_stand: MakeStand) -> None:
         thinking = {"type": "enabled", "budget_tokens": 1024, "display": display}
         reply = await told(stand, thinking=thinking, max_tokens=50)
         assert reply["content"] == [{"type": "thinking", "thinking": shown, "signature": ""}, text("Yes.")]
+        assert 0 < reply["usage"]["output_tokens_details"]["thinking_tokens"] < reply["usage"]["output_tokens"]
         events = events_of(await post(stand, thinking=thinking, max_tokens=50, stream=True))
         told_ = "".join(event["delta"].get("thinking", "") for event in events if event["type"] == "content_block_delta")
         assert told_ == shown

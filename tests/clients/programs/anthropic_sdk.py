@@ -72,7 +72,7 @@ def refusals(client: anthropic.Anthropic) -> None:
             lambda: client.messages.create(model=MODEL, max_tokens=9, messages=HELLO, extra_body={"temperature": -3}),
             "temperature",
         ),
-        (lambda: client.messages.create(model=MODEL, max_tokens=10**6, messages=HELLO), "exceed context limit"),
+        (lambda: client.messages.create(model=MODEL, max_tokens=9000, messages=HELLO), "exceed context limit"),
         (
             lambda: client.messages.create(model=MODEL, max_tokens=9, messages=[{"role": "user", "content": "x " * 20_000}]),
             "too long",

@@ -42,7 +42,7 @@ class MessagesCall:
         """The whole message."""
         blocks, finish = Blocks(), FinishReason("stop")
         async for out in call:
-            self._usage.add(out)
+            self._chat.count(out, self._usage)
             for piece in await self._chat.parsed(out):
                 for _ in blocks.add(piece):
                     pass
@@ -54,7 +54,7 @@ class MessagesCall:
         """message_start; for every block start, deltas and stop; message_delta with the reason; message_stop."""
         blocks, finish, begun = Blocks(), FinishReason("stop"), False
         async for out in call:
-            self._usage.add(out)
+            self._chat.count(out, self._usage)
             if not begun:
                 begun = True
                 yield _event("message_start", message=self._message([], None, None))
@@ -112,6 +112,7 @@ class MessagesCall:
         return {
             "input_tokens": usage["prompt_tokens"] - cached,
             "output_tokens": usage["completion_tokens"],
+            "output_tokens_details": {"thinking_tokens": usage["completion_tokens_details"]["reasoning_tokens"]},
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
         }

@@ -76,7 +76,7 @@ def _add_output_config(body: dict[str, Any], chat: dict[str, Any]) -> None:
     config = body.get("output_config") or {}
     if not isinstance(config, dict):
         raise RequestError("output_config must be an object", "output_config")
-    note_unknown(config, {"format", "effort", "task_budget"}, "key of output_config:")
+    note_unknown(config, {"format", "effort"}, "key of output_config:")
     new, old = config.get("format"), body.get("output_format")
     if new is not None and old is not None and new != old:
         raise RequestError("output_format is an older name of output_config.format: give one of them", "output_format")
@@ -110,7 +110,7 @@ def _add_thinking(thinking: Any, chat: dict[str, Any], thinks: bool) -> None:
     kind = thinking.get("type") if isinstance(thinking, dict) else None
     if kind not in _THINKING:
         raise RequestError("thinking.type must be enabled, adaptive, between_tools or disabled", "thinking")
-    note_unknown(thinking, {"type", "budget_tokens", "display"}, "key of thinking:")
+    note_unknown(thinking, {"type", "display"}, "key of thinking:")
     if not thinks and kind != "disabled":
         note_ignored("thinking: the server was started without --reasoning-parser")
     elif kind in ("enabled", "disabled"):
