@@ -244,6 +244,14 @@ async def test_blocks_that_would_be_lost_are_refused(stand: Stand, block: dict[s
     assert "messages[0].content[0]" in reply.json()["error"]["message"]
 
 
+async def test_system_messages_may_stand_anywhere(make_stand: MakeStand) -> None:
+    """Agents say there what has changed; the template of this model takes them."""
+    stand = make_stand()
+    says(stand, "Yes.")
+    await told(stand, system="a", messages=[*HELLO, {"role": "system", "content": [text("b")]}, *HELLO], max_tokens=9)
+    assert "system\na<|im_end|>\n<|im_start|>user\nx<|im_end|>\n<|im_start|>system\nb<|im_end|>" in prompt_of(stand)
+
+
 # --- formats ----------------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -64,10 +65,14 @@ def proxy() -> None:
         "--port",
         str(port),
     ]
+    key = f"sk-{secrets.token_hex(32)}"
+    own = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MASTER_KEY": key}
     with Path("proxy.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"})
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | own)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as http:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", headers={"x-api-key": key}, timeout=120, trust_env=False
+        ) as http:
             wait_for(http, process)
             for row in rows:
                 body = {"model": row["model_name"], "max_tokens": 24, "messages": HELLO, "temperature": 0}

@@ -78,7 +78,7 @@ class ChatCall:
 
     def __init__(self, request: ChatRequest, options: ChatOptions, takes_hints: bool = False) -> None:
         """`takes_hints`: for the APIs of agents, which do not know the model: a reasoning effort that its template does not know is
-        ignored, and messages that it refuses are joined. Raises RequestError."""
+        ignored, and messages that it refuses or leaves out are joined. Raises RequestError."""
         self._options = options
         self._takes_hints = takes_hints
         self._tokenizer = options.tokenizer
@@ -127,7 +127,7 @@ class ChatCall:
             may_cut=self._options.may_cut,
             media_tokens=self._options.media_tokens,
         )
-        ids = encode_joined(encode, messages) if self._takes_hints else encode(messages)
+        ids = encode_joined(encode, messages, template.forms) if self._takes_hints else encode(messages)
         if request.add_generation_prompt is False and continued is None:
             raise UnsupportedError("add_generation_prompt: false is not supported; use continue_final_message")
         return GenerateReq(
