@@ -108,7 +108,7 @@ def _add_thinking(thinking: Any, chat: dict[str, Any], thinks: bool) -> None:
     if thinking is None:
         return
     kind = thinking.get("type") if isinstance(thinking, dict) else None
-    if kind not in _THINKING:
+    if not isinstance(kind, str) or kind not in _THINKING:
         raise RequestError("thinking.type must be enabled, adaptive, between_tools or disabled", "thinking")
     note_unknown(thinking, {"type", "display"}, "key of thinking:")
     if not thinks and kind != "disabled":

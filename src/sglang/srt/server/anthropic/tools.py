@@ -48,12 +48,13 @@ def _function(tool: Any, where: str) -> Tool | None:
     if kind == "custom":
         note_unknown(tool, {*_NAMES, *_HINTS}, "key of a tool:")
         return {new: tool[old] for old, new in _NAMES.items() if tool.get(old) is not None}
-    version = _VERSIONED.fullmatch(kind) if isinstance(kind, str) else None
+    if not isinstance(kind, str):
+        raise UnsupportedError(f"{where}.type must be custom or a tool of Anthropic's", "tools")
+    version = _VERSIONED.fullmatch(kind)
     if version is not None and version[1] in _CLIENT_TOOLS:
         return _client_tool(tool, version[1], version[2])
     if version is None and kind not in _UNVERSIONED:
-        shown = repr(kind[:SHOWN]) if isinstance(kind, str) else "no type at all"
-        raise UnsupportedError(f"{where}.type must be custom or a tool of Anthropic's, got {shown}", "tools")
+        raise UnsupportedError(f"{where}.type must be custom or a tool of Anthropic's, got {kind[:SHOWN]!r}", "tools")
     return None
 
 
