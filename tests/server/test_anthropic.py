@@ -14,6 +14,8 @@ import pytest
 
 from sglang.srt.messages import FinishReason
 from sglang.srt.server import fields
+from sglang.srt.server.anthropic.messages import _stopped
+from sglang.srt.server.anthropic.request import chat_body
 from sglang.srt.server.http import wire
 from sglang.srt.server.openai.blocks import Blocks
 from tests.server.conftest import MakeStand, Stand
@@ -269,6 +271,23 @@ async def test_a_format_is_a_constraint(stand: Stand, change: dict[str, Any]) ->
     assert json.loads(received(stand).sampling.json_schema or "") == SCHEMA
 
 
+@pytest.mark.parametrize(
+    ("given", "told_"), [("low", "low"), ("high", "high"), ("xhigh", "high"), ("max", "high"), (None, None)]
+)
+def test_the_effort_is_the_templates_to_know(given: str | None, told_: str | None) -> None:
+    body = {"max_tokens": 9, "messages": HELLO, "output_config": {"effort": given}}
+    assert chat_body(body, thinks=False).get("reasoning_effort") == told_
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_whether_to_think_is_the_templates_to_know(thinks: bool) -> None:
+    """Without a parser thoughts would be text of the answer: nobody asks for them then."""
+    expected = {"enabled": True if thinks else None, "disabled": False, "adaptive": None, "between_tools": None}
+    for kind, enabled in expected.items():
+        chat = chat_body({"max_tokens": 9, "messages": HELLO, "thinking": {"type": kind}}, thinks)
+        assert chat.get("chat_template_kwargs", {}).get("enable_thinking") == enabled
+
+
 async def test_a_format_beside_tools(stand: Stand) -> None:
     """With tool_choice auto the answer is either; a call that must be is one."""
     format_: Any = {"format": {"type": "json_schema", "schema": {"type": "array"}}}
@@ -280,7 +299,7 @@ async def test_a_format_beside_tools(stand: Stand) -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"output_config": {"format": {"type": "json_object"}}}, "output_config.format must be"),
+    ({"output_config": {"format": {"type": "json_object"}}}, "of the type 'json_schema'"),
     ({"output_config": {"format": {"type": "json_schema", "schema": "x"}}}, "output_config.format.schema must be"),
     ({"output_config": {"format": {"type": "json_schema", "schema": SCHEMA, "regex": "a"}}}, "regex"),
     ({"output_config": "json"}, "output_config must be an object"),
@@ -318,6 +337,13 @@ async def test_what_is_wrong_or_would_be_lost_is_named_as_the_client_does(
     reply = await post(stand, **change)
     assert reply.status_code == 400 and words in reply.json()["error"]["message"], reply.text
     assert not any(name in reply.text for name in ("max_new_tokens", "response_format", "stop must", "function.name"))
+
+
+@pytest.mark.parametrize("name", ["json_schema", "max_new_tokens", "stop", "response_format", "n", "seed", "logit_bias"])
+async def test_names_of_other_apis_are_refused_as_they_came(stand: Stand, name: str) -> None:
+    reply = await post(stand, **{name: "x"})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"] == f"{name!r} is not supported by this server"
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------------
@@ -441,6 +467,4 @@ async def test_a_silent_stream_pings_and_ends_with_an_error_event(stand: Stand, 
 
 
 def test_an_answer_that_was_aborted_has_not_ended() -> None:
-    from sglang.srt.server.anthropic.messages import _stopped
-
     assert _stopped(FinishReason("abort", message="by the operator"), Blocks()) == ("pause_turn", None)

@@ -40,7 +40,7 @@ def chat_body(body: dict[str, Any], thinks: bool) -> dict[str, Any]:
         raise ThreadUnsupportedError("thread is not supported by this server: send the whole conversation without it", "thread")
     for name in _REFUSED & body.keys():
         if body[name] not in (None, [], {}):
-            raise UnsupportedError(f"{name} is not supported by this server", name)
+            raise UnsupportedError(f"{name!r} is not supported by this server", name)
     chat = {name: body[name] for name in _SAME if body.get(name) is not None}
     chat["messages"] = chat_messages(body)
     if chat["messages"][-1]["role"] == "assistant":
@@ -96,7 +96,7 @@ def _effort(effort: Any) -> str:
 def _response_format(form: Any, where: str) -> dict[str, Any]:
     param = where.partition(".")[0]
     if not isinstance(form, dict) or form.get("type") != "json_schema":
-        raise RequestError(f"{where} must be an object of the type json_schema", param)
+        raise RequestError(f"{where} must be an object of the type 'json_schema'", param)
     check_members(form, ("type", "schema", "name", "description", "strict"), where, param)
     if not isinstance(form.get("schema"), (dict, bool)):
         raise RequestError(f"{where}.schema must be a JSON schema", param)
