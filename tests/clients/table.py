@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.clients.environments import Client
 
 CHAT = (
@@ -56,10 +58,15 @@ RESPONSES = (
     ),
 )
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
 CLAUDE_CODE = ("@anthropic-ai/claude-code@2.1.332",)
 PYDANTIC_AI = ("pydantic-ai-slim[anthropic]==2.68.0",)
 GREEDY = ("--preferred-sampling-params", '{"temperature": 0}')
 """Claude Code sets no temperature, and a small model that samples finds no end"""
+LONG_CONTEXT = (
+    *("--json-model-override-args", json.dumps({"rope_scaling": YARN, "max_position_embeddings": 32_768})),
+    *("--max-total-tokens", "33000", "--preferred-sampling-params", '{"temperature": 0, "stop": ["."]}'),
+)
 MAKES_FILES = (
     ("Result of Bash", "It is done."),
     ("made_by_claude_0", '{"name": "Bash", "arguments": {"command": "touch made_by_claude_0", "description": "Make it"}}'),
@@ -95,6 +102,13 @@ MESSAGES = (
         "claude -p: its whole prompt refused in its words, a short one answered",
         npm=CLAUDE_CODE,
         flags=GREEDY,
+    ),
+    Client(
+        "claude_code.py",
+        "claude -p: its whole prompt answered in a context of 32,768",
+        npm=CLAUDE_CODE,
+        arguments=("whole",),
+        flags=LONG_CONTEXT,
     ),
     Client(
         "claude_code.py",

@@ -1,4 +1,7 @@
-"""Claude Code, claude -p: its whole prompt, a short one, and with `tools` a command that it runs. Usage: claude_code.py URL MODEL [tools]
+"""Claude Code, claude -p. Usage: claude_code.py URL MODEL [whole | tools]
+
+Its whole prompt is refused where the context is short, and a short one answered; with `whole` it is answered; with `tools` its model
+asks for a command, which it runs.
 
 The binary comes with its npm package, for this machine's processor, and needs no node.
 """
@@ -36,6 +39,12 @@ def small_context() -> None:
     assert answered["subtype"] == "success" and answered["stop_reason"] == "end_turn" and answered["result"], answered
 
 
+def whole() -> None:
+    """The prompt with all tools and the 32,000 tokens of output are more than the context: it asks again for what fits."""
+    answered = claude("-p", "What is the capital of France?")
+    assert answered["subtype"] == "success" and answered["result"] and answered["usage"]["input_tokens"] > 8192, answered
+
+
 def tools() -> None:
     """A command that its model asks for, allowed; then the answer. With the whole prompt and all tools, and with few."""
     for i, few in enumerate(((), ("--tools", "Bash", "--system-prompt", "Be brief."))):
@@ -46,7 +55,7 @@ def tools() -> None:
 
 
 def main() -> None:
-    (tools if sys.argv[3:] == ["tools"] else small_context)()
+    {"": small_context, "whole": whole, "tools": tools}["".join(sys.argv[3:])]()
     print("all good")
 
 
