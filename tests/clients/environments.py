@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAMS = Path(__file__).parent / "programs"
+CASES = Path(__file__).parent / "cases.py"
 NOWHERE = "http://127.0.0.1:9"
 """a proxy that there is not: a program that asks other hosts fails at once"""
 _SECRET = ("_API_KEY", "_TOKEN", "_SECRET")
@@ -44,6 +45,7 @@ class Client:
 def run_client(client: Client, url: str, model: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Runs it in `folder`, which is empty; what it starts ends with it. Raises TimeoutExpired."""
     shutil.copy(PROGRAMS / client.program, folder)  # node looks for packages beside the file that imports them
+    shutil.copy(CASES, folder)  # programs in Python import it
     environment = _environment_of(folder)
     if client.npm:
         (folder / "node_modules").symlink_to(node_modules(client.program, client.npm))

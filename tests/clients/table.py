@@ -6,14 +6,49 @@ import json
 
 from tests.clients.environments import Client
 
+OPENAI = "openai==3.57.0"
 CHAT = (
-    Client("openai_client.py", "chats, completions, streams, parse, errors, models", pip=("openai==3.57.0",)),
+    Client("openai_client.py", "chats, completions, streams, deltas, parse, tools, hints, raw replies, errors", pip=(OPENAI,)),
     Client(
-        "langchain_client.py", "ChatOpenAI: invoke, stream, batch, structured output, tools", pip=("langchain-openai==1.7.4",)
+        "pydantic_ai_client.py",
+        "answers, hints, streams, output by tool, by schema, by prompt, and as text; tools",
+        pip=("pydantic-ai-slim[openai]==2.68.0", OPENAI),
     ),
-    Client("litellm_client.py", "completion, streams, text completion, errors", pip=("litellm==1.110.2",)),
-    Client("instructor_client.py", "structured answers in its modes, partial ones", pip=("instructor==1.17.0",)),
-    Client("lm_eval_client.py", "choices by log probability, generated answers", pip=("lm-eval[api]==0.4.13",), timeout=1200),
+    Client(
+        "instructor_client.py",
+        "TOOLS, TOOLS_STRICT, JSON_SCHEMA, JSON, MD_JSON, JSON_O1, PARALLEL_TOOLS; partial, lists, unions, async",
+        pip=("instructor==1.17.0",),
+    ),
+    Client(
+        "langchain_client.py",
+        "ChatOpenAI, OpenAI, VLLMOpenAI: invoke, stream, batch, three methods of structured output, tools",
+        pip=("langchain-openai==1.7.4", "langchain-community==0.4.2", OPENAI),
+    ),
+    Client(
+        "litellm_client.py",
+        "openai/, hosted_vllm/, litellm_proxy/: answers, streams, hints, tools, schemas, texts, errors",
+        pip=("litellm==1.110.2", OPENAI),
+    ),
+    Client(
+        "outlines_client.py",
+        "its OpenAI, vLLM and SGLang models: schemas, choices, patterns, grammars, streams",
+        pip=("outlines[openai]==1.3.3", OPENAI),
+    ),
+    Client("guidance_client.py", "its SGLang and vLLM models: patterns, choices, JSON", pip=("guidance==0.3.1", OPENAI)),
+    Client("dspy_client.py", "predictions, chains of thought, two adapters, ReAct", pip=("dspy==3.4.1", "litellm==1.110.2")),
+    Client(
+        "llama_index_client.py",
+        "OpenAILike: chats, completions, streams, tools, structured answers",
+        pip=("llama-index-llms-openai-like==0.8.1",),
+    ),
+    Client("smolagents_client.py", "its OpenAI model, tools, three agents", pip=("smolagents[openai]==1.26.0", OPENAI)),
+    Client("haystack_client.py", "chat generator, pipeline, tools, schema, streams", pip=("haystack-ai==3.4.1", OPENAI)),
+    Client(
+        "lm_eval_client.py",
+        "choices and whole texts by log probability, generated answers",
+        pip=("lm-eval[api]==0.4.13",),
+        timeout=1200,
+    ),
 )
 
 CODEX = ("@openai/codex@0.171.0",)

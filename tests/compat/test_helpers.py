@@ -344,3 +344,46 @@ def test_thoughts(model: str, force: bool | None, text: str, thoughts: str, answ
 def test_thoughts_of_unknown_models(model: str | None) -> None:
     with pytest.raises(ValueError, match="deepseek-r1"):
         ReasoningParser(model)
+
+
+def test_calls_are_told_from_texts() -> None:
+    from sglang.srt.entrypoints.openai.protocol import Function, Tool
+    from sglang.srt.function_call.function_call_parser import FunctionCallParser
+
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tools = [Tool(type="function", function=Function(name="get_weather", parameters=schema))]
+    text = 'Well.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+    parser = FunctionCallParser(tools=tools, tool_call_parser="qwen25")
+    assert parser.has_tool_call(text) and not parser.has_tool_call("It rains.")
+    rest, calls = parser.parse_non_stream(text)
+    assert rest.strip() == "Well." and [(call.tool_index, call.name) for call in calls] == [(0, "get_weather")]
+    assert json.loads(calls[0].parameters) == {"city": "Rome"}
+    items, said = [], ""
+    for piece in [*(parser.parse_stream_chunk(letter) for letter in text), parser.finish()]:
+        said += piece[0]
+        items += piece[1]
+    assert said.strip() == "Well." and items[0].name == "get_weather" and all(item.name is None for item in items[1:])
+    assert json.loads("".join(item.parameters for item in items)) == {"city": "Rome"}
+    with pytest.raises(ValueError, match="nonsense"):
+        FunctionCallParser(tools, "nonsense")
+
+
+def test_what_unit_tests_import() -> None:
+    from sglang.srt.utils import is_cuda, is_npu, kill_process_tree
+    from sglang.test import test_utils
+    from sglang.test.ci.ci_register import register_amd_ci, register_cuda_ci
+
+    register_cuda_ci(est_time=60, suite="x")
+    register_amd_ci(est_time=60, suite="y", nightly=True)
+    assert not is_npu() and isinstance(is_cuda(), bool) and callable(kill_process_tree)
+    assert test_utils.DEFAULT_MLA_MODEL_NAME_FOR_TEST == test_utils.DEFAULT_MODEL_NAME_FOR_TEST
+    with pytest.raises(AttributeError):
+        _ = test_utils.DEFAULT_NOTHING
+
+
+def test_expressions_have_the_originals_names() -> None:
+    from sglang.lang.ir import Gen, SglExpr, SglGen, SglRoleBegin
+
+    assert SglGen is Gen and isinstance(sgl.gen("x"), SglExpr) and issubclass(SglRoleBegin, SglExpr)
+    with pytest.raises(ImportError):
+        from sglang.lang.ir import SglNothing  # noqa: F401

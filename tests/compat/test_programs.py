@@ -77,6 +77,11 @@ def test_forks_and_regular_expressions(server: RunningServer, tmp_path: Path) ->
     assert done.stdout.rstrip().endswith("all good") and "position_ids_offset has no effect" in done.stderr
 
 
+def test_styles_of_benchmarks(server: RunningServer, tmp_path: Path) -> None:
+    done = run(tmp_path, "styles.py", "--parallel", "4", *address(server))
+    assert done.stdout.rstrip().endswith("all good") and "2/2" in done.stderr
+
+
 def test_an_engine_with_flags_of_the_command_line(tmp_path: Path) -> None:
     flags = ["--model", DEFAULT_MODEL, "--tp", "1", "--context-len", "256", "--max-total-tokens", "512", "--dp-size", "1"]
     done = run(tmp_path, "offline.py", *flags, "--moe-runner-backend", "triton", "--log-level", "error")

@@ -90,7 +90,51 @@ RECURSIVE: Schemas = st.builds(
     st.sampled_from(["oneOf", "anyOf"]),
 )
 
+KINDS = st.sampled_from([{"enum": ["x", "y", "z"]}, {"type": "string"}, {"type": "boolean"}, {"const": "x"}])
+PARTS: Schemas = some(required=st.lists(NAMES, max_size=2, unique=True), properties=st.dictionaries(NAMES, SIMPLE, max_size=2))
+TESTS: Schemas = st.one_of(
+    st.builds(
+        lambda value, needed: {"properties": {"kind": {"const": value}}, "required": ["kind"] if needed else []},
+        st.sampled_from(["x", "y", "xy", True]),
+        st.booleans(),
+    ),
+    st.builds(lambda name: {"required": [name]}, st.sampled_from(["a", "kind"])),
+)
+CONDITIONS: Schemas = st.fixed_dictionaries(
+    {
+        "if": st.one_of(
+            TESTS, st.builds(lambda test: {"not": test}, TESTS), st.builds(lambda tests: {"anyOf": tests}, branches(TESTS))
+        )
+    },
+    optional={"then": PARTS, "else": st.one_of(PARTS, st.just(False))},
+)
+
+
+def with_conditions(one: Schema, kind: Schema, conditions: list[Schema], together: bool) -> Schema:
+    """An object with `a` and `kind`, and conditions in it or in allOf."""
+    whole = {**one, "properties": {"a": {"type": "null"}, **one["properties"], "kind": kind}}
+    return {**whole, "allOf": conditions} if together else {**whole, **conditions[0]}
+
+
+TREES: Schemas = st.builds(
+    lambda beside, one, inner: {
+        "$ref": "#/$defs/T",
+        "$defs": {"T": {**one, "properties": {**one["properties"], "next": inner({"$ref": "#/$defs/T"}, beside)}}},
+    },
+    PARTS,
+    RECORDS,
+    st.sampled_from(
+        [
+            lambda ref, beside: {**ref, **beside},
+            lambda ref, beside: {"allOf": [ref, beside]},
+            lambda ref, beside: {"anyOf": [ref, {"type": "null"}], **beside},
+        ]
+    ),
+)
+
 REWRITTEN: dict[str, Schemas] = {
+    "cases": st.builds(with_conditions, RECORDS, KINDS, branches(CONDITIONS), st.booleans()),
+    "references that lead back": TREES,
     "objects are closed": st.one_of(
         RECORDS,
         record(st.one_of(SIMPLE, RECORDS)),
@@ -172,6 +216,22 @@ REWRITTEN: dict[str, Schemas] = {
 """for each rewriting, schemas to try it with"""
 
 OLD_DRAFTS: dict[str, Schemas] = {
+    "http://json-schema.org/draft-06/schema#": some(
+        type=st.just("object"),
+        properties=st.dictionaries(NAMES, SIMPLE, max_size=2),
+        dependencies=st.dictionaries(NAMES, st.lists(NAMES, max_size=2, unique=True), max_size=2),
+        dependentRequired=st.dictionaries(NAMES, st.lists(NAMES, max_size=2, unique=True), max_size=2),
+        unevaluatedProperties=st.just(False),
+        propertyNames=st.just({"enum": ["a", "b"]}),
+    ),
+    "https://json-schema.org/draft/2019-09/schema": some(
+        type=st.just("array"),
+        items=st.one_of(SIMPLE, branches(SIMPLE)),
+        prefixItems=branches(SIMPLE),
+        additionalItems=st.one_of(SIMPLE, st.just(False)),
+        unevaluatedItems=st.just(False),
+        minItems=COUNTS,
+    ),
     "http://json-schema.org/draft-04/schema#": some(
         type=st.sampled_from(["integer", "number"]),
         minimum=LIMITS,

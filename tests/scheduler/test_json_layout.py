@@ -78,6 +78,14 @@ def test_schemas_inside_other_grammars_have_the_same_white_space() -> None:
     assert not compact.accept_all(list(b'x={"items": '))
 
 
+@pytest.mark.parametrize("mark", ["", "?", "!"])
+def test_lark_is_known_by_its_first_rule(mark: str) -> None:
+    """With or without a mark for trees."""
+    backend = backend_of("llguidance")
+    state = backend.compile("ebnf", f'{mark}start: "hello" | "good" WORD\nWORD: /[a-z]{{2,5}}/\n')
+    assert state.accept_all(list(b"goodbye")) and not state.accept_all(list(b"1"))
+
+
 @pytest.mark.parametrize("pattern", ["[a-z]", ".", r"\w*", "^ ", " |x", r"\x41", r"[^ ]", r"[\s\S]", "\x0b", "(", "[ ", "{3}"])
 def test_only_white_space_of_json(pattern: str) -> None:
     with pytest.raises(GrammarError, match="constrained_json_whitespace_pattern"):
@@ -93,6 +101,9 @@ def test_an_s_means_the_white_space_of_json() -> None:
     assert checked_whitespace(r"\s?|[\s]+") == r"[ \t\n\r]?|[ \t\n\r]+"
     assert takes("llguidance", '{\r"items":[],"count":0}', style=JsonStyle(whitespace=r"\s?"))
     assert not takes("llguidance", '{\u00a0"items":[],"count":0}', style=JsonStyle(whitespace=r"\s?"))
+
+
+N = {"type": "null"}
 
 
 @pytest.mark.parametrize(
@@ -111,6 +122,17 @@ def test_an_s_means_the_white_space_of_json() -> None:
         ({"type": "array"}, MAX_LEVELS),
         ({"type": "object"}, MAX_LEVELS),
         ({"type": "object", "properties": {"a": {}}, "additionalProperties": False}, MAX_LEVELS),
+        ({"anyOf": [{"required": ["a"]}, {"required": ["b"]}], "type": "object", "properties": {"a": N, "b": N}, "additionalProperties": False}, 1),
+        ({"oneOf": [{"required": ["a"]}, {"minProperties": 2}], "type": "object", "additionalProperties": {"type": "array", "items": N}}, 2),
+        ({"type": "object", "properties": {"a": N}, "anyOf": [
+            {"properties": {"a": True, "b": N}, "additionalProperties": False},
+            {"properties": {"a": True, "c": {"type": "array", "items": N}}, "additionalProperties": False}]}, 2),
+        ({"allOf": [{"$ref": "#/$defs/0"}], "properties": {"a": True, "b": N}, "additionalProperties": False,
+          "$defs": {"0": {"type": "object", "properties": {"a": N}}}}, 1),
+        ({"type": ["string", "null"], "anyOf": [{"minLength": 3}, {"pattern": "^a"}]}, 0),
+        ({"anyOf": [{"$ref": "#"}, {"type": "integer"}]}, MAX_LEVELS),
+        ({"allOf": [{"anyOf": [{"type": "array", "items": N}, {"type": "null"}]}] * 30}, 1),
+        ({"$ref": "#/$defs/0", "$defs": {str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(2000)}}, MAX_LEVELS),
     ],
 )  # fmt: skip
 def test_the_levels_of_a_schema(schema: dict[str, Any], levels: int) -> None:

@@ -157,13 +157,13 @@ LEFT: dict[str, tuple[dict[str, Any], set[str]]] = {
     "contains": ({"type": "array", "items": {"type": "integer"}, "contains": {"const": 1}, "minContains": 2}, {"#/contains"}),
     "not": ({"type": "string", "not": {"const": "x"}}, {"#/not"}),
     "conditions": (
-        {"type": "object", "properties": {"a": {"type": "string"}}, "if": {"required": ["a"]}, "then": {"minProperties": 2}, "else": {}},
+        {"type": "object", "properties": {"a": {"type": "string"}}, "if": {"minProperties": 1}, "then": {"required": ["a"]}, "else": {}},
         {"#/if"},
     ),
     "branches that overlap": ({"oneOf": [{"type": "integer"}, {"type": "number", "minimum": 3}]}, {"#/oneOf"}),
     "look-ahead": ({"type": "object", "properties": {"a": {"type": "string", "pattern": "^(?!x)"}}}, {"#/properties/a/pattern"}),
     "a schema that depends": (
-        {"type": "object", "properties": {"a": {"type": "string"}}, "dependentSchemas": {"a": {"minProperties": 2}}},
+        {"type": "object", "properties": {"a": {"type": "string"}}, "dependentSchemas": {"b": {"minProperties": 2}}},
         {"#/dependentSchemas"},
     ),
     "a number beyond what is exact": ({"type": "integer", "multipleOf": 2**60}, {"#/multipleOf"}),

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from sglang.srt.scheduler.grammar.compiler import GrammarCompiler, Job
 from sglang.srt.scheduler.grammar.lanes import NUM_SLOW, FairQueue, Lanes
 from sglang.srt.scheduler.grammar.trial import Trials, Walk
 from sglang.srt.scheduler.stop_regex import STOP_REGEX
-from sglang.srt.scheduler.trial_messages import decode_report, encode_trial
+from sglang.srt.scheduler.trial_messages import Report, decode_report, encode_trial
 from tests.scheduler.test_backends import backend_of, both
 from tests.scheduler.toy import VOCABULARY, trials_of
 
@@ -264,3 +264,40 @@ def test_hostile_schemas_are_followed_or_refused(hasty: GrammarCompiler, schema:
         assert isinstance(job.error, GrammarError) and len(str(job.error)) < 1500 and "engine failed" not in str(job.error)
     else:
         assert job.value.copy().error is None
+
+
+class Along:
+    """Stands for the trials and their child: the first report, and the last."""
+
+    def __init__(self, last: Report) -> None:
+        self.last = last
+        self.seen: list[str] = []
+
+    def submit(self, kind: str) -> Along:
+        return self
+
+    def result(self, payload: bytes, patience: Any, on_part: Callable[[bytes], None]) -> bytes:
+        on_part(Report(num_bytes=1000).encode())
+        self.seen.append("compiled" if "compile" in self.seen else "not compiled")
+        return self.last.encode()
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("error", [None, "regex: too complex"])
+def test_it_is_compiled_while_the_child_steps_through_it(error: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And given to requests only when the child has come to the end."""
+    along = Along(Report(error=error, num_bytes=5000))
+    backend = backend_of("llguidance")
+    monkeypatch.setattr(backend, "compile", lambda *key: along.seen.append("compile") or "compiled")
+    options = GrammarOptions(cache_bytes=8000)
+    compiler = GrammarCompiler(backend, options, along)  # type: ignore[arg-type]
+    job = wait(compiler, compiler.submit(("regex", "a")))
+    assert along.seen == ["compile", "compiled"]
+    assert (job.value, str(job.error or "")) == ((None, error) if error else ("compiled", ""))
+    assert job.num_bytes == len("regexa") + (0 if error else 5000)
+    along.last = Report(num_bytes=9000)
+    larger = wait(compiler, compiler.submit(("regex", "b")))
+    assert larger.value is None and "it holds" in str(larger.error) and larger.num_bytes == len("regexb")
+    compiler.close()

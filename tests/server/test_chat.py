@@ -60,7 +60,8 @@ async def test_a_stream_is_role_content_one_finish_usage_done(stand: Stand) -> N
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
     for index in (0, 1):
         mine = [c["choices"][0] for c in chunks[:-1] if c["choices"][0]["index"] == index]
-        assert mine[0]["delta"] == {"role": "assistant", "content": ""}
+        assert mine[0]["delta"] == {"role": "assistant", "content": "", "reasoning_content": None, "tool_calls": None}
+        assert all(c["delta"].keys() >= {"reasoning_content", "tool_calls"} for c in mine)
         assert [c["finish_reason"] for c in mine].count("length") == 1
         assert mine[-1]["finish_reason"] == "length"
         assert all(c["finish_reason"] is None for c in mine[:-1])
@@ -182,12 +183,11 @@ async def test_samples_differ_in_their_seeds_only(stand: Stand) -> None:
         ({"n": True}, "n", "integer"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "ids"),
         ({"logit_bias": {"999999": 1}}, "logit_bias", "vocabulary"),
-        ({"max_tokens": 100000}, "max_new_tokens", "context"),
+        ({"max_tokens": 100000}, "max_tokens", "context"),
         ({"top_logprobs": 3}, "top_logprobs", "logprobs"),
         ({"stream_options": {"include_usage": True}}, None, "stream"),
         ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
         ({"response_format": {"type": "json_object"}, "regex": "a"}, None, "only one"),
-        ({"reasoning_effort": "high"}, "reasoning_effort", "template"),
         ({"stop": [""]}, "stop", "empty"),
     ],
 )

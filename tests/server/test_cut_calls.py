@@ -126,7 +126,7 @@ async def test_a_call_in_plain_json_is_a_call(stand: Stand) -> None:
     (choice,) = (await post(stand, "/v1/chat/completions", CHAT_TOOLS))["choices"]
     assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
     events = await post(stand, "/v1/chat/completions", {**CHAT_TOOLS, "stream": True})
-    calls = [call for e in events for c in e["choices"] for call in c["delta"].get("tool_calls", ())]
+    calls = [call for e in events for c in e["choices"] for call in c["delta"]["tool_calls"] or ()]
     assert json.loads("".join(call["function"]["arguments"] for call in calls)) == {"city": "Paris", "unit": "C"}
     strict = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
     (choice,) = (await post(stand, "/v1/chat/completions", {**CHAT_TOOLS, "tools": strict}))["choices"]

@@ -117,6 +117,48 @@ def test_files_beside_the_tokenizer(tmp_path: Path, name: str, share: float) -> 
     assert not try_file(tmp_path / name, ((name, dump(value)) for name, value in cases), lambda: use(tmp_path))
 
 
+PUBLISHED: dict[str, dict[str, Any]] = json.loads((ROOT / "tests" / "model" / "facts" / "published.json").read_text())
+BESIDE = [(file, name) for file in ("generation_config.json", "tokenizer_config.json") for name in PUBLISHED[file]]
+VISION_TOKENS = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<start_of_image>", "<end_of_image>"]
+VISION_TOKENS += ["<image_soft_token>", "<|image|>"]
+
+
+@pytest.mark.parametrize("share", SHARE)
+@pytest.mark.parametrize(("file", "name"), BESIDE)
+def test_published_files_beside_the_tokenizer(tmp_path: Path, file: str, name: str, share: float) -> None:
+    write(tmp_path)
+    original = PUBLISHED[file][name]
+    (tmp_path / file).write_bytes(dump(original))
+    use(tmp_path)
+    cases = some(mutations(original, ("chat_template", "bos_token")), share / 4)
+    assert not try_file(tmp_path / file, ((what, dump(value)) for what, value in cases), lambda: use(tmp_path))
+
+
+@pytest.mark.parametrize("share", [0.01, pytest.param(1.0, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("name", PUBLISHED["preprocessor_config.json"])
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "config.json"])
+def test_published_settings_for_pictures(tmp_path: Path, file: str, name: str, share: float) -> None:
+    pytest.importorskip("transformers")
+    from sglang.srt.server.multimodal.processors.base import ModelFolder
+    from sglang.srt.server.multimodal.processors.registry import create_processor
+
+    write(tmp_path)
+    core = train_byte_level(400)
+    core.add_special_tokens(VISION_TOKENS)
+    core.save(str(tmp_path / "tokenizer.json"))
+    for each in ("config.json", "preprocessor_config.json"):
+        (tmp_path / each).write_bytes(dump(PUBLISHED[each][name]))
+    tokenizer = open_tokenizer(TextOptions(str(tmp_path)))
+    assert tokenizer is not None
+
+    def load() -> None:
+        create_processor(ModelFolder(tmp_path, tokenizer))
+
+    load()
+    cases = some(mutations(PUBLISHED[file][name], ("size", "crop_size", "resample")), share)
+    assert not try_file(tmp_path / file, ((what, dump(value)) for what, value in cases), load)
+
+
 @pytest.mark.parametrize("share", SHARE)
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
 def test_gguf_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, share: float) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import time
 import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import httpx
 import pytest
 
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.messages import AbortReq, TokenizedReq
 from sglang.srt.server.http.request_scope import RequestScope
+from tests.conftest import ROOT, start_server
 from tests.scheduler.toy import Harness, ToyWorker, make_req
 from tests.server.conftest import MakeStand
 from tests.server.http_tools import client_of
@@ -160,3 +166,39 @@ async def test_requests_name_their_key_and_user(make_stand: MakeStand) -> None:
     (one, ann), (same, bob), (two, other_ann), (also_two, nobody) = clients
     assert one == same != two == also_two and (ann, bob, other_ann, nobody) == ("ann", "bob", "ann", "")
     assert not any("one" in part or "two" in part for client in clients for part in client), "keys are not passed on"
+
+
+def test_a_key_that_holds_all_places_gives_one_to_another(tmp_path: Path) -> None:
+    """On a real server: whoever comes is answered while the others' long requests go on, and nobody's answer changes."""
+    flags = ["--api-key", "a,b", "--max-running-requests", "2", "--max-total-tokens", "16384"]
+    server = start_server(tmp_path / "log", *flags, model=str(ROOT / "models" / "toy-vlm"))
+    begun, enough = threading.Semaphore(0), threading.Event()
+
+    def ask(key: str, text: str, num_new: int) -> str:
+        sampling = {"temperature": 0, "max_new_tokens": num_new, "ignore_eos": True}
+        body, found = {"text": text, "sampling_params": sampling, "stream": True}, ""
+        with httpx.stream(
+            "POST", f"{server.url}/generate", json=body, headers={"Authorization": f"Bearer {key}"}, timeout=120
+        ) as reply:
+            for line in reply.iter_lines():
+                if line.startswith("data: {"):
+                    found = json.loads(line[6:])["text"]
+                    begun.release()
+                if enough.is_set() and num_new > 1000:
+                    break
+        return found
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            flood = [pool.submit(ask, "a", f"number {i}", 4000) for i in range(6)]
+            assert all(begun.acquire(timeout=60) for _ in range(4))
+            late = ask("b", "and now", 20)
+            assert not any(one.done() for one in flood), "it waited until the others had ended"
+            enough.set()
+            texts = [one.result() for one in flood]
+        assert late == ask("b", "and now", 20)
+        longest = max(range(6), key=lambda i: len(texts[i]))
+        assert texts[longest].startswith(ask("a", f"number {longest}", 20))
+    finally:
+        enough.set()
+        server.stop()

@@ -12,11 +12,14 @@ from typing import Any
 
 import anthropic
 import httpx
+import msgspec
 import openai
 import pytest
 
-from sglang.srt.errors import NoSuchResponseError
+from sglang.srt.errors import NoSuchResponseError, RequestError
 from sglang.srt.server.http import wire as responses
+from sglang.srt.server.limits.json_limits import JsonScan
+from sglang.srt.server.openai.responses import store as response_store
 from sglang.srt.server.openai.responses.store import ResponseStore, history_of
 from tests.server.conftest import MakeStand, Stand
 from tests.server.echo_scheduler import logprob_of
@@ -216,6 +219,46 @@ def test_stored_responses_are_bounded() -> None:
     assert len(store) == 1 and store.num_bytes <= 10_000
     store.delete("e", "")
     assert (len(store), store.num_bytes) == (0, 0)
+
+
+def test_a_small_request_reads_no_more_than_so_much_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each response it follows: input and output, and nothing of all that is said again; all together within one limit."""
+    store, lengths = ResponseStore(), []
+
+    def noting(data: bytes) -> Any:
+        lengths.append(len(data))
+        return msgspec.json.decode(data)
+
+    monkeypatch.setattr(response_store, "decode", noting)
+    echo = {"tools": ["x" * 500_000], "instructions": "y" * 500_000}
+    for i in range(40):
+        before = str(i - 1) if i else None
+        store.put("", [f"in {i}"], {"id": str(i), "previous_response_id": before, "output": [{"id": f"out {i}"}], **echo})
+    assert history_of(store.chain("39", "")) == [one for i in range(40) for one in (f"in {i}", {"id": f"out {i}"})]
+    assert sum(lengths) < 2000
+    long = "x" * (response_store.MAX_HISTORY_BYTES // 3)
+    for i in range(4):
+        before = f"long {i - 1}" if i else None
+        store.put("", [long], {"id": f"long {i}", "previous_response_id": before, "output": [], "metadata": {}})
+    assert history_of(store.chain("long 1", "")) == [long, long]
+    lengths.clear()
+    with pytest.raises(RequestError, match="read again") as caught:
+        history_of(store.chain("long 3", ""))
+    assert caught.value.param == "previous_response_id" and not lengths
+
+
+def test_what_a_request_follows_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, counted = ResponseStore(), []
+    read = JsonScan.read
+    monkeypatch.setattr(JsonScan, "read", lambda scan, text: (counted.append(len(text)), read(scan, text))[1])
+    for i in range(5):
+        before = str(i - 1) if i else None
+        store.put("", [[[]] * 60_000], {"id": str(i), "previous_response_id": before, "output": []})
+    for _ in range(3):
+        history_of(store.chain("2", ""))
+    assert len(counted) == 2 * 3
+    with pytest.raises(RequestError, match="values"):
+        history_of(store.chain("4", ""))
 
 
 async def test_formats_of_responses(stand: Stand, client: openai.AsyncOpenAI) -> None:

@@ -63,7 +63,7 @@ async def test_a_valid_answer_comes_at_once(stand: Stand) -> None:
     choice = (await post(stand, "/v1/chat/completions", messages=HELLO, response_format=FORMAT)).json()["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"]) == (ONCE, "stop")
     assert choice["finish_details"] == {
-        "schema_check": {"valid": True, "attempts": 1, "error": None, "keywords": ["#/uniqueItems"]}
+        "schema_check": {"valid": True, "attempts": 1, "discarded_tokens": 0, "error": None, "keywords": ["#/uniqueItems"]}
     }
 
 
@@ -162,7 +162,8 @@ async def test_strictness_goes_to_the_engine(stand: Stand) -> None:
 
 def test_the_check_itself() -> None:
     assert check(SCHEMA, ONCE) == Verdict()
-    assert check(SCHEMA, '["a"') == Verdict("the answer is no JSON: Expecting ',' delimiter: line 1 column 5 (char 4)")
+    no_json = Verdict("the answer is no JSON: Expecting ',' delimiter: line 1 column 5 (char 4)", is_whole=False)
+    assert check(SCHEMA, '["a"') == no_json
     older = {"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 3, "exclusiveMinimum": True}
     assert check(older, "3").error is not None and check(older, "4").error is None
     verdict = check({"$ref": "https://example.com/x.json"}, "1")
@@ -201,3 +202,84 @@ def test_another_attempt_is_another_answer() -> None:
         0.3,
         5,
     )
+
+
+@pytest.mark.parametrize(
+    ("limits", "text", "finish"),
+    [
+        ({"stop": ["b"]}, '["a", "', {"type": "stop", "matched": "b"}),
+        ({"stop": [", "], "no_stop_trim": True}, '["a", ', {"type": "stop", "matched": ", "}),
+        ({"max_new_tokens": 3}, None, {"type": "length", "length": 3}),
+    ],
+)
+async def test_a_cut_answer_is_not_generated_again(stand: Stand, limits: dict[str, Any], text: str, finish: Any) -> None:
+    answers(stand, '["a", "b"]')
+    body = {"json_schema": json.dumps(SCHEMA), **limits}
+    reply = (await post(stand, "/generate", text="x", sampling_params=body)).json()
+    assert reply["meta_info"]["finish_reason"] == finish and len(requests_of(stand)) == 1
+    assert text is None or reply["text"] == text
+    stand.scheduler.received.clear()
+    choice = (await post(stand, "/v1/chat/completions", messages=HELLO, response_format=FORMAT, stop=["b"])).json()["choices"][
+        0
+    ]
+    assert choice["finish_reason"] == "stop" and "finish_details" not in choice and len(requests_of(stand)) == 1
+
+
+async def test_a_whole_answer_before_a_stop_is_checked_once(stand: Stand) -> None:
+    """No other answer would be cut elsewhere; but what is wrong with this one is told."""
+    answers(stand, TWICE)
+    body = {"json_schema": json.dumps(SCHEMA), "stop": ["]"], "no_stop_trim": True}
+    reply = (await post(stand, "/generate", text="x", sampling_params=body)).json()
+    assert reply["text"] == TWICE and len(requests_of(stand)) == 1
+    assert not reply["meta_info"]["finish_reason"]["schema_check"]["valid"]
+
+
+@pytest.mark.parametrize("by", ["stop", "stop_token_ids"])
+async def test_the_models_own_end_cuts_nothing(stand: Stand, by: str) -> None:
+    """Clients name it among their stops as well."""
+    vocabulary = stand.manager.need_tokenizer().vocabulary
+    end = min(vocabulary.eos_token_ids)
+    name = vocabulary.token_bytes[end].decode()
+    answers(stand, TWICE, ONCE)
+    body = {"json_schema": json.dumps(SCHEMA), by: [name if by == "stop" else end]}
+    reply = (await post(stand, "/generate", text="x", sampling_params=body)).json()
+    assert reply["text"] == ONCE and len(requests_of(stand)) == 2
+
+
+async def test_what_the_attempts_cost(stand: Stand) -> None:
+    answers(stand, TWICE, TWICE, ONCE)
+    reply = (await post(stand, "/v1/chat/completions", messages=HELLO, response_format=FORMAT)).json()
+    tokenizer = stand.manager.need_tokenizer()
+    once, twice = (len(tokenizer.encode(text, add_special_tokens=False)) + 1 for text in (ONCE, TWICE))
+    assert reply["usage"]["completion_tokens"] == once
+    report = reply["choices"][0]["finish_details"]["schema_check"]
+    assert (report["attempts"], report["discarded_tokens"]) == (3, 2 * twice)
+
+
+CALLS = {
+    "type": "object",
+    "properties": {"name": {"const": "f"}, "arguments": {"$ref": "#/$defs/f"}},
+    "required": ["name", "arguments"],
+    "additionalProperties": False,
+}
+EITHER = {
+    "anyOf": [{"$ref": "#/$defs/(answer)"}, {"type": "array", "items": {"anyOf": [CALLS, {**CALLS, "properties": {"name": {"const": "g"}}}]}}],
+    "$defs": {
+        "f": {"type": "object", "properties": {"x": SCHEMA}},
+        "(answer)": {"type": "object", "properties": {"tags": SCHEMA, "size": {"type": "integer"}}, "required": ["tags"]},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ('{"tags": ["a", "a"]}', "$.tags: ['a', 'a'] has non-unique elements"),
+        ('{"tags": [], "size": "x"}', "$.size: 'x' is not of type 'integer'"),
+        ('{"size": 1}', "$: 'tags' is a required property"),
+        ('[{"name": "f", "arguments": {"x": ["a", "a"]}}]', "$[0].arguments.x: ['a', 'a'] has non-unique elements"),
+        ('[{"name": "f", "arguments": {}}, {"name": "f", "arguments": {"x": [1]}}]', "$[1].arguments.x[0]: 1 is not of type 'string'"),
+    ],
+)  # fmt: skip
+def test_the_error_is_that_of_the_branch_that_was_meant(answer: str, error: str) -> None:
+    assert check(EITHER, answer).error == error

@@ -19,7 +19,17 @@ from sglang.srt.process.heap import keep_loaded_objects
 from sglang.srt.process.relay import LoopShare
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, UnreadOuts
-from sglang.srt.server.http.json_pieces import PIECE_BYTES, Encoded, JsonArray, Late, LateArray, encode_json, json_pieces
+from sglang.srt.server.http import json_pieces as json_pieces_module
+from sglang.srt.server.http.json_pieces import (
+    PIECE_BYTES,
+    Encoded,
+    JsonArray,
+    Late,
+    LateArray,
+    encode_json,
+    encoded_within,
+    json_pieces,
+)
 from sglang.srt.server.native.format import Reply
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of, events_of
@@ -161,6 +171,25 @@ def test_arrays_that_grow() -> None:
     assert b"".join(pieces) == encode_json(items) and len(pieces) > 1
     assert max(map(len, pieces)) < 2 * PIECE_BYTES
     assert b"".join(json_pieces([{"v": Late(lambda: [1])}, {"v": Encoded([b"[", b"2]"])}])) == b'[{"v":[1]},{"v":[2]}]'
+
+
+def test_long_strings_are_written_in_pieces_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = 'é"\\\n😀\x01' * 20_000
+    value = {"a": text, "b": [{"c": [text]}, {"d": text[:9]}]}
+    lengths: list[int] = []
+
+    def noted(value: Any) -> bytes:
+        lengths.append(len(encode_json(value)))
+        return encode_json(value)
+
+    whole = encode_json(value)
+    monkeypatch.setattr(json_pieces_module, "encode_json", noted)
+    assert b"".join(json_pieces(value["a"])) == encode_json(text)
+    assert max(lengths) < 8 * PIECE_BYTES
+    assert encoded_within(value, len(whole)) == whole
+    lengths.clear()
+    assert encoded_within(value, len(whole) - 1) is None
+    assert encoded_within({"a": text * 100}, 1000) is None and sum(lengths) < 2 * len(whole)
 
 
 # --- events -------------------------------------------------------------------------------------------------------------------

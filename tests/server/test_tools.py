@@ -92,10 +92,10 @@ async def test_calls_are_streamed_name_first_then_arguments(stand: Stand) -> Non
     response = await chat(stand, tools=TOOLS, stream=True)
     choices = [json.loads(event)["choices"][0] for event in events_of(response.text)[:-1]]
     deltas = [choice["delta"] for choice in choices]
-    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert deltas[0] == {"role": "assistant", "content": "", "reasoning_content": None, "tool_calls": None}
     assert "".join(d.get("content", "") for d in deltas) == "Well."
     for index in (0, 1):
-        mine = [call for d in deltas for call in d.get("tool_calls", ()) if call["index"] == index]
+        mine = [call for d in deltas for call in d["tool_calls"] or () if call["index"] == index]
         assert mine[0]["function"] == {"name": "get_weather", "arguments": ""}
         assert mine[0]["id"].startswith("call_")
         assert all("id" not in call and "name" not in call["function"] for call in mine[1:])
@@ -356,12 +356,12 @@ async def test_thoughts_are_told_from_the_answer(make_stand: MakeStand) -> None:
     assert (message["reasoning_content"], message["content"]) == ("hm, well", "Yes.")
     response = await chat(stand, stream=True)
     deltas = [json.loads(event)["choices"][0]["delta"] for event in events_of(response.text)[:-1]]
-    assert "".join(d.get("reasoning_content", "") for d in deltas) == "hm, well"
+    assert "".join(d["reasoning_content"] or "" for d in deltas) == "hm, well"
     assert "".join(d.get("content", "") for d in deltas) == "Yes."
-    assert sum("reasoning_content" in d for d in deltas) > 2
+    assert sum(d["reasoning_content"] is not None for d in deltas) > 2
     response = await chat(stand, stream=True, stream_reasoning=False)
     deltas = [json.loads(event)["choices"][0]["delta"] for event in events_of(response.text)[:-1]]
-    assert [d["reasoning_content"] for d in deltas if "reasoning_content" in d] == ["hm, well"]
+    assert [d["reasoning_content"] for d in deltas if d["reasoning_content"] is not None] == ["hm, well"]
     message = (await chat(stand, separate_reasoning=False)).json()["choices"][0]["message"]
     assert message["content"] == "<think>\nhm, well\n</think>\n\nYes."
     assert message["reasoning_content"] is None

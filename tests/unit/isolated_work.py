@@ -6,20 +6,22 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 KEPT: list[bytes] = []
 """what jobs leave behind"""
 
 
-def prepare(setup: bytes) -> Callable[[bytes], bytes]:
+def prepare(setup: bytes) -> Callable[[bytes], bytes | Generator[bytes, None, bytes]]:
     """What a fork server calls once."""
     assert setup == b"setup"
     return work
 
 
-def work(payload: bytes) -> bytes:
+def work(payload: bytes) -> bytes | Generator[bytes, None, bytes]:
     name, _, rest = payload.partition(b" ")
+    if name == b"parts":
+        return in_parts(float(rest))
     if name == b"echo":
         return rest
     if name == b"pid":
@@ -41,3 +43,10 @@ def work(payload: bytes) -> bytes:
     while name == b"spin":
         pass
     return b"done"
+
+
+def in_parts(seconds: float) -> Generator[bytes, None, bytes]:
+    yield b"one"
+    yield str(os.getpid()).encode()
+    time.sleep(seconds)
+    return b"end"

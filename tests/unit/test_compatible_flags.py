@@ -190,7 +190,6 @@ def test_lines_that_say_what_a_flag_does(
         ("--max 3", "--max may mean --max-total-tokens"),
         ("--treads 3", "did you mean --threads?"),
         ("--moe-runer-backend x", "did you mean --moe-runner-backend?"),
-        ("-tp 2", "unexpected argument '-tp'"),
     ],
 )
 def test_refusals(line: str, wanted: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,3 +164,30 @@ def test_those_of_a_fork_server_that_rests_are_not_kept(diligent: Isolated) -> N
     with pytest.raises(IsolationError):
         job.result(b"sleep 1")
     assert diligent.run(b"echo a") == b"a"
+
+
+def test_parts_come_while_the_child_goes_on(isolated: Isolated) -> None:
+    parts: list[bytes] = []
+    assert isolated.submit().result(b"parts 0", on_part=parts.append) == b"end" and parts[0] == b"one"
+    joined = bytearray()
+    assert isolated.submit().result(b"parts 0", parts=joined) == b"end" and joined.startswith(b"one")
+    parts.clear()
+    job = isolated.submit()
+    with pytest.raises(Cancelled):
+        job.result(b"parts 60", on_part=parts.append, patience=Patience(0.05, lambda: len(parts) < 2))
+    assert len(parts) == 2, "patience has no end before there is a part"
+
+
+def test_what_takes_a_part_may_end_the_job(isolated: Isolated) -> None:
+    def refuse(part: bytes) -> None:
+        raise ValueError(part.decode())
+
+    job = isolated.submit()
+    with pytest.raises(ValueError, match="one"):
+        job.result(b"parts 60", on_part=refuse)
+    pid = job.pid
+    assert pid is not None
+    deadline = time.monotonic() + 30
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not os.path.exists(f"/proc/{pid}")

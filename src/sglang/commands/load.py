@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +127,7 @@ class _Reader:
 
 
 def _has_text(choice: dict[str, Any]) -> bool:
-    delta = choice.get("delta") or {}
+    delta = choice.get("delta") or choice.get("message") or {}
     return bool(choice.get("text") or delta.get("content") or delta.get("reasoning_content"))
 
 
@@ -141,6 +141,9 @@ async def send(client: httpx.AsyncClient, path: str, body: dict[str, Any], since
             if reply.status_code != 200:
                 text = (await reply.aread()).decode(errors="replace")
                 outcome.error = f"status {reply.status_code}: {text[:200]}"
+                return outcome
+            if not body.get("stream"):
+                reader.take(json.loads(await reply.aread()))
                 return outcome
             stream = EventStream()
             async for chunk in reply.aiter_bytes():
@@ -163,16 +166,28 @@ async def run_load(
     seed: int,
     note: Callable[[Outcome], None],
 ) -> tuple[list[Outcome], float]:
-    """Sends `count` requests: with `rate`, at times of a Poisson process; never more than `concurrency` at once. Calls `note`
-    after each. Returns the outcomes and the seconds all of it took."""
+    """Sends `count` requests, as `send_all` does."""
     headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
+    requests = (body_of(target, prompt, output_len) for prompt, _, output_len in (prompts.sample() for _ in range(count)))
+    return await send_all(target.url, headers, requests, rate, concurrency or count, seed, note)
+
+
+async def send_all(
+    url: str,
+    headers: dict[str, str],
+    requests: Iterable[tuple[str, dict[str, Any]]],
+    rate: float | None,
+    concurrency: int,
+    seed: int,
+    note: Callable[[Outcome], None],
+) -> tuple[list[Outcome], float]:
+    """Sends requests, each a path and a body: with `rate`, at times of a Poisson process; never more than `concurrency` at once.
+    Calls `note` after each. Returns the outcomes and the seconds all of it took."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=concurrency)
-    gate = asyncio.Semaphore(concurrency or count)
+    gate = asyncio.Semaphore(concurrency)
     rng = random.Random(seed)
     timeout = httpx.Timeout(None, connect=30.0)
-    async with httpx.AsyncClient(
-        base_url=target.url, headers=headers, limits=limits, timeout=timeout, trust_env=False
-    ) as client:
+    async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=timeout, trust_env=False) as client:
         since = time.perf_counter()
 
         async def one(path: str, body: dict[str, Any]) -> Outcome:
@@ -183,9 +198,8 @@ async def run_load(
 
         tasks: list[asyncio.Task[Outcome]] = []
         due = since
-        for _ in range(count):
-            prompt, _, output_len = prompts.sample()
-            tasks.append(asyncio.create_task(one(*body_of(target, prompt, output_len))))
+        for path, body in requests:
+            tasks.append(asyncio.create_task(one(path, body)))
             if rate is not None:
                 due += rng.expovariate(rate)
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))

@@ -129,5 +129,15 @@ def is_cuda() -> bool:
 
 
 def is_hip() -> bool:
-    """Whether models run on a device of AMD here: they never do."""
+    """Whether models run on a device of AMD here: they never do. So it is with those of other makers."""
     return False
+
+
+is_npu = is_xpu = is_hpu = is_musa = is_mps = is_hip
+
+
+def write_github_step_summary(content: str) -> None:
+    """Adds to the summary that a job of GitHub Actions shows, where there is one."""
+    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(content)

@@ -191,3 +191,25 @@ def with_reasoning(expr: Expr, model_type: str) -> tuple[Expr, ...]:
             leaf = replace(leaf, reasoning=model_type)
         found.append(leaf)
     return tuple(found)
+
+
+_ORIGINAL = {
+    "SglExpr": Expr,
+    "SglExprList": ExprList,
+    "SglConstantText": Text,
+    "SglGen": Gen,
+    "SglSelect": Select,
+    "SglImage": Image,
+    "SglRoleBegin": RoleBegin,
+    "SglRoleEnd": RoleEnd,
+    "SglVarScopeBegin": VarBegin,
+    "SglVarScopeEnd": VarEnd,
+    "SglSeparateReasoning": SeparateReasoning,
+}
+
+
+def __getattr__(name: str) -> type[Expr]:
+    """The names that SGLang has for these."""
+    if name in _ORIGINAL:
+        return _ORIGINAL[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,6 +25,9 @@ SglangError
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 
 class SglangError(Exception):
     """Base of all errors raised on purpose. `str(error)` is a sentence for the person who caused it."""
@@ -51,6 +54,20 @@ class RequestError(SglangError):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Says it in a client's names of our fields (ours -> its own): in `param`, and in the message where one of ours begins it,
+        or stands outside of quotes and has an underscore, so that it cannot be an ordinary word."""
+        if not names:
+            return
+        words = re.compile("|".join(map(_place, sorted(names, key=len, reverse=True))))
+        message = words.sub(lambda found: names[found[0]], str(self))
+        self.args = (message,)
+        self.param = names.get(self.param, self.param) if self.param is not None else None
+
+
+def _place(name: str) -> str:
+    return rf"\A{name}\b" if name.isalpha() else rf"(?<![\w.'\"]){re.escape(name)}(?![\w'\"])"
 
 
 class UnsupportedError(RequestError):

@@ -16,10 +16,12 @@ _BEGIN, _END = "\x1e", "\n"
 class JsonStyle(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """`whitespace`: a regular expression of the white space between the parts of JSON; empty: none; None: the server's.
     `check`: keywords of a schema that the engine cannot follow while decoding are left to a check of the whole answer; otherwise
-    the schema is refused for them."""
+    the schema is refused for them. `parts`: paths of schemas in it, such as those of tools, and whether for each of them `check` is
+    off."""
 
     whitespace: str | None = None
     check: bool = False
+    parts: dict[str, bool] = {}
 
 
 PLAIN = JsonStyle()

@@ -121,11 +121,13 @@ class Logprobs(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class SchemaCheck(msgspec.Struct, frozen=True):
     """How an output fared that decoding could not hold to its schema as a whole. `keywords`: paths of what it could not follow.
-    `num_attempts`: outputs that were generated. `error`: what is wrong with the last one; None: it is valid."""
+    `num_attempts`: outputs that were generated. `error`: what is wrong with the last one; None: it is valid. `num_discarded`: tokens of
+    the others."""
 
     keywords: tuple[str, ...]
     num_attempts: int
     error: str | None = None
+    num_discarded: int = 0
 
 
 class FinishReason(msgspec.Struct, frozen=True, omit_defaults=True):

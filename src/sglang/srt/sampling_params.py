@@ -8,6 +8,7 @@ vocabulary, lengths) are the tokenizer manager's.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ MAX_STOP_BYTES = 4096
 MAX_N = 128
 MAX_COUNT = 2**31 - 1
 MAX_WHITESPACE_PATTERN = 256
+MAX_PARTS = 1024
 CONSTRAINTS = ("json_schema", "regex", "ebnf", "structural_tag")
 
 
@@ -32,7 +34,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
 
     `max_new_tokens=None` means the rest of the context; the tokenizer manager fills it in. At most one of `json_schema`
     (JSON text, or "$$ANY$$" for any value), `regex`, `ebnf` and `structural_tag` is set. `json_schema_strict`: a schema that
-    decoding cannot follow as a whole is refused; otherwise what is left of it is checked at the end.
+    decoding cannot follow as a whole is refused; otherwise what is left of it is checked at the end. By path, for parts of it such as
+    {"#/$defs/a": true}, which are schemas of their own: of those with false, one that cannot be taken at all is any object.
     `spaces_between_special_tokens`: where these are shown, a blank stands between one and what is beside it; None: as the
     tokenizer has it, without. `seed` makes the draw depend on
     (seed, position) alone, whatever shares the batch.
@@ -57,7 +60,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     regex: str | None = None
     ebnf: str | None = None
     structural_tag: str | None = None
-    json_schema_strict: bool = False
+    json_schema_strict: bool | dict[str, bool] = False
     constrained_json_whitespace_pattern: str | None = None
     """a regular expression of the white space between the parts of JSON; empty: none; None: the server's"""
     ignore_eos: bool = False
@@ -92,7 +95,11 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
             return None
         kind, text = self.grammar
         white = self.constrained_json_whitespace_pattern if kind != "regex" else None
-        return kind, with_style(text, JsonStyle(white, check=kind == "json_schema" and not self.json_schema_strict))
+        if kind != "json_schema":
+            return kind, with_style(text, JsonStyle(white))
+        strict = self.json_schema_strict
+        parts = strict if isinstance(strict, dict) else {}
+        return kind, with_style(text, JsonStyle(white, check=strict is not True, parts=parts))
 
 
 def _check_range(name: str, value: float, low: float, high: float, low_open: bool = False) -> None:
@@ -123,8 +130,9 @@ def check_sampling_params(params: SamplingParams) -> None:
     for name in ("max_new_tokens", "min_new_tokens", "top_k"):
         if (getattr(params, name) or 0) > MAX_COUNT:
             raise RequestError(f"{name} must be at most {MAX_COUNT}", name)
-    if any(not -MAX_COUNT <= i <= MAX_COUNT for i in (*params.stop_token_ids, *(params.logit_bias or {}))):
-        raise RequestError(f"token ids are at most {MAX_COUNT}", "stop_token_ids")
+    for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or ())):
+        if any(not -MAX_COUNT <= i <= MAX_COUNT for i in ids):
+            raise RequestError(f"{name}: token ids are at most {MAX_COUNT}", name)
     if not 1 <= params.n <= MAX_N:
         raise RequestError(f"n must be between 1 and {MAX_N}, got {params.n}", "n")
     if params.seed is not None and not -(2**63) <= params.seed < 2**64:
@@ -143,6 +151,8 @@ def check_sampling_params(params: SamplingParams) -> None:
     if white is not None and (len(white) > MAX_WHITESPACE_PATTERN or not white.isascii()):
         name = "constrained_json_whitespace_pattern"
         raise RequestError(f"{name} is a regular expression of at most {MAX_WHITESPACE_PATTERN} ASCII characters", name)
+    if isinstance(params.json_schema_strict, dict) and len(params.json_schema_strict) > MAX_PARTS:
+        raise RequestError(f"json_schema_strict names at most {MAX_PARTS} parts", "json_schema_strict")
     kinds = [k for k in CONSTRAINTS if getattr(params, k) is not None]
     if len(kinds) > 1:
         raise RequestError(f"only one constraint is allowed, got {' and '.join(kinds)}", kinds[1])
@@ -175,8 +185,19 @@ def parse_sampling_params(raw: dict[str, Any], defaults: dict[str, Any] | None =
             value = [value]
         values[name] = value
     try:
-        params = msgspec.convert(values, SamplingParams, str_keys=True)
-    except msgspec.ValidationError as error:
-        raise RequestError(f"sampling_params: {error}", "sampling_params") from error
-    check_sampling_params(params)
+        params = _converted(values)
+        check_sampling_params(params)
+    except RequestError as error:
+        error.rename({name: given for given, name in _ALIASES.items() if given in raw})
+        raise
     return params
+
+
+def _converted(values: dict[str, Any]) -> SamplingParams:
+    try:
+        return msgspec.convert(values, SamplingParams, str_keys=True)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at ")
+        name = re.search(r"\$\.(\w+)", where)
+        param = name[1] if name is not None else "sampling_params"
+        raise RequestError(f"{param}: {what}", param) from error

@@ -31,7 +31,7 @@ from sglang.srt.config import (
 from sglang.srt.devices import cuda_is_here
 from sglang.srt.errors import ConfigError
 from sglang.srt.flags.compatible import ALIASES, FLAGS
-from sglang.srt.flags.names import option, takes_other_names, translate
+from sglang.srt.flags.names import OtherFlags, keep_others, option, takes_other_names, translate
 from sglang.srt.flags.parser import FlagParser, add_fields, check_unknown, spell_out, with_file
 from sglang.srt.flags.values import parse_hosts, parse_key, parse_keys, parse_origins, split_names
 
@@ -43,6 +43,7 @@ GRAPH_MAX_REQS = 256
 CHUNK, CUDA_CHUNK = 512, 8192
 CUDA_RUNNING = 256
 DEFAULT_MODEL = "smollm2-135m-instruct"
+LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def _flag(default: Any, group: str, text: str, **extra: Any) -> Any:
@@ -51,7 +52,7 @@ def _flag(default: Any, group: str, text: str, **extra: Any) -> Any:
 
 @takes_other_names
 @dataclass
-class ServerArgs:
+class ServerArgs(OtherFlags):
     """Flags of the server and keyword arguments of the Engine. None means: decided from the model and the machine. The names of
     flags/compatible.py are keyword arguments, too; the constructor raises ConfigError for those that are refused."""
 
@@ -187,8 +188,8 @@ class ServerArgs:
     watchdog_timeout: float = _flag(300.0, "operation", "seconds without a sign of life until the scheduler is restarted")
     drain_seconds: float = _flag(5.0, "operation", "how long running requests may go on after SIGTERM or Ctrl-C")
     stop_with_stdin: bool = _flag(False, "operation", "stop when standard input closes (for programs that start a server)")
-    log_level: str = _flag("info", "operation", "verbosity", choices=("debug", "info", "warning", "error", "critical"))
-    log_level_http: str | None = _flag(None, "operation", "verbosity of the HTTP log; default: --log-level")
+    log_level: str = _flag("info", "operation", "verbosity", choices=LEVELS)
+    log_level_http: str | None = _flag(None, "operation", "verbosity of the HTTP log; default: --log-level", choices=LEVELS)
     log_requests: bool = _flag(False, "operation", "log every request")
     log_requests_level: int = _flag(
         0, "operation", "0: sizes, 1: parameters, 2: part of the text, 3: everything", choices=(0, 1, 2, 3)
@@ -207,6 +208,11 @@ class ServerArgs:
         """The flags among what such a parser has read."""
         names = {f.name for f in dataclasses.fields(cls)} | ALIASES.keys() | FLAGS.keys()
         return cls(**{name: value for name, value in vars(args).items() if name in names})
+
+    def url(self) -> str:
+        """Where the server is, for a client on this machine."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def resolve(self) -> RuntimeConfig:
         """Checks the flags against each other and groups them. Raises ConfigError with one sentence."""
@@ -436,7 +442,9 @@ def parse_server_args(argv: list[str], prog: str) -> ServerArgs:
         parser.error(str(error))
     for note in notes:
         print(f"{prog}: warning: {note}", file=sys.stderr)
-    return ServerArgs(**known)
+    args = ServerArgs(**known)
+    keep_others(args, vars(given))
+    return args
 
 
 def prepare_server_args(argv: list[str]) -> ServerArgs:

@@ -43,6 +43,16 @@ doc_to_target: "{{{{choices[label]}}}}"
 generation_kwargs: {{until: ["\\n"], max_gen_toks: 8, temperature: 0.0, do_sample: false}}
 metric_list: [{{metric: exact_match}}]
 """,
+    "texts_here": """
+task: texts_here
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{data}"}}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{question}}}}"
+metric_list: [{{metric: word_perplexity}}, {{metric: bits_per_byte}}]
+""",
 }
 
 
@@ -72,6 +82,13 @@ def main() -> None:
     assert accuracy >= 0.8, scored["results"]
     for sample in scored["samples"]["choices_here"]:
         assert all(float(logprob) < 0 for logprob, _ in sample["filtered_resps"]), sample
+    rolled = lm_eval.simple_evaluate(
+        model="local-completions",
+        model_args=arguments("/completions", tokenizer_backend="remote"),
+        tasks=["texts_here"],
+        task_manager=tasks,
+    )
+    assert 0 < rolled["results"]["texts_here"]["bits_per_byte,none"] < 4, rolled["results"]
     answered = lm_eval.simple_evaluate(
         model="local-chat-completions",
         model_args=arguments("/chat/completions"),

@@ -87,6 +87,73 @@ def errors(client: openai.OpenAI) -> None:
     assert client.models.list().data[0].id == MODEL
 
 
+def deltas(client: openai.OpenAI) -> None:
+    """What clients read of every chunk, though it is not OpenAI's."""
+    for options in ({}, {"logprobs": True}, {"tools": [openai.pydantic_function_tool(City)], "tool_choice": "required"}):
+        for chunk in client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=40, stream=True, **options):
+            (choice,) = chunk.choices
+            assert choice.delta.reasoning_content is None and chunk.usage is None
+            assert choice.delta.tool_calls is None or choice.delta.tool_calls[0].index == 0
+            assert choice.finish_reason is not None or choice.matched_stop is None
+
+
+def tools(client: openai.OpenAI) -> None:
+    tool = openai.pydantic_function_tool(City)
+    forced = {"tools": [tool], "tool_choice": "required", "max_tokens": 200, "temperature": 0}
+    reply = client.chat.completions.parse(model=MODEL, messages=HELLO, **forced)
+    (call,) = reply.choices[0].message.tool_calls
+    assert isinstance(call.function.parsed_arguments, City) and reply.choices[0].finish_reason == "tool_calls"
+    with client.chat.completions.stream(model=MODEL, messages=HELLO, **forced) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_completion().choices[0].message.tool_calls[0]
+    assert "tool_calls.function.arguments.delta" in kinds and final.function.arguments == call.function.arguments
+    both = client.chat.completions.parse(model=MODEL, messages=HELLO, response_format=City, **forced)
+    assert both.choices[0].message.tool_calls  # a call that must be goes before the format
+    history = [*HELLO, reply.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "Rome"}]
+    assert client.chat.completions.create(model=MODEL, messages=history, tools=[tool], max_tokens=5).choices
+
+
+def hints(client: openai.OpenAI) -> None:
+    given = {
+        **{"store": True, "metadata": {"a": "b"}, "service_tier": "auto", "safety_identifier": "me", "prompt_cache_key": "k"},
+        **{"user": "me", "verbosity": "low", "modalities": ["text"], "reasoning_effort": "none", "parallel_tool_calls": True},
+        **{"prediction": {"type": "content", "content": "x"}, "max_completion_tokens": 3, "seed": 1, "logit_bias": {"5": 1}},
+    }
+    assert client.chat.completions.create(model=MODEL, messages=HELLO, **given).choices
+    options = {"include_usage": True, "include_obfuscation": False}
+    stream = client.chat.completions.create(model=MODEL, messages=HELLO, stream=True, stream_options=options, **given)
+    assert list(stream)[-1].usage.completion_tokens == 3
+    for asked, word in (
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"max_completion_tokens": 10**6}, "max_completion"),
+    ):
+        try:
+            client.chat.completions.create(model=MODEL, messages=HELLO, **asked)
+        except openai.BadRequestError as error:
+            assert word in error.body["message"] and word in error.param
+        else:
+            raise AssertionError(f"{asked} was accepted")
+
+
+def raw(client: openai.OpenAI) -> None:
+    response = client.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO, max_tokens=3)
+    assert response.status_code == 200 and response.headers["content-type"] == "application/json"
+    assert response.parse().choices and response.http_response.json()["choices"]
+    with client.chat.completions.with_streaming_response.create(model=MODEL, messages=HELLO, max_tokens=3, stream=True) as got:
+        assert list(got.iter_lines())[-2] == "data: [DONE]"
+    answer = client.chat.completions.create(model="default", messages=HELLO, max_tokens=3).choices[0].message
+    for echoed in (answer, answer.model_dump(), answer.to_dict()):
+        assert client.chat.completions.create(model=MODEL, messages=[*HELLO, echoed, *HELLO], max_tokens=3).choices
+    assert client.models.retrieve("default").id == MODEL
+
+
+def embeddings(client: openai.OpenAI) -> None:
+    try:
+        client.embeddings.create(model=MODEL, input="x")
+    except openai.BadRequestError as error:
+        assert "--is-embedding" in str(error)
+
+
 async def many() -> None:
     async with openai.AsyncOpenAI(base_url=URL, api_key="None") as client:
         asked = [client.completions.create(model=MODEL, prompt=f"{i} plus one is", max_tokens=4) for i in range(24)]
@@ -100,7 +167,7 @@ async def many() -> None:
 
 if __name__ == "__main__":
     with openai.OpenAI(base_url=URL, api_key="None", max_retries=0) as sync_client:
-        for part in (chat, streams, helpers, errors):
+        for part in (chat, streams, helpers, deltas, tools, hints, raw, embeddings, errors):
             part(sync_client)
     asyncio.run(many())
     print("all good")

@@ -68,7 +68,8 @@ def read_object(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]
 
 def check_whole(path: Path, value: Any) -> None:
     """JSON may spell half a character, which no text may hold."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ModelError(f"{path} holds half a character (a lone surrogate)") from error
+    for name, member in value.items() if isinstance(value, dict) else [("", value)]:
+        try:
+            json.dumps({name: member}, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ModelError(f"{path}: {shown(name)} holds half a character (a lone surrogate)") from error

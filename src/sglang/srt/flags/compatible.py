@@ -81,18 +81,38 @@ ALIASES: dict[str, str] = {
 }
 """other name -> name. Abbreviations that only our own flags make ambiguous are here, too."""
 
+ELSEWHERE: dict[str, str] = {
+    "gpu_memory_utilization": "mem_fraction_static",
+    "max_model_len": "context_length",
+    "max_num_seqs": "max_running_requests",
+    "max_num_batched_tokens": "chunked_prefill_size",
+    "enforce_eager": "disable_cuda_graph",
+    "hf_overrides": "json_model_override_args",
+    "tokenizer": "tokenizer_path",
+    "seed": "random_seed",
+    "no_enable_prefix_caching": "disable_radix_cache",
+    "guided_decoding_backend": "grammar_backend",
+    "limit_mm_per_prompt": "max_media_items",
+    "ctx_size": "context_length",
+    "n_ctx": "context_length",
+}
+"""what other servers call a flag of ours, for the error that names ours"""
+
 _FROM_CHECKPOINT = "the checkpoint says how its weights are quantised"
+
+_LEVELS: dict[str, tuple[str | None, str]] = {
+    word: (level, "")
+    for level in ("debug", "info", "warning", "error", "critical")
+    for word in (level.upper(), *{"warning": ("warn", "WARN"), "critical": ("fatal", "FATAL")}.get(level, ()))
+}
 
 VALUES: dict[str, dict[str, tuple[str | None, str]]] = {
     "kv_cache_dtype": {"bf16": ("bfloat16", "")},
     "tokenizer_mode": {"slow": ("auto", "there is one tokenizer")},
     "grammar_backend": {"outlines": ("llguidance", "llguidance takes its place")},
     "quantization": _each("awq awq_marlin gptq gptq_marlin compressed-tensors", (None, _FROM_CHECKPOINT)),
-    "log_level": {
-        word: (level, "")
-        for level in ("debug", "info", "warning", "error", "critical")
-        for word in (level.upper(), *{"warning": ("warn", "WARN"), "critical": ("fatal", "FATAL")}.get(level, ()))
-    },
+    "log_level": _LEVELS,
+    "log_level_http": _LEVELS,
 }
 """field -> {word: (our word, what to say of it)}"""
 
@@ -289,7 +309,7 @@ FLAGS: dict[str, OtherFlag] = {
         "encoder_urls encoder_register_urls decoupled_spec_connect_endpoints",
     ),
     "ep_size": OtherFlag("one", _CLUSTER, neutral=(1,)),
-    "disaggregation_mode": OtherFlag("one", _CLUSTER, neutral=("null",)),
+    "disaggregation_mode": OtherFlag("one", "a server does both, prefill and decode", neutral=("null",), refused=True),
     **_refused("a server serves whole models", "encoder_only language_model_only language_only"),
     # --- speculation, adapters, quantisation
     **_refused(_NO_DRAFT_MODEL, "enable_multi_layer_eagle", "speculative_draft_model_path speculative_draft_model_revision"),

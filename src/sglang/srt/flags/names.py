@@ -10,9 +10,9 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
-from sglang.common.suggest import did_you_mean
+from sglang.common.suggest import nearest
 from sglang.srt.errors import ConfigError
-from sglang.srt.flags.compatible import ALIASES, FLAGS, REFUSED_VALUES, VALUES, OtherFlag
+from sglang.srt.flags.compatible import ALIASES, ELSEWHERE, FLAGS, REFUSED_VALUES, VALUES, OtherFlag
 
 logger = logging.getLogger("sglang")
 
@@ -39,7 +39,7 @@ def translate(given: Mapping[str, Any], fields: Collection[str]) -> tuple[dict[s
         if target in FLAGS:
             notes += _notes_on(name, FLAGS[target], value)
         elif target not in fields:
-            raise TypeError(f"there is no flag {name!r}{nearest(name, fields)}")
+            raise TypeError(f"there is no flag {name!r}{hint(name, fields)}")
         elif target in known:
             raise TypeError(f"{name!r} is another name of {target!r}: give one of them")
         elif value is not None:  # None asks for the default
@@ -47,9 +47,15 @@ def translate(given: Mapping[str, Any], fields: Collection[str]) -> tuple[dict[s
     return known, notes
 
 
-def nearest(name: str, fields: Collection[str]) -> str:
-    """A hint for an unknown name."""
-    return did_you_mean(name, [*fields, *ALIASES, *FLAGS])
+def nearest_flag(name: str, fields: Collection[str]) -> str | None:
+    """What an unknown name may mean: that of another server, or one that is misspelt."""
+    return ELSEWHERE.get(name) or nearest(name, [*fields, *ALIASES, *FLAGS])
+
+
+def hint(name: str, fields: Collection[str]) -> str:
+    """The end of an error about an unknown name."""
+    close = nearest_flag(name, fields)
+    return f"; did you mean {close!r}?" if close else ""
 
 
 def _notes_on(name: str, flag: OtherFlag, value: Any) -> list[str]:
@@ -57,7 +63,8 @@ def _notes_on(name: str, flag: OtherFlag, value: Any) -> list[str]:
         return []
     if not flag.refused:
         return [f"{option(name)} has no effect here: {flag.here}"]
-    shown = "" if flag.takes == "none" else f" {value}"
+    words = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+    shown = "" if flag.takes == "none" else f" {words}"
     raise ConfigError(f"{option(name)}{shown:.80} is not possible here: {flag.here}")
 
 
@@ -100,9 +107,46 @@ def takes_other_names(cls: type[T]) -> type[T]:
         for note in notes:
             logger.warning("%s", note)
         plain(self, *args, **known)
+        keep_others(self, flags)
 
     cls.__init__ = construct  # type: ignore[assignment]
     return cls
+
+
+class OtherFlags:
+    """Base of a dataclass of flags: what is no field of it may be read as an attribute, too, as programs of the original do."""
+
+    __slots__ = ("_others",)  # no part of vars()
+    _others: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        target = ALIASES.get(name, name)
+        if target in FLAGS:
+            others: dict[str, Any] = getattr(self, "_others", {})
+            return others.get(target, _default(FLAGS[target]))
+        if target == name:
+            fields = [f.name for f in dataclasses.fields(self)]  # type: ignore[arg-type]
+            raise AttributeError(f"there is no flag {name!r}" + (hint(name, fields) if name[:1] != "_" else ""))
+        return getattr(self, target)
+
+
+def keep_others(flags: Any, given: Mapping[str, Any]) -> None:
+    """Lets `flags` have those of FLAGS that were given as attributes. Nothing happens if it is no OtherFlags."""
+    if isinstance(flags, OtherFlags):
+        others = {ALIASES.get(name, name): value for name, value in given.items()}
+        flags._others = {name: _typed(value, _default(FLAGS[name])) for name, value in others.items() if name in FLAGS}
+
+
+def _default(flag: OtherFlag) -> Any:
+    return False if flag.takes == "none" else next(iter(flag.neutral), None)
+
+
+def _typed(value: Any, default: Any) -> Any:
+    """Words of a command line as what the default is."""
+    try:
+        return type(default)(value) if isinstance(value, str) and isinstance(default, (int, float)) else value
+    except ValueError:
+        return value
 
 
 def add_other_flags(parser: argparse.ArgumentParser) -> None:

@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 import json
 import typing
+from collections.abc import Collection
 from typing import Any, NoReturn
 
-from sglang.common.suggest import nearest
 from sglang.srt.flags.compatible import ALIASES, FLAGS, REFUSED_VALUES, VALUES
-from sglang.srt.flags.names import add_other_flags, option, other_names
+from sglang.srt.flags.names import add_other_flags, nearest_flag, option, other_names
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -122,6 +122,7 @@ def spell_out(words: list[str], parser: FlagParser, cls: type[Any]) -> list[str]
     spelled = []
     for word in words:
         flag, equals, value = word.partition("=")
+        flag = _with_dashes(flag, {*own, *others})
         if flag.startswith("--") and len(flag) > 2 and flag not in own and flag not in others:
             fits = [name for name in own if name.startswith(flag)]
             fits = fits if len(fits) == 1 else [name for name in (*own, *others) if name.startswith(flag)]
@@ -132,12 +133,17 @@ def spell_out(words: list[str], parser: FlagParser, cls: type[Any]) -> list[str]
     return spelled
 
 
+def _with_dashes(flag: str, known: Collection[str]) -> str:
+    """-tp and --model_path, as some write --tp and --model-path."""
+    written = option(flag.lstrip("-"))
+    return written if flag.startswith("-") and len(flag) > 2 and written in known else flag
+
+
 def check_unknown(parser: FlagParser, unknown: list[str], cls: type[Any]) -> None:
     """What the parser has left over is an error; an unknown flag names its nearest neighbour."""
     for token in unknown:
         if not token.startswith("--"):
             parser.error(f"unexpected argument {token!r}")
         flag = token.split("=", 1)[0]
-        names = [option(name) for name in (*(f.name for f in dataclasses.fields(cls)), *ALIASES, *FLAGS)]
-        close = nearest(flag, names)
-        parser.error(f"unknown flag {flag}" + (f"; did you mean {close}?" if close else "; see --help"))
+        close = nearest_flag(flag.lstrip("-").replace("-", "_"), [f.name for f in dataclasses.fields(cls)])
+        parser.error(f"unknown flag {flag}" + (f"; did you mean {option(close)}?" if close else "; see --help"))

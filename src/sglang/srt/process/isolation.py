@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import msgspec
 
@@ -96,11 +97,19 @@ class Job:
         """That of the child, once it is known."""
         return self._child.pid
 
-    def result(self, *payload: bytes | bytearray, parts: bytearray | None = None, patience: Patience | None = None) -> bytes:
+    def result(
+        self,
+        *payload: bytes | bytearray,
+        parts: bytearray | None = None,
+        patience: Patience | None = None,
+        on_part: Callable[[bytes], None] | None = None,
+    ) -> bytes:
         """Sends the payload and waits for the reply. What the child sends in parts before it (fork_server.Work) is added to
-        `parts`. Raises IsolationError; Cancelled when `patience` had an end."""
+        `parts`, or given to `on_part` while the child goes on. Raises IsolationError, Cancelled when `patience` had an end, and what
+        `on_part` raises, which ends the child."""
+        parts = bytearray() if parts is None else parts
         try:
-            return self._exchange(payload, bytearray() if parts is None else parts, patience)
+            return self._exchange(payload, on_part or partial(self._add, parts), patience)
         except TimeoutError:
             raise IsolationError(self._owner.too_slow) from None
         except OSError as error:
@@ -125,7 +134,14 @@ class Job:
             with contextlib.suppress(OSError):  # it has ended
                 os.setpriority(os.PRIO_PROCESS, self.pid, LOWEST_PRIORITY)
 
-    def _exchange(self, payload: Sequence[bytes | bytearray], parts: bytearray, patience: Patience | None) -> bytes:
+    def _add(self, parts: bytearray, part: bytes) -> None:
+        if len(parts) + len(part) > self._owner.limits.reply:
+            raise IsolationError("made too much")
+        parts += part
+
+    def _exchange(
+        self, payload: Sequence[bytes | bytearray], on_part: Callable[[bytes], None], patience: Patience | None
+    ) -> bytes:
         if self._child.pid is None:
             _, data = self._read(time.monotonic() + START_SECONDS)
             self._child.pid = int.from_bytes(data, "little")
@@ -137,20 +153,21 @@ class Job:
             self._connection.sendall(JOB.pack(sum(map(len, payload))))
             for part in payload:
                 self._connection.sendall(part)
-        if patience is not None and self._is_late(patience.seconds) and not patience.goes_on():
-            raise Cancelled("was given up")
-        kind, data = self._read(deadline)
+        kind, data = self._read_patiently(deadline, patience)
         while kind == PART:
-            if len(parts) + len(data) > self._owner.limits.reply:
-                raise IsolationError("made too much")
-            parts += data
-            kind, data = self._read(deadline)
+            on_part(data)
+            kind, data = self._read_patiently(deadline, patience)
         self._may_go_on = kind == REPLY
         if kind in (REPLY, LAST_REPLY):
             return data
         if kind == FAILURE:
             raise IsolationError(data.decode(errors="replace"))
         raise IsolationError(self._owner.meaning(int.from_bytes(data, "little", signed=True)))
+
+    def _read_patiently(self, deadline: float, patience: Patience | None) -> tuple[bytes, bytes]:
+        if patience is not None and self._is_late(patience.seconds) and not patience.goes_on():
+            raise Cancelled("was given up")
+        return self._read(deadline)
 
     def _is_late(self, seconds: float) -> bool:
         """Waits for the beginning of a reply."""

@@ -459,11 +459,11 @@ def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) 
     _raise_file_limit()
     limit_arenas()
     listener = _listen(config.http.host, config.http.port)
+    config = with_files(config)  # a wrong name of a model is told before all that is long
     logger.info(
         "server_args=%s",
         dataclasses.replace(args, api_key=config.flags["api_key"], admin_api_key=config.flags["admin_api_key"]),
     )
-    config = with_files(config)
     last_resort = LastResort()
     try:
         uvloop.run(Server(config, listener, on_ready, last_resort).run())

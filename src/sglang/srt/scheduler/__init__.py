@@ -8,8 +8,8 @@ A file imports only what stands below it in this list:
     output.py           how the output of one request grows: sampled and forced tokens
     speculation/        drafts: rows of tokens that may follow, from several proposers, verified in one step
     batch.py            requests -> ForwardBatch
-    admission/          the queue and its policies, who is admitted, in what chunks, with what budget
     decode.py           memory for the next token of everyone; retraction
+    admission/          the queue and its policies, who is admitted, in what chunks, with what budget, and whose turn it is
     stats.py            log lines and SchedulerStats
     req.py              one request
     finish.py           when a request ends: ids, stop strings, stop expressions, lengths

@@ -1,14 +1,17 @@
 """Memory for the next rows of everyone who decodes, and what to do when there is none: retraction.
 
 A retracted request gives up its slots (what it computed stays in the prefix cache while there is room) and waits in front of
-the queue. It keeps its output, its place in the grammar and its seed, so that nothing of it changes but the time.
+the queue, or in the queue where it makes way for another client (admission/turns.py). It keeps its output, its place in the grammar and its seed, so that nothing of it changes but the time.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
+from sglang.srt.scheduler.admission.fair_share import party
 from sglang.srt.scheduler.admission.prefill import OutputEstimate, PrefillPlanner
+from sglang.srt.scheduler.admission.turns import Turns
 from sglang.srt.scheduler.admission.waiting import WaitingQueue
 from sglang.srt.scheduler.batch import Extend
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
@@ -36,6 +39,11 @@ class RunningBatch:
         self._step_tokens = step_tokens
         self.reqs: list[Req] = []
         self.num_retractions = 0
+
+    @property
+    def holders(self) -> list[Req]:
+        """All that hold a place."""
+        return [*self.reqs, self._prefill.partial] if self._prefill.partial is not None else list(self.reqs)
 
     def reserve_step(self) -> list[Req]:
         """Reserves slots for all tokens that each request has, retracting if it must. Returns requests that can go no further:
@@ -80,7 +88,20 @@ class RunningBatch:
         return decodes, jumps
 
     def retract(self, req: Req) -> None:
-        """Takes a running request off the batch and back into the queue."""
+        """Takes a running request off the batch and back to the front of the queue, since memory ran out."""
+        self._take_off(req)
+        self._waiting.push_front(req)
+        self._estimate.note_retraction(self.reqs)
+
+    def give_turn(self, turns: Turns) -> None:
+        """Who has waited for long takes the place of somebody else, who goes back into the queue."""
+        req = turns.makes_way(self.holders)
+        if req is not None:
+            self._take_off(req)
+            self._waiting.add(req)
+        self._prefill.unblock()
+
+    def _take_off(self, req: Req) -> None:
         assert req.hold is not None
         self._memory.close(req.hold, req.fill_ids())
         req.hold = None
@@ -90,8 +111,6 @@ class RunningBatch:
             self.reqs.remove(req)
         req.num_retractions += 1
         self.num_retractions += 1
-        self._waiting.push_front(req)
-        self._estimate.note_retraction(self.reqs)
 
     def retract_one(self) -> None:
         """For tests: as if memory had run out."""
@@ -99,12 +118,14 @@ class RunningBatch:
             self.retract(self._victim() or self.reqs[0])
 
     def _victim(self) -> Req | None:
-        """Who loses least: fewest outputs, then the longest prompt. None when only one is left."""
-        candidates = list(self.reqs)
-        if self._prefill.partial is not None:
-            candidates.append(self._prefill.partial)
+        """Of the client that holds most places, who loses least: fewest outputs, then the longest prompt. None when only one is
+        left."""
+        candidates = self.holders
         if len(candidates) < 2:
             return None
+        held = Counter(map(party, candidates))
+        most = max(held.values())
+        candidates = [req for req in candidates if held[party(req)] == most]
         return min(candidates, key=lambda req: (len(req.output_ids), -req.prompt_len))
 
     def _make_headroom(self) -> None:

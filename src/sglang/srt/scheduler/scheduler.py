@@ -37,6 +37,7 @@ from sglang.srt.messages import (
 )
 from sglang.srt.scheduler.admission.inlet import Inlet
 from sglang.srt.scheduler.admission.prefill import OutputEstimate, PrefillLimits, PrefillPlanner
+from sglang.srt.scheduler.admission.turns import Turns
 from sglang.srt.scheduler.admission.waiting import WaitingQueue
 from sglang.srt.scheduler.batch import Extend, ScheduleBatch, build_batch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
@@ -126,6 +127,7 @@ class Scheduler:
         self._sees = bool(info.media_kinds)
         self._prefill = PrefillPlanner(self.memory, self._waiting, self._estimate, limits, self._gate)
         self._running = RunningBatch(self.memory, self._waiting, self._prefill, self._estimate, info.max_batch_tokens)
+        self._turns = Turns(self._waiting)
         self._stats = StepStats(self.memory, options.decode_log_interval)
         self._live: dict[str, Req] = {}
         self._profiler = Profiler()
@@ -206,6 +208,8 @@ class Scheduler:
         every = self._options.test_retract_every
         if every and self._stats.num_decode_steps and self._stats.num_decode_steps % every == 0:
             self._running.retract_one()
+        if self._turns.is_due:
+            self._running.give_turn(self._turns)
         for req in self._running.reserve_step():
             results.end(req, FinishReason("length", length=len(req.output_ids), message=full))
         masks = self._masks
@@ -260,7 +264,7 @@ class Scheduler:
         options = self._options
         if not (options.overlap and self._worker.info.runs_ahead) or options.test_retract_every:
             return None
-        if self._paused or self._stopping or self._prefill.partial is not None:
+        if self._paused or self._stopping or self._prefill.partial is not None or self._turns.is_due:
             return None
         if len(self._waiting) and self.memory.rows.num_free and not self._prefill.still_blocked():
             return None
@@ -325,6 +329,7 @@ class Scheduler:
         self._running.reqs += results.decoding
         self._began = bool(results.decoding)
         self._estimate.note_step()
+        self._turns.note_step(self._running.holders, [extend.req for extend in batch.extends if extend.is_new])
         self._checked = self._ready = False
         if self._stats.note_step(batch, results.num_guessed, len(batch.decodes), len(self._waiting)):
             self._outbox.send(self._snapshot())

@@ -11,6 +11,10 @@ class Report(msgspec.Struct, frozen=True):
     error: str | None = None
     num_bytes: int = 0
 
+    def encode(self) -> bytes:
+        """What `decode_report` reads."""
+        return msgspec.msgpack.encode(self)
+
 
 def encode_trial(kind: str, text: str, prefix: str = "") -> bytes:
     """The payload of a job that tries a constraint; its reply is read by `decode_report`."""

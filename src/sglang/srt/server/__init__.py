@@ -24,4 +24,5 @@ A package or file imports only what stands below it in this list, but for what h
     parsers/               reasoning and tool calls
     tokenization/          tokenizers, chat templates, and back from tokens to text
     fields.py              checks of JSON fields
+    shared_ints.py         lists of token ids that share their objects
 """

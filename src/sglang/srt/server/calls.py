@@ -30,6 +30,7 @@ class Sequence:
         "index",
         "last_at",
         "num_attempts",
+        "num_discarded",
         "progress",
         "prompt_len",
         "queue_time",
@@ -52,6 +53,8 @@ class Sequence:
         self.said = False
         self.num_attempts = 0
         """answers that were generated and checked (schema_checks.py)"""
+        self.num_discarded = 0
+        """tokens of those that were thrown away"""
         self.progress = Progress()
 
     def with_held(self, out: GenerateOut) -> GenerateOut:

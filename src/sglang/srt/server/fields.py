@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,18 +86,9 @@ def note_ignored(what: str) -> None:
 
 
 def in_client_words(error: RequestError, names: Mapping[str, str]) -> RequestError:
-    """The same error with the fields called as the client's API has them. `names`: theirs by ours; one that could be an ordinary
-    word counts where the message begins with it, and none in quotes, where the client's own words stand."""
-    words = re.compile("|".join(map(_place, sorted(names, key=len, reverse=True))))
-    error.args = (words.sub(lambda found: names[found[0]], str(error)),)
-    if error.param is not None:
-        error.param = names.get(error.param, error.param)
+    """The same error with the fields called as the client's API has them. `names`: theirs by ours."""
+    error.rename(names)
     return error
-
-
-def _place(name: str) -> str:
-    is_word = name.isalpha()
-    return rf"\A{name}\b" if is_word else rf"(?<![\w.'\"]){re.escape(name)}(?![\w'\"])"
 
 
 def _is_slip(name: str, meant: str) -> bool:
@@ -116,6 +107,16 @@ def _is_slip(name: str, meant: str) -> bool:
 def unknown_message(name: str, known: Collection[str], what: str) -> str:
     """`name` may be as long as a client likes: only its beginning is looked at."""
     return f"unknown {what} {name[:SHOWN]!r}{did_you_mean(name[:SHOWN], known)}"
+
+
+@contextmanager
+def client_names(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors about a request leave in its client's names of our fields (ours -> its own)."""
+    try:
+        yield
+    except RequestError as error:
+        error.rename(names)
+        raise
 
 
 def as_bool(body: dict[str, Any], name: str, default: bool = False) -> bool:

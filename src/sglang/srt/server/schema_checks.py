@@ -4,6 +4,7 @@
                                    |  invalid, up to MAX_RETRIES times
                                    '--> the same request with another seed --> the scheduler
 
+An answer that a stop of the client's own, or the length limit, has cut is what was asked for: it goes to the client as it is.
 The scheduler sends such an answer whole, streams too, so nothing that is thrown away was ever shown.
 """
 
@@ -61,6 +62,14 @@ def answer_of(out: TokenOut, request: TokenizedReq, vocabulary: Vocabulary) -> s
     ids = out.ids[ends[0] + 1 :] if ends else out.ids
     drop = 0 if ends else len(request.healed.encode())
     return Detokenizer(vocabulary, request.sampling.skip_special_tokens, drop).feed(msgspec.structs.replace(out, ids=ids))
+
+
+def is_cut(out: TokenOut, request: TokenizedReq, vocabulary: Vocabulary) -> bool:
+    """Whether the client's own stop string or token ended the output, wherever it stood in the answer."""
+    assert out.finish is not None
+    matched = out.finish.matched
+    is_own = isinstance(matched, str) or matched in request.sampling.stop_token_ids
+    return is_own and not (out.ids and out.ids[-1] in vocabulary.eos_token_ids)
 
 
 def next_attempt(request: TokenizedReq, num_attempts: int) -> TokenizedReq:

@@ -60,7 +60,7 @@ from sglang.srt.server.http.request_scope import current_scope
 from sglang.srt.server.limits.parameter_room import ParameterRoom
 from sglang.srt.server.request_maker import RequestMaker
 from sglang.srt.server.resuming import Progress, Resuming
-from sglang.srt.server.schema_checks import MAX_RETRIES, SchemaChecks, answer_of, next_attempt
+from sglang.srt.server.schema_checks import MAX_RETRIES, SchemaChecks, answer_of, is_cut, next_attempt
 from sglang.srt.server.sessions import Place, Sessions, Turn
 from sglang.srt.server.telemetry.call_records import CallRecords
 from sglang.srt.server.tokenization.detokenizer import Detokenizer
@@ -367,13 +367,16 @@ class TokenizerManager:
         if self._sequences.get(request.rid) is not sequence or sequence.progress.is_sent:
             return  # dropped, or begun anew with another scheduler
         sequence.num_attempts += 1
-        if verdict.error is not None and not verdict.is_final and sequence.num_attempts <= MAX_RETRIES:
+        cut = is_cut(token_out, request, self.tokenizer.vocabulary)
+        if not cut and verdict.error is not None and not verdict.is_final and sequence.num_attempts <= MAX_RETRIES:
+            sequence.num_discarded += token_out.completion_len
+            self.records.discarded(token_out)
             sequence.request = next_attempt(request, sequence.num_attempts)
             if self.is_alive:
                 self._resuming.begin_anew(sequence)
             return
-        check = SchemaCheck(token_out.unenforced, sequence.num_attempts, verdict.error)
-        finish = msgspec.structs.replace(token_out.finish, check=check)
+        check = SchemaCheck(token_out.unenforced, sequence.num_attempts, verdict.error, sequence.num_discarded)
+        finish = msgspec.structs.replace(token_out.finish, check=None if cut and not verdict.is_whole else check)
         self._on_output(msgspec.structs.replace(token_out, finish=finish, unenforced=()), time.monotonic())
 
     def _finish(self, sequence: Sequence, out: GenerateOut) -> None:

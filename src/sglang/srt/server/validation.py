@@ -91,7 +91,7 @@ class LogprobBudget:
         if self._spent > limit:
             raise RequestError(
                 f"the request asks for {self._spent} log probabilities or more ({each} at each position), and {limit} are the most: "
-                "lower top_logprobs_num (top_logprobs, logprobs), max_new_tokens (max_tokens) or n, or score fewer positions",
+                "lower top_logprobs_num, max_new_tokens or n, or score fewer positions",
                 "top_logprobs_num" if logprobs.top_num else "return_logprob",
             )
         return sampling if tokens == sampling.max_new_tokens else msgspec.structs.replace(sampling, max_new_tokens=tokens)

@@ -41,15 +41,18 @@ class Fields:
         source: Path,
         defaults: Mapping[str, Any] | None = None,
         overrides: Mapping[str, Any] | None = None,
+        where: str = "",
     ) -> None:
+        """`where`: stands before the names in errors."""
         self.overrides = overrides or {}
         self.raw = {**raw, **self.overrides}
         self.source = source
+        self._where = where
         self.defaults = defaults or {}
         self.read: set[str] = set()
 
     def bad(self, name: str, what: str) -> ModelError:
-        return ModelError(f"{self.source}: {name} {what}")
+        return ModelError(f"{self.source}: {self._where}{name} {what}")
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value as it is; None if absent or null."""

@@ -184,7 +184,7 @@ def _dtype(fields: Fields) -> str:
     if value is None:
         return "float32"
     if not isinstance(value, str) or not 0 < len(value) <= MAX_DTYPE_LEN:
-        raise fields.bad("dtype", f"must be a name, and is {shown(value)}")
+        raise fields.bad("torch_dtype" if value is old else "dtype", f"must be a name, and is {shown(value)}")
     return value.removeprefix("torch.")
 
 

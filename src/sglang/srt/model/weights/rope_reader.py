@@ -55,18 +55,21 @@ def _base(outer: Fields, params: Fields, name: str, default: float) -> float:
 def _parse(
     outer: Fields, raw: dict[str, Any], head_dim: int, context_len: int, theta_name: str, default_theta: float
 ) -> RopeConfig:
-    params = Fields(_renamed(raw), outer.source)
+    holder = "rope_scaling" if outer.object("rope_scaling") else "rope_parameters"
+    params = Fields(_renamed(raw), outer.source, where=f"{holder}.")
     kind = params.get("rope_type")
     if kind is None:
         kind = "default"
     if kind not in KINDS:
-        raise outer.bad("rope_parameters", f"asks for rope of type {shown(kind)}, and known are {', '.join(KINDS)}")
+        raise outer.bad(holder, f"asks for rope of type {shown(kind)}, and known are {', '.join(KINDS)}")
     partial = params.number(
         "partial_rotary_factor", outer.number("partial_rotary_factor", 1.0, above=0.0, most=1.0), above=0.0, most=1.0
     )
     rotary_dim = int(head_dim * partial)
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
-        raise outer.bad("partial_rotary_factor", f"makes {rotary_dim} of {head_dim} elements rotate, which is no even part")
+        raise outer.bad(
+            "partial_rotary_factor", f"makes {rotary_dim} of {head_dim} elements rotate (head_dim), which is no even part"
+        )
     theta = _base(outer, params, theta_name, default_theta)
     if kind in ("default", "dynamic"):  # dynamic scaling is the identity up to the context length, beyond which nothing runs
         return RopeConfig(theta=theta, rotary_dim=rotary_dim)
@@ -78,7 +81,7 @@ def _parse(
         low = params.number("low_freq_factor", above=0.0, most=MAX_FACTOR)
         high = params.number("high_freq_factor", above=0.0, most=MAX_FACTOR)
         if high <= low:
-            raise outer.bad("rope_parameters", f"has a high_freq_factor ({high:g}) that is not above low_freq_factor ({low:g})")
+            raise outer.bad(holder, f"has a high_freq_factor ({high:g}) that is not above low_freq_factor ({low:g})")
         return RopeConfig(
             theta=theta,
             rotary_dim=rotary_dim,

@@ -97,12 +97,15 @@ def with_vision(
     vision = raw.get("vision_config")
     if not isinstance(vision, dict):
         raise ModelError(f"{source}: {family.class_name} needs a vision_config object")
-    read = family.read(VisionFields(Fields(raw, source), Fields(vision, source), text))
+    read = family.read(VisionFields(Fields(raw, source), Fields(vision, source, where="vision_config."), text))
     if read.hidden_size % read.num_heads:
-        raise ModelError(f"{source}: the encoder's width {read.hidden_size} is no multiple of its {read.num_heads} heads")
+        raise ModelError(
+            f"{source}: vision_config: the hidden_size {read.hidden_size} is no multiple of its {read.num_heads} heads"
+        )
     if read.out_size != config.hidden_size:
         raise ModelError(
-            f"{source}: the encoder makes rows of {read.out_size} and the decoder reads rows of {config.hidden_size}"
+            f"{source}: vision_config: the encoder makes rows of {read.out_size}, and the decoder's hidden_size is "
+            f"{config.hidden_size}"
         )
     num_rows = config.vocab_size + config.num_extra_ids
     if read.image_token_id >= num_rows:

@@ -46,6 +46,10 @@ class FairShare:
         """Clients with requests in the queue."""
         return len(self._clients)
 
+    def parties(self) -> set[Client]:
+        """Whose requests are in the queue."""
+        return set(map(_party, self._clients))
+
     def num_of(self, key: str) -> int:
         """Requests of an API key in the queue."""
         return self._waiting.get((key,), 0)
@@ -105,6 +109,15 @@ class FairShare:
     def _rank(self, client: Client, own_priority: int) -> tuple[float, ...]:
         key, *users = (self._tags.get(node, 0.0) for node in _nodes(client))
         return (key, -own_priority, *users)
+
+
+def party(req: Req) -> Client:
+    """Who holds its place: the API key, or where there is none, the user."""
+    return _party(_client(req))
+
+
+def _party(client: Client) -> Client:
+    return client[:1] if client[0] else client
 
 
 def _client(req: Req) -> Client:

@@ -11,6 +11,7 @@ waits for it: in the next step it finds them in the cache.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -146,14 +147,16 @@ class PrefillPlanner:
             match = self._memory.tree.match_prefix(req.fill_ids()[: req.reuse_limit()], req.salt)
             if self._memory.cached and begun.is_near(req, match):
                 deferred += 1
+                self._waiting.pass_over(req)
                 continue
             if req.media is not None and not self._gate.is_ready(req.media, len(match.slots)):
+                self._waiting.pass_over(req)
                 continue
             start = len(match.slots)
             if req.media is not None and req.media.last_end(start, min(start + tokens, req.fill_len)) <= start:
                 break  # a picture would be cut: it goes first in a step of its own
             alone = not decodes and not extends
-            cost = self._take(req, match, tokens, spare, alone)
+            cost = self._take(req, match, tokens, math.inf if req is self._waiting.due else spare, alone)
             if cost is None:
                 self._blocked_for = 0 if alone else RETRY_STEPS
                 break
@@ -166,7 +169,7 @@ class PrefillPlanner:
 
     def _take(self, req: Req, match: Match, tokens: int, spare: float, alone: bool) -> float | None:
         """Gives `req` a row, its cached prefix and slots for at most `tokens` more ids. Returns how much of `spare` that
-        takes, or None when memory does not allow it. A request that is `alone` is taken whatever the estimate."""
+        takes, or None when memory does not allow it. A request that is `alone`, or whose turn it is, is taken whatever the estimate."""
         memory, fill_len = self._memory, req.fill_len
         evictable = memory.tree.num_evictable
         hold = memory.open(match, req.salt, req.no_reuse)

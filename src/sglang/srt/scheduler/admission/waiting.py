@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import groupby
 
-from sglang.srt.scheduler.admission.fair_share import FairShare
+from sglang.srt.scheduler.admission.fair_share import Client, FairShare, party
 from sglang.srt.scheduler.cache.radix_cache import RadixCache, TreeNode
 from sglang.srt.scheduler.req import Req
 
@@ -72,6 +72,8 @@ class WaitingQueue:
         self._retracted: OrderedDict[str, Req] = OrderedDict()
         self._queue: OrderedDict[str, Req] = OrderedDict()
         self._shares = FairShare()
+        self.due: Req | None = None
+        """whose turn it is (turns.py): goes before all others"""
         self._num_special = 0  # waiting requests with a priority
         self._num_aged = 0  # waiting requests that were overtaken too often
 
@@ -85,6 +87,20 @@ class WaitingQueue:
     def num_of(self, key: str) -> int:
         """Requests of an API key, without those that were retracted."""
         return self._shares.num_of(key)
+
+    def parties(self) -> set[Client]:
+        """Whose requests wait (fair_share.party)."""
+        return self._shares.parties() | set(map(party, self._retracted.values()))
+
+    def call(self, client: Client | None) -> None:
+        """Makes it the turn of a client's first request; None: nobody's."""
+        own = [req for req in self if party(req) == client and not (req.media is not None and req.media.is_waiting)]
+        self.due = max(own, key=lambda req: (req.msg.priority, req.msg.own_priority), default=None)
+
+    def pass_over(self, req: Req) -> None:
+        """It waits for something else than room: nobody need make way for it now."""
+        if req is self.due:
+            self.due = None
 
     def add(self, req: Req) -> None:
         self._queue[req.rid] = req
@@ -100,6 +116,7 @@ class WaitingQueue:
         return self._retracted.get(rid) or self._queue.get(rid)
 
     def remove(self, req: Req) -> None:
+        self.pass_over(req)
         if self._retracted.pop(req.rid, None) is None:
             del self._queue[req.rid]
             self._shares.remove(req)
@@ -114,6 +131,14 @@ class WaitingQueue:
 
     def ordered(self, tree: RadixCache) -> Iterator[Req]:
         """Everyone, in the order of admission. Lazy, so that whom is served first counts for who comes next."""
+        due = self.due
+        if due is not None:
+            yield due
+        for req in self._in_order(tree):
+            if req is not due:
+                yield req
+
+    def _in_order(self, tree: RadixCache) -> Iterator[Req]:
         order = self._policy(list(self._queue.values()), tree, self._rng)
         if self._num_special or self._num_aged:
             order = sorted(order, key=lambda r: (-r.msg.priority, -r.msg.own_priority, r.num_overtaken <= MAX_OVERTAKEN))

@@ -5,8 +5,8 @@ The scheduler `submit`s what a request needs and asks with `poll` whether it is 
     submit -> cache -> lanes (whose turn, lanes.py) -> trial in a child (trial.py) -> room? -> compiled here -> poll
 
 Results, errors included, are kept by content (the most recently used ones, up to a number and to a sum of bytes), and a text
-that is being compiled is compiled once. Only what passed its trial is compiled in this process, with the engine's own long calls at
-the lowest priority (aside.py).
+that is being compiled is compiled once. Only what a child has compiled is compiled in this process, with the engine's own long calls at
+the lowest priority (aside.py), and only what passed the whole trial is given to requests.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ Key = tuple[str, str] | tuple[str, str, str]
 """(kind, text): a field of SamplingParams and its value, or STOP_REGEX and one expression; or (kind, text, prefix)"""
 
 
+def _len_of(key: Key) -> int:
+    return sum(map(len, key))
+
+
 class Job:
     """One text on its way. `value` or `error` is set when `done`. `started_at`: when a thread took it up. `num_bytes`: what it
     holds. `num_waiting`: requests that wait for it. `child`: where it is tried."""
@@ -56,7 +60,7 @@ class Job:
         self.done = False
         self.value: Any = None
         self.error: RequestError | OverloadError | None = None
-        self.num_bytes = sum(map(len, key))
+        self.num_bytes = _len_of(key)
         self.num_waiting = 0
         self.child: isolation.Job | None = None
 
@@ -201,16 +205,16 @@ class GrammarCompiler:
                 size -= job.num_bytes
                 self._num_dropped += job.num_bytes
 
-    def _make_room(self, job: Job, num_bytes: int) -> None:
-        """For what is about to be compiled. Raises GrammarError or OverloadError when it does not fit beside what requests use."""
+    def _make_room(self, job: Job, num_bytes: int, counted: int = 0) -> None:
+        """For what is about to be compiled, or was found to hold more than the bytes that are `counted`. Raises GrammarError or
+        OverloadError when it does not fit beside what requests use."""
         most = self._options.cache_bytes
         if num_bytes > most:
             raise GrammarError(f"{job.key[0]}: too complex: it holds {num_bytes >> 20} MB", job.key[0])
         with self._lock:
-            job.num_bytes += num_bytes
+            job.num_bytes += num_bytes - counted
             self._trim()
             if self._num_held() > most:  # what left the cache is in use
-                job.num_bytes -= num_bytes
                 raise OverloadError("the constraints of other requests fill the memory for them; try again later")
 
     # --- the threads ----------------------------------------------------------------------------------------------------------
@@ -246,14 +250,17 @@ class GrammarCompiler:
         kind, text = job.key[:2]
         job.started_at = time.monotonic()
         try:
-            if self._trials is not None and not self._try(job, self._trials, turn):
-                job.started_at = None
-                return 0.0
+            value = self._try(job, self._trials, turn) if self._trials is not None else None
             began = time.monotonic()
-            value = compile_stop_regex(text) if kind == STOP_REGEX else self._compile_grammar(*job.key)
+            if value is None:
+                value = compile_stop_regex(text) if kind == STOP_REGEX else self._compile_grammar(*job.key)
+        except Cancelled:
+            job.started_at, job.num_bytes = None, _len_of(job.key)
+            return 0.0
         except (RequestError, OverloadError) as error:
             if isinstance(error, OverloadError):
                 self._forget(job)
+            job.num_bytes = _len_of(job.key)
             job.end(None, error)
         except BaseException as error:  # noqa: BLE001  an engine's panic is no Exception; the request must hear of it
             job.end(None, GrammarError(f"{kind}: the grammar engine failed: {error}", kind))
@@ -262,14 +269,24 @@ class GrammarCompiler:
             return time.monotonic() - began if kind == STOP_REGEX else 0.0
         return 0.0
 
-    def _try(self, job: Job, trials: Trials, turn: Turn[Job]) -> bool:
-        """False when the trial has taken too long to go on now. Raises RequestError or OverloadError."""
-        kind = job.key[0]
+    def _try(self, job: Job, trials: Trials, turn: Turn[Job]) -> Any:
+        """What the job's text compiles to; None of a stop expression, which is compiled after its trial. Raises RequestError or
+        OverloadError; Cancelled when the trial has taken too long to go on now."""
+        kind, compiled = job.key[0], []
+        counted = 0
+
+        def compile_along(report: bytes) -> None:
+            nonlocal counted
+            counted = decode_report(report).num_bytes
+            self._make_room(job, counted)
+            compiled.append(self._compile_grammar(*job.key))
+
         try:
             child = job.child = trials.submit(kind)
-            reply = child.result(encode_trial(*job.key), patience=Patience(QUICK_SECONDS, lambda: _goes_on(turn, child)))
+            patience = Patience(QUICK_SECONDS, lambda: _goes_on(turn, child))
+            reply = child.result(encode_trial(*job.key), patience=patience, on_part=compile_along)
         except Cancelled:
-            return False
+            raise
         except IsolationError as error:
             raise GrammarError(f"{kind}: compiling it {error}; simplify it", kind) from error
         finally:
@@ -277,8 +294,8 @@ class GrammarCompiler:
         report = decode_report(reply)
         if report.error is not None:
             raise GrammarError(report.error, kind)
-        self._make_room(job, report.num_bytes)
-        return True
+        self._make_room(job, report.num_bytes, counted)
+        return compiled[0] if compiled else None
 
     def _compile_grammar(self, kind: str, text: str, prefix: str = "") -> Any:
         assert self._backend is not None

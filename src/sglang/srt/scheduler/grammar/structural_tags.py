@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from sglang.srt.errors import GrammarError
 
 _KEYS = frozenset({"type", "structures", "triggers"})
 _STRUCTURE_KEYS = frozenset({"begin", "schema", "end", "keywords"})
@@ -40,6 +43,21 @@ def read_structural_tag(text: str) -> StructuralTag:
     if not isinstance(triggers, list) or not all(isinstance(t, str) and t for t in triggers):
         raise ValueError("'triggers' must be a list of strings")
     return StructuralTag([_structure(structure, triggers) for structure in value["structures"]], triggers)
+
+
+def blame(text: str, error: GrammarError, compile_schema: Callable[[str], object]) -> GrammarError:
+    """`error`, of tags that were refused, said of the first structure whose schema does not compile by itself either."""
+    try:
+        structures = read_structural_tag(text).structures
+    except ValueError:
+        return error
+    for structure in structures:
+        try:
+            compile_schema(json.dumps(structure.schema))
+        except GrammarError as own:
+            why = str(own).removeprefix("json_schema: ")
+            return GrammarError(f"structural_tag: the schema behind {structure.begin[:200]!r}: {why}", "structural_tag")
+    return error
 
 
 def _structure(structure: Any, triggers: list[str]) -> Structure:

@@ -1,11 +1,13 @@
 """Trials: a constraint is compiled and stepped in a child process before the scheduler compiles it.
 
-    scheduler                                     fork server                        child, one per trial
-    Trials.run --(kind, text, prefix)-->          builds the engine's tables once    compiles, steps, measures, ends
-               <--(error, bytes, seconds)--------------------------------------------'
+    scheduler                                     fork server                        child
+    Trials.submit --(kind, text, prefix)-->       builds the engine's tables once    compiles
+       compiles it too <--(bytes)-----------------------------------------------------  |  steps, measures
+       gives it to requests <--(error, bytes)-----------------------------------------  '
 
 Engines are native code: a text may stop the process, fill its memory or never come to an end. It does so in the child then, which
-has limits of memory and time, and the request is refused. What passed here is compiled in the scheduler.
+has limits of memory and time, and the request is refused. What the child has compiled, the scheduler compiles while the child steps
+through it; nobody steps through it there before the child has come to the end.
 
 Stop expressions are tried and searched in children of their own (stop_regex.py).
 """
@@ -15,6 +17,8 @@ from __future__ import annotations
 import gc
 import random
 import time
+from collections import deque
+from collections.abc import Generator, Iterator
 
 import msgspec
 import numpy as np
@@ -35,7 +39,7 @@ MEMORY = 512 << 20
 NUM_TOKENS = 64
 """of a text that the grammar allows, and of one that it does not"""
 EVERY = 4
-"""tokens for which a mask is used, as far as they go on to be allowed, and forced tokens are asked for: both are most of the work"""
+"""tokens for which a mask is used, as far as they go on to be allowed, or are forced: masks are most of the work"""
 STEP_SECONDS = 0.03
 """a token of processor time; others of the step wait for it"""
 MAX_SLOW = 3
@@ -104,8 +108,7 @@ class Tester:
         self._backend = create_backend(vocabulary, options, threads=False)
         self._is_ready = False
         self._held = 0
-        if self._backend is not None:
-            self(encode_trial("json_schema", USUAL))
+        self._try_usual()
         gc.collect()
         gc.freeze()  # a child that collects garbage would touch, and so copy, all of it
         release_freed_memory()
@@ -113,29 +116,38 @@ class Tester:
 
     def get_ready(self) -> None:
         """In a child, before each job. Before the first its memory becomes its own, where jobs will write."""
-        if not self._is_ready and self._backend is not None:
-            self(encode_trial("json_schema", USUAL))
+        if not self._is_ready:
+            self._try_usual()
         self._is_ready = True
         self._held = held_bytes()
 
-    def __call__(self, payload: bytes) -> bytes:
+    def _try_usual(self) -> None:
+        if self._backend is not None:
+            deque(self(encode_trial("json_schema", USUAL)), maxlen=0)
+
+    def __call__(self, payload: bytes) -> Generator[bytes, None, bytes]:
+        """Two reports: when it is compiled, and at the end."""
         kind, text, prefix = decode_trial(payload)
         assert self._backend is not None, "a grammar without an engine is refused before"
+        reports = try_grammar(self._backend, kind, text, prefix, self._held or None)
         try:
-            report = Report(num_bytes=try_grammar(self._backend, kind, text, prefix, self._held or None))
+            yield next(reports).encode()
+            return next(reports).encode()
         except RequestError as error:
-            report = Report(error=str(error))
-        return msgspec.msgpack.encode(report)
+            return Report(error=str(error)).encode()
 
 
-def try_grammar(backend: GrammarBackend, kind: str, text: str, prefix: str = "", held_before: int | None = None) -> int:
-    """Compiles and steps. Returns the bytes that the grammar holds after that, and those that it will if it grows on. Raises
+def try_grammar(
+    backend: GrammarBackend, kind: str, text: str, prefix: str = "", held_before: int | None = None
+) -> Iterator[Report]:
+    """Compiles, and then steps: each with the bytes that the grammar holds after it, and that it will if it grows on. Raises
     GrammarError."""
     before = held_bytes() if held_before is None else held_before
     state = backend.compile(kind, text, prefix)
+    yield Report(num_bytes=max(held_bytes() - before, 0))
     walk = Walk(backend, state.copy(), kind)
     walk.run()
-    return max(held_bytes() - before, 0) + walk.growth * GROWTH
+    yield Report(num_bytes=max(held_bytes() - before, 0) + walk.growth * GROWTH)
 
 
 class Walk:
@@ -154,35 +166,46 @@ class Walk:
 
     def run(self) -> None:
         """Raises GrammarError where the engine runs into a limit, or takes long again and again."""
-        invalid, taken = self._state.copy(), []
-        half = 0
-        for i in range(NUM_TOKENS):
-            if i == NUM_TOKENS // 2:
+        invalid = self._state.copy()
+        taken: list[int] = []
+        half = num_with_mask = 0
+        while len(taken) < NUM_TOKENS:
+            if not half and len(taken) >= NUM_TOKENS // 2:
                 half = resident_bytes()
             began = time.thread_time()
-            token = self._step(with_mask=i % EVERY == 0)
+            with_mask = len(taken) >= num_with_mask * EVERY
+            num_with_mask += with_mask
+            tokens = self._step(with_mask)
             self._check(time.thread_time() - began)
-            if token is None:
+            if not tokens:
                 break
-            taken.append(token)
+            taken += tokens[: NUM_TOKENS - len(taken)]
         grown = resident_bytes() - half if half else 0
         self.growth = grown // (NUM_TOKENS // 2) if grown > MUCH else 0
         self._break(invalid, taken[: len(taken) // 2])
 
-    def _step(self, with_mask: bool) -> int | None:
-        """Takes a token that is allowed, and returns it; None where nothing but the end of the text may follow."""
+    def _step(self, with_mask: bool) -> list[int]:
+        """Takes tokens that are allowed, and returns them: all that are forced, or one. None where nothing but the end of the text
+        may follow."""
         if self._state.is_finished:
-            return None
+            return []
+        forced = self._state.forced_tokens()
+        if with_mask:
+            self._look()
+        if forced:
+            return forced if self._state.accept_all(forced) else []
         if not with_mask:
             token, after = self._pick(self._mask, self._places), self._state.copy()
             if token is not None and after.accept(token):
                 self._state = after
-                return token
-        self._state.forced_tokens()
+                return [token]
+            self._look()
+        token = self._pick(self._mask, self._places)
+        return [token] if token is not None and self._state.accept(token) else []
+
+    def _look(self) -> None:
         self._state.fill_mask(self._mask)
         self._places = np.flatnonzero(self._mask)
-        token = self._pick(self._mask, self._places)
-        return token if token is not None and self._state.accept(token) else None
 
     def _pick(self, words: UInt32Array, places: npt.NDArray[np.intp]) -> int | None:
         """One of the set bits. `places`: the words that have any."""

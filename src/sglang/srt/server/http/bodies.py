@@ -1,9 +1,9 @@
 """Bodies of requests: read within the room that there is for all of them, counted, then made into objects.
 
-    bytes --room--> counted on the bytes --> {name: bytes of the value} --> names checked --> values of the names that are read
+    bytes --room--> counted on the bytes --> read piece by piece --> values of the names that are read --> names checked
 
-Of a large body nothing is built that the route does not read, and the body is gone once its values are there. Small ones take the
-short way: what they could become is bounded by their size.
+Of a large body nothing is built that the route does not read, and the body is used up by reading it (json_reader.py). Small ones take
+the short way: what they could become is bounded by their size.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from sglang.srt.server.aside import run_aside
 from sglang.srt.server.fields import Fields
 from sglang.srt.server.http.wire_numbers import whole_number
 from sglang.srt.server.limits.body_room import SMALL_BODY, room_of
-from sglang.srt.server.limits.json_limits import CHUNK, MAX_ELEMENTS, check_json
-from sglang.srt.server.shared_ints import SharedInts
+from sglang.srt.server.limits.json_limits import CHUNK, JsonScan, check_json
+from sglang.srt.server.limits.json_reader import JsonReader
+from sglang.srt.server.limits.json_strings import Pieces, add_piece
 
 LONG_BODY = 16 << 10
-"""bytes above which a body is made into objects on another thread; above CHUNK value by value"""
+"""bytes above which a body is made into objects on another thread; above CHUNK piece by piece"""
 MAX_NAME_BYTES = 4096
 NAMES = frozenset(
     {
@@ -32,13 +33,9 @@ NAMES = frozenset(
     }
 )
 """fields that name something: they are kept, and said again in answers, so they are short"""
-MAX_REFUSED_BYTES = 256
-"""a value that a refused field may have, since it asks for nothing, is shorter"""
 
 T = TypeVar("T")
 
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_rows = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode = msgspec.json.Decoder().decode
 
 
@@ -51,9 +48,10 @@ async def read_object(request: Request, fields: Fields) -> dict[str, Any]:
 async def read_sized(request: Request, fields: Fields) -> tuple[dict[str, Any], int]:
     """`read_object`, and the body's length in bytes."""
     body = await read_body(request)
-    if len(body) > LONG_BODY:
-        return await run_aside(parse_object, body, fields), len(body)
-    return parse_object(body, fields), len(body)
+    size = sum(map(len, body))
+    if size > LONG_BODY:
+        return await run_aside(parse_object, body, fields), size
+    return parse_object(body, fields), size
 
 
 async def read_as(request: Request, fields: Fields, make: Callable[[dict[str, Any]], T]) -> T:
@@ -62,25 +60,24 @@ async def read_as(request: Request, fields: Fields, make: Callable[[dict[str, An
     return await run_aside(make, values) if size > LONG_BODY else make(values)
 
 
-async def read_body(request: Request) -> bytes | bytearray:
+async def read_body(request: Request) -> Pieces:
     """All bytes of the body. What is not small waits for its turn first (body_room.py). Raises OverloadError."""
-    message = await request.receive()
-    _check_there(message)
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        return body
-    whole, size, lease = bytearray(body), _announced(request), None
+    whole, num_read, size, lease = Pieces(), 0, _announced(request), None
     room = room_of(request.scope)
-    while message.get("more_body", False):
-        if lease is None and room is not None and (size or len(whole)) > SMALL_BODY:
+    message = await request.receive()
+    while True:
+        _check_there(message)
+        piece: bytes = message.get("body", b"")
+        add_piece(whole, piece)
+        num_read += len(piece)
+        if not message.get("more_body", False):
+            return whole
+        if lease is None and room is not None and (size or num_read) > SMALL_BODY:
             lease = await room.take(request.scope, size)
         if lease is None:
             message = await request.receive()
         else:
-            message = await lease.receive(request.receive, len(whole))
-        _check_there(message)
-        whole += message.get("body", b"")
-    return whole
+            message = await lease.receive(request.receive, num_read)
 
 
 def _announced(request: Request) -> int | None:
@@ -96,26 +93,28 @@ def _check_there(message: Any) -> None:
 # --- from bytes to objects --------------------------------------------------------------------------------------------------
 
 
-def parse_object(body: bytes | bytearray, fields: Fields) -> dict[str, Any]:
-    """The values of a body's fields. Raises RequestError."""
-    scan = check_json(body)
+def parse_object(body: Pieces, fields: Fields) -> dict[str, Any]:
+    """The values of a body's fields; the body is used up. Raises RequestError."""
     try:
-        if scan is None:
-            return _parse_short(body, fields)
-        members = _members(body)
-        fields.check(members)
-        for name, raw in members.items():
-            _check_member(name, raw, fields)
-        built = {name: raw for name, raw in members.items() if fields.is_built(name)}
-        many = scan.elements + scan.numbers > MAX_ELEMENTS
-        return {name: _value(raw, many) for name, raw in built.items()}
+        if sum(map(len, body)) <= CHUNK:
+            whole = b"".join(body)
+            check_json(whole)
+            return _parse_short(whole, fields)
+        scan = JsonScan()
+        for piece in body:
+            scan.read(piece)
+        reader = JsonReader(body, fields.is_built, lambda name: _check_long(name, fields))
+        values = reader.read()
+        fields.check(reader.names)
+        _check_names(values)
+        return values
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         _refuse(error)
     except RecursionError as error:
         raise RequestError("the body is nested too deeply") from error
 
 
-def _parse_short(body: bytes | bytearray, fields: Fields) -> dict[str, Any]:
+def _parse_short(body: bytes, fields: Fields) -> dict[str, Any]:
     value = _decode(body)
     if not isinstance(value, dict):
         raise RequestError("the body must be a JSON object")
@@ -123,9 +122,7 @@ def _parse_short(body: bytes | bytearray, fields: Fields) -> dict[str, Any]:
         fields.check(value)
         value = {name: item for name, item in value.items() if fields.is_built(name)}
     if len(body) > MAX_NAME_BYTES:
-        for name in value.keys() & NAMES:
-            if isinstance(value[name], str):
-                _check_name(name, len(value[name]))
+        _check_names(value)
     return value
 
 
@@ -135,72 +132,19 @@ def _refuse(error: Exception) -> NoReturn:
     raise RequestError(f"the body is not valid JSON: {str(error)[:200]}") from error
 
 
-def _check_member(name: str, raw: msgspec.Raw, fields: Fields) -> None:
-    size = len(memoryview(raw))
+def _check_long(name: str, fields: Fields) -> None:
+    """For a member whose value is longer than a piece."""
     if name in NAMES and name not in fields.ignored:
-        _check_name(name, size)
-    if name in fields.refused and size > MAX_REFUSED_BYTES:
+        raise _long_name(name)
+    if name in fields.refused:
         raise UnsupportedError(f"{name} is not supported by this server", name)
 
 
-def _check_name(name: str, size: int) -> None:
-    if size > MAX_NAME_BYTES:
-        raise RequestError(f"{name} is longer than {MAX_NAME_BYTES} characters", name)
+def _check_names(values: dict[str, Any]) -> None:
+    for name in values.keys() & NAMES:
+        if isinstance(values[name], str) and len(values[name]) > MAX_NAME_BYTES:
+            raise _long_name(name)
 
 
-def _value(raw: msgspec.Raw, many: bool) -> Any:
-    """One value of a long body. `many`: numbers are so many that only lists of token ids may be."""
-    view = memoryview(raw)
-    if len(view) <= CHUNK:
-        return _decode(raw)
-    head = bytes(view[:64]).translate(None, b" \t\r\n")
-    if head[:1] == b"[" and (head[1:2].isdigit() or head[1:2] == b"-"):
-        ids = _ids(view, SharedInts())
-        if ids is not None:
-            return ids
-        many = True
-    elif head[:2] == b"[[":
-        table = SharedInts()
-        return [_row(row, table) for row in _rows(raw)]
-    if many:
-        _check_numbers(view)
-    return _decode(raw)
-
-
-def _check_numbers(view: memoryview) -> None:
-    """Numbers in other places than lists of ids count like everything else."""
-    scan = check_json(view)
-    if scan is not None and scan.elements + scan.numbers > MAX_ELEMENTS:
-        raise RequestError(f"the body has more than {MAX_ELEMENTS} values and keys")
-
-
-def _row(raw: msgspec.Raw, table: SharedInts) -> Any:
-    view = memoryview(raw)
-    if len(view) > CHUNK and bytes(view[:1]) == b"[":
-        ids = _ids(view, table)
-        if ids is not None:
-            return ids
-        _check_numbers(view)
-    row = _decode(raw)
-    if isinstance(row, list) and row and type(row[0]) is int:
-        return [table[i] if type(i) is int else i for i in row]
-    return row
-
-
-def _ids(view: memoryview, table: SharedInts) -> list[int] | None:
-    """A long list of integers, read piece by piece: other threads run between two of them. None if it holds anything else."""
-    found: list[int] = []
-    at, end = 1, len(view)
-    while True:
-        piece, is_last = bytes(view[at : at + CHUNK]), at + CHUNK >= end
-        cut = piece.rfind(b"]" if is_last else b",")
-        try:
-            ids = _decode(b"[%b]" % piece[: max(cut, 0)])
-        except msgspec.DecodeError:
-            ids = []
-        if not ids or set(map(type, ids)) != {int}:
-            return None
-        found += table.share(ids)
-        if is_last:
-            return found
-        at += cut + 1
+def _long_name(name: str) -> RequestError:
+    return RequestError(f"{name} is longer than {MAX_NAME_BYTES} characters", name)

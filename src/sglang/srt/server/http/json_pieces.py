@@ -90,6 +90,17 @@ def json_pieces(value: Any, begin: bytes = b"", end: bytes = b"") -> Iterator[by
         yield last
 
 
+def encoded_within(value: Any, most: int) -> bytes | None:
+    """`value` as JSON, or None as soon as it turns out to be longer than `most` bytes."""
+    pieces, size = [], 0
+    for piece in json_pieces(value):
+        pieces.append(piece)
+        size += len(piece)
+        if size > most:
+            return None
+    return b"".join(pieces)
+
+
 def _fragments(value: Any) -> Iterator[bytes]:
     if isinstance(value, dict):
         start = b"{"
@@ -117,5 +128,10 @@ def _fragments(value: Any) -> Iterator[bytes]:
         for first in range(0, len(value), GROUP):
             yield (b"," if first else b"[") + encode_json(value[first : first + GROUP])[1:-1]
         yield b"]"
+    elif isinstance(value, str) and len(value) > PIECE_BYTES:
+        yield b'"'
+        for at in range(0, len(value), PIECE_BYTES):
+            yield encode_json(value[at : at + PIECE_BYTES])[1:-1]
+        yield b'"'
     else:
         yield encode_json(value.make() if isinstance(value, Late) else value)

@@ -6,6 +6,7 @@
     beside it   sizes and extensions of chunks, trailers: HEAD_BYTES, and BESIDE_RATIO bytes for each byte of the body (431)
     after it    one request at a time: the next one is parsed when this one has been answered, and until then no more is read
     answer      a client that takes nothing for WRITE_SECONDS is cut off
+    end         a client may end its sending side and wait: it gets the answers to what it sent, if it is still there
 
 A client that sends a byte now and then, sends without end, or never reads, cannot hold a connection for ever, nor memory.
 """
@@ -37,6 +38,11 @@ TURN_SECONDS = 0.01
 UNWANTED_BYTES = 4 << 20
 """of a body that still comes when its request has been answered: after that the connection is closed"""
 WRITE_SECONDS = 60.0
+PROBE_SECONDS = 0.5
+"""after which a client that sends no more is probed for the first time, and each time twice as long; at most so often as MAX_PROBE_SECONDS"""
+MAX_PROBE_SECONDS = 32.0
+PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
+"""an interim answer, which every client of HTTP/1.1 passes over (RFC 9110, 15.2)"""
 GRACE_SECONDS = 0.1
 """from the moment a client is late to the refusal: what came while this process was busy is read first"""
 
@@ -76,6 +82,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
         self._unwritten = 0
+        self._has_ended = False
+        self._probing: asyncio.TimerHandle | None = None
 
     def _begin_head(self) -> None:
         self._in_head = True
@@ -101,6 +109,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._open_ones.leave(self)
         self._stop_reading_timer()
         self._stop_writing_timer()
+        if self._probing is not None:
+            self._probing.cancel()
         self._unparsed = b""
         super().connection_lost(exc)
 
@@ -120,6 +130,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._parse()
         if not self._is_answering:
             self._open_ones.rest(self)
+        self._close_if_ended()
 
     def timeout_keep_alive_handler(self) -> None:
         self._close()
@@ -222,6 +233,30 @@ class LimitedProtocol(HttpToolsProtocol):
         if (self._in_head and self._head_bytes > HEAD_BYTES) or self._beside > allowed:
             self._refuse(431)
         elif self._unwanted > UNWANTED_BYTES:
+            self._close()
+
+    # --- a client that sends no more ----------------------------------------------------------------------------------------
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether the connection stays open: as long as there is something to answer."""
+        self._has_ended = True
+        if not self._is_answering or self.scope["http_version"] != "1.1":
+            return False
+        if not self._unparsed:
+            self.cycle.keep_alive = False
+        self._probing = self.loop.call_later(PROBE_SECONDS, self._probe, PROBE_SECONDS)
+        return True
+
+    def _probe(self, waited: float) -> None:
+        """A client that has gone looks the same, until something is sent to it: then its system refuses, which shows with what is
+        sent next. Answers that have begun need no probes."""
+        if self._is_answering and not self.cycle.response_started:
+            self.transport.write(PROBE)
+        waited = min(2 * waited, MAX_PROBE_SECONDS)
+        self._probing = self.loop.call_later(waited, self._probe, waited)
+
+    def _close_if_ended(self) -> None:
+        if self._has_ended and not self._is_answering and not self.transport.is_closing():
             self._close()
 
     # --- the parser ---------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from sglang.srt.errors import ContextLengthError, RequestError, SglangError
 from sglang.srt.server.calls import Call
+from sglang.srt.server.fields import client_names
 from sglang.srt.server.generate_req import GenerateReq
 from sglang.srt.server.http.json_pieces import encode_json, json_pieces
 from sglang.srt.server.limits.body_room import release_body
@@ -156,7 +157,8 @@ async def _start(request: Request, manager: TokenizerManager, req: GenerateReq) 
     """Hands the request to the scheduler. What only was needed to make it is not kept while it runs. None if the client leaves while
     its images are fetched and decoded, which ends with it."""
     starting = manager.start(req)
-    call = await (starting if req.media is None else unless_gone(request, starting))
+    with client_names(req.names):
+        call = await (starting if req.media is None else unless_gone(request, starting))
     if call is not None:
         req.forget_prompt()
         release_body(request.scope)
@@ -179,7 +181,8 @@ async def answer(
 
     watcher = asyncio.create_task(_when_gone(request.receive, leave))
     try:
-        reply = await collect(call)
+        with client_names(req.names):
+            reply = await collect(call)
         return None if gone else reply
     finally:
         watcher.cancel()
@@ -218,12 +221,19 @@ async def stream(
         return CLIENT_GONE
     watcher = asyncio.create_task(_when_gone(request.receive, call.cancel))
     try:
-        await call.ready(FIRST_OUTPUT_SECONDS)
+        with client_names(req.names):
+            await call.ready(FIRST_OUTPUT_SECONDS)
     except BaseException:
         watcher.cancel()
         call.cancel()
         raise
-    return EventStream(call, events(call), watcher, write_error or (lambda error: error_event(error, openai)), tail, keep_alive)
+
+    def write(error: SglangError) -> bytes:
+        if isinstance(error, RequestError):
+            error.rename(req.names)
+        return write_error(error) if write_error is not None else error_event(error, openai)
+
+    return EventStream(call, events(call), watcher, write, tail, keep_alive)
 
 
 class EventStream(Response):

@@ -7,6 +7,7 @@ other threads run between two pieces. What stands in strings is never taken for 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -48,11 +49,20 @@ class JsonScan:
 
     def read(self, text: bytes | bytearray | memoryview) -> JsonScan:
         """The counts of a whole text. Raises RequestError as soon as one of them is too large."""
-        view = memoryview(text)
-        for at in range(0, len(view), CHUNK):
-            self._read(bytes(view[at : at + CHUNK]))
-            self._check()
+        with memoryview(text) as view:
+            for at in range(0, len(view), CHUNK):
+                self._read(bytes(view[at : at + CHUNK]))
+                self._check()
         return self
+
+    @staticmethod
+    def check_sum(scans: Iterable[JsonScan]) -> None:
+        """Raises RequestError if several texts together would become too much."""
+        total = JsonScan()
+        for scan in scans:
+            total.elements += scan.elements
+            total.text += scan.text
+        total._check()
 
     def _check(self) -> None:
         if self.depth > MAX_DEPTH:

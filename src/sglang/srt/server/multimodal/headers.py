@@ -22,6 +22,7 @@ MAX_SCANS = 100
 """of a progressive JPEG; encoders make about ten, and each costs as much as the whole picture"""
 MAX_PARTS = 1 << 16
 """chunks, markers or directory entries that are visited in a file"""
+SEARCH_BYTES = 1 << 20
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
@@ -157,12 +158,20 @@ def _jpeg_segments(reader: _Reader) -> Iterator[tuple[int, int, int]]:
             continue
         after = at + 2 if marker == _JPEG_END else at + 4 if at + 4 > len(data) else at + 2 + max(2, *reader.at("H", at + 2))
         if marker == _JPEG_SCAN and after <= len(data):
-            found = _AFTER_SCAN.search(data, after)
-            after = found.start() if found else len(data)
+            after = _end_of_scan(data, after)
         yield marker, at, after
         if marker == _JPEG_END:
             return
         at = after
+
+
+def _end_of_scan(data: Data, at: int) -> int:
+    """Where the next marker stands. Searched piece by piece: a search lets no other thread run."""
+    for begin in range(at, len(data), SEARCH_BYTES):
+        found = _AFTER_SCAN.search(data, begin, begin + SEARCH_BYTES + 1)
+        if found:
+            return found.start()
+    return len(data)
 
 
 def cut_of_jpeg(data: Data) -> int | None:

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
@@ -30,6 +30,9 @@ _ALPHABET = bytes.maketrans(b"-_", b"+/")
 MAX_PATH = 4096
 MAX_QUOTED = 1 << 20
 """characters of a data URI that is not base64"""
+
+PIECE_CHARS = 64 << 10
+"""of base64 that are decoded at once"""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -148,7 +151,7 @@ class Sources:
 # --- inline data ----------------------------------------------------------------------------------------------------------------
 
 
-def _not_empty(data: bytes, label: str) -> bytes:
+def _not_empty(data: bytes | bytearray, label: str) -> bytes | bytearray:
     if not data:
         raise RequestError(f"{label} is empty")
     return data
@@ -163,31 +166,57 @@ def _data_uri(source: str, kind: str) -> Fetched:
     kinds = (kind, "image") if kind == "video" else (kind,)  # an animated image is a video
     if mime and not f"{mime.lower()}/".startswith((*(f"{name}/" for name in kinds), "application/octet-stream")):
         raise RequestError(f"a data URI of type {shorten(mime)!r} is no {kind}")
-    body = source[comma + 1 :]
+    data: bytes | bytearray
     if "base64" in (p.strip().lower() for p in parameters):
-        data = decode_base64(_unquoted_base64(body), f"the {kind}'s data URI")
-    elif len(body) > MAX_QUOTED:
-        raise RequestError(f"{label} has {len(body)} characters that are not base64; so many must be")
+        data = decode_base64(source, f"the {kind}'s data URI", comma + 1, is_quoted=True)
+    elif (length := len(source) - comma - 1) > MAX_QUOTED:
+        raise RequestError(f"{label} has {length} characters that are not base64; so many must be")
     else:
-        data = urllib.parse.unquote_to_bytes(body)
+        data = urllib.parse.unquote_to_bytes(source[comma + 1 :])
     return Fetched(_not_empty(data, label), label, mime or None)
 
 
-def _unquoted_base64(text: str) -> str:
-    """Without percent signs. (The library's function makes an object of every one of them.)"""
-    if "%" in text:
-        for code, character in (("2B", "+"), ("2F", "/"), ("3D", "="), ("0A", ""), ("0D", ""), ("20", "")):
-            text = text.replace(f"%{code}", character).replace(f"%{code.lower()}", character)
-    return text
-
-
-def decode_base64(text: str, label: str) -> bytes:
-    """Bytes of either alphabet, with or without padding and white space. Raises RequestError."""
+def decode_base64(text: str, label: str, start: int = 0, is_quoted: bool = False) -> bytearray:
+    """Bytes of either alphabet, with or without padding and white space, from `start` on. `is_quoted`: as part of a URL. Raises
+    RequestError."""
+    decoded, rest = bytearray(), b""
     try:
-        raw = text.encode("ascii").translate(_ALPHABET, b" \t\n\r\f\v")
-        if not _BASE64.fullmatch(raw):
-            raise ValueError("not in the alphabet")
-        padding = b"=" * (-len(raw) % 4)
-        return binascii.a2b_base64(raw + padding if padding else raw)
+        for piece in _unquoted(text, start) if is_quoted else _pieces(text, start):
+            rest += piece.encode("ascii").translate(_ALPHABET, b" \t\n\r\f\v")
+            padding = rest.find(b"=")
+            if padding < 0:
+                whole = len(rest) & ~3
+                decoded += _decoded(rest[:whole])
+                rest = rest[whole:]
+            elif len(rest) > padding + 2:
+                break  # something follows the padding
+        decoded += _decoded(rest + b"=" * (-len(rest) % 4))
     except (ValueError, binascii.Error) as error:
         raise RequestError(f"{label} is not valid base64") from error
+    return decoded
+
+
+def _decoded(raw: bytes) -> bytes:
+    if not _BASE64.fullmatch(raw):
+        raise ValueError("not in the alphabet")
+    return binascii.a2b_base64(raw)
+
+
+def _pieces(text: str, start: int) -> Iterator[str]:
+    """Short enough that other threads need not wait long."""
+    for at in range(start, len(text), PIECE_CHARS):
+        yield text[at : at + PIECE_CHARS]
+
+
+def _unquoted(text: str, start: int) -> Iterator[str]:
+    """Without percent signs. (The library's function makes an object of every one of them.)"""
+    rest = ""
+    for piece in _pieces(text, start):
+        piece = rest + piece
+        end = piece.find("%", len(piece) - 2)
+        piece, rest = (piece, "") if end < 0 else (piece[:end], piece[end:])
+        if "%" in piece:
+            for code, character in (("2B", "+"), ("2F", "/"), ("3D", "="), ("0A", ""), ("0D", ""), ("20", "")):
+                piece = piece.replace(f"%{code}", character).replace(f"%{code.lower()}", character)
+        yield piece
+    yield rest

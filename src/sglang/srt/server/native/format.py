@@ -187,11 +187,11 @@ def _logprobs(
         raise RequestError(f"token_ids_logprob has {len(per_prompt)} entries for {count} prompts", "token_ids_logprob")
     result: list[tuple[LogprobOptions | None, LogprobStyle]] = []
     for want, start, top, token_ids, params in zip(wanted, starts, tops, per_prompt, sampling, strict=True):
+        if token_ids is not None and not (isinstance(token_ids, list) and all(type(i) is int for i in token_ids)):
+            raise RequestError("token_ids_logprob must be a list of integers", "token_ids_logprob")
         if not want:
             result.append((None, LogprobStyle()))
             continue
-        if token_ids is not None and not (isinstance(token_ids, list) and all(type(i) is int for i in token_ids)):
-            raise RequestError("token_ids_logprob must be a list of integers", "token_ids_logprob")
         if start is None:  # a request that generates nothing can only mean its prompt
             start = 0 if params.max_new_tokens == 0 else -1
         options = LogprobOptions(start_len=start, top_num=top or 0, token_ids=tuple(token_ids or ()))
@@ -264,6 +264,7 @@ def check_dict(finish: FinishReason) -> dict[str, Any]:
     about = {
         "valid": check.error is None,
         "attempts": check.num_attempts,
+        "discarded_tokens": check.num_discarded,
         "error": check.error,
         "keywords": list(check.keywords),
     }

@@ -159,8 +159,9 @@ class NativeApi:
 
     async def apply_chat_template(self, request: Request) -> Response:
         tokenizer, sees = self._manager.need_tokenizer(), self._manager.media is not None
+        most = max(self._manager.max_chars, MAX_TOKENIZE_CHARS)
         return LargeJsonResponse(
-            await read_as(request, RENDER_FIELDS, partial(render_messages, tokenizer=tokenizer, sees=sees))
+            await read_as(request, RENDER_FIELDS, partial(render_messages, tokenizer=tokenizer, sees=sees, max_chars=most))
         )
 
     async def tokenizer_info(self, request: Request) -> Response:

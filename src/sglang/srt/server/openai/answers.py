@@ -58,16 +58,17 @@ class Answer:
             call.is_whole = piece.is_last
 
     def delta(self, piece: Piece) -> dict[str, Any] | None:
-        """A piece that was just added, as a streamed delta; None if it has nothing to say."""
+        """A piece that was just added, as a streamed delta; None if it has nothing to say. Clients read the keys that are not
+        OpenAI's from every delta."""
         if isinstance(piece, Text):
-            return {"content": piece.text}
+            return {"content": piece.text, "reasoning_content": None, "tool_calls": None}
         if isinstance(piece, Reasoning):
-            return {"reasoning_content": piece.text}
+            return {"reasoning_content": piece.text, "tool_calls": None}
         if isinstance(piece, CallArguments):
             more = {"index": piece.index, "function": {"arguments": piece.text}}
-            return {"tool_calls": [more]} if piece.text else None
+            return {"reasoning_content": None, "tool_calls": [more]} if piece.text else None
         call = ToolCall(self.calls[piece.index].id, piece.name)
-        return {"tool_calls": [call.as_dict(piece.index)]}
+        return {"reasoning_content": None, "tool_calls": [call.as_dict(piece.index)]}
 
     def message(self) -> dict[str, Any]:
         """The whole choice as a message."""

@@ -16,7 +16,7 @@ from sglang.srt.messages import FinishReason, LogprobOptions, Logprobs, Position
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import note_ignored
+from sglang.srt.server.fields import client_names, note_ignored
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.multimodal.inputs import MediaInput, parse_pixels, with_pixels
@@ -25,7 +25,7 @@ from sglang.srt.server.openai.joined_messages import encode_joined
 from sglang.srt.server.openai.logprobs import chat_logprob_entries, chat_logprobs, token_bytes
 from sglang.srt.server.openai.messages import parse_messages
 from sglang.srt.server.openai.protocol import ChatRequest
-from sglang.srt.server.openai.sampling import sampling_params
+from sglang.srt.server.openai.sampling import field_names, has_format, sampling_params
 from sglang.srt.server.openai.sse import PART_VALUES, ChunkWriter, Usage, finish_details, finish_name
 from sglang.srt.server.openai.tools import plan_tools, tell_calls, tell_tools
 from sglang.srt.server.parsers.answer import AnswerParser
@@ -46,14 +46,20 @@ MAX_TOP_LOGPROBS = 20
 PROMPT_END = 32
 """tokens at the end of a prompt that tell whether it has opened or closed the thoughts"""
 
+NO_EFFORT = "none"
+_THINKING_SWITCHES = ("enable_thinking", "thinking")
+"""names that templates have for it"""
+_NAMES = dict.fromkeys(("text", "input_ids", "image_data"), "messages") | {
+    "top_logprobs_num": "top_logprobs",
+    "return_logprob": "logprobs",
+}
 LONG_ANSWER = 10_000
 """characters of answers that are taken apart on another thread"""
 T = TypeVar("T")
 
-_THINKING = ("enable_thinking", "thinking")
-"""variables with which templates leave thoughts out"""
-_ROLE = b'"delta":{"role":"assistant","content":""}'
-_NOTHING = b'"delta":{}'
+_NO_MORE = b',"reasoning_content":null,"tool_calls":null}'
+_ROLE = b'"delta":{"role":"assistant","content":""' + _NO_MORE
+_NOTHING = b'"delta":{"reasoning_content":null,"tool_calls":null}'
 
 
 @dataclass(frozen=True)
@@ -77,10 +83,10 @@ class ChatCall:
     """One chat request on its way: what to generate, and how its answer looks."""
 
     def __init__(self, request: ChatRequest, options: ChatOptions, takes_hints: bool = False) -> None:
-        """`takes_hints`: for the APIs of agents, which do not know the model: a reasoning effort that its template does not know is
-        ignored, and messages that it refuses or leaves out are joined. Raises RequestError."""
-        self._options = options
+        """`takes_hints`: for the APIs of agents, which do not know the model: messages that its template refuses or leaves out are
+        joined. Raises RequestError."""
         self._takes_hints = takes_hints
+        self._options = options
         self._tokenizer = options.tokenizer
         self._model = request.model or options.served_name
         self._created = int(time.time())
@@ -88,23 +94,27 @@ class ChatCall:
         self._num_top = self._check_logprobs(request)
         self._wants_logprobs = bool(request.logprobs)
         sampling = sampling_params(request, _max_tokens(request), options.defaults)
-        self._plan = plan_tools(
-            request.tools,
-            request.tool_choice,
-            request.parallel_tool_calls,
-            options.tool_parser,
-            sampling,
-            has_format=request.response_format is not None,
-        )
+        names = {**field_names(request), **_NAMES}
+        with client_names(names):
+            self._plan = plan_tools(
+                request.tools,
+                request.tool_choice,
+                request.parallel_tool_calls,
+                options.tool_parser,
+                sampling,
+                has_format=has_format(request),
+            )
+        if self._plan.sampling.grammar != sampling.grammar:  # what constrains the answer are the tools
+            names |= dict.fromkeys(("json_schema", "structural_tag"), "tools")
         self._num_samples = sampling.n
         self._thinks = False
         self._splits = options.reasoning is not None and request.separate_reasoning is not False
         self._hold_reasoning = request.stream_reasoning is False
-        self.req = self._generate_req(request, self._plan.sampling)
+        self.req = self._generate_req(request, self._plan.sampling, names)
         self._parsers: dict[int, AnswerParser] = {}
         self._counters: dict[int, ReasoningCounter] = {}
 
-    def _generate_req(self, request: ChatRequest, sampling: SamplingParams) -> GenerateReq:
+    def _generate_req(self, request: ChatRequest, sampling: SamplingParams, names: dict[str, str]) -> GenerateReq:
         template = self._tokenizer.chat_template(with_tools=bool(self._plan.shown))
         if self._plan.exact:
             _check_strict(template, self._options.tool_parser)
@@ -140,22 +150,22 @@ class ChatCall:
             cache_salt=join_salt(request.cache_salt, request.extra_key),
             priority=request.priority or 0,
             grammar_after=self._expect_thoughts(ids, sampling, continued) if self._options.reasoning is not None else (),
+            names=names,
         )
 
-    def _template_variables(self, request: ChatRequest, template: ChatTemplate) -> dict[str, Any]:
-        variables = dict(request.chat_template_kwargs or {})
-        effort = request.reasoning_effort
-        if effort == "none":
-            variables = {name: False for name in _THINKING if template.mentions(name)} | variables
-        if effort is None:
-            return variables
-        if template.mentions("reasoning_effort"):
-            variables["reasoning_effort"] = effort
-        elif effort != "none" and not self._takes_hints:
-            raise UnsupportedError("reasoning_effort: this model's chat template does not know it", "reasoning_effort")
-        elif effort != "none":
-            note_ignored("a reasoning effort: this model's chat template does not know it")
-        return variables
+    @staticmethod
+    def _template_variables(request: ChatRequest, template: ChatTemplate) -> dict[str, Any]:
+        """What the template is told besides messages and tools. Effort and verbosity are hints: a template that does not know them
+        is not told, but that there is to be no effort means no thoughts."""
+        variables: dict[str, Any] = {}
+        for name, value in (("reasoning_effort", request.reasoning_effort), ("verbosity", request.verbosity)):
+            if value is not None and template.mentions(name):
+                variables[name] = value
+            elif value not in (None, NO_EFFORT):
+                note_ignored(f"{name}: this model's chat template does not know it")
+        if request.reasoning_effort == NO_EFFORT:
+            variables |= dict.fromkeys(_THINKING_SWITCHES, False)
+        return variables | (request.chat_template_kwargs or {})
 
     def _with_markers(self, sampling: SamplingParams) -> SamplingParams:
         """Marks of calls and thoughts must reach the parsers, even where they are special tokens."""
@@ -317,7 +327,7 @@ class ChatCall:
         """The deltas of one output. Its log probabilities go with the first of them; a lot of them with more."""
         if out.output_logprobs is None and not self.is_parsed:
             if out.text:
-                yield b'"delta":{"content":%b}' % encode_json(out.text), None
+                yield _text_delta(out.text), None
             return
         parts = map(self._logprobs, out.output_logprobs.parts(PART_VALUES) if out.output_logprobs else ())
         if self.is_parsed:
@@ -326,9 +336,13 @@ class ChatCall:
                 if (delta := answer.delta(piece)) is not None:
                     yield b'"delta":%b' % encode_json(delta), next(parts, None)
         elif out.text:
-            yield b'"delta":{"content":%b}' % encode_json(out.text), next(parts, None)
+            yield _text_delta(out.text), next(parts, None)
         for logprobs in parts:
-            yield b'"delta":{"content":""}', logprobs
+            yield _text_delta(""), logprobs
+
+
+def _text_delta(text: str) -> bytes:
+    return b'"delta":{"content":' + encode_json(text) + _NO_MORE
 
 
 def ended_by(finish: FinishReason, answer: Answer) -> str:

@@ -14,12 +14,13 @@ from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.openai.chat import join_salt, usage_wishes
 from sglang.srt.server.openai.logprobs import CompletionLogprobs
 from sglang.srt.server.openai.protocol import CompletionRequest
-from sglang.srt.server.openai.sampling import sampling_params
+from sglang.srt.server.openai.sampling import field_names, sampling_params
 from sglang.srt.server.openai.sse import PART_VALUES, ChunkWriter, Usage, finish_details, finish_name
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
 MAX_LOGPROBS = 20
+_NAMES = dict.fromkeys(("text", "input_ids"), "prompt") | dict.fromkeys(("top_logprobs_num", "return_logprob"), "logprobs")
 MAX_ECHO_BYTES = 16 << 20
 """of prompts that the answer repeats, once for each sample"""
 
@@ -61,6 +62,7 @@ class CompletionCall:
             add_special_tokens=request.add_special_tokens is not False,
             cache_salt=join_salt(request.cache_salt, request.extra_key),
             priority=request.priority or 0,
+            names={**field_names(request), **_NAMES},
         )
         self._wants_logprobs = logprobs is not None
         self._logprobs: dict[int, CompletionLogprobs] = {}

@@ -17,7 +17,14 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """names that servers have for the thoughts of an earlier answer; templates read the first or the second"""
 _KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "refusal", *_REASONING})
-_EMPTY_KEYS = frozenset({"function_call", "audio", "annotations"})
+_HINTS = frozenset(
+    {
+        *("id", "annotations", "parsed", "cache_control", "reasoning_details", "thinking_blocks", "metadata", "weight"),
+        *("provider_specific_fields", "extra_content", "finish_reason", "matched_stop", "citations"),
+    }
+)
+"""what clients send back from an answer, or add for other servers; it says nothing to the model"""
+_EMPTY_KEYS = frozenset({"function_call", "audio", "images"})
 """what clients send back from an answer; means nothing when empty"""
 _MEDIA = frozenset({"image_url", "video_url", "audio_url", "input_audio", "image", "video", "audio", "file", "input_image"})
 _PLAIN = frozenset({"role", "content"})
@@ -53,7 +60,7 @@ def _message(raw: dict[str, Any], where: str, template: ChatTemplate, media: lis
     for key, value in raw.items():
         if key in _EMPTY_KEYS and value not in (None, [], {}, ""):
             raise UnsupportedError(f"{where}.{key} is not supported", "messages")
-        if key not in _KEYS and key not in _EMPTY_KEYS:
+        if key not in _KEYS and key not in _EMPTY_KEYS and key not in _HINTS:
             raise RequestError(f"{where}: {unknown_message(key, _KEYS, 'key')}", "messages")
     message: dict[str, Any] = {"role": role, "content": _content(content, where, role, raw, media)}
     for key in ("name", "tool_call_id", *_REASONING):

@@ -1,19 +1,21 @@
 """What OpenAI's API takes, as far as this server does it, and with the extensions of the native API.
 
-Every field of a body is one of four: a field of these models; one that changes nothing in an answer and is accepted
-(ACCEPTED); one that would change it and is not done here, which is refused unless it says what is the case anyway (REFUSED);
-or unknown, which is refused with the nearest known name.
+Every field of a body is one of five: a field of these models; vLLM's name for one (aliases.py); one that changes nothing in an
+answer and is accepted (ACCEPTED); one that would change it and is not done here, which is refused with the reason unless it says
+what is the case anyway (REFUSED); or unknown, which is refused with the nearest known name.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import SamplingParams
-from sglang.srt.server.fields import SHOWN, Fields, unknown_message
+from sglang.srt.server.fields import SHOWN, Fields, client_names, unknown_message
+from sglang.srt.server.openai.aliases import ALIASES, STRUCTURED, translate
 
 MAX_PRIORITY = 2**31 - 1
 
@@ -29,26 +31,46 @@ ACCEPTED = frozenset(
         "prediction",
         "custom_labels",
         "no_logs",
+        "guided_decoding_backend",
     ]
 )
 
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-    "audio": (),
-    "web_search_options": (),
-    "verbosity": ("medium",),
-    "suffix": ("",),
-    "lora_path": (),
-    "session_params": (),
-    "return_hidden_states": (False,),
-    "return_token_ids": (False,),
-    "custom_logit_processor": (),
-    "chat_template": (),
-    "documents": ([],),
+
+@dataclass(frozen=True)
+class Refusal:
+    """`why`: the reason, or what to do instead. `neutral`: the values that ask for nothing; null always does."""
+
+    why: str
+    neutral: tuple[Any, ...] = ()
+
+
+_IDS = "answers are text; /generate takes and gives ids"
+_NO_CODE = "no code that a request names is run"
+REFUSED: dict[str, Refusal] = {
+    "functions": Refusal("use tools", ([],)),
+    "function_call": Refusal("use tool_choice", ("none", "auto")),
+    "modalities": Refusal("answers are text", (["text"],)),
+    "audio": Refusal("answers are text"),
+    "web_search_options": Refusal("the server searches nothing; give the model a tool of your own"),
+    "suffix": Refusal("the model continues texts, it does not fill them in", ("",)),
+    "lora_path": Refusal("LoRA adapters are not served"),
+    "session_params": Refusal("sessions are for /generate"),
+    "return_hidden_states": Refusal("they are not returned", (False,)),
+    "return_token_ids": Refusal(_IDS, (False,)),
+    "return_tokens_as_token_ids": Refusal(_IDS, (False,)),
+    "custom_logit_processor": Refusal(_NO_CODE),
+    "logits_processors": Refusal(_NO_CODE, ([],)),
+    "chat_template": Refusal("the model's own is used, or that of --chat-template"),
+    "documents": Refusal("put them into messages", ([],)),
+    "prompt_logprobs": Refusal("/v1/completions has echo with logprobs, /generate has logprob_start_len", (0, False)),
+    "use_beam_search": Refusal("tokens are sampled, or the likeliest taken", (False,)),
+    "length_penalty": Refusal("it is for beam search", (1.0,)),
+    "allowed_token_ids": Refusal("use regex or logit_bias", ([],)),
+    "bad_words": Refusal("use logit_bias", ([],)),
+    "truncate_prompt_tokens": Refusal("start the server with --allow-auto-truncate", ()),
+    "kv_transfer_params": Refusal("a server keeps its cache to itself", ({},)),
+    "vllm_xargs": Refusal("they mean nothing here", ({},)),
 }
-"""field -> the values that ask for nothing; null always does"""
 
 
 class StreamOptions(BaseModel):
@@ -98,6 +120,12 @@ class CommonRequest(BaseModel):
     priority: int | None = None
     cache_salt: str | None = None
     extra_key: str | None = None
+    _names: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the client calls our fields, where it has other names (ours -> its own)."""
+        return self._names
 
 
 class ChatRequest(CommonRequest):
@@ -108,6 +136,7 @@ class ChatRequest(CommonRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     reasoning_effort: str | None = None
+    verbosity: str | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -131,12 +160,12 @@ class CompletionRequest(CommonRequest):
 
 def _fields(kind: type[CommonRequest]) -> Fields:
     """`user` is read for fairness, though it changes nothing in the answer."""
-    return Fields(frozenset(kind.model_fields) | {"user"}, ACCEPTED - {"user"}, frozenset(REFUSED))
+    return Fields(frozenset(kind.model_fields) | {"user", STRUCTURED, *ALIASES}, ACCEPTED - {"user"}, frozenset(REFUSED))
 
 
 CHAT_FIELDS, COMPLETION_FIELDS = _fields(ChatRequest), _fields(CompletionRequest)
 
-ANSWERING = frozenset({*ChatRequest.model_fields, *REFUSED, *SamplingParams.__struct_fields__}) - ACCEPTED
+ANSWERING = frozenset({*ChatRequest.model_fields, *REFUSED, STRUCTURED, *ALIASES, *SamplingParams.__struct_fields__}) - ACCEPTED
 """what changes an answer under the names of one of our APIs; others refuse it, unless they have it too"""
 
 Request = TypeVar("Request", bound=CommonRequest)
@@ -144,17 +173,27 @@ Request = TypeVar("Request", bound=CommonRequest)
 
 def parse_request(kind: type[Request], body: dict[str, Any]) -> Request:
     """Raises RequestError for unknown fields and wrong types, UnsupportedError for what is not done here."""
-    fields = kind.model_fields
-    known = {}
-    for name, value in body.items():
-        if name in fields:
-            known[name] = value
-        elif name in ACCEPTED:
-            continue
-        elif name not in REFUSED:
-            raise RequestError(unknown_message(name, {*fields, *ACCEPTED, *REFUSED}, "field"), name[:SHOWN])
-        elif value is not None and value not in REFUSED[name]:
-            raise UnsupportedError(f"{name} is not supported by this server", name)
+    body, names = translate(body)
+    with client_names(names):
+        request = _validated(kind, {name: value for name, value in body.items() if _is_read(kind, name, value)})
+    request.names.update(names)
+    return request
+
+
+def _is_read(kind: type[CommonRequest], name: str, value: Any) -> bool:
+    """Whether the field counts. Raises RequestError for an unknown one, UnsupportedError for what is not done here."""
+    if name in kind.model_fields:
+        return True
+    refusal = REFUSED.get(name)
+    if refusal is not None and value is not None and value not in refusal.neutral:
+        raise UnsupportedError(f"{name} is not supported by this server: {refusal.why}", name)
+    if refusal is None and name not in ACCEPTED:
+        known = {*kind.model_fields, *ACCEPTED, *REFUSED, STRUCTURED, *ALIASES}
+        raise RequestError(unknown_message(name, known, "field"), name[:SHOWN])
+    return False
+
+
+def _validated(kind: type[Request], known: dict[str, Any]) -> Request:
     try:
         request = kind.model_validate(known)
     except ValidationError as error:

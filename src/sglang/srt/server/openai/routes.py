@@ -10,12 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sglang.srt.config import HttpOptions
-from sglang.srt.errors import RequestError, UnsupportedError
+from sglang.srt.errors import UnsupportedError
 from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.anthropic.messages import MessagesCall
 from sglang.srt.server.anthropic.request import MESSAGES_FIELDS, messages_words
 from sglang.srt.server.aside import run_aside
-from sglang.srt.server.fields import as_text, in_client_words
+from sglang.srt.server.fields import as_text, client_names
 from sglang.srt.server.http.bodies import LONG_BODY, read_as, read_sized
 from sglang.srt.server.http.json_pieces import Encoded, cut
 from sglang.srt.server.http.request_scope import current_scope, name_user
@@ -35,6 +35,9 @@ from sglang.srt.server.openai.responses.store import ResponseStore, history_of, 
 from sglang.srt.server.parsers.reasoning import reasoning_format
 from sglang.srt.server.parsers.tool_calls import call_format, format_of_template
 from sglang.srt.server.tokenizer_manager import TokenizerManager
+
+ANY_MODEL = "default"
+"""the name by which programs ask for whatever model there is"""
 
 
 class OpenAIApi:
@@ -104,10 +107,8 @@ class OpenAIApi:
 
     async def responses(self, request: Request) -> Response:
         call = await self._responses_call(request)
-        try:
+        with client_names(NAMES):
             return await self._run_other(request, call)
-        except RequestError as error:
-            raise in_client_words(error, NAMES) from error
 
     async def _responses_call(self, request: Request) -> ResponsesCall:
         body, size = await read_sized(request, RESPONSES_FIELDS)
@@ -123,7 +124,7 @@ class OpenAIApi:
             return ResponsesCall(body, options, history_of(chain), keep)
 
         # rendering and tokenizing a long conversation here would hold up everybody else
-        size += sum(found.size for found in (*chain, *referred.values()))
+        size += sum(found.history_size for found in (*chain, *referred.values()))
         return await run_aside(make) if size > LONG_BODY else make()
 
     async def stored_response(self, request: Request) -> Response:
@@ -190,7 +191,7 @@ class OpenAIApi:
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
-        if name in (self._name, "default"):
+        if name in (self._name, ANY_MODEL):
             return JsonResponse(self._card())
         error = {
             "message": f"the model {name[:200]!r} does not exist here; this server has {self._name!r}",

@@ -7,7 +7,7 @@ from typing import Any
 
 from sglang.srt.errors import RequestError
 from sglang.srt.sampling_params import SamplingParams, check_sampling_params
-from sglang.srt.server.fields import check_members
+from sglang.srt.server.fields import check_members, client_names
 from sglang.srt.server.openai.protocol import CommonRequest
 
 _SAME = [
@@ -64,8 +64,23 @@ def sampling_params(request: CommonRequest, max_new_tokens: int | None, defaults
     if request.response_format is not None:
         values.update(_constraint(request.response_format))
     params = SamplingParams(**values)
-    check_sampling_params(params)
+    with client_names(field_names(request)):
+        check_sampling_params(params)
     return params
+
+
+def field_names(request: CommonRequest) -> dict[str, str]:
+    """What the client calls the parameters of sampling (ours -> its own)."""
+    longest = "max_completion_tokens" if getattr(request, "max_completion_tokens", None) is not None else "max_tokens"
+    names = {"max_new_tokens": longest, "min_new_tokens": "min_tokens", **request.names}
+    if has_format(request):
+        names |= {"json_schema": "response_format", "structural_tag": "response_format"}
+    return names
+
+
+def has_format(request: CommonRequest) -> bool:
+    """Whether `response_format` constrains the answer."""
+    return (request.response_format or {}).get("type") not in (None, "text")
 
 
 def _logit_bias(raw: dict[str, float]) -> dict[int, float]:

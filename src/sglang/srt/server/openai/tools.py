@@ -19,7 +19,8 @@ from uuid import uuid4
 import msgspec
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.json_drafts import draft_of, identifier_key
+from sglang.srt.sampling_params import CONSTRAINTS, SamplingParams
 from sglang.srt.server.fields import check_members
 from sglang.srt.server.limits.json_limits import read_json_text
 from sglang.srt.server.openai.tool_schemas import check_tool_schema, refers_outside
@@ -32,8 +33,12 @@ MAX_FORCED_CALLS = 16
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 _TOOL_KEYS = frozenset({"type", "function"})
 _FUNCTION_KEYS = frozenset({"name", "description", "parameters", "strict"})
+_HINTS = frozenset({"cache_control", "defer_loading", "eager_input_streaming", "input_examples", "allowed_callers"})
+"""what clients add to tools for other servers; the model is not told"""
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 _GENERIC = "generic"
+ANSWER = "(answer)"
+"""among the definitions of tools, whose names it cannot be"""
 
 
 @dataclass(frozen=True)
@@ -83,13 +88,13 @@ def plan_tools(
     if mode == "auto":
         return _plan_auto(shown, max_calls, format_name, sampling)
     if has_format:
-        sampling = _constrain(sampling, json_schema=None, structural_tag=None, json_schema_strict=False)
+        sampling = _constrain(sampling)
     if sampling.grammar is not None:
         raise RequestError(f"{sampling.grammar[0]} cannot be combined with a tool_choice that asks for a call", "tool_choice")
     # asked for a call, one is enough; small models that may write a list of them find no end
     schema, definitions = _calls_schema(shown, max_calls if parallel else 1)
-    strict = all(tool["function"].get("strict") for tool in shown)
-    constrained = _constrain(sampling, json_schema=json.dumps({**schema, "$defs": definitions}), json_schema_strict=strict)
+    text = json.dumps({**schema, "$defs": definitions})
+    constrained = _constrain(sampling, json_schema=text, json_schema_strict=_strictness(shown))
     return ToolPlan(shown, _GENERIC, max_calls, constrained)
 
 
@@ -109,7 +114,8 @@ def _plan_auto(shown: list[dict[str, Any]], max_calls: int | None, format_name: 
 
 
 def _constrain(sampling: SamplingParams, **constraint: Any) -> SamplingParams:
-    return msgspec.structs.replace(sampling, **constraint)
+    """With this constraint alone."""
+    return msgspec.structs.replace(sampling, **(dict.fromkeys(CONSTRAINTS) | constraint))
 
 
 def _structure(function: dict[str, Any], tag: Tag) -> dict[str, Any]:
@@ -127,11 +133,11 @@ def _calls_schema(shown: list[dict[str, Any]], max_calls: int | None) -> tuple[d
     calls = []
     for i, tool in enumerate(shown):
         function = tool["function"]
-        name = f"tool{i}"
+        name = function["name"]
         parameters = function.get("parameters", {"type": "object", "properties": {}})
         if not function.get("strict") and refers_outside(parameters):  # as unconstrained as with tool_choice auto
             parameters = _ANY_OBJECT
-        definitions[name] = _apart(parameters, name, definitions)
+        definitions[name] = _apart(parameters, f"tool{i}", definitions)
         calls.append(
             {
                 "type": "object",
@@ -153,22 +159,35 @@ def _either(shown: list[dict[str, Any]], max_calls: int | None, sampling: Sampli
     if kind != "json_schema":
         raise UnsupportedError(f"{kind} cannot be combined with tools that may be called; set tool_choice to none", "tools")
     schema, definitions = _calls_schema(shown, max_calls)
-    definitions["answer"] = _apart(read_json_text(text, "json_schema"), "answer", definitions)
-    union = {"anyOf": [{"$ref": "#/$defs/answer"}, schema], "$defs": definitions}
-    return _constrain(sampling, json_schema=json.dumps(union))
+    definitions[ANSWER] = _apart(read_json_text(text, "json_schema"), "answer", definitions)
+    union = {"anyOf": [{"$ref": f"#/$defs/{ANSWER}"}, schema], "$defs": definitions}
+    strict = _strictness(shown)
+    if sampling.json_schema_strict is True:
+        strict[f"#/$defs/{ANSWER}"] = True
+    return _constrain(sampling, json_schema=json.dumps(union), json_schema_strict=strict)
+
+
+def _strictness(shown: list[dict[str, Any]]) -> dict[str, bool]:
+    """Each tool is followed as it wants to be, whatever stands beside it."""
+    return {f"#/$defs/{tool['function']['name']}": bool(tool["function"].get("strict")) for tool in shown}
 
 
 def _apart(schema: Any, name: str, others: dict[str, Any]) -> Any:
     """A schema as a resource of its own, so that its references to itself are right wherever it stands."""
     if not isinstance(schema, dict):
         return schema
+    draft = draft_of(schema)
+    key = identifier_key(draft)
+    if draft <= 7 and "$ref" in schema:  # no identifier counts beside it
+        rest = {key: value for key, value in schema.items() if key != "$ref"}
+        schema = {**rest, "extends" if draft == 3 else "allOf": [{"$ref": schema["$ref"]}]}
     taken = {other.get("$id") for other in others.values() if isinstance(other, dict)}
-    own = schema.get("$id")
+    own = schema.get(key)
     if isinstance(own, str) and own not in taken:
-        return schema
+        name = own
     while name in taken:
         name += "_"
-    return {**schema, "$id": name}
+    return {**schema, key: name, "$id": name}  # both: who looks from outside goes by the newest
 
 
 # --- what clients send ------------------------------------------------------------------------------------------------------
@@ -198,7 +217,7 @@ def _tool(raw: Any, where: str) -> dict[str, Any]:
     function = raw["function"]
     for keys, known, place in ((raw, _TOOL_KEYS, where), (function, _FUNCTION_KEYS, f"{where}.function")):
         for key in keys:
-            if key not in known:
+            if key not in known and key not in _HINTS:
                 raise RequestError(f"{place} has an unknown key {key[:100]!r}", "tools")
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -209,7 +228,8 @@ def _tool(raw: Any, where: str) -> dict[str, Any]:
             raise RequestError(f"{where}.function.{key} has the wrong type", "tools")
     if function.get("parameters") is not None:
         check_tool_schema(function["parameters"], f"the parameters of the tool {name!r}")
-    return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
+    told = {key: function[key] for key in function if key in _FUNCTION_KEYS and function[key] is not None}
+    return {"type": "function", "function": told}
 
 
 def _choose(choice: Any, tools: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:

@@ -50,6 +50,11 @@ class CallRecords:
             self.metrics.finished(out, first, sequence.request.sampling.grammar is not None)
         self._trace(sequence, out.finish.type, out.prompt_len, out.completion_len)
 
+    def discarded(self, token_out: TokenOut) -> None:
+        """An answer was thrown away, and the next one is generated in its place."""
+        if self.metrics is not None:
+            self.metrics.left(token_out.prompt_len, token_out.cached_len, token_out.completion_len)
+
     def dropped(self, sequence: Sequence, message: str) -> None:
         """Nobody listens to a sequence any more."""
         self._log.dropped(sequence.request, message)

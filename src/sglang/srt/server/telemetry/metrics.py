@@ -92,7 +92,7 @@ class Metrics:
         self._aborted.inc()
 
     def left(self, prompt_len: int, cached_len: int, completion_len: int) -> None:
-        """What was done for a request whose client has left."""
+        """What was done for a request whose client has left, or for an answer that was thrown away."""
         self._count_tokens(prompt_len, cached_len, completion_len)
 
     def _count_tokens(self, prompt_len: int, cached_len: int, completion_len: int) -> None:

@@ -1,6 +1,7 @@
 """Text to ids and back. A file imports only what stands below it in this list:
 
 tokenizer.py        Tokenizer: three ways to encode, one to decode; load_tokenizer
+cutting.py          where long texts may be cut
 model_files.py      what a folder or GGUF file says about its text
 gguf_tokenizer.py   a tokenizer from GGUF metadata
 chat_template.py    sandboxed Jinja

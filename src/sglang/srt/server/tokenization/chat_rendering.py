@@ -15,7 +15,7 @@ _END = "\ufdef"
 """stands where the last message has got to; a noncharacter, never part of real text"""
 
 
-def render_messages(body: dict[str, Any], tokenizer: Tokenizer, sees: bool) -> dict[str, Any]:
+def render_messages(body: dict[str, Any], tokenizer: Tokenizer, sees: bool, max_chars: int | None = None) -> dict[str, Any]:
     """{messages, add_generation_prompt?, continue_final_message?} -> {"text"}. What a chat request with these messages would have
     the model read; with `continue_final_message`, up to the end of the last one's content, whoever's it is. Raises RequestError.
     """
@@ -23,6 +23,7 @@ def render_messages(body: dict[str, Any], tokenizer: Tokenizer, sees: bool) -> d
     if not isinstance(raw, list) or not all(isinstance(message, dict) for message in raw):
         raise RequestError("messages must be a list of objects", "messages")
     messages = parse_messages(raw, tokenizer.chat_template(), [] if sees else None)
+    tokenizer.check_asked(messages, max_chars)
     if not as_bool(body, "continue_final_message"):
         asks = as_bool(body, "add_generation_prompt", True)
         return {"text": tokenizer.render_chat(messages, generation_prompt=asks)}

@@ -14,10 +14,13 @@ contain marks are encoded again, without marks and as plain text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import regex
+
+WINDOW = 1 << 20
+"""characters that are searched at once"""
 
 
 class SpecialText:
@@ -25,7 +28,10 @@ class SpecialText:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = [name for name in names if name]
-        self._first = re.compile("[" + "".join({re.escape(name[0]) for name in self._names}) + "]") if self._names else None
+        self._first: Any = None
+        if self._names:
+            self._first = re.compile("[" + "".join({re.escape(name[0]) for name in self._names}) + "]")
+        self._longest = max(map(len, self._names), default=1)
         self._compiled: Any = None
 
     @property
@@ -39,11 +45,11 @@ class SpecialText:
         """Whether any string inside `value` (plain JSON-like data) contains a special token's name."""
         if self._first is None:
             return False
-        left, may_begin = [value], self._first.search
+        left = [value]
         while left:
             value = left.pop()
             if isinstance(value, str):
-                if may_begin(value) and self._pattern.search(value):
+                if any(map(self._is_in, [value] if len(value) <= WINDOW else _windows(value, self._longest))):
                     return True
             elif isinstance(value, dict):
                 left += value
@@ -51,6 +57,9 @@ class SpecialText:
             elif isinstance(value, (list, tuple)):
                 left += value
         return False
+
+    def _is_in(self, text: str) -> bool:
+        return self._first.search(text) is not None and self._pattern.search(text) is not None
 
     def marked(self, value: Any, mark: str) -> Any:
         """`value` with `mark` after the first character of each name."""
@@ -61,6 +70,12 @@ class SpecialText:
             return name[0] + mark + name[1:]
 
         return map_strings(value, lambda text: substitute(mark_name, text))
+
+
+def _windows(text: str, overlap: int) -> Iterator[str]:
+    """The text in pieces, of which each two share `overlap` characters: a search lets no other thread run."""
+    for at in range(0, len(text), WINDOW):
+        yield text[at : at + WINDOW + overlap]
 
 
 def map_strings(value: Any, change: Callable[[str], str]) -> Any:

@@ -10,10 +10,12 @@ the metadata of a GGUF file. Three ways to encode, by who wrote the text:
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import tokenizers
@@ -24,6 +26,7 @@ from sglang.srt.errors import ContextLengthError, RequestError
 from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.server.shared_ints import SharedInts
 from sglang.srt.server.tokenization.chat_template import ChatTemplate, named_template
+from sglang.srt.server.tokenization.cutting import PIECE_CHARS, Cutter
 from sglang.srt.server.tokenization.model_files import TextFacts, checked, is_panic, read_folder, read_gguf
 from sglang.srt.server.tokenization.special_text import SpecialText, map_strings
 from sglang.srt.server.tokenization.template_forms import MediaToken
@@ -40,8 +43,9 @@ NEEDED_MARKS = 3
 LONG_TEXT = 10_000
 """characters above which others may run meanwhile"""
 
-PIECE_CHARS = 256 << 10
-"""of texts that are encoded together"""
+
+PIECE_IDS = 16 << 10
+"""of a sequence that are made text at once"""
 
 
 class Tokenizer:
@@ -52,6 +56,7 @@ class Tokenizer:
         core.no_padding()
         self._core = core
         self._json = core_json if core_json is not None else core.to_str()
+        self._added: tuple[list[int], list[int]] | None = None
         self._plain: tokenizers.Tokenizer | None = None
         self._plain_inside: tokenizers.Tokenizer | None = None
         added = core.get_added_tokens_decoder()
@@ -80,7 +85,10 @@ class Tokenizer:
         """Ids of a prompt, special tokens recognised. A beginning-of-sequence token that the text already has is not doubled."""
         if add_special_tokens and self._bos_text is not None and text.startswith(self._bos_text):
             add_special_tokens = False
-        ids = self._ids(self._core, text, add_special_tokens)
+        ids = self._ids(self._core, text)
+        if add_special_tokens:
+            before, after = self._around()
+            ids = [*before, *ids, *after]
         if add_special_tokens and self._prepend_bos:
             assert self._bos_id is not None
             ids.insert(0, self._bos_id)
@@ -92,8 +100,13 @@ class Tokenizer:
 
     def encode_pieces(self, texts: Iterable[str], add_special_tokens: bool = True) -> Iterator[list[list[int]]]:
         """`encode_batch` of some texts at a time: while it is made, a token takes hundreds of bytes, which are given back."""
-        size, piece, shared = 0, [], SharedInts()
+        size, piece, shared = 0, list[str](), SharedInts()
         for text in texts:
+            if len(text) > PIECE_CHARS:
+                yield self._encode_piece(piece, add_special_tokens)
+                yield [self.encode(text, add_special_tokens)]
+                size, piece = 0, []
+                continue
             size += len(text)
             piece.append(text)
             if size > PIECE_CHARS:
@@ -133,15 +146,32 @@ class Tokenizer:
         return self._ids(self._plain_inside, text)
 
     @staticmethod
-    def _ids(core: tokenizers.Tokenizer, text: str, add_special_tokens: bool = False) -> list[int]:
-        ids: list[int] = _encoding(core, text, add_special_tokens).ids
+    def _ids(core: tokenizers.Tokenizer, text: str) -> list[int]:
+        """Ids of the text alone; of a long one piece by piece."""
+        if len(text) <= PIECE_CHARS:
+            return _plain_ids(core, text)
+        shared, ids = SharedInts(), list[int]()
+        for piece in _cutter(core).pieces(text):
+            ids += shared.share(_plain_ids(core, piece))
+            release_freed_memory()
         return ids
+
+    def _around(self) -> tuple[list[int], list[int]]:
+        """What the model's post-processor adds before and after a text."""
+        if self._added is None:
+            inner, outer = _plain_ids(self._core, "a"), list(_encoding(self._core, "a", True).ids)
+            at = next(i for i in range(len(outer)) if outer[i : i + len(inner)] == inner)
+            self._added = outer[:at], outer[at + len(inner) :]
+        return self._added
 
     # --- ids to text --------------------------------------------------------------------------------------------------------
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence."""
-        text = self.vocabulary.text_bytes(list(ids), skip_special_tokens).decode(errors="replace")
+        decoder, parts = codecs.getincrementaldecoder("utf-8")("replace"), []
+        for at in range(0, len(ids), PIECE_IDS):
+            parts.append(decoder.decode(self.vocabulary.text_bytes(list(ids[at : at + PIECE_IDS]), skip_special_tokens)))
+        text = "".join([*parts, decoder.decode(b"", final=True)])
         return text[1:] if self._drops_leading_space and text.startswith(" ") else text
 
     def token_text(self, token_id: int) -> str:
@@ -196,6 +226,8 @@ class Tokenizer:
         Raises RequestError if there is no template, it refuses the messages, or the prompt is longer than `max_chars` (with
         `may_cut` it loses its end instead, where that is possible).
         """
+        if not may_cut:
+            self.check_asked(messages, max_chars)
         variables: dict[str, Any] = {**(template_variables or {}), "tools": tools}
         template = self.chat_template(bool(tools))
         is_marked = self._special_text.occurs_in([messages, variables])
@@ -209,17 +241,24 @@ class Tokenizer:
         prompt = _without_end(prompt, continue_final_message)
         if may_cut and not is_marked:
             prompt = prompt[:max_chars]
-        self._check_len(prompt, max_chars)
+        self._check_size(len(prompt), max_chars, "the messages make a prompt of {} characters, which the context cannot hold")
         if is_marked:
             return self._encode_marked(prompt, mark)
-        ids: list[int] = _encoding(self._core, prompt).ids
-        return ids
+        return self._ids(self._core, prompt)
 
-    def _check_len(self, prompt: str, max_chars: int | None) -> None:
-        if max_chars is not None and len(prompt) > max_chars:
-            message = f"the messages make a prompt of {len(prompt)} characters, which the context cannot hold"
+    def check_asked(self, messages: list[dict[str, Any]], max_chars: int | None) -> None:
+        """Refuses users' messages that cannot fit, before anything is made of them: templates leave out much, but none of these."""
+        size = 0
+        for content in (message.get("content") for message in messages if message.get("role") == "user"):
+            texts = [part.get("text") for part in content] if isinstance(content, list) else [content]
+            size += sum(len(text) for text in texts if isinstance(text, str))
+        self._check_size(size, max_chars, "the messages have {} characters, which the context cannot hold")
+
+    def _check_size(self, size: int, max_chars: int | None, message: str) -> None:
+        """`max_chars` are those of a context full of the longest token: this many tokens there are at least."""
+        if max_chars is not None and size > max_chars:
             longest = max(map(len, self.vocabulary.token_bytes))
-            raise ContextLengthError(message, "messages", len(prompt) // longest, max_chars // longest)
+            raise ContextLengthError(message.format(size), "messages", size // longest, max_chars // longest)
 
     def _with_media(
         self,
@@ -253,7 +292,6 @@ class Tokenizer:
     def _encode_marked(self, prompt: str, mark: str) -> list[int]:
         """Encodes with special tokens recognised, then replaces every stretch between them that has marks by its ids as
         plain text."""
-        encoding = _encoding(self._core, prompt)
         special = self.vocabulary.special_ids
         ids: list[int] = []
         stretch: list[int] = []
@@ -268,13 +306,17 @@ class Tokenizer:
                 ids.extend(self._encode_inside(plain) if start else self.encode_ordinary(plain))
             stretch.clear()
 
-        for token_id, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            if token_id not in special:
-                stretch.append(token_id)
-                continue
-            close(begin)
-            ids.append(token_id)
-            start = end
+        base = 0
+        for piece in _cutter(self._core).pieces(prompt):
+            encoding = _encoding(self._core, piece)
+            for token_id, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+                if token_id not in special:
+                    stretch.append(token_id)
+                    continue
+                close(base + begin)
+                ids.append(token_id)
+                start = base + end
+            base += len(piece)
         close(len(prompt))
         return ids
 
@@ -294,6 +336,15 @@ class Tokenizer:
         except RequestError:
             return set()
         return {ids[0]} if ids and ids[0] in special and ids[0] != self._bos_id else set()
+
+
+def _cutter(core: tokenizers.Tokenizer) -> Cutter:
+    return Cutter(core.pre_tokenizer, partial(_plain_ids, core))
+
+
+def _plain_ids(core: tokenizers.Tokenizer, text: str) -> list[int]:
+    ids: list[int] = _encoding(core, text).ids
+    return ids
 
 
 def _encoding(core: tokenizers.Tokenizer, text: str, add_special_tokens: bool = False) -> Any:

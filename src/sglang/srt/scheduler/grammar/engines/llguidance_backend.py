@@ -32,8 +32,10 @@ from sglang.srt.scheduler.grammar.schema.json_schema import prepare_schema, prep
 from sglang.srt.scheduler.grammar.schema.keywords import LOWER, UPPER, Node
 from sglang.srt.scheduler.grammar.schema.layout import checked_whitespace, default_whitespace
 from sglang.srt.scheduler.grammar.schema.loosening import Loose, compile_loosely
-from sglang.srt.scheduler.grammar.schema.wide import group_names
-from sglang.srt.scheduler.grammar.structural_tags import Structure, read_structural_tag
+from sglang.srt.scheduler.grammar.schema.recursion import join_references, without_definition
+from sglang.srt.scheduler.grammar.schema.rewriting.counts import name_counted
+from sglang.srt.scheduler.grammar.schema.rewriting.wide import group_names
+from sglang.srt.scheduler.grammar.structural_tags import Structure, blame, read_structural_tag
 from sglang.srt.vocabulary import Vocabulary
 
 MAX_FORCED_BYTES = 1024
@@ -46,6 +48,7 @@ MEANINGS = {
     "recursion limit exceeded": "nested too deeply for the engine (128 levels of JSON)",
 }
 """what the engine says with words of its own"""
+CIRCULAR = "circular references with sibling keys"
 FOLLOWED = frozenset(
     [
         "type",
@@ -76,6 +79,9 @@ FOLLOWED = frozenset(
         "$ref",
     ]
 )
+_UNSATISFIABLE = re.compile(r"Unsatisfiable schema.*json-schema:///#/\$defs/([^ |]+)$")
+MAX_FALSE = 16
+"""definitions that nothing satisfies, one compilation each"""
 _CONTROLS = re.compile(r"\\u00[01]|\\u007f|\\\\x[01]|\\\\c[A-Za-z]")
 LEAST = 1e-9
 """the smallest step between limits"""
@@ -180,14 +186,39 @@ class LLGuidanceBackend:
         except ValueError as error:
             raise GrammarError(f"{kind}: {error}", kind) from error
         if kind == "json_schema" and style.check:
-            return compile_loosely(lambda loose: self._compile_schema(text, prefix, style, loose))
-        return self._build(kind, self._translate(kind, text, style), prefix)
+            return compile_loosely(lambda loose: self._compile_schema(text, prefix, style, loose), len(text), style.parts)
+        if kind == "json_schema":
+            return self._compile_schema(text, prefix, style, None)
+        try:
+            return self._build(kind, self._translate(kind, text, style), prefix)
+        except GrammarError as error:
+            if kind != "structural_tag":
+                raise
+            raise blame(text, error, partial(self.compile, "json_schema")) from error
 
-    def _compile_schema(self, text: str, prefix: str, style: JsonStyle, loose: Loose) -> LLGuidanceState:
-        """Leaves out of the schema what cannot be followed."""
-        state = self._build("json_schema", self._translate_schema(text, style, loose), prefix)
-        state.unenforced = tuple(loose.dropped)
+    def _compile_schema(self, text: str, prefix: str, style: JsonStyle, loose: Loose | None) -> LLGuidanceState:
+        """With `loose`, leaves out of the schema what cannot be followed."""
+        schema = self._finished(prepare_schema(text, FOLLOWED, _check_node, loose), style)
+        try:
+            state = self._build_schema(schema, prefix)
+        except GrammarError as error:
+            if CIRCULAR not in str(error):
+                raise
+            state = self._build_schema(join_references(schema), prefix)
+        state.unenforced = tuple(loose.dropped) if loose is not None else ()
         return state
+
+    def _build_schema(self, schema: Node, prefix: str) -> LLGuidanceState:
+        """The engine refuses a whole schema for a definition that nothing satisfies, though there be a choice."""
+        for _ in range(MAX_FALSE):
+            try:
+                return self._build("json_schema", _as_grammar(schema), prefix)
+            except GrammarError as error:
+                found = _UNSATISFIABLE.search(str(error))
+                if found is None or found[1] not in schema.get("$defs", {}):
+                    raise
+                schema = without_definition(schema, found[1])
+        return self._build("json_schema", _as_grammar(schema), prefix)
 
     def _build(self, kind: str, grammar: str, prefix: str) -> LLGuidanceState:
         if prefix:
@@ -223,8 +254,6 @@ class LLGuidanceBackend:
         if kind == "regex":
             return str(llguidance.LLMatcher.grammar_from_regex(to_engine_regex(text)))
         try:
-            if kind == "json_schema":
-                return self._translate_schema(text, style, None)
             if kind == "ebnf":
                 prepare = partial(self._prepared, style=style)
                 return str(llguidance.LLMatcher.grammar_from_lark(prepare_lark(_as_lark(text), prepare)))
@@ -233,11 +262,6 @@ class LLGuidanceBackend:
         except (ValueError, RecursionError) as error:
             raise GrammarError(f"{kind}: {_first_lines(str(error))}", kind) from error
         raise GrammarError(f"constraints of the kind {kind} are not supported by llguidance", kind)
-
-    def _translate_schema(self, text: str, style: JsonStyle, loose: Loose | None) -> str:
-        schema = self._finished(prepare_schema(text, FOLLOWED, _check_node, loose), style)
-        ready = json.dumps(schema)  # as text: engines read it much faster than Python objects, and without the interpreter
-        return str(llguidance.LLMatcher.grammar_from_json_schema(ready))
 
     def _prepared(self, schema: Any, style: JsonStyle) -> Node:
         """A schema inside another grammar."""
@@ -248,6 +272,7 @@ class LLGuidanceBackend:
         itself."""
         finish_schema(schema, self._options.bounded)
         for node in nodes_of(schema):
+            name_counted(node)
             group_names(node)
         own = schema.pop("x-guidance", {}) if style.whitespace is None else {}
         chosen = {**self._layout(schema, style), **own, "lenient": False}
@@ -263,14 +288,19 @@ class LLGuidanceBackend:
     def _translate_tags(self, text: str, style: JsonStyle) -> str:
         structures = read_structural_tag(text).structures
         names = {self._vocabulary.token_bytes[i].decode(errors="replace") for i in self._vocabulary.special_ids}
-        try:
-            prepare = partial(self._prepared, style=style)
-            tags = [_structure_tag(structure, prepare) for structure in structures]
-        except GrammarError as error:
-            raise GrammarError(str(error).replace("json_schema:", "structural_tag: schema:", 1), "structural_tag") from error
+        prepare = partial(self._prepared, style=style)
+        tags = [_structure_tag(structure, prepare) for structure in structures]
         special = all(tag.trigger in names for tag in tags)
         grammar = str(llguidance.StructTag.to_grammar(tags, assume_special=special))
         return grammar if grammar.startswith("{") else str(llguidance.grammar_from("lark", grammar))
+
+
+def _as_grammar(schema: Node) -> str:
+    """As text: the engine reads it much faster than Python objects, and without the interpreter."""
+    try:
+        return str(llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema)))
+    except (ValueError, RecursionError) as error:
+        raise GrammarError(f"json_schema: {_first_lines(str(error))}", "json_schema") from error
 
 
 def _after(prefix: str, grammar: str) -> str:
@@ -281,8 +311,14 @@ def _after(prefix: str, grammar: str) -> str:
     return json.dumps({**value, "grammars": [start, {**first, "name": "rest"}, *others]})
 
 
+_MARKED_START = re.compile(r"(?m)^\s*[?!]+start\s*:(?!:=)")
+"""Lark's first rule with a mark: what becomes of it in a tree says nothing about the text"""
+
+
 def _as_lark(text: str) -> str:
     """GBNF in Lark's form; Lark as it is."""
+    if _MARKED_START.search(text) is not None:  # which the converter would not know
+        return text
     try:
         return str(any_to_lark(text))
     except Exception as error:  # noqa: BLE001  the converter's own are of no special kind
@@ -308,8 +344,9 @@ def _check_node(node: Node, path: str) -> None:
             _step_off(node, key, instead, sign, path)
     if isinstance(node.get("pattern"), str):
         node["pattern"] = _as_pattern(node["pattern"], f"{path}/pattern")
-    names_are_free = node.get("additionalProperties") is not False or node.get("patternProperties")
-    if node.get("minProperties", 0) - len(set(node.get("required", []))) > 1 and names_are_free:
+    least = node.get("minProperties", 0)
+    is_closed = node.get("additionalProperties", False) is False and len(node.get("properties", {})) >= least
+    if least - len(set(node.get("required", []))) > 1 and (not is_closed or node.get("patternProperties")):
         raise GrammarError(
             f"json_schema: the keyword at {path}/minProperties is not supported: a name that stands twice would count twice; "
             "require the properties by name",

@@ -11,6 +11,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from sglang.srt.scheduler.grammar.schema.json_schema import prepare_schema
 from sglang.srt.scheduler.grammar.schema.keywords import LOWER, UPPER, Node
 from sglang.srt.scheduler.grammar.schema.layout import FIELD, LEVEL_BLANKS, num_levels
 from sglang.srt.scheduler.grammar.schema.loosening import Loose, compile_loosely
-from sglang.srt.scheduler.grammar.structural_tags import read_structural_tag
+from sglang.srt.scheduler.grammar.structural_tags import blame, read_structural_tag
 from sglang.srt.vocabulary import Vocabulary
 
 FOLLOWED = frozenset(
@@ -209,8 +210,13 @@ class XGrammarBackend:
         except ValueError as error:
             raise GrammarError(f"{kind}: {error}", kind) from error
         if kind == "json_schema" and style.check:
-            return compile_loosely(lambda loose: self._build(kind, text, prefix, style, loose))
-        return self._build(kind, text, prefix, style, None)
+            return compile_loosely(lambda loose: self._build(kind, text, prefix, style, loose), len(text), style.parts)
+        try:
+            return self._build(kind, text, prefix, style, None)
+        except GrammarError as error:
+            if kind != "structural_tag":
+                raise
+            raise blame(text, error, partial(self.compile, "json_schema")) from error
 
     def _build(self, kind: str, text: str, prefix: str, style: JsonStyle, loose: Loose | None) -> XGrammarState:
         try:
@@ -257,6 +263,8 @@ class XGrammarBackend:
 
     def _prepared(self, text: str, loose: Loose | None = None) -> Node:
         schema = prepare_schema(text, FOLLOWED, _check_node, loose)
+        for node in nodes_of(schema):
+            _list_properties(node)
         formatted = [node for node in nodes_of(schema) if "format" in node]
         finish_schema(schema, self._bounded, plain=True)
         for node in formatted:
@@ -285,6 +293,7 @@ def _check_node(node: Node, path: str) -> None:
     def refuse(key: str, why: str) -> GrammarError:
         return GrammarError(f"json_schema: {path}/{key}: {why}; the grammar backend llguidance may follow it", "json_schema")
 
+    _spread_type(node)
     chosen = [key for key in ("$ref", "enum", "const", "anyOf", "oneOf") if key in node]
     others = node.keys() & FOLLOWED - {"type"} - set(chosen[:1])
     if chosen and (others or "type" in node and chosen[0] in ("$ref", "anyOf", "oneOf")):
@@ -306,13 +315,33 @@ def _check_node(node: Node, path: str) -> None:
     if limits and not isinstance(node.get("type"), str):
         raise refuse(limits[0], "needs a single type beside it")
     _check_limits(node, refuse)
-    required, listed = node.get("required", []), node.get("properties", {})
-    if listed and node.get("additionalProperties") in (True, {}):
-        node["additionalProperties"] = False
-    if listed and node.get("additionalProperties", False) is not False:
-        raise refuse("additionalProperties", "not supported beside properties, whose names could be written in other ways")
-    if any(name not in listed for name in required) and node.get("type") == "object":
+    if node.get("additionalProperties") is False and set(node.get("required", [])) - node.get("properties", {}).keys():
         raise refuse("required", "names a property that is not listed")
+
+
+def _spread_type(node: Node) -> None:
+    """A type beside a choice stands in each branch instead."""
+    branches = node.get("anyOf", node.get("oneOf"))
+    if "type" not in node or not isinstance(branches, list) or not all(isinstance(branch, dict) for branch in branches):
+        return
+    wanted = _types(node["type"])
+    if any(branch.keys() & {"$ref", "anyOf", "oneOf"} or not _types(branch.get("type", [])) <= wanted for branch in branches):
+        return
+    node["anyOf" if "anyOf" in node else "oneOf"] = [{"type": node["type"], **branch} for branch in branches]
+    del node["type"]
+
+
+def _types(kinds: Any) -> set[Any]:
+    return set(kinds) if isinstance(kinds, list) else {kinds}
+
+
+def _list_properties(node: Node) -> None:
+    """Objects that list properties have no others: the engine would let their names be written in other ways."""
+    listed, others = node.get("properties", {}), node.get("additionalProperties", True)
+    if node.get("type") == "object":
+        listed = {**listed, **{name: others for name in node.get("required", []) if name not in listed}}
+    if listed:
+        node["properties"], node["additionalProperties"] = listed, False
 
 
 def _check_limits(node: Node, refuse: Callable[[str, str], GrammarError]) -> None:

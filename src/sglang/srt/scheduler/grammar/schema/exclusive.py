@@ -49,7 +49,7 @@ class _Rewriting:
         self._paths = paths
         self._compare = Comparison(schema)
         self._narrowed: dict[str, str] = {}
-        self._unwritten: list[tuple[str, Node]] = []
+        self._unwritten: list[tuple[str, Node, str]] = []
 
     def run(self) -> Node:
         out: Node = self._node({key: value for key, value in self._schema.items() if key != "$defs"}, "#")
@@ -57,8 +57,8 @@ class _Rewriting:
             name: self._node(node, self._paths.get(name, "#")) for name, node in self._schema.get("$defs", {}).items()
         }
         while self._unwritten:
-            name, node = self._unwritten.pop()  # it may have oneOf within
-            definitions[name] = self._node(node, "#")
+            name, node, path = self._unwritten.pop()  # it may have oneOf within
+            definitions[name] = self._node(node, path)
         return {**out, "$defs": definitions} if definitions else out
 
     def _node(self, node: Any, path: str) -> Any:
@@ -80,7 +80,7 @@ class _Rewriting:
         try:
             return self._branches(branches, around, path)
         except GrammarError:
-            if self._loose is None:
+            if self._loose is None or self._loose.is_strict(path):
                 raise
             self._loose.note(path)
             return branches
@@ -114,7 +114,7 @@ class _Rewriting:
         text = json.dumps(narrow)
         if text not in self._narrowed:
             self._narrowed[text] = f"{len(self._narrowed)}-narrow"
-            self._unwritten.append((self._narrowed[text], narrow))
+            self._unwritten.append((self._narrowed[text], narrow, path))
         return {"$ref": f"#/$defs/{self._narrowed[text]}"}
 
 

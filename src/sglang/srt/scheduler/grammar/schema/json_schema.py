@@ -26,13 +26,14 @@ from sglang.common.suggest import nearest
 from sglang.srt.errors import GrammarError
 from sglang.srt.scheduler.grammar.engines.base import ANY_JSON
 from sglang.srt.scheduler.grammar.schema.closing import close_objects
+from sglang.srt.scheduler.grammar.schema.drafts import read_draft
 from sglang.srt.scheduler.grammar.schema.exclusive import make_exclusive
 from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, Node, Place, replace_children
 from sglang.srt.scheduler.grammar.schema.loosening import Loose
 from sglang.srt.scheduler.grammar.schema.numbers import check_numbers
-from sglang.srt.scheduler.grammar.schema.reductions import Reductions
-from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument
-from sglang.srt.scheduler.grammar.schema.rewrites import rewrite
+from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument, Scope
+from sglang.srt.scheduler.grammar.schema.rewriting.reductions import Reductions
+from sglang.srt.scheduler.grammar.schema.rewriting.rewrites import rewrite
 from sglang.srt.scheduler.grammar.schema.shapes import check_shapes
 
 MAX_DEPTH = 128
@@ -118,8 +119,8 @@ class _Preparation:
         self._follows = follows
         self._check = check
         self._names: dict[Place, str] = {(): "#"}
-        self._targets: list[tuple[str, str, Any, str]] = []
-        """what references lead to: the new name, the path, the schema, the base around it"""
+        self._targets: list[tuple[str, str, Any, Scope]] = []
+        """what references lead to: the new name, the path, the schema, what holds around it"""
         self._num_nodes = 0
 
     @property
@@ -128,17 +129,17 @@ class _Preparation:
         return {name: path for name, path, _, _ in self._targets}
 
     def run(self) -> Node:
-        out: Node = self._node(self._root, "#", "", 0)
+        out: Node = self._node(self._root, "#", Scope(), 0)
         definitions: Node = {}
-        for name, path, target, base in self._targets:  # grows while it is read
-            definitions[name] = self._node(target, path, base, 0)
+        for name, path, target, scope in self._targets:  # grows while it is read
+            definitions[name] = self._node(target, path, scope, 0)
         if definitions:
             out["$defs"] = definitions
         if "x-guidance" in self._root:
             out["x-guidance"] = _settings(self._root["x-guidance"])
         return out
 
-    def _node(self, node: Any, path: str, base: str, depth: int) -> Any:
+    def _node(self, node: Any, path: str, scope: Scope, depth: int) -> Any:
         if isinstance(node, bool):
             return node
         if not isinstance(node, dict):
@@ -148,19 +149,21 @@ class _Preparation:
             raise _too_deep()
         if self._num_nodes > MAX_NODES:
             raise GrammarError(f"json_schema: more than {MAX_NODES} schemas in one", "json_schema")
-        out, base = dict(node), self._document.base_of(node, base)
+        scope = self._document.scope_of(node, scope)
+        out = read_draft(node, scope.draft)
         if self._loose is not None:
-            self._loose.drop_everywhere(out, path)
-        self._reductions.reduce(out, base)
+            out = self._loose.replaced(path) or out
+            self._loose.leave_out(out, path)
+        self._reductions.reduce(out, scope)
         rewrite(out)
         check_shapes({key: value for key, value in out.items() if key in self._follows}, path)
         if self._loose is not None:
             self._loose.loosen(out, path, self._follows, self._check_node)
         self._check_node(out, path)
         if "$ref" in out:
-            out["$ref"] = self._reference(out["$ref"], base, path)
+            out["$ref"] = self._reference(out["$ref"], scope, path)
         out = {key: value for key, value in out.items() if key in self._follows}
-        replace_children(out, lambda place, child: self._node(child, "/".join((path, *place)), base, depth + 1))
+        replace_children(out, lambda place, child: self._node(child, "/".join((path, *place)), scope, depth + 1))
         return out
 
     def _check_node(self, out: Node, path: str) -> None:
@@ -170,9 +173,9 @@ class _Preparation:
         if self._check is not None:
             self._check(out, path)
 
-    def _reference(self, ref: Any, base: str, path: str) -> str:
+    def _reference(self, ref: Any, scope: Scope, path: str) -> str:
         """The same reference, to a place in the new schema."""
-        place, target, around = self._document.resolve(ref, base, path)
+        place, target, around = self._document.resolve(ref, scope, path)
         if place not in self._names:
             name = str(len(self._targets))
             self._names[place] = f"#/$defs/{name}"
@@ -187,7 +190,8 @@ class _Preparation:
             raise GrammarError(f"json_schema: the keyword at {path}/{key} is not supported{hint}", "json_schema")
         if key.startswith("$dynamic") or key.startswith("$recursive"):
             raise GrammarError(f"json_schema: the keyword at {path}/{key} is not supported", "json_schema")
-        if self._loose is not None or key.startswith("_"):  # an annotation, as the specification says
+        is_loose = self._loose is not None and not self._loose.is_strict(path)
+        if is_loose or key.startswith("_"):  # an annotation, as the specification says
             return
         near = None if len(key) > MAX_KEYWORD else nearest(key.lower(), _LOWER, cutoff=0.88)
         if near is not None:

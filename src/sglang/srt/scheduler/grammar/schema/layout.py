@@ -14,6 +14,7 @@ A small model that has to write compact JSON, which it has hardly seen, leaves l
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from sglang.srt.errors import GrammarError
@@ -24,16 +25,19 @@ LEVEL_BLANKS = 4
 FIELD = "constrained_json_whitespace_pattern"
 _SPACE = r" \t\n\r"
 _PART = re.compile(r"\\[tnrs]|\\x(?:20|09|0[aAdD])|\\u(?:0020|0009|000[aAdD])|[ \t\n\r\[\]()|?*+]|\{\d+(?:,\d*)?\}|\(\?:")
-_WITHIN = ("items", "additionalProperties", "unevaluatedProperties", "unevaluatedItems", "contains")
-_MAPS_WITHIN = ("properties", "patternProperties")
-_BESIDE = ("allOf", "anyOf", "oneOf")
-_CLOSED_KEYS = frozenset({"type", "enum", "const", "$ref", *_BESIDE})
-_FLAT = frozenset({"string", "number", "integer", "boolean", "null"})
+_CHOICES = ("anyOf", "oneOf")
+_OTHERS = frozenset({*_CHOICES, "allOf", "$ref"})
+_ALL = frozenset({"string", "number", "integer", "boolean", "null", "object", "array"})
+MAX_STEPS = 20_000
+"""of finding out how deep a schema is; beyond, it has no end"""
 
 
 def num_levels(schema: Any) -> int:
     """Levels of objects and lists that a prepared schema has, at most MAX_LEVELS."""
-    return _Levels(schema).of(schema)
+    try:
+        return _Levels(schema).of(schema)
+    except RecursionError:  # too deep to say
+        return MAX_LEVELS
 
 
 def default_whitespace(schema: Any) -> str:
@@ -71,45 +75,97 @@ class _Levels:
     def __init__(self, root: Any) -> None:
         definitions = root.get("$defs", {}) if isinstance(root, dict) else {}
         self._targets: dict[str, Any] = {"#": root} | {f"#/$defs/{name}": target for name, target in definitions.items()}
-        self._known: dict[str, int] = {}
+        self._known: dict[frozenset[int], int] = {}
+        self._made: dict[int, dict[str, Any]] = {}
+        """parts of schemas, each made once: they are known by their identities"""
+        self._num_steps = 0
 
-    def of(self, node: Any, within: int = 0) -> int:
-        if within > MAX_LEVELS or not isinstance(node, dict):
-            return 0 if node is False else MAX_LEVELS
-        if _is_open(node):
-            return MAX_LEVELS
-        inner = [self.of(node[key], within + 1) for key in _WITHIN if key in node]
-        inner += [self.of(child, within + 1) for key in _MAPS_WITHIN for child in node.get(key, {}).values()]
-        inner += [self.of(child, within + 1) for child in node.get("prefixItems", ())]
-        depths = [self.of(child, within) for key in _BESIDE for child in node.get(key, ())]
-        if "$ref" in node:
-            depths.append(self._of_target(node["$ref"]))
-        if inner or _nests(node):
-            depths.append(1 + max(inner, default=0))
-        return min(max(depths, default=0), MAX_LEVELS)
+    def of(self, *together: Any) -> int:
+        """Of values that satisfy all these schemas."""
+        parts = {id(part): part for node in together for part in self._parts(node, set())}
+        if not all(isinstance(part, dict) for part in parts.values()):
+            return 0  # false is among them
+        key = frozenset(parts)
+        if key not in self._known:
+            self._num_steps += 1
+            self._known[key] = MAX_LEVELS  # what it is while it leads to itself
+            if self._num_steps < MAX_STEPS:
+                self._known[key] = self._of_parts(list(parts.values()))
+        return self._known[key]
 
-    def _of_target(self, ref: str) -> int:
-        if ref not in self._known:
-            self._known[ref] = MAX_LEVELS  # what it is while it leads to itself
-            self._known[ref] = self.of(self._targets.get(ref))
-        return self._known[ref]
+    def _parts(self, node: Any, seen: set[str]) -> Iterator[Any]:
+        """The schemas that hold together where `node` does, without references and allOf in them."""
+        if node is True:
+            return
+        yield node
+        if not isinstance(node, dict):
+            return
+        for part in node.get("allOf", ()):
+            yield from self._parts(part, seen)
+        ref = node.get("$ref")
+        if isinstance(ref, str) and ref not in seen:
+            seen.add(ref)
+            yield from self._parts(self._targets.get(ref, True), seen)
+
+    def _of_parts(self, parts: list[dict[str, Any]]) -> int:
+        """The parts themselves bound the levels, and so does each choice together with them."""
+        for part in parts:
+            values = [part["const"]] if "const" in part else part.get("enum")
+            if values is not None:
+                return max(map(_levels_of_value, values), default=0)
+        bounds = [self._of_objects_and_lists(parts)]
+        plain = [self._plain(part) for part in parts]
+        for branches in [part[key] for part in parts for key in _CHOICES if key in part]:
+            bounds.append(max((self.of(branch, *plain) for branch in branches), default=0))
+        return min(bounds)
+
+    def _plain(self, part: dict[str, Any]) -> dict[str, Any]:
+        """What it says without other schemas of the same value."""
+        if not part.keys() & _OTHERS:
+            return part
+        if id(part) not in self._made:
+            self._made[id(part)] = {key: value for key, value in part.items() if key not in _OTHERS}
+        return self._made[id(part)]
+
+    def _of_objects_and_lists(self, parts: list[dict[str, Any]]) -> int:
+        types = set.intersection(*(_types(part) for part in parts)) if parts else _ALL
+        levels = [0]
+        if "object" in types:
+            levels.append(self._of_properties(parts))
+        if "array" in types:
+            levels.append(self._of_items(parts))
+        return min(max(levels), MAX_LEVELS)
+
+    def _of_properties(self, parts: list[dict[str, Any]]) -> int:
+        names = {name for part in parts for name in part.get("properties", {})}
+        inner = [self.of(*(schema for part in parts for schema in _of_name(part, name))) for name in names]
+        for part in parts:
+            inner += [self.of(schema) for schema in part.get("patternProperties", {}).values()]
+        others = [part["additionalProperties"] for part in parts if "additionalProperties" in part]
+        if False not in others:
+            inner.append(self.of(*others))
+        return 1 + max(inner, default=0)
+
+    def _of_items(self, parts: list[dict[str, Any]]) -> int:
+        inner = [self.of(schema) for part in parts for schema in part.get("prefixItems", ())]
+        rest = [part["items"] for part in parts if "items" in part]
+        if False not in rest:
+            inner.append(self.of(*rest))
+        return 1 + max(inner, default=0)
+
+
+def _of_name(part: dict[str, Any], name: str) -> list[Any]:
+    """What one schema says of the value of a property."""
+    if name in part.get("properties", {}):
+        return [part["properties"][name]]
+    return [] if "patternProperties" in part or "additionalProperties" not in part else [part["additionalProperties"]]
 
 
 def _types(node: dict[str, Any]) -> set[str]:
-    named = node.get("type", [])
+    named = node.get("type", _ALL)
     return {named} if isinstance(named, str) else set(named)
 
 
-def _is_open(node: dict[str, Any]) -> bool:
-    """Whether anything may stand somewhere in it."""
-    if not node.keys() & _CLOSED_KEYS:
-        return True
-    types = _types(node)
-    if "object" in types and "additionalProperties" not in node and not node.keys() & {"$ref", *_BESIDE}:
-        return True
-    return "array" in types and not node.keys() & {"items", "prefixItems", "$ref", *_BESIDE}
-
-
-def _nests(node: dict[str, Any]) -> bool:
-    values = [node["const"]] if "const" in node else node.get("enum", [])
-    return bool(_types(node) - _FLAT) or any(isinstance(value, (dict, list)) for value in values)
+def _levels_of_value(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_levels_of_value, inner), default=0)

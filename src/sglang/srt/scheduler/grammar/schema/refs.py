@@ -4,21 +4,28 @@
     {"$ref": "#name"}             the schema with "$anchor": "name" in the same resource
     {"$ref": "other.json#..."}    the same in the part whose "$id" that is, relative to the "$id" around
 
-What lies outside of the schema is not fetched: such references are refused.
+What lies outside of the schema is not fetched: such references are refused. Older drafts have other keywords for names (drafts.py).
 """
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin
 
 from sglang.srt.errors import GrammarError
+from sglang.srt.json_drafts import ANY, draft_of, identifier_key
+from sglang.srt.scheduler.grammar.schema.drafts import counts
 from sglang.srt.scheduler.grammar.schema.keywords import Place, children
 
-_OLD_DRAFT = re.compile(r"/draft-0[3-7]/")
-"""in which nothing counts that stands beside a reference"""
 ANCHORS = ("$anchor", "$dynamicAnchor")
+_NAMING = frozenset({"$schema", "$id", "id"})
+
+
+class Scope(NamedTuple):
+    """What holds for the schemas inside of one: the identifier that references are relative to, and the draft (json_drafts.py)."""
+
+    base: str = ""
+    draft: int = ANY
 
 
 class SchemaDocument:
@@ -26,28 +33,29 @@ class SchemaDocument:
 
     def __init__(self, root: Any) -> None:
         self._root = root
-        draft = root.get("$schema") if isinstance(root, dict) else None
-        self._refs_stand_alone = isinstance(draft, str) and _OLD_DRAFT.search(draft) is not None
         self._resources: dict[str, Place] = {"": ()}
         self._anchors: dict[tuple[str, str], Place] = {}
         self._index()
 
-    def base_of(self, node: Any, base: str) -> str:
-        """The identifier that references in `node` are relative to, which stands where `base` was."""
-        named = node.get("$id") if isinstance(node, dict) else None
-        if not isinstance(named, str) or named.startswith("#") or (self._refs_stand_alone and "$ref" in node):
-            return base
+    def scope_of(self, node: Any, around: Scope) -> Scope:
+        """What holds in `node`, which stands where `around` holds."""
+        if not isinstance(node, dict) or not node.keys() & _NAMING:
+            return around
+        draft = draft_of(node, around.draft)
+        named = node.get(identifier_key(draft))
+        if not isinstance(named, str) or named.startswith("#") or (draft <= 7 and "$ref" in node):
+            return Scope(around.base, draft)
         try:
-            return urljoin(base, named.partition("#")[0])
+            return Scope(urljoin(around.base, named.partition("#")[0]), draft)
         except ValueError:  # no address: nothing can refer to it
-            return base
+            return Scope(around.base, draft)
 
-    def resolve(self, ref: Any, base: str, path: str) -> tuple[Place, Any, str]:
-        """Where a reference at `path` leads: the place, what stands there, and the base around it. Raises GrammarError."""
+    def resolve(self, ref: Any, scope: Scope, path: str) -> tuple[Place, Any, Scope]:
+        """Where a reference at `path` leads: the place, what stands there, and what holds around it. Raises GrammarError."""
         if not isinstance(ref, str):
             raise _lost(ref, path)
         try:
-            joined = base + ref if ref.startswith("#") else urljoin(base, ref)
+            joined = scope.base + ref if ref.startswith("#") else urljoin(scope.base, ref)
             uri, _, fragment = joined.partition("#")
             name = unquote(fragment, errors="strict")
         except ValueError as error:
@@ -62,34 +70,34 @@ class SchemaDocument:
             raise _lost(ref, path)
         return (place, *self._look_up(place, ref, path))
 
-    def _look_up(self, place: Place, ref: str, path: str) -> tuple[Any, str]:
-        node, base = self._root, ""
+    def _look_up(self, place: Place, ref: str, path: str) -> tuple[Any, Scope]:
+        node, scope = self._root, Scope()
         for step in place:
-            base = self.base_of(node, base)
+            scope = self.scope_of(node, scope)
             if isinstance(node, dict) and step in node:
                 node = node[step]
             elif isinstance(node, list) and step.isascii() and step.isdigit() and len(step) < 7 and int(step) < len(node):
                 node = node[int(step)]
             else:
                 raise _lost(ref, path)
-        return node, base
+        return node, scope
 
     def _index(self) -> None:
-        stack: list[tuple[Any, Place, str]] = [(self._root, (), "")]
+        stack: list[tuple[Any, Place, Scope]] = [(self._root, (), Scope())]
         while stack:
-            node, place, base = stack.pop()
+            node, place, scope = stack.pop()
             if not isinstance(node, dict):
                 continue
-            base = self.base_of(node, base)
+            base, draft = scope = self.scope_of(node, scope)
             if base not in self._resources:
                 self._resources[base] = place
             for key in ANCHORS:
-                if isinstance(node.get(key), str):
+                if isinstance(node.get(key), str) and counts(key, draft):
                     self._anchors.setdefault((base, node[key]), place)
-            named = node.get("$id")
-            if isinstance(named, str) and named.startswith("#"):  # drafts 6 and 7
+            named = node.get(identifier_key(draft))
+            if isinstance(named, str) and named.startswith("#") and (draft <= 7 or draft == ANY):
                 self._anchors.setdefault((base, named[1:]), place)
-            stack += [(child, (*place, *steps), base) for steps, child in children(node)]
+            stack += [(child, (*place, *steps), scope) for steps, child in children(node) if counts(steps[0], draft)]
 
 
 def _lost(ref: Any, path: str) -> GrammarError:

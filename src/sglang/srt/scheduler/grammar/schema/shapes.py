@@ -34,6 +34,7 @@ _SHAPES: dict[str, Shape] = {
     **{key: _LIST for key, holds in HOLDING.items() if holds is Holds.LIST},
     **{key: _MAP for key, holds in HOLDING.items() if holds is Holds.MAP},
     **dict.fromkeys((*LOWER, *UPPER), ("a number", _is_number)),
+    "items": ("a schema; a list of them stands at prefixItems since draft 2020-12", lambda value: not isinstance(value, list)),
     "enum": _LIST,
     "required": ("a list of strings", _is_names),
     "type": ("a string or a list of strings", lambda value: isinstance(value, str) or _is_names(value)),

@@ -17,7 +17,7 @@ from sglang.srt.messages import FinishReason
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import as_bool, in_client_words
-from sglang.srt.server.http.json_pieces import JsonArray, encode_json, json_pieces
+from sglang.srt.server.http.json_pieces import JsonArray, encode_json, encoded_within, json_pieces
 from sglang.srt.server.http.wire import KEEP_ALIVE, error_body
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall, ChatOptions
@@ -277,8 +277,8 @@ def _kept_input(body: dict[str, Any]) -> bytes | None:
     have been asked for."""
     if not as_bool(body, "store", True):
         return None
-    items = encode_json(input_items(body))
-    if len(items) <= MAX_OWN_BYTES:
+    items = encoded_within(input_items(body), MAX_OWN_BYTES)
+    if items is not None:
         return items
     if body.get("store"):
         raise RequestError(f"an input of more than {MAX_OWN_BYTES} bytes is not stored: set store to false", "store")
@@ -288,7 +288,7 @@ def _kept_input(body: dict[str, Any]) -> bytes | None:
 def _echo_of(body: dict[str, Any]) -> dict[str, Any]:
     """What every response says again of its request. Raises RequestError if that is too long."""
     echo = {name: body[name] for name in _ECHOED if name in body}
-    if len(encode_json(echo)) > MAX_ECHO_BYTES:
+    if encoded_within(echo, MAX_ECHO_BYTES) is None:
         raise RequestError(f"what is said again in the answer ({', '.join(echo)}) is longer than {MAX_ECHO_BYTES} bytes")
     if not isinstance(body.get("metadata"), (dict, NoneType)):
         raise RequestError("metadata must be an object", "metadata")

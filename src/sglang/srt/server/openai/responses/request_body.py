@@ -28,7 +28,7 @@ _NOTHING = frozenset(
 )
 """`max_tool_calls` counts calls of hosted tools, and there are none"""
 _REFUSED: dict[str, tuple[Any, ...]] = {
-    **{name: REFUSED.get(name, ()) for name in ANSWERING - {*_SAME, *_OWN, *_NOTHING}},
+    **{name: REFUSED[name].neutral if name in REFUSED else () for name in ANSWERING - {*_SAME, *_OWN, *_NOTHING}},
     "n": (1,),
     "conversation": (),
     "background": (False,),

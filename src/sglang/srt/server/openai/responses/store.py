@@ -3,6 +3,9 @@
 Each holds its own input and output; what went before is found by its predecessor's id, so a long conversation is kept once. They
 live in memory as JSON (as objects they would take many times the room) and belong to the API key that made them. Room for new ones is
 made by whoever holds most, with the ones that it did not use for longest: nobody loses theirs to one who stores without end.
+
+A request that follows one is small, whatever it follows: so what it makes the server read is limited by MAX_HISTORY_BYTES, is counted
+once, and of a response its output alone is read.
 """
 
 from __future__ import annotations
@@ -10,13 +13,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import msgspec
 
 from sglang.srt.errors import NoSuchResponseError, RequestError
-from sglang.srt.server.http.json_pieces import encode_json, json_pieces
-from sglang.srt.server.limits.json_limits import JsonScan
+from sglang.srt.server.http.json_pieces import Encoded, encode_json, json_pieces
+from sglang.srt.server.limits.json_limits import CHUNK, JsonScan
+from sglang.srt.server.limits.json_reader import JsonReader
+from sglang.srt.server.limits.json_strings import Pieces
 
 decode = msgspec.json.Decoder().decode
 
@@ -25,21 +31,34 @@ MAX_BYTES = 128 << 20
 """of all, as JSON"""
 MAX_OWN_BYTES = 16 << 20
 """of one"""
+MAX_HISTORY_BYTES = 16 << 20
+"""of inputs and outputs that stand before a request, as JSON"""
 
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """`items`: what this request's `input` said, as a list; `response`: the answer's body; both as JSON. `previous`: the response that
-    it follows. `output_ids`: of the answer's items."""
+    """`items`: what this request's `input` said, as a list; `response`: the answer's body; `output`: a part of that; all as JSON.
+    `previous`: the response that it follows. `output_ids`: of the answer's items."""
 
     items: bytes
     response: bytes
+    output: bytes
     previous: str | None
     output_ids: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
-        return len(self.items) + len(self.response)
+        return len(self.items) + len(self.response) + len(self.output)
+
+    @property
+    def history_size(self) -> int:
+        """Bytes that are read for a request that follows it."""
+        return len(self.items) + len(self.output)
+
+    @cached_property
+    def scan(self) -> JsonScan:
+        """What those would become. Raises RequestError if that is too much."""
+        return JsonScan().read(self.items).read(self.output)
 
 
 class _Shelf:
@@ -81,7 +100,9 @@ class ResponseStore:
     def put(self, owner: str, items: list[Any], response: dict[str, Any]) -> None:
         """Keeps a response that has ended."""
         ids = tuple(item["id"] for item in response["output"])
-        stored = StoredResponse(encode_json(items), b"".join(json_pieces(response)), response["previous_response_id"], ids)
+        output = b"".join(json_pieces(response["output"]))
+        whole = b"".join(json_pieces({**response, "output": Encoded([output])}))
+        stored = StoredResponse(encode_json(items), whole, output, response["previous_response_id"], ids)
         self._shelves.setdefault(owner, _Shelf()).add(response["id"], stored)
         while self.num_bytes > self._max_bytes:
             self._make_room(lambda shelf: shelf.num_bytes)
@@ -148,17 +169,37 @@ def _is_reference(item: Any) -> bool:
 def with_referred(items: list[Any], found: dict[str, StoredResponse]) -> list[Any]:
     """An input whose references are replaced by what ResponseStore.referred has found. Raises RequestError for more than one body
     may hold."""
-    scan, outputs = JsonScan(), {}
-    for response in {id(stored): stored for stored in found.values()}.values():
-        scan.read(response.response)
-        outputs.update({item["id"]: item for item in decode(response.response)["output"]})
+    stored = list({id(response): response for response in found.values()}.values())
+    _check_size(stored)
+    outputs = {item["id"]: item for response in stored for item in _read(response.output)}
     return [outputs[item["id"]] if _is_reference(item) else item for item in items]
 
 
 def history_of(chain: list[StoredResponse]) -> list[Any]:
-    """Inputs and outputs of stored responses. Raises RequestError for more than one body may hold."""
-    scan, items = JsonScan(), []
+    """Inputs and outputs of stored responses. Raises RequestError for more than a request may follow."""
+    _check_size(chain)
+    items: list[Any] = []
     for found in chain:
-        scan.read(found.items).read(found.response)
-        items += [*decode(found.items), *decode(found.response)["output"]]
+        items += [*_read(found.items), *_read(found.output)]
+    return items
+
+
+def _check_size(chain: list[StoredResponse]) -> None:
+    """Raises RequestError for more than may be read again for one request."""
+    size = sum(found.history_size for found in chain)
+    if size > MAX_HISTORY_BYTES:
+        raise RequestError(
+            f"previous_response_id: what it follows has {size} bytes, and at most {MAX_HISTORY_BYTES} are read again",
+            "previous_response_id",
+        )
+    JsonScan.check_sum(found.scan for found in chain)
+
+
+def _read(data: bytes) -> list[Any]:
+    """A list from its JSON, piece by piece if it is long."""
+    if len(data) <= CHUNK:
+        short: list[Any] = decode(data)
+        return short
+    body = Pieces([b'{"it":', *(data[at : at + CHUNK] for at in range(0, len(data), CHUNK)), b"}"])
+    items: list[Any] = JsonReader(body, lambda name: True, lambda name: None).read()["it"]
     return items

@@ -3,8 +3,9 @@
     {"propertyNames": {"$ref": "#/$defs/Colour"}}                        dict[Colour, X]: the names stand there
     {"items": {"$ref": "#/$defs/Colour"}, "uniqueItems": true}           set[Colour]: the lists, where there are few
     {"dependencies": {"card": ["address"]}}                              with card and address, or without card
+    {"if": {"properties": {"kind": {"const": "a"}}}, "then": T}          a branch for each kind (conditions.py)
 
-Unlike the rules of schema/rewrites.py these look through references.
+Unlike the rules of schema/rewriting/rewrites.py these look through references.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 
 from sglang.srt.scheduler.grammar.schema.formats import FORMATS
 from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, Node
-from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument
-from sglang.srt.scheduler.grammar.schema.values import named_values
+from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument, Scope
+from sglang.srt.scheduler.grammar.schema.rewriting.conditions import split_conditions
+from sglang.srt.scheduler.grammar.schema.rewriting.values import named_values
 
 MAX_LISTS = 400
 """that a set of values is written out as: those of five values"""
@@ -34,21 +36,22 @@ class Reductions:
     def __init__(self, document: SchemaDocument) -> None:
         self._document = document
 
-    def reduce(self, node: Node, base: str) -> None:
+    def reduce(self, node: Node, scope: Scope) -> None:
         """Changes `node`, whose schemas are left as they are."""
         if str(node.get("format")) not in FORMATS:  # an annotation, as the specification says
             node.pop("format", None)
-        self._name_properties(node, base)
-        self._write_out_sets(node, base)
+        self._name_properties(node, scope)
+        self._write_out_sets(node, scope)
         _split_dependencies(node)
+        split_conditions(node, lambda schema: named_values(self._document, schema, scope), scope.draft)
         if isinstance(node.get("dependentRequired"), dict):
             _write_out_dependencies(node)
 
-    def _name_properties(self, node: Node, base: str) -> None:
+    def _name_properties(self, node: Node, scope: Scope) -> None:
         names = node.get("propertyNames")
         if not isinstance(names, dict):
             return
-        values = named_values(self._document, names, base)
+        values = named_values(self._document, names, scope)
         if values is not None:
             node["propertyNames"] = {"enum": [name for name in values if isinstance(name, str)]}
         elif names.keys() & CONSTRAINING <= _ABOUT_NAMES | {"type"} and names.keys() & _ABOUT_NAMES:
@@ -56,11 +59,11 @@ class Reductions:
             if type(low) is int and type(high) in (int, str):
                 node["propertyNames"] = {"pattern": rf"^[\s\S]{{{low},{high}}}$"}
 
-    def _write_out_sets(self, node: Node, base: str) -> None:
+    def _write_out_sets(self, node: Node, scope: Scope) -> None:
         """Lists of distinct values, all of them, in any order."""
         if node.get("uniqueItems") is not True or node.get("type") != "array":
             return
-        values = named_values(self._document, node.get("items"), base)
+        values = named_values(self._document, node.get("items"), scope)
         if values is None or not node.keys() & CONSTRAINING <= _ABOUT_LISTS | {"type"}:
             return
         low, high = node.get("minItems", 0), node.get("maxItems", len(values))

@@ -6,19 +6,22 @@ import json
 from typing import Any
 
 from sglang.srt.errors import GrammarError
+from sglang.srt.scheduler.grammar.schema.drafts import read_draft
 from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, has_type
-from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument
+from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument, Scope
 
 MAX_STEPS = 12
 """of references one after the other"""
 _KNOWN: dict[str, list[Any]] = {"boolean": [True, False], "null": [None]}
 
 
-def named_values(document: SchemaDocument, schema: Any, base: str) -> list[Any] | None:
+def named_values(document: SchemaDocument, schema: Any, scope: Scope) -> list[Any] | None:
     """All values of a schema, in its order, each once; None where it does not list them, or says more of them."""
     for _ in range(MAX_STEPS):
         if not isinstance(schema, dict):
             return None
+        scope = document.scope_of(schema, scope)
+        schema = read_draft(schema, scope.draft)
         said = schema.keys() & CONSTRAINING
         if said == {"type"} and isinstance(schema["type"], str):
             return _KNOWN.get(schema["type"])
@@ -27,7 +30,7 @@ def named_values(document: SchemaDocument, schema: Any, base: str) -> list[Any] 
         if said != {"$ref"}:
             return None
         try:
-            _, schema, base = document.resolve(schema["$ref"], document.base_of(schema, base), "#")
+            _, schema, scope = document.resolve(schema["$ref"], scope, "#")
         except GrammarError:  # whoever follows the reference meets it again
             return None
     return None

@@ -6,11 +6,15 @@ or it is not said at all and the keyword stays, for the engine to take or to ref
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.scheduler.grammar.regex.finite_patterns import matched_words
 from sglang.srt.scheduler.grammar.schema.keywords import COUNTS, IN_PLACE, Node, has_type
+
+Limit = Callable[[Any, Any], bool]
+"""(a value, what stands at a keyword)"""
 
 
 def rewrite(node: Node) -> None:
@@ -24,24 +28,6 @@ def _whole_counts(node: Node) -> None:
         value = node.get(key)
         if isinstance(value, float) and value.is_integer():
             node[key] = int(value)
-
-
-def _old_limits(node: Node) -> None:
-    """In draft 4 a limit was excluded by a word beside it."""
-    for key, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-        if node.get(key) is True and limit in node:
-            node[key] = node.pop(limit)
-        elif isinstance(node.get(key), bool):
-            del node[key]
-
-
-def _old_tuples(node: Node) -> None:
-    """Before draft 2020-12, prefixItems was a list of `items`, and `items` was additionalItems."""
-    if isinstance(node.get("items"), list):
-        node["prefixItems"] = node.pop("items")
-        if "additionalItems" in node:
-            node["items"] = node["additionalItems"]
-    node.pop("additionalItems", None)
 
 
 def _conditions_without_effect(node: Node) -> None:
@@ -119,19 +105,49 @@ def _patterns_of_words(node: Node) -> None:
         del node["patternProperties"]
 
 
-def _values_of_type(node: Node) -> None:
-    """Listed values are of the type beside them."""
-    kinds = node.get("type")
-    names = [kinds] if isinstance(kinds, str) else kinds
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return
+def _values_that_fit(node: Node) -> None:
+    """Listed values are of the type beside them, and within the limits: then the limits say nothing more."""
     values = [node["const"]] if "const" in node else node.get("enum")
     if not isinstance(values, list):
         return
-    left = [value for value in values if has_type(value, names)]
-    if len(left) < len(values):
+    kinds = node.get("type")
+    names = [kinds] if isinstance(kinds, str) else kinds
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        values = [value for value in values if has_type(value, names)]
+    limits = {key: node[key] for key in _LIMITS if _is_number(node.get(key))}
+    for key, limit in limits.items():
+        values = [value for value in values if _LIMITS[key](value, limit)]
+        del node[key]
+    if "const" not in node or not values:
         node.pop("const", None)
-        node["enum"] = left
+        node["enum"] = values
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _of_numbers(holds: Callable[[Any, Any], bool]) -> Limit:
+    return lambda value, limit: not _is_number(value) or holds(value, limit)
+
+
+def _of_sizes(kind: type[str] | type[list[Any]] | type[dict[str, Any]], holds: Callable[[Any, Any], bool]) -> Limit:
+    return lambda value, limit: not isinstance(value, kind) or holds(len(value), limit)
+
+
+_LIMITS: dict[str, Limit] = {
+    "minimum": _of_numbers(operator.ge),
+    "maximum": _of_numbers(operator.le),
+    "exclusiveMinimum": _of_numbers(operator.gt),
+    "exclusiveMaximum": _of_numbers(operator.lt),
+    "minLength": _of_sizes(str, operator.ge),
+    "maxLength": _of_sizes(str, operator.le),
+    "minItems": _of_sizes(list, operator.ge),
+    "maxItems": _of_sizes(list, operator.le),
+    "minProperties": _of_sizes(dict, operator.ge),
+    "maxProperties": _of_sizes(dict, operator.le),
+}
+"""whether a value keeps a limit"""
 
 
 def _dependent_required(node: Node) -> None:
@@ -156,14 +172,12 @@ def _says_nothing(schema: Any) -> bool:
 
 _RULES: tuple[Callable[[Node], None], ...] = (
     _whole_counts,
-    _old_limits,
-    _old_tuples,
     _conditions_without_effect,
     _contains_without_effect,
     _unique_without_effect,
     _unevaluated,
     _property_names,
     _patterns_of_words,
-    _values_of_type,
+    _values_that_fit,
     _dependent_required,
 )

@@ -1,0 +1,285 @@
+"""A long JSON object, read piece by piece: a call of native code lasts as long as one piece takes, and other threads run in between.
+
+A piece ends at a comma outside of strings. It is decoded as a text of its own: what is open where it begins is opened before it, with
+a value that stands for all that came, and what is open where it ends is closed behind it. Then its values go where they belong.
+
+    {"a":[{"b":1 , "c":2},{"d":3 , "e":4}]}
+    {"a":[{"b":1}]}     {"~":[{"~":0,"c":2},{"d":3}]}     {"~":[{"~":0,"e":4}]}
+
+A string that is longer than a piece is decoded in parts. The body is a queue of pieces of its own, as they came, and is used up
+meanwhile: it and its values are never both there as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from secrets import token_hex
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from sglang.srt.errors import RequestError
+from sglang.srt.server.limits.json_limits import CHUNK, MAX_ELEMENTS
+from sglang.srt.server.limits.json_strings import Pieces, string_parts, take_piece
+from sglang.srt.server.shared_ints import SharedInts
+
+MAX_GAP = 1 << 20
+"""bytes between two commas outside of strings, without strings longer than CHUNK"""
+_SPACE = b" \t\r\n"
+_QUOTE, _OBJECT, _OPEN, _CLOSE, _LOWER = ord('"'), ord("{"), ord("{"), ord("}"), 32
+"""`[` and `]` are `{` and `}` without the bit _LOWER"""
+_CAME = token_hex(16)
+"""key of what came before; nobody can know it"""
+_PREFIXES = {True: b'{"%b":' % _CAME.encode(), False: b"["}
+
+_decode = msgspec.json.Decoder().decode
+_validate = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+class JsonReader:
+    """Reads one body, which is used up. `is_built`: whether the values of a name are wanted; others are only looked at.
+    `check_long`: is called for a name whose value is longer than a piece, and may raise."""
+
+    def __init__(self, body: Pieces, is_built: Callable[[str], bool], check_long: Callable[[str], None]) -> None:
+        self._body = body
+        self._is_built = is_built
+        self._check_long = check_long
+        self._ids = _Ids()
+        self._rest = b""
+        self._comma = b""
+        self._has_begun = False
+        self._is_object: list[bool] = []
+        """of what is open, outermost first"""
+        self._open: list[Any] = []
+        """the objects and lists themselves; None where they are not built"""
+        self._member = ""
+        self.names: dict[str, None] = {}
+        """of all members, in order"""
+        self.values: dict[str, Any] = {}
+
+    def read(self) -> dict[str, Any]:
+        """The values of the names that are wanted. Raises RequestError, or what msgspec raises for what is no JSON."""
+        while self._body or self._rest:
+            self._read_window()
+        if self._is_object or not self._has_begun:
+            raise _invalid("it ends too early")
+        return self.values
+
+    def _read_window(self) -> None:
+        window = (self._rest + take_piece(self._body)).lstrip(_SPACE)
+        self._rest = b""
+        if not window:
+            return
+        if not self._has_begun:
+            _check_object(window)
+        elif not self._is_object:
+            raise _invalid("something follows the object")
+        marks = _Marks(window)
+        comma = marks.last_comma() if self._body else len(window)
+        if comma >= 0:
+            self._add(window[:comma], marks, comma)
+            if self._body and (not self._is_object or window[:comma].rstrip(_SPACE)[-1:] in (b"[", b"{")):
+                raise _invalid("a comma follows no value of a list or object")
+            self._comma, self._rest = b",", window[comma + 1 :]
+        elif marks.ends_inside and len(window) - marks.last_quote > CHUNK:
+            self._read_string(window, marks)
+        elif len(window) > MAX_GAP:
+            raise _invalid(f"{MAX_GAP} bytes without a comma")
+        else:
+            self._rest = window if marks.ends_inside else _without_spaces_at_end(window)
+
+    # --- pieces -------------------------------------------------------------------------------------------------------------
+
+    def _add(self, piece: bytes, marks: _Marks, end: int) -> None:
+        """`piece`: what stands before `end` in the window."""
+        self._has_begun = True
+        num_closed, opened = marks.brackets(end)
+        kept = max(len(self._is_object) - num_closed, 0)
+        is_object = self._is_object[:kept] + [marks.text[at] == _OBJECT for at in opened]
+        text = b"".join([*self._opening(), piece, *(b"}" if is_obj else b"]" for is_obj in reversed(is_object))])
+        if kept > 1:
+            self._check_long(self._member)
+        if kept > 1 and self._open[1] is None:
+            _validate(text)
+        else:
+            self._place(_decode(text))
+        self._is_object, self._open = is_object, self._open[:kept]
+        for at in opened:
+            self._enter(marks, at)
+
+    def _opening(self) -> Iterator[bytes]:
+        for is_object in self._is_object:
+            yield _PREFIXES[is_object]
+        if self._is_object:
+            yield b"0" + self._comma
+
+    def _place(self, value: Any) -> None:
+        """Brings the values of a piece to what was open before it."""
+        if not self._open:
+            self._add_members(value)
+        for level, target in enumerate(self._open):
+            first = value.pop(_CAME if isinstance(value, dict) else 0)
+            if level == 0:
+                self._add_members(value)
+            elif target is not None:
+                self._ids.settle(value, level, self._is_object, target)
+                target.update(value) if isinstance(target, dict) else target.extend(value)
+            value = first
+
+    def _add_members(self, members: dict[str, Any]) -> None:
+        for name, value in members.items():
+            self.names[name] = None
+            if self._is_built(name):
+                self._ids.settle_value(value)
+                self.values[name] = value
+
+    def _enter(self, marks: _Marks, at: int) -> None:
+        """The object or list that begins at `at`, and has not ended yet, is open from now on."""
+        level = len(self._open)
+        if level == 0:
+            self._open.append(self.values)
+            return
+        parent = self._open[-1]
+        key: Any = marks.key_before(at) if self._is_object[level - 1] else -1
+        if level == 1:
+            self._member = key
+            child = self.values[key] if self._is_built(key) else None
+        else:
+            child = parent[key] if parent is not None else None
+        self._open.append(child)
+        self._ids.enter(level, child)
+
+    # --- long strings -------------------------------------------------------------------------------------------------------
+
+    def _read_string(self, window: bytes, marks: _Marks) -> None:
+        """The string that the window ends in; until it is there an empty one takes its place."""
+        start = marks.last_quote
+        self._add(window[:start] + b'""', marks, start)
+        parent = self._open[-1]
+        key: Any = marks.key_before(start) if self._is_object[-1] else -1
+        self._check_long(key if len(self._open) == 1 else self._member)
+        is_wanted = parent is not None and (len(self._open) > 1 or self._is_built(key))
+        parts, self._rest = string_parts(window[start + 1 :], self._body, is_wanted)
+        self._comma = b""
+        if is_wanted:
+            parent[key] = "".join(parts)
+
+
+class _Marks:
+    """Where the structure of a window is that begins outside of strings."""
+
+    def __init__(self, window: bytes) -> None:
+        self._window = window
+        self.text = window.replace(b"\\\\", b"__").replace(b'\\"', b"__") if b"\\" in window else window
+        self._array = np.frombuffer(self.text, np.uint8)
+        self._quotes = np.flatnonzero(self._array == _QUOTE)
+
+    @property
+    def ends_inside(self) -> bool:
+        """Whether it ends in a string."""
+        return len(self._quotes) % 2 == 1
+
+    @property
+    def last_quote(self) -> int:
+        return int(self._quotes[-1])
+
+    def last_comma(self) -> int:
+        """The place of the last one outside of strings, or -1."""
+        left, end = len(self._quotes), len(self.text)
+        while left:
+            if left % 2:
+                end = int(self._quotes[left - 1])
+            else:
+                at = self.text.rfind(b",", int(self._quotes[left - 1]), end)
+                if at >= 0:
+                    return at
+            left -= 1
+        return self.text.rfind(b",", 0, end)
+
+    def brackets(self, end: int) -> tuple[int, list[int]]:
+        """How many that were open before are closed before `end`, and the places of those that are opened and stay open."""
+        folded = self._array[:end] | _LOWER
+        places = np.flatnonzero((folded == _OPEN) | (folded == _CLOSE))
+        places = places[np.searchsorted(self._quotes, places) % 2 == 0]
+        num_closed, opened = 0, []
+        for at in places.tolist():
+            if folded[at] == _OPEN:
+                opened.append(at)
+            elif opened:
+                opened.pop()
+            else:
+                num_closed += 1
+        return num_closed, opened
+
+    def key_before(self, at: int) -> str:
+        """The key of the value that begins at `at`."""
+        i = int(np.searchsorted(self._quotes, at))
+        key: str = _decode(self._window[self._quotes[i - 2] : self._quotes[i - 1] + 1])
+        return key
+
+
+class _Ids:
+    """Lists of token ids, or of such lists, that are members of the object: their ids are shared, and may be as many as they like.
+    Other numbers count like everything else."""
+
+    def __init__(self) -> None:
+        self._table = SharedInts()
+        self._num_others = 0
+        self._mixed: set[int] = set()
+        """levels of open lists that hold anything else"""
+
+    def enter(self, level: int, value: Any) -> None:
+        self._mixed.discard(level)
+        if isinstance(value, list) and set(map(type, value)) != {int}:
+            self._mixed.add(level)
+
+    def settle(self, part: Any, level: int, is_object: list[bool], target: Any) -> None:
+        """`part` is about to be added to `target`, which is open at `level`."""
+        may_be_ids = level <= 2 and not any(is_object[1 : level + 1])
+        if isinstance(part, dict):
+            self._settle_items(part.values(), level, False)
+        elif may_be_ids and level not in self._mixed and set(map(type, part)) <= {int}:
+            part[:] = self._table.share(part)
+        else:
+            if may_be_ids and level not in self._mixed:
+                self._mixed.add(level)
+                self._num_others += len(target)
+            self._settle_items(part, level, may_be_ids)
+
+    def settle_value(self, value: Any, level: int = 1, may_be_ids: bool = True) -> None:
+        """`value` is there as far as it has come."""
+        if isinstance(value, dict):
+            self._settle_items(value.values(), level, False)
+        elif isinstance(value, list):
+            may_be_ids = may_be_ids and level <= 2
+            if may_be_ids and value and set(map(type, value)) == {int}:
+                value[:] = self._table.share(value)
+            else:
+                self._settle_items(value, level, may_be_ids)
+
+    def _settle_items(self, items: Any, level: int, may_be_ids: bool) -> None:
+        for item in items:
+            if type(item) is list or type(item) is dict:
+                self.settle_value(item, level + 1, may_be_ids)
+            elif type(item) is int or type(item) is float:
+                self._num_others += 1
+        if self._num_others > MAX_ELEMENTS:
+            raise RequestError(f"the body has more than {MAX_ELEMENTS} values and keys")
+
+
+def _check_object(begin: bytes) -> None:
+    if begin[0] in b'["-0123456789tfn':
+        raise RequestError("the body must be a JSON object")
+    if begin[0] != _OBJECT:
+        raise _invalid("it begins with no value")
+
+
+def _without_spaces_at_end(window: bytes) -> bytes:
+    """All but one, which tells apart what it stands between."""
+    text = window.rstrip(_SPACE)
+    return text if len(text) == len(window) else text + b" "
+
+
+def _invalid(why: str) -> RequestError:
+    return RequestError(f"the body is not valid JSON: {why}")

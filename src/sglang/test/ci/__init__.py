@@ -1,0 +1,1 @@
+"""What tests of the original say of themselves to its CI."""
