@@ -5,7 +5,7 @@
     python -m benchmarks.peers --model FILE --workloads W1,W2,LONG
     python -m benchmarks.peers --env llama_cpp=/path/to/venv      use an environment that exists
 
-`ours` is what a user gets. `ours_drawn` is the same without guesses where a text repeats itself, which answers to random ids
+`ours` is what a user gets. `ours_plain` is the same without speculation where a text repeats itself, which answers to random ids
 often do: its figures say what the kernels do, whatever the text.
 
 Each peer is installed once into an environment of its own. All engines stay loaded; for every repetition each workload runs
@@ -44,7 +44,7 @@ PACKAGES = {
 UNWANTED = {"vllm": ["torchvision", "torchaudio", "torchcodec"]}
 """packages that pip brings along and that keep the engine from starting"""
 BUILD_FLAGS = {"llama_cpp": {"CMAKE_ARGS": "-DGGML_NATIVE=ON"}}
-OURS = ("ours", "ours_drawn")
+OURS = ("ours", "ours_plain")
 HIGHER_IS_BETTER = "tok/s"
 STARTED = time.monotonic()
 

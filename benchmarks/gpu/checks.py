@@ -66,7 +66,7 @@ def _tried(finding: Finding, work: Callable[[], Finding]) -> Finding:
 
 
 class Served:
-    """A scheduler over a worker, and what its steps were: how many had guesses, how many were begun ahead."""
+    """A scheduler over a worker, and what its steps were: how many had drafts, how many were begun ahead."""
 
     def __init__(self, worker: LocalWorker, vocabulary: Any = None, jump_forward: bool = True) -> None:
         from tests.scheduler.toy import Harness
@@ -75,12 +75,12 @@ class Served:
         self._harness = Harness(worker, ScheduleOptions(), grammar, vocabulary)  # type: ignore[arg-type]
         self._forward, self._num_answered = type(worker).forward, 0
         self.worker = worker
-        self.steps = self.guessed = self.ahead = 0
+        self.steps = self.drafted = self.ahead = 0
         worker.forward = self._count  # type: ignore[method-assign]
 
     def _count(self, batch: ForwardBatch) -> None:
         self.steps += 1
-        self.guessed += len(batch.samples) > batch.num_reqs
+        self.drafted += len(batch.samples) > batch.num_reqs
         self.ahead += batch.previous is not None
         self._forward(self.worker, batch)
 
@@ -133,8 +133,8 @@ def _fits_schema(text: str) -> bool:
 
 
 def grammars(folder: Path, where: Where) -> Iterator[Finding]:
-    """Batches under a schema and an expression, greedy and drawn, with jump-forward and without, often enough that later rounds
-    guess: valid, and the same tokens in every round, without jump-forward, and from the reference."""
+    """Batches under a schema and an expression, greedy and sampled, with jump-forward and without, often enough that later rounds
+    have drafts: valid, and the same tokens in every round, without jump-forward, and from the reference."""
     yield from _Grammars(folder, where).findings()
 
 
@@ -147,7 +147,7 @@ class _Grammars:
 
     def findings(self) -> Iterator[Finding]:
         found: dict[tuple[str, float], Finding] = {}
-        finding = _tried({"check": "steps with guesses, steps begun ahead"}, lambda: self.run(found))
+        finding = _tried({"check": "steps with drafts, steps begun ahead"}, lambda: self.run(found))
         for (name, temperature), result in found.items():
             yield {"check": f"{name}, temperature {temperature:g}", **result}
         yield finding
@@ -179,10 +179,10 @@ class _Grammars:
             found[kind] = {"ended": len(ended), "valid": num_valid, "of": self.num, "same": same, "ok": good}
         return {
             "steps": [jumping.steps, stepping.steps],
-            "with_guesses": jumping.guessed,
+            "with_drafts": jumping.drafted,
             "ahead": stepping.ahead,
             "graphs_up_to": worker.info.graph_max_reqs,
-            "ok": jumping.guessed > 0 and stepping.ahead > 0 and jumping.steps < 3 * stepping.steps,
+            "ok": jumping.drafted > 0 and stepping.ahead > 0 and jumping.steps < 3 * stepping.steps,
         }
 
     def tokens(self, served: Served) -> dict[tuple[str, float], list[Any]]:
@@ -343,7 +343,7 @@ def checkpoints(folder: Path, where: Where) -> Iterator[Finding]:
 
 
 def _load(path: Path, where: Where, model: Any, dtype: str, bar: float) -> Finding:
-    """Prompt rows together and one row at a time take different kernels: the logits of the one, and tokens drawn in the other,
+    """Prompt rows together and one row at a time take different kernels: the logits of the one, and tokens sampled in the other,
     which must be the best but for as much."""
     import torch
 
@@ -359,10 +359,10 @@ def _load(path: Path, where: Where, model: Any, dtype: str, bar: float) -> Findi
     driver.generate([again], 2 if where.tiny else 12)
     with torch.no_grad():
         every = model(torch.tensor([again.ids])).logits[0].numpy()
-    want, drawn = every[: len(PROMPT)], every[len(PROMPT) - 1 : -1]
+    want, sampled = every[: len(PROMPT)], every[len(PROMPT) - 1 : -1]
     if dtype != "float32":
         bar = (F8_BAR if "f8" in forms else BF16_BAR) * float(np.abs(want).max())
-    short = float((drawn.max(-1) - drawn[np.arange(len(drawn)), again.output]).max())
+    short = float((sampled.max(-1) - sampled[np.arange(len(sampled)), again.output]).max())
     error = float(np.abs(got - want).max())
     good = error <= bar and short <= 2 * bar
     return {"forms": sorted(forms), "error": error, "bar": bar, "token_short_by": short, "ok": good}

@@ -282,7 +282,7 @@ def _attend(s: Side, h: Heads, qkv: Any, kv: Any, table: Any, requests: Any, win
     s.ops.sync_table(there, table, which, lengths)
     meta = AttentionMeta(s.ints(len(requests)), s.array(which), s.array(starts), s.array(new), s.array(lengths), there)
     total = int(new.sum())
-    s.ops.bound_step(meta, StepShape(total, len(requests), int(new.max()), int(lengths.max())))
+    s.ops.bound_step(meta, StepShape(total, len(requests), int(new.max())))
     out = s.activation(np.zeros((total, h.heads * h.dim), np.float32))
     s.ops.attention(qkv, kv, out, meta, num_heads=h.heads, window=window, soft_cap=cap)
     return s.read(out)

@@ -86,7 +86,7 @@ class Bench:
             self.table[i, : min(width, self.table.shape[1])] = np.arange(i * width, i * width + width)[: self.table.shape[1]]
 
     def decode_batch(self, num_reqs: int, length: int, specs: list[SampleSpec]) -> ForwardBatch:
-        """Everyone's token at position length - 1; ids are those drawn last."""
+        """Everyone's token at position length - 1; ids are those sampled last."""
         every = np.arange(num_reqs, dtype=np.int32)
         positions = np.full(num_reqs, length - 1, np.int32)
         return ForwardBatch(

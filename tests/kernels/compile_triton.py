@@ -108,7 +108,7 @@ def row_cases() -> Iterator[Case]:
     types |= dict.fromkeys(("ids", "rows", "index", "positions", "axes", "row_idx", "slots", "previous", "drawn"), I32)
     types |= dict.fromkeys(("scale", "cap", "eps", "q_scale"), "fp32") | {"levels": U8, "scales": F16, "minima": F16}
     wide = {"BLOCK": 1024}
-    yield rows.take_drawn_kernel, types, wide, {}
+    yield rows.take_sampled_kernel, types, wide, {}
     yield rows.embedding_kernel, types, wide, {}
     yield rows.embedding_quantised_kernel, types, {**wide, "BITS": 4, "GROUP": 32, "HAS_MIN": True}, {}
     for fn in ("silu", "gelu", "gelu_tanh"):

@@ -33,7 +33,7 @@ class Loop:
         self.activation = ops.activation(8, [self.weight])
         self.tape = OpTape()
         with self.tape.record(ops):
-            ops.take_drawn(self.ids, self.previous, self.drawn, self.rows)
+            ops.take_sampled(self.ids, self.previous, self.drawn, self.rows)
             ops.embedding(self.weight, self.ids, self.x, self.rows)
             ops.rms_norm(self.x, np.ones(64, np.float32), self.activation, self.rows, eps=1e-5)
             ops.linear(self.weight, self.activation, self.logits, self.rows)
@@ -123,10 +123,10 @@ def test_whoever_asks_may_wait(ahead: Any) -> None:
         same_bits(got[step], want[step][1])
 
 
-def test_take_drawn(ops: Any) -> None:
+def test_take_sampled(ops: Any) -> None:
     """A row that could not be drawn is -1 and becomes 0; rows beyond the count stay as they are."""
     drawn, previous = ints(7, -1, 9), ints(2, -1, 1, 0, 99)
     for one in (ops, ReferenceOps()):
         ids = ints(100, 101, 102, 103, 104)
-        one.take_drawn(ids, previous, drawn, ints(4))
+        one.take_sampled(ids, previous, drawn, ints(4))
         assert ids.tolist() == [9, 101, 0, 7, 104]

@@ -122,7 +122,7 @@ def test_lengths_are_those_of_the_memory(parts: Parts) -> None:
     p.ops.embedding(p.weight, Lies(p.eight), p.out, ints(INT_MAX))
     p.ops.mask(p.out, Lies(p.eight), np.zeros((8, 2), np.uint32))
     assert np.isneginf(p.out).all()
-    p.ops.take_drawn(Lies(ints(5, 5)), Lies(ints(0, 0)), Lies(ints(7)), ints(INT_MAX))
+    p.ops.take_sampled(Lies(ints(5, 5)), Lies(ints(0, 0)), Lies(ints(7)), ints(INT_MAX))
 
 
 def test_empty_arrays(parts: Parts) -> None:

@@ -193,11 +193,11 @@ def test_rows_of_pictures(exact: Any) -> None:
     close(got.numpy(), want, 1e-6)
 
 
-def test_take_drawn(exact: Any) -> None:
+def test_take_sampled(exact: Any) -> None:
     ids, previous, drawn = ints(100, 101, 102, 103, 104), ints(2, -1, 1, 0, 1), ints(7, -1, 9)
     there = exact.array(ids)
-    exact.take_drawn(there, exact.array(previous), exact.array(drawn), exact.array(ints(4)))
-    REFERENCE.take_drawn(ids, previous, drawn, ints(4))
+    exact.take_sampled(there, exact.array(previous), exact.array(drawn), exact.array(ints(4)))
+    REFERENCE.take_sampled(ids, previous, drawn, ints(4))
     assert there.tolist() == ids.tolist() == [9, 101, 0, 7, 104]
 
 
@@ -393,7 +393,7 @@ class Setting:
         arrays = (there.num_reqs, there.req_pool_idx, there.q_start, there.q_len, there.seq_lens)
         meta = AttentionMeta(*(here.array(a) for a in arrays), table, None if ends is None else here.array(ends))
         longest = max(new for _, new, _ in self.requests)
-        here.bound_step(meta, StepShape(self.num_rows, len(self.requests), longest, max(n for _, _, n in self.requests)))
+        here.bound_step(meta, StepShape(self.num_rows, len(self.requests), longest))
         return AttentionMeta(*arrays, self.table, ends), meta
 
     def run(self, ends: npt.NDArray[np.int32] | None = None, **kwargs: Any) -> None:

@@ -52,7 +52,8 @@ def test_a_change_wakes_everyone(monkeypatch: pytest.MonkeyPatch) -> None:
         assert waiting.acquire(timeout=30)
     one.bump()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=10)
+        assert not thread.is_alive(), "somebody was not woken"
     assert sorted(map(str, woken)) == ["True"] * 3 + ["coroutines"] * 2
 
 

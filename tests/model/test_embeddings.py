@@ -285,6 +285,7 @@ def test_what_is_not_applied_is_refused_by_name(
 def test_a_dense_module_in_a_pickle_is_not_read(bert: tuple[Path, Any], tmp_path: Path) -> None:
     linked(bert[0], tmp_path)
     list_modules(tmp_path, "Transformer", "Pooling", "Dense")
+    write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
     save_dense(tmp_path / "2_Dense", 64, 48)
     (tmp_path / "2_Dense" / "model.safetensors").rename(tmp_path / "2_Dense" / "pytorch_model.bin")
     with pytest.raises(ModelError, match="2_Dense has no model.safetensors"):

@@ -23,7 +23,7 @@ from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kernels.reference import ReferenceOps
 from sglang.srt.model.worker import LocalWorker
 from sglang.srt.sampling_params import SamplingParams
-from sglang.srt.scheduler.media import ReqMedia, req_media
+from sglang.srt.scheduler.media.req_media import ReqMedia, req_media
 from sglang.srt.server.multimodal.clip import Clip
 from sglang.srt.server.multimodal.inputs import View
 from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
@@ -145,7 +145,7 @@ def batch_of(prompts: list[Prompt], parts: list[tuple[int, int, int]], table: np
         media = prompts[i].media
         if media is not None:
             batch.embeds += media.rows(at, end, row)
-            batch.seen += media.seen(at, end, row)
+            batch.cross_rows += media.cross_rows(at, end, row)
     return batch
 
 

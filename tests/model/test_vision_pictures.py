@@ -188,8 +188,8 @@ def check_logits(family: Family, ops: Ops, prompt: list[Any]) -> None:
     with torch.no_grad():
         want = np.asarray(family.model(input_ids=torch.tensor([ids]), **inputs).logits[0])
     worker = open_worker(family.folder, ops, max_total_tokens=8192)
-    shown = Shown(ids, items, *(axes or (None, 0)), two_way=worker.info.two_way)
-    got = logits(worker, shown, chunk=10**6 if shown.two_way else 512)
+    shown = Shown(ids, items, *(axes or (None, 0)), bidirectional_images=worker.info.bidirectional_images)
+    got = logits(worker, shown, chunk=10**6 if shown.bidirectional_images else 512)
     tolerance = 3e-4 if isinstance(ops, ReferenceOps) else 2e-2  # the native kernels keep K and V in 16 bits
     assert np.abs(want).max() > 1
     assert np.abs(got - want).max() < tolerance * np.abs(want).max()

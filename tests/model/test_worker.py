@@ -20,7 +20,7 @@ from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kernels.reference import ReferenceOps
 from sglang.srt.model.quant.formats import HostTensor, quantise_q4_1, quantise_q8_0
 from sglang.srt.model.runner import ModelRunner
-from sglang.srt.model.sampling import reach
+from sglang.srt.model.sampling import needed_columns
 from sglang.srt.model.weights.loader import load_checkpoint
 from sglang.srt.model.worker import create_worker, worker_from
 from sglang.srt.sampling_params import SamplingParams
@@ -233,7 +233,7 @@ def test_logits_that_masks_forbid_are_not_needed(
     folder: Path, ops: Ops, monkeypatch: pytest.MonkeyPatch, decodes: bool, late: bool
 ) -> None:
     """Whatever stands in their place: the same tokens, and the same rows are bad."""
-    monkeypatch.setattr(reach, "NARROW_SHARE", 4)
+    monkeypatch.setattr(needed_columns, "NARROW_SHARE", 4)
     bits = np.zeros((3, 7), np.uint32)
     bits[0, 1], bits[1], bits[2, 5] = 1 << 3, 0xFFFFFFFF, 0b11  # sample 0: one token; 2: all of them; 3: two
     answers = []
@@ -250,7 +250,7 @@ def test_logits_that_masks_forbid_are_not_needed(
         batch = driver.batch(parts)
         batch.masked = masked
         runner = driver.worker._runner
-        assert runner is not None and runner.has_reach
+        assert runner is not None and runner.can_skip_columns
         runner._step.logits[:] = np.nan
         wholes: list[int | None] = []
 

@@ -72,7 +72,7 @@ class Shown:
     items: tuple[MediaItem, ...]
     positions: Any
     delta: int
-    two_way: bool = False
+    bidirectional_images: bool = False
 
 
 def show(rng: np.random.Generator, parts: Sequence[Any], time_step: float = 1.5, merge: int = 2) -> Shown:
@@ -150,7 +150,7 @@ def batch_of(shown: Shown, jobs: dict[bytes, EncodeJob], start: int, end: int, t
         ints([]),
         [],
         embeds=embeds,
-        row_ends=row_ends_of(shown, start, end) if shown.two_way else None,
+        row_ends=row_ends_of(shown, start, end) if shown.bidirectional_images else None,
         rope_positions=None if shown.positions is None else shown.positions[:, start:end],
     )
 

@@ -15,7 +15,9 @@ from sglang.srt.forward_batch import ModelInfo
 from sglang.srt.media_item import MediaItem, without_pixels
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.sampling_params import SamplingParams
-from sglang.srt.scheduler.media import MediaGate, PictureIds, RecentPixels, ReqMedia, check_media, req_media
+from sglang.srt.scheduler.media.arriving import ImageIds, RecentPixels, check_media
+from sglang.srt.scheduler.media.encoder_gate import EncoderGate
+from sglang.srt.scheduler.media.req_media import ReqMedia, req_media
 
 
 def item(name: int, *spans: tuple[int, int]) -> MediaItem:
@@ -27,7 +29,7 @@ def request(num_ids: int, *items: MediaItem, **fields: Any) -> TokenizedReq:
 
 
 INFO = ModelInfo("toy", 500, 512, 512, 16, 64, 8, "toy", True, 0, 8, media_kinds=("image",))
-CROSSED = replace(INFO, crossed=True)
+CROSSED = replace(INFO, cross_attention=True)
 
 
 class Job:
@@ -56,7 +58,7 @@ class Encoder:
 
 
 def test_equal_pictures_have_equal_ids_and_others_share_none() -> None:
-    ids = PictureIds()
+    ids = ImageIds()
     prompt = np.full(20, 7, np.int32)
     first = ids.tree_ids(request(20, item(1, (2, 3)), item(2, (8, 4))), prompt)
     again = ids.tree_ids(request(20, item(2, (2, 4)), item(1, (8, 3)), item(3, (12, 5))), prompt)
@@ -68,13 +70,13 @@ def test_equal_pictures_have_equal_ids_and_others_share_none() -> None:
 
 
 def test_rows_of_several_spans_count_on() -> None:
-    ids = PictureIds().tree_ids(request(12, item(1, (1, 2), (5, 3))), np.full(12, 7, np.int32))
+    ids = ImageIds().tree_ids(request(12, item(1, (1, 2), (5, 3))), np.full(12, 7, np.int32))
     first = ids[1]
     assert ids[1:3].tolist() == [first, first + 1] and ids[5:8].tolist() == [first + 2, first + 3, first + 4]
 
 
 def test_ids_that_are_used_up_begin_a_new_generation() -> None:
-    ids = PictureIds(num_ids=10, max_ranges=2)
+    ids = ImageIds(num_ids=10, max_ranges=2)
     assert ids.salt("s") == "s" and ids.salt(None) is None
     first = ids.first_id(item(1, (0, 4)))
     assert ids.first_id(item(2, (0, 6))) == -10 and ids.generation == 0
@@ -84,7 +86,7 @@ def test_ids_that_are_used_up_begin_a_new_generation() -> None:
 
 
 def test_forgotten_pictures_get_ids_that_nobody_had() -> None:
-    ids = PictureIds(max_ranges=2)
+    ids = ImageIds(max_ranges=2)
     seen = {ids.first_id(item(n, (0, 4))) for n in (1, 2, 3, 1)}
     assert len(seen) == 4
 
@@ -134,7 +136,7 @@ def test_positions_go_on_after_the_prompt() -> None:
 
 
 def test_a_step_ends_between_pictures_that_are_seen_both_ways() -> None:
-    media = ReqMedia((item(1, (2, 4)), item(2, (6, 3), (12, 2))), None, 0, {}, two_way=True)
+    media = ReqMedia((item(1, (2, 4)), item(2, (6, 3), (12, 2))), None, 0, {}, bidirectional_images=True)
     ends = {end: media.last_end(0, end) for end in range(15)}
     assert ends == {0: 0, 1: 1, 2: 2, 3: 2, 4: 2, 5: 2, 6: 6, 7: 6, 8: 6, 9: 9, 10: 10, 11: 11, 12: 12, 13: 12, 14: 14}
     assert media.last_end(2, 5) == 2 and media.last_end(4, 5) == 4
@@ -145,7 +147,7 @@ def test_a_step_ends_between_pictures_that_are_seen_both_ways() -> None:
 
 def test_only_what_is_not_cached_is_encoded_and_not_too_much_ahead() -> None:
     worker = Encoder()
-    gate = MediaGate(worker, 100)  # type: ignore[arg-type]
+    gate = EncoderGate(worker, 100)  # type: ignore[arg-type]
     media = ReqMedia((item(1, (2, 4)), item(2, (6, 3))), None, 0, {})
     assert gate.is_ready(media, 9) and worker.asked == []
     assert not gate.is_ready(media, 6) and worker.asked == [(2).to_bytes(16, "little")] and media.is_waiting
@@ -176,10 +178,10 @@ def test_media_that_do_not_fit(items: list[MediaItem], fields: dict[str, Any], w
 
 
 def test_pictures_that_no_step_could_take() -> None:
-    gate = MediaGate(Encoder(), 3)  # type: ignore[arg-type]
+    gate = EncoderGate(Encoder(), 3)  # type: ignore[arg-type]
     gate.check(ReqMedia((item(1, (0, 4)),), None, 0, {}))
     with pytest.raises(RequestError, match="chunked-prefill-size"):
-        gate.check(ReqMedia((item(1, (0, 4)),), None, 0, {}, two_way=True))
+        gate.check(ReqMedia((item(1, (0, 4)),), None, 0, {}, bidirectional_images=True))
 
 
 def test_pixels_come_once_for_all_samples_of_a_prompt() -> None:
@@ -212,7 +214,7 @@ def test_rows_see_the_last_pictures_before_them() -> None:
     for start in range(13):
         for end in range(start + 1, 14):
             found: list[tuple[int, ...]] = [()] * (end - start)
-            for part in media.seen(start, end, 100):
+            for part in media.cross_rows(start, end, 100):
                 for row in range(part.row, part.row + part.count):
                     found[row - 100] = part.embeddings
             assert found == expected[start:end]
@@ -225,7 +227,7 @@ def test_a_step_of_a_request_sees_one_group_of_pictures() -> None:
         at = media.last_end(at, min(at + 8, 12))
         steps.append(at)
     assert steps == [2, 5, 6, 9, 12]
-    assert all(len(media.seen(a, b, 0)) <= 1 for a, b in zip([0, *steps], steps, strict=False))
+    assert all(len(media.cross_rows(a, b, 0)) <= 1 for a, b in zip([0, *steps], steps, strict=False))
 
 
 def test_embeddings_are_needed_while_rows_see_them() -> None:

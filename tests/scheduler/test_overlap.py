@@ -214,7 +214,7 @@ def test_a_row_without_numbers_ends_its_request_alone() -> None:
 
 
 @pytest.mark.parametrize("num_slots", [96, 160])
-def test_a_full_pool_is_no_reason_to_guess(num_slots: int) -> None:
+def test_a_full_pool_is_no_reason_to_draft(num_slots: int) -> None:
     worker = AheadWorker(num_slots=num_slots)
     harness = Harness(worker, ScheduleOptions())
     reqs = [make_req(f"r{i}", [i] * 20, 40, ignore_eos=True) for i in range(3)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
 from sglang.srt.config import ScheduleOptions
@@ -57,6 +58,17 @@ def test_a_retracted_request_runs_again_before_those_who_wait() -> None:
     harness.scheduler._running.retract_one()
     harness.step()
     assert [req.rid for req in harness.scheduler._running.reqs] == ["first"]
+
+
+def test_relatives_run_together_from_the_root_on() -> None:
+    """The tree depth first: two small branches of one large subtree go before a branch that is larger than either."""
+    tree = RadixCache(lambda slots: None)
+    for ids in ([1, 2], [1, 3], [5, 6]):
+        tree.insert(np.array(ids, np.int32), np.arange(len(ids), dtype=np.int32))
+    prompts = {"z1": [5, 6, 9], "x": [1, 2, 9], "y1": [1, 3, 9], "z2": [5, 6, 8], "y2": [1, 3, 8]}
+    reqs = [new_req(rid, ids) for rid, ids in prompts.items()]
+    order = [req.rid for req in POLICIES["dfs-weight"](reqs, tree, random.Random(0))]
+    assert order == ["y1", "y2", "x", "z1", "z2"]
 
 
 def test_with_many_waiting_nobody_is_looked_up() -> None:

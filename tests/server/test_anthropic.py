@@ -209,7 +209,7 @@ BLOCKS: list[tuple[dict[str, Any], str]] = [
 async def test_blocks_that_are_text_and_those_that_are_nothing(stand: Stand, block: dict[str, Any], shown: str) -> None:
     says(stand, "Yes.")
     await told(stand, messages=of_user(block, text("What colour?")))
-    assert f"<|im_start|>user\n{shown}{' ' if shown else ''}What colour?<|im_end|>" in prompt_of(stand)
+    assert f"<|im_start|>user\n{shown}What colour?<|im_end|>" in prompt_of(stand)
     if block["type"] in ("document", "search_result"):
         result = {
             "type": "tool_result",

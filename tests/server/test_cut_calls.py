@@ -118,7 +118,8 @@ async def test_a_call_whose_arguments_have_ended_is_whole(stand: Stand) -> None:
 async def test_arguments_that_are_no_object_are_run_by_nobody(stand: Stand) -> None:
     says(stand, '<tool_call>\n{"name": "get_weather", "arguments": [1]}\n</tool_call>')
     reply = await post(stand, "/v1/messages", {**MESSAGES, "max_tokens": 500})
-    assert (reply["stop_reason"], reply["content"]) == ("end_turn", [])
+    text = '<tool_call>\n{"name": "get_weather", "arguments": [1]}\n</tool_call>'
+    assert (reply["stop_reason"], reply["content"]) == ("end_turn", [{"type": "text", "text": text}])
 
 
 async def test_a_call_in_plain_json_is_a_call(stand: Stand) -> None:

@@ -161,7 +161,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "/v1/messages": (
         {"messages": HELLO, "max_tokens": 3},
-        "messages max_tokens system temperature top_p top_k stop_sequences tools tool_choice thinking stream model",
+        "messages max_tokens system temperature top_p top_k tools tool_choice thinking stream model",
     ),
     "/v1/score": (
         {"query": "a", "items": ["b"], "label_token_ids": [1]},

@@ -87,8 +87,8 @@ def token_ids(engine: sglang.Engine, prompts: list[str], temperature: float) -> 
     [{}, {"threads": 1}, {"threads": 3}, {"speculative_algorithm": "none"}, {"disable_overlap_schedule": True}],
     ids=str,
 )
-def test_ahead_of_its_tokens_and_with_guesses(steps: dict[float, list[list[int]]], flags: dict[str, Any]) -> None:
-    """Alone (where guesses are made), two at once (with the usual flags), and all (where steps only run ahead)."""
+def test_ahead_of_its_tokens_and_with_drafts(steps: dict[float, list[list[int]]], flags: dict[str, Any]) -> None:
+    """Alone (where there are drafts), two at once (with the usual flags), and all (where steps only run ahead)."""
     with sglang.Engine(model_path=DEFAULT_MODEL, **flags) as engine:
         for temperature, want in steps.items():
             for size in (1, len(CIRCLES)) if flags else (1, 2, len(CIRCLES)):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sglang.srt.errors import TemplateRefusedError
-from sglang.srt.server.openai.joined_messages import encode_joined
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
+from sglang.srt.server.tokenization.joined_messages import encode_joined
 from sglang.srt.server.tokenization.template_forms import TemplateForms
 from tests.server.conftest import Stand
 from tests.server.http_tools import client_of

@@ -113,9 +113,11 @@ def test_values_without_a_name_are_those_of_the_first_parameters(
 
 
 @pytest.mark.parametrize("source", ["'a', 'b', 'c'", "'a', city='b'", "*[1]", "**x", "city=a+1", "1 2"])
-def test_arguments_that_python_would_refuse_are_kept_as_they_were_written(source: str) -> None:
-    answer = read(create_parser("pythonic", TOOLS), f"[get_weather({source}), b()]")
-    assert [(call.name, call.arguments) for call in answer.calls] == [("get_weather", source), ("b", "{}")]
+def test_a_call_with_arguments_that_python_would_refuse_is_text(source: str) -> None:
+    for cuts in ([], list(range(100))):
+        answer = read(create_parser("pythonic", TOOLS), f"[get_weather({source}), b()]", cuts)
+        assert called(answer) == [("b", {})]
+        assert f"get_weather({source})" in answer.text
 
 
 @pytest.mark.parametrize(
@@ -291,12 +293,13 @@ def test_arguments_by_two_names_are_the_first() -> None:
         assert (called(answer), answer.text) == ([("a", {"x": 1})], "")
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "arguments"),
-    [
-        ("pythonic", "[a(x=1e999)]", "x=1e999"),
-        ("gemma", "<|tool_call>call:a{x:NaN,y:-1e999}<tool_call|>", '{"x": "NaN", "y": "-1e999"}'),
-    ],
-)
-def test_numbers_that_json_has_not_are_none(name: str, text: str, arguments: str) -> None:
-    assert [call.arguments for call in read(create_parser(name, TOOLS), text).calls] == [arguments]
+def test_numbers_that_json_has_not_are_none() -> None:
+    for name, text in (
+        ("pythonic", "[a(x=1e999)]"),
+        ("generic", '{"arguments": {"x": NaN}, "name": "a"}'),
+        ("qwen", '<tool_call>{"name": "a", "arguments": "{\\"x\\": Infinity}"}</tool_call>'),
+    ):
+        answer = read(create_parser(name, TOOLS), text)
+        assert (answer.calls, answer.text) == ([], text)
+    answer = read(create_parser("gemma", TOOLS), "<|tool_call>call:a{x:NaN,y:-1e999}<tool_call|>")
+    assert called(answer) == [("a", {"x": "NaN", "y": "-1e999"})], "words may stand there without quotes"

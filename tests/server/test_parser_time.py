@@ -10,7 +10,7 @@ import pytest
 from sglang.common.reasoning import FORMATS as REASONING
 from sglang.srt.server.openai.answers import Answer
 from sglang.srt.server.openai.blocks import Blocks
-from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Parser, Reasoning, Text
+from sglang.srt.server.parsers.pieces import CallArguments, Parser, Reasoning, Text
 from sglang.srt.server.parsers.reasoning import ReasoningParser
 from sglang.srt.server.parsers.tool_calls import FORMATS, create_parser
 
@@ -101,6 +101,10 @@ def test_time_is_in_proportion_to_the_answer(name: str) -> None:
         ("generic", "[", ""),
         ("generic", " ", "x"),
         ("qwen", "a", '<tool_call>{"arguments":"'),
+        ("qwen", "a", '<tool_call>{"name": "f", "arguments":"'),
+        ("llama3", "a", '{"name": "f", "parameters": {"type": "'),
+        ("mistral", "a", '[TOOL_CALLS]f[ARGS]{"x": "'),
+        ("pythonic", "a", "[f(x='"),
         ("thoughts", " ", "a"),
         ("no thoughts", " ", ""),
     ],
@@ -112,9 +116,9 @@ def test_long_answers_that_come_letter_by_letter(name: str, unit: str, head: str
 
 @pytest.mark.parametrize("closer", ["[}]}", "{]}}", "[}}", "[[}]]}", "}", "]", "a:[}]}", "[,}]}", "[{]}]}"])
 def test_brackets_that_do_not_match_end(closer: str) -> None:
-    parser = create_parser("gemma", ["f"])
-    pieces = [*parser.feed("<|tool_call>call:f{a:" + closer + "<tool_call|>"), *parser.finish()]
-    assert isinstance(pieces[0], CallBegin)
+    parser, text = create_parser("gemma", ["f"]), "<|tool_call>call:f{a:" + closer + "<tool_call|>"
+    pieces = [*parser.feed(text), *parser.finish()]
+    assert "".join(piece.text for piece in pieces if isinstance(piece, Text)) == text
 
 
 @pytest.mark.parametrize("step", [1, 3, 1000])

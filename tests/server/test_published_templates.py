@@ -12,8 +12,8 @@ import pytest
 
 from sglang.srt.errors import SglangError
 from sglang.srt.server.multimodal.inputs import MediaInput
-from sglang.srt.server.openai.joined_messages import encode_joined
 from sglang.srt.server.openai.messages import parse_messages
+from sglang.srt.server.tokenization.joined_messages import encode_joined
 from sglang.srt.server.tokenization.model_files import TextFacts
 from sglang.srt.server.tokenization.template_forms import MediaToken
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
@@ -163,14 +163,26 @@ def test_lists_stay_lists_or_become_text(name: str) -> None:
     """Either way, nothing of them is lost, and no list is written out."""
     turns = (SYSTEM, USER, ANSWER, AGAIN)
     for i, message in enumerate(turns):
-        two = [{"type": "text", "text": "alpha"}, {"type": "text", "text": "omega"}]
-        as_list = [*turns[:i], {**message, "content": two}, *turns[i + 1 :]]
-        as_text = [*turns[:i], {**message, "content": "alpha omega"}, *turns[i + 1 :]]
-        prompt = ours(name, as_list)
-        expected = theirs(name, as_text)
-        assert prompt in (theirs(name, as_list), expected)
-        assert prompt.count("alpha") == prompt.count("omega") == expected.count("alpha")
-        assert "'type'" not in prompt
+        for texts in (("alpha", "omega"), ("alpha \n", " omega", "!")):
+            parts = [{"type": "text", "text": text} for text in texts]
+            as_list = [*turns[:i], {**message, "content": parts}, *turns[i + 1 :]]
+            as_text = [*turns[:i], {**message, "content": "".join(texts)}, *turns[i + 1 :]]
+            prompt = ours(name, as_list)
+            expected = theirs(name, as_text)
+            assert prompt in (theirs(name, as_list), expected)
+            assert prompt.count("alpha") == prompt.count("omega") == expected.count("alpha")
+            assert "'type'" not in prompt
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_in_parts_is_continued_where_it_stands(name: str) -> None:
+    """Exactly: what follows depends on every blank."""
+    for texts in (("The", " capital", " is"), ("a\n", "\n b", "c ")):
+        parts = [{"type": "text", "text": text} for text in texts]
+        in_parts, as_text = ([USER, {"role": "assistant", "content": content}] for content in (parts, "".join(texts)))
+        prompt = ours(name, in_parts, continue_final_message=True)
+        assert prompt == ours(name, as_text, continue_final_message=True)
+        assert prompt == "refused" or prompt.rstrip().endswith("".join(texts).rstrip())
 
 
 def written(name: str, parts: list[dict[str, Any]]) -> list[Any]:

@@ -314,6 +314,38 @@ def test_a_tool_that_is_not_strict_is_free_beside_one_that_is(tokenizer: Tokeniz
     assert CallBegin(0, loose) in parser.feed(f"[{loose}(anything=[1, 2])]")
 
 
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_calls_in_plain_json_count_beside_strict_tools(name: str) -> None:
+    plan = plan_tools([STRICT[0], TOOLS[1]], "auto", None, name, SamplingParams())
+    strict, loose = (tool["function"]["name"] for tool in (STRICT[0], TOOLS[1]))
+    for text, called in ((f'{{"name":"{loose}","arguments":{{}}}}', [loose]), (f'{{"name":"{strict}","arguments":{{}}}}', [])):
+        for around in ("{}", "```json\n{}\n```"):
+            parser = plan.new_parser()
+            assert parser is not None
+            pieces = [*parser.feed(around.replace("{}", text, 1)), *parser.finish()]
+            assert [piece.name for piece in pieces if isinstance(piece, CallBegin)] == called
+            if not called:
+                assert "".join(p.text for p in pieces if isinstance(p, Text)) == around.replace("{}", text, 1)
+
+
+def test_an_answer_of_a_response_format_that_holds_calls_is_none() -> None:
+    """Only what is a call as a whole can be one; a constraint says that anything else is the format's."""
+    sampling = SamplingParams(json_schema='{"type": "object"}')
+    plan = plan_tools(TOOLS, "auto", None, "qwen", sampling)
+    call = '{"name": "get_weather", "arguments": {}}'
+    for text, count in (
+        (call, 1),
+        (f"[{call}, {call}]", 2),
+        (f'{{"steps": [{call}]}}', 0),
+        ('{"name": "get_weather", "x": 1}', 0),
+    ):
+        parser = plan.new_parser()
+        assert parser is not None
+        pieces = [piece for char in text for piece in parser.feed(char)] + parser.finish()
+        assert sum(isinstance(piece, CallBegin) for piece in pieces) == count
+        assert count or "".join(p.text for p in pieces if isinstance(p, Text)) == text
+
+
 async def test_strict_is_refused_where_it_cannot_be_kept(make_stand: MakeStand, monkeypatch: pytest.MonkeyPatch) -> None:
     stand = make_stand(tool_call_parser="gemma")
     template = ChatTemplate("<start_function_call>{{ messages[0].content }}")

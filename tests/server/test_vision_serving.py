@@ -368,6 +368,35 @@ def test_the_tokens_of_images_are_counted(web: httpx.Client, sizes: list[tuple[i
     assert refused.status_code == 400 and refused.json()["type"] == "error"
 
 
+def test_counted_tokens_are_those_of_the_message(web: httpx.Client) -> None:
+    """With all that makes a prompt: system blocks, tools, their results with images, an answer that is begun."""
+    source = {"type": "base64", "media_type": "image/png", "data": uri(show(8)).partition(",")[2]}
+    tool = {
+        "name": "look",
+        "description": "Looks",
+        "input_schema": {"type": "object", "properties": {"at": {"type": "string"}}},
+    }
+    call = {"type": "tool_use", "id": "t1", "name": "look", "input": {"at": "it"}}
+    result = {
+        "type": "tool_result",
+        "tool_use_id": "t1",
+        "content": [{"type": "text", "text": "So: "}, {"type": "image", "source": source}],
+    }
+    turns = [
+        {"role": "user", "content": [{"type": "image", "source": source}, {"type": "text", "text": "Look."}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "I look. "}, call]},
+        {"role": "user", "content": [result, {"type": "text", "text": "Well?"}]},
+    ]
+    begun = {"role": "assistant", "content": [{"type": "text", "text": "It"}, {"type": "text", "text": " is"}]}
+    system = [{"type": "text", "text": "Be brief. "}, {"type": "text", "text": "Be kind."}]
+    for more in ({}, {"system": system}, {"tools": [tool]}, {"system": "a", "tools": [tool], "tool_choice": {"type": "none"}}):
+        for messages in (turns[:1], turns, [*turns, begun]):
+            body = {"model": "m", "messages": messages, **more}
+            counted = web.post("/v1/messages/count_tokens", json=body)
+            usage = web.post("/v1/messages", json={**body, "max_tokens": 1}).json()["usage"]
+            assert counted.json()["input_tokens"] == usage["input_tokens"] + usage["cache_read_input_tokens"]
+
+
 def test_model_info_says_that_it_sees(web: httpx.Client) -> None:
     info = web.get("/get_model_info").json()
     assert info["has_image_understanding"] and info["chat_roles"]["image_token"] == IMAGE

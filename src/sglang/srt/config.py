@@ -1,6 +1,6 @@
 """What the flags mean: small frozen groups, one per consumer.
 
-`server_args.ServerArgs.resolve()` builds a RuntimeConfig once; below the door nobody sees the flat flags or the environment.
+`server_args.ServerArgs.resolve()` builds a RuntimeConfig once; below the entry point nobody sees the flat flags or the environment.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class ScheduleOptions:
     decode_log_interval: int = 40
     random_seed: int = 0
     watchdog_timeout: float = 300.0
-    lookup: bool = True
-    """guess what a request goes on with where it repeats itself (scheduler/speculation/proposers/prompt_lookup.py)"""
+    prompt_lookup: bool = True
+    """draft what a request goes on with where it repeats itself (scheduler/speculation/proposers/prompt_lookup.py)"""
     overlap: bool = True
     """begin a step before the last one's tokens are known, where the worker can (scheduler/overlap.py)"""
     test_retract_every: int = 0
@@ -125,7 +125,7 @@ class GrammarOptions:
 
 @dataclass(frozen=True)
 class HttpOptions:
-    """The door (consumer: server/http_server)."""
+    """The HTTP endpoint: address, authentication, limits (consumer: server/http)."""
 
     host: str = "127.0.0.1"
     port: int = 30000
@@ -137,7 +137,6 @@ class HttpOptions:
     log_requests: bool = False
     log_requests_level: int = 0
     enable_metrics: bool = True
-    enable_cache_report: bool = True
     stream_output: bool = False
     """/generate streams disjoint pieces instead of the text so far"""
     stream_interval: int = 1

@@ -31,7 +31,7 @@ from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.native.encode import encode, read_encode
 from sglang.srt.server.native.format import NativeCall, StreamReplies, collect, parse_generate, stream_replies
 from sglang.srt.server.native.score_choices import collect_scores, parse_score, plan_score
-from sglang.srt.server.tokenization.chat_rendering import render_messages
+from sglang.srt.server.openai.prompts import chat_options, render_chat
 from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 from sglang.srt.server_args import ServerArgs
@@ -149,21 +149,34 @@ class Engine:
             return self._aiterate(native)
         return await self._elsewhere(self._collect(native))
 
-    def encode(self, prompt: str | list[str] | None = None, *, input_ids: Any = None, rid: str | None = None) -> Any:
+    def encode(
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        input_ids: Any = None,
+        rid: str | None = None,
+        prompt_name: str | None = None,
+    ) -> Any:
         """The vector of a text, or of each of a list, with a model that embeds (a BERT-type encoder, or `is_embedding=True`): the
-        dicts of /encode. Raises RequestError for a model that generates."""
-        return self._wait(self._encode(prompt, input_ids, rid))
+        dicts of /encode. `prompt_name`: of the model's prompts, what is to stand before each text. Raises RequestError for a model
+        that generates."""
+        return self._wait(self._encode(prompt, input_ids, rid, prompt_name))
 
     async def async_encode(
-        self, prompt: str | list[str] | None = None, *, input_ids: Any = None, rid: str | None = None
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        input_ids: Any = None,
+        rid: str | None = None,
+        prompt_name: str | None = None,
     ) -> Any:
         """`encode` for an event loop of the caller's."""
-        return await self._elsewhere(self._encode(prompt, input_ids, rid))
+        return await self._elsewhere(self._encode(prompt, input_ids, rid, prompt_name))
 
-    async def _encode(self, prompt: str | list[str] | None, input_ids: Any, rid: str | None) -> Any:
+    async def _encode(self, prompt: str | list[str] | None, input_ids: Any, rid: str | None, prompt_name: str | None) -> Any:
         if (prompt is None) == (input_ids is None):
             raise RequestError("give exactly one of prompt and input_ids", "prompt")
-        body = {"text": prompt, "input_ids": input_ids, "rid": rid}
+        body = {"text": prompt, "input_ids": input_ids, "rid": rid, "prompt_name": prompt_name}
         call = read_encode(self._manager, {name: value for name, value in body.items() if value is not None})
         return await encode(self._manager, call)
 
@@ -256,7 +269,7 @@ class Engine:
 
     async def async_apply_chat_template(self, **fields: Any) -> Reply:
         """The body of /apply_chat_template as keyword arguments; its reply."""
-        return render_messages(fields, self._manager.need_tokenizer(), sees=self._manager.media is not None)
+        return render_chat(fields, chat_options(self._manager, self.server_args.tool_call_parser))
 
     def get_chat_roles(self) -> dict[str, Any] | None:
         """What the model writes around each role and for an image (see chat_roles), as /get_model_info tells it."""

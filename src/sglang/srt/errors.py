@@ -3,7 +3,7 @@
 SglangError
 ├── ConfigError            a flag, a model folder or a combination of both is wrong: the process does not start
 │   ├── ModelError         the model: unknown architecture, missing or damaged file, contradiction with its config
-│   └── CapacityError      the memory at hand cannot hold what was asked for
+│   └── CapacityError      available memory cannot hold what was asked for
 ├── RequestError           the client's request is wrong: an answer with status 400 and a sentence that helps
 │   ├── UnsupportedError   a field or value that would change the answer and is not implemented
 │   │   └── ThreadUnsupportedError   a conversation that the server would have to keep (Anthropic's API)

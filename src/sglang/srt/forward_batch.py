@@ -32,7 +32,7 @@ class SampleSpec:
     """How one request's next token is chosen. Made once per request and passed by reference each step, so the worker may keep
     what it derives from it in `state`. `prompt_ids` and `output_ids` are the request's own live lists: the worker only reads.
 
-    The random draw for an output token depends on (`seed`, len(output_ids)) alone. `eos_ids` are what `min_new_tokens`
+    What is sampled for an output token depends on (`seed`, len(output_ids)) alone. `eos_ids` are what `min_new_tokens`
     forbids.
     """
 
@@ -92,13 +92,13 @@ class EmbedRows:
     start: int
 
 
-MAX_TOGETHER = 4
-"""pictures that one row may see, where models see pictures by cross-attention"""
+MAX_CROSS_IMAGES = 4
+"""images that one row may attend to by cross-attention"""
 
 
 @dataclass(frozen=True)
-class SeenRows:
-    """Rows `row` .. `row + count - 1` of a step see the pictures of these embeddings (EncodeJob) by cross-attention."""
+class CrossAttentionRows:
+    """Rows `row` .. `row + count - 1` of a step attend to the images of these embeddings (EncodeJob) by cross-attention."""
 
     row: int
     count: int
@@ -122,10 +122,13 @@ class ForwardBatch:
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     embeds: list[EmbedRows] = field(default_factory=list)
     rope_positions: Int32Array | None = None  # [3, num_tokens]; None: `positions` on every axis
-    row_ends: Int32Array | None = None  # [num_tokens] with `ModelInfo.two_way`: where what a row sees ends, if after itself
-    seen: list[SeenRows] = field(default_factory=list)  # with `ModelInfo.crossed`, at most one for each request, ascending
+    row_ends: Int32Array | None = (
+        None  # [num_tokens] with `ModelInfo.bidirectional_images`: where what a row sees ends, if after itself
+    )
+    cross_rows: list[CrossAttentionRows] = field(default_factory=list)
+    """with `ModelInfo.cross_attention`: at most one for each request, ascending"""
     previous: Int32Array | None = None
-    """[num_tokens] with `ModelInfo.runs_ahead`: a row whose id is not known to the host takes what was drawn for this sample of
+    """[num_tokens] with `ModelInfo.runs_ahead`: a row whose id is not known to the host takes what was sampled by this sample of
     the step before; -1: `input_ids` has it"""
     masked: bool = False
     """whether masks will come: logits that they forbid need not be computed"""
@@ -141,7 +144,7 @@ class ForwardBatch:
 
 @dataclass
 class ForwardOutput:
-    """`next_ids[i]` was drawn for `samples[i]`; `logprobs[i]` (one position) is None unless it wanted one. A row whose logits
+    """`next_ids[i]` was sampled for `samples[i]`; `logprobs[i]` (one position) is None unless it wanted one. A row whose logits
     held NaN has its index in `nan_rows`, and its id is not to be used. `prompt_logprobs` answers in the order asked."""
 
     next_ids: Int32Array  # [num_samples]
@@ -173,18 +176,18 @@ class ModelInfo:
     weight_bytes: int
     kv_bytes_per_token: int
     max_samples: int = 0
-    """draws a step may have; 0: one for each request"""
+    """rows that a step may sample from; 0: one for each request"""
     dtype: str = "float32"
     quantization: str | None = None
     num_params: int = 0
     media_kinds: tuple[str, ...] = ()
-    """what the model sees besides text: "image", "video" """
-    two_way: bool = False
-    """whether rows of a picture see all of it: then a step must not end inside one (`ForwardBatch.row_ends`)"""
-    crossed: bool = False
-    """whether rows see pictures by cross-attention, in every step anew (`ForwardBatch.seen`)"""
-    whole_len: int = 0
-    """tokens of a picture that must be computed in one step, with `two_way`"""
+    """what the model takes besides text: "image", "video" """
+    bidirectional_images: bool = False
+    """whether rows of an image attend to all of it: then a step must not end inside one (`ForwardBatch.row_ends`)"""
+    cross_attention: bool = False
+    """whether rows attend to images by cross-attention, in every step anew (`ForwardBatch.cross_rows`)"""
+    max_image_len: int = 0
+    """tokens of an image that must be computed in one step, with `bidirectional_images`"""
     rope_axes: int = 1
     """3: requests may bring positions of three axes"""
     runs_ahead: bool = False
@@ -216,7 +219,7 @@ class ModelWorker(Protocol):
         ...
 
     def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:
-        """Draws the tokens and gathers log probabilities of the step just computed."""
+        """Samples the tokens and gathers log probabilities of the step just computed."""
         ...
 
     def begin_sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> Callable[[], ForwardOutput]:
@@ -229,11 +232,11 @@ class ModelWorker(Protocol):
         ...
 
     def encode(self, item: MediaItem) -> EncodeJob:
-        """The embedding of a checked item: at hand, on its way, or put in line."""
+        """The embedding of a checked item: there, on its way, or queued."""
         ...
 
     def encode_some(self, seconds: float) -> bool:
-        """Works on the embeddings in line for about so long, at least one chunk. False if there was nothing to do."""
+        """Works on the queued embeddings for about so long, at least one chunk. False if there was nothing to do."""
         ...
 
     def get_ready(self, num_used: int) -> bool:

@@ -2,7 +2,7 @@
 
     RS {"whitespace": "[ ]?", "check": true} LF {"type": "object"}
 
-Between door and engine a constraint is a kind and a text: it is cached, tried in a child, noted and refused under these two. As part of
+Between HTTP and engine a constraint is a kind and a text: it is cached, tried in a child, noted and refused under these two. As part of
 the text, the style needs no way of its own. No JSON text and no grammar begins with RS.
 """
 

@@ -332,7 +332,7 @@ FromScheduler = Union[BatchTokenOut, BatchEmbedOut, SchedulerStats, ControlReply
 
 
 class Inbox(Protocol):
-    """Where the scheduler receives. `receive` returns all messages at hand; with none, it waits up to `timeout` seconds."""
+    """Where the scheduler receives. `receive` returns all messages that are there; with none, it waits up to `timeout` seconds."""
 
     def receive(self, timeout: float) -> list[ToScheduler]: ...
 

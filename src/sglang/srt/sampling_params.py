@@ -1,6 +1,6 @@
 """How one request wants its tokens chosen.
 
-One struct from the door to the sampler. Fields have the names and defaults of the native API; the OpenAI layer translates
+One struct from the HTTP endpoint to the sampler. Fields have the names and defaults of the native API; the OpenAI layer translates
 its own names into these. `check_sampling_params` holds every rule that does not need a model; rules that do (ids inside the
 vocabulary, lengths) are the tokenizer manager's.
 """
@@ -37,8 +37,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     decoding cannot follow as a whole is refused; otherwise what is left of it is checked at the end. By path, for parts of it such as
     {"#/$defs/a": true}, which are schemas of their own: of those with false, one that cannot be taken at all is any object.
     `spaces_between_special_tokens`: where these are shown, a blank stands between one and what is beside it; None: as the
-    tokenizer has it, without. `seed` makes the draw depend on
-    (seed, position) alone, whatever shares the batch.
+    tokenizer has it, without. `seed`: each
+    sampled token depends on (seed, position) alone, whatever shares the batch.
     """
 
     max_new_tokens: int | None = 128
@@ -73,6 +73,12 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
         return self.temperature < GREEDY_TEMPERATURE or self.top_k == 1
 
     @property
+    def adjusts_logits(self) -> bool:
+        """Whether it asks for more than a choice among the model's own logits: then tokens are sampled one at a time, each after
+        what the one before changed."""
+        return any(getattr(self, name) not in (default, {}) for name, default in _ADJUSTING)
+
+    @property
     def spaces_specials(self) -> bool:
         """Whether there are special tokens to be seen, with blanks around them."""
         return bool(self.spaces_between_special_tokens) and not self.skip_special_tokens
@@ -100,6 +106,22 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
         strict = self.json_schema_strict
         parts = strict if isinstance(strict, dict) else {}
         return kind, with_style(text, JsonStyle(white, check=strict is not True, parts=parts))
+
+
+_CHOOSING = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p", "seed", "n"),
+        *("max_new_tokens", "min_new_tokens", "stop", "stop_token_ids", "stop_regex", "ignore_eos"),
+        *(*CONSTRAINTS, "json_schema_strict", "constrained_json_whitespace_pattern"),
+        *("skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim"),
+    }
+)
+"""Parameters that leave logits as the model computed them. One that is not named here is taken to change them."""
+_ADJUSTING = tuple(
+    (name, default)
+    for name, default in zip(SamplingParams.__struct_fields__, SamplingParams.__struct_defaults__, strict=True)
+    if name not in _CHOOSING
+)
 
 
 def _check_range(name: str, value: float, low: float, high: float, low_open: bool = False) -> None:

@@ -80,7 +80,7 @@ class ServerArgs(OtherFlags):
     chat_template: str | None = _flag(None, "model", "a built-in template's name or a Jinja file; default: the model's own")
     json_model_override_args: str = _flag("{}", "model", "JSON merged into the model's config")
     is_embedding: bool = _flag(False, "model", "serve embeddings; encoders (BERT) always do")
-    enable_multimodal: bool = _flag(False, "model", "models that see always do", no_effect=True)
+    enable_multimodal: bool = _flag(False, "model", "vision-language models always do", no_effect=True)
     random_seed: int | None = _flag(None, "model", "seed of sampling where a request brings none")
     # device and memory
     device: str = _flag("auto", "device and memory", "where to run", choices=("auto", "cpu", "cuda"))
@@ -116,7 +116,7 @@ class ServerArgs(OtherFlags):
     speculative_algorithm: str = _flag(
         "auto",
         "scheduling",
-        "NGRAM: where a text repeats itself, compute what may follow ahead of the draws, which does not change them (default: "
+        "NGRAM: where a text repeats itself, compute what may follow before it is sampled, which does not change it (default: "
         "NGRAM, on CUDA none)",
         choices=("auto", "NGRAM", "none"),
     )
@@ -130,7 +130,7 @@ class ServerArgs(OtherFlags):
         "constrained decoding",
         "regex of white space between the parts of JSON; empty: none (default: a blank, or a line break and indentation)",
     )
-    disable_jump_forward: bool = _flag(False, "constrained decoding", "draw tokens that the constraint forces, one by one")
+    disable_jump_forward: bool = _flag(False, "constrained decoding", "sample tokens that the constraint forces, one by one")
     disable_json_bounds: bool = _flag(
         False, "constrained decoding", "let numbers and formats be of any length where the schema sets none"
     )
@@ -147,8 +147,8 @@ class ServerArgs(OtherFlags):
         10.0, "images and videos", "seconds of processor time that decoding one may take; three times as many in all"
     )
     max_media_bytes: int = _flag(64 << 20, "images and videos", "bytes of all files of a request together")
-    max_media_pixels: int = _flag(128 << 20, "images and videos", "pixels of all pictures and frames of a request together")
-    max_image_pixels: int = _flag(64 << 20, "images and videos", "largest picture or frame")
+    max_media_pixels: int = _flag(128 << 20, "images and videos", "pixels of all images and frames of a request together")
+    max_image_pixels: int = _flag(64 << 20, "images and videos", "largest image or frame")
     max_media_items: int = _flag(64, "images and videos", "most images and videos in a request")
     max_video_frames: int = _flag(768, "images and videos", "longest video")
     max_image_tokens: int | None = _flag(
@@ -165,7 +165,7 @@ class ServerArgs(OtherFlags):
     stream_output: bool = _flag(False, "HTTP", "/generate streams disjoint pieces instead of the text so far")
     enable_cache_report: bool = _flag(True, "HTTP", "cached tokens are always reported in usage", no_effect=True)
     reasoning_parser: str | None = _flag(
-        None, "HTTP", "tell thoughts from the answer: deepseek-r1, qwen3, generic, ... or BEGIN,END"
+        None, "HTTP", "tell reasoning from the answer: deepseek-r1, qwen3, generic, ... or BEGIN,END"
     )
     tool_call_parser: str | None = _flag(None, "HTTP", "format of tool calls; default: by the chat template")
     cors_origins: str | None = _flag(None, "HTTP", "origins of web pages that may ask (CORS), separated by commas")
@@ -268,7 +268,7 @@ class ServerArgs(OtherFlags):
                 decode_log_interval=self.decode_log_interval,
                 random_seed=seed,
                 watchdog_timeout=self.watchdog_timeout,
-                lookup=self.speculative_algorithm == "NGRAM" or (self.speculative_algorithm == "auto" and not on_cuda),
+                prompt_lookup=self.speculative_algorithm == "NGRAM" or (self.speculative_algorithm == "auto" and not on_cuda),
                 overlap=not self.disable_overlap_schedule,
                 test_retract_every=self.test_retract_every,
             ),
@@ -350,8 +350,6 @@ class ServerArgs(OtherFlags):
             given = value != f.default
             if isinstance(value, str) and not _is_text(value):
                 raise ConfigError(f"{option(f.name)} holds bytes that are not valid UTF-8")
-            if f.metadata.get("unsupported") and given:
-                raise ConfigError(f"{option(f.name)} is not implemented yet")
             if choices and value is not None and value not in choices:
                 raise ConfigError(f"{option(f.name)} must be one of {', '.join(map(str, choices))}, got {value!r}")
             if f.metadata.get("no_effect") and given:

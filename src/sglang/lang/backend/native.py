@@ -58,14 +58,14 @@ class NativeBackend(BaseBackend):
             if prompt.images:
                 raise UnsupportedFeatureError(self.name, "text outside of roles beside images", "put all text into messages")
             warnings.warn(
-                "this model's chat template has no place for text outside of messages: the prompt only resembles it",
+                "this model's chat template has no place for text outside of roles: the prompt only resembles it",
                 stacklevel=2,
             )
             return prompt
         reply = await self.post("/apply_chat_template", _conversation(prompt, self.chat_template))
         if not isinstance(reply, dict) or not isinstance(reply.get("text"), str):
             raise BadReplyError("the server's answer to /apply_chat_template has no text")
-        return replace(prompt, text=reply["text"])
+        return replace(prompt, text=_with_own_end(reply["text"], prompt))
 
     # --- generating --------------------------------------------------------------------------------------------------------
 
@@ -181,6 +181,13 @@ class _Sample:
             if meta.get(key):
                 self._logprobs[key] = [*self._logprobs.get(key, ()), *meta[key]]
         return Delta(text, {**meta, **self._logprobs}, self._index)
+
+
+def _with_own_end(text: str, prompt: Prompt) -> str:
+    """White space at the end of what is to go on is the program's, also where the template strips contents."""
+    if prompt.role is None or not prompt.role_text.strip():
+        return text
+    return text.rstrip() + prompt.role_text[len(prompt.role_text.rstrip()) :]
 
 
 def _conversation(prompt: Prompt, template: ChatTemplate) -> dict[str, Any]:

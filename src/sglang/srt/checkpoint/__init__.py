@@ -1,6 +1,7 @@
 """A model's files: finding them and reading what both the server and the model need of them.
 
 gguf_reader     metadata and tensors of a .gguf file
+sentence_files  what sentence-transformers puts beside a model
 packages        downloads from the Python package index
 hub             downloads from the Hugging Face hub
 resolve         a model argument -> ModelFiles

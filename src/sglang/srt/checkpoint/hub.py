@@ -6,16 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sglang.srt.checkpoint.sentence_files import module_folders
 from sglang.srt.errors import ModelError
 
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
 """what a model folder may need; never pickled weights"""
+MODULE_FILES = ["config.json", "model.safetensors"]
+"""what a module of sentence-transformers may need"""
 
 _UNREACHABLE = "cannot reach the hub for {repo}, and it is not in the local cache: check the network, or pass a local model"
 
 
 def fetch_repository(repo: str, revision: str | None, cache_dir: str | None, progress: bool) -> Path:
-    """Folder of a repository's model files, without subfolders. Raises ModelError."""
+    """Folder of a repository's model files, without subfolders, save for those of the modules of sentence-transformers. Raises
+    ModelError."""
     from huggingface_hub import snapshot_download
     from tqdm.auto import tqdm
 
@@ -24,12 +28,11 @@ def fetch_repository(repo: str, revision: str | None, cache_dir: str | None, pro
             super().__init__(*args, **{**kwargs, "disable": True})
 
     options: dict[str, Any] = {} if progress else {"tqdm_class": SilentBar}
-    return _download(
-        repo,
-        lambda: snapshot_download(
-            repo, revision=revision, cache_dir=cache_dir, allow_patterns=PATTERNS, ignore_patterns=["*/*"], **options
-        ),
-    )
+    places: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, **options}
+    folder = _download(repo, lambda: snapshot_download(repo, allow_patterns=PATTERNS, ignore_patterns=["*/*"], **places))
+    if modules := [f"{module}/{name}" for module in module_folders(folder) for name in MODULE_FILES]:
+        _download(repo, lambda: snapshot_download(repo, allow_patterns=modules, **places))
+    return folder
 
 
 def fetch_file(repo: str, file: str, revision: str | None, cache_dir: str | None) -> Path:

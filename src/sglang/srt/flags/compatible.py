@@ -394,16 +394,16 @@ FLAGS: dict[str, OtherFlag] = {
         one="kt_method kt_cpuinfer kt_threadpool_count kt_num_gpu_experts kt_max_deferred_experts_per_token kt_amx_weight_path",
     ),
     **_refused("no trainer's numbers are copied", one="rl_on_policy_target"),
-    # --- pictures
+    # --- images
     **_taken(
-        "--media-timeout, --max-media-items and their like limit pictures",
+        "--media-timeout, --max-media-items and their like limit images",
         "keep_mm_feature_on_device trust_mm_content_hashes enable_prefix_mm_cache enable_mm_global_cache "
         "mm_enable_dp_encoder enable_broadcast_mm_inputs_process disable_fast_image_processor",
         "mm_max_concurrent_calls mm_processor_worker_num mm_io_worker_num mm_preprocess_cache_size_mb "
         "image_processor_backend mm_global_cache_backend mm_feature_transport mm_per_request_timeout",
     ),
     **_refused("--max-media-bytes limits a request's files together", one="media_url_max_file_size_mb"),
-    **_refused("--max-media-items limits a request's pictures and videos together", one="limit_mm_data_per_request"),
+    **_refused("--max-media-items limits a request's images and videos together", one="limit_mm_data_per_request"),
     **_neutral("a processor's settings come with the checkpoint", mm_process_config="{}"),
     **_refused("position embeddings are interpolated in one way", "enable_precise_embedding_interpolation"),
     # --- the server

@@ -14,7 +14,7 @@ from sglang.srt.flags.names import add_other_flags, nearest_flag, option, other_
 
 
 class FlagParser(argparse.ArgumentParser):
-    """Errors are one line, and an unknown flag names its nearest neighbour."""
+    """Errors are one line, and an unknown flag names the most similar one."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -27,8 +27,8 @@ _ABOUT = {
     "device and memory": "where it runs, and how much of the machine it may take",
     "scheduling": "which requests run next",
     "constrained decoding": "answers that follow a JSON schema, a regular expression or a grammar",
-    "images and videos": "what requests may show to models that see",
-    "HTTP": "the door: who may come in, and with what",
+    "images and videos": "images and videos in requests",
+    "HTTP": "address, authentication and limits",
     "operation": "watching and stopping the server",
     NO_EFFECT: "flags of other servers that mean nothing here; a warning is shown",
 }
@@ -62,8 +62,6 @@ def _help(f: dataclasses.Field[Any]) -> str:
     text = str(f.metadata["help"])
     if text == argparse.SUPPRESS:
         return text
-    if f.metadata.get("unsupported"):
-        return f"{text}, not implemented yet"
     return text if f.default in (None, False, "{}") else f"{text} (default: {f.default})"
 
 
@@ -140,7 +138,7 @@ def _with_dashes(flag: str, known: Collection[str]) -> str:
 
 
 def check_unknown(parser: FlagParser, unknown: list[str], cls: type[Any]) -> None:
-    """What the parser has left over is an error; an unknown flag names its nearest neighbour."""
+    """What the parser has left over is an error; an unknown flag names the most similar one."""
     for token in unknown:
         if not token.startswith("--"):
             parser.error(f"unexpected argument {token!r}")

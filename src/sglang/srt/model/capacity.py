@@ -18,7 +18,7 @@ from sglang.srt.errors import CapacityError, ConfigError
 GIB = 1 << 30
 DEFAULT_RUNNING_REQUESTS = 64
 GUESS_ROWS = 96
-"""Rows of logits besides one for each request: for draws at the places of guesses."""
+"""Rows of logits besides one for each request: to sample after draft tokens."""
 MIN_POOL_TOKENS = 256
 """A smaller pool could not hold one useful request."""
 

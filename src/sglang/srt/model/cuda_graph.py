@@ -29,10 +29,9 @@ def graph_sizes(max_reqs: int) -> list[int]:
 
 
 class DecodeGraphs:
-    """Graphs of `run` (body and head of a step) for decode steps of up to max_reqs requests. `context_len`: how long a sequence
-    may be. Making it records all of them: the largest first, so that the others find memory for what is between."""
+    """Graphs of `run` (body and head of a step) for decode steps of up to max_reqs requests. Making it records all of them: the largest first, so that the others find memory for what is between."""
 
-    def __init__(self, ops: Ops, step: StepBuffers, run: Callable[[], None], max_reqs: int, context_len: int) -> None:
+    def __init__(self, ops: Ops, step: StepBuffers, run: Callable[[], None], max_reqs: int) -> None:
         self._sizes = graph_sizes(max_reqs)
         self._graphs: dict[int, Callable[[], None]] = {}
         capture: Callable[[Callable[[], None]], Callable[[], None]] = getattr(ops, "capture", lambda calls: calls)
@@ -40,7 +39,7 @@ class DecodeGraphs:
         for size in reversed(self._sizes):
             ops.bound(step.rows, size)
             ops.bound(step.head_rows, size)
-            ops.bound_step(step.meta, StepShape(size, size, 1, context_len))
+            ops.bound_step(step.meta, StepShape(size, size, 1))
             self._graphs[size] = capture(run)
         logger.info("Recorded %d decode graphs in %.1f s.", len(self._sizes), time.perf_counter() - began)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from sglang.srt.checkpoint.gguf_reader import GGUFFile
 from sglang.srt.checkpoint.resolve import find_files
+from sglang.srt.checkpoint.sentence_files import read_sentence_facts
 from sglang.srt.config import DeviceOptions, ModelFiles, ModelOptions
 from sglang.srt.errors import ModelError
 from sglang.srt.forward_batch import Embedder, Float32Array, ForwardBatch, ModelInfo
@@ -27,7 +28,7 @@ from sglang.srt.model.kv_pool import KVPool
 from sglang.srt.model.layers.buffers import StepLimits, create_buffers
 from sglang.srt.model.layers.rope import table_bytes
 from sglang.srt.model.models.bert import Bert, BertSource, is_bert, read_bert_config
-from sglang.srt.model.models.llama import Llama
+from sglang.srt.model.models.decoder import Decoder
 from sglang.srt.model.models.registry import create_model
 from sglang.srt.model.pooling import Pooling, gguf_pooling, read_pooling
 from sglang.srt.model.runner import load_step, record_program
@@ -60,7 +61,7 @@ class EncoderEmbedder:
 class DecoderEmbedder:
     """A decoder whose last row is the vector. It keeps no prefixes: slots are handed out anew for every group of texts."""
 
-    def __init__(self, ops: Ops, model: Llama, pooling: Pooling, info: ModelInfo, use_tape: bool) -> None:
+    def __init__(self, ops: Ops, model: Decoder, pooling: Pooling, info: ModelInfo, use_tape: bool) -> None:
         self.info = info
         self._pooling = pooling
         self._run = ops.slot_run
@@ -163,7 +164,7 @@ def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions) -> Encod
     if options.quantization is not None or options.load_format not in ("auto", "safetensors"):
         raise ModelError(f"{files.name} is an encoder: it is read from safetensors as it is, without --quantization")
     config = read_bert_config(files.path, options.json_model_override_args)
-    context_len = min(options.context_length or config.context_len, config.context_len)
+    context_len = _text_len(files, options, config.context_len)
     check_encoder(ops, config.hidden_size, config.head_dim)
     bert = Bert(ops, BertSource(files.path), config)
     pooling = read_pooling(files.path, "mean", config.hidden_size)
@@ -185,9 +186,17 @@ def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions) -> Encod
     return EncoderEmbedder(bert, pooling, info)
 
 
+def _text_len(files: ModelFiles, options: ModelOptions, most: int) -> int:
+    """How many tokens a text may have: what the operator says, else the folder."""
+    asked = options.context_length
+    if asked is None and files.kind == "folder":
+        asked = read_sentence_facts(files.path).max_len
+    return min(asked or most, most)
+
+
 def _create_decoder(ops: Ops, files: ModelFiles, options: ModelOptions, use_tape: bool) -> DecoderEmbedder:
     checkpoint = load_checkpoint(files, options)
-    config = checkpoint.config
+    config = replace(checkpoint.config, context_len=_text_len(files, options, checkpoint.config.context_len))
     if config.vision is not None:
         raise ModelError(f"{files.name} sees: embeddings of such models are not supported")
     if files.kind == "folder":

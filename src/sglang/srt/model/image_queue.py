@@ -1,4 +1,4 @@
-"""Embeddings of pictures: made once, a chunk at a time, and kept while someone may want them again.
+"""Embeddings of images: made once, a chunk at a time, and kept while someone may want them again.
 
     encode(item)   in the cache? -> a job that is done
                    being made for another request? -> the same job

@@ -1,4 +1,4 @@
-"""Checks a model's numbers against what the kernels at hand can compute, before anything is allocated or native code is called."""
+"""Checks a model's numbers against what the chosen kernels can compute, before anything is allocated or native code is called."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def check_decoder(ops: Ops, config: ModelConfig) -> None:
         )
     if config.vision is not None:
         check_encoder(ops, config.vision.hidden_size, config.vision.head_dim)
-        if config.vision.crossed is not None:
-            _check_head_dim(ops, "the head_dim of cross-attention", config.vision.crossed.head_dim)
+        if config.vision.cross_attention is not None:
+            _check_head_dim(ops, "the head_dim of cross-attention", config.vision.cross_attention.head_dim)
 
 
 def check_encoder(ops: Ops, width: int, head_dim: int) -> None:
-    """The same for an encoder of texts or pictures."""
+    """The same for an encoder of texts or images."""
     _check_width(ops, width)
     _check_head_dim(ops, "the encoder's head_dim", head_dim)
 

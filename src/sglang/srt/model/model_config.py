@@ -39,7 +39,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class CrossConfig:
-    """A decoder some of whose layers attend to the rows of pictures instead of its own, and the encoder of such a picture: tiles
+    """A decoder some of whose layers attend to the rows of images instead of its own, and the encoder of such an image: tiles
     of one size, of which the encoder always sees `max_tiles` (Llama 3.2 Vision, arXiv 2407.21783, section 7)."""
 
     layers: tuple[int, ...]
@@ -58,7 +58,7 @@ class CrossConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The encoder that turns patches of pictures into rows of the decoder's width. Each family reads the fields it has."""
+    """The encoder that turns patches of images into rows of the decoder's width. Each family reads the fields it has."""
 
     kind: str
     """key of models/vision/registry.py"""
@@ -78,7 +78,7 @@ class VisionConfig:
     merge_size: int = 1
     """so many patches a side become one row"""
     window_size: int = 0
-    """pixels a side of an attention window; 0: every layer sees the whole picture"""
+    """pixels a side of an attention window; 0: every layer sees the whole image"""
     full_layers: tuple[int, ...] = ()
     """the layers without windows, where there are windows"""
     image_size: int = 0
@@ -88,13 +88,13 @@ class VisionConfig:
     deep_layers: tuple[int, ...] = ()
     """layers whose output also goes into the decoder's first layers (Qwen3-VL)"""
     out_rows: int = 0
-    """rows a picture becomes, where that is fixed (Gemma 3)"""
-    two_way: bool = False
-    """whether the decoder's rows of a picture see all of it, not only what stands before them (Gemma 3)"""
+    """rows an image becomes, where that is fixed (Gemma 3)"""
+    bidirectional_images: bool = False
+    """whether the decoder's rows of an image see all of it, not only what stands before them (Gemma 3)"""
     tied_without_head: bool = False
     """the decoder's part of the config alone says that the head is the embedding: true of a checkpoint that brings no head"""
-    crossed: CrossConfig | None = None
-    """the decoder sees pictures through layers of their own (Llama 3.2 Vision)"""
+    cross_attention: CrossConfig | None = None
+    """the decoder sees images through layers of their own (Llama 3.2 Vision)"""
 
     @property
     def head_dim(self) -> int:
@@ -151,9 +151,9 @@ class ModelConfig:
 
     @property
     def cross_layers(self) -> tuple[int, ...]:
-        """The layers that attend to pictures and keep nothing of the sequence."""
-        crossed = self.vision.crossed if self.vision is not None else None
-        return crossed.layers if crossed is not None else ()
+        """The layers that attend to images and keep nothing of the sequence."""
+        cross = self.vision.cross_attention if self.vision is not None else None
+        return cross.layers if cross is not None else ()
 
     quantization: QuantConfig | None = None
     """how the checkpoint's matrices are quantised, if its config says so"""

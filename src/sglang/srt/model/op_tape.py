@@ -15,7 +15,7 @@ from typing import Any
 from sglang.srt.model.kernels.ops import Ops
 
 RECORDED = (
-    "take_drawn",
+    "take_sampled",
     "embedding",
     "rms_norm",
     "linear",

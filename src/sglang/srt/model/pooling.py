@@ -3,12 +3,11 @@
     modules.json   Transformer -> Pooling -> Dense -> Normalize      each with a folder of its own, such as 1_Pooling/config.json
 
 Every module that a folder lists is applied, or the folder is refused by the module's name. Arithmetic is in float64 on one text
-at a time, so company changes no bit. Source of the formats: sentence-transformers, up to version 6.
+at a time, so results are batch-invariant. Source of the formats: sentence-transformers, up to version 6.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sglang.srt.checkpoint.files import read_text, shown
+from sglang.srt.checkpoint.files import shown
+from sglang.srt.checkpoint.sentence_files import MODULES_FILE, read_modules, read_sentence_facts
 from sglang.srt.errors import ModelError
 from sglang.srt.forward_batch import Float32Array
 from sglang.srt.model.weights.config_fields import Fields, read_json
@@ -133,54 +133,44 @@ def gguf_pooling(metadata: Mapping[str, Any], hidden_size: int) -> Pooling:
 def read_pooling(folder: Path, default: str, hidden_size: int) -> Pooling:
     """What a folder's modules.json and the modules' own files say; `default`: the mode where they say nothing. Raises ModelError
     naming what is damaged or not done here."""
-    listed = _read_modules(folder)
-    if listed is None:
+    modules = read_modules(folder)
+    if modules is None:
         modes = _read_modes(folder / "1_Pooling" / "config.json", default, hidden_size)
         return Pooling(modes, (normalise,), len(modes) * hidden_size)
-    places = [place for name, place in listed if name == "Pooling"] or [folder / "1_Pooling"]
-    modes = _read_modes(places[0] / "config.json", default, hidden_size)
+    listed = _placed(folder, modules)
+    path = next((place for name, place in listed if name == "Pooling"), folder / "1_Pooling") / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{path} is missing: it says how the rows of a text become its vector")
+    modes = _read_modes(path, default, hidden_size)
+    _check_prompts(path, folder)
     steps: list[Step] = []
     dim = len(modes) * hidden_size
     is_pooled = not any(name == "Pooling" for name, _ in listed)
     for name, place in listed:
         if name == "Pooling":
             if is_pooled:
-                raise ModelError(f"{folder / 'modules.json'} lists a second module Pooling, which is not supported")
+                raise ModelError(f"{folder / MODULES_FILE} lists a second module Pooling, which is not supported")
             is_pooled = True
         elif name == "Normalize":
             steps.append(normalise)
         elif name == "Dense":
             if not is_pooled:
-                raise ModelError(f"{folder / 'modules.json'} lists Dense before Pooling, which is not supported")
+                raise ModelError(f"{folder / MODULES_FILE} lists Dense before Pooling, which is not supported")
             step = _read_dense(place, dim)
             steps.append(step)
             dim = len(step.weight)
         elif name not in ("Transformer", "Dropout"):  # the model itself, and what is for training only
-            raise ModelError(f"{folder / 'modules.json'} lists a module {shown(name)}, which is not supported")
+            raise ModelError(f"{folder / MODULES_FILE} lists a module {shown(name)}, which is not supported")
     return Pooling(modes, tuple(steps), dim)
 
 
-def _read_modules(folder: Path) -> list[tuple[str, Path]] | None:
-    """(class name, its folder) of each module, None if there is no list."""
-    path = folder / "modules.json"
-    try:
-        listed = json.loads(read_text(path))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON ({error}): download it again") from error
-    found = []
-    for entry in listed if isinstance(listed, list) else [None]:
-        kind, place = (entry.get("type"), entry.get("path", "")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(kind, str) or not isinstance(place, str) or ".." in place or place.startswith("/"):
-            raise ModelError(
-                f"{path} must list modules, each with a type and the path of a folder below, and has {shown(entry)}"
-            )
-        name = kind.rpartition(".")[2]
+def _placed(folder: Path, modules: list[tuple[str, str]]) -> list[tuple[str, Path]]:
+    for name, place in modules:
         if name == "Transformer" and place:
-            raise ModelError(f"{path} keeps the model itself in {shown(place)}: pass that folder, or move its files up")
-        found.append((name, folder / place))
-    return found
+            raise ModelError(
+                f"{folder / MODULES_FILE} keeps the model itself in {shown(place)}: pass that folder, or move its files up"
+            )
+    return [(name, folder / place) for name, place in modules]
 
 
 def _read_modes(path: Path, default: str, hidden_size: int) -> tuple[str, ...]:
@@ -197,6 +187,13 @@ def _read_modes(path: Path, default: str, hidden_size: int) -> tuple[str, ...]:
     if not modes or not all(isinstance(mode, str) and mode in _MODES for mode in modes):
         raise fields.bad("pooling_mode", f"is {shown(said)}, and known are {', '.join(_MODES)}")
     return tuple(modes)
+
+
+def _check_prompts(path: Path, folder: Path) -> None:
+    """All rows of a text are pooled here, those of its prompt too. Raises ModelError where that is not what is wanted."""
+    fields = _fields(path, _POOLING_KEYS)
+    if not fields.flag("include_prompt", default=True) and any(read_sentence_facts(folder).prompts.values()):
+        raise fields.bad("include_prompt", "is false beside prompts, which is not supported")
 
 
 def _read_dense(place: Path, dim: int) -> DenseModule:

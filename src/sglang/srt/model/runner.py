@@ -20,28 +20,28 @@ from sglang.srt.model.distributed.sharding import Shard
 from sglang.srt.model.kernels.ops import Array, Ops, StepShape
 from sglang.srt.model.kv_pool import KVPool
 from sglang.srt.model.layers.buffers import MediaBuffers, StepBuffers, StepLimits, create_buffers
-from sglang.srt.model.models.llama import Llama
+from sglang.srt.model.models.decoder import Decoder
 from sglang.srt.model.op_tape import OpTape
 
 
 class ModelRunner:
     """Owns the buffers and the tapes of one model on one device. `req_to_token` is read through for as long as it lives.
-    `drawn`: where the sampler puts the ids it draws."""
+    `sampled`: where the sampler puts the ids it samples."""
 
     def __init__(
         self,
         ops: Ops,
-        model: Llama,
+        model: Decoder,
         pool: KVPool,
         limits: StepLimits,
         req_to_token: Int32Array,
         use_tape: bool,
-        drawn: Array,
+        sampled: Array,
         shard: Shard | None = None,
     ) -> None:
         self.limits = limits
         self._shard = shard
-        self._drawn = drawn
+        self._sampled = sampled
         self._logits: Array = None
         if shard is not None:
             self._logits = ops.empty((limits.max_logit_rows, shard.whole.vocab_size))
@@ -51,7 +51,7 @@ class ModelRunner:
         step = self._step
 
         def body() -> None:
-            ops.take_drawn(step.input_ids, step.previous, drawn, step.rows)
+            ops.take_sampled(step.input_ids, step.previous, sampled, step.rows)
             model.body(step, pool.layers)
 
         self._run_body = record_program(ops, body, use_tape)
@@ -59,14 +59,14 @@ class ModelRunner:
         self._graphs: DecodeGraphs | None = None
         self._num_ready = 0  # rows whose logits a graph has made already
 
-    def record_graphs(self, max_reqs: int, context_len: int) -> None:
+    def record_graphs(self, max_reqs: int) -> None:
         """Decode steps of up to max_reqs requests are replayed from now on."""
 
         def run() -> None:
             self._run_body()
             self._run_head()
 
-        self._graphs = DecodeGraphs(self._ops, self._step, run, max_reqs, context_len)
+        self._graphs = DecodeGraphs(self._ops, self._step, run, max_reqs)
 
     def body(self, batch: ForwardBatch) -> None:
         """Computes all rows of the step."""
@@ -74,7 +74,7 @@ class ModelRunner:
             batch = replace(batch, input_ids=self._shard.local_ids(batch.input_ids))
         load_step(self._ops, self._step, batch, self.limits, self._req_to_token)
         if batch.previous is not None and self._shard is not None:
-            self._shard.ranks.share(self._drawn)  # rank 0 has drawn them
+            self._shard.ranks.share(self._sampled)  # rank 0 has sampled them
         self._num_ready = 0
         if self._graphs is None or not _is_decode(batch) or batch.num_reqs > self._graphs.max_reqs:
             self._run_body()
@@ -84,9 +84,9 @@ class ModelRunner:
         self._num_ready = batch.num_reqs
 
     @property
-    def has_reach(self) -> bool:
+    def can_skip_columns(self) -> bool:
         """Whether `head` may be asked for a part of the logits."""
-        return self._step.head_reach is not None and self._shard is None
+        return self._step.head_columns is not None and self._shard is None
 
     def head(self, rows: Int32Array, whole: int | None = None, blocks: Int32Array | None = None) -> Array:
         """Logits of these rows of the step, [len(rows), vocab_size]: a view, valid until the next call. With `blocks`, all of the
@@ -110,7 +110,7 @@ class ModelRunner:
         host = step.head_inputs.host
         host["row_idx"][:n] = rows
         host["rows"][0] = n
-        if step.head_reach is not None:
+        if step.head_columns is not None:
             host["whole"][0] = n if whole is None else whole
             host["num_blocks"][0] = 0 if blocks is None else len(blocks)
             if blocks is not None:
@@ -153,8 +153,7 @@ def load_step(ops: Ops, step: StepBuffers, batch: ForwardBatch, limits: StepLimi
     step.inputs.send()
     ops.sync_table(step.meta.req_to_token, req_to_token, batch.req_pool_idx, batch.seq_lens)
     ops.bound(step.rows, rows)
-    longest = max(batch.q_len.tolist(), default=0), max(batch.seq_lens.tolist(), default=0)
-    ops.bound_step(step.meta, StepShape(rows, reqs, *longest))
+    ops.bound_step(step.meta, StepShape(rows, reqs, max(batch.q_len.tolist(), default=0)))
     if step.media is not None:
         _load_media(step.media, batch)
     if step.cross is not None:

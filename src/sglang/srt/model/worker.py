@@ -6,7 +6,7 @@ The files of this wing, each importing only what stands above it:
     weights/                                checkpoints
     layers/   models/                       architecture
     sampling/ capacity kv_pool op_tape      tokens, memory, replay
-    kernel_limits                           what the kernels at hand cannot compute
+    kernel_limits                           what the chosen kernels cannot compute
     distributed/{ranks,sharding,ops}        one rank's part of all that
     runner                                  one forward pass
     worker                                  this file
@@ -31,6 +31,7 @@ from sglang.srt.model.device import compute_dtype, create_ops, device_memory, de
 from sglang.srt.model.distributed.ops import shard_ops
 from sglang.srt.model.distributed.ranks import Ranks, join
 from sglang.srt.model.distributed.sharding import Shard, ShardedSource, shard_model
+from sglang.srt.model.image_limits import fit_images, max_image_len
 from sglang.srt.model.image_queue import EncodeQueue
 from sglang.srt.model.kernel_limits import check_decoder
 from sglang.srt.model.kernels.ops import Ops
@@ -40,14 +41,13 @@ from sglang.srt.model.layers.cross import cross_bytes_per_request
 from sglang.srt.model.layers.rope import table_bytes
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ModelConfig
-from sglang.srt.model.models.llama import Llama
+from sglang.srt.model.models.decoder import Decoder
 from sglang.srt.model.models.registry import create_model
 from sglang.srt.model.models.vision.layers import Encoder
 from sglang.srt.model.models.vision.registry import create_encoder
-from sglang.srt.model.picture_limits import fit_pictures, whole_len
 from sglang.srt.model.runner import ModelRunner
 from sglang.srt.model.sampling.logprobs import prompt_logprobs
-from sglang.srt.model.sampling.reach import reach_of, reorder
+from sglang.srt.model.sampling.needed_columns import needed_columns, reorder
 from sglang.srt.model.sampling.sampler import Sampled, Sampler
 from sglang.srt.model.weights.loader import load_checkpoint, read_config
 
@@ -58,7 +58,7 @@ class LocalWorker:
     def __init__(
         self,
         ops: Ops,
-        model: Llama,
+        model: Decoder,
         info: ModelInfo,
         capacity: Capacity,
         use_tape: bool = True,
@@ -86,7 +86,7 @@ class LocalWorker:
             self.ops, self._model, self._pool, self._limits, req_to_token, self._use_tape, self._sampler.ids, self._shard
         )
         if self.info.graph_max_reqs:
-            self._runner.record_graphs(self.info.graph_max_reqs, self.info.context_len)
+            self._runner.record_graphs(self.info.graph_max_reqs)
 
     def forward(self, batch: ForwardBatch) -> None:
         assert self._runner is not None, "bind comes first"
@@ -94,7 +94,9 @@ class LocalWorker:
         runner.body(batch)
         # Prompt rows first: the rows to sample from must stay in the buffer until `sample`.
         self._prompt_logprobs = prompt_logprobs(self.ops, batch.prompt_logprobs, runner.head, self._limits.max_logit_rows)
-        self._unheaded = batch if batch.masked and runner.has_reach and not any(s.want_logprob for s in batch.samples) else None
+        self._unheaded = (
+            batch if batch.masked and runner.can_skip_columns and not any(s.want_logprob for s in batch.samples) else None
+        )
         if self._unheaded is None:
             self._logits = runner.head(batch.sample_rows)
 
@@ -118,14 +120,14 @@ class LocalWorker:
         self._unheaded = None
         # The step after one in which everybody decodes may take its ids by their place among the samples (`previous`).
         all_decode = batch.num_tokens == batch.num_reqs
-        reach = reach_of(masks, len(batch.samples), self.info.vocab_size, keep_order=all_decode)
-        if masks is None or reach is None:
+        needed = needed_columns(masks, len(batch.samples), self.info.vocab_size, keep_order=all_decode)
+        if masks is None or needed is None:
             self._logits = self._runner.head(batch.sample_rows)
             return batch.samples, masks, None
-        self._logits = self._runner.head(batch.sample_rows[reach.order], reach.whole, reach.blocks)
+        self._logits = self._runner.head(batch.sample_rows[needed.order], needed.whole, needed.blocks)
         if all_decode:
             return batch.samples, masks, None
-        return [batch.samples[i] for i in reach.order.tolist()], reorder(masks, reach.order), reach.order
+        return [batch.samples[i] for i in needed.order.tolist()], reorder(masks, needed.order), needed.order
 
     def finish(self) -> None:
         if self._unheaded is not None:  # the masks are late
@@ -218,10 +220,10 @@ def worker_from(
     quantization: str | None = None,
     ranks: Ranks | None = None,
 ) -> LocalWorker:
-    """A worker for weights that are at hand. With `ranks`, for this rank's part of them."""
+    """A worker for weights that are loaded. With `ranks`, for this rank's part of them."""
     resolve_batch(memory, config.context_len)  # bad flags are found before minutes of loading
     check_decoder(ops, config)
-    memory = fit_pictures(memory, config, ops, ranks.size if ranks is not None else 1)
+    memory = fit_images(memory, config, ops, ranks.size if ranks is not None else 1)
     shard = shard_model(config, ranks) if ranks is not None else None
     encoder = _create_encoder(ops, source, config, ranks)
     mine, part, part_ops = config, source, ops
@@ -245,7 +247,7 @@ def worker_from(
 
 
 def _create_encoder(ops: Ops, source: WeightSource, config: ModelConfig, ranks: Ranks | None) -> Encoder | None:
-    """Rank 0 encodes pictures for all."""
+    """Rank 0 encodes images for all."""
     if config.vision is None or (ranks is not None and ranks.rank > 0):
         return None
     return create_encoder(ops, source, config.vision)
@@ -267,9 +269,9 @@ def _model_info(config: ModelConfig, ops: Ops, capacity: Capacity, footprint: Mo
         kv_bytes_per_token=footprint.kv_bytes_per_token,
         dtype=config.dtype,
         media_kinds=config.vision.media_kinds if config.vision is not None else (),
-        two_way=config.vision is not None and config.vision.two_way,
-        crossed=bool(config.cross_layers),
-        whole_len=whole_len(config),
+        bidirectional_images=config.vision is not None and config.vision.bidirectional_images,
+        cross_attention=bool(config.cross_layers),
+        max_image_len=max_image_len(config),
         rope_axes=3 if config.rope_axes else 1,
         tp_size=size,
         runs_ahead=ops.runs_ahead,
@@ -280,5 +282,5 @@ def _plan(config: ModelConfig, memory: MemoryOptions, footprint: ModelFootprint,
     running, batch_tokens = resolve_batch(memory, footprint.context_len)
     limits = StepLimits(batch_tokens, running, running + GUESS_ROWS)
     tables = 4 * running * footprint.context_len  # the scheduler's ReqToToken
-    pictures = running * cross_bytes_per_request(ops, config)
-    return plan_capacity(memory, footprint, device_memory(ops), buffer_bytes(config, limits) + tables + pictures)
+    images = running * cross_bytes_per_request(ops, config)
+    return plan_capacity(memory, footprint, device_memory(ops), buffer_bytes(config, limits) + tables + images)

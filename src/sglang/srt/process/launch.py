@@ -192,7 +192,7 @@ class Server:
             raise EngineDeadError(self._failure)
 
     async def _load(self) -> TokenizerManager:
-        """Reads tokenizer and model at the same time and opens the door. What is wrong with the model is the better error, if
+        """Reads tokenizer and model at the same time and opens the endpoint. What is wrong with the model is the better error, if
         both fail; a large model may take minutes to load, so its config alone is asked."""
         config = self._config
         loading = asyncio.ensure_future(self._scheduler.ready())
@@ -337,7 +337,7 @@ class Server:
                 self._scheduler.kill()
 
     async def _warm_up(self) -> None:
-        """One real request through the real door; then the server says that it is ready."""
+        """One real request over HTTP; then the server says that it is ready."""
         while not self._http.started:
             await asyncio.sleep(0.01)
         if not self._config.http.skip_server_warmup:
@@ -349,7 +349,7 @@ class Server:
 
 class LastResort:
     """Ends the process with status 1 when an orderly end takes too long, whatever holds it: a client, a thread, the event loop,
-    native code. What that was is written to standard error. The scheduler follows by its life line."""
+    native code. What that was is written to standard error. The scheduler follows when its standard input closes."""
 
     def __init__(self) -> None:
         self.is_armed = False

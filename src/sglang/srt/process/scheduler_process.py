@@ -2,7 +2,7 @@
 
     python -m sglang.srt.process.scheduler_process SOCKET_DIRECTORY      started by launch.py; the configuration comes on stdin
 
-Standard input stays open as a life line: when it closes, the server has died, however it died, and so does this process.
+Standard input stays open: when it closes, the server has died, however it died, and so does this process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From requests to rows: one step as a ForwardBatch.
 
 rows      [ one for each decoding request | extend of request a, and its draft | extend of request b ... ]
-samples   [ one for each request that gets a token | those at the places of drafts ]
+samples   [ one for each request that gets a token | those after draft tokens ]
 """
 
 from __future__ import annotations
@@ -12,33 +12,8 @@ from functools import lru_cache
 import numpy as np
 
 from sglang.srt.forward_batch import ForwardBatch, Int32Array, PromptLogprobs, SampleSpec
-from sglang.srt.scheduler.grammar.engines.base import GrammarState
 from sglang.srt.scheduler.req import Req
-
-
-@dataclass(frozen=True)
-class Followed:
-    """A token and those that are forced after it, and the place in the grammar behind them."""
-
-    ids: list[int]
-    state: GrammarState
-
-
-@dataclass(frozen=True)
-class Draft:
-    """Tokens that a request may go on with (speculation/verify.py). After `points[i]` of them one is drawn, by `specs[i]` and, where there is a
-    grammar, under `states[i]`; it counts if all before it came out as they stand here."""
-
-    ids: list[int]
-    points: list[int]
-    states: list[GrammarState]
-    specs: list[SampleSpec]
-
-    def step(self, i: int) -> Followed | None:
-        """The guess at the `i`th draw, followed through the grammar; None without one."""
-        if i >= len(self.states):
-            return None
-        return Followed(self.ids[self.points[i - 1] if i else 0 : self.points[i]], self.states[i])
+from sglang.srt.scheduler.speculation.proposer import Draft
 
 
 @dataclass(frozen=True)
@@ -75,7 +50,7 @@ class ScheduleBatch:
     forward: ForwardBatch
     sampled: list[Req]
     scored: list[Req]
-    """requests that get log probabilities of tokens that were not drawn, in the order of forward.prompt_logprobs"""
+    """requests that get log probabilities of tokens that were not sampled, in the order of forward.prompt_logprobs"""
     drafted: list[tuple[Extend, int]] = field(default_factory=list)
     """whose samples follow those of `sampled`: an extend and which of its draft's points"""
 
@@ -85,18 +60,18 @@ class ScheduleBatch:
         return [extend for extend in self.extends if not extend.is_jump]
 
 
-def build_batch(decodes: list[Req], extends: list[Extend], table: Int32Array, sees: bool = False) -> ScheduleBatch:
-    """One step. Slots for all its tokens are in `table`, the [row, position] -> slot table. `sees`: the model sees more than
-    text."""
+def build_batch(decodes: list[Req], extends: list[Extend], table: Int32Array, takes_images: bool = False) -> ScheduleBatch:
+    """One step. Slots for all its tokens are in `table`, the [row, position] -> slot table. `takes_images`: the model takes more
+    than text."""
     batch = _build(decodes, extends, table)
-    batch.forward.masked = any(req.grammar is not None and not req.in_thought for req in batch.sampled)
-    if sees:
+    batch.forward.masked = any(req.grammar is not None and not req.in_reasoning for req in batch.sampled)
+    if takes_images:
         _add_media(batch)
     return batch
 
 
 def _add_media(batch: ScheduleBatch) -> None:
-    """Embeddings of the step's pictures, and positions on three axes where some request has them."""
+    """Embeddings of the step's images, and positions on three axes where some request has them."""
     forward, with_axes = batch.forward, False
     row = len(batch.decodes)
     for extend in batch.extends:
@@ -110,16 +85,16 @@ def _add_media(batch: ScheduleBatch) -> None:
     for i, req in enumerate(batch.decodes):
         if req.media is not None:
             positions[:, i] += req.media.delta
-            forward.seen += req.media.seen(int(forward.positions[i]), int(forward.positions[i]) + 1, i)
+            forward.cross_rows += req.media.cross_rows(int(forward.positions[i]), int(forward.positions[i]) + 1, i)
     row = len(batch.decodes)
     for extend in batch.extends:
         if extend.req.media is not None:
             last = extend.start + extend.length
             positions[:, row : row + extend.length] = extend.req.media.positions_of(extend.start, last)
-            forward.seen += extend.req.media.seen(extend.start, last, row)
+            forward.cross_rows += extend.req.media.cross_rows(extend.start, last, row)
         row += extend.length
     forward.rope_positions = positions
-    if any(extend.req.media is not None and extend.req.media.two_way for extend in batch.extends):
+    if any(extend.req.media is not None and extend.req.media.bidirectional_images for extend in batch.extends):
         ends = [forward.positions[: len(batch.decodes)] + 1]
         for extend in batch.extends:
             last = extend.start + extend.length
@@ -157,67 +132,74 @@ def _build(decodes: list[Req], extends: list[Extend], table: Int32Array) -> Sche
     return ScheduleBatch(decodes, extends, forward, decodes, [])
 
 
-def _with_extends(
-    decodes: list[Req],
-    extends: list[Extend],
-    table: Int32Array,
-    decode_rows: tuple[Int32Array, Int32Array, Int32Array, Int32Array],
-) -> ScheduleBatch:
-    ids, positions, locs, rows = ([part] for part in decode_rows)
-    num_decodes = len(decodes)
-    sampled = list(decodes)
-    scored: list[Req] = []
-    asked: list[PromptLogprobs] = []
-    lengths = [extend.length for extend in extends]
-    starts = np.concatenate([[0], np.cumsum(lengths)])[:-1] + num_decodes
-    sample_rows = list(range(num_decodes))
-    for i, extend in enumerate(extends):
-        req, hold = extend.req, extend.req.hold
-        assert hold is not None
-        start, last = extend.start, extend.start + extend.length
-        ids.append(extend.input_ids())
-        positions.append(np.arange(start, last, dtype=np.int32))
-        locs.append(table[hold.row, start:last])
-        rows.append(np.array([hold.row], dtype=np.int32))
-        if extend.completes and req.num_left > 0 and req.ending is None:
-            sampled.append(req)
-            sample_rows.append(int(starts[i]) + extend.end - start - 1)
-        scores = _prompt_logprobs(req, num_decodes + i, int(starts[i]), start, extend.end)
-        if scores is not None:
-            scored.append(req)
-            asked.append(scores)
-    drafted = [(extend, i) for extend in extends if extend.draft is not None for i in range(len(extend.draft.points))]
-    first_rows = dict(zip(map(id, extends), starts.tolist(), strict=True))
-    for extend, i in drafted:
-        assert extend.draft is not None
-        sample_rows.append(first_rows[id(extend)] + extend.end - extend.start - 1 + extend.draft.points[i])
-    q_start = np.concatenate([np.arange(num_decodes), starts]).astype(np.int32)
-    q_len = np.array([1] * num_decodes + lengths, dtype=np.int32)
-    seq_lens = np.concatenate([positions[0] + 1, [extend.start + extend.length for extend in extends]]).astype(np.int32)
-    samples: list[SampleSpec] = [req.spec for req in sampled]
-    samples += [extend.draft.specs[i] for extend, i in drafted if extend.draft is not None]
+Rows = tuple[Int32Array, Int32Array, Int32Array, Int32Array]
+"""ids, positions and slots of rows, and the row of the table for each request"""
+
+
+def _with_extends(decodes: list[Req], extends: list[Extend], table: Int32Array, decode_rows: Rows) -> ScheduleBatch:
+    n, lengths = len(decodes), [extend.length for extend in extends]
+    starts: list[int] = np.cumsum([n, *lengths])[:-1].tolist()
+    parts = zip(decode_rows, *(_rows_of(extend, table) for extend in extends), strict=True)
+    ids, positions, locs, rows = map(np.concatenate, parts)
+    seq_lens = np.array([*(decode_rows[1] + 1).tolist(), *(e.start + e.length for e in extends)], dtype=np.int32)
+    last_rows = [(extend, start + extend.end - extend.start - 1) for extend, start in zip(extends, starts, strict=True)]
+    sampled = [(extend.req, row) for extend, row in last_rows if _is_sampled(extend)]
+    drafted = [(extend, i, row) for extend, row in last_rows if extend.draft for i in range(len(extend.draft.points))]
+    scores = [_prompt_logprobs(extend, n + i, start) for i, (extend, start) in enumerate(zip(extends, starts, strict=True))]
     forward = ForwardBatch(
-        np.concatenate(ids),
-        np.concatenate(positions),
-        np.concatenate(locs),
-        np.concatenate(rows),
-        q_start,
-        q_len,
+        ids,
+        positions,
+        locs,
+        rows,
+        np.array([*range(n), *starts], dtype=np.int32),
+        np.array([1] * n + lengths, dtype=np.int32),
         seq_lens,
-        np.array(sample_rows, dtype=np.int32),
-        samples,
-        asked,
+        np.array([*range(n), *(row for _, row in sampled), *(row + _point(e, i) for e, i, row in drafted)], dtype=np.int32),
+        [req.spec for req in decodes] + [req.spec for req, _ in sampled] + [_spec_after(e, i) for e, i, _ in drafted],
+        [score for score in scores if score is not None],
     )
-    return ScheduleBatch(decodes, extends, forward, sampled, scored, drafted)
+    scored = [extend.req for extend, score in zip(extends, scores, strict=True) if score is not None]
+    return ScheduleBatch(
+        decodes, extends, forward, decodes + [req for req, _ in sampled], scored, [(extend, i) for extend, i, _ in drafted]
+    )
 
 
-def _prompt_logprobs(req: Req, req_idx: int, row: int, start: int, end: int) -> PromptLogprobs | None:
-    """What the extend [start, end), whose first row is `row`, can tell about tokens that were not drawn: the prompt's and
-    forced ones. Position p follows from row p - 1."""
-    options = req.msg.logprobs
+def _rows_of(extend: Extend, table: Int32Array) -> Rows:
+    hold, start, last = extend.req.hold, extend.start, extend.start + extend.length
+    assert hold is not None
+    positions = np.arange(start, last, dtype=np.int32)
+    return extend.input_ids(), positions, table[hold.row, start:last], np.array([hold.row], dtype=np.int32)
+
+
+def _is_sampled(extend: Extend) -> bool:
+    """Whether a token follows its last row."""
+    return extend.completes and extend.req.num_left > 0 and extend.req.ending is None
+
+
+def _point(extend: Extend, i: int) -> int:
+    """Tokens of the draft before its `i`th sample."""
+    assert extend.draft is not None
+    return extend.draft.points[i]
+
+
+def _spec_after(extend: Extend, i: int) -> SampleSpec:
+    """How the draft's `i`th token is sampled."""
+    assert extend.draft is not None
+    spec = extend.req.spec
+    return SampleSpec(
+        spec.params, spec.seed, spec.prompt_ids, spec.output_ids + extend.draft.ids[: _point(extend, i)], spec.eos_ids
+    )
+
+
+def _prompt_logprobs(extend: Extend, req_idx: int, row: int) -> PromptLogprobs | None:
+    """What the extend, whose first row is `row`, can tell about tokens that were not sampled: the prompt's and forced ones.
+    Position p follows from row p - 1."""
+    req, options = extend.req, extend.req.msg.logprobs
     if options is None:
         return None
-    first, last = max(req.logprob_next, 1), min(end + 1, req.num_ids)
+    first, last = max(req.logprob_next, 1), min(extend.end + 1, req.num_ids)
     if first >= last:
         return None
-    return PromptLogprobs(req_idx, row + first - 1 - start, req.input_ids(first, last), options.top_num, options.token_ids)
+    return PromptLogprobs(
+        req_idx, row + first - 1 - extend.start, req.input_ids(first, last), options.top_num, options.token_ids
+    )

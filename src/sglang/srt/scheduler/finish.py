@@ -28,6 +28,11 @@ def failure_reason(message: str) -> FinishReason:
     return FinishReason("abort", message=message, status_code=500, err_type="InternalServerError")
 
 
+def nan_reason() -> FinishReason:
+    """How a request ends for which no token can be chosen."""
+    return failure_reason("the model's logits are not numbers (NaN)")
+
+
 class Matcher(Protocol):
     """Watches the text of one request for its end."""
 

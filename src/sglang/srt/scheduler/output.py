@@ -1,10 +1,10 @@
-"""How one request's output grows: by the token drawn for it, and by those that its grammar leaves no choice about.
+"""How one request's output grows: by the token sampled for it, and by those that its grammar leaves no choice about.
 
-    drawn        {"                    a row of the model, a mask, a draw
+    sampled      {"                    a row of the model, a mask, a sample
     forced          name ":            appended at once; their rows are computed together in the next step
-    drawn                    John      from the row of the last forced one
+    sampled                  John      from the row of the last forced one
 
-Forced tokens are the ones that the masks would have led to, one draw at a time: with jump-forward or without it, the output
+Forced tokens are the ones that the masks would have led to, one sample at a time: with jump-forward or without it, the output
 is the same.
 """
 
@@ -12,29 +12,27 @@ from __future__ import annotations
 
 from sglang.srt.errors import GrammarError, RequestError
 from sglang.srt.messages import FinishReason
-from sglang.srt.scheduler.batch import Followed
 from sglang.srt.scheduler.finish import abort_reason
 from sglang.srt.scheduler.req import Req
+from sglang.srt.scheduler.speculation.proposer import DraftStep
 
 MAX_FORCED = 512
 """Tokens appended at once; what a grammar forces beyond that follows in later steps."""
 
 
-def take_drawn(req: Req, token_id: int, guess: Followed | None = None) -> FinishReason | None:
-    """Appends the drawn token and what is forced after it. Why the request ends with that, if it does. `guess`: what was expected
-    to be drawn."""
-    if req.in_thought and req.finish.is_end_of_text(token_id):
-        token_id = _end_thoughts(req)
-    if req.habits is not None and not req.in_thought and req.grammar is not None:
-        req.habits.note(req.output_ids[-req.habits.WIDTH :], token_id, req.num_drawn)
-    if guess is not None and guess.ids[0] == token_id:
-        return _take_guessed(req, guess)
-    if req.lookup is not None:
-        req.lookup.note(token_id)
+def take_sampled(req: Req, token_id: int, expected: DraftStep | None = None) -> FinishReason | None:
+    """Appends the sampled token and what is forced after it. Why the request ends with that, if it does. `expected`: the draft's
+    token and what follows it."""
+    if req.in_reasoning and req.finish.is_end_of_text(token_id):
+        token_id = _end_reasoning(req)
+    if req.proposer is not None and not req.in_reasoning:
+        req.proposer.note_sampled(req, token_id)
+    if expected is not None and expected.ids[0] == token_id:
+        return _take_expected(req, expected)
     req.output_ids.append(token_id)
-    req.num_drawn += 1
-    if req.in_thought:
-        req.in_thought = token_id not in req.msg.grammar_after
+    req.num_since_forced += 1
+    if req.in_reasoning:
+        req.in_reasoning = token_id not in req.msg.grammar_after
     elif req.grammar is not None and not req.grammar.accept(token_id):
         return _stuck(req)
     reason = _check(req, token_id)
@@ -43,8 +41,8 @@ def take_drawn(req: Req, token_id: int, guess: Followed | None = None) -> Finish
     return _after_check(req, reason)
 
 
-def _end_thoughts(req: Req) -> int:
-    """The model ended its text within its thoughts, and its answer has yet to come: what ends thoughts stands in place of what ended
+def _end_reasoning(req: Req) -> int:
+    """The model ended its text within its reasoning, and its answer has yet to come: what ends reasoning stands in place of what ended
     the text."""
     req.rewritten_at = req.num_ids + 1
     return req.msg.grammar_after[0]
@@ -63,7 +61,7 @@ def _after_check(req: Req, reason: FinishReason | None) -> FinishReason | None:
     """What follows the newest token, once it is known whether it stops the request."""
     if req.finish.is_searching:
         return None
-    is_over = req.grammar is not None and not req.in_thought and req.grammar.is_finished
+    is_over = req.grammar is not None and not req.in_reasoning and req.grammar.is_finished
     if is_over and (reason is None or reason.type == "length"):
         reason = FinishReason("stop", matched=req.output_ids[-1])
     if reason is None:
@@ -77,11 +75,9 @@ def take_sent(req: Req) -> FinishReason | None:
     """Enters what another scheduler had sent of a resumed request: grammar, stop strings and penalties stand where they stood.
     Then it goes on as behind its last token. Why the request ends with that, if it does."""
     for token_id in req.msg.resumed or ():
-        if req.lookup is not None:
-            req.lookup.note(token_id)
         req.output_ids.append(token_id)
-        if req.in_thought:
-            req.in_thought = token_id not in req.msg.grammar_after
+        if req.in_reasoning:
+            req.in_reasoning = token_id not in req.msg.grammar_after
         elif req.grammar is not None and not req.grammar.accept(token_id):
             return _stuck(req)
         req.finish.note_sent(token_id)
@@ -90,21 +86,19 @@ def take_sent(req: Req) -> FinishReason | None:
     return _after_check(req, req.finish.go_on(len(req.output_ids), req.msg.resumed_hold))
 
 
-def _take_guessed(req: Req, guess: Followed) -> FinishReason | None:
-    """The grammar has been there already, and the request may go on after all these tokens (speculation/verify.py)."""
-    for i, token_id in enumerate(guess.ids):
-        if i == 1:
-            _end_value(req)
+def _take_expected(req: Req, step: DraftStep) -> FinishReason | None:
+    """The draft has followed the grammar already, and the request may go on after all these tokens."""
+    for i, token_id in enumerate(step.ids):
         req.output_ids.append(token_id)
-        req.num_drawn += i == 0
+        req.num_since_forced = req.num_since_forced + 1 if i == 0 else 0
         reason = _check(req, token_id)
         if reason is not None:
             return reason
-        if req.finish.is_searching:  # what is left of the guess is not needed
-            if req.grammar is not None and not req.grammar.accept_all(guess.ids[: i + 1]):
+        if req.finish.is_searching:  # what is left of the draft is not needed
+            if req.grammar is not None and not req.grammar.accept_all(step.ids[: i + 1]):
                 return _stuck(req)
             return None
-    req.grammar = guess.state
+    req.grammar = step.state
     return None
 
 
@@ -112,7 +106,7 @@ def take_forced(req: Req) -> FinishReason | None:
     """Appends the tokens that must come next, if the request jumps. Why the request ends with them, if it does; a request
     that wants log probabilities has yet to get theirs, and ends when they are there (`Req.ending`)."""
     grammar = req.grammar
-    if not req.jumps or grammar is None or req.in_thought or req.num_left <= 0:
+    if not req.jumps or grammar is None or req.in_reasoning or req.num_left <= 0:
         return None
     forced = grammar.forced_tokens()[: min(MAX_FORCED, req.num_left)]
     if not forced:
@@ -126,7 +120,7 @@ def take_forced(req: Req) -> FinishReason | None:
 def _append(req: Req, forced: list[int]) -> FinishReason | None:
     """Appends up to the end of the request, if that is among them."""
     assert req.grammar is not None
-    _end_value(req)
+    req.num_since_forced = 0
     reason, taken = None, 0
     while taken < len(forced) and reason is None and not req.finish.is_searching:
         req.output_ids.append(forced[taken])
@@ -141,13 +135,6 @@ def _append(req: Req, forced: list[int]) -> FinishReason | None:
     if req.grammar.is_finished:
         return FinishReason("stop", matched=req.output_ids[-1])
     return reason
-
-
-def _end_value(req: Req) -> None:
-    """Forced tokens follow."""
-    if req.num_drawn and req.quoting is not None:
-        req.quoting.note(req.output_ids, req.num_drawn)
-    req.num_drawn = 0
 
 
 def _check(req: Req, token_id: int) -> FinishReason | None:

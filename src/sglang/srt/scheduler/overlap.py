@@ -3,13 +3,13 @@
     device   | forward k | sample k | forward k+1         | sample k+1 |
     host     plan k+1, launch ------ wait k, commit k, masks k+1, launch sample ...
 
-Who decodes in step k takes part in step k + 1 with one row whose id is "what was drawn for sample i" (ForwardBatch.previous): the
+Who decodes in step k takes part in step k + 1 with one row whose id is "what was sampled by sample i" (ForwardBatch.previous): the
 device puts it in. When the tokens are there it may turn out that a request has ended (its row of step k + 1 counts for nothing),
-or that its grammar forced more tokens after the one drawn, or that thoughts end with another token than the model drew (its sample of
+or that its grammar forced more tokens after the one sampled, or that reasoning ends with another token than the model sampled (its sample of
 step k + 1 is thrown away, as if it were late).
 
 Only plain steps run ahead: everyone who runs decodes one row, wants no log probabilities, and memory is there without retracting;
-and speculation does not expect to do more with the tokens than running ahead saves (`drafts.gain_by_waiting`).
+and speculation is not likely to do more with the tokens than running ahead saves (`planning.gains_by_waiting`).
 Whatever else is to be done is done when all is known, so that no owner ever sees a half-known request.
 """
 
@@ -24,7 +24,7 @@ from sglang.srt.forward_batch import ForwardBatch, ForwardOutput
 from sglang.srt.scheduler.batch import ScheduleBatch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.req import Req
-from sglang.srt.scheduler.speculation.verify import gain_by_waiting
+from sglang.srt.scheduler.speculation.planning import gains_by_waiting
 
 
 @dataclass
@@ -55,7 +55,7 @@ def build_ahead(flight: Flight, running: list[Req], memory: KvMemory, context_le
     batch = flight.batch
     if flight.late or batch.extends or batch.forward.prompt_logprobs or len(batch.decodes) != len(running):
         return None
-    if not all(map(_is_plain, batch.decodes)) or gain_by_waiting(batch.decodes):
+    if not all(map(_is_plain, batch.decodes)) or gains_by_waiting(batch.decodes):
         return None
     going = [i for i, req in enumerate(batch.decodes) if req.num_left > 1]
     reqs = [batch.decodes[i] for i in going]

@@ -12,10 +12,8 @@ from sglang.srt.scheduler.cache.kv_memory import Holding
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.engines.base import GrammarState
 from sglang.srt.scheduler.logprob_log import LogprobLog
-from sglang.srt.scheduler.media import ReqMedia
-from sglang.srt.scheduler.speculation.proposers.grammar_statistics import Habits
-from sglang.srt.scheduler.speculation.proposers.prompt_lookup import Lookup
-from sglang.srt.scheduler.speculation.proposers.quotes import Quoting
+from sglang.srt.scheduler.media.req_media import ReqMedia
+from sglang.srt.scheduler.speculation.proposer import Proposer
 
 
 @dataclass(eq=False)
@@ -23,9 +21,9 @@ class Req:
     """Waiting while `hold` is None; otherwise running. `spec` and `grammar` outlive a retraction: seeds, positions and the
     place in the grammar depend on the output alone. `arrival` numbers requests in order.
 
-    `in_thought`: output is free text until one of `msg.grammar_after` comes. `jumps`: tokens that the grammar forces are not
-    drawn (output.py). `habits`: what outputs of its grammar were like, `quoting`: what they copied from prompts, `lookup`: what
-    its own text was like (speculation/verify.py).
+    `in_reasoning`: output is free text until one of `msg.grammar_after` comes. `jumps`: tokens that the grammar forces are not
+    sampled (output.py). `proposer`: who drafts what may come next (speculation/). `takes_drafts`: several of its tokens may be sampled
+    in one step.
     `logprob_next`: first position of prompt and output whose log probability is wanted and not there yet.
     `ending`: why it ends as soon as those are there. `no_reuse`: start from an empty prefix (see decode.py).
     """
@@ -33,7 +31,7 @@ class Req:
     msg: TokenizedReq
     arrival: int
     prompt: Int32Array
-    """as the prefix tree knows it: pictures by ids of their own (media.py)"""
+    """as the prefix tree knows it: images by ids of their own (media/arriving.py)"""
     spec: SampleSpec
     finish: FinishChecker
     media: ReqMedia | None = None
@@ -44,15 +42,14 @@ class Req:
     """compiled for it: as long as it lives, what they hold is counted (grammar/compiler.py)"""
     unenforced: tuple[str, ...] = ()
     """what of its schema is checked afterwards, on the server's side: until then nothing of it may be shown"""
-    in_thought: bool = False
+    in_reasoning: bool = False
     jumps: bool = False
-    habits: Habits | None = None
-    quoting: Quoting | None = None
-    lookup: Lookup | None = None
-    num_drawn: int = 0
-    """tokens since the last forced one"""
+    proposer: Proposer | None = None
+    takes_drafts: bool = False
+    num_since_forced: int = 0
+    """tokens sampled since the last forced one"""
     rewritten_at: int = 0
-    """`num_ids` when its last token was not the one drawn"""
+    """`num_ids` when its last token was not the one sampled"""
     ending: FinishReason | None = None
     hold: Holding | None = None
     no_reuse: bool = False
@@ -85,8 +82,17 @@ class Req:
         return self.spec.output_ids
 
     @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return self.finish.stop_ids
+
+    @property
+    def active_proposer(self) -> Proposer | None:
+        """Who may propose its next tokens."""
+        return self.proposer if self.takes_drafts and not self.in_reasoning else None
+
+    @property
     def fill_len(self) -> int:
-        """Ids whose keys and values must be there before the next token can be drawn. Where a prompt is
+        """Ids whose keys and values must be there before the next token can be sampled. Where a prompt is
         only scored, nothing needs those of its last id."""
         num_ids, only_scored = self.num_ids, self.finish.max_new_tokens <= 0 and self.msg.logprobs is not None
         return num_ids - 1 if only_scored and num_ids > 1 else num_ids

@@ -9,9 +9,10 @@ from sglang.srt.forward_batch import ForwardOutput, Int32Array, LogprobResult
 from sglang.srt.messages import FinishReason, TokenOut
 from sglang.srt.scheduler.batch import ScheduleBatch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
-from sglang.srt.scheduler.finish import failure_reason
-from sglang.srt.scheduler.output import take_drawn
+from sglang.srt.scheduler.finish import nan_reason
+from sglang.srt.scheduler.output import take_sampled
 from sglang.srt.scheduler.req import Req
+from sglang.srt.scheduler.speculation.verify import commit_drafts
 
 
 class StepResults:
@@ -23,8 +24,8 @@ class StepResults:
         self.outs: list[TokenOut] = []
         self.ended: list[Req] = []
         self.decoding: list[Req] = []
-        self.num_guessed = 0
-        """tokens beyond the first draw that came out as guessed, and those forced after them"""
+        self.num_accepted = 0
+        """draft tokens that came out as sampled, and those forced after them"""
 
     def commit(self, batch: ScheduleBatch, output: ForwardOutput, late: Collection[Req] = ()) -> None:
         """Enters the output of `batch`. Who is `late` has no token yet: its last row is computed again in a later step."""
@@ -37,7 +38,7 @@ class StepResults:
         for req, asked, scores in zip(batch.scored, batch.forward.prompt_logprobs, output.prompt_logprobs, strict=True):
             self._commit_scores(req, asked.targets, scores)
         reasons = self._commit_tokens(batch, output, late)
-        self._commit_drafts(batch, output, late, reasons)
+        self.num_accepted += commit_drafts(batch, output, late, reasons)
         for req in batch.decodes:
             if req not in late:
                 self._conclude(req, reasons[req.rid])
@@ -58,7 +59,7 @@ class StepResults:
                     self.decoding.append(req)
 
     def _commit_scores(self, req: Req, targets: Int32Array, scores: LogprobResult) -> None:
-        """Log probabilities of tokens that were not drawn: first the prompt's, then forced ones."""
+        """Log probabilities of tokens that were not sampled: first the prompt's, then forced ones."""
         first = max(req.logprob_next, 1)
         num_prompt = max(req.prompt_len - first, 0)
         req.input_log.add(targets[:num_prompt], scores.rows(0, num_prompt))
@@ -91,7 +92,7 @@ class StepResults:
             if req in late:
                 continue
             if i in bad:
-                reasons[req.rid] = failure_reason("the model's logits are not numbers (NaN)")
+                reasons[req.rid] = nan_reason()
                 continue
             if not req.first_at:
                 req.first_at = time.monotonic()
@@ -100,35 +101,12 @@ class StepResults:
                 req.output_log.add(output.next_ids[i : i + 1], scores)
                 req.logprob_next = req.num_ids + 1
             draft = drafts.get(req)
-            reasons[req.rid] = take_drawn(req, token_id, draft.step(0) if draft is not None else None)
+            reasons[req.rid] = take_sampled(req, token_id, draft.step(0) if draft is not None else None)
         return reasons
-
-    def _commit_drafts(
-        self,
-        batch: ScheduleBatch,
-        output: ForwardOutput,
-        late: Collection[Req],
-        reasons: dict[str, FinishReason | None],
-    ) -> None:
-        """Takes what was drawn at the places of drafts, as far as the tokens before came out as guessed."""
-        bad = set(output.nan_rows)
-        for at, (extend, i) in enumerate(batch.drafted, len(batch.sampled)):
-            req, draft = extend.req, extend.draft
-            assert draft is not None and req.hold is not None
-            point = draft.points[i]
-            new_ids = req.output_ids[extend.end - req.prompt_len :]
-            if req in late or reasons[req.rid] is not None or new_ids != draft.ids[:point]:
-                continue
-            req.hold.kv_len = extend.end + point
-            self.num_guessed += point - (draft.points[i - 1] if i else 0)
-            if at in bad:
-                reasons[req.rid] = failure_reason("the model's logits are not numbers (NaN)")
-            else:
-                reasons[req.rid] = take_drawn(req, int(output.next_ids[at]), draft.step(i + 1))
 
 
 def _late_reason(req: Req) -> FinishReason | None:
-    """Why a request ends for which no token was drawn in this step."""
+    """Why a request ends for which no token was sampled in this step."""
     if req.finish.is_searching:
         return None
     if req.ending is not None:

@@ -48,13 +48,14 @@ from sglang.srt.scheduler.grammar.engines.registry import create_backend
 from sglang.srt.scheduler.grammar.journal import GrammarJournal, NotedBackend
 from sglang.srt.scheduler.grammar.masks import MaskFiller
 from sglang.srt.scheduler.grammar.trial import Trials
-from sglang.srt.scheduler.media import MediaGate
+from sglang.srt.scheduler.media.encoder_gate import EncoderGate
 from sglang.srt.scheduler.output import take_forced, take_searched, take_sent
 from sglang.srt.scheduler.overlap import Flight, build_ahead, overtaken
 from sglang.srt.scheduler.profiling import Profiler
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.results import StepResults
-from sglang.srt.scheduler.speculation.verify import Room, add_drafts, expects
+from sglang.srt.scheduler.speculation.planning import DraftBudget, add_drafts, is_confident
+from sglang.srt.scheduler.speculation.proposers.selection import Proposers
 from sglang.srt.scheduler.stats import StepStats
 from sglang.srt.scheduler.stop_regex import Searches
 from sglang.srt.vocabulary import Vocabulary
@@ -64,11 +65,11 @@ logger = logging.getLogger("sglang")
 IDLE_SECONDS = 1.0
 FIRST_IDLE_SECONDS = 0.1
 COMPILING_SECONDS = 0.002
-BREATHER_SECONDS = 0.003
+IDLE_GRACE_SECONDS = 0.003
 """Idle for so long, the worker may get ready for what comes."""
 WAIT_SECONDS = 0.001
 LATE_SECONDS, LATE_SHARE = 0.001, 0.2
-"""A mask may take so long beyond the model's part, and such a share of that; then its request sits out."""
+"""A mask may take so long beyond the model's part, and such a share of that; then its request skips the step."""
 
 
 class Scheduler:
@@ -118,13 +119,13 @@ class Scheduler:
             self._searches,
             options.random_seed,
             grammar_options.jump_forward,
-            options.lookup,
+            Proposers(options.prompt_lookup, self._compiler.num_kept),
         )
         self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
         self._estimate = OutputEstimate(options.schedule_conservativeness)
         limits = _prefill_limits(options, info)
-        self._gate = MediaGate(worker, limits.chunk_tokens)
-        self._sees = bool(info.media_kinds)
+        self._gate = EncoderGate(worker, limits.chunk_tokens)
+        self._takes_images = bool(info.media_kinds)
         self._prefill = PrefillPlanner(self.memory, self._waiting, self._estimate, limits, self._gate)
         self._running = RunningBatch(self.memory, self._waiting, self._prefill, self._estimate, info.max_batch_tokens)
         self._turns = Turns(self._waiting)
@@ -175,9 +176,9 @@ class Scheduler:
             results.commit(batch, output, late)
             self._settle(batch, results)
             if ahead is not None:
-                self._flight = self._draw(ahead, overtaken(ahead), began)
+                self._flight = self._sample_ahead(ahead, overtaken(ahead), began)
         self._emit(results)
-        worked = self._sees and not self._paused and self._gate.work(busy=flight is not None)
+        worked = self._takes_images and not self._paused and self._gate.work(busy=flight is not None)
         return flight is not None or worked
 
     def _receive(self) -> None:
@@ -193,7 +194,7 @@ class Scheduler:
     def _receive_idle(self) -> list[ToScheduler]:
         """Waits for messages, longer and longer."""
         if not self._ready:
-            if messages := self._inbox.receive(BREATHER_SECONDS):
+            if messages := self._inbox.receive(IDLE_GRACE_SECONDS):
                 return messages
             self._ready = not self._worker.get_ready(self.memory.allocator.num_ever_held)
             return self._inbox.receive(0.0)
@@ -214,7 +215,9 @@ class Scheduler:
             results.end(req, FinishReason("length", length=len(req.output_ids), message=full))
         masks = self._masks
         decodes, jumps = self._running.split(
-            lambda req: req.finish.is_searching or (masks is not None and masks.must_wait(req.grammar))
+            lambda req: (
+                req.finish.is_searching or (masks is not None and req.grammar is not None and masks.must_wait(req.grammar))
+            )
         )
         extends = self._prefill.plan(self._running.reqs, sum(jump.length - 1 for jump in jumps))
         for req in self._prefill.unfit:
@@ -230,22 +233,22 @@ class Scheduler:
             time.sleep(WAIT_SECONDS)  # everybody waits for a mask, or for a search
             return None
         decodes, extends = self._add_drafts(decodes, jumps, extends)
-        return build_batch(decodes, extends, self.memory.rows.table, self._sees)
+        return build_batch(decodes, extends, self.memory.rows.table, self._takes_images)
 
     def _add_drafts(self, decodes: list[Req], jumps: list[Extend], prompts: list[Extend]) -> tuple[list[Req], list[Extend]]:
-        """Guesses at what comes next, as far as the step has room. Grammars whose masks are late take no part."""
+        """Drafts of what comes next, as far as the step has room. Grammars whose masks are late take no part."""
         masks, info = self._masks, self._worker.info
         extends = jumps + prompts
         num_running = len(self._running.reqs)
-        if not any(expects(req, num_running) for req in [*self._running.reqs, *(extend.req for extend in prompts)]):
+        if not any(is_confident(req, num_running) for req in [*self._running.reqs, *(extend.req for extend in prompts)]):
             return decodes, extends
         rows = len(decodes) + sum(extend.length for extend in extends)
-        draws = max(info.max_samples, info.max_running_requests) - len(decodes) - len(extends)
-        room = Room(info.max_batch_tokens - rows, draws, rows)
+        samples = max(info.max_samples, info.max_running_requests) - len(decodes) - len(extends)
+        budget = DraftBudget(info.max_batch_tokens - rows, samples, rows)
         slow = [req for req in decodes if masks is not None and masks.is_suspect(req.grammar)]
         slow_extends = [extend for extend in extends if masks is not None and masks.is_suspect(extend.req.grammar)]
         quick = [req for req in decodes if req not in slow]
-        plain, longer = add_drafts(quick, [extend for extend in extends if extend not in slow_extends], room, self.memory)
+        plain, longer = add_drafts(quick, [extend for extend in extends if extend not in slow_extends], budget, self.memory)
         return slow + plain, slow_extends + longer
 
     def _compute(self, batch: ScheduleBatch) -> Flight:
@@ -273,7 +276,7 @@ class Scheduler:
             self._worker.forward(batch.forward)
         return batch
 
-    def _draw(self, batch: ScheduleBatch, late: set[Req], began: float) -> Flight:
+    def _sample_ahead(self, batch: ScheduleBatch, late: set[Req], began: float) -> Flight:
         """The second half of a step that ran ahead."""
         return self._finish(batch, *self._begin_masks(batch, late), began)
 
@@ -281,7 +284,7 @@ class Scheduler:
         """Starts to fill the masks of all but those who are `late` anyway; returns all who are, and whether there is any to
         wait for."""
         masks = self._masks
-        every = [(i, req) for i, req in enumerate(batch.sampled) if req.grammar is not None and not req.in_thought]
+        every = [(i, req) for i, req in enumerate(batch.sampled) if req.grammar is not None and not req.in_reasoning]
         constrained = [(i, req) for i, req in every if req.hold is not None and req not in late]
         if masks is None or not constrained:
             return late, False
@@ -292,7 +295,7 @@ class Scheduler:
         return late | busy, bool(constrained)
 
     def _finish(self, batch: ScheduleBatch, late: set[Req], is_filling: bool, began: float) -> Flight:
-        """Has the tokens drawn, once the masks that were begun are there. The model's part began at `began`."""
+        """Has the tokens sampled, once the masks that were begun are there. The model's part began at `began`."""
         masks: VocabMasks | None = None
         if self._masks is not None and is_filling:
             if not self._masks.are_ready(LATE_SECONDS):
@@ -306,7 +309,7 @@ class Scheduler:
         return Flight(batch, lambda: output, late)
 
     def _start_masks(self, masks: MaskFiller, batch: ScheduleBatch, constrained: list[tuple[int, Req]]) -> None:
-        """Those of the `constrained` samples, then those at the places of drafts."""
+        """Those of the `constrained` samples, then those after draft tokens."""
         rows = [i for i, _ in constrained]
         states = [req.grammar for _, req in constrained if req.grammar is not None]
         owners = list(states)
@@ -331,7 +334,7 @@ class Scheduler:
         self._estimate.note_step()
         self._turns.note_step(self._running.holders, [extend.req for extend in batch.extends if extend.is_new])
         self._checked = self._ready = False
-        if self._stats.note_step(batch, results.num_guessed, len(batch.decodes), len(self._waiting)):
+        if self._stats.note_step(batch, results.num_accepted, len(batch.decodes), len(self._waiting)):
             self._outbox.send(self._snapshot())
 
     def _note_admitted(self, extends: list[Extend]) -> None:
@@ -410,7 +413,7 @@ class Scheduler:
             raise OverloadError(f"{own} requests of this API key are waiting already; try again later")
 
     def _enqueue(self, req: Req, results: StepResults) -> None:
-        """Puts a request into the queue. What its grammar goes on with need not be drawn; if that is all there is, it ends."""
+        """Puts a request into the queue. What its grammar goes on with need not be sampled; if that is all there is, it ends."""
         reason = take_sent(req) if req.msg.resumed else take_forced(req)
         if reason is not None:
             results.end(req, reason)
@@ -473,7 +476,7 @@ class Scheduler:
     def _snapshot(self) -> SchedulerStats:
         running = len(self._running.reqs) + (self._prefill.partial is not None)
         stats = self._stats.snapshot(running, len(self._waiting), len(self._inlet), self._running.num_retractions)
-        return msgspec.structs.replace(stats, num_encoded=self._gate.num_encoded) if self._sees else stats
+        return msgspec.structs.replace(stats, num_encoded=self._gate.num_encoded) if self._takes_images else stats
 
     def check_integrity(self) -> list[str]:
         """What is wrong with slots, rows, trees and the places of requests; empty when all adds up."""
@@ -493,5 +496,5 @@ def _prefill_limits(options: ScheduleOptions, info: ModelInfo) -> PrefillLimits:
     """A step holds at least what a model computes in one."""
     step_tokens = info.max_batch_tokens
     chunk = options.chunked_prefill_size if options.chunked_prefill_size > 0 else step_tokens
-    chunk = max(min(chunk, options.max_prefill_tokens), info.whole_len, 1)
+    chunk = max(min(chunk, options.max_prefill_tokens), info.max_image_len, 1)
     return PrefillLimits(min(chunk, step_tokens), step_tokens)

@@ -30,10 +30,10 @@ class StepStats:
         self._prompt_tokens = 0
         self._cached_tokens = 0
 
-    def note_step(self, batch: ScheduleBatch, num_guessed: int, num_running: int, num_queued: int) -> bool:
-        """Counts one step and writes its log lines. `num_guessed`: tokens that drafts brought. True when a snapshot is due."""
+    def note_step(self, batch: ScheduleBatch, num_accepted: int, num_running: int, num_queued: int) -> bool:
+        """Counts one step and writes its log lines. `num_accepted`: tokens that drafts brought. True when a snapshot is due."""
         self.num_steps += 1
-        self._num_generated += len(batch.sampled) + num_guessed + sum(e.end - e.start - 1 for e in batch.extends if e.is_jump)
+        self._num_generated += len(batch.sampled) + num_accepted + sum(e.end - e.start - 1 for e in batch.extends if e.is_jump)
         if prefills := batch.prefills:
             self._log_prefill(prefills, num_running, num_queued)
         if batch.decodes:
@@ -64,7 +64,7 @@ class StepStats:
         )
 
     def _throughput(self, now: float) -> float:
-        """Tokens a second of late: since the last log line, or if that is no time at all, before it."""
+        """Recent tokens a second: since the last log line, or if that is no time at all, before it."""
         seconds = max(now - self._since, 1e-9)
         return self._num_generated / seconds if seconds > RECENT_SECONDS or not self._gen_throughput else self._gen_throughput
 
@@ -93,8 +93,7 @@ class StepStats:
         self._gen_throughput = self._num_generated / max(now - self._since, 1e-9)
         self._since, self._num_generated = now, 0
         logger.info(
-            "Decode batch. #running-req: %d, #token: %d, token usage: %.2f, cuda graph: False, "
-            "gen throughput (token/s): %.2f, #queue-req: %d, ",
+            "Decode batch. #running-req: %d, #token: %d, token usage: %.2f, gen throughput (token/s): %.2f, #queue-req: %d, ",
             num_running,
             self._memory.num_used,
             self._usage,

@@ -4,7 +4,7 @@ The package `regex` holds the interpreter's lock and backtracks, so an expressio
 
     compiling   is tried in a child first; what takes long or holds much is refused
     searching   on the loop there are STEP_SECONDS a step for all requests together; a search that needs longer goes on in a child
-                (`Searches`), and its request sits out until it is done. SEARCH_SECONDS for all expressions of a request and one
+                (`Searches`), and its request skips steps until it is done. SEARCH_SECONDS for all expressions of a request and one
                 token are the end: then the request is refused
 
 Where a search runs changes no result.

@@ -1,7 +1,7 @@
 """Rank 0: starts the other ranks, sends them every step before computing its own part, and watches them.
 
     scheduler process      Scheduler -> ParallelWorker -> LocalWorker of rank 0
-      |  stdin: steps, and the life line          |  gloo or nccl
+      |  stdin: steps; its end is ours            |  gloo or nccl
       rank 1 .. size - 1   follower.py -> LocalWorker of its rank
 
 A rank's standard input closes when rank 0 dies, however it dies, and the rank ends with it. When another rank dies, `on_death`

@@ -47,9 +47,9 @@ class ShardedOps:
         self._bounds[id(rows)] = num_rows
         self._base.bound(rows, num_rows)
 
-    def take_drawn(self, ids: Array, previous: Array, drawn: Array, rows: Array) -> None:
+    def take_sampled(self, ids: Array, previous: Array, sampled: Array, rows: Array) -> None:
         """The ids are rows of this rank's embedding."""
-        self._base.take_drawn(ids, previous, self._shard.local_ids(drawn), rows)
+        self._base.take_sampled(ids, previous, self._shard.local_ids(sampled), rows)
 
     def embedding(self, weight: Weight, ids: Array, out: Array, rows: Array, *, scale: float = 1.0) -> None:
         """All ranks but one look up their row of zeros."""

@@ -68,7 +68,7 @@ def shard_model(config: ModelConfig, ranks: Ranks) -> Shard:
 def _check(config: ModelConfig, size: int) -> None:
     heads, kv_heads = config.num_heads, config.num_kv_heads
     if getattr(config, "cross_layers", ()):
-        raise ConfigError("--tp-size: models that see pictures by cross-attention run on one rank")
+        raise ConfigError("--tp-size: models with cross-attention to images run on one rank")
     if heads % size:
         raise ConfigError(f"--tp-size {size} does not divide the model's {heads} attention heads")
     if kv_heads % size and size % kv_heads:

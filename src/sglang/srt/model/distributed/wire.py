@@ -1,7 +1,7 @@
 """A step as bytes, from rank 0 to the others: frames of a length and msgpack.
 
-Followers need what the forward pass reads: rows, lengths, slots, and which rows' logits are wanted. They draw no tokens; ids that
-rank 0 has drawn and not seen yet reach them between the devices (runner.py). The table of slots is sent as what has changed in it; pictures come as the rows that their encoder made.
+Followers need what the forward pass reads: rows, lengths, slots, and which rows' logits are wanted. They sample no tokens; ids that
+rank 0 has sampled and not seen yet reach them between the devices (runner.py). The table of slots is sent as what has changed in it; images come as the rows that their encoder made.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class TableDiff:
 
 
 def pack_step(batch: ForwardBatch, changes: list[Change], fetch: Callable[[Any], npt.NDArray[Any]]) -> Step:
-    """`fetch` brings rows of pictures to the host."""
+    """`fetch` brings rows of images to the host."""
     ints = {name: getattr(batch, name).tobytes() for name in _INTS}
     for name in _OPTIONAL:
         if (values := getattr(batch, name)) is not None:
@@ -121,8 +121,8 @@ def pack_step(batch: ForwardBatch, changes: list[Change], fetch: Callable[[Any],
 
 
 def unpack_step(step: Step, table: Int32Array, width: int, array: Callable[[npt.NDArray[Any]], Any]) -> ForwardBatch:
-    """Enters the changes into `table`. `width`: of pictures' rows, which `array` brings to the device. The batch has no samples,
-    as followers draw nothing."""
+    """Enters the changes into `table`. `width`: of images' rows, which `array` brings to the device. The batch has no samples,
+    as followers sample nothing."""
     for change in step.changes:
         slots = _ints(change.slots)
         table[change.row, change.start : change.start + len(slots)] = slots

@@ -147,8 +147,8 @@ class CpuOps(HostArrays):
     def finish(self) -> None:
         self.runtime.finish()
 
-    def take_drawn(self, ids: Array, previous: Array, drawn: Array, rows: Array) -> None:
-        self.runtime.take_drawn(ids, previous, drawn, rows)
+    def take_sampled(self, ids: Array, previous: Array, sampled: Array, rows: Array) -> None:
+        self.runtime.take_drawn(ids, previous, sampled, rows)
 
     # --- memory and weights ---------------------------------------------------------------------------------------------------
     def array(self, host: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -276,7 +276,7 @@ class CpuOps(HostArrays):
     def soft_cap(self, x: Array, rows: Array, *, cap: float) -> None:
         self.runtime.soft_cap(x, rows, cap)
 
-    # --- models that see ------------------------------------------------------------------------------------------------------
+    # --- vision-language models -----------------------------------------------------------------------------------------------
     def overlay(self, x: Array, source: Array, index: Array, rows: Array, *, add: bool = False) -> None:
         self.runtime.overlay(x, source, index, rows, add)
 

@@ -7,7 +7,7 @@ Rules that hold for every op set:
 * Buffers are static and have room for the largest step. How many rows count is read from `rows`, an int32 array of one
   element, when the op *runs*: so a recorded op ("op tape") serves every batch.
 * Each output row is reduced in an order that does not depend on how many rows are in the call, nor on how a request's tokens
-  were cut into steps. Results are bitwise the same alone and in company.
+  were cut into steps. Results are batch-invariant: bitwise the same alone and in a batch.
 * All arithmetic on activations is float32. (On CUDA products are taken in the model's type and added up in float32.)
 
 What crosses between host and device goes through six methods: `array` and `inputs` at load time, `Inputs.send`, `write`,
@@ -95,7 +95,6 @@ class StepShape:
     num_rows: int
     num_reqs: int
     max_q_len: int
-    max_seq_len: int
 
 
 @dataclass(frozen=True)
@@ -212,9 +211,9 @@ class Ops(Protocol):
         ...
 
     # --- the forward pass: recorded ---------------------------------------------------------------------------------------------
-    def take_drawn(self, ids: Array, previous: Array, drawn: Array, rows: Array) -> None:
-        """ids[i] = max(drawn[previous[i]], 0) where previous[i] is not negative. All are int32; ids, previous: [max_rows];
-        drawn: ids that `argmax` or `sample` chose, -1 where they could not."""
+    def take_sampled(self, ids: Array, previous: Array, sampled: Array, rows: Array) -> None:
+        """ids[i] = max(sampled[previous[i]], 0) where previous[i] is not negative. All are int32; ids, previous: [max_rows];
+        sampled: ids that `argmax` or `sample` chose, -1 where they could not."""
         ...
 
     def embedding(self, weight: Weight, ids: Array, out: Array, rows: Array, *, scale: float = 1.0) -> None:
@@ -304,7 +303,7 @@ class Ops(Protocol):
         """x[i] = cap * tanh(x[i] / cap) in place. x: [max_rows, n]."""
         ...
 
-    # --- what the decoder of a model that sees needs besides: recorded ----------------------------------------------------------
+    # --- what the decoder of a vision-language model needs besides: recorded ----------------------------------------------------------
     def overlay(self, x: Array, source: Array, index: Array, rows: Array, *, add: bool = False) -> None:
         """x[i] = source[index[i]] where index[i] >= 0, or with `add` x[i] += source[index[i]]; other rows stay. x: [max_rows,
         n]; source: [m, n]; index: [max_rows] int32."""
@@ -317,7 +316,7 @@ class Ops(Protocol):
         (arXiv 2409.12191). cos, sin: [num_positions, d]; positions: [3, max_rows] int32; axes: [d] int32; out_*: [max_rows, d]."""
         ...
 
-    # --- encoders of pictures: rows are patches; `rows` as everywhere -----------------------------------------------------------
+    # --- encoders of images: rows are patches; `rows` as everywhere -----------------------------------------------------------
     def layer_norm(
         self,
         x: Array,
@@ -352,7 +351,7 @@ class Ops(Protocol):
     def segment_attention(
         self, qkv: Array, starts: Array, out: Array, *, begin: int, end: int, num_heads: int, head_dim: int, scale: float
     ) -> None:
-        """Rows begin .. end - 1 attend, both ways, to all rows of their own segment: segment s is rows starts[s] ..
+        """Rows begin .. end - 1 attend (bidirectionally) to all rows of their own segment: segment s is rows starts[s] ..
         starts[s + 1] - 1 (starts: int32, ascending, from 0 to the number of rows). qkv: [n, 3 * num_heads * head_dim], heads of q,
         then k, then v; out: [n, num_heads * head_dim]."""
         ...
@@ -390,7 +389,7 @@ class Ops(Protocol):
         self, x: Array, num_rows: int, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array, out: Array
     ) -> None:
         """Draws out[i] from row i: softmax(x / temperature), keep the top_k most likely (all if top_k <= 0), of those the
-        smallest set reaching top_p of the mass, of those what is at least min_p times the best; draw by inverting the
+        smallest set reaching top_p of the mass, of those what is at least min_p times the best; sample by inverting the
         cumulative sum in descending order (ties by id) at uniform[i] in [0, 1). A row with temperature 0 is argmax. -1 if the
         row holds a NaN or nothing but -inf. All arguments are [num_rows]."""
         ...

@@ -90,9 +90,9 @@ class ReferenceOps(HostArrays):
         return 2 * num_kv_heads * head_dim * 4
 
     # --- the forward pass -----------------------------------------------------------------------------------------------------
-    def take_drawn(self, ids: Int, previous: Int, drawn: Int, rows: Int) -> None:
+    def take_sampled(self, ids: Int, previous: Int, sampled: Int, rows: Int) -> None:
         taken = np.flatnonzero(previous[: int(rows[0])] >= 0)
-        ids[taken] = np.maximum(drawn[previous[taken]], 0)
+        ids[taken] = np.maximum(sampled[previous[taken]], 0)
 
     def embedding(self, weight: Weight, ids: Int, out: Float, rows: Int, *, scale: float = 1.0) -> None:
         n = int(rows[0])
@@ -206,7 +206,7 @@ class ReferenceOps(HostArrays):
         n = int(rows[0])
         x[:n] = np.float32(cap) * np.tanh(x[:n] / np.float32(cap))
 
-    # --- models that see ------------------------------------------------------------------------------------------------------
+    # --- vision-language models -----------------------------------------------------------------------------------------------
     def overlay(self, x: Float, source: Float, index: Int, rows: Int, *, add: bool = False) -> None:
         n = int(rows[0])
         taken = np.flatnonzero(index[:n] >= 0)

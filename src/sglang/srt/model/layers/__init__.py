@@ -1,5 +1,3 @@
 """The pieces models are built of. Each takes its weights from a checkpoint when made and afterwards only calls ops on the
 static buffers of a step; none touches an array library.
-
-From bottom to top: source, buffers; linear, norm, rope, embedding; mlp, attention.
 """

@@ -34,7 +34,7 @@ class Readers:
 
 @dataclass
 class MediaBuffers:
-    """What the decoder of a model that sees needs besides: rows that are not text, and, where positions have several axes,
+    """What the decoder of a vision-language model needs besides: rows that are not text, and, where positions have several axes,
     rotation tables made for the step."""
 
     inputs: Inputs  # index, positions and, where rows see ahead, row_ends
@@ -72,7 +72,7 @@ class StepBuffers:
     head_inputs: Inputs
     head_rows: Array  # [1]
     head_row_idx: Array  # [max_logit_rows]
-    head_reach: tuple[Array, Array, Array] | None  # whole [1], num_blocks [1], blocks; where the op set has `linear_blocks`
+    head_columns: tuple[Array, Array, Array] | None  # whole [1], num_blocks [1], blocks; where the op set has `linear_blocks`
     head_x: Array  # [max_logit_rows or max_rows, hidden], their residual stream
     head_in: Activation
     logits: Array  # [max_logit_rows, vocab_size]
@@ -106,8 +106,8 @@ def create_buffers(
         {"rows": 1, **dict.fromkeys(ROW_INPUTS, n), "num_reqs": 1, **dict.fromkeys(REQ_INPUTS, limits.max_reqs)}
     )
     blocks = -(-(config.vocab_size + config.num_extra_ids) // 16) if hasattr(ops, "linear_blocks") else 0
-    reach = {"whole": 1, "num_blocks": 1, "blocks": blocks} if blocks else {}
-    head_inputs = ops.inputs({"rows": 1, "row_idx": limits.max_logit_rows, **reach})
+    columns = {"whole": 1, "num_blocks": 1, "blocks": blocks} if blocks else {}
+    head_inputs = ops.inputs({"rows": 1, "row_idx": limits.max_logit_rows, **columns})
     media = _media_buffers(ops, config, n) if config.vision is not None else None
     row_ends = media.inputs.arrays.get("row_ends") if media is not None else None
     at, delta = inputs.arrays, hidden_rows(hidden)
@@ -131,7 +131,7 @@ def create_buffers(
         head_inputs=head_inputs,
         head_rows=head_inputs.arrays["rows"],
         head_row_idx=head_inputs.arrays["row_idx"],
-        head_reach=tuple(head_inputs.arrays[name] for name in reach) if reach else None,
+        head_columns=tuple(head_inputs.arrays[name] for name in columns) if columns else None,
         head_x=ops.empty((min(limits.max_logit_rows, n), hidden)),
         head_in=activation(readers.head_in, limits.max_logit_rows),
         logits=ops.empty((limits.max_logit_rows, config.vocab_size)),
@@ -156,7 +156,7 @@ def _attention_meta(ops: Ops, inputs: Inputs, req_to_token: Int32Array, row_ends
 def _media_buffers(ops: Ops, config: ModelConfig, n: int) -> MediaBuffers:
     assert config.vision is not None
     parts, pairs = 1 + len(config.vision.deep_layers), max(len(config.rope_axes), 1)
-    sizes = {"index": n, "positions": 3 * n, **({"row_ends": n} if config.vision.two_way else {})}
+    sizes = {"index": n, "positions": 3 * n, **({"row_ends": n} if config.vision.bidirectional_images else {})}
     inputs = ops.inputs(sizes)
     return MediaBuffers(
         inputs=inputs,

@@ -1,10 +1,10 @@
-"""Cross-attention to pictures: which rows of a step see which, and k and v of those pictures in a pool of their own.
+"""Cross-attention to images: which rows of a step see which, and k and v of those images in a pool of their own.
 
-    step rows     t t t | p a a a a | b b | ...        t see nothing, a the picture p, b another
-    rows here           [ p a a a a | b b ]            only rows that see something are computed
+    step rows     t t t | p a a a a | b b | ...        t see nothing, a the image p, b another
+    rows here           [ p a a a a | b b ]            only rows that attend to an image are computed
 
-A run of rows that sees the same pictures is to the attention op what a request is elsewhere: its pictures' rows are the sequence,
-and every row sees to its end. Pages of the pool are given to a group of pictures when a step first needs it, and taken back from
+A run of rows that attends to the same images is to the attention op what a request is elsewhere: its images' rows are the sequence,
+and every row sees to its end. Pages of the pool are given to a group of images when a step first needs it, and taken back from
 the group that was not needed for the longest time: every request has at most one group in a step, so there are always enough.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sglang.srt.forward_batch import MAX_TOGETHER, ForwardBatch
+from sglang.srt.forward_batch import MAX_CROSS_IMAGES, ForwardBatch
 from sglang.srt.model.kernels.ops import Array, AttentionMeta, Inputs, KVLayer, Ops, StepShape
 from sglang.srt.model.model_config import ModelConfig
 
@@ -36,7 +36,7 @@ class Shown(Protocol):
 
 @dataclass
 class CrossBuffers:
-    """Static arrays of the cross-attention layers. `rows`: of the step, those that see something."""
+    """Static arrays of the cross-attention layers. `rows`: of the step, those that attend to an image."""
 
     memory: CrossMemory
     inputs: Inputs
@@ -53,7 +53,7 @@ class CrossBuffers:
     num_heads: int
 
     def load(self, ops: Ops, batch: ForwardBatch) -> None:
-        """Writes the step's inputs; pictures that are not in the pool are put there."""
+        """Writes the step's inputs; images that are not in the pool are put there."""
         self.inputs.begin()
         host, table = self.inputs.host, self.memory.table
         host["back"][: batch.num_tokens] = -1
@@ -61,7 +61,7 @@ class CrossBuffers:
         lengths: list[int] = []
         parts: list[int] = []
         self.memory.begin_step()
-        for seen in batch.seen:
+        for seen in batch.cross_rows:
             slots = self.memory.place(seen.embeddings)
             n = len(slots)
             # the op counts a run's rows among its sequence, so a long run is several
@@ -82,23 +82,21 @@ class CrossBuffers:
         ops.sync_table(self.meta.req_to_token, table, np.arange(group, dtype=np.int32), np.array(lengths, np.int32))
         ops.bound(self.rows, row)
         ops.bound(self.head_rows, row * self.num_heads)
-        ops.bound_step(self.meta, StepShape(row, group, max(parts, default=0), max(lengths, default=0)))
+        ops.bound_step(self.meta, StepShape(row, group, max(parts, default=0)))
 
 
 class CrossMemory:
     """Owner of the pool: pages of `ops.slot_run` slots. `place` gives the slots of a group's rows."""
 
     def __init__(self, ops: Ops, config: ModelConfig, max_reqs: int, max_groups: int) -> None:
-        assert config.vision is not None and config.vision.crossed is not None
-        crossed = config.vision.crossed
+        assert config.vision is not None and config.vision.cross_attention is not None
+        cross = config.vision.cross_attention
         self._ops, self._run = ops, ops.slot_run
-        self._kv_heads, self._width = crossed.num_kv_heads, crossed.num_kv_heads * crossed.head_dim
-        per_picture = -(-rows_of_picture(config) // self._run)
-        self.table: Int32 = np.zeros((max_groups, MAX_TOGETHER * per_picture * self._run), np.int32)
-        num_pages = max_reqs * MAX_TOGETHER * per_picture
-        self.layers: list[KVLayer] = ops.kv_layers(
-            len(crossed.layers), num_pages * self._run, crossed.num_kv_heads, crossed.head_dim
-        )
+        self._kv_heads, self._width = cross.num_kv_heads, cross.num_kv_heads * cross.head_dim
+        per_image = -(-rows_of_image(config) // self._run)
+        self.table: Int32 = np.zeros((max_groups, MAX_CROSS_IMAGES * per_image * self._run), np.int32)
+        num_pages = max_reqs * MAX_CROSS_IMAGES * per_image
+        self.layers: list[KVLayer] = ops.kv_layers(len(cross.layers), num_pages * self._run, cross.num_kv_heads, cross.head_dim)
         self._free = list(range(num_pages))
         self._groups: OrderedDict[tuple[bytes, ...], Int32] = OrderedDict()
         self._needed: set[tuple[bytes, ...]] = set()
@@ -112,20 +110,20 @@ class CrossMemory:
         """What was needed so far may be taken back."""
         self._needed.clear()
 
-    def place(self, pictures: Sequence[Shown]) -> Int32:
-        """Slots of all rows of these pictures, in order; position p lies in a slot with the same p % slot_run."""
-        name = tuple(picture.name for picture in pictures)
+    def place(self, images: Sequence[Shown]) -> Int32:
+        """Slots of all rows of these images, in order; position p lies in a slot with the same p % slot_run."""
+        name = tuple(image.name for image in images)
         self._needed.add(name)
         if name in self._groups:
             self._groups.move_to_end(name)
             return self._groups[name]
-        n = sum(int(picture.kv.shape[0]) for picture in pictures)
+        n = sum(int(image.kv.shape[0]) for image in images)
         pages = np.array(self._take(-(-n // self._run)), np.int32)
         slots: Int32 = (pages[:, None] * self._run + np.arange(self._run, dtype=np.int32)).reshape(-1)[:n].astype(np.int32)
         start = 0
-        for picture in pictures:
-            size = int(picture.kv.shape[0])
-            self._store(picture.kv, slots[start : start + size])
+        for image in images:
+            size = int(image.kv.shape[0])
+            self._store(image.kv, slots[start : start + size])
             start += size
         self._groups[name] = slots
         self.num_placed += 1
@@ -154,25 +152,25 @@ class CrossMemory:
                 )  # fmt: skip
 
 
-def rows_of_picture(config: ModelConfig) -> int:
-    """The most rows a picture may have."""
+def rows_of_image(config: ModelConfig) -> int:
+    """The most rows an image may have."""
     vision = config.vision
-    assert vision is not None and vision.crossed is not None
-    return vision.crossed.max_tiles * ((vision.image_size // vision.patch_size) ** 2 + 1)
+    assert vision is not None and vision.cross_attention is not None
+    return vision.cross_attention.max_tiles * ((vision.image_size // vision.patch_size) ** 2 + 1)
 
 
 def cross_bytes_per_request(ops: Ops, config: ModelConfig) -> int:
     """What the pool takes for each request that may run; 0 for models without cross-attention."""
-    crossed = config.vision.crossed if config.vision is not None else None
-    if crossed is None:
+    cross = config.vision.cross_attention if config.vision is not None else None
+    if cross is None:
         return 0
-    slots = MAX_TOGETHER * -(-rows_of_picture(config) // ops.slot_run) * ops.slot_run
-    return slots * len(crossed.layers) * ops.kv_bytes_per_token(crossed.num_kv_heads, crossed.head_dim)
+    slots = MAX_CROSS_IMAGES * -(-rows_of_image(config) // ops.slot_run) * ops.slot_run
+    return slots * len(cross.layers) * ops.kv_bytes_per_token(cross.num_kv_heads, cross.head_dim)
 
 
 def create_cross(ops: Ops, config: ModelConfig, max_rows: int, max_reqs: int) -> CrossBuffers | None:
     """None for models without cross-attention."""
-    if config.vision is None or config.vision.crossed is None:
+    if config.vision is None or config.vision.cross_attention is None:
         return None
     one_tile = (config.vision.image_size // config.vision.patch_size) ** 2 + 1
     groups = max_reqs + -(-max_rows // one_tile)

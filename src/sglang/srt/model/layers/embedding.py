@@ -44,9 +44,9 @@ class Head:
 
     def __call__(self, step: StepBuffers) -> None:
         self.norm(step.head_x, step.head_in, step.head_rows)
-        if step.head_reach is None:
+        if step.head_columns is None:
             self.ops.linear(self.weight, step.head_in, step.logits, step.head_rows)
         else:
-            self.ops.linear_blocks(self.weight, step.head_in, step.logits, step.head_rows, *step.head_reach)
+            self.ops.linear_blocks(self.weight, step.head_in, step.logits, step.head_rows, *step.head_columns)
         if self.soft_cap:
             self.ops.soft_cap(step.logits, step.head_rows, cap=self.soft_cap)

@@ -1,10 +1,10 @@
-"""BERT encoders (arXiv 1810.04805), for embeddings: every token sees every other of its text, both ways.
+"""BERT encoders (arXiv 1810.04805), for embeddings: bidirectional attention over each text.
 
     x = norm(word + position + type)
     for each layer:  x = norm(x + attention(x));  x = norm(x + mlp(x))
 
-Ops are called one by one on blocks of rows, as for encoders of pictures: each row is computed alone or among its own text, so
-company changes no bit.
+Ops are called one by one on blocks of rows, as for encoders of images: each row is computed alone or among its own text, so
+results are batch-invariant.
 """
 
 from __future__ import annotations

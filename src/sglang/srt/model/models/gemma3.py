@@ -14,7 +14,7 @@ from sglang.srt.model.layers.norm import RMSNorm
 from sglang.srt.model.layers.rope import Rope
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ModelConfig
-from sglang.srt.model.models.llama import Layer, Llama
+from sglang.srt.model.models.decoder import Decoder, Layer
 
 
 class Gemma3Layer:
@@ -42,8 +42,6 @@ class Gemma3Layer:
         self.post_mlp_norm(step.branch, step.delta, step.rows)
 
 
-class Gemma3(Llama):
-    """Llama's frame around Gemma3Layer."""
-
+class Gemma3(Decoder):
     def create_layer(self, ops: Ops, source: WeightSource, prefix: str, rope: Rope, local: bool) -> Layer:
         return Gemma3Layer(ops, source, prefix, self.config, rope, local, self.readers)

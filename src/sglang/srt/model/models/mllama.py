@@ -1,9 +1,9 @@
-"""Llama 3.2 Vision (arXiv 2407.21783, section 7): Llama with layers between that attend to pictures.
+"""Llama 3.2 Vision (arXiv 2407.21783, section 7): Llama with layers between that attend to images.
 
-    x += tanh(g) * attention(norm(x), pictures);  x += tanh(h) * mlp(norm(x))       for rows that see a picture; others are left alone
+    x += tanh(g) * attention(norm(x), images);  x += tanh(h) * mlp(norm(x))       for rows that see an image; others are left alone
 
-A row sees the picture that stands last before it, or the whole row of pictures if several stand there with nothing between.
-Rows before the first picture see none and pass these layers by (as in the original; transformers lets them attend to all pictures,
+A row sees the image that stands last before it, or the whole row of images if several stand there with nothing between.
+Rows before the first image see none and pass these layers by (as in the original; transformers lets them attend to all images,
 those that follow included).
 """
 
@@ -22,11 +22,12 @@ from sglang.srt.model.layers.norm import RMSNorm
 from sglang.srt.model.layers.rope import Rope
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ModelConfig
-from sglang.srt.model.models.llama import Layer, Llama
+from sglang.srt.model.models.decoder import Layer
+from sglang.srt.model.models.llama import Llama
 
 
 class CrossLayer:
-    """Called like other layers, with the pool of its pictures. `attend` is all of it, and leaves nothing to be added."""
+    """Called like other layers, with the pool of its images. `attend` is all of it, and leaves nothing to be added."""
 
     def __init__(self, ops: Ops, source: WeightSource, prefix: str, config: ModelConfig, readers: Readers) -> None:
         self.ops, self.config, self.eps = ops, config, config.rms_norm_eps
@@ -75,7 +76,7 @@ class CrossLayer:
 
 
 class Mllama(Llama):
-    """Llama's frame with a CrossLayer wherever the config says. `kv` of `body` are those of the other layers."""
+    """Llama with a CrossLayer wherever the config says. `kv` of `body` are those of the other layers."""
 
     def create_layer(self, ops: Ops, source: WeightSource, prefix: str, rope: Rope, local: bool) -> Layer:
         if int(prefix.rsplit(".", 1)[1]) in self.config.cross_layers:
@@ -89,9 +90,9 @@ class Mllama(Llama):
         own, others = iter(kv), iter(step.cross.memory.layers)
         delta: Array | None = None
         for layer in self.layers:
-            crossed = isinstance(layer, CrossLayer)
-            layer.attend(step, next(others if crossed else own), delta)
-            delta = None if crossed else step.delta
+            is_cross = isinstance(layer, CrossLayer)
+            layer.attend(step, next(others if is_cross else own), delta)
+            delta = None if is_cross else step.delta
             if layer is not self.layers[-1]:
                 layer.feed(step, delta)
         if delta is not None:

@@ -6,22 +6,21 @@ from sglang.srt.errors import ModelError
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ModelConfig
+from sglang.srt.model.models.decoder import Decoder
 from sglang.srt.model.models.gemma3 import Gemma3
 from sglang.srt.model.models.llama import Llama
 from sglang.srt.model.models.mllama import Mllama
-from sglang.srt.model.models.qwen2 import Qwen2
-from sglang.srt.model.models.qwen3 import Qwen3
 
-MODELS: dict[str, type[Llama]] = {
+MODELS: dict[str, type[Decoder]] = {
     "llama": Llama,  # and Mistral, SmolLM2
-    "qwen2": Qwen2,
-    "qwen3": Qwen3,
+    "qwen2": Llama,  # with biases on q, k and v
+    "qwen3": Llama,  # with norms over each head of q and k
     "gemma3": Gemma3,
     "mllama": Mllama,
 }
 
 
-def create_model(ops: Ops, source: WeightSource, config: ModelConfig, num_positions: int) -> Llama:
+def create_model(ops: Ops, source: WeightSource, config: ModelConfig, num_positions: int) -> Decoder:
     """Builds the model of `config.architecture` with weights from `source`. Raises ModelError."""
     if config.architecture not in MODELS:
         known = ", ".join(sorted(MODELS))

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,10 +60,6 @@ class HostTensor:
     """[rows], f8 only"""
     order: npt.NDArray[np.int32] | None = None
     """[columns], blocks only: column j of `data` is column order[j] of the matrix; None: they are in their own order"""
-
-    @property
-    def num_values(self) -> int:
-        return math.prod(self.shape)
 
     @property
     def is_dense(self) -> bool:

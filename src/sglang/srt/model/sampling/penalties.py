@@ -22,14 +22,8 @@ from sglang.srt.sampling_params import SamplingParams
 
 def needs_adjustments(spec: SampleSpec) -> bool:
     """Whether the request has anything to adjust, now or later."""
-    p = spec.params
-    return bool(
-        p.repetition_penalty != 1
-        or p.frequency_penalty != 0
-        or p.presence_penalty != 0
-        or p.logit_bias
-        or (p.min_new_tokens > len(spec.output_ids) and spec.eos_ids)
-    )
+    waits = bool(spec.eos_ids) and spec.params.min_new_tokens > len(spec.output_ids)
+    return waits or spec.params.adjusts_logits
 
 
 class Adjustments:

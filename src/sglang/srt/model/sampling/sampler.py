@@ -3,7 +3,7 @@
 raw logits -> log_sum_exp, best tokens, requested ids      (only where log probabilities are asked for)
            -> penalties, logit bias, min_new_tokens        ops.adjust
            -> grammar masks                                ops.mask
-           -> argmax, or temperature, top_k, top_p, min_p and the draw (ops.sample)
+           -> argmax, or temperature, top_k, top_p, min_p and a sample by (seed, position) (ops.sample)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Sampler:
         self._ops = ops
         self._vocab_size = vocab_size
         self.ids = ops.empty((max_rows,), "int32")
-        """what was drawn last, on the device"""
+        """what was sampled last, on the device"""
         self._batch = SamplingBatch([], vocab_size)
 
     def sample(self, logits: Array, specs: list[SampleSpec], masks: VocabMasks | None) -> Sampled:

@@ -1,5 +1,5 @@
-"""The random numbers of sampling: a counter-based generator, so that a draw depends on (seed, position) and on nothing else:
-not on the batch, not on what was drawn before, not on the device.
+"""The random numbers of sampling: a counter-based generator, so that a sample depends on (seed, position) and on nothing else:
+not on the batch, not on what was sampled before, not on the device.
 
     u(seed, counter) = top 24 bits of mix(mix(seed) + (counter + 1) * GAMMA) / 2^24
 

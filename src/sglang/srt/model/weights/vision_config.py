@@ -1,4 +1,4 @@
-"""Reads the config.json of models that see: the decoder's part goes the way of text models, the encoder's becomes a
+"""Reads the config.json of vision-language models: the decoder's part goes the way of text models, the encoder's becomes a
 VisionConfig. A family is a row of VISION_FAMILIES."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
 }
 MAX_PIXELS = 1 << 16
-"""a side of a picture, a tile or a patch"""
+"""a side of an image, a tile or a patch"""
 MAX_TILES = 64
 
 ReadVision = Callable[["VisionFields"], VisionConfig]
@@ -255,7 +255,7 @@ def _gemma3(fields: VisionFields) -> VisionConfig:
     side = found.image_size // found.patch_size
     if int(rows**0.5) ** 2 != rows or int(rows**0.5) > side:
         raise fields.top.bad("mm_tokens_per_image", f"must be a square of at most {side} a side, and is {rows}")
-    return replace(found, out_rows=rows, two_way=True)
+    return replace(found, out_rows=rows, bidirectional_images=True)
 
 
 def _llava_onevision(fields: VisionFields) -> VisionConfig:
@@ -280,7 +280,7 @@ def _mllama(fields: VisionFields) -> VisionConfig:
         raise v.bad("supported_aspect_ratios", f"must be the {shapes} of {max_tiles} tiles, and is {shown(listed)}")
     depth = v.count("num_hidden_layers", 32, MAX_LAYERS)
     num_layers = text.count("num_hidden_layers", 40, MAX_LAYERS)
-    crossed = CrossConfig(
+    cross = CrossConfig(
         layers=tuple(sorted(text.layers("cross_attention_layers", [3, 8, 13, 18, 23, 28, 33, 38], num_layers))),
         num_kv_heads=text.count("num_key_value_heads", 8),
         head_dim=_hidden_size(fields) // num_heads,
@@ -291,8 +291,8 @@ def _mllama(fields: VisionFields) -> VisionConfig:
         taken_layers=tuple(sorted(v.layers("intermediate_layers_indices", [3, 7, 15, 23, 30], depth))),
     )
     width = v.count("hidden_size", 1280)
-    if v.count("vision_output_dim", 7680) != width * (1 + len(crossed.taken_layers)):
-        raise v.bad("vision_output_dim", f"must be {width * (1 + len(crossed.taken_layers))}, with these layers taken")
+    if v.count("vision_output_dim", 7680) != width * (1 + len(cross.taken_layers)):
+        raise v.bad("vision_output_dim", f"must be {width * (1 + len(cross.taken_layers))}, with these layers taken")
     return VisionConfig(
         kind="mllama",
         media_kinds=("image",),
@@ -307,7 +307,7 @@ def _mllama(fields: VisionFields) -> VisionConfig:
         activation=fields.activation("hidden_act", "gelu"),
         norm_eps=v.number("norm_eps", 1e-5, above=MIN_EPS, most=MAX_EPS),
         num_channels=v.count("num_channels", 3),
-        crossed=crossed,
+        cross_attention=cross,
     )
 
 

@@ -1,4 +1,4 @@
-"""Which tensors an encoder of given numbers consists of, and how checkpoints spell the names of models that see."""
+"""Which tensors an encoder of given numbers consists of, and how checkpoints spell the names of vision-language models."""
 
 from __future__ import annotations
 
@@ -126,8 +126,8 @@ def _gemma3(c: VisionConfig) -> Shapes:
 
 
 def _mllama(c: VisionConfig) -> Shapes:
-    crossed, width = c.crossed, c.hidden_size
-    assert crossed is not None
+    cross, width = c.cross_attention, c.hidden_size
+    assert cross is not None
     places = (c.image_size // c.patch_size) ** 2 + 1
     at = "vision_model"
     shapes: Shapes = {
@@ -135,14 +135,14 @@ def _mllama(c: VisionConfig) -> Shapes:
         f"{at}.class_embedding": (width,),
         f"{at}.gated_positional_embedding.gate": (1,),
         f"{at}.gated_positional_embedding.embedding": (places, width),
-        f"{at}.gated_positional_embedding.tile_embedding.weight": (crossed.num_shapes + 1, crossed.max_tiles * places * width),
+        f"{at}.gated_positional_embedding.tile_embedding.weight": (cross.num_shapes + 1, cross.max_tiles * places * width),
     }
     for name in ("pre_tile_positional_embedding", "post_tile_positional_embedding"):
         shapes[f"{at}.{name}.gate"] = (1,)
-        shapes[f"{at}.{name}.embedding.weight"] = (crossed.num_shapes + 1, crossed.max_tiles * width)
+        shapes[f"{at}.{name}.embedding.weight"] = (cross.num_shapes + 1, cross.max_tiles * width)
     shapes |= _norm(f"{at}.layernorm_pre", width) | _norm(f"{at}.layernorm_post", width)
     names = [f"{at}.transformer.layers.{i}" for i in range(c.num_layers)]
-    gated = [f"{at}.global_transformer.layers.{i}" for i in range(crossed.num_global_layers)]
+    gated = [f"{at}.global_transformer.layers.{i}" for i in range(cross.num_global_layers)]
     for name in names + gated:
         shapes |= _norm(f"{name}.input_layernorm", width) | _norm(f"{name}.post_attention_layernorm", width)
         for part in "qkvo":
@@ -152,7 +152,7 @@ def _mllama(c: VisionConfig) -> Shapes:
         )
     for name in gated:
         shapes |= {f"{name}.gate_attn": (1,), f"{name}.gate_ffn": (1,)}
-    return shapes | _linear("multi_modal_projector", c.out_size, width * (1 + len(crossed.taken_layers)))
+    return shapes | _linear("multi_modal_projector", c.out_size, width * (1 + len(cross.taken_layers)))
 
 
 def _llava_onevision(c: VisionConfig) -> Shapes:

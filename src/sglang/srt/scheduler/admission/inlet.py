@@ -1,5 +1,5 @@
 """What may enter the queue: requests are checked against the model and the pool, and wait here while their constraints
-compile. The door has checked what a client can get wrong; this is the last line before memory and kernels."""
+compile. The server has checked what a client can get wrong; this is the last line before memory and kernels."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.compiler import FREE_TEXT, GrammarCompiler, Job, Key
 from sglang.srt.scheduler.logprob_log import LogprobLog
-from sglang.srt.scheduler.media import PictureIds, RecentPixels, check_media, req_media
+from sglang.srt.scheduler.media.arriving import ImageIds, RecentPixels, check_media
+from sglang.srt.scheduler.media.req_media import req_media
 from sglang.srt.scheduler.req import Req
-from sglang.srt.scheduler.speculation.proposers.prompt_lookup import Lookup
-from sglang.srt.scheduler.speculation.proposers.quotes import Quoting
-from sglang.srt.scheduler.speculation.verify import HabitBook, may_repeat
+from sglang.srt.scheduler.speculation.proposers.selection import Proposers
 from sglang.srt.scheduler.stop_regex import STOP_REGEX, Searches
 from sglang.srt.vocabulary import Vocabulary
 
@@ -51,7 +50,7 @@ class Inlet:
         searches: Searches,
         seed: int,
         jump_forward: bool,
-        lookup: bool,
+        proposers: Proposers,
     ) -> None:
         self._info = info
         self._memory = memory
@@ -60,13 +59,12 @@ class Inlet:
         self._searches = searches
         self._rng = random.Random(seed)
         self._jump_forward = jump_forward
-        self._lookup = lookup
+        self._proposers = proposers
         self._arrivals = 0
-        self._pictures = PictureIds()
+        self._image_ids = ImageIds()
         self._pixels = RecentPixels()
         self._compiling: dict[str, Compiling] = {}
         self._of_key: Counter[str] = Counter()
-        self._habits = HabitBook(compiler.num_kept)
 
     def __len__(self) -> int:
         return len(self._compiling)
@@ -85,7 +83,7 @@ class Inlet:
             raise RequestError("stop and stop_regex need a tokenizer, and this server runs without one", "stop")
         finish = FinishChecker(params, limit, self._vocabulary)
         if msg.healed and msg.grammar_after:
-            raise RequestError("token_healing does not go together with thoughts before the answer", "token_healing")
+            raise RequestError("token_healing does not go together with reasoning before the answer", "token_healing")
         constrained = params.grammar is not None and not msg.grammar_after
         options = msg.logprobs or LogprobOptions()
         seed = params.seed if params.seed is not None else self._rng.getrandbits(63)
@@ -99,11 +97,12 @@ class Inlet:
         media = req_media(msg, self._info)
         if media is not None:
             check_media(msg, self._info.rope_axes, self._info.media_kinds)
-            prompt = self._pictures.tree_ids(msg, prompt)
+            prompt = self._image_ids.tree_ids(msg, prompt)
         req = Req(msg, self._arrivals, prompt, spec, finish, media)
-        req.salt = self._pictures.salt(msg.cache_salt) if msg.media else msg.cache_salt
-        if self._lookup and may_repeat(req):
-            req.lookup = Lookup(msg.input_ids)
+        req.salt = self._image_ids.salt(msg.cache_salt) if msg.media else msg.cache_salt
+        req.takes_drafts = not params.adjusts_logits and msg.logprobs is None and media is None
+        if req.takes_drafts and params.grammar is None and not msg.healed:
+            req.proposer = self._proposers.for_free_text(msg.input_ids, msg.resumed or ())
         req.input_log = LogprobLog(options.top_num, options.token_ids)
         req.output_log = LogprobLog(options.top_num, options.token_ids)
         req.logprob_next = options.start_len if options.start_len >= 0 else len(prompt)
@@ -199,15 +198,9 @@ class Inlet:
         if waits.grammar is not None:
             waits.req.grammar = waits.grammar.value.copy()
             waits.req.unenforced = waits.grammar.value.unenforced
-            waits.req.in_thought = bool(waits.req.msg.grammar_after)
+            waits.req.in_reasoning = bool(waits.req.msg.grammar_after)
             waits.req.jumps = self._jump_forward
             if self._jump_forward and not waits.req.msg.healed:
-                self._expect(waits.req, waits.grammar.key)
+                waits.req.proposer = self._proposers.for_grammar((waits.grammar.key, waits.req.salt))
         if waits.regexes:
             waits.req.finish.watch_regexes([job.value for job in waits.regexes], self._searches)
-
-    def _expect(self, req: Req, key: Key) -> None:
-        """Gives the request what is known of outputs of its grammar."""
-        assert self._vocabulary is not None, "there are no grammars without it"
-        req.habits = self._habits.of((key, req.salt))
-        req.quoting = Quoting(req.habits.quotes, req.msg.input_ids, self._vocabulary, self._compiler.encode)

@@ -22,7 +22,7 @@ from sglang.srt.scheduler.admission.waiting import WaitingQueue
 from sglang.srt.scheduler.batch import Extend
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.cache.radix_cache import Match
-from sglang.srt.scheduler.media import MediaGate
+from sglang.srt.scheduler.media.encoder_gate import EncoderGate
 from sglang.srt.scheduler.req import Req
 
 SHARE_MIN = 32
@@ -77,7 +77,7 @@ class PrefillPlanner:
     whole pool would hold them."""
 
     def __init__(
-        self, memory: KvMemory, waiting: WaitingQueue, estimate: OutputEstimate, limits: PrefillLimits, gate: MediaGate
+        self, memory: KvMemory, waiting: WaitingQueue, estimate: OutputEstimate, limits: PrefillLimits, gate: EncoderGate
     ) -> None:
         self._memory = memory
         self._gate = gate
@@ -154,7 +154,7 @@ class PrefillPlanner:
                 continue
             start = len(match.slots)
             if req.media is not None and req.media.last_end(start, min(start + tokens, req.fill_len)) <= start:
-                break  # a picture would be cut: it goes first in a step of its own
+                break  # an image would be cut: it goes first in a step of its own
             alone = not decodes and not extends
             cost = self._take(req, match, tokens, math.inf if req is self._waiting.due else spare, alone)
             if cost is None:

@@ -1,14 +1,7 @@
-"""Constraints on the output.
+"""Constraints on the output: a text is tried in a child (trial.py), compiled on a side thread (compiler.py), and its masks are filled on
+another while the model computes (masks.py). Who may import whom is a contract in pyproject.toml ("layers of grammars").
 
-compiler.py         texts -> grammars on side threads, with a cache and limits
-lanes.py            whose text is next, and a lane for those that take long
-trial.py            a text compiles in a child first, and is stepped through
-journal.py          which texts are in native code now: after a crash the culprit is known
-masks.py            masks of all constrained rows, filled on a side thread
-aside.py            long calls of the engines, at the lowest priority
-encoder.py          forced text to canonical tokens
-structural_tags.py  structural tags: their form
-engines/            the engines and their registry
-schema/             JSON schemas: built anew out of checked parts
-regex/              Python's regular expressions in the engines' dialects
+    engines/   llguidance and xgrammar behind one interface
+    schema/    JSON schemas: built anew out of checked parts
+    regex/     Python's regular expressions in the engines' dialects
 """

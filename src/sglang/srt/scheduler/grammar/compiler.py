@@ -109,10 +109,6 @@ class GrammarCompiler:
             self._num_dropped = 0
             release_freed_memory()
 
-    def encode(self, text: str) -> list[int]:
-        """Canonical tokens of a text; empty when there are none."""
-        return self._backend.encode(text) if self._backend is not None else []
-
     def submit(self, key: Key, client: Client = ()) -> Job:
         """The job for `key`: a new one, one under way, or one done before. Whoever does not wait for its end calls `leave`."""
         with self._lock:

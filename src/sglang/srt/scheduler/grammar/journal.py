@@ -189,9 +189,6 @@ class NotedBackend:
         args = (kind, text, prefix) if prefix else (kind, text)
         return NotedState(self._journal.try_call(digest, self._backend.compile, *args), digest, self._journal)
 
-    def encode(self, text: str) -> list[int]:
-        return self._backend.encode(text)
-
     def fill_masks(self, states: Sequence[GrammarState], out: UInt32Array) -> None:
         noted = [state for state in states if isinstance(state, NotedState)]
         assert len(noted) == len(states), "all states are made by `compile`"

@@ -1,7 +1,7 @@
 """Fills the masks of all constrained rows of a step on a side thread while the model computes.
 
 One call of the engine fills them all, in parallel. A mask that is not there soon after the model is done makes its request late:
-it sits out until the thread that works on it is through, and everybody else goes on. Requests that were late once are filled
+it skips steps until the thread that works on it is through, and everybody else goes on. Requests that were late once are filled
 one by one, after the others, until they are quick again; while one of them is being worked on beyond its step, the rest of them
 wait, so that slow grammars take one core at most. What an engine found out on the way it remembers, so the second attempt
 at a mask is quick.

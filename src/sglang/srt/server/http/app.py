@@ -99,7 +99,7 @@ def _routes(
         ("/parse_function_call", post, parse_function_call),
         ("/separate_reasoning", post, separate_reasoning),
         ("/tokenize", post, native.tokenize),
-        ("/apply_chat_template", post, native.apply_chat_template),
+        ("/apply_chat_template", post, openai.apply_chat_template),
         ("/tokenizer_info", get, native.tokenizer_info),
         ("/v1/tokenize", post, native.tokenize),
         ("/detokenize", post, native.detokenize),

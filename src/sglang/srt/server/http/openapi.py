@@ -38,17 +38,15 @@ _SCORE = _object(
 )
 _TOKENIZE = _object(text={"anyOf": [_TEXT, _TEXTS]}, prompt={"anyOf": [_TEXT, _TEXTS]}, add_special_tokens=_BOOL)
 _DETOKENIZE = _object(["tokens"], tokens=_IDS, skip_special_tokens=_BOOL)
-_RENDER = _object(
-    ["messages"],
-    messages={"type": "array", "items": {"type": "object"}},
-    add_generation_prompt=_BOOL,
-    continue_final_message=_BOOL,
-)
 _PARSE_CALL = _object(["text"], text=_TEXT, tools={"type": "array", "items": {"type": "object"}}, tool_call_parser=_TEXT)
 _REASONING = _object(["text"], text=_TEXT, reasoning_parser=_TEXT)
 _EMBED_INPUT = {"anyOf": [_TEXT, _TEXTS, _IDS, {"type": "array", "items": _IDS}]}
-_EMBED = _object(["input"], model=_TEXT, input=_EMBED_INPUT, encoding_format=_TEXT, dimensions=_INT, user=_TEXT, rid=_TEXT)
-_ENCODE = _object(text={"anyOf": [_TEXT, _TEXTS]}, input_ids={"anyOf": [_IDS, {"type": "array", "items": _IDS}]}, rid=_TEXT)
+_EMBED = _object(
+    ["input"], model=_TEXT, input=_EMBED_INPUT, encoding_format=_TEXT, dimensions=_INT, user=_TEXT, rid=_TEXT, prompt_name=_TEXT
+)
+_ENCODE = _object(
+    text={"anyOf": [_TEXT, _TEXTS]}, input_ids={"anyOf": [_IDS, {"type": "array", "items": _IDS}]}, rid=_TEXT, prompt_name=_TEXT
+)
 _OPEN_SESSION = _object(capacity_of_str_len=_INT, session_id=_TEXT)
 _CLOSE_SESSION = _object(["session_id"], session_id=_TEXT)
 _ABORT = _object(rid=_TEXT, abort_all=_BOOL)
@@ -60,7 +58,6 @@ _POSTS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "/encode": ("Vectors of texts", _ENCODE),
     "/tokenize": ("Text to ids", _TOKENIZE),
     "/detokenize": ("Ids to text", _DETOKENIZE),
-    "/apply_chat_template": ("Messages as the model's template writes them", _RENDER),
     "/parse_function_call": ("Tool calls in a text", _PARSE_CALL),
     "/separate_reasoning": ("Thoughts and answer in a text", _REASONING),
     "/open_session": ("Keep a conversation", _OPEN_SESSION),
@@ -100,6 +97,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     posts = dict(_POSTS)
     for path, summary, model in (
         ("/v1/chat/completions", "Answer a conversation", ChatRequest),
+        ("/apply_chat_template", "What a conversation has the model read", ChatRequest),
         ("/v1/completions", "Continue a text", CompletionRequest),
     ):
         body = model.model_json_schema(ref_template="#/components/schemas/{model}")

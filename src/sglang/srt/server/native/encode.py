@@ -10,13 +10,16 @@ from uuid import uuid4
 
 import numpy as np
 
+from sglang.srt.checkpoint.sentence_files import SentenceFacts
 from sglang.srt.errors import RequestError
 from sglang.srt.server.embedding_calls import Vector
 from sglang.srt.server.fields import Fields, as_text, check_known
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_TEXTS = 8192
-_FIELDS = frozenset({"text", "input_ids", "rid", "sampling_params", "priority"})
+_CHARS_KEPT = 4
+"""of a text that is to be cut, so many times what its tokens can hold: white space may be no token"""
+_FIELDS = frozenset({"text", "input_ids", "rid", "sampling_params", "priority", "prompt_name"})
 ENCODE_FIELDS = Fields(_FIELDS)
 
 
@@ -30,7 +33,7 @@ class EncodeCall:
 
 
 def read_encode(manager: TokenizerManager, body: dict[str, Any]) -> EncodeCall:
-    """Checks a body: {text | input_ids}. Raises RequestError."""
+    """Checks a body: {text | input_ids, prompt_name?}. Raises RequestError."""
     check_known(body, _FIELDS, "field")
     texts, is_list = read_texts(manager, body, "text" if body.get("text") is not None else "input_ids")
     return EncodeCall(texts, rids(as_text(body, "rid") or uuid4().hex, len(texts)), is_list)
@@ -52,7 +55,8 @@ async def encode(manager: TokenizerManager, call: EncodeCall, show: Callable[[Ve
 
 
 def read_texts(manager: TokenizerManager, body: dict[str, Any], name: str) -> tuple[list[list[int]], bool]:
-    """Ids of all texts in the field `name`, and whether there was a list. Raises RequestError."""
+    """Ids of all texts in the field `name`, each after the prompt that `prompt_name` or the model names, and whether there was a list.
+    Raises RequestError."""
     texts, is_list = _read_texts(manager, body, name)
     manager.maker.check_embed(texts)
     return texts, is_list
@@ -61,30 +65,48 @@ def read_texts(manager: TokenizerManager, body: dict[str, Any], name: str) -> tu
 def _read_texts(manager: TokenizerManager, body: dict[str, Any], name: str) -> tuple[list[list[int]], bool]:
     manager.maker.need_embedder()
     value = body.get(name)
+    prompt = _prompt(manager, body)
     if isinstance(value, str):
-        return [_ids(manager, value, name)], False
+        return [_ids(manager, prompt + value, name)], False
     if not isinstance(value, list) or not value:
         raise RequestError(f"{name} must be a string, a list of strings, or token ids", name)
     if len(value) > MAX_TEXTS and not isinstance(value[0], int):
         raise RequestError(f"{name} may have at most {MAX_TEXTS} entries, got {len(value)}", name)
+    if all(isinstance(item, str) for item in value):
+        return [_ids(manager, prompt + item, name) for item in value], True
+    if body.get("prompt_name") is not None:
+        raise RequestError(f"prompt_name is for texts: token ids of {name} are read as they are", "prompt_name")
     if all(type(item) is int for item in value):
         return [value], False
-    if all(isinstance(item, str) for item in value):
-        return [_ids(manager, item, name) for item in value], True
     if all(isinstance(item, list) and item and all(type(i) is int for i in item) for item in value):
         return value, True
     raise RequestError(f"{name} must be a string, a list of strings, or token ids", name)
 
 
+def _prompt(manager: TokenizerManager, body: dict[str, Any]) -> str:
+    """What stands before each text of a body."""
+    asked = as_text(body, "prompt_name")
+    known = manager.tokenizer.sentences if manager.tokenizer is not None else SentenceFacts()
+    if asked is None:
+        return known.default
+    if asked not in known.prompts:
+        names = ", ".join(sorted(known.prompts)) or "none"
+        raise RequestError(f"this model has no prompt {asked[:100]!r}; there are: {names}", "prompt_name")
+    return known.prompts[asked]
+
+
 def _ids(manager: TokenizerManager, text: str, name: str) -> list[int]:
     tokenizer, limit = manager.need_tokenizer(), int(manager.info["context_len"])
-    if len(text) > manager.max_chars:
+    may_cut = manager.http.allow_auto_truncate
+    if len(text) > manager.max_chars and not may_cut:
         raise RequestError(f"a text of {len(text)} characters is more than {limit} tokens can hold", name)
+    text = text[: _CHARS_KEPT * manager.max_chars]
     ids = tokenizer.encode(text)
     if not ids:
         raise RequestError(f"{name} must not be empty", name)
-    if len(ids) > limit and manager.http.allow_auto_truncate:
-        return [*ids[: limit - 1], ids[-1]]  # the closing token stays
+    if len(ids) > limit and may_cut:
+        ends = ids[-1:] if ids[-1] in tokenizer.vocabulary.special_ids else []  # the closing token stays
+        return [*ids[: limit - len(ends)], *ends]
     return ids
 
 

@@ -22,7 +22,6 @@ from sglang.srt.server.http.json_pieces import JsonArray, LateArray, encode_json
 from sglang.srt.server.http.wire import CLIENT_GONE, JsonResponse, LargeJsonResponse, answer, stream
 from sglang.srt.server.native.format import GENERATE_FIELDS, collect, parse_generate, stream_replies
 from sglang.srt.server.native.score_choices import SCORE_FIELDS, collect_scores, parse_score, plan_score
-from sglang.srt.server.tokenization.chat_rendering import RENDER_FIELDS, render_messages
 from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
@@ -156,13 +155,6 @@ class NativeApi:
             raise RequestError(f"the text of these tokens has more than {MAX_DETOKENIZED_BYTES} bytes", "tokens")
         texts = [tokenizer.decode(row, skip) for row in rows]
         return texts if nested else texts[0]
-
-    async def apply_chat_template(self, request: Request) -> Response:
-        tokenizer, sees = self._manager.need_tokenizer(), self._manager.media is not None
-        most = max(self._manager.max_chars, MAX_TOKENIZE_CHARS)
-        return LargeJsonResponse(
-            await read_as(request, RENDER_FIELDS, partial(render_messages, tokenizer=tokenizer, sees=sees, max_chars=most))
-        )
 
     async def tokenizer_info(self, request: Request) -> Response:
         """What clients need that count tokens through /tokenize (lm-eval's remote tokenizer)."""

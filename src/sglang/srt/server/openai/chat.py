@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
 
-from sglang.common.reasoning import ReasoningFormat
-from sglang.srt.errors import RequestError, UnsupportedError
+from sglang.srt.errors import RequestError
 from sglang.srt.messages import FinishReason, LogprobOptions, Logprobs, Position
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import client_names, note_ignored
+from sglang.srt.server.fields import client_names
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.http.json_pieces import encode_json
-from sglang.srt.server.multimodal.inputs import MediaInput, parse_pixels, with_pixels
+from sglang.srt.server.multimodal.inputs import parse_pixels, with_pixels
 from sglang.srt.server.openai.answers import Answer
-from sglang.srt.server.openai.joined_messages import encode_joined
 from sglang.srt.server.openai.logprobs import chat_logprob_entries, chat_logprobs, token_bytes
-from sglang.srt.server.openai.messages import parse_messages
+from sglang.srt.server.openai.prompts import ChatOptions, make_prompt
 from sglang.srt.server.openai.protocol import ChatRequest
 from sglang.srt.server.openai.sampling import field_names, has_format, sampling_params
 from sglang.srt.server.openai.sse import PART_VALUES, ChunkWriter, Usage, finish_details, finish_name
-from sglang.srt.server.openai.tools import plan_tools, tell_calls, tell_tools
+from sglang.srt.server.openai.tools import plan_tools
 from sglang.srt.server.parsers.answer import AnswerParser
 from sglang.srt.server.parsers.pieces import Piece, Text
 from sglang.srt.server.parsers.reasoning import (
@@ -38,17 +34,11 @@ from sglang.srt.server.parsers.reasoning import (
     starts_inside,
 )
 from sglang.srt.server.parsers.tool_calls import call_format
-from sglang.srt.server.tokenization.chat_template import ChatTemplate
-from sglang.srt.server.tokenization.template_forms import MediaToken
-from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 MAX_TOP_LOGPROBS = 20
 PROMPT_END = 32
 """tokens at the end of a prompt that tell whether it has opened or closed the thoughts"""
 
-NO_EFFORT = "none"
-_THINKING_SWITCHES = ("enable_thinking", "thinking")
-"""names that templates have for it"""
 _NAMES = dict.fromkeys(("text", "input_ids", "image_data"), "messages") | {
     "top_logprobs_num": "top_logprobs",
     "return_logprob": "logprobs",
@@ -60,23 +50,6 @@ T = TypeVar("T")
 _NO_MORE = b',"reasoning_content":null,"tool_calls":null}'
 _ROLE = b'"delta":{"role":"assistant","content":""' + _NO_MORE
 _NOTHING = b'"delta":{"reasoning_content":null,"tool_calls":null}'
-
-
-@dataclass(frozen=True)
-class ChatOptions:
-    """What a server has settled about chats. `context_len`: tokens of a prompt and its answer. `defaults`: sampling parameters that a request leaves open. `tool_parser`: name of
-    the format of tool calls. `media_tokens`: of each type of media that may be among the messages.
-    `may_cut`: prompts that are too long lose their end."""
-
-    tokenizer: Tokenizer
-    served_name: str
-    defaults: dict[str, Any]
-    max_chars: int
-    context_len: int
-    tool_parser: str = "generic"
-    reasoning: ReasoningFormat | None = None
-    media_tokens: Mapping[str, MediaToken] = field(default_factory=dict)
-    may_cut: bool = False
 
 
 class ChatCall:
@@ -115,57 +88,21 @@ class ChatCall:
         self._counters: dict[int, ReasoningCounter] = {}
 
     def _generate_req(self, request: ChatRequest, sampling: SamplingParams, names: dict[str, str]) -> GenerateReq:
-        template = self._tokenizer.chat_template(with_tools=bool(self._plan.shown))
-        if self._plan.exact:
-            _check_strict(template, self._options.tool_parser)
-        media: list[MediaInput] | None = [] if self._options.media_tokens else None
-        messages = parse_messages(request.messages, template, media)
-        continued = _text_to_continue(messages[-1]) if request.continue_final_message else None
+        prompt = make_prompt(request, self._plan, self._options)
         pixels = parse_pixels(request.mm_processor_kwargs, "mm_processor_kwargs")
-        tools = self._plan.shown
-        if not (template.forms.tools or template.forms.calls):
-            messages = tell_calls(messages)
-        if tools and not template.forms.tools:
-            how = call_format(self._plan.parser or self._options.tool_parser).how
-            messages, tools = tell_tools(messages, tools, how), []
-        encode = partial(
-            self._tokenizer.encode_chat,
-            tools=tools or None,
-            continue_final_message=continued is not None,
-            template_variables=self._template_variables(request, template),
-            max_chars=self._options.max_chars,
-            may_cut=self._options.may_cut,
-            media_tokens=self._options.media_tokens,
-        )
-        ids = encode_joined(encode, messages, template.forms) if self._takes_hints else encode(messages)
-        if request.add_generation_prompt is False and continued is None:
-            raise UnsupportedError("add_generation_prompt: false is not supported; use continue_final_message")
+        ids = prompt.ids(self._options, joins=self._takes_hints)
         return GenerateReq(
             input_ids=ids,
-            media=[with_pixels(media, pixels)] if media else None,
+            media=[with_pixels(prompt.media, pixels)] if prompt.media else None,
             sampling=self._with_markers(sampling),
             logprobs=LogprobOptions(top_num=self._num_top) if request.logprobs else None,
             rid=request.rid or None,
             stream=bool(request.stream),
             cache_salt=join_salt(request.cache_salt, request.extra_key),
             priority=request.priority or 0,
-            grammar_after=self._expect_thoughts(ids, sampling, continued) if self._options.reasoning is not None else (),
+            grammar_after=self._expect_thoughts(ids, sampling, prompt.continued) if self._options.reasoning is not None else (),
             names=names,
         )
-
-    @staticmethod
-    def _template_variables(request: ChatRequest, template: ChatTemplate) -> dict[str, Any]:
-        """What the template is told besides messages and tools. Effort and verbosity are hints: a template that does not know them
-        is not told, but that there is to be no effort means no thoughts."""
-        variables: dict[str, Any] = {}
-        for name, value in (("reasoning_effort", request.reasoning_effort), ("verbosity", request.verbosity)):
-            if value is not None and template.mentions(name):
-                variables[name] = value
-            elif value not in (None, NO_EFFORT):
-                note_ignored(f"{name}: this model's chat template does not know it")
-        if request.reasoning_effort == NO_EFFORT:
-            variables |= dict.fromkeys(_THINKING_SWITCHES, False)
-        return variables | (request.chat_template_kwargs or {})
 
     def _with_markers(self, sampling: SamplingParams) -> SamplingParams:
         """Marks of calls and thoughts must reach the parsers, even where they are special tokens."""
@@ -349,25 +286,6 @@ def ended_by(finish: FinishReason, answer: Answer) -> str:
     """The reason in OpenAI's words. Calls of which one was cut off are not to be run."""
     may_run = answer.calls and all(call.is_whole for call in answer.calls)
     return "tool_calls" if may_run and finish.type == "stop" else finish_name(finish)
-
-
-def _check_strict(template: ChatTemplate, format_name: str) -> None:
-    """Raises UnsupportedError if the template has the model write calls in another way than the one that can be constrained."""
-    for sign in call_format(format_name).foreign:
-        if template.mentions(sign):
-            raise UnsupportedError(
-                f"strict tools with tool_choice auto: this model writes calls with {sign}, which cannot be constrained; leave strict "
-                "out, or use tool_choice required",
-                "tools",
-            )
-
-
-def _text_to_continue(message: dict[str, Any]) -> str:
-    """What the last message has said so far. Raises RequestError where no more text can follow."""
-    if message.get("tool_calls"):
-        raise RequestError("the last message ends with a call, which cannot be continued: its result must follow", "messages")
-    content = message["content"]
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def _max_tokens(request: ChatRequest) -> int | None:

@@ -21,7 +21,7 @@ from sglang.srt.server.http.wire import CLIENT_GONE, LargeJsonResponse, unless_g
 from sglang.srt.server.native.encode import ENCODE_FIELDS, encode, read_encode, read_texts, rids
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
-_FIELDS = Fields(frozenset({"model", "input", "encoding_format", "dimensions", "rid"}), frozenset({"user"}))
+_FIELDS = Fields(frozenset({"model", "input", "encoding_format", "dimensions", "rid", "prompt_name"}), frozenset({"user"}))
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from sglang.srt.server.http.bodies import LONG_BODY, read_as, read_sized
 from sglang.srt.server.http.json_pieces import Encoded, cut
 from sglang.srt.server.http.request_scope import current_scope, name_user
 from sglang.srt.server.http.wire import CLIENT_GONE, JsonResponse, LargeJsonResponse, answer, stream, unless_gone
-from sglang.srt.server.openai.chat import ChatCall, ChatOptions
+from sglang.srt.server.openai.chat import ChatCall
 from sglang.srt.server.openai.completions import CompletionCall
+from sglang.srt.server.openai.prompts import ChatOptions, chat_options, render_chat
 from sglang.srt.server.openai.protocol import (
     CHAT_FIELDS,
     COMPLETION_FIELDS,
@@ -33,7 +34,7 @@ from sglang.srt.server.openai.responses.api import ResponsesCall
 from sglang.srt.server.openai.responses.request_body import NAMES, RESPONSES_FIELDS
 from sglang.srt.server.openai.responses.store import ResponseStore, history_of, with_referred
 from sglang.srt.server.parsers.reasoning import reasoning_format
-from sglang.srt.server.parsers.tool_calls import call_format, format_of_template
+from sglang.srt.server.parsers.tool_calls import call_format
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 ANY_MODEL = "default"
@@ -68,19 +69,7 @@ class OpenAIApi:
     def chat_options(self) -> ChatOptions:
         """Raises RequestError if the server has no tokenizer."""
         if self._chat_options is None:
-            tokenizer = self._manager.need_tokenizer()
-            template = tokenizer.chat_template(with_tools=True).source if tokenizer.has_chat_template else ""
-            self._chat_options = ChatOptions(
-                tokenizer=tokenizer,
-                served_name=self._name,
-                defaults=self._defaults,
-                max_chars=self._manager.max_chars,
-                context_len=self._manager.context_len,
-                tool_parser=self._tool_parser or format_of_template(template),
-                reasoning=self._reasoning,
-                media_tokens=self._manager.media.media_tokens if self._manager.media is not None else {},
-                may_cut=self._manager.http.allow_auto_truncate,
-            )
+            self._chat_options = chat_options(self._manager, self._tool_parser, self._name, self._defaults, self._reasoning)
         return self._chat_options
 
     async def chat(self, request: Request) -> Response:
@@ -89,6 +78,10 @@ class OpenAIApi:
     def _chat_call(self, body: dict[str, Any]) -> ChatCall:
         self._look_at(body)
         return ChatCall(parse_request(ChatRequest, body), self.chat_options())
+
+    async def apply_chat_template(self, request: Request) -> Response:
+        """What a chat request with this body has the model read."""
+        return LargeJsonResponse(await read_as(request, CHAT_FIELDS, lambda body: render_chat(body, self.chat_options())))
 
     async def completions(self, request: Request) -> Response:
         return await self._run(request, await read_as(request, COMPLETION_FIELDS, self._completion_call))

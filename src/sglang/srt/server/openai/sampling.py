@@ -10,27 +10,6 @@ from sglang.srt.sampling_params import SamplingParams, check_sampling_params
 from sglang.srt.server.fields import check_members, client_names
 from sglang.srt.server.openai.protocol import CommonRequest
 
-_SAME = [
-    "n",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "frequency_penalty",
-    "presence_penalty",
-    "repetition_penalty",
-    "seed",
-    "regex",
-    "ebnf",
-    "json_schema",
-    "structural_tag",
-    "json_schema_strict",
-    "constrained_json_whitespace_pattern",
-    "ignore_eos",
-    "no_stop_trim",
-    "skip_special_tokens",
-    "spaces_between_special_tokens",
-]
 _FORMAT_KEYS = {
     "text": ("type",),
     "json_object": ("type", "schema"),
@@ -45,6 +24,12 @@ _SCHEMA_KINDS: dict[str, type | tuple[type, ...]] = {
     "schema_": (dict, bool),
 }
 _LISTS = ("stop", "stop_regex", "stop_token_ids")
+_SAME = [
+    name
+    for name in SamplingParams.__struct_fields__
+    if name in CommonRequest.model_fields and name not in (*_LISTS, "logit_bias")
+]
+"""Parameters that have the same name and type in both APIs."""
 
 
 def sampling_params(request: CommonRequest, max_new_tokens: int | None, defaults: dict[str, Any]) -> SamplingParams:

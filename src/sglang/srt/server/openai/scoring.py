@@ -127,7 +127,9 @@ class ScoringApi:
         if any(len(text) > self._manager.max_chars for text in (query, *documents)):
             raise RequestError("a document is longer than the context can hold", "documents")
         top = as_int(body, "top_n", len(documents), 1, MAX_ITEMS)
-        texts = self._manager.need_tokenizer().encode_batch([query, *documents])
+        tokenizer = self._manager.need_tokenizer()
+        asks, tells = (tokenizer.sentences.first_of(*names) for names in (("query",), ("document", "passage", "corpus")))
+        texts = tokenizer.encode_batch([asks + query, *(tells + document for document in documents)])
         if not all(texts):
             raise RequestError("documents must not hold an empty text", "documents")
         self._manager.maker.check_embed(texts)

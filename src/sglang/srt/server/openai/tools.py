@@ -25,7 +25,7 @@ from sglang.srt.server.fields import check_members
 from sglang.srt.server.limits.json_limits import read_json_text
 from sglang.srt.server.openai.tool_schemas import check_tool_schema, refers_outside
 from sglang.srt.server.parsers.pieces import Parser
-from sglang.srt.server.parsers.tool_calls import Tag, call_format, create_free_parser, create_parser
+from sglang.srt.server.parsers.tool_calls import Tag, call_format, create_free_parser, create_parser, create_whole_parser
 
 MAX_TOOLS = 512
 MAX_FORCED_CALLS = 16
@@ -43,24 +43,28 @@ ANSWER = "(answer)"
 
 @dataclass(frozen=True)
 class ToolPlan:
-    """`shown`: the tools that the model is told of. `parser`: the format in which calls are looked for; None: nowhere. `exact`: tools
-    whose calls count only if they are written as the constraint has it. `is_free`: nothing holds calls to that format."""
+    """`shown`: the tools that the model is told of. `parser`: the format in which calls are looked for; None: nowhere. `strict`: tools
+    whose calls count only if they are written as the constraint has it. `is_free`: an answer may be anything besides. `is_json`: an
+    answer is either calls, or JSON of another kind."""
 
     shown: list[dict[str, Any]] = field(default_factory=list)
     parser: str | None = None
     max_calls: int | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    exact: tuple[str, ...] = ()
+    strict: tuple[str, ...] = ()
     is_free: bool = False
+    is_json: bool = False
 
     def new_parser(self) -> Parser | None:
         """One that looks for calls in an answer; None where there can be none."""
         if self.parser is None:
             return None
         tools = parameters_of(self.shown)
+        if self.is_json:
+            return create_whole_parser(tools, self.max_calls)
         if self.is_free:
-            return create_free_parser(self.parser, tools, self.max_calls)
-        return create_parser(self.parser, tools, self.max_calls, self.exact)
+            return create_free_parser(self.parser, tools, self.max_calls, self.strict)
+        return create_parser(self.parser, tools, self.max_calls)
 
 
 def parameters_of(tools: list[dict[str, Any]]) -> dict[str, Sequence[str]]:
@@ -100,8 +104,9 @@ def plan_tools(
 
 def _plan_auto(shown: list[dict[str, Any]], max_calls: int | None, format_name: str, sampling: SamplingParams) -> ToolPlan:
     if sampling.grammar is not None:
-        return ToolPlan(shown, _GENERIC, max_calls, _either(shown, max_calls, sampling))
-    if not any(tool["function"].get("strict") for tool in shown):
+        return ToolPlan(shown, _GENERIC, max_calls, _either(shown, max_calls, sampling), is_json=True)
+    strict = tuple(tool["function"]["name"] for tool in shown if tool["function"].get("strict"))
+    if not strict:
         return ToolPlan(shown, format_name, max_calls, sampling, is_free=True)
     tag = call_format(format_name).tag
     # calls that are Python bear their name in the trigger: of tools that are not strict nothing is asked
@@ -109,8 +114,8 @@ def _plan_auto(shown: list[dict[str, Any]], max_calls: int | None, format_name: 
     structures = [_structure(tool["function"], tag) for tool in bound]
     triggers = list(dict.fromkeys(tag.trigger.replace("NAME", tool["function"]["name"]) for tool in bound))
     text = json.dumps({"structures": structures, "triggers": triggers})
-    exact = tuple(tool["function"]["name"] for tool in bound) if tag.keywords else ()
-    return ToolPlan(shown, format_name, max_calls, _constrain(sampling, structural_tag=text), exact)
+    constrained = _constrain(sampling, structural_tag=text)
+    return ToolPlan(shown, format_name, max_calls, constrained, is_free=True, strict=strict)
 
 
 def _constrain(sampling: SamplingParams, **constraint: Any) -> SamplingParams:

@@ -19,7 +19,7 @@ _REREAD = 512
 class CallParser:
     """Base of the formats. `tools`: the names of those there are; a mapping says the names of their parameters, too, in order. A call
     of any other tool is text. Calls beyond `max_calls` are left out. `exact`: tools that a constraint holds to one way of writing;
-    what only looks like a call of them is text. (JSON formats need not look: theirs cannot be written otherwise.)"""
+    what only looks like a call of them is text."""
 
     openers: tuple[str, ...] = ()
     """marks that may begin a call; of two at one place the longer counts"""

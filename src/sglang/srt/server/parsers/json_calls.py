@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from sglang.common.growing import Growing
 
 ARGUMENT_KEYS = ("arguments", "parameters")
-_KNOWN_KEYS = frozenset({"name", "id", "type", "index", *ARGUMENT_KEYS})
+_FUNCTION = "function"
+_KNOWN_KEYS = frozenset({"name", "id", "type", "index", _FUNCTION, *ARGUMENT_KEYS})
+_FUNCTION_KEYS = frozenset({"name", *ARGUMENT_KEYS})
 _BLANK = " \t\r\n"
 _FOREIGN = frozenset("<`")
 """what begins a mark, and is nowhere outside of strings"""
@@ -23,11 +27,13 @@ class ValueScanner:
         self._in_string = False
         self._escaped = False
         self._scalar = False
+        self._controls: list[int] = []
         self.done = False
         self.is_broken = False
 
     def feed(self, text: str) -> int:
         """How many characters of `text` belong to the value. `done` or `is_broken` is set once it has ended."""
+        self._controls.clear()
         for at, char in enumerate(text):
             if self._in_string:
                 if self._escaped:
@@ -37,6 +43,8 @@ class ValueScanner:
                 elif char == '"':
                     self._in_string = False
                     self.done = not self._depth
+                elif char < " ":
+                    self._controls.append(at)
             elif self._scalar:
                 if char in ",]}" or char in _BLANK:
                     self.done = True
@@ -57,15 +65,25 @@ class ValueScanner:
                 return at + 1
         return len(text)
 
+    def as_json(self, text: str) -> str:
+        """What was just fed, with the control characters in its strings escaped: models write line breaks as they are."""
+        parts, begin = [], 0
+        for at in self._controls:
+            parts += [text[begin:at], json.dumps(text[at])[1:-1]]
+            begin = at + 1
+        return "".join([*parts, text[begin:]])
+
 
 class CallReader:
-    """Reads one {"name": ..., "arguments": {...}}, keys in any order, "parameters" for "arguments".
+    """Reads one {"name": ..., "arguments": {...}}, keys in any order, "parameters" for "arguments"; or the same inside of
+    {"type": "function", "function": {...}}.
 
-    `begin(name)` is called as soon as the name is known, and says whether there is such a tool; then `more(text, is_last)` with the
-    arguments as they come. `wrong` is set when this is no call, or not to the end. `is_unknown`: it calls a tool that is not there, or
-    nothing at all; it is read to its end nevertheless. `among_calls`: nothing but calls is expected here, so other keys and objects
-    do not make it `wrong`. `bare`: nothing says that this is a call but its keys, so a name begins one only with the arguments that
-    follow it, or as the only key.
+    `begin(name)` is called as soon as a name is known with the first of its arguments, and says whether there is such a tool; then
+    `more(text, is_last)` with the arguments as they come; none are the last if they turn out to be no JSON. `wrong` is set when
+    this is no call, or not to the end. `is_unknown`: it calls a tool that is not there, describes one, has no object for arguments,
+    or calls nothing at all; it is read to its end nevertheless. `among_calls`: nothing but calls is expected here, so other keys and
+    objects do not make it `wrong`. `described`: given where nothing but its keys says that this is a call. It holds the parameters
+    of each tool, by which a description of the tool is told from a call of it.
     """
 
     def __init__(
@@ -73,18 +91,17 @@ class CallReader:
         begin: Callable[[str], bool],
         more: Callable[[str, bool], None],
         among_calls: bool = False,
-        bare: bool = False,
+        described: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._begin = begin
         self._more = more
         self._among_calls = among_calls
-        self._bare = bare
+        self._described = described
         self._name: str | None = None
         self._state: Callable[[str], int] = self._start
         self._key = ""
         self._value = Growing()
         self._started = False
-        self._is_object = False
         self._says_value = False
         self._scanner = ValueScanner()
         self._arguments: str | None = None
@@ -124,17 +141,15 @@ class CallReader:
             self._key = str(_decoded(str(self._value)))
             self._state = self._colon
             is_other = self._key not in _KNOWN_KEYS
-            if is_other and self._name is not None:
-                self._name, self.is_unknown = None, True
+            if is_other and self._name is not None and self._described is not None:
+                self._set_unknown()
             self.wrong = is_other and not (self.begun or self.is_unknown or self._among_calls)
-            if self._key in ARGUMENT_KEYS and self._name is not None:
-                self._begin_named()
         return used
 
     def _colon(self, text: str) -> int:
         if text[0] == ":":
             self._state, self._scanner, self._value = self._in_value, ValueScanner(), Growing()
-            self._started = False
+            self._started = self._says_value = False
         elif text[0] not in _BLANK:
             self.wrong = True
         return 1
@@ -146,28 +161,48 @@ class CallReader:
             if text[0] in ",}":
                 self.wrong = True
                 return 0
-            self._started, self._is_object = True, text[0] == "{"
-            self._says_value = self._key in ARGUMENT_KEYS and self.begun and self._is_object and not self._sent_arguments
+            self._started = True
         used = self._scanner.feed(text)
-        new = text[:used]
+        new = self._scanner.as_json(text[:used])
+        is_young = self._value.length < _MAX_BEGINNING
+        self._value.add(new)
         # an object goes out as it comes; whatever else stands for the arguments is looked at when it is whole
         if self._says_value:
-            self._say(new, self._scanner.done)
-        else:
-            self._value.add(new)
+            self._say_more(new)
+        elif is_young and self._is_call_so_far():
+            self._begin_named()
+            self._says_value = self.begun
+            self._say_more(str(self._value))
         self.wrong = self._scanner.is_broken
         if self._scanner.done:
             self._state = self._next_key
             self._take_value()
         return used
 
+    def _is_call_so_far(self) -> bool:
+        """Whether the arguments have begun for which a name has waited."""
+        if self._name is None or self._key not in ARGUMENT_KEYS or self._sent_arguments or self.begun:
+            return False
+        start = str(self._value)[:_MAX_BEGINNING]
+        if self._described is None or not start.startswith("{"):
+            return start.startswith("{")
+        return _is_no_description(start, self._described.get(self._name, ()))
+
+    def _say_more(self, text: str) -> None:
+        if self.begun:
+            self._say(text, self._scanner.done and read_arguments(str(self._value)) is not None)
+
     def _take_value(self) -> None:
         if self._key == "name":
             self._take_name(_decoded(str(self._value)))
-        elif self._key in ARGUMENT_KEYS and not self._sent_arguments:
+        elif self._key == _FUNCTION and not self.begun:
+            self._take_function(_decoded(str(self._value)))
+        elif self._key in ARGUMENT_KEYS and not self._sent_arguments and self._arguments is None:
             self._arguments = arguments_text(str(self._value))
-            if self.begun:
-                self._say(self._arguments, True)
+            if self._arguments is None:
+                self._set_unknown()
+            elif self._name is not None:
+                self._begin_named()
 
     def _take_name(self, name: object) -> None:
         if self.begun or self._name is not None or not (isinstance(name, str) or self._among_calls):
@@ -176,30 +211,55 @@ class CallReader:
             self.is_unknown = True
         else:
             self._name = name
-            if not self._bare or self._arguments is not None:
+            if self._arguments is not None:
                 self._begin_named()
+
+    def _take_function(self, function: object) -> None:
+        """What stands inside of {"function": ...} is a call if it has nothing but a name and arguments."""
+        if (
+            not isinstance(function, dict)
+            or len(function) != 2
+            or not function.keys() <= _FUNCTION_KEYS
+            or "name" not in function
+        ):
+            self._set_unknown()
+            return
+        (value,) = (function[key] for key in ARGUMENT_KEYS if key in function)
+        self._arguments = arguments_text(json.dumps(value, ensure_ascii=False))
+        if self._arguments is None:
+            self._set_unknown()
+        else:
+            self._take_name(function["name"])
+
+    def _set_unknown(self) -> None:
+        self._name, self.is_unknown = None, not self.begun
 
     def begin_cut(self) -> bool:
         """Nothing follows. Whether a call begins now, of which only the name is there."""
-        if self._name is not None and not self.wrong:
-            self._begin_named()
-            return self.begun
-        return False
+        is_held = self._state == self._in_value and bool(self._value)
+        if self._name is None or self.wrong or is_held:
+            return False
+        self._begin_named()
+        return self.begun
 
     def _begin_named(self) -> None:
         assert self._name is not None
         name, self._name = self._name, None
-        if self.is_unknown or not self._begin(name):
+        if self.is_unknown or self._is_description_of(name) or not self._begin(name):
             self.is_unknown = True
             return
         self.begun = True
         if self._arguments is not None:
             self._say(self._arguments, True)
 
+    def _is_description_of(self, name: str) -> bool:
+        if self._described is None or self._arguments is None:
+            return False
+        return describes(json.loads(self._arguments), self._described.get(name, ()))
+
     def _say(self, text: str, is_last: bool) -> None:
         self._sent_arguments = True
-        if self.begun:
-            self._more(text, is_last)
+        self._more(text, is_last)
 
     def _end(self) -> None:
         if self._name is not None:
@@ -208,19 +268,31 @@ class CallReader:
         if not self.begun and not self.is_unknown:
             self.wrong = True
             return
-        if not self._sent_arguments:
+        if self.begun and not self._sent_arguments:
             self._say("{}", True)
         self.done = True
 
 
-def arguments_text(value: str) -> str:
-    """Arguments as JSON text: some models write the object inside a string, or null for none."""
-    if value.startswith("{"):
-        return value
+def arguments_text(value: str) -> str | None:
+    """Arguments as JSON text: some models write the object inside a string, or null or nothing for none. None for what is no object."""
     decoded = _decoded(value)
-    if isinstance(decoded, str) and decoded.lstrip().startswith("{"):
-        return decoded
-    return "{}" if decoded is None else value
+    text = decoded if isinstance(decoded, str) else value
+    if text.strip() in ("", "null"):
+        return "{}"
+    return text if read_arguments(text) is not None else None
+
+
+def read_arguments(text: str) -> dict[str, Any] | None:
+    """The arguments that a JSON text says; None if it is no object that every reader of JSON takes."""
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _refuse(constant: str) -> object:
+    raise ValueError(f"{constant} is no number in JSON")
 
 
 def _decoded(value: str) -> object:
@@ -228,3 +300,39 @@ def _decoded(value: str) -> object:
         return json.loads(value)
     except (ValueError, RecursionError):
         return None
+
+
+# --- descriptions of tools --------------------------------------------------------------------------------------------------
+
+_TYPES = frozenset({"object", "array", "string", "number", "integer", "boolean", "null"})
+_SCHEMA_WORDS = frozenset(
+    {
+        *("type", "properties", "required", "additionalProperties", "description", "title", "items", "enum"),
+        *("$schema", "$id", "$defs", "definitions", "$ref", "anyOf", "oneOf", "allOf"),
+    }
+)
+_FIRST = re.compile(r'\{\s*(?:"((?:[^"\\]|\\.)*)"\s*:\s*(\S)|\})')
+_MAX_BEGINNING = 200
+"""characters after which it is known what stands there: no word of schemas is as long"""
+
+
+def describes(parameters: dict[str, Any], known: Sequence[str]) -> bool:
+    """Whether what stands for the arguments is the schema of a tool with the parameters `known`, or a type for each of them."""
+    if parameters.get("type") == "object" and "type" not in known:
+        return True
+    if isinstance(parameters.get("properties"), dict) and "properties" not in known:
+        return True
+    return bool(parameters) and all(isinstance(v, dict) and _is_type(v.get("type")) for v in parameters.values())
+
+
+def _is_type(value: object) -> bool:
+    return isinstance(value, str) and value in _TYPES
+
+
+def _is_no_description(start: str, known: Sequence[str]) -> bool:
+    """Whether an object that begins like this is none, whatever follows."""
+    found = _FIRST.match(start)
+    if found is None:
+        return len(start) == _MAX_BEGINNING
+    key, first = found.groups()
+    return key is None or not (first == "{" or (key in _SCHEMA_WORDS and key not in known))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from sglang.srt.errors import ConfigError
@@ -12,6 +12,7 @@ from sglang.srt.server.parsers.formats.json_format import (
     BareJsonCalls,
     DeepSeekCalls,
     GenericCalls,
+    JsonCalls,
     Llama3Calls,
     MistralCalls,
     QwenCalls,
@@ -120,7 +121,18 @@ def create_parser(name: str, tools: Collection[str], max_calls: int | None = Non
     return call_format(name).parser(tools, max_calls, exact)
 
 
-def create_free_parser(name: str, tools: Collection[str], max_calls: int | None = None) -> Parser:
-    """The same for an answer that nothing constrains: calls as plain JSON count as well, if there is nothing else."""
-    plain, own = BareJsonCalls(tools, max_calls), create_parser(name, tools, max_calls)
-    return plain if isinstance(own, GenericCalls) else BareCalls(plain, own)
+def create_free_parser(name: str, tools: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> Parser:
+    """The same for an answer that may be anything: calls as plain JSON count as well, if there is nothing else, save for those of the
+    tools `exact`, which a constraint holds to the model's own form."""
+    own = create_parser(name, tools, max_calls, exact)
+    if isinstance(own, BareJsonCalls):
+        return own if own.bare or exact else BareJsonCalls(tools, max_calls)
+    known = tools if isinstance(tools, Mapping) else dict.fromkeys(tools, ())
+    free = {tool: parameters for tool, parameters in known.items() if tool not in exact}
+    around = () if isinstance(own, JsonCalls) else own.markers
+    return BareCalls(BareJsonCalls(free, max_calls, around=around), own) if free else own
+
+
+def create_whole_parser(tools: Collection[str], max_calls: int | None = None) -> Parser:
+    """For an answer that a constraint makes either a call, or a list of them, or JSON of another kind, whatever that holds."""
+    return BareCalls(BareJsonCalls(tools, max_calls), CallParser(()))

@@ -22,7 +22,7 @@ Roles = dict[str, tuple[str, str]]
 
 def chat_roles(tokenizer: Tokenizer, image_token: str | None = None) -> dict[str, Any] | None:
     """{"default_system_prompt", "roles": {role: [prefix, suffix]}, "stop", "image_token"}; `roles` is None where there is no such
-    form, and messages are rendered one conversation at a time (chat_rendering.py). None without a template."""
+    form, and messages are rendered one conversation at a time (/apply_chat_template). None without a template."""
     if not tokenizer.has_chat_template:
         return None
     without: dict[str, Any] = {"default_system_prompt": None, "roles": None, "stop": [], "image_token": image_token}

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+import tokenizers.normalizers
 
 from sglang.srt.checkpoint.files import read_object, read_text, shown
 from sglang.srt.checkpoint.gguf_reader import GGUFFile
+from sglang.srt.checkpoint.sentence_files import SentenceFacts, read_sentence_facts
 from sglang.srt.errors import ModelError, SglangError
 from sglang.srt.server.tokenization.gguf_tokenizer import build_gguf_tokenizer
 
@@ -38,7 +40,8 @@ _SLOW_TO_BUILD = "llama"
 @dataclass(frozen=True)
 class TextFacts:
     """`names`: the special tokens templates ask for. `sampling_defaults`: from generation_config.json, by the names of
-    SamplingParams. `templates`: by name, "default" first of all. `add_bos` applies when the tokenizer itself is silent."""
+    SamplingParams. `templates`: by name, "default" first of all. `add_bos` applies when the tokenizer itself is silent. `sentences`: of
+    texts that are to be embedded."""
 
     names: dict[str, str] = field(default_factory=dict)
     eos_token_ids: frozenset[int] = frozenset()
@@ -46,6 +49,7 @@ class TextFacts:
     add_bos: bool = False
     templates: dict[str, str] = field(default_factory=dict)
     sampling_defaults: dict[str, Any] = field(default_factory=dict)
+    sentences: SentenceFacts = SentenceFacts()
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------------
@@ -59,7 +63,17 @@ def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, str, TextFacts]:
     except FileNotFoundError as error:
         raise ModelError(f"{folder} has no tokenizer.json; give a folder that has one with --tokenizer-path") from error
     core = _parse_tokenizer(text, str(path))
-    return core, text, _folder_facts(folder, core)
+    facts = _folder_facts(folder, core)
+    if facts.sentences.lowers and "Lowercase" not in str(core.normalizer):
+        core.normalizer = _lowering(core.normalizer)
+        text = core.to_str()
+    return core, text, facts
+
+
+def _lowering(normalizer: Any) -> Any:
+    """It, after capitals have been made small."""
+    first = tokenizers.normalizers.Lowercase()
+    return first if normalizer is None else tokenizers.normalizers.Sequence([first, normalizer])
 
 
 def _parse_tokenizer(text: str, where: str) -> tokenizers.Tokenizer:
@@ -127,6 +141,7 @@ def _folder_facts(folder: Path, core: tokenizers.Tokenizer) -> TextFacts:
         add_bos=config.get("add_bos_token") is True,
         templates=_folder_templates(folder, config),
         sampling_defaults=_sampling_defaults(folder / "generation_config.json", generation),
+        sentences=read_sentence_facts(folder),
     )
 
 

@@ -135,12 +135,19 @@ def fit_content(message: dict[str, Any], form: ContentForm, marks: Mapping[str, 
     theirs, by type. Raises UnsupportedError for media without one."""
     content = message.get("content")
     if isinstance(content, list):
-        content = [part if part["type"] == "text" or part["type"] in form.media else _written(part, marks) for part in content]
-        if not form.parts:
-            content = " ".join(part["text"] for part in content)
+        parts = [part if part["type"] == "text" or part["type"] in form.media else _written(part, marks) for part in content]
+        content = parts if form.parts else _as_text(parts, [part["type"] == "text" for part in content])
     if isinstance(content, str) and form.part and not form.text:
         content = [_part(content)]
     return message if content is message.get("content") else {**message, "content": content}
+
+
+def _as_text(parts: list[dict[str, Any]], are_texts: list[bool]) -> str:
+    """Texts follow one another as they are, as in the templates that take parts; a blank stands between them and what is no text."""
+    pieces: list[str] = []
+    for i, (part, is_text) in enumerate(zip(parts, are_texts, strict=True)):
+        pieces += ["" if i == 0 or (is_text and are_texts[i - 1]) else " ", part["text"]]
+    return "".join(pieces)
 
 
 def _written(part: dict[str, Any], marks: Mapping[str, str]) -> dict[str, Any]:

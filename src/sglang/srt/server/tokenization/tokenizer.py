@@ -67,6 +67,7 @@ class Tokenizer:
         self._special_text = SpecialText(self._special_names)
         self.names = facts.names
         self.sampling_defaults = facts.sampling_defaults
+        self.sentences = facts.sentences
         self._bos_id = facts.bos_token_id
         self._bos_text = added[facts.bos_token_id].content if facts.bos_token_id in added else None
         self._prepend_bos = bool(facts.add_bos) and core.post_processor is None and facts.bos_token_id is not None
@@ -213,12 +214,14 @@ class Tokenizer:
         *,
         tools: list[dict[str, Any]] | None = None,
         continue_final_message: bool = False,
+        generation_prompt: bool = True,
         template_variables: dict[str, Any] | None = None,
         max_chars: int | None = None,
         may_cut: bool = False,
         media_tokens: Mapping[str, MediaToken] | None = None,
     ) -> list[int]:
-        """Ids of the prompt that asks for the next turn, or with `continue_final_message` for the rest of the last one.
+        """Ids of the prompt that asks for the next turn (without `generation_prompt`, of the messages alone), or with
+        `continue_final_message` for the rest of the last one, which is the assistant's.
 
         Contents are strings or lists of parts, whatever the template takes (template_forms.py). `media_tokens`: of each type of
         media; where the template does not show them itself, they are text of the messages.
@@ -234,10 +237,11 @@ class Tokenizer:
         mark, *free = _free_marks(messages, variables) if is_marked or media_tokens else _MARKS
         tokens = {kind: (own, token) for own, (kind, token) in zip(free, (media_tokens or {}).items(), strict=False)}
         if continue_final_message:
+            _check_answer(messages[-1])
             messages = [*messages[:-1], _with_end_mark(messages[-1])]
         if is_marked:
             messages, variables = self._special_text.marked([messages, variables], mark)
-        prompt = self._with_media(template, messages, variables, tokens, not continue_final_message)
+        prompt = self._with_media(template, messages, variables, tokens, generation_prompt and not continue_final_message)
         prompt = _without_end(prompt, continue_final_message)
         if may_cut and not is_marked:
             prompt = prompt[:max_chars]
@@ -259,6 +263,27 @@ class Tokenizer:
         if max_chars is not None and size > max_chars:
             longest = max(map(len, self.vocabulary.token_bytes))
             raise ContextLengthError(message.format(size), "messages", size // longest, max_chars // longest)
+
+    def chat_text(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None,
+        continue_final_message: bool,
+        generation_prompt: bool,
+        template_variables: dict[str, Any],
+        media_tokens: Mapping[str, MediaToken],
+    ) -> str:
+        """The prompt of `encode_chat` as text, in which names of special tokens are what they are wherever they stand. The message to
+        continue may be anybody's."""
+        variables = {**template_variables, "tools": tools}
+        free = _free_marks(messages, variables) if media_tokens else []
+        tokens = {kind: (own, token) for own, (kind, token) in zip(free, media_tokens.items(), strict=False)}
+        if continue_final_message:
+            messages = [*messages[:-1], _with_end_mark(messages[-1])]
+        asks = generation_prompt and not continue_final_message
+        prompt = self._with_media(self.chat_template(bool(tools)), messages, variables, tokens, asks)
+        return _without_end(prompt, continue_final_message)
 
     def _with_media(
         self,
@@ -366,15 +391,30 @@ def _component(part: Any) -> dict[str, Any] | None:
     return None if part is None else json.loads(part.__getstate__())
 
 
+def _check_answer(message: dict[str, Any]) -> None:
+    content = message.get("content")
+    is_text = isinstance(content, str) or bool(content and content[-1].get("type") == "text")
+    if message.get("role") != "assistant" or not is_text:
+        raise RequestError("continue_final_message needs a last message by the assistant that ends in text", "messages")
+
+
 def _with_end_mark(message: dict[str, Any]) -> dict[str, Any]:
     """The last message with a mark where it ends, so that everything the template adds after it can be cut off."""
     content = message.get("content")
-    if message.get("role") == "assistant" and isinstance(content, str):
+    if not isinstance(content, list):
         return {**message, "content": f"{content}{_END_MARK} "}
-    if message.get("role") == "assistant" and isinstance(content, list) and content and content[-1].get("type") == "text":
-        last = {**content[-1], "text": f"{content[-1]['text']}{_END_MARK} "}
-        return {**message, "content": [*content[:-1], last]}
-    raise RequestError("continue_final_message needs a last message by the assistant that ends in text", "messages")
+    return {**message, "content": _with_texts_joined([*content, {"type": "text", "text": f"{_END_MARK} "}])}
+
+
+def _with_texts_joined(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One part for texts that follow one another: they are pieces of an answer, and some templates would put line breaks between."""
+    joined: list[dict[str, Any]] = []
+    for part in parts:
+        if joined and part["type"] == joined[-1]["type"] == "text":
+            joined[-1] = {**part, "text": joined[-1]["text"] + part["text"]}
+        else:
+            joined.append(part)
+    return joined
 
 
 def _count_media(messages: list[dict[str, Any]]) -> Counter[str]:

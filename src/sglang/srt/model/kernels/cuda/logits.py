@@ -27,7 +27,7 @@ Tensor = Any  # torch.Tensor
 BLOCK, WARPS = 8192, 16
 """columns and warps of a program that walks the whole vocabulary: alone on its row, it needs many loads under way"""
 CANDIDATES, BINS = 4096, 256
-"""of a row that draws: how many of its best are looked at alone, found among so many ranges of values"""
+"""of a row that is sampled: how many of its best are looked at alone, found among so many ranges of values"""
 _LOW_WORD = 0xFFFFFFFF
 
 
@@ -107,16 +107,16 @@ class Logits:
     ) -> None:
         if num_rows == 0:
             return
-        drawn = torch.empty(num_rows, dtype=torch.int32, device=self._device)
+        sampled = torch.empty(num_rows, dtype=torch.int32, device=self._device)
         params = [self._here(a) for a in (temperature, top_k, top_p, min_p, uniform)]
         best, found = self._argmax(x, num_rows), self._candidates(num_rows)
         candidates_kernel[(num_rows,)](
             x, best, params[0], *found, x.shape[1], x.stride(0), BINS, CANDIDATES, _block(x), num_warps=WARPS
         )  # fmt: skip
         sample_kernel[(num_rows,)](
-            x, best, *params, *found, drawn, x.shape[1], x.stride(0), CANDIDATES, min(_block(x), 4096), num_warps=8
+            x, best, *params, *found, sampled, x.shape[1], x.stride(0), CANDIDATES, min(_block(x), 4096), num_warps=8
         )  # fmt: skip
-        self._result(out, drawn)
+        self._result(out, sampled)
 
     def _candidates(self, num_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Values, ids, counts and sums, for candidates_kernel to write."""

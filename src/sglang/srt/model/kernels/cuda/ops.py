@@ -208,10 +208,10 @@ class CudaOps:
         return int(2 * num_kv_heads * head_dim * torch.empty((), dtype=self.kv_dtype).element_size())
 
     # --- the forward pass -----------------------------------------------------------------------------------------------------
-    def take_drawn(self, ids: Tensor, previous: Tensor, drawn: Tensor, rows: Tensor) -> None:
+    def take_sampled(self, ids: Tensor, previous: Tensor, sampled: Tensor, rows: Tensor) -> None:
         n = self._most(rows, ids, previous)
         if n:
-            row_kernels.take_drawn_kernel[(triton.cdiv(n, _COLUMNS),)](ids, previous, drawn, rows, _COLUMNS, **self._early)
+            row_kernels.take_sampled_kernel[(triton.cdiv(n, _COLUMNS),)](ids, previous, sampled, rows, _COLUMNS, **self._early)
 
     def embedding(self, weight: Weight, ids: Tensor, out: Tensor, rows: Tensor, *, scale: float = 1.0) -> None:
         n, width = self._most(rows, ids, out), weight.in_features
@@ -326,7 +326,7 @@ class CudaOps:
         soft_cap: float = 0.0,
     ) -> None:
         known = self._shapes.get(meta.num_reqs.data_ptr())
-        most = StepShape(len(qkv), len(meta.q_len), len(qkv), meta.req_to_token.shape[1])
+        most = StepShape(len(qkv), len(meta.q_len), len(qkv))
         shape = most if known is None else known[1]
         self._attention(qkv, kv, out, meta, shape, num_heads, window, soft_cap)
 
@@ -335,7 +335,7 @@ class CudaOps:
         if n:
             row_kernels.soft_cap_kernel[(n, triton.cdiv(width, _COLUMNS))](x, rows, width, x.stride(0), cap, _COLUMNS)
 
-    # --- models that see ------------------------------------------------------------------------------------------------------
+    # --- vision-language models -----------------------------------------------------------------------------------------------
     def overlay(self, x: Tensor, source: Tensor, index: Tensor, rows: Tensor, *, add: bool = False) -> None:
         self._overlay(x, source, index, rows, add, True)
 

@@ -7,7 +7,7 @@ reference.py; here is how it is cut up for a GPU.
     rope        q and k: norm, rotation, KV store
     attention   paged attention: decode (split KV), extend (ragged tiles), merging;  encoder: attention inside segments
     linear      products in a fixed order, with dense, int4 and int8 weights
-    logits      penalties, masks, argmax, sums;  sampling: top-k, top-p, min-p and the draw
+    logits      penalties, masks, argmax, sums;  sampling: top-k, top-p, min-p and the sample
 
 Row counts are read on the device; grids come from bounds the host knows, and programs beyond the count return at once. So a
 launch that was captured in a CUDA graph serves every step up to its bound. Whether Triton interprets or compiles is Triton's own

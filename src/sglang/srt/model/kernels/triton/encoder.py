@@ -1,4 +1,4 @@
-"""Two-way attention inside segments of rows: pictures, windows of pictures, texts of an encoder."""
+"""Bidirectional attention inside segments of rows: images, windows of images, texts of an encoder."""
 
 # Kernels are in Triton's language, where arguments have no types of Python:
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"

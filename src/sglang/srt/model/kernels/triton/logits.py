@@ -1,4 +1,4 @@
-"""Ops on logits, [n, vocab] float32: penalties and bias, masks, the best token, sums. A row's result does not depend on its company."""
+"""Ops on logits, [n, vocab] float32: penalties and bias, masks, the best token, sums. Results are batch-invariant."""
 
 # Kernels are in Triton's language, where arguments have no types of Python:
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"

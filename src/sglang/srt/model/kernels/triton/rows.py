@@ -12,13 +12,13 @@ from sglang.srt.model.kernels.triton.common import activation, round_to, tanh, w
 
 
 @triton.jit
-def take_drawn_kernel(ids, previous, drawn, rows, BLOCK: tl.constexpr):
-    """ops.take_drawn."""
+def take_sampled_kernel(ids, previous, sampled, rows, BLOCK: tl.constexpr):
+    """ops.take_sampled."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < tl.load(rows)
     source = tl.load(previous + row, mask=inside, other=-1)
     wait_for_inputs()
-    taken = tl.load(drawn + source, mask=source >= 0, other=0)
+    taken = tl.load(sampled + source, mask=source >= 0, other=0)
     tl.store(ids + row, tl.maximum(taken, 0), mask=source >= 0)
 
 

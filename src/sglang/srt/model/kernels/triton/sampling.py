@@ -1,7 +1,7 @@
-"""The draw of ops.sample without sorting and without the host: one program per row, two kernels.
+"""ops.sample without sorting and without the host: one program per row, two kernels.
 
     candidates    two passes over the row: its best values, at most ROOM of them, are put side by side in order of ids
-    sample        all cuts and the draw, among the candidates; over the whole row where they do not settle it
+    sample        all cuts and the sample, among the candidates; over the whole row where they do not settle it
 
 Which are the best is seen in a histogram of distances from the top in temperatures, in bins of 1 / 8: as many whole bins as there
 is room for. Those left out all lie below those taken, so cuts that fall among the candidates are the cuts of the row; `_settled`
@@ -12,7 +12,7 @@ those 32 bits, each step one pass over the candidates (which lie in the cache):
 
     top_k    the key whose rank reaches k            counts of keys >= cut
     top_p    the key where the mass reaches p        masses of keys >= cut, relative to exp(0) of the best
-    draw     the key where the mass passes uniform   then the j-th of equal keys by id
+    sample   the key where the mass passes uniform   then the j-th of equal keys by id
 
 Equal keys have equal probabilities, so a cut inside a run of them is a number of them, lowest ids first.
 """
@@ -64,7 +64,7 @@ def _middle(low, high):
 def candidates_kernel(
     x_all, greedy, temperatures, values, ids, counts, sums, vocab, stride, BINS: tl.constexpr, ROOM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of each row that draws: values and ids of its candidates, [rows, ROOM], their number, and of its sums, [rows, 2], the mass
+    """Of each row that is sampled: values and ids of its candidates, [rows, ROOM], their number, and of its sums, [rows, 2], the mass
     of the whole row and a probability (relative to the best) that no column left out exceeds."""
     row = tl.program_id(0).to(tl.int64)
     x = x_all + row * stride
@@ -108,7 +108,7 @@ def _bin(value, top, temperature, BINS: tl.constexpr):
 
 @triton.jit
 def _settled(values, count, border, total, top, temperature, top_k, top_p, min_p, uniform, vocab, BLOCK: tl.constexpr):
-    """Whether all cuts and the draw fall among the candidates."""
+    """Whether all cuts and the sample fall among the candidates."""
     if (top_k > 0) & (top_k < vocab):
         settled = top_k <= count  # and what is kept of those is among them
     else:
@@ -209,7 +209,7 @@ def sample_kernel(
             low = middle
         else:
             high = middle - 1
-    # rounding may leave the draw beyond the last key that is kept; `low` may then be no key at all: take the next one up
+    # rounding may leave the sample beyond the last key that is kept; `low` may then be no key at all: take the next one up
     equal, mass = _above(x, vocab, low, top, temperature, floor, BLOCK)
     count, mass = _above(x, vocab, low + 1, top, temperature, floor, BLOCK)
     if equal == count:

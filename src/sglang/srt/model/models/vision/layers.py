@@ -1,7 +1,7 @@
-"""What encoders are built of. Unlike the decoder's steps, encodings are not recorded: pictures differ in size, come rarely, and
+"""What encoders are built of. Unlike the decoder's steps, encodings are not recorded: images differ in size, come rarely, and
 take long, so ops are called one by one, on blocks of at most BLOCK rows. Between blocks the caller may do something else.
 
-Every op computes each row alone, or among the rows of its own segment, so neither blocks nor company change a bit.
+Every op computes each row alone, or among the rows of its own segment, so results are batch-invariant.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class GatedMLP:
 @dataclass
 class Rows:
     """The working arrays of one encoding. Segments cut the rows for attention; `wide` are those of the layers that see whole
-    pictures. cos and sin are None for encoders with learnt positions."""
+    images. cos and sin are None for encoders with learnt positions."""
 
     x: Array  # [n, hidden]
     delta: Array  # [n, hidden], still to be added to x
@@ -172,7 +172,7 @@ class Rows:
     mixed: Array  # [n, hidden]
     count: Array  # [1], rows of the current block
     starts: Array  # [segments + 1]
-    wide: Array  # [pictures + 1]
+    wide: Array  # [images + 1]
     cos: Array | None = None  # [n, head_dim / 2]
     sin: Array | None = None
 
@@ -207,7 +207,7 @@ class MLP(Protocol):
 
 
 class EncoderLayer:
-    """x += attention(norm(x)); x += mlp(norm(x)). The last addition stays in `delta`. `is_wide`: sees the whole picture."""
+    """x += attention(norm(x)); x += mlp(norm(x)). The last addition stays in `delta`. `is_wide`: sees the whole image."""
 
     def __init__(
         self,

@@ -2,13 +2,13 @@
 decoder will read of them.
 
     tiles -> patches, a class row for each tile, positions -> local layers -> global layers -> [last | some middle ones] -> projected
-    projected rows -> k and v of each of the decoder's cross-attention layers, once for a picture
+    projected rows -> k and v of each of the decoder's cross-attention layers, once for an image
 
-The encoder always sees `max_tiles` tiles, of which those that the picture does not fill are zero, and each tile is filled up with
-zero rows to a multiple of eight. Such rows see only the picture's, but the picture's see them too (so the model was trained).
-The picture's rows come first here, so that both are runs:
+The encoder always sees `max_tiles` tiles, of which those that the image does not fill are zero, and each tile is filled up with
+zero rows to a multiple of eight. Such rows see only the image's, but the image's see them too (so the model was trained).
+The image's rows come first here, so that both are runs:
 
-    rows      [ tile 0 | tile 1 | ... of the picture ][ tiles it does not fill, fillings ]
+    rows      [ tile 0 | tile 1 | ... of the image ][ tiles it does not fill, fillings ]
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PRE_NORM_EPS = 1e-5
 
 @dataclass(frozen=True)
 class CrossRows:
-    """The embedding of a picture (EncodeJob.embedding): the row that stands in the prompt, which is what indexing gives, and k and
+    """The embedding of an image (EncodeJob.embedding): the row that stands in the prompt, which is what indexing gives, and k and
     v for the decoder's cross-attention layers."""
 
     name: bytes
@@ -106,7 +106,7 @@ class TileLayer(EncoderLayer):
 
 
 class CrossReader:
-    """What one cross-attention layer of the decoder makes of a picture's rows: k (normed by head) and v."""
+    """What one cross-attention layer of the decoder makes of an image's rows: k (normed by head) and v."""
 
     def __init__(self, ops: Ops, source: WeightSource, config: CrossConfig, layer: int, in_features: int) -> None:
         self.ops, self.width, self.num_heads = ops, config.num_kv_heads * config.head_dim, config.num_kv_heads
@@ -137,8 +137,8 @@ class MllamaVision:
     """An Encoder."""
 
     def __init__(self, ops: Ops, source: WeightSource, config: VisionConfig) -> None:
-        assert config.crossed is not None
-        self.ops, self.config, self.crossed = ops, config, config.crossed
+        assert config.cross_attention is not None
+        self.ops, self.config, self.cross_attention = ops, config, config.cross_attention
         c, at = config, "vision_model"
         self.num_patches = (c.image_size // c.patch_size) ** 2
         self.tile_len = self.num_patches + 1
@@ -150,12 +150,16 @@ class MllamaVision:
         self.pre_norm = LayerNorm(ops, source, f"{at}.layernorm_pre", PRE_NORM_EPS)
         self.post_norm = LayerNorm(ops, source, f"{at}.layernorm_post", PRE_NORM_EPS)
         self.local = [self._layer(source, f"{at}.transformer.layers.{i}") for i in range(c.num_layers)]
-        self.wide = [self._gated(source, f"{at}.global_transformer.layers.{i}") for i in range(self.crossed.num_global_layers)]
-        self.num_parts = 1 + len(self.crossed.taken_layers)
+        self.wide = [
+            self._gated(source, f"{at}.global_transformer.layers.{i}") for i in range(self.cross_attention.num_global_layers)
+        ]
+        self.num_parts = 1 + len(self.cross_attention.taken_layers)
         name = "multi_modal_projector"
         ordered = OrderedSource(source, f"{name}.weight", c.hidden_size, self.num_parts - 1)
         self.project = Dense(ops, ordered, {name: c.out_size}, c.hidden_size * self.num_parts)
-        self.readers = [CrossReader(ops, source, self.crossed, layer, c.out_size) for layer in self.crossed.layers]
+        self.readers = [
+            CrossReader(ops, source, self.cross_attention, layer, c.out_size) for layer in self.cross_attention.layers
+        ]
         table = source.tensor("model.embed_tokens.weight")
         self.row = ops.array(table.slice_rows(c.image_token_id, c.image_token_id + 1).dequantise())
         self.every_row = ops.array(np.arange(BLOCK, dtype=np.int32))
@@ -185,21 +189,21 @@ class MllamaVision:
         tiles = item.grid[0] if len(item.grid) == 3 else 0
         shape = (tiles * self.num_patches, self.patch_values)
         fits = item.shape == shape and len(item.pixels) == 4 * shape[0] * shape[1]
-        if not 0 < tiles <= self.crossed.max_tiles or not fits:
-            raise RequestError(f"the {item.kind}'s pixels are not 1 to {self.crossed.max_tiles} whole tiles")
+        if not 0 < tiles <= self.cross_attention.max_tiles or not fits:
+            raise RequestError(f"the {item.kind}'s pixels are not 1 to {self.cross_attention.max_tiles} whole tiles")
         layout = item.facts.get("shape")
-        if type(layout) is not int or not 0 < layout <= self.crossed.num_shapes:
+        if type(layout) is not int or not 0 < layout <= self.cross_attention.num_shapes:
             raise RequestError(f"the {item.kind}'s tiles have no known layout")
         if item.num_rows != 1:
             raise RequestError(f"one id stands for the {item.kind}, and {item.num_rows} do here")
 
     def cost(self, item: MediaItem) -> int:
-        return self.crossed.max_tiles * (self.tile_len + self.filling)
+        return self.cross_attention.max_tiles * (self.tile_len + self.filling)
 
     def encode(self, items: Sequence[MediaItem]) -> Encoding:
         found = []
         for item in items:
-            rows = yield from self._picture(item)
+            rows = yield from self._image(item)
             kv = self.ops.empty((rows.shape[0], len(self.readers), 2, self.readers[0].width))
             count = self.ops.empty((1,), "int32")
             for a, b in blocks(rows.shape[0]):
@@ -210,16 +214,16 @@ class MllamaVision:
             found.append(CrossRows(item.mm_hash, self.row, kv))
         return found
 
-    def _picture(self, item: MediaItem) -> Generator[None, None, Array]:
-        """The projected rows of the picture's tiles, [tiles * tile_len, out_size]."""
+    def _image(self, item: MediaItem) -> Generator[None, None, Array]:
+        """The projected rows of the image's tiles, [tiles * tile_len, out_size]."""
         shape = item.facts["shape"]
         seen = item.grid[0] * self.tile_len
         rows = yield from self._embedded(item, shape, seen)
         shown = self.ops.empty((seen, self.num_parts, self.config.hidden_size))
         for i, layer in enumerate(self.local):
             yield from layer(rows, is_first=i == 0)
-            if i in self.crossed.taken_layers:
-                self._take(rows, shown[:, 1 + self.crossed.taken_layers.index(i)], seen)
+            if i in self.cross_attention.taken_layers:
+                self._take(rows, shown[:, 1 + self.cross_attention.taken_layers.index(i)], seen)
         tile_of = self.ops.array(self._tile_of(item.grid[0]))
         after = self.ops.array(self.tables.after(shape))
         for a, b in blocks(rows.size):
@@ -238,7 +242,7 @@ class MllamaVision:
         return out
 
     def _embedded(self, item: MediaItem, shape: int, seen: int) -> Generator[None, None, Rows]:
-        tiles, length = self.crossed.max_tiles, self.tile_len
+        tiles, length = self.cross_attention.max_tiles, self.tile_len
         n = tiles * (length + self.filling)
         rows = make_rows(self.ops, self.config, n, np.array([0, n], np.int32), np.array([0, seen], np.int32))
         pixels = self.ops.array(pixels_of(item))
@@ -264,7 +268,7 @@ class MllamaVision:
             out[a:b] = part
 
     def _tile_of(self, tiles: int) -> Int32:
-        every = np.arange(self.crossed.max_tiles, dtype=np.int32)
+        every = np.arange(self.cross_attention.max_tiles, dtype=np.int32)
         return np.concatenate([np.repeat(every, self.tile_len), np.repeat(every, self.filling)])
 
 
@@ -293,8 +297,8 @@ class Tables:
     """What is added to rows by their place and by how the tiles lie."""
 
     def __init__(self, source: WeightSource, config: VisionConfig, tile_len: int) -> None:
-        assert config.crossed is not None
-        self._tiles, self._len, self._width = config.crossed.max_tiles, tile_len, config.hidden_size
+        assert config.cross_attention is not None
+        self._tiles, self._len, self._width = config.cross_attention.max_tiles, tile_len, config.hidden_size
         at = "vision_model"
 
         def gate(name: str) -> np.float32:

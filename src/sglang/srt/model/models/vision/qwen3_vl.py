@@ -1,4 +1,4 @@
-"""The encoder of Qwen3-VL: Qwen2-VL's, with learnt positions besides the rotary ones, resampled to each picture's grid, and rows
+"""The encoder of Qwen3-VL: Qwen2-VL's, with learnt positions besides the rotary ones, resampled to each image's grid, and rows
 from layers in the middle, which the decoder adds to its own first layers (DeepStack, arXiv 2406.04334).
 
     layers 0 .. 8 .. 16 .. 24 .. 26        rows of an item: [ after the last layer | after 8 | after 16 | after 24 ]
@@ -73,7 +73,7 @@ class DeepQwenVision(QwenVision):
             self.ops.overlay(rows.x[a:b], rows.delta[a:b], self.every_row, rows.count, add=True)
 
     def _positions(self, item: MediaItem) -> Sources:
-        """The learnt positions between which each patch lies; corners of the picture lie on corners of the table's grid."""
+        """The learnt positions between which each patch lies; corners of the image lie on corners of the table's grid."""
         t, h, w = item.grid
         side, merge = int(self.config.num_positions**0.5), self.config.merge_size
 

@@ -2,9 +2,9 @@
 
 The tower reads tiles of one size, each a segment of its own, with a learnt position for each patch:
 
-    picture -> tiles -> patches -> tower -> rows          connector -> rows of the decoder's width
+    image -> tiles -> patches -> tower -> rows          connector -> rows of the decoder's width
                                                           SmolVLM: squares of neighbours side by side, one matrix
-                                                          LLaVA-OneVision: two layers, then resampled as the picture lay
+                                                          LLaVA-OneVision: two layers, then resampled as the image lay
                                                           Gemma 3: the mean of each square, a norm, one matrix
 """
 
@@ -137,7 +137,7 @@ class IdeficsVision:
 
 
 class LlavaVision:
-    """LLaVA-OneVision (arXiv 2408.03326). Which of the projected rows become which rows of the decoder, where the picture's
+    """LLaVA-OneVision (arXiv 2408.03326). Which of the projected rows become which rows of the decoder, where the image's
     tiles join, its margins are cut and it is resampled, the server has worked out: `facts` hold index and weight of each row's
     four sources. The source after the last is the learnt line end."""
 

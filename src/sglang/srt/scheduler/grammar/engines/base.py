@@ -75,10 +75,6 @@ class GrammarBackend(Protocol):
         (json_style.py). `prefix` stands before what the grammar describes. Raises GrammarError."""
         ...
 
-    def encode(self, text: str) -> list[int]:
-        """The canonical tokens of a text; empty when there are none. `prepare` comes first."""
-        ...
-
     def fill_masks(self, states: Sequence[GrammarState], out: UInt32Array) -> None:
         """`fill_mask` of each state into out[i], in parallel where the engine can. `out` is [len(states), words]."""
         ...

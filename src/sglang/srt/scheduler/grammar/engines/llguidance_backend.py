@@ -39,7 +39,7 @@ from sglang.srt.scheduler.grammar.structural_tags import Structure, blame, read_
 from sglang.srt.vocabulary import Vocabulary
 
 MAX_FORCED_BYTES = 1024
-"""Of a longer forced stretch the beginning is drawn token by token: finding its tokens would take time others wait for."""
+"""Of a longer forced stretch the beginning is sampled token by token: finding its tokens would take time others wait for."""
 NUM_ASIDE = 2
 FEW_CORES = 2
 """On so few, masks are filled one after the other: handing them to more threads costs as much as they take."""
@@ -245,9 +245,6 @@ class LLGuidanceBackend:
             return
         matchers = [(state.matcher, i) for i, state in enumerate(states) if isinstance(state, LLGuidanceState)]
         self._executor.unsafe_compute_mask_ptr(matchers, out.ctypes.data, out.shape[1] * 4, len(states))
-
-    def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.tokenize_str(text))
 
     def _translate(self, kind: str, text: str, style: JsonStyle) -> str:
         """The grammar in llguidance's own form. Raises GrammarError."""

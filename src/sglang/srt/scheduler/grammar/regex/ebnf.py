@@ -9,17 +9,10 @@ regex/syntax.py, whatever is generated satisfies `re.fullmatch`, and \d \w \s ar
 from __future__ import annotations
 
 import re
-import sys
 from typing import Any
 
 from sglang.srt.errors import GrammarError
-
-if sys.version_info >= (3, 11):
-    from re import _constants as codes
-    from re import _parser as parser
-else:
-    import sre_constants as codes
-    import sre_parse as parser
+from sglang.srt.scheduler.grammar.regex.tree import BEGINS, ENDS, codes, parse
 
 LAST = 0x10FFFF
 SURROGATES = (0xD800, 0xDFFF)
@@ -51,11 +44,9 @@ def to_plain_regex(pattern: str) -> str:
 
 
 def _write(pattern: str, plain: bool) -> str:
+    tree = parse(pattern)
     try:
-        tree = parser.parse(pattern)
         return _Writer(tree.state.flags, plain).sequence(tree, True, True)
-    except (re.error, OverflowError) as error:
-        raise GrammarError(f"regex: {error}", "regex") from error
     except RecursionError as error:
         raise GrammarError("regex: nested too deeply", "regex") from error
 
@@ -112,9 +103,7 @@ class _Writer:
         return text + ("?" if (low, high) == (0, 1) else f"{{{low},{high}}}")
 
     def _anchor(self, where: Any, first: bool, last: bool) -> str:
-        begins = (codes.AT_BEGINNING, codes.AT_BEGINNING_STRING)
-        ends = (codes.AT_END, codes.AT_END_STRING)
-        if (where in begins and first) or (where in ends and last):
+        if (where in BEGINS and first) or (where in ENDS and last):
             return ""
         raise GrammarError("regex: an anchor inside the expression, or a word boundary, is not supported", "regex")
 

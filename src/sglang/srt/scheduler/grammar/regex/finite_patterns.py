@@ -6,31 +6,23 @@
 from __future__ import annotations
 
 import re
-import sys
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    from re import _constants as codes
-    from re import _parser as parser
-else:
-    import sre_constants as codes
-    import sre_parse as parser
+from sglang.srt.errors import GrammarError
+from sglang.srt.scheduler.grammar.regex.tree import BEGINS, ENDS, codes, parse
 
 MAX_WORDS = 256
-_BEGINS = (codes.AT_BEGINNING, codes.AT_BEGINNING_STRING)
-_ENDS = (codes.AT_END, codes.AT_END_STRING)
 
 
 def matched_words(pattern: str) -> list[str] | None:
     """All texts in which `pattern` is found, if it is anchored at both ends and these are few; else None."""
     try:
-        parsed: Any = parser.parse(pattern)
-        tree = list(parsed)
-    except (re.error, OverflowError, RecursionError):
+        tree = list(parse(pattern))
+    except GrammarError:
         return None
-    if len(tree) < 2 or tree[0][0] is not codes.AT or tree[0][1] not in _BEGINS:
+    if len(tree) < 2 or tree[0][0] is not codes.AT or tree[0][1] not in BEGINS:
         return None
-    if tree[-1][0] is not codes.AT or tree[-1][1] not in _ENDS or re.compile(pattern).flags & ~re.UNICODE:
+    if tree[-1][0] is not codes.AT or tree[-1][1] not in ENDS or re.compile(pattern).flags & ~re.UNICODE:
         return None
     words = _sequence(tree[1:-1])
     return None if words is None else list(dict.fromkeys(words))

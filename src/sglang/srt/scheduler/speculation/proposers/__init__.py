@@ -1,1 +1,1 @@
-"""Where drafts come from: the text of the request itself, and earlier outputs of the same grammar."""
+"""Proposers: from the text of the request itself, and from earlier outputs of the same grammar."""

@@ -20,7 +20,8 @@ from sglang.srt.server.fields import as_bool, in_client_words
 from sglang.srt.server.http.json_pieces import JsonArray, encode_json, encoded_within, json_pieces
 from sglang.srt.server.http.wire import KEEP_ALIVE, error_body
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
-from sglang.srt.server.openai.chat import ChatCall, ChatOptions
+from sglang.srt.server.openai.chat import ChatCall
+from sglang.srt.server.openai.prompts import ChatOptions
 from sglang.srt.server.openai.protocol import ChatRequest, parse_request
 from sglang.srt.server.openai.responses.input_items import ItemMessages, input_items
 from sglang.srt.server.openai.responses.request_body import NAMES, add_messages, chat_body

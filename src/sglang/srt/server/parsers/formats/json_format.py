@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from sglang.common.growing import Growing
 from sglang.srt.server.parsers.calls import CallParser
-from sglang.srt.server.parsers.json_calls import CallReader, ValueScanner
+from sglang.srt.server.parsers.json_calls import CallReader, ValueScanner, read_arguments
 from sglang.srt.server.parsers.pieces import Piece
 
 _BETWEEN = " \t\r\n[],;"
 """what may stand between calls"""
+_EXACT_BEGINNING = '{"name": "'
+"""what triggers the constraint of a call that no mark precedes"""
 HEAD_CHARS = 500
 """the longest name with what belongs to it"""
 
@@ -25,13 +28,15 @@ class JsonCalls(CallParser):
     heads: tuple[str, ...] = ()
     """openers after which a name may come"""
     bare = False
-    """see CallReader"""
+    """whether calls without a mark before them are told by their keys alone (`described` of CallReader)"""
 
     def __init__(self, tools: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
         super().__init__(tools, max_calls, exact)
         self._reader: CallReader | None = None
         self._scanner: ValueScanner | None = None
         self._head: str | None = None
+        self._said = Growing()
+        self._object_at = 0
         self._has_mark = False
         self._skips = tuple(sorted({*self.closers, *(m for m in self.openers if m not in ("{", "["))}, key=len, reverse=True))
 
@@ -66,9 +71,9 @@ class JsonCalls(CallParser):
             self._pass(buffer[0])
         elif buffer[0] == "{":
             self._head = None
-            self._reader = CallReader(
-                self._begin_call, self._add_arguments, self._is_among_calls, self.bare and not self._has_mark
-            )
+            described = self._tools if self.bare and not self._has_mark else None
+            self._object_at = self._raw.length
+            self._reader = CallReader(self._begin_object, self._add_arguments, self._is_among_calls, described)
             self._state = self._read_call
         elif self._is_in_list:
             self._scanner = ValueScanner()
@@ -82,6 +87,11 @@ class JsonCalls(CallParser):
         if self._after_call and self._state == self._read_between:
             self._drop_between()
         return True
+
+    def _begin_object(self, name: str) -> bool:
+        if name in self._exact and not (str(self._raw)[self._object_at :] + self._buffer).startswith(_EXACT_BEGINNING):
+            return False
+        return self._begin_call(name)
 
     def _read_call(self, final: bool) -> bool:
         assert self._reader is not None
@@ -137,13 +147,14 @@ class JsonCalls(CallParser):
                 self._give_up(self._raw.length)
                 return True
             return False
-        head = self._consume(at)
-        if not self._begin_call(self._name_of(head)):
-            self._give_up(self._raw.length)
-            return True
+        name = self._name_of(self._consume(at))
         self._head = None
-        self._scanner = ValueScanner()
-        self._state = self._read_arguments
+        self._scanner, self._said = ValueScanner(), Growing()
+        if self._begin_call(name):
+            self._state = self._read_arguments
+        else:
+            self._emit_text(self._raw.take())
+            self._state = self._read_other
         return True
 
     def _read_arguments(self, final: bool) -> bool:
@@ -151,7 +162,10 @@ class JsonCalls(CallParser):
         if not self._buffer:
             return False
         used = self._scanner.feed(self._buffer)
-        self._add_arguments(self._buffer[:used], self._scanner.done)
+        new = self._scanner.as_json(self._buffer[:used])
+        self._said.add(new)
+        is_last = self._scanner.done and read_arguments(str(self._said)) is not None
+        self._add_arguments(new, is_last)
         self._buffer = self._buffer[used:]
         if self._scanner.done or self._scanner.is_broken:
             self._state = self._read_between
@@ -166,27 +180,37 @@ class QwenCalls(JsonCalls):
     markers = ("<tool_call>", "</tool_call>")
 
 
-class Llama3Calls(JsonCalls):
+class BareJsonCalls(JsonCalls):
+    """{"name": "f", "arguments": {...}} or a list of them, anywhere in the answer, fenced or not. What only describes a tool is none."""
+
+    openers: tuple[str, ...] = ("```json", "```", "[", "{")
+    closers: tuple[str, ...] = ("```",)
+    bare = True
+
+    def __init__(
+        self,
+        tools: Collection[str],
+        max_calls: int | None = None,
+        exact: Collection[str] = (),
+        around: tuple[str, ...] = (),
+    ) -> None:
+        """`around`: marks of another format that may stand before and after."""
+        self.openers = (*around, *self.openers)
+        super().__init__(tools, max_calls, exact)
+
+
+class GenericCalls(BareJsonCalls):
+    """The same in an answer that is constrained to be calls, or something else that looks like none."""
+
+    bare = False
+
+
+class Llama3Calls(BareJsonCalls):
     """{"name": "f", "parameters": {...}}, possibly after <|python_tag|>, several with ; between (source: Llama 3.1 to 3.3)."""
 
-    openers = ("<|python_tag|>", "{")
-    closers = ("<|eom_id|>",)
+    openers = ("<|python_tag|>", *BareJsonCalls.openers)
+    closers = ("<|eom_id|>", *BareJsonCalls.closers)
     markers = ("<|python_tag|>", "<|eom_id|>")
-    bare = True
-
-
-class GenericCalls(JsonCalls):
-    """{"name": "f", "arguments": {...}} or a list of them, anywhere in the answer, fenced or not. For models that have no
-    format of their own, and for answers constrained to be calls."""
-
-    openers = ("```json", "```", "[", "{")
-    closers = ("```",)
-
-
-class BareJsonCalls(GenericCalls):
-    """The same in an answer that nothing makes a call: what only describes a tool is none."""
-
-    bare = True
 
 
 class MistralCalls(JsonCalls):

@@ -1,6 +1,7 @@
 """Calls written as Python: [f(x=1), g(y="a")] (source: the Llama 4 and ToolACE chat templates), and Gemma's own formats.
 
-Arguments are literals by keyword; the JSON of a call goes out when its bracket closes.
+Arguments are literals by keyword. A call goes out when its bracket closes, its arguments as JSON; what cannot be read, or is cut off, is
+text.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections.abc import Collection, Sequence
 
 from sglang.common.growing import Growing, held_len
 from sglang.srt.server.parsers.calls import CallParser
-from sglang.srt.server.parsers.pieces import Piece
 
 _HEAD = re.compile(r"([A-Za-z_][\w.\-]*)\s*\(")
 _HEAD_BEGIN = re.compile(r"[A-Za-z_][\w.\-]*\s*")
 _BETWEEN = " \t\r\n,[];"
+_QUOTE_CHARS = "'\""
+_TWO_QUOTES = frozenset({"'", '"', "''", '""'})
 _OTHER_END = re.compile(r"[,;\n\]]")
 MAX_HEAD = 200
 MAX_WORD = 4000
@@ -38,25 +40,12 @@ class PythonicCalls(CallParser):
 
     def __init__(self, tools: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
         super().__init__(tools, max_calls, exact)
-        self._parameters: Sequence[str] = ()
+        self._name = ""
         self._arguments = Growing()
         self._depth = 0
         self._quote = ""
-        self._escaped = False
         marks = (*self.closers, *(mark for mark in self.openers if mark != "["))
         self._marks = tuple(sorted(marks, key=len, reverse=True))
-
-    def finish(self) -> list[Piece]:
-        """Of a call that was cut off, the arguments come as they were written."""
-        pieces = self._run(final=True)
-        if self._is_within_call:
-            self._add_arguments(self._arguments.take() + self._buffer, False)
-            self._buffer = ""
-        return pieces + super().finish()
-
-    @property
-    def _is_within_call(self) -> bool:
-        return self._state == self._read_arguments
 
     def _open(self, mark: str) -> None:
         self._pass(mark)
@@ -98,37 +87,43 @@ class PythonicCalls(CallParser):
         if (name in self._exact and not written) or (name not in self._tools and head[0] != f"{name}("):
             self._give_up(self._raw.length)
             return True
-        self._depth, self._quote, self._escaped = 1, "", False
-        if self._begin_call(name):
-            self._parameters = self._tools[name]
+        self._name, self._depth, self._quote = name, 1, ""
+        self._consume(len(head[0]))
+        if name in self._tools:
             self._state = self._read_arguments
         else:
-            self._emit_text(self._raw.take() + head[0])
+            self._emit_text(self._raw.take())
             self._state = self._read_unknown
-        self._buffer = self._buffer[len(head[0]) :]
         return True
 
     def _read_arguments(self, final: bool) -> bool:
-        end = self._find_end()
-        self._arguments.add(self._buffer if end is None else self._buffer[:end])
-        self._buffer = "" if end is None else self._buffer[end + 1 :]
-        if end is None:
+        used, has_closed = self._scan(final)
+        self._arguments.add(self._consume(used))
+        if not has_closed:
             return False
-        self._add_arguments(_arguments(self._arguments.take(), self._parameters), True)
-        self._state = self._read_between
+        self._consume(1)
+        self._take_call(read_python(self._arguments.take(), self._tools[self._name]))
         return True
+
+    def _take_call(self, arguments: str | None) -> None:
+        """A call has come to its end; without arguments that can be read it is text."""
+        if arguments is not None and self._begin_call(self._name):
+            self._add_arguments(arguments, True)
+            self._state = self._read_between
+        else:
+            self._emit_text(self._raw.take())
+            self._state = self._read_after_unknown
 
     def _read_unknown(self, final: bool) -> bool:
         """The arguments of what is no tool: text up to the closing bracket, or to the end of the line where none comes."""
-        line, end = self._buffer.find("\n"), self._find_end()
-        if line >= 0 and (end is None or line < end):
-            end = line - 1
-        used = len(self._buffer) if end is None else end + 1
+        used, has_ended = self._scan(final)
+        line = self._buffer.find("\n", 0, used)
+        used, has_ended = (line, True) if line >= 0 else (used + has_ended, has_ended)
         self._emit_text(self._buffer[:used])
         self._buffer = self._buffer[used:]
-        if end is not None:
+        if has_ended:
             self._state = self._read_after_unknown
-        return end is not None
+        return has_ended
 
     def _read_other(self, final: bool) -> bool:
         """What stands in a list of calls and is none: text up to the next."""
@@ -140,24 +135,35 @@ class PythonicCalls(CallParser):
             self._state = self._read_after_unknown
         return end is not None
 
-    def _find_end(self) -> int | None:
-        """Where in the buffer the bracket closes that opened before it."""
-        for at, char in enumerate(self._buffer):
-            if self._escaped:
-                self._escaped = False
-            elif self._quote:
-                self._escaped = char == "\\"
-                if char == self._quote:
-                    self._quote = ""
-            elif char in "'\"":
-                self._quote = char
-            elif char in "([{":
-                self._depth += 1
-            elif char in ")]}":
-                self._depth -= 1
-                if not self._depth:
-                    return at
-        return None
+    def _may_go_on(self, end: str) -> bool:
+        """Whether these last characters may be the beginning of an escape, or of a triple quote that counts here."""
+        if end == "\\":
+            return True
+        return end in _TWO_QUOTES and self._quote in ("", end[0] * 3)
+
+    def _scan(self, final: bool) -> tuple[int, bool]:
+        """How much of the buffer stands before the bracket that closes the arguments, and whether that is there. What may be half of
+        an escape or of a triple quote is left."""
+        at, size = 0, len(self._buffer)
+        while at < size:
+            char, rest = self._buffer[at], self._buffer[at : at + 3]
+            if not final and self._may_go_on(rest):
+                return at, False
+            if self._quote:
+                if rest.startswith(self._quote):
+                    at, self._quote = at + len(self._quote), ""
+                else:
+                    at += 2 if char == "\\" else 1
+                continue
+            if char in _QUOTE_CHARS:
+                self._quote = char * 3 if rest == char * 3 else char
+                at += len(self._quote)
+                continue
+            self._depth += (char in "([{") - (char in ")]}")
+            if not self._depth:
+                return at, True
+            at += 1
+        return size, False
 
 
 _FENCE = "```tool_code"
@@ -186,22 +192,18 @@ class GemmaCalls(PythonicCalls):
         super()._pass(mark)
         self._num_open = max(self._num_open + (mark == _FENCE) - (mark == "```"), 0)
 
-    @property
-    def _is_within_call(self) -> bool:
-        return super()._is_within_call or self._state == self._read_named_arguments
-
     def _read_named(self, final: bool) -> bool:
         """call:f{...} with bare keys and strings between quote tokens."""
         name, bracket, rest = self._buffer[5:].partition("{")
         if not bracket and not final and len(name) < MAX_HEAD:
             return False
-        name = name.strip()
-        if not bracket or name in self._exact or not self._begin_call(name):
+        self._name = name.strip()
+        if not bracket or self._name in self._exact or self._name not in self._tools:
             self._give_up(self._raw.length)
             self._emit_text(self._buffer[:5])
             self._buffer = self._buffer[5:]
             return True
-        self._buffer = rest
+        self._consume(len(self._buffer) - len(rest))
         self._depth, self._quote = 1, ""
         self._state = self._read_named_arguments
         return True
@@ -210,10 +212,9 @@ class GemmaCalls(PythonicCalls):
         end = self._find_bare_end(final)
         if end is None:
             return False
-        self._arguments.add(self._buffer[:end])
-        self._buffer = self._buffer[end + 1 :]
-        self._add_arguments(_bare_arguments(self._arguments.take()), True)
-        self._state = self._read_between
+        self._arguments.add(self._consume(end))
+        self._consume(1)
+        self._take_call(read_bare(self._arguments.take()))
         return True
 
     def _find_bare_end(self, final: bool) -> int | None:
@@ -229,81 +230,100 @@ class GemmaCalls(PythonicCalls):
                 if not self._depth:
                     return found.start()
         keep = 0 if final else held_len(self._buffer[at:], _QUOTES)
-        self._arguments.add(self._buffer[: len(self._buffer) - keep])
-        self._buffer = self._buffer[len(self._buffer) - keep :]
+        self._arguments.add(self._consume(len(self._buffer) - keep))
         return None
 
 
-def _bare_arguments(source: str) -> str:
-    """JSON text of what stands between the brackets. What is nested too deeply is kept as it was written."""
+def read_bare(source: str) -> str | None:
+    """JSON text of what stands between the brackets; None for what is not written like this, or nested too deeply."""
     try:
-        return json.dumps(_BareReader(source).pairs(), ensure_ascii=False)
-    except RecursionError:
-        return source
+        return json.dumps(_BareReader(source).arguments(), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return None
 
 
 class _BareReader:
-    """key:value,key:value with nested {...} and [...], strings between quotes, everything else a number, a constant or a word. A
-    bracket that closes what is not open is passed over."""
+    """key:value,key:value with nested {...} and [...], strings between quotes, everything else a number, a constant or a word."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
 
+    def arguments(self) -> dict[str, object]:
+        pairs = self._pairs("")
+        if self._at < len(self._text):
+            raise ValueError("a bracket closes that is not open")
+        return pairs
+
     @property
     def _next(self) -> str:
         return self._text[self._at : self._at + 1]
 
-    def pairs(self) -> dict[str, object]:
+    def _pairs(self, end: str) -> dict[str, object]:
         result: dict[str, object] = {}
-        self._skip()
-        while self._next not in ("", "}"):
-            colon = self._text.find(":", self._at)
-            if colon < 0:
-                self._at = len(self._text)
-                break
-            key = self._text[self._at : colon].strip()
-            for quote in _QUOTES:
-                key = key.replace(quote, "")
-            self._at = colon + 1
-            result[key.strip('"')] = self._value()
-            self._skip()
-        self._at += 1
+        while not self._closes(end):
+            key = self._key()
+            result[key] = self._value()
         return result
 
     def _items(self) -> list[object]:
         items: list[object] = []
-        self._skip()
-        while self._next not in ("", "]"):
-            if self._next == "}":
-                self._at += 1
-            else:
-                items.append(self._value())
-            self._skip()
-        self._at += 1
+        while not self._closes("]"):
+            items.append(self._value())
         return items
 
-    def _skip(self) -> None:
+    def _closes(self, end: str) -> bool:
+        """Goes on to the next key or value; True if `end` stands there instead."""
         while self._next and self._next in ", \r\n\t":
+            self._at += 1
+        if self._next != end:
+            if self._next in "}]":
+                raise ValueError("a bracket that is not closed, or not open")
+            return False
+        self._at += len(end)
+        return True
+
+    def _key(self) -> str:
+        if (quoted := self._quoted()) is None:
+            begin = self._at
+            self._at = self._text.find(":", begin)
+            if self._at < 0:
+                raise ValueError("a key without a value")
+            quoted = self._text[begin : self._at].strip().strip('"')
+        self._skip()
+        if self._next != ":" or _BARE_MARK.search(quoted):
+            raise ValueError("no key")
+        self._at += 1
+        return quoted
+
+    def _quoted(self) -> str | None:
+        """The string that begins here."""
+        for quote in _QUOTES:
+            if self._text.startswith(quote, self._at):
+                begin = self._at + len(quote)
+                end = self._text.index(quote, begin)
+                self._at = end + len(quote)
+                return self._text[begin:end]
+        return None
+
+    def _skip(self) -> None:
+        while self._next and self._next in " \r\n\t":
             self._at += 1
 
     def _value(self) -> object:
-        text = self._text
         self._skip()
-        for quote in _QUOTES:
-            if text.startswith(quote, self._at):
-                begin = self._at + len(quote)
-                end = text.find(quote, begin)
-                end = len(text) if end < 0 else end
-                self._at = end + len(quote)
-                return text[begin:end]
+        if (quoted := self._quoted()) is not None:
+            return quoted
         if self._next in ("{", "["):
             self._at += 1
-            return self.pairs() if text[self._at - 1] == "{" else self._items()
+            return self._pairs("}") if self._text[self._at - 1] == "{" else self._items()
         begin = self._at
         while self._next and self._next not in ",}]":
             self._at += 1
-        return _plain(text[begin : self._at].strip())
+        word = self._text[begin : self._at].strip()
+        if not word:
+            raise ValueError("a value is missing")
+        return _plain(word)
 
 
 def _plain(word: str) -> object:
@@ -316,18 +336,17 @@ def _plain(word: str) -> object:
     return word if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _arguments(source: str, parameters: Sequence[str]) -> str:
-    """JSON text of what stands between a call's brackets; values without a name are those of the first `parameters`. What Python
-    cannot read as literals, what fits no parameter, and what has more parts than a reader should be kept busy with, is kept as it was
-    written."""
+def read_python(source: str, parameters: Sequence[str]) -> str | None:
+    """JSON text of what stands between a call's brackets; values without a name are those of the first `parameters`. None for what
+    Python cannot read as literals, what fits no parameter, and what has more parts than a reader should be kept busy with."""
     if sum(map(source.count, ",([{+")) > MAX_PARTS:
-        return source
+        return None
     try:
         call = ast.parse(f"f({source})", mode="eval").body
         assert isinstance(call, ast.Call)
         return json.dumps(_bound(call, parameters), ensure_ascii=False, allow_nan=False)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        return source
+        return None
 
 
 def _bound(call: ast.Call, parameters: Sequence[str]) -> dict[str, object]:
@@ -355,7 +374,9 @@ def _literal(node: ast.expr) -> object:
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_literal(item) for item in node.elts]
     if isinstance(node, ast.Dict):
-        return {str(_literal(k)): _literal(v) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
+        if None in node.keys:
+            raise ValueError("nothing is unpacked inside of values")
+        return {_literal(k): _literal(v) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
     value = ast.literal_eval(node)
     # escapes may name halves of a pair, which are no characters: whole pairs are joined, others replaced
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Speculation under grammars: guesses, right or wrong, change the number of steps and nothing else."""
+"""Speculation under grammars: drafts, right or wrong, change the number of steps and nothing else."""
 
 from __future__ import annotations
 
@@ -11,17 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sglang.srt.config import GrammarOptions, ScheduleOptions
-from sglang.srt.forward_batch import SampleSpec
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.scheduler.grammar.engines.base import GrammarState, UInt32Array
 from sglang.srt.scheduler.grammar.engines.llguidance_backend import LLGuidanceBackend
-from sglang.srt.scheduler.speculation.proposers.grammar_statistics import MAX_ENTRIES, Habits
-from sglang.srt.scheduler.speculation.proposers.quotes import Record
-from sglang.srt.scheduler.speculation.verify import HabitBook
-from tests.scheduler import toy
+from sglang.srt.scheduler.speculation.proposers.grammar_statistics import MAX_ENTRIES, GrammarStatistics, StatisticsCache
 from tests.scheduler.test_grammar import run_with_compiling
 from tests.scheduler.test_jump import STEPPING, answers, requests, shape
-from tests.scheduler.toy import VOCABULARY, Answer, Harness, ToyWorker, make_req
+from tests.scheduler.toy import Answer, Harness, ToyWorker, make_req
 
 LOOSE = r'\{"name":"[a-c]{1,4}","age":[0-9]{1,2},"city":"(Rome|Paris|Oslo)","tags":\["the","[a-z]{3}"\]\}'
 
@@ -30,22 +26,16 @@ def renamed(reqs: list[TokenizedReq], name: str) -> list[TokenizedReq]:
     return [TokenizedReq(**{f: getattr(r, f) for f in r.__struct_fields__} | {"rid": name + r.rid}) for r in reqs]
 
 
-def trusting(self: Habits, before: list[int]) -> tuple[int, float]:
+def trusting(self: GrammarStatistics, before: list[int]) -> tuple[int, float]:
     """Whatever was seen once, and where nothing was, any letter."""
     known, streak = self._next.get(tuple(before[-self.SHORT :]), (ord("a") + sum(before) % 26, 1))
     return known, min(streak, 1.0)
 
 
-def rash(self: Record) -> float:
-    """Whoever copied once copies always."""
-    return 0.9
-
-
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_guesses_change_no_answer(data: st.DataObject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Habits, "guess", trusting)
-    monkeypatch.setattr(Record, "trust", property(rash))
+def test_drafts_change_no_answer(data: st.DataObject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GrammarStatistics, "likely_next", trusting)
     reqs = [data.draw(requests(f"r{i}")) for i in range(data.draw(st.integers(1, 6)))]
     worker = ToyWorker(
         num_slots=data.draw(st.sampled_from([256, 1024])),
@@ -81,7 +71,7 @@ def test_what_is_known_takes_fewer_steps(patient: None) -> None:
     assert steps[3] <= steps[0] - 3, steps
 
 
-def test_a_prompt_is_computed_with_guesses(patient: None) -> None:
+def test_a_prompt_is_computed_with_a_draft(patient: None) -> None:
     harness = Harness(grammar=GrammarOptions())
     run_often(harness)
     harness.worker.batches.clear()
@@ -90,29 +80,6 @@ def test_a_prompt_is_computed_with_guesses(patient: None) -> None:
     assert len(first.samples) > 1 and first.num_tokens > 3
     assert shape(answer) == shape(answers(STEPPING, [make_req("alone", [7, 8, 9], 200, regex=LOOSE)])[0])
     assert harness.scheduler.check_integrity() == []
-
-
-def copying(history: object, spec: SampleSpec, allowed: list[int]) -> int:
-    """Says the name that the prompt names, letter by letter."""
-    said, head = VOCABULARY.text_bytes(spec.output_ids), b'{"name":"'
-    if not said.startswith(head) or said[len(head) :].count(b'"'):
-        return allowed[0]
-    name = VOCABULARY.text_bytes(spec.prompt_ids).split(b"like ")[1].split(b",")[0]
-    return (name[len(said) - len(head) :] or b'"')[0]
-
-
-def test_values_copied_from_new_prompts_take_one_step(monkeypatch: pytest.MonkeyPatch, patient: None) -> None:
-    monkeypatch.setattr(toy, "draw", copying)
-    steps = []
-    harness = Harness(grammar=GrammarOptions())
-    for i, name in enumerate(["anna", "berta", "cleo", "dorothea", "emilio"]):
-        req = make_req(f"r{i}", list(f"someone like {name}, please".encode()), 99, regex=r'\{"name":"[a-z]{2,9}","ok":true\}')
-        before = len(harness.worker.batches)
-        (answer,) = run_with_compiling(harness, [req])
-        steps.append(len(harness.worker.batches) - before)
-        assert answer.text().decode() == f'{{"name":"{name}","ok":true}}'
-        assert shape(answer) == shape(answers(STEPPING, [req])[0])
-    assert steps[0] > len("anna") and steps[-1] <= 2, steps
 
 
 def test_tenants_and_requests_that_want_scores_learn_nothing_from_others(patient: None) -> None:
@@ -126,7 +93,7 @@ def test_tenants_and_requests_that_want_scores_learn_nothing_from_others(patient
     assert len(harness.worker.batches) == steps[0]
 
 
-def test_a_full_step_has_no_room_for_guesses() -> None:
+def test_a_full_step_has_no_room_for_drafts() -> None:
     harness = Harness(ToyWorker(max_running=2, max_batch_tokens=8, num_slots=64, context_len=64), grammar=GrammarOptions())
     first, _ = run_often(harness)
     both = run_with_compiling(harness, [make_req(f"x{i}", [1, 2], 200, regex=LOOSE) for i in range(2)])
@@ -136,7 +103,7 @@ def test_a_full_step_has_no_room_for_guesses() -> None:
 
 
 @pytest.mark.parametrize("retract", [0, 3])
-def test_late_masks_of_guesses_change_no_answer(monkeypatch: pytest.MonkeyPatch, retract: int) -> None:
+def test_late_masks_of_drafts_change_no_answer(monkeypatch: pytest.MonkeyPatch, retract: int) -> None:
     def reqs(name: str) -> list[TokenizedReq]:
         return [make_req(f"{name}{i}", [i] * 20, 60, i % 2 == 0, 0.7, seed=i, regex=LOOSE) for i in range(5)]
 
@@ -149,13 +116,13 @@ def test_late_masks_of_guesses_change_no_answer(monkeypatch: pytest.MonkeyPatch,
         fill(self, states, out)
 
     monkeypatch.setattr(LLGuidanceBackend, "fill_masks", dawdling)
-    monkeypatch.setattr(Habits, "guess", trusting)
+    monkeypatch.setattr(GrammarStatistics, "likely_next", trusting)
     harness = Harness(options=ScheduleOptions(test_retract_every=retract), grammar=GrammarOptions())
     for name in ("a", "b", "c"):
         assert [a.ids for a in run_with_compiling(harness, reqs(name))] == expected
 
 
-def test_numbers_that_are_none_at_a_guess_end_the_request() -> None:
+def test_nan_logits_after_a_draft_token_end_the_request() -> None:
     harness = Harness(grammar=GrammarOptions())
     run_often(harness)
     plain = harness.worker.sample
@@ -171,82 +138,82 @@ def test_numbers_that_are_none_at_a_guess_end_the_request() -> None:
     assert answer.finish is not None and answer.finish.type == "abort" and "NaN" in str(answer.finish.message)
 
 
-def test_habits_trust_what_repeats() -> None:
-    habits = Habits()
+def test_what_repeats_is_likely() -> None:
+    statistics = GrammarStatistics()
     before = [6, 7, 8]
-    assert habits.guess(before)[1] == 0.0
-    habits.note(before, 9)
-    assert habits.guess(before)[1] == 0.0, "once is no habit"
-    habits.note(before, 9)
-    token, trust = habits.guess(before)
+    assert statistics.likely_next(before)[1] == 0.0
+    statistics.note(before, 9)
+    assert statistics.likely_next(before)[1] == 0.0, "once says nothing"
+    statistics.note(before, 9)
+    token, trust = statistics.likely_next(before)
     assert token == 9 and 0.5 < trust < 0.8
     for _ in range(30):
-        habits.note(before, 9)
-    assert habits.guess(before)[1] > 0.9
+        statistics.note(before, 9)
+    assert statistics.likely_next(before)[1] > 0.9
     for _ in range(6):
-        habits.note(before, 4)
-    assert habits.guess(before)[0] == 4
+        statistics.note(before, 4)
+    assert statistics.likely_next(before)[0] == 4
     rng = random.Random(1)
     for _ in range(40):
-        habits.note(before, rng.randrange(100))
-    assert habits.guess(before)[1] < 0.75
+        statistics.note(before, rng.randrange(100))
+    assert statistics.likely_next(before)[1] < 0.75
 
 
 def test_a_longer_place_says_more() -> None:
-    habits = Habits()
+    statistics = GrammarStatistics()
     for _ in range(5):
-        habits.note([1, 6, 7, 8], 10)
-        habits.note([2, 6, 7, 8], 20)
-    assert habits.guess([1, 6, 7, 8])[0] == 10 and habits.guess([2, 6, 7, 8])[0] == 20
-    assert habits.guess([3, 6, 7, 8])[1] < 0.8, "others disagree"
-    habits.note([4, 5, 5, 5], 30)
-    assert habits.guess([4, 5, 5, 5]) == (30, 2 / 3), "once is enough after the very same tokens"
+        statistics.note([1, 6, 7, 8], 10)
+        statistics.note([2, 6, 7, 8], 20)
+    assert statistics.likely_next([1, 6, 7, 8])[0] == 10 and statistics.likely_next([2, 6, 7, 8])[0] == 20
+    assert statistics.likely_next([3, 6, 7, 8])[1] < 0.8, "others disagree"
+    statistics.note([4, 5, 5, 5], 30)
+    assert statistics.likely_next([4, 5, 5, 5]) == (30, 2 / 3), "once is enough after the very same tokens"
 
 
 def test_a_long_place_is_trusted_as_the_short_one_that_agrees() -> None:
-    habits = Habits()
+    statistics = GrammarStatistics()
     for i in range(20):
-        habits.note([i, 6, 7, 8], 10)
-    habits.note([50, 6, 7, 8], 10)
-    assert habits.guess([50, 6, 7, 8]) == (10, 21 / 22)
+        statistics.note([i, 6, 7, 8], 10)
+    statistics.note([50, 6, 7, 8], 10)
+    assert statistics.likely_next([50, 6, 7, 8]) == (10, 21 / 22)
 
 
 def test_the_end_of_a_value_is_known_by_its_length() -> None:
     """Digits vary, their number does not: 4 4 4 is forced and names the value."""
-    habits = Habits()
+    statistics = GrammarStatistics()
     rng = random.Random(2)
     for _ in range(9):
         digits = [rng.randrange(1000, 9999) for _ in range(2)]
-        habits.note([4, 4, 4, *digits], 5, 2)
-    assert habits.guess([4, 4, 4, 1, 2]) == (0, 0.0)
-    assert habits.guess_end([4, 4, 4, 1, 2], 2) == (5, 0.9)
-    assert habits.guess_end([4, 4, 4, 1], 1) == habits.guess_end([4, 4, 3, 1, 2], 2) == (0, 0.0)
-    assert habits.guess_end([4, 4, 4], 0) == habits.guess_end([4, 4], 1) == (0, 0.0)
+        statistics.note([4, 4, 4, *digits], 5, 2)
+    assert statistics.likely_next([4, 4, 4, 1, 2]) == (0, 0.0)
+    assert statistics.likely_end([4, 4, 4, 1, 2], 2) == (5, 0.9)
+    assert statistics.likely_end([4, 4, 4, 1], 1) == statistics.likely_end([4, 4, 3, 1, 2], 2) == (0, 0.0)
+    assert statistics.likely_end([4, 4, 4], 0) == statistics.likely_end([4, 4], 1) == (0, 0.0)
 
 
 FIXED = r'\{"code":"[a-z]{4,9}","city":"(Rome|Paris|Oslo)"\}'
 
 
-def test_only_an_end_is_guessed_by_length(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever `guess_end` says: outputs are the same, and a token that ends nothing is not computed along."""
-    monkeypatch.setattr(Habits, "guess", lambda self, before: (0, 0.0))
-    monkeypatch.setattr(Habits, "guess_end", lambda self, before, num_drawn: (ord("a"), 0.9))
+def test_only_an_end_is_drafted_by_length(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever `likely_end` says: outputs are the same, and a token that ends nothing is not computed along."""
+    monkeypatch.setattr(GrammarStatistics, "likely_next", lambda self, before: (0, 0.0))
+    monkeypatch.setattr(GrammarStatistics, "likely_end", lambda self, before, num_since_forced: (ord("a"), 0.9))
     harness = Harness(grammar=GrammarOptions())
     (answer,) = run_with_compiling(harness, [make_req("one", [1, 2], 200, regex=FIXED)])
     assert all(len(batch.samples) <= 1 for batch in harness.worker.batches)
-    monkeypatch.setattr(Habits, "guess_end", lambda self, before, num_drawn: (ord('"'), 0.9))
+    monkeypatch.setattr(GrammarStatistics, "likely_end", lambda self, before, num_since_forced: (ord('"'), 0.9))
     (again,) = run_with_compiling(harness, [make_req("two", [1, 2], 200, regex=FIXED)])
     assert any(len(batch.samples) > 1 for batch in harness.worker.batches)
     (alone,) = answers(STEPPING, [make_req("three", [1, 2], 200, regex=FIXED)])
     assert shape(answer) == shape(again) == shape(alone)
 
 
-def test_memory_of_habits_is_bounded() -> None:
-    habits = Habits()
+def test_memory_of_statistics_is_bounded() -> None:
+    statistics = GrammarStatistics()
     for i in range(3 * MAX_ENTRIES):
-        habits.note([i, i, i], 1)
-    assert len(habits._next) <= MAX_ENTRIES
-    book = HabitBook(2)
+        statistics.note([i, i, i], 1)
+    assert len(statistics._next) <= MAX_ENTRIES
+    book = StatisticsCache(2)
     first = book.of("a")
     assert book.of("b") is not first and book.of("a") is first
     book.of("c")

@@ -1,4 +1,4 @@
-"""This project with every token computed after the one before: no guesses where a text repeats itself."""
+"""This project with every token computed after the one before: no speculation where a text repeats itself."""
 
 from __future__ import annotations
 

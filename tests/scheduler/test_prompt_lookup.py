@@ -1,4 +1,4 @@
-"""Guesses from a request's own text: they change the number of steps and nothing else."""
+"""Drafts from a request's own text: they change the number of steps and nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sglang.srt.config import ScheduleOptions
 from sglang.srt.forward_batch import SampleSpec
 from sglang.srt.messages import TokenizedReq
-from sglang.srt.scheduler.speculation.proposers.prompt_lookup import MAX_GUESSES, MIN_STREAK, Lookup
+from sglang.srt.scheduler.speculation.proposers.prompt_lookup import MAX_STREAK, MIN_STREAK, PromptLookup
 from tests.scheduler import toy
 from tests.scheduler.test_invariance import check_answer, fits, workloads
 from tests.scheduler.test_overlap import AheadWorker
@@ -21,65 +21,65 @@ from tests.scheduler.toy import EOS, Harness, ToyWorker, make_req
 LINE = [40, 41, 42, 43, 44, 45, 46]
 
 
-# --- the guesses --------------------------------------------------------------------------------------------------------------
+# --- what is expected --------------------------------------------------------------------------------------------------------------
 
 
-def after(prompt: list[int], drawn: list[int]) -> Lookup:
-    lookup = Lookup(prompt)
-    for token in drawn:
+def after(prompt: list[int], sampled: list[int]) -> PromptLookup:
+    lookup = PromptLookup(prompt)
+    for token in sampled:
         lookup.note(token)
     return lookup
 
 
 def test_what_repeats_is_expected_once_it_has_come_so_twice() -> None:
     prompt = [1, *LINE, 2, 3]
-    assert after(prompt, LINE[:4]).guesses(9) == [], "nothing was expected before three tokens were the same"
-    assert after(prompt, LINE[:5]).guesses(9) == LINE[5:], "as many as came as expected"
-    assert after(prompt, LINE[:5]).guesses(1) == LINE[5:6]
-    assert after(prompt, [*LINE[:5], 99]).guesses(9) == []
-    assert after([1, 2], []).guesses(9) == after([], []).guesses(9) == []
+    assert after(prompt, LINE[:4]).expected(9) == [], "nothing was expected before three tokens were the same"
+    assert after(prompt, LINE[:5]).expected(9) == LINE[5:], "as many as came as expected"
+    assert after(prompt, LINE[:5]).expected(1) == LINE[5:6]
+    assert after(prompt, [*LINE[:5], 99]).expected(9) == []
+    assert after([1, 2], []).expected(9) == after([], []).expected(9) == []
 
 
-def test_after_a_disappointment_more_is_needed() -> None:
+def test_after_a_miss_more_is_needed() -> None:
     other = list(range(70, 80))
     lookup = after([*LINE, *other], [*LINE[:5], 99, *other[:5]])
-    assert lookup.guesses(9) == [], "two tokens as expected were enough once"
+    assert lookup.expected(9) == [], "two tokens as expected were enough once"
     lookup.note(other[5])
     lookup.note(other[6])
-    assert lookup.guesses(9) == [*other[7:], LINE[0]], "now it has been right for four"
+    assert lookup.expected(9) == [*other[7:], LINE[0]], "now it has been right for four"
 
 
 def test_the_latest_occurrence_counts() -> None:
     prompt = [1, 2, 3, 10, 11, 12, 1, 2, 3, 20, 21, 22, 9]
-    assert after(prompt, [1, 2, 3, 20, 21]).guesses(9) == [22, 9]
+    assert after(prompt, [1, 2, 3, 20, 21]).expected(9) == [22, 9]
 
 
 def test_a_loop_is_followed_for_as_long_as_it_has_been_right() -> None:
     lookup = after([7], [5, 6] * 40)
-    assert lookup.guesses(99) == [5, 6], "no further than the text goes"
+    assert lookup.expected(99) == [5, 6], "no further than the text goes"
     lookup = after([7], LINE * 40)
-    assert lookup.guesses(99) == LINE and len(LINE) < MAX_GUESSES
+    assert lookup.expected(99) == LINE and len(LINE) < MAX_STREAK
 
 
 @given(st.lists(st.sampled_from([0, 1, 256, 65536, 2**30]), max_size=60), st.lists(st.integers(0, 2), max_size=60))
-def test_only_whole_tokens_match(prompt: list[int], drawn: list[int]) -> None:
+def test_only_whole_tokens_match(prompt: list[int], sampled: list[int]) -> None:
     """Ids whose bytes look alike at other places are not taken for each other."""
-    lookup, ids, expected, streak, needed = Lookup(prompt), list(prompt), -1, 0, MIN_STREAK
+    lookup, ids, expected, streak, needed = PromptLookup(prompt), list(prompt), -1, 0, MIN_STREAK
 
     def place() -> int:
         found = [i for i in range(len(ids) - 3) if ids[i : i + 3] == ids[-3:]]
         return found[-1] + 3 if found and len(ids) > 3 else -1
 
     expected = place()
-    for token in drawn:
+    for token in sampled:
         right = expected >= 0 and ids[expected] == token
         ids.append(token)
         lookup.note(token)
         if streak >= needed:
-            needed = MIN_STREAK if right else min(2 * needed, MAX_GUESSES)
-        expected, streak = (expected + 1, min(streak + 1, MAX_GUESSES)) if right else (place(), 0)
+            needed = MIN_STREAK if right else min(2 * needed, MAX_STREAK)
+        expected, streak = (expected + 1, min(streak + 1, MAX_STREAK)) if right else (place(), 0)
         want = ids[expected : expected + streak] if expected >= 0 and streak >= needed else []
-        assert lookup.guesses(MAX_GUESSES) == want[:MAX_GUESSES]
+        assert lookup.expected(MAX_STREAK) == want[:MAX_STREAK]
 
 
 # --- in the scheduler -----------------------------------------------------------------------------------------------------------
@@ -109,37 +109,37 @@ def circles(num: int, num_new: int = 90, **more: object) -> list[TokenizedReq]:
 
 @pytest.mark.parametrize("make_worker", [ToyWorker, AheadWorker])
 def test_text_that_repeats_itself_takes_fewer_steps(repeating: None, make_worker: type[ToyWorker]) -> None:
-    want, steps = run(circles(2), ToyWorker(), lookup=False)
+    want, steps = run(circles(2), ToyWorker(), prompt_lookup=False)
     got, fewer = run(circles(2), make_worker())
     assert got == want and len(want[0]) == 90
     assert fewer < 0.6 * steps
 
 
 def test_it_stops_where_it_should(repeating: None) -> None:
-    """A stop token among the guesses, the last token that may come, the end of the context and of the step."""
+    """A stop token in the draft, the last token that may come, the end of the context and of the step."""
     for more in ({"stop_token_ids": [LINE[3]]}, {"num_new": 1}, {"num_new": 2}, {"num_new": 33}, {"stop": ["*+,-"]}):
         reqs = circles(3, **more)  # type: ignore[arg-type]
         small = {"context_len": 128, "max_batch_tokens": 20, "max_running": 3}
-        assert run(reqs, ToyWorker(**small))[0] == run(reqs, ToyWorker(**small), lookup=False)[0]
+        assert run(reqs, ToyWorker(**small))[0] == run(reqs, ToyWorker(**small), prompt_lookup=False)[0]
 
 
 def test_many_requests_and_changed_logits_are_not_worth_it(repeating: None) -> None:
     for reqs in (circles(8), circles(2, frequency_penalty=0.1), circles(2, logit_bias={"5": 1.0})):
-        assert run(reqs, ToyWorker())[1] == run(reqs, ToyWorker(), lookup=False)[1]
+        assert run(reqs, ToyWorker())[1] == run(reqs, ToyWorker(), prompt_lookup=False)[1]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(reqs=workloads(), retract=st.sampled_from([0, 0, 2]), ahead=st.booleans(), seed=st.integers(0, 99))
-def test_wrong_guesses_change_no_answer(
+def test_wrong_drafts_change_no_answer(
     reqs: list[TokenizedReq], retract: int, ahead: bool, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(seed)
 
-    def anything(self: Lookup, limit: int) -> list[int]:
+    def anything(self: PromptLookup, limit: int) -> list[int]:
         return [rng.choice([97, 116, EOS, 32]) for _ in range(min(limit, rng.randrange(6)))]
 
-    monkeypatch.setattr(Lookup, "guesses", anything)
-    monkeypatch.setattr(Lookup, "is_trusted", property(lambda self: rng.random() < 0.7))
+    monkeypatch.setattr(PromptLookup, "expected", anything)
+    monkeypatch.setattr(PromptLookup, "is_confident", lambda self, context, num_running: rng.random() < 0.7)
     harness = Harness((AheadWorker if ahead and not retract else ToyWorker)(), ScheduleOptions(test_retract_every=retract))
     harness.run(*reqs)
     assert harness.scheduler.check_integrity() == []

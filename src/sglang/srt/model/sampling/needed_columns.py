@@ -1,10 +1,10 @@
-"""Which logits a step needs where grammars leave little to draw from.
+"""Which logits a step needs where grammars leave little choice: masked logits are skipped.
 
 After `"age":` a few dozen tokens of the vocabulary may come, so the head need not be multiplied with the others: it is computed in
 blocks of BLOCK columns, and a row whose mask touches few of them gets those of all such rows. What is not computed is masked.
 
     samples    0 wide   1 narrow   2 wide   3 narrow           masks, or none
-    rows       0, 2 whole | 1, 3 in the blocks that 1 or 3 may draw from
+    rows       0, 2 whole | 1, 3 in the blocks that 1 or 3 may sample from
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NARROW_SHARE = 16
 
 
 @dataclass(frozen=True)
-class Reach:
+class NeededColumns:
     """Row i of the logits is that of sample `order[i]`. The first `whole` rows are computed in all columns, those after them in
     `blocks`."""
 
@@ -31,7 +31,7 @@ class Reach:
     blocks: Int32Array
 
 
-def reach_of(masks: VocabMasks | None, num_samples: int, vocab_size: int, keep_order: bool) -> Reach | None:
+def needed_columns(masks: VocabMasks | None, num_samples: int, vocab_size: int, keep_order: bool) -> NeededColumns | None:
     """None where all of all rows is needed. With `keep_order` rows are in the order of the samples."""
     if masks is None or not len(masks.rows):
         return None
@@ -47,7 +47,7 @@ def reach_of(masks: VocabMasks | None, num_samples: int, vocab_size: int, keep_o
         order = np.concatenate([order[wide], order[~wide]])
     if whole == num_samples:
         return None
-    return Reach(order, whole, np.flatnonzero(touched[is_narrow].any(axis=0)).astype(np.int32))
+    return NeededColumns(order, whole, np.flatnonzero(touched[is_narrow].any(axis=0)).astype(np.int32))
 
 
 def reorder(masks: VocabMasks, order: Int32Array) -> VocabMasks:

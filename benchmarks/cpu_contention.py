@@ -1,8 +1,8 @@
 """Speed beside a program that burns one core: ours on one thread and on all, llama.cpp likewise.
 
-    python -m benchmarks.neighbour [--env llama_cpp=FOLDER] [--repeats 5] [--workload W1]
+    python -m benchmarks.cpu_contention [--env llama_cpp=FOLDER] [--repeats 5] [--workload W1]
 
-The neighbour is a process that counts, bound to one core where the system can do that. Runs alternate between quiet and
+The load is a process that counts, bound to one core where the system can do that. Runs alternate between quiet and
 disturbed and between the engines; medians of seconds.
 """
 
@@ -27,15 +27,15 @@ def burn() -> None:
 
 
 def run(engine: Engine, workload: str, repetition: int, disturbed: bool) -> float:
-    neighbour = multiprocessing.get_context("spawn").Process(target=burn, daemon=True)
+    load = multiprocessing.get_context("spawn").Process(target=burn, daemon=True)
     if disturbed:
-        neighbour.start()
+        load.start()
     try:
         return float(engine.ask({"workload": workload, "repetition": repetition}, ANSWER_SECONDS)["seconds"])
     finally:
         if disturbed:
-            neighbour.kill()
-            neighbour.join()
+            load.kill()
+            load.join()
 
 
 def main() -> None:
@@ -68,13 +68,13 @@ def main() -> None:
         note(f"repetition {repetition}/{args.repeats}")
     for engine in engines.values():
         engine.stop()
-    print("| engine | threads | alone s | beside a neighbour s |\n|---|--:|--:|--:|")
+    print("| engine | threads | alone s | under CPU contention s |\n|---|--:|--:|--:|")
     for case in engines:
         alone, beside = (statistics.median(seconds[case, disturbed]) for disturbed in (False, True))
         print(f"| {case[0]} | {case[1]} | {alone:.3f} | {beside:.3f} |")
     if ("ours", 1) in engines and cases[1] in engines:
         share = statistics.median(seconds[("ours", 1), False]) / statistics.median(seconds[cases[1], True])
-        print(f"\nours on {cases[1][1]} threads beside a neighbour: {share:.2f} of its own speed on one thread alone")
+        print(f"\nours on {cases[1][1]} threads under CPU contention: {share:.2f} of its own speed on one thread alone")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,8 @@
+// Where the ops are defined, file by file, on the class that Python calls.
+#pragma once
+#include "objects.h"
+
+#include <nanobind/nanobind.h>
+
+void def_model_ops(nanobind::class_<Runtime>& runtime);   // ops_model.cpp
+void def_logit_ops(nanobind::class_<Runtime>& runtime);   // ops_logits.cpp

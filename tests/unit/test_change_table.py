@@ -1,0 +1,167 @@
+"""The table of changes in docs/architecture.md is true: made-up parameters and families are put into a copy of the sources, in the
+files that the table names and no others, and work."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+import sglang
+
+SOURCES = Path(sglang.__file__).parent
+TABLE = SOURCES.parents[1] / "docs" / "architecture.md"
+Edits = dict[str, tuple[str, str]]
+"""file -> (a line's beginning, what is put before it)"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The package's sources, to be changed."""
+    return Path(shutil.copytree(SOURCES, tmp_path / "sglang", ignore=shutil.ignore_patterns("__pycache__", "*.so")))
+
+
+def change(copy: Path, edits: Edits) -> None:
+    for file, (line, new) in edits.items():
+        before = (copy / file).read_text()
+        assert before.count(f"\n{line}") == 1, f"{file} does not have one line that begins with {line!r}"
+        (copy / file).write_text(before.replace(f"\n{line}", f"\n{new}{line}"))
+
+
+def check_row(change: str, files: Iterable[str]) -> None:
+    """The row of the table names every one of the files, or its folder."""
+    rows = [line for line in TABLE.read_text().splitlines() if line.startswith(f"| {change} |")]
+    named = re.findall(r"`([^`]*)`", rows[0])
+    for file in files:
+        assert any(name.removesuffix("x.py") in file for name in named), f"{file} is not in {rows[0]}"
+
+
+def run(copy: Path, program: str, *args: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", program, *args],
+        cwd=copy.parent,
+        env={"PYTHONPATH": str(copy.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+PARAMETER: Edits = {
+    "srt/sampling_params.py": ("    n: int = 1", "    heat: float = 1.0\n"),
+    "srt/model/sampling/batch.py": (
+        "        self.top_k = np.array(",
+        "        self.temperature *= np.array([p.heat for p in params], np.float32)\n",
+    ),
+    "srt/server/openai/protocol.py": ("    model: str | None = None\n    n: int", "    heat: float | None = None\n"),
+    "lang/sampling.py": (
+        "    n: Annotated[int | None, Wire(",
+        '    heat: Annotated[float | None, Wire("heat", default=1.0)]\n',
+    ),
+}
+USE_PARAMETER = """
+import msgspec
+from sglang.lang.sampling import to_native
+from sglang.srt.forward_batch import SampleSpec
+from sglang.srt.messages import TokenizedReq
+from sglang.srt.model.sampling.batch import SamplingBatch
+from sglang.srt.sampling_params import parse_sampling_params
+from sglang.srt.server.openai.protocol import CommonRequest
+from sglang.srt.server.openai.sampling import sampling_params
+
+native, _ = to_native({"heat": 2.0, "temperature": 0.5})
+params = parse_sampling_params(native)
+assert sampling_params(CommonRequest(heat=2.0), 8, {}).heat == params.heat == 2.0
+sent = msgspec.msgpack.decode(msgspec.msgpack.encode(TokenizedReq("r", [1], params)), type=TokenizedReq)
+assert SamplingBatch([SampleSpec(sent.sampling, 0, [1], [])], 9).temperature.tolist() == [1.0]
+assert params.adjusts_logits, "nobody has said yet that drafts may be sampled with it"
+assert not parse_sampling_params({"temperature": 0.5}).adjusts_logits
+"""
+
+
+def test_a_sampling_parameter_is_four_files(copy: Path) -> None:
+    check_row("a sampling parameter", PARAMETER)
+    change(copy, PARAMETER)
+    run(copy, USE_PARAMETER)
+
+
+SAME_LAYERS: Edits = {
+    "srt/model/weights/config_reader.py": (
+        '    Family("mllama"',
+        '    Family("llama", "MadeUpForCausalLM", "made_up", _LLAMA, _llama),\n',
+    ),
+}
+OWN_LAYERS: Edits = {
+    "srt/model/weights/config_reader.py": (
+        '    Family("mllama"',
+        '    Family("made_up", "MadeUpForCausalLM", "made_up", _LLAMA, _llama),\n',
+    ),
+    "srt/model/models/registry.py": ('    "llama": Llama', '    "made_up": MadeUp,\n'),
+}
+MODEL = '''
+from __future__ import annotations
+
+from sglang.srt.model.kernels.ops import Array, KVLayer, Ops
+from sglang.srt.model.layers.buffers import StepBuffers
+from sglang.srt.model.layers.rope import Rope
+from sglang.srt.model.layers.source import WeightSource
+from sglang.srt.model.models.decoder import Decoder, Layer
+from sglang.srt.model.models.llama import LlamaLayer
+
+
+class DeafLayer(LlamaLayer):
+    """Attention adds nothing."""
+
+    def attend(self, step: StepBuffers, kv: KVLayer, delta: Array | None) -> None:
+        super().attend(step, kv, delta)
+        step.delta[:] = 0.0
+
+
+class MadeUp(Decoder):
+    def create_layer(self, ops: Ops, source: WeightSource, prefix: str, rope: Rope, local: bool) -> Layer:
+        return DeafLayer(ops, source, prefix, self.config, rope, local, self.readers)
+'''
+USE_MODEL = """
+import sys
+import sglang
+
+engine = sglang.Engine(model_path=sys.argv[1], load_format="dummy", skip_tokenizer_init=True, kernels="reference",
+                       disable_op_tape=True, max_total_tokens=256, max_running_requests=2)
+prompts = [[1, 2, 3], [3, 2, 1, 3]]
+out = [engine.generate(input_ids=ids, sampling_params={"temperature": 0, "max_new_tokens": 4})["output_ids"] for ids in prompts]
+assert all(len(ids) == 4 for ids in out)
+print(engine.get_server_info()["architecture"])
+assert (out[0] == out[1]) == (sys.argv[2] == "deaf"), out  # whether what stands before the last token counts
+engine.shutdown()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = {"architectures": ["MadeUpForCausalLM"], "model_type": "made_up", "eos_token_id": 0, **sizes}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    return str(tmp_path / "model")
+
+
+def test_a_family_with_known_layers_is_one_file(copy: Path, folder: str) -> None:
+    change(copy, SAME_LAYERS)
+    run(copy, USE_MODEL, folder, "hears")
+
+
+def test_a_family_with_layers_of_its_own_is_three_files(copy: Path, folder: str) -> None:
+    check_row("a text model", [*OWN_LAYERS, "model/models/made_up.py"])
+    change(copy, OWN_LAYERS)
+    registry = copy / "srt/model/models/registry.py"
+    registry.write_text(
+        registry.read_text().replace("import Llama\n", "import Llama\nfrom sglang.srt.model.models.made_up import MadeUp\n")
+    )
+    (copy / "srt/model/models/made_up.py").write_text(MODEL)
+    run(copy, USE_MODEL, folder, "deaf")
