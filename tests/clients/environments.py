@@ -25,7 +25,8 @@ _SECRET = ("_API_KEY", "_TOKEN", "_SECRET")
 class Client:
     """`program`: a file in programs/, run as `program URL MODEL arguments`: Python in an environment with the packages `pip`, .mjs
     with node. `npm`: packages that it imports, or whose commands it runs (they are on its PATH). `asks`: what it does, for the
-    reader. `script`: instead of the default model a server of scripted.py answers, by these (mark, answer)."""
+    reader. `script`: instead of the default model a server of scripted.py answers, by these (mark, answer). `flags`: the default
+    model in a server of its own, with these."""
 
     program: str
     asks: str
@@ -33,6 +34,7 @@ class Client:
     npm: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     script: tuple[tuple[str, str], ...] = ()
+    flags: tuple[str, ...] = ()
     timeout: float = 600.0
 
     @property

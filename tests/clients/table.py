@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.clients.environments import Client
 
 OPENAI = "openai==3.57.0"
@@ -91,6 +93,65 @@ RESPONSES = (
     ),
 )
 
-MESSAGES: tuple[Client, ...] = ()
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+CLAUDE_CODE = ("@anthropic-ai/claude-code@2.1.332",)
+PYDANTIC_AI = ("pydantic-ai-slim[anthropic]==2.68.0",)
+GREEDY = ("--preferred-sampling-params", '{"temperature": 0}')
+"""Claude Code sets no temperature, and a small model that samples finds no end"""
+LONG_CONTEXT = (
+    *("--json-model-override-args", json.dumps({"rope_scaling": YARN, "max_position_embeddings": 32_768})),
+    *("--max-total-tokens", "33000", "--preferred-sampling-params", '{"temperature": 0, "stop": ["."]}'),
+)
+MAKES_FILES = (
+    ("Result of Bash", "It is done."),
+    ("made_by_claude_0", '{"name": "Bash", "arguments": {"command": "touch made_by_claude_0", "description": "Make it"}}'),
+    ("made_by_claude_1", '{"name": "Bash", "arguments": {"command": "touch made_by_claude_1", "description": "Make it"}}'),
+)
+MESSAGES = (
+    Client("anthropic_sdk.py", "messages: whole, streamed, parsed, tool runner, counts, errors", pip=("anthropic==2.14.0",)),
+    Client(
+        "anthropic_node.mjs",
+        "messages: whole, streamed, parsed, tool runner, counts, errors",
+        npm=("@anthropic-ai/sdk@1.14.0", "zod@4.6.7"),
+    ),
+    Client(
+        "ai_sdk_messages.mjs",
+        "text, streams, streamed calls, objects",
+        npm=("ai@7.0.173", "@ai-sdk/anthropic@4.0.105", "zod@4.6.7"),
+    ),
+    Client(
+        "langchain_messages.py",
+        "ChatAnthropic: invoke, stream, batch, structured output, tools, documents",
+        pip=("langchain-anthropic==1.7.10",),
+    ),
+    Client("instructor_messages.py", "tools, parallel tools, partial answers", pip=("instructor==1.17.0", "anthropic==2.14.0")),
+    Client("pydantic_ai_messages.py", "text, streams, typed answers", pip=PYDANTIC_AI),
+    Client("pydantic_ai_messages.py", "a tool, its result, the answer", pip=PYDANTIC_AI, arguments=("tools",), script=WEATHER),
+    Client(
+        "litellm_messages.py",
+        "anthropic/, and /v1/messages of the adapter and the proxy before openai/",
+        pip=("litellm[proxy]==1.108.7",),
+    ),
+    Client(
+        "claude_code.py",
+        "claude -p: its whole prompt refused in its words, a short one answered",
+        npm=CLAUDE_CODE,
+        flags=GREEDY,
+    ),
+    Client(
+        "claude_code.py",
+        "claude -p: its whole prompt answered in a context of 32,768",
+        npm=CLAUDE_CODE,
+        arguments=("whole",),
+        flags=LONG_CONTEXT,
+    ),
+    Client(
+        "claude_code.py",
+        "claude -p: a command that it runs, the answer",
+        npm=CLAUDE_CODE,
+        arguments=("tools",),
+        script=MAKES_FILES,
+    ),
+)
 
 CLIENTS = (*CHAT, *RESPONSES, *MESSAGES)

@@ -16,7 +16,7 @@ import pytest
 from tests.clients.environments import Client, run_client
 from tests.clients.scripted import scripted_server
 from tests.clients.table import CLIENTS
-from tests.conftest import DEFAULT_MODEL, RunningServer
+from tests.conftest import DEFAULT_MODEL, RunningServer, start_server
 from tests.server.conftest import MakeStand, folder, make_stand, tokenizer
 
 __all__ = ["folder", "make_stand", "tokenizer"]
@@ -32,9 +32,19 @@ def check(client: Client, url: str, model: str, tmp_path: Path) -> None:
     assert done.stdout.rstrip().endswith("all good"), done.stdout[-3000:]
 
 
-@pytest.mark.parametrize("client", [one for one in CLIENTS if not one.script], ids=lambda client: client.name)
+@pytest.mark.parametrize("client", [one for one in CLIENTS if not (one.script or one.flags)], ids=lambda client: client.name)
 def test_client(server: RunningServer, client: Client, tmp_path: Path) -> None:
     check(client, server.url, DEFAULT_MODEL, tmp_path)
+
+
+@pytest.mark.parametrize("client", [one for one in CLIENTS if one.flags], ids=lambda client: client.name)
+def test_client_with_a_server_of_its_own(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "client").mkdir()
+    server = start_server(tmp_path / "log", *client.flags)
+    try:
+        check(client, server.url, DEFAULT_MODEL, tmp_path / "client")
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize("client", [one for one in CLIENTS if one.script], ids=lambda client: client.name)

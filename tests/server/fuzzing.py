@@ -200,6 +200,34 @@ SEEDS["/v1/messages#image"] = {
     "max_tokens": 3,
     "messages": [{"role": "user", "content": [{"type": "image", "source": _SOURCE}]}],
 }
+SEEDS["/v1/messages#blocks"] = {
+    "max_tokens": 3,
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "a"}, "title": "t"},
+                {"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "a"}]}, "context": "c"},
+                {"type": "search_result", "source": "a", "title": "b", "content": [{"type": "text", "text": "a"}]},
+                {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
+                {"type": "compaction", "content": "a"},
+            ],
+        },
+        {
+            "role": "system",
+            "content": [
+                {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": {"type": "custom", "name": "f"}}}
+            ],
+        },
+    ],
+    "tools": [
+        {"type": "text_editor_20250728", "name": "e", "strict": False},
+        {"type": "computer_20251124", "name": "c", "display_width_px": 1, "display_height_px": 1},
+        {"type": "web_search_20250305", "name": "w"},
+    ],
+    "output_config": {"effort": "high", "format": {"type": "json_schema", "schema": {"type": "object"}}},
+    "thread": None,
+}
 SEEDS["/v1/messages/count_tokens"] = SEEDS["/v1/messages"]
 NEEDED: dict[str, tuple[str, ...]] = {
     "/generate": ("text",),
@@ -211,6 +239,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "/v1/responses#image": ("input",),
     "/v1/messages": ("messages", "max_tokens"),
     "/v1/messages#image": ("messages", "max_tokens"),
+    "/v1/messages#blocks": ("messages", "max_tokens"),
     "/v1/messages/count_tokens": ("messages",),
     "/v1/embeddings": ("input",),
     "/encode": ("text",),

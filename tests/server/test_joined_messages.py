@@ -12,6 +12,7 @@ import pytest
 from sglang.srt.errors import TemplateRefusedError
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
 from sglang.srt.server.tokenization.joined_messages import encode_joined
+from sglang.srt.server.tokenization.template_forms import TemplateForms
 from tests.server.conftest import Stand
 from tests.server.http_tools import client_of
 from tests.server.test_tools import prompt_of, says
@@ -53,7 +54,7 @@ def test_strict_templates_take_what_agents_send(roles: str, as_parts: bool) -> N
             return [len(messages)]
 
         conversation = conversation_of(roles, as_parts)
-        num_joined += encode_joined(encode, conversation) != [len(roles)]
+        num_joined += encode_joined(encode, conversation, TemplateForms()) != [len(roles)]
         (prompt,) = prompts
         assert all(f"words{i}" in prompt for i in range(len(roles))), (name, prompt)
         turns = [prompt.find(f"words{i}") for i in range(len(roles)) if roles[i] != "S"]
@@ -66,7 +67,7 @@ def test_what_no_form_of_pleases_is_refused() -> None:
         raise TemplateRefusedError(f"no, not {len(messages)}")
 
     with pytest.raises(TemplateRefusedError, match="not 4"):
-        encode_joined(encode, conversation_of("SSUU", False))
+        encode_joined(encode, conversation_of("SSUU", False), TemplateForms())
 
 
 async def test_responses_join_and_chats_do_not(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:

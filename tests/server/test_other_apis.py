@@ -381,7 +381,10 @@ async def test_a_streamed_message_makes_the_same_message(stand: Stand, claude: a
         ({"messages": [{"role": "robot", "content": "x"}]}, "role"),
         ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "not supported"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "file"}}]}]}, "source"),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "custom"),
+        (
+            {"tools": [{"type": "web_search_20250305", "name": "web_search"}], "tool_choice": {"type": "any"}},
+            "web_search_20250305",
+        ),
         ({"tool_choice": {"type": "maybe"}}, "tool_choice"),
         ({"thinking": {"type": "maybe"}}, "thinking"),
         ({"message": "x"}, "did you mean 'messages'"),

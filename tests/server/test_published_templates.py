@@ -13,6 +13,7 @@ import pytest
 from sglang.srt.errors import SglangError
 from sglang.srt.server.multimodal.inputs import MediaInput
 from sglang.srt.server.openai.messages import parse_messages
+from sglang.srt.server.tokenization.joined_messages import encode_joined
 from sglang.srt.server.tokenization.model_files import TextFacts
 from sglang.srt.server.tokenization.template_forms import MediaToken
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
@@ -224,3 +225,32 @@ def test_the_templates_own_way_of_showing_an_image_stays() -> None:
     tokenizer = tokenizer_with("SmolVLM-Instruct")
     ids = tokenizer.encode_chat(asked, media_tokens={"image": MediaToken("<image>", "[<image>]")})
     assert tokenizer.decode(ids, skip_special_tokens=False) == theirs("SmolVLM-Instruct", asked)
+
+
+FOR_TOOLS_ALONE = {
+    "CohereForAI-c4ai-command-r-plus-tool_use", "GigaChat-20B-A3B-instruct", "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
+    "fireworks-ai-llama-3-firefunction-v2",
+}  # fmt: skip
+"""They refuse every conversation without tools, or without variables of their own."""
+AGENT_TURNS = [
+    {"role": "system", "content": "mark1"},
+    {"role": "system", "content": "mark2"},
+    {"role": "user", "content": "mark3"},
+    {"role": "system", "content": [{"type": "text", "text": "mark4"}]},
+    {"role": "assistant", "content": "mark5"},
+    {"role": "assistant", "content": "mark6"},
+    {"role": "user", "content": [{"type": "text", "text": "mark7"}]},
+    {"role": "user", "content": "mark8"},
+    {"role": "system", "content": "mark9"},
+]
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - FOR_TOOLS_ALONE))
+def test_every_turn_of_an_agent_is_shown(name: str) -> None:
+    """Some templates refuse such conversations, and some leave messages out."""
+    tokenizer = tokenizer_with(name)
+    ids = encode_joined(tokenizer.encode_chat, AGENT_TURNS, tokenizer.chat_template().forms)
+    prompt = tokenizer.decode(ids, skip_special_tokens=False)
+    assert [i for i in range(1, 10) if f"mark{i}" not in prompt] == []
+    plain = [message for message in AGENT_TURNS if message["content"] in ("mark3", "mark5", "mark8")]
+    assert encode_joined(tokenizer.encode_chat, plain, tokenizer.chat_template().forms) == tokenizer.encode_chat(plain)

@@ -6,7 +6,9 @@ SglangError
 │   └── CapacityError      available memory cannot hold what was asked for
 ├── RequestError           the client's request is wrong: an answer with status 400 and a sentence that helps
 │   ├── UnsupportedError   a field or value that would change the answer and is not implemented
+│   │   └── ThreadUnsupportedError   a conversation that the server would have to keep (Anthropic's API)
 │   ├── TemplateRefusedError  the model's chat template does not take these messages
+│   ├── ContextLengthError  prompt and output do not fit in the context
 │   ├── GrammarError       a constraint that does not compile, or is too large
 │   ├── ApiKeyError        no valid key: status 401
 │   ├── AdminOnlyError     what only the operator may do: status 403
@@ -74,6 +76,24 @@ class UnsupportedError(RequestError):
 
 class TemplateRefusedError(RequestError):
     """The model's chat template says that it does not take such messages."""
+
+
+class ThreadUnsupportedError(UnsupportedError):
+    """The request goes on with a conversation that the server is to have kept. `details` is what clients of Anthropic's API look
+    for before they send all of it instead."""
+
+    details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+
+
+class ContextLengthError(RequestError):
+    """A prompt of `prompt_len` tokens, or more, and `max_new_tokens` after it do not fit in `context_len`. None: the prompt does not
+    fit, whatever follows."""
+
+    def __init__(self, message: str, param: str, prompt_len: int, context_len: int, max_new_tokens: int | None = None) -> None:
+        super().__init__(message, param)
+        self.prompt_len = prompt_len
+        self.context_len = context_len
+        self.max_new_tokens = max_new_tokens
 
 
 class GrammarError(RequestError):

@@ -162,9 +162,9 @@ def check_sampling_params(params: SamplingParams) -> None:
     for name in ("stop", "stop_regex"):
         strings: tuple[str, ...] = getattr(params, name)
         if len(strings) > MAX_STOP_STRINGS:
-            raise RequestError(f"at most {MAX_STOP_STRINGS} {name} strings are allowed, got {len(strings)}", name)
+            raise RequestError(f"{name}: at most {MAX_STOP_STRINGS} strings are allowed, got {len(strings)}", name)
         if any(len(s.encode(errors="surrogatepass")) > MAX_STOP_BYTES for s in strings):
-            raise RequestError(f"a {name} string is longer than {MAX_STOP_BYTES} bytes", name)
+            raise RequestError(f"{name}: a string is longer than {MAX_STOP_BYTES} bytes", name)
         if any(not s for s in strings):
             raise RequestError(f"{name} must not contain an empty string", name)
     for bias in (params.logit_bias or {}).values():

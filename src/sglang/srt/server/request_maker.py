@@ -21,7 +21,7 @@ from sglang.srt.server.http.request_scope import current_scope
 from sglang.srt.server.multimodal.inputs import MediaTask
 from sglang.srt.server.tokenization.healing import Healer
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
-from sglang.srt.server.validation import LogprobBudget, check_ids, check_parameters, check_request, fit_length
+from sglang.srt.server.validation import LogprobBudget, check_ids, check_parameters, check_request, fit_length, too_long
 
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
     from sglang.srt.server.multimodal.intake import MediaIntake, MediaPrompt
@@ -180,10 +180,7 @@ class RequestMaker:
 
     def _check_may_cut(self, length: int) -> None:
         if not self.http.allow_auto_truncate:
-            raise RequestError(
-                f"the prompt has {length} tokens, but this server takes fewer than {self.context_len} (its context length)",
-                "input_ids",
-            )
+            raise too_long(length, self.context_len)
 
     @property
     def max_chars(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from sglang.srt.errors import RequestError
+from sglang.srt.errors import ContextLengthError, RequestError
 from sglang.srt.messages import LogprobOptions
 from sglang.srt.sampling_params import SamplingParams
 
@@ -104,6 +104,12 @@ def check_ids(name: str, ids: list[int], vocab_size: int) -> None:
         raise RequestError(f"{name}: id {low if low < 0 else high} is outside the vocabulary of {vocab_size} tokens", name)
 
 
+def too_long(prompt_len: int, context_len: int) -> ContextLengthError:
+    """For a prompt that leaves no room for a token."""
+    message = f"the prompt has {prompt_len} tokens, but this server takes fewer than {context_len} (its context length)"
+    return ContextLengthError(message, "input_ids", prompt_len, context_len)
+
+
 def fit_length(
     ids: list[int], sampling: SamplingParams, context_len: int, is_default: bool, truncate: bool
 ) -> tuple[list[int], SamplingParams]:
@@ -114,20 +120,20 @@ def fit_length(
     """
     if len(ids) >= context_len:
         if not truncate:
-            raise RequestError(
-                f"the prompt has {len(ids)} tokens, but this server takes fewer than {context_len} (its context length)",
-                "input_ids",
-            )
+            raise too_long(len(ids), context_len)
         ids = ids[: context_len - 1]
     room = context_len - len(ids)
     wanted = sampling.max_new_tokens
     if wanted is not None and wanted <= room:
         return ids, sampling
     if wanted is not None and not (is_default or truncate):
-        raise RequestError(
+        raise ContextLengthError(
             f"the prompt's {len(ids)} tokens and max_new_tokens {wanted} exceed the context length {context_len}; "
             f"at most {room} new tokens fit",
             "max_new_tokens",
+            len(ids),
+            context_len,
+            wanted,
         )
     if sampling.min_new_tokens > room:
         raise RequestError(f"min_new_tokens is {sampling.min_new_tokens}, but only {room} fit in the context", "min_new_tokens")

@@ -19,11 +19,12 @@ from starlette.routing import Route
 
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import SglangError
+from sglang.srt.server.anthropic.request_ids import RequestIds
 from sglang.srt.server.http.auth import ApiKeys, BodyLimit, RequestScopes, operator_only
 from sglang.srt.server.http.browsers import BrowserGuard, Hosts
 from sglang.srt.server.http.keys import KeyRing
 from sglang.srt.server.http.openapi import add_bodies
-from sglang.srt.server.http.wire import CLIENT_GONE, JsonResponse, error_response
+from sglang.srt.server.http.wire import CLIENT_GONE, JsonResponse, anthropic_error_body, error_response, speaks_anthropic
 from sglang.srt.server.limits.body_room import BodyRooms
 from sglang.srt.server.native.parsing_api import parse_function_call, separate_reasoning
 from sglang.srt.server.native.routes import NOT_DONE, NativeApi, refused
@@ -35,6 +36,9 @@ from sglang.srt.server.tokenizer_manager import TokenizerManager
 logger = logging.getLogger("sglang")
 
 VERSION = "0.1.0"
+NO_BATCHES = (
+    "batches of messages are not supported by this server: send the requests to /v1/messages, as many at once as you like"
+)
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -66,6 +70,7 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     app.add_middleware(BrowserGuard, hosts=hosts, origins=options.cors_origins, effects=effects)
     if options.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(options.cors_origins), allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(RequestIds)
     return app
 
 
@@ -81,6 +86,8 @@ def _routes(
         ("/v1/responses/{response}/input_items", get, openai.response_items),
         ("/v1/messages", post, openai.messages),
         ("/v1/messages/count_tokens", post, openai.count_tokens),
+        ("/v1/messages/batches", both, refused(NO_BATCHES)),
+        ("/v1/messages/batches/{rest:path}", [*both, "DELETE"], refused(NO_BATCHES)),
         ("/v1/embeddings", post, embeddings.embeddings),
         ("/v1/score", post, scoring.score),
         ("/v1/rerank", put, scoring.rerank),
@@ -130,10 +137,9 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods."""
     assert isinstance(error, HTTPException)
     messages = {404: f"there is no {request.url.path} here", 405: f"{request.url.path} does not take {request.method}"}
-    body: dict[str, Any] = {"message": messages.get(error.status_code, error.detail)}
-    if request.url.path.startswith("/v1"):
-        body |= {"type": "invalid_request_error", "param": None, "code": error.status_code}
-    return JsonResponse({"error": body}, error.status_code, dict(error.headers or {}))
+    message = messages.get(error.status_code, error.detail)
+    headers = dict(error.headers or {})
+    return _plain_error(request.url.path, error.status_code, message, "invalid_request_error", headers)
 
 
 async def _on_leave(request: Request, error: Exception) -> Response:
@@ -143,7 +149,14 @@ async def _on_leave(request: Request, error: Exception) -> Response:
 
 async def _on_crash(request: Request, error: Exception) -> Response:
     """A bug. The client learns that much; the log has the rest."""
-    body: dict[str, Any] = {"message": "internal error; the server's log has the details"}
-    if request.url.path.startswith("/v1"):
-        body |= {"type": "InternalServerError", "param": None, "code": 500}
-    return JsonResponse({"error": body}, 500)
+    return _plain_error(request.url.path, 500, "internal error; the server's log has the details", "InternalServerError")
+
+
+def _plain_error(path: str, status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> Response:
+    """What no SglangError says, in the shape of the route."""
+    if speaks_anthropic(path):
+        return JsonResponse(anthropic_error_body(status, message), status, headers)
+    body: dict[str, Any] = {"message": message}
+    if path.startswith("/v1"):
+        body |= {"type": kind, "param": None, "code": status}
+    return JsonResponse({"error": body}, status, headers)

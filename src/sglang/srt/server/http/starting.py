@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sglang.srt.errors import OverloadError
-from sglang.srt.server.http.wire import JsonResponse, anthropic_error, error_response
+from sglang.srt.server.http.wire import JsonResponse, anthropic_error, error_response, speaks_anthropic
 
 _MESSAGE = "the server is starting: its model is being loaded"
 
@@ -93,7 +93,7 @@ async def _starting(scope: Scope, receive: Receive, send: Send) -> None:
     body: dict[str, object] = {"error": {"message": _MESSAGE}}
     if path.startswith("/health"):
         body = {"status": "starting"}
-    elif path.startswith("/v1/messages"):
+    elif speaks_anthropic(path):
         body = anthropic_error(OverloadError(_MESSAGE))
     elif path.startswith("/v1"):
         body = {"error": {"message": _MESSAGE, "type": "ServiceUnavailableError", "param": None, "code": 503}}

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sglang.srt.errors import RequestError, SglangError
+from sglang.srt.errors import ContextLengthError, RequestError, SglangError
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import client_names
 from sglang.srt.server.generate_req import GenerateReq
@@ -100,19 +100,42 @@ def error_body(error: SglangError, openai: bool) -> dict[str, Any]:
     return {"error": {"message": message_of(error), "type": kind, "param": param, "code": status_of(error)}}
 
 
-_ANTHROPIC_KINDS = {401: "authentication_error", 403: "permission_error", 413: "request_too_large", 503: "overloaded_error"}
+_ANTHROPIC_KINDS = {
+    **{401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large"},
+    **{503: "overloaded_error", 504: "timeout_error"},
+}
+
+
+def speaks_anthropic(path: str) -> bool:
+    """Whether errors there have Anthropic's shape."""
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
 def anthropic_error(error: SglangError) -> dict[str, Any]:
     """The shape that clients of /v1/messages read."""
-    status = status_of(error)
+    message = _anthropic_length(error) if isinstance(error, ContextLengthError) else message_of(error)
+    return anthropic_error_body(status_of(error), message, getattr(error, "details", None))
+
+
+def anthropic_error_body(status: int, message: str, details: dict[str, Any] | None = None) -> dict[str, Any]:
     kind = _ANTHROPIC_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": message_of(error)}}
+    found: dict[str, Any] = {"type": kind, "message": message}
+    return {"type": "error", "error": found if details is None else {**found, "details": details}}
+
+
+def _anthropic_length(error: ContextLengthError) -> str:
+    """In the words by which agents know that they must ask for less, or shorten the conversation; they read the numbers."""
+    if error.max_new_tokens is None:
+        return f"prompt is too long: {error.prompt_len} tokens > {error.context_len - 1} maximum"
+    return (
+        f"input length and `max_tokens` exceed context limit: {error.prompt_len} + {error.max_new_tokens} > {error.context_len}, "
+        "decrease input length or `max_tokens` and try again"
+    )
 
 
 def error_response(error: SglangError, path: str) -> Response:
     headers = {"Retry-After": "1"} if status_of(error) == 503 else None
-    if path.startswith("/v1/messages"):
+    if speaks_anthropic(path):
         return JsonResponse(anthropic_error(error), status_of(error), headers)
     return JsonResponse(error_body(error, path.startswith("/v1")), status_of(error), headers)
 
@@ -189,9 +212,10 @@ async def stream(
     openai: bool,
     write_error: Callable[[SglangError], bytes] | None = None,
     tail: bytes = DONE,
+    keep_alive: bytes = KEEP_ALIVE,
 ) -> Response:
     """Starts a call and answers with its events, then `tail`. An error before the first output is raised; a later one is an
-    event, by `write_error` or in the usual shape."""
+    event, by `write_error` or in the usual shape. `keep_alive` is sent when there is nothing to say for a while."""
     call = await _start(request, manager, req)
     if call is None:
         return CLIENT_GONE
@@ -209,7 +233,7 @@ async def stream(
             error.rename(req.names)
         return write_error(error) if write_error is not None else error_event(error, openai)
 
-    return EventStream(call, events(call), watcher, write, tail)
+    return EventStream(call, events(call), watcher, write, tail, keep_alive)
 
 
 class EventStream(Response):
@@ -225,6 +249,7 @@ class EventStream(Response):
         watcher: asyncio.Task[None],
         write_error: Callable[[SglangError], bytes],
         tail: bytes,
+        keep_alive: bytes,
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
@@ -233,17 +258,18 @@ class EventStream(Response):
         self._watcher = watcher
         self._write_error = write_error
         self._tail = tail
+        self._alive = keep_alive
         self._num_sent = 0
         self._is_within_event = False
 
     async def _keep_alive(self, send: Send) -> None:
-        """A comment whenever nothing was sent for a while."""
+        """A comment, or an event that says nothing, whenever nothing was sent for a while."""
         with contextlib.suppress(OSError):
             while True:
                 before = self._num_sent
                 await asyncio.sleep(KEEP_ALIVE_SECONDS)
                 if self._num_sent == before and not self._is_within_event:
-                    await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+                    await send({"type": "http.response.body", "body": self._alive, "more_body": True})
 
     async def _send_events(self, send: Send) -> None:
         """Until they end or the client hangs up."""

@@ -56,8 +56,8 @@ class ChatCall:
     """One chat request on its way: what to generate, and how its answer looks."""
 
     def __init__(self, request: ChatRequest, options: ChatOptions, takes_hints: bool = False) -> None:
-        """`takes_hints`: for the APIs of agents, which do not know the model: messages that its template refuses are joined. Raises
-        RequestError."""
+        """`takes_hints`: for the APIs of agents, which do not know the model: messages that its template refuses or leaves out are
+        joined. Raises RequestError."""
         self._takes_hints = takes_hints
         self._options = options
         self._tokenizer = options.tokenizer

@@ -19,7 +19,7 @@ from sglang.srt.server.parsers.tool_calls import call_format, format_of_template
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
 from sglang.srt.server.tokenization.joined_messages import encode_joined
 from sglang.srt.server.tokenization.template_forms import MediaToken
-from sglang.srt.server.tokenization.tokenizer import Tokenizer, check_asked
+from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 NO_EFFORT = "none"
@@ -82,7 +82,7 @@ class ChatPrompt:
     asks: bool
 
     def ids(self, options: ChatOptions, joins: bool = False) -> list[int]:
-        """`joins`: messages that the template refuses are joined to fewer."""
+        """`joins`: messages that the template refuses or leaves out are joined to fewer."""
         encode = partial(
             options.tokenizer.encode_chat,
             tools=self.tools or None,
@@ -93,10 +93,12 @@ class ChatPrompt:
             may_cut=options.may_cut,
             media_tokens=options.media_tokens,
         )
-        return encode_joined(encode, self.messages) if joins else encode(self.messages)
+        if not joins:
+            return encode(self.messages)
+        return encode_joined(encode, self.messages, options.tokenizer.chat_template(bool(self.tools)).forms)
 
     def text(self, options: ChatOptions) -> str:
-        check_asked(self.messages, max(options.max_chars, MAX_RENDERED_CHARS))
+        options.tokenizer.check_asked(self.messages, max(options.max_chars, MAX_RENDERED_CHARS))
         return options.tokenizer.chat_text(
             self.messages,
             tools=self.tools or None,

@@ -12,7 +12,8 @@ from starlette.responses import Response
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import UnsupportedError
 from sglang.srt.sampling_params import parse_sampling_params
-from sglang.srt.server.anthropic.messages import MESSAGES_FIELDS, MessagesCall
+from sglang.srt.server.anthropic.messages import MessagesCall
+from sglang.srt.server.anthropic.request import MESSAGES_FIELDS, messages_words
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.fields import as_text, client_names
 from sglang.srt.server.http.bodies import LONG_BODY, read_as, read_sized
@@ -133,17 +134,19 @@ class OpenAIApi:
         return LargeJsonResponse({"object": "list", "data": Encoded(cut(items)), "has_more": False})
 
     async def messages(self, request: Request) -> Response:
-        return await self._run_other(request, await read_as(request, MESSAGES_FIELDS, self._messages_call))
+        with messages_words():
+            return await self._run_other(request, await read_as(request, MESSAGES_FIELDS, self._messages_call))
 
     def _messages_call(self, body: dict[str, Any], counts_only: bool = False) -> MessagesCall:
         self._look_at(body)
         return MessagesCall(body, self.chat_options(), counts_only)
 
     async def count_tokens(self, request: Request) -> Response:
-        call = await read_as(request, MESSAGES_FIELDS, partial(self._messages_call, counts_only=True))
-        if not call.req.media:
-            return JsonResponse({"input_tokens": len(call.req.input_ids or ())})
-        count = await unless_gone(request, self._manager.count_tokens(call.req))
+        with messages_words():
+            call = await read_as(request, MESSAGES_FIELDS, partial(self._messages_call, counts_only=True))
+            if not call.req.media:
+                return JsonResponse({"input_tokens": len(call.req.input_ids or ())})
+            count = await unless_gone(request, self._manager.count_tokens(call.req))
         return CLIENT_GONE if count is None else JsonResponse({"input_tokens": count})
 
     def _look_at(self, body: dict[str, Any]) -> None:
@@ -161,7 +164,14 @@ class OpenAIApi:
     async def _run_other(self, request: Request, call: ResponsesCall | MessagesCall) -> Response:
         if call.req.stream:
             return await stream(
-                request, self._manager, call.req, call.events, openai=True, write_error=call.error_event, tail=call.tail
+                request,
+                self._manager,
+                call.req,
+                call.events,
+                openai=True,
+                write_error=call.error_event,
+                tail=call.tail,
+                keep_alive=call.keep_alive,
             )
         reply = await answer(request, self._manager, call.req, call.collect)
         if reply is None:

@@ -11,18 +11,25 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.errors import TemplateRefusedError
+from sglang.srt.server.tokenization.template_forms import TemplateForms
 
 Message = dict[str, Any]
 _BREAK = "\n\n"
 _JOINED_ROLES = frozenset({"system", "developer", "user", "assistant"})
 
 
-def encode_joined(encode: Callable[[list[Message]], list[int]], messages: list[Message]) -> list[int]:
-    """`encode(messages)`; where the template refuses them, of the same conversation in fewer messages. Raises RequestError."""
+def encode_joined(encode: Callable[[list[Message]], list[int]], messages: list[Message], forms: TemplateForms) -> list[int]:
+    """`encode(messages)`; where the template refuses them, of the same conversation in fewer messages. `forms`: what it shows; some
+    leave out instructions that they do not expect, without a word. Raises RequestError."""
+    first, second = _joined(_with_system_first(messages)), _joined(_without_system(messages))
+    if not forms.system:
+        messages = first = second
+    elif not forms.late_system:
+        messages = first
     try:
         return encode(messages)
     except TemplateRefusedError:
-        for fewer in (_joined(_with_system_first(messages)), _joined(_without_system(messages))):
+        for fewer in (first, second):
             try:
                 return encode(fewer)
             except TemplateRefusedError:

@@ -9,6 +9,7 @@ know, and what it writes is looked at:
     content [text alpha, text omega]            both words are there                 the role takes parts
     content [text alpha, image, text omega]     something more than without          the role takes images among the parts
     tools, calls, results                       their words are there                the template shows them
+    a system message at first, and later        their words are there                it shows them
 
 `fit_content` then brings each message into a form that its role takes: strings stay strings and lists stay lists where they may.
 """
@@ -56,12 +57,15 @@ class ContentForm:
 @dataclass(frozen=True)
 class TemplateForms:
     """`tools`: the template shows the tools that may be called. `calls`: it shows earlier calls. `argument_objects`: it wants a
-    call's arguments as an object, not as a text of JSON."""
+    call's arguments as an object, not as a text of JSON. `system`, `late_system`: it shows a system message at the beginning, and
+    one after other turns."""
 
     roles: Mapping[str, ContentForm] = field(default_factory=dict)
     tools: bool = False
     calls: bool = False
     argument_objects: bool = True
+    system: bool = True
+    late_system: bool = True
 
     def of_role(self, role: str) -> ContentForm:
         return self.roles.get("tool" if role == "function" else role, ContentForm())
@@ -75,12 +79,22 @@ def find_forms(render: Render) -> TemplateForms:
     shown = render(_fitted({"messages": [_user("a")], "tools": [_TOOL]}, roles)) or ""
     as_object = render(_fitted(_after_call("a", {_KEY: _FIRST}), roles))
     as_text = render(_fitted(_after_call("a", json.dumps({_KEY: _FIRST})), roles)) or ""
+
+    def shows(*messages: dict[str, Any]) -> bool:
+        prompt = render(_fitted({"messages": list(messages)}, roles)) or ""
+        words = [str(message["content"]) for message in messages]
+        return all(word in prompt for word in words if word in (_FIRST, _SECOND))
+
     fails = as_object is None or f"'{_KEY}'" in as_object
     return TemplateForms(
         roles=roles,
         tools=_NAME in shown,
         calls=_FIRST in (as_object or as_text),
         argument_objects=not (fails and f'"{_KEY}": "{_FIRST}"' in as_text),
+        system=shows(_system(_FIRST), _user("a")),
+        late_system=all(
+            shows(_system(_FIRST), _user("a"), _system(_SECOND), *more) for more in ((), (_assistant("b"), _user("c")))
+        ),
     )
 
 
@@ -152,6 +166,10 @@ def _part(text: str) -> dict[str, Any]:
 
 def _user(content: Any) -> dict[str, Any]:
     return {"role": "user", "content": content}
+
+
+def _system(content: Any) -> dict[str, Any]:
+    return {"role": "system", "content": content}
 
 
 def _assistant(content: Any) -> dict[str, Any]:

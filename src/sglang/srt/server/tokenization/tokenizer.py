@@ -22,7 +22,7 @@ import tokenizers
 
 from sglang.srt.checkpoint.resolve import default_cache_dir, find_files
 from sglang.srt.config import ModelFiles, TextOptions
-from sglang.srt.errors import RequestError
+from sglang.srt.errors import ContextLengthError, RequestError
 from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.server.shared_ints import SharedInts
 from sglang.srt.server.tokenization.chat_template import ChatTemplate, named_template
@@ -230,7 +230,7 @@ class Tokenizer:
         `may_cut` it loses its end instead, where that is possible).
         """
         if not may_cut:
-            check_asked(messages, max_chars)
+            self.check_asked(messages, max_chars)
         variables: dict[str, Any] = {**(template_variables or {}), "tools": tools}
         template = self.chat_template(bool(tools))
         is_marked = self._special_text.occurs_in([messages, variables])
@@ -245,10 +245,24 @@ class Tokenizer:
         prompt = _without_end(prompt, continue_final_message)
         if may_cut and not is_marked:
             prompt = prompt[:max_chars]
-        _check_len(prompt, max_chars)
+        self._check_size(len(prompt), max_chars, "the messages make a prompt of {} characters, which the context cannot hold")
         if is_marked:
             return self._encode_marked(prompt, mark)
         return self._ids(self._core, prompt)
+
+    def check_asked(self, messages: list[dict[str, Any]], max_chars: int | None) -> None:
+        """Refuses users' messages that cannot fit, before anything is made of them: templates leave out much, but none of these."""
+        size = 0
+        for content in (message.get("content") for message in messages if message.get("role") == "user"):
+            texts = [part.get("text") for part in content] if isinstance(content, list) else [content]
+            size += sum(len(text) for text in texts if isinstance(text, str))
+        self._check_size(size, max_chars, "the messages have {} characters, which the context cannot hold")
+
+    def _check_size(self, size: int, max_chars: int | None, message: str) -> None:
+        """`max_chars` are those of a context full of the longest token: this many tokens there are at least."""
+        if max_chars is not None and size > max_chars:
+            longest = max(map(len, self.vocabulary.token_bytes))
+            raise ContextLengthError(message.format(size), "messages", size // longest, max_chars // longest)
 
     def chat_text(
         self,
@@ -407,21 +421,6 @@ def _count_media(messages: list[dict[str, Any]]) -> Counter[str]:
     """Images and videos among the messages' parts, by type."""
     lists = (message["content"] for message in messages if isinstance(message.get("content"), list))
     return Counter(part["type"] for parts in lists for part in parts if part["type"] != "text")
-
-
-def check_asked(messages: list[dict[str, Any]], max_chars: int | None) -> None:
-    """Refuses users' messages that cannot fit, before anything is made of them: templates leave out much, but none of these."""
-    size = 0
-    for content in (message.get("content") for message in messages if message.get("role") == "user"):
-        texts = [part.get("text") for part in content] if isinstance(content, list) else [content]
-        size += sum(len(text) for text in texts if isinstance(text, str))
-    if max_chars is not None and size > max_chars:
-        raise RequestError(f"the messages have {size} characters, which the context cannot hold", "messages")
-
-
-def _check_len(prompt: str, max_chars: int | None) -> None:
-    if max_chars is not None and len(prompt) > max_chars:
-        raise RequestError(f"the messages make a prompt of {len(prompt)} characters, which the context cannot hold", "messages")
 
 
 def _without_end(prompt: str, cut: bool) -> str:

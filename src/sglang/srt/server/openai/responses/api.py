@@ -18,7 +18,7 @@ from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import as_bool, in_client_words
 from sglang.srt.server.http.json_pieces import JsonArray, encode_json, encoded_within, json_pieces
-from sglang.srt.server.http.wire import error_body
+from sglang.srt.server.http.wire import KEEP_ALIVE, error_body
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall
 from sglang.srt.server.openai.prompts import ChatOptions
@@ -62,6 +62,7 @@ class ResponsesCall:
     input's items and the whole response once it has ended, if it is to be stored."""
 
     tail = b""
+    keep_alive = KEEP_ALIVE
 
     def __init__(
         self, body: dict[str, Any], options: ChatOptions, history: list[Any], keep: Callable[[Any, dict[str, Any]], None]

@@ -1,0 +1,117 @@
+"""The body of a request to /v1/messages as that of a chat.
+
+What changes an answer is done or refused by name. Names that nobody here knows are hints of clients, who get new ones every month:
+they are ignored, each with one line in the log (fields.note_unknown).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sglang.srt.errors import RequestError, ThreadUnsupportedError, UnsupportedError
+from sglang.srt.sampling_params import MAX_COUNT
+from sglang.srt.server.anthropic.content import added_tools, chat_messages
+from sglang.srt.server.anthropic.tools import add_tools
+from sglang.srt.server.fields import Fields, as_int, as_texts, check_members, in_client_words, note_ignored, note_unknown
+from sglang.srt.server.openai.protocol import ANSWERING
+
+_SAME = ("model", "temperature", "top_p", "top_k", "stream")
+_OWN = frozenset(
+    {
+        *("messages", "system", "max_tokens", "stop_sequences", "tools", "tool_choice", "thinking"),
+        *("output_config", "output_format", "thread"),
+    }
+)
+_NOTHING = frozenset({"metadata", "service_tier", "inference_geo"})
+_REFUSED = frozenset({"container", "mcp_servers", "compaction"}) | (ANSWERING - {*_SAME, *_OWN, "stream_options"})
+MESSAGES_FIELDS = Fields(frozenset({*_SAME, *_OWN}), _NOTHING, _REFUSED, takes_hints=True)
+NAMES = {"max_new_tokens": "max_tokens", "stop": "stop_sequences", "json_schema": "output_config", ".function.name": ".name"}
+"""fields as this API has them, by our names of them"""
+_BEYOND_HIGH = frozenset({"xhigh", "max"})
+"""efforts that templates do not know"""
+_THINKING = frozenset({"enabled", "disabled", "adaptive", "between_tools"})
+
+
+def chat_body(body: dict[str, Any], thinks: bool) -> dict[str, Any]:
+    """The same request as a chat's body. `thinks`: thoughts are told from answers here. Raises RequestError."""
+    if body.get("thread") is not None:
+        raise ThreadUnsupportedError("thread is not supported by this server: send the whole conversation without it", "thread")
+    for name in _REFUSED & body.keys():
+        if body[name] not in (None, [], {}):
+            raise UnsupportedError(f"{name!r} is not supported by this server", name)
+    chat = {name: body[name] for name in _SAME if body.get(name) is not None}
+    chat["messages"] = chat_messages(body)
+    if chat["messages"][-1]["role"] == "assistant":
+        chat["continue_final_message"] = True
+    if body.get("max_tokens") is not None:
+        chat["max_tokens"] = as_int(body, "max_tokens", 0, 0, MAX_COUNT)
+    if body.get("stop_sequences") is not None:
+        chat["stop"] = as_texts(body, "stop_sequences")
+    tools = body.get("tools") or []
+    add_tools([*tools, *added_tools(body)] if isinstance(tools, list) else tools, body.get("tool_choice"), chat)
+    _add_output_config(body, chat)
+    _add_thinking(body.get("thinking"), chat, thinks)
+    return chat
+
+
+@contextmanager
+def messages_words() -> Iterator[None]:
+    """Errors leave with the names of fields that this API has."""
+    try:
+        yield
+    except RequestError as error:
+        raise in_client_words(error, NAMES) from error
+
+
+def hides_thoughts(body: dict[str, Any]) -> bool:
+    """Whether thoughts are to be shown as blocks without their text."""
+    thinking = body.get("thinking")
+    return isinstance(thinking, dict) and thinking.get("display") == "omitted"
+
+
+def _add_output_config(body: dict[str, Any], chat: dict[str, Any]) -> None:
+    """`output_config`: how hard to think, and a format, which was called `output_format` before."""
+    config = body.get("output_config") or {}
+    if not isinstance(config, dict):
+        raise RequestError("output_config must be an object", "output_config")
+    note_unknown(config, {"format", "effort"}, "key of output_config:")
+    new, old = config.get("format"), body.get("output_format")
+    if new is not None and old is not None and new != old:
+        raise RequestError("output_format is an older name of output_config.format: give one of them", "output_format")
+    if config.get("effort") is not None:
+        chat["reasoning_effort"] = _effort(config["effort"])
+    if new is not None or old is not None:
+        where = "output_config.format" if new is not None else "output_format"
+        chat["response_format"] = _response_format(new if new is not None else old, where)
+
+
+def _effort(effort: Any) -> str:
+    if not isinstance(effort, str):
+        raise RequestError("output_config.effort must be a string", "output_config")
+    return "high" if effort in _BEYOND_HIGH else effort
+
+
+def _response_format(form: Any, where: str) -> dict[str, Any]:
+    param = where.partition(".")[0]
+    if not isinstance(form, dict) or form.get("type") != "json_schema":
+        raise RequestError(f"{where} must be an object of the type 'json_schema'", param)
+    check_members(form, ("type", "schema", "name", "description", "strict"), where, param)
+    if not isinstance(form.get("schema"), (dict, bool)):
+        raise RequestError(f"{where}.schema must be a JSON schema", param)
+    return {"type": "json_schema", "json_schema": {key: form[key] for key in ("schema", "strict") if key in form}}
+
+
+def _add_thinking(thinking: Any, chat: dict[str, Any], thinks: bool) -> None:
+    """Whether the template asks for thoughts. Where no parser tells them from answers, nothing is asked: they would be text."""
+    if thinking is None:
+        return
+    kind = thinking.get("type") if isinstance(thinking, dict) else None
+    if not isinstance(kind, str) or kind not in _THINKING:
+        raise RequestError("thinking.type must be enabled, adaptive, between_tools or disabled", "thinking")
+    note_unknown(thinking, {"type", "display"}, "key of thinking:")
+    if not thinks and kind != "disabled":
+        note_ignored("thinking: the server was started without --reasoning-parser")
+    elif kind in ("enabled", "disabled"):
+        chat["chat_template_kwargs"] = {"enable_thinking": kind == "enabled"}
