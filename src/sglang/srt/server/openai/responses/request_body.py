@@ -85,7 +85,10 @@ def _add_text_format(text: Any, chat: dict[str, Any]) -> None:
         return
     if not isinstance(text, dict) or not isinstance(text.get("format") or {}, dict):
         raise RequestError("text must be an object with a format", "text")
-    note_unknown(text, {"format", "verbosity"}, "key of text:")
+    known = {"format", "verbosity"}
+    for name in sorted(ANSWERING & text.keys() - known):
+        raise UnsupportedError(f"text.{name} is not supported by this server", f"text.{name}")
+    note_unknown(text, known, "key of text:")
     if text.get("verbosity") not in (None, "medium"):
         note_ignored("text.verbosity")
     form = text.get("format") or {"type": "text"}
