@@ -43,7 +43,15 @@ PATHS = {
     "sglang.srt.server_args": "ServerArgs prepare_server_args",
     "sglang.srt.entrypoints.engine": "Engine",
     "sglang.srt.entrypoints.http_server": "launch_server",
+    "sglang.version": "__version__",
     "sglang.lang.api": "set_default_backend",
+    "sglang.lang.interpreter": "StreamExecutor ProgramState ProgramStateGroup run_program run_program_batch cache_program",
+    "sglang.lang.backend.base_backend": "BaseBackend",
+    "sglang.lang.ir": "SglFunction SglGen SglExpr REGEX_INT",
+    "sglang.lang.tracer": "TracerProgramState extract_prefix_by_tracing trace_program",
+    "sglang.srt.function_call.core_types": "ToolCallItem",
+    "sglang.srt.function_call_parser": "FunctionCallParser ToolCallItem",
+    "sglang.srt.openai_api.protocol": "Function Tool",
     "sglang.lang.backend.runtime_endpoint": "Runtime RuntimeEndpoint",
 }
 
@@ -387,3 +395,22 @@ def test_expressions_have_the_originals_names() -> None:
     assert SglGen is Gen and isinstance(sgl.gen("x"), SglExpr) and issubclass(SglRoleBegin, SglExpr)
     with pytest.raises(ImportError):
         from sglang.lang.ir import SglNothing  # noqa: F401
+
+
+def test_functions_of_the_interpreter() -> None:
+    """They run a program as its methods do: with defaults for its gens, in a batch, its prefix alone."""
+    from sglang.lang.interpreter import StreamExecutor, cache_program, run_program, run_program_batch
+
+    @sgl.function
+    def program(s: Any, word: str) -> None:
+        s += "Say " + word + ":" + sgl.gen("x")
+
+    with NativeServer(lambda prompt, params: f" {params['max_new_tokens']}") as server:
+        backend = sgl.RuntimeEndpoint(server.url)
+        state = run_program(program, backend, ("a",), {}, {"max_new_tokens": 7}, False, sync=True)
+        assert (state["x"], state.text()) == (" 7", "Say a: 7")
+        assert isinstance(state.stream_executor, StreamExecutor)
+        assert run_program(program, backend, func_kwargs={"word": "b"}, stream=True)["x"] == " 128"
+        states = run_program_batch(program, backend, [{"word": "b"}, {"word": "c"}], {"temperature": 0}, 1)
+        assert [s.text() for s in states] == ["Say b: 128", "Say c: 128"]
+        assert cache_program(program, backend) == "Say "

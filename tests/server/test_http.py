@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sglang.srt.messages import SchedulerStats, StateReq
 from sglang.srt.server.http import wire as responses
 from sglang.srt.server.native import routes as native_api
+from sglang.srt.server.native.load import core_of_load, format_load
 from sglang.srt.server.request_maker import RequestMaker
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of, events_of
@@ -145,6 +146,25 @@ async def test_information(stand: Stand) -> None:
     assert server["internal_states"][0]["max_total_tokens"] == 1000
     assert server["incremental_streaming_output"] is False
     assert server["version"]
+
+
+async def test_load(stand: Stand) -> None:
+    """What routers ask: /get_load is a list of one element, /v1/loads an object with one."""
+    async with client_of(stand) as client:
+        [load] = (await client.get("/get_load")).json()
+        loads = (await client.get("/v1/loads")).json()
+    assert (load["dp_rank"], load["num_reqs"], load["num_waiting_reqs"], load["num_tokens"]) == (0, 0, 0, 0)
+    assert loads["dp_rank_count"] == 1
+    [rank] = loads["loads"]
+    assert (rank["num_running_reqs"], rank["max_total_num_tokens"], rank["token_usage"]) == (0, 1000, 0)
+
+
+def test_load_counts_what_waits() -> None:
+    stats = SchedulerStats(num_running=3, num_waiting=2, num_grammar_waiting=1, num_used_tokens=250, max_total_tokens=1000)
+    core, whole = core_of_load(stats), format_load(stats, 8)
+    assert (core["num_reqs"], core["num_waiting_reqs"], core["num_tokens"]) == (6, 3, 250)
+    assert (whole["num_running_reqs"], whole["num_waiting_reqs"], whole["token_usage"]) == (3, 3, 0.25)
+    assert whole["max_running_requests"] == 8
 
 
 async def test_control(stand: Stand) -> None:

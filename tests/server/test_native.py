@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sglang.srt.server.native.routes import NOT_DONE
 from tests.server.conftest import MakeStand, Stand
 from tests.server.echo_scheduler import logprob_of
 from tests.server.http_tools import client_of, events_of
@@ -259,12 +260,12 @@ async def test_a_profile_is_written_to_a_file_of_the_servers_choice(stand: Stand
         shutil.rmtree(path.parent)
 
 
-@pytest.mark.parametrize("path", ["/load_lora_adapter", "/update_weights_from_disk"])
+@pytest.mark.parametrize("path", sorted(NOT_DONE))
 async def test_what_is_not_done_says_so(stand: Stand, path: str) -> None:
     async with client_of(stand) as client:
         response = await client.post(path, json={})
     assert response.status_code == 400
-    assert "not" in response.json()["error"]["message"]
+    assert response.json()["error"]["message"] == NOT_DONE[path]
 
 
 async def test_names_of_adapters_are_refused(stand: Stand) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -208,8 +209,10 @@ _ORIGINAL = {
 }
 
 
-def __getattr__(name: str) -> type[Expr]:
+def __getattr__(name: str) -> type[Any]:
     """The names that SGLang has for these."""
     if name in _ORIGINAL:
         return _ORIGINAL[name]
+    if name == "SglFunction":  # stands above, in what runs expressions
+        return getattr(importlib.import_module("sglang.lang.program.program"), name)  # type: ignore[no-any-return]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from sglang.lang.program.tracer import TracerProgramState, extract_prefix, trace_program
 
-__all__ = ["TracerProgramState", "extract_prefix", "trace_program"]
+extract_prefix_by_tracing = extract_prefix
+
+__all__ = ["TracerProgramState", "extract_prefix", "extract_prefix_by_tracing", "trace_program"]

@@ -41,6 +41,7 @@ LARGEST = 1 << 40
 """where a flag has no limit of its own: a terabyte, or thousands of years"""
 GRAPH_MAX_REQS = 256
 CHUNK, CUDA_CHUNK = 512, 8192
+LARGEST_CHUNK = 1 << 20
 CUDA_RUNNING = 256
 DEFAULT_MODEL = "smollm2-135m-instruct"
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -391,8 +392,10 @@ class ServerArgs(OtherFlags):
         self._check_range("test_retract_every", 0, None)
         self._check_range("max_connections", 1, None)
         self._check_range("max_logprob_values", 1, None)
-        if self.chunked_prefill_size not in (None, -1):
-            self._check_range("chunked_prefill_size", 1, 1 << 20)
+        chunk = self.chunked_prefill_size
+        if chunk is not None and chunk != -1 and not 1 <= chunk <= LARGEST_CHUNK:
+            allowed = f"between 1 and {LARGEST_CHUNK}, or -1 for no chunking"
+            raise ConfigError(f"--chunked-prefill-size must be {allowed}, got {shown(chunk)}")
 
     def _check_range(self, name: str, low: float, high: float | None) -> None:
         value = getattr(self, name)

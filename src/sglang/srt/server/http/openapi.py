@@ -73,6 +73,8 @@ _GETS = {
     "/v1/models": "The model served",
     "/get_model_info": "About the model",
     "/get_server_info": "Arguments and state of the server",
+    "/get_load": "Requests and tokens that run and wait",
+    "/v1/loads": "Requests and tokens that run and wait, by rank",
     "/health": "200 while the engine lives",
     "/health_generate": "200 if the engine generates a token",
     "/metrics": "Prometheus metrics",

@@ -21,6 +21,7 @@ from sglang.srt.server.http.bodies import read_as, read_object
 from sglang.srt.server.http.json_pieces import JsonArray, LateArray, encode_json, json_pieces
 from sglang.srt.server.http.wire import CLIENT_GONE, JsonResponse, LargeJsonResponse, answer, stream
 from sglang.srt.server.native.format import GENERATE_FIELDS, collect, parse_generate, stream_replies
+from sglang.srt.server.native.load import core_of_load, format_load
 from sglang.srt.server.native.score_choices import SCORE_FIELDS, collect_scores, parse_score, plan_score
 from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenizer_manager import TokenizerManager
@@ -46,10 +47,25 @@ _CLOSE_SESSION = Fields(frozenset({"session_id"}))
 _TOKENIZE = Fields(frozenset({"text", "prompt", "add_special_tokens"}), frozenset({"model"}))
 _DETOKENIZE = Fields(frozenset({"tokens", "skip_special_tokens"}), frozenset({"model"}))
 _ABORT = Fields(frozenset({"rid", "abort_all"}))
+_NEW_WEIGHTS = "weights cannot be replaced while the server runs; restart it with the new ones"
+_FIXED_FLAGS = "flags hold as long as the server runs; restart it with others"
+_KEPT_MEMORY = "memory stays taken while the server runs"
 NOT_DONE = {
     "/load_lora_adapter": "LoRA adapters are not supported",
     "/unload_lora_adapter": "LoRA adapters are not supported",
-    "/update_weights_from_disk": "weights cannot be replaced while the server runs; restart it with the new ones",
+    "/update_weights_from_disk": _NEW_WEIGHTS,
+    "/update_weights_from_tensor": _NEW_WEIGHTS,
+    "/update_weights_from_distributed": _NEW_WEIGHTS,
+    "/init_weights_update_group": _NEW_WEIGHTS,
+    "/get_weights_by_name": "weights are not told: read them from the checkpoint",
+    "/release_memory_occupation": _KEPT_MEMORY,
+    "/resume_memory_occupation": _KEPT_MEMORY,
+    "/set_internal_state": _FIXED_FLAGS,
+    "/configure_logging": _FIXED_FLAGS,
+    "/classify": "reward models and classifiers are not served; /v1/score gives probabilities of labels",
+    "/start_expert_distribution_record": "what experts are chosen is not recorded",
+    "/stop_expert_distribution_record": "what experts are chosen is not recorded",
+    "/dump_expert_distribution_record": "what experts are chosen is not recorded",
 }
 """endpoints of the original that this server does not have, and what to do instead"""
 
@@ -205,6 +221,19 @@ class NativeApi:
             "internal_states": [state],
         }
         return JsonResponse({**self._flags, **info})
+
+    async def load(self, request: Request) -> Response:
+        """How busy the server is, in the shape that routers read; a list, since others have several ranks."""
+        manager = self._manager
+        await manager.refresh_stats(GAUGE_SECONDS)
+        return JsonResponse([core_of_load(manager.stats)])
+
+    async def loads(self, request: Request) -> Response:
+        """The same under the newer path, with more of it."""
+        manager = self._manager
+        await manager.refresh_stats(GAUGE_SECONDS)
+        load = format_load(manager.stats, int(manager.info["max_running_requests"]))
+        return JsonResponse({"version": self._version, "dp_rank_count": 1, "loads": [load]})
 
     async def health(self, request: Request) -> Response:
         """200 when requests are welcome, else 503; the body says how things stand."""

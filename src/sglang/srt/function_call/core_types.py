@@ -1,0 +1,7 @@
+"""A path of the original: see sglang.compat.function_calls."""
+
+from __future__ import annotations
+
+from sglang.compat.function_calls import ToolCallItem
+
+__all__ = ["ToolCallItem"]

@@ -1,0 +1,1 @@
+"""An older path of the original."""
