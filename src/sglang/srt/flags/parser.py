@@ -141,7 +141,7 @@ def check_unknown(parser: FlagParser, unknown: list[str], cls: type[Any]) -> Non
     """What the parser has left over is an error; an unknown flag names the most similar one."""
     for token in unknown:
         if not token.startswith("--"):
-            parser.error(f"unexpected argument {token!r}")
+            parser.error(f"unexpected argument {token!r}: every argument is a flag; a model is given as --model-path MODEL")
         flag = token.split("=", 1)[0]
         close = nearest_flag(flag.lstrip("-").replace("-", "_"), [f.name for f in dataclasses.fields(cls)])
         parser.error(f"unknown flag {flag}" + (f"; did you mean {option(close)}?" if close else "; see --help"))
