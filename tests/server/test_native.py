@@ -268,6 +268,14 @@ async def test_what_is_not_done_says_so(stand: Stand, path: str) -> None:
     assert response.json()["error"]["message"] == NOT_DONE[path]
 
 
+@pytest.mark.parametrize("name", ["top_k", "max_new_tokens", "stop", "json_schema"])
+async def test_a_sampling_parameter_beside_the_others_is_sent_to_them(stand: Stand, name: str) -> None:
+    async with client_of(stand) as client:
+        response = await client.post("/generate", json={"text": "a", name: 1})
+    assert response.status_code == 400
+    assert f"{name!r}: it belongs into sampling_params" in response.json()["error"]["message"]
+
+
 async def test_names_of_adapters_are_refused(stand: Stand) -> None:
     async with client_of(stand) as client:
         body = {"model": "test-model:poet", "prompt": "a", "max_tokens": 1}

@@ -27,12 +27,15 @@ SHOWN = 100
 class Fields:
     """What a body may hold. `read`: values that the route looks at. `ignored`: what changes nothing in an answer; never built.
     `refused`: what is not done here; a long value of theirs is refused unseen, a short one is for the route to judge. `takes_hints`:
-    what is not known is ignored, too (note_unknown)."""
+    what is not known is ignored, too (note_unknown). `members`: names that clients write here and that belong into the object
+    `members_of`; the error says so."""
 
     read: frozenset[str]
     ignored: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     takes_hints: bool = False
+    members: frozenset[str] = frozenset()
+    members_of: str = ""
     known: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -47,7 +50,12 @@ class Fields:
         if unknown and self.takes_hints:
             note_unknown(unknown, self.read, "field")
         elif unknown:
-            raise RequestError(unknown_message(unknown[0], self.known, "field"), unknown[0][:SHOWN])
+            raise RequestError(self._message(unknown[0]), unknown[0][:SHOWN])
+
+    def _message(self, name: str) -> str:
+        if name in self.members:
+            return f"unknown field {name!r}: it belongs into {self.members_of}"
+        return unknown_message(name, self.known, "field")
 
 
 def check_known(body: dict[str, Any], known: Collection[str], what: str) -> None:

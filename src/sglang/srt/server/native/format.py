@@ -63,7 +63,8 @@ _UNSUPPORTED = frozenset(
     ]
 )
 
-GENERATE_FIELDS = Fields(_FIELDS, _IGNORED, _UNSUPPORTED)
+_SAMPLING = frozenset(SamplingParams.__struct_fields__) - _FIELDS - _IGNORED - _UNSUPPORTED
+GENERATE_FIELDS = Fields(_FIELDS, _IGNORED, _UNSUPPORTED, members=_SAMPLING, members_of="sampling_params")
 
 
 @dataclass(frozen=True)
