@@ -118,6 +118,7 @@ def test_the_tables_have_each_name_once() -> None:
         ("--mem-fraction 0.8", {"mem_fraction_static": 0.8}),
         ("--context-len 4096", {"context_length": 4096}),
         ("--max-running 3", {"max_running_requests": 3}),
+        ("--mem_frac .5 --max_running=3", {"mem_fraction_static": 0.5, "max_running_requests": 3}),
         ("--chunked-prefill -1", {"chunked_prefill_size": -1}),
         ("--trust", {"trust_remote_code": True}),
         ("--model ./m --served name", {"model_path": "./m", "served_model_name": "name"}),

@@ -122,8 +122,9 @@ def spell_out(words: list[str], parser: FlagParser, cls: type[Any]) -> list[str]
         flag, equals, value = word.partition("=")
         flag = _with_dashes(flag, {*own, *others})
         if flag.startswith("--") and len(flag) > 2 and flag not in own and flag not in others:
-            fits = [name for name in own if name.startswith(flag)]
-            fits = fits if len(fits) == 1 else [name for name in (*own, *others) if name.startswith(flag)]
+            begin = flag.replace("_", "-")
+            fits = [name for name in own if name.startswith(begin)]
+            fits = fits if len(fits) == 1 else [name for name in (*own, *others) if name.startswith(begin)]
             if len(fits) > 1:
                 parser.error(f"{flag} may mean {', '.join(fits[:8])}{', ...' if len(fits) > 8 else ''}: write it out")
             flag = fits[0] if fits else flag
