@@ -72,6 +72,11 @@ FOLLOWED: dict[str, Case] = {
         [["c", "a"]],
         [["a"], ["a", "a"], ["a", "b", "c"]],
     ),
+    "unique digits": (
+        {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 3}, "uniqueItems": True, "minItems": 3, "maxItems": 4},
+        [[3, 0, 2], [0, 1, 2, 3]],
+        [[1, 1, 2], [0, 1], [4, 1, 2], [0, 1.5, 2]],
+    ),
     "discriminator": (schema_of(Owner), [{"pet": {"kind": "dog", "lives": 2}}], [{"pet": {"lives": 2}}, {"pet": {"kind": "cat"}}]),
     "recursive union": (
         schema_of(Branch),
@@ -154,6 +159,9 @@ def test_what_is_followed(engine: str, name: str) -> None:
 
 LEFT: dict[str, tuple[dict[str, Any], set[str]]] = {
     "unique strings": (schema_of(set[str]), {"#/uniqueItems"}),
+    "unique integers": (
+        {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "uniqueItems": True}, {"#/uniqueItems"}
+    ),
     "contains": ({"type": "array", "items": {"type": "integer"}, "contains": {"const": 1}, "minContains": 2}, {"#/contains"}),
     "not": ({"type": "string", "not": {"const": "x"}}, {"#/not"}),
     "conditions": (

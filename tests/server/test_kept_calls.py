@@ -303,3 +303,35 @@ def test_numbers_that_json_has_not_are_none() -> None:
         assert (answer.calls, answer.text) == ([], text)
     answer = read(create_parser("gemma", TOOLS), "<|tool_call>call:a{x:NaN,y:-1e999}<tool_call|>")
     assert called(answer) == [("a", {"x": "NaN", "y": "-1e999"})], "words may stand there without quotes"
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "tool_call", "function_calls", "function_call"])
+@pytest.mark.parametrize("name", ["generic", "llama3", "qwen"])
+def test_calls_in_an_object_of_calls(name: str, key: str) -> None:
+    a, b = _json("a", '"x": 1'), '{"id": "1", "type": "function", "function": {"name": "b", "arguments": "{}"}}'
+    for value, names in ((f"[{a}, {b}]", ["a", "b"]), (a, ["a"])):
+        for text in (f'{{"{key}": {value}}}', f'```json\n{{\n "{key}" : {value}\n}}\n```'):
+            for cuts in ([], list(range(len(text)))):
+                answer = read(create_free_parser(name, TOOLS), text, cuts)
+                assert ([call.name for call in answer.calls], answer.text) == (names, "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"steps": [{_json("a", "")}]}}',
+        f'So: {{"call": {_json("a", "")}, "n": 1}}.',
+        f'{{"tool_calls": "none", "last": {_json("a", "")}}}',
+        f'{{"tool_calls": [1, {_json("a", "")}]}}',
+        '{"tool_calls": []}',
+        '{"tool_calls"',
+        '{"tool_calls": ',
+    ],
+)
+@pytest.mark.parametrize("name", ["generic", "llama3"])
+def test_what_resembles_a_call_within_other_json_is_none(name: str, text: str) -> None:
+    for cuts in ([], list(range(len(text)))):
+        answer = read(create_free_parser(name, TOOLS), text, cuts)
+        assert (answer.calls, answer.text) == ([], text)
+    answer = read(create_free_parser(name, TOOLS), f'{{"plan": {{"b": [1]}}}}\n{_json("b", "")}')
+    assert ([call.name for call in answer.calls], answer.text) == (["b"], '{"plan": {"b": [1]}}')

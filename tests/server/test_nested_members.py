@@ -50,6 +50,21 @@ async def test_a_json_object_with_a_schema_follows_it(stand: Stand) -> None:
     assert json.loads(received(stand).sampling.json_schema or "") == {"type": "object"}
 
 
+@pytest.mark.parametrize("kinds", ["array", "string", ["array", "null"], [], 5, None])
+async def test_the_schema_of_a_json_object_allows_objects(stand: Stand, kinds: Any) -> None:
+    form = {"type": "json_object", "schema": {"type": kinds, "items": {"type": "integer"}}}
+    for path, body in (("/v1/completions", {"prompt": "x"}), ("/v1/chat/completions", {"messages": HELLO})):
+        response = await post(stand, path, {**body, "response_format": form})
+        assert response.status_code == 400 and "asks for an object" in response.text
+
+
+async def test_of_several_types_a_json_object_is_an_object(stand: Stand) -> None:
+    says(stand, "{}")
+    for schema in ({"type": ["array", "object"], "maxProperties": 2}, {"maxProperties": 2}):
+        assert (await chat(stand, response_format={"type": "json_object", "schema": schema})).status_code == 200
+        assert json.loads(received(stand).sampling.json_schema or "") == {"type": "object", "maxProperties": 2}
+
+
 def user(*parts: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": list(parts)}]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,13 +16,14 @@ from sglang.srt.server.openai.messages import parse_messages
 from sglang.srt.server.openai.protocol import ChatRequest, parse_request
 from sglang.srt.server.openai.sampling import has_format, sampling_params
 from sglang.srt.server.openai.tools import ToolPlan, plan_tools, tell_calls, tell_tools
-from sglang.srt.server.parsers.tool_calls import call_format, format_of_template
+from sglang.srt.server.parsers.tool_calls import NONE, call_format, format_of_template
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
 from sglang.srt.server.tokenization.joined_messages import encode_joined
 from sglang.srt.server.tokenization.template_forms import MediaToken
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
+_LOG = logging.getLogger(__name__)
 NO_EFFORT = "none"
 MAX_RENDERED_CHARS = 1 << 20
 """of users' messages that are rendered without being generated from, however short the context is"""
@@ -56,13 +58,19 @@ def chat_options(
     """`tool_parser`: None for the one that the chat template gives away. Raises RequestError if there is no tokenizer."""
     tokenizer = manager.need_tokenizer()
     template = tokenizer.chat_template(with_tools=True).source if tokenizer.has_chat_template else ""
+    tool_parser = tool_parser or format_of_template(template)
+    if tool_parser == NONE:
+        _LOG.warning(
+            "The chat template has the model call tools in a way that no tool call parser reads: with tool_choice auto such calls stay "
+            "text. tool_choice required works; --tool-call-parser sets another format."
+        )
     return ChatOptions(
         tokenizer=tokenizer,
         served_name=served_name,
         defaults=defaults or {},
         max_chars=manager.max_chars,
         context_len=manager.context_len,
-        tool_parser=tool_parser or format_of_template(template),
+        tool_parser=tool_parser,
         reasoning=reasoning,
         media_tokens=manager.media.media_tokens if manager.media is not None else {},
         may_cut=manager.http.allow_auto_truncate,

@@ -101,7 +101,13 @@ def _object_schema(schema: Any) -> str:
         return '{"type": "object"}'
     if not isinstance(schema, dict):
         raise RequestError("response_format.schema must be a JSON schema", "response_format")
-    return _dump(schema if "type" in schema else {"type": "object", **schema})
+    kinds = schema.get("type", "object")
+    if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
+        raise RequestError(
+            "response_format of type json_object asks for an object, but its schema's type is another; json_schema takes any schema",
+            "response_format",
+        )
+    return _dump({"type": "object", **schema} | {"type": "object"})
 
 
 def _named_schema(outer: dict[str, Any]) -> Any:

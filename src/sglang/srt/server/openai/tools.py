@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -67,10 +67,10 @@ class ToolPlan:
         return create_parser(self.parser, tools, self.max_calls)
 
 
-def parameters_of(tools: list[dict[str, Any]]) -> dict[str, Sequence[str]]:
-    """The names of the parameters of each tool, in the order of its schema."""
+def parameters_of(tools: list[dict[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The parameters of each tool, in the order of its schema: by their names what they must be."""
     functions = [tool["function"] for tool in tools]
-    return {function["name"]: tuple(function.get("parameters", {}).get("properties", ())) for function in functions}
+    return {function["name"]: function.get("parameters", {}).get("properties", {}) for function in functions}
 
 
 def plan_tools(
@@ -108,6 +108,7 @@ def _plan_auto(shown: list[dict[str, Any]], max_calls: int | None, format_name: 
     strict = tuple(tool["function"]["name"] for tool in shown if tool["function"].get("strict"))
     if not strict:
         return ToolPlan(shown, format_name, max_calls, sampling, is_free=True)
+    format_name = call_format(format_name).constrained_as or format_name
     tag = call_format(format_name).tag
     # calls that are Python bear their name in the trigger: of tools that are not strict nothing is asked
     bound = [tool for tool in shown if tool["function"].get("strict") or not tag.keywords]

@@ -6,7 +6,8 @@ on both sides. What is wrong with one call costs no other: a call of an unknown 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from sglang.common.growing import Growing, held_len
 from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Piece, Text
@@ -17,8 +18,8 @@ _REREAD = 512
 
 
 class CallParser:
-    """Base of the formats. `tools`: the names of those there are; a mapping says the names of their parameters, too, in order. A call
-    of any other tool is text. Calls beyond `max_calls` are left out. `exact`: tools that a constraint holds to one way of writing;
+    """Base of the formats. `tools`: the names of those there are; a mapping says their parameters, too, in order: names, or
+    the schema of each by its name. A call of any other tool is text. Calls beyond `max_calls` are left out. `exact`: tools that a constraint holds to one way of writing;
     what only looks like a call of them is text."""
 
     openers: tuple[str, ...] = ()
@@ -32,7 +33,11 @@ class CallParser:
     """what may stand before that"""
 
     def __init__(self, tools: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
-        self._tools: Mapping[str, Sequence[str]] = tools if isinstance(tools, Mapping) else dict.fromkeys(tools, ())
+        known = tools if isinstance(tools, Mapping) else dict.fromkeys(tools, ())
+        self._tools: Mapping[str, Mapping[str, Any]] = {
+            name: parameters if isinstance(parameters, Mapping) else dict.fromkeys(parameters)
+            for name, parameters in known.items()
+        }
         self._exact = frozenset(exact)
         self._max_calls = max_calls
         self._buffer = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from sglang.common.growing import Growing
@@ -82,7 +82,8 @@ class CallReader:
     `more(text, is_last)` with the arguments as they come; none are the last if they turn out to be no JSON. `wrong` is set when
     this is no call, or not to the end. `is_unknown`: it calls a tool that is not there, describes one, has no object for arguments,
     or calls nothing at all; it is read to its end nevertheless. `among_calls`: nothing but calls is expected here, so other keys and
-    objects do not make it `wrong`. `described`: given where nothing but its keys says that this is a call. It holds the parameters
+    objects do not make it `wrong`. `other_key`: the key by which this is seen to be an object of another kind, if it is the first.
+    `described`: given where nothing but its keys says that this is a call. It holds the parameters
     of each tool, by which a description of the tool is told from a call of it.
     """
 
@@ -91,7 +92,7 @@ class CallReader:
         begin: Callable[[str], bool],
         more: Callable[[str, bool], None],
         among_calls: bool = False,
-        described: Mapping[str, Sequence[str]] | None = None,
+        described: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         self._begin = begin
         self._more = more
@@ -110,6 +111,8 @@ class CallReader:
         self.done = False
         self.wrong = False
         self.is_unknown = False
+        self.other_key: str | None = None
+        self._num_keys = 0
 
     def feed(self, text: str) -> int:
         """How many characters belong to the call (all, unless it is `done` or `wrong`)."""
@@ -144,6 +147,9 @@ class CallReader:
             if is_other and self._name is not None and self._described is not None:
                 self._set_unknown()
             self.wrong = is_other and not (self.begun or self.is_unknown or self._among_calls)
+            self._num_keys += 1
+            if self.wrong and self._num_keys == 1:
+                self.other_key = self._key
         return used
 
     def _colon(self, text: str) -> int:
@@ -316,7 +322,7 @@ _MAX_BEGINNING = 200
 """characters after which it is known what stands there: no word of schemas is as long"""
 
 
-def describes(parameters: dict[str, Any], known: Sequence[str]) -> bool:
+def describes(parameters: dict[str, Any], known: Collection[str]) -> bool:
     """Whether what stands for the arguments is the schema of a tool with the parameters `known`, or a type for each of them."""
     if parameters.get("type") == "object" and "type" not in known:
         return True
@@ -329,7 +335,7 @@ def _is_type(value: object) -> bool:
     return isinstance(value, str) and value in _TYPES
 
 
-def _is_no_description(start: str, known: Sequence[str]) -> bool:
+def _is_no_description(start: str, known: Collection[str]) -> bool:
     """Whether an object that begins like this is none, whatever follows."""
     found = _FIRST.match(start)
     if found is None:

@@ -9,15 +9,19 @@ from sglang.srt.errors import ConfigError
 from sglang.srt.server.parsers.bare import BareCalls
 from sglang.srt.server.parsers.calls import CallParser
 from sglang.srt.server.parsers.formats.json_format import (
+    LIST_MARKS,
     BareJsonCalls,
     DeepSeekCalls,
+    FunctionTagCalls,
     GenericCalls,
     JsonCalls,
+    KimiCalls,
     Llama3Calls,
     MistralCalls,
     QwenCalls,
 )
 from sglang.srt.server.parsers.formats.python_format import GemmaCalls, PythonicCalls
+from sglang.srt.server.parsers.formats.tagged_format import GlmCalls, MiniMaxCalls, QwenCoderCalls
 from sglang.srt.server.parsers.pieces import Parser
 
 
@@ -35,22 +39,70 @@ class Tag:
 @dataclass(frozen=True)
 class CallFormat:
     """`how`: the words that tell a model without a tool template how to call. `signs`: what in a chat template gives the format
-    away. `foreign`: signs of a way to write calls that `tag` is not."""
+    away. `foreign`: signs of a way to write calls that `tag` is not. `constrained_as`: the format that has `tag`, if a constraint
+    cannot follow this one."""
 
     parser: type[CallParser]
     how: str
     tag: Tag
     signs: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
+    constrained_as: str | None = None
 
 
 _JSON = '{"name": "NAME", "arguments": {"PARAMETER": VALUE}}'
 
+_QWEN_TAG = Tag("<tool_call>", '<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>")
+_JSON_TAG = Tag('{"name": "', '{"name": "NAME", "arguments": ', "}")
+_UNREAD = ("<|channel|>", "<|tool_call:begin|>", "[TOOL_CALL_START]", '"tool_name"')  # gpt-oss, Solar, YandexGPT, Command R
+"""in chat templates: ways to write calls that nothing here reads"""
+NONE = "none"
+
 FORMATS: dict[str, CallFormat] = {
+    "glm45": CallFormat(
+        GlmCalls,
+        "<tool_call>NAME\n<arg_key>PARAMETER</arg_key>\n<arg_value>VALUE</arg_value>\n</tool_call>",
+        _QWEN_TAG,
+        ("<arg_key>",),
+        constrained_as="qwen",
+    ),
+    "qwen3_coder": CallFormat(
+        QwenCoderCalls,
+        "<tool_call>\n<function=NAME>\n<parameter=PARAMETER>\nVALUE\n</parameter>\n</function>\n</tool_call>",
+        _QWEN_TAG,
+        ("<parameter=",),
+        constrained_as="qwen",
+    ),
+    "minimax_m2": CallFormat(
+        MiniMaxCalls,
+        '<minimax:tool_call>\n<invoke name="NAME">\n<parameter name="PARAMETER">VALUE</parameter>\n</invoke>\n</minimax:tool_call>',
+        _JSON_TAG,
+        ("<minimax:tool_call>",),
+        ("<minimax:tool_call>",),
+        constrained_as="generic",
+    ),
+    "kimi_k2": CallFormat(
+        KimiCalls,
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.NAME:0<|tool_call_argument_begin|>"
+        '{"PARAMETER": VALUE}<|tool_call_end|><|tool_calls_section_end|>',
+        Tag(
+            "<|tool_call_begin|>",
+            "<|tool_call_begin|>functions.NAME:0<|tool_call_argument_begin|>",
+            "<|tool_call_end|>",
+        ),
+        ("<|tool_calls_section_begin|>",),
+    ),
+    "functionary": CallFormat(
+        FunctionTagCalls,
+        '<function=NAME>{"PARAMETER": VALUE}</function>',
+        Tag("<function=", "<function=NAME>", "</function>"),
+        ("<function=",),
+    ),
+    NONE: CallFormat(CallParser, _JSON, _JSON_TAG, _UNREAD, _UNREAD, constrained_as="generic"),
     "qwen": CallFormat(
         QwenCalls,
         f"<tool_call>\n{_JSON}\n</tool_call>",
-        Tag("<tool_call>", '<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>"),
+        _QWEN_TAG,
         ("<tool_call>",),
     ),
     "deepseek": CallFormat(
@@ -78,15 +130,18 @@ FORMATS: dict[str, CallFormat] = {
         ("<start_function_call>", "<|tool_call>"),
     ),
     "pythonic": CallFormat(
-        PythonicCalls, '[NAME(PARAMETER="VALUE")]', Tag("[NAME(", "[NAME(", ")]", keywords=True), ("<|python_start|>",)
+        PythonicCalls,
+        '[NAME(PARAMETER="VALUE")]',
+        Tag("[NAME(", "[NAME(", ")]", keywords=True),
+        ("<|python_start|>", "<|tool_list_start|>"),
     ),
+    "generic": CallFormat(GenericCalls, _JSON, _JSON_TAG, LIST_MARKS),
     "llama3": CallFormat(
         Llama3Calls,
         '{"name": "NAME", "parameters": {"PARAMETER": VALUE}}',
         Tag('{"name": "', '{"name": "NAME", "parameters": ', "}"),
         ("<|python_tag|>", "ipython"),
     ),
-    "generic": CallFormat(GenericCalls, _JSON, Tag('{"name": "', '{"name": "NAME", "arguments": ', "}")),
 }
 """Looked through in this order when a template is to give its format away."""
 
@@ -99,6 +154,11 @@ ALIASES = {
     "llama": "llama3",
     "llama4": "pythonic",
     "gemma4": "gemma",
+    "glm": "glm45",
+    "glm47": "glm45",
+    "seed_oss": "qwen3_coder",
+    "lfm2": "pythonic",
+    "minimax-m2": "minimax_m2",
     "json": "generic",
 }
 
@@ -112,7 +172,8 @@ def call_format(name: str) -> CallFormat:
 
 
 def format_of_template(source: str) -> str:
-    """The name of the format that a chat template speaks of, "generic" if none."""
+    """The name of the format that a chat template speaks of: "none" if it is one that nothing here reads, "generic" if it speaks of
+    none."""
     return next((name for name, entry in FORMATS.items() if any(sign in source for sign in entry.signs)), "generic")
 
 
@@ -135,4 +196,4 @@ def create_free_parser(name: str, tools: Collection[str], max_calls: int | None 
 
 def create_whole_parser(tools: Collection[str], max_calls: int | None = None) -> Parser:
     """For an answer that a constraint makes either a call, or a list of them, or JSON of another kind, whatever that holds."""
-    return BareCalls(BareJsonCalls(tools, max_calls), CallParser(()))
+    return BareCalls(BareJsonCalls(tools, max_calls, wraps=False), CallParser(()))

@@ -15,6 +15,8 @@ from sglang.srt.server.parsers.pieces import Piece
 
 _BETWEEN = " \t\r\n[],;"
 """what may stand between calls"""
+WRAPPERS = frozenset({"tool_calls", "tool_call", "function_calls", "function_call"})
+"""keys of an object that holds nothing but calls"""
 _EXACT_BEGINNING = '{"name": "'
 """what triggers the constraint of a call that no mark precedes"""
 HEAD_CHARS = 500
@@ -29,6 +31,8 @@ class JsonCalls(CallParser):
     """openers after which a name may come"""
     bare = False
     """whether calls without a mark before them are told by their keys alone (`described` of CallReader)"""
+    wraps = False
+    """whether calls may stand in an object of one of WRAPPERS"""
 
     def __init__(self, tools: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
         super().__init__(tools, max_calls, exact)
@@ -37,7 +41,7 @@ class JsonCalls(CallParser):
         self._head: str | None = None
         self._said = Growing()
         self._object_at = 0
-        self._has_mark = False
+        self._has_mark = self._is_wrapped = False
         self._skips = tuple(sorted({*self.closers, *(m for m in self.openers if m not in ("{", "["))}, key=len, reverse=True))
 
     def finish(self) -> list[Piece]:
@@ -53,6 +57,7 @@ class JsonCalls(CallParser):
 
     def _open(self, mark: str) -> None:
         self._head = None
+        self._is_wrapped = False
         self._has_mark = mark in self.markers
         self._state = self._read_between
 
@@ -69,6 +74,9 @@ class JsonCalls(CallParser):
             self._head = "" if mark in self.heads else None
         elif buffer[0] in _BETWEEN:
             self._pass(buffer[0])
+        elif buffer[0] == "}" and self._is_wrapped and self._after_call:
+            self._is_wrapped = False
+            self._pass("}")
         elif buffer[0] == "{":
             self._head = None
             described = self._tools if self.bare and not self._has_mark else None
@@ -80,6 +88,10 @@ class JsonCalls(CallParser):
             self._state = self._read_other
         elif self._head is not None:
             self._state = self._read_head
+        elif self._is_wrapped and not self._after_call:
+            self._emit_text(self._raw.take())
+            self._scanner, self._is_wrapped = ValueScanner(depth=1 + self._num_open), False
+            self._state = self._read_other
         elif self._raw:
             self._give_up(self._raw.length)
         else:
@@ -106,13 +118,26 @@ class JsonCalls(CallParser):
             self._emit_text(self._raw.take())
         if reader.done or (reader.wrong and (reader.begun or reader.is_unknown)):
             self._state = self._read_between if reader.begun else self._read_after_unknown
-        elif reader.wrong and self._is_in_list:
+        elif self.wraps and reader.other_key in WRAPPERS and not self._is_wrapped:
+            self._state = self._read_wrapper
+        elif reader.wrong and (self._is_in_list or reader.other_key is not None):
             self._emit_text(self._raw.take())
             self._scanner = ValueScanner(depth=1)
             self._state = self._read_other
         elif reader.wrong:
             self._give_up()
         return bool(self._buffer)
+
+    def _read_wrapper(self, final: bool) -> bool:
+        """What stands between the key of a wrapper and its value."""
+        if not self._buffer:
+            return False
+        if self._buffer[0] not in ": \t\r\n":
+            self._is_wrapped = True
+            self._state = self._read_between
+        else:
+            self._consume(1)
+        return True
 
     @property
     def _is_among_calls(self) -> bool:
@@ -180,12 +205,20 @@ class QwenCalls(JsonCalls):
     markers = ("<tool_call>", "</tool_call>")
 
 
-class BareJsonCalls(JsonCalls):
-    """{"name": "f", "arguments": {...}} or a list of them, anywhere in the answer, fenced or not. What only describes a tool is none."""
+LIST_MARKS = ("<TOOLCALL>", "<tool_calls>", "<|tool_call|>", "functools")
+"""what stands before a list of calls in the chat templates of Nemotron Nano, of Jamba, Apriel and MiniMax M1, of Granite 3, and of
+FireFunction"""
 
-    openers: tuple[str, ...] = ("```json", "```", "[", "{")
-    closers: tuple[str, ...] = ("```",)
+
+class BareJsonCalls(JsonCalls):
+    """{"name": "f", "arguments": {...}} or a list of them, anywhere in the answer, fenced, marked or not. What only describes a tool is
+    none."""
+
+    openers: tuple[str, ...] = (*LIST_MARKS, "```json", "```", "[", "{")
+    closers: tuple[str, ...] = ("</TOOLCALL>", "</tool_calls>", "```")
+    markers: tuple[str, ...] = ("<TOOLCALL>", "</TOOLCALL>", "<tool_calls>", "</tool_calls>", "<|tool_call|>")
     bare = True
+    wraps = True
 
     def __init__(
         self,
@@ -193,9 +226,11 @@ class BareJsonCalls(JsonCalls):
         max_calls: int | None = None,
         exact: Collection[str] = (),
         around: tuple[str, ...] = (),
+        wraps: bool = True,
     ) -> None:
-        """`around`: marks of another format that may stand before and after."""
+        """`around`: marks of another format that may stand before and after. `wraps`: see JsonCalls."""
         self.openers = (*around, *self.openers)
+        self.wraps = wraps
         super().__init__(tools, max_calls, exact)
 
 
@@ -210,7 +245,7 @@ class Llama3Calls(BareJsonCalls):
 
     openers = ("<|python_tag|>", *BareJsonCalls.openers)
     closers = ("<|eom_id|>", *BareJsonCalls.closers)
-    markers = ("<|python_tag|>", "<|eom_id|>")
+    markers = ("<|python_tag|>", "<|eom_id|>", *BareJsonCalls.markers)
 
 
 class MistralCalls(JsonCalls):
@@ -241,3 +276,28 @@ class DeepSeekCalls(JsonCalls):
         first, _, second = head.partition(_SEP)
         name = second.split("```")[0].strip() if first.strip() == "function" and second.strip() else first
         return name.strip()
+
+
+class KimiCalls(JsonCalls):
+    """<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{...}<|tool_call_end|>, several in a section (source: the Kimi K2 chat
+    template)."""
+
+    openers = ("<|tool_calls_section_begin|>", "<|tool_call_begin|>")
+    closers = ("<|tool_call_end|>", "<|tool_calls_section_end|>")
+    heads = ("<|tool_call_begin|>",)
+    markers = (*openers, "<|tool_call_argument_begin|>", *closers)
+
+    def _name_of(self, head: str) -> str:
+        name = head.split("<|tool_call_argument_begin|>")[0].strip().removeprefix("functions.")
+        return name.rpartition(":")[0] or name
+
+
+class FunctionTagCalls(JsonCalls):
+    """<function=f>{...}</function> (source: the Functionary 3.1 chat template)."""
+
+    openers = ("<function=",)
+    closers = ("</function>",)
+    heads = ("<function=",)
+
+    def _name_of(self, head: str) -> str:
+        return head.strip().removesuffix(">")

@@ -1,4 +1,4 @@
-"""Calls written as Python: [f(x=1), g(y="a")] (source: the Llama 4 and ToolACE chat templates), and Gemma's own formats.
+"""Calls written as Python: [f(x=1), g(y="a")] (source: the Llama 4, ToolACE and LFM2 chat templates), and Gemma's own formats.
 
 Arguments are literals by keyword. A call goes out when its bracket closes, its arguments as JSON; what cannot be read, or is cut off, is
 text.
@@ -10,7 +10,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from sglang.common.growing import Growing, held_len
 from sglang.srt.server.parsers.calls import CallParser
@@ -28,11 +28,11 @@ _CONSTANTS = {"true": True, "false": False, "null": None, "True": True, "False":
 
 
 class PythonicCalls(CallParser):
-    openers: tuple[str, ...] = ("<|python_start|>", "[")
-    closers: tuple[str, ...] = ("<|python_end|>", "]")
-    markers: tuple[str, ...] = ("<|python_start|>", "<|python_end|>")
+    openers: tuple[str, ...] = ("<|python_start|>", "<|tool_call_start|>", "[")
+    closers: tuple[str, ...] = ("<|python_end|>", "<|tool_call_end|>", "]")
+    markers: tuple[str, ...] = ("<|python_start|>", "<|python_end|>", "<|tool_call_start|>", "<|tool_call_end|>")
 
-    exact_openings: tuple[str, ...] = ("[",)
+    exact_openings: tuple[str, ...] = ("[", "<|python_start|>[", "<|tool_call_start|>[")
     """what stands before a call that is written exactly"""
 
     separators = ",;\n"
@@ -336,7 +336,7 @@ def _plain(word: str) -> object:
     return word if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_python(source: str, parameters: Sequence[str]) -> str | None:
+def read_python(source: str, parameters: Collection[str]) -> str | None:
     """JSON text of what stands between a call's brackets; values without a name are those of the first `parameters`. None for what
     Python cannot read as literals, what fits no parameter, and what has more parts than a reader should be kept busy with."""
     if sum(map(source.count, ",([{+")) > MAX_PARTS:
@@ -349,7 +349,7 @@ def read_python(source: str, parameters: Sequence[str]) -> str | None:
         return None
 
 
-def _bound(call: ast.Call, parameters: Sequence[str]) -> dict[str, object]:
+def _bound(call: ast.Call, parameters: Collection[str]) -> dict[str, object]:
     """The value of each parameter. Raises ValueError where Python itself would refuse the call."""
     if len(call.args) > len(parameters):
         raise ValueError("there are more values than parameters")

@@ -63,7 +63,7 @@ class Reductions:
         """Lists of distinct values, all of them, in any order."""
         if node.get("uniqueItems") is not True or node.get("type") != "array":
             return
-        values = named_values(self._document, node.get("items"), scope)
+        values = named_values(self._document, node.get("items"), scope) or _few_integers(node.get("items"))
         if values is None or not node.keys() & CONSTRAINING <= _ABOUT_LISTS | {"type"}:
             return
         low, high = node.get("minItems", 0), node.get("maxItems", len(values))
@@ -76,6 +76,16 @@ class Reductions:
         for key in _ABOUT_LISTS:
             node.pop(key, None)
         node["enum"] = chosen
+
+
+def _few_integers(schema: Any) -> list[Any] | None:
+    """The integers between two limits that are close to each other."""
+    if not isinstance(schema, dict) or not schema.keys() & CONSTRAINING <= {"type", "minimum", "maximum"}:
+        return None
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if schema.get("type") != "integer" or type(low) is not int or type(high) is not int or not 0 <= high - low < MAX_LISTS:
+        return None
+    return list(range(low, high + 1))
 
 
 def _split_dependencies(node: Node) -> None:
