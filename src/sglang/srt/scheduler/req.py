@@ -22,7 +22,7 @@ class Req:
     place in the grammar depend on the output alone. `arrival` numbers requests in order.
 
     `in_reasoning`: output is free text until one of `msg.grammar_after` comes. `jumps`: tokens that the grammar forces are not
-    sampled (output.py). `proposer`: who drafts what may come next (speculation/). `takes_drafts`: several of its tokens may be sampled
+    sampled (results.py). `proposer`: who drafts what may come next (speculation/). `takes_drafts`: several of its tokens may be sampled
     in one step.
     `logprob_next`: first position of prompt and output whose log probability is wanted and not there yet.
     `ending`: why it ends as soon as those are there. `no_reuse`: start from an empty prefix (see decode.py).

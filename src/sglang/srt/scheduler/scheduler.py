@@ -49,11 +49,10 @@ from sglang.srt.scheduler.grammar.journal import GrammarJournal, NotedBackend
 from sglang.srt.scheduler.grammar.masks import MaskFiller
 from sglang.srt.scheduler.grammar.trial import Trials
 from sglang.srt.scheduler.media.encoder_gate import EncoderGate
-from sglang.srt.scheduler.output import take_forced, take_searched, take_sent
 from sglang.srt.scheduler.overlap import Flight, build_ahead, overtaken
 from sglang.srt.scheduler.profiling import Profiler
 from sglang.srt.scheduler.req import Req
-from sglang.srt.scheduler.results import StepResults
+from sglang.srt.scheduler.results import StepResults, take_forced, take_searched, take_sent
 from sglang.srt.scheduler.speculation.planning import DraftBudget, add_drafts, is_confident
 from sglang.srt.scheduler.speculation.proposers.selection import Proposers
 from sglang.srt.scheduler.stats import StepStats
