@@ -16,10 +16,9 @@ from sglang.srt.messages import LogprobOptions, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.compiler import FREE_TEXT, GrammarCompiler, Job, Key
-from sglang.srt.scheduler.logprob_log import LogprobLog
 from sglang.srt.scheduler.media.arriving import ImageIds, RecentPixels, check_media
 from sglang.srt.scheduler.media.req_media import req_media
-from sglang.srt.scheduler.req import Req
+from sglang.srt.scheduler.req import LogprobLog, Req
 from sglang.srt.scheduler.speculation.proposers.selection import Proposers
 from sglang.srt.scheduler.stop_regex import STOP_REGEX, Searches
 from sglang.srt.vocabulary import Vocabulary
