@@ -158,7 +158,8 @@ class Scheduler:
     def step(self) -> bool:
         """One step of everyone there is memory for. False when there was nothing to compute."""
         results = StepResults(self.memory)
-        self._searches.begin_step()
+        if self._searches.has_searched:
+            self._searches.begin_step()
         self._enter_searched()
         self._enqueue_compiled(results)
         flight, self._flight = self._flight, None

@@ -93,7 +93,7 @@ class Inlet:
         self._arrivals += 1
         if msg.media:
             msg = msgspec.structs.replace(msg, media=tuple(self._pixels.filled(item) for item in msg.media))
-        media = req_media(msg, self._info)
+        media = req_media(msg, self._info) if msg.media or msg.rope_positions else None
         if media is not None:
             check_media(msg, self._info.rope_axes, self._info.media_kinds)
             prompt = self._image_ids.tree_ids(msg, prompt)
