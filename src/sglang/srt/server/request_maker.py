@@ -15,6 +15,7 @@ from sglang.srt.config import HttpOptions
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.media_item import without_pixels
 from sglang.srt.messages import TokenizedReq
+from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.generate_req import MAX_SEQUENCES, GenerateReq, for_each, rids_of, samples_of, wire_rid
 from sglang.srt.server.http.request_scope import current_scope
@@ -196,8 +197,7 @@ class RequestMaker:
             raise RequestError("the batch is empty", "text" if req.input_ids is None else "input_ids")
         samplings = for_each("sampling_params", req.sampling, len(prompts))
         logprobs = for_each("logprobs", req.logprobs, len(prompts))
-        num_sequences = sum(s.n for s in samplings)
-        budget = LogprobBudget(self.http.max_logprob_values, num_sequences)
+        budget = self._logprob_budget(samplings) if req.logprobs is not None else None
         scope = current_scope()
         rids = [wire_rid(scope.key, rid) for rid in rids_of(req.rid, len(prompts), req.is_batch)]
         salt = f"{scope.key}/{req.cache_salt or ''}" if self.http.cache_per_key and scope.key else req.cache_salt
@@ -210,7 +210,8 @@ class RequestMaker:
             may_cut = self.http.allow_auto_truncate and seen is None
             ids, fitted = fit_length(ids, sampling, self.context_len, req.max_new_tokens_is_default, may_cut)
             is_default = req.max_new_tokens_is_default or sampling.max_new_tokens is None
-            fitted = budget.spend(ids, fitted, options, is_default)
+            if options is not None and budget is not None:
+                fitted = budget.spend(ids, fitted, options, is_default)
             items = seen.items if seen is not None else ()
             ids, healed = self._heal(ids) if req.token_healing and seen is None else (ids, "")
             for name, choice in samples_of(rid, fitted):
@@ -238,6 +239,9 @@ class RequestMaker:
                 )
                 items = tuple(without_pixels(item) for item in items)  # those of one prompt follow each other
         return requests
+
+    def _logprob_budget(self, samplings: list[SamplingParams]) -> LogprobBudget:
+        return LogprobBudget(self.http.max_logprob_values, sum(s.n for s in samplings))
 
     def _heal(self, ids: list[int]) -> tuple[list[int], str]:
         """The prompt without the tokens at its end that the output begins anew, and their text."""

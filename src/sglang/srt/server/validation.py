@@ -62,6 +62,8 @@ def check_parameters(samplings: Iterable[SamplingParams]) -> None:
 
 def num_parameter_bytes(sampling: SamplingParams) -> int:
     """Bytes that those parameters take that may be long."""
+    if sampling.is_short:
+        return 0
     grammar = sampling.grammar
     size = ID_BYTES * (len(sampling.logit_bias or ()) + len(sampling.stop_token_ids))
     return size + sum(map(len, (*sampling.stop, *sampling.stop_regex))) + (len(grammar[1]) if grammar is not None else 0)

@@ -23,16 +23,17 @@ class ParameterRoom:
         size = num_parameter_bytes(request.sampling) if self._bounded else 0
         if size > SMALL:
             self._budget.take(_owner(request), size)
-            self._held[request.rid] = _owner(request), size
+            self.held[request.rid] = _owner(request), size
 
     def give_back(self, rid: str) -> None:
         """What the sequence of that name took, if it did."""
-        if rid in self._held:
-            self._budget.give_back(*self._held.pop(rid))
+        if rid in self.held:
+            self._budget.give_back(*self.held.pop(rid))
 
     def clear(self) -> None:
         """Nothing is in flight any more."""
-        self._held: dict[str, tuple[str, int]] = {}
+        self.held: dict[str, tuple[str, int]] = {}
+        """(owner, bytes) of those sequences that hold any"""
         self._budget = Budget(4 * MAX_PARAMETER_BYTES, 2 * MAX_PARAMETER_BYTES, "long sampling parameters are in flight")
 
 

@@ -77,7 +77,8 @@ class ChatCall:
                 sampling,
                 has_format=has_format(request),
             )
-        if self._plan.sampling.grammar != sampling.grammar:  # what constrains the answer are the tools
+        planned = self._plan.sampling
+        if planned is not sampling and planned.grammar != sampling.grammar:  # what constrains the answer are the tools
             names |= dict.fromkeys(("json_schema", "structural_tag"), "tools")
         self._num_samples = sampling.n
         self._thinks = False
@@ -89,11 +90,15 @@ class ChatCall:
 
     def _generate_req(self, request: ChatRequest, sampling: SamplingParams, names: dict[str, str]) -> GenerateReq:
         prompt = make_prompt(request, self._plan, self._options)
-        pixels = parse_pixels(request.mm_processor_kwargs, "mm_processor_kwargs")
+        wishes = request.mm_processor_kwargs
+        pixels = parse_pixels(wishes, "mm_processor_kwargs") if wishes is not None else None
         ids = prompt.ids(self._options, joins=self._takes_hints)
+        media = None
+        if prompt.media:
+            media = [prompt.media if pixels is None else with_pixels(prompt.media, pixels)]
         return GenerateReq(
             input_ids=ids,
-            media=[with_pixels(prompt.media, pixels)] if prompt.media else None,
+            media=media,
             sampling=self._with_markers(sampling),
             logprobs=LogprobOptions(top_num=self._num_top) if request.logprobs else None,
             rid=request.rid or None,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from sglang.common.reasoning import ReasoningFormat
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.server.fields import note_ignored
@@ -69,8 +71,7 @@ def chat_options(
     )
 
 
-@dataclass(frozen=True)
-class ChatPrompt:
+class ChatPrompt(msgspec.Struct, frozen=True, eq=False):
     """What the template is given. `media`: the images and videos among the messages, in their order. `continued`: what the last
     message has said so far, if more of it is wanted. `asks`: whether the prompt ends by asking for the next turn."""
 
@@ -143,6 +144,8 @@ def render_chat(body: dict[str, Any], options: ChatOptions) -> dict[str, Any]:
 def _template_variables(request: ChatRequest, template: ChatTemplate) -> dict[str, Any]:
     """What the template is told besides messages and tools. Effort and verbosity are hints: a template that does not know them
     is not told, but that there is to be no effort means no thoughts."""
+    if request.reasoning_effort is request.verbosity is None:
+        return request.chat_template_kwargs or {}
     variables: dict[str, Any] = {}
     for name, value in (("reasoning_effort", request.reasoning_effort), ("verbosity", request.verbosity)):
         if value is not None and template.mentions(name):

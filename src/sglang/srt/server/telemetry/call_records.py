@@ -95,6 +95,7 @@ class CallRecords:
         self.metrics = Metrics(name) if http.enable_metrics else None
         self.tracing = Tracing(endpoint, name) if endpoint else None
         self._log = RequestLog(http.log_requests, http.log_requests_level)
+        self.notes_all = self.metrics is not None or self._log.keeps_text
         self.leaving: dict[str, list[Sequence]] = {}
         """dropped; the scheduler has not said its last about them"""
 
@@ -107,10 +108,9 @@ class CallRecords:
         self._log.received(request)
 
     def said(self, sequence: Sequence, token_out: TokenOut, out: GenerateOut, now: float) -> None:
-        """Tokens have come, at `now`."""
+        """Tokens have come, at `now`. To be told of the first ones, and of all where it `notes_all`."""
         if token_out.ids:
-            if not sequence.first_at or self.metrics is not None:
-                self._note_times(sequence, token_out, now)
+            self._note_times(sequence, token_out, now)
             sequence.last_at = now
         if self._log.keeps_text:
             self._log.said(sequence.request, out)

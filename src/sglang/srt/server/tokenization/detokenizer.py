@@ -65,6 +65,9 @@ class Detokenizer:
 
     def _bytes_of(self, ids: list[int]) -> bytes:
         """What is shown of them: no special tokens that are skipped, nothing outside the vocabulary."""
+        if len(ids) == 1 and self._spacing is None:  # a stream's chunk, as most are
+            i = ids[0]
+            return self._table[i] if 0 <= i < len(self._table) and i not in self._skip else b""
         table, skip, size = self._table, self._skip, len(self._table)
         if self._spacing is not None:
             return b"".join([self._spacing.note(i) + table[i] for i in ids if 0 <= i < size])
