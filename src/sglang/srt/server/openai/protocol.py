@@ -176,15 +176,19 @@ Request = TypeVar("Request", bound=CommonRequest)
 
 def parse_request(kind: type[Request], body: dict[str, Any]) -> Request:
     """Raises RequestError for unknown fields and wrong types, UnsupportedError for what is not done here."""
-    body, names = translate(body)
+    names: dict[str, str] = {}
+    if not _TRANSLATED.isdisjoint(body):
+        body, names = translate(body)
     with client_names(names):
         if not body.keys() <= _FIELD_NAMES[kind]:
             body = {name: value for name, value in body.items() if _is_read(kind, name, value)}
         request = _validated(kind, body)
-    request.names.update(names)
+    if names:
+        request.names.update(names)
     return request
 
 
+_TRANSLATED = frozenset({STRUCTURED, *ALIASES})
 _FIELD_NAMES: dict[type[CommonRequest], Set[str]] = {
     kind: kind.model_fields.keys() for kind in (ChatRequest, CompletionRequest)
 }
