@@ -53,8 +53,7 @@ from sglang.srt.scheduler.overlap import Flight, build_ahead, overtaken
 from sglang.srt.scheduler.profiling import Profiler
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.results import StepResults, take_forced, take_searched, take_sent
-from sglang.srt.scheduler.speculation.planning import DraftBudget, add_drafts, is_confident
-from sglang.srt.scheduler.speculation.proposers.selection import Proposers
+from sglang.srt.scheduler.speculation.planning import DraftBudget, Proposers, add_drafts, is_confident
 from sglang.srt.scheduler.stats import StepStats
 from sglang.srt.scheduler.stop_regex import Searches
 from sglang.srt.vocabulary import Vocabulary

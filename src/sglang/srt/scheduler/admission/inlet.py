@@ -19,7 +19,7 @@ from sglang.srt.scheduler.grammar.compiler import FREE_TEXT, GrammarCompiler, Jo
 from sglang.srt.scheduler.media.arriving import ImageIds, RecentPixels, check_media
 from sglang.srt.scheduler.media.req_media import req_media
 from sglang.srt.scheduler.req import LogprobLog, Req
-from sglang.srt.scheduler.speculation.proposers.selection import Proposers
+from sglang.srt.scheduler.speculation.planning import Proposers
 from sglang.srt.scheduler.stop_regex import STOP_REGEX, Searches
 from sglang.srt.vocabulary import Vocabulary
 
