@@ -101,8 +101,9 @@ class RequestMaker:
             raise RequestError(
                 f"a request may ask for at most {limit} sequences (--max-queued-requests), and this one asks for {count}", "n"
             )
-        if self.http.max_text_tokens is not None:
-            check_parameters(samplings)
+        long = [sampling for sampling in samplings if not sampling.is_short]
+        if long and self.http.max_text_tokens is not None:
+            check_parameters(long)
 
     async def _tokenize(self, req: GenerateReq, special: bool) -> list[list[int]]:
         if req.input_ids is not None:
