@@ -13,11 +13,11 @@ from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import Fields, as_bool, check_members, note_unknown
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.http.wire import anthropic_error
+from sglang.srt.server.openai.answers import Usage, finish_details
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall
 from sglang.srt.server.openai.prompts import ChatOptions
 from sglang.srt.server.openai.protocol import ANSWERING, ChatRequest, parse_request
-from sglang.srt.server.openai.sse import Usage, finish_details
 
 _SAME = ("model", "temperature", "top_p", "top_k", "stream")
 _OWN = frozenset({"messages", "system", "max_tokens", "stop_sequences", "tools", "tool_choice", "thinking"})
