@@ -82,6 +82,8 @@ def plan_tools(
     """What follows from a request's `tools`, `tool_choice` and `parallel_tool_calls` for a model that calls in the format
     `format_name`. `has_format`: the constraint of `sampling` is that of response_format, which a forced call replaces. The plan's
     `sampling` holds the constraint. Raises RequestError."""
+    if tools is None and choice is None:
+        return ToolPlan(sampling=sampling)
     known = parse_tools(tools)
     mode, shown = _choose(choice, known)
     if mode == "none" or not shown:
