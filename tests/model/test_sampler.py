@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from sglang.srt.forward_batch import SampleSpec, VocabMasks
 from sglang.srt.model.kernels.ops import Ops
-from sglang.srt.model.sampling.sampler import Sampled, Sampler
-from sglang.srt.model.sampling.uniform import stream_keys, uniforms
+from sglang.srt.model.sampling.sampler import Sampled, Sampler, stream_keys, uniforms
 from sglang.srt.sampling_params import SamplingParams
 
 VOCAB = 101

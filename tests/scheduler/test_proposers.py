@@ -10,8 +10,8 @@ import pytest
 from sglang.srt.config import GrammarOptions
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.scheduler.speculation.grammar_walk import GrammarWalk
+from sglang.srt.scheduler.speculation.planning import Proposers
 from sglang.srt.scheduler.speculation.proposer import Draft, DraftContext, DraftLimits
-from sglang.srt.scheduler.speculation.proposers.selection import Proposers
 from tests.scheduler.test_grammar import run_with_compiling
 from tests.scheduler.test_grammar_statistics import LOOSE
 from tests.scheduler.test_overlap import AheadWorker

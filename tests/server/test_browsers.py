@@ -397,3 +397,22 @@ def test_a_form_of_another_site(small: RunningServer) -> None:
     assert httpx.post(
         f"{small.url}/generate", content=ASK, headers={"Content-Type": "application/json"}, trust_env=False
     ).is_success
+
+
+async def test_a_host_that_was_right_before_excuses_nothing_else(stand: Stand) -> None:
+    right = [("Host", "localhost"), ("Content-Type", "application/json")]
+    async with client_of(stand) as client:
+
+        async def status(*headers: tuple[str, str], method: str = "POST") -> int:
+            reply = await client.request(method, "/flush_cache", content=b"{}", headers=list(headers))
+            return reply.status_code
+
+        assert await status(*right) == await status(*right) == 200
+        assert await status(*right, ("Origin", "http://evil.example")) == 403
+        assert await status(*right, ("Sec-Fetch-Site", "cross-site")) == 403
+        assert await status(*right, ("Host", "evil.example")) == 400
+        assert await status(*right, ("Content-Type", "text/plain")) == 415
+        assert await status(("Host", "localhost"), ("Content-Type", "text/plain")) == 415
+        assert await status(("Host", "evil.example"), right[1]) == 403
+        assert await status(*right, ("User-Agent", "Mozilla/5.0"), method="GET") == 403
+        assert await status(*right) == 200

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang.srt.server.openai.answers import Answer
-from sglang.srt.server.openai.messages import parse_messages
+from sglang.srt.server.openai.prompts import parse_messages
 from sglang.srt.server.parsers.tool_calls import FORMATS, create_free_parser, create_parser, format_of_template
 from tests.server.test_kept_calls import CALL, CALL_END, CALLS, CALLS_END, SEP, called
 from tests.server.test_parsers import read

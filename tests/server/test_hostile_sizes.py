@@ -13,7 +13,7 @@ from sglang.srt.errors import GrammarError, RequestError
 from sglang.srt.scheduler.grammar.engines.keyword_arguments import MAX_ARGUMENTS, keyword_grammar
 from sglang.srt.server.generate_req import MAX_SEQUENCES
 from sglang.srt.server.native.routes import MAX_DETOKENIZE, MAX_TOKENIZE_CHARS
-from sglang.srt.server.openai.messages import MAX_MESSAGES
+from sglang.srt.server.openai.prompts import MAX_MESSAGES
 from sglang.srt.server.parsers.pieces import CallArguments, CallBegin
 from sglang.srt.server.parsers.tool_calls import create_parser
 from sglang.srt.server.tokenization import tokenizer as tokenizers_module

@@ -12,7 +12,7 @@ import pytest
 
 from sglang.srt.errors import SglangError
 from sglang.srt.server.multimodal.inputs import MediaInput
-from sglang.srt.server.openai.messages import parse_messages
+from sglang.srt.server.openai.prompts import parse_messages
 from sglang.srt.server.tokenization.joined_messages import encode_joined
 from sglang.srt.server.tokenization.model_files import TextFacts
 from sglang.srt.server.tokenization.template_forms import MediaToken

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sglang.srt.server.generate_req import GenerateOut
-from sglang.srt.server.openai.sse import Usage
+from sglang.srt.server.openai.answers import Usage
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of
 from tests.server.test_tools import CALL, HELLO

@@ -55,7 +55,7 @@ def run(copy: Path, program: str, *args: str) -> None:
 
 PARAMETER: Edits = {
     "srt/sampling_params.py": ("    n: int = 1", "    heat: float = 1.0\n"),
-    "srt/model/sampling/batch.py": (
+    "srt/model/sampling/sampler.py": (
         "        self.top_k = np.array(",
         "        self.temperature *= np.array([p.heat for p in params], np.float32)\n",
     ),
@@ -70,7 +70,7 @@ import msgspec
 from sglang.lang.sampling import to_native
 from sglang.srt.forward_batch import SampleSpec
 from sglang.srt.messages import TokenizedReq
-from sglang.srt.model.sampling.batch import SamplingBatch
+from sglang.srt.model.sampling.sampler import SamplingBatch
 from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.openai.protocol import CommonRequest
 from sglang.srt.server.openai.sampling import sampling_params

@@ -7,7 +7,6 @@ vocabulary, lengths) are the tokenizer manager's.
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
@@ -95,6 +94,12 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
         return None
 
     @property
+    def is_short(self) -> bool:
+        """Whether none of those is given that may be long."""
+        free = self.json_schema is self.regex is self.ebnf is self.structural_tag is None
+        return free and not (self.stop or self.stop_token_ids or self.stop_regex or self.logit_bias)
+
+    @property
     def styled_grammar(self) -> tuple[str, str] | None:
         """The same for the grammar engine: the text with its style (json_style.py)."""
         if self.grammar is None:
@@ -124,10 +129,8 @@ _ADJUSTING = tuple(
 )
 
 
-def _check_range(name: str, value: float, low: float, high: float, low_open: bool = False) -> None:
-    if not math.isfinite(value) or value > high or value < low or (low_open and value == low):
-        bracket = "(" if low_open else "["
-        raise RequestError(f"{name} must be in {bracket}{low:g}, {high:g}], got {value:g}", name)
+def _out_of_range(name: str, value: float, interval: str) -> RequestError:
+    return RequestError(f"{name} must be in {interval}, got {value:g}", name)
 
 
 def check_sampling_params(params: SamplingParams) -> None:
@@ -141,43 +144,65 @@ def check_sampling_params(params: SamplingParams) -> None:
             f"min_new_tokens ({params.min_new_tokens}) must not exceed max_new_tokens ({params.max_new_tokens})",
             "min_new_tokens",
         )
-    _check_range("temperature", params.temperature, 0.0, 1e4)
-    _check_range("top_p", params.top_p, 0.0, 1.0, low_open=True)
-    _check_range("min_p", params.min_p, 0.0, 1.0)
-    _check_range("frequency_penalty", params.frequency_penalty, -2.0, 2.0)
-    _check_range("presence_penalty", params.presence_penalty, -2.0, 2.0)
-    _check_range("repetition_penalty", params.repetition_penalty, 0.0, 2.0, low_open=True)
+    _check_ranges(params)
     if params.top_k < -1 or params.top_k == 0:
         raise RequestError(f"top_k must be -1 (off) or at least 1, got {params.top_k}", "top_k")
-    for name in ("max_new_tokens", "min_new_tokens", "top_k"):
-        if (getattr(params, name) or 0) > MAX_COUNT:
-            raise RequestError(f"{name} must be at most {MAX_COUNT}", name)
-    for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or ())):
-        if any(not -MAX_COUNT <= i <= MAX_COUNT for i in ids):
-            raise RequestError(f"{name}: token ids are at most {MAX_COUNT}", name)
+    if max(params.max_new_tokens or 0, params.min_new_tokens, params.top_k) > MAX_COUNT:
+        name = next(n for n in ("max_new_tokens", "min_new_tokens", "top_k") if (getattr(params, n) or 0) > MAX_COUNT)
+        raise RequestError(f"{name} must be at most {MAX_COUNT}", name)
+    if params.stop_token_ids or params.logit_bias:
+        _check_ids(params)
     if not 1 <= params.n <= MAX_N:
         raise RequestError(f"n must be between 1 and {MAX_N}, got {params.n}", "n")
     if params.seed is not None and not -(2**63) <= params.seed < 2**64:
         raise RequestError("seed must fit in 64 bits", "seed")
-    for name in ("stop", "stop_regex"):
-        strings: tuple[str, ...] = getattr(params, name)
-        if len(strings) > MAX_STOP_STRINGS:
-            raise RequestError(f"{name}: at most {MAX_STOP_STRINGS} strings are allowed, got {len(strings)}", name)
-        if any(len(s.encode(errors="surrogatepass")) > MAX_STOP_BYTES for s in strings):
-            raise RequestError(f"{name}: a string is longer than {MAX_STOP_BYTES} bytes", name)
-        if any(not s for s in strings):
-            raise RequestError(f"{name} must not contain an empty string", name)
+    if params.stop or params.stop_regex:
+        _check_stops(params)
     for bias in (params.logit_bias or {}).values():
-        _check_range("logit_bias", bias, -100.0, 100.0)
+        if not -100.0 <= bias <= 100.0:
+            raise _out_of_range("logit_bias", bias, "[-100, 100]")
     white = params.constrained_json_whitespace_pattern
     if white is not None and (len(white) > MAX_WHITESPACE_PATTERN or not white.isascii()):
         name = "constrained_json_whitespace_pattern"
         raise RequestError(f"{name} is a regular expression of at most {MAX_WHITESPACE_PATTERN} ASCII characters", name)
     if isinstance(params.json_schema_strict, dict) and len(params.json_schema_strict) > MAX_PARTS:
         raise RequestError(f"json_schema_strict names at most {MAX_PARTS} parts", "json_schema_strict")
-    kinds = [k for k in CONSTRAINTS if getattr(params, k) is not None]
-    if len(kinds) > 1:
-        raise RequestError(f"only one constraint is allowed, got {' and '.join(kinds)}", kinds[1])
+    if params.grammar is not None:
+        kinds = [k for k in CONSTRAINTS if getattr(params, k) is not None]
+        if len(kinds) > 1:
+            raise RequestError(f"only one constraint is allowed, got {' and '.join(kinds)}", kinds[1])
+
+
+def _check_ranges(params: SamplingParams) -> None:
+    """Written out, since every request comes here. No comparison holds for NaN."""
+    if not 0.0 <= params.temperature <= 1e4:
+        raise _out_of_range("temperature", params.temperature, "[0, 10000]")
+    if not 0.0 < params.top_p <= 1.0:
+        raise _out_of_range("top_p", params.top_p, "(0, 1]")
+    if not 0.0 <= params.min_p <= 1.0:
+        raise _out_of_range("min_p", params.min_p, "[0, 1]")
+    if not -2.0 <= params.frequency_penalty <= 2.0:
+        raise _out_of_range("frequency_penalty", params.frequency_penalty, "[-2, 2]")
+    if not -2.0 <= params.presence_penalty <= 2.0:
+        raise _out_of_range("presence_penalty", params.presence_penalty, "[-2, 2]")
+    if not 0.0 < params.repetition_penalty <= 2.0:
+        raise _out_of_range("repetition_penalty", params.repetition_penalty, "(0, 2]")
+
+
+def _check_ids(params: SamplingParams) -> None:
+    for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or ())):
+        if any(not -MAX_COUNT <= i <= MAX_COUNT for i in ids):
+            raise RequestError(f"{name}: token ids are at most {MAX_COUNT}", name)
+
+
+def _check_stops(params: SamplingParams) -> None:
+    for name, strings in (("stop", params.stop), ("stop_regex", params.stop_regex)):
+        if len(strings) > MAX_STOP_STRINGS:
+            raise RequestError(f"{name}: at most {MAX_STOP_STRINGS} strings are allowed, got {len(strings)}", name)
+        if any(len(s.encode(errors="surrogatepass")) > MAX_STOP_BYTES for s in strings):
+            raise RequestError(f"{name}: a string is longer than {MAX_STOP_BYTES} bytes", name)
+        if any(not s for s in strings):
+            raise RequestError(f"{name} must not contain an empty string", name)
 
 
 _FIELDS = frozenset(SamplingParams.__struct_fields__)

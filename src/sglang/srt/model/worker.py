@@ -93,7 +93,8 @@ class LocalWorker:
         runner = self._runner
         runner.body(batch)
         # Prompt rows first: the rows to sample from must stay in the buffer until `sample`.
-        self._prompt_logprobs = prompt_logprobs(self.ops, batch.prompt_logprobs, runner.head, self._limits.max_logit_rows)
+        scored = batch.prompt_logprobs
+        self._prompt_logprobs = prompt_logprobs(self.ops, scored, runner.head, self._limits.max_logit_rows) if scored else []
         self._unheaded = (
             batch if batch.masked and runner.can_skip_columns and not any(s.want_logprob for s in batch.samples) else None
         )

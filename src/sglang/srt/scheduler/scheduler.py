@@ -49,13 +49,11 @@ from sglang.srt.scheduler.grammar.journal import GrammarJournal, NotedBackend
 from sglang.srt.scheduler.grammar.masks import MaskFiller
 from sglang.srt.scheduler.grammar.trial import Trials
 from sglang.srt.scheduler.media.encoder_gate import EncoderGate
-from sglang.srt.scheduler.output import take_forced, take_searched, take_sent
 from sglang.srt.scheduler.overlap import Flight, build_ahead, overtaken
 from sglang.srt.scheduler.profiling import Profiler
 from sglang.srt.scheduler.req import Req
-from sglang.srt.scheduler.results import StepResults
-from sglang.srt.scheduler.speculation.planning import DraftBudget, add_drafts, is_confident
-from sglang.srt.scheduler.speculation.proposers.selection import Proposers
+from sglang.srt.scheduler.results import StepResults, take_forced, take_searched, take_sent
+from sglang.srt.scheduler.speculation.planning import DraftBudget, Proposers, add_drafts, is_confident
 from sglang.srt.scheduler.stats import StepStats
 from sglang.srt.scheduler.stop_regex import Searches
 from sglang.srt.vocabulary import Vocabulary
@@ -159,7 +157,8 @@ class Scheduler:
     def step(self) -> bool:
         """One step of everyone there is memory for. False when there was nothing to compute."""
         results = StepResults(self.memory)
-        self._searches.begin_step()
+        if self._searches.has_searched:
+            self._searches.begin_step()
         self._enter_searched()
         self._enqueue_compiled(results)
         flight, self._flight = self._flight, None

@@ -216,16 +216,20 @@ class Searches:
         self._queue: queue.SimpleQueue[Search | None] = queue.SimpleQueue()
         self._num_threads = 0
         self._left = STEP_SECONDS
+        self.has_searched = False
+        """since `begin_step`"""
         self.num_pending = 0
         """searches off the loop whose requests have not gone on"""
 
     def begin_step(self) -> None:
         self._left = STEP_SECONDS
+        self.has_searched = False
 
     def now(self, patterns: Sequence[Any], text: str, span: Span) -> Found | None:
         """Searches at once; None when that takes more time than the step has left."""
         if self._left < MIN_SECONDS:
             return None
+        self.has_searched = True
         began = time.perf_counter()
         try:
             return search_all(patterns, text, span, self._left)

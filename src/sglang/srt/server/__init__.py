@@ -13,8 +13,7 @@ A package or file imports only what stands below it in this list, but for what h
     resuming.py            what becomes of the calls of a scheduler that has died
     calls.py               Call and Sequence: what is in flight
     schema_checks.py       answers that are checked against their schema at the end (in children: schema_check_work.py)
-    request_maker.py       GenerateReq -> TokenizedReqs
-    validation.py          rules that need the model's numbers
+    request_maker.py       GenerateReq -> TokenizedReqs, and the rules that need the model's numbers
     telemetry/             metrics, the log of requests, traces
     generate_req.py        GenerateReq and GenerateOut
     sessions.py            conversations that the server keeps

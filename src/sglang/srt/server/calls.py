@@ -65,17 +65,20 @@ class Sequence:
         held.add(out)
         return held.whole()
 
-    def is_due(self, out: GenerateOut, interval: int) -> bool:
-        """Whether to report now: the first token, then every `interval` tokens. What is not reported is held."""
-        held = self.held.num_ids if self.held is not None else 0
-        if held + len(out.ids) < interval and self.said:
-            if self.held is None:
-                self.held = JoinedOut(out)
-            else:
-                self.held.add(out)
-            return False
-        self.said = True
-        return True
+    def due(self, out: GenerateOut, interval: int) -> GenerateOut | None:
+        """What to report now: the first token, then every `interval` tokens. What is not reported is held."""
+        held = self.held
+        if held is None and len(out.ids) >= interval:
+            self.said = True
+            return out
+        if not self.said or (held is not None and held.num_ids + len(out.ids) >= interval):
+            self.said = True
+            return self.with_held(out)
+        if held is None:
+            self.held = JoinedOut(out)
+        else:
+            held.add(out)
+        return None
 
 
 class Call:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,14 +116,20 @@ def unknown_message(name: str, known: Collection[str], what: str) -> str:
     return f"unknown {what} {name[:SHOWN]!r}{did_you_mean(name[:SHOWN], known)}"
 
 
-@contextmanager
-def client_names(names: Mapping[str, str]) -> Iterator[None]:
-    """Errors about a request leave in its client's names of our fields (ours -> its own)."""
-    try:
-        yield
-    except RequestError as error:
-        error.rename(names)
-        raise
+class client_names:
+    """Errors about a request leave a `with` block in its client's names of our fields (ours -> its own)."""
+
+    __slots__ = ("_names",)
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, RequestError):
+            error.rename(self._names)
 
 
 def as_bool(body: dict[str, Any], name: str, default: bool = False) -> bool:

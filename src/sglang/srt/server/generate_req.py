@@ -50,8 +50,8 @@ class GenerateReq(msgspec.Struct, eq=False):
 
     @property
     def is_batch(self) -> bool:
-        prompts = self.text if self.input_ids is None else self.input_ids
-        return isinstance(prompts, list) and (self.input_ids is None or not prompts or isinstance(prompts[0], list))
+        ids = self.input_ids
+        return isinstance(self.text, list) if ids is None else not ids or isinstance(ids[0], list)
 
     def forget_prompt(self) -> None:
         """Drops the texts, ids and media: they may be large, and a call that has started needs them no more."""
@@ -129,6 +129,9 @@ class UnreadOuts:
         return len(self.apart) + len(self._joined)
 
     def put(self, out: GenerateOut) -> None:
+        if not self.apart:  # the consumer keeps up, and nothing is joined
+            self.apart.append(out)
+            return
         most = self.NUM_APART if out.output_logprobs is None else self.NUM_LARGE_APART
         if not self._joined and len(self.apart) < most:
             self.apart.append(out)

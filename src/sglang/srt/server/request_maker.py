@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sglang.srt.config import HttpOptions
-from sglang.srt.errors import RequestError, UnsupportedError
+from sglang.srt.errors import ContextLengthError, RequestError, UnsupportedError
 from sglang.srt.media_item import without_pixels
-from sglang.srt.messages import TokenizedReq
+from sglang.srt.messages import LogprobOptions, TokenizedReq
+from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.generate_req import MAX_SEQUENCES, GenerateReq, for_each, rids_of, samples_of, wire_rid
 from sglang.srt.server.http.request_scope import current_scope
+from sglang.srt.server.limits.parameter_room import check_parameters
 from sglang.srt.server.multimodal.inputs import MediaTask
 from sglang.srt.server.tokenization.healing import Healer
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
-from sglang.srt.server.validation import LogprobBudget, check_ids, check_parameters, check_request, fit_length, too_long
 
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
     from sglang.srt.server.multimodal.intake import MediaIntake, MediaPrompt
@@ -100,8 +101,9 @@ class RequestMaker:
             raise RequestError(
                 f"a request may ask for at most {limit} sequences (--max-queued-requests), and this one asks for {count}", "n"
             )
-        if self.http.max_text_tokens is not None:
-            check_parameters(samplings)
+        long = [sampling for sampling in samplings if not sampling.is_short]
+        if long and self.http.max_text_tokens is not None:
+            check_parameters(long)
 
     async def _tokenize(self, req: GenerateReq, special: bool) -> list[list[int]]:
         if req.input_ids is not None:
@@ -193,8 +195,7 @@ class RequestMaker:
             raise RequestError("the batch is empty", "text" if req.input_ids is None else "input_ids")
         samplings = for_each("sampling_params", req.sampling, len(prompts))
         logprobs = for_each("logprobs", req.logprobs, len(prompts))
-        num_sequences = sum(s.n for s in samplings)
-        budget = LogprobBudget(self.http.max_logprob_values, num_sequences)
+        budget = self._logprob_budget(samplings) if req.logprobs is not None else None
         scope = current_scope()
         rids = [wire_rid(scope.key, rid) for rid in rids_of(req.rid, len(prompts), req.is_batch)]
         salt = f"{scope.key}/{req.cache_salt or ''}" if self.http.cache_per_key and scope.key else req.cache_salt
@@ -207,7 +208,8 @@ class RequestMaker:
             may_cut = self.http.allow_auto_truncate and seen is None
             ids, fitted = fit_length(ids, sampling, self.context_len, req.max_new_tokens_is_default, may_cut)
             is_default = req.max_new_tokens_is_default or sampling.max_new_tokens is None
-            fitted = budget.spend(ids, fitted, options, is_default)
+            if options is not None and budget is not None:
+                fitted = budget.spend(ids, fitted, options, is_default)
             items = seen.items if seen is not None else ()
             ids, healed = self._heal(ids) if req.token_healing and seen is None else (ids, "")
             for name, choice in samples_of(rid, fitted):
@@ -236,6 +238,9 @@ class RequestMaker:
                 items = tuple(without_pixels(item) for item in items)  # those of one prompt follow each other
         return requests
 
+    def _logprob_budget(self, samplings: list[SamplingParams]) -> LogprobBudget:
+        return LogprobBudget(self.http.max_logprob_values, sum(s.n for s in samplings))
+
     def _heal(self, ids: list[int]) -> tuple[list[int], str]:
         """The prompt without the tokens at its end that the output begins anew, and their text."""
         if self._healer is None:
@@ -250,3 +255,114 @@ class RequestMaker:
         if vocabulary is not None and vocabulary.eos_token_ids:
             return [min(vocabulary.eos_token_ids)]
         raise RequestError("the prompt is empty", "text")
+
+
+# --- rules that need the model's numbers: ids, lengths, log probabilities ---------------------------------------------------
+
+
+MAX_TOP_LOGPROBS = 1024
+MAX_LOGPROB_IDS = 4096
+
+
+def check_request(
+    ids: list[int], sampling: SamplingParams, logprobs: LogprobOptions | None, vocab_size: int, has_text: bool
+) -> None:
+    """Raises RequestError for ids outside the vocabulary, positions outside the prompt and what needs a tokenizer."""
+    check_ids("input_ids", ids, vocab_size)
+    if sampling.logit_bias:
+        check_ids("logit_bias", list(sampling.logit_bias), vocab_size)
+    if len(sampling.stop_token_ids or ()) > MAX_LOGPROB_IDS:
+        raise RequestError(f"stop_token_ids may name at most {MAX_LOGPROB_IDS} ids", "stop_token_ids")
+    if sampling.stop_token_ids:
+        check_ids("stop_token_ids", list(sampling.stop_token_ids), vocab_size)
+    if not has_text and (sampling.stop or sampling.stop_regex or sampling.grammar):
+        raise RequestError("this server runs without a tokenizer: stop strings and constraints are not possible", "stop")
+    if logprobs is None:
+        return
+    if not -1 <= logprobs.start_len <= len(ids):
+        raise RequestError(
+            f"logprob_start_len must be between -1 and the prompt's length ({len(ids)}), got {logprobs.start_len}",
+            "logprob_start_len",
+        )
+    if not 0 <= logprobs.top_num <= min(MAX_TOP_LOGPROBS, vocab_size):
+        raise RequestError(
+            f"top_logprobs_num must be between 0 and {min(MAX_TOP_LOGPROBS, vocab_size)}, got {logprobs.top_num}",
+            "top_logprobs_num",
+        )
+    if len(logprobs.token_ids) > MAX_LOGPROB_IDS:
+        raise RequestError(f"token_ids_logprob may name at most {MAX_LOGPROB_IDS} ids", "token_ids_logprob")
+    if logprobs.token_ids:
+        check_ids("token_ids_logprob", list(logprobs.token_ids), vocab_size)
+
+
+class LogprobBudget:
+    """The log probabilities that one request of `num_sequences` may ask for: `limit` in all; None: any number."""
+
+    def __init__(self, limit: int | None, num_sequences: int) -> None:
+        self._limit = limit
+        self._share = (limit or 0) // max(num_sequences, 1)
+        self._spent = 0
+
+    def spend(
+        self, ids: list[int], sampling: SamplingParams, logprobs: LogprobOptions | None, is_default: bool
+    ) -> SamplingParams:
+        """Takes what the samples of one prompt ask for, whose `max_new_tokens` is decided: one that nobody gave (`is_default`)
+        shrinks to the sequence's share. Raises RequestError when that is more than there may be."""
+        limit, tokens = self._limit, sampling.max_new_tokens or 0
+        if logprobs is None or limit is None:
+            return sampling
+        each = 1 + logprobs.top_num + len(logprobs.token_ids)
+        num_scored = len(ids) - logprobs.start_len if logprobs.start_len >= 0 else 0
+        if is_default:
+            tokens = min(tokens, max(self._share // each - num_scored, sampling.min_new_tokens, 1))
+        self._spent += sampling.n * (num_scored + tokens) * each
+        if self._spent > limit:
+            raise RequestError(
+                f"the request asks for {self._spent} log probabilities or more ({each} at each position), and {limit} are the most: "
+                "lower top_logprobs_num, max_new_tokens or n, or score fewer positions",
+                "top_logprobs_num" if logprobs.top_num else "return_logprob",
+            )
+        return sampling if tokens == sampling.max_new_tokens else msgspec.structs.replace(sampling, max_new_tokens=tokens)
+
+
+def check_ids(name: str, ids: list[int], vocab_size: int) -> None:
+    """Raises RequestError for ids outside the vocabulary. There is at least one."""
+    low, high = min(ids), max(ids)
+    if low < 0 or high >= vocab_size:
+        raise RequestError(f"{name}: id {low if low < 0 else high} is outside the vocabulary of {vocab_size} tokens", name)
+
+
+def too_long(prompt_len: int, context_len: int) -> ContextLengthError:
+    """For a prompt that leaves no room for a token."""
+    message = f"the prompt has {prompt_len} tokens, but this server takes fewer than {context_len} (its context length)"
+    return ContextLengthError(message, "input_ids", prompt_len, context_len)
+
+
+def fit_length(
+    ids: list[int], sampling: SamplingParams, context_len: int, is_default: bool, truncate: bool
+) -> tuple[list[int], SamplingParams]:
+    """The prompt and its parameters with `max_new_tokens` decided: the rest of the context where none was given.
+
+    Raises RequestError if prompt and output do not fit in `context_len`. With `truncate` the prompt loses its end and the
+    output shrinks instead; a default number of tokens (`is_default`) shrinks in any case.
+    """
+    if len(ids) >= context_len:
+        if not truncate:
+            raise too_long(len(ids), context_len)
+        ids = ids[: context_len - 1]
+    room = context_len - len(ids)
+    wanted = sampling.max_new_tokens
+    if wanted is not None and wanted <= room:
+        return ids, sampling
+    if wanted is not None and not (is_default or truncate):
+        raise ContextLengthError(
+            f"the prompt's {len(ids)} tokens and max_new_tokens {wanted} exceed the context length {context_len}; "
+            f"at most {room} new tokens fit",
+            "max_new_tokens",
+            len(ids),
+            context_len,
+            wanted,
+        )
+    if sampling.min_new_tokens > room:
+        raise RequestError(f"min_new_tokens is {sampling.min_new_tokens}, but only {room} fit in the context", "min_new_tokens")
+    return ids, msgspec.structs.replace(sampling, max_new_tokens=room)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -33,20 +32,25 @@ DEADLY = "the scheduler died several times while it worked on this request; it i
 NO_PIXELS = "the scheduler died, and the pictures of this request are not at hand any more; send it again"
 
 
-@dataclass(slots=True)
-class Progress:
-    """How far a sequence is. `ids`: output tokens that came, `has_begun`: something came. `is_sent`: a scheduler has it,
+class Progress(msgspec.Struct, eq=False):
+    """How far a sequence is. `ids`: output tokens that came, `last`: the last output. `is_sent`: a scheduler has it,
     `was_sent`: one that died had it. `aborted`: for which reason the scheduler was told to abort it."""
 
-    ids: list[int] = field(default_factory=list)
-    has_begun: bool = False
+    ids: list[int] = []  # each its own: msgspec copies it
+    last: TokenOut | None = None
     is_sent: bool = False
     was_sent: bool = False
     aborted: str | None = None
     is_over: bool = False
     num_deaths: int = 0
-    cached_len: int = 0
-    hold_bytes: int = 0
+
+    @property
+    def cached_len(self) -> int:
+        return self.last.cached_len if self.last is not None else 0
+
+    @property
+    def hold_bytes(self) -> int:
+        return self.last.hold_bytes if self.last is not None else 0
 
 
 class KeptPixels:
@@ -109,11 +113,10 @@ class Resuming(Generic[S]):
             if self._num_heard == TRIAL_OUTPUTS:
                 self._next_trial()
         progress = sequence.progress
-        if progress.was_sent and progress.has_begun:
+        if progress.was_sent and progress.last is not None:
             out = msgspec.structs.replace(out, input_logprobs=None, cached_len=progress.cached_len)
         progress.ids += out.ids
-        progress.has_begun = True
-        progress.cached_len, progress.hold_bytes = out.cached_len, out.hold_bytes
+        progress.last = out
         return out
 
     def keep(self, request: TokenizedReq) -> TokenizedReq:

@@ -192,7 +192,8 @@ class TokenizerManager:
             detokenizer = None
             if vocabulary is not None:
                 detokenizer = Detokenizer(vocabulary, sampling.skip_special_tokens, drop, sampling.spaces_specials)
-            self._parameters.take(request)
+            if not sampling.is_short:
+                self._parameters.take(request)
             sequence = Sequence(call, index, self._resuming.keep(request), detokenizer)
             self._sequences[request.rid] = call.open[request.rid] = sequence
 
@@ -285,7 +286,8 @@ class TokenizerManager:
         sequence = self._sequences.pop(rid, None)
         if sequence is not None:
             self._resuming.forget(sequence)
-            self._parameters.give_back(rid)
+            if self._parameters.held:
+                self._parameters.give_back(rid)
         call.open.pop(rid, None)
         if not call.open:
             self._calls.pop(call.key, None)
@@ -352,11 +354,12 @@ class TokenizerManager:
         )
         if call.turn is not None:
             call.turn.add(out.ids)
-        self.records.said(sequence, token_out, out, self._heard_at)
+        if self.records.notes_all or not sequence.first_at:
+            self.records.said(sequence, token_out, out, self._heard_at)
         if out.finish is not None:
             self._finish(sequence, out)
-        elif sequence.is_due(out, self.http.stream_interval):
-            call.put(sequence.with_held(out))
+        elif (due := sequence.due(out, self.http.stream_interval)) is not None:
+            call.put(due)
 
     async def _check_answer(self, sequence: Sequence, token_out: TokenOut) -> None:
         """Hands on an answer that is valid; of others the next one is generated, as often as that is worth it."""

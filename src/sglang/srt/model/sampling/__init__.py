@@ -1,1 +1,1 @@
-"""From logits to token ids. From bottom to top: uniform, penalties, logprobs; batch; sampler."""
+"""From logits to token ids. From bottom to top: penalties, logprobs; sampler."""

@@ -20,12 +20,6 @@ from sglang.srt.forward_batch import SampleSpec
 from sglang.srt.sampling_params import SamplingParams
 
 
-def needs_adjustments(spec: SampleSpec) -> bool:
-    """Whether the request has anything to adjust, now or later."""
-    waits = bool(spec.eos_ids) and spec.params.min_new_tokens > len(spec.output_ids)
-    return waits or spec.params.adjusts_logits
-
-
 class Adjustments:
     """The sparse row of one request. Ids outside the vocabulary (image placeholders) are left out."""
 

@@ -10,13 +10,103 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import is_
 
 import numpy as np
+import numpy.typing as npt
 
 from sglang.srt.forward_batch import Float32Array, Int32Array, LogprobResult, SampleSpec, VocabMasks
 from sglang.srt.model.kernels.ops import Array, Ops
-from sglang.srt.model.sampling.batch import SamplingBatch
 from sglang.srt.model.sampling.logprobs import RowStats, row_stats
+from sglang.srt.model.sampling.penalties import Adjustments
+
+UInt64 = npt.NDArray[np.uint64]
+
+# The random numbers of sampling come from a counter-based generator, so that a sample depends on (seed, position) and on nothing else:
+# not on the batch, not on what was sampled before, not on the device.
+#
+#     u(seed, counter) = top 24 bits of mix(mix(seed) + (counter + 1) * GAMMA) / 2^24
+#
+# mix is the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014). 24 bits are
+# what a float32 in [0, 1) holds exactly.
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MUL_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MUL_2 = np.uint64(0x94D049BB133111EB)
+
+
+def _mix(z: UInt64) -> UInt64:
+    z = (z ^ (z >> np.uint64(30))) * _MUL_1
+    z = (z ^ (z >> np.uint64(27))) * _MUL_2
+    z ^= z >> np.uint64(31)
+    return z
+
+
+def stream_keys(seeds: list[int]) -> UInt64:
+    """One key per seed (any integer, taken modulo 2^64), for `uniforms`."""
+    return _mix(np.array([seed % 2**64 for seed in seeds], np.uint64))
+
+
+def uniforms(keys: UInt64, counters: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Numbers in [0, 1), one per (key, counter)."""
+    bits = _mix(keys + (counters + 1).astype(np.uint64) * _GAMMA)
+    values: npt.NDArray[np.float32] = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+    return values
+
+
+class SamplingBatch:
+    """The sampling parameters of a step as arrays. `specs[i]` chooses row i of the logits. Batches change rarely from step to step, so
+    these are made once and kept while the specs are the same objects."""
+
+    def __init__(self, specs: list[SampleSpec], vocab_size: int) -> None:
+        self.specs = list(specs)
+        params = [s.params for s in specs]
+        self.all_greedy = all(p.is_greedy for p in params)
+        self.temperature = np.array([0.0 if p.is_greedy else p.temperature for p in params], np.float32)
+        self.top_k = np.array([min(p.top_k, vocab_size) for p in params], np.int32)
+        self.top_p = np.array([p.top_p for p in params], np.float32)
+        self.min_p = np.array([p.min_p for p in params], np.float32)
+        self.keys = stream_keys([s.seed for s in specs])
+        self.adjustments = {i: _adjustments(s, vocab_size) for i, s in enumerate(specs) if _needs_adjustments(s)}
+        self.logprob_rows = [i for i, s in enumerate(specs) if s.want_logprob]
+
+    def is_for(self, specs: list[SampleSpec]) -> bool:
+        """Whether these are the very specs this was made of."""
+        return len(specs) == len(self.specs) and all(map(is_, specs, self.specs))
+
+    def uniform(self) -> Float32Array:
+        """The step's random numbers, [num_rows]: of (seed, number of tokens so far)."""
+        counters = np.fromiter((len(s.output_ids) for s in self.specs), np.int64, len(self.specs))
+        return uniforms(self.keys, counters)
+
+    def adjust_args(self) -> tuple[Int32Array, Int32Array, Float32Array, Float32Array] | None:
+        """(indptr, ids, scale, bias) for ops.adjust; None when nothing is to be adjusted."""
+        rows = self.adjustments
+        if not rows:
+            return None
+        lengths = np.zeros(len(self.specs) + 1, np.int32)
+        for i, row in rows.items():
+            row.update()
+            lengths[i + 1] = len(row.index)
+        parts = list(rows.values())
+        return (
+            np.cumsum(lengths, dtype=np.int32),
+            np.concatenate([row.ids for row in parts]),
+            np.concatenate([row.scale for row in parts]),
+            np.concatenate([row.bias for row in parts]),
+        )
+
+
+def _needs_adjustments(spec: SampleSpec) -> bool:
+    """Whether the request has anything to adjust, now or later."""
+    waits = bool(spec.eos_ids) and spec.params.min_new_tokens > len(spec.output_ids)
+    return waits or spec.params.adjusts_logits
+
+
+def _adjustments(spec: SampleSpec, vocab_size: int) -> Adjustments:
+    """The request's own, kept in its spec so that they survive every change of the batch."""
+    if not isinstance(spec.state, Adjustments):
+        spec.state = Adjustments(spec, vocab_size)
+    return spec.state
 
 
 @dataclass

@@ -16,11 +16,10 @@ from sglang.srt.messages import LogprobOptions, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.compiler import FREE_TEXT, GrammarCompiler, Job, Key
-from sglang.srt.scheduler.logprob_log import LogprobLog
 from sglang.srt.scheduler.media.arriving import ImageIds, RecentPixels, check_media
 from sglang.srt.scheduler.media.req_media import req_media
-from sglang.srt.scheduler.req import Req
-from sglang.srt.scheduler.speculation.proposers.selection import Proposers
+from sglang.srt.scheduler.req import LogprobLog, Req
+from sglang.srt.scheduler.speculation.planning import Proposers
 from sglang.srt.scheduler.stop_regex import STOP_REGEX, Searches
 from sglang.srt.vocabulary import Vocabulary
 
@@ -94,7 +93,7 @@ class Inlet:
         self._arrivals += 1
         if msg.media:
             msg = msgspec.structs.replace(msg, media=tuple(self._pixels.filled(item) for item in msg.media))
-        media = req_media(msg, self._info)
+        media = req_media(msg, self._info) if msg.media or msg.rope_positions else None
         if media is not None:
             check_media(msg, self._info.rope_axes, self._info.media_kinds)
             prompt = self._image_ids.tree_ids(msg, prompt)
@@ -114,7 +113,7 @@ class Inlet:
 
     @staticmethod
     def _note_sent(req: Req, ids: tuple[int, ...]) -> None:
-        """What the client of a resumed request has: these tokens (`output.take_sent` enters them), their log probabilities
+        """What the client of a resumed request has: these tokens (`results.take_sent` enters them), their log probabilities
         and the prompt's."""
         req.input_sent = True
         req.sent_len = len(ids)

@@ -1,4 +1,4 @@
-"""A draft along a grammar: each token with those that are forced after it, as they will be when it is sampled (output.py)."""
+"""A draft along a grammar: each token with those that are forced after it, as they will be when it is sampled (results.py)."""
 
 from __future__ import annotations
 

@@ -14,11 +14,11 @@ from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import in_client_words
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.http.wire import anthropic_error
+from sglang.srt.server.openai.answers import Usage, finish_details
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall
 from sglang.srt.server.openai.prompts import ChatOptions
 from sglang.srt.server.openai.protocol import ChatRequest, parse_request
-from sglang.srt.server.openai.sse import Usage, finish_details
 
 
 class MessagesCall:

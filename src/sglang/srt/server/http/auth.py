@@ -15,7 +15,7 @@ from sglang.srt.errors import AdminOnlyError, ApiKeyError, BodyTooLargeError, Re
 from sglang.srt.server.http.keys import Identity, KeyRing
 from sglang.srt.server.http.request_scope import RequestScope, current_scope, enter_scope, leave_scope
 from sglang.srt.server.http.wire import error_response
-from sglang.srt.server.http.wire_numbers import decimal_number, whole_number
+from sglang.srt.server.http.wire_numbers import MAX_DIGITS, decimal_number, whole_number
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -136,6 +136,8 @@ class BodyLimit:
         await self._app(scope, limited, send)
 
     def _fits(self, length: bytes) -> bool:
+        if length.isdigit() and len(length) <= MAX_DIGITS:
+            return int(length) <= self._max
         size = whole_number(length.strip())
         return size is not None and size <= self._max
 

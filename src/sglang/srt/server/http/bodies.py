@@ -62,9 +62,11 @@ async def read_as(request: Request, fields: Fields, make: Callable[[dict[str, An
 
 async def read_body(request: Request) -> Pieces:
     """All bytes of the body. What is not small waits for its turn first (body_room.py). Raises OverloadError."""
+    message = await request.receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        return Pieces((message.get("body", b""),))
     whole, num_read, size, lease = Pieces(), 0, _announced(request), None
     room = room_of(request.scope)
-    message = await request.receive()
     while True:
         _check_there(message)
         piece: bytes = message.get("body", b"")

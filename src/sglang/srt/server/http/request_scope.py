@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+
+import msgspec
 
 MAX_NAME = 256
 
 
-@dataclass(slots=True)
-class RequestScope:
+class RequestScope(msgspec.Struct, eq=False):
     """`key`: the client, a digest of its verified API key (auth.py); empty where nobody is told apart. Everything a client owns is
     found by it. `user`: whom the queue is to be fair to among those of one key. `is_operator`: may do what concerns other clients.
     `trace`: a W3C traceparent."""

@@ -1,13 +1,41 @@
-"""Room for the sampling parameters of all sequences in flight: most take next to nothing, a large logit_bias takes megabytes."""
+"""How much sampling parameters may take, those of a request and those of all sequences in flight: most take next to nothing, a large
+logit_bias takes megabytes."""
 
 from __future__ import annotations
 
-from sglang.srt.messages import TokenizedReq
-from sglang.srt.server.limits.shares import Budget
-from sglang.srt.server.validation import MAX_PARAMETER_BYTES, num_parameter_bytes
+from collections.abc import Iterable
 
+from sglang.srt.errors import RequestError
+from sglang.srt.messages import TokenizedReq
+from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.server.limits.shares import Budget
+
+MAX_PARAMETER_BYTES = 64 << 20
+"""that the sampling parameters of one request take: every sequence has its own"""
+ID_BYTES = 128
+"""of an id in logit_bias or stop_token_ids, as objects"""
 SMALL = 4096
 """bytes of a sequence's parameters that are not counted: the queue is bounded by number"""
+
+
+def check_parameters(samplings: Iterable[SamplingParams]) -> None:
+    """Raises RequestError if the parameters of a request's sequences are too much together."""
+    size = sum(sampling.n * num_parameter_bytes(sampling) for sampling in samplings)
+    if size > MAX_PARAMETER_BYTES:
+        raise RequestError(
+            f"the sampling parameters take {size >> 20} MiB for all sequences of this request, and {MAX_PARAMETER_BYTES >> 20} are "
+            "the most: send fewer prompts at once, or a shorter logit_bias, stop or constraint",
+            "sampling_params",
+        )
+
+
+def num_parameter_bytes(sampling: SamplingParams) -> int:
+    """Bytes that those parameters take that may be long."""
+    if sampling.is_short:
+        return 0
+    grammar = sampling.grammar
+    size = ID_BYTES * (len(sampling.logit_bias or ()) + len(sampling.stop_token_ids))
+    return size + sum(map(len, (*sampling.stop, *sampling.stop_regex))) + (len(grammar[1]) if grammar is not None else 0)
 
 
 class ParameterRoom:
@@ -23,16 +51,17 @@ class ParameterRoom:
         size = num_parameter_bytes(request.sampling) if self._bounded else 0
         if size > SMALL:
             self._budget.take(_owner(request), size)
-            self._held[request.rid] = _owner(request), size
+            self.held[request.rid] = _owner(request), size
 
     def give_back(self, rid: str) -> None:
         """What the sequence of that name took, if it did."""
-        if rid in self._held:
-            self._budget.give_back(*self._held.pop(rid))
+        if rid in self.held:
+            self._budget.give_back(*self.held.pop(rid))
 
     def clear(self) -> None:
         """Nothing is in flight any more."""
-        self._held: dict[str, tuple[str, int]] = {}
+        self.held: dict[str, tuple[str, int]] = {}
+        """(owner, bytes) of those sequences that hold any"""
         self._budget = Budget(4 * MAX_PARAMETER_BYTES, 2 * MAX_PARAMETER_BYTES, "long sampling parameters are in flight")
 
 

@@ -7,12 +7,10 @@ scoring.py       /v1/score, /v1/rerank
 embeddings.py    /v1/embeddings, /encode
 completions.py   one request to /v1/completions
 chat.py          one request to /v1/chat/completions
-answers.py       one choice, gathered from its pieces
-prompts.py       what a chat request has the model read
+answers.py       one choice, gathered from its pieces; chunks of streams, usage
+prompts.py       what a chat request has the model read: its messages, checked, as the template takes them
 tools.py         tools and what they ask of the answer
-sse.py           chunks of streams, usage
 logprobs.py      log probabilities in OpenAI's shapes
 sampling.py      sampling parameters by OpenAI's names
-messages.py      chat messages
 protocol.py      fields: taken, accepted, refused, unknown
 """

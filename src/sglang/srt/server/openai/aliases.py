@@ -39,8 +39,6 @@ ALIASES = {
 
 def translate(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The body in our names, and what its client calls those (ours -> its own). Raises RequestError if two fields contradict."""
-    if STRUCTURED not in body and not ALIASES.keys() & body.keys():
-        return body, {}
     translated: dict[str, Any] = {}
     names: dict[str, str] = {}
     for name, ours, value in (*_plain(body), *_members(body.get(STRUCTURED))):

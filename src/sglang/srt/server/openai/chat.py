@@ -17,12 +17,11 @@ from sglang.srt.server.fields import client_names
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.multimodal.inputs import parse_pixels, with_pixels
-from sglang.srt.server.openai.answers import Answer
+from sglang.srt.server.openai.answers import PART_VALUES, Answer, ChunkWriter, Usage, finish_details, finish_name
 from sglang.srt.server.openai.logprobs import chat_logprob_entries, chat_logprobs, token_bytes
 from sglang.srt.server.openai.prompts import ChatOptions, make_prompt
 from sglang.srt.server.openai.protocol import ChatRequest
 from sglang.srt.server.openai.sampling import field_names, has_format, sampling_params
-from sglang.srt.server.openai.sse import PART_VALUES, ChunkWriter, Usage, finish_details, finish_name
 from sglang.srt.server.openai.tools import plan_tools
 from sglang.srt.server.parsers.answer import AnswerParser
 from sglang.srt.server.parsers.pieces import Piece, Text
@@ -77,7 +76,8 @@ class ChatCall:
                 sampling,
                 has_format=has_format(request),
             )
-        if self._plan.sampling.grammar != sampling.grammar:  # what constrains the answer are the tools
+        planned = self._plan.sampling
+        if planned is not sampling and planned.grammar != sampling.grammar:  # what constrains the answer are the tools
             names |= dict.fromkeys(("json_schema", "structural_tag"), "tools")
         self._num_samples = sampling.n
         self._thinks = False
@@ -89,11 +89,15 @@ class ChatCall:
 
     def _generate_req(self, request: ChatRequest, sampling: SamplingParams, names: dict[str, str]) -> GenerateReq:
         prompt = make_prompt(request, self._plan, self._options)
-        pixels = parse_pixels(request.mm_processor_kwargs, "mm_processor_kwargs")
+        wishes = request.mm_processor_kwargs
+        pixels = parse_pixels(wishes, "mm_processor_kwargs") if wishes is not None else None
         ids = prompt.ids(self._options, joins=self._takes_hints)
+        media = None
+        if prompt.media:
+            media = [prompt.media if pixels is None else with_pixels(prompt.media, pixels)]
         return GenerateReq(
             input_ids=ids,
-            media=[with_pixels(prompt.media, pixels)] if prompt.media else None,
+            media=media,
             sampling=self._with_markers(sampling),
             logprobs=LogprobOptions(top_num=self._num_top) if request.logprobs else None,
             rid=request.rid or None,

@@ -11,11 +11,11 @@ from sglang.srt.messages import LogprobOptions, Logprobs
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_count
 from sglang.srt.server.http.json_pieces import encode_json
+from sglang.srt.server.openai.answers import PART_VALUES, ChunkWriter, Usage, finish_details, finish_name
 from sglang.srt.server.openai.chat import join_salt, usage_wishes
 from sglang.srt.server.openai.logprobs import CompletionLogprobs
 from sglang.srt.server.openai.protocol import CompletionRequest
 from sglang.srt.server.openai.sampling import field_names, sampling_params
-from sglang.srt.server.openai.sse import PART_VALUES, ChunkWriter, Usage, finish_details, finish_name
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16

@@ -7,7 +7,7 @@ from typing import Any
 
 from sglang.srt.messages import Logprobs, Position
 from sglang.srt.server.http.json_pieces import LateArray
-from sglang.srt.server.tokenization.incremental import IncrementalText
+from sglang.srt.server.tokenization.detokenizer import IncrementalText
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 

@@ -7,6 +7,7 @@ what is the case anyway (REFUSED); or unknown, which is refused with the nearest
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -125,7 +126,9 @@ class CommonRequest(BaseModel):
     @property
     def names(self) -> dict[str, str]:
         """What the client calls our fields, where it has other names (ours -> its own)."""
-        return self._names
+        # the same as self._names, which pydantic takes long to find
+        names: dict[str, str] = (self.__pydantic_private__ or {})["_names"]
+        return names
 
 
 class ChatRequest(CommonRequest):
@@ -173,11 +176,22 @@ Request = TypeVar("Request", bound=CommonRequest)
 
 def parse_request(kind: type[Request], body: dict[str, Any]) -> Request:
     """Raises RequestError for unknown fields and wrong types, UnsupportedError for what is not done here."""
-    body, names = translate(body)
+    names: dict[str, str] = {}
+    if not _TRANSLATED.isdisjoint(body):
+        body, names = translate(body)
     with client_names(names):
-        request = _validated(kind, {name: value for name, value in body.items() if _is_read(kind, name, value)})
-    request.names.update(names)
+        if not body.keys() <= _FIELD_NAMES[kind]:
+            body = {name: value for name, value in body.items() if _is_read(kind, name, value)}
+        request = _validated(kind, body)
+    if names:
+        request.names.update(names)
     return request
+
+
+_TRANSLATED = frozenset({STRUCTURED, *ALIASES})
+_FIELD_NAMES: dict[type[CommonRequest], Set[str]] = {
+    kind: kind.model_fields.keys() for kind in (ChatRequest, CompletionRequest)
+}
 
 
 def _is_read(kind: type[CommonRequest], name: str, value: Any) -> bool:

@@ -18,7 +18,7 @@ from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text, a
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.http.bodies import read_as
 from sglang.srt.server.http.wire import CLIENT_GONE, LargeJsonResponse, answer, unless_gone
-from sglang.srt.server.openai.sse import Usage
+from sglang.srt.server.openai.answers import Usage
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_ITEMS = 4096

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -41,16 +40,15 @@ ANSWER = "(answer)"
 """among the definitions of tools, whose names it cannot be"""
 
 
-@dataclass(frozen=True)
-class ToolPlan:
+class ToolPlan(msgspec.Struct, frozen=True, eq=False):
     """`shown`: the tools that the model is told of. `parser`: the format in which calls are looked for; None: nowhere. `strict`: tools
     whose calls count only if they are written as the constraint has it. `is_free`: an answer may be anything besides. `is_json`: an
     answer is either calls, or JSON of another kind."""
 
-    shown: list[dict[str, Any]] = field(default_factory=list)
+    shown: list[dict[str, Any]] = []  # each its own: msgspec copies it
     parser: str | None = None
     max_calls: int | None = None
-    sampling: SamplingParams = field(default_factory=SamplingParams)
+    sampling: SamplingParams = SamplingParams()
     strict: tuple[str, ...] = ()
     is_free: bool = False
     is_json: bool = False
@@ -84,6 +82,8 @@ def plan_tools(
     """What follows from a request's `tools`, `tool_choice` and `parallel_tool_calls` for a model that calls in the format
     `format_name`. `has_format`: the constraint of `sampling` is that of response_format, which a forced call replaces. The plan's
     `sampling` holds the constraint. Raises RequestError."""
+    if tools is None and choice is None:
+        return ToolPlan(sampling=sampling)
     known = parse_tools(tools)
     mode, shown = _choose(choice, known)
     if mode == "none" or not shown:

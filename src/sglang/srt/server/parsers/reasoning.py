@@ -8,7 +8,7 @@ from sglang.common.growing import Growing
 from sglang.common.reasoning import FORMATS, ReasoningFormat, ReasoningSplitter
 from sglang.srt.errors import ConfigError
 from sglang.srt.server.parsers.pieces import Piece, Reasoning, Text
-from sglang.srt.server.tokenization.incremental import IncrementalText
+from sglang.srt.server.tokenization.detokenizer import IncrementalText
 
 MAX_MARK = 64
 

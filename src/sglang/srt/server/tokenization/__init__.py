@@ -7,5 +7,4 @@ gguf_tokenizer.py   a tokenizer from GGUF metadata
 chat_template.py    sandboxed Jinja
 special_text.py     names of special tokens in user text
 token_bytes.py      the bytes behind every token
-incremental.py      bytes -> whole characters
 """

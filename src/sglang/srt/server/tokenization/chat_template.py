@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import methodcaller
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -83,6 +84,9 @@ _TRIALS: tuple[dict[str, Any], ...] = (
 """conversations that a template is tried on when it is loaded"""
 
 
+_content = methodcaller("get", "content")
+
+
 class ChatTemplate:
     """A compiled template. Raises ConfigError if it does not compile.
 
@@ -105,6 +109,7 @@ class ChatTemplate:
         self._try(name)
         deadline = monotonic() + TRIAL_SECONDS
         self.forms = find_forms(lambda conversation: self._ask(conversation, deadline))
+        self._takes_strings = all(form.text or not form.part for form in self.forms.roles.values())
 
     def _try(self, name: str) -> None:
         """Renders small conversations. A template may refuse them, or want more than they have; it may not be out of all
@@ -130,6 +135,8 @@ class ChatTemplate:
     def fitted(self, messages: list[dict[str, Any]], marks: Mapping[str, str], as_text: bool = False) -> list[dict[str, Any]]:
         """Messages whose contents have the forms that the template takes (template_forms.fit_content). `as_text`: images and
         videos are written as their marks even where the template shows them."""
+        if self._takes_strings and list not in map(type, map(_content, messages)):
+            return messages  # all are as they may stay
         forms = {str(message.get("role")): self.forms.of_role(str(message.get("role"))) for message in messages}
         if as_text:
             forms = {role: replace(form, media=frozenset()) for role, form in forms.items()}

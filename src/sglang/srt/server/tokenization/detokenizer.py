@@ -7,9 +7,28 @@ Stop strings are found by the scheduler, on the same bytes; here they are only l
 
 from __future__ import annotations
 
+import codecs
+
 from sglang.srt.messages import TokenOut
-from sglang.srt.server.tokenization.incremental import IncrementalText
 from sglang.srt.vocabulary import SpecialSpacing, Vocabulary
+
+_DECODER = codecs.getincrementaldecoder("utf-8")
+
+
+class IncrementalText:
+    """Never gives out half a character. Bytes that are not UTF-8 become U+FFFD where a whole-text decode puts it."""
+
+    __slots__ = ("_decoder",)
+
+    def __init__(self) -> None:
+        self._decoder = _DECODER("replace")
+
+    def push(self, data: bytes) -> str:
+        return self._decoder.decode(data)
+
+    def finish(self, data: bytes = b"") -> str:
+        """The rest; a character cut short by the end is U+FFFD."""
+        return self._decoder.decode(data, True)
 
 
 class Detokenizer:
@@ -46,6 +65,9 @@ class Detokenizer:
 
     def _bytes_of(self, ids: list[int]) -> bytes:
         """What is shown of them: no special tokens that are skipped, nothing outside the vocabulary."""
+        if len(ids) == 1 and self._spacing is None:  # a stream's chunk, as most are
+            i = ids[0]
+            return self._table[i] if 0 <= i < len(self._table) and i not in self._skip else b""
         table, skip, size = self._table, self._skip, len(self._table)
         if self._spacing is not None:
             return b"".join([self._spacing.note(i) + table[i] for i in ids if 0 <= i < size])

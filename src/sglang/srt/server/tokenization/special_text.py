@@ -45,18 +45,30 @@ class SpecialText:
         """Whether any string inside `value` (plain JSON-like data) contains a special token's name."""
         if self._first is None:
             return False
+        may_begin = self._first.search
         left = [value]
         while left:
             value = left.pop()
             if isinstance(value, str):
-                if any(map(self._is_in, [value] if len(value) <= WINDOW else _windows(value, self._longest))):
+                if len(value) > WINDOW:
+                    if any(map(self._is_in, _windows(value, self._longest))):
+                        return True
+                elif may_begin(value) is not None and self._is_in(value):
                     return True
             elif isinstance(value, dict):
-                left += value
-                left += value.values()
+                items = [*value, *value.values()]
+                if not self._is_plain(items):
+                    left += items
             elif isinstance(value, (list, tuple)):
                 left += value
         return False
+
+    def _is_plain(self, items: list[Any]) -> bool:
+        """Whether all are strings in which no name can begin, as in most messages: found out without a loop of Python's."""
+        try:
+            return sum(map(len, items)) <= WINDOW and not any(map(self._first.search, items))
+        except TypeError:  # something else is among them
+            return False
 
     def _is_in(self, text: str) -> bool:
         return self._first.search(text) is not None and self._pattern.search(text) is not None

@@ -253,9 +253,12 @@ class Tokenizer:
     def check_asked(self, messages: list[dict[str, Any]], max_chars: int | None) -> None:
         """Refuses users' messages that cannot fit, before anything is made of them: templates leave out much, but none of these."""
         size = 0
-        for content in (message.get("content") for message in messages if message.get("role") == "user"):
-            texts = [part.get("text") for part in content] if isinstance(content, list) else [content]
-            size += sum(len(text) for text in texts if isinstance(text, str))
+        for message in messages:
+            content = message.get("content") if message.get("role") == "user" else None
+            if isinstance(content, str):
+                size += len(content)
+            elif isinstance(content, list):
+                size += sum(len(part["text"]) for part in content if isinstance(part.get("text"), str))
         self._check_size(size, max_chars, "the messages have {} characters, which the context cannot hold")
 
     def _check_size(self, size: int, max_chars: int | None, message: str) -> None:
@@ -295,6 +298,8 @@ class Tokenizer:
     ) -> str:
         """The prompt with all images and videos: as the template shows them, or as text of the messages if it leaves one out.
         `tokens`: for each type, a mark that no message has, and what it stands for."""
+        if not tokens:
+            return self._render(template, template.fitted(messages, {}), variables, generation_prompt)
         wanted = _count_media(messages)
         marks = {kind: mark for kind, (mark, _) in tokens.items()}
         prompt = self._render(template, template.fitted(messages, marks), variables, generation_prompt)

@@ -19,6 +19,7 @@ from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import as_bool, in_client_words
 from sglang.srt.server.http.json_pieces import JsonArray, encode_json, encoded_within, json_pieces
 from sglang.srt.server.http.wire import KEEP_ALIVE, error_body
+from sglang.srt.server.openai.answers import Usage, finish_details
 from sglang.srt.server.openai.blocks import Block, Blocks, Event
 from sglang.srt.server.openai.chat import ChatCall
 from sglang.srt.server.openai.prompts import ChatOptions
@@ -29,7 +30,6 @@ from sglang.srt.server.openai.responses.response_tools import ResponseTools, rea
 from sglang.srt.server.openai.responses.store import MAX_OWN_BYTES
 from sglang.srt.server.openai.responses.text_logprobs import Entry, TextLogprobs
 from sglang.srt.server.openai.responses.truncation import longest_fitting
-from sglang.srt.server.openai.sse import Usage, finish_details
 
 MANY_POSITIONS = 200
 """whose log probabilities are written on another thread"""
