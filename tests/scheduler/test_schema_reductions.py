@@ -192,6 +192,17 @@ def test_what_is_left_to_a_check(name: str, name_of_case: str) -> None:
         assert left == set(state.unenforced)
 
 
+def test_properties_named_by_a_pattern_are_counted_by_a_check() -> None:
+    """One that the schema lists may be missing, and one that matches may stand for it: no contradiction."""
+    named = {"patternProperties": {"^x_": {"type": "integer"}}, "additionalProperties": False}
+    for schema in ({**named, "minProperties": 1}, {**named, "properties": {"a": {}}, "required": ["a"], "minProperties": 2}):
+        with pytest.raises(GrammarError, match="#/minProperties is not supported"):
+            compiled("llguidance", {"type": "object", **schema})
+        assert compiled("llguidance", {"type": "object", **schema}, check=True).unenforced == ("#/minProperties",)
+    with pytest.raises(GrammarError, match="Unsatisfiable"):
+        compiled("llguidance", {"type": "object", "additionalProperties": False, "minProperties": 1}, check=True)
+
+
 @both
 @pytest.mark.parametrize(
     "schema",

@@ -349,6 +349,11 @@ def _check_node(node: Node, path: str) -> None:
             "require the properties by name",
             "json_schema",
         )
+    if node.get("patternProperties") and node.get("additionalProperties") is False and least > len(node.get("properties", {})):
+        raise GrammarError(
+            f"json_schema: the keyword at {path}/minProperties is not supported: properties named by a pattern are not counted",
+            "json_schema",
+        )
 
 
 def _as_pattern(pattern: str, path: str) -> str:
