@@ -1,14 +1,14 @@
 """Everything that needs a GPU, checked and measured in one run of under ten minutes on one H100 or H200.
 
     pip install ".[srt,cuda]" transformers
-    python -m benchmarks.cuda [--out cuda_results] [--sections ops,steps] [--resume]
-    python -m benchmarks.cuda --interpret --tiny          # no GPU: the same code in Triton's interpreter, nothing is judged fast
+    .venv-test/bin/python -m benchmarks.cuda [--out cuda_results] [--sections ops,steps] [--resume]
+    .venv-test/bin/python -m benchmarks.cuda --interpret --tiny          # no GPU: the same code in Triton's interpreter, nothing is judged fast
 
     machine        copy bandwidth and matmul rate of this device: the limits of what follows
     ops            every op against the NumPy reference, over types and shapes            (beside it, as neither measures time)
     models         tiny models' greedy tokens against the CPU's in float32; quantised, deterministic, without graphs
     grammars       batches under a JSON schema and an expression: valid, the CPU's tokens, the same with drafts and jumps as without
-    pictures       tiny models that see: embeddings and greedy tokens against the CPU's
+    pictures       tiny vision-language models: embeddings and greedy tokens against the CPU's
     checkpoints    tiny AWQ, GPTQ, compressed-tensors and float8 folders against transformers on the same values
     steps          7B shape: host gap at batch 32, decode at 1k context, prefill of 8 x 4096 tokens, 64 requests with 4k tokens
                    in common with the radix cache and without, what deterministic mode costs
