@@ -74,7 +74,7 @@ def results(share: float) -> dict[str, list[dict[str, Any]]]:
         "ops": [{"op": "a", "ok": True}, {"op": "b", "ok": share > 0.5}, done],
         "models": [{"model": "llama", "ok": True}],
         "grammars": [{"check": "regex", "ok": True}, {"check": "json_schema", "skipped": "no llguidance"}, done],
-        "pictures": [{"check": "Gemma 3", "ok": True}, done],
+        "images": [{"check": "Gemma 3", "ok": True}, done],
         "checkpoints": [],
         "steps": [
             {"gap": {"batch": 32, "gap_share": 1 - share, "step_ms": 9.0}},
@@ -128,11 +128,11 @@ def test_grammars_are_checked(tmp_path: Path) -> None:
 
 
 def test_pictures_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = list(checks.pictures(tmp_path / "same", REFERENCE))
+    found = list(checks.images(tmp_path / "same", REFERENCE))
     assert len(found) == 5 and all(f["ok"] and f["error"] == 0 for f in found)
     count, exact = iter(range(100)), checks._rows_of
     monkeypatch.setattr(checks, "_rows_of", lambda *args: exact(*args) * (1 + 1e-3 * next(count)))
-    assert not any(f["ok"] for f in checks.pictures(tmp_path / "other", REFERENCE))
+    assert not any(f["ok"] for f in checks.images(tmp_path / "other", REFERENCE))
 
 
 def test_checkpoints_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
