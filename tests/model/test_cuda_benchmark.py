@@ -102,7 +102,7 @@ def test_what_is_reached_and_what_is_not() -> None:
     assert good["host gap, batch 32"] == "pass" and bad["host gap, batch 32"] == "FAIL"
     assert good["offline throughput"] == "missing", "nothing to compare with"
     assert good["every model"] == "FAIL", "the section was cut off"
-    assert good["every grammar"] == "missing" and good["every picture"] == "pass" and good["every checkpoint"] == "missing"
+    assert good["every grammar"] == "missing" and good["every image"] == "pass" and good["every checkpoint"] == "missing"
     assert found(0.4, judged=False)["shared prefix"] == "not judged"
     text = cuda.report(results(0.4), True)
     assert "| shared prefix | 6x without the cache | 4.0x | FAIL |" in text and '"op": "b"' in text
@@ -127,7 +127,7 @@ def test_grammars_are_checked(tmp_path: Path) -> None:
     )
 
 
-def test_pictures_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = list(checks.images(tmp_path / "same", REFERENCE))
     assert len(found) == 5 and all(f["ok"] and f["error"] == 0 for f in found)
     count, exact = iter(range(100)), checks._rows_of
@@ -223,5 +223,5 @@ def test_the_whole_script(tmp_path: Path) -> None:
         findings = cuda.read_findings(tmp_path / f"{name}.jsonl")
         assert cuda.is_complete(findings), name
         assert not [f for f in findings if "problem" in f or "skipped" in f], "an op that does not run at all"
-    for section in ("model", "grammar", "picture", "checkpoint"):
+    for section in ("model", "grammar", "image", "checkpoint"):
         assert re.search(rf"\| every {section} \|.*\| pass \|", done.stdout), section
