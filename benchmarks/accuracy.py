@@ -1,6 +1,6 @@
 """What the native kernels' integers cost: log probabilities of a text against float32 on the dequantised weights.
 
-    python -m benchmarks.accuracy [--model FILE] [--tokens 4096]
+    .venv-test/bin/python -m benchmarks.accuracy [--model FILE] [--tokens 4096]
 
 The text is the repository's own documents, in pieces of 512 tokens. Both engines score it themselves (the prompt's log
 probabilities), one after the other: once with the native kernels, once with the NumPy reference.

@@ -1,6 +1,6 @@
 """Speed beside a program that burns one core: ours on one thread and on all, llama.cpp likewise.
 
-    python -m benchmarks.cpu_contention [--env llama_cpp=FOLDER] [--repeats 5] [--workload W1]
+    .venv-test/bin/python -m benchmarks.cpu_contention [--env llama_cpp=FOLDER] [--repeats 5] [--workload W1]
 
 The load is a process that counts, bound to one core where the system can do that. Runs alternate between quiet and
 disturbed and between the engines; medians of seconds.

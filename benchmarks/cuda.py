@@ -8,7 +8,7 @@
     ops            every op against the NumPy reference, over types and shapes            (beside it, as neither measures time)
     models         tiny models' greedy tokens against the CPU's in float32; quantised, deterministic, without graphs
     grammars       batches under a JSON schema and an expression: valid, the CPU's tokens, the same with drafts and jumps as without
-    pictures       tiny models that see: embeddings and greedy tokens against the CPU's
+    images         tiny vision-language models: embeddings and greedy tokens against the CPU's
     checkpoints    tiny AWQ, GPTQ, compressed-tensors and float8 folders against transformers on the same values
     steps          7B shape: host gap at batch 32, decode at 1k context, prefill of 8 x 4096 tokens, 64 requests with 4k tokens
                    in common with the radix cache and without, what deterministic mode costs
@@ -206,7 +206,7 @@ SECTIONS: dict[str, tuple[Callable[[Run, Write], None], float]] = {
     "ops": (ops, 130),
     "models": (models, 130),
     "grammars": (checks("grammars"), 130),
-    "pictures": (checks("pictures"), 130),
+    "images": (checks("images"), 130),
     "checkpoints": (checks("checkpoints"), 130),
     "steps": (steps, 190),
     "quantised": (quantised, 90),
@@ -214,13 +214,13 @@ SECTIONS: dict[str, tuple[Callable[[Run, Write], None], float]] = {
     "transformers": (transformers, 100),
 }
 """name: (what it does, seconds at most)"""
-TOGETHER = ("ops", "models", "grammars", "pictures", "checkpoints")
+TOGETHER = ("ops", "models", "grammars", "images", "checkpoints")
 """run at the same time: they measure none"""
 BARS = {
     "ops": "all within 1e-5 (float32), 1e-2 (16 bits)",
     "models": "the CPU's greedy tokens, float32",
     "grammars": "valid, the CPU's tokens in float32, in every round and without jumps",
-    "pictures": "embeddings within 1e-4, the CPU's greedy tokens, float32",
+    "images": "embeddings within 1e-4, the CPU's greedy tokens, float32",
     "checkpoints": "logits and tokens of the very values, as near as the form allows",
 }
 

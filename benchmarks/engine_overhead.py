@@ -1,6 +1,6 @@
 """What Python costs: the time of a decode step through the whole engine over the time of its tapes alone.
 
-    python -m benchmarks.engine_overhead [--batch 1,16,64] [--rounds 5]
+    .venv-test/bin/python -m benchmarks.engine_overhead [--batch 1,16,64] [--rounds 5]
 
 Every eighth step is waited for and its two tapes are replayed once more with the step's own arrays, which changes nothing: that is
 the bare step, taken in the same moment and at the same length of context as the steps around it. The steps between two such

@@ -1,6 +1,6 @@
 """What the HTTP server itself costs: chat requests against an engine that answers at once.
 
-    python -m benchmarks.http_overhead [--seconds 5] [--json FILE] [--profile FILE]
+    .venv-test/bin/python -m benchmarks.http_overhead [--seconds 5] [--json FILE] [--profile FILE]
 
 Three processes: the server as `sglang serve` runs it (HTTP, templates, tokenizer and detokenizer of the default model), an
 engine that says the same tokens again without computing anything, and this client. Rates are given per second of the clock

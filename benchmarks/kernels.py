@@ -166,7 +166,7 @@ def measure(model: Model, title: str, batch: list[tuple[int, int]], repeats: int
         start = time.perf_counter()
         profiles.append(model.tape.profile())
         unit = (time.perf_counter() - start) / sum(t for _, t in profiles[-1]) * 1e6
-    # Each op's best: on a shared machine all else measures the neighbours.
+    # Each op's best: on a shared machine all else measures CPU contention.
     profile = [(ops[0][0], min(ticks for _, ticks in ops)) for ops in zip(*profiles, strict=True)]
     print(f"\n{title}: best {best * 1e3:.2f} ms, median {median * 1e3:.2f} ms, {rows / median:.0f} rows/s")
     totals: dict[str, float] = defaultdict(float)

@@ -1,7 +1,7 @@
 """Makes files of other block types from a GGUF file, for comparing engines on the same weights. Speed only: values that were
 rounded once are rounded again.
 
-    python -m benchmarks.make_files FOLDER [--types F16,Q8_0,Q4_0,F32] [--model FILE or alias]
+    .venv-test/bin/python -m benchmarks.make_files FOLDER [--types F16,Q8_0,Q4_0,F32] [--model FILE or alias]
 
 Matrices get the new type, vectors stay float32, metadata (tokenizer included) is copied. Needs the package `gguf`.
 """

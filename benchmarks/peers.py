@@ -1,9 +1,9 @@
 """Compares engines on the same file, interleaved, and writes a table and a chart.
 
-    python -m benchmarks.peers                                    ours and llama.cpp on the default model, W1 to W4
-    python -m benchmarks.peers --engines ours,llama_cpp,openvino,transformers,vllm --repeats 5 --out results
-    python -m benchmarks.peers --model FILE --workloads W1,W2,LONG
-    python -m benchmarks.peers --env llama_cpp=/path/to/venv      use an environment that exists
+    .venv-test/bin/python -m benchmarks.peers                                    ours and llama.cpp on the default model, W1 to W4
+    .venv-test/bin/python -m benchmarks.peers --engines ours,llama_cpp,openvino,transformers,vllm --repeats 5 --out results
+    .venv-test/bin/python -m benchmarks.peers --model FILE --workloads W1,W2,LONG
+    .venv-test/bin/python -m benchmarks.peers --env llama_cpp=/path/to/venv      use an environment that exists
 
 `ours` is what a user gets. `ours_plain` is the same without speculation where a text repeats itself, which answers to random ids
 often do: its figures say what the kernels do, whatever the text.

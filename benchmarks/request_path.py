@@ -1,6 +1,6 @@
 """The files and functions that one chat request enters, in order: what docs/architecture.md tells, measured.
 
-    python -m benchmarks.request_path [--constrained] [--functions]
+    .venv-test/bin/python -m benchmarks.request_path [--constrained] [--functions]
 
 The application, the manager and the scheduler of the default model run on threads of this process, as in `sglang.Engine`. A first
 request warms everything up; during the second one a profile function notes every call of the package's functions.

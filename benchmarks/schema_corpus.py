@@ -1,6 +1,6 @@
 """How many schemas of a corpus can be followed, measured.
 
-    python -m benchmarks.schema_corpus FOLDER... [--engine xgrammar] [--reasons]
+    .venv-test/bin/python -m benchmarks.schema_corpus FOLDER... [--engine xgrammar] [--reasons]
 
 Folders of JSON schemas, one a file, such as JSONSchemaBench's `data` or SchemaStore's `src/schemas`; files of JSON-Schema-Test-Suite and
 of MaskBench, which hold instances as well, are read too. For every folder:

@@ -1,7 +1,7 @@
 """Which JSON Schema keywords the grammar engines follow, measured.
 
-    python -m benchmarks.schema_suite                   the table of docs/structured.md
-    python -m benchmarks.schema_suite SUITE_FOLDER      and what JSON-Schema-Test-Suite says (.../tests/draft2020-12)
+    .venv-test/bin/python -m benchmarks.schema_suite                   the table of docs/structured.md
+    .venv-test/bin/python -m benchmarks.schema_suite SUITE_FOLDER      and what JSON-Schema-Test-Suite says (.../tests/draft2020-12)
 
 The suite is in the source distribution of jsonschema, in json/tests: pip download --no-deps --no-binary :all: jsonschema==4.26.0
 

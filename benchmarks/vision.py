@@ -1,14 +1,14 @@
-"""What pictures cost: how long running text requests wait for others' pictures, and our speed beside transformers'.
+"""What images cost: how long running text requests wait for others' images, and our speed beside transformers'.
 
     python benchmarks/vision.py [--model models/toy-vlm] [--questions 64] [--threads 2]
 
-1. Disturbance. Two text requests decode; then 8 others come at once: of text, then of pictures that take as many tokens. The
-   gaps between the first two's tokens are measured before and meanwhile; what pictures add to texts is what encoding costs them.
+1. Disturbance. Two text requests decode; then 8 others come at once: of text, then of images that take as many tokens. The
+   gaps between the first two's tokens are measured before and meanwhile; what images add to texts is what encoding costs them.
    The model has random weights in the shape of a small Qwen2.5-VL: encoding a picture takes many times a decode step.
    Beside the gaps, the scheduler's own clock: what a decode step takes, how long it then waits for the encoder, and the longest
    single chunk of encoding, which that wait should not exceed.
-2. Beside transformers. The same questions about the same pictures of the same checkpoint, one after another and (ours) 8 at
-   once: questions a second, and seconds to the first token, pictures decoded and preprocessed within. Needs torch.
+2. Beside transformers. The same questions about the same images of the same checkpoint, one after another and (ours) 8 at
+   once: questions a second, and seconds to the first token, images decoded and preprocessed within. Needs torch.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ async def disturb(engine: Any, clock: Clock) -> None:
     show_gaps("8 texts at once", gaps, took)
     clock.clear()
     gaps, took = await crowd(engine, [TURN.format(IMAGE)] * 8, image_data=[uri(image) for image in images])
-    show_gaps("8 pictures at once", gaps, took)
+    show_gaps("8 images at once", gaps, took)
     clock.show()
 
 
@@ -193,7 +193,7 @@ def show_gaps(name: str, gaps: list[float], took: float | None = None) -> None:
 
 
 def disturbance(toy: Path, threads: int) -> None:
-    print("1. Gaps between tokens of two text requests, prompts in chunks of 64 (random weights; pictures of 448 x 448)")
+    print("1. Gaps between tokens of two text requests, prompts in chunks of 64 (random weights; images of 448 x 448)")
     with tempfile.TemporaryDirectory() as folder:
         make_small_model(toy, Path(folder))
         flags: dict[str, Any] = {
@@ -279,7 +279,7 @@ def main() -> None:
     disturbance(args.model, args.threads)
     dialogs = [d for i in range(4 * args.questions) if (d := pictures.dialog(random.Random(3_000_000_000 + i))).images]
     dialogs = dialogs[: args.questions]
-    print(f"2. {len(dialogs)} questions about pictures, {args.model.name}, {args.threads} threads")
+    print(f"2. {len(dialogs)} questions about images, {args.model.name}, {args.threads} threads")
     ours(args.model, dialogs, args.threads)
     theirs(args.model, dialogs, args.threads)
 

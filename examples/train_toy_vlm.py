@@ -1,12 +1,12 @@
-"""Trains toy-vlm: a Qwen2.5-VL of toy size that answers questions about generated pictures.
+"""Trains toy-vlm: a Qwen2.5-VL of toy size that answers questions about generated images.
 
-    python examples/train_toy_vlm.py [--out models/toy-vlm]     half an hour on two idle cores
-    python examples/train_toy_vlm.py --check models/toy-vlm     asks it held-out questions
+    .venv-test/bin/python examples/train_toy_vlm.py [--out models/toy-vlm]     half an hour on two idle cores
+    .venv-test/bin/python examples/train_toy_vlm.py --check models/toy-vlm     asks it held-out questions
 
 Needs torch, transformers, tokenizers and Pillow (`make test`'s environment has them); the result is served without torch.
 The model is transformers' own; this file only makes it small, feeds it and saves it. Everything follows from `--seed`, so
-the same versions on the same processor give the same weights. Pictures come from `toy_vlm/pictures.py`; those of `--check`
-and of the tests have seeds that training never draws.
+the same versions on the same processor give the same weights. Images come from `toy_vlm/pictures.py`; those of `--check`
+and of the tests have seeds that training never samples.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ TEMPLATE = """\
 CARD = """\
 # toy-vlm
 
-A Qwen2.5-VL of toy size ({params:.1f} million parameters) for generated pictures: six colours, four shapes, digits, counts up to five, where
+A Qwen2.5-VL of toy size ({params:.1f} million parameters) for generated images: six colours, four shapes, digits, counts up to five, where
 things are, how two pictures compare. It exists so that everything about serving a vision model can be tried and tested without a
 download: same architecture, same files, same chat template form as its large relatives. Do not expect it to understand a photograph.
 

@@ -6,9 +6,9 @@ from benchmarks.drivers.ours import Ours
 from benchmarks.drivers.protocol import main
 
 
-class OursDrawn(Ours):
+class OursPlain(Ours):
     flags = {"speculative_algorithm": "none"}
 
 
 if __name__ == "__main__":
-    main(OursDrawn())
+    main(OursPlain())

@@ -1,5 +1,5 @@
 """What a whole model must do on the device beside plain text, against the NumPy reference in float32: grammars through the scheduler,
-pictures, quantised checkpoints. The models are those of tests/, tiny and random."""
+images, quantised checkpoints. The models are those of tests/, tiny and random."""
 
 from __future__ import annotations
 
@@ -202,12 +202,12 @@ def _ids(answers: list[Any]) -> list[Ids]:
     return [answer.ids for answer in answers]
 
 
-# --- pictures -----------------------------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Tiled:
-    """A family whose pictures are square tiles of 28 x 28 pixels: `rows` ids stand for a tile, `before` and `after` it."""
+    """A family whose images are square tiles of 28 x 28 pixels: `rows` ids stand for a tile, `before` and `after` it."""
 
     save: Callable[[Path], Any]
     rows: int
@@ -219,7 +219,7 @@ class Tiled:
     """ids after all tiles"""
 
     def show(self, rng: np.random.Generator, parts: list[Any]) -> dict[str, Any]:
-        """A request: lists are text, numbers pictures of so many tiles."""
+        """A request: lists are text, numbers images of so many tiles."""
         ids: Ids = []
         items = []
         for part in parts:
@@ -250,7 +250,7 @@ def _blended(tiles: int) -> dict[str, Any]:
 
 
 def _families() -> dict[str, tuple[Callable[[Path], Any], Callable[[np.random.Generator, list[Any]], dict[str, Any]]]]:
-    """name: (writes the model, makes a request of text and pictures)"""
+    """name: (writes the model, makes a request of text and images)"""
     from tests.model import vision_families as make
     from tests.model.mllama import save_mllama
     from tests.model.vision import IMAGE, randomise, save_qwen, show
@@ -282,12 +282,12 @@ PROMPTS: list[list[Any]] = [
 ]
 
 
-def pictures(folder: Path, where: Where) -> Iterator[Finding]:
-    """Embeddings near the reference's, and its greedy tokens, of prompts with one picture, several and none, all together."""
+def images(folder: Path, where: Where) -> Iterator[Finding]:
+    """Embeddings near the reference's, and its greedy tokens, of prompts with one image, several and none, all together."""
     try:
         families = _families()
     except ModuleNotFoundError as problem:
-        yield {"check": "pictures", "skipped": f"no {problem.name}"}
+        yield {"check": "images", "skipped": f"no {problem.name}"}
         return
     for name, (save, show) in families.items():
         if where.tiny and name == "Idefics3":  # the interpreter is slow, and SmolVLM is the same with other words
@@ -370,6 +370,6 @@ def _load(path: Path, where: Where, model: Any, dtype: str, bar: float) -> Findi
 
 CHECKS: dict[str, Callable[[Path, Where], Iterator[Finding]]] = {
     "grammars": grammars,
-    "pictures": pictures,
+    "images": images,
     "checkpoints": checkpoints,
 }

@@ -216,7 +216,7 @@ def elementwise(n: int, width: int) -> Case:
     return run
 
 
-def pictures(n: int, width: int) -> Case:
+def images(n: int, width: int) -> Case:
     def run(s: Side) -> list[Any]:
         x, source = s.array(s.values(n, width)), s.array(s.values(n, width, seed=1))
         index = s.rng(1).integers(-1, n, n).astype(np.int32)
@@ -370,7 +370,7 @@ def cases(tiny: bool) -> Iterator[tuple[str, Case]]:
     for n, width in ((3, 96),) if tiny else ((1, 64), (33, 896), (300, 3584), (7, 8192)):
         yield f"rms_norm, layer_norm [{n}, {width}]", norm(n, width)
         yield f"gates, store, soft_cap [{n}, {width}]", elementwise(n, width)
-        yield f"overlay, gather, blend, select_rope, rotate [{n}, {width}]", pictures(n, width)
+        yield f"overlay, gather, blend, select_rope, rotate [{n}, {width}]", images(n, width)
     for fmt in formats:
         for rows, n, k in ((3, 32, 64),) if tiny else ((1, 3584, 3584), (5, 896, 4864), (64, 4608, 3584), (700, 1024, 1024)):
             yield f"linear {fmt} [{rows}, {k}] x [{k}, {n}]", linear(fmt, rows, n, k)

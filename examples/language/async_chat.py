@@ -1,6 +1,6 @@
 """Many conversations at once on one event loop, each streaming its answer.
 
-python examples/language/async_chat.py --url http://localhost:30000
+.venv/bin/python examples/language/async_chat.py --url http://localhost:30000
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Several essays at once, judged by the model itself, the best one kept: fork, join, select.
 
-python examples/language/essay.py --url http://localhost:30000
+.venv/bin/python examples/language/essay.py --url http://localhost:30000
 """
 
 from __future__ import annotations

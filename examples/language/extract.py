@@ -1,6 +1,6 @@
-"""Objects out of texts, a whole batch, with results on disk so that the batch can be stopped and gone on with.
+"""Objects out of texts, a whole batch, with results on disk so that an interrupted batch can be resumed.
 
-python examples/language/extract.py --url http://localhost:30000 --out people.jsonl
+.venv/bin/python examples/language/extract.py --url http://localhost:30000 --out people.jsonl
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A question, a dialog turn and a choice.
 
-python examples/language/quickstart.py --url http://localhost:30000
+.venv/bin/python examples/language/quickstart.py --url http://localhost:30000
 """
 
 from __future__ import annotations

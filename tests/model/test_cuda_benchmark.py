@@ -74,7 +74,7 @@ def results(share: float) -> dict[str, list[dict[str, Any]]]:
         "ops": [{"op": "a", "ok": True}, {"op": "b", "ok": share > 0.5}, done],
         "models": [{"model": "llama", "ok": True}],
         "grammars": [{"check": "regex", "ok": True}, {"check": "json_schema", "skipped": "no llguidance"}, done],
-        "pictures": [{"check": "Gemma 3", "ok": True}, done],
+        "images": [{"check": "Gemma 3", "ok": True}, done],
         "checkpoints": [],
         "steps": [
             {"gap": {"batch": 32, "gap_share": 1 - share, "step_ms": 9.0}},
@@ -102,7 +102,7 @@ def test_what_is_reached_and_what_is_not() -> None:
     assert good["host gap, batch 32"] == "pass" and bad["host gap, batch 32"] == "FAIL"
     assert good["offline throughput"] == "missing", "nothing to compare with"
     assert good["every model"] == "FAIL", "the section was cut off"
-    assert good["every grammar"] == "missing" and good["every picture"] == "pass" and good["every checkpoint"] == "missing"
+    assert good["every grammar"] == "missing" and good["every image"] == "pass" and good["every checkpoint"] == "missing"
     assert found(0.4, judged=False)["shared prefix"] == "not judged"
     text = cuda.report(results(0.4), True)
     assert "| shared prefix | 6x without the cache | 4.0x | FAIL |" in text and '"op": "b"' in text
@@ -127,12 +127,12 @@ def test_grammars_are_checked(tmp_path: Path) -> None:
     )
 
 
-def test_pictures_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = list(checks.pictures(tmp_path / "same", REFERENCE))
+def test_images_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = list(checks.images(tmp_path / "same", REFERENCE))
     assert len(found) == 5 and all(f["ok"] and f["error"] == 0 for f in found)
     count, exact = iter(range(100)), checks._rows_of
     monkeypatch.setattr(checks, "_rows_of", lambda *args: exact(*args) * (1 + 1e-3 * next(count)))
-    assert not any(f["ok"] for f in checks.pictures(tmp_path / "other", REFERENCE))
+    assert not any(f["ok"] for f in checks.images(tmp_path / "other", REFERENCE))
 
 
 def test_checkpoints_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,5 +223,5 @@ def test_the_whole_script(tmp_path: Path) -> None:
         findings = cuda.read_findings(tmp_path / f"{name}.jsonl")
         assert cuda.is_complete(findings), name
         assert not [f for f in findings if "problem" in f or "skipped" in f], "an op that does not run at all"
-    for section in ("model", "grammar", "picture", "checkpoint"):
+    for section in ("model", "grammar", "image", "checkpoint"):
         assert re.search(rf"\| every {section} \|.*\| pass \|", done.stdout), section

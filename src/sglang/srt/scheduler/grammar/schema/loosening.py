@@ -106,6 +106,7 @@ class Loose:
             self.note(f"{path}/{PATTERNS}/{pattern}")
         if out:
             node[PATTERNS] = {pattern: schema for pattern, schema in patterns.items() if pattern not in out}
+            node["additionalProperties"] = True  # to forbid names that the pattern allows would make the schema stricter
 
     def _meet(self, place: str, key: str) -> bool:
         self.met[place] = key
