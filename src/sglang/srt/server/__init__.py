@@ -6,10 +6,11 @@ A package or file imports only what stands below it in this list, but for what h
     openai/, anthropic/    /v1/...: one file for each endpoint
     native/                /generate, /score_choices, /encode and what operators need
     http/                  connections, bodies, API keys, the wire (its last step: JSON, event streams, clients that hang up)
-    tokenizer_manager.py   owns every call in flight: text -> ids -> scheduler -> text
+    tokenizer_manager.py   what endpoints ask: text -> ids -> scheduler -> text
     embedding_calls.py     texts on their way to the embedding scheduler and back
     control_calls.py       calls that concern the scheduler itself
     health_check.py        whether the engine generates
+    in_flight.py           the calls in flight: to the scheduler and back
     resuming.py            what becomes of the calls of a scheduler that has died
     calls.py               Call and Sequence: what is in flight
     schema_checks.py       answers that are checked against their schema at the end (in children: schema_check_work.py)
