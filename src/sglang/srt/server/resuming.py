@@ -27,10 +27,10 @@ SUSPECT_DEATHS, MAX_DEATHS = 2, 3
 TRIAL_SECONDS, TRIAL_OUTPUTS = 4.0, 3
 """how long a trial lasts, whichever comes first: a deadly request kills where it did before, right behind the tokens sent"""
 PIXEL_BYTES = 256 << 20
-"""of all requests in flight together, kept for the next scheduler; a scheduler keeps as many of late (scheduler/media/arriving.py)"""
+"""of all requests in flight together, kept for the next scheduler; a scheduler keeps as many recent ones (scheduler/media/arriving.py)"""
 
 DEADLY = "the scheduler died several times while it worked on this request; it is not tried again"
-NO_PIXELS = "the scheduler died, and the pictures of this request are not at hand any more; send it again"
+NO_PIXELS = "the scheduler died, and the images of this request are no longer kept; send it again"
 
 
 @dataclass(slots=True)

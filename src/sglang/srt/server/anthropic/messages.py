@@ -37,7 +37,7 @@ _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
 def chat_body(body: dict[str, Any], thinks: bool) -> dict[str, Any]:
-    """The same request as a chat's body. `thinks`: thoughts are told from answers here. Raises RequestError."""
+    """The same request as a chat's body. `thinks`: reasoning is told from the answer here. Raises RequestError."""
     for name in _REFUSED & body.keys():
         if body[name] not in (None, [], {}):
             raise UnsupportedError(f"{name} is not supported by this server", name)
@@ -140,7 +140,7 @@ def _from_blocks(role: str, blocks: list[Any], where: str) -> list[dict[str, Any
         elif kind == "tool_use":
             function = {"name": block.get("name"), "arguments": json.dumps(block.get("input") or {})}
             calls.append({"id": block.get("id"), "type": "function", "function": function})
-        elif kind not in ("thinking", "redacted_thinking"):  # thoughts of earlier turns are no part of later prompts
+        elif kind not in ("thinking", "redacted_thinking"):  # reasoning of earlier turns is no part of later prompts
             raise UnsupportedError(f"{where}.content[{i}] is of a type that is not supported", "messages")
     if calls:
         return [*results, {"role": role, "content": parts or None, "tool_calls": calls}]

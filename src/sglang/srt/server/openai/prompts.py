@@ -142,7 +142,7 @@ def render_chat(body: dict[str, Any], options: ChatOptions) -> dict[str, Any]:
 
 def _template_variables(request: ChatRequest, template: ChatTemplate) -> dict[str, Any]:
     """What the template is told besides messages and tools. Effort and verbosity are hints: a template that does not know them
-    is not told, but that there is to be no effort means no thoughts."""
+    is not told, but that there is to be no effort means no reasoning."""
     variables: dict[str, Any] = {}
     for name, value in (("reasoning_effort", request.reasoning_effort), ("verbosity", request.verbosity)):
         if value is not None and template.mentions(name):
