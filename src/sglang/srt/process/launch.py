@@ -48,7 +48,7 @@ from sglang.srt.process.uvicorn_server import (
 )
 from sglang.srt.server.aside import is_busy
 from sglang.srt.server.http.app import create_app
-from sglang.srt.server.http.starting import Door
+from sglang.srt.server.http.starting import OuterApp
 from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.tokenization.tokenizer import open_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
@@ -80,8 +80,8 @@ class Server:
         self._config = config
         self._listener = listener
         self._on_ready = on_ready
-        self._door = Door()
-        self._http = HttpServer(uvicorn_config(self._door, config.http))
+        self._outer_app = OuterApp()
+        self._http = HttpServer(uvicorn_config(self._outer_app, config.http))
         self._scheduler = SchedulerProcess(config)
         self._manager: TokenizerManager | None = None
         self._deaths: list[float] = []
@@ -140,7 +140,7 @@ class Server:
         info, tokenizer = await loading, await reading
         media = await asyncio.to_thread(open_intake, config, info, tokenizer)
         manager = TokenizerManager(tokenizer, info, config.http, config.text, self._send, media)
-        self._door.app = create_app(manager, config.http, config.flags)
+        self._outer_app.app = create_app(manager, config.http, config.flags)
         self._manager = manager
         keep_loaded_objects()
         return manager
@@ -154,7 +154,7 @@ class Server:
     # --- the end ------------------------------------------------------------------------------------------------------------
 
     def _listen_to_signals(self) -> None:
-        """The handlers run even where the loop is held up; what they ask of it waits until it is not."""
+        """The handlers run even while the event loop is blocked; what they schedule on it runs afterwards."""
         loop = asyncio.get_running_loop()
 
         def stop(*_: object) -> None:
@@ -185,15 +185,15 @@ class Server:
     async def _drain(self, manager: TokenizerManager, seconds: float) -> None:
         """Lets requests finish, whether they run or are still being read, then ends them; the address answers 503 meanwhile."""
         deadline = time.monotonic() + seconds
-        while (manager.num_in_flight or self._door.num_inside) and time.monotonic() < deadline:
+        while (manager.num_in_flight or self._outer_app.num_inside) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        if manager.num_in_flight or self._door.num_inside:
+        if manager.num_in_flight or self._outer_app.num_inside:
             manager.end_drain()
             await asyncio.sleep(min(0.5, LAST_SECONDS / 2))
         if manager.num_in_flight:  # the scheduler does not react
             manager.scheduler_died("the server is shutting down")
             await asyncio.sleep(0.05)
-        self._door.send_away()
+        self._outer_app.send_away()
         self._http.should_exit = True
 
     # --- the scheduler ------------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ class Server:
             logger.info("The scheduler is back.")
 
     def _refuse(self, grammars: set[bytes]) -> bool:
-        """Has the schedulers to come refuse these grammars. False if there are none."""
+        """Makes the next schedulers refuse these grammars. False if there are none."""
         if not grammars:
             return False
         logger.error("%d grammars were being worked on when the scheduler died; they are refused from now on.", len(grammars))
@@ -242,7 +242,7 @@ class Server:
         return True
 
     def _may_restart(self) -> bool:
-        """Whether it is worth trying. Otherwise the server ends."""
+        """Whether the scheduler has died seldom enough to be restarted. Otherwise the server ends."""
         now = time.monotonic()
         self._deaths = [t for t in self._deaths if now - t < RESTART_WINDOW] + [now]
         if len(self._deaths) <= MAX_RESTARTS:
@@ -259,14 +259,14 @@ class Server:
         while True:
             lay_down = time.monotonic()
             await asyncio.sleep(pause)
-            # while this process was held up, it heard nothing; that is not the scheduler's silence
+            # while this process was blocked it received nothing; that does not count as the scheduler's silence
             self._last_sign += max(time.monotonic() - lay_down - 2 * pause, 0.0)
             if not manager.is_alive:
                 continue
             self._send(StateReq(call_id=0))
             silent = time.monotonic() - self._last_sign
             if silent > limit:
-                logger.error("The scheduler has given no sign of life for %.0f s; killing it.", silent)
+                logger.error("The scheduler has sent nothing for %.0f s; killing it.", silent)
                 self._last_sign = time.monotonic()
                 self._scheduler.kill()
 
@@ -299,7 +299,7 @@ class LastResort:
 
 
 def _when_stdin_ends(stop: Callable[[], None]) -> None:
-    """Calls `stop` once nobody holds the other end of standard input."""
+    """Calls `stop` when standard input is closed."""
     while os.read(0, 4096):
         pass
     stop()

@@ -56,7 +56,7 @@ class SchedulerProcess:
         return first.info
 
     def kill(self) -> None:
-        """It hangs: what it was working on is to blame."""
+        """Kills it because it hangs; `blamed_grammars` then has those it was working on."""
         self._was_hanging = True
         self._process.kill()
 

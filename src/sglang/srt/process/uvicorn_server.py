@@ -80,7 +80,7 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except (OSError, OverflowError, ValueError, TypeError) as error:  # the last two: a name that no host can have
+    except (OSError, OverflowError, ValueError, TypeError) as error:  # the last two: an impossible host name
         listener.close()
         reason = getattr(error, "strerror", None) or str(error)
         is_ours = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)

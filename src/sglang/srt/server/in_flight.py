@@ -1,4 +1,4 @@
-"""The calls in flight: their sequences go to the scheduler, and what it says of them comes back to their callers.
+"""The calls in flight: their sequences go to the scheduler, and its outputs come back to their callers.
 
     Call --begin--> its Sequences --TokenizedReq--> scheduler --TokenOut--> handle --GenerateOut--> Call
 
@@ -63,18 +63,18 @@ class InFlight:
         return len(self._sequences)
 
     def __contains__(self, key: str) -> bool:
-        """Whether a call of that name among all clients' runs."""
+        """Whether a call with this key (generate_req.wire_rid) runs."""
         return key in self._calls
 
     def close(self) -> None:
-        """Ends processes of its own."""
+        """Ends its child processes."""
         self._schema_checks.close()
 
     # --- begin --------------------------------------------------------------------------------------------------------------
 
     async def begin(self, call: Call, requests: list[TokenizedReq]) -> None:
-        """Enters a call and sends its sequences, many of them bit by bit. Raises RequestError or OverloadError; then nothing of it
-        stays behind."""
+        """Enters a call and sends its sequences, AT_ONCE of them at a time. Raises RequestError or OverloadError and leaves nothing of
+        it behind."""
         self._calls[call.key] = call
         try:
             for at in range(0, len(requests), AT_ONCE):
@@ -119,8 +119,8 @@ class InFlight:
     # --- ends ---------------------------------------------------------------------------------------------------------------
 
     def abort(self, key: str, message: str) -> None:
-        """Aborts a sequence, or all sequences of a call, by their name among all clients'. Whoever waits gets the final output. An
-        unknown name is ignored."""
+        """Aborts a sequence, or all sequences of a call, by its key (generate_req.wire_rid). Its caller gets the final output. An
+        unknown key is ignored."""
         call = self._calls.get(key)
         for name in list(call.open) if call is not None else [key] if key in self._sequences else []:
             if self._note_abort(self._sequences[name], message):
@@ -141,14 +141,14 @@ class InFlight:
         return sequence.progress.is_sent
 
     def _end(self, sequence: Sequence, finish: FinishReason) -> None:
-        """Ends a sequence with what it has, without a scheduler."""
+        """Ends a sequence with the output so far, without a scheduler."""
         rid = sequence.request.rid
         if self._sequences.get(rid) is sequence:
             out = TokenOut(rid, [], finish, prompt_len=sequence.prompt_len, completion_len=len(sequence.progress.ids))
             self._on_output(out, time.monotonic())
 
     def drop(self, call: Call, message: str) -> None:
-        """Aborts a call that nobody listens to any more."""
+        """Aborts a call that has no consumer any more."""
         for rid, sequence in list(call.open.items()):
             self._records.dropped(sequence, message)
             self._forget(call, rid)
@@ -181,7 +181,7 @@ class InFlight:
         if sequence is None:
             return  # dropped meanwhile
         if token_out.unenforced:
-            sequence.progress = Progress()  # nothing was shown, and the scheduler has it no more
+            sequence.progress = Progress()  # its client has seen nothing, and the scheduler has forgotten it
             task = asyncio.create_task(self._check_answer(sequence, token_out))
             self._answer_checks.add(task)
             task.add_done_callback(self._answer_checks.discard)

@@ -1,4 +1,4 @@
-"""What becomes of the requests of a scheduler that has died: the next one continues them from the tokens already sent.
+"""Resumes the requests of a scheduler that has died: the next one continues them from the tokens already sent.
 
     in flight --death--> kept --next scheduler--> sent again, with the output so far as TokenizedReq.resumed
                           |  \\
@@ -103,7 +103,7 @@ class Resuming(Generic[S]):
         self._num_heard = 0
 
     def note(self, sequence: S, out: TokenOut) -> TokenOut:
-        """Takes in what came of a sequence. What its client knows from the scheduler before is left out."""
+        """Takes an output of a sequence. What its client has from the scheduler before (prompt log probabilities) is left out."""
         if sequence is self._on_trial:
             self._num_heard += 1
             if self._num_heard == TRIAL_OUTPUTS:

@@ -157,13 +157,13 @@ class TokenizerManager:
         return self.sessions.enter(place, own_rid(request), request.input_ids)
 
     def open_session(self, name: str | None, capacity: int | None) -> str:
-        """The name of a new session for whoever asks. Raises RequestError or OverloadError."""
+        """The name of a new session of the client of this request. Raises RequestError or OverloadError."""
         if capacity is not None:
             self.need_tokenizer()
         return self.sessions.open(name, capacity, current_scope().key)
 
     def close_session(self, name: str) -> None:
-        """Raises RequestError if whoever asks has no such session."""
+        """Raises RequestError if the client of this request has no such session."""
         self.sessions.close(name, current_scope().key)
 
     async def generate(self, req: GenerateReq) -> AsyncIterator[GenerateOut]:
@@ -178,8 +178,8 @@ class TokenizerManager:
     # --- ends of requests ---------------------------------------------------------------------------------------------------
 
     def abort(self, rid: str, message: str = "the request was aborted") -> None:
-        """Aborts a sequence, or all sequences of a call, of the client who asks; if the operator asks, whosever they are. Whoever
-        waits gets the final output. An unknown rid is ignored."""
+        """Aborts a sequence, or all sequences of a call, of the client of this request; for the operator, of any client. Its caller
+        gets the final output. An unknown rid is ignored."""
         scope = current_scope()
         for client in self._clients if scope.is_operator else (scope.key,):
             key = wire_rid(client, rid)
@@ -193,7 +193,7 @@ class TokenizerManager:
     # --- embeddings ---------------------------------------------------------------------------------------------------------
 
     async def embed(self, texts: list[list[int]], rids: list[str] | None = None) -> list[Vector]:
-        """A vector for each text; RequestMaker.check_embed has found them right."""
+        """A vector for each text. The texts have passed RequestMaker.check_embed."""
         await self._wait_for_scheduler()
         client = current_scope().key
         names = [wire_rid(client, rid) for rid in rids] if rids is not None else None
@@ -253,12 +253,12 @@ class TokenizerManager:
         self._controls.fail(EngineDeadError(message))
 
     def _note_death(self) -> None:
-        """What the scheduler had to say it will not say any more."""
+        """No more outputs or statistics of that scheduler will come."""
         self.records.scheduler_died()
         self._on_stats(SchedulerStats())
 
     async def _wait_for_scheduler(self) -> None:
-        """Until there is one again, if there is none. Raises OverloadError, EngineAwayError or DeadlineError."""
+        """Waits while the scheduler is being restarted. Raises OverloadError, EngineAwayError or DeadlineError."""
         self._check_open()
         if self._away is None:
             return
@@ -291,15 +291,15 @@ class TokenizerManager:
     # --- the end of the server ----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Ends processes of its own."""
+        """Ends its child processes."""
         self._in_flight.close()
 
     def begin_drain(self) -> None:
-        """From now on, requests that come are refused; those that are here already go on."""
+        """From now on, new requests are refused; those that have arrived go on."""
         self._draining_since = time.monotonic()
 
     def end_drain(self) -> None:
-        """From now on, nothing is begun any more. What runs is aborted."""
+        """From now on, no request is started. Those that run are aborted."""
         self._draining_since = -math.inf
         self.abort_all("the server is shutting down")
 
@@ -331,8 +331,8 @@ class TokenizerManager:
         return self.stats
 
     async def refresh_stats(self, seconds: float) -> None:
-        """Brings `stats` and gauges up to date; whoever asks meanwhile waits for the same answer. A scheduler that takes longer than
-        `seconds` for a step, or is away, leaves them as they are."""
+        """Brings `stats` and gauges up to date; concurrent callers share one request to the scheduler. A scheduler that takes longer
+        than `seconds` for a step, or is being restarted, leaves them as they are."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask_state())
         await asyncio.wait([self._asking], timeout=seconds)
