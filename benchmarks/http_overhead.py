@@ -89,9 +89,9 @@ def run_server(port: int, profile: str | None) -> None:
 async def _serve(port: int, profiler: Any) -> None:
     import threading
 
-    from sglang.srt.process.launch import _HttpServer, _listen, _uvicorn_config, limit_arenas
     from sglang.srt.process.logs import configure_access_log, configure_logging
     from sglang.srt.process.transport import SocketServerEnd
+    from sglang.srt.process.uvicorn_server import HttpServer, limit_arenas, listen, uvicorn_config
     from sglang.srt.server.http.app import create_app
     from sglang.srt.server.tokenization.tokenizer import open_tokenizer
     from sglang.srt.server.tokenizer_manager import TokenizerManager
@@ -116,7 +116,7 @@ async def _serve(port: int, profiler: Any) -> None:
         "kernels": "none",
     }
     manager = TokenizerManager(tokenizer, info, config.http, config.text, link.send)
-    http = _HttpServer(_uvicorn_config(create_app(manager, config.http), config.http))
+    http = HttpServer(uvicorn_config(create_app(manager, config.http), config.http))
     loop = asyncio.get_running_loop()
 
     async def receive() -> None:
@@ -134,7 +134,7 @@ async def _serve(port: int, profiler: Any) -> None:
 
     receiver = asyncio.ensure_future(receive())
     threading.Thread(target=stop, daemon=True).start()
-    await http.serve(sockets=[_listen("127.0.0.1", port)])
+    await http.serve(sockets=[listen("127.0.0.1", port)])
     receiver.cancel()
     engine.kill()
     engine.wait()

@@ -161,9 +161,11 @@ def test_backends(monkeypatch: pytest.MonkeyPatch) -> None:
             choose(args)
 
 
-def test_raw_results_without_a_path() -> None:
+def test_raw_results_without_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     test_utils.dump_bench_raw_result(None, [1], [2], [3])
     test_utils.dump_bench_raw_result("", [], [], [])
+    assert not list(tmp_path.iterdir()), "nothing is written"
 
 
 def test_test_cases(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,10 @@ from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import SglangError
 from sglang.srt.model.capacity import HostMemory, check_room, resolve_batch
 from sglang.srt.model.device import create_ops
+from sglang.srt.model.image_limits import fit_images
 from sglang.srt.model.kernel_limits import check_decoder
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.layers.rope import table_bytes
-from sglang.srt.model.picture_limits import fit_pictures
 from sglang.srt.model.weights.loader import load_checkpoint, read_config
 from tests.model.hostile import dump, mutations, outcome
 
@@ -46,7 +46,7 @@ def plan(folder: Path, ops: Ops) -> None:
     if config.quantization is None:
         check_room(files.name, load_checkpoint(files, options).num_bytes, tables, config.context_len, MACHINE)
     check_decoder(ops, config)
-    fit_pictures(MEMORY, config, ops, 1)
+    fit_images(MEMORY, config, ops, 1)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -13,7 +13,6 @@ from sglang.srt.config import ScheduleOptions
 from sglang.srt.messages import AbortReq, TokenizedReq
 from tests.scheduler.toy import (
     ALL_IDS,
-    EOS,
     VOCABULARY,
     Harness,
     ToyWorker,
@@ -218,4 +217,3 @@ def test_a_retracted_request_goes_on_as_if_nothing_had_been(every: int) -> None:
     (answer,) = harness.run(req)
     check_answer(harness, req)
     assert answer.last.num_retractions > 0
-    assert answer.ids[-1] == EOS or answer.last.finish is not None

@@ -168,7 +168,7 @@ def test_only_what_is_not_cached_is_encoded_and_not_too_much_ahead() -> None:
         ([item(1, (8, 4))], {}, "do not lie in the prompt"),
         ([item(1, (4, 2)), item(2, (5, 2))], {}, "do not lie in the prompt"),
         ([item(1, (4, 0))], {}, "do not lie in the prompt"),
-        ([MediaItem("video", b"", ((0, 1),), b"", (0,))], {}, "does not see videos"),
+        ([MediaItem("video", b"", ((0, 1),), b"", (0,))], {}, "does not support videos"),
         ([item(1, (4, 2))], {"rope_positions": b"1234"}, "do not fit the prompt"),
     ],
 )

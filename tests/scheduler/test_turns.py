@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 
 from sglang.srt.config import ScheduleOptions
@@ -14,7 +16,7 @@ SOON = WAIT_STEPS + 20
 
 
 def request(rid: str, client: Client, num_new: int, num_ids: int = 8, **more: object) -> TokenizedReq:
-    ids = [hash((rid, i)) % 200 for i in range(num_ids)]
+    ids = [zlib.crc32(f"{rid} {i}".encode()) % 200 for i in range(num_ids)]
     return make_req(rid, ids, num_new, ignore_eos=True, client=client, stream=True, **more)
 
 

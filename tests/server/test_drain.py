@@ -158,7 +158,7 @@ BLOCKED = """
 import sys, threading, time
 
 if sys.argv[:1] != ["-c"] and "sglang.launch_server" in getattr(sys, "orig_argv", ()):
-    from sglang.srt.server import native_api
+    from sglang.srt.server.native import routes as native_api
 
     async def model_info(self, request):
         time.sleep(1000)  # as a bug would
@@ -173,7 +173,8 @@ LONG_TEXT = """
 import sys, time
 
 if sys.argv[:1] != ["-c"] and "sglang.launch_server" in getattr(sys, "orig_argv", ()):
-    from sglang.srt.server import aside, native_api
+    from sglang.srt.server import aside
+    from sglang.srt.server.native import routes as native_api
 
     async def model_info(self, request):
         await aside.run_aside(time.sleep, 1000)  # as a tokenizer with a bad pattern would

@@ -233,7 +233,7 @@ def many_blocks(folder: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
-    "pipe": (no_config, "config.json is no regular file"),
+    "pipe": (no_config, "config.json is not a regular file"),
     "blocks": (many_blocks, "block_count must be at most 4096"),
     "template": (
         lambda folder: edit(folder, "tokenizer_config.json", chat_template="{{ '%999999999d' | format(1) }}"), "a width in it"),

@@ -17,6 +17,7 @@ from sglang.srt.server.http import wire as responses
 from sglang.srt.server.native import routes as native_api
 from sglang.srt.server.native.load import core_of_load, format_load
 from sglang.srt.server.request_maker import RequestMaker
+from sglang.srt.server.telemetry.metrics import Metrics
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of, events_of
 
@@ -196,6 +197,17 @@ async def test_health_tells_of_a_dead_engine(stand: Stand) -> None:
     assert response.json()["error"]["message"] == "gone"
 
 
+def test_gauges_are_what_the_scheduler_reports() -> None:
+    metrics = Metrics("m")
+    stats = {"num_running": 1, "num_waiting": 2, "num_grammar_waiting": 3, "gen_throughput": 4.5, "cache_hit_rate": 0.25}
+    metrics.scheduler(SchedulerStats(**stats, num_used_tokens=30, max_total_tokens=120, num_retractions=7))
+    lines = [line.rsplit(" ", 1) for line in metrics.render().decode().splitlines() if line.endswith(tuple("0123456789"))]
+    values = {name.removesuffix('{model_name="m"}').removeprefix("sglang:"): float(value) for name, value in lines}
+    expected = {"num_running_reqs": 1, "num_queue_reqs": 2, "num_grammar_queue_reqs": 3, "num_used_tokens": 30}
+    expected |= {"gen_throughput": 4.5, "cache_hit_rate": 0.25, "token_usage": 0.25, "total_retracted_reqs": 7}
+    assert expected.items() <= values.items()
+
+
 async def test_metrics_count(stand: Stand, make_stand: MakeStand) -> None:
     async with client_of(stand) as client:
         for _ in range(2):
@@ -214,7 +226,7 @@ async def test_metrics_count(stand: Stand, make_stand: MakeStand) -> None:
     assert value("e2e_request_latency_seconds_count") == 3
     assert value("time_to_first_token_seconds_count") == 3
     for name in ("num_running_reqs", "num_queue_reqs", "token_usage", "gen_throughput", "cache_hit_rate", "num_used_tokens"):
-        assert value(name) >= 0
+        assert f'sglang:{name}{{model_name="test-model"}}' in values
     async with client_of(make_stand(enable_metrics=False)) as client:
         assert (await client.get("/metrics")).status_code == 404
 

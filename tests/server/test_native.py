@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pstats
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,16 @@ def sampling(max_new_tokens: int | None = 4, **more: Any) -> dict[str, Any]:
 async def test_one_prompt(stand: Stand) -> None:
     tokenizer = stand.manager.need_tokenizer()
     ids = tokenizer.encode(TEXT)
+    began = time.monotonic()
     reply = await generate(stand, text=TEXT, sampling_params=sampling())
+    elapsed = time.monotonic() - began
     assert reply["text"] == tokenizer.decode(ids[:4])
     assert reply["output_ids"] == ids[:4]
     meta = reply["meta_info"]
     assert meta["finish_reason"] == {"type": "length", "length": 4}
     assert (meta["prompt_tokens"], meta["completion_tokens"], meta["cached_tokens"]) == (len(ids), 4, 0)
     assert len(meta["id"]) == 32
-    assert meta["e2e_latency"] >= 0
+    assert 0 < meta["e2e_latency"] <= elapsed
     assert "input_token_logprobs" not in meta
 
 

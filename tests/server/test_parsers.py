@@ -12,7 +12,7 @@ from sglang.srt.errors import ConfigError
 from sglang.srt.server.openai.answers import Answer
 from sglang.srt.server.parsers.answer import AnswerParser
 from sglang.srt.server.parsers.pieces import CallBegin, Parser
-from sglang.srt.server.parsers.reasoning import ReasoningParser, opens_thoughts, reasoning_format, starts_inside
+from sglang.srt.server.parsers.reasoning import ReasoningParser, opens_reasoning, reasoning_format, starts_inside
 from sglang.srt.server.parsers.tool_calls import FORMATS, create_parser, format_of_template
 
 TOOLS = ["f", "g", "get_weather"]
@@ -179,8 +179,8 @@ def test_the_prompt_says_whether_thoughts_have_begun() -> None:
     qwen, deepseek = reasoning_format("qwen3"), reasoning_format("deepseek-r1")
     assert starts_inside(qwen, "assistant\n<think>\n")
     assert not starts_inside(qwen, "assistant\n")
-    assert opens_thoughts(qwen, "assistant\n")
-    assert not opens_thoughts(qwen, "<think>\n\n</think>\n\n")
+    assert opens_reasoning(qwen, "assistant\n")
+    assert not opens_reasoning(qwen, "<think>\n\n</think>\n\n")
     assert starts_inside(deepseek, "<｜Assistant｜>")
     assert not starts_inside(deepseek, "<｜Assistant｜><think>\n\n</think>\n\n")
 

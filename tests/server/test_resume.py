@@ -327,7 +327,7 @@ import os, signal, sys, time
 
 if "sglang.srt.process.scheduler_process" in getattr(sys, "orig_argv", ()):
     from sglang.srt.model.worker import LocalWorker
-    from sglang.srt.scheduler.grammar import llguidance_backend as engine
+    from sglang.srt.scheduler.grammar.engines import llguidance_backend as engine
 
     class DeadlyState(engine.LLGuidanceState):
         hangs = False

@@ -122,7 +122,7 @@ async def test_one_deadly_request_is_found_among_many(stuck: Stand, monkeypatch:
     assert deaths == 3
     with pytest.raises(EngineDeadError, match="not tried again"):
         await calls["poison"].__anext__()
-    assert sorted(stuck.manager._sequences) == ["a", "b", "c"]
+    assert sorted(stuck.manager._in_flight._sequences) == ["a", "b", "c"]
     stuck.scheduler.received.clear()
     for call in calls.values():
         call.cancel()

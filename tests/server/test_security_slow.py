@@ -15,7 +15,7 @@ import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sglang.srt.config import HttpOptions
-from sglang.srt.process.launch import _HttpServer, _listen, _uvicorn_config
+from sglang.srt.process.uvicorn_server import HttpServer, listen, uvicorn_config
 from sglang.srt.server.http import protocol as http_protocol
 
 LIMIT = 0.3
@@ -71,8 +71,8 @@ async def door(short_limits: None) -> AsyncIterator[Door]:
 
 @contextlib.asynccontextmanager
 async def opened(app: ASGIApp | None = None, **options: Any) -> AsyncIterator[Door]:
-    listener = _listen("127.0.0.1", 0)
-    server = _HttpServer(_uvicorn_config(app or echo, HttpOptions(log_level="error", **options)))
+    listener = listen("127.0.0.1", 0)
+    server = HttpServer(uvicorn_config(app or echo, HttpOptions(log_level="error", **options)))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:
         await asyncio.sleep(0.01)
@@ -204,7 +204,7 @@ async def test_an_unfinished_head_does_not_fill_memory(door: Door, begin: bytes)
             sent += 4096
             await writer.drain()
             await asyncio.sleep(0)
-    with contextlib.suppress(OSError):
-        assert (await answering)[:12] == b"HTTP/1.1 431"
     assert sent < 100 * http_protocol.HEAD_BYTES
+    with contextlib.suppress(ConnectionError):  # it closes with bytes unread, which may reset the connection
+        assert (await answering)[:12] == b"HTTP/1.1 431"
     writer.close()

@@ -104,7 +104,7 @@ def test_sound_alone() -> None:
         frame.sample_rate = 8000
         for packet in [*stream.encode(frame), *stream.encode()]:
             container.mux(packet)
-    with pytest.raises(RequestError, match="no moving pictures"):
+    with pytest.raises(RequestError, match="no video stream"):
         frames_of(out.getvalue())
 
 

@@ -173,7 +173,7 @@ def test_damage_is_named(case: str, tmp_path: Path) -> None:
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot read .*absent"):
         GGUFFile(tmp_path / "absent.gguf")
-    with pytest.raises(ModelError, match="no regular file"):
+    with pytest.raises(ModelError, match="not a regular file"):
         GGUFFile(tmp_path)
 
 

@@ -75,7 +75,7 @@ def test_what_is_no_model(tmp_path: Path) -> None:
         "absent.gguf": "there is no model at",
         "a/b/c": "there is no model at",
         "": "the model path is empty",
-        "x" * 5000: "is no usable path: File name too long",
+        "x" * 5000: "is not a usable path: File name too long",
         "x\0y": "is neither a folder",
         "smolm2-135m-instruct": "did you mean 'smollm2-135m-instruct'",
         "zzz": "known names are smollm2-135m-instruct, gemma3-270m",

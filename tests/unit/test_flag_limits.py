@@ -9,7 +9,7 @@ import pytest
 
 from sglang.srt.errors import ConfigError
 from sglang.srt.model.capacity import HostMemory, ModelFootprint, plan_capacity
-from sglang.srt.process.launch import _listen
+from sglang.srt.process.uvicorn_server import listen
 from sglang.srt.server_args import ServerArgs
 
 NAN, INF = float("nan"), float("inf")
@@ -55,7 +55,7 @@ def test_json_that_is_none(name: str, text: str) -> None:
 @pytest.mark.parametrize("host", ["a" * 300, "x y", "300.1.1.1", "\0", "a\0b", "::g", "." * 70])
 def test_hosts_that_do_not_exist(host: str) -> None:
     with pytest.raises(ConfigError, match="cannot listen on .* choose another with --host"):
-        _listen(host, 30000).close()
+        listen(host, 30000).close()
 
 
 @pytest.mark.parametrize("tokens", [10**12, 1 << 40])
@@ -82,4 +82,4 @@ def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: .* choose another with --port"):
-            _listen("127.0.0.1", port).close()
+            listen("127.0.0.1", port).close()

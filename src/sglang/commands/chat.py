@@ -128,7 +128,7 @@ class Chat:
             answer = self._reply()
         except CommandError as error:
             self._messages.pop()
-            kept = f"\n({len(self._parts)} picture(s) still go with the next message; /image off takes them back)"
+            kept = f"\n({len(self._parts)} image(s) still go with the next message; /image off takes them back)"
             raise CommandError(f"{error}{kept if self._parts else ''}") from error
         self._parts = []
         self._messages.append({"role": "assistant", "content": answer})
@@ -171,13 +171,13 @@ class Chat:
             raise CommandError("/image needs a file or a URL")
         if rest == "off":
             self._parts.clear()
-            self._write("no pictures go with the next message\n")
+            self._write("no images go with the next message\n")
             return
         info = self._connection.get("/get_model_info")
         if info is not None and not info.get("has_image_understanding", True):
             raise CommandError(f"{self._model} does not take images; serve a vision-language model")
         self._parts.append(media_part(rest))
-        self._write(f"{len(self._parts)} picture(s) go with the next message\n")
+        self._write(f"{len(self._parts)} image(s) go with the next message\n")
 
     def _json(self, rest: str) -> None:
         self._settings.response_format = response_format(rest)

@@ -19,7 +19,7 @@ def media_part(source: str) -> dict[str, Any]:
     path = Path(source).expanduser()
     kind = mimetypes.guess_type(path.name)[0] or ""
     if not kind.startswith("image/"):
-        raise CommandError(f"{source} does not look like a picture (.png, .jpg, .webp, .gif)")
+        raise CommandError(f"{source} does not look like an image (.png, .jpg, .webp, .gif)")
     try:
         if path.stat().st_size > MAX_BYTES:
             raise CommandError(f"{source} is larger than {MAX_BYTES >> 20} MiB")

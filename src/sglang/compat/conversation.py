@@ -29,7 +29,7 @@ class Conversation:
 
     @property
     def image_token(self) -> str:
-        """What stands for a picture in a message."""
+        """What stands for an image in a message."""
         return self.template.image_token
 
     @property
@@ -48,7 +48,7 @@ class Conversation:
         self.messages[-1][1] = message
 
     def append_image(self, image: Any, detail: str | None = None) -> None:
-        """A picture for the next place where `image_token` stands."""
+        """An image for the next place where `image_token` stands."""
         self.image_data.append(image)
 
     def append_video(self, video: Any) -> None:
@@ -130,7 +130,7 @@ def _get(thing: Any, name: str) -> Any:
 
 
 def _text_of(parts: Sequence[Any], conversation: Conversation) -> str:
-    """The text of a message's parts, with marks where its pictures are."""
+    """The text of a message's parts, with marks where its images are."""
     text = ""
     media: dict[str, Callable[[Any], None]] = {"image_url": conversation.append_image, "video_url": conversation.append_video}
     for part in parts:

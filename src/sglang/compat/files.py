@@ -76,7 +76,7 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def encode_image_base64(image: Any) -> str:
-    """The base64 text of a picture: a path, the bytes of a file, or an image of PIL (as PNG)."""
+    """The base64 text of an image: a path, the bytes of a file, or an image of PIL (as PNG)."""
     if isinstance(image, (str, os.PathLike)):
         image = Path(image).read_bytes()
     elif not isinstance(image, bytes):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model lies: a folder with config.json, or a GGUF file. `name` is for people."""
+    """Where a model's files are: a folder with config.json, or a GGUF file. `name` is for log messages."""
 
     kind: Literal["folder", "gguf"]
     path: Path
@@ -33,7 +33,7 @@ class ModelOptions:
     json_model_override_args: dict[str, Any] = field(default_factory=dict)
     random_seed: int = 0
     is_embedding: bool = False
-    """embed with it, though it could generate"""
+    """serve embeddings with a model that could generate"""
     files: ModelFiles | None = None
     """where `model_path` has been found already (checkpoint/resolve.py)"""
 
@@ -63,7 +63,7 @@ class DeviceOptions:
     tp_size: int = 1
     """ranks that share the model (model/distributed)"""
     deterministic: bool = False
-    """on CUDA: kernels of a fixed order only; elsewhere they always are"""
+    """on CUDA: only kernels that reduce in a fixed order (batch-invariant results); elsewhere they always do"""
     kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8_e4m3"] = "auto"
     graph_max_reqs: int = 256
     """on CUDA: decode steps of up to so many requests are replayed from graphs; 0: none are"""
@@ -71,7 +71,7 @@ class DeviceOptions:
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """How much may be used (consumer: model/capacity)."""
+    """Memory limits (consumer: model/capacity)."""
 
     mem_fraction_static: float | None = None
     max_total_tokens: int | None = None
@@ -79,7 +79,7 @@ class MemoryOptions:
     chunked_prefill_size: int = 512
     """tokens of prompts a step may compute; -1 means no chunking"""
     encoder_cache_bytes: int = 128 << 20
-    """embeddings of images and videos that are kept for requests to come"""
+    """size of the cache of image and video embeddings"""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class ScheduleOptions:
     random_seed: int = 0
     watchdog_timeout: float = 300.0
     prompt_lookup: bool = True
-    """draft what a request goes on with where it repeats itself (scheduler/speculation/proposers/prompt_lookup.py)"""
+    """speculation: draft tokens from earlier text of the request (scheduler/speculation/proposers/prompt_lookup.py)"""
     overlap: bool = True
     """begin a step before the last one's tokens are known, where the worker can (scheduler/overlap.py)"""
     test_retract_every: int = 0
@@ -115,7 +115,7 @@ class GrammarOptions:
     max_bytes: int = 256 << 10
     cache_entries: int = 256
     cache_bytes: int = 256 << 20
-    """what compiled constraints may hold, kept or in use"""
+    """maximum of compiled constraints, cached or in use"""
     jump_forward: bool = True
     bounded: bool = True
     """digits and lengths of formats, where a schema sets no bounds (scheduler/grammar/schema/bounds.py)"""
@@ -146,7 +146,7 @@ class HttpOptions:
     allow_auto_truncate: bool = False
     max_body_bytes: int = 64 << 20
     max_queued_requests: int = 10000
-    """the scheduler's (ScheduleOptions): what asks for more at once can never be taken"""
+    """the scheduler's (ScheduleOptions): a request for more sequences could never be admitted"""
     max_connections: int = 4096
     max_logprob_values: int | None = 1 << 19
     """log probabilities that one request may ask for; None: any number"""
@@ -155,11 +155,11 @@ class HttpOptions:
     skip_server_warmup: bool = False
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
-    """names of this server in a request's Host, besides its own; "*": any"""
+    """values of the Host header that are accepted besides the server's own names; "*": any"""
     cache_per_key: bool = False
-    """no API key's prompts start from another's in the prefix cache"""
+    """a separate prefix cache for each API key"""
     allow_priority: bool = False
-    """the priority of any key's request counts among those of other keys"""
+    """compare priorities between API keys, too"""
     request_timeout: float | None = None
     """seconds; None: as long as it takes"""
     drain_seconds: float = 5.0
@@ -171,7 +171,7 @@ class HttpOptions:
     """seconds without a request after which a session is closed"""
     otlp_traces_endpoint: str | None = None
     random_seed: int = 0
-    """of the seeds of requests that bring none"""
+    """from which requests without a seed get theirs"""
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class MediaOptions:
     max_frames: int = 768
     """of one video"""
     max_image_tokens: int | None = None
-    """that an image may take; 0: as many as its publisher makes of it; None: as the family's processor says"""
+    """of an image; 0: no limit but its publisher's sizes; None: the default of the family's processor"""
     threads: int = 2
     """side threads that preprocess"""
 

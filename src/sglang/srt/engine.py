@@ -64,7 +64,7 @@ class Engine:
         self.tokenizer = tokenizer.result()
         facts = dataclasses.asdict(info)
         media = open_intake(config, facts, self.tokenizer)
-        # a program harms nobody but itself
+        # these limits protect other clients, and an engine has none
         http = dataclasses.replace(config.http, max_logprob_values=None, max_text_tokens=None)
         self._manager = TokenizerManager(self.tokenizer, facts, http, config.text, self._link.post, media)
         self._loop_thread = threading.Thread(target=self._loop.run_forever, name="sglang-loop", daemon=True)
@@ -262,7 +262,7 @@ class Engine:
     # --- control ------------------------------------------------------------------------------------------------------------
 
     def get_server_info(self) -> dict[str, Any]:
-        """The flags, what is known of the model, and the scheduler's state."""
+        """The flags, facts about the model, and the scheduler's state."""
         stats = self._wait(self._manager.state())
         state = {name: getattr(stats, name) for name in stats.__struct_fields__} | {"num_inflight": self._manager.num_in_flight}
         return self._flags | self._manager.info | {"internal_states": [state]}
@@ -318,7 +318,7 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 def _forget_in_child() -> None:
-    """After a fork: the child has none of the engine's threads. It may not wait for them, and what it asks for is an error."""
+    """After a fork: the child has none of the engine's threads. Calls there raise an error instead of waiting for them."""
     for engine in _engines:
         engine._dead = "the engine belongs to the process that this one was forked from: make another after the fork"
 
@@ -342,7 +342,7 @@ async def _closing(replies: AsyncIterator[Reply], close: Any) -> AsyncGenerator[
 
 
 async def _settle() -> None:
-    """Lets every task of the loop hear the end."""
+    """Waits until every task of the loop has ended."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if others:
         await asyncio.wait(others, timeout=5)

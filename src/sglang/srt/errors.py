@@ -10,8 +10,8 @@ SglangError
 │   ├── TemplateRefusedError  the model's chat template does not take these messages
 │   ├── ContextLengthError  prompt and output do not fit in the context
 │   ├── GrammarError       a constraint that does not compile, or is too large
-│   ├── ApiKeyError        no valid key: status 401
-│   ├── AdminOnlyError     what only the operator may do: status 403
+│   ├── ApiKeyError        no valid API key: status 401
+│   ├── AdminOnlyError     an operation for the operator only: status 403
 │   ├── WrongHostError     a name that this server does not go by: status 403
 │   ├── ForeignPageError   a web page from elsewhere: status 403
 │   ├── NoSuchResponseError  status 404
@@ -101,14 +101,14 @@ class GrammarError(RequestError):
 
 
 class ApiKeyError(RequestError):
-    """No valid key, or not the one that is needed."""
+    """No valid API key, or not the one that is needed."""
 
     status_code = 401
     err_type = "authentication_error"
 
 
 class AdminOnlyError(RequestError):
-    """The client is known, and may not do this."""
+    """The client is authenticated, but not authorised."""
 
     status_code = 403
     err_type = "permission_error"
@@ -136,7 +136,7 @@ class NoSuchResponseError(RequestError):
 
 
 class BodyTooLargeError(RequestError):
-    """The body has more bytes than may come."""
+    """The body exceeds the limit of bytes."""
 
     status_code = 413
 
@@ -145,7 +145,7 @@ class BodyTooLargeError(RequestError):
 
 
 class NotJsonError(RequestError):
-    """The body does not say that it is JSON."""
+    """The Content-Type of the body is not JSON."""
 
     status_code = 415
 
@@ -172,7 +172,7 @@ class EngineDeadError(SglangError):
 
 
 class EngineAwayError(EngineDeadError):
-    """The scheduler has died and the next one is not there yet. The request was not begun: it is safe to try again."""
+    """The scheduler has died and is being restarted. The request was not started: it is safe to try again."""
 
     status_code = 503
     err_type = "ServiceUnavailableError"

@@ -1,7 +1,6 @@
 """The flags: one flat dataclass, from which the command line is made (flags/parser.py), and `resolve`, which turns it into config
-groups. What the original's command lines say besides is in flags/compatible.py.
-
-Each field carries its help text and its heading. Only launch.py, engine.py and cli.py import this file.
+groups. The fields with their help texts are in flags/groups.py; what the original's command lines say besides, in
+flags/compatible.py. Only launch.py, engine.py and cli.py import this file.
 """
 
 from __future__ import annotations
@@ -31,6 +30,15 @@ from sglang.srt.config import (
 from sglang.srt.devices import cuda_is_here
 from sglang.srt.errors import ConfigError
 from sglang.srt.flags.compatible import ALIASES, FLAGS
+from sglang.srt.flags.groups import (
+    ConstrainedFlags,
+    DeviceAndMemoryFlags,
+    HttpFlags,
+    MediaFlags,
+    ModelFlags,
+    OperationFlags,
+    SchedulingFlags,
+)
 from sglang.srt.flags.names import OtherFlags, keep_others, option, takes_other_names, translate
 from sglang.srt.flags.parser import FlagParser, add_fields, check_unknown, spell_out, with_file
 from sglang.srt.flags.values import parse_hosts, parse_key, parse_keys, parse_origins, split_names
@@ -43,161 +51,15 @@ GRAPH_MAX_REQS = 256
 CHUNK, CUDA_CHUNK = 512, 8192
 LARGEST_CHUNK = 1 << 20
 CUDA_RUNNING = 256
-DEFAULT_MODEL = "smollm2-135m-instruct"
-LEVELS = ("debug", "info", "warning", "error", "critical")
-
-
-def _flag(default: Any, group: str, text: str, **extra: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"group": group, "help": text, **extra})
 
 
 @takes_other_names
 @dataclass
-class ServerArgs(OtherFlags):
+class ServerArgs(
+    OtherFlags, OperationFlags, HttpFlags, MediaFlags, ConstrainedFlags, SchedulingFlags, DeviceAndMemoryFlags, ModelFlags
+):
     """Flags of the server and keyword arguments of the Engine. None means: decided from the model and the machine. The names of
     flags/compatible.py are keyword arguments, too; the constructor raises ConfigError for those that are refused."""
-
-    # model
-    model_path: str = _flag(DEFAULT_MODEL, "model", "an alias, a local folder, a .gguf file or a hub id")
-    tokenizer_path: str | None = _flag(None, "model", "where the tokenizer is, if not with the model")
-    tokenizer_mode: str = _flag("auto", "model", "tokenizer implementation", choices=("auto",))
-    skip_tokenizer_init: bool = _flag(False, "model", "token ids in, token ids out")
-    load_format: str = _flag("auto", "model", "what the weights are", choices=("auto", "safetensors", "gguf", "dummy"))
-    trust_remote_code: bool = _flag(False, "model", "accepted; no code of a model repository is ever run", no_effect=True)
-    dtype: str = _flag(
-        "auto", "model", "type of the weights", choices=("auto", "float32", "float", "bfloat16", "float16", "half")
-    )
-    quantization: str | None = _flag(None, "model", "quantise the weights at load", choices=("int8", "int4", "gguf"))
-    kv_cache_dtype: str = _flag(
-        "auto",
-        "model",
-        "type of cached K and V; other than auto on CUDA only",
-        choices=("auto", "float32", "float16", "bfloat16", "fp8_e4m3"),
-    )
-    context_length: int | None = _flag(None, "model", "longest sequence; default: the model's")
-    revision: str | None = _flag(None, "model", "revision on the hub")
-    download_dir: str | None = _flag(None, "model", "where downloads go")
-    served_model_name: str | None = _flag(None, "model", "id in /v1/models; default: the model path")
-    chat_template: str | None = _flag(None, "model", "a built-in template's name or a Jinja file; default: the model's own")
-    json_model_override_args: str = _flag("{}", "model", "JSON merged into the model's config")
-    is_embedding: bool = _flag(False, "model", "serve embeddings; encoders (BERT) always do")
-    enable_multimodal: bool = _flag(False, "model", "vision-language models always do", no_effect=True)
-    random_seed: int | None = _flag(None, "model", "seed of sampling where a request brings none")
-    # device and memory
-    device: str = _flag("auto", "device and memory", "where to run", choices=("auto", "cpu", "cuda"))
-    kernels: str = _flag("auto", "device and memory", "which kernels", choices=("auto", "cpu", "reference", "cuda"))
-    threads: int | None = _flag(None, "device and memory", "CPU threads; default: physical cores")
-    disable_op_tape: bool = _flag(False, "device and memory", "call kernels one by one (for debugging)")
-    mem_fraction_static: float | None = _flag(None, "device and memory", "share of memory for weights and KV pool")
-    max_total_tokens: int | None = _flag(None, "device and memory", "slots of the KV pool")
-    max_running_requests: int | None = _flag(None, "device and memory", "requests that decode at once")
-    tp_size: int = _flag(1, "device and memory", "processes that share the model, a CUDA device each (tensor parallelism)")
-    enable_deterministic_inference: bool = _flag(
-        False, "device and memory", "on CUDA: kernels of a fixed order only; on a CPU answers always are deterministic"
-    )
-    attention_backend: str | None = _flag(None, "device and memory", "chosen with the kernels", no_effect=True)
-    sampling_backend: str | None = _flag(None, "device and memory", "chosen with the kernels", no_effect=True)
-    mm_attention_backend: str | None = _flag(None, "device and memory", "chosen with the kernels", no_effect=True)
-    cuda_graph_max_bs: int | None = _flag(
-        None, "device and memory", "on CUDA: largest decode step that is replayed from a graph (default: 256)"
-    )
-    disable_cuda_graph: bool = _flag(False, "device and memory", "on CUDA: launch every kernel of a decode step by itself")
-    disable_overlap_schedule: bool = _flag(False, "device and memory", "begin a step only when the last one's tokens are known")
-    # scheduling
-    schedule_policy: str = _flag("lpm", "scheduling", "order of the queue", choices=("lpm", "fcfs", "dfs-weight", "random"))
-    schedule_conservativeness: float = _flag(1.0, "scheduling", "larger admits fewer requests at once")
-    chunked_prefill_size: int | None = _flag(
-        None, "scheduling", "prompt tokens in a step; -1: a whole prompt at once (default: 512, on CUDA 8192)"
-    )
-    max_prefill_tokens: int = _flag(16384, "scheduling", "prompt tokens in a step with chunking off")
-    enable_mixed_chunk: bool = _flag(False, "scheduling", "prefill and decode always share steps here", no_effect=True)
-    page_size: int = _flag(1, "scheduling", "tokens at which the prefix cache matches")
-    disable_radix_cache: bool = _flag(False, "scheduling", "no prefix cache")
-    max_queued_requests: int = _flag(10000, "scheduling", "longest waiting queue; beyond it requests get 503")
-    speculative_algorithm: str = _flag(
-        "auto",
-        "scheduling",
-        "NGRAM: where a text repeats itself, compute what may follow before it is sampled, which does not change it (default: "
-        "NGRAM, on CUDA none)",
-        choices=("auto", "NGRAM", "none"),
-    )
-    test_retract_every: int = _flag(0, "scheduling", argparse.SUPPRESS)
-    # constrained decoding
-    grammar_backend: str = _flag(
-        "llguidance", "constrained decoding", "grammar engine", choices=("llguidance", "xgrammar", "none")
-    )
-    constrained_json_whitespace_pattern: str | None = _flag(
-        None,
-        "constrained decoding",
-        "regex of white space between the parts of JSON; empty: none (default: a blank, or a line break and indentation)",
-    )
-    disable_jump_forward: bool = _flag(False, "constrained decoding", "sample tokens that the constraint forces, one by one")
-    disable_json_bounds: bool = _flag(
-        False, "constrained decoding", "let numbers and formats be of any length where the schema sets none"
-    )
-    grammar_compile_timeout: float = _flag(10.0, "constrained decoding", "seconds a constraint may take to compile")
-    grammar_cache_bytes: int = _flag(256 << 20, "constrained decoding", "what compiled constraints may hold, kept or in use")
-    # images and videos
-    allowed_media_domains: str | None = _flag(
-        None, "images and videos", "hosts to fetch from, separated by commas; default: any", several=True
-    )
-    allow_private_media: bool = _flag(False, "images and videos", "fetch from private and loopback addresses too")
-    media_root: str | None = _flag(None, "images and videos", "folder below which file:// URLs are read; default: none are")
-    media_timeout: float = _flag(20.0, "images and videos", "seconds that fetching one may take")
-    media_decode_timeout: float = _flag(
-        10.0, "images and videos", "seconds of processor time that decoding one may take; three times as many in all"
-    )
-    max_media_bytes: int = _flag(64 << 20, "images and videos", "bytes of all files of a request together")
-    max_media_pixels: int = _flag(128 << 20, "images and videos", "pixels of all images and frames of a request together")
-    max_image_pixels: int = _flag(64 << 20, "images and videos", "largest image or frame")
-    max_media_items: int = _flag(64, "images and videos", "most images and videos in a request")
-    max_video_frames: int = _flag(768, "images and videos", "longest video")
-    max_image_tokens: int | None = _flag(
-        None, "images and videos", "most tokens an image takes; 0: its publisher's sizes; default: the family's, see vision.md"
-    )
-    # HTTP
-    host: str = _flag("127.0.0.1", "HTTP", "address to listen on")
-    port: int = _flag(30000, "HTTP", "port to listen on")
-    api_key: str | None = _flag(None, "HTTP", "Bearer keys, separated by commas; default: no key is asked for")
-    admin_api_key: str | None = _flag(None, "HTTP", "key for flush, pause and abort; default: the same as --api-key")
-    preferred_sampling_params: str = _flag("{}", "HTTP", "JSON of default sampling parameters for /generate")
-    allow_auto_truncate: bool = _flag(False, "HTTP", "cut prompts that are too long instead of refusing them")
-    stream_interval: int = _flag(1, "HTTP", "tokens between the pieces of a stream")
-    stream_output: bool = _flag(False, "HTTP", "/generate streams disjoint pieces instead of the text so far")
-    enable_cache_report: bool = _flag(True, "HTTP", "cached tokens are always reported in usage", no_effect=True)
-    reasoning_parser: str | None = _flag(
-        None, "HTTP", "tell reasoning from the answer: deepseek-r1, qwen3, generic, ... or BEGIN,END"
-    )
-    tool_call_parser: str | None = _flag(None, "HTTP", "format of tool calls; default: by the chat template")
-    cors_origins: str | None = _flag(None, "HTTP", "origins of web pages that may ask (CORS), separated by commas")
-    allowed_hosts: str | None = _flag(
-        None, "HTTP", "names by which clients reach the server, separated by commas; .example.com: all below; *: any"
-    )
-    cache_per_key: bool = _flag(False, "HTTP", "a prefix cache for each API key, so that none learns what another has asked")
-    allow_priority: bool = _flag(False, "HTTP", "priority counts between API keys as well, not only among a key's requests")
-    max_body_bytes: int = _flag(64 << 20, "HTTP", "largest request body")
-    max_connections: int = _flag(
-        4096, "HTTP", "most connections at a time; beyond, idle ones are closed, then new ones get 503"
-    )
-    max_logprob_values: int = _flag(1 << 19, "HTTP", "most log probabilities that one request may ask for")
-    max_sessions: int = _flag(1024, "HTTP", "most conversations kept for /open_session; 0: none")
-    max_session_tokens: int = _flag(4 << 20, "HTTP", "most tokens kept of all sessions together")
-    session_timeout: float = _flag(3600.0, "HTTP", "seconds without a request after which a session is closed")
-    request_timeout: float | None = _flag(None, "HTTP", "seconds after which a request ends with 504; default: none")
-    # operation
-    skip_server_warmup: bool = _flag(False, "operation", "do not send a first request at start")
-    watchdog_timeout: float = _flag(300.0, "operation", "seconds without a sign of life until the scheduler is restarted")
-    drain_seconds: float = _flag(5.0, "operation", "how long running requests may go on after SIGTERM or Ctrl-C")
-    stop_with_stdin: bool = _flag(False, "operation", "stop when standard input closes (for programs that start a server)")
-    log_level: str = _flag("info", "operation", "verbosity", choices=LEVELS)
-    log_level_http: str | None = _flag(None, "operation", "verbosity of the HTTP log; default: --log-level", choices=LEVELS)
-    log_requests: bool = _flag(False, "operation", "log every request")
-    log_requests_level: int = _flag(
-        0, "operation", "0: sizes, 1: parameters, 2: part of the text, 3: everything", choices=(0, 1, 2, 3)
-    )
-    enable_metrics: bool = _flag(False, "operation", "Prometheus metrics at /metrics")
-    otlp_traces_endpoint: str | None = _flag(None, "operation", "send OpenTelemetry traces to this OTLP/HTTP address")
-    decode_log_interval: int = _flag(40, "operation", "decode steps between log lines")
 
     @staticmethod
     def add_cli_args(parser: argparse.ArgumentParser) -> None:
@@ -358,40 +220,11 @@ class ServerArgs(OtherFlags):
         for name in ("cuda_graph_max_bs", "disable_cuda_graph"):
             if self.device == "cpu" and getattr(self, name):
                 logger.warning("%s has no effect on a CPU", option(name))
-        self._check_range("port", 1, 65535)
-        self._check_range("threads", 1, 1024)
-        self._check_range("tp_size", 1, 64)
-        self._check_range("cuda_graph_max_bs", 1, 4096)
-        self._check_range("context_length", 1, None)
-        self._check_range("max_total_tokens", 1, None)
-        self._check_range("max_running_requests", 1, 4096)
-        self._check_range("page_size", 1, 4096)
-        self._check_range("max_prefill_tokens", 1, None)
-        self._check_range("max_queued_requests", 1, None)
-        self._check_range("stream_interval", 1, None)
-        self._check_range("decode_log_interval", 1, None)
-        self._check_range("mem_fraction_static", 0.01, 0.98)
-        self._check_range("schedule_conservativeness", 0.0, 100.0)
-        self._check_range("watchdog_timeout", 1.0, None)
-        self._check_range("grammar_compile_timeout", 0.01, None)
-        self._check_range("grammar_cache_bytes", 1 << 20, None)
-        self._check_range("media_timeout", 0.01, None)
-        self._check_range("media_decode_timeout", 0.01, None)
-        for name in ("max_media_bytes", "max_media_pixels", "max_image_pixels", "max_media_items", "max_video_frames"):
-            self._check_range(name, 1, None)
-        self._check_range("max_image_tokens", 0, None)
+        for f in dataclasses.fields(self):
+            if "least" in f.metadata:
+                self._check_range(f.name, f.metadata["least"], f.metadata.get("most"))
         if self.media_root is not None and not Path(self.media_root).is_dir():
             raise ConfigError(f"--media-root {self.media_root} is not a folder")
-        self._check_range("request_timeout", 0.001, None)
-        self._check_range("drain_seconds", 0.0, None)
-        self._check_range("max_sessions", 0, None)
-        self._check_range("max_session_tokens", 1, None)
-        self._check_range("session_timeout", 0.001, None)
-        self._check_range("max_body_bytes", 1, None)
-        self._check_range("random_seed", 0, 2**63 - 1)
-        self._check_range("test_retract_every", 0, None)
-        self._check_range("max_connections", 1, None)
-        self._check_range("max_logprob_values", 1, None)
         chunk = self.chunked_prefill_size
         if chunk is not None and chunk != -1 and not 1 <= chunk <= LARGEST_CHUNK:
             allowed = f"between 1 and {LARGEST_CHUNK}, or -1 for no chunking"

@@ -18,7 +18,7 @@ SHAREGPT_URL = (
     "ShareGPT_V3_unfiltered_cleaned_split.json"
 )
 NAMES = ("sharegpt", "custom", "openai", "random", "random-ids", "generated-shared-prefix")
-NO_PICTURES = ("image", "mmmu", "mooncake", "longbench_v2")
+NO_IMAGES = ("image", "mmmu", "mooncake", "longbench_v2")
 """data sets of the original that are not here"""
 _FIRST_ID = 256
 """the lowest ids are special in many vocabularies"""
@@ -38,7 +38,7 @@ class Row:
 def add_dataset_args(parser: argparse.ArgumentParser) -> None:
     """The flags that say what is asked."""
     group = parser.add_argument_group("data set")
-    group.add_argument("--dataset-name", default="sharegpt", choices=[*NAMES, *NO_PICTURES])
+    group.add_argument("--dataset-name", default="sharegpt", choices=[*NAMES, *NO_IMAGES])
     group.add_argument("--dataset-path", default="", help="a file of conversations; fetched if it is ShareGPT and not given")
     group.add_argument("--num-prompts", type=int, default=1000)
     group.add_argument("--seed", type=int, default=1)
@@ -61,7 +61,7 @@ def load_rows(args: argparse.Namespace, encode: Encode, vocab_size: int) -> list
     """The requests. `encode` counts tokens of texts. Raises CommandError for a data set that is not there."""
     rng = random.Random(args.seed)
     name = args.dataset_name
-    if name in NO_PICTURES:
+    if name in NO_IMAGES:
         raise CommandError(f"--dataset-name {name} is not possible here; there are {', '.join(NAMES)}")
     if name == "generated-shared-prefix":
         return _shared_prefixes(args, rng, vocab_size)

@@ -25,7 +25,7 @@ def shown(value: Any) -> str:
 
 
 def check_regular(path: Path) -> int:
-    """The size of a file in bytes. Raises ModelError for what is no file: to open a pipe would wait for ever."""
+    """The size of a file in bytes. Raises ModelError if it is not a regular file: opening a pipe would block for ever."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -33,7 +33,7 @@ def check_regular(path: Path) -> int:
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise ModelError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(status.st_mode):
-        raise ModelError(f"{path} is no regular file")
+        raise ModelError(f"{path} is not a regular file")
     return status.st_size
 
 
@@ -41,7 +41,7 @@ def read_text(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> str:
     """The text of a file. Raises ModelError naming the file; FileNotFoundError if there is none."""
     size = check_regular(path)
     if size > max_bytes:
-        raise ModelError(f"{path} has {size} bytes, and no real one has more than {max_bytes}")
+        raise ModelError(f"{path} has {size} bytes; at most {max_bytes} are read")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -67,7 +67,7 @@ def read_object(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]
 
 
 def check_whole(path: Path, value: Any) -> None:
-    """JSON may spell half a character, which no text may hold."""
+    """JSON can spell a lone surrogate (half a character), which is not valid text."""
     for name, member in value.items() if isinstance(value, dict) else [("", value)]:
         try:
             json.dumps({name: member}, ensure_ascii=False).encode()

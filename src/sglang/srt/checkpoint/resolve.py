@@ -113,9 +113,9 @@ def resolve_model(
     try:
         if path.exists():
             return _resolve_local(path)
-    except (OSError, ValueError) as error:  # a name too long for the file system, or with a zero byte in it
+    except (OSError, ValueError) as error:  # a name too long for the file system, or with a null byte in it
         reason = getattr(error, "strerror", None) or str(error)
-        raise ModelError(f"{model_path[:80]!r} is no usable path: {reason}") from error
+        raise ModelError(f"{model_path[:80]!r} is not a usable path: {reason}") from error
     if model_path.endswith(".gguf") and _HUB_FILE.fullmatch(model_path) is None or _looks_local(model_path):
         raise ModelError(f"there is no model at {path}: check the path")
     if _HUB_FILE.fullmatch(model_path) or _HUB_ID.fullmatch(model_path):

@@ -381,7 +381,7 @@ FLAGS: dict[str, OtherFlag] = {
     **_refused("requests give chat_template_kwargs", one="default_chat_template_kwargs"),
     **_refused("only the server's own chat template is rendered", "trust_request_chat_template"),
     **_refused("requests ask for usage with stream_options", "stream_response_default_include_usage"),
-    **_refused("thoughts follow no such rule", "enable_strict_thinking"),
+    **_refused("reasoning is not constrained here", "enable_strict_thinking"),
     **_taken(
         "responses and sessions are kept in memory", "enable_response_store enable_streaming_session strip_thinking_cache"
     ),

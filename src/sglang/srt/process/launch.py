@@ -15,39 +15,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import dataclasses
-import errno
 import faulthandler
 import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-import httpx
-import uvicorn
 import uvloop
 
 from sglang.srt.checkpoint.resolve import with_files
-from sglang.srt.config import HttpOptions, RuntimeConfig
+from sglang.srt.config import RuntimeConfig
 from sglang.srt.errors import ConfigError, EngineDeadError
-from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq, StateReq, ToScheduler
+from sglang.srt.messages import StateReq, ToScheduler
 from sglang.srt.process.heap import keep_loaded_objects
 from sglang.srt.process.logs import configure_access_log, configure_logging
-from sglang.srt.process.scheduler_process import blamed_grammars, check_model, write_config
-from sglang.srt.process.transport import SocketServerEnd
+from sglang.srt.process.scheduler_child import SchedulerProcess
+from sglang.srt.process.scheduler_process import check_model
+from sglang.srt.process.uvicorn_server import (
+    LAST_SECONDS,
+    HttpServer,
+    first_request,
+    limit_arenas,
+    listen,
+    raise_file_limit,
+    uvicorn_config,
+)
 from sglang.srt.server.aside import is_busy
 from sglang.srt.server.http.app import create_app
-from sglang.srt.server.http.connections import Connections
-from sglang.srt.server.http.protocol import LimitedProtocol
-from sglang.srt.server.http.starting import Door
+from sglang.srt.server.http.starting import OuterApp
 from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.tokenization.tokenizer import open_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
@@ -55,82 +56,15 @@ from sglang.srt.server_args import ServerArgs
 
 logger = logging.getLogger("sglang")
 
-LAST_SECONDS = 3
-"""for answers on their way when the time for draining is over"""
 MAX_RESTARTS = 5
 """scheduler deaths within RESTART_WINDOW seconds after which the server gives up"""
 RESTART_WINDOW = 120.0
 EXIT_SECONDS = 6.0
 """after the time for draining and for last answers, until the process ends whatever still holds it"""
-NATIVE_CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS})
-"""signals by which native code ends a process"""
 MAX_REFUSED = 256
 """grammars that killed a scheduler, the newest ones"""
 HEARTBEAT_SECONDS = 5.0
-MAX_FILES = 65536
 STANDARD_ERROR = 2
-M_ARENA_MAX = -8
-"""of malloc.h"""
-
-
-class SchedulerProcess:
-    """One scheduler process and the socket to it."""
-
-    def __init__(self, config: RuntimeConfig) -> None:
-        self.link = SocketServerEnd()
-        command = [sys.executable, "-m", "sglang.srt.process.scheduler_process", str(self.link.directory)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
-        self._was_hanging = False
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # died at once: `wait` tells
-            write_config(self._process.stdin, config)
-
-    async def wait(self) -> int:
-        """Its exit status, once it has ended."""
-        while (code := self._process.poll()) is None:
-            await asyncio.sleep(0.05)
-        return code
-
-    async def ready(self) -> dict[str, Any]:
-        """ModelInfo as a dict, once the model is loaded. Raises ConfigError if it cannot be."""
-        message = asyncio.ensure_future(self.link.receive())
-        ended = asyncio.ensure_future(self.wait())
-        await asyncio.wait({message, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if not message.done():
-            with contextlib.suppress(asyncio.TimeoutError):  # its last word may still be on the way
-                await asyncio.wait_for(asyncio.shield(message), 0.5)
-        ended.cancel()
-        if not message.done():
-            message.cancel()
-            raise ConfigError(f"the scheduler process ended with status {self._process.returncode} while loading the model")
-        first = message.result()
-        if isinstance(first, SchedulerFailed):
-            raise ConfigError(first.message)
-        assert isinstance(first, SchedulerReady)
-        return first.info
-
-    def kill(self) -> None:
-        """It hangs: what it was working on is to blame."""
-        self._was_hanging = True
-        self._process.kill()
-
-    def blamed_grammars(self) -> set[bytes]:
-        """Digests of the grammars that it died of: those that native code was working on when it crashed, hung or raised."""
-        code = self._process.returncode
-        if code < 0 and -code not in NATIVE_CRASHES and not self._was_hanging:
-            return set()  # killed from outside
-        return blamed_grammars(self.link.directory, code)
-
-    async def stop(self, timeout: float) -> None:
-        """Asks it to end, then makes it."""
-        if self._process.poll() is None:
-            self.link.send(ShutdownReq())
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.wait(), timeout)
-        if self._process.poll() is None:
-            self._process.kill()
-            await self.wait()
-        self.link.close()
 
 
 class Server:
@@ -146,8 +80,8 @@ class Server:
         self._config = config
         self._listener = listener
         self._on_ready = on_ready
-        self._door = Door()
-        self._http = _HttpServer(_uvicorn_config(self._door, config.http))
+        self._outer_app = OuterApp()
+        self._http = HttpServer(uvicorn_config(self._outer_app, config.http))
         self._scheduler = SchedulerProcess(config)
         self._manager: TokenizerManager | None = None
         self._deaths: list[float] = []
@@ -206,7 +140,7 @@ class Server:
         info, tokenizer = await loading, await reading
         media = await asyncio.to_thread(open_intake, config, info, tokenizer)
         manager = TokenizerManager(tokenizer, info, config.http, config.text, self._send, media)
-        self._door.app = create_app(manager, config.http, config.flags)
+        self._outer_app.app = create_app(manager, config.http, config.flags)
         self._manager = manager
         keep_loaded_objects()
         return manager
@@ -220,7 +154,7 @@ class Server:
     # --- the end ------------------------------------------------------------------------------------------------------------
 
     def _listen_to_signals(self) -> None:
-        """The handlers run even where the loop is held up; what they ask of it waits until it is not."""
+        """The handlers run even while the event loop is blocked; what they schedule on it runs afterwards."""
         loop = asyncio.get_running_loop()
 
         def stop(*_: object) -> None:
@@ -251,15 +185,15 @@ class Server:
     async def _drain(self, manager: TokenizerManager, seconds: float) -> None:
         """Lets requests finish, whether they run or are still being read, then ends them; the address answers 503 meanwhile."""
         deadline = time.monotonic() + seconds
-        while (manager.num_in_flight or self._door.num_inside) and time.monotonic() < deadline:
+        while (manager.num_in_flight or self._outer_app.num_inside) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        if manager.num_in_flight or self._door.num_inside:
+        if manager.num_in_flight or self._outer_app.num_inside:
             manager.end_drain()
             await asyncio.sleep(min(0.5, LAST_SECONDS / 2))
         if manager.num_in_flight:  # the scheduler does not react
             manager.scheduler_died("the server is shutting down")
             await asyncio.sleep(0.05)
-        self._door.send_away()
+        self._outer_app.send_away()
         self._http.should_exit = True
 
     # --- the scheduler ------------------------------------------------------------------------------------------------------
@@ -298,7 +232,7 @@ class Server:
             logger.info("The scheduler is back.")
 
     def _refuse(self, grammars: set[bytes]) -> bool:
-        """Has the schedulers to come refuse these grammars. False if there are none."""
+        """Makes the next schedulers refuse these grammars. False if there are none."""
         if not grammars:
             return False
         logger.error("%d grammars were being worked on when the scheduler died; they are refused from now on.", len(grammars))
@@ -308,7 +242,7 @@ class Server:
         return True
 
     def _may_restart(self) -> bool:
-        """Whether it is worth trying. Otherwise the server ends."""
+        """Whether the scheduler has died seldom enough to be restarted. Otherwise the server ends."""
         now = time.monotonic()
         self._deaths = [t for t in self._deaths if now - t < RESTART_WINDOW] + [now]
         if len(self._deaths) <= MAX_RESTARTS:
@@ -325,14 +259,14 @@ class Server:
         while True:
             lay_down = time.monotonic()
             await asyncio.sleep(pause)
-            # while this process was held up, it heard nothing; that is not the scheduler's silence
+            # while this process was blocked it received nothing; that does not count as the scheduler's silence
             self._last_sign += max(time.monotonic() - lay_down - 2 * pause, 0.0)
             if not manager.is_alive:
                 continue
             self._send(StateReq(call_id=0))
             silent = time.monotonic() - self._last_sign
             if silent > limit:
-                logger.error("The scheduler has given no sign of life for %.0f s; killing it.", silent)
+                logger.error("The scheduler has sent nothing for %.0f s; killing it.", silent)
                 self._last_sign = time.monotonic()
                 self._scheduler.kill()
 
@@ -341,7 +275,7 @@ class Server:
         while not self._http.started:
             await asyncio.sleep(0.01)
         if not self._config.http.skip_server_warmup:
-            await _first_request(self._config, bool(self._manager and self._manager.info.get("embedding_dim")))
+            await first_request(self._config, bool(self._manager and self._manager.info.get("embedding_dim")))
         logger.info("The server is fired up and ready to roll!")
         if self._on_ready is not None:
             self._on_ready()
@@ -365,90 +299,10 @@ class LastResort:
 
 
 def _when_stdin_ends(stop: Callable[[], None]) -> None:
-    """Calls `stop` once nobody holds the other end of standard input."""
+    """Calls `stop` when standard input is closed."""
     while os.read(0, 4096):
         pass
     stop()
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers: Server owns the signals."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _uvicorn_config(app: Any, http: HttpOptions) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        log_config=None,
-        log_level=http.log_level_http or http.log_level,
-        loop="none",
-        http=partial(LimitedProtocol, open_ones=Connections(http.max_connections)),  # type: ignore[arg-type]
-        ws="none",
-        lifespan="off",
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=60,
-        timeout_graceful_shutdown=LAST_SECONDS,
-        backlog=4096,
-    )
-
-
-async def _first_request(config: RuntimeConfig, embeds: bool) -> None:
-    http = config.http
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(http.host, http.host)
-    prompt: dict[str, Any] = {"text": "The capital city of France is"}
-    if config.text.skip_tokenizer_init:
-        prompt = {"input_ids": [10, 11, 12]}
-    headers = [(b"Authorization", b"Bearer " + http.api_keys[0].encode())] if http.api_keys else []
-    base = f"http://[{host}]:{http.port}" if ":" in host else f"http://{host}:{http.port}"
-    async with httpx.AsyncClient(base_url=base, headers=headers, timeout=600, trust_env=False) as client:
-        await client.get("/v1/models")
-        await client.get("/get_model_info")
-        if embeds:
-            reply = await client.post("/encode", json=prompt)
-        else:
-            body = prompt | {"sampling_params": {"temperature": 0, "max_new_tokens": 8}}
-            reply = await client.post("/generate", json=body)
-    if reply.status_code != 200:
-        logger.error("The first request failed with status %d: %s", reply.status_code, reply.text[:500])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket, not yet listening. Raises ConfigError if the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except (OSError, OverflowError, ValueError, TypeError) as error:  # the last two: a name that no host can have
-        listener.close()
-        reason = getattr(error, "strerror", None) or str(error)
-        is_ours = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
-        flag = "--port" if is_ours else "--host"
-        raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose another with {flag}") from error
-    listener.set_inheritable(False)
-    return listener
-
-
-def _raise_file_limit() -> None:
-    """Every connection is an open file, and the usual limit of 1024 is for programs of another kind."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def limit_arenas() -> None:
-    """glibc gives every thread an arena that keeps what the largest request on it took; two of them are enough for all."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) -> None:
@@ -456,9 +310,9 @@ def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) 
     configure_logging(args.log_level, args.log_level_http)
     configure_access_log(args.log_level_http or args.log_level)
     config = args.resolve()
-    _raise_file_limit()
+    raise_file_limit()
     limit_arenas()
-    listener = _listen(config.http.host, config.http.port)
+    listener = listen(config.http.host, config.http.port)
     config = with_files(config)  # a wrong name of a model is told before all that is long
     logger.info(
         "server_args=%s",

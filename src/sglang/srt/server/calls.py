@@ -1,7 +1,7 @@
-"""What a caller of the tokenizer manager holds while its request runs: a Call, made of one Sequence for each sample of each prompt.
+"""A request in flight as its caller holds it: a Call, made of one Sequence for each sample of each prompt.
 
-The manager fills a call (`put`, `fail`) and its consumer iterates it; whoever stops listening cancels it, which aborts what still
-runs. Everything happens on one event loop; `forward` is for a consumer on another.
+The manager fills a call (`put`, `fail`) and its consumer iterates it; a consumer that stops early cancels it, which aborts the
+sequences that still run. Everything happens on one event loop; `forward` is for a consumer on another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sglang.srt.server.tokenization.detokenizer import Detokenizer
 
 
 class Sequence:
-    """One sequence in flight, and when it was heard of. `rid` is its name for the client, `request.rid` for the scheduler."""
+    """One sequence in flight, and the times of its outputs. `rid` is its name for the client, `request.rid` for the scheduler."""
 
     __slots__ = (
         "call",
@@ -150,7 +150,7 @@ class Call:
         self._wake()
 
     def cancel(self) -> None:
-        """Aborts what still runs. Nothing more comes."""
+        """Aborts the sequences that still run. Nothing more comes."""
         if self.open:
             self._drop(self, "the client went away")
         self._unread.clear()

@@ -1,4 +1,4 @@
-"""What becomes of the requests of a scheduler that has died: the next one continues them from the tokens already sent.
+"""Resumes the requests of a scheduler that has died: the next one continues them from the tokens already sent.
 
     in flight --death--> kept --next scheduler--> sent again, with the output so far as TokenizedReq.resumed
                           |  \\
@@ -26,10 +26,10 @@ SUSPECT_DEATHS, MAX_DEATHS = 2, 3
 TRIAL_SECONDS, TRIAL_OUTPUTS = 4.0, 3
 """how long a trial lasts, whichever comes first: a deadly request kills where it did before, right behind the tokens sent"""
 PIXEL_BYTES = 256 << 20
-"""of all requests in flight together, kept for the next scheduler; a scheduler keeps as many of late (scheduler/media/arriving.py)"""
+"""of all requests in flight together, kept for the next scheduler; a scheduler keeps as many recent ones (scheduler/media/arriving.py)"""
 
 DEADLY = "the scheduler died several times while it worked on this request; it is not tried again"
-NO_PIXELS = "the scheduler died, and the pictures of this request are not at hand any more; send it again"
+NO_PIXELS = "the scheduler died, and the images of this request are no longer kept; send it again"
 
 
 class Progress(msgspec.Struct, eq=False):
@@ -107,7 +107,7 @@ class Resuming(Generic[S]):
         self._num_heard = 0
 
     def note(self, sequence: S, out: TokenOut) -> TokenOut:
-        """Takes in what came of a sequence. What its client knows from the scheduler before is left out."""
+        """Takes an output of a sequence. What its client has from the scheduler before (prompt log probabilities) is left out."""
         if sequence is self._on_trial:
             self._num_heard += 1
             if self._num_heard == TRIAL_OUTPUTS:

@@ -57,7 +57,7 @@ class SchemaChecks:
 
 
 def answer_of(out: TokenOut, request: TokenizedReq, vocabulary: Vocabulary) -> str:
-    """The constrained part of an output: what follows the thoughts, if there were any."""
+    """The constrained part of an output: what follows the reasoning, if there is any."""
     ends = [i for i, token_id in enumerate(out.ids) if token_id in request.grammar_after]
     ids = out.ids[ends[0] + 1 :] if ends else out.ids
     drop = 0 if ends else len(request.healed.encode())

@@ -1,4 +1,4 @@
-"""The server's side of every request: from text to ids, to the scheduler, and back.
+"""What the endpoints ask of the engine: generate, embed, abort, sessions, control; and whether there is a scheduler to do it.
 
     GenerateReq --start--> Call --iterate--> GenerateOut, GenerateOut, ...
                     |                             ^
@@ -6,9 +6,9 @@
                     v                             |
                  send(...)   scheduler       handle(...)
 
-Everything here runs on one event loop; only long texts are tokenized on another thread. A call that is cancelled, or whose
-consumer goes away, aborts its sequences at once. When a scheduler dies, the next one continues all calls (resuming.py); when
-there will be none, they end with EngineDeadError.
+in_flight.py keeps the calls and takes the scheduler's outputs. Everything runs on one event loop; only long texts are tokenized on
+another thread. A call that is cancelled, or whose consumer goes away, aborts its sequences at once. When a scheduler dies, the next
+one continues all calls (resuming.py); when there will be none, they end with EngineDeadError.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from sglang.srt.config import HttpOptions, TextOptions
 from sglang.srt.errors import (
     DeadlineError,
@@ -29,56 +27,46 @@ from sglang.srt.errors import (
     EngineDeadError,
     OverloadError,
     RequestError,
-    SglangError,
 )
 from sglang.srt.messages import (
-    AbortReq,
     BatchEmbedOut,
     BatchTokenOut,
     ControlReply,
-    FinishReason,
     FlushCacheReq,
     FromScheduler,
     ProfileReq,
     SchedulerReady,
     SchedulerStats,
-    SchemaCheck,
     StateReq,
     TokenizedReq,
-    TokenOut,
     ToScheduler,
 )
 from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.server.aside import run_aside
-from sglang.srt.server.calls import Call, Sequence
+from sglang.srt.server.calls import Call
 from sglang.srt.server.control_calls import ControlCalls
 from sglang.srt.server.embedding_calls import EmbeddingCalls, Vector
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, own_rid, wire_rid
 from sglang.srt.server.health_check import HealthCheck
 from sglang.srt.server.http.keys import KeyRing
 from sglang.srt.server.http.request_scope import current_scope
-from sglang.srt.server.limits.parameter_room import ParameterRoom
+from sglang.srt.server.in_flight import InFlight
 from sglang.srt.server.request_maker import RequestMaker
-from sglang.srt.server.resuming import Progress, Resuming
-from sglang.srt.server.schema_checks import MAX_RETRIES, SchemaChecks, answer_of, is_cut, next_attempt
 from sglang.srt.server.sessions import Place, Sessions, Turn
 from sglang.srt.server.telemetry.call_records import CallRecords
-from sglang.srt.server.tokenization.detokenizer import Detokenizer
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
     from sglang.srt.server.multimodal.intake import MediaIntake
 
-AT_ONCE = 200
-"""sequences of one call that are taken in before others have their turn"""
 AWAY_SECONDS = 30.0
 """how long a new request waits for a scheduler that is being restarted"""
 
 
 class TokenizerManager:
-    """Owns all calls in flight. `send` hands a message to the scheduler; whoever receives gives its messages to `handle`, on
-    the event loop. `info` is forward_batch.ModelInfo as a dict. Without a tokenizer only ids go in and out.
-    `media` takes images and videos, for models that see."""
+    """`send` hands a message to the scheduler; whoever receives gives its messages to `handle`, on the event loop. `info` is
+    forward_batch.ModelInfo as a dict. Without a tokenizer only ids go in and out. `media` takes the images and videos of
+    vision-language models."""
 
     def __init__(
         self,
@@ -96,10 +84,7 @@ class TokenizerManager:
         self.text = text
         self.stats = SchedulerStats()
         self.records = CallRecords(http)
-        self._send = send
-        self._sequences: dict[str, Sequence] = {}
-        self._calls: dict[str, Call] = {}
-        self._parameters = ParameterRoom(bounded=http.max_text_tokens is not None)
+        self._in_flight = InFlight(tokenizer, http, self.records, send)
         self._controls = ControlCalls(send)
         self._embeddings = EmbeddingCalls(send)
         self.sessions = Sessions(http.max_sessions, http.max_session_tokens, http.session_timeout)
@@ -107,9 +92,6 @@ class TokenizerManager:
         self._death: str | None = None
         self._away: str | None = None
         self._back = asyncio.Event()
-        self._resuming = Resuming(send, self._end)
-        self._schema_checks = SchemaChecks()
-        self._answer_checks: set[asyncio.Task[None]] = set()
         self._draining_since = math.inf
         self._heard_at = 0.0
         embed = self.embed if info.get("embedding_dim") else None
@@ -135,7 +117,7 @@ class TokenizerManager:
 
     @property
     def num_in_flight(self) -> int:
-        return len(self._sequences) + self._embeddings.num_in_flight
+        return len(self._in_flight) + self._embeddings.num_in_flight
 
     def need_tokenizer(self) -> Tokenizer:
         """Raises RequestError if the server runs without one."""
@@ -153,26 +135,13 @@ class TokenizerManager:
         scope = current_scope()
         name = req.rid if isinstance(req.rid, str) else own_rid(requests[0])
         key = wire_rid(scope.key, name)
-        if key in self._calls:
+        if key in self._in_flight:
             raise RequestError(f"a request with the rid {name[:100]!r} is already running", "rid")
-        call = Call(self.drop, name, scope.arrived_at, key)
+        call = Call(self._in_flight.drop, name, scope.arrived_at, key)
         call.turn = self._enter(place, requests[0]) if place is not None else None
         call.trace = scope.trace
         call.limit(self._time_limit())
-        self._calls[key] = call
-        try:
-            for at in range(0, len(requests), AT_ONCE):
-                self._open(call, requests[at : at + AT_ONCE], at)
-                if len(requests) > AT_ONCE:
-                    await asyncio.sleep(0)
-            for at in range(0, len(requests), AT_ONCE):
-                if at:
-                    await asyncio.sleep(0)
-                self._hand_over(call, requests[at : at + AT_ONCE])
-        except BaseException:
-            call.cancel()  # nothing of it stays behind
-            self._calls.pop(key, None)
-            raise
+        await self._in_flight.begin(call, requests)
         self.records.received(requests)
         return call
 
@@ -181,33 +150,6 @@ class TokenizerManager:
         (request,) = await self.maker.make(req)
         return len(request.input_ids)
 
-    def _open(self, call: Call, requests: list[TokenizedReq], first_index: int) -> None:
-        """Enters sequences of a call. Raises RequestError if one of their names is taken, OverloadError if they are too much."""
-        vocabulary = self.tokenizer.vocabulary if self.tokenizer is not None else None
-        taken = next((r.rid for r in requests if r.rid in self._sequences), None)
-        if taken is not None:
-            raise RequestError(f"a request with the rid {taken[:100]!r} is already running", "rid")
-        for index, request in enumerate(requests, first_index):
-            drop, sampling = len(request.healed.encode()), request.sampling
-            detokenizer = None
-            if vocabulary is not None:
-                detokenizer = Detokenizer(vocabulary, sampling.skip_special_tokens, drop, sampling.spaces_specials)
-            if not sampling.is_short:
-                self._parameters.take(request)
-            sequence = Sequence(call, index, self._resuming.keep(request), detokenizer)
-            self._sequences[request.rid] = call.open[request.rid] = sequence
-
-    def _hand_over(self, call: Call, requests: list[TokenizedReq]) -> None:
-        """Sends them to the scheduler, unless the call has failed meanwhile or they were aborted. Without a scheduler they go along
-        with those that are resumed."""
-        for request in requests:
-            sequence = call.open.get(request.rid)
-            if sequence is not None:
-                if self.is_alive and not sequence.progress.is_sent:
-                    sequence.progress.is_sent = True
-                    self._send(request)
-                self.records.handed_over(request)
-
     def _enter(self, place: Place, request: TokenizedReq) -> Turn:
         """Takes a request into its session. Raises RequestError or OverloadError."""
         if place.capacity is not None and len(self.need_tokenizer().decode(request.input_ids)) > place.capacity:
@@ -215,13 +157,13 @@ class TokenizerManager:
         return self.sessions.enter(place, own_rid(request), request.input_ids)
 
     def open_session(self, name: str | None, capacity: int | None) -> str:
-        """The name of a new session for whoever asks. Raises RequestError or OverloadError."""
+        """The name of a new session of the client of this request. Raises RequestError or OverloadError."""
         if capacity is not None:
             self.need_tokenizer()
         return self.sessions.open(name, capacity, current_scope().key)
 
     def close_session(self, name: str) -> None:
-        """Raises RequestError if whoever asks has no such session."""
+        """Raises RequestError if the client of this request has no such session."""
         self.sessions.close(name, current_scope().key)
 
     async def generate(self, req: GenerateReq) -> AsyncIterator[GenerateOut]:
@@ -236,67 +178,22 @@ class TokenizerManager:
     # --- ends of requests ---------------------------------------------------------------------------------------------------
 
     def abort(self, rid: str, message: str = "the request was aborted") -> None:
-        """Aborts a sequence, or all sequences of a call, of the client who asks; if the operator asks, whosever they are. Whoever
-        waits gets the final output. An unknown rid is ignored."""
+        """Aborts a sequence, or all sequences of a call, of the client of this request; for the operator, of any client. Its caller
+        gets the final output. An unknown rid is ignored."""
         scope = current_scope()
         for client in self._clients if scope.is_operator else (scope.key,):
             key = wire_rid(client, rid)
-            call = self._calls.get(key)
-            for name in list(call.open) if call is not None else [key] if key in self._sequences else []:
-                if self._note_abort(self._sequences[name], message):
-                    self._send(AbortReq(rid=name, message=message))
+            self._in_flight.abort(key, message)
             self._embeddings.abort(key)
 
     def abort_all(self, message: str = "the request was aborted") -> None:
-        for sequence in list(self._sequences.values()):
-            self._note_abort(sequence, message)
+        self._in_flight.abort_all(message)
         self._embeddings.abort_all(message)
-        if self.is_alive:
-            self._send(AbortReq(all=True, message=message))
-
-    def _note_abort(self, sequence: Sequence, message: str) -> bool:
-        """True when it is for the scheduler to end the sequence; one that no scheduler has ends here."""
-        sequence.progress.aborted = message
-        if not sequence.progress.is_sent:
-            self._end(sequence, FinishReason("abort", message=message))
-        return sequence.progress.is_sent
-
-    def _end(self, sequence: Sequence, finish: FinishReason) -> None:
-        """Ends a sequence with what it has, without a scheduler."""
-        rid = sequence.request.rid
-        if self._sequences.get(rid) is sequence:
-            out = TokenOut(rid, [], finish, prompt_len=sequence.prompt_len, completion_len=len(sequence.progress.ids))
-            self._on_output(out, time.monotonic())
-
-    def drop(self, call: Call, message: str) -> None:
-        """Aborts a call that nobody listens to any more."""
-        for rid, sequence in list(call.open.items()):
-            self.records.dropped(sequence, message)
-            self._forget(call, rid)
-            if self.is_alive and sequence.progress.is_sent:
-                self.records.expect_last(sequence)
-                self._send(AbortReq(rid=rid, message=message))
-
-    def _note_death(self) -> None:
-        """What the scheduler had to say it will not say any more."""
-        self.records.scheduler_died()
-        self._on_stats(SchedulerStats())
-
-    def _forget(self, call: Call, rid: str) -> None:
-        sequence = self._sequences.pop(rid, None)
-        if sequence is not None:
-            self._resuming.forget(sequence)
-            if self._parameters.held:
-                self._parameters.give_back(rid)
-        call.open.pop(rid, None)
-        if not call.open:
-            self._calls.pop(call.key, None)
-            call.closed()
 
     # --- embeddings ---------------------------------------------------------------------------------------------------------
 
     async def embed(self, texts: list[list[int]], rids: list[str] | None = None) -> list[Vector]:
-        """A vector for each text; RequestMaker.check_embed has found them right."""
+        """A vector for each text. The texts have passed RequestMaker.check_embed."""
         await self._wait_for_scheduler()
         client = current_scope().key
         names = [wire_rid(client, rid) for rid in rids] if rids is not None else None
@@ -308,8 +205,7 @@ class TokenizerManager:
         """Takes one message of the scheduler. To be called on the event loop."""
         if isinstance(message, BatchTokenOut):
             self._heard_at = time.monotonic()
-            for out in message.outs:
-                self._on_output(out, self._heard_at)
+            self._in_flight.handle(message, self._heard_at)
         elif isinstance(message, BatchEmbedOut):
             self._heard_at = time.monotonic()
             self._embeddings.handle(message)
@@ -324,79 +220,6 @@ class TokenizerManager:
         else:
             self.scheduler_died(message.message)
 
-    def _on_output(self, token_out: TokenOut, now: float) -> None:
-        if self.records.leaving and self.records.take_last(token_out):
-            return
-        sequence = self._sequences.get(token_out.rid)
-        if sequence is None:
-            return  # dropped meanwhile
-        if token_out.unenforced:
-            sequence.progress = Progress()  # nothing was shown, and the scheduler has it no more
-            task = asyncio.create_task(self._check_answer(sequence, token_out))
-            self._answer_checks.add(task)
-            task.add_done_callback(self._answer_checks.discard)
-            return
-        token_out = self._resuming.note(sequence, token_out)
-        call = sequence.call
-        out = GenerateOut(
-            index=sequence.index,
-            rid=sequence.rid,
-            text=sequence.detokenizer.feed(token_out) if sequence.detokenizer is not None else "",
-            ids=token_out.ids,
-            finish=token_out.finish,
-            prompt_len=token_out.prompt_len or sequence.prompt_len,
-            cached_len=token_out.cached_len,
-            completion_len=token_out.completion_len,
-            input_logprobs=token_out.input_logprobs,
-            output_logprobs=token_out.output_logprobs,
-            num_retractions=token_out.num_retractions,
-            seconds=now - call.started_at,
-        )
-        if call.turn is not None:
-            call.turn.add(out.ids)
-        if self.records.notes_all or not sequence.first_at:
-            self.records.said(sequence, token_out, out, self._heard_at)
-        if out.finish is not None:
-            self._finish(sequence, out)
-        elif (due := sequence.due(out, self.http.stream_interval)) is not None:
-            call.put(due)
-
-    async def _check_answer(self, sequence: Sequence, token_out: TokenOut) -> None:
-        """Hands on an answer that is valid; of others the next one is generated, as often as that is worth it."""
-        request, sampling = sequence.request, sequence.request.sampling
-        assert self.tokenizer is not None and sampling.json_schema is not None and token_out.finish is not None
-        answer = answer_of(token_out, request, self.tokenizer.vocabulary)
-        verdict = await self._schema_checks.verdict(sampling.json_schema, answer)
-        if self._sequences.get(request.rid) is not sequence or sequence.progress.is_sent:
-            return  # dropped, or begun anew with another scheduler
-        sequence.num_attempts += 1
-        cut = is_cut(token_out, request, self.tokenizer.vocabulary)
-        if not cut and verdict.error is not None and not verdict.is_final and sequence.num_attempts <= MAX_RETRIES:
-            sequence.num_discarded += token_out.completion_len
-            self.records.discarded(token_out)
-            sequence.request = next_attempt(request, sequence.num_attempts)
-            if self.is_alive:
-                self._resuming.begin_anew(sequence)
-            return
-        check = SchemaCheck(token_out.unenforced, sequence.num_attempts, verdict.error, sequence.num_discarded)
-        finish = msgspec.structs.replace(token_out.finish, check=None if cut and not verdict.is_whole else check)
-        self._on_output(msgspec.structs.replace(token_out, finish=finish, unenforced=()), time.monotonic())
-
-    def _finish(self, sequence: Sequence, out: GenerateOut) -> None:
-        call = sequence.call
-        assert out.finish is not None
-        error = _error_of(out.finish)
-        if call.turn is not None and error is None:
-            call.turn.finish()
-            call.turn = None
-        self._forget(call, sequence.request.rid)
-        self.records.finished(sequence, out)
-        if error is None:
-            call.put(sequence.with_held(out))
-        else:
-            self.drop(call, "another sequence of the same request failed")
-            call.fail(error)
-
     def _on_stats(self, stats: SchedulerStats) -> None:
         self.stats = stats
         self.records.scheduler(stats)
@@ -409,7 +232,7 @@ class TokenizerManager:
         self._controls.fail(EngineAwayError(message))
         self._embeddings.note_death()
         self._note_death()
-        self._resuming.note_death(list(self._sequences.values()), is_explained)
+        self._in_flight.scheduler_lost(is_explained)
 
     def scheduler_restarted(self, info: dict[str, Any]) -> None:
         """There is a scheduler: it is sent all calls."""
@@ -417,7 +240,7 @@ class TokenizerManager:
         self._death = self._away = None
         self._back.set()
         self._controls.resume()
-        num_resumed = self._embeddings.resume() + self._resuming.resume(self._sequences.values())
+        num_resumed = self._embeddings.resume() + self._in_flight.scheduler_restarted()
         self.records.restarted(num_resumed)
 
     def scheduler_died(self, message: str) -> None:
@@ -426,21 +249,16 @@ class TokenizerManager:
         self._note_death()
         self._back.set()
         self._embeddings.fail(EngineDeadError(message))
-        for sequence in self._sequences.values():
-            self.records.lost(sequence, message)
-        calls = {id(s.call): s.call for s in self._sequences.values()}
-        self._resuming.clear()
-        self._parameters.clear()
-        self._sequences.clear()
-        self._calls.clear()
-        for call in calls.values():
-            call.open.clear()
-            call.closed()
-            call.fail(EngineDeadError(message))
+        self._in_flight.scheduler_died(message)
         self._controls.fail(EngineDeadError(message))
 
+    def _note_death(self) -> None:
+        """No more outputs or statistics of that scheduler will come."""
+        self.records.scheduler_died()
+        self._on_stats(SchedulerStats())
+
     async def _wait_for_scheduler(self) -> None:
-        """Until there is one again, if there is none. Raises OverloadError, EngineAwayError or DeadlineError."""
+        """Waits while the scheduler is being restarted. Raises OverloadError, EngineAwayError or DeadlineError."""
         self._check_open()
         if self._away is None:
             return
@@ -473,15 +291,15 @@ class TokenizerManager:
     # --- the end of the server ----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Ends processes of its own."""
-        self._schema_checks.close()
+        """Ends its child processes."""
+        self._in_flight.close()
 
     def begin_drain(self) -> None:
-        """From now on, requests that come are refused; those that are here already go on."""
+        """From now on, new requests are refused; those that have arrived go on."""
         self._draining_since = time.monotonic()
 
     def end_drain(self) -> None:
-        """From now on, nothing is begun any more. What runs is aborted."""
+        """From now on, no request is started. Those that run are aborted."""
         self._draining_since = -math.inf
         self.abort_all("the server is shutting down")
 
@@ -513,8 +331,8 @@ class TokenizerManager:
         return self.stats
 
     async def refresh_stats(self, seconds: float) -> None:
-        """Brings `stats` and gauges up to date; whoever asks meanwhile waits for the same answer. A scheduler that takes longer than
-        `seconds` for a step, or is away, leaves them as they are."""
+        """Brings `stats` and gauges up to date; concurrent callers share one request to the scheduler. A scheduler that takes longer
+        than `seconds` for a step, or is being restarted, leaves them as they are."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask_state())
         await asyncio.wait([self._asking], timeout=seconds)
@@ -525,7 +343,7 @@ class TokenizerManager:
 
     @property
     def is_alive(self) -> bool:
-        return self._death is None and self._away is None
+        return self._in_flight.has_scheduler
 
     @property
     def status(self) -> str:
@@ -535,13 +353,3 @@ class TokenizerManager:
     async def health(self, timeout: float = 20.0) -> bool:
         """Whether the engine generates: any output within `timeout` seconds of asking for one token."""
         return self.is_alive and await self._health.ask(timeout)
-
-
-def _error_of(finish: FinishReason) -> SglangError | None:
-    """The error behind an abort; None for an abort that somebody asked for, which is an ordinary end."""
-    if finish.type != "abort" or finish.status_code is None:
-        return None
-    message = finish.message or "the request was aborted"
-    if finish.status_code == 503:
-        return OverloadError(message)
-    return RequestError(message) if finish.status_code < 500 else EngineDeadError(message)

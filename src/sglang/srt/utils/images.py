@@ -1,4 +1,4 @@
-"""`load_image`: a picture from wherever it is, for programs that pass it on to `image()`.
+"""`load_image`: an image from wherever it is, for programs that pass it on to `image()`.
 
 This runs in the caller's own process with the caller's own rights, so unlike the server it opens any path and any host.
 """
@@ -18,7 +18,7 @@ MAX_BYTES = 256 << 20
 
 
 def load_image(source: Any) -> tuple[Image.Image, tuple[int, int]]:
-    """The picture and its (width, height). `source`: an http(s) URL, a file URL, a path, a data URI, base64 text, the bytes
+    """The image and its (width, height). `source`: an http(s) URL, a file URL, a path, a data URI, base64 text, the bytes
     of an image file, or a PIL image. Raises ValueError if there is no image in it."""
     from PIL import Image, UnidentifiedImageError
 

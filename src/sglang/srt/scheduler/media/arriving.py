@@ -73,14 +73,14 @@ class RecentPixels:
         self._bytes = 0
 
     def filled(self, item: MediaItem) -> MediaItem:
-        """The item with its pixels. Raises OverloadError if they are not kept any more."""
+        """The item with its pixels. Raises OverloadError if they are no longer kept."""
         pixels = self._pixels.get(item.mm_hash)
         if item.pixels:
             if pixels is None:
                 self._keep(item)
             return item
         if pixels is None:
-            raise OverloadError("the images of this request are not kept any more; send it again")
+            raise OverloadError("the images of this request are no longer kept; send it again")
         return msgspec.structs.replace(item, pixels=pixels)
 
     def _keep(self, item: MediaItem) -> None:
@@ -92,11 +92,11 @@ class RecentPixels:
 
 
 def check_media(msg: TokenizedReq, num_axes: int, kinds: tuple[str, ...]) -> None:
-    """Raises RequestError for media that do not lie in the prompt, or that the model does not see."""
+    """Raises RequestError for media that do not lie in the prompt, or that the model does not support."""
     at = 0
     for item in msg.media:
         if item.kind not in kinds:
-            raise RequestError(f"this model does not see {item.kind}s", "image_data")
+            raise RequestError(f"this model does not support {item.kind}s", "image_data")
         for offset, length in item.spans:
             if offset < at or length < 1 or offset + length > len(msg.input_ids):
                 raise RequestError("the spans of the media do not lie in the prompt, one after another", "image_data")

@@ -59,7 +59,7 @@ _POSTS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "/tokenize": ("Text to ids", _TOKENIZE),
     "/detokenize": ("Ids to text", _DETOKENIZE),
     "/parse_function_call": ("Tool calls in a text", _PARSE_CALL),
-    "/separate_reasoning": ("Thoughts and answer in a text", _REASONING),
+    "/separate_reasoning": ("Reasoning and answer of a text", _REASONING),
     "/open_session": ("Keep a conversation", _OPEN_SESSION),
     "/close_session": ("Forget a conversation", _CLOSE_SESSION),
     "/abort_request": ("Abort a request, or all", _ABORT),

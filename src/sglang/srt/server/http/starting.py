@@ -30,8 +30,8 @@ class _Visit:
         await self._send(message)
 
 
-class Door:
-    """Set `app` to open it."""
+class OuterApp:
+    """The application around the real one, `app`, which is set when the model is loaded."""
 
     def __init__(self) -> None:
         self.app: ASGIApp = _starting

@@ -74,7 +74,7 @@ class JsonScan:
 
     def _read(self, chunk: bytes) -> None:
         text = self._without_escapes(chunk) if self._tail or b"\\" in chunk else chunk
-        if self._in_string and b'"' not in text:  # inside a long string, of a picture mostly
+        if self._in_string and b'"' not in text:  # inside a long string, of an image mostly
             self._string.add(text)
             return
         parts = text.split(b'"')

@@ -2,8 +2,8 @@
 
     order, file --work--> rows of 8-bit RGB, frame after frame        (isolation.py starts, limits and ends the process)
 
-Transparent pixels show white, 16-bit samples keep their upper half, pictures are turned as EXIF says. Nothing is made of a whole
-picture but what the decoder itself makes. Whatever a decoder raises becomes one sentence.
+Transparent pixels show white, 16-bit samples keep their upper half, images are turned as EXIF says. Nothing is made of a whole
+image but what the decoder itself makes. Whatever a decoder raises becomes one sentence.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def split_pngs(data: bytes) -> list[bytes]:
 
 def _check_cut(image: Image.Image, label: str) -> str:
     """What to say of a JPEG that lacks its end: the decoder makes grey what it has no data for. Raises RequestError if that is
-    most of the picture."""
+    most of the image."""
     missing = _grey_rows(image)
     if 2 * missing > image.height:
         raise RequestError(f"{label} is cut off: {image.height - missing} of its {image.height} rows are there")
@@ -284,11 +284,11 @@ TURNS = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what makes the picture upright"""
+"""EXIF orientation -> what makes the image upright"""
 
 
 def _bands(image: Image.Image, label: str) -> Generator[bytes, None, tuple[int, int]]:
-    """The rows of an upright picture, some at a time. Returns its size."""
+    """The rows of an upright image, some at a time. Returns its size."""
     orientation = _orientation(image)
     width, height = (image.height, image.width) if orientation in (5, 6, 7, 8) else image.size
     step = max(BAND_PIXELS // max(width, 1), 1)
@@ -302,7 +302,7 @@ def _bands(image: Image.Image, label: str) -> Generator[bytes, None, tuple[int, 
 
 
 def _orientation(image: Image.Image) -> int:
-    """As EXIF says; 1, upright, where it is damaged: the picture may be good."""
+    """As EXIF says; 1, upright, where it is damaged: the image may be good."""
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except _DECODER_ERRORS:
@@ -311,7 +311,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _source_box(size: tuple[int, int], orientation: int, top: int, bottom: int) -> tuple[int, int, int, int]:
-    """Where rows `top` to `bottom` of the upright picture lie in the picture as it is stored."""
+    """Where rows `top` to `bottom` of the upright image lie in the image as it is stored."""
     width, height = size
     if orientation in (5, 6):
         return top, 0, bottom, height
@@ -323,7 +323,7 @@ def _source_box(size: tuple[int, int], orientation: int, top: int, bottom: int) 
 
 
 def to_rgb(image: Image.Image, label: str) -> Image.Image:
-    """8-bit RGB of a picture, or a part of one, in any mode."""
+    """8-bit RGB of an image, or a part of one, in any mode."""
     if image.mode == "F":
         raise RequestError(f"{label} has floating-point samples, which have no agreed brightness")
     if image.mode.startswith("I"):

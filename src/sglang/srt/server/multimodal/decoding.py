@@ -3,7 +3,7 @@
     Medium --Order--> a child (decode_work.py) --bands of RGB--> frames, views of one buffer
 
 At most PLACES files, and WORK_PIXELS pixels of them, are decoded and preprocessed at a time, all requests together; one client
-has a part of that. So the memory that pictures take is known: 3 bytes a pixel here, and in the children what decode_work.py says.
+has a part of that. So the memory that images take is known: 3 bytes a pixel here, and in the children what decode_work.py says.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WORK_PIXELS = 64 << 20
 WAITING = 3.0
 """a child may wait for the processor: it has so many times the seconds that it may compute"""
 NICENESS = 10
-"""pictures are not to slow down running requests"""
+"""images are not to slow down running requests"""
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 MAX_ASPECT = 200
 """longest side over shortest"""
 MAX_SCANS = 100
-"""of a progressive JPEG; encoders make about ten, and each costs as much as the whole picture"""
+"""of a progressive JPEG; encoders make about ten, and each costs as much as the whole image"""
 MAX_PARTS = 1 << 16
 """chunks, markers or directory entries that are visited in a file"""
 SEARCH_BYTES = 1 << 20
@@ -76,7 +76,7 @@ def measure_image(data: Data, label: str, max_frames: int) -> Shape | None:
 
 
 def check_size(shape: Shape, max_pixels: int, label: str) -> None:
-    """Raises RequestError for a picture that is empty, too large or too thin."""
+    """Raises RequestError for an image that is empty, too large or too thin."""
     width, height = shape.width, shape.height
     if width < 1 or height < 1:
         raise RequestError(f"{label} has no pixels")
@@ -95,7 +95,7 @@ def _png(reader: _Reader, max_frames: int) -> Shape:
     while at < len(reader.data) and frames <= max_frames:
         if bytes(reader.data[at : at + 8]) != PNG_START:
             if frames:
-                break  # something behind the last picture
+                break  # something behind the last image
             raise ValueError("no PNG")
         at += 8
         w, h = reader.at("II", at + 8)
@@ -116,14 +116,14 @@ def _after_png(reader: _Reader, at: int) -> tuple[int, int]:
             (frames,) = reader.at("I", at + 8)
         elif name == b"fcTL":
             in_animation = True
-        elif name == b"IDAT" and frames and not in_animation:  # a picture for those who know no animations
+        elif name == b"IDAT" and frames and not in_animation:  # an image for those who know no animations
             frames, in_animation = frames + 1, True
         at += 12 + length
     return max(frames, 1), at
 
 
 def _jpeg(reader: _Reader, max_frames: int) -> Shape:
-    """Markers are visited up to the end of the first picture, and scans counted."""
+    """Markers are visited up to the end of the first image, and scans counted."""
     scans = 0
     shape: Shape | None = None
     for marker, at, _ in _jpeg_segments(reader):
@@ -251,7 +251,7 @@ def is_avif(data: Data) -> bool:
 
 
 def _avif(reader: _Reader, max_frames: int) -> Shape:
-    """The size is that of the largest part: a picture may be made of several, or have a small one beside it."""
+    """The size is that of the largest part: an image may be made of several, or have a small one beside it."""
     width = height = frames = 0
     is_sequence = reader.data[8:12] == b"avis"
     for name, at in _boxes(reader):
@@ -295,7 +295,7 @@ def _bmp(reader: _Reader, max_frames: int) -> Shape:
 
 
 def has_pages(data: Data) -> bool:
-    """TIFF: several pictures in one file are no animation."""
+    """TIFF: several images in one file are no animation."""
     return data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
 
 

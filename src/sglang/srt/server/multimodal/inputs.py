@@ -20,7 +20,7 @@ MODALITIES = frozenset({"image", "multi-images", "video"})
 
 @dataclass(frozen=True)
 class Pixels:
-    """What a request wants each picture or frame to be brought to; 0: as the model does."""
+    """What a request wants each image or frame to be brought to; 0: as the model does."""
 
     least: int = 0
     most: int = 0
@@ -28,7 +28,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class View:
-    """How closely a picture is looked at. `alone`: the prompt has no other picture. `max_tokens`: that it may take; 0: as its
+    """How closely an image is looked at. `alone`: the prompt has no other image. `max_tokens`: that it may take; 0: as its
     publisher has it."""
 
     detail: Detail = "auto"
@@ -130,7 +130,7 @@ def _pixels(value: dict[str, Any], key: str, where: str) -> int:
 
 
 def with_pixels(inputs: Sequence[MediaInput], wanted: Pixels) -> list[MediaInput]:
-    """What a request wants of all pictures goes to those that say nothing themselves."""
+    """What a request wants of all images goes to those that say nothing themselves."""
     return [item if item.pixels != Pixels() else replace(item, pixels=wanted) for item in inputs]
 
 

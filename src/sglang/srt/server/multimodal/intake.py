@@ -1,11 +1,11 @@
 """From what a request names to what the model reads: fetch, inspect, decode, preprocess, expand.
 
-    "http://...", "data:...", bytes --Sources--> files --media--> shapes --Decoder--> frames --processor--> Picture --spans--> ids
+    "http://...", "data:...", bytes --Sources--> files --media--> shapes --Decoder--> frames --processor--> ProcessedMedia --spans--> ids
                                      limits of the whole request, and of its prompts' lengths  ^
 
 All files of a request are there, and what they cost is known from their headers, before the first is decoded. Fetching, short
 work on bytes, decoding and preprocessing have places of their own, so none waits for another's: what is inline or known never
-waits for the network. What was preprocessed is remembered by the digest of its bytes, up to PICTURE_BYTES. A request whose client
+waits for the network. What was preprocessed is remembered by the digest of its bytes, up to PROCESSED_BYTES. A request whose client
 leaves is cancelled wherever it is.
 """
 
@@ -42,13 +42,13 @@ from sglang.srt.server.multimodal.media import Medium, inspect
 from sglang.srt.server.multimodal.processors.base import ModelFolder, Processor
 from sglang.srt.server.multimodal.processors.registry import create_processor
 from sglang.srt.server.multimodal.sources import Sources
-from sglang.srt.server.multimodal.spans import Picture, expand, find_places
+from sglang.srt.server.multimodal.spans import ProcessedMedia, expand, find_places
 from sglang.srt.server.tokenization.template_forms import MediaToken
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-PICTURE_BYTES = 128 << 20
+PROCESSED_BYTES = 128 << 20
 HELD_REQUESTS, SHARE_REQUESTS = 4, 3
 """files of how many requests of the largest size are held at once, of all clients and of one"""
 HELD_INPUTS, SHARE_INPUTS = 4096, 3072
@@ -98,7 +98,7 @@ class TokenLines:
 
 
 def _step_back() -> None:
-    """Lets the calling thread have what processor time the model's threads leave: pictures are not to slow down decoding. (On
+    """Lets the calling thread have what processor time the model's threads leave: images are not to slow down decoding. (On
     Linux niceness belongs to threads; elsewhere to whole processes, which is left alone.)"""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
@@ -106,7 +106,7 @@ def _step_back() -> None:
 
 @dataclass(frozen=True)
 class _Known:
-    """An input whose cost is known and that is not decoded yet. `key` names its picture; `num_tokens` is exact, but for video
+    """An input whose cost is known and that is not decoded yet. `key` names its image; `num_tokens` is exact, but for video
     files at most what they will have."""
 
     item: MediaInput
@@ -119,9 +119,9 @@ class _Known:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A picture, and its pixels as they are sent: made once, however often it is shown."""
+    """An image or video, and its pixels as they are sent: made once, however often it is shown."""
 
-    picture: Picture
+    image: ProcessedMedia
     pixels: bytes
 
 
@@ -146,7 +146,7 @@ class MediaIntake:
         self._inputs = Budget(HELD_INPUTS, SHARE_INPUTS, "images and videos are being worked on")
         self._untidy = 0
         self._tidying: asyncio.TimerHandle | None = None
-        self._pictures: LruCache[bytes, _Ready] = LruCache(PICTURE_BYTES)
+        self._processed: LruCache[bytes, _Ready] = LruCache(PROCESSED_BYTES)
 
     @property
     def max_image_tokens(self) -> int:
@@ -167,7 +167,7 @@ class MediaIntake:
         await self._sources.close()
 
     async def take(self, tasks: Sequence[MediaTask], context_len: int) -> list[MediaPrompt]:
-        """The prompts of one request with their pictures in them. Raises RequestError and OverloadError."""
+        """The prompts of one request with their images in them. Raises RequestError and OverloadError."""
         for task in tasks:
             self._check(task.inputs)
             self.check_places(task.ids, len(task.inputs))
@@ -203,7 +203,7 @@ class MediaIntake:
         _check_count(len(inputs), self._options.max_items)
         for item in inputs:
             if item.kind not in self._processor.kinds:
-                raise RequestError(f"this model does not see {item.kind}s", f"{item.kind}_data")
+                raise RequestError(f"this model does not support {item.kind}s", f"{item.kind}_data")
 
     def _view(self, item: MediaInput, alone: bool) -> View:
         """The operator's limit holds for all; the default, for those who do not say how closely to look."""
@@ -232,11 +232,11 @@ class MediaIntake:
         return _Known(item, view, medium, shape, digest.digest(), num_tokens)
 
     def _log_size(self, medium: Medium, shape: Shape, view: View) -> None:
-        """Says so where the budget makes a picture smaller than its publisher would."""
+        """Says so where the budget makes an image smaller than its publisher would."""
         size = self._processor.seen_size(shape, view)
         if size != self._processor.seen_size(shape, replace(view, max_tokens=0)):
             logger.info(
-                "%s, %d x %d, was resized to %d x %d: the budget is %d tokens a picture (--max-image-tokens)",
+                "%s, %d x %d, was resized to %d x %d: the budget is %d tokens an image (--max-image-tokens)",
                 medium.fetched.label, shape.width, shape.height, *size, view.max_tokens,
             )  # fmt: skip
 
@@ -257,30 +257,30 @@ class MediaIntake:
     # --- what it shows ------------------------------------------------------------------------------------------------------
 
     async def _ready(self, one: _Known, pixels: int, client: str) -> _Ready:
-        if (seen := self._pictures.get(one.key)) is not None:
+        if (seen := self._processed.get(one.key)) is not None:
             return seen
         async with self._decoder.place(one.shape.pixels, client):
-            if (seen := self._pictures.get(one.key)) is not None:  # equal ones came at the same time
+            if (seen := self._processed.get(one.key)) is not None:  # equal ones came at the same time
                 return seen
             clip = await self._decoder.decode(one.medium, one.shape, pixels)
             ready = await asyncio.get_running_loop().run_in_executor(self._threads, self._process, clip, one)
-        self._pictures.put(one.key, ready, ready.picture.nbytes)
+        self._processed.put(one.key, ready, ready.image.nbytes)
         self._tidy_later(one.shape.pixels)
         return ready
 
     def _process(self, clip: Clip, one: _Known) -> _Ready:
-        picture = self._processor.process(one.item.kind, clip, one.view)
-        pixels = picture.pixels.tobytes()
-        view = np.frombuffer(pixels, picture.pixels.dtype).reshape(picture.pixels.shape)
-        return _Ready(replace(picture, pixels=view), pixels)
+        image = self._processor.process(one.item.kind, clip, one.view)
+        pixels = image.pixels.tobytes()
+        view = np.frombuffer(pixels, image.pixels.dtype).reshape(image.pixels.shape)
+        return _Ready(replace(image, pixels=view), pixels)
 
     async def flush(self) -> None:
-        """Forgets all pictures."""
-        self._pictures.clear()
+        """Forgets all that was processed."""
+        self._processed.clear()
         await self._sources.aside(release_freed_memory)
 
     def _tidy_later(self, pixels: int) -> None:
-        """Large pictures leave holes in the heap."""
+        """Large images leave holes in the heap."""
         self._untidy += pixels
         if self._untidy >= TIDY_PIXELS and self._tidying is None:
             self._tidying = asyncio.get_running_loop().call_later(TIDY_SECONDS, self._tidy)
@@ -290,16 +290,16 @@ class MediaIntake:
         self._threads.submit(release_freed_memory)
 
     def _prompt(self, task: MediaTask, ready: Sequence[_Ready]) -> MediaPrompt:
-        pictures = [one.picture for one in ready]
+        images = [one.image for one in ready]
         processor = self._processor
-        expanded, spans = expand(task.ids, pictures, processor.placeholders, processor.image_token, self._lines)
+        expanded, spans = expand(task.ids, images, processor.placeholders, processor.image_token, self._lines)
         located = sorted(zip(ready, spans, strict=True), key=lambda pair: pair[1])
         items = tuple(
             MediaItem(p.kind, p.mm_hash, tuple(found), one.pixels, p.pixels.shape, p.grid, p.facts)
             for one, found in located
-            for p in (one.picture,)
+            for p in (one.image,)
         )
-        axes = processor.positions(len(expanded), list(zip(pictures, spans, strict=True)))
+        axes = processor.positions(len(expanded), list(zip(images, spans, strict=True)))
         if axes is None:
             return MediaPrompt(expanded, items)
         positions, delta = axes
@@ -329,7 +329,7 @@ async def _together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def _check_length(task: MediaTask, num_tokens: Sequence[int], context_len: int) -> None:
-    """Raises RequestError if a prompt cannot fit whatever its pictures show. (A picture may take two of the ids around its
+    """Raises RequestError if a prompt cannot fit whatever its images show. (An image may take two of the ids around its
     place.)"""
     length = len(task.ids) + sum(num_tokens) - 3 * len(num_tokens)
     if length >= context_len:
@@ -341,7 +341,7 @@ def _check_length(task: MediaTask, num_tokens: Sequence[int], context_len: int) 
 
 
 def _without_repeated_pixels(prompts: list[MediaPrompt]) -> list[MediaPrompt]:
-    """Prompts that show the one picture of the prompt before do not bring its pixels again."""
+    """Prompts that show the one image of the prompt before do not bring its pixels again."""
     kept = prompts[:1]
     for before, prompt in pairwise(prompts):
         one = len(before.items) == len(prompt.items) == 1 and before.items[0].mm_hash == prompt.items[0].mm_hash

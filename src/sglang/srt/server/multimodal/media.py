@@ -1,7 +1,7 @@
 """What a file of a request is, and how much: from its first bytes and its header, before anything is decoded.
 
-A still picture is one frame; several frames are a video and must be sent as such. Of the pictures that cameras put behind the
-first, and of the pages of a TIFF file, the first is the picture. What is allowed of one file is checked here,
+A still image is one frame; several frames are a video and must be sent as such. Of the images that cameras put behind the
+first, and of the pages of a TIFF file, the first is the image. What is allowed of one file is checked here,
 what is allowed of a request in intake.py; the decoder (decode_work.py) is held to both.
 """
 

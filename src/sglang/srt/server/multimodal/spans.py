@@ -1,7 +1,7 @@
-"""Placeholders to spans: where the rows of pictures stand in a prompt, and at which positions.
+"""Placeholders to spans: where the rows of images and videos stand in a prompt, and at which positions.
 
-ids       ... <image> ...                          one id a picture, as the template or the caller wrote it
-expanded  ... <start> <row> <row> <row> <end> ...  what the picture's `tokens` say; spans are the runs of its row id
+ids       ... <image> ...                          one id an item, as the template or the caller wrote it
+expanded  ... <start> <row> <row> <row> <end> ...  what its `tokens` say; spans are the runs of its row id
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Int32 = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class Picture:
+class ProcessedMedia:
     """An image or video as one model wants it. `tokens` stand in the prompt for its placeholder; where they equal `row_id`,
     rows of the encoder stand. `squares`: (frames, down, across) of the rows of each span, where positions follow from that;
     `time_step`: positions between frames."""
@@ -48,34 +48,34 @@ class Picture:
 
 def expand(
     ids: Sequence[int],
-    pictures: Sequence[Picture],
+    images: Sequence[ProcessedMedia],
     placeholders: dict[MediaKind, int],
     name: str,
     lines: LineEnds | None = None,
 ) -> tuple[list[int], list[list[Span]]]:
-    """The prompt with every placeholder replaced, and the spans of each picture. `name` is what a placeholder is called; `lines`
-    is asked where pictures bring line ends.
+    """The prompt with every placeholder replaced, and the spans of each image or video. `name` is what a placeholder is called; `lines`
+    is asked where they bring line ends.
 
-    Raises RequestError if there are not as many placeholders as pictures, or not of their kinds.
+    Raises RequestError if there are not as many placeholders as images and videos, or not of their kinds.
     """
-    found = find_places(ids, len(pictures), placeholders, name)
-    order = _assign([ids[i] for i in found], pictures, placeholders)
+    found = find_places(ids, len(images), placeholders, name)
+    order = _assign([ids[i] for i in found], images, placeholders)
     expanded: list[int] = []
-    spans: list[list[Span]] = [[] for _ in pictures]
+    spans: list[list[Span]] = [[] for _ in images]
     start = 0
     for at, which in zip(found, order, strict=True):
         expanded += ids[start:at]
         start = at + 1
-        picture = pictures[which]
-        if picture.around and expanded[-1:] + list(ids[start : start + 1]) == list(picture.around):
+        image = images[which]
+        if image.around and expanded[-1:] + list(ids[start : start + 1]) == list(image.around):
             expanded.pop()
             start += 1
-        if picture.newlines[0] and lines is not None:
-            lines.lengthen(expanded, picture.newlines[0])
-        spans[which] = [(len(expanded) + begin, length) for begin, length in runs(picture.tokens, picture.row_id)]
-        expanded += picture.tokens
-        if picture.newlines[1] and lines is not None:
-            start = lines.after(expanded, ids, start, picture.newlines[1])
+        if image.newlines[0] and lines is not None:
+            lines.lengthen(expanded, image.newlines[0])
+        spans[which] = [(len(expanded) + begin, length) for begin, length in runs(image.tokens, image.row_id)]
+        expanded += image.tokens
+        if image.newlines[1] and lines is not None:
+            start = lines.after(expanded, ids, start, image.newlines[1])
     expanded += ids[start:]
     return expanded, spans
 
@@ -104,17 +104,17 @@ class LineEnds(Protocol):
         ...
 
 
-def _assign(marks: list[int], pictures: Sequence[Picture], placeholders: dict[MediaKind, int]) -> list[int]:
-    """Which picture goes to each placeholder: the next one of its kind; or simply the next, where the kinds do not add up and
+def _assign(marks: list[int], images: Sequence[ProcessedMedia], placeholders: dict[MediaKind, int]) -> list[int]:
+    """Which image or video goes to each placeholder: the next one of its kind; or simply the next, where the kinds do not add up and
     the prompt knows only one (the language writes the image's placeholder for videos too)."""
     queues: dict[int, list[int]] = {mark: [] for mark in placeholders.values()}
-    for i, picture in enumerate(pictures):
-        queues[placeholders[picture.kind]].append(i)
+    for i, image in enumerate(images):
+        queues[placeholders[image.kind]].append(i)
     if all(len(queue) == marks.count(mark) for mark, queue in queues.items()):
         return [queues[mark].pop(0) for mark in marks]
     if len(set(marks)) > 1:
         raise RequestError("the prompt's places for images and for videos do not fit the images and videos given", "image_data")
-    return list(range(len(pictures)))
+    return list(range(len(images)))
 
 
 def runs(tokens: Sequence[int], row_id: int) -> list[Span]:
@@ -132,7 +132,7 @@ def runs(tokens: Sequence[int], row_id: int) -> list[Span]:
 
 def axis_positions(length: int, spans: Sequence[tuple[Span, tuple[int, int, int], float]]) -> tuple[Int32, int]:
     """Positions on the axes time, height and width, [3, length], and what is to be added to the place of later tokens (M-RoPE,
-    arXiv 2409.12191). `spans`: (span, its squares, time step), ascending. Text counts on; a picture's squares lie on a grid from
+    arXiv 2409.12191). `spans`: (span, its squares, time step), ascending. Text counts on; an image's squares lie on a grid from
     where the text had got, which goes on after the grid's longer side."""
     positions = np.empty((3, length), np.int32)
     at = current = 0

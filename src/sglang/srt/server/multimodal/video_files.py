@@ -43,7 +43,7 @@ class VideoFile:
         with self._sentence():
             self._opened = self._av.open(io.BytesIO(data), format=container, options=settings)
             if not self._opened.streams.video:
-                raise RequestError(f"{label} has no moving pictures in it")
+                raise RequestError(f"{label} has no video stream in it")
             self._stream: Any = self._opened.streams.video[0]
         if self._stream.codec_context is None:
             raise RequestError(f"{label} is in a coding that cannot be decoded")

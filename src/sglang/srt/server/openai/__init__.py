@@ -1,16 +1,11 @@
-"""OpenAI's API. A file imports only what stands below it in this list:
+"""OpenAI's API: one file for each endpoint, and what they share. pyproject.toml has the layers ("layers of OpenAI's API").
 
 routes.py        the endpoints
-responses/       one request to /v1/responses, and the responses that are kept
-blocks.py        answers as typed blocks
-scoring.py       /v1/score, /v1/rerank
-embeddings.py    /v1/embeddings, /encode
-completions.py   one request to /v1/completions
-chat.py          one request to /v1/chat/completions
-answers.py       one choice, gathered from its pieces; chunks of streams, usage
-prompts.py       what a chat request has the model read: its messages, checked, as the template takes them
-tools.py         tools and what they ask of the answer
-logprobs.py      log probabilities in OpenAI's shapes
-sampling.py      sampling parameters by OpenAI's names
+chat.py          one request to /v1/chat/completions; completions.py, embeddings.py, scoring.py (/v1/score, /v1/rerank) likewise
+responses/       /v1/responses, made of a chat, and the responses that are kept
+prompts.py       what a chat request has the model read; tools.py
 protocol.py      fields: taken, accepted, refused, unknown
+answers.py       one choice, gathered from its pieces; blocks.py: as typed blocks
+sampling.py      sampling parameters by OpenAI's names
+logprobs.py      log probabilities in OpenAI's shapes
 """

@@ -29,14 +29,14 @@ from sglang.srt.server.parsers.reasoning import (
     ReasoningCounter,
     ReasoningParser,
     ends_inside,
-    opens_thoughts,
+    opens_reasoning,
     starts_inside,
 )
 from sglang.srt.server.parsers.tool_calls import call_format
 
 MAX_TOP_LOGPROBS = 20
 PROMPT_END = 32
-"""tokens at the end of a prompt that tell whether it has opened or closed the thoughts"""
+"""tokens at the end of a prompt that tell whether it has opened or closed the reasoning"""
 
 _NAMES = dict.fromkeys(("text", "input_ids", "image_data"), "messages") | {
     "top_logprobs_num": "top_logprobs",
@@ -104,12 +104,14 @@ class ChatCall:
             stream=bool(request.stream),
             cache_salt=join_salt(request.cache_salt, request.extra_key),
             priority=request.priority or 0,
-            grammar_after=self._expect_thoughts(ids, sampling, prompt.continued) if self._options.reasoning is not None else (),
+            grammar_after=self._expect_reasoning(ids, sampling, prompt.continued)
+            if self._options.reasoning is not None
+            else (),
             names=names,
         )
 
     def _with_markers(self, sampling: SamplingParams) -> SamplingParams:
-        """Marks of calls and thoughts must reach the parsers, even where they are special tokens."""
+        """Marks of calls and reasoning must reach the parsers, even where they are special tokens."""
         marks = (
             [*self._options.reasoning.begins, *self._options.reasoning.ends] if self._splits and self._options.reasoning else []
         )
@@ -120,8 +122,8 @@ class ChatCall:
         spaced = sampling.spaces_specials  # where the client sees them; what only the parsers see is as the model wrote it
         return msgspec.structs.replace(sampling, skip_special_tokens=False, spaces_between_special_tokens=spaced)
 
-    def _expect_thoughts(self, ids: list[int], sampling: SamplingParams, continued: str | None) -> tuple[int, ...]:
-        """Decides whether the answer begins with thoughts, or goes on with those of the message that is continued; the ids that end
+    def _expect_reasoning(self, ids: list[int], sampling: SamplingParams, continued: str | None) -> tuple[int, ...]:
+        """Decides whether the answer begins with reasoning, or goes on with that of the message that is continued; the ids that end
         them, for a constraint to begin after."""
         format_ = self._options.reasoning
         assert format_ is not None
@@ -130,14 +132,14 @@ class ChatCall:
         else:
             prompt_end = self._tokenizer.decode(ids[-PROMPT_END:], skip_special_tokens=False)
             self._thinks = starts_inside(format_, prompt_end)
-            may_open = self._thinks or opens_thoughts(format_, prompt_end)
+            may_open = self._thinks or opens_reasoning(format_, prompt_end)
         if sampling.grammar is None or not may_open:
             return ()
         ends = [self._tokenizer.token_id(end) for end in format_.ends]
-        if None in ends:  # no one token ends them: the constraint holds from the start, and leaves no room for thoughts
+        if None in ends:  # no one token ends it: the constraint holds from the start, and leaves no room for reasoning
             self._thinks = self._splits = False
             return ()
-        self._thinks = True  # all that stands before the constraint is thoughts, however they begin
+        self._thinks = True  # all that stands before the constraint is reasoning, however it begins
         return tuple(end for end in ends if end is not None)
 
     @staticmethod
@@ -242,8 +244,8 @@ class ChatCall:
 
     def _new_parser(self) -> AnswerParser:
         reasoning = self._options.reasoning
-        thoughts = ReasoningParser(reasoning, self._thinks) if self._splits and reasoning is not None else None
-        return AnswerParser(thoughts, self._plan.new_parser(), self._hold_reasoning)
+        reasoning_parser = ReasoningParser(reasoning, self._thinks) if self._splits and reasoning is not None else None
+        return AnswerParser(reasoning_parser, self._plan.new_parser(), self._hold_reasoning)
 
     async def events(self, call: Call) -> AsyncIterator[bytes]:
         """Chunks: the role, pieces of content, one chunk with the reason why it ended; for each choice. Then the usage."""

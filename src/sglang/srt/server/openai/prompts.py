@@ -153,7 +153,7 @@ def render_chat(body: dict[str, Any], options: ChatOptions) -> dict[str, Any]:
 
 def _template_variables(request: ChatRequest, template: ChatTemplate) -> dict[str, Any]:
     """What the template is told besides messages and tools. Effort and verbosity are hints: a template that does not know them
-    is not told, but that there is to be no effort means no thoughts."""
+    is not told, but that there is to be no effort means no reasoning."""
     if request.reasoning_effort is request.verbosity is None:
         return request.chat_template_kwargs or {}
     variables: dict[str, Any] = {}
@@ -193,7 +193,7 @@ MAX_MESSAGES = 65_536
 """of a request, and parts of one message"""
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""names that servers have for the thoughts of an earlier answer; templates read the first or the second"""
+"""names that servers have for the reasoning of an earlier answer; templates read the first or the second"""
 _KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "refusal", *_REASONING})
 _HINTS = frozenset(
     {
@@ -245,9 +245,9 @@ def _message(raw: dict[str, Any], where: str, template: ChatTemplate, media: lis
         if (value := raw.get(key)) is not None and not isinstance(value, str):
             raise RequestError(f"{where}.{key} must be a string", "messages")
     message |= {key: raw[key] for key in ("name", "tool_call_id") if raw.get(key) is not None}
-    if thoughts := {key: raw[key] for key in _REASONING if raw.get(key) is not None}:
-        first = next(iter(thoughts.values()))
-        message |= {"thinking": first, **thoughts, "reasoning_content": first}
+    if reasoning := {key: raw[key] for key in _REASONING if raw.get(key) is not None}:
+        first = next(iter(reasoning.values()))
+        message |= {"thinking": first, **reasoning, "reasoning_content": first}
     if raw.get("tool_calls"):
         message["tool_calls"] = _tool_calls(raw["tool_calls"], where, template.forms.argument_objects)
     return message

@@ -1,11 +1,11 @@
-"""Answers taken apart. A file imports only what stands below it in this list:
+"""Answers taken apart. pyproject.toml has the layers ("layers of parsers").
 
-answer.py        thoughts, then content and calls
+answer.py        reasoning, then content and calls
 tool_calls.py    formats of tool calls by name
 bare.py          answers that are a call in plain JSON
 formats/         one class a format
-calls.py         what all formats share
+call_parser.py   what all formats share
 json_calls.py    calls as JSON objects, read as they grow
-reasoning.py     thoughts
+reasoning.py     reasoning, told from the answer
 pieces.py        the pieces of an answer
 """

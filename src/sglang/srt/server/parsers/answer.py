@@ -1,4 +1,4 @@
-"""One answer, taken apart: thoughts first, then content and calls."""
+"""One answer, taken apart: reasoning first, then content and calls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sglang.srt.server.parsers.pieces import Parser, Piece, Reasoning, Text
 
 
 class AnswerParser:
-    """A Parser made of two, either of which may be absent. `hold_reasoning`: thoughts come out when they are complete."""
+    """A Parser made of two, either of which may be absent. `hold_reasoning`: reasoning comes out when it is complete."""
 
     def __init__(self, reasoning: Parser | None, calls: Parser | None, hold_reasoning: bool = False) -> None:
         self._reasoning = reasoning

@@ -15,7 +15,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Reasoning:
-    """What the model thought before it answered."""
+    """Reasoning: what the model writes for itself before it answers."""
 
     text: str
 

@@ -26,20 +26,20 @@ def reasoning_format(name: str) -> ReasoningFormat:
 
 
 def starts_inside(format_: ReasoningFormat, prompt_end: str) -> bool:
-    """Whether the answer to a prompt that ends like this begins with thoughts."""
+    """Whether the answer to a prompt that ends like this begins with reasoning."""
     end = prompt_end.rstrip()
     if end.endswith(format_.begins):
         return True
     return format_.always and not end.endswith(format_.ends)
 
 
-def opens_thoughts(format_: ReasoningFormat, prompt_end: str) -> bool:
-    """Whether the model will open thoughts of its own accord."""
+def opens_reasoning(format_: ReasoningFormat, prompt_end: str) -> bool:
+    """Whether the model will begin its reasoning with the opening mark itself."""
     return format_.opens and not prompt_end.rstrip().endswith(format_.ends)
 
 
 def ends_inside(format_: ReasoningFormat, text: str) -> bool:
-    """Whether an answer that has got so far is still thoughts."""
+    """Whether an answer that has got so far is still reasoning."""
     return max(map(text.rfind, format_.begins)) > max(map(text.rfind, format_.ends))
 
 
@@ -81,7 +81,7 @@ class ReasoningParser:
 
 
 class ReasoningCounter:
-    """Counts the tokens of thoughts, their marks included. `table`: the bytes of every token."""
+    """Counts the tokens of reasoning, its marks included. `table`: the bytes of every token."""
 
     def __init__(self, format_: ReasoningFormat, inside: bool, table: Sequence[bytes]) -> None:
         self.num_tokens = 0

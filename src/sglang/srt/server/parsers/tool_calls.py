@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sglang.srt.errors import ConfigError
 from sglang.srt.server.parsers.bare import BareCalls
-from sglang.srt.server.parsers.calls import CallParser
+from sglang.srt.server.parsers.call_parser import CallParser
 from sglang.srt.server.parsers.formats.json_format import (
     LIST_MARKS,
     BareJsonCalls,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 
+from sglang.common.lru import LruCache
 from sglang.srt.scheduler.speculation.grammar_walk import GrammarWalk
 from sglang.srt.scheduler.speculation.proposer import Draft, DraftContext, DraftLimits
 
@@ -84,17 +84,14 @@ class StatisticsCache:
     """Owner of the statistics: those of the most recently used grammars."""
 
     def __init__(self, max_entries: int) -> None:
-        self._max_entries = max_entries
-        self._entries: OrderedDict[Hashable, GrammarStatistics] = OrderedDict()
+        self._entries: LruCache[Hashable, GrammarStatistics] = LruCache(max_entries)
 
     def of(self, key: Hashable) -> GrammarStatistics:
         """The statistics of `key`, new ones if need be."""
-        statistics = self._entries.pop(key, None)
+        statistics = self._entries.get(key)
         if statistics is None:
             statistics = GrammarStatistics()
-        self._entries[key] = statistics
-        while len(self._entries) > self._max_entries:
-            self._entries.popitem(last=False)
+            self._entries.put(key, statistics)
         return statistics
 
 

@@ -1,4 +1,4 @@
-"""What every processor has: its model's ids and settings, and the digest that names a picture.
+"""What every processor has: its model's ids and settings, and the digest that names an image.
 
 The arithmetic on pixels is that of transformers' image processors (their Pillow classes, which need no torch), so that the
 encoder sees what it was trained on. They are imported when a model that sees is served, and not before.
@@ -23,18 +23,18 @@ from sglang.srt.media_item import MediaKind
 from sglang.srt.server.multimodal.clip import Clip, Frame
 from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.inputs import View
-from sglang.srt.server.multimodal.spans import Int32, Picture, Span
+from sglang.srt.server.multimodal.spans import Int32, ProcessedMedia, Span
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 LOW_DETAIL_PIXELS = 512 * 512
-"""what "low" allows a picture at most, where the model can choose (source: the OpenAI API)"""
+"""what "low" allows an image at most, where the model can choose (source: the OpenAI API)"""
 MAX_SIDE = 4096
-"""pixels that a picture is made to have a side"""
+"""pixels that an image is made to have a side"""
 MAX_NUMBER = 1 << 28
 
 
 class Processor(Protocol):
-    """One model's way with pictures. `process` runs on side threads, several at a time."""
+    """One model's way with images. `process` runs on side threads, several at a time."""
 
     kinds: tuple[MediaKind, ...]
     placeholders: dict[MediaKind, int]
@@ -43,12 +43,12 @@ class Processor(Protocol):
     """what is written in a prompt for an image, placeholder and all"""
 
     row_ids: frozenset[int]
-    """ids that mean rows of a picture in the model and are no placeholders: they may not come in a prompt"""
+    """ids that mean rows of an image in the model and are no placeholders: they may not come in a prompt"""
     default_tokens: int
-    """what a picture may take where nobody says how much"""
+    """what an image may take where nobody says how much"""
 
     def num_tokens(self, kind: MediaKind, shape: Shape, view: View) -> int:
-        """How many `Picture.tokens` a picture of that shape will have (a video at least, where times are written before its
+        """How many `ProcessedMedia.tokens` an image of that shape will have (a video at least, where times are written before its
         frames). Raises RequestError for one that cannot be taken."""
         ...
 
@@ -56,11 +56,11 @@ class Processor(Protocol):
         """(width, height) of what the encoder sees of an image of that shape, margins included."""
         ...
 
-    def process(self, kind: MediaKind, clip: Clip, view: View) -> Picture:
-        """Raises RequestError for a picture that the model cannot take."""
+    def process(self, kind: MediaKind, clip: Clip, view: View) -> ProcessedMedia:
+        """Raises RequestError for an image that the model cannot take."""
         ...
 
-    def positions(self, length: int, pictures: Sequence[tuple[Picture, list[Span]]]) -> tuple[Int32, int] | None:
+    def positions(self, length: int, images: Sequence[tuple[ProcessedMedia, list[Span]]]) -> tuple[Int32, int] | None:
         """spans.axis_positions for models with positions of several axes."""
         ...
 
@@ -99,7 +99,7 @@ class ModelFolder:
         """The id of a special token by its name."""
         found = self.tokenizer.encode(name, add_special_tokens=False)
         if len(found) != 1:
-            raise ModelError(f"{self.path}: the tokenizer has no token {name!r}, which the model's pictures need")
+            raise ModelError(f"{self.path}: the tokenizer has no token {name!r}, which the model's images need")
         return found[0]
 
     def image_processor(self, module: str, name: str) -> Any:
@@ -128,7 +128,7 @@ def first_line(error: Exception) -> str:
 
 
 def check_settings(path: Path, settings: dict[str, Any], max_edge: int) -> None:
-    """Raises ModelError for a number in a preprocessor's settings that would make pictures of any size huge."""
+    """Raises ModelError for a number in a preprocessor's settings that would make images of any size huge."""
     limits = {"height": MAX_SIDE, "width": MAX_SIDE, "shortest_edge": max_edge, "longest_edge": max_edge}
     for name, value in settings.items():
         if isinstance(value, dict):
@@ -140,7 +140,7 @@ def check_settings(path: Path, settings: dict[str, Any], max_edge: int) -> None:
 
 
 def run_processor(processor: Any, images: Sequence[Any], **options: Any) -> dict[str, npt.NDArray[Any]]:
-    """Calls transformers' processor; what it finds wrong with a picture is the request's fault."""
+    """Calls transformers' processor; what it finds wrong with an image is the request's fault."""
     try:
         options = {name: value for name, value in options.items() if value is not None}
         found = processor(
@@ -151,9 +151,9 @@ def run_processor(processor: Any, images: Sequence[Any], **options: Any) -> dict
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def picture_hash(fingerprint: bytes, kind: MediaKind, frames: Sequence[Frame], way: object) -> bytes:
+def media_hash(fingerprint: bytes, kind: MediaKind, frames: Sequence[Frame], way: object) -> bytes:
     """A digest of everything that decides the encoder's rows: pixels, sizes, order, settings, and the `way` in which this
-    picture is cut or brought to a size."""
+    image is cut or brought to a size."""
     digest = hashlib.blake2b(fingerprint, digest_size=16)
     digest.update(f"{kind} {way} {len(frames)}".encode())
     for frame in frames:

@@ -1,4 +1,4 @@
-"""Gemma 3: every picture as one tile of a fixed number of rows; with "high" detail, long ones also in pieces (pan and scan)."""
+"""Gemma 3: every image as one tile of a fixed number of rows; with "high" detail, long ones also in pieces (pan and scan)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sglang.srt.media_item import MediaKind
 from sglang.srt.server.multimodal.clip import Clip
 from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.inputs import View
-from sglang.srt.server.multimodal.processors.base import ModelFolder, fingerprint_of, picture_hash, run_processor
+from sglang.srt.server.multimodal.processors.base import ModelFolder, fingerprint_of, media_hash, run_processor
 from sglang.srt.server.multimodal.processors.tiles import patches_of, tiles_within
-from sglang.srt.server.multimodal.spans import Int32, Picture, Span
+from sglang.srt.server.multimodal.spans import Int32, ProcessedMedia, Span
 
 
 class Gemma3Processor:
@@ -66,14 +66,14 @@ class Gemma3Processor:
                 return options
         return {}
 
-    def process(self, kind: MediaKind, clip: Clip, view: View) -> Picture:
+    def process(self, kind: MediaKind, clip: Clip, view: View) -> ProcessedMedia:
         height, width = clip.frames[0].shape[:2]
         options = self._options(Shape(width, height), view)
         found = run_processor(self._processor, [clip.frames[0]], **options)
         tiles, num_crops = found["pixel_values"], int(np.ravel(found["num_crops"])[0])
-        return Picture(
+        return ProcessedMedia(
             kind=kind,
-            mm_hash=picture_hash(self._fingerprint, kind, clip.frames, options),
+            mm_hash=media_hash(self._fingerprint, kind, clip.frames, options),
             tokens=tuple(self._tokens(num_crops)),
             row_id=self._row_id,
             pixels=patches_of(tiles, self._patch),
@@ -95,5 +95,5 @@ class Gemma3Processor:
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
-    def positions(self, length: int, pictures: Sequence[tuple[Picture, list[Span]]]) -> tuple[Int32, int] | None:
+    def positions(self, length: int, images: Sequence[tuple[ProcessedMedia, list[Span]]]) -> tuple[Int32, int] | None:
         return None

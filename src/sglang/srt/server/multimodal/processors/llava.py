@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: a picture as a whole and, if it is alone, in tiles that fit its shape, with a line end after each line."""
+"""LLaVA-OneVision: an image as a whole and, if it is alone, in tiles that fit its shape, with a line end after each line."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sglang.srt.media_item import MediaKind
 from sglang.srt.server.multimodal.clip import Clip
 from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.inputs import View
-from sglang.srt.server.multimodal.processors.base import ModelFolder, fingerprint_of, picture_hash, run_processor
+from sglang.srt.server.multimodal.processors.base import ModelFolder, fingerprint_of, media_hash, run_processor
 from sglang.srt.server.multimodal.processors.tiles import Float32, patches_of, tiles_within
-from sglang.srt.server.multimodal.spans import Int32, Picture, Span
+from sglang.srt.server.multimodal.spans import Int32, ProcessedMedia, Span
 
 Grid = tuple[int, int]
 """tiles down and across"""
@@ -25,7 +25,7 @@ Resample = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 
 
 class LlavaProcessor:
-    """A Processor. Several pictures in a request, or "low" detail, are shown as wholes only, as the model was trained."""
+    """A Processor. Several images in a request, or "low" detail, are shown as wholes only, as the model was trained."""
 
     kinds: tuple[MediaKind, ...] = ("image",)
     row_ids: frozenset[int] = frozenset()
@@ -53,19 +53,19 @@ class LlavaProcessor:
         down, across = self._tile_grid(shape, view) or (1, 1)
         return across * self._size, down * self._size
 
-    def process(self, kind: MediaKind, clip: Clip, view: View) -> Picture:
+    def process(self, kind: MediaKind, clip: Clip, view: View) -> ProcessedMedia:
         image = clip.frames[0]
         shape = Shape(image.shape[1], image.shape[0])
         grid = self._tile_grid(shape, view)
-        # Two pictures in one sample are what keeps transformers' processor from making tiles.
+        # Two images in one sample are what keeps transformers' processor from making tiles.
         only = None if grid is None else [[grid[0] * self._size, grid[1] * self._size]]
         found = run_processor(self._processor, [image] if grid else [[image, image]], image_grid_pinpoints=only)
         tiles = found["pixel_values"][0]
         count = len(tiles) if grid else 1
         sources, weights = self._plan(grid, shape)
-        return Picture(
+        return ProcessedMedia(
             kind=kind,
-            mm_hash=picture_hash(self._fingerprint, kind, clip.frames, grid),
+            mm_hash=media_hash(self._fingerprint, kind, clip.frames, grid),
             tokens=(self._row_id,) * len(sources),
             row_id=self._row_id,
             pixels=patches_of(tiles[:count], self._patch),
@@ -104,7 +104,7 @@ class LlavaProcessor:
 
     def _plan(self, grid: Grid | None, shape: Shape) -> Resample:
         """Which projected rows become which rows: the whole, then the lines of the tiles' common grid without the margins that
-        fitting the picture into tiles has made; resampled if it is larger than `max_tiles` tiles."""
+        fitting the image into tiles has made; resampled if it is larger than `max_tiles` tiles."""
         per_tile = self._side**2
         whole = _plain(np.arange(per_tile))
         if grid is None:
@@ -124,7 +124,7 @@ class LlavaProcessor:
             parts += [(sources[cut], weights[cut]), newline]
         return _join(parts)
 
-    def positions(self, length: int, pictures: Sequence[tuple[Picture, list[Span]]]) -> tuple[Int32, int] | None:
+    def positions(self, length: int, images: Sequence[tuple[ProcessedMedia, list[Span]]]) -> tuple[Int32, int] | None:
         return None
 
 
@@ -138,7 +138,7 @@ def _join(parts: Sequence[Resample]) -> Resample:
 
 
 def _inside(lines: int, columns: int, height: int, width: int) -> tuple[range, range]:
-    """Which lines and columns of a grid show the picture that was fitted into it; the rest are margins."""
+    """Which lines and columns of a grid show the image that was fitted into it; the rest are margins."""
     if width / height > columns / lines:
         margin = (lines - int(round(height * (columns / width), 7))) // 2
         return range(margin, lines - margin), range(columns)

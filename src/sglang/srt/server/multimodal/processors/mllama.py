@@ -1,4 +1,4 @@
-"""Llama 3.2 Vision: a picture as up to four tiles laid out as fits it best. One token of the prompt stands for all of them: the
+"""Llama 3.2 Vision: an image as up to four tiles laid out as fits it best. One token of the prompt stands for all of them: the
 decoder sees the rows through layers of their own."""
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from sglang.srt.media_item import MediaKind
 from sglang.srt.server.multimodal.clip import Clip
 from sglang.srt.server.multimodal.headers import Shape
 from sglang.srt.server.multimodal.inputs import View
-from sglang.srt.server.multimodal.processors.base import ModelFolder, fingerprint_of, picture_hash, run_processor
+from sglang.srt.server.multimodal.processors.base import ModelFolder, fingerprint_of, media_hash, run_processor
 from sglang.srt.server.multimodal.processors.tiles import patches_of, tiles_within
-from sglang.srt.server.multimodal.spans import Int32, Picture, Span
+from sglang.srt.server.multimodal.spans import Int32, ProcessedMedia, Span
 
 
 class MllamaProcessor:
-    """A Processor. "low" detail makes one tile of a picture. The id of an image lies beyond the vocabulary, so in the expanded
+    """A Processor. "low" detail makes one tile of an image. The id of an image lies beyond the vocabulary, so in the expanded
     prompt another one stands there; the model puts the image's embedding in its place."""
 
     kinds: tuple[MediaKind, ...] = ("image",)
@@ -59,7 +59,7 @@ class MllamaProcessor:
         height, width = self._module.get_optimal_tiled_canvas(shape.height, shape.width, allowed, self._side)
         return int(height) // self._side, int(width) // self._side
 
-    def process(self, kind: MediaKind, clip: Clip, view: View) -> Picture:
+    def process(self, kind: MediaKind, clip: Clip, view: View) -> ProcessedMedia:
         height, width = clip.frames[0].shape[:2]
         allowed = self._allowed(view)
         found = run_processor(self._processor, [clip.frames[0]], max_image_tiles=allowed)
@@ -67,9 +67,9 @@ class MllamaProcessor:
         # transformers numbers the shapes that so many tiles can have; the model knows the numbers of its own most
         shapes = self._module.get_all_supported_aspect_ratios(self._max_tiles)
         tiles = found["pixel_values"][0, 0, :count]
-        return Picture(
+        return ProcessedMedia(
             kind=kind,
-            mm_hash=picture_hash(self._fingerprint, kind, clip.frames, allowed),
+            mm_hash=media_hash(self._fingerprint, kind, clip.frames, allowed),
             tokens=(self._row_id,),
             row_id=self._row_id,
             pixels=patches_of(tiles, self._patch),
@@ -77,5 +77,5 @@ class MllamaProcessor:
             facts={"shape": 1 + shapes.index(self._grid(Shape(width, height), allowed))},
         )
 
-    def positions(self, length: int, pictures: Sequence[tuple[Picture, list[Span]]]) -> tuple[Int32, int] | None:
+    def positions(self, length: int, images: Sequence[tuple[ProcessedMedia, list[Span]]]) -> tuple[Int32, int] | None:
         return None

@@ -1,5 +1,5 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures of any size in squares of 2 x 2 patches, one row each; videos as pairs of frames.
-Qwen3-VL takes each pair for a picture of its own, with the time written before it:
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images of any size in squares of 2 x 2 patches, one row each; videos as pairs of frames.
+Qwen3-VL takes each pair for an image of its own, with the time written before it:
 
     <|vision_start|> rows of all pairs <|vision_end|>                       <0.2 seconds><|vision_start|> rows <|vision_end|><1.2 ...
 """
@@ -22,10 +22,10 @@ from sglang.srt.server.multimodal.processors.base import (
     LOW_DETAIL_PIXELS,
     ModelFolder,
     fingerprint_of,
-    picture_hash,
+    media_hash,
     run_processor,
 )
-from sglang.srt.server.multimodal.spans import Int32, Picture, Span, axis_positions
+from sglang.srt.server.multimodal.spans import Int32, ProcessedMedia, Span, axis_positions
 
 MAX_FRAME_PIXELS = 768 * 28 * 28
 FRAMES_PER_SECOND = 2.0
@@ -71,7 +71,7 @@ class QwenVLProcessor:
         return self._size(shape, self._limits("image", shape, view))
 
     def _limits(self, kind: MediaKind, shape: Shape, view: View) -> dict[str, int]:
-        """Pixels that a picture, or each frame, is brought to. Raises RequestError for a picture that is too thin."""
+        """Pixels that an image, or each frame, is brought to. Raises RequestError for an image that is too thin."""
         size, wanted = self._processor.size, view.pixels
         most = min(size.longest_edge, wanted.most or size.longest_edge)
         if view.detail == "low":
@@ -82,18 +82,18 @@ class QwenVLProcessor:
             most = min(most, self._pixels_of(view.max_tokens, shape))
         limits = {"shortest_edge": min(wanted.least or size.shortest_edge, most), "longest_edge": most}
         width, height = self._size(shape, limits)
-        if 0 < view.max_tokens < width * height // self._unit**2:  # sides are rounded up where a picture is enlarged
+        if 0 < view.max_tokens < width * height // self._unit**2:  # sides are rounded up where an image is enlarged
             limits["shortest_edge"] = 1
         return limits
 
     def _pixels_of(self, tokens: int, shape: Shape) -> int:
-        """How many pixels become so many tokens. The shorter side of a thin picture has one row at least, for which the longer
+        """How many pixels become so many tokens. The shorter side of a thin image has one row at least, for which the longer
         side pays."""
         ratio = min(shape.width, shape.height) / max(shape.width, shape.height)
         return max(1, int(tokens * self._unit**2 * min(1.0, tokens * ratio)))
 
     def _size(self, shape: Shape, limits: dict[str, int]) -> tuple[int, int]:
-        """(width, height) that a picture is brought to."""
+        """(width, height) that an image is brought to."""
         edges = {"min_pixels": limits["shortest_edge"], "max_pixels": limits["longest_edge"]}
         try:
             height, width = self._smart_resize(shape.height, shape.width, self._unit, **edges)
@@ -101,7 +101,7 @@ class QwenVLProcessor:
             raise RequestError(f"the model cannot take this image: {error}", "image_url") from error
         return int(width), int(height)
 
-    def process(self, kind: MediaKind, clip: Clip, view: View) -> Picture:
+    def process(self, kind: MediaKind, clip: Clip, view: View) -> ProcessedMedia:
         height, width = clip.frames[0].shape[:2]
         limits = self._limits(kind, Shape(width, height), view)
         found = [run_processor(self._processor, [frame], size=limits) for frame in clip.frames]
@@ -115,9 +115,9 @@ class QwenVLProcessor:
         row_id = self.placeholders[kind]
         timed = kind == "video" and self._writes_times
         rows = squares[1] * squares[2]
-        return Picture(
+        return ProcessedMedia(
             kind=kind,
-            mm_hash=picture_hash(self._fingerprint, kind, clip.frames, limits),
+            mm_hash=media_hash(self._fingerprint, kind, clip.frames, limits),
             tokens=self._timed(self._times(clip), row_id, rows) if timed else (row_id,) * (t * rows),
             row_id=row_id,
             pixels=np.ascontiguousarray(pixels),
@@ -150,7 +150,7 @@ class QwenVLProcessor:
         return tuple(tokens)
 
     def _pairs(self, patches: list[npt.NDArray[np.float32]]) -> tuple[npt.NDArray[np.float32], int]:
-        """A picture's patches hold it twice, once for each moment of a pair; here the moments are neighbouring frames. The last
+        """An image's patches hold it twice, once for each moment of a pair; here the moments are neighbouring frames. The last
         frame stands in for missing ones."""
         while len(patches) % self._pair:
             patches.append(patches[-1])
@@ -159,10 +159,10 @@ class QwenVLProcessor:
         pairs = [np.stack(moments[i : i + self._pair], axis=2) for i in range(0, len(moments), self._pair)]
         return np.concatenate([pair.reshape(len(pair), -1) for pair in pairs]), len(pairs)
 
-    def positions(self, length: int, pictures: Sequence[tuple[Picture, list[Span]]]) -> tuple[Int32, int] | None:
+    def positions(self, length: int, images: Sequence[tuple[ProcessedMedia, list[Span]]]) -> tuple[Int32, int] | None:
         spans = [
-            (span, squares, picture.time_step)
-            for picture, found in pictures
-            for span, squares in zip(found, picture.squares, strict=True)
+            (span, squares, image.time_step)
+            for image, found in images
+            for span, squares in zip(found, image.squares, strict=True)
         ]
         return axis_positions(length, sorted(spans))

@@ -1,4 +1,4 @@
-"""Which model takes pictures in which way. A new processor is one line here."""
+"""Which model takes images in which way. A new processor is one line here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sglang.srt.server.multimodal.processors.qwen_vl import QwenVLProcessor
 from sglang.srt.server.multimodal.processors.smolvlm import IdeficsProcessor
 
 TRIAL_SHAPE = (168, 224, 3)
-"""of a picture that each processor must be able to take when the model is loaded"""
+"""of an image that each processor must be able to take when the model is loaded"""
 
 PROCESSORS: dict[str, Callable[[ModelFolder], Processor]] = {
     "gemma3": Gemma3Processor,
@@ -40,11 +40,11 @@ def create_processor(folder: ModelFolder) -> Processor:
         raise ModelError(f"{folder.path}: no image processor is known for models of type {shown(kind)}")
     try:
         processor = PROCESSORS[kind](folder)
-        picture = processor.process("image", Clip([np.full(TRIAL_SHAPE, (90, 120, 150), np.uint8)]), View())
-        if not np.isfinite(picture.pixels).all():
-            raise ModelError(f"{folder.path}: its settings for pictures make values that are no numbers of a plain picture")
+        image = processor.process("image", Clip([np.full(TRIAL_SHAPE, (90, 120, 150), np.uint8)]), View())
+        if not np.isfinite(image.pixels).all():
+            raise ModelError(f"{folder.path}: its settings for images make values that are no numbers of a plain image")
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001  transformers reads its settings when it needs them
-        raise ModelError(f"{folder.path}: its settings for pictures cannot be used: {first_line(error)}") from error
+        raise ModelError(f"{folder.path}: its settings for images cannot be used: {first_line(error)}") from error
     return processor

@@ -1,4 +1,4 @@
-"""SmolVLM and Idefics3: a picture is cut into tiles, each introduced by its row and column, and shown once more as a whole."""
+"""SmolVLM and Idefics3: an image is cut into tiles, each introduced by its row and column, and shown once more as a whole."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sglang.srt.server.multimodal.inputs import View
 from sglang.srt.server.multimodal.processors.base import (
     ModelFolder,
     fingerprint_of,
-    picture_hash,
+    media_hash,
     run_processor,
 )
 from sglang.srt.server.multimodal.processors.tiles import patches_of, tiles_within
-from sglang.srt.server.multimodal.spans import Int32, Picture, Span
+from sglang.srt.server.multimodal.spans import Int32, ProcessedMedia, Span
 
 
 class IdeficsProcessor:
@@ -27,7 +27,7 @@ class IdeficsProcessor:
     kinds: tuple[MediaKind, ...] = ("image",)
     row_ids: frozenset[int] = frozenset()
     default_tokens = 4096
-    """more than the sixteen tiles and the whole that published models make of a picture"""
+    """more than the sixteen tiles and the whole that published models make of an image"""
 
     def __init__(self, folder: ModelFolder) -> None:
         family = str(folder.config["model_type"])
@@ -58,7 +58,7 @@ class IdeficsProcessor:
         return rows, columns
 
     def _options(self, shape: Shape, view: View) -> dict[str, Any]:
-        """Those of transformers' processor: the longest side, in whole tiles, with which a picture is within the view."""
+        """Those of transformers' processor: the longest side, in whole tiles, with which an image is within the view."""
         allowed = tiles_within(view.pixels, self._side)
         if view.detail == "low":
             return {"do_image_splitting": False}
@@ -69,15 +69,15 @@ class IdeficsProcessor:
                 return options
         return {"do_image_splitting": False}
 
-    def process(self, kind: MediaKind, clip: Clip, view: View) -> Picture:
+    def process(self, kind: MediaKind, clip: Clip, view: View) -> ProcessedMedia:
         height, width = clip.frames[0].shape[:2]
         options = self._options(Shape(width, height), view)
         found = run_processor(self._processor, [clip.frames[0]], return_row_col_info=True, **options)
         tiles = found["pixel_values"][0]
         rows, columns = int(np.ravel(found["rows"])[0]), int(np.ravel(found["cols"])[0])
-        return Picture(
+        return ProcessedMedia(
             kind=kind,
-            mm_hash=picture_hash(self._fingerprint, kind, clip.frames, options),
+            mm_hash=media_hash(self._fingerprint, kind, clip.frames, options),
             tokens=tuple(self._tokens(rows, columns)),
             row_id=self._row_id,
             pixels=patches_of(tiles, self._patch, self._merge),
@@ -98,5 +98,5 @@ class IdeficsProcessor:
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
-    def positions(self, length: int, pictures: Sequence[tuple[Picture, list[Span]]]) -> tuple[Int32, int] | None:
+    def positions(self, length: int, images: Sequence[tuple[ProcessedMedia, list[Span]]]) -> tuple[Int32, int] | None:
         return None

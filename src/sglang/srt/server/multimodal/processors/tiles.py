@@ -1,4 +1,4 @@
-"""Pictures as square tiles of one size, for encoders that read nothing else."""
+"""Images as square tiles of one size, for encoders that read nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_LIMIT = 1 << 30
 def tiles_within(wanted: Pixels, side: int) -> int:
     """How many tiles of `side` pixels a side are wanted, one at least. Raises RequestError for what they cannot fulfil."""
     if wanted.least:
-        raise RequestError("min_pixels: this model cuts pictures into tiles of one size, and makes none larger", "min_pixels")
+        raise RequestError("min_pixels: this model cuts images into tiles of one size, and makes none larger", "min_pixels")
     return max(1, wanted.most // side**2) if wanted.most else NO_LIMIT
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's Responses API, made of a chat. A file imports only what stands below it in this list:
+"""OpenAI's Responses API, made of a chat. pyproject.toml has the layers ("layers of the Responses API").
 
 api.py             one request, and how its answer looks
 request_body.py    its fields: what is done, ignored, refused; the same request as a chat's body

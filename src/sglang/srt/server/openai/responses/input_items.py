@@ -3,7 +3,7 @@
 message, {role, content}                                 a message
 function_call, custom_tool_call, shell_call...           a call of the assistant's message before it
 function_call_output, custom_tool_call_output...         a message of the role tool
-reasoning                                                nothing: earlier thoughts are no part of later prompts
+reasoning                                                nothing: earlier reasoning is no part of later prompts
 item_reference                                           the item of a stored response (store.py), put in its place before
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from sglang.common.growing import Growing
-from sglang.srt.server.parsers.calls import CallParser
+from sglang.srt.server.parsers.call_parser import CallParser
 from sglang.srt.server.parsers.json_calls import CallReader, ValueScanner, read_arguments
 from sglang.srt.server.parsers.pieces import Piece
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection
 
 from sglang.common.growing import Growing, held_len
-from sglang.srt.server.parsers.calls import CallParser
+from sglang.srt.server.parsers.call_parser import CallParser
 
 _HEAD = re.compile(r"([A-Za-z_][\w.\-]*)\s*\(")
 _HEAD_BEGIN = re.compile(r"[A-Za-z_][\w.\-]*\s*")

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from sglang.common.growing import Growing, held_len
-from sglang.srt.server.parsers.calls import CallParser
+from sglang.srt.server.parsers.call_parser import CallParser
 
 _BLANKS = " \t\r\n"
 MAX_TAG = 500

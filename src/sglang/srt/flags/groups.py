@@ -1,0 +1,221 @@
+"""The fields of ServerArgs, a class for each heading of --help. A field has its default and its help text; `choices`, a range
+(`least`, `most`), and `no_effect` where it is accepted and ignored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+def _flag(group: str, default: Any, text: str, **extra: Any) -> Any:
+    """`several`: values between commas may also be given as words of their own."""
+    return dataclasses.field(default=default, metadata={"group": group, "help": text, **extra})
+
+
+def _flags_of(group: str) -> Callable[..., Any]:
+    return partial(_flag, group)
+
+
+_model = _flags_of("model")
+
+
+@dataclass
+class ModelFlags:
+    """Which model, and how its files are read."""
+
+    model_path: str = _model(DEFAULT_MODEL, "an alias, a local folder, a .gguf file or a hub id")
+    tokenizer_path: str | None = _model(None, "folder, file or hub id of the tokenizer; default: the model's")
+    tokenizer_mode: str = _model("auto", "tokenizer implementation", choices=("auto",))
+    skip_tokenizer_init: bool = _model(False, "load no tokenizer: requests and replies have token ids only")
+    load_format: str = _model("auto", "format of the weights", choices=("auto", "safetensors", "gguf", "dummy"))
+    trust_remote_code: bool = _model(False, "accepted; no code of a model repository is ever run", no_effect=True)
+    dtype: str = _model("auto", "data type of the weights", choices=("auto", "float32", "float", "bfloat16", "float16", "half"))
+    quantization: str | None = _model(None, "quantise the weights when they are loaded", choices=("int8", "int4", "gguf"))
+    kv_cache_dtype: str = _model(
+        "auto",
+        "data type of the KV cache; other than auto on CUDA only",
+        choices=("auto", "float32", "float16", "bfloat16", "fp8_e4m3"),
+    )
+    context_length: int | None = _model(None, "maximum sequence length in tokens; default: the model's", least=1)
+    revision: str | None = _model(None, "revision on the Hugging Face hub: a branch, tag or commit")
+    download_dir: str | None = _model(None, "folder for downloaded models")
+    served_model_name: str | None = _model(None, "id in /v1/models; default: the model path")
+    chat_template: str | None = _model(None, "a built-in template's name or a Jinja file; default: the model's own")
+    json_model_override_args: str = _model("{}", "JSON merged into the model's config")
+    is_embedding: bool = _model(False, "serve embeddings; encoders (BERT) always do")
+    enable_multimodal: bool = _model(False, "vision-language models always do", no_effect=True)
+    random_seed: int | None = _model(None, "sampling seed of requests without a seed of their own", least=0, most=2**63 - 1)
+
+
+_device = _flags_of("device and memory")
+
+
+@dataclass
+class DeviceAndMemoryFlags:
+    """Where it runs, and how much of the machine it may take."""
+
+    device: str = _device("auto", "device to run on", choices=("auto", "cpu", "cuda"))
+    kernels: str = _device("auto", "kernel implementation", choices=("auto", "cpu", "reference", "cuda"))
+    threads: int | None = _device(None, "CPU threads; default: physical cores", least=1, most=1024)
+    disable_op_tape: bool = _device(False, "call kernels one by one instead of replaying the op tape (for debugging)")
+    mem_fraction_static: float | None = _device(None, "fraction of memory for weights and KV pool", least=0.01, most=0.98)
+    max_total_tokens: int | None = _device(None, "size of the KV pool in tokens", least=1)
+    max_running_requests: int | None = _device(None, "maximum number of running requests", least=1, most=4096)
+    tp_size: int = _device(1, "tensor parallelism: processes that share the model, each on a CUDA device", least=1, most=64)
+    enable_deterministic_inference: bool = _device(
+        False,
+        "batch-invariant results on CUDA, by kernels that reduce in a fixed order; on a CPU they always are",
+    )
+    attention_backend: str | None = _device(None, "chosen with the kernels", no_effect=True)
+    sampling_backend: str | None = _device(None, "chosen with the kernels", no_effect=True)
+    mm_attention_backend: str | None = _device(None, "chosen with the kernels", no_effect=True)
+    cuda_graph_max_bs: int | None = _device(
+        None, "largest batch size at which decode steps are replayed from CUDA graphs (default: 256)", least=1, most=4096
+    )
+    disable_cuda_graph: bool = _device(False, "no CUDA graphs: launch the kernels of a decode step one by one")
+    disable_overlap_schedule: bool = _device(
+        False, "no overlap scheduling: begin a step only when the last one's tokens are known"
+    )
+
+
+_schedule = _flags_of("scheduling")
+
+
+@dataclass
+class SchedulingFlags:
+    """Which requests run next."""
+
+    schedule_policy: str = _schedule("lpm", "order of the waiting queue", choices=("lpm", "fcfs", "dfs-weight", "random"))
+    schedule_conservativeness: float = _schedule(1.0, "larger admits fewer requests at once", least=0.0, most=100.0)
+    chunked_prefill_size: int | None = _schedule(
+        None, "maximum prompt tokens in a step; -1: no chunked prefill (default: 512, on CUDA 8192)"
+    )
+    max_prefill_tokens: int = _schedule(16384, "maximum prompt tokens in a step without chunked prefill", least=1)
+    enable_mixed_chunk: bool = _schedule(False, "prefill and decode always share steps here", no_effect=True)
+    page_size: int = _schedule(1, "tokens in a page, the granularity at which the prefix cache matches", least=1, most=4096)
+    disable_radix_cache: bool = _schedule(False, "no prefix cache (radix tree)")
+    max_queued_requests: int = _schedule(
+        10000, "maximum length of the waiting queue; requests beyond it get status 503", least=1
+    )
+    speculative_algorithm: str = _schedule(
+        "auto",
+        "NGRAM: speculative decoding with drafts from text that repeats itself; answers stay the same (default: NGRAM, on "
+        "CUDA none)",
+        choices=("auto", "NGRAM", "none"),
+    )
+    test_retract_every: int = _schedule(0, argparse.SUPPRESS, least=0)
+
+
+_grammar = _flags_of("constrained decoding")
+
+
+@dataclass
+class ConstrainedFlags:
+    """Answers that follow a JSON schema, a regular expression or a grammar."""
+
+    grammar_backend: str = _grammar("llguidance", "grammar engine", choices=("llguidance", "xgrammar", "none"))
+    constrained_json_whitespace_pattern: str | None = _grammar(
+        None,
+        "regex of white space between the parts of JSON; empty: none (default: a blank, or a line break and indentation)",
+    )
+    disable_jump_forward: bool = _grammar(
+        False, "no jump-forward: sample tokens one by one, also where the constraint allows just one"
+    )
+    disable_json_bounds: bool = _grammar(False, "numbers and formats of any length, where the schema sets no bounds")
+    grammar_compile_timeout: float = _grammar(10.0, "seconds a constraint may take to compile", least=0.01)
+    grammar_cache_bytes: int = _grammar(256 << 20, "maximum bytes of compiled constraints, cached or in use", least=1 << 20)
+
+
+_media = _flags_of("images and videos")
+
+
+@dataclass
+class MediaFlags:
+    """Images and videos in requests."""
+
+    allowed_media_domains: str | None = _media(None, "hosts to fetch from, separated by commas; default: any", several=True)
+    allow_private_media: bool = _media(False, "fetch from private and loopback addresses too")
+    media_root: str | None = _media(None, "folder below which file:// URLs are read; default: none are")
+    media_timeout: float = _media(20.0, "seconds that fetching one may take", least=0.01)
+    media_decode_timeout: float = _media(
+        10.0, "seconds of processor time that decoding one may take; three times as many in all", least=0.01
+    )
+    max_media_bytes: int = _media(64 << 20, "maximum bytes of all images and videos of a request together", least=1)
+    max_media_pixels: int = _media(128 << 20, "maximum pixels of all images and frames of a request together", least=1)
+    max_image_pixels: int = _media(64 << 20, "maximum pixels of an image or frame", least=1)
+    max_media_items: int = _media(64, "maximum number of images and videos in a request", least=1)
+    max_video_frames: int = _media(768, "maximum number of frames of a video", least=1)
+    max_image_tokens: int | None = _media(
+        None, "maximum tokens of an image; 0: as its publisher sets them; default: the model family's, see vision.md", least=0
+    )
+
+
+_http = _flags_of("HTTP")
+
+
+@dataclass
+class HttpFlags:
+    """Address, authentication and limits."""
+
+    host: str = _http("127.0.0.1", "address to listen on")
+    port: int = _http(30000, "port to listen on", least=1, most=65535)
+    api_key: str | None = _http(None, "API keys (Bearer tokens), separated by commas; default: no authentication")
+    admin_api_key: str | None = _http(None, "API key for flush, pause and abort; default: the same as --api-key")
+    preferred_sampling_params: str = _http("{}", "JSON of default sampling parameters for /generate")
+    allow_auto_truncate: bool = _http(False, "cut prompts that are too long instead of refusing them")
+    stream_interval: int = _http(1, "tokens between the chunks of a stream", least=1)
+    stream_output: bool = _http(False, "chunks of /generate have only new text, instead of all text so far")
+    enable_cache_report: bool = _http(True, "cached tokens are always reported in usage", no_effect=True)
+    reasoning_parser: str | None = _http(
+        None, "separate reasoning from the answer: deepseek-r1, qwen3, generic, ... or BEGIN,END"
+    )
+    tool_call_parser: str | None = _http(None, "format of tool calls; default: by the chat template")
+    cors_origins: str | None = _http(None, "origins of web pages that may send requests (CORS), separated by commas")
+    allowed_hosts: str | None = _http(
+        None, "values of the Host header to accept, separated by commas; .example.com: its subdomains; *: any"
+    )
+    cache_per_key: bool = _http(
+        False, "a separate prefix cache for each API key, so that timing tells nothing about other keys' prompts"
+    )
+    allow_priority: bool = _http(False, "compare priorities between API keys as well, not only among the requests of one key")
+    max_body_bytes: int = _http(64 << 20, "maximum bytes of a request body", least=1)
+    max_connections: int = _http(
+        4096, "maximum number of connections; beyond it, idle ones are closed, then new ones get status 503", least=1
+    )
+    max_logprob_values: int = _http(1 << 19, "maximum number of log probabilities in a request", least=1)
+    max_sessions: int = _http(1024, "maximum number of sessions (/open_session); 0: none", least=0)
+    max_session_tokens: int = _http(4 << 20, "maximum tokens of all sessions together", least=1)
+    session_timeout: float = _http(3600.0, "seconds without a request after which a session is closed", least=0.001)
+    request_timeout: float | None = _http(
+        None, "seconds after which a request ends with status 504; default: no limit", least=0.001
+    )
+
+
+_operation = _flags_of("operation")
+
+
+@dataclass
+class OperationFlags:
+    """Watching and stopping the server."""
+
+    skip_server_warmup: bool = _operation(False, "do not send a first request at start")
+    watchdog_timeout: float = _operation(
+        300.0, "seconds without a message from the scheduler after which it is restarted", least=1.0
+    )
+    drain_seconds: float = _operation(5.0, "how long running requests may go on after SIGTERM or Ctrl-C", least=0.0)
+    stop_with_stdin: bool = _operation(False, "stop when standard input closes (for programs that start a server)")
+    log_level: str = _operation("info", "log level", choices=LEVELS)
+    log_level_http: str | None = _operation(None, "log level of HTTP; default: --log-level", choices=LEVELS)
+    log_requests: bool = _operation(False, "log every request")
+    log_requests_level: int = _operation(0, "0: sizes, 1: parameters, 2: part of the text, 3: everything", choices=(0, 1, 2, 3))
+    enable_metrics: bool = _operation(False, "Prometheus metrics at /metrics")
+    otlp_traces_endpoint: str | None = _operation(None, "send OpenTelemetry traces to this OTLP/HTTP address")
+    decode_log_interval: int = _operation(40, "decode steps between log lines", least=1)

@@ -1,0 +1,79 @@
+"""The scheduler process as its parent sees it: started, awaited, blamed, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from sglang.srt.config import RuntimeConfig
+from sglang.srt.errors import ConfigError
+from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq
+from sglang.srt.process.scheduler_process import blamed_grammars, write_config
+from sglang.srt.process.transport import SocketServerEnd
+
+NATIVE_CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS})
+"""signals by which native code ends a process"""
+
+
+class SchedulerProcess:
+    """One scheduler process and the socket to it."""
+
+    def __init__(self, config: RuntimeConfig) -> None:
+        self.link = SocketServerEnd()
+        command = [sys.executable, "-m", "sglang.srt.process.scheduler_process", str(self.link.directory)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        self._was_hanging = False
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # died at once: `wait` tells
+            write_config(self._process.stdin, config)
+
+    async def wait(self) -> int:
+        """Its exit status, once it has ended."""
+        while (code := self._process.poll()) is None:
+            await asyncio.sleep(0.05)
+        return code
+
+    async def ready(self) -> dict[str, Any]:
+        """ModelInfo as a dict, once the model is loaded. Raises ConfigError if it cannot be."""
+        message = asyncio.ensure_future(self.link.receive())
+        ended = asyncio.ensure_future(self.wait())
+        await asyncio.wait({message, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not message.done():
+            with contextlib.suppress(asyncio.TimeoutError):  # its last word may still be on the way
+                await asyncio.wait_for(asyncio.shield(message), 0.5)
+        ended.cancel()
+        if not message.done():
+            message.cancel()
+            raise ConfigError(f"the scheduler process ended with status {self._process.returncode} while loading the model")
+        first = message.result()
+        if isinstance(first, SchedulerFailed):
+            raise ConfigError(first.message)
+        assert isinstance(first, SchedulerReady)
+        return first.info
+
+    def kill(self) -> None:
+        """Kills it because it hangs; `blamed_grammars` then has those it was working on."""
+        self._was_hanging = True
+        self._process.kill()
+
+    def blamed_grammars(self) -> set[bytes]:
+        """Digests of the grammars that it died of: those that native code was working on when it crashed, hung or raised."""
+        code = self._process.returncode
+        if code < 0 and -code not in NATIVE_CRASHES and not self._was_hanging:
+            return set()  # killed from outside
+        return blamed_grammars(self.link.directory, code)
+
+    async def stop(self, timeout: float) -> None:
+        """Asks it to end, then makes it."""
+        if self._process.poll() is None:
+            self.link.send(ShutdownReq())
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.wait(), timeout)
+        if self._process.poll() is None:
+            self._process.kill()
+            await self.wait()
+        self.link.close()
