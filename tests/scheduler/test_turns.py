@@ -148,3 +148,22 @@ def test_one_client_alone_is_left_in_peace() -> None:
     harness.put(*reqs)
     finish(harness, reqs)
     assert harness.scheduler._running.num_retractions == 0
+
+
+@pytest.mark.parametrize(
+    ("chunk", "prompt_len", "num_slots", "num_clients"),
+    [(4, 400, 512, 2), (2, 450, 512, 2), (4, 400, 704, 5), (8, 470, 512, 3)],
+)
+def test_prompts_that_take_longer_than_a_turn_come_through(
+    chunk: int, prompt_len: int, num_slots: int, num_clients: int
+) -> None:
+    """The pool holds one of them: whoever makes way loses what was computed."""
+    options = ScheduleOptions(schedule_policy="fcfs", chunked_prefill_size=chunk)
+    harness = Harness(ToyWorker(num_slots=num_slots, context_len=480), options, check=False)
+    reqs = [request(name, (name, ""), 30 if prompt_len < 470 else 8, prompt_len) for name in "abcde"[:num_clients]]
+    harness.put(*reqs)
+    in_a_row = num_clients * (prompt_len // chunk + 30)
+    for _ in range(6 * in_a_row):
+        harness.step()
+    assert not harness.scheduler._live
+    finish(harness, reqs)

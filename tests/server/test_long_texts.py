@@ -112,6 +112,18 @@ def test_a_word_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
             tokenizer.encode(text, False)
 
 
+@pytest.mark.parametrize(("word_len", "between"), [(1500, " "), (3000, "\n"), (65_000, " ")])
+def test_words_that_are_longer_than_a_window(tmp_path: Path, word_len: int, between: str) -> None:
+    """Sequences of proteins, a line each: long words, but none that is too long."""
+    core = qwen_like()
+    core.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(TextOptions(str(tmp_path)), ModelFiles("folder", tmp_path, "test"))
+    rng = random.Random(word_len)
+    words = ["".join(rng.choices("ACDEFGHIKLMNPQRSTVWY", k=word_len)) for _ in range(max(300_000 // word_len, 2))]
+    text = between.join(words)
+    assert tokenizer.encode(text, False) == core.encode(text, add_special_tokens=False).ids
+
+
 def test_names_of_special_tokens_in_long_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are text, in whichever piece they stand."""
     core = train_byte_level(400)

@@ -110,6 +110,7 @@ class Req:
     sent_len: int = 0
     cached_len: int = -1
     num_retractions: int = 0
+    num_short_stays: int = 0
     num_overtaken: int = 0
     started_at: float = 0.0
     first_at: float = 0.0

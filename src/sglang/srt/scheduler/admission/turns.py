@@ -6,18 +6,40 @@ youngest request of whoever holds most makes way, until there is room. That one 
 
     who waits      holds nothing, or fewer places than all of them divided by the clients that are there
     who makes way  a client that holds more; one with a single place has had it for WAIT_STEPS
+
+Who makes way may lose what it computed, and a long prompt takes more steps than that: so a request that came to little in its time has
+twice as much of it the next time. Else two prompts that do not fit into the pool together would take turns for ever.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from sglang.srt.scheduler.admission.fair_share import Client, party
 from sglang.srt.scheduler.admission.waiting import WaitingQueue
 from sglang.srt.scheduler.req import Req
 
 WAIT_STEPS = 64
+
+
+@dataclass(frozen=True)
+class _Stay:
+    """In a running place, since step `since`, of request `rid`, which had `num_outputs` tokens then. `num_steps`: how many of them
+    nobody else asks for the place."""
+
+    since: int
+    rid: str
+    num_outputs: int
+    num_steps: int
+
+    def is_over(self, step: int) -> bool:
+        return step - self.since >= self.num_steps
+
+    def came_to_little(self, req: Req, step: int) -> bool:
+        """Whether most of it went into computing what gets lost."""
+        return req.rid == self.rid and 2 * (len(req.output_ids) - self.num_outputs) < step - self.since
 
 
 class Turns:
@@ -27,8 +49,8 @@ class Turns:
         self._queue = queue
         self._step = 0
         self._waited: dict[Client, int] = {}
-        self._served: dict[Client, int] = {}
-        """when the clients that hold places got their last one"""
+        self._stays: dict[Client, _Stay] = {}
+        """of clients that hold places: in their last one"""
         self._was_tried = False
 
     @property
@@ -36,17 +58,18 @@ class Turns:
         """Whether somebody's turn has come."""
         return self._queue.due is not None
 
-    def note_step(self, running: Sequence[Req], admitted: Iterable[Req]) -> None:
+    def note_step(self, running: Sequence[Req], admitted: Sequence[Req]) -> None:
         """After each step. `running`: all that hold a place."""
         self._step += 1
-        if not len(self._queue):
+        if not admitted and not len(self._queue):
             self._waited.clear()
             return
         held = Counter(map(party, running))
-        for client in map(party, admitted):
-            self._served[client] = self._step
-            self._waited.pop(client, None)
-        self._served = {client: step for client, step in self._served.items() if client in held}
+        for req in admitted:
+            num_steps = WAIT_STEPS << req.num_short_stays
+            self._stays[party(req)] = _Stay(self._step, req.rid, len(req.output_ids), num_steps)
+            self._waited.pop(party(req), None)
+        self._stays = {client: stay for client, stay in self._stays.items() if client in held}
         waiting = self._queue.parties()
         share = len(running) // max(len(waiting | held.keys()), 1)
         short = [client for client in waiting if not held[client] or held[client] < share]
@@ -65,8 +88,8 @@ class Turns:
         """Who has more than `client`, the one with most first."""
         own = held[client]
         for other, count in held.most_common():
-            is_settled = self._step - self._served.get(other, 0) >= WAIT_STEPS
-            if other != client and count > own and (count > 1 or is_settled):
+            stay = self._stays.get(other)
+            if other != client and count > own and (count > 1 or stay is None or stay.is_over(self._step)):
                 yield other
 
     def makes_way(self, running: Sequence[Req]) -> Req | None:
@@ -78,6 +101,10 @@ class Turns:
         for client in self._givers(Counter(map(party, running)), party(due)):
             own = [req for req in running if party(req) == client and req.msg.priority <= due.msg.priority]
             if own:
-                return max(own, key=lambda req: req.arrival)
+                req = max(own, key=lambda req: req.arrival)
+                stay = self._stays.get(client)
+                if stay is not None and stay.came_to_little(req, self._step):
+                    req.num_short_stays += 1
+                return req
         self._queue.call(None)
         return None

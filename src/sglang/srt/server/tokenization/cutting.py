@@ -67,7 +67,7 @@ class Cutter:
     def _ends_of_words(self, text: str, begin: int, end: int) -> list[int]:
         """The places between words, some of them if they are many."""
         words = self._pre_tokenizer.pre_tokenize_str(text[begin:end])
-        ends = [begin + stop for _, (_, stop) in words[1:-1]]
+        ends = [begin + stop for _, (_, stop) in words[:-1]]
         return ends[:: max(len(ends) // MAX_TRIES, 1)]
 
     def _is_safe(self, text: str, at: int) -> bool:
