@@ -35,8 +35,14 @@ OTHERS_MODULES = {"pip", "pytest"}
 NEW_FILE = re.compile(r"(?:^|[/_])x\.\w+$")
 """`models/x.py`: a file that a reader is to add"""
 
-OTHERS_NAMES = {"sglang.srt.managers", "sglang.srt.layers", "terminationGracePeriodSeconds", "nce"}
-"""names of other programs (SGLang's internals, Kubernetes), and text of examples"""
+OTHERS_NAMES = {
+    "sglang.srt.managers",
+    "sglang.srt.layers",
+    "terminationGracePeriodSeconds",
+    "nce",
+    "CLAUDE_CODE_MAX_OUTPUT_TOKENS",
+}
+"""names of other programs (SGLang's internals, Kubernetes, Claude Code), and text of examples"""
 
 OTHERS_FLAGS = {
     **dict.fromkeys(("--no-deps", "--editable"), "pip"),

@@ -23,6 +23,7 @@ from tests.server.http_tools import client_of
 
 READS_ONLY = {
     *("/health", "/health_generate", "/metrics", "/get_model_info", "/model_info", "/get_server_info", "/server_info"),
+    *("/get_load", "/v1/loads"),
     *("/tokenizer_info", "/v1/models", "/v1/models/x", "/v1/responses/x", "/v1/responses/x/input_items"),
     *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
 }

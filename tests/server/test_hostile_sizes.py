@@ -14,7 +14,7 @@ from sglang.srt.scheduler.grammar.engines.keyword_arguments import MAX_ARGUMENTS
 from sglang.srt.server.generate_req import MAX_SEQUENCES
 from sglang.srt.server.native.routes import MAX_DETOKENIZE, MAX_TOKENIZE_CHARS
 from sglang.srt.server.openai.prompts import MAX_MESSAGES
-from sglang.srt.server.parsers.pieces import CallArguments, CallBegin
+from sglang.srt.server.parsers.pieces import Text
 from sglang.srt.server.parsers.tool_calls import create_parser
 from sglang.srt.server.tokenization import tokenizer as tokenizers_module
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
@@ -120,11 +120,10 @@ def test_the_longest_chain_of_arguments_is_followed(tokenizer: Tokenizer) -> Non
     assert state.accept_all(tokenizer.encode(f"[f(a0=1, a{MAX_ARGUMENTS - 1}=2)]", False))
 
 
-def test_calls_that_are_nested_too_deeply_are_kept_as_they_are() -> None:
-    source = "a:{" * 4000 + "}" * 4000
+def test_calls_that_are_nested_too_deeply_are_text() -> None:
+    text = "<start_function_call>call:f{" + "a:{" * 4000 + "}" * 4000 + "}<end_function_call>"
     parser = create_parser("gemma", ["f"])
-    begun, given = parser.feed(f"<start_function_call>call:f{{{source}}}<end_function_call>")
-    assert isinstance(begun, CallBegin) and isinstance(given, CallArguments) and given.text == source
+    assert "".join(piece.text for piece in (*parser.feed(text), *parser.finish()) if isinstance(piece, Text)) == text
 
 
 async def test_one_long_word_is_refused_before_it_is_tokenized(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ files that the table names and no others, and work."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -43,10 +44,12 @@ def check_row(change: str, files: Iterable[str]) -> None:
 
 
 def run(copy: Path, program: str, *args: str) -> None:
+    """In a process that finds the copy: without `site`, which would lead to the installed sources."""
+    packages = [path for path in sys.path if path.endswith("site-packages")]
     result = subprocess.run(
-        [sys.executable, "-c", program, *args],
+        [sys.executable, "-S", "-c", program, *args],
         cwd=copy.parent,
-        env={"PYTHONPATH": str(copy.parent)},
+        env={"PYTHONPATH": os.pathsep.join([str(copy.parent), *packages])},
         capture_output=True,
         text=True,
     )
