@@ -222,9 +222,9 @@ def test_pictures_at_a_terminal(tmp_path: Path) -> None:
     terminal = Terminal("chat", "--url", server.url, "--temperature", "0", "--max-tokens", "12")
     try:
         assert "/help" in terminal.read_until("\n> ")
-        assert "1 picture(s)" in terminal.type(f"/image {tmp_path}/a red.png")
+        assert "1 image(s)" in terminal.type(f"/image {tmp_path}/a red.png")
         first = terminal.type("What colour is it?").partition("\n")[0]
-        assert "2 picture(s)" in terminal.type(f"/image {tmp_path}/a blue.png") + terminal.type(f"/image {tmp_path}/a red.png")
+        assert "2 image(s)" in terminal.type(f"/image {tmp_path}/a blue.png") + terminal.type(f"/image {tmp_path}/a red.png")
         second = terminal.type("What colour is the second picture?").partition("\n")[0]
         assert terminal.type("/history").splitlines() == [
             "user: (image_url) What colour is it?",
@@ -232,11 +232,11 @@ def test_pictures_at_a_terminal(tmp_path: Path) -> None:
             "user: (image_url) (image_url) What colour is the second picture?",
             f"assistant: {second}",
         ]
-        assert "cannot read" in terminal.type("/image nowhere.png") and "picture" in terminal.type("/image /etc/hostname")
+        assert "cannot read" in terminal.type("/image nowhere.png") and "image" in terminal.type("/image /etc/hostname")
         terminal.type(f"/image {tmp_path}/broken.png")
         refused = terminal.type("And this?")
         assert "not an image" in refused and "/image off" in refused
-        assert "no pictures" in terminal.type("/image off")
+        assert "no images" in terminal.type("/image off")
         third = terminal.type("Hello").partition("\n")[0]
         terminal.type(f"/save {tmp_path}/chat.json")
         said = json.loads((tmp_path / "chat.json").read_text())
