@@ -10,6 +10,7 @@ import pytest
 
 from sglang.srt.checkpoint.resolve import ModelFiles
 from sglang.srt.config import HttpOptions, TextOptions
+from sglang.srt.server import fields
 from sglang.srt.server.http.app import create_app
 from sglang.srt.server.tokenization.tokenizer import Tokenizer, load_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
@@ -62,6 +63,12 @@ class Stand:
         self.manager = TokenizerManager(tokenizer, info, options, TextOptions("test-path"), scheduler.send)
         scheduler.reply = self.manager.handle
         self.app = create_app(self.manager, options, {"model_path": "test-path"})
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told once a process is told once a test."""
+    monkeypatch.setattr(fields, "_noted", set())
 
 
 MakeStand = Callable[..., Stand]
