@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -66,9 +67,10 @@ class Stand:
 
 
 @pytest.fixture(autouse=True)
-def nothing_was_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is told once a process is told once a test."""
+def fresh_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told once a process is told once a test, and caplog sees it even if a test before has set up the log of a server."""
     monkeypatch.setattr(fields, "_noted", set())
+    monkeypatch.setattr(logging.getLogger("sglang"), "propagate", True)
 
 
 MakeStand = Callable[..., Stand]

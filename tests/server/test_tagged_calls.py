@@ -175,7 +175,7 @@ def test_the_log_says_that_calls_stay_text(
 ) -> None:
     stand = make_stand()
     monkeypatch.setattr(stand.manager, "need_tokenizer", lambda: tokenizer_with("openai-gpt-oss-120b"))
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, "sglang.srt.server.openai.prompts"):
         assert chat_options(stand.manager, None).tool_parser == "none"
     assert "stay text" in caplog.text
 
