@@ -55,14 +55,16 @@ def _vocab_size(engine: Engine) -> int:
 
 
 async def _run(engine: Engine, sampled: list[tuple[Any, int, int]]) -> list[Outcome]:
-    return await asyncio.gather(*(_one(engine, prompt, output_len) for prompt, _, output_len in sampled))
+    return await asyncio.gather(*(timed_request(engine, prompt, output_len) for prompt, _, output_len in sampled))
 
 
-async def _one(engine: Engine, prompt: list[int], output_len: int) -> Outcome:
+async def timed_request(engine: Engine, prompt: str | list[int], output_len: int, **sampling: Any) -> Outcome:
+    """One greedy request of its full length."""
     began = last = time.perf_counter()
     outcome = Outcome(sent_at=0.0)
-    params = {"max_new_tokens": output_len, "temperature": 0, "ignore_eos": True}
-    async for reply in await engine.async_generate(input_ids=prompt, sampling_params=params, stream=True):
+    params = {"max_new_tokens": output_len, "temperature": 0, "ignore_eos": True, **sampling}
+    text, ids = (prompt, None) if isinstance(prompt, str) else (None, prompt)
+    async for reply in await engine.async_generate(prompt=text, input_ids=ids, sampling_params=params, stream=True):
         now = time.perf_counter()
         if outcome.first:
             outcome.gaps.append(now - last)
