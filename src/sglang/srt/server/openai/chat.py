@@ -19,10 +19,9 @@ from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.multimodal.inputs import parse_pixels, with_pixels
 from sglang.srt.server.openai.answers import PART_VALUES, Answer, ChunkWriter, Usage, finish_details, finish_name
 from sglang.srt.server.openai.logprobs import chat_logprob_entries, chat_logprobs, token_bytes
-from sglang.srt.server.openai.prompts import ChatOptions, make_prompt
+from sglang.srt.server.openai.prompts import ChatOptions, make_prompt, plan_for
 from sglang.srt.server.openai.protocol import ChatRequest
-from sglang.srt.server.openai.sampling import field_names, has_format, sampling_params
-from sglang.srt.server.openai.tools import plan_tools
+from sglang.srt.server.openai.sampling import field_names, sampling_params
 from sglang.srt.server.parsers.answer import AnswerParser
 from sglang.srt.server.parsers.pieces import Piece, Text
 from sglang.srt.server.parsers.reasoning import (
@@ -68,14 +67,7 @@ class ChatCall:
         sampling = sampling_params(request, _max_tokens(request), options.defaults)
         names = {**field_names(request), **_NAMES}
         with client_names(names):
-            self._plan = plan_tools(
-                request.tools,
-                request.tool_choice,
-                request.parallel_tool_calls,
-                options.tool_parser,
-                sampling,
-                has_format=has_format(request),
-            )
+            self._plan = plan_for(request, sampling, options)
         planned = self._plan.sampling
         if planned is not sampling and planned.grammar != sampling.grammar:  # what constrains the answer are the tools
             names |= dict.fromkeys(("json_schema", "structural_tag"), "tools")

@@ -12,6 +12,7 @@ import msgspec
 
 from sglang.common.reasoning import ReasoningFormat
 from sglang.srt.errors import RequestError, UnsupportedError
+from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.fields import check_members, note_ignored, unknown_message
 from sglang.srt.server.limits.json_limits import read_json_text
 from sglang.srt.server.multimodal.inputs import PART_HINTS, MediaInput, parse_part
@@ -136,11 +137,9 @@ def make_prompt(request: ChatRequest, plan: ToolPlan, options: ChatOptions) -> C
     return ChatPrompt(messages, tools, _template_variables(request, template), media, continued, asks)
 
 
-def render_chat(body: dict[str, Any], options: ChatOptions) -> dict[str, Any]:
-    """The body of a chat request -> {"text"}: what it has the model read. Any role's message may be continued. Raises RequestError."""
-    request = parse_request(ChatRequest, body)
-    sampling = sampling_params(request, None, options.defaults)
-    plan = plan_tools(
+def plan_for(request: ChatRequest, sampling: SamplingParams, options: ChatOptions) -> ToolPlan:
+    """The request's tools, and `sampling` as they change it. Raises RequestError."""
+    return plan_tools(
         request.tools,
         request.tool_choice,
         request.parallel_tool_calls,
@@ -148,7 +147,13 @@ def render_chat(body: dict[str, Any], options: ChatOptions) -> dict[str, Any]:
         sampling,
         has_format=has_format(request),
     )
-    return {"text": make_prompt(request, plan, options).text(options)}
+
+
+def render_chat(body: dict[str, Any], options: ChatOptions) -> dict[str, Any]:
+    """The body of a chat request -> {"text"}: what it has the model read. Any role's message may be continued. Raises RequestError."""
+    request = parse_request(ChatRequest, body)
+    sampling = sampling_params(request, None, options.defaults)
+    return {"text": make_prompt(request, plan_for(request, sampling, options), options).text(options)}
 
 
 def _template_variables(request: ChatRequest, template: ChatTemplate) -> dict[str, Any]:
