@@ -137,10 +137,12 @@ import sglang
 engine = sglang.Engine(model_path=sys.argv[1], load_format="dummy", skip_tokenizer_init=True, kernels="reference",
                        disable_op_tape=True, max_total_tokens=256, max_running_requests=2)
 prompts = [[1, 2, 3], [3, 2, 1, 3]]
-out = [engine.generate(input_ids=ids, sampling_params={"temperature": 0, "max_new_tokens": 4})["output_ids"] for ids in prompts]
-assert all(len(ids) == 4 for ids in out)
+params = {"temperature": 0, "max_new_tokens": 4}
+answers = [engine.generate(input_ids=ids, sampling_params=params, return_logprob=True)["meta_info"] for ids in prompts]
+assert all(answer["completion_tokens"] == 4 for answer in answers)
 print(engine.get_server_info()["architecture"])
-assert (out[0] == out[1]) == (sys.argv[2] == "deaf"), out  # whether what stands before the last token counts
+first = [answer["output_token_logprobs"][0][0] for answer in answers]
+assert (first[0] == first[1]) == (sys.argv[2] == "deaf"), first  # whether what stands before the last token counts
 engine.shutdown()
 """
 
