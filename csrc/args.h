@@ -143,7 +143,7 @@ struct SoftCapArgs {
   int max_rows;
 };
 
-// For models that see.
+// For vision-language models.
 enum ActivateFn : int { kQuickGelu = 3 };  // besides GateFn
 
 struct RowsArgs {                      // overlay, gather_rows
@@ -208,10 +208,10 @@ struct SegmentArgs {
   float scale;
 };
 
-struct TakeArgs {                      // take_drawn
+struct TakeArgs {                      // take_sampled
   int* ids;
-  const int *previous, *drawn, *rows;
-  int max_rows, num_drawn;
+  const int *previous, *sampled, *rows;
+  int max_rows, num_sampled;
 };
 
 // On logits: x is num_rows rows of n floats, ld apart.
@@ -274,7 +274,7 @@ struct ReadArgs {                      // memory bandwidth, for benchmarks
 
 struct Kernels {
   const char* name;
-  OpFn take_drawn, embedding, rms_norm, linear, linear_blocks, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap;
+  OpFn take_sampled, embedding, rms_norm, linear, linear_blocks, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap;
   OpFn overlay, gather_rows, blend_rows, select_rope, layer_norm, activate, rotate, segment_attention;
   OpFn adjust, mask, argmax, log_sum_exp, top_k, sample;
   OpFn pack, read;

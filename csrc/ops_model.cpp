@@ -12,12 +12,12 @@ static int gate_of(const Call& c, const std::string& name) {
 }
 
 // ---- the forward pass -----------------------------------------------------------------------------------------------------
-static void take_drawn(Runtime& rt, Obj ids, Obj previous, Obj drawn, Obj rows) {
-  Call c("take_drawn");
+static void take_sampled(Runtime& rt, Obj ids, Obj previous, Obj sampled, Obj rows) {
+  Call c("take_sampled");
   auto to = c.out_vec<int>(ids, "ids", 0);
-  auto from = c.vec<int>(previous, "previous", 0), values = c.vec<int>(drawn, "drawn", 0);
+  auto from = c.vec<int>(previous, "previous", 0), values = c.vec<int>(sampled, "sampled", 0);
   TakeArgs a{to.p, from.p, values.p, c.rows(rows), smaller(to.n, from.n), values.n};
-  rt.run(make_op("take_drawn", rt.kernels().take_drawn, a), c.keep);
+  rt.run(make_op("take_sampled", rt.kernels().take_sampled, a), c.keep);
 }
 
 static void embedding(Runtime& rt, Obj weight, Obj ids, Obj out, Obj rows, float scale) {
@@ -202,7 +202,7 @@ static void soft_cap(Runtime& rt, Obj x, Obj rows, float cap) {
   rt.run(make_op("soft_cap", rt.kernels().soft_cap, SoftCapArgs{m.p, m.ld, m.cols, cap, c.rows(rows), m.rows}), c.keep);
 }
 
-// ---- models that see --------------------------------------------------------------------------------------------------------
+// ---- vision-language models --------------------------------------------------------------------------------------------------------
 static RowsArgs rows_args(Call& c, Obj x, Obj source, Obj index, Obj rows) {
   RowsArgs a{};
   auto s = c.mat<float>(source, "source", 1);
@@ -321,7 +321,7 @@ static void segment_attention(Runtime& rt, Obj qkv, Obj starts, Obj out, int beg
 
 void def_model_ops(nb::class_<Runtime>& runtime) {
   runtime
-      .def("take_drawn", &take_drawn)
+      .def("take_sampled", &take_sampled)
       .def("embedding", &embedding)
       .def("rms_norm", &rms_norm, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none())
       .def("linear_blocks", &linear_blocks)

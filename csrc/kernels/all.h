@@ -13,7 +13,7 @@
 namespace ISA {
 extern const Kernels kernels;
 const Kernels kernels = {
-    ISA_NAME, take_drawn, embedding, rms_norm, linear, linear_blocks, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap,
+    ISA_NAME, take_sampled, embedding, rms_norm, linear, linear_blocks, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap,
     overlay, gather_rows, blend_rows, select_rope, layer_norm, activate, rotate_rows, segment_attention,
     adjust, mask, argmax, log_sum_exp, top_k, sample, pack, read, peak,
 };

@@ -44,11 +44,11 @@ static void unpack_row(const WeightView& w, int row, float scale, float* out) {
     for (int k = 0; k < w.k; k++) out[k] = scale * reinterpret_cast<const float*>(p)[16 * size_t(k) + lane];
   }
 }
-static void take_drawn(const void* args, const Ctx& c) {
+static void take_sampled(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const TakeArgs*>(args);
   if (c.take()) return;
   for (int i = 0, n = count(a.rows, a.max_rows); i < n; i++)
-    if (a.previous[i] >= 0 && a.previous[i] < a.num_drawn) a.ids[i] = a.drawn[a.previous[i]] < 0 ? 0 : a.drawn[a.previous[i]];
+    if (a.previous[i] >= 0 && a.previous[i] < a.num_sampled) a.ids[i] = a.sampled[a.previous[i]] < 0 ? 0 : a.sampled[a.previous[i]];
 }
 static void embedding(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const EmbeddingArgs*>(args);

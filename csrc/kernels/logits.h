@@ -150,7 +150,7 @@ static void top_k(const void* args, const Ctx& c) {
 // ---- sampling ---------------------------------------------------------------------------------------------------------------
 // Tokens are ordered by (value, id) without sorting the row. Distance from the best, t = (top - x) / temperature, falls into
 // one of kBins bins, which are monotone in x; each bin's count and mass are summed; then only the bins where a limit falls
-// (top_k, top_p, the draw itself) are sorted. Sums are in double, bins in ascending order, so the result is the row's alone.
+// (top_k, top_p, the sampling itself) are sorted. Sums are in double, bins in ascending order, so the result is the row's alone.
 constexpr int kBins = 2048;
 constexpr float kBinsPerUnit = 64.f;
 constexpr float kNear = 14.f;          // candidates: tokens this near (e^-14 of the best); the rest only if needed
@@ -161,7 +161,7 @@ struct Bins {
 };
 static ALWAYS int bin_of(float t) { return t >= float(kBins - 1) / kBinsPerUnit ? kBins - 1 : int(t * kBinsPerUnit); }
 
-struct Draw {                          // one row's
+struct RowSample {                          // one row's
   const float* x;
   int n;
   float top, inv;
@@ -171,7 +171,7 @@ struct Draw {                          // one row's
   int num, sorted_bins;                // candidates; bins below sorted_bins are in order
 };
 // Candidates with (top - x) * inv <= limit, in order of id, and the bins they fall in.
-static void collect(Draw& d, float limit) {
+static void collect(RowSample& d, float limit) {
   int m = 0;
   const F t = fset(d.top), s = fset(d.inv), lim = fset(limit);
   for (int k = 0; k < d.n; k += 16) {
@@ -206,7 +206,7 @@ static void collect(Draw& d, float limit) {
   for (int i = 0; i < kBins; i++) b.begin[i] -= b.count[i];
   for (int i = 0; i < kBins; i++) b.count[i] = -b.count[i];          // negative: not in order yet
 }
-static void order_bin(Draw& d, int bin) {
+static void order_bin(RowSample& d, int bin) {
   Bins& b = *d.bins;
   if (b.count[bin] >= 0) return;
   const int n = b.count[bin] = -b.count[bin];
@@ -221,7 +221,7 @@ static void order_bin(Draw& d, int bin) {
 static ALWAYS int size_of(const Bins& b, int bin) { return b.count[bin] < 0 ? -b.count[bin] : b.count[bin]; }
 
 // Mass of the first `num` tokens.
-static double mass_of(Draw& d, int num) {
+static double mass_of(RowSample& d, int num) {
   Bins& b = *d.bins;
   double sum = 0;
   for (int i = 0; i < kBins && num > 0; i++) {
@@ -236,7 +236,7 @@ static double mass_of(Draw& d, int num) {
   return sum;
 }
 // How many tokens, best first, it takes for the mass to reach (or, strict, to exceed) `goal`; d.num + 1 if all do not.
-static int reach(Draw& d, double goal, bool strict) {
+static int reach(RowSample& d, double goal, bool strict) {
   Bins& b = *d.bins;
   double sum = 0;
   for (int i = 0; i < kBins; i++) {
@@ -256,7 +256,7 @@ static int reach(Draw& d, double goal, bool strict) {
   return d.num + 1;
 }
 // Tokens that are at least min_p times as likely as the best. Weights are monotone, so a bin decides, or its order does.
-static int at_least(Draw& d, float min_p, int num) {
+static int at_least(RowSample& d, float min_p, int num) {
   Bins& b = *d.bins;
   int m = 0;
   for (int i = 0; i < kBins && m < num; i++) {
@@ -274,8 +274,8 @@ static int at_least(Draw& d, float min_p, int num) {
   }
   return imin(m, num);
 }
-// The number of tokens kept and their order suffice for a draw only if they all are candidates: false asks for more.
-static bool try_draw(Draw& d, int k, double whole, float top_p, float min_p, float u, bool all, int* out) {
+// The number of tokens kept and their order suffice for a sample only if they all are candidates: false asks for more.
+static bool try_sample(RowSample& d, int k, double whole, float top_p, float min_p, float u, bool all, int* out) {
   int num = d.n;                       // tokens kept so far; d.n means no limit yet
   double mass = whole;
   if (k > 0 && k < d.n) {
@@ -305,7 +305,7 @@ static bool try_draw(Draw& d, int k, double whole, float top_p, float min_p, flo
   return true;
 }
 static int sample_row(const SampleArgs& a, int r, char* work) {
-  Draw d;
+  RowSample d;
   d.x = a.x.x + r * a.x.ld;
   d.n = a.x.n;
   const int best = best_of(d.x, d.n, &d.top);
@@ -321,7 +321,7 @@ static int sample_row(const SampleArgs& a, int r, char* work) {
   int out = best;
   for (int all = 0; all < 2; all++) {
     collect(d, all ? 3e38f : kNear);
-    if (try_draw(d, a.top_k[r], whole, a.top_p[r], a.min_p[r], a.uniform[r], all, &out)) break;
+    if (try_sample(d, a.top_k[r], whole, a.top_p[r], a.min_p[r], a.uniform[r], all, &out)) break;
   }
   return out;
 }

@@ -293,7 +293,7 @@ def test_what_no_regular_expression_says() -> None:
         assert re.fullmatch(build_regex_from_object({"type": "integer", "maximum": 3}), "4")
 
 
-# --- conversations and thoughts -----------------------------------------------------------------------------------------------
+# --- conversations and reasoning -----------------------------------------------------------------------------------------------
 
 
 def test_conversations() -> None:
@@ -328,30 +328,30 @@ def test_conversations_of_requests() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "force", "text", "thoughts", "answer"),
+    ("model", "force", "text", "reasoning", "answer"),
     [
         ("deepseek-r1", None, "I see.</think>\n\nFour", "I see.", "Four"),
         ("deepseek-r1", None, "<think>I see.</think>Four", "I see.", "Four"),
         ("qwen3", None, "<think>a</think>b", "a", "b"),
-        ("qwen3", None, "no thoughts", "", "no thoughts"),
+        ("qwen3", None, "no reasoning", "", "no reasoning"),
         ("qwen3", True, "a</think>b", "a", "b"),
         ("kimi", None, "◁think▷a◁/think▷b", "a", "b"),
         ("deepseek-r1", None, "never closed", "never closed", ""),
     ],
 )
-def test_thoughts(model: str, force: bool | None, text: str, thoughts: str, answer: str) -> None:
+def test_reasoning(model: str, force: bool | None, text: str, reasoning: str, answer: str) -> None:
     parser = ReasoningParser(model_type=model, force_reasoning=force)
-    assert parser.parse_non_stream(text) == (thoughts, answer)
+    assert parser.parse_non_stream(text) == (reasoning, answer)
     for stream_reasoning in (True, False):
         parser = ReasoningParser(model, stream_reasoning=stream_reasoning, force_reasoning=force)
         pieces = [parser.parse_stream_chunk(char) for char in text] + [parser.finish()]
-        assert "".join(piece for piece, _ in pieces) == thoughts and "".join(piece for _, piece in pieces) == answer
+        assert "".join(piece for piece, _ in pieces) == reasoning and "".join(piece for _, piece in pieces) == answer
         if not stream_reasoning:
             assert sum(bool(piece) for piece, _ in pieces) <= 1
 
 
 @pytest.mark.parametrize("model", [None, "", "no-such"])
-def test_thoughts_of_unknown_models(model: str | None) -> None:
+def test_reasoning_of_unknown_models(model: str | None) -> None:
     with pytest.raises(ValueError, match="deepseek-r1"):
         ReasoningParser(model)
 

@@ -107,7 +107,7 @@ def test_tutorial_cells_14_to_17(host: str, says: Callable[..., str]) -> None:
             with contextlib.redirect_stdout(out):
                 exec(compile(text, f"<cell {number}>", "exec"), names)
             if number == 16:
-                assert names["state"]["answer"].startswith("The image shows ")  # drawn at temperature 1
+                assert names["state"]["answer"].startswith("The image shows ")  # sampled at temperature 1
                 assert out.getvalue().endswith(names["state"]["answer"] + "\n")
                 greedy = text.replace("max_tokens=256", "max_tokens=256, temperature=0")
                 exec(compile(greedy, "<cell 16 without chance>", "exec"), names)

@@ -105,7 +105,7 @@ def linear_cases() -> Iterator[Case]:
 def row_cases() -> Iterator[Case]:
     types = dict.fromkeys(("table", "out", "gate", "up", "delta", "qkv", "k_pool", "v_pool"), BF16)
     types |= dict.fromkeys(("x", "source", "weight", "cos", "sin", "out_cos", "out_sin", "bias", "q_weight", "k_weight"), F32)
-    types |= dict.fromkeys(("ids", "rows", "index", "positions", "axes", "row_idx", "slots", "previous", "drawn"), I32)
+    types |= dict.fromkeys(("ids", "rows", "index", "positions", "axes", "row_idx", "slots", "previous", "sampled"), I32)
     types |= dict.fromkeys(("scale", "cap", "eps", "q_scale"), "fp32") | {"levels": U8, "scales": F16, "minima": F16}
     wide = {"BLOCK": 1024}
     yield rows.take_sampled_kernel, types, wide, {}

@@ -28,12 +28,12 @@ class Loop:
         self.inputs = ops.inputs({"rows": 1, "ids": 8, "previous": 8})
         at = self.inputs.arrays
         self.rows, self.ids, self.previous = at["rows"], at["ids"], at["previous"]
-        self.drawn = ops.empty((8,), "int32")
+        self.sampled = ops.empty((8,), "int32")
         self.x, self.logits = ops.empty((8, 64)), ops.empty((8, 256))
         self.activation = ops.activation(8, [self.weight])
         self.tape = OpTape()
         with self.tape.record(ops):
-            ops.take_sampled(self.ids, self.previous, self.drawn, self.rows)
+            ops.take_sampled(self.ids, self.previous, self.sampled, self.rows)
             ops.embedding(self.weight, self.ids, self.x, self.rows)
             ops.rms_norm(self.x, np.ones(64, np.float32), self.activation, self.rows, eps=1e-5)
             ops.linear(self.weight, self.activation, self.logits, self.rows)
@@ -48,8 +48,8 @@ class Loop:
         self.inputs.send()
         self.tape.replay()
         self.ops.adjust(self.logits, ints(0, 1), ints(step), np.ones(1, np.float32), np.full(1, 3, np.float32))
-        self.ops.argmax(self.logits, rows, self.drawn)
-        return self.ops.fetch(self.drawn[:rows]), self.ops.fetch(self.logits[:rows])
+        self.ops.argmax(self.logits, rows, self.sampled)
+        return self.ops.fetch(self.sampled[:rows]), self.ops.fetch(self.logits[:rows])
 
 
 @pytest.fixture(params=[*((2, isa) for isa in cpu.usable_isas()), (1, None), (3, None)], ids=str)
@@ -124,9 +124,9 @@ def test_whoever_asks_may_wait(ahead: Any) -> None:
 
 
 def test_take_sampled(ops: Any) -> None:
-    """A row that could not be drawn is -1 and becomes 0; rows beyond the count stay as they are."""
-    drawn, previous = ints(7, -1, 9), ints(2, -1, 1, 0, 99)
+    """A row that could not be sampled is -1 and becomes 0; rows beyond the count stay as they are."""
+    sampled, previous = ints(7, -1, 9), ints(2, -1, 1, 0, 99)
     for one in (ops, ReferenceOps()):
         ids = ints(100, 101, 102, 103, 104)
-        one.take_sampled(ids, previous, drawn, ints(4))
+        one.take_sampled(ids, previous, sampled, ints(4))
         assert ids.tolist() == [9, 101, 0, 7, 104]

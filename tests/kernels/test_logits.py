@@ -100,8 +100,8 @@ def test_top_k(ops: Any, k: int) -> None:
         ops.top_k(x, 4, VOCAB + 1, ids, values)
 
 
-def draw(ops: Any, x: Float, n: int, **settings: Any) -> npt.NDArray[np.int32]:
-    """Many draws from equal or different rows. Settings are numbers or arrays of n."""
+def sample(ops: Any, x: Float, n: int, **settings: Any) -> npt.NDArray[np.int32]:
+    """Many samples from equal or different rows. Settings are numbers or arrays of n."""
     plain = {"temperature": 1.0, "top_k": -1, "top_p": 1.0, "min_p": 0.0, "uniform": 0.5} | settings
     out = np.full(n, -9, np.int32)
     arrays = {
@@ -133,15 +133,15 @@ CASES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("ties", [False, True])
 def test_sample_is_the_reference(ops: Any, case: dict[str, Any], ties: bool) -> None:
-    """The same token as the sorted way, for draws all over the interval: sums that differ in their last bits may move a
-    draw to the next token, once in some thousand."""
+    """The same token as the sorted way, for samples all over the interval: sums that differ in their last bits may move a
+    sample to the next token, once in some thousand."""
     rng = np.random.default_rng(5)
     n = 40
     x = logits(n, 2000, seed=6, spread=4)
     if ties:
         x = np.round(x * 2) / 2
     uniform = rng.uniform(0, 1, n).astype(np.float32)
-    got, want = draw(ops, x, n, uniform=uniform, **case), draw(REFERENCE, x, n, uniform=uniform, **case)
+    got, want = sample(ops, x, n, uniform=uniform, **case), sample(REFERENCE, x, n, uniform=uniform, **case)
     assert (got != want).sum() <= 1
 
 
@@ -149,19 +149,19 @@ def test_sample_ends_of_the_interval(ops: Any) -> None:
     x = logits(1)
     order = np.argsort(-x[0], kind="stable")
     almost = np.nextafter(np.float32(1), np.float32(0))
-    assert draw(ops, x, 1, uniform=0.0)[0] == order[0]
-    assert draw(ops, x, 1, uniform=almost, top_k=7)[0] == order[6]
-    assert draw(ops, x, 1, uniform=almost, min_p=0.999)[0] == order[0]
-    assert 0 <= draw(ops, x, 1, uniform=1.0)[0] < VOCAB
+    assert sample(ops, x, 1, uniform=0.0)[0] == order[0]
+    assert sample(ops, x, 1, uniform=almost, top_k=7)[0] == order[6]
+    assert sample(ops, x, 1, uniform=almost, min_p=0.999)[0] == order[0]
+    assert 0 <= sample(ops, x, 1, uniform=1.0)[0] < VOCAB
 
 
 def test_sample_frequencies(ops: Any) -> None:
-    """Over a grid of draws every token comes as often as it is likely."""
+    """Over a grid of uniform numbers every token comes as often as it is likely."""
     probs = np.array([0.4, 0.3, 0.2, 0.1])
     n = 2000
     x = np.full((n, 100), -np.inf, np.float32)
     x[:, [50, 3, 99, 17]] = np.log(probs)
-    out = draw(ops, x, n, uniform=(np.arange(n) + 0.5) / n)
+    out = sample(ops, x, n, uniform=(np.arange(n) + 0.5) / n)
     assert [int((out == i).sum()) for i in (50, 3, 99, 17)] == [800, 600, 400, 200]
 
 
@@ -169,7 +169,7 @@ def test_sample_flat_row(ops: Any) -> None:
     """All equal: the cumulative sum runs over the ids in order."""
     x = np.zeros((5, 1000), np.float32)
     uniform = np.array([0, 0.1005, 0.5005, 0.9005, 0.9999], np.float32)
-    assert draw(ops, x, 5, uniform=uniform).tolist() == [0, 100, 500, 900, 999]
+    assert sample(ops, x, 5, uniform=uniform).tolist() == [0, 100, 500, 900, 999]
 
 
 def test_sample_greedy_and_broken_rows(ops: Any) -> None:
@@ -179,16 +179,16 @@ def test_sample_greedy_and_broken_rows(ops: Any) -> None:
     x[3] = -np.inf
     x[3, 77] = -5.0
     x[4, 8] = np.inf
-    got = draw(ops, x, 6, temperature=np.array([0, 1, 1, 1, 1, 1e-38]), uniform=0.7)
+    got = sample(ops, x, 6, temperature=np.array([0, 1, 1, 1, 1, 1e-38]), uniform=0.7)
     assert got.tolist() == [int(x[0].argmax()), -1, -1, 77, 8, int(x[5].argmax())]
 
 
 def test_sample_does_not_depend_on_company(ops: Any, more_threads: list[Any]) -> None:
     n = 33
     x, uniform = logits(n), np.random.default_rng(9).uniform(0, 1, n).astype(np.float32)
-    together = draw(ops, x, n, uniform=uniform, top_p=0.95)
+    together = sample(ops, x, n, uniform=uniform, top_p=0.95)
     for other in (ops, *more_threads):
-        alone = [int(draw(other, x[i : i + 1], 1, uniform=uniform[i], top_p=0.95)[0]) for i in range(n)]
+        alone = [int(sample(other, x[i : i + 1], 1, uniform=uniform[i], top_p=0.95)[0]) for i in range(n)]
         assert alone == together.tolist()
 
 

@@ -194,10 +194,10 @@ def test_rows_of_pictures(exact: Any) -> None:
 
 
 def test_take_sampled(exact: Any) -> None:
-    ids, previous, drawn = ints(100, 101, 102, 103, 104), ints(2, -1, 1, 0, 1), ints(7, -1, 9)
+    ids, previous, sampled = ints(100, 101, 102, 103, 104), ints(2, -1, 1, 0, 1), ints(7, -1, 9)
     there = exact.array(ids)
-    exact.take_sampled(there, exact.array(previous), exact.array(drawn), exact.array(ints(4)))
-    REFERENCE.take_sampled(ids, previous, drawn, ints(4))
+    exact.take_sampled(there, exact.array(previous), exact.array(sampled), exact.array(ints(4)))
+    REFERENCE.take_sampled(ids, previous, sampled, ints(4))
     assert there.tolist() == ids.tolist() == [9, 101, 0, 7, 104]
 
 

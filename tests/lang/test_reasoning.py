@@ -12,7 +12,7 @@ from sglang.lang.typed.reasoning import ReasoningSplitter, split_reasoning
 
 from .native_server import NativeServer
 
-THOUGHT = "<think>\nLet me see <b>.\n</think>\n\nThe answer."
+REASONING_TEXT = "<think>\nLet me see <b>.\n</think>\n\nThe answer."
 
 
 @sgl.function
@@ -23,7 +23,7 @@ def program(s: ProgramState) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_prompt_keeps_the_answer_alone(native: NativeServer, backend: RuntimeEndpoint, stream: bool) -> None:
-    native.answer = lambda prompt, params: THOUGHT
+    native.answer = lambda prompt, params: REASONING_TEXT
     state = program.run(stream=stream)
     assert state["x"] == "The answer." and state["x_reasoning_content"] == "Let me see <b>."
     assert state.messages()[-1]["content"] == "Well: The answer. Done."
@@ -56,7 +56,7 @@ def test_bad_use() -> None:
 
 
 TEXTS = [
-    THOUGHT,
+    REASONING_TEXT,
     "no thinking",
     "<think>never closed",
     "  <think>a</think>",

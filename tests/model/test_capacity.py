@@ -10,7 +10,7 @@ import pytest
 from sglang.srt.config import MemoryOptions
 from sglang.srt.errors import CapacityError, ConfigError
 from sglang.srt.model import capacity
-from sglang.srt.model.capacity import GIB, GUESS_ROWS, Capacity, HostMemory, ModelFootprint, host_memory, plan_capacity
+from sglang.srt.model.capacity import DRAFT_ROWS, GIB, Capacity, HostMemory, ModelFootprint, host_memory, plan_capacity
 
 SMALL = ModelFootprint(context_len=8192, kv_bytes_per_token=23040, weight_bytes=100 << 20, slot_run=16)
 LARGE = ModelFootprint(context_len=131072, kv_bytes_per_token=131072, weight_bytes=5 * GIB, slot_run=16)
@@ -28,7 +28,7 @@ def test_default_for_a_small_model() -> None:
     assert GIB - 16 * 23040 < result.max_total_tokens * 23040 <= GIB
     assert result.max_running_requests == 64
     assert result.max_batch_tokens == 512 + 64
-    assert result.max_logit_rows == 64 + GUESS_ROWS
+    assert result.max_logit_rows == 64 + DRAFT_ROWS
 
 
 def test_default_never_takes_more_than_half_of_what_is_free() -> None:

@@ -127,8 +127,8 @@ def generate(worker: Any, ahead: bool) -> list[list[int]]:
         batch = replace(driver.batch([(seq, 1) for seq in seqs]), previous=np.arange(3, dtype=np.int32))
         worker.forward(batch)
         waits.append(worker.begin_sample(batch, None))
-    drawn = np.array([wait().next_ids for wait in waits])
-    return [[seq.output[0], *drawn[:, i].tolist()] for i, seq in enumerate(seqs)]
+    sampled = np.array([wait().next_ids for wait in waits])
+    return [[seq.output[0], *sampled[:, i].tolist()] for i, seq in enumerate(seqs)]
 
 
 def test_ids_stay_on_the_device(folder: Path, ops: Ops) -> None:

@@ -1,4 +1,4 @@
-"""Llama 3.2 Vision against transformers, from pictures to logits and to whole answers; and the same bits in any company."""
+"""Llama 3.2 Vision against transformers, from images to logits and to whole answers; and batch-invariant results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sampler against a straightforward oracle in float64: what is adjusted, what may be drawn, how often, and that draws
+"""The sampler against a straightforward oracle in float64: what is adjusted, what may be sampled, how often, and that samples
 depend on (seed, position) alone."""
 
 from __future__ import annotations
@@ -156,9 +156,9 @@ def test_nothing_allowed_and_nan_are_reported(ops: Ops, temperature: float) -> N
     assert out.bad_rows == [0, 2]
 
 
-# --- drawing ------------------------------------------------------------------------------------------------------------------
+# --- sampling -----------------------------------------------------------------------------------------------------------------
 
-DRAWS = [
+SAMPLED = [
     {},
     {"temperature": 0.3},
     {"temperature": 2.5},
@@ -172,7 +172,7 @@ DRAWS = [
 ]
 
 
-@pytest.mark.parametrize("params", DRAWS, ids=str)
+@pytest.mark.parametrize("params", SAMPLED, ids=str)
 def test_frequencies(ops: Ops, params: dict[str, Any]) -> None:
     """Chi-square over many seeds against the oracle's probabilities; ids of probability 0 never appear. Seeds are fixed, so
     this passes always or never."""
@@ -201,8 +201,8 @@ def test_frequencies(ops: Ops, params: dict[str, Any]) -> None:
     top_p=st.floats(0.05, 1),
     min_p=st.floats(0, 0.9),
 )
-def test_draw_is_the_inverted_sum(seed: int, data: int, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
-    """The reference's draw is where the cumulated probabilities, best first, pass the uniform number."""
+def test_sample_is_the_inverted_sum(seed: int, data: int, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+    """The reference's sample is where the cumulated probabilities, best first, pass the uniform number."""
     from sglang.srt.model.kernels.reference import ReferenceOps
 
     logits = rows(1, seed=data)
@@ -216,7 +216,7 @@ def test_draw_is_the_inverted_sum(seed: int, data: int, temperature: float, top_
     assert below - 1e-5 <= u <= below + probs[token] + 1e-5
 
 
-def test_draws_depend_on_seed_and_position_alone(ops: Ops) -> None:
+def test_samples_depend_on_seed_and_position_alone(ops: Ops) -> None:
     """Whatever shares the batch and wherever the row is."""
     logits = rows(16, seed=9)
     specs = [spec(seed=i, output=[1] * (i % 3), temperature=0.5 + i / 10, top_p=0.9) for i in range(16)]
@@ -231,7 +231,7 @@ def test_draws_depend_on_seed_and_position_alone(ops: Ops) -> None:
             assert shuffled[int(np.flatnonzero(order == i)[0])] == np.argmax(logits[i])
 
 
-def test_seeds_and_positions_change_the_draw(ops: Ops) -> None:
+def test_seeds_and_positions_change_the_sample(ops: Ops) -> None:
     logits = np.zeros((1, VOCAB), np.float32)
     assert len({int(run(ops, logits, [spec(seed=i)]).next_ids[0]) for i in range(60)}) > 30
     assert len({int(run(ops, logits, [spec(output=[1] * i)]).next_ids[0]) for i in range(60)}) > 30

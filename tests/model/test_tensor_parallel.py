@@ -117,7 +117,7 @@ def test_models_that_cannot_be_cut(size: int, changes: dict[str, Any], message: 
         shard_model(read_model_config(tmp_path, {}), Size())  # type: ignore[arg-type]
 
 
-def test_ids_that_only_rank_0_has_drawn(tmp_path: Path) -> None:
+def test_ids_that_only_rank_0_has_sampled(tmp_path: Path) -> None:
     """Steps that begin before the host knows the tokens of those before them: ids go from device to device."""
     save_model(tmp_path, "qwen2")
     alone = create_worker(ModelOptions(str(tmp_path)), DeviceOptions(kernels="reference"), MEMORY)

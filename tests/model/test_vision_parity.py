@@ -1,4 +1,4 @@
-"""Models that see: full logits against transformers on tiny random configurations, and the same bits in any company."""
+"""Vision-language models: full logits against transformers on tiny random configurations, and batch-invariant results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny random models that see, saved by transformers, and requests with pictures for a worker."""
+"""Tiny random vision-language models, saved by transformers, and requests with pictures for a worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny models that see as transformers makes them, before `vision.randomise`: one function a family."""
+"""Tiny vision-language models as transformers makes them, before `vision.randomise`: one function a family."""
 
 from __future__ import annotations
 

@@ -589,4 +589,4 @@ def test_what_would_explode_ends_or_is_refused(kind: str, text: str) -> None:
 def test_long_forced_stretches_do_not_jump() -> None:
     state = BACKEND.compile("regex", "[ab]x{1500}")
     assert state.accept(97) and state.forced_tokens() == []
-    assert allowed_by(state) == {ord("x")}, "they are drawn, from masks that leave one token"
+    assert allowed_by(state) == {ord("x")}, "they are sampled, from masks that leave one token"

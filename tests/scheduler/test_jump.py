@@ -1,4 +1,4 @@
-"""Jump-forward: tokens that the grammar forces are appended without a draw, and nothing but the number of steps changes."""
+"""Jump-forward: tokens that the grammar forces are appended without sampling, and nothing but the number of steps changes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Steps that begin before the last one's tokens are known: every request gets the answer it gets without, whatever happens
-between. The toy device draws when it is told to and says what only when asked."""
+between. The toy device samples when it is told to and says what only when asked."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ PROPERTY = settings(max_examples=25, deadline=None, suppress_health_check=[Healt
 
 
 class AheadWorker(ToyWorker):
-    """Takes `previous` from what it drew last; a row whose request has moved on meanwhile draws something useless."""
+    """Takes `previous` from what it sampled last; a row whose request has moved on meanwhile samples something useless."""
 
     def __init__(self, *args: int, **more: int) -> None:
         super().__init__(*args, **more)
         self.info = replace(self.info, runs_ahead=True)
-        self.drawn = np.zeros(0, np.int32)
+        self.sampled = np.zeros(0, np.int32)
         self.num_ahead = 0
         self.num_useless = 0
 
@@ -38,7 +38,7 @@ class AheadWorker(ToyWorker):
         if batch.previous is not None:
             self.num_ahead += 1
             assert (batch.previous >= 0).all() and (batch.input_ids == 0).all()
-            batch = replace(batch, input_ids=self.drawn[batch.previous])
+            batch = replace(batch, input_ids=self.sampled[batch.previous])
         super().forward(batch)
 
     def sample(self, batch: ForwardBatch, masks: VocabMasks | None) -> ForwardOutput:
@@ -59,7 +59,7 @@ class AheadWorker(ToyWorker):
         for k, i in enumerate(good):
             result.next_ids[i], result.logprobs[i] = out.next_ids[k], out.logprobs[k]
         result.nan_rows = [good[k] for k in out.nan_rows]
-        self.drawn = result.next_ids.copy()
+        self.sampled = result.next_ids.copy()
         return lambda: result
 
     def _is_current(self, batch: ForwardBatch, i: int) -> bool:

@@ -93,7 +93,7 @@ def circling(history: np.ndarray[tuple[int], np.dtype[np.int64]], spec: SampleSp
 
 @pytest.fixture
 def repeating(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toy, "draw", circling)
+    monkeypatch.setattr(toy, "sample_toy", circling)
 
 
 def run(reqs: list[TokenizedReq], worker: ToyWorker, **options: object) -> tuple[list[list[int]], int]:

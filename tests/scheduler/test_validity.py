@@ -89,7 +89,7 @@ def test_the_same_output_in_company_known_or_new_and_with_jump_forward_off(engin
     rng = random.Random(4)
     constraints = [{"json_schema": json.dumps(SchemaMaker(rng.randrange(500)).make()), "seed": i} for i in range(4)]
     together = [reply["output_ids"] for reply in run(engine, constraints, 0.8, 80)]
-    for _ in range(3):  # the later ones are guessed
+    for _ in range(3):  # the later ones are drafts
         assert together == [run(engine, [c], 0.8, 80)[0]["output_ids"] for c in constraints]
     with sglang.Engine(model_path="smollm2-135m-instruct", disable_jump_forward=True) as stepping:
         assert together == [reply["output_ids"] for reply in run(stepping, constraints, 0.8, 80)]

@@ -80,7 +80,7 @@ def hash_history(ids: np.ndarray[tuple[int], np.dtype[np.int64]], salt: int = 0)
     return value ^ (value >> 29)
 
 
-def draw(history: np.ndarray[tuple[int], np.dtype[np.int64]], spec: SampleSpec, allowed: list[int]) -> int:
+def sample_toy(history: np.ndarray[tuple[int], np.dtype[np.int64]], spec: SampleSpec, allowed: list[int]) -> int:
     """The toy's sampler: greedy depends on the history alone, otherwise on (seed, place) as well."""
     if len(spec.output_ids) < spec.params.min_new_tokens:
         allowed = [i for i in allowed if i not in spec.eos_ids] or allowed
@@ -164,7 +164,7 @@ class ToyWorker:
         for i, (at, spec) in enumerate(zip(batch.sample_rows.tolist(), batch.samples, strict=True)):
             history = self._row_history(batch, at)
             assert history.tolist() == [*spec.prompt_ids, *spec.output_ids]
-            out.next_ids[i] = draw(history, spec, allowed.get(i, ALL_IDS))
+            out.next_ids[i] = sample_toy(history, spec, allowed.get(i, ALL_IDS))
             out.logprobs.append(
                 score([(history, int(out.next_ids[i]))], spec.top_num, spec.token_ids) if spec.want_logprob else None
             )
@@ -209,7 +209,7 @@ def expected_output(req: TokenizedReq) -> Expected:
     eos = () if params.ignore_eos else tuple(VOCABULARY.eos_token_ids)
     spec = SampleSpec(params, params.seed or 0, req.input_ids, ids, (*eos, *params.stop_token_ids))
     while len(ids) < params.max_new_tokens:
-        token = draw(np.array([*req.input_ids, *ids], dtype=np.int64), spec, ALL_IDS)
+        token = sample_toy(np.array([*req.input_ids, *ids], dtype=np.int64), spec, ALL_IDS)
         ids.append(token)
         piece = b"" if token in VOCABULARY.special_ids else VOCABULARY.token_bytes[token]
         if token in spec.eos_ids:

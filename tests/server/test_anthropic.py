@@ -281,7 +281,7 @@ def test_the_effort_is_the_templates_to_know(given: str | None, told_: str | Non
 
 @pytest.mark.parametrize("thinks", [True, False])
 def test_whether_to_think_is_the_templates_to_know(thinks: bool) -> None:
-    """Without a parser thoughts would be text of the answer: nobody asks for them then."""
+    """Without a parser reasoning would be text of the answer: nobody asks for them then."""
     expected = {"enabled": True if thinks else None, "disabled": False, "adaptive": None, "between_tools": None}
     for kind, enabled in expected.items():
         chat = chat_body({"max_tokens": 9, "messages": HELLO, "thinking": {"type": kind}}, thinks)
@@ -437,7 +437,7 @@ async def test_the_order_of_a_streams_events(stand: Stand) -> None:
     assert json.loads("".join(piece["partial_json"] for piece in pieces)) == json.loads(ARGUMENTS)
 
 
-async def test_thoughts_may_be_left_out(make_stand: MakeStand) -> None:
+async def test_reasoning_may_be_left_out(make_stand: MakeStand) -> None:
     stand = make_stand(reasoning_parser="qwen3")
     says(stand, "<think>hm</think>Yes.")
     for display, shown in (("omitted", ""), ("summarized", "hm"), (None, "hm")):

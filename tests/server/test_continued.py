@@ -60,34 +60,34 @@ async def test_a_call_is_not_continued(stand: Stand) -> None:
 
 @pytest.mark.parametrize("parser", ["deepseek-r1", "qwen3-thinking", "qwen3"])
 @pytest.mark.parametrize(
-    ("said", "more", "thoughts", "text"),
+    ("said", "more", "reasoning", "text"),
     [
         ("The answer is", " B.", None, " B."),
         ("<think>hm</think>The answer is", " B.", None, " B."),
         ("<think>h", "m</think>Yes.", "m", "Yes."),
     ],
 )
-async def test_thoughts_go_on_only_where_they_were_begun(
-    make_stand: MakeStand, parser: str, said: str, more: str, thoughts: str | None, text: str
+async def test_reasoning_goes_on_only_where_it_was_begun(
+    make_stand: MakeStand, parser: str, said: str, more: str, reasoning: str | None, text: str
 ) -> None:
     stand = make_stand(reasoning_parser=parser)
     says(stand, more)
     reply = await post(stand, "/v1/chat/completions", messages=begun(said), continue_final_message=True)
     message = reply.json()["choices"][0]["message"]
-    assert (message["reasoning_content"], message["content"]) == (thoughts, text)
+    assert (message["reasoning_content"], message["content"]) == (reasoning, text)
     blocks = (await post(stand, "/v1/messages", max_tokens=99, messages=begun(said))).json()["content"]
-    assert [block.get("thinking", block.get("text")) for block in blocks] == [t for t in (thoughts, text) if t]
+    assert [block.get("thinking", block.get("text")) for block in blocks] == [t for t in (reasoning, text) if t]
 
 
-async def test_under_a_format_all_before_the_end_of_thoughts_is_thoughts(
+async def test_under_a_format_all_before_the_end_of_reasoning_is_reasoning(
     make_stand: MakeStand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scheduler writes that end where the model ends its text within them, or has opened none."""
     begin, end = "<|endoftext|>", "<|im_start|>"  # special tokens that stand for marks here
     monkeypatch.setitem(FORMATS, "test", ReasoningFormat(((begin, end),), opens=True))
     stand = make_stand(reasoning_parser="test")
-    for thoughts in (f"{begin}hm", "hm"):
-        says(stand, f'{thoughts}{end}{{"a":1}}')
+    for reasoning in (f"{begin}hm", "hm"):
+        says(stand, f'{reasoning}{end}{{"a":1}}')
         form = {"type": "json_object"}
         message = (await post(stand, "/v1/chat/completions", messages=HELLO, response_format=form)).json()["choices"][0][
             "message"
@@ -99,4 +99,4 @@ async def test_under_a_format_all_before_the_end_of_thoughts_is_thoughts(
     says(stand, '"a":1}')
     body = {"messages": begun(f"{begin}hm{end}{{"), "continue_final_message": True, "response_format": form}
     assert (await post(stand, "/v1/chat/completions", **body)).json()["choices"][0]["message"]["content"] == '"a":1}'
-    assert received(stand).grammar_after == (), "the thoughts are over"
+    assert received(stand).grammar_after == (), "the reasoning is over"

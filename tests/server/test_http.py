@@ -1,4 +1,4 @@
-"""The door: keys, limits, errors, health, metrics; and nothing sent to it makes it fall over."""
+"""The HTTP endpoint: keys, limits, errors, health, metrics; and nothing sent to it makes it fall over."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ CIRCLES = ["1 2 3 4 5 6 1 2 3 4 5 6 1 2 3", "row, row, row your boat, row, row, 
 
 @pytest.fixture(scope="module")
 def steps() -> Iterator[dict[float, list[list[int]]]]:
-    """Greedy and drawn answers of one request at a time whose every step waits for the last one."""
+    """Greedy and sampled answers of one request at a time whose every step waits for the last one."""
     with sglang.Engine(model_path=DEFAULT_MODEL, **STEP_BY_STEP) as engine:
         yield {t: [ids for p in CIRCLES for ids in token_ids(engine, [p], t)] for t in (0.0, 0.7)}
 

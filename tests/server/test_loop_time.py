@@ -145,7 +145,7 @@ SHAPES: dict[str, tuple[str, Any]] = {
             "tools": [{"type": "function", "function": {"name": "f", "parameters": TOOL}}],
         },
     ),
-    "thoughts": ("/separate_reasoning", lambda: {"text": "<think>" + " " * 190_000, "reasoning_parser": "generic"}),
+    "reasoning": ("/separate_reasoning", lambda: {"text": "<think>" + " " * 190_000, "reasoning_parser": "generic"}),
     "brackets": ("/generate", lambda: {"text": "a", "custom_logit_processor": [[]] * 300_000}),
 }  # fmt: skip
 EMBEDS = ("/v1/embeddings", "/encode", "/v1/rerank")

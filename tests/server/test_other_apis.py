@@ -34,7 +34,7 @@ except ModuleNotFoundError:
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOL = {"type": "function", "name": "get_weather", "parameters": SCHEMA}
 CLAUDE_TOOL: Any = {"name": "get_weather", "description": "Weather", "input_schema": SCHEMA}
-THOUGHTS = "<think>hm</think>Yes."
+REASONING_TEXT = "<think>hm</think>Yes."
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ async def post(stand: Stand, path: str, **body: Any) -> httpx.Response:
 # --- responses --------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_response_has_thoughts_and_a_message(stand: Stand, client: openai.AsyncOpenAI) -> None:
-    says(stand, THOUGHTS)
+async def test_a_response_has_reasoning_and_a_message(stand: Stand, client: openai.AsyncOpenAI) -> None:
+    says(stand, REASONING_TEXT)
     reply = await client.responses.create(model="m", input="The quick", instructions="Be kind.", metadata={"a": "b"})
     assert (reply.status, reply.output_text, reply.metadata) == ("completed", "Yes.", {"a": "b"})
     assert [item.type for item in reply.output] == ["reasoning", "message"]
@@ -103,7 +103,7 @@ async def test_a_responses_tools_and_history(stand: Stand, client: openai.AsyncO
 
 async def test_a_streamed_response_makes_the_same_response(stand: Stand, client: openai.AsyncOpenAI) -> None:
     tools: Any = [TOOL]
-    for text in (THOUGHTS, f"Let me look. {CALL}"):
+    for text in (REASONING_TEXT, f"Let me look. {CALL}"):
         says(stand, text)
         whole = await client.responses.create(model="m", input="x", tools=tools)
         async with client.responses.stream(model="m", input="x", tools=tools) as stream:
@@ -123,7 +123,7 @@ def _plain(value: Any) -> Any:
 
 
 async def test_a_response_follows_a_stored_one(stand: Stand, client: openai.AsyncOpenAI) -> None:
-    says(stand, THOUGHTS)
+    says(stand, REASONING_TEXT)
     first = await client.responses.create(model="m", input="The quick", instructions="Be kind.")
     assert first.store is True  # type: ignore[attr-defined]
     again = await client.responses.retrieve(first.id)
@@ -133,7 +133,7 @@ async def test_a_response_follows_a_stored_one(stand: Stand, client: openai.Asyn
             pass
         second = await stream.get_final_response()
     turns = "<|im_start|>user\nThe quick<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n<|im_start|>user\nbrown<|im_end|>"
-    assert prompt_of(stand).startswith(turns), "no instructions of before, no thoughts"
+    assert prompt_of(stand).startswith(turns), "no instructions of before, no reasoning"
     assert second.previous_response_id == first.id
     await client.responses.create(model="m", input="fox", previous_response_id=second.id)
     assert turns in prompt_of(stand) and prompt_of(stand).count("Yes.") == 2
@@ -317,8 +317,8 @@ async def test_an_error_in_a_responses_stream_is_an_event(stand: Stand) -> None:
 # --- messages ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_message_has_thoughts_and_text(stand: Stand, claude: anthropic.AsyncAnthropic) -> None:
-    says(stand, THOUGHTS)
+async def test_a_message_has_reasoning_and_text(stand: Stand, claude: anthropic.AsyncAnthropic) -> None:
+    says(stand, REASONING_TEXT)
     reply = await claude.messages.create(
         model="m", max_tokens=50, system="Be kind.", messages=[{"role": "user", "content": "The quick"}]
     )
@@ -358,7 +358,7 @@ async def test_a_messages_tools_and_history(stand: Stand, claude: anthropic.Asyn
 
 
 async def test_a_streamed_message_makes_the_same_message(stand: Stand, claude: anthropic.AsyncAnthropic) -> None:
-    for text in (THOUGHTS, f"Let me look. {CALL}"):
+    for text in (REASONING_TEXT, f"Let me look. {CALL}"):
         says(stand, text)
         ask: Any = {"model": "m", "max_tokens": 200, "tools": [CLAUDE_TOOL], "messages": [{"role": "user", "content": "x"}]}
         whole = await claude.messages.create(**ask)

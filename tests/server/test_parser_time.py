@@ -20,8 +20,8 @@ MAX_RATIO = 3.0
 """of the time per character of a text FACTOR times as long; quadratic would be FACTOR"""
 
 MAKERS: dict[str, Callable[[], Parser]] = {name: lambda name=name: create_parser(name, ["f"]) for name in FORMATS}  # type: ignore[misc]
-MAKERS["thoughts"] = lambda: ReasoningParser(REASONING["generic"], inside=True)
-MAKERS["no thoughts"] = lambda: ReasoningParser(REASONING["generic"], inside=False)
+MAKERS["reasoning"] = lambda: ReasoningParser(REASONING["generic"], inside=True)
+MAKERS["no reasoning"] = lambda: ReasoningParser(REASONING["generic"], inside=False)
 
 HEADS = {"gemma": "<|tool_call>call:f{a:", "pythonic": "[f(a=", "qwen": '<tool_call>{"name":"f","arguments":{"a":"'}
 HEADS |= {
@@ -105,8 +105,8 @@ def test_time_is_in_proportion_to_the_answer(name: str) -> None:
         ("llama3", "a", '{"name": "f", "parameters": {"type": "'),
         ("mistral", "a", '[TOOL_CALLS]f[ARGS]{"x": "'),
         ("pythonic", "a", "[f(x='"),
-        ("thoughts", " ", "a"),
-        ("no thoughts", " ", ""),
+        ("reasoning", " ", "a"),
+        ("no reasoning", " ", ""),
     ],
 )
 def test_long_answers_that_come_letter_by_letter(name: str, unit: str, head: str) -> None:
@@ -134,7 +134,7 @@ def test_gemma_calls_are_read_however_they_are_cut(step: int) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 2, 5, 100])
-def test_white_space_of_thoughts_is_kept_however_it_comes(step: int) -> None:
+def test_white_space_of_reasoning_is_kept_however_it_comes(step: int) -> None:
     text = "\n\n <think> \n a   b\n\n\n c  </think>\n\n answer  "
     parser = ReasoningParser(REASONING["generic"], inside=False)
     pieces = [piece for at in range(0, len(text), step) for piece in parser.feed(text[at : at + step])] + parser.finish()

@@ -154,11 +154,11 @@ def test_templates_give_their_format_away(template: str, expected: str) -> None:
     assert format_of_template(template) == expected
 
 
-# --- thoughts ---------------------------------------------------------------------------------------------------------------
+# --- reasoning ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "inside", "text", "thoughts", "rest"),
+    ("name", "inside", "text", "reasoning", "rest"),
     [
         ("qwen3", False, "<think>\nhm\n</think>\n\nyes <think>", "hm", "yes <think>"),
         ("qwen3", False, "yes", "", "yes"),
@@ -169,13 +169,13 @@ def test_templates_give_their_format_away(template: str, expected: str) -> None:
         ("<<,>>", False, "<<a>>b", "a", "b"),
     ],
 )
-def test_thoughts_are_told_from_answers(name: str, inside: bool, text: str, thoughts: str, rest: str) -> None:
+def test_reasoning_is_told_from_answers(name: str, inside: bool, text: str, reasoning: str, rest: str) -> None:
     for step in (1, 2, 5, 100):
         answer = read(ReasoningParser(reasoning_format(name), inside), text, list(range(0, len(text), step)))
-        assert (answer.reasoning, answer.text) == (thoughts, rest)
+        assert (answer.reasoning, answer.text) == (reasoning, rest)
 
 
-def test_the_prompt_says_whether_thoughts_have_begun() -> None:
+def test_the_prompt_says_whether_reasoning_has_begun() -> None:
     qwen, deepseek = reasoning_format("qwen3"), reasoning_format("deepseek-r1")
     assert starts_inside(qwen, "assistant\n<think>\n")
     assert not starts_inside(qwen, "assistant\n")
@@ -185,7 +185,7 @@ def test_the_prompt_says_whether_thoughts_have_begun() -> None:
     assert not starts_inside(deepseek, "<｜Assistant｜><think>\n\n</think>\n\n")
 
 
-def test_calls_in_thoughts_are_thoughts() -> None:
+def test_calls_in_reasoning_are_reasoning() -> None:
     calls = create_parser("qwen", TOOLS)
     parser = AnswerParser(ReasoningParser(reasoning_format("qwen3"), False), calls)
     call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
@@ -194,7 +194,7 @@ def test_calls_in_thoughts_are_thoughts() -> None:
     assert len(answer.calls) == 1
 
 
-def test_held_thoughts_come_in_one_piece() -> None:
+def test_held_reasoning_comes_in_one_piece() -> None:
     parser = AnswerParser(ReasoningParser(reasoning_format("qwen3"), False), None, hold_reasoning=True)
     pieces = [piece for char in "<think>a b</think>c" for piece in parser.feed(char)] + parser.finish()
     assert [getattr(piece, "text", None) for piece in pieces] == ["a b", "c"]

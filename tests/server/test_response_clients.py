@@ -284,10 +284,10 @@ async def test_a_format_gives_way_in_chats_too(stand: Stand) -> None:
 )
 async def test_calls_of_other_tools_in_the_input(stand: Stand, call: dict[str, Any], shown: str) -> None:
     says(stand, "Yes.")
-    thoughts = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x", "content": None}
+    reasoning = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x", "content": None}
     for output in ("18 files", [{"type": "input_text", "text": "18 files"}], [{"stdout": "18 files", "stderr": ""}]):
         result = {"type": f"{call['type']}_output", "call_id": "c1", "output": output, "status": "completed"}
-        await good(stand, input=[USER, thoughts, {**call, "call_id": "c1", "id": "x"}, result])
+        await good(stand, input=[USER, reasoning, {**call, "call_id": "c1", "id": "x"}, result])
         assert shown in prompt_of(stand) and "18 files" in prompt_of(stand).split("<|im_start|>")[-2]
 
 
@@ -299,7 +299,7 @@ def events_of(text: str) -> list[dict[str, Any]]:
 
 
 async def test_two_turns_as_an_agent_streams_them(stand: Stand) -> None:
-    """What coding agents send: no storage, everything again in the second turn, thoughts encrypted."""
+    """What coding agents send: no storage, everything again in the second turn, reasoning encrypted."""
     common: dict[str, Any] = {
         "instructions": "Be kind.",
         "tools": [WEATHER, {"type": "custom", "name": "apply_patch", "format": {"type": "grammar"}}, {"type": "web_search"}],
@@ -401,7 +401,7 @@ async def test_log_probabilities_of_a_text(stand: Stand, asked: dict[str, Any]) 
 
 
 async def test_log_probabilities_of_texts_among_other_things(make_stand: MakeStand) -> None:
-    """Of thoughts and calls there are none, even where they say the same as the text."""
+    """Of reasoning and calls there is none, even where they say the same as the text."""
     stand = make_stand(info={"context_len": 2048}, reasoning_parser="qwen3")
     says(stand, f"<think>Yes. Yes.</think>Yes. We look. {CALL}")
     async with client_of(stand) as http:

@@ -182,7 +182,7 @@ async def test_a_pattern_that_takes_for_ever_is_given_up() -> None:
         checks.close()
 
 
-def test_thoughts_are_no_part_of_the_answer(stand: Stand) -> None:
+def test_reasoning_is_no_part_of_the_answer(stand: Stand) -> None:
     tokenizer = stand.manager.need_tokenizer()
     vocabulary = tokenizer.vocabulary
     end = tokenizer.encode("x", add_special_tokens=False)[0]

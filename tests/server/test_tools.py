@@ -1,4 +1,4 @@
-"""Tools and thoughts in chats, from the body to the chunks. What the model says is given; what it may say is checked by the
+"""Tools and reasoning in chats, from the body to the chunks. What the model says is given; what it may say is checked by the
 grammar engine."""
 
 from __future__ import annotations
@@ -378,10 +378,10 @@ def test_halves_of_pairs_in_python_strings_are_no_crash() -> None:
         assert isinstance(given, CallArguments) and json.loads(given.text) == {"x": read}
 
 
-# --- thoughts ---------------------------------------------------------------------------------------------------------------
+# --- reasoning ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_thoughts_are_told_from_the_answer(make_stand: MakeStand) -> None:
+async def test_reasoning_is_told_from_the_answer(make_stand: MakeStand) -> None:
     stand = make_stand(reasoning_parser="qwen3")
     says(stand, "<think>\nhm, well\n</think>\n\nYes.")
     message = (await chat(stand)).json()["choices"][0]["message"]
@@ -399,17 +399,17 @@ async def test_thoughts_are_told_from_the_answer(make_stand: MakeStand) -> None:
     assert message["reasoning_content"] is None
 
 
-async def test_a_constraint_waits_for_the_end_of_thoughts(make_stand: MakeStand, tokenizer: Tokenizer) -> None:
+async def test_a_constraint_waits_for_the_end_of_reasoning(make_stand: MakeStand, tokenizer: Tokenizer) -> None:
     begin, end = "<|endoftext|>", "<|im_start|>"  # special tokens that stand for marks here
     stand = make_stand(reasoning_parser=f"{begin},{end}")
     says(stand, f'{begin}hm{end}{{"a":1}}')
     body = {"response_format": {"type": "json_object"}, "messages": [*HELLO, {"role": "assistant", "content": begin}]}
     reply = (await chat(stand, **body)).json()
-    assert received(stand).grammar_after == (), "nothing opens thoughts here"
+    assert received(stand).grammar_after == (), "nothing opens reasoning here"
     stand = make_stand(reasoning_parser="deepseek-r1")
     says(stand, "x")
     await chat(stand, response_format={"type": "json_object"})
-    assert received(stand).grammar_after == (), "no one token ends the thoughts of this vocabulary"
+    assert received(stand).grammar_after == (), "no one token ends the reasoning of this vocabulary"
     assert received(stand).sampling.grammar is not None
     assert reply["choices"][0]["message"]["reasoning_content"] == "hm"
 
@@ -455,7 +455,7 @@ async def test_parsing_endpoints(stand: Stand) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "thoughts"),
+    ("name", "text", "reasoning"),
     [
         ("qwen3", "<think>hm, well</think>Yes.", "<think>hm, well</think>"),
         ("deepseek-r1", "hm, well</think>Yes.", "hm, well</think>"),
@@ -464,17 +464,17 @@ async def test_parsing_endpoints(stand: Stand) -> None:
         ("kimi", "◁think▷hm◁/think▷Yes.", "◁think▷hm◁/think▷"),
     ],
 )
-async def test_tokens_of_thoughts_are_counted(make_stand: MakeStand, name: str, text: str, thoughts: str) -> None:
+async def test_reasoning_tokens_are_counted(make_stand: MakeStand, name: str, text: str, reasoning: str) -> None:
     stand = make_stand(info={"context_len": 2048}, reasoning_parser=name)
     says(stand, text)
     table = stand.manager.need_tokenizer().vocabulary.token_bytes
     ids, data, expected = stand.manager.need_tokenizer().encode(text), b"", 0
-    for i in ids if thoughts else []:
-        expected += len(data) < len(thoughts.encode())
+    for i in ids if reasoning else []:
+        expected += len(data) < len(reasoning.encode())
         data += table[i]
     usage = (await chat(stand)).json()["usage"]
-    # the token that ends the answer is one of the thoughts if nothing else ended them
-    assert usage["completion_tokens_details"]["reasoning_tokens"] - expected in ((0, 1) if thoughts == text else (0,))
+    # the token that ends the answer is part of the reasoning if nothing else ended them
+    assert usage["completion_tokens_details"]["reasoning_tokens"] - expected in ((0, 1) if reasoning == text else (0,))
     twice = (await chat(stand, n=2)).json()["usage"]
     assert twice["completion_tokens_details"]["reasoning_tokens"] == 2 * usage["completion_tokens_details"]["reasoning_tokens"]
     response = await chat(stand, stream=True, stream_options={"include_usage": True})

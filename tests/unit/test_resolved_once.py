@@ -40,7 +40,7 @@ def test_by_an_engine(calls: list[str]) -> None:
 
 
 def test_by_a_server(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both of its processes read what the door has found."""
+    """Both of its processes read what the server has found."""
     got: list[RuntimeConfig] = []
 
     class Stub:

@@ -17,7 +17,7 @@ from sglang.srt.errors import CapacityError, ConfigError
 
 GIB = 1 << 30
 DEFAULT_RUNNING_REQUESTS = 64
-GUESS_ROWS = 96
+DRAFT_ROWS = 96
 """Rows of logits besides one for each request: to sample after draft tokens."""
 MIN_POOL_TOKENS = 256
 """A smaller pool could not hold one useful request."""
@@ -83,7 +83,7 @@ def plan_capacity(options: MemoryOptions, model: ModelFootprint, memory: HostMem
             f"are available and a token takes {model.kv_bytes_per_token} bytes; free some memory, raise "
             f"--mem-fraction-static or choose a smaller model"
         )
-    return Capacity(model.context_len, tokens, running, batch_tokens, running + GUESS_ROWS)
+    return Capacity(model.context_len, tokens, running, batch_tokens, running + DRAFT_ROWS)
 
 
 def check_room(model: str, weight_bytes: int, table_bytes: int, context_len: int, memory: HostMemory) -> None:

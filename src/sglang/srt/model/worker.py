@@ -26,7 +26,7 @@ from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import CapacityError
 from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, LogprobResult, ModelInfo, SampleSpec, VocabMasks
 from sglang.srt.media_item import EncodeJob, MediaItem
-from sglang.srt.model.capacity import GUESS_ROWS, Capacity, ModelFootprint, check_room, plan_capacity, resolve_batch
+from sglang.srt.model.capacity import DRAFT_ROWS, Capacity, ModelFootprint, check_room, plan_capacity, resolve_batch
 from sglang.srt.model.device import compute_dtype, create_ops, device_memory, device_options, on_gpu
 from sglang.srt.model.distributed.ops import shard_ops
 from sglang.srt.model.distributed.ranks import Ranks, join
@@ -281,7 +281,7 @@ def _model_info(config: ModelConfig, ops: Ops, capacity: Capacity, footprint: Mo
 
 def _plan(config: ModelConfig, memory: MemoryOptions, footprint: ModelFootprint, ops: Ops) -> Capacity:
     running, batch_tokens = resolve_batch(memory, footprint.context_len)
-    limits = StepLimits(batch_tokens, running, running + GUESS_ROWS)
+    limits = StepLimits(batch_tokens, running, running + DRAFT_ROWS)
     tables = 4 * running * footprint.context_len  # the scheduler's ReqToToken
     images = running * cross_bytes_per_request(ops, config)
     return plan_capacity(memory, footprint, device_memory(ops), buffer_bytes(config, limits) + tables + images)

@@ -200,7 +200,7 @@ class CpuOps(HostArrays):
         self.runtime.finish()
 
     def take_sampled(self, ids: Array, previous: Array, sampled: Array, rows: Array) -> None:
-        self.runtime.take_drawn(ids, previous, sampled, rows)
+        self.runtime.take_sampled(ids, previous, sampled, rows)
 
     # --- memory and weights ---------------------------------------------------------------------------------------------------
     def array(self, host: npt.NDArray[Any]) -> npt.NDArray[Any]:

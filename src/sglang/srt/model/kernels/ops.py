@@ -388,7 +388,7 @@ class Ops(Protocol):
     def sample(
         self, x: Array, num_rows: int, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array, out: Array
     ) -> None:
-        """Draws out[i] from row i: softmax(x / temperature), keep the top_k most likely (all if top_k <= 0), of those the
+        """Samples out[i] from row i: softmax(x / temperature), keep the top_k most likely (all if top_k <= 0), of those the
         smallest set reaching top_p of the mass, of those what is at least min_p times the best; sample by inverting the
         cumulative sum in descending order (ties by id) at uniform[i] in [0, 1). A row with temperature 0 is argmax. -1 if the
         row holds a NaN or nothing but -inf. All arguments are [num_rows]."""

@@ -334,7 +334,9 @@ class ReferenceOps(HostArrays):
                 if x[i].max() == -np.inf:
                     out[i] = -1
                 continue
-            out[i] = _draw(x[i], float(temperature[i]), int(top_k[i]), float(top_p[i]), float(min_p[i]), float(uniform[i]))
+            out[i] = _sample_row(
+                x[i], float(temperature[i]), int(top_k[i]), float(top_p[i]), float(min_p[i]), float(uniform[i])
+            )
 
 
 def _data(out: Float | ReferenceActivation) -> Float:
@@ -425,7 +427,7 @@ def _attend(
     return result
 
 
-def _draw(x: Float, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
+def _sample_row(x: Float, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
     order = np.argsort(-x, kind="stable")
     if 0 < top_k < len(order):
         order = order[:top_k]

@@ -1,6 +1,6 @@
 """Messages of Anthropic's API as those of a chat: text, images and documents become parts, results of tools messages of their own.
 
-What only Anthropic's servers could have made (server tools and their results, thoughts with signatures) says nothing to another
+What only Anthropic's servers could have made (server tools and their results, reasoning with signatures) says nothing to another
 model and is left out of the prompt; blocks of types that nobody here knows are refused.
 """
 
@@ -27,7 +27,7 @@ _BLOCK_KEYS = {
 }
 _HINTS = frozenset({"type", "cache_control"})
 _NO_PARTS = frozenset({"tool_use", "tool_result", "tool_addition", "thinking", "redacted_thinking"})
-"""blocks that stand beside the parts of a message, and thoughts of earlier turns, which are no part of later prompts"""
+"""blocks that stand beside the parts of a message, and reasoning of earlier turns, which is no part of later prompts"""
 _SERVER_SIDE = frozenset({"server_tool_use", "mcp_tool_use", "mcp_tool_listing", "fallback", "tool_removal"})
 _SERVER_RESULT = "_tool_result"
 """end of the types of what server tools gave back"""

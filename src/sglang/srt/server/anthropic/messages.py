@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from sglang.srt.errors import RequestError, SglangError
 from sglang.srt.messages import FinishReason
-from sglang.srt.server.anthropic.request import NAMES, chat_body, hides_thoughts
+from sglang.srt.server.anthropic.request import NAMES, chat_body, hides_reasoning
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import in_client_words
 from sglang.srt.server.http.json_pieces import encode_json
@@ -37,7 +37,7 @@ class MessagesCall:
         self._model = body.get("model") or options.served_name
         self._id = f"msg_{uuid4().hex[:24]}"
         self._usage = Usage(1)
-        self._hides_thoughts = hides_thoughts(body)
+        self._hides_reasoning = hides_reasoning(body)
 
     async def collect(self, call: Call) -> dict[str, Any]:
         """The whole message."""
@@ -75,7 +75,7 @@ class MessagesCall:
 
     def _content(self, block: Block) -> dict[str, Any]:
         if block.kind == "reasoning":
-            return {"type": "thinking", "thinking": "" if self._hides_thoughts else block.text, "signature": ""}
+            return {"type": "thinking", "thinking": "" if self._hides_reasoning else block.text, "signature": ""}
         if block.kind == "text":
             return {"type": "text", "text": block.text}
         return {"type": "tool_use", "id": f"toolu_{uuid4().hex[:24]}", "name": block.name, "input": _input(block) or {}}
@@ -86,7 +86,7 @@ class MessagesCall:
             yield _event("content_block_start", index=block.index, content_block=self._content(block))
         elif event.what == "close":
             yield _event("content_block_stop", index=block.index)
-        elif block.kind != "reasoning" or not self._hides_thoughts:
+        elif block.kind != "reasoning" or not self._hides_reasoning:
             kind, name = _DELTAS[block.kind]
             yield _event("content_block_delta", index=block.index, delta={"type": kind, name: event.text})
 

@@ -35,7 +35,7 @@ _THINKING = frozenset({"enabled", "disabled", "adaptive", "between_tools"})
 
 
 def chat_body(body: dict[str, Any], thinks: bool) -> dict[str, Any]:
-    """The same request as a chat's body. `thinks`: thoughts are told from answers here. Raises RequestError."""
+    """The same request as a chat's body. `thinks`: reasoning is told from answers here. Raises RequestError."""
     if body.get("thread") is not None:
         raise ThreadUnsupportedError("thread is not supported by this server: send the whole conversation without it", "thread")
     for name in _REFUSED & body.keys():
@@ -65,8 +65,8 @@ def messages_words() -> Iterator[None]:
         raise in_client_words(error, NAMES) from error
 
 
-def hides_thoughts(body: dict[str, Any]) -> bool:
-    """Whether thoughts are to be shown as blocks without their text."""
+def hides_reasoning(body: dict[str, Any]) -> bool:
+    """Whether reasoning is to be shown as blocks without their text."""
     thinking = body.get("thinking")
     return isinstance(thinking, dict) and thinking.get("display") == "omitted"
 
@@ -104,7 +104,7 @@ def _response_format(form: Any, where: str) -> dict[str, Any]:
 
 
 def _add_thinking(thinking: Any, chat: dict[str, Any], thinks: bool) -> None:
-    """Whether the template asks for thoughts. Where no parser tells them from answers, nothing is asked: they would be text."""
+    """Whether the template asks for reasoning. Where no parser tells it from answers, nothing is asked: it would be text."""
     if thinking is None:
         return
     kind = thinking.get("type") if isinstance(thinking, dict) else None

@@ -176,7 +176,7 @@ class Usage:
             self._cached[prompt] = out.cached_len
 
     def note_reasoning(self, index: int, num_tokens: int) -> None:
-        """How many tokens of the sequence `index` were thoughts so far."""
+        """How many tokens of the sequence `index` were reasoning so far."""
         self._num_reasoning += num_tokens - self._reasoning.get(index, 0)
         self._reasoning[index] = num_tokens
 

@@ -1,4 +1,4 @@
-"""Thoughts before a constrained answer: whichever way the model ends them, the answer follows."""
+"""Reasoning before a constrained answer: whichever way the model ends it, the answer follows."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def requests(num: int, **more: object) -> list[TokenizedReq]:
 
 
 def answered(answer: Answer) -> bytes:
-    """What stands behind the thoughts."""
+    """What stands behind the reasoning."""
     ends = [at for at, token in enumerate(answer.ids) if token in (THINK_END, 7)]
     return VOCABULARY.text_bytes(answer.ids[ends[0] + 1 :]).strip(b'"') if ends else b""
 
 
 @pytest.mark.parametrize("jump", [True, False])
-def test_an_answer_follows_thoughts_that_end_with_the_end_of_text(jump: bool) -> None:
+def test_an_answer_follows_reasoning_that_end_with_the_end_of_text(jump: bool) -> None:
     grammar = GrammarOptions(jump_forward=jump)
     answers = run_with_compiling(Harness(grammar=grammar), requests(8))
     stopped = [a for a in answers if a.finish is not None and a.finish.type == "stop"]
     assert len(stopped) > 4
     assert all(answered(a) in (b"yes", b"no") for a in stopped)
-    assert all(EOS not in a.ids[:-1] for a in answers), "what ended the text is replaced by what ends thoughts"
+    assert all(EOS not in a.ids[:-1] for a in answers), "what ended the text is replaced by what ends reasoning"
     worker = AheadWorker()
     ahead = run_with_compiling(Harness(worker, ScheduleOptions(), grammar), requests(8))
     assert [a.ids for a in ahead] == [a.ids for a in answers], "steps that ran ahead of it count for nothing"

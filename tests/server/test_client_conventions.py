@@ -76,8 +76,8 @@ async def test_what_is_not_done_is_refused_with_the_reason(stand: Stand) -> None
                 assert (await post(stand, path, **{name: neutral})).status_code == 200, name
 
 
-async def test_no_effort_means_no_thoughts(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the template has a switch for thoughts, and no word for effort."""
+async def test_no_effort_means_no_reasoning(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the template has a switch for reasoning, and no word for effort."""
     seen: list[dict[str, Any]] = []
     tokenizer = stand.manager.need_tokenizer()
     encode = tokenizer.encode_chat
