@@ -259,7 +259,7 @@ def test_flags_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     del wanted["tp_size"]
     assert parse(f"--port 32000 --config {path} --tp 1", capsys)[0] == wanted | {"port": 32000}
     path.write_text("prot: 3\n")
-    assert "did you mean --port?" in refusal(f"--config {path}", capsys)
+    assert "did you mean port?" in refusal(f"--config {path}", capsys)
     for text in ("- a\n", "a: [\n", "", "text"):
         path.write_text(text)
         assert f"--config {path}" in refusal(f"--config {path}", capsys)

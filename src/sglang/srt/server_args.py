@@ -9,8 +9,8 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import random
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,10 @@ from sglang.srt.flags.groups import (
     OperationFlags,
     SchedulingFlags,
 )
-from sglang.srt.flags.names import OtherFlags, keep_others, option, takes_other_names, translate
-from sglang.srt.flags.parser import FlagParser, add_fields, check_unknown, spell_out, with_file
-from sglang.srt.flags.values import parse_hosts, parse_key, parse_keys, parse_origins, split_names
+from sglang.srt.flags.names import OtherFlags, keep_others, option, takes_other_names
+from sglang.srt.flags.parser import FlagParser, add_fields
+from sglang.srt.flags.sources import FlagReader
+from sglang.srt.flags.values import parse_hosts, parse_key, parse_keys, parse_origins, parse_size, read_keys, split_names
 
 logger = logging.getLogger("sglang")
 
@@ -60,6 +61,15 @@ class ServerArgs(
 ):
     """Flags of the server and keyword arguments of the Engine. None means: decided from the model and the machine. The names of
     flags/compatible.py are keyword arguments, too; the constructor raises ConfigError for those that are refused."""
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if f.metadata.get("is_size") and isinstance(value, str):
+                try:
+                    setattr(self, f.name, parse_size(value))
+                except argparse.ArgumentTypeError as error:
+                    raise ConfigError(f"{option(f.name)}: {error}") from None
 
     @staticmethod
     def add_cli_args(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +103,7 @@ class ServerArgs(
                 quantization=None if self.quantization == "gguf" else self.quantization,  # type: ignore[arg-type]
                 context_length=self.context_length,
                 download_dir=self.download_dir,
-                json_model_override_args=_json_object("json_model_override_args", self.json_model_override_args),
+                json_model_override_args=_json_object(self.named("json_model_override_args"), self.json_model_override_args),
                 random_seed=seed,
                 is_embedding=self.is_embedding,
             ),
@@ -147,8 +157,8 @@ class ServerArgs(
                 host=self.host,
                 port=self.port,
                 served_model_name=self.served_model_name or self.model_path,
-                api_keys=parse_keys("--api-key", self.api_key),
-                admin_api_key=parse_key("--admin-api-key", self.admin_api_key),
+                api_keys=self._api_keys(),
+                admin_api_key=self._admin_api_key(),
                 log_level=self.log_level,
                 log_level_http=self.log_level_http,
                 log_requests=self.log_requests,
@@ -159,7 +169,7 @@ class ServerArgs(
                 random_seed=seed,
                 reasoning_parser=self.reasoning_parser,
                 tool_call_parser=self.tool_call_parser,
-                preferred_sampling_params=_json_object("preferred_sampling_params", self.preferred_sampling_params),
+                preferred_sampling_params=_json_object(self.named("preferred_sampling_params"), self.preferred_sampling_params),
                 allow_auto_truncate=self.allow_auto_truncate,
                 max_body_bytes=self.max_body_bytes,
                 max_queued_requests=self.max_queued_requests,
@@ -202,19 +212,41 @@ class ServerArgs(
 
     def public(self, seed: int) -> dict[str, Any]:
         """The flags as shown to clients: secrets are hidden."""
-        values = dataclasses.asdict(self) | {"random_seed": seed}
-        for name in ("api_key", "admin_api_key"):
-            values[name] = "***" if values[name] else None
-        return values
+        return dataclasses.asdict(self.without_secrets()) | {"random_seed": seed}
+
+    def without_secrets(self) -> ServerArgs:
+        """The flags as a log may show them."""
+        hidden: dict[str, Any] = {name: "***" for name, value in self.secrets().items() if value}
+        return dataclasses.replace(self, **hidden)
+
+    def secrets(self) -> dict[str, str | None]:
+        """The fields that nobody may see."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("secret")}
+
+    def _api_keys(self) -> tuple[str, ...]:
+        return tuple(
+            dict.fromkeys(
+                (*parse_keys(self.named("api_key"), self.api_key), *read_keys(self.named("api_key_file"), self.api_key_file))
+            )
+        )
+
+    def _admin_api_key(self) -> str | None:
+        flag = self.named("admin_api_key_file")
+        keys = read_keys(flag, self.admin_api_key_file)
+        if len(keys) > 1:
+            raise ConfigError(f"{flag} {self.admin_api_key_file} holds {len(keys)} keys: there is one admin key")
+        if keys and self.admin_api_key is not None:
+            raise ConfigError(f"{flag} and {self.named('admin_api_key')} are both given: leave one out")
+        return keys[0] if keys else parse_key(self.named("admin_api_key"), self.admin_api_key)
 
     def _check(self) -> None:
         for f in dataclasses.fields(self):
             value, choices = getattr(self, f.name), f.metadata.get("choices")
             given = value != f.default
             if isinstance(value, str) and not _is_text(value):
-                raise ConfigError(f"{option(f.name)} holds bytes that are not valid UTF-8")
+                raise ConfigError(f"{self.named(f.name)} holds bytes that are not valid UTF-8")
             if choices and value is not None and value not in choices:
-                raise ConfigError(f"{option(f.name)} must be one of {', '.join(map(str, choices))}, got {value!r}")
+                raise ConfigError(f"{self.named(f.name)} must be one of {', '.join(map(str, choices))}, got {value!r}")
             if f.metadata.get("no_effect") and given:
                 logger.warning("%s has no effect here: %s", option(f.name), f.metadata["help"])
         for name in ("cuda_graph_max_bs", "disable_cuda_graph"):
@@ -224,17 +256,17 @@ class ServerArgs(
             if "least" in f.metadata:
                 self._check_range(f.name, f.metadata["least"], f.metadata.get("most"))
         if self.media_root is not None and not Path(self.media_root).is_dir():
-            raise ConfigError(f"--media-root {self.media_root} is not a folder")
+            raise ConfigError(f"{self.named('media_root')} {self.media_root} is not a folder")
         chunk = self.chunked_prefill_size
         if chunk is not None and chunk != -1 and not 1 <= chunk <= LARGEST_CHUNK:
             allowed = f"between 1 and {LARGEST_CHUNK}, or -1 for no chunking"
-            raise ConfigError(f"--chunked-prefill-size must be {allowed}, got {shown(chunk)}")
+            raise ConfigError(f"{self.named('chunked_prefill_size')} must be {allowed}, got {shown(chunk)}")
 
     def _check_range(self, name: str, low: float, high: float | None) -> None:
         value = getattr(self, name)
         if value is not None and not low <= value <= (LARGEST if high is None else high):  # so that NaN is refused too
             span = f"between {low} and {high}" if high is not None or value > low else f"at least {low}"
-            raise ConfigError(f"{option(name)} must be {span.replace('None', str(LARGEST))}, got {shown(value)}")
+            raise ConfigError(f"{self.named(name)} must be {span.replace('None', str(LARGEST))}, got {shown(value)}")
 
 
 def _is_text(value: str) -> bool:
@@ -246,20 +278,20 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _json_object(name: str, text: str) -> dict[str, Any]:
+def _json_object(flag: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{option(name)} is not valid JSON: {error}") from error
+        raise ConfigError(f"{flag} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{option(name)} must be a JSON object")
+        raise ConfigError(f"{flag} must be a JSON object")
     if not _is_text(json.dumps(value, ensure_ascii=False)):
-        raise ConfigError(f"{option(name)} holds half a character (a lone surrogate)")
+        raise ConfigError(f"{flag} holds half a character (a lone surrogate)")
     return value
 
 
 def parse_server_args(argv: list[str], prog: str) -> ServerArgs:
-    """Flags of a command line. Exits with status 2 and one line for a bad one."""
+    """Flags of a command line, of the environment and of the file of --config. Exits with status 2 and one line for a bad one."""
     parser = FlagParser(
         prog=prog,
         usage=f"{prog} [--model-path MODEL] [FLAG ...]",
@@ -268,16 +300,9 @@ def parse_server_args(argv: list[str], prog: str) -> ServerArgs:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=100),
     )
     add_fields(parser, ServerArgs)
-    given, unknown = parser.parse_known_args(spell_out(with_file(argv, parser), parser, ServerArgs))
-    check_unknown(parser, unknown, ServerArgs)
-    try:
-        known, notes = translate(vars(given), [f.name for f in dataclasses.fields(ServerArgs)])
-    except ConfigError as error:
-        parser.error(str(error))
-    for note in notes:
-        print(f"{prog}: warning: {note}", file=sys.stderr)
-    args = ServerArgs(**known)
-    keep_others(args, vars(given))
+    flags = FlagReader(parser, ServerArgs).read(argv, os.environ)
+    args = ServerArgs(**flags.known)
+    keep_others(args, flags.others, flags.origins)
     return args
 
 

@@ -16,7 +16,8 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def _flag(group: str, default: Any, text: str, **extra: Any) -> Any:
-    """`several`: values between commas may also be given as words of their own."""
+    """`several`: values between commas may also be given as words of their own. `is_size`: bytes, also as 64MiB. `secret`: never
+    shown, and no child process sees it."""
     return dataclasses.field(default=default, metadata={"group": group, "help": text, **extra})
 
 
@@ -131,7 +132,9 @@ class ConstrainedFlags:
     )
     disable_json_bounds: bool = _grammar(False, "numbers and formats of any length, where the schema sets no bounds")
     grammar_compile_timeout: float = _grammar(10.0, "seconds a constraint may take to compile", least=0.01)
-    grammar_cache_bytes: int = _grammar(256 << 20, "maximum bytes of compiled constraints, cached or in use", least=1 << 20)
+    grammar_cache_bytes: int = _grammar(
+        256 << 20, "maximum size of compiled constraints, cached or in use", least=1 << 20, is_size=True
+    )
 
 
 _media = _flags_of("images and videos")
@@ -148,7 +151,9 @@ class MediaFlags:
     media_decode_timeout: float = _media(
         10.0, "seconds of processor time that decoding one may take; three times as many in all", least=0.01
     )
-    max_media_bytes: int = _media(64 << 20, "maximum bytes of all images and videos of a request together", least=1)
+    max_media_bytes: int = _media(
+        64 << 20, "maximum size of all images and videos of a request together", least=1, is_size=True
+    )
     max_media_pixels: int = _media(128 << 20, "maximum pixels of all images and frames of a request together", least=1)
     max_image_pixels: int = _media(64 << 20, "maximum pixels of an image or frame", least=1)
     max_media_items: int = _media(64, "maximum number of images and videos in a request", least=1)
@@ -167,8 +172,15 @@ class HttpFlags:
 
     host: str = _http("127.0.0.1", "address to listen on")
     port: int = _http(30000, "port to listen on", least=1, most=65535)
-    api_key: str | None = _http(None, "API keys (Bearer tokens), separated by commas; default: no authentication")
-    admin_api_key: str | None = _http(None, "API key for flush, pause and abort; default: the same as --api-key")
+    api_key: str | None = _http(
+        None,
+        "API keys (Bearer tokens), separated by commas; better in a file or in SGLANG_API_KEY; default: no authentication",
+        several=True,
+        secret=True,
+    )
+    api_key_file: str | None = _http(None, "file with API keys, one a line, besides those of --api-key")
+    admin_api_key: str | None = _http(None, "API key for flush, pause and abort; default: the same as --api-key", secret=True)
+    admin_api_key_file: str | None = _http(None, "file with the key of --admin-api-key")
     preferred_sampling_params: str = _http("{}", "JSON of default sampling parameters for /generate")
     allow_auto_truncate: bool = _http(False, "cut prompts that are too long instead of refusing them")
     stream_interval: int = _http(1, "tokens between the chunks of a stream", least=1)
@@ -178,15 +190,17 @@ class HttpFlags:
         None, "separate reasoning from the answer: deepseek-r1, qwen3, generic, ... or BEGIN,END"
     )
     tool_call_parser: str | None = _http(None, "format of tool calls; default: by the chat template")
-    cors_origins: str | None = _http(None, "origins of web pages that may send requests (CORS), separated by commas")
+    cors_origins: str | None = _http(
+        None, "origins of web pages that may send requests (CORS), separated by commas", several=True
+    )
     allowed_hosts: str | None = _http(
-        None, "values of the Host header to accept, separated by commas; .example.com: its subdomains; *: any"
+        None, "values of the Host header to accept, separated by commas; .example.com: its subdomains; *: any", several=True
     )
     cache_per_key: bool = _http(
         False, "a separate prefix cache for each API key, so that timing tells nothing about other keys' prompts"
     )
     allow_priority: bool = _http(False, "compare priorities between API keys as well, not only among the requests of one key")
-    max_body_bytes: int = _http(64 << 20, "maximum bytes of a request body", least=1)
+    max_body_bytes: int = _http(64 << 20, "maximum size of a request body", least=1, is_size=True)
     max_connections: int = _http(
         4096, "maximum number of connections; beyond it, idle ones are closed, then new ones get status 503", least=1
     )

@@ -116,8 +116,16 @@ def takes_other_names(cls: type[T]) -> type[T]:
 class OtherFlags:
     """Base of a dataclass of flags: what is no field of it may be read as an attribute, too, as programs of the original do."""
 
-    __slots__ = ("_others",)  # no part of vars()
+    __slots__ = ("_origins", "_others")  # no part of vars()
     _others: dict[str, Any]
+    _origins: dict[str, str]
+
+    def named(self, name: str) -> str:
+        """A flag as an error calls it: with the line of the file or the variable that gives it, if it is not the command line."""
+        try:
+            return f"{option(name)} ({self._origins[name]})"
+        except (AttributeError, KeyError):
+            return option(name)
 
     def __getattr__(self, name: str) -> Any:
         target = ALIASES.get(name, name)
@@ -130,9 +138,11 @@ class OtherFlags:
         return getattr(self, target)
 
 
-def keep_others(flags: Any, given: Mapping[str, Any]) -> None:
-    """Lets `flags` have those of FLAGS that were given as attributes. Nothing happens if it is no OtherFlags."""
+def keep_others(flags: Any, given: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> None:
+    """Lets `flags` have those of FLAGS that were given as attributes, and know where its fields come from. Nothing happens if it is
+    no OtherFlags."""
     if isinstance(flags, OtherFlags):
+        flags._origins = dict(origins or {})
         others = {ALIASES.get(name, name): value for name, value in given.items()}
         flags._others = {name: _typed(value, _default(FLAGS[name])) for name, value in others.items() if name in FLAGS}
 

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import re
 import typing
 from collections.abc import Collection
 from typing import Any, NoReturn
 
 from sglang.srt.flags.compatible import ALIASES, FLAGS, REFUSED_VALUES, VALUES
 from sglang.srt.flags.names import add_other_flags, nearest_flag, option, other_names
+from sglang.srt.flags.values import parse_size, show_size
 
 
 class FlagParser(argparse.ArgumentParser):
-    """Errors are one line, and an unknown flag names the most similar one."""
+    """Errors are one line, and an unknown flag names the most similar one. `where`: what is read, if it is no command line."""
+
+    where = ""
+
+    def action_of(self, name: str) -> argparse.Action:
+        """What is done with the flag of a field."""
+        return next(action for action in self._actions if action.dest == name)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {f'{self.where}: ' if self.where else ''}{message}\n")
 
 
 NO_EFFECT = "accepted, without effect here"
@@ -51,18 +58,28 @@ def add_fields(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
 def _add_field(group: Any, f: dataclasses.Field[Any], kind: type[Any]) -> None:
     names = [option(name) for name in (f.name, *other_names(f.name))]
     common = {"dest": f.name, "default": f.default, "help": _help(f)}
-    if kind is bool:
-        group.add_argument(*names, action=argparse.BooleanOptionalAction if f.default else "store_true", **common)
+    if kind is bool and f.default:
+        group.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
+    elif kind is bool:
+        group.add_argument(*names, action="store_true", **common)
+        takes_back = common | {"help": argparse.SUPPRESS, "action": "store_false"}
+        group.add_argument(*(f"--no-{name[2:]}" for name in names), **takes_back)
     else:
+        read = parse_size if f.metadata.get("is_size") else kind
         nargs = "+" if f.metadata.get("several") else None
-        group.add_argument(*names, type=kind, nargs=nargs, choices=_words(f), metavar=_metavar(f), **common)
+        group.add_argument(*names, type=read, nargs=nargs, choices=_words(f), metavar=_metavar(f), **common)
 
 
 def _help(f: dataclasses.Field[Any]) -> str:
+    """The text, and the default where the text does not say what happens without the flag."""
     text = str(f.metadata["help"])
     if text == argparse.SUPPRESS:
         return text
-    return text if f.default in (None, False, "{}") else f"{text} (default: {f.default})"
+    text = re.sub(r"; default: (.*)$", r" (default: \1)", text).replace("%", "%%")
+    if "default: " in text or f.default in (None, False, "{}"):
+        return text
+    default: Any = f.default
+    return f"{text} (default: {show_size(default) if f.metadata.get('is_size') else default})"
 
 
 def _words(f: dataclasses.Field[Any]) -> list[Any] | None:
@@ -72,45 +89,9 @@ def _words(f: dataclasses.Field[Any]) -> list[Any] | None:
 
 def _metavar(f: dataclasses.Field[Any]) -> str:
     choices = f.metadata.get("choices")
-    return f"{{{','.join(map(str, choices))}}}" if choices else f.name.rsplit("_", 1)[-1].upper()
-
-
-def with_file(words: list[str], parser: FlagParser) -> list[str]:
-    """The command line with the flags of its `--config FILE` (YAML) in front, so that its own count more."""
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    files.add_argument("--config", action="append", default=[])
-    try:
-        found, rest = files.parse_known_args(words)
-    except argparse.ArgumentError as error:
-        parser.error(str(error))
-    given: list[str] = []
-    for path in found.config:
-        given += [word for name, value in _read_file(path, parser).items() for word in _written(str(name), value)]
-    return given + rest
-
-
-def _read_file(path: str, parser: FlagParser) -> dict[Any, Any]:
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            flags = yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        parser.error(f"--config {path} cannot be read: {' '.join(str(error).split())}")
-    if not isinstance(flags, dict):
-        parser.error(f"--config {path} holds no flags: a line for each is expected, such as port: 30000")
-    return flags
-
-
-def _written(name: str, value: Any) -> list[str]:
-    """A flag of a file as words of a command line."""
-    flag = option(name.lstrip("-"))
-    if value is None or value is False:
-        return []
-    if value is True:
-        return [flag]
-    values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-    return [f"{flag}={values[0]}"] if len(values) == 1 else [flag, *map(str, values)]
+    if choices:
+        return f"{{{','.join(map(str, choices))}}}"
+    return "SIZE" if f.metadata.get("is_size") else f.name.rsplit("_", 1)[-1].upper()
 
 
 def spell_out(words: list[str], parser: FlagParser, cls: type[Any]) -> list[str]:

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+import argparse
+import logging
+import os
 import re
+import stat
 
 from sglang.srt.errors import ConfigError
 
 _HOST = re.compile(r"\*|(\*?\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+_SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?) ?(?P<unit>[kmgt]?)(?P<kind>i?b?)", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+MAX_KEY_FILE = 1 << 20
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#@\s]+")
+
+
+logger = logging.getLogger("sglang")
+
+
+def parse_size(text: str) -> int:
+    """Bytes: 67108864, 64MiB or 64M (of 1024), 64MB (of 1000). Raises argparse.ArgumentTypeError."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or len(text) > 40:
+        raise argparse.ArgumentTypeError(f"a size is expected, such as 67108864, 64MiB or 2G, got {text[:40]!r}")
+    base = 1000 if found["kind"].lower() == "b" else 1024
+    return (
+        int(float(found["number"]) * base ** _POWERS[found["unit"].lower()]) if found["unit"] else int(float(found["number"]))
+    )
+
+
+def show_size(num_bytes: int) -> str:
+    """64 MiB; bytes where it is no whole number of a unit."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        size = 1024 ** _POWERS[unit[0].lower()]
+        if num_bytes and num_bytes % size == 0:
+            return f"{num_bytes // size} {unit}"
+    return f"{num_bytes} bytes"
 
 
 def split_names(text: str | None) -> tuple[str, ...]:
@@ -36,6 +66,39 @@ def _key(flag: str, text: str) -> str:
     if not key.isprintable():
         raise ConfigError(f"{flag} has a key with a line end or another control character inside, which no header can carry")
     return key
+
+
+def read_keys(flag: str, path: str | None) -> tuple[str, ...]:
+    """The keys in a file, one a line; empty lines and those that begin with # are none. Raises ConfigError."""
+    if path is None:
+        return ()
+    lines = [line.strip() for line in read_private(flag, path).splitlines()]
+    keys = tuple(dict.fromkeys(_key(f"{flag} {path}", line) for line in lines if line and not line.startswith("#")))
+    if not keys:
+        raise ConfigError(
+            f"{flag} {path} holds no key: one a line is expected. Without one the server would be open to everybody"
+        )
+    return keys
+
+
+def read_private(flag: str, path: str) -> str:
+    """The text of a file that holds secrets, with a warning if others may read it. Raises ConfigError."""
+    try:
+        with open(path, "rb") as file:
+            warn_if_open(flag, path, os.fstat(file.fileno()).st_mode)
+            data = file.read(MAX_KEY_FILE + 1)
+        if len(data) > MAX_KEY_FILE:
+            raise ConfigError(f"{flag} {path} is longer than {show_size(MAX_KEY_FILE)}")
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{flag} {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a name with a null, or bytes that are no text
+        raise ConfigError(f"{flag} {path!r} is not a file with UTF-8 text") from error
+
+
+def warn_if_open(flag: str, path: str, mode: int) -> None:
+    if stat.S_ISREG(mode) and mode & stat.S_IROTH:
+        logger.warning("%s %s may be read by everybody on this machine: chmod o-r %s", flag, path, path)
 
 
 def parse_hosts(text: str | None) -> tuple[str, ...]:

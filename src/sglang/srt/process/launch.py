@@ -37,6 +37,7 @@ from sglang.srt.process.heap import keep_loaded_objects
 from sglang.srt.process.logs import configure_access_log, configure_logging
 from sglang.srt.process.scheduler_child import SchedulerProcess
 from sglang.srt.process.scheduler_process import check_model
+from sglang.srt.process.secret_values import hide_secrets
 from sglang.srt.process.uvicorn_server import (
     LAST_SECONDS,
     HttpServer,
@@ -310,14 +311,12 @@ def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) 
     configure_logging(args.log_level, args.log_level_http)
     configure_access_log(args.log_level_http or args.log_level)
     config = args.resolve()
+    hide_secrets(args.secrets())
     raise_file_limit()
     limit_arenas()
     listener = listen(config.http.host, config.http.port)
     config = with_files(config)  # a wrong name of a model is told before all that is long
-    logger.info(
-        "server_args=%s",
-        dataclasses.replace(args, api_key=config.flags["api_key"], admin_api_key=config.flags["admin_api_key"]),
-    )
+    logger.info("server_args=%s", args.without_secrets())
     last_resort = LastResort()
     try:
         uvloop.run(Server(config, listener, on_ready, last_resort).run())

@@ -1,0 +1,44 @@
+"""Flags in the environment: `SGLANG_` and the flag's name in capitals, as SGLANG_PORT for --port.
+
+An empty variable is none, save for one of a key: a server that is open by mistake is worse than one that does not start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from sglang.common.suggest import nearest
+from sglang.srt.flags.config_file import Given
+
+PREFIX = "SGLANG_"
+_OTHERS = frozenset({"SGLANG_IS_IN_CI", "SGLANG_TEST_MAX_RETRY", "SGLANG_TRACE"})
+"""variables that are no flags"""
+_OF_KUBERNETES = ("SGLANG_SERVICE_", "SGLANG_PORT_")
+"""in every pod of a namespace with a Service named sglang"""
+
+
+def variable(name: str) -> str:
+    """The variable of a flag."""
+    return PREFIX + name.upper()
+
+
+def read_environment(
+    environ: Mapping[str, str], names: Collection[str], secret: Collection[str]
+) -> tuple[list[Given], list[str]]:
+    """The flags among the variables, and a line for each that looks like one and is none. `names`: of all flags."""
+    by_variable = {variable(name): name for name in names}
+    found, notes = [], []
+    for key in sorted(key for key in environ if key.startswith(PREFIX)):
+        name, value = by_variable.get(key), environ[key]
+        if key.startswith(_OF_KUBERNETES) or (name == "port" and value.startswith("tcp://")):
+            if name == "port":
+                notes.append(
+                    "SGLANG_PORT is of Kubernetes (a Service named sglang), and not read: set enableServiceLinks: false"
+                )
+        elif name is None:
+            if key not in _OTHERS:
+                close = nearest(key, by_variable)
+                notes.append(f"{key} is not read: no flag has this name" + (f"; did you mean {close}?" if close else ""))
+        elif value or name in secret:
+            found.append(Given(key, name, value))
+    return found, notes
