@@ -3,7 +3,8 @@ PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
 ARGS ?=
 TESTS ?=
-NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+# What an installation is made of; the rest of it is read from src/.
+INSTALLED := pyproject.toml src/sglang/version.py $(wildcard csrc/*.* csrc/*/*.h csrc/python/*/*.py)
 
 .PHONY: serve test test-attack test-sanitize check clean
 
@@ -26,18 +27,18 @@ test-sanitize: .venv-test/installed
 check: .venv-test/installed
 	@scripts/check .venv-test/bin
 
-.venv/installed: $(NATIVE)
+.venv/installed: $(INSTALLED)
 	@scripts/make_venv $(PYTHON) .venv
 	@echo "Installing the CPU runtime (no torch) ..."
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[srt]"
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ./csrc --editable ".[srt]"
 	@touch $@
 
-.venv-test/installed: $(NATIVE)
+.venv-test/installed: $(INSTALLED)
 	@scripts/make_venv $(PYTHON) .venv-test
 	@echo "Installing the test environment; torch comes first, by name, so that nothing pulls in another build of it ..."
 	@.venv-test/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
-	@.venv-test/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[srt,dev]"
+	@.venv-test/bin/python -m pip install --quiet --disable-pip-version-check --editable ./csrc --editable ".[srt,dev]"
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-test build
+	rm -rf .venv .venv-test build csrc/build dist

@@ -1,6 +1,6 @@
 """Everything that needs a GPU, checked and measured in one run of under ten minutes on one H100 or H200.
 
-    pip install ".[srt,cuda]" transformers
+    pip install ./csrc ".[srt,cuda]" transformers
     python -m benchmarks.cuda [--out cuda_results] [--sections ops,steps] [--resume]
     python -m benchmarks.cuda --interpret --tiny          # no GPU: the same code in Triton's interpreter, nothing is judged fast
 

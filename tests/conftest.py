@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import socket
@@ -24,6 +25,12 @@ if not Path("/dev/nvidia0").exists():  # Triton reads this when it is first impo
 ROOT = Path(__file__).parent.parent
 DEFAULT_MODEL = "smollm2-135m-instruct"
 START_SECONDS = 240.0
+
+
+def pytest_sessionstart() -> None:
+    """Without the kernels' package everything would be computed with NumPy, for hours."""
+    if importlib.util.find_spec("sglang_anywhere_kernels") is None:
+        pytest.exit(f"the kernels are not installed: {sys.executable} -m pip install --no-deps -e ./csrc -e .", 3)
 
 
 def free_port() -> int:

@@ -38,6 +38,7 @@ from sglang.lang.choices import (
 )
 from sglang.lang.run.async_state import AsyncProgramState
 from sglang.lang.run.state import ProgramState
+from sglang.version import __version__
 
 if TYPE_CHECKING:
     from sglang.lang.backend.anthropic import Anthropic
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
     from sglang.lang.backend.vertexai import VertexAI
     from sglang.srt.engine import Engine as Engine
     from sglang.srt.server_args import ServerArgs as ServerArgs
-
-__version__ = "0.1.0"
 
 _LAZY = {
     "Anthropic": "sglang.lang.backend.anthropic",

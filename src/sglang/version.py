@@ -1,7 +1,5 @@
-"""A path of the original."""
+"""The version, of both distributions: the build of either reads this line."""
 
 from __future__ import annotations
 
-from sglang import __version__
-
-__all__ = ["__version__"]
+__version__ = "0.1.0"

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 
-NAME = "sglang.srt.model.kernels._cpu"
+NAME = "sglang_anywhere_kernels._cpu"
 
 
 def use_chosen_build() -> None:

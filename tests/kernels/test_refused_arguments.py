@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sglang_anywhere_kernels import _cpu
 
-import sglang.srt.model.kernels._cpu as _cpu  # isort: skip
 from sglang.srt.model.kernels import cpu
 from sglang.srt.model.op_tape import OpTape
 

@@ -1,8 +1,8 @@
 """Our own C++ kernels behind the op interface: packed weights, int8 activations where weights are quantised, float16 KV.
 
-The extension `_cpu` (sources in csrc/) holds one set of kernels per instruction set and picks the best one this processor
-runs. Here its handles are wrapped in the signatures of `ops.Ops`; every argument is checked once, when an op is called or
-recorded. docs/kernels.md describes the memory layouts and the rules that keep results independent of the batch.
+The extension `_cpu` (sources in csrc/, a distribution of its own) holds one set of kernels per instruction set and picks the best
+one this processor runs. Here its handles are wrapped in the signatures of `ops.Ops`; every argument is checked once, when an op is
+called or recorded. docs/kernels.md describes the memory layouts and the rules that keep results independent of the batch.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import sglang_anywhere_kernels
+from sglang_anywhere_kernels import _cpu
 
-import sglang.srt.model.kernels._cpu as _cpu
 from sglang.srt.errors import ConfigError, ModelError
 from sglang.srt.model.kernels.host import HostArrays
 from sglang.srt.model.kernels.ops import (
@@ -32,6 +33,10 @@ from sglang.srt.model.kernels.ops import (
     Weight,
 )
 from sglang.srt.model.quant.formats import HostTensor
+from sglang.version import __version__
+
+if sglang_anywhere_kernels.__version__ != __version__:
+    raise ImportError(f"sglang-anywhere {__version__} needs kernels of its version, not {sglang_anywhere_kernels.__version__}")
 
 Int32 = npt.NDArray[np.int32]
 

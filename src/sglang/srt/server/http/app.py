@@ -32,10 +32,10 @@ from sglang.srt.server.openai.embeddings import EmbeddingsApi
 from sglang.srt.server.openai.routes import OpenAIApi
 from sglang.srt.server.openai.scoring import ScoringApi
 from sglang.srt.server.tokenizer_manager import TokenizerManager
+from sglang.version import __version__
 
 logger = logging.getLogger("sglang")
 
-VERSION = "0.1.0"
 NO_BATCHES = (
     "batches of messages are not supported by this server: send the requests to /v1/messages, as many at once as you like"
 )
@@ -46,8 +46,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str, Any] | None = None) -> FastAPI:
     """The ASGI application. `flags` are the resolved server arguments, shown by /get_server_info. Raises RequestError for
     preferred sampling parameters that are none."""
-    app = FastAPI(title="sglang", version=VERSION, redirect_slashes=False)
-    native = NativeApi(manager, options, flags or {}, VERSION)
+    app = FastAPI(title="sglang", version=__version__, redirect_slashes=False)
+    native = NativeApi(manager, options, flags or {}, __version__)
     openai = OpenAIApi(manager, options)
     embeddings = EmbeddingsApi(manager, options.served_model_name)
     scoring = ScoringApi(manager, options.served_model_name)
