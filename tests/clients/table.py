@@ -95,6 +95,13 @@ RESPONSES = (
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
 CLAUDE_CODE = ("@anthropic-ai/claude-code@2.1.332",)
+INSTRUCTOR = ("instructor==1.17.0", "anthropic==2.14.0")
+PERSON = (
+    ("Validation Error", '{"name": "Jason", "age": 25}'),
+    ("Wrong at first", '{"name": "Jason", "age": "young"}'),
+    ("In a fence", 'Here it is:\n```json\n{"name": "Jason", "age": 25}\n```'),
+    ("Jason is 25", '{"name": "Jason", "age": 25}'),
+)
 PYDANTIC_AI = ("pydantic-ai-slim[anthropic]==2.68.0",)
 GREEDY = ("--preferred-sampling-params", '{"temperature": 0}')
 """Claude Code sets no temperature, and a small model that samples finds no end"""
@@ -124,7 +131,14 @@ MESSAGES = (
         "ChatAnthropic: invoke, stream, batch, structured output, tools, documents",
         pip=("langchain-anthropic==1.7.10",),
     ),
-    Client("instructor_messages.py", "tools, parallel tools, partial answers", pip=("instructor==1.17.0", "anthropic==2.14.0")),
+    Client("instructor_messages.py", "tools, parallel tools, partial answers, JSON held to a schema", pip=INSTRUCTOR),
+    Client(
+        "instructor_messages.py",
+        "its three JSON modes: plain, in a fence, wrong at first, partial",
+        pip=INSTRUCTOR,
+        arguments=("json",),
+        script=PERSON,
+    ),
     Client("pydantic_ai_messages.py", "text, streams, typed answers", pip=PYDANTIC_AI),
     Client("pydantic_ai_messages.py", "a tool, its result, the answer", pip=PYDANTIC_AI, arguments=("tools",), script=WEATHER),
     Client(

@@ -80,6 +80,9 @@ IGNORED: list[tuple[int, dict[str, Any]]] = [
     (3, {"tools": [{**WEATHER, "eager_input_streaming": True, "defer_loading": True, "input_examples": [{"city": "Rome"}]}]}),
     (2, {"tools": [{**WEATHER, "type": None, "cache_control": EPHEMERAL, "allowed_callers": ["direct"], "icon": "sun"}]}),
     (2, {"messages": of_user(text("x", cache_control=EPHEMERAL, tone=1, citations=None)), "system": [text("y", hint=2)]}),
+    (1, {"messages": of_user(*2 * [document({"type": "text", "media_type": "text/plain", "data": "x", "page": 2})])}),
+    (1, {"tools": [WEATHER], "tool_choice": {"type": "any", "reason": "r"}}),
+    (1, {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA, "title": "t"}}}),
     (2, {"messages": [{"role": "system", "content": "y", "clear_at": "never", "output_config": {"effort": "low"}}, *HELLO]}),
     (
         1,
@@ -226,7 +229,7 @@ REFUSED_BLOCKS: list[tuple[dict[str, Any], str]] = [
     (document({"type": "file", "file_id": "file_1"}), "file"),
     (document({"type": "base64", "media_type": "text/plain", "data": "%%%"}), "base64 of UTF-8"),
     (document({"type": "text", "media_type": "text/plain", "data": 5}), "source.data must be a string"),
-    (document({"type": "text", "media_type": "text/plain", "data": "x", "page": 2}), "page"),
+    (document({"type": "text", "media_type": "text/plain", "data": "x", "regex": 2}), "source.regex is not supported"),
     (document({"type": "content", "content": 5}), "must be a list of blocks"),
     ({"type": "search_result", "source": "a", "title": "b", "content": "x"}, "must be a list of blocks"),
     ({"type": "image", "source": {"type": "file", "file_id": "f"}}, "base64 or url"),

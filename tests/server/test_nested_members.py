@@ -147,6 +147,45 @@ HINTS: list[tuple[str, dict[str, Any]]] = [
     ("/v1/responses", {"input": "x", "reasoning": {"context": "auto"}}),
     ("/v1/responses", {"input": "x", "tools": [{"type": "function", "name": "f", "defer_loading": False}]}),
     ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "hint": 1}]}]}),
+    ("/v1/responses", {"input": "x", "text": {"format": {"type": "text", "of_next_month": 1}}}),
+    ("/v1/responses", {"input": "x", "text": {"format": {"type": "json_object", "of_next_month": {"a": 1}}}}),
+    (
+        "/v1/responses",
+        {"input": "x", "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA, "of_next_month": 1}}},
+    ),
+    *(
+        (
+            "/v1/responses",
+            {"input": "x", "tools": [{"type": "function", "name": "f"}], "tool_choice": {**choice, "of_next_month": 1}},
+        )
+        for choice in (
+            {"type": "auto"},
+            {"type": "function", "name": "f"},
+            {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f", "hint": 1}]},
+        )
+    ),
+    *(
+        ("/v1/messages", {"tools": [CLAUDE_TOOL], "tool_choice": {"type": kind, "of_next_month": 1}})
+        for kind in ("auto", "any", "none")
+    ),
+    ("/v1/messages", {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA, "of_next_month": 1}}}),
+    (
+        "/v1/messages",
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {
+                            "type": "document",
+                            "source": {"type": "text", "media_type": "text/plain", "data": "x", "of_next_month": 1},
+                        },
+                        {"type": "document", "source": {"type": "content", "content": "x", "of_next_year": 1}},
+                    ],
+                }
+            ]
+        },
+    ),
     ("/v1/messages", {"cache_control": {"type": "ephemeral"}}),
     ("/v1/messages", {"speed": "standard", "user_profile_id": "u"}),
     ("/v1/messages", {"tools": [{**CLAUDE_TOOL, "eager_input_streaming": True}]}),
@@ -187,11 +226,16 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [
     ("regex", "/v1/responses", {"text": {"regex": "a"}}),
     ("regex", "/v1/responses", {"text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA, "regex": "a"}}}),
     ("shema", "/v1/responses", {"text": {"format": {"type": "json_object", "shema": SCHEMA}}}),
-    ("mode", "/v1/responses", {"tools": [{"type": "function", "name": "f"}], "tool_choice": {"type": "function", "name": "f", "mode": 1}}),
+    ("names", "/v1/responses", {"tools": [{"type": "function", "name": "f"}], "tool_choice": {"type": "function", "name": "f", "names": 1}}),
+    ("tool_choice.regex", "/v1/responses", {"tools": [{"type": "function", "name": "f"}], "tool_choice": {"type": "function", "name": "f", "regex": "a"}}),
+    ("text.format.ebnf", "/v1/responses", {"text": {"format": {"type": "text", "ebnf": "a"}}}),
+    ("structural_tag", "/v1/responses", {"text": {"format": {"type": "grammar", "grammar": "a"}}}),
+    ("text, json_object", "/v1/responses", {"text": {"format": {"type": ["json_schema"], "schema": SCHEMA}}}),
     ("type", "/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x", "file_id": "f"}]}]}),
-    ("mode", "/v1/messages", {"tools": [CLAUDE_TOOL], "tool_choice": {"type": "auto", "mode": 1}}),
+    ("tool_choice.max_tokens", "/v1/messages", {"tools": [CLAUDE_TOOL], "tool_choice": {"type": "auto", "max_tokens": 1}}),
+    ("output_config.format.regex", "/v1/messages", {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA, "regex": "a"}}}),
     ("disable_parallel", "/v1/messages", {"tools": [CLAUDE_TOOL], "tool_choice": {"type": "auto", "disable_parallel_tool_use": 1}}),
-    ("crop", "/v1/messages", {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "x", "crop": 1}}]}]}),
+    ("urls", "/v1/messages", {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "x", "urls": 1}}]}]}),
     ("contents", "/v1/messages", {"messages": [{**ITEM, "contents": "y"}]}),
     ("citation", "/v1/messages", {"system": [{"type": "text", "text": "x", "citation": []}]}),
     ("citation", "/v1/messages", {"messages": [*HELLO, told([{"type": "text", "text": "x", "citation": []}])]}),

@@ -81,8 +81,11 @@ async def test_an_ignored_hint_is_noted_once(stand: Stand, caplog: pytest.LogCap
         assert len([line for line in lines if f"_{name}" in line and line.startswith("ignored")]) == 1, lines
 
 
-async def test_images_take_hints_too(stand: Stand) -> None:
-    part = {"type": "input_image", "image_url": "data:image/png;base64,AA==", "prompt_cache_breakpoint": {}, "of_next_month": 1}
+@pytest.mark.parametrize(
+    "image", ["data:image/png;base64,AA==", {"url": "data:image/png;base64,AA==", "detail": "low", "hint": 1}]
+)
+async def test_images_take_hints_too(stand: Stand, image: Any) -> None:
+    part = {"type": "input_image", "image_url": image, "prompt_cache_breakpoint": {}, "of_next_month": 1}
     error = await refused(stand, input=[{"role": "user", "content": [part]}])
     assert "reads text only" in error["message"], "the hints were no trouble"
 
@@ -121,6 +124,57 @@ async def test_what_would_change_the_answer_is_refused_by_name(
     error = await refused(stand, **change)
     assert error["param"] == param
     assert words in error["message"]
+
+
+# --- tokens of a prompt, and compaction ---------------------------------------------------------------------------------------
+
+ASKED: list[dict[str, Any]] = [
+    {},
+    {"instructions": "Be kind.", "tools": [WEATHER], "personality": "friendly"},
+    {"tools": [WEATHER, {"type": "web_search"}], "tool_choice": {"type": "function", "name": "get_weather"}},
+    {"text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}, "reasoning": {"effort": "low"}},
+    {"input": [USER, {"role": "assistant", "content": "brown"}, USER], "parallel_tool_calls": False},
+    {"input": "word " * 3000, "truncation": "auto"},
+]
+
+
+@pytest.mark.parametrize("body", ASKED, ids=lambda body: " ".join(body))
+async def test_tokens_are_counted_before_a_response_is_asked_for(stand: Stand, body: dict[str, Any]) -> None:
+    says(stand, "Yes.")
+    async with client_of(stand) as http:
+        first = {"input": "The quick", "model": "m"}
+        counted = (await http.post("/v1/responses/input_tokens", json={**first, **body})).json()
+        assert counted["object"] == "response.input_tokens" and not stand.scheduler.received
+        if "truncation" in body:
+            assert counted["input_tokens"] > 2048, "the oldest turns may go, and there is one"
+            return
+        usage = (await good(stand, **body))["usage"]
+        assert counted["input_tokens"] == usage["input_tokens"]
+        stored = await good(stand, **body)
+        follows = {"input": "More", "previous_response_id": stored["id"]}
+        more = (await http.post("/v1/responses/input_tokens", json=follows)).json()
+        assert more["input_tokens"] == (await good(stand, **follows))["usage"]["input_tokens"]
+
+
+async def test_tokens_of_what_is_wrong_are_not_counted(stand: Stand) -> None:
+    async with client_of(stand) as http:
+        for change, param in (
+            ({"input": 5}, "input"),
+            ({"max_tokens": 5}, "max_tokens"),
+            ({"tool_choice": "f"}, "tool_choice"),
+        ):
+            reply = await http.post("/v1/responses/input_tokens", json={"input": "x", **change})
+            assert reply.status_code == 400 and reply.json()["error"]["param"] == param
+        assert (await http.get("/v1/responses/input_tokens")).status_code == 404, "it is the name of no response"
+
+
+async def test_compaction_is_refused_with_the_way_out(stand: Stand) -> None:
+    async with client_of(stand) as http:
+        reply = await http.post("/v1/responses/compact", json={"model": "m", "input": [USER]})
+    assert reply.status_code == 400 and "summary" in reply.json()["error"]["message"]
+    for item in ({"type": "compaction", "encrypted_content": "x"}, {"type": "compaction_trigger"}):
+        error = await refused(stand, input=[USER, item])
+        assert "compact" in error["message"] and "summary" in error["message"], error
 
 
 # --- errors name the client's fields -------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ def texts(client: openai.OpenAI) -> None:
     common = {"model": MODEL, "input": QUESTION, "temperature": 0, "max_output_tokens": 24}
     reply = client.responses.create(**common, truncation="auto", reasoning={"effort": "none"}, text={"verbosity": "low"})
     assert "Paris" in reply.output_text
+    assert client.responses.input_tokens.count(model=MODEL, input=QUESTION).input_tokens == reply.usage.input_tokens
     with client.responses.stream(**common) as stream:
         events = list(stream)
         final = stream.get_final_response()
@@ -64,6 +65,12 @@ def errors(client: openai.OpenAI) -> None:
             assert error.param == param and param in error.body["message"], error
         else:
             raise AssertionError(f"{wrong} was accepted")
+    try:
+        client.responses.compact(model=MODEL, input=QUESTION)
+    except openai.BadRequestError as error:
+        assert "summary" in error.body["message"], error
+    else:
+        raise AssertionError("a compaction that nobody else could read was made")
     assert client.models.retrieve("default").id == MODEL
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.server.fields import SHOWN, as_bool, check_members, note_ignored, note_unknown
+from sglang.srt.server.fields import SHOWN, as_bool, note_ignored, note_unknown
+from sglang.srt.server.openai.protocol import note_members
 
 _BLOCK_KEYS = {
     "text": {"text", "citations"},
@@ -136,7 +137,7 @@ def _image(block: dict[str, Any], where: str) -> list[Part]:
     source: Any = block.get("source")
     url = _image_url(source, where)
     known = ("type", "url") if source.get("type") == "url" else ("type", "media_type", "data")
-    check_members(source, known, f"{where}: source", "messages")
+    note_members(source, known, f"{where}.source", "messages")
     return [{"type": "image_url", "image_url": {"url": url}}]
 
 
@@ -158,14 +159,14 @@ def _document(block: dict[str, Any], where: str) -> list[Part]:
 def _document_parts(source: Any, where: str) -> list[Part]:
     kind = source.get("type") if isinstance(source, dict) else None
     if kind == "text":
-        check_members(source, ("type", "media_type", "data"), where, "messages")
+        note_members(source, ("type", "media_type", "data"), where, "messages")
         return [{"type": "text", "text": _string(source, "data", where)}]
     if kind == "content":
-        check_members(source, ("type", "content"), where, "messages")
+        note_members(source, ("type", "content"), where, "messages")
         content = source.get("content")
         return _parts([{"type": "text", "text": content}] if isinstance(content, str) else _list(content, where), where)
     if kind == "base64" and str(source.get("media_type")).startswith("text/"):
-        check_members(source, ("type", "media_type", "data"), where, "messages")
+        note_members(source, ("type", "media_type", "data"), where, "messages")
         return [{"type": "text", "text": _decoded(_string(source, "data", where), where)}]
     named = source.get("media_type") or kind if isinstance(source, dict) else None
     raise UnsupportedError(

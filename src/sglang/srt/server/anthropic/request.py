@@ -14,8 +14,8 @@ from sglang.srt.errors import RequestError, ThreadUnsupportedError, UnsupportedE
 from sglang.srt.sampling_params import MAX_COUNT
 from sglang.srt.server.anthropic.content import added_tools, chat_messages
 from sglang.srt.server.anthropic.tools import add_tools
-from sglang.srt.server.fields import Fields, as_int, as_texts, check_members, in_client_words, note_ignored, note_unknown
-from sglang.srt.server.openai.protocol import ANSWERING
+from sglang.srt.server.fields import Fields, as_int, as_texts, in_client_words, note_ignored, note_unknown
+from sglang.srt.server.openai.protocol import ANSWERING, note_members
 
 _SAME = ("model", "temperature", "top_p", "top_k", "stream")
 _OWN = frozenset(
@@ -97,7 +97,7 @@ def _response_format(form: Any, where: str) -> dict[str, Any]:
     param = where.partition(".")[0]
     if not isinstance(form, dict) or form.get("type") != "json_schema":
         raise RequestError(f"{where} must be an object of the type 'json_schema'", param)
-    check_members(form, ("type", "schema", "name", "description", "strict"), where, param)
+    note_members(form, ("type", "schema", "name", "description", "strict"), where, param)
     if not isinstance(form.get("schema"), (dict, bool)):
         raise RequestError(f"{where}.schema must be a JSON schema", param)
     return {"type": "json_schema", "json_schema": {key: form[key] for key in ("schema", "strict") if key in form}}

@@ -11,7 +11,8 @@ import re
 from typing import Any
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.server.fields import SHOWN, as_bool, check_members, note_ignored, note_unknown
+from sglang.srt.server.fields import SHOWN, as_bool, note_ignored, note_unknown
+from sglang.srt.server.openai.protocol import note_members
 
 _NAMES = {"name": "name", "description": "description", "input_schema": "parameters", "strict": "strict"}
 _HINTS = frozenset({"type", "cache_control"})
@@ -70,7 +71,7 @@ def _add_choice(choice: Any, chat: dict[str, Any], left_out: list[Tool]) -> None
             raise RequestError("tool_choice.type any needs tools, and there are none", "tool_choice")
     else:
         raise RequestError("tool_choice.type must be auto, any, tool or none", "tool_choice")
-    check_members(choice, ("type", "name", "disable_parallel_tool_use"), "tool_choice", "tool_choice")
+    note_members(choice, ("type", "name", "disable_parallel_tool_use"), "tool_choice", "tool_choice")
     if as_bool(choice, "disable_parallel_tool_use"):
         chat["parallel_tool_calls"] = False
 

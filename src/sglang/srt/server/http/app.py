@@ -29,6 +29,7 @@ from sglang.srt.server.limits.body_room import BodyRooms
 from sglang.srt.server.native.parsing_api import parse_function_call, separate_reasoning
 from sglang.srt.server.native.routes import NOT_DONE, NativeApi, refused
 from sglang.srt.server.openai.embeddings import EmbeddingsApi
+from sglang.srt.server.openai.responses.input_items import NO_COMPACTION
 from sglang.srt.server.openai.routes import OpenAIApi
 from sglang.srt.server.openai.scoring import ScoringApi
 from sglang.srt.server.tokenizer_manager import TokenizerManager
@@ -82,6 +83,8 @@ def _routes(
         ("/v1/chat/completions", post, openai.chat),
         ("/v1/completions", post, openai.completions),
         ("/v1/responses", post, openai.responses),
+        ("/v1/responses/input_tokens", post, openai.response_tokens),
+        ("/v1/responses/compact", post, refused(NO_COMPACTION)),
         ("/v1/responses/{response}", ["GET", "DELETE"], openai.stored_response),
         ("/v1/responses/{response}/input_items", get, openai.response_items),
         ("/v1/messages", post, openai.messages),

@@ -7,7 +7,8 @@ what is the case anyway (REFUSED); or unknown, which is refused with the nearest
 
 from __future__ import annotations
 
-from collections.abc import Set
+import re
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import SamplingParams
-from sglang.srt.server.fields import SHOWN, Fields, client_names, unknown_message
+from sglang.srt.server.fields import SHOWN, Fields, client_names, note_unknown, unknown_message
 from sglang.srt.server.openai.aliases import ALIASES, STRUCTURED, translate
 
 MAX_PRIORITY = 2**31 - 1
@@ -172,6 +173,18 @@ ANSWERING = frozenset({*ChatRequest.model_fields, *REFUSED, STRUCTURED, *ALIASES
 """what changes an answer under the names of one of our APIs; others refuse it, unless they have it too"""
 
 Request = TypeVar("Request", bound=CommonRequest)
+
+
+_INDEX = re.compile(r"\[\d+\]")
+
+
+def note_members(value: Mapping[str, Any], known: Collection[str], where: str, param: str) -> None:
+    """For APIs that take hints: keys of the nested object at `where` that are not known are ignored (fields.note_unknown). Raises
+    UnsupportedError for those by which another API of ours changes an answer. `param`: the field that holds the object."""
+    for name in value:
+        if name in ANSWERING and name not in known:
+            raise UnsupportedError(f"{where}.{name} is not supported by this server", param)
+    note_unknown(value, known, f"key of {_INDEX.sub('[]', where)}:")
 
 
 def parse_request(kind: type[Request], body: dict[str, Any]) -> Request:

@@ -16,6 +16,7 @@ from sglang.srt.server.anthropic.messages import MessagesCall
 from sglang.srt.server.anthropic.request import MESSAGES_FIELDS, messages_words
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.fields import as_text, client_names
+from sglang.srt.server.generate_req import GenerateReq
 from sglang.srt.server.http.bodies import LONG_BODY, read_as, read_sized
 from sglang.srt.server.http.json_pieces import Encoded, cut
 from sglang.srt.server.http.request_scope import current_scope, name_user
@@ -103,6 +104,13 @@ class OpenAIApi:
         with client_names(NAMES):
             return await self._run_other(request, call)
 
+    async def response_tokens(self, request: Request) -> Response:
+        """How many tokens the prompt of such a request has."""
+        call = await self._responses_call(request)
+        with client_names(NAMES):
+            count = await self._count(request, call.req)
+        return CLIENT_GONE if count is None else JsonResponse({"object": "response.input_tokens", "input_tokens": count})
+
     async def _responses_call(self, request: Request) -> ResponsesCall:
         body, size = await read_sized(request, RESPONSES_FIELDS)
         self._look_at(body)
@@ -144,10 +152,12 @@ class OpenAIApi:
     async def count_tokens(self, request: Request) -> Response:
         with messages_words():
             call = await read_as(request, MESSAGES_FIELDS, partial(self._messages_call, counts_only=True))
-            if not call.req.media:
-                return JsonResponse({"input_tokens": len(call.req.input_ids or ())})
-            count = await unless_gone(request, self._manager.count_tokens(call.req))
+            count = await self._count(request, call.req)
         return CLIENT_GONE if count is None else JsonResponse({"input_tokens": count})
+
+    async def _count(self, request: Request, req: GenerateReq) -> int | None:
+        """Tokens of its prompt, images included; None if the client has gone."""
+        return await unless_gone(request, self._manager.count_tokens(req)) if req.media else len(req.input_ids or ())
 
     def _look_at(self, body: dict[str, Any]) -> None:
         """Notes whose the request is, and checks its model."""

@@ -30,6 +30,10 @@ _ITEM_KEYS = {
     **{f"{name}_call": {"call_id", key} for name, key in _OTHER_CALLS.items()},
     **{f"{name}_call_output": {"call_id", "output"} for name in _OTHER_CALLS},
 }
+NO_COMPACTION = (
+    "this server does not compact conversations, which OpenAI's models do in a form that they alone read: have the model write a "
+    "summary in a request to /v1/responses, or send truncation auto, which leaves out the oldest turns"
+)
 _ITEM_HINTS = frozenset({"type", "id", "status"})
 _PART_HINTS = frozenset({"annotations", "logprobs", *PART_HINTS})
 
@@ -62,6 +66,8 @@ class ItemMessages:
         if isinstance(kind, str) and kind in _ITEM_KEYS:
             note_unknown(item, _ITEM_KEYS[kind] | _ITEM_HINTS, f"key of an item of type {kind}:")
             self._add_known(item, kind, where)
+        elif isinstance(kind, str) and "compaction" in kind:
+            raise UnsupportedError(f"{where}: {NO_COMPACTION}", "input")
         elif kind != "reasoning":
             shown = repr(kind[:SHOWN]) if isinstance(kind, str) else "that is none"
             raise UnsupportedError(
@@ -119,9 +125,15 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if kind in ("input_text", "output_text", "text"):
         note_unknown(part, {"type", "text", *_PART_HINTS}, "key of a part of text:")
         return {"type": "text", "text": part.get("text")}
-    if kind == "input_image" and isinstance(part.get("image_url"), str) and part.get("file_id") is None:
-        note_unknown(part, {"type", "image_url", "detail", "file_id", *PART_HINTS}, "key of a part with an image:")
-        return {"type": "image_url", "image_url": {"url": part["image_url"], "detail": part.get("detail") or "auto"}}
+    if kind == "input_image" and part.get("file_id") is None:
+        given = part.get("image_url")
+        image = given if isinstance(given, dict) else {"url": given}  # an object in chats, and so in some clients
+        if isinstance(image.get("url"), str):
+            note_unknown({**part, **image}, {"type", "image_url", "url", "detail", "file_id", *PART_HINTS}, "key of an image:")
+            return {
+                "type": "image_url",
+                "image_url": {"url": image["url"], "detail": image.get("detail") or part.get("detail")},
+            }
     if kind == "refusal":
         return {"type": "refusal", "refusal": part.get("refusal")}
     shown = repr(kind[:SHOWN]) if isinstance(kind, str) else "that is none"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.server.fields import Fields, check_members, note_ignored, note_unknown
-from sglang.srt.server.openai.protocol import ANSWERING, REFUSED
+from sglang.srt.server.fields import Fields, note_ignored, note_unknown
+from sglang.srt.server.openai.protocol import ANSWERING, REFUSED, note_members
 from sglang.srt.server.openai.responses.input_items import ItemMessages, input_items
 from sglang.srt.server.openai.responses.response_tools import ResponseTools
 
@@ -47,6 +47,8 @@ NAMES = {
     "messages": "input",
 }
 """what errors about a chat call its fields, and what they are here"""
+_FORMATS: dict[str, tuple[str, ...]] = {"json_schema": ("name", "description", "schema", "strict"), "json_object": ("schema",)}
+"""type of `text.format` -> its members"""
 
 
 def chat_body(body: dict[str, Any], tools: ResponseTools) -> dict[str, Any]:
@@ -85,17 +87,15 @@ def _add_text_format(text: Any, chat: dict[str, Any]) -> None:
         return
     if not isinstance(text, dict) or not isinstance(text.get("format") or {}, dict):
         raise RequestError("text must be an object with a format", "text")
-    known = {"format", "verbosity"}
-    for name in sorted(ANSWERING & text.keys() - known):
-        raise UnsupportedError(f"text.{name} is not supported by this server", f"text.{name}")
-    note_unknown(text, known, "key of text:")
+    note_members(text, ("format", "verbosity"), "text", "text")
     if text.get("verbosity") not in (None, "medium"):
         note_ignored("text.verbosity")
     form = text.get("format") or {"type": "text"}
-    if form.get("type") == "json_schema":
-        check_members(form, ("type", "name", "description", "schema", "strict"), "text.format", "text")
-        form = {"type": "json_schema", "json_schema": {key: value for key, value in form.items() if key != "type"}}
-    chat["response_format"] = form
+    kind = form.get("type")
+    known = _FORMATS.get(kind, ()) if isinstance(kind, str) else ()
+    note_members(form, ("type", *known), "text.format", "text")
+    members = {name: form[name] for name in known if name in form}
+    chat["response_format"] = {"type": kind, **({"json_schema": members} if kind == "json_schema" else members)}
 
 
 def _add_reasoning(reasoning: Any, chat: dict[str, Any]) -> None:

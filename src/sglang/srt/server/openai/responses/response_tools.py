@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.server.fields import SHOWN, check_members, note_unknown
+from sglang.srt.server.fields import SHOWN, note_unknown
+from sglang.srt.server.openai.protocol import note_members
 from sglang.srt.server.openai.tools import parse_tools
 
 _FUNCTION_KEYS = ("name", "description", "parameters", "strict")
@@ -57,6 +58,7 @@ class ResponseTools:
         """`tool_choice` as a chat's. Raises RequestError, also for one that forces a tool that was left out."""
         kind = choice.get("type") if isinstance(choice, dict) else choice
         if kind in _WORDS:
+            note_members(choice if isinstance(choice, dict) else {}, ("type",), "tool_choice", "tool_choice")
             if kind == "required" and not self.functions and self.left_out:
                 self._refuse(self.left_out[0])
             return kind
@@ -70,12 +72,12 @@ class ResponseTools:
 
     def _named(self, choice: dict[str, Any]) -> dict[str, Any]:
         given = choice["function"] if isinstance(choice.get("function"), dict) else choice
-        check_members({**choice, **given}, ("type", "function", "name", "namespace"), "tool_choice", "tool_choice")
+        note_members({**choice, **given}, ("type", "function", "name", "namespace"), "tool_choice", "tool_choice")
         return {"type": "function", "function": {"name": self.shown(given.get("name"), given.get("namespace"))}}
 
     def _allowed(self, choice: dict[str, Any]) -> Any:
         allowed = choice["allowed_tools"] if isinstance(choice.get("allowed_tools"), dict) else choice
-        check_members({**choice, **allowed}, ("type", "allowed_tools", "mode", "tools"), "tool_choice", "tool_choice")
+        note_members({**choice, **allowed}, ("type", "allowed_tools", "mode", "tools"), "tool_choice", "tool_choice")
         entries = allowed.get("tools")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise RequestError("tool_choice.tools must be a list of tools", "tool_choice")
