@@ -13,7 +13,8 @@ def models(argv: list[str]) -> int:
     parser.add_argument("--download-dir", metavar="DIR", help="where to look, if not in the user's cache")
     args = parser.parse_args(argv)
     try:
-        from sglang.srt.checkpoint.resolve import ALIASES, DEFAULT_MODEL, default_cache_dir
+        from sglang.srt.checkpoint.resolve import ALIASES, default_cache_dir
+        from sglang.srt.config import DEFAULT_MODEL
     except ModuleNotFoundError as error:
         raise CommandError(f'{error.name} is not installed; models need pip install "sglang-anywhere[srt]"') from error
     folder = Path(args.download_dir).expanduser() if args.download_dir else default_cache_dir() / "models"

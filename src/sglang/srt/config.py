@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+DEFAULT_MODEL = "smollm2-135m-instruct"
+"""the alias that runs where no model is named"""
+
 
 @dataclass(frozen=True)
 class ModelFiles:

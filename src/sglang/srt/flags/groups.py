@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
+from sglang.srt.config import DEFAULT_MODEL
+
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
