@@ -133,10 +133,36 @@ async def test_who_has_gone_is_noticed(monkeypatch: pytest.MonkeyPatch, is_strea
         assert door.num_open == 0
 
 
-async def test_an_old_client_that_ends_is_gone() -> None:
-    """HTTP/1.0 knows no interim answers, so nobody could tell."""
+OLD = b"GET / HTTP/1.0\r\n\r\n"
+
+
+@pytest.mark.parametrize("num_probes", [0, 1, 5, 9])
+async def test_an_old_client_gets_one_answer_that_begins_early(monkeypatch: pytest.MonkeyPatch, num_probes: int) -> None:
+    """HTTP/1.0 knows no interim answers: the probes are the first bytes of the answer, until those end that every answer has."""
+    monkeypatch.setattr(protocol, "PROBE_SECONDS", 0.001 if num_probes else 20.0)
+    monkeypatch.setattr(protocol, "MAX_PROBE_SECONDS", 0.001)
     app = Slow()
     async with opened(app) as door:
-        await sent(door, b"GET / HTTP/1.0\r\n\r\n")
+        reader = await sent(door, OLD)
+        await app.begun.wait()
+        early = await asyncio.wait_for(reader.readexactly(num_probes), 20)
+        if num_probes == len(protocol.EVERY_BEGINNING):
+            await asyncio.sleep(0.05)
+        assert not app.left.is_set()
+        app.may_answer.set()
+        found = early + await whole(reader)
+        assert found.startswith(b"HTTP/1.1 200 OK\r\n") and found.count(b"HTTP/1.1") == 1 and found.endswith(b"\r\n\r\ndone")
+
+
+@pytest.mark.parametrize("how", ["close", "abort"])
+async def test_an_old_client_that_has_gone_is_noticed(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(protocol, "PROBE_SECONDS", 0.02)
+    app = Slow()
+    async with opened(app) as door:
+        _, writer = await door.connect()
+        writer.write(OLD)
+        await app.begun.wait()
+        transport: Any = writer.transport
+        transport.abort() if how == "abort" else transport.close()
         await asyncio.wait_for(app.left.wait(), 20)
         app.may_answer.set()

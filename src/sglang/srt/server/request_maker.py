@@ -49,9 +49,16 @@ class RequestMaker:
         self._longest_token = max(map(len, tokenizer.vocabulary.token_bytes)) if tokenizer is not None else 1
 
     @property
-    def context_len(self) -> int:
-        """Longest sequence the model and its KV pool take."""
-        return min(int(self.info["context_len"]), int(self.info["max_total_tokens"]))
+    def info(self) -> dict[str, Any]:
+        return self._info
+
+    @info.setter
+    def info(self, info: dict[str, Any]) -> None:
+        """Of another scheduler, too."""
+        self._info = info
+        self.vocab_size = int(info["vocab_size"])
+        self.context_len = min(int(info["context_len"]), int(info["max_total_tokens"]))
+        """longest sequence the model and its KV pool take"""
 
     def need_tokenizer(self) -> Tokenizer:
         """Raises RequestError if the server runs without one."""
@@ -70,11 +77,11 @@ class RequestMaker:
         most = current_scope().share_of(self.http.max_queued_requests)
         if len(texts) > most:
             raise RequestError(f"at most {most} texts (--max-queued-requests) are embedded at once, got {len(texts)}", "input")
-        limit, vocab_size = int(self.info["context_len"]), int(self.info["vocab_size"])
+        limit = int(self.info["context_len"])
         for ids in texts:
             if not 0 < len(ids) <= limit:
                 raise RequestError(f"a text has {len(ids)} tokens; the model takes at most {limit}", "input")
-            check_ids("input", ids, vocab_size)
+            check_ids("input", ids, self.vocab_size)
 
     async def make(self, req: GenerateReq, before: list[int] | None = None) -> list[TokenizedReq]:
         """One TokenizedReq for every sample of every prompt, those of a prompt side by side. `before`: what stands before the
@@ -204,7 +211,7 @@ class RequestMaker:
         for i, (prompt, sampling, options, rid) in enumerate(zip(prompts, samplings, logprobs, rids, strict=True)):
             seen = media.get(i)
             ids = seen.ids if seen is not None else prompt or self._empty_prompt()
-            check_request(ids, sampling, options, int(self.info["vocab_size"]), has_text=self.tokenizer is not None)
+            check_request(ids, sampling, options, self.vocab_size, has_text=self.tokenizer is not None)
             may_cut = self.http.allow_auto_truncate and seen is None
             ids, fitted = fit_length(ids, sampling, self.context_len, req.max_new_tokens_is_default, may_cut)
             is_default = req.max_new_tokens_is_default or sampling.max_new_tokens is None
@@ -235,7 +242,8 @@ class RequestMaker:
                         received_at=scope.arrived_at,
                     )
                 )
-                items = tuple(without_pixels(item) for item in items)  # those of one prompt follow each other
+                if items:
+                    items = tuple(map(without_pixels, items))  # those of one prompt follow each other
         return requests
 
     def _logprob_budget(self, samplings: list[SamplingParams]) -> LogprobBudget:

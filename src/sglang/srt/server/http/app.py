@@ -1,7 +1,7 @@
 """The HTTP application: which path goes where, who may ask, and what an error looks like.
 
-The routes of requests are plain Starlette routes, since what they cost is paid by every request; the schema of their bodies
-is added to the OpenAPI document by hand.
+The application is plain Starlette, since what it costs is paid by every request. FastAPI writes the documentation (/docs, /redoc,
+/openapi.json); the schema of bodies is added to that by hand.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -23,7 +23,7 @@ from sglang.srt.server.anthropic.request_ids import RequestIds
 from sglang.srt.server.http.auth import ApiKeys, BodyLimit, RequestScopes, operator_only
 from sglang.srt.server.http.browsers import BrowserGuard, Hosts
 from sglang.srt.server.http.keys import KeyRing
-from sglang.srt.server.http.openapi import add_bodies
+from sglang.srt.server.http.openapi import documentation
 from sglang.srt.server.http.wire import CLIENT_GONE, JsonResponse, anthropic_error_body, error_response, speaks_anthropic
 from sglang.srt.server.limits.body_room import BodyRooms
 from sglang.srt.server.native.parsing_api import parse_function_call, separate_reasoning
@@ -44,22 +44,17 @@ NO_BATCHES = (
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str, Any] | None = None) -> FastAPI:
+def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str, Any] | None = None) -> Starlette:
     """The ASGI application. `flags` are the resolved server arguments, shown by /get_server_info. Raises RequestError for
     preferred sampling parameters that are none."""
-    app = FastAPI(title="sglang", version=__version__, redirect_slashes=False)
     native = NativeApi(manager, options, flags or {}, __version__)
     openai = OpenAIApi(manager, options)
     embeddings = EmbeddingsApi(manager, options.served_model_name)
     scoring = ScoringApi(manager, options.served_model_name)
     table = _routes(native, openai, embeddings, scoring)
     routes = [Route(path, handler, methods=methods) for path, methods, handler in table]
-    app.router.routes[:0] = routes  # they are looked through in order: those of the documentation come last
-    app.add_exception_handler(SglangError, _on_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(ClientDisconnect, _on_leave)
-    app.add_exception_handler(Exception, _on_crash)
-    add_bodies(app)
+    app = Starlette(routes=[*routes, *documentation("sglang", __version__)], exception_handlers=_ERRORS)
+    app.router.redirect_slashes = False
     effects = frozenset(path for path, methods, _ in table if {"GET", "POST"} <= set(methods))
     # the last one added is the first to see a request
     app.add_middleware(BodyRooms, max_bytes=options.max_body_bytes)
@@ -155,6 +150,9 @@ async def _on_leave(request: Request, error: Exception) -> Response:
 async def _on_crash(request: Request, error: Exception) -> Response:
     """A bug. The client learns that much; the log has the rest."""
     return _plain_error(request.url.path, 500, "internal error; the server's log has the details", "InternalServerError")
+
+
+_ERRORS = {SglangError: _on_error, HTTPException: _on_http_error, ClientDisconnect: _on_leave, Exception: _on_crash}
 
 
 def _plain_error(path: str, status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> Response:

@@ -1,4 +1,4 @@
-"""The bodies of the hand-routed endpoints in the OpenAPI document."""
+"""The pages that document the endpoints, and the OpenAPI document behind them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.routing import BaseRoute
 
 from sglang.srt.server.openai.protocol import ChatRequest, CompletionRequest
 
@@ -82,19 +83,21 @@ _GETS = {
 }
 
 
-def add_bodies(app: FastAPI) -> None:
-    """Makes `app.openapi()` describe every endpoint."""
+def documentation(title: str, version: str) -> list[BaseRoute]:
+    """Routes to /openapi.json, which describes every endpoint, and to the pages that show it."""
+    app = FastAPI(title=title, version=version)
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app)
+            app.openapi_schema = _document(title, version)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+    return app.routes
 
 
-def _document(app: FastAPI) -> dict[str, Any]:
-    schema: dict[str, Any] = get_openapi(title=app.title, version=app.version, routes=app.routes)
+def _document(title: str, version: str) -> dict[str, Any]:
+    schema: dict[str, Any] = get_openapi(title=title, version=version, routes=[])
     components = schema.setdefault("components", {}).setdefault("schemas", {})
     posts = dict(_POSTS)
     for path, summary, model in (

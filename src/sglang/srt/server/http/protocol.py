@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httptools
@@ -43,6 +45,8 @@ PROBE_SECONDS = 0.5
 MAX_PROBE_SECONDS = 32.0
 PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """an interim answer, which every client of HTTP/1.1 passes over (RFC 9110, 15.2)"""
+EVERY_BEGINNING = b"HTTP/1.1 "
+"""of answers: who speaks HTTP/1.0, which has no interim ones, is probed with one byte of it after the other"""
 GRACE_SECONDS = 0.1
 """from the moment a client is late to the refusal: what came while this process was busy is read first"""
 
@@ -61,8 +65,27 @@ class _Flow(FlowControl):
     is_held = False
 
     def resume_reading(self) -> None:
-        if not self.is_held:
+        if self.read_paused and not self.is_held:
             super().resume_reading()
+
+
+class _Begun:
+    """A transport on which some of EVERY_BEGINNING has been sent, which the answer leaves out."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._num_sent = 0
+
+    def probe(self) -> None:
+        self._transport.write(EVERY_BEGINNING[self._num_sent : self._num_sent + 1])
+        self._num_sent = min(self._num_sent + 1, len(EVERY_BEGINNING))
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data[self._num_sent :])
+        self._num_sent = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -76,6 +99,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unparsed = b""
         self._begin_head()
         self._in_message = False
+        self._is_answering = False
+        """a whole request has come that has not been answered"""
         self._is_retold = False
         self._body_bytes = 0
         self._body_since = 0.0
@@ -122,6 +147,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._is_answering = False
         if self.transport.is_closing():
             self._close()
             return
@@ -146,26 +172,20 @@ class LimitedProtocol(HttpToolsProtocol):
 
     # --- one request after the other ----------------------------------------------------------------------------------------
 
-    @property
-    def _is_answering(self) -> bool:
-        """Whether a whole request has come that has not been answered."""
-        return not self._in_message and self.cycle is not None and not self.cycle.response_complete
-
     def _parse(self) -> None:
         """Gives the parser what came. What follows a request waits until that is answered."""
         data, at, transport, began = self._unparsed, 0, self.transport, time.monotonic()
         while at < len(data) and not self._is_answering and not transport.is_closing():
-            if time.monotonic() - began > TURN_SECONDS:
+            if at and time.monotonic() - began > TURN_SECONDS:
                 self.loop.call_soon(self._parse)
                 break
-            end = at + self._next_size(data, at)
-            at = end - self._feed(data[at:end])
+            at = self._parse_head(data, at) if self._in_head else self._parse_body(data, at)
         if transport.is_closing():
             self._unparsed = b""
             return
         self._unparsed = data[at:]
         self._open_ones.hold(self, self._head_bytes + len(self._unparsed))
-        if self._reading is None and (self._head_bytes or self._in_message):
+        if self._reading is None and (self._in_message or self._head_bytes):
             self._wait_for_more()
         if self._unparsed:
             self.flow.is_held = True
@@ -182,41 +202,48 @@ class LimitedProtocol(HttpToolsProtocol):
             self._body_since, self._body_bytes = self.loop.time(), 0
             self._reading = self.loop.call_later(BODY_SECONDS, self._check_body)
 
-    def _next_size(self, data: bytes, at: int) -> int:
-        """How many bytes may be parsed before one looks again: not beyond the end of this head or body."""
-        size = len(data) - at
-        if not self._in_head:
-            if self._body_left is None:
-                return self._chunked.measure(data[at : at + PIECE_BYTES])
-            return min(size, self._body_left or 1)
-        seen = self._head_end + data[at : at + HEAD_BYTES]
-        end = seen.find(b"\r\n\r\n")
-        if end >= 0:
-            size = end + 4 - len(self._head_end)
-        return min(size, HEAD_BYTES + 1 - self._head_bytes)
+    def _parse_head(self, data: bytes, at: int) -> int:
+        """Parses bytes of a head from `at` on, not beyond its end. Returns where they end."""
+        before = self._head_end
+        found = (before + data[at : at + HEAD_BYTES]).find(b"\r\n\r\n")
+        end = at + found + 4 - len(before) if found >= 0 else len(data)
+        piece = data[at : min(end, at + HEAD_BYTES + 1 - self._head_bytes)]
+        self._head_bytes += len(piece)
+        self._head_end = (before + piece[-3:])[-3:]
+        at = self._feed(piece, at)
+        if self._in_head and self._head_bytes > HEAD_BYTES:
+            self._refuse(431)
+        return at
 
-    def _feed(self, piece: bytes) -> int:
-        """Returns how many bytes at its end the parser did not take."""
-        left = 0
-        if self._in_head:
-            self._head_bytes += len(piece)
-            self._head_end = (self._head_end + piece[-3:])[-3:]
-        elif self._body_left is None:
-            self._beside += len(piece)
+    def _parse_body(self, data: bytes, at: int) -> int:
+        """The same for a body: all of it that came, or a piece of a chunked one."""
+        left = self._body_left
+        if left is None:
+            size = self._chunked.measure(data[at : at + PIECE_BYTES])
+            self._beside += size
         else:
-            self._body_left -= len(piece)
-        if self.cycle is not None and self.cycle.response_complete and not self._in_head:
-            self._unwanted += len(piece)
+            size = min(len(data) - at, left or 1)
+            self._body_left = left - size
+        if self.cycle.response_complete:
+            self._unwanted += size
+        at = self._feed(data[at : at + size], at)
+        if self._beside > HEAD_BYTES + BESIDE_RATIO * self._taken:
+            self._refuse(431)
+        elif self._unwanted > UNWANTED_BYTES:
+            self._close()
+        return at
+
+    def _feed(self, piece: bytes, at: int) -> int:
+        """Returns where the bytes that the parser took end, if `piece` begins at `at`."""
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:  # an offer to speak another protocol, which one may ignore
-            left = len(piece) - int(upgrade.args[0])
             if self._in_message:
                 self._expect_body()
+            return at + int(upgrade.args[0])
         except httptools.HttpParserError:
             self._refuse(400)
-        self._check_sizes()
-        return left
+        return at + len(piece)
 
     def _expect_body(self) -> None:
         """The parser takes what follows an offer to upgrade for the other protocol. Where that is a body (Java's client sends such
@@ -228,32 +255,29 @@ class LimitedProtocol(HttpToolsProtocol):
         self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
         self._is_retold = False
 
-    def _check_sizes(self) -> None:
-        allowed = HEAD_BYTES + BESIDE_RATIO * self._taken
-        if (self._in_head and self._head_bytes > HEAD_BYTES) or self._beside > allowed:
-            self._refuse(431)
-        elif self._unwanted > UNWANTED_BYTES:
-            self._close()
-
     # --- a client that sends no more ----------------------------------------------------------------------------------------
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether the connection stays open: as long as there is something to answer."""
         self._has_ended = True
-        if not self._is_answering or self.scope["http_version"] != "1.1":
+        if not self._is_answering:
             return False
         if not self._unparsed:
             self.cycle.keep_alive = False
-        self._probing = self.loop.call_later(PROBE_SECONDS, self._probe, PROBE_SECONDS)
+        probe: Callable[[], None] = partial(self.transport.write, PROBE)
+        if self.scope["http_version"] != "1.1":
+            begun: Any = _Begun(self.transport)
+            self.cycle.transport, probe = begun, begun.probe
+        self._probing = self.loop.call_later(PROBE_SECONDS, self._probe, probe, PROBE_SECONDS)
         return True
 
-    def _probe(self, waited: float) -> None:
+    def _probe(self, probe: Callable[[], None], waited: float) -> None:
         """A client that has gone looks the same, until something is sent to it: then its system refuses, which shows with what is
         sent next. Answers that have begun need no probes."""
         if self._is_answering and not self.cycle.response_started:
-            self.transport.write(PROBE)
+            probe()
         waited = min(2 * waited, MAX_PROBE_SECONDS)
-        self._probing = self.loop.call_later(waited, self._probe, waited)
+        self._probing = self.loop.call_later(waited, self._probe, probe, waited)
 
     def _close_if_ended(self) -> None:
         if self._has_ended and not self._is_answering and not self.transport.is_closing():
@@ -307,7 +331,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_message = False
         self._begin_head()
         super().on_message_complete()
-        if self.cycle.response_complete:  # it was answered before its body had come
+        self._is_answering = not self.cycle.response_complete
+        if not self._is_answering:  # it was answered before its body had come
             self._open_ones.rest(self)
 
     # --- writing ------------------------------------------------------------------------------------------------------------
@@ -390,12 +415,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
 def _body_len(headers: list[tuple[bytes, bytes]]) -> int | None:
     """Bytes of the body; None: chunked. Raises ValueError for a number that no body can have."""
-    size: int | None = 0
-    for name, value in headers:
-        if name == b"transfer-encoding":
-            return None
-        if name == b"content-length":
-            size = whole_number(value) if len(value) <= 20 else None
-            if size is None:
-                raise ValueError("content-length is no number that a body can have")
+    said = dict(headers)  # the parser refuses a length that is there twice, or beside chunks
+    length = said.get(b"content-length")
+    if length is None or b"transfer-encoding" in said:
+        return None if b"transfer-encoding" in said else 0
+    size = whole_number(length) if len(length) <= 20 else None
+    if size is None:
+        raise ValueError("content-length is no number that a body can have")
     return size

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 
-_WHOLE = re.compile(rb"[0-9]+")
 _HEXADECIMAL = re.compile(rb"[0-9a-fA-F]+")
 _DECIMAL = re.compile(rb"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 MAX_DIGITS = 19
@@ -15,7 +14,7 @@ MAX_DIGITS = 19
 def whole_number(text: bytes) -> int | None:
     """None for what is none, or has too many digits."""
     digits = text.lstrip(b"0") or text[-1:]
-    return int(digits) if _WHOLE.fullmatch(text) and len(digits) <= MAX_DIGITS else None
+    return int(digits) if text.isdigit() and len(digits) <= MAX_DIGITS else None
 
 
 def hexadecimal_number(text: bytes) -> int | None:

@@ -76,9 +76,10 @@ class Answer:
 
     def message(self) -> dict[str, Any]:
         """The whole choice as a message."""
+        text = self.text
         return {
             "role": "assistant",
-            "content": self.text if self.text or not self.calls else None,
+            "content": text if text or not self.calls else None,
             "reasoning_content": self.reasoning or None,
             "tool_calls": [call.as_dict(i) for i, call in enumerate(self.calls)] or None,
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 from sglang.srt.errors import RequestError
 from sglang.srt.sampling_params import SamplingParams, check_sampling_params
-from sglang.srt.server.fields import check_members, client_names
+from sglang.srt.server.fields import check_members
 from sglang.srt.server.openai.protocol import CommonRequest
 
 _FORMAT_KEYS = {
@@ -24,11 +24,7 @@ _SCHEMA_KINDS: dict[str, type | tuple[type, ...]] = {
     "schema_": (dict, bool),
 }
 _LISTS = ("stop", "stop_regex", "stop_token_ids")
-_SAME = [
-    name
-    for name in SamplingParams.__struct_fields__
-    if name in CommonRequest.model_fields and name not in (*_LISTS, "logit_bias")
-]
+_SAME = {*SamplingParams.__struct_fields__} & {*CommonRequest.model_fields} - {*_LISTS, "logit_bias"}
 """Parameters that have the same name and type in both APIs."""
 
 
@@ -36,11 +32,11 @@ def sampling_params(request: CommonRequest, max_new_tokens: int | None, defaults
     """Raises RequestError for values out of range. `defaults` are by native names."""
     values = {**defaults, "max_new_tokens": max_new_tokens}
     given = request.model_fields_set
-    for name in _SAME:
-        if name in given and (value := getattr(request, name)) is not None:
+    for name in _SAME & given:
+        if (value := getattr(request, name)) is not None:
             values[name] = value
-    for name in _LISTS:
-        if name in given and (value := getattr(request, name)) is not None:
+    for name in given.intersection(_LISTS):
+        if (value := getattr(request, name)) is not None:
             values[name] = (value,) if isinstance(value, str) else tuple(value)
     if request.min_tokens is not None:
         values["min_new_tokens"] = request.min_tokens
@@ -49,8 +45,11 @@ def sampling_params(request: CommonRequest, max_new_tokens: int | None, defaults
     if request.response_format is not None:
         values.update(_constraint(request.response_format))
     params = SamplingParams(**values)
-    with client_names(field_names(request)):
+    try:
         check_sampling_params(params)
+    except RequestError as error:
+        error.rename(field_names(request))
+        raise
     return params
 
 

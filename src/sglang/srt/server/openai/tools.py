@@ -285,8 +285,14 @@ def call_id(format_name: str) -> str:
 # --- models without a tool template -----------------------------------------------------------------------------------------
 
 
+_PLAIN_ROLES = frozenset({"system", "developer", "user"})
+"""whose messages neither call nor answer a call"""
+
+
 def tell_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Messages for a template that knows no calls: earlier ones are the assistant's text, results are the user's."""
+    if _PLAIN_ROLES.issuperset([message["role"] for message in messages]):
+        return messages
     called = {
         entry["id"]: entry["function"]["name"]
         for message in reversed(messages)

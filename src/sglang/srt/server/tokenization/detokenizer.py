@@ -8,6 +8,7 @@ Stop strings are found by the scheduler, on the same bytes; here they are only l
 from __future__ import annotations
 
 import codecs
+from itertools import filterfalse
 
 from sglang.srt.messages import TokenOut
 from sglang.srt.vocabulary import SpecialSpacing, Vocabulary
@@ -72,7 +73,7 @@ class Detokenizer:
         if self._spacing is not None:
             return b"".join([self._spacing.note(i) + table[i] for i in ids if 0 <= i < size])
         if not skip.isdisjoint(ids):
-            ids = [i for i in ids if i not in skip]
+            ids = list(filterfalse(skip.__contains__, ids))
         if ids and (min(ids) < 0 or max(ids) >= size):
             ids = [i for i in ids if 0 <= i < size]
         return b"".join(map(table.__getitem__, ids))
