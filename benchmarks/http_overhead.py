@@ -89,9 +89,10 @@ def run_server(port: int, profile: str | None) -> None:
 async def _serve(port: int, profiler: Any) -> None:
     import threading
 
+    from sglang.srt.process.endpoint import listen
     from sglang.srt.process.logs import configure_access_log, configure_logging
     from sglang.srt.process.transport import SocketServerEnd
-    from sglang.srt.process.uvicorn_server import HttpServer, limit_arenas, listen, uvicorn_config
+    from sglang.srt.process.uvicorn_server import HttpServer, limit_arenas, uvicorn_config
     from sglang.srt.server.http.app import create_app
     from sglang.srt.server.tokenization.tokenizer import open_tokenizer
     from sglang.srt.server.tokenizer_manager import TokenizerManager

@@ -73,11 +73,13 @@ class RunningServer:
         return self.process.wait(timeout)
 
 
-def start_server(log: Path, *flags: str, model: str = DEFAULT_MODEL) -> RunningServer:
-    """Starts `python -m sglang.launch_server` and waits until it is ready."""
+def start_server(log: Path, *flags: str, model: str = DEFAULT_MODEL, environ: dict[str, str] | None = None) -> RunningServer:
+    """Starts `python -m sglang.launch_server` and waits until it is ready. `environ`: variables besides those of this process."""
     port = free_port()
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--port", str(port), *flags]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
+    environment = (
+        os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])} | (environ or {})
+    )
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
     server = RunningServer(process, f"http://127.0.0.1:{port}", log)

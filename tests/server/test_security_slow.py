@@ -15,7 +15,8 @@ import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sglang.srt.config import HttpOptions
-from sglang.srt.process.uvicorn_server import HttpServer, listen, uvicorn_config
+from sglang.srt.process.endpoint import listen
+from sglang.srt.process.uvicorn_server import HttpServer, uvicorn_config
 from sglang.srt.server.http import protocol as http_protocol
 
 LIMIT = 0.3

@@ -9,7 +9,7 @@ import pytest
 
 from sglang.srt.errors import ConfigError
 from sglang.srt.model.capacity import HostMemory, ModelFootprint, plan_capacity
-from sglang.srt.process.uvicorn_server import listen
+from sglang.srt.process.endpoint import listen
 from sglang.srt.server_args import ServerArgs
 
 NAN, INF = float("nan"), float("inf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -60,10 +61,14 @@ def serve(argv: list[str], prog: str = "sglang serve", welcome: bool = True) -> 
             file=sys.stderr,
         )
         return 1
+    shows_welcome = welcome and args.log_format == "text"
     try:
-        launch_server(args, on_ready=(lambda: _print_welcome(args)) if welcome else None)
+        launch_server(args, on_ready=(lambda: _print_welcome(args)) if shows_welcome else None)
     except SglangError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        if args.log_format == "json":
+            logging.getLogger("sglang").critical("%s", error)
+        else:
+            print(f"{prog}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -76,9 +81,15 @@ def _with_model_flag(argv: list[str]) -> list[str]:
 
 
 def _print_welcome(args: ServerArgs) -> None:
+    if args.uds is not None:
+        print(
+            f"{args.served_model_name or args.model_path} is ready:\n\n  curl --unix-socket {args.uds} http://localhost/v1/models\n"
+        )
+        return
     host = "localhost" if args.host in ("127.0.0.1", "0.0.0.0", "::", "") else args.host
     programs = {name: program(name) for name in ("sglang", "python")}
-    url, model = f"http://{host}:{args.port}", args.served_model_name or args.model_path
+    scheme = "https" if args.ssl_certfile is not None else "http"
+    url, model = f"{scheme}://{host}:{args.port}", args.served_model_name or args.model_path
     print(WHAT_TO_TRY.format(model=model, url=url, **programs), flush=True)
 
 

@@ -132,11 +132,19 @@ class HttpOptions:
 
     host: str = "127.0.0.1"
     port: int = 30000
+    uds: str | None = None
+    """path of a unix socket, instead of host and port"""
+    root_path: str = ""
+    """below which clients see the server: empty, or /path"""
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    ssl_keyfile_password: str | None = None
     served_model_name: str = "default"
     api_keys: tuple[str, ...] = ()
     admin_api_key: str | None = None
     log_level: str = "info"
     log_level_http: str | None = None
+    log_format: Literal["text", "json"] = "text"
     log_requests: bool = False
     log_requests_level: int = 0
     enable_metrics: bool = True

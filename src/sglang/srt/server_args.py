@@ -42,7 +42,17 @@ from sglang.srt.flags.groups import (
 from sglang.srt.flags.names import OtherFlags, keep_others, option, takes_other_names
 from sglang.srt.flags.parser import FlagParser, add_fields
 from sglang.srt.flags.sources import FlagReader
-from sglang.srt.flags.values import parse_hosts, parse_key, parse_keys, parse_origins, parse_size, read_keys, split_names
+from sglang.srt.flags.values import (
+    parse_hosts,
+    parse_key,
+    parse_keys,
+    parse_origins,
+    parse_root_path,
+    parse_size,
+    read_keys,
+    read_private,
+    split_names,
+)
 
 logger = logging.getLogger("sglang")
 
@@ -83,9 +93,12 @@ class ServerArgs(
         return cls(**{name: value for name, value in vars(args).items() if name in names})
 
     def url(self) -> str:
-        """Where the server is, for a client on this machine."""
+        """Where the server is, for a client on this machine: http(s)://HOST:PORT, or unix:PATH."""
+        if self.uds is not None:
+            return f"unix:{self.uds}"
+        scheme = "https" if self.ssl_certfile is not None else "http"
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
     def resolve(self) -> RuntimeConfig:
         """Checks the flags against each other and groups them. Raises ConfigError with one sentence."""
@@ -156,11 +169,17 @@ class ServerArgs(
             http=HttpOptions(
                 host=self.host,
                 port=self.port,
+                uds=self.uds,
+                root_path=parse_root_path(self.root_path),
+                ssl_certfile=self.ssl_certfile,
+                ssl_keyfile=self.ssl_keyfile,
+                ssl_keyfile_password=self._tls_password(),
                 served_model_name=self.served_model_name or self.model_path,
                 api_keys=self._api_keys(),
                 admin_api_key=self._admin_api_key(),
                 log_level=self.log_level,
                 log_level_http=self.log_level_http,
+                log_format=self.log_format,  # type: ignore[arg-type]
                 log_requests=self.log_requests,
                 log_requests_level=self.log_requests_level,
                 enable_metrics=self.enable_metrics,
@@ -203,6 +222,14 @@ class ServerArgs(
             ),
             flags=self.public(seed),
         )
+
+    def _tls_password(self) -> str | None:
+        path, flag = self.ssl_keyfile_password_file, self.named("ssl_keyfile_password_file")
+        if path is None:
+            return self.ssl_keyfile_password
+        if self.ssl_keyfile_password is not None:
+            raise ConfigError(f"{flag} and {self.named('ssl_keyfile_password')} are both given: leave one out")
+        return read_private(flag, path).rstrip("\r\n")
 
     def _runs_on_cuda(self) -> bool:
         """--device auto takes a GPU where there is one and what its kernels need."""

@@ -72,6 +72,7 @@ ALIASES: dict[str, str] = {
     "moe_data_parallel_size": "moe_dp_size",
     "nccl_init_addr": "dist_init_addr",
     "speculative_draft_model": "speculative_draft_model_path",
+    "fastapi_root_path": "root_path",
     "impl": "model_impl",
     "return_hidden_states": "enable_return_hidden_states",
     "hierarchical_sparse_attention_extra_config": "hisparse_config",
@@ -409,15 +410,16 @@ FLAGS: dict[str, OtherFlag] = {
     # --- the server
     **_refused("only a command line reads flags from a file", one="config"),
     **_refused(
-        "the server speaks HTTP/1.1: let a proxy speak HTTP/2 and TLS",
-        "grpc_mode smg_grpc_mode enable_http2 enable_ssl_refresh",
-        "smg_http_sidecar_port grpc_port sidecar sidecar_args ssl_keyfile ssl_certfile ssl_ca_certs ssl_keyfile_password",
+        "the server speaks HTTP/1.1: let a proxy speak HTTP/2",
+        "grpc_mode smg_grpc_mode enable_http2",
+        "smg_http_sidecar_port grpc_port sidecar sidecar_args",
     ),
+    **_refused("clients are known by their API keys: let a proxy ask for certificates", one="ssl_ca_certs"),
+    **_refused("a new certificate is read at SIGHUP", "enable_ssl_refresh"),
     **_taken(
         "the server speaks HTTP/1.1",
         one="grpc_response_timeout_secs http2_max_concurrent_streams http2_initial_connection_window_size",
     ),
-    **_neutral("let the proxy take the path off", fastapi_root_path=""),
     **_taken("the server warms itself up; --skip-server-warmup leaves that out", one="warmups"),
     **_refused("the server starts with the weights of --model-path", "checkpoint_engine_wait_weights_before_ready"),
     **_refused("files of a checkpoint are not compared with checksums", many="model_checksum"),
@@ -441,7 +443,7 @@ FLAGS: dict[str, OtherFlag] = {
         "log_stats_interval crash_dump_folder",
         "log_requests_target uvicorn_access_log_exclude_prefixes",
     ),
-    **_neutral("logs are text", log_requests_format="text"),
+    **_neutral("the log has one format: --log-format", log_requests_format="text"),
     **_taken("traces are sent where --otlp-traces-endpoint says", "enable_trace", "trace_modules otlp_service_name"),
     **_taken("logits that are no numbers always end their request", "enable_nan_detection disable_nan_detection crash_on_nan"),
     **_refused(

@@ -173,6 +173,14 @@ class HttpFlags:
 
     host: str = _http("127.0.0.1", "address to listen on")
     port: int = _http(30000, "port to listen on", least=1, most=65535)
+    uds: str | None = _http(
+        None, "path of a unix socket to listen on, instead of --host and --port; only its owner may connect"
+    )
+    root_path: str = _http("", "path below which a proxy shows this server, such as /llm")
+    ssl_certfile: str | None = _http(None, "certificate (PEM, with its chain): the server speaks HTTPS")
+    ssl_keyfile: str | None = _http(None, "private key of the certificate (PEM); default: it is in --ssl-certfile")
+    ssl_keyfile_password: str | None = _http(None, "password of the private key; better in a file", secret=True)
+    ssl_keyfile_password_file: str | None = _http(None, "file with the password of the private key")
     api_key: str | None = _http(
         None,
         "API keys (Bearer tokens), separated by commas; better in a file or in SGLANG_API_KEY; default: no authentication",
@@ -228,6 +236,7 @@ class OperationFlags:
     drain_seconds: float = _operation(5.0, "how long running requests may go on after SIGTERM or Ctrl-C", least=0.0)
     stop_with_stdin: bool = _operation(False, "stop when standard input closes (for programs that start a server)")
     log_level: str = _operation("info", "log level", choices=LEVELS)
+    log_format: str = _operation("text", "lines of text, or one JSON object a line", choices=("text", "json"))
     log_level_http: str | None = _operation(None, "log level of HTTP; default: --log-level", choices=LEVELS)
     log_requests: bool = _operation(False, "log every request")
     log_requests_level: int = _operation(0, "0: sizes, 1: parameters, 2: part of the text, 3: everything", choices=(0, 1, 2, 3))

@@ -13,6 +13,7 @@ from sglang.srt.errors import ConfigError
 _HOST = re.compile(r"\*|(\*?\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 _SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?) ?(?P<unit>[kmgt]?)(?P<kind>i?b?)", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+")
 MAX_KEY_FILE = 1 << 20
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#@\s]+")
 
@@ -110,6 +111,14 @@ def parse_hosts(text: str | None) -> tuple[str, ...]:
                 f"--allowed-hosts takes names such as api.example.com, without scheme and port, got {name!r} (addresses need not be named)"
             )
     return names
+
+
+def parse_root_path(text: str) -> str:
+    """A path without a slash at its end; empty for none. Raises ConfigError."""
+    path = text.rstrip("/")
+    if path and not _ROOT_PATH.fullmatch(path):
+        raise ConfigError(f"--root-path is a path such as /llm, got {text[:100]!r}")
+    return path
 
 
 def parse_origins(text: str | None) -> tuple[str, ...]:

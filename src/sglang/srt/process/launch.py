@@ -21,6 +21,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -30,9 +31,10 @@ from typing import Any, NoReturn
 import uvloop
 
 from sglang.srt.checkpoint.resolve import with_files
-from sglang.srt.config import RuntimeConfig
+from sglang.srt.config import HttpOptions, RuntimeConfig
 from sglang.srt.errors import ConfigError, EngineDeadError
 from sglang.srt.messages import StateReq, ToScheduler
+from sglang.srt.process.endpoint import close_endpoint, open_endpoint, renew_certificate, tls_context
 from sglang.srt.process.heap import keep_loaded_objects
 from sglang.srt.process.logs import configure_access_log, configure_logging
 from sglang.srt.process.scheduler_child import SchedulerProcess
@@ -43,13 +45,12 @@ from sglang.srt.process.uvicorn_server import (
     HttpServer,
     first_request,
     limit_arenas,
-    listen,
     raise_file_limit,
     uvicorn_config,
 )
 from sglang.srt.server.aside import is_busy
 from sglang.srt.server.http.app import create_app
-from sglang.srt.server.http.starting import OuterApp
+from sglang.srt.server.http.starting import OuterApp, RootPath
 from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.tokenization.tokenizer import open_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
@@ -77,12 +78,15 @@ class Server:
         listener: socket.socket,
         on_ready: Callable[[], None] | None,
         last_resort: LastResort,
+        tls: ssl.SSLContext | None = None,
+        reread: Callable[[], HttpOptions] | None = None,
     ) -> None:
         self._config = config
         self._listener = listener
         self._on_ready = on_ready
         self._outer_app = OuterApp()
-        self._http = HttpServer(uvicorn_config(self._outer_app, config.http))
+        app = RootPath(self._outer_app, config.http.root_path)
+        self._http = HttpServer(uvicorn_config(app, config.http), tls)
         self._scheduler = SchedulerProcess(config)
         self._manager: TokenizerManager | None = None
         self._deaths: list[float] = []
@@ -92,6 +96,8 @@ class Server:
         self._draining: asyncio.Task[None] | None = None
         self._receiver: asyncio.Task[None] | None = None
         self._last_resort = last_resort
+        self._tls = tls
+        self._reread = reread
         self._handlers: dict[int, Any] = {}
 
     def _send(self, message: ToScheduler) -> None:
@@ -164,12 +170,29 @@ class Server:
                 loop.call_soon_threadsafe(self._on_signal)
 
         self._handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup asks for nothing to happen
+            hang_up = stop if _has_terminal() else lambda *_: loop.call_soon_threadsafe(self._reload)
+            self._handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
         if self._config.http.stop_with_stdin:
             threading.Thread(target=_when_stdin_ends, args=(stop,), name="stdin", daemon=True).start()
 
     def _stop_listening(self) -> None:
         for number, before in self._handlers.items():
             signal.signal(number, before)
+
+    def _reload(self) -> None:
+        """Reads the files of keys and of the certificate again; all else stays as it was at the start."""
+        if self._reread is None or self._manager is None:
+            return
+        try:
+            http = self._reread()
+            if self._tls is not None:
+                renew_certificate(self._tls, http)
+        except ConfigError as error:
+            logger.error("SIGHUP: nothing is changed, since %s", error)
+            return
+        self._manager.keys.replace(http.api_keys, http.admin_api_key)
+        logger.info("SIGHUP: keys and certificate were read again.")
 
     def _on_signal(self) -> None:
         if self._manager is None:
@@ -299,6 +322,11 @@ class LastResort:
             faulthandler.cancel_dump_traceback_later()
 
 
+def _has_terminal() -> bool:
+    """Whether somebody sits before it, so that SIGHUP says that they have gone. Services have none."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def _when_stdin_ends(stop: Callable[[], None]) -> None:
     """Calls `stop` when standard input is closed."""
     while os.read(0, 4096):
@@ -308,18 +336,19 @@ def _when_stdin_ends(stop: Callable[[], None]) -> None:
 
 def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) -> None:
     """Serves until Ctrl-C or SIGTERM. Raises SglangError when the server cannot start or cannot be kept up."""
-    configure_logging(args.log_level, args.log_level_http)
-    configure_access_log(args.log_level_http or args.log_level)
+    configure_logging(args.log_level, args.log_level_http, args.log_format)
+    configure_access_log(args.log_level_http or args.log_level, args.log_format)
     config = args.resolve()
     hide_secrets(args.secrets())
     raise_file_limit()
     limit_arenas()
-    listener = listen(config.http.host, config.http.port)
+    tls = tls_context(config.http)
+    listener = open_endpoint(config.http)
     config = with_files(config)  # a wrong name of a model is told before all that is long
     logger.info("server_args=%s", args.without_secrets())
     last_resort = LastResort()
     try:
-        uvloop.run(Server(config, listener, on_ready, last_resort).run())
+        uvloop.run(Server(config, listener, on_ready, last_resort, tls, lambda: args.resolve().http).run())
         if is_busy():  # with texts of clients who have been told that it is over
             _end_at_once()
     finally:
@@ -327,7 +356,7 @@ def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) 
             last_resort.arm(0.0)
         else:
             last_resort.disarm()
-        listener.close()
+        close_endpoint(listener, config.http.uds)
 
 
 def _end_at_once() -> NoReturn:

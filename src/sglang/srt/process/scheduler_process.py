@@ -179,7 +179,7 @@ def main() -> int:
     config = _read_config(LIFE_LINE)
     directory = sys.argv[1]
     _die_with_the_server(LIFE_LINE, directory)
-    configure_logging(config.http.log_level)
+    configure_logging(config.http.log_level, log_format=config.http.log_format)
     try:
         dump = (Path(directory) / DUMP).open("wb")
         link = SocketSchedulerEnd(directory)

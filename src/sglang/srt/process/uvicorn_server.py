@@ -1,12 +1,13 @@
-"""The HTTP server's side of a process: its address, how uvicorn runs it, limits of files and memory, and the first request."""
+"""The HTTP server's side of a process: how uvicorn runs it, limits of files and memory, and the first request."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
-import errno
 import logging
 import socket
+import ssl
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -15,9 +16,9 @@ import httpx
 import uvicorn
 
 from sglang.srt.config import HttpOptions, RuntimeConfig
-from sglang.srt.errors import ConfigError
+from sglang.srt.process.endpoint import BACKLOG
 from sglang.srt.server.http.connections import Connections
-from sglang.srt.server.http.protocol import LimitedProtocol
+from sglang.srt.server.http.protocol import HEAD_SECONDS, LimitedProtocol
 
 logger = logging.getLogger("sglang")
 
@@ -29,7 +30,30 @@ M_ARENA_MAX = -8
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers: Server owns the signals."""
+    """uvicorn without its signal handlers: Server owns the signals. `tls`: how connections are encrypted."""
+
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(config)
+        self._tls = tls
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does it, but that clients have as long to agree on a key as they have for a head."""
+        config = self.config
+
+        def connection(_loop: asyncio.AbstractEventLoop | None = None) -> asyncio.Protocol:
+            protocol: Any = config.http_protocol_class
+            made: asyncio.Protocol = protocol(config=config, server_state=self.server_state, app_state={}, _loop=_loop)
+            return made
+
+        timeout = HEAD_SECONDS if self._tls is not None else None
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(
+                connection, sock=listener, ssl=self._tls, backlog=config.backlog, ssl_handshake_timeout=timeout
+            )
+            for listener in sockets or []
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -49,19 +73,28 @@ def uvicorn_config(app: Any, http: HttpOptions) -> uvicorn.Config:
         proxy_headers=False,
         timeout_keep_alive=60,
         timeout_graceful_shutdown=LAST_SECONDS,
-        backlog=4096,
+        backlog=BACKLOG,
     )
+
+
+def own_url(http: HttpOptions) -> str:
+    """Where this process finds itself."""
+    scheme = "https" if http.ssl_certfile is not None else "http"
+    if http.uds is not None:
+        return f"{scheme}://localhost"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(http.host, http.host)
+    return f"{scheme}://[{host}]:{http.port}" if ":" in host else f"{scheme}://{host}:{http.port}"
 
 
 async def first_request(config: RuntimeConfig, embeds: bool) -> None:
     http = config.http
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(http.host, http.host)
     prompt: dict[str, Any] = {"text": "The capital city of France is"}
     if config.text.skip_tokenizer_init:
         prompt = {"input_ids": [10, 11, 12]}
     headers = [(b"Authorization", b"Bearer " + http.api_keys[0].encode())] if http.api_keys else []
-    base = f"http://[{host}]:{http.port}" if ":" in host else f"http://{host}:{http.port}"
-    async with httpx.AsyncClient(base_url=base, headers=headers, timeout=600, trust_env=False) as client:
+    # it speaks to itself: whom the certificate names says nothing
+    transport = httpx.AsyncHTTPTransport(uds=http.uds, verify=False)
+    async with httpx.AsyncClient(base_url=own_url(http), headers=headers, timeout=600, transport=transport) as client:
         await client.get("/v1/models")
         await client.get("/get_model_info")
         if embeds:
@@ -71,23 +104,6 @@ async def first_request(config: RuntimeConfig, embeds: bool) -> None:
             reply = await client.post("/generate", json=body)
     if reply.status_code != 200:
         logger.error("The first request failed with status %d: %s", reply.status_code, reply.text[:500])
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, not yet listening. Raises ConfigError if the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except (OSError, OverflowError, ValueError, TypeError) as error:  # the last two: an impossible host name
-        listener.close()
-        reason = getattr(error, "strerror", None) or str(error)
-        is_ours = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
-        flag = "--port" if is_ours else "--host"
-        raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose another with {flag}") from error
-    listener.set_inheritable(False)
-    return listener
 
 
 def raise_file_limit() -> None:

@@ -174,6 +174,10 @@ def wire_rid(client: str, rid: str) -> str:
     return f"{client}/{rid}" if client else rid
 
 
+HEALTH_RIDS = f"HEALTH_CHECK_{token_hex(8)}_"
+"""begins the ids of health checks; no client knows it"""
+
+
 def own_rid(request: TokenizedReq) -> str:
     """The name by which its client knows it."""
     client = request.client[0] if request.client else ""

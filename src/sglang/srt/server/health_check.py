@@ -10,7 +10,7 @@ from uuid import uuid4
 from sglang.srt.errors import SglangError
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.calls import Call
-from sglang.srt.server.generate_req import GenerateReq
+from sglang.srt.server.generate_req import HEALTH_RIDS, GenerateReq
 from sglang.srt.server.http.request_scope import RequestScope, enter_scope
 
 LOOK_SECONDS = 0.5
@@ -49,7 +49,7 @@ class HealthCheck:
     async def _generates(self, timeout: float) -> bool:
         asked = time.monotonic()
         sampling = SamplingParams(max_new_tokens=1, temperature=0.0)
-        call = await self._start(GenerateReq(input_ids=[0], sampling=sampling, rid=f"HEALTH_CHECK_{uuid4().hex}"))
+        call = await self._start(GenerateReq(input_ids=[0], sampling=sampling, rid=f"{HEALTH_RIDS}{uuid4().hex}"))
         try:
             while time.monotonic() - asked < timeout:
                 await call.ready(LOOK_SECONDS)

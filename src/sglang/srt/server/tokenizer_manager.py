@@ -88,7 +88,7 @@ class TokenizerManager:
         self._controls = ControlCalls(send)
         self._embeddings = EmbeddingCalls(send)
         self.sessions = Sessions(http.max_sessions, http.max_session_tokens, http.session_timeout)
-        self._clients = KeyRing(http.api_keys, http.admin_api_key).clients
+        self.keys = KeyRing(http.api_keys, http.admin_api_key)
         self._death: str | None = None
         self._away: str | None = None
         self._back = asyncio.Event()
@@ -181,7 +181,7 @@ class TokenizerManager:
         """Aborts a sequence, or all sequences of a call, of the client of this request; for the operator, of any client. Its caller
         gets the final output. An unknown rid is ignored."""
         scope = current_scope()
-        for client in self._clients if scope.is_operator else (scope.key,):
+        for client in self.keys.clients if scope.is_operator else (scope.key,):
             key = wire_rid(client, rid)
             self._in_flight.abort(key, message)
             self._embeddings.abort(key)

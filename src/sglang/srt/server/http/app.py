@@ -22,7 +22,6 @@ from sglang.srt.errors import SglangError
 from sglang.srt.server.anthropic.request_ids import RequestIds
 from sglang.srt.server.http.auth import ApiKeys, BodyLimit, RequestScopes, operator_only
 from sglang.srt.server.http.browsers import BrowserGuard, Hosts
-from sglang.srt.server.http.keys import KeyRing
 from sglang.srt.server.http.openapi import documentation
 from sglang.srt.server.http.wire import CLIENT_GONE, JsonResponse, anthropic_error_body, error_response, speaks_anthropic
 from sglang.srt.server.limits.body_room import BodyRooms
@@ -61,7 +60,7 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
     app.add_middleware(RequestScopes)
     if options.api_keys or options.admin_api_key is not None:
-        app.add_middleware(ApiKeys, keys=KeyRing(options.api_keys, options.admin_api_key))
+        app.add_middleware(ApiKeys, keys=manager.keys)
     hosts = Hosts(options.allowed_hosts, options.host)
     app.add_middleware(BrowserGuard, hosts=hosts, origins=options.cors_origins, effects=effects)
     if options.cors_origins:

@@ -30,6 +30,10 @@ class KeyRing:
     """The configured keys and whose they are. With fewer than two keys, the admin's included, there is nobody to tell apart."""
 
     def __init__(self, keys: tuple[str, ...], admin_key: str | None) -> None:
+        self.replace(keys, admin_key)
+
+    def replace(self, keys: tuple[str, ...], admin_key: str | None) -> None:
+        """These are the keys from now on. Requests that are here go on."""
         every = tuple(dict.fromkeys(keys if admin_key is None else (*keys, admin_key)))
         self.is_needed = bool(keys)
         self.stranger = Identity(is_operator=not every)

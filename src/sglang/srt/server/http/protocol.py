@@ -260,6 +260,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether the connection stays open: as long as there is something to answer."""
         self._has_ended = True
+        if self.scheme == "https":  # a connection with TLS ends as a whole
+            return False
         if not self._is_answering:
             return False
         if not self._unparsed:

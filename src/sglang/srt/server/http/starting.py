@@ -15,6 +15,20 @@ from sglang.srt.server.http.wire import JsonResponse, anthropic_error, error_res
 _MESSAGE = "the server is starting: its model is being loaded"
 
 
+class RootPath:
+    """Takes `root_path` off the paths of requests, for proxies that leave it there. Those that take it off themselves are served as
+    well."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._prefix = f"{root_path}/"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if len(self._prefix) > 1 and scope["type"] == "http" and scope["path"].startswith(self._prefix):
+            scope["path"] = scope["path"][len(self._prefix) - 1 :]
+        await self._app(scope, receive, send)
+
+
 class _Visit:
     """One HTTP request. `has_begun`: its response is on its way. `is_over`: its time was up before."""
 

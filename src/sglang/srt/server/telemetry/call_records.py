@@ -15,7 +15,7 @@ import msgspec
 from sglang.srt.config import HttpOptions
 from sglang.srt.messages import SchedulerStats, TokenizedReq, TokenOut
 from sglang.srt.server.calls import Sequence
-from sglang.srt.server.generate_req import GenerateOut, own_rid
+from sglang.srt.server.generate_req import HEALTH_RIDS, GenerateOut, own_rid
 from sglang.srt.server.telemetry.metrics import Metrics
 from sglang.srt.server.telemetry.tracing import Moments, Tracing
 
@@ -27,6 +27,8 @@ SHORT_TEXT = 200
 
 
 class RequestLog:
+    """Writes it, where it is `enabled`. Health checks of the server itself are not in it."""
+
     def __init__(self, enabled: bool, level: int) -> None:
         self._enabled = enabled
         self._level = level
@@ -81,7 +83,10 @@ class RequestLog:
 
     @staticmethod
     def _write(event: str, request: TokenizedReq, entry: dict[str, Any]) -> None:
-        logger.info("%s", msgspec.json.encode({"event": event, "rid": own_rid(request), **entry}).decode())
+        if own_rid(request).startswith(HEALTH_RIDS):
+            return
+        fields = msgspec.to_builtins({"event": event, "rid": own_rid(request), **entry})
+        logger.info("%s", msgspec.json.encode(fields).decode(), extra={"fields": fields})
 
 
 # --- the log of requests ----------------------------------------------------------------------------------------------------
