@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import os
 import pty
@@ -18,6 +20,8 @@ import httpx
 import pytest
 
 from sglang.commands.serve import program
+from sglang.srt.flags.names import option
+from sglang.srt.server_args import ServerArgs
 from tests.conftest import ROOT, RunningServer, start_server
 from tests.server.test_processes import wait_dead
 
@@ -51,11 +55,33 @@ def test_unknown_command_names_the_nearest() -> None:
     assert "'serve'" in one_line(sglang("sreve"), 2)
 
 
-def test_serve_help_is_grouped() -> None:
+def test_serve_help_begins_with_what_most_people_need() -> None:
     shown = sglang("serve", "--help").stdout
+    assert "--model-path" in shown and "--grammar-backend" not in shown and len(shown.splitlines()) < 60
+    for part in ("constrained decoding ", "SGLANG_MAX_BODY_BYTES=64MiB", "--config FILE", "examples:\n  sglang serve "):
+        assert part in shown
+    everything = sglang("serve", "--help", "all").stdout
     for heading in ("model:", "device and memory:", "scheduling:", "constrained decoding:", "HTTP:", "operation:"):
-        assert f"\n{heading}\n" in shown, heading
-    assert max(map(len, shown.splitlines())) <= 100
+        assert f"\n{heading}\n" in everything, heading
+    assert max(map(len, (shown + everything).splitlines())) <= 100
+    flags = [f for f in dataclasses.fields(ServerArgs) if f.metadata["help"] != argparse.SUPPRESS]
+    assert not [f.name for f in flags if option(f.name) not in everything]
+    assert not re.search(r"default: [^)]*\)\s*\(default|default:\s*\)", everything) and "64 MiB" in everything
+
+
+def test_serve_help_about_one_thing() -> None:
+    group = sglang("serve", "--help", "images").stdout
+    assert "--max-media-bytes" in group and "--port" not in group
+    assert group == sglang("serve", "--help=images and videos").stdout
+    flag = sglang("serve", "--help", "max_media_bytes").stdout
+    assert "SGLANG_MAX_MEDIA_BYTES" in flag and "--media-root" not in flag
+    assert "did you mean 'scheduling'" in one_line(sglang("serve", "--help", "schedling"), 2)
+
+
+@pytest.mark.parametrize("command", ["chat", "run", "bench serve", "bench offline", "models"])
+def test_help_ends_with_examples(command: str) -> None:
+    shown = sglang(*command.split(), "--help").stdout
+    assert f"\nexamples:\n  sglang {command} " in shown
 
 
 def test_the_welcome_names_programs_that_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

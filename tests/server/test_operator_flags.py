@@ -173,6 +173,28 @@ def test_the_log_is_objects_without_polls_and_without_secrets(secured: Secured) 
     assert log.isascii() and not [key for key in (FILE_KEY, LINE_KEY, ADMIN_KEY, "wrong-key") if key in log]
 
 
+def run_command(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sglang.cli", "run", "--raw", "--temperature", "0", "--max-tokens", "4", *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")} | environ
+    return subprocess.run([*command, "The capital of France is"], capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_commands_speak_tls_with_a_key_of_the_environment(secured: Secured) -> None:
+    authority = secured.folder / "ca.pem"
+    secured.ca.cert_pem.write_to_path(str(authority))
+    done = run_command("--url", secured.url, "--ca-file", str(authority), SGLANG_API_KEY=FILE_KEY)
+    assert done.stdout.startswith(" Paris"), done.stderr
+    for words, said in (
+        (("--url", secured.url), "certificate verify failed"),
+        (("--url", secured.url, "--ca-file", "/no/such/file"), "--ca-file /no/such/file cannot be used: No such file"),
+        (("--url", secured.url, "--ca-file", str(authority)), "API key"),
+        (("--url", secured.server.url), "cannot reach the server"),
+        (("--url", "unix:/no/such/socket"), "cannot reach the server at /no/such/socket"),
+    ):
+        done = run_command(*words, SGLANG_API_KEY="")
+        assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1, (words, done.stderr)
+
+
 def test_sighup_reads_keys_and_certificate_again(secured: Secured) -> None:
     def last_word() -> str:
         said = [entry["message"] for entry in log_entries(secured.server) if entry.get("message", "").startswith("SIGHUP")]
@@ -240,6 +262,7 @@ def test_clients_of_a_socket(behind_socket: tuple[RunningServer, str]) -> None:
         assert talk.models.list().data[0].id == DEFAULT_MODEL
         ask: Any = {"model": "x", "prompt": "One, two,", "max_tokens": 4, "stream": True}
         assert "".join(chunk.choices[0].text for chunk in talk.completions.create(**ask))
+    assert run_command("--url", f"unix:{path}").stdout.startswith(" Paris")
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/health", trust_env=False)
     with over(path) as client:

@@ -21,6 +21,11 @@ class Parser(argparse.ArgumentParser):
             prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
         )
 
+    def end_with(self, *examples: str, starts_server: bool = True) -> None:
+        """What --help ends with: how flags of a server are given, and examples."""
+        shown = "\n  ".join(("examples:", *(f"{self.prog} {example}" for example in examples)))
+        self.epilog = f"{SERVE_FLAGS}\n\n{shown}" if starts_server else shown
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
@@ -35,5 +40,6 @@ class Parser(argparse.ArgumentParser):
 def add_server_choice(parser: Parser) -> None:
     """Flags that name a running server."""
     group = parser.add_argument_group("server", "a running one by --url; else MODEL is started and stopped with the command")
-    group.add_argument("--url", help="base address of a running server, such as http://localhost:30000")
-    group.add_argument("--api-key", help="key of that server")
+    group.add_argument("--url", help="a running server: http://HOST:PORT, https://..., or unix:PATH of a socket")
+    group.add_argument("--api-key", metavar="KEY", help="key of that server (default: SGLANG_API_KEY, which ps does not show)")
+    group.add_argument("--ca-file", metavar="FILE", help="authority of its certificate (PEM; default: the system's)")

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
-from sglang.commands.arguments import SERVE_FLAGS, CommandError, Parser
+from sglang.commands.arguments import CommandError, Parser
 from sglang.commands.bench_serve import add_output, add_shape, shape_of, write_results
 from sglang.commands.load import Prompts
 from sglang.commands.report import Outcome, summarize, times
@@ -24,7 +24,7 @@ def bench_offline(argv: list[str]) -> int:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="alias, folder, .gguf file or hub id")
     add_shape(parser)
     add_output(parser)
-    parser.epilog = SERVE_FLAGS
+    parser.end_with("", "./model.gguf --num-requests 64 --input-len 512 --output-len 128 -- --threads 4")
     args, serve_flags = parser.parse_split(argv)
     shape = shape_of(args, parser)
     try:

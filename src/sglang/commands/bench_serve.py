@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sglang.commands.arguments import SERVE_FLAGS, CommandError, Parser, add_server_choice
+from sglang.commands.arguments import CommandError, Parser, add_server_choice
 from sglang.commands.connection import Connection, connect
 from sglang.commands.load import Prompts, Shape, Target, run_load
 from sglang.commands.report import Outcome, chart, summarize, table, times
@@ -75,7 +75,7 @@ def _parser() -> Parser:
     )
     add_output(parser)
     add_server_choice(parser)
-    parser.epilog = SERVE_FLAGS
+    parser.end_with("--url http://localhost:30000 --request-rate 4", "./model.gguf --concurrency 8 --chart load.svg")
     return parser
 
 
@@ -102,7 +102,7 @@ def _target(args: argparse.Namespace, connection: Connection) -> Target:
     info = connection.get("/get_server_info") if args.api != "chat" else None
     vocab_size = ((info or {}).get("model") or {}).get("vocab_size")
     size = int(vocab_size) if isinstance(vocab_size, int) and vocab_size > 512 else None
-    return Target(connection.url, args.api, connection.model_name(), args.api_key, size)
+    return Target(connection.address, args.api, connection.model_name(), size)
 
 
 async def _warm_up(target: Target, shape: Shape, args: argparse.Namespace) -> None:

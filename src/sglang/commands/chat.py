@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sglang.commands.arguments import SERVE_FLAGS, CommandError, Parser, add_server_choice
+from sglang.commands.arguments import CommandError, Parser, add_server_choice
 from sglang.commands.connection import Connection, connect
 from sglang.commands.media import media_part
 
@@ -345,7 +345,12 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--temperature", type=float, metavar="T")
     parser.add_argument("--max-tokens", type=int, metavar="N")
     add_server_choice(parser)
-    parser.epilog = SERVE_FLAGS
+    parser.end_with(
+        "",
+        "./model.gguf --system 'Answer in one sentence.'",
+        "--url https://llm.example.com --ca-file ca.pem",
+        "--url unix:/run/sglang/sglang.sock",
+    )
     return parser.parse_split(argv)
 
 

@@ -17,14 +17,18 @@ import tempfile
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from sglang.commands.address import Address
 from sglang.commands.arguments import CommandError
 from sglang.common.server_process import end_process, free_port, wait_until
 from sglang.common.sse import EventStream
 from sglang.utils import PORTS
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
 
 START_SECONDS = 1800.0
 """a first start may download a model"""
@@ -33,16 +37,16 @@ START_SECONDS = 1800.0
 class Connection:
     """Requests to one server. Raises CommandError with the server's own sentence when it refuses."""
 
-    def __init__(self, url: str, api_key: str | None = None) -> None:
-        if not url.startswith(("http://", "https://")):
-            url = f"http://{url}"
-        self.url = url.rstrip("/").removesuffix("/v1")
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.url = address.socket_path or address.base_url
         timeout = httpx.Timeout(10.0, read=None)
         try:
-            self._client = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+            self._client = httpx.Client(
+                base_url=address.base_url, headers=address.headers, timeout=timeout, transport=address.transport()
+            )
         except (httpx.InvalidURL, ValueError) as error:
-            raise CommandError(f"{url!r} is not the address of a server: {error}") from error
+            raise CommandError(f"{address.url!r} is not the address of a server: {error}") from error
 
     def close(self) -> None:
         self._client.close()
@@ -119,7 +123,7 @@ def connect(args: argparse.Namespace, model: str | None, serve_flags: list[str],
     """The server that the flags mean. `serve_flags` are for a server of the session."""
     if args.url is None:
         with _session_server(model, serve_flags, prog) as url:
-            connection = Connection(url)
+            connection = Connection(Address(url))
             try:
                 yield connection
             finally:
@@ -128,7 +132,7 @@ def connect(args: argparse.Namespace, model: str | None, serve_flags: list[str],
     if model is not None or serve_flags:
         what = f"the model {model!r}" if model is not None else serve_flags[0]
         raise CommandError(f"{what} cannot be combined with --url: that server is already running")
-    connection = Connection(args.url, args.api_key)
+    connection = Connection(Address(args.url, args.api_key, args.ca_file))
     try:
         yield connection
     finally:
@@ -145,14 +149,18 @@ def _session_server(model: str | None, serve_flags: list[str], prog: str) -> Ite
             f'{error.name} is not installed; running a model here needs pip install "sglang-anywhere[srt]"'
         ) from error
     flags = [*(["--model-path", model] if model is not None else []), *serve_flags]
-    name = parse_server_args(flags, prog).model_path  # a bad flag ends the program here, with one line
+    args = parse_server_args(flags, prog)  # a bad flag ends the program here, with one line
+    _check_reachable(args, serve_flags)
+    name = args.model_path
     port = free_port("127.0.0.1", random.sample(PORTS, 200))
     command = [sys.executable, "-m", "sglang.launch_server", "--stop-with-stdin", *flags, "--port", str(port)]
     with tempfile.TemporaryDirectory(prefix="sglang-") as folder:
         log = Path(folder) / "log"
         with log.open("wb") as out:
             # a session of its own: Ctrl-C in this terminal is for the answer, not for the server
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True, env=_plain_environment()
+            )
         try:
             _wait_until_ready(process, log, name)
             yield f"http://127.0.0.1:{port}"
@@ -160,6 +168,25 @@ def _session_server(model: str | None, serve_flags: list[str], prog: str) -> Ite
             assert process.stdin is not None
             process.stdin.close()
             end_process(process, grace=10.0)
+
+
+ELSEWHERE = ("uds", "ssl_certfile", "ssl_keyfile", "api_key", "api_key_file", "log_format")
+"""flags with which a server of the session could not be spoken to, or its log not be read"""
+
+
+def _check_reachable(args: ServerArgs, serve_flags: list[str]) -> None:
+    given = [name for name in ELSEWHERE if serve_flags and getattr(args, name) not in (None, "text")]
+    given = [name for name in given if f"SGLANG_{name.upper()}" not in os.environ]
+    if given:
+        raise CommandError(
+            f"--{given[0].replace('_', '-')} is for servers that others use: start one with sglang serve, and give its --url here"
+        )
+
+
+def _plain_environment() -> dict[str, str]:
+    """Without the variables that say how other servers are spoken to."""
+    away = {f"SGLANG_{name.upper()}" for name in (*ELSEWHERE, "host", "root_path", "admin_api_key", "admin_api_key_file")}
+    return {name: value for name, value in os.environ.items() if name not in away}
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, name: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from sglang.commands.address import Address
 from sglang.commands.report import Outcome
 from sglang.common.sse import EventStream
 
@@ -35,10 +36,9 @@ class Target:
     """Where requests go. `api`: native (/generate), completions or chat. `vocab_size`: ids below it are sampled for prompts; with
     None prompts are words, about one token each."""
 
-    url: str
+    address: Address
     api: str
     model: str
-    api_key: str | None
     vocab_size: int | None
 
 
@@ -167,13 +167,12 @@ async def run_load(
     note: Callable[[Outcome], None],
 ) -> tuple[list[Outcome], float]:
     """Sends `count` requests, as `send_all` does."""
-    headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
     requests = (body_of(target, prompt, output_len) for prompt, _, output_len in (prompts.sample() for _ in range(count)))
-    return await send_all(target.url, headers, requests, rate, concurrency or count, seed, note)
+    return await send_all(target.address, target.address.headers, requests, rate, concurrency or count, seed, note)
 
 
 async def send_all(
-    url: str,
+    address: Address,
     headers: dict[str, str],
     requests: Iterable[tuple[str, dict[str, Any]]],
     rate: float | None,
@@ -187,7 +186,8 @@ async def send_all(
     gate = asyncio.Semaphore(concurrency)
     rng = random.Random(seed)
     timeout = httpx.Timeout(None, connect=30.0)
-    async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=timeout, trust_env=False) as client:
+    transport = address.async_transport(limits)
+    async with httpx.AsyncClient(base_url=address.base_url, headers=headers, timeout=timeout, transport=transport) as client:
         since = time.perf_counter()
 
         async def one(path: str, body: dict[str, Any]) -> Outcome:

@@ -11,6 +11,7 @@ def models(argv: list[str]) -> int:
     """The command."""
     parser = Parser("sglang models", "Models with a short name: size, licence, and whether they are downloaded.")
     parser.add_argument("--download-dir", metavar="DIR", help="where to look, if not in the user's cache")
+    parser.end_with("", starts_server=False)
     args = parser.parse_args(argv)
     try:
         from sglang.srt.checkpoint.resolve import ALIASES, default_cache_dir

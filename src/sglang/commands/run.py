@@ -7,7 +7,7 @@ import contextlib
 import sys
 from typing import Any
 
-from sglang.commands.arguments import SERVE_FLAGS, CommandError, Parser, add_server_choice
+from sglang.commands.arguments import CommandError, Parser, add_server_choice
 from sglang.commands.chat import printable, response_format
 from sglang.commands.connection import Connection, connect
 from sglang.commands.media import media_part
@@ -26,7 +26,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)")
     parser.add_argument("--seed", type=int, metavar="N")
     add_server_choice(parser)
-    parser.epilog = SERVE_FLAGS
+    parser.end_with(
+        "'What is the capital of France?'",
+        "./model.gguf 'List three colours as JSON.' --json '{\"type\": \"array\"}'",
+        "--url http://localhost:30000 - < prompt.txt",
+    )
     args, serve_flags = parser.parse_split(argv)
     if len(args.words) > 2 or (len(args.words) == 2 and args.url is not None):
         parser.error("the prompt must be one argument: put it in quotes")

@@ -39,6 +39,7 @@ from sglang.srt.flags.groups import (
     OperationFlags,
     SchedulingFlags,
 )
+from sglang.srt.flags.help import Formatter, asked_for_help, show_help
 from sglang.srt.flags.names import OtherFlags, keep_others, option, takes_other_names
 from sglang.srt.flags.parser import FlagParser, add_fields
 from sglang.srt.flags.sources import FlagReader
@@ -321,12 +322,16 @@ def parse_server_args(argv: list[str], prog: str) -> ServerArgs:
     """Flags of a command line, of the environment and of the file of --config. Exits with status 2 and one line for a bad one."""
     parser = FlagParser(
         prog=prog,
-        usage=f"{prog} [--model-path MODEL] [FLAG ...]",
-        description="Serve a model over HTTP.",
+        usage=f"{prog} [MODEL] [FLAG ...]",
+        description="Serve a model over HTTP, to clients of OpenAI's and Anthropic's APIs and to programs of this package.",
         allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=100),
+        add_help=False,
+        formatter_class=Formatter,
     )
     add_fields(parser, ServerArgs)
+    topic = asked_for_help(argv)
+    if topic is not None:
+        show_help(parser, topic)
     flags = FlagReader(parser, ServerArgs).read(argv, os.environ)
     args = ServerArgs(**flags.known)
     keep_others(args, flags.others, flags.origins)

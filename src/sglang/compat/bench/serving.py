@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
+from sglang.commands.address import Address
 from sglang.commands.arguments import CommandError
 from sglang.commands.load import send_all
 from sglang.commands.report import Outcome
@@ -253,7 +254,7 @@ def _warm_up(args: argparse.Namespace, server: _Server, asked: list[tuple[str, d
     if args.warmup_requests < 1:
         return
     first = [asked[0]] * args.warmup_requests
-    outcomes, _ = asyncio.run(send_all(server.url, server.headers, first, None, len(first), 0, lambda outcome: None))
+    outcomes, _ = asyncio.run(send_all(Address(server.url), server.headers, first, None, len(first), 0, lambda outcome: None))
     failed = next((o.error for o in outcomes if o.error is not None), None)
     if failed is not None:
         raise CommandError(f"the first request failed: {failed}")
@@ -268,7 +269,7 @@ def _run(args: argparse.Namespace, server: _Server, asked: list[tuple[str, dict[
         def note(outcome: Outcome) -> None:
             bar.update(1)
 
-        return asyncio.run(send_all(server.url, server.headers, asked, rate, limit, args.seed, note))
+        return asyncio.run(send_all(Address(server.url), server.headers, asked, rate, limit, args.seed, note))
 
 
 # --- results ----------------------------------------------------------------------------------------------------------------

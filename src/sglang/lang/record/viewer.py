@@ -126,7 +126,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="sglang trace", description="View recorded runs.")
     commands = parser.add_subparsers(dest="command", required=True)
     view = commands.add_parser("view", help="render a recording as an HTML page")
-    view.add_argument("recording")
+    view.add_argument("recording", metavar="RECORDING", help="a file that a recorded run wrote")
     view.add_argument("-o", "--output", help="where to write the page (default: beside the recording)")
     given = parser.parse_args(arguments)
     try:

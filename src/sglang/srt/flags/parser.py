@@ -67,7 +67,7 @@ def _add_field(group: Any, f: dataclasses.Field[Any], kind: type[Any]) -> None:
     else:
         read = parse_size if f.metadata.get("is_size") else kind
         nargs = "+" if f.metadata.get("several") else None
-        group.add_argument(*names, type=read, nargs=nargs, choices=_words(f), metavar=_metavar(f), **common)
+        group.add_argument(*names, type=read, nargs=nargs, choices=_words(f), metavar=_metavar(f, kind), **common)
 
 
 def _help(f: dataclasses.Field[Any]) -> str:
@@ -76,10 +76,14 @@ def _help(f: dataclasses.Field[Any]) -> str:
     if text == argparse.SUPPRESS:
         return text
     text = re.sub(r"; default: (.*)$", r" (default: \1)", text).replace("%", "%%")
-    if "default: " in text or f.default in (None, False, "{}"):
-        return text
     default: Any = f.default
-    return f"{text} (default: {show_size(default) if f.metadata.get('is_size') else default})"
+    if "default: " in text or default in (None, True, False, "", "{}"):
+        return text
+    return f"{text} (default: {show_size(default) if f.metadata.get('is_size') else _shown(default)})"
+
+
+def _shown(default: Any) -> str:
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _words(f: dataclasses.Field[Any]) -> list[Any] | None:
@@ -87,11 +91,14 @@ def _words(f: dataclasses.Field[Any]) -> list[Any] | None:
     return [*choices, *VALUES.get(f.name, ()), *REFUSED_VALUES.get(f.name, ())] if choices else None
 
 
-def _metavar(f: dataclasses.Field[Any]) -> str:
+def _metavar(f: dataclasses.Field[Any], kind: type[Any]) -> str:
     choices = f.metadata.get("choices")
     if choices:
         return f"{{{','.join(map(str, choices))}}}"
-    return "SIZE" if f.metadata.get("is_size") else f.name.rsplit("_", 1)[-1].upper()
+    if kind is float and {"timeout", "seconds"} & set(f.name.split("_")):
+        return "SECONDS"
+    by_kind = {int: "SIZE" if f.metadata.get("is_size") else "N", float: "X"}
+    return by_kind.get(kind) or ("JSON" if f.default == "{}" else f.name.rsplit("_", 1)[-1].upper())
 
 
 def spell_out(words: list[str], parser: FlagParser, cls: type[Any]) -> list[str]:
