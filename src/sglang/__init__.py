@@ -64,7 +64,10 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'sglang' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
+    from sglang.common.install import needs_extra
+
+    with needs_extra("srt"):
+        value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
 

@@ -56,11 +56,12 @@ def _hint(name: str) -> str:
 
 def _call(target: str, name: str, rest: list[str]) -> int:
     from sglang.commands.arguments import CommandError
+    from sglang.common.install import MissingPackage
 
     module, _, function = target.partition(":")
     try:
         return int(getattr(import_module(module), function)(rest))
-    except CommandError as error:
+    except (CommandError, MissingPackage) as error:
         print(f"sglang {name}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from sglang.commands.arguments import CommandError, Parser
 from sglang.commands.bench_serve import add_output, add_shape, shape_of, write_results
 from sglang.commands.load import Prompts
 from sglang.commands.report import Outcome, summarize, times
+from sglang.common.install import needs_extra
 
 if TYPE_CHECKING:
     from sglang.srt.engine import Engine
@@ -27,12 +28,10 @@ def bench_offline(argv: list[str]) -> int:
     parser.end_with("", "./model.gguf --num-requests 64 --input-len 512 --output-len 128 -- --threads 4")
     args, serve_flags = parser.parse_split(argv)
     shape = shape_of(args, parser)
-    try:
+    with needs_extra("srt"):
         from sglang.srt.engine import Engine
         from sglang.srt.errors import SglangError
         from sglang.srt.server_args import parse_server_args
-    except ModuleNotFoundError as error:
-        raise CommandError(f'{error.name} is not installed; the engine needs pip install "sglang-anywhere[srt]"') from error
     flags = [*(["--model-path", args.model] if args.model is not None else []), *serve_flags]
     server_args = dataclasses.replace(parse_server_args(flags, PROG), log_level="error")
     try:

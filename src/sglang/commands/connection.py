@@ -23,6 +23,7 @@ import httpx
 
 from sglang.commands.address import Address
 from sglang.commands.arguments import CommandError
+from sglang.common.install import needs_extra
 from sglang.common.server_process import end_process, free_port, wait_until
 from sglang.common.sse import EventStream
 from sglang.utils import PORTS
@@ -142,12 +143,8 @@ def connect(args: argparse.Namespace, model: str | None, serve_flags: list[str],
 @contextlib.contextmanager
 def _session_server(model: str | None, serve_flags: list[str], prog: str) -> Iterator[str]:
     """Starts a server; its address."""
-    try:
+    with needs_extra("srt"):
         from sglang.srt.server_args import parse_server_args
-    except ModuleNotFoundError as error:
-        raise CommandError(
-            f'{error.name} is not installed; running a model here needs pip install "sglang-anywhere[srt]"'
-        ) from error
     flags = [*(["--model-path", model] if model is not None else []), *serve_flags]
     args = parse_server_args(flags, prog)  # a bad flag ends the program here, with one line
     _check_reachable(args, serve_flags)

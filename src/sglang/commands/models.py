@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sglang.commands.arguments import CommandError, Parser
+from sglang.commands.arguments import Parser
+from sglang.common.install import needs_extra
 
 
 def models(argv: list[str]) -> int:
@@ -13,11 +14,9 @@ def models(argv: list[str]) -> int:
     parser.add_argument("--download-dir", metavar="DIR", help="where to look, if not in the user's cache")
     parser.end_with("", starts_server=False)
     args = parser.parse_args(argv)
-    try:
+    with needs_extra("srt"):
         from sglang.srt.checkpoint.resolve import ALIASES, default_cache_dir
         from sglang.srt.config import DEFAULT_MODEL
-    except ModuleNotFoundError as error:
-        raise CommandError(f'{error.name} is not installed; models need pip install "sglang-anywhere[srt]"') from error
     folder = Path(args.download_dir).expanduser() if args.download_dir else default_cache_dir() / "models"
     for name, alias in ALIASES.items():
         path = folder / name / alias.file.file_name

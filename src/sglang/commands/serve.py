@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sglang.common.install import MissingPackage, needs_extra
+
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
@@ -50,16 +52,14 @@ Ctrl-C stops the server.
 def serve(argv: list[str], prog: str = "sglang serve", welcome: bool = True) -> int:
     """Serves until Ctrl-C. Returns the exit status; what went wrong is one line on standard error."""
     try:
-        from sglang.srt.errors import SglangError
-        from sglang.srt.server_args import parse_server_args
+        with needs_extra("srt"):
+            from sglang.srt.errors import SglangError
+            from sglang.srt.server_args import parse_server_args
 
-        args = parse_server_args(_with_model_flag(argv), prog)
-        from sglang.srt.process.launch import launch_server
-    except ModuleNotFoundError as error:
-        print(
-            f'{prog}: error: {error.name} is not installed; the server needs pip install "sglang-anywhere[srt]"',
-            file=sys.stderr,
-        )
+            args = parse_server_args(_with_model_flag(argv), prog)
+            from sglang.srt.process.launch import launch_server
+    except MissingPackage as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
         return 1
     shows_welcome = welcome and args.log_format == "text"
     try:

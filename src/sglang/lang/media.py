@@ -16,6 +16,7 @@ import zlib
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
+from sglang.common.install import install_packages
 from sglang.common.pil_png import encode_png
 
 _SIGNATURES = (
@@ -107,7 +108,8 @@ def load_video_data(path: str, num_frames: int) -> str:
     try:
         cv2: Any = importlib.import_module("cv2")
     except ImportError as error:
-        raise ImportError("video() reads frames with OpenCV: pip install opencv-python-headless") from error
+        command = install_packages("opencv-python-headless")
+        raise ImportError(f"video() reads frames with OpenCV: {command}") from error
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
     if not os.path.exists(path):

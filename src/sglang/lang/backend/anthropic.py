@@ -6,6 +6,7 @@ import inspect
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
+from sglang.common.install import needs_extra
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Meta, Prompt
 from sglang.lang.backend.cloud import TokenUsage, api_options, as_backend_error, conversation, split_data_uri, split_system
 from sglang.lang.chat_template import ChatTemplate, get_chat_template
@@ -22,8 +23,8 @@ class Anthropic(BaseBackend):
     is_chat_model = True
 
     def __init__(self, model_name: str, *args: Any, chat_template: ChatTemplate | None = None, **kwargs: Any) -> None:
-        import anthropic
-
+        with needs_extra("anthropic"):
+            import anthropic
         super().__init__(chat_template or get_chat_template("claude"))
         self.model_name = model_name
         self.token_usage = TokenUsage()

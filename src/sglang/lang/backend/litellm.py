@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
+from sglang.common.install import needs_extra
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Meta, Prompt
 from sglang.lang.backend.cloud import TokenUsage, api_options, as_backend_error, conversation
 from sglang.lang.chat_template import ChatTemplate, get_chat_template_by_model_path
@@ -27,8 +28,8 @@ class LiteLLM(BaseBackend):
         max_retries: int | None = None,
         default_headers: Mapping[str, str] | None = None,
     ) -> None:
-        import litellm
-
+        with needs_extra("litellm"):
+            import litellm
         super().__init__(chat_template or get_chat_template_by_model_path(model_name))
         self.model_name = model_name
         self.token_usage = TokenUsage()

@@ -9,6 +9,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
+from sglang.common.install import install_packages, needs_extra
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Meta, Prompt
 from sglang.lang.backend.cloud import TokenUsage, api_options, as_backend_error, conversation
 from sglang.lang.chat_template import ChatTemplate
@@ -46,8 +47,8 @@ class OpenAI(BaseBackend):
         encoding: Any = None,
         **kwargs: Any,
     ) -> None:
-        import openai
-
+        with needs_extra("openai"):
+            import openai
         super().__init__(chat_template)
         self.model_name = model_name
         self.is_chat_model = model_name not in _COMPLETION_MODELS if is_chat_model is None else is_chat_model
@@ -222,7 +223,7 @@ def _encoding_of(model_name: str) -> Any:
         tiktoken: Any = importlib.import_module("tiktoken")
     except ImportError as error:
         raise ImportError(
-            "select on OpenAI's API splits the choices into tokens with tiktoken: pip install tiktoken"
+            f"select on OpenAI's API splits the choices into tokens with tiktoken: {install_packages('tiktoken')}"
         ) from error
     try:
         return tiktoken.encoding_for_model(model_name)

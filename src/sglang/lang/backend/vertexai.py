@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from typing import Any, TypeVar
 
+from sglang.common.install import needs_extra
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Meta, Prompt
 from sglang.lang.backend.cloud import TokenUsage, api_options, as_backend_error, conversation, split_data_uri, split_system
 from sglang.lang.errors import BadReplyError, UnsupportedFeatureError
@@ -28,13 +29,11 @@ class VertexAI(BaseBackend):
     constraints = frozenset({"json_schema"})
 
     def __init__(self, model_name: str, safety_settings: Any = None, **kwargs: Any) -> None:
-        try:
+        with needs_extra("vertexai"):
             import google.auth.exceptions
             import httpx
             from google import genai
             from google.genai import errors
-        except ImportError as error:
-            raise ImportError("VertexAI needs Google's client: pip install google-genai") from error
         if "GCP_PROJECT_ID" not in os.environ:
             raise ValueError("VertexAI needs the environment variable GCP_PROJECT_ID")
         super().__init__()

@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from typing import Any, cast
 
+from sglang.common.install import install_extras, install_kernels
 from sglang.srt.config import DeviceOptions, MemoryOptions
 from sglang.srt.errors import ConfigError
 from sglang.srt.model.capacity import HostMemory, host_memory
@@ -33,12 +34,13 @@ def create_ops(device: DeviceOptions, rank: int = 0, dtype: str = "bfloat16") ->
     except ImportError as error:
         if device.kernels == "cpu":
             raise ConfigError(
-                f"--kernels cpu: the C++ kernels cannot be loaded ({error}); reinstall with a C++ compiler"
+                f"--kernels cpu: the C++ kernels cannot be loaded ({error}); with a C++ compiler: {install_kernels()}"
             ) from error
         logger.warning(
             "The C++ kernels cannot be loaded (%s). The NumPy reference runs instead: answers are right but 10 to 50 times "
-            "slower. Install a C++ compiler and reinstall to change that.",
+            "slower. To change that, install a C++ compiler (on Debian and Ubuntu: apt install g++) and then: %s",
             error,
+            install_kernels(),
         )
         return ReferenceOps()
     return CpuOps(device.threads, ahead=default_threads() > 1)  # on one core nothing runs beside anything
@@ -51,8 +53,8 @@ def _cuda_ops(device: DeviceOptions, rank: int, dtype: str) -> Ops:
         from sglang.srt.model.kernels.cuda.ops import create_cuda_ops
     except ImportError as error:
         raise ConfigError(
-            f"--device cuda needs torch and Triton ({error}): pip install 'sglang-anywhere[srt,cuda]', or leave the flag out to "
-            "run on the CPU"
+            f"--device cuda needs torch and Triton ({error}): {install_extras('srt', 'cuda')}; or leave the flag out to run on the "
+            "CPU"
         ) from error
     where = "cpu" if device.device == "cpu" else f"cuda:{rank}"
     if where != "cpu":

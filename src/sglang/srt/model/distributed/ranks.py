@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+from sglang.common.install import install_packages
 from sglang.srt.errors import ConfigError
 from sglang.srt.model.kernels.ops import Array
 
@@ -96,7 +97,8 @@ def join(directory: Path, rank: int, size: int, device: str, deterministic: bool
         import torch
         import torch.distributed as dist
     except ImportError as error:
-        raise ConfigError(f"--tp-size {size} needs torch for what the ranks say to each other: pip install torch") from error
+        command = install_packages("torch==2.13.0")
+        raise ConfigError(f"--tp-size {size} needs torch for what the ranks say to each other: {command}") from error
     store = dist.FileStore(str(directory / RENDEZVOUS), size)
     try:
         if device == "cpu":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sglang.common.install import install_extras
 from sglang.srt.checkpoint.resolve import find_files
 from sglang.srt.config import RuntimeConfig
 from sglang.srt.errors import ConfigError
@@ -21,6 +22,6 @@ def open_intake(config: RuntimeConfig, info: dict[str, Any], tokenizer: Tokenize
         from sglang.srt.server.multimodal.intake import create_intake
     except ImportError as error:
         raise ConfigError(
-            f"this model takes images, which needs Pillow and transformers ({error}): install sglang-anywhere[srt,vision]"
+            f"this model takes images, which needs Pillow and transformers ({error}): {install_extras('srt', 'vision')}"
         ) from error
     return create_intake(find_files(config.model).path, tokenizer, config.media)

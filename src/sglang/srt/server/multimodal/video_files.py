@@ -36,7 +36,7 @@ class VideoFile:
             self._av = importlib.import_module("av")
         except ImportError as error:
             raise RequestError(
-                f"{label} is a video file, and this server has no video decoder (it comes with sglang-anywhere[video]); send "
+                f"{label} is a video file, and this server has no video decoder (whoever runs it can install its extra [video]); send "
                 "an animated GIF, WebP or PNG"
             ) from error
         settings = {"protocol_whitelist": "none"} | ({"enable_drefs": "0"} if container == "mov" else {})

@@ -11,11 +11,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from sglang.common.install import install_extras
 from sglang.srt.errors import ConfigError
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.server.generate_req import own_rid
-
-INSTALL = 'pip install "sglang-anywhere[otel]"'
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,9 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ModuleNotFoundError as error:
-            raise ConfigError(f"--otlp-traces-endpoint needs OpenTelemetry ({error.name} is missing): {INSTALL}") from error
+            raise ConfigError(
+                f"--otlp-traces-endpoint needs OpenTelemetry ({error.name} is missing): {install_extras('otel')}"
+            ) from error
         url = endpoint if endpoint.rstrip("/").endswith("/v1/traces") else endpoint.rstrip("/") + "/v1/traces"
         self._model = model
         self._provider = TracerProvider(resource=Resource.create({"service.name": "sglang"}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sglang.common.install import needs_extra
 from sglang.srt.checkpoint.resolve import default_cache_dir, resolve_model
 from sglang.srt.server.tokenization.model_files import read_gguf
 
@@ -13,7 +14,8 @@ def load_transformers_tokenizer(
 ) -> Any:
     """The tokenizer of an alias, a folder, a .gguf file or a hub id. `options` go to transformers where it reads a folder.
     Raises ModelError for a model that does not exist, ModuleNotFoundError without transformers (the extra "vision")."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    with needs_extra("vision"):
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     files = resolve_model(tokenizer_path, revision=revision, download_dir=download_dir)
     if files.kind == "folder":

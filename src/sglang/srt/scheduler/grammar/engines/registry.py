@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sglang.common.install import install_extras
 from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import ConfigError
 from sglang.srt.scheduler.grammar.engines.base import GrammarBackend
@@ -17,10 +18,10 @@ def create_backend(vocabulary: Vocabulary | None, options: GrammarOptions, threa
         try:
             from sglang.srt.scheduler.grammar.engines.llguidance_backend import LLGuidanceBackend
         except ImportError as error:
-            raise ConfigError("the grammar backend llguidance is not installed: pip install llguidance") from error
+            raise ConfigError(f"the grammar backend llguidance is not installed: {install_extras('srt')}") from error
         return LLGuidanceBackend(vocabulary, options, threads)
     try:
         from sglang.srt.scheduler.grammar.engines.xgrammar_backend import XGrammarBackend
     except ImportError as error:
-        raise ConfigError("the grammar backend xgrammar is not installed: pip install 'sglang-anywhere[xgrammar]'") from error
+        raise ConfigError(f"the grammar backend xgrammar is not installed: {install_extras('xgrammar')}") from error
     return XGrammarBackend(vocabulary, options, threads)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sglang.common.install import install_extras
 from sglang.srt.checkpoint.files import read_object, shown
 from sglang.srt.errors import ModelError, RequestError
 from sglang.srt.media_item import MediaKind
@@ -110,7 +111,7 @@ class ModelFolder:
             found = getattr(importlib.import_module(f"transformers.models.{module}"), name)
         except ImportError as error:
             raise ModelError(
-                f"serving images needs transformers and Pillow ({error}): install sglang-anywhere[srt,vision]"
+                f"serving images needs transformers and Pillow ({error}): {install_extras('srt', 'vision')}"
             ) from error
         path = self.path / "preprocessor_config.json"
         if path.exists():
