@@ -140,6 +140,90 @@ def test_what_has_no_end_by_itself_gets_one(name: str, schema: dict[str, Any]) -
         assert stubborn(engine(name, False), schema) == MOST
 
 
+OPEN: list[tuple[Any, str]] = [
+    ({"type": "object"}, '{"a": '),
+    ({"type": "object"}, '{"a": [{"b": '),
+    ({}, ""),
+    ({}, '[1, {"a": '),
+    ({"type": "array"}, "["),
+    ({"type": ["array", "null"]}, "[[["),
+    ({"type": "array", "items": True}, "[true, "),
+    ({"type": "object", "additionalProperties": True}, '{"a": {"b": '),
+    ({"type": "object", "properties": {"a": {}}}, '{"a": '),
+    ({"type": "object", "properties": {"a": {"type": "array"}, "b": {"type": "object"}}}, '{"a": ['),
+    ({"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}, "$defs": {"x": {"type": "object"}}}, '{"a": {"c": '),
+    ({"anyOf": [{"type": "object"}, {"type": "null"}]}, '{"a": '),
+    ({"type": "object", "additionalProperties": {"type": "array", "items": {"anyOf": [{}, {"type": "null"}]}}}, '{"a": ['),
+]
+FREE: list[tuple[Any, str]] = [
+    ({"type": "object", "patternProperties": {"^x": {}}}, '{"x1": '),
+    ({"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": {}}, '{"b": '),
+    ({"type": "object", "minProperties": 1}, '{"b": '),
+    ({"type": "array", "prefixItems": [{}, True]}, "["),
+    ({"type": "array", "prefixItems": [{"type": "null"}]}, "[null, "),
+    ({"properties": {"a": {"$ref": "#"}}, "additionalProperties": True}, '{"a": {"b": [{"a": '),
+]
+"""what one engine follows"""
+
+
+@pytest.mark.parametrize(
+    ("name", "schema", "before"),
+    [*(("llguidance", *one) for one in (*OPEN, *FREE)), *(("xgrammar", *one) for one in OPEN)],
+    ids=lambda value: value if isinstance(value, str) else json.dumps(value),
+)
+def test_numbers_of_which_a_schema_says_nothing_end(name: str, schema: Any, before: str) -> None:
+    """Wherever anything may stand: in objects of any properties, in lists of anything, at any depth."""
+    for number in ("1", "1.5"):
+        for bounded in (True, False):
+            state = engine(name, bounded).compile("json_schema", json.dumps(schema)).copy()
+            assert state.accept_all(list((before + number).encode())), "a value is still anything"
+            num_digits = 0
+            while num_digits < 60 and state.accept(ord("3")):
+                num_digits += 1
+            assert num_digits < 20 if bounded else num_digits == 60
+            for text in ('"1"', "true", "null", "[[1]]", '{"b": [2.5]}', "-3"):
+                again = engine(name, bounded).compile("json_schema", json.dumps(schema)).copy()
+                assert again.accept_all(list((before + text).encode())), text
+
+
+@both
+@pytest.mark.parametrize("begin", ['{"a": ', "[", '[{"b": '])
+@pytest.mark.parametrize(
+    "schema", [{}, {"type": "object"}, {"type": "array"}, {"type": "object", "additionalProperties": True}]
+)
+def test_nesting_of_which_a_schema_says_nothing_ends(name: str, schema: Any, begin: str) -> None:
+    levels = {}
+    for bounded in (True, False):
+        state = engine(name, bounded).compile("json_schema", json.dumps(schema)).copy()
+        levels[bounded] = 0
+        while levels[bounded] < 40 and all(state.accept(byte) for byte in begin.encode()):
+            levels[bounded] += begin.count("[") + begin.count("{")
+    if levels[False]:  # it may begin so
+        assert 8 <= levels[True] <= 10 and levels[False] == 40
+
+
+@pytest.mark.parametrize("schema", [{}, {"type": "object"}, {"type": "object", "additionalProperties": True}])
+def test_names_of_which_a_schema_says_nothing_end(schema: Any) -> None:
+    for bounded in (True, False):
+        state = engine("llguidance", bounded).compile("json_schema", json.dumps(schema)).copy()
+        assert state.accept_all(list(b'{"a": 1, "' + b"x" * 64))
+        assert state.accept(ord("x")) is not bounded
+        assert ends_after(
+            engine("llguidance", bounded).compile("json_schema", json.dumps(schema)).copy(),
+            '{"\u00e4 b_1": {"": 1}}'.encode().decode("unicode_escape"),
+        )
+
+
+def test_what_other_schemas_speak_of_stays_as_it_was() -> None:
+    schema = {
+        "allOf": [{"properties": {"a": {"type": "array"}}}, {"properties": {"a": {"minItems": 1}}}],
+        "properties": {"b": {"$ref": "#/$defs/x", "maxProperties": 1}, "c": {"$ref": "#/$defs/x"}},
+        "$defs": {"x": {"type": "object", "additionalProperties": True}},
+    }
+    state = engine("llguidance", True).compile("json_schema", json.dumps(schema))
+    assert ends_after(state.copy(), '{"a": [[1]], "b": {"q": {"r": 1}}, "c": {}}')
+
+
 @both
 @pytest.mark.parametrize(
     ("schema", "yes"),

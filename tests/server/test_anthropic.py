@@ -69,7 +69,7 @@ IGNORED: list[tuple[int, dict[str, Any]]] = [
     (1, {"cache_control": EPHEMERAL}),
     (2, {"speed": "fast", "fallbacks": [{"model": "other"}], "stream": False}),
     (3, {"diagnostics": {"previous_message_id": "msg_1"}, "user_profile_id": "u", "betas": ["context-1m-2025-08-07"]}),
-    (0, {"metadata": {"user_id": "u"}, "service_tier": "auto", "inference_geo": "eu"}),
+    (0, {"request_id": "r", "metadata": {"user_id": "u"}, "service_tier": "auto", "inference_geo": "eu"}),
     (1, {"output_config": {"effort": "xhigh"}}),
     (0, {"output_config": {"effort": None, "format": None}, "output_format": None, "thread": None}),
     (2, {"output_config": {"task_budget": {"type": "tokens", "total": 20_000}, "tone": "dry"}}),

@@ -59,6 +59,11 @@ HINTS: list[dict[str, Any]] = [
         "modalities": ["text"],
     },
     {"tools": [{**WEATHER, "defer_loading": True, "allowed_callers": ["direct"], "output_schema": {}, "async": True}]},
+    {"logit_bias": {}, "functions": [], "request_id": "r", "prompt": None},
+    *(
+        {"input": [{"type": kind, "id": "x", "status": "completed", "action": {"query": "q"}}, USER]}
+        for kind in ("web_search_call", "file_search_call", "mcp_call", "mcp_list_tools", "tool_search_output")
+    ),
     {"input": [{"role": "user", "phase": "x", "content": [{"type": "input_text", "text": "The quick", "of_next_month": 1}]}]},
 ]
 

@@ -131,7 +131,7 @@ class ConstrainedFlags:
     disable_jump_forward: bool = _grammar(
         False, "no jump-forward: sample tokens one by one, also where the constraint allows just one"
     )
-    disable_json_bounds: bool = _grammar(False, "numbers and formats of any length, where the schema sets no bounds")
+    disable_json_bounds: bool = _grammar(False, "numbers, formats and nesting without bounds, where the schema sets none")
     grammar_compile_timeout: float = _grammar(10.0, "seconds a constraint may take to compile", least=0.01)
     grammar_cache_bytes: int = _grammar(
         256 << 20, "maximum size of compiled constraints, cached or in use", least=1 << 20, is_size=True

@@ -24,8 +24,8 @@ _OWN = frozenset(
         *("output_config", "output_format", "thread"),
     }
 )
-_NOTHING = frozenset({"metadata", "service_tier", "inference_geo"})
-_REFUSED = frozenset({"container", "mcp_servers", "compaction"}) | (ANSWERING - {*_SAME, *_OWN, "stream_options"})
+_NOTHING = frozenset({"metadata", "service_tier", "inference_geo", "request_id"})
+_REFUSED = frozenset({"container", "mcp_servers", "compaction"}) | (ANSWERING - {*_SAME, *_OWN, *_NOTHING, "stream_options"})
 MESSAGES_FIELDS = Fields(frozenset({*_SAME, *_OWN}), _NOTHING, _REFUSED, takes_hints=True)
 NAMES = {"max_new_tokens": "max_tokens", "stop": "stop_sequences", "json_schema": "output_config", ".function.name": ".name"}
 """fields as this API has them, by our names of them"""

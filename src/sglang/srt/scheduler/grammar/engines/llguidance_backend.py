@@ -267,12 +267,13 @@ class LLGuidanceBackend:
     def _finished(self, schema: Node, style: JsonStyle) -> Node:
         """With the engine's settings. `lenient` would drop what the engine does not know; a schema may not switch that on for
         itself."""
+        layout = self._layout(schema, style)
         finish_schema(schema, self._options.bounded)
         for node in nodes_of(schema):
             name_counted(node)
             group_names(node)
         own = schema.pop("x-guidance", {}) if style.whitespace is None else {}
-        chosen = {**self._layout(schema, style), **own, "lenient": False}
+        chosen = {**layout, **own, "lenient": False}
         if not _has_controls(schema):
             chosen["json_allowed_escapes"] = ESCAPES
         return {**schema, "x-guidance": chosen}

@@ -4,7 +4,8 @@
     {"type": "number"}    ->   at most 15 digits before the point and 6 after it, no exponent
     {"format": "uri"}     ->   a pattern, for lengths that people write (schema/formats.py)
 
-A small model does not end a number or an address that may go on for ever. Where the schema itself has numbers of more digits, all
+Values of which the schema says nothing are written out before (schema/open_values.py). A small model does not end a number or an
+address that may go on for ever. Where the schema itself has numbers of more digits, all
 may have as many as it can ask for (schema/numbers.py).
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 from sglang.srt.scheduler.grammar.schema.formats import FORMATS, format_pattern
 from sglang.srt.scheduler.grammar.schema.keywords import LOWER, UPPER, Node, children
 from sglang.srt.scheduler.grammar.schema.numbers import MAX_EXACT
+from sglang.srt.scheduler.grammar.schema.open_values import fill_open
 
 LARGEST = 10**15 - 1
 DECIMALS = 6
@@ -28,11 +30,11 @@ LARGE_STEP = 1000
 def finish_schema(schema: Node, bounded: bool, plain: bool = False) -> None:
     """Changes a prepared schema, in place. Without `bounded`, digits and lengths are bounded by the schema alone. `plain`: for an
     engine that wants a single type beside limits, and knows no multipleOf."""
-    nodes = list(nodes_of(schema))
-    for node in nodes:
+    for node in nodes_of(schema):
         _follow_format(node, bounded)
     if bounded:
-        _bound_digits(nodes, plain)
+        fill_open(schema, plain)
+        _bound_digits(list(nodes_of(schema)), plain)
 
 
 def _follow_format(node: Node, bounded: bool) -> None:

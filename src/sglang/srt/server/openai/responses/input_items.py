@@ -3,6 +3,7 @@
 message, {role, content}                                 a message
 function_call, custom_tool_call, shell_call...           a call of the assistant's message before it
 function_call_output, custom_tool_call_output...         a message of the role tool
+web_search_call, mcp_call...                             nothing: hosted tools ran elsewhere
 reasoning                                                nothing: earlier reasoning is no part of later prompts
 item_reference                                           the item of a stored response (store.py), put in its place before
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.server.fields import SHOWN, note_unknown
+from sglang.srt.server.fields import SHOWN, note_ignored, note_unknown
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.multimodal.inputs import PART_HINTS
 from sglang.srt.server.openai.responses.response_tools import ResponseTools
@@ -34,6 +35,13 @@ NO_COMPACTION = (
     "this server does not compact conversations, which OpenAI's models do in a form that they alone read: have the model write a "
     "summary in a request to /v1/responses, or send truncation auto, which leaves out the oldest turns"
 )
+_OF_SERVERS = frozenset(
+    {
+        *("web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"),
+        *("mcp_call", "mcp_list_tools", "tool_search_call", "tool_search_output"),
+    }
+)
+"""what hosted tools left in a conversation: what came of it is in the messages behind it"""
 _ITEM_HINTS = frozenset({"type", "id", "status"})
 _PART_HINTS = frozenset({"annotations", "logprobs", *PART_HINTS})
 
@@ -66,6 +74,8 @@ class ItemMessages:
         if isinstance(kind, str) and kind in _ITEM_KEYS:
             note_unknown(item, _ITEM_KEYS[kind] | _ITEM_HINTS, f"key of an item of type {kind}:")
             self._add_known(item, kind, where)
+        elif isinstance(kind, str) and kind in _OF_SERVERS:
+            note_ignored(f"an item of type {kind!r}, which OpenAI's servers made")
         elif isinstance(kind, str) and "compaction" in kind:
             raise UnsupportedError(f"{where}: {NO_COMPACTION}", "input")
         elif kind != "reasoning":

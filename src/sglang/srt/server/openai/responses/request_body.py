@@ -23,7 +23,7 @@ _OWN = frozenset(
 _NOTHING = frozenset(
     {
         *("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "client_metadata"),
-        *("stream_options", "context_management", "max_tool_calls", "verbosity"),
+        *("stream_options", "context_management", "max_tool_calls", "verbosity", "request_id"),
     }
 )
 """`max_tool_calls` counts calls of hosted tools, and there are none"""
@@ -54,7 +54,7 @@ _FORMATS: dict[str, tuple[str, ...]] = {"json_schema": ("name", "description", "
 def chat_body(body: dict[str, Any], tools: ResponseTools) -> dict[str, Any]:
     """The same request as a chat's body, without messages. Raises RequestError."""
     for name in _REFUSED.keys() & body.keys():
-        if body[name] is not None and body[name] not in _REFUSED[name]:
+        if body[name] not in (None, [], {}, *_REFUSED[name]):
             raise UnsupportedError(f"{name} is not supported by this server", name)
     chat = {name: body[name] for name in _SAME if body.get(name) is not None}
     if body.get("max_output_tokens") is not None:
