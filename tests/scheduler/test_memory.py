@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang.srt.scheduler.cache.kv_memory import Holding, KvMemory
-from sglang.srt.scheduler.cache.page_allocator import PageAllocator
+from sglang.srt.scheduler.cache.kv_memory import Holding, KvMemory, PageAllocator
 from sglang.srt.scheduler.cache.radix_cache import RadixCache
 
 

@@ -10,10 +10,9 @@ import pytest
 
 from sglang.srt.config import ScheduleOptions
 from sglang.srt.messages import AbortReq
-from sglang.srt.scheduler.admission import fair_share, waiting
-from sglang.srt.scheduler.admission.fair_share import FairShare
+from sglang.srt.scheduler.admission import waiting
 from sglang.srt.scheduler.admission.prefill import CLIP_NEW_TOKENS, RETRY_STEPS, OutputEstimate
-from sglang.srt.scheduler.admission.waiting import POLICIES, WaitingQueue
+from sglang.srt.scheduler.admission.waiting import POLICIES, FairShare, WaitingQueue
 from sglang.srt.scheduler.cache.radix_cache import RadixCache
 from sglang.srt.scheduler.decode import HEADROOM_TOKENS
 from sglang.srt.scheduler.req import Req
@@ -168,17 +167,17 @@ def test_nobody_comes_back_with_savings() -> None:
 
 
 def test_what_is_remembered_of_clients_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fair_share, "MAX_CLIENTS", 20)
+    monkeypatch.setattr(waiting, "MAX_CLIENTS", 20)
     shares = FairShare()
     served([new_req(str(i), client=(f"key{i}", "user")) for i in range(300)], 300, shares)
     assert len(shares._tags) <= 22 and len(shares._levels) <= 22 and shares.num_waiting == 0
 
 
 def test_a_request_is_charged_for_its_prompt_and_what_it_may_say() -> None:
-    assert fair_share.cost(new_req("a", [1] * 30, max_new_tokens=50)) == 80
+    assert waiting.cost(new_req("a", [1] * 30, max_new_tokens=50)) == 80
     long = new_req("b", [1] * 30, max_new_tokens=400)
     long.finish.max_new_tokens = 10**6
-    assert fair_share.cost(long) == 30 + fair_share.CLIP_NEW_TOKENS
+    assert waiting.cost(long) == 30 + waiting.CLIP_NEW_TOKENS
 
 
 # --- the estimate of outputs --------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 
 from sglang.srt.config import ScheduleOptions
 from sglang.srt.messages import TokenizedReq
-from sglang.srt.scheduler.admission.turns import WAIT_STEPS
+from sglang.srt.scheduler.admission.waiting import WAIT_STEPS
 from tests.scheduler.toy import Harness, ToyWorker, expected_output, make_req
 
 Client = tuple[str, ...]

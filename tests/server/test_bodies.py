@@ -17,11 +17,11 @@ from sglang.srt.config import HttpOptions
 from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.server.fields import Fields
 from sglang.srt.server.generate_req import GenerateReq
+from sglang.srt.server.http.auth import BodyLimit
 from sglang.srt.server.http.bodies import parse_object
 from sglang.srt.server.limits import body_room, json_limits, parameter_room
 from sglang.srt.server.limits.body_room import BodyRoom
-from sglang.srt.server.limits.json_limits import MAX_DEPTH, MAX_ELEMENTS, JsonScan, check_json
-from sglang.srt.server.limits.json_strings import Pieces
+from sglang.srt.server.limits.json_limits import MAX_DEPTH, MAX_ELEMENTS, JsonScan, Pieces, check_json
 from sglang.srt.server.native.format import GENERATE_FIELDS
 from sglang.srt.server.openai.protocol import CHAT_FIELDS
 from sglang.srt.server.request_maker import RequestMaker
@@ -248,7 +248,7 @@ async def test_many_large_bodies_at_once_are_all_answered(stand: Stand) -> None:
     body = b'{"text":"a","sampling_params":{"max_new_tokens":1},"no_logs":"%b"}' % (b"x" * (8 * MB))
     room = BodyRoom(8 * MB)
     room._free = 20 * MB
-    app = body_room.BodyRooms(stand.app.router, 8 * MB)
+    app = BodyLimit(stand.app.router, 9 * MB)
     app._room = room
 
     async def one(number: int) -> int:
@@ -553,7 +553,7 @@ async def test_a_short_body_in_chunks_needs_no_room(stand: Stand) -> None:
         nonlocal status
         status = message.get("status", status)
 
-    app = body_room.BodyRooms(stand.app.router, 8 * MB)
+    app = BodyLimit(stand.app.router, 9 * MB)
     app._room._free = 0
     scope = {"type": "http", "method": "POST", "path": "/generate", "query_string": b"", "headers": [], "http_version": "1.1"}
     more = {"scheme": "http", "server": ("x", 1), "client": ("y", 2), "root_path": "", "app": stand.app}

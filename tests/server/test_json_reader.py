@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from sglang.srt.errors import RequestError
-from sglang.srt.server.limits import json_reader, json_strings
+from sglang.srt.server.limits import json_limits, json_reader
 from sglang.srt.server.limits.json_limits import CHUNK
 from sglang.srt.server.limits.json_reader import JsonReader
 from sglang.srt.server.multimodal.sources import decode_base64
@@ -56,7 +56,7 @@ def a_body(rng: random.Random) -> bytes:
 
 @pytest.mark.parametrize("size", [12, 33, 300])
 def test_pieces_are_what_the_whole_is(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    for module in (json_reader, json_strings):
+    for module in (json_reader, json_limits):
         monkeypatch.setattr(module, "CHUNK", size)
     rng = random.Random(size)
     for _ in range(30):
@@ -125,7 +125,7 @@ def test_no_call_of_native_code_takes_a_long_text(monkeypatch: pytest.MonkeyPatc
 
         return noted
 
-    for module, decoder in ((json_reader, "_decode"), (json_reader, "_validate"), (json_strings, "_decode")):
+    for module, decoder in ((json_reader, "_decode"), (json_reader, "_validate"), (json_reader, "_decode_string")):
         monkeypatch.setattr(module, decoder, noting(getattr(module, decoder)))
     assert read(BIG[name]) == whole(BIG[name])
     assert max(lengths) < 3 * CHUNK

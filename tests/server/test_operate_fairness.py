@@ -147,7 +147,7 @@ def test_one_client_alone_keeps_the_order_of_its_requests() -> None:
 
 
 def test_many_clients_that_come_and_go_leave_few_traces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sglang.srt.scheduler.admission.fair_share.MAX_CLIENTS", 40)
+    monkeypatch.setattr("sglang.srt.scheduler.admission.waiting.MAX_CLIENTS", 40)
     harness = Harness(ToyWorker(max_running=8), ScheduleOptions(schedule_policy="fcfs"), check=False)
     for start in range(0, 200, 50):
         harness.run(*(request(f"{start + i}", (f"k{start + i}", "")) for i in range(50)))

@@ -76,7 +76,7 @@ from sglang.srt.messages import TokenizedReq
 from sglang.srt.model.sampling.sampler import SamplingBatch
 from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.openai.protocol import CommonRequest
-from sglang.srt.server.openai.sampling import sampling_params
+from sglang.srt.server.openai.protocol import sampling_params
 
 native, _ = to_native({"heat": 2.0, "temperature": 0.5})
 params = parse_sampling_params(native)

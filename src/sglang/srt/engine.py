@@ -22,9 +22,8 @@ from sglang.srt.checkpoint.resolve import with_files
 from sglang.srt.errors import EngineDeadError, RequestError
 from sglang.srt.messages import ShutdownReq
 from sglang.srt.process.logs import configure_logging
-from sglang.srt.process.relay import Courier, Relay
+from sglang.srt.process.relay import Courier, LocalLink, Relay
 from sglang.srt.process.scheduler_process import build_scheduler, read_tokenizer
-from sglang.srt.process.transport import LocalLink
 from sglang.srt.server.calls import Call
 from sglang.srt.server.generate_req import GenerateOut, UnreadOuts
 from sglang.srt.server.multimodal.opening import open_intake
@@ -57,7 +56,7 @@ class Engine:
         self._flags = config.flags
         self._dead: str | None = None
         self._loop = asyncio.new_event_loop()
-        self._link = LocalLink(self._loop, self._handle)
+        self._link = LocalLink(self._loop)
         self._courier = Courier(self._link.unread)
         tokenizer = read_tokenizer(config)
         scheduler, info = build_scheduler(config, tokenizer, self._link, self._link)
@@ -67,6 +66,7 @@ class Engine:
         # these limits protect other clients, and an engine has none
         http = dataclasses.replace(config.http, max_logprob_values=None, max_text_tokens=None)
         self._manager = TokenizerManager(self.tokenizer, facts, http, config.text, self._link.post, media)
+        self._link.handler = self._manager.handle
         self._loop_thread = threading.Thread(target=self._loop.run_forever, name="sglang-loop", daemon=True)
         self._scheduler_thread = threading.Thread(target=self._run, args=(scheduler,), name="sglang-scheduler", daemon=True)
         self._loop_thread.start()
@@ -82,9 +82,6 @@ class Engine:
             logger.exception("the scheduler died")
             message = f"the scheduler died: {error}"
             self._loop.call_soon_threadsafe(self._manager.scheduler_died, message)
-
-    def _handle(self, message: Any) -> None:
-        self._manager.handle(message)
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the loop and waits for it. Ctrl-C cancels it."""

@@ -1,4 +1,5 @@
-"""Brings what is put on one event loop to coroutines on others.
+"""Between the threads of one process: messages of server and scheduler (LocalLink), and what is put on one event loop for coroutines
+on others (Relay).
 
     loop of the source    Relay.put -> its buffer, Courier      the readers of a turn, by their loops
     loop of a reader      readers woken, buffers emptied        one call for all its streams
@@ -11,6 +12,7 @@ What is put lies in a buffer that both sides see: however late a reader is, noth
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 import time
 from collections import deque
@@ -18,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
+
+from sglang.srt.messages import FromScheduler, ToScheduler
 
 T = TypeVar("T")
 
@@ -109,6 +113,42 @@ class Unread:
             self._open -= some
             if not self._open:
                 self._none.set()
+
+
+class LocalLink:
+    """Both ends in one process: the scheduler runs in a thread, `handler`, to be set before it does, is called on the server's event
+    loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.handler: Callable[[FromScheduler], None] = lambda message: None
+        self._queue: queue.SimpleQueue[ToScheduler] = queue.SimpleQueue()
+        self.unread = Unread()
+
+    def post(self, message: ToScheduler) -> None:
+        """Server to scheduler."""
+        self._queue.put(message)
+
+    def receive(self, timeout: float) -> list[ToScheduler]:
+        messages: list[ToScheduler] = []
+        try:
+            messages.append(self._queue.get(timeout > 0, timeout or None))
+            while True:
+                messages.append(self._queue.get_nowait())
+        except queue.Empty:
+            return messages
+
+    def send(self, message: FromScheduler) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._handle, message, self.unread.add())
+
+    def _handle(self, message: FromScheduler, was_read: Callable[[], None]) -> None:
+        self.handler(message)
+        self._loop.call_soon(was_read)  # after what the handler leaves for the end of the turn
+
+    def let_read(self) -> None:
+        """Otherwise the reader waits for a core until those that compute have had their share, and then one waits for the other."""
+        self.unread.wait()
 
 
 class Courier:

@@ -1,8 +1,7 @@
-"""How messages travel between the server and a scheduler: a private unix socket, or a queue inside one process.
+"""How messages travel between the server and a scheduler of another process: a private unix socket (within one: relay.py).
 
-    server side (asyncio)                     scheduler side (a plain loop)
-    SocketServerEnd   <-- msgpack over zmq -->   SocketSchedulerEnd        two processes
-    LocalLink.send    <-- the structs       -->  LocalLink as Inbox/Outbox   two threads
+    server side (asyncio)                        scheduler side (a plain loop)
+    SocketServerEnd   <-- msgpack over zmq -->   SocketSchedulerEnd
 
 Sockets live in a directory that only the user can enter (0700) and are new for every scheduler that is started, so a
 restarted one never reads what was meant for its predecessor.
@@ -13,22 +12,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import queue
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import zmq
 
 from sglang.srt.messages import FromScheduler, ToScheduler, decode_from_scheduler, decode_to_scheduler, encode
-from sglang.srt.process.relay import Unread
 
 logger = logging.getLogger("sglang")
-
-Handler = Callable[[FromScheduler], None]
 
 
 class SocketServerEnd:
@@ -140,38 +134,3 @@ class SocketSchedulerEnd:
         self._pull.close()
         self._push.close()
         self._context.term()
-
-
-class LocalLink:
-    """Both ends in one process: the scheduler runs in a thread, `handler` is called on the server's event loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, handler: Handler) -> None:
-        self._loop = loop
-        self._handler = handler
-        self._queue: queue.SimpleQueue[ToScheduler] = queue.SimpleQueue()
-        self.unread = Unread()
-
-    def post(self, message: ToScheduler) -> None:
-        """Server to scheduler."""
-        self._queue.put(message)
-
-    def receive(self, timeout: float) -> list[ToScheduler]:
-        messages: list[ToScheduler] = []
-        try:
-            messages.append(self._queue.get(timeout > 0, timeout or None))
-            while True:
-                messages.append(self._queue.get_nowait())
-        except queue.Empty:
-            return messages
-
-    def send(self, message: FromScheduler) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._handle, message, self.unread.add())
-
-    def _handle(self, message: FromScheduler, was_read: Callable[[], None]) -> None:
-        self._handler(message)
-        self._loop.call_soon(was_read)  # after what the handler leaves for the end of the turn
-
-    def let_read(self) -> None:
-        """Otherwise the reader waits for a core until those that compute have had their share, and then one waits for the other."""
-        self.unread.wait()

@@ -6,12 +6,13 @@ samples   [ one for each request that gets a token | those after draft tokens ]
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
 
-from sglang.srt.forward_batch import ForwardBatch, Int32Array, PromptLogprobs, SampleSpec
+from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, PromptLogprobs, SampleSpec
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.speculation.proposer import Draft
 
@@ -58,6 +59,29 @@ class ScheduleBatch:
     def prefills(self) -> list[Extend]:
         """The extends of prompts."""
         return [extend for extend in self.extends if not extend.is_jump]
+
+
+@dataclass
+class Flight:
+    """A step on its way. `late` get no token from it."""
+
+    batch: ScheduleBatch
+    wait: Callable[[], ForwardOutput]
+    late: set[Req] = field(default_factory=set)
+
+    def land(self) -> tuple[ScheduleBatch, ForwardOutput, set[Req]]:
+        """Waits. Requests that have ended since the step began are left out."""
+        batch, output = self.batch, self.wait()
+        if all(req.hold is not None for req in batch.decodes):
+            return batch, output, self.late
+        assert not batch.extends, "who ends in the middle of a step decodes in one that ran ahead"
+        keep = [i for i, req in enumerate(batch.decodes) if req.hold is not None]
+        reqs = [batch.decodes[i] for i in keep]
+        nan = set(output.nan_rows)
+        left = ForwardOutput(
+            output.next_ids[keep], [output.logprobs[i] for i in keep], [], [at for at, i in enumerate(keep) if i in nan]
+        )
+        return replace(batch, decodes=reqs, sampled=reqs), left, self.late.intersection(reqs)
 
 
 def build_batch(decodes: list[Req], extends: list[Extend], table: Int32Array, takes_images: bool = False) -> ScheduleBatch:

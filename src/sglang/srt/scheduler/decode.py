@@ -1,7 +1,7 @@
 """Memory for the next rows of everyone who decodes, and what to do when there is none: retraction.
 
 A retracted request gives up its slots (what it computed stays in the prefix cache while there is room) and waits in front of
-the queue, or in the queue where it makes way for another client (admission/turns.py). It keeps its output, its place in the grammar and its seed, so that nothing of it changes but the time.
+the queue, or in the queue where it makes way for another client (admission/waiting.py). It keeps its output, its place in the grammar and its seed, so that nothing of it changes but the time.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from sglang.srt.scheduler.admission.fair_share import party
 from sglang.srt.scheduler.admission.prefill import OutputEstimate, PrefillPlanner
-from sglang.srt.scheduler.admission.turns import Turns
-from sglang.srt.scheduler.admission.waiting import WaitingQueue
+from sglang.srt.scheduler.admission.waiting import Turns, WaitingQueue, party
 from sglang.srt.scheduler.batch import Extend
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.req import Req

@@ -15,39 +15,13 @@ Whatever else is to be done is done when all is known, so that no owner ever see
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-
 import numpy as np
 
-from sglang.srt.forward_batch import ForwardBatch, ForwardOutput
-from sglang.srt.scheduler.batch import ScheduleBatch
+from sglang.srt.forward_batch import ForwardBatch
+from sglang.srt.scheduler.batch import Flight, ScheduleBatch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.speculation.planning import gains_by_waiting
-
-
-@dataclass
-class Flight:
-    """A step on its way. `late` get no token from it."""
-
-    batch: ScheduleBatch
-    wait: Callable[[], ForwardOutput]
-    late: set[Req] = field(default_factory=set)
-
-    def land(self) -> tuple[ScheduleBatch, ForwardOutput, set[Req]]:
-        """Waits. Requests that have ended since the step began are left out."""
-        batch, output = self.batch, self.wait()
-        if all(req.hold is not None for req in batch.decodes):
-            return batch, output, self.late
-        assert not batch.extends, "who ends in the middle of a step decodes in one that ran ahead"
-        keep = [i for i, req in enumerate(batch.decodes) if req.hold is not None]
-        reqs = [batch.decodes[i] for i in keep]
-        nan = set(output.nan_rows)
-        left = ForwardOutput(
-            output.next_ids[keep], [output.logprobs[i] for i in keep], [], [at for at, i in enumerate(keep) if i in nan]
-        )
-        return replace(batch, decodes=reqs, sampled=reqs), left, self.late.intersection(reqs)
 
 
 def build_ahead(flight: Flight, running: list[Req], memory: KvMemory, context_len: int) -> ScheduleBatch | None:

@@ -37,9 +37,8 @@ from sglang.srt.messages import (
 )
 from sglang.srt.scheduler.admission.inlet import Inlet
 from sglang.srt.scheduler.admission.prefill import OutputEstimate, PrefillLimits, PrefillPlanner
-from sglang.srt.scheduler.admission.turns import Turns
-from sglang.srt.scheduler.admission.waiting import WaitingQueue
-from sglang.srt.scheduler.batch import Extend, ScheduleBatch, build_batch
+from sglang.srt.scheduler.admission.waiting import Turns, WaitingQueue
+from sglang.srt.scheduler.batch import Extend, Flight, ScheduleBatch, build_batch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.decode import RunningBatch
 from sglang.srt.scheduler.finish import abort_reason
@@ -49,7 +48,7 @@ from sglang.srt.scheduler.grammar.journal import GrammarJournal, NotedBackend
 from sglang.srt.scheduler.grammar.masks import MaskFiller
 from sglang.srt.scheduler.grammar.trial import Trials
 from sglang.srt.scheduler.media.encoder_gate import EncoderGate
-from sglang.srt.scheduler.overlap import Flight, build_ahead, overtaken
+from sglang.srt.scheduler.overlap import build_ahead, overtaken
 from sglang.srt.scheduler.profiling import Profiler
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.results import StepResults, take_forced, take_searched, take_sent

@@ -10,13 +10,43 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from sglang.srt.errors import DeadlineError, SglangError
-from sglang.srt.messages import TokenizedReq
+from sglang.srt.messages import TokenizedReq, TokenOut
 from sglang.srt.process.relay import End, LoopShare, Relay
 from sglang.srt.server.generate_req import GenerateOut, JoinedOut, UnreadOuts, own_rid
-from sglang.srt.server.resuming import Progress
 from sglang.srt.server.sessions import Turn
 from sglang.srt.server.tokenization.detokenizer import Detokenizer
+
+
+class Progress(msgspec.Struct, eq=False):
+    """How far a sequence is. `ids`: output tokens that came, `last`: the last output. `is_sent`: a scheduler has it,
+    `was_sent`: one that died had it. `aborted`: for which reason the scheduler was told to abort it."""
+
+    ids: list[int] = []  # each its own: msgspec copies it
+    last: TokenOut | None = None
+    is_sent: bool = False
+    was_sent: bool = False
+    aborted: str | None = None
+    is_over: bool = False
+    num_deaths: int = 0
+
+    @property
+    def cached_len(self) -> int:
+        return self.last.cached_len if self.last is not None else 0
+
+    @property
+    def hold_bytes(self) -> int:
+        return self.last.hold_bytes if self.last is not None else 0
+
+    def note(self, out: TokenOut) -> TokenOut:
+        """Takes an output. What the client has from a scheduler before (prompt log probabilities) is left out."""
+        if self.was_sent and self.last is not None:
+            out = msgspec.structs.replace(out, input_logprobs=None, cached_len=self.cached_len)
+        self.ids += out.ids
+        self.last = out
+        return out
 
 
 class Sequence:

@@ -116,22 +116,6 @@ def unknown_message(name: str, known: Collection[str], what: str) -> str:
     return f"unknown {what} {name[:SHOWN]!r}{did_you_mean(name[:SHOWN], known)}"
 
 
-class client_names:
-    """Errors about a request leave a `with` block in its client's names of our fields (ours -> its own)."""
-
-    __slots__ = ("_names",)
-
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self._names = names
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RequestError):
-            error.rename(self._names)
-
-
 def as_bool(body: dict[str, Any], name: str, default: bool = False) -> bool:
     value = body.get(name)
     if value is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from secrets import token_hex
 from typing import Any
 
@@ -19,6 +19,22 @@ DEFAULT_SAMPLING = SamplingParams()
 MAX_SEQUENCES = 16_384
 """of one call; known before anything is done for each of them"""
 MAX_RID = 1024
+
+
+class client_names:
+    """Errors about a request leave a `with` block in its client's names of our fields (ours -> its own)."""
+
+    __slots__ = ("_names",)
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, RequestError):
+            error.rename(self._names)
 
 
 class GenerateReq(msgspec.Struct, eq=False):

@@ -24,10 +24,10 @@ from sglang.srt.messages import (
     TokenOut,
     ToScheduler,
 )
-from sglang.srt.server.calls import Call, Sequence
+from sglang.srt.server.calls import Call, Progress, Sequence
 from sglang.srt.server.generate_req import GenerateOut
 from sglang.srt.server.limits.parameter_room import ParameterRoom
-from sglang.srt.server.resuming import Progress, Resuming
+from sglang.srt.server.resuming import Resuming
 from sglang.srt.server.schema_checks import MAX_RETRIES, SchemaChecks, answer_of, is_cut, next_attempt
 from sglang.srt.server.telemetry.call_records import CallRecords
 from sglang.srt.server.tokenization.detokenizer import Detokenizer
@@ -103,7 +103,8 @@ class InFlight:
                 detokenizer = Detokenizer(vocabulary, sampling.skip_special_tokens, drop, sampling.spaces_specials)
             if not sampling.is_short:
                 self._parameters.take(request)
-            sequence = Sequence(call, index, self._resuming.keep(request), detokenizer)
+            kept = self._resuming.keep(request) if request.media else request
+            sequence = Sequence(call, index, kept, detokenizer)
             self._sequences[request.rid] = call.open[request.rid] = sequence
 
     def _hand_over(self, call: Call, requests: list[TokenizedReq]) -> None:
@@ -160,7 +161,9 @@ class InFlight:
     def _forget(self, call: Call, rid: str) -> None:
         sequence = self._sequences.pop(rid, None)
         if sequence is not None:
-            self._resuming.forget(sequence)
+            sequence.progress.is_over = True
+            if sequence.request.media or sequence.progress.num_deaths:
+                self._resuming.forget(sequence)
             if self._parameters.held:
                 self._parameters.give_back(rid)
         call.open.pop(rid, None)
@@ -188,7 +191,9 @@ class InFlight:
             self._answer_checks.add(task)
             task.add_done_callback(self._answer_checks.discard)
             return
-        token_out = self._resuming.note(sequence, token_out)
+        if sequence is self._resuming.on_trial:
+            self._resuming.heard()
+        token_out = sequence.progress.note(token_out)
         call = sequence.call
         out = GenerateOut(
             index=sequence.index,

@@ -19,7 +19,8 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from sglang.srt.media_item import MediaItem, without_pixels
-from sglang.srt.messages import FinishReason, TokenizedReq, TokenOut
+from sglang.srt.messages import FinishReason, TokenizedReq
+from sglang.srt.server.calls import Progress
 
 SUSPECT_DEATHS, MAX_DEATHS = 2, 3
 """unexplained deaths with a request in flight after which it is resumed on trial, or not at all"""
@@ -30,27 +31,6 @@ PIXEL_BYTES = 256 << 20
 
 DEADLY = "the scheduler died several times while it worked on this request; it is not tried again"
 NO_PIXELS = "the scheduler died, and the images of this request are no longer kept; send it again"
-
-
-class Progress(msgspec.Struct, eq=False):
-    """How far a sequence is. `ids`: output tokens that came, `last`: the last output. `is_sent`: a scheduler has it,
-    `was_sent`: one that died had it. `aborted`: for which reason the scheduler was told to abort it."""
-
-    ids: list[int] = []  # each its own: msgspec copies it
-    last: TokenOut | None = None
-    is_sent: bool = False
-    was_sent: bool = False
-    aborted: str | None = None
-    is_over: bool = False
-    num_deaths: int = 0
-
-    @property
-    def cached_len(self) -> int:
-        return self.last.cached_len if self.last is not None else 0
-
-    @property
-    def hold_bytes(self) -> int:
-        return self.last.hold_bytes if self.last is not None else 0
 
 
 class KeptPixels:
@@ -102,35 +82,26 @@ class Resuming(Generic[S]):
         self._end = end
         self._pixels = KeptPixels()
         self._suspects: deque[S] = deque()
-        self._on_trial: S | None = None
+        self.on_trial: S | None = None
+        """the suspect that the scheduler has now"""
         self._timer: asyncio.TimerHandle | None = None
         self._num_heard = 0
 
-    def note(self, sequence: S, out: TokenOut) -> TokenOut:
-        """Takes an output of a sequence. What its client has from the scheduler before (prompt log probabilities) is left out."""
-        if sequence is self._on_trial:
-            self._num_heard += 1
-            if self._num_heard == TRIAL_OUTPUTS:
-                self._next_trial()
-        progress = sequence.progress
-        if progress.was_sent and progress.last is not None:
-            out = msgspec.structs.replace(out, input_logprobs=None, cached_len=progress.cached_len)
-        progress.ids += out.ids
-        progress.last = out
-        return out
+    def heard(self) -> None:
+        """An output of the sequence on trial has come."""
+        self._num_heard += 1
+        if self._num_heard == TRIAL_OUTPUTS:
+            self._next_trial()
 
     def keep(self, request: TokenizedReq) -> TokenizedReq:
         """Takes the pixels of a new request into keeping. Returns the request without them."""
-        if not request.media:
-            return request
         self._pixels.keep(request.media)
         return msgspec.structs.replace(request, media=tuple(without_pixels(item) for item in request.media))
 
     def forget(self, sequence: S) -> None:
-        """The sequence has ended."""
-        sequence.progress.is_over = True
+        """The sequence has ended. To be called for those that have images, or had a scheduler that died."""
         self._pixels.release(sequence.request.media)
-        if sequence is self._on_trial:
+        if sequence is self.on_trial:
             self._next_trial()
         elif self._suspects and sequence in self._suspects:
             self._suspects.remove(sequence)
@@ -143,7 +114,7 @@ class Resuming(Generic[S]):
     def note_death(self, sequences: Iterable[S], is_explained: bool) -> None:
         """The scheduler has died. Ends those of its sequences that will not be resumed. `is_explained`: it is known what killed
         it, so that none of them is suspected."""
-        suspect = self._on_trial
+        suspect = self.on_trial
         self._stop_trials()
         flying = [sequence for sequence in sequences if sequence.progress.is_sent]
         for sequence in flying:
@@ -181,13 +152,13 @@ class Resuming(Generic[S]):
     def _next_trial(self) -> None:
         self._stop_timer()
         self._num_heard = 0
-        self._on_trial = self._suspects.popleft() if self._suspects else None
-        if self._on_trial is not None:
+        self.on_trial = self._suspects.popleft() if self._suspects else None
+        if self.on_trial is not None:
             self._timer = asyncio.get_running_loop().call_later(TRIAL_SECONDS, self._next_trial)
-            self._send_again(self._on_trial, set())
+            self._send_again(self.on_trial, set())
 
     def _stop_trials(self) -> None:
-        self._on_trial = None
+        self.on_trial = None
         self._suspects.clear()
         self._stop_timer()
 

@@ -1,18 +1,19 @@
-"""The queue of requests that do not run, and the orders in which they may be admitted.
+"""The queue of requests that do not run, who of them is next, and when somebody must make way for them.
 
 A policy is a function from the queue, in order of arrival, to a new order. Whatever it says, retracted requests come first,
-then larger priorities, then the client who was served least (fair_share.py), then the larger of its own priorities, then those
+then larger priorities, then the client who was served least (FairShare), then the larger of its own priorities, then those
 of its requests that were overtaken too often: no order starves anyone of the same priority.
 """
 
 from __future__ import annotations
 
+import heapq
 import random
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
-from sglang.srt.scheduler.admission.fair_share import Client, FairShare, party
 from sglang.srt.scheduler.cache.radix_cache import RadixCache, TreeNode
 from sglang.srt.scheduler.req import Req
 
@@ -63,6 +64,135 @@ def shuffled(reqs: list[Req], tree: RadixCache, rng: random.Random) -> list[Req]
 POLICIES: dict[str, Policy] = {"fcfs": fcfs, "lpm": lpm, "dfs-weight": dfs_weight, "random": shuffled}
 
 
+# --- clients: who was served least -------------------------------------------------------------------------------------------
+
+
+CLIP_NEW_TOKENS = 512
+"""of a request's limit, which few reach"""
+MAX_CLIENTS = 4096
+"""tags; beyond, the smallest of clients who are absent are forgotten, which costs the others next to nothing"""
+
+Client = tuple[str, ...]
+ANONYMOUS: Client = ("", "")
+
+
+def cost(req: Req) -> float:
+    """What a request takes, in tokens."""
+    return req.fill_len + min(req.num_left, CLIP_NEW_TOKENS)
+
+
+class FairShare:
+    """Who is served next when several clients wait: the one who was served least.
+    Every client has a tag, the service it was given in tokens: prompts, and what they may generate, counted at admission. The
+    waiting client with the smallest tag goes first. A client that was away does not come back with savings: its tag is lifted to
+    where those who stayed are. (Start-time fair queueing, Goyal et al. 1996; for language models Sheng et al. 2024.)
+
+    Clients are named by paths such as (API key, user): keys share first, and the users of a key share what the key gets, so that
+    nobody gets more by inventing users. Among the requests of a key its own priorities go before its users.
+
+    Owner of the tags.
+    """
+
+    def __init__(self) -> None:
+        self._tags: dict[Client, float] = {}
+        self._waiting: dict[Client, int] = {}
+        """requests in the queue, below each node"""
+        self._clients: set[Client] = set()
+        self._levels: dict[Client, float] = {}
+        """of the children of a node: the tag of the one that was served last, before it was served"""
+
+    @property
+    def num_waiting(self) -> int:
+        """Clients with requests in the queue."""
+        return len(self._clients)
+
+    def parties(self) -> set[Client]:
+        """Whose requests are in the queue."""
+        return set(map(_party, self._clients))
+
+    def num_of(self, key: str) -> int:
+        """Requests of an API key in the queue."""
+        return self._waiting.get((key,), 0)
+
+    def add(self, req: Req) -> None:
+        client = _client(req)
+        self._clients.add(client)
+        for node in _nodes(client):
+            count = self._waiting.get(node, 0)
+            self._waiting[node] = count + 1
+            if not count:
+                self._tags[node] = max(self._tags.get(node, 0.0), self._levels.get(node[:-1], 0.0))
+
+    def remove(self, req: Req) -> None:
+        """It is no longer in the queue, for whatever reason."""
+        client = _client(req)
+        for node in _nodes(client):
+            self._waiting[node] -= 1
+            if not self._waiting[node]:
+                del self._waiting[node]
+        if client not in self._waiting:
+            self._clients.discard(client)
+
+    def charge(self, req: Req) -> None:
+        """It was admitted."""
+        for node in _nodes(_client(req)):
+            before = self._tags.get(node, 0.0)
+            self._levels[node[:-1]] = max(self._levels.get(node[:-1], 0.0), before)
+            self._tags[node] = before + cost(req)
+        if len(self._tags) > MAX_CLIENTS:
+            self._forget()
+
+    def _forget(self) -> None:
+        absent = sorted((n for n in self._tags if n not in self._waiting), key=lambda n: self._tags[n])
+        for node in absent[: -MAX_CLIENTS // 2]:
+            del self._tags[node]
+        parents = {n[:-1] for n in self._tags}
+        self._levels = {n: level for n, level in self._levels.items() if n in parents}
+
+    def order(self, reqs: Iterable[Req]) -> Iterator[Req]:
+        """`reqs`, each time one of the client who was served least; requests of one client keep their order. Lazy: what is
+        charged while it runs counts."""
+        queues: dict[tuple[Client, int], deque[Req]] = {}
+        for req in reqs:
+            queues.setdefault((_client(req), req.msg.own_priority), deque()).append(req)
+        heap = [(self._rank(*whose), i, whose) for i, whose in enumerate(queues)]
+        heapq.heapify(heap)
+        while heap:
+            rank, i, whose = heapq.heappop(heap)
+            now = self._rank(*whose)
+            if now == rank:  # else it was served meanwhile, or another of its key was
+                yield queues[whose].popleft()
+                now = self._rank(*whose)
+            if queues[whose]:
+                heapq.heappush(heap, (now, i, whose))
+
+    def _rank(self, client: Client, own_priority: int) -> tuple[float, ...]:
+        key, *users = (self._tags.get(node, 0.0) for node in _nodes(client))
+        return (key, -own_priority, *users)
+
+
+def party(req: Req) -> Client:
+    """Who holds its place: the API key, or where there is none, the user."""
+    return _party(_client(req))
+
+
+def _party(client: Client) -> Client:
+    return client[:1] if client[0] else client
+
+
+def _client(req: Req) -> Client:
+    return req.msg.client or ANONYMOUS
+
+
+def _nodes(client: Client) -> Iterator[Client]:
+    """The client and those above it, outermost first."""
+    for depth in range(1, len(client) + 1):
+        yield client[:depth]
+
+
+# --- the queue ---------------------------------------------------------------------------------------------------------------
+
+
 class WaitingQueue:
     """Owner of the requests that wait: retracted ones in front, the others in order of arrival."""
 
@@ -73,7 +203,7 @@ class WaitingQueue:
         self._queue: OrderedDict[str, Req] = OrderedDict()
         self._shares = FairShare()
         self.due: Req | None = None
-        """whose turn it is (turns.py): goes before all others"""
+        """whose turn it is (Turns): goes before all others"""
         self._num_special = 0  # waiting requests with a priority
         self._num_aged = 0  # waiting requests that were overtaken too often
 
@@ -89,7 +219,7 @@ class WaitingQueue:
         return self._shares.num_of(key)
 
     def parties(self) -> set[Client]:
-        """Whose requests wait (fair_share.party)."""
+        """Whose requests wait (party)."""
         return self._shares.parties() | set(map(party, self._retracted.values()))
 
     def call(self, client: Client | None) -> None:
@@ -164,3 +294,107 @@ class WaitingQueue:
 
 def _has_priority(req: Req) -> bool:
     return bool(req.msg.priority or req.msg.own_priority)
+
+
+# --- turns: running places for who has none ----------------------------------------------------------------------------------
+
+
+WAIT_STEPS = 64
+
+
+@dataclass(frozen=True)
+class _Stay:
+    """In a running place, since step `since`, of request `rid`, which had `num_outputs` tokens then. `num_steps`: how many of them
+    nobody else asks for the place."""
+
+    since: int
+    rid: str
+    num_outputs: int
+    num_steps: int
+
+    def is_over(self, step: int) -> bool:
+        return step - self.since >= self.num_steps
+
+    def came_to_little(self, req: Req, step: int) -> bool:
+        """Whether most of it went into computing what gets lost."""
+        return req.rid == self.rid and 2 * (len(req.output_ids) - self.num_outputs) < step - self.since
+
+
+class Turns:
+    """Running places for those who have none: nobody waits without end because somebody else's requests run for long.
+    The queue is fair about who is next (FairShare), but nobody is next while all places, or all of the pool, are held. So a client that
+    holds less than its share, and has waited for WAIT_STEPS, gets a turn: its first request goes before all others, and in each step the
+    youngest request of whoever holds most makes way, until there is room. That one goes back into the queue, with all that it has.
+
+        who waits      holds nothing, or fewer places than all of them divided by the clients that are there
+        who makes way  a client that holds more; one with a single place has had it for WAIT_STEPS
+
+    Who makes way may lose what it computed, and a long prompt takes more steps than that: so a request that came to little in its time has
+    twice as much of it the next time. Else two prompts that do not fit into the pool together would take turns for ever.
+
+    Owner of how long each client has waited. `queue`: those who wait.
+    """
+
+    def __init__(self, queue: WaitingQueue) -> None:
+        self._queue = queue
+        self._step = 0
+        self._waited: dict[Client, int] = {}
+        self._stays: dict[Client, _Stay] = {}
+        """of clients that hold places: in their last one"""
+        self._was_tried = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether somebody's turn has come."""
+        return self._queue.due is not None
+
+    def note_step(self, running: Sequence[Req], admitted: Sequence[Req]) -> None:
+        """After each step. `running`: all that hold a place."""
+        self._step += 1
+        if not admitted and not len(self._queue):
+            self._waited.clear()
+            return
+        held = Counter(map(party, running))
+        for req in admitted:
+            num_steps = WAIT_STEPS << req.num_short_stays
+            self._stays[party(req)] = _Stay(self._step, req.rid, len(req.output_ids), num_steps)
+            self._waited.pop(party(req), None)
+        self._stays = {client: stay for client, stay in self._stays.items() if client in held}
+        waiting = self._queue.parties()
+        share = len(running) // max(len(waiting | held.keys()), 1)
+        short = [client for client in waiting if not held[client] or held[client] < share]
+        self._waited = {client: self._waited.get(client, 0) + 1 for client in short}
+        if self._waited and not self.is_due:
+            self._call(held)
+
+    def _call(self, held: Counter[Client]) -> None:
+        """Makes the turn of whoever has waited longest, if somebody can make way."""
+        client = max(self._waited, key=self._waited.__getitem__)
+        if self._waited[client] >= WAIT_STEPS and any(self._givers(held, client)):
+            self._queue.call(client)
+            self._was_tried = False
+
+    def _givers(self, held: Counter[Client], client: Client) -> Iterator[Client]:
+        """Who has more than `client`, the one with most first."""
+        own = held[client]
+        for other, count in held.most_common():
+            stay = self._stays.get(other)
+            if other != client and count > own and (count > 1 or stay is None or stay.is_over(self._step)):
+                yield other
+
+    def makes_way(self, running: Sequence[Req]) -> Req | None:
+        """Who gives its place to the request whose turn it is. None if that may find room as it is, or nobody has to."""
+        due = self._queue.due
+        if due is None or not self._was_tried:
+            self._was_tried = True
+            return None
+        for client in self._givers(Counter(map(party, running)), party(due)):
+            own = [req for req in running if party(req) == client and req.msg.priority <= due.msg.priority]
+            if own:
+                req = max(own, key=lambda req: req.arrival)
+                stay = self._stays.get(client)
+                if stay is not None and stay.came_to_little(req, self._step):
+                    req.num_short_stays += 1
+                return req
+        self._queue.call(None)
+        return None

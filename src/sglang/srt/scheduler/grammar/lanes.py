@@ -6,7 +6,7 @@
       '-- no place: stopped, begins again when there is one
 
 So constraints that take long keep nobody but each other waiting. In both lanes the client goes first for whom least time was
-spent (start-time fair queueing, as in fair_share.py): one client's thousand constraints do not stand before another's first.
+spent (start-time fair queueing, as in admission/waiting.py): one client's thousand constraints do not stand before another's first.
 """
 
 from __future__ import annotations

@@ -19,12 +19,17 @@ from starlette.routing import Route
 
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import SglangError
-from sglang.srt.server.anthropic.request_ids import RequestIds
 from sglang.srt.server.http.auth import ApiKeys, BodyLimit, RequestScopes, operator_only
 from sglang.srt.server.http.browsers import BrowserGuard, Hosts
 from sglang.srt.server.http.openapi import documentation
-from sglang.srt.server.http.wire import CLIENT_GONE, JsonResponse, anthropic_error_body, error_response, speaks_anthropic
-from sglang.srt.server.limits.body_room import BodyRooms
+from sglang.srt.server.http.wire import (
+    CLIENT_GONE,
+    JsonResponse,
+    anthropic_error_body,
+    error_response,
+    request_id,
+    speaks_anthropic,
+)
 from sglang.srt.server.native.parsing_api import parse_function_call, separate_reasoning
 from sglang.srt.server.native.routes import NOT_DONE, NativeApi, refused
 from sglang.srt.server.openai.embeddings import EmbeddingsApi
@@ -56,7 +61,6 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     app.router.redirect_slashes = False
     effects = frozenset(path for path, methods, _ in table if {"GET", "POST"} <= set(methods))
     # the last one added is the first to see a request
-    app.add_middleware(BodyRooms, max_bytes=options.max_body_bytes)
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
     app.add_middleware(RequestScopes)
     if options.api_keys or options.admin_api_key is not None:
@@ -65,7 +69,6 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     app.add_middleware(BrowserGuard, hosts=hosts, origins=options.cors_origins, effects=effects)
     if options.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(options.cors_origins), allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(RequestIds)
     return app
 
 
@@ -81,8 +84,8 @@ def _routes(
         ("/v1/responses/compact", post, refused(NO_COMPACTION)),
         ("/v1/responses/{response}", ["GET", "DELETE"], openai.stored_response),
         ("/v1/responses/{response}/input_items", get, openai.response_items),
-        ("/v1/messages", post, openai.messages),
-        ("/v1/messages/count_tokens", post, openai.count_tokens),
+        ("/v1/messages", post, _named(openai.messages)),
+        ("/v1/messages/count_tokens", post, _named(openai.count_tokens)),
         ("/v1/messages/batches", both, refused(NO_BATCHES)),
         ("/v1/messages/batches/{rest:path}", [*both, "DELETE"], refused(NO_BATCHES)),
         ("/v1/embeddings", post, embeddings.embeddings),
@@ -122,6 +125,17 @@ def _routes(
     ]
 
 
+def _named(handler: Handler) -> Handler:
+    """For Anthropic's clients: answers have a request-id, as errors there do."""
+
+    async def named(request: Request) -> Response:
+        response = await handler(request)
+        response.headers.update(request_id())
+        return response
+
+    return named
+
+
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, SglangError)
     if request.url.path == "/health":
@@ -157,7 +171,7 @@ _ERRORS = {SglangError: _on_error, HTTPException: _on_http_error, ClientDisconne
 def _plain_error(path: str, status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> Response:
     """What no SglangError says, in the shape of the route."""
     if speaks_anthropic(path):
-        return JsonResponse(anthropic_error_body(status, message), status, headers)
+        return JsonResponse(anthropic_error_body(status, message), status, (headers or {}) | request_id())
     body: dict[str, Any] = {"message": message}
     if path.startswith("/v1"):
         body |= {"type": kind, "param": None, "code": status}

@@ -16,6 +16,7 @@ from sglang.srt.server.http.keys import Identity, KeyRing
 from sglang.srt.server.http.request_scope import RequestScope, current_scope, enter_scope, leave_scope
 from sglang.srt.server.http.wire import error_response
 from sglang.srt.server.http.wire_numbers import MAX_DIGITS, decimal_number, whole_number
+from sglang.srt.server.limits.body_room import LEASE, ROOM, BodyRoom, release_body
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -108,11 +109,13 @@ def _seconds(value: bytes) -> float | None:
 
 
 class BodyLimit:
-    """Answers 413 when a body is, or turns out to be, longer than allowed."""
+    """Answers 413 when a body is, or turns out to be, longer than allowed. What is not small is read where there is room for it
+    (body_room.py), which is taken back when the request ends."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
         self._max = max_bytes
+        self._room = BodyRoom(max_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -133,7 +136,12 @@ class BodyLimit:
                     raise BodyTooLargeError(self._max)
             return message
 
-        await self._app(scope, limited, send)
+        scope[ROOM] = self._room
+        try:
+            await self._app(scope, limited, send)
+        finally:
+            if LEASE in scope:
+                release_body(scope)
 
     def _fits(self, length: bytes) -> bool:
         if length.isdigit() and len(length) <= MAX_DIGITS:

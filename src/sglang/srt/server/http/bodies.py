@@ -19,9 +19,8 @@ from sglang.srt.server.aside import run_aside
 from sglang.srt.server.fields import Fields
 from sglang.srt.server.http.wire_numbers import whole_number
 from sglang.srt.server.limits.body_room import SMALL_BODY, room_of
-from sglang.srt.server.limits.json_limits import CHUNK, JsonScan, check_json
+from sglang.srt.server.limits.json_limits import CHUNK, JsonScan, Pieces, add_piece, check_json
 from sglang.srt.server.limits.json_reader import JsonReader
-from sglang.srt.server.limits.json_strings import Pieces, add_piece
 
 LONG_BODY = 16 << 10
 """bytes above which a body is made into objects on another thread; above CHUNK piece by piece"""
@@ -65,8 +64,7 @@ async def read_body(request: Request) -> Pieces:
     message = await request.receive()
     if message["type"] == "http.request" and not message.get("more_body", False):
         return Pieces((message.get("body", b""),))
-    whole, num_read, size, lease = Pieces(), 0, _announced(request), None
-    room = room_of(request.scope)
+    whole, num_read, lease = Pieces(), 0, None
     while True:
         _check_there(message)
         piece: bytes = message.get("body", b"")
@@ -74,8 +72,8 @@ async def read_body(request: Request) -> Pieces:
         num_read += len(piece)
         if not message.get("more_body", False):
             return whole
-        if lease is None and room is not None and (size or num_read) > SMALL_BODY:
-            lease = await room.take(request.scope, size)
+        if lease is None and num_read > SMALL_BODY and (room := room_of(request.scope)) is not None:
+            lease = await room.take(request.scope, _announced(request))
         if lease is None:
             message = await request.receive()
         else:

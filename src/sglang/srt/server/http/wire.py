@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,10 +17,9 @@ from starlette.types import Receive, Scope, Send
 
 from sglang.srt.errors import ContextLengthError, RequestError, SglangError
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import client_names
-from sglang.srt.server.generate_req import GenerateReq
+from sglang.srt.server.generate_req import GenerateReq, client_names
 from sglang.srt.server.http.json_pieces import encode_json, json_pieces
-from sglang.srt.server.limits.body_room import release_body
+from sglang.srt.server.limits.body_room import LEASE, release_body
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 DONE = b"data: [DONE]\n\n"
@@ -111,6 +111,11 @@ def speaks_anthropic(path: str) -> bool:
     return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
+def request_id() -> dict[str, str]:
+    """The header by which Anthropic's clients name a request in their errors and logs."""
+    return {"request-id": f"req_{uuid4().hex[:24]}"}
+
+
 def anthropic_error(error: SglangError) -> dict[str, Any]:
     """The shape that clients of /v1/messages read."""
     message = _anthropic_length(error) if isinstance(error, ContextLengthError) else message_of(error)
@@ -134,9 +139,9 @@ def _anthropic_length(error: ContextLengthError) -> str:
 
 
 def error_response(error: SglangError, path: str) -> Response:
-    headers = {"Retry-After": "1"} if status_of(error) == 503 else None
+    headers = {"Retry-After": "1"} if status_of(error) == 503 else {}
     if speaks_anthropic(path):
-        return JsonResponse(anthropic_error(error), status_of(error), headers)
+        return JsonResponse(anthropic_error(error), status_of(error), headers | request_id())
     return JsonResponse(error_body(error, path.startswith("/v1")), status_of(error), headers)
 
 
@@ -161,7 +166,8 @@ async def _start(request: Request, manager: TokenizerManager, req: GenerateReq) 
         call = await (starting if req.media is None else unless_gone(request, starting))
     if call is not None:
         req.forget_prompt()
-        release_body(request.scope)
+        if LEASE in request.scope:
+            release_body(request.scope)
     return call
 
 

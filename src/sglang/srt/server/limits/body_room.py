@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope
 
 from sglang.srt.errors import OverloadError
 from sglang.srt.server.http.request_scope import current_scope
@@ -24,7 +24,8 @@ WAIT_SECONDS = 30.0
 PATIENCE_SECONDS = 5.0
 MIN_RATE = 1 << 20
 """bytes a second, after PATIENCE_SECONDS, at which a body must come while others wait"""
-_ROOM, _LEASE = "sglang.body_room", "sglang.body_lease"
+ROOM, LEASE = "sglang.body_room", "sglang.body_lease"
+"""keys of an ASGI scope: the room that there is, and what the request holds of it"""
 
 
 class BodyLease:
@@ -83,7 +84,7 @@ class BodyRoom:
             self._waiting.pop(future, None)
         if not future.done():
             raise OverloadError("too many large bodies are on their way; try again later")
-        scope[_LEASE] = future.result()
+        scope[LEASE] = future.result()
         return future.result()
 
     def give_back(self, lease: BodyLease) -> None:
@@ -112,27 +113,12 @@ def _owner(scope: Scope) -> Any:
 
 
 def room_of(scope: Scope) -> BodyRoom | None:
-    """None for requests that do not come through BodyRooms."""
-    return scope.get(_ROOM)
+    """None for requests that do not come through BodyLimit."""
+    return scope.get(ROOM)
 
 
 def release_body(scope: Scope) -> None:
     """Gives back what the request of `scope` holds, if it does."""
-    lease = scope.pop(_LEASE, None)
+    lease = scope.pop(LEASE, None)
     if lease is not None:
         lease.release()
-
-
-class BodyRooms:
-    """Pure ASGI: brings the room to every request, and takes back what one still holds when it ends."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._room = BodyRoom(max_bytes)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[_ROOM] = self._room
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            release_body(scope)

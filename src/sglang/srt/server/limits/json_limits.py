@@ -7,6 +7,7 @@ other threads run between two pieces. What stands in strings is never taken for 
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +31,28 @@ _DIGITS = bytes(ord("0") if chr(i).isdigit() and i < 128 else ord(" ") for i in 
 _LONG_NUMBER = b"0" * MAX_DIGITS
 _COMMA, _COLON, _OPEN, _CLOSE, _LOWER = ord(","), ord(":"), ord("{"), ord("}"), 32
 """`[` and `]` are `{` and `}` without the bit _LOWER"""
+
+
+Pieces = deque[bytes | bytearray]
+
+
+def add_piece(body: Pieces, piece: bytes) -> None:
+    """However little comes at a time, the pieces are not many."""
+    if body and len(body[-1]) < CHUNK:
+        body[-1] += piece
+    else:
+        body.append(bytearray(piece))
+
+
+def take_piece(body: Pieces) -> bytes | bytearray:
+    """About CHUNK bytes from the begin of `body`; none if it is empty."""
+    if not body:
+        return b""
+    piece = body.popleft()
+    if len(piece) > 2 * CHUNK:
+        body.appendleft(piece[CHUNK:])
+        return piece[:CHUNK]
+    return piece
 
 
 class JsonScan:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sglang.common.growing import Growing
 from sglang.srt.messages import FinishReason
 from sglang.srt.server.generate_req import GenerateOut
 from sglang.srt.server.http.json_pieces import encode_json, json_pieces
@@ -20,12 +19,12 @@ class ToolCall:
 
     id: str
     name: str
-    growing: Growing = field(default_factory=Growing)
+    parts: list[str] = field(default_factory=list)
     is_whole: bool = False
 
     @property
     def arguments(self) -> str:
-        return str(self.growing)
+        return "".join(self.parts)
 
     def as_dict(self, index: int) -> dict[str, Any]:
         function = {"name": self.name, "arguments": self.arguments}
@@ -34,31 +33,31 @@ class ToolCall:
 
 @dataclass
 class Answer:
-    """One choice so far. `format_name`: how its calls are written."""
+    """One choice so far. `format_name`: how its calls are written. The texts are kept as they came, and joined at the end."""
 
     format_name: str
     calls: list[ToolCall] = field(default_factory=list)
-    _text: Growing = field(default_factory=Growing)
-    _reasoning: Growing = field(default_factory=Growing)
+    _texts: list[str] = field(default_factory=list)
+    _reasoning: list[str] = field(default_factory=list)
 
     @property
     def text(self) -> str:
-        return str(self._text)
+        return "".join(self._texts)
 
     @property
     def reasoning(self) -> str:
-        return str(self._reasoning)
+        return "".join(self._reasoning)
 
     def add(self, piece: Piece) -> None:
         if isinstance(piece, Text):
-            self._text.add(piece.text)
+            self._texts.append(piece.text)
         elif isinstance(piece, Reasoning):
-            self._reasoning.add(piece.text)
+            self._reasoning.append(piece.text)
         elif isinstance(piece, CallBegin):
             self.calls.append(ToolCall(call_id(self.format_name), piece.name))
         else:
             call = self.calls[piece.index]
-            call.growing.add(piece.text)
+            call.parts.append(piece.text)
             call.is_whole = piece.is_last
 
     def delta(self, piece: Piece) -> dict[str, Any] | None:

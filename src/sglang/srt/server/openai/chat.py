@@ -13,15 +13,13 @@ from sglang.srt.messages import FinishReason, LogprobOptions, Logprobs, Position
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import client_names
-from sglang.srt.server.generate_req import GenerateOut, GenerateReq
+from sglang.srt.server.generate_req import GenerateOut, GenerateReq, client_names
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.multimodal.inputs import parse_pixels, with_pixels
 from sglang.srt.server.openai.answers import PART_VALUES, Answer, ChunkWriter, Usage, finish_details, finish_name
 from sglang.srt.server.openai.logprobs import chat_logprob_entries, chat_logprobs, token_bytes
 from sglang.srt.server.openai.prompts import ChatOptions, make_prompt, plan_for
-from sglang.srt.server.openai.protocol import ChatRequest
-from sglang.srt.server.openai.sampling import field_names, sampling_params
+from sglang.srt.server.openai.protocol import ChatRequest, field_names, sampling_params
 from sglang.srt.server.parsers.answer import AnswerParser
 from sglang.srt.server.parsers.pieces import Piece, Text
 from sglang.srt.server.parsers.reasoning import (

@@ -14,8 +14,7 @@ from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.openai.answers import PART_VALUES, ChunkWriter, Usage, finish_details, finish_name
 from sglang.srt.server.openai.chat import join_salt, usage_wishes
 from sglang.srt.server.openai.logprobs import CompletionLogprobs
-from sglang.srt.server.openai.protocol import CompletionRequest
-from sglang.srt.server.openai.sampling import field_names, sampling_params
+from sglang.srt.server.openai.protocol import CompletionRequest, field_names, sampling_params
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16

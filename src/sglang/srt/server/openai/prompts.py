@@ -16,8 +16,7 @@ from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.fields import check_members, note_ignored, unknown_message
 from sglang.srt.server.limits.json_limits import read_json_text
 from sglang.srt.server.multimodal.inputs import PART_HINTS, MediaInput, parse_part
-from sglang.srt.server.openai.protocol import ChatRequest, parse_request
-from sglang.srt.server.openai.sampling import has_format, sampling_params
+from sglang.srt.server.openai.protocol import ChatRequest, has_format, parse_request, sampling_params
 from sglang.srt.server.openai.tools import ToolPlan, plan_tools, tell_calls, tell_tools
 from sglang.srt.server.parsers.tool_calls import NONE, call_format, format_of_template
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
@@ -128,7 +127,7 @@ def make_prompt(request: ChatRequest, plan: ToolPlan, options: ChatOptions) -> C
     messages = parse_messages(request.messages, template, media if options.media_tokens else None)
     continued = _text_to_continue(messages[-1]) if request.continue_final_message else None
     tools = plan.shown
-    if not (template.forms.tools or template.forms.calls):
+    if not (template.forms.tools or template.forms.calls or _CALLLESS.issuperset([m["role"] for m in messages])):
         messages = tell_calls(messages)
     if tools and not template.forms.tools:
         how = call_format(plan.parser or options.tool_parser).how
@@ -139,6 +138,8 @@ def make_prompt(request: ChatRequest, plan: ToolPlan, options: ChatOptions) -> C
 
 def plan_for(request: ChatRequest, sampling: SamplingParams, options: ChatOptions) -> ToolPlan:
     """The request's tools, and `sampling` as they change it. Raises RequestError."""
+    if request.tools is None and request.tool_choice is None:
+        return ToolPlan(sampling=sampling)
     return plan_tools(
         request.tools,
         request.tool_choice,
@@ -197,6 +198,8 @@ def _text_to_continue(message: dict[str, Any]) -> str:
 MAX_MESSAGES = 65_536
 """of a request, and parts of one message"""
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_CALLLESS = frozenset({"system", "developer", "user"})
+"""whose messages neither call nor answer a call"""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """names that servers have for the reasoning of an earlier answer; templates read the first or the second"""
 _KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "refusal", *_REASONING})

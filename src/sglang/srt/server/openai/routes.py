@@ -15,8 +15,8 @@ from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.anthropic.messages import MessagesCall
 from sglang.srt.server.anthropic.request import MESSAGES_FIELDS, messages_words
 from sglang.srt.server.aside import run_aside
-from sglang.srt.server.fields import as_text, client_names
-from sglang.srt.server.generate_req import GenerateReq
+from sglang.srt.server.fields import as_text
+from sglang.srt.server.generate_req import GenerateReq, client_names
 from sglang.srt.server.http.bodies import LONG_BODY, read_as, read_sized
 from sglang.srt.server.http.json_pieces import Encoded, cut
 from sglang.srt.server.http.request_scope import current_scope, name_user

@@ -82,8 +82,6 @@ def plan_tools(
     """What follows from a request's `tools`, `tool_choice` and `parallel_tool_calls` for a model that calls in the format
     `format_name`. `has_format`: the constraint of `sampling` is that of response_format, which a forced call replaces. The plan's
     `sampling` holds the constraint. Raises RequestError."""
-    if tools is None and choice is None:
-        return ToolPlan(sampling=sampling)
     known = parse_tools(tools)
     mode, shown = _choose(choice, known)
     if mode == "none" or not shown:
@@ -285,14 +283,8 @@ def call_id(format_name: str) -> str:
 # --- models without a tool template -----------------------------------------------------------------------------------------
 
 
-_PLAIN_ROLES = frozenset({"system", "developer", "user"})
-"""whose messages neither call nor answer a call"""
-
-
 def tell_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Messages for a template that knows no calls: earlier ones are the assistant's text, results are the user's."""
-    if _PLAIN_ROLES.issuperset([message["role"] for message in messages]):
-        return messages
     called = {
         entry["id"]: entry["function"]["name"]
         for message in reversed(messages)

@@ -20,9 +20,8 @@ import msgspec
 
 from sglang.srt.errors import NoSuchResponseError, RequestError
 from sglang.srt.server.http.json_pieces import Encoded, encode_json, json_pieces
-from sglang.srt.server.limits.json_limits import CHUNK, JsonScan
+from sglang.srt.server.limits.json_limits import CHUNK, JsonScan, Pieces
 from sglang.srt.server.limits.json_reader import JsonReader
-from sglang.srt.server.limits.json_strings import Pieces
 
 decode = msgspec.json.Decoder().decode
 
