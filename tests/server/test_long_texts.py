@@ -11,9 +11,9 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, proce
 
 from sglang.srt.config import ModelFiles, TextOptions
 from sglang.srt.errors import RequestError
-from sglang.srt.server.tokenization import cutting, special_text
+from sglang.srt.server.tokenization import chat_template, cutting
 from sglang.srt.server.tokenization import tokenizer as tokenizer_module
-from sglang.srt.server.tokenization.special_text import SpecialText
+from sglang.srt.server.tokenization.chat_template import SpecialText
 from sglang.srt.server.tokenization.tokenizer import load_tokenizer
 from tests.server.models import CHATML, train_byte_level
 from tests.server.test_hostile_folders import KINDS
@@ -142,7 +142,7 @@ def test_names_of_special_tokens_in_long_messages(tmp_path: Path, monkeypatch: p
 
 
 def test_names_of_special_tokens_are_found_at_the_edge_of_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(special_text, "WINDOW", 64)
+    monkeypatch.setattr(chat_template, "WINDOW", 64)
     found = SpecialText(["<|im_end|>", "<s>"])
     for at in range(200):
         assert found.occurs_in("x" * at + "<|im_end|>" + "y" * 100) and found.occurs_in({"a": ["b" * at + "<s>"]})

@@ -5,6 +5,5 @@ cutting.py          where long texts may be cut
 model_files.py      what a folder or GGUF file says about its text
 gguf_tokenizer.py   a tokenizer from GGUF metadata
 chat_template.py    sandboxed Jinja
-special_text.py     names of special tokens in user text
 token_bytes.py      the bytes behind every token
 """

@@ -25,10 +25,9 @@ from sglang.srt.config import ModelFiles, TextOptions
 from sglang.srt.errors import ContextLengthError, RequestError
 from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.server.shared_ints import SharedInts
-from sglang.srt.server.tokenization.chat_template import ChatTemplate, named_template
+from sglang.srt.server.tokenization.chat_template import ChatTemplate, SpecialText, map_strings, named_template
 from sglang.srt.server.tokenization.cutting import PIECE_CHARS, Cutter
 from sglang.srt.server.tokenization.model_files import TextFacts, checked, is_panic, read_folder, read_gguf
-from sglang.srt.server.tokenization.special_text import SpecialText, map_strings
 from sglang.srt.server.tokenization.template_forms import MediaToken
 from sglang.srt.server.tokenization.token_bytes import drops_leading_space, token_table
 from sglang.srt.vocabulary import Vocabulary
