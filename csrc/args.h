@@ -45,7 +45,7 @@ struct KVView {
   uint16_t* k;                         // f16 [run][head][dim][16]
   uint16_t* v;                         // f16 [run][head][16][dim]
   size_t stride;                       // values from run to run: all layers of a run lie together
-  int num_runs, heads, dim;
+  int num_runs, heads, dim, head;      // a head has `head` values; dim: padded with zeros to a multiple of 16
 };
 
 struct MetaView {                      // AttentionMeta of kernels/ops.py
@@ -120,6 +120,8 @@ struct RopeArgs {
   int num_positions;
   float q_scale, eps;
   const float *q_norm, *k_norm;        // or null
+  const float* q_growth;               // or null: [num_positions], multiplies q besides q_scale
+  bool norm_last;                      // norms follow the rotation
   const int* rows;
   int max_rows;
 };
@@ -129,7 +131,7 @@ struct AttentionArgs {
   KVView kv;
   MetaView meta;
   ActView out;
-  float* rows_out;                     // f32 [max_rows][num_heads * dim]
+  float* rows_out;                     // f32 [max_rows][num_heads * head]
   float* part;                         // [part_entries][num_heads][dim + 16]: results of single chunks
   int num_heads, part_entries, window, max_rows;
   float soft_cap;
@@ -144,7 +146,7 @@ struct SoftCapArgs {
 };
 
 // For vision-language models.
-enum ActivateFn : int { kQuickGelu = 3 };  // besides GateFn
+enum ActivateFn : int { kQuickGelu = 3, kRelu = 4, kRelu2 = 5 };  // besides GateFn
 
 struct RowsArgs {                      // overlay, gather_rows
   const float* source;

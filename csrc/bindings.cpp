@@ -109,7 +109,7 @@ NB_MODULE(_cpu, m) {
         l.touch(start, end);
       })
       .def_prop_ro("num_kv_heads", [](const KVLayer& l) { return l.view.heads; })
-      .def_prop_ro("head_dim", [](const KVLayer& l) { return l.view.dim; })
+      .def_prop_ro("head_dim", [](const KVLayer& l) { return l.view.head; })
       .def_prop_ro("num_bytes", [](const KVLayer& l) { return size_t(l.view.num_runs) * l.view.heads * l.view.dim * kRun * 4; });
   nb::class_<Tape>(m, "Tape")
       .def(nb::init<>())

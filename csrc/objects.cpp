@@ -105,10 +105,11 @@ Activation::Activation(int rows, int width, bool ints, bool floats) : max_rows(r
   view.f = floats ? reinterpret_cast<float*>(memory->data() + int_bytes) : nullptr;
 }
 
-std::vector<KVLayer> KVLayer::make(int num_layers, int num_slots, int heads, int dim) {
+std::vector<KVLayer> KVLayer::make(int num_layers, int num_slots, int heads, int head_dim) {
   if (num_layers <= 0) throw nb::value_error("there must be at least one KV layer");
   if (num_slots <= 0 || num_slots % kRun != 0) throw nb::value_error("the number of KV slots must be a positive multiple of 16");
-  if (heads <= 0 || dim <= 0 || dim % 16 != 0) throw nb::value_error("the head dimension must be a positive multiple of 16");
+  if (heads <= 0 || head_dim <= 0 || head_dim > kMaxWidth) throw nb::value_error("the head dimension must be positive, and at most 2^24");
+  const int dim = (head_dim + 15) / 16 * 16;
   if (heads > kMaxWidth / dim) throw nb::value_error("a KV layer has at most 2^24 values of K in a slot");
   constexpr size_t kShift = 1056;      // 33 lines: the same head of neighbouring runs falls into other sets of the first cache
   const size_t half = size_t(heads) * size_t(dim) * kRun, stride = 2 * half * size_t(num_layers) + (num_layers > 1 ? kShift : 0);
@@ -116,7 +117,7 @@ std::vector<KVLayer> KVLayer::make(int num_layers, int num_slots, int heads, int
   auto memory = std::make_shared<Mapping>(bytes_of({size_t(runs), stride, sizeof(uint16_t)}));
   auto* at = reinterpret_cast<uint16_t*>(memory->data());
   std::vector<KVLayer> layers;
-  for (int i = 0; i < num_layers; i++, at += 2 * half) layers.push_back({{at, at + half, stride, runs, heads, dim}, memory});
+  for (int i = 0; i < num_layers; i++, at += 2 * half) layers.push_back({{at, at + half, stride, runs, heads, dim, head_dim}, memory});
   return layers;
 }
 

@@ -124,22 +124,24 @@ static void check_heads(const Call& c, int num_heads, const KVView& kv) {
 }
 
 static void rope_store(Runtime& rt, Obj qkv, Obj kv, Obj positions, Obj slots, Obj rows, int num_heads, Obj cos, Obj sin, float q_scale,
-                       Obj q_norm, Obj k_norm, float eps) {
+                       Obj q_norm, Obj k_norm, float eps, bool norm_last, Obj q_growth) {
   Call c("rope_store");
   RopeArgs a{};
   a.kv = c.handle<KVLayer>(kv, "kv").view;
   check_heads(c, num_heads, a.kv);
-  auto m = c.out_mat<float>(qkv, "qkv", columns(c, "num_heads", (int64_t(num_heads) + 2 * a.kv.heads) * a.kv.dim));
+  auto m = c.out_mat<float>(qkv, "qkv", columns(c, "num_heads", (int64_t(num_heads) + 2 * a.kv.heads) * a.kv.head));
   auto co = c.mat<float>(cos, "cos", 1), si = c.mat<float>(sin, "sin", 1);
   c.check(co.cols == si.cols && co.rows == si.rows && co.rows > 0, "sin", "must have the shape of cos");
   c.check(co.ld == size_t(co.cols) && si.ld == size_t(si.cols), "cos", "and sin must be contiguous");
-  c.check(2 * co.cols <= a.kv.dim, "cos", "has more pairs than a head");
+  c.check(2 * co.cols <= a.kv.head, "cos", "has more pairs than a head");
   c.check(q_norm.is_none() == k_norm.is_none(), "q_norm", "and k_norm must be given together");
   if (!q_norm.is_none()) {
-    a.q_norm = c.vec<float>(q_norm, "q_norm", size_t(a.kv.dim)).p;
-    a.k_norm = c.vec<float>(k_norm, "k_norm", size_t(a.kv.dim)).p;
+    a.q_norm = c.vec<float>(q_norm, "q_norm", size_t(a.kv.head)).p;
+    a.k_norm = c.vec<float>(k_norm, "k_norm", size_t(a.kv.head)).p;
   }
   a.qkv = m.p, a.ld = m.ld, a.num_heads = num_heads, a.rot = co.cols, a.cos = co.p, a.sin = si.p, a.num_positions = co.rows;
+  if (!q_growth.is_none()) a.q_growth = c.vec<float>(q_growth, "q_growth", size_t(co.rows)).p;
+  a.norm_last = norm_last;
   auto pos = c.vec<int>(positions, "positions", 0), slot = c.vec<int>(slots, "slots", 0);
   a.positions = pos.p, a.slots = slot.p;
   a.q_scale = q_scale, a.eps = eps, a.rows = c.rows(rows);
@@ -173,7 +175,7 @@ static void attention(Runtime& rt, Obj qkv, Obj kv, Obj out, Obj meta, int num_h
   check_heads(c, num_heads, a.kv);
   c.check(window >= 0, "window", "must not be negative");
   c.check(soft_cap >= 0, "soft_cap", "must not be negative");
-  const int width = columns(c, "num_heads", int64_t(num_heads) * a.kv.dim);
+  const int width = columns(c, "num_heads", int64_t(num_heads) * a.kv.head);
   auto m = c.mat<float>(qkv, "qkv", width);
   Activation& o = c.handle<Activation>(out, "out");
   c.check(o.view.width == width, "out", "must be num_heads * head_dim wide");
@@ -190,7 +192,7 @@ static void attention(Runtime& rt, Obj qkv, Obj kv, Obj out, Obj meta, int num_h
   entries = entries > limit ? (limit > chunks ? limit : chunks) : entries;
   a.part_entries = int(entries);
   a.part = static_cast<float*>(rt.buffer("attention partials", entries * entry));
-  a.rows_out = static_cast<float*>(rt.buffer("attention rows", size_t(a.max_rows) * size_t(num_heads) * dim * 4));
+  a.rows_out = static_cast<float*>(rt.buffer("attention rows", size_t(a.max_rows) * size_t(width) * 4));
   const Op ops[2] = {make_op("attention", rt.kernels().attention, a), make_op("attention_finish", rt.kernels().attention_finish, a)};
   rt.run(ops, 2, c.keep);
 }
@@ -288,7 +290,7 @@ static void activate(Runtime& rt, Obj x, Obj out, Obj rows, const std::string& f
   Call c("activate");
   Activation& o = c.handle<Activation>(out, "out");
   auto m = c.mat<float>(x, "x", o.view.width);
-  const int f = fn == "quick_gelu" ? int(kQuickGelu) : gate_of(c, fn);
+  const int f = fn == "quick_gelu" ? int(kQuickGelu) : fn == "relu" ? int(kRelu) : fn == "relu2" ? int(kRelu2) : gate_of(c, fn);
   rt.run(make_op("activate", rt.kernels().activate, GateArgs{m.p, nullptr, m.ld, 0, o.view, f, c.rows(rows), smaller(m.rows, o.max_rows)}), c.keep);
 }
 
@@ -330,7 +332,7 @@ void def_model_ops(nb::class_<Runtime>& runtime) {
       .def("gate", &gate)
       .def("store", &store)
       .def("rope_store", &rope_store, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-           nb::arg().none(), nb::arg().none(), nb::arg())
+           nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg().none())
       .def("attention", &attention)
       .def("soft_cap", &soft_cap)
       .def("overlay", &overlay)

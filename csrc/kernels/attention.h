@@ -67,9 +67,9 @@ static ALWAYS void merge_rows(float* a, const float* b, int n, unsigned seen, in
   }
 }
 // Adding zero turns -0 into 0, which underflow could produce in one order of company and not in another.
-static void normalise(const float* a, float* out, int dim) {
+static void normalise(const float* a, float* out, int dim, int head) {
   const F inv = fset(1.f / a[dim + 1]);
-  for (int d = 0; d < dim; d += 16) fstore(out + d, add(mul(fload(a + d), inv), fzero()));
+  for (int d = 0; d < head; d += 16) fstore_n(out + d, add(mul(fload(a + d), inv), fzero()), head - d);
 }
 
 // How the requests of a step are cut into units. `used` counts entries of the partial buffer.
@@ -348,11 +348,11 @@ static ALWAYS void chunk_tile(const AttentionArgs& a, Scratch& s, const int* tab
 }
 
 // Where groups of 32 never span heads, a finished head goes to its readers at once.
-static ALWAYS bool direct(const AttentionArgs& a) { return a.kv.dim % 32 == 0; }
+static ALWAYS bool direct(const AttentionArgs& a) { return a.kv.head % 32 == 0; }
 static ALWAYS void finish_head(const AttentionArgs& a, float* total, int row, int head) {
   const int dim = a.kv.dim;
-  if (!direct(a)) return normalise(total, a.rows_out + (size_t(row) * a.num_heads + head) * dim, dim);
-  normalise(total, total, dim);
+  if (!direct(a)) return normalise(total, a.rows_out + (size_t(row) * a.num_heads + head) * a.kv.head, dim, a.kv.head);
+  normalise(total, total, dim, dim);
   for (int d = 0; d < dim; d += 32) write32(a.out, row, (head * dim + d) / 32, fload(total + d), fload(total + d + 16), 32);
 }
 
@@ -365,8 +365,10 @@ static void attention_unit(const AttentionArgs& a, const Cut& cut, int i, int u,
   Scratch s;
   carve(s, scratch, dim, cut.tile_tokens * grp);
   for (int t = 0; t < nt; t++) {
-    const float* from = a.qkv + (q0 + t0 + t) * a.ld + size_t(h) * grp * dim;
-    for (int d = 0; d < grp * dim; d += 16) fstore(s.q + size_t(t) * grp * dim + d, mul(fload(from + d), fset(kLog2E)));
+    const float* from = a.qkv + (q0 + t0 + t) * a.ld + size_t(h) * grp * a.kv.head;
+    float* q = s.q + size_t(t) * grp * dim;
+    for (int g = 0; g < grp; g++, from += a.kv.head, q += dim)
+      for (int d = 0; d < dim; d += 16) fstore(q + d, mul(fload_n(from + d, a.kv.head - d), fset(kLog2E)));
   }
   const size_t ld = part_size(dim);
   int ends[64], last_end = 0;          // a tile has no more tokens
@@ -414,9 +416,9 @@ static void attention(const void* args, const Ctx& c) {
 }
 
 static void finish_row(const AttentionArgs& a, const Cut& k, int pos, int kv, int t, int row, int h0, int h1, float* buf) {
-  const int dim = a.kv.dim;
+  const int dim = a.kv.dim, head = a.kv.head;
   const size_t ld = part_size(dim);
-  float* o = a.rows_out + size_t(row) * a.num_heads * dim;
+  float* o = a.rows_out + size_t(row) * a.num_heads * head;
   if (k.entry >= 0) {
     const int low = a.window > 0 && pos - a.window + 1 > 0 ? (pos - a.window + 1) / kChunk : 0;
     for (int h = h0; h < h1; h++) {
@@ -425,20 +427,21 @@ static void finish_row(const AttentionArgs& a, const Cut& k, int pos, int kv, in
       const int c0 = low - k.first_chunk, c1 = (seen_end(a, row, pos, kv) - 1) / kChunk - k.first_chunk;
       __builtin_memcpy(buf, p + c0 * step, ld * 4);
       for (int c = c0 + 1; c <= c1; c++) merge(buf, p + c * step, dim);
-      normalise(buf, o + size_t(h) * dim, dim);
+      normalise(buf, o + size_t(h) * head, dim, head);
     }
   }
-  for (int col = h0 * dim; col < h1 * dim; col += 32) {
-    const int n = h1 * dim - col;
-    write32(a.out, row, col / 32, fload_n(o + col, n), n > 16 ? fload(o + col + 16) : fzero(), n);
+  for (int col = h0 * head; col < h1 * head; col += 32) {
+    const int n = h1 * head - col;
+    write32(a.out, row, col / 32, fload_n(o + col, n), n > 16 ? fload_n(o + col + 16, n - 16) : fzero(), n);
   }
 }
 // Merges what was split, and writes every row as its readers want it.
 static void attention_finish(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const AttentionArgs*>(args);
   const int n = clamp(*a.meta.num_reqs, 0, a.meta.max_reqs);
-  const int pair = a.kv.dim % 32 ? 2 : 1, parts = n <= 4 * c.n ? (a.num_heads + pair - 1) / pair : 1;
-  const int heads = parts == 1 ? a.num_heads : pair;
+  int few = 1;                         // heads that end where a group of 32 does
+  while (few * a.kv.head % 32) few *= 2;
+  const int parts = n <= 4 * c.n ? (a.num_heads + few - 1) / few : 1, heads = parts == 1 ? a.num_heads : few;
   int base = 0, used = 0, left = a.max_rows, u = c.take();
   for (int i = 0; i < n; i++) {
     if (!valid(a, i, &left)) continue;

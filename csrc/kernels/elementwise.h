@@ -133,9 +133,9 @@ static void soft_cap(const void* args, const Ctx& c) {
 // ---- rope and KV store ------------------------------------------------------------------------------------------------------
 static ALWAYS void norm_head(float* x, const float* weight, int dim, float eps) {
   F ss = fzero();
-  for (int k = 0; k < dim; k += 16) { const F t = fload(x + k); ss = fma(t, t, ss); }
+  for (int k = 0; k < dim; k += 16) { const F t = fload_n(x + k, dim - k); ss = fma(t, t, ss); }
   const F inv = fset(1.f / __builtin_sqrtf(hsum(ss) / float(dim) + eps));
-  for (int k = 0; k < dim; k += 16) fstore(x + k, mul(mul(fload(x + k), inv), fload(weight + k)));
+  for (int k = 0; k < dim; k += 16) fstore_n(x + k, mul(mul(fload_n(x + k, dim - k), inv), fload_n(weight + k, dim - k)), dim - k);
 }
 static ALWAYS void rotate(float* x, const float* cos, const float* sin, int rot) {
   for (int k = 0; k < rot; k += 16) {
@@ -147,30 +147,34 @@ static ALWAYS void rotate(float* x, const float* cos, const float* sin, int rot)
 }
 static ALWAYS F to_half_range(F x) { return vmin(vmax(x, fset(-65504.f)), fset(65504.f)); }
 
+static ALWAYS void turn_head(const RopeArgs& a, float* x, const float* norm, const float* cos, const float* sin) {
+  if (norm && !a.norm_last) norm_head(x, norm, a.kv.head, a.eps);
+  rotate(x, cos, sin, a.rot);
+  if (norm && a.norm_last) norm_head(x, norm, a.kv.head, a.eps);
+}
 static void rope_row(const RopeArgs& a, int r) {
-  const int dim = a.kv.dim, hq = a.num_heads, hkv = a.kv.heads, pos = clamp(a.positions[r], 0, a.num_positions - 1);
+  const int dim = a.kv.dim, head = a.kv.head, hq = a.num_heads, hkv = a.kv.heads, pos = clamp(a.positions[r], 0, a.num_positions - 1);
   const int slot = a.slots[r];
   const float *cos = a.cos + size_t(pos) * a.rot, *sin = a.sin + size_t(pos) * a.rot;
   float* row = a.qkv + r * a.ld;
+  const F scale = fset(a.q_growth ? a.q_scale * a.q_growth[pos] : a.q_scale);
   for (int h = 0; h < hq; h++) {
-    float* x = row + h * dim;
-    if (a.q_norm) norm_head(x, a.q_norm, dim, a.eps);
-    rotate(x, cos, sin, a.rot);
-    for (int k = 0; k < dim; k += 16) fstore(x + k, mul(fload(x + k), fset(a.q_scale)));
+    float* x = row + h * head;
+    turn_head(a, x, a.q_norm, cos, sin);
+    for (int k = 0; k < head; k += 16) fstore_n(x + k, mul(fload_n(x + k, head - k), scale), head - k);
   }
   if (slot < 0 || slot >= a.kv.num_runs * kRun) return;
   for (int h = 0; h < hkv; h++) {
-    float* x = row + (hq + h) * dim;
-    if (a.k_norm) norm_head(x, a.k_norm, dim, a.eps);
-    rotate(x, cos, sin, a.rot);
+    float* x = row + (hq + h) * head;
+    turn_head(a, x, a.k_norm, cos, sin);
     const size_t base = size_t(slot / kRun) * a.kv.stride + size_t(h) * dim * kRun;
     uint16_t *k = a.kv.k + base + slot % kRun, *v = a.kv.v + base + size_t(slot % kRun) * dim;
-    const float* y = row + (hq + hkv + h) * dim;
+    const float* y = row + (hq + hkv + h) * head;
     for (int d = 0; d < dim; d += 16) {
       alignas(64) uint16_t t[16];
-      store_f16(t, to_half_range(fload(x + d)));
+      store_f16(t, to_half_range(fload_n(x + d, head - d)));
       UNROLL for (int i = 0; i < 16; i++) k[size_t(d + i) * kRun] = t[i];
-      store_f16(v + d, to_half_range(fload(y + d)));
+      store_f16(v + d, to_half_range(fload_n(y + d, head - d)));
     }
   }
 }

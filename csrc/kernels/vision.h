@@ -102,7 +102,9 @@ static void activate(const void* args, const Ctx& c) {
   if (a.fn == kSilu) activate_rows(a, c, [](F x) { return silu(x); });
   else if (a.fn == kGeluTanh) activate_rows(a, c, [](F x) { return gelu_tanh(x); });
   else if (a.fn == kGelu) activate_rows(a, c, [](F x) { return gelu_erf(x); });
-  else activate_rows(a, c, [](F x) { return quick_gelu(x); });
+  else if (a.fn == kQuickGelu) activate_rows(a, c, [](F x) { return quick_gelu(x); });
+  else if (a.fn == kRelu) activate_rows(a, c, [](F x) { return vmax(x, fzero()); });
+  else activate_rows(a, c, [](F x) { const F y = vmax(x, fzero()); return mul(y, y); });
 }
 
 static void rotate_rows(const void* args, const Ctx& c) {
@@ -171,7 +173,7 @@ static void segment_unit(const SegmentArgs& a, int low, int high, int q0, int q1
   }
   for (int r = 0; r < rows; r++) {
     float* t = s.total + size_t(r) * ld;
-    normalise(t, t, dim);
+    normalise(t, t, dim, dim);
     __builtin_memcpy(a.out + size_t(q0 + r) * a.ld_out + size_t(h) * a.head_dim, t, size_t(a.head_dim) * 4);
   }
 }

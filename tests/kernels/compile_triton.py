@@ -104,7 +104,9 @@ def linear_cases() -> Iterator[Case]:
 
 def row_cases() -> Iterator[Case]:
     types = dict.fromkeys(("table", "out", "gate", "up", "delta", "qkv", "k_pool", "v_pool"), BF16)
-    types |= dict.fromkeys(("x", "source", "weight", "cos", "sin", "out_cos", "out_sin", "bias", "q_weight", "k_weight"), F32)
+    types |= dict.fromkeys(
+        ("x", "source", "weight", "cos", "sin", "out_cos", "out_sin", "bias", "q_weight", "k_weight", "q_growth"), F32
+    )
     types |= dict.fromkeys(("ids", "rows", "index", "positions", "axes", "row_idx", "slots", "previous", "sampled"), I32)
     types |= dict.fromkeys(("scale", "cap", "eps", "q_scale"), "fp32") | {"levels": U8, "scales": F16, "minima": F16}
     wide = {"BLOCK": 1024}
@@ -113,7 +115,7 @@ def row_cases() -> Iterator[Case]:
     yield rows.embedding_quantised_kernel, types, {**wide, "BITS": 4, "GROUP": 32, "HAS_MIN": True}, {}
     for fn in ("silu", "gelu", "gelu_tanh"):
         yield rows.gate_kernel, types, {**wide, "FN": fn}, {}
-    for fn in ("quick_gelu", "none"):
+    for fn in ("quick_gelu", "relu", "relu2", "none"):
         yield rows.activate_kernel, types, {**wide, "FN": fn}, {}
     yield rows.soft_cap_kernel, types, wide, {}
     yield rows.overlay_kernel, types, {**wide, "ADD": True, "KEEP": True}, {}
@@ -124,9 +126,16 @@ def row_cases() -> Iterator[Case]:
     yield norm.rms_norm_kernel, types, {"HAS_DELTA": True, "HAS_INDEX": False, "BLOCK": 4096}, {"num_warps": 8}
     yield norm.rms_norm_kernel, types, {"HAS_DELTA": False, "HAS_INDEX": True, "BLOCK": 4096}, {"num_warps": 8}
     yield norm.layer_norm_kernel, types, {"HAS_DELTA": True, "BLOCK": 2048}, {"num_warps": 4}
+    kind = {"NORM_LAST": False, "HAS_GROWTH": False}
     heads = {"HEADS": 4, "BLOCK_PAIRS": 64, "BLOCK_REST": 0}
-    yield rope.rope_store_kernel, types, {**heads, "HAS_NORM": True}, {}
-    yield rope.rope_store_kernel, types | {"k_pool": F8, "v_pool": F8}, {**heads, "HAS_NORM": False, "BLOCK_REST": 64}, {}
+    yield rope.rope_store_kernel, types, {**heads, **kind, "HAS_NORM": True}, {}
+    yield rope.rope_store_kernel, types, {**heads, "HAS_NORM": True, "NORM_LAST": True, "HAS_GROWTH": True}, {}
+    yield (
+        rope.rope_store_kernel,
+        types | {"k_pool": F8, "v_pool": F8},
+        {**heads, **kind, "HAS_NORM": False, "BLOCK_REST": 64},
+        {},
+    )
 
 
 def logits_cases() -> Iterator[Case]:

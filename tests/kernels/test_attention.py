@@ -35,6 +35,8 @@ class Heads:
 SHAPES = [
     Heads(9, 3, 64),
     Heads(4, 1, 32, window=37),
+    Heads(6, 2, 20),
+    Heads(7, 1, 100, window=37),
     Heads(4, 4, 16, cap=3.0),
     Heads(8, 2, 128, window=200, cap=20.0),
     Heads(4, 1, 256),
@@ -140,7 +142,7 @@ def test_accuracy(ops: Any, heads: Heads, scatter: bool) -> None:
     assert np.median(error) < 2e-5
 
 
-@pytest.mark.parametrize("heads", SHAPES[:4], ids=str)
+@pytest.mark.parametrize("heads", SHAPES[:6], ids=str)
 def test_steps_do_not_matter(ops: Any, more_threads: list[Any], heads: Heads) -> None:
     """At once, in chunks, token by token, in other slots, on other numbers of threads: the same bits."""
     qkv = random_rows(heads, 290)
@@ -152,7 +154,7 @@ def test_steps_do_not_matter(ops: Any, more_threads: list[Any], heads: Heads) ->
         same_bits(feed(Run(other, heads, 1), 0, qkv, [140, 1, 149]), whole)
 
 
-@pytest.mark.parametrize("heads", SHAPES[:4], ids=str)
+@pytest.mark.parametrize("heads", SHAPES[:6], ids=str)
 def test_company_does_not_matter(ops: Any, heads: Heads) -> None:
     """Decode and extend rows of many requests in one call: each gets what it gets alone."""
     lengths = [1, 17, 128, 129, 200, 255, 256, 300, 310, 16]
@@ -171,7 +173,7 @@ def test_company_does_not_matter(ops: Any, heads: Heads) -> None:
 @given(data=st.data())
 def test_any_schedule(ops: Any, data: st.DataObject) -> None:
     """Three requests, cut and mixed at random."""
-    heads = data.draw(st.sampled_from(SHAPES[:4]), label="heads")
+    heads = data.draw(st.sampled_from(SHAPES[:6]), label="heads")
     lengths = data.draw(st.lists(st.integers(1, 180), min_size=3, max_size=3), label="lengths")
     qkv = [random_rows(heads, n, seed=n) for n in lengths]
     run = Run(ops, heads, 3, scatter=data.draw(st.booleans(), label="scatter"))
@@ -268,6 +270,24 @@ def test_head_norms(ops: Any) -> None:
     out = run.output(n)
     ops.attention(buffer / np.float32(0.5) * np.float32(48**-0.5), run.kv, out, meta_of(run.table, [(0, n, n)]), num_heads=4)
     close(read_back(ops, out, n), oracle(heads, normed.reshape(n, -1).astype(np.float32)), 5e-4)
+
+
+def test_norms_after_rotation_and_a_growing_scale(ops: Any) -> None:
+    """A head of 20 values, so that vectors end inside it: rotate, normalise, scale by a table of positions."""
+    heads, n = Heads(4, 2, 20), 20
+    rng = np.random.default_rng(0)
+    qkv, q_norm, k_norm = random_rows(heads, n), *rng.standard_normal((2, 20), np.float32)
+    growth = rng.random(CONTEXT, np.float32) + np.float32(0.5)
+    cos, sin = tables(20)
+    run, at = Run(ops, heads, 1), np.arange(n, dtype=np.int32)
+    buffer = qkv.copy()
+    ops.rope_store(
+        buffer, run.kv, at, run.table[0, :n].copy(), ints(n), num_heads=4, cos=cos, sin=sin, q_scale=0.5,
+        q_norm=q_norm, k_norm=k_norm, eps=1e-3, norm_last=True, q_growth=growth,
+    )  # fmt: skip
+    x = rotate(qkv.reshape(n, -1, 20).astype(np.float64)[:, :4], at)
+    normed = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-3) * q_norm
+    close(buffer.reshape(n, -1, 20)[:, :4], normed * 0.5 * growth[:n, None, None], 1e-6)
 
 
 def test_int8_output_is_the_rounded_float_output(ops: Any) -> None:

@@ -84,6 +84,15 @@ def gate_oracle(x: np.ndarray[Any, Any], kind: str) -> np.ndarray[Any, Any]:
     return 0.5 * x * np.vectorize(math.erfc)(-x / math.sqrt(2))
 
 
+@pytest.mark.parametrize("kind", ["relu", "relu2"])
+def test_rectified_activations(ops: Any, kind: str) -> None:
+    x = np.random.default_rng(4).standard_normal((3, 50), np.float32)
+    activation = ops.activation(3, [ops.pack([dense("w", np.zeros((1, 50), np.float32))])])
+    ops.activate(x, activation, ints(3), fn=kind)
+    positive = np.maximum(x, 0)
+    close(read_back(ops, activation, 3), positive if kind == "relu" else positive.astype(np.float64) ** 2, 1e-6)
+
+
 @pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu"])
 def test_gates(ops: Any, kind: str) -> None:
     """Close everywhere, in small results relative to themselves."""

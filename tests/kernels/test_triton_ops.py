@@ -141,7 +141,7 @@ def test_layer_norm(pair: Pair, delta: bool) -> None:
     close(there.numpy(), x, 1e-6)
 
 
-@pytest.mark.parametrize("fn", ["silu", "gelu_tanh", "gelu", "quick_gelu"])
+@pytest.mark.parametrize("fn", ["silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2"])
 def test_gates_and_activations(pair: Pair, fn: str) -> None:
     """On column ranges of wider buffers, with values where each function is nearly flat."""
     values = np.concatenate([normal(4, 50) * 3, np.array([[-100, -30, -0.01, 0, 1e-3, 90]] * 4, np.float32)], axis=1)
@@ -152,7 +152,7 @@ def test_gates_and_activations(pair: Pair, fn: str) -> None:
     REFERENCE.activate(a[:, 28:], want, ints(3), fn=fn)
     pair.ops.activate(b[:, 28:], got, rows, fn=fn)
     pair.check(got, want, 3)
-    if fn != "quick_gelu":
+    if fn in ("silu", "gelu_tanh", "gelu"):
         REFERENCE.gate(a[:, :28], a[:, 28:], want, ints(3), gate_fn=fn)
         pair.ops.gate(b[:, :28], b[:, 28:], got, rows, gate_fn=fn)
         pair.check(got, want, 3)
@@ -454,15 +454,17 @@ def test_pools_beyond_32_bits_are_read_alike(exact: Any, monkeypatch: pytest.Mon
     same_bits(*results)
 
 
-@pytest.mark.parametrize("norms", [False, True])
-@pytest.mark.parametrize("pairs", [8, 4])
-def test_rope_store(pair: Pair, norms: bool, pairs: int) -> None:
-    """Whole heads and halves of them, with and without norms; the pool is read back."""
-    heads, kv_heads, dim, ops = 3, 2, 16, pair.ops
+@pytest.mark.parametrize("norms", [False, True, "last"])
+@pytest.mark.parametrize(("dim", "pairs"), [(16, 8), (16, 4), (20, 10), (20, 1)])
+def test_rope_store(pair: Pair, norms: bool | str, dim: int, pairs: int) -> None:
+    """Whole heads and parts of them, with and without norms; the pool is read back."""
+    heads, kv_heads, ops = 3, 2, pair.ops
     qkv = pair.hidden(normal(5, (heads + 2 * kv_heads) * dim))
     kv = REFERENCE.kv_layers(1, 32, kv_heads, dim)[0], ops.kv_layers(1, 32, kv_heads, dim)[0]
     cos, sin = normal(50, pairs, seed=1), normal(50, pairs, seed=2)
     weights = {"q_norm": normal(dim, seed=3), "k_norm": normal(dim, seed=4), "eps": 1e-6} if norms else {}
+    if norms == "last":
+        weights |= {"norm_last": True, "q_growth": np.abs(normal(50, seed=5)) + 1}
     args = ints(3, 49, 0, 7, 1), ints(31, 2, 16, 9, 0), ints(4)
     common = {"num_heads": heads, "q_scale": 0.3}
     REFERENCE.rope_store(qkv[0], kv[0], *args, cos=cos, sin=sin, **common, **weights)

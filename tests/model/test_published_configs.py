@@ -23,8 +23,12 @@ from sglang.srt.model.layers.rope import table_bytes
 from sglang.srt.model.weights.loader import load_checkpoint, read_config
 from tests.model.hostile import dump, mutations, outcome
 
-FACTS = Path(__file__).parent / "facts" / "published.json"
-CONFIGS: dict[str, dict[str, Any]] = json.loads(FACTS.read_text())["config.json"]
+FACTS = Path(__file__).parent / "facts"
+CONFIGS: dict[str, dict[str, Any]] = {
+    name: config
+    for file in ("published.json", "families.json")
+    for name, config in json.loads((FACTS / file).read_text())["config.json"].items()
+}
 MEMORY = MemoryOptions(max_total_tokens=8192, max_running_requests=4, chunked_prefill_size=256)
 MACHINE = HostMemory(1 << 40, 1 << 40)
 """all of the published sizes fit"""

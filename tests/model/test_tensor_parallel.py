@@ -22,6 +22,7 @@ from sglang.srt.model.distributed.sharding import shard_model
 from sglang.srt.model.distributed.wire import TableDiff, decode, encode, pack_step, unpack_step
 from sglang.srt.model.weights.config_reader import read_model_config
 from sglang.srt.model.worker import create_worker
+from tests.model.dense_families import save_family
 from tests.model.test_cuda_runtime import SAMPLING, answers, generate, need_interpreter
 from tests.model.test_quantised_checkpoints import FORMS, save_quantised
 from tests.model.tiny import Driver, save_model
@@ -244,3 +245,20 @@ def _children(pid: int) -> dict[str, Any]:
             if "-m" in line and line[line.index("-m") + 1].startswith("sglang.srt."):
                 found[line[line.index("-m") + 1]] = process
     return found
+
+
+@pytest.mark.parametrize(("family", "setting"), [("olmo2", 0), ("cohere", 1), ("gpt2", 0)])
+def test_families_that_run_on_one_rank(family: str, setting: int, tmp_path: Path) -> None:
+    class Size:
+        size, rank = 2, 0
+
+    save_family(tmp_path, family, setting, **({"num_attention_heads": 4, "hidden_size": 64} if setting else {}))
+    with pytest.raises(ConfigError, match="--tp-size: models .* run on one rank"):
+        shard_model(read_model_config(tmp_path, {}), Size())  # type: ignore[arg-type]
+
+
+def test_parallel_halves_and_layer_norms_over_two_ranks(tmp_path: Path) -> None:
+    save_family(tmp_path, "cohere", num_attention_heads=4)
+    expected = tokens(create_worker(ModelOptions(str(tmp_path)), DeviceOptions(kernels="reference"), MEMORY))
+    with ranks(tmp_path, DeviceOptions(kernels="reference", tp_size=2)) as worker:
+        assert tokens(worker) == expected

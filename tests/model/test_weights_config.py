@@ -13,7 +13,7 @@ import pytest
 
 from sglang.srt.checkpoint.gguf_reader import GGUFFile
 from sglang.srt.errors import ModelError
-from sglang.srt.model.model_config import ModelConfig, RopeConfig
+from sglang.srt.model.model_config import PLAIN_LAYOUT, ModelConfig, RopeConfig
 from sglang.srt.model.weights.config_reader import parse_model_config, read_model_config
 from sglang.srt.model.weights.gguf_config import read_gguf_config
 
@@ -50,7 +50,7 @@ def test_llama() -> None:
         head_dim=16,
         intermediate_size=96,
         context_len=512,
-        rms_norm_eps=1e-5,
+        norm_eps=1e-5,
         rope=RopeConfig(theta=10000.0, rotary_dim=16),
         eos_token_ids=(2, 5),
         bos_token_id=1,
@@ -63,13 +63,13 @@ def test_flags_of_families() -> None:
     assert (llama.attention_bias, llama.output_bias, llama.mlp_bias, llama.tie_word_embeddings) == (True, True, True, True)
     assert llama.gate == "gelu"
     qwen2 = parse(QWEN2)
-    assert (qwen2.architecture, qwen2.attention_bias, qwen2.output_bias, qwen2.qk_norm) == ("qwen2", True, False, False)
+    assert (qwen2.architecture, qwen2.attention_bias, qwen2.output_bias, qwen2.qk_norm) == ("qwen2", True, False, "")
     qwen3 = parse({**LLAMA, "architectures": ["Qwen3ForCausalLM"]})
-    assert (qwen3.architecture, qwen3.qk_norm, qwen3.head_dim, qwen3.attention_bias) == ("qwen3", True, 128, False)
+    assert (qwen3.architecture, qwen3.qk_norm, qwen3.head_dim, qwen3.attention_bias) == ("qwen3", "head", 128, False)
     gemma = parse({**GEMMA, "query_pre_attn_scalar": 100, "final_logit_softcapping": 30.0, "attn_logit_softcapping": None})
     assert (gemma.architecture, gemma.gate, gemma.tie_word_embeddings, gemma.norm_offset) == ("gemma3", "gelu_tanh", True, 1.0)
     assert (gemma.query_scale, gemma.final_soft_cap, gemma.attn_soft_cap) == (0.1, 30.0, 0.0)
-    assert gemma.embedding_scale == 8.0 and gemma.qk_norm and gemma.post_norms
+    assert gemma.embedding_scale == 8.0 and gemma.qk_norm == "head" and gemma.norm_place == "around"
 
 
 def test_model_type_serves_where_no_class_is_named() -> None:
@@ -172,7 +172,7 @@ def test_defaults_are_those_of_transformers(name: str) -> None:
     theirs = getattr(transformers, f"{name}Config")(**sizes)
     ours = parse({**sizes, "architectures": [f"{name.removesuffix('Text')}ForCausalLM"]})
     assert ours.num_kv_heads == theirs.num_key_value_heads and ours.context_len == theirs.max_position_embeddings
-    assert ours.rms_norm_eps == theirs.rms_norm_eps and ours.tie_word_embeddings == theirs.tie_word_embeddings
+    assert ours.norm_eps == theirs.rms_norm_eps and ours.tie_word_embeddings == theirs.tie_word_embeddings
     kinds = getattr(theirs, "layer_types", None)
     everywhere = theirs.to_dict().get("sliding_window") is not None
     windowed = tuple(kind == "sliding_attention" for kind in kinds) if kinds else (everywhere,) * 4
@@ -230,7 +230,7 @@ def test_files_that_are_wrong(tmp_path: Path) -> None:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "class": (
         {"architectures": ["FooForCausalLM"]},
-        "FooForCausalLM is not supported; supported are LlamaForCausalLM, Mistral",
+        "FooForCausalLM is not supported.*docs/models.md lists the",
     ),
     "type": ({"architectures": None, "model_type": "bert"}, "model_type 'bert' is not supported"),
     "classes": ({"architectures": "x"}, "architectures must be a list"),
@@ -245,7 +245,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "flag": ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false"),
     "act": ({"hidden_act": "relu6"}, "hidden_act is 'relu6', and known are silu"),
     "odd head": ({"head_dim": 15}, "makes 15 of 15 elements rotate"),
-    "rope type": ({"rope_scaling": {"type": "longrope"}}, "rope of type 'longrope', and known are default, linear"),
+    "rope type": ({"rope_scaling": {"type": "ntk"}}, "rope of type 'ntk', and known are default, linear"),
     "rope factor": ({"rope_scaling": {"type": "linear"}}, "factor is missing"),
     "rope low": ({"rope_scaling": {"type": "llama3", "factor": 8}}, "low_freq_factor is missing"),
     "rope object": ({"rope_scaling": 3}, "rope_scaling must be an object"),
@@ -310,8 +310,8 @@ def test_gguf_llama(tmp_path: Path) -> None:
     ids = {"tokenizer__ggml__eos_token_id": 2, "tokenizer__ggml__eot_token_id": 5, "tokenizer__ggml__bos_token_id": 1}
     config = read_gguf_config(gguf_file(tmp_path, rope__freq_base=5e5, **ids), {})
     expected = parse({**LLAMA, "rope_theta": 5e5, "eos_token_id": [2, 5], "bos_token_id": 1, "dtype": "f32"})
-    assert config.rms_norm_eps == pytest.approx(1e-5)
-    assert replace(config, rms_norm_eps=1e-5) == replace(expected, tie_word_embeddings=True)
+    assert config.norm_eps == pytest.approx(1e-5)
+    assert replace(config, norm_eps=1e-5, layout=PLAIN_LAYOUT) == replace(expected, tie_word_embeddings=True)
     file = GGUFFile(tmp_path / "m.gguf")
     assert read_gguf_config(file, {"num_hidden_layers": 1}).num_layers == 1
     assert read_gguf_config(file, {"rope_scaling": {"type": "linear", "factor": 2.0}}).rope.factor == 2.0
@@ -344,7 +344,7 @@ def test_gguf_gemma(tmp_path: Path) -> None:
     file = gguf_file(tmp_path, "gemma3", block_count=7, attention__sliding_window=32, attention__key_length=32,
                      attention__value_length=32, rope__freq_base=1e6)  # fmt: skip
     config = read_gguf_config(file, {})
-    assert config.norm_offset == 0.0 and config.post_norms and config.qk_norm
+    assert config.norm_offset == 0.0 and config.norm_place == "around" and config.qk_norm == "head"
     assert (config.sliding_window, config.windowed_layers) == (32, (True,) * 5 + (False, True))
     assert (config.rope, config.local_rope) == (RopeConfig(1e6, 32), RopeConfig(1e4, 32))
     assert config.query_scale == pytest.approx(32**-0.5)
@@ -363,7 +363,7 @@ def test_gguf_mistral_window(tmp_path: Path) -> None:
 
 
 GGUF_WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
-    "arch": ("falcon", {}, "architecture 'falcon' is not supported; supported are llama, qwen2"),
+    "arch": ("falcon", {}, "architecture 'falcon' is not supported; docs/models.md"),
     "split": ("llama", {"split__count": 3}, "one part of a split model"),
     "experts": ("llama", {"expert_count": 8}, "mixtures of experts"),
     "no embedding": ("llama", {"tensors": {"token_embd.weight": None}}, "no matrix 'token_embd.weight'"),
@@ -375,7 +375,7 @@ GGUF_WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "value length": ("llama", {"attention__value_length": 8}, "differs from the key length"),
     "partial": ("llama", {"rope__dimension_count": 8}, "only whole heads of 16 rotate"),
     "divisors": ("llama", {"tensors": {"rope_freqs.weight": np.ones(3, np.float32)}}, "rope_freqs.weight"),
-    "rope type": ("llama", {"rope__scaling__type": "longrope"}, "rope of type 'longrope'"),
+    "rope type": ("llama", {"rope__scaling__type": "ntk"}, "rope of type 'ntk'"),
     "rope base": ("llama", {"rope__freq_base": "x"}, "rope.freq_base must be a number"),
     "window": ("qwen2", {"attention__sliding_window": 64}, "says not which layers"),
 }

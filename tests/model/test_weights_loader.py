@@ -15,7 +15,7 @@ import pytest
 from sglang.srt.checkpoint.resolve import DEFAULT_MODEL, ModelFiles, resolve_model
 from sglang.srt.config import ModelOptions
 from sglang.srt.errors import ModelError
-from sglang.srt.model.model_config import RopeConfig
+from sglang.srt.model.model_config import PLAIN_LAYOUT, RopeConfig
 from sglang.srt.model.quant.formats import quantise_q8_0
 from sglang.srt.model.weights.loader import Checkpoint, Conversion, load_checkpoint, read_config
 from sglang.srt.model.weights.safetensors_reader import SafetensorsSource
@@ -490,7 +490,14 @@ def test_gguf_config_and_folder_config_agree(tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         path, _ = save_gguf(folder, family)
         ours, theirs = open_gguf(path).config, open_folder(folder).config
-        same: dict[str, Any] = {"dtype": "", "eos_token_ids": (), "bos_token_id": None, "rms_norm_eps": 0.0, "norm_offset": 0.0}
+        same: dict[str, Any] = {
+            "dtype": "",
+            "eos_token_ids": (),
+            "bos_token_id": None,
+            "norm_eps": 0.0,
+            "norm_offset": 0.0,
+            "layout": PLAIN_LAYOUT,
+        }
         if family == "gemma3":  # what save_gguf does not write
             same.update(sliding_window=0, windowed_layers=(), query_scale=None)
         assert replace(ours, **same) == replace(theirs, **same)

@@ -95,30 +95,28 @@ def test_a_sampling_parameter_is_four_files(copy: Path) -> None:
 
 
 SAME_LAYERS: Edits = {
-    "srt/model/weights/config_reader.py": (
+    "srt/model/weights/families/rms.py": (
         '    Family("mllama"',
-        '    Family("llama", "MadeUpForCausalLM", "made_up", _LLAMA, _llama),\n',
+        '    Family("llama", "MadeUpForCausalLM", "made_up", _LLAMA, all_biases),\n',
     ),
 }
 OWN_LAYERS: Edits = {
-    "srt/model/weights/config_reader.py": (
+    "srt/model/weights/families/rms.py": (
         '    Family("mllama"',
-        '    Family("made_up", "MadeUpForCausalLM", "made_up", _LLAMA, _llama),\n',
+        '    Family("made_up", "MadeUpForCausalLM", "made_up", _LLAMA, all_biases),\n',
     ),
-    "srt/model/models/registry.py": ('    "llama": Llama', '    "made_up": MadeUp,\n'),
+    "srt/model/models/registry.py": ('    "mllama": Mllama', '    "made_up": MadeUp,\n'),
 }
 MODEL = '''
 from __future__ import annotations
 
-from sglang.srt.model.kernels.ops import Array, KVLayer, Ops
+from sglang.srt.model.kernels.ops import Array, KVLayer
 from sglang.srt.model.layers.buffers import StepBuffers
-from sglang.srt.model.layers.rope import Rope
-from sglang.srt.model.layers.source import WeightSource
-from sglang.srt.model.models.decoder import Decoder, Layer
-from sglang.srt.model.models.llama import LlamaLayer
+from sglang.srt.model.models.decoder import Decoder
+from sglang.srt.model.models.layer import Layer, Place, SerialLayer
 
 
-class DeafLayer(LlamaLayer):
+class DeafLayer(SerialLayer):
     """Attention adds nothing."""
 
     def attend(self, step: StepBuffers, kv: KVLayer, delta: Array | None) -> None:
@@ -127,8 +125,8 @@ class DeafLayer(LlamaLayer):
 
 
 class MadeUp(Decoder):
-    def create_layer(self, ops: Ops, source: WeightSource, prefix: str, rope: Rope, local: bool) -> Layer:
-        return DeafLayer(ops, source, prefix, self.config, rope, local, self.readers)
+    def create_layer(self, place: Place) -> Layer:
+        return DeafLayer(place, self.create_mixer(place), self.create_channels(place))
 '''
 USE_MODEL = """
 import sys
@@ -166,7 +164,7 @@ def test_a_family_with_layers_of_its_own_is_three_files(copy: Path, folder: str)
     change(copy, OWN_LAYERS)
     registry = copy / "srt/model/models/registry.py"
     registry.write_text(
-        registry.read_text().replace("import Llama\n", "import Llama\nfrom sglang.srt.model.models.made_up import MadeUp\n")
+        registry.read_text().replace("import Mllama\n", "import Mllama\nfrom sglang.srt.model.models.made_up import MadeUp\n")
     )
     (copy / "srt/model/models/made_up.py").write_text(MODEL)
     run(copy, USE_MODEL, folder, "deaf")

@@ -69,7 +69,7 @@ class DecoderEmbedder:
         pool = KVPool(ops, model.config, self._slots)
         self._table = np.zeros((MAX_GROUP, info.context_len), np.int32)
         self._limits = StepLimits(info.max_batch_tokens, MAX_GROUP, MAX_GROUP)
-        self._step = create_buffers(ops, model.config, model.readers, self._limits, self._table, model.split_gate)
+        self._step = create_buffers(ops, model.config, model.readers, self._limits, self._table, model.needs_gate_up)
         self._ops = ops
         step, norm = self._step, model.output.norm
         self._rows = ops.empty((info.max_batch_tokens, model.config.hidden_size))

@@ -11,11 +11,6 @@ def check_decoder(ops: Ops, config: ModelConfig) -> None:
     """Raises ConfigError naming the value that the op set cannot do."""
     limits = ops.limits
     _check_width(ops, config.hidden_size)
-    if config.head_dim % limits.head_dim_multiple:
-        raise ConfigError(
-            f"head_dim {config.head_dim} is no multiple of {limits.head_dim_multiple}, which the {ops.name} kernels need; "
-            "--kernels reference takes it, slowly"
-        )
     _check_head_dim(ops, "head_dim", config.head_dim)
     group = config.num_heads // config.num_kv_heads
     if group > limits.max_group:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-from sglang.srt.model.kernels.ops import Gate
+from sglang.srt.model.kernels.ops import Activator, Gate
 from sglang.srt.model.quant.scheme import QuantConfig
 
 
@@ -18,7 +19,7 @@ class RopeConfig:
 
     theta: float
     rotary_dim: int
-    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
+    kind: Literal["default", "linear", "llama3", "yarn", "longrope"] = "default"
     factor: float = 1.0
     original_context_len: int = 0
     low_freq_factor: float = 1.0
@@ -26,15 +27,40 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
-    """yarn: multiplies cos and sin; None means 0.1 ln(factor) + 1, or, where both mscale and mscale_all_dim are given,
-    (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)"""
+    """multiplies cos and sin. yarn: None means 0.1 ln(factor) + 1, or, where both mscale and mscale_all_dim are given,
+    (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1). longrope: None means sqrt(1 + ln(factor) / ln(original))"""
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
     """yarn: round the correction range outwards to whole dimensions"""
     freq_divisors: tuple[float, ...] = ()
     """[rotary_dim / 2] if not empty: each inverse frequency of the base is divided by its element (GGUF's `rope_freqs`, which is
-    how those files carry llama3 scaling); `kind` is then "default" """
+    how those files carry llama3 scaling); `kind` is then "default". longrope: the short factors"""
+    long_divisors: tuple[float, ...] = ()
+    """longrope: take the place of freq_divisors where the context is longer than the original one"""
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """How the files of a family name and cut what the decoder reads under the names of Llama and Gemma (weights/shapes.py)."""
+
+    root: str = "model."
+    """what stands before the decoder's names; files of the bare decoder lack it"""
+    whole: Mapping[str, str] = field(default_factory=dict)
+    """stored name without root -> ours, of what is no part of a layer"""
+    layers: str = "layers"
+    """stored name of the list of layers"""
+    modules: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    """stored name in a layer -> ours; several: their rows follow one another in the stored matrix"""
+    grouped_qkv: bool = False
+    """a matrix of q, k and v has them head by head: the query heads of a KV head, its k, its v, then those of the next"""
+    transposed: bool = False
+    """matrices of the layers lie [in_features, out_features]"""
+    interleaved: bool = False
+    """neighbours form the rotating pairs of q and k (2j and 2j + 1); the kernels turn j and j + d, so rows change places"""
+
+
+PLAIN_LAYOUT = TensorLayout()
 
 
 @dataclass(frozen=True)
@@ -106,7 +132,7 @@ class ModelConfig:
     """One decoder-only text model, with the encoder of what else it sees if `vision` is given."""
 
     architecture: str
-    """key of models/registry.py: llama, qwen2, qwen3, gemma3"""
+    """the family; key of models/registry.py where it has layers of its own"""
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -115,28 +141,54 @@ class ModelConfig:
     head_dim: int
     intermediate_size: int
     context_len: int
-    rms_norm_eps: float
+    norm_eps: float
     rope: RopeConfig
+    layout: TensorLayout = PLAIN_LAYOUT
+
+    # the two halves of a layer
+    norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = False
+    """layer norms only"""
+    norm_place: Literal["before", "around", "after"] = "before"
+    """of the halves, where norms stand: around is before and after"""
+    block: Literal["serial", "parallel", "shared"] = "serial"
+    """parallel: both halves read the layer's input, each by a norm of its own; shared: both by one"""
     gate: Gate = "silu"
-    tie_word_embeddings: bool = False
+    """f of the feed-forward layer down(f(gate x) * up x)"""
+    plain: Activator | None = None
+    """f of the feed-forward layer down(f(up x)) of families that have this instead"""
+    mlp_bias: bool = False
+
+    # attention
     attention_bias: bool = False
     """biases on q, k and v"""
     output_bias: bool = False
     """bias on o"""
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    post_norms: bool = False
-    """norms after attention and after the feed-forward layer as well as before them (gemma)"""
+    qk_norm: Literal["", "head", "rotated", "whole", "layer"] = ""
+    """norms of q and k: RMS over each head, the same after rotation, RMS over all heads together, or layer norms over each head
+    with weights of its own"""
     local_rope: RopeConfig | None = None
     """rope of the sliding-window layers where it differs (gemma3)"""
     sliding_window: int = 0
     windowed_layers: tuple[bool, ...] = ()
     """per layer: whether the window applies; empty means none does"""
+    unrotated_layers: tuple[bool, ...] = ()
+    """per layer: whether q and k are left as they are; empty means none is"""
     attn_soft_cap: float = 0.0
-    final_soft_cap: float = 0.0
     query_scale: float | None = None
     """None means 1 / sqrt(head_dim)"""
+    query_growth: tuple[float, int] | None = None
+    """(b, n): q is multiplied by 1 + b ln(1 + floor(position / n)) besides"""
+
+    # the two ends
+    tie_word_embeddings: bool = False
     embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    """multiplies what a half adds to x"""
+    logit_scale: float = 1.0
+    final_soft_cap: float = 0.0
+    learned_positions: int = 0
+    """rows of a table that is added to the embeddings, position by position"""
     norm_offset: float = 0.0
     """added to every norm weight of the file at load (gemma: 1 in Hugging Face files, 0 in GGUF)"""
     eos_token_ids: tuple[int, ...] = ()
@@ -148,6 +200,12 @@ class ModelConfig:
     """for each rotating pair, the axis (0 time, 1 height, 2 width) whose position turns it; empty: one position for all"""
     num_extra_ids: int = 0
     """rows of the embedding beyond the vocabulary, for ids that are never produced"""
+
+    @property
+    def stream_eps(self) -> float:
+        """For norms of x. What is added to x is not multiplied by residual_scale m; x is kept as x / m instead, which a norm turns
+        into the same if its eps is divided by m^2."""
+        return self.norm_eps / self.residual_scale**2
 
     @property
     def cross_layers(self) -> tuple[int, ...]:

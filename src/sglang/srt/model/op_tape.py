@@ -30,6 +30,8 @@ RECORDED = (
     "select_rope",
     "gather_rows",
     "blend_rows",
+    "layer_norm",
+    "activate",
 )
 """The ops of the forward pass. Those on logits run when they are called."""
 

@@ -47,7 +47,7 @@ class ModelRunner:
             self._logits = ops.empty((limits.max_logit_rows, shard.whole.vocab_size))
         self._ops = ops
         self._req_to_token = req_to_token
-        self._step = create_buffers(ops, model.config, model.readers, limits, req_to_token, model.split_gate)
+        self._step = create_buffers(ops, model.config, model.readers, limits, req_to_token, model.needs_gate_up)
         step = self._step
 
         def body() -> None:

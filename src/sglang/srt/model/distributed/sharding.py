@@ -69,6 +69,10 @@ def _check(config: ModelConfig, size: int) -> None:
     heads, kv_heads = config.num_heads, config.num_kv_heads
     if getattr(config, "cross_layers", ()):
         raise ConfigError("--tp-size: models with cross-attention to images run on one rank")
+    if config.qk_norm in ("whole", "layer"):
+        raise ConfigError("--tp-size: models whose norms of q and k are over several heads run on one rank")
+    if config.learned_positions:
+        raise ConfigError("--tp-size: models with learnt positions run on one rank")
     if heads % size:
         raise ConfigError(f"--tp-size {size} does not divide the model's {heads} attention heads")
     if kv_heads % size and size % kv_heads:

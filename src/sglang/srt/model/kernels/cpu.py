@@ -159,8 +159,8 @@ class CpuOps(HostArrays):
 
     slot_run = 16
     deterministic = True
-    limits = KernelLimits(head_dim_multiple=16, max_head_dim=1024, max_group=256, max_width=1 << 20)
-    """K lies in tiles of 16; a thread's scratch of 4 MiB holds a group's rows of q beside a chunk of K and V (csrc/bindings.cpp,
+    limits = KernelLimits(max_head_dim=1024, max_group=256, max_width=1 << 20)
+    """A thread's scratch of 4 MiB holds a group's rows of q beside a chunk of K and V (csrc/bindings.cpp,
     attention), and a row of a norm"""
 
     def __init__(self, threads: int | None = None, isa: str | None = None, ahead: bool = False) -> None:
@@ -262,7 +262,7 @@ class CpuOps(HostArrays):
         layers[0].touch(start, end)  # all layers of a run lie together
 
     def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:
-        return 2 * num_kv_heads * head_dim * 2
+        return 2 * num_kv_heads * -(-head_dim // 16) * 16 * 2
 
     # --- the forward pass -----------------------------------------------------------------------------------------------------
     def embedding(self, weight: Weight, ids: Array, out: Array, rows: Array, *, scale: float = 1.0) -> None:
@@ -314,8 +314,11 @@ class CpuOps(HostArrays):
         q_norm: Array | None = None,
         k_norm: Array | None = None,
         eps: float = 0.0,
+        norm_last: bool = False,
+        q_growth: Array | None = None,
     ) -> None:
-        self.runtime.rope_store(qkv, kv, positions, slots, rows, num_heads, cos, sin, q_scale, q_norm, k_norm, eps)
+        norms = (q_norm, k_norm, eps, norm_last)
+        self.runtime.rope_store(qkv, kv, positions, slots, rows, num_heads, cos, sin, q_scale, *norms, q_growth)
 
     def attention(
         self,

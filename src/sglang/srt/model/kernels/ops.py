@@ -30,7 +30,7 @@ Array = Any
 """An array of the op set's device: numpy.ndarray or torch.Tensor. A 2-D argument may be a column range of a wider buffer."""
 
 Gate = Literal["silu", "gelu_tanh", "gelu"]
-Activator = Literal["silu", "gelu_tanh", "gelu", "quick_gelu"]
+Activator = Literal["silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2"]
 
 
 class Weight(Protocol):
@@ -114,8 +114,6 @@ class AttentionMeta:
 class KernelLimits:
     """Models that an op set can compute. What lies outside is refused before anything is allocated (model/kernel_limits.py)."""
 
-    head_dim_multiple: int = 1
-    """of what a decoder's head_dim must be a multiple"""
     max_head_dim: int = 1 << 14
     """of decoders and encoders"""
     max_group: int = 1 << 16
@@ -274,10 +272,13 @@ class Ops(Protocol):
         q_norm: Array | None = None,
         k_norm: Array | None = None,
         eps: float = 0.0,
+        norm_last: bool = False,
+        q_growth: Array | None = None,
     ) -> None:
         """qkv: [max_rows, (num_heads + 2 * num_kv_heads) * head_dim], heads of q, then k, then v. For each row, in place on q:
         RMS-normalise each head of q and k (if q_norm and k_norm, [head_dim], are given), rotate q and k by the row's
-        position, multiply q by q_scale; then store k and v in the row's slot of `kv`.
+        position (with `norm_last`, first rotate, then normalise), multiply q by q_scale, and by q_growth[position] if given
+        ([max_positions]); then store k and v in the row's slot of `kv`.
 
         Rotation is of the half-split kind: with d = cos.shape[1], elements j and j + d of a head form a pair for j < d; what
         lies beyond 2 * d is left alone. cos, sin: [max_positions, d]."""
@@ -332,7 +333,7 @@ class Ops(Protocol):
         ...
 
     def activate(self, x: Array, out: Activation, rows: Array, *, fn: Activator) -> None:
-        """out[i] = fn(x[i]). quick_gelu(x) = x / (1 + exp(-1.702 x))."""
+        """out[i] = fn(x[i]). quick_gelu(x) = x / (1 + exp(-1.702 x)); relu2(x) = max(x, 0)^2."""
         ...
 
     def gather_rows(self, x: Array, index: Array, out: Array, rows: Array) -> None:

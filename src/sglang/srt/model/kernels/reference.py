@@ -159,16 +159,20 @@ class ReferenceOps(HostArrays):
         q_norm: Float | None = None,
         k_norm: Float | None = None,
         eps: float = 0.0,
+        norm_last: bool = False,
+        q_growth: Float | None = None,
     ) -> None:
         n, head_dim, num_kv = int(rows[0]), kv.head_dim, kv.num_kv_heads
         heads = qkv[:n].reshape(n, num_heads + 2 * num_kv, head_dim)
         q, k, v = heads[:, :num_heads], heads[:, num_heads : num_heads + num_kv], heads[:, num_heads + num_kv :]
-        if q_norm is not None and k_norm is not None:
-            q[:] = _normalise(q, q_norm, eps)
-            k = _normalise(k, k_norm, eps)
         at = positions[:n]
-        q[:] = _rotate(q, cos[at], sin[at]) * np.float32(q_scale)
-        kv.k[slots[:n]] = _rotate(k, cos[at], sin[at])
+        for is_last in (False, True):
+            if q_norm is not None and k_norm is not None and norm_last == is_last:
+                q[:], k = _normalise(q, q_norm, eps), _normalise(k, k_norm, eps)
+            if not is_last:
+                q[:], k = _rotate(q, cos[at], sin[at]), _rotate(k, cos[at], sin[at])
+        q *= np.float32(q_scale) if q_growth is None else np.float32(q_scale) * q_growth[at][:, None, None]
+        kv.k[slots[:n]] = k
         kv.v[slots[:n]] = v
 
     def attention(
@@ -244,6 +248,9 @@ class ReferenceOps(HostArrays):
         values = x[:n, : out.width]
         if fn == "quick_gelu":
             out.data[:n] = values / (np.float32(1) + np.exp(-np.maximum(np.float32(1.702) * values, np.float32(-80))))
+        elif fn == "relu" or fn == "relu2":
+            positive = np.maximum(values, np.float32(0))
+            out.data[:n] = positive if fn == "relu" else positive * positive
         else:
             out.data[:n] = _gate(values, fn)
 

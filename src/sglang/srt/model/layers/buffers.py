@@ -41,7 +41,6 @@ class MediaBuffers:
     embeds: Array  # [max_rows, hidden], rows of encoders (with DeepStack several times hidden)
     index: Array  # [max_rows], row of `embeds` for a row of the step, -1 for text
     positions: Array  # [3, max_rows]
-    row_numbers: Array  # [max_rows], 0, 1, 2 ...
     cos: Array  # [max_rows, rotary_dim / 2]
     sin: Array  # [max_rows, rotary_dim / 2]
 
@@ -58,12 +57,13 @@ class StepBuffers:
     positions: Array  # [max_rows]
     slots: Array  # [max_rows]
     meta: AttentionMeta
+    every: Array  # [max_rows], 0, 1, 2 ...: the index of an op that takes one, for all rows
     # between ops
     x: Array  # [max_rows, hidden], the residual stream
     delta: Array  # [max_rows, hidden], what is still to be added to x
     branch: Array  # [max_rows, hidden], an output that is normalised before it becomes delta
     qkv: Array  # [max_rows, (num_heads + 2 * num_kv_heads) * head_dim]
-    gate_up: Array | None  # [max_rows, 2 * intermediate], only where gate and up do not pack together
+    gate_up: Array | None  # [max_rows, 2 * intermediate], only where some layer writes it
     attn_in: Activation
     attn_out: Activation
     mlp_in: Activation
@@ -90,9 +90,9 @@ class StepLimits:
 
 
 def create_buffers(
-    ops: Ops, config: ModelConfig, readers: Readers, limits: StepLimits, req_to_token: Int32Array, split_gate: bool
+    ops: Ops, config: ModelConfig, readers: Readers, limits: StepLimits, req_to_token: Int32Array, needs_gate_up: bool
 ) -> StepBuffers:
-    """`req_to_token`: the host's table. `split_gate`: whether some layer needs `gate_up`."""
+    """`req_to_token`: the host's table. `needs_gate_up`: whether some layer writes `gate_up`."""
     n, hidden = limits.max_rows, config.hidden_size
     qkv_width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
 
@@ -119,11 +119,12 @@ def create_buffers(
         positions=at["positions"],
         slots=at["slots"],
         meta=_attention_meta(ops, inputs, req_to_token, row_ends),
+        every=ops.array(np.arange(n, dtype=np.int32)),
         x=ops.empty((n, hidden)),
         delta=delta,
-        branch=hidden_rows(hidden) if config.post_norms else delta,
+        branch=hidden_rows(hidden) if config.norm_place != "before" else delta,
         qkv=hidden_rows(qkv_width),
-        gate_up=hidden_rows(2 * config.intermediate_size) if split_gate else None,
+        gate_up=hidden_rows(2 * config.intermediate_size) if needs_gate_up else None,
         attn_in=activation(readers.attn_in),
         attn_out=activation(readers.attn_out),
         mlp_in=activation(readers.mlp_in),
@@ -163,7 +164,6 @@ def _media_buffers(ops: Ops, config: ModelConfig, n: int) -> MediaBuffers:
         embeds=ops.empty((n, config.hidden_size * parts)),
         index=inputs.arrays["index"],
         positions=inputs.arrays["positions"].reshape(3, n),
-        row_numbers=ops.array(np.arange(n, dtype=np.int32)),
         cos=ops.empty((n, pairs)),
         sin=ops.empty((n, pairs)),
     )

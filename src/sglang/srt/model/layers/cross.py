@@ -44,7 +44,6 @@ class CrossBuffers:
     head_rows: Array  # [1], rows * num_heads
     take: Array  # [max_rows], the step's row for each row here
     back: Array  # [max_rows], the row here for each of the step's, -1: it sees nothing
-    every: Array  # [max_rows], 0, 1, 2 ...
     meta: AttentionMeta
     x: Array  # [max_rows, hidden]
     scaled: Array  # [max_rows, hidden]
@@ -190,7 +189,6 @@ def create_cross(ops: Ops, config: ModelConfig, max_rows: int, max_reqs: int) ->
         head_rows=at["head_rows"],
         take=at["take"],
         back=at["back"],
-        every=ops.array(np.arange(max_rows, dtype=np.int32)),
         meta=meta,
         x=ops.empty((max_rows, config.hidden_size)),
         scaled=ops.empty((max_rows, config.hidden_size)),

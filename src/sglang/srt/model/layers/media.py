@@ -19,7 +19,7 @@ class StepRope(Rope):
 
     def of_step(self, step: StepBuffers) -> tuple[Rope, Array]:
         assert step.media is not None
-        return Rope(step.media.cos, step.media.sin), step.media.row_numbers
+        return Rope(step.media.cos, step.media.sin), step.every
 
 
 class MediaSeam:

@@ -1,6 +1,8 @@
-"""The gated feed-forward layer: down @ (f(gate @ x) * (up @ x))  (arXiv 2002.05202)."""
+"""Feed-forward layers, a decoder's usual channel mixers."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 from sglang.srt.model.kernels.ops import Array, Ops, Weight
 from sglang.srt.model.layers.buffers import Readers, StepBuffers
@@ -9,8 +11,17 @@ from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ModelConfig
 
 
+class ChannelMixer(Protocol):
+    """Mixes the channels of each row: step.mlp_in -> out. `needs_gate_up`: whether it writes step.gate_up."""
+
+    needs_gate_up: bool
+
+    def __call__(self, step: StepBuffers, out: Array) -> None: ...
+
+
 class GatedMLP:
-    """Reads step.mlp_in. Gate and up are one fused op where they pack together and have no bias."""
+    """down @ (f(gate @ x) * (up @ x))  (arXiv 2002.05202). Gate and up are one fused op where they pack together and have no
+    bias."""
 
     def __init__(self, ops: Ops, source: WeightSource, prefix: str, config: ModelConfig, readers: Readers) -> None:
         self.ops = ops
@@ -27,6 +38,7 @@ class GatedMLP:
         else:
             self.split = Linear(ops, source, names, config.hidden_size, config.mlp_bias)
             readers.mlp_in.extend(self.split.weights)
+        self.needs_gate_up = self.fused is None
         self.down = Linear(ops, source, {f"{prefix}.down_proj": config.hidden_size}, self.width, config.mlp_bias)
         readers.mlp_out.extend(self.down.weights)
 
@@ -39,3 +51,29 @@ class GatedMLP:
             gate, up = step.gate_up[:, : self.width], step.gate_up[:, self.width :]
             self.ops.gate(gate, up, step.mlp_out, step.rows, gate_fn=self.activation)
         self.down(step.mlp_out, out, step.rows)
+
+
+class PlainMLP:
+    """down @ f(up @ x)."""
+
+    needs_gate_up = True
+
+    def __init__(self, ops: Ops, source: WeightSource, prefix: str, config: ModelConfig, readers: Readers) -> None:
+        assert config.plain is not None
+        self.ops, self.activation, self.width = ops, config.plain, config.intermediate_size
+        self.up = Linear(ops, source, {f"{prefix}.up_proj": self.width}, config.hidden_size, config.mlp_bias)
+        self.down = Linear(ops, source, {f"{prefix}.down_proj": config.hidden_size}, self.width, config.mlp_bias)
+        readers.mlp_in.extend(self.up.weights)
+        readers.mlp_out.extend(self.down.weights)
+
+    def __call__(self, step: StepBuffers, out: Array) -> None:
+        assert step.gate_up is not None
+        inner = step.gate_up[:, : self.width]
+        self.up(step.mlp_in, inner, step.rows)
+        self.ops.activate(inner, step.mlp_out, step.rows, fn=self.activation)
+        self.down(step.mlp_out, out, step.rows)
+
+
+def create_mlp(ops: Ops, source: WeightSource, prefix: str, config: ModelConfig, readers: Readers) -> ChannelMixer:
+    """The feed-forward layer that the config asks for."""
+    return (GatedMLP if config.plain is None else PlainMLP)(ops, source, prefix, config, readers)

@@ -1,7 +1,7 @@
 """Rotary position embedding: cos and sin by position, for the plain kind and its long-context variants.
 
 Sources: RoPE arXiv 2104.09864; "linear" is position interpolation, arXiv 2306.15595; "llama3" as in Llama 3.1's config; "yarn"
-arXiv 2309.00071. Angles are computed in float64 and rounded once.
+arXiv 2309.00071; "longrope" arXiv 2402.13753. Angles are computed in float64 and rounded once.
 """
 
 from __future__ import annotations
@@ -26,20 +26,33 @@ class Rope:
 
     cos: Array  # [num_positions, rotary_dim / 2]
     sin: Array  # [num_positions, rotary_dim / 2]
+    q_growth: Array | None = None  # [num_positions]: what q is multiplied by besides
 
     def of_step(self, step: StepBuffers) -> tuple[Rope, Array]:
         """The tables that a step's rows turn by, and the row of them for each row of the step."""
         return self, step.positions
 
 
-def create_rope(ops: Ops, config: RopeConfig, num_positions: int) -> Rope:
-    cos, sin = rope_tables(config, num_positions)
-    return Rope(ops.array(cos), ops.array(sin))
+def create_rope(ops: Ops, config: ModelConfig, rope: RopeConfig, num_positions: int) -> Rope:
+    """The tables of `rope`, with the growth of q that the model has."""
+    cos, sin = rope_tables(rope, num_positions)
+    growth = None if config.query_growth is None else ops.array(query_growth(*config.query_growth, num_positions))
+    return Rope(ops.array(cos), ops.array(sin), growth)
+
+
+def no_rope(ops: Ops, num_positions: int) -> Rope:
+    """Tables of one pair that turn nothing."""
+    return Rope(ops.array(np.ones((num_positions, 1), np.float32)), ops.array(np.zeros((num_positions, 1), np.float32)))
+
+
+def query_growth(beta: float, length: int, num_positions: int) -> Float32:
+    """1 + beta ln(1 + floor(position / length)): attention stays sharp far beyond the length trained on (Llama 4)."""
+    return (1 + beta * np.log1p(np.arange(num_positions) // length)).astype(np.float32)
 
 
 def rope_tables(config: RopeConfig, num_positions: int) -> tuple[Float32, Float32]:
     """(cos, sin), each [num_positions, rotary_dim / 2]."""
-    angles = np.arange(num_positions)[:, None] * inverse_frequencies(config)
+    angles = np.arange(num_positions)[:, None] * inverse_frequencies(config, num_positions)
     factor = attention_factor(config)
     return (np.cos(angles) * factor).astype(np.float32), (np.sin(angles) * factor).astype(np.float32)
 
@@ -50,11 +63,14 @@ def table_bytes(config: ModelConfig) -> int:
     return sum(config.context_len * (rope.rotary_dim // 2) * (3 * 8 + 2 * 4) for rope in ropes)
 
 
-def inverse_frequencies(config: RopeConfig) -> Float64:
-    """Radians a position turns each pair, [rotary_dim / 2]."""
+def inverse_frequencies(config: RopeConfig, num_positions: int) -> Float64:
+    """Radians a position turns each pair, [rotary_dim / 2]. longrope: K cannot be turned anew when a text grows beyond the original
+    context, so which factors hold is decided by how far positions reach."""
     base = config.theta ** (-np.arange(0, config.rotary_dim, 2) / config.rotary_dim)
-    if config.freq_divisors:
-        base = base / np.asarray(config.freq_divisors, np.float64)
+    is_long = config.long_divisors and num_positions > config.original_context_len
+    divisors = config.long_divisors if is_long else config.freq_divisors
+    if divisors:
+        base = base / np.asarray(divisors, np.float64)
     if config.kind == "linear":
         return np.asarray(base / config.factor)
     if config.kind == "llama3":
@@ -88,11 +104,14 @@ def _yarn(config: RopeConfig, base: Float64) -> Float64:
 
 
 def attention_factor(config: RopeConfig) -> float:
-    """What yarn multiplies cos and sin with (so attention scores with its square); 1 for the other kinds."""
-    if config.kind != "yarn":
+    """What yarn and longrope multiply cos and sin with (so attention scores with its square); 1 for the other kinds."""
+    if config.kind not in ("yarn", "longrope"):
         return 1.0
     if config.attention_factor is not None:
         return config.attention_factor
+    if config.kind == "longrope":
+        long = config.factor > 1 and config.original_context_len > 1
+        return math.sqrt(1 + math.log(config.factor) / math.log(config.original_context_len)) if long else 1.0
 
     def scale(m: float) -> float:
         return 0.1 * m * math.log(config.factor) + 1.0 if config.factor > 1 else 1.0

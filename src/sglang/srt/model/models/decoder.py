@@ -1,8 +1,11 @@
 """The frame of all decoders: embedding, layers, final norm and head.
 
     x = embed(ids)
-    for each layer:  x += ...          two halves, `attend` and `feed`; what they are is the family's business
+    for each layer:  x += ...          two halves, `attend` and `feed` (layer.py)
     logits = head(norm(x))
+
+A family that differs in numbers alone is this frame as it is; one with halves of its own is a subclass that makes them
+(`create_mixer`, `create_channels`, `create_layer`).
 
 An addition to x is not made at once: it stays in `delta` and the next norm makes it, one pass over memory less.
 
@@ -13,61 +16,64 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
-from sglang.srt.model.kernels.ops import Array, KVLayer, Ops, Weight
+from sglang.srt.model.kernels.ops import KVLayer, Ops, Weight
+from sglang.srt.model.layers.attention import Attention
 from sglang.srt.model.layers.buffers import Readers, StepBuffers
 from sglang.srt.model.layers.embedding import Embedding, Head
 from sglang.srt.model.layers.media import MediaSeam, StepRope
-from sglang.srt.model.layers.mlp import GatedMLP
-from sglang.srt.model.layers.rope import Rope, create_rope
+from sglang.srt.model.layers.mlp import ChannelMixer, create_mlp
+from sglang.srt.model.layers.rope import create_rope, no_rope
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ModelConfig
-
-
-class Layer(Protocol):
-    """One decoder layer in two halves. Each adds `delta` (unless it is None) to x, computes, and leaves its own addition in
-    step.delta."""
-
-    mlp: GatedMLP
-
-    def attend(self, step: StepBuffers, kv: KVLayer, delta: Array | None) -> None: ...
-
-    def feed(self, step: StepBuffers, delta: Array | None) -> None: ...
+from sglang.srt.model.models.layer import Layer, Mixer, ParallelLayer, Place, SerialLayer
 
 
 class Decoder:
-    """What the decoders have in common; a family says what a layer is (`create_layer`). `body` runs the layers over the step's rows,
-    `head` turns selected rows into logits. `num_positions`: how far rotation tables reach."""
+    """What the decoders have in common. `body` runs the layers over the step's rows, `head` turns selected rows into logits.
+    `num_positions`: how far rotation tables reach."""
 
     def __init__(self, ops: Ops, source: WeightSource, config: ModelConfig, num_positions: int) -> None:
         self.config = config
         self.readers = Readers()
         self.embedding = Embedding(ops, source, config)
-        rope = create_rope(ops, config.rope, num_positions)
+        rope = create_rope(ops, config, config.rope, num_positions)
         self.media = MediaSeam(ops, config, rope) if config.vision is not None else None
         if config.rope_axes:
             rope = StepRope(rope.cos, rope.sin)
-        local_rope = create_rope(ops, config.local_rope, num_positions) if config.local_rope else rope
+        local_rope = create_rope(ops, config, config.local_rope, num_positions) if config.local_rope else rope
         windows = config.windowed_layers or (False,) * config.num_layers
+        still = config.unrotated_layers or (False,) * config.num_layers
+        unrotated = no_rope(ops, num_positions) if any(still) else rope
+        ropes = [unrotated if s else local_rope if local else rope for s, local in zip(still, windows, strict=True)]
         self.layers: list[Layer] = [
-            self.create_layer(ops, source, f"model.layers.{i}", local_rope if local else rope, local)
-            for i, local in enumerate(windows)
+            self.create_layer(Place(ops, source, config, self.readers, i, f"model.layers.{i}", ropes[i], windows[i]))
+            for i in range(config.num_layers)
         ]
         self.ops = ops
         self.output = Head(ops, source, config, self.embedding)
         self.readers.head_in.append(self.output.weight)
 
-    def create_layer(self, ops: Ops, source: WeightSource, prefix: str, rope: Rope, local: bool) -> Layer:
-        """The layer whose weights' names begin with `prefix`. `local`: it sees only a window."""
-        raise NotImplementedError
+    # --- what a family may have of its own ------------------------------------------------------------------------------------
+
+    def create_layer(self, place: Place) -> Layer:
+        mixer, channels = self.create_mixer(place), self.create_channels(place)
+        return (SerialLayer if self.config.block == "serial" else ParallelLayer)(place, mixer, channels)
+
+    def create_mixer(self, place: Place) -> Mixer:
+        at = f"{place.prefix}.self_attn"
+        return Attention(place.ops, place.source, at, self.config, place.rope, place.local, self.readers)
+
+    def create_channels(self, place: Place) -> ChannelMixer:
+        return create_mlp(place.ops, place.source, f"{place.prefix}.mlp", self.config, self.readers)
+
+    # --- a step ---------------------------------------------------------------------------------------------------------------
 
     def body(self, step: StepBuffers, kv: Sequence[KVLayer]) -> None:
         """Leaves x as it is after the last attention."""
-        self.embedding(step)
+        delta = self.embedding(step)
         if self.media is not None:
             self.media(step)
-        delta = None
         for i, (layer, layer_kv) in enumerate(zip(self.layers, kv, strict=True)):
             layer.attend(step, layer_kv, delta)
             delta = step.delta
@@ -76,12 +82,17 @@ class Decoder:
             layer.feed(step, delta)
             if self.media is not None:
                 self.media.after_layer(i, step)
-        self.output.settle(step)
+        self.settle(step)
 
     def finish(self, step: StepBuffers) -> None:
         """The rest of the last layer, for all rows of step.x."""
-        self.layers[-1].feed(step, None)
-        self.output.settle(step)
+        if self.layers[-1].is_split:
+            self.layers[-1].feed(step, None)
+            self.settle(step)
+
+    def settle(self, step: StepBuffers) -> None:
+        """x += delta, where no norm follows that would make it."""
+        self.ops.overlay(step.x, step.delta, step.every, step.rows, add=True)
 
     def head(self, step: StepBuffers) -> None:
         """step.logits of the rows `head_row_idx`. May run several times: it leaves x alone."""
@@ -91,13 +102,14 @@ class Decoder:
         self.output(step)
 
     @property
-    def split_gate(self) -> bool:
+    def needs_gate_up(self) -> bool:
         """Whether some layer writes step.gate_up."""
-        return any(layer.mlp.fused is None for layer in self.layers)
+        return any(layer.needs_gate_up for layer in self.layers)
 
     @property
     def weights(self) -> list[Weight]:
         """Every packed matrix, once."""
         r = self.readers
-        every = [self.embedding.weight, *r.attn_in, *r.attn_out, *r.mlp_in, *r.mlp_out, *r.head_in]
+        ends = [self.embedding.weight, *([self.embedding.positions] if self.embedding.positions is not None else [])]
+        every = [*ends, *r.attn_in, *r.attn_out, *r.mlp_in, *r.mlp_out, *r.head_in]
         return list({id(w): w for w in every}.values())

@@ -14,23 +14,23 @@ from dataclasses import replace
 
 import numpy as np
 
-from sglang.srt.model.kernels.ops import Array, KVLayer, Ops
-from sglang.srt.model.layers.buffers import Readers, StepBuffers
+from sglang.srt.model.kernels.ops import Array, KVLayer
+from sglang.srt.model.layers.buffers import StepBuffers
 from sglang.srt.model.layers.linear import Linear
 from sglang.srt.model.layers.mlp import GatedMLP
 from sglang.srt.model.layers.norm import RMSNorm
-from sglang.srt.model.layers.rope import Rope
-from sglang.srt.model.layers.source import WeightSource
-from sglang.srt.model.model_config import ModelConfig
-from sglang.srt.model.models.decoder import Layer
-from sglang.srt.model.models.llama import Llama
+from sglang.srt.model.models.decoder import Decoder
+from sglang.srt.model.models.layer import Layer, Place
 
 
 class CrossLayer:
     """Called like other layers, with the pool of its images. `attend` is all of it, and leaves nothing to be added."""
 
-    def __init__(self, ops: Ops, source: WeightSource, prefix: str, config: ModelConfig, readers: Readers) -> None:
-        self.ops, self.config, self.eps = ops, config, config.rms_norm_eps
+    is_split = False
+
+    def __init__(self, place: Place) -> None:
+        ops, source, prefix, config, readers = place.ops, place.source, place.prefix, place.config, place.readers
+        self.ops, self.config, self.eps = ops, config, config.norm_eps
         at, width = f"{prefix}.cross_attn", config.num_heads * config.head_dim
         self.input_norm = RMSNorm(ops, source, f"{prefix}.input_layernorm", self.eps)
         self.q = Linear(ops, source, {f"{at}.q_proj": width}, config.hidden_size)
@@ -39,6 +39,7 @@ class CrossLayer:
         self.output = Linear(ops, source, {f"{at}.o_proj": config.hidden_size}, width)
         self.post_attention_norm = RMSNorm(ops, source, f"{prefix}.post_attention_layernorm", self.eps)
         self.mlp = GatedMLP(ops, source, f"{prefix}.mlp", config, readers)
+        self.needs_gate_up = self.mlp.needs_gate_up
         self.gates = [float(np.tanh(source.vector(f"{prefix}.cross_attn_{name}_gate")[0])) for name in ("attn", "mlp")]
         self.shares: list[Array] = []
         readers.attn_in.extend(self.q.weights)
@@ -50,9 +51,9 @@ class CrossLayer:
         cross, ops = step.cross, self.ops
         assert cross is not None
         if delta is not None:
-            ops.overlay(step.x, delta, cross.every, step.rows, add=True)
+            ops.overlay(step.x, delta, step.every, step.rows, add=True)
         if not self.shares:
-            self.shares = [ops.array(np.full((len(cross.every), 1), gate, np.float32)) for gate in self.gates]
+            self.shares = [ops.array(np.full((len(step.every), 1), gate, np.float32)) for gate in self.gates]
         inner = replace(step, rows=cross.rows)
         ops.gather_rows(step.x, cross.take, cross.x, cross.rows)
         self.input_norm(cross.x, step.attn_in, cross.rows)
@@ -65,23 +66,21 @@ class CrossLayer:
         self.post_attention_norm(cross.x, step.mlp_in, cross.rows, delta=cross.scaled)
         self.mlp(inner, step.delta)
         self._scale(step, 1)
-        ops.overlay(cross.x, cross.scaled, cross.every, cross.rows, add=True)
+        ops.overlay(cross.x, cross.scaled, step.every, cross.rows, add=True)
         ops.overlay(step.x, cross.x, cross.back, step.rows)
 
     def _scale(self, step: StepBuffers, gate: int) -> None:
         """cross.scaled = tanh(gate) * step.delta."""
         cross = step.cross
         assert cross is not None
-        self.ops.blend_rows(step.delta, cross.every.reshape(-1, 1), self.shares[gate], cross.scaled, cross.rows)
+        self.ops.blend_rows(step.delta, step.every.reshape(-1, 1), self.shares[gate], cross.scaled, cross.rows)
 
 
-class Mllama(Llama):
+class Mllama(Decoder):
     """Llama with a CrossLayer wherever the config says. `kv` of `body` are those of the other layers."""
 
-    def create_layer(self, ops: Ops, source: WeightSource, prefix: str, rope: Rope, local: bool) -> Layer:
-        if int(prefix.rsplit(".", 1)[1]) in self.config.cross_layers:
-            return CrossLayer(ops, source, prefix, self.config, self.readers)
-        return super().create_layer(ops, source, prefix, rope, local)
+    def create_layer(self, place: Place) -> Layer:
+        return CrossLayer(place) if place.index in self.config.cross_layers else super().create_layer(place)
 
     def body(self, step: StepBuffers, kv: Sequence[KVLayer]) -> None:
         assert self.media is not None and step.cross is not None
@@ -96,8 +95,4 @@ class Mllama(Llama):
             if layer is not self.layers[-1]:
                 layer.feed(step, delta)
         if delta is not None:
-            self.output.settle(step)
-
-    def finish(self, step: StepBuffers) -> None:
-        if not isinstance(self.layers[-1], CrossLayer):
-            super().finish(step)
+            self.settle(step)

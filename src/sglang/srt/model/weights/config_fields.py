@@ -19,6 +19,8 @@ MAX_POSITIONS = 1 << 28
 """of a context: the longest published one has 10 million"""
 MIN_EPS, MAX_EPS = 1e-30, 1.0
 """of a norm: less vanishes in float32"""
+SMALLEST_DIVISOR = 1e-6
+"""of frequencies"""
 MAX_ID = (1 << 31) - 1
 LARGEST = 3e38
 """of float32, in which the kernels compute"""
@@ -42,22 +44,30 @@ class Fields:
         defaults: Mapping[str, Any] | None = None,
         overrides: Mapping[str, Any] | None = None,
         where: str = "",
+        spelled: Mapping[str, str] | None = None,
     ) -> None:
-        """`where`: stands before the names in errors."""
+        """`where`: stands before the names in errors. `spelled`: the source's own spelling of names, where it differs; both are
+        read."""
         self.overrides = overrides or {}
         self.raw = {**raw, **self.overrides}
         self.source = source
         self._where = where
         self.defaults = defaults or {}
+        self._spelled = spelled or {}
         self.read: set[str] = set()
 
     def bad(self, name: str, what: str) -> ModelError:
-        return ModelError(f"{self.source}: {self._where}{name} {what}")
+        return ModelError(f"{self.source}: {self._where}{self._name(name)} {what}")
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value as it is; None if absent or null."""
-        self.read.add(name)
-        return self.raw[name] if name in self.raw else self.defaults.get(name, default)
+        found = self._name(name)
+        self.read.add(found)
+        return self.raw[found] if found in self.raw else self.defaults.get(name, default)
+
+    def _name(self, name: str) -> str:
+        own = self._spelled.get(name, name)
+        return name if name in self.overrides or (name in self.raw and own not in self.raw) else own
 
     def count(self, name: str, default: int | None = None, most: int = MAX_SIZE) -> int:
         """An integer from 1 to `most`; absent or null is an error unless there is a default."""
@@ -113,6 +123,16 @@ class Fields:
         if not valid or len(set(value)) != len(value):
             raise self.bad(name, f"must list layers below {num_layers}, each once, and is {shown(value)}")
         return tuple(value)
+
+    def numbers(self, name: str, length: int) -> tuple[float, ...]:
+        """A list of so many positive numbers."""
+        value: Any = self.get(name)
+        valid = isinstance(value, list) and all(
+            type(v) in (int, float) and SMALLEST_DIVISOR < v < 1 / SMALLEST_DIVISOR for v in value
+        )
+        if not valid or len(value) != length:
+            raise self.bad(name, f"must be {length} positive numbers, and is {shown(value)}")
+        return tuple(float(v) for v in value)
 
     def object(self, name: str) -> dict[str, Any]:
         """A JSON object; empty if absent or null."""

@@ -8,7 +8,7 @@ offset added, biases are known by their tensors, and llama3 rope scaling is a te
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,16 +19,39 @@ from sglang.srt.checkpoint.gguf_reader import GGUFFile
 from sglang.srt.errors import ModelError
 from sglang.srt.model.model_config import ModelConfig, RopeConfig
 from sglang.srt.model.weights.config_fields import MAX_ID, MAX_LAYERS, MAX_POSITIONS, MAX_SIZE
-from sglang.srt.model.weights.config_reader import MIN_SCALE, parse_model_config
+from sglang.srt.model.weights.config_reader import parse_model_config
+from sglang.srt.model.weights.families.family import MIN_SCALE, Family
+from sglang.srt.model.weights.families.table import FAMILIES
+from sglang.srt.model.weights.family_source import gguf_layout
 
-MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
-"""general.architecture -> config.json's model_type"""
+BY_ARCHITECTURE: dict[str, Family] = {family.gguf.architecture: family for family in FAMILIES if family.gguf is not None}
+"""general.architecture -> family"""
 
 ROPE_DIVISORS = "rope_freqs.weight"
+LONGROPE = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
-GEMMA3_27B_LAYERS = 62
+GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
 MIN_DIVISOR = 1e-6
+WHOLE_HEADS = ("llama", "mistral3", "granite", "minicpm", "smollm3", "arcee", "internlm2")
+"""whose q and k were put in interleaved order over whole heads, so only whole heads can be put back"""
 TOLD_BY_TENSORS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
+STEMS: dict[str, str | tuple[str, ...]] = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+"""of a layer's tensors"""
 
 
 def read_gguf_config(gguf: GGUFFile, overrides: Mapping[str, Any]) -> ModelConfig:
@@ -38,16 +61,21 @@ def read_gguf_config(gguf: GGUFFile, overrides: Mapping[str, Any]) -> ModelConfi
         if name in overrides:
             raise ModelError(f"json_model_override_args: {name!r} is told by the tensors of a .gguf file and cannot be changed")
     config = parse_model_config(_as_hugging_face(meta), gguf.path, overrides)
-    if meta.arch == "llama" and config.rope.rotary_dim != config.head_dim:
+    if meta.arch in WHOLE_HEADS and config.rope.rotary_dim != config.head_dim:
         raise meta.bad("rope.dimension_count", f"is {config.rope.rotary_dim}, and only whole heads of {config.head_dim} rotate")
     tensors = gguf.tensors
     scale = meta.number("attention.scale")
+    assert meta.family.gguf is not None
+    stems = {**STEMS, **meta.family.gguf.stems}
+    if config.norm_place == "around":
+        stems["ffn_norm"] = "pre_feedforward_layernorm"
     return replace(
         config,
         rope=_with_divisors(meta, config.rope),
+        layout=gguf_layout(stems, meta.family.gguf.interleaved),
         norm_offset=0.0,
         tie_word_embeddings="output.weight" not in tensors,
-        attention_bias="blk.0.attn_q.bias" in tensors,
+        attention_bias="blk.0.attn_q.bias" in tensors or "blk.0.attn_qkv.bias" in tensors,
         output_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_up.bias" in tensors,
         query_scale=config.query_scale if scale is None else _scale(meta, scale),
@@ -66,11 +94,13 @@ class _Meta:
     def __init__(self, gguf: GGUFFile) -> None:
         self.gguf = gguf
         arch = gguf.metadata.get("general.architecture")
-        if not isinstance(arch, str) or arch not in MODEL_TYPES:
+        if not isinstance(arch, str) or arch not in BY_ARCHITECTURE:
             raise ModelError(
-                f"{gguf.path}: general.architecture {shown(arch)} is not supported; supported are {', '.join(MODEL_TYPES)}"
+                f"{gguf.path}: general.architecture {shown(arch)} is not supported; docs/models.md lists the "
+                f"{len(BY_ARCHITECTURE)} that are"
             )
         self.arch = arch
+        self.family = BY_ARCHITECTURE[arch]
         parts = gguf.metadata.get("split.count", 1)
         if type(parts) is not int or parts not in (0, 1):
             raise ModelError(f"{gguf.path} is one part of a split model: merge the parts with llama-gguf-split --merge first")
@@ -116,7 +146,7 @@ def _as_hugging_face(meta: _Meta) -> dict[str, Any]:
     if meta.size("attention.value_length", head_dim) != head_dim:
         raise meta.bad("attention.value_length", f"differs from the key length {head_dim}, which is not supported")
     raw = {
-        "model_type": MODEL_TYPES[arch],
+        "model_type": meta.family.model_type,
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
         "num_hidden_layers": meta.size("block_count", most=MAX_LAYERS),
@@ -125,7 +155,7 @@ def _as_hugging_face(meta: _Meta) -> dict[str, Any]:
         "head_dim": head_dim,
         "intermediate_size": meta.size("feed_forward_length"),
         "max_position_embeddings": meta.size("context_length", most=MAX_POSITIONS),
-        "rms_norm_eps": meta.number("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": meta.number("attention.layer_norm_rms_epsilon", meta.number("attention.layer_norm_epsilon")),
         "attn_logit_softcapping": meta.number("attn_logit_softcapping"),
         "final_logit_softcapping": meta.number("final_logit_softcapping"),
         "eos_token_id": _eos_ids(gguf),
@@ -133,29 +163,110 @@ def _as_hugging_face(meta: _Meta) -> dict[str, Any]:
         "dtype": _main_format(gguf),
         **_rope(meta, head_dim),
     }
-    if arch == "gemma3":
-        raw.update(_gemma3(meta, raw))
-    elif arch == "llama" and meta.number("attention.sliding_window"):  # Mistral's first models, every layer of which has it
-        raw.update(model_type="mistral", sliding_window=meta.size("attention.sliding_window", most=MAX_ID))
-    elif meta.number("attention.sliding_window"):
-        raise meta.bad("attention.sliding_window", "is set, and says not which layers it is for: use the Hugging Face folder")
+    raw.update(_windows(meta))
+    if arch in PECULIAR:
+        raw.update(PECULIAR[arch](meta, raw))
     return {name: value for name, value in raw.items() if value is not None}
 
 
-def _gemma3(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The scale of queries is not in the file: 1 / sqrt(head_dim) but for 27B, which has hidden_size / num_heads instead."""
-    is_27b = raw["num_hidden_layers"] == GEMMA3_27B_LAYERS
-    window, pattern = meta.number("attention.sliding_window"), meta.get("attention.sliding_window_pattern", 6)
-    kinds = None
+def _windows(meta: _Meta) -> dict[str, Any]:
+    """The window, and on which layers it is, where the file says so or the family does."""
+    window, pattern = meta.number("attention.sliding_window"), meta.get("attention.sliding_window_pattern")
+    if not window:
+        return {}
+    window = meta.size("attention.sliding_window", most=MAX_ID)
     if isinstance(pattern, np.ndarray):
         kinds = ["sliding_attention" if windowed else "full_attention" for windowed in pattern.tolist()]
-        pattern = None
+        return {"sliding_window": window, "layer_types": kinds}
+    if pattern is None and meta.arch not in WINDOWED:
+        raise meta.bad("attention.sliding_window", "is set, and says not which layers it is for: use the Hugging Face folder")
+    return {"sliding_window": window, "sliding_window_pattern": pattern}
+
+
+WINDOWED = ("llama", "mistral3", "phi3", "gemma2", "gemma3", "cohere2", "exaone4", "starcoder2")
+"""families of which it is known which layers have the window"""
+
+
+def _llama(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Mistral's first models, every layer of which has a window."""
+    return {"model_type": "mistral"} if raw.get("sliding_window") else {}
+
+
+def _gemma(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The scale of queries is not in the file: 1 / sqrt(head_dim) but for 27B, which has hidden_size / num_heads instead."""
+    is_27b = raw["num_hidden_layers"] == (GEMMA2_27B_LAYERS if meta.arch == "gemma2" else GEMMA3_27B_LAYERS)
+    return {"query_pre_attn_scalar": raw["hidden_size"] // raw["num_attention_heads"] if is_27b else raw["head_dim"]}
+
+
+def _granite(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "query_pre_attn_scalar": raw["hidden_size"] // raw["num_attention_heads"] if is_27b else raw["head_dim"],
-        "sliding_window": window or None,
-        "sliding_window_pattern": pattern,
-        "layer_types": kinds,
+        "embedding_multiplier": meta.number("embedding_scale"),
+        "residual_multiplier": meta.number("residual_scale"),
+        "attention_multiplier": meta.number("attention.scale"),
+        "logits_scaling": meta.number("logit_scale"),
     }
+
+
+def _minicpm(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not in the file is what the first models had."""
+    layers, hidden = raw["num_hidden_layers"], raw["hidden_size"]
+    residual, logits = meta.number("residual_scale", 1.4 / layers**0.5), meta.number("logit_scale", hidden / 256)
+    if not logits > 0:
+        raise meta.bad("logit_scale", f"must be positive, and is {logits:g}")
+    return {
+        "scale_emb": meta.number("embedding_scale", 12.0),
+        "scale_depth": residual * layers**0.5,
+        "dim_model_base": hidden / logits,
+    }
+
+
+def _olmo2(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """OLMo 3 has windows, and scaling of rope for the layers without."""
+    if not raw.get("sliding_window"):
+        return {}
+    base = {"rope_theta": raw["rope_parameters"]["rope_theta"]}
+    return {"model_type": "olmo3", "rope_parameters": {"full_attention": raw["rope_parameters"], "sliding_attention": base}}
+
+
+def _mistral3(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """`yarn_log_multiplier` cancels what yarn does to the size of scores."""
+    params = dict(raw["rope_parameters"])
+    flat = meta.number("rope.scaling.yarn_log_multiplier")
+    params.update({"mscale": flat, "mscale_all_dim": flat} if flat else {})
+    params["llama_4_scaling_beta"] = meta.number("attention.temperature_scale")
+    return {"rope_parameters": params}
+
+
+def _cohere(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {"logit_scale": meta.number("logit_scale"), "use_qk_norm": "blk.0.attn_q_norm.weight" in meta.gguf.tensors}
+
+
+def _stablelm(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
+    tensors = meta.gguf.tensors
+    return {
+        "qk_layernorm": "blk.0.attn_q_norm.weight" in tensors,
+        "use_parallel_residual": "blk.0.ffn_norm.weight" not in tensors,
+    }
+
+
+def _gpt_neox(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {"use_parallel_residual": meta.get("use_parallel_residual")}
+
+
+PECULIAR: dict[str, Callable[[_Meta, Mapping[str, Any]], dict[str, Any]]] = {
+    "llama": _llama,
+    "gemma2": _gemma,
+    "gemma3": _gemma,
+    "granite": _granite,
+    "minicpm": _minicpm,
+    "olmo2": _olmo2,
+    "mistral3": _mistral3,
+    "command-r": _cohere,
+    "cohere2": _cohere,
+    "stablelm": _stablelm,
+    "gptneox": _gpt_neox,
+}
+"""architecture -> what only its files say or leave out"""
 
 
 def _rope(meta: _Meta, head_dim: int) -> dict[str, Any]:
@@ -173,6 +284,10 @@ def _rope(meta: _Meta, head_dim: int) -> dict[str, Any]:
         params["beta_fast"] = meta.number("rope.scaling.yarn_beta_fast")
         params["beta_slow"] = meta.number("rope.scaling.yarn_beta_slow")
         params["attention_factor"] = _yarn_attention_factor(meta, factor)
+    params.update({name: _divisors(meta, stored, None) for name, stored in LONGROPE.items() if stored in meta.gguf.tensors})
+    if "long_factor" in params:
+        params.update(rope_type="longrope", factor=None, attention_factor=meta.number("rope.scaling.attn_factor"))
+        params["original_max_position_embeddings"] = meta.number("rope.scaling.original_context_length")
     raw: dict[str, Any] = {"partial_rotary_factor": meta.size("rope.dimension_count", head_dim) / head_dim}
     if meta.arch != "gemma3":
         return {**raw, "rope_parameters": params}
@@ -189,17 +304,23 @@ def _yarn_attention_factor(meta: _Meta, factor: float) -> float | None:
 
 
 def _with_divisors(meta: _Meta, rope: RopeConfig) -> RopeConfig:
-    tensor = meta.gguf.tensors.get(ROPE_DIVISORS)
-    if tensor is None:
+    if ROPE_DIVISORS not in meta.gguf.tensors:
         return rope
-    if tensor.format != "f32" or tensor.shape != (rope.rotary_dim // 2,):
+    return replace(rope, freq_divisors=tuple(_divisors(meta, ROPE_DIVISORS, rope.rotary_dim // 2)))
+
+
+def _divisors(meta: _Meta, name: str, length: int | None) -> list[float]:
+    """A tensor of what frequencies are divided by, of the length that heads need."""
+    tensor = meta.gguf.tensors[name]
+    if tensor.format != "f32" or len(tensor.shape) != 1 or length not in (None, tensor.shape[0]):
         raise ModelError(
-            f"{meta.gguf.path}: tensor {ROPE_DIVISORS!r} is {tensor.format} {list(tensor.shape)}, and f32 [{rope.rotary_dim // 2}] "
+            f"{meta.gguf.path}: tensor {name!r} is {tensor.format} {list(tensor.shape)}, and f32 [{length or 'n'}] "
             "is what the heads need: convert the model again"
         )
     if not (np.isfinite(tensor.data).all() and (tensor.data > MIN_DIVISOR).all()):
-        raise ModelError(f"{meta.gguf.path}: tensor {ROPE_DIVISORS!r} holds values that are not positive numbers")
-    return replace(rope, freq_divisors=tuple(tensor.data.tolist()))
+        raise ModelError(f"{meta.gguf.path}: tensor {name!r} holds values that are not positive numbers")
+    values: list[float] = tensor.data.tolist()
+    return values
 
 
 def _eos_ids(gguf: GGUFFile) -> list[int]:

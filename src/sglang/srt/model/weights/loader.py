@@ -13,7 +13,6 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +24,13 @@ from sglang.srt.model.model_config import ModelConfig
 from sglang.srt.model.quant.formats import FORMATS, HostTensor, dense, quantise_q4_1, quantise_q8_0
 from sglang.srt.model.weights.config_reader import read_model_config
 from sglang.srt.model.weights.dummy import DummySource
+from sglang.srt.model.weights.family_source import FamilySource
 from sglang.srt.model.weights.gguf_config import ROPE_DIVISORS, read_gguf_config
 from sglang.srt.model.weights.gguf_source import GGUFSource
 from sglang.srt.model.weights.quantized_source import QuantizedSource
 from sglang.srt.model.weights.safetensors_reader import SafetensorsSource
 from sglang.srt.model.weights.shapes import Shapes, expected_shapes
+from sglang.srt.model.weights.tensor_source import TensorSource
 from sglang.srt.model.weights.vision_shapes import our_name
 
 DENSE_FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -39,30 +40,6 @@ QUANTISE_VALUES = 1 << 20
 """values quantised at a time"""
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
-
-
-class TensorSource(Protocol):
-    """Tensors as a checkpoint stores them, under Hugging Face's names."""
-
-    @property
-    def path(self) -> Path:
-        """The folder or file as a whole."""
-        ...
-
-    @property
-    def names(self) -> list[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """From the header; the data is not touched."""
-        ...
-
-    def format(self, name: str) -> str: ...
-
-    def where(self, name: str) -> Path:
-        """The file that holds a tensor."""
-        ...
-
-    def read(self, name: str) -> HostTensor: ...
 
 
 @dataclass(frozen=True)
@@ -127,7 +104,7 @@ class Checkpoint:
     def __init__(self, config: ModelConfig, source: TensorSource, conversion: Conversion | None = None) -> None:
         self._source = source
         self._conversion = conversion or Conversion()
-        self._stored = _stored_names(source.names, sees=config.vision is not None)
+        self._stored = {(our_name(name) if config.vision is not None else name): name for name in source.names}
         self.config = _with_head(config, self._stored)
         self._shapes = expected_shapes(self.config)
         _check(self._shapes, self._stored, source, self.config)
@@ -182,7 +159,7 @@ def load_checkpoint(files: ModelFiles, options: ModelOptions, kept: Collection[s
     config, source = _open(files, options)
     config = _with_context_length(config, options.context_length)
     if options.is_embedding:  # nobody asks for logits: a head of its own need not be there, and is not read
-        config = replace(config, tie_word_embeddings=True)
+        config = replace(config, tie_word_embeddings=True, logit_scale=1.0)
     if options.dtype == "auto":
         return Checkpoint(config, source, Conversion(None, options.quantization, **keep))
     if config.dtype in DENSE_FORMATS:
@@ -207,12 +184,13 @@ def _open(files: ModelFiles, options: ModelOptions) -> tuple[ModelConfig, Tensor
     if files.kind == "gguf":
         gguf = GGUFFile(files.path)
         config = read_gguf_config(gguf, overrides)
-        source: TensorSource = GGUFSource(gguf, config)
+        source: TensorSource = FamilySource(GGUFSource(gguf), config)
     else:
         config = read_model_config(files.path, overrides)
         if options.load_format != "dummy":
             tensors = SafetensorsSource(files.path)
-            return config, tensors if config.quantization is None else QuantizedSource(tensors, config.quantization)
+            stored = tensors if config.quantization is None else QuantizedSource(tensors, config.quantization)
+            return config, stored if config.vision is not None else FamilySource(stored, config)
     if options.load_format == "dummy":
         if config.quantization is not None:
             raise ModelError(
@@ -233,15 +211,6 @@ def _with_context_length(config: ModelConfig, asked: int | None) -> ModelConfig:
             'scale its rope: --json-model-override-args \'{"rope_scaling": {...}, "max_position_embeddings": ...}\''
         )
     return replace(config, context_len=asked)
-
-
-def _stored_names(names: list[str], sees: bool) -> dict[str, str]:
-    """The name we use -> the name in the file. Files saved from the bare decoder lack the prefix "model."."""
-    if sees:
-        return {our_name(name): name for name in names}
-    if "embed_tokens.weight" in names:
-        return {(name if name.startswith("lm_head.") else f"model.{name}"): name for name in names}
-    return {name: name for name in names}
 
 
 def _with_head(config: ModelConfig, stored: Mapping[str, str]) -> ModelConfig:
@@ -276,7 +245,7 @@ def _contradiction(where: Path, name: str, found: tuple[int, ...], expected: tup
 def _would_matter(name: str, config: ModelConfig) -> bool:
     """Whether an unknown tensor belongs to one of the model's layers. Layers beyond the last (cut off by an override, or made
     for speculation), buffers of old transformers and what GGUF keeps for rope do not."""
-    if name == ROPE_DIVISORS or name.endswith((".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")):
+    if name == ROPE_DIVISORS or name.endswith((".rotary_emb.inv_freq", ".masked_bias", ".attn.bias", ".attention.bias")):
         return False
     match = _LAYER.match(name) or re.match(r"blk\.(\d+)\.", name)
     return match is not None and int(match.group(1)) < config.num_layers

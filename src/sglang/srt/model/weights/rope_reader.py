@@ -13,7 +13,7 @@ from sglang.srt.model.model_config import RopeConfig
 from sglang.srt.model.weights.config_fields import MAX_POSITIONS, Fields
 
 LAYER_KINDS = ("full_attention", "sliding_attention")
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 MIN_FACTOR, MAX_FACTOR = 1e-3, 1e6
 
 
@@ -27,10 +27,12 @@ def read_rope(fields: Fields, head_dim: int, context_len: int, theta: float = 10
     return _parse(fields, params, head_dim, context_len, "rope_theta", theta)
 
 
-def read_local_rope(fields: Fields, head_dim: int, context_len: int, theta: float = 10000.0) -> RopeConfig:
+def read_local_rope(
+    fields: Fields, head_dim: int, context_len: int, theta: float = 10000.0, theta_name: str = "rope_local_base_freq"
+) -> RopeConfig:
     """Rope of the sliding-window layers of a model that has its own for them. Scaling never applies to old-style files."""
     params = _of_kind(fields, fields.object("rope_parameters"), "sliding_attention")
-    return _parse(fields, params, head_dim, context_len, "rope_local_base_freq", theta)
+    return _parse(fields, params, head_dim, context_len, theta_name, theta)
 
 
 def _of_kind(fields: Fields, params: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -60,6 +62,8 @@ def _parse(
     kind = params.get("rope_type")
     if kind is None:
         kind = "default"
+    if kind == "su" or (kind == "yarn" and "short_factor" in raw):  # what Phi-3's first files call longrope
+        kind = "longrope"
     if kind not in KINDS:
         raise outer.bad(holder, f"asks for rope of type {shown(kind)}, and known are {', '.join(KINDS)}")
     partial = params.number(
@@ -73,6 +77,8 @@ def _parse(
     theta = _base(outer, params, theta_name, default_theta)
     if kind in ("default", "dynamic"):  # dynamic scaling is the identity up to the context length, beyond which nothing runs
         return RopeConfig(theta=theta, rotary_dim=rotary_dim)
+    if kind == "longrope":
+        return _longrope(outer, params, theta, rotary_dim, context_len)
     factor = params.number("factor", above=MIN_FACTOR, most=MAX_FACTOR)
     if kind == "linear":
         return RopeConfig(theta=theta, rotary_dim=rotary_dim, kind="linear", factor=factor)
@@ -103,4 +109,20 @@ def _parse(
         mscale=params.optional("mscale", above=-MIN_FACTOR, most=MAX_FACTOR),
         mscale_all_dim=params.optional("mscale_all_dim", above=-MIN_FACTOR, most=MAX_FACTOR),
         truncate=params.flag("truncate", True),
+    )
+
+
+def _longrope(outer: Fields, params: Fields, theta: float, rotary_dim: int, context_len: int) -> RopeConfig:
+    """The factor is by how much the context was made longer, if nothing else is said."""
+    original = outer.count("original_max_position_embeddings", context_len, most=MAX_POSITIONS)
+    original = params.count("original_max_position_embeddings", original, most=MAX_POSITIONS)
+    return RopeConfig(
+        theta=theta,
+        rotary_dim=rotary_dim,
+        kind="longrope",
+        factor=params.number("factor", context_len / original, above=MIN_FACTOR, most=MAX_FACTOR),
+        original_context_len=original,
+        attention_factor=params.optional("attention_factor", above=0.0, most=MAX_FACTOR),
+        freq_divisors=params.numbers("short_factor", rotary_dim // 2),
+        long_divisors=params.numbers("long_factor", rotary_dim // 2),
     )

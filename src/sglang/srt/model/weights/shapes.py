@@ -15,7 +15,9 @@ def expected_shapes(config: ModelConfig) -> Shapes:
         prefix = f"model.layers.{layer}."
         for name, shape in (_cross_shapes(config) if layer in config.cross_layers else _layer_shapes(config)).items():
             shapes[prefix + name] = shape
-    shapes["model.norm.weight"] = (config.hidden_size,)
+    shapes.update(_norm("model.norm", config))
+    if config.learned_positions:
+        shapes["model.embed_positions.weight"] = (config.learned_positions, config.hidden_size)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
     if config.vision is not None:
@@ -26,20 +28,35 @@ def expected_shapes(config: ModelConfig) -> Shapes:
 def _layer_shapes(config: ModelConfig) -> Shapes:
     hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
     q_rows, kv_rows = config.num_heads * head_dim, config.num_kv_heads * head_dim
-    shapes: Shapes = {"input_layernorm.weight": (hidden,)}
+    shapes: Shapes = {}
+    for name in _norm_names(config):
+        shapes.update(_norm(f"{name}_layernorm", config))
     shapes.update(_linear("self_attn.q_proj", q_rows, hidden, config.attention_bias))
     shapes.update(_linear("self_attn.k_proj", kv_rows, hidden, config.attention_bias))
     shapes.update(_linear("self_attn.v_proj", kv_rows, hidden, config.attention_bias))
     shapes.update(_linear("self_attn.o_proj", hidden, q_rows, config.output_bias))
     if config.qk_norm:
-        shapes.update({"self_attn.q_norm.weight": (head_dim,), "self_attn.k_norm.weight": (head_dim,)})
-    shapes["post_attention_layernorm.weight"] = (hidden,)
-    if config.post_norms:
-        shapes.update({"pre_feedforward_layernorm.weight": (hidden,), "post_feedforward_layernorm.weight": (hidden,)})
-    shapes.update(_linear("mlp.gate_proj", inner, hidden, config.mlp_bias))
+        for name, heads in (("q", config.num_heads), ("k", config.num_kv_heads)):
+            by_kind = {"whole": (heads * head_dim,), "layer": (heads, head_dim)}
+            shapes[f"self_attn.{name}_norm.weight"] = by_kind.get(config.qk_norm, (head_dim,))
+    if config.plain is None:
+        shapes.update(_linear("mlp.gate_proj", inner, hidden, config.mlp_bias))
     shapes.update(_linear("mlp.up_proj", inner, hidden, config.mlp_bias))
     shapes.update(_linear("mlp.down_proj", hidden, inner, config.mlp_bias))
     return shapes
+
+
+def _norm_names(config: ModelConfig) -> tuple[str, ...]:
+    if config.block != "serial":
+        return ("input",) if config.block == "shared" else ("input", "post_attention")
+    both = ("input", "post_attention")
+    feeding = ("pre_feedforward", "post_feedforward")
+    return {"before": both, "around": both + feeding, "after": ("post_attention", "post_feedforward")}[config.norm_place]
+
+
+def _norm(name: str, config: ModelConfig) -> Shapes:
+    shapes: Shapes = {f"{name}.weight": (config.hidden_size,)}
+    return {**shapes, f"{name}.bias": (config.hidden_size,)} if config.norm_bias else shapes
 
 
 def _cross_shapes(config: ModelConfig) -> Shapes:

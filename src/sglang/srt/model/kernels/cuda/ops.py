@@ -302,6 +302,8 @@ class CudaOps:
         q_norm: Tensor | None = None,
         k_norm: Tensor | None = None,
         eps: float = 0.0,
+        norm_last: bool = False,
+        q_growth: Tensor | None = None,
     ) -> None:
         n, pairs, heads = self._most(rows, qkv, positions, slots), cos.shape[1], 4
         if n == 0:
@@ -309,9 +311,9 @@ class CudaOps:
         rest = kv.head_dim - 2 * pairs
         weights = (q_norm, k_norm) if q_norm is not None and k_norm is not None else (cos, cos)
         rope_store_kernel[(n, triton.cdiv(num_heads + 2 * kv.num_kv_heads, heads))](
-            qkv, kv.k, kv.v, positions, slots, rows, cos, sin, *weights,
+            qkv, kv.k, kv.v, positions, slots, rows, cos, sin, *weights, cos if q_growth is None else q_growth,
             qkv.stride(0), cos.stride(0), kv.k.stride(0), num_heads, kv.num_kv_heads, kv.head_dim, pairs, q_scale, eps,
-            q_norm is not None and k_norm is not None, heads, power_of_two(pairs), power_of_two(rest) if rest else 0, **self._early,
+            q_norm is not None and k_norm is not None, norm_last, q_growth is not None, heads, power_of_two(pairs), power_of_two(rest) if rest else 0, **self._early,
         )  # fmt: skip
 
     def attention(

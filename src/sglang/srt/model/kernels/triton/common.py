@@ -89,6 +89,10 @@ def activation(x, FN: tl.constexpr):
         return x * sigmoid(x)
     elif FN == "quick_gelu":
         return x * sigmoid(1.702 * x)
+    elif FN == "relu":
+        return tl.maximum(x, 0.0)
+    elif FN == "relu2":
+        return tl.maximum(x, 0.0) * tl.maximum(x, 0.0)
     elif FN == "gelu_tanh":
         inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
         return 0.5 * x * (1.0 + tanh(inner))

@@ -16,9 +16,9 @@ from sglang.srt.model.kernels.triton.common import round_to, wait_for_inputs
 
 @triton.jit
 def rope_store_kernel(
-    qkv, k_pool, v_pool, positions, slots, rows, cos, sin, q_weight, k_weight,
+    qkv, k_pool, v_pool, positions, slots, rows, cos, sin, q_weight, k_weight, q_growth,
     qkv_stride, table_stride, head_stride, num_heads, num_kv_heads, head_dim, pairs, q_scale, eps,
-    HAS_NORM: tl.constexpr, HEADS: tl.constexpr, BLOCK_PAIRS: tl.constexpr, BLOCK_REST: tl.constexpr,
+    HAS_NORM: tl.constexpr, NORM_LAST: tl.constexpr, HAS_GROWTH: tl.constexpr, HEADS: tl.constexpr, BLOCK_PAIRS: tl.constexpr, BLOCK_REST: tl.constexpr,
 ):  # fmt: skip
     """ops.rope_store. Heads of a row are numbered q, k, v; a program has HEADS of them. Pools: [num_kv_heads, slots, head_dim],
     `head_stride` elements from head to head. BLOCK_REST is 0 if the whole head rotates."""
@@ -48,6 +48,8 @@ def rope_store_kernel(
         rest_at = qkv + row * qkv_stride + (head * head_dim)[:, None] + rest[None, :]
         c = tl.load(rest_at, mask=rest_inside, other=0.0).to(tl.float32)
         raw_c = c
+    if NORM_LAST:
+        a, b = a * cosine - b * sine, b * cosine + a * sine
     if HAS_NORM:
         total = tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)
         if BLOCK_REST > 0:
@@ -57,10 +59,14 @@ def rope_store_kernel(
         b = b / root * _weights(q_weight + pairs, k_weight + pairs, at, at < pairs, is_q)
         if BLOCK_REST > 0:
             c = c / root * _weights(q_weight, k_weight, rest, rest < head_dim, is_q)
+    if not NORM_LAST:
+        a, b = a * cosine - b * sine, b * cosine + a * sine
+    if HAS_GROWTH:
+        q_scale = q_scale * tl.load(q_growth + position)
     scale = tl.where(is_q, q_scale, 1.0)[:, None]
     keep = is_v[:, None]
-    new_a = tl.where(keep, raw_a, (a * cosine - b * sine) * scale)
-    new_b = tl.where(keep, raw_b, (b * cosine + a * sine) * scale)
+    new_a = tl.where(keep, raw_a, a * scale)
+    new_b = tl.where(keep, raw_b, b * scale)
     q_mask = is_q[:, None] & inside
     tl.store(first, round_to(new_a, qkv.dtype.element_ty), mask=q_mask)
     tl.store(first + pairs, round_to(new_b, qkv.dtype.element_ty), mask=q_mask)

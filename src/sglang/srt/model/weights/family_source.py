@@ -1,0 +1,191 @@
+"""A checkpoint under the decoder's own names: what a family's files call otherwise is renamed, what they store as one matrix is cut,
+what they store in another order is put in ours (model_config.TensorLayout).
+
+    stored                                              shown
+    model.layers.0.self_attn.qkv_proj.weight            ...q_proj.weight, ...k_proj.weight, ...v_proj.weight
+    transformer.h.0.ln_1.bias                           model.layers.0.input_layernorm.bias
+    blk.0.attn_norm.weight (GGUF)                       model.layers.0.input_layernorm.weight
+
+Whole rows move, so quantised matrices stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sglang.srt.model.model_config import ModelConfig, TensorLayout
+from sglang.srt.model.quant.formats import HostTensor, dense
+from sglang.srt.model.weights.tensor_source import TensorSource
+
+Rows = npt.NDArray[np.intp]
+
+_ROTATED = (".self_attn.q_proj", ".self_attn.k_proj", ".self_attn.q_norm", ".self_attn.k_norm")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a tensor is: in which stored one, and, if that holds several, which of them it is. `stacked`: stored tensors of one row
+    each that make it up."""
+
+    stored: str
+    index: int = 0
+    names: tuple[str, ...] = ()
+    stacked: tuple[str, ...] = ()
+
+
+class FamilySource:
+    """`inner` as the decoder reads it."""
+
+    def __init__(self, inner: TensorSource, config: ModelConfig) -> None:
+        self.path = inner.path
+        self._inner = inner
+        self._config = config
+        self._layout = config.layout
+        self._parts = dict(_stack(_parts(inner.names, config.layout)))
+        self._last: tuple[str, HostTensor] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._parts)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a part of a matrix that has not the rows of all its parts: the matrix's, which is what is wrong."""
+        part = self._parts[name]
+        stored = self._inner.shape(part.stored)
+        if part.stacked:
+            return (len(part.stacked), *stored)
+        if self._is_transposed(name) and len(stored) == 2:
+            stored = stored[::-1]
+        if not part.names or stored[0] != sum(self._sizes(part)):
+            return stored
+        return (self._sizes(part)[part.index], *stored[1:])
+
+    def format(self, name: str) -> str:
+        return self._inner.format(self._parts[name].stored)
+
+    def where(self, name: str) -> Path:
+        return self._inner.where(self._parts[name].stored)
+
+    def read(self, name: str) -> HostTensor:
+        part = self._parts[name]
+        tensor = replace(self._read(part), name=name)
+        if self._is_transposed(name) and len(tensor.shape) == 2:
+            tensor = HostTensor(name, tensor.format, tensor.shape[::-1], np.ascontiguousarray(tensor.data.T))
+        if part.names:
+            sizes = self._sizes(part)
+            if self._layout.grouped_qkv and len(part.names) == 3:
+                tensor = tensor.take_rows(self._grouped(part.index))
+            else:
+                start = sum(sizes[: part.index])
+                tensor = tensor.slice_rows(start, start + sizes[part.index])
+        if self._layout.interleaved and name.rpartition(".")[0].endswith(_ROTATED):
+            tensor = self._half_split(tensor)
+        return tensor
+
+    def _read(self, part: Part) -> HostTensor:
+        """The parts of a matrix are asked for one after another."""
+        if part.stacked:
+            rows = [self._inner.read(stored).dequantise() for stored in part.stacked]
+            return dense(part.stored, np.stack(rows))
+        if not part.names:
+            return self._inner.read(part.stored)
+        if self._last is None or self._last[0] != part.stored:
+            self._last = part.stored, self._inner.read(part.stored)
+        tensor = self._last[1]
+        if part.index == len(part.names) - 1:
+            self._last = None
+        return tensor
+
+    def _is_transposed(self, name: str) -> bool:
+        return self._layout.transposed and ".layers." in name
+
+    def _sizes(self, part: Part) -> list[int]:
+        """Rows of each of the parts of a stored matrix."""
+        config = self._config
+        rows = {"q_proj": config.num_heads * config.head_dim, "k_proj": config.num_kv_heads * config.head_dim}
+        rows |= {"v_proj": rows["k_proj"], "gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
+        return [rows[name.rpartition(".")[2]] for name in part.names]
+
+    def _grouped(self, index: int) -> Rows:
+        """Rows of q (0), k (1) or v (2) among those of a matrix that has them head by head."""
+        config = self._config
+        group = config.num_heads // config.num_kv_heads
+        rows = np.arange((config.num_heads + 2 * config.num_kv_heads) * config.head_dim)
+        by_head = rows.reshape(config.num_kv_heads, group + 2, config.head_dim)
+        return (by_head[:, :group] if index == 0 else by_head[:, group + index - 1]).ravel()
+
+    def _half_split(self, tensor: HostTensor) -> HostTensor:
+        """Rows (of norms over heads: values) from pairs 2j, 2j + 1 to pairs j, j + d / 2, over the part of a head that rotates."""
+        order, dim = half_split(self._config.head_dim, self._config.rope.rotary_dim), self._config.head_dim
+        if "_norm." in tensor.name and len(tensor.shape) == 2:
+            return dense(tensor.name, tensor.dequantise()[:, order])
+        heads = np.arange(tensor.shape[0]).reshape(-1, dim)
+        return tensor.take_rows(heads[:, order].ravel())
+
+
+def half_split(head_dim: int, rotary_dim: int) -> Rows:
+    """For each element of a head in half-split order, where it is in an interleaved one: (half h, element j) lies at 2j + h."""
+    order: Rows = np.arange(head_dim)
+    order[:rotary_dim] = np.arange(rotary_dim).reshape(-1, 2).T.ravel()
+    return order
+
+
+def _parts(stored: list[str], layout: TensorLayout) -> Iterator[tuple[str, Part]]:
+    root = layout.root if any(name.startswith(f"{layout.root}{layout.layers}.") for name in stored) else ""
+    in_layer = re.compile(rf"{re.escape(root + layout.layers)}\.(\d+)\.(.+)\.(\w+)")
+    for name in stored:
+        match = in_layer.fullmatch(name)
+        if match is None:
+            yield _whole(name, root, layout), Part(name)
+            continue
+        layer, module, kind = match.groups()
+        head, _, number = module.rpartition(".")
+        found = layout.modules.get(module, module if layout.root else None)
+        if number.isdecimal() and head in layout.modules:
+            found = f"{layout.modules[head]}.{number}"
+        if found is None:  # nothing that GGUF files of this family are known to have
+            yield name, Part(name)
+            continue
+        names = (found,) if isinstance(found, str) else found
+        for i, our_module in enumerate(names):
+            yield f"model.layers.{layer}.{our_module}.{kind}", Part(name, i, names if len(names) > 1 else ())
+
+
+def _whole(name: str, root: str, layout: TensorLayout) -> str:
+    """Our name of a tensor of no layer."""
+    stem, _, kind = name.rpartition(".")
+    bare = stem.removeprefix(root)
+    if bare in layout.whole:
+        return f"{layout.whole[bare]}.{kind}"
+    if stem.startswith(layout.root) or stem == "lm_head" or not stem:
+        return name
+    return f"model.{name}" if not root else name
+
+
+_STACKED = re.compile(r"(.*_norm)\.(\d+)\.weight")
+
+
+def _stack(parts: Iterator[tuple[str, Part]]) -> Iterator[tuple[str, Part]]:
+    """Norms of single heads become one matrix."""
+    stacks: dict[str, dict[int, str]] = {}
+    for name, part in parts:
+        match = _STACKED.fullmatch(name)
+        if match is None:
+            yield name, part
+        else:
+            stacks.setdefault(f"{match.group(1)}.weight", {})[int(match.group(2))] = part.stored
+    for name, found in stacks.items():
+        rows = tuple(found[i] for i in sorted(found))
+        yield name, Part(rows[0], stacked=rows)
+
+
+def gguf_layout(modules: Mapping[str, str | tuple[str, ...]], interleaved: bool) -> TensorLayout:
+    """How a GGUF file names things. `modules`: of a layer."""
+    whole = {"token_embd": "model.embed_tokens", "position_embd": "model.embed_positions", "output_norm": "model.norm"}
+    return TensorLayout("", {**whole, "output": "lm_head"}, "blk", modules, interleaved=interleaved)

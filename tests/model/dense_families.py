@@ -1,0 +1,220 @@
+"""Tiny models of the dense families as transformers makes them: one row a family, with its odd settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.model.tiny import SIZES
+
+LONG = {"short_factor": [1.0 + 0.05 * i for i in range(8)], "long_factor": [1.5 + 0.25 * i for i in range(8)]}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, **LONG}
+YARN = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+SEVEN = {"hidden_size": 112, "num_attention_heads": 7, "num_key_value_heads": 1}
+EVERY_HEAD = {"num_key_value_heads": 4}
+
+Row = tuple[str, list[dict[str, Any]]]
+ROWS: dict[str, Row] = {
+    "ministral": (
+        "Ministral",
+        [{"head_dim": 16, "sliding_window": 21, "layer_types": ["sliding_attention", "full_attention"] * 2}],
+    ),
+    "gemma": ("Gemma", [{"head_dim": 24}, {"head_dim": 16, "hidden_act": "gelu", **EVERY_HEAD}]),
+    "gemma2": (
+        "Gemma2",
+        [
+            {"head_dim": 16, "sliding_window": 21, "query_pre_attn_scalar": 24},
+            {"head_dim": 20, "attn_logit_softcapping": 2.5, "final_logit_softcapping": 3.0, "num_key_value_heads": 1},
+        ],
+    ),
+    "phi3": (
+        "Phi3",
+        [
+            {"sliding_window": 21},
+            {"rope_parameters": LONGROPE, "num_key_value_heads": 1, "max_position_embeddings": 256},
+            {"rope_parameters": LONGROPE, "num_key_value_heads": 4, "max_position_embeddings": 64, "tie_word_embeddings": True},
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}, **SEVEN},
+        ],
+    ),
+    "smollm3": (
+        "SmolLM3",
+        [
+            {"num_hidden_layers": 4},
+            {"no_rope_layers": [1, 0, 1]},
+            {
+                "use_sliding_window": True,
+                "sliding_window": 19,
+                "no_rope_layers": [0, 1, 1],
+                "attention_bias": True,
+                **EVERY_HEAD,
+            },
+            {"no_rope_layer_interval": 2, "mlp_bias": True, "rope_parameters": YARN, "tie_word_embeddings": False, **SEVEN},
+        ],
+    ),
+    "granite": (
+        "Granite",
+        [
+            {
+                "embedding_multiplier": 12.0,
+                "attention_multiplier": 0.1,
+                "residual_multiplier": 0.22,
+                "logits_scaling": 0.25,
+                "rms_norm_eps": 1e-3,
+            },
+            {"residual_multiplier": 3.0, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, **SEVEN},
+        ],
+    ),
+    "olmo2": ("Olmo2", [{}, {"attention_bias": True, "rope_parameters": LLAMA3, **SEVEN}]),
+    "olmo3": (
+        "Olmo3",
+        [
+            {"sliding_window": 21, "num_hidden_layers": 4},
+            {
+                "sliding_window": 17,
+                "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+                "rope_parameters": {
+                    "full_attention": YARN,
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+                },
+                **EVERY_HEAD,
+            },
+        ],
+    ),
+    "ministral3": (
+        "Ministral3",
+        [
+            {"head_dim": 20, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.5, "original_max_position_embeddings": 16}},
+            {
+                "head_dim": 32,
+                "sliding_window": 30,
+                "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
+                **SEVEN,
+            },
+        ],
+    ),
+    "glm": ("Glm", [{"head_dim": 16}, {"head_dim": 24, "attention_bias": False, "num_key_value_heads": 1}]),
+    "glm4": (
+        "Glm4",
+        [
+            {"head_dim": 16},
+            {
+                "head_dim": 24,
+                "attention_bias": False,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+                **SEVEN,
+            },
+        ],
+    ),
+    "cohere": (
+        "Cohere",
+        [
+            {"logit_scale": 0.5},
+            {"use_qk_norm": True, "attention_bias": True, "tie_word_embeddings": False, "layer_norm_eps": 1e-3, **SEVEN},
+        ],
+    ),
+    "cohere2": ("Cohere2", [{"sliding_window": 21, "num_hidden_layers": 4}, {"layer_types": ["full_attention"] * 3, **SEVEN}]),
+    "starcoder2": (
+        "Starcoder2",
+        [{"sliding_window": 21}, {"use_bias": False, "tie_word_embeddings": False, "norm_epsilon": 1e-3, **SEVEN}],
+    ),
+    "stablelm": (
+        "StableLm",
+        [
+            {},
+            {"use_qkv_bias": True, "use_parallel_residual": True, "partial_rotary_factor": 0.5, **EVERY_HEAD},
+            {"qk_layernorm": True, "tie_word_embeddings": True, "layer_norm_eps": 1e-3, **SEVEN},
+        ],
+    ),
+    "exaone4": (
+        "Exaone4",
+        [
+            {"sliding_window": 21, "num_hidden_layers": 4},
+            {"sliding_window": None, "layer_types": ["full_attention"] * 3, "rope_parameters": LLAMA3, **SEVEN},
+        ],
+    ),
+    "seed_oss": (
+        "SeedOss",
+        [{"head_dim": 24}, {"head_dim": 32, "attention_bias": False, "attention_out_bias": True, "mlp_bias": True, **SEVEN}],
+    ),
+    "ernie4_5": (
+        "Ernie4_5",
+        [{"head_dim": 16}, {"head_dim": 20, "use_bias": True, "tie_word_embeddings": False, **EVERY_HEAD}],
+    ),
+    "hunyuan_v1_dense": (
+        "HunYuanDenseV1",
+        [
+            {"head_dim": 16},
+            {
+                "head_dim": 24,
+                "attention_bias": True,
+                "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0, "factor": 1.0},
+                **SEVEN,
+            },
+        ],
+    ),
+    "arcee": ("Arcee", [{}, {"attention_bias": True, "mlp_bias": True, "rope_parameters": YARN, **SEVEN}]),
+    "helium": (
+        "Helium",
+        [
+            {"head_dim": 16, "num_key_value_heads": 4},
+            {"head_dim": 16, "num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True},
+        ],
+    ),
+    "nemotron": ("Nemotron", [{}, {"attention_bias": True, "mlp_bias": True, "norm_eps": 1e-3, "head_dim": 24, **SEVEN}]),
+    "gpt_neox": (
+        "GPTNeoX",
+        [
+            {},
+            {"use_parallel_residual": False, "attention_bias": False, "tie_word_embeddings": True, "layer_norm_eps": 1e-3},
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0},
+                "hidden_act": "gelu_fast",
+            },
+        ],
+    ),
+    "gpt2": (
+        "GPT2",
+        [{}, {"n_inner": 72, "activation_function": "relu", "scale_attn_weights": False, "layer_norm_epsilon": 1e-3}],
+    ),
+}
+"""model_type -> (prefix of transformers' classes, settings)"""
+
+
+def settings() -> list[tuple[str, int]]:
+    return [(name, i) for name, (_, odd) in ROWS.items() for i in range(len(odd))]
+
+
+def save_family(folder: Path, name: str, setting: int = 0, seed: int = 0, **more: Any) -> Any:
+    """A random float32 model in `folder`; returns transformers'. Norms and biases are not left at their neutral values."""
+    import torch
+    import transformers
+
+    prefix, odd = ROWS[name]
+    sizes: dict[str, Any] = {**SIZES, "eos_token_id": 2, "pad_token_id": 0, **odd[setting], **more}
+    if "layer_types" in sizes:
+        sizes["layer_types"] = sizes["layer_types"][: sizes["num_hidden_layers"]]
+    if prefix in ("GPT2", "GPTNeoX"):
+        sizes.pop("num_key_value_heads")
+    if prefix == "GPT2":
+        sizes.pop("intermediate_size")
+    config = getattr(transformers, f"{prefix}Config")(**sizes)
+    head = "LMHeadModel" if prefix == "GPT2" else "ForCausalLM"
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{prefix}{head}")(config).float().eval()
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+            else:
+                parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+    model.save_pretrained(folder, **({"max_shard_size": "60KB"} if setting else {}))
+    return model
