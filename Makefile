@@ -6,7 +6,7 @@ TESTS ?=
 # What an installation is made of; the rest of it is read from src/.
 INSTALLED := pyproject.toml src/sglang/version.py $(wildcard csrc/*.* csrc/*/*.h csrc/python/*/*.py)
 
-.PHONY: serve test test-attack test-sanitize check clean
+.PHONY: serve test test-page test-attack test-sanitize check clean
 
 serve: .venv/installed
 	@.venv/bin/sglang serve --model-path "$(MODEL)" $(ARGS)
@@ -14,6 +14,10 @@ serve: .venv/installed
 test: .venv-test/installed
 	@scripts/check .venv-test/bin
 	@scripts/test .venv-test/bin $(TESTS)
+
+# The web page in a real browser, in an environment of its own.
+test-page: .venv-page/installed
+	@TEST_WORKERS=0 scripts/test .venv-page/bin -m page tests/page
 
 # Hostile clients against real servers; first those for whom it matters how long others wait, one at a time.
 test-attack: .venv-test/installed
@@ -23,6 +27,13 @@ test-attack: .venv-test/installed
 # The CPU kernels and their thread pool under the compiler's sanitizers: slow, see docs/kernels.md.
 test-sanitize: .venv-test/installed
 	@scripts/sanitize .venv-test/bin
+
+.venv-page/installed: $(INSTALLED)
+	@scripts/make_venv $(PYTHON) .venv-page
+	@echo "Installing Chromium and what drives it ..."
+	@scripts/install_chromium
+	@.venv-page/bin/python -m pip install --quiet --disable-pip-version-check --editable ./csrc --editable ".[srt,vision,page]"
+	@touch $@
 
 check: .venv-test/installed
 	@scripts/check .venv-test/bin
@@ -41,4 +52,4 @@ check: .venv-test/installed
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-test build csrc/build dist
+	rm -rf .venv .venv-test .venv-page build csrc/build dist

@@ -16,6 +16,7 @@ import pytest
 from sglang.srt.errors import ConfigError
 from sglang.srt.messages import AbortReq, FlushCacheReq, PauseReq, ProfileReq, TokenizedReq
 from sglang.srt.server.http.browsers import Hosts, parse_authority, parse_origin
+from sglang.srt.server.page.files import PageFiles
 from sglang.srt.server_args import ServerArgs
 from tests.conftest import RunningServer, start_server
 from tests.server.conftest import MakeStand, Stand
@@ -25,7 +26,7 @@ READS_ONLY = {
     *("/health", "/health_generate", "/metrics", "/get_model_info", "/model_info", "/get_server_info", "/server_info"),
     *("/get_load", "/v1/loads"),
     *("/tokenizer_info", "/v1/models", "/v1/models/x", "/v1/responses/x", "/v1/responses/x/input_items"),
-    *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
+    *("/", "/docs", "/openapi.json", *PageFiles().paths),
 }
 """GETs that change nothing, which a browser may always send; a new one is to be entered here"""
 BODY = {"text": "a", "prompt": "a", "messages": [{"role": "user", "content": "a"}], "rid": "x"}

@@ -180,6 +180,8 @@ class HttpOptions:
     """of all sessions together"""
     session_timeout: float = 3600.0
     """seconds without a request after which a session is closed"""
+    page: bool = True
+    """serve the web page at /"""
     otlp_traces_endpoint: str | None = None
     random_seed: int = 0
     """from which requests without a seed get theirs"""

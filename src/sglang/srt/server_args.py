@@ -198,6 +198,7 @@ class ServerArgs(
                 skip_server_warmup=self.skip_server_warmup,
                 cors_origins=parse_origins(self.cors_origins),
                 allowed_hosts=parse_hosts(self.allowed_hosts),
+                page=not self.no_page,
                 cache_per_key=self.cache_per_key,
                 allow_priority=self.allow_priority,
                 request_timeout=self.request_timeout,

@@ -205,6 +205,7 @@ class HttpFlags:
     allowed_hosts: str | None = _http(
         None, "values of the Host header to accept, separated by commas; .example.com: its subdomains; *: any", several=True
     )
+    no_page: bool = _http(False, "do not serve the web page at /")
     cache_per_key: bool = _http(
         False, "a separate prefix cache for each API key, so that timing tells nothing about other keys' prompts"
     )

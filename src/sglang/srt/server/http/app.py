@@ -36,6 +36,7 @@ from sglang.srt.server.openai.embeddings import EmbeddingsApi
 from sglang.srt.server.openai.responses.input_items import NO_COMPACTION
 from sglang.srt.server.openai.routes import OpenAIApi
 from sglang.srt.server.openai.scoring import ScoringApi
+from sglang.srt.server.page.routes import PageApi
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 from sglang.version import __version__
 
@@ -51,11 +52,12 @@ Handler = Callable[[Request], Awaitable[Response]]
 def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str, Any] | None = None) -> Starlette:
     """The ASGI application. `flags` are the resolved server arguments, shown by /get_server_info. Raises RequestError for
     preferred sampling parameters that are none."""
+    page = PageApi(options.page)
     native = NativeApi(manager, options, flags or {}, __version__)
     openai = OpenAIApi(manager, options)
     embeddings = EmbeddingsApi(manager, options.served_model_name)
     scoring = ScoringApi(manager, options.served_model_name)
-    table = _routes(native, openai, embeddings, scoring)
+    table = _routes(native, openai, embeddings, scoring) + page.routes()
     routes = [Route(path, handler, methods=methods) for path, methods, handler in table]
     app = Starlette(routes=[*routes, *documentation("sglang", __version__)], exception_handlers=_ERRORS)
     app.router.redirect_slashes = False
@@ -64,7 +66,7 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
     app.add_middleware(RequestScopes)
     if options.api_keys or options.admin_api_key is not None:
-        app.add_middleware(ApiKeys, keys=manager.keys)
+        app.add_middleware(ApiKeys, keys=manager.keys, open_paths=page.open_paths)
     hosts = Hosts(options.allowed_hosts, options.host)
     app.add_middleware(BrowserGuard, hosts=hosts, origins=options.cors_origins, effects=effects)
     if options.cors_origins:

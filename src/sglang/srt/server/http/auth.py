@@ -31,9 +31,11 @@ IDENTITY = "sglang.identity"
 class ApiKeys:
     """Puts an Identity into the scope. Answers 401 where keys are configured and the request carries none of them."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, open_paths: frozenset[str] = frozenset()) -> None:
+        """`open_paths`: what needs no key besides OPEN_PATHS."""
         self._app = app
         self._keys = keys
+        self._open = OPEN_PATHS | open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -51,7 +53,7 @@ class ApiKeys:
             if self._keys.is_needed:
                 raise
             found = None
-        if found is None and self._keys.is_needed and scope["method"] != "OPTIONS" and scope["path"] not in OPEN_PATHS:
+        if found is None and self._keys.is_needed and scope["method"] != "OPTIONS" and scope["path"] not in self._open:
             raise ApiKeyError("a valid API key is needed: Authorization: Bearer KEY")
         return found or self._keys.stranger
 

@@ -84,8 +84,8 @@ _GETS = {
 
 
 def documentation(title: str, version: str) -> list[BaseRoute]:
-    """Routes to /openapi.json, which describes every endpoint, and to the pages that show it."""
-    app = FastAPI(title=title, version=version)
+    """Routes to /openapi.json, which describes every endpoint. The page that shows it is page/static/docs.html."""
+    app = FastAPI(title=title, version=version, docs_url=None, redoc_url=None)
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:

@@ -1,0 +1,176 @@
+// Where the user writes: text, images by drop, paste and camera, files of text.
+import { html, useState, useEffect, useRef, useStore, Dialog, Icon, IconButton } from "./lib.js";
+import { server } from "./api.js";
+import { add, current } from "./conversations.js";
+import { answer } from "./generate.js";
+import { showTokens } from "./options.js";
+
+const LARGEST_TEXT = 1 << 20;
+const LARGEST_SIDE = 2048;
+
+/** A file of the user as a data URL, made smaller if it is larger than any model looks at. */
+async function readImage(file) {
+  const bitmap = await createImageBitmap(file);
+  const scale = Math.min(1, LARGEST_SIDE / Math.max(bitmap.width, bitmap.height));
+  const plain = ["image/png", "image/jpeg", "image/webp", "image/gif"].includes(file.type);
+  if (scale === 1 && plain) {
+    return new Promise((resolve, reject) => {
+      const reader = new FileReader();
+      reader.onload = () => resolve(reader.result);
+      reader.onerror = () => reject(reader.error);
+      reader.readAsDataURL(file);
+    });
+  }
+  return drawn(bitmap, Math.round(bitmap.width * scale), Math.round(bitmap.height * scale));
+}
+
+function drawn(source, width, height) {
+  const canvas = document.createElement("canvas");
+  canvas.width = width;
+  canvas.height = height;
+  canvas.getContext("2d").drawImage(source, 0, 0, width, height);
+  return canvas.toDataURL("image/jpeg", 0.92);
+}
+
+async function readText(file) {
+  if (file.size > LARGEST_TEXT) throw new Error(`${file.name} has more than 1 MiB`);
+  const text = await file.text();
+  if (text.includes("\u0000")) throw new Error(`${file.name} is no text`);
+  return { name: file.name, text };
+}
+
+function Camera({ onShot, onClose }) {
+  const video = useRef(null);
+  const [problem, setProblem] = useState(null);
+  useEffect(() => {
+    let stream = null;
+    let left = false;
+    if (!navigator.mediaDevices) {
+      setProblem("The browser gives its camera to pages from localhost or by https only.");
+      return undefined;
+    }
+    navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } }).then(
+      (found) => {
+        stream = found;
+        if (left) stop();
+        else video.current.srcObject = found;
+      },
+      (error) => setProblem(`There is no camera to use: ${error.message}`),
+    );
+    const stop = () => stream?.getTracks().forEach((track) => track.stop());
+    return () => {
+      left = true;
+      stop();
+    };
+  }, []);
+  const shoot = () => {
+    onShot(drawn(video.current, video.current.videoWidth, video.current.videoHeight));
+    onClose();
+  };
+  return html`<${Dialog} title="Camera" onClose=${onClose}>
+    ${problem ? html`<p class="error" role="alert">${problem}</p>` : html`<video ref=${video} autoplay playsinline muted></video>`}
+    <footer><button type="button" class="primary" disabled=${problem !== null} onClick=${shoot}>Take the picture</button></footer>
+  <//>`;
+}
+
+export function Composer({ running, onOptions }) {
+  const [text, setText] = useState("");
+  const [images, setImages] = useState([]);
+  const [files, setFiles] = useState([]);
+  const [problem, setProblem] = useState(null);
+  const [camera, setCamera] = useState(false);
+  const [over, setOver] = useState(false);
+  const area = useRef(null);
+  const picker = useRef(null);
+  const tokens = useStore(showTokens);
+  const known = useStore(server);
+  const takesImages = known?.info?.has_image_understanding === true;
+
+  useEffect(() => {
+    const box = area.current;
+    box.style.height = "auto";
+    box.style.height = `${Math.min(box.scrollHeight, innerHeight * 0.4)}px`;
+  }, [text]);
+
+  useEffect(() => {
+    const block = (event) => event.preventDefault();
+    const drop = (event) => {
+      event.preventDefault();
+      setOver(false);
+      takeFiles(event.dataTransfer.files);
+    };
+    const dragOver = (event) => {
+      event.preventDefault();
+      setOver(event.dataTransfer?.types.includes("Files"));
+    };
+    const leave = (event) => event.relatedTarget === null && setOver(false);
+    const all = { dragenter: block, dragover: dragOver, dragleave: leave, drop };
+    for (const [name, handler] of Object.entries(all)) addEventListener(name, handler);
+    return () => {
+      for (const [name, handler] of Object.entries(all)) removeEventListener(name, handler);
+    };
+  }, [takesImages]);
+
+  const takeFiles = async (given) => {
+    setProblem(null);
+    for (const file of given) {
+      try {
+        if (!file.type.startsWith("image/")) {
+          const read = await readText(file);
+          setFiles((before) => [...before, read]);
+        } else if (!takesImages) {
+          setProblem("This model reads text only: it cannot see images.");
+        } else {
+          const url = await readImage(file);
+          setImages((before) => [...before, url]);
+        }
+      } catch (error) {
+        setProblem(error.message || `${file.name} cannot be read`);
+      }
+    }
+  };
+  const paste = (event) => {
+    if (!event.clipboardData.files.length) return;
+    event.preventDefault();
+    takeFiles(event.clipboardData.files);
+  };
+  const send = () => {
+    if (running || !(text.trim() || images.length || files.length)) return;
+    const conversation = current.value;
+    const node = add(conversation, conversation.leaf, "user", { content: text, images, files });
+    setText("");
+    setImages([]);
+    setFiles([]);
+    answer(conversation, node.id);
+  };
+  const key = (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    send();
+  };
+  const drop = (setter, i) => setter((before) => before.filter((_, at) => at !== i));
+  return html`<form class=${over ? "composer over" : "composer"} onSubmit=${(event) => {
+    event.preventDefault();
+    send();
+  }}>
+    ${problem && html`<p class="error" role="alert">${problem}</p>`}
+    ${(images.length > 0 || files.length > 0) && html`<ul class="attached">
+      ${images.map((url, i) => html`<li><img src=${url} alt=${`attached image ${i + 1}`} /><${IconButton} icon="close" label=${`Take away image ${i + 1}`} onClick=${() => drop(setImages, i)} /></li>`)}
+      ${files.map((file, i) => html`<li><span><${Icon} name="file" /> ${file.name}</span><${IconButton} icon="close" label=${`Take away ${file.name}`} onClick=${() => drop(setFiles, i)} /></li>`)}
+    </ul>`}
+    <textarea ref=${area} rows="1" aria-label="Message" placeholder=${over ? "Drop files here" : "Write a message"} value=${text} onInput=${(event) => setText(event.target.value)} onKeyDown=${key} onPaste=${paste} />
+    <div class="row">
+      <input ref=${picker} type="file" class="hidden" multiple tabindex="-1" aria-label="Files" onChange=${(event) => {
+        takeFiles([...event.target.files]);
+        event.target.value = "";
+      }} />
+      <${IconButton} icon="file" label="Attach images or files of text" onClick=${() => picker.current.click()} />
+      ${takesImages && html`<${IconButton} icon="camera" label="Camera" onClick=${() => setCamera(true)} />`}
+      <${IconButton} icon="sliders" label="Options" onClick=${onOptions} />
+      <button type="button" class=${tokens ? "toggle on" : "toggle"} aria-pressed=${String(tokens)} onClick=${() => showTokens.set(!tokens)} title="Show how likely each token was, and its alternatives"><${Icon} name="tokens" /> Tokens</button>
+      <span class="space"></span>
+      <button class="send" aria-label="Send" disabled=${running || !(text.trim() || images.length || files.length)}><${Icon} name="send" /></button>
+    </div>
+    ${camera && html`<${Camera} onClose=${() => setCamera(false)} onShot=${(url) => setImages((before) => [...before, url])} />`}
+  </form>`;
+}

@@ -1,0 +1,138 @@
+// An answer on its way: the request, its stream, and what is noted of it.
+import { events, send, server } from "./api.js";
+import { add, pathTo, touch } from "./conversations.js";
+import { announce } from "./lib.js";
+import { options, showTokens, toolsOf } from "./options.js";
+
+export const NUM_ALTERNATIVES = 8;
+/** node id -> AbortController of the answers that grow */
+const running = new Map();
+
+export const isRunning = (node) => running.has(node.id);
+
+export function stop(node) {
+  running.get(node.id)?.abort();
+}
+
+function contentOf(node) {
+  const text = [...(node.files ?? []).map((file) => `${file.name}:\n\`\`\`\n${file.text}\n\`\`\``), node.content].filter(Boolean).join("\n\n");
+  if (!node.images?.length) return text;
+  const images = node.images.map((url) => ({ type: "image_url", image_url: { url } }));
+  return [...images, ...(text ? [{ type: "text", text }] : [])];
+}
+
+function messageOf(node) {
+  if (node.role === "tool") return { role: "tool", tool_call_id: node.callId, content: node.content };
+  const message = { role: node.role, content: contentOf(node) };
+  if (node.role === "assistant" && node.calls?.length) {
+    message.tool_calls = node.calls.map((call) => ({ id: call.id, type: "function", function: { name: call.name, arguments: call.arguments } }));
+    if (!message.content) message.content = null;
+  }
+  return message;
+}
+
+/** The request for an answer to the branch that ends at `parent`. `begun`: the answer's beginning, which it goes on from. Throws an
+ * Error if the options are wrong. */
+export function requestFor(conversation, parent, begun = "") {
+  const set = options.value;
+  const messages = pathTo(conversation, parent).map(messageOf);
+  if (conversation.system.trim()) messages.unshift({ role: "system", content: conversation.system });
+  const known = server.value?.models ?? [];
+  const model = known.some((card) => card.id === set.model) ? set.model : (known[0]?.id ?? "default");
+  const body = { model, messages, ...set.sampling };
+  const stops = set.stop.split("\n").filter(Boolean);
+  if (stops.length) body.stop = stops;
+  const tools = toolsOf(set.tools);
+  if (tools) body.tools = tools;
+  if (set.thinking !== null) body.chat_template_kwargs = { enable_thinking: set.thinking };
+  if (begun) {
+    messages.push({ role: "assistant", content: begun });
+    body.continue_final_message = true;
+  }
+  return body;
+}
+
+/** What the page asks for besides: a stream with its usage, and tokens if they are to be shown. */
+export function streamed(body, withTokens) {
+  const more = { stream: true, stream_options: { include_usage: true } };
+  if (withTokens) Object.assign(more, { logprobs: true, top_logprobs: NUM_ALTERNATIVES });
+  return { ...body, ...more };
+}
+
+/** Has the model answer the branch that ends at `parent`; the answer is a new branch. `begun`, `tokens`: its beginning. */
+export async function answer(conversation, parent, { begun = "", tokens = null, constraint = null } = {}) {
+  let body;
+  const node = add(conversation, parent, "assistant", { content: begun, calls: [], reasoning: "", stats: null, error: null });
+  if (tokens) node.tokens = tokens;
+  const withTokens = showTokens.value || tokens !== null;
+  if (withTokens) node.tokens ??= [];
+  const abort = new AbortController();
+  running.set(node.id, abort);
+  const times = { begun: performance.now(), first: 0, last: 0 };
+  touch(conversation, node);
+  try {
+    body = { ...requestFor(conversation, parent, begun), ...constraint };
+    const response = await send("/v1/chat/completions", streamed(body, withTokens), abort.signal);
+    for await (const event of events(response)) {
+      if (event.error) throw new Error(event.error.message);
+      take(node, event, times);
+      touch(conversation, node);
+    }
+    announce("The answer is complete.");
+  } catch (error) {
+    if (error.name === "AbortError") node.finish = "stopped";
+    else node.error = error.message;
+    if (node.error) announce(`Error: ${node.error}`);
+  } finally {
+    running.delete(node.id);
+    node.stats = statsOf(node, times);
+    touch(conversation, node);
+  }
+  return node;
+}
+
+function take(node, event, times) {
+  if (event.usage) node.usage = event.usage;
+  const choice = event.choices?.[0];
+  if (!choice) return;
+  const { delta } = choice;
+  const now = performance.now();
+  if (delta.content || delta.reasoning_content || delta.tool_calls) {
+    times.first ||= now;
+    times.last = now;
+  }
+  if (delta.content) node.content += delta.content;
+  if (delta.reasoning_content) node.reasoning += delta.reasoning_content;
+  for (const part of delta.tool_calls ?? []) {
+    const call = (node.calls[part.index] ??= { id: "", name: "", arguments: "" });
+    if (part.id) call.id = part.id;
+    if (part.function?.name) call.name = part.function.name;
+    if (part.function?.arguments) call.arguments += part.function.arguments;
+  }
+  if (choice.logprobs?.content) node.tokens.push(...choice.logprobs.content.map(tokenOf));
+  if (choice.finish_reason) node.finish = choice.finish_reason;
+}
+
+/** A token as it is kept: its text, log probability, bytes if they are no whole characters, alternatives, and where it came from. */
+function tokenOf(entry) {
+  const alternatives = (entry.top_logprobs ?? []).map((other) => withBytes({ t: other.token, p: other.logprob }, other));
+  return withBytes({ t: entry.token, p: entry.logprob, a: alternatives, o: entry.origin ?? null }, entry);
+}
+
+function withBytes(token, entry) {
+  if (entry.token.includes("\ufffd")) token.b = entry.bytes;
+  return token;
+}
+
+function statsOf(node, times) {
+  const count = node.usage?.completion_tokens ?? null;
+  const elapsed = (times.last - times.first) / 1000;
+  return {
+    completion: count,
+    prompt: node.usage?.prompt_tokens ?? null,
+    cached: node.usage?.prompt_tokens_details?.cached_tokens ?? null,
+    first: times.first ? (times.first - times.begun) / 1000 : null,
+    rate: count > 1 && elapsed > 0.02 ? (count - 1) / elapsed : null,
+    total: (performance.now() - times.begun) / 1000,
+  };
+}

@@ -1,0 +1,145 @@
+// One message: what it says, and what can be done with it.
+import { html, Component, useState, CopyButton, Icon, IconButton, short, seconds } from "./lib.js";
+import { add, childrenOf, current, cut, show } from "./conversations.js";
+import { answer, isRunning, requestFor, stop } from "./generate.js";
+import { Markdown } from "./markdown.js";
+import { Legend, textBefore, Tokens } from "./tokens.js";
+import { showTokens } from "./options.js";
+import { CodeDialog } from "./request_code.js";
+
+function Branches({ node }) {
+  const siblings = childrenOf(current.value, node.parent);
+  if (siblings.length < 2) return null;
+  const at = siblings.findIndex((other) => other.id === node.id);
+  const go = (step) => show(current.value, siblings[at + step].id);
+  return html`<span class="branch-switch" role="group" aria-label="Versions of this message">
+    <${IconButton} icon="left" label="Earlier version" disabled=${at === 0} onClick=${() => go(-1)} />
+    <span aria-label=${`version ${at + 1} of ${siblings.length}`}>${at + 1}/${siblings.length}</span>
+    <${IconButton} icon="right" label="Later version" disabled=${at === siblings.length - 1} onClick=${() => go(1)} />
+  </span>`;
+}
+
+function Stats({ node }) {
+  const { stats } = node;
+  if (!stats || stats.completion === null) return node.finish === "stopped" ? html`<p class="stats">stopped</p>` : null;
+  const parts = [
+    `${short(stats.completion)} tokens`,
+    stats.rate && `${stats.rate.toFixed(1)} tokens/s`,
+    stats.first !== null && `first after ${seconds(stats.first)}`,
+    stats.prompt !== null && `prompt ${short(stats.prompt)}${stats.cached ? `, ${short(stats.cached)} cached` : ", none cached"}`,
+    node.finish === "length" && "cut at the longest answer",
+    node.finish === "stopped" && "stopped",
+  ];
+  return html`<p class="stats">${parts.filter(Boolean).map((part) => html`<span>${part}</span>`)}</p>`;
+}
+
+function Editor({ node, onClose }) {
+  const [text, setText] = useState(node.content);
+  const conversation = current.value;
+  const keep = () => {
+    onClose();
+    if (node.role === "assistant") {
+      add(conversation, node.parent, "assistant", { content: text, calls: node.calls, reasoning: node.reasoning, edited: true });
+      return;
+    }
+    const more = { content: text, images: node.images, files: node.files, callId: node.callId };
+    const edited = add(conversation, node.parent, node.role, more);
+    answer(conversation, edited.id);
+  };
+  return html`<form class="editor" onSubmit=${(event) => {
+    event.preventDefault();
+    keep();
+  }}>
+    <textarea aria-label="Edit the message" rows=${Math.min(Math.max(text.split("\n").length, 2), 20)} value=${text} onInput=${(event) => setText(event.target.value)}
+      onKeyDown=${(event) => {
+        if (event.key === "Escape") onClose();
+        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) keep();
+      }} ref=${(area) => area && document.activeElement !== area && !area.dataset.seen && (area.dataset.seen = "1") && area.focus()} />
+    <div class="row"><button type="button" class="quiet" onClick=${onClose}>Cancel</button><button class="primary">${node.role === "assistant" ? "Keep as a new version" : "Send as a new branch"}</button></div>
+  </form>`;
+}
+
+function ToolCall({ node, call }) {
+  const conversation = current.value;
+  const given = childrenOf(conversation, node.id).length > 0;
+  const [result, setResult] = useState("");
+  let args = call.arguments;
+  try {
+    args = JSON.stringify(JSON.parse(call.arguments), null, 2);
+  } catch {
+    // it is still being written
+  }
+  const send = (event) => {
+    event.preventDefault();
+    const parent = conversation.leaf;
+    const tool = add(conversation, parent, "tool", { content: result, callId: call.id });
+    const answered = conversation.nodes && node.calls.every((other) => isAnswered(conversation, tool.id, other.id));
+    if (answered) answer(conversation, tool.id);
+  };
+  return html`<div class="tool-call">
+    <p><${Icon} name="code" /> calls <code>${call.name}</code></p>
+    <pre tabindex="0"><code>${args}</code></pre>
+    ${!isRunning(node) && !given && html`<form onSubmit=${send}><label>Its result <input value=${result} onInput=${(event) => setResult(event.target.value)} placeholder="what the tool gives back" /></label><button>Send</button></form>`}
+  </div>`;
+}
+
+function isAnswered(conversation, leaf, callId) {
+  for (let at = conversation.nodes[leaf]; at; at = conversation.nodes[at.parent]) if (at.callId === callId) return true;
+  return false;
+}
+
+function Body({ node, busy }) {
+  if (node.role === "user") return html`<div class="said">${node.content}</div>`;
+  if (node.role === "tool") return html`<pre tabindex="0" class="tool-result"><code>${node.content}</code></pre>`;
+  const branch = (index, other) => {
+    const before = textBefore(node.tokens, index);
+    if (before === null) return;
+    const tokens = [...node.tokens.slice(0, index), { ...other, a: node.tokens[index].a, chosen: true }];
+    answer(current.value, node.parent, { begun: before + other.t, tokens });
+  };
+  if (showTokens.value && node.tokens) return html`<${Tokens} tokens=${node.tokens} version=${node.version} busy=${busy} onPick=${branch} />`;
+  return html`<${Markdown} text=${node.content} />`;
+}
+
+function Tools({ node, busy, onEdit, onCode }) {
+  const conversation = current.value;
+  const copied = () => node.content;
+  if (busy) return html`<div class="message-tools"><button type="button" class="stop" onClick=${() => stop(node)}><${Icon} name="stop" /> Stop</button></div>`;
+  return html`<div class="message-tools">
+    <${Branches} node=${node} />
+    <${CopyButton} text=${node.content} label="Copy the message" />
+    <${IconButton} icon="edit" label="Edit" onClick=${onEdit} />
+    ${node.role === "assistant" && html`<${IconButton} icon="redo" label="Answer again" onClick=${() => answer(conversation, node.parent)} />`}
+    ${node.role === "assistant" && html`<${IconButton} icon="right" label="Go on with this answer" onClick=${() => answer(conversation, node.parent, { begun: node.content, tokens: node.tokens ? node.tokens.filter((token) => token.t) : null })} />`}
+    ${node.role === "assistant" && html`<${IconButton} icon="code" label="The request as code" onClick=${onCode} />`}
+    <${IconButton} icon="trash" label="Delete this message and what follows" onClick=${() => cut(conversation, node.id)} />
+  </div>`;
+}
+
+const WHO = { user: "You", assistant: "Model", tool: "Tool" };
+
+/** Drawn anew only if its version, or what surrounds it, has changed. */
+export class Message extends Component {
+  shouldComponentUpdate(next, state) {
+    const same = ["node", "version", "busy", "tokens", "siblings"].every((name) => next[name] === this.props[name]);
+    return !same || state !== this.state;
+  }
+
+  render({ node, busy, tokens }, { editing, code }) {
+    const close = () => this.setState({ editing: false, code: false });
+    return html`<article class=${`message ${node.role}`} aria-label=${`${WHO[node.role]} said`} aria-busy=${busy}>
+      <h3 class="who">${WHO[node.role]}</h3>
+      ${node.images?.length > 0 && html`<div class="images">${node.images.map((url, i) => html`<img src=${url} alt=${`image ${i + 1} of the message`} />`)}</div>`}
+      ${node.files?.length > 0 && html`<ul class="files">${node.files.map((file) => html`<li><${Icon} name="file" /> ${file.name}</li>`)}</ul>`}
+      ${node.reasoning && html`<details class="reasoning" open=${busy && !node.content}><summary>Reasoning</summary><${Markdown} text=${node.reasoning} /></details>`}
+      ${editing ? html`<${Editor} node=${node} onClose=${close} />` : html`<${Body} node=${node} busy=${busy} />`}
+      ${busy && !node.content && !node.reasoning && html`<p class="waiting" aria-label="waiting for the first token"><i></i><i></i><i></i></p>`}
+      ${tokens && node.tokens && !busy && html`<${Legend} />`}
+      ${node.calls?.map((call) => html`<${ToolCall} key=${call.id} node=${node} call=${call} />`)}
+      ${node.error && html`<p class="error" role="alert">${node.error}</p>`}
+      ${node.role === "assistant" && !busy && html`<${Stats} node=${node} />`}
+      ${!editing && html`<${Tools} node=${node} busy=${busy} onEdit=${() => this.setState({ editing: true })} onCode=${() => this.setState({ code: true })} />`}
+      ${code && html`<${CodeDialog} path="/v1/chat/completions" body=${requestFor(current.value, node.parent)} onClose=${close} />`}
+    </article>`;
+  }
+}

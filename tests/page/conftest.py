@@ -1,0 +1,125 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright, on real servers. `make test-page` installs both and runs these
+tests; the suite leaves them out."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, RunningServer, start_server
+
+playwright = pytest.importorskip("playwright.sync_api", reason="make test-page installs Playwright")
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright  # noqa: E402
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SHOTS = ROOT / "docs" / "images"
+TOY = ROOT / "models" / "toy-vlm"
+
+expect.set_options(timeout=20_000)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.page)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.fail("there is no Chromium: apt-get install chromium")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=path,
+            args=["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"],
+        )
+        yield browser
+        browser.close()
+
+
+class Troubles(list[str]):
+    """What the browser complained of. `expected`: what a test provokes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expected: tuple[str, ...] = ()
+
+    def unexpected(self) -> list[str]:
+        return [trouble for trouble in self if not any(part in trouble for part in self.expected)]
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def troubles() -> Troubles:
+    return Troubles()
+
+
+@pytest.fixture
+def page(context: BrowserContext, troubles: Troubles) -> Iterator[Page]:
+    """A tab. At the end of a test nothing may have failed in it that the test did not expect."""
+    page = context.new_page()
+    page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    yield page
+    assert troubles.unexpected() == []
+
+
+@pytest.fixture(scope="session")
+def vision(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    running = start_server(tmp_path_factory.mktemp("vision") / "log", model=str(TOY))
+    yield running
+    running.process.terminate()
+    running.process.wait(30)
+
+
+def wait_for(found: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Asks again and again. The page's policy lets no test run code of its own there for that."""
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
+
+
+class Chat:
+    """The chat as a user handles it."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        page.goto(url)
+        page.wait_for_selector(".composer")
+        expect(page.locator(".empty h2")).not_to_have_text("…")
+
+    def option(self, **values: object) -> None:
+        self.page.get_by_role("button", name="Options").click()
+        for name, value in values.items():
+            self.page.locator(f"#option-{name}").fill(str(value))
+            self.page.locator(f"#option-{name}").blur()
+        self.page.get_by_role("button", name="Done").click()
+
+    def say(self, text: str, wait: bool = True) -> None:
+        self.page.get_by_role("textbox", name="Message", exact=True).fill(text)
+        with self.answering() if wait else contextlib.nullcontext():
+            self.page.keyboard.press("Enter")
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Waits until the answer that begins inside is complete."""
+        with self.page.expect_request_finished(lambda request: request.url.endswith("/chat/completions"), timeout=60_000):
+            yield
+        expect(self.page.locator(".message[aria-busy=true]")).to_have_count(0)
+
+    @property
+    def answer(self) -> str:
+        return self.page.locator(".message.assistant").last.locator(".markdown").last.inner_text()

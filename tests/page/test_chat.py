@@ -1,0 +1,193 @@
+"""Conversations: what a user does with them, on the default model and on one that sees."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from tests.conftest import RunningServer, start_server
+from tests.page.conftest import Chat, Troubles, wait_for
+
+FRANCE = "What is the capital of France? Answer in one sentence."
+
+
+@pytest.fixture
+def chat(page: Page, server: RunningServer) -> Chat:
+    chat = Chat(page, server.url)
+    chat.option(temperature=0, max_tokens=60)
+    return chat
+
+
+def test_an_answer_has_its_figures(chat: Chat) -> None:
+    chat.say(FRANCE)
+    assert "Paris" in chat.answer
+    stats = chat.page.locator(".stats").inner_text()
+    assert "tokens/s" in stats and "first after" in stats and "cached" in stats
+    chat.say("And of Italy?")
+    assert chat.page.locator(".message").count() == 4
+    assert "none cached" not in chat.page.locator(".stats").last.inner_text()
+
+
+def test_an_answer_is_stopped(chat: Chat, server: RunningServer) -> None:
+    chat.option(max_tokens=4000)
+    chat.say("Count from 1 to 1000, one number a line.", wait=False)
+    expect(chat.page.locator(".message.assistant .markdown")).not_to_have_text("")
+    chat.page.get_by_role("button", name="Stop").click()
+    expect(chat.page.locator(".stats")).to_contain_text("stopped")
+    length = len(chat.answer)
+    chat.page.wait_for_timeout(300)
+    assert len(chat.answer) == length > 0
+    wait_for(lambda: httpx.get(f"{server.url}/get_load", trust_env=False).json()[0]["num_reqs"] == 0)
+
+
+def test_versions_edits_and_the_tree(chat: Chat) -> None:
+    chat.say(FRANCE)
+    first = chat.answer
+    with chat.answering():
+        chat.page.get_by_role("button", name="Answer again").click()
+    assert chat.answer == first  # greedy
+    switch = chat.page.get_by_role("group", name="Versions of this message")
+    expect(switch).to_contain_text("2/2")
+    switch.get_by_role("button", name="Earlier version").click()
+    expect(switch).to_contain_text("1/2")
+    user = chat.page.locator(".message.user").first
+    user.get_by_role("button", name="Edit").click()
+    chat.page.get_by_role("textbox", name="Edit the message").fill("What is the capital of Italy? Answer in one sentence.")
+    with chat.answering():
+        chat.page.get_by_role("button", name="Send as a new branch").click()
+    assert "Rome" in chat.answer
+    chat.page.get_by_role("button", name="Branches").click()
+    tree = chat.page.locator(".branch-tree li")
+    assert tree.count() == 5
+    tree.filter(has_text="France").first.get_by_role("button").click()
+    expect(chat.page.locator(".message.user .said")).to_have_text(FRANCE)
+
+
+def test_conversations_outlive_a_reload_and_travel(chat: Chat, tmp_path: Path) -> None:
+    chat.say(FRANCE)
+    said = chat.answer
+    expect(chat.page.locator(".kept .entry")).to_have_count(1)
+    chat.page.reload()
+    chat.page.locator(".kept .entry").first.click()
+    assert chat.answer == said
+    with chat.page.expect_download() as waiting:
+        chat.page.get_by_role("button", name="Export all").click()
+    file = tmp_path / "all.json"
+    waiting.value.save_as(file)
+    assert len(json.loads(file.read_text())["conversations"]) == 1
+    chat.page.get_by_role("button", name="Delete What is the capital").click()
+    expect(chat.page.locator(".kept .entry")).to_have_count(0)
+    chat.page.get_by_label("Conversations to import").set_input_files(file)
+    expect(chat.page.locator(".kept .entry")).to_have_count(1)
+    (tmp_path / "bad.json").write_text('{"id": "x", "nodes": {"a": {"id": "a", "role": "user", "content": 1}}}')
+    chat.page.get_by_label("Conversations to import").set_input_files(tmp_path / "bad.json")
+    expect(chat.page.get_by_role("status")).to_contain_text("message a of the conversation is damaged")
+
+
+def test_options_are_the_model_s_until_the_user_sets_them(page: Page, server: RunningServer) -> None:
+    chat = Chat(page, server.url)
+    sent: list[dict[str, object]] = []
+    page.on("request", lambda request: sent.append(request.post_data_json) if request.url.endswith("/completions") else None)
+    chat.say(FRANCE)
+    assert set(sent[0]) == {"model", "messages", "stream", "stream_options"}
+    chat.option(temperature=0.5, seed=7, system="Be brief.", stop="Paris")
+    chat.say(FRANCE)
+    assert (sent[1]["temperature"], sent[1]["seed"], sent[1]["stop"]) == (0.5, 7, ["Paris"])
+    assert sent[1]["messages"][0] == {"role": "system", "content": "Be brief."}  # type: ignore[index]
+    assert "Paris" not in chat.answer
+
+
+def test_files_of_text_and_what_is_none(chat: Chat, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("The secret word is zebra.")
+    (tmp_path / "x.bin").write_bytes(b"\0\1\2")
+    chat.page.get_by_label("Files", exact=True).set_input_files([tmp_path / "notes.txt", tmp_path / "x.bin"])
+    expect(chat.page.get_by_role("alert")).to_contain_text("x.bin is no text")
+    chat.say("What is the secret word?")
+    expect(chat.page.locator(".files")).to_contain_text("notes.txt")
+    assert "zebra" in chat.answer.lower()
+
+
+def test_tool_calls_are_shown_and_answered(chat: Chat) -> None:
+    chat.page.get_by_role("button", name="Options").click()
+    chat.page.get_by_role("button", name="Example").click()
+    chat.page.get_by_label("Tools", exact=True).fill("[1")
+    expect(chat.page.get_by_role("alert")).to_contain_text("no JSON")
+    chat.page.get_by_role("button", name="All defaults").click()
+    chat.page.get_by_role("button", name="Example").click()
+    chat.page.get_by_role("button", name="Done").click()
+    chat.page.route(
+        "**/v1/chat/completions",
+        lambda route: route.continue_(
+            post_data=json.dumps({**route.request.post_data_json, "tool_choice": "required", "temperature": 0})
+            if not any(m["role"] == "tool" for m in route.request.post_data_json["messages"])
+            else route.request.post_data
+        ),
+    )
+    chat.say("What is the weather in Rome?")
+    call = chat.page.locator(".tool-call")
+    expect(call).to_contain_text("get_weather")
+    expect(call).to_contain_text("Rome")
+    call.get_by_role("textbox").fill("sunny, 25 degrees")
+    with chat.answering():
+        call.get_by_role("button", name="Send").click()
+    expect(chat.page.locator(".tool-result")).to_have_text("sunny, 25 degrees")
+    assert chat.page.locator(".message.assistant").count() == 2
+
+
+def test_images_by_file_paste_drop_and_camera(page: Page, vision: RunningServer, context: BrowserContext) -> None:
+    chat = Chat(page, vision.url)
+    chat.option(temperature=0, max_tokens=20)
+    picture = """() => { const c = document.createElement('canvas'); c.width = c.height = 96; const g = c.getContext('2d');
+        g.fillStyle = 'red'; g.fillRect(20, 20, 50, 50);
+        return new Promise((done) => c.toBlob((blob) => done(new File([blob], 'red.png', {type: 'image/png'})))); }"""
+    for event, target, holder in (("paste", ".composer textarea", "clipboardData"), ("drop", "body", "dataTransfer")):
+        page.evaluate(
+            f"""async () => {{ const data = new DataTransfer(); data.items.add(await ({picture})());
+            const init = {{bubbles: true, cancelable: true, {holder}: data}};
+            const made = new {"ClipboardEvent" if event == "paste" else "DragEvent"}('{event}', init);
+            document.querySelector('{target}').dispatchEvent(made); }}"""
+        )
+    expect(page.locator(".attached img")).to_have_count(2)
+    page.get_by_role("button", name="Take away image 2").click()
+    page.get_by_role("button", name="Camera").click()
+    wait_for(lambda: page.locator("dialog video").evaluate("(video) => video.videoWidth > 0"))
+    page.get_by_role("button", name="Take the picture").click()
+    expect(page.locator(".attached img")).to_have_count(2)
+    chat.say("What is in the image?")
+    expect(page.locator(".message.user .images img")).to_have_count(2)
+    assert chat.answer
+
+
+def test_a_key_is_asked_for_and_stays_in_the_tab(browser: Browser, tmp_path: Path, troubles: Troubles, page: Page) -> None:
+    running = start_server(tmp_path / "log", "--api-key", "secret-key")
+    troubles.expected = ("401",)
+    try:
+        page.goto(running.url)
+        page.wait_for_selector("dialog")
+        page.get_by_label("Key", exact=True).fill("wrong")
+        page.get_by_role("button", name="Use the key").click()
+        expect(page.get_by_role("alert")).to_be_visible()
+        page.get_by_label("Key", exact=True).fill("secret-key")
+        page.get_by_role("button", name="Use the key").click()
+        expect(page.locator("dialog")).to_have_count(0)
+        chat = Chat(page, running.url)
+        chat.option(max_tokens=10)
+        chat.say("Hello")
+        assert page.evaluate(
+            "[sessionStorage.length, document.cookie, JSON.stringify(localStorage).includes('secret-key')]"
+        ) == [
+            1,
+            "",
+            False,
+        ]
+        other = browser.new_context().new_page()
+        other.goto(running.url)
+        other.wait_for_selector("dialog")
+        other.context.close()
+    finally:
+        running.process.terminate()
+        running.process.wait(30)

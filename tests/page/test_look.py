@@ -1,0 +1,154 @@
+"""How the page looks and how fast it is there: light and dark, small and large, for those who do not see it, and its size."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from sglang.srt.server.page.files import PageFiles
+from tests.conftest import RunningServer
+from tests.page.conftest import SHOTS, Chat
+
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+SIZES = {"phone": (360, 740), "laptop": (1280, 800), "4K": (3840, 2160)}
+ANSWER = """## The quadratic formula
+
+From $ax^2 + bx + c = 0$ with $a \\neq 0$ follows
+
+$$x = \\frac{-b \\pm \\sqrt{b^2 - 4ac}}{2a}$$
+
+| discriminant | roots |
+|:--|--:|
+| $b^2 > 4ac$ | two |
+| $b^2 = 4ac$ | one |
+
+```python
+def roots(a: float, b: float, c: float) -> tuple[float, float]:
+    d = (b * b - 4 * a * c) ** 0.5
+    return (-b + d) / (2 * a), (-b - d) / (2 * a)
+```
+"""
+
+
+def show_answer(page: Page, text: str, reasoning: str = "") -> None:
+    """Lets the next answer be `text`, as a server would stream it."""
+    import json
+
+    pieces = [{"reasoning_content": reasoning}] if reasoning else []
+    pieces += [{"content": text[at : at + 20]} for at in range(0, len(text), 20)]
+    events = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in pieces]
+    events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    usage = {"prompt_tokens": 40, "completion_tokens": 150, "prompt_tokens_details": {"cached_tokens": 31}}
+    events.append({"choices": [], "usage": usage})
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+
+
+@pytest.fixture(params=["light", "dark"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def serious(page: Page) -> list[str]:
+    """What axe finds serious or critical."""
+    page.evaluate(AXE)
+    found = page.evaluate("() => axe.run()")
+    return [
+        f"{fault['id']}: {fault['help']}: {[node['html'][:120] for node in fault['nodes']][:3]}"
+        for fault in found["violations"]
+        if fault["impact"] in ("serious", "critical")
+    ]
+
+
+def no_part_is_beyond_the_edge(page: Page) -> bool:
+    return bool(page.evaluate("() => document.documentElement.scrollWidth <= document.documentElement.clientWidth"))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_conversation_at_every_size(browser: Browser, server: RunningServer, size: str, scheme: str) -> None:
+    width, height = SIZES[size]
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
+    page = context.new_page()
+    chat = Chat(page, server.url)
+    assert serious(page) == []
+    show_answer(page, ANSWER, "The user wants a derivation. I show the formula.")
+    chat.say("Derive the quadratic formula, with the formulas in LaTeX.")
+    expect(page.locator("math").first).to_be_visible()
+    assert page.locator("math[display=block] mfrac").count() == 1
+    assert serious(page) == []
+    assert no_part_is_beyond_the_edge(page)
+    if size == "laptop":
+        page.screenshot(path=SHOTS / f"chat-{scheme}.png")
+    page.get_by_role("button", name="Options").click()
+    assert serious(page) == []
+    context.close()
+
+
+def test_the_theme_is_chosen_and_kept(page: Page, server: RunningServer) -> None:
+    Chat(page, server.url)
+
+    def ground() -> str:
+        return str(page.evaluate("() => getComputedStyle(document.body).backgroundColor"))
+
+    light = ground()
+    for name in ("Colours: system", "Colours: light"):
+        page.get_by_role("button", name=name).click()
+    dark = ground()
+    assert dark != light
+    page.reload()
+    page.wait_for_selector(".composer")
+    assert ground() == dark
+
+
+def test_the_keyboard_is_enough(page: Page, server: RunningServer) -> None:
+    Chat(page, server.url)
+    show_answer(page, "Yes.")
+    seen = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("() => document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"))
+    assert {"New conversation", "Chat", "Message", "Options", "API key"} <= {str(name).strip() for name in seen}
+    page.get_by_role("textbox", name="Message", exact=True).focus()
+    page.keyboard.type("Hello")
+    page.keyboard.press("Enter")
+    expect(page.locator(".markdown")).to_have_text("Yes.")
+    expect(page.locator("#announcer")).to_have_text("The answer is complete.")
+
+
+def test_everything_is_small(page: Page) -> None:
+    files = PageFiles()
+    sizes = {path: len(files.named(path).packed) for path in files.paths if "docs" not in path and not path.endswith(".txt")}
+    assert sum(sizes.values()) < 250_000, sizes
+
+
+def test_nothing_comes_from_elsewhere_and_the_first_paint_is_soon(
+    browser: Browser, server: RunningServer, record_property: pytest.RecordProperty
+) -> None:
+    asked: list[str] = []
+    paints = []
+    for _ in range(5):
+        context = browser.new_context()
+        page = context.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(server.url)
+        page.wait_for_selector(".composer")
+        entries = page.evaluate("() => performance.getEntriesByType('paint').map((e) => e.startTime)")
+        paints.append(min(entries))
+        context.close()
+    assert asked and all(url.startswith((server.url, "data:")) for url in asked)
+    record_property("first paint, ms", statistics.median(paints))
+    print("first paint:", sorted(paints))
+
+
+def test_the_documentation_works_offline(page: Page, server: RunningServer, context: Iterator[object]) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{server.url}/docs")
+    expect(page.locator(".opblock-summary-path").first).to_be_visible()
+    assert page.get_by_text("/v1/chat/completions").count() == 1
+    assert all(url.startswith((server.url, "data:")) for url in asked)
