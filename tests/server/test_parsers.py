@@ -13,7 +13,7 @@ from sglang.srt.server.openai.answers import Answer
 from sglang.srt.server.parsers.answer import AnswerParser
 from sglang.srt.server.parsers.pieces import CallBegin, Parser
 from sglang.srt.server.parsers.reasoning import ReasoningParser, opens_reasoning, reasoning_format, starts_inside
-from sglang.srt.server.parsers.tool_calls import FORMATS, create_parser, format_of_template
+from sglang.srt.server.parsers.tool_calls import FORMATS, create_free_parser, create_parser, format_of_template
 
 TOOLS = ["f", "g", "get_weather"]
 DS = "<｜tool▁calls▁begin｜>"
@@ -204,3 +204,48 @@ def test_held_reasoning_comes_in_one_piece() -> None:
 def test_unknown_names_are_errors_with_those_that_are(make: object) -> None:
     with pytest.raises(ConfigError, match="there are"):
         make()  # type: ignore[operator]
+
+
+CALL = '{"name": "f", "arguments": {"x": 1}}'
+DEBRIS: dict[str, tuple[str, ...]] = {
+    "qwen": (f"<tool_call>\n{CALL}@\n</tool_call>", f"<tool_call>\n{CALL}\n@</tool_call>", f"<tool_call>{CALL}</tool_call>\n@"),
+    "generic": (f"{CALL}@", f"```json\n{CALL}@\n```", f"```json\n{CALL}\n```@", f"[{CALL}@]", f"[{CALL}]@"),
+    "llama3": ('<|python_tag|>{"name": "f", "parameters": {"x": 1}}@<|eom_id|>', f"{CALL}@"),
+    "mistral": (f"[TOOL_CALLS] [{CALL}@]", f"[TOOL_CALLS] [{CALL}]@", '[TOOL_CALLS]f[ARGS]{"x": 1}@'),
+    "deepseek": (
+        f'{DS}<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{{"x": 1}}@\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>@',
+        f'{DS}<｜tool▁call▁begin｜>f<｜tool▁sep｜>{{"x": 1}}@<｜tool▁call▁end｜>',
+    ),
+    "kimi_k2": (
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>"
+        '{"x": 1}@<|tool_call_end|>@<|tool_calls_section_end|>@',
+    ),
+    "functionary": ('<function=f>{"x": 1}@</function>@',),
+    "qwen3_coder": (
+        "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>@\n</function>@\n</tool_call>@",
+        "<function=f>\n<parameter=x>1</parameter>\n</function>\n</tool_call>\n</tool_call>",
+    ),
+    "glm45": (
+        "<tool_call>f\n<arg_key>x</arg_key>\n<arg_value>1</arg_value>@\n</tool_call>@",
+        "<tool_call>f<arg_key>x</arg_key><arg_value>1</arg_value></tool_call></tool_call>\n",
+    ),
+    "minimax_m2": (
+        '<minimax:tool_call>\n<invoke name="f">\n<parameter name="x">1</parameter>@\n</invoke>@\n</minimax:tool_call>@',
+    ),
+    "pythonic": ("[f(x=1)@]", "[f(x=1)]@", "<|python_start|>[f(x=1)@]<|python_end|>@"),
+    "gemma": ("```tool_code\nf(x=1)@\n```", "```tool_code\nf(x=1)\n```@"),
+}
+
+
+@pytest.mark.parametrize("brackets", ["}", "}}", "\n}", "]", "}]", "}\n}\n"])
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in DEBRIS.items() for text in texts])
+def test_brackets_too_many_are_no_content(name: str, text: str, brackets: str) -> None:
+    """Small models close once more than they opened. What follows is content again, brackets and all."""
+    assert DEBRIS.keys() == FORMATS.keys() - {"none"}
+    said = text.replace("@", brackets)
+    for tail in ("", "\n\nSo {a} [b]."):
+        for cuts in ([], list(range(len(said + tail)))):
+            for parser in (create_parser(name, {"f": {"x": {"type": "integer"}}}), create_free_parser(name, {"f": {"x": {}}})):
+                answer = read(parser, said + tail, cuts)
+                assert [(call.name, call.arguments) for call in answer.calls] == ONE
+                assert answer.text.strip() == tail.strip()

@@ -31,6 +31,8 @@ class CallParser:
     """what stands between the calls of a list"""
     blanks = " \t\r\n"
     """what may stand before that"""
+    debris = "}]"
+    """brackets too many that models write behind a call"""
 
     def __init__(self, tools: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
         known = tools if isinstance(tools, Mapping) else dict.fromkeys(tools, ())
@@ -152,6 +154,9 @@ class CallParser:
     def _is_in_list(self) -> bool:
         """Whether brackets around calls are open: what they hold besides is text, and more calls may follow."""
         return self._num_open > 0 and self._num_calls > self._num_before
+
+    def _is_debris(self, char: str) -> bool:
+        return self._after_call and char in self.debris
 
     def _read_between(self, final: bool) -> bool:
         """Reads what stands between calls, up to the next."""

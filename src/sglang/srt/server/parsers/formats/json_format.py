@@ -74,9 +74,9 @@ class JsonCalls(CallParser):
             self._head = "" if mark in self.heads else None
         elif buffer[0] in _BETWEEN:
             self._pass(buffer[0])
-        elif buffer[0] == "}" and self._is_wrapped and self._after_call:
+        elif self._is_debris(buffer[0]):  # or the end of a wrapper
             self._is_wrapped = False
-            self._pass("}")
+            self._pass(buffer[0])
         elif buffer[0] == "{":
             self._head = None
             described = self._tools if self.bare and not self._has_mark else None

@@ -37,6 +37,7 @@ class PythonicCalls(CallParser):
 
     separators = ",;\n"
     blanks = " \t\r)"
+    debris = "})"
 
     def __init__(self, tools: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
         super().__init__(tools, max_calls, exact)
@@ -59,7 +60,7 @@ class PythonicCalls(CallParser):
         mark = next((m for m in self._marks if buffer.startswith(m)), None)
         if not final and any(m != buffer and m.startswith(buffer) for m in self._marks):
             return False  # the rest of a mark may be on its way
-        if mark is not None or buffer[0] in _BETWEEN:
+        if mark is not None or buffer[0] in _BETWEEN or self._is_debris(buffer[0]):
             self._pass(mark or buffer[0])
         elif (head := _HEAD.match(buffer)) is not None:
             return self._start_call(head)

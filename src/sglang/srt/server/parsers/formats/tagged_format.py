@@ -69,7 +69,7 @@ class TaggedCalls(CallParser):
 
     def _read_tag(self, final: bool) -> bool:
         """The next argument, or the end of the call."""
-        self._consume(len(self._buffer) - len(self._buffer.lstrip(_BLANKS)))
+        self._consume(len(self._buffer) - len(self._buffer.lstrip(_BLANKS + self.debris)))
         end = next((end for end in self.ends if self._buffer.startswith(end)), None)
         if end is not None:
             self._consume(len(end))
@@ -110,7 +110,8 @@ class TaggedCalls(CallParser):
         return True
 
     def _read_between(self, final: bool) -> bool:
-        self._consume(len(self._buffer) - len(self._buffer.lstrip(_BLANKS)))
+        rest = self._buffer.lstrip(_BLANKS + self.debris + self.separators)
+        self._consume(len(self._buffer) - len(rest))
         closer = next((closer for closer in self.closers if self._buffer.startswith(closer)), None)
         if closer is not None:
             self._consume(len(closer))
@@ -181,6 +182,7 @@ class GlmCalls(TaggedCalls):
     tag_begins = ("<arg_key>",)
     value_end = "</arg_value>"
     ends = ("</tool_call>",)
+    closers = ("</tool_call>",)
     markers = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 
 
