@@ -19,6 +19,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from sglang.commands.chat import MAX_TOKENS, Chat, Settings
+from sglang.commands.connection import Connection
 from sglang.commands.serve import program
 from sglang.srt.flags.names import option
 from sglang.srt.server_args import ServerArgs
@@ -179,6 +181,26 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(server: RunningServer, http: h
     while http.get("/get_server_info").json()["internal_states"][0]["num_running"]:
         assert time.monotonic() < deadline, "the answer that was stopped still runs"
         time.sleep(0.05)
+
+
+def test_ctrl_c_twice_leaves_the_chat() -> None:
+    typed = iter(["^C", "/help", "^C", "^C", "never read"])
+
+    def read(prompt: str) -> str:
+        text = next(typed)
+        if text == "^C":
+            raise KeyboardInterrupt
+        return text
+
+    shown: list[str] = []
+    Chat(Connection("http://127.0.0.1:9"), "m", Settings(), read, shown.append).loop()
+    assert list(typed) == ["never read"]
+    assert "".join(shown).count("Ctrl-C again") == 2
+
+
+def test_answers_in_the_terminal_have_a_length_limit(server: RunningServer) -> None:
+    shown = chat(server, "/set\n")
+    assert f'"max_tokens": {MAX_TOKENS}' in shown
 
 
 def test_chat_with_nobody_there() -> None:

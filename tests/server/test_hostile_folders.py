@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from sglang.srt.config import TextOptions
+from sglang.srt.checkpoint.sampling_defaults import read_sampling_defaults
+from sglang.srt.config import ModelFiles, TextOptions
 from sglang.srt.errors import ModelError, RequestError
 from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenization.tokenizer import open_tokenizer
@@ -84,6 +85,7 @@ def use(path: Path) -> None:
     """Opens the tokenizer and does with it what a server does."""
     tokenizer = open_tokenizer(TextOptions(str(path)))
     assert tokenizer is not None
+    read_sampling_defaults(ModelFiles("folder", path, path.name))
     tokenizer.encode("ab <s> hello")
     tokenizer.decode([0, 1, 2])
     if tokenizer.has_chat_template:

@@ -133,7 +133,7 @@ def test_the_tables_have_each_name_once() -> None:
         ("--log-level WARN", {"log_level": "warning"}),
         ("--dp 1 --dp-size 1 --data-parallel-size 1 --ep 1 --disaggregation-mode null", {}),
         ("--nnodes 1 --node-rank 0 --pp-size 1 --cpu-offload-gb 0 --pipeline-parallel-size 1", {}),
-        ("--attn-cp-size 1 --moe-dp-size 1 --base-gpu-id 0 --gpu-id-step 1 --model-impl auto --sampling-defaults model", {}),
+        ("--attn-cp-size 1 --moe-dp-size 1 --base-gpu-id 0 --gpu-id-step 1 --model-impl auto", {}),
         ("--log-requests-format text --speculative-accept-threshold-single 1.0", {}),
     ],
 )

@@ -21,6 +21,8 @@ from sglang.commands.connection import Connection, connect
 from sglang.commands.media import media_part
 
 PROG = "sglang chat"
+MAX_TOKENS = 512
+"""of an answer, unless another number is set"""
 SHORTEST_SPAN = 0.002
 """seconds between the first and the last piece of an answer from which on a rate is shown"""
 
@@ -76,7 +78,8 @@ class Chat:
         }
 
     def loop(self) -> None:
-        """Until /exit or the end of the input."""
+        """Until /exit, the end of the input, or Ctrl-C twice in a row where nothing is being answered."""
+        interrupted = False
         while True:
             try:
                 text = self._read_message()
@@ -84,8 +87,12 @@ class Chat:
                 self._write("\n" if sys.stdin.isatty() else "")
                 return
             except KeyboardInterrupt:
-                self._write("\n(Ctrl-D or /exit leaves)\n")
+                self._write("\n" if interrupted else "\n(Ctrl-C again, Ctrl-D or /exit leaves)\n")
+                if interrupted:
+                    return
+                interrupted = True
                 continue
+            interrupted = False
             if text.strip() in ("/exit", "/quit", "/bye"):
                 return
             try:
@@ -248,7 +255,7 @@ class StreamedAnswer:
             self._show(delta.get("reasoning_content") or "", thinking=True)
             self._show(delta.get("content") or "", thinking=False)
             if choice.get("finish_reason") == "length":
-                self.note = "cut at the token limit"
+                self.note = "cut at the token limit; /set max_tokens N sets another"
 
     def _show(self, piece: str, thinking: bool) -> None:
         if not piece:
@@ -343,7 +350,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--json", metavar="SCHEMA", help="answers follow this JSON schema (text or file)")
     parser.add_argument("--temperature", type=float, metavar="T")
-    parser.add_argument("--max-tokens", type=int, metavar="N")
+    parser.add_argument(
+        "--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help=f"longest answer (default: {MAX_TOKENS})"
+    )
     add_server_choice(parser)
     parser.end_with(
         "",

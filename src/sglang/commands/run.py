@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from sglang.commands.arguments import CommandError, Parser, add_server_choice
-from sglang.commands.chat import printable, response_format
+from sglang.commands.chat import MAX_TOKENS, printable, response_format
 from sglang.commands.connection import Connection, connect
 from sglang.commands.media import media_part
 
@@ -23,7 +23,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", metavar="SCHEMA", help="the answer follows this JSON schema (text or file)")
     parser.add_argument("--raw", action="store_true", help="continue the prompt, without a chat template")
     parser.add_argument("--temperature", type=float, metavar="T")
-    parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)")
+    parser.add_argument(
+        "--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help=f"longest answer (default: {MAX_TOKENS})"
+    )
     parser.add_argument("--seed", type=int, metavar="N")
     add_server_choice(parser)
     parser.end_with(

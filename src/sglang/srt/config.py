@@ -20,6 +20,17 @@ class ModelFiles:
     kind: Literal["folder", "gguf"]
     path: Path
     name: str
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """sampling parameters that suit the model, where its alias has some"""
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What a request to the OpenAI, Responses and Anthropic routes leaves open, by the names of SamplingParams, and whose values they
+    are. Without values: those of the API."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    source: str = "OpenAI"
 
 
 @dataclass(frozen=True)
@@ -154,6 +165,8 @@ class HttpOptions:
     reasoning_parser: str | None = None
     tool_call_parser: str | None = None
     preferred_sampling_params: dict[str, Any] = field(default_factory=dict)
+    sampling_defaults: SamplingDefaults | None = None
+    """None: the model's, once its files have been found (checkpoint/sampling_defaults.py)"""
     allow_auto_truncate: bool = False
     max_body_bytes: int = 64 << 20
     max_queued_requests: int = 10000

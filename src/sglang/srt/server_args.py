@@ -24,6 +24,7 @@ from sglang.srt.config import (
     MemoryOptions,
     ModelOptions,
     RuntimeConfig,
+    SamplingDefaults,
     ScheduleOptions,
     TextOptions,
 )
@@ -190,6 +191,7 @@ class ServerArgs(
                 reasoning_parser=self.reasoning_parser,
                 tool_call_parser=self.tool_call_parser,
                 preferred_sampling_params=_json_object(self.named("preferred_sampling_params"), self.preferred_sampling_params),
+                sampling_defaults=SamplingDefaults() if self.sampling_defaults == "openai" else None,
                 allow_auto_truncate=self.allow_auto_truncate,
                 max_body_bytes=self.max_body_bytes,
                 max_queued_requests=self.max_queued_requests,

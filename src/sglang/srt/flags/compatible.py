@@ -362,7 +362,6 @@ FLAGS: dict[str, OtherFlag] = {
     **_refused("give the template itself with --chat-template", one="hf_chat_template_name"),
     **_refused("completions with a suffix are not served", one="completion_template"),
     **_refused("tools are called by the client", one="tool_server"),
-    **_neutral("give defaults with --preferred-sampling-params", sampling_defaults="model"),
     **_taken(
         "white space inside JSON is fixed, but for --constrained-json-whitespace-pattern",
         "constrained_json_disable_any_whitespace",

@@ -190,7 +190,12 @@ class HttpFlags:
     api_key_file: str | None = _http(None, "file with API keys, one a line, besides those of --api-key")
     admin_api_key: str | None = _http(None, "API key for flush, pause and abort; default: the same as --api-key", secret=True)
     admin_api_key_file: str | None = _http(None, "file with the key of --admin-api-key")
-    preferred_sampling_params: str = _http("{}", "JSON of default sampling parameters for /generate")
+    preferred_sampling_params: str = _http("{}", "JSON of default sampling parameters, on all routes")
+    sampling_defaults: str = _http(
+        "model",
+        "what chats and completions leave open: as the model's files or alias say, or as OpenAI's API does (temperature 1)",
+        choices=("model", "openai"),
+    )
     allow_auto_truncate: bool = _http(False, "cut prompts that are too long instead of refusing them")
     stream_interval: int = _http(1, "tokens between the chunks of a stream", least=1)
     stream_output: bool = _http(False, "chunks of /generate have only new text, instead of all text so far")

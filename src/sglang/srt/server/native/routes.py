@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from sglang.srt.config import HttpOptions
+from sglang.srt.config import HttpOptions, SamplingDefaults
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.calls import Call
@@ -190,6 +190,7 @@ class NativeApi:
 
     async def model_info(self, request: Request) -> Response:
         info, tokenizer = self._manager.info, self._manager.tokenizer
+        defaults = self._options.sampling_defaults or SamplingDefaults()
         return JsonResponse(
             {
                 "model_path": self._flags.get("model_path", self._options.served_model_name),
@@ -197,6 +198,8 @@ class NativeApi:
                 "served_model_name": self._options.served_model_name,
                 "is_generation": not info.get("embedding_dim"),
                 "preferred_sampling_params": self._options.preferred_sampling_params or None,
+                "sampling_defaults": defaults.values,
+                "sampling_defaults_from": defaults.source,
                 "architectures": [info["architecture"]],
                 "has_image_understanding": "image" in info.get("media_kinds", ()),
                 "max_image_tokens": self._manager.media.max_image_tokens if self._manager.media is not None else None,

@@ -44,14 +44,14 @@ ANY_MODEL = "default"
 
 class OpenAIApi:
     """The handlers. What a request leaves open is decided by the operator's preferred sampling parameters, then by the
-    model's generation_config.json. Raises ConfigError for names of parsers that are none."""
+    model's sampling defaults. Raises ConfigError for names of parsers that are none."""
 
     def __init__(self, manager: TokenizerManager, options: HttpOptions) -> None:
         self._manager = manager
         self._name = options.served_model_name
         self._created = int(time.time())
-        tokenizer = manager.tokenizer
-        wishes = {**(tokenizer.sampling_defaults if tokenizer is not None else {}), **options.preferred_sampling_params}
+        models = options.sampling_defaults.values if options.sampling_defaults is not None else {}
+        wishes = {**models, **options.preferred_sampling_params}
         params = parse_sampling_params(wishes)
         plain = parse_sampling_params({})
         self._defaults: dict[str, Any] = {

@@ -25,7 +25,6 @@ from sglang.srt.errors import ModelError, SglangError
 from sglang.srt.server.tokenization.gguf_tokenizer import build_gguf_tokenizer
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _CACHE_VERSION = 2
 """of the form in which tokenizers are kept"""
 MAX_TOKENIZER_BYTES = 128 << 20
@@ -39,8 +38,7 @@ _SLOW_TO_BUILD = "llama"
 
 @dataclass(frozen=True)
 class TextFacts:
-    """`names`: the special tokens templates ask for. `sampling_defaults`: from generation_config.json, by the names of
-    SamplingParams. `templates`: by name, "default" first of all. `add_bos` applies when the tokenizer itself is silent. `sentences`: of
+    """`names`: the special tokens templates ask for. `templates`: by name, "default" first of all. `add_bos` applies when the tokenizer itself is silent. `sentences`: of
     texts that are to be embedded."""
 
     names: dict[str, str] = field(default_factory=dict)
@@ -48,7 +46,6 @@ class TextFacts:
     bos_token_id: int | None = None
     add_bos: bool = False
     templates: dict[str, str] = field(default_factory=dict)
-    sampling_defaults: dict[str, Any] = field(default_factory=dict)
     sentences: SentenceFacts = SentenceFacts()
 
 
@@ -140,22 +137,8 @@ def _folder_facts(folder: Path, core: tokenizers.Tokenizer) -> TextFacts:
         bos_token_id=core.token_to_id(bos) if bos is not None else None,
         add_bos=config.get("add_bos_token") is True,
         templates=_folder_templates(folder, config),
-        sampling_defaults=_sampling_defaults(folder / "generation_config.json", generation),
         sentences=read_sentence_facts(folder),
     )
-
-
-def _sampling_defaults(path: Path, generation: dict[str, Any]) -> dict[str, Any]:
-    """How the model's makers sample. There, a top_k of 0 means none."""
-    if not generation.get("do_sample", True):
-        return {}
-    found = {key: generation[key] for key in _SAMPLING if generation.get(key) is not None}
-    for key, value in found.items():
-        if type(value) not in (int, float) or not abs(value) < MAX_TOKENS:
-            raise ModelError(f"{path}: {key} must be a number, and is {shown(value)}")
-    if found.get("top_k") == 0:
-        del found["top_k"]
-    return found
 
 
 def _names(folder: Path, config: dict[str, Any]) -> dict[str, str]:

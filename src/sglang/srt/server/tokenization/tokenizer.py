@@ -65,7 +65,6 @@ class Tokenizer:
         self._special_names = frozenset(added[i].content for i in special)
         self._special_text = SpecialText(self._special_names)
         self.names = facts.names
-        self.sampling_defaults = facts.sampling_defaults
         self.sentences = facts.sentences
         self._bos_id = facts.bos_token_id
         self._bos_text = added[facts.bos_token_id].content if facts.bos_token_id in added else None
