@@ -1,6 +1,6 @@
 """How many simple questions a served model answers right, and how many answers end at the length limit.
 
-    python -m benchmarks.questions --url http://localhost:30000 [--set first|second] [--parameters '{"temperature": 0}'] [--show]
+    python -m benchmarks.questions --url http://localhost:30000 [--set first|second] [--parameters '{"temperature": 0}'] [--plain] [--show]
 
 Each question is one chat request, as `sglang chat` sends it. Without --parameters the server's own defaults apply.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,18 @@ def is_right(answer: str, accepted: list[str]) -> bool:
     return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", answer, re.IGNORECASE) for word in accepted)
 
 
-def ask(client: httpx.Client, question: str, accepted: list[str], parameters: dict[str, Any]) -> Asked:
+def terminal_system(client: httpx.Client) -> list[dict[str, str]]:
+    """The message with which chats in the terminal begin, if there is one."""
+    text = client.get("/get_model_info").json().get("terminal_system_prompt")
+    return [{"role": "system", "content": text}] if text else []
+
+
+def ask(
+    client: httpx.Client, system: list[dict[str, str]], question: str, accepted: list[str], parameters: dict[str, Any]
+) -> Asked:
     """One chat of one message."""
-    body = {"messages": [{"role": "user", "content": question}], "max_tokens": MAX_TOKENS, **parameters}
+    messages = [*system, {"role": "user", "content": question}]
+    body = {"messages": messages, "max_tokens": MAX_TOKENS, **parameters}
     reply = client.post("/v1/chat/completions", json=body)
     reply.raise_for_status()
     choice = reply.json()["choices"][0]
@@ -57,10 +67,13 @@ def main() -> int:
     parser.add_argument("--url", default="http://localhost:30000")
     parser.add_argument("--set", default="first", choices=("first", "second"))
     parser.add_argument("--parameters", type=json.loads, default={}, metavar="JSON", help="fields of each request")
+    parser.add_argument("--plain", action="store_true", help="without the system message of the terminal")
     parser.add_argument("--show", action="store_true", help="print the answers")
     args = parser.parse_args()
-    with httpx.Client(base_url=args.url, timeout=600, trust_env=False) as client:
-        asked = [ask(client, question, accepted, args.parameters) for question, accepted in load(args.set)]
+    with httpx.Client(base_url=args.url, timeout=600, trust_env=False) as client, ThreadPoolExecutor(8) as threads:
+        system = [] if args.plain else terminal_system(client)
+        asking = [threads.submit(ask, client, system, *question, args.parameters) for question in load(args.set)]
+        asked = [future.result() for future in asking]
     if args.show:
         for one in asked:
             print(f"{'right' if one.right else 'wrong'}{' cut' if one.cut else ''}: {one.question} {one.answer[:200]!r}")

@@ -76,9 +76,9 @@ def test_a_gguf_file(tmp_path: Path) -> None:
 
 
 def test_an_alias_brings_its_own() -> None:
-    config = with_files(ServerArgs(model_path=DEFAULT_MODEL).resolve())
-    assert config.http.sampling_defaults == SamplingDefaults(dict(ALIASES[DEFAULT_MODEL].sampling), "the alias")
-    assert 0 < ALIASES[DEFAULT_MODEL].sampling["temperature"] < 1
+    config, alias = with_files(ServerArgs(model_path=DEFAULT_MODEL).resolve()), ALIASES[DEFAULT_MODEL]
+    assert config.http.sampling_defaults == SamplingDefaults(dict(alias.sampling), "the alias", alias.system)
+    assert 0 < alias.sampling["temperature"] < 1
 
 
 def test_openai_means_those_of_the_api() -> None:

@@ -347,7 +347,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="alias, folder, .gguf file or hub id; default: the default model"
     )
-    parser.add_argument("--system", metavar="TEXT", help="system message")
+    parser.add_argument("--system", metavar="TEXT", help="system message; default: the model's for the terminal, if it has one")
     parser.add_argument("--json", metavar="SCHEMA", help="answers follow this JSON schema (text or file)")
     parser.add_argument("--temperature", type=float, metavar="T")
     parser.add_argument(
@@ -375,7 +375,11 @@ def chat(argv: list[str]) -> int:
         info = connection.get("/get_model_info")
         if info is not None and not info.get("has_chat_template", True):
             raise CommandError(f"{name} has no chat template: it continues texts; try sglang run, or --chat-template")
+        if settings.system is None:
+            settings.system = (info or {}).get("terminal_system_prompt")
         if sys.stdin.isatty():
             print(f"{name} is ready. /help shows what you can type; Ctrl-D leaves.")
+            if settings.system is not None:
+                print(dim(f"system: {settings.system} (/system changes it)"))
         Chat(connection, name, settings, _reader(), _write).loop()
     return 0

@@ -18,7 +18,7 @@ PROG = "sglang run"
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser(PROG, "One prompt, one answer on standard output. With --url there is no MODEL.")
     parser.add_argument("words", nargs="+", metavar="[MODEL] PROMPT", help="the prompt; - reads it from standard input")
-    parser.add_argument("--system", metavar="TEXT", help="system message")
+    parser.add_argument("--system", metavar="TEXT", help="system message; default: the model's for the terminal, if it has one")
     parser.add_argument("--image", action="append", default=[], metavar="PATH|URL", help="an image; may be repeated")
     parser.add_argument("--json", metavar="SCHEMA", help="the answer follows this JSON schema (text or file)")
     parser.add_argument("--raw", action="store_true", help="continue the prompt, without a chat template")
@@ -66,7 +66,8 @@ def _request(
     if args.raw or not info.get("has_chat_template", True):
         return "/v1/completions", body | {"prompt": prompt}
     content: Any = [*images, {"type": "text", "text": prompt}] if images else prompt
-    system = [{"role": "system", "content": args.system}] if args.system else []
+    text = info.get("terminal_system_prompt") if args.system is None else args.system
+    system = [{"role": "system", "content": text}] if text else []
     return "/v1/chat/completions", body | {"messages": [*system, {"role": "user", "content": content}]}
 
 

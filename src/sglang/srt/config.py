@@ -22,15 +22,18 @@ class ModelFiles:
     name: str
     sampling: dict[str, Any] = field(default_factory=dict)
     """sampling parameters that suit the model, where its alias has some"""
+    system: str = ""
+    """the system message of chats in the terminal, where its alias has one"""
 
 
 @dataclass(frozen=True)
 class SamplingDefaults:
     """What a request to the OpenAI, Responses and Anthropic routes leaves open, by the names of SamplingParams, and whose values they
-    are. Without values: those of the API."""
+    are. Without values: those of the API. `system`: the system message with which `sglang chat` and `sglang run` begin."""
 
     values: dict[str, Any] = field(default_factory=dict)
     source: str = "OpenAI"
+    system: str = ""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ _LARGEST = 1 << 24
 def read_sampling_defaults(files: ModelFiles) -> SamplingDefaults:
     """The defaults of a model. Raises ModelError naming the file and the value."""
     if files.sampling:
-        return SamplingDefaults(dict(files.sampling), "the alias")
+        return SamplingDefaults(dict(files.sampling), "the alias", files.system)
     if files.kind == "gguf":
         return _checked(files.path, "general.sampling", _from_metadata(files.path))
     path = files.path / "generation_config.json"
