@@ -61,7 +61,7 @@ ALIASES: dict[str, Alias] = {
         ),
         # Its publisher recommends 0.2 and 0.9. In 4 bits it often hesitates between two languages: a lower top_p takes the likelier.
         sampling={"temperature": 0.2, "top_p": 0.5},
-        system="You are a helpful AI assistant. Answer briefly and in English.",
+        system="You are a helpful assistant. Answer the question briefly.",
     ),
     "gemma3-270m": Alias(
         description="Gemma 3 270M, base model, 4-bit (253 MB)",
