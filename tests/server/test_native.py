@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sglang.srt.config import SamplingDefaults
 from sglang.srt.server.native.routes import NOT_DONE
 from tests.server.conftest import MakeStand, Stand
 from tests.server.echo_scheduler import logprob_of
@@ -169,6 +170,32 @@ async def test_length_rules(stand: Stand, make_stand: MakeStand) -> None:
     lenient = make_stand(allow_auto_truncate=True)
     reply = await generate(lenient, input_ids=[5] * 300, sampling_params=sampling(50))
     assert (reply["meta_info"]["prompt_tokens"], reply["meta_info"]["completion_tokens"]) == (255, 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "applies"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}, True),
+        ("/v1/completions", {"prompt": "hi"}, True),
+        ("/v1/responses", {"input": "hi"}, True),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}, True),
+        ("/generate", {"text": "hi"}, False),
+    ],
+)
+async def test_sampling_defaults_fill_gaps_but_those_of_the_native_api(
+    make_stand: MakeStand, path: str, body: dict[str, Any], applies: bool
+) -> None:
+    stand = make_stand(sampling_defaults=SamplingDefaults({"temperature": 0.25, "top_p": 0.5}, "generation_config.json"))
+    async with client_of(stand) as http:
+        info = (await http.get("/get_model_info")).json()
+        assert info["sampling_defaults"] == {"temperature": 0.25, "top_p": 0.5}
+        assert info["sampling_defaults_from"] == "generation_config.json"
+        assert (await http.post(path, json=body)).status_code == 200
+        given = body | ({"sampling_params": {"temperature": 0.75}} if path == "/generate" else {"temperature": 0.75})
+        assert (await http.post(path, json=given)).status_code == 200
+    left_open, said = (m.sampling for m in stand.scheduler.received[-2:])  # type: ignore[union-attr]
+    assert (left_open.temperature, left_open.top_p) == ((0.25, 0.5) if applies else (1.0, 1.0))
+    assert (said.temperature, said.top_p) == (0.75, 0.5 if applies else 1.0)
 
 
 async def test_preferred_sampling_params_fill_gaps(make_stand: MakeStand) -> None:
