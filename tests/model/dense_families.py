@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ EVERY_HEAD = {"num_key_value_heads": 4}
 
 Row = tuple[str, list[dict[str, Any]]]
 ROWS: dict[str, Row] = {
+    "llama": ("Llama", [{"head_dim": 100, "hidden_size": 80}, {"head_dim": 20, "attention_bias": True, **SEVEN}]),
     "ministral": (
         "Ministral",
         [{"head_dim": 16, "sliding_window": 21, "layer_types": ["sliding_attention", "full_attention"] * 2}],
@@ -39,8 +41,14 @@ ROWS: dict[str, Row] = {
         "Phi3",
         [
             {"sliding_window": 21},
-            {"rope_parameters": LONGROPE, "num_key_value_heads": 1, "max_position_embeddings": 256},
-            {"rope_parameters": LONGROPE, "num_key_value_heads": 4, "max_position_embeddings": 64, "tie_word_embeddings": True},
+            {"rope_parameters": LONGROPE, "original_max_position_embeddings": 64, "num_key_value_heads": 1},
+            {
+                "rope_parameters": LONGROPE,
+                "original_max_position_embeddings": 64,
+                "max_position_embeddings": 64,
+                "tie_word_embeddings": True,
+                **EVERY_HEAD,
+            },
             {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}, **SEVEN},
         ],
     ),
@@ -218,3 +226,89 @@ def save_family(folder: Path, name: str, setting: int = 0, seed: int = 0, **more
                 parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
     model.save_pretrained(folder, **({"max_shard_size": "60KB"} if setting else {}))
     return model
+
+
+# --- families that transformers computes by another's class: its tensors and fields are renamed -----------------------------------
+
+
+def exaone(folder: Path) -> Any:
+    """EXAONE 3: Llama under GPT-2's names."""
+    model = save_family(folder, "llama", rope_parameters=LLAMA3, tie_word_embeddings=True)
+    names = {
+        "self_attn.o_proj": "attn.attention.out_proj",
+        "self_attn.": "attn.attention.",
+        "mlp.gate_proj": "mlp.c_fc_0",
+        "mlp.up_proj": "mlp.c_fc_1",
+        "mlp.down_proj": "mlp.c_proj",
+        "input_layernorm": "ln_1",
+        "post_attention_layernorm": "ln_2",
+        "model.layers": "transformer.h",
+        "model.embed_tokens": "transformer.wte",
+        "model.norm": "transformer.ln_f",
+    }
+    fields = {"num_hidden_layers": "num_layers", "rms_norm_eps": "layer_norm_epsilon", "hidden_act": "activation_function"}
+    rewrite(folder, "ExaoneForCausalLM", names, fields)
+    return model
+
+
+def internlm2(folder: Path) -> Any:
+    """InternLM 2: q, k and v of a KV head lie together."""
+    import torch
+
+    model = save_family(folder, "llama", attention_bias=False, num_key_value_heads=2)
+
+    def grouped(tensors: dict[str, Any]) -> dict[str, Any]:
+        for name in [name for name in tensors if name.endswith("q_proj.weight")]:
+            parts = [tensors.pop(name.replace("q_proj", f"{x}_proj")) for x in "qkv"]
+            by_head = [part.reshape(2, -1, part.shape[1]) for part in parts]
+            tensors[name.replace("q_proj", "wqkv")] = torch.cat(by_head, 1).reshape(-1, parts[0].shape[1])
+        return tensors
+
+    names = {
+        "self_attn.o_proj": "attention.wo",
+        "self_attn.": "attention.",
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.up_proj": "feed_forward.w3",
+        "mlp.down_proj": "feed_forward.w2",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "model.embed_tokens": "model.tok_embeddings",
+        "lm_head": "output",
+    }
+    rewrite(folder, "InternLM2ForCausalLM", names, {}, grouped, bias=False)
+    return model
+
+
+def internlm3(folder: Path) -> Any:
+    model = save_family(folder, "llama", attention_bias=True, mlp_bias=True, head_dim=24)
+    rewrite(folder, "InternLM3ForCausalLM", {}, {"attention_bias": "qkv_bias", "mlp_bias": "bias"})
+    return model
+
+
+def minicpm(folder: Path) -> Any:
+    """MiniCPM: Granite's multipliers, said otherwise."""
+    scales = {"embedding_multiplier": 12.0, "residual_multiplier": 1.4 / 3**0.5, "logits_scaling": 64 / 16}
+    model = save_family(folder, "granite", attention_multiplier=16**-0.5, tie_word_embeddings=True, **scales)
+    rewrite(folder, "MiniCPMForCausalLM", {}, {}, scale_emb=12, scale_depth=1.4, dim_model_base=16)
+    return model
+
+
+RENAMED = {f.__name__: f for f in (exaone, internlm2, internlm3, minicpm)}
+
+
+def rewrite(
+    folder: Path, class_name: str, names: dict[str, str], fields: dict[str, str], change: Any = None, **more: Any
+) -> None:
+    """Gives the checkpoint in `folder` other names of tensors and fields."""
+    from safetensors.torch import load_file, save_file
+
+    path, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
+    tensors = load_file(path)
+    renamed: dict[str, Any] = {}
+    for name, value in (change(tensors) if change else tensors).items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        renamed[name] = value.contiguous()
+    save_file(renamed, path, {"format": "pt"})
+    kept = {fields.get(name, name): value for name, value in config.items() if "_multiplier" not in name}
+    (folder / "config.json").write_text(json.dumps({**kept, "architectures": [class_name], **more}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from sglang.srt.model.kernels.reference import ReferenceOps
+from sglang.srt.model.weights.config_reader import read_model_config
 from tests.model.conftest import create_ops
-from tests.model.dense_families import ROWS, save_family, settings
+from tests.model.dense_families import LONG, RENAMED, ROWS, YARN, save_family, settings
 from tests.model.tiny import Driver, open_worker
 
 torch = pytest.importorskip("torch")
@@ -70,3 +72,54 @@ def test_quantised_logits_are_near(family: str, tmp_path: Path) -> None:
     best = np.sort(exact, axis=-1)
     clear = best[:, -1] - best[:, -2] > 0.1
     np.testing.assert_array_equal(native.argmax(-1)[clear], exact.argmax(-1)[clear])
+
+
+@pytest.mark.parametrize("family", RENAMED)
+def test_families_under_other_names(family: str, tmp_path: Path) -> None:
+    model = RENAMED[family](tmp_path)
+    with torch.no_grad():
+        theirs = model(torch.tensor([PROMPT])).logits[0].numpy()
+    ours = logits_of(Driver(open_worker(tmp_path, ReferenceOps())), PROMPT)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max(), rtol=1e-4)
+
+
+OLD_SPELLINGS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "phi3 su": (
+        "phi3",
+        1,
+        {"rope_scaling": {"type": "su", **LONG}, "rope_theta": 1e4, "original_max_position_embeddings": 64},
+    ),
+    "phi3 yarn": (
+        "phi3",
+        1,
+        {"rope_scaling": {"type": "yarn", **LONG}, "rope_theta": 1e4, "original_max_position_embeddings": 64},
+    ),
+    "smollm3": ("smollm3", 3, {"rope_theta": 5e5, "rope_scaling": {k: v for k, v in YARN.items() if k != "rope_theta"}}),
+    "olmo3": ("olmo3", 1, {"rope_theta": 5e5, "rope_scaling": {k: v for k, v in YARN.items() if k != "rope_theta"}}),
+    "glm4": ("glm4", 1, {"rope_theta": 1e4, "partial_rotary_factor": 0.25}),
+    "stablelm": ("stablelm", 0, {"rope_theta": 1e4, "partial_rotary_factor": 0.25}),
+    "gpt_neox": ("gpt_neox", 2, {"rotary_emb_base": 500, "rotary_pct": 1.0}),
+    "nemotron": ("nemotron", 0, {"rope_theta": 1e4, "partial_rotary_factor": 0.5}),
+    "hunyuan": (
+        "hunyuan_v1_dense",
+        1,
+        {"rope_theta": 1e4, "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
+    ),
+    "exaone4": ("exaone4", 0, {"rope_theta": 1e4, "sliding_window_pattern": "LLLG"}),
+    "cohere2": ("cohere2", 0, {"rope_theta": 1e4, "sliding_window_pattern": 4}),
+    "gemma2": ("gemma2", 0, {"rope_theta": 1e4}),
+}
+"""case -> (family, setting, the fields of files older than `rope_parameters`)"""
+
+
+@pytest.mark.parametrize("case", OLD_SPELLINGS)
+def test_configs_of_older_files_mean_the_same(case: str, tmp_path: Path) -> None:
+    family, setting, old = OLD_SPELLINGS[case]
+    save_family(tmp_path, family, setting)
+    new = read_model_config(tmp_path, {})
+    raw = json.loads((tmp_path / "config.json").read_text())
+    kept = {
+        k: v for k, v in raw.items() if k not in ("rope_parameters", "dtype", "layer_types" if "window_p" in str(old) else "")
+    }
+    (tmp_path / "config.json").write_text(json.dumps({**kept, "torch_dtype": "float32", **old}))
+    assert read_model_config(tmp_path, {}) == new

@@ -230,7 +230,7 @@ def test_files_that_are_wrong(tmp_path: Path) -> None:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "class": (
         {"architectures": ["FooForCausalLM"]},
-        "FooForCausalLM is not supported.*docs/models.md lists the",
+        "architectures .FooForCausalLM. is not supported.*docs/models.md lists the",
     ),
     "type": ({"architectures": None, "model_type": "bert"}, "model_type 'bert' is not supported"),
     "classes": ({"architectures": "x"}, "architectures must be a list"),

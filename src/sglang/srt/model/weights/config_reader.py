@@ -89,17 +89,12 @@ def _find_family(raw: Mapping[str, Any], source: Path) -> Family:
     if not isinstance(classes, list):
         raise ModelError(f"{source}: architectures must be a list, and is {shown(classes)}")
     for family in FAMILIES:
-        if (
-            family.class_name in classes
-            or family.bare_name in classes
-            or (not classes and family.model_type == raw.get("model_type"))
-        ):
+        names = [name for name in (family.class_name, family.bare_name) if name]
+        if any(name in classes for name in names) or (not classes and family.model_type == raw.get("model_type")):
             return family
-    asked = (
-        ", ".join(c[:80] if isinstance(c, str) else shown(c) for c in classes[:4])
-        or f"model_type {shown(raw.get('model_type'))}"
-    )
-    hint = did_you_mean(asked, _class_names())
+    asked = ", ".join(c[:80] if isinstance(c, str) else shown(c) for c in classes[:4])
+    hint = did_you_mean(asked, _class_names()) if asked else ""
+    asked = f"architectures [{asked}]" if asked else f"model_type {shown(raw.get('model_type'))}"
     raise ModelError(
         f"{source}: {asked} is not supported{hint}; docs/models.md lists the {len(_class_names())} classes that are"
     )
