@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+import subprocess
+import sys
 from importlib.metadata import requires, version
 from pathlib import Path
 
@@ -74,3 +76,21 @@ def test_kernels_of_another_version_are_refused(monkeypatch: pytest.MonkeyPatch)
     assert spec is not None and spec.loader is not None
     with pytest.raises(ImportError, match=f"{re.escape(sglang.__version__)} needs kernels of its version, not 0.0.1"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+@pytest.mark.parametrize(
+    ("schema", "pattern"),
+    [("vendor.github-workflows", "workflows/*.yml"), ("vendor.github-issue-forms", "ISSUE_TEMPLATE/[!c]*.yml")],
+)
+def test_workflows_and_issue_templates_follow_their_schemas(schema: str, pattern: str) -> None:
+    pytest.importorskip("check_jsonschema")
+    files = sorted(map(str, (ROOT / ".github").glob(pattern)))
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *files]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert files and done.returncode == 0, done.stdout
+
+
+def test_what_the_workflows_run_is_here() -> None:
+    text = "".join(path.read_text() for path in (ROOT / ".github/workflows").glob("*.yml"))
+    assert "package-dir: csrc" in text and "run: .ci/run" in text
+    assert (ROOT / "csrc/pyproject.toml").is_file() and (ROOT / ".ci/run").is_file()
