@@ -104,11 +104,25 @@ PROBES: dict[str, list[Probe]] = {
         ({"oneOf": [{"minimum": 2}, {"maximum": 3}]}, 1, 3),
     ],
     "allOf": [({"allOf": [INTEGER, {"minimum": 3}]}, 3, 2)],
-    "not": [({"not": STRING}, 1, "x")],
+    "not": [({"not": STRING}, 1, "x"), ({**STRING, "not": {"pattern": "^a"}}, "b", "a")],
     "if": [({"if": {"type": "integer"}}, 1, None), ({"if": {"required": ["a"]}, "then": {"required": ["b"]}}, {}, {"a": 1})],
     "$ref": [({"$ref": "#/$defs/n", "$defs": {"n": INTEGER}}, 1, "x"), ({"$ref": "http://example.com/n"}, 1, "x")],
     "$anchor": [({"$ref": "#n", "$defs": {"a": {"$anchor": "n", "type": "integer"}}}, 1, "x")],
-    "$dynamicRef": [({"$dynamicRef": "#n", "$defs": {"a": {"$dynamicAnchor": "n", "type": "integer"}}}, 1, "x")],
+    "$dynamicRef": [
+        ({"$dynamicRef": "#n", "$defs": {"a": {"$dynamicAnchor": "n", "type": "integer"}}}, 1, "x"),
+        (
+            {
+                "$id": "https://example.com/r",
+                "$dynamicRef": "a#n",
+                "$defs": {
+                    "a": {"$id": "a", "$dynamicAnchor": "n", "type": "integer"},
+                    "b": {"$id": "b", "$dynamicAnchor": "n", "type": "string"},
+                },
+            },
+            1,
+            "x",
+        ),
+    ],
 }
 NOTED = [
     "title",

@@ -12,7 +12,7 @@ import pytest
 from sglang.srt.errors import GrammarError
 from sglang.srt.json_style import JsonStyle, with_style
 from sglang.srt.scheduler.grammar.engines.base import GrammarState
-from sglang.srt.scheduler.grammar.schema.rewriting.conditions import _pattern_of_others
+from sglang.srt.scheduler.grammar.schema.rewriting.conditions import pattern_of_others
 from tests.scheduler.test_backends import backend_of, ends_after
 
 INTEGER, STRING = {"type": "integer"}, {"type": "string"}
@@ -114,7 +114,7 @@ def test_what_cannot_be_told_apart_is_left_to_a_check(schema: Any) -> None:
 
 @pytest.mark.parametrize("words", [["a"], ["a", "ab", "b"], ["", "x"], ["]", "^", "-", "\\", "[", "."], ["é", "日本"]])
 def test_all_texts_but_these(words: list[str]) -> None:
-    state = backend_of("llguidance").compile("regex", _pattern_of_others(words))
+    state = backend_of("llguidance").compile("regex", pattern_of_others(words))
     some = {
         "",
         "a",

@@ -82,8 +82,8 @@ PART: dict[str, tuple[Any, tuple[str, ...], list[Any], list[Any]]] = {
     "one count of two": (
         shape(a={"type": "object", "additionalProperties": NULL, "minProperties": 2}, b={"type": "object", "additionalProperties": NULL, "minProperties": 1}),
         ("#/properties/a/minProperties",),
-        [{"a": {}, "b": {"x": None}}],
-        [{"a": {"x": 1}}, {"b": {}}],
+        [{"a": {"x": None, "y": None}, "b": {"x": None}}],
+        [{"a": {"x": 1}}, {"b": {}}, {"a": {"x": None}, "b": {"x": None}}],
     ),
     "an unknown type of pattern beside others": (
         {"type": "array", "items": {"type": "string", "minLength": 2, "pattern": "^(?!a)"}, "minItems": 1},

@@ -157,13 +157,103 @@ def test_what_is_followed(engine: str, name: str) -> None:
     assert texts and all(is_valid(schema, json.loads(text)) for text in texts), texts
 
 
+_NAMES = st.lists(st.sampled_from("abc"), min_size=1, max_size=2, unique=True)
+_SOME = st.lists(st.sampled_from(["a", "b", "ab", 1, None, True]), min_size=1, max_size=3)
+_REFUSED = st.recursive(
+    st.one_of(
+        st.builds(lambda names: {"required": names}, _NAMES),
+        st.builds(lambda kind: {"type": kind}, st.sampled_from(["null", "string", "object", "integer", ["string", "null"]])),
+        st.builds(lambda values: {"enum": values}, _SOME),
+        st.builds(lambda name, schema, more: {"properties": {name: schema}, **more}, st.sampled_from("ab"),
+            st.sampled_from([{"const": "a"}, {"enum": ["a", "b"]}, {}, {"type": "string"}, True, False]),
+            st.sampled_from([{}, {"required": ["a"]}, {"required": ["b"], "type": "object"}])),
+        st.sampled_from([True, False, {}]),
+    ),
+    lambda inner: st.one_of(
+        st.builds(lambda parts: {"anyOf": parts}, st.lists(inner, min_size=1, max_size=2)),
+        st.builds(lambda parts: {"allOf": parts}, st.lists(inner, min_size=1, max_size=2)),
+        st.builds(lambda part: {"not": part}, inner),
+    ),
+    max_leaves=3,
+)  # fmt: skip
+_BESIDE = st.sampled_from(
+    [
+        {"type": "object", "properties": {"a": {"type": ["string", "integer", "null"]}, "b": {"type": "string"}, "c": {}}},
+        {"type": "object", "properties": {"a": {"enum": ["a", "b", 1]}}, "required": ["a"]},
+        {"type": "object", "additionalProperties": {"type": ["string", "null"]}},
+        {"type": "string"},
+        {"type": "string", "pattern": "^[ab]+$"},
+        {"enum": ["a", "b", "ab", 1, None]},
+        {"type": ["string", "null", "integer"]},
+        {},
+    ]
+)
+_TRIED = [None, True, 0, 1, 2.5, "a", "b", "ab", "", [], {}, {"a": 1}, {"b": "x"}, {"a": 1, "b": "x"}, {"a": "b"}, {"c": 1},
+          {"a": "a", "b": "b"}, {"a": None}]  # fmt: skip
+
+
+@settings(max_examples=120, deadline=None)
+@given(_BESIDE, _REFUSED)
+def test_what_is_not_allowed_is_told_exactly_or_not_at_all(beside: dict[str, Any], refused: Any) -> None:
+    schema = {**beside, "not": refused}
+    fine = [value for value in _TRIED if is_valid(schema, value)]
+    try:
+        state = compiled("llguidance", schema)
+    except GrammarError as error:
+        assert "/not " in str(error) or not fine, "what can be satisfied is not called impossible"
+        return
+    taken = [value for value in _TRIED if ends_after(state.copy(), json.dumps(value))]
+    assert all(value in fine for value in taken)
+
+
+@pytest.mark.parametrize("extra", [{}, {"$id": "https://example.com/tree"}])
+@pytest.mark.parametrize(
+    ("draft", "anchor", "ref"),
+    [
+        ("2020-12", {"$dynamicAnchor": "node"}, {"$dynamicRef": "#node"}),
+        ("2020-12", {"$anchor": "node"}, {"$dynamicRef": "#node"}),
+        ("2020-12", {}, {"$dynamicRef": "#"}),
+        ("2019-09", {"$recursiveAnchor": True}, {"$recursiveRef": "#"}),
+        ("2019-09", {}, {"$recursiveRef": "#"}),
+    ],
+)
+def test_references_that_are_dynamic_in_name_alone(
+    draft: str, anchor: dict[str, Any], ref: dict[str, Any], extra: dict[str, Any]
+) -> None:
+    """The schema as a whole is the outermost that can be meant."""
+    schema = {
+        "$schema": f"https://json-schema.org/draft/{draft}/schema",
+        **extra,
+        **anchor,
+        **closed(value={"type": "integer"}, kids={"type": "array", "items": ref}),
+    }
+    state = compiled("llguidance", schema)
+    leaf = {"value": 1, "kids": []}
+    assert ends_after(state.copy(), json.dumps({"value": 2, "kids": [leaf, {"value": 3, "kids": [leaf]}]}))
+    assert not state.copy().accept_all(list(b'{"value": 2, "kids": [3'))
+
+
+def test_a_reference_that_leads_to_several_places_is_refused() -> None:
+    """Which of them is meant depends on the way to it."""
+    one = {"$id": "one", "$dynamicAnchor": "n", "type": "integer"}
+    other = {"$id": "other", "$dynamicAnchor": "n", "type": "string"}
+    schema = {
+        "$id": "https://example.com/r",
+        "anyOf": [{"$dynamicRef": "one#n"}, {"type": "null"}],
+        "$defs": {"a": one, "b": other},
+    }
+    with pytest.raises(GrammarError, match="dynamicRef"):
+        compiled("llguidance", schema)
+
+
 LEFT: dict[str, tuple[dict[str, Any], set[str]]] = {
     "unique strings": (schema_of(set[str]), {"#/uniqueItems"}),
     "unique integers": (
         {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "uniqueItems": True}, {"#/uniqueItems"}
     ),
     "contains": ({"type": "array", "items": {"type": "integer"}, "contains": {"const": 1}, "minContains": 2}, {"#/contains"}),
-    "not": ({"type": "string", "not": {"const": "x"}}, {"#/not"}),
+    "not a pattern": ({"type": "string", "not": {"pattern": "^x"}}, {"#/not"}),
+    "not an integer": ({"type": "number", "not": {"type": "integer"}}, {"#/not"}),
     "conditions": (
         {"type": "object", "properties": {"a": {"type": "string"}}, "if": {"minProperties": 1}, "then": {"required": ["a"]}, "else": {}},
         {"#/if"},
@@ -195,10 +285,12 @@ def test_what_is_left_to_a_check(name: str, name_of_case: str) -> None:
 def test_properties_named_by_a_pattern_are_counted_by_a_check() -> None:
     """One that the schema lists may be missing, and one that matches may stand for it: no contradiction."""
     named = {"patternProperties": {"^x_": {"type": "integer"}}, "additionalProperties": False}
-    for schema in ({**named, "minProperties": 1}, {**named, "properties": {"a": {}}, "required": ["a"], "minProperties": 2}):
-        with pytest.raises(GrammarError, match="#/minProperties is not supported"):
-            compiled("llguidance", {"type": "object", **schema})
-        assert compiled("llguidance", {"type": "object", **schema}, check=True).unenforced == ("#/minProperties",)
+    schema = {"type": "object", **named, "properties": {"a": {}}, "required": ["a"], "minProperties": 2}
+    with pytest.raises(GrammarError, match="#/minProperties is not supported"):
+        compiled("llguidance", schema)
+    assert compiled("llguidance", schema, check=True).unenforced == ("#/minProperties",)
+    state = compiled("llguidance", {"type": "object", **named, "minProperties": 1})
+    assert not ends_after(state.copy(), "{}") and ends_after(state.copy(), '{"x_1": 2}')
     with pytest.raises(GrammarError, match="Unsatisfiable"):
         compiled("llguidance", {"type": "object", "additionalProperties": False, "minProperties": 1}, check=True)
 

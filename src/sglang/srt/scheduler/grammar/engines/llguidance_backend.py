@@ -31,7 +31,7 @@ from sglang.srt.scheduler.grammar.schema.bounds import finish_schema, nodes_of
 from sglang.srt.scheduler.grammar.schema.json_schema import prepare_schema, prepare_value
 from sglang.srt.scheduler.grammar.schema.keywords import LOWER, UPPER, Node
 from sglang.srt.scheduler.grammar.schema.layout import checked_whitespace, default_whitespace
-from sglang.srt.scheduler.grammar.schema.loosening import Loose, compile_loosely
+from sglang.srt.scheduler.grammar.schema.loosening import FollowedInPartError, Loose, compile_loosely
 from sglang.srt.scheduler.grammar.schema.recursion import join_references, without_definition
 from sglang.srt.scheduler.grammar.schema.rewriting.counts import name_counted
 from sglang.srt.scheduler.grammar.schema.rewriting.wide import group_names
@@ -345,12 +345,16 @@ def _check_node(node: Node, path: str) -> None:
     least = node.get("minProperties", 0)
     is_closed = node.get("additionalProperties", False) is False and len(node.get("properties", {})) >= least
     if least - len(set(node.get("required", []))) > 1 and (not is_closed or node.get("patternProperties")):
-        raise GrammarError(
+        raise FollowedInPartError(
             f"json_schema: the keyword at {path}/minProperties is not supported: a name that stands twice would count twice; "
             "require the properties by name",
-            "json_schema",
+            "minProperties",
         )
-    if node.get("patternProperties") and node.get("additionalProperties") is False and least > len(node.get("properties", {})):
+    if (
+        node.get("patternProperties")
+        and node.get("additionalProperties") is False
+        and 0 < len(node.get("properties", {})) < least
+    ):
         raise GrammarError(
             f"json_schema: the keyword at {path}/minProperties is not supported: properties named by a pattern are not counted",
             "json_schema",

@@ -29,7 +29,7 @@ from sglang.srt.scheduler.grammar.schema.closing import close_objects
 from sglang.srt.scheduler.grammar.schema.drafts import read_draft
 from sglang.srt.scheduler.grammar.schema.exclusive import make_exclusive
 from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, Node, Place, replace_children
-from sglang.srt.scheduler.grammar.schema.loosening import Loose
+from sglang.srt.scheduler.grammar.schema.loosening import FollowedInPartError, Loose
 from sglang.srt.scheduler.grammar.schema.numbers import check_numbers
 from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument, Scope
 from sglang.srt.scheduler.grammar.schema.rewriting.reductions import Reductions
@@ -154,12 +154,17 @@ class _Preparation:
         if self._loose is not None:
             out = self._loose.replaced(path) or out
             self._loose.leave_out(out, path)
+        self._document.make_static(out, scope)
         self._reductions.reduce(out, scope)
         rewrite(out)
         check_shapes({key: value for key, value in out.items() if key in self._follows}, path)
         if self._loose is not None:
             self._loose.loosen(out, path, self._follows, self._check_node)
-        self._check_node(out, path)
+        try:
+            self._check_node(out, path)
+        except FollowedInPartError:
+            if self._loose is None or self._loose.is_strict(path):
+                raise
         if "$ref" in out:
             out["$ref"] = self._reference(out["$ref"], scope, path)
         out = {key: value for key, value in out.items() if key in self._follows}
@@ -188,8 +193,6 @@ class _Preparation:
         if key in CONSTRAINING:
             hint = f"; {_HINTS[key]}" if key in _HINTS else ""
             raise GrammarError(f"json_schema: the keyword at {path}/{key} is not supported{hint}", "json_schema")
-        if key.startswith("$dynamic") or key.startswith("$recursive"):
-            raise GrammarError(f"json_schema: the keyword at {path}/{key} is not supported", "json_schema")
         is_loose = self._loose is not None and not self._loose.is_strict(path)
         if is_loose or key.startswith("_"):  # an annotation, as the specification says
             return

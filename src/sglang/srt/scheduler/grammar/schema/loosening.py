@@ -65,6 +65,14 @@ _SAYS_MUCH = (
 _WEIGHTS = {key: len(_SAYS_MUCH) - i for i, keys in enumerate(_SAYS_MUCH) for key in keys}
 
 
+class FollowedInPartError(GrammarError):
+    """An engine takes `keyword`, and lets some answers through that are not valid."""
+
+    def __init__(self, message: str, keyword: str) -> None:
+        super().__init__(message, "json_schema")
+        self.keyword = keyword
+
+
 class Loose:
     """What is left out of one schema. `parts`: by path, whether what stands there must be followed as a whole. `left_out`: paths of
     keywords, or of parts, that an engine failed at. `met`: the keyword at each path that may be one of these. `dropped`: paths of
@@ -120,7 +128,7 @@ class Loose:
         for key in [key for key in node if key in CONSTRAINING and key not in follows]:
             if key in node:
                 self._drop(node, key, path)
-        if _takes(check, node, path):
+        if _takes(check, node, path) or self._follow_in_part(node, path, check):
             return
         self._drop_values(node, path, check)
         if _takes(check, node, path):
@@ -130,6 +138,17 @@ class Loose:
                 for key in keys:
                     self._drop(node, key, path)
                 return
+
+    def _follow_in_part(self, node: Node, path: str, check: Check) -> bool:
+        """Whether the engine keeps what it follows too loosely: it is checked besides."""
+        try:
+            check(dict(node), path)
+        except FollowedInPartError as error:
+            self.note(f"{path}/{error.keyword}")
+            return True
+        except GrammarError:
+            pass
+        return False
 
     def _drop_values(self, node: Node, path: str, check: Check) -> None:
         """Some of the listed values."""
@@ -160,7 +179,7 @@ class Loose:
 
 def _choices(node: Node) -> Iterator[tuple[str, ...]]:
     """Keywords to leave out: few before many, those that say little before those that say much, and at last all."""
-    keys = [key for key in node if key in CONSTRAINING or key.startswith(("$dynamic", "$recursive"))]
+    keys = [key for key in node if key in CONSTRAINING]
     for num in range(1, min(MAX_TOGETHER, len(keys)) + 1):
         yield from sorted(itertools.combinations(keys, num), key=lambda some: sum(_WEIGHTS.get(key, 0) for key in some))
     yield tuple(keys)

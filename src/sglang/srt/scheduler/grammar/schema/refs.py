@@ -35,6 +35,8 @@ class SchemaDocument:
         self._root = root
         self._resources: dict[str, Place] = {"": ()}
         self._anchors: dict[tuple[str, str], Place] = {}
+        self._dynamic: dict[str, list[str]] = {}
+        """by name, the resources that have such an anchor"""
         self._index()
 
     def scope_of(self, node: Any, around: Scope) -> Scope:
@@ -70,6 +72,30 @@ class SchemaDocument:
             raise _lost(ref, path)
         return (place, *self._look_up(place, ref, path))
 
+    def make_static(self, node: Any, scope: Scope) -> None:
+        """Turns `$dynamicRef` and `$recursiveRef` of a schema object into `$ref`, in place, where they lead to the same wherever they are
+        met: the schema as a whole is the outermost one that may have such an anchor."""
+        for key in ("$dynamicRef", "$recursiveRef"):
+            ref = node.get(key)
+            target = self._static_target(ref, scope) if isinstance(ref, str) and "$ref" not in node else None
+            if target is not None:
+                node["$ref"] = target
+                del node[key]
+
+    def _static_target(self, ref: str, scope: Scope) -> str | None:
+        try:
+            base, _, name = (scope.base + ref if ref.startswith("#") else urljoin(scope.base, ref)).partition("#")
+        except ValueError:
+            return None
+        having = self._dynamic.get(name, [])
+        if base not in having:  # a reference like any other
+            return ref
+        outermost = self.scope_of(self._root, Scope()).base
+        if outermost not in having and having != [base]:
+            return None
+        base = outermost if outermost in having else base
+        return f"{base}#{name}" if base or not scope.base else None
+
     def _look_up(self, place: Place, ref: str, path: str) -> tuple[Any, Scope]:
         node, scope = self._root, Scope()
         for step in place:
@@ -94,6 +120,10 @@ class SchemaDocument:
             for key in ANCHORS:
                 if isinstance(node.get(key), str) and counts(key, draft):
                     self._anchors.setdefault((base, node[key]), place)
+            if isinstance(node.get("$dynamicAnchor"), str) and counts("$dynamicAnchor", draft):
+                self._dynamic.setdefault(node["$dynamicAnchor"], []).append(base)
+            if node.get("$recursiveAnchor") is True and counts("$recursiveAnchor", draft):
+                self._dynamic.setdefault("", []).append(base)
             named = node.get(identifier_key(draft))
             if isinstance(named, str) and named.startswith("#") and (draft <= 7 or draft == ANY):
                 self._anchors.setdefault((base, named[1:]), place)

@@ -145,7 +145,7 @@ class _Reading:
         values = None if schema is False else self._values(schema)
         if values is None:
             return None
-        allowed = {_written(value) for value in values}
+        allowed = {in_json(value) for value in values}
         self._asked.setdefault(name, set()).update(allowed)
         return lambda case: case[name] is None or case[name] in allowed
 
@@ -158,7 +158,7 @@ class _Reading:
             if not asked:
                 listed = [_OTHER]
             elif (values := self._values(schema)) is not None:
-                listed = [_written(value) for value in values]
+                listed = [in_json(value) for value in values]
             elif isinstance(schema, dict) and schema.get("type") == "string" and schema.keys() & CONSTRAINING == {"type"}:
                 listed = [*sorted(text for text in asked if text.startswith('"')), _OTHER]
             else:
@@ -179,12 +179,12 @@ class _Reading:
             elif values:
                 properties[name] = {"enum": values}
             elif words:
-                properties[name] = {"type": "string", "pattern": f"^{_pattern_of_others(words)}$"}
+                properties[name] = {"type": "string", "pattern": f"^{pattern_of_others(words)}$"}
         there = [name for name, states in case.items() if states != [None]]
         return {"properties": properties, "required": there, **({"allOf": follows} if follows else {})}
 
 
-def _pattern_of_others(words: Iterable[str]) -> str:
+def pattern_of_others(words: Iterable[str]) -> str:
     """An expression for all strings but these."""
     words = set(words)
     rest: dict[str, set[str]] = {}
@@ -192,7 +192,7 @@ def _pattern_of_others(words: Iterable[str]) -> str:
         rest.setdefault(word[0], set()).add(word[1:])
     ways = [] if "" in words else [""]
     ways += [f"[^{''.join(map(_in_class, sorted(rest)))}](?s:.*)" if rest else "(?s:.+)"]
-    ways += [re.escape(letter) + _pattern_of_others(ends) for letter, ends in sorted(rest.items())]
+    ways += [re.escape(letter) + pattern_of_others(ends) for letter, ends in sorted(rest.items())]
     return f"(?:{'|'.join(ways)})"
 
 
@@ -200,7 +200,7 @@ def _in_class(letter: str) -> str:
     return f"\\{letter}" if letter in "\\]^-[" else letter
 
 
-def _written(value: Any) -> str:
+def in_json(value: Any) -> str:
     """Equal for equal values of JSON."""
     return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value, sort_keys=True)
 

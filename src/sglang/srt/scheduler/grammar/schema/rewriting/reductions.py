@@ -4,6 +4,7 @@
     {"items": {"$ref": "#/$defs/Colour"}, "uniqueItems": true}           set[Colour]: the lists, where there are few
     {"dependencies": {"card": ["address"]}}                              with card and address, or without card
     {"if": {"properties": {"kind": {"const": "a"}}}, "then": T}          a branch for each kind (conditions.py)
+    {"enum": ["a", "b"], "not": {"const": "a"}}                          what is left (negations.py)
 
 Unlike the rules of schema/rewriting/rewrites.py these look through references.
 """
@@ -12,12 +13,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 from sglang.srt.scheduler.grammar.schema.formats import FORMATS
 from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, Node
 from sglang.srt.scheduler.grammar.schema.refs import SchemaDocument, Scope
 from sglang.srt.scheduler.grammar.schema.rewriting.conditions import split_conditions
+from sglang.srt.scheduler.grammar.schema.rewriting.negations import write_out_not
 from sglang.srt.scheduler.grammar.schema.rewriting.values import named_values
 
 MAX_LISTS = 400
@@ -43,7 +46,10 @@ class Reductions:
         self._name_properties(node, scope)
         self._write_out_sets(node, scope)
         _split_dependencies(node)
-        split_conditions(node, lambda schema: named_values(self._document, schema, scope), scope.draft)
+        values = partial(named_values, self._document, scope=scope)
+        split_conditions(node, values, scope.draft)
+        if "not" in node:
+            write_out_not(node, values, scope.draft)
         if isinstance(node.get("dependentRequired"), dict):
             _write_out_dependencies(node)
 
