@@ -1,15 +1,17 @@
 # The two commands: `make serve` and `make test`. Nothing else is needed first.
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
+VISION ?=
 ARGS ?=
 TESTS ?=
 # What an installation is made of; the rest of it is read from src/.
 INSTALLED := pyproject.toml src/sglang/version.py $(wildcard csrc/*.* csrc/*/*.h csrc/python/*/*.py)
 
-.PHONY: serve test test-page test-attack test-sanitize check clean
+.PHONY: serve test test-page test-attack test-newcomer test-sanitize check clean
 
-serve: .venv/installed
-	@.venv/bin/sglang serve --model-path "$(MODEL)" $(ARGS)
+# Ctrl-C is no error: the shell waits for the server's own end.
+serve: .venv/installed $(if $(filter-out 0,$(VISION)),.venv/vision)
+	@trap : INT; .venv/bin/sglang serve --model-path "$(MODEL)" $(ARGS) || [ $$? -eq 130 ]
 
 test: .venv-test/installed
 	@scripts/check .venv-test/bin
@@ -23,6 +25,10 @@ test-page: .venv-page/installed
 test-attack: .venv-test/installed
 	@TEST_WORKERS=0 scripts/test .venv-test/bin -m "attack and not slow" tests/attack
 	@scripts/test .venv-test/bin -m "attack and not slow" --ignore tests/attack
+
+# What README and the server print, pasted into a terminal by somebody who has nothing yet.
+test-newcomer:
+	@scripts/newcomer
 
 # The CPU kernels and their thread pool under the compiler's sanitizers: slow, see docs/kernels.md.
 test-sanitize: .venv-test/installed
@@ -41,7 +47,12 @@ check: .venv-test/installed
 .venv/installed: $(INSTALLED)
 	@scripts/make_venv $(PYTHON) .venv
 	@echo "Installing the CPU runtime (no torch) ..."
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ./csrc --editable ".[srt]"
+	@.venv/bin/python scripts/pip_progress.py install --editable ./csrc --editable ".[srt]"
+	@touch $@
+
+.venv/vision: .venv/installed
+	@echo "Installing image processors ..."
+	@.venv/bin/python scripts/pip_progress.py install --editable ".[srt,vision]"
 	@touch $@
 
 .venv-test/installed: $(INSTALLED)

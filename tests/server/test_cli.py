@@ -87,17 +87,13 @@ def test_help_ends_with_examples(command: str) -> None:
 
 
 def test_the_welcome_names_programs_that_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = tmp_path / "app" / ".venv" / "bin"
+    place = tmp_path / "an app" / ".venv" / "bin"
     place.mkdir(parents=True)
     for name in ("python", "sglang"):
         (place / name).touch(mode=0o755)
     monkeypatch.setattr(sys, "executable", str(place / "python"))
-    monkeypatch.chdir(tmp_path / "app")
     monkeypatch.setenv("PATH", "")
-    assert program("sglang") == ".venv/bin/sglang"
-    monkeypatch.chdir(tmp_path / "app" / ".venv" / "bin" / "..")
-    assert program("python") == "bin/python"
-    monkeypatch.chdir("/")
+    assert program("sglang") == f"'{place}/sglang'", "whatever folder the other terminal is in"
     monkeypatch.setenv("PATH", str(place))
     assert program("sglang") == "sglang"
 

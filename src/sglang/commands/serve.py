@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -15,38 +16,29 @@ if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
 WHAT_TO_TRY = """
-{model} is ready at {url}. Try, in another terminal:
+{model} is ready. In a browser: {url}/   In another terminal:
 
-  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{{"messages": [{{"role": "user", "content": "What is the capital of France? Answer in one sentence."}}], "temperature": 0}}'
+{sglang} chat --url {url}
 
-or talk to it:
+curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
+  -d '{{"messages": [{{"role": "user", "content": "What is the capital of France? Answer in one sentence."}}], "temperature": 0}}'
 
-  {sglang} chat --url {url}
+{python} - <<'EOF'
+import sglang as sgl
 
-or with the openai package:
+@sgl.function
+def qa(s, question):
+    s += sgl.user(question)
+    s += sgl.assistant(sgl.gen("answer", max_tokens=64, temperature=0))
 
-  from openai import OpenAI
-  client = OpenAI(base_url="{url}/v1", api_key="None")
-  reply = client.chat.completions.create(
-      model="{model}", messages=[{{"role": "user", "content": "What is the capital of France? Answer in one sentence."}}], temperature=0
-  )
-  print(reply.choices[0].message.content)
-
-or as a program ({python}):
-
-  import sglang as sgl
-
-  @sgl.function
-  def qa(s, question):
-      s += sgl.user(question)
-      s += sgl.assistant(sgl.gen("answer", max_tokens=64, temperature=0))
-
-  sgl.set_default_backend(sgl.RuntimeEndpoint("{url}"))
-  print(qa("What is the capital of France? Answer in one sentence.")["answer"])
-
-Ctrl-C stops the server.
+sgl.set_default_backend(sgl.RuntimeEndpoint("{url}"))
+print(qa("What is the capital of France? Answer in one sentence.")["answer"])
+EOF
+{path}
+Programs for OpenAI's API: base_url="{url}/v1", any api_key. Ctrl-C here stops the server.
 """
+
+ON_THE_PATH = "\nTo call these commands by their names: source {activate}\n"
 
 
 def serve(argv: list[str], prog: str = "sglang serve", welcome: bool = True) -> int:
@@ -90,13 +82,15 @@ def _print_welcome(args: ServerArgs) -> None:
     programs = {name: program(name) for name in ("sglang", "python")}
     scheme = "https" if args.ssl_certfile is not None else "http"
     url, model = f"{scheme}://{host}:{args.port}", args.served_model_name or args.model_path
-    print(WHAT_TO_TRY.format(model=model, url=url, **programs), flush=True)
+    activate = Path(sys.prefix, "bin", "activate")
+    path = ""
+    if programs["sglang"] != "sglang" and activate.is_file():
+        path = ON_THE_PATH.format(activate=shlex.quote(str(activate)))
+    print(WHAT_TO_TRY.format(model=model, url=url, path=path, **programs), flush=True)
 
 
 def program(name: str) -> str:
-    """How to start a program of this environment from here: by its name alone only where that is the one that is found."""
-    path = Path(sys.executable).parent / name
+    """How to start a program of this environment from any folder: by its name alone only where that is the one that is found."""
+    path = os.path.abspath(Path(sys.executable).parent / name)
     found = shutil.which(name)
-    if found is not None and os.path.abspath(found) == os.path.abspath(path):
-        return name
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    return name if found is not None and os.path.abspath(found) == path else shlex.quote(path)

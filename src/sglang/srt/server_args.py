@@ -245,6 +245,13 @@ class ServerArgs(
         """The flags as shown to clients: secrets are hidden."""
         return dataclasses.asdict(self.without_secrets()) | {"random_seed": seed}
 
+    def given(self) -> str:
+        """The model and the flags that differ from their defaults, as a log may show them."""
+        shown = self.without_secrets()
+        values = {f.name: (getattr(shown, f.name), f.default) for f in dataclasses.fields(shown)}
+        kept = [f"{name}={value!r}" for name, (value, usual) in values.items() if value != usual or name == "model_path"]
+        return f"ServerArgs({', '.join(sorted(kept, key=lambda text: not text.startswith('model_path=')))})"
+
     def without_secrets(self) -> ServerArgs:
         """The flags as a log may show them."""
         hidden: dict[str, Any] = {name: "***" for name, value in self.secrets().items() if value}

@@ -345,7 +345,8 @@ def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) 
     tls = tls_context(config.http)
     listener = open_endpoint(config.http)
     config = with_files(config)  # a wrong name of a model is told before all that is long
-    logger.info("server_args=%s", args.without_secrets())
+    logger.info("server_args=%s", args.given())
+    logger.debug("all of them: %s", args.without_secrets())
     last_resort = LastResort()
     try:
         uvloop.run(Server(config, listener, on_ready, last_resort, tls, lambda: args.resolve().http).run())

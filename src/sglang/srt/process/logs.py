@@ -59,8 +59,9 @@ def _set_up(name: str, level: str, formatter: logging.Formatter) -> None:
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
     _, method, path, _, status = _access(record)
-    is_poll = method == "GET" and path.partition("?")[0] in POLLED
-    return not is_poll or (status != 200 and not (status == 503 and path.startswith("/health")))
+    if method == "GET" and status == 503:  # somebody waits for the model
+        return False
+    return status != 200 or method != "GET" or path.partition("?")[0] not in POLLED
 
 
 def _access(record: logging.LogRecord) -> tuple[str, str, str, str, int]:
