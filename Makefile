@@ -11,6 +11,7 @@ INSTALLED := pyproject.toml src/sglang/version.py $(wildcard csrc/*.* csrc/*/*.h
 
 # Ctrl-C is no error: the shell waits for the server's own end.
 serve: .venv/installed $(if $(filter-out 0,$(VISION)),.venv/vision)
+	@scripts/ensure_kernels .venv
 	@trap : INT; .venv/bin/sglang serve --model-path "$(MODEL)" $(ARGS) || [ $$? -eq 130 ]
 
 test: .venv-test/installed

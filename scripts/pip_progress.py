@@ -4,17 +4,20 @@ elsewhere. If it fails, all that it said."""
 from __future__ import annotations
 
 import os
+import queue
 import re
 import subprocess
 import sys
+import threading
 import time
+from typing import IO
 
 STEP = re.compile(
     r"(Collecting|Downloading|Using cached|Preparing|Getting|Installing|Building|Obtaining|Attempting|Created)\b.*"
 )
 KERNELS = re.compile(r"Building .*kernels.*: (started|still running)")
-SHORTEST = 0.1
-"""seconds between changes of the line"""
+TICK = 1.0
+"""seconds after which the line is written again, with the time that has passed"""
 
 
 def shown(line: str) -> str | None:
@@ -31,21 +34,47 @@ class Line:
     def __init__(self) -> None:
         self._changes = sys.stderr.isatty()
         self._began = time.monotonic()
-        self._last, self._written = "", 0.0
+        self._last = ""
 
     def show(self, text: str) -> None:
-        now = time.monotonic()
-        if self._changes and now - self._written >= SHORTEST:
-            self._written = now
+        if self._changes:
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-            print(f"\r\x1b[K  {now - self._began:3.0f} s  {text}"[: width + 3], end="", file=sys.stderr, flush=True)
-        elif not self._changes and text != self._last and text.startswith(("Downloading", "Compiling", "Installing")):
+            seen = f"  {time.monotonic() - self._began:3.0f} s  {text}"[: width - 1]
+            print(f"\r\x1b[K{seen}", end="", file=sys.stderr, flush=True)
+        elif text != self._last and text.startswith(("Downloading", "Compiling", "Installing")):
             print(f"  {text}", file=sys.stderr, flush=True)
         self._last = text
+
+    def tick(self) -> None:
+        if self._changes and self._last:
+            self.show(self._last)
 
     def clear(self) -> None:
         if self._changes:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def follow(lines: IO[str], said: list[str], line: Line) -> None:
+    """Shows the steps until pip has said all."""
+    waiting: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        for text in lines:
+            waiting.put(text)
+        waiting.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            text = waiting.get(timeout=TICK)
+        except queue.Empty:
+            line.tick()
+            continue
+        if text is None:
+            return
+        said.append(text)
+        if step := shown(text):
+            line.show(step)
 
 
 def main() -> int:
@@ -56,10 +85,7 @@ def main() -> int:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
         assert process.stdout is not None
         try:
-            for text in process.stdout:
-                said.append(text)
-                if step := shown(text):
-                    line.show(step)
+            follow(process.stdout, said, line)
         except KeyboardInterrupt:
             process.wait()
             line.clear()

@@ -10,7 +10,17 @@ import pytest
 from sglang.srt.config import MemoryOptions
 from sglang.srt.errors import CapacityError, ConfigError
 from sglang.srt.model import capacity
-from sglang.srt.model.capacity import DRAFT_ROWS, GIB, Capacity, HostMemory, ModelFootprint, host_memory, plan_capacity
+from sglang.srt.model.capacity import (
+    DRAFT_ROWS,
+    GIB,
+    Capacity,
+    HostMemory,
+    ModelFootprint,
+    Needs,
+    check_room,
+    host_memory,
+    plan_capacity,
+)
 
 SMALL = ModelFootprint(context_len=8192, kv_bytes_per_token=23040, weight_bytes=100 << 20, slot_run=16)
 LARGE = ModelFootprint(context_len=131072, kv_bytes_per_token=131072, weight_bytes=5 * GIB, slot_run=16)
@@ -70,6 +80,38 @@ def test_fraction_wins_over_the_cautious_default() -> None:
 def test_too_little_memory(model: ModelFootprint, memory: HostMemory, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(CapacityError, match=sentence):
         plan(model, memory, **options)
+
+
+def needs(**changes: int) -> Needs:
+    """Of an 8B model in 16 bits."""
+    usual = {"weights": 16 * GIB, "buffers": GIB // 8, "tables": GIB // 8, "context_len": 131072, "token_bytes": 131072}
+    return Needs(**{**usual, "kv_tokens": 256, **changes})
+
+
+QUANTISED = {"int8": 9 * GIB, "int4": 6 * GIB}
+
+
+@pytest.mark.parametrize(
+    ("model", "available", "would_fit"),
+    [
+        (needs(), 12, "--quantization int8 would fit, with 9.28 GiB"),
+        (needs(), 8, "--quantization int4 would fit, with 6.28 GiB"),
+        (needs(), 2, "at most about 3.2 billion parameters in 4 bits"),
+        (needs(kv_tokens=100_000), 20, "--max-total-tokens 30720 would fit"),
+        (needs(weights=GIB, tables=16 * GIB), 12, "--context-length 88832 would fit"),
+        (needs(weights=5 * GIB), 5, "billion parameters"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_with_what_would(model: Needs, available: int, would_fit: str) -> None:
+    with pytest.raises(CapacityError) as caught:
+        check_room("m", model, HostMemory(16 * GIB, available * GIB), QUANTISED)
+    said = str(caught.value)
+    assert f"m needs {model.total / GIB:.2f} GiB" in said and f"{available}.00 GiB of 16.00 GiB are available" in said
+    assert would_fit in said
+
+
+def test_a_model_that_fits_is_not_refused() -> None:
+    check_room("m", needs(), HostMemory(32 * GIB, 17 * GIB), QUANTISED)
 
 
 @pytest.mark.parametrize(

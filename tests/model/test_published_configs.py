@@ -14,13 +14,13 @@ import pytest
 from sglang.srt.checkpoint.resolve import find_files
 from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import SglangError
-from sglang.srt.model.capacity import HostMemory, check_room, resolve_batch
+from sglang.srt.model.capacity import HostMemory
 from sglang.srt.model.device import create_ops
 from sglang.srt.model.image_limits import fit_images
 from sglang.srt.model.kernel_limits import check_decoder
 from sglang.srt.model.kernels.ops import Ops
-from sglang.srt.model.layers.rope import table_bytes
 from sglang.srt.model.weights.loader import load_checkpoint, read_config
+from sglang.srt.model.worker import check_needs
 from tests.model.hostile import dump, mutations, outcome
 
 FACTS = Path(__file__).parent / "facts"
@@ -45,10 +45,8 @@ def plan(folder: Path, ops: Ops) -> None:
     options = ModelOptions(str(folder), load_format="dummy")
     files = find_files(options)
     config = read_config(files, options)
-    running, _ = resolve_batch(MEMORY, config.context_len)
-    tables = table_bytes(config) + 4 * running * config.context_len
     if config.quantization is None:
-        check_room(files.name, load_checkpoint(files, options).num_bytes, tables, config.context_len, MACHINE)
+        check_needs(files.name, load_checkpoint(files, options), ops, MEMORY, MACHINE)
     check_decoder(ops, config)
     fit_images(MEMORY, config, ops, 1)
 

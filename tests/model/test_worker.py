@@ -15,6 +15,8 @@ from sglang.srt.checkpoint.resolve import resolve_model
 from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import CapacityError, ConfigError, ModelError
 from sglang.srt.forward_batch import VocabMasks
+from sglang.srt.model import worker as worker_module
+from sglang.srt.model.capacity import HostMemory
 from sglang.srt.model.device import create_ops
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kernels.reference import ReferenceOps
@@ -124,6 +126,25 @@ def test_a_longer_context_by_override(folder: Path) -> None:
 def test_pool_that_does_not_fit(folder: Path) -> None:
     with pytest.raises(CapacityError, match="--max-total-tokens"):
         create_worker(ModelOptions(str(folder)), REFERENCE, MemoryOptions(max_total_tokens=10**12))
+
+
+@pytest.mark.parametrize("kernels", ["cpu", "reference"])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_the_plan_knows_what_weights_take(tmp_path: Path, kernels: Any, quantization: Any) -> None:
+    save_model(tmp_path, "llama", hidden_size=256, intermediate_size=512)
+    options = ModelOptions(str(tmp_path), quantization=quantization)
+    ops = create_ops(DeviceOptions(kernels=kernels))
+    checkpoint = load_checkpoint(resolve_model(str(tmp_path)), options, getattr(ops, "formats", ()))
+    planned = checkpoint.packed_bytes(ops.packed_bits)
+    taken = create_worker(options, DeviceOptions(kernels=kernels), SMALL).info.weight_bytes
+    assert 0.95 * taken < planned < 1.1 * taken
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "device_memory", lambda ops: HostMemory(1 << 20, 1 << 16))
+    monkeypatch.setattr(worker_module, "worker_from", lambda *args: pytest.fail("it was loaded"))
+    with pytest.raises(CapacityError, match=r"needs .* GiB for weights, .* available; .* parameters in 4 bits"):
+        create_worker(ModelOptions(str(folder)), REFERENCE, MemoryOptions())
 
 
 def test_out_of_memory_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

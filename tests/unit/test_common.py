@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from sglang.common.lru import LruCache
 from sglang.common.prefixes import common_len, first_difference
 from sglang.common.reasoning import FORMATS, ReasoningSplitter
-from sglang.common.server_process import end_process, free_port, wait_until
+from sglang.common.server_process import end_process, free_port, how_it_ended, wait_until
 from sglang.common.suggest import MAX_NAME_LEN, did_you_mean, nearest
 
 # --- LRU ----------------------------------------------------------------------------------------------------------------------
@@ -133,3 +134,11 @@ def test_a_port_that_is_taken_is_passed_over() -> None:
         with pytest.raises(RuntimeError, match="free"):
             free_port("127.0.0.1", [port])
     assert free_port("127.0.0.1", [port]) == port
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(3, "exit code 3"), (-9, "memory runs out"), (-15, "SIGTERM"), (-11, "SIGSEGV"), (-64, "64|SIGRTMAX"), (-99, "signal 99")],
+)
+def test_the_end_of_a_process_is_told_in_words(status: int, words: str) -> None:
+    assert re.search(words, how_it_ended(status))

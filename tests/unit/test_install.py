@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -163,3 +164,21 @@ def test_on_windows_the_language_loads_and_the_server_names_wsl() -> None:
         [sys.executable, "-c", PROBE], capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "0"}
     )
     assert done.returncode == 1 and "WSL2" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("found", "user", "command"),
+    [
+        ("apt-get", 0, "apt-get update && apt-get install --yes g++"),
+        ("apt-get", 1000, "sudo apt-get update && sudo apt-get install --yes g++"),
+        ("apk", 0, "apk add g++ musl-dev"),
+        ("nothing", 0, "install g++ or clang++"),
+    ],
+)
+def test_the_compilers_command_is_that_of_the_system(
+    monkeypatch: pytest.MonkeyPatch, found: str, user: int, command: str
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name == found else None)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert install.install_compiler() == command

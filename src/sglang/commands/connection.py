@@ -216,8 +216,9 @@ def _doing(log: str) -> str:
     lines = [line for line in log.replace("\r", "\n").splitlines() if line.strip()]
     if any("KV Cache is allocated" in line for line in lines):
         return "(warming up)"
-    if any("Load weight" in line for line in lines):
-        return "(loading weights)"
+    if loading := [line for line in lines if "Load weight" in line]:
+        how_far = loading[-1].partition("Load weight: ")[2]
+        return f"(loading weights: {how_far})" if how_far else "(loading weights)"
     last = next((line for line in reversed(lines) if "Fetching" in line or "%" in line or "MB" in line), "")
     return f"({last.strip()})" if last and "server_args" not in last else ""
 

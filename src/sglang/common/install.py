@@ -15,6 +15,15 @@ from typing import Any
 
 LANGUAGE, KERNELS = "sglang-anywhere", "sglang-anywhere-kernels"
 CHECKOUT = Path(__file__).parents[3]
+COMPILERS = {
+    "apt-get": "apt-get update && apt-get install --yes g++",
+    "dnf": "dnf install --assumeyes gcc-c++",
+    "yum": "yum install --assumeyes gcc-c++",
+    "zypper": "zypper --non-interactive install gcc-c++",
+    "pacman": "pacman --sync --noconfirm gcc",
+    "apk": "apk add g++ musl-dev",
+}
+"""package manager -> what brings a C++ compiler"""
 RELEASED = False
 """whether the index of packages has them: until then whoever got wheels from a folder must name it"""
 
@@ -40,6 +49,17 @@ def install_kernels() -> str:
     if folder is not None:
         return _pip(["--force-reinstall", "--no-deps", *_tree(folder / "csrc", _is_editable(record))])
     return install_extras("srt")
+
+
+def install_compiler() -> str:
+    """The command that brings a C++ compiler on this system; words where none is known."""
+    root = "" if os.geteuid() == 0 else "sudo "
+    if sys.platform == "darwin":
+        return "xcode-select --install"
+    for program, command in COMPILERS.items():
+        if shutil.which(program):
+            return " && ".join(root + part for part in command.split(" && "))
+    return "install g++ or clang++"
 
 
 @contextlib.contextmanager

@@ -25,12 +25,25 @@ def free_port(host: str, ports: Iterable[int]) -> int:
     raise RuntimeError(f"none of the ports tried on {host} is free")
 
 
+def how_it_ended(status: int) -> str:
+    """A process's exit status in words; negative: the signal."""
+    if status == -signal.SIGKILL:
+        return "was killed (SIGKILL), as the system does with a process when memory runs out"
+    if status < 0:
+        return (
+            f"was ended by {signal.Signals(-status).name}"
+            if -status in set(signal.Signals)
+            else f"was ended by signal {-status}"
+        )
+    return f"has ended with exit code {status}"
+
+
 def wait_until(ready: Callable[[], bool], process: subprocess.Popen[Any] | None, timeout: float, what: str) -> None:
     """Returns once `ready()`. Raises TimeoutError after `timeout` seconds, and RuntimeError when `process` has ended."""
     deadline = time.monotonic() + timeout
     while True:
         if process is not None and process.poll() is not None:
-            raise RuntimeError(f"the server process has ended with exit code {process.returncode}; see its output")
+            raise RuntimeError(f"the server process {how_it_ended(process.returncode)}; see its output")
         if ready():
             return
         if time.monotonic() > deadline:

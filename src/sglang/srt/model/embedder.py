@@ -20,7 +20,7 @@ from sglang.srt.checkpoint.sentence_files import read_sentence_facts
 from sglang.srt.config import DeviceOptions, ModelFiles, ModelOptions
 from sglang.srt.errors import ModelError
 from sglang.srt.forward_batch import Embedder, Float32Array, ForwardBatch, ModelInfo
-from sglang.srt.model.capacity import check_room
+from sglang.srt.model.capacity import Needs, check_room
 from sglang.srt.model.device import create_ops, device_memory
 from sglang.srt.model.kernel_limits import check_decoder, check_encoder
 from sglang.srt.model.kernels.ops import Ops
@@ -205,7 +205,8 @@ def _create_decoder(ops: Ops, files: ModelFiles, options: ModelOptions, use_tape
         pooling = gguf_pooling(GGUFFile(files.path).metadata, config.hidden_size)
     check_decoder(ops, config)
     tables = table_bytes(config) + 4 * MAX_GROUP * config.context_len
-    check_room(files.name, checkpoint.num_bytes, tables, config.context_len, device_memory(ops))
+    needs = Needs(checkpoint.packed_bytes(ops.packed_bits), 0, tables, config.context_len, 0, 0)
+    check_room(files.name, needs, device_memory(ops), {})
     model = create_model(ops, checkpoint, config, config.context_len)
     pool = -(-max(POOL_TOKENS, config.context_len) // ops.slot_run) * ops.slot_run
     info = ModelInfo(

@@ -26,7 +26,17 @@ from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import CapacityError
 from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, LogprobResult, ModelInfo, SampleSpec, VocabMasks
 from sglang.srt.media_item import EncodeJob, MediaItem
-from sglang.srt.model.capacity import DRAFT_ROWS, Capacity, ModelFootprint, check_room, plan_capacity, resolve_batch
+from sglang.srt.model.capacity import (
+    DRAFT_ROWS,
+    Capacity,
+    HostMemory,
+    ModelFootprint,
+    Needs,
+    check_room,
+    fewest_tokens,
+    plan_capacity,
+    resolve_batch,
+)
 from sglang.srt.model.device import compute_dtype, create_ops, device_memory, device_options, on_gpu
 from sglang.srt.model.distributed.ops import shard_ops
 from sglang.srt.model.distributed.ranks import Ranks, join
@@ -49,7 +59,7 @@ from sglang.srt.model.runner import ModelRunner
 from sglang.srt.model.sampling.logprobs import prompt_logprobs
 from sglang.srt.model.sampling.needed_columns import needed_columns, reorder
 from sglang.srt.model.sampling.sampler import Sampled, Sampler
-from sglang.srt.model.weights.loader import load_checkpoint, read_config
+from sglang.srt.model.weights.loader import Checkpoint, load_checkpoint, read_config
 
 
 class LocalWorker:
@@ -200,9 +210,7 @@ def _create(
         where = f"cuda:{rank}" if on_gpu(ops) else "cpu"
         ranks = join(directory, rank, device.tp_size, where, device.deterministic)
     checkpoint = load_checkpoint(files, model, kept=getattr(ops, "formats", ()))
-    running, _ = resolve_batch(memory, checkpoint.config.context_len)
-    tables = table_bytes(checkpoint.config) + 4 * running * checkpoint.config.context_len
-    check_room(files.name, checkpoint.num_bytes // device.tp_size, tables, checkpoint.config.context_len, device_memory(ops))
+    check_needs(files.name, checkpoint, ops, memory, device_memory(ops), device.tp_size)
     try:
         worker = worker_from(checkpoint, checkpoint.config, ops, memory, device.use_tape, model.quantization, ranks)
     except MemoryError as error:
@@ -210,6 +218,25 @@ def _create(
     if hasattr(ops, "capture"):
         worker.info = replace(worker.info, graph_max_reqs=min(device.graph_max_reqs, worker.info.max_running_requests))
     return worker
+
+
+def check_needs(
+    name: str, checkpoint: Checkpoint, ops: Ops, options: MemoryOptions, memory: HostMemory, tp_size: int = 1
+) -> None:
+    """Raises CapacityError for a model that needs more memory than there is, before it is loaded."""
+    config = checkpoint.config
+    running, batch_tokens = resolve_batch(options, config.context_len)
+    limits = StepLimits(batch_tokens, running, running + DRAFT_ROWS)
+    needs = Needs(
+        weights=checkpoint.packed_bytes(ops.packed_bits) // tp_size,
+        buffers=buffer_bytes(config, limits),
+        tables=table_bytes(config) + 4 * running * config.context_len,
+        context_len=config.context_len,
+        token_bytes=kv_bytes_per_token(ops, config) // tp_size,
+        kv_tokens=fewest_tokens(options, config.context_len),
+    )
+    quantised = {kind: checkpoint.packed_bytes(ops.packed_bits, kind) // tp_size for kind in ("int8", "int4")}
+    check_room(name, needs, memory, quantised)
 
 
 def worker_from(

@@ -232,14 +232,15 @@ class Server:
     async def _supervise(self, manager: TokenizerManager) -> None:
         """Starts another scheduler when one dies, and has it continue the requests of the one before."""
         while True:
-            code = await self._scheduler.wait()
+            await self._scheduler.wait()
             if self._stopping:
                 return
             if self._receiver is not None:  # nothing of the old one may come once its requests are sent to the next
                 self._receiver.cancel()
             blamed = self._refuse(self._scheduler.blamed_grammars())
-            manager.scheduler_lost(f"the scheduler died (status {code}); it is being restarted", is_explained=blamed)
-            logger.error("The scheduler died with status %d; starting another one.", code)
+            how = self._scheduler.how_it_ended()
+            manager.scheduler_lost(f"the scheduler {how}; it is being restarted", is_explained=blamed)
+            logger.error("The scheduler %s; starting another one.", how)
             if not self._may_restart():
                 manager.scheduler_died(self._failure or "the scheduler died")
                 return

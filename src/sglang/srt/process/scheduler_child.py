@@ -7,8 +7,10 @@ import contextlib
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+from sglang.common.server_process import how_it_ended
 from sglang.srt.config import RuntimeConfig
 from sglang.srt.errors import ConfigError
 from sglang.srt.messages import SchedulerFailed, SchedulerReady, ShutdownReq
@@ -19,6 +21,15 @@ NATIVE_CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal
 """signals by which native code ends a process"""
 
 
+def oom_kills() -> int:
+    """Processes that Linux has killed for lack of memory since it started; 0 elsewhere."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
 class SchedulerProcess:
     """One scheduler process and the socket to it."""
 
@@ -27,6 +38,7 @@ class SchedulerProcess:
         command = [sys.executable, "-m", "sglang.srt.process.scheduler_process", str(self.link.directory)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
         self._was_hanging = False
+        self._oom_kills = oom_kills()
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # died at once: `wait` tells
             write_config(self._process.stdin, config)
@@ -48,12 +60,24 @@ class SchedulerProcess:
         ended.cancel()
         if not message.done():
             message.cancel()
-            raise ConfigError(f"the scheduler process ended with status {self._process.returncode} while loading the model")
+            raise ConfigError(f"the scheduler process {self.how_it_ended()} while the model was loaded{self._advice()}")
         first = message.result()
         if isinstance(first, SchedulerFailed):
             raise ConfigError(first.message)
         assert isinstance(first, SchedulerReady)
         return first.info
+
+    def how_it_ended(self) -> str:
+        """Its end in words. Memory ran out where the system has counted that since the start."""
+        code = self._process.returncode
+        if code == -signal.SIGKILL and not self._was_hanging and oom_kills() > self._oom_kills:
+            return "was killed because memory ran out"
+        return how_it_ended(code)
+
+    def _advice(self) -> str:
+        if self._process.returncode != -signal.SIGKILL:
+            return ""
+        return ": try a smaller model, --quantization int4, or a shorter --context-length"
 
     def kill(self) -> None:
         """Kills it because it hangs; `blamed_grammars` then has those it was working on."""

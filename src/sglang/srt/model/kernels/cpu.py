@@ -105,6 +105,8 @@ _FORMATS: dict[str, tuple[int, int]] = {  # checkpoint format: (Source in csrc/a
     "q5_k": (9, _INT8),
     "q6_k": (10, _INT8),
 }
+_PACKED_BITS = {_F32: 32.0, _F16: 16.0, _BF16: 16.0, _INT4: 5.0, _INT8: 8.5}
+"""of a value; of int4 and int8 with its share of the scales"""
 SPIN_US = 300
 """How long a thread waits awake for the next step before it sleeps."""
 
@@ -260,6 +262,9 @@ class CpuOps(HostArrays):
 
     def touch_kv(self, layers: Sequence[Any], start: int, end: int) -> None:
         layers[0].touch(start, end)  # all layers of a run lie together
+
+    def packed_bits(self, format_name: str) -> float:
+        return _PACKED_BITS[_FORMATS[format_name][1]] if format_name in _FORMATS else 8.0
 
     def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:
         return 2 * num_kv_heads * -(-head_dim // 16) * 16 * 2

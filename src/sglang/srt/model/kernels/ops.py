@@ -204,6 +204,10 @@ class Ops(Protocol):
         that hold nothing."""
         ...
 
+    def packed_bits(self, format_name: str) -> float:
+        """Bits of a value of a matrix, once it is packed. An unknown format counts as 8."""
+        ...
+
     def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:
         """Bytes one token takes in one layer, K and V together."""
         ...

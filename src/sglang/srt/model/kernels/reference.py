@@ -86,6 +86,9 @@ class ReferenceOps(HostArrays):
     def kv_layers(self, num_layers: int, num_slots: int, num_kv_heads: int, head_dim: int) -> list[KVLayer]:
         return [ReferenceKV(num_slots, num_kv_heads, head_dim) for _ in range(num_layers)]
 
+    def packed_bits(self, format_name: str) -> float:
+        return 32.0
+
     def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:
         return 2 * num_kv_heads * head_dim * 4
 

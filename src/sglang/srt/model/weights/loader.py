@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from sglang.srt.model.weights.dummy import DummySource
 from sglang.srt.model.weights.family_source import FamilySource
 from sglang.srt.model.weights.gguf_config import ROPE_DIVISORS, read_gguf_config
 from sglang.srt.model.weights.gguf_source import GGUFSource
+from sglang.srt.model.weights.progress import LoadProgress
 from sglang.srt.model.weights.quantized_source import QuantizedSource
 from sglang.srt.model.weights.safetensors_reader import SafetensorsSource
 from sglang.srt.model.weights.shapes import Shapes, expected_shapes
@@ -56,11 +57,19 @@ class Conversion:
     keep_f8: bool = False
     keep_order: bool = False
 
+    def format_of(self, name: str, shape: tuple[int, ...], stored: str) -> str:
+        """The format that a tensor has after `apply`."""
+        target = self._block_format(name, shape, stored)
+        if target is not None or stored not in ("f8", *DENSE_FORMATS.values()):
+            return target or stored
+        if stored == "f8":
+            return "f8" if self.keep_f8 else self.dense_format or "bf16"
+        return self.dense_format or stored
+
     def apply(self, tensor: HostTensor) -> HostTensor:
-        if len(tensor.shape) == 2:
-            target = self._block_format(tensor)
-            if target is not None:
-                return _quantise(tensor, target)
+        target = self._block_format(tensor.name, tensor.shape, tensor.format)
+        if target is not None:
+            return _quantise(tensor, target)
         if tensor.format == "f8":
             return tensor if self.keep_f8 else dense(tensor.name, tensor.dequantise(), self.dense_format or "bf16")
         if not self.keep_order:
@@ -69,11 +78,11 @@ class Conversion:
             return tensor
         return dense(tensor.name, tensor.dequantise(), self.dense_format)
 
-    def _block_format(self, tensor: HostTensor) -> str | None:
-        if self.quantization is None or tensor.shape[1] % 32:
+    def _block_format(self, name: str, shape: tuple[int, ...], stored: str) -> str | None:
+        if self.quantization is None or len(shape) != 2 or shape[1] % 32 or stored not in FORMATS:
             return None
-        target = "q4_1" if self.quantization == "int4" and _LAYER.match(tensor.name) else "q8_0"
-        bits = 16 if tensor.format == "f8" and not self.keep_f8 else _bits(tensor.format)
+        target = "q4_1" if self.quantization == "int4" and _LAYER.match(name) else "q8_0"
+        bits = 16 if stored == "f8" and not self.keep_f8 else _bits(stored)
         return target if bits > _bits(target) else None
 
 
@@ -104,6 +113,8 @@ class Checkpoint:
     def __init__(self, config: ModelConfig, source: TensorSource, conversion: Conversion | None = None) -> None:
         self._source = source
         self._conversion = conversion or Conversion()
+        self._progress: LoadProgress | None = None
+        self._seen: set[str] = set()
         self._stored = {(our_name(name) if config.vision is not None else name): name for name in source.names}
         self.config = _with_head(config, self._stored)
         self._shapes = expected_shapes(self.config)
@@ -118,12 +129,15 @@ class Checkpoint:
     def num_params(self) -> int:
         return sum(math.prod(shape) for shape in self._shapes.values())
 
-    @property
-    def num_bytes(self) -> int:
-        """What the weights take at least, once they are packed."""
-        formats = {self._source.format(self._stored[name]) for name in self._shapes}
-        least = 4.0 if self._conversion.quantization else min((_bits(f) for f in formats if f in FORMATS), default=8.0)
-        return int(self.num_params * least / 8)
+    def packed_bytes(self, packed_bits: Callable[[str], float], quantization: str | None = None) -> int:
+        """What the weights take, once they are packed. `packed_bits`: of a value, by the format of its tensor.
+        `quantization`: as if this were asked for."""
+        conversion = replace(self._conversion, quantization=quantization or self._conversion.quantization)
+        total = 0.0
+        for name, shape in self._shapes.items():
+            form = conversion.format_of(name, shape, self._source.format(self._stored[name]))
+            total += math.prod(shape) * (packed_bits(form) if len(shape) == 2 else 32)
+        return int(total / 8)
 
     def has(self, name: str) -> bool:
         return name in self._shapes
@@ -149,7 +163,15 @@ class Checkpoint:
         return np.ascontiguousarray(values)
 
     def _read(self, name: str) -> HostTensor:
+        if self._progress is None:
+            self._progress = LoadProgress(sum(self._stored_bytes(each) for each in self._shapes))
+        self._progress.add(0 if name in self._seen else self._stored_bytes(name))
+        self._seen.add(name)
         return replace(self._source.read(self._stored[name]), name=name)
+
+    def _stored_bytes(self, name: str) -> int:
+        form = self._source.format(self._stored[name])
+        return int(math.prod(self._shapes[name]) * (_bits(form) if form in FORMATS else 8) / 8)
 
 
 def load_checkpoint(files: ModelFiles, options: ModelOptions, kept: Collection[str] = ()) -> Checkpoint:

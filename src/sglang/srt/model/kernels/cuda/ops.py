@@ -204,6 +204,9 @@ class CudaOps:
     def touch_kv(self, layers: Sequence[CudaKV], start: int, end: int) -> None:
         """Device memory is there from the beginning."""
 
+    def packed_bits(self, format_name: str) -> float:
+        return cuda_weights.packed_bits(format_name, self.dtype)
+
     def kv_bytes_per_token(self, num_kv_heads: int, head_dim: int) -> int:
         return int(2 * num_kv_heads * head_dim * torch.empty((), dtype=self.kv_dtype).element_size())
 

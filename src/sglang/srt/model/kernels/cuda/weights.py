@@ -44,6 +44,12 @@ FORM: dict[str, tuple[str, int, bool]] = {  # format: (form, group, has minima)
 }
 
 
+def packed_bits(format_name: str, dtype: Any) -> float:
+    """As Ops.packed_bits."""
+    form = FORM[format_name][0] if format_name in FORM else "int8"
+    return {"int4": 5.0, "int8": 8.5, "f8": 8.0, "dense": float(8 * torch.empty((), dtype=dtype).element_size())}[form]
+
+
 class CudaWeight:
     """`data`: dense [n, k]; int4 uint8 [n, k / 2]; int8 [n, k]; f8 [n, k]. `scales`: [n, k / group], f8: [n]. `order`: int32 [k],
     which column of the matrix each of int4 and int8 is; None: they are in order."""
