@@ -64,8 +64,8 @@ class Terminal:
         """What a command printed. It must succeed."""
         self.paste(command + '\necho "status=$?"')
         seen = ""
-        while not (found := re.search(r"^status=(\d+)\s*$", seen, re.MULTILINE)):
-            seen += self.wait("\n", seconds) + "\n"
+        while not (found := re.search(r"^status=(\d+)$", seen, re.MULTILINE)):
+            seen += plain(self.wait("\n", seconds)) + "\n"
         if found[1] != "0":
             fail(f"status {found[1]} of: {command}", seen)
         self.wait(PROMPT, 10)
@@ -76,6 +76,11 @@ class Terminal:
 
     def close(self) -> None:
         self.shell.close(force=True)
+
+
+def plain(text: str) -> str:
+    """Without what moves the cursor and colours."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text)
 
 
 def fail(what: str, seen: str) -> None:
