@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from sglang.commands.address import Address
 from sglang.commands.chat import MAX_TOKENS, Chat, Settings
 from sglang.commands.connection import Connection
 from sglang.commands.serve import program
@@ -189,7 +190,7 @@ def test_ctrl_c_twice_leaves_the_chat() -> None:
         return text
 
     shown: list[str] = []
-    Chat(Connection("http://127.0.0.1:9"), "m", Settings(), read, shown.append).loop()
+    Chat(Connection(Address("http://127.0.0.1:9")), "m", Settings(), read, shown.append).loop()
     assert list(typed) == ["never read"]
     assert "".join(shown).count("Ctrl-C again") == 2
 
