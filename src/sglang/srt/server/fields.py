@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,8 @@ class Fields:
     """What a body may hold. `read`: values that the route looks at. `ignored`: what changes nothing in an answer; never built.
     `refused`: what is not done here; a long value of theirs is refused unseen, a short one is for the route to judge. `takes_hints`:
     what is not known is ignored, too (note_unknown). `members`: names that clients write here and that belong into the object
-    `members_of`; the error says so."""
+    `members_of`; the error says so. `describe`: JSON schemas of what is read, by name; `required`: those that a body must have; `name`: of
+    the body in the OpenAPI document."""
 
     read: frozenset[str]
     ignored: frozenset[str] = frozenset()
@@ -35,7 +36,21 @@ class Fields:
     takes_hints: bool = False
     members: frozenset[str] = frozenset()
     members_of: str = ""
+    describe: Callable[[], Mapping[str, dict[str, Any]]] = field(default=dict, compare=False)
+    required: tuple[str, ...] = ()
+    name: str = ""
     known: frozenset[str] = field(init=False)
+
+    @classmethod
+    def of(
+        cls,
+        schemas: Mapping[str, dict[str, Any]],
+        ignored: frozenset[str] = frozenset(),
+        refused: frozenset[str] = frozenset(),
+        **more: Any,
+    ) -> Fields:
+        """The values that are read, with their schemas, and all else as above."""
+        return cls(frozenset(schemas), ignored, refused, describe=lambda: schemas, **more)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "known", self.read | self.ignored | self.refused)

@@ -15,23 +15,47 @@ from sglang.srt.sampling_params import MAX_COUNT
 from sglang.srt.server.anthropic.content import added_tools, chat_messages
 from sglang.srt.server.anthropic.tools import add_tools
 from sglang.srt.server.fields import Fields, as_int, as_texts, in_client_words, note_ignored, note_unknown
-from sglang.srt.server.openai.protocol import ANSWERING, note_members
+from sglang.srt.server.openai.protocol import ANSWERING, CHAT_FIELDS, note_members
+from sglang.srt.server.openapi.anthropic_shapes import BLOCK, TURN
+from sglang.srt.server.openapi.schemas import Schema, anything, free, integer, list_of, one_of, text
 
+_THINKING = frozenset({"enabled", "disabled", "adaptive", "between_tools"})
 _SAME = ("model", "temperature", "top_p", "top_k", "stream")
-_OWN = frozenset(
-    {
-        *("messages", "system", "max_tokens", "stop_sequences", "tools", "tool_choice", "thinking"),
-        *("output_config", "output_format", "thread"),
-    }
-)
+_FORMAT = free("a JSON schema that the answer follows", type=text(enum=["json_schema"]), schema=anything())
+_OWN: dict[str, Schema] = {
+    "messages": list_of(TURN, "the conversation"),
+    "system": one_of(text(), list_of(BLOCK), says="the system prompt"),
+    "max_tokens": integer("the most tokens of the answer", minimum=0),
+    "stop_sequences": list_of(text(), "texts at which the answer ends"),
+    "tools": list_of(free(name=text(), description=text(), input_schema=free()), "functions that the model may call"),
+    "tool_choice": free("auto, any, none, or a tool that is to be called", type=text()),
+    "thinking": free("whether the model reasons first", type=text(enum=sorted(_THINKING)), display=text()),
+    "output_config": free("of the answer", format=_FORMAT, effort=text("how hard to think")),
+    "output_format": {**_FORMAT, "deprecated": True},
+    "thread": anything("refused: send the whole conversation"),
+}
 _NOTHING = frozenset({"metadata", "service_tier", "inference_geo", "request_id"})
 _REFUSED = frozenset({"container", "mcp_servers", "compaction"}) | (ANSWERING - {*_SAME, *_OWN, *_NOTHING, "stream_options"})
-MESSAGES_FIELDS = Fields(frozenset({*_SAME, *_OWN}), _NOTHING, _REFUSED, takes_hints=True)
+
+
+def _schemas() -> dict[str, Schema]:
+    of_chat = CHAT_FIELDS.describe()
+    return {**{name: of_chat[name] for name in _SAME}, **_OWN}
+
+
+MESSAGES_FIELDS = Fields(
+    frozenset({*_SAME, *_OWN}),
+    _NOTHING,
+    _REFUSED,
+    takes_hints=True,
+    describe=_schemas,
+    required=("messages",),
+    name="MessagesRequest",
+)
 NAMES = {"max_new_tokens": "max_tokens", "stop": "stop_sequences", "json_schema": "output_config", ".function.name": ".name"}
 """fields as this API has them, by our names of them"""
 _BEYOND_HIGH = frozenset({"xhigh", "max"})
 """efforts that templates do not know"""
-_THINKING = frozenset({"enabled", "disabled", "adaptive", "between_tools"})
 
 
 def chat_body(body: dict[str, Any], thinks: bool) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """The HTTP application: which path goes where, who may ask, and what an error looks like.
 
-The application is plain Starlette, since what it costs is paid by every request. FastAPI writes the documentation (/docs, /redoc,
-/openapi.json); the schema of bodies is added to that by hand.
+The application is plain Starlette, since what it costs is paid by every request. Each handler says what it does beside itself
+(server/openapi): from the routes comes the documentation, /docs and /openapi.json.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import wraps
 from typing import Any
 
 from starlette.applications import Starlette
@@ -21,7 +22,6 @@ from sglang.srt.config import HttpOptions
 from sglang.srt.errors import SglangError
 from sglang.srt.server.http.auth import ApiKeys, BodyLimit, RequestScopes, operator_only
 from sglang.srt.server.http.browsers import BrowserGuard, Hosts
-from sglang.srt.server.http.openapi import documentation
 from sglang.srt.server.http.wire import (
     CLIENT_GONE,
     JsonResponse,
@@ -36,6 +36,7 @@ from sglang.srt.server.openai.embeddings import EmbeddingsApi
 from sglang.srt.server.openai.responses.input_items import NO_COMPACTION
 from sglang.srt.server.openai.routes import OpenAIApi
 from sglang.srt.server.openai.scoring import ScoringApi
+from sglang.srt.server.openapi.document import document_route
 from sglang.srt.server.page.routes import PageApi
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 from sglang.version import __version__
@@ -59,7 +60,8 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     scoring = ScoringApi(manager, options.served_model_name)
     table = _routes(native, openai, embeddings, scoring) + page.routes()
     routes = [Route(path, handler, methods=methods) for path, methods, handler in table]
-    app = Starlette(routes=[*routes, *documentation("sglang", __version__)], exception_handlers=_ERRORS)
+    document = document_route(routes, "sglang", __version__, options.root_path, needs_key=bool(options.api_keys))
+    app = Starlette(routes=[*routes, document], exception_handlers=_ERRORS)
     app.router.redirect_slashes = False
     effects = frozenset(path for path, methods, _ in table if {"GET", "POST"} <= set(methods))
     # the last one added is the first to see a request
@@ -84,7 +86,8 @@ def _routes(
         ("/v1/responses", post, openai.responses),
         ("/v1/responses/input_tokens", post, openai.response_tokens),
         ("/v1/responses/compact", post, refused(NO_COMPACTION)),
-        ("/v1/responses/{response}", ["GET", "DELETE"], openai.stored_response),
+        ("/v1/responses/{response}", get, openai.stored_response),
+        ("/v1/responses/{response}", ["DELETE"], openai.delete_response),
         ("/v1/responses/{response}/input_items", get, openai.response_items),
         ("/v1/messages", post, _named(openai.messages)),
         ("/v1/messages/count_tokens", post, _named(openai.count_tokens)),
@@ -130,6 +133,7 @@ def _routes(
 def _named(handler: Handler) -> Handler:
     """For Anthropic's clients: answers have a request-id, as errors there do."""
 
+    @wraps(handler)
     async def named(request: Request) -> Response:
         response = await handler(request)
         response.headers.update(request_id())

@@ -14,13 +14,24 @@ from sglang.srt.checkpoint.sentence_files import SentenceFacts
 from sglang.srt.errors import RequestError
 from sglang.srt.server.embedding_calls import Vector
 from sglang.srt.server.fields import Fields, as_text, check_known
+from sglang.srt.server.openapi import schemas
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_TEXTS = 8192
 _CHARS_KEPT = 4
 """of a text that is to be cut, so many times what its tokens can hold: white space may be no token"""
-_FIELDS = frozenset({"text", "input_ids", "rid", "sampling_params", "priority", "prompt_name"})
-ENCODE_FIELDS = Fields(_FIELDS)
+PROMPT_NAME = schemas.text("one of the model's prompts, put before each text")
+ENCODE_FIELDS = Fields.of(
+    {
+        "text": schemas.one_of(schemas.text(), schemas.TEXTS, says="a text, or a list of them"),
+        "input_ids": schemas.one_of(schemas.IDS, schemas.list_of(schemas.IDS), says="the same as token ids"),
+        "rid": schemas.RID,
+        "sampling_params": schemas.anything("means nothing here"),
+        "priority": schemas.anything("means nothing here"),
+        "prompt_name": PROMPT_NAME,
+    },
+    name="EncodeRequest",
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class EncodeCall:
 
 def read_encode(manager: TokenizerManager, body: dict[str, Any]) -> EncodeCall:
     """Checks a body: {text | input_ids, prompt_name?}. Raises RequestError."""
-    check_known(body, _FIELDS, "field")
+    check_known(body, ENCODE_FIELDS.read, "field")
     texts, is_list = read_texts(manager, body, "text" if body.get("text") is not None else "input_ids")
     return EncodeCall(texts, rids(as_text(body, "rid") or uuid4().hex, len(texts)), is_list)
 

@@ -16,6 +16,23 @@ from sglang.srt.sampling_params import SamplingParams, parse_sampling_params
 from sglang.srt.server.fields import Fields, as_bool, as_int, as_text, check_known
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_count
 from sglang.srt.server.multimodal.inputs import parse_media
+from sglang.srt.server.openapi.native_shapes import SESSION, sampling_schema
+from sglang.srt.server.openapi.schemas import (
+    IDS,
+    PRIORITY,
+    RID,
+    SALT,
+    TEXTS,
+    Schema,
+    anything,
+    free,
+    integer,
+    list_of,
+    nullable,
+    one_of,
+    text,
+    truth,
+)
 from sglang.srt.server.sessions import SessionParams
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
@@ -24,30 +41,39 @@ PART_VALUES = 8192
 PART_IDS = 1 << 16
 """ids that are looked at in one call, which holds the interpreter's lock"""
 
-_FIELDS = frozenset(
-    [
-        "text",
-        "input_ids",
-        "sampling_params",
-        "rid",
-        "return_logprob",
-        "logprob_start_len",
-        "top_logprobs_num",
-        "token_ids_logprob",
-        "return_text_in_logprobs",
-        "stream",
-        "cache_salt",
-        "extra_key",
-        "priority",
-        "token_healing",
-        "session_params",
-        "image_data",
-        "video_data",
-        "audio_data",
-        "modalities",
-        "mm_processor_kwargs",
-    ]
+_SAMPLING_SCHEMA = sampling_schema()
+_MEDIA = one_of(
+    text(), list_of(one_of(text(), list_of(text()))), says="URLs, data URIs or base64; in a batch an entry for each prompt"
 )
+_SCHEMAS: dict[str, Schema] = {
+    "text": one_of(text(), TEXTS, says="the prompt, or a list of them"),
+    "input_ids": one_of(IDS, list_of(IDS), says="the prompt as token ids"),
+    "sampling_params": one_of(
+        _SAMPLING_SCHEMA, list_of(nullable(_SAMPLING_SCHEMA)), says="for all prompts, or a list with those of each"
+    ),
+    "rid": one_of(RID, TEXTS, says="the id of the request, or those of each of its prompts"),
+    "return_logprob": one_of(truth(), list_of(truth()), says="log probabilities in meta_info"),
+    "logprob_start_len": one_of(integer(), list_of(integer()), says="the token of the prompt from which on; -1: none of it"),
+    "top_logprobs_num": one_of(integer(), list_of(integer()), says="how many of the likeliest tokens at each place"),
+    "token_ids_logprob": one_of(IDS, list_of(nullable(IDS)), says="ids whose log probabilities are told at each place"),
+    "return_text_in_logprobs": truth("the texts of tokens beside their log probabilities"),
+    "stream": truth("server-sent events; each has the answer so far, or what is new of it with --stream-output"),
+    "cache_salt": SALT,
+    "extra_key": text("another part of cache_salt"),
+    "priority": PRIORITY,
+    "token_healing": truth("the last token of the prompt may be finished differently"),
+    "session_params": {
+        **free("the place of the request in a session", **SESSION),
+        "required": ["id"],
+        "additionalProperties": False,
+    },
+    "image_data": _MEDIA,
+    "video_data": _MEDIA,
+    "audio_data": anything("refused: audio is not understood"),
+    "modalities": anything("image, multi-images or video: what image_data and video_data say"),
+    "mm_processor_kwargs": free("of images", min_pixels=integer(), max_pixels=integer()),
+}
+_FIELDS = frozenset(_SCHEMAS)
 _IGNORED = frozenset({"log_metrics", "no_logs"})
 _UNSUPPORTED = frozenset(
     [
@@ -64,7 +90,9 @@ _UNSUPPORTED = frozenset(
 )
 
 _SAMPLING = frozenset(SamplingParams.__struct_fields__) - _FIELDS - _IGNORED - _UNSUPPORTED
-GENERATE_FIELDS = Fields(_FIELDS, _IGNORED, _UNSUPPORTED, members=_SAMPLING, members_of="sampling_params")
+GENERATE_FIELDS = Fields.of(
+    _SCHEMAS, _IGNORED, _UNSUPPORTED, members=_SAMPLING, members_of="sampling_params", name="GenerateRequest"
+)
 
 
 @dataclass(frozen=True)
@@ -221,7 +249,7 @@ def _session(body: dict[str, Any]) -> SessionParams | None:
         return None
     if not isinstance(raw, dict):
         raise RequestError("session_params must be an object", "session_params")
-    check_known(raw, {"id", "rid", "offset", "replace", "drop_previous_output"}, "key of session_params")
+    check_known(raw, SESSION, "key of session_params")
     name = as_text(raw, "id")
     if name is None:
         raise RequestError("session_params must have the id that open_session gave", "session_params")

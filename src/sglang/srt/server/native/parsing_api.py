@@ -14,17 +14,45 @@ from sglang.srt.server.http.bodies import read_object
 from sglang.srt.server.http.wire import JsonResponse
 from sglang.srt.server.openai.answers import Answer
 from sglang.srt.server.openai.tools import parameters_of, parse_tools
+from sglang.srt.server.openapi import native_shapes, openai_shapes, schemas
+from sglang.srt.server.openapi.operation import NATIVE, documented
 from sglang.srt.server.parsers.pieces import Parser
 from sglang.srt.server.parsers.reasoning import ReasoningParser, reasoning_format
 from sglang.srt.server.parsers.tool_calls import create_free_parser
 
 MAX_CHARS = 200_000
-_CALL_FIELDS = Fields(frozenset({"text", "tools", "tool_call_parser"}))
-_REASONING_FIELDS = Fields(frozenset({"text", "reasoning_parser"}))
+_PARSED = schemas.text("what a model said", maxLength=MAX_CHARS)
+_CALL_FIELDS = Fields.of(
+    {
+        "text": _PARSED,
+        "tools": schemas.list_of(openai_shapes.TOOL, "the functions that may be called"),
+        "tool_call_parser": schemas.text("a format of tool calls; qwen if it is not said"),
+    },
+    required=("text",),
+    name="ParseFunctionCallRequest",
+)
+_REASONING_FIELDS = Fields.of(
+    {"text": _PARSED, "reasoning_parser": schemas.text("a format of reasoning, or BEGIN,END; generic if it is not said")},
+    required=("text",),
+    name="SeparateReasoningRequest",
+)
+_TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+    }
+]
 SHORT_CHARS = 5000
 """longer texts are parsed on another thread"""
 
 
+@documented(
+    "Tool calls in a text",
+    NATIVE,
+    body=_CALL_FIELDS,
+    reply=native_shapes.CALLS,
+    examples=({"text": '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>', "tools": _TOOLS},),
+)
 async def parse_function_call(request: Request) -> Response:
     """{text, tools, tool_call_parser} -> {normal_text, calls: [{tool_index, name, parameters}]}"""
     body = await read_object(request, _CALL_FIELDS)
@@ -39,6 +67,13 @@ async def parse_function_call(request: Request) -> Response:
     return JsonResponse({"normal_text": answer.text, "calls": calls})
 
 
+@documented(
+    "Reasoning and answer of a text",
+    NATIVE,
+    body=_REASONING_FIELDS,
+    reply=native_shapes.REASONING,
+    examples=({"text": "<think>Two and two.</think>Four."},),
+)
 async def separate_reasoning(request: Request) -> Response:
     """{text, reasoning_parser} -> {reasoning_text, text}"""
     body = await read_object(request, _REASONING_FIELDS)

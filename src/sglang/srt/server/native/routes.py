@@ -23,6 +23,9 @@ from sglang.srt.server.http.wire import CLIENT_GONE, JsonResponse, LargeJsonResp
 from sglang.srt.server.native.format import GENERATE_FIELDS, collect, parse_generate, stream_replies
 from sglang.srt.server.native.load import core_of_load, format_load
 from sglang.srt.server.native.score_choices import SCORE_FIELDS, collect_scores, parse_score, plan_score
+from sglang.srt.server.openapi import native_shapes as shapes
+from sglang.srt.server.openapi import schemas
+from sglang.srt.server.openapi.operation import CONTROL, INFORMATION, NATIVE, NOT_HERE, documented
 from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
@@ -42,11 +45,36 @@ MAX_DETOKENIZED_BYTES = 8 << 20
 """of text: a token may be a hundred spaces"""
 VALUES_OF_REPLY = 200
 """about as many values are in the reply of one sequence"""
-_OPEN_SESSION = Fields(frozenset({"capacity_of_str_len", "session_id"}))
-_CLOSE_SESSION = Fields(frozenset({"session_id"}))
-_TOKENIZE = Fields(frozenset({"text", "prompt", "add_special_tokens"}), frozenset({"model"}))
-_DETOKENIZE = Fields(frozenset({"tokens", "skip_special_tokens"}), frozenset({"model"}))
-_ABORT = Fields(frozenset({"rid", "abort_all"}))
+_OPEN_SESSION = Fields.of(
+    {
+        "capacity_of_str_len": schemas.integer("the most tokens of the session", minimum=0),
+        "session_id": schemas.text("its name; otherwise the server makes one"),
+    },
+    name="OpenSessionRequest",
+)
+_CLOSE_SESSION = Fields.of({"session_id": schemas.text("its name")}, required=("session_id",), name="CloseSessionRequest")
+_ONE_OR_MORE = schemas.one_of(schemas.text(), schemas.TEXTS, says="a text, or a list of them")
+_TOKENIZE = Fields.of(
+    {
+        "text": _ONE_OR_MORE,
+        "prompt": {**_ONE_OR_MORE, "description": "another name of text"},
+        "add_special_tokens": schemas.truth(schemas.SAYS["add_special_tokens"], default=True),
+    },
+    frozenset({"model"}),
+    name="TokenizeRequest",
+)
+_DETOKENIZE = Fields.of(
+    {
+        "tokens": schemas.one_of(schemas.IDS, schemas.list_of(schemas.IDS), says="token ids, or a list of such lists"),
+        "skip_special_tokens": schemas.truth(schemas.SAYS["skip_special_tokens"], default=True),
+    },
+    frozenset({"model"}),
+    required=("tokens",),
+    name="DetokenizeRequest",
+)
+_ABORT = Fields.of(
+    {"rid": schemas.RID, "abort_all": schemas.truth("all requests of all clients; needs the admin key")}, name="AbortRequest"
+)
 _NEW_WEIGHTS = "weights cannot be replaced while the server runs; restart it with the new ones"
 _FIXED_FLAGS = "flags hold as long as the server runs; restart it with others"
 _KEPT_MEMORY = "memory stays taken while the server runs"
@@ -73,6 +101,7 @@ NOT_DONE = {
 def refused(why: str) -> Callable[[Request], Awaitable[Response]]:
     """A handler that says so."""
 
+    @documented("Not done here", NOT_HERE, why=why)
     async def handler(request: Request) -> Response:
         raise UnsupportedError(why)
 
@@ -91,6 +120,18 @@ class NativeApi:
         self._preferred = dict(options.preferred_sampling_params)
         parse_sampling_params(self._preferred)
 
+    @documented(
+        "Generate from text or ids",
+        NATIVE,
+        body=GENERATE_FIELDS,
+        reply=shapes.GENERATED_ONE_OR_MANY,
+        events=shapes.GENERATED,
+        examples=(
+            {"text": "The capital of France is", "sampling_params": {"temperature": 0, "max_new_tokens": 8}},
+            {"text": ["One, two,", "Monday,"], "sampling_params": {"max_new_tokens": 4}, "return_logprob": True},
+            {"input_ids": [10, 11, 12], "sampling_params": {"max_new_tokens": 4}, "stream": True},
+        ),
+    )
     async def generate(self, request: Request) -> Response:
         manager, tokenizer = self._manager, self._manager.tokenizer
         native = await read_as(request, GENERATE_FIELDS, partial(parse_generate, preferred=self._preferred))
@@ -110,6 +151,13 @@ class NativeApi:
         reply = await answer(request, manager, native.req, lambda call: collect(native, call, tokenizer, LateArray))
         return CLIENT_GONE if reply is None else LargeJsonResponse(reply)
 
+    @documented(
+        "Score continuations of a prompt",
+        NATIVE,
+        body=SCORE_FIELDS,
+        reply=shapes.SCORES,
+        examples=({"text": "The capital of France is", "choices": [" Paris", " Rome"], "unconditional": True},),
+    )
     async def score_choices(self, request: Request) -> Response:
         score = await read_as(request, SCORE_FIELDS, parse_score)
         tokenizer = self._manager.need_tokenizer()
@@ -117,12 +165,16 @@ class NativeApi:
         reply = await answer(request, self._manager, plan.req, lambda call: collect_scores(plan, call, tokenizer))
         return CLIENT_GONE if reply is None else LargeJsonResponse(reply)
 
+    @documented(
+        "Keep a conversation", NATIVE, body=_OPEN_SESSION, reply=schemas.text("its id"), examples=({"session_id": "example"},)
+    )
     async def open_session(self, request: Request) -> Response:
         """{capacity_of_str_len?, session_id?} -> the session's id as a JSON string."""
         body = await read_object(request, _OPEN_SESSION)
         capacity = as_int(body, "capacity_of_str_len", 0, 0, 2**31 - 1)
         return JsonResponse(self._manager.open_session(as_text(body, "session_id"), capacity or None))
 
+    @documented("Forget a conversation", NATIVE, body=_CLOSE_SESSION, examples=({"session_id": "example"},))
     async def close_session(self, request: Request) -> Response:
         body = await read_object(request, _CLOSE_SESSION)
         name = as_text(body, "session_id")
@@ -131,6 +183,13 @@ class NativeApi:
         self._manager.close_session(name)
         return Response(status_code=200)
 
+    @documented(
+        "Text to token ids",
+        NATIVE,
+        body=_TOKENIZE,
+        reply=shapes.TOKENS,
+        examples=({"text": "One, two"}, {"prompt": ["a", "b"]}),
+    )
     async def tokenize(self, request: Request) -> Response:
         reply = await read_as(request, _TOKENIZE, self._tokenized)
         return LargeJsonResponse(reply)
@@ -150,6 +209,7 @@ class NativeApi:
         shown = (tokens, counts) if isinstance(text, list) else (tokens[0], counts[0])
         return {"tokens": shown[0], "count": shown[1], "max_model_len": self._manager.context_len}
 
+    @documented("Token ids to text", NATIVE, body=_DETOKENIZE, reply=shapes.DETOKENIZED, examples=({"tokens": [10, 11, 12]},))
     async def detokenize(self, request: Request) -> Response:
         text = await read_as(request, _DETOKENIZE, self._detokenized)
         return LargeJsonResponse({"text": text, "prompt": text})
@@ -172,6 +232,7 @@ class NativeApi:
         texts = [tokenizer.decode(row, skip) for row in rows]
         return texts if nested else texts[0]
 
+    @documented("Special tokens and the chat template", INFORMATION, reply=shapes.TOKENIZER_INFO)
     async def tokenizer_info(self, request: Request) -> Response:
         """What clients need that count tokens through /tokenize (lm-eval's remote tokenizer)."""
         tokenizer = self._manager.need_tokenizer()
@@ -188,6 +249,7 @@ class NativeApi:
 
     # --- information --------------------------------------------------------------------------------------------------------
 
+    @documented("About the model", INFORMATION, reply=shapes.MODEL_INFO)
     async def model_info(self, request: Request) -> Response:
         info, tokenizer = self._manager.info, self._manager.tokenizer
         defaults = self._options.sampling_defaults or SamplingDefaults()
@@ -210,6 +272,7 @@ class NativeApi:
             }
         )
 
+    @documented("Flags and state of the server", INFORMATION, reply=shapes.SERVER_INFO)
     async def server_info(self, request: Request) -> Response:
         manager = self._manager
         stats = await manager.state()
@@ -226,12 +289,14 @@ class NativeApi:
         }
         return JsonResponse({**self._flags, **info})
 
+    @documented("Requests and tokens that run and wait", INFORMATION, reply=shapes.LOAD)
     async def load(self, request: Request) -> Response:
         """How busy the server is, in the shape that routers read; a list, since others have several ranks."""
         manager = self._manager
         await manager.refresh_stats(GAUGE_SECONDS)
         return JsonResponse([core_of_load(manager.stats)])
 
+    @documented("Requests and tokens that run and wait, by rank", INFORMATION, reply=shapes.LOADS)
     async def loads(self, request: Request) -> Response:
         """The same under the newer path, with more of it."""
         manager = self._manager
@@ -239,29 +304,34 @@ class NativeApi:
         load = format_load(manager.stats, int(manager.info["max_running_requests"]))
         return JsonResponse({"version": self._version, "dp_rank_count": 1, "loads": [load]})
 
+    @documented("Whether requests are welcome", INFORMATION, reply=shapes.HEALTH, is_probe=True)
     async def health(self, request: Request) -> Response:
         """200 when requests are welcome, else 503; the body says how things stand."""
         status = self._manager.status
         return JsonResponse({"status": status}, 200 if status == "ready" else 503)
 
+    @documented("Whether the engine generates a token", INFORMATION, is_probe=True)
     async def health_generate(self, request: Request) -> Response:
         healthy = await self._manager.health()
         return Response(status_code=200 if healthy else 503)
 
+    @documented("Metrics for Prometheus, with --enable-metrics", INFORMATION, text=True, may_lack=True)
     async def metrics(self, request: Request) -> Response:
         metrics = self._manager.records.metrics
         if metrics is None:
-            return PlainTextResponse("metrics are switched off\n", 404)
+            return JsonResponse({"error": {"message": "there are no metrics: start the server with --enable-metrics"}}, 404)
         await self._manager.refresh_stats(GAUGE_SECONDS)
         return PlainTextResponse(metrics.render(), media_type="text/plain; version=0.0.4")
 
     # --- control ------------------------------------------------------------------------------------------------------------
 
+    @documented("Empty the prefix cache", CONTROL, text=True, admin=True)
     async def flush_cache(self, request: Request) -> Response:
         reply = await self._manager.flush_cache()
         text = "Cache flushed.\n" if reply.ok else f"Cache not flushed: {reply.message or 'requests are running or waiting'}\n"
         return PlainTextResponse(text, 200 if reply.ok else 400)
 
+    @documented("Abort a request, or all", CONTROL, body=_ABORT, examples=({"rid": "example"},))
     async def abort_request(self, request: Request) -> Response:
         body = await read_object(request, _ABORT)
         rid = as_text(body, "rid")
@@ -274,10 +344,12 @@ class NativeApi:
             raise RequestError("give a rid, or abort_all", "rid")
         return Response(status_code=200)
 
+    @documented("Profile the scheduler", CONTROL, reply=shapes.DONE, admin=True)
     async def start_profile(self, request: Request) -> Response:
         """Starts cProfile in the scheduler. Its result goes to a file of the server's choice, which stop_profile names."""
         return await self._profile(True)
 
+    @documented("Write the profile to a file, and say which", CONTROL, reply=shapes.DONE, admin=True)
     async def stop_profile(self, request: Request) -> Response:
         return await self._profile(False)
 
@@ -287,9 +359,11 @@ class NativeApi:
             raise RequestError(reply.message)
         return JsonResponse({"message": reply.message, "status": "ok"})
 
+    @documented("Stop taking steps", CONTROL, reply=shapes.DONE, admin=True)
     async def pause_generation(self, request: Request) -> Response:
         return await self._pause(True, "generation is paused")
 
+    @documented("Take steps again", CONTROL, reply=shapes.DONE, admin=True)
     async def continue_generation(self, request: Request) -> Response:
         return await self._pause(False, "generation goes on")
 

@@ -18,12 +18,24 @@ from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text, as_texts, check_known
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
+from sglang.srt.server.openapi import schemas
 from sglang.srt.server.request_maker import LONG_TEXT, TEXT_COST, RequestMaker
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 MAX_CHOICES = 4096
-_FIELDS = frozenset({"text", "input_ids", "choices", "unconditional", "rid", "cache_salt", "priority"})
-SCORE_FIELDS = Fields(_FIELDS)
+SCORE_FIELDS = Fields.of(
+    {
+        "text": schemas.text("the prompt"),
+        "input_ids": {**schemas.IDS, "description": "the prompt as token ids, instead of text"},
+        "choices": schemas.list_of(schemas.text(minLength=1), "what may follow it", minItems=1, maxItems=MAX_CHOICES),
+        "unconditional": schemas.truth("log probabilities of the choices without the prompt, too"),
+        "rid": schemas.RID,
+        "cache_salt": schemas.SALT,
+        "priority": schemas.PRIORITY,
+    },
+    required=("choices",),
+    name="ScoreChoicesRequest",
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class ScoreReq:
 
 def parse_score(body: dict[str, Any]) -> ScoreReq:
     """Checks a /score_choices body. Raises RequestError."""
-    check_known(body, _FIELDS, "field")
+    check_known(body, SCORE_FIELDS.read, "field")
     text = as_text(body, "text")
     ids = as_ids(body, "input_ids") if body.get("input_ids") is not None else None
     if (text is None) == (ids is None):

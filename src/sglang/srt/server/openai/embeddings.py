@@ -18,10 +18,27 @@ from sglang.srt.server.fields import Fields, as_int, as_text
 from sglang.srt.server.http.bodies import read_as
 from sglang.srt.server.http.json_pieces import Late, LateArray
 from sglang.srt.server.http.wire import CLIENT_GONE, LargeJsonResponse, unless_gone
-from sglang.srt.server.native.encode import ENCODE_FIELDS, encode, read_encode, read_texts, rids
+from sglang.srt.server.native.encode import ENCODE_FIELDS, PROMPT_NAME, encode, read_encode, read_texts, rids
+from sglang.srt.server.openapi import openai_shapes as shapes
+from sglang.srt.server.openapi import schemas
+from sglang.srt.server.openapi.native_shapes import VECTORS
+from sglang.srt.server.openapi.operation import NATIVE, OPENAI, documented
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
-_FIELDS = Fields(frozenset({"model", "input", "encoding_format", "dimensions", "rid", "prompt_name"}), frozenset({"user"}))
+_FIELDS = Fields.of(
+    {
+        "model": schemas.MODEL,
+        "input": shapes.INPUT,
+        "encoding_format": schemas.text("how vectors are written", enum=["float", "base64"]),
+        "dimensions": schemas.integer("only so many numbers of each vector", minimum=1),
+        "rid": schemas.RID,
+        "prompt_name": PROMPT_NAME,
+    },
+    frozenset({"user"}),
+    required=("input",),
+    name="EmbeddingsRequest",
+)
+_NEEDS_EMBEDDER = "Only with an encoder, or with --is-embedding."
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,17 @@ class EmbeddingsApi:
         self._manager = manager
         self._name = served_name
 
+    @documented(
+        "Vectors of texts",
+        OPENAI,
+        about=_NEEDS_EMBEDDER,
+        body=_FIELDS,
+        reply=shapes.EMBEDDINGS,
+        examples=(
+            {"model": "default", "input": ["The cat sat.", "A dog ran."]},
+            {"input": "The cat sat.", "encoding_format": "base64"},
+        ),
+    )
     async def embeddings(self, request: Request) -> Response:
         call = await read_as(request, _FIELDS, self._call)
         vectors = await unless_gone(request, self._manager.embed(call.texts, rids(call.rid, len(call.texts))))
@@ -62,6 +90,14 @@ class EmbeddingsApi:
             raise RequestError(f"encoding_format must be float or base64, got {form[:50]!r}", "encoding_format")
         return _EmbedCall(texts, size, form, as_text(body, "model") or self._name, as_text(body, "rid") or uuid4().hex)
 
+    @documented(
+        "Vectors of texts",
+        NATIVE,
+        about=_NEEDS_EMBEDDER,
+        body=ENCODE_FIELDS,
+        reply=VECTORS,
+        examples=({"text": "The cat sat."}, {"text": ["The cat sat.", "A dog ran."]}),
+    )
     async def encode(self, request: Request) -> Response:
         """/encode of the native API."""
         call = await read_as(request, ENCODE_FIELDS, partial(read_encode, self._manager))

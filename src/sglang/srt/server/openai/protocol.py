@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
@@ -20,6 +21,7 @@ from sglang.srt.sampling_params import SamplingParams, check_sampling_params
 from sglang.srt.server.fields import SHOWN, Fields, check_members, note_unknown, unknown_message
 from sglang.srt.server.generate_req import client_names
 from sglang.srt.server.openai.aliases import ALIASES, STRUCTURED, translate
+from sglang.srt.server.openapi.openai_shapes import model_schemas
 
 MAX_PRIORITY = 2**31 - 1
 
@@ -166,7 +168,14 @@ class CompletionRequest(CommonRequest):
 
 def _fields(kind: type[CommonRequest]) -> Fields:
     """`user` is read for fairness, though it changes nothing in the answer."""
-    return Fields(frozenset(kind.model_fields) | {"user", STRUCTURED, *ALIASES}, ACCEPTED - {"user"}, frozenset(REFUSED))
+    return Fields(
+        frozenset(kind.model_fields) | {"user", STRUCTURED, *ALIASES},
+        ACCEPTED - {"user"},
+        frozenset(REFUSED),
+        describe=partial(model_schemas, kind, ALIASES, STRUCTURED),
+        required=tuple(name for name, field in kind.model_fields.items() if field.is_required()),
+        name=kind.__name__,
+    )
 
 
 CHAT_FIELDS, COMPLETION_FIELDS = _fields(ChatRequest), _fields(CompletionRequest)

@@ -34,10 +34,18 @@ from sglang.srt.server.openai.protocol import (
 from sglang.srt.server.openai.responses.api import ResponsesCall
 from sglang.srt.server.openai.responses.request_body import NAMES, RESPONSES_FIELDS
 from sglang.srt.server.openai.responses.store import ResponseStore, history_of, with_referred
+from sglang.srt.server.openapi import openai_shapes as shapes
+from sglang.srt.server.openapi.anthropic_shapes import COUNTED, MESSAGE_EVENT, MESSAGE_REPLY
+from sglang.srt.server.openapi.operation import ANTHROPIC, OPENAI, documented
+from sglang.srt.server.openapi.schemas import free
 from sglang.srt.server.parsers.reasoning import reasoning_format
 from sglang.srt.server.parsers.tool_calls import call_format
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
+_CHAT = {"model": "default", "messages": [{"role": "user", "content": "Name the capital of France."}], "max_tokens": 16}
+_INPUT = {"model": "default", "input": "Name the capital of France.", "max_output_tokens": 16}
+_TURNS = {"model": "default", "max_tokens": 16, "messages": [{"role": "user", "content": "Name the capital of France."}]}
+_RESPONSE_ID = {"response": "the id of a response"}
 ANY_MODEL = "default"
 """the name by which programs ask for whatever model there is"""
 
@@ -73,6 +81,18 @@ class OpenAIApi:
             self._chat_options = chat_options(self._manager, self._tool_parser, self._name, self._defaults, self._reasoning)
         return self._chat_options
 
+    @documented(
+        "Answer a conversation",
+        OPENAI,
+        body=CHAT_FIELDS,
+        reply=shapes.CHAT_REPLY,
+        events=shapes.CHAT_CHUNK,
+        examples=(
+            _CHAT,
+            {**_CHAT, "stream": True, "stream_options": {"include_usage": True}},
+            {**_CHAT, "logprobs": True, "n": 2},
+        ),
+    )
     async def chat(self, request: Request) -> Response:
         return await self._run(request, await read_as(request, CHAT_FIELDS, self._chat_call))
 
@@ -80,10 +100,23 @@ class OpenAIApi:
         self._look_at(body)
         return ChatCall(parse_request(ChatRequest, body), self.chat_options())
 
+    @documented("What a chat request has the model read", OPENAI, body=CHAT_FIELDS, reply=free(), examples=(_CHAT,))
     async def apply_chat_template(self, request: Request) -> Response:
         """What a chat request with this body has the model read."""
         return LargeJsonResponse(await read_as(request, CHAT_FIELDS, lambda body: render_chat(body, self.chat_options())))
 
+    @documented(
+        "Continue a text",
+        OPENAI,
+        body=COMPLETION_FIELDS,
+        reply=shapes.COMPLETION_REPLY,
+        events=shapes.COMPLETION_CHUNK,
+        examples=(
+            {"model": "default", "prompt": "One, two,", "max_tokens": 8, "temperature": 0},
+            {"prompt": ["One, two,", "Monday, Tuesday,"], "max_tokens": 4, "logprobs": 1, "echo": True},
+            {"prompt": [10, 11, 12], "max_tokens": 4, "stream": True},
+        ),
+    )
     async def completions(self, request: Request) -> Response:
         return await self._run(request, await read_as(request, COMPLETION_FIELDS, self._completion_call))
 
@@ -99,11 +132,22 @@ class OpenAIApi:
             return CLIENT_GONE
         return LargeJsonResponse(reply) if call.is_large else JsonResponse(reply)
 
+    @documented(
+        "Answer, with items in and out",
+        OPENAI,
+        body=RESPONSES_FIELDS,
+        reply=shapes.RESPONSE,
+        events=shapes.RESPONSE_EVENT,
+        examples=(_INPUT, {**_INPUT, "stream": True}, {**_INPUT, "instructions": "Be brief.", "store": False}),
+    )
     async def responses(self, request: Request) -> Response:
         call = await self._responses_call(request)
         with client_names(NAMES):
             return await self._run_other(request, call)
 
+    @documented(
+        "Count the tokens of a response's prompt", OPENAI, body=RESPONSES_FIELDS, reply=shapes.INPUT_TOKENS, examples=(_INPUT,)
+    )
     async def response_tokens(self, request: Request) -> Response:
         """How many tokens the prompt of such a request has."""
         call = await self._responses_call(request)
@@ -128,19 +172,30 @@ class OpenAIApi:
         size += sum(found.history_size for found in (*chain, *referred.values()))
         return await run_aside(make) if size > LONG_BODY else make()
 
+    @documented("A stored response", OPENAI, reply=shapes.RESPONSE, paths=_RESPONSE_ID, may_lack=True)
     async def stored_response(self, request: Request) -> Response:
-        """GET one, or DELETE it."""
-        name, owner = request.path_params["response"], current_scope().key
-        if request.method == "DELETE":
-            self._responses.delete(name, owner)
-            return JsonResponse({"id": name, "object": "response", "deleted": True})
-        return LargeJsonResponse(Encoded(cut(self._responses.get(name, owner).response)))
+        found = self._responses.get(request.path_params["response"], current_scope().key)
+        return LargeJsonResponse(Encoded(cut(found.response)))
 
+    @documented("Forget a stored response", OPENAI, reply=shapes.DELETED, paths=_RESPONSE_ID, may_lack=True)
+    async def delete_response(self, request: Request) -> Response:
+        name = request.path_params["response"]
+        self._responses.delete(name, current_scope().key)
+        return JsonResponse({"id": name, "object": "response", "deleted": True})
+
+    @documented("What the request of a stored response said", OPENAI, reply=shapes.ITEMS, paths=_RESPONSE_ID, may_lack=True)
     async def response_items(self, request: Request) -> Response:
-        """What a stored response's request said."""
         items = self._responses.get(request.path_params["response"], current_scope().key).items
         return LargeJsonResponse({"object": "list", "data": Encoded(cut(items)), "has_more": False})
 
+    @documented(
+        "Answer a conversation",
+        ANTHROPIC,
+        body=MESSAGES_FIELDS,
+        reply=MESSAGE_REPLY,
+        events=MESSAGE_EVENT,
+        examples=(_TURNS, {**_TURNS, "stream": True, "system": "Be brief."}),
+    )
     async def messages(self, request: Request) -> Response:
         with messages_words():
             return await self._run_other(request, await read_as(request, MESSAGES_FIELDS, self._messages_call))
@@ -149,6 +204,7 @@ class OpenAIApi:
         self._look_at(body)
         return MessagesCall(body, self.chat_options(), counts_only)
 
+    @documented("Count the tokens of a prompt", ANTHROPIC, body=MESSAGES_FIELDS, reply=COUNTED, examples=(_TURNS,))
     async def count_tokens(self, request: Request) -> Response:
         with messages_words():
             call = await read_as(request, MESSAGES_FIELDS, partial(self._messages_call, counts_only=True))
@@ -189,9 +245,11 @@ class OpenAIApi:
         is_large = isinstance(call, ResponsesCall) and call.is_large
         return LargeJsonResponse(reply) if is_large else JsonResponse(reply)
 
+    @documented("The model served", OPENAI, reply=shapes.MODELS)
     async def models(self, request: Request) -> Response:
         return JsonResponse({"object": "list", "data": [self._card()]})
 
+    @documented("The model served", OPENAI, reply=shapes.MODEL_CARD, paths={"model": "its name, or default"}, may_lack=True)
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
         if name in (self._name, ANY_MODEL):

@@ -19,15 +19,46 @@ from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.http.bodies import read_as
 from sglang.srt.server.http.wire import CLIENT_GONE, LargeJsonResponse, answer, unless_gone
 from sglang.srt.server.openai.answers import Usage
+from sglang.srt.server.openapi import schemas
+from sglang.srt.server.openapi.openai_shapes import RERANKED, SCORED
+from sglang.srt.server.openapi.operation import OPENAI, documented
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_ITEMS = 4096
 MAX_SCORES = 100_000
-_SCORE = Fields(
-    frozenset({"model", "query", "items", "label_token_ids", "apply_softmax", "item_first", "rid", "priority"}),
+_SCORE = Fields.of(
+    {
+        "model": schemas.MODEL,
+        "query": schemas.one_of(schemas.text(), schemas.IDS, says="what stands before each item, as text or as token ids"),
+        "items": schemas.one_of(
+            schemas.text(),
+            schemas.TEXTS,
+            schemas.IDS,
+            schemas.list_of(schemas.IDS),
+            says="what is scored after it, as the query is given",
+        ),
+        "label_token_ids": schemas.list_of(schemas.integer(), "tokens whose probability as the next one is told", minItems=1),
+        "apply_softmax": schemas.truth("probabilities of the labels among themselves"),
+        "item_first": schemas.truth("the item stands before the query"),
+        "rid": schemas.RID,
+        "priority": schemas.PRIORITY,
+    },
     frozenset({"user"}),
+    required=("query", "items", "label_token_ids"),
+    name="ScoreRequest",
 )
-_RERANK = Fields(frozenset({"query", "documents", "top_n", "return_documents", "rid"}), frozenset({"model", "user"}))
+_RERANK = Fields.of(
+    {
+        "query": schemas.text("what is looked for", minLength=1),
+        "documents": schemas.list_of(schemas.text(minLength=1), "texts to order", minItems=1, maxItems=MAX_ITEMS),
+        "top_n": schemas.integer("only so many, the best ones", minimum=1, maximum=MAX_ITEMS),
+        "return_documents": schemas.truth("repeat the texts in the reply"),
+        "rid": schemas.RID,
+    },
+    frozenset({"model", "user"}),
+    required=("query", "documents"),
+    name="RerankRequest",
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +95,16 @@ class ScoringApi:
         self._manager = manager
         self._name = served_name
 
+    @documented(
+        "Probabilities of label tokens after each item",
+        OPENAI,
+        body=_SCORE,
+        reply=SCORED,
+        examples=(
+            {"query": "Is it a fruit? ", "items": ["apple:", "stone:"], "label_token_ids": [10, 20], "apply_softmax": True},
+            {"query": [10, 11], "items": [[12], [13, 14]], "label_token_ids": [15]},
+        ),
+    )
     async def score(self, request: Request) -> Response:
         call = await read_as(request, _SCORE, self._score_call)
         reply = await answer(request, self._manager, call.req, call.collect)
@@ -100,6 +141,14 @@ class ScoringApi:
         checked = [as_ids({"items": row}, "items") for row in rows]
         return self._manager.maker.join((row, ids) if first else (ids, row) for row in checked)
 
+    @documented(
+        "Documents by their nearness to a query",
+        OPENAI,
+        about="Only with an encoder, or with --is-embedding.",
+        body=_RERANK,
+        reply=RERANKED,
+        examples=({"query": "pets", "documents": ["The cat sat.", "Stocks fell."], "top_n": 1},),
+    )
     async def rerank(self, request: Request) -> Response:
         """A bare list of {score, document, index, meta_info}, best first. The score is the cosine of two embeddings."""
         call = await read_as(request, _RERANK, self._rerank_call)

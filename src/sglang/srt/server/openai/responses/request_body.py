@@ -6,20 +6,30 @@ from typing import Any
 
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.server.fields import Fields, note_ignored, note_unknown
-from sglang.srt.server.openai.protocol import ANSWERING, REFUSED, note_members
+from sglang.srt.server.openai.protocol import ANSWERING, CHAT_FIELDS, REFUSED, note_members
 from sglang.srt.server.openai.responses.input_items import ItemMessages, input_items
 from sglang.srt.server.openai.responses.response_tools import ResponseTools
+from sglang.srt.server.openapi.schemas import Schema, free, integer, list_of, nullable, one_of, text, truth
 
 _SAME = (
     *("model", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stream", "parallel_tool_calls", "user", "rid"),
     *("repetition_penalty", "frequency_penalty", "presence_penalty", "chat_template_kwargs", "priority", "cache_salt"),
 )
-_OWN = frozenset(
-    {
-        *("input", "instructions", "max_output_tokens", "tools", "tool_choice", "text", "reasoning", "metadata", "store"),
-        *("previous_response_id", "include", "top_logprobs", "truncation"),
-    }
-)
+_OWN: dict[str, Schema] = {
+    "input": one_of(text(), list_of(free(type=text())), says="a text, or items: messages, calls and their results, references"),
+    "instructions": text("what the system says; not kept for the next response"),
+    "max_output_tokens": integer("the most tokens of the answer"),
+    "tools": list_of(free(type=text()), "functions that the model may call, alone or in a namespace"),
+    "tool_choice": one_of(text(), free(type=text()), says="none, auto, required, or a function that is to be called"),
+    "text": free("the format of the answer", format=free(type=text(enum=["text", "json_object", "json_schema"]))),
+    "reasoning": free("how much", effort=nullable(text("a word for templates that use it"))),
+    "metadata": free("told again in the response"),
+    "store": truth("keep the response, so that others can follow it"),
+    "previous_response_id": text("the stored response that this one follows"),
+    "include": list_of(text(), "`message.output_text.logprobs`: log probabilities of the answer's tokens"),
+    "top_logprobs": integer("how many of the likeliest tokens at each place", minimum=0, maximum=20),
+    "truncation": text("auto: leave out early items that do not fit", enum=["auto", "disabled"]),
+}
 _NOTHING = frozenset(
     {
         *("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "client_metadata"),
@@ -34,7 +44,22 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "background": (False,),
     "prompt": (),
 }
-RESPONSES_FIELDS = Fields(frozenset({*_SAME, *_OWN}), _NOTHING, frozenset(_REFUSED), takes_hints=True)
+
+
+def _schemas() -> dict[str, Schema]:
+    of_chat = CHAT_FIELDS.describe()
+    return {**{name: of_chat[name] for name in _SAME}, **_OWN}
+
+
+RESPONSES_FIELDS = Fields(
+    frozenset({*_SAME, *_OWN}),
+    _NOTHING,
+    frozenset(_REFUSED),
+    takes_hints=True,
+    describe=_schemas,
+    required=("input",),
+    name="ResponsesRequest",
+)
 LOGPROBS = "message.output_text.logprobs"
 NAMES = {
     "max_new_tokens": "max_output_tokens",
