@@ -257,9 +257,10 @@ def test_metrics_have_the_names_that_dashboards_know(tight: RunningServer) -> No
         assert f'stage="{stage}"' in page
 
 
-def test_the_dashboard_asks_for_nothing_that_is_not_there(tight: RunningServer) -> None:
+def test_dashboard_and_alerts_ask_for_nothing_that_is_not_there(tight: RunningServer) -> None:
     dashboard = json.loads((ROOT / "docs/grafana/dashboard.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    queries += re.findall(r"expr: (.*)", (ROOT / "deploy/alerts.yml").read_text())
     asked = {name for query in queries for name in re.findall(r"sglang:\w+", query)}
     there = families(httpx.get(f"{tight.url}/metrics", trust_env=False).text)
     assert asked and asked <= there, asked - there

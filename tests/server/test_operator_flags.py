@@ -58,7 +58,12 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     write_private(folder / "keys", f"# clients\n{FILE_KEY}\n".encode())
     lines = [f"ssl-certfile: {folder}/tls.pem", f"api-key-file: {folder}/keys", "root_path: /llm/", "log-requests: true"]
     config = write_private(folder / "server.yaml", "\n".join(lines).encode())
-    environ = {"SGLANG_ADMIN_API_KEY": ADMIN_KEY, "SGLANG_LOG_FORMAT": "json", "SGLANG_ENABLE_METRICS": "1"}
+    environ = {
+        "SGLANG_ADMIN_API_KEY": ADMIN_KEY,
+        "SGLANG_LOG_FORMAT": "json",
+        "SGLANG_ENABLE_METRICS": "1",
+        "SGLANG_NONSENSE": "1",
+    }
     server = start_server(folder / "log", "--config", str(config), "--api-key", LINE_KEY, environ=environ)
     context = ssl.create_default_context()
     ca.configure_trust(context)
@@ -169,6 +174,7 @@ def test_the_log_is_objects_without_polls_and_without_secrets(secured: Secured) 
     assert [entry["event"] for entry in events] == ["received", "finished"]
     assert events[1]["rid"] == 'strange "\n\u2028 \x00 name' and events[1]["completion_tokens"] == 4
     assert all({"time", "level", "logger"} <= entry.keys() for entry in log_entries(secured.server))
+    assert any("SGLANG_NONSENSE" in entry.get("message", "") for entry in log_entries(secured.server))
     log = secured.server.log.read_text()
     assert log.isascii() and not [key for key in (FILE_KEY, LINE_KEY, ADMIN_KEY, "wrong-key") if key in log]
 

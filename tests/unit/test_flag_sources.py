@@ -230,7 +230,9 @@ def test_key_files_that_cannot_be_used(tmp_path: Path) -> None:
         ServerArgs(admin_api_key_file=key_file(tmp_path, b"a\n"), admin_api_key="b").resolve()
 
 
-def test_a_key_that_everybody_can_read_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_key_that_everybody_can_read_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     logger = logging.getLogger("sglang")
     before, logger.propagate = logger.propagate, True
     try:
@@ -240,9 +242,11 @@ def test_a_key_that_everybody_can_read_is_warned_of(tmp_path: Path, caplog: pyte
         assert "chmod o-r" in caplog.text
         open_file = Path(config(tmp_path, f"api-key: {SECRET}\n"))
         open_file.chmod(0o644)
-        caplog.clear()
         parse_server_args(["--config", str(open_file)], "serve")
-        assert "chmod o-r" in caplog.text and SECRET not in caplog.text
+        said = capsys.readouterr().err
+        assert said.startswith("serve: warning: --config") and "chmod o-r" in said and SECRET not in said
+        later = parse_server_args(["--config", str(open_file), "--log-format", "json"], "serve")
+        assert capsys.readouterr().err == "" and len(later.notes()) == 1 and "chmod o-r" in later.notes()[0]
     finally:
         logger.propagate = before
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -345,6 +346,10 @@ def parse_server_args(argv: list[str], prog: str) -> ServerArgs:
     flags = FlagReader(parser, ServerArgs).read(argv, os.environ)
     args = ServerArgs(**flags.known)
     keep_others(args, flags.others, flags.origins)
+    if args.log_format == "json":
+        args._notes = flags.notes
+    for note in flags.notes if args.log_format == "text" else ():
+        print(f"{prog}: warning: {note}", file=sys.stderr)
     return args
 
 

@@ -38,7 +38,7 @@ def read_environment(
         elif name is None:
             if key not in _OTHERS:
                 close = nearest(key, by_variable)
-                notes.append(f"{key} is not read: no flag has this name" + (f"; did you mean {close}?" if close else ""))
+                notes.append(f"{key:.80} is not read: no flag has this name" + (f"; did you mean {close}?" if close else ""))
         elif value or name in secret:
             found.append(Given(key, name, value))
     return found, notes

@@ -116,9 +116,14 @@ def takes_other_names(cls: type[T]) -> type[T]:
 class OtherFlags:
     """Base of a dataclass of flags: what is no field of it may be read as an attribute, too, as programs of the original do."""
 
-    __slots__ = ("_origins", "_others")  # no part of vars()
+    __slots__ = ("_notes", "_origins", "_others")  # no part of vars()
     _others: dict[str, Any]
     _origins: dict[str, str]
+    _notes: list[str]
+
+    def notes(self) -> list[str]:
+        """What the log is to say about the flags."""
+        return getattr(self, "_notes", [])
 
     def named(self, name: str) -> str:
         """A flag as an error calls it: with the line of the file or the variable that gives it, if it is not the command line."""
@@ -129,6 +134,8 @@ class OtherFlags:
 
     def __getattr__(self, name: str) -> Any:
         target = ALIASES.get(name, name)
+        if name in ("_notes", "_origins", "_others"):
+            raise AttributeError(name)
         if target in FLAGS:
             others: dict[str, Any] = getattr(self, "_others", {})
             return others.get(target, _default(FLAGS[target]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,18 +15,20 @@ from sglang.srt.flags.config_file import MAX_NAME, TRUTHS, Given, read_config_fi
 from sglang.srt.flags.environment import read_environment
 from sglang.srt.flags.names import nearest_flag, option, translate
 from sglang.srt.flags.parser import FlagParser, check_unknown, spell_out
-from sglang.srt.flags.values import warn_if_open
+from sglang.srt.flags.values import open_to_all
 
 _UNSET: Any = object()
 
 
 @dataclass
 class Flags:
-    """`known`: values of fields. `others`: what else was given. `origins`: field -> the line or variable that gives it."""
+    """`known`: values of fields. `others`: what else was given. `origins`: field -> the line or variable that gives it. `notes`: what
+    the operator should know."""
 
     known: dict[str, Any] = field(default_factory=dict)
     others: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class FlagReader:
@@ -45,8 +47,7 @@ class FlagReader:
             self._read_file(path)
         names = [*self._fields, *ALIASES, *FLAGS]
         found, notes = read_environment({k: v for k, v in environ.items() if k != "SGLANG_CONFIG"}, names, self._secret)
-        for note in notes:
-            self._warn(note)
+        self._flags.notes += notes
         self._take_all(found)
         self._take(spell_out(rest, self._parser, self._cls))
         return self._flags
@@ -67,9 +68,8 @@ class FlagReader:
         except ConfigError as error:
             self._parser.error(str(error))
         if any(ALIASES.get(_plain(given.name), _plain(given.name)) in self._secret for given in found):
-            import os
-
-            warn_if_open("--config", path, os.stat(path).st_mode)
+            note = open_to_all("--config", path, os.stat(path).st_mode)
+            self._flags.notes += [note] if note else []
         self._take_all(found)
 
     def _take_all(self, found: list[Given]) -> None:
@@ -121,16 +121,12 @@ class FlagReader:
             known, notes = translate(values, self._fields)
         except ConfigError as error:
             self._parser.error(str(error))
-        for note in notes:
-            self._warn(f"{where}: {note}" if where else note)
         flags = self._flags
+        flags.notes += [f"{where}: {note}" if where else note for note in notes]
         flags.known |= known
         flags.others |= {name: value for name, value in values.items() if name not in self._fields}
         flags.origins = {name: origin for name, origin in flags.origins.items() if name not in known}
         flags.origins |= dict.fromkeys(known, where) if where else {}
-
-    def _warn(self, note: str) -> None:
-        print(f"{self._parser.prog}: warning: {note}", file=sys.stderr)
 
 
 def _plain(name: str) -> str:

@@ -86,7 +86,8 @@ def read_private(flag: str, path: str) -> str:
     """The text of a file that holds secrets, with a warning if others may read it. Raises ConfigError."""
     try:
         with open(path, "rb") as file:
-            warn_if_open(flag, path, os.fstat(file.fileno()).st_mode)
+            if note := open_to_all(flag, path, os.fstat(file.fileno()).st_mode):
+                logger.warning("%s", note)
             data = file.read(MAX_KEY_FILE + 1)
         if len(data) > MAX_KEY_FILE:
             raise ConfigError(f"{flag} {path} is longer than {show_size(MAX_KEY_FILE)}")
@@ -97,9 +98,10 @@ def read_private(flag: str, path: str) -> str:
         raise ConfigError(f"{flag} {path!r} is not a file with UTF-8 text") from error
 
 
-def warn_if_open(flag: str, path: str, mode: int) -> None:
-    if stat.S_ISREG(mode) and mode & stat.S_IROTH:
-        logger.warning("%s %s may be read by everybody on this machine: chmod o-r %s", flag, path, path)
+def open_to_all(flag: str, path: str, mode: int) -> str | None:
+    """What to say of a file with secrets that everybody may read."""
+    is_open = stat.S_ISREG(mode) and mode & stat.S_IROTH
+    return f"{flag} {path} may be read by everybody on this machine: chmod o-r {path}" if is_open else None
 
 
 def parse_hosts(text: str | None) -> tuple[str, ...]:

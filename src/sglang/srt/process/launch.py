@@ -339,6 +339,8 @@ def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) 
     """Serves until Ctrl-C or SIGTERM. Raises SglangError when the server cannot start or cannot be kept up."""
     configure_logging(args.log_level, args.log_level_http, args.log_format)
     configure_access_log(args.log_level_http or args.log_level, args.log_format)
+    for note in args.notes():
+        logger.warning("%s", note)
     config = args.resolve()
     hide_secrets(args.secrets())
     raise_file_limit()

@@ -4,7 +4,7 @@
 window.addEventListener("DOMContentLoaded", () => {
   const key = sessionStorage.getItem("sglang.key");
   window.SwaggerUIBundle({
-    url: "/openapi.json",
+    url: "openapi.json",
     dom_id: "#docs",
     deepLinking: true,
     validatorUrl: null,
