@@ -26,7 +26,7 @@ from tests.server.http_tools import client_of
 
 EMBED = ("/v1/embeddings", "/encode", "/v1/rerank")
 STOPS_OTHERS = ("/pause_generation", "/continue_generation", "/start_profile", "/stop_profile")
-PAGES = frozenset({"/", "/docs", "/openapi.json", *PageFiles().paths})
+PAGES = frozenset({"/", "/docs", "/openapi.json", "/page/live", *PageFiles().paths})
 
 
 @pytest.fixture

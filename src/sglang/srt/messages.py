@@ -119,6 +119,11 @@ class Logprobs(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
+SAMPLED, DRAFTED, FORCED = 0, 1, 2
+ORIGINS = ("sampled", "draft", "forced")
+"""where a token of the output comes from: it was sampled; it was sampled as a draft had it; the grammar allowed nothing else"""
+
+
 class SchemaCheck(msgspec.Struct, frozen=True):
     """How an output fared that decoding could not hold to its schema as a whole. `keywords`: paths of what it could not follow.
     `num_attempts`: outputs that were generated. `error`: what is wrong with the last one; None: it is valid. `num_discarded`: tokens of
@@ -164,6 +169,8 @@ class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     input_ids: list[int]
     sampling: SamplingParams
     logprobs: LogprobOptions | None = None
+    origins: bool = False
+    """whether to say of each output token where it comes from (ORIGINS)"""
     stream: bool = False
     group: str | None = None
     cache_salt: str | None = None
@@ -220,6 +227,13 @@ class StateReq(msgspec.Struct, frozen=True, tag=True):
     call_id: int
 
 
+class ViewReq(msgspec.Struct, frozen=True, tag=True):
+    """From now on somebody looks at the machine, and ViewDeltas are to be sent (`on`), or nobody does any more. While somebody does,
+    another one with `on` makes the next delta tell all from the beginning."""
+
+    on: bool
+
+
 class EmbedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """One text to embed. Answered by an EmbedOut. AbortReq ends it too. `client`: the API key that asks."""
 
@@ -232,7 +246,7 @@ class ShutdownReq(msgspec.Struct, frozen=True, tag=True):
     """Ends the scheduler loop after the current step; running requests are aborted."""
 
 
-ToScheduler = Union[TokenizedReq, EmbedReq, AbortReq, FlushCacheReq, PauseReq, ProfileReq, StateReq, ShutdownReq]  # noqa: UP007  evaluated at run time
+ToScheduler = Union[TokenizedReq, EmbedReq, AbortReq, FlushCacheReq, PauseReq, ProfileReq, StateReq, ViewReq, ShutdownReq]  # noqa: UP007  evaluated at run time
 
 # --- scheduler to server ----------------------------------------------------------------------------------------------------
 
@@ -257,6 +271,8 @@ class TokenOut(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     input_logprobs: Logprobs | None = None
     output_logprobs: Logprobs | None = None
     """one per id in `ids`, when asked for"""
+    origins: bytes = b""
+    """an index into ORIGINS per id in `ids`, when asked for"""
     queue_time: float = 0.0
     """seconds from arrival to the first step, in the first TokenOut"""
     first_time: float = 0.0
@@ -305,6 +321,44 @@ class SchedulerStats(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """images and videos whose embeddings had to be made"""
 
 
+class NodeView(msgspec.Struct, frozen=True, array_like=True):
+    """A node of the prefix tree. `parent` of the first nodes of a tree is a node that is never told: its root. `ids`: the first ones."""
+
+    id: int
+    parent: int
+    start: int
+    length: int
+    is_locked: bool
+    num_hits: int
+    """requests that found it in the cache"""
+    ids: list[int]
+
+
+class StepView(msgspec.Struct, frozen=True, array_like=True):
+    """The rows of one step, by what they are for, and how long it was after the one before, in seconds."""
+
+    num_decode: int
+    num_prompt: int
+    num_forced: int
+    num_draft: int
+    num_accepted: int
+    """draft tokens that came out as sampled, and what was forced after them"""
+    seconds: float
+
+
+class ViewDelta(msgspec.Struct, frozen=True, tag=True):
+    """What has changed in the machine since the last one. `nodes` are new or changed, `gone` are ids of nodes that are no more. With
+    `is_first` nothing told before holds. `num_omitted`: nodes beyond what is shown; `num_late`: those that follow in the next ones."""
+
+    is_first: bool
+    nodes: list[NodeView]
+    gone: list[int]
+    num_late: int
+    num_omitted: int
+    steps: list[StepView]
+    stats: SchedulerStats
+
+
 class ControlReply(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """Answer to a call. `ok=False` carries a `message`."""
 
@@ -326,7 +380,7 @@ class SchedulerFailed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-FromScheduler = Union[BatchTokenOut, BatchEmbedOut, SchedulerStats, ControlReply, SchedulerReady, SchedulerFailed]  # noqa: UP007
+FromScheduler = Union[BatchTokenOut, BatchEmbedOut, SchedulerStats, ViewDelta, ControlReply, SchedulerReady, SchedulerFailed]  # noqa: UP007
 
 # --- the two ends -----------------------------------------------------------------------------------------------------------
 

@@ -106,6 +106,8 @@ class Req:
     logprob_next: int = 0
     input_log: LogprobLog = field(default_factory=LogprobLog)
     output_log: LogprobLog = field(default_factory=LogprobLog)
+    origins: bytearray | None = None
+    """where each token of the output comes from (messages.ORIGINS), if the client asks"""
     input_sent: bool = False
     sent_len: int = 0
     cached_len: int = -1
@@ -175,6 +177,11 @@ class Req:
         if self.msg.logprobs is not None and self.logprob_next < self.num_ids:
             limit = min(limit, max(self.logprob_next - 1, 0))
         return 0 if self.no_reuse else limit
+
+    def note_origin(self, origin: int) -> None:
+        """Of the token that was appended last."""
+        if self.origins is not None:
+            self.origins.append(origin)
 
     @property
     def num_left(self) -> int:

@@ -17,12 +17,12 @@ from collections.abc import Collection
 
 from sglang.srt.errors import GrammarError, RequestError
 from sglang.srt.forward_batch import ForwardOutput, Int32Array, LogprobResult
-from sglang.srt.messages import FinishReason, TokenOut
+from sglang.srt.messages import DRAFTED, FORCED, SAMPLED, FinishReason, TokenOut
 from sglang.srt.scheduler.batch import ScheduleBatch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.finish import abort_reason, nan_reason
 from sglang.srt.scheduler.req import Req
-from sglang.srt.scheduler.speculation.proposer import DraftStep
+from sglang.srt.scheduler.speculation.proposer import Draft, DraftStep
 
 MAX_FORCED = 512
 """Tokens appended at once; what a grammar forces beyond that follows in later steps."""
@@ -114,7 +114,7 @@ class StepResults:
                 req.output_log.add(output.next_ids[i : i + 1], scores)
                 req.logprob_next = req.num_ids + 1
             draft = drafts.get(req)
-            reasons[req.rid] = take_sampled(req, token_id, draft.step(0) if draft is not None else None)
+            reasons[req.rid] = take_sampled(req, token_id) if draft is None else take_drafted(req, token_id, draft, 0)
         return reasons
 
 
@@ -150,6 +150,7 @@ def build_out(req: Req, reason: FinishReason | None) -> TokenOut:
         num_retractions=req.num_retractions,
         input_logprobs=input_logprobs,
         output_logprobs=out_logprobs,
+        origins=bytes(req.origins[since:until]) if req.origins is not None else b"",
         queue_time=_since_arrival(req, req.started_at) if first else 0.0,
         first_time=_since_arrival(req, req.first_at) if since == 0 else 0.0,
         unenforced=req.unenforced if reason is not None and reason.type == "stop" else (),
@@ -163,16 +164,24 @@ def _since_arrival(req: Req, moment: float) -> float:
 # --- how one request's output grows -----------------------------------------------------------------------------------------
 
 
-def take_sampled(req: Req, token_id: int, expected: DraftStep | None = None) -> FinishReason | None:
+def take_drafted(req: Req, token_id: int, draft: Draft, i: int) -> FinishReason | None:
+    """`take_sampled`, where the draft's `i`th token was to be sampled."""
+    at = draft.points[i - 1] if i else 0
+    as_drafted = at < len(draft.ids) and draft.ids[at] == token_id
+    return take_sampled(req, token_id, draft.step(i), DRAFTED if as_drafted else SAMPLED)
+
+
+def take_sampled(req: Req, token_id: int, expected: DraftStep | None = None, origin: int = SAMPLED) -> FinishReason | None:
     """Appends the sampled token and what is forced after it. Why the request ends with that, if it does. `expected`: the draft's
     token and what follows it."""
     if req.in_reasoning and req.finish.is_end_of_text(token_id):
-        token_id = _end_reasoning(req)
+        token_id, origin = _end_reasoning(req), FORCED
     if req.proposer is not None and not req.in_reasoning:
         req.proposer.note_sampled(req, token_id)
     if expected is not None and expected.ids[0] == token_id:
         return _take_expected(req, expected)
     req.output_ids.append(token_id)
+    req.note_origin(origin)
     req.num_since_forced += 1
     if req.in_reasoning:
         req.in_reasoning = token_id not in req.msg.grammar_after
@@ -219,6 +228,7 @@ def take_sent(req: Req) -> FinishReason | None:
     Then it goes on as behind its last token. Why the request ends with that, if it does."""
     for token_id in req.msg.resumed or ():
         req.output_ids.append(token_id)
+        req.note_origin(SAMPLED)  # the client has been told
         if req.in_reasoning:
             req.in_reasoning = token_id not in req.msg.grammar_after
         elif req.grammar is not None and not req.grammar.accept(token_id):
@@ -233,6 +243,7 @@ def _take_expected(req: Req, step: DraftStep) -> FinishReason | None:
     """The draft has followed the grammar already, and the request may go on after all these tokens."""
     for i, token_id in enumerate(step.ids):
         req.output_ids.append(token_id)
+        req.note_origin(FORCED if i else DRAFTED)
         req.num_since_forced = req.num_since_forced + 1 if i == 0 else 0
         reason = _check(req, token_id)
         if reason is not None:
@@ -267,6 +278,7 @@ def _append(req: Req, forced: list[int]) -> FinishReason | None:
     reason, taken = None, 0
     while taken < len(forced) and reason is None and not req.finish.is_searching:
         req.output_ids.append(forced[taken])
+        req.note_origin(FORCED)
         reason = _check(req, forced[taken])
         taken += 1
     if reason is not None and reason.type != "length":
@@ -311,5 +323,5 @@ def commit_drafts(
         req.hold.kv_len = extend.end + point
         num_accepted += point - (draft.points[i - 1] if i else 0)
         token_id = int(output.next_ids[at])
-        reasons[req.rid] = nan_reason() if at in bad else take_sampled(req, token_id, draft.step(i + 1))
+        reasons[req.rid] = nan_reason() if at in bad else take_drafted(req, token_id, draft, i + 1)
     return num_accepted

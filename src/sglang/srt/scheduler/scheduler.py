@@ -17,7 +17,7 @@ import msgspec
 
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.errors import OverloadError, RequestError
-from sglang.srt.forward_batch import ModelInfo, ModelWorker, VocabMasks
+from sglang.srt.forward_batch import ModelWorker, VocabMasks
 from sglang.srt.messages import (
     AbortReq,
     BatchTokenOut,
@@ -34,9 +34,10 @@ from sglang.srt.messages import (
     TokenizedReq,
     TokenOut,
     ToScheduler,
+    ViewReq,
 )
 from sglang.srt.scheduler.admission.inlet import Inlet
-from sglang.srt.scheduler.admission.prefill import OutputEstimate, PrefillLimits, PrefillPlanner
+from sglang.srt.scheduler.admission.prefill import OutputEstimate, PrefillPlanner, prefill_limits
 from sglang.srt.scheduler.admission.waiting import Turns, WaitingQueue
 from sglang.srt.scheduler.batch import Extend, Flight, ScheduleBatch, build_batch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
@@ -55,6 +56,7 @@ from sglang.srt.scheduler.results import StepResults, take_forced, take_searched
 from sglang.srt.scheduler.speculation.planning import DraftBudget, Proposers, add_drafts, is_confident
 from sglang.srt.scheduler.stats import StepStats
 from sglang.srt.scheduler.stop_regex import Searches
+from sglang.srt.scheduler.viewing import Viewing
 from sglang.srt.vocabulary import Vocabulary
 
 logger = logging.getLogger("sglang")
@@ -120,7 +122,7 @@ class Scheduler:
         )
         self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
         self._estimate = OutputEstimate(options.schedule_conservativeness)
-        limits = _prefill_limits(options, info)
+        limits = prefill_limits(options, info)
         self._gate = EncoderGate(worker, limits.chunk_tokens)
         self._takes_images = bool(info.media_kinds)
         self._prefill = PrefillPlanner(self.memory, self._waiting, self._estimate, limits, self._gate)
@@ -129,6 +131,7 @@ class Scheduler:
         self._stats = StepStats(self.memory, options.decode_log_interval)
         self._live: dict[str, Req] = {}
         self._profiler = Profiler()
+        self._viewing = Viewing(self.memory.tree, outbox)
         self._flight: Flight | None = None
         self._paused = False
         self._stopping = False
@@ -180,6 +183,7 @@ class Scheduler:
         return flight is not None or worked
 
     def _receive(self) -> None:
+        self._viewing.report(self._snapshot)
         waits = self._running.reqs or self._prefill.partial or len(self._waiting)
         busy = self._flight is not None or (not self._paused and waits)
         if busy or len(self._inlet):
@@ -196,7 +200,7 @@ class Scheduler:
                 return messages
             self._ready = not self._worker.get_ready(self.memory.allocator.num_ever_held)
             return self._inbox.receive(0.0)
-        messages = self._inbox.receive(IDLE_SECONDS if self._compiler.is_warm else FIRST_IDLE_SECONDS)
+        messages = self._inbox.receive(self._viewing.limit(IDLE_SECONDS if self._compiler.is_warm else FIRST_IDLE_SECONDS))
         if not messages:
             self._rest()
         return messages
@@ -332,6 +336,7 @@ class Scheduler:
         self._estimate.note_step()
         self._turns.note_step(self._running.holders, [extend.req for extend in batch.extends if extend.is_new])
         self._checked = self._ready = False
+        self._viewing.note_step(batch, results.num_accepted)
         if self._stats.note_step(batch, results.num_accepted, len(batch.decodes), len(self._waiting)):
             self._outbox.send(self._snapshot())
 
@@ -377,6 +382,8 @@ class Scheduler:
             self._outbox.send(self._profiler.handle(message))
         elif isinstance(message, StateReq):
             self._outbox.send(ControlReply(message.call_id, stats=self._snapshot()))
+        elif isinstance(message, ViewReq):
+            self._viewing.look(message.on)
         elif isinstance(message, ShutdownReq):
             self._stopping = True
 
@@ -488,11 +495,3 @@ class Scheduler:
 def forbids_eos(req: Req, num_out: int) -> bool:
     """Whether a request with so many tokens may not end yet unless it must."""
     return req.msg.sampling.ignore_eos or num_out < req.msg.sampling.min_new_tokens
-
-
-def _prefill_limits(options: ScheduleOptions, info: ModelInfo) -> PrefillLimits:
-    """A step holds at least what a model computes in one."""
-    step_tokens = info.max_batch_tokens
-    chunk = options.chunked_prefill_size if options.chunked_prefill_size > 0 else step_tokens
-    chunk = max(min(chunk, options.max_prefill_tokens), info.max_image_len, 1)
-    return PrefillLimits(min(chunk, step_tokens), step_tokens)

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable
 
 from sglang.srt.errors import EngineDeadError, OverloadError
-from sglang.srt.messages import ControlReply, PauseReq, ToScheduler
+from sglang.srt.messages import ControlReply, PauseReq, ToScheduler, ViewReq
 
 CALL_SECONDS = 20.0
 
@@ -20,6 +20,7 @@ class ControlCalls:
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[ControlReply]] = {}
         self._is_paused = False
+        self._is_viewed = False
 
     async def ask(self, make: Callable[[int], ToScheduler]) -> ControlReply:
         """Sends what `make` makes of the call's id and waits. Raises OverloadError without an answer in time, EngineDeadError if
@@ -41,6 +42,12 @@ class ControlCalls:
         self._is_paused = pause
         return reply
 
+    def view(self, on: bool, has_scheduler: bool) -> None:
+        """Whether the scheduler, and the next one, sends ViewDeltas."""
+        self._is_viewed = on
+        if has_scheduler:
+            self._send(ViewReq(on))
+
     def handle(self, reply: ControlReply) -> None:
         future = self._waiting.pop(reply.call_id, None)
         if future is not None and not future.done():
@@ -57,3 +64,5 @@ class ControlCalls:
         """There is a scheduler again."""
         if self._is_paused:
             self._send(PauseReq(0, True))
+        if self._is_viewed:
+            self._send(ViewReq(True))

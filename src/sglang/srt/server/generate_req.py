@@ -48,6 +48,8 @@ class GenerateReq(msgspec.Struct, eq=False):
     input_ids: list[int] | list[list[int]] | None = None
     sampling: SamplingParams | list[SamplingParams] = DEFAULT_SAMPLING
     logprobs: LogprobOptions | list[LogprobOptions | None] | None = None
+    origins: bool = False
+    """whether to say of each output token where it comes from (messages.ORIGINS)"""
     rid: str | list[str] | None = None
     stream: bool = False
     max_new_tokens_is_default: bool = False
@@ -88,6 +90,8 @@ class GenerateOut(msgspec.Struct, eq=False):
     completion_len: int
     input_logprobs: Logprobs | None = None
     output_logprobs: Logprobs | None = None
+    origins: bytes = b""
+    """an index into messages.ORIGINS per id, when asked for"""
     num_retractions: int = 0
     seconds: float = 0.0
     """since the call started"""
@@ -96,13 +100,14 @@ class GenerateOut(msgspec.Struct, eq=False):
 class JoinedOut:
     """Outputs of one sequence on their way to being one. To add one costs what that one holds, not what was there before."""
 
-    __slots__ = ("_ids", "_input", "_last", "_output", "_texts")
+    __slots__ = ("_ids", "_input", "_last", "_origins", "_output", "_texts")
 
     def __init__(self, first: GenerateOut) -> None:
         self._last = first
         self._texts = [first.text]
         self._ids = first.ids
         self._input = first.input_logprobs
+        self._origins = [first.origins]
         self._output = [first.output_logprobs] if first.output_logprobs is not None else []
 
     @property
@@ -114,6 +119,7 @@ class JoinedOut:
         self._last = later
         self._texts.append(later.text)
         self._ids += later.ids
+        self._origins.append(later.origins)
         if later.input_logprobs is not None:
             self._input = later.input_logprobs
         if later.output_logprobs is not None:
@@ -124,6 +130,7 @@ class JoinedOut:
         out = self._last
         if len(self._texts) > 1:
             out.text, out.ids, out.input_logprobs = "".join(self._texts), self._ids, self._input
+            out.origins = b"".join(self._origins)
             out.output_logprobs = Logprobs.join(self._output) if self._output else None
         return out
 

@@ -206,6 +206,7 @@ class InFlight:
             completion_len=token_out.completion_len,
             input_logprobs=token_out.input_logprobs,
             output_logprobs=token_out.output_logprobs,
+            origins=token_out.origins,
             num_retractions=token_out.num_retractions,
             seconds=now - call.started_at,
         )

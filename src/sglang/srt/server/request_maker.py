@@ -228,6 +228,7 @@ class RequestMaker:
                         input_ids=ids,
                         sampling=choice,
                         logprobs=options,
+                        origins=req.origins,
                         stream=req.stream,
                         group=rid if sampling.n > 1 else rids[0] if req.begins_alike else None,
                         cache_salt=salt,

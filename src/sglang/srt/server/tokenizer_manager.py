@@ -40,6 +40,7 @@ from sglang.srt.messages import (
     StateReq,
     TokenizedReq,
     ToScheduler,
+    ViewDelta,
 )
 from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.server.aside import run_aside
@@ -83,6 +84,8 @@ class TokenizerManager:
         self.http = http
         self.text = text
         self.stats = SchedulerStats()
+        self.on_view: Callable[[ViewDelta], None] = lambda delta: None
+        """who is told what viewers of the machine see"""
         self.records = CallRecords(http)
         self._in_flight = InFlight(tokenizer, http, self.records, send)
         self._controls = ControlCalls(send)
@@ -215,6 +218,8 @@ class TokenizerManager:
             if message.stats is not None:
                 self._on_stats(message.stats)
             self._controls.handle(message)
+        elif isinstance(message, ViewDelta):
+            self.on_view(message)
         elif isinstance(message, SchedulerReady):
             self.scheduler_restarted(message.info)
         else:
@@ -320,6 +325,10 @@ class TokenizerManager:
     async def pause(self, pause: bool) -> ControlReply:
         self._check_alive()
         return await self._controls.pause(pause)
+
+    def view(self, on: bool) -> None:
+        """Somebody looks at the machine (`on_view`), or nobody does any more."""
+        self._controls.view(on, self.is_alive)
 
     async def profile(self, start: bool) -> ControlReply:
         self._check_alive()

@@ -102,6 +102,7 @@ class Inlet:
         req.takes_drafts = not params.adjusts_logits and msg.logprobs is None and media is None
         if req.takes_drafts and params.grammar is None and not msg.healed:
             req.proposer = self._proposers.for_free_text(msg.input_ids, msg.resumed or ())
+        req.origins = bytearray() if msg.origins else None
         req.input_log = LogprobLog(options.top_num, options.token_ids)
         req.output_log = LogprobLog(options.top_num, options.token_ids)
         req.logprob_next = options.start_len if options.start_len >= 0 else len(prompt)

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sglang.srt.forward_batch import Int32Array
+from sglang.srt.config import ScheduleOptions
+from sglang.srt.forward_batch import Int32Array, ModelInfo
 from sglang.srt.scheduler.admission.waiting import WaitingQueue
 from sglang.srt.scheduler.batch import Extend
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
@@ -70,6 +71,14 @@ class PrefillLimits:
 
     chunk_tokens: int
     step_tokens: int
+
+
+def prefill_limits(options: ScheduleOptions, info: ModelInfo) -> PrefillLimits:
+    """A step holds at least what a model computes in one."""
+    step_tokens = info.max_batch_tokens
+    chunk = options.chunked_prefill_size if options.chunked_prefill_size > 0 else step_tokens
+    chunk = max(min(chunk, options.max_prefill_tokens), info.max_image_len, 1)
+    return PrefillLimits(min(chunk, step_tokens), step_tokens)
 
 
 class PrefillPlanner:

@@ -218,6 +218,7 @@ class KvMemory:
         hold = Holding(row, match, salt, private)
         self.rows.table[row, : hold.tree_len] = match.slots
         self.tree.lock(hold.node)
+        self.tree.note_hit(hold.node)
         self._holdings[row] = hold
         return hold
 

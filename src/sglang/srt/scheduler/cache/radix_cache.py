@@ -16,6 +16,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -29,7 +30,7 @@ _node_ids = itertools.count()
 class TreeNode:
     """Ids [end - len(ids), end) of the prefixes that pass through it."""
 
-    __slots__ = ("children", "end", "id", "ids", "in_heap", "last_access", "lock_ref", "parent", "salt", "slots")
+    __slots__ = ("children", "end", "id", "ids", "in_heap", "last_access", "lock_ref", "num_hits", "parent", "salt", "slots")
 
     def __init__(self, parent: TreeNode | None, ids: Int32Array, slots: Int32Array, end: int) -> None:
         self.parent = parent
@@ -39,6 +40,7 @@ class TreeNode:
         self.children: dict[Key, TreeNode] = {}
         self.lock_ref = 0
         self.last_access = 0
+        self.num_hits = 0  # requests that found it here
         self.in_heap = False
         self.salt: str | None = None  # of a root
         self.id = next(_node_ids)
@@ -68,6 +70,16 @@ def _common_len(a: Int32Array, b: Int32Array) -> int:
     return n if equal.all() else int(np.argmin(equal))
 
 
+class TreeObserver(Protocol):
+    """Who is told of every change of the trees (viewing.py)."""
+
+    def changed(self, node: TreeNode) -> None:
+        """It is new, or its ids, its parent, its hits or whether it is locked have changed."""
+        ...
+
+    def removed(self, node: TreeNode) -> None: ...
+
+
 class RadixCache:
     """Owns the trees and the slots in them. `free` gets the slots of what is evicted; `run` is the pool's run of slots."""
 
@@ -78,6 +90,7 @@ class RadixCache:
         self._roots: dict[str | None, TreeNode] = {}
         self._heap: list[tuple[int, int, TreeNode]] = []
         self._clock = 0
+        self.observer: TreeObserver | None = None
         self.num_evictable = 0
         self.num_locked = 0
         self.version = 0
@@ -156,6 +169,8 @@ class RadixCache:
             self.num_evictable += len(leaf.ids)
             self._offer(leaf)
             self.version += 1
+            if self.observer is not None:
+                self.observer.changed(leaf)
             node = leaf
         return Inserted(tree_len, existing, node)
 
@@ -164,13 +179,16 @@ class RadixCache:
         locks both."""
         assert child.parent is not None
         upper = TreeNode(child.parent, child.ids[:n].copy(), child.slots[:n].copy(), child.end - len(child.ids) + n)
-        upper.lock_ref = child.lock_ref
+        upper.lock_ref, upper.num_hits = child.lock_ref, child.num_hits
         upper.last_access = child.last_access
         child.parent.children[self._key(upper.ids, 0)] = upper
         child.parent = upper
         child.ids = child.ids[n:].copy()
         child.slots = child.slots[n:].copy()
         upper.children[self._key(child.ids, 0)] = child
+        if self.observer is not None:
+            self.observer.changed(upper)
+            self.observer.changed(child)
         return upper
 
     # --- locking ------------------------------------------------------------------------------------------------------------
@@ -182,6 +200,8 @@ class RadixCache:
             if at.lock_ref == 0:
                 self.num_evictable -= len(at.ids)
                 self.num_locked += len(at.ids)
+                if self.observer is not None:
+                    self.observer.changed(at)
             at.lock_ref += 1
             at = at.parent
 
@@ -197,6 +217,17 @@ class RadixCache:
                 self.num_evictable += len(at.ids)
                 self.num_locked -= len(at.ids)
                 self._offer(at)
+                if self.observer is not None:
+                    self.observer.changed(at)
+            at = at.parent
+
+    def note_hit(self, node: TreeNode) -> None:
+        """A request has found the prefix that ends at `node`."""
+        at: TreeNode | None = node
+        while at is not None and at.parent is not None:
+            at.num_hits += 1
+            if self.observer is not None:
+                self.observer.changed(at)
             at = at.parent
 
     # --- shrinking ----------------------------------------------------------------------------------------------------------
@@ -228,6 +259,8 @@ class RadixCache:
         node.end -= len(gone)
         node.ids, node.slots = node.ids[:keep].copy(), node.slots[:keep].copy()
         self._offer(node)
+        if self.observer is not None:
+            self.observer.changed(node)
         return self._give_back(gone)
 
     def _remove(self, node: TreeNode) -> int:
@@ -235,6 +268,8 @@ class RadixCache:
         assert parent is not None
         del parent.children[self._key(node.ids, 0)]
         node.parent = None
+        if self.observer is not None:
+            self.observer.removed(node)
         if parent.parent is None and not parent.children:
             del self._roots[parent.salt]
         else:
@@ -254,6 +289,9 @@ class RadixCache:
             pass
 
     # --- looking at the whole -----------------------------------------------------------------------------------------------
+
+    def roots(self) -> list[TreeNode]:
+        return list(self._roots.values())
 
     def nodes(self) -> Iterator[TreeNode]:
         """All nodes but the roots."""

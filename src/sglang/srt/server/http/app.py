@@ -53,7 +53,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str, Any] | None = None) -> Starlette:
     """The ASGI application. `flags` are the resolved server arguments, shown by /get_server_info. Raises RequestError for
     preferred sampling parameters that are none."""
-    page = PageApi(options.page)
+    page = PageApi(manager, options)
     native = NativeApi(manager, options, flags or {}, __version__)
     openai = OpenAIApi(manager, options)
     embeddings = EmbeddingsApi(manager, options.served_model_name)

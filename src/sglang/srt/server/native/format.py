@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.messages import FinishReason, LogprobOptions, Logprobs, Pairs
+from sglang.srt.messages import ORIGINS, FinishReason, LogprobOptions, Logprobs, Pairs
 from sglang.srt.sampling_params import SamplingParams, parse_sampling_params
 from sglang.srt.server.fields import Fields, as_bool, as_int, as_text, check_known
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_count
@@ -57,6 +57,7 @@ _SCHEMAS: dict[str, Schema] = {
     "top_logprobs_num": one_of(integer(), list_of(integer()), says="how many of the likeliest tokens at each place"),
     "token_ids_logprob": one_of(IDS, list_of(nullable(IDS)), says="ids whose log probabilities are told at each place"),
     "return_text_in_logprobs": truth("the texts of tokens beside their log probabilities"),
+    "return_token_origins": truth("where each token comes from, in meta_info: sampled, draft or forced"),
     "stream": truth("server-sent events; each has the answer so far, or what is new of it with --stream-output"),
     "cache_salt": SALT,
     "extra_key": text("another part of cache_salt"),
@@ -146,6 +147,7 @@ def parse_generate(body: dict[str, Any], preferred: dict[str, Any] | None = None
         sampling=sampling if is_batch else sampling[0],
         logprobs=[options for options, _ in logprobs] if is_batch else logprobs[0][0],
         media=parse_media(body, count, is_batch),
+        origins=as_bool(body, "return_token_origins"),
         rid=_rid(body),
         stream=as_bool(body, "stream"),
         max_new_tokens_is_default=not any("max_new_tokens" in {**(preferred or {}), **(s or {})} for s in raw),
@@ -322,6 +324,7 @@ class Reply:
         self._new_column = new_column
         self._text = ""
         self._ids: list[int] = []
+        self._origins: list[str] = []
         self._columns: dict[str, Column] = {}
         self._is_input_begun = False
 
@@ -342,6 +345,9 @@ class Reply:
             await self._add_logprobs("input", out.input_logprobs)
             await self._add_logprobs("output", out.output_logprobs)
             meta |= {name: column.copy() for name, column in self._columns.items()}
+        if out.origins or self._origins:
+            self._origins = [*(self._origins if self._whole else ()), *(ORIGINS[origin] for origin in out.origins)]
+            meta["output_token_origins"] = self._origins
         if out.finish is not None:
             meta["num_retractions"] = out.num_retractions
             meta["e2e_latency"] = out.seconds

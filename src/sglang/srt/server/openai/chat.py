@@ -17,7 +17,7 @@ from sglang.srt.server.generate_req import GenerateOut, GenerateReq, client_name
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.multimodal.inputs import parse_pixels, with_pixels
 from sglang.srt.server.openai.answers import PART_VALUES, Answer, ChunkWriter, Usage, finish_details, finish_name
-from sglang.srt.server.openai.logprobs import chat_logprob_entries, chat_logprobs, token_bytes
+from sglang.srt.server.openai.logprobs import chat_logprob_entries, chat_logprobs, token_bytes, token_origins
 from sglang.srt.server.openai.prompts import ChatOptions, make_prompt, plan_for
 from sglang.srt.server.openai.protocol import ChatRequest, field_names, sampling_params
 from sglang.srt.server.parsers.answer import AnswerParser
@@ -30,6 +30,7 @@ from sglang.srt.server.parsers.reasoning import (
     starts_inside,
 )
 from sglang.srt.server.parsers.tool_calls import call_format
+from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 MAX_TOP_LOGPROBS = 20
 PROMPT_END = 32
@@ -90,6 +91,7 @@ class ChatCall:
             media=media,
             sampling=self._with_markers(sampling),
             logprobs=LogprobOptions(top_num=self._num_top) if request.logprobs else None,
+            origins=bool(request.return_token_origins),
             rid=request.rid or None,
             stream=bool(request.stream),
             cache_salt=join_salt(request.cache_salt, request.extra_key),
@@ -196,6 +198,7 @@ class ChatCall:
             "logprobs": self._logprobs(out.output_logprobs),
             "finish_reason": ended_by(out.finish, answer),
             "matched_stop": out.finish.matched,
+            **({"token_origins": token_origins(out, self._tokenizer)} if out.origins else {}),
             **finish_details(out.finish),
         }
 
@@ -249,6 +252,8 @@ class ChatCall:
             if answer is None:
                 answer = answers[out.index] = self.new_answer()
                 yield chunks.choice(out.index, _ROLE, usage=now)
+            if out.origins:
+                yield chunks.choice(out.index, _origins_body(out, self._tokenizer), usage=now)
             for body, logprobs in self._bodies(out, answer):
                 yield chunks.choice(out.index, body, logprobs, usage=now)
             if out.finish is not None:
@@ -272,6 +277,11 @@ class ChatCall:
             yield _text_delta(out.text), next(parts, None)
         for logprobs in parts:
             yield _text_delta(""), logprobs
+
+
+def _origins_body(out: GenerateOut, tokenizer: Tokenizer) -> bytes:
+    """A delta that says nothing but where the tokens of the next ones come from."""
+    return b'%b,"token_origins":%b' % (_NOTHING, encode_json(token_origins(out, tokenizer)))
 
 
 def _text_delta(text: str) -> bytes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sglang.srt.messages import Logprobs, Position
+from sglang.srt.messages import ORIGINS, Logprobs, Position
+from sglang.srt.server.generate_req import GenerateOut
 from sglang.srt.server.http.json_pieces import LateArray
 from sglang.srt.server.tokenization.detokenizer import IncrementalText
 from sglang.srt.server.tokenization.tokenizer import Tokenizer
@@ -28,6 +29,16 @@ def chat_logprob_entries(positions: Iterable[Position], tokenizer: Tokenizer, nu
         return entry(position.token_id, position.logprob) | {"top_logprobs": top}
 
     return map(whole, positions)
+
+
+def token_origins(out: GenerateOut, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """{token, bytes, origin} of each token, log probabilities or not."""
+
+    def entry(token_id: int, origin: int) -> dict[str, Any]:
+        data = token_bytes(tokenizer, token_id)
+        return {"token": data.decode(errors="replace"), "bytes": list(data), "origin": ORIGINS[origin]}
+
+    return list(map(entry, out.ids, out.origins))
 
 
 def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:

@@ -152,6 +152,7 @@ class ChatRequest(CommonRequest):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    return_token_origins: bool | None = None
     separate_reasoning: bool | None = None
     stream_reasoning: bool | None = None
 

@@ -35,6 +35,7 @@ META = Named(
             "completion_tokens": integer(),
             "e2e_latency": number("seconds, at the end"),
             "num_retractions": integer("how often it gave its memory back for a while"),
+            "output_token_origins": list_of(text("sampled, draft or forced"), "if return_token_origins asks"),
             "input_token_logprobs": list_of(ENTRY),
             "output_token_logprobs": list_of(ENTRY),
             **{f"{side}_{what}": ENTRIES for side in ("input", "output") for what in ("top_logprobs", "token_ids_logprobs")},

@@ -74,13 +74,14 @@ _SAID = {
 }
 _FINISH = nullable(text("stop, length, tool_calls or abort"))
 _HEAD = {"id": text(), "created": integer("seconds since 1970"), "model": text()}
+_ORIGINS = {"token_origins": list_of(free(), "where each token comes from, if return_token_origins asks")}
 _LOGPROBS = nullable(free("log probabilities, if asked for"))
 CHAT_REPLY = Named(
     "ChatCompletion",
     shape(
         **_HEAD,
         object=text(const="chat.completion"),
-        choices=list_of(shape(index=integer(), message=free(**_SAID), finish_reason=_FINISH, logprobs=_LOGPROBS)),
+        choices=list_of(shape("", _ORIGINS, index=integer(), message=free(**_SAID), finish_reason=_FINISH, logprobs=_LOGPROBS)),
         usage=USAGE,
     ),
 )
@@ -91,7 +92,7 @@ CHAT_CHUNK = Named(
         {"usage": nullable(USAGE)},
         **_HEAD,
         object=text(const="chat.completion.chunk"),
-        choices=list_of(shape("", {"logprobs": _LOGPROBS}, index=integer(), delta=free(**_SAID), finish_reason=_FINISH)),
+        choices=list_of(shape("", {"logprobs": _LOGPROBS, **_ORIGINS}, index=integer(), delta=free(**_SAID), finish_reason=_FINISH)),
     ),
 )
 COMPLETION_REPLY = Named(

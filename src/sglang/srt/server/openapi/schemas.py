@@ -124,6 +124,7 @@ SAYS: dict[str, str] = {
     "chat_template_kwargs": "variables of the chat template",
     "mm_processor_kwargs": "`min_pixels` and `max_pixels` of images",
     "separate_reasoning": "reasoning in a field of its own",
+    "return_token_origins": "where each token comes from: sampled, draft or forced",
     "stream_reasoning": "stream reasoning as it is made",
     "echo": "repeat the prompt before its continuation",
     "best_of": "the same as n, or nothing",

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
+from sglang.srt.config import HttpOptions
+from sglang.srt.errors import AdminOnlyError, OverloadError
+from sglang.srt.server.http.auth import operator_only
+from sglang.srt.server.http.browsers import LOOPBACK_NAMES, is_address
 from sglang.srt.server.page.files import POLICY, PREFIX, PageFile, PageFiles
+from sglang.srt.server.page.live import LiveHub
+from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 Handler = Callable[[Request], Awaitable[Response]]
 Table = list[tuple[str, list[str], Handler]]
@@ -29,11 +36,14 @@ DOCS_POLICY = "; ".join(
 
 
 class PageApi:
-    """`is_on`: whether there is a page at / (--no-page). The viewer of /docs is always there."""
+    """There is a page at / unless --no-page says otherwise. The viewer of /docs is always there."""
 
-    def __init__(self, is_on: bool) -> None:
-        self._is_on = is_on
+    def __init__(self, manager: TokenizerManager, options: HttpOptions) -> None:
+        self._is_on = options.page
         self._files = PageFiles()
+        self._hub = LiveHub(manager)
+        has_keys = bool(options.api_keys) or options.admin_api_key is not None
+        self._may_look = has_keys or _is_loopback(options.host)
 
     @property
     def open_paths(self) -> frozenset[str]:
@@ -43,10 +53,28 @@ class PageApi:
 
     def routes(self) -> Table:
         table: Table = [("/docs", ["GET"], _serve(self._files.named(f"{PREFIX}docs.html"), DOCS_POLICY))]
+        if self._is_on:
+            table.append(("/page/live", ["POST"], operator_only(self._live)))
         return table + [(path, ["GET"], _serve(self._files.named(path))) for path in sorted(self.open_paths - {"/docs"})]
+
+    async def _live(self, request: Request) -> Response:
+        """The machine as it runs: the prefix tree with the beginnings of its texts, steps, and the state, as server-sent events. By
+        POST, which pages of other origins may not use."""
+        if not self._may_look:
+            raise AdminOnlyError(
+                "this server listens to other machines and has no keys: what runs is shown with --admin-api-key only"
+            )
+        if self._hub.is_full:
+            raise OverloadError("enough viewers look at the machine already; close one of them")
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return StreamingResponse(self._hub.events(), media_type="text/event-stream", headers=headers)
 
     def _is_of_docs(self, path: str) -> bool:
         return path.startswith((DOCS_FILES, f"{PREFIX}docs."))
+
+
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host).is_loopback if is_address(host) else host.lower() in LOOPBACK_NAMES
 
 
 def _serve(file: PageFile, policy: str = POLICY) -> Handler:

@@ -1,11 +1,13 @@
 // The page: its views, the key, light and dark.
 import { html, render, useState, useEffect, useStore, Dialog, IconButton } from "./lib.js";
 import { getKey, keyNeeded, loadServer, server, setKey } from "./api.js";
-import { Chat } from "./chat.js";
-import { loadAll, keep } from "./conversations.js";
+import { Chat } from "./chat/chat.js";
+import { Machine } from "./machine/machine.js";
+import { loadAll, keep } from "./chat/conversations.js";
 
 const VIEWS = [
   ["chat", "Chat", Chat],
+  ["machine", "Machine", Machine],
 ];
 
 const THEMES = ["system", "light", "dark"];

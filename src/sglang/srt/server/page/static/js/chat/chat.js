@@ -1,12 +1,12 @@
 // The chat: conversations at the side, messages, and the composer.
-import { html, useState, useEffect, useLayoutEffect, useRef, useStore, download, Icon, IconButton } from "./lib.js";
-import { server } from "./api.js";
+import { html, useState, useEffect, useLayoutEffect, useRef, useStore, download, Icon, IconButton } from "../lib.js";
+import { server } from "../api.js";
 import * as conversations from "./conversations.js";
 import { BranchTree } from "./branches.js";
 import { Composer } from "./composer.js";
 import { isRunning, stop } from "./generate.js";
 import { Message } from "./message.js";
-import { OptionsDialog, showTokens } from "./options.js";
+import { OptionsDialog, tokenView } from "./options.js";
 
 function Kept({ onChoose }) {
   const list = useStore(conversations.list);
@@ -98,7 +98,7 @@ function useEndInView(box, conversation) {
 
 export function Chat({ drawer, setDrawer }) {
   const conversation = useStore(conversations.current);
-  const tokens = useStore(showTokens);
+  const tokens = useStore(tokenView);
   const known = useStore(server);
   const [dialog, setDialog] = useState(null);
   const box = useRef(null);

@@ -1,6 +1,6 @@
 // Sampling options: what the user set is sent, everything else is the model's.
-import { html, useState, useStore, KeptStore, Dialog } from "./lib.js";
-import { server } from "./api.js";
+import { html, useState, useStore, KeptStore, Dialog } from "../lib.js";
+import { server } from "../api.js";
 import { current, touch } from "./conversations.js";
 
 /** name, what it is called, least, most, step, what holds if nobody says anything */
@@ -17,8 +17,8 @@ export const FIELDS = [
 ];
 
 export const options = new KeptStore("sglang.options", { sampling: {}, stop: "", tools: "", thinking: null, model: null });
-/** Whether tokens are shown with their probabilities. */
-export const showTokens = new KeptStore("sglang.tokens", false);
+/** How answers are shown: "text", "origins" of tokens, or "tokens" with their probabilities. */
+export const tokenView = new KeptStore("sglang.tokenView", "text");
 
 export function defaultOf(field) {
   const info = server.value?.info ?? {};

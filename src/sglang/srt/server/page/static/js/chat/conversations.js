@@ -2,7 +2,7 @@
 //
 //   conversation {id, title, created, updated, system, root children, nodes: {id: node}, leaf}
 //   node {id, parent, role, content, images, files, reasoning, calls, stats, tokens, ...}; `leaf` is the end of the branch on view
-import { Store, newId } from "./lib.js";
+import { Store, newId } from "../lib.js";
 
 const NAME = "sglang";
 const TABLE = "conversations";

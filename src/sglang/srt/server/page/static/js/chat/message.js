@@ -1,11 +1,11 @@
 // One message: what it says, and what can be done with it.
-import { html, Component, useState, CopyButton, Icon, IconButton, short, seconds } from "./lib.js";
+import { html, Component, useState, CopyButton, Icon, IconButton, short, seconds } from "../lib.js";
 import { add, childrenOf, current, cut, show } from "./conversations.js";
 import { answer, isRunning, requestFor, stop } from "./generate.js";
 import { Markdown } from "./markdown.js";
 import { Legend, textBefore, Tokens } from "./tokens.js";
-import { showTokens } from "./options.js";
-import { CodeDialog } from "./request_code.js";
+import { tokenView } from "./options.js";
+import { CodeDialog } from "../request_code.js";
 
 function Branches({ node }) {
   const siblings = childrenOf(current.value, node.parent);
@@ -97,7 +97,7 @@ function Body({ node, busy }) {
     const tokens = [...node.tokens.slice(0, index), { ...other, a: node.tokens[index].a, chosen: true }];
     answer(current.value, node.parent, { begun: before + other.t, tokens });
   };
-  if (showTokens.value && node.tokens) return html`<${Tokens} tokens=${node.tokens} version=${node.version} busy=${busy} onPick=${branch} />`;
+  if (tokenView.value !== "text" && node.tokens) return html`<${Tokens} tokens=${node.tokens} view=${tokenView.value} scored=${node.scored} busy=${busy} onPick=${branch} />`;
   return html`<${Markdown} text=${node.content} />`;
 }
 
@@ -134,7 +134,7 @@ export class Message extends Component {
       ${node.reasoning && html`<details class="reasoning" open=${busy && !node.content}><summary>Reasoning</summary><${Markdown} text=${node.reasoning} /></details>`}
       ${editing ? html`<${Editor} node=${node} onClose=${close} />` : html`<${Body} node=${node} busy=${busy} />`}
       ${busy && !node.content && !node.reasoning && html`<p class="waiting" aria-label="waiting for the first token"><i></i><i></i><i></i></p>`}
-      ${tokens && node.tokens && !busy && html`<${Legend} />`}
+      ${tokens !== "text" && node.tokens && !busy && html`<${Legend} view=${tokens} />`}
       ${node.calls?.map((call) => html`<${ToolCall} key=${call.id} node=${node} call=${call} />`)}
       ${node.error && html`<p class="error" role="alert">${node.error}</p>`}
       ${node.role === "assistant" && !busy && html`<${Stats} node=${node} />`}

@@ -1,5 +1,5 @@
 // All branches of a conversation as a tree. A run of messages without a fork is one row of dots; a fork begins new rows.
-import { html, useStore, Dialog } from "./lib.js";
+import { html, useStore, Dialog } from "../lib.js";
 import { childTable, current, pathTo, show } from "./conversations.js";
 
 const WHO = { user: "You", assistant: "Model", tool: "Tool" };

@@ -1,8 +1,8 @@
 // An answer on its way: the request, its stream, and what is noted of it.
-import { events, send, server } from "./api.js";
+import { events, send, server } from "../api.js";
 import { add, pathTo, touch } from "./conversations.js";
-import { announce } from "./lib.js";
-import { options, showTokens, toolsOf } from "./options.js";
+import { announce } from "../lib.js";
+import { options, tokenView, toolsOf } from "./options.js";
 
 export const NUM_ALTERNATIVES = 8;
 /** node id -> AbortController of the answers that grow */
@@ -53,9 +53,11 @@ export function requestFor(conversation, parent, begun = "") {
 }
 
 /** What the page asks for besides: a stream with its usage, and tokens if they are to be shown. */
-export function streamed(body, withTokens) {
+export function streamed(body, view) {
   const more = { stream: true, stream_options: { include_usage: true } };
-  if (withTokens) Object.assign(more, { logprobs: true, top_logprobs: NUM_ALTERNATIVES });
+  if (view !== "text") more.return_token_origins = true;
+  // with log probabilities no drafts are made, so they are not asked for where only origins are to be seen
+  if (view === "tokens") Object.assign(more, { logprobs: true, top_logprobs: NUM_ALTERNATIVES });
   return { ...body, ...more };
 }
 
@@ -64,15 +66,15 @@ export async function answer(conversation, parent, { begun = "", tokens = null, 
   let body;
   const node = add(conversation, parent, "assistant", { content: begun, calls: [], reasoning: "", stats: null, error: null });
   if (tokens) node.tokens = tokens;
-  const withTokens = showTokens.value || tokens !== null;
-  if (withTokens) node.tokens ??= [];
+  const view = tokens !== null ? "tokens" : tokenView.value;
+  if (view !== "text") node.tokens ??= [];
   const abort = new AbortController();
   running.set(node.id, abort);
   const times = { begun: performance.now(), first: 0, last: 0 };
   touch(conversation, node);
   try {
     body = { ...requestFor(conversation, parent, begun), ...constraint };
-    const response = await send("/v1/chat/completions", streamed(body, withTokens), abort.signal);
+    const response = await send("/v1/chat/completions", streamed(body, view), abort.signal);
     for await (const event of events(response)) {
       if (event.error) throw new Error(event.error.message);
       take(node, event, times);
@@ -109,14 +111,21 @@ function take(node, event, times) {
     if (part.function?.name) call.name = part.function.name;
     if (part.function?.arguments) call.arguments += part.function.arguments;
   }
-  if (choice.logprobs?.content) node.tokens.push(...choice.logprobs.content.map(tokenOf));
+  if (node.tokens) takeTokens(node, choice);
   if (choice.finish_reason) node.finish = choice.finish_reason;
 }
 
-/** A token as it is kept: its text, log probability, bytes if they are no whole characters, alternatives, and where it came from. */
-function tokenOf(entry) {
-  const alternatives = (entry.top_logprobs ?? []).map((other) => withBytes({ t: other.token, p: other.logprob }, other));
-  return withBytes({ t: entry.token, p: entry.logprob, a: alternatives, o: entry.origin ?? null }, entry);
+/** Tokens are kept as {t: text, b: bytes if they are no whole characters, o: origin, p: log probability, a: alternatives}. Origins come
+ * first, log probabilities follow. */
+function takeTokens(node, choice) {
+  for (const entry of choice.token_origins ?? []) node.tokens.push(withBytes({ t: entry.token, o: entry.origin }, entry));
+  for (const entry of choice.logprobs?.content ?? []) {
+    node.scored ??= node.tokens.findIndex((token) => token.p === undefined && !token.chosen);
+    const token = node.tokens[node.scored];
+    token.p = entry.logprob;
+    token.a = (entry.top_logprobs ?? []).map((other) => withBytes({ t: other.token, p: other.logprob }, other));
+    node.scored += 1;
+  }
 }
 
 function withBytes(token, entry) {

@@ -1,5 +1,5 @@
 // An answer token by token: how likely each was, what else it could have been, and where it came from.
-import { html, useState, useEffect, useRef, Component } from "./lib.js";
+import { html, useState, useEffect, useRef, Component } from "../lib.js";
 
 const PIECE = 150;
 const ORIGINS = {
@@ -37,13 +37,13 @@ export function textBefore(tokens, index) {
 
 class Piece extends Component {
   shouldComponentUpdate(next) {
-    return next.count !== this.props.count || next.from !== this.props.from || next.tokens !== this.props.tokens || next.picked !== this.props.picked;
+    return next.count !== this.props.count || next.view !== this.props.view || next.scored !== this.props.scored || next.from !== this.props.from || next.tokens !== this.props.tokens || next.picked !== this.props.picked;
   }
 
-  render({ tokens, from, count, picked }) {
+  render({ tokens, from, count, picked, view }) {
     const all = tokens.slice(from, from + count);
     return html`<span class="piece">${all.map((token, i) => {
-      const p = probability(token.p);
+      const p = view === "tokens" ? probability(token.p) : null;
       const names = ["token", `p${level(p)}`, token.o && `from-${token.o}`, token.chosen && "chosen", isSpecial(token.t) && "special", picked === from + i && "picked"];
       return html`<span class=${names.filter(Boolean).join(" ")} data-index=${from + i}>${shown(token.t)}</span>`;
     })}</span>`;
@@ -72,12 +72,12 @@ function Alternatives({ token, at, onPick, onClose, place }) {
         title=${same ? "the token of this answer" : usable ? "go on from here with this token" : "no text can go on from this token alone"}>
         <meter min="0" max="1" value=${q ?? 0} aria-hidden="true"></meter><code>${shown(other.t)}</code><span>${percent(q)}</span></button></li>`;
     })}</ul>
-    ${!others.length && html`<p class="hint">No alternatives were recorded.</p>`}
+    ${!others.length && html`<p class="hint">Answer again with Tokens to see alternatives.</p>`}
   </div>`;
 }
 
 /** `onPick(index, alternative)`: go on from there. */
-export function Tokens({ tokens, version, busy, onPick }) {
+export function Tokens({ tokens, view, scored, busy, onPick }) {
   const [picked, setPicked] = useState(null);
   const box = useRef(null);
   const close = (back) => {
@@ -100,6 +100,7 @@ export function Tokens({ tokens, version, busy, onPick }) {
     if (token && !busy) open(Number(token.dataset.index), token);
   };
   const move = (event) => {
+    if (event.key === "Escape") close(true);
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step || busy || !tokens.length) return;
     event.preventDefault();
@@ -108,7 +109,7 @@ export function Tokens({ tokens, version, busy, onPick }) {
   };
   const pieces = [];
   for (let from = 0; from < tokens.length; from += PIECE) {
-    pieces.push(html`<${Piece} key=${from} tokens=${tokens} from=${from} count=${Math.min(PIECE, tokens.length - from)} picked=${picked && picked.index >= from && picked.index < from + PIECE ? picked.index : null} />`);
+    pieces.push(html`<${Piece} key=${from} view=${view} scored=${scored === undefined ? 0 : Math.min(scored, from + PIECE)} tokens=${tokens} from=${from} count=${Math.min(PIECE, tokens.length - from)} picked=${picked && picked.index >= from && picked.index < from + PIECE ? picked.index : null} />`);
   }
   return html`<div class="tokens-box">
     <div class="tokens" ref=${box} tabindex="0" role="group" aria-label="Tokens of the answer; left and right arrow go through their alternatives" onPointerOver=${over} onClick=${click} onKeyDown=${move}>${pieces}</div>
@@ -119,7 +120,7 @@ export function Tokens({ tokens, version, busy, onPick }) {
   </div>`;
 }
 
-export const Legend = () => html`<p class="legend" aria-label="Legend">
-  <span class="token p0">over 90 %</span><span class="token p1">60 %</span><span class="token p2">30 %</span><span class="token p3">10 %</span><span class="token p4">below</span>
-  <span class="token from-forced">forced</span><span class="token from-draft">draft</span><span class="token chosen">chosen by you</span>
+export const Legend = ({ view }) => html`<p class="legend" aria-label="Legend">
+  ${view === "tokens" && html`<span class="token p0">over 90 %</span><span class="token p1">60 %</span><span class="token p2">30 %</span><span class="token p3">10 %</span><span class="token p4">below</span>`}
+  <span class="token from-forced">forced by a grammar</span>${view === "origins" && html`<span class="token from-draft">accepted from a draft</span>`}<span class="token chosen">chosen by you</span>
 </p>`;

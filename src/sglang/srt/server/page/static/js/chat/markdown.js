@@ -1,9 +1,9 @@
 // Text of a model as markup. Three fences: markdown-it makes no markup of markup (html: false), DOMPurify takes out whatever
 // could run or load something, and the browser runs nothing but the page's own files (the policy of page/files.py).
-import { html, useRef, copyText } from "./lib.js";
-import markdownIt from "../vendor/markdown-it.js";
-import purify from "../vendor/dompurify.js";
-import temml from "../vendor/temml.js";
+import { html, useRef, copyText } from "../lib.js";
+import markdownIt from "../../vendor/markdown-it.js";
+import purify from "../../vendor/dompurify.js";
+import temml from "../../vendor/temml.js";
 
 const SHORT_MATH = 20000;
 const md = markdownIt({ html: false, linkify: true, breaks: false });

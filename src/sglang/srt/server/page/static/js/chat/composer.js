@@ -1,10 +1,15 @@
 // Where the user writes: text, images by drop, paste and camera, files of text.
-import { html, useState, useEffect, useRef, useStore, Dialog, Icon, IconButton } from "./lib.js";
-import { server } from "./api.js";
+import { html, useState, useEffect, useRef, useStore, Dialog, Icon, IconButton } from "../lib.js";
+import { server } from "../api.js";
 import { add, current } from "./conversations.js";
 import { answer } from "./generate.js";
-import { showTokens } from "./options.js";
+import { tokenView } from "./options.js";
 
+const VIEWS = [
+  ["text", "Text", "answers as text"],
+  ["tokens", "Tokens", "how likely each token was, and what else it could have been"],
+  ["origins", "Origins", "which tokens were sampled, accepted from a draft, or forced by a grammar"],
+];
 const LARGEST_TEXT = 1 << 20;
 const LARGEST_SIDE = 2048;
 
@@ -82,7 +87,7 @@ export function Composer({ running, onOptions }) {
   const [over, setOver] = useState(false);
   const area = useRef(null);
   const picker = useRef(null);
-  const tokens = useStore(showTokens);
+  const view = useStore(tokenView);
   const known = useStore(server);
   const takesImages = known?.info?.has_image_understanding === true;
 
@@ -167,7 +172,7 @@ export function Composer({ running, onOptions }) {
       <${IconButton} icon="file" label="Attach images or files of text" onClick=${() => picker.current.click()} />
       ${takesImages && html`<${IconButton} icon="camera" label="Camera" onClick=${() => setCamera(true)} />`}
       <${IconButton} icon="sliders" label="Options" onClick=${onOptions} />
-      <button type="button" class=${tokens ? "toggle on" : "toggle"} aria-pressed=${String(tokens)} onClick=${() => showTokens.set(!tokens)} title="Show how likely each token was, and its alternatives"><${Icon} name="tokens" /> Tokens</button>
+      <div class="segments small" role="group" aria-label="Answers as">${VIEWS.map(([name, label, title]) => html`<button type="button" aria-pressed=${String(view === name)} title=${title} onClick=${() => tokenView.set(name)}>${label}</button>`)}</div>
       <span class="space"></span>
       <button class="send" aria-label="Send" disabled=${running || !(text.trim() || images.length || files.length)}><${Icon} name="send" /></button>
     </div>

@@ -1,0 +1,106 @@
+// The machine: the prefix tree, the steps, queue, memory and latencies.
+import { html, useEffect, useRef, useState, useStore, short, seconds } from "../lib.js";
+import { getJson, server } from "../api.js";
+import { bytes, Icicle } from "./icicle.js";
+import { live, look, nodes, rates, steps } from "./live.js";
+
+const KINDS = [
+  ["prompt", "--c2", "prompt rows"],
+  ["decode", "--c0", "decode rows"],
+  ["forced", "--c3", "forced by a grammar"],
+  ["accepted", "--c1", "drafts accepted"],
+  ["rejected", "--idle", "drafts in vain"],
+];
+const BAR = 7;
+
+const partsOf = (step) => ({ ...step, rejected: Math.max(step.draft - step.accepted, 0) });
+
+function drawSteps(canvas, shown) {
+  const scale = devicePixelRatio || 1;
+  const width = canvas.clientWidth;
+  const height = canvas.clientHeight;
+  canvas.width = Math.round(width * scale);
+  canvas.height = Math.round(height * scale);
+  const pen = canvas.getContext("2d");
+  const style = getComputedStyle(canvas);
+  pen.scale(scale, scale);
+  const most = Math.max(8, ...shown.map((step) => KINDS.reduce((sum, [name]) => sum + partsOf(step)[name], 0)));
+  // a prompt has hundreds of rows and a step of decoding a few: by the square root both are seen
+  const tall = (rows) => Math.sqrt(rows / most) * (height - 14);
+  shown.forEach((step, i) => {
+    const parts = partsOf(step);
+    let rows = 0;
+    for (const [name, hue] of KINDS) {
+      if (!parts[name]) continue;
+      const from = tall(rows);
+      rows += parts[name];
+      pen.fillStyle = style.getPropertyValue(hue);
+      pen.fillRect(width - (shown.length - i) * BAR, height - tall(rows), BAR - 1, tall(rows) - from);
+    }
+  });
+  pen.fillStyle = style.getPropertyValue("--soft");
+  pen.font = `11px ${style.fontFamily}`;
+  pen.fillText(`${short(most)} rows`, 4, 11);
+}
+
+function Steps({ version }) {
+  const canvas = useRef(null);
+  useEffect(() => {
+    const room = Math.floor(canvas.current.clientWidth / BAR);
+    drawSteps(canvas.current, steps.slice(-room));
+  }, [version]);
+  const last = steps.at(-1);
+  return html`<figure class="steps">
+    <canvas ref=${canvas} role="img" aria-label=${last ? `the last step: ${last.prompt} prompt rows, ${last.decode} decode rows, ${last.accepted} of ${last.draft} draft tokens accepted` : "no steps yet"}></canvas>
+    <figcaption>${KINDS.map(([, hue, label]) => html`<span class=${`key ${hue.slice(2)}`}>${label}</span>`)}</figcaption>
+  </figure>`;
+}
+
+function Figure({ label, value, of, detail }) {
+  return html`<div class="figure"><dt>${label}</dt><dd>${value}${of !== undefined && html`<meter min="0" max="1" value=${of} aria-label=${label}></meter>`}</dd>${detail && html`<dd class="detail">${detail}</dd>`}</div>`;
+}
+
+export function Machine() {
+  const state = useStore(live);
+  const known = useStore(server);
+  const [info, setInfo] = useState(null);
+  const [, tick] = useState(0);
+  useEffect(() => look(), [known]);
+  useEffect(() => {
+    getJson("/get_server_info").then(setInfo, () => {});
+    const timer = setInterval(() => tick((n) => n + 1), 500);
+    return () => clearInterval(timer);
+  }, [known]);
+  if (state.error) return html`<div class="view"><h2>Machine</h2><p class="error" role="alert">${state.error}</p></div>`;
+  const { stats } = state;
+  const perToken = info?.model?.kv_bytes_per_token ?? 0;
+  const rate = rates();
+  const recent = steps.slice(-40).filter((step) => step.seconds > 0);
+  const typical = recent.map((step) => step.seconds).sort((a, b) => a - b)[Math.floor(recent.length / 2)];
+  let cached = 0;
+  let locked = 0;
+  for (const node of nodes.values()) {
+    cached += node.length;
+    if (node.locked) locked += node.length;
+  }
+  const total = stats?.max_total_tokens ?? 0;
+  const version = `${nodes.size} ${steps.length} ${steps.at(-1)?.at} ${state.late}`;
+  return html`<div class="view machine">
+    <dl class="figures">
+      <${Figure} label="Running" value=${stats?.num_running ?? "–"} detail=${stats ? `${stats.num_waiting} wait${stats.num_grammar_waiting ? `, ${stats.num_grammar_waiting} for their grammar` : ""}` : ""} />
+      <${Figure} label="Generating" value=${`${short(rate.generated)} tokens/s`} detail=${`${short(rate.prompt)} prompt tokens/s`} />
+      <${Figure} label="Steps" value=${`${short(rate.steps)} a second`} detail=${typical ? `${seconds(typical)} each` : "idle"} />
+      <${Figure} label="KV in use" value=${stats ? short(stats.num_used_tokens) : "–"} of=${total ? stats.num_used_tokens / total : 0} detail=${total ? `of ${short(total)} tokens, ${bytes(total * perToken)}` : ""} />
+      <${Figure} label="Prefix cache" value=${`${short(cached)} tokens`} of=${total ? cached / total : 0} detail=${`${nodes.size} nodes, ${bytes(cached * perToken)}, ${short(locked)} locked`} />
+      <${Figure} label="Found in the cache" value=${stats ? `${(stats.cache_hit_rate * 100).toFixed(0)} %` : "–"} detail="of prompt tokens" />
+      <${Figure} label="Drafts" value=${rate.draft ? `${Math.round((100 * Math.min(rate.accepted, rate.draft)) / rate.draft)} %` : "none"} detail="accepted" />
+      <${Figure} label="Retractions" value=${stats?.num_retractions ?? "–"} detail="requests that gave their memory back" />
+    </dl>
+    <section aria-label="Steps"><h2>Steps</h2><${Steps} version=${version} /></section>
+    <section class="grows" aria-label="Prefix tree"><h2>Prefix tree</h2>
+      ${state.omitted > 0 && html`<p class="hint">${state.omitted} more nodes are not shown.</p>`}
+      <${Icicle} version=${version} bytesPerToken=${perToken} />
+      ${!nodes.size && html`<p class="hint center">Nothing is cached yet. Send a request.</p>`}
+    </section>
+  </div>`;
+}
