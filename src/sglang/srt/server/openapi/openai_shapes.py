@@ -92,7 +92,9 @@ CHAT_CHUNK = Named(
         {"usage": nullable(USAGE)},
         **_HEAD,
         object=text(const="chat.completion.chunk"),
-        choices=list_of(shape("", {"logprobs": _LOGPROBS, **_ORIGINS}, index=integer(), delta=free(**_SAID), finish_reason=_FINISH)),
+        choices=list_of(
+            shape("", {"logprobs": _LOGPROBS, **_ORIGINS}, index=integer(), delta=free(**_SAID), finish_reason=_FINISH)
+        ),
     ),
 )
 COMPLETION_REPLY = Named(

@@ -2,6 +2,8 @@
 import { Store } from "./lib.js";
 
 const KEY = "sglang.key";
+/** Where the server is, whatever stands before its paths (--root-path). */
+export const BASE = new URL("../../", import.meta.url);
 
 /** {model, info, error}: what is served; null before it is known. */
 export const server = new Store(null);
@@ -35,7 +37,7 @@ export async function send(path, body, signal) {
   }
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetch(new URL(path.slice(1), BASE), options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError("The server does not answer.", 0);

@@ -69,7 +69,7 @@ function App() {
     <header class="top">
       ${name === "chat" && html`<${IconButton} icon="menu" label="Conversations" aria-expanded=${String(drawer)} class="icon-button menu" onClick=${() => setDrawer(!drawer)} />`}
       <h1>sglang</h1>
-      <nav aria-label="Views">${VIEWS.map(([id, title]) => html`<a href=${`#${id}`} aria-current=${id === name ? "page" : undefined}>${title}</a>`)}<a href="/docs" class="outside">Docs</a></nav>
+      <nav aria-label="Views">${VIEWS.map(([id, title]) => html`<a href=${`#${id}`} aria-current=${id === name ? "page" : undefined}>${title}</a>`)}<a href="docs" class="outside">Docs</a></nav>
       <span class="space"></span>
       <span class="model" title="the model served">${known?.models?.[0]?.id ?? ""}</span>
       <${IconButton} icon="key" label="API key" onClick=${() => setAsking(true)} />

@@ -1,6 +1,8 @@
 // A request as code: curl, the openai client for Python, and our language.
 import { html, useState, CopyButton, Dialog } from "./lib.js";
-import { getKey } from "./api.js";
+import { BASE, getKey } from "./api.js";
+
+const SERVER = BASE.href.replace(/\/$/, "");
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
@@ -24,7 +26,7 @@ const pythonText = (text) => JSON.stringify(text).replace(/[\u007f-\u009f\u2028\
 
 export function asCurl(path, body) {
   const key = getKey() ? ' \\\n  -H "Authorization: Bearer $SGLANG_API_KEY"' : "";
-  return `curl ${quoted(location.origin + path)} \\\n  -H 'Content-Type: application/json'${key} \\\n  -d ${quoted(JSON.stringify(body, null, 2))}`;
+  return `curl ${quoted(SERVER + path)} \\\n  -H 'Content-Type: application/json'${key} \\\n  -d ${quoted(JSON.stringify(body, null, 2))}`;
 }
 
 const OPENAI = new Set(["model", "messages", "temperature", "top_p", "max_tokens", "frequency_penalty", "presence_penalty", "seed", "stop", "tools", "response_format", "logprobs", "top_logprobs", "stream", "stream_options", "n"]);
@@ -35,7 +37,7 @@ export function asOpenai(body) {
   if (Object.keys(extra).length) own.push(["extra_body", extra]);
   const args = own.map(([name, value]) => `    ${name}=${python(value, 1)},\n`).join("");
   const key = getKey() ? 'os.environ["SGLANG_API_KEY"]' : '"none"';
-  return `${getKey() ? "import os\n\n" : ""}import openai\n\nclient = openai.OpenAI(base_url=${pythonText(`${location.origin}/v1`)}, api_key=${key})\nreply = client.chat.completions.create(\n${args})\nprint(reply.choices[0].message.content)\n`;
+  return `${getKey() ? "import os\n\n" : ""}import openai\n\nclient = openai.OpenAI(base_url=${pythonText(`${SERVER}/v1`)}, api_key=${key})\nreply = client.chat.completions.create(\n${args})\nprint(reply.choices[0].message.content)\n`;
 }
 
 const GEN = { temperature: "temperature", top_p: "top_p", top_k: "top_k", min_p: "min_p", max_tokens: "max_tokens", frequency_penalty: "frequency_penalty", presence_penalty: "presence_penalty", repetition_penalty: "repetition_penalty", stop: "stop", regex: "regex", ebnf: "ebnf", json_schema: "json_schema" };
@@ -58,7 +60,7 @@ export function asLanguage(body) {
   const note = left.length ? `# ${left.join(", ")}: only in the other two forms\n` : "";
   const key = getKey() ? ', api_key=os.environ["SGLANG_API_KEY"]' : "";
   const answer = `sgl.assistant(${begun ? `${pythonText(begun)} + ` : ""}sgl.gen("answer"${args}${schema}))`;
-  return `${key ? "import os\n\n" : ""}import sglang as sgl\n\n${note}sgl.set_default_backend(sgl.RuntimeEndpoint(${pythonText(location.origin)}${key}))\n\n\n@sgl.function\ndef conversation(s):\n${turns}    s += ${answer}\n\n\nprint(conversation.run()["answer"])\n`;
+  return `${key ? "import os\n\n" : ""}import sglang as sgl\n\n${note}sgl.set_default_backend(sgl.RuntimeEndpoint(${pythonText(SERVER)}${key}))\n\n\n@sgl.function\ndef conversation(s):\n${turns}    s += ${answer}\n\n\nprint(conversation.run()["answer"])\n`;
 }
 
 const FORMS = [
