@@ -189,7 +189,7 @@ def first_minutes(app: Path, home: Path) -> None:
         check("Traceback" not in shown and "rror:" not in shown, f"pasted from README.md: {command[:60]!r}", shown)
     inside.run("source .venv/bin/activate")
     shown = inside.run(f'sglang run "{QUESTION}"')
-    check("Paris" in shown.rpartition("?")[2], "sglang run, after source .venv/bin/activate", shown)
+    check("Paris" in shown.partition("\n")[2], "sglang run, after source .venv/bin/activate", shown)
     inside.run("deactivate")
     inside.run(".venv/bin/python -c 'import requests, sglang'")
     shown = inside.run(".venv/bin/python -c 'import transformers' 2>&1 | tail -1")
