@@ -141,6 +141,7 @@ def test_certificates_that_fit(pems: Path) -> None:
     ("cert", "key", "password", "said"),
     [
         (None, "key.pem", None, "--ssl-keyfile needs --ssl-certfile"),
+        (None, None, "guess", "--ssl-keyfile-password needs --ssl-certfile"),
         ("gone.pem", "key.pem", None, "--ssl-certfile .*gone.pem.* cannot be read: No such file"),
         ("cert.pem", "gone.pem", None, "--ssl-keyfile .*gone.pem cannot be read: No such file"),
         ("cert.pem", "", None, "--ssl-keyfile .* cannot be read: Is a directory"),

@@ -294,6 +294,9 @@ class ServerArgs(
         for f in dataclasses.fields(self):
             if "least" in f.metadata:
                 self._check_range(f.name, f.metadata["least"], f.metadata.get("most"))
+        for name in ("host", "port"):
+            if self.uds is not None and getattr(self, name) != getattr(type(self), name):
+                logger.warning("%s has no effect beside --uds", self.named(name))
         if self.media_root is not None and not Path(self.media_root).is_dir():
             raise ConfigError(f"{self.named('media_root')} {self.media_root} is not a folder")
         chunk = self.chunked_prefill_size

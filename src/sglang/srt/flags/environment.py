@@ -23,9 +23,10 @@ def variable(name: str) -> str:
 
 
 def read_environment(
-    environ: Mapping[str, str], names: Collection[str], secret: Collection[str]
+    environ: Mapping[str, str], names: Collection[str], keys: Collection[str]
 ) -> tuple[list[Given], list[str]]:
-    """The flags among the variables, and a line for each that looks like one and is none. `names`: of all flags."""
+    """The flags among the variables, and a line for each that looks like one and is none. `names`: of all flags; `keys`: of those
+    that are API keys."""
     by_variable = {variable(name): name for name in names}
     found, notes = [], []
     for key in sorted(key for key in environ if key.startswith(PREFIX)):
@@ -39,6 +40,6 @@ def read_environment(
             if key not in _OTHERS:
                 close = nearest(key, by_variable)
                 notes.append(f"{key:.80} is not read: no flag has this name" + (f"; did you mean {close}?" if close else ""))
-        elif value or name in secret:
+        elif value or name in keys:
             found.append(Given(key, name, value))
     return found, notes

@@ -108,7 +108,7 @@ def _about(parser: FlagParser, topic: str) -> str:
         return f"{formatter.format_help()}  in the environment: {variable(flags[flag].dest)}\n"
     close = nearest(asked, [*(title.lower() for title in groups), *(option[2:] for option in flags)])
     hint = f"; did you mean {close!r}?" if close else ""
-    parser.error(f"there is no group and no flag {topic[:80]!r}{hint} Groups: {', '.join(groups)}")
+    parser.error(f"there is no group and no flag {topic[:80]!r}{hint}; groups are {', '.join(groups)}")
 
 
 def _section(parser: FlagParser, group: argparse._ArgumentGroup) -> str:

@@ -46,7 +46,9 @@ class FlagReader:
         for path in files:
             self._read_file(path)
         names = [*self._fields, *ALIASES, *FLAGS]
-        found, notes = read_environment({k: v for k, v in environ.items() if k != "SGLANG_CONFIG"}, names, self._secret)
+        found, notes = read_environment(
+            {k: v for k, v in environ.items() if k != "SGLANG_CONFIG"}, names, ("api_key", "admin_api_key")
+        )
         self._flags.notes += notes
         self._take_all(found)
         self._take(spell_out(rest, self._parser, self._cls))

@@ -122,8 +122,9 @@ def tls_context(http: HttpOptions) -> ssl.SSLContext | None:
     """How connections are encrypted; None: they are not. Raises ConfigError for files that cannot be used."""
     certificate, key = http.ssl_certfile, http.ssl_keyfile
     if certificate is None:
-        if key is not None:
-            raise ConfigError("--ssl-keyfile needs --ssl-certfile, the certificate that the key belongs to")
+        if key is not None or http.ssl_keyfile_password is not None:
+            flag = "--ssl-keyfile" if key is not None else "--ssl-keyfile-password"
+            raise ConfigError(f"{flag} needs --ssl-certfile, the certificate that the key belongs to")
         return None
     _need_pem("--ssl-certfile", certificate, "CERTIFICATE", is_private=key is None)
     _need_pem("--ssl-keyfile" if key else "--ssl-certfile", key or certificate, "PRIVATE KEY", is_private=True)
