@@ -7,7 +7,7 @@ TESTS ?=
 # What an installation is made of; the rest of it is read from src/.
 INSTALLED := pyproject.toml src/sglang/version.py $(wildcard csrc/*.* csrc/*/*.h csrc/python/*/*.py)
 
-.PHONY: serve test test-page test-attack test-newcomer test-sanitize check clean
+.PHONY: serve test test-page test-attack test-newcomer test-sanitize check docs clean
 
 # Ctrl-C is no error: the shell waits for the server's own end.
 serve: .venv/installed $(if $(filter-out 0,$(VISION)),.venv/vision)
@@ -44,6 +44,15 @@ test-sanitize: .venv-test/installed
 
 check: .venv-test/installed
 	@scripts/check .venv-test/bin
+
+# The site of the documents, in build/site. Once its tools are installed, it is built without a network.
+docs: .venv-test/installed-docs
+	@scripts/build_docs .venv-test/bin
+	@echo "The site is in build/site: open build/site/index.html"
+
+.venv-test/installed-docs: .venv-test/installed
+	@.venv-test/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@touch $@
 
 .venv/installed: $(INSTALLED)
 	@scripts/make_venv $(PYTHON) .venv

@@ -28,9 +28,14 @@ START_SECONDS = 240.0
 
 
 def pytest_sessionstart() -> None:
-    """Without the kernels' package everything would be computed with NumPy, for hours."""
+    """Without the kernels' package everything would be computed with NumPy, for hours; older ones fail in odd ways."""
     if importlib.util.find_spec("sglang_anywhere_kernels") is None:
         pytest.exit(f"the kernels are not installed: {sys.executable} -m pip install --no-deps -e ./csrc -e .", 3)
+    built = importlib.util.find_spec("sglang_anywhere_kernels._cpu")
+    sources = [*(ROOT / "csrc").glob("*.*"), *(ROOT / "csrc/simd").iterdir(), *(ROOT / "csrc/kernels").iterdir()]
+    code = [path.stat().st_mtime for path in sources if path.suffix in (".cpp", ".h")]
+    if built is not None and built.origin is not None and Path(built.origin).stat().st_mtime < max(code):
+        pytest.exit(f"the kernels are older than csrc/: scripts/build_kernels {sys.executable}", 3)
 
 
 def free_port() -> int:

@@ -127,6 +127,14 @@ def members_of(node: ast.ClassDef) -> Iterator[str]:
             yield child.attr
 
 
+def ours(page: Path) -> str:
+    """The text; of pages about other programs without the cells that say what it is called there."""
+    text = page.read_text("utf-8")
+    if page.name.startswith("migrating-from-") and page.name != "migrating-from-sglang.md":
+        return re.sub(r"^\|[^|]*\|", "|", text, flags=re.MULTILINE)
+    return text
+
+
 def spans(text: str) -> list[str]:
     return SPAN.findall(FENCE.sub("", text))
 
@@ -155,7 +163,7 @@ def test_files_and_folders_exist() -> None:
     folders = {f"/{name.rpartition('/')[0]}/" for name in files()}
 
     def missing(page: Path) -> Iterator[str]:
-        text = page.read_text("utf-8")
+        text = ours(page)
         for path in (path.removeprefix("../") for found in FILE.findall(text) for path in expand(found)):
             if path not in OTHERS_FILES and not NEW_FILE.search(path) and not is_file(path):
                 yield path
@@ -168,7 +176,7 @@ def test_files_and_folders_exist() -> None:
 
 def test_links_lead_somewhere() -> None:
     def missing(page: Path) -> Iterator[str]:
-        for link in LINK.findall(page.read_text("utf-8")):
+        for link in LINK.findall(ours(page)):
             path, _, anchor = link.partition("#")
             target = page.parent / path if path else page
             if not path.startswith(("http:", "https:")) and (not target.exists() or (anchor and anchor not in anchors(target))):
@@ -185,7 +193,7 @@ def anchors(page: Path) -> set[str]:
 
 def test_modules_and_scripts_exist() -> None:
     def missing(page: Path) -> Iterator[str]:
-        for module in MODULE.findall(page.read_text("utf-8")):
+        for module in MODULE.findall(ours(page)):
             path = module.replace(".", "/")
             if module not in OTHERS_MODULES and not (is_file(f"{path}.py") or is_file(f"{path}/__main__.py")):
                 yield module
@@ -198,12 +206,12 @@ def test_flags_exist() -> None:
     known = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(ServerArgs)}
     known |= {f"--{name.replace('_', '-')}" for name in (*ALIASES, *FLAGS)}
     known |= set(re.findall(r"[\"' (\[](--[a-z][a-z0-9_-]*)", source()))
-    check(lambda page: set(FLAG.findall(page.read_text("utf-8"))) - known - set(OTHERS_FLAGS))
+    check(lambda page: set(FLAG.findall(ours(page))) - known - set(OTHERS_FLAGS))
 
 
 def test_names_exist() -> None:
     def missing(page: Path) -> Iterator[str]:
-        for span in spans(page.read_text("utf-8")):
+        for span in spans(ours(page)):
             if NAME.match(span) and span not in OTHERS_NAMES and not is_file(span) and not is_known(span.removesuffix("()")):
                 yield span
 
@@ -221,7 +229,7 @@ def is_known(name: str) -> bool:
 
 
 def test_pages_of_ideas_are_short() -> None:
-    lengths = {page.name: len(page.read_text("utf-8").splitlines()) for page in (ROOT / "docs" / "ideas").glob("*.md")}
+    lengths = {page.name: len(ours(page).splitlines()) for page in (ROOT / "docs" / "ideas").glob("*.md")}
     assert len(lengths) >= 5
     assert [name for name, length in lengths.items() if length > 100] == []
 

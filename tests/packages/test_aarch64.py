@@ -30,7 +30,6 @@ TESTS = [  # of tests/kernels: invariances first, then values against NumPy; for
     "test_linear.py::test_gated_linear_is_linear_then_gate",
     "test_attention.py::test_company_does_not_matter",
     "test_attention.py::test_steps_do_not_matter",
-    "test_attention.py::test_accuracy",
     "test_elementwise.py",
     "test_logits.py::test_sample_does_not_depend_on_company",
     "test_logits.py::test_log_sum_exp",
