@@ -27,7 +27,7 @@ PORT = 30000
 MAX_MIB = 230
 """of .venv without vision"""
 QUESTION = "What is the capital of France?"
-SEEDS = ROOT.parents[1] / "shared" / "seeds"
+SEEDS = ROOT.parent / "shared" / "seeds"
 
 
 class Terminal:
@@ -167,6 +167,8 @@ def first_minutes(app: Path, home: Path) -> None:
     screen = server.wait("Ctrl-C here stops the server.", 500)
     installed = time.monotonic() - began
     check("Compiling" in screen and "Fetching" in screen, "the installation shows what it does", screen)
+    size = mebibytes(app / ".venv")
+    check(size < MAX_MIB, f".venv has {size} MiB, less than {MAX_MIB}")
     commands = welcome_commands(screen)
     check(len(commands) == 3, "the server prints a chat, a request and a program", screen)
 
@@ -194,8 +196,6 @@ def first_minutes(app: Path, home: Path) -> None:
     inside.run(".venv/bin/python -c 'import requests, sglang'")
     shown = inside.run(".venv/bin/python -c 'import transformers' 2>&1 | tail -1")
     check("No module named" in shown, "requests are there, transformers are not")
-    size = mebibytes(app / ".venv")
-    check(size < MAX_MIB, f".venv has {size} MiB, less than {MAX_MIB}")
 
     server.interrupt()
     screen = server.wait(PROMPT, 30)
