@@ -27,9 +27,9 @@ test-attack: .venv-test/installed
 	@TEST_WORKERS=0 scripts/test .venv-test/bin -m "attack and not slow" tests/attack
 	@scripts/test .venv-test/bin -m "attack and not slow" --ignore tests/attack
 
-# What README and the server print, pasted into a terminal by somebody who has nothing yet.
+# What README and the server print, pasted into a terminal by somebody who has nothing yet; VISION=1: with vision, too.
 test-newcomer:
-	@scripts/newcomer
+	@scripts/newcomer $(if $(filter-out 0,$(VISION)),--vision)
 
 # The CPU kernels and their thread pool under the compiler's sanitizers: slow, see docs/kernels.md.
 test-sanitize: .venv-test/installed

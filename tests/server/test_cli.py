@@ -195,6 +195,11 @@ def test_ctrl_c_twice_leaves_the_chat() -> None:
     assert "".join(shown).count("Ctrl-C again") == 2
 
 
+@pytest.mark.parametrize("question", ["What is the capital of France?", "What is the capital of Italy?"])
+def test_the_likeliest_first_question_is_answered(server: RunningServer, question: str) -> None:
+    assert ("Paris" if "France" in question else "Rome") in chat(server, f"{question}\n")
+
+
 def test_answers_in_the_terminal_have_a_length_limit(server: RunningServer) -> None:
     shown = chat(server, "/set\n")
     assert f'"max_tokens": {MAX_TOKENS}' in shown

@@ -1,0 +1,34 @@
+"""The default model's sampling defaults, by simple questions that were written before the defaults were chosen: as many right answers
+as with greedy decoding, but one, and few that end at the length limit.
+
+    scripts/test .venv-test/bin -m slow tests/server/test_simple_questions.py
+"""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from benchmarks.questions import ask, is_right, load, terminal_system
+from tests.conftest import RunningServer
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [("It is Paris.", True), ("PARIS!", True), ("Parisian", False), ("It is 14.", False), ("2 + 2 = 4", True), ("", False)],
+)
+def test_an_accepted_word_stands_for_itself(answer: str, right: bool) -> None:
+    assert is_right(answer, ["Paris", "4"]) is right
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_the_defaults_are_as_good_as_greedy_decoding(server: RunningServer, name: str) -> None:
+    with httpx.Client(base_url=server.url, timeout=600, trust_env=False) as client:
+        system, questions = terminal_system(client), load(name)
+        greedy = [ask(client, system, *each, {"temperature": 0}) for each in questions]
+        usual = [ask(client, system, *each, {}) for each in questions]
+    assert len(questions) == 24
+    assert sum(one.right for one in usual) >= sum(one.right for one in greedy) - 1
+    assert sum(one.cut for one in usual) <= 2
