@@ -2,11 +2,13 @@
 import { html, render, useState, useEffect, useStore, Dialog, IconButton } from "./lib.js";
 import { getKey, keyNeeded, loadServer, server, setKey } from "./api.js";
 import { Chat } from "./chat/chat.js";
+import { Constraints } from "./constraints/constraints.js";
 import { Machine } from "./machine/machine.js";
 import { loadAll, keep } from "./chat/conversations.js";
 
 const VIEWS = [
   ["chat", "Chat", Chat],
+  ["constraints", "Constraints", Constraints],
   ["machine", "Machine", Machine],
 ];
 

@@ -1,0 +1,158 @@
+// Constraints: an editor that says what is wrong while it is written, and the answer as it is held to them.
+import { html, useState, useEffect, useRef, Icon } from "../lib.js";
+import { events, postJson, send, server } from "../api.js";
+import { RequestCode } from "../request_code.js";
+import { JsonError, readBeginning, readJson } from "./json_text.js";
+import { EXAMPLES } from "./examples.js";
+import { Field } from "./form.js";
+import { placeOf } from "./places.js";
+
+const KINDS = [["json_schema", "JSON schema"], ["regex", "Regular expression"], ["ebnf", "Grammar"]];
+const CHECK_MS = 350;
+
+function whereIs(text, at) {
+  const before = text.slice(0, at).split("\n");
+  return `line ${before.length}, column ${before.at(-1).length + 1}`;
+}
+
+/** What is wrong with a constraint: {message, place}, or null. The server has the last word: it compiles it, and generates nothing. */
+async function check(kind, text, signal) {
+  if (!text.trim()) return { message: "There is no constraint yet.", place: null };
+  if (kind === "json_schema") {
+    try {
+      readJson(text);
+    } catch (error) {
+      if (!(error instanceof JsonError)) throw error;
+      const at = Math.min(error.at, text.length);
+      return { message: `JSON: ${error.message}`, place: [at, Math.max(at + 1, at)] };
+    }
+  }
+  try {
+    await postJson("/generate", { text: " ", sampling_params: { max_new_tokens: 0, [kind]: text } }, signal);
+    return null;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    return { message: error.message, place: error.status === 400 ? placeOf(kind, text, error.message) : null };
+  }
+}
+
+function Editor({ kind, text, onInput, problem }) {
+  const back = useRef(null);
+  const [from, to] = problem?.place ?? [-1, -1];
+  const scroll = (event) => {
+    back.current.scrollTop = event.target.scrollTop;
+    back.current.scrollLeft = event.target.scrollLeft;
+  };
+  const key = (event) => {
+    if (event.key !== "Tab" || event.shiftKey || event.ctrlKey || !event.target.value) return;
+    if (event.target.dataset.left) return; // Escape, then Tab leaves the editor
+    event.preventDefault();
+    event.target.setRangeText("  ", event.target.selectionStart, event.target.selectionEnd, "end");
+    onInput(event.target.value);
+  };
+  return html`<div class="code-editor">
+    <pre class="editor-back" ref=${back} aria-hidden="true">${from >= 0 ? html`${text.slice(0, from)}<mark>${text.slice(from, to) || " "}</mark>${text.slice(to)}` : text}${"\n "}</pre>
+    <textarea class="mono" spellcheck="false" wrap="off" aria-label=${KINDS.find(([name]) => name === kind)[1]} aria-describedby="constraint-problem" aria-invalid=${String(problem !== null)} value=${text}
+      onInput=${(event) => onInput(event.target.value)} onScroll=${scroll} onKeyDown=${(event) => {
+        if (event.key === "Escape") event.target.dataset.left = "1";
+        else if (event.key !== "Tab") delete event.target.dataset.left;
+        key(event);
+      }} />
+  </div>`;
+}
+
+export function Constraints() {
+  const [kind, setKind] = useState("json_schema");
+  const [texts, setTexts] = useState({ json_schema: EXAMPLES.json_schema[0].text, regex: EXAMPLES.regex[0].text, ebnf: EXAMPLES.ebnf[0].text });
+  const [prompt, setPrompt] = useState(EXAMPLES.json_schema[0].prompt);
+  const [problem, setProblem] = useState(null);
+  const [checking, setChecking] = useState(false);
+  const [answer, setAnswer] = useState(null);
+  const [view, setView] = useState("form");
+  const running = useRef(null);
+  const text = texts[kind];
+  const put = (value) => setTexts((before) => ({ ...before, [kind]: value }));
+
+  useEffect(() => {
+    const abort = new AbortController();
+    setChecking(true);
+    const timer = setTimeout(async () => {
+      try {
+        setProblem(await check(kind, text, abort.signal));
+        setChecking(false);
+      } catch (error) {
+        if (error.name !== "AbortError") throw error;
+      }
+    }, CHECK_MS);
+    return () => {
+      clearTimeout(timer);
+      abort.abort();
+    };
+  }, [kind, text]);
+
+  const body = () => {
+    const constraint = kind === "json_schema" ? { response_format: { type: "json_schema", json_schema: { name: "answer", schema: JSON.parse(text) } } } : { [kind]: text };
+    return { model: server.value?.models?.[0]?.id ?? "default", messages: [{ role: "user", content: prompt }], max_tokens: 500, ...constraint };
+  };
+  const run = async () => {
+    running.current?.abort();
+    const abort = new AbortController();
+    running.current = abort;
+    const grown = { text: "", error: null, busy: true, finish: null };
+    setAnswer({ ...grown });
+    let frame = 0;
+    const show = () => {
+      frame ||= requestAnimationFrame(() => {
+        frame = 0;
+        setAnswer({ ...grown });
+      });
+    };
+    try {
+      const response = await send("/v1/chat/completions", { ...body(), stream: true }, abort.signal);
+      for await (const event of events(response)) {
+        if (event.error) throw new Error(event.error.message);
+        const choice = event.choices?.[0];
+        grown.text += choice?.delta.content ?? "";
+        grown.finish = choice?.finish_reason ?? grown.finish;
+        show();
+      }
+    } catch (error) {
+      if (error.name !== "AbortError") grown.error = error.message;
+    }
+    grown.busy = false;
+    cancelAnimationFrame(frame);
+    setAnswer({ ...grown });
+  };
+  const choose = (event) => {
+    const example = EXAMPLES[kind][Number(event.target.value)];
+    if (!example) return;
+    put(example.text);
+    setPrompt(example.prompt);
+    event.target.value = "";
+  };
+  const schema = kind === "json_schema" && !problem ? readBeginning(text) : null;
+  const views = [...(kind === "json_schema" ? [["form", "Form"]] : []), ["text", "Text"], ["code", "Code"]];
+  const shown = views.some(([name]) => name === view) ? view : "text";
+  return html`<div class="view constraints">
+    <section aria-label="Constraint">
+      <div class="segments" role="group" aria-label="Kind of constraint">${KINDS.map(([name, label]) => html`<button type="button" aria-pressed=${String(kind === name)} onClick=${() => setKind(name)}>${label}</button>`)}
+        <span class="space"></span>
+        <select class="examples" aria-label="Examples" onChange=${choose}><option value="">Examples</option>${EXAMPLES[kind].map((example, i) => html`<option value=${i}>${example.name}</option>`)}</select>
+      </div>
+      <${Editor} kind=${kind} text=${text} onInput=${put} problem=${problem} />
+      <p id="constraint-problem" role="status" class=${problem ? "error" : "good"}>${problem ? html`${problem.place && html`<b>${whereIs(text, problem.place[0])}: </b>`}${problem.message}` : checking ? "…" : "The server can follow it."}</p>
+      <label class="field">Question <textarea rows="3" value=${prompt} onInput=${(event) => setPrompt(event.target.value)} /></label>
+      <div class="row"><span class="space"></span>
+        ${answer?.busy && html`<button type="button" onClick=${() => running.current.abort()}><${Icon} name="stop" /> Stop</button>`}
+        <button type="button" class="primary" disabled=${problem !== null || answer?.busy} onClick=${run}>Generate</button></div>
+    </section>
+    <section aria-label="Answer" aria-busy=${String(answer?.busy === true)}>
+      <div class="segments" role="group" aria-label="Answer as">${views.map(([name, label]) => html`<button type="button" aria-pressed=${String(shown === name)} onClick=${() => setView(name)}>${label}</button>`)}</div>
+      ${answer?.error && html`<p class="error" role="alert">${answer.error}</p>`}
+      ${shown === "form" && html`<div class="form"><${Field} name=${null} schema=${schema} root=${schema} value=${answer ? readBeginning(answer.text) : undefined} /></div>`}
+      ${shown === "text" && html`<pre class="answer-text" tabindex="0"><code>${answer?.text ?? ""}</code></pre>`}
+      ${shown === "code" && (problem ? html`<p class="hint">Mend the constraint first.</p>` : html`<${RequestCode} path="/v1/chat/completions" body=${body()} />`)}
+      ${answer?.finish === "length" && html`<p class="hint">The answer was cut after 500 tokens.</p>`}
+    </section>
+  </div>`;
+}
