@@ -4,8 +4,9 @@ MODEL ?= smollm2-135m-instruct
 VISION ?=
 ARGS ?=
 TESTS ?=
-# What an installation is made of; the rest of it is read from src/.
-INSTALLED := pyproject.toml src/sglang/version.py $(wildcard csrc/*.* csrc/*/*.h csrc/python/*/*.py)
+# What an installation is made of; the rest of it is read from src/. The kernels are compiled again when theirs has changed.
+KERNELS := src/sglang/version.py $(wildcard csrc/*.* csrc/*/*.h csrc/python/*/*.py)
+INSTALLED := pyproject.toml $(KERNELS)
 
 .PHONY: serve test test-page test-attack test-newcomer test-sanitize check docs clean
 
@@ -54,10 +55,15 @@ docs: .venv-test/installed-docs
 	@.venv-test/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
 	@touch $@
 
-.venv/installed: $(INSTALLED)
+.venv/kernels: $(KERNELS)
 	@scripts/make_venv $(PYTHON) .venv
+	@echo "Installing the CPU kernels ..."
+	@.venv/bin/python scripts/pip_progress.py install --editable ./csrc
+	@touch $@
+
+.venv/installed: .venv/kernels pyproject.toml
 	@echo "Installing the CPU runtime (no torch) ..."
-	@.venv/bin/python scripts/pip_progress.py install --editable ./csrc --editable ".[srt]"
+	@.venv/bin/python scripts/pip_progress.py install --editable ".[srt]"
 	@touch $@
 
 .venv/vision: .venv/installed
