@@ -69,7 +69,7 @@ static ALWAYS void merge_rows(float* a, const float* b, int n, unsigned seen, in
 // Adding zero turns -0 into 0, which underflow could produce in one order of company and not in another.
 static void normalise(const float* a, float* out, int dim, int head) {
   const F inv = fset(1.f / a[dim + 1]);
-  for (int d = 0; d < head; d += 16) fstore_n(out + d, add(mul(fload(a + d), inv), fzero()), head - d);
+  for (int d = 0; d < head; d += 16) store_up_to(out + d, add(mul(fload(a + d), inv), fzero()), head - d);
 }
 
 // How the requests of a step are cut into units. `used` counts entries of the partial buffer.
@@ -368,7 +368,7 @@ static void attention_unit(const AttentionArgs& a, const Cut& cut, int i, int u,
     const float* from = a.qkv + (q0 + t0 + t) * a.ld + size_t(h) * grp * a.kv.head;
     float* q = s.q + size_t(t) * grp * dim;
     for (int g = 0; g < grp; g++, from += a.kv.head, q += dim)
-      for (int d = 0; d < dim; d += 16) fstore(q + d, mul(fload_n(from + d, a.kv.head - d), fset(kLog2E)));
+      for (int d = 0; d < dim; d += 16) fstore(q + d, mul(load_up_to(from + d, a.kv.head - d), fset(kLog2E)));
   }
   const size_t ld = part_size(dim);
   int ends[64], last_end = 0;          // a tile has no more tokens
@@ -432,7 +432,7 @@ static void finish_row(const AttentionArgs& a, const Cut& k, int pos, int kv, in
   }
   for (int col = h0 * head; col < h1 * head; col += 32) {
     const int n = h1 * head - col;
-    write32(a.out, row, col / 32, fload_n(o + col, n), n > 16 ? fload_n(o + col + 16, n - 16) : fzero(), n);
+    write32(a.out, row, col / 32, load_up_to(o + col, n), n > 16 ? load_up_to(o + col + 16, n - 16) : fzero(), n);
   }
 }
 // Merges what was split, and writes every row as its readers want it.

@@ -131,11 +131,17 @@ static void soft_cap(const void* args, const Ctx& c) {
 }
 
 // ---- rope and KV store ------------------------------------------------------------------------------------------------------
+// n values at p, in whole vectors where they are: what was stored by mask is slow to be read at once.
+static ALWAYS F load_up_to(const float* p, int n) { return n >= 16 ? fload(p) : fload_n(p, n); }
+static ALWAYS void store_up_to(float* p, F v, int n) {
+  if (n >= 16) fstore(p, v);
+  else fstore_n(p, v, n);
+}
 static ALWAYS void norm_head(float* x, const float* weight, int dim, float eps) {
   F ss = fzero();
-  for (int k = 0; k < dim; k += 16) { const F t = fload_n(x + k, dim - k); ss = fma(t, t, ss); }
+  for (int k = 0; k < dim; k += 16) { const F t = load_up_to(x + k, dim - k); ss = fma(t, t, ss); }
   const F inv = fset(1.f / __builtin_sqrtf(hsum(ss) / float(dim) + eps));
-  for (int k = 0; k < dim; k += 16) fstore_n(x + k, mul(mul(fload_n(x + k, dim - k), inv), fload_n(weight + k, dim - k)), dim - k);
+  for (int k = 0; k < dim; k += 16) store_up_to(x + k, mul(mul(load_up_to(x + k, dim - k), inv), load_up_to(weight + k, dim - k)), dim - k);
 }
 static ALWAYS void rotate(float* x, const float* cos, const float* sin, int rot) {
   for (int k = 0; k < rot; k += 16) {
@@ -161,7 +167,7 @@ static void rope_row(const RopeArgs& a, int r) {
   for (int h = 0; h < hq; h++) {
     float* x = row + h * head;
     turn_head(a, x, a.q_norm, cos, sin);
-    for (int k = 0; k < head; k += 16) fstore_n(x + k, mul(fload_n(x + k, head - k), scale), head - k);
+    for (int k = 0; k < head; k += 16) store_up_to(x + k, mul(load_up_to(x + k, head - k), scale), head - k);
   }
   if (slot < 0 || slot >= a.kv.num_runs * kRun) return;
   for (int h = 0; h < hkv; h++) {
@@ -172,9 +178,9 @@ static void rope_row(const RopeArgs& a, int r) {
     const float* y = row + (hq + hkv + h) * head;
     for (int d = 0; d < dim; d += 16) {
       alignas(64) uint16_t t[16];
-      store_f16(t, to_half_range(fload_n(x + d, head - d)));
+      store_f16(t, to_half_range(load_up_to(x + d, head - d)));
       UNROLL for (int i = 0; i < 16; i++) k[size_t(d + i) * kRun] = t[i];
-      store_f16(v + d, to_half_range(fload_n(y + d, head - d)));
+      store_f16(v + d, to_half_range(load_up_to(y + d, head - d)));
     }
   }
 }

@@ -364,7 +364,6 @@ def test_gguf_mistral_window(tmp_path: Path) -> None:
 
 GGUF_WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "arch": ("falcon", {}, "architecture 'falcon' is not supported; docs/models.md"),
-    "split": ("llama", {"split__count": 3}, "one part of a split model"),
     "experts": ("llama", {"expert_count": 8}, "mixtures of experts"),
     "no embedding": ("llama", {"tensors": {"token_embd.weight": None}}, "no matrix 'token_embd.weight'"),
     "missing": ("llama", {"embedding_length": None}, "llama.embedding_length is missing"),

@@ -23,13 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.checkpoint.files import check_regular, shown
+from sglang.srt.checkpoint.gguf_parts import part_names
 from sglang.srt.errors import ModelError
 
 MAGIC = b"GGUF"
 MAX_DIMS = 4
 MAX_ARRAY_DEPTH = 4
 MAX_KEYS, MAX_TENSORS, MAX_NAME_BYTES = 1 << 14, 1 << 17, 1 << 12
-MAX_STRINGS, MAX_NESTED = 1 << 22, 1 << 16
+MAX_STRINGS, MAX_NESTED, MAX_PARTS = 1 << 22, 1 << 16, 1 << 10
 """more than any real file has: what lies in Python's memory stays small whatever a file claims"""
 
 BLOCK_TYPES: dict[int, tuple[str, int, int]] = {
@@ -43,14 +44,17 @@ BLOCK_TYPES: dict[int, tuple[str, int, int]] = {
     12: ("q4_k", 256, 144),
     13: ("q5_k", 256, 176),
     14: ("q6_k", 256, 210),
+    20: ("iq4_nl", 32, 18),
+    23: ("iq4_xs", 256, 136),
     30: ("bf16", 1, 2),
+    39: ("mxfp4", 32, 17),
 }
 """type id -> (format, values of a block, bytes of a block)"""
 
 UNREAD_TYPES = {
-    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL",
-    21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
-    35: "TQ2_0", 39: "MXFP4",
+    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    21: "IQ3_S", 22: "IQ2_S", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
+    35: "TQ2_0", 40: "NVFP4",
 }  # fmt: skip
 """types that exist and are not read here: named in the error"""
 
@@ -94,16 +98,63 @@ class GGUFFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._buffer = _map(self.path)
-        reader = _Reader(self._buffer, self.path)
-        num_tensors = reader.header()
-        self.metadata: Mapping[str, Any] = _Metadata(reader, reader.entries())
-        self.tensors: dict[str, GGUFTensor] = reader.tensors(num_tensors, self.metadata.get("general.alignment", 32))
+        self._buffers: list[mmap.mmap] = []
+        self.metadata: Mapping[str, Any]
+        self.tensors: dict[str, GGUFTensor]
+        self.metadata, self.tensors = self._open(self.path)
+        self._where = dict.fromkeys(self.tensors, self.path)
+        for part in self._other_parts():
+            _, tensors = self._open(part)
+            if twice := sorted(tensors.keys() & self.tensors.keys()):
+                raise ModelError(f"{part}: the tensor {twice[0]!r} is in {self._where[twice[0]].name} as well")
+            self.tensors |= tensors
+            self._where |= dict.fromkeys(tensors, part)
+        wanted = self.metadata.get("split.tensors.count")
+        if self._num_parts() > 1 and type(wanted) is int and wanted != len(self.tensors):
+            raise ModelError(f"{self.path} and its other parts hold {len(self.tensors)} tensors, and should hold {wanted}")
+
+    def where(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._where[name]
 
     def release(self) -> None:
         """Gives back the memory of pages read so far; they are read again when they are looked at again."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._buffer.madvise(mmap.MADV_DONTNEED)
+        for buffer in self._buffers:
+            if hasattr(mmap, "MADV_DONTNEED"):
+                buffer.madvise(mmap.MADV_DONTNEED)
+
+    def _open(self, path: Path) -> tuple[Mapping[str, Any], dict[str, GGUFTensor]]:
+        """Metadata and tensors of one file."""
+        buffer = _map(path)
+        self._buffers.append(buffer)
+        reader = _Reader(buffer, path)
+        num_tensors = reader.header()
+        metadata = _Metadata(reader, reader.entries())
+        return metadata, reader.tensors(num_tensors, metadata.get("general.alignment", 32))
+
+    def _num_parts(self) -> int:
+        count = self.metadata.get("split.count", 1)
+        if type(count) is not int or not 0 <= count <= MAX_PARTS:
+            raise ModelError(f"{self.path}: split.count must be a number of parts up to {MAX_PARTS}, and is {shown(count)}")
+        return max(count, 1)
+
+    def _other_parts(self) -> list[Path]:
+        """The files that follow this one, where a model is split."""
+        count, names = self._num_parts(), part_names(self.path.name)
+        if count == 1:
+            return []
+        if len(names) != count:
+            raise ModelError(
+                f"{self.path} is one part of a model split in {count}: keep the names that end in -00001-of-{count:05}.gguf, or merge "
+                "the parts with llama-gguf-split --merge"
+            )
+        if self.path.name != names[0]:
+            raise ModelError(f"{self.path} is not the first part of a split model: pass {self.path.with_name(names[0])}")
+        parts = [self.path.with_name(name) for name in names[1:]]
+        for part in parts:
+            if not part.exists():
+                raise ModelError(f"{self.path} lacks its part {part.name}: download it into the same folder")
+        return parts
 
 
 def is_gguf(path: str | Path) -> bool:

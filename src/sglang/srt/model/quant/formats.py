@@ -39,6 +39,9 @@ FORMATS = {
         BlockFormat("q4_k", 256, 144),
         BlockFormat("q5_k", 256, 176),
         BlockFormat("q6_k", 256, 210),
+        BlockFormat("iq4_nl", 32, 18),
+        BlockFormat("iq4_xs", 256, 136),
+        BlockFormat("mxfp4", 32, 17),
     )
 }
 
@@ -96,6 +99,11 @@ class HostTensor:
             data[start : start + step] = blocks.quantise_q8_0(part.dequantise())
         return HostTensor(self.name, "q8_0", self.shape, data)
 
+    def packable(self) -> HostTensor:
+        """The tensor in a format that the kernels pack: formats with tables of values become q8_0."""
+        target = packable_format(self.format)
+        return self if target == self.format else replace(self, format=target, data=blocks.as_q8_0(self.format, self.data))
+
     def slice_rows(self, start: int, stop: int) -> HostTensor:
         """Rows start .. stop - 1 of a matrix or vector, as a view."""
         if not 0 <= start <= stop <= self.shape[0] or len(self.shape) > 2:
@@ -122,6 +130,11 @@ class HostTensor:
             raise ValueError(f"rows of {self.name}, which is {self.shape} in {self.format}")
         scale = None if self.scale is None else self.scale[rows]
         return replace(self, shape=(len(rows), *self.shape[1:]), data=self.data[rows], scale=scale)
+
+
+def packable_format(name: str) -> str:
+    """The format of a tensor that was stored in this one, after `packable`."""
+    return "q8_0" if blocks.is_table_format(name) else name
 
 
 def dense(name: str, values: npt.NDArray[np.float32], format_name: str = "f32") -> HostTensor:

@@ -101,9 +101,6 @@ class _Meta:
             )
         self.arch = arch
         self.family = BY_ARCHITECTURE[arch]
-        parts = gguf.metadata.get("split.count", 1)
-        if type(parts) is not int or parts not in (0, 1):
-            raise ModelError(f"{gguf.path} is one part of a split model: merge the parts with llama-gguf-split --merge first")
         if self.number("expert_count"):
             raise ModelError(f"{gguf.path}: mixtures of experts are not supported")
 

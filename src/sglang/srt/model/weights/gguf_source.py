@@ -30,7 +30,7 @@ class GGUFSource:
         return self._gguf.tensors[name].format
 
     def where(self, name: str) -> Path:
-        return self.path
+        return self._gguf.where(name)
 
     def read(self, name: str) -> HostTensor:
         stored = self._gguf.tensors[name]

@@ -21,7 +21,7 @@ from sglang.srt.checkpoint.gguf_reader import GGUFFile
 from sglang.srt.config import ModelFiles, ModelOptions
 from sglang.srt.errors import ModelError
 from sglang.srt.model.model_config import ModelConfig
-from sglang.srt.model.quant.formats import FORMATS, HostTensor, dense, quantise_q4_1, quantise_q8_0
+from sglang.srt.model.quant.formats import FORMATS, HostTensor, dense, packable_format, quantise_q4_1, quantise_q8_0
 from sglang.srt.model.weights.config_reader import read_model_config
 from sglang.srt.model.weights.dummy import DummySource
 from sglang.srt.model.weights.family_source import FamilySource
@@ -59,6 +59,7 @@ class Conversion:
 
     def format_of(self, name: str, shape: tuple[int, ...], stored: str) -> str:
         """The format that a tensor has after `apply`."""
+        stored = packable_format(stored)
         target = self._block_format(name, shape, stored)
         if target is not None or stored not in ("f8", *DENSE_FORMATS.values()):
             return target or stored
@@ -67,6 +68,7 @@ class Conversion:
         return self.dense_format or stored
 
     def apply(self, tensor: HostTensor) -> HostTensor:
+        tensor = tensor.packable()
         target = self._block_format(tensor.name, tensor.shape, tensor.format)
         if target is not None:
             return _quantise(tensor, target)
