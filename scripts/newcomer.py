@@ -164,7 +164,7 @@ def first_minutes(app: Path, home: Path) -> None:
     began = time.monotonic()
     server = Terminal(app, home)
     server.paste("make serve")
-    screen = server.wait("Ctrl-C here stops the server.", 500)
+    screen = server.wait("Ctrl-C here stops the server.", 900)
     installed = time.monotonic() - began
     check("Compiling" in screen and "Fetching" in screen, "the installation shows what it does", screen)
     size = mebibytes(app / ".venv")

@@ -1,0 +1,44 @@
+"""What an installation shows of pip's lines."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+SCRIPT = ROOT / "scripts" / "pip_progress.py"
+SPEC = importlib.util.spec_from_file_location("pip_progress", SCRIPT)
+assert SPEC is not None and SPEC.loader is not None
+pip_progress = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(pip_progress)
+
+
+@pytest.mark.parametrize(
+    ("line", "step"),
+    [
+        ("  Building editable for sglang-anywhere-kernels (pyproject.toml): started\n", "Compiling the CPU kernels ..."),
+        (
+            "  Building editable for sglang-anywhere-kernels (pyproject.toml): still running...\n",
+            "Compiling the CPU kernels ...",
+        ),
+        ("Collecting numpy<3,>=1.26 (from sglang-anywhere==0.1.0)\n", "Collecting numpy<3,>=1.26"),
+        ("  Downloading numpy-2.0.whl (16.9 MB)\n", "Downloading numpy-2.0.whl (16.9 MB)"),
+        ("Installing collected packages: a, b\n", "Installing collected packages: a, b"),
+        ("Looking in links: /somewhere\n", None),
+        ("\n", None),
+    ],
+)
+def test_steps(line: str, step: str | None) -> None:
+    assert pip_progress.shown(line) == step
+
+
+def test_what_fails_is_told_whole_with_pips_status() -> None:
+    command = [sys.executable, str(SCRIPT), "install", "--no-index", "no-such-package-as-this"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "No matching distribution" in done.stderr and not done.stdout
+    fine = subprocess.run([sys.executable, str(SCRIPT), "--version"], capture_output=True, text=True)
+    assert fine.returncode == 0 and not fine.stderr
