@@ -93,6 +93,25 @@ def test_a_decoder_gives_its_last_row(llama: tuple[Path, Any], kernels: str) -> 
         np.testing.assert_allclose(vector, unit(hidden(model.model, ids)[-1]), atol=2e-3)
 
 
+@pytest.mark.parametrize(("kernels", "rounds"), [("reference", False), ("cpu", True)])
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_a_decoder_differs_by_the_bits_of_its_cache_alone(tmp_path: Path, family: str, kernels: str, rounds: bool) -> None:
+    """The CPU kernels keep K and V in 16 bits: with the same rounding transformers gives the same vectors."""
+    import torch
+    import transformers
+
+    class Rounded(transformers.DynamicCache):
+        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().update(key_states.half().float(), value_states.half().float(), *args, **kwargs)
+
+    model = save_model(tmp_path, family)
+    for ids, vector in zip(TEXTS, embedder(tmp_path, kernels, is_embedding=True).embed(TEXTS), strict=True):
+        with torch.no_grad():
+            cache = {"past_key_values": Rounded(), "use_cache": True} if rounds else {}
+            rows = model.model(torch.tensor([ids]), **cache).last_hidden_state[0].numpy()
+        np.testing.assert_allclose(vector, unit(rows[-1]), atol=2e-5 if rounds else 2e-6)
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_company_changes_no_bit(request: pytest.FixtureRequest, kind: str, kernels: str) -> None:

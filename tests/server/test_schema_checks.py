@@ -23,14 +23,18 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
 HELLO = [{"role": "user", "content": "hi"}]
 
 
-@pytest.fixture
-def stand(make_stand: MakeStand, monkeypatch: pytest.MonkeyPatch) -> Stand:
-    """Answers are checked here: what a child adds has a test of its own."""
+def verdict_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers are checked in this process: what a child adds has a test of its own."""
 
     async def verdict(self: SchemaChecks, schema: str, answer: str) -> Verdict:
         return check(json.loads(schema), answer)
 
     monkeypatch.setattr(SchemaChecks, "verdict", verdict)
+
+
+@pytest.fixture
+def stand(make_stand: MakeStand, monkeypatch: pytest.MonkeyPatch) -> Stand:
+    verdict_here(monkeypatch)
     made = make_stand(info={"context_len": 2048})
     made.scheduler.unenforced = ("#/uniqueItems",)
     return made
