@@ -26,7 +26,7 @@ async def test_an_answer_has_openais_shape(stand: Stand) -> None:
     reply = response.json()
     tokenizer = stand.manager.need_tokenizer()
     ids = tokenizer.encode(PROMPT, add_special_tokens=False)
-    assert stand.scheduler.received[0].input_ids == ids  # type: ignore[union-attr]
+    assert stand.scheduler.received[0].input_ids.tolist() == ids  # type: ignore[union-attr]
     assert reply["object"] == "chat.completion"
     assert reply["model"] == "anything"
     choice = reply["choices"][0]

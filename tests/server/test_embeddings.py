@@ -37,7 +37,7 @@ async def test_a_list_of_texts_gives_a_list_of_vectors(stand: Stand) -> None:
     assert [item["index"] for item in reply["data"]] == [0, 1]
     assert all(item["object"] == "embedding" and len(item["embedding"]) == 8 for item in reply["data"])
     sent = [m for m in stand.scheduler.received if isinstance(m, EmbedReq)]
-    assert [m.input_ids for m in sent] == [stand.manager.need_tokenizer().encode(t) for t in ("The quick", "fox")]
+    assert [m.input_ids.tolist() for m in sent] == [stand.manager.need_tokenizer().encode(t) for t in ("The quick", "fox")]
     count = sum(len(m.input_ids) for m in sent)
     assert reply["usage"] == {"prompt_tokens": count, "total_tokens": count}
     assert stand.manager.num_in_flight == 0

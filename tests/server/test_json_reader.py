@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import random
 import tracemalloc
+from array import array
 from typing import Any
 
 import msgspec
 import pytest
 
 from sglang.srt.errors import RequestError
+from sglang.srt.server.fields import pack_rows
 from sglang.srt.server.limits import json_limits, json_reader
 from sglang.srt.server.limits.json_limits import CHUNK
 from sglang.srt.server.limits.json_reader import JsonReader
@@ -21,8 +23,11 @@ MB = 1 << 20
 LONG = ["x" * 100, '😀é\\"' * 50, "\0\\" * 60, "\n😀" * 40, "a" * 90 + "\\", "\ud7ff\ufffd" * 50]
 
 
+IDS = frozenset({"ids"})
+
+
 def read(text: bytes) -> dict[str, Any]:
-    return JsonReader(pieces_of(text, json_reader.CHUNK), lambda name: name != "ignored", lambda name: None).read()
+    return JsonReader(pieces_of(text, json_reader.CHUNK), lambda name: name != "ignored", lambda name: None, IDS).read()
 
 
 def whole(text: bytes) -> dict[str, Any] | None:
@@ -100,8 +105,8 @@ def test_what_is_no_object_is_refused(monkeypatch: pytest.MonkeyPatch, what: byt
 
 
 BIG = {
-    "ids": b'{"input_ids":[' + b"1," * (2 * MB) + b"1]}",
-    "rows": b'{"a":[' + b"[1,2,3]," * (MB // 16) + b"[1]]}",
+    "ids": b'{"ids":[' + b"1," * (2 * MB) + b"1]}",
+    "rows": b'{"ids":[' + b"[1,2,3]," * (MB // 16) + b"[1]]}",
     "ascii": b'{"a":{"b":["' + b"A" * (4 * MB) + b'"]}}',
     "emoji": b'{"a":"' + "😀".encode() * MB + b'"}',
     "escapes": b'{"a":"' + b"\\ud83d\\ude00" * (MB // 4) + b'"}',
@@ -127,8 +132,45 @@ def test_no_call_of_native_code_takes_a_long_text(monkeypatch: pytest.MonkeyPatc
 
     for module, decoder in ((json_reader, "_decode"), (json_reader, "_validate"), (json_reader, "_decode_string")):
         monkeypatch.setattr(module, decoder, noting(getattr(module, decoder)))
-    assert read(BIG[name]) == whole(BIG[name])
+    values = read(BIG[name])
+    assert {key: unpacked(value) for key, value in values.items()} == whole(BIG[name])
     assert max(lengths) < 3 * CHUNK
+
+
+def unpacked(value: Any) -> Any:
+    if isinstance(value, array):
+        return value.tolist()
+    return [unpacked(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("name", ["ids", "rows of ids"])
+def test_token_ids_are_packed_and_leave_nothing_to_collect(name: str) -> None:
+    """As objects they would be looked through, all of them, whenever garbage is collected, and every thread waits for that."""
+    text = {"ids": b'{"ids":[' + b"1,70000," * MB + b"2]}", "rows of ids": b'{"ids":[' + b"[1,70000]," * (MB // 16) + b"[2]]}"}[
+        name
+    ]
+    value = read(text)["ids"]
+    rows = [value] if name == "ids" else value
+    assert {type(row) for row in rows} == {array} and sum(map(len, rows)) == text.count(b",") + 1
+    assert value[-1] == (2 if name == "ids" else array("i", [2]))
+
+
+@pytest.mark.parametrize("wrong", [b'"a"', b"1.5", b"true", b"null", b"[1]", b"{}", b"4294967296", b"-99999999999999999999"])
+@pytest.mark.parametrize("place", ["list", "row"])
+def test_what_is_no_id_among_very_many_is_an_error(place: str, wrong: bytes) -> None:
+    many = b"1," * MB + wrong + b",1" * MB
+    with pytest.raises(RequestError, match="ids|vocabulary"):
+        pack_rows(read(b'{"ids":[' + (many if place == "list" else b"[1],[" + many + b"]") + b"]}")["ids"], "ids")
+
+
+def test_numbers_that_are_no_ids_are_not_as_many_as_they_like() -> None:
+    for text in (
+        b'{"a":[' + b"1," * 3 * MB + b"1]}",
+        b'{"ids":{"a":[' + b"1," * 3 * MB + b"1]}}",
+        b'{"ids":[[[' + b"1," * 3 * MB + b"1]]]}",
+    ):
+        with pytest.raises(RequestError, match="values and keys|must be a list"):
+            pack_rows(read(text).get("ids"), "ids")
 
 
 def test_a_long_string_takes_its_own_size_beside_the_body() -> None:

@@ -189,7 +189,10 @@ async def test_long_texts_are_tokenized_aside(stand: Stand, monkeypatch: pytest.
     call = await stand.manager.start(GenerateReq(text=["The quick", "brown"], sampling=SamplingParams(max_new_tokens=1)))
     assert len([out async for out in call]) == 2
     tokenizer = stand.manager.need_tokenizer()
-    assert [m.input_ids for m in stand.scheduler.received] == [tokenizer.encode("The quick"), tokenizer.encode("brown")]  # type: ignore[union-attr]
+    assert [m.input_ids.tolist() for m in stand.scheduler.received] == [
+        tokenizer.encode("The quick"),
+        tokenizer.encode("brown"),
+    ]  # type: ignore[union-attr]
 
 
 async def test_many_at_once(make_stand: MakeStand) -> None:

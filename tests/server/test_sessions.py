@@ -26,7 +26,7 @@ async def ask(client: httpx.AsyncClient, session: str, ids: list[int], name: str
 
 def sent(stand: Stand, rid: str) -> list[int]:
     """The whole prompt that the scheduler was given."""
-    return next(m.input_ids for m in stand.scheduler.received if isinstance(m, TokenizedReq) and m.rid == rid)
+    return next(m.input_ids.tolist() for m in stand.scheduler.received if isinstance(m, TokenizedReq) and m.rid == rid)
 
 
 async def test_append_branch_and_replace(stand: Stand) -> None:

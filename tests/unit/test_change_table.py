@@ -69,10 +69,9 @@ PARAMETER: Edits = {
     ),
 }
 USE_PARAMETER = """
-import msgspec
 from sglang.lang.sampling import to_native
 from sglang.srt.forward_batch import SampleSpec
-from sglang.srt.messages import TokenizedReq
+from sglang.srt.messages import TokenizedReq, decode_to_scheduler, encode, pack_ids
 from sglang.srt.model.sampling.sampler import SamplingBatch
 from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.openai.protocol import CommonRequest
@@ -81,7 +80,7 @@ from sglang.srt.server.openai.protocol import sampling_params
 native, _ = to_native({"heat": 2.0, "temperature": 0.5})
 params = parse_sampling_params(native)
 assert sampling_params(CommonRequest(heat=2.0), 8, {}).heat == params.heat == 2.0
-sent = msgspec.msgpack.decode(msgspec.msgpack.encode(TokenizedReq("r", [1], params)), type=TokenizedReq)
+sent = decode_to_scheduler(encode(TokenizedReq("r", pack_ids([1]), params)))
 assert SamplingBatch([SampleSpec(sent.sampling, 0, [1], [])], 9).temperature.tolist() == [1.0]
 assert params.adjusts_logits, "nobody has said yet that drafts may be sampled with it"
 assert not parse_sampling_params({"temperature": 0.5}).adjusts_logits

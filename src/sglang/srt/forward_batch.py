@@ -38,7 +38,7 @@ class SampleSpec:
 
     params: SamplingParams
     seed: int
-    prompt_ids: list[int]
+    prompt_ids: Sequence[int]
     output_ids: list[int]
     eos_ids: tuple[int, ...] = ()
     want_logprob: bool = False

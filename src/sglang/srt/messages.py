@@ -6,13 +6,26 @@ they are. There is no pickle: `encode` and `decode` at the bottom are the whole 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol, Union
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Union
 
 import msgspec
 
 from sglang.srt.media_item import MediaItem
 from sglang.srt.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    TokenIds = array[int]
+else:
+    TokenIds = array
+"""Token ids, packed: 4 bytes each, freed at once, and nothing that the garbage collector looks through. A list of as many objects keeps
+every thread waiting whenever it does."""
+
+
+def pack_ids(ids: Iterable[int]) -> TokenIds:
+    """`ids` themselves if they are packed. Raises OverflowError for a number that has more than 32 bits."""
+    return ids if isinstance(ids, array) else array("i", ids)
 
 
 class LogprobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -166,7 +179,7 @@ class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """
 
     rid: str
-    input_ids: list[int]
+    input_ids: TokenIds
     sampling: SamplingParams
     logprobs: LogprobOptions | None = None
     origins: bool = False
@@ -238,7 +251,7 @@ class EmbedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """One text to embed. Answered by an EmbedOut. AbortReq ends it too. `client`: the API key that asks."""
 
     rid: str
-    input_ids: list[int]
+    input_ids: TokenIds
     client: str = ""
 
 
@@ -399,8 +412,21 @@ class Outbox(Protocol):
     def let_read(self) -> None: ...
 
 
-_encoder = msgspec.msgpack.Encoder()
-_to_scheduler: msgspec.msgpack.Decoder[ToScheduler] = msgspec.msgpack.Decoder(ToScheduler)
+def _packed(value: Any) -> bytes:
+    if isinstance(value, array):
+        return value.tobytes()
+    raise NotImplementedError(f"a message holds {type(value)}")
+
+
+def _unpacked(kind: type, value: Any) -> TokenIds:
+    """Raises ValueError for what are no ids."""
+    ids = array("i")
+    ids.frombytes(value)
+    return ids
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_packed)
+_to_scheduler: msgspec.msgpack.Decoder[ToScheduler] = msgspec.msgpack.Decoder(ToScheduler, dec_hook=_unpacked)
 _from_scheduler: msgspec.msgpack.Decoder[FromScheduler] = msgspec.msgpack.Decoder(FromScheduler)
 
 

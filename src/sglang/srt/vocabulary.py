@@ -7,6 +7,7 @@ when they are skipped.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -29,7 +30,7 @@ class Vocabulary:
     def size(self) -> int:
         return len(self.token_bytes)
 
-    def text_bytes(self, ids: list[int], skip_special: bool = True) -> bytes:
+    def text_bytes(self, ids: Iterable[int], skip_special: bool = True) -> bytes:
         """Bytes of a run of ids. Ids beyond the table add nothing."""
         table, special, size = self.token_bytes, self.special_ids, len(self.token_bytes)
         return b"".join(table[i] for i in ids if i < size and not (skip_special and i in special))

@@ -159,9 +159,9 @@ class Req:
         """Ids [start, end) of prompt and output, for the model."""
         if self.media is None:
             return self.fill_ids()[start:end]
-        prompt_len, ids = self.prompt_len, self.spec.prompt_ids[start:end]
+        prompt_len, ids = self.prompt_len, list(self.spec.prompt_ids[start:end])
         if end > prompt_len:
-            ids = ids + self.spec.output_ids[max(start - prompt_len, 0) : end - prompt_len]
+            ids += self.spec.output_ids[max(start - prompt_len, 0) : end - prompt_len]
         return np.array(ids, dtype=np.int32)
 
     def fill_ids(self) -> Int32Array:

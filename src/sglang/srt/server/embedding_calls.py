@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.errors import EngineDeadError, OverloadError, RequestError, SglangError
-from sglang.srt.messages import AbortReq, BatchEmbedOut, EmbedReq, FinishReason, ToScheduler
+from sglang.srt.messages import AbortReq, BatchEmbedOut, EmbedReq, FinishReason, ToScheduler, pack_ids
 from sglang.srt.server.resuming import DEADLY, MAX_DEATHS
 
 AT_ONCE = 200
@@ -46,7 +46,7 @@ class EmbeddingCalls:
     def num_in_flight(self) -> int:
         return len(self._waiting)
 
-    async def embed(self, texts: list[list[int]], rids: list[str] | None = None, client: str = "") -> list[Vector]:
+    async def embed(self, texts: Sequence[Sequence[int]], rids: list[str] | None = None, client: str = "") -> list[Vector]:
         """A vector for each text. `rids` are unique among those of all clients. If the caller is cancelled, its texts are aborted.
         Raises what the first that failed did."""
         prefix = uuid4().hex
@@ -54,7 +54,9 @@ class EmbeddingCalls:
         if any(name in self._waiting for name in names):
             raise RequestError("a request with such a rid is already running", "rid")
         loop = asyncio.get_running_loop()
-        own = [_Text(EmbedReq(name, ids, client), loop.create_future()) for name, ids in zip(names, texts, strict=True)]
+        own = [
+            _Text(EmbedReq(name, pack_ids(ids), client), loop.create_future()) for name, ids in zip(names, texts, strict=True)
+        ]
         self._waiting.update((text.request.rid, text) for text in own)
         try:
             for i, text in enumerate(own):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sglang.common.suggest import did_you_mean
 from sglang.srt.errors import RequestError
+from sglang.srt.messages import TokenIds, pack_ids
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +20,8 @@ _MAX_HINTS = 32
 """in one object"""
 _MAX_NOTED = 1000
 _noted: set[str] = set()
+PART_IDS = 100_000
+"""whose types are looked at in one native call"""
 SHOWN = 100
 """characters of a client's words that an error repeats"""
 
@@ -34,6 +38,8 @@ class Fields:
     ignored: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     takes_hints: bool = False
+    ids: frozenset[str] = frozenset()
+    """names of token ids, or of lists of them: as many as a body can hold, and packed (messages.TokenIds) where it is long"""
     members: frozenset[str] = frozenset()
     members_of: str = ""
     describe: Callable[[], Mapping[str, dict[str, Any]]] = field(default=dict, compare=False)
@@ -161,6 +167,36 @@ def as_texts(body: dict[str, Any], name: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise RequestError(f"{name} must be a list of strings", name)
     return value
+
+
+def pack_rows(value: Any, name: str) -> TokenIds | list[TokenIds]:
+    """A list of token ids, or of such lists. Raises RequestError."""
+    if isinstance(value, (list, array)):
+        if not (value and isinstance(value[0], (list, array))):
+            return pack_row(value, name)
+        return [pack_row(row, name) for row in value]
+    raise RequestError(f"{name} must be a list of integers or a list of such lists", name)
+
+
+def pack_row(value: Any, name: str) -> TokenIds:
+    """A list of token ids. Raises RequestError."""
+    if isinstance(value, array):
+        return value
+    if not isinstance(value, list) or not are_ints(value):
+        raise RequestError(f"{name} must be a list of integers or a list of such lists", name)
+    try:
+        return pack_ids(value)
+    except OverflowError as error:
+        raise outside_all(name) from error
+
+
+def outside_all(name: str) -> RequestError:
+    return RequestError(f"{name}: an id is outside the vocabulary, and of every other", name)
+
+
+def are_ints(row: list[Any]) -> bool:
+    """Piece by piece: others have their turn between two of them."""
+    return all(set(map(type, row[at : at + PART_IDS])) <= {int} for at in range(0, len(row), PART_IDS))
 
 
 def as_ids(body: dict[str, Any], name: str) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from secrets import token_hex
 from typing import Any
 
@@ -45,7 +45,7 @@ class GenerateReq(msgspec.Struct, eq=False):
     """
 
     text: str | list[str] | None = None
-    input_ids: list[int] | list[list[int]] | None = None
+    input_ids: Sequence[int] | Sequence[Sequence[int]] | None = None
     sampling: SamplingParams | list[SamplingParams] = DEFAULT_SAMPLING
     logprobs: LogprobOptions | list[LogprobOptions | None] | None = None
     origins: bool = False
@@ -69,7 +69,7 @@ class GenerateReq(msgspec.Struct, eq=False):
     @property
     def is_batch(self) -> bool:
         ids = self.input_ids
-        return isinstance(self.text, list) if ids is None else not ids or isinstance(ids[0], list)
+        return isinstance(self.text, list) if ids is None else not ids or not isinstance(ids[0], int)
 
     def forget_prompt(self) -> None:
         """Drops the texts, ids and media: they may be large, and a call that has started needs them no more."""

@@ -6,7 +6,7 @@ text or ids --tokenize--> ids of each prompt --media--> with placeholders --chec
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,7 +14,7 @@ import msgspec
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import ContextLengthError, RequestError, UnsupportedError
 from sglang.srt.media_item import without_pixels
-from sglang.srt.messages import LogprobOptions, TokenizedReq
+from sglang.srt.messages import LogprobOptions, TokenizedReq, pack_ids
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.generate_req import MAX_SEQUENCES, GenerateReq, for_each, rids_of, samples_of, wire_rid
@@ -71,7 +71,7 @@ class RequestMaker:
         if not self.info.get("embedding_dim"):
             raise RequestError("this model generates: start the server with --is-embedding, or with an encoder, to embed")
 
-    def check_embed(self, texts: list[list[int]]) -> None:
+    def check_embed(self, texts: Sequence[Sequence[int]]) -> None:
         """Raises RequestError for texts that do not fit, or are too many."""
         self.need_embedder()
         most = current_scope().share_of(self.http.max_queued_requests)
@@ -83,7 +83,7 @@ class RequestMaker:
                 raise RequestError(f"a text has {len(ids)} tokens; the model takes at most {limit}", "input")
             check_ids("input", ids, self.vocab_size)
 
-    async def make(self, req: GenerateReq, before: list[int] | None = None) -> list[TokenizedReq]:
+    async def make(self, req: GenerateReq, before: Sequence[int] | None = None) -> list[TokenizedReq]:
         """One TokenizedReq for every sample of every prompt, those of a prompt side by side. `before`: what stands before the
         prompt of a session. Raises RequestError."""
         self._check_count(req)
@@ -91,7 +91,7 @@ class RequestMaker:
         if self.media is not None:
             self._check_unseen(self.media, req, prompts)
         if before:
-            prompts = [before + prompt for prompt in prompts]
+            prompts = [pack_ids(before) + pack_ids(prompt) for prompt in prompts]
         media = await self._take_media(req, prompts) if req.media is not None else {}
         if sum(map(len, prompts)) + MANY_IDS // MANY_PROMPTS * len(prompts) > MANY_IDS:
             return await run_aside(self._expand, req, prompts, media)
@@ -112,7 +112,7 @@ class RequestMaker:
         if long and self.http.max_text_tokens is not None:
             check_parameters(long)
 
-    async def _tokenize(self, req: GenerateReq, special: bool) -> list[list[int]]:
+    async def _tokenize(self, req: GenerateReq, special: bool) -> list[Sequence[int]]:
         if req.input_ids is not None:
             if req.text is not None:
                 raise RequestError("give either text or input_ids, not both", "text")
@@ -127,27 +127,26 @@ class RequestMaker:
             return await run_aside(self.encode, texts, special)
         return [tokenizer.encode(text, special) for text in texts]
 
-    def encode(self, texts: Iterable[str], special: bool = True) -> list[list[int]]:
+    def encode(self, texts: Iterable[str], special: bool = True) -> list[Sequence[int]]:
         """Ends at the first prompt that is too long, and when all are too many tokens, before the others are encoded. Texts that
         have a part in common are given one by one: together they may be much longer than the request. Raises RequestError."""
         return self._limited(self.need_tokenizer().encode_pieces(map(self.check_size, texts), special))
 
-    def join(self, pairs: Iterable[tuple[list[int], list[int]]]) -> list[list[int]]:
+    def join(self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[Sequence[int]]:
         """Ids that follow each other, as one prompt for each pair; with the same limits as `encode`."""
         return self._limited([self._joined(*pair)] for pair in pairs)
 
-    def _joined(self, first: list[int], then: list[int]) -> list[int]:
+    def _joined(self, first: Sequence[int], then: Sequence[int]) -> Sequence[int]:
         limit, length = self.context_len, len(first) + len(then)
-        if length <= limit:
-            return first + then
-        self._check_may_cut(length)
-        return (first[:limit] + then[:limit])[:limit]
+        if length > limit:
+            self._check_may_cut(length)
+        return pack_ids(first[:limit]) + pack_ids(then[: max(limit - len(first), 0)])
 
-    def _limited(self, pieces: Iterable[list[list[int]]]) -> list[list[int]]:
-        prompts: list[list[int]] = []
+    def _limited(self, pieces: Iterable[Sequence[Sequence[int]]]) -> list[Sequence[int]]:
+        prompts: list[Sequence[int]] = []
         num_tokens, limit = 0, self.http.max_text_tokens
         for piece in pieces:
-            prompts += [ids if len(ids) <= self.context_len else self._fitted(ids) for ids in piece]
+            prompts += [pack_ids(ids if len(ids) <= self.context_len else self._fitted(ids)) for ids in piece]
             num_tokens += sum(map(len, piece))
             if limit is not None and num_tokens > limit:
                 raise RequestError(
@@ -155,18 +154,18 @@ class RequestMaker:
                 )
         return prompts
 
-    async def _take_media(self, req: GenerateReq, prompts: list[list[int]]) -> dict[int, MediaPrompt]:
+    async def _take_media(self, req: GenerateReq, prompts: list[Sequence[int]]) -> dict[int, MediaPrompt]:
         """The prompts that have media, with these in place, by number. Raises RequestError."""
         assert req.media is not None
         if self.media is None:
             raise UnsupportedError("this model reads text only: it cannot take images or videos", "image_data")
         if len(req.media) != len(prompts):
             raise RequestError(f"there are media for {len(req.media)} prompts, and {len(prompts)} prompts", "image_data")
-        tasks = {i: MediaTask(prompts[i], inputs) for i, inputs in enumerate(req.media) if inputs}
+        tasks = {i: MediaTask(list(prompts[i]), inputs) for i, inputs in enumerate(req.media) if inputs}
         return dict(zip(tasks, await self.media.take(list(tasks.values()), self.context_len), strict=True))
 
     @staticmethod
-    def _check_unseen(media: MediaIntake, req: GenerateReq, prompts: list[list[int]]) -> None:
+    def _check_unseen(media: MediaIntake, req: GenerateReq, prompts: list[Sequence[int]]) -> None:
         """Refuses places for images in prompts that bring none: an answer would be about nothing. Raises RequestError."""
         for i, prompt in enumerate(prompts):
             if not (req.media is not None and i < len(req.media) and req.media[i]):
@@ -182,7 +181,7 @@ class RequestMaker:
             f"the prompt has {len(text)} characters, more than {self.context_len} tokens (the context length) can hold", "text"
         )
 
-    def _fitted(self, ids: list[int]) -> list[int]:
+    def _fitted(self, ids: Sequence[int]) -> Sequence[int]:
         """The same for ids that are more than the context can hold."""
         self._check_may_cut(len(ids))
         return ids[: self.context_len]
@@ -196,7 +195,7 @@ class RequestMaker:
         """No text longer than this fits in the context."""
         return self.context_len * self._longest_token
 
-    def _expand(self, req: GenerateReq, prompts: list[list[int]], media: dict[int, MediaPrompt]) -> list[TokenizedReq]:
+    def _expand(self, req: GenerateReq, prompts: list[Sequence[int]], media: dict[int, MediaPrompt]) -> list[TokenizedReq]:
         """One TokenizedReq for every sample of every prompt."""
         if not prompts:
             raise RequestError("the batch is empty", "text" if req.input_ids is None else "input_ids")
@@ -219,13 +218,14 @@ class RequestMaker:
                 fitted = budget.spend(ids, fitted, options, is_default)
             items = seen.items if seen is not None else ()
             ids, healed = self._heal(ids) if req.token_healing and seen is None else (ids, "")
+            packed = pack_ids(ids)
             for name, choice in samples_of(rid, fitted):
                 if choice.seed is None and not choice.is_greedy:  # fixed here, for whichever scheduler generates it
                     choice = msgspec.structs.replace(choice, seed=self._seeds.getrandbits(63))
                 requests.append(
                     TokenizedReq(
                         rid=name,
-                        input_ids=ids,
+                        input_ids=packed,
                         sampling=choice,
                         logprobs=options,
                         origins=req.origins,
@@ -250,13 +250,13 @@ class RequestMaker:
     def _logprob_budget(self, samplings: list[SamplingParams]) -> LogprobBudget:
         return LogprobBudget(self.http.max_logprob_values, sum(s.n for s in samplings))
 
-    def _heal(self, ids: list[int]) -> tuple[list[int], str]:
+    def _heal(self, ids: Sequence[int]) -> tuple[Sequence[int], str]:
         """The prompt without the tokens at its end that the output begins anew, and their text."""
         if self._healer is None:
             self._healer = Healer(self.need_tokenizer().vocabulary)
         return self._healer.heal(ids)
 
-    def _empty_prompt(self) -> list[int]:
+    def _empty_prompt(self) -> Sequence[int]:
         """What an empty text means: the token that begins a text, or for want of one a token that ends one."""
         vocabulary = self.tokenizer.vocabulary if self.tokenizer is not None else None
         if vocabulary is not None and vocabulary.bos_token_id is not None:
@@ -274,7 +274,7 @@ MAX_LOGPROB_IDS = 4096
 
 
 def check_request(
-    ids: list[int], sampling: SamplingParams, logprobs: LogprobOptions | None, vocab_size: int, has_text: bool
+    ids: Sequence[int], sampling: SamplingParams, logprobs: LogprobOptions | None, vocab_size: int, has_text: bool
 ) -> None:
     """Raises RequestError for ids outside the vocabulary, positions outside the prompt and what needs a tokenizer."""
     check_ids("input_ids", ids, vocab_size)
@@ -313,7 +313,7 @@ class LogprobBudget:
         self._spent = 0
 
     def spend(
-        self, ids: list[int], sampling: SamplingParams, logprobs: LogprobOptions | None, is_default: bool
+        self, ids: Sequence[int], sampling: SamplingParams, logprobs: LogprobOptions | None, is_default: bool
     ) -> SamplingParams:
         """Takes what the samples of one prompt ask for, whose `max_new_tokens` is decided: one that nobody gave (`is_default`)
         shrinks to the sequence's share. Raises RequestError when that is more than there may be."""
@@ -334,7 +334,7 @@ class LogprobBudget:
         return sampling if tokens == sampling.max_new_tokens else msgspec.structs.replace(sampling, max_new_tokens=tokens)
 
 
-def check_ids(name: str, ids: list[int], vocab_size: int) -> None:
+def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
     """Raises RequestError for ids outside the vocabulary. There is at least one."""
     low, high = min(ids), max(ids)
     if low < 0 or high >= vocab_size:
@@ -348,8 +348,8 @@ def too_long(prompt_len: int, context_len: int) -> ContextLengthError:
 
 
 def fit_length(
-    ids: list[int], sampling: SamplingParams, context_len: int, is_default: bool, truncate: bool
-) -> tuple[list[int], SamplingParams]:
+    ids: Sequence[int], sampling: SamplingParams, context_len: int, is_default: bool, truncate: bool
+) -> tuple[Sequence[int], SamplingParams]:
     """The prompt and its parameters with `max_new_tokens` decided: the rest of the context where none was given.
 
     Raises RequestError if prompt and output do not fit in `context_len`. With `truncate` the prompt loses its end and the

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -177,7 +177,7 @@ class Sessions:
             count = params.offset if params.offset > 0 else count + params.offset
         return Place(session, parent, params, parent.ids(count))
 
-    def enter(self, place: Place, name: str, prompt: list[int]) -> Turn:
+    def enter(self, place: Place, name: str, prompt: Sequence[int]) -> Turn:
         """Takes the request `name` in, whose whole prompt is known by now. Raises RequestError if the session has changed so
         that it cannot be, OverloadError if there is no room."""
         session, params = place.session, place.params

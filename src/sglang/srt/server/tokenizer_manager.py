@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.config import HttpOptions, TextOptions
@@ -195,7 +195,7 @@ class TokenizerManager:
 
     # --- embeddings ---------------------------------------------------------------------------------------------------------
 
-    async def embed(self, texts: list[list[int]], rids: list[str] | None = None) -> list[Vector]:
+    async def embed(self, texts: Sequence[Sequence[int]], rids: list[str] | None = None) -> list[Vector]:
         """A vector for each text. The texts have passed RequestMaker.check_embed."""
         await self._wait_for_scheduler()
         client = current_scope().key

@@ -103,7 +103,7 @@ def parse_object(body: Pieces, fields: Fields) -> dict[str, Any]:
         scan = JsonScan()
         for piece in body:
             scan.read(piece)
-        reader = JsonReader(body, fields.is_built, lambda name: _check_long(name, fields))
+        reader = JsonReader(body, fields.is_built, lambda name: _check_long(name, fields), fields.ids)
         values = reader.read()
         fields.check(reader.names)
         _check_names(values)

@@ -12,7 +12,8 @@ meanwhile: it and its values are never both there as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from secrets import token_hex
 from typing import Any
 
@@ -20,8 +21,9 @@ import msgspec
 import numpy as np
 
 from sglang.srt.errors import RequestError
+from sglang.srt.messages import TokenIds
+from sglang.srt.server.fields import outside_all
 from sglang.srt.server.limits.json_limits import CHUNK, MAX_ELEMENTS, Pieces, take_piece
-from sglang.srt.server.shared_ints import SharedInts
 
 MAX_GAP = 1 << 20
 """bytes between two commas outside of strings, without strings longer than CHUNK"""
@@ -38,13 +40,22 @@ _validate = msgspec.json.Decoder(msgspec.Raw).decode
 
 class JsonReader:
     """Reads one body, which is used up. `is_built`: whether the values of a name are wanted; others are only looked at.
-    `check_long`: is called for a name whose value is longer than a piece, and may raise."""
+    `check_long`: is called for a name whose value is longer than a piece, and may raise. `ids`: names of lists of token ids, which are
+    packed, or of lists of such lists."""
 
-    def __init__(self, body: Pieces, is_built: Callable[[str], bool], check_long: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        body: Pieces,
+        is_built: Callable[[str], bool],
+        check_long: Callable[[str], None],
+        ids: frozenset[str] = frozenset(),
+    ) -> None:
         self._body = body
         self._is_built = is_built
         self._check_long = check_long
-        self._ids = _Ids()
+        self._ids = ids
+        self._num_values = 0
+        """numbers that are no token ids"""
         self._rest = b""
         self._comma = b""
         self._has_begun = False
@@ -121,17 +132,20 @@ class JsonReader:
             first = value.pop(_CAME if isinstance(value, dict) else 0)
             if level == 0:
                 self._add_members(value)
+            elif isinstance(target, array):
+                _extend(target, value, self._member)
+            elif isinstance(target, dict):
+                self._count(value.values())
+                target.update(value)
             elif target is not None:
-                self._ids.settle(value, level, self._is_object, target)
-                target.update(value) if isinstance(target, dict) else target.extend(value)
+                target.extend(self._packed(value) if level == 1 and self._member in self._ids else self._counted(value))
             value = first
 
     def _add_members(self, members: dict[str, Any]) -> None:
         for name, value in members.items():
             self.names[name] = None
             if self._is_built(name):
-                self._ids.settle_value(value)
-                self.values[name] = value
+                self.values[name] = self._new_value(name, value)
 
     def _enter(self, marks: _Marks, at: int) -> None:
         """The object or list that begins at `at`, and has not ended yet, is open from now on."""
@@ -147,7 +161,43 @@ class JsonReader:
         else:
             child = parent[key] if parent is not None else None
         self._open.append(child)
-        self._ids.enter(level, child)
+
+    # --- token ids, and numbers that are none -------------------------------------------------------------------------------
+
+    def _new_value(self, name: str, value: Any) -> Any:
+        """A member as far as it has come, with its token ids packed."""
+        if name not in self._ids or not isinstance(value, list):
+            return self._counted([value])[0]
+        if value and set(map(type, value)) == {int}:
+            return _extend(array("i"), value, name)
+        return self._packed(value)
+
+    def _packed(self, items: list[Any]) -> list[Any]:
+        """The items of a list that may be lists of token ids, with those packed."""
+        for i, item in enumerate(items):
+            if type(item) is list and item and set(map(type, item)) == {int}:
+                items[i] = _extend(array("i"), item, self._member)
+            else:
+                self._count((item,))
+        return items
+
+    def _counted(self, items: list[Any]) -> list[Any]:
+        self._count(items)
+        return items
+
+    def _count(self, items: Iterable[Any]) -> None:
+        """Numbers take more room as objects than they did in the body, so there is a limit. Raises RequestError."""
+        left = [items]
+        while left:
+            for item in left.pop():
+                if type(item) is list:
+                    left.append(item)
+                elif type(item) is dict:
+                    left.append(item.values())
+                elif type(item) is int or type(item) is float:
+                    self._num_values += 1
+        if self._num_values > MAX_ELEMENTS:
+            raise RequestError(f"the body has more than {MAX_ELEMENTS} values and keys")
 
     # --- long strings -------------------------------------------------------------------------------------------------------
 
@@ -218,53 +268,15 @@ class _Marks:
         return key
 
 
-class _Ids:
-    """Lists of token ids, or of such lists, that are members of the object: their ids are shared, and may be as many as they like.
-    Other numbers count like everything else."""
-
-    def __init__(self) -> None:
-        self._table = SharedInts()
-        self._num_others = 0
-        self._mixed: set[int] = set()
-        """levels of open lists that hold anything else"""
-
-    def enter(self, level: int, value: Any) -> None:
-        self._mixed.discard(level)
-        if isinstance(value, list) and set(map(type, value)) != {int}:
-            self._mixed.add(level)
-
-    def settle(self, part: Any, level: int, is_object: list[bool], target: Any) -> None:
-        """`part` is about to be added to `target`, which is open at `level`."""
-        may_be_ids = level <= 2 and not any(is_object[1 : level + 1])
-        if isinstance(part, dict):
-            self._settle_items(part.values(), level, False)
-        elif may_be_ids and level not in self._mixed and set(map(type, part)) <= {int}:
-            part[:] = self._table.share(part)
-        else:
-            if may_be_ids and level not in self._mixed:
-                self._mixed.add(level)
-                self._num_others += len(target)
-            self._settle_items(part, level, may_be_ids)
-
-    def settle_value(self, value: Any, level: int = 1, may_be_ids: bool = True) -> None:
-        """`value` is there as far as it has come."""
-        if isinstance(value, dict):
-            self._settle_items(value.values(), level, False)
-        elif isinstance(value, list):
-            may_be_ids = may_be_ids and level <= 2
-            if may_be_ids and value and set(map(type, value)) == {int}:
-                value[:] = self._table.share(value)
-            else:
-                self._settle_items(value, level, may_be_ids)
-
-    def _settle_items(self, items: Any, level: int, may_be_ids: bool) -> None:
-        for item in items:
-            if type(item) is list or type(item) is dict:
-                self.settle_value(item, level + 1, may_be_ids)
-            elif type(item) is int or type(item) is float:
-                self._num_others += 1
-        if self._num_others > MAX_ELEMENTS:
-            raise RequestError(f"the body has more than {MAX_ELEMENTS} values and keys")
+def _extend(ids: TokenIds, more: list[Any], name: str) -> TokenIds:
+    """`ids`, with `more` behind them. Raises RequestError if these are no token ids."""
+    if not set(map(type, more)) <= {int}:
+        raise RequestError(f"{name}: a list of token ids holds something else", name)
+    try:
+        ids.extend(more)
+    except OverflowError as error:
+        raise outside_all(name) from error
+    return ids
 
 
 def _check_object(begin: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from sglang.srt.checkpoint.sentence_files import SentenceFacts
 from sglang.srt.errors import RequestError
 from sglang.srt.server.embedding_calls import Vector
-from sglang.srt.server.fields import Fields, as_text, check_known
+from sglang.srt.server.fields import Fields, as_text, check_known, pack_rows
 from sglang.srt.server.openapi import schemas
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
@@ -30,6 +31,7 @@ ENCODE_FIELDS = Fields.of(
         "priority": schemas.anything("means nothing here"),
         "prompt_name": PROMPT_NAME,
     },
+    ids=frozenset({"input_ids"}),
     name="EncodeRequest",
 )
 
@@ -79,7 +81,7 @@ def _read_texts(manager: TokenizerManager, body: dict[str, Any], name: str) -> t
     prompt = _prompt(manager, body)
     if isinstance(value, str):
         return [_ids(manager, prompt + value, name)], False
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, (list, array)) or not value:
         raise RequestError(f"{name} must be a string, a list of strings, or token ids", name)
     if len(value) > MAX_TEXTS and not isinstance(value[0], int):
         raise RequestError(f"{name} may have at most {MAX_TEXTS} entries, got {len(value)}", name)
@@ -87,11 +89,14 @@ def _read_texts(manager: TokenizerManager, body: dict[str, Any], name: str) -> t
         return [_ids(manager, prompt + item, name) for item in value], True
     if body.get("prompt_name") is not None:
         raise RequestError(f"prompt_name is for texts: token ids of {name} are read as they are", "prompt_name")
-    if all(type(item) is int for item in value):
-        return [value], False
-    if all(isinstance(item, list) and item and all(type(i) is int for i in item) for item in value):
-        return value, True
-    raise RequestError(f"{name} must be a string, a list of strings, or token ids", name)
+    try:
+        packed: Any = pack_rows(value, name)
+    except RequestError as error:
+        raise RequestError(f"{name} must be a string, a list of strings, or token ids", name) from error
+    rows, is_list = (packed, True) if isinstance(packed, list) else ([packed], False)
+    if not all(rows):
+        raise RequestError(f"{name} must be a string, a list of strings, or token ids, and none of them empty", name)
+    return rows, is_list
 
 
 def _prompt(manager: TokenizerManager, body: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.messages import ORIGINS, FinishReason, LogprobOptions, Logprobs, Pairs
 from sglang.srt.sampling_params import SamplingParams, parse_sampling_params
-from sglang.srt.server.fields import Fields, as_bool, as_int, as_text, check_known
+from sglang.srt.server.fields import Fields, as_bool, as_int, as_text, check_known, pack_rows
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_count
 from sglang.srt.server.multimodal.inputs import parse_media
 from sglang.srt.server.openapi.native_shapes import SESSION, sampling_schema
@@ -38,8 +38,6 @@ from sglang.srt.server.tokenization.tokenizer import Tokenizer
 
 PART_VALUES = 8192
 """log probabilities that are entered into a reply at once"""
-PART_IDS = 1 << 16
-"""ids that are looked at in one call, which holds the interpreter's lock"""
 
 _SAMPLING_SCHEMA = sampling_schema()
 _MEDIA = one_of(
@@ -92,7 +90,13 @@ _UNSUPPORTED = frozenset(
 
 _SAMPLING = frozenset(SamplingParams.__struct_fields__) - _FIELDS - _IGNORED - _UNSUPPORTED
 GENERATE_FIELDS = Fields.of(
-    _SCHEMAS, _IGNORED, _UNSUPPORTED, members=_SAMPLING, members_of="sampling_params", name="GenerateRequest"
+    _SCHEMAS,
+    _IGNORED,
+    _UNSUPPORTED,
+    ids=frozenset({"input_ids"}),
+    members=_SAMPLING,
+    members_of="sampling_params",
+    name="GenerateRequest",
 )
 
 
@@ -136,7 +140,7 @@ def parse_generate(body: dict[str, Any], preferred: dict[str, Any] | None = None
         if body[name] not in (None, False, [], {}):
             raise UnsupportedError(f"{name} is not supported", name)
     text, ids = _prompt(body)
-    is_batch = isinstance(text, list) or bool(ids and isinstance(ids[0], list))
+    is_batch = isinstance(text, list) or bool(ids and not isinstance(ids[0], int))
     count = len(text) if isinstance(text, list) else len(ids) if is_batch and ids is not None else 1
     raw = _items(body, "sampling_params", count, is_batch, dict)
     sampling = _samplings(body, raw, preferred or {})
@@ -179,17 +183,9 @@ def _prompt(body: dict[str, Any]) -> tuple[str | list[str] | None, Any]:
         if not (isinstance(text, str) or (isinstance(text, list) and all(isinstance(t, str) for t in text))):
             raise RequestError("text must be a string or a list of strings", "text")
         return text, None
-    if isinstance(ids, list):
-        rows = ids if ids and isinstance(ids[0], list) else [ids]
-        check_count(len(rows), "input_ids")
-        if all(isinstance(row, list) and _are_ints(row) for row in rows):
-            return None, ids
-    raise RequestError("input_ids must be a list of integers or a list of such lists", "input_ids")
-
-
-def _are_ints(row: list[Any]) -> bool:
-    """Piece by piece: others have their turn between two of them."""
-    return all(set(map(type, row[at : at + PART_IDS])) <= {int} for at in range(0, len(row), PART_IDS))
+    if isinstance(ids, list) and ids and not isinstance(ids[0], int):
+        check_count(len(ids), "input_ids")
+    return None, pack_rows(ids, "input_ids")
 
 
 def _items(body: dict[str, Any], name: str, count: int, is_batch: bool, kind: type) -> list[Any]:

@@ -14,7 +14,7 @@ from sglang.srt.config import HttpOptions, SamplingDefaults
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text
+from sglang.srt.server.fields import Fields, as_bool, as_int, as_text, pack_rows
 from sglang.srt.server.generate_req import check_count
 from sglang.srt.server.http.auth import need_admin
 from sglang.srt.server.http.bodies import read_as, read_object
@@ -69,6 +69,7 @@ _DETOKENIZE = Fields.of(
         "skip_special_tokens": schemas.truth(schemas.SAYS["skip_special_tokens"], default=True),
     },
     frozenset({"model"}),
+    ids=frozenset({"tokens"}),
     required=("tokens",),
     name="DetokenizeRequest",
 )
@@ -216,12 +217,12 @@ class NativeApi:
 
     def _detokenized(self, body: dict[str, Any]) -> str | list[str]:
         tokens: Any = body.get("tokens")
-        nested = isinstance(tokens, list) and bool(tokens) and all(isinstance(t, list) for t in tokens)
-        given = tokens if nested else [tokens]
-        check_count(len(given), "tokens")
-        if sum(len(row) for row in given if isinstance(row, list)) > MAX_DETOKENIZE:
+        nested = isinstance(tokens, list) and bool(tokens) and not isinstance(tokens[0], int)
+        check_count(len(tokens) if nested else 1, "tokens")
+        packed: Any = pack_rows(tokens, "tokens")
+        rows = packed if nested else [packed]
+        if sum(map(len, rows)) > MAX_DETOKENIZE:
             raise RequestError(f"at most {MAX_DETOKENIZE} tokens are made text at once", "tokens")
-        rows = [as_ids({"tokens": row}, "tokens") for row in given]
         size, skip = int(self._manager.info["vocab_size"]), as_bool(body, "skip_special_tokens", True)
         if any(row and not 0 <= min(row) <= max(row) < size for row in rows):
             raise RequestError(f"tokens must be between 0 and {size - 1}", "tokens")

@@ -7,16 +7,17 @@ Each choice is tokenized together with the prompt, and scored from the first tok
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sglang.common.prefixes import first_difference
 from sglang.srt.errors import RequestError
-from sglang.srt.messages import LogprobOptions, Logprobs
+from sglang.srt.messages import LogprobOptions, Logprobs, TokenIds, pack_ids
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text, as_texts, check_known
+from sglang.srt.server.fields import Fields, as_bool, as_int, as_text, as_texts, check_known, pack_row
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.openapi import schemas
 from sglang.srt.server.request_maker import LONG_TEXT, TEXT_COST, RequestMaker
@@ -33,6 +34,7 @@ SCORE_FIELDS = Fields.of(
         "cache_salt": schemas.SALT,
         "priority": schemas.PRIORITY,
     },
+    ids=frozenset({"input_ids"}),
     required=("choices",),
     name="ScoreChoicesRequest",
 )
@@ -43,7 +45,7 @@ class ScoreReq:
     """`text` or `input_ids` is the prompt. `unconditional`: score the choices' tokens without a prompt as well."""
 
     text: str | None
-    input_ids: list[int] | None
+    input_ids: TokenIds | None
     choices: list[str]
     unconditional: bool = False
     rid: str | None = None
@@ -55,7 +57,7 @@ def parse_score(body: dict[str, Any]) -> ScoreReq:
     """Checks a /score_choices body. Raises RequestError."""
     check_known(body, SCORE_FIELDS.read, "field")
     text = as_text(body, "text")
-    ids = as_ids(body, "input_ids") if body.get("input_ids") is not None else None
+    ids = pack_row(body["input_ids"], "input_ids") if body.get("input_ids") is not None else None
     if (text is None) == (ids is None):
         raise RequestError("give exactly one of text and input_ids", "text")
     choices = as_texts(body, "choices")
@@ -106,7 +108,7 @@ def _plan(maker: RequestMaker, score: ScoreReq) -> ScorePlan:
     return ScorePlan(req, start, len(prompt), len(sequences), score.unconditional)
 
 
-def _tokenize(maker: RequestMaker, score: ScoreReq) -> tuple[list[int], list[list[int]]]:
+def _tokenize(maker: RequestMaker, score: ScoreReq) -> tuple[Sequence[int], list[Sequence[int]]]:
     """The prompt's ids and those of the prompt with each choice. Ids of a prompt are taken as they are: then there is no text
     to join a choice with, and the choice's own tokens follow."""
     tokenizer = maker.need_tokenizer()
@@ -117,8 +119,8 @@ def _tokenize(maker: RequestMaker, score: ScoreReq) -> tuple[list[int], list[lis
     prompt = tokenizer.encode(maker.check_size(score.text))
     bos = tokenizer.vocabulary.bos_token_id
     if not prompt and bos is not None:  # as for an empty prompt of /generate: something must predict the first token
-        return [bos], maker.join(([bos], tail) for tail in maker.encode(score.choices))
-    return prompt, maker.encode(score.text + choice for choice in score.choices)
+        return pack_ids([bos]), maker.join(([bos], tail) for tail in maker.encode(score.choices))
+    return pack_ids(prompt), maker.encode(score.text + choice for choice in score.choices)
 
 
 async def collect_scores(plan: ScorePlan, call: Call, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -171,4 +171,4 @@ def _prompts(prompt: Any) -> tuple[list[Any], str | list[str] | None, Any]:
     check_count(1 if isinstance(prompt[0], int) else len(prompt), "prompt")
     if isinstance(prompt[0], str):
         return prompt, prompt, None
-    return (prompt, None, prompt) if isinstance(prompt[0], list) else ([prompt], None, prompt)
+    return ([prompt], None, prompt) if isinstance(prompt[0], int) else (prompt, None, prompt)

@@ -35,6 +35,7 @@ _FIELDS = Fields.of(
         "prompt_name": PROMPT_NAME,
     },
     frozenset({"user"}),
+    ids=frozenset({"input"}),
     required=("input",),
     name="EmbeddingsRequest",
 )

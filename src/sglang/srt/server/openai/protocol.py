@@ -12,13 +12,14 @@ import re
 from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, PlainValidator, PrivateAttr, ValidationError
 
 from sglang.srt.errors import RequestError, UnsupportedError
+from sglang.srt.messages import TokenIds
 from sglang.srt.sampling_params import SamplingParams, check_sampling_params
-from sglang.srt.server.fields import SHOWN, Fields, check_members, note_unknown, unknown_message
+from sglang.srt.server.fields import SHOWN, Fields, check_members, note_unknown, pack_rows, unknown_message
 from sglang.srt.server.generate_req import client_names
 from sglang.srt.server.openai.aliases import ALIASES, STRUCTURED, translate
 from sglang.srt.server.openapi.openai_shapes import model_schemas
@@ -157,10 +158,17 @@ class ChatRequest(CommonRequest):
     stream_reasoning: bool | None = None
 
 
+def _as_prompt(value: Any) -> str | list[str] | TokenIds | list[TokenIds]:
+    """Token ids packed: there may be very many."""
+    if isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        return value
+    return pack_rows(value, "prompt")
+
+
 class CompletionRequest(CommonRequest):
     """POST /v1/completions"""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[Any, PlainValidator(_as_prompt, json_schema_input_type=str | list[str] | list[int] | list[list[int]])]
     echo: bool | None = None
     logprobs: int | None = None
     best_of: int | None = None
@@ -173,6 +181,7 @@ def _fields(kind: type[CommonRequest]) -> Fields:
         frozenset(kind.model_fields) | {"user", STRUCTURED, *ALIASES},
         ACCEPTED - {"user"},
         frozenset(REFUSED),
+        ids=frozenset(kind.model_fields) & {"prompt"},
         describe=partial(model_schemas, kind, ALIASES, STRUCTURED),
         required=tuple(name for name, field in kind.model_fields.items() if field.is_required()),
         name=kind.__name__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -14,7 +15,7 @@ from sglang.srt.errors import RequestError
 from sglang.srt.messages import LogprobOptions
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.calls import Call
-from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text, as_texts
+from sglang.srt.server.fields import Fields, as_bool, as_ids, as_int, as_text, as_texts, pack_row
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq
 from sglang.srt.server.http.bodies import read_as
 from sglang.srt.server.http.wire import CLIENT_GONE, LargeJsonResponse, answer, unless_gone
@@ -44,6 +45,7 @@ _SCORE = Fields.of(
         "priority": schemas.PRIORITY,
     },
     frozenset({"user"}),
+    ids=frozenset({"query", "items"}),
     required=("query", "items", "label_token_ids"),
     name="ScoreRequest",
 )
@@ -126,7 +128,7 @@ class ScoringApi:
         )
         return _ScoreCall(req, as_text(body, "model") or self._name, as_bool(body, "apply_softmax"))
 
-    def _score_prompts(self, body: dict[str, Any]) -> list[list[int]]:
+    def _score_prompts(self, body: dict[str, Any]) -> list[Sequence[int]]:
         """Query and item joined, as text or as ids."""
         query, items, first = body.get("query"), body.get("items"), as_bool(body, "item_first")
         if isinstance(query, str):
@@ -135,10 +137,10 @@ class ScoringApi:
             if len(query) + max(map(len, texts)) > self._manager.max_chars:
                 raise RequestError("an item is longer than the context can hold", "items")
             return self._manager.maker.encode(item + query if first else query + item for item in texts)
-        ids = as_ids(body, "query")
-        rows = items if isinstance(items, list) and items and isinstance(items[0], list) else [items]
+        ids = pack_row(query, "query")
+        rows = items if isinstance(items, list) and items and not isinstance(items[0], int) else [items]
         _check_count(rows, "items")
-        checked = [as_ids({"items": row}, "items") for row in rows]
+        checked = [pack_row(row, "items") for row in rows]
         return self._manager.maker.join((row, ids) if first else (ids, row) for row in checked)
 
     @documented(

@@ -45,7 +45,7 @@ class RequestLog:
         if self._level >= 1:
             entry["sampling"] = request.sampling
         if self._level >= 2:
-            entry["input_ids"] = request.input_ids if self._level >= 3 else request.input_ids[:SHORT]
+            entry["input_ids"] = list(request.input_ids if self._level >= 3 else request.input_ids[:SHORT])
         self._write("received", request, entry)
 
     def said(self, request: TokenizedReq, out: GenerateOut) -> None:

@@ -8,6 +8,7 @@ with their text.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 
 from sglang.srt.vocabulary import Vocabulary
 
@@ -23,7 +24,7 @@ class Healer:
         special = vocabulary.special_ids
         self._sorted = sorted(token for i, token in enumerate(vocabulary.token_bytes) if token and i not in special)
 
-    def heal(self, ids: list[int]) -> tuple[list[int], str]:
+    def heal(self, ids: Sequence[int]) -> tuple[Sequence[int], str]:
         """The prompt without the tokens that are taken back, and their text; at least one token stays. Nothing is taken back
         where no token could go on, at special tokens, and inside characters."""
         best = 0
