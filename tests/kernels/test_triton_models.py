@@ -12,6 +12,7 @@ from sglang.srt.errors import ConfigError
 from sglang.srt.model.kernels.reference import ReferenceOps
 from sglang.srt.sampling_params import SamplingParams
 
+from ..model.dense_families import save_family
 from ..model.tiny import Driver, open_worker, save_model
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -44,6 +45,17 @@ def test_greedy_tokens_are_the_reference_s(tmp_path: Path, family: str) -> None:
     want = generate(open_worker(tmp_path, ReferenceOps()), 3)
     got = generate(open_worker(tmp_path, cuda.create_cuda_ops("cpu", "float32")), 3)
     assert got == want
+
+
+@pytest.mark.parametrize(("family", "setting"), [("cohere", 1), ("gpt2", 0), ("hunyuan_v1_dense", 1)])
+def test_logits_of_families_with_other_halves(family: str, setting: int, tmp_path: Path) -> None:
+    """Halves side by side, layer norms of single heads; learnt positions and no gate; norms after rotation."""
+    save_family(tmp_path, family, setting, num_hidden_layers=1)
+    rows = []
+    for ops in (ReferenceOps(), cuda.create_cuda_ops("cpu", "float32")):
+        driver = Driver(open_worker(tmp_path, ops))
+        rows.append(driver.logits([(driver.add(PROMPTS[1]), 2)]))
+    np.testing.assert_allclose(rows[1], rows[0], atol=1e-4 * np.abs(rows[0]).max())
 
 
 def test_quantised_sampled_and_deterministic(tmp_path: Path) -> None:
