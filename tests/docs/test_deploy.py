@@ -266,9 +266,7 @@ def bootstrap(path: Path) -> Root:
     if bundle.exists():  # a mirror may have an authority of its own
         shutil.copy(bundle, path / "ca.pem")
         root.environ |= {"PIP_CERT": "/ca.pem", "SSL_CERT_FILE": "/ca.pem"}
-    root.environ |= {
-        name: value for name, value in os.environ.items() if name.lower().endswith("_proxy") or name.startswith("PIP_")
-    }
+    root.environ |= {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
     return root
 
 

@@ -67,9 +67,16 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     server = start_server(folder / "log", "--config", str(config), "--api-key", LINE_KEY, environ=environ)
     context = ssl.create_default_context()
     ca.configure_trust(context)
-    yield Secured(server, folder, ca, context)
-    server.process.kill()
-    server.process.wait()
+    found = Secured(server, folder, ca, context)
+    yield found
+    try:
+        with found.client() as resting:  # it is not waited for
+            assert resting.get("/health").status_code == 200
+            assert server.stop() == 0
+        assert not [entry for entry in log_entries(server) if entry["level"] == "error" and "SIGHUP" not in entry["message"]]
+    finally:
+        server.process.kill()
+        server.process.wait()
 
 
 def until(found: Callable[[], Any]) -> Any:

@@ -163,7 +163,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         super().shutdown()
-        if self.transport.is_closing():
+        if not self.transport.is_closing():
+            return
+        if self.scheme == "https" and not self.transport.get_write_buffer_size():
+            self.cut_off()  # TLS would wait for a goodbye, and a client that rests says none
+        else:
             self._close()
 
     def cut_off(self) -> None:
