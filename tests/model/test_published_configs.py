@@ -78,7 +78,9 @@ def unnamed(folder: Path, ops: Ops, what: str) -> str | None:
             return None  # several values make them
         known = set(re.findall(r"\w+", json.dumps(CONFIGS))) | set(ALSO)
         if not known & {
-            word for word in re.findall(r"\w+", str(error)) if "_" in word or word in ("depth", "architectures", "bias", "dtype", "x")
+            word
+            for word in re.findall(r"\w+", str(error))
+            if "_" in word or word in ("depth", "architectures", "bias", "dtype", "x")
         }:
             return f"names nothing: {error}"
     return None
