@@ -10,6 +10,7 @@ import pytest
 import sglang as sgl
 from sglang import ProgramState, RuntimeEndpoint
 from sglang.lang.errors import NoBackendError, ProgramError
+from sglang.lang.run.variables import Variables
 
 from .native_server import NativeServer
 
@@ -289,3 +290,12 @@ def test_a_dropped_state_stops_generating(native: NativeServer, backend: Runtime
     while not executor.is_idle and time.monotonic() < deadline:
         time.sleep(0.01)
     assert executor.is_idle and len(native.generated()) == 1
+
+
+def test_a_name_is_pending_until_its_last_writer_has_written() -> None:
+    variables = Variables()
+    variables.expect(["a", "a"])
+    variables.store("a", "x")
+    assert variables.is_pending("a") and variables.texts["a"] == "x"
+    variables.store("a", "y")
+    assert not variables.is_pending("a") and variables.texts["a"] == "y"

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sglang.srt.server.openai.responses.truncation import _cuts
 from tests.server.conftest import MakeStand, Stand
 from tests.server.echo_scheduler import logprob_of
 from tests.server.http_tools import client_of
@@ -536,3 +537,9 @@ async def test_many_log_probabilities_are_written_on_another_thread(make_stand: 
     assert len(part["logprobs"]) > 300 and tokens_of(part["logprobs"]) == part["text"]
     events = events_of((await ask(stand, top_logprobs=3, stream=True)).text)
     assert events[-1]["response"]["output"][0]["content"] == [part]
+
+
+def test_turns_are_left_out_up_to_a_users_message() -> None:
+    """No result stays without its call, nor an answer without its question."""
+    roles = ["system", "user", "assistant", "tool", "user", "assistant"]
+    assert _cuts([{"role": role} for role in roles]) == [[0, 1, 2, 3, 4, 5], [0, 4, 5]]
