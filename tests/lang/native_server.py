@@ -36,6 +36,7 @@ class NativeServer:
         self.answer: Answer = answer or (lambda prompt, params: f" answer {len(prompt)} to the prompt.")
         self.model_path = model_path
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.headers: list[dict[str, str]] = []
         self.cached: set[str] = set()
         self.has_score_choices = True
         self.disjoint = False
@@ -107,6 +108,7 @@ class NativeServer:
         try:
             while (head := await self._read_head(reader)) is not None:
                 method, path, length, self.last_headers = head
+                self.headers.append(self.last_headers)
                 body = json.loads(await reader.readexactly(length)) if length else {}
                 self.num_open += 1
                 self.max_open = max(self.max_open, self.num_open)

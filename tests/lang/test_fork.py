@@ -304,3 +304,32 @@ def test_position_offsets_warn(backend: RuntimeEndpoint, offset: list[int]) -> N
         forks.join()
 
     assert len(program()["x"]) == 2
+
+
+def test_requests_say_of_which_run_and_branch_they_are(
+    native: NativeServer, backend: RuntimeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @sgl.function
+    def program(s: sgl.ProgramState) -> None:
+        s += "a" + sgl.gen("x", max_tokens=2)
+        forks = s.fork(2)
+        forks += sgl.gen("secret", max_tokens=2)
+        inner = forks[1].fork(1)
+        inner += sgl.gen("y", max_tokens=2)
+        inner.join()
+        forks.join()
+
+    def places() -> list[tuple[str, str | None]]:
+        found = [(h["x-sglang-run"], h.get("x-sglang-variable")) for h in native.headers if "x-sglang-run" in h]
+        native.headers.clear()
+        return found
+
+    for traced in (False, True):
+        if traced:
+            monkeypatch.setenv("SGLANG_TRACE", "server")
+        places()
+        program.run(backend=backend).text()
+        found = places()
+        assert len({place.split("/")[0] for place, _ in found}) == 1
+        assert {place.split("/")[1] for place, _ in found} >= {"0", "0.0", "0.1", "0.1.0"}
+        assert {name for _, name in found} == ({"x", "secret", "y"} if traced else {None})

@@ -21,6 +21,7 @@ import httpx
 
 from sglang.lang.backend.transport import PlainTransport
 from sglang.lang.concurrency.background import IO, left_by_parent
+from sglang.lang.concurrency.place import place_headers
 from sglang.lang.errors import (
     BackendConnectionError,
     BackendError,
@@ -61,13 +62,13 @@ class _Session:
         than many an answer. A server that has set cookies gets them, the usual way."""
         content = json.dumps(payload).encode()
         if self.client.cookies:
-            return self.client.build_request("POST", url, content=content, headers=[_JSON])
+            return self.client.build_request("POST", url, content=content, headers=[_JSON, *place_headers()])
         if url not in self._heads:
             made = self.client.build_request("POST", url)
             self._heads[url] = made.url, [pair for pair in made.headers.raw if pair[0] != b"Content-Length"] + [_JSON]
         whole_url, headers = self._heads[url]
         extensions = {"timeout": self.client.timeout.as_dict()}
-        return httpx.Request("POST", whole_url, headers=headers, content=content, extensions=extensions)
+        return httpx.Request("POST", whole_url, headers=headers + place_headers(), content=content, extensions=extensions)
 
 
 class HttpServer:

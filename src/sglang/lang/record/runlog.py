@@ -50,7 +50,6 @@ class RunLog:
     events: list[Event] = field(default_factory=list)
     watch: Watch = field(default_factory=Watch)
     started: float = field(default_factory=time.monotonic)
-    num_branches: dict[str, int] = field(default_factory=dict)
     records_calls: bool = False
     sink: Callable[[Event], None] | None = None
     """gets every event as it is added"""
@@ -68,9 +67,3 @@ class RunLog:
     def now(self) -> float:
         """Seconds since the run began."""
         return time.monotonic() - self.started
-
-    def new_branch(self, parent: str) -> str:
-        """An id for a fork of `parent`."""
-        count = self.num_branches.get(parent, 0)
-        self.num_branches[parent] = count + 1
-        return f"{parent}.{count}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import uuid
 import weakref
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -28,6 +29,15 @@ class Body:
     """thread ident, or asyncio.Task of an async program"""
     running: bool = True
     branches: weakref.WeakSet[Branch] = field(default_factory=weakref.WeakSet)
+    run: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    """the run's id"""
+    _num_forks: dict[str, int] = field(default_factory=dict)
+
+    def new_branch(self, parent: str) -> str:
+        """An id for a fork of `parent`. Only the program's own code forks."""
+        count = self._num_forks.get(parent, 0)
+        self._num_forks[parent] = count + 1
+        return f"{parent}.{count}"
 
     def is_caller(self) -> bool:
         if self.owner == threading.get_ident():

@@ -23,6 +23,7 @@ from typing import Any
 from sglang.lang.backend.base import BaseBackend, Prompt
 from sglang.lang.chat_template import ChatTemplate
 from sglang.lang.concurrency.background import IO
+from sglang.lang.concurrency.place import place
 from sglang.lang.concurrency.watch import Watch
 from sglang.lang.errors import BackendError, ProgramError, StateCancelledError, copy_of
 from sglang.lang.ir import (
@@ -245,11 +246,14 @@ class Executor:
         if self.before_first_call is not None:
             wait, self.before_first_call = self.before_first_call, None
             await wait(prompt)
+        token = place.set(f"{self.body.run}/{self.branch}")
         try:
             return await make(prompt, rid)
         except BackendError as error:
             error.attach(rid, prompt.text)
             raise
+        finally:
+            place.reset(token)
 
     def record(self, kind: EventKind, **fields: Any) -> None:
         """Adds an event to the run's log, if there is one."""
@@ -399,7 +403,7 @@ class Executor:
                 body=self.body,
                 template=self.transcript.template,
                 log=self.log,
-                branch=self.log.new_branch(self.branch) if self.log is not None else "0",
+                branch=self.body.new_branch(self.branch),
                 waiting_for_parent=True,
             )
             for _ in range(size)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Prompt
+from sglang.lang.concurrency.place import variable
 from sglang.lang.concurrency.watch import Watch
 from sglang.lang.errors import BackendError, TypedValueError
 from sglang.lang.ir import Expr, Gen, OutputType, Select
@@ -54,6 +55,7 @@ async def write_gen(state: WritableState, piece: Gen) -> None:
         options = piece.typed.constrain(options, state.backend.constraints)
     num_samples = options.get("n") or 1
     writing = Writing(piece, num_samples, state.vars, state.record)
+    variable.set(None if piece.name is None else str(piece.name))
     options = await _write_constrained(state, writing, piece, options)
     generation = writing.generation
     if piece.typed is not None:
@@ -70,6 +72,7 @@ async def write_gen(state: WritableState, piece: Gen) -> None:
 async def write_select(state: WritableState, piece: Select) -> None:
     """Has the backend choose, and stores the choice. Raises BackendError."""
     live = state.vars.begin(piece.name)
+    variable.set(None if piece.name is None else str(piece.name))
     state.record("var_start", name=piece.name)
     prompt, started = state.transcript.prompt(), _now(state)
     decision = await state.call(lambda prompt, rid: state.backend.select(prompt, piece, rid))

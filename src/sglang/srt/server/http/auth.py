@@ -3,9 +3,11 @@ RequestScopes opens the scope that carries it to whatever belongs to clients."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable
 from functools import wraps
+from urllib.parse import unquote
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,6 +24,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 TIMEOUT_HEADER = b"x-request-timeout"
 MAX_TRACEPARENT = 256
+MAX_VARIABLE = 300
+_RUN = re.compile(rb"[0-9a-f]{1,32}/[0-9]{1,6}(?:\.[0-9]{1,6}){0,24}")
 OPEN_PATHS = frozenset({"/health", "/health_generate", "/metrics"})
 """what needs no key: probes and scrapers have none"""
 IDENTITY = "sglang.identity"
@@ -92,6 +96,10 @@ class RequestScopes:
         for name, value in scope["headers"]:
             if name == b"traceparent":
                 found.trace = value[:MAX_TRACEPARENT].decode("latin-1")
+            elif name == b"x-sglang-run":
+                found.run = value.decode("latin-1") if _RUN.fullmatch(value) else ""
+            elif name == b"x-sglang-variable":
+                found.variable = unquote(value[:MAX_VARIABLE].decode("latin-1"))
             elif name == TIMEOUT_HEADER:
                 found.timeout = _seconds(value)
                 if found.timeout is None:

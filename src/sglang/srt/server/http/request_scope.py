@@ -23,6 +23,10 @@ class RequestScope(msgspec.Struct, eq=False):
     user: str = ""
     timeout: float | None = None
     trace: str | None = None
+    run: str = ""
+    """of a program of ours: run/branch (X-Sglang-Run)"""
+    variable: str = ""
+    """what the program calls the answer, if it tells (X-Sglang-Variable)"""
     is_operator: bool = True
 
     @property

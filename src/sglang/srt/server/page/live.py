@@ -8,20 +8,27 @@ Who comes later gets the mirror first. A viewer that does not keep up loses its 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
-from sglang.srt.messages import NodeView, ViewDelta
+from sglang.srt.messages import NodeView, TokenizedReq, ViewDelta
+from sglang.srt.server.calls import Sequence
 from sglang.srt.server.http.json_pieces import encode_json
+from sglang.srt.server.http.request_scope import current_scope
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_VIEWERS = 16
-MAX_WAITING = 50
+MAX_WAITING = 200
 """events of one viewer"""
 NUM_AT_ONCE = 500
 """nodes of one event"""
 ALIVE_SECONDS = 1.0
+MAX_CALLS, MAX_SAMPLES = 2000, 32
+"""requests of programs that are followed at once, and of one call"""
+NUM_PROMPT_IDS = 600
+"""of a prompt's end, and of an answer's beginning"""
 
 
 class Viewer:
@@ -47,6 +54,8 @@ class LiveHub:
         self._nodes: dict[int, list[Any]] = {}
         self._state: dict[str, Any] = {}
         """the rest of the last delta"""
+        self._runs: dict[str, tuple[str, str]] = {}
+        """by rid, the run and branch of requests of programs that are under way"""
         manager.on_view = self._take
 
     @property
@@ -75,11 +84,14 @@ class LiveHub:
             self._manager.view(True)
         else:
             self._tell_all(viewer)
+        self._manager.records.observer = self
 
     def _leave(self, viewer: Viewer) -> None:
         self._viewers.discard(viewer)
         if not self._viewers:
             self._manager.view(False)
+            self._manager.records.observer = None
+            self._runs.clear()
             self._nodes.clear()
             self._state = {}
 
@@ -105,9 +117,56 @@ class LiveHub:
         stats = {name: getattr(delta.stats, name) for name in delta.stats.__struct_fields__}
         self._state = {"late": delta.num_late, "omitted": delta.num_omitted, "stats": stats}
         event = _event({"first": delta.is_first, "nodes": shown, "gone": delta.gone, "steps": delta.steps, **self._state})
+        self._tell(event)
+
+    def _tell(self, event: bytes) -> None:
         for viewer in self._viewers:
             if not viewer.put(event):
                 self._tell_all(viewer)
+
+    # --- programs -------------------------------------------------------------------------------------------------------------
+
+    def begun(self, requests: list[TokenizedReq]) -> None:
+        """Requests have begun; those of programs of ours say so."""
+        scope = current_scope()
+        if not scope.run or len(self._runs) >= MAX_CALLS:
+            return
+        run, _, branch = scope.run.partition("/")
+        for request in requests[:MAX_SAMPLES]:
+            self._runs[request.rid] = run, branch
+            call = {
+                "run": run,
+                "branch": branch,
+                "rid": request.rid,
+                "name": scope.variable,
+                "at": time.time(),
+                "prompt_len": len(request.input_ids),
+                "prompt": self._text(request.input_ids[-NUM_PROMPT_IDS:]),
+                "constraint": request.sampling.grammar is not None,
+                "max_new_tokens": request.sampling.max_new_tokens,
+            }
+            self._tell(_event({"call": call}))
+
+    def ended(self, sequence: Sequence, reason: str) -> None:
+        """A request is over."""
+        place = self._runs.pop(sequence.request.rid, None)
+        if place is None:
+            return
+        progress = sequence.progress
+        last = progress.last
+        call = {
+            "run": place[0],
+            "branch": place[1],
+            "rid": sequence.request.rid,
+            "ended": time.time(),
+            "reason": reason,
+            "completion": len(progress.ids),
+            "cached": progress.cached_len,
+            "text": self._text(progress.ids[:NUM_PROMPT_IDS]),
+            "first": sequence.first_at - sequence.call.started_at if sequence.first_at else None,
+            "retracted": last.num_retractions if last is not None else 0,
+        }
+        self._tell(_event({"call": call}))
 
     def _shown(self, node: NodeView) -> list[Any]:
         """[id, parent, start, length, locked, hits, text]"""

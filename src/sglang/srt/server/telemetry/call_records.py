@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -92,6 +92,14 @@ class RequestLog:
 # --- the log of requests ----------------------------------------------------------------------------------------------------
 
 
+class CallObserver(Protocol):
+    """Who looks at calls as they run (page/live.py)."""
+
+    def begun(self, requests: list[TokenizedReq]) -> None: ...
+
+    def ended(self, sequence: Sequence, reason: str) -> None: ...
+
+
 class CallRecords:
     """Owner of the log, the metrics and the traces; each does nothing where it is not asked for."""
 
@@ -101,11 +109,14 @@ class CallRecords:
         self.tracing = Tracing(endpoint, name) if endpoint else None
         self._log = RequestLog(http.log_requests, http.log_requests_level)
         self.notes_all = self.metrics is not None or self._log.keeps_text
+        self.observer: CallObserver | None = None
         self.leaving: dict[str, list[Sequence]] = {}
         """dropped; the scheduler has not said its last about them"""
 
     def received(self, requests: list[TokenizedReq]) -> None:
         """A call has begun."""
+        if self.observer is not None:
+            self.observer.begun(requests)
         if self.metrics is not None:
             self.metrics.received(requests)
 
@@ -123,6 +134,8 @@ class CallRecords:
     def finished(self, sequence: Sequence, out: GenerateOut) -> None:
         """A sequence has ended by itself."""
         assert out.finish is not None
+        if self.observer is not None:
+            self.observer.ended(sequence, out.finish.type)
         first = sequence.first_at - sequence.call.started_at if sequence.first_at else None
         self._log.finished(sequence.request, out, first, sequence.queue_time)
         if self.metrics is not None:
@@ -136,6 +149,8 @@ class CallRecords:
 
     def dropped(self, sequence: Sequence, message: str) -> None:
         """Nobody listens to a sequence any more."""
+        if self.observer is not None:
+            self.observer.ended(sequence, "abort")
         self._log.dropped(sequence.request, message)
         self._trace(sequence, "abort", sequence.prompt_len, 0)
         if self.metrics is not None:

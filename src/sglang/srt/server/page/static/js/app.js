@@ -3,12 +3,14 @@ import { html, render, useState, useEffect, useStore, Dialog, IconButton } from 
 import { getKey, keyNeeded, loadServer, server, setKey } from "./api.js";
 import { Chat } from "./chat/chat.js";
 import { Constraints } from "./constraints/constraints.js";
+import { Programs } from "./programs/programs.js";
 import { Machine } from "./machine/machine.js";
 import { loadAll, keep } from "./chat/conversations.js";
 
 const VIEWS = [
   ["chat", "Chat", Chat],
   ["constraints", "Constraints", Constraints],
+  ["programs", "Programs", Programs],
   ["machine", "Machine", Machine],
 ];
 

@@ -12,6 +12,13 @@ export const nodes = new Map();
 /** {decode, prompt, forced, draft, accepted, seconds, at}, oldest first */
 export const steps = [];
 
+/** run -> {id, calls: rid -> call, began}, newest last; a call {branch, rid, name, at, ended, prompt, text, ...} */
+export const runs = new Map();
+const MAX_RUNS = 50;
+const MAX_CALLS = 2000;
+/** Changes whenever a run does. */
+export const runNews = new Store(0);
+
 let abort = null;
 let lookers = 0;
 
@@ -45,6 +52,10 @@ async function connect() {
 }
 
 function take(event) {
+  if (event.call) {
+    noteCall(event.call);
+    return;
+  }
   const now = performance.now();
   if (event.first) nodes.clear();
   for (const [id, parent, start, length, locked, hits, text] of event.nodes) {
@@ -56,6 +67,15 @@ function take(event) {
   for (const [decode, prompt, forced, draft, accepted, seconds] of event.steps) steps.push({ decode, prompt, forced, draft, accepted, seconds, at: now });
   if (steps.length > MAX_STEPS) steps.splice(0, steps.length - MAX_STEPS);
   live.put({ stats: event.stats ?? live.value.stats, omitted: event.omitted ?? live.value.omitted, late: event.late ?? 0 });
+}
+
+function noteCall(call) {
+  if (!runs.has(call.run)) runs.set(call.run, { id: call.run, calls: new Map(), began: call.at ?? call.ended });
+  const { calls } = runs.get(call.run);
+  if (calls.has(call.rid)) Object.assign(calls.get(call.rid), call);
+  else if (call.at !== undefined && calls.size < MAX_CALLS) calls.set(call.rid, call);
+  while (runs.size > MAX_RUNS) runs.delete(runs.keys().next().value);
+  runNews.set(runNews.value + 1);
 }
 
 /** Rows of the last seconds: {decode, prompt, steps, drafted, accepted} a second. */

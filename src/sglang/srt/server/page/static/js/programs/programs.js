@@ -1,0 +1,158 @@
+// Programs: their runs as they happen, or from recordings: branches as lanes on a line of time, forks, and what each request read and said.
+import { html, useEffect, useMemo, useRef, useState, useStore, seconds, plural } from "../lib.js";
+import { server } from "../api.js";
+import { live, look, runNews, runs } from "../machine/live.js";
+import { readRecording } from "./recording.js";
+
+const LANE = 30;
+const LEFT = 110;
+const TOP = 26;
+
+const numbers = (branch) => branch.split(".").map(Number);
+
+function inOrder(a, b) {
+  const [x, y] = [numbers(a), numbers(b)];
+  for (let i = 0; i < Math.max(x.length, y.length); i += 1) if ((x[i] ?? -1) !== (y[i] ?? -1)) return (x[i] ?? -1) - (y[i] ?? -1);
+  return 0;
+}
+
+/** Every branch that made a request, and those above it. */
+function branchesOf(calls) {
+  const all = new Set(["0"]);
+  for (const { branch } of calls) for (let at = branch; at.includes("."); at = at.slice(0, at.lastIndexOf("."))) all.add(at);
+  return [...all].sort(inOrder);
+}
+
+function ticks(span) {
+  const step = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600].find((one) => span / one <= 8) ?? span / 8;
+  const found = [];
+  for (let at = 0; at <= span + step / 1000; at += step) found.push(at);
+  return found;
+}
+
+const kindOf = (call) => (!call.ended ? "running" : call.reason === "abort" ? "aborted" : call.max_new_tokens === 0 ? "prefix" : call.constraint ? "constrained" : "free");
+
+/** The line of time: a lane for each branch, a bar for each request, curves from a fork's lane to its children's. */
+export function TimeLine({ run, picked, onPick, width }) {
+  const calls = [...run.calls.values()];
+  const began = Math.min(...calls.map((call) => call.at));
+  const now = Math.max(...calls.map((call) => call.ended ?? Date.now() / 1000));
+  const span = Math.max(now - began, 0.001);
+  const branches = branchesOf(calls);
+  const lanes = new Map(branches.map((branch, i) => [branch, TOP + i * LANE]));
+  const room = Math.max(width - LEFT - 16, 100);
+  const x = (at) => LEFT + ((at - began) / span) * room;
+  const height = TOP + branches.length * LANE + 8;
+  const first = (branch) => Math.min(...calls.filter((call) => call.branch === branch || call.branch.startsWith(`${branch}.`)).map((call) => call.at));
+  return html`<svg class="time-line" width=${width} height=${height} viewBox=${`0 0 ${width} ${height}`} role="group" aria-label="Line of time">
+    ${ticks(span).map((at) => html`<g class="tick"><line x1=${x(began + at)} x2=${x(began + at)} y1=${TOP - 4} y2=${height} /><text x=${x(began + at)} y="14" text-anchor=${at > span * 0.94 ? "end" : "middle"}>${seconds(at)}</text></g>`)}
+    ${branches.map((branch) => html`<g class="lane"><text x="8" y=${lanes.get(branch) + LANE / 2 + 4}>${branch === "0" ? "program" : `fork ${branch.slice(2)}`}</text><line x1=${LEFT} x2=${width - 16} y1=${lanes.get(branch) + LANE / 2} y2=${lanes.get(branch) + LANE / 2} /></g>`)}
+    ${branches.filter((branch) => branch !== "0").map((branch) => {
+      const parent = branch.slice(0, branch.lastIndexOf("."));
+      const at = x(first(branch));
+      const [from, to] = [lanes.get(parent) + LANE / 2, lanes.get(branch) + LANE / 2];
+      return html`<g class="fork"><path d=${`M ${at - 10} ${from} C ${at - 2} ${from} ${at - 10} ${to} ${at} ${to}`} /><circle cx=${at - 10} cy=${from} r="3" /></g>`;
+    })}
+    ${calls.map((call) => {
+      const [from, to] = [x(call.at), x(call.ended ?? now)];
+      const wide = Math.max(to - from, 3);
+      const label = `${call.name || (call.max_new_tokens === 0 ? "prefix" : "request")}, ${seconds((call.ended ?? now) - call.at)}`;
+      return html`<g class=${`call ${kindOf(call)}${picked === call.rid ? " on" : ""}`} tabindex="0" role="button" aria-pressed=${String(picked === call.rid)} aria-label=${`branch ${call.branch}: ${label}`} onClick=${() => onPick(call.rid)} onKeyDown=${(event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), onPick(call.rid))}>
+        <title>${label}</title><rect x=${from} y=${lanes.get(call.branch) + 4} width=${wide} height=${LANE - 8} rx="4" />
+        ${wide > 7 * label.length && html`<text x=${from + 6} y=${lanes.get(call.branch) + LANE / 2 + 4}>${label}</text>`}
+      </g>`;
+    })}
+  </svg>`;
+}
+
+/** A prompt in pieces: what the program wrote, and what the model said before in this branch or above it. */
+export function spansOf(call, calls) {
+  const above = calls.filter((other) => other.ended && other.text && other.at < call.at && (call.branch === other.branch || call.branch.startsWith(`${other.branch}.`)));
+  const spans = [];
+  let at = 0;
+  for (const other of above.sort((a, b) => a.at - b.at)) {
+    const said = other.text.trim();
+    const found = said ? call.prompt.indexOf(said, at) : -1;
+    if (found < 0) continue;
+    if (found > at) spans.push({ text: call.prompt.slice(at, found), from: "program" });
+    spans.push({ text: said, from: "model", name: other.name });
+    at = found + said.length;
+  }
+  if (at < call.prompt.length) spans.push({ text: call.prompt.slice(at), from: "program" });
+  return spans;
+}
+
+function Call({ call, calls }) {
+  const figures = [
+    call.prompt_len !== null && `prompt ${plural(call.prompt_len, "token")}`,
+    call.cached !== undefined && call.cached !== null && `${call.cached} cached`,
+    call.completion !== undefined && call.completion !== null && `${plural(call.completion, "token")} written`,
+    call.constraint && (call.constraint === true ? "constrained" : `constrained by ${call.constraint}`),
+    call.reason && `ended by ${call.reason}`,
+  ];
+  return html`<section class="call-text" aria-label="Request">
+    <h3>${call.name || "Request"} <span class="hint">branch ${call.branch}</span></h3>
+    <p class="stats">${figures.filter(Boolean).map((part) => html`<span>${part}</span>`)}</p>
+    <pre tabindex="0">${spansOf(call, calls).map((span) => html`<span class=${`span-${span.from}`} title=${span.from === "model" ? `written by the model before${span.name ? `: ${span.name}` : ""}` : undefined}>${span.text}</span>`)}<span class=${call.choices ? "span-choice" : "span-now"}>${call.text ?? ""}</span></pre>
+    ${call.choices && html`<ul class="scored">${call.choices.map(([choice, score]) => html`<li class=${choice === call.text ? "on" : ""}><code>${choice}</code> ${score === null ? "" : score.toFixed(3)}</li>`)}</ul>`}
+    <p class="hint"><span class="key c-program">program</span> <span class="key c1">model, before</span> <span class="key c0">this answer</span></p>
+  </section>`;
+}
+
+export function Programs() {
+  const state = useStore(live);
+  const known = useStore(server);
+  const news = useStore(runNews);
+  const [recorded, setRecorded] = useState([]);
+  const [chosen, setChosen] = useState(null);
+  const [picked, setPicked] = useState(null);
+  const [problem, setProblem] = useState(null);
+  const [width, setWidth] = useState(900);
+  const [, tick] = useState(0);
+  const box = useRef(null);
+  const picker = useRef(null);
+  useEffect(() => look(), [known]);
+  useEffect(() => {
+    const watch = new ResizeObserver(([entry]) => setWidth(Math.floor(entry.contentRect.width)));
+    watch.observe(box.current);
+    return () => watch.disconnect();
+  }, []);
+  const all = useMemo(() => [...recorded, ...[...runs.values()].reverse()], [recorded, news]);
+  const run = all.find((one) => one.id === chosen) ?? all[0];
+  const calls = run ? [...run.calls.values()] : [];
+  const isRunning = calls.some((call) => !call.ended);
+  useEffect(() => {
+    if (!isRunning) return undefined;
+    const timer = setInterval(() => tick((n) => n + 1), 150);
+    return () => clearInterval(timer);
+  }, [isRunning]);
+  const open = async (event) => {
+    const [file] = event.target.files;
+    event.target.value = "";
+    if (!file) return;
+    try {
+      const found = readRecording(await file.text()).map((one) => ({ ...one, id: `${file.name} ${one.id}`, title: one.title || file.name }));
+      setRecorded(found);
+      setChosen(found[0].id);
+      setPicked(null);
+      setProblem(null);
+    } catch (error) {
+      setProblem(`${file.name} cannot be read: ${error.message}`);
+    }
+  };
+  const call = run?.calls.get(picked);
+  return html`<div class="view programs">
+    <div class="row">
+      <h2>Programs</h2><span class="space"></span>
+      <input ref=${picker} type="file" class="hidden" tabindex="-1" accept=".jsonl,application/json" aria-label="Recording" onChange=${open} />
+      <button type="button" onClick=${() => picker.current.click()}>Open a recording</button>
+    </div>
+    ${problem && html`<p class="error" role="alert">${problem}</p>`}
+    ${state.error && html`<p class="error" role="alert">${state.error}</p>`}
+    ${all.length > 1 && html`<div class="segments" role="group" aria-label="Runs">${all.slice(0, 12).map((one) => html`<button type="button" aria-pressed=${String(one === run)} onClick=${() => (setChosen(one.id), setPicked(null))}>${one.title || `run ${one.id.slice(0, 6)}`} <span class="hint">${one.calls.size}</span></button>`)}</div>`}
+    <div class="lines" ref=${box} tabindex="0" role="region" aria-label="Line of time">${run && html`<${TimeLine} run=${run} width=${width} picked=${picked} onPick=${setPicked} />`}</div>
+    ${run && html`<p class="hint legend-line"><span class="key c0">free text</span><span class="key c3">constrained</span><span class="key c2">runs</span><span class="key idle">prefix computed for forks</span><span class="key c4">aborted</span></p>`}
+    ${!run && html`<p class="hint center">Run a program against this server while this view is open, or open a recording.</p>`}
+    ${call && html`<${Call} call=${call} calls=${calls} />`}
+  </div>`;
+}

@@ -1,0 +1,84 @@
+"""Programs on view: a forked run while it happens, and recordings from disk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+
+from tests.conftest import RunningServer
+from tests.page.conftest import SHOTS, wait_for
+from tests.page.test_look import serious
+
+PROGRAM = """
+import sglang as sgl
+sgl.set_default_backend(sgl.RuntimeEndpoint({url!r}))
+
+@sgl.function
+def tips(s):
+    s += sgl.user("Name a topic about a healthy life, in one word.")
+    s += sgl.assistant(sgl.gen("topic", max_tokens=8, temperature=0))
+    forks = s.fork(3)
+    for i, fork in enumerate(forks):
+        fork += sgl.user(f"Give tip number {{i + 1}}.")
+        fork += sgl.assistant(sgl.gen("tip", max_tokens=40, temperature=0, ignore_eos=True))
+    forks.join()
+    s += sgl.user("Is that good advice?")
+    s += sgl.assistant(sgl.gen("verdict", regex="(yes|no)"))
+
+state = tips.run({options})
+print(state["verdict"])
+"""
+RUNS = """async () => { const { runs } = await import('/page/js/machine/live.js');
+    return [...runs.values()].map((run) => [...run.calls.values()].map((call) =>
+        [call.branch, call.name, call.completion ?? null, Boolean(call.ended), call.constraint])); }"""
+
+
+def run(url: str, options: str = "", **environment: str) -> None:
+    import os
+
+    code = PROGRAM.format(url=url, options=options)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in ("yes", "no")
+
+
+def test_a_forked_program_live(page: Page, server: RunningServer) -> None:
+    page.goto(f"{server.url}/#programs")
+    expect(page.get_by_text("Run a program against this server")).to_be_visible()
+    page.wait_for_timeout(500)
+    run(server.url)
+    wait_for(lambda: bool(page.evaluate(RUNS)) and all(call[3] for call in page.evaluate(RUNS)[0]))
+    calls = page.evaluate(RUNS)[0]
+    written = [call for call in calls if call[2]]
+    assert sorted(call[0] for call in written) == ["0", "0", "0.0", "0.1", "0.2"]
+    assert {call[1] for call in calls} == {""}, "names are told only if the program says so"
+    assert [call[4] for call in written] == [False] * 4 + [True]
+    expect(page.locator(".time-line .fork")).to_have_count(3)
+    run(server.url, SGLANG_TRACE="server")
+    wait_for(lambda: len(page.evaluate(RUNS)) == 2)
+    wait_for(lambda: {call[1] for call in page.evaluate(RUNS)[1]} >= {"topic", "tip", "verdict"})
+    page.get_by_role("group", name="Runs").get_by_role("button").first.click()
+    page.locator(".call.free").last.click()
+    expect(page.locator(".call-text")).to_contain_text("Give tip number")
+    assert page.locator(".span-model").count() >= 1, "what the model said before is told apart"
+    assert serious(page) == []
+    page.screenshot(path=SHOTS / "programs.png")
+
+
+def test_a_recording_from_disk(page: Page, server: RunningServer, tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    run(server.url, options=f"record={str(path)!r}")
+    page.goto(f"{server.url}/#programs")
+    page.get_by_label("Recording").set_input_files(path)
+    expect(page.locator(".time-line .call")).not_to_have_count(0)
+    expect(page.locator(".time-line .fork")).to_have_count(3)
+    page.locator(".call.constrained").first.click()
+    expect(page.locator(".call-text")).to_contain_text("constrained by regex")
+    (tmp_path / "x.jsonl").write_text('{"kind": "run"}\nno json')
+    page.get_by_label("Recording").set_input_files(tmp_path / "x.jsonl")
+    expect(page.get_by_role("alert")).to_contain_text("line 2 is no JSON")
