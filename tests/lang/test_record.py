@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import sglang as sgl
 from sglang import ProgramState, RuntimeEndpoint, cli
 from sglang.lang.record.recording import Recorder, ReplayBackend, ReplayError, read_recording
-from sglang.lang.record.viewer import main
+from sglang.lang.record.viewer import main, render_fragment
 
 from .native_server import NativeServer
 
@@ -68,6 +69,14 @@ def test_the_page(native: NativeServer, backend: RuntimeEndpoint, tmp_path: Path
     assert "&lt;b&gt;Who&lt;/b&gt;" in page and "<b>Who" not in page
     assert "fork 0.1" in page and "hsl(" in page and "Time line" in page
     assert "http" not in page.replace("smollm2", "")  # nothing is loaded from elsewhere
+    rules = page.split("<style>.sglang-run")[0].count("{") if "<style>.sglang-run" in page else 0
+    style = render_fragment(read_recording(path)).split("</style>")[0].removeprefix("<style>")
+    selectors = re.findall(r"([^{}]+)\{", re.sub(r"@media\([^)]*\)\{", "", style))
+    assert len(selectors) > 15 and rules <= 1
+    assert all(one.strip().startswith(".sglang-run") for one in ",".join(selectors).split(",")), "a notebook keeps its look"
+    assert 'class="fork"' in page and "prefers-color-scheme:dark" in page and page.count(" ms</span>") > 4
+    for left, width in re.findall(r"left:([\d.]+)%;width:([\d.]+)%", page):
+        assert float(left) + float(width) <= 100.01, "no bar leaves the page"
     assert main(["view", str(tmp_path / "nothing.jsonl")]) == 1
     path.write_text('{"kind": "run"}\n{"no": 1}\n')
     assert main(["view", str(path)]) == 1

@@ -15,23 +15,44 @@ from sglang.lang.record.recording import read_recording
 Row = Mapping[str, Any]
 
 _STYLE = """
-body{font:14px/1.5 system-ui,sans-serif;margin:2em auto;max-width:70em;color:#222;background:#fff}
-h1{font-size:1.3em}h2{font-size:1.05em;margin:1.6em 0 .4em}
-.text{white-space:pre-wrap;font-family:ui-monospace,monospace;font-size:13px;border:1px solid #ddd;border-radius:6px;padding:.8em}
-.gen{border-bottom:2px solid #3a7;background:#eafaf1}.name{font:11px system-ui;color:#fff;background:#3a7;border-radius:3px;padding:0 .4em}
-.branch{margin-left:1.5em;border-left:3px solid #ccd;padding-left:1em}.error{color:#b00;font-weight:bold}
-.bar{position:relative;height:1.5em;background:#f4f4f4;margin:2px 0}.bar span{position:absolute;top:0;height:100%;background:#8cf;overflow:visible;white-space:nowrap;font-size:12px}
-table{border-collapse:collapse}td,th{padding:.1em .8em;text-align:right;border-bottom:1px solid #eee}td:first-child,th:first-child{text-align:left}
+.sglang-run{--text:#222;--soft:#666;--line:#ddd;--ground:#fff;--bar:#8ab4f8;--limited:#c9a0f0;--gen:#eafaf1;--name:#2b7a53;--light:85%;
+font:14px/1.5 system-ui,sans-serif;margin:0 auto;padding:1em;max-width:70em;color:var(--text);background:var(--ground)}
+@media(prefers-color-scheme:dark){.sglang-run{--text:#e6e6e6;--soft:#aaa;--line:#444;--ground:#1b1d21;--bar:#3f64a8;--limited:#75509b;--gen:#1f3329;--light:28%}}
+.sglang-run h1{font-size:1.3em}.sglang-run h2{font-size:1.05em;margin:1.6em 0 .4em}
+.sglang-run .text{white-space:pre-wrap;overflow-wrap:anywhere;font-family:ui-monospace,monospace;font-size:13px;border:1px solid var(--line);border-radius:6px;padding:.8em}
+.sglang-run .gen{border-bottom:2px solid var(--name);background:var(--gen)}
+.sglang-run .name{font:11px system-ui;color:#fff;background:var(--name);border-radius:3px;padding:0 .4em}
+.sglang-run .branch{margin-left:1.5em;border-left:3px solid var(--line);padding-left:1em}
+.sglang-run .fork,.sglang-run .note{font:11px system-ui;color:var(--soft);border:1px solid var(--line);border-radius:3px;padding:0 .4em;margin:0 .2em}
+.sglang-run .error{color:#d33;font-weight:bold}
+.sglang-run .lane{display:grid;grid-template-columns:minmax(6em,12em) 1fr;gap:.6em;align-items:center;margin:2px 0;font-size:12px}
+.sglang-run .lane>:first-child{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.sglang-run .bar{position:relative;height:1.4em;border-left:1px solid var(--line);border-right:1px solid var(--line)}
+.sglang-run .bar span{position:absolute;top:0;height:100%;background:var(--bar);border-radius:3px}.sglang-run .bar .limited{background:var(--limited)}
+.sglang-run .axis{display:flex;justify-content:space-between;color:var(--soft)}.sglang-run .legend{color:var(--soft);font-size:12px}
+.sglang-run table{border-collapse:collapse}.sglang-run td,.sglang-run th{padding:.1em .8em;text-align:right;border-bottom:1px solid var(--line)}
+.sglang-run td:first-child,.sglang-run th:first-child{text-align:left}
 """
+"""of the drawing alone: a notebook that shows it keeps its own look"""
+
+_LIMITS = ("regex", "json_schema", "ebnf", "structural_tag")
 
 
 def render_html(rows: Sequence[Row]) -> str:
     """The page of a recording (rows as read_recording gives them)."""
+    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>sglang run</title><style>body{{margin:0}}</style><body>{render_fragment(rows)}</body></html>'
+
+
+def render_fragment(rows: Sequence[Row]) -> str:
+    """The same as a part of another page, which it leaves as it is."""
     runs: dict[str, list[Row]] = {}
     for row in rows:
         runs.setdefault(str(row.get("run", "")), []).append(row)
-    body = "".join(_run(one) for one in runs.values())
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>sglang run</title><style>{_STYLE}</style><body>{body}</body></html>'
+    return _drawing("".join(_run(one) for one in runs.values()))
+
+
+def _drawing(body: str) -> str:
+    return f'<style>{_STYLE}</style><div class="sglang-run">{body}</div>'
 
 
 def _run(rows: Sequence[Row]) -> str:
@@ -60,14 +81,25 @@ def _span(row: Row) -> str:
         return html.escape(row.get("text", ""))
     if row["kind"] == "error":
         return f'<div class="error">{html.escape(row.get("text", ""))}</div>'
+    if row["kind"] == "fork":
+        return f'<span class="fork">forks {html.escape(", ".join(map(str, row.get("children", ()))))}</span>'
     if row["kind"] != "call":
         return ""
     answer = row["value"]["answer"]
     name = f'<span class="name">{html.escape(str(row.get("name") or ""))}</span>'
     if row["value"]["kind"] == "select":
-        return f'{name}<span class="gen" title="{_choices_title(row)}">{html.escape(answer["decision"])}</span>'
+        choices = f'<span class="note">of {_choices_title(row)}</span>'
+        return f'{name}<span class="gen">{html.escape(answer["decision"])}</span>{choices}'
     meta = answer["metas"][0] if answer["metas"] else {}
-    return f'{name}<span class="gen" title="{html.escape(_numbers(meta))}">{_tokens(answer["texts"][0], meta)}</span>'
+    limit = _limit(row)
+    note = f'<span class="note" title="{html.escape(str(row["value"]["options"][limit]))}">{limit}</span>' if limit else ""
+    return f'{name}{note}<span class="gen" title="{html.escape(_numbers(meta))}">{_tokens(answer["texts"][0], meta)}</span>'
+
+
+def _limit(row: Row) -> str | None:
+    """What kind of constraint a call has."""
+    options = row["value"].get("options") or {}
+    return next((name for name in _LIMITS if options.get(name)), None)
 
 
 def _choices_title(row: Row) -> str:
@@ -87,7 +119,7 @@ def _tokens(text: str, meta: Row) -> str:
         token = token[:left]
         left -= len(token)
         probability = math.exp(entry[0]) if entry[0] is not None else 1.0
-        colour = f"hsl({120 * probability:.0f} 80% 85%)"
+        colour = f"hsl({120 * probability:.0f} 80% var(--light))"
         shown.append(f'<span style="background:{colour}" title="{probability:.3f}">{html.escape(token)}</span>')
     return "".join(shown)
 
@@ -98,15 +130,23 @@ def _numbers(meta: Row) -> str:
 
 
 def _time_line(calls: Iterable[Row]) -> str:
+    """A lane for each call, from the first call's beginning to the last one's end, with what it was beside the lane."""
     calls = list(calls)
-    end = max(row.get("time", 0.0) for row in calls) or 1.0
-    bars = []
+    begin = min(row.get("started") or 0.0 for row in calls)
+    span = max(max(row.get("time", 0.0) for row in calls) - begin, 1e-6)
+    lanes = []
     for row in calls:
-        start, stop = row.get("started", 0.0), row.get("time", 0.0)
-        label = html.escape(f"{row.get('branch')} {row.get('name') or row['value']['kind']} {1000 * (stop - start):.0f} ms")
-        style = f"left:{100 * start / end:.2f}%;width:{max(100 * (stop - start) / end, 0.2):.2f}%"
-        bars.append(f'<div class="bar"><span style="{style}">{label}</span></div>')
-    return "".join(bars)
+        start, stop = (row.get("started") or 0.0) - begin, row.get("time", 0.0) - begin
+        width = max(100 * (stop - start) / span, 0.3)
+        left = min(100 * start / span, 100 - width)
+        what = html.escape(f"{row.get('branch')} {row.get('name') or row['value']['kind']} {1000 * (stop - start):.0f} ms")
+        kind = "limited" if _limit(row) or row["value"]["kind"] == "select" else ""
+        bar = f'<span class="{kind}" style="left:{left:.2f}%;width:{width:.2f}%" title="{what}"></span>'
+        lanes.append(f'<div class="lane"><span title="{what}">{what}</span><div class="bar">{bar}</div></div>')
+    marks = "".join(f"<span>{1000 * span * part / 4:.0f} ms</span>" for part in range(5))
+    axis = f'<div class="lane"><span></span><div class="axis">{marks}</div></div>'
+    legend = '<p class="legend">blue: free text; violet: constrained or a choice; background of a token: green certain, red unlikely</p>'
+    return axis + "".join(lanes) + legend
 
 
 def _table(calls: Iterable[Row]) -> str:

@@ -247,17 +247,23 @@ class ProgramState(StateBase):
 
     def to_html(self) -> str:
         """The run as an HTML page: the prompt with the generated text, the forks, a timeline. Needs `record=True` (or a file)."""
-        from sglang.lang.record.recording import event_row
         from sglang.lang.record.viewer import render_html
 
+        return render_html(self._rows())
+
+    def _rows(self) -> list[dict[str, Any]]:
+        from sglang.lang.record.recording import event_row
+
         self.error()
-        return render_html([event_row(event) for event in _log_of(self.stream_executor).events])
+        return [event_row(event) for event in _log_of(self.stream_executor).events]
 
     def show(self) -> Any:
         """Displays the run in a notebook."""
         from IPython.display import HTML, display
 
-        return display(HTML(self.to_html()))
+        from sglang.lang.record.viewer import render_fragment
+
+        return display(HTML(render_fragment(self._rows())))
 
 
 class ProgramStateGroup(Generic[S]):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from sglang.srt.messages import NodeView, TokenizedReq, ViewDelta
@@ -172,7 +172,7 @@ class LiveHub:
         """[id, parent, start, length, locked, hits, text]"""
         return [node.id, node.parent, node.start, node.length, node.is_locked, node.num_hits, self._text(node.ids)]
 
-    def _text(self, ids: list[int]) -> str:
+    def _text(self, ids: Iterable[int]) -> str:
         tokenizer = self._manager.tokenizer
         if tokenizer is None:
             return " ".join(map(str, ids))
