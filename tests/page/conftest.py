@@ -4,7 +4,9 @@ tests; the suite leaves them out."""
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +19,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="make test-page i
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright  # noqa: E402
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-SHOTS = ROOT / "docs" / "images"
+SHOTS = ROOT / "docs" / "images" if os.environ.get("PAGE_IMAGES") else Path(tempfile.mkdtemp())
+"""the pictures of docs/page.md are made anew with PAGE_IMAGES=1; otherwise nothing in the tree changes"""
 TOY = ROOT / "models" / "toy-vlm"
 
 expect.set_options(timeout=20_000)
