@@ -208,3 +208,19 @@ def test_a_gguf_file_that_claims_many_blocks(tmp_path: Path) -> None:
         path.write_bytes(gguf_bytes(keys | {"llama.block_count": (4, claimed)}, tensors))
         with pytest.raises(ModelError, match=r"block_count must be at most 4096|lacks the tensor 'model.layers.2"):
             load(path)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "Qwen2_5_VL", "gemma3"])
+@pytest.mark.parametrize(
+    "kinds", ["full_attention", ["full_attention"], ["nonsense"] * 64, ["sliding_attention"] * 64, [1] * 64]
+)
+def test_layer_types_are_checked_where_no_layer_has_a_window(tmp_path: Path, family: str, kinds: Any) -> None:
+    """Also those that contradict it."""
+    save(tmp_path, family)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    text = config.get("text_config", config)
+    text |= {"sliding_window": None, "use_sliding_window": False, "layer_types": kinds}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="layer_types"):
+        load(tmp_path, "reference")

@@ -168,6 +168,29 @@ async def test_requests_name_their_key_and_user(make_stand: MakeStand) -> None:
     assert not any("one" in part or "two" in part for client in clients for part in client), "keys are not passed on"
 
 
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [("192.0.2.7", ("", "192.0.2.7")), ("2001:db8::1", ("", "2001:db8::1")), ("127.0.0.1", ("",)), ("::1", ("",)), ("", ("",))],
+)
+async def test_without_keys_addresses_share_and_then_their_users(
+    make_stand: MakeStand, address: str, path: tuple[str, ...]
+) -> None:
+    stand = make_stand()
+    transport = httpx.ASGITransport(stand.app, client=(address, 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        for user in ("ann", None):
+            body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "user": user}
+            assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+    named, unnamed = [m.client for m in stand.scheduler.received if isinstance(m, TokenizedReq)]
+    assert named == (*path, "ann") and unnamed == ((*path, "") if path != ("",) else ())
+
+
+def test_one_address_with_many_users_is_served_as_one() -> None:
+    flood = [request(f"a/{i}", ("", "192.0.2.1", f"user{i}")) for i in range(30)]
+    order = order_of_service(*flood, *(request(f"b/{i}", ("", "192.0.2.2", "")) for i in range(5)))
+    assert max(order.index(f"b/{i}") for i in range(5)) < 15
+
+
 def test_a_key_that_holds_all_places_gives_one_to_another(tmp_path: Path) -> None:
     """On a real server: whoever comes is answered while the others' long requests go on, and nobody's answer changes."""
     flags = ["--api-key", "a,b", "--max-running-requests", "2", "--max-total-tokens", "16384"]

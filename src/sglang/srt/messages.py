@@ -195,7 +195,7 @@ class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     rope_delta: int = 0
     healed: str = ""
     client: tuple[str, ...] = ()
-    """whom the queue is fair to, outermost first: (API key, user); empty when nobody is told apart"""
+    """whom the queue is fair to, outermost first: (API key, user), or ("", address, user); empty when nobody is told apart"""
     received_at: float = 0.0
     """time.monotonic() when the server got it (the clock is shared by processes of one machine)"""
     resumed: tuple[int, ...] | None = None

@@ -83,11 +83,12 @@ def cost(req: Req) -> float:
 
 class FairShare:
     """Who is served next when several clients wait: the one who was served least.
+
     Every client has a tag, the service it was given in tokens: prompts, and what they may generate, counted at admission. The
     waiting client with the smallest tag goes first. A client that was away does not come back with savings: its tag is lifted to
     where those who stayed are. (Start-time fair queueing, Goyal et al. 1996; for language models Sheng et al. 2024.)
 
-    Clients are named by paths such as (API key, user): keys share first, and the users of a key share what the key gets, so that
+    Clients are named by paths such as (API key, user), or ("", address, user): keys share first, and the users of a key share what the key gets, so that
     nobody gets more by inventing users. Among the requests of a key its own priorities go before its users.
 
     Owner of the tags.
@@ -172,12 +173,12 @@ class FairShare:
 
 
 def party(req: Req) -> Client:
-    """Who holds its place: the API key, or where there is none, the user."""
+    """Who holds its place: the API key, or where there is none, the address, or for this machine's programs the user."""
     return _party(_client(req))
 
 
 def _party(client: Client) -> Client:
-    return client[:1] if client[0] else client
+    return client[:1] if client[0] else client[:2]
 
 
 def _client(req: Req) -> Client:
@@ -322,6 +323,7 @@ class _Stay:
 
 class Turns:
     """Running places for those who have none: nobody waits without end because somebody else's requests run for long.
+
     The queue is fair about who is next (FairShare), but nobody is next while all places, or all of the pool, are held. So a client that
     holds less than its share, and has waited for WAIT_STEPS, gets a turn: its first request goes before all others, and in each step the
     youngest request of whoever holds most makes way, until there is room. That one goes back into the queue, with all that it has.

@@ -28,6 +28,8 @@ MAX_VARIABLE = 300
 _RUN = re.compile(rb"[0-9a-f]{1,32}/[0-9]{1,6}(?:\.[0-9]{1,6}){0,24}")
 OPEN_PATHS = frozenset({"/health", "/health_generate", "/metrics"})
 """what needs no key: probes and scrapers have none"""
+_HERE = ("127.", "::1", "::ffff:127.")
+"""how the addresses of this machine begin: its programs, and a proxy on it, for whoever comes through that"""
 IDENTITY = "sglang.identity"
 """key of an ASGI scope"""
 
@@ -92,7 +94,9 @@ class RequestScopes:
             await self._app(scope, receive, send)
             return
         identity: Identity = scope.get(IDENTITY) or Identity()
-        found = RequestScope(time.monotonic(), identity.client, is_operator=identity.is_operator)
+        address = (scope.get("client") or ("",))[0]
+        address = "" if address.startswith(_HERE) else address
+        found = RequestScope(time.monotonic(), identity.client, address=address, is_operator=identity.is_operator)
         for name, value in scope["headers"]:
             if name == b"traceparent":
                 found.trace = value[:MAX_TRACEPARENT].decode("latin-1")

@@ -15,12 +15,14 @@ MAX_NAME = 256
 
 class RequestScope(msgspec.Struct, eq=False):
     """`key`: the client, a digest of its verified API key (auth.py); empty where nobody is told apart. Everything a client owns is
-    found by it. `user`: whom the queue is to be fair to among those of one key. `is_operator`: may do what concerns other clients.
+    found by it. `user`: whom the queue is to be fair to among those of one key, or of one `address`, where the
+    request comes from unless that is this machine. `is_operator`: may do what concerns other clients.
     `trace`: a W3C traceparent."""
 
     arrived_at: float
     key: str = ""
     user: str = ""
+    address: str = ""
     timeout: float | None = None
     trace: str | None = None
     run: str = ""
@@ -31,6 +33,10 @@ class RequestScope(msgspec.Struct, eq=False):
 
     @property
     def client(self) -> tuple[str, ...]:
+        """Whom the queue is fair to, outermost first: (key, user), or where no keys tell clients apart ("", address, user); for programs
+        of this machine ("", user), and nothing if they name none."""
+        if self.address and not self.key:
+            return ("", self.address, self.user)
         return (self.key, self.user) if self.key or self.user else ()
 
     def share_of(self, limit: int) -> int:

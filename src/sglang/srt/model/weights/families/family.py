@@ -69,20 +69,33 @@ class Family:
 
 def with_window(fields: Fields, config: ModelConfig, is_windowed: Callable[[int], bool]) -> ModelConfig:
     """Sets the sliding window, on the layers of `layer_types` if given, else on those that `is_windowed` says."""
-    kinds, num_layers = fields.get("layer_types"), config.num_layers
     if fields.get("sliding_window") is None:
-        return config
+        return without_window(fields, config)
     window = fields.count("sliding_window", most=MAX_ID)
-    if kinds is None:
-        layers = tuple(is_windowed(i) for i in range(num_layers))
-    elif not isinstance(kinds, list) or len(kinds) < num_layers:
-        raise fields.bad("layer_types", f"must name {num_layers} layers, and is {shown(kinds)}")
-    else:
-        for kind in kinds[:num_layers]:
-            if kind not in ("full_attention", "sliding_attention"):
-                raise fields.bad("layer_types", f"asks for {shown(kind)}, and known are full_attention and sliding_attention")
-        layers = tuple(kind == "sliding_attention" for kind in kinds[:num_layers])
+    told = _windowed_layers(fields, config.num_layers)
+    layers = told if told is not None else tuple(is_windowed(i) for i in range(config.num_layers))
     return replace(config, sliding_window=window, windowed_layers=layers) if any(layers) else config
+
+
+def without_window(fields: Fields, config: ModelConfig) -> ModelConfig:
+    """For a model whose layers see everything. Raises ConfigError if `layer_types` says otherwise."""
+    fields.read.add("sliding_window")
+    if any(_windowed_layers(fields, config.num_layers) or ()):
+        raise fields.bad("layer_types", "asks for sliding_attention, but the model has no sliding window")
+    return config
+
+
+def _windowed_layers(fields: Fields, num_layers: int) -> tuple[bool, ...] | None:
+    """Which layers have a window by `layer_types`; None if that is not there."""
+    kinds = fields.get("layer_types")
+    if kinds is None:
+        return None
+    if not isinstance(kinds, list) or len(kinds) < num_layers:
+        raise fields.bad("layer_types", f"must name {num_layers} layers, and is {shown(kinds)}")
+    for kind in kinds[:num_layers]:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise fields.bad("layer_types", f"asks for {shown(kind)}, and known are full_attention and sliding_attention")
+    return tuple(kind == "sliding_attention" for kind in kinds[:num_layers])
 
 
 def every_layer_windowed(fields: Fields, config: ModelConfig) -> ModelConfig:

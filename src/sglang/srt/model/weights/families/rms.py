@@ -15,6 +15,7 @@ from sglang.srt.model.weights.families.family import (
     every_layer_windowed,
     multiplier,
     with_window,
+    without_window,
 )
 from sglang.srt.model.weights.rope_reader import read_local_rope
 
@@ -25,8 +26,7 @@ GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 def _qwen(fields: Fields, config: ModelConfig) -> ModelConfig:
     use_window, first = fields.flag("use_sliding_window"), fields.get("max_window_layers")
     if not use_window:
-        fields.read.update(("sliding_window", "layer_types"))
-        return config
+        return without_window(fields, config)
     if type(first) is not int or first < 0:
         raise fields.bad("max_window_layers", f"must be a number of layers, and is {shown(first)}")
     return with_window(fields, config, lambda layer: layer >= first)
@@ -48,8 +48,7 @@ def _smollm3(fields: Fields, config: ModelConfig) -> ModelConfig:
     config = replace(all_biases(fields, config), unrotated_layers=still if any(still) else ())
     if fields.flag("use_sliding_window"):
         return with_window(fields, config, lambda layer: still[layer])
-    fields.read.update(("sliding_window", "layer_types"))
-    return config
+    return without_window(fields, config)
 
 
 def _granite(fields: Fields, config: ModelConfig) -> ModelConfig:
@@ -104,8 +103,7 @@ def _exaone4(fields: Fields, config: ModelConfig) -> ModelConfig:
     """Where some layers see a window, the others have no rope."""
     pattern = fields.get("sliding_window_pattern")
     if fields.get("sliding_window") is None:
-        fields.read.add("layer_types")
-        return config
+        return without_window(fields, config)
     if isinstance(pattern, str):
         windowed = [kind == "L" for kind in pattern] or [False]
         config = with_window(fields, config, lambda layer: windowed[layer % len(windowed)])
