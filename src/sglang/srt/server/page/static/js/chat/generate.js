@@ -1,6 +1,6 @@
 // An answer on its way: the request, its stream, and what is noted of it.
 import { events, send, server } from "../api.js";
-import { add, pathTo, touch } from "./conversations.js";
+import { add, keep, pathTo, touch } from "./conversations.js";
 import { announce } from "../lib.js";
 import { options, tokenView, toolsOf } from "./options.js";
 
@@ -86,8 +86,10 @@ export async function answer(conversation, parent, { begun = "", tokens = null, 
     else node.error = error.message;
     if (node.error) announce(`Error: ${node.error}`);
   } finally {
-    running.delete(node.id);
     node.stats = statsOf(node, times);
+    touch(conversation, node);
+    await keep(); // it is complete once a reload would not lose its end
+    running.delete(node.id);
     touch(conversation, node);
   }
   return node;
