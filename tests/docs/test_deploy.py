@@ -90,6 +90,7 @@ def test_what_the_build_reads_is_not_ignored() -> None:
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     assert all((ROOT / name).exists() for name in kept)
     project = (ROOT / "pyproject.toml").read_text()
+    assert set(re.findall(r'^path = "(scripts/.*)"$', project, re.M)) <= set(kept), "what the build runs"
     assert {"pyproject.toml", "src", "csrc", "README.md", "LICENSE"} <= set(kept) and 'readme = "README.md"' in project
 
 
@@ -222,6 +223,7 @@ class Root:
                 if source.is_dir():
                     shutil.copytree(source, target / name, ignore=skipped)
                 else:
+                    (target / name).parent.mkdir(exist_ok=True)
                     shutil.copy(source, target / name)
 
     def copy(self, path: Path) -> Root:
