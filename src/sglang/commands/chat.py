@@ -376,7 +376,7 @@ def chat(argv: list[str]) -> int:
         if info is not None and not info.get("has_chat_template", True):
             raise CommandError(f"{name} has no chat template: it continues texts; try sglang run, or --chat-template")
         if settings.system is None:
-            settings.system = (info or {}).get("terminal_system_prompt")
+            settings.system = (info or {}).get("suggested_system_prompt")
         if sys.stdin.isatty():
             print(f"{name} is ready. /help shows what you can type; Ctrl-D leaves.")
             if settings.system is not None:

@@ -66,7 +66,7 @@ def _request(
     if args.raw or not info.get("has_chat_template", True):
         return "/v1/completions", body | {"prompt": prompt}
     content: Any = [*images, {"type": "text", "text": prompt}] if images else prompt
-    text = info.get("terminal_system_prompt") if args.system is None else args.system
+    text = info.get("suggested_system_prompt") if args.system is None else args.system
     system = [{"role": "system", "content": text}] if text else []
     return "/v1/chat/completions", body | {"messages": [*system, {"role": "user", "content": content}]}
 

@@ -263,7 +263,7 @@ class NativeApi:
                 "preferred_sampling_params": self._options.preferred_sampling_params or None,
                 "sampling_defaults": defaults.values,
                 "sampling_defaults_from": defaults.source,
-                "terminal_system_prompt": defaults.system or None,
+                "suggested_system_prompt": defaults.system or None,
                 "architectures": [info["architecture"]],
                 "has_image_understanding": "image" in info.get("media_kinds", ()),
                 "max_image_tokens": self._manager.media.max_image_tokens if self._manager.media is not None else None,

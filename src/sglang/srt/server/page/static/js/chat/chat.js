@@ -104,6 +104,7 @@ export function Chat({ drawer, setDrawer }) {
   const box = useRef(null);
   useEndInView(box, conversation);
   const path = conversations.pathTo(conversation);
+  const system = conversations.systemOf(conversation);
   const counts = new Map();
   for (const node of Object.values(conversation.nodes)) counts.set(node.parent, (counts.get(node.parent) ?? 0) + 1);
   const busyNode = path.find(isRunning);
@@ -128,7 +129,7 @@ export function Chat({ drawer, setDrawer }) {
       </div>`}
       <div class="messages" ref=${box} tabindex="0" role="log" aria-live="off" aria-label="Messages">
         <div class="column">
-          ${conversation.system && html`<p class="system"><b>System</b> ${conversation.system}</p>`}
+          ${path.length > 0 && system && html`<p class="system"><b>System</b> ${system}</p>`}
           ${path.map((node) => html`<${Message} key=${node.id} node=${node} version=${node.version} busy=${isRunning(node)} tokens=${tokens} siblings=${counts.get(node.parent)} />`)}
           ${!path.length && html`<${Empty} known=${known} />`}
         </div>

@@ -2,6 +2,7 @@
 //
 //   conversation {id, title, created, updated, system, root children, nodes: {id: node}, leaf}
 //   node {id, parent, role, content, images, files, reasoning, calls, stats, tokens, ...}; `leaf` is the end of the branch on view
+import { server } from "../api.js";
 import { Store, newId } from "../lib.js";
 
 const NAME = "sglang";
@@ -37,8 +38,11 @@ export const storageError = new Store(null);
 
 export function fresh() {
   const now = Date.now();
-  return { id: newId(), title: "", created: now, updated: now, system: "", nodes: {}, leaf: null };
+  return { id: newId(), title: "", created: now, updated: now, system: null, nodes: {}, leaf: null };
 }
+
+/** What the conversation begins with: the user's words, or what the server suggests for its model. */
+export const systemOf = (conversation) => conversation.system ?? server.value?.info?.suggested_system_prompt ?? "";
 
 export async function loadAll() {
   try {
@@ -91,7 +95,7 @@ function checkConversation(given) {
   }
   if (whole.leaf !== null && !Object.hasOwn(whole.nodes, whole.leaf)) whole.leaf = null;
   whole.title = String(whole.title);
-  whole.system = String(whole.system);
+  whole.system = whole.system === null ? null : String(whole.system);
   return whole;
 }
 

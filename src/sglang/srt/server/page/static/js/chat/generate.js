@@ -1,6 +1,6 @@
 // An answer on its way: the request, its stream, and what is noted of it.
 import { events, send, server } from "../api.js";
-import { add, keep, pathTo, touch } from "./conversations.js";
+import { add, keep, pathTo, systemOf, touch } from "./conversations.js";
 import { announce } from "../lib.js";
 import { options, tokenView, toolsOf } from "./options.js";
 
@@ -36,7 +36,8 @@ function messageOf(node) {
 export function requestFor(conversation, parent, begun = "") {
   const set = options.value;
   const messages = pathTo(conversation, parent).map(messageOf);
-  if (conversation.system.trim()) messages.unshift({ role: "system", content: conversation.system });
+  const system = systemOf(conversation);
+  if (system.trim()) messages.unshift({ role: "system", content: system });
   const known = server.value?.models ?? [];
   const model = known.some((card) => card.id === set.model) ? set.model : (known[0]?.id ?? "default");
   const body = { model, messages, ...set.sampling };

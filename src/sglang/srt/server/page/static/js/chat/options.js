@@ -1,7 +1,7 @@
 // Sampling options: what the user set is sent, everything else is the model's.
 import { html, useState, useStore, KeptStore, Dialog } from "../lib.js";
 import { server } from "../api.js";
-import { current, touch } from "./conversations.js";
+import { current, systemOf, touch } from "./conversations.js";
 
 /** name, what it is called, least, most, step, what holds if nobody says anything */
 export const FIELDS = [
@@ -109,7 +109,7 @@ export function OptionsDialog({ onClose }) {
       <div class="option whole">
         <label for="option-system">System prompt</label>
         <span class="hint">of this conversation</span>
-        <textarea id="option-system" rows="3" value=${conversation.system} onInput=${(event) => {
+        <textarea id="option-system" rows="3" value=${systemOf(conversation)} onInput=${(event) => {
           conversation.system = event.target.value;
           touch(conversation);
         }} />
