@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import signal
 import socket
@@ -36,6 +37,18 @@ def pytest_sessionstart() -> None:
     code = [path.stat().st_mtime for path in sources if path.suffix in (".cpp", ".h")]
     if built is not None and built.origin is not None and Path(built.origin).stat().st_mtime < max(code):
         pytest.exit(f"the kernels are older than csrc/: scripts/build_kernels {sys.executable}", 3)
+
+
+@pytest.fixture(autouse=True)
+def plain_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test sees the log as it is before an engine or a server sets it up, whatever a test before has done."""
+    logger = logging.getLogger("sglang")
+    level = logger.level
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "handlers", [])
+    logger.setLevel(logging.NOTSET)
+    yield
+    logger.setLevel(level)
 
 
 def free_port() -> int:

@@ -177,9 +177,12 @@ def test_any_head_dim_loads(tmp_path: Path, head_dim: int) -> None:
 LARGE: dict[str, tuple[dict[str, Any], str]] = {
     "head_dim": ({"head_dim": 2048}, "head_dim 2048 is more than 1024"),
     "group": ({"num_attention_heads": 512, "num_key_value_heads": 1, "head_dim": 16}, "512 query heads share a KV head"),
-    "weights": ({"hidden_size": 1 << 19, "intermediate_size": 1 << 20, "num_hidden_layers": 64}, "the weights of .* take"),
+    "weights": (
+        {"hidden_size": 1 << 19, "intermediate_size": 1 << 20, "num_hidden_layers": 64},
+        "GiB for weights, .* smaller model",
+    ),
     "layers": ({"num_hidden_layers": 2**31 - 1}, "num_hidden_layers must be at most 4096"),
-    "context": ({"max_position_embeddings": 1 << 28}, "a context of 268435456 tokens takes .*--context-length"),
+    "context": ({"max_position_embeddings": 1 << 28}, "tables of 268435456 tokens of context.*--context-length"),
     "width": (
         {"hidden_size": 1 << 21, "num_hidden_layers": 1, "intermediate_size": 32, "head_dim": 16},
         "hidden_size 2097152 is more than",

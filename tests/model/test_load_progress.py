@@ -20,7 +20,6 @@ pytest.importorskip("torch")
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", -1.0)
-    monkeypatch.setattr(logging.getLogger("sglang"), "propagate", True)
     with caplog.at_level(logging.INFO, "sglang"):
         shown = LoadProgress(4_000_000_000)
         for _ in range(4):

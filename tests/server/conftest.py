@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -68,9 +67,8 @@ class Stand:
 
 @pytest.fixture(autouse=True)
 def fresh_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is told once a process is told once a test, and caplog sees it even if a test before has set up the log of a server."""
+    """What is told once a process is told once a test."""
     monkeypatch.setattr(fields, "_noted", set())
-    monkeypatch.setattr(logging.getLogger("sglang"), "propagate", True)
 
 
 MakeStand = Callable[..., Stand]

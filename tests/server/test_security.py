@@ -30,7 +30,7 @@ import zmq
 from tests.conftest import ROOT, RunningServer, start_server
 from tests.server.test_operate import socket_folders
 
-KEY, OTHER, ADMIN = "user-one", "user-two", "operator"
+KEY, OTHER, ADMIN = "key-of-user-one", "key-of-user-two", "key-of-the-operator"
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
 

@@ -198,7 +198,6 @@ def test_refusals(line: str, wanted: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_keywords(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("sglang"), "propagate", True)
     with caplog.at_level(logging.WARNING, "sglang"):
         args = ServerArgs(model="m", tp=2, dp_size=1, nnodes=1, cuda_graph_bs=[1, 2], enable_torch_compile=True)
     assert changed(args) == {"model_path": "m", "tp_size": 2}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -233,22 +232,17 @@ def test_key_files_that_cannot_be_used(tmp_path: Path) -> None:
 def test_a_key_that_everybody_can_read_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logger = logging.getLogger("sglang")
-    before, logger.propagate = logger.propagate, True
-    try:
-        ServerArgs(api_key_file=key_file(tmp_path, b"a\n", 0o640)).resolve()
-        assert not caplog.records
-        ServerArgs(api_key_file=key_file(tmp_path, b"a\n", 0o644)).resolve()
-        assert "chmod o-r" in caplog.text
-        open_file = Path(config(tmp_path, f"api-key: {SECRET}\n"))
-        open_file.chmod(0o644)
-        parse_server_args(["--config", str(open_file)], "serve")
-        said = capsys.readouterr().err
-        assert said.startswith("serve: warning: --config") and "chmod o-r" in said and SECRET not in said
-        later = parse_server_args(["--config", str(open_file), "--log-format", "json"], "serve")
-        assert capsys.readouterr().err == "" and len(later.notes()) == 1 and "chmod o-r" in later.notes()[0]
-    finally:
-        logger.propagate = before
+    ServerArgs(api_key_file=key_file(tmp_path, b"a\n", 0o640)).resolve()
+    assert not caplog.records
+    ServerArgs(api_key_file=key_file(tmp_path, b"a\n", 0o644)).resolve()
+    assert "chmod o-r" in caplog.text
+    open_file = Path(config(tmp_path, f"api-key: {SECRET}\n"))
+    open_file.chmod(0o644)
+    parse_server_args(["--config", str(open_file)], "serve")
+    said = capsys.readouterr().err
+    assert said.startswith("serve: warning: --config") and "chmod o-r" in said and SECRET not in said
+    later = parse_server_args(["--config", str(open_file), "--log-format", "json"], "serve")
+    assert capsys.readouterr().err == "" and len(later.notes()) == 1 and "chmod o-r" in later.notes()[0]
 
 
 def test_secrets_are_taken_away() -> None:

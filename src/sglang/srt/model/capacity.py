@@ -137,7 +137,8 @@ def _what_fits(needs: Needs, room: int, quantised: Mapping[str, int]) -> str:
         if weights < needs.weights and needs.total - needs.weights + weights <= room:
             return f"--quantization {name} would fit, with {_show(needs.total - needs.weights + weights)}"
     billions = max(room - needs.buffers - MIN_POOL_TOKENS * needs.token_bytes, 0) * 8 / PACKED_INT4_BITS / 1e9
-    return f"close other programs, or choose a model of at most about {billions:.1f} billion parameters in 4 bits"
+    size = f"model of at most about {billions:.1f} billion parameters in 4 bits" if billions >= 0.1 else "smaller model"
+    return f"close other programs, or choose a {size}"
 
 
 def _asked_tokens(asked: int, model: ModelFootprint, free: int) -> int:

@@ -100,7 +100,8 @@ class _Writer:
             return text + {0: "*", 1: "+"}.get(low, f"{{{low},}}")
         if high == 0:
             return ""
-        return text + ("?" if (low, high) == (0, 1) else f"{{{low},{high}}}")
+        # xgrammar 0.2.6 to 0.2.9 read (x[0-9]+)? in a pattern of a schema as if its parts were optional one by one
+        return text + ("?" if (low, high) == (0, 1) and not self._plain else f"{{{low},{high}}}")
 
     def _anchor(self, where: Any, first: bool, last: bool) -> str:
         if (where in BEGINS and first) or (where in ENDS and last):
