@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -165,22 +167,22 @@ class Target:
             while not done.wait(0.2):
                 watch.peak_mb = max(watch.peak_mb, self.pss_mb())
 
-        def sample_health() -> None:
-            with httpx.Client(base_url=self.server.url, timeout=PATIENCE, trust_env=False) as client:
-                while not done.wait(PROBE_SECONDS):
-                    began = time.monotonic()
-                    client.get("/health")
-                    watch.health_ms.append((time.monotonic() - began) * 1000)
-
-        threads = [threading.Thread(target=work, daemon=True) for work in (sample_memory, sample_health)]
-        for thread in threads:
-            thread.start()
-        try:
-            yield watch
-        finally:
-            done.set()
-            for thread in threads:
-                thread.join(PATIENCE)
+        probe = [
+            sys.executable,
+            str(Path(__file__).with_name("health_probe.py")),
+            *map(str, (*self.address, PROBE_SECONDS, PATIENCE)),
+        ]
+        memory = threading.Thread(target=sample_memory, daemon=True)
+        memory.start()
+        with subprocess.Popen(probe, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as health:
+            try:
+                yield watch
+            finally:
+                done.set()
+                said, _ = health.communicate(timeout=PATIENCE)
+                memory.join(PATIENCE)
+                watch.health_ms += map(float, said.split())
+        assert health.returncode == 0, "/health did not answer"
 
     def check(self, watch: Watch) -> None:
         """Fails unless the server is as well as before."""
