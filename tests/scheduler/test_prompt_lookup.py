@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from sglang.srt.config import ScheduleOptions
 from sglang.srt.forward_batch import SampleSpec
 from sglang.srt.messages import TokenizedReq
+from sglang.srt.scheduler import stop_regex
 from sglang.srt.scheduler.speculation.proposers.prompt_lookup import MAX_STREAK, MIN_STREAK, PromptLookup
 from tests.scheduler import toy
 from tests.scheduler.test_invariance import check_answer, fits, workloads
 from tests.scheduler.test_overlap import AheadWorker
+from tests.scheduler.test_stop_regex import answers
 from tests.scheduler.toy import EOS, Harness, ToyWorker, make_req
 
 LINE = [40, 41, 42, 43, 44, 45, 46]
@@ -121,6 +123,19 @@ def test_it_stops_where_it_should(repeating: None) -> None:
         reqs = circles(3, **more)  # type: ignore[arg-type]
         small = {"context_len": 128, "max_batch_tokens": 20, "max_running": 3}
         assert run(reqs, ToyWorker(**small))[0] == run(reqs, ToyWorker(**small), prompt_lookup=False)[0]
+
+
+@pytest.mark.parametrize("make_worker", [ToyWorker, AheadWorker])
+@pytest.mark.parametrize("regexes", [("~~",), (r"[(-,]{4}-", "b.d"), (r"(?s)#.{30}#",)])
+def test_a_draft_ends_where_a_stop_expression_is_searched_elsewhere(
+    repeating: None, monkeypatch: pytest.MonkeyPatch, make_worker: type[ToyWorker], regexes: tuple[str, ...]
+) -> None:
+    found = []
+    for seconds, lookup in ((10.0, False), (10.0, True), (0.0, True)):
+        monkeypatch.setattr(stop_regex, "STEP_SECONDS", seconds)
+        found.append(answers(circles(2, 60, stop_regex=regexes), make_worker(), ScheduleOptions(prompt_lookup=lookup)))
+    plain, drafted, searched = [[(answer.ids, answer.finish) for answer in each] for each in found]
+    assert plain == drafted == searched
 
 
 def test_many_requests_and_changed_logits_are_not_worth_it(repeating: None) -> None:
