@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.conftest import RunningServer, start_server
 from tests.page.conftest import Chat, Troubles, wait_for
+from tests.page.test_look import show_answer
 
 FRANCE = "What is the capital of France? Answer in one sentence."
 
@@ -99,6 +100,27 @@ def test_options_are_the_model_s_until_the_user_sets_them(page: Page, server: Ru
     assert (sent[1]["temperature"], sent[1]["seed"], sent[1]["stop"]) == (0.5, 7, ["Paris"])
     assert sent[1]["messages"][0] == {"role": "system", "content": "Be brief."}  # type: ignore[index]
     assert "Paris" not in chat.answer
+
+
+def test_all_models_that_the_server_lists_can_be_chosen(page: Page, server: RunningServer) -> None:
+    names = ["first", "<b>second</b>", "third " + "x" * 300]
+    body = {"object": "list", "data": [{"id": name, "object": "model"} for name in names]}
+    page.route("**/v1/models", lambda route: route.fulfill(json=body))
+    chat = Chat(page, server.url)
+    sent: list[str] = []
+    page.on("request", lambda r: sent.append(r.post_data_json["model"]) if r.url.endswith("/completions") else None)
+    show_answer(page, "Yes.")
+    for name in names:
+        page.get_by_role("button", name="Options").click()
+        assert page.get_by_label("Model", exact=True).locator("option").all_inner_texts() == names
+        page.get_by_label("Model", exact=True).select_option(name)
+        page.get_by_role("button", name="Done").click()
+        expect(page.locator(".model")).to_have_text(name)
+        chat.say("Hello")
+    assert sent == names
+    page.unroute("**/v1/models")
+    page.reload()  # the chosen one is not served any more
+    expect(page.locator(".model")).to_have_text("smollm2-135m-instruct")
 
 
 def test_files_of_text_and_what_is_none(chat: Chat, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +79,11 @@ def test_what_runs_is_seen(fresh: RunningServer, browser: Browser) -> None:
         page.locator(".icicle-box").focus()
         page.keyboard.press("ArrowDown")
         expect(page.locator(".icicle figcaption")).to_contain_text("You are a careful assistant")
+        latencies = page.get_by_role("region", name="Latencies")
+        expect(latencies).to_contain_text(re.compile(r"of the last \d+ requests"))
+        assert [figure.inner_text().count("s") > 0 for figure in latencies.locator(".figure dd:not(.detail)").all()] == [
+            True
+        ] * 4
         assert serious(page) == []
         page.screenshot(path=SHOTS / f"machine-{scheme}.png")
         context.close()

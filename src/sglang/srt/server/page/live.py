@@ -17,6 +17,7 @@ from sglang.srt.messages import NodeView, TokenizedReq, ViewDelta
 from sglang.srt.server.calls import Sequence
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.http.request_scope import current_scope
+from sglang.srt.server.page.latencies import Latencies
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 MAX_VIEWERS = 16
@@ -56,6 +57,7 @@ class LiveHub:
         """the rest of the last delta"""
         self._runs: dict[str, tuple[str, str]] = {}
         """by rid, the run and branch of requests of programs that are under way"""
+        self._latencies = Latencies()
         manager.on_view = self._take
 
     @property
@@ -91,6 +93,7 @@ class LiveHub:
         if not self._viewers:
             self._manager.view(False)
             self._manager.records.observer = None
+            self._latencies.clear()
             self._runs.clear()
             self._nodes.clear()
             self._state = {}
@@ -115,7 +118,12 @@ class LiveHub:
         for node_id in delta.gone:
             self._nodes.pop(node_id, None)
         stats = {name: getattr(delta.stats, name) for name in delta.stats.__struct_fields__}
-        self._state = {"late": delta.num_late, "omitted": delta.num_omitted, "stats": stats}
+        self._state = {
+            "late": delta.num_late,
+            "omitted": delta.num_omitted,
+            "stats": stats,
+            "latencies": self._latencies.summary(),
+        }
         event = _event({"first": delta.is_first, "nodes": shown, "gone": delta.gone, "steps": delta.steps, **self._state})
         self._tell(event)
 
@@ -124,7 +132,7 @@ class LiveHub:
             if not viewer.put(event):
                 self._tell_all(viewer)
 
-    # --- programs -------------------------------------------------------------------------------------------------------------
+    # --- requests -------------------------------------------------------------------------------------------------------------
 
     def begun(self, requests: list[TokenizedReq]) -> None:
         """Requests have begun; those of programs of ours say so."""
@@ -149,6 +157,7 @@ class LiveHub:
 
     def ended(self, sequence: Sequence, reason: str) -> None:
         """A request is over."""
+        self._latencies.note(sequence, reason)
         place = self._runs.pop(sequence.request.rid, None)
         if place is None:
             return

@@ -5,6 +5,7 @@ import { Chat } from "./chat/chat.js";
 import { Constraints } from "./constraints/constraints.js";
 import { Programs } from "./programs/programs.js";
 import { Machine } from "./machine/machine.js";
+import { modelOf, options } from "./chat/options.js";
 import { loadAll, keep } from "./chat/conversations.js";
 
 const VIEWS = [
@@ -60,6 +61,7 @@ function App() {
   const [theme, nextTheme] = useTheme();
   const known = useStore(server);
   const needed = useStore(keyNeeded);
+  const set = useStore(options);
   useEffect(() => {
     const onHash = () => {
       setView(viewOf());
@@ -75,7 +77,7 @@ function App() {
       <h1>sglang</h1>
       <nav aria-label="Views">${VIEWS.map(([id, title]) => html`<a href=${`#${id}`} aria-current=${id === name ? "page" : undefined}>${title}</a>`)}<a href="docs" class="outside">Docs</a></nav>
       <span class="space"></span>
-      <span class="model" title="the model served">${known?.models?.[0]?.id ?? ""}</span>
+      <span class="model" title="the model that answers">${modelOf(known, set) ?? ""}</span>
       <${IconButton} icon="key" label="API key" onClick=${() => setAsking(true)} />
       <${IconButton} icon="theme" label=${`Colours: ${theme}`} onClick=${nextTheme} />
     </header>

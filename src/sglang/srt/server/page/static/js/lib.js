@@ -163,7 +163,7 @@ export function Dialog({ title, onClose, children, wide }) {
 export const short = (number) =>
   number >= 1e9 ? `${(number / 1e9).toFixed(1)}G` : number >= 1e6 ? `${(number / 1e6).toFixed(1)}M` : number >= 1e4 ? `${(number / 1e3).toFixed(1)}k` : String(Math.round(number));
 
-export const seconds = (value) => (value < 1 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(value < 10 ? 2 : 1)} s`);
+export const seconds = (value) => (value < 0.01 ? `${(value * 1000).toFixed(1)} ms` : value < 1 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(value < 10 ? 2 : 1)} s`);
 
 export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 

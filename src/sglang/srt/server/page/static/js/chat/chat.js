@@ -6,7 +6,7 @@ import { BranchTree } from "./branches.js";
 import { Composer } from "./composer.js";
 import { isRunning, stop } from "./generate.js";
 import { Message } from "./message.js";
-import { OptionsDialog, tokenView } from "./options.js";
+import { modelOf, options, OptionsDialog, tokenView } from "./options.js";
 
 function Kept({ onChoose }) {
   const list = useStore(conversations.list);
@@ -60,6 +60,7 @@ const STARTERS = [
 ];
 
 function Empty({ known }) {
+  const set = useStore(options);
   const put = (text) => {
     const area = document.querySelector(".composer textarea");
     area.value = text;
@@ -67,7 +68,7 @@ function Empty({ known }) {
     area.focus();
   };
   return html`<div class="empty">
-    <h2>${known?.models?.[0]?.id ?? "…"}</h2>
+    <h2>${modelOf(known, set) ?? "…"}</h2>
     <p>Conversations stay in this browser.</p>
     <ul>${STARTERS.map((text) => html`<li><button type="button" onClick=${() => put(text)}>${text}</button></li>`)}</ul>
   </div>`;

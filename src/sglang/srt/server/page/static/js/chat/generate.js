@@ -2,7 +2,7 @@
 import { events, send, server } from "../api.js";
 import { add, keep, pathTo, systemOf, touch } from "./conversations.js";
 import { announce } from "../lib.js";
-import { options, tokenView, toolsOf } from "./options.js";
+import { modelOf, options, tokenView, toolsOf } from "./options.js";
 
 export const NUM_ALTERNATIVES = 8;
 /** node id -> AbortController of the answers that grow */
@@ -38,8 +38,7 @@ export function requestFor(conversation, parent, begun = "") {
   const messages = pathTo(conversation, parent).map(messageOf);
   const system = systemOf(conversation);
   if (system.trim()) messages.unshift({ role: "system", content: system });
-  const known = server.value?.models ?? [];
-  const model = known.some((card) => card.id === set.model) ? set.model : (known[0]?.id ?? "default");
+  const model = modelOf(server.value, set) ?? "default";
   const body = { model, messages, ...set.sampling };
   const stops = set.stop.split("\n").filter(Boolean);
   if (stops.length) body.stop = stops;

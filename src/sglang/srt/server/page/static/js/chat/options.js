@@ -20,6 +20,12 @@ export const options = new KeptStore("sglang.options", { sampling: {}, stop: "",
 /** How answers are shown: "text", "origins" of tokens, or "tokens" with their probabilities. */
 export const tokenView = new KeptStore("sglang.tokenView", "text");
 
+/** The name of the model that is asked: the chosen one if it is served, else the first. */
+export function modelOf(known, { model }) {
+  const models = known?.models ?? [];
+  return models.some((card) => card.id === model) ? model : models[0]?.id;
+}
+
 export function defaultOf(field) {
   const info = server.value?.info ?? {};
   const known = { ...info.sampling_defaults, ...info.preferred_sampling_params };
@@ -103,7 +109,7 @@ export function OptionsDialog({ onClose }) {
     <div class="options">
       ${models.length > 1 &&
       html`<div class="option"><label for="option-model">Model</label>
-        <select id="option-model" value=${set.model ?? models[0].id} onChange=${(event) => options.put({ model: event.target.value })}>
+        <select id="option-model" value=${modelOf(known, set)} onChange=${(event) => options.put({ model: event.target.value })}>
           ${models.map((model) => html`<option value=${model.id}>${model.id}</option>`)}
         </select></div>`}
       <div class="option whole">

@@ -1,6 +1,7 @@
 // Constraints: an editor that says what is wrong while it is written, and the answer as it is held to them.
 import { html, useState, useEffect, useRef, Icon } from "../lib.js";
 import { events, postJson, send, server } from "../api.js";
+import { modelOf, options } from "../chat/options.js";
 import { RequestCode } from "../request_code.js";
 import { JsonError, readBeginning, readJson } from "./json_text.js";
 import { EXAMPLES } from "./examples.js";
@@ -92,7 +93,7 @@ export function Constraints() {
 
   const body = () => {
     const constraint = kind === "json_schema" ? { response_format: { type: "json_schema", json_schema: { name: "answer", schema: JSON.parse(text) } } } : { [kind]: text };
-    return { model: server.value?.models?.[0]?.id ?? "default", messages: [{ role: "user", content: prompt }], max_tokens: 500, ...constraint };
+    return { model: modelOf(server.value, options.value) ?? "default", messages: [{ role: "user", content: prompt }], max_tokens: 500, ...constraint };
   };
   const run = async () => {
     running.current?.abort();

@@ -5,8 +5,8 @@ import { events, send } from "../api.js";
 const MAX_STEPS = 600;
 const RATE_SECONDS = 2;
 
-/** {error, connected, stats, omitted, late}; `nodes` and `steps` are read by those who draw, once a frame */
-export const live = new Store({ error: null, connected: false, stats: null, omitted: 0, late: 0 });
+/** {error, connected, stats, latencies, omitted, late}; `nodes` and `steps` are read by those who draw, once a frame */
+export const live = new Store({ error: null, connected: false, stats: null, latencies: null, omitted: 0, late: 0 });
 /** id -> {id, parent, start, length, locked, hits, text, changed} */
 export const nodes = new Map();
 /** {decode, prompt, forced, draft, accepted, seconds, at}, oldest first */
@@ -66,7 +66,7 @@ function take(event) {
   for (const id of event.gone) nodes.delete(id);
   for (const [decode, prompt, forced, draft, accepted, seconds] of event.steps) steps.push({ decode, prompt, forced, draft, accepted, seconds, at: now });
   if (steps.length > MAX_STEPS) steps.splice(0, steps.length - MAX_STEPS);
-  live.put({ stats: event.stats ?? live.value.stats, omitted: event.omitted ?? live.value.omitted, late: event.late ?? 0 });
+  live.put({ stats: event.stats ?? live.value.stats, latencies: event.latencies ?? live.value.latencies, omitted: event.omitted ?? live.value.omitted, late: event.late ?? 0 });
 }
 
 function noteCall(call) {

@@ -1,5 +1,5 @@
 // The machine: the prefix tree, the steps, queue, memory and latencies.
-import { html, useEffect, useRef, useState, useStore, short, seconds } from "../lib.js";
+import { html, useEffect, useRef, useState, useStore, plural, short, seconds } from "../lib.js";
 import { getJson, server } from "../api.js";
 import { bytes, Icicle } from "./icicle.js";
 import { live, look, nodes, rates, steps } from "./live.js";
@@ -60,6 +60,21 @@ function Figure({ label, value, of, detail }) {
   return html`<div class="figure"><dt>${label}</dt><dd>${value}${of !== undefined && html`<meter min="0" max="1" value=${of} aria-label=${label}></meter>`}</dd>${detail && html`<dd class="detail">${detail}</dd>`}</div>`;
 }
 
+const LATENCIES = [
+  ["queue", "In the queue"],
+  ["first", "First token"],
+  ["between", "Each token"],
+  ["whole", "Whole answer"],
+];
+
+/** Of the requests that ended while somebody looked. */
+function Latencies({ found }) {
+  if (!found?.count) return null;
+  return html`<section aria-label="Latencies"><h2>Latencies of the last ${plural(found.count, "request")}</h2>
+    <dl class="figures">${LATENCIES.map(([name, label]) => html`<${Figure} label=${label} value=${found[name] ? seconds(found[name][0]) : "–"} detail=${found[name] ? `95 % within ${seconds(found[name][1])}` : ""} />`)}</dl>
+  </section>`;
+}
+
 export function Machine() {
   const state = useStore(live);
   const known = useStore(server);
@@ -96,6 +111,7 @@ export function Machine() {
       <${Figure} label="Drafts" value=${rate.draft ? `${Math.round((100 * Math.min(rate.accepted, rate.draft)) / rate.draft)} %` : "none"} detail="accepted" />
       <${Figure} label="Retractions" value=${stats?.num_retractions ?? "–"} detail="requests that gave their memory back" />
     </dl>
+    <${Latencies} found=${state.latencies} />
     <section aria-label="Steps"><h2>Steps</h2><${Steps} version=${version} /></section>
     <section class="grows" aria-label="Prefix tree"><h2>Prefix tree</h2>
       ${state.omitted > 0 && html`<p class="hint">${state.omitted} more nodes are not shown.</p>`}
