@@ -111,7 +111,7 @@ def circles(num: int, num_new: int = 90, **more: object) -> list[TokenizedReq]:
 
 @pytest.mark.parametrize("make_worker", [ToyWorker, AheadWorker])
 def test_text_that_repeats_itself_takes_fewer_steps(repeating: None, make_worker: type[ToyWorker]) -> None:
-    want, steps = run(circles(2), ToyWorker(), prompt_lookup=False)
+    want, steps = run(circles(2), ToyWorker(), speculation=False)
     got, fewer = run(circles(2), make_worker())
     assert got == want and len(want[0]) == 90
     assert fewer < 0.6 * steps
@@ -122,7 +122,7 @@ def test_it_stops_where_it_should(repeating: None) -> None:
     for more in ({"stop_token_ids": [LINE[3]]}, {"num_new": 1}, {"num_new": 2}, {"num_new": 33}, {"stop": ["*+,-"]}):
         reqs = circles(3, **more)  # type: ignore[arg-type]
         small = {"context_len": 128, "max_batch_tokens": 20, "max_running": 3}
-        assert run(reqs, ToyWorker(**small))[0] == run(reqs, ToyWorker(**small), prompt_lookup=False)[0]
+        assert run(reqs, ToyWorker(**small))[0] == run(reqs, ToyWorker(**small), speculation=False)[0]
 
 
 @pytest.mark.parametrize("make_worker", [ToyWorker, AheadWorker])
@@ -133,14 +133,14 @@ def test_a_draft_ends_where_a_stop_expression_is_searched_elsewhere(
     found = []
     for seconds, lookup in ((10.0, False), (10.0, True), (0.0, True)):
         monkeypatch.setattr(stop_regex, "STEP_SECONDS", seconds)
-        found.append(answers(circles(2, 60, stop_regex=regexes), make_worker(), ScheduleOptions(prompt_lookup=lookup)))
+        found.append(answers(circles(2, 60, stop_regex=regexes), make_worker(), ScheduleOptions(speculation=lookup)))
     plain, drafted, searched = [[(answer.ids, answer.finish) for answer in each] for each in found]
     assert plain == drafted == searched
 
 
 def test_many_requests_and_changed_logits_are_not_worth_it(repeating: None) -> None:
     for reqs in (circles(8), circles(2, frequency_penalty=0.1), circles(2, logit_bias={"5": 1.0})):
-        assert run(reqs, ToyWorker())[1] == run(reqs, ToyWorker(), prompt_lookup=False)[1]
+        assert run(reqs, ToyWorker())[1] == run(reqs, ToyWorker(), speculation=False)[1]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])

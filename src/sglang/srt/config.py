@@ -114,8 +114,8 @@ class ScheduleOptions:
     decode_log_interval: int = 40
     random_seed: int = 0
     watchdog_timeout: float = 300.0
-    prompt_lookup: bool = True
-    """speculation: draft tokens from earlier text of the request (scheduler/speculation/proposers/prompt_lookup.py)"""
+    speculation: bool = True
+    """draft tokens in free text, from the request's own text and from the prefix tree (scheduler/speculation/)"""
     overlap: bool = True
     """begin a step before the last one's tokens are known, where the worker can (scheduler/overlap.py)"""
     test_retract_every: int = 0

@@ -157,7 +157,7 @@ class ServerArgs(
                 decode_log_interval=self.decode_log_interval,
                 random_seed=seed,
                 watchdog_timeout=self.watchdog_timeout,
-                prompt_lookup=self.speculative_algorithm == "NGRAM" or (self.speculative_algorithm == "auto" and not on_cuda),
+                speculation=self.speculative_algorithm == "NGRAM" or (self.speculative_algorithm == "auto" and not on_cuda),
                 overlap=not self.disable_overlap_schedule,
                 test_retract_every=self.test_retract_every,
             ),

@@ -109,8 +109,8 @@ class SchedulingFlags:
     )
     speculative_algorithm: str = _schedule(
         "auto",
-        "NGRAM: speculative decoding with drafts from text that repeats itself; answers stay the same (default: NGRAM, on "
-        "CUDA none)",
+        "NGRAM: speculative decoding with drafts from text that repeats itself and from earlier answers in the prefix cache; "
+        "answers stay the same (default: NGRAM, on CUDA none)",
         choices=("auto", "NGRAM", "none"),
     )
     test_retract_every: int = _schedule(0, argparse.SUPPRESS, least=0)

@@ -118,7 +118,7 @@ class Scheduler:
             self._searches,
             options.random_seed,
             grammar_options.jump_forward,
-            Proposers(options.prompt_lookup, self._compiler.num_kept),
+            Proposers(options.speculation, self._compiler.num_kept, self.memory.tree),
         )
         self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
         self._estimate = OutputEstimate(options.schedule_conservativeness)

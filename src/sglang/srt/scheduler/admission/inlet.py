@@ -101,7 +101,7 @@ class Inlet:
         req.salt = self._image_ids.salt(msg.cache_salt) if msg.media else msg.cache_salt
         req.takes_drafts = not params.adjusts_logits and msg.logprobs is None and media is None
         if req.takes_drafts and params.grammar is None and not msg.healed:
-            req.proposer = self._proposers.for_free_text(msg.input_ids, msg.resumed or ())
+            req.proposer = self._proposers.for_free_text(req)
         req.origins = bytearray() if msg.origins else None
         req.input_log = LogprobLog(options.top_num, options.token_ids)
         req.output_log = LogprobLog(options.top_num, options.token_ids)
@@ -201,6 +201,6 @@ class Inlet:
             waits.req.in_reasoning = bool(waits.req.msg.grammar_after)
             waits.req.jumps = self._jump_forward
             if self._jump_forward and not waits.req.msg.healed:
-                waits.req.proposer = self._proposers.for_grammar((waits.grammar.key, waits.req.salt))
+                waits.req.proposer = self._proposers.for_grammar(waits.req, waits.grammar.key)
         if waits.regexes:
             waits.req.finish.watch_regexes([job.value for job in waits.regexes], self._searches)

@@ -132,6 +132,13 @@ class RadixCache:
                 break
         return pos, node
 
+    def next_node(self, node: TreeNode, token_id: int) -> TreeNode | None:
+        """The child of `node` that begins with the token; with pages of several tokens, the latest such child."""
+        if self.page_size == 1:
+            return node.children.get(token_id)
+        found = [child for child in node.children.values() if child.ids[0] == token_id]
+        return max(found, key=lambda child: child.last_access, default=None)
+
     def _root(self, salt: str | None) -> TreeNode:
         """The tree of `salt`; a new root belongs to the forest only once something hangs on it."""
         root = self._roots.get(salt)

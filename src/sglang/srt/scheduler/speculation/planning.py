@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 from sglang.srt.scheduler.batch import Extend
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
+from sglang.srt.scheduler.cache.radix_cache import RadixCache
 from sglang.srt.scheduler.req import Req
-from sglang.srt.scheduler.speculation.proposer import Draft, DraftLimits, Proposer
+from sglang.srt.scheduler.speculation.proposer import Draft, DraftContext, DraftLimits, Proposer
 from sglang.srt.scheduler.speculation.proposers.grammar_statistics import GrammarProposer, StatisticsCache
 from sglang.srt.scheduler.speculation.proposers.prompt_lookup import PromptLookup
+from sglang.srt.scheduler.speculation.proposers.radix_tree import RadixTreeProposer
 
 MAX_IDS = 24
 """Tokens of one draft."""
@@ -82,18 +84,46 @@ def _draft(req: Req, num_reqs: int, budget: DraftBudget, memory: KvMemory) -> Dr
     return draft
 
 
+class FirstOf:
+    """Several proposers of one request: the first that has a draft proposes."""
+
+    def __init__(self, *proposers: Proposer) -> None:
+        self._proposers = proposers
+
+    @property
+    def forced_share(self) -> float:
+        return max(proposer.forced_share for proposer in self._proposers)
+
+    def is_confident(self, context: DraftContext, num_running: int) -> bool:
+        return any(proposer.is_confident(context, num_running) for proposer in self._proposers)
+
+    def propose(self, context: DraftContext, limits: DraftLimits) -> Draft | None:
+        drafts = (proposer.propose(context, limits) for proposer in self._proposers)
+        return next((draft for draft in drafts if draft is not None), None)
+
+    def note_sampled(self, context: DraftContext, token_id: int) -> None:
+        for proposer in self._proposers:
+            proposer.note_sampled(context, token_id)
+
+
 class Proposers:
     """Owner of what proposers share."""
 
-    def __init__(self, prompt_lookup: bool, max_grammars: int) -> None:
-        """`prompt_lookup`: whether free text gets a proposer. `max_grammars`: whose statistics are kept."""
-        self._prompt_lookup = prompt_lookup
+    def __init__(self, in_free_text: bool, max_grammars: int, tree: RadixCache) -> None:
+        """`in_free_text`: whether free text gets proposers. `max_grammars`: whose statistics are kept. `tree`: the prefix tree."""
+        self._in_free_text = in_free_text
         self._statistics = StatisticsCache(max_grammars)
+        self._tree = tree
 
-    def for_free_text(self, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Proposer | None:
-        """For a request that begins with these tokens."""
-        return PromptLookup(prompt_ids, output_ids) if self._prompt_lookup else None
+    def for_free_text(self, req: Req) -> Proposer | None:
+        """For a request that has not begun; one that is resumed has tokens already."""
+        if not self._in_free_text:
+            return None
+        return FirstOf(self._tree_path(req), PromptLookup(req.msg.input_ids, req.msg.resumed or ()))
 
-    def for_grammar(self, key: Hashable) -> Proposer:
-        """`key`: the grammar, and who may learn from whom."""
-        return GrammarProposer(self._statistics.of(key))
+    def for_grammar(self, req: Req, grammar: Hashable) -> Proposer:
+        """For a request that has not begun. Requests of one grammar learn from each other if they have the same salt."""
+        return FirstOf(self._tree_path(req), GrammarProposer(self._statistics.of((grammar, req.salt))))
+
+    def _tree_path(self, req: Req) -> Proposer:
+        return RadixTreeProposer(self._tree, req.prompt, req.salt)

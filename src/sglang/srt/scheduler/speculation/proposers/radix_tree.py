@@ -1,0 +1,83 @@
+"""Drafts from the prefix tree: a request whose tokens were those of an earlier one may go on as that one did.
+
+Answers that are generated again, programs that run again at temperature 0, replays and equal forks repeat whole outputs, and the
+tree holds these. The first sampled token that comes as expected allows a draft of two; with every right token drafts grow. A request whose
+output leaves the tree is off its path for good: at most one draft, no more than twice as long as what came right, is in vain.
+"""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+import numpy as np
+
+from sglang.srt.forward_batch import Int32Array
+from sglang.srt.scheduler.cache.radix_cache import RadixCache
+from sglang.srt.scheduler.cache.tree_path import TreePath
+from sglang.srt.scheduler.speculation.grammar_walk import GrammarWalk
+from sglang.srt.scheduler.speculation.proposer import Draft, DraftContext, DraftLimits
+
+GROWTH = 2
+"""Drafted tokens for each that came as expected."""
+
+
+class RadixTreeProposer:
+    """Proposes for one request what its path in the tree says. Forced tokens are part of the path as sampled ones are."""
+
+    forced_share = 0.0
+
+    def __init__(self, tree: RadixCache, prompt: Int32Array, salt: str | None) -> None:
+        self._tree = tree
+        self._prompt = prompt
+        self._salt = salt
+        self._path: TreePath | None = None
+        self._num_followed = 0
+        self._num_right = 0
+
+    def is_confident(self, context: DraftContext, num_running: int) -> bool:
+        """However many run: a right draft costs the rows that it saves."""
+        return self._limit(context) > 0 and bool(self._path and self._path.expected(1))
+
+    def propose(self, context: DraftContext, limits: DraftLimits) -> Draft | None:
+        """What came next on the path, up to a token that ends the request or that the grammar does not allow."""
+        limit = min(self._limit(context), limits.max_ids)
+        if limit <= 0 or self._path is None:
+            return None
+        expected = self._path.expected(limit)
+        if context.grammar is not None:
+            return _along_grammar(context, limits, expected)
+        stop_ids = context.stop_ids
+        ids = list(takewhile(lambda token_id: token_id not in stop_ids, expected[: limits.max_samples]))
+        return Draft(ids, list(range(1, len(ids) + 1)), []) if ids else None
+
+    def note_sampled(self, context: DraftContext, token_id: int) -> None:
+        if self._path is None:  # the first one: only now the tree is asked
+            ids = np.concatenate([self._prompt, np.array(context.output_ids, np.int32)])
+            self._path, self._num_followed = TreePath(self._tree, ids, self._salt), len(context.output_ids)
+        self._follow(context)
+        if self._path.follow(token_id):
+            self._num_right += 1
+        self._num_followed += 1
+
+    def _limit(self, context: DraftContext) -> int:
+        """How many tokens a draft may have."""
+        self._follow(context)
+        return GROWTH * self._num_right if self._path is not None and self._path.is_on else 0
+
+    def _follow(self, context: DraftContext) -> None:
+        """Goes on by the tokens that were appended without being told: forced ones."""
+        if self._path is not None and self._path.is_on:
+            for token_id in context.output_ids[self._num_followed :]:
+                self._path.follow(token_id)
+            self._num_followed = len(context.output_ids)
+
+
+def _along_grammar(context: DraftContext, limits: DraftLimits, expected: list[int]) -> Draft | None:
+    """The draft of the expected tokens, as long as those that the grammar forces between them are as expected, too."""
+    walk = GrammarWalk(context, limits)
+    while expected and walk.has_room:
+        added = walk.add(expected[0])
+        if not added or added != expected[: len(added)]:
+            break
+        expected = expected[len(added) :]
+    return walk.draft()
