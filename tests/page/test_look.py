@@ -89,6 +89,39 @@ def test_a_conversation_at_every_size(browser: Browser, server: RunningServer, s
     context.close()
 
 
+WIDE = "| " + " | ".join(f"column {i}" for i in range(14)) + " |\n|" + "--|" * 14 + "\n| " + " | ".join(["value"] * 14) + " |\n"
+STYLED = r"""$$\begin{pmatrix} a & b \\ c & d \end{pmatrix} \begin{cases} 1 & x > 0 \\ 0 & \text{else} \end{cases} \color{red}{x} \boxed{y} \hspace{2em} z$$
+
+$$\begin{aligned} f(x) &= (a + b)^2 \\ &= a^2 + 2ab + b^2 \end{aligned} \qquad \underbrace{x + y}_{n} \; \overline{ab} \; \cancel{z} \; \rule{1em}{1em}$$
+"""
+
+
+def test_what_is_wide_scrolls_by_itself(page: Page, server: RunningServer) -> None:
+    """No column is narrower than a word, no style of a formula is against the page's policy (the browser would complain of it)."""
+    page.set_viewport_size({"width": 360, "height": 740})
+    chat = Chat(page, server.url)
+    show_answer(page, f"{WIDE}\n{STYLED}\n```\n{'x = 1; ' * 50}\n```\n\n{'w' * 300}\n")
+    chat.say("Show me a table.")
+    assert no_part_is_beyond_the_edge(page)
+    height, line = page.locator("tbody tr").evaluate(
+        "(row) => [row.clientHeight, parseFloat(getComputedStyle(row).lineHeight)]"
+    )
+    assert height < 2 * line, "a word is not broken into letters"
+    assert page.locator("math[display=block] mtable").count() == 3
+    assert page.locator(".math-source").count() == 0
+
+
+def test_the_view_shown_is_seen_in_the_menu_of_a_phone(page: Page, server: RunningServer) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    Chat(page, server.url)
+    for name in ("Machine", "Programs", "Constraints", "Chat"):
+        page.get_by_role("link", name=name).click()
+        current = page.locator("nav [aria-current=page]")
+        expect(current).to_have_text(name)
+        expect(current).to_be_in_viewport(ratio=0.95)
+        assert no_part_is_beyond_the_edge(page)
+
+
 def test_the_theme_is_chosen_and_kept(page: Page, server: RunningServer) -> None:
     Chat(page, server.url)
 

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.conftest import RunningServer, start_server
-from tests.page.conftest import SHOTS, Chat, Troubles, wait_for
+from tests.page.conftest import SHOTS, Troubles, wait_for
 from tests.page.test_look import serious
 
 NODES = """async () => { const { nodes } = await import('/page/js/machine/live.js');
@@ -161,17 +161,3 @@ def test_answers_are_the_same_with_a_viewer_and_the_server_ends(tmp_path: Path, 
     running.stop()
     assert time.monotonic() - began < 12, "a viewer does not hold up the end"
     page.close()
-
-
-def test_a_long_answer_stays_quick(page: Page, fresh: RunningServer) -> None:
-    """30,000 tokens of Markdown, as they come from a fast server."""
-    from tests.page.test_look import show_answer
-
-    chat = Chat(page, fresh.url)
-    text = "".join(f"{i}. The *number* {i} has a [square](http://example.org/{i}) of `{i * i}`.\n\n" for i in range(1, 1500))
-    show_answer(page, text)
-    began = time.monotonic()
-    chat.say("Tell me of squares.")
-    expect(page.locator(".markdown")).to_contain_text("The number 1499 has")
-    print("a long answer, s:", time.monotonic() - began, "characters:", len(text))
-    assert page.locator(".markdown li").count() == 1499

@@ -1,5 +1,5 @@
 // The page: its views, the key, light and dark.
-import { html, render, useState, useEffect, useStore, Dialog, IconButton } from "./lib.js";
+import { html, render, useState, useEffect, useRef, useStore, Dialog, IconButton } from "./lib.js";
 import { getKey, keyNeeded, loadServer, server, setKey } from "./api.js";
 import { Chat } from "./chat/chat.js";
 import { Constraints } from "./constraints/constraints.js";
@@ -71,11 +71,13 @@ function App() {
     return () => removeEventListener("hashchange", onHash);
   }, []);
   const [name, , View] = view;
+  const links = useRef(null);
+  useEffect(() => links.current.querySelector("[aria-current]").scrollIntoView({ block: "nearest", inline: "center" }), [name]);
   return html`
     <header class="top">
       ${name === "chat" && html`<${IconButton} icon="menu" label="Conversations" aria-expanded=${String(drawer)} class="icon-button menu" onClick=${() => setDrawer(!drawer)} />`}
       <h1>sglang</h1>
-      <nav aria-label="Views">${VIEWS.map(([id, title]) => html`<a href=${`#${id}`} aria-current=${id === name ? "page" : undefined}>${title}</a>`)}<a href="docs" class="outside">Docs</a></nav>
+      <nav aria-label="Views" ref=${links}>${VIEWS.map(([id, title]) => html`<a href=${`#${id}`} aria-current=${id === name ? "page" : undefined}>${title}</a>`)}<a href="docs" class="outside">Docs</a></nav>
       <span class="space"></span>
       <span class="model" title="the model that answers">${modelOf(known, set) ?? ""}</span>
       <${IconButton} icon="key" label="API key" onClick=${() => setAsking(true)} />

@@ -99,7 +99,11 @@ function checkConversation(given) {
   return whole;
 }
 
+const PAUSE_MS = 600;
+const REST = 20;
 let timer = 0;
+/** until what has changed is kept: longer if that takes long, as it does for an answer with all its tokens */
+let pause = PAUSE_MS;
 const waiting = new Map();
 
 /** Says that a conversation has changed: views are drawn anew, and it is kept soon. */
@@ -107,7 +111,7 @@ export function touch(conversation, node = null) {
   if (node) node.version = (node.version ?? 0) + 1;
   if (conversation === current.value) current.tell();
   waiting.set(conversation.id, conversation);
-  timer ||= setTimeout(keep, 600);
+  timer ||= setTimeout(keep, pause);
 }
 
 /** Writes what has changed. */
@@ -120,7 +124,7 @@ export async function keep() {
     if (!Object.keys(conversation.nodes).length && !conversation.system) continue;
     conversation.updated = Date.now();
     try {
-      await run("readwrite", (table) => table.put(conversation));
+      await run("readwrite", (table) => putTimed(table, conversation));
     } catch (error) {
       storageError.set(`Conversations cannot be kept in this browser: ${error.message}`);
       return;
@@ -128,6 +132,13 @@ export async function keep() {
     const entry = { id: conversation.id, title: conversation.title, updated: conversation.updated };
     list.set([entry, ...list.value.filter((other) => other.id !== conversation.id)]);
   }
+}
+
+function putTimed(table, conversation) {
+  const began = performance.now();
+  const request = table.put(conversation); // makes a copy of all of it
+  pause = Math.max(PAUSE_MS, REST * (performance.now() - began));
+  return request;
 }
 
 // --- the tree ------------------------------------------------------------------------------------------------------------------

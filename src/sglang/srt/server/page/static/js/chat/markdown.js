@@ -1,6 +1,6 @@
 // Text of a model as markup. Three fences: markdown-it makes no markup of markup (html: false), DOMPurify takes out whatever
 // could run or load something, and the browser runs nothing but the page's own files (the policy of page/files.py).
-import { html, useRef, copyText } from "../lib.js";
+import { html, useEffect, useLayoutEffect, useRef, useState, copyText } from "../lib.js";
 import markdownIt from "../../vendor/markdown-it.js";
 import purify from "../../vendor/dompurify.js";
 import temml from "../../vendor/temml.js";
@@ -12,7 +12,8 @@ const escape = md.utils.escapeHtml;
 function renderMath(source, display) {
   if (source.length > SHORT_MATH) return `<code>${escape(source)}</code>`;
   try {
-    return temml.renderToString(source, { displayMode: display, throwOnError: true, trust: false, maxExpand: 200, maxSize: [20, 500] });
+    const markup = temml.renderToString(source, { displayMode: display, throwOnError: true, trust: false, maxExpand: 200, maxSize: [20, 500] });
+    return markup.replace(/ style="[^"]*"/g, ""); // styles in markup are against the page's policy
   } catch {
     return `<code class="math-source">${escape(source)}</code>`;
   }
@@ -168,13 +169,34 @@ function onClick(event) {
   setTimeout(() => (button.textContent = "Copy"), 1500);
 }
 
-export function Markdown({ text }) {
+const REST = 4;
+
+/** When the next drawing may begin, after one that began then. */
+function untilLaidOut(node, began) {
+  node.getBoundingClientRect(); // has the browser lay it out now, so that this is measured, too
+  const now = performance.now();
+  return now + (REST - 1) * (now - began);
+}
+
+/** `busy`: the text grows. Drawing it then takes one part in REST of the time at most: a block without an end costs more with every token. */
+export function Markdown({ text, busy = false }) {
+  const box = useRef(null);
   const growing = useRef(null);
-  const shown = useRef(null);
+  const shown = useRef({ text: null, tail: "", until: 0 });
+  const later = useRef(0);
+  const [, again] = useState(0);
+  const began = performance.now();
+  const { until } = shown.current;
   growing.current ??= new Growing();
-  if (shown.current?.text !== text) shown.current = { text, tail: growing.current.feed(text) };
+  if (shown.current.text !== text && (!busy || began >= until)) shown.current = { text, tail: growing.current.feed(text), until: 0 };
+  useLayoutEffect(() => {
+    clearTimeout(later.current);
+    if (shown.current.text !== text) later.current = setTimeout(() => again((n) => n + 1), until - began);
+    else if (!shown.current.until) shown.current.until = untilLaidOut(box.current, began);
+  });
+  useEffect(() => () => clearTimeout(later.current), []);
   const { blocks } = growing.current;
-  return html`<div class="markdown" onClick=${onClick}>
+  return html`<div class="markdown" ref=${box} onClick=${onClick}>
     ${blocks.map((markup, i) => html`<div class="block" key=${i} dangerouslySetInnerHTML=${{ __html: markup }} />`)}
     <div class="block" key="tail" dangerouslySetInnerHTML=${{ __html: shown.current.tail }} />
   </div>`;

@@ -98,7 +98,7 @@ function Body({ node, busy }) {
     answer(current.value, node.parent, { begun: before + other.t, tokens });
   };
   if (tokenView.value !== "text" && node.tokens) return html`<${Tokens} tokens=${node.tokens} view=${tokenView.value} scored=${node.scored} busy=${busy} onPick=${branch} />`;
-  return html`<${Markdown} text=${node.content} />`;
+  return html`<${Markdown} text=${node.content} busy=${busy} />`;
 }
 
 function Tools({ node, busy, onEdit, onCode }) {
@@ -131,7 +131,7 @@ export class Message extends Component {
       <h3 class="who">${WHO[node.role]}</h3>
       ${node.images?.length > 0 && html`<div class="images">${node.images.map((url, i) => html`<img src=${url} alt=${`image ${i + 1} of the message`} />`)}</div>`}
       ${node.files?.length > 0 && html`<ul class="files">${node.files.map((file) => html`<li><${Icon} name="file" /> ${file.name}</li>`)}</ul>`}
-      ${node.reasoning && html`<details class="reasoning" open=${busy && !node.content}><summary>Reasoning</summary><${Markdown} text=${node.reasoning} /></details>`}
+      ${node.reasoning && html`<details class="reasoning" open=${busy && !node.content}><summary>Reasoning</summary><${Markdown} text=${node.reasoning} busy=${busy} /></details>`}
       ${editing ? html`<${Editor} node=${node} onClose=${close} />` : html`<${Body} node=${node} busy=${busy} />`}
       ${busy && !node.content && !node.reasoning && html`<p class="waiting" aria-label="waiting for the first token"><i></i><i></i><i></i></p>`}
       ${tokens !== "text" && node.tokens && !busy && html`<${Legend} view=${tokens} />`}

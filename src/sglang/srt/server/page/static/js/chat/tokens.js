@@ -1,7 +1,9 @@
 // An answer token by token: how likely each was, what else it could have been, and where it came from.
 import { html, useState, useEffect, useRef, Component } from "../lib.js";
 
+/** Tokens of a piece: at least, so that it ends with a line, and at most. A piece is drawn and laid out by itself. */
 const PIECE = 150;
+const LONGEST_PIECE = 600;
 const ORIGINS = {
   sampled: "sampled",
   draft: "accepted from a draft",
@@ -33,6 +35,19 @@ export function textBefore(tokens, index) {
   } catch {
     return null;
   }
+}
+
+/** [from, count] of the pieces of an answer. */
+function piecesOf(tokens) {
+  const pieces = [];
+  let from = 0;
+  for (let end = 1; end <= tokens.length; end += 1) {
+    const count = end - from;
+    if (end < tokens.length && count < LONGEST_PIECE && (count < PIECE || !tokens[end - 1].t.endsWith("\n"))) continue;
+    pieces.push([from, count]);
+    from = end;
+  }
+  return pieces;
 }
 
 class Piece extends Component {
@@ -107,10 +122,10 @@ export function Tokens({ tokens, view, scored, busy, onPick }) {
     const index = Math.min(Math.max((picked?.index ?? -1) + step, 0), tokens.length - 1);
     open(index, box.current.querySelector(`[data-index="${index}"]`));
   };
-  const pieces = [];
-  for (let from = 0; from < tokens.length; from += PIECE) {
-    pieces.push(html`<${Piece} key=${from} view=${view} scored=${scored === undefined ? 0 : Math.min(scored, from + PIECE)} tokens=${tokens} from=${from} count=${Math.min(PIECE, tokens.length - from)} picked=${picked && picked.index >= from && picked.index < from + PIECE ? picked.index : null} />`);
-  }
+  const pieces = piecesOf(tokens).map(([from, count]) => {
+    const isIn = picked && picked.index >= from && picked.index < from + count;
+    return html`<${Piece} key=${from} view=${view} scored=${scored === undefined ? 0 : Math.min(scored, from + count)} tokens=${tokens} from=${from} count=${count} picked=${isIn ? picked.index : null} />`;
+  });
   return html`<div class="tokens-box">
     <div class="tokens" ref=${box} tabindex="0" role="group" aria-label="Tokens of the answer; left and right arrow go through their alternatives" onPointerOver=${over} onClick=${click} onKeyDown=${move}>${pieces}</div>
     ${picked && tokens[picked.index] && html`<${Alternatives} token=${tokens[picked.index]} at=${picked.index} place=${picked.place} onClose=${close} onPick=${(other) => {

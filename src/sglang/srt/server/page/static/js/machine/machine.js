@@ -56,8 +56,8 @@ function Steps({ version }) {
   </figure>`;
 }
 
-function Figure({ label, value, of, detail }) {
-  return html`<div class="figure"><dt>${label}</dt><dd>${value}${of !== undefined && html`<meter min="0" max="1" value=${of} aria-label=${label}></meter>`}</dd>${detail && html`<dd class="detail">${detail}</dd>`}</div>`;
+function Figure({ label, value, unit, of, detail }) {
+  return html`<div class="figure"><dt>${label}</dt><dd>${value}${unit && html` <small>${unit}</small>`}${of !== undefined && html`<meter min="0" max="1" value=${of} aria-label=${label}></meter>`}</dd>${detail && html`<dd class="detail">${detail}</dd>`}</div>`;
 }
 
 const LATENCIES = [
@@ -103,10 +103,10 @@ export function Machine() {
   return html`<div class="view machine">
     <dl class="figures">
       <${Figure} label="Running" value=${stats?.num_running ?? "–"} detail=${stats ? `${stats.num_waiting} wait${stats.num_grammar_waiting ? `, ${stats.num_grammar_waiting} for their grammar` : ""}` : ""} />
-      <${Figure} label="Generating" value=${`${short(rate.generated)} tokens/s`} detail=${`${short(rate.prompt)} prompt tokens/s`} />
-      <${Figure} label="Steps" value=${`${short(rate.steps)} a second`} detail=${typical ? `${seconds(typical)} each` : "idle"} />
+      <${Figure} label="Generating" value=${short(rate.generated)} unit="tokens/s" detail=${`${short(rate.prompt)} prompt tokens/s`} />
+      <${Figure} label="Steps" value=${short(rate.steps)} unit="a second" detail=${typical ? `${seconds(typical)} each` : "idle"} />
       <${Figure} label="KV in use" value=${stats ? short(stats.num_used_tokens) : "–"} of=${total ? stats.num_used_tokens / total : 0} detail=${total ? `of ${short(total)} tokens, ${bytes(total * perToken)}` : ""} />
-      <${Figure} label="Prefix cache" value=${`${short(cached)} tokens`} of=${total ? cached / total : 0} detail=${`${nodes.size} nodes, ${bytes(cached * perToken)}, ${short(locked)} locked`} />
+      <${Figure} label="Prefix cache" value=${short(cached)} unit="tokens" of=${total ? cached / total : 0} detail=${`${nodes.size} nodes, ${bytes(cached * perToken)}, ${short(locked)} locked`} />
       <${Figure} label="Found in the cache" value=${stats ? `${(stats.cache_hit_rate * 100).toFixed(0)} %` : "–"} detail="of prompt tokens" />
       <${Figure} label="Drafts" value=${rate.draft ? `${Math.round((100 * Math.min(rate.accepted, rate.draft)) / rate.draft)} %` : "none"} detail="accepted" />
       <${Figure} label="Retractions" value=${stats?.num_retractions ?? "–"} detail="requests that gave their memory back" />
