@@ -48,6 +48,18 @@ def test_the_output_begins_with_what_was_taken_back(stream: bool) -> None:
         assert shown(answer, "th") == rest and "th" not in rest, "stop strings do not see the prompt's end"
 
 
+def test_what_follows_is_as_free_where_the_prompts_end_is_forced() -> None:
+    """Under a mask there would be no special tokens."""
+    reqs = [
+        make_req(f"r{i}", [i], 3, temperature=1.0, seed=i, healed="q", ignore_eos=True, skip_special_tokens=False)
+        for i in range(120)
+    ]
+    answers = [run_with_compiling(Harness(grammar=GrammarOptions(jump_forward=jump)), reqs) for jump in (True, False)]
+    jumped, stepped = [[answer.ids for answer in each] for each in answers]
+    assert jumped == stepped
+    assert any(ids[1] in VOCABULARY.special_ids for ids in stepped)
+
+
 def test_it_goes_together_with_a_constraint() -> None:
     req = make_req("a", [1], 30, healed="ab", regex="c(x|y)")
     (answer,) = run_with_compiling(Harness(grammar=GrammarOptions()), [req])

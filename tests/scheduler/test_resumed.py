@@ -27,7 +27,8 @@ class Client:
 
     def __init__(self, req: TokenizedReq) -> None:
         self.outs: list[TokenOut] = []
-        self._detokenizer = Detokenizer(VOCABULARY, req.sampling.skip_special_tokens, len(req.healed.encode()))
+        params, drop = req.sampling, len(req.healed.encode())
+        self._detokenizer = Detokenizer(VOCABULARY, params.skip_special_tokens, drop, params.spaces_specials)
         self.text = ""
 
     def hear(self, outs: list[TokenOut]) -> None:

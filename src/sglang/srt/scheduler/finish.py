@@ -144,6 +144,11 @@ class FinishChecker:
         self._matchers.append(self._regexes)
 
     @property
+    def _looks(self) -> bool:
+        """Whether it matters what the text is."""
+        return bool(self._matchers or self.skip_bytes)
+
+    @property
     def is_searching(self) -> bool:
         """Whether the last `check` has no answer yet: a stop expression takes long. Until `end_search` there must be no other."""
         return self._regexes is not None and self._regexes.is_searching
@@ -162,7 +167,7 @@ class FinishChecker:
         """Of a resumed request, the next token that its client has."""
         if self._spacing is not None:
             self._spacing.note(token_id)
-        if self._matchers:  # as `check` looks at it
+        if self._looks:  # as `check` does
             self._sent.append(self._shown(token_id))
 
     def go_on(self, num_out: int, hold_bytes: int) -> FinishReason | None:
@@ -190,7 +195,7 @@ class FinishChecker:
             self.hold_bytes = 0
             self.trim_bytes = 0 if self._keep_stop else len(self._shown(token_id))
             return FinishReason("stop", matched=self._named.get(token_id, token_id))
-        return self._check_text(self._shown(token_id) if self._matchers else b"", num_out)
+        return self._check_text(self._shown(token_id) if self._looks else b"", num_out)
 
     def end_search(self, num_out: int) -> FinishReason | None:
         """What the last `check` would have returned. Raises RequestError when the search took too long."""

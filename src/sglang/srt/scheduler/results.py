@@ -188,9 +188,14 @@ def take_sampled(req: Req, token_id: int, expected: DraftStep | None = None, ori
     elif req.grammar is not None and not req.grammar.accept(token_id):
         return _stuck(req)
     reason = _check(req, token_id)
-    if req.msg.healed and req.finish.skip_bytes == 0 and req.msg.sampling.grammar is None:
-        req.grammar = None  # the prompt's end is said; the text goes on freely
+    _leave_healed(req)
     return _after_check(req, reason)
+
+
+def _leave_healed(req: Req) -> None:
+    """Once the prompt's end is said, text that nothing else constrains goes on freely."""
+    if req.msg.healed and req.finish.skip_bytes == 0 and req.msg.sampling.grammar is None:
+        req.grammar = None
 
 
 def _end_reasoning(req: Req) -> int:
@@ -234,8 +239,7 @@ def take_sent(req: Req) -> FinishReason | None:
         elif req.grammar is not None and not req.grammar.accept(token_id):
             return _stuck(req)
         req.finish.note_sent(token_id)
-        if req.msg.healed and req.finish.skip_bytes == 0 and req.msg.sampling.grammar is None:
-            req.grammar = None
+        _leave_healed(req)
     return _after_check(req, req.finish.go_on(len(req.output_ids), req.msg.resumed_hold))
 
 
@@ -285,9 +289,8 @@ def _append(req: Req, forced: list[int]) -> FinishReason | None:
         return reason
     if not req.grammar.accept_all(forced[:taken]):
         return _stuck(req)
-    if req.finish.is_searching:
-        return None
-    if req.grammar.is_finished:
+    _leave_healed(req)
+    if not req.finish.is_searching and req.grammar is not None and req.grammar.is_finished:
         return FinishReason("stop", matched=req.output_ids[-1])
     return reason
 
