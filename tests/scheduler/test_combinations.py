@@ -27,6 +27,7 @@ from sglang.srt.scheduler.grammar.engines.registry import create_backend
 from sglang.srt.scheduler.grammar.masks import MaskFiller
 from sglang.srt.scheduler.speculation.grammar_walk import GrammarWalk
 from sglang.srt.scheduler.speculation.proposer import Draft, DraftLimits
+from sglang.srt.scheduler.speculation.proposers import radix_tree
 from sglang.srt.scheduler.speculation.proposers.grammar_statistics import GrammarProposer
 from sglang.srt.scheduler.speculation.proposers.prompt_lookup import PromptLookup
 from sglang.srt.scheduler.stop_regex import STOP_REGEX, Found, Search, Searches, Span, compile_stop_regex, search_all
@@ -188,6 +189,7 @@ def let_in(patch: pytest.MonkeyPatch, weather: Weather, may_search_elsewhere: fl
         patch.setattr(proposer, "is_confident", lambda self, context, num_running: weather.chance(0.6))
         patch.setattr(proposer, "propose", lambda self, context, limits, propose=propose: propose(context, limits))
         patch.setattr(proposer, "forced_share", 0.0)
+    patch.setattr(radix_tree, "GROWTH", 8 if weather.chance(0.5) else 0)
 
 
 @st.composite
@@ -253,7 +255,7 @@ def schedules(draw: st.DrawFn) -> tuple[dict[str, int], ScheduleOptions, bool]:
 def alone(req: TokenizedReq, context_len: int) -> Client:
     """Its answer when nothing else goes on."""
     client = Client(req)
-    one = Harness(ToyWorker(context_len=context_len), ScheduleOptions(prompt_lookup=False), GrammarOptions(jump_forward=False))
+    one = Harness(ToyWorker(context_len=context_len), ScheduleOptions(speculation=False), GrammarOptions(jump_forward=False))
     one.run(req)
     close(one)
     client.hear(one.answers[req.rid].outs)
