@@ -108,6 +108,17 @@ CONDITIONS: Schemas = st.fixed_dictionaries(
     },
     optional={"then": PARTS, "else": st.one_of(PARTS, st.just(False))},
 )
+NESTED: Schemas = st.recursive(
+    CONDITIONS,
+    lambda inner: st.builds(
+        lambda outer, key, branch, beside: {**outer, key: {**branch, **beside}},
+        CONDITIONS,
+        st.sampled_from(["then", "else"]),
+        st.one_of(inner, st.builds(lambda parts: {"allOf": parts}, branches(inner, 2))),
+        PARTS,
+    ),
+    max_leaves=3,
+)
 
 
 def with_conditions(one: Schema, kind: Schema, conditions: list[Schema], together: bool) -> Schema:
@@ -134,6 +145,7 @@ TREES: Schemas = st.builds(
 
 REWRITTEN: dict[str, Schemas] = {
     "cases": st.builds(with_conditions, RECORDS, KINDS, branches(CONDITIONS), st.booleans()),
+    "cases within cases": st.builds(with_conditions, RECORDS, KINDS, branches(NESTED, 2), st.booleans()),
     "references that lead back": TREES,
     "objects are closed": st.one_of(
         RECORDS,
@@ -180,7 +192,7 @@ REWRITTEN: dict[str, Schemas] = {
         type=st.just("object"),
         properties=st.dictionaries(NAMES, SIMPLE, max_size=2),
         patternProperties=st.dictionaries(
-            st.sampled_from(["^a$", "^(a|b)$", "^[bc]$", "^a", "b"]), SIMPLE, min_size=1, max_size=2
+            st.sampled_from(["^a$", "^(a|b)$", "^[bc]$", "^a", "b", "[a-k]$"]), SIMPLE, min_size=1, max_size=3
         ),
         propertyNames=st.sampled_from(
             [{"enum": ["a", "b"]}, {"const": "c"}, {"pattern": "^[ab]{1,2}$"}, {"type": "string"}, True]

@@ -103,7 +103,70 @@ FOLLOWED: dict[str, Case] = {
     "format of a number": ({"type": "integer", "format": "int32"}, [1], ["x"]),
     "unknown keyword with a mark": ({"type": "array", "items": {"type": "null"}, "_uniqueItems": True}, [[None, None]], [1]),
 }  # fmt: skip
+SHAPES: dict[str, Any] = {
+    "kind": {"enum": ["circle", "square", "dot"]},
+    "filled": {"type": "boolean"},
+    **dict.fromkeys(("r", "side", "colour"), {"type": "integer"}),
+}
+
+
+def if_kind(kind: str) -> dict[str, Any]:
+    return {"if": {"properties": {"kind": {"const": kind}}}}
+
+
+def shape(**conditions: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": SHAPES, "required": ["kind"], "additionalProperties": False, **conditions}
+
+
 BY_LLGUIDANCE: dict[str, Case] = {
+    "one condition after the other": (
+        shape(
+            **if_kind("circle"),
+            then={"required": ["r"]},
+            **{"else": {**if_kind("square"), "then": {"required": ["side"]}, "else": {"properties": {"r": False}}}},
+        ),
+        [
+            {"kind": "circle", "r": 1},
+            {"kind": "square", "side": 1},
+            {"kind": "square", "r": 2, "side": 1},
+            {"kind": "dot", "side": 1},
+        ],
+        [{"kind": "circle"}, {"kind": "square"}, {"kind": "dot", "r": 1}],
+    ),
+    "conditions in branches": (
+        shape(
+            **if_kind("circle"),
+            then={
+                "required": ["r"],
+                "allOf": [
+                    {
+                        "if": {"properties": {"filled": {"const": True}}, "required": ["filled"]},
+                        "then": {"required": ["colour"]},
+                    }
+                ],
+            },
+        ),
+        [{"kind": "circle", "r": 1}, {"kind": "circle", "filled": True, "r": 1, "colour": 2}, {"kind": "dot", "filled": True}],
+        [{"kind": "circle", "filled": True, "r": 1}, {"kind": "circle", "filled": False}],
+    ),
+    "conditions on what a branch brings": (
+        shape(
+            **if_kind("circle"),
+            then={
+                "required": ["filled"],
+                "properties": {"filled": {"type": "boolean"}},
+                "if": {"properties": {"filled": {"const": True}}},
+                "then": {"required": ["colour"]},
+            },
+        ),
+        [{"kind": "circle", "filled": False}, {"kind": "circle", "filled": True, "colour": 2}, {"kind": "dot"}],
+        [{"kind": "circle"}, {"kind": "circle", "filled": True}],
+    ),
+    "conditions on what is not": (
+        shape(**{"if": {"properties": {"kind": {"not": {"enum": ["dot", "square"]}}}}}, then={"required": ["r"]}),
+        [{"kind": "circle", "r": 1}, {"kind": "dot"}, {"kind": "square", "side": 1}],
+        [{"kind": "circle"}, {"kind": "circle", "side": 1}],
+    ),
     "lengths of names": (
         schema_of(dict[Annotated[str, pydantic.Field(min_length=1, max_length=3)], int]),
         [{"abc": 1}],

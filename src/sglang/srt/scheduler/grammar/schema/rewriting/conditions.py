@@ -6,8 +6,13 @@
             "anyOf": [{"properties": {"kind": {"enum": ["a"]}}, "required": ["kind"], "allOf": [T]},
                       {"properties": {"kind": {"enum": ["b", "c"]}}, "required": ["kind"], "allOf": [E]}]}
 
-So are conditions in allOf, however many, and dependentSchemas, which ask whether a property is there. A property is absent, has one of
-the values that its schema lists, or, where that is any string, none of those that conditions name.
+So are conditions in allOf, however many, and dependentSchemas, which ask whether a property is there. One that stands in a branch of
+another holds where both do:
+
+    {"if": A, "then": T, "else": {"if": B, "then": U, "else": E}}
+        -> {"if": A, "then": T}, {"if": not A and B, "then": U}, {"if": not A and not B, "then": E}
+
+A property is absent, has one of the values that its schema lists, or, where that is any string, none of those that conditions name.
 """
 
 from __future__ import annotations
@@ -18,14 +23,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from sglang.srt.scheduler.grammar.schema.drafts import counts
+from sglang.srt.scheduler.grammar.schema.drafts import counts, read_draft
 from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, Node
 
 MAX_CASES = 200
 MAX_BRANCHES = 64
 MAX_COPIED = 20_000
 """characters of schemas that are written down more than once"""
+MAX_NESTED = 16
+"""conditions inside branches of conditions"""
 _OF_CONDITIONS = frozenset({"if", "then", "else"})
+_APART = frozenset({"$ref", "$dynamicRef", "$recursiveRef", "$schema", "$id", "id"})
+"""what stands beside these may be read in another way, or not at all"""
 _OTHER = "other"
 Values = Callable[[Any], list[Any] | None]
 """a schema to all values that it allows; None where it does not list them"""
@@ -40,18 +49,25 @@ def split_conditions(node: Node, values: Values, draft: int) -> None:
     properties = node.get("properties")
     if node.get("type") != "object" or not isinstance(properties, dict):
         return
-    conditions = list(_conditions(node, draft))
-    reading = _Reading(properties, values)
+    _split(node, list(_flat(node, draft)), _Reading(properties, values)) or _split(
+        node, list(_conditions(node, draft)), _Reading(properties, values)
+    )
+
+
+def _split(node: Node, conditions: list[Node], reading: _Reading) -> bool:
+    """Whether `node` was changed."""
     tests = [reading.test(condition["if"]) for condition in conditions]
     if not conditions or any(test is None for test in tests):
-        return
+        return False
     states = reading.states(_names(node.get("required")))
     if states is None:
-        return
+        return False
     known = [(test, condition) for test, condition in zip(tests, conditions, strict=True) if test is not None]
     branches = list(itertools.islice(_branches(states, known, reading), MAX_BRANCHES + 1))
-    if len(branches) <= MAX_BRANCHES and len(json.dumps(branches)) <= MAX_COPIED:
-        _put(node, branches)
+    if len(branches) > MAX_BRANCHES or len(json.dumps(branches)) > MAX_COPIED:
+        return False
+    _put(node, branches)
+    return True
 
 
 def _conditions(node: Node, draft: int) -> Iterator[Node]:
@@ -64,14 +80,44 @@ def _conditions(node: Node, draft: int) -> Iterator[Node]:
         yield {"if": {"required": [name]}, "then": schema}
 
 
+def _flat(node: Node, draft: int, depth: int = 0) -> Iterator[Node]:
+    """The same, with those that stand in their branches, each under all that leads there."""
+    for condition in _conditions(node, draft):
+        test: Any = condition["if"]
+        inner: list[Node] = []
+        branches: Node = {key: condition[key] for key in ("then", "else") if key in condition}
+        for key, leads in (("then", test), ("else", {"not": test})):
+            branch = branches.get(key)
+            if not isinstance(branch, dict) or branch.keys() & _APART or depth > MAX_NESTED:
+                continue
+            within = list(_flat(read_draft(branch, draft), draft, depth + 1))
+            if within:
+                branches[key] = _without_conditions(branch)
+            for other in within:
+                inner += [
+                    {"if": {"allOf": [leads, asked]}, "then": other[outcome]}
+                    for outcome, asked in (("then", other["if"]), ("else", {"not": other["if"]}))
+                    if outcome in other
+                ]
+        yield {"if": test, **branches}
+        yield from inner
+
+
+def _without_conditions(node: Node) -> Node:
+    out = {key: value for key, value in node.items() if key not in (*_OF_CONDITIONS, "dependentSchemas", "allOf")}
+    rest = [part for part in _list(node.get("allOf")) if not _is_condition(part)]
+    return {**out, "allOf": rest} if rest else out
+
+
 def _is_condition(part: Any) -> bool:
     return isinstance(part, dict) and "if" in part and part.keys() & CONSTRAINING <= _OF_CONDITIONS
 
 
 def _put(node: Node, branches: list[Node]) -> None:
-    for key in ("if", "then", "else", "dependentSchemas"):
-        node.pop(key, None)
-    rest = [part for part in _list(node.pop("allOf", [])) if not _is_condition(part)]
+    kept = _without_conditions(node)
+    node.clear()
+    node.update(kept)
+    rest = node.pop("allOf", [])
     if "anyOf" in node:
         rest.append({"anyOf": branches})
     else:
@@ -142,12 +188,13 @@ class _Reading:
             return None
         if schema in (True, {}):
             return lambda case: True
-        values = None if schema is False else self._values(schema)
+        is_not = isinstance(schema, dict) and schema.keys() & CONSTRAINING == {"not"}
+        values = None if schema is False else self._values(schema["not"] if is_not else schema)
         if values is None:
             return None
-        allowed = {in_json(value) for value in values}
-        self._asked.setdefault(name, set()).update(allowed)
-        return lambda case: case[name] is None or case[name] in allowed
+        named = {in_json(value) for value in values}
+        self._asked.setdefault(name, set()).update(named)
+        return lambda case: case[name] is None or (case[name] in named) != is_not
 
     def states(self, required: list[str]) -> dict[str, list[State]] | None:
         """What may be of each property that conditions ask for."""
@@ -181,6 +228,9 @@ class _Reading:
             elif words:
                 properties[name] = {"type": "string", "pattern": f"^{pattern_of_others(words)}$"}
         there = [name for name, states in case.items() if states != [None]]
+        follows = [
+            {"type": "object", **schema} if isinstance(schema, dict) and "if" in schema else schema for schema in follows
+        ]
         return {"properties": properties, "required": there, **({"allOf": follows} if follows else {})}
 
 
