@@ -11,8 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.scheduler.grammar.regex.finite_patterns import matched_words
+from sglang.srt.scheduler.grammar.regex.regions import regions
 from sglang.srt.scheduler.grammar.schema.keywords import COUNTS, IN_PLACE, Node, has_type
 
+MAX_PATTERNS = 4
+"""of names, in one schema object"""
+MAX_COPIED = 20_000
+"""characters of the schemas that names of several patterns have to satisfy"""
 Limit = Callable[[Any, Any], bool]
 """(a value, what stands at a keyword)"""
 
@@ -105,6 +110,25 @@ def _patterns_of_words(node: Node) -> None:
         del node["patternProperties"]
 
 
+def _patterns_apart(node: Node) -> None:
+    """Patterns of which a name may match several, said by patterns of which it matches one."""
+    patterns = node.get("patternProperties")
+    if not isinstance(patterns, dict) or not 1 < len(patterns) <= MAX_PATTERNS:
+        return
+    found = regions(patterns)
+    if found is None or all(len(which) == 1 for which in found):
+        return
+    schemas = list(patterns.values())
+    apart = {pattern: _all_of([schemas[i] for i in sorted(which)]) for which, pattern in found.items()}
+    if len(str(apart)) <= MAX_COPIED:
+        node["patternProperties"] = apart
+
+
+def _all_of(schemas: list[Any]) -> Any:
+    distinct = [schema for i, schema in enumerate(schemas) if schema not in schemas[:i] and not _says_nothing(schema)]
+    return {"allOf": distinct} if len(distinct) > 1 else distinct[0] if distinct else True
+
+
 def _values_that_fit(node: Node) -> None:
     """Listed values are of the type beside them, and within the limits: then the limits say nothing more."""
     values = [node["const"]] if "const" in node else node.get("enum")
@@ -178,6 +202,7 @@ _RULES: tuple[Callable[[Node], None], ...] = (
     _unevaluated,
     _property_names,
     _patterns_of_words,
+    _patterns_apart,
     _values_that_fit,
     _dependent_required,
 )
