@@ -138,6 +138,16 @@ def test_eviction_takes_the_least_recently_used_leaf() -> None:
     assert tree.evict(1) == 0
 
 
+def test_a_prefix_is_in_use_until_it_is_let_go() -> None:
+    freed: list[int] = []
+    tree = RadixCache(lambda slots: freed.extend(slots.tolist()))
+    long = tree.insert(ids_of("abc"), slots_at(0, 3)).node
+    tree.lock(long)
+    tree.insert(ids_of("xyz"), slots_at(3, 3))
+    tree.unlock(long)
+    assert tree.evict(3) == 3 and freed == [3, 4, 5], "the other was looked at later, and let go before"
+
+
 def test_a_leaf_is_cut_where_a_run_begins() -> None:
     freed: list[int] = []
     tree = RadixCache(lambda slots: freed.extend(slots.tolist()), page_size=4, run=16)
