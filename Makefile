@@ -19,7 +19,7 @@ test: .venv-test/installed
 	@scripts/check .venv-test/bin
 	@scripts/test .venv-test/bin $(TESTS)
 
-# The web page in a real browser, in an environment of its own.
+# The web page in a real browser, in its own environment.
 test-page: .venv-page/installed
 	@TEST_WORKERS=0 scripts/test .venv-page/bin -m page tests/page
 

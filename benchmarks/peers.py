@@ -8,7 +8,7 @@
 `ours` is what a user gets. `ours_plain` is the same without speculation where a text repeats itself, which answers to random ids
 often do: its figures say what the kernels do, whatever the text.
 
-Each peer is installed once into an environment of its own. All engines stay loaded; for every repetition each workload runs
+Each peer is installed once into its own environment. All engines stay loaded; for every repetition each workload runs
 on each engine in turn, the order alternating, so that a slow minute of the machine hits all alike. Medians and the spread
 (largest over smallest) are reported; only ratios within one run mean anything.
 """

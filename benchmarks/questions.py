@@ -38,7 +38,7 @@ def load(name: str) -> list[tuple[str, list[str]]]:
 
 
 def is_right(answer: str, accepted: list[str]) -> bool:
-    """Whether one of the accepted words stands in the answer as a word of its own."""
+    """Whether one of the accepted words stands in the answer as its own word."""
     return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", answer, re.IGNORECASE) for word in accepted)
 
 

@@ -6,7 +6,7 @@
     W4     shared prefix: 32 requests at once, the same 768 tokens and then 32 of their own, 16 new each
     LONG   4096 prompt tokens, 64 new
 
-End of text is ignored everywhere. Every repetition has prompts of its own, so that prefix caches help in W4 alone.
+End of text is ignored everywhere. Every repetition has its own prompts, so that prefix caches help in W4 alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// Memory that the kernels own: weights in shared chunks, KV and work buffers in mappings of their own, in huge pages where
+// Memory that the kernels own: weights in shared chunks, KV and work buffers in their own mappings, in huge pages where
 // the system offers them. Everything starts as zeros and takes memory only once it is touched.
 #pragma once
 #include <cstddef>

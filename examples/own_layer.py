@@ -1,4 +1,4 @@
-"""A family with layers of its own: the feed-forward layer runs before attention as well as after it."""
+"""A family with its own layers: the feed-forward layer runs before attention as well as after it."""
 
 from __future__ import annotations
 

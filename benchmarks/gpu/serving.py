@@ -19,7 +19,7 @@ from sglang.srt.scheduler.scheduler import Scheduler
 
 
 class Driven:
-    """A scheduler that is stepped by hand. It binds the worker to a table of its own."""
+    """A scheduler that is stepped by hand. It binds the worker to its own table."""
 
     def __init__(self, worker: LocalWorker, **options_: Any) -> None:
         self.finished = 0

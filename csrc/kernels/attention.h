@@ -66,7 +66,7 @@ static ALWAYS void merge_rows(float* a, const float* b, int n, unsigned seen, in
     else merge_by(a, b, e[r], dim);
   }
 }
-// Adding zero turns -0 into 0, which underflow could produce in one order of company and not in another.
+// Adding zero turns -0 into 0, which underflow could produce in one batch and not in another.
 static void normalise(const float* a, float* out, int dim, int head) {
   const F inv = fset(1.f / a[dim + 1]);
   for (int d = 0; d < head; d += 16) store_up_to(out + d, add(mul(fload(a + d), inv), fzero()), head - d);

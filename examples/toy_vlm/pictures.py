@@ -147,7 +147,7 @@ def single(rng: random.Random) -> Scene:
 
 
 def group(rng: random.Random) -> Scene:
-    """Two to five equal shapes, each in a cell of its own."""
+    """Two to five equal shapes, each in its own cell."""
     width, height = _canvas(rng, 90)
     count, shape, colour = rng.randint(2, 5), rng.choice(SHAPES), rng.choice(list(COLOURS))
     cells = rng.sample([(i, j) for i in range(3) for j in range(3)], count)

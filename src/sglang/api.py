@@ -1,4 +1,4 @@
-"""Old import path of the words of the language: `sglang.lang.api`."""
+"""Old import path of the functions of the language: `sglang.lang.api`."""
 
 from __future__ import annotations
 

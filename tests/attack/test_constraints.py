@@ -55,7 +55,7 @@ def test_others_compile_meanwhile(text_target: Target, scale: Scale) -> None:
     text_target.check(watch)
 
 
-def test_stop_expressions_hold_nobody_up(text_target: Target, scale: Scale) -> None:
+def test_stop_expressions_delay_no_other_request(text_target: Target, scale: Scale) -> None:
     body = {"text": "x " * 2000, "sampling_params": {"max_new_tokens": 64, "ignore_eos": True, "stop_regex": STOP_REGEXES}}
     with text_target.watched() as watch:
         attack = threading.Thread(target=text_target.post, args=("/generate", body))

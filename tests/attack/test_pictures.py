@@ -90,7 +90,7 @@ def silent_host() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def test_slow_hosts_keep_nobody_else_waiting(vision_target: Target, scale: Scale) -> None:
+def test_slow_hosts_delay_no_other_request(vision_target: Target, scale: Scale) -> None:
     picture = url(png(64, 64), "image/png")
     with silent_host() as port, vision_target.watched() as watch:
         slow = [f"http://127.0.0.1:{port}/{i}.png" for i in range(16)]

@@ -1,6 +1,6 @@
 """Environments for programs of other people: packages of pip or npm at pinned versions, each client's apart from all others.
 
-They are kept in the user's cache between runs and made anew when their packages change. What runs in one has a home of its own,
+They are kept in the user's cache between runs and made anew when their packages change. What runs in one has its own home,
 no keys, and reaches no host but the server.
 """
 
@@ -26,7 +26,7 @@ class Client:
     """`program`: a file in programs/, run as `program URL MODEL arguments`: Python in an environment with the packages `pip`, .mjs
     with node. `npm`: packages that it imports, or whose commands it runs (they are on its PATH). `asks`: what it does, for the
     reader. `script`: instead of the default model a server of scripted.py answers, by these (mark, answer). `flags`: the default
-    model in a server of its own, with these."""
+    model in its own server, with these."""
 
     program: str
     asks: str

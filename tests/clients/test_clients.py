@@ -1,4 +1,4 @@
-"""Programs that people have: each client in an environment of its own, newly installed, against a real server.
+"""Programs that people have: each client in its own environment, newly installed, against a real server.
 
     pytest -m slow tests/clients            # those that need npm are skipped where there is none
     pytest -m slow tests/clients -k codex
@@ -38,7 +38,7 @@ def test_client(server: RunningServer, client: Client, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("client", [one for one in CLIENTS if one.flags], ids=lambda client: client.name)
-def test_client_with_a_server_of_its_own(client: Client, tmp_path: Path) -> None:
+def test_client_with_its_own_server(client: Client, tmp_path: Path) -> None:
     (tmp_path / "client").mkdir()
     server = start_server(tmp_path / "log", *client.flags)
     try:

@@ -356,7 +356,7 @@ def test_reasoning_of_unknown_models(model: str | None) -> None:
         ReasoningParser(model)
 
 
-def test_calls_are_told_from_texts() -> None:
+def test_calls_are_parsed_from_texts() -> None:
     from sglang.srt.entrypoints.openai.protocol import Function, Tool
     from sglang.srt.function_call.function_call_parser import FunctionCallParser
 

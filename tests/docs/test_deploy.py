@@ -265,7 +265,7 @@ def bootstrap(path: Path) -> Root:
     (path / "etc/dpkg/dpkg.cfg.d/slim").write_text("path-exclude /usr/share/doc/*\npath-exclude /usr/share/man/*\n")
     root = Root(path)
     bundle = Path("/etc/ssl/certs/ca-certificates.crt")
-    if bundle.exists():  # a mirror may have an authority of its own
+    if bundle.exists():  # a mirror may have its own authority
         shutil.copy(bundle, path / "ca.pem")
         root.environ |= {"PIP_CERT": "/ca.pem", "SSL_CERT_FILE": "/ca.pem"}
     root.environ |= {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}

@@ -31,7 +31,7 @@ def test_it_runs(path: Path, server: Any, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out.strip()
 
 
-def test_mypy_is_content() -> None:
+def test_mypy_accepts_it() -> None:
     pytest.importorskip("mypy")
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", *map(str, EXAMPLES)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=250)

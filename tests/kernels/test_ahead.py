@@ -106,7 +106,7 @@ def test_nothing_on_its_way_is_lost_or_freed(ahead: Any) -> None:
     gc.collect()
 
 
-def test_whoever_asks_may_wait(ahead: Any) -> None:
+def test_readers_wait_for_results(ahead: Any) -> None:
     loop, want = Loop(ahead), expected(ahead.runtime.isa)
     fetches = [loop.begin(step)[1] for step in range(STEPS)]
     got: dict[int, Float] = {}

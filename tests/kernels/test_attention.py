@@ -155,7 +155,7 @@ def test_steps_do_not_matter(ops: Any, more_threads: list[Any], heads: Heads) ->
 
 
 @pytest.mark.parametrize("heads", SHAPES[:6], ids=str)
-def test_company_does_not_matter(ops: Any, heads: Heads) -> None:
+def test_other_requests_do_not_matter(ops: Any, heads: Heads) -> None:
     """Decode and extend rows of many requests in one call: each gets what it gets alone."""
     lengths = [1, 17, 128, 129, 200, 255, 256, 300, 310, 16]
     qkv = [random_rows(heads, n + 3, seed=n) for n in lengths]

@@ -1,4 +1,4 @@
-"""Ends of all kinds while ops are on their way: each program runs in a process of its own, which must end as programs do."""
+"""Ends of all kinds while ops are on their way: each program runs in its own process, which must end as programs do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed weights and linear layers: every format against float64, and bitwise the same whatever the company."""
+"""Packed weights and linear layers: every format against float64, and batch-invariant."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_float_widths(ops: Any, fmt: str, k: int) -> None:
 
 
 @pytest.mark.parametrize("fmt", KIND_FORMATS)
-def test_rows_do_not_depend_on_company(ops: Any, more_threads: list[Any], fmt: str) -> None:
+def test_rows_do_not_depend_on_the_batch(ops: Any, more_threads: list[Any], fmt: str) -> None:
     """Alone, at any place, in any batch, with more room, on any number of threads: the same bits."""
     rng = np.random.default_rng(3)
     host = tensor(rng, fmt, 200, 704)  # more than one block of k

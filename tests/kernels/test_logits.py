@@ -183,7 +183,7 @@ def test_sample_greedy_and_broken_rows(ops: Any) -> None:
     assert got.tolist() == [int(x[0].argmax()), -1, -1, 77, 8, int(x[5].argmax())]
 
 
-def test_sample_does_not_depend_on_company(ops: Any, more_threads: list[Any]) -> None:
+def test_sample_does_not_depend_on_the_batch(ops: Any, more_threads: list[Any]) -> None:
     n = 33
     x, uniform = logits(n), np.random.default_rng(9).uniform(0, 1, n).astype(np.float32)
     together = sample(ops, x, n, uniform=uniform, top_p=0.95)

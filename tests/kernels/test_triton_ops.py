@@ -305,7 +305,7 @@ def test_the_fastest_product_is_measured_once(monkeypatch: pytest.MonkeyPatch) -
     ops.bound(rows, 1)
     ops.linear(weights[1], x[1], got, rows)
     one = cuda_linear._ONE_SIZES
-    assert launched == [*one, one[2]], "one row has candidates of its own"
+    assert launched == [*one, one[2]], "one row has its own candidates"
 
 
 def test_fused_gate(exact: Any) -> None:

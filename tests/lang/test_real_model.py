@@ -1,4 +1,4 @@
-"""The language on the default model: over HTTP, in process, and as a process of its own."""
+"""The language on the default model: over HTTP, in process, and as its own process."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_logits_equal_transformers(family: str, setting: int, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("family", "setting"), settings())
-def test_chunks_and_company_leave_the_bits_alone(family: str, setting: int, tmp_path: Path) -> None:
+def test_chunks_and_batches_change_no_bit(family: str, setting: int, tmp_path: Path) -> None:
     save_family(tmp_path, family, setting)
     driver = Driver(open_worker(tmp_path, create_ops("cpu")))
     prompt = PROMPT[:60]

@@ -1,4 +1,4 @@
-"""Vectors of texts against transformers, alone and in company, and the loop that serves them."""
+"""Vectors of texts against transformers, alone and in batches, and the loop that serves them."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_decoder_differs_by_the_bits_of_its_cache_alone(tmp_path: Path, family
 
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_company_changes_no_bit(request: pytest.FixtureRequest, kind: str, kernels: str) -> None:
+def test_batches_change_no_bit(request: pytest.FixtureRequest, kind: str, kernels: str) -> None:
     one = embedder(request.getfixturevalue(kind)[0], kernels)
     together = one.embed(TEXTS)
     for ids, vector in zip(TEXTS, together, strict=True):

@@ -1,4 +1,4 @@
-"""Logits are bitwise the same alone and in company, whole and in chunks, recorded and called one by one."""
+"""Logits are bitwise the same alone and in a batch, whole and in chunks, recorded and called one by one."""
 
 from __future__ import annotations
 
@@ -54,20 +54,20 @@ def test_chunks(model: tuple[Path, str | None], ops: Ops) -> None:
         assert_same_bits(in_chunks(driver, driver.add(PROMPT), *chunks), whole)
 
 
-def test_company(model: tuple[Path, str | None], ops: Ops) -> None:
+def test_a_batch(model: tuple[Path, str | None], ops: Ops) -> None:
     """Beside 15 others, some extending, some decoding, at any place of the batch."""
     driver = new_driver(model, ops)
     alone = in_chunks(driver, driver.add(PROMPT), 75)
-    company = new_driver(model, ops, seed=1)
-    others = [company.add(ids) for ids in OTHERS]
-    seq = company.add(PROMPT)
+    batch = new_driver(model, ops, seed=1)
+    others = [batch.add(ids) for ids in OTHERS]
+    seq = batch.add(PROMPT)
     parts = [(other, len(other.prompt) - 1) for other in others[1:8]]
-    logits = company.logits([*parts, (seq, 20)])
+    logits = batch.logits([*parts, (seq, 20)])
     first = sum(n for _, n in parts)
     assert_same_bits(logits[first : first + 20], alone[:20])
     decoding = [(other, 1) for other in others[1:8]]
     extending = [(other, len(other.prompt)) for other in others[8:]]
-    logits = company.logits([(others[0], 1), *decoding, (seq, 55), *extending])
+    logits = batch.logits([(others[0], 1), *decoding, (seq, 55), *extending])
     assert_same_bits(logits[8:63], alone[20:])
 
 

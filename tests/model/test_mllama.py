@@ -178,7 +178,7 @@ def test_published_tiles(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 16])
-def test_chunks_and_company_change_no_bit(family: Family, chunk: int) -> None:
+def test_chunks_and_batches_change_no_bit(family: Family, chunk: int) -> None:
     worker = open_worker(family.folder, CpuOps(2))
     prompts = [prompt_of(family, worker, parts, seed) for seed, parts in enumerate(PROMPTS.values())]
     alone = [compute(worker, [prompt])[0] for prompt in prompts]

@@ -105,7 +105,7 @@ def test_columns_are_cut_between_blocks(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "method": ({"quant_method": "bitsandbytes"}, "'bitsandbytes', and read are awq, gptq"),
+    "method": ({"quant_method": "bitsandbytes"}, "'bitsandbytes'; supported: awq, gptq"),
     "bits": ({"quant_method": "gptq", "bits": 3}, "bits 3"),
     "version": ({"quant_method": "awq", "version": "gemv"}, "version 'gemv'"),
     "group": ({"quant_method": "awq", "group_size": 16}, "group_size 16"),

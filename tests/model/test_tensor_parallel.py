@@ -88,7 +88,7 @@ def test_quantised_parts(tmp_path: Path) -> None:
         assert tokens(worker) == expected
 
 
-def test_results_do_not_depend_on_company(tmp_path: Path) -> None:
+def test_results_are_batch_invariant(tmp_path: Path) -> None:
     save_model(tmp_path, "llama")
     with ranks(tmp_path) as worker:
         assert worker.info.deterministic

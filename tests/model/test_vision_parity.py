@@ -75,7 +75,7 @@ def test_logits(family: tuple[str, Path, Any], ops: Ops, case: str) -> None:
     assert np.abs(got - want).max() < tolerance * np.abs(want).max()
 
 
-def test_rows_do_not_depend_on_company(family: tuple[str, Path, Any], ops: Ops) -> None:
+def test_rows_do_not_depend_on_the_batch(family: tuple[str, Path, Any], ops: Ops) -> None:
     worker = open_worker(family[1], ops)
     shown = show(np.random.default_rng(2), [(1, 8, 6), (1, 2, 2), (2, 4, 4), (1, 20, 16)])
     together = embed(worker, shown.items)

@@ -28,7 +28,7 @@ IDS = [5, 9, 30, 17]
 
 
 def save(folder: Path, family: str) -> Any:
-    """A model with a head of its own; returns transformers' logits with that head."""
+    """A model with its own head; returns transformers' logits with that head."""
     import torch
 
     if family == "qwen2_vl":

@@ -235,7 +235,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "type": ({"architectures": None, "model_type": "bert"}, "model_type 'bert' is not supported"),
     "classes": ({"architectures": "x"}, "architectures must be a list"),
     "missing": ({"hidden_size": None}, "hidden_size is missing"),
-    "text": ({"hidden_size": "64"}, "hidden_size must be a positive integer, and is '64'"),
+    "text": ({"hidden_size": "64"}, "hidden_size must be a positive integer, got '64'"),
     "true": ({"hidden_size": True}, "must be a positive integer"),
     "negative": ({"num_hidden_layers": -1}, "num_hidden_layers must be a positive integer"),
     "absurd": ({"vocab_size": 10**12}, "vocab_size must be at most 16777216"),
@@ -243,15 +243,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "eps": ({"rms_norm_eps": 0}, "rms_norm_eps must be a number above 1e-30"),
     "nan": ({"rms_norm_eps": math.nan}, "rms_norm_eps must be a number above 1e-30"),
     "flag": ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false"),
-    "act": ({"hidden_act": "relu6"}, "hidden_act is 'relu6', and known are silu"),
+    "act": ({"hidden_act": "relu6"}, "hidden_act is 'relu6'; known: silu"),
     "odd head": ({"head_dim": 15}, "makes 15 of 15 elements rotate"),
-    "rope type": ({"rope_scaling": {"type": "ntk"}}, "rope of type 'ntk', and known are default, linear"),
+    "rope type": ({"rope_scaling": {"type": "ntk"}}, "rope of type 'ntk'; known: default, linear"),
     "rope factor": ({"rope_scaling": {"type": "linear"}}, "factor is missing"),
     "rope low": ({"rope_scaling": {"type": "llama3", "factor": 8}}, "low_freq_factor is missing"),
     "rope object": ({"rope_scaling": 3}, "rope_scaling must be an object"),
     "rope theta": ({"rope_theta": -1}, "rope_theta must be a number above 1"),
     "eos": ({"eos_token_id": [1, None]}, "eos_token_id must be a token id or a list"),
-    "quantised": ({"quantization_config": {"quant_method": "hqq"}}, "says .hqq., and read are awq"),
+    "quantised": ({"quantization_config": {"quant_method": "hqq"}}, "says .hqq.; supported: awq"),
     "window": ({"architectures": ["MistralForCausalLM"], "sliding_window": 0}, "sliding_window must be a positive"),
     "layer types": ({"architectures": ["Gemma3ForCausalLM"], "layer_types": ["full_attention"]}, "must name 4 layers"),
     "layer kind": ({"architectures": ["Gemma3ForCausalLM"], "layer_types": ["chunked"] * 4}, "asks for 'chunked'"),
@@ -315,7 +315,7 @@ def test_gguf_llama(tmp_path: Path) -> None:
     file = GGUFFile(tmp_path / "m.gguf")
     assert read_gguf_config(file, {"num_hidden_layers": 1}).num_layers == 1
     assert read_gguf_config(file, {"rope_scaling": {"type": "linear", "factor": 2.0}}).rope.factor == 2.0
-    with pytest.raises(ModelError, match="'attention_bias' is told by the tensors of a .gguf file"):
+    with pytest.raises(ModelError, match="'attention_bias' is given by the tensors of a .gguf file"):
         read_gguf_config(file, {"attention_bias": True})
 
 

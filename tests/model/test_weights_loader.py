@@ -192,7 +192,7 @@ INDEXES: dict[str, tuple[str, str]] = {
     "not JSON": ("{", "is not valid JSON"),
     "no map": ("{}", "is damaged"),
     "map of another kind": ('{"weight_map": [1]}', "is damaged"),
-    "elsewhere": ('{"weight_map": {"w": "../../etc/passwd"}}', "no .safetensors file of its own folder"),
+    "elsewhere": ('{"weight_map": {"w": "../../etc/passwd"}}', "not a .safetensors file in the same folder"),
     "absent": ('{"weight_map": {"w": "a.safetensors"}}', "lacks 1 of 1 shards"),
     "promises": ('{"weight_map": {"nope": "model.safetensors"}}', "lacks the tensor 'nope' that"),
 }
@@ -269,7 +269,7 @@ def test_head_that_is_missing(tmp_path: Path) -> None:
 def test_tensors_that_would_be_left_out(tmp_path: Path) -> None:
     save(tmp_path, "llama biased")
     edit_config(tmp_path, mlp_bias=False)
-    with pytest.raises(ModelError, match="'model.layers.0.mlp.down_proj.bias' is no part of llama"):
+    with pytest.raises(ModelError, match="'model.layers.0.mlp.down_proj.bias' is not part of llama"):
         open_folder(tmp_path)
 
 

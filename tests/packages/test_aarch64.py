@@ -24,14 +24,14 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sgla
 PLATFORMS = [f"--platform=manylinux{version}_aarch64" for version in ("_2_28", "_2_17", "2014")]
 PACKAGES = ["hypothesis", "httpx", "msgspec", "numpy", "pydantic", "pytest", "pytest-asyncio", "pytest-timeout", "tqdm"]
 TESTS = [  # of tests/kernels: invariances first, then values against NumPy; forks of processes with threads are beyond qemu-user
-    "test_linear.py::test_rows_do_not_depend_on_company",
+    "test_linear.py::test_rows_do_not_depend_on_the_batch",
     "test_linear.py::test_some_blocks_of_columns",
     "test_linear.py::test_packed_values",
     "test_linear.py::test_gated_linear_is_linear_then_gate",
-    "test_attention.py::test_company_does_not_matter",
+    "test_attention.py::test_other_requests_do_not_matter",
     "test_attention.py::test_steps_do_not_matter",
     "test_elementwise.py",
-    "test_logits.py::test_sample_does_not_depend_on_company",
+    "test_logits.py::test_sample_does_not_depend_on_the_batch",
     "test_logits.py::test_log_sum_exp",
     "test_logits.py::test_argmax",
     "test_logits.py::test_sample_is_the_reference",

@@ -127,7 +127,7 @@ def test_files_of_text_and_what_is_none(chat: Chat, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("The secret word is zebra.")
     (tmp_path / "x.bin").write_bytes(b"\0\1\2")
     chat.page.get_by_label("Files", exact=True).set_input_files([tmp_path / "notes.txt", tmp_path / "x.bin"])
-    expect(chat.page.get_by_role("alert")).to_contain_text("x.bin is no text")
+    expect(chat.page.get_by_role("alert")).to_contain_text("x.bin is not text")
     chat.say("What is the secret word?")
     expect(chat.page.locator(".files")).to_contain_text("notes.txt")
     assert "zebra" in chat.answer.lower()

@@ -81,4 +81,4 @@ def test_a_recording_from_disk(page: Page, server: RunningServer, tmp_path: Path
     expect(page.locator(".call-text")).to_contain_text("constrained by regex")
     (tmp_path / "x.jsonl").write_text('{"kind": "run"}\nno json')
     page.get_by_label("Recording").set_input_files(tmp_path / "x.jsonl")
-    expect(page.get_by_role("alert")).to_contain_text("line 2 is no JSON")
+    expect(page.get_by_role("alert")).to_contain_text("line 2 is not JSON")

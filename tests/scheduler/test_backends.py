@@ -205,7 +205,7 @@ def test_masks_fit_the_model_whatever_the_tokenizers_size(name: str) -> None:
 
 @both
 @pytest.mark.parametrize("jump", [True, False])
-def test_requests_in_company_with_retraction(name: str, jump: bool) -> None:
+def test_concurrent_requests_with_retraction(name: str, jump: bool) -> None:
     options = GrammarOptions(backend=cast(Name, name), jump_forward=jump)
     patterns = [rf"x{{{n}}}[0-9a-f]{{4}}(the|ab)+" for n in range(1, 8)] + [CHARACTER]
     reqs = [make_req(f"c{i}", [i], 200, True, 1.0, seed=i, regex=p) for i, p in enumerate(patterns)]

@@ -152,8 +152,8 @@ def test_schemas_inside_grammars_still_work() -> None:
     [
         ('{"const": NaN}', "NaN"),
         ('{"maximum": -Infinity}', "Infinity"),
-        ('{"type": "string", "type": "integer"}', "'type' stands twice"),
-        ('{"properties": {"a": {"const": 1, "const": 2}}}', "'const' stands twice"),
+        ('{"type": "string", "type": "integer"}', "'type' occurs twice"),
+        ('{"properties": {"a": {"const": 1, "const": 2}}}', "'const' occurs twice"),
         ('{"enum": ["\\ud800"]}', "."),
         ("", "not valid JSON"),
         ("[1]", "object"),

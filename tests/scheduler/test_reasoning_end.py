@@ -45,7 +45,7 @@ def test_an_answer_follows_reasoning_that_end_with_the_end_of_text(jump: bool) -
     assert worker.num_ahead > 0 or jump
 
 
-def test_alone_or_in_company_the_answer_is_the_same() -> None:
+def test_the_answer_is_batch_invariant() -> None:
     together = run_with_compiling(Harness(grammar=GrammarOptions()), requests(4))
     for req, answer in zip(requests(4), together, strict=True):
         (alone,) = run_with_compiling(Harness(grammar=GrammarOptions()), [req])

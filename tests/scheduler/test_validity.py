@@ -85,7 +85,7 @@ def test_five_hundred_regexes(engine: Any, temperature: float, patterns: list[st
     check_regexes(engine, patterns, temperature)
 
 
-def test_the_same_output_in_company_known_or_new_and_with_jump_forward_off(engine: Any) -> None:
+def test_the_same_output_in_a_batch_cached_or_new_and_with_jump_forward_off(engine: Any) -> None:
     rng = random.Random(4)
     constraints = [{"json_schema": json.dumps(SchemaMaker(rng.randrange(500)).make()), "seed": i} for i in range(4)]
     together = [reply["output_ids"] for reply in run(engine, constraints, 0.8, 80)]

@@ -72,7 +72,7 @@ def test_templates_cannot_leave_the_sandbox(source: str) -> None:
 
 
 def test_hostile_templates_end_soon_in_little_memory() -> None:
-    """All of them in a process of its own, whose memory can be told."""
+    """All of them in its own process, whose memory can be told."""
     run = subprocess.run(
         [sys.executable, "-m", "tests.server.hostile_templates"], capture_output=True, text=True, cwd=ROOT, timeout=300
     )

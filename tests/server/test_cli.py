@@ -1,4 +1,4 @@
-"""The commands as people type them: each in a process of its own, against a real server."""
+"""The commands as people type them: each in its own process, against a real server."""
 
 from __future__ import annotations
 

@@ -17,21 +17,21 @@ from starlette.types import Receive, Scope, Send
 from sglang.srt.server.http import connections
 from sglang.srt.server.http import protocol as http_protocol
 from sglang.srt.server.http.connections import Connections
-from tests.server.test_security_slow import Door, answer, opened
+from tests.server.test_security_slow import LiveServer, answer, opened
 
 GET = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture
-async def door() -> AsyncIterator[Door]:
+async def live() -> AsyncIterator[LiveServer]:
     async with opened() as one:
         yield one
 
 
-async def pour(door: Door, begin: bytes, more: bytes, limit: int) -> int:
+async def pour(live: LiveServer, begin: bytes, more: bytes, limit: int) -> int:
     """Sends `begin`, then `more` without end and reads nothing. How many bytes went before the server took no more of it."""
-    _, writer = await door.connect()
+    _, writer = await live.connect()
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     sent, block = 0, more * (65536 // len(more) + 1)
     try:
@@ -60,20 +60,20 @@ def first_bytes(port: int, data: bytes) -> bytes:
 @pytest.mark.parametrize(
     "request_", [b"GET /x HTTP/1.1\r\n\r\n", GET, b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\nab", CHUNKED + b"0\r\n\r\n"]
 )
-async def test_requests_that_are_sent_ahead_wait_in_the_socket(door: Door, request_: bytes) -> None:
-    sent = await pour(door, b"", request_, 64 << 20)
+async def test_requests_that_are_sent_ahead_wait_in_the_socket(live: LiveServer, request_: bytes) -> None:
+    sent = await pour(live, b"", request_, 64 << 20)
     assert sent < 24 << 20, "what the sockets hold, and no more"
 
 
 @pytest.mark.parametrize("request_", [GET, CHUNKED + b"2\r\nab\r\n0\r\n\r\n"])
-async def test_requests_that_were_sent_ahead_are_not_requests_yet(door: Door, request_: bytes) -> None:
-    reader, writer = await door.connect()
+async def test_requests_that_were_sent_ahead_are_not_requests_yet(live: LiveServer, request_: bytes) -> None:
+    reader, writer = await live.connect()
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     writer.write(b"GET /flood HTTP/1.1\r\nhost: x\r\n\r\n" + request_ * 5000)
     await asyncio.sleep(0.3)
-    (one,) = door.server.server_state.connections
+    (one,) = live.server.server_state.connections
     assert len(one.pipeline) == 0  # type: ignore[union-attr]
-    assert len(door.server.server_state.tasks) == 1
+    assert len(live.server.server_state.tasks) == 1
     writer.transport.resume_reading()  # type: ignore[attr-defined]
     writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     found = await asyncio.wait_for(reader.read(), 60)
@@ -102,11 +102,11 @@ def requests_of(rng: random.Random) -> tuple[bytes, list[int]]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_however_requests_are_cut_each_gets_its_answer(door: Door, seed: int) -> None:
+async def test_however_requests_are_cut_each_gets_its_answer(live: LiveServer, seed: int) -> None:
     rng = random.Random(seed)
     data, sizes = requests_of(rng)
     data += b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
-    reader, writer = await door.connect()
+    reader, writer = await live.connect()
     at = 0
     while at < len(data):
         size = rng.choice([1, 2, 3, 17, 600, 5000])
@@ -119,9 +119,9 @@ async def test_however_requests_are_cut_each_gets_its_answer(door: Door, seed: i
     writer.close()
 
 
-async def test_a_body_after_an_offer_to_upgrade_is_read(door: Door) -> None:
+async def test_a_body_after_an_offer_to_upgrade_is_read(live: LiveServer) -> None:
     """As Java's client sends it."""
-    reader, writer = await door.connect()
+    reader, writer = await live.connect()
     head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AA\r\n"
     writer.write(head + b"content-length: 5\r\n\r\nabcde" + GET.replace(b"host", b"connection: close\r\nhost"))
     found = await answer(reader)
@@ -150,27 +150,27 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-async def test_what_never_ends_is_cut_off(door: Door, name: str) -> None:
+async def test_what_never_ends_is_cut_off(live: LiveServer, name: str) -> None:
     begin, more = ENDLESS[name]
-    sent = await pour(door, begin, more, 64 << 20)
+    sent = await pour(live, begin, more, 64 << 20)
     assert sent < 24 << 20, "it was read for ever"
     for _ in range(500):
-        if not door.num_open:
+        if not live.num_open:
             break
         await asyncio.sleep(0.01)
-    assert not door.num_open
+    assert not live.num_open
 
 
 @pytest.mark.parametrize("name", ["trailers", "extensions", "headers", "a header", "tiny chunks with extensions"])
-async def test_what_is_too_much_gets_an_answer(door: Door, name: str) -> None:
+async def test_what_is_too_much_gets_an_answer(live: LiveServer, name: str) -> None:
     begin, more = ENDLESS[name]
-    found = await asyncio.to_thread(first_bytes, door.port, begin + more * (200_000 // len(more)))
+    found = await asyncio.to_thread(first_bytes, live.port, begin + more * (200_000 // len(more)))
     assert found.startswith(b"HTTP/1.1 431")
 
 
 @pytest.mark.parametrize("step", [1 << 20, 5000])
 @pytest.mark.parametrize("place", ["path", "value", "name"])
-async def test_a_head_has_64_kib_to_the_byte(door: Door, place: str, step: int) -> None:
+async def test_a_head_has_64_kib_to_the_byte(live: LiveServer, place: str, step: int) -> None:
     for size, status in ((64 * 1024, b"200"), (64 * 1024 + 1, b"431")):
         rest = b"host: x\r\nconnection: close\r\n\r\n"
         begin, end = {
@@ -179,7 +179,7 @@ async def test_a_head_has_64_kib_to_the_byte(door: Door, place: str, step: int) 
             "name": (b"GET / HTTP/1.1\r\n", b": a\r\n" + rest),
         }[place]
         data = begin + b"a" * (size - len(begin) - len(end)) + end
-        reader, writer = await door.connect()
+        reader, writer = await live.connect()
         for at in range(0, len(data), step):
             writer.write(data[at : at + step])
             await writer.drain()
@@ -197,8 +197,8 @@ async def test_trailers_do_not_change_a_head_that_was_judged() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body"})
 
-    async with opened(note) as door:
-        reader, writer = await door.connect()
+    async with opened(note) as live:
+        reader, writer = await live.connect()
         writer.write(CHUNKED + b"1\r\nx\r\n0\r\nauthorization: Bearer admin\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
         writer.close()
@@ -206,8 +206,8 @@ async def test_trailers_do_not_change_a_head_that_was_judged() -> None:
 
 
 @pytest.mark.parametrize("digits", [b"9" * 30, b"0" * 5001, b"0" * 5000 + b"5", b"-1", b"1_0", b" "])
-async def test_lengths_that_are_none(door: Door, digits: bytes) -> None:
-    reader, writer = await door.connect()
+async def test_lengths_that_are_none(live: LiveServer, digits: bytes) -> None:
+    reader, writer = await live.connect()
     writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: " + digits + b"\r\n\r\nhello")
     assert (await answer(reader)).startswith(b"HTTP/1.1 400")
     writer.close()
@@ -217,8 +217,8 @@ async def test_lengths_that_are_none(door: Door, digits: bytes) -> None:
     "line",
     [b"CONNECT a:1 HTTP/1.1", b"GET http:// HTTP/1.1", b"GET * HTTP/1.1", b"PRI * HTTP/2.0", b"GET /\xff\xfe HTTP/1.1", b"\0"],
 )
-async def test_strange_request_lines_are_answered(door: Door, line: bytes) -> None:
-    reader, writer = await door.connect()
+async def test_strange_request_lines_are_answered(live: LiveServer, line: bytes) -> None:
+    reader, writer = await live.connect()
     writer.write(line + b"\r\nhost: x\r\nconnection: close\r\n\r\n")
     assert (await answer(reader)).startswith((b"HTTP/1.1 400", b"HTTP/1.1 200"))
     writer.close()
@@ -228,13 +228,13 @@ async def test_strange_request_lines_are_answered(door: Door, line: bytes) -> No
 
 
 async def test_connections_that_say_nothing_make_room() -> None:
-    async with opened(max_connections=10) as door:
-        held = [await door.connect() for _ in range(10)]
+    async with opened(max_connections=10) as live:
+        held = [await live.connect() for _ in range(10)]
         for _, writer in held[:5]:
             writer.write(b"GET / HT")
         await asyncio.sleep(0.05)
         for _ in range(3):
-            reader, writer = await door.connect()
+            reader, writer = await live.connect()
             writer.write(GET.replace(b"host", b"connection: close\r\nhost"))
             assert (await answer(reader)).startswith(b"HTTP/1.1 200")
         for _, writer in held:
@@ -242,12 +242,12 @@ async def test_connections_that_say_nothing_make_room() -> None:
 
 
 async def test_there_may_be_too_many_connections_at_work() -> None:
-    async with opened(max_connections=4) as door:
-        held = [await door.connect() for _ in range(4)]
+    async with opened(max_connections=4) as live:
+        held = [await live.connect() for _ in range(4)]
         for _, writer in held:
             writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n")
         await asyncio.sleep(0.1)
-        reader, writer = await door.connect()
+        reader, writer = await live.connect()
         assert (await answer(reader)).startswith(b"HTTP/1.1 503")
         for reader, writer in held:
             writer.write(b"0123456789")
@@ -314,8 +314,8 @@ async def test_a_reader_that_is_slow_loses_nothing(monkeypatch: pytest.MonkeyPat
                 time.sleep(0.03)
         return size
 
-    async with opened(large) as door:
-        assert await asyncio.to_thread(read, door.port) > total
+    async with opened(large) as live:
+        assert await asyncio.to_thread(read, live.port) > total
 
 
 async def test_a_closing_connection_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,14 +331,14 @@ async def test_a_closing_connection_is_not_waited_for_for_ever(monkeypatch: pyte
             await send({"type": "http.response.body", "body": b"x" * 16384, "more_body": True})
         await send({"type": "http.response.body"})
 
-    async with opened(fill) as door:
-        state = door.server.server_state
-        _, writer = await door.connect()
+    async with opened(fill) as live:
+        state = live.server.server_state
+        _, writer = await live.connect()
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(GET)
         for _ in range(500):
             await asyncio.sleep(0.01)
-            if state.total_requests and not door.num_open:
+            if state.total_requests and not live.num_open:
                 break
-        assert not door.num_open
+        assert not live.num_open
         writer.transport.abort()

@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from sglang.srt.server.http import protocol
-from tests.server.test_security_slow import Door, echo, opened
+from tests.server.test_security_slow import LiveServer, echo, opened
 
 GET = b"GET /%b HTTP/1.1\r\nhost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nabcde"
@@ -47,9 +47,9 @@ class Slow:
         self.left.set()
 
 
-async def sent(door: Door, data: bytes) -> asyncio.StreamReader:
+async def sent(live: LiveServer, data: bytes) -> asyncio.StreamReader:
     """What comes back to a client that sends `data` and ends its sending side."""
-    reader, writer = await door.connect()
+    reader, writer = await live.connect()
     writer.write(data)
     writer.write_eof()
     reader.writer = writer  # type: ignore[attr-defined]
@@ -62,16 +62,16 @@ async def whole(reader: asyncio.StreamReader) -> bytes:
 
 @pytest.mark.parametrize("data", [GET % b"", POST, CHUNKED])
 async def test_the_answer_comes(data: bytes) -> None:
-    async with opened(echo) as door:
-        found = await whole(await sent(door, data))
+    async with opened(echo) as live:
+        found = await whole(await sent(live, data))
         assert found.count(b"HTTP/1.1 200") == 1
 
 
 async def test_a_late_answer_comes_after_probes_and_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "PROBE_SECONDS", 0.02)
     app = Slow()
-    async with opened(app) as door:
-        reader = await sent(door, POST)
+    async with opened(app) as live:
+        reader = await sent(live, POST)
         probe = await asyncio.wait_for(reader.readexactly(2 * len(protocol.PROBE)), 20)
         assert probe == 2 * protocol.PROBE
         app.may_answer.set()
@@ -83,8 +83,8 @@ async def test_a_late_answer_comes_after_probes_and_ends_the_connection(monkeypa
 
 async def test_a_quick_answer_comes_without_probes() -> None:
     app = Slow()
-    async with opened(app) as door:
-        reader = await sent(door, POST)
+    async with opened(app) as live:
+        reader = await sent(live, POST)
         await app.begun.wait()
         await asyncio.sleep(0.05)
         app.may_answer.set()
@@ -94,8 +94,8 @@ async def test_a_quick_answer_comes_without_probes() -> None:
 async def test_a_stream_goes_on_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "PROBE_SECONDS", 0.02)
     app = Slow(is_stream=True)
-    async with opened(app) as door:
-        reader = await sent(door, GET % b"")
+    async with opened(app) as live:
+        reader = await sent(live, GET % b"")
         await asyncio.wait_for(reader.readuntil(b"x"), 20)
         await asyncio.sleep(0.1)
         app.may_answer.set()
@@ -104,15 +104,15 @@ async def test_a_stream_goes_on_to_its_end(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_all_requests_that_were_sent_ahead_are_answered() -> None:
-    async with opened(echo) as door:
-        found = await whole(await sent(door, (POST + CHUNKED) * 20 + GET % b"last"))
+    async with opened(echo) as live:
+        found = await whole(await sent(live, (POST + CHUNKED) * 20 + GET % b"last"))
         assert found.count(b"HTTP/1.1 200") == 41
 
 
 @pytest.mark.parametrize("data", [b"", POST[:-1], CHUNKED[:-2], b"GET / HT", POST + b"GET /"])
 async def test_half_a_request_is_no_reason_to_stay(data: bytes) -> None:
-    async with opened(echo) as door:
-        found = await whole(await sent(door, data))
+    async with opened(echo) as live:
+        found = await whole(await sent(live, data))
         assert found.count(b"HTTP/1.1 200") == data.startswith(POST)
 
 
@@ -121,8 +121,8 @@ async def test_half_a_request_is_no_reason_to_stay(data: bytes) -> None:
 async def test_who_has_gone_is_noticed(monkeypatch: pytest.MonkeyPatch, is_stream: bool, how: str) -> None:
     monkeypatch.setattr(protocol, "PROBE_SECONDS", 0.02)
     app = Slow(is_stream)
-    async with opened(app) as door:
-        _, writer = await door.connect()
+    async with opened(app) as live:
+        _, writer = await live.connect()
         writer.write(POST)
         await app.begun.wait()
         transport: Any = writer.transport
@@ -130,7 +130,7 @@ async def test_who_has_gone_is_noticed(monkeypatch: pytest.MonkeyPatch, is_strea
         await asyncio.wait_for(app.left.wait(), 20)
         app.may_answer.set()
         await asyncio.sleep(0.05)
-        assert door.num_open == 0
+        assert live.num_open == 0
 
 
 OLD = b"GET / HTTP/1.0\r\n\r\n"
@@ -142,8 +142,8 @@ async def test_an_old_client_gets_one_answer_that_begins_early(monkeypatch: pyte
     monkeypatch.setattr(protocol, "PROBE_SECONDS", 0.001 if num_probes else 20.0)
     monkeypatch.setattr(protocol, "MAX_PROBE_SECONDS", 0.001)
     app = Slow()
-    async with opened(app) as door:
-        reader = await sent(door, OLD)
+    async with opened(app) as live:
+        reader = await sent(live, OLD)
         await app.begun.wait()
         early = await asyncio.wait_for(reader.readexactly(num_probes), 20)
         if num_probes == len(protocol.EVERY_BEGINNING):
@@ -158,8 +158,8 @@ async def test_an_old_client_gets_one_answer_that_begins_early(monkeypatch: pyte
 async def test_an_old_client_that_has_gone_is_noticed(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setattr(protocol, "PROBE_SECONDS", 0.02)
     app = Slow()
-    async with opened(app) as door:
-        _, writer = await door.connect()
+    async with opened(app) as live:
+        _, writer = await live.connect()
         writer.write(OLD)
         await app.begun.wait()
         transport: Any = writer.transport

@@ -306,7 +306,7 @@ def serve_picture(connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("number", [8, 100])
-def test_slow_hosts_keep_nobody_else_waiting(vision: RunningServer, number: int) -> None:
+def test_slow_hosts_delay_no_other_request(vision: RunningServer, number: int) -> None:
     """Inline pictures never wait, and those of other hosts neither: other clients' at once, and the client's own too."""
     slow, fast = Misbehaving(lambda connection: None), Misbehaving(serve_picture)
     with ThreadPoolExecutor(number) as pool, client(vision) as web, client(vision, "b") as other, client(vision) as busy:

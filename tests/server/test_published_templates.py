@@ -231,7 +231,7 @@ FOR_TOOLS_ALONE = {
     "CohereForAI-c4ai-command-r-plus-tool_use", "GigaChat-20B-A3B-instruct", "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
     "fireworks-ai-llama-3-firefunction-v2",
 }  # fmt: skip
-"""They refuse every conversation without tools, or without variables of their own."""
+"""They refuse every conversation without tools, or without their own variables."""
 AGENT_TURNS = [
     {"role": "system", "content": "mark1"},
     {"role": "system", "content": "mark2"},

@@ -24,7 +24,7 @@ HELLO = [{"role": "user", "content": "hi"}]
 
 
 def verdict_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers are checked in this process: what a child adds has a test of its own."""
+    """Answers are checked in this process: what a child adds has its own test."""
 
     async def verdict(self: SchemaChecks, schema: str, answer: str) -> Verdict:
         return check(json.loads(schema), answer)
@@ -166,7 +166,7 @@ async def test_strictness_goes_to_the_engine(stand: Stand) -> None:
 
 def test_the_check_itself() -> None:
     assert check(SCHEMA, ONCE) == Verdict()
-    no_json = Verdict("the answer is no JSON: Expecting ',' delimiter: line 1 column 5 (char 4)", is_whole=False)
+    no_json = Verdict("the answer is not JSON: Expecting ',' delimiter: line 1 column 5 (char 4)", is_whole=False)
     assert check(SCHEMA, '["a"') == no_json
     older = {"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 3, "exclusiveMinimum": True}
     assert check(older, "3").error is not None and check(older, "4").error is None

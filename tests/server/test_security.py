@@ -331,7 +331,7 @@ def test_cached_prefixes_of_others_cannot_be_told(ask: httpx.Client) -> None:
         return found
 
     assert cached("mine") == 0 and cached("mine") > 10
-    assert cached("another's") == 0, "a salt names a cache of its own"
+    assert cached("another's") == 0, "a salt names its own cache"
     assert cached("min") == cached("mine ") == 0
 
 

@@ -42,7 +42,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": str(size).encode()})
 
 
-class Door:
+class LiveServer:
     """A running server; `connect` opens a connection to it."""
 
     def __init__(self, server: uvicorn.Server, port: int) -> None:
@@ -65,19 +65,19 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def door(short_limits: None) -> AsyncIterator[Door]:
+async def live(short_limits: None) -> AsyncIterator[LiveServer]:
     async with opened() as one:
         yield one
 
 
 @contextlib.asynccontextmanager
-async def opened(app: ASGIApp | None = None, **options: Any) -> AsyncIterator[Door]:
+async def opened(app: ASGIApp | None = None, **options: Any) -> AsyncIterator[LiveServer]:
     listener = listen("127.0.0.1", 0)
     server = HttpServer(uvicorn_config(app or echo, HttpOptions(log_level="error", **options)))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:
         await asyncio.sleep(0.01)
-    yield Door(server, listener.getsockname()[1])
+    yield LiveServer(server, listener.getsockname()[1])
     server.should_exit = True
     await serving
 
@@ -86,14 +86,14 @@ async def answer(reader: asyncio.StreamReader) -> bytes:
     return await asyncio.wait_for(reader.read(), 10)
 
 
-async def test_a_connection_that_says_nothing_is_closed(door: Door) -> None:
-    reader, writer = await door.connect()
+async def test_a_connection_that_says_nothing_is_closed(live: LiveServer) -> None:
+    reader, writer = await live.connect()
     assert await answer(reader) == b""
     writer.close()
 
 
-async def test_a_head_that_never_ends_is_a_408(door: Door) -> None:
-    reader, writer = await door.connect()
+async def test_a_head_that_never_ends_is_a_408(live: LiveServer) -> None:
+    reader, writer = await live.connect()
 
     async def drip() -> None:
         for byte in b"GET / HTTP/1":  # none may be on its way when the connection closes, or the answer is lost
@@ -112,10 +112,10 @@ def test_what_came_while_the_server_was_busy_is_not_late(short_limits: None, beg
     whole = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc"
 
     async def scenario() -> bytes:
-        async with opened() as door:
+        async with opened() as live:
             loop = asyncio.get_running_loop()
             ours, theirs = socket.socketpair()
-            with socket.create_connection(("127.0.0.1", door.port)) as client, ours, theirs:
+            with socket.create_connection(("127.0.0.1", live.port)) as client, ours, theirs:
                 client.sendall(begin)
                 await asyncio.sleep(0.05)
 
@@ -137,27 +137,27 @@ def test_what_came_while_the_server_was_busy_is_not_late(short_limits: None, beg
     assert uvloop.run(scenario()).startswith(b"HTTP/1.1 200")
 
 
-async def test_a_second_head_has_its_own_time(door: Door) -> None:
-    reader, writer = await door.connect()
+async def test_a_second_head_has_its_own_time(live: LiveServer) -> None:
+    reader, writer = await live.connect()
     writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
     await reader.readuntil(b"0\r\n\r\n")
     await asyncio.sleep(LIMIT * 2)
-    assert door.num_open == 1, "keep-alive has a limit of its own"
+    assert live.num_open == 1, "keep-alive has its own limit"
     writer.write(b"GET / HT")
     assert b"HTTP/1.1 408" in await answer(reader)
     writer.close()
 
 
-async def test_a_body_that_stalls_is_a_408(door: Door) -> None:
-    reader, writer = await door.connect()
+async def test_a_body_that_stalls_is_a_408(live: LiveServer) -> None:
+    reader, writer = await live.connect()
     writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nabc")
     assert (await answer(reader)).startswith(b"HTTP/1.1 408")
     writer.close()
 
 
-async def test_a_body_that_comes_steadily_may_take_long(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_comes_steadily_may_take_long(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "BODY_RATE", 1000)
-    reader, writer = await door.connect()
+    reader, writer = await live.connect()
     writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4000\r\n\r\n")
     began = time.monotonic()
     while time.monotonic() - began < 3 * LIMIT:
@@ -168,21 +168,21 @@ async def test_a_body_that_comes_steadily_may_take_long(door: Door, monkeypatch:
     writer.close()
 
 
-async def test_a_client_that_does_not_read_is_cut_off(door: Door) -> None:
-    reader, writer = await door.connect()
+async def test_a_client_that_does_not_read_is_cut_off(live: LiveServer) -> None:
+    reader, writer = await live.connect()
     writer.write(b"GET /flood HTTP/1.1\r\nhost: x\r\n\r\n")
     await reader.readline()
     reader._transport.pause_reading()  # type: ignore[attr-defined]
     deadline = time.monotonic() + 10
-    while door.num_open:
+    while live.num_open:
         assert time.monotonic() < deadline, "it is still connected"
         await asyncio.sleep(0.05)
     writer.close()
 
 
-async def test_heads_at_the_limit(door: Door) -> None:
+async def test_heads_at_the_limit(live: LiveServer) -> None:
     async def status(size: int) -> bytes:
-        reader, writer = await door.connect()
+        reader, writer = await live.connect()
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx: " + b"a" * size + b"\r\n\r\n")
         line = (await answer(reader))[:12]
         writer.close()
@@ -193,9 +193,9 @@ async def test_heads_at_the_limit(door: Door) -> None:
 
 
 @pytest.mark.parametrize("begin", [b"GET /", b"GET / HTTP/1.1\r\nhost: x\r\nx: ", b"GET / HTTP/1.1\r\nhost: x\r\nx"])
-async def test_an_unfinished_head_does_not_fill_memory(door: Door, begin: bytes) -> None:
+async def test_an_unfinished_head_does_not_fill_memory(live: LiveServer, begin: bytes) -> None:
     """A target, a value and a name that never end: the server answers soon after the limit, however much comes."""
-    reader, writer = await door.connect()
+    reader, writer = await live.connect()
     writer.write(begin)
     answering = asyncio.create_task(answer(reader))
     sent = 0

@@ -356,7 +356,7 @@ async def test_too_many_log_probabilities_are_refused(make_stand: MakeStand, pat
     assert stand.scheduler.received == [] and stand.manager.num_in_flight == 0
 
 
-async def test_a_length_that_nobody_gave_shrinks_to_what_there_may_be(make_stand: MakeStand) -> None:
+async def test_a_default_length_is_reduced_to_the_limit(make_stand: MakeStand) -> None:
     stand = make_stand(max_logprob_values=1000)
     async with client_of(stand) as client:
         body = {"messages": HELLO, "logprobs": True, "top_logprobs": 9, "n": 4, "ignore_eos": True}

@@ -159,7 +159,7 @@ def test_strict_tools_of_a_tagged_format_are_called_in_json() -> None:
 
 
 @pytest.mark.parametrize("name", UNREAD)
-def test_a_format_that_nothing_reads_is_no_format(name: str) -> None:
+def test_a_format_without_a_parser_is_none(name: str) -> None:
     assert format_of_template((TEMPLATES / f"{name}.jinja").read_text()) == "none"
     text = '<|channel|>commentary to=functions.a<|message|>{"x": 1}<|call|>'
     answer = read(create_free_parser("none", TOOLS), text)

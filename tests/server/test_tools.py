@@ -68,7 +68,7 @@ def prompt_of(stand: Stand) -> str:
     return stand.manager.need_tokenizer().decode(received(stand).input_ids, skip_special_tokens=False)
 
 
-async def test_a_call_is_told_from_content(stand: Stand) -> None:
+async def test_a_call_is_separated_from_content(stand: Stand) -> None:
     says(stand, f"Let me look. {CALL}")
     choice = (await chat(stand, tools=TOOLS)).json()["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
@@ -129,7 +129,7 @@ async def test_the_model_is_told_of_its_tools_in_the_system_message(stand: Stand
     assert "functions" not in prompt_of(stand)
 
 
-async def test_earlier_calls_and_results_are_told(stand: Stand) -> None:
+async def test_earlier_calls_and_results_are_in_the_prompt(stand: Stand) -> None:
     says(stand, "x")
     call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": ARGUMENTS}}
     turns = [
@@ -202,7 +202,7 @@ async def test_calls_stay_with_a_template_that_shows_them(make_stand: MakeStand,
         ({"tools": TOOLS, "regex": "a"}, "tools", "tool_choice to none"),
     ],
 )
-async def test_wrong_tools_are_told_what_is_wrong(stand: Stand, change: dict[str, Any], param: str, words: str) -> None:
+async def test_errors_of_tools_name_the_fault(stand: Stand, change: dict[str, Any], param: str, words: str) -> None:
     response = await chat(stand, **change)
     assert response.status_code == 400
     error = response.json()["error"]
@@ -381,7 +381,7 @@ def test_halves_of_pairs_in_python_strings_are_no_crash() -> None:
 # --- reasoning ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_reasoning_is_told_from_the_answer(make_stand: MakeStand) -> None:
+async def test_reasoning_is_separated_from_the_answer(make_stand: MakeStand) -> None:
     stand = make_stand(reasoning_parser="qwen3")
     says(stand, "<think>\nhm, well\n</think>\n\nYes.")
     message = (await chat(stand)).json()["choices"][0]["message"]

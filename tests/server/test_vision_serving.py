@@ -539,7 +539,7 @@ def test_placeholders_typed_as_text_are_text(web: httpx.Client) -> None:
     assert reply.status_code == 200, reply.text
 
 
-def test_clients_that_leave_and_requests_that_crowd(web: httpx.Client) -> None:
+def test_disconnecting_clients_and_many_requests(web: httpx.Client) -> None:
     """Pictures of requests that are gone are not waited for; many at once all get answers; every page comes back."""
     text = TURN.format(IMAGE + "Describe the image.")
     hasty = httpx.Client(base_url=web.base_url, timeout=0.01, trust_env=False)

@@ -52,6 +52,6 @@ def test_sizes_of_chunks_are_digits() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", "/v1/chat/completions", "/generate"])
-def test_who_finds_no_room_is_told_when_to_come_again(path: str) -> None:
+def test_refusals_under_load_have_a_retry_after(path: str) -> None:
     response = error_response(OverloadError("the queue is full"), path)
     assert (response.status_code, response.headers["Retry-After"]) == (503, "1")

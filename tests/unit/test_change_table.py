@@ -158,7 +158,7 @@ def test_a_family_with_known_layers_is_one_file(copy: Path, folder: str) -> None
     run(copy, USE_MODEL, folder, "hears")
 
 
-def test_a_family_with_layers_of_its_own_is_three_files(copy: Path, folder: str) -> None:
+def test_a_family_with_new_layers_is_three_files(copy: Path, folder: str) -> None:
     check_row("a text model", [*OWN_LAYERS, "model/models/made_up.py"])
     change(copy, OWN_LAYERS)
     registry = copy / "srt/model/models/registry.py"

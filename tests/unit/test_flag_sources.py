@@ -90,7 +90,7 @@ def test_every_flag_is_read_from_a_file_and_from_the_environment(tmp_path: Path,
         ("log-level: loud\n", 1, "invalid choice"),
         ("cors-origins: [[a]]\n", 1, "a list of lists"),
         ("? [a]\n: 1\n", 1, "a flag's name is expected"),
-        ("preferred-sampling-params: {day: 2020-01-01}\n", 1, "what JSON has not"),
+        ("preferred-sampling-params: {day: 2020-01-01}\n", 1, "a value that JSON lacks"),
         ("config: other.yaml\n", 1, "only a command line reads flags from a file"),
         ("a: " + "[" * 40, 1, "nested"),
         ("max-body-bytes: much\n", 1, "64MiB or 2G"),
@@ -229,7 +229,7 @@ def test_key_files_that_cannot_be_used(tmp_path: Path) -> None:
         ServerArgs(admin_api_key_file=key_file(tmp_path, b"a\n"), admin_api_key="b").resolve()
 
 
-def test_a_key_that_everybody_can_read_is_warned_of(
+def test_a_world_readable_key_file_is_warned_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ServerArgs(api_key_file=key_file(tmp_path, b"a\n", 0o640)).resolve()

@@ -119,7 +119,7 @@ def test_the_systems_python_is_left_alone(environment: pytest.MonkeyPatch, tmp_p
     assert shlex.split(add) == [".venv/bin/python", "-m", "pip", "install", "tiktoken"]
 
 
-def test_what_is_missing_is_told_with_the_command() -> None:
+def test_errors_name_the_install_command() -> None:
     sentence = r"no_such_module is not installed: .* install .*\[openai\]"
     with pytest.raises(install.MissingPackage, match=sentence) as caught, install.needs_extra("openai"):
         __import__("no_such_module")

@@ -27,7 +27,7 @@ def test_replies_of_any_size(isolated: Isolated) -> None:
         assert isolated.run(b"echo " + data) == data
 
 
-def test_every_job_has_a_process_of_its_own(isolated: Isolated) -> None:
+def test_every_job_has_its_own_process(isolated: Isolated) -> None:
     assert len({isolated.run(b"pid") for _ in range(5)} | {str(os.getpid()).encode()}) == 6
 
 
@@ -86,7 +86,7 @@ def test_it_rests_and_comes_again() -> None:
     pool.close()
 
 
-def test_whoever_waits_is_asked_whether_a_late_job_goes_on(isolated: Isolated) -> None:
+def test_callers_decide_whether_a_late_job_goes_on(isolated: Isolated) -> None:
     assert isolated.submit().result(b"sleep 0.2", patience=Patience(0.05, lambda: True)) == b"done"
     job = isolated.submit()
     with pytest.raises(Cancelled):

@@ -36,7 +36,7 @@ def test_steps(line: str, step: str | None) -> None:
     assert pip_progress.shown(line) == step
 
 
-def test_what_fails_is_told_whole_with_pips_status() -> None:
+def test_failures_show_all_output_and_pips_status() -> None:
     command = [sys.executable, str(SCRIPT), "install", "--no-index", "no-such-package-as-this"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "No matching distribution" in done.stderr and not done.stdout

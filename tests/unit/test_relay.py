@@ -12,7 +12,7 @@ from sglang.srt.process.relay import Courier, End, Relay, Unread
 
 
 class Source:
-    """A loop on a thread of its own, and its courier."""
+    """A loop on its own thread, and its courier."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -83,7 +83,7 @@ async def test_readers_on_several_loops(source: Source) -> None:
     assert got == {i: list(range(100)) for i in range(3)}
 
 
-async def test_a_reader_whose_loop_is_closed_disturbs_nobody(source: Source) -> None:
+async def test_a_reader_with_a_closed_loop_does_not_disturb_others(source: Source) -> None:
     async def leave() -> Relay[int]:
         return Relay(source.courier)
 

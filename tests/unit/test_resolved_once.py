@@ -62,7 +62,7 @@ def test_by_a_server(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == ["org/sees"]
 
 
-def test_a_tokenizer_of_its_own_is_another_search(calls: list[str]) -> None:
+def test_a_separate_tokenizer_is_another_search(calls: list[str]) -> None:
     config = with_files(ServerArgs(model_path="org/sees", tokenizer_path="org/words").resolve())
     assert find_files(config.text).name == "org/words"
     assert calls == ["org/sees", "org/words"]

@@ -1,4 +1,4 @@
-"""Where a running server is: http(s)://HOST:PORT, or unix:PATH for a socket in the file system; and what opens it."""
+"""The address of a running server, http(s)://HOST:PORT or unix:PATH for a unix socket, and the HTTP client for it."""
 
 from __future__ import annotations
 

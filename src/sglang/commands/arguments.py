@@ -1,4 +1,4 @@
-"""What the command lines of all commands share."""
+"""Parser helpers that all commands share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sglang bench serve` and `sglang bench offline`: the two ways to measure."""
+"""`sglang bench serve` and `sglang bench offline`: benchmarks of a server and of the engine."""
 
 from __future__ import annotations
 

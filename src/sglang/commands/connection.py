@@ -1,7 +1,7 @@
-"""The server that a command talks to: one that runs already, or one that is started for the session.
+"""The server that a command uses: a running one, or one that is started for the session.
 
-A server of the session has a process of its own, so that Ctrl-C can stop an answer without touching the model; it ends when
-its standard input closes, which happens however this process ends.
+A session's server runs in its own process, so that Ctrl-C can stop an answer without stopping the model. It exits when its
+standard input closes, which happens however this process ends.
 """
 
 from __future__ import annotations

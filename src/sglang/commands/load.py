@@ -1,4 +1,4 @@
-"""A load generator: requests to a server, at a rate or so many at once, each timed as its client sees it."""
+"""A load generator: sends requests to a server at a fixed rate or concurrency, and times each as its client sees it."""
 
 from __future__ import annotations
 

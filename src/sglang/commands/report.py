@@ -1,4 +1,4 @@
-"""What a load test measured: percentiles, a table for people, JSON for programs, a chart for both."""
+"""Reports of load tests: percentiles, a table, JSON, and a chart."""
 
 from __future__ import annotations
 

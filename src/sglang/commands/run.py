@@ -1,4 +1,4 @@
-"""`sglang run MODEL "prompt"`: one prompt, one answer on standard output, and out."""
+"""`sglang run MODEL "prompt"`: prints the answer to one prompt on standard output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts that come piece by piece: to gather them cheaply, and to hold back what may be the beginning of a mark."""
+"""Texts that arrive in pieces: cheap concatenation, and holding back a tail that may be the beginning of a marker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is missing, as a command that installs it: it can be pasted, and fits the way in which this package was installed."""
+"""Builds the command that installs a missing extra. It can be pasted, and suits the way in which this package was installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cache that drops what was not used for longest."""
+"""A least recently used (LRU) cache."""
 
 from __future__ import annotations
 

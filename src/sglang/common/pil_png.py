@@ -17,7 +17,7 @@ def encode_png(image: Any) -> bytes:
     """The file, with the image's 16 bits and its transparency, turned as its EXIF says. Raises TypeError for floating-point
     samples."""
     if image.mode == "F":
-        raise TypeError("an image of floating-point samples has no agreed brightness: bring it to 8 or 16 bits")
+        raise TypeError("an image of floating-point samples has no standard range: convert it to 8 or 16 bits")
     kept = image.convert("I") if image.mode.startswith("I;16") else image
     if kept.mode not in _KEPT:
         kept = kept.convert(_ALIKE.get(kept.mode, "RGB"))

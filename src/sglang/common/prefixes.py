@@ -1,11 +1,11 @@
-"""How far sequences are equal: where a choice's tokens leave those of its prompt.
+"""Common prefixes of token sequences: the position from which the tokens of prompt + choice are scored.
 
     prompt            ... a  ␣
     prompt + choice   ... a  ␣calc  ulator        first difference: at "␣", which every choice replaces
 
-The tokens of prompt + choice need not begin with those of the prompt: tokenizers join what was two pieces. So what is scored
-begins at the first position where any prompt + choice differs from the prompt's own tokens; every choice is then judged after
-the same ones.
+The tokens of prompt + choice need not begin with those of the prompt: tokenizers merge across the border. Scoring therefore begins
+at the first position where any prompt + choice differs from the prompt's own tokens, so that every choice is scored after the same
+prefix.
 """
 
 from __future__ import annotations

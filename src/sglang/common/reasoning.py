@@ -1,9 +1,8 @@
-"""What a model thinks before it answers, told from the answer while it is written.
+"""Separates a model's reasoning from its answer, also while the text is streamed.
 
 <think>reasoning</think>answer          the opening mark may stand in the prompt, or be left out
 
-The language and the server both read their models' texts with ReasoningSplitter; what each does with white space around the two
-parts is its own.
+The language and the server both use ReasoningSplitter; each treats white space around the two parts in its own way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Servers as child processes: a port for them, waiting until they answer, and ending them with all their children."""
+"""Servers as child processes: finding a free port, waiting until they answer, and stopping them with all their children."""
 
 from __future__ import annotations
 

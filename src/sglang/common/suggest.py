@@ -1,4 +1,4 @@
-"""Did you mean: the nearest known name to one that is not known."""
+""" "Did you mean": finds the known name that is nearest to an unknown one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command lines of benchmarks, and the calls by which they ask servers."""
+"""Command line flags of benchmark scripts, and the calls that they make to servers."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def read_jsonl(filename: str | os.PathLike[str]) -> Iterator[Any]:
             try:
                 value = json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{os.fspath(filename)}, line {number}, is no JSON: {error}") from error
+                raise ValueError(f"{os.fspath(filename)}, line {number}, is not JSON: {error}") from error
             yield value
 
 

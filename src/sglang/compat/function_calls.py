@@ -1,4 +1,4 @@
-"""Calls of tools told from answers, by the name of a model's format."""
+"""Parses tool calls out of answers, by the name of a model's format."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A JSON schema as a regular expression: objects write their properties in the order of the schema, and optional ones may be
 left out.
 
-What a regular expression cannot say (bounds of numbers, recursion, ...) is better said by `json_schema`, which follows the whole
-schema: here such a keyword brings a warning, recursion a ValueError.
+A regular expression cannot express all of JSON Schema (bounds of numbers, recursion, ...). Such a keyword gives a warning here, and
+recursion a ValueError; use `json_schema`, which follows the whole schema.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class _Writer:
             return self._map(schema.get("additionalProperties", True))
         missing = [name for name in required if name not in properties]
         if missing:
-            raise ValueError(f"{missing[0]!r} is required and no property")
+            raise ValueError(f"{missing[0]!r} is required but not a property")
         members = [
             (f"{self._literal(name)}{self.space}:{self.space}{self.value(part)}", name in required)
             for name, part in properties.items()

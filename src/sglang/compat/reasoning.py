@@ -1,4 +1,4 @@
-"""Reasoning told from answers, by the name of a model's format."""
+"""Separates reasoning from answers, by the name of a model's format."""
 
 from __future__ import annotations
 

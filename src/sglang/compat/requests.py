@@ -1,4 +1,4 @@
-"""Plain HTTP calls of scripts, and streams put together."""
+"""Plain HTTP calls of scripts, and streams read to their end."""
 
 from __future__ import annotations
 

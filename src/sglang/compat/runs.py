@@ -1,4 +1,4 @@
-"""Functions of sglang.lang.interpreter: a program is run by them as by its methods."""
+"""The functions of sglang.lang.interpreter, which run a program as its methods do."""
 
 from __future__ import annotations
 

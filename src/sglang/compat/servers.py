@@ -1,4 +1,4 @@
-"""Servers of unit tests and documents."""
+"""Starts servers for unit tests and documents."""
 
 from __future__ import annotations
 

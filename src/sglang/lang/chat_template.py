@@ -1,4 +1,4 @@
-"""Chat templates as text around messages: what role markers a model was trained with.
+"""Chat templates as text around messages: the role markers that a model was trained with.
 
 A template is a table of (prefix, suffix) per role. It is what the language needs, because it renders a conversation piece by
 piece while the program writes it. The table below covers models whose server does not report its own template.

@@ -1,7 +1,7 @@
 """Every error the language raises on purpose.
 
     LanguageError
-    ├── ProgramError             the program is written wrongly: nested roles, a variable read inside its own scope...
+    ├── ProgramError             a mistake in the program: nested roles, a variable read inside its own scope...
     ├── NoBackendError           nothing to run on: neither `backend=` nor set_default_backend
     ├── TypedValueError          a generated text is not a value of the type asked for
     ├── StateCancelledError      the state was cancelled: its stream was closed, or `cancel()` was called
@@ -10,10 +10,10 @@
         ├── BackendTimeoutError      no answer in time
         ├── RequestRefusedError      the server refused the request (4xx); `status_code`, `server_message`
         ├── ServerError              the server failed (5xx, or an error inside a stream)
-        ├── BadReplyError            the answer is not what the protocol promises
-        └── UnsupportedFeatureError  this backend cannot do what the program asks for
+        ├── BadReplyError            the answer violates the protocol
+        └── UnsupportedFeatureError  this backend does not support what the program asks for
 
-A failed piece does not raise where it was appended (generation runs behind the program) but where its value is first used:
+A failed expression does not raise where it was appended (generation runs behind the program) but where its value is first used:
 `s["x"]`, `text()`, `messages()`, `sync()`, an iterator. `state.error()` returns it without raising.
 """
 

@@ -1,4 +1,4 @@
-"""What a model writes for one gen: whole, or piece by piece."""
+"""The output of a model for one gen: whole, or streamed."""
 
 from __future__ import annotations
 

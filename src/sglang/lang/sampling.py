@@ -112,7 +112,7 @@ def check_names(options: Mapping[str, Any], known: Iterable[str], where: str) ->
 
 
 def as_list(stop: str | Sequence[str] | None) -> list[str]:
-    """Stop strings as a list of their own; never the caller's."""
+    """Stop strings as their own list; never the caller's."""
     if stop is None:
         return []
     return [stop] if isinstance(stop, str) else list(stop)

@@ -1,4 +1,4 @@
-"""What holds for every program of the process: `sglang.global_config`."""
+"""Settings of all programs of the process: `sglang.global_config`."""
 
 from __future__ import annotations
 

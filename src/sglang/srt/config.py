@@ -1,4 +1,4 @@
-"""What the flags mean: small frozen groups, one per consumer.
+"""The configuration of the runtime: small frozen groups of options, one per consumer.
 
 `server_args.ServerArgs.resolve()` builds a RuntimeConfig once; below the entry point nobody sees the flat flags or the environment.
 """

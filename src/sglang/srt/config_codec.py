@@ -1,4 +1,4 @@
-"""Groups of options on their way to another process."""
+"""Encodes groups of options for another process."""
 
 from __future__ import annotations
 

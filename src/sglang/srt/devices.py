@@ -1,4 +1,4 @@
-"""What the machine has, found out without importing what takes seconds."""
+"""Detects the machine's devices without importing libraries that take seconds to load."""
 
 from __future__ import annotations
 

@@ -1,24 +1,24 @@
 """Every error the runtime raises on purpose.
 
 SglangError
-├── ConfigError            a flag, a model folder or a combination of both is wrong: the process does not start
+├── ConfigError            a flag, a model folder, or a combination of them is wrong: the process does not start
 │   ├── ModelError         the model: unknown architecture, missing or damaged file, contradiction with its config
-│   └── CapacityError      available memory cannot hold what was asked for
-├── RequestError           the client's request is wrong: an answer with status 400 and a sentence that helps
+│   └── CapacityError      the available memory is too small for the model and its options
+├── RequestError           the client's request is wrong: status 400, with a message that says how to correct it
 │   ├── UnsupportedError   a field or value that would change the answer and is not implemented
-│   │   └── ThreadUnsupportedError   a conversation that the server would have to keep (Anthropic's API)
-│   ├── TemplateRefusedError  the model's chat template does not take these messages
+│   │   └── ThreadUnsupportedError   a conversation that the server would have to store (Anthropic's API)
+│   ├── TemplateRefusedError  the model's chat template does not accept these messages
 │   ├── ContextLengthError  prompt and output do not fit in the context
 │   ├── GrammarError       a constraint that does not compile, or is too large
 │   ├── ApiKeyError        no valid API key: status 401
 │   ├── AdminOnlyError     an operation for the operator only: status 403
-│   ├── WrongHostError     a name that this server does not go by: status 403
-│   ├── ForeignPageError   a web page from elsewhere: status 403
+│   ├── WrongHostError     a Host header that is not a name of this server: status 403
+│   ├── ForeignPageError   a request from a web page of another origin: status 403
 │   ├── NoSuchResponseError  status 404
 │   ├── BodyTooLargeError  status 413
 │   └── NotJsonError       a body of another type: status 415
-├── OverloadError          no room now: status 503, worth trying again
-├── DeadlineError          the request took longer than it was allowed to: status 504
+├── OverloadError          the server is at its limit: status 503, try again later
+├── DeadlineError          the request exceeded its deadline: status 504
 └── EngineDeadError        the scheduler is gone and the request cannot be continued: status 500
     └── EngineAwayError    it is being restarted; new requests get status 503
 """

@@ -1,6 +1,6 @@
-"""The only thing that crosses between the scheduler (decisions) and the model (arithmetic).
+"""The interface between the scheduler (decisions) and the model (arithmetic).
 
-The scheduler hands the worker one ForwardBatch a step and gets token ids back. All arrays are NumPy, int32, on the host; a
+The scheduler gives the worker one ForwardBatch per step and gets token ids back. All arrays are NumPy, int32, on the host; a
 worker for another device copies them. Rows of a step are the concatenated new tokens of its requests:
 
     request        0 (extend 5)      1 (decode)   2 (decode)   3 (extend 3, more chunks to come)

@@ -1,4 +1,4 @@
-"""Drafts of JSON Schema: which one a schema declares. What decoding follows of it and what checks an answer go by the same."""
+"""Finds the draft of JSON Schema that a schema declares. Decoding and the check of an answer use the same draft."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""How the JSON of a constraint is to look, and who sees to what an engine cannot follow: a line in front of the constraint's text.
+"""Style of a constraint's JSON (white space, and whether the answer is checked afterwards), encoded as a line before the constraint's text.
 
     RS {"whitespace": "[ ]?", "check": true} LF {"type": "object"}
 
-Between HTTP and engine a constraint is a kind and a text: it is cached, tried in a child, noted and refused under these two. As part of
-the text, the style needs no way of its own. No JSON text and no grammar begins with RS.
+A constraint is identified by its kind and its text: in the cache, in trials, in the journal and in refusals. As part of the text, the
+style needs no field of its own. No JSON text and no grammar begins with RS.
 """
 
 from __future__ import annotations
@@ -40,4 +40,4 @@ def split_style(text: str) -> tuple[JsonStyle, str]:
     try:
         return msgspec.json.decode(head, type=JsonStyle), rest
     except msgspec.MsgspecError as error:
-        raise ValueError(f"no style of JSON: {error}") from error
+        raise ValueError(f"not a style of JSON: {error}") from error

@@ -1,7 +1,7 @@
-"""Everything that crosses between the server (text) and the scheduler (token ids).
+"""The messages between the server (text) and the scheduler (token ids).
 
-The only file that both wings import. Structs are msgspec, tagged, and travel over a private unix socket or, in-process, as
-they are. There is no pickle: `encode` and `decode` at the bottom are the whole wire format.
+The only file that both wings import. Messages are tagged msgspec structs. They are sent over a private unix socket or, in-process, as
+objects. There is no pickle: `encode` and `decode` at the bottom are the whole wire format.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
     `cache_salt` names a namespace of the prefix cache: requests share KV only inside one. `priority`: larger runs first, whoever
     asks; `own_priority`: the same among the requests of one API key. `stream`: report every step; otherwise only the end (and nothing of the output before).
-    `healed`: the output is to begin with this text, the end of the prompt that was taken back; it is no part of stop strings.
+    `healed`: the output is to begin with this text, the end of the prompt that was taken back; it is not part of stop strings.
     `grammar_after`: ids; with a constraint set, output is free text until one of them (end of thinking) was produced.
     `media`: the images and videos whose placeholders are among the ids, in order of their spans. `rope_positions`: for models
     with positions of several axes, int32 [3, len(input_ids)] (time, height, width); the positions of what is generated are

@@ -1,8 +1,8 @@
-"""How one request wants its tokens chosen.
+"""The sampling parameters of one request.
 
 One struct from the HTTP endpoint to the sampler. Fields have the names and defaults of the native API; the OpenAI layer translates
-its own names into these. `check_sampling_params` holds every rule that does not need a model; rules that do (ids inside the
-vocabulary, lengths) are the tokenizer manager's.
+its names into these. `check_sampling_params` has every rule that needs no model; the tokenizer manager has the rules that do (ids
+inside the vocabulary, lengths).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     `max_new_tokens=None` means the rest of the context; the tokenizer manager fills it in. At most one of `json_schema`
     (JSON text, or "$$ANY$$" for any value), `regex`, `ebnf` and `structural_tag` is set. `json_schema_strict`: a schema that
     decoding cannot follow as a whole is refused; otherwise what is left of it is checked at the end. By path, for parts of it such as
-    {"#/$defs/a": true}, which are schemas of their own: of those with false, one that cannot be taken at all is any object.
+    {"#/$defs/a": true}, which are their own schemas: of those with false, one that cannot be taken at all is any object.
     `spaces_between_special_tokens`: where these are shown, a blank stands between one and what is beside it; None: as the
     tokenizer has it, without. `seed`: each
     sampled token depends on (seed, position) alone, whatever shares the batch.

@@ -1,4 +1,4 @@
-"""The bytes behind every token id: what grammars, stop strings and detokenising have in common.
+"""The bytes of every token id, for grammars, stop strings and detokenizing.
 
 Built once per process by `server/tokenization` and handed to the scheduler by `launch.py`, so that the scheduler needs no
 tokenizer. Text is always the concatenation of token bytes; a character may span tokens, and special tokens have no bytes

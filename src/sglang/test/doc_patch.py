@@ -1,4 +1,4 @@
-"""What notebooks of the original import first: servers that leave room for others, and `asyncio.run` inside a running loop where
+"""Imported first by the original's notebooks: servers that leave memory for others, and `asyncio.run` inside a running loop if
 nest_asyncio is installed."""
 
 from __future__ import annotations

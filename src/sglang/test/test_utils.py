@@ -1,4 +1,4 @@
-"""What benchmarks and tests of the original import: see sglang.compat."""
+"""Helpers that benchmarks and tests of the original import: see sglang.compat."""
 
 from __future__ import annotations
 

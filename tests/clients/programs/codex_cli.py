@@ -1,4 +1,4 @@
-"""Codex CLI: `codex exec` with a provider of its own. Usage: codex_cli.py URL MODEL [tools]
+"""Codex CLI: `codex exec` with its own provider. Usage: codex_cli.py URL MODEL [tools]
 
 tools: the server answers by a script, with a command first; Codex runs it, sends its output and gets the answer.
 """

@@ -1,6 +1,6 @@
-"""The original's measuring scripts, by their own command lines and output lines:
+"""The original's benchmark scripts, with its command lines and output lines:
 
-    datasets       what is asked: random ids, common prefixes, conversations from files
+    datasets       the requests: random ids, common prefixes, conversations from files
     serving        python -m sglang.bench_serving             a running server under load
     offline        python -m sglang.bench_offline_throughput  the engine in this process, all requests at once
     one_batch      python -m sglang.bench_one_batch           one batch: prefill, then decode

@@ -1,4 +1,4 @@
-"""What a benchmark asks: random ids, groups with a common beginning, conversations of a file."""
+"""The requests of a benchmark: random ids, groups with a common prefix, conversations from a file."""
 
 from __future__ import annotations
 

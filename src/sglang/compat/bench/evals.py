@@ -1,8 +1,8 @@
-"""python -m sglang.test.run_eval: how many answers of a running server are right.
+"""python -m sglang.test.run_eval: the accuracy of a running server on a dataset.
 
 mmlu    questions with four choices; a CSV with Question, A, B, C, D, Answer, Subject
 gpqa    the same, harder; a CSV with Question, Correct Answer, Incorrect Answer 1, 2, 3
-gsm8k   sums in words, with worked examples before; JSON lines with question, answer
+gsm8k   arithmetic word problems after worked examples; JSON lines with question, answer
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""python -m sglang.test.few_shot_gsm8k: sums in words, by a program of the language, against a running server."""
+"""python -m sglang.test.few_shot_gsm8k: arithmetic word problems, by a program of the language, against a running server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How results are written: lines of a table for people, lines of JSON for programs."""
+"""The output of benchmarks: a table on the terminal, JSON lines in a file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Scores choices on servers that only have `/generate`, from the log probabilities of prompts.
 
-What is scored begins at the first token where any prompt + choice differs from the prompt (common/prefixes.py says why); nothing
-of the common part is.
+Scoring begins at the first token where any prompt + choice differs from the prompt (common/prefixes.py says why).
 """
 
 from __future__ import annotations

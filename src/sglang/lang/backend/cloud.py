@@ -1,4 +1,4 @@
-"""What the backends of vendors' APIs share: conversations instead of texts, and fewer sampling parameters."""
+"""The common part of the backends for vendors' APIs: conversations instead of texts, and fewer sampling parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An Engine of this process as a backend: the only file of the language that imports the runtime."""
+"""The backend for an Engine in this process. The only file of the language that imports the runtime."""
 
 from __future__ import annotations
 

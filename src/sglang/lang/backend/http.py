@@ -1,6 +1,6 @@
 """The HTTP client of the language: one connection pool per process, time-outs, retries before the first byte of an answer.
 
-A generation changes nothing on the server, so asking again after a broken connection is safe; once an answer has begun it is
+A generation changes nothing on the server, so a request can be repeated after a broken connection; once an answer has begun it is
 not repeated. Every failure is raised as a BackendError.
 """
 

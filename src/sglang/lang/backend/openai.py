@@ -192,7 +192,7 @@ class OpenAI(BaseBackend):
                 written, logprob = await self._one_token(prompt.text + begun, allowed)
                 fitting = [i for i in remaining if written == self._text_of_token(tokens[i][position])]
                 if not fitting:
-                    raise BadReplyError(f"the API wrote {written!r}, which goes on with none of the choices")
+                    raise BadReplyError(f"the API wrote {written!r}, which matches none of the choices")
                 for i in fitting:
                     scores[i] += logprob
                 remaining = fitting

@@ -1,4 +1,4 @@
-"""A server of the native API (ours, or another that speaks `/generate`) as a backend, and a server process of one's own."""
+"""The backend for a server of the native API (ours, or another that has `/generate`), and `Runtime`, which starts such a server."""
 
 from __future__ import annotations
 

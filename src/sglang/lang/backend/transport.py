@@ -1,7 +1,7 @@
-"""HTTP/1.1 over plain TCP for httpx: as many kept connections to one server as programs need, without searching among them.
+"""HTTP/1.1 over plain TCP for httpx: a pool of keep-alive connections without a linear search.
 
-httpx's own pool searches all its connections at each request. Here idle connections are a stack, and one timer per connection is all
-its time-outs. TLS and proxies stay with httpx. Requests per processor second of the client, against a server of the default model on
+httpx's own pool searches all its connections at each request. Here idle connections are a stack, and each connection has one timer for
+all its time-outs. TLS and proxies stay with httpx. Requests per processor second of the client, against a server of the default model on
 two cores (benchmarks/http_client.py):
 
     requests at once      1       16      256

@@ -1,1 +1,1 @@
-"""Event loops, threads, and how they wait for one another."""
+"""Event loops, threads, and waiting between them."""

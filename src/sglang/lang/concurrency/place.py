@@ -1,6 +1,6 @@
-"""Which state of which program a request is for. Told to our own server in headers, so that its page can draw runs as they happen.
+"""Identifies the run and the branch that a request belongs to. Sent to our own server in headers, so that its page can show runs live.
 
-The ids say nothing of the program; names of variables are told only with SGLANG_TRACE=server.
+The ids reveal nothing about the program; names of variables are sent only with SGLANG_TRACE=server.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def _concurrency(num_threads: int | str, max_concurrency: int | None, num_items:
     if max_concurrency is not None:
         limit = max_concurrency
     elif num_threads == "auto":
-        # inside another program's body these bodies get threads of their own: not too many
+        # inside another program's body these bodies get their own threads: not too many
         limit = 4 if BODIES.is_worker else AUTO_IN_FLIGHT
     elif isinstance(num_threads, int):
         limit = num_threads

@@ -1,4 +1,4 @@
-"""What a run needs besides its arguments, and the parts of a program that batches and tracing use."""
+"""The options of a run besides the program's arguments, and the parts of a program that batches and tracing use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a program without a model, to see its structure or the text that all its runs begin with.
+"""Runs a program without a model, to find its structure or the common prefix of all its runs.
 
 Arguments that are not given become placeholders, which can be added to a prompt but not computed with: using one in an
 f-string, a condition or a loop raises TypeError. User code runs here with those arguments, so it is done only when asked for

@@ -1,4 +1,4 @@
-"""The program's own code: who runs it, whether it still runs, and the states that it writes on."""
+"""The execution of a program's own code: its thread or task, whether it still runs, and the states that it uses."""
 
 from __future__ import annotations
 

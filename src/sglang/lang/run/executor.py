@@ -1,13 +1,13 @@
 """Runs the expressions of one state in order, asynchronously to the program.
 
     s += "text" + gen("x")      submit(): checks, queues; expressions that need no backend are applied at once while the state is idle
-         _queue                 expressions ("pieces") that have not run
+         _queue                 expressions that have not run
          _drain()               a coroutine on IO that lives only while there is work; gens and selects are run by writing.py
     s["x"]                      poll(): waits on `watch` until "x" has no queued writer left
 
-Who writes what: `transcript` belongs to whoever runs pieces (the drain, or submit() while there is no
-drain; `_lock` decides which). `vars`, `_queue`, `error` change under `_lock`. Readers need no lock:
-they read one attribute, and `watch` tells them to look again.
+Ownership: only the code that runs expressions writes `transcript` (the drain, or submit() while there is no drain; `_lock` decides
+which). `vars`, `_queue` and `error` change under `_lock`. Readers need no lock: they read one attribute, and `watch` tells them to
+read it again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading a state: waiting for it, and following a text that grows.
+"""Reading a state: waiting for its values, and streaming a text that grows.
 
 All waiting is done on the executor's Watch, so no wait can miss the end of what it waits for.
 """

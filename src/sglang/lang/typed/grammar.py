@@ -1,4 +1,4 @@
-"""Grammars composed of pieces: `gen("x", grammar=concat("Age: ", capture("age", regex("[0-9]+")), optional(" years")))`.
+"""Grammars composed of parts: `gen("x", grammar=concat("Age: ", capture("age", regex("[0-9]+")), optional(" years")))`.
 
 A grammar compiles to one constraint: a regular expression, or where JSON is among the pieces an EBNF grammar with JSON rules.
 Captures are found by matching the same pieces against the generated text; `s.value("x")` returns them as a dict.

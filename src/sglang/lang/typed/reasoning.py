@@ -1,4 +1,4 @@
-"""Splits what a reasoning model writes into its reasoning and its answer, while it writes (common/reasoning.py)."""
+"""Splits the output of a reasoning model into reasoning and answer while it is streamed (common/reasoning.py)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Reads the small files of a model folder. They come from strangers: only regular files of a bounded size are read, and a value
-that is wrong is shown in a few words."""
+"""Reads the small files of a model folder. They are untrusted: only regular files of a bounded size are read, and errors show a wrong
+value in shortened form."""
 
 from __future__ import annotations
 

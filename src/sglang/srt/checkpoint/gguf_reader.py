@@ -5,9 +5,8 @@
     tensors:  name, dims u32, sizes u64 (fastest first), block type u32, offset u64 into the data
     data, aligned to `general.alignment`
 
-A file comes from a stranger: every count and offset is checked against the file's size before anything is allocated or
-read. Opening walks the header once and decodes nothing that is not asked for, since a vocabulary has 100,000 strings that
-only the tokenizer wants.
+Files are untrusted: every count and offset is checked against the file's size before anything is allocated or read. Opening walks
+the header once and decodes values lazily, since a vocabulary has 100,000 strings that only the tokenizer needs.
 """
 
 from __future__ import annotations
@@ -135,7 +134,7 @@ class GGUFFile:
     def _num_parts(self) -> int:
         count = self.metadata.get("split.count", 1)
         if type(count) is not int or not 0 <= count <= MAX_PARTS:
-            raise ModelError(f"{self.path}: split.count must be a number of parts up to {MAX_PARTS}, and is {shown(count)}")
+            raise ModelError(f"{self.path}: split.count must be a number of parts up to {MAX_PARTS}, got {shown(count)}")
         return max(count, 1)
 
     def _other_parts(self) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Gets models from the Hugging Face hub, through huggingface_hub and its own cache; every failure is one sentence."""
+"""Downloads models from the Hugging Face hub, through huggingface_hub and its cache. Every failure becomes a ModelError of one sentence."""
 
 from __future__ import annotations
 

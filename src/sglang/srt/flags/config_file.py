@@ -1,8 +1,8 @@
-"""`--config FILE`: flags in a YAML file, one a line.
+"""`--config FILE`: flags in a YAML file, one per line.
 
-Scalars are taken as they are written, so that `api-key: 0123` is no octal number and `dtype: no` no truth value; which text a flag
-takes is for the flag to say. What YAML has for other purposes is refused: anchors and aliases (with which a short file can stand for
-a huge one), tags, and a key that stands there twice. Errors name the file and the line, and never show a value.
+Scalars are read as text, so that `api-key: 0123` is not an octal number and `dtype: no` not a boolean; each flag parses its own
+text. Anchors and aliases (with which a short file can expand to a huge one), tags and repeated keys are refused. Errors name the
+file and the line, and never show a value.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _as_json(where: str, name: str, node: Any) -> str:
     try:
         return json.dumps(loader.construct_document(node))
     except (yaml.YAMLError, TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{where}: {name:.{MAX_NAME}} holds what JSON has not, such as a date") from None
+        raise ConfigError(f"{where}: {name:.{MAX_NAME}} has a value that JSON lacks, such as a date") from None
     finally:
         loader.dispose()
 

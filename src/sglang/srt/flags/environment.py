@@ -1,6 +1,6 @@
 """Flags in the environment: `SGLANG_` and the flag's name in capitals, as SGLANG_PORT for --port.
 
-An empty variable is none, save for one of a key: a server that is open by mistake is worse than one that does not start.
+An empty variable counts as unset, except for API keys: a server that does not start is better than one that is open by mistake.
 """
 
 from __future__ import annotations

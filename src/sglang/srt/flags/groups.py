@@ -1,5 +1,5 @@
-"""The fields of ServerArgs, a class for each heading of --help. A field has its default and its help text; `choices`, a range
-(`least`, `most`), and `no_effect` where it is accepted and ignored.
+"""The fields of ServerArgs, one class for each heading of --help. A field has a default and a help text, and may have `choices`, a
+range (`least`, `most`), or `no_effect` if it is accepted and ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def _flag(group: str, default: Any, text: str, **extra: Any) -> Any:
-    """`several`: values between commas may also be given as words of their own. `is_size`: bytes, also as 64MiB. `secret`: never
+    """`several`: values between commas may also be given as their own words. `is_size`: bytes, also as 64MiB. `secret`: never
     shown, and no child process sees it."""
     return dataclasses.field(default=default, metadata={"group": group, "help": text, **extra})
 
@@ -54,7 +54,7 @@ class ModelFlags:
     json_model_override_args: str = _model("{}", "JSON merged into the model's config")
     is_embedding: bool = _model(False, "serve embeddings; encoders (BERT) always do")
     enable_multimodal: bool = _model(False, "vision-language models always do", no_effect=True)
-    random_seed: int | None = _model(None, "sampling seed of requests without a seed of their own", least=0, most=2**63 - 1)
+    random_seed: int | None = _model(None, "sampling seed of requests without their own seed", least=0, most=2**63 - 1)
 
 
 _device = _flags_of("device and memory")
@@ -193,7 +193,7 @@ class HttpFlags:
     preferred_sampling_params: str = _http("{}", "JSON of default sampling parameters, on all routes")
     sampling_defaults: str = _http(
         "model",
-        "what chats and completions leave open: as the model's files or alias say, or as OpenAI's API does (temperature 1)",
+        "sampling defaults of chats and completions: the model's, from its files or alias, or OpenAI's (temperature 1)",
         choices=("model", "openai"),
     )
     allow_auto_truncate: bool = _http(False, "cut prompts that are too long instead of refusing them")

@@ -1,4 +1,4 @@
-"""What --help shows: the flags that most people need, one group of --help GROUP, one flag of --help FLAG, or all of --help all."""
+"""The text of --help: the common flags, one group (--help GROUP), one flag (--help FLAG), or everything (--help all)."""
 
 from __future__ import annotations
 

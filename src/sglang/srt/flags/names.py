@@ -1,4 +1,4 @@
-"""What a given flag means here: fields of ServerArgs, and the names and values of flags/compatible.py."""
+"""Resolves names of flags: fields of ServerArgs, and the names and values in flags/compatible.py."""
 
 from __future__ import annotations
 

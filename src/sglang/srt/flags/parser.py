@@ -1,4 +1,4 @@
-"""The command line of a dataclass of flags: its fields by heading, and what flags/compatible.py knows besides."""
+"""Builds the command line parser of a dataclass of flags: its fields by heading, and the flags in flags/compatible.py."""
 
 from __future__ import annotations
 

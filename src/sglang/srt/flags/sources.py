@@ -1,4 +1,4 @@
-"""Where flags come from: the command line before the environment before the file of `--config`."""
+"""Merges the sources of flags. Precedence: the command line, the environment, the file of `--config`."""
 
 from __future__ import annotations
 

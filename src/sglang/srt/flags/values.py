@@ -1,4 +1,4 @@
-"""Values of flags that are more than a word or a number. What is wrong with one is a ConfigError: the server does not start."""
+"""Parses structured values of flags. A wrong value raises ConfigError: the server does not start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large things may be: the KV pool, a step, the context. Decided once, after the weights are in memory.
+"""Sizes of the KV pool, of a step and of the context. Decided once, after the weights are in memory.
 
 memory of the machine (or of the container)
 |<- weights ->|<- KV pool ->|<- step buffers ->|<- the rest of the machine ->|

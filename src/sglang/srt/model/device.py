@@ -1,4 +1,4 @@
-"""Which device and kernels run, and how much memory there is for them."""
+"""Chooses the device and the kernels, and measures the memory that is available."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     encoder (BERT)   rows of the last layer, their mean unless its files say otherwise          models/bert.py
     decoder          rows after the final norm, the last unless its files say otherwise         the same bodies that generate
 
-Each text is computed among its own rows, so its vector does not depend on the batch.
+Each text attends only to its own rows, so its vector does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def _create_decoder(ops: Ops, files: ModelFiles, options: ModelOptions, use_tape
     checkpoint = load_checkpoint(files, options)
     config = replace(checkpoint.config, context_len=_text_len(files, options, checkpoint.config.context_len))
     if config.vision is not None:
-        raise ModelError(f"{files.name} sees: embeddings of such models are not supported")
+        raise ModelError(f"{files.name} is a vision-language model, whose embeddings are not supported")
     if files.kind == "folder":
         pooling = read_pooling(files.path, "lasttoken", config.hidden_size)
     else:

@@ -1,4 +1,4 @@
-"""What a model's images ask of a step's size and of the number of requests that may run."""
+"""The limits that a model's images set on the size of a step and on the number of running requests."""
 
 from __future__ import annotations
 

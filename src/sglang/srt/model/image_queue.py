@@ -1,11 +1,11 @@
-"""Embeddings of images: made once, a chunk at a time, and kept while someone may want them again.
+"""Encodes images: each once, a chunk at a time, with a cache of the results.
 
-    encode(item)   in the cache? -> a job that is done
-                   being made for another request? -> the same job
-                   otherwise a new job at the end of the line
-    run            works on a group of jobs from the front of the line, chunk by chunk
+    encode(item)   in the cache? -> a finished job
+                   in work for another request? -> the same job
+                   otherwise a new job at the end of the queue
+    run            encodes a group of jobs from the front of the queue, chunk by chunk
 
-The line holds jobs weakly: when every request that wanted one is gone, it is never made.
+The queue holds jobs by weak references: a job whose requests have all ended is dropped.
 """
 
 from __future__ import annotations

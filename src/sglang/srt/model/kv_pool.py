@@ -1,10 +1,10 @@
-"""The memory of K and V: one KVLayer per layer of the model that attends to its own sequence, `num_slots` tokens each. Who owns
-which slot is decided by the scheduler; here they are only memory.
+"""The memory of K and V: one KVLayer per layer of the model that attends to its own sequence, `num_slots` tokens each. The
+scheduler decides who owns which slot; this file only holds the memory.
 
-Memory comes from the system when it is first written to, and coming can take a good part of the time that computing what is
-written there takes (`benchmarks/kernels.py` measures it). So in idle moments the pool has some brought ahead of need:
+The system maps memory when it is first written to, and page faults can take a good part of the time of a prefill
+(`benchmarks/kernels.py` measures it). So the pool touches some pages ahead of need when the scheduler is idle:
 
-    slots    | were in use once | ready, touched when idle | nothing yet ...
+    slots    | used before | touched when idle | not mapped yet ...
 """
 
 from __future__ import annotations

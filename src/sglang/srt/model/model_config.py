@@ -47,7 +47,7 @@ class TensorLayout:
     root: str = "model."
     """what stands before the decoder's names; files of the bare decoder lack it"""
     whole: Mapping[str, str] = field(default_factory=dict)
-    """stored name without root -> ours, of what is no part of a layer"""
+    """stored name without root -> ours, of what is not part of a layer"""
     layers: str = "layers"
     """stored name of the list of layers"""
     modules: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class ModelConfig:
     """One decoder-only text model, with the encoder of what else it sees if `vision` is given."""
 
     architecture: str
-    """the family; key of models/registry.py where it has layers of its own"""
+    """the family; key of models/registry.py where it has its own layers"""
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -152,7 +152,7 @@ class ModelConfig:
     norm_place: Literal["before", "around", "after"] = "before"
     """of the halves, where norms stand: around is before and after"""
     block: Literal["serial", "parallel", "shared"] = "serial"
-    """parallel: both halves read the layer's input, each by a norm of its own; shared: both by one"""
+    """parallel: both halves read the layer's input, each by its own norm; shared: both by one"""
     gate: Gate = "silu"
     """f of the feed-forward layer down(f(gate x) * up x)"""
     plain: Activator | None = None
@@ -166,7 +166,7 @@ class ModelConfig:
     """bias on o"""
     qk_norm: Literal["", "head", "rotated", "whole", "layer"] = ""
     """norms of q and k: RMS over each head, the same after rotation, RMS over all heads together, or layer norms over each head
-    with weights of its own"""
+    with its own weights"""
     local_rope: RopeConfig | None = None
     """rope of the sliding-window layers where it differs (gemma3)"""
     sliding_window: int = 0

@@ -1,6 +1,6 @@
-"""How a text's rows become its vector: the modules that sentence-transformers puts behind a model.
+"""Pooling: the sentence-transformers modules that turn a text's rows into its vector.
 
-    modules.json   Transformer -> Pooling -> Dense -> Normalize      each with a folder of its own, such as 1_Pooling/config.json
+    modules.json   Transformer -> Pooling -> Dense -> Normalize      each with its own folder, such as 1_Pooling/config.json
 
 Every module that a folder lists is applied, or the folder is refused by the module's name. Arithmetic is in float64 on one text
 at a time, so results are batch-invariant. Source of the formats: sentence-transformers, up to version 6.
@@ -179,13 +179,13 @@ def _read_modes(path: Path, default: str, hidden_size: int) -> tuple[str, ...]:
     fields = _fields(path, _POOLING_KEYS)
     for name in _WIDTHS:
         if fields.raw.get(name) not in (None, hidden_size):
-            raise fields.bad(name, f"must be {hidden_size}, what the model gives, and is {shown(fields.raw[name])}")
+            raise fields.bad(name, f"must be {hidden_size}, the model's size, got {shown(fields.raw[name])}")
     said = fields.raw.get("pooling_mode")
     if said is None:
         said = [mode for mode, name in _OLD_NAMES.items() if fields.flag(name)] or "mean"
     modes = said if isinstance(said, list) else [said]
     if not modes or not all(isinstance(mode, str) and mode in _MODES for mode in modes):
-        raise fields.bad("pooling_mode", f"is {shown(said)}, and known are {', '.join(_MODES)}")
+        raise fields.bad("pooling_mode", f"is {shown(said)}; known: {', '.join(_MODES)}")
     return tuple(modes)
 
 
@@ -203,7 +203,7 @@ def _read_dense(place: Path, dim: int) -> DenseModule:
             raise fields.bad(name, f"is {shown(fields.raw[name])}, and only {_SENTENCE} is supported")
     size_in, size_out = fields.count("in_features"), fields.count("out_features")
     if size_in != dim:
-        raise fields.bad("in_features", f"must be {dim}, what stands before, and is {size_in}")
+        raise fields.bad("in_features", f"must be {dim}, what stands before, got {size_in}")
     if not (place / "model.safetensors").is_file():
         raise ModelError(f"{place} has no model.safetensors (a pickle is not read): save the module in that format")
     source = SafetensorsSource(place)
@@ -229,7 +229,7 @@ def _activation(fields: Fields) -> Step:
     value = fields.raw.get("activation_function", "Tanh")
     name = "Identity" if value is None else value.rpartition(".")[2] if isinstance(value, str) else ""
     if name not in _ACTIVATIONS:
-        raise fields.bad("activation_function", f"is {shown(value)}, and known are {', '.join(_ACTIVATIONS)}")
+        raise fields.bad("activation_function", f"is {shown(value)}; known: {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 

@@ -1,7 +1,7 @@
 """Runs the model: writes a step's inputs into the static buffers and replays two op tapes, the body and the head.
 
     body    embedding .. attention of the last layer, for all rows of the step      -> K and V in the pool, x
-    head    the rest of that layer, final norm, lm_head, soft cap, for the rows whose logits are wanted, at most max_logit_rows at
+    head    the rest of that layer, final norm, lm_head, soft cap, for the rows whose logits are needed, at most max_logit_rows at
             a time
 
 Row counts are read when the ops run, so one recording serves every step: decode, extend and mixed.

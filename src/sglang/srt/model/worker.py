@@ -1,4 +1,4 @@
-"""The model as the scheduler sees it: loads it, says what it is, computes steps (forward_batch.ModelWorker).
+"""The model's interface for the scheduler: loads the model, describes it, computes steps (forward_batch.ModelWorker).
 
 The files of this wing, each importing only what stands above it:
 
@@ -6,8 +6,8 @@ The files of this wing, each importing only what stands above it:
     weights/                                checkpoints
     layers/   models/                       architecture
     sampling/ capacity kv_pool op_tape      tokens, memory, replay
-    kernel_limits                           what the chosen kernels cannot compute
-    distributed/{ranks,sharding,ops}        one rank's part of all that
+    kernel_limits                           limits of the chosen kernels
+    distributed/{ranks,sharding,ops}        one rank's part of all of this
     runner                                  one forward pass
     worker                                  this file
     distributed/{wire,leader,follower}      several ranks as one worker

@@ -1,6 +1,6 @@
-"""Where the server listens, and how it is spoken to there: a port or a socket in the file system, plain or with TLS.
+"""The address that the server listens on: a TCP port or a unix socket, plain or with TLS.
 
-All of it is opened before a model is loaded, so that what is wrong with an address or a certificate is told at once.
+It is opened before the model is loaded, so that a wrong address or certificate is reported at once.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _remove_stale(path: str) -> None:
     except OSError:
         return
     if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"--uds {path} exists and is no socket: choose another path, or remove it")
+        raise ConfigError(f"--uds {path} exists and is not a socket: choose another path, or remove it")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)
         try:

@@ -1,5 +1,5 @@
-"""What this process has allocated, and giving freed memory back to the system. glibc keeps what it once had: after loading a model or building tables for grammars
-that is tens of megabytes, of no use to anybody."""
+"""Returns freed memory to the system. glibc keeps freed memory, which after loading a model or building tables for grammars is tens of
+megabytes."""
 
 from __future__ import annotations
 

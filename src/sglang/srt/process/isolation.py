@@ -5,8 +5,8 @@
                      <------------------- the reply, then how the child ended -----------------------'
 
 The fork server is started once and imports what jobs need. Every job runs in a child forked ahead of time, under limits of memory,
-processor time and wall time. A child ends with its job, or with the last of `Limits.jobs`: one that has done a job well, and holds
-little more memory than before, does the next one sooner than a new one would.
+processor time and wall time. A child ends after one job, or after `Limits.jobs` of them: a child whose job succeeded, and whose memory
+has hardly grown, starts the next job sooner than a new child would.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Job:
 
     def _add(self, parts: bytearray, part: bytes) -> None:
         if len(parts) + len(part) > self._owner.limits.reply:
-            raise IsolationError("made too much")
+            raise IsolationError("produced too much output")
         parts += part
 
     def _exchange(
@@ -182,7 +182,7 @@ class Job:
         head = self._read_exactly(HEADER.size, deadline)
         kind, size = HEADER.unpack(head)
         if size > self._owner.limits.reply:
-            raise IsolationError("made too much")
+            raise IsolationError("produced too much output")
         return kind, self._read_exactly(size, deadline)
 
     def _read_exactly(self, size: int, deadline: float) -> bytes:

@@ -3,9 +3,9 @@
     P0 (this one)  HTTP, tokenizing, detokenizing       TokenizerManager under uvicorn
     P1             one scheduler with its model         scheduler_process.py, restarted if it dies
 
-The address is taken first, so that a busy port is reported before a model is loaded. While the model loads it answers 503.
+The address is opened first, so that a busy port is reported before the model is loaded. While the model loads, requests get 503.
 
-    starting --model loaded--> ready --SIGTERM, Ctrl-C--> draining --no request left, or time is up--> end
+    starting --model loaded--> ready --SIGTERM, Ctrl-C--> draining --no request left, or timeout--> end
                                |   ^                      a second signal ends it at once
              scheduler died    v   |  another is ready: it is sent all requests in flight (server/resuming.py)
                               broken

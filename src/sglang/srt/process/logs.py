@@ -1,10 +1,9 @@
-"""The log's look, for our lines and the HTTP server's alike: `[2025-07-28 04:59:51] message`, or one JSON object a line.
+"""The format of the log, for our lines and the HTTP server's: `[2025-07-28 04:59:51] message`, or one JSON object per line.
 
     {"time": "2025-07-28T04:59:51.123Z", "level": "info", "logger": "sglang", "message": "The server is fired up ..."}
     {"time": ..., "level": "info", "logger": "uvicorn.access", "method": "POST", "path": "/generate", "status": 200, "client": ...}
 
-Calls that machines repeat every few seconds (health checks, scrapes, routers) are not in it as long as they go well, unless the level
-is debug.
+Successful calls that machines repeat every few seconds (health checks, scrapes, routers) are logged only at level debug.
 """
 
 from __future__ import annotations

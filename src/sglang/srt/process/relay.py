@@ -1,12 +1,12 @@
-"""Between the threads of one process: messages of server and scheduler (LocalLink), and what is put on one event loop for coroutines
-on others (Relay).
+"""Message passing between threads of one process: between server and scheduler (LocalLink), and from one event loop to coroutines on
+others (Relay).
 
     loop of the source    Relay.put -> its buffer, Courier      the readers of a turn, by their loops
     loop of a reader      readers woken, buffers emptied        one call for all its streams
 
-Waking another thread's loop costs more than everything else a token needs, and a loop that is woken while the source still works
-only takes the interpreter from it: so the readers of what a step brings are woken at the end of the turn, in one call for each loop.
-What is put lies in a buffer that both sides see: however late a reader is, nothing but wake-up calls queue for its loop.
+Waking another thread's loop costs more than everything else that a token needs, and a loop that wakes while the source still works
+competes for the interpreter lock. So the readers of a step's outputs are woken at the end of the turn, in one call for each loop.
+Items are in a buffer that both sides see: however late a reader is, only wake-up calls queue for its loop.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The scheduler process as its parent sees it: started, awaited, blamed, stopped."""
+"""The parent's handle of the scheduler process: starting it, waiting for it, explaining its death, stopping it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The scheduler's own process: loads the model, then steps until it is told to stop or the server is gone.
+"""The scheduler's process: loads the model, then runs steps until it is told to stop or the server has ended.
 
     python -m sglang.srt.process.scheduler_process SOCKET_DIRECTORY      started by launch.py; the configuration comes on stdin
 
-Standard input stays open: when it closes, the server has died, however it died, and so does this process.
+Standard input stays open: when it closes, the server has died, and this process ends too.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def check_model(options: ModelOptions) -> None:
 
 
 def read_tokenizer(config: RuntimeConfig) -> Future[Tokenizer | None]:
-    """Starts to read the tokenizer on a thread of its own."""
+    """Starts to read the tokenizer on its own thread."""
     return ThreadPoolExecutor(1, "sglang-tokenizer").submit(open_tokenizer, config.text)
 
 

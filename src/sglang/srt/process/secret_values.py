@@ -1,4 +1,4 @@
-"""Values of flags that nobody else may see: not in `ps`, and not in the environment of children."""
+"""Hides the values of secret flags from `ps` and from the environment of children."""
 
 from __future__ import annotations
 

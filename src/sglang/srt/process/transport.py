@@ -1,10 +1,10 @@
-"""How messages travel between the server and a scheduler of another process: a private unix socket (within one: relay.py).
+"""Message passing between the server and the scheduler's process over a private unix socket (within one process: relay.py).
 
     server side (asyncio)                        scheduler side (a plain loop)
     SocketServerEnd   <-- msgpack over zmq -->   SocketSchedulerEnd
 
-Sockets live in a directory that only the user can enter (0700) and are new for every scheduler that is started, so a
-restarted one never reads what was meant for its predecessor.
+Sockets are in a directory that only the user can enter (0700), with new ones for every scheduler that is started, so that a
+restarted scheduler never reads messages for its predecessor.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class SocketServerEnd:
             except zmq.Again:
                 break
             except msgspec.DecodeError as error:  # only the scheduler can enter the directory: a bug of ours
-                logger.error("The scheduler sent something that is no message: %s", error)
+                logger.error("The scheduler sent something that is not a message: %s", error)
         if self._messages and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -121,7 +121,7 @@ class SocketSchedulerEnd:
                 try:
                     messages.append(decode_to_scheduler(part))
                 except msgspec.DecodeError as error:
-                    logger.error("Something that is no message came in; it was thrown away: %s", error)
+                    logger.error("Dropped something that is not a message: %s", error)
 
     def send(self, message: FromScheduler) -> None:
         self._push.send(encode(message))

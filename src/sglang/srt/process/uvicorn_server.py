@@ -1,4 +1,4 @@
-"""The HTTP server's side of a process: how uvicorn runs it, limits of files and memory, and the first request."""
+"""Runs uvicorn in a process: its settings, limits of open files and memory, and the warm-up request."""
 
 from __future__ import annotations
 

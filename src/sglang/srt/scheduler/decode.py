@@ -1,7 +1,8 @@
-"""Memory for the next rows of everyone who decodes, and what to do when there is none: retraction.
+"""Memory for the next rows of all decoding requests; when there is none, a request is retracted.
 
-A retracted request gives up its slots (what it computed stays in the prefix cache while there is room) and waits in front of
-the queue, or in the queue where it makes way for another client (admission/waiting.py). It keeps its output, its place in the grammar and its seed, so that nothing of it changes but the time.
+A retracted request gives up its slots (what it computed stays in the prefix cache while there is room) and waits at the front of the
+queue, or inside the queue if it was retracted for another client (admission/waiting.py). It keeps its output, its grammar state and
+its seed, so that only its latency changes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The loop of a model that embeds: receive, compute a group of texts, emit. Clients take turns; of one client's texts the first that
-came is the first served.
+"""The loop of an embedding model: receive, compute a group of texts, emit. Clients take turns; the texts of one client are served in
+order of arrival.
 
-There is no decoding and nothing to keep, so none of the scheduler's owners are needed: a request is in the line or done.
+There is no decoding and no cache, so none of the scheduler's owners are needed: a request is queued or done.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""When a request ends: stop ids, stop strings, stop expressions, the length limit.
+"""The ends of a request: stop ids, stop strings, stop expressions, the length limit.
 
-Stop strings are matched on the bytes of the tokens, as if the bytes came one at a time: the first string to be complete wins,
-wherever token borders lie. Until then, `hold_bytes` says how much of the end of the text may be the beginning of one and
-must not be shown yet. Nothing before the match is looked at twice.
+Stop strings are matched on the bytes of the tokens, as if the bytes came one at a time: the first complete string wins, independent of
+token boundaries. Until then, `hold_bytes` says how many bytes at the end may be the beginning of a stop string and must not be shown
+yet. No byte before the match is examined twice.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Running ahead: the next step begins before the tokens of the last one are known to the host.
+"""Overlap scheduling: the next step begins before the host knows the tokens of the last one.
 
     device   | forward k | sample k | forward k+1         | sample k+1 |
     host     plan k+1, launch ------ wait k, commit k, masks k+1, launch sample ...
 
-Who decodes in step k takes part in step k + 1 with one row whose id is "what was sampled by sample i" (ForwardBatch.previous): the
-device puts it in. When the tokens are there it may turn out that a request has ended (its row of step k + 1 counts for nothing),
-or that its grammar forced more tokens after the one sampled, or that reasoning ends with another token than the model sampled (its sample of
-step k + 1 is thrown away, as if it were late).
+A request that decodes in step k takes part in step k + 1 with one row whose id is "the result of sample i" (ForwardBatch.previous),
+which the device fills in. Once the tokens are known, the request may have ended (its row of step k + 1 is ignored), its grammar may
+have forced more tokens after the sampled one, or reasoning may end with another token than the sampled one (its sample of step k + 1
+is discarded, as if it were late).
 
-Only plain steps run ahead: everyone who runs decodes one row, wants no log probabilities, and memory is there without retracting;
-and speculation is not likely to do more with the tokens than running ahead saves (`planning.gains_by_waiting`).
-Whatever else is to be done is done when all is known, so that no owner ever sees a half-known request.
+Only plain steps run ahead: every running request decodes one row and wants no log probabilities, memory suffices without retraction,
+and speculation is not likely to gain more from the tokens than running ahead saves (`planning.gains_by_waiting`). All other work is
+done once the tokens are known, so that no owner ever sees a request with unknown tokens.
 """
 
 from __future__ import annotations

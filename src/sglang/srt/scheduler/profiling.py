@@ -1,4 +1,4 @@
-"""A profile of the loop, on demand: where the interpreter spends its time, written for `python -m pstats FILE`."""
+"""Profiles the loop on demand: interpreter time by function, in a file for `python -m pstats FILE`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sglang.srt.messages import ControlReply, ProfileReq
 
 
 class Profiler:
-    """At most one profile at a time, of the thread that calls `handle`. Files go to a private folder, under names of our own:
+    """At most one profile at a time, of the thread that calls `handle`. Files go to a private folder, under our own names:
     no client says where this process writes."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""One request inside the scheduler: what was asked, what came of it so far, what it holds."""
+"""One request inside the scheduler: its parameters, its output so far, and its resources."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
-"""What a step brought: ids are appended, grammars move on, requests end or stay, memory follows, clients hear of it.
+"""Applies the results of a step: appends ids, advances grammars, finishes requests, updates memory, sends outputs.
 
-The output of a request grows by the token sampled for it, and by those that its grammar leaves no choice about:
+The output of a request grows by the token sampled for it, and by the tokens that its grammar forces after it:
 
     sampled      {"                    a row of the model, a mask, a sample
     forced          name ":            appended at once; their rows are computed together in the next step
     sampled                  John      from the row of the last forced one
 
-Forced tokens are the ones that the masks would have led to, one sample at a time: with jump-forward or without it, the output
-is the same.
+Forced tokens are those that masks would have led to, one sample at a time: the output is the same with and without jump-forward.
 """
 
 from __future__ import annotations

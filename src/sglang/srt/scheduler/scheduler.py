@@ -1,8 +1,8 @@
 """The loop: receive, admit, step, emit.
 
 Composition of owners: `KvMemory` (slots and tree), `Inlet` (requests whose grammars compile), `WaitingQueue`, `PrefillPlanner`
-(the prompt that is begun), `RunningBatch` (who decodes). A request is in exactly one of these places, and in `_live` all the
-time:
+(the partially computed prompt), `RunningBatch` (decoding requests). A request is in exactly one of these places, and always in
+`_live`:
 
     receive -> inlet -> waiting -> partial -> running -> TokenOut
                            ^----------retract----'

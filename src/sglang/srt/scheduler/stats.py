@@ -1,4 +1,4 @@
-"""What the scheduler counts, its two log lines, and the snapshot for the metrics page."""
+"""The scheduler's counters, its two log lines, and the snapshot for metrics."""
 
 from __future__ import annotations
 

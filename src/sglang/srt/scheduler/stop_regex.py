@@ -1,13 +1,13 @@
-"""Stop expressions: compiled once, searched after every token of a request that has some.
+"""Stop expressions (regular expressions that end an output): compiled once, searched after every token of a request that has some.
 
-The package `regex` holds the interpreter's lock and backtracks, so an expression may take for ever. Therefore
+The package `regex` holds the interpreter lock and backtracks, so a search may take exponential time. Therefore
 
-    compiling   is tried in a child first; what takes long or holds much is refused
+    compiling   is tried in a child first, under limits of time and memory
     searching   on the loop there are STEP_SECONDS a step for all requests together; a search that needs longer goes on in a child
                 (`Searches`), and its request skips steps until it is done. SEARCH_SECONDS for all expressions of a request and one
-                token are the end: then the request is refused
+                token is the limit: beyond it the request fails
 
-Where a search runs changes no result.
+The place of a search does not change its result.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What goes to a child that tries a constraint, and what comes back."""
+"""Messages to and from a child that tries a constraint."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a viewer of the machine is told: changes of the prefix tree, steps, and the state, at most ten times a second and only while
-somebody looks. Without a viewer the tree has no observer and nothing is noted.
+"""Data for the page's machine view: changes of the prefix tree, steps, and the state, at most ten times a second and only while a viewer
+is connected. Without a viewer the tree has no observer and nothing is recorded.
 
     tree --changed, removed--> dirty --NUM_AT_ONCE a delta--> ViewDelta --> server/page/live.py
 

@@ -1,8 +1,7 @@
-"""Long work of the server, kept off the event loop: rendering and tokenizing long texts.
+"""Runs long work off the event loop: rendering and tokenizing long texts.
 
-A few threads of its own: they share the interpreter and the cores, so more of them would do no more, but hold the memory of as many
-long texts at once. Clients share them: one that has much to do leaves a thread for the others, and what it no longer waits for is
-not begun.
+It has a few threads: they share the interpreter and the cores, so more of them would not be faster, but would hold more long texts in
+memory at once. Clients share them fairly: a client with much work leaves a thread for the others, and cancelled work is not begun.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A request in flight as its caller holds it: a Call, made of one Sequence for each sample of each prompt.
+"""The caller's handle of a request in flight: a Call with one Sequence for each sample of each prompt.
 
 The manager fills a call (`put`, `fail`) and its consumer iterates it; a consumer that stops early cancels it, which aborts the
 sequences that still run. Everything happens on one event loop; `forward` is for a consumer on another.

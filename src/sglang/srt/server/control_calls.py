@@ -1,4 +1,4 @@
-"""Calls that concern the scheduler itself and no request: one future each, until its ControlReply comes."""
+"""Calls to the scheduler itself (flush, profile, ...): one future each, resolved by its ControlReply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts on their way to the embedding scheduler and back: one future each."""
+"""Calls to the embedding scheduler: one future for each text."""
 
 from __future__ import annotations
 

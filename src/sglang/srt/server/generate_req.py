@@ -1,4 +1,4 @@
-"""What a caller asks the tokenizer manager for, and what comes back."""
+"""Requests to the tokenizer manager, and its outputs."""
 
 from __future__ import annotations
 

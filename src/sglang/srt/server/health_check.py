@@ -1,4 +1,4 @@
-"""Whether the engine generates: asked with a request of its own."""
+"""Checks that the engine generates, with its own request."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The calls in flight: their sequences go to the scheduler, and its outputs come back to their callers.
+"""The calls in flight: sends their sequences to the scheduler, and delivers its outputs to their callers.
 
     Call --begin--> its Sequences --TokenizedReq--> scheduler --TokenOut--> handle --GenerateOut--> Call
 
-Each sequence ends once: with the last output of the scheduler, with an abort, or with the last scheduler there is.
+Each sequence ends once: with the scheduler's last output, with an abort, or when no scheduler is left.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a GenerateReq to the TokenizedReqs that the scheduler takes: tokens, images in their places, lengths, samples.
+"""Converts a GenerateReq to the TokenizedReqs of the scheduler: tokens, images, lengths, samples.
 
 text or ids --tokenize--> ids of each prompt --media--> with placeholders --check, fit--> one TokenizedReq a sample
 """

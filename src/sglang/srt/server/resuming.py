@@ -6,7 +6,7 @@
                           v     v dies again
                      its end   an error, and the others go on
 
-Nothing here knows what a scheduler is or where it runs.
+Nothing here depends on what a scheduler is or where it runs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a child process does to check an answer: reads it, and asks `jsonschema` whether it is valid under the schema as it was written.
+"""The work of a schema-checking child: parses an answer and validates it with `jsonschema` against the original schema.
 
-A pattern of a schema may take for ever on some texts, so none is tried where others wait (schema_checks.py starts and limits the child).
+A pattern of a schema may take exponential time, so validation runs in a child with limits (schema_checks.py starts it).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def check(schema: Any, answer: str) -> Verdict:
     try:
         value = json.loads(answer)
     except ValueError as error:
-        return Verdict(f"the answer is no JSON: {error}", is_whole=False)
+        return Verdict(f"the answer is not JSON: {error}", is_whole=False)
     try:
         errors = list(validator_of(draft_of(schema))(_canonical(schema, ANY), registry=Registry()).iter_errors(value))
     except Exception as error:  # noqa: BLE001  whatever a schema that is none makes of the library

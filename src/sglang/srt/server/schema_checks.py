@@ -1,11 +1,11 @@
-"""Answers that decoding could not hold to their schema as a whole: checked at the end, and generated anew if they are not valid.
+"""Checks answers whose schema decoding could not enforce completely, and generates invalid ones again.
 
     TokenOut.unenforced --> a child checks the text --valid---------------------------> the client
                                    |  invalid, up to MAX_RETRIES times
                                    '--> the same request with another seed --> the scheduler
 
-An answer that a stop of the client's own, or the length limit, has cut is what was asked for: it goes to the client as it is.
-The scheduler sends such an answer whole, streams too, so nothing that is thrown away was ever shown.
+An answer that a stop string of the client, or the length limit, has cut is not checked.
+The scheduler sends such answers whole, streams too, so that the client never sees a discarded answer.
 """
 
 from __future__ import annotations

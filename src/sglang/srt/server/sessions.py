@@ -1,4 +1,4 @@
-"""Conversations that the server keeps, so that a client sends only what is new.
+"""Sessions: conversations that the server stores, so that a client sends only new input.
 
 A session is a tree of requests. Each node holds what its request added to the one before it:
 
@@ -9,9 +9,9 @@ A session is a tree of requests. Each node holds what its request added to the o
                                                                               └─ r3
     generate "D"   {"id": s, "rid": r1, "replace": true} -> r4     root ── r1 ── r4             replace
 
-Only ids are kept here. The KV is in the prefix cache like everybody's: it is found there as long as nobody needed the room, and
-computed again otherwise, with the same answer. A session belongs to the API key that opened it, and so does its name: others may
-use the same and learn nothing of it. No key may hold more than it leaves free, of sessions and of tokens, so there is room for others.
+Only ids are stored here. KV is in the prefix cache as for all requests: it is reused unless it was evicted, and computed again
+otherwise, with the same answer. A session belongs to the API key that opened it, and so does its name: other keys may use the same
+name and learn nothing. No key may hold more sessions or tokens than it leaves free, so there is room for others.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Turn:
         self._sessions.note_finished(self._session, self._name, self._node)
 
     def drop(self) -> None:
-        """It failed, or nobody listens: it is no part of the conversation."""
+        """It failed, or nobody listens: it is not part of the conversation."""
         self._sessions.note_dropped(self._session, self._name, self._node)
 
 

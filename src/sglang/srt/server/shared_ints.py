@@ -1,4 +1,4 @@
-"""Token ids as objects that are shared: a long list of ids names the same few over and over."""
+"""Shared int objects for token ids: a long list of ids repeats the same few."""
 
 from __future__ import annotations
 

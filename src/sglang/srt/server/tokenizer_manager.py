@@ -1,4 +1,4 @@
-"""What the endpoints ask of the engine: generate, embed, abort, sessions, control; and whether there is a scheduler to do it.
+"""The engine's interface for the endpoints: generate, embed, abort, sessions, control, and the state of the scheduler.
 
     GenerateReq --start--> Call --iterate--> GenerateOut, GenerateOut, ...
                     |                             ^
@@ -6,9 +6,9 @@
                     v                             |
                  send(...)   scheduler       handle(...)
 
-in_flight.py keeps the calls and takes the scheduler's outputs. Everything runs on one event loop; only long texts are tokenized on
-another thread. A call that is cancelled, or whose consumer goes away, aborts its sequences at once. When a scheduler dies, the next
-one continues all calls (resuming.py); when there will be none, they end with EngineDeadError.
+in_flight.py holds the calls and receives the scheduler's outputs. Everything runs on one event loop; only long texts are tokenized on
+another thread. A call that is cancelled, or whose consumer disconnects, aborts its sequences at once. When a scheduler dies, the next
+one continues all calls (resuming.py); if there will be none, they end with EngineDeadError.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the documents import from here."""
+"""Helpers that the documents import."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`load_image`: an image from wherever it is, for programs that pass it on to `image()`.
+"""`load_image`: loads an image from a path, a URL or bytes, for programs that pass it on to `image()`.
 
-This runs in the caller's own process with the caller's own rights, so unlike the server it opens any path and any host.
+This runs in the caller's process with the caller's rights, so unlike the server it opens any path and any host.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _base64(text: str, source: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (ValueError, binascii.Error) as error:
-        raise ValueError(f"{_shown(source)} is no file, no URL and no base64 data") from error
+        raise ValueError(f"{_shown(source)} is not a file, a URL or base64 data") from error
 
 
 def _download(url: str) -> bytes:

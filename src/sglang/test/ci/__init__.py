@@ -1,1 +1,1 @@
-"""What tests of the original say of themselves to its CI."""
+"""Registration of the original's tests with its CI."""

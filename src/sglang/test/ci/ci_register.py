@@ -1,4 +1,4 @@
-"""The suites of the original's CI. There are none here: what a test says of itself is taken, and means nothing."""
+"""The suites of the original's CI. There are none here: a registration is accepted and ignored."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""Tensor parallelism: one model over several processes, each with its part of every matrix. `leader` is rank 0, the scheduler's
-worker; `follower` the others' process.
+"""Tensor parallelism: one model over several processes, each with a part of every matrix. `leader` is rank 0, the scheduler's
+worker; `follower` is the process of every other rank.
 """

@@ -2,7 +2,7 @@
 
     python -m sglang.srt.model.distributed.follower STATUS_FD      started by leader.py; configuration and steps come on stdin
 
-When standard input closes, rank 0 is gone or done, and so is this process.
+When standard input closes, rank 0 has ended, and this process ends too.
 """
 
 from __future__ import annotations

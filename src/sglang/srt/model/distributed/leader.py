@@ -5,7 +5,7 @@
       rank 1 .. size - 1   follower.py -> LocalWorker of its rank
 
 A rank's standard input closes when rank 0 dies, however it dies, and the rank ends with it. When another rank dies, `on_death`
-is called on a thread of its own; by default the next step raises.
+is called on its own thread; by default the next step raises.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the ranks of a model do together: add up rows, put logits side by side, agree on a number.
+"""Collective operations of the ranks of a model: sum rows, gather logits, agree on a number.
 
 On a CPU through torch's gloo, on loopback; on CUDA through nccl. Rows are added in the order of the ranks, so that sums do not
 depend on how many rows there are; nccl's own sum, which may, is the faster default on CUDA.
@@ -98,7 +98,7 @@ def join(directory: Path, rank: int, size: int, device: str, deterministic: bool
         import torch.distributed as dist
     except ImportError as error:
         command = install_packages("torch==2.13.0")
-        raise ConfigError(f"--tp-size {size} needs torch for what the ranks say to each other: {command}") from error
+        raise ConfigError(f"--tp-size {size} needs torch for the communication of its ranks: {command}") from error
     store = dist.FileStore(str(directory / RENDEZVOUS), size)
     try:
         if device == "cpu":
@@ -109,7 +109,7 @@ def join(directory: Path, rank: int, size: int, device: str, deterministic: bool
         options._timeout = TIMEOUT
         group = dist.ProcessGroupNCCL(store, rank, size, options)
     except (RuntimeError, AttributeError) as error:
-        raise ConfigError(f"rank {rank} of {size} could not meet the others: {error}") from error
+        raise ConfigError(f"rank {rank} of {size} could not connect to the others: {error}") from error
     return TorchRanks(group, torch, rank, size, device, deterministic)
 
 

@@ -1,7 +1,7 @@
-"""Which part of which tensor is whose.
+"""The part of each tensor that a rank holds.
 
     q, k, v, gate, up      rows          every rank has its heads, its columns of the hidden layer
-    o, down                columns       ... and what it makes of them: a part of a sum (ops.ShardedOps adds it up)
+    o, down                columns       every rank computes a part of a sum (ops.ShardedOps adds the parts)
     embedding, head        rows          every rank has its ids; one row of zeros more stands for all the others
     norms, biases of o     whole         a bias that would be added `size` times is zero on all ranks but the first
 

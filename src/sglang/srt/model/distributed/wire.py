@@ -1,7 +1,8 @@
 """A step as bytes, from rank 0 to the others: frames of a length and msgpack.
 
 Followers need what the forward pass reads: rows, lengths, slots, and which rows' logits are wanted. They sample no tokens; ids that
-rank 0 has sampled and not seen yet reach them between the devices (runner.py). The table of slots is sent as what has changed in it; images come as the rows that their encoder made.
+rank 0 has sampled but not fetched yet travel between the devices (runner.py). Of the slot table only the changes are sent, and of images
+the rows that their encoder computed.
 """
 
 from __future__ import annotations

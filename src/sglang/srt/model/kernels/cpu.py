@@ -46,7 +46,7 @@ Int32 = npt.NDArray[np.int32]
 RING = 3
 """steps that may be on their way at once"""
 ALIGN = 16
-"""ints: every array starts on a line of its own"""
+"""ints: every array starts on its own line"""
 
 
 class StagedInputs:
@@ -156,7 +156,7 @@ class CpuOps(HostArrays):
     With `ahead`, tapes and the ops that choose tokens return at once and run, in order, on other threads; whoever asks for a
     result lends them this one, unless all `threads` compute already. Every other op first waits for what is on its way.
 
-    A forked child may go on using it: its first op starts threads of its own. What was on its way at the fork is computed in
+    A forked child may go on using it: its first op starts its own threads. What was on its way at the fork is computed in
     the parent only; asking for it raises RuntimeError."""
 
     slot_run = 16

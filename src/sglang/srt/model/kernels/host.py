@@ -1,4 +1,4 @@
-"""What op sets share whose arrays are the host's own: nothing is copied, nothing waits (see ops.Ops)."""
+"""Base of op sets whose arrays are host arrays: nothing is copied, nothing waits (see ops.Ops)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every op, declared once. `reference.py` (NumPy, the documentation in code), `cpu.py` (our C++) and `cuda/ops.py` implement it.
+"""The declaration of every op. `reference.py` (NumPy, the documentation in code), `cpu.py` (our C++) and `cuda/ops.py` implement it.
 
 Rules that hold for every op set:
 
@@ -10,7 +10,7 @@ Rules that hold for every op set:
   were cut into steps. Results are batch-invariant: bitwise the same alone and in a batch.
 * All arithmetic on activations is float32. (On CUDA products are taken in the model's type and added up in float32.)
 
-What crosses between host and device goes through six methods: `array` and `inputs` at load time, `Inputs.send`, `write`,
+All transfers between host and device go through six methods: `array` and `inputs` at load time, `Inputs.send`, `write`,
 `sync_table` on the way in, `fetch` on the way out. On a CPU the host's memory is the device's; still an op may run later than it is
 called (`runs_ahead`), and what it reads and writes is its own until then.
 """
@@ -364,7 +364,7 @@ class Ops(Protocol):
     # --- on logits: called after the forward pass, not recorded; x is [num_rows, vocab] float32. Arguments other than x may be
     # host arrays on any device; results go to arrays of the device (`fetch` brings them) or, after a wait, to host arrays -------
     def pick(self, x: Array, row_idx: Array, ids: Array) -> npt.NDArray[np.float32]:
-        """x[row_idx[i], ids[i]] on the host, in an array of its own. Waits."""
+        """x[row_idx[i], ids[i]] on the host, in its own array. Waits."""
         ...
 
     def adjust(self, x: Array, indptr: Array, ids: Array, scale: Array, bias: Array) -> None:

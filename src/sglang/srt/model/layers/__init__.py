@@ -1,3 +1,3 @@
-"""The pieces models are built of. Each takes its weights from a checkpoint when made and afterwards only calls ops on the
-static buffers of a step; none touches an array library.
+"""The building blocks of models. Each reads its weights from a checkpoint when it is created and afterwards only calls ops on the
+static buffers of a step; none uses an array library.
 """

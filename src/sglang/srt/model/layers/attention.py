@@ -67,7 +67,7 @@ class Attention:
 
 class WideNorm:
     """Norms of q and k before rotation, in place, where `rope_store` has none of the kind: RMS over all heads together, or a layer
-    norm over each head with weights of its own."""
+    norm over each head with its own weights."""
 
     def __init__(self, ops: Ops, source: WeightSource, prefix: str, config: ModelConfig) -> None:
         self.ops, self.eps, self.head_dim = ops, config.norm_eps, config.head_dim

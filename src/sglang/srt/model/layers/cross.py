@@ -1,11 +1,11 @@
-"""Cross-attention to images: which rows of a step see which, and k and v of those images in a pool of their own.
+"""Cross-attention to images: which rows of a step see which, and k and v of those images in their own pool.
 
-    step rows     t t t | p a a a a | b b | ...        t see nothing, a the image p, b another
+    step rows     t t t | p a a a a | b b | ...        t attend to no image, a to the image p, b to another
     rows here           [ p a a a a | b b ]            only rows that attend to an image are computed
 
-A run of rows that attends to the same images is to the attention op what a request is elsewhere: its images' rows are the sequence,
-and every row sees to its end. Pages of the pool are given to a group of images when a step first needs it, and taken back from
-the group that was not needed for the longest time: every request has at most one group in a step, so there are always enough.
+For the attention op, a run of rows that attend to the same images is one request: the rows of its images are the sequence, and every
+row attends to all of it. A group of images gets pages of the pool when a step first needs it, and the least recently used group loses
+them: every request has at most one group in a step, so there are always enough.
 """
 
 from __future__ import annotations

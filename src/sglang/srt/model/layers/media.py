@@ -1,4 +1,4 @@
-"""Where what is not text enters the decoder: rows of encoders in place of token embeddings, and positions of several axes."""
+"""Media in the decoder: rows of encoders in place of token embeddings, and positions with several axes."""
 
 from __future__ import annotations
 

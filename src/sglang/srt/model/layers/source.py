@@ -1,4 +1,4 @@
-"""Where layers get their weights from: what they need of a checkpoint."""
+"""The source of layers' weights: the interface that they need of a checkpoint."""
 
 from __future__ import annotations
 

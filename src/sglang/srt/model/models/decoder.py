@@ -4,12 +4,12 @@
     for each layer:  x += ...          two halves, `attend` and `feed` (layer.py)
     logits = head(norm(x))
 
-A family that differs in numbers alone is this frame as it is; one with halves of its own is a subclass that makes them
+A family that differs only in its config uses this frame unchanged; one with its own layers is a subclass that creates them
 (`create_mixer`, `create_channels`, `create_layer`).
 
-An addition to x is not made at once: it stays in `delta` and the next norm makes it, one pass over memory less.
+Additions to x are deferred: a value stays in `delta` and the next norm adds it, which saves a pass over memory.
 
-What follows the last attention is computed for the rows whose logits are wanted alone: nobody else needs it.
+What follows the last attention is computed only for the rows whose logits are needed.
 """
 
 from __future__ import annotations

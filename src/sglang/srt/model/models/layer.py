@@ -3,8 +3,8 @@
     serial      x += after(mixer(before(x)));  x += after(channels(before(x)))
     parallel    x += mixer(before(x)) + channels(before(x))
 
-The mixer mixes positions: attention, or whatever else looks at other rows. The channel mixer sees each row alone: a feed-forward
-layer. A norm that a family does not have is None.
+The mixer combines positions: attention, or another op that reads other rows. The channel mixer works on each row alone: a
+feed-forward layer. A norm that a family lacks is None.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Llama 3.2 Vision (arXiv 2407.21783, section 7): Llama with layers between that attend to images.
+"""Llama 3.2 Vision (arXiv 2407.21783, section 7): Llama with additional layers that attend to images.
 
-    x += tanh(g) * attention(norm(x), images);  x += tanh(h) * mlp(norm(x))       for rows that see an image; others are left alone
+    x += tanh(g) * attention(norm(x), images);  x += tanh(h) * mlp(norm(x))       for rows with an image; others are unchanged
 
-A row sees the image that stands last before it, or the whole row of images if several stand there with nothing between.
-Rows before the first image see none and pass these layers by (as in the original; transformers lets them attend to all images,
-those that follow included).
+A row attends to the last image before it, or to all images of a run of adjacent ones. Rows before the first image skip these layers
+(as in the original; transformers lets them attend to all images, later ones included).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which file implements which architecture: those listed have layers of their own, all others are the frame alone."""
+"""Registry of architectures with their own layers; all others use the decoder's frame alone."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Number formats of weights: `blocks` says what each format's bytes mean, `formats` holds tensors in them."""
+"""Number formats of weights: `blocks` defines the layout of each format, `formats` the tensors in them."""

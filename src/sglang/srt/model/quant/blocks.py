@@ -1,4 +1,4 @@
-"""The meaning of every block format, in plain NumPy (source: the GGUF format, ggml's block layouts).
+"""The layout of every block format, and its dequantisation in plain NumPy (source: the GGUF format, ggml's block layouts).
 
 A block is a run of consecutive values of a row. Below, `q` are the stored integers, `d` and `m` the block's float16 scale and
 minimum, "low then high" says that a byte holds value j in its low half and value j + half in its high half.
@@ -20,7 +20,7 @@ minimum, "low then high" says that a byte holds value j in its low half and valu
     mxfp4  32   an exponent e, 16 bytes low then high: numbers of 4 bits (OCP Microscaling Formats, E2M1)
                                                                    value[q] 2^(e - 127)
 
-The order of operations is ggml's own, so results are equal to the last bit.
+The order of operations is ggml's, so results are bitwise equal to it.
 """
 
 from __future__ import annotations

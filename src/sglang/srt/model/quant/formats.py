@@ -1,6 +1,6 @@
 """Tensors as checkpoints store them: plain numbers or blocks of quantised ones.
 
-`HostTensor` is what the weight readers produce and the op sets pack. `blocks.py` beside it says what every block format means.
+The weight readers produce `HostTensor`s and the op sets pack them. `blocks.py` defines every block format.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From the packed forms of AWQ, GPTQ and compressed-tensors to our blocks (`blocks.py`).
+"""Converts the packed weights of AWQ, GPTQ and compressed-tensors to our blocks (`blocks.py`).
 
     value = scale * (level - zero)      levels of 4 or 8 bits without sign; scale and zero of a group of a row
 

@@ -1,4 +1,4 @@
-"""How the matrices of a quantised Hugging Face checkpoint are stored: its config's `quantization_config` as numbers.
+"""The quantisation scheme of a Hugging Face checkpoint, read from its config's `quantization_config`.
 
     quant_method          matrices are                                             become
     awq                   int4, zero points, groups of a row                       q4_1
@@ -6,7 +6,7 @@
     compressed-tensors    one of: int4/int8 packed, int8 plain, float8              q4_1, q8_0, f8
     fp8, fbgemm_fp8       float8 with a scale for the matrix, each row or each tile f8, or bf16 for tiles
 
-Which matrices are quantised is not read from the config but from the tensors that are there: `ignore` lists need no reading.
+The tensors that are present say which matrices are quantised; the config's `ignore` lists are not read.
 Sources: the formats as AutoAWQ, AutoGPTQ, GPTQModel, compressed-tensors and transformers document them.
 """
 
@@ -45,7 +45,7 @@ class QuantConfig:
 def parse_quantization(raw: Any) -> QuantConfig:
     """The value of `quantization_config`. Raises ValueError saying what is not supported of it."""
     if not isinstance(raw, Mapping):
-        raise ValueError(f"must be an object, and is {shown(raw)}")
+        raise ValueError(f"must be an object, got {shown(raw)}")
     method = raw.get("quant_method")
     if method == "awq":
         return _awq(raw)
@@ -58,7 +58,7 @@ def parse_quantization(raw: Any) -> QuantConfig:
     if method == "fbgemm_fp8":
         return QuantConfig("fbgemm_fp8")
     raise ValueError(
-        f"says {shown(method)}, and read are {', '.join(METHODS)}; use the unquantised checkpoint with --quantization int8 or int4, "
+        f"says {shown(method)}; supported: {', '.join(METHODS)}; use the unquantised checkpoint with --quantization int8 or int4, "
         "or a .gguf file"
     )
 
@@ -102,15 +102,13 @@ def _compressed_group(raw: Mapping[str, Any], group: Any) -> QuantConfig:
 
 def _among(name: str, value: Any, known: tuple[Any, ...]) -> Any:
     if value not in known or isinstance(value, bool):
-        raise ValueError(
-            f"says {name} {shown(value)}, and read {'is' if len(known) == 1 else 'are'} {', '.join(map(str, known))}"
-        )
+        raise ValueError(f"says {name} {shown(value)}; supported: {', '.join(map(str, known))}")
     return value
 
 
 def _group(value: Any) -> int:
     if type(value) is not int or (value != -1 and (value < 32 or value % 32 or value > MAX_GROUP)):
-        raise ValueError(f"says group_size {shown(value)}, and read are multiples of 32, and -1")
+        raise ValueError(f"says group_size {shown(value)}; supported: multiples of 32, and -1")
     return value
 
 

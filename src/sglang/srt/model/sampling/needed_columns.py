@@ -1,7 +1,7 @@
-"""Which logits a step needs where grammars leave little choice: masked logits are skipped.
+"""The columns of logits that a step needs: where grammars leave little choice, masked logits are skipped.
 
-After `"age":` a few dozen tokens of the vocabulary may come, so the head need not be multiplied with the others: it is computed in
-blocks of BLOCK columns, and a row whose mask touches few of them gets those of all such rows. What is not computed is masked.
+After `"age":` only a few dozen tokens are allowed, so the head need not compute the others: it is computed in blocks of BLOCK
+columns, and the rows whose masks need few blocks get the union of these. What is not computed is masked.
 
     samples    0 wide   1 narrow   2 wide   3 narrow           masks, or none
     rows       0, 2 whole | 1, 3 in the blocks that 1 or 3 may sample from

@@ -1,4 +1,4 @@
-"""What changes single logits of a request: penalties, logit bias, and end tokens forbidden by min_new_tokens.
+"""Changes to single logits of a request: penalties, logit bias, and end tokens forbidden by min_new_tokens.
 
 All of it is one sparse row of (id, scale, bias) that `ops.adjust` applies as  v = v / scale if v > 0 else v * scale;  v += bias
 
@@ -6,7 +6,7 @@ All of it is one sparse row of (id, scale, bias) that `ops.adjust` applies as  v
     bias    logit_bias - frequency_penalty * count - presence_penalty * (count > 0), count: in the output only;
             -inf for an end token while the output is shorter than min_new_tokens
 
-A row is kept between steps and touched only where the newest output ids are, so a step costs nothing in the vocabulary's size.
+A row is kept between steps and updated only for the newest output ids, so the cost of a step does not depend on the vocabulary's size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A config.json as typed fields: every read is checked, and what was never read can be told afterwards."""
+"""A config.json as typed fields: every read is checked, and fields that were never read can be listed."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ class Fields:
         if value is None:
             raise self.bad(name, "is missing")
         if type(value) is not int or value < 1:
-            raise self.bad(name, f"must be a positive integer, and is {shown(value)}")
+            raise self.bad(name, f"must be a positive integer, got {shown(value)}")
         if value > most:
-            raise self.bad(name, f"must be at most {most}, and is {shown(value)}")
+            raise self.bad(name, f"must be at most {most}, got {shown(value)}")
         return value
 
     def number(self, name: str, default: float | None = None, *, above: float = -LARGEST, most: float = LARGEST) -> float:
@@ -92,7 +92,7 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value <= most:
             low = f" above {above:g}" if above > -LARGEST else ""
             high = f" up to {most:g}" if most < LARGEST else ""
-            raise self.bad(name, f"must be a number{low}{high}, and is {shown(value)}")
+            raise self.bad(name, f"must be a number{low}{high}, got {shown(value)}")
         return float(value)
 
     def optional(self, name: str, *, above: float = -LARGEST, most: float = LARGEST) -> float | None:
@@ -104,7 +104,7 @@ class Fields:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise self.bad(name, f"must be true or false, and is {shown(value)}")
+            raise self.bad(name, f"must be true or false, got {shown(value)}")
         return value
 
     def choice(self, name: str, known: Mapping[str, T], default: Any = None) -> T:
@@ -112,7 +112,7 @@ class Fields:
         value = self.get(name)
         value = default if value is None else value
         if not isinstance(value, str) or value not in known:
-            raise self.bad(name, f"is {shown(value)}, and known are {', '.join(known)}")
+            raise self.bad(name, f"is {shown(value)}; known: {', '.join(known)}")
         return known[value]
 
     def layers(self, name: str, default: list[int] | None, num_layers: int) -> tuple[int, ...]:
@@ -121,7 +121,7 @@ class Fields:
         value = default if value is None else value
         valid = isinstance(value, list) and all(type(i) is int and 0 <= i < num_layers for i in value)
         if not valid or len(set(value)) != len(value):
-            raise self.bad(name, f"must list layers below {num_layers}, each once, and is {shown(value)}")
+            raise self.bad(name, f"must list layers below {num_layers}, each once, got {shown(value)}")
         return tuple(value)
 
     def numbers(self, name: str, length: int) -> tuple[float, ...]:
@@ -131,7 +131,7 @@ class Fields:
             type(v) in (int, float) and SMALLEST_DIVISOR < v < 1 / SMALLEST_DIVISOR for v in value
         )
         if not valid or len(value) != length:
-            raise self.bad(name, f"must be {length} positive numbers, and is {shown(value)}")
+            raise self.bad(name, f"must be {length} positive numbers, got {shown(value)}")
         return tuple(float(v) for v in value)
 
     def object(self, name: str) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Fields:
         if value is None:
             return {}
         if not isinstance(value, dict):
-            raise self.bad(name, f"must be an object, and is {shown(value)}")
+            raise self.bad(name, f"must be an object, got {shown(value)}")
         return value
 
     def ids(self, name: str) -> tuple[int, ...]:
@@ -148,7 +148,7 @@ class Fields:
         value = self.get(name)
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if not all(type(i) is int and 0 <= i <= MAX_ID for i in ids):
-            raise self.bad(name, f"must be a token id or a list of them, and is {shown(value)}")
+            raise self.bad(name, f"must be a token id or a list of them, got {shown(value)}")
         return tuple(ids)
 
     def check_used(self) -> None:

@@ -1,6 +1,6 @@
 """Reads config.json and generation_config.json into a ModelConfig.
 
-What only a family has is in `families/`. GGUF metadata takes the same way: `gguf_config.py` spells it as a config.json.
+Settings of single families are in `families/`. GGUF metadata is read the same way: `gguf_config.py` converts it to a config.json.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _find_family(raw: Mapping[str, Any], source: Path) -> Family:
     if classes is None:
         classes = []
     if not isinstance(classes, list):
-        raise ModelError(f"{source}: architectures must be a list, and is {shown(classes)}")
+        raise ModelError(f"{source}: architectures must be a list, got {shown(classes)}")
     for family in FAMILIES:
         names = [name for name in (family.class_name, family.bare_name) if name]
         if any(name in classes for name in names) or (not classes and family.model_type == raw.get("model_type")):
@@ -164,5 +164,5 @@ def _dtype(fields: Fields) -> str:
     if value is None:
         return "float32"
     if not isinstance(value, str) or not 0 < len(value) <= MAX_DTYPE_LEN:
-        raise fields.bad("torch_dtype" if value is old else "dtype", f"must be a name, and is {shown(value)}")
+        raise fields.bad("torch_dtype" if value is old else "dtype", f"must be a name, got {shown(value)}")
     return value.removeprefix("torch.")

@@ -1,7 +1,7 @@
-"""Random weights of a config's shape, for `--load-format dummy`: capacity and speed can be tried without a checkpoint.
+"""Random weights of a config's shape, for `--load-format dummy`: to test capacity and speed without a checkpoint.
 
-All tensors are cut from one block of random numbers, each at its own place, so that even the shapes of a 7B model cost no more
-than copying their bytes. Values are normal with deviation 0.02, norm weights 1 and biases 0.
+All tensors are slices of one block of random numbers, at different offsets, so that the shapes of a 7B model cost no more than
+copying their bytes. Values are normal with deviation 0.02, norm weights 1 and biases 0.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""A checkpoint under the decoder's own names: what a family's files call otherwise is renamed, what they store as one matrix is cut,
-what they store in another order is put in ours (model_config.TensorLayout).
+"""A checkpoint under the decoder's names: tensors of a family are renamed, fused matrices are split, and rows in another order are
+permuted (model_config.TensorLayout).
 
     stored                                              shown
     model.layers.0.self_attn.qkv_proj.weight            ...q_proj.weight, ...k_proj.weight, ...v_proj.weight
     transformer.h.0.ln_1.bias                           model.layers.0.input_layernorm.bias
     blk.0.attn_norm.weight (GGUF)                       model.layers.0.input_layernorm.weight
 
-Whole rows move, so quantised matrices stay as they are.
+Only whole rows are moved, so quantised matrices keep their blocks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reads a GGUF file's metadata into a ModelConfig.
 
-The metadata is spelled as a config.json of Hugging Face and takes the same way from there, so that a family is described once
-and overrides work alike. What GGUF does differently is put right at the end: gemma's norm weights are stored with their
-offset added, biases are known by their tensors, and llama3 rope scaling is a tensor of divisors.
+The metadata is converted to a config.json of Hugging Face and read like one, so that a family is described once and overrides work
+the same. Differences of GGUF are corrected at the end: gemma's norm weights include their offset, biases are found by their tensors,
+and llama3 rope scaling is a tensor of divisors.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def read_gguf_config(gguf: GGUFFile, overrides: Mapping[str, Any]) -> ModelConfi
     meta = _Meta(gguf)
     for name in TOLD_BY_TENSORS:
         if name in overrides:
-            raise ModelError(f"json_model_override_args: {name!r} is told by the tensors of a .gguf file and cannot be changed")
+            raise ModelError(
+                f"json_model_override_args: {name!r} is given by the tensors of a .gguf file and cannot be changed"
+            )
     config = parse_model_config(_as_hugging_face(meta), gguf.path, overrides)
     if meta.arch in WHOLE_HEADS and config.rope.rotary_dim != config.head_dim:
         raise meta.bad("rope.dimension_count", f"is {config.rope.rotary_dim}, and only whole heads of {config.head_dim} rotate")
@@ -84,7 +86,7 @@ def read_gguf_config(gguf: GGUFFile, overrides: Mapping[str, Any]) -> ModelConfi
 
 def _scale(meta: _Meta, scale: float) -> float:
     if not MIN_SCALE < scale < 1 / MIN_SCALE:
-        raise meta.bad("attention.scale", f"must lie between {MIN_SCALE:g} and {1 / MIN_SCALE:g}, and is {scale:g}")
+        raise meta.bad("attention.scale", f"must lie between {MIN_SCALE:g} and {1 / MIN_SCALE:g}, got {scale:g}")
     return float(scale)
 
 
@@ -115,7 +117,7 @@ class _Meta:
         """A finite number, or the default if absent."""
         value = self.get(key, default)
         if value is not default and not (type(value) in (int, float) and math.isfinite(value)):
-            raise self.bad(key, f"must be a number, and is {shown(value)}")
+            raise self.bad(key, f"must be a number, got {shown(value)}")
         return value
 
     def size(self, key: str, default: int | None = None, most: int = MAX_SIZE) -> int:
@@ -126,9 +128,9 @@ class _Meta:
                 raise self.bad(key, f"differs between layers ({value.tolist()[:8]}), which is not supported")
             value = value[0].item()
         if type(value) is not int or value < 1:
-            raise self.bad(key, "is missing" if value is None else f"must be a positive integer, and is {shown(value)}")
+            raise self.bad(key, "is missing" if value is None else f"must be a positive integer, got {shown(value)}")
         if value > most:
-            raise self.bad(key, f"must be at most {most}, and is {value}")
+            raise self.bad(key, f"must be at most {most}, got {value}")
         return value
 
 
@@ -209,7 +211,7 @@ def _minicpm(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
     layers, hidden = raw["num_hidden_layers"], raw["hidden_size"]
     residual, logits = meta.number("residual_scale", 1.4 / layers**0.5), meta.number("logit_scale", hidden / 256)
     if not logits > 0:
-        raise meta.bad("logit_scale", f"must be positive, and is {logits:g}")
+        raise meta.bad("logit_scale", f"must be positive, got {logits:g}")
     return {
         "scale_emb": meta.number("embedding_scale", 12.0),
         "scale_depth": residual * layers**0.5,
@@ -271,7 +273,7 @@ def _rope(meta: _Meta, head_dim: int) -> dict[str, Any]:
     params: dict[str, Any] = {"rope_theta": meta.number("rope.freq_base", default_theta)}
     kind, factor = meta.get("rope.scaling.type"), meta.number("rope.scaling.factor", 0.0)
     if kind is not None and not isinstance(kind, str):
-        raise meta.bad("rope.scaling.type", f"must be a name, and is {shown(kind)}")
+        raise meta.bad("rope.scaling.type", f"must be a name, got {shown(kind)}")
     if kind is None and (factor or meta.number("rope.scale_linear")):  # files older than rope.scaling.type
         kind, factor = "linear", factor or meta.number("rope.scale_linear")
     if kind not in (None, "none"):
@@ -328,7 +330,7 @@ def _eos_ids(gguf: GGUFFile) -> list[int]:
 def _token_id(gguf: GGUFFile, key: str) -> int | None:
     value = gguf.metadata.get(f"tokenizer.ggml.{key}")
     if value is not None and (type(value) is not int or not 0 <= value <= MAX_ID):
-        raise ModelError(f"{gguf.path}: tokenizer.ggml.{key} must be a token id, and is {shown(value)}")
+        raise ModelError(f"{gguf.path}: tokenizer.ggml.{key} must be a token id, got {shown(value)}")
     return value
 
 

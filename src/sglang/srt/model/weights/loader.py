@@ -2,8 +2,8 @@
 
     files + options -> source (tensors as stored, Hugging Face's names) -> Checkpoint (checked, converted, quantised)
 
-What a checkpoint holds is checked against its config when it is opened, from headers alone, so that a contradiction is one
-clear error before anything is allocated.
+A checkpoint is checked against its config when it is opened, from its headers alone, so that a contradiction is one clear error
+before anything is allocated.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def _check(shapes: Shapes, stored: Mapping[str, str], source: TensorSource, conf
     for name in stored:
         if name not in shapes and _would_matter(name, config):
             raise ModelError(
-                f"{source.where(stored[name])}: the tensor {name!r} is no part of {config.architecture} with this config, and "
+                f"{source.where(stored[name])}: the tensor {name!r} is not part of {config.architecture} with this config, and "
                 "leaving it out would change the model's answers"
             )
 

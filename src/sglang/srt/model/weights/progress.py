@@ -1,4 +1,4 @@
-"""How far loading has come: a bar on a terminal, else a line of the log now and then. Loads of a second say nothing."""
+"""Progress of loading: a bar on a terminal, else a line in the log now and then. Loads that take a second show nothing."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Quantised Hugging Face checkpoints as a source of tensors: the parts of each quantised matrix are shown as the one tensor
-that they are of.
+"""Quantised Hugging Face checkpoints as a source of tensors: the parts of each quantised matrix appear as one
+tensor.
 
     awq, gptq              X.qweight, X.qzeros, X.scales (, X.g_idx)                           -> X.weight   q4_1, q8_0
     compressed-tensors     X.weight_packed, X.weight_scale (, X.weight_zero_point, ...)        -> X.weight   q4_1, q8_0
                            X.weight of int8, X.weight_scale                                    -> X.weight   q8_0
     all kinds of fp8       X.weight of float8, X.weight_scale or X.weight_scale_inv            -> X.weight   f8, bf16
 
-Scales of activations and of the KV cache are left out: activations are quantised by the row, if at all, when they are there.
+Scales of activations and of the KV cache are ignored: activations are quantised dynamically by row, if at all.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class QuantizedSource:
             return self._inner.shape(name)
         shape = self._inner.shape(packed)
         if len(shape) != 2:
-            raise ModelError(f"{self.where(name)}: the packed matrix {packed!r} has shape {list(shape)}, which is no matrix")
+            raise ModelError(f"{self.where(name)}: the packed matrix {packed!r} has shape {list(shape)}, which is not a matrix")
         per_word = 32 // self._quant.bits
         if self._quant.method == "awq":
             return shape[1] * per_word, shape[0]

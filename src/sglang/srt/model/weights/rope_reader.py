@@ -40,7 +40,7 @@ def _of_kind(fields: Fields, params: dict[str, Any], kind: str) -> dict[str, Any
     if inner is None:
         return {}
     if not isinstance(inner, dict):
-        raise fields.bad(f"rope_parameters.{kind}", f"must be an object, and is {shown(inner)}")
+        raise fields.bad(f"rope_parameters.{kind}", f"must be an object, got {shown(inner)}")
     return inner
 
 
@@ -65,14 +65,14 @@ def _parse(
     if kind == "su" or (kind == "yarn" and "short_factor" in raw):  # what Phi-3's first files call longrope
         kind = "longrope"
     if kind not in KINDS:
-        raise outer.bad(holder, f"asks for rope of type {shown(kind)}, and known are {', '.join(KINDS)}")
+        raise outer.bad(holder, f"asks for rope of type {shown(kind)}; known: {', '.join(KINDS)}")
     partial = params.number(
         "partial_rotary_factor", outer.number("partial_rotary_factor", 1.0, above=0.0, most=1.0), above=0.0, most=1.0
     )
     rotary_dim = int(head_dim * partial)
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
         raise outer.bad(
-            "partial_rotary_factor", f"makes {rotary_dim} of {head_dim} elements rotate (head_dim), which is no even part"
+            "partial_rotary_factor", f"makes {rotary_dim} of {head_dim} elements rotate (head_dim), which is not an even number"
         )
     theta = _base(outer, params, theta_name, default_theta)
     if kind in ("default", "dynamic"):  # dynamic scaling is the identity up to the context length, beyond which nothing runs

@@ -215,7 +215,7 @@ def _indexed(index: Path) -> list[tuple[Path, list[str] | None]]:
     shards: dict[str, list[str]] = {}
     for name, file in weight_map.items():
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors") or "\0" in file:
-            raise ModelError(f"{index} names the file {shown(file)}, which is no .safetensors file of its own folder")
+            raise ModelError(f"{index} names the file {shown(file)}, which is not a .safetensors file in the same folder")
         shards.setdefault(file, []).append(name)
     missing = [file for file in shards if not (index.parent / file).exists()]
     if missing:

@@ -1,4 +1,4 @@
-"""Which tensors a model of given numbers consists of: what a checkpoint is checked against and dummy weights are made from."""
+"""The names and shapes of a model's tensors, from its config: checkpoints are checked against them, dummy weights are made from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's files are read through."""
+"""The interface to a checkpoint's files."""
 
 from __future__ import annotations
 

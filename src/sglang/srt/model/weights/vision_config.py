@@ -1,5 +1,5 @@
-"""Reads the config.json of vision-language models: the decoder's part goes the way of text models, the encoder's becomes a
-VisionConfig. A family is a row of VISION_FAMILIES."""
+"""Reads the config.json of vision-language models: the decoder's part is read as for text models, the encoder's part becomes
+a VisionConfig. A family is a row of VISION_FAMILIES."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class VisionFields:
             value = list(value.values())
         sides = value if isinstance(value, (list, tuple)) else [value]
         if not sides or any(type(side) is not int or not 0 < side <= MAX_PIXELS or side != sides[0] for side in sides):
-            raise self.vision.bad(name, f"must be one size up to {MAX_PIXELS}, and is {shown(value)}")
+            raise self.vision.bad(name, f"must be one size up to {MAX_PIXELS}, got {shown(value)}")
         return int(sides[0])
 
 
@@ -74,7 +74,7 @@ def text_part(raw: Mapping[str, Any], family: VisionFamily, source: Path) -> dic
     if inner is None:
         inner = {}
     if not isinstance(inner, dict):
-        raise ModelError(f"{source}: text_config must be an object, and is {shown(inner)}")
+        raise ModelError(f"{source}: text_config must be an object, got {shown(inner)}")
     outer = {name: value for name, value in raw.items() if name not in ("text_config", "vision_config")}
     text = {**outer, **{name: value for name, value in inner.items() if value is not None}}
     text["architectures"] = [family.text_class]
@@ -100,7 +100,7 @@ def with_vision(
     read = family.read(VisionFields(Fields(raw, source), Fields(vision, source, where="vision_config."), text))
     if read.hidden_size % read.num_heads:
         raise ModelError(
-            f"{source}: vision_config: the hidden_size {read.hidden_size} is no multiple of its {read.num_heads} heads"
+            f"{source}: vision_config: the hidden_size {read.hidden_size} is not a multiple of its {read.num_heads} heads"
         )
     if read.out_size != config.hidden_size:
         raise ModelError(
@@ -132,7 +132,7 @@ def _rope_axes(config: ModelConfig, text: Mapping[str, Any], family: VisionFamil
     pairs = config.rope.rotary_dim // 2
     valid = isinstance(sections, list) and len(sections) == 3 and all(type(s) is int and s >= 0 for s in sections)
     if not valid or sum(sections) != pairs:
-        raise ModelError(f"{source}: mrope_section must be three numbers that add up to {pairs}, and is {shown(sections)}")
+        raise ModelError(f"{source}: mrope_section must be three numbers that add up to {pairs}, got {shown(sections)}")
     if not family.interleaved_axes:
         return tuple(axis for axis, size in enumerate(sections) for _ in range(size))
     return tuple(i % 3 if i % 3 and i < 3 * sections[i % 3] else 0 for i in range(pairs))
@@ -141,7 +141,7 @@ def _rope_axes(config: ModelConfig, text: Mapping[str, Any], family: VisionFamil
 def _hidden_size(fields: VisionFields) -> int:
     value = fields.text.get("hidden_size")
     if type(value) is not int or value <= 0:
-        raise fields.top.bad("hidden_size", f"must be a positive integer, and is {shown(value)}")
+        raise fields.top.bad("hidden_size", f"must be a positive integer, got {shown(value)}")
     return value
 
 
@@ -254,7 +254,7 @@ def _gemma3(fields: VisionFields) -> VisionConfig:
     rows = fields.top.count("mm_tokens_per_image", 256)
     side = found.image_size // found.patch_size
     if int(rows**0.5) ** 2 != rows or int(rows**0.5) > side:
-        raise fields.top.bad("mm_tokens_per_image", f"must be a square of at most {side} a side, and is {rows}")
+        raise fields.top.bad("mm_tokens_per_image", f"must be a square of at most {side} a side, got {rows}")
     return replace(found, out_rows=rows, bidirectional_images=True)
 
 
@@ -277,7 +277,7 @@ def _mllama(fields: VisionFields) -> VisionConfig:
     shapes = sum(1 for a in range(1, max_tiles + 1) for b in range(1, max_tiles + 1) if a * b <= max_tiles)
     listed = v.get("supported_aspect_ratios")
     if listed is not None and not (isinstance(listed, list) and len(listed) == shapes):
-        raise v.bad("supported_aspect_ratios", f"must be the {shapes} of {max_tiles} tiles, and is {shown(listed)}")
+        raise v.bad("supported_aspect_ratios", f"must be the {shapes} of {max_tiles} tiles, got {shown(listed)}")
     depth = v.count("num_hidden_layers", 32, MAX_LAYERS)
     num_layers = text.count("num_hidden_layers", 40, MAX_LAYERS)
     cross = CrossConfig(

@@ -1,4 +1,4 @@
-"""Which tensors an encoder of given numbers consists of, and how checkpoints spell the names of vision-language models."""
+"""The names and shapes of an encoder's tensors, and the spellings of names in checkpoints of vision-language models."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Who enters: requests are checked and queued, and a step takes as many as memory and budget allow."""
+"""Admission: requests are checked and queued, and a step takes as many as memory and budget allow."""

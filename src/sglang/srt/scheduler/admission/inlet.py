@@ -1,5 +1,5 @@
-"""What may enter the queue: requests are checked against the model and the pool, and wait here while their constraints
-compile. The server has checked what a client can get wrong; this is the last line before memory and kernels."""
+"""Checks new requests against the model and the pool, and holds them while their constraints compile. The server has checked the
+client's input already; this is the last check before memory and kernels."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Who is admitted, and how much of whose prompt a step computes.
+"""Decides which requests are admitted, and how many tokens of each prompt a step computes.
 
-Three budgets hold at once: rows of the step, rows of the table, and slots of the pool. Slots are promised against an estimate
-of what the running requests will still produce: `OutputEstimate.ratio` of what they may, learnt from how often that was wrong.
+Three budgets apply: rows of the step, rows of the table, and slots of the pool. Slots are reserved for an estimate of the tokens that
+running requests will still produce: `OutputEstimate.ratio` of their limit, adapted to how often that was too little.
 
     a step's rows    [ decodes, jumps | rest of a prompt begun earlier | new prompt | new prompt | first chunk of a prompt ]
 
-Only the last prompt may be left unfinished. A request whose uncached ids begin like those of a prompt that is being computed
-waits for it: in the next step it finds them in the cache.
+Only the last prompt may be left unfinished. A request whose uncached ids share a prefix with a prompt that is being computed waits
+for it: in the next step it finds them in the cache.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class PrefillPlanner:
                 continue
             start = len(match.slots)
             if req.media is not None and req.media.last_end(start, min(start + tokens, req.fill_len)) <= start:
-                break  # an image would be cut: it goes first in a step of its own
+                break  # an image would be cut: it goes first in its own step
             alone = not decodes and not extends
             cost = self._take(req, match, tokens, math.inf if req is self._waiting.due else spare, alone)
             if cost is None:

@@ -1,8 +1,8 @@
-"""The queue of requests that do not run, who of them is next, and when somebody must make way for them.
+"""The waiting queue, its order, and when a running request is retracted in favour of a waiting one.
 
-A policy is a function from the queue, in order of arrival, to a new order. Whatever it says, retracted requests come first,
-then larger priorities, then the client who was served least (FairShare), then the larger of its own priorities, then those
-of its requests that were overtaken too often: no order starves anyone of the same priority.
+A policy is a function from the queue, in order of arrival, to a new order. Under every policy retracted requests come first, then
+larger priorities, then the client that was served least (FairShare), then the larger of its own priorities, then those of its requests
+that were overtaken too often: no policy starves requests of the same priority.
 """
 
 from __future__ import annotations

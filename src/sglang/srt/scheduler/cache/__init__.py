@@ -1,1 +1,1 @@
-"""Who owns which slot of the KV pool; kv_memory.py has the diagram."""
+"""Ownership of the slots of the KV pool; kv_memory.py has the diagram."""

@@ -1,16 +1,16 @@
-"""What a request needs of memory: a row of the table, a cached prefix, slots for what it computes.
+"""The KV memory of a request: a row of the table, a cached prefix, and slots for what it computes.
 
     position    0 ............... tree_len ........ kv_len ......... reserved_len
     table row   | slots of the tree | slots of the request             |
                 | locked while it   | computed         | the rest of   |
                 | runs              |                  | its last run  |
 
-`open` takes a row and locks the cached prefix (tree_len = kv_len = its length). `grow` reserves whole runs of slots. `share`
-hands what is computed to the tree while the request goes on. `close` does so for good and frees the rest. Of every slot in
-the pool it is true at any time that it is free, owned by the tree, or owned by exactly one request.
+`open` takes a row and locks the cached prefix (tree_len = kv_len = its length). `grow` reserves whole runs of slots. `share` gives
+computed slots to the tree while the request goes on; `close` gives the last ones and frees the rest. At any time every slot of the
+pool is free, owned by the tree, or owned by exactly one request.
 
-A prefix that ends inside a run is continued in the rest of that run if nobody holds it, otherwise in a fresh run from the same
-offset on; the slots before the offset are nobody's until the run is free again.
+A prefix that ends inside a run is continued in the rest of that run if it is free, otherwise in a new run from the same offset on;
+the slots before the offset are unused until the run is free again.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 - A request that runs locks its node, and with it the path to the root: none of it can be evicted.
 - Leaves that nobody locks are evicted least recently used first, from their ends.
-- Ids match in multiples of `page_size`. Each `salt` has a tree of its own and shares nothing.
+- Ids match in multiples of `page_size`. Each `salt` has its own tree and shares nothing.
 
 Idea: RadixAttention (Zheng et al., SGLang, arXiv 2312.07104). `ChunkCache` has the same interface and remembers nothing.
 """

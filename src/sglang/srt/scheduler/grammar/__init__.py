@@ -2,6 +2,6 @@
 another while the model computes (masks.py). Who may import whom is a contract in pyproject.toml ("layers of grammars").
 
     engines/   llguidance and xgrammar behind one interface
-    schema/    JSON schemas: built anew out of checked parts
+    schema/    JSON schemas: rebuilt from checked parts
     regex/     Python's regular expressions in the engines' dialects
 """

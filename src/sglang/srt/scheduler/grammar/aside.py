@@ -1,7 +1,7 @@
-"""Long calls into a grammar engine, on threads of the lowest priority: they get a core when the model's kernels leave one.
+"""Runs long calls into a grammar engine on threads of the lowest priority, so that the model's kernels get the cores first.
 
-Only calls that let go of the interpreter's lock belong here. A thread that nobody lets run while it holds the lock would stop
-everybody: on a busy machine for seconds. So the Python half of compiling runs with ordinary priority, and it is short.
+Only calls that release the interpreter lock belong here. A thread of low priority that holds the lock would block all others, on a busy
+machine for seconds. So the Python half of compiling runs with ordinary priority; it is short.
 """
 
 from __future__ import annotations

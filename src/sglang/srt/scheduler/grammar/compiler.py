@@ -1,8 +1,8 @@
 """Compiles constraints on side threads, so that no request waits for another's grammar.
 
-The scheduler `submit`s what a request needs and asks with `poll` whether it is there; nothing here ever blocks it:
+The scheduler calls `submit` with what a request needs and `poll` to learn whether it is ready; neither blocks:
 
-    submit -> cache -> lanes (whose turn, lanes.py) -> trial in a child (trial.py) -> room? -> compiled here -> poll
+    submit -> cache -> lanes (order, lanes.py) -> trial in a child (trial.py) -> memory limit -> compiled here -> poll
 
 Results, errors included, are kept by content (the most recently used ones, up to a number and to a sum of bytes), and a text
 that is being compiled is compiled once. Only what a child has compiled is compiled in this process, with the engine's own long calls at

@@ -1,5 +1,4 @@
-"""Text to tokens, for the stretches that a grammar forces: the canonical tokens when the tokenizer is at hand, else the
-longest match each time."""
+"""Encodes text that a grammar forces: with the tokenizer's own tokens if it is available, else by longest match."""
 
 from __future__ import annotations
 

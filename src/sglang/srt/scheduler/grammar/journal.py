@@ -1,13 +1,13 @@
-"""Which grammars native code works on right now, in a file that outlives this process.
+"""Records which grammars native code is working on, in a file that outlives this process.
 
     scheduler process                                       server
     enter: digests of the grammars --> slot of the file     after a death: `read_journal`
     native call                        (mapped memory)      these grammars are refused by the next scheduler
     leave: the slot is empty
 
-A crash in a grammar engine kills the process in the middle of a call; what it worked on stays in its slot. Every thread
-that enters takes a slot of its own and writes its number there, since another thread may be the one that crashes. Entering and
-leaving cost about a microsecond together, and nothing is written in steps without grammars.
+A crash in a grammar engine kills the process during a call, and the digests stay in the slot. Every thread that enters takes a slot
+of its own and writes its thread number there, since the crash may be in another thread. Entering and leaving cost about a microsecond
+together, and steps without grammars write nothing.
 
     slot    | count, raised: a byte each | thread, 8 bytes | digest, 16 bytes | digest | ...      count 0: nobody is inside
 """

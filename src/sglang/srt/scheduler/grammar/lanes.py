@@ -1,12 +1,12 @@
-"""Whose constraint is compiled next, and for how long others wait for it.
+"""Scheduling of compilation: a quick and a slow lane, with fair order of clients.
 
     waiting --> quick lane (2 places) --done within QUICK_SECONDS--> out
       ^               |
       |               '--> slow lane (2 places): until its time is up
       '-- no place: stopped, begins again when there is one
 
-So constraints that take long keep nobody but each other waiting. In both lanes the client goes first for whom least time was
-spent (start-time fair queueing, as in admission/waiting.py): one client's thousand constraints do not stand before another's first.
+So slow constraints only delay each other. In both lanes the client with the least compile time goes first (start-time fair queueing, as
+in admission/waiting.py): a thousand constraints of one client do not delay another client's first.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Fills the masks of all constrained rows of a step on a side thread while the model computes.
 
-One call of the engine fills them all, in parallel. A mask that is not there soon after the model is done makes its request late:
-it skips steps until the thread that works on it is through, and everybody else goes on. Requests that were late once are filled
-one by one, after the others, until they are quick again; while one of them is being worked on beyond its step, the rest of them
-wait, so that slow grammars take one core at most. What an engine found out on the way it remembers, so the second attempt
-at a mask is quick.
+One call of the engine fills them all, in parallel. A request whose mask is not ready soon after the model is done is late: it skips
+steps until its mask is ready, and the others go on. Masks of requests that were late once are filled one by one, after the others,
+until they are quick again; while one of them exceeds its step, the other late ones wait, so that slow grammars use at most one core.
+The engine keeps its progress, so the second attempt at a mask is quick.
 """
 
 from __future__ import annotations

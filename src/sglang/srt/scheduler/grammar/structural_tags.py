@@ -1,4 +1,4 @@
-"""Structural tags as requests write them: free text in which every trigger starts a structure.
+"""Parses structural tags: free text in which every trigger starts a structure.
 
 {"structures": [{"begin", "schema", "end"}], "triggers": [...]}, possibly with the "type" of a response_format
 """

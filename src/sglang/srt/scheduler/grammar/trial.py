@@ -5,9 +5,9 @@
        compiles it too <--(bytes)-----------------------------------------------------  |  steps, measures
        gives it to requests <--(error, bytes)-----------------------------------------  '
 
-Engines are native code: a text may stop the process, fill its memory or never come to an end. It does so in the child then, which
-has limits of memory and time, and the request is refused. What the child has compiled, the scheduler compiles while the child steps
-through it; nobody steps through it there before the child has come to the end.
+Engines are native code: an input may crash the process, fill its memory or never terminate. The child, which has limits of memory and
+time, takes the damage, and the request is refused. Once the child has compiled a text, the scheduler compiles it while the child steps
+through it; the scheduler uses it only after the child has finished.
 
 Stop expressions are tried and searched in children of their own (stop_regex.py).
 """

@@ -1,1 +1,1 @@
-"""Requests with images: what stands for an image in the prefix tree, which rows need which embeddings, and whether these are there."""
+"""Requests with images: ids of images in the prefix tree, the rows that need embeddings, and waiting for these."""

@@ -1,4 +1,4 @@
-"""Images of requests that arrive: checked, completed, and given ids for the prefix tree.
+"""Checks the images of new requests and assigns ids for the prefix tree.
 
 The tree compares ids, and all images of a model share one placeholder id. So each distinct image (by its digest) has a range
 of negative ids of its own, one for each of its rows, and those go into the tree instead:

@@ -1,4 +1,4 @@
-"""Whether embeddings are there before the rows that need them, and who works on those that are not."""
+"""Delays rows until the embeddings that they need are ready, and starts the encoding of those that are missing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class EncoderGate:
             self._worker.check_item(item)
             if any(len(items) > MAX_CROSS_IMAGES for _, items in media.visible):
                 raise RequestError(
-                    f"this model sees at most {MAX_CROSS_IMAGES} images side by side: put words between them", "image_data"
+                    f"this model takes at most {MAX_CROSS_IMAGES} adjacent images: put text between them", "image_data"
                 )
             longest = max(length for _, length in item.spans)
             if media.bidirectional_images and longest > self._chunk_tokens:

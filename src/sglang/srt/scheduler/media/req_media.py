@@ -1,4 +1,4 @@
-"""What one request needs of its images: rows that are not text, positions on three axes, and which rows attend to which images."""
+"""The media of one request: its rows that are not text, positions on three axes, and which rows attend to which images."""
 
 from __future__ import annotations
 

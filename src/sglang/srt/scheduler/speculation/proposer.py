@@ -1,4 +1,4 @@
-"""What a proposer is, what it sees of its request, and what it proposes."""
+"""The proposer protocol: its view of a request, and its drafts."""
 
 from __future__ import annotations
 

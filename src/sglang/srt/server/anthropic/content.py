@@ -1,7 +1,7 @@
-"""Messages of Anthropic's API as those of a chat: text, images and documents become parts, results of tools messages of their own.
+"""Converts messages of Anthropic's API to those of a chat: text, images and documents become parts, tool results messages.
 
-What only Anthropic's servers could have made (server tools and their results, reasoning with signatures) says nothing to another
-model and is left out of the prompt; blocks of types that nobody here knows are refused.
+Blocks that only Anthropic's servers produce (server tools and their results, signed reasoning) mean nothing to another model and are
+left out of the prompt; blocks of unknown types are refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BLOCK_KEYS = {
 }
 _HINTS = frozenset({"type", "cache_control"})
 _NO_PARTS = frozenset({"tool_use", "tool_result", "tool_addition", "thinking", "redacted_thinking"})
-"""blocks that stand beside the parts of a message, and reasoning of earlier turns, which is no part of later prompts"""
+"""blocks that stand beside the parts of a message, and reasoning of earlier turns, which is not part of later prompts"""
 _SERVER_SIDE = frozenset({"server_tool_use", "mcp_tool_use", "mcp_tool_listing", "fallback", "tool_removal"})
 _SERVER_RESULT = "_tool_result"
 """end of the types of what server tools gave back"""
@@ -77,7 +77,7 @@ def _kind(block: Any) -> str:
 
 
 def _from_blocks(role: str, blocks: list[Any], where: str) -> list[dict[str, Any]]:
-    """Results of tools first, as messages of their own; then the rest of the message."""
+    """Results of tools first, as their own messages; then the rest of the message."""
     results = [_result(block, f"{where}.content[{i}]") for i, block in enumerate(blocks) if _kind(block) == "tool_result"]
     calls = [_call(block) for block in blocks if _kind(block) == "tool_use"]
     parts = _parts(blocks, f"{where}.content")

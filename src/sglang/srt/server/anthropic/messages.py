@@ -1,4 +1,4 @@
-"""POST /v1/messages: one request, made of a chat, and its answer in Anthropic's shapes (source: its published reference)."""
+"""POST /v1/messages: one request, run as a chat, and its answer in Anthropic's format (source: its published reference)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The body of a request to /v1/messages as that of a chat.
+"""Converts the body of a request to /v1/messages to that of a chat.
 
-What changes an answer is done or refused by name. Names that nobody here knows are hints of clients, who get new ones every month:
+Fields that change an answer are implemented or refused by name. Unknown fields are hints, of which clients send new ones every month:
 they are ignored, each with one line in the log (fields.note_unknown).
 """
 

@@ -1,7 +1,7 @@
-"""Tools of Anthropic's API, and the choice among them.
+"""Tools and tool_choice of Anthropic's API.
 
 custom                                  the client's own: functions of a chat
-bash, text_editor, memory, computer     the client runs them, by schemas that every version of the API knows: functions, too
+bash, text_editor, memory, computer     run by the client, with schemas that the API defines: functions, too
 web_search, code_execution, mcp...      would run on Anthropic's servers: left out, with a line in the log, unless they are forced
 """
 

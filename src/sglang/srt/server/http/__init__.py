@@ -1,1 +1,1 @@
-"""HTTP: connections and their limits, who asks, what a body may be, and the last step to the wire."""
+"""HTTP: connections and their limits, authentication, bodies, and responses."""

@@ -1,7 +1,7 @@
-"""The HTTP application: which path goes where, who may ask, and what an error looks like.
+"""The HTTP application: routes, authentication, and the format of errors.
 
-The application is plain Starlette, since what it costs is paid by every request. Each handler says what it does beside itself
-(server/openapi): from the routes comes the documentation, /docs and /openapi.json.
+The application is plain Starlette, since every request pays for its overhead. Each handler carries its own documentation
+(server/openapi), from which /docs and /openapi.json are made.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Who may ask, and how large a question may be. Pure ASGI, before anything reads the body: ApiKeys finds out who it is (keys.py),
-RequestScopes opens the scope that carries it to whatever belongs to clients."""
+"""Authentication and the limit of a body's size. Pure ASGI, before anything reads the body: ApiKeys identifies the client (keys.py),
+RequestScopes opens the scope that carries this identity."""
 
 from __future__ import annotations
 

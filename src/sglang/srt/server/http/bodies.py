@@ -1,9 +1,9 @@
-"""Bodies of requests: read within the room that there is for all of them, counted, then made into objects.
+"""Reads the bodies of requests: within a memory limit of all requests, checked on their bytes, then decoded.
 
     bytes --room--> counted on the bytes --> read piece by piece --> values of the names that are read --> names checked
 
-Of a large body nothing is built that the route does not read, and the body is used up by reading it (json_reader.py). Small ones take
-the short way: what they could become is bounded by their size.
+Of a large body only the fields that the route reads are decoded, and its bytes are freed while it is read (json_reader.py). Small
+bodies are decoded directly: their size bounds the objects that they can become.
 """
 
 from __future__ import annotations

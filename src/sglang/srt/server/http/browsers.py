@@ -1,11 +1,11 @@
-"""What a web page may do here through the browser of somebody who can reach this server: nothing, unless it is a page of ours or of
---cors-origins. Three checks, before a body is read; programs that are no browser pass all of them.
+"""Protects against requests that web pages send through a user's browser: only our own pages and --cors-origins are allowed. Three checks,
+before a body is read; programs other than browsers pass all of them.
 
-    Host            must be a name that we go by. A page can have its own name point to our address and so pass as ours (DNS rebinding).
-    Origin          of what changes something. Browsers send it, or Sec-Fetch-Site, and no page can take them away.
-    Content-Type    of a body is JSON: forms and plain text are what any page may post to anybody, without asking first (CORS).
+    Host            must be a name of this server: a page can let its own name point to our address (DNS rebinding).
+    Origin          is checked for requests that change something. Browsers send it, or Sec-Fetch-Site, and no page can suppress them.
+    Content-Type    of a body must be JSON: any page may post forms and plain text to any server without a preflight (CORS).
 
-An address in place of a name is always right: nobody can point it elsewhere. The order of Sec-Fetch-Site before Origin is that of
+An IP address as Host is always accepted: nobody can let it point elsewhere. The order of Sec-Fetch-Site before Origin is that of
 Filippo Valsorda, "Cross-Site Request Forgery" (2025), as in Go's net/http.
 """
 
@@ -157,7 +157,7 @@ class BrowserGuard:
             raise RequestError("the request must have one Host header, with a name or an address")
         if host.host not in self._hosts:
             raise WrongHostError(
-                f"this server does not go by the name {host.host!r}. If it should, start it with --allowed-hosts {host.host}"
+                f"{host.host!r} is not a name of this server (Host header); to allow it, start the server with --allowed-hosts {host.host}"
             )
         if len(self._right_hosts) < MAX_RIGHT_HOSTS:
             self._right_hosts.add(values[0])

@@ -1,4 +1,4 @@
-"""Where a chunked body ends. The parser that reads it does not say; whoever parses one request at a time must know.
+"""Finds the end of a chunked body. uvicorn's parser does not report it, and parsing one request at a time needs it.
 
 5;ext=1 \\r\\n hello \\r\\n   ...   0 \\r\\n trailer: x \\r\\n \\r\\n
 a line  |  size + 2 bytes        lines, up to an empty one

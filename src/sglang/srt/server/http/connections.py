@@ -1,10 +1,9 @@
-"""All connections of a server: how many there may be, and how much of what they sent may be no request yet.
+"""All connections of a server: limits of their number, and of the bytes that they sent before a request is complete.
 
-    resting    no request is being answered: a head is awaited, or half of one is there
+    idle       no request is being answered: waiting for a head, or for the rest of one
     busy       a request is being read or answered
 
-Where there are too many, or they hold too much, the one that has rested longest is closed: whoever opens connections and says
-nothing keeps nobody out.
+Above a limit the connection that has been idle longest is closed: silent connections keep no other client out.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class Connections:
     def __init__(self, max_open: int) -> None:
         self._max_open = max_open
         self._held: dict[Connection, int] = {}
-        self._resting: dict[Connection, None] = {}
+        self._idle: dict[Connection, None] = {}
         self._held_bytes = 0
 
     def __len__(self) -> int:
@@ -35,20 +34,20 @@ class Connections:
     def enter(self, connection: Connection) -> bool:
         """Whether there is room for a new one, if need be in the place of one that rests. It enters in any case."""
         if len(self._held) >= self._max_open:
-            self._close_longest_resting()
+            self._close_longest_idle()
         self._held[connection] = 0
         return len(self._held) <= self._max_open
 
     def leave(self, connection: Connection) -> None:
         self._held_bytes -= self._held.pop(connection, 0)
-        self._resting.pop(connection, None)
+        self._idle.pop(connection, None)
 
     def rest(self, connection: Connection) -> None:
         if connection in self._held:
-            self._resting[connection] = None
+            self._idle[connection] = None
 
     def work(self, connection: Connection) -> None:
-        self._resting.pop(connection, None)
+        self._idle.pop(connection, None)
 
     def hold(self, connection: Connection, num_bytes: int) -> None:
         """Notes how much it sent that is no request yet."""
@@ -58,12 +57,12 @@ class Connections:
         self._held[connection] = num_bytes
         self._held_bytes += num_bytes - before
         while self._held_bytes > MAX_HELD_BYTES:
-            if not self._close_longest_resting():
+            if not self._close_longest_idle():
                 self._close(connection)
                 return
 
-    def _close_longest_resting(self) -> bool:
-        for connection in self._resting:
+    def _close_longest_idle(self) -> bool:
+        for connection in self._idle:
             self._close(connection)
             return True
         return False

@@ -1,11 +1,11 @@
-"""Large JSON, written in pieces: a reply with half a million log probabilities is never there as a whole, and others have their turn
+"""Writes large JSON in pieces: a reply with half a million log probabilities is never in memory as a whole, and other requests run
 between two pieces.
 
-    JsonArray    grows; what was added is kept as JSON, so that to write all of it again costs no encoding
-    LateArray    grows; its items, small ones, are made when they are written, once
-    Late         one value that is made when it is written
+    JsonArray    an array that grows; items are kept as JSON, so that writing all of it again needs no encoding
+    LateArray    an array that grows; its items, small ones, are created once, when they are written
+    Late         one value that is created when it is written
 
-All else is written as msgspec does.
+All other values are encoded by msgspec.
 """
 
 from __future__ import annotations

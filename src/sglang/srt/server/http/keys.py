@@ -1,7 +1,7 @@
-"""The client behind a request, known by its API key.
+"""Identifies the client of a request by its API key.
 
-Its identity is made here, once, from the configured key that matched and not from how it was written. Responses, sessions, request
-ids, fairness and quotas use this identity and nothing else.
+The identity is computed here, once, from the configured key that matched and not from its spelling in the request. Responses, sessions,
+request ids, fairness and quotas use this identity and nothing else.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""uvicorn's HTTP protocol with the limits that it lacks.
+"""uvicorn's HTTP protocol with additional limits.
 
     connection  one of at most --max-connections (503)
     head        at most HEAD_BYTES in MAX_HEADERS lines, within HEAD_SECONDS of the connection or of its first byte (431, 408)
     body        may stall for BODY_SECONDS, plus one second for every BODY_RATE bytes that came (408)
-    beside it   sizes and extensions of chunks, trailers: HEAD_BYTES, and BESIDE_RATIO bytes for each byte of the body (431)
-    after it    one request at a time: the next one is parsed when this one has been answered, and until then no more is read
-    answer      a client that takes nothing for WRITE_SECONDS is cut off
+    framing     sizes and extensions of chunks, trailers: HEAD_BYTES, and BESIDE_RATIO bytes for each byte of the body (431)
+    pipelining  one request at a time: the next one is parsed when this one has been answered, and until then no more is read
+    answer      a client that reads nothing for WRITE_SECONDS is disconnected
     end         a client may end its sending side and wait: it gets the answers to what it sent, if it is still there
 
-A client that sends a byte now and then, sends without end, or never reads, cannot hold a connection for ever, nor memory.
+A client that sends a byte now and then, sends without end, or never reads, can hold neither a connection nor memory for ever.
 """
 
 from __future__ import annotations
@@ -427,5 +427,5 @@ def _body_len(headers: list[tuple[bytes, bytes]]) -> int | None:
         return None if b"transfer-encoding" in said else 0
     size = whole_number(length) if len(length) <= 20 else None
     if size is None:
-        raise ValueError("content-length is no number that a body can have")
+        raise ValueError("content-length is not a valid length of a body")
     return size

@@ -1,6 +1,6 @@
-"""What is known of a request before its body is read: when it came, who asks, how long it may take, whose trace it is part of.
+"""Facts about a request that are known before its body is read: arrival time, client, deadline, trace.
 
-Kept in a context variable, so that it reaches the tokenizer manager without a parameter in every function on the way.
+They are in a context variable, so that they reach the tokenizer manager without a parameter in every function.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The ASGI application that uvicorn knows. While the model loads it answers 503 and says why; then the real one takes its place.
-It knows who is inside, so that a server that ends can wait for them, and send away those who have no answer by then."""
+"""The outer ASGI application. While the model loads it answers 503 with the reason; afterwards it calls the real one. It counts the
+requests in progress, so that shutdown can wait for them, and refuse those that have no answer by then."""
 
 from __future__ import annotations
 

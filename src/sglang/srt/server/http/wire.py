@@ -1,6 +1,6 @@
-"""The last step to the wire: JSON bodies, event streams, errors, and what happens when the client hangs up.
+"""Responses: JSON bodies, event streams, errors, and the handling of clients that disconnect.
 
-Errors have OpenAI's shape under /v1 and a plain one elsewhere; neither tells how the server is built.
+Errors have OpenAI's format under /v1 and a plain one elsewhere; neither reveals internals of the server.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 DONE = b"data: [DONE]\n\n"
 FIRST_OUTPUT_SECONDS = 10.0
-"""how long a stream may wait for its first output before its headers are sent; until then an error has a status of its own"""
+"""how long a stream may wait for its first output before its headers are sent; until then an error has its own status"""
 KEEP_ALIVE_SECONDS = 10.0
 KEEP_ALIVE = b": keep-alive\n\n"
 """a comment of the event stream, sent when there was nothing to say for so long: proxies cut silent connections"""

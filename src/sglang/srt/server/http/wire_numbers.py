@@ -1,5 +1,5 @@
-"""Numbers in headers and query strings. Python's int and float take more than a number on the wire is: signs, blanks, 1_0, digits of
-other scripts."""
+"""Parses numbers in headers and query strings. Python's int and float accept more than such a number may be: signs, blanks, 1_0, digits
+of other scripts."""
 
 from __future__ import annotations
 

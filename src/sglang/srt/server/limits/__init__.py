@@ -1,1 +1,1 @@
-"""How much clients may ask for: memory of bodies and parameters, sizes of JSON, places that clients share. JSON is read piece by piece."""
+"""Limits of clients: memory of bodies and parameters, sizes of JSON, places that clients share. JSON is read piece by piece."""

@@ -1,8 +1,8 @@
-"""Room for the bodies that are in memory at once, all requests together.
+"""The memory limit of the bodies of all requests together.
 
-A body that is not small takes as many bytes as it announces before it is read, and gives them back when its request has been handed
-to the scheduler, or has ended. Whoever holds the fewest bytes is next. While others wait, a sender that is slow loses its place:
-nobody can fill the room with bodies that never come.
+A large body reserves the bytes that it announces before it is read, and releases them when its request has been sent to the scheduler,
+or has ended. The client that holds the fewest bytes is next. While others wait, a slow sender loses its reservation: nobody can fill the
+room with bodies that never arrive.
 """
 
 from __future__ import annotations

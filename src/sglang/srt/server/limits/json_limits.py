@@ -1,7 +1,7 @@
-"""How much a JSON text would become, told from its bytes alone, before any object is made of it.
+"""Checks the size of a JSON text (values, depth, lengths) on its bytes, before any object is created.
 
-The bytes are read in pieces of CHUNK, each a few passes in C over the whole piece: it costs about the same whatever the text is, and
-other threads run between two pieces. What stands in strings is never taken for structure.
+The bytes are read in pieces of CHUNK, each a few passes in C over the whole piece: the cost hardly depends on the text, and other
+threads run between two pieces. The contents of strings are never taken for structure.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""A long JSON object, read piece by piece: a call of native code lasts as long as one piece takes, and other threads run in between.
+"""Reads a long JSON object piece by piece: a call of native code lasts no longer than one piece, and other threads run in between.
 
-A piece ends at a comma outside of strings. It is decoded as a text of its own: what is open where it begins is opened before it, with
-a value that stands for all that came, and what is open where it ends is closed behind it. Then its values go where they belong.
+A piece ends at a comma outside of strings. It is decoded as its own text: brackets that are open at its beginning are opened before
+it, with a placeholder for what came before, and brackets that are open at its end are closed after it. Then its values are merged.
 
     {"a":[{"b":1 , "c":2},{"d":3 , "e":4}]}
     {"a":[{"b":1}]}     {"~":[{"~":0,"c":2},{"d":3}]}     {"~":[{"~":0,"e":4}]}
 
-A string that is longer than a piece is decoded in parts. The body is a queue of pieces of its own, as they came, and is used up
-meanwhile: it and its values are never both there as a whole.
+A string that is longer than a piece is decoded in parts. The body is a queue of pieces as they arrived, which is freed meanwhile: the
+body and its values are never both in memory as a whole.
 """
 
 from __future__ import annotations

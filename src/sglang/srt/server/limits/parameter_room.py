@@ -1,5 +1,5 @@
-"""How much sampling parameters may take, those of a request and those of all sequences in flight: most take next to nothing, a large
-logit_bias takes megabytes."""
+"""The memory limit of sampling parameters, of a request and of all sequences in flight: most take hardly anything, a large logit_bias takes
+megabytes."""
 
 from __future__ import annotations
 

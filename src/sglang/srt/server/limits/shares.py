@@ -1,8 +1,8 @@
-"""Places that many clients want: so many there are, and so many one client may have.
+"""A semaphore that clients share fairly: a limit in total, and a limit per client.
 
     async with shares.place(client, amount): ...        waits for its turn
 
-Whoever holds least comes first, so a client with many requests stands behind one with few.
+The client that holds least is next, so a client with many requests waits behind one with few.
 """
 
 from __future__ import annotations

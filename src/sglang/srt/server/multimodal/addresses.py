@@ -1,4 +1,4 @@
-"""Which addresses belong to the public internet, and how a host name becomes addresses.
+"""Public IP addresses, and the resolution of host names.
 
 The table is that of IANA's registries of special-purpose addresses (RFC 6890 and its successors), with multicast and what was
 once reserved. It is our own: what Python's `ipaddress` calls global differs between versions.
@@ -78,7 +78,7 @@ def is_public(address: IPAddress) -> bool:
 
 
 class Resolver:
-    """Looks names up, each on a thread of its own: the system's resolver cannot be interrupted, and may take half a minute."""
+    """Looks names up, each on its own thread: the system's resolver cannot be interrupted, and may take half a minute."""
 
     def __init__(self) -> None:
         self._lookups = Shares(LOOKUPS, LOOKUPS_OF_A_DOMAIN, "host names are being looked up")

@@ -1,4 +1,4 @@
-"""What decoding makes of a file: frames, and their times where the file tells them."""
+"""A decoded file: frames, and their times if the file has them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What a child process does with a file: decodes it to RGB, band by band, and sends each band as it is made.
+"""The work of a decoding child: decodes a file to RGB, band by band, and sends each band at once.
 
     order, file --work--> rows of 8-bit RGB, frame after frame        (isolation.py starts, limits and ends the process)
 
-Transparent pixels show white, 16-bit samples keep their upper half, images are turned as EXIF says. Nothing is made of a whole
-image but what the decoder itself makes. Whatever a decoder raises becomes one sentence.
+Transparent pixels become white, 16-bit samples keep their upper half, images are rotated as EXIF says. Apart from the decoder's own
+buffer no copy of a whole image is made. Any exception of a decoder becomes one sentence.
 """
 
 from __future__ import annotations
@@ -325,7 +325,7 @@ def _source_box(size: tuple[int, int], orientation: int, top: int, bottom: int) 
 def to_rgb(image: Image.Image, label: str) -> Image.Image:
     """8-bit RGB of an image, or a part of one, in any mode."""
     if image.mode == "F":
-        raise RequestError(f"{label} has floating-point samples, which have no agreed brightness")
+        raise RequestError(f"{label} has floating-point samples, which have no standard range")
     if image.mode.startswith("I"):
         image = _from_16_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

@@ -1,4 +1,4 @@
-"""Bytes of one image or video, and how many of them a request may bring."""
+"""Bytes of one image or video, and their limit for a request."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Images and videos over HTTP.
 
-What a client names is not trusted, and neither is who answers. A host name is resolved once, every address is checked, and the
-connection goes to the address that was checked; each redirect is treated the same way. Answers are read to a byte limit, never
-decompressed, at no less than MIN_RATE, and all of it has one deadline. No cookies are kept.
+Neither the URL nor the server behind it is trusted. A host name is resolved once, every address is checked, and the connection goes to
+the address that was checked; each redirect is treated the same way. Answers are read up to a byte limit, without decompression, at a rate
+of at least MIN_RATE, under one deadline. No cookies are kept.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Fetcher:
                 raise ValueError("no address")
             return str(target.url.join(location))
         except (httpx.InvalidURL, ValueError) as error:
-            raise RequestError(f"the {kind} {shorten(source)!r} redirects to something that is no URL") from error
+            raise RequestError(f"the {kind} {shorten(source)!r} redirects to something that is not a URL") from error
 
     def _parse(self, source: str, kind: str) -> Target:
         if len(source) > MAX_URL:

@@ -1,7 +1,7 @@
-"""What the header of an image file promises: its size and number of frames, read without decoding anything.
+"""Reads the header of an image file: its size and number of frames, without decoding.
 
-The files come from strangers. Everything here is a few reads at places that the file names, bounded in number; a file that
-says nothing sensible is a RequestError. The decoder, in its own process, is held to what was read here (decode_work.py).
+Files are untrusted: reading is a bounded number of reads at offsets that the file names, and a file that makes no sense is a
+RequestError. The decoder, in its own process, is limited to the sizes that were read here (decode_work.py).
 """
 
 from __future__ import annotations
@@ -327,7 +327,7 @@ def _tiff_number(reader: _Reader, begin: int, count: int, entry: int, tag: int) 
             (kind,) = reader.at("H", at + 2)
             form = {3: "H", 4: "I", 16: "Q"}.get(kind)
             if form is None:
-                raise ValueError("a size that is no number")
+                raise ValueError("a size that is not a number")
             found = max(found, *reader.at(form, at + (8 if entry == 12 else 12)))
     return found
 

@@ -1,4 +1,4 @@
-"""Images and videos as requests name them, checked for form. Needs no image library: this is read for every request."""
+"""Validates the images and videos that a request names. Needs no image library: it is imported for every request."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def parse_media(body: dict[str, Any], count: int, is_batch: bool) -> list[list[M
     stands for all prompts; a list, in a batch, has one entry for each prompt, which may be a list itself. Raises RequestError.
     """
     if body.get("audio_data") not in (None, [], ""):
-        raise UnsupportedError("audio_data: this server has no ears", "audio_data")
+        raise UnsupportedError("audio_data is not supported: this server takes no audio", "audio_data")
     pixels = parse_pixels(body.get("mm_processor_kwargs"), "mm_processor_kwargs")
     found: list[list[MediaInput]] = [[] for _ in range(count)]
     for name, kind in (("image_data", "image"), ("video_data", "video")):

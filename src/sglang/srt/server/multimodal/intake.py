@@ -1,12 +1,12 @@
-"""From what a request names to what the model reads: fetch, inspect, decode, preprocess, expand.
+"""The media pipeline of one request: fetch, inspect, decode, preprocess, expand.
 
     "http://...", "data:...", bytes --Sources--> files --media--> shapes --Decoder--> frames --processor--> ProcessedMedia --spans--> ids
                                      limits of the whole request, and of its prompts' lengths  ^
 
-All files of a request are there, and what they cost is known from their headers, before the first is decoded. Fetching, short
-work on bytes, decoding and preprocessing have places of their own, so none waits for another's: what is inline or known never
-waits for the network. What was preprocessed is remembered by the digest of its bytes, up to PROCESSED_BYTES. A request whose client
-leaves is cancelled wherever it is.
+All files of a request are fetched, and their cost is known from their headers, before the first is decoded. Fetching, short work on
+bytes, decoding and preprocessing have separate limits, so that none waits for another: inline or cached data never wait for the network.
+Preprocessed media are cached by the digest of their bytes, up to PROCESSED_BYTES. A request whose client disconnects is cancelled at any
+stage.
 """
 
 from __future__ import annotations

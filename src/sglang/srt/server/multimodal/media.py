@@ -1,8 +1,8 @@
-"""What a file of a request is, and how much: from its first bytes and its header, before anything is decoded.
+"""The kind and cost of a request's file, from its first bytes and its header, before anything is decoded.
 
-A still image is one frame; several frames are a video and must be sent as such. Of the images that cameras put behind the
-first, and of the pages of a TIFF file, the first is the image. What is allowed of one file is checked here,
-what is allowed of a request in intake.py; the decoder (decode_work.py) is held to both.
+A still image is one frame; several frames are a video and must be sent as such. If a camera appended further images, or a TIFF file has
+pages, the first is used. Limits of one file are checked here, limits of a request in intake.py; the decoder (decode_work.py) enforces
+both.
 """
 
 from __future__ import annotations

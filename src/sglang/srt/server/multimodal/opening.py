@@ -1,4 +1,4 @@
-"""Opens the way in for media, if the model sees: the one place that imports what a server of text does without."""
+"""Creates the media pipeline of a vision-language model: the only place that imports it, so that text models do without."""
 
 from __future__ import annotations
 

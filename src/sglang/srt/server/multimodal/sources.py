@@ -1,7 +1,7 @@
-"""Where the bytes of an image or video come from: http(s), a data URI, bare base64, or a file below an allowed root.
+"""Reads the bytes of an image or video: from http(s), a data URI, bare base64, or a file below an allowed root.
 
-What a client names is not trusted. Inline data are counted before they are decoded. Local files are opened only below `root`,
-after links are resolved. Hosts are the matter of fetching.py.
+Clients are not trusted. The size of inline data is checked before decoding. Local files are opened only below `root`, after links are
+resolved. fetching.py checks hosts.
 """
 
 from __future__ import annotations

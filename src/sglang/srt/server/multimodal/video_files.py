@@ -1,7 +1,7 @@
 """Video files (MP4, QuickTime, Matroska, WebM, AVI) to frames, through PyAV where it is installed. Used in a child process.
 
-Such files come from strangers: the container is told by its first bytes and nothing else is tried, nothing that it refers to is
-opened, and frames, pixels and time are limited whatever its header promises. Two frames a second are taken, fewer of a long video.
+Such files are untrusted: the container is identified by its first bytes and no other is tried, files that it refers to are not opened,
+and frames, pixels and time are limited whatever its header says. Two frames a second are taken, fewer of a long video.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class VideoFile:
             self._av = importlib.import_module("av")
         except ImportError as error:
             raise RequestError(
-                f"{label} is a video file, and this server has no video decoder (whoever runs it can install its extra [video]); send "
+                f"{label} is a video file, and this server has no video decoder (its operator can install the extra [video]); send "
                 "an animated GIF, WebP or PNG"
             ) from error
         settings = {"protocol_whitelist": "none"} | ({"enable_drefs": "0"} if container == "mov" else {})

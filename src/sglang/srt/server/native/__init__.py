@@ -1,1 +1,1 @@
-"""The native API: /generate, /score_choices, /encode and what operators need."""
+"""The native API: /generate, /score_choices, /encode and operators' endpoints."""

@@ -1,4 +1,4 @@
-"""The shapes of the native API: a /generate body as a GenerateReq, outputs as the dicts that its clients read.
+"""Formats of the native API: a /generate body to a GenerateReq, outputs to dicts.
 
 Used by the HTTP server and by the offline Engine, so both give the same answers.
 """

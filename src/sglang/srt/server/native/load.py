@@ -1,4 +1,4 @@
-"""How busy the server is, in the two shapes that SGLang's routers and benchmarks read: /get_load and the newer /v1/loads."""
+"""The load of the server, in the two formats that SGLang's routers and benchmarks read: /get_load and the newer /v1/loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The native API: /generate and what operators need. Shapes are in native/format.py."""
+"""The native API's handlers: /generate and operators' endpoints. Formats are in native/format.py."""
 
 from __future__ import annotations
 

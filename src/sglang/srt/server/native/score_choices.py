@@ -1,4 +1,4 @@
-"""Scoring of choices: how likely each continuation of a prompt is, all of them in one call.
+"""Scores choices: the log probabilities of several continuations of a prompt, in one call.
 
 Each choice is tokenized together with the prompt, and scored from the first token where any of them differs from the prompt
 (common/prefixes.py says why). The sequences share the prompt, which is computed once and taken from the prefix cache.

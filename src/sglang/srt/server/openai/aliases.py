@@ -1,5 +1,5 @@
-"""Fields by which clients of vLLM ask for what has another name here. (Source: vLLM's documentation of its OpenAI-compatible
-server: `structured_outputs`, and `guided_*` of its earlier releases.)"""
+"""vLLM's names of fields that have another name here. (Source: vLLM's documentation of its OpenAI-compatible server:
+`structured_outputs`, and `guided_*` of its earlier releases.)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What replies consist of: one choice gathered from its pieces, the chunks of a stream (what all share is encoded once), usage."""
+"""The parts of replies: a choice collected from its pieces, the chunks of a stream (their common part is encoded once), usage."""
 
 from __future__ import annotations
 

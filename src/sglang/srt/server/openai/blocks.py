@@ -1,4 +1,4 @@
-"""The pieces of an answer as blocks, one open at a time: what the APIs with typed items (responses, messages) stream.
+"""Groups the pieces of an answer into blocks, one open at a time, for the APIs that stream typed items (responses, messages).
 
 Reasoning "a", Reasoning "b", Text "c"   ->   open reasoning, "a", "b", close; open text, "c", close
 """

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: messages in, one or more answers out, at once or as they grow."""
+"""POST /v1/chat/completions: messages in, one or more answers out, whole or streamed."""
 
 from __future__ import annotations
 

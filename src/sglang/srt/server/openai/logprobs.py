@@ -1,4 +1,4 @@
-"""Log probabilities in OpenAI's two shapes: chat's and completions'."""
+"""Log probabilities in OpenAI's two formats: chat's and completions'."""
 
 from __future__ import annotations
 

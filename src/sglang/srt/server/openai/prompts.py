@@ -1,4 +1,4 @@
-"""What a chat request has the model read: messages and tools as the model's own template writes them, as ids or as text."""
+"""The prompt of a chat request: messages and tools rendered by the model's template, as ids or as text."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What OpenAI's API takes, as far as this server does it, and with the extensions of the native API.
+"""The fields of OpenAI's API that this server supports, with the extensions of the native API.
 
-Every field of a body is one of five: a field of these models; vLLM's name for one (aliases.py); one that changes nothing in an
-answer and is accepted (ACCEPTED); one that would change it and is not done here, which is refused with the reason unless it says
-what is the case anyway (REFUSED); or unknown, which is refused with the nearest known name.
+Every field of a body is one of five: a field of these models; vLLM's name for one (aliases.py); a field that changes nothing in an
+answer and is accepted (ACCEPTED); one that would change it and is not implemented, which is refused with the reason unless its value is
+the default (REFUSED); or unknown, which is refused with the nearest known name.
 """
 
 from __future__ import annotations

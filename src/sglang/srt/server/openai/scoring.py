@@ -1,4 +1,4 @@
-"""POST /v1/score: probabilities of label tokens after each item; POST /v1/rerank: documents by their nearness to a query."""
+"""POST /v1/score: probabilities of label tokens after each item; POST /v1/rerank: documents by their similarity to a query."""
 
 from __future__ import annotations
 

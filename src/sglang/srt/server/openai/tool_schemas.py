@@ -1,5 +1,5 @@
-"""Schemas of tools' parameters: whether they are schemas at all. What a keyword means is the grammar engine's business; here it must
-have a shape that everybody can walk through, and references must lead somewhere."""
+"""Validates the structure of tools' parameter schemas: types of keywords, and references that resolve. The grammar engine checks the
+meaning of keywords."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _Checker:
         self._where = where
 
     def _refuse(self, place: str, must: str) -> None:
-        raise RequestError(f"{self._where} are no valid JSON schema: {place[:200]} must be {must}", "tools")
+        raise RequestError(f"{self._where} are not a valid JSON schema: {place[:200]} must be {must}", "tools")
 
     def check(self, schema: Any, place: str) -> None:
         if isinstance(schema, bool):

@@ -1,10 +1,10 @@
-"""Tools of a chat request: what the model is told of them, and what its answer must then be.
+"""Tools of a chat request: their description in the prompt, and the constraint on the answer.
 
 tool_choice auto              free; with `strict` tools, calls follow their schemas (structural tags)
 auto with response_format     either the format or calls: one JSON schema for both
 required, or a named tool     nothing but a call, whatever response_format says: a JSON schema; required with
                               parallel_tool_calls true: a list of calls
-none, or no tools             the model is not told of any
+none, or no tools             the prompt has none
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _strictness(shown: list[dict[str, Any]]) -> dict[str, bool]:
 
 
 def _apart(schema: Any, name: str, others: dict[str, Any]) -> Any:
-    """A schema as a resource of its own, so that its references to itself are right wherever it stands."""
+    """A schema as its own resource, so that its references to itself are right wherever it stands."""
     if not isinstance(schema, dict):
         return schema
     draft = draft_of(schema)

@@ -1,1 +1,1 @@
-"""/openapi.json and /docs, made from the routes: each handler says what it takes and answers (operation.py)."""
+"""/openapi.json and /docs, generated from the routes: each handler declares its parameters and replies (operation.py)."""

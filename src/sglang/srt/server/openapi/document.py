@@ -1,4 +1,4 @@
-"""The OpenAPI document (https://spec.openapis.org/oas/v3.1.0), made from the routes of an application."""
+"""The OpenAPI document (https://spec.openapis.org/oas/v3.1.0), generated from the routes of an application."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a handler does, said beside it: from this and from nothing else the OpenAPI document is made.
+"""The documentation of a handler, as a decorator: the only source of the OpenAPI document.
 
 @documented("Generate from text or ids", tag=NATIVE, body=GENERATE_FIELDS, reply=GENERATED, events=GENERATED)
 async def generate(self, request): ...

@@ -123,7 +123,7 @@ SAYS: dict[str, str] = {
     "add_generation_prompt": "whether the prompt ends by asking for the next turn",
     "chat_template_kwargs": "variables of the chat template",
     "mm_processor_kwargs": "`min_pixels` and `max_pixels` of images",
-    "separate_reasoning": "reasoning in a field of its own",
+    "separate_reasoning": "reasoning in its own field",
     "return_token_origins": "where each token comes from: sampled, draft or forced",
     "stream_reasoning": "stream reasoning as it is made",
     "echo": "repeat the prompt before its continuation",

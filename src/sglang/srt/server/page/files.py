@@ -1,5 +1,5 @@
-"""The files of the page, as they are sent: compressed once, checked by the browser at every load (ETag), and fenced by a policy that
-lets nothing run but them."""
+"""The files of the page, as they are sent: compressed once, revalidated by the browser at every load (ETag), with a content security policy
+that allows no other scripts."""
 
 from __future__ import annotations
 

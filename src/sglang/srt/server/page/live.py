@@ -1,8 +1,8 @@
-"""What viewers of the machine are sent: one stream of events each, made once for all of them.
+"""The event stream of the machine view, encoded once for all viewers.
 
     ViewDelta --take--> mirror of the tree, event --> every viewer's queue --> POST /page/live
 
-Who comes later gets the mirror first. A viewer that does not keep up loses its queue and gets the mirror again, so that nothing grows.
+A new viewer gets the mirror first. A viewer that does not keep up loses its queue and gets the mirror again, so that no queue grows.
 """
 
 from __future__ import annotations

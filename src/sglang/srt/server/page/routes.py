@@ -62,10 +62,10 @@ class PageApi:
         POST, which pages of other origins may not use."""
         if not self._may_look:
             raise AdminOnlyError(
-                "this server listens to other machines and has no keys: what runs is shown with --admin-api-key only"
+                "the machine view needs --admin-api-key here: this server accepts other machines and has no API keys"
             )
         if self._hub.is_full:
-            raise OverloadError("enough viewers look at the machine already; close one of them")
+            raise OverloadError("too many viewers of the machine view; close one of them")
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(self._hub.events(), media_type="text/event-stream", headers=headers)
 

@@ -1,4 +1,4 @@
-"""One answer, taken apart: reasoning first, then content and calls."""
+"""Parses one answer: reasoning first, then content and calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers that are a call and nothing else, written as plain JSON, fenced or not, by models that otherwise call in a form of their own.
+"""Answers that are only a call in plain JSON, fenced or not, from models whose own format is another.
 
 ```json
 {"name": "f", "arguments": {...}}

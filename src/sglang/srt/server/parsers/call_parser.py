@@ -1,7 +1,7 @@
-"""What all formats of tool calls share: text until a mark that opens a call, and text again when it was none.
+"""The common part of all formats of tool calls: text until a marker that opens a call; text again if it was not a call.
 
-A format says which marks open a call and reads what follows; see formats/. White space beside calls is content where there is text
-on both sides. What is wrong with one call costs no other: a call of an unknown tool is text, and those beside it are calls.
+A format names the markers that open a call and parses what follows; see formats/. White space beside calls is content if there is text
+on both sides. An error in one call does not affect others: a call of an unknown tool becomes text, its neighbours remain calls.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""JSON that arrives in pieces: where a value ends, and a call written as an object."""
+"""Incremental JSON: finds the end of a value, and reads a call that is an object."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ def read_arguments(text: str) -> dict[str, Any] | None:
 
 
 def _refuse(constant: str) -> object:
-    raise ValueError(f"{constant} is no number in JSON")
+    raise ValueError(f"{constant} is not a number in JSON")
 
 
 def _decoded(value: str) -> object:

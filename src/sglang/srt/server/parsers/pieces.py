@@ -1,4 +1,4 @@
-"""What an answer is made of, as parsers tell it: a stream of pieces, each new text of one kind."""
+"""The output of parsers: a stream of pieces, each new text of one kind."""
 
 from __future__ import annotations
 

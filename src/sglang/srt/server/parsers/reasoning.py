@@ -1,4 +1,4 @@
-"""Reasoning told from answers (common/reasoning.py) as pieces of an answer, and its tokens counted."""
+"""Separates reasoning from answers (common/reasoning.py) into pieces, and counts its tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The formats of tool calls by name, and which one a model family speaks."""
+"""The formats of tool calls by name, and the format of each model family."""
 
 from __future__ import annotations
 

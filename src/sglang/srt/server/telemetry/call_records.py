@@ -1,7 +1,7 @@
-"""What is written down about calls: the log of requests, metrics, traces, and the times they are made of.
+"""Records of calls: the request log, metrics, traces, and the times that they use.
 
-The log is for operators who ask for it: one JSON object a line, whatever clients put into their fields. Its levels: 0 ids, lengths
-and times; 1 sampling parameters as well; 2 the first tokens and the end of the text; 3 all of them.
+The request log is optional: one JSON object per line, whatever clients put into their fields. Its levels: 0 ids, lengths and times;
+1 sampling parameters as well; 2 the first tokens and the end of the text; 3 the whole text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prometheus metrics, under the names that dashboards of the original know. One registry a server, none of it global."""
+"""Prometheus metrics, with the names of the original's dashboards. One registry per server, nothing global."""
 
 from __future__ import annotations
 

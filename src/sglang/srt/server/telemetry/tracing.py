@@ -1,8 +1,7 @@
-"""OpenTelemetry traces by flag: one span a sequence, with spans below it for the queue, the prompt and the answer.
+"""OpenTelemetry traces (optional): one span per sequence, with child spans for the queue, the prompt and the answer.
 
-Spans are written when a request has ended, from times that were noted anyway, so tracing costs nothing while tokens come. A
-request that brings a W3C `traceparent` becomes part of that trace. Names of attributes: OpenTelemetry's conventions for
-generative AI.
+Spans are written when a request has ended, from times that are recorded anyway, so tracing costs nothing during generation. A
+request with a W3C `traceparent` header becomes part of that trace. Names of attributes: OpenTelemetry's conventions for generative AI.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Moments:
 
 
 class Tracing:
-    """Writes spans to an OTLP endpoint over HTTP, on a thread of its own."""
+    """Writes spans to an OTLP endpoint over HTTP, on its own thread."""
 
     def __init__(self, endpoint: str, model: str) -> None:
         """Raises ConfigError where OpenTelemetry is not installed."""

@@ -2,7 +2,7 @@
 
 tokenizer.py        Tokenizer: three ways to encode, one to decode; load_tokenizer
 cutting.py          where long texts may be cut
-model_files.py      what a folder or GGUF file says about its text
+model_files.py      the text settings of a folder or GGUF file
 gguf_tokenizer.py   a tokenizer from GGUF metadata
 chat_template.py    sandboxed Jinja
 token_bytes.py      the bytes behind every token

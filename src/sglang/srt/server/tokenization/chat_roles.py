@@ -1,11 +1,12 @@
-"""What a chat template puts around each role, for clients that write prompts turn by turn (the language).
+"""Finds the prefix and suffix of each role in a chat template, for clients that write prompts turn by turn (the language).
 
-A template is a program; here it is asked about conversations of marks, and what it wrote between them is read off:
+A template is a program; it is run on conversations of markers, and the text between the markers is extracted:
 
     <|im_start|>system\\nS<|im_end|>\\n<|im_start|>user\\nU<|im_end|>\\n<|im_start|>assistant\\nA<|im_end|>\\n
     [     prefix     ] [  suffix  ][    prefix    ] ...
 
-The finding is tried on a longer conversation, and of a model that sees on one with images. A template that does not work turn by turn has no such form.
+The result is verified on a longer conversation, and for vision-language models on one with images. A template that does not work turn by
+turn has no such form.
 """
 
 from __future__ import annotations
@@ -109,5 +110,5 @@ def _default_system(tokenizer: Tokenizer, roles: Roles) -> str | None:
         return None
     tail = suffix + user_prefix
     if not before.startswith(prefix) or not before.endswith(tail) or len(before) < len(prefix) + len(tail):
-        raise RequestError("the chat template begins in a form of its own")
+        raise RequestError("the chat template begins in its own form")
     return before[len(prefix) : len(before) - len(tail)]

@@ -1,7 +1,7 @@
 """Chat templates: Jinja programs that come with a model and turn messages into its prompt.
 
-They are code by strangers, so they run in a sandbox, see only plain data, and are stopped when they take too long or write
-too much. The dialect is that of Hugging Face's `apply_chat_template`.
+They are untrusted code, so they run in a sandbox, see only plain data, and are stopped when they take too long or write too
+much. The dialect is that of Hugging Face's `apply_chat_template`.
 """
 
 from __future__ import annotations

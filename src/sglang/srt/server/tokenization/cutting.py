@@ -1,10 +1,10 @@
-"""Long texts are tokenized in pieces: while it is worked on, a token takes hundreds of bytes (about 130 for each byte of emoji).
+"""Tokenizes long texts in pieces: during tokenization, a token takes hundreds of bytes (about 130 for each byte of emoji).
 
-    ... a text of words | that goes on ...        a cut stands between two words of the pre-tokenizer, and what stands on either
-                                                  side of it has the same ids alone as together
+    ... a text of words | that goes on ...        a cut is between two words of the pre-tokenizer, and the text on either side has
+                                                  the same ids alone as together
 
-So the ids are those of the whole. Where the pre-tokenizer sees one word without end (emoji, one letter over and over) no cut is
-possible, and longer words than MAX_WORD are refused. Tokenizers without words of their own are never cut.
+So the ids are those of the whole. Inside a single word of the pre-tokenizer (emoji, one repeated letter) no cut is possible, and words
+longer than MAX_WORD are refused. Texts of tokenizers without a pre-tokenizer are never cut.
 """
 
 from __future__ import annotations

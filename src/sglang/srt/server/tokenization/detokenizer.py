@@ -1,8 +1,8 @@
-"""From the tokens of one request to the text its client sees.
+"""Converts the tokens of one request to the text that its client sees.
 
     ids -> token bytes -> held back while a stop string may begin -> cut at the end by what stopped it -> whole characters
 
-Stop strings are found by the scheduler, on the same bytes; here they are only left out.
+The scheduler finds stop strings, on the same bytes; here they are only removed.
 """
 
 from __future__ import annotations

@@ -72,14 +72,14 @@ def _values(metadata: Mapping[str, Any], key: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, (list, np.ndarray)):
-        raise ModelError(f"the GGUF file's {key} must be a list, and is {shown(value)}")
+        raise ModelError(f"the GGUF file's {key} must be a list, got {shown(value)}")
     return value if isinstance(value, list) else list(value.tolist())
 
 
 def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     found = _values(metadata, key)
     if not all(isinstance(text, str) for text in found):
-        raise ModelError(f"the GGUF file's {key} must be texts, and are {shown(found)}")
+        raise ModelError(f"the GGUF file's {key} must be texts, got {shown(found)}")
     return found
 
 
@@ -87,14 +87,14 @@ def _token_id(metadata: Mapping[str, Any], name: str, tokens: list[str]) -> int 
     """The id under tokenizer.ggml.`name`, None if there is none below the number of tokens."""
     value = metadata.get(f"tokenizer.ggml.{name}")
     if value is not None and type(value) is not int:
-        raise ModelError(f"the GGUF file's tokenizer.ggml.{name} must be a token id, and is {shown(value)}")
+        raise ModelError(f"the GGUF file's tokenizer.ggml.{name} must be a token id, got {shown(value)}")
     return value if value is not None and 0 <= value < len(tokens) else None
 
 
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
     pre = metadata.get("tokenizer.ggml.pre", "default")
     if not isinstance(pre, str):
-        raise ModelError(f"the GGUF file's tokenizer.ggml.pre must be a name, and is {shown(pre)}")
+        raise ModelError(f"the GGUF file's tokenizer.ggml.pre must be a name, got {shown(pre)}")
     cut = [merge.partition(" ") for merge in _strings(metadata, "tokenizer.ggml.merges")]
     if not all(space for _, space, _ in cut):
         raise ModelError("the GGUF file's tokenizer.ggml.merges hold one that is not two pieces")

@@ -1,8 +1,7 @@
-"""Token healing: where a prompt ends inside what would have been one token, the last tokens are taken back and the output begins
-with their text.
+"""Token healing: if a prompt ends inside a token of the full text, its last tokens are removed and the output begins with their text.
 
-    prompt "The link is http:"   ids  ... " http" ":"        a model rarely saw ":" followed by "//": "://" is one token
-    healed                       ids  ... " http"            output: a token that begins with ":", shown without it
+prompt "The link is http:"   ids  ... " http" ":"        a model rarely saw ":" followed by "//": "://" is one token
+healed                       ids  ... " http"            output: a token that begins with ":", shown without it
 """
 
 from __future__ import annotations

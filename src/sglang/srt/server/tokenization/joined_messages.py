@@ -1,8 +1,8 @@
-"""Conversations as agents send them, for templates that are strict about roles.
+"""Adapts conversations to templates with strict rules about roles.
 
 system system user user assistant        what came
-system        user      assistant        neighbours of one role joined, for "roles must alternate"
-              user      assistant        instructions as the user's words, for "no system role", "only at the beginning"
+system        user      assistant        adjacent messages of one role joined, for "roles must alternate"
+              user      assistant        instructions as the user's text, for "no system role", "only at the beginning"
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a model's files say about its text: the tokenizer, special tokens, ends of generation, chat templates, defaults.
+"""Reads the text settings of a model's files: the tokenizer, special tokens, stop tokens, chat templates, defaults.
 
 folder   tokenizer.json, tokenizer_config.json, special_tokens_map.json, generation_config.json, config.json,
          chat_template.jinja | chat_template.json | additional_chat_templates/*.jinja
@@ -150,7 +150,7 @@ def _names(folder: Path, config: dict[str, Any]) -> dict[str, str]:
         if value is None or value == "":
             continue
         if not isinstance(value, str) or len(value) > MAX_NAME_CHARS:
-            raise ModelError(f"{folder / 'tokenizer_config.json'}: {key} must be the name of a token, and is {shown(value)}")
+            raise ModelError(f"{folder / 'tokenizer_config.json'}: {key} must be the name of a token, got {shown(value)}")
         names[key] = value
     return names
 
@@ -160,7 +160,7 @@ def _ids(path: Path, config: Mapping[str, Any], key: str = "eos_token_id") -> se
     value = config.get(key)
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(type(i) is int and 0 <= i < MAX_TOKENS for i in ids):
-        raise ModelError(f"{path}: {key} must be a token id or a list of them, and is {shown(value)}")
+        raise ModelError(f"{path}: {key} must be a token id or a list of them, got {shown(value)}")
     return set(ids)
 
 
@@ -175,15 +175,15 @@ def _folder_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
         for entry in value:
             name, source = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
             if not isinstance(name, str) or not isinstance(source, str):
-                raise ModelError(f"{path}: chat_template lists {shown(entry)}, which is no name with a template")
+                raise ModelError(f"{path}: chat_template lists {shown(entry)}, which is not a name with a template")
             found[name] = source
     elif value is not None:
-        raise ModelError(f"{path}: chat_template must be a text or a list of named ones, and is {shown(value)}")
+        raise ModelError(f"{path}: chat_template must be a text or a list of named ones, got {shown(value)}")
     template = _read_json(folder / "chat_template.json").get("chat_template")
     if isinstance(template, str):
         found["default"] = template
     elif template is not None:
-        raise ModelError(f"{folder / 'chat_template.json'}: chat_template must be a text, and is {shown(template)}")
+        raise ModelError(f"{folder / 'chat_template.json'}: chat_template must be a text, got {shown(template)}")
     files = {"default": folder / "chat_template.jinja"}
     files.update({path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))})
     for name, path in files.items():

@@ -1,4 +1,4 @@
-"""The sandbox that chat templates run in: a template by a stranger takes bounded time and memory, whatever it does.
+"""The sandbox of chat templates: an untrusted template takes bounded time and memory.
 
     what grows           + ~ * % ** and results of filters, methods and captured blocks are charged to a meter, one a rendering
     what multiplies      replace, join, indent, formats and widths: the size of the result is worked out first

@@ -1,8 +1,8 @@
-"""What a chat template takes, found out by asking it.
+"""Finds the forms of message content that a chat template supports, by probing it.
 
 Some templates take a message's content as one string, some as a list of typed parts, many either, and some treat each role in
-a way of its own. No word in their source tells which, so a template is tried on small conversations about words that it cannot
-know, and what it writes is looked at:
+a way of its own. Their source does not say which, so a template is run on small conversations with words that it cannot know, and
+its output is inspected:
 
     content "alpha"                             the word is there                    the role takes text
     content [text alpha]                        the word is there, and no dump       the role takes a part

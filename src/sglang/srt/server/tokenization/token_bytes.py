@@ -1,8 +1,8 @@
-"""What every token adds to the text, as bytes.
+"""The bytes of every token.
 
 Three spellings are in use. Byte-level BPE (GPT-2) writes each byte as one printable character. SentencePiece writes a space
-as U+2581 and a byte without a piece of its own as <0xXX>. WordPiece marks what continues a word. Which one a tokenizer uses
-is told by its decoder, in the JSON format of Hugging Face's `tokenizers`.
+as U+2581 and a byte without its own piece as <0xXX>. WordPiece marks what continues a word. The decoder of a
+tokenizer, in the JSON format of Hugging Face's `tokenizers`, shows which one it uses.
 """
 
 from __future__ import annotations

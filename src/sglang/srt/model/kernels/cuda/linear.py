@@ -1,4 +1,4 @@
-"""Which kernel multiplies: the library's (cuBLAS through torch) or ours, by the form of the weights, the rows and the mode.
+"""Chooses the kernel of a matrix product, the library's (cuBLAS through torch) or ours, by weight format, number of rows and mode.
 
                      few rows (<= FEW)              more rows
     dense            what is fastest here           torch.mm; gate and up together up to SOME rows what is fastest here

@@ -1,5 +1,5 @@
-"""Ops on logits for torch tensors. Arguments may lie on the host: they travel through pinned memory and nothing waits; results
-for the host's own arrays do."""
+"""Ops on logits for torch tensors. Arguments may be host arrays: they are copied through pinned memory without waiting; results that go
+to host arrays are waited for."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Between host and device for torch tensors: inputs in one copy, fetches, tables that follow the host's, staging for the rest.
+"""Transfers between host and device for torch tensors: inputs in one copy, fetches, tables that mirror the host's, staging buffers.
 
-Nothing here waits but `DeviceFetch.result` and, when the host is RING steps ahead, `DeviceInputs.begin`. On CUDA host memory is
-pinned, so copies run while both sides go on; on the CPU (tests) they are plain copies.
+Only `DeviceFetch.result` waits, and `DeviceInputs.begin` when the host is RING steps ahead. On CUDA host memory is pinned, so copies
+overlap with work on both sides; on the CPU (tests) they are plain copies.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The Triton kernels behind cuda/ops.py, one file per family. What each op means is written in ops.py, next to its NumPy twin in
-reference.py; here is how it is cut up for a GPU.
+"""The Triton kernels behind cuda/ops.py, one file per family. ops.py defines each op and reference.py has the same in
+NumPy; these files divide the work among a GPU's programs.
 
     common      products of tiles, activations, launch helpers
     rows        embedding, gates, gathers: one program per row and range of columns

@@ -1,4 +1,4 @@
-"""What the kernels share: products of tiles, activation functions, sizes of blocks."""
+"""Helpers of the kernels: products of tiles, activation functions, sizes of blocks."""
 
 # Kernels are in Triton's language, where arguments have no types of Python:
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"

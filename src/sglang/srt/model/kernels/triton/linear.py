@@ -1,8 +1,8 @@
 """Products of rows and packed matrices: out[m, n] = sum over k of x[m, k] w[n, k].
 
-Every output is one chain over blocks of k in ascending order (of quantised matrices one chain for each group of a block, added up
-at the end), by programs that own it alone, so its bits depend on the sizes of blocks and on nothing else. In deterministic mode there is one size for any number of rows; otherwise few rows get small blocks
-(reading weights is what takes the time) and many rows go to the vendor's library.
+Each output is one sum over blocks of k in ascending order (for quantised matrices one sum for each group of a block, added at the
+end), computed by a single program, so its bits depend only on the sizes of blocks. In deterministic mode there is one size for any
+number of rows; otherwise few rows get small blocks (the time goes into reading weights) and many rows go to the vendor's library.
 
 Quantised matrices hold levels by row and a scale (and minimum) for each group of a row:
 

@@ -1,4 +1,4 @@
-"""Ops that treat every row, or every element, alone. Grids are (rows, ranges of columns)."""
+"""Ops on single rows or single elements. Grids are (rows, ranges of columns)."""
 
 # Kernels are in Triton's language, where arguments have no types of Python:
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"

@@ -1,14 +1,14 @@
 """ops.sample without sorting and without the host: one program per row, two kernels.
 
-    candidates    two passes over the row: its best values, at most ROOM of them, are put side by side in order of ids
-    sample        all cuts and the sample, among the candidates; over the whole row where they do not settle it
+    candidates    two passes over the row: its largest values, at most ROOM of them, are collected in order of ids
+    sample        all cuts and the sample, among the candidates; over the whole row where the candidates do not suffice
 
-Which are the best is seen in a histogram of distances from the top in temperatures, in bins of 1 / 8: as many whole bins as there
-is room for. Those left out all lie below those taken, so cuts that fall among the candidates are the cuts of the row; `_settled`
-says when they do, which is nearly always.
+The largest values are found by a histogram of distances from the maximum, in units of the temperature and bins of 1 / 8: as many whole
+bins are taken as there is room for. All values left out are smaller than those taken, so cuts that fall among the candidates are the
+cuts of the row; `_settled` says when they do, which is nearly always.
 
-"In descending order" needs no order, only cuts. Logits are mapped to integers that compare alike; a cut is found by bisection over
-those 32 bits, each step one pass over the candidates (which lie in the cache):
+"In descending order" needs no sorting, only cuts. Logits are mapped to integers of the same order; a cut is found by bisection over
+their 32 bits, each step one pass over the candidates (which are in the cache):
 
     top_k    the key whose rank reaches k            counts of keys >= cut
     top_p    the key where the mass reaches p        masses of keys >= cut, relative to exp(0) of the best

@@ -1,1 +1,1 @@
-"""Encoders: images to rows of the decoder's width. `layers` holds what they are built of, each other file one family."""
+"""Encoders: images to rows of the decoder's width. `layers` has their building blocks, each other file one family."""

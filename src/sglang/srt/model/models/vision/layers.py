@@ -1,7 +1,7 @@
-"""What encoders are built of. Unlike the decoder's steps, encodings are not recorded: images differ in size, come rarely, and
-take long, so ops are called one by one, on blocks of at most BLOCK rows. Between blocks the caller may do something else.
+"""Building blocks of encoders. Unlike the decoder's steps, encodings are not recorded: images differ in size, are rare, and take long,
+so ops are called one by one, on blocks of at most BLOCK rows. Between blocks the caller may do other work.
 
-Every op computes each row alone, or among the rows of its own segment, so results are batch-invariant.
+Every op computes each row alone, or with the rows of its own segment, so results are batch-invariant.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""The encoder of Llama 3.2 Vision (arXiv 2407.21783, section 7): tiles seen together, and what each cross-attention layer of the
-decoder will read of them.
+"""The encoder of Llama 3.2 Vision (arXiv 2407.21783, section 7): tiles that attend to each other, and the k and v
+that each cross-attention layer of the decoder reads.
 
     tiles -> patches, a class row for each tile, positions -> local layers -> global layers -> [last | some middle ones] -> projected
     projected rows -> k and v of each of the decoder's cross-attention layers, once for an image
 
-The encoder always sees `max_tiles` tiles, of which those that the image does not fill are zero, and each tile is filled up with
-zero rows to a multiple of eight. Such rows see only the image's, but the image's see them too (so the model was trained).
+The encoder always gets `max_tiles` tiles; those that the image does not fill are zero, and each tile is padded with zero rows to a
+multiple of eight. Padding attends only to the image's rows, but the image's rows attend to padding too (the model was trained so).
 The image's rows come first here, so that both are runs:
 
-    rows      [ tile 0 | tile 1 | ... of the image ][ tiles it does not fill, fillings ]
+    rows      [ tile 0 | tile 1 | ... of the image ][ tiles it does not fill, padding ]
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The encoders of Qwen2-VL (arXiv 2409.12191) and Qwen2.5-VL (arXiv 2502.13923): images of any size, rotary positions in two
 dimensions, four patches merged into one row.
 
-Patches come in the order of the merged squares. Qwen2.5-VL looks through windows in most layers; there the squares are put in
-the order of the windows, so that a window is a run of rows, and back at the end:
+Patches come in the order of the merged squares. Most layers of Qwen2.5-VL use window attention; there the squares are sorted by
+window, so that a window is a run of rows, and put back at the end:
 
     squares of an image   0 1 2 | 3        window order   0 1 2 4 5 6 | 3 7 | 8 9 10 | 11
                            4 5 6 | 7        segments       [ 6 x 4    ][ 2 x 4 ] ...      (4 patches a square)

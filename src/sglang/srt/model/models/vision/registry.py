@@ -1,4 +1,4 @@
-"""Which class implements which encoder. A new one is one line here."""
+"""Registry of encoders. A new one is one line here."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""SigLIP towers (arXiv 2303.15343) and what LLaVA-OneVision, SmolVLM, Idefics3 and Gemma 3 make of their rows.
+"""SigLIP towers (arXiv 2303.15343) and the connectors of LLaVA-OneVision, SmolVLM, Idefics3 and Gemma 3.
 
-The tower reads tiles of one size, each a segment of its own, with a learnt position for each patch:
+The tower reads tiles of one size, each its own segment, with a learnt position for each patch:
 
     image -> tiles -> patches -> tower -> rows          connector -> rows of the decoder's width
-                                                          SmolVLM: squares of neighbours side by side, one matrix
-                                                          LLaVA-OneVision: two layers, then resampled as the image lay
+                                                          SmolVLM: squares of adjacent rows concatenated, one matrix
+                                                          LLaVA-OneVision: two layers, then resampled to the image's shape
                                                           Gemma 3: the mean of each square, a norm, one matrix
 """
 

@@ -1,1 +1,1 @@
-"""What each family of models has of its own: a row of `table.py` where it differs in numbers alone."""
+"""The settings of each model family: a row in `table.py` where it differs only in its config."""

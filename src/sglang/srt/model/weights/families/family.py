@@ -1,4 +1,4 @@
-"""What a family is, and what several families read alike."""
+"""The definition of a family, and readers that several families share."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ def _windowed_layers(fields: Fields, num_layers: int) -> tuple[bool, ...] | None
     if kinds is None:
         return None
     if not isinstance(kinds, list) or len(kinds) < num_layers:
-        raise fields.bad("layer_types", f"must name {num_layers} layers, and is {shown(kinds)}")
+        raise fields.bad("layer_types", f"must name {num_layers} layers, got {shown(kinds)}")
     for kind in kinds[:num_layers]:
         if kind not in ("full_attention", "sliding_attention"):
-            raise fields.bad("layer_types", f"asks for {shown(kind)}, and known are full_attention and sliding_attention")
+            raise fields.bad("layer_types", f"asks for {shown(kind)}; known: full_attention and sliding_attention")
     return tuple(kind == "sliding_attention" for kind in kinds[:num_layers])
 
 

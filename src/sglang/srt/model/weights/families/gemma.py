@@ -1,4 +1,4 @@
-"""The Gemma families: norm weights stored less 1, a scaled embedding, and from the second on norms on both sides of each half."""
+"""The Gemma families: norm weights stored minus 1, a scaled embedding, and from Gemma 2 on norms before and after each half."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def _qwen(fields: Fields, config: ModelConfig) -> ModelConfig:
     if not use_window:
         return without_window(fields, config)
     if type(first) is not int or first < 0:
-        raise fields.bad("max_window_layers", f"must be a number of layers, and is {shown(first)}")
+        raise fields.bad("max_window_layers", f"must be a number of layers, got {shown(first)}")
     return with_window(fields, config, lambda layer: layer >= first)
 
 
@@ -43,7 +43,7 @@ def _smollm3(fields: Fields, config: ModelConfig) -> ModelConfig:
     if rotated is None:
         rotated = [int((i + 1) % every != 0) for i in range(n)]
     if not isinstance(rotated, list) or len(rotated) < n or any(r not in (0, 1) for r in rotated):
-        raise fields.bad("no_rope_layers", f"must say 0 or 1 for {n} layers, and is {shown(rotated)}")
+        raise fields.bad("no_rope_layers", f"must say 0 or 1 for {n} layers, got {shown(rotated)}")
     still = tuple(not r for r in rotated[:n])
     config = replace(all_biases(fields, config), unrotated_layers=still if any(still) else ())
     if fields.flag("use_sliding_window"):
@@ -136,7 +136,7 @@ def _hunyuan(fields: Fields, config: ModelConfig) -> ModelConfig:
         if alpha and params.get("rope_type", params.get("type")) == "dynamic":
             dim = config.head_dim
             if dim <= 2:
-                raise fields.bad("head_dim", f"must be above 2 for this rope, and is {dim}")
+                raise fields.bad("head_dim", f"must be above 2 for this rope, got {dim}")
             config = replace(config, rope=replace(config.rope, theta=config.rope.theta * alpha ** (dim / (dim - 2))))
     return config
 

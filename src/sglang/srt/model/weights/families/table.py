@@ -1,4 +1,4 @@
-"""The registry of families: what config.json and GGUF files may call a text model."""
+"""The registry of families, by their names in config.json and GGUF files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a grammar engine is: it compiles a text into a state, and a state follows one request's output."""
+"""The interface of a grammar engine: it compiles a text into a state, and a state follows one request's output."""
 
 from __future__ import annotations
 

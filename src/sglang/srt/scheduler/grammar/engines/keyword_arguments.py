@@ -44,7 +44,7 @@ def keyword_grammar(schema: dict[str, Any], prepare: Prepare) -> str:
     lines = ["start: a0"]
     for i, (name, value) in enumerate(properties.items()):
         if not name.isidentifier() or keyword.iskeyword(name):
-            raise GrammarError(f"structural_tag: {name[:100]!r} is no name of a keyword argument", "structural_tag")
+            raise GrammarError(f"structural_tag: {name[:100]!r} is not a name of a keyword argument", "structural_tag")
         head, optional = json.dumps(f"{name}="), name not in required
         for rule, comma in (("a", ""), ("b", "/, ?/ ")):
             skip = f" | {rule}{i + 1}" if optional else ""

@@ -1,7 +1,7 @@
 """JSON schemas in a Lark grammar: `%json {...}`.
 
-Every one of them is replaced by the same schema, prepared (json_schema.py), wherever it stands: an engine that reads a grammar otherwise
-than we do still meets no other.
+Every embedded schema is replaced by its prepared form (json_schema.py), wherever it is in the text: an engine that parses a grammar
+differently than we do still gets no unprepared schema.
 """
 
 from __future__ import annotations
@@ -36,4 +36,4 @@ def prepare_lark(text: str, prepare: Callable[[Any], dict[str, Any]]) -> str:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")

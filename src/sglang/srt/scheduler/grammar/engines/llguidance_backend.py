@@ -47,7 +47,7 @@ MEANINGS = {
     "NoExtensionBias": "no text satisfies it",
     "recursion limit exceeded": "nested too deeply for the engine (128 levels of JSON)",
 }
-"""what the engine says with words of its own"""
+"""engine messages that are replaced"""
 CIRCULAR = "circular references with sibling keys"
 FOLLOWED = frozenset(
     [
@@ -346,7 +346,7 @@ def _check_node(node: Node, path: str) -> None:
     is_closed = node.get("additionalProperties", False) is False and len(node.get("properties", {})) >= least
     if least - len(set(node.get("required", []))) > 1 and (not is_closed or node.get("patternProperties")):
         raise FollowedInPartError(
-            f"json_schema: the keyword at {path}/minProperties is not supported: a name that stands twice would count twice; "
+            f"json_schema: the keyword at {path}/minProperties is not supported: a name that occurs twice would count twice; "
             "require the properties by name",
             "minProperties",
         )

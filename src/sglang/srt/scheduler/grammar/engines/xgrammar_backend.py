@@ -1,8 +1,8 @@
 """xgrammar, the other engine (an extra: it pulls in Triton and torch): slower to compile, quicker at masks.
 
-Its names of further properties may be written with \\u, so that "\\u0061" would count as another name than "a": objects that list
-properties have no others. It reads more into schemas than it follows, so that only those keywords are let through that were seen to
-hold (the table in docs/structured.md); regular expressions go in as grammars of ours (regex/ebnf.py).
+It lets additional property names be written with escapes, so that "\\\\u0061" would count as another name than "a": therefore objects
+that list properties get no others. It accepts keywords that it does not enforce, so only verified keywords are passed on (the table in
+docs/structured.md); regular expressions are translated to grammars (regex/ebnf.py).
 """
 
 from __future__ import annotations

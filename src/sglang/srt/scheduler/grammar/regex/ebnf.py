@@ -1,4 +1,4 @@
-r"""Python's regular expressions as context-free grammars, for engines whose own dialect leaves too much unsaid.
+r"""Translates Python's regular expressions to context-free grammars, for engines whose own regex dialect is underspecified.
 
     (Yes|No)[0-9]{2,}\.?      ->      root ::= ( ( "Yes" | "No" ) [0-9]{2,} "."? )
 

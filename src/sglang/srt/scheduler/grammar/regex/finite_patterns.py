@@ -1,4 +1,4 @@
-"""Regular expressions that match a few words and nothing else, as a list of these.
+"""Lists the words of a regular expression that matches only a few.
 
 ^(width|height)$   ->   width, height
 """

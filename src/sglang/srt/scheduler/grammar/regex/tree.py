@@ -1,4 +1,4 @@
-"""Python's own parse tree of a regular expression, which is what the expression means here."""
+"""Python's own parse tree of a regular expression, which defines its meaning here."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
-"""What engines cannot be told in keywords, or tell too loosely, said with others: formats, and bounds where a schema sets none.
+"""Adds bounds where a schema sets none, and expresses formats with keywords that engines follow.
 
     {"type": "integer"}   ->   at most 15 digits
     {"type": "number"}    ->   at most 15 digits before the point and 6 after it, no exponent
     {"format": "uri"}     ->   a pattern, for lengths that people write (schema/formats.py)
 
-Values of which the schema says nothing are written out before (schema/open_values.py). A small model does not end a number or an
-address that may go on for ever. Where the schema itself has numbers of more digits, all
-may have as many as it can ask for (schema/numbers.py).
+Unconstrained values are expanded before (schema/open_values.py). A small model may never end a number or an address of unbounded
+length. Where the schema itself contains numbers of more digits, the bound is raised to these (schema/numbers.py).
 """
 
 from __future__ import annotations

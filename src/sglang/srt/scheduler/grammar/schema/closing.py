@@ -1,18 +1,18 @@
-"""Objects have the properties that a schema lists, and no others, where that is safe.
+"""Closes objects: they get the properties that a schema lists, and no others, where that is safe.
 
-JSON Schema lets every object have properties nobody mentioned, unless told otherwise, and a model that may invent properties does so
-without end. Output of the closed schema is valid under the schema as it was written.
+By default JSON Schema allows additional properties in every object, and a small model that may invent properties does not stop.
+Output of the closed schema is valid under the original schema.
 
-Several schemas may speak of one object, through allOf, anyOf and references. Each of them closed by itself would forbid what the
-others ask for, so these are closed together, by the names that any of them lists; where there is a choice, each branch by its own:
+Several schemas may apply to one object, through allOf, anyOf and references. Each closed alone would forbid what the others require, so
+they are closed together, with the names that any of them lists; in a choice, each branch with its own:
 
     {"allOf": [{"properties": {"a": A}}, {"properties": {"b": B}}]}
         -> the same, "properties": {"a": true, "b": true}, "additionalProperties": false
     {"properties": {"a": A}, "anyOf": [{"properties": {"b": B}}, {"properties": {"c": C}}]}
         -> in the first branch      "properties": {"b": B, "a": true}, "additionalProperties": false
 
-What a reference leads to stands twice then, open for these and closed for others. A schema that says itself what else an object may
-have leaves its objects, and no others, open.
+The target of a reference then occurs twice, open for these and closed for others. Objects of a schema that sets additional properties
+itself stay open.
 """
 
 from __future__ import annotations

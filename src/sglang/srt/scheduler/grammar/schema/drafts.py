@@ -1,4 +1,4 @@
-"""What the keywords of older drafts of JSON Schema mean, said with those of the newest.
+"""Translates keywords of older drafts of JSON Schema to those of the newest.
 
 A keyword counts in the drafts that have it, and is an annotation in all others: `prefixItems` says nothing under draft 7, nor
 `dependencies` under 2020-12. Where a schema declares no draft, it counts whatever the draft.

@@ -1,13 +1,13 @@
-"""`oneOf` said with `anyOf`: by branches that exclude each other.
+"""Expresses `oneOf` as `anyOf` with branches that exclude each other.
 
-A value that two branches allow is invalid. Whether there is one is asked of the schema as it was written, whose objects are open:
+A value that two branches allow is invalid. Overlaps are determined on the original schema, whose objects are open:
 
     A {"properties": {"name": N}, "required": ["name"]}
     B {"properties": {"name": N, "email": E}, "required": ["name", "email"]}     whatever B allows, A allows too
 
-A branch that shares values with another is narrowed to those that it does not share, if one property makes the difference: a
-property that the other needs is forbidden (A: no "email"), or one that tells them apart is required ({"kind": {"const": "a"}}, as
-Pydantic writes it for a field with a default). A branch that another contains is left out (B). Else `oneOf` is refused.
+A branch that overlaps with another is narrowed if one property makes the difference: a property that the other requires is forbidden
+(A: no "email"), or a property that distinguishes them is required ({"kind": {"const": "a"}}, as Pydantic writes it for a field with a
+default). A branch that another contains is left out (B). Otherwise `oneOf` is refused.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _CLOSES = frozenset({"additionalProperties", "patternProperties"})
 
 
 def make_exclusive(schema: Node, paths: dict[str, str], loose: Loose | None = None) -> Node:
-    """`schema` without oneOf. Its references lead to its `$defs`; `paths` says where each of them stood. With `loose`, branches that are
-    not seen to exclude each other are left to a check; otherwise raises GrammarError."""
+    """`schema` without oneOf. Its references lead to its `$defs`; `paths` says where each of them stood. With `loose`, branches that
+    cannot be shown to exclude each other are left to a check; otherwise raises GrammarError."""
     return _Rewriting(schema, paths, loose).run()
 
 
@@ -105,7 +105,7 @@ class _Rewriting:
                 return None
             if narrow is None:
                 raise GrammarError(
-                    f"json_schema: the keyword at {path} is not supported here: its branches {min(i, j)} and {max(i, j)} are not seen "
+                    f"json_schema: the keyword at {path} is not supported here: its branches {min(i, j)} and {max(i, j)} cannot be shown "
                     "to exclude each other; require a property in each of them whose values differ, or write anyOf",
                     "json_schema",
                 )

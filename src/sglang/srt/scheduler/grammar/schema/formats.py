@@ -1,8 +1,8 @@
-"""Formats of strings as regular expressions: those of JSON Schema that say something a regular expression can follow.
+"""Regular expressions for the string formats of JSON Schema.
 
-What they match is valid under the document that defines the format: there is no 29th of February in other years, no year 0, no
-second 60, at most 63 characters between two dots of a host name. Where a format sets no length, `bounded` expressions do: a small
-model does not end an address that may go on for ever.
+Every match is valid under the document that defines the format: no 29th of February outside leap years, no year 0, no second 60, at
+most 63 characters in a label of a host name. Where a format sets no length, `bounded` expressions do: a small model may never end an
+address of unbounded length.
 """
 
 from __future__ import annotations

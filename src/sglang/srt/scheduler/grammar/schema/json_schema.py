@@ -1,18 +1,18 @@
-"""JSON schemas, made ready for an engine: checked, said in the keywords it knows, with closed objects.
+"""Prepares a JSON schema for an engine: checked, expressed in the keywords that it follows, with closed objects.
 
 - Every keyword that constrains must be one that the engine follows; any other is refused by its path. Nothing of that kind is
   dropped.
-- The schema is built anew out of parts that were checked: what a reference leads to, wherever it stands, becomes one of `$defs`, and
-  what nothing leads to is left out. So an engine meets nothing unchecked.
+- The schema is rebuilt from checked parts: the target of a reference, wherever it is, becomes one of `$defs`, and unreferenced parts
+  are left out. So an engine gets nothing unchecked.
 
       {"$ref": "#/x/0", "x": [{"type": "null", "note": 1}]}   ->   {"$ref": "#/$defs/0", "$defs": {"0": {"type": "null"}}}
 
 - `oneOf` becomes `anyOf` of branches that exclude each other (schema/exclusive.py).
 - Objects are closed (schema/closing.py).
 
-Each step keeps this: what is valid afterwards is valid under the schema as it was written.
+Invariant of each step: a value that is valid afterwards is valid under the original schema.
 
-Keywords nobody knows are annotations, as the specification says, unless one is nearly a keyword that constrains.
+Unknown keywords are annotations, as the specification says, unless one is close to a keyword that constrains (a misspelling).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _settings(chosen: Any) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in one object")
     return found
 
 
@@ -143,7 +143,7 @@ class _Preparation:
         if isinstance(node, bool):
             return node
         if not isinstance(node, dict):
-            raise GrammarError(f"json_schema: {path} is no schema (an object, true or false)", "json_schema")
+            raise GrammarError(f"json_schema: {path} is not a schema (an object, true or false)", "json_schema")
         self._num_nodes += 1
         if depth > MAX_DEPTH:
             raise _too_deep()

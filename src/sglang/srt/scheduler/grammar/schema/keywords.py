@@ -1,4 +1,4 @@
-"""The keywords of JSON Schema, of any draft: which of them hold schemas, and which say what is valid."""
+"""The keywords of JSON Schema, of all drafts: those that hold schemas, and those that constrain."""
 
 from __future__ import annotations
 

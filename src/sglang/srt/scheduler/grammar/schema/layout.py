@@ -1,6 +1,6 @@
 """White space between the parts of JSON.
 
-The default lets models write as they were trained to, and never without end. Between two parts there is nothing, a blank, or one line
+The default allows the layouts that models were trained on, in bounded length. Between two parts there is nothing, a blank, or one line
 break and an indentation:
 
     {"a": [1, 2]}       {"a":[1,2]}       {
@@ -8,7 +8,7 @@ break and an indentation:
                                               1,
     at most 4 blanks, or a tab, for each level that the schema has
 
-A small model that has to write compact JSON, which it has hardly seen, leaves lists empty.
+A small model that is forced to write compact JSON, which is rare in its training data, leaves lists empty.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from sglang.srt.errors import GrammarError
 
 MAX_LEVELS = 8
-"""of indentation, for schemas without an end of their own"""
+"""of indentation, for schemas of unbounded depth"""
 LEVEL_BLANKS = 4
 FIELD = "constrained_json_whitespace_pattern"
 _SPACE = r" \t\n\r"
@@ -53,7 +53,7 @@ def checked_whitespace(pattern: str) -> str:
         found = _PART.match(pattern, at)
         if found is None:
             raise GrammarError(
-                f"{FIELD}: {pattern[at:][:20]!r} is no white space of JSON (blank, \\t, \\n, \\r) with ? * + {{m,n}} | ( ) [ ] around it",
+                f"{FIELD}: {pattern[at:][:20]!r} is not white space of JSON (blank, \\t, \\n, \\r) with ? * + {{m,n}} | ( ) [ ] around it",
                 FIELD,
             )
         part = found.group()

@@ -1,14 +1,14 @@
-"""What decoding cannot follow of a schema is left out of it, and noted: the whole answer is checked against it afterwards.
+"""Leaves out of a schema what decoding cannot follow, and notes it: the whole answer is then checked against the original.
 
-    prepare, compile --refused by a rule of ours--> without the fewest keywords of that schema object that will do
-                     --refused by the engine------> without all that may be to blame, then with as much of it as compiles
+    prepare, compile --refused by a rule of ours--> without the smallest set of keywords of that schema object that suffices
+                     --refused by the engine------> without all possible causes, then with as many of them as compile
                      otherwise refused
 
-Only keywords are left out that make a schema stricter, so that every valid answer can still be generated. What leads to nothing, is
-too large, or cannot be satisfied at all stays refused: no check would make an answer of it.
+Only keywords that make a schema stricter are left out, so that every valid answer can still be generated. Dangling references, schemas
+that are too large, and schemas that cannot be satisfied stay refused: no check would help.
 
-A schema may consist of parts, such as the tools of a request: of each it is known whether it must be followed as a whole. Of one that
-must be, nothing is left out; one that need not be, and cannot be taken at all, becomes any object.
+A schema may consist of parts, such as the tools of a request, each marked as strict or not. Nothing is left out of a strict part; a part
+that is not strict and cannot be followed at all becomes any object.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Numbers in schemas: only those that engines hold exactly.
+"""Checks numbers in schemas: engines must represent them exactly.
 
-Engines compute with 64-bit floats. Of a larger or longer number they follow another one than was written (an answer that is
-not valid), and some constants stop the whole process. So such numbers are refused by their path, except limits that only say "as
-far as 64 bits go": these become the largest exact integer, and what follows them is valid.
+Engines compute with 64-bit floats. They would round larger or longer numbers (and so allow invalid answers), and some constants crash
+the process. Such numbers are refused by their path, except limits near the range of 64-bit integers: these become the largest exact
+integer, which is stricter.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _check_count(node: dict[str, Any], key: str, path: str) -> None:
     if value <= MAX_COUNT:
         return
     if key.startswith("min"):
-        raise GrammarError(f"json_schema: no answer is as long as {path} wants it: at most {MAX_COUNT}", "json_schema")
+        raise GrammarError(f"json_schema: {path} is larger than {MAX_COUNT}, and no answer is that long", "json_schema")
     del node[key]
 
 

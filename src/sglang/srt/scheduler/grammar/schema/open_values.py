@@ -1,12 +1,12 @@
-"""Values of which a schema says nothing, written out, so that they end by themselves.
+"""Expands unconstrained values, so that their nesting and length are bounded.
 
     {"type": "object"}   ->   {"type": "object", "patternProperties": {SHORT: {"$ref": "#/$defs/any8"}}, "additionalProperties": false}
     {"items": true}      ->   {"type": [...], "items": {"$ref": "#/$defs/any8"}, ...}
     "any8"                    every type; inside of objects and lists, "any7"
     "any0"                    neither objects nor lists
 
-A small model that may write anything nests objects without end, lengthens names and goes on with numbers; these are bounded like all
-others then (schema/bounds.py). Only where one schema speaks alone of a value: what holds together with others, engines join.
+A small model that may write anything nests objects, lengthens names and extends numbers without end; after expansion they are bounded
+like all others (schema/bounds.py). Only where a single schema applies to a value: engines merge schemas that apply together.
 """
 
 from __future__ import annotations

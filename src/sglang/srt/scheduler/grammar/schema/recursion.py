@@ -1,12 +1,12 @@
-"""References with other keywords beside them, where they lead back to themselves: written out once, as definitions of their own.
+"""Recursive references with sibling keywords: expanded once, as their own definitions.
 
-An engine joins what a reference leads to with what stands beside it, and cannot where that never ends:
+An engine merges the target of a reference with its sibling keywords, which does not terminate for recursive ones:
 
     {"$defs": {"T": {"properties": {"next": {"$ref": "#/$defs/T", "required": ["next"]}}}}}
         -> {"$defs": {"T": {"properties": {"next": {"$ref": "#/$defs/0-joined"}}},
                       "0-joined": {"properties": {"next": {"$ref": "#/$defs/0-joined"}}, "required": ["next"]}}}
 
-Schemas that must hold together make one definition, however often they meet, so there is an end: a schema has finitely many parts.
+Each set of schemas that apply together makes one definition, so the expansion terminates: a schema has finitely many parts.
 """
 
 from __future__ import annotations

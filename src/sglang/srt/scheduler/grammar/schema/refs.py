@@ -1,10 +1,10 @@
-"""Where references of a JSON schema lead: JSON pointers, anchors and identifiers, within the schema.
+"""Resolves references of a JSON schema: JSON pointers, anchors and identifiers, within the schema.
 
-    {"$ref": "#/a%20b/0/c~1d"}    a place by its path: percent signs and ~0, ~1 are undone, lists are counted from 0
+    {"$ref": "#/a%20b/0/c~1d"}    a JSON pointer: percent encoding and ~0, ~1 are decoded, list indices begin at 0
     {"$ref": "#name"}             the schema with "$anchor": "name" in the same resource
     {"$ref": "other.json#..."}    the same in the part whose "$id" that is, relative to the "$id" around
 
-What lies outside of the schema is not fetched: such references are refused. Older drafts have other keywords for names (drafts.py).
+References outside the schema are refused: nothing is fetched. Older drafts have other keywords for names (drafts.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What stands at the keywords of a schema is of the kind that JSON Schema wants there."""
+"""Checks that the value of each keyword has the type that JSON Schema requires."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Proposers: from the text of the request itself, from the prefix tree, and from earlier outputs of the same grammar."""
+"""Proposers that use the request's own text, the prefix tree, and earlier outputs of the same grammar."""

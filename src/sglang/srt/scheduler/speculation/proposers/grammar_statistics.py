@@ -1,4 +1,4 @@
-"""Drafts from what followed what in outputs of one grammar: the token that was sampled last after the same ones, and how reliably."""
+"""Drafts from earlier outputs of the same grammar: the token that was last sampled after the same tokens, and how reliably."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Drafts from a request's own text: what followed the same words before (prompt lookup).
+"""Drafts from a request's own text: the tokens that followed an earlier occurrence of the same n-gram (prompt lookup).
 
     ids     ... def area ( self ) : return self . w * ...  def area ( other ) : return
                                  ^ followed by  return self ...        ^ the same three tokens: "return" is expected
 
-Code that is edited, lists, tables, quotations and small models that go round in circles repeat themselves for long. Every sampled
-token is compared with the one expected; once some were right in a row, the ones after them are worth their rows. How many that takes
-doubles with every miss. So text that does not repeat itself costs a search for three tokens and no row.
+Edited code, lists, tables, quotations and loops of small models are repetitive. Every sampled token is compared with the expected one;
+after enough matches in a row, the following tokens are proposed. That number doubles with every miss, so text without repetition costs
+a search for three tokens and no row.
 """
 
 from __future__ import annotations

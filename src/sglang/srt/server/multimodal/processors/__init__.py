@@ -1,1 +1,1 @@
-"""Images to what each family's encoder wants. `base` says what a processor is, `registry` which model has which."""
+"""Image processors: images to the input of each family's encoder. `base` has the interface, `registry` the table of models."""

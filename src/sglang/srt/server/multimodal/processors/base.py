@@ -1,7 +1,7 @@
-"""What every processor has: its model's ids and settings, and the digest that names an image.
+"""The base class of processors: the model's ids and settings, and the digest that identifies an image.
 
 The arithmetic on pixels is that of transformers' image processors (their Pillow classes, which need no torch), so that the
-encoder sees what it was trained on. They are imported when a model that sees is served, and not before.
+encoder sees what it was trained on. They are imported only when a vision-language model is served.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ class ModelFolder:
         """A positive number of vision_config, which may be written once for both sides."""
         vision = self.config.get("vision_config")
         if not isinstance(vision, dict):
-            raise ModelError(f"{self.path / 'config.json'}: vision_config must be an object, and is {shown(vision)}")
+            raise ModelError(f"{self.path / 'config.json'}: vision_config must be an object, got {shown(vision)}")
         return self._whole(vision, name, default, 1)
 
     def _whole(self, config: dict[str, Any], name: str, default: int, least: int) -> int:
         value = config.get(name, default)
         if type(value) is not int or not least <= value < MAX_NUMBER:
-            raise ModelError(f"{self.path / 'config.json'}: {name} must be a number from {least} on, and is {shown(value)}")
+            raise ModelError(f"{self.path / 'config.json'}: {name} must be a number from {least} on, got {shown(value)}")
         return value
 
     def token_id(self, name: str) -> int:
@@ -137,7 +137,7 @@ def check_settings(path: Path, settings: dict[str, Any], max_edge: int) -> None:
         most = limits.get(name, MAX_NUMBER)
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, (int, float)) and not abs(number) <= most:
-                raise ModelError(f"{path}: {name} must be at most {most}, and is {shown(number)}")
+                raise ModelError(f"{path}: {name} must be at most {most}, got {shown(number)}")
 
 
 def run_processor(processor: Any, images: Sequence[Any], **options: Any) -> dict[str, npt.NDArray[Any]]:

@@ -1,5 +1,5 @@
 """Llama 3.2 Vision: an image as up to four tiles laid out as fits it best. One token of the prompt stands for all of them: the
-decoder sees the rows through layers of their own."""
+decoder sees the rows through their own layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model takes images in which way. A new processor is one line here."""
+"""Registry of processors by model. A new processor is one line here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def create_processor(folder: ModelFolder) -> Processor:
         processor = PROCESSORS[kind](folder)
         image = processor.process("image", Clip([np.full(TRIAL_SHAPE, (90, 120, 150), np.uint8)]), View())
         if not np.isfinite(image.pixels).all():
-            raise ModelError(f"{folder.path}: its settings for images make values that are no numbers of a plain image")
+            raise ModelError(f"{folder.path}: its settings for images turn a plain image into values that are not finite")
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001  transformers reads its settings when it needs them

@@ -1,4 +1,4 @@
-"""Images as square tiles of one size, for encoders that read nothing else."""
+"""Images as square tiles of one size, for encoders of fixed input size."""
 
 from __future__ import annotations
 

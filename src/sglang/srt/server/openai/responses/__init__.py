@@ -1,10 +1,10 @@
-"""OpenAI's Responses API, made of a chat. pyproject.toml has the layers ("layers of the Responses API").
+"""OpenAI's Responses API, implemented on top of the chat API. pyproject.toml has the layers ("layers of the Responses API").
 
-api.py             one request, and how its answer looks
-request_body.py    its fields: what is done, ignored, refused; the same request as a chat's body
+api.py             one request, and the format of its answer
+request_body.py    its fields: implemented, ignored, refused; the conversion to a chat's body
 input_items.py     the items of its input as messages
 response_tools.py  its tools
 truncation.py      the oldest turns left out
 text_logprobs.py   log probabilities of each text of an answer
-store.py           responses that are kept
+store.py           stored responses
 """

@@ -1,5 +1,5 @@
-"""One request to /v1/responses, made of a chat, and how its answer looks. A request may follow a stored response
-(store.py), whose inputs and outputs then stand before its own; instructions are those of the request alone."""
+"""One request to /v1/responses, run as a chat, and the format of its answer. A request may continue a stored response
+(store.py), whose inputs and outputs then precede its own; instructions are those of the request alone."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def _echo_of(body: dict[str, Any]) -> dict[str, Any]:
     """What every response says again of its request. Raises RequestError if that is too long."""
     echo = {name: body[name] for name in _ECHOED if name in body}
     if encoded_within(echo, MAX_ECHO_BYTES) is None:
-        raise RequestError(f"what is said again in the answer ({', '.join(echo)}) is longer than {MAX_ECHO_BYTES} bytes")
+        raise RequestError(f"the fields that the answer repeats ({', '.join(echo)}) is longer than {MAX_ECHO_BYTES} bytes")
     if not isinstance(body.get("metadata"), (dict, NoneType)):
         raise RequestError("metadata must be an object", "metadata")
     return echo

@@ -1,11 +1,11 @@
-"""The items of a Responses request's input, as a chat's messages.
+"""Converts the input items of a Responses request to a chat's messages.
 
 message, {role, content}                                 a message
 function_call, custom_tool_call, shell_call...           a call of the assistant's message before it
 function_call_output, custom_tool_call_output...         a message of the role tool
 web_search_call, mcp_call...                             nothing: hosted tools ran elsewhere
-reasoning                                                nothing: earlier reasoning is no part of later prompts
-item_reference                                           the item of a stored response (store.py), put in its place before
+reasoning                                                nothing: earlier reasoning is not part of later prompts
+item_reference                                           replaced before by the item of a stored response (store.py)
 """
 
 from __future__ import annotations

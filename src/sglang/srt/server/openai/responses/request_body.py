@@ -1,4 +1,4 @@
-"""The fields of a Responses request: what is done, ignored and refused; and the same request as a chat's body."""
+"""The fields of a Responses request: implemented, ignored and refused; and the conversion to a chat's body."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Responses that are kept, so that a later one can follow them by `previous_response_id`, and for GET /v1/responses/{id}.
+"""Stores responses, for `previous_response_id` and GET /v1/responses/{id}.
 
-Each holds its own input and output; what went before is found by its predecessor's id, so a long conversation is kept once. They
-live in memory as JSON (as objects they would take many times the room) and belong to the API key that made them. Room for new ones is
-made by whoever holds most, with the ones that it did not use for longest: nobody loses theirs to one who stores without end.
+Each holds its own input and output; earlier turns are found by its predecessor's id, so a long conversation is stored once. They are in
+memory as JSON (as objects they would be many times larger) and belong to the API key that created them. When space is needed, the client
+that holds most loses its least recently used responses: nobody loses theirs to a client that stores without end.
 
-A request that follows one is small, whatever it follows: so what it makes the server read is limited by MAX_HISTORY_BYTES, is counted
-once, and of a response its output alone is read.
+A request that continues a response is small, however long the conversation is: so the history that the server reads for it is limited by
+MAX_HISTORY_BYTES and counted once, and of each response only the output is read.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def _check_size(chain: list[StoredResponse]) -> None:
     size = sum(found.history_size for found in chain)
     if size > MAX_HISTORY_BYTES:
         raise RequestError(
-            f"previous_response_id: what it follows has {size} bytes, and at most {MAX_HISTORY_BYTES} are read again",
+            f"previous_response_id: the conversation before has {size} bytes, and at most {MAX_HISTORY_BYTES} are read again",
             "previous_response_id",
         )
     JsonScan.check_sum(found.scan for found in chain)

@@ -1,9 +1,9 @@
-"""Log probabilities of an answer's tokens, handed out to the texts that the tokens make.
+"""Assigns the log probabilities of an answer's tokens to the texts that the tokens make.
 
     tokens   <think> h m </think> Yes . <eos>
     texts            hm           Yes.           each is looked for behind the one before it
 
-A token is given once, to the text in which it begins; what is between two texts, and what ended the answer, to none.
+A token is assigned once, to the text in which it begins; tokens between two texts, and the end token, to none.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Formats of tool calls: JSON in its varieties, Python in its varieties."""
+"""Formats of tool calls: variants of JSON, of Python, and of tags."""

@@ -1,7 +1,7 @@
 """Calls written as Python: [f(x=1), g(y="a")] (source: the Llama 4, ToolACE and LFM2 chat templates), and Gemma's own formats.
 
-Arguments are literals by keyword. A call goes out when its bracket closes, its arguments as JSON; what cannot be read, or is cut off, is
-text.
+Arguments are literals by keyword. A call is emitted when its bracket closes, with its arguments as JSON; what cannot be parsed, or is cut off,
+is text.
 """
 
 from __future__ import annotations

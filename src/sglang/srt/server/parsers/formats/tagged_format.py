@@ -1,9 +1,8 @@
-"""Calls whose arguments stand between tags of their own, as text without quotes (source: the Qwen3-Coder, Seed-OSS and GLM-4.5 chat
-templates).
+"""Calls whose arguments are between tags, as text without quotes (source: the Qwen3-Coder, Seed-OSS and GLM-4.5 chat templates).
 
 <tool_call><function=f><parameter=x>1</parameter></function></tool_call>
 <tool_call>f<arg_key>x</arg_key><arg_value>1</arg_value></tool_call>
-What type an argument has, its tool's schema says. A call goes out when its last tag closes; what is cut off before that is text.
+The tool's schema gives the types of arguments. A call is emitted when its last tag closes; a call that is cut off is text.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class TaggedCalls(CallParser):
     closers: tuple[str, ...] = ()
     tag_begins: tuple[str, ...] = ()
     drops_line_breaks = False
-    """whether a value stands on lines of its own"""
+    """whether a value stands on its own lines"""
 
     def __init__(self, tools: Collection[str], max_calls: int | None = None, exact: Collection[str] = ()) -> None:
         super().__init__(tools, max_calls, exact)

@@ -1,1 +1,1 @@
-"""Keywords said with others that engines follow: exactly, or not at all. json_schema.py applies rewrites.py and reductions.py, an engine wide.py."""
+"""Exact rewrites of keywords to others that engines follow. json_schema.py applies rewrites.py and reductions.py, an engine wide.py."""

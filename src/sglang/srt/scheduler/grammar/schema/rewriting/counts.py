@@ -1,4 +1,4 @@
-"""How many properties a closed object must have at least, said by their names.
+"""Rewrites minProperties of a closed object as required names.
 
 {"properties": {"a": A, "b": B}, "additionalProperties": false, "minProperties": 1}
     -> {"properties": {"a": A, "b": B}, "additionalProperties": false, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}

@@ -1,4 +1,4 @@
-"""What is not allowed, said by what is left: exactly, or not at all.
+"""Rewrites `not` as what remains allowed, where that can be expressed exactly.
 
 {"type": "string", "enum": ["a", "b"], "not": {"const": "a"}}     ->  {"type": "string", "enum": ["b"]}
 {"type": "string", "not": {"enum": ["a"]}}                        ->  a pattern for all other strings

@@ -1,6 +1,6 @@
-"""Keywords that type libraries write, said with others that engines follow: exactly, or not at all.
+"""Exact rewrites of keywords that type libraries produce to others that engines follow.
 
-    {"propertyNames": {"$ref": "#/$defs/Colour"}}                        dict[Colour, X]: the names stand there
+    {"propertyNames": {"$ref": "#/$defs/Colour"}}                        dict[Colour, X]: the names are listed
     {"items": {"$ref": "#/$defs/Colour"}, "uniqueItems": true}           set[Colour]: the lists, where there are few
     {"dependencies": {"card": ["address"]}}                              with card and address, or without card
     {"if": {"properties": {"kind": {"const": "a"}}}, "then": T}          a branch for each kind (conditions.py)

@@ -1,7 +1,7 @@
-"""JSON Schema keywords said with other keywords, so that engines need to know fewer of them.
+"""Rewrites JSON Schema keywords to other keywords, so that engines need to support fewer of them.
 
-Each rule takes one schema object and changes the copy it is given. What a rule says is either exactly what the keyword means,
-or it is not said at all and the keyword stays, for the engine to take or to refuse.
+Each rule takes one schema object and changes the copy that it is given. A rule rewrites a keyword exactly, or leaves it in place for
+the engine to accept or refuse.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The values that a schema names, wherever its references lead."""
+"""Collects the values that a schema lists, through its references."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Objects of very many optional properties, by patterns of names.
+"""Rewrites objects with very many optional properties to patterns of names.
 
-An engine that keeps the order of properties has as many ways to go on as there are optional ones. Beyond some number, names whose
-values have the same schema become one pattern, in any order:
+An engine that enforces the order of properties has a state for each optional one. Beyond some number, names whose values have the same
+schema become one pattern, in any order:
 
     {"properties": {"p0": N, "p1": N, ... "p1499": S}, "additionalProperties": false}
         -> {"patternProperties": {"^(p0|p1|...)$": N, "^(...|p1499)$": S}, "additionalProperties": false, "maxProperties": 1500}
 
-A name may stand twice then; the value that counts has the schema of its name all the same.
+A name may then occur twice; its last value, which counts, still follows its schema.
 """
 
 from __future__ import annotations

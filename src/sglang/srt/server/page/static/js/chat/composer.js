@@ -40,7 +40,7 @@ function drawn(source, width, height) {
 async function readText(file) {
   if (file.size > LARGEST_TEXT) throw new Error(`${file.name} has more than 1 MiB`);
   const text = await file.text();
-  if (text.includes("\u0000")) throw new Error(`${file.name} is no text`);
+  if (text.includes("\u0000")) throw new Error(`${file.name} is not text`);
   return { name: file.name, text };
 }
 

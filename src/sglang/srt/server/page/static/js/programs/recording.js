@@ -8,7 +8,7 @@ export function readRecording(text) {
     try {
       row = JSON.parse(line);
     } catch {
-      throw new Error(`line ${i + 1} is no JSON: is this a recording?`);
+      throw new Error(`line ${i + 1} is not JSON: is this a recording?`);
     }
     if (typeof row !== "object" || row === null || typeof row.kind !== "string") throw new Error(`line ${i + 1} is no event of a recording`);
     const id = String(row.run ?? "");
