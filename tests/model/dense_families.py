@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.model.tiny import SIZES
+from tests.model.tiny import SIZES, randomize
 
 LONG = {"short_factor": [1.0 + 0.05 * i for i in range(8)], "long_factor": [1.5 + 0.25 * i for i in range(8)]}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, **LONG}
@@ -218,12 +218,7 @@ def save_family(folder: Path, name: str, setting: int = 0, seed: int = 0, **more
     torch.manual_seed(seed)
     model = getattr(transformers, f"{prefix}{head}")(config).float().eval()
     model.set_attn_implementation("eager")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-            else:
-                parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+    randomize(model)
     model.save_pretrained(folder, **({"max_shard_size": "60KB"} if setting else {}))
     return model
 

@@ -222,14 +222,18 @@ def test_too_many_side_by_side(family: Family) -> None:
         assert engine.generate(input_ids=[IMAGE] * 4 + [4], sampling_params={"max_new_tokens": 2}, image_data=images[:4])
 
 
+def prompts_with_images(rng: np.random.Generator) -> tuple[list[list[int]], list[list[Image.Image]]]:
+    """The ids of PROMPTS, and the images of each."""
+    parts = PROMPTS.values()
+    ids = [[IMAGE if isinstance(part, tuple) else part for part in prompt] for prompt in parts]
+    return ids, [[picture(rng, part) for part in prompt if isinstance(part, tuple)] for prompt in parts]
+
+
 def test_the_engine_generates_what_transformers_does(family: Family) -> None:
     """All prompts at once, in small steps, then again from the cache; with reference kernels, in float32. Against the model's
     own forward pass over the whole text: with several pictures, `generate` of transformers 5.23 does not agree with that."""
     rng = np.random.default_rng(8)
-    prompts, shown = [], []
-    for parts in PROMPTS.values():
-        shown.append([picture(rng, part) for part in parts if isinstance(part, tuple)])
-        prompts.append([IMAGE if isinstance(part, tuple) else part for part in parts])
+    prompts, shown = prompts_with_images(rng)
     options = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
     flags: dict[str, Any] = {"kernels": "reference", "max_total_tokens": 2048, "chunked_prefill_size": 24, "threads": 1}
     with sglang.Engine(model_path=str(family.folder), **flags) as engine:
@@ -247,10 +251,7 @@ def test_the_engine_generates_what_transformers_does(family: Family) -> None:
 
 def test_retraction_and_other_steps_change_nothing(family: Family) -> None:
     rng = np.random.default_rng(9)
-    prompts, shown = [], []
-    for parts in PROMPTS.values():
-        shown.append([picture(rng, part) for part in parts if isinstance(part, tuple)])
-        prompts.append([IMAGE if isinstance(part, tuple) else part for part in parts])
+    prompts, shown = prompts_with_images(rng)
     options = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
     found = []
     for flags in (

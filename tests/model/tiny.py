@@ -29,9 +29,20 @@ SIZES = {
 }
 
 
+def randomize(model: Any) -> None:
+    """Weights so large that the logits differ by whole numbers; norms and biases are not left at their neutral values."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+            else:
+                parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+
+
 def save_model(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Any:
-    """A random float32 model of the family in `folder`; returns the transformers model. Weights are large enough that the
-    logits differ by whole numbers, norms and biases are not left at their neutral values."""
+    """A random float32 model of the family in `folder`; returns the transformers model."""
     import torch
     import transformers
 
@@ -41,12 +52,7 @@ def save_model(folder: Path, family: str, seed: int = 0, **overrides: Any) -> An
     name = "Gemma3ForCausalLM" if family == "gemma3" else f"{prefix}ForCausalLM"
     model = getattr(transformers, name)(config).float().eval()
     model.set_attn_implementation("eager")  # the other kinds ignore soft caps
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-            else:
-                parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+    randomize(model)
     model.save_pretrained(folder)
     return model
 

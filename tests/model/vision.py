@@ -13,19 +13,10 @@ from sglang.srt.forward_batch import EmbedRows, ForwardBatch
 from sglang.srt.media_item import EncodeJob, MediaItem
 from sglang.srt.model.worker import LocalWorker
 from sglang.srt.server.multimodal.spans import axis_positions
+from tests.model.tiny import SIZES
 
 IMAGE, VIDEO, START, END = 190, 191, 192, 193
-TEXT = {
-    "vocab_size": 199,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+TEXT = {**SIZES, "max_position_embeddings": 512}
 
 
 def randomise(model: Any, seed: int) -> Any:

@@ -75,7 +75,7 @@ def test_what_is_generated_is_valid_under_the_schema_as_written(name: str, rule:
 
 
 def test_objects_by_patterns_of_names_are_valid_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sglang.srt.scheduler.grammar.schema.rewriting.wide.MANY", 0)
+    monkeypatch.setattr("sglang.srt.scheduler.grammar.schema.rewriting.properties.MANY", 0)
     for rule in ("objects are closed", "objects are closed together", "oneOf"):
         check_rule("llguidance", rule, 8, 3)
 

@@ -158,17 +158,24 @@ def hear_all(url: str, requests: list[tuple[str, dict[str, Any]]], meanwhile: Ca
         return [future.result() for future in futures]
 
 
-def test_every_kind_of_stream_is_continued_to_the_same_answer(frail: RunningServer) -> None:
-    requests = kinds(frail.url)
-    expected = [one.answer() for one in hear_all(frail.url, requests, lambda heard: None)]
+def hear_all_over_a_death(
+    server: RunningServer, requests: list[tuple[str, dict[str, Any]]], num_events: int
+) -> tuple[list[Heard], list[int]]:
+    """As `hear_all`; once each has `num_events`, the scheduler dies. Also how many events each had then."""
     cut: list[int] = []
 
     def die(heard: list[Heard]) -> None:
-        eventually(lambda: all(len(one.events) >= 3 for one in heard))
-        kill_scheduler(frail)
+        eventually(lambda: all(len(one.events) >= num_events for one in heard))
+        kill_scheduler(server)
         cut.extend(len(one.events) for one in heard)
 
-    again = hear_all(frail.url, requests, die)
+    return hear_all(server.url, requests, die), cut
+
+
+def test_every_kind_of_stream_is_continued_to_the_same_answer(frail: RunningServer) -> None:
+    requests = kinds(frail.url)
+    expected = [one.answer() for one in hear_all(frail.url, requests, lambda heard: None)]
+    again, cut = hear_all_over_a_death(frail, requests, 3)
     assert sum(len(one.events) > before for one, before in zip(again, cut, strict=True)) > len(again) / 2, (
         "it died in mid-stream"
     )
@@ -282,14 +289,7 @@ def test_requests_with_pictures_are_sent_their_pixels_again(tmp_path: Path) -> N
             for i, picture in enumerate(pictures)
         ]
         expected = [one.answer() for one in hear_all(server.url, requests, lambda heard: None)]
-        cut: list[int] = []
-
-        def die(heard: list[Heard]) -> None:
-            eventually(lambda: all(len(one.events) >= 2 for one in heard))
-            kill_scheduler(server)
-            cut.extend(len(one.events) for one in heard)
-
-        again = hear_all(server.url, requests, die)
+        again, cut = hear_all_over_a_death(server, requests, 2)
         assert any(len(one.events) > before for one, before in zip(again, cut, strict=True)), "it died in mid-stream"
         assert [one.answer() for one in again] == expected
     finally:

@@ -101,6 +101,11 @@ class SiglipTower:
         return rows.x
 
 
+def _check_rows(item: MediaItem, rows: int) -> None:
+    if item.num_rows != rows:
+        raise RequestError(f"the {item.kind} makes {rows} rows, and {item.num_rows} ids stand for them")
+
+
 class IdeficsVision:
     """SmolVLM and Idefics3. Patches of a tile come in the order of merged squares, so a square is a run of rows."""
 
@@ -117,9 +122,7 @@ class IdeficsVision:
 
     def check(self, item: MediaItem) -> None:
         self.tower.check(item)
-        rows = item.shape[0] // self.config.merge_size**2
-        if item.num_rows != rows:
-            raise RequestError(f"the {item.kind} makes {rows} rows, and {item.num_rows} ids stand for them")
+        _check_rows(item, item.shape[0] // self.config.merge_size**2)
 
     def cost(self, item: MediaItem) -> int:
         return item.shape[0]
@@ -213,9 +216,7 @@ class GemmaVision:
 
     def check(self, item: MediaItem) -> None:
         self.tower.check(item)
-        rows = item.grid[0] * self.config.out_rows
-        if item.num_rows != rows:
-            raise RequestError(f"the {item.kind} makes {rows} rows, and {item.num_rows} ids stand for them")
+        _check_rows(item, item.grid[0] * self.config.out_rows)
 
     def cost(self, item: MediaItem) -> int:
         return item.shape[0]

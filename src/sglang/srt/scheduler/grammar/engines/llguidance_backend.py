@@ -33,8 +33,7 @@ from sglang.srt.scheduler.grammar.schema.keywords import LOWER, UPPER, Node
 from sglang.srt.scheduler.grammar.schema.layout import checked_whitespace, default_whitespace
 from sglang.srt.scheduler.grammar.schema.loosening import FollowedInPartError, Loose, compile_loosely
 from sglang.srt.scheduler.grammar.schema.recursion import join_references, without_definition
-from sglang.srt.scheduler.grammar.schema.rewriting.counts import name_counted
-from sglang.srt.scheduler.grammar.schema.rewriting.wide import group_names
+from sglang.srt.scheduler.grammar.schema.rewriting.properties import group_names, name_counted
 from sglang.srt.scheduler.grammar.structural_tags import Structure, blame, read_structural_tag
 from sglang.srt.vocabulary import Vocabulary
 

@@ -21,13 +21,9 @@ function useTheme() {
   const [theme, setTheme] = useState(localStorage.getItem("sglang.theme") ?? "system");
   const next = () => {
     const chosen = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
-    if (chosen === "system") {
-      localStorage.removeItem("sglang.theme");
-      delete document.documentElement.dataset.theme;
-    } else {
-      localStorage.setItem("sglang.theme", chosen);
-      document.documentElement.dataset.theme = chosen;
-    }
+    if (chosen === "system") localStorage.removeItem("sglang.theme");
+    else localStorage.setItem("sglang.theme", chosen);
+    dispatchEvent(new Event("sglang-theme"));  // theme.js applies it
     setTheme(chosen);
   };
   return [theme, next];

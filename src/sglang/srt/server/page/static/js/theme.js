@@ -1,7 +1,13 @@
-// Light, dark, or what the system says. Runs before the first paint.
+// Sets data-theme to light or dark, as chosen or as the system says: before the first paint, and whenever either changes.
 "use strict";
 
 (() => {
-  const chosen = localStorage.getItem("sglang.theme");
-  if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const apply = () => {
+    const chosen = localStorage.getItem("sglang.theme") ?? (system.matches ? "dark" : "light");
+    document.documentElement.dataset.theme = chosen === "dark" ? "dark" : "light";
+  };
+  system.addEventListener("change", apply);
+  addEventListener("sglang-theme", apply);
+  apply();
 })();
