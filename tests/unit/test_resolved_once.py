@@ -13,7 +13,7 @@ from sglang.srt.config import RuntimeConfig
 from sglang.srt.config_codec import decode_config, encode_config
 from sglang.srt.engine import Engine
 from sglang.srt.model.embedder import embeds_by_itself
-from sglang.srt.process import launch
+from sglang.srt.process import launch, start
 from sglang.srt.server_args import ServerArgs
 from tests.conftest import ROOT, free_port
 
@@ -51,7 +51,7 @@ def test_by_a_server(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             pass
 
     monkeypatch.setattr(launch, "Server", Stub)
-    launch.launch_server(ServerArgs(model_path="org/sees", port=free_port()))
+    start.launch_server(ServerArgs(model_path="org/sees", port=free_port()))
     sent = decode_config(encode_config(got[0]), RuntimeConfig)
     assert sent == got[0]
     for config in (got[0], sent):

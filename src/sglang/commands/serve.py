@@ -49,7 +49,7 @@ def serve(argv: list[str], prog: str = "sglang serve", welcome: bool = True) -> 
             from sglang.srt.server_args import parse_server_args
 
             args = parse_server_args(_with_model_flag(argv), prog)
-            from sglang.srt.process.launch import launch_server
+            from sglang.srt.process.start import launch_server
     except MissingPackage as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,6 @@
 """The flags: one flat dataclass, from which the command line is made (flags/parser.py), and `resolve`, which turns it into config
 groups. The fields with their help texts are in flags/groups.py; the original's other flags are in flags/compatible.py. Only
-launch.py, engine.py and cli.py import this file.
+process/start.py, engine.py and the commands import this file.
 """
 
 from __future__ import annotations

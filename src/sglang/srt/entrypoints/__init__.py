@@ -1,1 +1,1 @@
-"""Paths of the original: see sglang.srt.engine and sglang.srt.process.launch."""
+"""Paths of the original: see sglang.srt.engine and sglang.srt.process.start."""

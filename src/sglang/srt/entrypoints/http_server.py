@@ -1,7 +1,7 @@
-"""A path of the original: see sglang.srt.process.launch."""
+"""A path of the original: see sglang.srt.process.start."""
 
 from __future__ import annotations
 
-from sglang.srt.process.launch import launch_server
+from sglang.srt.process.start import launch_server
 
 __all__ = ["launch_server"]

@@ -45,6 +45,17 @@ def create_ops(device: DeviceOptions, rank: int = 0, dtype: str = "bfloat16") ->
     return CpuOps(device.threads, ahead=default_threads() > 1)  # on one core nothing runs beside anything
 
 
+def create_probe(device: DeviceOptions) -> Ops:
+    """The kernel set that `create_ops` would choose on a CPU, on one thread and without a warning: for sizes alone."""
+    if device.kernels == "reference":
+        return ReferenceOps()
+    try:
+        from sglang.srt.model.kernels.cpu import CpuOps
+    except ImportError:
+        return ReferenceOps()
+    return CpuOps(1)
+
+
 def _cuda_ops(device: DeviceOptions, rank: int, dtype: str) -> Ops:
     if device.kernels in ("cpu", "reference"):
         raise ConfigError(f"--kernels {device.kernels} does not run on --device cuda; leave one of the two out")

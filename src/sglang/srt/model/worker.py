@@ -34,10 +34,11 @@ from sglang.srt.model.capacity import (
     Needs,
     check_room,
     fewest_tokens,
+    host_memory,
     plan_capacity,
     resolve_batch,
 )
-from sglang.srt.model.device import compute_dtype, create_ops, device_memory, device_options, on_gpu
+from sglang.srt.model.device import compute_dtype, create_ops, create_probe, device_memory, device_options, on_gpu
 from sglang.srt.model.distributed.ops import shard_ops
 from sglang.srt.model.distributed.ranks import Ranks, join
 from sglang.srt.model.distributed.sharding import Shard, ShardedSource, shard_model
@@ -218,6 +219,15 @@ def _create(
     if hasattr(ops, "capture"):
         worker.info = replace(worker.info, graph_max_reqs=min(device.graph_max_reqs, worker.info.max_running_requests))
     return worker
+
+
+def check_fit(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions) -> None:
+    """Raises, for a CPU, what `create_worker` would raise for a model that cannot be read or is too large. Reads headers only."""
+    files = find_files(model)
+    read_config(files, model)
+    ops = create_probe(device)
+    checkpoint = load_checkpoint(files, model, kept=getattr(ops, "formats", ()))
+    check_needs(files.name, checkpoint, ops, memory, host_memory(), device.tp_size)
 
 
 def check_needs(

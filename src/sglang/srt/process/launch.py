@@ -3,7 +3,7 @@
     P0 (this one)  HTTP, tokenizing, detokenizing       TokenizerManager under uvicorn
     P1             one scheduler with its model         scheduler_process.py, restarted if it dies
 
-The address is opened first, so that a busy port is reported before the model is loaded. While the model loads, requests get 503.
+start.py has opened the address and checked the model. While the model loads, requests get 503.
 
     starting --model loaded--> ready --SIGTERM, Ctrl-C--> draining --no request left, or timeout--> end
                                |   ^                      a second signal ends it at once
@@ -30,16 +30,13 @@ from typing import Any, NoReturn
 
 import uvloop
 
-from sglang.srt.checkpoint.resolve import with_files
 from sglang.srt.config import HttpOptions, RuntimeConfig
 from sglang.srt.errors import ConfigError, EngineDeadError
 from sglang.srt.messages import StateReq, ToScheduler
-from sglang.srt.process.endpoint import close_endpoint, open_endpoint, renew_certificate, tls_context
+from sglang.srt.process.endpoint import renew_certificate
 from sglang.srt.process.heap import keep_loaded_objects
-from sglang.srt.process.logs import configure_access_log, configure_logging
 from sglang.srt.process.scheduler_child import SchedulerProcess
 from sglang.srt.process.scheduler_process import check_model
-from sglang.srt.process.secret_values import hide_secrets
 from sglang.srt.process.uvicorn_server import (
     LAST_SECONDS,
     HttpServer,
@@ -54,7 +51,6 @@ from sglang.srt.server.http.starting import OuterApp, RootPath
 from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.tokenization.tokenizer import open_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
-from sglang.srt.server_args import ServerArgs
 
 logger = logging.getLogger("sglang")
 
@@ -335,24 +331,20 @@ def _when_stdin_ends(stop: Callable[[], None]) -> None:
     stop()
 
 
-def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) -> None:
-    """Serves until Ctrl-C or SIGTERM. Raises SglangError when the server cannot start or cannot be kept up."""
-    configure_logging(args.log_level, args.log_level_http, args.log_format)
-    configure_access_log(args.log_level_http or args.log_level, args.log_format)
-    for note in args.notes():
-        logger.warning("%s", note)
-    config = args.resolve()
-    hide_secrets(args.secrets())
+def run_server(
+    config: RuntimeConfig,
+    listener: socket.socket,
+    on_ready: Callable[[], None] | None,
+    tls: ssl.SSLContext | None,
+    reread: Callable[[], HttpOptions],
+) -> None:
+    """Serves on an open socket until Ctrl-C or SIGTERM. `reread`: the options of HTTP, with keys and certificates read again. Raises
+    SglangError when the server cannot start or cannot be kept up."""
     raise_file_limit()
     limit_arenas()
-    tls = tls_context(config.http)
-    listener = open_endpoint(config.http)
-    config = with_files(config)  # a wrong name of a model is told before all that is long
-    logger.info("server_args=%s", args.given())
-    logger.debug("all of them: %s", args.without_secrets())
     last_resort = LastResort()
     try:
-        uvloop.run(Server(config, listener, on_ready, last_resort, tls, lambda: args.resolve().http).run())
+        uvloop.run(Server(config, listener, on_ready, last_resort, tls, reread).run())
         if is_busy():  # with texts of clients who have been told that it is over
             _end_at_once()
     finally:
@@ -360,7 +352,6 @@ def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) 
             last_resort.arm(0.0)
         else:
             last_resort.disarm()
-        close_endpoint(listener, config.http.uds)
 
 
 def _end_at_once() -> NoReturn:

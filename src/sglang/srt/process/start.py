@@ -1,0 +1,54 @@
+"""Starts a server: opens its address, finds the model and checks that it fits in memory, then imports and runs the rest.
+
+A busy port, a wrong name and a model that is too large are reported within a second or two: HTTP, tokenizers and the scheduler, which
+take longer to import, come afterwards (launch.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from sglang.srt.checkpoint.resolve import with_files
+from sglang.srt.config import RuntimeConfig
+from sglang.srt.process.endpoint import close_endpoint, open_endpoint, tls_context
+from sglang.srt.process.logs import configure_access_log, configure_logging
+from sglang.srt.process.secret_values import hide_secrets
+from sglang.srt.server_args import ServerArgs
+
+logger = logging.getLogger("sglang")
+
+
+def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) -> None:
+    """Serves until Ctrl-C or SIGTERM. Raises SglangError when the server cannot start or cannot be kept up."""
+    configure_logging(args.log_level, args.log_level_http, args.log_format)
+    configure_access_log(args.log_level_http or args.log_level, args.log_format)
+    for note in args.notes():
+        logger.warning("%s", note)
+    config = args.resolve()
+    hide_secrets(args.secrets())
+    tls = tls_context(config.http)
+    listener = open_endpoint(config.http)
+    try:
+        config = with_files(config)
+        check_model(config)
+        logger.info("server_args=%s", args.given())
+        logger.debug("all of them: %s", args.without_secrets())
+        from sglang.srt.process.launch import run_server
+
+        run_server(config, listener, on_ready, tls, lambda: args.resolve().http)
+    finally:
+        close_endpoint(listener, config.http.uds)
+
+
+def check_model(config: RuntimeConfig) -> None:
+    """Raises ModelError for a model that cannot be read, CapacityError for one that is too large, from the headers of its files. On a
+    GPU the scheduler's process does this, since asking for its memory takes a part of it."""
+    device = config.device
+    if "cuda" in (device.device, device.kernels) or config.model.is_embedding:
+        return
+    from sglang.srt.model.embedder import embeds_by_itself
+    from sglang.srt.model.worker import check_fit
+
+    if not embeds_by_itself(config.model):
+        check_fit(config.model, config.device, config.memory)
