@@ -86,7 +86,9 @@ def run_twice(engine: Watched, run: Callable[[], Any]) -> list[tuple[int, float]
 
 
 def reruns(engines: dict[str, Watched], repeats: int) -> None:
-    print("| program | steps: first, again | steps: ratio | seconds: ratio | prompts cached: ratio of seconds |\n|---|--:|--:|--:|--:|")
+    print(
+        "| program | steps: first, again | steps: ratio | seconds: ratio | prompts cached: ratio of seconds |\n|---|--:|--:|--:|--:|"
+    )
     for name, run in PROGRAMS.items():
         ratios: dict[str, list[float]] = {key: [] for key in engines}
         for _ in range(repeats):
@@ -97,7 +99,10 @@ def reruns(engines: dict[str, Watched], repeats: int) -> None:
                 if key == "on":
                     steps = first_steps, second_steps
         medians = {key: statistics.median(values) for key, values in ratios.items()}
-        print(f"| {name} | {steps[0]}, {steps[1]} | {steps[1] / steps[0]:.2f} | {medians['on']:.2f} | {medians['none']:.2f} |", flush=True)
+        print(
+            f"| {name} | {steps[0]}, {steps[1]} | {steps[1] / steps[0]:.2f} | {medians['on']:.2f} | {medians['none']:.2f} |",
+            flush=True,
+        )
 
 
 # --- answers that do not repeat anything ------------------------------------------------------------------------------------------
@@ -106,7 +111,9 @@ def reruns(engines: dict[str, Watched], repeats: int) -> None:
 def seconds_for(engine: Watched, seed: int, at_once: int) -> float:
     rng = random.Random(seed)
     prompts = [[rng.randrange(LOWEST_ID, HIGHEST_ID) for _ in range(PROMPT_LEN)] for _ in range(at_once)]
-    params = [{"max_new_tokens": NUM_NEW, "temperature": 1.0, "ignore_eos": True, "sampling_seed": seed + i} for i in range(at_once)]
+    params = [
+        {"max_new_tokens": NUM_NEW, "temperature": 1.0, "ignore_eos": True, "sampling_seed": seed + i} for i in range(at_once)
+    ]
     began = time.perf_counter()
     engine.generate(input_ids=prompts, sampling_params=params)
     return time.perf_counter() - began
