@@ -208,6 +208,10 @@ struct SegmentArgs {
   size_t ld_out;
   int num_segments, begin, end, max_rows, num_heads, head_dim;
   float scale;
+  int window;                          // how far a row sees to either side; 0: all of its segment
+  const float* bias;                   // [num_heads, 2 * reach + 1], added to scores by distance; null: none
+  size_t ld_bias;
+  int reach;
 };
 
 struct TakeArgs {                      // take_sampled

@@ -305,7 +305,8 @@ static void rotate(Runtime& rt, Obj x, Obj cos, Obj sin, Obj rows, int num_heads
   rt.run(make_op("rotate", rt.kernels().rotate, a), c.keep);
 }
 
-static void segment_attention(Runtime& rt, Obj qkv, Obj starts, Obj out, int begin, int end, int num_heads, int head_dim, float scale) {
+static void segment_attention(Runtime& rt, Obj qkv, Obj starts, Obj out, int begin, int end, int num_heads, int head_dim, float scale,
+                              int window, Obj bias) {
   Call c("segment_attention");
   c.check(num_heads > 0 && head_dim > 0 && head_dim <= 1024 && num_heads <= 65536, "num_heads", "and head_dim must be positive and not huge");
   auto m = c.mat<float>(qkv, "qkv", 3 * num_heads * head_dim);
@@ -315,7 +316,13 @@ static void segment_attention(Runtime& rt, Obj qkv, Obj starts, Obj out, int beg
   c.apart(o, m, "out");
   auto at = c.vec<int>(starts, "starts", 1);
   columns(c, "qkv", (int64_t(n) + at.n) * num_heads);      // units of work
-  SegmentArgs a{m.p, m.ld, at.p, o.p, o.ld, at.n - 1, begin, end, n, num_heads, head_dim, scale};
+  SegmentArgs a{m.p, m.ld, at.p, o.p, o.ld, at.n - 1, begin, end, n, num_heads, head_dim, scale, window, nullptr, 0, 0};
+  c.check(window >= 0 && window <= 1 << 30, "window", "must not be negative or huge");
+  if (!bias.is_none()) {
+    auto b = c.mat<float>(bias, "bias", 1);
+    c.check(b.rows >= num_heads && b.cols % 2 == 1, "bias", "must have a row for each head and an odd number of columns");
+    a.bias = b.p, a.ld_bias = b.ld, a.reach = b.cols / 2;
+  }
   const size_t dim = size_t(head_dim + 15) / 16 * 16;
   c.check((48 * (2 * dim + 16) + 16 * dim + 3 * kChunk * dim + 4096) * 4 <= kScratchBytes, "head_dim", "is too large for these kernels");
   rt.run(make_op("segment_attention", rt.kernels().segment_attention, a), c.keep);
@@ -342,5 +349,6 @@ void def_model_ops(nb::class_<Runtime>& runtime) {
       .def("layer_norm", &layer_norm, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
       .def("activate", &activate)
       .def("rotate", &rotate)
-      .def("segment_attention", &segment_attention);
+      .def("segment_attention", &segment_attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+           nb::arg(), nb::arg().none());
 }

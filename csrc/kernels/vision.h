@@ -137,16 +137,34 @@ static void load_keys(const SegmentArgs& a, int low, int at, int n, int h, Scrat
   }
 }
 
-template <int R> static void segment_rows(const Scratch& s, int r0, int n, int dim) {
+// Adds to the scores of the row at `pos` and the keys [at, at + n) what the head's biases say, by distance.
+static ALWAYS void add_bias(const float* bias, int reach, int pos, int at, int n, float* score) {
+  const int left = clamp(pos - reach - at, 0, n), right = clamp(pos + reach + 1 - at, left, n);
+  for (int j = 0; j < left; j++) score[j] += bias[0] * kLog2E;
+  const float* b = bias + reach + at - pos;
+  for (int j = left; j < right; j++) score[j] += b[j] * kLog2E;
+  for (int j = right; j < n; j++) score[j] += bias[2 * reach] * kLog2E;
+}
+
+// Rows r0 .. r0 + R - 1 of a tile and the keys [at, at + n) of their segment; `pos`: of row r0 in the segment. Returns which rows
+// see any of them.
+template <int R> static unsigned segment_rows(const SegmentArgs& a, const Scratch& s, int r0, int pos, int at, int n, int h, int dim) {
   const int blocks = (n + kRun - 1) / kRun;
   const size_t ld = part_size(dim);
   const float* q = s.q + size_t(r0) * dim;
   for (int b = 0; b < blocks; b += kAttP)
     with_rows<kAttP>(imin(kAttP, blocks - b), [&](auto p) { wide_scores<R, decltype(p)::value>(q, wide_k(s, b, dim), dim, s.score + b * kRun); });
-  for (int r = 0; r < R; r++) soften(s.score + r * kChunk, 0, blocks, 0, n, 0.f, s.part + r * ld + dim, s.part + r * ld + dim + 1);
+  unsigned seen = 0;
+  for (int r = 0; r < R; r++) {
+    const int lo = a.window ? clamp(pos + r - a.window - at, 0, n) : 0, hi = a.window ? clamp(pos + r + a.window + 1 - at, lo, n) : n;
+    if (a.bias) add_bias(a.bias + size_t(h) * a.ld_bias, a.reach, pos + r, at, n, s.score + r * kChunk);
+    soften(s.score + r * kChunk, 0, blocks, lo, hi, 0.f, s.part + r * ld + dim, s.part + r * ld + dim + 1);
+    seen |= unsigned(lo < hi) << r;
+  }
   int col = 0;
   for (; col + 16 * kAttP <= dim; col += 16 * kAttP) wide_weigh<R, kAttP>(s.score, s.v32 + col, dim, n, s.part + col, ld);
   for (; col < dim; col += 16) wide_weigh<R, 1>(s.score, s.v32 + col, dim, n, s.part + col, ld);
+  return seen;
 }
 
 static void segment_unit(const SegmentArgs& a, int low, int high, int q0, int q1, int h, char* scratch) {
@@ -158,15 +176,20 @@ static void segment_unit(const SegmentArgs& a, int low, int high, int q0, int q1
     for (int d = 0; d < dim; d++) s.q[size_t(r) * dim + d] = d < a.head_dim ? from[d] * (a.scale * kLog2E) : 0.f;
   }
   const size_t ld = part_size(dim);
-  for (int at = 0; at < high - low; at += kChunk) {
+  for (int r = 0; r < rows; r++) s.total[size_t(r) * ld + dim + 1] = 0.f;      // a row without a sum has nothing yet
+  const int first = q0 - low, begin = a.window && first > a.window ? first - a.window : 0;
+  const int end = a.window ? imin(first + rows - 1 + imin(a.window, high - low) + 1, high - low) : high - low;
+  for (int at = begin / kChunk * kChunk; at < end; at += kChunk) {
     const int n = imin(kChunk, high - low - at), parts = (rows + kAttR - 1) / kAttR;
     load_keys(a, low, at, n, h, s);
     for (int i = 0; i < parts; i++) {
       const int r0 = rows * i / parts, nr = rows * (i + 1) / parts - r0;
-      with_rows<kAttR>(nr, [&](auto rr) { segment_rows<decltype(rr)::value>(s, r0, n, dim); });
+      unsigned seen = 0;
+      with_rows<kAttR>(nr, [&](auto rr) { seen = segment_rows<decltype(rr)::value>(a, s, r0, first + r0, at, n, h, dim); });
       for (int r = 0; r < nr; r++) {
         float* t = s.total + size_t(r0 + r) * ld;
-        if (at == 0) __builtin_memcpy(t, s.part + r * ld, ld * 4);
+        if (!(seen >> r & 1)) continue;
+        if (t[dim + 1] == 0) __builtin_memcpy(t, s.part + r * ld, ld * 4);
         else merge(t, s.part + r * ld, dim);
       }
     }

@@ -63,8 +63,10 @@ def attention_cases() -> Iterator[Case]:
         every = {"SOFT_CAP": True, "WINDOW": True, "ROW_ENDS": True, "WIDE": True}
         yield attention.extend_kernel, types, {**sizes, **every, "ROWS": 16, "SPANS": True}, few
     segments = {"ROWS": 64, "KEYS": 64, "BLOCK_D": 128, "TYPE": triton.language.bfloat16}
-    types = {"qkv": F32, "starts": I32, "out": F32, "scale": "fp32"}
-    yield encoder.segment_attention_kernel, types, segments, {"num_warps": 4, "num_stages": 2}
+    types = {"qkv": F32, "starts": I32, "out": F32, "bias": F32, "scale": "fp32"}
+    for window, bias in ((False, False), (True, True)):
+        narrowed = {**segments, "WINDOW": window, "BIAS": bias}
+        yield encoder.segment_attention_kernel, types, narrowed, {"num_warps": 4, "num_stages": 2}
 
 
 def linear_cases() -> Iterator[Case]:

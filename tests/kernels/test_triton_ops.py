@@ -491,14 +491,16 @@ def test_float8_pool() -> None:
     Setting(Pair(ops), 4, 2, 16, 48, MIXED).run()
 
 
-@pytest.mark.parametrize("begin", [0, 20])
-def test_segment_attention(ops: Any, begin: int) -> None:
+@pytest.mark.parametrize("reach", [None, 0, 4])
+@pytest.mark.parametrize(("begin", "window"), [(0, 0), (20, 0), (0, 1), (20, 9), (0, 200)])
+def test_segment_attention(ops: Any, begin: int, window: int, reach: int | None) -> None:
     starts, heads, dim = ints(0, 17, 18, 70), 2, 20
     qkv = normal(70, 3 * heads * dim)
+    bias = None if reach is None else normal(heads, 2 * reach + 1, seed=3)
     want, got = np.zeros((70, heads * dim), np.float32), ops.empty((70, heads * dim))
-    common = {"begin": begin, "end": 61, "num_heads": heads, "head_dim": dim, "scale": 0.3}
-    REFERENCE.segment_attention(qkv, starts, want, **common)
-    ops.segment_attention(ops.array(qkv), ops.array(starts), got, **common)
+    common = {"begin": begin, "end": 61, "num_heads": heads, "head_dim": dim, "scale": 0.3, "window": window}
+    REFERENCE.segment_attention(qkv, starts, want, **common, bias=bias)
+    ops.segment_attention(ops.array(qkv), ops.array(starts), got, **common, bias=None if bias is None else ops.array(bias))
     close(got.numpy(), want, tolerance(ops))
 
 

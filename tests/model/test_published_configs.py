@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import SglangError
 from sglang.srt.model.capacity import HostMemory
 from sglang.srt.model.device import create_ops
+from sglang.srt.model.embedder import embeds_by_itself
 from sglang.srt.model.image_limits import fit_images
 from sglang.srt.model.kernel_limits import check_decoder
 from sglang.srt.model.kernels.ops import Ops
@@ -43,6 +45,7 @@ def ops() -> Ops:
 def plan(folder: Path, ops: Ops) -> None:
     """All that a start does before it takes memory for weights."""
     options = ModelOptions(str(folder), load_format="dummy")
+    options = replace(options, is_embedding=embeds_by_itself(options))
     files = find_files(options)
     config = read_config(files, options)
     if config.quantization is None:

@@ -255,7 +255,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "window": ({"architectures": ["MistralForCausalLM"], "sliding_window": 0}, "sliding_window must be a positive"),
     "layer types": ({"architectures": ["Gemma3ForCausalLM"], "layer_types": ["full_attention"]}, "must name 4 layers"),
     "layer kind": ({"architectures": ["Gemma3ForCausalLM"], "layer_types": ["chunked"] * 4}, "asks for 'chunked'"),
-    "encoder": ({"architectures": ["Gemma3ForCausalLM"], "use_bidirectional_attention": True}, "this is an encoder"),
+    "encoder": ({"architectures": ["Gemma3ForCausalLM"], "use_bidirectional_attention": "vision"}, "must be true or false"),
 }
 
 

@@ -154,7 +154,7 @@ class Engine:
         rid: str | None = None,
         prompt_name: str | None = None,
     ) -> Any:
-        """The vector of a text, or of each of a list, with a model that embeds (a BERT-type encoder, or `is_embedding=True`): the
+        """The vector of a text, or of each of a list, with a model that embeds (an encoder, or `is_embedding=True`): the
         dicts of /encode. `prompt_name`: of the model's prompts, what is to stand before each text. Raises RequestError for a model
         that generates."""
         return self._wait(self._encode(prompt, input_ids, rid, prompt_name))

@@ -197,6 +197,8 @@ class ModelInfo:
     tp_size: int = 1
     """ranks that share the model; bytes above are those of one"""
     embedding_dim: int = 0
+    num_labels: int = 0
+    """of a classifier, whose vectors are scores of labels"""
     """length of the vectors of a model that embeds and does not generate; 0: it generates"""
 
 
@@ -254,6 +256,7 @@ class Embedder(Protocol):
 
     info: ModelInfo
 
-    def embed(self, texts: Sequence[Sequence[int]]) -> list[Float32Array]:
-        """A vector [info.embedding_dim] for each text, none of them empty or longer than info.context_len."""
+    def embed(self, texts: Sequence[Sequence[int]], first_lens: Sequence[int] = ()) -> list[Float32Array]:
+        """A vector [info.embedding_dim] for each text, none of them empty or longer than info.context_len. `first_lens`: tokens
+        before the second text of a pair, 0 for a text alone; left out if all are."""
         ...

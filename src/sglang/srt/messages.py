@@ -253,6 +253,8 @@ class EmbedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     rid: str
     input_ids: TokenIds
     client: str = ""
+    first_len: int = 0
+    """tokens before the second text of a pair that is judged; 0: it is one text"""
 
 
 class ShutdownReq(msgspec.Struct, frozen=True, tag=True):

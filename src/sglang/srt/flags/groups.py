@@ -52,7 +52,7 @@ class ModelFlags:
     served_model_name: str | None = _model(None, "id in /v1/models; default: the model path")
     chat_template: str | None = _model(None, "a built-in template's name or a Jinja file; default: the model's own")
     json_model_override_args: str = _model("{}", "JSON merged into the model's config")
-    is_embedding: bool = _model(False, "serve embeddings; encoders (BERT) always do")
+    is_embedding: bool = _model(False, "serve embeddings; encoders always do")
     enable_multimodal: bool = _model(False, "vision-language models always do", no_effect=True)
     random_seed: int | None = _model(None, "sampling seed of requests without their own seed", least=0, most=2**63 - 1)
 

@@ -1,7 +1,8 @@
 """Embeddings: a model that turns each text into one vector (forward_batch.Embedder).
 
-    encoder (BERT)   rows of the last layer, their mean unless its files say otherwise          models/bert.py
-    decoder          rows after the final norm, the last unless its files say otherwise         the same bodies that generate
+    encoder      rows of the last layer, their mean unless its files say otherwise          models/text_encoder.py
+    decoder      rows after the final norm, the last unless its files say otherwise         the same bodies that generate
+    classifier   of either kind: scores of labels in place of a vector                      classifier.py
 
 Each text attends only to its own rows, so its vector does not depend on the batch.
 """
@@ -21,39 +22,43 @@ from sglang.srt.config import DeviceOptions, ModelFiles, ModelOptions
 from sglang.srt.errors import ModelError
 from sglang.srt.forward_batch import Embedder, Float32Array, ForwardBatch, ModelInfo
 from sglang.srt.model.capacity import Needs, check_room
+from sglang.srt.model.classifier import decoder_head, encoder_head
 from sglang.srt.model.device import create_ops, device_memory
 from sglang.srt.model.kernel_limits import check_decoder, check_encoder
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kv_pool import KVPool
 from sglang.srt.model.layers.buffers import StepLimits, create_buffers
 from sglang.srt.model.layers.rope import table_bytes
-from sglang.srt.model.models.bert import Bert, BertSource, is_bert, read_bert_config
 from sglang.srt.model.models.decoder import Decoder
 from sglang.srt.model.models.registry import create_model
+from sglang.srt.model.models.text_encoder import EncoderSource, TextEncoder
 from sglang.srt.model.pooling import Pooling, gguf_pooling, read_pooling
 from sglang.srt.model.runner import load_step, record_program
-from sglang.srt.model.weights.config_reader import is_bare
+from sglang.srt.model.weights.config_reader import is_bare, is_classifier
+from sglang.srt.model.weights.families.encoders import find_encoder, read_encoder_config
 from sglang.srt.model.weights.loader import load_checkpoint
 
 logger = logging.getLogger("sglang")
 
 MAX_ROWS = 512
 """tokens a decoder computes at once"""
+MAX_WHOLE = 8192
+"""tokens of a text whose rows see what follows them: they are computed at once"""
 POOL_TOKENS = 4096
 MAX_GROUP = 64
 """texts a decoder computes together"""
 
 
 class EncoderEmbedder:
-    """BERT on one device."""
+    """An encoder on one device."""
 
-    def __init__(self, model: Bert, pooling: Pooling, info: ModelInfo) -> None:
+    def __init__(self, model: TextEncoder, pooling: Pooling, info: ModelInfo) -> None:
         self.info = info
         self._model = model
         self._pooling = pooling
 
-    def embed(self, texts: Sequence[Sequence[int]]) -> list[Float32Array]:
-        rows = self._model.ops.fetch(self._model.encode(texts)).result()
+    def embed(self, texts: Sequence[Sequence[int]], first_lens: Sequence[int] = ()) -> list[Float32Array]:
+        rows = self._model.ops.fetch(self._model.encode(texts, first_lens or [0] * len(texts))).result()
         ends = np.cumsum([len(text) for text in texts])
         return [self._pooling.apply(part) for part in np.split(rows, ends[:-1])]
 
@@ -68,6 +73,7 @@ class DecoderEmbedder:
         self._slots = info.max_total_tokens
         pool = KVPool(ops, model.config, self._slots)
         self._table = np.zeros((MAX_GROUP, info.context_len), np.int32)
+        self._is_whole = model.config.bidirectional
         self._limits = StepLimits(info.max_batch_tokens, MAX_GROUP, MAX_GROUP)
         self._step = create_buffers(ops, model.config, model.readers, self._limits, self._table, model.needs_gate_up)
         self._ops = ops
@@ -81,7 +87,7 @@ class DecoderEmbedder:
 
         self._compute = record_program(ops, compute, use_tape)
 
-    def embed(self, texts: Sequence[Sequence[int]]) -> list[Float32Array]:
+    def embed(self, texts: Sequence[Sequence[int]], first_lens: Sequence[int] = ()) -> list[Float32Array]:
         vectors: list[Float32Array] = []
         group: list[Sequence[int]] = []
         used = 0
@@ -95,7 +101,7 @@ class DecoderEmbedder:
         return vectors + self._embed_group(group)
 
     def _embed_group(self, texts: list[Sequence[int]]) -> list[Float32Array]:
-        """Steps of at most max_batch_tokens rows; a text may take part in several."""
+        """Steps of at most max_batch_tokens rows; a text may take part in several, unless its rows see what follows them."""
         first = 0
         found: list[list[Float32Array]] = [[] for _ in texts]
         for i, text in enumerate(texts):
@@ -105,6 +111,9 @@ class DecoderEmbedder:
         room = self._limits.max_rows
         for i, text in enumerate(texts):
             start = 0
+            if self._is_whole and len(text) > room:
+                self._compute_parts(texts, parts, found)
+                parts, room = [], self._limits.max_rows
             while start < len(text):
                 end = min(start + room, len(text))
                 parts.append((i, start, end))
@@ -132,6 +141,7 @@ class DecoderEmbedder:
             seq_lens=np.array([b for _, _, b in parts], np.int32),
             sample_rows=np.zeros(0, np.int32),
             samples=[],
+            row_ends=np.repeat(np.array([b for _, _, b in parts], np.int32), lengths) if self._is_whole else None,
         )
         load_step(self._ops, self._step, batch, self._limits, self._table)
         self._compute()
@@ -148,14 +158,16 @@ class DecoderEmbedder:
 def embeds_by_itself(model: ModelOptions) -> bool:
     """Whether the model can do nothing else. Raises ModelError if there is no such model."""
     files = find_files(model)
-    return files.kind == "folder" and (is_bert(files.path) or is_bare(files.path))
+    if files.kind != "folder":
+        return False
+    return find_encoder(files.path) is not None or is_bare(files.path) or is_classifier(files.path)
 
 
 def create_embedder(model: ModelOptions, device: DeviceOptions) -> Embedder:
     """Loads the model. Raises ConfigError or ModelError with one sentence."""
     ops = create_ops(device)
     files = find_files(model)
-    if files.kind == "folder" and is_bert(files.path):
+    if files.kind == "folder" and find_encoder(files.path) is not None:
         return _create_encoder(ops, files, model)
     return _create_decoder(ops, files, replace(model, is_embedding=True), device.use_tape)
 
@@ -163,14 +175,17 @@ def create_embedder(model: ModelOptions, device: DeviceOptions) -> Embedder:
 def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions) -> EncoderEmbedder:
     if options.quantization is not None or options.load_format not in ("auto", "safetensors"):
         raise ModelError(f"{files.name} is an encoder: it is read from safetensors as it is, without --quantization")
-    config = read_bert_config(files.path, options.json_model_override_args)
+    config = read_encoder_config(files.path, options.json_model_override_args)
     context_len = _text_len(files, options, config.context_len)
     check_encoder(ops, config.hidden_size, config.head_dim)
-    bert = Bert(ops, BertSource(files.path), config)
-    pooling = read_pooling(files.path, "mean", config.hidden_size)
-    weight_bytes = sum(weight.num_bytes for weight in bert.weights)
+    encoder = TextEncoder(ops, EncoderSource(files.path, config), config)
+    if config.num_labels:
+        pooling = encoder_head(files.path, config)
+    else:
+        pooling = read_pooling(files.path, "mean", config.hidden_size)
+    weight_bytes = sum(weight.num_bytes for weight in encoder.weights)
     info = ModelInfo(
-        architecture="bert",
+        architecture=config.architecture,
         vocab_size=config.vocab_size,
         context_len=context_len,
         max_total_tokens=context_len,
@@ -182,8 +197,9 @@ def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions) -> Encod
         weight_bytes=weight_bytes,
         kv_bytes_per_token=0,
         embedding_dim=pooling.dim,
+        num_labels=config.num_labels,
     )
-    return EncoderEmbedder(bert, pooling, info)
+    return EncoderEmbedder(encoder, pooling, info)
 
 
 def _text_len(files: ModelFiles, options: ModelOptions, most: int) -> int:
@@ -196,11 +212,15 @@ def _text_len(files: ModelFiles, options: ModelOptions, most: int) -> int:
 
 def _create_decoder(ops: Ops, files: ModelFiles, options: ModelOptions, use_tape: bool) -> DecoderEmbedder:
     checkpoint = load_checkpoint(files, options)
-    config = replace(checkpoint.config, context_len=_text_len(files, options, checkpoint.config.context_len))
+    config, most = checkpoint.config, checkpoint.config.context_len
+    config = replace(config, context_len=_text_len(files, options, min(most, MAX_WHOLE) if config.bidirectional else most))
     if config.vision is not None:
         raise ModelError(f"{files.name} is a vision-language model, whose embeddings are not supported")
-    if files.kind == "folder":
-        pooling = read_pooling(files.path, "lasttoken", config.hidden_size)
+    judges = files.kind == "folder" and is_classifier(files.path)
+    if judges:
+        pooling = decoder_head(files.path, config.hidden_size)
+    elif files.kind == "folder":
+        pooling = read_pooling(files.path, "mean" if config.bidirectional else "lasttoken", config.hidden_size)
     else:
         pooling = gguf_pooling(GGUFFile(files.path).metadata, config.hidden_size)
     check_decoder(ops, config)
@@ -215,7 +235,7 @@ def _create_decoder(ops: Ops, files: ModelFiles, options: ModelOptions, use_tape
         context_len=config.context_len,
         max_total_tokens=pool,
         slot_run=ops.slot_run,
-        max_batch_tokens=MAX_ROWS,
+        max_batch_tokens=max(MAX_ROWS, config.context_len if config.bidirectional else 0),
         max_running_requests=MAX_GROUP,
         kernels=ops.name,
         deterministic=ops.deterministic,
@@ -224,5 +244,6 @@ def _create_decoder(ops: Ops, files: ModelFiles, options: ModelOptions, use_tape
         dtype=config.dtype,
         quantization=options.quantization,
         embedding_dim=pooling.dim,
+        num_labels=pooling.dim if judges else 0,
     )
     return DecoderEmbedder(ops, model, pooling, info, use_tape)

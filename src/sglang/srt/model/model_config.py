@@ -174,6 +174,8 @@ class ModelConfig:
     """per layer: whether the window applies; empty means none does"""
     unrotated_layers: tuple[bool, ...] = ()
     """per layer: whether q and k are left as they are; empty means none is"""
+    bidirectional: bool = False
+    """every row of a text sees all of it, or what is nearer than sliding_window: such a model embeds and does not generate"""
     attn_soft_cap: float = 0.0
     query_scale: float | None = None
     """None means 1 / sqrt(head_dim)"""

@@ -114,6 +114,20 @@ class DenseModule:
         return result if self.residual is None else result + self.residual @ vector
 
 
+@dataclass(frozen=True)
+class NormModule:
+    """Layer norm."""
+
+    weight: Vector  # [n]
+    bias: Vector | float  # [n]
+    eps: float
+
+    def __call__(self, vector: Vector) -> Vector:
+        centred = vector - vector.mean()
+        result: Vector = centred / np.sqrt((centred * centred).mean() + self.eps) * self.weight + self.bias
+        return result
+
+
 # --- reading ------------------------------------------------------------------------------------------------------------------
 
 
@@ -225,11 +239,15 @@ def _read_dense(place: Path, dim: int) -> DenseModule:
 
 
 def _activation(fields: Fields) -> Step:
-    """Named by its class in torch.nn; Tanh if nothing is said, none if null is."""
-    value = fields.raw.get("activation_function", "Tanh")
+    """Tanh if nothing is said, none if null is."""
+    return named_activation(fields, "activation_function", fields.raw.get("activation_function", "Tanh"))
+
+
+def named_activation(fields: Fields, key: str, value: Any) -> Step:
+    """By its class in torch.nn, none for null. Raises ModelError naming the file and the key."""
     name = "Identity" if value is None else value.rpartition(".")[2] if isinstance(value, str) else ""
     if name not in _ACTIVATIONS:
-        raise fields.bad("activation_function", f"is {shown(value)}; known: {', '.join(_ACTIVATIONS)}")
+        raise fields.bad(key, f"is {shown(value)}; known: {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 

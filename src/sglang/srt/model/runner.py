@@ -150,6 +150,10 @@ def load_step(ops: Ops, step: StepBuffers, batch: ForwardBatch, limits: StepLimi
     host["q_start"][:reqs] = batch.q_start
     host["q_len"][:reqs] = batch.q_len
     host["seq_lens"][:reqs] = batch.seq_lens
+    if "row_ends" in host:
+        assert batch.row_ends is not None
+        host["row_ends"][:rows] = batch.row_ends
+        host["local_ends"][:rows] = np.minimum(batch.row_ends, batch.positions + step.window)
     step.inputs.send()
     ops.sync_table(step.meta.req_to_token, req_to_token, batch.req_pool_idx, batch.seq_lens)
     ops.bound(step.rows, rows)

@@ -116,7 +116,7 @@ class EmbeddingScheduler:
             if group and tokens > GROUP_TOKENS:
                 break
             group.append(req)
-        vectors = self._embedder.embed([req.input_ids for req in group])
+        vectors = self._embedder.embed([req.input_ids for req in group], [req.first_len for req in group])
         outs = [self._out(req, vector) for req, vector in zip(group, vectors, strict=True)]
         for req in group:
             self._line.remove(req)

@@ -46,16 +46,23 @@ class EmbeddingCalls:
     def num_in_flight(self) -> int:
         return len(self._waiting)
 
-    async def embed(self, texts: Sequence[Sequence[int]], rids: list[str] | None = None, client: str = "") -> list[Vector]:
-        """A vector for each text. `rids` are unique among those of all clients. If the caller is cancelled, its texts are aborted.
-        Raises what the first that failed did."""
+    async def embed(
+        self,
+        texts: Sequence[Sequence[int]],
+        rids: list[str] | None = None,
+        client: str = "",
+        first_lens: Sequence[int] | None = None,
+    ) -> list[Vector]:
+        """A vector for each text. `rids` are unique among those of all clients. `first_lens`: see EmbedReq. If the caller is
+        cancelled, its texts are aborted. Raises what the first that failed did."""
         prefix = uuid4().hex
         names = rids or [f"{prefix}_{i}" for i in range(len(texts))]
         if any(name in self._waiting for name in names):
             raise RequestError("a request with such a rid is already running", "rid")
         loop = asyncio.get_running_loop()
         own = [
-            _Text(EmbedReq(name, pack_ids(ids), client), loop.create_future()) for name, ids in zip(names, texts, strict=True)
+            _Text(EmbedReq(name, pack_ids(ids), client, first_len), loop.create_future())
+            for name, ids, first_len in zip(names, texts, first_lens or [0] * len(texts), strict=True)
         ]
         self._waiting.update((text.request.rid, text) for text in own)
         try:

@@ -195,12 +195,14 @@ class TokenizerManager:
 
     # --- embeddings ---------------------------------------------------------------------------------------------------------
 
-    async def embed(self, texts: Sequence[Sequence[int]], rids: list[str] | None = None) -> list[Vector]:
-        """A vector for each text. The texts have passed RequestMaker.check_embed."""
+    async def embed(
+        self, texts: Sequence[Sequence[int]], rids: list[str] | None = None, first_lens: Sequence[int] | None = None
+    ) -> list[Vector]:
+        """A vector for each text. The texts have passed RequestMaker.check_embed. `first_lens`: see EmbedReq."""
         await self._wait_for_scheduler()
         client = current_scope().key
         names = [wire_rid(client, rid) for rid in rids] if rids is not None else None
-        return await self._embeddings.embed(texts, names, client)
+        return await self._embeddings.embed(texts, names, client, first_lens)
 
     # --- messages of the scheduler ------------------------------------------------------------------------------------------
 

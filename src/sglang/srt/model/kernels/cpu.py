@@ -376,9 +376,10 @@ class CpuOps(HostArrays):
         self.runtime.rotate(x, cos, sin, rows, num_heads, head_dim)
 
     def segment_attention(
-        self, qkv: Array, starts: Array, out: Array, *, begin: int, end: int, num_heads: int, head_dim: int, scale: float
-    ) -> None:
-        self.runtime.segment_attention(qkv, starts, out, begin, end, num_heads, head_dim, scale)
+        self, qkv: Array, starts: Array, out: Array, *, begin: int, end: int, num_heads: int, head_dim: int, scale: float,
+        window: int = 0, bias: Array | None = None,
+    ) -> None:  # fmt: skip
+        self.runtime.segment_attention(qkv, starts, out, begin, end, num_heads, head_dim, scale, window, bias)
 
     # --- on logits ------------------------------------------------------------------------------------------------------------
     def adjust(self, x: Array, indptr: Array, ids: Array, scale: Array, bias: Array) -> None:

@@ -354,11 +354,13 @@ class Ops(Protocol):
         ...
 
     def segment_attention(
-        self, qkv: Array, starts: Array, out: Array, *, begin: int, end: int, num_heads: int, head_dim: int, scale: float
-    ) -> None:
+        self, qkv: Array, starts: Array, out: Array, *, begin: int, end: int, num_heads: int, head_dim: int, scale: float,
+        window: int = 0, bias: Array | None = None,
+    ) -> None:  # fmt: skip
         """Rows begin .. end - 1 attend (bidirectionally) to all rows of their own segment: segment s is rows starts[s] ..
         starts[s + 1] - 1 (starts: int32, ascending, from 0 to the number of rows). qkv: [n, 3 * num_heads * head_dim], heads of q,
-        then k, then v; out: [n, num_heads * head_dim]."""
+        then k, then v; out: [n, num_heads * head_dim]. `window`: a row sees only rows at most so far away, if it is not 0.
+        `bias`, [num_heads, 2 r + 1], if given: bias[h, clip(j - i, -r, r) + r] is added to the score of rows i and j."""
         ...
 
     # --- on logits: called after the forward pass, not recorded; x is [num_rows, vocab] float32. Arguments other than x may be

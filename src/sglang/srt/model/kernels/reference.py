@@ -274,8 +274,9 @@ class ReferenceOps(HostArrays):
         x[:n, : num_heads * head_dim] = _rotate(heads, cos[:n], sin[:n]).reshape(n, -1)
 
     def segment_attention(
-        self, qkv: Float, starts: Int, out: Float, *, begin: int, end: int, num_heads: int, head_dim: int, scale: float
-    ) -> None:
+        self, qkv: Float, starts: Int, out: Float, *, begin: int, end: int, num_heads: int, head_dim: int, scale: float,
+        window: int = 0, bias: Float | None = None,
+    ) -> None:  # fmt: skip
         for low, high in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
             if high <= begin or low >= end:
                 continue
@@ -288,6 +289,13 @@ class ReferenceOps(HostArrays):
                 q = np.zeros((TILE, num_heads, head_dim), np.float32)
                 q[: min(TILE, high - tile)] = parts[tile - low : tile - low + TILE, 0] * np.float32(scale)
                 scores = np.einsum("qhd,khd->hqk", q, k, optimize=True)
+                at = np.minimum(np.arange(tile, tile + TILE), high - 1)  # rows beyond are not looked at
+                away = np.arange(low, high) - at[:, None]  # [queries, keys]
+                if bias is not None:
+                    reach = bias.shape[1] // 2
+                    scores = scores + bias[:num_heads, np.clip(away, -reach, reach) + reach]
+                if window:
+                    scores = np.where(abs(away) <= window, scores, np.float32(-np.inf))
                 weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
                 mixed = np.einsum("hqk,khd->qhd", weights, v, optimize=True) / weights.sum(axis=-1).T[:, :, None]
                 out[first:last, : num_heads * head_dim] = mixed[first - tile : last - tile].reshape(last - first, -1)

@@ -59,8 +59,9 @@ class Attention:
             norm_last=self.norm_last,
             q_growth=rope.q_growth,
         )
+        meta = step.local_meta if self.window else step.meta
         self.ops.attention(
-            step.qkv, kv, step.attn_out, step.meta, num_heads=self.num_heads, window=self.window, soft_cap=self.soft_cap
+            step.qkv, kv, step.attn_out, meta, num_heads=self.num_heads, window=self.window, soft_cap=self.soft_cap
         )
         self.output(step.attn_out, out, step.rows)
 

@@ -8,7 +8,7 @@ step is: write the inputs, replay, read the logits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from sglang.srt.model.layers.cross import CrossBuffers, create_cross
 from sglang.srt.model.model_config import ModelConfig
 
 ROW_INPUTS = ("input_ids", "previous", "positions", "slots")
+END_INPUTS = ("row_ends", "local_ends")
+"""of models whose rows see what follows them"""
 REQ_INPUTS = ("req_pool_idx", "q_start", "q_len", "seq_lens")
 
 
@@ -57,6 +59,8 @@ class StepBuffers:
     positions: Array  # [max_rows]
     slots: Array  # [max_rows]
     meta: AttentionMeta
+    local_meta: AttentionMeta  # of layers with a window; another one where rows see what follows them
+    window: int  # ModelConfig.sliding_window
     every: Array  # [max_rows], 0, 1, 2 ...: the index of an op that takes one, for all rows
     # between ops
     x: Array  # [max_rows, hidden], the residual stream
@@ -102,15 +106,17 @@ def create_buffers(
     def hidden_rows(width: int) -> Array:
         return ops.empty((n, width), "hidden")
 
+    row_inputs = (*ROW_INPUTS, *(END_INPUTS if config.bidirectional else ()))
     inputs = ops.inputs(
-        {"rows": 1, **dict.fromkeys(ROW_INPUTS, n), "num_reqs": 1, **dict.fromkeys(REQ_INPUTS, limits.max_reqs)}
+        {"rows": 1, **dict.fromkeys(row_inputs, n), "num_reqs": 1, **dict.fromkeys(REQ_INPUTS, limits.max_reqs)}
     )
     blocks = -(-(config.vocab_size + config.num_extra_ids) // 16) if hasattr(ops, "linear_blocks") else 0
     columns = {"whole": 1, "num_blocks": 1, "blocks": blocks} if blocks else {}
     head_inputs = ops.inputs({"rows": 1, "row_idx": limits.max_logit_rows, **columns})
     media = _media_buffers(ops, config, n) if config.vision is not None else None
-    row_ends = media.inputs.arrays.get("row_ends") if media is not None else None
     at, delta = inputs.arrays, hidden_rows(hidden)
+    row_ends = media.inputs.arrays.get("row_ends") if media is not None else at.get("row_ends")
+    meta = _attention_meta(ops, inputs, req_to_token, row_ends)
     return StepBuffers(
         inputs=inputs,
         rows=at["rows"],
@@ -118,7 +124,9 @@ def create_buffers(
         previous=at["previous"],
         positions=at["positions"],
         slots=at["slots"],
-        meta=_attention_meta(ops, inputs, req_to_token, row_ends),
+        meta=meta,
+        local_meta=replace(meta, row_ends=at["local_ends"]) if config.bidirectional else meta,
+        window=config.sliding_window,
         every=ops.array(np.arange(n, dtype=np.int32)),
         x=ops.empty((n, hidden)),
         delta=delta,

@@ -20,7 +20,7 @@ minimum, "low then high" says that a byte holds value j in its low half and valu
     mxfp4  32   an exponent e, 16 bytes low then high: numbers of 4 bits (OCP Microscaling Formats, E2M1)
                                                                    value[q] 2^(e - 127)
 
-The order of operations is ggml's, so results are bitwise equal to it.
+Those of fewer bits are in low_bits.py. The order of operations is ggml's, so results are bitwise equal to it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+from sglang.srt.model.quant.low_bits import E2M1, LEVELS, Bytes, Floats, Levels, half, iq1_s_parts, q2_k
 
 CHUNK_BYTES = 1 << 18
 """bytes of blocks converted at a time: temporaries stay in the cache"""
@@ -75,13 +74,6 @@ def bf16_bits(values: Floats) -> npt.NDArray[np.uint16]:
 # --- blocks to values ---------------------------------------------------------------------------------------------------------
 
 
-def _half(blocks: Bytes, at: int) -> Floats:
-    """The float16 at byte `at` of each block, as a column."""
-    halves: npt.NDArray[np.float16] = np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16)
-    wide: Floats = halves.astype(np.float32)
-    return wide
-
-
 def _nibbles(packed: Bytes, out: Floats) -> None:
     """Low halves to the first half of `out`, high halves to the second."""
     half = packed.shape[1]
@@ -99,32 +91,32 @@ def _fifth_bits(blocks: Bytes, at: int) -> Floats:
 def _q4_0(blocks: Bytes, out: Floats) -> None:
     _nibbles(blocks[:, 2:], out)
     out -= 8
-    out *= _half(blocks, 0)
+    out *= half(blocks, 0)
 
 
 def _q4_1(blocks: Bytes, out: Floats) -> None:
     _nibbles(blocks[:, 4:], out)
-    out *= _half(blocks, 0)
-    out += _half(blocks, 2)
+    out *= half(blocks, 0)
+    out += half(blocks, 2)
 
 
 def _q5_0(blocks: Bytes, out: Floats) -> None:
     _nibbles(blocks[:, 6:], out)
     out += _fifth_bits(blocks, 2)
     out -= 16
-    out *= _half(blocks, 0)
+    out *= half(blocks, 0)
 
 
 def _q5_1(blocks: Bytes, out: Floats) -> None:
     _nibbles(blocks[:, 8:], out)
     out += _fifth_bits(blocks, 4)
-    out *= _half(blocks, 0)
-    out += _half(blocks, 2)
+    out *= half(blocks, 0)
+    out += half(blocks, 2)
 
 
 def _q8_0(blocks: Bytes, out: Floats) -> None:
     out[:] = blocks[:, 2:].view(np.int8)
-    out *= _half(blocks, 0)
+    out *= half(blocks, 0)
 
 
 def _k_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
@@ -142,8 +134,8 @@ def _k_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
 def _scale_groups(blocks: Bytes, q: Floats) -> None:
     """Turns q [n, 8, 32] into q (d scale) - dmin min, in place."""
     scales, minima = _k_scales(blocks[:, 4:16])
-    q *= (_half(blocks, 0) * scales)[:, :, None]
-    q -= (_half(blocks, 2) * minima)[:, :, None]
+    q *= (half(blocks, 0) * scales)[:, :, None]
+    q -= (half(blocks, 2) * minima)[:, :, None]
 
 
 def _q4_k(blocks: Bytes, out: Floats) -> None:
@@ -169,14 +161,12 @@ def _q6_k(blocks: Bytes, out: Floats) -> None:
     np.subtract(q, np.float32(32), out=out)
     scales = blocks[:, 192:208].view(np.int8).astype(np.float32)
     groups = out.reshape(n, 16, 16)
-    groups *= (_half(blocks, 208) * scales)[:, :, None]
+    groups *= (half(blocks, 208) * scales)[:, :, None]
 
 
 # --- 4-bit numbers that are not evenly spaced: signed bytes of a table, and a scale for each group of 32 -------------------------
 
 _IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
-_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
-"""twice the numbers"""
 Signed = npt.NDArray[np.int8]
 
 
@@ -186,7 +176,7 @@ def _looked_up(packed: Bytes, table: Signed) -> Signed:
 
 
 def _iq4_nl_levels(blocks: Bytes) -> tuple[Signed, Floats]:
-    return _looked_up(blocks[:, 2:], _IQ4), _half(blocks, 0)
+    return _looked_up(blocks[:, 2:], _IQ4), half(blocks, 0)
 
 
 def _iq4_xs_levels(blocks: Bytes) -> tuple[Signed, Floats]:
@@ -194,49 +184,28 @@ def _iq4_xs_levels(blocks: Bytes) -> tuple[Signed, Floats]:
     high = np.ascontiguousarray(blocks[:, 2:4]).view("<u2") >> (2 * groups) & 3
     low = blocks[:, 4:8].repeat(2, axis=1) >> (4 * (groups % 2)).astype(np.uint8) & 0x0F
     scales = (low | (high << 4)).astype(np.float32) - np.float32(32)
-    return _looked_up(blocks[:, 8:].reshape(-1, 16), _IQ4), (_half(blocks, 0) * scales).reshape(-1, 1)
+    return _looked_up(blocks[:, 8:].reshape(-1, 16), _IQ4), (half(blocks, 0) * scales).reshape(-1, 1)
 
 
 def _mxfp4_levels(blocks: Bytes) -> tuple[Signed, Floats]:
-    return _looked_up(blocks[:, 1:], _E2M1), np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128)
+    return _looked_up(blocks[:, 1:], E2M1), np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128)
 
 
-_LEVELS: dict[str, Callable[[Bytes], tuple[Signed, Floats]]] = {
-    "iq4_nl": _iq4_nl_levels,
-    "iq4_xs": _iq4_xs_levels,
-    "mxfp4": _mxfp4_levels,
+_TABLES: dict[str, tuple[int, int, Callable[[Bytes], tuple[Levels, Floats]]]] = {
+    "iq4_nl": (32, 18, _iq4_nl_levels),
+    "iq4_xs": (256, 136, _iq4_xs_levels),
+    "mxfp4": (32, 17, _mxfp4_levels),
+    **LEVELS,
 }
-"""format -> signed bytes [groups, 32] and what each row of them is multiplied with [groups, 1]"""
+"""format -> values and bytes of a block, and its levels [groups, values of a group] with their scales [groups, 1]"""
 
 
 def _by_levels(format_name: str) -> Callable[[Bytes, Floats], None]:
     def convert(blocks: Bytes, out: Floats) -> None:
-        levels, scales = _LEVELS[format_name](blocks)
-        np.multiply(levels, scales, out=out.reshape(-1, 32), dtype=np.float32)
+        levels, scales = _TABLES[format_name][2](blocks)
+        np.multiply(levels, scales, out=out.reshape(levels.shape), dtype=np.float32)
 
     return convert
-
-
-def is_table_format(format_name: str) -> bool:
-    """Whether `as_q8_0` converts a format."""
-    return format_name in _LEVELS
-
-
-def as_q8_0(format_name: str, data: Bytes) -> Bytes:
-    """Rows of such blocks as q8_0: the same signed bytes, and scales in float16. Exact for iq4_nl, and for mxfp4 within float16's
-    range; scales of iq4_xs, being products, are rounded."""
-    _, block_bytes, _ = _LAYOUTS[format_name]
-    rows, row_bytes = data.shape
-    blocks = np.ascontiguousarray(data).reshape(-1, block_bytes)
-    per = _LAYOUTS[format_name][0] // 32
-    out = np.empty((len(blocks) * per, 34), np.uint8)
-    step = max(1, CHUNK_BYTES // block_bytes)
-    for start in range(0, len(blocks), step):
-        levels, scales = _LEVELS[format_name](blocks[start : start + step])
-        part = out[start * per : start * per + len(levels)]
-        _put_half(part, 0, scales)
-        part[:, 2:] = levels.view(np.uint8)
-    return out.reshape(rows, -1)
 
 
 _LAYOUTS: dict[str, tuple[int, int, Callable[[Bytes, Floats], None]]] = {
@@ -248,9 +217,8 @@ _LAYOUTS: dict[str, tuple[int, int, Callable[[Bytes, Floats], None]]] = {
     "q4_k": (256, 144, _q4_k),
     "q5_k": (256, 176, _q5_k),
     "q6_k": (256, 210, _q6_k),
-    "iq4_nl": (32, 18, _by_levels("iq4_nl")),
-    "iq4_xs": (256, 136, _by_levels("iq4_xs")),
-    "mxfp4": (32, 17, _by_levels("mxfp4")),
+    "q2_k": (256, 84, q2_k),
+    **{name: (block_len, block_bytes, _by_levels(name)) for name, (block_len, block_bytes, _) in _TABLES.items()},
 }
 
 # --- values to blocks ---------------------------------------------------------------------------------------------------------
@@ -301,3 +269,68 @@ def quantise_q8_0(values: Floats) -> Bytes:
 def quantise_q4_1(values: Floats) -> Bytes:
     """[n, k] to q4_1 rows: 16 levels from a block's least to its greatest value."""
     return _in_chunks(values, 20, _to_q4_1)
+
+
+# --- blocks to blocks that the kernels multiply -------------------------------------------------------------------------------------
+
+
+def packable_format(format_name: str) -> str:
+    """What a format becomes by `repacked`: itself where the kernels take it."""
+    if format_name not in _TABLES and format_name != "q2_k":
+        return format_name
+    return _SMALL.get(format_name, ("q8_0", 34, _by_value))[0]
+
+
+def repacked(format_name: str, data: Bytes) -> Bytes:
+    """Rows of such blocks in their packable format. Exact for iq4_nl, tq1_0 and tq2_0, and for mxfp4 within float16's range. Where a
+    group of 32 has one scale, that is rounded to float16; elsewhere values are rounded to 8 bits."""
+    block_len, block_bytes, _ = _LAYOUTS[format_name]
+    rows, row_bytes = data.shape
+    blocks = np.ascontiguousarray(data).reshape(-1, block_bytes)
+    _, out_bytes, convert = _SMALL.get(format_name, ("q8_0", 34, _by_value))
+    per = block_len // 32
+    out = np.empty((len(blocks) * per, out_bytes), np.uint8)
+    step = max(1, CHUNK_BYTES // block_bytes)
+    for start in range(0, len(blocks), step):
+        part = blocks[start : start + step]
+        convert(format_name, part, out[start * per : (start + len(part)) * per])
+    return out.reshape(rows, -1)
+
+
+def _by_value(format_name: str, blocks: Bytes, out: Bytes) -> None:
+    """Any format as q8_0."""
+    values = np.empty((len(blocks), _LAYOUTS[format_name][0]), np.float32)
+    _LAYOUTS[format_name][2](blocks, values)
+    _to_q8_0(values.reshape(-1, 32), out)
+
+
+def _by_level(format_name: str, blocks: Bytes, out: Bytes) -> None:
+    """Groups of 32 signed bytes as q8_0."""
+    levels, scales = _TABLES[format_name][2](blocks)
+    _put_half(out, 0, scales)
+    out[:, 2:] = levels.view(np.uint8)
+
+
+def _ternary(format_name: str, blocks: Bytes, out: Bytes) -> None:
+    """-1, 0, 1 as q4_0, whose levels are 8 higher."""
+    levels, scales = _TABLES[format_name][2](blocks)
+    _put_half(out, 0, np.repeat(scales, 8, axis=0))
+    q = (levels.reshape(-1, 32) + 8).astype(np.uint8)
+    out[:, 2:] = q[:, :16] | (q[:, 16:] << 4)
+
+
+def _shifted_ternary(format_name: str, blocks: Bytes, out: Bytes) -> None:
+    """-1, 0, 1 with something added to all of a group, as q4_1."""
+    entries, added, scales = iq1_s_parts(blocks)
+    _put_half(out, 0, scales)
+    _put_half(out, 2, scales * (added - 1))
+    q = (entries + 1).astype(np.uint8)
+    out[:, 4:] = q[:, :16] | (q[:, 16:] << 4)
+
+
+_SMALL: dict[str, tuple[str, int, Callable[[str, Bytes, Bytes], None]]] = {
+    **dict.fromkeys(("iq4_nl", "iq4_xs", "mxfp4", "iq2_xxs", "iq3_xxs", "iq3_s"), ("q8_0", 34, _by_level)),
+    **dict.fromkeys(("tq1_0", "tq2_0"), ("q4_0", 18, _ternary)),
+    "iq1_s": ("q4_1", 20, _shifted_ternary),
+}
+"""format -> what it becomes, bytes of a block of that, and how; others become q8_0 by value"""

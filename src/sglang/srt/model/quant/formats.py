@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.model.quant import blocks
+from sglang.srt.model.quant.blocks import packable_format
 from sglang.srt.model.quant.float8 import f8_values
+from sglang.srt.model.quant.low_bits import LEVELS
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ FORMATS = {
         BlockFormat("iq4_nl", 32, 18),
         BlockFormat("iq4_xs", 256, 136),
         BlockFormat("mxfp4", 32, 17),
+        BlockFormat("q2_k", 256, 84),
+        *(BlockFormat(name, block_len, block_bytes) for name, (block_len, block_bytes, _) in LEVELS.items()),
     )
 }
 
@@ -100,9 +104,9 @@ class HostTensor:
         return HostTensor(self.name, "q8_0", self.shape, data)
 
     def packable(self) -> HostTensor:
-        """The tensor in a format that the kernels pack: formats with tables of values become q8_0."""
+        """The tensor in a format that the kernels pack: the smallest, and those with tables of values, become another."""
         target = packable_format(self.format)
-        return self if target == self.format else replace(self, format=target, data=blocks.as_q8_0(self.format, self.data))
+        return self if target == self.format else replace(self, format=target, data=blocks.repacked(self.format, self.data))
 
     def slice_rows(self, start: int, stop: int) -> HostTensor:
         """Rows start .. stop - 1 of a matrix or vector, as a view."""
@@ -130,11 +134,6 @@ class HostTensor:
             raise ValueError(f"rows of {self.name}, which is {self.shape} in {self.format}")
         scale = None if self.scale is None else self.scale[rows]
         return replace(self, shape=(len(rows), *self.shape[1:]), data=self.data[rows], scale=scale)
-
-
-def packable_format(name: str) -> str:
-    """The format of a tensor that was stored in this one, after `packable`."""
-    return "q8_0" if blocks.is_table_format(name) else name
 
 
 def dense(name: str, values: npt.NDArray[np.float32], format_name: str = "f32") -> HostTensor:

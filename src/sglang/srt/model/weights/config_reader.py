@@ -5,7 +5,7 @@ Settings of single families are in `families/`. GGUF metadata is read the same w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def _find_family(raw: Mapping[str, Any], source: Path) -> Family:
     if not isinstance(classes, list):
         raise ModelError(f"{source}: architectures must be a list, got {shown(classes)}")
     for family in FAMILIES:
-        names = [name for name in (family.class_name, family.bare_name) if name]
+        names = [name for name in (family.class_name, family.bare_name, family.classifier_name) if name]
         if any(name in classes for name in names) or (not classes and family.model_type == raw.get("model_type")):
             return family
     asked = ", ".join(c[:80] if isinstance(c, str) else shown(c) for c in classes[:4])
@@ -101,10 +101,23 @@ def _find_family(raw: Mapping[str, Any], source: Path) -> Family:
 
 
 def is_bare(folder: Path) -> bool:
-    """Whether a model folder holds a decoder without a head."""
+    """Whether a model folder holds a decoder without a head, or one whose rows see what follows them: it embeds."""
     path = folder / "config.json"
-    classes = read_json(path).get("architectures") if path.is_file() else None
-    return isinstance(classes, list) and any(family.bare_name in classes for family in FAMILIES if family.bare_name)
+    raw = read_json(path) if path.is_file() else {}
+    if raw.get("is_causal") is False or raw.get("use_bidirectional_attention") is True:
+        return True
+    return _has_class(raw, lambda family: family.bare_name)
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether a model folder holds a decoder with a head for labels."""
+    path = folder / "config.json"
+    return path.is_file() and _has_class(read_json(path), lambda family: family.classifier_name)
+
+
+def _has_class(raw: Mapping[str, Any], name_of: Callable[[Family], str]) -> bool:
+    classes = raw.get("architectures")
+    return isinstance(classes, list) and any(name_of(family) in classes for family in FAMILIES if name_of(family))
 
 
 def _class_names() -> list[str]:
@@ -113,9 +126,6 @@ def _class_names() -> list[str]:
 
 def _common(fields: Fields, family: Family) -> ModelConfig:
     """What all families have."""
-    for name, causal in (("is_causal", True), ("use_bidirectional_attention", False)):
-        if fields.get(name) not in (None, causal):
-            raise fields.bad(name, f"is {shown(fields.get(name))}: this is an encoder, and only decoders are supported")
     num_heads = fields.count("num_attention_heads")
     num_kv_heads = fields.count("num_key_value_heads", num_heads)
     hidden_size = fields.count("hidden_size")
@@ -143,6 +153,7 @@ def _common(fields: Fields, family: Family) -> ModelConfig:
         norm_eps=fields.number("rms_norm_eps", above=MIN_EPS, most=MAX_EPS),
         rope=rope,
         layout=family.layout,
+        bidirectional=not fields.flag("is_causal", True) or fields.flag("use_bidirectional_attention"),
         **family.shape,
         **_activation(fields, family),
         tie_word_embeddings=fields.flag("tie_word_embeddings"),

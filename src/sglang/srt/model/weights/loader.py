@@ -21,7 +21,8 @@ from sglang.srt.checkpoint.gguf_reader import GGUFFile
 from sglang.srt.config import ModelFiles, ModelOptions
 from sglang.srt.errors import ModelError
 from sglang.srt.model.model_config import ModelConfig
-from sglang.srt.model.quant.formats import FORMATS, HostTensor, dense, packable_format, quantise_q4_1, quantise_q8_0
+from sglang.srt.model.quant.blocks import packable_format
+from sglang.srt.model.quant.formats import FORMATS, HostTensor, dense, quantise_q4_1, quantise_q8_0
 from sglang.srt.model.weights.config_reader import read_model_config
 from sglang.srt.model.weights.dummy import DummySource
 from sglang.srt.model.weights.family_source import FamilySource
@@ -182,6 +183,8 @@ def load_checkpoint(files: ModelFiles, options: ModelOptions, kept: Collection[s
     keep = {"keep_f8": "f8" in kept, "keep_order": "out of order" in kept}
     config, source = _open(files, options)
     config = _with_context_length(config, options.context_length)
+    if config.bidirectional and not options.is_embedding:
+        raise ModelError(f"{files.name} is an encoder (every row sees those that follow it): it embeds, and does not generate")
     if options.is_embedding:  # nobody asks for logits: a head of its own need not be there, and is not read
         config = replace(config, tie_word_embeddings=True, logit_scale=1.0)
     if options.dtype == "auto":

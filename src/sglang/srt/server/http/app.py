@@ -33,6 +33,7 @@ from sglang.srt.server.http.wire import (
 from sglang.srt.server.native.parsing_api import parse_function_call, separate_reasoning
 from sglang.srt.server.native.routes import NOT_DONE, NativeApi, refused
 from sglang.srt.server.openai.embeddings import EmbeddingsApi
+from sglang.srt.server.openai.reranking import RerankApi
 from sglang.srt.server.openai.responses.input_items import NO_COMPACTION
 from sglang.srt.server.openai.routes import OpenAIApi
 from sglang.srt.server.openai.scoring import ScoringApi
@@ -58,7 +59,7 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     openai = OpenAIApi(manager, options)
     embeddings = EmbeddingsApi(manager, options.served_model_name)
     scoring = ScoringApi(manager, options.served_model_name)
-    table = _routes(native, openai, embeddings, scoring) + page.routes()
+    table = _routes(native, openai, embeddings, scoring, RerankApi(manager)) + page.routes()
     routes = [Route(path, handler, methods=methods) for path, methods, handler in table]
     document = document_route(routes, "sglang", __version__, options.root_path, needs_key=bool(options.api_keys))
     app = Starlette(routes=[*routes, document], exception_handlers=_ERRORS)
@@ -77,7 +78,7 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
 
 
 def _routes(
-    native: NativeApi, openai: OpenAIApi, embeddings: EmbeddingsApi, scoring: ScoringApi
+    native: NativeApi, openai: OpenAIApi, embeddings: EmbeddingsApi, scoring: ScoringApi, reranking: RerankApi
 ) -> list[tuple[str, list[str], Handler]]:
     get, post, both, put = ["GET"], ["POST"], ["GET", "POST"], ["POST", "PUT"]  # `both`: changes something, by GET as well
     return [
@@ -95,7 +96,7 @@ def _routes(
         ("/v1/messages/batches/{rest:path}", [*both, "DELETE"], refused(NO_BATCHES)),
         ("/v1/embeddings", post, embeddings.embeddings),
         ("/v1/score", post, scoring.score),
-        ("/v1/rerank", put, scoring.rerank),
+        ("/v1/rerank", put, reranking.rerank),
         ("/encode", put, embeddings.encode),
         ("/v1/models", get, openai.models),
         ("/v1/models/{model:path}", get, openai.model),

@@ -77,6 +77,8 @@ def read_texts(manager: TokenizerManager, body: dict[str, Any], name: str) -> tu
 
 def _read_texts(manager: TokenizerManager, body: dict[str, Any], name: str) -> tuple[list[list[int]], bool]:
     manager.maker.need_embedder()
+    if manager.info.get("num_labels"):
+        raise RequestError("this model has a head for labels and gives no vectors: use /v1/rerank or /v1/score")
     value = body.get(name)
     prompt = _prompt(manager, body)
     if isinstance(value, str):

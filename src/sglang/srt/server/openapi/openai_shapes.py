@@ -135,7 +135,7 @@ SCORED = Named("Scores", shape(object=text(const="scoring"), model=text(), score
 RERANKED = list_of(
     Named(
         "Ranked",
-        shape(score=number("cosine of the two embeddings"), document=nullable(text()), index=integer(), meta_info=free()),
+        shape(score=number("the higher, the better"), document=nullable(text()), index=integer(), meta_info=free()),
     )
 )
 MODEL_CARD = Named(

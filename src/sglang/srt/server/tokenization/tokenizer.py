@@ -126,6 +126,32 @@ class Tokenizer:
                 return [self.encode(text, add_special_tokens) for text in texts]
             raise
 
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]], max_len: int | None = None) -> list[tuple[list[int], int]]:
+        """Ids of two texts as the model joins them, and where the second begins, 0 for models that do not mark it. Of a pair that has
+        more than `max_len`, the longer text loses its end."""
+        try:
+            found = self._core.encode_batch(list(pairs))
+        except BaseException as error:
+            if not isinstance(error, (TypeError, UnicodeEncodeError)) and not is_panic(error):
+                raise
+            for pair in pairs:
+                for text in pair:
+                    self.encode(text)  # one is at fault: the error says so
+            raise
+        fit = [
+            e if max_len is None or len(e.ids) <= max_len else self._cut_pair(*pair, max_len)
+            for e, pair in zip(found, pairs, strict=True)
+        ]
+        return [(e.ids, e.type_ids.index(1) if 1 in e.type_ids else 0) for e in fit]
+
+    def _cut_pair(self, first: str, second: str, max_len: int) -> tokenizers.Encoding:
+        a, b = (self._core.encode(text, add_special_tokens=False) for text in (first, second))
+        room = max_len - self._core.num_special_tokens_to_add(is_pair=True)
+        short, long = (a, b) if len(a.ids) <= len(b.ids) else (b, a)
+        short.truncate(min(len(short.ids), room // 2))
+        long.truncate(room - len(short.ids))
+        return self._core.post_process(a, b)
+
     def encode_ordinary(self, text: str) -> list[int]:
         """Ids of text in which names of special tokens are only characters. Nothing is added."""
         if self._plain is None:

@@ -399,16 +399,19 @@ class CudaOps:
             )
 
     def segment_attention(
-        self, qkv: Tensor, starts: Tensor, out: Tensor, *, begin: int, end: int, num_heads: int, head_dim: int, scale: float
-    ) -> None:
+        self, qkv: Tensor, starts: Tensor, out: Tensor, *, begin: int, end: int, num_heads: int, head_dim: int, scale: float,
+        window: int = 0, bias: Tensor | None = None,
+    ) -> None:  # fmt: skip
         if end <= begin:
             return
         block_d, segments = power_of_two(head_dim, 16), len(starts) - 1
         size = 16 if self.dtype == torch.float32 else 64
         tiles = (end - 1) // size - begin // size + 1
         segment_attention_kernel[(tiles, num_heads)](
-            qkv, starts, out, begin, end, segments, segments.bit_length(), num_heads, head_dim, scale,
-            qkv.stride(0), out.stride(0), size, size, block_d, TL_TYPES[self.dtype], num_warps=4, num_stages=2,
+            qkv, starts, out, qkv if bias is None else bias, begin, end, segments, segments.bit_length(), num_heads, head_dim,
+            scale, window, 0 if bias is None else bias.shape[1] // 2, qkv.stride(0), out.stride(0),
+            0 if bias is None else bias.stride(0), size, size, block_d, TL_TYPES[self.dtype], window > 0, bias is not None,
+            num_warps=4, num_stages=2,
         )  # fmt: skip
 
 

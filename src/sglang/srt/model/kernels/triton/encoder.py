@@ -13,12 +13,14 @@ from sglang.srt.model.kernels.triton.common import LOG2E, dot, dot_add, round_to
 
 @triton.jit
 def segment_attention_kernel(
-    qkv, starts, out, begin, end, num_segments, steps, num_heads, head_dim, scale, qkv_stride, out_stride,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr, TYPE: tl.constexpr,
+    qkv, starts, out, bias, begin, end, num_segments, steps, num_heads, head_dim, scale, window, reach,
+    qkv_stride, out_stride, bias_stride,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr, TYPE: tl.constexpr, WINDOW: tl.constexpr,
+    BIAS: tl.constexpr,
 ):  # fmt: skip
     """ops.segment_attention. Grid: (tiles of ROWS rows in begin .. end, heads). Rows of a tile may belong to several segments: keys
     run over all of them and each row sees its own. Tiles lie at multiples of ROWS, so a row's sums do not depend on
-    `begin`. `steps`: halvings that bring num_segments to 1. Products are taken
+    `begin`. `reach`: half the width of `bias`. `steps`: halvings that bring num_segments to 1. Products are taken
     in TYPE."""
     head = tl.program_id(1)
     row = (begin // ROWS + tl.program_id(0)) * ROWS + tl.arange(0, ROWS)
@@ -37,6 +39,11 @@ def segment_attention_kernel(
     high = tl.where(exists, tl.load(starts + left + 1, mask=exists, other=0), 0)
     first = tl.min(tl.where(exists, low, num_rows), axis=0)
     last = tl.max(high, axis=0)
+    if WINDOW:
+        low = tl.maximum(low, row - window)
+        high = tl.minimum(high, row + window + 1)
+        first = tl.minimum(tl.maximum(first, tl.min(row, axis=0) - window), num_rows)
+        last = tl.minimum(last, tl.max(row, axis=0) + window + 1)
 
     dim_at = tl.arange(0, BLOCK_D)
     dim_there = dim_at < head_dim
@@ -55,7 +62,11 @@ def segment_attention_kernel(
         k = round_to(tl.load(k_at, mask=key_there[None, :] & dim_there[:, None], other=0.0), TYPE)
         v = round_to(tl.load(v_at, mask=key_there[:, None] & dim_there[None, :], other=0.0), TYPE)
         seen = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
-        s = tl.where(seen, dot(q, k) * (scale * LOG2E), float("-inf"))
+        s = dot(q, k) * (scale * LOG2E)
+        if BIAS:
+            away = tl.minimum(tl.maximum(key[None, :] - row[:, None], -reach), reach)
+            s += tl.load(bias + head * bias_stride + away + reach) * LOG2E
+        s = tl.where(seen, s, float("-inf"))
         top = tl.maximum(m, tl.max(s, axis=1))
         safe = tl.where(top == float("-inf"), 0.0, top)
         p = tl.exp2(s - safe[:, None])

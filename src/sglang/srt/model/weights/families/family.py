@@ -66,6 +66,11 @@ class Family:
     """intermediate_size is so many times hidden_size where config.json does not say; 0: it must"""
     gguf: GGUFForm | None = None
 
+    @property
+    def classifier_name(self) -> str:
+        """Its class with a head for labels."""
+        return self.class_name.replace("ForCausalLM", "ForSequenceClassification") if "ForCausalLM" in self.class_name else ""
+
 
 def with_window(fields: Fields, config: ModelConfig, is_windowed: Callable[[int], bool]) -> ModelConfig:
     """Sets the sliding window, on the layers of `layer_types` if given, else on those that `is_windowed` says."""

@@ -42,6 +42,8 @@ def _gemma2(fields: Fields, config: ModelConfig, period: int = 2) -> ModelConfig
 
 def _gemma3(fields: Fields, config: ModelConfig) -> ModelConfig:
     config = _gemma2(fields, config, period=6)
+    if config.bidirectional:  # half of the window to either side
+        config = replace(config, sliding_window=config.sliding_window // 2 + 1)
     return replace(config, local_rope=read_local_rope(fields, config.head_dim, config.context_len))
 
 
