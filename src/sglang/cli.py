@@ -16,6 +16,9 @@ commands:
   bench serve     load a server and measure it
   bench offline   measure the engine in this process
   models          the models known by a short name
+  pull            download a model
+  list            the models on this machine
+  rm              delete downloaded models
   trace view      render a recorded run of a program as an HTML page
 
 sglang COMMAND --help lists the options; sglang --version prints the version.
@@ -27,6 +30,9 @@ COMMANDS = {
     "run": "sglang.commands.run:run",
     "bench": "sglang.commands.bench:bench",
     "models": "sglang.commands.models:models",
+    "pull": "sglang.commands.downloads:pull",
+    "list": "sglang.commands.downloads:list_models",
+    "rm": "sglang.commands.downloads:remove",
     "trace": "sglang.lang.record.viewer:main",
 }
 """name -> module:function; the function takes the rest of the command line and returns the exit status"""

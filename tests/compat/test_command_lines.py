@@ -34,7 +34,7 @@ NOTED = {
     "--model-path M --page-size 64 --enable-hierarchical-cache --hicache-ratio 2": "the prefix cache has one tier",
     "--model-path M --cuda-graph-bs 1 2 4 --disable-cuda-graph-padding": "--cuda-graph-bs has no effect here",
     "--model-path M --file-storage-path /tmp/x --show-time-cost": "files are not stored",
-    "--model-path M --quantization awq --dist-init-addr 1.2.3.4:5000": "the checkpoint says how its weights are quantised",
+    "--model-path M --quantization awq_marlin --dist-init-addr 1.2.3.4:5000": "the kernels are chosen for the machine",
     "-moe-runner-backend triton": "--moe-runner-backend has no effect here",
 }
 REFUSED = {

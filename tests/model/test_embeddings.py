@@ -442,7 +442,7 @@ def test_a_failure_goes_on_to_whoever_can_start_another(bert: tuple[Path, Any]) 
     class Broken:
         info = replace(one.info)
 
-        def embed(self, texts: Any) -> Any:
+        def embed(self, texts: Any, first_lens: Any) -> Any:
             raise RuntimeError("out of luck")
 
     wires = Wires(Broken())

@@ -154,7 +154,7 @@ def test_other_spellings(line: str, wanted: dict[str, Any], capsys: pytest.Captu
         ("--enable-dp-attention --enable-ep-moe --deepep-mode auto", {}, ["--enable-dp-attention", "--enable-ep", "--deepep"]),
         ("--grammar-backend outlines", {}, ["--grammar-backend outlines"]),
         ("--tokenizer-mode slow", {}, ["--tokenizer-mode slow"]),
-        ("--quantization awq_marlin", {}, ["--quantization awq_marlin"]),
+        ("--quantization awq_marlin", {"quantization": "awq"}, ["--quantization awq_marlin"]),
         ("--enable-hierarchical --hicache-ratio 2", {}, ["--enable-hierarchical-cache", "--hicache-ratio"]),
     ],
 )
@@ -211,8 +211,8 @@ def test_keywords(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPa
     assert changed(args) == {"preferred_sampling_params": '{"top_k": 3}'}
     with pytest.raises(ConfigError, match="--dp-size 2 is not possible here"):
         ServerArgs(dp_size=2)
-    with pytest.raises(ConfigError, match="--quantization fp8 is not possible here"):
-        ServerArgs(quantization="fp8")
+    with pytest.raises(ConfigError, match="--quantization mxfp8 is not possible here"):
+        ServerArgs(quantization="mxfp8")
     with pytest.raises(TypeError, match="did you mean 'threads'"):
         ServerArgs(treads=2)
     with pytest.raises(TypeError, match="another name of 'tp_size'"):

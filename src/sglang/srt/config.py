@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """the alias that runs where no model is named"""
+STORED_QUANTIZATIONS = ("gguf", "awq", "gptq", "fp8", "mxfp4", "compressed-tensors")
+"""what --quantization may say of a checkpoint that is quantised already"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class ModelOptions:
     load_format: Literal["auto", "safetensors", "gguf", "dummy"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["int8", "int4"] | None = None
+    stored_quantization: str | None = None
+    """one of STORED_QUANTIZATIONS: how the checkpoint must be quantised"""
     context_length: int | None = None
     download_dir: str | None = None
     json_model_override_args: dict[str, Any] = field(default_factory=dict)

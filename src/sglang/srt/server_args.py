@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from sglang.srt.checkpoint.files import shown
+from sglang.srt.checkpoint.gguf_parts import with_gguf_file
 from sglang.srt.config import (
+    STORED_QUANTIZATIONS,
     DeviceOptions,
     GrammarOptions,
     HttpOptions,
@@ -109,14 +111,16 @@ class ServerArgs(
         on_cuda = self._runs_on_cuda()
         chunk = self.chunked_prefill_size or (CUDA_CHUNK if on_cuda else CHUNK)
         running = self.max_running_requests or (CUDA_RUNNING if on_cuda else None)
+        model_path = with_gguf_file(self.model_path, self.gguf_file)
         seed = self.random_seed if self.random_seed is not None else random.SystemRandom().randrange(2**31)
         return RuntimeConfig(
             model=ModelOptions(
-                model_path=self.model_path,
+                model_path=model_path,
                 revision=self.revision,
                 load_format=self.load_format,  # type: ignore[arg-type]
                 dtype={"float": "float32", "half": "float16"}.get(self.dtype, self.dtype),  # type: ignore[arg-type]
-                quantization=None if self.quantization == "gguf" else self.quantization,  # type: ignore[arg-type]
+                quantization=None if self.quantization in STORED_QUANTIZATIONS else self.quantization,  # type: ignore[arg-type]
+                stored_quantization=self.quantization if self.quantization in STORED_QUANTIZATIONS else None,
                 context_length=self.context_length,
                 download_dir=self.download_dir,
                 json_model_override_args=_json_object(self.named("json_model_override_args"), self.json_model_override_args),
@@ -124,7 +128,7 @@ class ServerArgs(
                 is_embedding=self.is_embedding,
             ),
             text=TextOptions(
-                tokenizer_path=self.tokenizer_path or self.model_path,
+                tokenizer_path=self.tokenizer_path or model_path,
                 revision=self.revision,
                 download_dir=self.download_dir,
                 chat_template=self.chat_template,

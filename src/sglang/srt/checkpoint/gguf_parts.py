@@ -1,8 +1,10 @@
-"""Names of the parts that a large GGUF file is split into: model-00001-of-00003.gguf (llama-gguf-split)."""
+"""Names of GGUF files: the parts that a large one is split into (model-00001-of-00003.gguf, llama-gguf-split)."""
 
 from __future__ import annotations
 
 import re
+
+from sglang.srt.errors import ModelError
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.DOTALL)
 
@@ -20,3 +22,12 @@ def model_name(name: str) -> str:
     """What a file's model is called: without the ending, and without the number of a part."""
     match = _PART.fullmatch(name)
     return match.group(1) if match else name.removesuffix(".gguf")
+
+
+def with_gguf_file(model_path: str, file: str | None) -> str:
+    """The model argument for one file of a folder or of a repository."""
+    if file is None:
+        return model_path
+    if not file.endswith(".gguf"):
+        raise ModelError(f"--gguf-file {file!r} is not a .gguf file")
+    return f"{model_path.rstrip('/')}/{file}"

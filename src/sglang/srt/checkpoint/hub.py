@@ -14,6 +14,11 @@ PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
 MODULE_FILES = ["config.json", "model.safetensors"]
 """what a module of sentence-transformers may need"""
 
+
+class UnreachableError(ModelError):
+    """There is no answer, or none is asked for."""
+
+
 _UNREACHABLE = "cannot reach the hub for {repo}, and it is not in the local cache: check the network, or pass a local model"
 
 
@@ -33,6 +38,25 @@ def fetch_repository(repo: str, revision: str | None, cache_dir: str | None, pro
     if modules := [f"{module}/{name}" for module in module_folders(folder) for name in MODULE_FILES]:
         _download(repo, lambda: snapshot_download(repo, allow_patterns=modules, **places))
     return folder
+
+
+def list_files(repo: str, revision: str | None, cache_dir: str | None) -> list[str]:
+    """The files of a repository; without the hub, those of them in the cache. Raises ModelError."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    found: list[str] = []
+
+    def ask() -> str:
+        found.extend(HfApi().list_repo_files(repo, revision=revision))
+        return ""
+
+    try:
+        _download(repo, ask)
+    except UnreachableError:
+        options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": True}
+        folder = _download(repo, lambda: snapshot_download(repo, **options))
+        found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return found
 
 
 def fetch_file(repo: str, file: str, revision: str | None, cache_dir: str | None) -> Path:
@@ -57,7 +81,7 @@ def _download(repo: str, fetch: Callable[[], str]) -> Path:
     except errors.RevisionNotFoundError as error:
         raise ModelError(f"the hub's {repo} has no such revision: check --revision") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError, ConnectionError) as error:
-        raise ModelError(_UNREACHABLE.format(repo=repo)) from error
+        raise UnreachableError(_UNREACHABLE.format(repo=repo)) from error
     except (errors.EntryNotFoundError, httpx.HTTPError, OSError, ValueError, *newer) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"cannot get {repo} from the hub: {lines[0]}") from error

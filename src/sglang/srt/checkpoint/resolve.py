@@ -4,6 +4,7 @@
     ./models/qwen, ~/m/x.gguf        a local folder (config.json and *.safetensors, or one .gguf file) or a file
     Qwen/Qwen2.5-0.5B-Instruct       a hub id, downloaded by huggingface_hub into its own cache
     org/name/file.gguf               one file of a hub repository
+    hf.co/org/name:Q4_K_M            the same by its quantisation; without one Q4_K_M is taken where there are several
 
 An alias wins over a folder of the same name; `./name` means the folder.
 """
@@ -18,16 +19,35 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sglang.common.suggest import nearest
+from sglang.srt.checkpoint.gguf_choice import choose_gguf
 from sglang.srt.checkpoint.gguf_parts import model_name, part_names
 from sglang.srt.checkpoint.gguf_reader import is_gguf
-from sglang.srt.checkpoint.hub import fetch_file, fetch_repository
+from sglang.srt.checkpoint.hub import fetch_file, fetch_repository, list_files
 from sglang.srt.checkpoint.packages import PackagedFile, Part, fetch_packaged
 from sglang.srt.checkpoint.sampling_defaults import read_sampling_defaults
 from sglang.srt.config import DEFAULT_MODEL, ModelFiles, ModelOptions, RuntimeConfig, TextOptions
 from sglang.srt.errors import ModelError
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)")
+_HUB_NAME = re.compile(
+    r"(?P<host>(?:https?://)?(?:hf\.co|huggingface\.co)/)?(?P<repo>[\w.-]+/[\w.-]+?)"
+    r"(?:/(?P<file>[\w./-]+\.gguf)|:(?P<tag>[\w.-]+))?/?"
+)
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A model on the hub: a repository, and which of its .gguf files, if one is named. `is_certain`: the hub is named as well."""
+
+    repo: str
+    file: str | None
+    tag: str | None
+    is_certain: bool
+
+
+def parse_hub_name(text: str) -> HubName | None:
+    """None for what cannot be a model on the hub."""
+    found = _HUB_NAME.fullmatch(text)
+    return None if found is None else HubName(found["repo"], found["file"], found["tag"], found["host"] is not None)
 
 
 @dataclass(frozen=True)
@@ -126,10 +146,13 @@ def resolve_model(
     except (OSError, ValueError) as error:  # a name too long for the file system, or with a null byte in it
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelError(f"{model_path[:80]!r} is not a usable path: {reason}") from error
-    if model_path.endswith(".gguf") and _HUB_FILE.fullmatch(model_path) is None or _looks_local(model_path):
-        raise ModelError(f"there is no model at {path}: check the path")
-    if _HUB_FILE.fullmatch(model_path) or _HUB_ID.fullmatch(model_path):
-        return _resolve_hub(model_path, revision, download_dir, progress)
+    hub = parse_hub_name(model_path)
+    if hub is None or not hub.is_certain:
+        is_file = model_path.endswith(".gguf") and (hub is None or hub.file is None)
+        if is_file or _looks_local(model_path):
+            raise ModelError(f"there is no model at {path}: check the path")
+    if hub is not None:
+        return _resolve_hub(model_path, hub, revision, download_dir, progress)
     close = nearest(model_path.lower(), ALIASES)
     hint = f"did you mean {close!r}?" if close else f"known names are {', '.join(ALIASES)}"
     raise ModelError(f"{model_path!r} is neither a folder, a .gguf file, a hub id (org/name) nor a known name; {hint}")
@@ -176,16 +199,24 @@ def _resolve_folder(folder: Path) -> ModelFiles:
 # --- the hub ------------------------------------------------------------------------------------------------------------------
 
 
-def _resolve_hub(text: str, revision: str | None, download_dir: str | None, progress: bool) -> ModelFiles:
-    file = _HUB_FILE.fullmatch(text)
-    if file:
-        folder, _, name = file.group(2).rpartition("/")
-        names = [f"{folder}/{part}" if folder else part for part in part_names(name)]
-        paths = [fetch_file(file.group(1), part, revision, download_dir) for part in names]
-        return ModelFiles("gguf", paths[0], text)
-    folder = fetch_repository(text, revision, download_dir, progress)
-    if not (folder / "config.json").exists():
-        raise ModelError(
-            f"the hub's {text} has no config.json; if it is a repository of .gguf files, name one: {text}/<file>.gguf"
+def _resolve_hub(text: str, hub: HubName, revision: str | None, download_dir: str | None, progress: bool) -> ModelFiles:
+    if hub.file is not None:
+        folder, _, name = hub.file.rpartition("/")
+        return _resolve_parts(
+            text, hub.repo, [f"{folder}/{part}" if folder else part for part in part_names(name)], revision, download_dir
         )
-    return ModelFiles("folder", folder, text)
+    if hub.tag is None:
+        path = fetch_repository(hub.repo, revision, download_dir, progress)
+        if any(path.glob("*.safetensors")):
+            return ModelFiles("folder", path, text)
+    files = list_files(hub.repo, revision, download_dir)
+    if hub.tag is None and not any(name.endswith(".gguf") for name in files):
+        if (path / "config.json").exists():
+            return ModelFiles("folder", path, text)
+        raise ModelError(f"{hub.repo} on the hub has neither a config.json nor a .gguf file: it is not a model")
+    return _resolve_parts(text, hub.repo, choose_gguf(hub.repo, files, hub.tag), revision, download_dir)
+
+
+def _resolve_parts(text: str, repo: str, parts: list[str], revision: str | None, download_dir: str | None) -> ModelFiles:
+    paths = [fetch_file(repo, part, revision, download_dir) for part in parts]
+    return ModelFiles("gguf", paths[0], text)

@@ -99,7 +99,7 @@ ELSEWHERE: dict[str, str] = {
 }
 """what other servers call a flag of ours, for the error that names ours"""
 
-_FROM_CHECKPOINT = "the checkpoint says how its weights are quantised"
+_KERNELS = "the kernels are chosen for the machine"
 
 _LEVELS: dict[str, tuple[str | None, str]] = {
     word: (level, "")
@@ -111,7 +111,7 @@ VALUES: dict[str, dict[str, tuple[str | None, str]]] = {
     "kv_cache_dtype": {"bf16": ("bfloat16", "")},
     "tokenizer_mode": {"slow": ("auto", "there is one tokenizer")},
     "grammar_backend": {"outlines": ("llguidance", "llguidance takes its place")},
-    "quantization": _each("awq awq_marlin gptq gptq_marlin compressed-tensors", (None, _FROM_CHECKPOINT)),
+    "quantization": {"awq_marlin": ("awq", _KERNELS), "gptq_marlin": ("gptq", _KERNELS)},
     "log_level": _LEVELS,
     "log_level_http": _LEVELS,
 }
@@ -123,7 +123,7 @@ _NOT_AT_LOAD = (
 
 REFUSED_VALUES: dict[str, dict[str, str]] = {
     "quantization": _each(
-        "fp8 mxfp8 mxfp4 bitsandbytes modelopt modelopt_fp8 modelopt_fp4 modelopt_mixed petit_nvfp4 w8a8_int8 w8a8_fp8 moe_wna16 "
+        "mxfp8 bitsandbytes modelopt modelopt_fp8 modelopt_fp4 modelopt_mixed petit_nvfp4 w8a8_int8 w8a8_fp8 moe_wna16 "
         "qoq w4afp8 modelslim quark quark_int4fp8_moe marlin auto-round",
         _NOT_AT_LOAD,
     ),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sglang.srt.config import DEFAULT_MODEL
+from sglang.srt.config import DEFAULT_MODEL, STORED_QUANTIZATIONS
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -40,7 +40,11 @@ class ModelFlags:
     load_format: str = _model("auto", "format of the weights", choices=("auto", "safetensors", "gguf", "dummy"))
     trust_remote_code: bool = _model(False, "accepted; no code of a model repository is ever run", no_effect=True)
     dtype: str = _model("auto", "data type of the weights", choices=("auto", "float32", "float", "bfloat16", "float16", "half"))
-    quantization: str | None = _model(None, "quantise the weights when they are loaded", choices=("int8", "int4", "gguf"))
+    quantization: str | None = _model(
+        None,
+        "int8, int4: quantise the weights when they are loaded; the others: what the checkpoint must be, else the start fails",
+        choices=("int8", "int4", *STORED_QUANTIZATIONS),
+    )
     kv_cache_dtype: str = _model(
         "auto",
         "data type of the KV cache; other than auto on CUDA only",
@@ -48,6 +52,7 @@ class ModelFlags:
     )
     context_length: int | None = _model(None, "maximum sequence length in tokens; default: the model's", least=1)
     revision: str | None = _model(None, "revision on the Hugging Face hub: a branch, tag or commit")
+    gguf_file: str | None = _model(None, "the .gguf file of the model's folder or repository")
     download_dir: str | None = _model(None, "folder for downloaded models")
     served_model_name: str | None = _model(None, "id in /v1/models; default: the model path")
     chat_template: str | None = _model(None, "a built-in template's name or a Jinja file; default: the model's own")

@@ -173,7 +173,7 @@ def create_embedder(model: ModelOptions, device: DeviceOptions) -> Embedder:
 
 
 def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions) -> EncoderEmbedder:
-    if options.quantization is not None or options.load_format not in ("auto", "safetensors"):
+    if options.quantization or options.stored_quantization or options.load_format not in ("auto", "safetensors"):
         raise ModelError(f"{files.name} is an encoder: it is read from safetensors as it is, without --quantization")
     config = read_encoder_config(files.path, options.json_model_override_args)
     context_len = _text_len(files, options, config.context_len)

@@ -182,6 +182,7 @@ def load_checkpoint(files: ModelFiles, options: ModelOptions, kept: Collection[s
     whatever is wrong with the model or with the options for it."""
     keep = {"keep_f8": "f8" in kept, "keep_order": "out of order" in kept}
     config, source = _open(files, options)
+    _check_stored(files, options, config, {source.format(name) for name in source.names} if files.kind == "gguf" else set())
     config = _with_context_length(config, options.context_length)
     if config.bidirectional and not options.is_embedding:
         raise ModelError(f"{files.name} is an encoder (every row sees those that follow it): it embeds, and does not generate")
@@ -196,10 +197,14 @@ def load_checkpoint(files: ModelFiles, options: ModelOptions, kept: Collection[s
 
 def read_config(files: ModelFiles, options: ModelOptions) -> ModelConfig:
     """The model's config alone, without opening its weights (of a folder, config.json suffices)."""
+    formats = set[str]()
     if files.kind == "gguf":
-        config = read_gguf_config(GGUFFile(files.path), options.json_model_override_args)
+        file = GGUFFile(files.path)
+        formats = {tensor.format for tensor in file.tensors.values()}
+        config = read_gguf_config(file, options.json_model_override_args)
     else:
         config = read_model_config(files.path, options.json_model_override_args)
+    _check_stored(files, options, config, formats)
     return _with_context_length(config, options.context_length)
 
 
@@ -227,6 +232,23 @@ def _open(files: ModelFiles, options: ModelOptions) -> tuple[ModelConfig, Tensor
         wanted = config.dtype if options.dtype == "auto" else options.dtype
         source = DummySource(replace(config, dtype=wanted), files.path, options.random_seed)
     return config, source
+
+
+def _check_stored(files: ModelFiles, options: ModelOptions, config: ModelConfig, formats: Collection[str]) -> None:
+    """Raises ModelError for a checkpoint that is quantised otherwise than the operator says. `formats`: of a GGUF file's tensors."""
+    asked = options.stored_quantization
+    if asked is None:
+        return
+    if files.kind == "gguf":
+        if asked == "gguf" or asked in formats:
+            return
+        found = "a GGUF file of " + ", ".join(sorted(set(formats) - {"f32"}) or ["f32"])
+    else:
+        method = config.quantization.name if config.quantization is not None else None
+        if asked == method or (asked, method) == ("fp8", "fbgemm_fp8"):
+            return
+        found = "not quantised" if method is None else f"quantised as {method}"
+    raise ModelError(f"--quantization {asked}: {files.name} is {found}; leave the flag out, it is read as it is")
 
 
 def _with_context_length(config: ModelConfig, asked: int | None) -> ModelConfig:
