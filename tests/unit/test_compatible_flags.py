@@ -183,7 +183,7 @@ def test_lines_that_say_what_a_flag_does(
         ("--torchao-config int8wo", "--quantization int8"),
         ("--speculative-algorithm EAGLE3", "--speculative-algorithm EAGLE3 is not possible here: no draft model"),
         ("--load-format pt", "--load-format pt is not possible here"),
-        ("--quantization fp8", "--quantization int8 or int4"),
+        ("--quantization mxfp8", "--quantization int8 or int4"),
         ("--kv-cache-dtype fp8_e5m2", "fp8_e4m3"),
         ("--schedule-policy lof", "--schedule-policy lof"),
         ("--device xpu", "cpu and cuda"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def fetch_repository(repo: str, revision: str | None, cache_dir: str | None, pro
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
 
+    # It tells of repositories without such files, of which there are many that hold a .gguf file.
+    logging.getLogger("huggingface_hub._snapshot_download").setLevel(logging.ERROR)
     options: dict[str, Any] = {} if progress else {"tqdm_class": SilentBar}
     places: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, **options}
     folder = _download(repo, lambda: snapshot_download(repo, allow_patterns=PATTERNS, ignore_patterns=["*/*"], **places))
