@@ -59,6 +59,11 @@ HINTS = [
     {"guided_decoding_backend": "outlines"},
     {"structured_outputs": None, "guided_json": None},
     {"length_penalty": 1.0, "use_beam_search": False, "prompt_logprobs": None},
+    {"prompt_cache_options": {"mode": "implicit", "ttl": "30m"}, "moderation": {"model": "m"}},
+    {"client_metadata": {"a": "b"}, "session_id": "s", "trace": {}, "cache_control": {"type": "ephemeral"}},
+    {"provider": {"order": ["a"]}, "models": ["a"], "route": "fallback", "usage": {"include": True}, "transforms": []},
+    {"reasoning": {"effort": "low", "max_tokens": 100, "enabled": True, "exclude": False}, "include_reasoning": True},
+    {"thinking": {"type": "enabled", "budget_tokens": 100}, "enable_thinking": True, "extra_body": {}},
 ]
 
 
@@ -93,6 +98,55 @@ async def test_no_effort_means_no_reasoning(stand: Stand, monkeypatch: pytest.Mo
     assert [variables.get("enable_thinking") for variables in seen] == [False, None, None, True]
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+async def test_other_servers_switches_for_reasoning(stand: Stand, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    seen: list[dict[str, Any]] = []
+    tokenizer = stand.manager.need_tokenizer()
+    encode = tokenizer.encode_chat
+
+    def spy(*args: Any, template_variables: dict[str, Any], **kwargs: Any) -> list[int]:
+        seen.append(template_variables)
+        return encode(*args, template_variables=template_variables, **kwargs)
+
+    monkeypatch.setattr(tokenizer, "encode_chat", spy)
+    prompt: dict[str, Any] = {"messages": HELLO} if "chat" in path else {"input": "Hi"}
+    own = [({"reasoning": {"enabled": False}}, False), ({"reasoning": {"effort": "none"}}, False)] if "chat" in path else []
+    for body, switch in [
+        ({"thinking": {"type": "disabled"}}, False),
+        ({"thinking": {"type": "enabled", "clear_thinking": True}}, True),
+        ({"thinking": {"type": "auto"}}, None),
+        ({"thinking": False, "enable_thinking": False}, False),
+        ({"enable_thinking": True}, True),
+        ({"enable_thinking": True, "chat_template_kwargs": {"enable_thinking": False}}, False),
+        *own,
+    ]:
+        async with client_of(stand) as client:
+            assert (await client.post(path, json={**prompt, **body})).status_code == 200, body
+        assert seen.pop().get("enable_thinking") is switch, body
+    for body, word in [
+        ({"thinking": {"type": "weird"}}, "thinking.type must be one of enabled"),
+        ({"thinking": True, "enable_thinking": False}, "say different things"),
+        ({"thinking": "on"}, "thinking"),
+    ]:
+        async with client_of(stand) as client:
+            response = await client.post(path, json={**prompt, **body})
+        assert response.status_code == 400 and word in response.json()["error"]["message"], response.text
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "word"),
+    [
+        ({"effort": 3}, "effort"),
+        ({"exclude": True}, "exclude"),
+        ({"enabled": "no"}, "enabled"),
+        ({"effort": "low"}, "different"),
+    ],
+)
+async def test_reasoning_that_says_nothing_clear(stand: Stand, reasoning: dict[str, Any], word: str) -> None:
+    response = await post(stand, reasoning=reasoning, reasoning_effort="high" if "effort" in reasoning else None)
+    assert response.status_code == 400 and word in response.json()["error"]["message"]
+
+
 ECHOED = [
     {"reasoning": "hm"},
     {"reasoning_content": None, "reasoning": None},
@@ -104,6 +158,13 @@ ECHOED = [
     {"parsed": {"a": 1}},
     {"provider_specific_fields": {"a": 1}, "thinking_blocks": []},
     {"images": [], "tool_calls": []},
+    {"usage": {"total_tokens": 3}, "model": "m", "created": 1, "timestamp": "now", "index": 0, "logprobs": None},
+    {"phase": "commentary", "status": "completed", "signature": "s", "thought_signature": "t", "stop_reason": "end"},
+    {"reasoning_opaque": "x", "reasoning_text": "y", "encrypted_content": "z", "prefix": False, "partial": False},
+    {"additional_kwargs": {}, "response_metadata": {"a": 1}, "usage_metadata": {}, "invalid_tool_calls": []},
+    {"content": [{"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "text", "text": "Yes.", "citations": []}]},
+    {"content": [{"type": "reasoning", "text": "hm"}, {"type": "output_text", "text": "Yes.", "annotations": []}]},
+    {"content": [{"type": "redacted_thinking", "data": "x"}]},
 ]
 
 
@@ -113,10 +174,32 @@ async def test_fields_of_an_answer_may_come_back(stand: Stand, extra: dict[str, 
     assert (await post(stand, messages=messages)).status_code == 200
 
 
+async def test_parts_of_texts_in_other_apis_words(stand: Stand) -> None:
+    """They are read as what they are; reasoning is an answer's alone."""
+    for kind in ("text", "input_text", "output_text"):
+        part = {
+            "type": kind,
+            "text": "The quick brown fox",
+            "prompt_cache_breakpoint": {"mode": "explicit"},
+            "id": "p",
+            "metadata": {},
+        }
+        assert (await post(stand, messages=[{"role": "user", "content": [part]}])).json()["usage"]["prompt_tokens"] == (
+            await post(stand)
+        ).json()["usage"]["prompt_tokens"]
+    for part in ({"type": "thinking", "thinking": "hm"}, {"type": "input_txt", "text": "x"}, {"type": ["text"], "text": "x"}):
+        assert (await post(stand, messages=[{"role": "user", "content": [part]}])).status_code == 400
+
+
 async def test_a_whole_answer_may_come_back(stand: Stand) -> None:
     message = (await post(stand)).json()["choices"][0]["message"]
     assert (await post(stand, messages=[*HELLO, message, *HELLO])).status_code == 200
-    for extra in ({"audio": {"id": "a"}}, {"function_call": {"name": "f", "arguments": "{}"}}, {"mesage": "x"}):
+    for extra in (
+        {"audio": {"id": "a"}},
+        {"function_call": {"name": "f", "arguments": "{}"}},
+        {"mesage": "x"},
+        {"prefix": True},
+    ):
         response = await post(stand, messages=[{**message, **extra}])
         assert response.status_code == 400 and next(iter(extra)) in response.json()["error"]["message"]
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from sglang.srt.config import SamplingDefaults
-from sglang.srt.server.native.routes import NOT_DONE
+from sglang.srt.server.native.not_done import NOT_DONE
 from tests.server.conftest import MakeStand, Stand
 from tests.server.echo_scheduler import logprob_of
 from tests.server.http_tools import client_of, events_of
@@ -313,3 +313,21 @@ async def test_names_of_adapters_are_refused(stand: Stand) -> None:
         assert response.status_code == 400
         assert "'poet'" in response.json()["error"]["message"]
         assert (await client.post("/v1/completions", json={**body, "model": "other:poet"})).status_code == 200
+
+
+NEUTRAL = {
+    **dict.fromkeys(("lora_path", "bootstrap_room", "routed_dp_rank", "lora_id", "token_type_ids", "input_embeds")),
+    **dict.fromkeys(("background", "return_bytes", "return_entropy", "require_reasoning", "return_hidden_states"), False),
+    "data_parallel_rank": 0,
+}
+NOTED = {"custom_labels": {"a": "b"}, "routing_key": "k", "external_trace_header": {}, "received_time": 1.5, "no_logs": True}
+
+
+async def test_a_request_as_routers_pass_it_on(stand: Stand) -> None:
+    """With all fields of the native API; those that ask for what is not done are refused by name."""
+    assert (await generate(stand, text=TEXT, sampling_params=sampling(), **NEUTRAL, **NOTED))["text"]
+    batch = await generate(stand, text=[TEXT, TEXT], sampling_params=sampling(), lora_path=[None, None], input_embeds=[])
+    assert len(batch) == 2
+    for name in NEUTRAL:
+        response = await post(stand, "/generate", {"text": TEXT, "sampling_params": sampling(), name: 3})
+        assert response.status_code == 400 and name in response.json()["error"]["message"], name

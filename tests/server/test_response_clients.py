@@ -292,6 +292,32 @@ async def test_functions_of_namespaces(stand: Stand) -> None:
     assert "patch" not in prompt_of(stand)
 
 
+async def test_items_may_add_tools(stand: Stand) -> None:
+    """Each once, wherever it is defined; what the request itself defines counts."""
+    other = {"type": "function", "name": "close", "parameters": {"type": "object", "properties": {}}}
+    item = {
+        "type": "additional_tools",
+        "role": "developer",
+        "tools": [WEATHER, {"type": "namespace", "name": "n", "tools": [other]}],
+    }
+    says(stand, json.dumps({"name": "close", "arguments": {}}))
+    (call,) = (await good(stand, input=[item, USER, item], tools=[{**WEATHER, "description": "mine"}]))["output"]
+    assert (call["namespace"], call["name"]) == ("n", "close")
+    assert prompt_of(stand).count('"name": "get_weather"') == 1 and "mine" in prompt_of(stand)
+    async with client_of(stand) as http:
+        response = await http.post("/v1/responses", json={"input": [{**item, "tools": None}, USER]})
+    assert response.status_code == 400 and "additional_tools" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "kind", ["web_search_call", "mcp_call", "mcp_approval_request", "mcp_approval_response", "program", "program_output"]
+)
+async def test_what_hosted_tools_left_is_not_read(stand: Stand, kind: str) -> None:
+    says(stand, "Yes.")
+    await good(stand, input=[USER, {"type": kind, "id": "x", "code": "hidden", "result": "hidden"}, USER])
+    assert "hidden" not in prompt_of(stand)
+
+
 async def test_a_forced_call_wins_over_a_format(stand: Stand) -> None:
     says(stand, CALL)
     text = {

@@ -14,21 +14,23 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
 from sglang.srt.checkpoint.resolve import with_files
-from sglang.srt.errors import EngineDeadError, RequestError
-from sglang.srt.messages import ShutdownReq
+from sglang.srt.errors import EngineDeadError, RequestError, UnsupportedError
+from sglang.srt.messages import ControlReply, ShutdownReq
 from sglang.srt.process.logs import configure_logging
 from sglang.srt.process.relay import Courier, LocalLink, Relay
 from sglang.srt.process.scheduler_process import build_scheduler, read_tokenizer
 from sglang.srt.server.calls import Call
+from sglang.srt.server.fields import as_int, as_text
 from sglang.srt.server.generate_req import GenerateOut, UnreadOuts
 from sglang.srt.server.multimodal.opening import open_intake
 from sglang.srt.server.native.encode import encode, read_encode
 from sglang.srt.server.native.format import NativeCall, StreamReplies, collect, parse_generate, stream_replies
+from sglang.srt.server.native.not_done import NOT_DONE_BY_ENGINE
 from sglang.srt.server.native.score_choices import collect_scores, parse_score, plan_score
 from sglang.srt.server.openai.prompts import chat_options, render_chat
 from sglang.srt.server.tokenization.chat_roles import chat_roles
@@ -105,6 +107,9 @@ class Engine:
         prompt: str | list[str] | None = None,
         sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None,
         input_ids: list[int] | list[list[int]] | None = None,
+        image_data: Any = None,
+        audio_data: Any = None,
+        video_data: Any = None,
         *,
         return_logprob: bool | list[bool] | None = None,
         logprob_start_len: int | list[int] | None = None,
@@ -114,13 +119,16 @@ class Engine:
         **fields: Any,
     ) -> Any:
         """One prompt or a batch, as text or ids. Returns a dict, or a list of them for a batch or n > 1; with `stream` an
-        iterator of dicts holding the text so far. `fields` are further fields of /generate."""
+        iterator of dicts holding the text so far. `image_data` and `fields` are further fields of /generate."""
         native = self._parse(
             fields
             | {
                 "text": prompt,
                 "sampling_params": sampling_params,
                 "input_ids": input_ids,
+                "image_data": image_data,
+                "audio_data": audio_data,
+                "video_data": video_data,
                 "return_logprob": return_logprob,
                 "logprob_start_len": logprob_start_len,
                 "top_logprobs_num": top_logprobs_num,
@@ -135,12 +143,16 @@ class Engine:
         prompt: str | list[str] | None = None,
         sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None,
         input_ids: list[int] | list[list[int]] | None = None,
+        image_data: Any = None,
+        audio_data: Any = None,
+        video_data: Any = None,
         *,
         stream: bool = False,
         **fields: Any,
     ) -> Any:
         """`generate` for an event loop of the caller's: awaiting gives the dict or list, or with `stream` an async iterator."""
-        body = fields | {"text": prompt, "sampling_params": sampling_params, "input_ids": input_ids, "stream": stream}
+        media = {"image_data": image_data, "audio_data": audio_data, "video_data": video_data}
+        body = fields | media | {"text": prompt, "sampling_params": sampling_params, "input_ids": input_ids, "stream": stream}
         native = self._parse(body)
         if stream:
             return self._aiterate(native)
@@ -177,11 +189,13 @@ class Engine:
         call = read_encode(self._manager, {name: value for name, value in body.items() if value is not None})
         return await encode(self._manager, call)
 
-    def open_session(self, session_id: str | None = None, capacity_of_str_len: int | None = None) -> str:
+    def open_session(self, capacity_of_str_len: int | None = None, session_id: str | None = None) -> str:
         """A conversation that the engine keeps; its id is for `session_params` of `generate`."""
+        body = {"capacity_of_str_len": capacity_of_str_len, "session_id": session_id}
 
         async def work() -> str:
-            return self._manager.open_session(session_id, capacity_of_str_len)
+            capacity = as_int(body, "capacity_of_str_len", 0, 0, 2**31 - 1)
+            return self._manager.open_session(as_text(body, "session_id"), capacity or None)
 
         return self._wait(work())
 
@@ -200,6 +214,34 @@ class Engine:
     async def async_score_choices(self, **fields: Any) -> Reply:
         """`score_choices` for an event loop of the caller's."""
         return await self._elsewhere(self._score(fields))
+
+    def score(
+        self,
+        query: str | list[int] | None = None,
+        items: str | list[str] | list[list[int]] | None = None,
+        label_token_ids: list[int] | None = None,
+        apply_softmax: bool = False,
+        item_first: bool = False,
+    ) -> list[list[float]]:
+        """The probability of each label as the next token after query and item; a row for each item, as /v1/score has them."""
+        return self._wait(self._score_items(query, items, label_token_ids, apply_softmax, item_first))
+
+    async def async_score(
+        self,
+        query: str | list[int] | None = None,
+        items: str | list[str] | list[list[int]] | None = None,
+        label_token_ids: list[int] | None = None,
+        apply_softmax: bool = False,
+        item_first: bool = False,
+    ) -> list[list[float]]:
+        """`score` for an event loop of the caller's."""
+        return await self._elsewhere(self._score_items(query, items, label_token_ids, apply_softmax, item_first))
+
+    async def _score_items(self, query: Any, items: Any, labels: Any, softmax: bool, first: bool) -> list[list[float]]:
+        body = {"query": query, "items": items, "label_token_ids": labels, "apply_softmax": softmax, "item_first": first}
+        from sglang.srt.server.openai.scoring import ScoringApi  # brings HTTP along, which others do without
+
+        return await ScoringApi(self._manager, "").scores(body)
 
     async def _score(self, body: dict[str, Any]) -> Reply:
         plan = await plan_score(self._manager.maker, parse_score(body))
@@ -279,6 +321,22 @@ class Engine:
         """Empties the prefix cache. False if requests run or wait."""
         return self._wait(self._manager.flush_cache()).ok
 
+    def pause_generation(self) -> None:
+        """No more steps are taken until `continue_generation`. Raises RequestError where that cannot be."""
+        _check_done(self._wait(self._manager.pause(True)))
+
+    def continue_generation(self) -> None:
+        """Steps are taken again."""
+        _check_done(self._wait(self._manager.pause(False)))
+
+    def start_profile(self) -> None:
+        """Starts cProfile in the scheduler's thread. Raises RequestError if one runs."""
+        _check_done(self._wait(self._manager.profile(True)))
+
+    def stop_profile(self) -> str:
+        """Writes the profile to a file; what it says names the file. Raises RequestError if none runs."""
+        return _check_done(self._wait(self._manager.profile(False)))
+
     def abort_request(self, rid: str | None = None, abort_all: bool = False) -> None:
         """Aborts a request, or all of them."""
         if abort_all:
@@ -310,6 +368,25 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.shutdown()
 
+
+def _check_done(reply: ControlReply) -> str:
+    if not reply.ok:
+        raise RequestError(reply.message)
+    return reply.message
+
+
+def _not_done(name: str, why: str) -> Callable[..., Any]:
+    """A method that says so."""
+
+    def refuse(self: Engine, *args: Any, **kwargs: Any) -> Any:
+        raise UnsupportedError(f"Engine.{name} is not possible here: {why}", name)
+
+    refuse.__name__, refuse.__doc__ = name, f"Not possible here: {why}."
+    return refuse
+
+
+for _name, _why in NOT_DONE_BY_ENGINE.items():
+    setattr(Engine, _name, _not_done(_name, _why))
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 

@@ -30,8 +30,9 @@ from sglang.srt.server.http.wire import (
     request_id,
     speaks_anthropic,
 )
+from sglang.srt.server.native.not_done import NOT_DONE
 from sglang.srt.server.native.parsing_api import parse_function_call, separate_reasoning
-from sglang.srt.server.native.routes import NOT_DONE, NativeApi, refused
+from sglang.srt.server.native.routes import NativeApi, refused
 from sglang.srt.server.openai.embeddings import EmbeddingsApi
 from sglang.srt.server.openai.reranking import RerankApi
 from sglang.srt.server.openai.responses.input_items import NO_COMPACTION

@@ -12,7 +12,7 @@ from sglang.srt.media_item import MediaKind
 from sglang.srt.server.fields import check_members
 
 Detail = Literal["auto", "low", "high", "original"]
-PART_HINTS = frozenset({"cache_control"})
+PART_HINTS = frozenset({"cache_control", "prompt_cache_breakpoint"})
 """what clients put into parts of a message for servers that are told what to keep; it changes no answer"""
 MAX_PIXELS = 1 << 30
 MODALITIES = frozenset({"image", "multi-images", "video"})

@@ -73,7 +73,13 @@ _SCHEMAS: dict[str, Schema] = {
     "mm_processor_kwargs": free("of images", min_pixels=integer(), max_pixels=integer()),
 }
 _FIELDS = frozenset(_SCHEMAS)
-_IGNORED = frozenset({"log_metrics", "no_logs"})
+_IGNORED = frozenset(
+    {
+        *("log_metrics", "no_logs", "custom_labels", "conversation_id", "routing_key", "external_trace_header"),
+        *("received_time", "validation_time", "http_worker_ipc"),
+    }
+)
+"""what a router or a client notes for itself"""
 _UNSUPPORTED = frozenset(
     [
         "input_embeds",
@@ -85,6 +91,9 @@ _UNSUPPORTED = frozenset(
         "bootstrap_room",
         "data_parallel_rank",
         "max_thinking_tokens",
+        *("background", "require_reasoning", "return_bytes", "return_entropy", "return_prompt_token_ids", "token_type_ids"),
+        *("return_routed_experts", "return_indexer_topk", "routed_dp_rank", "disagg_prefill_dp_rank", "decode_tp_size"),
+        *("bootstrap_pair_key", "lora_id", "max_dynamic_patch", "min_dynamic_patch", "image_max_dynamic_patch"),
     ]
 )
 
@@ -137,7 +146,8 @@ def parse_generate(body: dict[str, Any], preferred: dict[str, Any] | None = None
     """
     check_known(body, GENERATE_FIELDS.known, "field")
     for name in body.keys() & _UNSUPPORTED:
-        if body[name] not in (None, False, [], {}):
+        asked = body[name] if isinstance(body[name], list) else [body[name]]  # a batch may have one for each prompt
+        if any(value not in (None, False, [], {}) for value in asked):
             raise UnsupportedError(f"{name} is not supported", name)
     text, ids = _prompt(body)
     is_batch = isinstance(text, list) or bool(ids and not isinstance(ids[0], int))

@@ -76,27 +76,6 @@ _DETOKENIZE = Fields.of(
 _ABORT = Fields.of(
     {"rid": schemas.RID, "abort_all": schemas.truth("all requests of all clients; needs the admin key")}, name="AbortRequest"
 )
-_NEW_WEIGHTS = "weights cannot be replaced while the server runs; restart it with the new ones"
-_FIXED_FLAGS = "flags hold as long as the server runs; restart it with others"
-_KEPT_MEMORY = "memory stays taken while the server runs"
-NOT_DONE = {
-    "/load_lora_adapter": "LoRA adapters are not supported",
-    "/unload_lora_adapter": "LoRA adapters are not supported",
-    "/update_weights_from_disk": _NEW_WEIGHTS,
-    "/update_weights_from_tensor": _NEW_WEIGHTS,
-    "/update_weights_from_distributed": _NEW_WEIGHTS,
-    "/init_weights_update_group": _NEW_WEIGHTS,
-    "/get_weights_by_name": "weights are not told: read them from the checkpoint",
-    "/release_memory_occupation": _KEPT_MEMORY,
-    "/resume_memory_occupation": _KEPT_MEMORY,
-    "/set_internal_state": _FIXED_FLAGS,
-    "/configure_logging": _FIXED_FLAGS,
-    "/classify": "reward models and classifiers are not served; /v1/score gives probabilities of labels",
-    "/start_expert_distribution_record": "what experts are chosen is not recorded",
-    "/stop_expert_distribution_record": "what experts are chosen is not recorded",
-    "/dump_expert_distribution_record": "what experts are chosen is not recorded",
-}
-"""endpoints of the original that this server does not have, and what to do instead"""
 
 
 def refused(why: str) -> Callable[[Request], Awaitable[Response]]:

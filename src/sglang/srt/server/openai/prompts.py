@@ -13,10 +13,11 @@ import msgspec
 from sglang.common.reasoning import ReasoningFormat
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.sampling_params import SamplingParams
-from sglang.srt.server.fields import check_members, note_ignored, unknown_message
+from sglang.srt.server.fields import check_members, unknown_message
 from sglang.srt.server.limits.json_limits import read_json_text
 from sglang.srt.server.multimodal.inputs import PART_HINTS, MediaInput, parse_part
 from sglang.srt.server.openai.protocol import ChatRequest, has_format, parse_request, sampling_params
+from sglang.srt.server.openai.template_hints import template_variables
 from sglang.srt.server.openai.tools import ToolPlan, plan_tools, tell_calls, tell_tools
 from sglang.srt.server.parsers.tool_calls import NONE, call_format, format_of_template
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
@@ -26,11 +27,8 @@ from sglang.srt.server.tokenization.tokenizer import Tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 _LOG = logging.getLogger(__name__)
-NO_EFFORT = "none"
 MAX_RENDERED_CHARS = 1 << 20
 """of users' messages that are rendered without being generated from, however short the context is"""
-_THINKING_SWITCHES = ("enable_thinking", "thinking")
-"""names that templates have for it"""
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def make_prompt(request: ChatRequest, plan: ToolPlan, options: ChatOptions) -> C
         how = call_format(plan.parser or options.tool_parser).how
         messages, tools = tell_tools(messages, tools, how), []
     asks = request.add_generation_prompt is not False and continued is None
-    return ChatPrompt(messages, tools, _template_variables(request, template), media, continued, asks)
+    return ChatPrompt(messages, tools, template_variables(request, template), media, continued, asks)
 
 
 def plan_for(request: ChatRequest, sampling: SamplingParams, options: ChatOptions) -> ToolPlan:
@@ -155,22 +153,6 @@ def render_chat(body: dict[str, Any], options: ChatOptions) -> dict[str, Any]:
     request = parse_request(ChatRequest, body)
     sampling = sampling_params(request, None, options.defaults)
     return {"text": make_prompt(request, plan_for(request, sampling, options), options).text(options)}
-
-
-def _template_variables(request: ChatRequest, template: ChatTemplate) -> dict[str, Any]:
-    """What the template is told besides messages and tools. Effort and verbosity are hints: a template that does not know them
-    is not told, but that there is to be no effort means no reasoning."""
-    if request.reasoning_effort is request.verbosity is None:
-        return request.chat_template_kwargs or {}
-    variables: dict[str, Any] = {}
-    for name, value in (("reasoning_effort", request.reasoning_effort), ("verbosity", request.verbosity)):
-        if value is not None and template.mentions(name):
-            variables[name] = value
-        elif value not in (None, NO_EFFORT):
-            note_ignored(f"{name}: this model's chat template does not know it")
-    if request.reasoning_effort == NO_EFFORT:
-        variables |= dict.fromkeys(_THINKING_SWITCHES, False)
-    return variables | (request.chat_template_kwargs or {})
 
 
 def _check_strict(template: ChatTemplate, format_name: str) -> None:
@@ -206,15 +188,23 @@ _KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "ref
 _HINTS = frozenset(
     {
         *("id", "annotations", "parsed", "cache_control", "reasoning_details", "thinking_blocks", "metadata", "weight"),
-        *("provider_specific_fields", "extra_content", "finish_reason", "matched_stop", "citations"),
+        *("provider_specific_fields", "extra_content", "finish_reason", "matched_stop", "stop_reason", "citations"),
+        *("usage", "model", "created", "timestamp", "index", "logprobs", "phase", "status", "signature", "thought_signature"),
+        *("reasoning_opaque", "reasoning_text", "reasoning_signature", "reasoning_items", "encrypted_content"),
+        *("additional_kwargs", "response_metadata", "usage_metadata", "prompt_cache_breakpoint", "provider_options"),
     }
 )
 """what clients send back from an answer, or add for other servers; it says nothing to the model"""
-_EMPTY_KEYS = frozenset({"function_call", "audio", "images"})
-"""what clients send back from an answer; means nothing when empty"""
+_EMPTY_KEYS = frozenset({"function_call", "audio", "images", "prefix", "partial", "invalid_tool_calls"})
+"""what clients send back from an answer; means nothing when empty. The last but one ask for what continue_final_message does"""
+_NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
+_TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""types of parts that are text -> where it stands; the second and third as /v1/responses has them"""
+_REASONING_PARTS = frozenset({"thinking", "redacted_thinking", "reasoning"})
+"""of an earlier answer, whose reasoning is not read again"""
 _MEDIA = frozenset({"image_url", "video_url", "audio_url", "input_audio", "image", "video", "audio", "file", "input_image"})
 _PLAIN = frozenset({"role", "content"})
-_TEXT_HINTS = frozenset({*PART_HINTS, "annotations", "logprobs"})
+_TEXT_HINTS = frozenset({*PART_HINTS, "annotations", "logprobs", "citations", "id", "metadata"})
 _CALL_KEYS = frozenset({"id", "type", "function", "index"})
 _CALL_HINTS = frozenset({"cache_control", "extra_content", "provider_specific_fields"})
 """what other servers put beside their calls; it says nothing to the model"""
@@ -244,7 +234,7 @@ def _message(raw: dict[str, Any], where: str, template: ChatTemplate, media: lis
     if type(content) is str and raw.keys() <= _PLAIN:
         return {"role": role, "content": content}
     for key, value in raw.items():
-        if key in _EMPTY_KEYS and value not in (None, [], {}, ""):
+        if key in _EMPTY_KEYS and value not in _NOTHING:
             raise UnsupportedError(f"{where}.{key} is not supported", "messages")
         if key not in _KEYS and key not in _EMPTY_KEYS and key not in _HINTS:
             raise RequestError(f"{where}: {unknown_message(key, _KEYS, 'key')}", "messages")
@@ -273,7 +263,14 @@ def _content(
         raise RequestError(f"{where}.content must be a string or a list of parts", "messages")
     if len(content) > MAX_MESSAGES:
         raise RequestError(f"{where}.content may have at most {MAX_MESSAGES} parts, got {len(content)}", "messages")
-    return [_part(part, f"{where}.content[{i}]", media) for i, part in enumerate(content)]
+    skips = role == "assistant"
+    parts = enumerate(content)
+    return [_part(part, f"{where}.content[{i}]", media) for i, part in parts if not (skips and _is_reasoning(part))]
+
+
+def _is_reasoning(part: Any) -> bool:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return isinstance(kind, str) and kind in _REASONING_PARTS
 
 
 def _part(part: Any, where: str, media: list[MediaInput] | None) -> dict[str, str]:
@@ -291,10 +288,10 @@ def _part_text(part: Any, where: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(kind, str) and kind in _MEDIA:
         raise UnsupportedError(f"{where} is of type {kind!r}, which this server does not read", "messages")
-    text = part.get("refusal" if kind == "refusal" else "text") if kind in ("text", "refusal") else None
+    text = part.get(_TEXTS[kind]) if isinstance(kind, str) and kind in _TEXTS else None
     if not isinstance(text, str):
         raise RequestError(f'{where} must be an object like {{"type": "text", "text": "..."}}', "messages")
-    check_members(part, {"type", str(kind), *_TEXT_HINTS}, where, "messages")
+    check_members(part, {"type", _TEXTS[str(kind)], *_TEXT_HINTS}, where, "messages")
     return text
 
 

@@ -35,7 +35,17 @@ ACCEPTED = frozenset(
         "safety_identifier",
         "prompt_cache_key",
         "prompt_cache_retention",
+        "prompt_cache_options",
         "prediction",
+        "moderation",
+        "client_metadata",
+        "cache_control",
+        "provider",
+        "models",
+        "route",
+        "usage",
+        "session_id",
+        "trace",
         "custom_labels",
         "no_logs",
         "guided_decoding_backend",
@@ -78,6 +88,21 @@ REFUSED: dict[str, Refusal] = {
     "kv_transfer_params": Refusal("a server keeps its cache to itself", ({},)),
     "vllm_xargs": Refusal("they mean nothing here", ({},)),
 }
+_OTHERS: dict[str, Refusal] = {
+    "transforms": Refusal("messages are read whole", ([],)),
+    "plugins": Refusal("the server adds nothing to messages", ([],)),
+    "include_reasoning": Refusal(
+        "reasoning is told apart (separate_reasoning) or not asked for (reasoning_effort none)", (True,)
+    ),
+    **dict.fromkeys(
+        ("thinking_budget", "thinking_token_budget", "max_thinking_tokens"),
+        Refusal("max_tokens limits reasoning and answer together"),
+    ),
+    "enable_search": Refusal("the server searches nothing; give the model a tool of your own", (False,)),
+    "extra_body": Refusal("its members belong into the body itself", ({},)),
+}
+"""what other servers have, and no API of ours"""
+REFUSED |= _OTHERS
 
 
 class StreamOptions(BaseModel):
@@ -146,6 +171,9 @@ class ChatRequest(CommonRequest):
     top_logprobs: int | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
+    enable_thinking: bool | None = None
+    thinking: bool | dict[str, Any] | None = None
+    reasoning: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -190,7 +218,11 @@ def _fields(kind: type[CommonRequest]) -> Fields:
 
 CHAT_FIELDS, COMPLETION_FIELDS = _fields(ChatRequest), _fields(CompletionRequest)
 
-ANSWERING = frozenset({*ChatRequest.model_fields, *REFUSED, STRUCTURED, *ALIASES, *SamplingParams.__struct_fields__}) - ACCEPTED
+ANSWERING = frozenset({*ChatRequest.model_fields, *REFUSED, STRUCTURED, *ALIASES, *SamplingParams.__struct_fields__}) - {
+    *ACCEPTED,
+    *_OTHERS,
+    *("enable_thinking", "reasoning"),
+}
 """what changes an answer under the names of one of our APIs; others refuse it, unless they have it too"""
 
 Request = TypeVar("Request", bound=CommonRequest)

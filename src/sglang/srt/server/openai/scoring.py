@@ -100,15 +100,29 @@ class ScoringApi:
         return CLIENT_GONE if reply is None else LargeJsonResponse(reply)
 
     async def _judge(self, request: Request, call: _JudgeCall) -> Response:
-        texts, first_lens = [ids for ids, _ in call.pairs], [first for _, first in call.pairs]
-        vectors = await unless_gone(request, self._manager.embed(texts, first_lens=first_lens))
-        if vectors is None:
+        scores = await unless_gone(request, self._judged(call))
+        if scores is None:
             return CLIENT_GONE
-        rows = [vector.tolist() for vector in vectors]
-        count = sum(map(len, texts))
+        count = sum(len(ids) for ids, _ in call.pairs)
         usage = {"prompt_tokens": count, "total_tokens": count, "completion_tokens": 0}
-        scores = [_among_themselves(row) for row in rows] if call.softmax else rows
         return LargeJsonResponse({"object": "scoring", "model": call.model, "scores": scores, "usage": usage})
+
+    async def _judged(self, call: _JudgeCall) -> list[list[float]]:
+        texts, first_lens = [ids for ids, _ in call.pairs], [first for _, first in call.pairs]
+        rows: list[list[float]] = [vector.tolist() for vector in await self._manager.embed(texts, first_lens=first_lens)]
+        return [_among_themselves(row) for row in rows] if call.softmax else rows
+
+    async def scores(self, body: dict[str, Any]) -> list[list[float]]:
+        """Those of a body, for the offline engine. Raises RequestError."""
+        score = self._score_call(body)
+        if isinstance(score, _JudgeCall):
+            return await self._judged(score)
+        call = await self._manager.start(score.req)
+        try:
+            scores: list[list[float]] = (await score.collect(call))["scores"]
+        finally:
+            call.cancel()
+        return scores
 
     def _judge_call(self, body: dict[str, Any]) -> _JudgeCall:
         """For a model with a head for labels: query and item are the two texts of a pair."""

@@ -70,7 +70,7 @@ class ResponsesCall:
         self._keep = keep
         self._input = _kept_input(body)
         self._echo = _echo_of(body)
-        self._tools = read_tools(body.get("tools"))
+        self._tools = read_tools(body.get("tools"), [*history, *input_items(body)])
         self._chat = _chat_call(body, history, self._tools, options)
         self.req = self._chat.req
         self._model = body.get("model") or options.served_name

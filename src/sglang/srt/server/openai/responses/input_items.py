@@ -5,6 +5,7 @@ function_call, custom_tool_call, shell_call...           a call of the assistant
 function_call_output, custom_tool_call_output...         a message of the role tool
 web_search_call, mcp_call...                             nothing: hosted tools ran elsewhere
 reasoning                                                nothing: earlier reasoning is not part of later prompts
+additional_tools                                         nothing: response_tools.py reads them
 item_reference                                           replaced before by the item of a stored response (store.py)
 """
 
@@ -18,7 +19,7 @@ from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.server.fields import SHOWN, note_ignored, note_unknown
 from sglang.srt.server.http.json_pieces import encode_json
 from sglang.srt.server.multimodal.inputs import PART_HINTS
-from sglang.srt.server.openai.responses.response_tools import ResponseTools
+from sglang.srt.server.openai.responses.response_tools import ADDED, ResponseTools
 
 _OTHER_CALLS = {"local_shell": "action", "shell": "action", "apply_patch": "operation"}
 """tools whose calls have a type of their own (NAME_call, NAME_call_output), and where their arguments stand"""
@@ -38,7 +39,8 @@ NO_COMPACTION = (
 _OF_SERVERS = frozenset(
     {
         *("web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"),
-        *("mcp_call", "mcp_list_tools", "tool_search_call", "tool_search_output"),
+        *("mcp_call", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response"),
+        *("tool_search_call", "tool_search_output", "program", "program_output"),
     }
 )
 """what hosted tools left in a conversation: what came of it is in the messages behind it"""
@@ -78,7 +80,7 @@ class ItemMessages:
             note_ignored(f"an item of type {kind!r}, which OpenAI's servers made")
         elif isinstance(kind, str) and "compaction" in kind:
             raise UnsupportedError(f"{where}: {NO_COMPACTION}", "input")
-        elif kind != "reasoning":
+        elif kind not in ("reasoning", ADDED):
             shown = repr(kind[:SHOWN]) if isinstance(kind, str) else "that is none"
             raise UnsupportedError(
                 f"{where} is of a type {shown}, which is not supported; message, function_call and function_call_output are",

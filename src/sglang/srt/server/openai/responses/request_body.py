@@ -14,6 +14,7 @@ from sglang.srt.server.openapi.schemas import Schema, free, integer, list_of, nu
 _SAME = (
     *("model", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stream", "parallel_tool_calls", "user", "rid"),
     *("repetition_penalty", "frequency_penalty", "presence_penalty", "chat_template_kwargs", "priority", "cache_salt"),
+    *("enable_thinking", "thinking"),
 )
 _OWN: dict[str, Schema] = {
     "input": one_of(text(), list_of(free(type=text())), says="a text, or items: messages, calls and their results, references"),

@@ -3,7 +3,7 @@ of their own, and are left out with a line in the log: a model answers without t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -94,12 +94,21 @@ class ResponseTools:
         )
 
 
-def read_tools(raw: Any) -> ResponseTools:
-    """Raises RequestError."""
+ADDED = "additional_tools"
+"""type of an item that brings tools"""
+
+
+def read_tools(raw: Any, items: Iterable[Any] = ()) -> ResponseTools:
+    """A request's tools, and those that items of its conversation add. Raises RequestError."""
     tools = ResponseTools()
     if raw is not None and not isinstance(raw, list):
         raise RequestError("tools must be a list", "tools")
     found = list(_flat(raw or [], "tools"))
+    seen = {(namespace, str(tool.get("name"))) for tool, namespace, _ in found}
+    for tool, namespace, where in _added(items):
+        if (key := (namespace, str(tool.get("name")))) not in seen:
+            seen.add(key)
+            found.append((tool, namespace, where))
     # functions outside of namespaces keep their names
     for tool, namespace, where in sorted(found, key=lambda entry: entry[1] is not None):
         if tool["type"] == "function":
@@ -108,6 +117,14 @@ def read_tools(raw: Any) -> ResponseTools:
             note_unknown([tool["type"]], _RUN_HERE, "type of a tool, which is left out:")
             tools.left_out.append(tool["type"])
     return tools
+
+
+def _added(items: Iterable[Any]) -> Iterator[tuple[dict[str, Any], str | None, str]]:
+    for item in items:
+        if isinstance(item, dict) and item.get("type") == ADDED:
+            if not isinstance(item.get("tools"), list):
+                raise RequestError(f"an item of type {ADDED} must have a list of tools", "input")
+            yield from _flat(item["tools"], f"{ADDED}.tools")
 
 
 def _flat(raw: list[Any], where: str, namespace: str | None = None) -> Iterator[tuple[dict[str, Any], str | None, str]]:
