@@ -36,6 +36,8 @@ NOTED = {
     "--model-path M --file-storage-path /tmp/x --show-time-cost": "files are not stored",
     "--model-path M --quantization awq_marlin --dist-init-addr 1.2.3.4:5000": "the kernels are chosen for the machine",
     "-moe-runner-backend triton": "--moe-runner-backend has no effect here",
+    "--model-path M --enable-flashinfer --model-mode flashinfer --attention-reduce-in-fp32": "--enable-flashinfer has no effect",
+    "--model-path M --file-storage-pth st --return-token-ids --n-share-experts-fusion 8": "always have output_ids",
 }
 REFUSED = {
     "--model-path M -dp 8": "--dp-size 8 is not possible here: one server is one replica",
@@ -48,6 +50,8 @@ REFUSED = {
     "--model M --max-model-len 4096": "did you mean --context-length?",
     "--model M --max_num_seqs 8": "did you mean --max-running-requests?",
     "--model-path M -tp two": "invalid int value: 'two'",
+    "--model-path M --enable-metrics=true": "--enable-metrics takes no value, got 'true'",
+    "--model-path M --disable-radix-cache=false": "--disable-radix-cache takes no value, got 'false'",
 }
 
 

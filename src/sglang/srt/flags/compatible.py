@@ -6,7 +6,7 @@
                  or refused with the reason
 
 flags/names.py reads the tables for the command line, ServerArgs(...), Engine(...) and Runtime(...) alike. Source:
-the page "Server Arguments" of its documentation, and its releases 0.4.9, 0.5.6 and 0.5.23.
+the page "Server Arguments" of its documentation, its releases 0.4.9, 0.5.6 and 0.5.23, and command lines of older ones.
 """
 
 from __future__ import annotations
@@ -79,6 +79,9 @@ ALIASES: dict[str, str] = {
     "decode_context_parallel_size": "dcp_size",
     "attention_data_parallel_size": "attn_dp_size",
     "grpc_http_sidecar_port": "smg_http_sidecar_port",
+    "attention_reduce_in_fp32": "triton_attention_reduce_in_fp32",
+    "enable_llama4_multimodal": "enable_multimodal",
+    "file_storage_pth": "file_storage_path",
 }
 """other name -> name. Abbreviations that only our own flags make ambiguous are here, too."""
 
@@ -163,7 +166,7 @@ FLAGS: dict[str, OtherFlag] = {
     # --- which implementation computes: answers are the same
     **_taken(
         _KERNELS,
-        "enable_torch_compile mlx_enable_sampling enable_tf32_matmul enable_lean_attention "
+        "enable_torch_compile enable_flashinfer mlx_enable_sampling enable_tf32_matmul enable_lean_attention "
         "enable_nvidia_megakernel enable_amd_monokernel enable_deepseek_v4_fp4_indexer enable_dsa_fused_indexer "
         "enable_scattered_sconv enforce_disable_flashinfer_allreduce_fusion "
         "disable_aiter_allreduce_fusion_in_prefill disable_aiter_allreduce_fusion_in_decode "
@@ -175,7 +178,7 @@ FLAGS: dict[str, OtherFlag] = {
         "enable_flashinfer_trtllm_moe enable_triton_kernel_moe enable_flashinfer_mxfp4_moe "
         "disable_flashinfer_cutlass_moe_fp4_allgather enable_flashinfer_allreduce_fusion "
         "enable_aiter_allreduce_fusion enable_fused_grouped_gemm_combine enable_fused_moe_sum_all_reduce",
-        "prefill_attention_backend prefill_kv_cache_dequant_dtype dsv4_prefill_backend dsa_triton_union "
+        "prefill_attention_backend model_mode prefill_kv_cache_dequant_dtype dsv4_prefill_backend dsa_triton_union "
         "dsv4_attn_backend linear_attn_verify_backend boundary_reduction flashinfer_allreduce_fusion_backend "
         "qsa_indexer_dtype sampling_mask_max_tokens monokernel_backend decode_attention_backend fp8_gemm_backend "
         "fp4_gemm_backend fp8_gemm_runner_backend fp4_gemm_runner_backend bf16_gemm_backend moe_runner_backend "
@@ -295,7 +298,7 @@ FLAGS: dict[str, OtherFlag] = {
         "disaggregation_decode_allocation_policy disaggregation_decode_retraction_backup "
         "disaggregation_decode_extra_slots disaggregation_decode_host_receive_threshold encoder_bootstrap_port "
         "deepep_v2_mode fuseep_mode flashinfer_a2a_dispatch_type expert_balancedness_report_mode ep_join_mode "
-        "elastic_ep_scale_timeout dcp_comm_backend cp_strategy shared_experts_tp_size ep_join_rank_offset "
+        "elastic_ep_scale_timeout n_share_experts_fusion dcp_comm_backend cp_strategy shared_experts_tp_size ep_join_rank_offset "
         "elastic_ep_initial_size max_ep_size decoupled_spec_bind_endpoint decoupled_spec_rank decoupled_spec_role "
         "engine_info_bootstrap_port deepep_mode deepep_config deepep_dispatcher_output_dtype "
         "ep_num_redundant_experts ep_dispatch_algorithm init_expert_location eplb_algorithm "
@@ -359,6 +362,7 @@ FLAGS: dict[str, OtherFlag] = {
         "return_hidden_states_mode",
         "return_aux_hidden_state_layer_ids",
     ),
+    **_taken("replies of /generate always have output_ids", "return_token_ids"),
     **_refused("give the template itself with --chat-template", one="hf_chat_template_name"),
     **_refused("completions with a suffix are not served", one="completion_template"),
     **_refused("tools are called by the client", one="tool_server"),

@@ -24,6 +24,7 @@ class FlagParser(argparse.ArgumentParser):
         return next(action for action in self._actions if action.dest == name)
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub(r"^argument (\S+): ignored explicit argument (.*)$", r"\1 takes no value, got \2", message)
         self.exit(2, f"{self.prog}: error: {f'{self.where}: ' if self.where else ''}{message}\n")
 
 
