@@ -49,7 +49,7 @@ export async function send(path, body, signal) {
 async function errorOf(response) {
   let message = `The server says ${response.status}.`;
   try {
-    message = (await response.json()).error.message;
+    message = String((await response.json()).error.message);
   } catch {
     // an answer of a proxy
   }
@@ -65,9 +65,12 @@ export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   let isOver = false;
+  const read = () => reader.read().catch((error) => {
+    throw error.name === "AbortError" ? error : new ApiError("The connection broke before the answer was complete.", 0);
+  });
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await read();
       isOver = done;
       if (done) return;
       const lines = (rest + value).split("\n");

@@ -6,7 +6,7 @@ import { Constraints } from "./constraints/constraints.js";
 import { Programs } from "./programs/programs.js";
 import { Machine } from "./machine/machine.js";
 import { modelOf, options } from "./chat/options.js";
-import { loadAll, keep } from "./chat/conversations.js";
+import { loadAll, keepAtOnce } from "./chat/conversations.js";
 
 const VIEWS = [
   ["chat", "Chat", Chat],
@@ -89,7 +89,7 @@ function App() {
   `;
 }
 
-addEventListener("pagehide", keep);
+addEventListener("pagehide", keepAtOnce);
 loadAll();
 loadServer();
 const root = document.getElementById("app");

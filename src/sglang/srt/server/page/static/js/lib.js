@@ -165,6 +165,9 @@ export const short = (number) =>
 
 export const seconds = (value) => (value < 0.01 ? `${(value * 1000).toFixed(1)} ms` : value < 1 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(value < 10 ? 2 : 1)} s`);
 
+/** The size of letters in pixels, for drawings that are to grow with them. */
+export const em = () => parseFloat(getComputedStyle(document.documentElement).fontSize);
+
 export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
 export const newId = () => crypto.getRandomValues(new Uint32Array(3)).reduce((text, n) => text + n.toString(36), "");

@@ -1,5 +1,5 @@
 // The chat: conversations at the side, messages, and the composer.
-import { html, useState, useEffect, useLayoutEffect, useRef, useStore, download, Icon, IconButton } from "../lib.js";
+import { html, useState, useEffect, useLayoutEffect, useRef, useStore, download, plural, Icon, IconButton } from "../lib.js";
 import { server } from "../api.js";
 import * as conversations from "./conversations.js";
 import { BranchTree } from "./branches.js";
@@ -8,10 +8,15 @@ import { isRunning, stop } from "./generate.js";
 import { Message } from "./message.js";
 import { modelOf, options, OptionsDialog, tokenView } from "./options.js";
 
+/** of conversations, before they can be searched */
+const NUM_UNSOUGHT = 12;
+/** the last messages of a conversation, which are shown */
+const NUM_SHOWN = 100;
+
 function Kept({ onChoose }) {
   const list = useStore(conversations.list);
   const { id } = useStore(conversations.current);
-  const problem = useStore(conversations.storageError);
+  const [sought, setSought] = useState("");
   const [notice, setNotice] = useState(null);
   const picker = useRef(null);
   const importFile = async (event) => {
@@ -28,6 +33,8 @@ function Kept({ onChoose }) {
     await conversations.keep();
     download("conversations.json", JSON.stringify({ conversations: await conversations.exportAll() }, null, 1));
   };
+  const words = sought.toLowerCase().trim();
+  const found = list.filter((entry) => entry.title.toLowerCase().includes(words));
   const start = () => {
     conversations.keep();
     conversations.current.set(conversations.fresh());
@@ -35,8 +42,8 @@ function Kept({ onChoose }) {
   };
   return html`<nav class="kept" aria-label="Conversations">
     <button type="button" class="new" onClick=${start}><${Icon} name="plus" /> New conversation</button>
-    ${problem && html`<p class="error" role="alert">${problem}</p>`}
-    <ul>${list.map((entry) => html`<li key=${entry.id} class=${entry.id === id ? "on" : ""}>
+    ${list.length > NUM_UNSOUGHT && html`<input type="search" aria-label="Find a conversation" placeholder="Find" value=${sought} onInput=${(event) => setSought(event.target.value)} />`}
+    <ul>${found.map((entry) => html`<li key=${entry.id} class=${entry.id === id ? "on" : ""}>
       <button type="button" class="entry" aria-current=${entry.id === id ? "page" : undefined} onClick=${async () => {
         await conversations.keep();
         await conversations.open(entry.id);
@@ -101,10 +108,13 @@ export function Chat({ drawer, setDrawer }) {
   const conversation = useStore(conversations.current);
   const tokens = useStore(tokenView);
   const known = useStore(server);
+  const problem = useStore(conversations.storageError);
+  const [whole, setWhole] = useState(null);
   const [dialog, setDialog] = useState(null);
   const box = useRef(null);
   useEndInView(box, conversation);
   const path = conversations.pathTo(conversation);
+  const earlier = whole === conversation.id ? 0 : Math.max(path.length - NUM_SHOWN, 0);
   const system = conversations.systemOf(conversation);
   const counts = new Map();
   for (const node of Object.values(conversation.nodes)) counts.set(node.parent, (counts.get(node.parent) ?? 0) + 1);
@@ -131,10 +141,12 @@ export function Chat({ drawer, setDrawer }) {
       <div class="messages" ref=${box} tabindex="0" role="log" aria-live="off" aria-label="Messages">
         <div class="column">
           ${path.length > 0 && system && html`<p class="system"><b>System</b> ${system}</p>`}
-          ${path.map((node) => html`<${Message} key=${node.id} node=${node} version=${node.version} busy=${isRunning(node)} tokens=${tokens} siblings=${counts.get(node.parent)} />`)}
+          ${earlier > 0 && html`<p class="center"><button type="button" class="quiet" onClick=${() => setWhole(conversation.id)}>Show ${plural(earlier, "earlier message")}</button></p>`}
+          ${path.slice(earlier).map((node) => html`<${Message} key=${node.id} node=${node} version=${node.version} busy=${isRunning(node)} tokens=${tokens} siblings=${counts.get(node.parent)} />`)}
           ${!path.length && html`<${Empty} known=${known} />`}
         </div>
       </div>
+      ${problem && html`<p class="banner error" role="alert">${problem}</p>`}
       <div class="column"><${Composer} running=${busyNode !== undefined} onOptions=${() => setDialog("options")} /></div>
     </section>
     ${dialog === "options" && html`<${OptionsDialog} onClose=${close} />`}

@@ -4,6 +4,7 @@
 //   node {id, parent, role, content, images, files, reasoning, calls, stats, tokens, ...}; `leaf` is the end of the branch on view
 import { server } from "../api.js";
 import { Store, newId } from "../lib.js";
+import { conversationFrom } from "./imports.js";
 
 const NAME = "sglang";
 const TABLE = "conversations";
@@ -20,9 +21,11 @@ function database() {
   return opening;
 }
 
+/** What `work` asks of the table: the result of its request, or of its promise. */
 async function run(mode, work) {
   const table = (await database()).transaction(TABLE, mode).objectStore(TABLE);
   const request = work(table);
+  if (request instanceof Promise) return request;
   return new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
@@ -63,6 +66,8 @@ export async function open(id) {
 export async function remove(id) {
   await run("readwrite", (table) => table.delete(id));
   list.set(list.value.filter((entry) => entry.id !== id));
+  waiting.delete(id);
+  others?.postMessage({ removed: id });
   if (current.value.id === id) current.set(fresh());
 }
 
@@ -74,29 +79,11 @@ export async function exportAll() {
 export async function importAll(text) {
   const given = JSON.parse(text);
   const all = Array.isArray(given) ? given : Array.isArray(given?.conversations) ? given.conversations : [given];
-  const checked = all.map(checkConversation);
+  const checked = all.map((one) => conversationFrom(one, fresh()));
   for (const conversation of checked) await run("readwrite", (table) => table.put(conversation));
   await loadAll();
+  others?.postMessage({ imported: true });
   return checked.length;
-}
-
-function checkConversation(given) {
-  const whole = { ...fresh(), ...given };
-  if (typeof given !== "object" || given === null || typeof whole.id !== "string" || typeof whole.nodes !== "object" || whole.nodes === null) {
-    throw new Error("this is no conversation of this page");
-  }
-  for (const [id, node] of Object.entries(whole.nodes)) {
-    const roles = ["user", "assistant", "tool"];
-    if (node?.id !== id || !roles.includes(node.role) || typeof node.content !== "string" || (node.parent !== null && !Object.hasOwn(whole.nodes, node.parent))) {
-      throw new Error(`message ${id} of the conversation is damaged`);
-    }
-    node.images = (Array.isArray(node.images) ? node.images : []).filter((url) => typeof url === "string" && url.startsWith("data:image/"));
-    node.running = false;
-  }
-  if (whole.leaf !== null && !Object.hasOwn(whole.nodes, whole.leaf)) whole.leaf = null;
-  whole.title = String(whole.title);
-  whole.system = whole.system === null ? null : String(whole.system);
-  return whole;
 }
 
 const PAUSE_MS = 600;
@@ -105,6 +92,7 @@ let timer = 0;
 /** until what has changed is kept: longer if that takes long, as it does for an answer with all its tokens */
 let pause = PAUSE_MS;
 const waiting = new Map();
+const writing = new Map();
 
 /** Says that a conversation has changed: views are drawn anew, and it is kept soon. */
 export function touch(conversation, node = null) {
@@ -114,31 +102,92 @@ export function touch(conversation, node = null) {
   timer ||= setTimeout(keep, pause);
 }
 
-/** Writes what has changed. */
+/** Writes what has changed. What cannot be written is tried again with the next change. */
 export async function keep() {
   clearTimeout(timer);
   timer = 0;
-  const all = [...waiting.values()];
-  waiting.clear();
-  for (const conversation of all) {
-    if (!Object.keys(conversation.nodes).length && !conversation.system) continue;
+  for (const [id, conversation] of [...waiting]) {
+    waiting.delete(id);
+    if (isEmpty(conversation)) continue;
     conversation.updated = Date.now();
+    writing.set(id, conversation);
     try {
-      await run("readwrite", (table) => putTimed(table, conversation));
+      await run("readwrite", (table) => putMerged(table, conversation));
+      storageError.set(null);
     } catch (error) {
-      storageError.set(`Conversations cannot be kept in this browser: ${error.message}`);
+      waiting.set(id, conversation);
+      storageError.set(`Conversations cannot be kept in this browser: ${error.message || error.name}`);
       return;
+    } finally {
+      writing.delete(id);
     }
     const entry = { id: conversation.id, title: conversation.title, updated: conversation.updated };
-    list.set([entry, ...list.value.filter((other) => other.id !== conversation.id)]);
+    listed(entry);
+    others?.postMessage({ kept: entry });
   }
+}
+
+/** Writes what is not yet written while the page is left: there is no time to read. */
+export function keepAtOnce() {
+  const all = [...new Map([...writing, ...waiting]).values()].filter((conversation) => !isEmpty(conversation));
+  run("readwrite", (table) => {
+    for (const conversation of all) table.put(conversation);
+    table.transaction.commit();
+    return Promise.resolve();
+  }).catch(() => {}); // there is nobody to tell
+}
+
+const isEmpty = (conversation) => !Object.keys(conversation.nodes).length && !conversation.system;
+
+function listed(entry) {
+  list.set([entry, ...list.value.filter((other) => other.id !== entry.id)]);
+}
+
+/** Another tab may have changed the same conversation meanwhile: its messages are taken over. */
+function putMerged(table, conversation) {
+  return new Promise((resolve, reject) => {
+    const { transaction } = table;
+    transaction.oncomplete = () => resolve();
+    transaction.onabort = () => reject(transaction.error ?? new Error("it was aborted"));
+    const reading = table.get(conversation.id);
+    reading.onsuccess = () => {
+      merge(conversation, reading.result);
+      putTimed(table, conversation);
+    };
+  });
+}
+
+/** id of a conversation -> ids of messages that were deleted in this tab */
+const deleted = new Map();
+
+function merge(conversation, kept) {
+  const gone = deleted.get(conversation.id);
+  for (const [id, node] of Object.entries(kept?.nodes ?? {})) {
+    const ours = conversation.nodes[id];
+    const hasPlace = node.parent === null || node.parent in conversation.nodes;
+    const isNews = ours ? (node.version ?? 0) > (ours.version ?? 0) : hasPlace && !gone?.has(id);
+    if (isNews) conversation.nodes[id] = node;
+  }
+}
+
+/** The other tabs with this page. */
+const others = "BroadcastChannel" in globalThis ? new BroadcastChannel(NAME) : null;
+if (others) {
+  others.onmessage = async ({ data }) => {
+    if (data.removed) list.set(list.value.filter((entry) => entry.id !== data.removed));
+    if (data.imported) await loadAll();
+    if (!data.kept) return;
+    listed(data.kept);
+    if (data.kept.id !== current.value.id) return;
+    merge(current.value, await run("readonly", (table) => table.get(data.kept.id)));
+    current.tell();
+  };
 }
 
 function putTimed(table, conversation) {
   const began = performance.now();
-  const request = table.put(conversation); // makes a copy of all of it
+  table.put(conversation); // makes a copy of all of it
   pause = Math.max(PAUSE_MS, REST * (performance.now() - began));
-  return request;
 }
 
 // --- the tree ------------------------------------------------------------------------------------------------------------------
@@ -155,8 +204,8 @@ export function add(conversation, parent, role, more = {}) {
 /** Messages from the first to `leaf`. */
 export function pathTo(conversation, leaf = conversation.leaf) {
   const path = [];
-  for (let at = conversation.nodes[leaf]; at; at = conversation.nodes[at.parent]) path.unshift(at);
-  return path;
+  for (let at = conversation.nodes[leaf]; at; at = conversation.nodes[at.parent]) path.push(at);
+  return path.reverse();
 }
 
 export function childrenOf(conversation, parent) {
@@ -189,11 +238,14 @@ export function show(conversation, id) {
 export function cut(conversation, id) {
   const table = childTable(conversation);
   const parent = conversation.nodes[id].parent;
+  if (!deleted.has(conversation.id)) deleted.set(conversation.id, new Set());
+  const gone = deleted.get(conversation.id);
   const stack = [id];
   while (stack.length) {
     const at = stack.pop();
-    stack.push(...(table.get(at) ?? []).map((node) => node.id));
+    for (const node of table.get(at) ?? []) stack.push(node.id);
     delete conversation.nodes[at];
+    gone.add(at);
   }
   const siblings = childrenOf(conversation, parent);
   conversation.leaf = parent;

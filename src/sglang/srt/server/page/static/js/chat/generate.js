@@ -80,6 +80,7 @@ export async function answer(conversation, parent, { begun = "", tokens = null, 
       take(node, event, times);
       touch(conversation, node);
     }
+    if (!node.finish) throw new Error("The answer ended before it was complete.");
     announce("The answer is complete.");
   } catch (error) {
     if (error.name === "AbortError") node.finish = "stopped";

@@ -6,6 +6,8 @@ import purify from "../../vendor/dompurify.js";
 import temml from "../../vendor/temml.js";
 
 const SHORT_MATH = 20000;
+/** of a formula: its end is not looked for beyond */
+const MATH_LINES = 100;
 const md = markdownIt({ html: false, linkify: true, breaks: false });
 const escape = md.utils.escapeHtml;
 
@@ -22,12 +24,22 @@ function renderMath(source, display) {
 /** [opening, closing] of mathematics, display first. */
 const MATH = [["$$", "$$"], ["\\[", "\\]"], ["\\(", "\\)"], ["$", "$"]];
 
+/** Where `close` comes next; what was found is kept, so that a text with many beginnings is searched once. */
+function nextEnd(state, close, start) {
+  state.mathEnds ??= new Map();
+  const known = state.mathEnds.get(close);
+  if (known && known.from <= start && start <= known.at) return known.at;
+  const at = state.src.indexOf(close, start);
+  state.mathEnds.set(close, { from: start, at: at < 0 ? Infinity : at });
+  return at < 0 ? Infinity : at;
+}
+
 function inlineMath(state, silent) {
   for (const [open, close] of MATH) {
     if (!state.src.startsWith(open, state.pos)) continue;
     const start = state.pos + open.length;
-    const end = state.src.indexOf(close, start);
-    const source = end < 0 ? "" : state.src.slice(start, end);
+    const end = nextEnd(state, close, start);
+    const source = end > start + SHORT_MATH ? "" : state.src.slice(start, end);
     if (!source.trim()) continue;
     // "$5 and $6" are prices
     if (open === "$" && (/^\s|\s$|\\$/.test(source) || /^\d/.test(state.src.slice(end + 1)))) continue;
@@ -51,7 +63,7 @@ function blockMath(state, startLine, endLine, silent) {
   let text = line(at).slice(open.length);
   while (!text.trimEnd().endsWith(close)) {
     at += 1;
-    if (at >= endLine) return false;
+    if (at >= endLine || at > startLine + MATH_LINES) return false;
     text += `\n${line(at)}`;
   }
   if (silent) return true;
@@ -178,6 +190,14 @@ function untilLaidOut(node, began) {
   return now + (REST - 1) * (now - began);
 }
 
+/** Characters of one text that are shown. All are kept, copied and sent. */
+const MOST = 400_000;
+
+const rest = (text) => (text.length > MOST ? html`<p class="hint">${text.length - MOST} more characters are not shown.</p>` : null);
+
+/** A text that may be too long to be shown. */
+export const Long = ({ text }) => html`${text.slice(0, MOST)}${rest(text)}`;
+
 /** `busy`: the text grows. Drawing it then takes one part in REST of the time at most: a block without an end costs more with every token. */
 export function Markdown({ text, busy = false }) {
   const box = useRef(null);
@@ -188,7 +208,7 @@ export function Markdown({ text, busy = false }) {
   const began = performance.now();
   const { until } = shown.current;
   growing.current ??= new Growing();
-  if (shown.current.text !== text && (!busy || began >= until)) shown.current = { text, tail: growing.current.feed(text), until: 0 };
+  if (shown.current.text !== text && (!busy || began >= until)) shown.current = { text, tail: growing.current.feed(text.slice(0, MOST)), until: 0 };
   useLayoutEffect(() => {
     clearTimeout(later.current);
     if (shown.current.text !== text) later.current = setTimeout(() => again((n) => n + 1), until - began);
@@ -199,5 +219,6 @@ export function Markdown({ text, busy = false }) {
   return html`<div class="markdown" ref=${box} onClick=${onClick}>
     ${blocks.map((markup, i) => html`<div class="block" key=${i} dangerouslySetInnerHTML=${{ __html: markup }} />`)}
     <div class="block" key="tail" dangerouslySetInnerHTML=${{ __html: shown.current.tail }} />
+    ${rest(text)}
   </div>`;
 }

@@ -2,7 +2,7 @@
 import { html, Component, useState, CopyButton, Icon, IconButton, short, seconds } from "../lib.js";
 import { add, childrenOf, current, cut, show } from "./conversations.js";
 import { answer, isRunning, requestFor, stop } from "./generate.js";
-import { Markdown } from "./markdown.js";
+import { Long, Markdown } from "./markdown.js";
 import { Legend, textBefore, Tokens } from "./tokens.js";
 import { tokenView } from "./options.js";
 import { CodeDialog } from "../request_code.js";
@@ -21,7 +21,10 @@ function Branches({ node }) {
 
 function Stats({ node }) {
   const { stats } = node;
-  if (!stats || stats.completion === null) return node.finish === "stopped" ? html`<p class="stats">stopped</p>` : null;
+  if (!stats || stats.completion === null) {
+    const why = node.finish === "stopped" ? "stopped" : node.finish || node.error || node.edited ? null : "not complete";
+    return why && html`<p class="stats">${why}</p>`;
+  }
   const parts = [
     `${short(stats.completion)} tokens`,
     stats.rate && `${stats.rate.toFixed(1)} tokens/s`,
@@ -78,7 +81,7 @@ function ToolCall({ node, call }) {
   };
   return html`<div class="tool-call">
     <p><${Icon} name="code" /> calls <code>${call.name}</code></p>
-    <pre tabindex="0"><code>${args}</code></pre>
+    <pre tabindex="0"><code><${Long} text=${args} /></code></pre>
     ${!isRunning(node) && !given && html`<form onSubmit=${send}><label>Its result <input value=${result} onInput=${(event) => setResult(event.target.value)} placeholder="what the tool gives back" /></label><button>Send</button></form>`}
   </div>`;
 }
@@ -89,8 +92,8 @@ function isAnswered(conversation, leaf, callId) {
 }
 
 function Body({ node, busy }) {
-  if (node.role === "user") return html`<div class="said">${node.content}</div>`;
-  if (node.role === "tool") return html`<pre tabindex="0" class="tool-result"><code>${node.content}</code></pre>`;
+  if (node.role === "user") return html`<div class="said"><${Long} text=${node.content} /></div>`;
+  if (node.role === "tool") return html`<pre tabindex="0" class="tool-result"><code><${Long} text=${node.content} /></code></pre>`;
   const branch = (index, other) => {
     const before = textBefore(node.tokens, index);
     if (before === null) return;

@@ -70,6 +70,7 @@ function take(event) {
 }
 
 function noteCall(call) {
+  if (!/^0(\.|$)/.test(call.branch)) call.branch = "0"; // it is no program of ours
   if (!runs.has(call.run)) runs.set(call.run, { id: call.run, calls: new Map(), began: call.at ?? call.ended });
   const { calls } = runs.get(call.run);
   if (calls.has(call.rid)) Object.assign(calls.get(call.rid), call);

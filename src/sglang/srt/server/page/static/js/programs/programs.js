@@ -1,12 +1,10 @@
 // Programs: their runs as they happen, or from recordings: branches as lanes on a line of time, forks, and what each request read and said.
-import { html, useEffect, useMemo, useRef, useState, useStore, seconds, plural } from "../lib.js";
+import { html, useEffect, useMemo, useRef, useState, useStore, em, seconds, plural } from "../lib.js";
 import { server } from "../api.js";
 import { live, look, runNews, runs } from "../machine/live.js";
 import { readRecording } from "./recording.js";
 
-const LANE = 30;
-const LEFT = 110;
-const TOP = 26;
+const MAX_LANES = 200;
 
 const numbers = (branch) => branch.split(".").map(Number);
 
@@ -16,10 +14,14 @@ function inOrder(a, b) {
   return 0;
 }
 
-/** Every branch that made a request, and those above it. */
+/** Every branch that made a request, and those above it: MAX_LANES of them. */
 function branchesOf(calls) {
   const all = new Set(["0"]);
-  for (const { branch } of calls) for (let at = branch; at.includes("."); at = at.slice(0, at.lastIndexOf("."))) all.add(at);
+  for (const { branch } of calls) {
+    const line = [];
+    for (let at = branch; at.includes("."); at = at.slice(0, at.lastIndexOf("."))) line.push(at);
+    if (all.size + line.length <= MAX_LANES) for (const at of line) all.add(at);
+  }
   return [...all].sort(inOrder);
 }
 
@@ -34,19 +36,23 @@ const kindOf = (call) => (!call.ended ? "running" : call.reason === "abort" ? "a
 
 /** The line of time: a lane for each branch, a bar for each request, curves from a fork's lane to its children's. */
 export function TimeLine({ run, picked, onPick, width }) {
-  const calls = [...run.calls.values()];
+  const every = [...run.calls.values()];
+  const branches = branchesOf(every);
+  const shown = new Set(branches);
+  const calls = every.filter((call) => shown.has(call.branch));
   const began = Math.min(...calls.map((call) => call.at));
   const now = Math.max(...calls.map((call) => call.ended ?? Date.now() / 1000));
   const span = Math.max(now - began, 0.001);
-  const branches = branchesOf(calls);
+  const unit = em();
+  const [LANE, LEFT, TOP] = [1.9 * unit, 6.9 * unit, 1.7 * unit];
   const lanes = new Map(branches.map((branch, i) => [branch, TOP + i * LANE]));
   const room = Math.max(width - LEFT - 16, 100);
   const x = (at) => LEFT + ((at - began) / span) * room;
   const height = TOP + branches.length * LANE + 8;
   const first = (branch) => Math.min(...calls.filter((call) => call.branch === branch || call.branch.startsWith(`${branch}.`)).map((call) => call.at));
   return html`<svg class="time-line" width=${width} height=${height} viewBox=${`0 0 ${width} ${height}`} role="group" aria-label="Line of time">
-    ${ticks(span).map((at) => html`<g class="tick"><line x1=${x(began + at)} x2=${x(began + at)} y1=${TOP - 4} y2=${height} /><text x=${x(began + at)} y="14" text-anchor=${at > span * 0.94 ? "end" : "middle"}>${seconds(at)}</text></g>`)}
-    ${branches.map((branch) => html`<g class="lane"><text x="8" y=${lanes.get(branch) + LANE / 2 + 4}>${branch === "0" ? "program" : `fork ${branch.slice(2)}`}</text><line x1=${LEFT} x2=${width - 16} y1=${lanes.get(branch) + LANE / 2} y2=${lanes.get(branch) + LANE / 2} /></g>`)}
+    ${ticks(span).map((at) => html`<g class="tick"><line x1=${x(began + at)} x2=${x(began + at)} y1=${TOP - 4} y2=${height} /><text x=${x(began + at)} y=${0.9 * unit} text-anchor=${at > span * 0.94 ? "end" : "middle"}>${seconds(at)}</text></g>`)}
+    ${branches.map((branch) => html`<g class="lane"><text x=${0.5 * unit} y=${lanes.get(branch) + LANE / 2 + 0.26 * unit}>${branch === "0" ? "program" : `fork ${branch.slice(2)}`}</text><line x1=${LEFT} x2=${width - 16} y1=${lanes.get(branch) + LANE / 2} y2=${lanes.get(branch) + LANE / 2} /></g>`)}
     ${branches.filter((branch) => branch !== "0").map((branch) => {
       const parent = branch.slice(0, branch.lastIndexOf("."));
       const at = x(first(branch));
@@ -59,10 +65,11 @@ export function TimeLine({ run, picked, onPick, width }) {
       const label = `${call.name || (call.max_new_tokens === 0 ? "prefix" : "request")}, ${seconds((call.ended ?? now) - call.at)}`;
       return html`<g class=${`call ${kindOf(call)}${picked === call.rid ? " on" : ""}`} tabindex="0" role="button" aria-pressed=${String(picked === call.rid)} aria-label=${`branch ${call.branch}: ${label}`} onClick=${() => onPick(call.rid)} onKeyDown=${(event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), onPick(call.rid))}>
         <title>${label}</title><rect x=${from} y=${lanes.get(call.branch) + 4} width=${wide} height=${LANE - 8} rx="4" />
-        ${wide > 7 * label.length && html`<text x=${from + 6} y=${lanes.get(call.branch) + LANE / 2 + 4}>${label}</text>`}
+        ${wide > 0.5 * unit * label.length && html`<text x=${from + 6} y=${lanes.get(call.branch) + LANE / 2 + 0.26 * unit}>${label}</text>`}
       </g>`;
     })}
-  </svg>`;
+  </svg>
+  ${calls.length < every.length && html`<p class="hint">${plural(every.length - calls.length, "request")} of more branches are not shown.</p>`}`;
 }
 
 /** A prompt in pieces: what the program wrote, and what the model said before in this branch or above it. */
@@ -151,7 +158,7 @@ export function Programs() {
     ${state.error && html`<p class="error" role="alert">${state.error}</p>`}
     ${all.length > 1 && html`<div class="segments" role="group" aria-label="Runs">${all.slice(0, 12).map((one) => html`<button type="button" aria-pressed=${String(one === run)} onClick=${() => (setChosen(one.id), setPicked(null))}>${one.title || `run ${one.id.slice(0, 6)}`} <span class="hint">${one.calls.size}</span></button>`)}</div>`}
     <div class="lines" ref=${box} tabindex="0" role="region" aria-label="Line of time">${run && html`<${TimeLine} run=${run} width=${width} picked=${picked} onPick=${setPicked} />`}</div>
-    ${run && html`<p class="hint legend-line"><span class="key c0">free text</span><span class="key c3">constrained</span><span class="key c2">runs</span><span class="key idle">prefix computed for forks</span><span class="key c4">aborted</span></p>`}
+    ${run && html`${run.isCut && html`<p class="hint">The first ${run.calls.size} requests of the run are shown.</p>`}<p class="hint legend-line"><span class="key c0">free text</span><span class="key c3">constrained</span><span class="key c2">runs</span><span class="key idle">prefix computed for forks</span><span class="key c4">aborted</span></p>`}
     ${!run && html`<p class="hint center">Run a program against this server while this view is open, or open a recording.</p>`}
     ${call && html`<${Call} call=${call} calls=${calls} />`}
   </div>`;

@@ -1,0 +1,83 @@
+// Conversations from files. A file may say anything: of it is taken what this page would have written, and nothing else.
+
+const ROLES = ["user", "assistant", "tool"];
+const ORIGINS = ["sampled", "draft", "forced"];
+const ID = /^[a-z0-9]{1,40}$/;
+const MAX_MESSAGES = 20000;
+
+const text = (value) => (typeof value === "string" ? value : "");
+const words = (value) => (typeof value === "string" ? value : null);
+const number = (value) => (Number.isFinite(value) ? value : null);
+const list = (value) => (Array.isArray(value) ? value : []);
+const member = (value) => (typeof value === "object" && value !== null ? value : {});
+const isImage = (url) => typeof url === "string" && url.startsWith("data:image/");
+const bytes = (value) => (Array.isArray(value) && value.every((one) => Number.isInteger(one) && one >= 0 && one < 256) ? { b: value } : {});
+
+/** A conversation, like `fresh`. Throws an Error that says what is wrong. */
+export function conversationFrom(given, fresh) {
+  if (typeof given !== "object" || given === null || typeof given.id !== "string" || typeof given.nodes !== "object" || given.nodes === null) {
+    throw new Error("this is no conversation of this page");
+  }
+  const entries = Object.entries(given.nodes);
+  if (entries.length > MAX_MESSAGES) throw new Error(`a conversation has ${entries.length} messages, more than ${MAX_MESSAGES}`);
+  const nodes = Object.fromEntries(entries.map(([id, node]) => [id, nodeFrom(id, node, given.nodes)]));
+  checkTree(nodes);
+  return {
+    ...fresh,
+    id: ID.test(given.id) ? given.id : fresh.id,
+    title: text(given.title).slice(0, 200),
+    created: number(given.created) ?? fresh.created,
+    updated: number(given.updated) ?? fresh.updated,
+    system: words(given.system),
+    nodes,
+    leaf: Object.hasOwn(nodes, given.leaf) ? given.leaf : null,
+  };
+}
+
+function nodeFrom(id, given, all) {
+  const hasPlace = given?.parent === null || (typeof given?.parent === "string" && Object.hasOwn(all, given.parent));
+  if (!ID.test(id) || given?.id !== id || !ROLES.includes(given.role) || typeof given.content !== "string" || !hasPlace) {
+    throw new Error(`message ${id.slice(0, 40)} of the conversation is damaged`);
+  }
+  const node = { id, parent: given.parent, role: given.role, content: given.content, created: number(given.created) ?? 0, version: 0 };
+  node.images = list(given.images).filter(isImage);
+  node.files = list(given.files).map((file) => ({ name: text(file?.name), text: text(file?.text) }));
+  if (given.role === "tool") return { ...node, callId: text(given.callId) };
+  if (given.role === "user") return node;
+  node.reasoning = text(given.reasoning);
+  node.calls = list(given.calls).map((call) => ({ id: text(call?.id), name: text(call?.name), arguments: text(call?.arguments) }));
+  node.finish = words(given.finish) ?? undefined;
+  node.error = words(given.error);
+  node.edited = given.edited === true;
+  node.stats = given.stats ? statsFrom(given.stats) : null;
+  if (Array.isArray(given.tokens)) node.tokens = given.tokens.map(tokenFrom);
+  if (Number.isInteger(given.scored)) node.scored = given.scored;
+  return node;
+}
+
+const STATS = ["completion", "prompt", "cached", "first", "rate", "total"];
+const statsFrom = (given) => Object.fromEntries(STATS.map((name) => [name, number(given[name])]));
+
+function tokenFrom(given) {
+  const token = { t: text(given?.t), ...bytes(given?.b) };
+  if (ORIGINS.includes(given?.o)) token.o = given.o;
+  if (given?.chosen === true) token.chosen = true;
+  if (Number.isFinite(given?.p)) token.p = given.p;
+  if (Array.isArray(given?.a)) token.a = given.a.map((other) => ({ t: text(other?.t), p: number(member(other).p), ...bytes(other?.b) }));
+  return token;
+}
+
+/** Every message must lead to the beginning: a loop would have no end. */
+function checkTree(nodes) {
+  const safe = new Set([null]);
+  for (const id of Object.keys(nodes)) {
+    const path = new Set();
+    let at = id;
+    while (!safe.has(at)) {
+      path.add(at);
+      safe.add(at);
+      at = nodes[at].parent;
+      if (path.has(at)) throw new Error(`message ${id} of the conversation leads to no beginning`);
+    }
+  }
+}

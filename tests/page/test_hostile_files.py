@@ -1,0 +1,325 @@
+"""Files and names from anywhere: conversations, recordings, models, tools, programs. What they say is text; nothing runs, nothing is
+asked of other hosts, nothing freezes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.conftest import RunningServer
+from tests.page.conftest import Chat, Troubles, wait_for
+from tests.page.test_hostile_output import ATTACKS, RUN
+
+EVIL = f"<img src=http://evil.example/x onerror={RUN}><script>{RUN}</script>\u202e\u0000"
+SECONDS = 30.0
+"""for what must not freeze the page, on a busy machine"""
+
+
+@pytest.fixture
+def asked(page: Page) -> list[str]:
+    """The addresses that the page has asked for, but for images in data URLs."""
+    found: list[str] = []
+    page.on("request", lambda request: None if request.url.startswith("data:") else found.append(request.url))
+    page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+    return found
+
+
+def check_nothing_ran(page: Page, url: str, asked: list[str]) -> None:
+    assert page.evaluate("() => window.pwned") is None
+    assert [address for address in asked if not address.startswith(url)] == []
+    assert page.locator("main script, main iframe, main img:not([src^='data:image/']), main object").count() == 0
+
+
+def node(id: str, parent: str | None, role: str = "assistant", content: str = "x", **more: Any) -> dict[str, Any]:
+    return {"id": id, "parent": parent, "role": role, "content": content, **more}
+
+
+def conversation(*nodes: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"id": "imported", "title": "Imported", "nodes": {n["id"]: n for n in nodes}, "leaf": nodes[-1]["id"], **more}
+
+
+def bring_in(page: Page, folder: Path, value: Any) -> None:
+    file = folder / "conversations.json"
+    file.write_text(value if isinstance(value, str) else json.dumps(value))
+    page.get_by_label("Conversations to import").set_input_files(file)
+
+
+CLOSED = "is damaged|leads to no beginning|is no conversation|was not imported"
+REFUSED = {
+    "a loop": conversation(node("a", "b"), node("b", "a")),
+    "itself": conversation(node("a", "a")),
+    "a long loop": conversation(*(node(f"n{i}", f"n{(i + 1) % 5000}") for i in range(5000))),
+    "no parent": conversation(node("a", "constructor")),
+    "a parent that is no name": conversation(node("a", ["b"])),  # type: ignore[arg-type]
+    "__proto__": '{"id": "x", "nodes": {"__proto__": {"id": "__proto__", "parent": null, "role": "user", "content": ""}}}',
+    "a role": conversation(node("a", None, "system")),
+    "an id with markup": conversation(node("<b>", None)),
+    "nodes as a list": {"id": "x", "nodes": [1]},
+    "null": "null",
+    "a number": "[1]",
+    "no JSON": "<html>",
+    "deep": "[" * 100_000 + "]" * 100_000,
+    "too many": conversation(node("a", None), *(node(f"n{i}", "a") for i in range(20_001))),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_conversation_that_is_none_is_refused(page: Page, server: RunningServer, tmp_path: Path, name: str) -> None:
+    chat = Chat(page, server.url)
+    bring_in(page, tmp_path, REFUSED[name])
+    expect(page.get_by_role("status")).to_contain_text("was not imported", timeout=SECONDS * 1000)
+    expect(page.locator(".kept .entry")).to_have_count(0)
+    chat.page.get_by_role("textbox", name="Message", exact=True).fill("still here")
+
+
+WRONG_TYPES: list[Any] = [
+    None,
+    True,
+    -1,
+    1e308,
+    "x",
+    EVIL,
+    [],
+    [1, None, EVIL],
+    {},
+    {"toString": 1, "length": 3, "t": [], "a": "x"},
+]
+FIELDS = (
+    "images",
+    "files",
+    "reasoning",
+    "calls",
+    "stats",
+    "tokens",
+    "scored",
+    "finish",
+    "error",
+    "version",
+    "created",
+    "callId",
+    "edited",
+    "usage",
+)
+
+
+def test_members_of_any_type_are_taken_or_left(page: Page, server: RunningServer, tmp_path: Path, asked: list[str]) -> None:
+    chat = Chat(page, server.url)
+    conversations = []
+    for i, value in enumerate(WRONG_TYPES):
+        inner = [value, {"id": value, "name": value, "arguments": value, "text": value, "t": value, "p": value, "a": [value]}]
+        user = node("u", None, "user", images=["http://evil.example/x", "javascript:1", value], files=inner, version=value)
+        wrong = node("w", "u", **dict.fromkeys(FIELDS, value))
+        filled = node("f", "w", calls=inner, tokens=inner, stats={"completion": 3, "rate": value, "first": value}, images=inner)
+        conversations.append(conversation(user, wrong, filled, id=f"c{i}", title=value, system=value, created=value))
+    bring_in(page, tmp_path, conversations)
+    expect(page.locator(".kept .entry")).to_have_count(len(WRONG_TYPES))
+    for view in ("Text", "Tokens", "Origins"):
+        page.get_by_role("button", name=view, exact=True).click()
+        for i in range(len(WRONG_TYPES)):
+            page.locator(".kept .entry").nth(i).click()
+            expect(page.locator(".message")).to_have_count(3)
+    page.get_by_role("button", name="Text", exact=True).click()
+    check_nothing_ran(page, server.url, asked)
+    chat.option(max_tokens=4)
+    chat.say("Still there?")
+
+
+def test_names_and_tool_calls_are_text(page: Page, server: RunningServer, tmp_path: Path, asked: list[str]) -> None:
+    Chat(page, server.url)
+    calls = [{"id": attack, "name": attack, "arguments": attack} for attack in ATTACKS]
+    user = node("u", None, "user", EVIL, files=[{"name": EVIL, "text": EVIL}])
+    answer = node("a", "u", "assistant", EVIL, calls=calls, error=EVIL, finish=EVIL)
+    bring_in(page, tmp_path, conversation(user, answer, node("t", "a", "tool", EVIL, callId=EVIL), title=EVIL, system=EVIL))
+    page.locator(".kept .entry").first.click()
+    expect(page.locator(".tool-call")).to_have_count(len(ATTACKS))
+    page.get_by_role("button", name="The request as code").click()
+    for form in ("curl", "openai", "sglang"):
+        page.get_by_role("tab", name=form).click()
+    page.keyboard.press("Escape")
+    check_nothing_ran(page, server.url, asked)
+
+
+def test_models_and_errors_are_text(page: Page, server: RunningServer, asked: list[str], troubles: Troubles) -> None:
+    troubles.expected = ("400",)
+    models = {"object": "list", "data": [{"id": EVIL}, {"id": f"two{EVIL}"}]}
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=400, json={"error": {"message": EVIL}}))
+    chat = Chat(page, server.url)
+    chat.say("Hello")
+    expect(page.get_by_role("alert")).to_contain_text("<img src=")
+    page.unroute("**/v1/chat/completions")
+    event = f"data: {json.dumps({'error': {'message': [EVIL]}})}\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=event, content_type="text/event-stream"))
+    chat.say("Hello")
+    page.get_by_role("button", name="Options").click()
+    page.get_by_label("Model", exact=True).select_option(f"two{EVIL}")
+    page.get_by_role("button", name="Done").click()
+    page.get_by_role("link", name="Constraints").click()
+    page.get_by_role("button", name="Code").click()
+    check_nothing_ran(page, server.url, asked)
+
+
+def test_a_conversation_of_50_megabytes(page: Page, server: RunningServer, tmp_path: Path) -> None:
+    Chat(page, server.url)
+    long = "# Title\n\nword *and* word\n\n" * 2_000_000
+    nodes = [node("u", None, "user", "x" * 3_000_000), node("a", "u", "assistant", long)]
+    bring_in(page, tmp_path, conversation(*nodes))
+    expect(page.get_by_role("status")).to_contain_text("1 imported", timeout=SECONDS * 1000)
+    began = time.monotonic()
+    page.locator(".kept .entry").first.click()
+    expect(page.locator(".message.assistant")).to_contain_text("more characters are not shown", timeout=SECONDS * 1000)
+    page.get_by_role("textbox", name="Message", exact=True).fill("still quick")
+    assert time.monotonic() - began < SECONDS
+
+
+def test_a_conversation_of_many_messages(page: Page, server: RunningServer, tmp_path: Path) -> None:
+    Chat(page, server.url)
+    line = [node(f"n{i}", f"n{i - 1}" if i else None, "user" if i % 2 else "assistant", f"message {i}") for i in range(15_000)]
+    bring_in(page, tmp_path, conversation(*line, *(node(f"b{i}", "n7") for i in range(3000)), node("n15000", "n14999")))
+    expect(page.get_by_role("status")).to_contain_text("1 imported", timeout=SECONDS * 1000)
+    page.locator(".kept .entry").first.click()
+    expect(page.locator(".message")).to_have_count(100)
+    expect(page.get_by_role("button", name="Show 14901 earlier messages")).to_be_visible()
+    page.get_by_role("button", name="Branches").click()
+    expect(page.locator(".branch-tree li")).to_have_count(1000)
+
+
+DENSE = (
+    "[",
+    "![",
+    "](",
+    "*a_b",
+    "**a **",
+    "`",
+    "``` ",
+    "<",
+    "<a ",
+    "|",
+    "|-",
+    ">",
+    "- ",
+    "1. ",
+    "$",
+    "$$\n",
+    "$$x\n",
+    "\\(",
+    "\\[\n",
+    "\\[x",
+    "http://a.",
+    "www.a.b/",
+    "a@b.",
+    "&",
+    "&#x",
+    "{",
+    "\\",
+    "~~",
+    "\n",
+    "[a](b ",
+    "[a]: b\n",
+    "  - ",
+    "$\\frac{",
+    "$\\left(",
+    "$x$ ",
+    "# ",
+    "\t",
+)
+
+
+@pytest.mark.parametrize("part", DENSE)
+def test_no_text_freezes_the_page(page: Page, server: RunningServer, part: str) -> None:
+    """100,000 characters of what makes parsers look far, or deep."""
+    Chat(page, server.url)
+    took = page.evaluate(
+        """async (text) => { const { toMarkup } = await import('/page/js/chat/markdown.js'); const began = performance.now();
+            toMarkup(text); return performance.now() - began; }""",
+        part * (100_000 // len(part)),
+    )
+    assert took < SECONDS * 1000 / 3, part
+
+
+# --- programs -----------------------------------------------------------------------------------------------------------------
+
+
+def call(**more: Any) -> dict[str, Any]:
+    answer = {"texts": ["yes"], "metas": [{"prompt_tokens": 3}]}
+    return {
+        "kind": "call",
+        "run": "r",
+        "branch": "0",
+        "started": 1.0,
+        "time": 2.0,
+        "text": "Is it?",
+        "value": {"answer": answer, "options": {}},
+        **more,
+    }
+
+
+RECORDINGS: dict[str, list[Any]] = {
+    "markup": [
+        {"kind": "run", "run": "r", "program": EVIL, "backend": EVIL, "model": EVIL},
+        call(name=EVIL, text=EVIL, value={"answer": {"texts": [EVIL]}, "options": {"choices": [EVIL], "regex": EVIL}}),
+    ],
+    "types": [
+        call(**{name: value}) for name in ("run", "branch", "started", "time", "text", "name", "value") for value in WRONG_TYPES
+    ],
+    "answers": [call(value={"answer": value, "options": value, "kind": value}) for value in WRONG_TYPES],
+    "inner": [
+        call(
+            value={"answer": {"texts": value, "metas": value, "meta": value, "decision": value}, "options": {"choices": value}}
+        )
+        for value in WRONG_TYPES
+    ],
+    "numbers": [call(started=-1e308, time=1e308), call(started=5, time=1)],
+    "branches": [
+        call(branch=branch) for branch in ("1", "1.2", "0.", "0..1", "0.-1", "0." * 5000 + "0", "x", "__proto__", "0.1.2")
+    ],
+    "many": [call(branch=f"0.{i}.{i}", name=f"call {i}") for i in range(20_000)],
+    "many runs": [call(run=f"run {i}") for i in range(5000)],
+    "long": [call(text="word " * 4_000_000, name="n" * 100_000)],
+}
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_a_recording_may_say_anything(page: Page, server: RunningServer, tmp_path: Path, asked: list[str], name: str) -> None:
+    page.goto(f"{server.url}/#programs")
+    file = tmp_path / f"{name} <img src=x onerror=1>.jsonl"
+    lines = "\n".join(json.dumps(row) for row in RECORDINGS[name])
+    file.write_text(f"{lines}\n{lines.replace('2.0', '1e999')}" if name == "numbers" else lines)
+    page.get_by_label("Recording").set_input_files(file)
+    expect(page.locator(".time-line .call").first).to_be_visible(timeout=SECONDS * 1000)
+    for i in range(min(page.locator(".time-line .call").count(), 12)):
+        page.locator(".time-line .call").nth(i).dispatch_event("click")
+        expect(page.locator(".call-text")).to_be_visible()
+    assert page.locator(".time-line .lane").count() <= 200
+    assert "NaN" not in page.locator(".time-line").first.evaluate("(svg) => svg.outerHTML")
+    check_nothing_ran(page, server.url, asked)
+
+
+def test_programs_of_others_are_text(page: Page, server: RunningServer, asked: list[str]) -> None:
+    """Whoever may send requests may say of which run they are."""
+    page.goto(f"{server.url}/#programs")
+    page.wait_for_timeout(500)
+    for i, branch in enumerate(("7.1", "0.1", "0.999999" + ".1" * 20, "0")):
+        headers = {
+            "X-Sglang-Run": f"abc{i % 2}/{branch}",
+            "X-Sglang-Variable": "%3Cimg%20src=x%20onerror=window.pwned=1%3E" + "%00%E2%80%AE" * 9,
+        }
+        body = {"text": EVIL, "sampling_params": {"max_new_tokens": 2}}
+        assert httpx.post(f"{server.url}/generate", json=body, headers=headers, timeout=60, trust_env=False).status_code == 200
+    runs = page.get_by_role("group", name="Runs").get_by_role("button")
+    expect(runs).to_have_count(2)
+    for i in range(2):
+        runs.nth(i).click()
+        page.locator(".time-line .call").first.dispatch_event("click")
+        expect(page.locator(".call-text")).to_contain_text("<img src=")
+    page.get_by_role("link", name="Machine").click()
+    wait_for(lambda: page.locator(".icicle canvas").count() == 1)
+    page.locator(".icicle-box").focus()
+    page.keyboard.press("ArrowDown")
+    check_nothing_ran(page, server.url, asked)
