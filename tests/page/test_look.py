@@ -117,7 +117,7 @@ def test_the_view_shown_is_seen_in_the_menu_of_a_phone(page: Page, server: Runni
     Chat(page, server.url)
     for name in ("Machine", "Programs", "Constraints", "Chat"):
         page.get_by_role("link", name=name).click()
-        current = page.locator("nav [aria-current=page]")
+        current = page.locator("header nav [aria-current=page]")
         expect(current).to_have_text(name)
         expect(current).to_be_in_viewport(ratio=0.95)
         assert no_part_is_beyond_the_edge(page)
@@ -184,7 +184,7 @@ def test_the_keyboard_is_enough(page: Page, server: RunningServer) -> None:
     for view in ("Constraints", "Programs", "Machine", "Chat"):
         tab_to(page, view, "Shift+Tab")
         page.keyboard.press("Enter")
-        expect(page.locator("nav [aria-current=page]")).to_have_text(view)
+        expect(page.locator("header nav [aria-current=page]")).to_have_text(view)
 
 
 def test_everything_is_small(page: Page) -> None:

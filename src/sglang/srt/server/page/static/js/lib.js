@@ -139,9 +139,12 @@ export function announce(text) {
 export function Dialog({ title, onClose, children, wide }) {
   const ref = useRef(null);
   useEffect(() => {
-    const before = document.activeElement;
-    ref.current.showModal();
-    return () => before?.focus?.();
+    const [before, dialog] = [document.activeElement, ref.current];
+    dialog.showModal();
+    return () => {
+      dialog.close(); // while it is open, nothing else takes the focus
+      before?.focus?.();
+    };
   }, []);
   return html`<dialog
     ref=${ref}

@@ -1,9 +1,8 @@
 // The prefix tree as an icicle: the root at the left, a level a column, the height of a node by the tokens below it. Nodes too thin to see
 // are drawn as one, so that it does not matter how many there are.
-import { html, useEffect, useRef, useState, short } from "../lib.js";
+import { html, useEffect, useRef, useState, em, short } from "../lib.js";
 import { nodes } from "./live.js";
 
-const ROW = 22;
 const THIN = 2.5;
 const GLOW_MS = 1500;
 const MAX_BOXES = 3000;
@@ -90,7 +89,7 @@ function draw(canvas, picture, at) {
   const now = performance.now();
   pen.setTransform(scale, 0, 0, scale, 0, 0);
   pen.clearRect(0, 0, width, height);
-  pen.font = `12px ${style.getPropertyValue("--mono")}`;
+  const unit = em();
   pen.textBaseline = "middle";
   let glows = false;
   for (const box of picture.boxes) {
@@ -112,15 +111,15 @@ function draw(canvas, picture, at) {
       pen.lineWidth = 1.5;
       pen.strokeRect(x + 1.5, y + 1, w - 3, Math.max(h - 2, 1));
     }
-    if (node && h >= 10 && w > 40) {
-      pen.font = `${h < ROW - 6 ? 10 : 12}px ${style.getPropertyValue("--mono")}`;
+    if (node && h >= 0.62 * unit && w > 2.5 * unit) {
+      pen.font = `${h < unit ? 0.62 * unit : 0.75 * unit}px ${style.getPropertyValue("--mono")}`;
       pen.globalAlpha = 1;
       pen.fillStyle = style.getPropertyValue(node.locked || node.hits ? "--surface" : "--text");
       pen.save();
       pen.beginPath();
       pen.rect(x + 4, y, w - 8, h);
       pen.clip();
-      pen.fillText(node.text.replace(/\s+/g, " "), x + 7, y + Math.min(h / 2, ROW));
+      pen.fillText(node.text.replace(/\s+/g, " "), x + 7, y + Math.min(h / 2, 1.4 * unit));
       pen.restore();
     }
   }

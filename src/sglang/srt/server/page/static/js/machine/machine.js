@@ -1,5 +1,5 @@
 // The machine: the prefix tree, the steps, queue, memory and latencies.
-import { html, useEffect, useRef, useState, useStore, plural, short, seconds } from "../lib.js";
+import { html, useEffect, useRef, useState, useStore, em, plural, short, seconds } from "../lib.js";
 import { getJson, server } from "../api.js";
 import { bytes, Icicle } from "./icicle.js";
 import { live, look, nodes, rates, steps } from "./live.js";
@@ -39,8 +39,8 @@ function drawSteps(canvas, shown) {
     }
   });
   pen.fillStyle = style.getPropertyValue("--soft");
-  pen.font = `11px ${style.fontFamily}`;
-  pen.fillText(`${short(most)} rows`, 4, 11);
+  pen.font = `${0.7 * em()}px ${style.fontFamily}`;
+  pen.fillText(`${short(most)} rows`, 4, 0.8 * em());
 }
 
 function Steps({ version }) {
