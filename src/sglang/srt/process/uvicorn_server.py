@@ -19,6 +19,7 @@ from sglang.srt.config import HttpOptions, RuntimeConfig
 from sglang.srt.process.endpoint import BACKLOG
 from sglang.srt.server.http.connections import Connections
 from sglang.srt.server.http.protocol import HEAD_SECONDS, LimitedProtocol
+from sglang.srt.server.http.starts import Starts
 
 logger = logging.getLogger("sglang")
 
@@ -61,12 +62,13 @@ class HttpServer(uvicorn.Server):
 
 
 def uvicorn_config(app: Any, http: HttpOptions) -> uvicorn.Config:
+    open_ones = Connections(http.max_connections)
     return uvicorn.Config(
         app,
         log_config=None,
         log_level=http.log_level_http or http.log_level,
         loop="none",
-        http=partial(LimitedProtocol, open_ones=Connections(http.max_connections)),  # type: ignore[arg-type]
+        http=partial(LimitedProtocol, open_ones=open_ones, starts=Starts(), probes=Starts()),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         server_header=False,

@@ -5,6 +5,7 @@
     body        may stall for BODY_SECONDS, plus one second for every BODY_RATE bytes that came (408)
     framing     sizes and extensions of chunks, trailers: HEAD_BYTES, and BESIDE_RATIO bytes for each byte of the body (431)
     pipelining  one request at a time: the next one is parsed when this one has been answered, and until then no more is read
+    turns       of all connections' requests, a few begin in each turn of the event loop (starts.py)
     answer      a client that reads nothing for WRITE_SECONDS is disconnected
     end         a client may end its sending side and wait: it gets the answers to what it sent, if it is still there
 
@@ -21,10 +22,11 @@ from typing import Any
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from sglang.srt.server.http.chunked_body import ChunkedBody
 from sglang.srt.server.http.connections import Connections
+from sglang.srt.server.http.starts import Starts
 from sglang.srt.server.http.wire_numbers import whole_number
 
 HEAD_BYTES = 64 << 10
@@ -89,13 +91,14 @@ class _Begun:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection of `open_ones`."""
+    """One connection of `open_ones`. Its requests begin when `starts` says so, and those for /health at once, as far as `probes` does."""
 
     flow: _Flow
 
-    def __init__(self, *args: Any, open_ones: Connections, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, open_ones: Connections, starts: Starts, probes: Starts, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._open_ones = open_ones
+        self._starts, self._probes = starts, probes
         self._unparsed = b""
         self._begin_head()
         self._in_message = False
@@ -157,6 +160,10 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self._is_answering:
             self._open_ones.rest(self)
         self._close_if_ended()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        starts = self._probes if self.scope["path"].endswith("/health") else self._starts
+        starts.put(partial(super()._start_asgi_task, cycle, app))
 
     def timeout_keep_alive_handler(self) -> None:
         self._close()
