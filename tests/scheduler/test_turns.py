@@ -167,3 +167,26 @@ def test_prompts_that_take_longer_than_a_turn_come_through(
         harness.step()
     assert not harness.scheduler._live
     finish(harness, reqs)
+
+
+@pytest.mark.parametrize(("prompt_len", "num_prompts"), [(400, 4), (800, 5)])
+def test_making_way_in_the_middle_of_a_prompt_costs_a_bounded_share(prompt_len: int, num_prompts: int) -> None:
+    """Long prompts of one client, in a pool of two, and a short question of another again and again: however long the prompts are and
+    however many, less than twice their rows are computed in vain."""
+    worker = ToyWorker(num_slots=2 * prompt_len + 400, max_running=2, context_len=2 * prompt_len, max_batch_tokens=8)
+    harness = Harness(worker, ScheduleOptions(schedule_policy="fcfs", chunked_prefill_size=4), check=False)
+    prompts = [request(f"a/{i}", ("a", ""), 60, prompt_len) for i in range(num_prompts)]
+    harness.put(*prompts)
+    reqs = list(prompts)
+    for step in range(20 * num_prompts * prompt_len):
+        if not any(req.rid in harness.scheduler._live for req in prompts):
+            break
+        if step and step % (WAIT_STEPS + 6) == 0:
+            reqs.append(request(f"b/{step}", ("b", ""), 4))
+            harness.put(reqs[-1])
+        harness.step()
+    finish(harness, reqs)
+    assert harness.scheduler._running.num_retractions > 0
+    computed = sum(batch.num_tokens for batch in worker.batches)
+    needed = sum(len(req.input_ids) + len(harness.answers[req.rid].ids) for req in reqs)
+    assert computed < 3 * needed
