@@ -56,7 +56,7 @@ def serve(argv: list[str], prog: str = "sglang serve", welcome: bool = True) -> 
     shows_welcome = welcome and args.log_format == "text"
     try:
         launch_server(args, on_ready=(lambda: _print_welcome(args)) if shows_welcome else None)
-    except SglangError as error:
+    except (SglangError, MissingPackage) as error:
         if args.log_format == "json":
             logging.getLogger("sglang").critical("%s", error)
         else:

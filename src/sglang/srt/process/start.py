@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from sglang.common.install import needs_extra
 from sglang.srt.checkpoint.resolve import with_files
 from sglang.srt.config import RuntimeConfig
 from sglang.srt.process.endpoint import close_endpoint, open_endpoint, tls_context
@@ -20,7 +21,8 @@ logger = logging.getLogger("sglang")
 
 
 def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) -> None:
-    """Serves until Ctrl-C or SIGTERM. Raises SglangError when the server cannot start or cannot be kept up."""
+    """Serves until Ctrl-C or SIGTERM. Raises SglangError when the server cannot start or cannot be kept up,
+    MissingPackage where the extra [srt] is not installed."""
     configure_logging(args.log_level, args.log_level_http, args.log_format)
     configure_access_log(args.log_level_http or args.log_level, args.log_format)
     for note in args.notes():
@@ -34,7 +36,8 @@ def launch_server(args: ServerArgs, on_ready: Callable[[], None] | None = None) 
         check_model(config)
         logger.info("server_args=%s", args.given())
         logger.debug("all of them: %s", args.without_secrets())
-        from sglang.srt.process.launch import run_server
+        with needs_extra("srt"):
+            from sglang.srt.process.launch import run_server
 
         run_server(config, listener, on_ready, tls, lambda: args.resolve().http)
     finally:
