@@ -137,7 +137,7 @@ def test_tool_calls_are_shown_and_answered(chat: Chat) -> None:
     chat.page.get_by_role("button", name="Options").click()
     chat.page.get_by_role("button", name="Example").click()
     chat.page.get_by_label("Tools", exact=True).fill("[1")
-    expect(chat.page.get_by_role("alert")).to_contain_text("no JSON")
+    expect(chat.page.get_by_role("alert")).to_contain_text("not JSON")
     chat.page.get_by_role("button", name="All defaults").click()
     chat.page.get_by_role("button", name="Example").click()
     chat.page.get_by_role("button", name="Done").click()

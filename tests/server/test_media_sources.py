@@ -272,7 +272,7 @@ def test_redirect_to_another_scheme(server: str, target: str) -> None:
 def test_redirect_loop_and_redirect_without_target(server: str) -> None:
     with pytest.raises(RequestError, match="redirects more than"):
         load(f"{server}/loop/", allow_private=True)
-    with pytest.raises(RequestError, match="status 302|no URL"):
+    with pytest.raises(RequestError, match="status 302|not a URL"):
         load(f"{server}/nowhere", allow_private=True)
 
 

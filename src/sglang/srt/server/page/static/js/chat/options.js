@@ -40,7 +40,7 @@ export function toolsOf(text) {
   try {
     tools = JSON.parse(text);
   } catch (error) {
-    throw new Error(`The tools are no JSON: ${error.message}`);
+    throw new Error(`The tools are not JSON: ${error.message}`);
   }
   if (!Array.isArray(tools)) throw new Error("The tools must be a list: [{\"type\": \"function\", \"function\": {...}}]");
   return tools.length ? tools : null;
