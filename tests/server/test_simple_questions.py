@@ -12,7 +12,7 @@ import pytest
 from benchmarks.questions import ask, is_right, load, terminal_system
 from tests.conftest import RunningServer
 
-GREEDY = {"temperature": 0, "repetition_penalty": 1}
+GREEDY = {"temperature": 0, "frequency_penalty": 0}
 
 
 @pytest.mark.parametrize(
