@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.scheduler.cache.radix_cache import RadixCache
-from sglang.srt.scheduler.cache.tree_path import MAX_CHILDREN, TreePath
+from sglang.srt.scheduler.speculation.proposers.radix_tree import MAX_CHILDREN, TreePath
 from tests.scheduler.test_grammar import run_with_compiling
 from tests.scheduler.test_grammar_statistics import LOOSE
 from tests.scheduler.test_overlap import AheadWorker

@@ -239,19 +239,21 @@ class Scheduler:
 
     def _add_drafts(self, decodes: list[Req], jumps: list[Extend], prompts: list[Extend]) -> tuple[list[Req], list[Extend]]:
         """Drafts of what comes next, as far as the step has room. Grammars whose masks are late take no part."""
-        masks, info = self._masks, self._worker.info
-        extends = jumps + prompts
+        info, extends = self._worker.info, jumps + prompts
         num_running = len(self._running.reqs)
         if not any(is_confident(req, num_running) for req in [*self._running.reqs, *(extend.req for extend in prompts)]):
             return decodes, extends
         rows = len(decodes) + sum(extend.length for extend in extends)
         samples = max(info.max_samples, info.max_running_requests) - len(decodes) - len(extends)
         budget = DraftBudget(info.max_batch_tokens - rows, samples, rows)
-        slow = [req for req in decodes if masks is not None and masks.is_suspect(req.grammar)]
-        slow_extends = [extend for extend in extends if masks is not None and masks.is_suspect(extend.req.grammar)]
+        slow = [req for req in decodes if self._has_slow_masks(req)]
+        slow_extends = [extend for extend in extends if self._has_slow_masks(extend.req)]
         quick = [req for req in decodes if req not in slow]
         plain, longer = add_drafts(quick, [extend for extend in extends if extend not in slow_extends], budget, self.memory)
         return slow + plain, slow_extends + longer
+
+    def _has_slow_masks(self, req: Req) -> bool:
+        return self._masks is not None and req.grammar is not None and self._masks.is_suspect(req.grammar)
 
     def _compute(self, batch: ScheduleBatch) -> Flight:
         """The model's part; masks are filled while it runs. Who is late gets no token in this step."""
