@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tests.server.models import CORPUS
-from tests.server.test_tokenizer import TEXTS, open_gguf, oracle, write_byte_level_gguf, write_gguf
+from tests.server.test_tokenizer import TEXTS, open_gguf, oracle, own_cache, write_byte_level_gguf, write_gguf  # noqa: F401  own_cache
 
 pytest.importorskip("gguf")
 

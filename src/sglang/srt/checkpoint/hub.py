@@ -10,7 +10,7 @@ from typing import Any
 from sglang.srt.checkpoint.sentence_files import module_folders
 from sglang.srt.errors import ModelError
 
-PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
 """what a model folder may need; never pickled weights"""
 MODULE_FILES = ["config.json", "model.safetensors"]
 """what a module of sentence-transformers may need"""

@@ -1,6 +1,6 @@
 """Reads the text settings of a model's files: the tokenizer, special tokens, stop tokens, chat templates, defaults.
 
-folder   tokenizer.json, tokenizer_config.json, special_tokens_map.json, generation_config.json, config.json,
+folder   tokenizer.json (else tokenizer.model, tekken.json, *.tiktoken), tokenizer_config.json, special_tokens_map.json, generation_config.json, config.json,
          chat_template.jinja | chat_template.json | additional_chat_templates/*.jinja
 .gguf    the keys tokenizer.* of the metadata
 """
@@ -23,9 +23,10 @@ from sglang.srt.checkpoint.gguf_reader import GGUFFile
 from sglang.srt.checkpoint.sentence_files import SentenceFacts, read_sentence_facts
 from sglang.srt.errors import ModelError, SglangError
 from sglang.srt.server.tokenization.gguf_tokenizer import build_gguf_tokenizer
+from sglang.srt.server.tokenization.vocabulary_files import find_vocabulary, read_vocabulary
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 """of the form in which tokenizers are kept"""
 MAX_TOKENIZER_BYTES = 128 << 20
 """the largest published tokenizer.json has 33 MB"""
@@ -52,19 +53,42 @@ class TextFacts:
 # --- folders ----------------------------------------------------------------------------------------------------------------
 
 
-def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, str, TextFacts]:
-    """The tokenizer, its JSON and the facts. Raises ModelError naming the file at fault."""
+def read_folder(folder: Path, cache: Path | None) -> tuple[tokenizers.Tokenizer, str, TextFacts]:
+    """The tokenizer, its JSON and the facts. A tokenizer that is slow to build is kept in the folder `cache`. Raises ModelError naming
+    the file at fault."""
     path = folder / "tokenizer.json"
     try:
         text = read_text(path, MAX_TOKENIZER_BYTES)
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder} has no tokenizer.json; give a folder that has one with --tokenizer-path") from error
-    core = _parse_tokenizer(text, str(path))
+        core = _parse_tokenizer(text, str(path))
+    except FileNotFoundError:
+        core, text = _read_vocabulary(folder, cache)
     facts = _folder_facts(folder, core)
     if facts.sentences.lowers and "Lowercase" not in str(core.normalizer):
         core.normalizer = _lowering(core.normalizer)
         text = core.to_str()
     return core, text, facts
+
+
+def _read_vocabulary(folder: Path, cache: Path | None) -> tuple[tokenizers.Tokenizer, str]:
+    """Of a folder without a tokenizer.json."""
+    path = find_vocabulary(folder)
+    if path is None:
+        raise ModelError(
+            f"{folder} has no tokenizer.json, tokenizer.model, tekken.json or *.tiktoken; give a folder that has one with "
+            "--tokenizer-path"
+        )
+    others = [folder / name for name in ("tokenizer_config.json", "config.json")]
+    entry = None if cache is None else cache / f"{_identity(path, *(each for each in others if each.exists()))}.json"
+    text = _read_cached(entry)
+    if text is not None:
+        return _parse_tokenizer(text, str(entry)), text
+    with checked(str(path)):
+        core = read_vocabulary(path, *(_read_json(each) for each in others))
+        check_ids(core, str(path))
+    text = core.to_str()
+    if entry is not None:
+        _write_cached(entry, text)
+    return core, text
 
 
 def _lowering(normalizer: Any) -> Any:
@@ -247,9 +271,10 @@ def _gguf_facts(path: Path, metadata: Mapping[str, Any], core: tokenizers.Tokeni
     )
 
 
-def _identity(path: Path) -> str:
-    status = path.stat()
-    key = f"{_CACHE_VERSION}:{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+def _identity(*paths: Path) -> str:
+    """Of files as they are now."""
+    states = [(path.resolve(), path.stat()) for path in paths]
+    key = f"{_CACHE_VERSION}:" + ":".join(f"{path}:{status.st_size}:{status.st_mtime_ns}" for path, status in states)
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 

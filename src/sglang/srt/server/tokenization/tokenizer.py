@@ -483,7 +483,7 @@ def load_tokenizer(options: TextOptions, files: ModelFiles) -> Tokenizer:
     if files.kind == "gguf":
         core, text, facts = read_gguf(files.path, default_cache_dir() / "tokenizers")
     else:
-        core, text, facts = read_folder(files.path)
+        core, text, facts = read_folder(files.path, default_cache_dir() / "tokenizers")
     if options.chat_template is not None:
         facts = replace(facts, templates={"default": named_template(options.chat_template)})
     with checked(str(files.path)):
