@@ -12,6 +12,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -45,6 +46,7 @@ class Terminal:
             encoding="utf-8",
             codec_errors="replace",
             dimensions=(50, 100),
+            preexec_fn=heed_interrupts,
         )
         self.shell.delaybeforesend = None
         self.wait(PROMPT, 10)
@@ -76,6 +78,11 @@ class Terminal:
 
     def close(self) -> None:
         self.shell.close(force=True)
+
+
+def heed_interrupts() -> None:
+    """A shell that was started in the background ignores Ctrl-C, and so would all that this script starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def plain(text: str) -> str:
