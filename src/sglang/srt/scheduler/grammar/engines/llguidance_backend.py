@@ -29,9 +29,10 @@ from sglang.srt.scheduler.grammar.engines.lark_schemas import prepare_lark
 from sglang.srt.scheduler.grammar.regex.syntax import to_engine_regex
 from sglang.srt.scheduler.grammar.schema.bounds import finish_schema, nodes_of
 from sglang.srt.scheduler.grammar.schema.json_schema import prepare_schema, prepare_value
-from sglang.srt.scheduler.grammar.schema.keywords import LOWER, UPPER, Node
+from sglang.srt.scheduler.grammar.schema.keywords import IN_PLACE, LOWER, UPPER, Node
 from sglang.srt.scheduler.grammar.schema.layout import checked_whitespace, default_whitespace
 from sglang.srt.scheduler.grammar.schema.loosening import FollowedInPartError, Loose, compile_loosely
+from sglang.srt.scheduler.grammar.schema.numbers import check_floats, check_joined_steps
 from sglang.srt.scheduler.grammar.schema.recursion import join_references, without_definition
 from sglang.srt.scheduler.grammar.schema.rewriting.properties import group_names, name_counted
 from sglang.srt.scheduler.grammar.structural_tags import Structure, blame, read_structural_tag
@@ -82,6 +83,8 @@ _UNSATISFIABLE = re.compile(r"Unsatisfiable schema.*json-schema:///#/\$defs/([^ 
 MAX_FALSE = 16
 """definitions that nothing satisfies, one compilation each"""
 _CONTROLS = re.compile(r"\\u00[01]|\\u007f|\\\\x[01]|\\\\c[A-Za-z]")
+LARGEST_STEP = 10**4
+"""of multipleOf, in units of its last decimal: there is a state for each remainder"""
 LEAST = 1e-9
 """the smallest step between limits"""
 MAX_STEPPED = 100_000
@@ -268,6 +271,8 @@ class LLGuidanceBackend:
         itself."""
         layout = self._layout(schema, style)
         finish_schema(schema, self._options.bounded)
+        if any(node.keys() & IN_PLACE for node in nodes_of(schema)):
+            check_joined_steps((node["multipleOf"] for node in nodes_of(schema) if "multipleOf" in node), LARGEST_STEP)
         for node in nodes_of(schema):
             name_counted(node)
             group_names(node)
@@ -336,6 +341,7 @@ def _has_controls(schema: Node) -> bool:
 
 def _check_node(node: Node, path: str) -> None:
     """What llguidance refuses without saying where, or does not hold."""
+    check_floats(node, path, LARGEST_STEP)
     if node.get("type") != "integer":
         for key, instead, sign in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
             _step_off(node, key, instead, sign, path)

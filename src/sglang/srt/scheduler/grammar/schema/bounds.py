@@ -1,6 +1,6 @@
 """Adds bounds where a schema sets none, and expresses formats with keywords that engines follow.
 
-    {"type": "integer"}   ->   at most 15 digits
+    {"type": "integer"}   ->   at most 15 digits; as many as 64 bits hold, where the schema has such numbers
     {"type": "number"}    ->   at most 15 digits before the point and 6 after it, no exponent
     {"format": "uri"}     ->   a pattern, for lengths that people write (schema/formats.py)
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from sglang.srt.scheduler.grammar.schema.formats import FORMATS, format_pattern
 from sglang.srt.scheduler.grammar.schema.keywords import LOWER, UPPER, Node, children
-from sglang.srt.scheduler.grammar.schema.numbers import MAX_EXACT
+from sglang.srt.scheduler.grammar.schema.numbers import MAX_EXACT, MAX_WHOLE, is_whole
 from sglang.srt.scheduler.grammar.schema.open_values import fill_open
 
 LARGEST = 10**15 - 1
@@ -49,7 +49,8 @@ def _follow_format(node: Node, bounded: bool) -> None:
 
 def _bound_digits(nodes: list[Node], plain: bool) -> None:
     numbers = [number for node in nodes for number in _numbers(node)]
-    largest = MAX_EXACT if any(abs(number) >= LARGEST for number in numbers) else LARGEST
+    most = max(map(abs, numbers), default=0)
+    largest = MAX_EXACT if most >= LARGEST else LARGEST
     many = any(round(number, DECIMALS - 2) != number for number in numbers)
     steps = [node["multipleOf"] for node in nodes if "multipleOf" in node]
     fine = steps or any(node.keys() & {"exclusiveMinimum", "exclusiveMaximum"} for node in nodes)
@@ -60,7 +61,7 @@ def _bound_digits(nodes: list[Node], plain: bool) -> None:
         if node.keys() & {"enum", "const"} or (plain and len(kinds) > 1):
             continue
         if kinds & {"integer", "number"}:
-            _limit(node, largest)
+            _limit(node, MAX_WHOLE if most > MAX_EXACT and is_whole(node) else largest)
             if can_step and "number" in kinds:
                 node.setdefault("multipleOf", step)
 

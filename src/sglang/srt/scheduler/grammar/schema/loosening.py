@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from sglang.srt.errors import GrammarError
 from sglang.srt.scheduler.grammar.schema.keywords import CONSTRAINING, LOWER, UPPER, Node
+from sglang.srt.scheduler.grammar.schema.numbers import TOGETHER
 
 Check = Callable[[Node, str], None]
 """(a schema object, its path): raises GrammarError for what cannot be followed"""
@@ -51,6 +52,7 @@ REMEDIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("control characters", ("pattern",)),
     ("control characters", (PATTERNS,)),
     ("patternPropert", (PATTERNS,)),
+    (TOGETHER, ("multipleOf",)),
 )
 """what an engine complains of without saying where, and the keywords that may be to blame"""
 _BLAMED = frozenset(key for _, keys in REMEDIES for key in keys)
