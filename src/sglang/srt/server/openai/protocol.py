@@ -99,6 +99,8 @@ _OTHERS: dict[str, Refusal] = {
         Refusal("max_tokens limits reasoning and answer together"),
     ),
     "enable_search": Refusal("the server searches nothing; give the model a tool of your own", (False,)),
+    "add_special_tokens": Refusal("the chat template writes them", (False,)),
+    "echo": Refusal("/v1/completions repeats its prompt", (False,)),
     "extra_body": Refusal("its members belong into the body itself", ({},)),
 }
 """what other servers have, and no API of ours"""
