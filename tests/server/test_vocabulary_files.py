@@ -93,6 +93,27 @@ def test_tokens_beside_the_model(mistral: Path, tmp_path: Path) -> None:
         open_folder(tmp_path)
 
 
+@pytest.mark.parametrize("classes", [["MistralModel"], ["MistralForCausalLM"]])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_texts_that_are_embedded_end_as_the_folder_says(
+    mistral: Path, tmp_path: Path, classes: list[str], as_json: bool
+) -> None:
+    """As e5-mistral is published. A model that generates goes on behind a prompt."""
+    if as_json:
+        (tmp_path / "tokenizer.json").write_text(open_folder(mistral).vocabulary.tokenizer_json)
+    else:
+        (tmp_path / "tokenizer.model").symlink_to(mistral / "tokenizer.model")
+    config = {"add_eos_token": True, "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": classes}))
+    tokenizer, plain = open_folder(tmp_path), open_folder(mistral)
+    ends = [2] if classes == ["MistralModel"] else []
+    for text in ("Hello", "a b c", ""):
+        assert tokenizer.encode(text) == [*plain.encode(text), *ends], text
+    assert tokenizer.encode_batch(["Hello", "x"]) == [[*plain.encode(text), *ends] for text in ("Hello", "x")]
+    assert tokenizer.encode("Hello", add_special_tokens=False) == plain.encode("Hello", add_special_tokens=False)
+
+
 def test_a_unigram_model(tmp_path: Path) -> None:
     core = write_unigram(tmp_path / "m.gguf")
     vocab = json.loads(core.to_str())["model"]["vocab"]

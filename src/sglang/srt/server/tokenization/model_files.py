@@ -17,10 +17,11 @@ from typing import Any
 
 import tokenizers
 import tokenizers.normalizers
+import tokenizers.processors
 
 from sglang.srt.checkpoint.files import read_object, read_text, shown
 from sglang.srt.checkpoint.gguf_reader import GGUFFile
-from sglang.srt.checkpoint.sentence_files import SentenceFacts, read_sentence_facts
+from sglang.srt.checkpoint.sentence_files import MODULES_FILE, SentenceFacts, read_sentence_facts
 from sglang.srt.errors import ModelError, SglangError
 from sglang.srt.server.tokenization.gguf_tokenizer import build_gguf_tokenizer
 from sglang.srt.server.tokenization.vocabulary_files import find_vocabulary, read_vocabulary
@@ -46,6 +47,7 @@ class TextFacts:
     eos_token_ids: frozenset[int] = frozenset()
     bos_token_id: int | None = None
     add_bos: bool = False
+    add_eos: bool = False
     templates: dict[str, str] = field(default_factory=dict)
     sentences: SentenceFacts = SentenceFacts()
 
@@ -66,7 +68,26 @@ def read_folder(folder: Path, cache: Path | None) -> tuple[tokenizers.Tokenizer,
     if facts.sentences.lowers and "Lowercase" not in str(core.normalizer):
         core.normalizer = _lowering(core.normalizer)
         text = core.to_str()
+    if facts.add_eos and (eos := facts.names.get("eos_token")) is not None and _end_with(core, eos, facts):
+        text = core.to_str()
     return core, text, facts
+
+
+def _end_with(core: tokenizers.Tokenizer, eos: str, facts: TextFacts) -> bool:
+    """Has texts end with this token. False if they do already."""
+    inner, outer = core.encode("a", add_special_tokens=False).ids, core.encode("a").ids
+    at = next((i for i in range(len(outer)) if outer[i : i + len(inner)] == inner), 0)
+    before, after, eos_id = outer[:at], outer[at + len(inner) :], core.token_to_id(eos)
+    if eos_id is None or after[-1:] == [eos_id]:
+        return False
+    if facts.add_bos and core.post_processor is None and facts.bos_token_id is not None:
+        before = [facts.bos_token_id]
+    names = {i: core.id_to_token(i) for i in (*before, *after, eos_id)}
+    core.post_processor = tokenizers.processors.TemplateProcessing(
+        single=[*(names[i] for i in before), "$A", *(names[i] for i in after), eos],
+        special_tokens=[(name, i) for i, name in names.items()],
+    )
+    return True
 
 
 def _read_vocabulary(folder: Path, cache: Path | None) -> tuple[tokenizers.Tokenizer, str]:
@@ -160,9 +181,17 @@ def _folder_facts(folder: Path, core: tokenizers.Tokenizer) -> TextFacts:
         eos_token_ids=frozenset(ends),
         bos_token_id=core.token_to_id(bos) if bos is not None else None,
         add_bos=config.get("add_bos_token") is True,
+        add_eos=config.get("add_eos_token") is True and _embeds(folder, model),
         templates=_folder_templates(folder, config),
         sentences=read_sentence_facts(folder),
     )
+
+
+def _embeds(folder: Path, model: Mapping[str, Any]) -> bool:
+    """Whether the folder's model makes vectors of texts. One that generates could not go on behind an end, whatever its files say."""
+    classes = model.get("architectures")
+    named = classes if isinstance(classes, list) else []
+    return (folder / MODULES_FILE).exists() or any(isinstance(name, str) and name.endswith("Model") for name in named)
 
 
 def _names(folder: Path, config: dict[str, Any]) -> dict[str, str]:

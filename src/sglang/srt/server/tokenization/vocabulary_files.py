@@ -113,9 +113,8 @@ def _sentencepiece(path: Path, data: bytes, config: Mapping[str, Any]) -> Tokeni
     for name, field, default in (("unknown", 40, 0), ("bos", 41, 1), ("eos", 42, 2)):
         token_id = trainer.get(field, default)
         metadata[f"tokenizer.ggml.{name}_token_id"] = token_id if token_id < len(tokens) else None
-    for name in ("add_bos_token", "add_eos_token"):
-        if isinstance(config.get(name), bool):
-            metadata[f"tokenizer.ggml.{name}"] = config[name]
+    if isinstance(config.get("add_bos_token"), bool):
+        metadata["tokenizer.ggml.add_bos_token"] = config["add_bos_token"]
     core = build_gguf_tokenizer({key: value for key, value in metadata.items() if value is not None})
     if kind == "llama":
         core.normalizer = normalizers.Sequence([*_cleaning(metadata), core.normalizer])
