@@ -25,7 +25,7 @@ COMPILERS = {
 }
 """package manager -> what brings a C++ compiler"""
 RELEASED = False
-"""whether the index of packages has them: until then whoever got wheels from a folder must name it"""
+"""whether the index of packages has them: until then users of wheels in a folder must name the folder"""
 
 
 class MissingPackage(ModuleNotFoundError):

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection
 
 MAX_NAME_LEN = 200
-"""characters of a name that are looked at: it may be as long as whoever sends it likes"""
+"""characters of a name that are compared: clients may send names of any length"""
 
 
 def nearest(name: str, known: Collection[str], cutoff: float = 0.6) -> str | None:

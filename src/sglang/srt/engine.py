@@ -407,7 +407,7 @@ def _shutdown_at_exit(reference: weakref.ref[Engine]) -> None:
 
 
 async def _closing(replies: AsyncIterator[Reply], close: Any) -> AsyncGenerator[Reply, None]:
-    """The replies; whoever stops early calls `close`."""
+    """The replies; a consumer that stops early calls `close`."""
     try:
         async for reply in replies:
             yield reply

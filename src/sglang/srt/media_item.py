@@ -39,7 +39,7 @@ def without_pixels(item: MediaItem) -> MediaItem:
 
 
 class EncodeJob(Protocol):
-    """An embedding that is being made, or is there. Whoever holds the job keeps the embedding; when nobody does, it is not
+    """An embedding, finished or in progress. References to the job keep the embedding; without any, it is not
     made, or may be forgotten."""
 
     embedding: Any

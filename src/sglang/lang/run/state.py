@@ -37,7 +37,7 @@ class RoleScope:
         self._executor.submit(RoleBegin(self._role))
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        # also after an exception in the block: the conversation stays well formed for whoever catches it
+        # also after an exception in the block: the conversation stays well formed for a caller that catches it
         self._executor.submit(RoleEnd(self._role))
 
 

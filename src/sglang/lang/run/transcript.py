@@ -11,7 +11,7 @@ from sglang.lang.ir import Image
 
 
 class Transcript:
-    """Written by whoever runs the state's pieces; others only read `text` and, once it is idle, `messages`."""
+    """Written only by the code that runs the state's expressions; others read `text` and, once the state is idle, `messages`."""
 
     def __init__(self, template: ChatTemplate) -> None:
         self.template = template

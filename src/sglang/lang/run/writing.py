@@ -169,7 +169,7 @@ def _retry_prompt(prompt: Prompt, wrong: TypedValueError, wanted: str) -> Prompt
 
 
 class Writing:
-    """One gen while the model writes it: collects the pieces of all samples, and shows the first sample's to whoever follows.
+    """One gen while the model writes it: collects the pieces of all samples, and shows the first sample's to streams.
     Pieces go in with `add`; what comes out belongs to the prompt (nothing of a sample but the first, and no reasoning where
     that is kept apart)."""
 

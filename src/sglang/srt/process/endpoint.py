@@ -20,7 +20,7 @@ from sglang.srt.flags.values import read_private
 MAX_SOCKET_PATH = 107
 """bytes, of sockaddr_un (104 on macOS, less one)"""
 ONLY_THE_OWNER = 0o177
-"""umask of the socket: whoever may open it may ask"""
+"""umask of the socket: opening it is the permission to send requests"""
 BACKLOG = 4096
 
 

@@ -63,7 +63,7 @@ class Cancelled(IsolationError):
 
 @dataclass(frozen=True)
 class Patience:
-    """After so many seconds without a reply, whoever waits is asked whether the job goes on."""
+    """After so many seconds without a reply, the caller is asked whether the job goes on."""
 
     seconds: float
     goes_on: Callable[[], bool]

@@ -16,7 +16,7 @@ LONG = 8
 
 def hide_secrets(secrets: Mapping[str, str | None], environ: MutableMapping[str, str] = os.environ) -> None:
     """Takes the values of these flags out of the environment, and out of the command line that the system shows of this process.
-    Until then whoever may list the processes could read them there."""
+    Until then every user who may list processes could read them there."""
     for name in secrets:
         environ.pop(variable(name), None)
     long = {value for value in secrets.values() if value and len(value) >= LONG}

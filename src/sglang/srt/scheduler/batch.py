@@ -63,7 +63,7 @@ class ScheduleBatch:
 
 @dataclass
 class Flight:
-    """A step on its way. `late` get no token from it."""
+    """A step in progress. Requests in `late` get no token from it."""
 
     batch: ScheduleBatch
     wait: Callable[[], ForwardOutput]

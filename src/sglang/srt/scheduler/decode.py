@@ -93,7 +93,7 @@ class RunningBatch:
         self._estimate.note_retraction(self.reqs)
 
     def give_turn(self, turns: Turns) -> None:
-        """Who has waited for long takes the place of somebody else, who goes back into the queue."""
+        """A client that has waited for long takes the place of another client's request, which goes back into the queue."""
         req = turns.makes_way(self.holders)
         if req is not None:
             self._take_off(req)

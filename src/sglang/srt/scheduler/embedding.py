@@ -43,7 +43,7 @@ GROUP_TEXTS = 64
 
 
 class Line:
-    """Owner of the texts that wait."""
+    """Owner of the waiting texts."""
 
     def __init__(self) -> None:
         self._texts: dict[str, EmbedReq] = {}
@@ -95,7 +95,7 @@ class EmbeddingScheduler:
         self._num_steps = 0
 
     def run(self) -> None:
-        """Serves until a ShutdownReq. An error goes on to whoever runs the scheduler."""
+        """Serves until a ShutdownReq. Errors are raised to the caller."""
         while not self._stopping:
             self._receive()
             self.step()

@@ -19,17 +19,17 @@ from sglang.srt.vocabulary import SpecialSpacing, Vocabulary
 
 
 def abort_reason(error: RequestError | OverloadError) -> FinishReason:
-    """How a request ends that cannot be served."""
+    """The finish reason of a request that cannot be served."""
     return FinishReason("abort", message=str(error), status_code=error.status_code, err_type=error.err_type)
 
 
 def failure_reason(message: str) -> FinishReason:
-    """How a request ends by a fault of ours."""
+    """The finish reason after an internal error."""
     return FinishReason("abort", message=message, status_code=500, err_type="InternalServerError")
 
 
 def nan_reason() -> FinishReason:
-    """How a request ends for which no token can be chosen."""
+    """The finish reason when all logits of a request are NaN or masked."""
     return failure_reason("the model's logits are not numbers (NaN)")
 
 

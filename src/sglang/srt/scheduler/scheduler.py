@@ -86,7 +86,7 @@ class Scheduler:
         trials: Trials | None = None,
     ) -> None:
         """`journal`: where to note what native grammar code works on. Closes `trials` at the end, if it is given some. Raises
-        ConfigError when the grammar backend is not to be had."""
+        ConfigError when the grammar backend is not installed."""
         info = worker.info
         self._options = options
         self._worker = worker
@@ -157,7 +157,7 @@ class Scheduler:
             self._worker.close()
 
     def step(self) -> bool:
-        """One step of everyone there is memory for. False when there was nothing to compute."""
+        """One step. False when there was nothing to compute."""
         results = StepResults(self.memory)
         if self._searches.has_searched:
             self._searches.begin_step()
@@ -206,7 +206,7 @@ class Scheduler:
         return messages
 
     def _plan(self, results: StepResults) -> ScheduleBatch | None:
-        """Who takes part in the next step, with memory for all of it."""
+        """Plans the requests of the next step, with memory for all of it."""
         full = "the KV pool is full: this request is all that is in it"
         every = self._options.test_retract_every
         if every and self._stats.num_decode_steps and self._stats.num_decode_steps % every == 0:
@@ -358,7 +358,7 @@ class Scheduler:
             self._outbox.send(BatchTokenOut(results.outs))
 
     def _rest(self) -> None:
-        """Nothing has come for a while: a good time to look whether everything adds up."""
+        """Idle work: checks the integrity of memory, among others."""
         self._compiler.rest()
         self._stats.note_idle()
         self._estimate.reset()
@@ -409,7 +409,7 @@ class Scheduler:
             self._emit(results)
 
     def _check_room(self, msg: TokenizedReq) -> None:
-        """A key may wait with no more requests than there are places left, so that there is one for whoever comes. Raises
+        """The number of waiting requests of a key is limited by the places that are left, so that others find one. Raises
         OverloadError."""
         free = self._options.max_queued_requests - len(self._waiting) - len(self._inlet)
         key = msg.client[0] if msg.client else ""

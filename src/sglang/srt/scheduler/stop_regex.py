@@ -287,7 +287,7 @@ class StopRegexes:
 
     @property
     def is_searching(self) -> bool:
-        """Whether what came of the last `feed` is still to be had from `end_search`."""
+        """Whether `end_search` has yet to give the result of the last `feed`."""
         return self._search is not None
 
     @property

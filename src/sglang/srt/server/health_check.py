@@ -17,7 +17,7 @@ LOOK_SECONDS = 0.5
 
 
 class HealthCheck:
-    """One check at a time; whoever asks meanwhile gets the same answer: no key is needed to ask, so asking more must not make more
+    """One check at a time; concurrent calls share its answer: no key is needed for it, so more calls must not make more
     work. `start`: of the tokenizer manager; `heard_at`: when the scheduler said anything last; `embed`: for a model that embeds."""
 
     def __init__(

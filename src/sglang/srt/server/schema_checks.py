@@ -73,7 +73,7 @@ def is_cut(out: TokenOut, request: TokenizedReq, vocabulary: Vocabulary) -> bool
 
 
 def next_attempt(request: TokenizedReq, num_attempts: int) -> TokenizedReq:
-    """The request once more, for another answer. The same ones come in the same order, whoever asks and whatever else runs."""
+    """The request once more, for another answer. The seeds are the same in the same order for every client and load."""
     sampling = request.sampling
     changed: dict[str, Any] = {"seed": ((sampling.seed or 0) + num_attempts) % 2**63}
     if sampling.is_greedy:

@@ -82,7 +82,7 @@ def cost(req: Req) -> float:
 
 
 class FairShare:
-    """Who is served next when several clients wait: the one who was served least.
+    """Fairness between clients: the waiting client that was served least is next.
 
     Every client has a tag, the service it was given in tokens: prompts, and what they may generate, counted at admission. The
     waiting client with the smallest tag goes first. A client that was away does not come back with savings: its tag is lifted to
@@ -104,7 +104,7 @@ class FairShare:
 
     @property
     def num_waiting(self) -> int:
-        """Clients with requests in the queue."""
+        """The number of clients with requests in the queue."""
         return len(self._clients)
 
     def parties(self) -> set[Client]:
@@ -125,7 +125,7 @@ class FairShare:
                 self._tags[node] = max(self._tags.get(node, 0.0), self._levels.get(node[:-1], 0.0))
 
     def remove(self, req: Req) -> None:
-        """It is no longer in the queue, for whatever reason."""
+        """The request has left the queue."""
         client = _client(req)
         for node in _nodes(client):
             self._waiting[node] -= 1
@@ -224,12 +224,12 @@ class WaitingQueue:
         return self._shares.parties() | set(map(party, self._retracted.values()))
 
     def call(self, client: Client | None) -> None:
-        """Makes it the turn of a client's first request; None: nobody's."""
+        """Gives the turn to a client's first request; None takes it back."""
         own = [req for req in self if party(req) == client and not (req.media is not None and req.media.is_waiting)]
         self.due = max(own, key=lambda req: (req.msg.priority, req.msg.own_priority), default=None)
 
     def pass_over(self, req: Req) -> None:
-        """It waits for something else than room: nobody need make way for it now."""
+        """It waits for something other than memory: no request need be retracted for it now."""
         if req is self.due:
             self.due = None
 
@@ -326,7 +326,7 @@ class Turns:
 
     The queue is fair about who is next (FairShare), but nobody is next while all places, or all of the pool, are held. So a client that
     holds less than its share, and has waited for WAIT_STEPS, gets a turn: its first request goes before all others, and in each step the
-    youngest request of whoever holds most makes way, until there is room. That one goes back into the queue, with all that it has.
+    youngest request of the client that holds most is retracted, until there is room. It goes back into the queue, with its output.
 
         who waits      holds nothing, or fewer places than all of them divided by the clients that are there
         who makes way  a client that holds more; one with a single place has had it for WAIT_STEPS
@@ -347,7 +347,7 @@ class Turns:
 
     @property
     def is_due(self) -> bool:
-        """Whether somebody's turn has come."""
+        """Whether a client has the turn."""
         return self._queue.due is not None
 
     def note_step(self, running: Sequence[Req], admitted: Sequence[Req]) -> None:
@@ -370,14 +370,14 @@ class Turns:
             self._call(held)
 
     def _call(self, held: Counter[Client]) -> None:
-        """Makes the turn of whoever has waited longest, if somebody can make way."""
+        """Gives the turn to the client that has waited longest, if another client's request can be retracted."""
         client = max(self._waited, key=self._waited.__getitem__)
         if self._waited[client] >= WAIT_STEPS and any(self._givers(held, client)):
             self._queue.call(client)
             self._was_tried = False
 
     def _givers(self, held: Counter[Client], client: Client) -> Iterator[Client]:
-        """Who has more than `client`, the one with most first."""
+        """The clients that hold more than `client`, the one with most first."""
         own = held[client]
         for other, count in held.most_common():
             stay = self._stays.get(other)

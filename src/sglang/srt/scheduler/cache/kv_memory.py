@@ -83,7 +83,7 @@ class PageAllocator:
         return bases
 
     def claim_after(self, slot: int) -> bool:
-        """Takes the rest of the run behind `slot`, if nobody holds any of it: whoever continues a prefix may then go on in
+        """Takes the rest of the run behind `slot`, if all of it is free: a request that continues a prefix may then go on in
         the run where the prefix ends. False when there is no rest or some of it is held."""
         start, end = slot + 1, (slot // self.run + 1) * self.run
         if start == end or self._held[start:end].any():

@@ -71,7 +71,7 @@ def _common_len(a: Int32Array, b: Int32Array) -> int:
 
 
 class TreeObserver(Protocol):
-    """Who is told of every change of the trees (viewing.py)."""
+    """Observes every change of the trees (viewing.py)."""
 
     def changed(self, node: TreeNode) -> None:
         """It is new, or its ids, its parent, its hits or whether it is locked have changed."""
@@ -182,7 +182,7 @@ class RadixCache:
         return Inserted(tree_len, existing, node)
 
     def _split(self, child: TreeNode, n: int) -> TreeNode:
-        """Puts a node of `child`'s first n ids above it, and returns that. `child` keeps its identity: whoever locked it
+        """Puts a node of `child`'s first n ids above it, and returns that. `child` keeps its identity: requests that locked it
         locks both."""
         assert child.parent is not None
         upper = TreeNode(child.parent, child.ids[:n].copy(), child.slots[:n].copy(), child.end - len(child.ids) + n)

@@ -43,7 +43,7 @@ class Aside:
             call, reply = self._calls.get()
             try:
                 reply.put((call(), None))
-            except BaseException as error:  # noqa: BLE001  whoever waits hears of it
+            except BaseException as error:  # noqa: BLE001  raised to the waiting caller
                 reply.put((None, error))
             del call, reply
 

@@ -110,7 +110,7 @@ class GrammarCompiler:
             release_freed_memory()
 
     def submit(self, key: Key, client: Client = ()) -> Job:
-        """The job for `key`: a new one, one under way, or one done before. Whoever does not wait for its end calls `leave`."""
+        """The job for `key`: a new one, a running one, or a finished one. A caller that does not wait for its end calls `leave`."""
         with self._lock:
             job = self._cache.get(key)
             if job is not None:
@@ -151,7 +151,7 @@ class GrammarCompiler:
         return True
 
     def leave(self, job: Job) -> None:
-        """A request does not wait for the job any more. When nobody does, it is stopped."""
+        """A request does not wait for the job any more. A job that no request waits for is stopped."""
         job.num_waiting -= 1
         if job.done or job.num_waiting > 0:
             return
@@ -223,7 +223,7 @@ class GrammarCompiler:
 
     def _prepare(self) -> None:
         assert self._backend is not None
-        with contextlib.suppress(GrammarError):  # whoever compiles meets it again, and reports it
+        with contextlib.suppress(GrammarError):  # compiling raises it again, and reports it
             self._backend.prepare()
         release_freed_memory()
 

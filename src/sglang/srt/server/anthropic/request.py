@@ -59,7 +59,7 @@ _BEYOND_HIGH = frozenset({"xhigh", "max"})
 
 
 def chat_body(body: dict[str, Any], thinks: bool) -> dict[str, Any]:
-    """The same request as a chat's body. `thinks`: reasoning is told from answers here. Raises RequestError."""
+    """The same request as a chat's body. `thinks`: this server separates reasoning from answers. Raises RequestError."""
     if body.get("thread") is not None:
         raise ThreadUnsupportedError("thread is not supported by this server: send the whole conversation without it", "thread")
     for name in _REFUSED & body.keys():

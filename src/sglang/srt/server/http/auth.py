@@ -29,7 +29,7 @@ _RUN = re.compile(rb"[0-9a-f]{1,32}/[0-9]{1,6}(?:\.[0-9]{1,6}){0,24}")
 OPEN_PATHS = frozenset({"/health", "/health_generate", "/metrics"})
 """what needs no key: probes and scrapers have none"""
 _HERE = ("127.", "::1", "::ffff:127.")
-"""how the addresses of this machine begin: its programs, and a proxy on it, for whoever comes through that"""
+"""how the addresses of this machine begin: its programs, and a proxy on it, for requests through that proxy"""
 IDENTITY = "sglang.identity"
 """key of an ASGI scope"""
 

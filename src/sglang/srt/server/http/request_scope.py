@@ -14,7 +14,7 @@ MAX_NAME = 256
 
 
 class RequestScope(msgspec.Struct, eq=False):
-    """`key`: the client, a digest of its verified API key (auth.py); empty where nobody is told apart. Everything a client owns is
+    """`key`: the client, a digest of its verified API key (auth.py); empty where clients are not distinguished. Everything a client owns is
     found by it. `user`: whom the queue is to be fair to among those of one key, or of one `address`, where the
     request comes from unless that is this machine. `is_operator`: may do what concerns other clients.
     `trace`: a W3C traceparent."""

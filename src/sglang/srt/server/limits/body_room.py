@@ -95,7 +95,7 @@ class BodyRoom:
         self._serve()
 
     def _serve(self) -> None:
-        """Lets in whoever holds least, the first of them, as long as there is room for them."""
+        """Admits the waiting bodies of the clients that hold least, as long as there is room."""
         while self._waiting:
             future = min(self._waiting, key=lambda f: self._held[self._waiting[f][0]])
             owner, size = self._waiting[future]

@@ -23,7 +23,7 @@ MAX_MEMORY = 64 << 20
 """bytes that strings and elements may take as objects; lists of plain numbers are counted apart (see `bodies`)"""
 ELEMENT_BYTES = 64
 MAX_KEY = CHUNK
-"""bytes; longer keys are refused, shorter ones are for whoever reads the object"""
+"""bytes; longer keys are refused, shorter ones are checked by the reader of the object"""
 MAX_DIGITS = 512
 """of one number: longer ones may, from twice that many must, be refused"""
 

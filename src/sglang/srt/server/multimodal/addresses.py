@@ -61,7 +61,7 @@ V4_INSIDE = (
 
 LOOKUPS = 64
 LOOKUPS_OF_A_DOMAIN = 8
-"""names that are being resolved at once: whoever runs a name server that never answers holds only their own"""
+"""names that are being resolved at once, per domain: a name server that never answers delays only its own domain"""
 LOOKUP_SECONDS = 20.0
 
 

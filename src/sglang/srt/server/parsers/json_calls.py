@@ -84,7 +84,7 @@ class CallReader:
     or calls nothing at all; it is read to its end nevertheless. `among_calls`: nothing but calls is expected here, so other keys and
     objects do not make it `wrong`. `other_key`: the key by which this is seen to be an object of another kind, if it is the first.
     `described`: given where nothing but its keys says that this is a call. It holds the parameters
-    of each tool, by which a description of the tool is told from a call of it.
+    of each tool, by which a description of the tool is distinguished from a call of it.
     """
 
     def __init__(

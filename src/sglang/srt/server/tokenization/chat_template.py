@@ -192,7 +192,7 @@ WINDOW = 1 << 20
 
 
 class SpecialText:
-    r"""Special tokens that someone merely wrote: found, marked, and told apart from those of the chat template.
+    r"""Special tokens in the text of messages: found, marked, and distinguished from those of the chat template.
 
     A chat prompt mixes two sources. The template's own `<|im_start|>` opens a turn; the same characters inside a message are
     just characters, or a user could close their turn and speak as the system. So before rendering, a mark is put inside every

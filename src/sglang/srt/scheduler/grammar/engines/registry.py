@@ -11,7 +11,7 @@ from sglang.srt.vocabulary import Vocabulary
 
 def create_backend(vocabulary: Vocabulary | None, options: GrammarOptions, threads: bool = True) -> GrammarBackend | None:
     """The engine that `options` name; None for "none" or without a vocabulary. Without `threads` it starts none, for a process that
-    forks. Raises ConfigError when it is not to be had."""
+    forks. Raises ConfigError when it is not installed."""
     if options.backend == "none" or vocabulary is None:
         return None
     if options.backend == "llguidance":

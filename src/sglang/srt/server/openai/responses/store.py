@@ -109,7 +109,7 @@ class ResponseStore:
             self._make_room(lambda shelf: len(shelf.responses))
 
     def _make_room(self, held: Callable[[_Shelf], int]) -> None:
-        """Drops the oldest of whoever holds most."""
+        """Drops the oldest response of the client that holds most."""
         shelf = max(self._shelves.values(), key=held)
         shelf.remove(next(iter(shelf.responses)))
 

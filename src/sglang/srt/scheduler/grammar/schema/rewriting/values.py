@@ -31,7 +31,7 @@ def named_values(document: SchemaDocument, schema: Any, scope: Scope) -> list[An
             return None
         try:
             _, schema, scope = document.resolve(schema["$ref"], scope, "#")
-        except GrammarError:  # whoever follows the reference meets it again
+        except GrammarError:  # resolving the reference raises it again
             return None
     return None
 
