@@ -19,12 +19,12 @@ def main() -> None:
     ServerArgs.add_cli_args(parser)
     args = parser.parse_args()
     server_args = ServerArgs.from_cli_args(args)
-    params = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
+    params = {"temperature": 0, "max_new_tokens": 64, "ignore_eos": True}
     with sgl.Engine(**dataclasses.asdict(server_args)) as llm:
         whole = llm.generate(args.prompt, params)["text"]
         assert stream_and_merge(llm, args.prompt, params) == whole
         parts = asyncio.run(pieces(llm, args.prompt, params))
-        assert "".join(parts) == whole and len(parts) > 3, parts
+        assert "".join(parts) == whole and len(parts) > 1, parts  # drafts make pieces long
     print("all good")
 
 
