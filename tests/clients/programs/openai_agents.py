@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 URL, MODEL = sys.argv[1] + "/v1", sys.argv[2]
 HAS_SCRIPT = "tools" in sys.argv[3:]
-SETTINGS = agents.ModelSettings(temperature=0, max_tokens=400 if HAS_SCRIPT else 60, parallel_tool_calls=True)
+SETTINGS = agents.ModelSettings(temperature=0, max_tokens=400, parallel_tool_calls=True)
 CITIES: list[str] = []
 
 
