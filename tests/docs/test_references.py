@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from sglang.srt.flags.compatible import ALIASES, FLAGS
+from sglang.srt.model.weights.families.encoders import ENCODER_FAMILIES
 from sglang.srt.server_args import ServerArgs
 from tests.conftest import ROOT
 
@@ -72,7 +73,8 @@ def source() -> str:
 
 @cache
 def words() -> frozenset[str]:
-    return frozenset(WORD.findall(source()))
+    """Those of the sources, and names of encoders' classes, which are composed there."""
+    return frozenset(WORD.findall(source())) | {name for family in ENCODER_FAMILIES for name in family.class_names}
 
 
 @cache

@@ -29,7 +29,7 @@ def failure_reason(message: str) -> FinishReason:
 
 
 def nan_reason() -> FinishReason:
-    """The finish reason when all logits of a request are NaN or masked."""
+    """The finish reason when the logits of a request are NaN."""
     return failure_reason("the model's logits are not numbers (NaN)")
 
 
