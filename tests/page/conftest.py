@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import ROOT, RunningServer, start_server
 
 playwright = pytest.importorskip("playwright.sync_api", reason="make test-page installs Playwright")
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright  # noqa: E402
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SHOTS = ROOT / "docs" / "images" if os.environ.get("PAGE_IMAGES") else Path(tempfile.mkdtemp())
@@ -110,6 +110,14 @@ class Chat:
             self.page.locator(f"#option-{name}").fill(str(value))
             self.page.locator(f"#option-{name}").blur()
         self.page.get_by_role("button", name="Done").click()
+
+    def talk_on(self, **more: object) -> None:
+        """Lets answers go on until they are stopped, or as `more` says: the model's own end depends on the last bit."""
+
+        def changed(route: Route) -> None:
+            route.continue_(post_data={**route.request.post_data_json, "ignore_eos": True, **more})
+
+        self.page.route("**/v1/chat/completions", changed)
 
     def say(self, text: str, wait: bool = True) -> None:
         self.page.get_by_role("textbox", name="Message", exact=True).fill(text)

@@ -35,6 +35,7 @@ def test_an_answer_has_its_figures(chat: Chat) -> None:
 
 def test_an_answer_is_stopped(chat: Chat, server: RunningServer) -> None:
     chat.option(max_tokens=4000)
+    chat.talk_on()
     chat.say("Count from 1 to 1000, one number a line.", wait=False)
     expect(chat.page.locator(".message.assistant .markdown")).not_to_have_text("")
     chat.page.get_by_role("button", name="Stop").click()

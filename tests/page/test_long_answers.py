@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
@@ -46,13 +45,9 @@ def metrics(page: Page) -> dict[str, float]:
 
 def begin(page: Page, url: str, num_tokens: int, view: str) -> Chat:
     """An answer of so many tokens is on its way."""
-
-    def whole(route: Any) -> None:
-        route.continue_(post_data={**route.request.post_data_json, "max_tokens": num_tokens, "ignore_eos": True})
-
     chat = Chat(page, url)
     page.get_by_role("button", name=view, exact=True).click()
-    page.route("**/v1/chat/completions", whole)
+    chat.talk_on(max_tokens=num_tokens)
     chat.say("Go on.", wait=False)
     page.evaluate(LISTEN)
     return chat

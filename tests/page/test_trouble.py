@@ -21,6 +21,7 @@ COUNT = "Count from 1 to 1000, one number a line."
 def begin_long_answer(page: Page, url: str) -> Chat:
     chat = Chat(page, url)
     chat.option(temperature=0, max_tokens=4000)
+    chat.talk_on()
     chat.say(COUNT, wait=False)
     wait_for(lambda: len(chat.answer) > 20)
     return chat
