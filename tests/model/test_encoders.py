@@ -309,3 +309,42 @@ def test_a_head_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**raw, "architectures": ["RobertaForSequenceClassification"]}))
     with pytest.raises(ModelError, match=r"must hold the tensor 'classifier\.dense\.bias'"):
         embedder(tmp_path, "reference")
+
+
+@pytest.mark.parametrize("has_dense", [False, True])
+def test_embedding_gemma_as_a_gguf_file(tmp_path: Path, has_dense: bool) -> None:
+    """With the modules that stand behind it in the same file."""
+    import torch
+
+    gguf = pytest.importorskip("gguf")
+    from tests.model.test_dense_files import write_metadata
+
+    model = save_model(tmp_path / "whole", "gemma3", use_bidirectional_attention=True, sliding_window=10)
+    config = model.config
+    # the file says what config.json does, which is no more what the loaded config holds
+    path, window = tmp_path / "m.gguf", 10
+    writer = gguf.GGUFWriter(str(path), "gemma-embedding")
+    inner, config.sliding_window = config.sliding_window, window
+    write_metadata(writer, "gemma3_text", config)
+    config.sliding_window = inner
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA_EMBEDDING, config.num_hidden_layers)
+    for key, value in model.model.state_dict().items():
+        data = value.numpy() + (1 if key.endswith("norm.weight") else 0)
+        writer.add_tensor(names.get_name(f"model.{key}", try_suffixes=(".weight",)), data.astype(np.float32))
+    rng = np.random.default_rng(2)
+    width = config.hidden_size
+    dense = [rng.standard_normal((96, width), np.float32), rng.standard_normal((width, 96), np.float32)]
+    for number, weight in enumerate(dense if has_dense else [], 2):
+        writer.add_tensor(f"dense_{number}.weight", weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert embeds_by_itself(ModelOptions(str(path)))
+    for ids, vector in zip(TEXTS, embedder(path, "reference").embed(TEXTS), strict=True):
+        with torch.no_grad():
+            expected = model.model(torch.tensor([ids])).last_hidden_state[0].numpy().mean(axis=0)
+        for weight in dense if has_dense else []:
+            expected = weight @ expected
+        np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-5)

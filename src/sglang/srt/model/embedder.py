@@ -36,6 +36,7 @@ from sglang.srt.model.pooling import Pooling, gguf_pooling, read_pooling
 from sglang.srt.model.runner import load_step, record_program
 from sglang.srt.model.weights.config_reader import is_bare, is_classifier
 from sglang.srt.model.weights.families.encoders import find_encoder, read_encoder_config
+from sglang.srt.model.weights.gguf_config import EMBEDDING
 from sglang.srt.model.weights.loader import load_checkpoint
 
 logger = logging.getLogger("sglang")
@@ -159,7 +160,7 @@ def embeds_by_itself(model: ModelOptions) -> bool:
     """Whether the model can do nothing else. Raises ModelError if there is no such model."""
     files = find_files(model)
     if files.kind != "folder":
-        return False
+        return GGUFFile(files.path).metadata.get("general.architecture") in EMBEDDING
     return find_encoder(files.path) is not None or is_bare(files.path) or is_classifier(files.path)
 
 
@@ -222,7 +223,8 @@ def _create_decoder(ops: Ops, files: ModelFiles, options: ModelOptions, use_tape
     elif files.kind == "folder":
         pooling = read_pooling(files.path, "mean" if config.bidirectional else "lasttoken", config.hidden_size)
     else:
-        pooling = gguf_pooling(GGUFFile(files.path).metadata, config.hidden_size)
+        file = GGUFFile(files.path)
+        pooling = gguf_pooling(file.metadata, config.hidden_size, file.tensors)
     check_decoder(ops, config)
     tables = table_bytes(config) + 4 * MAX_GROUP * config.context_len
     needs = Needs(checkpoint.packed_bytes(ops.packed_bits), 0, tables, config.context_len, 0, 0)

@@ -18,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang.srt.checkpoint.files import shown
+from sglang.srt.checkpoint.gguf_reader import GGUFTensor
 from sglang.srt.checkpoint.sentence_files import MODULES_FILE, read_modules, read_sentence_facts
 from sglang.srt.errors import ModelError
 from sglang.srt.forward_batch import Float32Array
+from sglang.srt.model.quant.formats import HostTensor
 from sglang.srt.model.weights.config_fields import Fields, read_json
 from sglang.srt.model.weights.safetensors_reader import SafetensorsSource
 
@@ -136,12 +138,20 @@ def default_pooling(mode: str, hidden_size: int) -> Pooling:
     return Pooling((mode,), (normalise,), hidden_size)
 
 
-def gguf_pooling(metadata: Mapping[str, Any], hidden_size: int) -> Pooling:
-    """What a GGUF file's metadata says. Raises ModelError for a way that is not done here."""
+def gguf_pooling(metadata: Mapping[str, Any], hidden_size: int, tensors: Mapping[str, GGUFTensor] | None = None) -> Pooling:
+    """What a GGUF file's metadata says, and the dense modules among its tensors. Raises ModelError for a way that is not done here."""
     kind = metadata.get(f"{metadata.get('general.architecture')}.pooling_type", 0)
     if kind not in _GGUF_MODES:
         raise ModelError(f"the GGUF file's pooling_type {shown(kind)} is not supported; mean, cls and last are")
-    return default_pooling(_GGUF_MODES[kind], hidden_size)
+    steps, dim = list[Step](), hidden_size
+    for name in ("dense_2.weight", "dense_3.weight"):
+        if (tensor := (tensors or {}).get(name)) is not None:
+            if len(tensor.shape) != 2 or tensor.shape[1] != dim:
+                raise ModelError(f"the GGUF file's {name} has shape {list(tensor.shape)}, and takes vectors of {dim}")
+            weight = HostTensor(name, tensor.format, tensor.shape, tensor.data).dequantise().astype(np.float64)
+            steps.append(DenseModule(weight, 0.0, _ACTIVATIONS["Identity"]))
+            dim = tensor.shape[0]
+    return Pooling((_GGUF_MODES[kind],), (*steps, normalise), dim)
 
 
 def read_pooling(folder: Path, default: str, hidden_size: int) -> Pooling:

@@ -26,6 +26,8 @@ from sglang.srt.model.weights.family_source import gguf_layout
 
 BY_ARCHITECTURE: dict[str, Family] = {family.gguf.architecture: family for family in FAMILIES if family.gguf is not None}
 """general.architecture -> family"""
+EMBEDDING = {"gemma-embedding": "gemma3"}
+"""architectures that embed -> the one that they are but for seeing both ways"""
 
 ROPE_DIVISORS = "rope_freqs.weight"
 LONGROPE = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
@@ -96,13 +98,14 @@ class _Meta:
     def __init__(self, gguf: GGUFFile) -> None:
         self.gguf = gguf
         arch = gguf.metadata.get("general.architecture")
-        if not isinstance(arch, str) or arch not in BY_ARCHITECTURE:
+        kind = EMBEDDING.get(arch, arch) if isinstance(arch, str) else ""
+        if not isinstance(arch, str) or kind not in BY_ARCHITECTURE:
             raise ModelError(
                 f"{gguf.path}: general.architecture {shown(arch)} is not supported; docs/models.md lists the "
-                f"{len(BY_ARCHITECTURE)} that are"
+                f"{len(BY_ARCHITECTURE) + len(EMBEDDING)} that are"
             )
-        self.arch = arch
-        self.family = BY_ARCHITECTURE[arch]
+        self.arch, self.kind = arch, kind
+        self.family = BY_ARCHITECTURE[kind]
         if self.number("expert_count"):
             raise ModelError(f"{gguf.path}: mixtures of experts are not supported")
 
@@ -136,7 +139,7 @@ class _Meta:
 
 def _as_hugging_face(meta: _Meta) -> dict[str, Any]:
     """The metadata in the words of config.json; absent keys are left out, so that the family's defaults hold."""
-    gguf, arch = meta.gguf, meta.arch
+    gguf = meta.gguf
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ModelError(f"{gguf.path} has no matrix 'token_embd.weight': it is not a whole language model")
@@ -163,8 +166,10 @@ def _as_hugging_face(meta: _Meta) -> dict[str, Any]:
         **_rope(meta, head_dim),
     }
     raw.update(_windows(meta))
-    if arch in PECULIAR:
-        raw.update(PECULIAR[arch](meta, raw))
+    if meta.kind in PECULIAR:
+        raw.update(PECULIAR[meta.kind](meta, raw))
+    if meta.arch in EMBEDDING:
+        raw["use_bidirectional_attention"] = True
     return {name: value for name, value in raw.items() if value is not None}
 
 
@@ -177,7 +182,7 @@ def _windows(meta: _Meta) -> dict[str, Any]:
     if isinstance(pattern, np.ndarray):
         kinds = ["sliding_attention" if windowed else "full_attention" for windowed in pattern.tolist()]
         return {"sliding_window": window, "layer_types": kinds}
-    if pattern is None and meta.arch not in WINDOWED:
+    if pattern is None and meta.kind not in WINDOWED:
         raise meta.bad("attention.sliding_window", "is set, and says not which layers it is for: use the Hugging Face folder")
     return {"sliding_window": window, "sliding_window_pattern": pattern}
 
@@ -269,7 +274,7 @@ PECULIAR: dict[str, Callable[[_Meta, Mapping[str, Any]], dict[str, Any]]] = {
 
 
 def _rope(meta: _Meta, head_dim: int) -> dict[str, Any]:
-    default_theta = 1_000_000.0 if meta.arch == "gemma3" else 10000.0
+    default_theta = 1_000_000.0 if meta.kind == "gemma3" else 10000.0
     params: dict[str, Any] = {"rope_theta": meta.number("rope.freq_base", default_theta)}
     kind, factor = meta.get("rope.scaling.type"), meta.number("rope.scaling.factor", 0.0)
     if kind is not None and not isinstance(kind, str):
@@ -288,7 +293,7 @@ def _rope(meta: _Meta, head_dim: int) -> dict[str, Any]:
         params.update(rope_type="longrope", factor=None, attention_factor=meta.number("rope.scaling.attn_factor"))
         params["original_max_position_embeddings"] = meta.number("rope.scaling.original_context_length")
     raw: dict[str, Any] = {"partial_rotary_factor": meta.size("rope.dimension_count", head_dim) / head_dim}
-    if meta.arch != "gemma3":
+    if meta.kind != "gemma3":
         return {**raw, "rope_parameters": params}
     local = {"rope_theta": meta.number("rope.freq_base_swa", 10000.0)}
     return {**raw, "rope_parameters": {"full_attention": params, "sliding_attention": local}}
