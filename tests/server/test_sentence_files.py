@@ -147,6 +147,16 @@ def test_prompts_that_are_not_pooled_are_refused(bert: tuple[Path, Any], tmp_pat
         sglang.Engine(model_path=str(tmp_path), threads=1)
 
 
+def test_a_cross_encoder_may_say_what_it_is(tmp_path: Path) -> None:
+    write(tmp_path / "modules.json", MODULES)
+    write(tmp_path / "config_sentence_transformers.json", {"model_type": "CrossEncoder"})
+    write(tmp_path / "config.json", {"architectures": ["BertForSequenceClassification"]})
+    assert read_sentence_facts(tmp_path) == SentenceFacts(prompts={"query": "", "document": ""})
+    write(tmp_path / "config.json", {"architectures": ["BertModel"]})
+    with pytest.raises(ModelError, match="model_type is 'CrossEncoder'"):
+        read_sentence_facts(tmp_path)
+
+
 def test_lengths_and_names_of_other_versions(tmp_path: Path) -> None:
     assert read_sentence_facts(tmp_path) == SentenceFacts(), "a folder of another kind"
     write(tmp_path / "modules.json", MODULES)

@@ -119,9 +119,15 @@ def _flag(path: Path, config: dict[str, Any], key: str) -> bool:
     return bool(value)
 
 
+def _has_labels(folder: Path) -> bool:
+    """Whether the model has a head for labels: a cross-encoder is one, and makes no vectors."""
+    classes = _read(folder / "config.json").get("architectures")
+    return isinstance(classes, list) and any(str(name).endswith("ForSequenceClassification") for name in classes)
+
+
 def _read_prompts(path: Path) -> tuple[dict[str, str], str]:
     config = _read(path)
-    if config.get("model_type") in _OTHER_KINDS:
+    if config.get("model_type") in _OTHER_KINDS and not _has_labels(path.parent):
         raise ModelError(f"{path}: model_type is {shown(config['model_type'])}, whose vectors are not supported")
     prompts, name = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
