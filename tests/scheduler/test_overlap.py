@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, VocabMasks
-from sglang.srt.messages import AbortReq, FlushCacheReq, PauseReq, TokenizedReq
+from sglang.srt.messages import AbortReq, FlushCacheReq, LogprobOptions, PauseReq, TokenizedReq
 from tests.scheduler.test_grammar import run_with_compiling
 from tests.scheduler.test_invariance import check_answer, fits, schedules, workloads
 from tests.scheduler.toy import Answer, Harness, ToyWorker, expected_output, make_req
@@ -126,6 +126,13 @@ def test_decoding_runs_ahead_and_ends_on_time() -> None:
         assert answer.ids == expected_output(req).ids
     assert worker.num_ahead >= 10 and worker.num_useless == 0, "an end by length is known in advance"
     assert len(worker.batches) <= 14, "no step more than without"
+
+
+def test_log_probabilities_are_known_before_the_next_step() -> None:
+    harness, worker = harness_for()
+    req = make_req("a", PROMPT, 12, ignore_eos=True, logprobs=LogprobOptions())
+    assert harness.run(req)[0].ids == expected_output(req).ids
+    assert worker.num_ahead == 0
 
 
 def test_without_it_nothing_is_ahead() -> None:

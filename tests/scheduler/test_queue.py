@@ -247,6 +247,17 @@ def test_a_retraction_hits_who_loses_least() -> None:
     assert [req.rid for req in harness.scheduler._running.reqs] == ["long output"]
 
 
+def test_a_retraction_hits_the_client_that_holds_most() -> None:
+    harness = harness_for()
+    harness.put(*(make_req(f"a{i}", [i + 1] * 3, 90, ignore_eos=True, client=("a", "")) for i in range(2)))
+    for _ in range(3):
+        harness.step()
+    harness.put(make_req("b", [9] * 40, 90, ignore_eos=True, client=("b", "")))
+    harness.step()
+    harness.scheduler._running.retract_one()
+    assert [req.rid[0] for req in harness.scheduler._waiting] == ["a"], "though the other would lose less"
+
+
 def test_a_prompt_that_is_being_computed_loses_less_than_any_output() -> None:
     harness = harness_for(chunked_prefill_size=16)
     harness.put(make_req("runs", [1] * 3, 90, ignore_eos=True))

@@ -216,6 +216,14 @@ def test_unions_that_lead_back_to_themselves(name: str) -> None:
     assert not ends_after(state.copy(), '{"kind":"pair","of":{}}')
 
 
+def test_a_name_that_a_pattern_allows_is_no_further_one() -> None:
+    """Both branches allow {"a": 1, "b": 2}."""
+    patterned = {**shape(["a"], a={}), "patternProperties": {"^b": {"type": "integer"}}, "additionalProperties": False}
+    listed = {**shape(["a", "b"], a={}, b={"type": "integer"}), "additionalProperties": False}
+    with pytest.raises(GrammarError, match="#/oneOf is not supported here"):
+        backend_of("llguidance").compile("json_schema", json.dumps({"oneOf": [patterned, listed]}))
+
+
 @pytest.mark.parametrize("key", ["allOf", "anyOf"])
 @pytest.mark.parametrize("around", ["oneOf", "anyOf", "allOf"])
 def test_comparisons_come_to_an_end(key: str, around: str) -> None:

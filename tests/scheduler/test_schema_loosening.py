@@ -112,6 +112,13 @@ def test_one_of_the_patterns_for_names() -> None:
     hold(state, [{"a": {"b": 1, "x": None}}], [{"a": {"b": "s"}}, {"b": {"x": 1}}])
 
 
+def test_names_of_a_pattern_that_is_left_out_are_not_forbidden() -> None:
+    names = {"^b": INTEGER, "^(?=x)": NULL}
+    state = compiled("llguidance", {"type": "object", "patternProperties": names, "additionalProperties": False})
+    assert state.unenforced == ("#/patternProperties/^(?=x)",)
+    hold(state, [{"b": 1, "x": None}, {"x": None}], [{"b": "s"}])
+
+
 def test_control_characters_of_one_pattern() -> None:
     schema = shape(
         a={"type": "string", "pattern": r"^[\x00-\x1f]$"},

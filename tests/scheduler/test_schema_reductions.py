@@ -62,6 +62,7 @@ CARD = {"card": {"type": "integer"}, "address": {"type": "string"}, "note": {"ty
 Case = tuple[dict[str, Any], list[Any], list[Any]]
 """a schema, values that may be generated, values that may not"""
 FOLLOWED: dict[str, Case] = {
+    "one and true": ({"oneOf": [{"const": 1}, {"const": True}]}, [1, True], [2, False]),
     "dict of an enum": (schema_of(dict[Colour, int]), [{"red": 1, "blue": 2}, {}], [{"pink": 1}]),
     "dict of a literal": (schema_of(dict[Literal["a", "b"], int]), [{"a": 1}], [{"c": 1}]),
     "set of an enum": (schema_of(set[Colour]), [["blue", "red"], ["green"], []], [["red", "red"]]),
@@ -119,6 +120,53 @@ def shape(**conditions: Any) -> dict[str, Any]:
 
 
 BY_LLGUIDANCE: dict[str, Case] = {
+    "conditions on any string": (
+        {
+            "type": "object",
+            "properties": {"kind": {"type": "string"}, "r": {"type": "integer"}},
+            "required": ["kind"],
+            "additionalProperties": False,
+            **if_kind("circle"),
+            "then": {"required": ["r"]},
+        },
+        [{"kind": "circle", "r": 1}, {"kind": "circles"}, {"kind": ""}, {"kind": "c", "r": 1}],
+        [{"kind": "circle"}],
+    ),
+    "not both": (
+        {
+            "type": "object",
+            "properties": {"a": {"type": "null"}, "b": {"type": "null"}},
+            "not": {"allOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        },
+        [{"a": None}, {"b": None}, {}],
+        [{"a": None, "b": None}],
+    ),
+    "a required name that is not listed": (
+        {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["b"]},
+        [{"a": None, "b": 1}, {"b": "x"}],
+        [{"a": None}, {}],
+    ),
+    "two of three": (
+        {
+            "type": "object",
+            "properties": dict.fromkeys("abc", {"type": "null"}),
+            "additionalProperties": False,
+            "minProperties": 2,
+        },
+        [{"a": None, "c": None}, {"b": None, "c": None}, {"a": None, "b": None, "c": None}],
+        [{"a": None}, {"c": None}, {}],
+    ),
+    "two of three, one of them required": (
+        {
+            "type": "object",
+            "properties": dict.fromkeys("abc", {"type": "null"}),
+            "additionalProperties": False,
+            "minProperties": 2,
+            "required": ["b"],
+        },
+        [{"a": None, "b": None}, {"b": None, "c": None}],
+        [{"b": None}, {"a": None, "c": None}],
+    ),
     "one condition after the other": (
         shape(
             **if_kind("circle"),

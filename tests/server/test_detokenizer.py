@@ -63,3 +63,15 @@ def test_a_stop_string_is_never_shown() -> None:
 def test_special_tokens_show_on_request() -> None:
     for skip, text in ((True, "a"), (False, "a<eos>")):
         assert Detokenizer(VOCABULARY, skip).feed(TokenOut("r", [1, 0], END)) == text
+
+
+def test_what_is_cut_off_is_no_more_than_there_is() -> None:
+    """A stop may begin in what is not shown, such as the end of the prompt."""
+    detokenizer = Detokenizer(VOCABULARY, True, drop=2)
+    assert detokenizer.feed(TokenOut("r", [10, 11], FinishReason("stop", matched="STOP"), trim_bytes=4)) == ""
+
+
+def test_ids_outside_the_vocabulary_show_nothing() -> None:
+    for outside in (-1, len(TABLE), 10**6):
+        assert Detokenizer(VOCABULARY, True).feed(TokenOut("r", [outside])) == ""
+        assert Detokenizer(VOCABULARY, True).feed(TokenOut("r", [1, outside, 2])) == "a b"

@@ -117,6 +117,15 @@ def test_text_that_holds_no_call_comes_out_as_it_is(name: str, text: str) -> Non
         assert answer.text == text
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [("One ", " two", "One  two"), ("One", "\n\ntwo", "One\n\ntwo"), ("One ", "two", "One two"), ("One\n", "\n", "One"), ("", " two", "two")],
+)  # fmt: skip
+def test_white_space_beside_calls_is_kept_where_text_is_on_both_sides(before: str, after: str, text: str) -> None:
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    assert read(create_parser("qwen", TOOLS), before + call + after).text == text
+
+
 def test_the_name_comes_before_the_arguments_are_complete() -> None:
     parser = create_parser("qwen", TOOLS)
     pieces = parser.feed('<tool_call>\n{"name": "f", "arguments": {"city": "Par')
