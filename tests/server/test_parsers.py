@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -124,6 +125,17 @@ def test_text_that_holds_no_call_comes_out_as_it_is(name: str, text: str) -> Non
 def test_white_space_beside_calls_is_kept_where_text_is_on_both_sides(before: str, after: str, text: str) -> None:
     call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
     assert read(create_parser("qwen", TOOLS), before + call + after).text == text
+
+
+@pytest.mark.parametrize(("others", "calls"), [([], ["f"]), (["g"], ["f", "g"])])
+@pytest.mark.parametrize("end", ["", " And so on."])
+def test_an_unknown_tool_among_calls_is_text_without_the_brackets_of_the_list(
+    others: list[str], calls: list[str], end: str
+) -> None:
+    written = [json.dumps({"name": name, "arguments": {}}) for name in ("f", "nope", *others)]
+    answer = read(create_parser("mistral", TOOLS), f"[TOOL_CALLS] [{', '.join(written)}]{end}")
+    assert [call.name for call in answer.calls] == calls
+    assert answer.text == written[1] + end
 
 
 def test_the_name_comes_before_the_arguments_are_complete() -> None:
