@@ -83,9 +83,9 @@ def test_of_many_that_start_at_once_one_gets_the_socket(folder: Path) -> None:
     ("path", "said"),
     [
         ("x" * 120, "107 bytes"),
-        ("file", "is no socket"),
-        ("folder", "is no socket"),
-        ("link", "is no socket"),
+        ("file", "is not a socket"),
+        ("folder", "is not a socket"),
+        ("link", "is not a socket"),
         ("none/sock", "'none/sock'"),
         ("file/sock", "'file/sock'"),
         ("a\0b", "cannot listen"),
