@@ -154,7 +154,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "odd offset": (header(1, 0) + tensor(offset=7) + bytes(256), "not a multiple of 32"),
     "truncated data": (header(1, 0) + tensor(dims=(64,)) + bytes(64), "truncated"),
     "blocks": (header(1, 0) + tensor(dims=(33,), kind=8) + bytes(256), "rows of 33 values in blocks of 32"),
-    "known type": (header(1, 0) + tensor(kind=19) + bytes(256), "is of IQ1_S; get a file made of F32"),
+    "known type": (header(1, 0) + tensor(kind=15) + bytes(256), "is of Q8_K; get a file made of F32"),
     "unknown type": (header(1, 0) + tensor(kind=4) + bytes(256), "is of unknown type 4"),
     "tensor twice": (header(2, 0) + tensor() * 2 + bytes(512), "occurs twice"),
 }
