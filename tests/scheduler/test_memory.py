@@ -148,6 +148,18 @@ def test_a_prefix_is_in_use_until_it_is_let_go() -> None:
     assert tree.evict(3) == 3 and freed == [3, 4, 5], "the other was looked at later, and let go before"
 
 
+def test_the_version_tells_when_a_match_may_be_another() -> None:
+    tree = RadixCache(lambda slots: None)
+    versions = [tree.version]
+    tree.insert(ids_of("abcd"), slots_at(0, 4))
+    versions.append(tree.version)
+    tree.evict(1)
+    versions.append(tree.version)
+    assert len(set(versions)) == 3
+    tree.match_prefix(ids_of("ab"))
+    assert tree.version == versions[-1]
+
+
 def test_a_leaf_is_cut_where_a_run_begins() -> None:
     freed: list[int] = []
     tree = RadixCache(lambda slots: freed.extend(slots.tolist()), page_size=4, run=16)
