@@ -73,7 +73,7 @@ async def test_shorter_vectors_keep_their_length(stand: Stand) -> None:
         ({"input": [1, "a"]}, "must be a string"),
         ({"input": ""}, "empty"),
         ({"input": [[]]}, "must be a string"),
-        ({"input": [3] * 257}, "at most 256"),
+        ({"input": [3] * 257}, "context length (256 tokens)"),
         ({"input": "a", "dimensions": 9}, "between 1 and 8"),
         ({"input": "a", "encoding_format": "int8"}, "float or base64"),
         ({"input": "a", "inputs": "b"}, "did you mean 'input'"),

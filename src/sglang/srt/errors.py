@@ -86,11 +86,32 @@ class ThreadUnsupportedError(UnsupportedError):
 
 
 class ContextLengthError(RequestError):
-    """A prompt of `prompt_len` tokens, or more, and `max_new_tokens` after it do not fit in `context_len`. None: the prompt does not
-    fit, whatever follows."""
+    """A prompt of `prompt_len` tokens and `max_new_tokens` after it do not fit in `context_len`. None: the prompt does not fit, whatever
+    follows. `is_least`: it has that many, or more. `way_out`: what else the client may do. The message has the words, and the code, by
+    which agents and routers know that they must shorten the conversation."""
 
-    def __init__(self, message: str, param: str, prompt_len: int, context_len: int, max_new_tokens: int | None = None) -> None:
-        super().__init__(message, param)
+    err_type = "invalid_request_error"
+    code = "context_length_exceeded"
+
+    def __init__(
+        self,
+        param: str,
+        prompt_len: int,
+        context_len: int,
+        max_new_tokens: int | None = None,
+        is_least: bool = False,
+        way_out: str = "shorten the input",
+    ) -> None:
+        size = f"{prompt_len} tokens{' or more' if is_least else ''}"
+        if max_new_tokens is not None:
+            told = f"the input ({size}) and max_new_tokens {max_new_tokens} are together longer than"
+            way_out = f"{way_out}, or ask for at most {context_len - prompt_len} new tokens"
+        else:
+            told = f"the input ({size}) {'is longer than' if prompt_len > context_len else 'leaves no room in'}"
+        limit = (
+            f"the model's context length ({context_len} tokens): this model's maximum context length is {context_len} tokens"
+        )
+        super().__init__(f"{told} {limit}; {way_out}", param)
         self.prompt_len = prompt_len
         self.context_len = context_len
         self.max_new_tokens = max_new_tokens

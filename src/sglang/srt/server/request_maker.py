@@ -79,8 +79,10 @@ class RequestMaker:
             raise RequestError(f"at most {most} texts (--max-queued-requests) are embedded at once, got {len(texts)}", "input")
         limit = int(self.info["context_len"])
         for ids in texts:
-            if not 0 < len(ids) <= limit:
-                raise RequestError(f"a text has {len(ids)} tokens; the model takes at most {limit}", "input")
+            if not ids:
+                raise RequestError("a text has no tokens", "input")
+            if len(ids) > limit:
+                raise ContextLengthError("input", len(ids), limit)
             check_ids("input", ids, self.vocab_size)
 
     async def make(self, req: GenerateReq, before: Sequence[int] | None = None) -> list[TokenizedReq]:
@@ -177,9 +179,11 @@ class RequestMaker:
             return text
         if self.http.allow_auto_truncate:
             return text[: self.max_chars]
-        raise RequestError(
-            f"the prompt has {len(text)} characters, more than {self.context_len} tokens (the context length) can hold", "text"
-        )
+        raise self.too_many_chars(len(text), "text")
+
+    def too_many_chars(self, count: int, param: str) -> ContextLengthError:
+        """For a text that has more than `max_chars`."""
+        return ContextLengthError(param, -(-count // self._longest_token), self.context_len, is_least=True)
 
     def _fitted(self, ids: Sequence[int]) -> Sequence[int]:
         """The same for ids that are more than the context can hold."""
@@ -188,7 +192,7 @@ class RequestMaker:
 
     def _check_may_cut(self, length: int) -> None:
         if not self.http.allow_auto_truncate:
-            raise too_long(length, self.context_len)
+            raise ContextLengthError("input_ids", length, self.context_len)
 
     @property
     def max_chars(self) -> int:
@@ -341,12 +345,6 @@ def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
         raise RequestError(f"{name}: id {low if low < 0 else high} is outside the vocabulary of {vocab_size} tokens", name)
 
 
-def too_long(prompt_len: int, context_len: int) -> ContextLengthError:
-    """For a prompt that leaves no room for a token."""
-    message = f"the prompt has {prompt_len} tokens, but this server takes fewer than {context_len} (its context length)"
-    return ContextLengthError(message, "input_ids", prompt_len, context_len)
-
-
 def fit_length(
     ids: Sequence[int], sampling: SamplingParams, context_len: int, is_default: bool, truncate: bool
 ) -> tuple[Sequence[int], SamplingParams]:
@@ -357,21 +355,14 @@ def fit_length(
     """
     if len(ids) >= context_len:
         if not truncate:
-            raise too_long(len(ids), context_len)
+            raise ContextLengthError("input_ids", len(ids), context_len)
         ids = ids[: context_len - 1]
     room = context_len - len(ids)
     wanted = sampling.max_new_tokens
     if wanted is not None and wanted <= room:
         return ids, sampling
     if wanted is not None and not (is_default or truncate):
-        raise ContextLengthError(
-            f"the prompt's {len(ids)} tokens and max_new_tokens {wanted} exceed the context length {context_len}; "
-            f"at most {room} new tokens fit",
-            "max_new_tokens",
-            len(ids),
-            context_len,
-            wanted,
-        )
+        raise ContextLengthError("max_new_tokens", len(ids), context_len, wanted)
     if sampling.min_new_tokens > room:
         raise RequestError(f"min_new_tokens is {sampling.min_new_tokens}, but only {room} fit in the context", "min_new_tokens")
     return ids, msgspec.structs.replace(sampling, max_new_tokens=room)

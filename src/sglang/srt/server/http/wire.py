@@ -97,7 +97,8 @@ def error_body(error: SglangError, openai: bool) -> dict[str, Any]:
         return {"error": {"message": message_of(error)}}
     param = _shown(error.param) if isinstance(error, RequestError) and error.param is not None else None
     kind = getattr(error, "err_type", "InternalServerError")
-    return {"error": {"message": message_of(error), "type": kind, "param": param, "code": status_of(error)}}
+    code = getattr(error, "code", status_of(error))
+    return {"error": {"message": message_of(error), "type": kind, "param": param, "code": code}}
 
 
 _ANTHROPIC_KINDS = {

@@ -28,7 +28,7 @@ import numpy as np
 
 from sglang.common.lru import LruCache
 from sglang.srt.config import MediaOptions
-from sglang.srt.errors import RequestError
+from sglang.srt.errors import ContextLengthError, RequestError
 from sglang.srt.media_item import MediaItem, without_pixels
 from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.server.http.request_scope import current_scope
@@ -333,11 +333,8 @@ def _check_length(task: MediaTask, num_tokens: Sequence[int], context_len: int) 
     place.)"""
     length = len(task.ids) + sum(num_tokens) - 3 * len(num_tokens)
     if length >= context_len:
-        raise RequestError(
-            f"the prompt has {length} tokens with its {len(num_tokens)} images and videos ({max(num_tokens)} for the largest), "
-            f"but this server takes fewer than {context_len} (its context length)",
-            "image_data",
-        )
+        media = f"send fewer or smaller images ({len(num_tokens)} images and videos; the largest has {max(num_tokens)} tokens)"
+        raise ContextLengthError("image_data", length, context_len, is_least=True, way_out=media)
 
 
 def _without_repeated_pixels(prompts: list[MediaPrompt]) -> list[MediaPrompt]:

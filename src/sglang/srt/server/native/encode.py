@@ -117,7 +117,7 @@ def _ids(manager: TokenizerManager, text: str, name: str) -> list[int]:
     tokenizer, limit = manager.need_tokenizer(), int(manager.info["context_len"])
     may_cut = manager.http.allow_auto_truncate
     if len(text) > manager.max_chars and not may_cut:
-        raise RequestError(f"a text of {len(text)} characters is more than {limit} tokens can hold", name)
+        raise manager.maker.too_many_chars(len(text), name)
     text = text[: _CHARS_KEPT * manager.max_chars]
     ids = tokenizer.encode(text)
     if not ids:

@@ -116,8 +116,9 @@ class RerankApi:
         if not query:
             raise RequestError("query must be a string that is not empty", "query")
         check_count(documents, "documents")
-        if any(len(text) > self._manager.max_chars for text in (query, *documents)):
-            raise RequestError("a document is longer than the context can hold", "documents")
+        longest = max(map(len, (query, *documents)))
+        if longest > self._manager.max_chars:
+            raise self._manager.maker.too_many_chars(longest, "documents")
         if not all(documents):
             raise RequestError("documents must not hold an empty text", "documents")
         top = as_int(body, "top_n", len(documents), 1, MAX_ITEMS)

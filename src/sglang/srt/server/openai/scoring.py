@@ -133,11 +133,14 @@ class ScoringApi:
         check_count(texts, "items")
         if not query or not all(texts):
             raise RequestError("query and items must be texts that are not empty: this model has a head for labels", "items")
-        if max(len(query), *map(len, texts)) > self._manager.max_chars:
-            raise RequestError("an item is longer than the context can hold", "items")
+        self._check_chars(max(len(query), *map(len, texts)))
         first = as_bool(body, "item_first")
         pairs = encode_pairs(self._manager, [(item, query) if first else (query, item) for item in texts])
         return _JudgeCall(pairs, as_text(body, "model") or self._name, as_bool(body, "apply_softmax"))
+
+    def _check_chars(self, count: int) -> None:
+        if count > self._manager.max_chars:
+            raise self._manager.maker.too_many_chars(count, "items")
 
     def _score_call(self, body: dict[str, Any]) -> _ScoreCall | _JudgeCall:
         if self._manager.info.get("num_labels"):
@@ -163,8 +166,7 @@ class ScoringApi:
         if isinstance(query, str):
             texts = [items] if isinstance(items, str) else as_texts(body, "items")
             check_count(texts, "items")
-            if len(query) + max(map(len, texts)) > self._manager.max_chars:
-                raise RequestError("an item is longer than the context can hold", "items")
+            self._check_chars(len(query) + max(map(len, texts)))
             return self._manager.maker.encode(item + query if first else query + item for item in texts)
         ids = pack_row(query, "query")
         rows = items if isinstance(items, list) and items and not isinstance(items[0], int) else [items]

@@ -269,7 +269,7 @@ class Tokenizer:
         prompt = _without_end(prompt, continue_final_message)
         if may_cut and not is_marked:
             prompt = prompt[:max_chars]
-        self._check_size(len(prompt), max_chars, "the messages make a prompt of {} characters, which the context cannot hold")
+        self._check_size(len(prompt), max_chars)
         if is_marked:
             return self._encode_marked(prompt, mark)
         return self._ids(self._core, prompt)
@@ -283,13 +283,13 @@ class Tokenizer:
                 size += len(content)
             elif isinstance(content, list):
                 size += sum(len(part["text"]) for part in content if isinstance(part.get("text"), str))
-        self._check_size(size, max_chars, "the messages have {} characters, which the context cannot hold")
+        self._check_size(size, max_chars)
 
-    def _check_size(self, size: int, max_chars: int | None, message: str) -> None:
+    def _check_size(self, size: int, max_chars: int | None) -> None:
         """`max_chars` are those of a context full of the longest token: this many tokens there are at least."""
         if max_chars is not None and size > max_chars:
             longest = max(map(len, self.vocabulary.token_bytes))
-            raise ContextLengthError(message.format(size), "messages", size // longest, max_chars // longest)
+            raise ContextLengthError("messages", -(-size // longest), max_chars // longest, is_least=True)
 
     def chat_text(
         self,

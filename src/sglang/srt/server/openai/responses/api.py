@@ -302,7 +302,7 @@ _STREAMED = {"text": "output_text", "reasoning": "reasoning_text", "call": "func
 def _failure(error: SglangError) -> str:
     """What went wrong, in one of the API's words."""
     if isinstance(error, RequestError):
-        return "invalid_prompt"
+        return str(getattr(error, "code", "invalid_prompt"))
     return "rate_limit_exceeded" if isinstance(error, OverloadError) else "server_error"
 
 
