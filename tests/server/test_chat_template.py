@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sglang.srt.errors import ConfigError, RequestError, UnsupportedError
 from sglang.srt.server.tokenization import chat_template as module
-from sglang.srt.server.tokenization.chat_template import BUILTIN_TEMPLATES, ChatTemplate, named_template
+from sglang.srt.server.tokenization.chat_template import ChatTemplate
+from sglang.srt.server.tokenization.named_templates import BUILTIN_TEMPLATES
 from sglang.srt.server.tokenization.template_forms import ContentForm
 from tests.conftest import ROOT
 from tests.server import hostile_templates
@@ -175,24 +175,3 @@ def test_tools_are_shown_or_not() -> None:
     ):
         forms = ChatTemplate(source).forms
         assert (forms.tools, forms.calls, forms.argument_objects) == (tools, called, objects), source
-
-
-@pytest.mark.parametrize("name", sorted(BUILTIN_TEMPLATES))
-def test_builtin_templates_render_a_conversation(name: str) -> None:
-    template = ChatTemplate(named_template(name))
-    names = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
-    text = template.render({"messages": [{"role": "system", "content": "Be brief."}, *MESSAGES], **names})
-    positions = [text.index(word) for word in ("Be brief.", "Hi", "Hello", "Bye")]
-    assert positions == sorted(positions)
-
-
-def test_template_files(tmp_path: Path) -> None:
-    jinja, as_json = tmp_path / "a.jinja", tmp_path / "b.json"
-    jinja.write_text("x{{ messages[0].content }}")
-    as_json.write_text('{"chat_template": "y"}')
-    assert named_template(str(jinja)) == "x{{ messages[0].content }}"
-    assert named_template(str(as_json)) == "y"
-    as_json.write_text("{}")
-    for wrong in (str(as_json), str(tmp_path / "none"), "no-such-name"):
-        with pytest.raises(ConfigError):
-            named_template(wrong)

@@ -58,6 +58,7 @@ from sglang.srt.flags.values import (
     read_private,
     split_names,
 )
+from sglang.srt.server.tokenization.named_templates import named_template
 
 logger = logging.getLogger("sglang")
 
@@ -301,6 +302,8 @@ class ServerArgs(
         for name in ("host", "port"):
             if self.uds is not None and getattr(self, name) != getattr(type(self), name):
                 logger.warning("%s has no effect beside --uds", self.named(name))
+        if self.chat_template is not None:
+            named_template(self.chat_template)
         if self.media_root is not None and not Path(self.media_root).is_dir():
             raise ConfigError(f"{self.named('media_root')} {self.media_root} is not a folder")
         chunk = self.chunked_prefill_size

@@ -55,7 +55,9 @@ class ModelFlags:
     gguf_file: str | None = _model(None, "the .gguf file of the model's folder or repository")
     download_dir: str | None = _model(None, "folder for downloaded models")
     served_model_name: str | None = _model(None, "id in /v1/models; default: the model path")
-    chat_template: str | None = _model(None, "a built-in template's name or a Jinja file; default: the model's own")
+    chat_template: str | None = _model(
+        None, "a built-in template's name, a Jinja file or a JSON file; default: the model's own"
+    )
     json_model_override_args: str = _model("{}", "JSON merged into the model's config")
     is_embedding: bool = _model(False, "serve embeddings; encoders always do")
     enable_multimodal: bool = _model(False, "vision-language models always do", no_effect=True)

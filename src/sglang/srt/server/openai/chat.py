@@ -63,7 +63,7 @@ class ChatCall:
         self._with_usage, self._always_usage = usage_wishes(request.stream, request.stream_options)
         self._num_top = self._check_logprobs(request)
         self._wants_logprobs = bool(request.logprobs)
-        sampling = sampling_params(request, _max_tokens(request), options.defaults)
+        sampling = sampling_params(request, _max_tokens(request), options.defaults, self._tokenizer.chat_stops)
         names = {**field_names(request), **_NAMES}
         with client_names(names):
             self._plan = plan_for(request, sampling, options)

@@ -322,8 +322,10 @@ _SAME = {*SamplingParams.__struct_fields__} & {*CommonRequest.model_fields} - {*
 """Parameters that have the same name and type in both APIs."""
 
 
-def sampling_params(request: CommonRequest, max_new_tokens: int | None, defaults: dict[str, Any]) -> SamplingParams:
-    """Raises RequestError for values out of range. `defaults` are by native names."""
+def sampling_params(
+    request: CommonRequest, max_new_tokens: int | None, defaults: dict[str, Any], stops: tuple[str, ...] = ()
+) -> SamplingParams:
+    """Raises RequestError for values out of range. `defaults` are by native names; `stops` end the answer besides those asked for."""
     values = {**defaults, "max_new_tokens": max_new_tokens}
     given = request.model_fields_set
     for name in _SAME & given:
@@ -332,6 +334,8 @@ def sampling_params(request: CommonRequest, max_new_tokens: int | None, defaults
     for name in given.intersection(_LISTS):
         if (value := getattr(request, name)) is not None:
             values[name] = (value,) if isinstance(value, str) else tuple(value)
+    if stops:
+        values["stop"] = tuple(dict.fromkeys((*values.get("stop", ()), *stops)))
     if request.min_tokens is not None:
         values["min_new_tokens"] = request.min_tokens
     if request.logit_bias:

@@ -38,7 +38,7 @@ def chat_roles(tokenizer: Tokenizer, image_token: str | None = None) -> dict[str
         return without  # it refuses such conversations
     end = roles["assistant"][1].rstrip("\n")
     told: dict[str, Any] = {"default_system_prompt": default, "roles": {role: list(pair) for role, pair in roles.items()}}
-    return told | {"stop": [end] if end else [], "image_token": image_token}
+    return told | {"stop": list(dict.fromkeys(([end] if end else []) + [*tokenizer.chat_stops])), "image_token": image_token}
 
 
 def _render(tokenizer: Tokenizer, *roles: str, ask: bool = False) -> str:

@@ -10,15 +10,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from operator import methodcaller
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import jinja2
 import regex
 
-from sglang.srt.checkpoint.files import read_object, read_text
-from sglang.srt.errors import ConfigError, ModelError, RequestError, TemplateRefusedError
+from sglang.srt.errors import ConfigError, RequestError, TemplateRefusedError
 from sglang.srt.server.tokenization.sandbox import Sandbox, TemplateLimit, TemplateStop
 from sglang.srt.server.tokenization.template_forms import find_forms, fit_content
 
@@ -28,37 +26,6 @@ MAX_SOURCE_CHARS = 64 << 10
 """real ones have up to 30,000"""
 TRIAL_SECONDS = 2.0
 """for one conversation that a template is tried on, and for all that it is asked about its forms"""
-
-BUILTIN_TEMPLATES = {
-    "chatml": (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    ),
-    "llama-2": (
-        "{% if messages[0].role == 'system' %}{% set system = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
-        "{% set rest = messages[1:] %}{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}"
-        "{% for m in rest %}{% if m.role == 'user' %}{{ bos_token }}[INST] "
-        "{{ (system if loop.first else '') + m.content }} [/INST]{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
-    ),
-    "llama-3": (
-        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>"
-        "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-    ),
-    "gemma": (
-        "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else 'user' }}\n"
-        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-    ),
-    "zephyr": (
-        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-    ),
-    "vicuna": (
-        "{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} {% elif m.role == 'assistant' %}ASSISTANT: "
-        "{{ m.content }}{{ eos_token }}{% else %}{{ m.content }} {% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-    ),
-}
-
 
 _TEMPLATE_FAULTS = (
     jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError
@@ -164,24 +131,6 @@ class ChatTemplate:
             if size > MAX_RENDER_CHARS:
                 raise TemplateLimit("it writes too much")
         return "".join(pieces)
-
-
-def named_template(name: str) -> str:
-    """The source for `--chat-template`: a built-in name, a Jinja file, or a JSON file with "chat_template"."""
-    if name in BUILTIN_TEMPLATES:
-        return BUILTIN_TEMPLATES[name]
-    path = Path(name)
-    try:
-        if path.suffix != ".json":
-            return read_text(path)
-        template = read_object(path).get("chat_template")
-    except (FileNotFoundError, ModelError, ValueError) as error:  # ValueError: a zero byte in the name
-        known = ", ".join(sorted(BUILTIN_TEMPLATES))
-        reason = f" ({error})" if isinstance(error, ModelError) else ""
-        raise ConfigError(f"--chat-template {name!r} is neither a readable file nor one of {known}{reason}") from error
-    if not isinstance(template, str):
-        raise ConfigError(f"{name} has no text under the key 'chat_template'")
-    return template
 
 
 # --- special tokens in messages -----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from sglang.srt.checkpoint.gguf_reader import GGUFFile
 from sglang.srt.checkpoint.sentence_files import MODULES_FILE, SentenceFacts, read_sentence_facts
 from sglang.srt.errors import ModelError, SglangError
 from sglang.srt.server.tokenization.gguf_tokenizer import build_gguf_tokenizer
+from sglang.srt.server.tokenization.named_templates import named_template
 from sglang.srt.server.tokenization.vocabulary_files import find_vocabulary, read_vocabulary
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -41,7 +42,7 @@ _SLOW_TO_BUILD = "llama"
 @dataclass(frozen=True)
 class TextFacts:
     """`names`: the special tokens templates ask for. `templates`: by name, "default" first of all. `add_bos` applies when the tokenizer itself is silent. `sentences`: of
-    texts that are to be embedded."""
+    texts that are to be embedded. `stops`: texts that end an answer in a chat."""
 
     names: dict[str, str] = field(default_factory=dict)
     eos_token_ids: frozenset[int] = frozenset()
@@ -50,6 +51,22 @@ class TextFacts:
     add_eos: bool = False
     templates: dict[str, str] = field(default_factory=dict)
     sentences: SentenceFacts = SentenceFacts()
+    stops: tuple[str, ...] = ()
+
+
+def with_template(name: str, facts: TextFacts, core: tokenizers.Tokenizer) -> TextFacts:
+    """The facts with the template that `--chat-template` names in place of the model's own. Raises ConfigError."""
+    named = named_template(name)
+    bos = facts.bos_token_id
+    begins = bos is not None and (core.encode("a").ids[:1] == [bos] or (facts.add_bos and core.post_processor is None))
+    source = "{{ bos_token }}" + named.source if named.opens and begins else named.source
+    special = {token.content: i for i, token in core.get_added_tokens_decoder().items() if token.special}
+    return replace(
+        facts,
+        templates={"default": source},
+        eos_token_ids=facts.eos_token_ids | {special[text] for text in named.stops if text in special},
+        stops=tuple(text for text in named.stops if text not in special),
+    )
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------------

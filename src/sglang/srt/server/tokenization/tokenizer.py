@@ -14,7 +14,6 @@ import codecs
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,9 +24,9 @@ from sglang.srt.config import ModelFiles, TextOptions
 from sglang.srt.errors import ContextLengthError, RequestError
 from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.server.shared_ints import SharedInts
-from sglang.srt.server.tokenization.chat_template import ChatTemplate, SpecialText, map_strings, named_template
+from sglang.srt.server.tokenization.chat_template import ChatTemplate, SpecialText, map_strings
 from sglang.srt.server.tokenization.cutting import PIECE_CHARS, Cutter
-from sglang.srt.server.tokenization.model_files import TextFacts, checked, is_panic, read_folder, read_gguf
+from sglang.srt.server.tokenization.model_files import TextFacts, checked, is_panic, read_folder, read_gguf, with_template
 from sglang.srt.server.tokenization.template_forms import MediaToken
 from sglang.srt.server.tokenization.token_bytes import drops_leading_space, token_table
 from sglang.srt.vocabulary import Vocabulary
@@ -65,7 +64,7 @@ class Tokenizer:
         self._special_names = frozenset(added[i].content for i in special)
         self._special_text = SpecialText(self._special_names)
         self.names = facts.names
-        self.sentences = facts.sentences
+        self.sentences, self.chat_stops = facts.sentences, facts.stops
         self._bos_id = facts.bos_token_id
         self._bos_text = added[facts.bos_token_id].content if facts.bos_token_id in added else None
         self._prepend_bos = bool(facts.add_bos) and core.post_processor is None and facts.bos_token_id is not None
@@ -485,7 +484,7 @@ def load_tokenizer(options: TextOptions, files: ModelFiles) -> Tokenizer:
     else:
         core, text, facts = read_folder(files.path, default_cache_dir() / "tokenizers")
     if options.chat_template is not None:
-        facts = replace(facts, templates={"default": named_template(options.chat_template)})
+        facts = with_template(options.chat_template, facts, core)
     with checked(str(files.path)):
         tokenizer = Tokenizer(core, facts, text)
         tokenizer.encode("a b")  # some faults show only when it runs

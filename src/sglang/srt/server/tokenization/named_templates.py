@@ -1,0 +1,230 @@
+"""Chat templates by name, for `--chat-template`: those of this list, a Jinja file, or a JSON file.
+
+A JSON file has a Jinja template under "chat_template", or says how a conversation is written, as SGLang's files do:
+
+    {"name": "mine", "system": "<|im_start|>system", "user": "<|im_start|>user", "assistant": "<|im_start|>assistant",
+     "sep_style": "CHATML", "sep": "<|im_end|>", "stop_str": ["<|im_end|>"]}
+
+This file is read before a model is looked for, so it imports neither Jinja nor a tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sglang.common.chat_markers import TABLE, ChatTemplate, ChatTemplateStyle
+from sglang.common.suggest import did_you_mean
+from sglang.srt.checkpoint.files import read_object, read_text
+from sglang.srt.errors import ConfigError, ModelError
+
+
+@dataclass(frozen=True)
+class NamedTemplate:
+    """`stops`: texts that end an answer. `opens`: whether the tokenizer's own beginning of a text is to stand before it."""
+
+    source: str
+    stops: tuple[str, ...] = ()
+    opens: bool = False
+
+
+BUILTIN_TEMPLATES = {
+    "chatml": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "llama-2": (
+        "{% if messages[0].role == 'system' %}{% set system = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
+        "{% set rest = messages[1:] %}{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}"
+        "{% for m in rest %}{% if m.role == 'user' %}{{ bos_token }}[INST] "
+        "{{ (system if loop.first else '') + m.content }} [/INST]{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+    ),
+    "llama-3": (
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>"
+        "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    ),
+    "gemma": (
+        "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else 'user' }}\n"
+        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    ),
+    "zephyr": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    ),
+    "vicuna": (
+        "{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} {% elif m.role == 'assistant' %}ASSISTANT: "
+        "{{ m.content }}{{ eos_token }}{% else %}{{ m.content }} {% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    ),
+}
+
+
+def as_jinja(template: ChatTemplate, opening: str | None = None, trims: bool = False) -> NamedTemplate:
+    """`opening`: what asks for an answer; by default what stands before an assistant's message. `trims`: contents lose white space
+    at both ends."""
+    markers = template.role_prefix_and_suffix
+    content = "{{ m.content | trim }}" if trims else "{{ m.content }}"
+    turns = {role: _shown(before) + content + _shown(after) for role, (before, after) in markers.items()}
+    if template.style is ChatTemplateStyle.LLAMA2:  # the system's message is the beginning of the first user's
+        before, after = markers["user"]
+        turns["system"] = _shown(before) + turns["system"]
+        inside = "{% if loop.index0 == 1 and messages[0].role == 'system' %}" + content + _shown(after) + "{% else %}"
+        turns["user"] = inside + turns["user"] + "{% endif %}"
+    parts = []
+    if template.default_system_prompt is not None:
+        before, after = markers["system"]
+        usual = _shown(before + template.default_system_prompt + after)
+        parts.append("{% if messages[0].role != 'system' %}" + usual + "{% endif %}")
+    parts.append("{% for m in messages %}")
+    for word, role in zip(("if", "elif", "elif"), ("system", "user", "assistant"), strict=True):
+        parts.append("{% " + f"{word} m.role == '{role}'" + " %}" + turns[role])
+    parts.append("{% else %}{{ raise_exception('it has no place for a message of role ' + m.role) }}{% endif %}{% endfor %}")
+    parts.append(
+        "{% if add_generation_prompt %}" + _shown(markers["assistant"][0] if opening is None else opening) + "{% endif %}"
+    )
+    return NamedTemplate("".join(parts), template.stop_str, opens=True)
+
+
+def _shown(text: str) -> str:
+    """An expression of Jinja that writes the text."""
+    return "{{ " + json.dumps(text, ensure_ascii=False) + " }}" if text else ""
+
+
+# --- names --------------------------------------------------------------------------------------------------------------------
+
+_NOT_SERVED = (
+    "claude dbrx-instruct deepseek-ocr deepseek-vl2 glm-4v gme-qwen2-vl interns1 internvl-2-5 janus janus-pro kimi-vl llama-4 minicpmo "
+    "minicpmv moss-vl paddle-ocr phi-4-mm points-v15-chat qwen2-audio step3-vl step3p7 unlimited-ocr yi-vl"
+)
+_ONE_MODEL = "devstral mimo-vl"
+REFUSED_NAMES = {
+    **dict.fromkeys(_NOT_SERVED.split(), "models of this family are not served"),
+    **dict.fromkeys(_ONE_MODEL.split(), "it stands for one model, whose own template says the same"),
+}
+"""names of SGLang's -> why they are not taken"""
+
+_ROWS = {row.name: row for row in TABLE}
+
+
+def _renamed(name: str, row: str) -> ChatTemplate:
+    return ChatTemplate(name, _ROWS[row].default_system_prompt, _ROWS[row].role_prefix_and_suffix, _ROWS[row].stop_str)
+
+
+def _vicuna() -> NamedTemplate:
+    markers = {"system": ("", " "), "user": ("USER: ", " "), "assistant": ("ASSISTANT: ", "</s>")}
+    usual = _ROWS["vicuna_v1.1"].default_system_prompt
+    return as_jinja(ChatTemplate("vicuna_v1.1", usual, markers), opening="ASSISTANT:")
+
+
+def _gemma() -> NamedTemplate:
+    markers = {**_ROWS["gemma-it"].role_prefix_and_suffix, "system": ("", "\n\n")}
+    stops = _ROWS["gemma-it"].stop_str
+    return as_jinja(ChatTemplate("gemma-it", None, markers, stops, style=ChatTemplateStyle.LLAMA2), trims=True)
+
+
+NAMED: dict[str, NamedTemplate] = {
+    **{row.name: as_jinja(row) for row in TABLE if row.name not in REFUSED_NAMES},
+    **{name: as_jinja(_renamed(name, "llama-3-instruct-llava"), trims=True) for name in ("llama_3_vision", "llava_llama_3")},
+    "internlm2-chat": as_jinja(_renamed("internlm2-chat", "chatml")),
+    "vicuna_v1.1": _vicuna(),
+    "gemma-it": _gemma(),
+    **{name: NamedTemplate(source) for name, source in BUILTIN_TEMPLATES.items()},
+}
+
+
+def named_template(name: str) -> NamedTemplate:
+    """What `--chat-template` names. Raises ConfigError with the reason and the way out."""
+    if name in NAMED:
+        return NAMED[name]
+    path = Path(name)
+    if name in REFUSED_NAMES and not path.exists():
+        raise ConfigError(
+            f"--chat-template {name} is not taken: {REFUSED_NAMES[name]}. Without the flag the model's own template is used; any other "
+            "can be given as a Jinja file"
+        )
+    try:
+        if path.suffix != ".json":
+            return NamedTemplate(read_text(path))
+        return _of_json(name, read_object(path))
+    except (FileNotFoundError, ModelError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = f" ({error})" if isinstance(error, ModelError) else ""
+        hint = did_you_mean(name, NAMED)
+        raise ConfigError(
+            f"--chat-template {name!r} is neither a readable file nor one of {', '.join(sorted(NAMED))}{reason}{hint}"
+        ) from error
+
+
+# --- files that say how a conversation is written -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Style:
+    """What stands after a role's word, after a message (SEP: the separator), after the word that asks for an answer, and after the
+    system's message. `silent`: without a system's message nothing is written in its place."""
+
+    after: str
+    end: str
+    opening: str
+    system_end: str
+    silent: bool = False
+    header: tuple[str, str] = ("", "")
+    trims: bool = False
+
+
+_STYLES = {
+    "ADD_COLON_SINGLE": _Style(": ", "SEP", ":", "SEP"),
+    "ADD_COLON_SPACE_SINGLE": _Style(": ", "SEP", ": ", "SEP"),
+    "ADD_NEW_LINE_SINGLE": _Style("\n", "SEP", "\n", "SEP"),
+    "NO_COLON_SINGLE": _Style("", "SEP", "", ""),
+    "CHATML": _Style("\n", "SEP\n", "\n", "SEP\n"),
+    "MPT": _Style("", "SEP", "", "SEP"),
+    "ROBIN": _Style(":\n", "SEP", ":\n", "SEP"),
+    "FALCON_CHAT": _Style(": ", "SEP", ":", "SEP", silent=True),
+    "CHATGLM3": _Style("\n", "", "", "", silent=True),
+    "PHOENIX": _Style(": <s>", "</s>", ": <s>", ""),
+    "LLAMA3": _Style("", "<|eot_id|>", "", "", True, ("<|start_header_id|>", "<|end_header_id|>\n\n"), True),
+    "LLAMA4": _Style("", "<|eot|>", "", "", True, ("<|header_start|>", "<|header_end|>\n\n"), True),
+}
+_KEYS = ("system", "user", "assistant", "sep_style")
+_WAY_OUT = "write it as a Jinja template, in a file or under the key 'chat_template'"
+
+
+def _of_json(name: str, content: Mapping[str, Any]) -> NamedTemplate:
+    template = content.get("chat_template")
+    if isinstance(template, str):
+        return NamedTemplate(template)
+    missing = [key for key in _KEYS if not isinstance(content.get(key), str)]
+    if "chat_template" in content or len(missing) == len(_KEYS):
+        raise ConfigError(f"{name} has no text under the key 'chat_template', nor the keys {', '.join(_KEYS)}")
+    if missing:
+        raise ConfigError(f"{name} says how a conversation is written, but has no text under {', '.join(missing)}")
+    style = _STYLES.get(content["sep_style"])
+    if style is None:
+        raise ConfigError(
+            f"{name}: the sep_style {content['sep_style']!r} cannot be followed, only {', '.join(_STYLES)}: {_WAY_OUT}"
+        )
+    separator, usual = content.get("sep", "\n"), content.get("system_message", "")
+    if not isinstance(separator, str) or not isinstance(usual, str):
+        raise ConfigError(f"{name}: sep and system_message must be texts")
+    return _in_style(style, content, separator, usual, _stops(name, content.get("stop_str")))
+
+
+def _in_style(style: _Style, content: Mapping[str, Any], separator: str, usual: str, stops: tuple[str, ...]) -> NamedTemplate:
+    start, close = style.header
+    words = {role: start + content[role] + close for role in ("user", "assistant")}
+    end = style.end.replace("SEP", separator)
+    markers = {role: (word + style.after, end) for role, word in words.items()}
+    markers["system"] = (content["system"] + "\n", style.system_end.replace("SEP", separator))
+    default = None if style.silent and not usual else usual
+    template = ChatTemplate(str(content.get("name")), default, markers, stops)
+    return as_jinja(template, words["assistant"] + style.opening, style.trims)
+
+
+def _stops(name: str, value: Any) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else () if value is None else (0,)
+    if not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"{name}: stop_str must be a text or a list of texts")
+    return tuple(text for text in texts if text)
