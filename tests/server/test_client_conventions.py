@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from sglang.srt.messages import TokenizedReq
+from sglang.srt.server.native.not_done import NOT_DONE_FIELDS, NOTED
 from sglang.srt.server.openai.protocol import REFUSED, ChatRequest, CompletionRequest
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of, events_of
@@ -81,6 +82,47 @@ async def test_what_is_not_done_is_refused_with_the_reason(stand: Stand) -> None
             assert error["message"] == f"{name} is not supported by this server: {refusal.why}" and error["param"] == name
             for neutral in refusal.neutral:
                 assert (await post(stand, path, **{name: neutral})).status_code == 200, name
+
+
+async def test_fields_of_sglang_are_one_table_for_three_routes(stand: Stand) -> None:
+    """What asks for nothing is taken, all else is refused with the same reason."""
+    prompts = {"/v1/chat/completions": {"messages": HELLO}, "/v1/completions": {"prompt": "a"}, "/generate": {"text": "a"}}
+    async with client_of(stand) as client:
+        for path, prompt in prompts.items():
+            for name, refusal in NOT_DONE_FIELDS.items():
+                for neutral in (None, *refusal.neutral):
+                    reply = await client.post(path, json={**prompt, name: neutral})
+                    assert reply.status_code == 200, (path, name, reply.text)
+                for value in ("x", {"x": 1}, 7):
+                    reply = await client.post(path, json={**prompt, name: value})
+                    why = f"{name} is not supported by this server: {refusal.why}"
+                    assert (reply.status_code, reply.json()["error"]["message"]) == (400, why), (path, name)
+            everything = {**dict.fromkeys(NOT_DONE_FIELDS), **dict.fromkeys(NOTED, "x"), "input_ids": None}
+            assert (await client.post(path, json={**everything, **prompt})).status_code == 200
+        batch = {"text": ["a", "b"], "lora_path": [None, ""], "bootstrap_room": [None, None], "sampling_params": {}}
+        assert (await client.post("/generate", json=batch)).status_code == 200
+        reply = await client.post("/generate", json={**batch, "bootstrap_room": [None, 3]})
+        assert reply.status_code == 400 and "bootstrap_room" in reply.text
+
+
+async def test_the_documented_neutral_values(stand: Stand) -> None:
+    """As the original's own client sends them."""
+    none = dict.fromkeys(
+        (
+            "bootstrap_host",
+            "bootstrap_port",
+            "bootstrap_room",
+            "data_parallel_rank",
+            "routed_dp_rank",
+            "custom_params",
+            "input_ids",
+        )
+    )
+    false = dict.fromkeys(("return_routed_experts", "return_cached_tokens_details", "return_prompt_token_ids"), False)
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        assert (await post(stand, path, **none, **false)).status_code == 200
+        reply = await post(stand, path, input_ids=[1, 2])
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == "input_ids"
 
 
 async def test_no_effort_means_no_reasoning(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:

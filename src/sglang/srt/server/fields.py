@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang.common.suggest import did_you_mean
-from sglang.srt.errors import RequestError
+from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.messages import TokenIds, pack_ids
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,19 @@ class Fields:
         if name in self.members:
             return f"unknown field {name!r}: it belongs into {self.members_of}"
         return unknown_message(name, self.known, "field")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What is not done here. `why`: the reason, or what to do instead. `neutral`: the values that ask for nothing; null always does."""
+
+    why: str
+    neutral: tuple[Any, ...] = ()
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises UnsupportedError unless the value is neutral."""
+        if value is not None and value not in self.neutral:
+            raise UnsupportedError(f"{name} is not supported by this server: {self.why}", name)
 
 
 def check_known(body: dict[str, Any], known: Collection[str], what: str) -> None:

@@ -15,7 +15,7 @@ from sglang.srt.sampling_params import MAX_COUNT
 from sglang.srt.server.anthropic.content import added_tools, chat_messages
 from sglang.srt.server.anthropic.tools import add_tools
 from sglang.srt.server.fields import Fields, as_int, as_texts, in_client_words, note_ignored, note_unknown
-from sglang.srt.server.openai.protocol import ANSWERING, CHAT_FIELDS, note_members
+from sglang.srt.server.openai.protocol import ANSWERING, CHAT_FIELDS, REFUSED, note_members
 from sglang.srt.server.openapi.anthropic_shapes import BLOCK, TURN
 from sglang.srt.server.openapi.schemas import Schema, anything, free, integer, list_of, one_of, text
 
@@ -63,7 +63,8 @@ def chat_body(body: dict[str, Any], thinks: bool) -> dict[str, Any]:
     if body.get("thread") is not None:
         raise ThreadUnsupportedError("thread is not supported by this server: send the whole conversation without it", "thread")
     for name in _REFUSED & body.keys():
-        if body[name] not in (None, [], {}):
+        neutral = REFUSED[name].neutral if name in REFUSED else ()
+        if body[name] not in (None, [], {}, *neutral):
             raise UnsupportedError(f"{name!r} is not supported by this server", name)
     chat = {name: body[name] for name in _SAME if body.get(name) is not None}
     chat["messages"] = chat_messages(body)

@@ -16,6 +16,7 @@ from sglang.srt.sampling_params import SamplingParams, parse_sampling_params
 from sglang.srt.server.fields import Fields, as_bool, as_int, as_text, check_known, pack_rows
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_count
 from sglang.srt.server.multimodal.inputs import parse_media
+from sglang.srt.server.native.not_done import NOT_DONE_FIELDS, NOTED
 from sglang.srt.server.openapi.native_shapes import SESSION, sampling_schema
 from sglang.srt.server.openapi.schemas import (
     IDS,
@@ -73,35 +74,11 @@ _SCHEMAS: dict[str, Schema] = {
     "mm_processor_kwargs": free("of images", min_pixels=integer(), max_pixels=integer()),
 }
 _FIELDS = frozenset(_SCHEMAS)
-_IGNORED = frozenset(
-    {
-        *("log_metrics", "no_logs", "custom_labels", "conversation_id", "routing_key", "external_trace_header"),
-        *("received_time", "validation_time", "http_worker_ipc"),
-    }
-)
-"""what a router or a client notes for itself"""
-_UNSUPPORTED = frozenset(
-    [
-        "input_embeds",
-        "lora_path",
-        "custom_logit_processor",
-        "return_hidden_states",
-        "bootstrap_host",
-        "bootstrap_port",
-        "bootstrap_room",
-        "data_parallel_rank",
-        "max_thinking_tokens",
-        *("background", "require_reasoning", "return_bytes", "return_entropy", "return_prompt_token_ids", "token_type_ids"),
-        *("return_routed_experts", "return_indexer_topk", "routed_dp_rank", "disagg_prefill_dp_rank", "decode_tp_size"),
-        *("bootstrap_pair_key", "lora_id", "max_dynamic_patch", "min_dynamic_patch", "image_max_dynamic_patch"),
-    ]
-)
-
-_SAMPLING = frozenset(SamplingParams.__struct_fields__) - _FIELDS - _IGNORED - _UNSUPPORTED
+_SAMPLING = frozenset(SamplingParams.__struct_fields__) - _FIELDS - NOTED - NOT_DONE_FIELDS.keys()
 GENERATE_FIELDS = Fields.of(
     _SCHEMAS,
-    _IGNORED,
-    _UNSUPPORTED,
+    NOTED,
+    frozenset(NOT_DONE_FIELDS),
     ids=frozenset({"input_ids"}),
     members=_SAMPLING,
     members_of="sampling_params",
@@ -145,10 +122,9 @@ def parse_generate(body: dict[str, Any], preferred: dict[str, Any] | None = None
     change the answer and is not done here.
     """
     check_known(body, GENERATE_FIELDS.known, "field")
-    for name in body.keys() & _UNSUPPORTED:
-        asked = body[name] if isinstance(body[name], list) else [body[name]]  # a batch may have one for each prompt
-        if any(value not in (None, False, [], {}) for value in asked):
-            raise UnsupportedError(f"{name} is not supported", name)
+    for name in body.keys() & NOT_DONE_FIELDS.keys():
+        for value in body[name] if isinstance(body[name], list) else [body[name]]:  # a batch may have one for each prompt
+            NOT_DONE_FIELDS[name].check(name, value)
     text, ids = _prompt(body)
     is_batch = isinstance(text, list) or bool(ids and not isinstance(ids[0], int))
     count = len(text) if isinstance(text, list) else len(ids) if is_batch and ids is not None else 1

@@ -1,7 +1,9 @@
 """What the original has and this runtime does not, with the reason and what to do instead: endpoints of its server, methods of its
-Engine."""
+Engine, fields of requests."""
 
 from __future__ import annotations
+
+from sglang.srt.server.fields import Refusal
 
 _NEW_WEIGHTS = "weights cannot be replaced while the server runs; restart it with the new ones"
 _FIXED_FLAGS = "flags hold as long as the server runs; restart it with others"
@@ -39,3 +41,44 @@ NOT_DONE_BY_ENGINE = {path.removeprefix("/"): why for path, why in NOT_DONE.item
     "rerank": "a server does that at /v1/rerank; here score a pair with score, or compare vectors of encode",
 }
 """methods of the Engine"""
+
+_NO_CODE = "no code that a request names is run"
+_ONE_SERVER = "prompts and answers are computed in one server"
+_ONE_RANK = "there is one scheduler, whose rank is 0"
+_NOT_TOLD = "answers do not have it"
+_NO_TILES = "images are cut as the model's own processor does"
+_NO_AUDIO = "audio is not understood"
+
+NOT_DONE_FIELDS: dict[str, Refusal] = {
+    "input_embeds": Refusal("send text or token ids"),
+    "token_type_ids": Refusal("the model's own are used"),
+    **dict.fromkeys(("lora_path", "lora_id"), Refusal(f"{_NO_ADAPTERS}; serve a merged checkpoint", ("",))),
+    "custom_logit_processor": Refusal(_NO_CODE),
+    "custom_params": Refusal(f"they are for a custom logit processor, and {_NO_CODE}", ({},)),
+    "max_thinking_tokens": Refusal("the limit of tokens is for reasoning and answer together"),
+    "require_reasoning": Refusal("whether a model reasons is for its chat template to say", (False,)),
+    "background": Refusal("the answer is sent on the request's connection", (False,)),
+    **dict.fromkeys(("bootstrap_host", "bootstrap_port", "bootstrap_room", "bootstrap_pair_key"), Refusal(_ONE_SERVER)),
+    "decode_tp_size": Refusal(_ONE_SERVER),
+    **dict.fromkeys(("data_parallel_rank", "routed_dp_rank", "disagg_prefill_dp_rank"), Refusal(_ONE_RANK, (0,))),
+    "return_hidden_states": Refusal("they are not returned", (False,)),
+    "return_prompt_token_ids": Refusal(f"{_NOT_TOLD}; /tokenize tells ids", (False,)),
+    "return_cached_tokens_details": Refusal(f"{_NOT_TOLD}; the number of cached tokens is always told", (False,)),
+    **dict.fromkeys(("return_routed_experts", "return_indexer_topk"), Refusal(_NOT_RECORDED, (False,))),
+    "routed_experts_start_len": Refusal(_NOT_RECORDED, (0,)),
+    **dict.fromkeys(("return_bytes", "return_entropy", "return_meta_info"), Refusal(_NOT_TOLD, (False,))),
+    **dict.fromkeys(
+        ("max_dynamic_patch", "min_dynamic_patch", "image_max_dynamic_patch", "video_max_dynamic_patch"), Refusal(_NO_TILES)
+    ),
+    "use_audio_in_video": Refusal(_NO_AUDIO, (False,)),
+    "need_wait_for_mm_inputs": Refusal("images come with the request, not from another server", (False,)),
+}
+"""fields of requests"""
+
+NOTED = frozenset(
+    {
+        *("log_metrics", "no_logs", "custom_labels", "conversation_id", "routing_key", "external_trace_header"),
+        *("received_time", "validation_time", "http_worker_ipc"),
+    }
+)
+"""fields in which a router or a client notes something for itself"""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Set
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
@@ -19,14 +18,15 @@ from pydantic import BaseModel, ConfigDict, PlainValidator, PrivateAttr, Validat
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.messages import TokenIds
 from sglang.srt.sampling_params import SamplingParams, check_sampling_params
-from sglang.srt.server.fields import SHOWN, Fields, check_members, note_unknown, pack_rows, unknown_message
+from sglang.srt.server.fields import SHOWN, Fields, Refusal, check_members, note_unknown, pack_rows, unknown_message
 from sglang.srt.server.generate_req import client_names
+from sglang.srt.server.native.not_done import NOT_DONE_FIELDS, NOTED
 from sglang.srt.server.openai.aliases import ALIASES, STRUCTURED, translate
 from sglang.srt.server.openapi.openai_shapes import model_schemas
 
 MAX_PRIORITY = 2**31 - 1
 
-ACCEPTED = frozenset(
+ACCEPTED = NOTED | frozenset(
     [
         "metadata",
         "store",
@@ -46,37 +46,25 @@ ACCEPTED = frozenset(
         "usage",
         "session_id",
         "trace",
-        "custom_labels",
-        "no_logs",
         "guided_decoding_backend",
     ]
 )
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """`why`: the reason, or what to do instead. `neutral`: the values that ask for nothing; null always does."""
-
-    why: str
-    neutral: tuple[Any, ...] = ()
-
-
 _IDS = "answers are text; /generate takes and gives ids"
-_NO_CODE = "no code that a request names is run"
 REFUSED: dict[str, Refusal] = {
+    **NOT_DONE_FIELDS,
+    "input_ids": Refusal("the prompt of /v1/completions may be token ids, and so may that of /generate"),
     "functions": Refusal("use tools", ([],)),
     "function_call": Refusal("use tool_choice", ("none", "auto")),
     "modalities": Refusal("answers are text", (["text"],)),
     "audio": Refusal("answers are text"),
     "web_search_options": Refusal("the server searches nothing; give the model a tool of your own"),
     "suffix": Refusal("the model continues texts, it does not fill them in", ("",)),
-    "lora_path": Refusal("LoRA adapters are not served"),
     "session_params": Refusal("sessions are for /generate"),
-    "return_hidden_states": Refusal("they are not returned", (False,)),
     "return_token_ids": Refusal(_IDS, (False,)),
     "return_tokens_as_token_ids": Refusal(_IDS, (False,)),
-    "custom_logit_processor": Refusal(_NO_CODE),
-    "logits_processors": Refusal(_NO_CODE, ([],)),
+    "logits_processors": Refusal("no code that a request names is run", ([],)),
     "chat_template": Refusal("the model's own is used, or that of --chat-template"),
     "documents": Refusal("put them into messages", ([],)),
     "prompt_logprobs": Refusal("/v1/completions has echo with logprobs, /generate has logprob_start_len", (0, False)),
@@ -95,7 +83,7 @@ _OTHERS: dict[str, Refusal] = {
         "reasoning is told apart (separate_reasoning) or not asked for (reasoning_effort none)", (True,)
     ),
     **dict.fromkeys(
-        ("thinking_budget", "thinking_token_budget", "max_thinking_tokens"),
+        ("thinking_budget", "thinking_token_budget"),
         Refusal("max_tokens limits reasoning and answer together"),
     ),
     "enable_search": Refusal("the server searches nothing; give the model a tool of your own", (False,)),
@@ -223,7 +211,7 @@ CHAT_FIELDS, COMPLETION_FIELDS = _fields(ChatRequest), _fields(CompletionRequest
 ANSWERING = frozenset({*ChatRequest.model_fields, *REFUSED, STRUCTURED, *ALIASES, *SamplingParams.__struct_fields__}) - {
     *ACCEPTED,
     *_OTHERS,
-    *("enable_thinking", "reasoning"),
+    *("enable_thinking", "reasoning", "background", "max_thinking_tokens"),
 }
 """what changes an answer under the names of one of our APIs; others refuse it, unless they have it too"""
 
@@ -267,9 +255,9 @@ def _is_read(kind: type[CommonRequest], name: str, value: Any) -> bool:
     if name in kind.model_fields:
         return True
     refusal = REFUSED.get(name)
-    if refusal is not None and value is not None and value not in refusal.neutral:
-        raise UnsupportedError(f"{name} is not supported by this server: {refusal.why}", name)
-    if refusal is None and name not in ACCEPTED:
+    if refusal is not None:
+        refusal.check(name, value)
+    elif name not in ACCEPTED:
         known = {*kind.model_fields, *ACCEPTED, *REFUSED, STRUCTURED, *ALIASES}
         raise RequestError(unknown_message(name, known, "field"), name[:SHOWN])
     return False
