@@ -15,9 +15,12 @@ import pytest
 from sglang.srt.messages import FinishReason
 from sglang.srt.server import fields
 from sglang.srt.server.anthropic.messages import _stopped
-from sglang.srt.server.anthropic.request import chat_body
+from sglang.srt.server.anthropic.request import MESSAGES_FIELDS, chat_body
 from sglang.srt.server.http import wire
+from sglang.srt.server.native.format import GENERATE_FIELDS
 from sglang.srt.server.openai.blocks import Blocks
+from sglang.srt.server.openai.protocol import ChatRequest, CompletionRequest
+from sglang.srt.server.openai.responses.request_body import RESPONSES_FIELDS
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of
 from tests.server.test_tools import ARGUMENTS, CALL, prompt_of, received, says
@@ -347,6 +350,16 @@ async def test_names_of_other_apis_are_refused_as_they_came(stand: Stand, name: 
     reply = await post(stand, **{name: "x"})
     assert reply.status_code == 400
     assert reply.json()["error"]["message"] == f"{name!r} is not supported by this server"
+
+
+async def test_every_name_by_which_another_api_changes_an_answer_is_refused(stand: Stand) -> None:
+    own = MESSAGES_FIELDS.read | {"metadata", "service_tier", "store", "user", "include", "stream_options"}
+    names = {*ChatRequest.model_fields, *CompletionRequest.model_fields, *RESPONSES_FIELDS.read, *GENERATE_FIELDS.members} - own
+    assert {"max_output_tokens", "instructions", "max_completion_tokens", "seed", "reasoning", "min_new_tokens"} < names
+    for name in names:
+        reply = await post(stand, **{name: 3})
+        assert (reply.status_code, reply.json()["error"]["message"]) == (400, f"{name!r} is not supported by this server")
+        assert (await post(stand, **{name: None})).status_code == 200, name
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------------

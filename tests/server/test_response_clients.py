@@ -113,6 +113,10 @@ async def test_images_take_hints_too(stand: Stand, image: Any) -> None:
                 ("max_new_tokens", 5),
                 ("reasoning_effort", "low"),
                 ("max_completion_tokens", 5),
+                ("system", "Be brief."),
+                ("stop_sequences", ["."]),
+                ("output_config", {"effort": "low"}),
+                ("output_format", {"type": "json_schema"}),
             )
         ),
         ({"truncation": "middle"}, "truncation", "auto or disabled"),

@@ -15,7 +15,7 @@ from sglang.srt.sampling_params import MAX_COUNT
 from sglang.srt.server.anthropic.content import added_tools, chat_messages
 from sglang.srt.server.anthropic.tools import add_tools
 from sglang.srt.server.fields import Fields, as_int, as_texts, in_client_words, note_ignored, note_unknown
-from sglang.srt.server.openai.protocol import ANSWERING, CHAT_FIELDS, REFUSED, note_members
+from sglang.srt.server.openai.protocol import ANSWERING, CHAT_FIELDS, REFUSED, CompletionRequest, note_members
 from sglang.srt.server.openapi.anthropic_shapes import BLOCK, TURN
 from sglang.srt.server.openapi.schemas import Schema, anything, free, integer, list_of, one_of, text
 
@@ -35,7 +35,24 @@ _OWN: dict[str, Schema] = {
     "thread": anything("refused: send the whole conversation"),
 }
 _NOTHING = frozenset({"metadata", "service_tier", "inference_geo", "request_id"})
-_REFUSED = frozenset({"container", "mcp_servers", "compaction"}) | (ANSWERING - {*_SAME, *_OWN, *_NOTHING, "stream_options"})
+_OF_RESPONSES = frozenset(
+    {
+        *(
+            "input",
+            "instructions",
+            "max_output_tokens",
+            "text",
+            "reasoning",
+            "truncation",
+            "previous_response_id",
+            "conversation",
+        ),
+        *("prompt", "background", "enable_thinking"),
+    }
+)
+_OF_OTHERS = ANSWERING | CompletionRequest.model_fields.keys() | _OF_RESPONSES
+"""what changes an answer in another API"""
+_REFUSED = frozenset({"container", "mcp_servers", "compaction"}) | (_OF_OTHERS - {*_SAME, *_OWN, *_NOTHING, "stream_options"})
 
 
 def _schemas() -> dict[str, Schema]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sglang.srt.errors import RequestError, UnsupportedError
 from sglang.srt.server.fields import Fields, note_ignored, note_unknown
-from sglang.srt.server.openai.protocol import ANSWERING, CHAT_FIELDS, REFUSED, note_members
+from sglang.srt.server.openai.protocol import ANSWERING, CHAT_FIELDS, REFUSED, CompletionRequest, note_members
 from sglang.srt.server.openai.responses.input_items import ItemMessages, input_items
 from sglang.srt.server.openai.responses.response_tools import ResponseTools
 from sglang.srt.server.openapi.schemas import Schema, free, integer, list_of, nullable, one_of, text, truth
@@ -39,11 +39,15 @@ _NOTHING = frozenset(
 )
 """`max_tool_calls` counts calls of hosted tools, and there are none"""
 _REFUSED: dict[str, tuple[Any, ...]] = {
-    **{name: REFUSED[name].neutral if name in REFUSED else () for name in ANSWERING - {*_SAME, *_OWN, *_NOTHING}},
+    **{
+        name: REFUSED[name].neutral if name in REFUSED else ()
+        for name in (ANSWERING | CompletionRequest.model_fields.keys()) - {*_SAME, *_OWN, *_NOTHING}
+    },
     "n": (1,),
     "conversation": (),
     "background": (False,),
     "prompt": (),
+    **dict.fromkeys(("system", "stop_sequences", "output_config", "output_format", "max_tokens_to_sample"), ()),
 }
 
 
