@@ -37,6 +37,10 @@ NOTED = {
     "--model-path M --quantization awq_marlin --dist-init-addr 1.2.3.4:5000": "the kernels are chosen for the machine",
     "-moe-runner-backend triton": "--moe-runner-backend has no effect here",
     "--model-path M --enable-flashinfer --model-mode flashinfer --attention-reduce-in-fp32": "--enable-flashinfer has no effect",
+    "--model-path M --additional-ports 8001 8002 --port 1": "--additional-ports has no effect here: a server runs on one machine",
+    "--model-path M --additional-ports 8001": "--additional-ports has no effect here",
+    "--model-path M --disable-penalizer": "--disable-penalizer has no effect here: penalties cost nothing",
+    "--model-path M --prefill-only-one-req --tp 1": "--prefill-only-one-req has no effect here: a prefill takes several",
     "--model-path M --file-storage-pth st --return-token-ids --n-share-experts-fusion 8": "always have output_ids",
 }
 REFUSED = {
@@ -44,6 +48,8 @@ REFUSED = {
     "--model-path M --lora-paths a=/x b=/y": "--lora-paths a=/x b=/y is not possible here: LoRA",
     "--model-path M --disaggregation-mode prefill": "--disaggregation-mode prefill is not possible here: a server does both",
     "--model-path M --log-level-http nonsense": "--log-level-http: invalid choice: 'nonsense'",
+    "--model-path M --load-format jax": "weights are read from safetensors and GGUF files",
+    "--model-path M --quantization blockwise_int8": "--quantization int8 or int4 quantises at load",
     "--model-path M --model-pth X": "unknown flag --model-pth; did you mean --model-path?",
     "--model-path M -xy": "unexpected argument '-xy'",
     "--model M --gpu-memory-utilization 0.9": "unknown flag --gpu-memory-utilization; did you mean --mem-fraction-static?",

@@ -127,11 +127,11 @@ _NOT_AT_LOAD = (
 REFUSED_VALUES: dict[str, dict[str, str]] = {
     "quantization": _each(
         "mxfp8 bitsandbytes modelopt modelopt_fp8 modelopt_fp4 modelopt_mixed petit_nvfp4 w8a8_int8 w8a8_fp8 moe_wna16 "
-        "qoq w4afp8 modelslim quark quark_int4fp8_moe marlin auto-round",
+        "qoq w4afp8 blockwise_int8 modelslim quark quark_int4fp8_moe marlin auto-round",
         _NOT_AT_LOAD,
     ),
     "load_format": _each(
-        "pt npcache sharded_state presharded bitsandbytes mistral layered flash_rl remote remote_instance fastsafetensors private "
+        "pt npcache jax sharded_state presharded bitsandbytes mistral layered flash_rl remote remote_instance fastsafetensors private "
         "runai_streamer",
         "weights are read from safetensors and GGUF files",
     ),
@@ -215,6 +215,8 @@ FLAGS: dict[str, OtherFlag] = {
         "tokenizer_worker_num detokenizer_worker_num dynamic_batch_tokenizer_batch_size "
         "dynamic_batch_tokenizer_batch_timeout tokenizer_backend",
     ),
+    **_taken("penalties cost nothing where no request asks for one", "disable_penalizer"),
+    **_taken("a prefill takes several requests at once; --max-prefill-tokens limits it", "prefill_only_one_req"),
     **_taken("constraints need no disk cache", "disable_outlines_disk_cache disable_disk_cache"),
     **_taken(
         "memory stays taken while the server runs",
@@ -278,8 +280,8 @@ FLAGS: dict[str, OtherFlag] = {
     **_taken(
         _ONE_MACHINE,
         "enable_symm_mem use_ray enable_torch_symm_mem enable_quant_communications",
-        "dist_init_addr dist_timeout nccl_port load_balance_method load_watch_interval additional_ports",
-        "numa_node",
+        "dist_init_addr dist_timeout nccl_port load_balance_method load_watch_interval",
+        "numa_node additional_ports",
     ),
     **_taken(
         _CLUSTER,
