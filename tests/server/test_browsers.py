@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from sglang.srt.errors import ConfigError
+from sglang.srt.flags.values import parse_origins
 from sglang.srt.messages import AbortReq, FlushCacheReq, PauseReq, ProfileReq, TokenizedReq
 from sglang.srt.server.http.browsers import Hosts, parse_authority, parse_origin
 from sglang.srt.server.page.files import PageFiles
@@ -234,6 +235,40 @@ async def test_cors_answers_for_allowed_origins_only(make_stand: MakeStand) -> N
     async with client_of(everybody) as client:
         for origin in ("null", "http://evil.example"):
             assert (await client.post("/flush_cache", headers={"Origin": origin})).status_code == 200
+
+
+OTHER_PROGRAMS = (
+    *("app://obsidian.md", "app://.", "app://-", "vscode-webview://1a2b3c-4d", "tauri://localhost", "capacitor://localhost"),
+    *("chrome-extension://abcdefghijklmnop", "moz-extension://0f3e-1", "http://localhost:3000", "https://ui.example"),
+)
+
+
+@pytest.mark.parametrize("origin", OTHER_PROGRAMS)
+async def test_origins_of_programs_are_allowed_by_name_or_all_together(make_stand: MakeStand, origin: str) -> None:
+    """A preflight and the request that follows it; without the flag a refusal that tells how to allow it."""
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    given = {"https://ui.example": "https://ui.example:443/"}.get(origin, origin)
+    for flag in (f"https://other.example,{given}", "*", None):
+        stand = make_stand(cors_origins=parse_origins(flag))
+        async with client_of(stand) as client:
+            before = await client.options("/v1/chat/completions", headers={"Origin": origin, "Content-Type": "", **asked})
+            reply = await client.post("/flush_cache", headers={"Origin": origin, "Sec-Fetch-Site": "cross-site"})
+        if flag is None:
+            assert before.status_code == 405 and reply.status_code == 403
+            assert f"can be allowed with --cors-origins {origin}" in reply.text
+            continue
+        assert (before.status_code, reply.status_code) == (200, 200)
+        for each in (before, reply):
+            assert each.headers["access-control-allow-origin"] in (origin, "*")
+        assert "POST" in before.headers["access-control-allow-methods"]
+        assert before.headers["access-control-allow-headers"] in ("authorization,content-type", "*")
+
+
+@pytest.mark.parametrize("origin", ["null", "<script>", "http://a b", "x" * 300 + "://y", "file:///x"])
+async def test_origins_that_no_flag_takes_are_not_told(make_stand: MakeStand, origin: str) -> None:
+    async with client_of(make_stand()) as client:
+        reply = await client.post("/flush_cache", headers={"Origin": origin})
+    assert reply.status_code == 403 and "with --cors-origins" in reply.text and origin not in reply.text
 
 
 @pytest.mark.parametrize(

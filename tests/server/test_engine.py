@@ -81,3 +81,13 @@ def test_an_engine_that_was_shut_down(engine: sglang.Engine) -> None:
         for call in (other.flush_cache, other.pause_generation, other.start_profile, lambda: other.score("a", "b", [1])):
             with pytest.raises(EngineDeadError):
                 call()
+
+
+def test_its_tokenizer_as_transformers_has_it(engine: sglang.Engine) -> None:
+    pytest.importorskip("transformers")
+    assert engine.tokenizer is not None
+    tokenizer = engine.get_tokenizer()
+    for text in ("The capital of France is Paris.", "  two  spaces\n", "Ünïcödé 你好 🙂", "<|im_end|>"):
+        ids = tokenizer.encode(text)
+        assert ids == engine.tokenizer.encode(text) and tokenizer.decode(ids) == text
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)

@@ -55,7 +55,7 @@ class Engine:
         configure_logging(args.log_level)
         config = with_files(args.resolve())
         self.server_args = args
-        self._flags = config.flags
+        self._flags, self._text = config.flags, config.text
         self._dead: str | None = None
         self._loop = asyncio.new_event_loop()
         self._link = LocalLink(self._loop)
@@ -305,6 +305,14 @@ class Engine:
         stats = self._wait(self._manager.state())
         state = {name: getattr(stats, name) for name in stats.__struct_fields__} | {"num_inflight": self._manager.num_in_flight}
         return self._flags | self._manager.info | {"internal_states": [state]}
+
+    def get_tokenizer(self) -> Any:
+        """The served model's tokenizer, as an object of transformers (an extra). `tokenizer` needs none."""
+        from sglang.srt.server.tokenization.as_transformers import load_transformers_tokenizer
+
+        text = self._text
+        path = text.tokenizer_path if text.files is None else str(text.files.path)
+        return load_transformers_tokenizer(path, text.revision, text.download_dir)
 
     async def async_apply_chat_template(self, **fields: Any) -> Reply:
         """The body of /apply_chat_template as keyword arguments; its reply."""

@@ -123,10 +123,18 @@ def parse_root_path(text: str) -> str:
     return path
 
 
+def _without_port(origin: str) -> str:
+    """Browsers leave out a scheme's own port."""
+    for scheme, port in (("http", ":80"), ("https", ":443")):
+        if origin.startswith(f"{scheme}://"):
+            return origin.removesuffix(port)
+    return origin
+
+
 def parse_origins(text: str | None) -> tuple[str, ...]:
     """Origins of --cors-origins, as browsers write them. Raises ConfigError for others, such as "null", which says nothing of who
     asks."""
-    origins = tuple(origin.lower().rstrip("/") for origin in split_names(text))
+    origins = tuple(_without_port(origin.lower().rstrip("/")) for origin in split_names(text))
     for origin in origins:
         if not _ORIGIN.fullmatch(origin):
             raise ConfigError(f"--cors-origins takes origins such as https://app.example.com, got {origin!r}")
