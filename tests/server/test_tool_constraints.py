@@ -98,7 +98,6 @@ FAULTS: dict[str, dict[str, Any]] = {
     "an engine's complaint": {"type": "object", "properties": {"x": {"type": "string", "pattern": r"\p{Nothing}"}}},
     "patterns that overlap": {"type": "object", "patternProperties": {"^b": {"type": "integer"}, "^bc": {"type": "string"}}},
     "a lost reference": {"type": "object", "properties": {"x": {"$ref": "#nowhere"}}},
-    "no list": {"type": "object", "properties": {"x": {"type": "object", "dependentRequired": {"a": 3}}}},
 }
 
 

@@ -1,5 +1,5 @@
-"""Validates the structure of tools' parameter schemas: types of keywords, and references that resolve. The grammar engine checks the
-meaning of keywords."""
+"""Validates tools' parameter schemas: names of types, types of keywords, and references that resolve. A schema that passes may still be
+one that no grammar can hold an answer to."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from typing import Any
 from urllib.parse import unquote
 
 from sglang.srt.errors import RequestError
+from sglang.srt.json_drafts import draft_of
 
 _SCHEMA = frozenset(
     {
         *("additionalProperties", "additionalItems", "not", "if", "then", "else", "contains", "propertyNames"),
-        *("unevaluatedItems", "unevaluatedProperties"),
+        *("unevaluatedItems", "unevaluatedProperties", "contentSchema"),
     }
 )
 _SCHEMAS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
 _NAMED_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _TEXT = frozenset({"$ref", "pattern", "format"})
 _NUMBER = frozenset({"minimum", "maximum", "multipleOf"})
+_BOUND = frozenset({"exclusiveMinimum", "exclusiveMaximum"})
+"""numbers, or in old drafts whether the other bound is one"""
+_TYPES = ("null", "boolean", "object", "array", "number", "integer", "string")
 _COUNT = frozenset(
     {"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains"}
 )
@@ -47,6 +51,7 @@ class _Checker:
     def __init__(self, root: Any, where: str) -> None:
         self._root = root
         self._where = where
+        self._types = (*_TYPES, "any") if draft_of(root) == 3 else _TYPES
 
     def _refuse(self, place: str, must: str) -> None:
         raise RequestError(f"{self._where} are not a valid JSON schema: {place[:200]} must be {must}", "tools")
@@ -72,12 +77,23 @@ class _Checker:
                 self._refuse(place, "an object of schemas")
             for name, item in value.items():
                 self.check(item, f"{place}/{name[:50]}")
+        elif key in ("dependencies", "dependentRequired"):
+            self._check_dependencies(value, place, may_be_schemas=key == "dependencies")
         else:
             self._check_value(key, value, place)
 
+    def _check_dependencies(self, value: Any, place: str, may_be_schemas: bool) -> None:
+        if not isinstance(value, dict):
+            self._refuse(place, "an object")
+        for name, item in value.items():
+            if may_be_schemas and isinstance(item, (dict, bool)):
+                self.check(item, f"{place}/{name[:50]}")
+            elif not _is_texts(item) and not (may_be_schemas and isinstance(item, str)):  # draft 3 has one name
+                self._refuse(f"{place}/{name[:50]}", "a list of names")
+
     def _check_value(self, key: str, value: Any, place: str) -> None:
-        if key == "type" and not _is_texts(value) and not isinstance(value, str):
-            self._refuse(place, "a name, or a list of names")
+        if key == "type":
+            self._check_type(value, place)
         elif key == "required" and not _is_texts(value):
             self._refuse(place, "a list of names")
         elif key == "enum" and not (isinstance(value, list) and value):
@@ -86,10 +102,24 @@ class _Checker:
             self._refuse(place, "a string")
         elif key in _NUMBER and (isinstance(value, bool) or not isinstance(value, (int, float))):
             self._refuse(place, "a number")
+        elif key == "multipleOf" and value <= 0:
+            self._refuse(place, "larger than 0")
+        elif key in _BOUND and not isinstance(value, (bool, int, float)):
+            self._refuse(place, "a number")
+        elif key == "uniqueItems" and not isinstance(value, bool):
+            self._refuse(place, "true or false")
         elif key in _COUNT and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value % 1):
             self._refuse(place, "a count")
         elif key == "$ref" and not self._leads_somewhere(value):
             self._refuse(place, "a reference to a place in the same schema")
+
+    def _check_type(self, value: Any, place: str) -> None:
+        names = [value] if isinstance(value, str) else value
+        if not _is_texts(names) or not names:
+            self._refuse(place, "a name of a type, or a list of them")
+        for name in names:
+            if name not in self._types:
+                self._refuse(place, f"one of {', '.join(self._types)}, or a list of them; it has {name[:50]!r}")
 
     def _leads_somewhere(self, reference: str) -> bool:
         """A JSON pointer (RFC 6901) from the root; other references are left to the grammar engine."""
