@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 
 from sglang.srt.checkpoint.resolve import ModelFiles
 from sglang.srt.config import HttpOptions, TextOptions
+from sglang.srt.forward_batch import ModelInfo
 from sglang.srt.server import fields
 from sglang.srt.server.http.app import create_app
 from sglang.srt.server.tokenization.tokenizer import Tokenizer, load_tokenizer
@@ -36,20 +38,21 @@ def tokenizer(folder: Path) -> Tokenizer:
 
 
 def model_info(tokenizer: Tokenizer, **changes: Any) -> dict[str, Any]:
-    info = {
-        "architecture": "llama",
-        "vocab_size": tokenizer.vocabulary.size,
-        "context_len": CONTEXT_LEN,
-        "max_total_tokens": 4096,
-        "slot_run": 1,
-        "max_batch_tokens": 512,
-        "max_running_requests": 64,
-        "kernels": "echo",
-        "deterministic": True,
-        "weight_bytes": 0,
-        "kv_bytes_per_token": 0,
-    }
-    return info | changes
+    """As a scheduler process tells it, with every field."""
+    info = ModelInfo(
+        "llama",
+        tokenizer.vocabulary.size,
+        CONTEXT_LEN,
+        max_total_tokens=4096,
+        slot_run=1,
+        max_batch_tokens=512,
+        max_running_requests=64,
+        kernels="echo",
+        deterministic=True,
+        weight_bytes=0,
+        kv_bytes_per_token=0,
+    )
+    return dataclasses.asdict(info) | changes
 
 
 class Stand:

@@ -197,9 +197,9 @@ class ModelInfo:
     tp_size: int = 1
     """ranks that share the model; bytes above are those of one"""
     embedding_dim: int = 0
+    """length of the vectors of a model that embeds and does not generate; 0: it generates"""
     num_labels: int = 0
     """of a classifier, whose vectors are scores of labels"""
-    """length of the vectors of a model that embeds and does not generate; 0: it generates"""
 
 
 class ModelWorker(Protocol):

@@ -124,17 +124,18 @@ class RerankApi:
         top = as_int(body, "top_n", len(documents), 1, MAX_ITEMS)
         common = (top, as_text(body, "rid") or uuid4().hex, as_bool(body, "return_documents", True))
         info, instruct = self._manager.info, as_text(body, "instruct")
-        if info.get("embedding_dim") and not info.get("num_labels"):
+        num_labels = info.get("num_labels", 0)  # none: a model that generates, or one that embeds
+        if info.get("embedding_dim") and not num_labels:
             return self._by_vectors(query, documents, instruct, common)
-        if info.get("num_labels", 1) != 1:
-            raise RequestError(f"this model gives a text {info['num_labels']} labels, of which none is its rank: use /v1/score")
+        if num_labels > 1:
+            raise RequestError(f"this model gives a text {num_labels} labels, of which none is its rank: use /v1/score")
         tokenizer = self._manager.need_tokenizer()
-        if info.get("num_labels") and not tokenizer.has_chat_template:
+        if num_labels and not tokenizer.has_chat_template:
             _refuse_instruct(instruct)
             pairs = encode_pairs(self._manager, [(query, document) for document in documents])
             return _RerankCall(documents, [ids for ids, _ in pairs], *common, first_lens=[first for _, first in pairs])
         questions = [self._question(query, document, instruct or _INSTRUCT) for document in documents]
-        if info.get("num_labels"):
+        if num_labels:
             self._manager.maker.check_embed(questions)
             return _RerankCall(documents, questions, *common)
         answers = [tokenizer.encode_ordinary(word) for word in ("yes", "no")]
