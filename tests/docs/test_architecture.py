@@ -18,7 +18,7 @@ def told() -> list[tuple[str, str]]:
     return [(f"srt/{file}", name) for file, names in ROW.findall(section) for name in re.findall(r"`([\w.]+)`", names)]
 
 
-MAX_FILES = 57
+MAX_FILES = 53
 """that a constrained chat request enters; one without a constraint enters seven fewer"""
 
 

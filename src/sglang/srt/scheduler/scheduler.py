@@ -183,7 +183,8 @@ class Scheduler:
         return flight is not None or worked
 
     def _receive(self) -> None:
-        self._viewing.report(self._snapshot)
+        if self._viewing.is_on:
+            self._viewing.report(self._snapshot)
         waits = self._running.reqs or self._prefill.partial or len(self._waiting)
         busy = self._flight is not None or (not self._paused and waits)
         if busy or len(self._inlet):
@@ -338,7 +339,8 @@ class Scheduler:
         self._estimate.note_step()
         self._turns.note_step(self._running.holders, [extend.req for extend in batch.extends if extend.is_new])
         self._checked = self._ready = False
-        self._viewing.note_step(batch, results.num_accepted)
+        if self._viewing.is_on:
+            self._viewing.note_step(batch, results.num_accepted)
         if self._stats.note_step(batch, results.num_accepted, len(batch.decodes), len(self._waiting)):
             self._outbox.send(self._snapshot())
 

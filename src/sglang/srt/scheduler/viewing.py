@@ -30,11 +30,12 @@ class Viewing:
     def __init__(self, tree: RadixCache, outbox: Outbox) -> None:
         self._tree = tree
         self._outbox = outbox
-        self._is_on = False
+        self.is_on = False
+        """whether somebody looks; if not, nothing need be noted or reported"""
         self._end(False)
 
     def _end(self, is_on: bool) -> None:
-        self._is_on = is_on
+        self.is_on = is_on
         self._is_first = True
         self._dirty: dict[int, TreeNode] = {}
         self._shown: set[int] = set()
@@ -59,7 +60,7 @@ class Viewing:
     @property
     def has_news(self) -> bool:
         """Whether there is something to tell, and somebody to tell it to."""
-        return self._is_on and bool(self._dirty or self._gone or self._steps or self._is_first)
+        return self.is_on and bool(self._dirty or self._gone or self._steps or self._is_first)
 
     # --- notes ----------------------------------------------------------------------------------------------------------------
 
@@ -75,8 +76,6 @@ class Viewing:
 
     def note_step(self, batch: ScheduleBatch, num_accepted: int) -> None:
         """A step has ended."""
-        if not self._is_on:
-            return
         now = time.monotonic()
         num_draft = sum(len(extend.draft.ids) for extend in batch.extends if extend.draft is not None)
         num_prompt = sum(extend.end - extend.start for extend in batch.prefills)

@@ -12,7 +12,7 @@ from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.speculation.proposer import Draft, DraftContext, DraftLimits, Proposer
 from sglang.srt.scheduler.speculation.proposers.grammar_statistics import GrammarProposer, StatisticsCache
 from sglang.srt.scheduler.speculation.proposers.prompt_lookup import PromptLookup
-from sglang.srt.scheduler.speculation.proposers.radix_tree import RadixTreeProposer
+from sglang.srt.scheduler.speculation.proposers.radix_tree import RadixTreeProposer, TreePath
 
 MAX_IDS = 24
 """Tokens of one draft."""
@@ -119,11 +119,15 @@ class Proposers:
         """For a request that has not begun; one that is resumed has tokens already."""
         if not self._in_free_text:
             return None
-        return FirstOf(self._tree_path(req), PromptLookup(req.msg.input_ids, req.msg.resumed or ()))
+        return self._behind_tree(req, PromptLookup(req.msg.input_ids, req.msg.resumed or ()))
 
     def for_grammar(self, req: Req, grammar: Hashable) -> Proposer:
         """For a request that has not begun. Requests of one grammar learn from each other if they have the same salt."""
-        return FirstOf(self._tree_path(req), GrammarProposer(self._statistics.of((grammar, req.salt))))
+        return self._behind_tree(req, GrammarProposer(self._statistics.of((grammar, req.salt))))
 
-    def _tree_path(self, req: Req) -> Proposer:
-        return RadixTreeProposer(self._tree, req.prompt, req.salt)
+    def _behind_tree(self, req: Req, proposer: Proposer) -> Proposer:
+        """The tree's proposer comes first where the tree holds the whole prompt, but for less than a page."""
+        reached, _ = self._tree.match_len(req.prompt, req.salt)
+        if len(req.prompt) - reached >= self._tree.page_size:
+            return proposer
+        return FirstOf(RadixTreeProposer(TreePath(self._tree, req.prompt, req.salt)), proposer)

@@ -17,7 +17,7 @@ from sglang.srt.server.fields import check_members, unknown_message
 from sglang.srt.server.limits.json_limits import read_json_text
 from sglang.srt.server.multimodal.inputs import PART_HINTS, MediaInput, parse_part
 from sglang.srt.server.openai.protocol import ChatRequest, has_format, parse_request, sampling_params
-from sglang.srt.server.openai.template_hints import template_variables
+from sglang.srt.server.openai.template_hints import HINTS, template_variables
 from sglang.srt.server.openai.tools import ToolPlan, plan_tools, tell_calls, tell_tools
 from sglang.srt.server.parsers.tool_calls import NONE, call_format, format_of_template
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
@@ -131,7 +131,10 @@ def make_prompt(request: ChatRequest, plan: ToolPlan, options: ChatOptions) -> C
         how = call_format(plan.parser or options.tool_parser).how
         messages, tools = tell_tools(messages, tools, how), []
     asks = request.add_generation_prompt is not False and continued is None
-    return ChatPrompt(messages, tools, template_variables(request, template), media, continued, asks)
+    variables = request.chat_template_kwargs or {}
+    if not HINTS.isdisjoint(request.model_fields_set):
+        variables = template_variables(request, template)
+    return ChatPrompt(messages, tools, variables, media, continued, asks)
 
 
 def plan_for(request: ChatRequest, sampling: SamplingParams, options: ChatOptions) -> ToolPlan:

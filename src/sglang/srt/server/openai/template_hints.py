@@ -18,15 +18,13 @@ from sglang.srt.server.tokenization.chat_template import ChatTemplate
 NO_EFFORT = "none"
 _SWITCHES = ("enable_thinking", "thinking")
 """names that templates have for it"""
+HINTS = frozenset({"reasoning_effort", "verbosity", "reasoning", *_SWITCHES})
 _THINKING = {"enabled": True, "adaptive": None, "auto": None, "disabled": False}
 """`thinking.type` -> whether to reason; None: as the model likes"""
 
 
 def template_variables(request: ChatRequest, template: ChatTemplate) -> dict[str, Any]:
-    """A template that does not know a hint is not told. Raises RequestError."""
-    own = request.chat_template_kwargs or {}
-    if request.model_fields_set.isdisjoint(_HINTS):
-        return own
+    """Of a request with some of HINTS. A template that does not know a hint is not told. Raises RequestError."""
     effort, thinks = _effort(request), _thinks(request)
     variables: dict[str, Any] = {}
     for name, value in (("reasoning_effort", effort), ("verbosity", request.verbosity)):
@@ -36,10 +34,7 @@ def template_variables(request: ChatRequest, template: ChatTemplate) -> dict[str
             note_ignored(f"{name}: this model's chat template does not know it")
     if thinks is not None or effort == NO_EFFORT:
         variables |= dict.fromkeys(_SWITCHES, bool(thinks))
-    return variables | own
-
-
-_HINTS = frozenset({"reasoning_effort", "verbosity", "reasoning", *_SWITCHES})
+    return variables | (request.chat_template_kwargs or {})
 
 
 def _effort(request: ChatRequest) -> str | None:

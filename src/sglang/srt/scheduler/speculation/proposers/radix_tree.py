@@ -1,15 +1,13 @@
 """Drafts from the prefix tree: a request whose tokens were those of an earlier one may go on as that one did.
 
 Answers that are generated again, programs that run again at temperature 0, replays and equal forks repeat whole outputs, and the
-tree holds these. The first sampled token that comes as expected allows a draft of two; with every right token drafts grow. A request whose
+tree holds these. Only a prompt that the tree holds whole has a path. The first sampled token that comes as expected allows a draft of two; with every right token drafts grow. A request whose
 output leaves the tree is off its path for good: at most one draft, no more than twice as long as what came right, is in vain.
 """
 
 from __future__ import annotations
 
 from itertools import takewhile
-
-import numpy as np
 
 from sglang.srt.forward_batch import Int32Array
 from sglang.srt.scheduler.cache.radix_cache import RadixCache, TreeNode
@@ -27,22 +25,20 @@ class RadixTreeProposer:
 
     forced_share = 0.0
 
-    def __init__(self, tree: RadixCache, prompt: Int32Array, salt: str | None) -> None:
-        self._tree = tree
-        self._prompt = prompt
-        self._salt = salt
-        self._path: TreePath | None = None
+    def __init__(self, path: TreePath) -> None:
+        """`path`: of its prompt."""
+        self._path = path
         self._num_followed = 0
         self._num_right = 0
 
     def is_confident(self, context: DraftContext, num_running: int) -> bool:
         """However many run: a right draft costs the rows that it saves."""
-        return self._limit(context) > 0 and bool(self._path and self._path.expected(1))
+        return self._limit(context) > 0 and bool(self._path.expected(1))
 
     def propose(self, context: DraftContext, limits: DraftLimits) -> Draft | None:
         """What came next on the path, up to a token that ends the request or that the grammar does not allow."""
         limit = min(self._limit(context), limits.max_ids)
-        if limit <= 0 or self._path is None:
+        if limit <= 0:
             return None
         expected = self._path.expected(limit)
         if context.grammar is not None:
@@ -52,9 +48,6 @@ class RadixTreeProposer:
         return Draft(ids, list(range(1, len(ids) + 1)), []) if ids else None
 
     def note_sampled(self, context: DraftContext, token_id: int) -> None:
-        if self._path is None:  # the first one: only now the tree is asked
-            ids = np.concatenate([self._prompt, np.array(context.output_ids, np.int32)])
-            self._path, self._num_followed = TreePath(self._tree, ids, self._salt), len(context.output_ids)
         self._follow(context)
         if self._path.follow(token_id):
             self._num_right += 1
@@ -63,11 +56,11 @@ class RadixTreeProposer:
     def _limit(self, context: DraftContext) -> int:
         """How many tokens a draft may have."""
         self._follow(context)
-        return GROWTH * self._num_right if self._path is not None and self._path.is_on else 0
+        return GROWTH * self._num_right if self._path.is_on else 0
 
     def _follow(self, context: DraftContext) -> None:
-        """Goes on by the tokens that were appended without being told: forced ones."""
-        if self._path is not None and self._path.is_on:
+        """Goes on by the tokens that were appended without being told: forced ones, and those that a resumed request began with."""
+        if self._path.is_on:
             for token_id in context.output_ids[self._num_followed :]:
                 self._path.follow(token_id)
             self._num_followed = len(context.output_ids)
