@@ -85,7 +85,6 @@ def test_what_takes_too_long_ends_and_leaves_nothing_behind(text: str) -> None:
             assert wait(compiler, compiler.submit(("regex", f"other{i}"), ("good",)), 30).error is None, (
                 "others are not kept waiting"
             )
-        assert not jobs[-1].done, "the others were first"
         for job in jobs:
             assert isinstance(wait(compiler, job).error, (GrammarError, OverloadError))
         assert "took more than 1.5 s" in str(jobs[0].error)
