@@ -177,7 +177,7 @@ class Scheduler:
             results.commit(batch, output, late)
             self._settle(batch, results)
             if ahead is not None:
-                self._flight = self._sample_ahead(ahead, overtaken(ahead), began)
+                self._flight = self._finish(ahead, *self._begin_masks(ahead, overtaken(ahead)), began)
         self._emit(results)
         worked = self._takes_images and not self._paused and self._gate.work(busy=flight is not None)
         return flight is not None or worked
@@ -280,10 +280,6 @@ class Scheduler:
         if batch is not None:
             self._worker.forward(batch.forward)
         return batch
-
-    def _sample_ahead(self, batch: ScheduleBatch, late: set[Req], began: float) -> Flight:
-        """The second half of a step that ran ahead."""
-        return self._finish(batch, *self._begin_masks(batch, late), began)
 
     def _begin_masks(self, batch: ScheduleBatch, late: set[Req]) -> tuple[set[Req], bool]:
         """Starts to fill the masks of all but those who are `late` anyway; returns all who are, and whether there is any to
