@@ -22,6 +22,8 @@ _ELSEWHERE = {
     "download_and_cache_file": "sglang.compat.files",
     "dump_state_text": "sglang.compat.files",
     "encode_image_base64": "sglang.compat.files",
+    "encode_video_base64": "sglang.compat.files",
+    "execute_shell_command": "sglang.compat.servers",
     "get_exception_traceback": "sglang.compat.files",
     "http_request": "sglang.compat.requests",
     "read_jsonl": "sglang.compat.files",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import importlib
 import json
 import re
 import subprocess
 import sys
+import threading
 import unittest
 from collections.abc import Iterator
 from enum import Enum
@@ -22,16 +24,26 @@ from sglang.compat.json_regex import build_regex_from_object, convert_json_schem
 from sglang.srt.parser.conversation import chat_template_exists, chat_templates, generate_chat_conv
 from sglang.srt.parser.reasoning_parser import ReasoningParser
 from sglang.test import test_utils
-from sglang.utils import dump_state_text, encode_image_base64, read_jsonl, stream_and_merge, trim_overlap
+from sglang.utils import (
+    dump_state_text,
+    encode_image_base64,
+    encode_video_base64,
+    execute_shell_command,
+    read_jsonl,
+    stream_and_merge,
+    trim_overlap,
+)
 from tests.lang.native_server import NativeServer
 
 PATHS = {
     "sglang.utils": "read_jsonl dump_state_text download_and_cache_file http_request stream_and_merge async_stream_and_merge "
-    "print_highlight launch_server_cmd wait_for_server terminate_process is_in_ci trim_overlap get_exception_traceback",
+    "print_highlight launch_server_cmd wait_for_server terminate_process is_in_ci trim_overlap get_exception_traceback "
+    "encode_video_base64 execute_shell_command",
     "sglang.test.test_utils": "add_common_sglang_args_and_parse select_sglang_backend add_common_other_args_and_parse "
-    "get_call_generate get_call_select dump_bench_raw_result CustomTestCase is_in_ci popen_launch_server DEFAULT_URL_FOR_TEST",
+    "get_call_generate get_call_select dump_bench_raw_result CustomTestCase is_in_ci popen_launch_server DEFAULT_URL_FOR_TEST "
+    "run_with_timeout calculate_rouge_l",
     "sglang.test.doc_patch": "launch_server_cmd",
-    "sglang.srt.utils": "load_image kill_process_tree is_cuda is_hip",
+    "sglang.srt.utils": "load_image kill_process_tree is_cuda is_hip kill_child_process get_device",
     "sglang.srt.utils.hf_transformers_utils": "get_tokenizer",
     "sglang.srt.hf_transformers_utils": "get_tokenizer",
     "sglang.srt.constrained": "build_regex_from_object",
@@ -44,10 +56,17 @@ PATHS = {
     "sglang.srt.entrypoints.engine": "Engine",
     "sglang.srt.entrypoints.http_server": "launch_server",
     "sglang.version": "__version__",
-    "sglang.lang.api": "set_default_backend",
+    "sglang.lang.api": "set_default_backend Engine Runtime",
+    "sglang.api": "set_default_backend Engine Runtime gen",
+    "sglang.backend.runtime_endpoint": "Runtime RuntimeEndpoint",
+    "sglang.backend.openai": "OpenAI",
+    "sglang.backend.anthropic": "Anthropic",
+    "sglang.backend.vertexai": "VertexAI",
+    "sglang.backend.litellm": "LiteLLM",
+    "sglang.backend.base_backend": "BaseBackend",
     "sglang.lang.interpreter": "StreamExecutor ProgramState ProgramStateGroup run_program run_program_batch cache_program",
     "sglang.lang.backend.base_backend": "BaseBackend",
-    "sglang.lang.ir": "SglFunction SglGen SglExpr REGEX_INT",
+    "sglang.lang.ir": "SglFunction SglGen SglExpr SglVideo REGEX_INT",
     "sglang.lang.tracer": "TracerProgramState extract_prefix_by_tracing trace_program",
     "sglang.srt.function_call.core_types": "ToolCallItem",
     "sglang.srt.function_call_parser": "FunctionCallParser ToolCallItem",
@@ -63,6 +82,20 @@ def test_paths(path: str) -> None:
         assert getattr(module, name) is not None
     with pytest.raises(AttributeError):
         module.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("import sglang.lang.compiler", "programs are not compiled"),
+        ("from sglang.test.test_programs import test_select", "run it with backend="),
+        ("from sglang.test.test_utils import call_select_lightllm", "LightLLM does not tell"),
+        ("from sglang.test.test_utils import run_bench_serving", "run_benchmark"),
+    ],
+)
+def test_what_is_missing_says_so(line: str, said: str) -> None:
+    with pytest.raises(ImportError, match=f"is not there: .*{said}"):
+        exec(line)
 
 
 def test_the_core_does_without() -> None:
@@ -123,6 +156,65 @@ def test_streams_are_put_together(texts: list[str], disjoint: bool | None) -> No
 def test_pictures_as_text(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\x00\x01")
     assert encode_image_base64(str(tmp_path / "x")) == encode_image_base64(b"\x00\x01") == "AAE="
+
+
+def test_frames_as_text(tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    numpy = pytest.importorskip("numpy")
+    path = str(tmp_path / "x.avi")
+    video = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"MJPG"), 5, (16, 16))
+    for shade in range(8):
+        video.write(numpy.full((16, 16, 3), shade * 20, numpy.uint8))
+    video.release()
+    kind, _, data = encode_video_base64(path, 3).partition(":")
+    assert kind == "video" and base64.b64decode(data).count(b"\x89PNG") == 3
+    with pytest.raises(FileNotFoundError):
+        encode_video_base64(str(tmp_path / "none"))
+
+
+# --- processes --------------------------------------------------------------------------------------------------------------
+
+
+def test_commands_are_started(capfd: pytest.CaptureFixture[str]) -> None:
+    process = execute_shell_command(f"{sys.executable} -c \\\n  'import sys; print(\"a b\", file=sys.stderr)'")
+    assert process.wait(30) == 0 and capfd.readouterr().out == "a b\n"
+
+
+def test_children_are_killed() -> None:
+    from sglang.srt.utils import kill_child_process
+
+    process = execute_shell_command(f"{sys.executable} -c 'import time; time.sleep(60)'")
+    kill_child_process(process.pid)  # it has none
+    assert process.poll() is None
+    kill_child_process(process.pid, include_self=True)
+    assert process.wait(10) != 0
+
+
+def test_functions_with_a_time_limit() -> None:
+    assert test_utils.run_with_timeout(divmod, (7, 2), timeout=30) == (3, 1)
+    assert test_utils.run_with_timeout(int, ("12",), {"base": 3}) == 5
+    with pytest.raises(ZeroDivisionError):
+        test_utils.run_with_timeout(divmod, (7, 0), timeout=30)
+    never = threading.Event()
+    with pytest.raises(TimeoutError, match="wait has not ended after 0.01 seconds"):
+        test_utils.run_with_timeout(never.wait, timeout=0.01)
+    never.set()
+
+
+def test_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.compat import servers
+
+    for is_here, names in ((True, ("cuda", "cuda:0", "cuda:3")), (False, ("cpu", "cpu", "cpu"))):
+        monkeypatch.setattr(servers, "is_cuda", lambda is_here=is_here: is_here)
+        assert tuple(map(servers.get_device, (None, 0, 3))) == names
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "score"),
+    [("abc", "abc", 1.0), ("abcd", "acd", 6 / 7), ("ab", "ba", 0.5), ("ab", "cd", 0.0), ("", "a", 0.0), ("", "", 0.0)],
+)
+def test_rouge_l(a: str, b: str, score: float) -> None:
+    assert test_utils.calculate_rouge_l([a, b], [b, a]) == pytest.approx([score, score])
 
 
 # --- benchmarks -------------------------------------------------------------------------------------------------------------

@@ -173,6 +173,25 @@ def call_select_guidance(context: str, choices: Sequence[str], *, model: Any) ->
     return list(choices).index(out["answer"])
 
 
+# --- comparing ---------------------------------------------------------------------------------------------------------------
+
+
+def calculate_rouge_l(output_strs_list1: Sequence[str], output_strs_list2: Sequence[str]) -> list[float]:
+    """ROUGE-L of each two texts, letter by letter: the harmonic mean of the shares of both in their longest common subsequence."""
+    pairs = zip(output_strs_list1, output_strs_list2, strict=True)
+    return [2 * _common(a, b) / (len(a) + len(b)) if a and b else 0.0 for a, b in pairs]
+
+
+def _common(a: str, b: str) -> int:
+    """The length of the longest common subsequence."""
+    row = [0] * (len(b) + 1)
+    for x in a:
+        before = 0
+        for j, y in enumerate(b, 1):
+            before, row[j] = row[j], before + 1 if x == y else max(row[j], row[j - 1])
+    return row[-1]
+
+
 # --- results ----------------------------------------------------------------------------------------------------------------
 
 

@@ -86,6 +86,13 @@ def encode_image_base64(image: Any) -> str:
     return base64.b64encode(image).decode()
 
 
+def encode_video_base64(video_path: str, num_frames: int = 16) -> str:
+    """Frames of a video file, evenly spaced, as `image_data` of /generate: "video:" and base64 (needs OpenCV)."""
+    from sglang.lang.media import load_video_data
+
+    return load_video_data(video_path, num_frames)
+
+
 def get_exception_traceback() -> str:
     """The traceback of the exception that is being handled."""
     return traceback.format_exc()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
 import unittest
-from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
 from sglang.common.server_process import descendants, kill, wait_for_answer
@@ -21,6 +23,8 @@ DEFAULT_MODEL_NAME_FOR_TEST = "smollm2-135m-instruct"
 DEFAULT_SMALL_MODEL_NAME_FOR_TEST = DEFAULT_MODEL_NAME_FOR_TEST
 DEFAULT_TIMEOUT_FOR_SERVER_LAUNCH = 600
 DEFAULT_URL_FOR_TEST = "http://127.0.0.1:21000"
+
+T = TypeVar("T")
 
 _SMALL = "--max-running-requests 128 --max-total-tokens 20480"
 """servers of documents share a machine"""
@@ -116,9 +120,46 @@ def _reap(pid: int, timeout: float) -> None:
         time.sleep(0.01)
 
 
+def kill_child_process(pid: int | None = None, include_self: bool = False, skip_pid: int | None = None) -> None:
+    """The name that `kill_process_tree` has in older releases. Without `include_self` it kills what `pid` has started."""
+    kill_process_tree(pid, include_self, skip_pid)
+
+
+def execute_shell_command(command: str) -> subprocess.Popen[str]:
+    """Starts a command, without a shell; its lines may end with a backslash. Standard error goes where standard output does."""
+    return subprocess.Popen(shlex.split(command.replace("\\\n", " ")), text=True, stderr=subprocess.STDOUT)
+
+
+def run_with_timeout(
+    func: Callable[..., T], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, timeout: float | None = None
+) -> T:
+    """What the function returns or raises. Raises TimeoutError after `timeout` seconds; the function's thread goes on."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(func(*args, **(kwargs or {})))
+        except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
+            done.set_exception(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if not done.done():
+        raise TimeoutError(f"{getattr(func, '__name__', func)} has not ended after {timeout} seconds")
+    return done.result()
+
+
 def launch_server_cmd(command: str, host: str = "0.0.0.0", port: int | None = None) -> tuple[subprocess.Popen[bytes], int]:
     """sglang.utils.launch_server_cmd of a server that leaves room for others on the machine."""
     return launch(f"{command} {_SMALL}", host, port)
+
+
+def get_device(device_id: int | None = None) -> str:
+    """Where models run here: cpu, or cuda (with `device_id` cuda:N)."""
+    if not is_cuda():
+        return "cpu"
+    return "cuda" if device_id is None else f"cuda:{device_id}"
 
 
 def is_cuda() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import warnings
@@ -253,6 +254,16 @@ def get_server_info(backend: Any = None) -> dict[str, Any] | None:
     if backend is None and global_config.default_backend is None:
         return None
     return resolve_backend(backend).get_server_info()
+
+
+_AT_THE_TOP = frozenset({"Engine", "Runtime", "RuntimeEndpoint"})
+
+
+def __getattr__(name: str) -> Any:
+    """What the original has here, too."""
+    if name not in _AT_THE_TOP:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("sglang"), name)
 
 
 __all__ = [

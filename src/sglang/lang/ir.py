@@ -215,4 +215,6 @@ def __getattr__(name: str) -> type[Any]:
         return _ORIGINAL[name]
     if name == "SglFunction":  # stands above, in what runs expressions
         return getattr(importlib.import_module("sglang.lang.program.program"), name)  # type: ignore[no-any-return]
+    if name == "SglVideo":
+        return getattr(importlib.import_module("sglang.lang.api"), "video")  # type: ignore[no-any-return]  # noqa: B009
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ from typing import Any
 from sglang.compat.benchmarks import (
     add_common_other_args_and_parse,
     add_common_sglang_args_and_parse,
+    calculate_rouge_l,
     call_generate_guidance,
     call_generate_lightllm,
     call_generate_outlines,
@@ -27,6 +28,7 @@ from sglang.compat.servers import (
     DEFAULT_URL_FOR_TEST,
     CustomTestCase,
     popen_launch_server,
+    run_with_timeout,
     write_github_step_summary,
 )
 from sglang.srt.utils import kill_process_tree
@@ -40,6 +42,7 @@ __all__ = [
     "CustomTestCase",
     "add_common_other_args_and_parse",
     "add_common_sglang_args_and_parse",
+    "calculate_rouge_l",
     "call_generate_guidance",
     "call_generate_lightllm",
     "call_generate_outlines",
@@ -53,10 +56,15 @@ __all__ = [
     "is_in_ci",
     "kill_process_tree",
     "popen_launch_server",
+    "run_with_timeout",
     "select_sglang_backend",
     "write_github_step_summary",
 ]
 
+_MISSING = {
+    "call_select_lightllm": "LightLLM does not tell how likely a text is; call_select_vllm and the backend srt-raw choose",
+    "run_bench_serving": "call run_benchmark of sglang.bench_serving",
+}
 _A_MODEL = re.compile(r"DEFAULT_(\w+_)?MODEL_NAME_FOR_\w+")
 
 
@@ -64,4 +72,6 @@ def __getattr__(name: str) -> Any:
     """Models that tests of the original name: all are the built-in one."""
     if _A_MODEL.fullmatch(name):
         return DEFAULT_MODEL_NAME_FOR_TEST
+    if name in _MISSING:
+        raise ImportError(f"{__name__}.{name} is not there: {_MISSING[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

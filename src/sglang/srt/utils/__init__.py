@@ -10,7 +10,12 @@ from sglang.srt.utils.images import load_image
 __all__ = ["load_image"]
 
 
-_ELSEWHERE = frozenset({"is_cuda", "is_hip", "is_hpu", "is_mps", "is_musa", "is_npu", "is_xpu", "kill_process_tree"})
+_ELSEWHERE = frozenset(
+    {
+        *("get_device", "is_cuda", "is_hip", "is_hpu", "is_mps", "is_musa", "is_npu", "is_xpu"),
+        *("kill_child_process", "kill_process_tree"),
+    }
+)
 
 
 def __getattr__(name: str) -> Any:

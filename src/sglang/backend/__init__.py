@@ -1,0 +1,1 @@
+"""Paths of older releases of the original: see sglang.lang.backend."""
