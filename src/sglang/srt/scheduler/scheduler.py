@@ -1,8 +1,7 @@
 """The loop: receive, admit, step, emit.
 
-Composition of owners: `KvMemory` (slots and tree), `Inlet` (requests whose grammars compile), `WaitingQueue`, `PrefillPlanner`
-(the partially computed prompt), `RunningBatch` (decoding requests). A request is in exactly one of these places, and always in
-`_live`:
+Owners: `KvMemory` (slots and tree), `Inlet` (grammars compile), `WaitingQueue`, `PrefillPlanner` (the partially computed prompt),
+`RunningBatch` (decoding requests). A request is in exactly one of these places, and always in `_live`:
 
     receive -> inlet -> waiting -> partial -> running -> TokenOut
                            ^----------retract----'
