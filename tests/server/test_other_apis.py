@@ -7,6 +7,7 @@ import asyncio
 import importlib
 import json
 import math
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -146,6 +147,49 @@ async def test_a_response_follows_a_stored_one(stand: Stand, client: openai.Asyn
         await client.responses.create(model="m", input="x", previous_response_id=second.id)
 
 
+async def test_listed_items_have_ids(stand: Stand, client: openai.AsyncOpenAI) -> None:
+    """Their own, or new ones that stay; a request that follows reads the same."""
+    says(stand, "Yes.")
+    call = {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"}
+    given: Any = [
+        {"role": "user", "content": "The quick", "id": None},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "brown"}], "id": "msg_own"},
+        {"type": "reasoning", "summary": []},
+        call,
+        {"type": "function_call_output", "call_id": "c1", "output": "a fox"},
+    ]
+    first = await client.responses.create(model="m", input=given)
+    before = prompt_of(stand)
+    items = (await client.responses.input_items.list(first.id)).data
+    assert [item.type for item in items] == ["message", "message", "reasoning", "function_call", "function_call_output"]
+    ids = [str(item.id) for item in items]
+    assert ids[1] == "msg_own" and len(set(ids)) == 5 and all(re.fullmatch(r"[a-z]+_\w+", name) for name in ids)
+    assert [item.id for item in (await client.responses.input_items.list(first.id)).data] == ids
+    await client.responses.create(model="m", input="jumps", previous_response_id=first.id)
+    assert prompt_of(stand).startswith(before.removesuffix("<|im_start|>assistant\n"))
+    text = await client.responses.create(model="m", input="The quick")
+    assert (await client.responses.input_items.list(text.id)).data[0].id.startswith("msg_")
+
+
+async def test_anthropics_clients_list_the_model(
+    stand: Stand, claude: anthropic.AsyncAnthropic, client: openai.AsyncOpenAI
+) -> None:
+    found = [model async for model in claude.models.list()]
+    assert [(model.id, model.type, model.display_name) for model in found] == [("test-model", "model", "test-model")]
+    page = await claude.models.list()
+    assert (page.has_more, page.first_id, page.last_id) == (False, "test-model", "test-model")
+    one = await claude.models.retrieve("default")
+    assert one == found[0] and one.created_at.tzinfo is not None
+    with pytest.raises(anthropic.NotFoundError, match="'other' does not exist here") as error:
+        await claude.models.retrieve("other")
+    assert error.value.body == {
+        "type": "error",
+        "error": {"type": "not_found_error", "message": error.value.body["error"]["message"]},
+    }  # type: ignore[index]
+    plain = await client.models.retrieve("test-model")
+    assert plain.created == int(one.created_at.timestamp()) and not hasattr(plain, "display_name")
+
+
 async def test_a_stored_call_gets_its_result(stand: Stand, client: openai.AsyncOpenAI) -> None:
     says(stand, CALL)
     tools: Any = [TOOL]
@@ -188,7 +232,8 @@ async def test_what_is_stored_is_sent_in_pieces(stand: Stand) -> None:
         response = reply.json()
         path = f"/v1/responses/{response['id']}"
         assert (await http.get(path)).json() == response
-        assert (await http.get(f"{path}/input_items")).json()["data"][0] == item
+        stored = (await http.get(f"{path}/input_items")).json()["data"][0]
+        assert stored == {**item, "id": stored["id"]}
     sizes = []
 
     async def send(message: Any) -> None:

@@ -452,7 +452,7 @@ async def test_items_are_referred_to_by_their_ids(make_stand: MakeStand) -> None
         await post(one, text, call, result)
         assert prompt == prompt_of(stand), "as if the items were there"
         kept = (await one.get(f"/v1/responses/{reply['id']}/input_items")).json()["data"]
-        assert kept == [USER, text, call, result]
+        assert kept == [{"type": "message", **USER, "id": kept[0]["id"]}, text, call, {**result, "id": kept[3]["id"]}]
         assert (await post(two, *referring)).status_code == 400, "they belong to a key"
         for wrong in ({"id": "msg_0"}, {"type": "item_reference"}, {"type": "item_reference", "id": 3}, referring[0]):
             refusal = (await post(one, referring[0], wrong)).json()["error"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,16 @@ from sglang.srt.server.generate_req import GenerateReq, client_names
 from sglang.srt.server.http.bodies import LONG_BODY, read_as, read_sized
 from sglang.srt.server.http.json_pieces import Encoded, cut
 from sglang.srt.server.http.request_scope import current_scope, name_user
-from sglang.srt.server.http.wire import CLIENT_GONE, JsonResponse, LargeJsonResponse, answer, stream, unless_gone
+from sglang.srt.server.http.wire import (
+    CLIENT_GONE,
+    JsonResponse,
+    LargeJsonResponse,
+    answer,
+    anthropic_error_body,
+    request_id,
+    stream,
+    unless_gone,
+)
 from sglang.srt.server.openai.chat import ChatCall
 from sglang.srt.server.openai.completions import CompletionCall
 from sglang.srt.server.openai.prompts import ChatOptions, chat_options, render_chat
@@ -247,22 +257,33 @@ class OpenAIApi:
 
     @documented("The model served", OPENAI, reply=shapes.MODELS)
     async def models(self, request: Request) -> Response:
-        return JsonResponse({"object": "list", "data": [self._card()]})
+        models: dict[str, Any] = {"object": "list", "data": [self._card(request)]}
+        if _is_for_anthropic(request):
+            models |= {"has_more": False, "first_id": self._name, "last_id": self._name}
+        return JsonResponse(models)
 
     @documented("The model served", OPENAI, reply=shapes.MODEL_CARD, paths={"model": "its name, or default"}, may_lack=True)
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
         if name in (self._name, ANY_MODEL):
-            return JsonResponse(self._card())
+            return JsonResponse(self._card(request))
+        message = f"the model {name[:200]!r} does not exist here; this server has {self._name!r}"
+        if _is_for_anthropic(request):
+            return JsonResponse(anthropic_error_body(404, message), 404, request_id())
         error = {
-            "message": f"the model {name[:200]!r} does not exist here; this server has {self._name!r}",
+            "message": message,
             "type": "invalid_request_error",
             "param": "model",
             "code": "model_not_found",
         }
         return JsonResponse({"error": error}, 404)
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self, request: Request) -> dict[str, Any]:
+        """For Anthropic's clients with their fields, too."""
+        more = {}
+        if _is_for_anthropic(request):
+            begun = datetime.fromtimestamp(self._created, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+            more = {"type": "model", "display_name": self._name, "created_at": begun}
         return {
             "id": self._name,
             "object": "model",
@@ -270,4 +291,9 @@ class OpenAIApi:
             "owned_by": "sglang",
             "root": self._name,
             "max_model_len": self._manager.context_len,
+            **more,
         }
+
+
+def _is_for_anthropic(request: Request) -> bool:
+    return "anthropic-version" in request.headers

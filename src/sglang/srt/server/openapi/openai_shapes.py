@@ -140,9 +140,23 @@ RERANKED = list_of(
 )
 MODEL_CARD = Named(
     "Model",
-    shape(id=text(), object=text(const="model"), created=integer(), owned_by=text(), root=text(), max_model_len=integer()),
+    shape(
+        "with the header anthropic-version also Anthropic's fields",
+        {"type": text(const="model"), "display_name": text(), "created_at": text()},
+        id=text(),
+        object=text(const="model"),
+        created=integer(),
+        owned_by=text(),
+        root=text(),
+        max_model_len=integer(),
+    ),
 )
-MODELS = shape(object=text(const="list"), data=list_of(MODEL_CARD))
+MODELS = shape(
+    "with the header anthropic-version also Anthropic's fields",
+    {"has_more": truth(), "first_id": text(), "last_id": text()},
+    object=text(const="list"),
+    data=list_of(MODEL_CARD),
+)
 RESPONSE = Named(
     "Response",
     shape(

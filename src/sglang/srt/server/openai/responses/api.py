@@ -278,12 +278,25 @@ def _kept_input(body: dict[str, Any]) -> bytes | None:
     have been asked for."""
     if not as_bool(body, "store", True):
         return None
-    items = encoded_within(input_items(body), MAX_OWN_BYTES)
+    items = encoded_within(list(map(_with_id, input_items(body))), MAX_OWN_BYTES)
     if items is not None:
         return items
     if body.get("store"):
         raise RequestError(f"an input of more than {MAX_OWN_BYTES} bytes is not stored: set store to false", "store")
     return None
+
+
+def _with_id(item: Any) -> Any:
+    """An item as it is listed: with a type and an id."""
+    if not isinstance(item, dict):
+        return item
+    given = {name: value for name, value in item.items() if value is not None or name not in ("type", "id")}
+    kind = given.get("type", "message")
+    prefix = _PREFIXES.get(kind, "item") if isinstance(kind, str) else "item"
+    return {"type": kind, "id": f"{prefix}_{uuid4().hex}", **given}
+
+
+_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 
 
 def _echo_of(body: dict[str, Any]) -> dict[str, Any]:
