@@ -20,8 +20,16 @@ import pytest
 from pydantic import BaseModel, Field
 
 import sglang as sgl
+from sglang.compat import conversation
 from sglang.compat.json_regex import build_regex_from_object, convert_json_schema_to_str
-from sglang.srt.parser.conversation import chat_template_exists, chat_templates, generate_chat_conv
+from sglang.srt.parser.conversation import (
+    Conversation,
+    SeparatorStyle,
+    chat_template_exists,
+    chat_templates,
+    generate_chat_conv,
+    register_conv_template,
+)
 from sglang.srt.parser.reasoning_parser import ReasoningParser
 from sglang.test import test_utils
 from sglang.utils import (
@@ -48,8 +56,8 @@ PATHS = {
     "sglang.srt.hf_transformers_utils": "get_tokenizer",
     "sglang.srt.constrained": "build_regex_from_object",
     "sglang.srt.constrained.outlines_backend": "build_regex_from_object",
-    "sglang.srt.parser.conversation": "Conversation chat_templates generate_chat_conv",
-    "sglang.srt.conversation": "Conversation chat_templates generate_chat_conv",
+    "sglang.srt.parser.conversation": "Conversation chat_templates generate_chat_conv SeparatorStyle register_conv_template",
+    "sglang.srt.conversation": "Conversation chat_templates generate_chat_conv SeparatorStyle register_conv_template",
     "sglang.srt.parser.reasoning_parser": "ReasoningParser",
     "sglang.srt.reasoning_parser": "ReasoningParser",
     "sglang.srt.server_args": "ServerArgs prepare_server_args",
@@ -405,12 +413,49 @@ def test_conversations() -> None:
     assert llama.get_prompt() == "[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]"
 
 
+@pytest.mark.parametrize(
+    ("fields", "prompt"),
+    [
+        ({}, "\nUSER: Hi\nASSISTANT: Yo\nUSER: Bye\nASSISTANT:"),
+        ({"sep_style": "ADD_COLON_TWO", "sep": " ", "sep2": "</s>", "system_message": "Be kind."}, "Be kind. USER: Hi ASSISTANT: Yo</s>USER: Bye ASSISTANT:"),
+        ({"sep_style": "CHATML", "sep": "<E>", "roles": ("<U>", "<A>"), "system_template": "<S>\n{system_message}"}, "<S>\n<E>\n<U>\nHi<E>\n<A>\nYo<E>\n<U>\nBye<E>\n<A>\n"),
+        ({"sep_style": "LLAMA3", "roles": ("u", "a")}, "<|start_header_id|>u<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>a<|end_header_id|>\n\nYo<|eot_id|><|start_header_id|>u<|end_header_id|>\n\nBye<|eot_id|><|start_header_id|>a<|end_header_id|>\n\n"),
+        ({"sep_style": "NO_COLON_SINGLE", "sep": "|", "system_message": "S", "system_template": "[{system_message}]"}, "[S]USERHi|ASSISTANTYo|USERBye|ASSISTANT"),
+        ({"sep_style": "FALCON_CHAT", "sep": "|"}, "USER: Hi|ASSISTANT: Yo|USER: Bye|ASSISTANT:"),
+    ],
+)  # fmt: skip
+def test_conversations_that_programs_register(fields: dict[str, Any], prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "_registered", {})
+    style = {"sep_style": SeparatorStyle[fields["sep_style"]]} if "sep_style" in fields else {}
+    register_conv_template(Conversation(name="mine", stop_str="#", image_token="<i>", **{**fields, **style}))
+    assert chat_template_exists("mine") and "mine" in chat_templates and len(chat_templates) == len([*chat_templates])
+    made = chat_templates["mine"]
+    for role, text in zip((*made.roles, *made.roles), ("Hi", "Yo", "Bye", None), strict=True):
+        made.append_message(role, text)
+    assert made.get_prompt() == prompt and made.stop_str == ["#"] and not chat_templates["mine"].messages
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}, {"role": "user", "content": "Bye"}]
+    assert generate_chat_conv({"messages": turns}, "mine").get_prompt() == prompt
+    with pytest.raises(ValueError, match="'mine' already"):
+        register_conv_template(made)
+    register_conv_template(Conversation(name="mine", sep="~"), override=True)
+    assert generate_chat_conv({"messages": turns[:1]}, "mine").get_prompt() == "~USER: Hi~ASSISTANT:"
+
+
+def test_conversations_that_cannot_be_written() -> None:
+    with pytest.raises(ValueError, match="in the style RWKV are not written"):
+        Conversation(name="x", sep_style=SeparatorStyle.RWKV)
+    with pytest.raises(ValueError, match="no {system_message}"):
+        Conversation(name="x", system_template="")
+    with pytest.raises(ValueError, match="'chatml' already"):
+        register_conv_template(Conversation(name="chatml"))
+
+
 def test_conversations_of_requests() -> None:
     parts = [{"type": "text", "text": "See "}, {"type": "image_url", "image_url": {"url": "http://x/y.png"}}]
     messages = [{"role": "system", "content": "Short."}, {"role": "user", "content": parts}]
-    conversation = generate_chat_conv({"messages": messages}, "chatml")
-    assert conversation.image_data == ["http://x/y.png"]
-    assert conversation.get_prompt() == (
+    made = generate_chat_conv({"messages": messages}, "chatml")
+    assert made.image_data == ["http://x/y.png"]
+    assert made.get_prompt() == (
         "<|im_start|>system\nShort.<|im_end|>\n<|im_start|>user\nSee <image><|im_end|>\n<|im_start|>assistant\n"
     )
     with pytest.raises(ValueError, match="'audio_url'"):

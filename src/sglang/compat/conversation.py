@@ -1,27 +1,77 @@
-"""Conversations as prompts, by the templates that the language knows."""
+"""Conversations as prompts, by the templates that the language knows and those that programs register."""
 
 from __future__ import annotations
 
 import copy as copy_module
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from sglang.lang.chat_template import ChatTemplate, get_chat_template, get_chat_template_by_model_path, template_names
+from sglang.srt.server.tokenization.named_templates import STYLES
 
 ROLES = ("user", "assistant")
+_SYSTEM = "{system_message}"
 
 
-@dataclass
+SeparatorStyle = Enum(
+    "SeparatorStyle",
+    "ADD_COLON_SINGLE ADD_COLON_TWO ADD_COLON_SPACE_SINGLE NO_COLON_SINGLE NO_COLON_TWO ADD_NEW_LINE_SINGLE LLAMA2 LLAMA3 LLAMA4 CHATGLM "
+    "CHATML CHATINTERN DOLLY RWKV PHOENIX ROBIN FALCON_CHAT CHATGLM3 DEEPSEEK_CHAT METAMATH DeepSeekVL2 QWEN2_VL_EMBED QWEN2_AUDIO "
+    "GEMMA3 MPT",
+)
+"""how a conversation is written; `Conversation` says which of them it follows"""
+
+
 class Conversation:
-    """Messages of one conversation. A last message without text is the one that the model is to write."""
+    """Messages of one conversation. A last message without text is the one that the model is to write.
 
-    template: ChatTemplate
-    system_message: str | None = None
-    messages: list[list[str | None]] = field(default_factory=list)
-    image_data: list[Any] = field(default_factory=list)
-    video_data: list[Any] = field(default_factory=list)
-    roles: tuple[str, str] = ROLES
+    Made from words and separators as the original's are, or by `of` from a template. Raises ValueError for a style that is not
+    followed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        system_template: str = _SYSTEM,
+        system_message: str = "",
+        roles: Sequence[str] = ("USER", "ASSISTANT"),
+        messages: Sequence[Sequence[str | None]] = (),
+        offset: int = 0,
+        sep_style: SeparatorStyle = SeparatorStyle.ADD_COLON_SINGLE,
+        sep: str = "\n",
+        sep2: str | None = None,
+        stop_str: str | Sequence[str] | None = None,
+        image_token: str = "<image>",
+        audio_token: str = "<audio>",
+    ) -> None:
+        style = STYLES.get(sep_style.name)
+        if style is None:
+            raise ValueError(f"conversations in the style {sep_style.name} are not written here, only in {', '.join(STYLES)}")
+        before, found, after = system_template.partition(_SYSTEM)
+        if not found:
+            raise ValueError(f"the system_template {system_template!r} has no {_SYSTEM}")
+        markers, opening = style.markers({"user": roles[0], "assistant": roles[1]}, sep, sep2)
+        self._opening: str | None = opening
+        markers["system"] = (before, after + style.system_end.replace("SEP", sep))
+        usual = None if style.silent and not system_message else system_message
+        stops = (stop_str,) if isinstance(stop_str, str) else tuple(stop_str or ())
+        self.template = ChatTemplate(name, usual, markers, stops, image_token, audio_token)
+        self._trims = style.trims
+        self.roles = (roles[0], roles[1])
+        self.offset = offset
+        self.system_message: str | None = system_message or None
+        self.messages: list[list[str | None]] = [list(message) for message in messages]
+        self.image_data: list[Any] = []
+        self.video_data: list[Any] = []
+
+    @classmethod
+    def of(cls, template: ChatTemplate) -> Conversation:
+        """An empty conversation in a template of the language."""
+        conversation = cls(template.name, roles=ROLES)
+        conversation.template, conversation._trims = template, False
+        conversation._opening = None
+        return conversation
 
     @property
     def name(self) -> str:
@@ -61,12 +111,14 @@ class Conversation:
         if not is_open:
             return self.template.get_prompt(done)
         prefix, _ = self.template.get_prefix_and_suffix("assistant", done[:-1])
-        return self.template.get_prompt(done[:-1]) + prefix
+        return self.template.get_prompt(done[:-1]) + (prefix if self._opening is None else self._opening)
 
     def _conversation(self) -> list[dict[str, Any]]:
         has_default = self.template.default_system_prompt is not None
         system = [{"role": "system", "content": self.system_message}] if self.system_message is not None or has_default else []
-        return system + [{"role": role, "content": text} for role, text in self.messages]
+        names = dict(zip(self.roles, ROLES, strict=True))
+        texts = [(role, text.strip() if text and self._trims else text) for role, text in self.messages]
+        return system + [{"role": names.get(role or "", role), "content": text} for role, text in texts]
 
     def to_openai_api_messages(self) -> list[dict[str, Any]]:
         """The messages in OpenAI's format."""
@@ -74,33 +126,40 @@ class Conversation:
 
     def copy(self) -> Conversation:
         """Another conversation that begins with the same messages."""
-        return Conversation(
-            self.template,
-            self.system_message,
-            copy_module.deepcopy(self.messages),
-            list(self.image_data),
-            list(self.video_data),
-        )
+        other = copy_module.copy(self)
+        other.messages = copy_module.deepcopy(self.messages)
+        other.image_data, other.video_data = list(self.image_data), list(self.video_data)
+        return other
+
+
+_registered: dict[str, Conversation] = {}
 
 
 class _Templates(Mapping[str, Conversation]):
-    """An empty conversation for each template."""
+    """An empty conversation for each template, and what programs have registered."""
 
     def __getitem__(self, name: str) -> Conversation:
-        return Conversation(get_chat_template(name))
+        return _registered[name].copy() if name in _registered else Conversation.of(get_chat_template(name))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(template_names())
+        return iter(dict.fromkeys((*template_names(), *_registered)))
 
     def __len__(self) -> int:
-        return len(template_names())
+        return len({*template_names(), *_registered})
 
 
 chat_templates: Mapping[str, Conversation] = _Templates()
 
 
 def chat_template_exists(template_name: str) -> bool:
-    return template_name in template_names()
+    return template_name in {*chat_templates}
+
+
+def register_conv_template(template: Conversation, override: bool = False) -> None:
+    """Adds a conversation to `chat_templates`, in this process. Raises ValueError if its name is there and `override` is not given."""
+    if not override and chat_template_exists(template.name):
+        raise ValueError(f"there is a template named {template.name!r} already: override=True replaces it")
+    _registered[template.name] = template.copy()
 
 
 def get_conv_template_by_model_path(model_path: str) -> str | None:
@@ -118,10 +177,10 @@ def generate_chat_conv(request: Any, template_name: str) -> Conversation:
         if role in ("system", "developer"):
             conversation.set_system_message(text or "")
         elif role in ROLES:
-            conversation.append_message(role, text)
+            conversation.append_message(conversation.roles[ROLES.index(role)], text)
         else:
             raise ValueError(f"a message of role {role!r} has no place in a template of the language")
-    conversation.append_message("assistant", None)
+    conversation.append_message(conversation.roles[1], None)
     return conversation
 
 

@@ -161,9 +161,9 @@ def named_template(name: str) -> NamedTemplate:
 
 
 @dataclass(frozen=True)
-class _Style:
+class Style:
     """What stands after a role's word, after a message (SEP: the separator), after the word that asks for an answer, and after the
-    system's message. `silent`: without a system's message nothing is written in its place."""
+    system's message. `two`: another separator (sep2) ends the assistant's messages. `silent`: without a system's message nothing is written in its place."""
 
     after: str
     end: str
@@ -172,21 +172,33 @@ class _Style:
     silent: bool = False
     header: tuple[str, str] = ("", "")
     trims: bool = False
+    two: bool = False
+
+    def markers(self, words: Mapping[str, str], separator: str, second: str | None) -> tuple[dict[str, tuple[str, str]], str]:
+        """Prefix and suffix of users' and the assistant's messages, whose words are given; and what asks for an answer."""
+        start, close = self.header
+        ends = {"user": separator, "assistant": (second or "") if self.two else separator}
+        named = {role: start + word + close for role, word in words.items()}
+        pairs = {role: (word + self.after, self.end.replace("SEP", ends[role])) for role, word in named.items()}
+        return pairs, named["assistant"] + self.opening
 
 
-_STYLES = {
-    "ADD_COLON_SINGLE": _Style(": ", "SEP", ":", "SEP"),
-    "ADD_COLON_SPACE_SINGLE": _Style(": ", "SEP", ": ", "SEP"),
-    "ADD_NEW_LINE_SINGLE": _Style("\n", "SEP", "\n", "SEP"),
-    "NO_COLON_SINGLE": _Style("", "SEP", "", ""),
-    "CHATML": _Style("\n", "SEP\n", "\n", "SEP\n"),
-    "MPT": _Style("", "SEP", "", "SEP"),
-    "ROBIN": _Style(":\n", "SEP", ":\n", "SEP"),
-    "FALCON_CHAT": _Style(": ", "SEP", ":", "SEP", silent=True),
-    "CHATGLM3": _Style("\n", "", "", "", silent=True),
-    "PHOENIX": _Style(": <s>", "</s>", ": <s>", ""),
-    "LLAMA3": _Style("", "<|eot_id|>", "", "", True, ("<|start_header_id|>", "<|end_header_id|>\n\n"), True),
-    "LLAMA4": _Style("", "<|eot|>", "", "", True, ("<|header_start|>", "<|header_end|>\n\n"), True),
+STYLES = {
+    "ADD_COLON_SINGLE": Style(": ", "SEP", ":", "SEP"),
+    "ADD_COLON_TWO": Style(": ", "SEP", ":", "SEP", two=True),
+    "ADD_COLON_SPACE_SINGLE": Style(": ", "SEP", ": ", "SEP"),
+    "ADD_NEW_LINE_SINGLE": Style("\n", "SEP", "\n", "SEP"),
+    "NO_COLON_SINGLE": Style("", "SEP", "", ""),
+    "NO_COLON_TWO": Style("", "SEP", "", "", two=True),
+    "DEEPSEEK_CHAT": Style(": ", "SEP", ":", "", two=True),
+    "CHATML": Style("\n", "SEP\n", "\n", "SEP\n"),
+    "MPT": Style("", "SEP", "", "SEP"),
+    "ROBIN": Style(":\n", "SEP", ":\n", "SEP"),
+    "FALCON_CHAT": Style(": ", "SEP", ":", "SEP", silent=True),
+    "CHATGLM3": Style("\n", "", "", "", silent=True),
+    "PHOENIX": Style(": <s>", "</s>", ": <s>", ""),
+    "LLAMA3": Style("", "<|eot_id|>", "", "", True, ("<|start_header_id|>", "<|end_header_id|>\n\n"), True),
+    "LLAMA4": Style("", "<|eot|>", "", "", True, ("<|header_start|>", "<|header_end|>\n\n"), True),
 }
 _KEYS = ("system", "user", "assistant", "sep_style")
 _WAY_OUT = "write it as a Jinja template, in a file or under the key 'chat_template'"
@@ -201,26 +213,26 @@ def _of_json(name: str, content: Mapping[str, Any]) -> NamedTemplate:
         raise ConfigError(f"{name} has no text under the key 'chat_template', nor the keys {', '.join(_KEYS)}")
     if missing:
         raise ConfigError(f"{name} says how a conversation is written, but has no text under {', '.join(missing)}")
-    style = _STYLES.get(content["sep_style"])
+    style = STYLES.get(content["sep_style"])
     if style is None:
         raise ConfigError(
-            f"{name}: the sep_style {content['sep_style']!r} cannot be followed, only {', '.join(_STYLES)}: {_WAY_OUT}"
+            f"{name}: the sep_style {content['sep_style']!r} cannot be followed, only {', '.join(STYLES)}: {_WAY_OUT}"
         )
-    separator, usual = content.get("sep", "\n"), content.get("system_message", "")
-    if not isinstance(separator, str) or not isinstance(usual, str):
-        raise ConfigError(f"{name}: sep and system_message must be texts")
-    return _in_style(style, content, separator, usual, _stops(name, content.get("stop_str")))
-
-
-def _in_style(style: _Style, content: Mapping[str, Any], separator: str, usual: str, stops: tuple[str, ...]) -> NamedTemplate:
-    start, close = style.header
-    words = {role: start + content[role] + close for role in ("user", "assistant")}
-    end = style.end.replace("SEP", separator)
-    markers = {role: (word + style.after, end) for role, word in words.items()}
-    markers["system"] = (content["system"] + "\n", style.system_end.replace("SEP", separator))
-    default = None if style.silent and not usual else usual
-    template = ChatTemplate(str(content.get("name")), default, markers, stops)
-    return as_jinja(template, words["assistant"] + style.opening, style.trims)
+    texts = {
+        key: content.get(key, usual)
+        for key, usual in (("sep", "\n"), ("system_message", ""), ("sep2", "" if style.two else None))
+    }
+    if wrong := [key for key, text in texts.items() if text is not None and not isinstance(text, str)]:
+        raise ConfigError(f"{name}: {' and '.join(wrong)} must be a text")
+    if style.two and not texts["sep2"]:
+        raise ConfigError(
+            f"{name}: the sep_style {content['sep_style']} ends the assistant's messages with sep2, which is not there"
+        )
+    markers, opening = style.markers({role: content[role] for role in ("user", "assistant")}, texts["sep"], texts["sep2"])
+    markers["system"] = (content["system"] + "\n", style.system_end.replace("SEP", texts["sep"]))
+    usual = None if style.silent and not texts["system_message"] else texts["system_message"]
+    template = ChatTemplate(str(content.get("name")), usual, markers, _stops(name, content.get("stop_str")))
+    return as_jinja(template, opening, style.trims)
 
 
 def _stops(name: str, value: Any) -> tuple[str, ...]:
