@@ -119,6 +119,66 @@ async def test_a_streamed_response_makes_the_same_response(stand: Stand, client:
         assert json.dumps(shown, default=_plain) == json.dumps(expected, default=_plain)
 
 
+async def test_a_stored_response_is_streamed_again(stand: Stand) -> None:
+    """The same events, but that each text is one piece."""
+    asks: list[tuple[str, dict[str, Any]]] = [
+        (REASONING_TEXT, {}),
+        (f"Let me look. {CALL}", {"tools": [TOOL]}),
+        ("Yes, " * 20, {"max_output_tokens": 4}),
+        ("Yes.", {"include": ["message.output_text.logprobs"], "top_logprobs": 2}),
+        ("", {}),
+    ]
+    async with client_of(stand) as http:
+        for text, more in asks:
+            says(stand, text)
+            live = _events((await http.post("/v1/responses", json={"input": "x", "stream": True, **more})).text)
+            path = f"/v1/responses/{live[-1]['response']['id']}"
+            reply = await http.get(path, params={"stream": "true"})
+            again = _events(reply.text)
+            assert reply.headers["content-type"].startswith("text/event-stream")
+            assert [event["sequence_number"] for event in again] == list(range(len(again)))
+            told, before = _merged(again), _merged(live)
+            for one, other in zip(told, before, strict=True):  # the token that ended the answer comes late in a live stream
+                if one["type"].endswith(".delta"):
+                    logprobs = other.pop("logprobs", [])
+                    assert one.pop("logprobs", [])[: len(logprobs)] == logprobs
+            assert told == before
+            assert again[-1]["response"] == (await http.get(path)).json() == (await http.get(f"{path}?stream=false")).json()
+            rest = await http.get(path, params={"stream": "true", "starting_after": 1})
+            assert _events(rest.text) == again[2:]
+            wrong = ("stream=maybe", "starting_after=3", "stream=true&starting_after=x", "stream=true&starting_after=-1")
+            for query in wrong:
+                reply = await http.get(f"{path}?{query}")
+                assert reply.status_code == 400 and reply.json()["error"]["param"] in ("stream", "starting_after"), query
+        assert (await http.get("/v1/responses/none?stream=true")).status_code == 404
+
+
+async def test_the_openai_client_retrieves_a_stream(stand: Stand, client: openai.AsyncOpenAI) -> None:
+    says(stand, REASONING_TEXT)
+    first = await client.responses.create(model="m", input="x")
+    events = [event async for event in await client.responses.retrieve(first.id, stream=True)]
+    assert events[-1].type == "response.completed" and events[-1].response == first
+    text = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(text) == first.output_text
+
+
+def _events(text: str) -> list[dict[str, Any]]:
+    return [json.loads(event.partition("\ndata: ")[2]) for event in text.strip().split("\n\n")]
+
+
+def _merged(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without numbers, and with deltas that follow each other as one."""
+    merged: list[dict[str, Any]] = []
+    for event in events:
+        event = {name: value for name, value in event.items() if name != "sequence_number"}
+        if merged and event["type"].endswith(".delta") and merged[-1]["type"] == event["type"]:
+            merged[-1]["delta"] += event["delta"]
+            merged[-1].get("logprobs", []).extend(event.get("logprobs", []))
+        else:
+            merged.append(event)
+    return merged
+
+
 def _plain(value: Any) -> Any:
     return value.model_dump(exclude={"parsed", "parsed_arguments"})
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from sglang.srt.config import HttpOptions
 from sglang.srt.errors import UnsupportedError
@@ -42,6 +42,7 @@ from sglang.srt.server.openai.protocol import (
     parse_request,
 )
 from sglang.srt.server.openai.responses.api import ResponsesCall
+from sglang.srt.server.openai.responses.replay import first_event, replay
 from sglang.srt.server.openai.responses.request_body import NAMES, RESPONSES_FIELDS
 from sglang.srt.server.openai.responses.store import ResponseStore, history_of, with_referred
 from sglang.srt.server.openapi import openai_shapes as shapes
@@ -185,7 +186,11 @@ class OpenAIApi:
     @documented("A stored response", OPENAI, reply=shapes.RESPONSE, paths=_RESPONSE_ID, may_lack=True)
     async def stored_response(self, request: Request) -> Response:
         found = self._responses.get(request.path_params["response"], current_scope().key)
-        return LargeJsonResponse(Encoded(cut(found.response)))
+        first = first_event(request.query_params)
+        if first is None:
+            return LargeJsonResponse(Encoded(cut(found.response)))
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return StreamingResponse(replay(found, first), media_type="text/event-stream", headers=headers)
 
     @documented("Forget a stored response", OPENAI, reply=shapes.DELETED, paths=_RESPONSE_ID, may_lack=True)
     async def delete_response(self, request: Request) -> Response:

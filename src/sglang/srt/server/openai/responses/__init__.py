@@ -7,4 +7,5 @@ response_tools.py  its tools
 truncation.py      the oldest turns left out
 text_logprobs.py   log probabilities of each text of an answer
 store.py           stored responses
+replay.py          the events of a stored response
 """

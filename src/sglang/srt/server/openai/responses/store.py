@@ -170,7 +170,7 @@ def with_referred(items: list[Any], found: dict[str, StoredResponse]) -> list[An
     may hold."""
     stored = list({id(response): response for response in found.values()}.values())
     _check_size(stored)
-    outputs = {item["id"]: item for response in stored for item in _read(response.output)}
+    outputs = {item["id"]: item for response in stored for item in read_json(response.output)}
     return [outputs[item["id"]] if _is_reference(item) else item for item in items]
 
 
@@ -179,7 +179,7 @@ def history_of(chain: list[StoredResponse]) -> list[Any]:
     _check_size(chain)
     items: list[Any] = []
     for found in chain:
-        items += [*_read(found.items), *_read(found.output)]
+        items += [*read_json(found.items), *read_json(found.output)]
     return items
 
 
@@ -194,11 +194,9 @@ def _check_size(chain: list[StoredResponse]) -> None:
     JsonScan.check_sum(found.scan for found in chain)
 
 
-def _read(data: bytes) -> list[Any]:
-    """A list from its JSON, piece by piece if it is long."""
+def read_json(data: bytes) -> Any:
+    """What was stored, from its JSON; piece by piece if it is long."""
     if len(data) <= CHUNK:
-        short: list[Any] = decode(data)
-        return short
+        return decode(data)
     body = Pieces([b'{"it":', *(data[at : at + CHUNK] for at in range(0, len(data), CHUNK)), b"}"])
-    items: list[Any] = JsonReader(body, lambda name: True, lambda name: None).read()["it"]
-    return items
+    return JsonReader(body, lambda name: True, lambda name: None).read()["it"]
