@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pstats
 import re
 import subprocess
 import sys
@@ -18,9 +19,13 @@ from sglang.bench_one_batch import main as bench_one_batch
 from sglang.bench_serving import main as bench_serving
 from sglang.bench_serving import run_benchmark
 from sglang.commands.arguments import CommandError
+from sglang.compat.bench import profiling
 from sglang.compat.bench.evals import chosen_letter, last_number
+from sglang.profiler import main as profile
 from sglang.test.few_shot_gsm8k import run_eval as few_shot_gsm8k
 from sglang.test.run_eval import run_eval
+from sglang.test.send_one import BenchArgs, send_one_prompt
+from sglang.test.send_one import main as send_one
 from tests.compat.test_programs import ENVIRONMENT
 from tests.conftest import DEFAULT_MODEL, RunningServer
 
@@ -199,7 +204,34 @@ def test_the_number_of_an_answer() -> None:
     assert [last_number(text) for text in ("#### 1,234", "3 and -4.5", "none")] == ["1234", "-4.5", ""]
 
 
-@pytest.mark.parametrize("name", ["bench_latency", "test.run_eval"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_one_prompt(batch: int, server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
+    args = BenchArgs("127.0.0.1", int(port(server)), batch, max_new_tokens=8, prompt="One, two, three,")
+    length, speed = send_one_prompt(args)
+    shown = capsys.readouterr().out
+    assert "four" in shown and f"tokens: {8 * batch} " in shown and 0 < length <= 8 and speed > 0
+    assert send_one(["--host", "127.0.0.1", "--port", port(server), "--max-new-tokens", "30", "--json", "--prompt", "A: "]) == 0
+    assert send_one(["--host", "127.0.0.1", "--port", port(server), "--temperature", "-1"]) == 1
+    assert "answered 400" in capsys.readouterr().err
+
+
+def test_a_profile_of_some_steps(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The steps are those of a request that is sent once the profile runs."""
+    args = BenchArgs("127.0.0.1", int(port(server)), max_new_tokens=8, prompt="One, two, three,")
+    monkeypatch.setattr(profiling.time, "sleep", lambda _: send_one_prompt(args))
+    assert profile(["--url", server.url, "--num-steps", "3", "--cpu", "--profile-by-stage"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    path = Path(re.findall(r"\S*/\S+", said)[0].rstrip(".,;"))
+    assert pstats.Stats(str(path)).total_calls > 0
+    path.unlink()
+    assert profile(["--url", server.url, "--num-steps", "0"]) == 1
+    assert profile(["--url", "http://127.0.0.1:9"]) == 1
+    assert "does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["bench_latency", "test.run_eval", "profiler", "test.send_one"])
 def test_they_are_modules(name: str) -> None:
     done = subprocess.run([sys.executable, "-m", f"sglang.{name}", "--help"], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0 and f"python -m sglang.{name.replace('latency', 'one_batch')}" in done.stdout
