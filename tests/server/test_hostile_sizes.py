@@ -136,7 +136,7 @@ async def test_one_long_word_is_refused_before_it_is_tokenized(stand: Stand, mon
             ("/v1/responses", {"input": word}),
         ):
             reply = await client.post(path, json=body)
-            assert reply.status_code == 400 and "characters" in reply.json()["error"]["message"]
+            assert reply.status_code == 400 and "tokens or more" in reply.json()["error"]["message"]
     with pytest.raises(RequestError):
         tokenizer.encode_chat([{"role": "user", "content": word}], max_chars=10)
 

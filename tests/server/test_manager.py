@@ -213,7 +213,7 @@ async def test_many_at_once(make_stand: MakeStand) -> None:
 
 async def test_texts_that_cannot_fit_are_refused_unread(stand: Stand, make_stand: MakeStand) -> None:
     text = "a" * (stand.manager.max_chars + 1)
-    with pytest.raises(RequestError, match="characters"):
+    with pytest.raises(RequestError, match="tokens or more"):
         await stand.manager.start(GenerateReq(text=text))
     lenient = make_stand(allow_auto_truncate=True)
     call = await lenient.manager.start(GenerateReq(text=text, sampling=SamplingParams(max_new_tokens=1)))
