@@ -64,6 +64,23 @@ def test_names_of_sglang(name: str, messages: list[dict[str, Any]], text: str) -
     assert render(named_template(name).source, messages) == text
 
 
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("qwen2-vl", "<|vision_start|><|image_pad|><|vision_end|>"),
+        ("chatml-llava", "<image>\n"),
+        ("llama_3_vision", "<|image|>"),
+        ("gemma-it", "<start_of_image>"),
+    ],
+)
+def test_images_stand_where_the_message_has_them(name: str, image: str) -> None:
+    parts = [{"type": "text", "text": "See "}, {"type": "image"}, {"type": "text", "text": " and "}, {"type": "image"}]
+    for before in ([], SYSTEM):
+        template = ChatTemplate(named_template(name).source)
+        messages = template.fitted([*before, {"role": "user", "content": parts}], {"image": "?"})
+        assert f"See {image} and {image}" in template.render({"messages": messages})
+
+
 def test_usual_system_messages() -> None:
     assert render(named_template("vicuna_v1.1").source, USER).startswith("A chat between a curious user")
     assert "language and vision assistant" in render(named_template("llava_llama_3").source, USER)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from sglang.common.chat_markers import TABLE, ChatTemplate, ChatTemplateStyle
 from sglang.common.suggest import did_you_mean
 from sglang.srt.checkpoint.files import read_object, read_text
 from sglang.srt.errors import ConfigError, ModelError
+
+PLAIN_IMAGE = "<image>"
+"""an image token that is no family's own"""
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,12 @@ def as_jinja(template: ChatTemplate, opening: str | None = None, trims: bool = F
     at both ends."""
     markers = template.role_prefix_and_suffix
     content = "{{ m.content | trim }}" if trims else "{{ m.content }}"
-    turns = {role: _shown(before) + content + _shown(after) for role, (before, after) in markers.items()}
+    contents = {"user": _with_images(content, template.image_token)}
+    turns = {role: _shown(before) + contents.get(role, content) + _shown(after) for role, (before, after) in markers.items()}
     if template.style is ChatTemplateStyle.LLAMA2:  # the system's message is the beginning of the first user's
         before, after = markers["user"]
         turns["system"] = _shown(before) + turns["system"]
-        inside = "{% if loop.index0 == 1 and messages[0].role == 'system' %}" + content + _shown(after) + "{% else %}"
+        inside = "{% if loop.index0 == 1 and messages[0].role == 'system' %}" + contents["user"] + _shown(after) + "{% else %}"
         turns["user"] = inside + turns["user"] + "{% endif %}"
     parts = []
     if template.default_system_prompt is not None:
@@ -86,6 +90,14 @@ def as_jinja(template: ChatTemplate, opening: str | None = None, trims: bool = F
         "{% if add_generation_prompt %}" + _shown(markers["assistant"][0] if opening is None else opening) + "{% endif %}"
     )
     return NamedTemplate("".join(parts), template.stop_str, opens=True)
+
+
+def _with_images(text: str, image_token: str) -> str:
+    """Content that is a text, or parts where images stand as the family writes them. Others have them written into the text."""
+    if image_token == PLAIN_IMAGE:
+        return text
+    part = "{% if p.type == 'image' %}" + _shown(image_token) + "{% elif p.type == 'text' %}{{ p.text }}{% endif %}"
+    return "{% if m.content is string %}" + text + "{% else %}{% for p in m.content %}" + part + "{% endfor %}{% endif %}"
 
 
 def _shown(text: str) -> str:
@@ -109,8 +121,8 @@ REFUSED_NAMES = {
 _ROWS = {row.name: row for row in TABLE}
 
 
-def _renamed(name: str, row: str) -> ChatTemplate:
-    return ChatTemplate(name, _ROWS[row].default_system_prompt, _ROWS[row].role_prefix_and_suffix, _ROWS[row].stop_str)
+def _renamed(name: str, row: str, image_token: str = PLAIN_IMAGE) -> ChatTemplate:
+    return replace(_ROWS[row], name=name, image_token=image_token)
 
 
 def _vicuna() -> NamedTemplate:
@@ -121,13 +133,14 @@ def _vicuna() -> NamedTemplate:
 
 def _gemma() -> NamedTemplate:
     markers = {**_ROWS["gemma-it"].role_prefix_and_suffix, "system": ("", "\n\n")}
-    stops = _ROWS["gemma-it"].stop_str
-    return as_jinja(ChatTemplate("gemma-it", None, markers, stops, style=ChatTemplateStyle.LLAMA2), trims=True)
+    row = replace(_ROWS["gemma-it"], role_prefix_and_suffix=markers, style=ChatTemplateStyle.LLAMA2)
+    return as_jinja(row, trims=True)
 
 
 NAMED: dict[str, NamedTemplate] = {
     **{row.name: as_jinja(row) for row in TABLE if row.name not in REFUSED_NAMES},
-    **{name: as_jinja(_renamed(name, "llama-3-instruct-llava"), trims=True) for name in ("llama_3_vision", "llava_llama_3")},
+    "llama_3_vision": as_jinja(_renamed("llama_3_vision", "llama-3-instruct-llava", "<|image|>"), trims=True),
+    "llava_llama_3": as_jinja(_renamed("llava_llama_3", "llama-3-instruct-llava"), trims=True),
     "internlm2-chat": as_jinja(_renamed("internlm2-chat", "chatml")),
     "vicuna_v1.1": _vicuna(),
     "gemma-it": _gemma(),
