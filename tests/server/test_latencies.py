@@ -82,7 +82,9 @@ class Ended:
 
 
 @pytest.mark.parametrize(
-    ("rid", "first_at", "reason"), [("a", 0.0, "stop"), ("a", 1.0, "abort"), (f"{HEALTH_RIDS}x", 1.0, "stop")]
+    ("rid", "first_at", "reason"),
+    [("a", 0.0, "stop"), ("a", 1.0, "abort"), (f"{HEALTH_RIDS}x", 1.0, "stop")],
+    ids=["no token", "aborted", "a health check"],
 )
 def test_what_says_nothing_of_latency_is_left_out(rid: str, first_at: float, reason: str) -> None:
     latencies = Latencies()
