@@ -21,7 +21,7 @@ test: .venv-test/installed
 
 # The web page in a real browser, in its own environment.
 test-page: .venv-page/installed
-	@TEST_WORKERS=0 scripts/test .venv-page/bin -m page tests/page
+	@TEST_WORKERS=0 scripts/test .venv-page/bin -m "page and not slow" tests/page
 
 # Hostile clients against real servers; first those for whom it matters how long others wait, one at a time.
 test-attack: .venv-test/installed
