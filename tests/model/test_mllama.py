@@ -217,7 +217,7 @@ def test_too_many_side_by_side(family: Family) -> None:
     with sglang.Engine(model_path=str(family.folder), max_total_tokens=1024, threads=2) as engine:
         rng = np.random.default_rng(3)
         images = [picture(rng, (28, 28)) for _ in range(5)]
-        with pytest.raises(RequestError, match="side by side"):
+        with pytest.raises(RequestError, match="adjacent images"):
             engine.generate(input_ids=[IMAGE] * 5 + [4], sampling_params={"max_new_tokens": 2}, image_data=images)
         assert engine.generate(input_ids=[IMAGE] * 4 + [4], sampling_params={"max_new_tokens": 2}, image_data=images[:4])
 

@@ -144,7 +144,7 @@ def test_json_without_white_space_is_in_the_order_of_the_schema(name: str) -> No
         ({"type": "object", "if": {"required": ["a"]}, "then": {"required": ["b"]}}, "#/if"),
         ({"type": "string", "maxlength": 3}, "#/maxlength; did you mean 'maxLength'"),
         ({"type": "string", "nullable": True}, "#/nullable"),
-        ({"type": "array", "items": 3}, "#/items is no schema"),
+        ({"type": "array", "items": 3}, "#/items is not a schema"),
     ],
 )
 def test_what_is_not_followed_is_refused_by_its_path(name: str, schema: dict[str, Any], path: str) -> None:

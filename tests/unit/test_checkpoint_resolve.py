@@ -346,7 +346,7 @@ def test_hub(hub: str, tmp_path: Path) -> None:
     assert good["files"] == ["config.json", "model.safetensors", "tokenizer.json"]
     assert Path(good["path"], "model.safetensors").read_bytes() == b"weights"
     assert (file["kind"], Path(file["path"]).read_bytes()) == ("gguf", b"GGUF")
-    assert "the hub's org/ggufs has no config.json; if it is a repository of .gguf files, name one" in ggufs["error"]
+    assert ggufs == file | {"name": ggufs["name"]}, "the only file of its kind"
     assert "org/gated is gated: accept its terms" in gated["error"]
     assert "the hub has no public model org/absent" in absent["error"]
     assert "the hub's org/good has no such revision" in revision["error"]

@@ -146,7 +146,7 @@ for name in ("fcntl", "resource", "pwd", "grp", "termios", "uvloop", "readline",
     sys.modules[name] = None  # what Windows does not have
 import sglang, sglang.lang
 for module in pkgutil.walk_packages(sglang.lang.__path__, "sglang.lang."):
-    if not module.name.endswith("backend.engine"):
+    if not module.name.endswith((".backend.engine", ".compiler")):  # what needs the runtime; what says that it is not there
         importlib.import_module(module.name)
 import sglang.common.install as install
 class Windows:
