@@ -163,7 +163,7 @@ def test_more_pictures_than_the_context_holds(tmp_path: Any) -> None:
         with client(running) as web:
             assert ask(web, [png(Image.new("RGB", (300, 200)))]).status_code == 200
             with Peak(running.process.pid) as peak:
-                assert "16384 for the largest" in refusal(ask(web, [blank_png(3584, 3584)] * 30))
+                assert "the largest has 16384 tokens" in refusal(ask(web, [blank_png(3584, 3584)] * 30))
             assert peak.bytes < 100 * MIB
             assert ask(web, [png(Image.new("RGB", (300, 200)))]).status_code == 200
     finally:
