@@ -125,8 +125,8 @@ async def test_the_documented_neutral_values(stand: Stand) -> None:
         assert reply.status_code == 400 and reply.json()["error"]["param"] == "input_ids"
 
 
-async def test_no_effort_means_no_reasoning(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the template has a switch for reasoning, and no word for effort."""
+def variables_seen(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What chat templates are given from now on."""
     seen: list[dict[str, Any]] = []
     tokenizer = stand.manager.need_tokenizer()
     encode = tokenizer.encode_chat
@@ -136,6 +136,12 @@ async def test_no_effort_means_no_reasoning(stand: Stand, monkeypatch: pytest.Mo
         return encode(*args, template_variables=template_variables, **kwargs)
 
     monkeypatch.setattr(tokenizer, "encode_chat", spy)
+    return seen
+
+
+async def test_no_effort_means_no_reasoning(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the template has a switch for reasoning, and no word for effort."""
+    seen = variables_seen(stand, monkeypatch)
     for body in ({"reasoning_effort": "none"}, {"reasoning_effort": "high"}, {}):
         await post(stand, **body)
     await post(stand, reasoning_effort="none", chat_template_kwargs={"enable_thinking": True})
@@ -144,15 +150,7 @@ async def test_no_effort_means_no_reasoning(stand: Stand, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
 async def test_other_servers_switches_for_reasoning(stand: Stand, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    seen: list[dict[str, Any]] = []
-    tokenizer = stand.manager.need_tokenizer()
-    encode = tokenizer.encode_chat
-
-    def spy(*args: Any, template_variables: dict[str, Any], **kwargs: Any) -> list[int]:
-        seen.append(template_variables)
-        return encode(*args, template_variables=template_variables, **kwargs)
-
-    monkeypatch.setattr(tokenizer, "encode_chat", spy)
+    seen = variables_seen(stand, monkeypatch)
     prompt: dict[str, Any] = {"messages": HELLO} if "chat" in path else {"input": "Hi"}
     own = [({"reasoning": {"enabled": False}}, False), ({"reasoning": {"effort": "none"}}, False)] if "chat" in path else []
     for body, switch in [
