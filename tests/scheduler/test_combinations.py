@@ -100,7 +100,7 @@ class Weather:
                 break
             drafted.append(token)
             out = [*out, token]
-        return Draft(drafted, list(range(1, len(drafted) + 1)), []) if drafted else None
+        return Draft(drafted, list(range(1, len(drafted) + 1)), [], "test") if drafted else None
 
     def walk(self, context: Any, limits: DraftLimits) -> Draft | None:
         """The same along a grammar."""
@@ -115,7 +115,7 @@ class Weather:
             if not added:
                 break
             out = out + added
-        return walk.draft()
+        return walk.draft("test")
 
 
 class ChangingMasks(MaskFiller):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from sglang.srt.config import GrammarOptions
-from sglang.srt.messages import TokenizedReq
+from sglang.srt.messages import DRAFTED, TokenizedReq
 from sglang.srt.scheduler.speculation.grammar_walk import GrammarWalk
 from sglang.srt.scheduler.speculation.planning import Proposers
 from sglang.srt.scheduler.speculation.proposer import Draft, DraftContext, DraftLimits
@@ -36,11 +36,11 @@ class Chosen:
         ids = self._choose(context)
         if context.grammar is None:
             ids = ids[: min(limits.max_ids, limits.max_samples)]
-            return Draft(ids, list(range(1, len(ids) + 1)), []) if ids else None
+            return Draft(ids, list(range(1, len(ids) + 1)), [], "test") if ids else None
         walk = GrammarWalk(context, limits)
         while ids and walk.has_room and (added := walk.add(ids[0])):
             ids = ids[len(added) :]
-        return walk.draft()
+        return walk.draft("test")
 
     def note_sampled(self, context: DraftContext, token_id: int) -> None:
         self.sampled.append(token_id)
@@ -60,7 +60,7 @@ def speculate(monkeypatch: pytest.MonkeyPatch, choose: Choose) -> list[Chosen]:
 
 
 def reqs(num: int) -> list[TokenizedReq]:
-    return [make_req(f"r{i}", [1, 2, 3 + i], 40, ignore_eos=True, seed=i, temperature=0.7) for i in range(num)]
+    return [make_req(f"r{i}", [1, 2, 3 + i], 40, ignore_eos=True, seed=i, temperature=0.7, origins=True) for i in range(num)]
 
 
 def plain(monkeypatch: pytest.MonkeyPatch, wanted: list[TokenizedReq]) -> tuple[list[list[int]], int]:
@@ -94,7 +94,12 @@ def test_any_drafts_change_no_answer(monkeypatch: pytest.MonkeyPatch, make_worke
 
     made = speculate(monkeypatch, some)
     harness = Harness(make_worker())
-    assert [answer.ids for answer in harness.run(*reqs(4))] == expected
+    answers = harness.run(*reqs(4))
+    assert [answer.ids for answer in answers] == expected
+    for answer in answers:
+        counts, origins = answer.last.drafts, b"".join(out.origins for out in answer.outs)
+        assert counts is not None and counts.accepted == origins.count(DRAFTED)
+        assert counts.steps > 0 and counts.proposed == counts.rows > counts.accepted > 0
     assert [proposer.sampled for proposer in made] == expected
     assert harness.scheduler.check_integrity() == []
 

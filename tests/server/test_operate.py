@@ -257,6 +257,26 @@ def test_metrics_have_the_names_that_dashboards_know(tight: RunningServer) -> No
         assert f'stage="{stage}"' in page
 
 
+def test_a_prompt_that_comes_again_is_drafted_from_the_prefix_tree_and_says_so(tight: RunningServer) -> None:
+    body = {"text": "7 8 9 10 11 12", "sampling_params": {"max_new_tokens": 24, "temperature": 0, "ignore_eos": True}}
+
+    def counts() -> dict[str, float]:
+        page = httpx.get(f"{tight.url}/metrics", trust_env=False).text
+        found = re.finditer(r'^sglang:spec_(\w+)_total\{[^}]*proposer="radix_tree"\} ([\d.e+-]+)$', page, re.M)
+        return {m[1]: float(m[2]) for m in found}
+
+    first, before = post(tight.url, body).json(), counts()
+    second, after = post(tight.url, body).json(), counts()
+    assert second["text"] == first["text"]
+    meta = second["meta_info"]
+    assert 0 < meta["spec_verify_ct"] < meta["spec_accept_token_num"] <= meta["spec_draft_token_num"]
+    grown = {name: after[name] - before.get(name, 0) for name in after}
+    assert (
+        grown["accepted_tokens"] == meta["spec_accept_token_num"] and grown["proposed_tokens"] == meta["spec_draft_token_num"]
+    )
+    assert grown["rows"] == grown["proposed_tokens"]
+
+
 def test_dashboard_and_alerts_ask_for_nothing_that_is_not_there(tight: RunningServer) -> None:
     dashboard = json.loads((ROOT / "docs/grafana/dashboard.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]

@@ -266,6 +266,32 @@ ToScheduler = Union[TokenizedReq, EmbedReq, AbortReq, FlushCacheReq, PauseReq, P
 # --- scheduler to server ----------------------------------------------------------------------------------------------------
 
 
+class DraftCounts(msgspec.Struct, array_like=True):
+    """What became of drafts. Each draft takes part in one step."""
+
+    steps: int = 0
+    proposed: int = 0
+    """tokens that were to be sampled; those that a grammar forces between them do not count"""
+    accepted: int = 0
+    """those of them that were sampled as proposed"""
+    rows: int = 0
+    """rows of steps, forced tokens included"""
+
+    def note(self, proposed: int, accepted: int, rows: int) -> None:
+        """Counts one draft."""
+        self.steps += 1
+        self.proposed += proposed
+        self.accepted += accepted
+        self.rows += rows
+
+    def add(self, other: DraftCounts) -> None:
+        """Counts what `other` has counted, too."""
+        self.steps += other.steps
+        self.proposed += other.proposed
+        self.accepted += other.accepted
+        self.rows += other.rows
+
+
 class TokenOut(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """What happened to one request since its last TokenOut.
 
@@ -283,6 +309,8 @@ class TokenOut(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     cached_len: int = 0
     completion_len: int = 0
     num_retractions: int = 0
+    drafts: DraftCounts | None = None
+    """at the end, of a request that had drafts"""
     input_logprobs: Logprobs | None = None
     output_logprobs: Logprobs | None = None
     """one per id in `ids`, when asked for"""
@@ -334,6 +362,8 @@ class SchedulerStats(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     num_steps: int = 0
     num_encoded: int = 0
     """images and videos whose embeddings had to be made"""
+    drafts: dict[str, DraftCounts] = {}
+    """by proposer, since the scheduler started"""
 
 
 class NodeView(msgspec.Struct, frozen=True, array_like=True):

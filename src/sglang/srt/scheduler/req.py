@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sglang.srt.forward_batch import Float32Array, Int32Array, LogprobResult, SampleSpec
-from sglang.srt.messages import FinishReason, Logprobs, TokenizedReq
+from sglang.srt.messages import DraftCounts, FinishReason, Logprobs, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import Holding
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.engines.base import GrammarState
@@ -112,6 +112,7 @@ class Req:
     sent_len: int = 0
     cached_len: int = -1
     num_retractions: int = 0
+    drafts: DraftCounts = field(default_factory=DraftCounts)
     num_short_stays: int = 0
     num_overtaken: int = 0
     started_at: float = 0.0

@@ -16,7 +16,7 @@ from collections.abc import Collection
 
 from sglang.srt.errors import GrammarError, RequestError
 from sglang.srt.forward_batch import ForwardOutput, Int32Array, LogprobResult
-from sglang.srt.messages import DRAFTED, FORCED, SAMPLED, FinishReason, TokenOut
+from sglang.srt.messages import DRAFTED, FORCED, SAMPLED, DraftCounts, FinishReason, TokenOut
 from sglang.srt.scheduler.batch import ScheduleBatch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.finish import abort_reason, nan_reason
@@ -38,6 +38,8 @@ class StepResults:
         self.decoding: list[Req] = []
         self.num_accepted = 0
         """draft tokens that came out as sampled, and those forced after them"""
+        self.drafts: dict[str, DraftCounts] = {}
+        """of this step, by proposer"""
 
     def commit(self, batch: ScheduleBatch, output: ForwardOutput, late: Collection[Req] = ()) -> None:
         """Enters the output of `batch`. Who is `late` has no token yet: its last row is computed again in a later step."""
@@ -51,6 +53,7 @@ class StepResults:
             self._commit_scores(req, asked.targets, scores)
         reasons = self._commit_tokens(batch, output, late)
         self.num_accepted += commit_drafts(batch, output, late, reasons)
+        count_drafts(batch, self.drafts)
         for req in batch.decodes:
             if req not in late:
                 self._conclude(req, reasons[req.rid])
@@ -147,6 +150,7 @@ def build_out(req: Req, reason: FinishReason | None) -> TokenOut:
         cached_len=max(req.cached_len, 0),
         completion_len=until,
         num_retractions=req.num_retractions,
+        drafts=req.drafts if reason is not None and req.drafts.steps else None,
         input_logprobs=input_logprobs,
         output_logprobs=out_logprobs,
         origins=bytes(req.origins[since:until]) if req.origins is not None else b"",
@@ -328,3 +332,14 @@ def commit_drafts(
         token_id = int(output.next_ids[at])
         reasons[req.rid] = nan_reason() if at in bad else take_drafted(req, token_id, draft, i + 1)
     return num_accepted
+
+
+def count_drafts(batch: ScheduleBatch, counts: dict[str, DraftCounts]) -> None:
+    """Counts the drafts of a step whose tokens have been committed, for their requests and in `counts`, by proposer."""
+    for extend, i in batch.drafted:
+        if i == 0 and (draft := extend.draft) is not None:
+            new_ids = extend.req.output_ids[extend.end - extend.req.prompt_len :]
+            drafted_at = (draft.points[i - 1] if i else 0 for i in range(len(draft.points)))
+            accepted = sum(at < len(new_ids) and new_ids[: at + 1] == draft.ids[: at + 1] for at in drafted_at)
+            for each in (extend.req.drafts, counts.setdefault(draft.proposer, DraftCounts())):
+                each.note(len(draft.points), accepted, len(draft.ids))

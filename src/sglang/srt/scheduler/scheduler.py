@@ -336,7 +336,8 @@ class Scheduler:
         self._checked = self._ready = False
         if self._viewing.is_on:
             self._viewing.note_step(batch, results.num_accepted)
-        if self._stats.note_step(batch, results.num_accepted, len(batch.decodes), len(self._waiting)):
+        num_decodes, num_queued = len(batch.decodes), len(self._waiting)
+        if self._stats.note_step(batch, results.num_accepted, results.drafts, num_decodes, num_queued):
             self._outbox.send(self._snapshot())
 
     def _note_admitted(self, extends: list[Extend]) -> None:

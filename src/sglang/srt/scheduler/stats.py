@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 
-from sglang.srt.messages import SchedulerStats
+import msgspec
+
+from sglang.srt.messages import DraftCounts, SchedulerStats
 from sglang.srt.scheduler.batch import Extend, ScheduleBatch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 
@@ -29,11 +31,18 @@ class StepStats:
         """of the time up to the last log line"""
         self._prompt_tokens = 0
         self._cached_tokens = 0
+        self._drafts: dict[str, DraftCounts] = {}
 
-    def note_step(self, batch: ScheduleBatch, num_accepted: int, num_running: int, num_queued: int) -> bool:
-        """Counts one step and writes its log lines. `num_accepted`: tokens that drafts brought. True when a snapshot is due."""
+    def note_step(
+        self, batch: ScheduleBatch, num_accepted: int, drafts: dict[str, DraftCounts], num_running: int, num_queued: int
+    ) -> bool:
+        """Counts one step and writes its log lines. `num_accepted`: tokens that drafts brought; `drafts`: by proposer. True when a
+        snapshot is due."""
         self.num_steps += 1
-        self._num_generated += len(batch.sampled) + num_accepted + sum(e.end - e.start - 1 for e in batch.extends if e.is_jump)
+        for proposer, counts in drafts.items():
+            self._drafts.setdefault(proposer, DraftCounts()).add(counts)
+        num_jumped = sum(e.end - e.start - 1 for e in batch.extends if e.is_jump)
+        self._num_generated += len(batch.sampled) + num_accepted + num_jumped
         if prefills := batch.prefills:
             self._log_prefill(prefills, num_running, num_queued)
         if batch.decodes:
@@ -61,6 +70,7 @@ class StepStats:
             cache_hit_rate=self._cached_tokens / self._prompt_tokens if self._prompt_tokens else 0.0,
             num_retractions=num_retractions,
             num_steps=self.num_steps,
+            drafts={proposer: msgspec.structs.replace(counts) for proposer, counts in self._drafts.items()},
         )
 
     def _throughput(self, now: float) -> float:

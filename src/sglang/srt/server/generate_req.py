@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from sglang.srt.errors import RequestError
-from sglang.srt.messages import FinishReason, LogprobOptions, Logprobs, TokenizedReq
+from sglang.srt.messages import DraftCounts, FinishReason, LogprobOptions, Logprobs, TokenizedReq
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.server.multimodal.inputs import MediaInput
 from sglang.srt.server.sessions import SessionParams
@@ -93,6 +93,8 @@ class GenerateOut(msgspec.Struct, eq=False):
     origins: bytes = b""
     """an index into messages.ORIGINS per id, when asked for"""
     num_retractions: int = 0
+    drafts: DraftCounts | None = None
+    """at the end, of a request that had drafts"""
     seconds: float = 0.0
     """since the call started"""
 

@@ -208,6 +208,7 @@ class InFlight:
             output_logprobs=token_out.output_logprobs,
             origins=token_out.origins,
             num_retractions=token_out.num_retractions,
+            drafts=token_out.drafts,
             seconds=now - call.started_at,
         )
         if call.turn is not None:

@@ -41,6 +41,6 @@ class GrammarWalk:
         self._states.append(state)
         return [token_id, *forced]
 
-    def draft(self) -> Draft | None:
+    def draft(self, proposer: str) -> Draft | None:
         """What has been added."""
-        return Draft(self._ids, self._points, self._states) if self._ids else None
+        return Draft(self._ids, self._points, self._states, proposer) if self._ids else None

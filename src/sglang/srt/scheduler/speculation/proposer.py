@@ -18,12 +18,13 @@ class DraftStep:
 
 @dataclass(frozen=True)
 class Draft:
-    """Tokens that a request may go on with. After the first `points[i]` of them one is sampled, under a grammar by the mask of
+    """Tokens that a request may go on with, and the name of who proposes them. After the first `points[i]` of them one is sampled, under a grammar by the mask of
     `states[i]`; it counts if all before it came out as they stand here. `states` is empty in free text."""
 
     ids: list[int]
     points: list[int]
     states: list[GrammarState]
+    proposer: str
 
     def step(self, i: int) -> DraftStep | None:
         """What was expected where the `i`th token is sampled; None in free text, and behind the last."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.messages import ORIGINS, FinishReason, LogprobOptions, Logprobs, Pairs
+from sglang.srt.messages import ORIGINS, DraftCounts, FinishReason, LogprobOptions, Logprobs, Pairs
 from sglang.srt.sampling_params import SamplingParams, parse_sampling_params
 from sglang.srt.server.fields import Fields, as_bool, as_int, as_text, check_known, pack_rows
 from sglang.srt.server.generate_req import GenerateOut, GenerateReq, check_count
@@ -333,6 +333,10 @@ class Reply:
         if out.finish is not None:
             meta["num_retractions"] = out.num_retractions
             meta["e2e_latency"] = out.seconds
+            drafts = out.drafts or DraftCounts()
+            meta["spec_verify_ct"] = drafts.steps
+            meta["spec_draft_token_num"] = drafts.proposed
+            meta["spec_accept_token_num"] = drafts.accepted
         reply: dict[str, Any] = {"text": self._text} if self._tokenizer is not None else {}
         reply["output_ids"], reply["meta_info"] = list(self._ids), meta
         return reply

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from sglang.srt.messages import SchedulerStats, TokenizedReq
+from sglang.srt.messages import DraftCounts, SchedulerStats, TokenizedReq
 from sglang.srt.server.generate_req import GenerateOut
 
 _FIRST_TOKEN = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 25, 60, 120)
@@ -23,10 +23,15 @@ _GAUGES = {
     "gen_throughput": ("tokens generated a second", "gen_throughput"),
     "cache_hit_rate": ("share of prompt tokens found in the prefix cache", "cache_hit_rate"),
 }
+_DRAFTS = {
+    "spec_proposed_tokens": ("tokens that drafts proposed", "proposed"),
+    "spec_accepted_tokens": ("proposed tokens that were sampled as proposed", "accepted"),
+    "spec_rows": ("rows of steps that drafts took", "rows"),
+}
 
 
 class Metrics:
-    """What this server has done. Label: model_name."""
+    """What this server has done. Label: model_name; of drafts also proposer."""
 
     def __init__(self, model_name: str) -> None:
         self.registry = CollectorRegistry()
@@ -62,6 +67,13 @@ class Metrics:
         self._retracted_reqs = gauge("total_retracted_reqs", "retractions since the scheduler started")
         self._usage = gauge("token_usage", "share of the KV pool in use")
         self._gauges = {attribute: gauge(name, text) for name, (text, attribute) in _GAUGES.items()}
+        self._draft_counters = {
+            attribute: Counter(f"sglang:{name}", text, ("model_name", "proposer"), registry=registry)
+            for name, (text, attribute) in _DRAFTS.items()
+        }
+        self._model_name = model_name
+        self._drafts: dict[str, DraftCounts] = {}
+        """what the scheduler told last"""
 
     def _stage_histograms(self, model_name: str) -> dict[str, Histogram]:
         name, labels = "sglang:per_stage_req_latency_seconds", ("model_name", "stage")
@@ -85,6 +97,7 @@ class Metrics:
 
     def restarted(self, num_resumed: int) -> None:
         self._restarts.inc()
+        self._drafts = {}  # the new scheduler counts from the beginning
         self._resumed.inc(num_resumed)
 
     def aborted(self) -> None:
@@ -120,6 +133,12 @@ class Metrics:
             gauge.set(getattr(stats, attribute))
         self._retracted_reqs.set(stats.num_retractions)
         self._usage.set(stats.num_used_tokens / stats.max_total_tokens if stats.max_total_tokens else 0.0)
+        for proposer, counts in stats.drafts.items():
+            before = self._drafts.get(proposer, DraftCounts())
+            for attribute, counter in self._draft_counters.items():
+                new = getattr(counts, attribute) - getattr(before, attribute)
+                counter.labels(self._model_name, proposer).inc(max(new, 0))
+        self._drafts = stats.drafts
 
     def render(self) -> bytes:
         """The page, in Prometheus's text format."""

@@ -8,6 +8,7 @@ from sglang.common.lru import LruCache
 from sglang.srt.scheduler.speculation.grammar_walk import GrammarWalk
 from sglang.srt.scheduler.speculation.proposer import Draft, DraftContext, DraftLimits
 
+NAME = "grammar_statistics"
 MAX_ENTRIES = 12288
 MAX_STREAK = 64
 RECENT = 16
@@ -124,7 +125,7 @@ class GrammarProposer:
                 break
             recent = (recent + added)[-GrammarStatistics.WIDTH :]
             num_since_forced = num_since_forced + 1 if len(added) == 1 else 0
-        return walk.draft()
+        return walk.draft(NAME)
 
     def note_sampled(self, context: DraftContext, token_id: int) -> None:
         self._statistics.note(context.output_ids[-GrammarStatistics.WIDTH :], token_id, context.num_since_forced)

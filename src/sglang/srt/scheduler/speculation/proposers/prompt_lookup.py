@@ -17,6 +17,7 @@ import numpy as np
 
 from sglang.srt.scheduler.speculation.proposer import Draft, DraftContext, DraftLimits
 
+NAME = "prompt_lookup"
 WIDTH = 3
 """tokens that must be the same"""
 WINDOW = 16384
@@ -49,7 +50,7 @@ class PromptLookup:
         stop_ids = context.stop_ids
         limit = min(limits.max_ids, limits.max_samples, MAX_ROWS - limits.num_rows)
         ids = list(takewhile(lambda token_id: token_id not in stop_ids, self.expected(limit)))
-        return Draft(ids, list(range(1, len(ids) + 1)), []) if ids else None
+        return Draft(ids, list(range(1, len(ids) + 1)), [], NAME) if ids else None
 
     def note_sampled(self, context: DraftContext, token_id: int) -> None:
         self.note(token_id)

@@ -14,6 +14,7 @@ from sglang.srt.scheduler.cache.radix_cache import RadixCache, TreeNode
 from sglang.srt.scheduler.speculation.grammar_walk import GrammarWalk
 from sglang.srt.scheduler.speculation.proposer import Draft, DraftContext, DraftLimits
 
+NAME = "radix_tree"
 GROWTH = 2
 """Drafted tokens for each that came as expected."""
 MAX_CHILDREN = 64
@@ -45,7 +46,7 @@ class RadixTreeProposer:
             return _along_grammar(context, limits, expected)
         stop_ids = context.stop_ids
         ids = list(takewhile(lambda token_id: token_id not in stop_ids, expected[: limits.max_samples]))
-        return Draft(ids, list(range(1, len(ids) + 1)), []) if ids else None
+        return Draft(ids, list(range(1, len(ids) + 1)), [], NAME) if ids else None
 
     def note_sampled(self, context: DraftContext, token_id: int) -> None:
         self._follow(context)
@@ -74,7 +75,7 @@ def _along_grammar(context: DraftContext, limits: DraftLimits, expected: list[in
         if not added or added != expected[: len(added)]:
             break
         expected = expected[len(added) :]
-    return walk.draft()
+    return walk.draft(NAME)
 
 
 class TreePath:
