@@ -5,7 +5,7 @@
     body        may stall for BODY_SECONDS, plus one second for every BODY_RATE bytes that came (408)
     framing     sizes and extensions of chunks, trailers: HEAD_BYTES, and BESIDE_RATIO bytes for each byte of the body (431)
     pipelining  one request at a time: the next one is parsed when this one has been answered, and until then no more is read
-    turns       of all connections' requests, a few begin in each turn of the event loop (starts.py)
+    turns       in each turn of the event loop, parsing has its time, and a few requests begin (starts.py)
     answer      a client that reads nothing for WRITE_SECONDS is disconnected
     end         a client may end its sending side and wait: it gets the answers to what it sent, if it is still there
 
@@ -37,8 +37,8 @@ BODY_RATE = 16 << 10
 BESIDE_RATIO = 16
 PIECE_BYTES = 16 << 10
 """are parsed at once"""
-TURN_SECONDS = 0.01
-"""of parsing, after which others have their turn"""
+PEEK_BYTES = 256
+"""of a head, in which a request for /health shows"""
 UNWANTED_BYTES = 4 << 20
 """of a body that still comes when its request has been answered: after that the connection is closed"""
 WRITE_SECONDS = 60.0
@@ -91,7 +91,8 @@ class _Begun:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection of `open_ones`. Its requests begin when `starts` says so, and those for /health at once, as far as `probes` does."""
+    """One connection of `open_ones`. Its requests are parsed and begin when `starts` says so, and those for /health at once, as far as
+    `probes` does."""
 
     flow: _Flow
 
@@ -100,6 +101,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._open_ones = open_ones
         self._starts, self._probes = starts, probes
         self._unparsed = b""
+        self._is_waiting = False
+        """for time to parse that"""
         self._begin_head()
         self._in_message = False
         self._is_answering = False
@@ -146,7 +149,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._body_bytes += len(data)
         self._unparsed = self._unparsed + data if self._unparsed else data
-        self._parse()
+        if not self._is_waiting:
+            self._parse()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -154,7 +158,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self._close()
             return
-        if self._unparsed:
+        if self._unparsed and not self._is_waiting:
             self._unset_keepalive_if_required()
             self._parse()
         if not self._is_answering:
@@ -186,9 +190,13 @@ class LimitedProtocol(HttpToolsProtocol):
     def _parse(self) -> None:
         """Gives the parser what came. What follows a request waits until that is answered."""
         data, at, transport, began = self._unparsed, 0, self.transport, time.monotonic()
+        is_probe = self._in_head and b"/health " in data[:PEEK_BYTES]
+        time_left = (self._probes if is_probe else self._starts).parsing
+        self._is_waiting = False
         while at < len(data) and not self._is_answering and not transport.is_closing():
-            if at and time.monotonic() - began > TURN_SECONDS:
-                self.loop.call_soon(self._parse)
+            if time_left.is_up(began):
+                self._is_waiting = True
+                time_left.wait(self._parse)
                 break
             at = self._parse_head(data, at) if self._in_head else self._parse_body(data, at)
         if transport.is_closing():
