@@ -223,6 +223,22 @@ async def test_who_leaves_while_waiting_takes_nothing() -> None:
     assert [await room.take(scope_of("c"), None) for _ in range(2)]
 
 
+async def test_many_that_wait_cost_a_callback_little() -> None:
+    """Of one client, which holds all the room: what is given back lets in as many of them as there is room for."""
+    num, room = 4000, BodyRoom(64 * MB)
+    held = [await room.take(scope_of("a"), 64 * MB) for _ in range(2)]
+    waiting = [asyncio.create_task(room.take(scope_of("a"), body_room.SMALL_BODY)) for _ in range(num)]
+    await asyncio.sleep(0)
+    began = time.thread_time()
+    held[0].release()
+    assert time.thread_time() - began < 0.05
+    await asyncio.wait(waiting[:1000], timeout=30)
+    assert sum(task.done() for task in waiting) == 64 * MB // body_room.SMALL_BODY
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+
+
 async def test_a_slow_sender_loses_its_place_only_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body_room, "PATIENCE_SECONDS", 0.0)
     room = BodyRoom(64 * MB)
@@ -248,7 +264,7 @@ async def test_many_large_bodies_at_once_are_all_answered(stand: Stand) -> None:
     """More than there is room for: none is lost, and all room is given back."""
     body = b'{"text":"a","sampling_params":{"max_new_tokens":1},"no_logs":"%b"}' % (b"x" * (8 * MB))
     room = BodyRoom(8 * MB)
-    room._free = 20 * MB
+    room._shares._total = room._shares._share = 20 * MB
     app = BodyLimit(stand.app.router, 9 * MB)
     app._room = room
 
@@ -280,7 +296,7 @@ async def test_many_large_bodies_at_once_are_all_answered(stand: Stand) -> None:
         return status
 
     assert set(await asyncio.gather(*(one(i) for i in range(8)))) == {200}
-    assert room._free == 20 * MB and not room._held
+    assert not room._shares.used and not room._shares._held
 
 
 # --- what the queue can never take ------------------------------------------------------------------------------------------
@@ -555,7 +571,7 @@ async def test_a_short_body_in_chunks_needs_no_room(stand: Stand) -> None:
         status = message.get("status", status)
 
     app = BodyLimit(stand.app.router, 9 * MB)
-    app._room._free = 0
+    app._room._shares._total = 0
     scope = {"type": "http", "method": "POST", "path": "/generate", "query_string": b"", "headers": [], "http_version": "1.1"}
     more = {"scheme": "http", "server": ("x", 1), "client": ("y", 2), "root_path": "", "app": stand.app}
     await asyncio.wait_for(app(scope | more, receive, send), 30)

@@ -8,13 +8,13 @@ room with bodies that never arrive.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from typing import Any
 
 from starlette.types import Message, Receive, Scope
 
 from sglang.srt.errors import OverloadError
 from sglang.srt.server.http.request_scope import current_scope
+from sglang.srt.server.limits.shares import Shares
 
 SMALL_BODY = 64 << 10
 """bytes up to which a body is read at once"""
@@ -59,52 +59,24 @@ class BodyRoom:
 
     def __init__(self, max_body: int) -> None:
         self._max_body = max_body
-        self._free = max(2 * max_body, MIN_ROOM)
-        self._held: Counter[Any] = Counter()
-        self._waiting: dict[asyncio.Future[BodyLease], tuple[Any, int]] = {}
+        room = max(2 * max_body, MIN_ROOM)
+        self._shares = Shares(room, room, "large bodies")
 
     @property
     def is_wanted(self) -> bool:
-        return bool(self._waiting)
+        return self._shares.is_wanted
 
     async def take(self, scope: Scope, size: int | None) -> BodyLease:
         """Room for a body of `size` bytes (None: it may become as long as any), held by the request of `scope`. Raises
         OverloadError if there is none for long."""
-        size = min(size, self._max_body) if size is not None else self._max_body
-        future: asyncio.Future[BodyLease] = asyncio.get_running_loop().create_future()
-        self._waiting[future] = (_owner(scope), size)
-        self._serve()
-        try:
-            await asyncio.wait([future], timeout=WAIT_SECONDS)
-        except asyncio.CancelledError:
-            if future.done():
-                self.give_back(future.result())
-            raise
-        finally:
-            self._waiting.pop(future, None)
-        if not future.done():
-            raise OverloadError("too many large bodies are on their way; try again later")
-        scope[LEASE] = future.result()
-        return future.result()
+        owner, size = _owner(scope), min(size, self._max_body) if size is not None else self._max_body
+        await self._shares.acquire(owner, size, WAIT_SECONDS)
+        scope[LEASE] = BodyLease(self, owner, size)
+        found: BodyLease = scope[LEASE]
+        return found
 
     def give_back(self, lease: BodyLease) -> None:
-        self._free += lease.size
-        self._held[lease.owner] -= lease.size
-        if not self._held[lease.owner]:
-            del self._held[lease.owner]
-        self._serve()
-
-    def _serve(self) -> None:
-        """Admits the waiting bodies of the clients that hold least, as long as there is room."""
-        while self._waiting:
-            future = min(self._waiting, key=lambda f: self._held[self._waiting[f][0]])
-            owner, size = self._waiting[future]
-            if size > self._free:
-                return
-            del self._waiting[future]
-            self._free -= size
-            self._held[owner] += size
-            future.set_result(BodyLease(self, owner, size))
+        self._shares.release(lease.owner, lease.size)
 
 
 def _owner(scope: Scope) -> Any:

@@ -32,6 +32,11 @@ class Shares:
     def used(self) -> int:
         return self._used
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiting)
+
     @asynccontextmanager
     async def place(self, owner: str, amount: int = 1, patience: float | None = None) -> AsyncIterator[None]:
         """Raises OverloadError after `patience` seconds."""
