@@ -28,12 +28,12 @@ static ALWAYS void lane_int8(uint8_t* group, int lane, const int8_t* q) {
 }
 // 32 floats to int8 with a half precision scale.
 static ALWAYS uint16_t to_int8(const float* x, int8_t* q) {
-  float amax = 0;
-  for (int i = 0; i < 32; i++) {
-    const float a = x[i] < 0 ? -x[i] : x[i];
-    amax = a > amax ? a : amax;
+  F amax = fset(0.f);                  // the values come first in vmax: a NaN is passed over
+  for (int i = 0; i < 32; i += 16) {
+    const F a = fload(x + i);
+    amax = vmax(sub(fset(0.f), a), vmax(a, amax));
   }
-  float scale = amax * (1.f / 127.f);
+  float scale = hmax(amax) * (1.f / 127.f);
   uint16_t h = f32_to_f16(scale < 65504.f ? scale : 65504.f);
   scale = f16_to_f32(h);
   const float inv = scale > 0 ? 1.f / scale : 0.f;
@@ -53,9 +53,9 @@ static void group_k(const uint8_t* b, int g, bool five, float* x) {
   k_scale(b + 4, g, &scale, &min);
   const float d = f16_to_f32(half_at(b)) * float(scale), m = f16_to_f32(half_at(b + 2)) * float(min);
   const uint8_t *high = b + 16, *q = b + (five ? 48 : 16) + 32 * (g / 2);
+  const int shift = g % 2 * 4;
   for (int i = 0; i < 32; i++) {
-    int v = g % 2 ? q[i] >> 4 : q[i] & 15;
-    if (five) v |= (high[i] >> g & 1) << 4;
+    const int v = (q[i] >> shift & 15) | (five ? (high[i] >> g & 1) << 4 : 0);
     x[i] = d * float(v) - m;
   }
 }
@@ -64,9 +64,13 @@ static void group_q6_k(const uint8_t* b, int g, float* x) {
   const uint8_t *low = b + 64 * part + 32 * (quarter % 2), *high = b + 128 + 32 * part;
   const auto scales = reinterpret_cast<const int8_t*>(b + 192) + 8 * part + 2 * quarter;
   const float d = f16_to_f32(half_at(b + 208));
-  for (int i = 0; i < 32; i++) {
-    const int v = (quarter < 2 ? low[i] & 15 : low[i] >> 4) | (high[i] >> (2 * quarter) & 3) << 4;
-    x[i] = d * float(scales[i / 16]) * float(v - 32);
+  const int low_shift = quarter / 2 * 4, high_shift = 2 * quarter;
+  for (int half = 0; half < 2; half++) {
+    const float scale = d * float(scales[half]);
+    for (int i = 16 * half; i < 16 * half + 16; i++) {
+      const int v = (low[i] >> low_shift & 15) | (high[i] >> high_shift & 3) << 4;
+      x[i] = scale * float(v - 32);
+    }
   }
 }
 static ALWAYS int q5_at(const uint8_t* bits, const uint8_t* q, int i) {
@@ -121,6 +125,16 @@ static ALWAYS uint16_t pack_int8(int source, const uint8_t* row, int g, uint8_t*
   return scale;
 }
 
+// Rows become columns: value i of row l goes to to[i * stride + l]. Blocks of rows' values keep the panel's lines in L1 while all
+// lanes are written.
+template <class T>
+static void put_columns(const uint8_t* src, size_t row_bytes, int count, int lanes, uint8_t* to, size_t stride) {
+  for (int i0 = 0; i0 < count; i0 += 64)
+    for (int l = 0; l < lanes; l++)
+      for (int i = i0; i < imin(i0 + 64, count); i++)
+        __builtin_memcpy(to + size_t(i) * stride + sizeof(T) * l, src + size_t(l) * row_bytes + sizeof(T) * i, sizeof(T));
+}
+
 static void pack_panel(const PackArgs& a, const uint8_t* src, int lanes, int lane0, uint8_t* p) {
   const size_t rb = a.row_bytes;
   if (a.kind == kInt4) {
@@ -130,14 +144,14 @@ static void pack_panel(const PackArgs& a, const uint8_t* src, int lanes, int lan
     for (int g = 0; g < a.groups; g++)
       for (int l = 0; l < lanes; l++)
         put_half(p + int8_scales(g) + 2 * (lane0 + l), pack_int8(a.source, src + l * rb, g, p + int8_values(g), lane0 + l));
-  } else {
-    // Blocks of k keep the panel's lines in L1 while all lanes are written.
-    for (int k0 = 0; k0 < a.k; k0 += 64)
-      for (int l = 0; l < lanes; l++)
-        for (int k = k0, lane = lane0 + l; k < imin(k0 + 64, a.k); k++) {
-          if (a.kind == kF32) put_word(p + 4 * (16 * size_t(k) + lane), word_at(src + l * rb + 4 * size_t(k)));
-          else put_half(p + 2 * (a.kind == kF16 ? 16 * size_t(k) + lane : 32 * size_t(k / 2) + 2 * lane + k % 2), half_at(src + l * rb + 2 * size_t(k)));
-        }
+  } else if (a.kind == kF32) {
+    put_columns<uint32_t>(src, rb, a.k, lanes, p + 4 * lane0, 64);
+  } else if (a.kind == kF16) {
+    put_columns<uint16_t>(src, rb, a.k, lanes, p + 2 * lane0, 32);
+  } else {                             // pairs of k: words; the last k of an odd number has a word of its own
+    put_columns<uint32_t>(src, rb, a.k / 2, lanes, p + 4 * lane0, 64);
+    if (a.k % 2)
+      for (int l = 0; l < lanes; l++) put_half(p + 64 * size_t(a.k / 2) + 4 * (lane0 + l), half_at(src + l * rb + 2 * size_t(a.k - 1)));
   }
 }
 // Destination panels are shared out; a panel takes the source rows that fall into it.
