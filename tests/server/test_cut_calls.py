@@ -9,6 +9,7 @@ import pytest
 
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of
+from tests.server.test_parsers import DEBRIS
 from tests.server.test_tools import CALL, HELLO, TOOLS, says
 
 WHOLE = f"<tool_call>\n{CALL}\n</tool_call>"
@@ -132,3 +133,61 @@ async def test_a_call_in_plain_json_is_a_call(stand: Stand) -> None:
     strict = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
     (choice,) = (await post(stand, "/v1/chat/completions", {**CHAT_TOOLS, "tools": strict}))["choices"]
     assert choice["message"]["tool_calls"] is None, "the schema holds calls to the model's own form"
+
+
+F_TOOL = {"type": "object", "properties": {"x": {"type": "integer"}}}
+CALLED = {"x": 1}
+
+
+def joined(events: list[dict[str, Any]]) -> tuple[str, list[str], str]:
+    """Content, arguments of each call, and the reason, from the chunks of a chat."""
+    text, calls, reason = "", {}, ""
+    for choice in (choice for event in events for choice in event["choices"]):
+        text += choice["delta"].get("content") or ""
+        for call in choice["delta"]["tool_calls"] or ():
+            calls[call["index"]] = calls.get(call["index"], "") + call["function"]["arguments"]
+        reason = choice["finish_reason"] or reason
+    return text, list(calls.values()), reason
+
+
+@pytest.mark.parametrize("name", sorted(DEBRIS))
+async def test_a_stop_string_anywhere_in_a_call_of_every_format(make_stand: MakeStand, name: str) -> None:
+    """Whoever runs calls, runs whole ones; streams and whole answers of all APIs say the same."""
+    stand = make_stand(info={"context_len": 2048}, tool_call_parser=name)
+    function = {"name": "f", "parameters": F_TOOL}
+    of_chat = {"messages": HELLO, "tools": [{"type": "function", "function": function}]}
+    of_responses = {"input": "x", "tools": [{"type": "function", **function}]}
+    of_messages = {"messages": HELLO, "max_tokens": 500, "tools": [{"name": "f", "input_schema": F_TOOL}]}
+    seen = set()
+    for text in (written.replace("@", "") for written in DEBRIS[name]):
+        says(stand, text)
+        for at in (*range(1, len(text), max(len(text) // 5, 1)), None):
+            stop = ["never"] if at is None else [text[at : at + 4]]
+            (choice,) = (await post(stand, "/v1/chat/completions", {**of_chat, "stop": stop}))["choices"]
+            calls = [call["function"]["arguments"] for call in choice["message"]["tool_calls"] or ()]
+            runs = choice["finish_reason"] == "tool_calls"
+            seen.add(runs)
+            assert runs == (bool(calls) and all(map(is_whole, calls)))
+            events = await post(stand, "/v1/chat/completions", {**of_chat, "stop": stop, "stream": True})
+            assert joined(events) == (choice["message"]["content"] or "", calls, choice["finish_reason"])
+
+            reply = await post(stand, "/v1/messages", {**of_messages, "stop_sequences": stop})
+            inputs = [block["input"] for block in reply["content"] if block["type"] == "tool_use"]
+            assert (inputs, reply["stop_reason"]) == (([CALLED], "tool_use") if runs else ([], "stop_sequence"))
+            events = await post(stand, "/v1/messages", {**of_messages, "stop_sequences": stop, "stream": True})
+            assert [e["delta"]["stop_reason"] for e in events if e["type"] == "message_delta"] == [reply["stop_reason"]]
+
+            reply = await post(stand, "/v1/responses", {**of_responses, "stop": stop})
+            states = [item["status"] for item in reply["output"] if item["type"] == "function_call"]
+            assert states == (["completed"] if runs else ["incomplete"] * len(calls))
+            assert reply["status"] == ("incomplete" if calls and not runs else "completed")
+            events = await post(stand, "/v1/responses", {**of_responses, "stop": stop, "stream": True})
+            assert sum(event["type"] == "response.function_call_arguments.done" for event in events) == runs
+    assert seen == {True, False}
+
+
+def is_whole(arguments: str) -> bool:
+    try:
+        return bool(json.loads(arguments) == CALLED)
+    except ValueError:
+        return False

@@ -239,6 +239,7 @@ def test_several_calls_in_plain_json() -> None:
         '{"answer": 1}',
         f'{{"call": {_json("a", "")}}}',
         _json("a", "")[:-2],
+        _json("a", '"x": "cut')[:-2],
         "[1, 2]",
         "```python\nprint(1)\n```",
         "",
@@ -291,6 +292,26 @@ def test_arguments_by_two_names_are_the_first() -> None:
     for cuts in ([], list(range(100))):
         answer = read(create_parser("qwen", TOOLS), text, cuts)
         assert (called(answer), answer.text) == ([("a", {"x": 1})], "")
+
+
+@pytest.mark.parametrize("arguments", ['""', '"  "', "null", '"null"', "{}", '"{}"'])
+def test_no_arguments_by_whatever_name(arguments: str) -> None:
+    for text in (f'{{"name": "b", "arguments": {arguments}}}', f'{{"arguments": {arguments}, "name": "b"}}'):
+        answer = read(create_free_parser("qwen", TOOLS), f"<tool_call>{text}</tool_call>")
+        assert (called(answer), answer.text) == ([("b", {})], "")
+
+
+@pytest.mark.parametrize("key", ["type", "properties"])
+def test_parameters_may_have_the_names_of_schemas_words(key: str) -> None:
+    """Where the arguments come first, they are looked at as a whole."""
+    arguments = {"type": "object", "n": 1} if key == "type" else {"properties": {"n": 1}}
+    for tools, names in (({"make": (key, "n")}, ["make"]), ({"make": ("n",)}, [])):
+        for text in (
+            json.dumps({"arguments": arguments, "name": "make"}),
+            json.dumps({"name": "make", "arguments": arguments}),
+        ):
+            answer = read(create_free_parser("generic", tools), text)
+            assert ([call.name for call in answer.calls], answer.text) == (names, "" if names else text)
 
 
 def test_numbers_that_json_has_not_are_none() -> None:

@@ -83,6 +83,28 @@ def test_what_stops_an_answer_is_cut_with_its_blank(params: dict[str, Any], ids:
     assert run(ids, SamplingParams(**(SHOWN | params)), []) == text
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(1, 7), min_size=1, max_size=10),
+    st.lists(st.sampled_from((" <b>", "x <b> ", "<c> x", " <b> <c>", "x")), min_size=1, max_size=2, unique=True),
+    st.data(),
+)
+def test_a_resumed_request_sees_the_same_blanks(ids: list[int], stops: list[str], data: st.DataObject) -> None:
+    lived, resumed = (FinishChecker(SamplingParams(**SHOWN, stop=tuple(stops)), 1000, VOCABULARY) for _ in range(2))
+    num_sent = data.draw(st.integers(1, len(ids)))
+    for n, i in enumerate(ids[:num_sent], 1):
+        resumed.note_sent(i)
+        if lived.check(i, n) is not None:
+            return
+    assert resumed.go_on(num_sent, lived.hold_bytes) is None
+    for n, i in enumerate(ids[num_sent:], num_sent + 1):
+        reason = lived.check(i, n)
+        assert resumed.check(i, n) == reason
+        assert (resumed.hold_bytes, resumed.trim_bytes) == (lived.hold_bytes, lived.trim_bytes)
+        if reason is not None:
+            return
+
+
 @pytest.mark.parametrize(("given_", "text"), [({}, "a<|im_start|>b"), (SHOWN, "a <|im_start|> b")])
 async def test_requests_may_ask_for_it(make_stand: MakeStand, given_: dict[str, Any], text: str) -> None:
     stand: Stand = make_stand()

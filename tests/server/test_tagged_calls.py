@@ -95,6 +95,7 @@ def test_arguments_have_the_types_of_their_schema(name: str) -> None:
     for key, value, expected in ARGUMENTS:
         answer = read(create_free_parser(name, SCHEMAS), WRITERS[name]("f", [(key, value)]))
         assert called(answer) == [("f", {key: expected})], (key, value)
+        assert answer.calls[0].arguments == json.dumps({key: expected}), "3.0 is no integer to every reader"
 
 
 @tagged
