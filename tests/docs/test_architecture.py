@@ -18,13 +18,15 @@ def told() -> list[tuple[str, str]]:
     return [(f"srt/{file}", name) for file, names in ROW.findall(section) for name in re.findall(r"`([\w.]+)`", names)]
 
 
-MAX_FILES = 53
-"""that a constrained chat request enters; one without a constraint enters seven fewer"""
+MAX_FILES = 45
+"""that one plain chat request enters; a constraint adds at most MORE_FILES"""
+MORE_FILES = 8
+"""one of them in idle moments only: kv_pool.py, as the scheduler waits for the grammar"""
 
 
-def followed() -> list[tuple[str, str]]:
-    """(file, function) of every call of a constrained chat request."""
-    command = [sys.executable, "-m", "benchmarks.request_path", "--constrained", "--calls"]
+def followed(*options: str) -> list[tuple[str, str]]:
+    """(file, function) of every call of a chat request."""
+    command = [sys.executable, "-m", "benchmarks.request_path", "--calls", *options]
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=240).stdout.splitlines()
     return [(file, name) for file, name in (line.split("  ") for line in lines[:-1])]
 
@@ -33,11 +35,23 @@ def num_files(calls: list[tuple[str, str]]) -> int:
     return len({file for file, name in calls if not name.startswith("<")})
 
 
+def fewest_files(limit: int, *options: str) -> list[tuple[str, str]]:
+    """A request that enters at most `limit` files, of three at most: idle work of the process may fall into one of them."""
+    runs: list[list[tuple[str, str]]] = []
+    while len(runs) < 3 and (not runs or num_files(runs[-1]) > limit):
+        runs.append(followed(*options))
+    return min(runs, key=num_files)
+
+
+def test_a_plain_request_enters_few_files() -> None:
+    assert num_files(fewest_files(MAX_FILES)) <= MAX_FILES
+
+
 def test_the_table_follows_a_request_step_by_step() -> None:
     rows = told()
     assert len(rows) > 20
-    every = min((followed() for _ in range(3)), key=num_files)  # idle work of the process may fall into one of them
-    assert num_files(every) <= MAX_FILES
+    every = fewest_files(MAX_FILES + MORE_FILES, "--constrained")
+    assert num_files(every) <= MAX_FILES + MORE_FILES
     calls = iter(every)
     assert next((row for row in rows if row not in calls), None) is None, (
         "the first row that does not come after the one before"

@@ -30,8 +30,9 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """What a request to the OpenAI, Responses and Anthropic routes leaves open, by the names of SamplingParams, and whose values they
-    are. Without values: those of the API. `system`: the system message with which `sglang chat` and `sglang run` begin."""
+    """Values of the fields that a request to the OpenAI, Responses and Anthropic routes leaves out, by the names of
+    SamplingParams, and whose they are. Without values: those of the API. `system`: the system message with which `sglang chat`
+    and `sglang run` begin."""
 
     values: dict[str, Any] = field(default_factory=dict)
     source: str = "OpenAI"
@@ -121,7 +122,7 @@ class ScheduleOptions:
     speculation: bool = True
     """draft tokens in free text, from the request's own text and from the prefix tree (scheduler/speculation/)"""
     overlap: bool = True
-    """begin a step before the last one's tokens are known, where the worker can (scheduler/overlap.py)"""
+    """begin a step before the last one's tokens are known, where the worker can (RunningBatch.build_ahead)"""
     test_retract_every: int = 0
     """for tests: force a retraction every so many decode steps"""
 
@@ -209,7 +210,7 @@ class HttpOptions:
 
 @dataclass(frozen=True)
 class MediaOptions:
-    """What images and videos of requests may be, and where they may come from (consumer: server/multimodal)."""
+    """Limits and allowed sources of images and videos (consumer: server/multimodal)."""
 
     allowed_domains: tuple[str, ...] = ()
     """hosts, with their subdomains, from which media are fetched; empty means any public host"""

@@ -1,4 +1,15 @@
-"""Memory for the next rows of all decoding requests; when there is none, a request is retracted.
+"""The next step of all decoding requests: memory for their rows, retraction when there is none, and the step that begins ahead.
+
+Overlap scheduling: a plain step begins before the host knows the tokens of the last one (docs/ideas/overlap.md).
+
+    device   | forward k | sample k | forward k+1         | sample k+1 |
+    host     plan k+1, launch ------ wait k, commit k, masks k+1, launch sample ...
+
+A request that decodes in step k takes part in step k + 1 with one row whose id is "the result of sample i" (ForwardBatch.previous),
+which the device fills in. Once the tokens are known, the request may have ended (its row of step k + 1 is ignored), its grammar may
+have forced more tokens after the sampled one, or reasoning may end with another token than the sampled one (its sample of step k + 1
+is discarded, as if it were late). All other work is done once the tokens are known, so that no owner ever sees a request with
+unknown tokens.
 
 A retracted request gives up its slots (what it computed stays in the prefix cache while there is room) and waits at the front of the
 queue, or inside the queue if it was retracted for another client (admission/waiting.py). It keeps its output, its grammar state and
@@ -10,14 +21,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
+
+from sglang.srt.forward_batch import ForwardBatch
 from sglang.srt.scheduler.admission.prefill import OutputEstimate, PrefillPlanner
 from sglang.srt.scheduler.admission.waiting import Turns, WaitingQueue, party
-from sglang.srt.scheduler.batch import Extend
+from sglang.srt.scheduler.batch import Extend, Flight, ScheduleBatch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.req import Req
+from sglang.srt.scheduler.speculation.planning import gains_by_waiting
 
 HEADROOM_TOKENS = 20
-"""After a retraction each of the others can go on for so long."""
+"""Tokens that each other request can still generate after a retraction."""
 
 
 class RunningBatch:
@@ -68,8 +83,8 @@ class RunningBatch:
                 self.retract(last)
 
     def split(self, sits_out: Callable[[Req], bool]) -> tuple[list[Req], list[Extend]]:
-        """Who takes one row in the next step, and who takes several because tokens were forced on it. The rows of the latter
-        are cut where a step ends. A prompt whose first token is late begins with its last row."""
+        """Splits into requests with one row in the next step, and requests with several because of forced tokens. The rows of
+        the latter are cut where a step ends. A prompt whose first token is late begins with its last row."""
         decodes: list[Req] = []
         jumps: list[Extend] = []
         spare = self._step_tokens - len(self.reqs)
@@ -85,6 +100,39 @@ class RunningBatch:
             spare -= end - start - 1
             jumps.append(Extend(req, start, end, end == req.fill_len, False, is_jump=True))
         return decodes, jumps
+
+    def build_ahead(self, flight: Flight) -> ScheduleBatch | None:
+        """The step after `flight`, with memory for its rows; None where it must wait for the tokens: unless every request decodes
+        one plain row, memory suffices without retraction, and speculation is not likely to gain more from the tokens."""
+        batch = flight.batch
+        if flight.late or batch.extends or batch.forward.prompt_logprobs or len(batch.decodes) != len(self.reqs):
+            return None
+        if not all(map(_is_plain, batch.decodes)) or gains_by_waiting(batch.decodes):
+            return None
+        going = [i for i, req in enumerate(batch.decodes) if req.num_left > 1]
+        reqs = [batch.decodes[i] for i in going]
+        holds = [req.hold for req in reqs if req.hold is not None]
+        if not holds or any(hold.kv_len + 1 >= self._memory.rows.context_len for hold in holds):
+            return None
+        short = [hold for hold in holds if hold.reserved_len < hold.kv_len + 2]
+        if short and not self._memory.grow_by_one(short):
+            return None
+        rows = np.array([hold.row for hold in holds], dtype=np.int32)
+        positions = np.array([hold.kv_len + 1 for hold in holds], dtype=np.int32)
+        every, ones = np.arange(len(reqs), dtype=np.int32), np.ones(len(reqs), dtype=np.int32)
+        forward = ForwardBatch(
+            input_ids=np.zeros(len(reqs), dtype=np.int32),
+            positions=positions,
+            out_cache_loc=self._memory.rows.table[rows, positions],
+            req_pool_idx=rows,
+            q_start=every,
+            q_len=ones,
+            seq_lens=positions + np.int32(1),
+            sample_rows=every,
+            samples=[req.spec for req in reqs],
+            previous=np.array(going, dtype=np.int32),
+        )
+        return ScheduleBatch(reqs, [], forward, list(reqs), [])
 
     def retract(self, req: Req) -> None:
         """Takes a running request off the batch and back to the front of the queue, since memory ran out."""
@@ -112,13 +160,13 @@ class RunningBatch:
         self.num_retractions += 1
 
     def retract_one(self) -> None:
-        """For tests: as if memory had run out."""
+        """Retracts one request, as if memory had run out; for tests."""
         if self.reqs:
             self.retract(self._victim() or self.reqs[0])
 
     def _victim(self) -> Req | None:
-        """Of the client that holds most places, who loses least: fewest outputs, then the longest prompt. None when only one is
-        left."""
+        """The request to retract: of the client that holds most places, the one that loses least (fewest outputs, then the
+        longest prompt). None if only one is left."""
         candidates = self.holders
         if len(candidates) < 2:
             return None
@@ -133,3 +181,26 @@ class RunningBatch:
             if victim is None:
                 return
             self.retract(victim)
+
+
+def overtaken(batch: ScheduleBatch) -> set[Req]:
+    """The requests of a step that ran ahead, now that the tokens of the one before are known, that still run, but not with the one
+    token that the step was computed for."""
+    return {
+        req
+        for req in batch.decodes
+        if req.hold is not None
+        and (_surplus(req) or req.rewritten_at == req.num_ids or req.ending is not None or req.finish.is_searching)
+    }
+
+
+def _surplus(req: Req) -> bool:
+    assert req.hold is not None
+    return req.fill_len - req.hold.kv_len != 1
+
+
+def _is_plain(req: Req) -> bool:
+    """Whether a request takes part with one row, and only its token comes of that."""
+    if req.hold is None or req.media is not None or req.ending is not None:
+        return False
+    return req.msg.logprobs is None and not req.spec.want_logprob

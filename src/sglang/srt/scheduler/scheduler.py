@@ -40,7 +40,7 @@ from sglang.srt.scheduler.admission.prefill import OutputEstimate, PrefillPlanne
 from sglang.srt.scheduler.admission.waiting import Turns, WaitingQueue
 from sglang.srt.scheduler.batch import Extend, Flight, ScheduleBatch, build_batch
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
-from sglang.srt.scheduler.decode import RunningBatch
+from sglang.srt.scheduler.decode import RunningBatch, overtaken
 from sglang.srt.scheduler.finish import abort_reason
 from sglang.srt.scheduler.grammar.compiler import GrammarCompiler
 from sglang.srt.scheduler.grammar.engines.registry import create_backend
@@ -48,7 +48,6 @@ from sglang.srt.scheduler.grammar.journal import GrammarJournal, NotedBackend
 from sglang.srt.scheduler.grammar.masks import MaskFiller
 from sglang.srt.scheduler.grammar.trial import Trials
 from sglang.srt.scheduler.media.encoder_gate import EncoderGate
-from sglang.srt.scheduler.overlap import build_ahead, overtaken
 from sglang.srt.scheduler.profiling import Profiler
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.results import StepResults, take_forced, take_searched, take_sent
@@ -232,7 +231,7 @@ class Scheduler:
                 self._running.retract(self._prefill.partial)
             return None
         if not (decodes or jumps or extends):
-            time.sleep(WAIT_SECONDS)  # everybody waits for a mask, or for a search
+            time.sleep(WAIT_SECONDS)  # all requests wait for masks or searches
             return None
         decodes, extends = self._add_drafts(decodes, jumps, extends)
         return build_batch(decodes, extends, self.memory.rows.table, self._takes_images)
@@ -256,7 +255,7 @@ class Scheduler:
         return self._masks is not None and req.grammar is not None and self._masks.is_suspect(req.grammar)
 
     def _compute(self, batch: ScheduleBatch) -> Flight:
-        """The model's part; masks are filled while it runs. Who is late gets no token in this step."""
+        """The model's part; masks are filled while it runs. A request whose mask is late gets no token in this step."""
         began = time.perf_counter()
         searching = {req for req in batch.sampled if req.finish.is_searching}  # was retracted, or its prompt was forced on
         if not self._worker.info.runs_ahead:  # then `forward` returns when all is computed
@@ -275,7 +274,7 @@ class Scheduler:
             return None
         if len(self._waiting) and self.memory.rows.num_free and not self._prefill.still_blocked():
             return None
-        batch = build_ahead(flight, self._running.reqs, self.memory, self._worker.info.context_len)
+        batch = self._running.build_ahead(flight)
         if batch is not None:
             self._worker.forward(batch.forward)
         return batch
@@ -484,7 +483,7 @@ class Scheduler:
         return msgspec.structs.replace(stats, num_encoded=self._gate.num_encoded) if self._takes_images else stats
 
     def check_integrity(self) -> list[str]:
-        """What is wrong with slots, rows, trees and the places of requests; empty when all adds up."""
+        """Inconsistencies of slots, rows, trees and the places of requests; empty if there are none."""
         problems = self.memory.check_integrity()
         places = len(self._inlet) + len(self._waiting) + len(self._running.reqs) + (self._prefill.partial is not None)
         if places != len(self._live):
