@@ -20,7 +20,7 @@ constexpr int kTileRows = 12;          // rows in a tile of activations: Group[t
 constexpr int kRun = 16;               // KV slots in a run
 constexpr int kChunk = 128;            // positions of KV reduced on their own, at absolute multiples
 
-// What a linear layer reads. Either or both forms exist, as the readers need.
+// The input of a linear layer, in one form or both, as its readers need.
 struct ActView {
   Group* q;                            // int8 tiles, or null
   float* f;                            // rows of `stride` floats, zero beyond `width`, or null

@@ -1,4 +1,4 @@
-// The Python module: what Python holds, copies, loading and measuring. The ops are in ops_model.cpp and ops_logits.cpp.
+// The Python module: its classes, copies, loading and measuring. The ops are in ops_model.cpp and ops_logits.cpp.
 #include "call.h"
 #include "ops.h"
 

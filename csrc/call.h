@@ -1,4 +1,4 @@
-// What a binding makes of its Python arguments: pointers, counts and strides that were checked, and what must be kept for them.
+// Conversion of a binding's Python arguments: checked pointers, counts and strides, and the objects that must stay alive for them.
 #pragma once
 #include "objects.h"
 
@@ -106,7 +106,7 @@ class Call {
   const char* op_;
 };
 
-// ---- what several ops ask ---------------------------------------------------------------------------------------------------
+// ---- checks of several ops --------------------------------------------------------------------------------------------------
 inline int smaller(int a, int b) { return a < b ? a : b; }
 inline size_t size_at(int n) { return size_t(n < 0 ? 0 : n); }
 template <class T> Matrix<T> row(const Vector<T>& v) { return {v.p, 1, v.n, size_t(v.n)}; }

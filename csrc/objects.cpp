@@ -64,7 +64,7 @@ const Kernels& find_kernels(const std::string& name) {
 // Far beyond any model, and small enough that no index of the kernels, an int, overflows.
 constexpr int kMaxWidth = 1 << 24, kMaxRows = 1 << 28;
 
-// The memory that a product of sizes takes. One that does not fit a size_t is memory that nobody has.
+// The memory that a product of sizes takes. One that does not fit a size_t is more memory than any machine has.
 static size_t bytes_of(std::initializer_list<size_t> sizes) {
   size_t bytes = 1;
   for (const size_t size : sizes)

@@ -41,11 +41,11 @@ struct KVLayer {
   std::shared_ptr<Mapping> memory;     // of all layers
   // The layers of a model, run by run: a token takes memory in one place, not a huge page of every layer.
   static std::vector<KVLayer> make(int num_layers, int num_slots, int heads, int dim);
-  // Has the system bring the memory of slots [start, end), of all layers. Changes nothing in it; anybody may write meanwhile.
+  // Has the system bring the memory of slots [start, end), of all layers. Changes nothing in it; other threads may write meanwhile.
   void touch(int start, int end) const;
 };
 
-// What ops point to: it must stay until they have run. The arrays are held as their owners exported them, which also forbids
+// Memory that ops point to: it must stay until they have run. The arrays are held as their owners exported them, which also forbids
 // those that could (array.array, bytearray) to move their memory meanwhile.
 struct Kept {
   std::vector<nb::object> objects;
@@ -74,7 +74,7 @@ class Released {
   PyThreadState* state_;
 };
 
-// A forked child leaves its parent's pool as it is: nobody there could join its threads or release its locks.
+// A forked child leaves its parent's pool as it is: it could neither join the threads nor release the locks.
 struct DeletePool {
   void operator()(Pool* pool) const {
     if (!pool->forked()) delete pool;
@@ -108,7 +108,7 @@ class Runtime {
   void* buffer(const char* what, size_t bytes);
 
  private:
-  // What was started: its ops, where they are not a tape's, and everything that must stay until it is finished.
+  // A started job: its ops, where they are not a tape's, and everything that must stay until it is finished.
   struct Started {
     uint64_t number = 0;
     const Tape* tape = nullptr;

@@ -1,4 +1,4 @@
-// What a kernel is to the thread pool: a function and a block of plain arguments, run by all threads at once.
+// A kernel for the thread pool: a function and a block of plain arguments, run by all threads at once.
 //
 // This header is compiled once per instruction set, so it must not contain anything the linker could merge between them:
 // only plain structs, templates of the instruction set's own types, and functions that are always inlined.
@@ -12,8 +12,8 @@
 constexpr size_t kScratchBytes = size_t(4) << 20;   // private to each thread
 constexpr int kMaxThreads = 256;
 
-// A thread's view of the op it is running. Work is shared by `take`: a counter that hands out units 0, 1, 2, ... to whoever
-// comes first, so a thread whose core is busy elsewhere simply takes fewer.
+// A thread's view of the op it is running. Work is shared by `take`: a counter that hands out units 0, 1, 2, ... in the order of
+// the calls, so a thread whose core is busy elsewhere simply takes fewer.
 struct Ctx {
   int tid;                             // 0 .. n-1
   int n;                               // threads that run this op; may differ from op to op

@@ -183,7 +183,7 @@ static void attention(Runtime& rt, Obj qkv, Obj kv, Obj out, Obj meta, int num_h
   a.num_heads = num_heads, a.window = window, a.soft_cap = soft_cap;
   a.max_rows = smaller(m.rows, o.max_rows);
   a.meta = meta_of(c, meta, a.max_rows);
-  // What a thread's scratch must hold (attention.h, carve).
+  // The size of a thread's scratch (attention.h, carve).
   const size_t dim = size_t(a.kv.dim), grp = size_t(num_heads / a.kv.heads), rows = grp > 96 ? grp : 96;
   c.check((rows * (2 * dim + 16) + 16 * dim + 3 * kChunk * dim + 4096) * 4 <= kScratchBytes, "kv", "has heads too large for these kernels");
   const size_t entry = size_t(num_heads) * (dim + 16) * 4, chunks = size_t(a.meta.context_len + kChunk - 1) / kChunk;

@@ -27,7 +27,7 @@ inline void pause_cpu() {
 #endif
 }
 
-// Denormal numbers are taken as zero on every thread alike, or results would depend on who computed them.
+// Denormal numbers are taken as zero on every thread alike, or results would depend on the thread that computed them.
 class FlushDenormals {
  public:
 #if defined(__x86_64__)
@@ -49,7 +49,7 @@ class FlushDenormals {
 constexpr int kReturns = 64;           // a few microseconds
 constexpr int kSpins = 4000;           // in a barrier, about 0.1 ms: then a core may have been taken away
 // Threads are given up when waiting took this share of their time, and this much of it. While one waits, another has lost its
-// core, so a quarter waited is half the work lost: two threads are then no faster than one, and a neighbour that takes half a core
+// core, so a quarter waited is half the work lost: two threads are then no faster than one, and a process that takes half a core
 // is about there. A wait counts if no unit of work is that long: shorter ones are work that does not divide. What is older than
 // the window counts half. They stay out for kHoldMinNs, and four times longer when that happens again before kGoodNs have passed.
 #if defined(POOL_DELAYS)               // tests: all of that at any moment
@@ -134,7 +134,7 @@ void Pool::stop_threads() {
   for (auto& t : threads_) t.join();
 }
 
-// Jobs that were submitted are done first: who submitted them was told that they will be, and their ops lead to memory that goes next.
+// Jobs that were submitted are done first: their callers rely on it, and their ops use memory that is freed next.
 Pool::~Pool() {
   wait(submitted());
   stop_threads();
@@ -271,7 +271,7 @@ int Pool::barrier(int place, int n, size_t next_op) {
     if (now != phase) return threads_after(phase, now);
     pause_cpu();
   }
-  // Whoever we wait for has lost its core: sleeping leaves it ours.
+  // The thread that we wait for has lost its core: sleeping leaves it ours.
   std::unique_lock<std::mutex> lock(sleep_mutex_);
   blocked_.fetch_add(1, std::memory_order_seq_cst);
   uint64_t now;
@@ -363,7 +363,7 @@ void Pool::invite(int n, size_t first_op) {
   claimed_.clear();
 }
 
-// Makes a free seat taken; false when somebody else just did.
+// Makes a free seat taken; false when another thread just did.
 bool Pool::retire(Seat& seat) {
   bool is_free = true;
   if (!seat.free.compare_exchange_strong(is_free, false, std::memory_order_acq_rel)) return false;

@@ -7,11 +7,11 @@
 //     caller     submit 1 | plan, write ...  | wait 1: joins          | submit 2 | ...
 //     worker              | leads 1 .................................|          | leads 2 ...
 //
-// Threads are persistent. Between jobs they spin for a bounded time and then sleep, so an idle process uses no CPU. Nobody
-// waits for a sleeper: a job starts with the threads that are awake, and those that wake up join at the next barrier. Nor for
-// long for a core that somebody else is using: when a job's threads lose too much time waiting for each other, half of them
-// leave it at the next barrier and stay out for a while, a longer while each time it happens again. How many threads run
-// never changes a result.
+// Threads are persistent. Between jobs they spin for a bounded time and then sleep, so an idle process uses no CPU. A job never
+// waits for a sleeper: it starts with the threads that are awake, and those that wake up join at the next barrier. Nor does it wait
+// long for a core that another process uses: when a job's threads lose too much time waiting for each other, half of them leave it
+// at the next barrier and stay out for a while, a longer while each time it happens again. The number of threads never changes a
+// result.
 //
 // A job's threads have places 0 .. n - 1; place 0 leads. What a thread may write (scratch, its share of the work) follows from its
 // place, so at any moment a place must belong to one thread. `phase_` is { number of the barrier, threads of the next op }:
@@ -24,10 +24,10 @@
 //
 // 1. Barrier k opens when all threads of phase k have arrived. So a thread that goes on never sees the number move by more than one.
 // 2. A thread that was given up at k may sleep until much later and find any phase. If the number moved by more than one, it was
-//    given up, whatever the lower half says: its place is somebody else's by now.
+//    given up, whatever the lower half says: its place belongs to another thread by now.
 // 3. Between the last arrival and the new phase only the last to arrive touches the fields of the job, of time and of those invited.
-//    It stores the phase before it invites: whoever is invited at k reads phase k, and k + 1 cannot come without it.
-// 4. A seat is free, or its thread does something else. Whoever turns `free` false decides; one that was claimed is invited in any case.
+//    It stores the phase before it invites: a thread invited at k reads phase k, and k + 1 cannot come without it.
+// 4. A seat is free, or its thread does something else. The thread that turns `free` false decides; a claimed seat is always invited.
 // 5. A job counts as finished before its last barrier opens. Nothing of it (ops, counters) is read after that.
 //
 // A pool belongs to the process that made it. A forked child has none of its threads, and copies of its locks as they were: it can
@@ -76,7 +76,7 @@ class Pool {
     size_t count;
     uint64_t* spent;
   };
-  // Where a thread waits to be invited to a job: 0 is the caller's. Whoever makes `free` false, its thread or one that invites it,
+  // Where a thread waits to be invited to a job: 0 is the caller's. The thread that makes `free` false, the seat's own or an inviting one,
   // decides; a thread that was claimed gets its invitation at once.
   struct alignas(64) Seat {
     std::atomic<bool> free{false};
@@ -124,7 +124,7 @@ class Pool {
   std::mutex queue_mutex_;
   std::deque<Job> queue_;
   alignas(64) std::atomic<uint64_t> submitted_{0}, finished_{0};
-  std::atomic<bool> led_{false};       // somebody leads: the fields below are its own, or at a barrier those of the last to arrive
+  std::atomic<bool> led_{false};       // a thread leads: the fields below are its own, or at a barrier those of the last to arrive
 
   Job job_{};
   size_t first_op_ = 0;                // where those that are invited now begin

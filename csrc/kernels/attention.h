@@ -125,7 +125,7 @@ static void gather_block(const KVView& kv, const int* slots, int lo, int hi, int
     const size_t base = size_t(run) * kv.stride + size_t(h) * dim * kRun;
     __builtin_memcpy(vb + size_t(j) * dim, kv.v + base + size_t(slot % kRun) * dim, size_t(dim) * 2);
     if (done >> j & 1) continue;
-    if (slot % kRun != j) {            // never so with the allocator's promise, but right all the same
+    if (slot % kRun != j) {            // never so with the allocator's guarantee, but correct anyway
       for (int d = 0; d < dim; d++) kb[d * kRun + j] = kv.k[base + d * kRun + slot % kRun];
       continue;
     }
@@ -281,12 +281,12 @@ static NOINLINE void wide_weigh(const float* score, const float* v, int dim, int
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int i = 0; i < W; i++) fstore(out + r * ld + 16 * i, o[r][i]);
 }
 
-// Where what a row of request i at `pos` sees ends: after itself, or later where pictures are seen both ways.
+// The end of the positions that a row of request i at `pos` attends to: after itself, or later inside images with bidirectional attention.
 static ALWAYS int seen_end(const AttentionArgs& a, int row, int pos, int kv) {
   return a.meta.row_ends ? clamp(a.meta.row_ends[row], pos + 1, kv) : pos + 1;
 }
 
-// One chunk for R neighbouring rows of a tile. `ends` of its tokens. part receives R partial results; seen says which rows see anything.
+// One chunk for R adjacent rows of a tile. `ends` of its tokens. part receives R partial results; seen says which rows see anything.
 template <int R, bool WIDE>
 static void chunk_rows(const AttentionArgs& a, const Scratch& s, int r0, int grp, int pos0, const int* ends, int base, unsigned* seen) {
   const int dim = a.kv.dim;
@@ -395,7 +395,7 @@ static void attention_unit(const AttentionArgs& a, const Cut& cut, int i, int u,
     for (int g = 0; g < grp; g++, r++) finish_head(a, s.total + r * ld, q0 + t0 + t, h * grp + g);
 }
 
-// A request of the step that makes sense: the arrays come from outside, and no value in them may lead out of bounds. All of them
+// Whether request i of the step is valid: the arrays come from outside, and no value in them may lead out of bounds. All requests
 // together have no more rows than there are (`left`), so that counts of work stay small.
 static ALWAYS bool valid(const AttentionArgs& a, int i, int* left) {
   const int ql = a.meta.q_len[i], kv = a.meta.seq_lens[i], q0 = a.meta.q_start[i];

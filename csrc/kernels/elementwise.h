@@ -131,7 +131,7 @@ static void soft_cap(const void* args, const Ctx& c) {
 }
 
 // ---- rope and KV store ------------------------------------------------------------------------------------------------------
-// n values at p, in whole vectors where they are: what was stored by mask is slow to be read at once.
+// n values at p, in whole vectors where they are: masked stores cannot be forwarded to the loads that follow.
 static ALWAYS F load_up_to(const float* p, int n) { return n >= 16 ? fload(p) : fload_n(p, n); }
 static ALWAYS void store_up_to(float* p, F v, int n) {
   if (n >= 16) fstore(p, v);
@@ -187,7 +187,7 @@ static void rope_row(const RopeArgs& a, int r) {
 static void rope_store(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const RopeArgs*>(args);
   const int n = count(a.rows, a.max_rows);
-  // Sixteen rows at a time where there are many: neighbours write to the same lines of K.
+  // Sixteen rows at a time where there are many: adjacent rows write to the same lines of K.
   const int step = n >= 64 * c.n ? 16 : n >= 16 * c.n ? 4 : 1;
   for (int u; (u = c.take() * step) < n;)
     for (int r = u; r < imin(u + step, n); r++) rope_row(a, r);

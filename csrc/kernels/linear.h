@@ -95,7 +95,7 @@ static void linear_blocks(const void* args, const Ctx& c) {
 template <int FN> static void gated_unit(const GatedLinearArgs& a, int q, int r0, int r1, char* scratch) {
   float* tmp = reinterpret_cast<float*>(scratch + kPanelBuf);
   panels(a.w, 4 * q, 4, a.x, r0, r1, reinterpret_cast<uint8_t*>(scratch), tmp, 64, false);
-  // Two passes: what a row takes one after the other is longer than a processor looks ahead to the next row.
+  // Two passes: the work of one row is longer than the processor's window for out-of-order execution.
   float* end = tmp + size_t(r1 - r0) * 64;
   for (float* t = tmp; t < end; t += 64)
     for (int i = 0; i < 32; i += 16) fstore(t + i, mul(gate_fn<FN>(fload(t + i)), fload(t + i + 32)));

@@ -1,4 +1,4 @@
-// What happens to logits: penalties, masks, and choosing tokens. Rows are shared among the threads; a row is one thread's.
+// Ops on logits: penalties, masks, and choosing tokens. Rows are shared among the threads; a row is one thread's.
 #pragma once
 
 namespace ISA {

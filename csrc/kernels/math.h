@@ -69,7 +69,7 @@ template <int FN> static ALWAYS F gate_fn(F g) {
 }
 
 // One group of 32 values. The largest magnitude is found on the bits, so that infinity and NaN are never lost: such a group
-// gets the scale NaN, and whoever reads it the answer NaN.
+// gets the scale NaN, and all results computed from it are NaN.
 static ALWAYS void quantise(F a, F b, Group* out) {
   const I low = iset(0x7fffffff);
   const int top = ihmax(imax(iand(bits(a), low), iand(bits(b), low)));
@@ -123,7 +123,7 @@ template <int MAX, class Fn> static ALWAYS void with_rows(int rows, Fn f) {
 
 // Panels are read in the order of their addresses, for which memory is fastest. While tiles of rows are computed against one block of
 // a panel, they fetch the block behind it, each its share, evenly: in a burst the fetches would wait for each other. A tile that
-// is alone fetches a little ahead of itself. One of two rows or less does nothing but read, which the processor sees.
+// is alone fetches a little ahead of itself. A tile of one or two rows only reads, for which the processor fetches ahead itself.
 struct Ahead {
   const uint8_t* p;
   unsigned step;

@@ -154,7 +154,7 @@ static void pack_panel(const PackArgs& a, const uint8_t* src, int lanes, int lan
       for (int l = 0; l < lanes; l++) put_half(p + 64 * size_t(a.k / 2) + 4 * (lane0 + l), half_at(src + l * rb + 2 * size_t(a.k - 1)));
   }
 }
-// Destination panels are shared out; a panel takes the source rows that fall into it.
+// Threads share the destination panels; a panel takes the source rows that fall into it.
 static void pack(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const PackArgs*>(args);
   const int b0 = a.gated ? 0 : a.first_row / 16, shift = a.gated ? 0 : a.first_row;
@@ -166,7 +166,7 @@ static void pack(const void* args, const Ctx& c) {
   }
 }
 
-// ---- what the machine can do: yardsticks for benchmarks ---------------------------------------------------------------------
+// ---- the machine's limits, for benchmarks -----------------------------------------------------------------------------------
 static void read(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const ReadArgs*>(args);
   const size_t per = a.bytes / size_t(c.n) / 1024 * 1024;

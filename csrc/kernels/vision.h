@@ -1,4 +1,4 @@
-// What vision-language models need: encoders of patches, and the seams where their rows enter the decoder. Rows are independent of
+// Ops of vision-language models: encoders of patches, and the seams where their rows enter the decoder. Rows are independent of
 // each other, except in attention, where a row sees its own segment and nothing else.
 #pragma once
 
