@@ -24,7 +24,7 @@ class Address:
 
     @property
     def base_url(self) -> str:
-        """As requests name it."""
+        """The address as requests name it."""
         if self.url.startswith(UNIX):
             return "http://localhost"
         url = self.url if self.url.startswith(("http://", "https://")) else f"http://{self.url}"
@@ -40,7 +40,7 @@ class Address:
         return self.url.removeprefix(UNIX) if self.url.startswith(UNIX) else None
 
     def trusted(self) -> ssl.SSLContext | bool:
-        """Whose certificates are believed. Raises CommandError."""
+        """The certificate authorities to trust. Raises CommandError."""
         if self.ca_file is None:
             return True
         try:

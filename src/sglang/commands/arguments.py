@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def end_with(self, *examples: str, starts_server: bool = True) -> None:
-        """What --help ends with: how flags of a server are given, and examples."""
+        """The end of --help: how flags of a server are given, and examples."""
         shown = "\n  ".join(("examples:", *(f"{self.prog} {example}" for example in examples)))
         self.epilog = f"{SERVE_FLAGS}\n\n{shown}" if starts_server else shown
 

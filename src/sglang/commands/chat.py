@@ -44,7 +44,7 @@ Several lines: end a line with \\, or begin and end with \"\"\". Ctrl-C stops an
 
 @dataclass
 class Settings:
-    """What every request carries besides the messages."""
+    """Fields of every request besides the messages."""
 
     system: str | None = None
     response_format: dict[str, Any] | None = None
@@ -319,7 +319,7 @@ def shown(content: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Without control characters: a model must not steer somebody's terminal."""
+    """Removes control characters: a model must not control the terminal."""
     return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
 

@@ -42,7 +42,7 @@ def pull(argv: list[str]) -> int:
 
 
 def list_models(argv: list[str]) -> int:
-    """What is here, by the names that --model-path takes."""
+    """Prints the downloaded models by the names that --model-path takes."""
     args = _parser("list", "Models that are downloaded: size, and the name that --model-path takes.").parse_args(argv)
     with needs_extra("srt"):
         from sglang.srt.checkpoint.downloads import list_downloads

@@ -21,8 +21,8 @@ WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life"
 
 @dataclass(frozen=True)
 class Shape:
-    """What requests look like. Lengths are sampled uniformly from [(1 - spread) * length, length]. With `shared_len`, every prompt
-    begins with one of `num_shared` common prefixes of that length."""
+    """The shape of the requests. Lengths are sampled uniformly from [(1 - spread) * length, length]. With `shared_len`, every
+    prompt begins with one of `num_shared` common prefixes of that length."""
 
     input_len: int
     output_len: int

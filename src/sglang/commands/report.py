@@ -59,7 +59,7 @@ def times(outcomes: list[Outcome]) -> dict[str, list[float]]:
 
 
 def summarize(outcomes: list[Outcome], seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
-    """Everything as plain data; times in milliseconds."""
+    """The report as plain data; times in milliseconds."""
     good = [o for o in outcomes if o.error is None]
     errors: dict[str, int] = {}
     for o in outcomes:
@@ -84,7 +84,7 @@ def summarize(outcomes: list[Outcome], seconds: float, settings: dict[str, Any])
 
 
 def table(summary: dict[str, Any]) -> str:
-    """For a terminal."""
+    """The report as a table for a terminal."""
     lines = [
         f"{summary['completed']} requests completed, {summary['failed']} failed, in {summary['seconds']:.1f} s"
         f" ({summary['mean_concurrency']:.1f} at once on average)",

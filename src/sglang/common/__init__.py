@@ -1,1 +1,1 @@
-"""What the language, the runtime and the commands share. It imports none of them."""
+"""Code shared by the language, the runtime and the commands. It imports none of them."""

@@ -32,7 +32,7 @@ class Growing:
 
 
 def held_len(text: str, marks: tuple[str, ...]) -> int:
-    """How much of the end of `text` may be the beginning of one of `marks`."""
+    """The length of the longest end of `text` that may begin one of `marks`."""
     longest = max(map(len, marks), default=0)
     for size in range(min(longest - 1, len(text)), 0, -1):
         tail = text[-size:]

@@ -83,7 +83,7 @@ def unsupported_system() -> str | None:
 
 
 def _record() -> dict[str, Any]:
-    """What the installer noted about where this package came from (PEP 610); nothing if from an index, or not installed."""
+    """The installer's record of where this package came from (PEP 610); empty if it came from an index or is not installed."""
     from importlib.metadata import (  # here, since all programs pay for the import of this module
         PackageNotFoundError,
         distribution,

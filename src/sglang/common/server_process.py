@@ -14,7 +14,7 @@ POLL_SECONDS = 0.1
 
 
 def free_port(host: str, ports: Iterable[int]) -> int:
-    """The first of `ports` that nobody listens on. Raises RuntimeError."""
+    """The first free port of `ports`. Raises RuntimeError."""
     for port in ports:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             try:

@@ -153,13 +153,13 @@ def get_call_select(args: argparse.Namespace) -> CallSelect:
 
 
 def call_select_srt_raw(context: str, choices: Sequence[str], *, url: str) -> int:
-    """By the mean log probability of each choice's tokens."""
+    """Selects by the mean log probability of each choice's tokens."""
     scores = _post(f"{url}/score_choices", {"text": context, "choices": list(choices)})["choices"]
     return max(range(len(scores)), key=lambda i: float(scores[i]["normalized"]))
 
 
 def call_select_vllm(context: str, choices: Sequence[str], *, url: str) -> int:
-    """For a demonstration server that tells the prompt's score."""
+    """Selects through a demonstration server that reports the prompt's score."""
     bodies = [{"prompt": context + choice, "max_tokens": 1, "prompt_logprobs": 1} for choice in choices]
     scores = [float(_post(url, body).get("prompt_score", 0)) for body in bodies]
     return max(range(len(scores)), key=scores.__getitem__)

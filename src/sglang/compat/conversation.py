@@ -79,12 +79,12 @@ class Conversation:
 
     @property
     def image_token(self) -> str:
-        """What stands for an image in a message."""
+        """The placeholder of an image in a message."""
         return self.template.image_token
 
     @property
     def stop_str(self) -> list[str]:
-        """What ends the model's turn."""
+        """The texts that end the model's turn."""
         return list(self.template.stop_str)
 
     def set_system_message(self, system_message: str) -> None:

@@ -15,7 +15,7 @@ from sglang.srt.server.parsers.tool_calls import create_free_parser
 
 
 class Function(BaseModel):
-    """What a tool does. `parameters`: a JSON schema."""
+    """The description of a tool. `parameters`: a JSON schema."""
 
     name: str | None = None
     description: str | None = None
@@ -75,7 +75,7 @@ class FunctionCallParser:
         return _added(self._parser.feed(chunk_text))
 
     def finish(self) -> tuple[str, list[ToolCallItem]]:
-        """What was held back, when the text has ended."""
+        """Returns the text that was held back; called at the end of the text."""
         return _added(self._parser.finish())
 
 

@@ -133,7 +133,8 @@ def execute_shell_command(command: str) -> subprocess.Popen[str]:
 def run_with_timeout(
     func: Callable[..., T], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, timeout: float | None = None
 ) -> T:
-    """What the function returns or raises. Raises TimeoutError after `timeout` seconds; the function's thread goes on."""
+    """Returns what the function returns, raises what it raises. Raises TimeoutError after `timeout` seconds; the function's
+    thread goes on."""
     done: Future[T] = Future()
 
     def run() -> None:

@@ -260,7 +260,7 @@ _AT_THE_TOP = frozenset({"Engine", "Runtime", "RuntimeEndpoint"})
 
 
 def __getattr__(name: str) -> Any:
-    """What the original has here, too."""
+    """Names that SGLang has in this module, too."""
     if name not in _AT_THE_TOP:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("sglang"), name)

@@ -77,7 +77,7 @@ class TokenLengthNormalized(ChoicesSamplingMethod):
 
 
 class GreedyTokenSelection(ChoicesSamplingMethod):
-    """What greedy decoding would write if it could only write the choices.
+    """The choice that greedy decoding would write if it could only write the choices.
 
     Token by token, only the choices with the best log probability at that place stay. A choice that has ended goes on with
     its own mean, so that a prefix of another choice is neither favoured nor punished.

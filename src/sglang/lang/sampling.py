@@ -38,7 +38,7 @@ class Wire:
 
 
 class SamplingOptions(TypedDict, total=False):
-    """What `run`, `run_batch` and `gen` accept. None means: not set here."""
+    """Sampling parameters that `run`, `run_batch` and `gen` accept. None: not set here."""
 
     max_new_tokens: Annotated[int | None, Wire("max_new_tokens", "max_tokens", "max_tokens", "max_output_tokens", default=128)]
     min_new_tokens: Annotated[int | None, Wire("min_new_tokens", default=0)]

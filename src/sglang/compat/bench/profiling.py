@@ -71,7 +71,7 @@ def run_profile(
 
 
 def steps_taken(client: httpx.Client) -> int:
-    """By the server since it started. Raises CommandError."""
+    """The number of steps by the server since it started. Raises CommandError."""
     return int(ask(client, "GET", "/get_server_info")["internal_states"][0]["num_steps"])
 
 

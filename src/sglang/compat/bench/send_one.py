@@ -19,7 +19,7 @@ PROG = "python -m sglang.test.send_one"
 
 @dataclass
 class BenchArgs:
-    """What is sent, and where."""
+    """The request, and the server that it is sent to."""
 
     host: str = "localhost"
     port: int = 30000

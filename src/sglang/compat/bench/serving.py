@@ -165,7 +165,7 @@ class _Server:
         return str(reply.json()["data"][0]["id"])
 
     def vocab_size(self) -> int:
-        """Of the model; a size that every model has where the server does not tell."""
+        """The model's vocabulary size; where the server does not report it, a size that every model has."""
         reply = self._ask("GET", "/get_server_info")
         info = reply.json() if reply.status_code == 200 else {}
         return int((info.get("model") or {}).get("vocab_size") or 30_000)
@@ -179,7 +179,7 @@ class _Server:
         return ids
 
     def around_measurement(self, begin: bool) -> None:
-        """What happens at the server before and after."""
+        """Flushes the cache before and profiles during a measurement, if asked to."""
         if begin and self._args.flush_cache:
             self._ask("POST", "/flush_cache")
         if self._args.profile:
@@ -245,7 +245,7 @@ def _openai_body(args: argparse.Namespace, path: str, one: Row) -> dict[str, Any
 
 
 def _words(ids: Sequence[int]) -> str:
-    """As many words, about a token each: chats take no ids."""
+    """So many words, about a token each: chats take no ids."""
     words = ("time", "year", "people", "way", "day", "man", "thing", "life", "child", "world", "school", "state", "family")
     return " ".join(words[i % len(words)] for i in ids)
 

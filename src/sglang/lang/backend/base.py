@@ -19,8 +19,8 @@ from sglang.lang.ir import Image, Select
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model continues, in both forms: as one text (`text`, `images`), and as a conversation (`messages` that are
-    complete, then the open message of `role`, whose text so far is `text[role_start:]`)."""
+    """The prompt that a model continues, in both forms: as one text (`text`, `images`), and as a conversation (`messages` that
+    are complete, then the open message of `role`, whose text so far is `text[role_start:]`)."""
 
     text: str
     messages: tuple[Message, ...] = ()

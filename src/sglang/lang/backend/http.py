@@ -58,8 +58,8 @@ class _Session:
         self._heads: dict[str, tuple[httpx.URL, list[tuple[bytes, bytes]]]] = {}
 
     def post(self, url: str, payload: Any) -> httpx.Request:
-        """What client.build_request makes of it. The URL and the client's headers are put together once: that takes longer
-        than many an answer. A server that has set cookies gets them, the usual way."""
+        """The same request as client.build_request makes. The URL and the client's headers are put together once: that takes
+        longer than many an answer. A server that has set cookies gets them, the usual way."""
         content = json.dumps(payload).encode()
         if self.client.cookies:
             return self.client.build_request("POST", url, content=content, headers=[_JSON, *place_headers()])

@@ -67,7 +67,7 @@ class Watch:
                 future.set_result(None)
 
         def wake() -> None:
-            # the waiter's loop may be gone by now (asyncio.run ended): then nobody waits any more
+            # the waiter's loop may be gone by now (asyncio.run ended): then it waits no more
             if not loop.is_closed():
                 loop.call_soon_threadsafe(finish)
 

@@ -23,7 +23,7 @@ from sglang.lang.settings import global_config
 
 
 class SglFunction:
-    """What `@function` makes. Calling it runs it.
+    """A program made by `@function`. Calling it runs it.
 
     The names of sampling fields, and `stream`, `backend`, `use_thread`, `record`, are taken out of the keywords of a call
     unless the function has an argument of that name.

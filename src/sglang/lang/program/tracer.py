@@ -172,10 +172,10 @@ class TracerProgramState:
         raise TypeError("a traced program has no text")
 
     def sync(self) -> None:
-        """Nothing runs."""
+        """Does nothing: nothing runs."""
 
     def get_meta_info(self, name: str | None, timeout: float | None = None) -> None:
-        """Nothing is known."""
+        """Empty: nothing was generated."""
 
 
 class TracedForks:

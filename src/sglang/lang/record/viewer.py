@@ -97,7 +97,7 @@ def _span(row: Row) -> str:
 
 
 def _limit(row: Row) -> str | None:
-    """What kind of constraint a call has."""
+    """The kind of constraint that a call has."""
     options = row["value"].get("options") or {}
     return next((name for name in _LIMITS if options.get(name)), None)
 

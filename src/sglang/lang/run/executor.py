@@ -374,7 +374,7 @@ class Executor:
             await self.watch.wait_async(seen)
 
     def end_body(self, error: BaseException | None = None) -> None:
-        """The program's code has ended; with `error` if it raised while nobody was there to catch it."""
+        """The program's code has ended; with `error` if it raised and no caller could catch it."""
         self.body.running = False
         if error is not None:
             self._fail(error)

@@ -127,7 +127,7 @@ class CompletionSpeculation:
 
 
 def _take(tokens: Sequence[str], stops: Sequence[str], limit: int | None) -> int | None:
-    """How many characters of the tokens a gen takes; None when the tokens do not say."""
+    """The number of characters of the tokens that a gen takes; None if the tokens do not determine it."""
     text = "".join(tokens)
     ends = [at for stop in stops if (at := text.find(stop)) >= 0]
     if limit is not None and len(tokens) >= limit:

@@ -27,7 +27,7 @@ S = TypeVar("S", bound="StateBase")
 
 
 class RoleScope:
-    """What `s.user()` returns: `with` begins the message and ends it. Left alone, it does nothing."""
+    """The result of `s.user()`: `with` begins the message and ends it. Left alone, it does nothing."""
 
     def __init__(self, executor: Executor, role: str) -> None:
         self._executor = executor
@@ -42,7 +42,7 @@ class RoleScope:
 
 
 class StateBase:
-    """What both interfaces share: adding expressions, which never waits."""
+    """Base of the blocking and the asynchronous state: adding expressions never waits."""
 
     def __init__(self, executor: Executor, is_owner: bool = True) -> None:
         self.stream_executor = executor
@@ -96,11 +96,11 @@ class StateBase:
         self.stream_executor.body.cancel()
 
     def disown(self) -> None:
-        """The state goes on when this object is dropped: somebody else reads it."""
+        """The state goes on when this object is dropped: another object reads it."""
         self._is_owner = False
 
     def __del__(self) -> None:
-        # nobody can read the state any more: what it still generates is work for nothing
+        # the state cannot be read any more: what it still generates would be wasted work
         executor = getattr(self, "stream_executor", None)
         if executor is not None and self._is_owner and not executor.is_idle and not executor.body.running:
             executor.cancel()
@@ -277,7 +277,7 @@ class ProgramStateGroup(Generic[S]):
         return self.states[index]
 
     def __setitem__(self, index: int, state: S) -> None:
-        """For `forks[i] += expr`, which ends with this assignment of the same state."""
+        """Supports `forks[i] += expr`, which ends with this assignment of the same state."""
         check_same_fork(self.states[index], index, state)
 
     def __len__(self) -> int:

@@ -225,6 +225,6 @@ class Writing:
 
     @property
     def reasoning(self) -> str | list[str]:
-        """What was split off, one text or one for each sample."""
+        """The reasoning, split from the answer: one text, or one for each sample."""
         stripped = [text.strip() for text in self._reasoning]
         return stripped if len(stripped) > 1 else stripped[0]

@@ -65,7 +65,7 @@ class TypedOutput:
         return self.constraint[0] in options and not failed
 
     def read(self, text: str) -> Any:
-        """The value, or the TypedValueError to raise when somebody asks for it."""
+        """The value, or the TypedValueError to raise when it is read."""
         try:
             return self.parse(text)
         except ValueError as error:

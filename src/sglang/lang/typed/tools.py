@@ -50,7 +50,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What a call came to. `str()` of it is a line for the prompt."""
+    """The result of a tool call. `str()` of it is a line for the prompt."""
 
     call: ToolCall
     value: Any

@@ -57,7 +57,7 @@ class Formatter(argparse.HelpFormatter):
 
 
 def asked_for_help(argv: list[str]) -> str | None:
-    """What stands behind --help; empty for nothing, None if it is not there."""
+    """The word after --help; empty if there is none, None without --help."""
     for i, word in enumerate(argv):
         if word in ("-h", "--help"):
             topic = argv[i + 1 :]

@@ -30,7 +30,7 @@ def other_names(name: str) -> list[str]:
 
 
 def translate(given: Mapping[str, Any], fields: Collection[str]) -> tuple[dict[str, Any], list[str]]:
-    """What `given` means in terms of `fields`, and a line for each flag that means less here than in the original. Raises
+    """Translates `given` to names of `fields`, with a line for each flag that means less here than in the original. Raises
     ConfigError for a flag that is refused, TypeError for an unknown one or for two names of one."""
     known: dict[str, Any] = {}
     notes: list[str] = []
@@ -48,7 +48,7 @@ def translate(given: Mapping[str, Any], fields: Collection[str]) -> tuple[dict[s
 
 
 def nearest_flag(name: str, fields: Collection[str]) -> str | None:
-    """What an unknown name may mean: that of another server, or one that is misspelt."""
+    """The flag that an unknown name may mean: another server's name of it, or a misspelt one."""
     return ELSEWHERE.get(name) or nearest(name, [*fields, *ALIASES, *FLAGS])
 
 
@@ -122,7 +122,7 @@ class OtherFlags:
     _notes: list[str]
 
     def notes(self) -> list[str]:
-        """What the log is to say about the flags."""
+        """Lines for the log about the flags."""
         return getattr(self, "_notes", [])
 
     def named(self, name: str) -> str:

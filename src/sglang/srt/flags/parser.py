@@ -20,7 +20,7 @@ class FlagParser(argparse.ArgumentParser):
     where = ""
 
     def action_of(self, name: str) -> argparse.Action:
-        """What is done with the flag of a field."""
+        """The argparse action of a field's flag."""
         return next(action for action in self._actions if action.dest == name)
 
     def error(self, message: str) -> NoReturn:
@@ -128,7 +128,7 @@ def _with_dashes(flag: str, known: Collection[str]) -> str:
 
 
 def check_unknown(parser: FlagParser, unknown: list[str], cls: type[Any]) -> None:
-    """What the parser has left over is an error; an unknown flag names the most similar one."""
+    """Raises an error for arguments that the parser left over; an unknown flag names the most similar one."""
     for token in unknown:
         if not token.startswith("--"):
             parser.error(f"unexpected argument {token!r}: every argument is a flag; a model is given as --model-path MODEL")

@@ -99,7 +99,7 @@ class FlagReader:
         return name
 
     def _words(self, name: str, given: Given) -> list[str]:
-        """As words of a command line."""
+        """The values as words of a command line."""
         action, value = self._parser.action_of(name), given.value
         if given.is_object and name in self._fields and action.default != "{}":
             self._parser.error(f"{name.replace('_', '-')} takes one value, not an object")

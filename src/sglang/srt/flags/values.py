@@ -42,7 +42,7 @@ def show_size(num_bytes: int) -> str:
 
 
 def split_names(text: str | None) -> tuple[str, ...]:
-    """What stands between commas."""
+    """The names between commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
 
 
@@ -99,7 +99,7 @@ def read_private(flag: str, path: str) -> str:
 
 
 def open_to_all(flag: str, path: str, mode: int) -> str | None:
-    """What to say of a file with secrets that everybody may read."""
+    """A warning about a file with secrets that all users may read; None if only its owner may."""
     is_open = stat.S_ISREG(mode) and mode & stat.S_IROTH
     return f"{flag} {path} may be read by everybody on this machine: chmod o-r {path}" if is_open else None
 
