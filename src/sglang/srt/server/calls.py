@@ -21,7 +21,7 @@ from sglang.srt.server.tokenization.detokenizer import Detokenizer
 
 
 class Progress(msgspec.Struct, eq=False):
-    """How far a sequence is. `ids`: output tokens that came, `last`: the last output. `is_sent`: a scheduler has it,
+    """The progress of a sequence. `ids`: output tokens that came, `last`: the last output. `is_sent`: a scheduler has it,
     `was_sent`: one that died had it. `aborted`: for which reason the scheduler was told to abort it."""
 
     ids: list[int] = []  # each its own: msgspec copies it
@@ -96,7 +96,7 @@ class Sequence:
         return held.whole()
 
     def due(self, out: GenerateOut, interval: int) -> GenerateOut | None:
-        """What to report now: the first token, then every `interval` tokens. What is not reported is held."""
+        """The output to report now: the first token, then every `interval` tokens. The rest is held back."""
         held = self.held
         if held is None and len(out.ids) >= interval:
             self.said = True

@@ -28,11 +28,11 @@ SHOWN = 100
 
 @dataclass(frozen=True)
 class Fields:
-    """What a body may hold. `read`: values that the route looks at. `ignored`: what changes nothing in an answer; never built.
-    `refused`: what is not done here; a long value of theirs is refused unseen, a short one is for the route to judge. `takes_hints`:
-    what is not known is ignored, too (note_unknown). `members`: names that clients write here and that belong into the object
-    `members_of`; the error says so. `describe`: JSON schemas of what is read, by name; `required`: those that a body must have; `name`: of
-    the body in the OpenAPI document."""
+    """Fields that a body may have. `read`: those that the route reads. `ignored`: those that change nothing in an answer; never
+    built. `refused`: those that are not supported; a long value of theirs is refused unseen, a short one is for the route to
+    judge. `takes_hints`: what is not known is ignored, too (note_unknown). `members`: names that clients write here and that
+    belong into the object `members_of`; the error says so. `describe`: JSON schemas of what is read, by name; `required`: those
+    that a body must have; `name`: of the body in the OpenAPI document."""
 
     read: frozenset[str]
     ignored: frozenset[str] = frozenset()
@@ -80,7 +80,8 @@ class Fields:
 
 @dataclass(frozen=True)
 class Refusal:
-    """What is not done here. `why`: the reason, or what to do instead. `neutral`: the values that ask for nothing; null always does."""
+    """An unsupported field. `why`: the reason, or what to do instead. `neutral`: the values that ask for nothing; null always
+    does."""
 
     why: str
     neutral: tuple[Any, ...] = ()

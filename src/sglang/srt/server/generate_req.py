@@ -77,7 +77,7 @@ class GenerateReq(msgspec.Struct, eq=False):
 
 
 class GenerateOut(msgspec.Struct, eq=False):
-    """What one sequence produced since its last GenerateOut. `index` is its place in the call: samples of one prompt are
+    """The output of one sequence since its last GenerateOut. `index` is its place in the call: samples of one prompt are
     neighbours. The lengths are totals."""
 
     index: int

@@ -285,7 +285,7 @@ class InFlight:
 
 
 def _error_of(finish: FinishReason) -> SglangError | None:
-    """The error behind an abort; None for an abort that somebody asked for, which is an ordinary end."""
+    """The error behind an abort; None for an abort that a client or operator asked for, which is an ordinary end."""
     if finish.type != "abort" or finish.status_code is None:
         return None
     message = finish.message or "the request was aborted"

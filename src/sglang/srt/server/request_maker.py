@@ -54,7 +54,7 @@ class RequestMaker:
 
     @info.setter
     def info(self, info: dict[str, Any]) -> None:
-        """Of another scheduler, too."""
+        """The model's facts; a restarted scheduler sends them again."""
         self._info = info
         self.vocab_size = int(info["vocab_size"])
         self.context_len = min(int(info["context_len"]), int(info["max_total_tokens"]))
@@ -182,7 +182,7 @@ class RequestMaker:
         raise self.too_many_chars(len(text), "text")
 
     def too_many_chars(self, count: int, param: str) -> ContextLengthError:
-        """For a text that has more than `max_chars`."""
+        """The error for a text of more than `max_chars`."""
         return ContextLengthError(param, -(-count // self._longest_token), self.context_len, is_least=True)
 
     def _fitted(self, ids: Sequence[int]) -> Sequence[int]:
@@ -261,7 +261,7 @@ class RequestMaker:
         return self._healer.heal(ids)
 
     def _empty_prompt(self) -> Sequence[int]:
-        """What an empty text means: the token that begins a text, or for want of one a token that ends one."""
+        """The ids of an empty text: the token that begins a text, or without one a token that ends one."""
         vocabulary = self.tokenizer.vocabulary if self.tokenizer is not None else None
         if vocabulary is not None and vocabulary.bos_token_id is not None:
             return [vocabulary.bos_token_id]

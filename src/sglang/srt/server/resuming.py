@@ -64,7 +64,7 @@ class KeptPixels:
 
 
 class Resumable(Protocol):
-    """What resuming needs of a sequence in flight (calls.Sequence)."""
+    """The interface of a sequence in flight (calls.Sequence) that resuming needs."""
 
     request: TokenizedReq
     progress: Progress

@@ -47,7 +47,7 @@ class Checker:
 
 
 def check(schema: Any, answer: str) -> Verdict:
-    """Nothing is fetched that a reference leads to: outside of the schema there is nothing."""
+    """Checks an answer. References are never fetched: nothing outside the schema is read."""
     from referencing import Registry
 
     try:
@@ -137,7 +137,7 @@ def _worst(errors: list[Any]) -> Any:
 
 
 def _depth(error: Any) -> int:
-    """How deep in the answer something is wrong; within a choice, in its best branch."""
+    """The depth of an error in the answer; within a choice, that of its best branch."""
     here = len(error.absolute_path)
     if error.validator not in ("anyOf", "oneOf") or not error.context:
         return here

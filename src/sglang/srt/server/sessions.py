@@ -31,9 +31,9 @@ MAX_NAME = 256
 
 @dataclass(frozen=True)
 class SessionParams:
-    """What a request says about its place in a session. `rid`: the request that it follows; None: the beginning. `offset`: of
-    what stood before, only so many tokens (from the end if negative; 0: all). `replace`: forget all that followed before.
-    `drop_previous_output`: follow the prompt of `rid`, without its answer."""
+    """A request's place in a session. `rid`: the request that it follows; None: the beginning. `offset`: of what stood before,
+    only so many tokens (from the end if negative; 0: all). `replace`: forget all that followed before. `drop_previous_output`:
+    follow the prompt of `rid`, without its answer."""
 
     id: str
     rid: str | None = None
@@ -98,7 +98,7 @@ class _Session:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a request goes: after `ids`."""
+    """The place of a request: after `ids`."""
 
     session: _Session
     parent: _Node
@@ -123,12 +123,12 @@ class Turn:
         self._node.own.extend(ids)
 
     def finish(self) -> None:
-        """From now on others may follow it."""
+        """Ends the request: others may follow it from now on."""
         self._node.finished = True
         self._sessions.note_finished(self._session, self._name, self._node)
 
     def drop(self) -> None:
-        """It failed, or nobody listens: it is not part of the conversation."""
+        """Removes a request that failed, or whose client has left, from the conversation."""
         self._sessions.note_dropped(self._session, self._name, self._node)
 
 
@@ -166,7 +166,7 @@ class Sessions:
         del self._sessions[owner, self._find(name, owner).name]
 
     def place(self, params: SessionParams, owner: str) -> Place:
-        """Where the request goes, and what stands before it. Raises RequestError."""
+        """The request's place, with the ids before it. Raises RequestError."""
         self._expire()
         session = self._find(params.id, owner)
         parent = self._parent(session, params)
@@ -245,7 +245,7 @@ class Sessions:
 
     @staticmethod
     def _check_replace(place: Place) -> int:
-        """What would be freed. Raises RequestError if some of it still runs."""
+        """The cost of the requests that would be freed. Raises RequestError if one of them still runs."""
         freed = 0
         for name, node in place.parent.below():
             if not node.finished:
@@ -261,7 +261,7 @@ class Sessions:
         parent.children.clear()
 
     def _expire(self) -> None:
-        """Closes what nobody has used for long."""
+        """Closes sessions that were not used for long."""
         before = time.monotonic() - self._timeout
         for key, session in list(self._sessions.items()):
             if session.used_at < before and not session.is_running:

@@ -65,7 +65,7 @@ AWAY_SECONDS = 30.0
 
 
 class TokenizerManager:
-    """`send` hands a message to the scheduler; whoever receives gives its messages to `handle`, on the event loop. `info` is
+    """`send` hands a message to the scheduler; the receiver gives the scheduler's messages to `handle`, on the event loop. `info` is
     forward_batch.ModelInfo as a dict. Without a tokenizer only ids go in and out. `media` takes the images and videos of
     vision-language models."""
 
@@ -149,7 +149,7 @@ class TokenizerManager:
         return call
 
     async def count_tokens(self, req: GenerateReq) -> int:
-        """How many tokens the prompt of a request has, images and videos among them. Raises RequestError and OverloadError."""
+        """Counts the tokens of a request's prompt, including images and videos. Raises RequestError and OverloadError."""
         (request,) = await self.maker.make(req)
         return len(request.input_ids)
 
@@ -302,11 +302,11 @@ class TokenizerManager:
         self._in_flight.close()
 
     def begin_drain(self) -> None:
-        """From now on, new requests are refused; those that have arrived go on."""
+        """Begins to refuse new requests; those that have arrived continue."""
         self._draining_since = time.monotonic()
 
     def end_drain(self) -> None:
-        """From now on, no request is started. Those that run are aborted."""
+        """Refuses all requests and aborts the running ones."""
         self._draining_since = -math.inf
         self.abort_all("the server is shutting down")
 
@@ -329,7 +329,7 @@ class TokenizerManager:
         return await self._controls.pause(pause)
 
     def view(self, on: bool) -> None:
-        """Somebody looks at the machine (`on_view`), or nobody does any more."""
+        """Starts or ends the observation of the machine, for `on_view`."""
         self._controls.view(on, self.is_alive)
 
     async def profile(self, start: bool) -> ControlReply:

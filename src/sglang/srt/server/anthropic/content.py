@@ -115,7 +115,7 @@ def _call(block: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parts(blocks: list[Any], where: str) -> list[Part]:
-    """What the model reads of some blocks. Raises RequestError for one of a type that is not known."""
+    """The parts that the model reads, from blocks. Raises RequestError for a block of an unknown type."""
     parts: list[Part] = []
     for i, block in enumerate(blocks):
         kind = _kind(block)
@@ -197,12 +197,12 @@ def _between_marks(mark: str, names: dict[str, str], parts: list[Part]) -> list[
 
 
 def _compaction(block: dict[str, Any], where: str) -> list[Part]:
-    """A summary of what stood before; an encrypted one nobody else can read."""
+    """A summary of the earlier conversation; an encrypted one can be read only by Anthropic's servers."""
     return [{"type": "text", "text": _string(block, "content", where)}] if block.get("content") is not None else []
 
 
 def _tool_reference(block: dict[str, Any], where: str) -> list[Part]:
-    """What a search for tools has found: all tools are shown to the model from the beginning."""
+    """A sentence about a tool that a tool search found: all tools are shown to the model from the beginning."""
     return [{"type": "text", "text": f"The tool {_string(block, 'tool_name', where)} can be called."}]
 
 

@@ -133,7 +133,7 @@ def _routes(
 
 
 def _named(handler: Handler) -> Handler:
-    """For Anthropic's clients: answers have a request-id, as errors there do."""
+    """Adds the request-id to answers for Anthropic's clients, as errors have it."""
 
     @wraps(handler)
     async def named(request: Request) -> Response:
@@ -177,7 +177,7 @@ _ERRORS = {SglangError: _on_error, HTTPException: _on_http_error, ClientDisconne
 
 
 def _plain_error(path: str, status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> Response:
-    """What no SglangError says, in the shape of the route."""
+    """The reply to an error that is no SglangError, in the route's format."""
     if speaks_anthropic(path):
         return JsonResponse(anthropic_error_body(status, message), status, (headers or {}) | request_id())
     body: dict[str, Any] = {"message": message}

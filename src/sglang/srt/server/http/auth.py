@@ -65,8 +65,8 @@ class ApiKeys:
 
 
 def operator_only(handler: Handler) -> Handler:
-    """For what concerns the requests of others: the admin key is needed where there is one, and where there are several clients.
-    It stands at the route, so that no spelling of a path gets around it."""
+    """Restricts an endpoint that concerns the requests of others: it needs the admin key where there is one, or where there are
+    several clients. The check is at the route, so that no spelling of a path gets around it."""
 
     @wraps(handler)
     async def checked(request: Request) -> Response:
@@ -78,7 +78,7 @@ def operator_only(handler: Handler) -> Handler:
 
 
 def need_admin(what: str) -> None:
-    """For what only the body tells to be the operator's. Raises AdminOnlyError for anybody else."""
+    """For requests whose body alone shows that they are the operator's: raises AdminOnlyError for other clients."""
     if not current_scope().is_operator:
         raise AdminOnlyError(f"{what} needs the admin key (--admin-api-key): Authorization: Bearer KEY")
 

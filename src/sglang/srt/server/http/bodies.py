@@ -54,7 +54,7 @@ async def read_sized(request: Request, fields: Fields) -> tuple[dict[str, Any], 
 
 
 async def read_as(request: Request, fields: Fields, make: Callable[[dict[str, Any]], T]) -> T:
-    """What `make` makes of the body's values; on another thread if the body is long. Nothing else keeps the values."""
+    """Returns `make(values of the body)`; on another thread if the body is long. Nothing else keeps the values."""
     values, size = await read_sized(request, fields)
     return await run_aside(make, values) if size > LONG_BODY else make(values)
 
@@ -133,7 +133,7 @@ def _refuse(error: Exception) -> NoReturn:
 
 
 def _check_long(name: str, fields: Fields) -> None:
-    """For a member whose value is longer than a piece."""
+    """Checks a member whose value is longer than a piece."""
     if name in NAMES and name not in fields.ignored:
         raise _long_name(name)
     if name in fields.refused:

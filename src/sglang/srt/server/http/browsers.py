@@ -167,7 +167,7 @@ class BrowserGuard:
         return host
 
     def _check_origin(self, headers: dict[bytes, list[bytes]], host: Authority, method: str) -> None:
-        """Raises ForeignPageError for a request that a browser sends on behalf of somebody else's page."""
+        """Raises ForeignPageError for a request that a browser sends on behalf of a page of another origin."""
         sites, origins = headers.get(b"sec-fetch-site", []), headers.get(b"origin", [])
         if self._any_origin or (sites and all(site in (b"same-origin", b"none") for site in sites)):
             return

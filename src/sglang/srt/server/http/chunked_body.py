@@ -21,7 +21,7 @@ class ChunkedBody:
         self._is_last = False
 
     def measure(self, data: bytes) -> int:
-        """How many of the next bytes belong to it: all of them, unless it ends among them."""
+        """The number of the next bytes that belong to the body: all of them, unless it ends among them."""
         at = 0
         while at < len(data):
             if self._left:

@@ -38,7 +38,7 @@ class JsonArray:
                 self._end.clear()
 
     def copy(self) -> Encoded:
-        """As it is now."""
+        """The array as it is now, encoded."""
         end = bytes(self._end) + b"]"
         return Encoded([*self._pieces, end] if self._pieces or self._end else [b"[]"])
 

@@ -27,7 +27,7 @@ class Identity:
 
 
 class KeyRing:
-    """The configured keys and whose they are. With fewer than two keys, the admin's included, there is nobody to tell apart."""
+    """The configured keys and their owners. With fewer than two keys, the admin's included, clients are not distinguished."""
 
     def __init__(self, keys: tuple[str, ...], admin_key: str | None) -> None:
         self.replace(keys, admin_key)
@@ -49,7 +49,8 @@ class KeyRing:
                     self._known.setdefault(key.encode(encoding), Identity(client, is_operator))
 
     def identify(self, headers: Headers) -> Identity | None:
-        """Whose key a request carries; None for no key, or a wrong one. Raises ApiKeyError for keys that contradict each other."""
+        """The client whose key a request carries; None for no key, or a wrong one. Raises ApiKeyError for keys that contradict
+        each other."""
         found = {self._owner(token) for token in _credentials(headers)} or {None}
         if len(found) > 1:
             raise ApiKeyError("the request carries several API keys that differ: send one")

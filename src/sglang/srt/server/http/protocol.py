@@ -61,7 +61,7 @@ _REASONS = {
 
 
 class _Flow(FlowControl):
-    """Reading goes on when everybody agrees: the application, which has taken the body, and the connection, which has no bytes
+    """Reading goes on when both agree: the application, which has taken the body, and the connection, which has no bytes
     left that wait for their turn."""
 
     is_held = False
@@ -368,7 +368,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def _close(self) -> None:
-        """The transport closes when its last bytes have been taken; nobody waits for that for ever."""
+        """The transport closes when its last bytes have been taken; the wait for that is bounded."""
         self.transport.close()
         self._watch_writing()
 

@@ -33,8 +33,8 @@ class RequestScope(msgspec.Struct, eq=False):
 
     @property
     def client(self) -> tuple[str, ...]:
-        """Whom the queue is fair to, outermost first: (key, user), or where no keys tell clients apart ("", address, user); for programs
-        of this machine ("", user), and nothing if they name none."""
+        """The client in the queue's fairness, outermost first: (key, user); without keys ("", address, user); for programs of
+        this machine ("", user), and () if they name no user."""
         if self.address and not self.key:
             return ("", self.address, self.user)
         return (self.key, self.user) if self.key or self.user else ()
@@ -48,7 +48,7 @@ _current: ContextVar[RequestScope | None] = ContextVar("request_scope", default=
 
 
 def current_scope() -> RequestScope:
-    """That of the request being served; outside HTTP one that knows nothing."""
+    """The scope of the request being served; outside HTTP an empty one."""
     return _current.get() or RequestScope(time.monotonic())
 
 

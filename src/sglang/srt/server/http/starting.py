@@ -58,7 +58,7 @@ class OuterApp:
         return len(self._visits)
 
     def send_away(self) -> None:
-        """Answers 503 to everybody inside whose response has not begun, whatever is done for them now. The others have until
+        """Answers 503 to all requests inside whose response has not begun, whatever their state. The others have until
         uvicorn cancels them."""
         self._is_closing = True
         for task, visit in self._visits.items():

@@ -1,4 +1,4 @@
-"""How much of what came is parsed, and how many requests begin, in each turn of the event loop.
+"""Limits of the work in each turn of the event loop: bytes to parse, and requests to begin.
 
 A thousand clients may send at the same moment. What each costs at first (its head and body parsed, its text tokenized) is little, but
 in one turn of the loop it would add up, and whoever asks for /health or reads a stream would wait for the sum.

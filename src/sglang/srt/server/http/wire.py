@@ -30,7 +30,7 @@ KEEP_ALIVE = b": keep-alive\n\n"
 """a comment of the event stream, sent when there was nothing to say for so long: proxies cut silent connections"""
 
 CLIENT_GONE = Response(status_code=499)
-"""the answer to a client that hung up: nobody is there to read it"""
+"""the answer to a client that has disconnected: it is never read"""
 
 LARGE_EVENT = 4096
 """bytes from which on others have their turn after it: more such pieces may be at hand"""
@@ -83,7 +83,7 @@ def status_of(error: SglangError) -> int:
 
 
 def message_of(error: SglangError) -> str:
-    """What a client is told; it may repeat some of the client's words, but not all of them."""
+    """The error's message for a client; it may repeat some of the client's words, but not all of them."""
     return _shown(str(error))
 
 
@@ -130,7 +130,8 @@ def anthropic_error_body(status: int, message: str, details: dict[str, Any] | No
 
 
 def _anthropic_length(error: ContextLengthError) -> str:
-    """In the words by which agents know that they must ask for less, or shorten the conversation; they read the numbers."""
+    """The error of a prompt that is too long, in words that agents recognise; they read its numbers to shorten the
+    conversation."""
     if error.max_new_tokens is None:
         return f"prompt is too long: {error.prompt_len} tokens > {error.context_len - 1} maximum"
     return (
@@ -279,7 +280,7 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": self._alive, "more_body": True})
 
     async def _send_events(self, send: Send) -> None:
-        """Until they end or the client hangs up."""
+        """Sends events until they end or the client disconnects."""
         async for event in self._events:
             self._num_sent += 1
             if not event.endswith(b"\n\n"):

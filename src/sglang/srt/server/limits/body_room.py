@@ -50,7 +50,7 @@ class BodyLease:
                 continue
 
     def release(self) -> None:
-        """To be called once."""
+        """Releases the room; called once."""
         self._room.give_back(self)
 
 
@@ -80,7 +80,7 @@ class BodyRoom:
 
 
 def _owner(scope: Scope) -> Any:
-    """Whose bytes they are: the client's key, or its address."""
+    """The owner of a body's bytes: the client's key, or its address."""
     return current_scope().key or (scope.get("client") or ("",))[0]
 
 

@@ -182,7 +182,7 @@ class _String:
 
 
 def _num_chars(string: bytes) -> int:
-    r"""At most so many: `\uXXXX` is one."""
+    r"""An upper bound of the number of characters: `\uXXXX` is one."""
     return len(string) - 5 * string.count(b"\\u") if b"\\" in string else len(string)
 
 

@@ -31,7 +31,7 @@ _SPACE = b" \t\r\n"
 _QUOTE, _OBJECT, _OPEN, _CLOSE, _LOWER = ord('"'), ord("{"), ord("{"), ord("}"), 32
 """`[` and `]` are `{` and `}` without the bit _LOWER"""
 _CAME = token_hex(16)
-"""key of what came before; nobody can know it"""
+"""key of earlier content; no client can know it"""
 _PREFIXES = {True: b'{"%b":' % _CAME.encode(), False: b"["}
 
 _decode = msgspec.json.Decoder().decode
@@ -216,7 +216,7 @@ class JsonReader:
 
 
 class _Marks:
-    """Where the structure of a window is that begins outside of strings."""
+    """The places of structural characters in a window that begins outside strings."""
 
     def __init__(self, window: bytes) -> None:
         self._window = window
@@ -247,7 +247,7 @@ class _Marks:
         return self.text.rfind(b",", 0, end)
 
     def brackets(self, end: int) -> tuple[int, list[int]]:
-        """How many that were open before are closed before `end`, and the places of those that are opened and stay open."""
+        """The number of earlier brackets that are closed before `end`, and the places of new ones that stay open."""
         folded = self._array[:end] | _LOWER
         places = np.flatnonzero((folded == _OPEN) | (folded == _CLOSE))
         places = places[np.searchsorted(self._quotes, places) % 2 == 0]
@@ -325,7 +325,8 @@ def string_parts(begun: bytes, body: Pieces, is_wanted: bool) -> tuple[list[str]
 
 
 def safe_cut(text: bytes) -> int:
-    r"""Where a text of a string may be cut: no character, escape or pair of escapes is divided. `text` has no `\\`."""
+    r"""A place at which the text of a string may be cut: no character, escape or pair of escapes is divided. `text` has no
+    `\\`."""
     escape = text.rfind(b"\\", max(len(text) - _ESCAPE_LEN, 0))
     if escape >= 0:
         before = text[max(escape - 6, 0) : escape].lower()

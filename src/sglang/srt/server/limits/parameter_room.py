@@ -54,12 +54,12 @@ class ParameterRoom:
             self.held[request.rid] = _owner(request), size
 
     def give_back(self, rid: str) -> None:
-        """What the sequence of that name took, if it did."""
+        """Frees the room that the sequence of that name took, if it took any."""
         if rid in self.held:
             self._budget.give_back(*self.held.pop(rid))
 
     def clear(self) -> None:
-        """Nothing is in flight any more."""
+        """Forgets all parameters: nothing is in flight any more."""
         self.held: dict[str, tuple[str, int]] = {}
         """(owner, bytes) of those sequences that hold any"""
         self._budget = Budget(4 * MAX_PARAMETER_BYTES, 2 * MAX_PARAMETER_BYTES, "long sampling parameters are in flight")

@@ -112,7 +112,8 @@ class Shares:
 
 
 class Budget:
-    """What may be held, of all and of one owner. Nothing waits here: what does not fit is an OverloadError, "too many WHAT"."""
+    """A limit of all owners together and of each. Nothing waits here: beyond the limit there is an OverloadError, "too many
+    WHAT"."""
 
     def __init__(self, total: int, share: int, what: str) -> None:
         self._total, self._share, self._what = total, share, what

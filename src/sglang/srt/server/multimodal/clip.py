@@ -20,7 +20,7 @@ MAX_SECONDS = 1e6
 
 @dataclass(frozen=True)
 class Clip:
-    """An image (one frame) or a video. `times`: seconds of each frame from the beginning; empty: nobody knows."""
+    """An image (one frame) or a video. `times`: seconds of each frame from the beginning; empty: unknown."""
 
     frames: Sequence[Frame]
     times: Sequence[float] = ()

@@ -69,7 +69,7 @@ _DECODER_ERRORS = (
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What to do with a file. `pixels`: all that its frames may have together, as its header promised or the request allows;
+    """How to decode a file. `pixels`: all that its frames may have together, as its header promised or the request allows;
     `container`: as in media.Medium; `measure`: only tell the shape; `memory`: bytes that the process may take besides the file,
     0: as its limits say."""
 
@@ -118,7 +118,7 @@ def prepare(setup: bytes) -> Callable[[bytes], Generator[bytes, None, bytes]]:
 
 
 def pack(order: Order) -> bytes:
-    """What comes before the file."""
+    """The header that is sent before the file."""
     head = msgspec.msgpack.encode(order)
     return struct.pack("<I", len(head)) + head
 
@@ -254,7 +254,7 @@ def split_pngs(data: bytes) -> list[bytes]:
 
 
 def _check_cut(image: Image.Image, label: str) -> str:
-    """What to say of a JPEG that lacks its end: the decoder makes grey what it has no data for. Raises RequestError if that is
+    """A warning about a JPEG that lacks its end: the decoder makes grey what it has no data for. Raises RequestError if that is
     most of the image."""
     missing = _grey_rows(image)
     if 2 * missing > image.height:
@@ -263,7 +263,7 @@ def _check_cut(image: Image.Image, label: str) -> str:
 
 
 def _grey_rows(image: Image.Image) -> int:
-    """How many rows at the bottom are of the grey that no coefficients mean."""
+    """The number of rows at the bottom with the grey of missing coefficients."""
     width, height = int(image.width), int(image.height)
     step = max(BAND_PIXELS // width, 1)
     for bottom in range(height, 0, -step):
@@ -302,7 +302,7 @@ def _bands(image: Image.Image, label: str) -> Generator[bytes, None, tuple[int, 
 
 
 def _orientation(image: Image.Image) -> int:
-    """As EXIF says; 1, upright, where it is damaged: the image may be good."""
+    """The EXIF orientation; 1, upright, where EXIF is damaged: the image may be intact."""
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except _DECODER_ERRORS:
@@ -311,7 +311,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _source_box(size: tuple[int, int], orientation: int, top: int, bottom: int) -> tuple[int, int, int, int]:
-    """Where rows `top` to `bottom` of the upright image lie in the image as it is stored."""
+    """The box of the stored image that holds rows `top` to `bottom` of the upright image."""
     width, height = size
     if orientation in (5, 6):
         return top, 0, bottom, height

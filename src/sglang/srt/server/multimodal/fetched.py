@@ -20,8 +20,8 @@ class Fetched:
 
 
 class Allowance:
-    """What the media of one request may bring together: at most `limit` bytes, which all requests together hold in `budget`
-    until `close`."""
+    """The byte limit of all media of one request: at most `limit` bytes, which all requests together hold in `budget` until
+    `close`."""
 
     def __init__(self, limit: int, budget: Budget, client: str) -> None:
         self.limit = limit

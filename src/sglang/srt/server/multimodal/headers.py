@@ -39,7 +39,7 @@ class Shape:
 
     @property
     def pixels(self) -> int:
-        """Of all frames together."""
+        """Pixels of all frames together."""
         return self.width * self.height * self.frames
 
 
@@ -166,7 +166,7 @@ def _jpeg_segments(reader: _Reader) -> Iterator[tuple[int, int, int]]:
 
 
 def _end_of_scan(data: Data, at: int) -> int:
-    """Where the next marker stands. Searched piece by piece: a search lets no other thread run."""
+    """The place of the next marker. Searched piece by piece, since a search lets no other thread run."""
     for begin in range(at, len(data), SEARCH_BYTES):
         found = _AFTER_SCAN.search(data, begin, begin + SEARCH_BYTES + 1)
         if found:
@@ -175,7 +175,7 @@ def _end_of_scan(data: Data, at: int) -> int:
 
 
 def cut_of_jpeg(data: Data) -> int | None:
-    """Where the last segment ends that is whole, of a JPEG that lacks its end; None for one that has it."""
+    """The end of the last complete segment of a JPEG that lacks its end; None for a complete JPEG."""
     end = 2
     for marker, at, after in _jpeg_segments(_Reader(data)):
         if marker == _JPEG_END:

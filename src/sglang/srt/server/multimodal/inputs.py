@@ -20,7 +20,7 @@ MODALITIES = frozenset({"image", "multi-images", "video"})
 
 @dataclass(frozen=True)
 class Pixels:
-    """What a request wants each image or frame to be brought to; 0: as the model does."""
+    """The range of pixels that a request sets for each image or frame; 0: the model's own."""
 
     least: int = 0
     most: int = 0
@@ -28,8 +28,8 @@ class Pixels:
 
 @dataclass(frozen=True)
 class View:
-    """How closely an image is looked at. `alone`: the prompt has no other image. `max_tokens`: that it may take; 0: as its
-    publisher has it."""
+    """The resolution at which an image is read. `alone`: the prompt has no other image. `max_tokens`: that it may take; 0: as
+    its publisher has it."""
 
     detail: Detail = "auto"
     alone: bool = True
@@ -130,7 +130,7 @@ def _pixels(value: dict[str, Any], key: str, where: str) -> int:
 
 
 def with_pixels(inputs: Sequence[MediaInput], wanted: Pixels) -> list[MediaInput]:
-    """What a request wants of all images goes to those that say nothing themselves."""
+    """Applies a request's settings for all images to those that have none of their own."""
     return [item if item.pixels != Pixels() else replace(item, pixels=wanted) for item in inputs]
 
 

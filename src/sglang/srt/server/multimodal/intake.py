@@ -150,13 +150,13 @@ class MediaIntake:
 
     @property
     def max_image_tokens(self) -> int:
-        """What an image may take where nobody says how closely to look; 0: as the publisher has it."""
+        """The most tokens of an image without `detail`; 0: the publisher's size."""
         limit = self._options.max_image_tokens
         return self._processor.default_tokens if limit is None else limit
 
     @property
     def image_token(self) -> str:
-        """What stands for an image in a prompt's text."""
+        """The placeholder of an image in a prompt's text."""
         return self._processor.image_token
 
     async def close(self) -> None:

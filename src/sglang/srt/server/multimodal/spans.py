@@ -81,7 +81,7 @@ def expand(
 
 
 def find_places(ids: Sequence[int], count: int, placeholders: dict[MediaKind, int], name: str) -> list[int]:
-    """Where placeholders stand. Raises RequestError if they are not `count`."""
+    """The places of placeholders. Raises RequestError if there are not `count` of them."""
     marks = set(placeholders.values())
     found = [i for i, token in enumerate(ids) if token in marks]
     if len(found) != count:

@@ -60,7 +60,7 @@ class VideoFile:
         self._opened.close()
 
     def expected(self) -> Shape:
-        """What the header promises of the frames that are taken."""
+        """The shape that the header promises for the frames that are taken."""
         width, height = int(self._stream.width), int(self._stream.height)
         check_size(Shape(width, height), self._max_pixels, self._label)
         count = math.ceil(self._duration / self._interval)
@@ -69,7 +69,7 @@ class VideoFile:
         return Shape(width, height, max(1, min(count, self._max_frames)))
 
     def frames(self) -> Iterator[tuple[float, Frame]]:
-        """Those that are taken, in order, as RGB, with the seconds from the beginning."""
+        """The sampled frames in order, as RGB, with the seconds from the beginning."""
         with self._sentence():
             yield from self._taken()
 

@@ -102,7 +102,7 @@ def _read_texts(manager: TokenizerManager, body: dict[str, Any], name: str) -> t
 
 
 def _prompt(manager: TokenizerManager, body: dict[str, Any]) -> str:
-    """What stands before each text of a body."""
+    """The text before each text of a body."""
     asked = as_text(body, "prompt_name")
     known = manager.tokenizer.sentences if manager.tokenizer is not None else SentenceFacts()
     if asked is None:

@@ -88,7 +88,7 @@ GENERATE_FIELDS = Fields.of(
 
 @dataclass(frozen=True)
 class LogprobStyle:
-    """What of the log probabilities a reply shows."""
+    """Which log probabilities a reply shows."""
 
     wanted: bool = False
     texts: bool = False
@@ -153,7 +153,7 @@ def parse_generate(body: dict[str, Any], preferred: dict[str, Any] | None = None
 
 
 def _samplings(body: dict[str, Any], raw: list[Any], preferred: dict[str, Any]) -> list[SamplingParams]:
-    """Of each prompt; what is one for all of them is read once."""
+    """The sampling parameters of each prompt; one that all share is parsed once."""
     if not isinstance(body.get("sampling_params"), list):
         return [parse_sampling_params({**preferred, **(raw[0] or {})})] * len(raw) if raw else []
     return [parse_sampling_params({**preferred, **(s or {})}) for s in raw]
@@ -270,7 +270,7 @@ def finish_dict(finish: FinishReason | None) -> dict[str, Any] | None:
 
 
 def check_dict(finish: FinishReason) -> dict[str, Any]:
-    """How a schema that was checked after the end fared; empty where none was."""
+    """The result of the schema check at the end; empty without one."""
     check = finish.check
     if check is None:
         return {}
@@ -296,8 +296,8 @@ NewColumn = Callable[[], Column]
 
 
 class Reply:
-    """What one sequence has said so far, as the native API's dict. With `whole` every dict holds all of it, otherwise only
-    what is new. What was said is made part of a list once, however often that list is shown."""
+    """The output of one sequence so far, as the native API's dict. With `whole` every dict holds all of it, otherwise only what
+    is new. Each entry is added to a list once, however often that list is shown."""
 
     def __init__(self, style: LogprobStyle, tokenizer: Tokenizer | None, whole: bool, new_column: NewColumn) -> None:
         self._style = style
@@ -342,7 +342,7 @@ class Reply:
         return reply
 
     async def _add_logprobs(self, side: str, logprobs: Logprobs | None) -> None:
-        """Enters them a part at a time, so that nobody is held up by a lot of them."""
+        """Adds them in parts, so that many of them delay no other request."""
         for i, part in enumerate((logprobs or Logprobs()).parts(PART_VALUES)):
             if i:
                 await asyncio.sleep(0)
@@ -370,7 +370,7 @@ class Reply:
 
 
 def _without_first(items: Iterator[Any], name: str) -> Iterator[Any]:
-    """Nothing is said about the first position asked for: clients rely on this null."""
+    """Replaces the first position asked for with null, on which clients rely."""
     first = next(items)
     yield [None, *first[1:]] if name == "input_token_logprobs" else None
     yield from items

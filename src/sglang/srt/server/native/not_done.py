@@ -1,4 +1,4 @@
-"""What the original has and this runtime does not, with the reason and what to do instead: endpoints of its server, methods of its
+"""Features of SGLang that this runtime lacks, with the reason and the alternative: endpoints of its server, methods of its
 Engine, fields of requests."""
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from sglang.srt.server.tokenization.chat_roles import chat_roles
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 GAUGE_SECONDS = 1.0
-"""So long the metrics page waits for a scheduler that is in the middle of a step."""
+"""Seconds that the metrics page waits for a scheduler in the middle of a step."""
 
 
 def _chat_roles(manager: TokenizerManager) -> dict[str, Any] | None:
@@ -214,7 +214,7 @@ class NativeApi:
 
     @documented("Special tokens and the chat template", INFORMATION, reply=shapes.TOKENIZER_INFO)
     async def tokenizer_info(self, request: Request) -> Response:
-        """What clients need that count tokens through /tokenize (lm-eval's remote tokenizer)."""
+        """Facts for clients that count tokens through /tokenize (lm-eval's remote tokenizer)."""
         tokenizer = self._manager.need_tokenizer()
         table, eos = tokenizer.vocabulary.token_bytes, tokenizer.vocabulary.eos_token_ids
         bos = tokenizer.vocabulary.bos_token_id
@@ -271,7 +271,7 @@ class NativeApi:
 
     @documented("Requests and tokens that run and wait", INFORMATION, reply=shapes.LOAD)
     async def load(self, request: Request) -> Response:
-        """How busy the server is, in the shape that routers read; a list, since others have several ranks."""
+        """The server's load in the format that routers read; a list, since other servers have several ranks."""
         manager = self._manager
         await manager.refresh_stats(GAUGE_SECONDS)
         return JsonResponse([core_of_load(manager.stats)])

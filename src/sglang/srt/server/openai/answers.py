@@ -93,7 +93,7 @@ PART_VALUES = 2048
 
 
 def finish_details(finish: FinishReason) -> dict[str, Any]:
-    """What a choice says of its end besides the reason, if there is anything."""
+    """Details of a choice's end besides the reason; empty if there are none."""
     return {"finish_details": check_dict(finish)} if finish.check is not None else {}
 
 
@@ -176,7 +176,7 @@ class Usage:
             self._cached[prompt] = out.cached_len
 
     def note_reasoning(self, index: int, num_tokens: int) -> None:
-        """How many tokens of the sequence `index` were reasoning so far."""
+        """Notes the number of reasoning tokens of the sequence `index` so far."""
         self._num_reasoning += num_tokens - self._reasoning.get(index, 0)
         self._reasoning[index] = num_tokens
 

@@ -34,7 +34,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a block; `text` is what was added."""
+    """A change of a block; `text` was added to it."""
 
     what: Literal["open", "add", "close"]
     block: Block
@@ -63,7 +63,7 @@ class Blocks:
             yield Event("add", self._open, piece.text)
 
     def close(self, finish: FinishReason | None = None) -> Iterator[Event]:
-        """To be called at the end, too, with the reason of it."""
+        """Closes the open block; also called at the end, with the reason."""
         if self._open is not None:
             block, self._open = self._open, None
             if block.kind != "call":

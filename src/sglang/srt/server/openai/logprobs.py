@@ -58,7 +58,8 @@ class CompletionLogprobs:
         self._offset = 0
 
     def piece(self, logprobs: Logprobs) -> dict[str, Any]:
-        """Of the next positions; its lists are made when they are written, each once and in this order."""
+        """The log probabilities of the next positions; its lists are made when they are written, each once and in this
+        order."""
         chosen, top = logprobs.chosen, None
         if self._num_top:
             top = LateArray(self._top(position, self._tokenizer.token_text(position.token_id)) for position in logprobs)
@@ -70,7 +71,7 @@ class CompletionLogprobs:
         }
 
     def _next_offset(self, token_id: int) -> int:
-        """Where the text of the next token begins."""
+        """The offset of the next token's text."""
         offset = self._offset
         if token_id not in self._skip:
             self._offset += len(self._text.push(token_bytes(self._tokenizer, token_id)))

@@ -33,9 +33,9 @@ MAX_RENDERED_CHARS = 1 << 20
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """What a server has settled about chats. `context_len`: tokens of a prompt and its answer. `defaults`: sampling parameters that a request leaves open. `tool_parser`: name of
-    the format of tool calls. `media_tokens`: of each type of media that may be among the messages.
-    `may_cut`: prompts that are too long lose their end."""
+    """A server's options for chats. `context_len`: tokens of a prompt and its answer. `defaults`: sampling parameters that a
+    request leaves open. `tool_parser`: name of the format of tool calls. `media_tokens`: of each type of media that may be
+    among the messages. `may_cut`: prompts that are too long lose their end."""
 
     tokenizer: Tokenizer
     served_name: str
@@ -78,8 +78,8 @@ def chat_options(
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, eq=False):
-    """What the template is given. `media`: the images and videos among the messages, in their order. `continued`: what the last
-    message has said so far, if more of it is wanted. `asks`: whether the prompt ends by asking for the next turn."""
+    """The input of the template. `media`: the images and videos among the messages, in their order. `continued`: the text of
+    the last message, if it is to be continued. `asks`: whether the prompt ends by asking for the next turn."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]]
@@ -170,7 +170,7 @@ def _check_strict(template: ChatTemplate, format_name: str) -> None:
 
 
 def _text_to_continue(message: dict[str, Any]) -> str:
-    """What the last message has said so far. Raises RequestError where no more text can follow."""
+    """The text of the last message, to be continued. Raises RequestError where no text can follow."""
     if message.get("tool_calls"):
         raise RequestError("the last message ends with a call, which cannot be continued: its result must follow", "messages")
     content = message["content"]
@@ -319,7 +319,7 @@ def _tool_calls(raw: Any, where: str, as_objects: bool) -> list[dict[str, Any]]:
 
 
 def _data(arguments: str) -> Any:
-    """What a model wrote as arguments; None if that is no JSON, or too deep to be handed on."""
+    """The arguments that a model wrote; None if they are not JSON, or nested too deeply."""
     try:
         return read_json_text(arguments, "messages") if arguments else {}
     except RequestError:

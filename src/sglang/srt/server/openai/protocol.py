@@ -146,7 +146,7 @@ class CommonRequest(BaseModel):
 
     @property
     def names(self) -> dict[str, str]:
-        """What the client calls our fields, where it has other names (ours -> its own)."""
+        """The client's names of our fields, where they differ (ours -> its own)."""
         # the same as self._names, which pydantic takes long to find
         names: dict[str, str] = (self.__pydantic_private__ or {})["_names"]
         return names
@@ -222,7 +222,7 @@ _INDEX = re.compile(r"\[\d+\]")
 
 
 def note_members(value: Mapping[str, Any], known: Collection[str], where: str, param: str) -> None:
-    """For APIs that take hints: keys of the nested object at `where` that are not known are ignored (fields.note_unknown). Raises
+    """Ignores unknown keys of the nested object at `where`, for APIs that take hints (fields.note_unknown). Raises
     UnsupportedError for those by which another API of ours changes an answer. `param`: the field that holds the object."""
     for name in value:
         if name in ANSWERING and name not in known:
@@ -340,7 +340,7 @@ def sampling_params(
 
 
 def field_names(request: CommonRequest) -> dict[str, str]:
-    """What the client calls the parameters of sampling (ours -> its own)."""
+    """The client's names of sampling parameters (ours -> its own)."""
     longest = "max_completion_tokens" if getattr(request, "max_completion_tokens", None) is not None else "max_tokens"
     names = {"max_new_tokens": longest, "min_new_tokens": "min_tokens", **request.names}
     if has_format(request):
@@ -381,7 +381,7 @@ def _constraint(response_format: dict[str, Any]) -> dict[str, Any]:
 
 
 def _object_schema(schema: Any) -> str:
-    """That of json_object, which may come with one: what it allows must be an object besides."""
+    """The schema of json_object: the one that comes with it, if any, restricted to objects."""
     if schema is None:
         return '{"type": "object"}'
     if not isinstance(schema, dict):

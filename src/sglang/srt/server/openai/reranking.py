@@ -190,7 +190,7 @@ def _cosine(a: Any, b: Any) -> float:
 
 
 async def _answers(call: Call) -> list[float]:
-    """Of each prompt, how much more likely yes is than no, from 0 to 1."""
+    """The probability of yes against no after each prompt, from 0 to 1."""
     outs: dict[int, GenerateOut] = {}
     async for out in call:
         outs[out.index] = out

@@ -111,9 +111,9 @@ class OpenAIApi:
         self._look_at(body)
         return ChatCall(parse_request(ChatRequest, body), self.chat_options())
 
-    @documented("What a chat request has the model read", OPENAI, body=CHAT_FIELDS, reply=free(), examples=(_CHAT,))
+    @documented("The prompt of a chat request", OPENAI, body=CHAT_FIELDS, reply=free(), examples=(_CHAT,))
     async def apply_chat_template(self, request: Request) -> Response:
-        """What a chat request with this body has the model read."""
+        """The prompt of a chat request with this body."""
         return LargeJsonResponse(await read_as(request, CHAT_FIELDS, lambda body: render_chat(body, self.chat_options())))
 
     @documented(
@@ -160,7 +160,7 @@ class OpenAIApi:
         "Count the tokens of a response's prompt", OPENAI, body=RESPONSES_FIELDS, reply=shapes.INPUT_TOKENS, examples=(_INPUT,)
     )
     async def response_tokens(self, request: Request) -> Response:
-        """How many tokens the prompt of such a request has."""
+        """Counts the tokens of the prompt of such a request."""
         call = await self._responses_call(request)
         with client_names(NAMES):
             count = await self._count(request, call.req)
@@ -179,7 +179,7 @@ class OpenAIApi:
                 body["input"] = with_referred(body["input"], referred)
             return ResponsesCall(body, options, history_of(chain), keep)
 
-        # rendering and tokenizing a long conversation here would hold up everybody else
+        # rendering and tokenizing a long conversation here would delay all other requests
         size += sum(found.history_size for found in (*chain, *referred.values()))
         return await run_aside(make) if size > LONG_BODY else make()
 
@@ -284,7 +284,7 @@ class OpenAIApi:
         return JsonResponse({"error": error}, 404)
 
     def _card(self, request: Request) -> dict[str, Any]:
-        """For Anthropic's clients with their fields, too."""
+        """The model's card; for Anthropic's clients with their fields, too."""
         more = {}
         if _is_for_anthropic(request):
             begun = datetime.fromtimestamp(self._created, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

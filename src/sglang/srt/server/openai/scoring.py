@@ -113,7 +113,7 @@ class ScoringApi:
         return [_among_themselves(row) for row in rows] if call.softmax else rows
 
     async def scores(self, body: dict[str, Any]) -> list[list[float]]:
-        """Those of a body, for the offline engine. Raises RequestError."""
+        """The scores of a body, for the offline engine. Raises RequestError."""
         score = self._score_call(body)
         if isinstance(score, _JudgeCall):
             return await self._judged(score)
@@ -125,7 +125,7 @@ class ScoringApi:
         return scores
 
     def _judge_call(self, body: dict[str, Any]) -> _JudgeCall:
-        """For a model with a head for labels: query and item are the two texts of a pair."""
+        """The call for a model with a head for labels: query and item are the two texts of a pair."""
         query, items = as_text(body, "query"), body.get("items")
         if body.get("label_token_ids") is not None:
             raise RequestError("this model has labels of its own: leave label_token_ids out", "label_token_ids")
@@ -176,7 +176,7 @@ class ScoringApi:
 
 
 def _probabilities(out: GenerateOut, softmax: bool) -> list[float]:
-    """Of the labels, as the next token; with `softmax` among themselves."""
+    """The probabilities of the labels as the next token; with `softmax` among themselves."""
     logprobs = scored(out)
     return _among_themselves(logprobs) if softmax else [math.exp(value) for value in logprobs]
 

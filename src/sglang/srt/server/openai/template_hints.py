@@ -1,5 +1,5 @@
-"""What a chat request tells the model's template besides messages and tools: its own variables (`chat_template_kwargs`), and hints
-that have a name of their own, of OpenAI's API or of other servers'.
+"""Template variables of a chat request besides messages and tools: its own variables (`chat_template_kwargs`), and hints that
+have a name of their own, of OpenAI's API or of other servers'.
 
 reasoning_effort, verbosity       a word, for templates that know it; no effort means no reasoning
 enable_thinking, thinking         whether the model reasons first
@@ -24,7 +24,8 @@ _THINKING = {"enabled": True, "adaptive": None, "auto": None, "disabled": False}
 
 
 def template_variables(request: ChatRequest, template: ChatTemplate) -> dict[str, Any]:
-    """Of a request with some of HINTS. A template that does not know a hint is not told. Raises RequestError."""
+    """The template variables of a request with some of HINTS. A hint that the template does not know is left out. Raises
+    RequestError."""
     effort, thinks = _effort(request), _thinks(request)
     variables: dict[str, Any] = {}
     for name, value in (("reasoning_effort", effort), ("verbosity", request.verbosity)):
@@ -53,7 +54,7 @@ def _effort(request: ChatRequest) -> str | None:
 
 
 def _thinks(request: ChatRequest) -> bool | None:
-    """What the request says of it; None if nothing."""
+    """The request's setting of reasoning; None if it has none."""
     enabled = (request.reasoning or {}).get("enabled")
     said = {"enable_thinking": request.enable_thinking, "thinking": _thinking(request.thinking), "reasoning.enabled": enabled}
     given = {name: value for name, value in said.items() if value is not None}

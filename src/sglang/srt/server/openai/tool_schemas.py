@@ -33,7 +33,7 @@ def check_tool_schema(schema: Any, where: str) -> None:
 
 
 def refers_outside(schema: Any) -> bool:
-    """Whether a reference of a checked schema leads to another document, which nobody has."""
+    """Whether a reference of a checked schema leads to another document, which is never fetched."""
     stack, references, names = [schema], [], set()
     while stack:
         node = stack.pop()

@@ -79,9 +79,9 @@ def plan_tools(
     sampling: SamplingParams,
     has_format: bool = False,
 ) -> ToolPlan:
-    """What follows from a request's `tools`, `tool_choice` and `parallel_tool_calls` for a model that calls in the format
-    `format_name`. `has_format`: the constraint of `sampling` is that of response_format, which a forced call replaces. The plan's
-    `sampling` holds the constraint. Raises RequestError."""
+    """Plans a request's `tools`, `tool_choice` and `parallel_tool_calls` for a model that calls in the format `format_name`.
+    `has_format`: the constraint of `sampling` is that of response_format, which a forced call replaces. The plan's `sampling`
+    holds the constraint. Raises RequestError."""
     known = parse_tools(tools)
     mode, shown = _choose(choice, known)
     if mode == "none" or not shown:
@@ -118,7 +118,7 @@ def _plan_auto(shown: list[dict[str, Any]], max_calls: int | None, format_name: 
 
 
 def _constrain(sampling: SamplingParams, **constraint: Any) -> SamplingParams:
-    """With this constraint alone."""
+    """Sets this constraint alone."""
     return msgspec.structs.replace(sampling, **(dict.fromkeys(CONSTRAINTS) | constraint))
 
 

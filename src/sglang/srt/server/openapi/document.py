@@ -49,7 +49,7 @@ _STATUSES = {
 
 
 def document_route(routes: list[Route], title: str, version: str, root_path: str, needs_key: bool) -> Route:
-    """/openapi.json about these routes. The document is made when somebody asks first."""
+    """/openapi.json about these routes. The document is made at the first request for it."""
     make = cache(partial(make_document, routes, title, version, root_path, needs_key))
 
     async def openapi(request: Request) -> Response:
@@ -127,7 +127,7 @@ def _body(operation: Operation) -> dict[str, Any]:
 
 
 def body_schema(fields: Fields) -> Schema:
-    """What a body may hold: every field that the route reads, with those that it accepts and that change nothing."""
+    """The schema of a body: every field that the route reads, with those that it accepts and that change nothing."""
     schemas = fields.describe()
     properties = {name: schema if name in fields.required else nullable(schema) for name, schema in schemas.items()}
     properties |= {name: anything(IGNORED) for name in sorted(fields.ignored)}

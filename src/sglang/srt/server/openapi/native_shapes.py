@@ -143,7 +143,7 @@ SESSION = {
 
 
 def sampling_schema() -> Schema:
-    """Of `sampling_params`, made from the struct that they become."""
+    """The schema of `sampling_params`, made from the struct that they become."""
     whole = msgspec.json.schema(SamplingParams)
     properties = {}
     for name, schema in whole["$defs"]["SamplingParams"]["properties"].items():

@@ -194,7 +194,7 @@ _STRUCTURED = free(
 
 
 def model_schemas(kind: type[BaseModel], aliases: dict[str, str], structured: str) -> dict[str, Schema]:
-    """Of a request that is a pydantic model, with vLLM's names of its fields."""
+    """The schemas of a request that is a pydantic model, with vLLM's names of its fields."""
     whole = kind.model_json_schema()
     inner = {name: Named(name, _plain(schema)) for name, schema in whole.get("$defs", {}).items()}
     found: dict[str, Schema] = {}

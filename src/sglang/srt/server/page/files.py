@@ -58,7 +58,7 @@ class PageFile:
 
     @cached_property
     def packed(self) -> bytes:
-        """As gzip."""
+        """The file compressed by gzip."""
         return gzip.compress(self._plain, 9, mtime=0)
 
     @cached_property
@@ -93,7 +93,7 @@ class PageFiles:
 
     @property
     def paths(self) -> frozenset[str]:
-        """What is served without a key."""
+        """Paths that are served without a key."""
         return frozenset(self._files)
 
     def named(self, path: str) -> PageFile:

@@ -1,4 +1,4 @@
-"""How long the last requests took, for those who look: medians, and what one in twenty exceeds."""
+"""Latencies of the last requests, for viewers: medians and 95th percentiles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = ("queue", "first", "between", "whole")
 
 
 class Latencies:
-    """Of requests that have ended: the times that the server knows of them anyway. Those that were aborted are left out."""
+    """Latencies of requests that have ended, from times that the server measures anyway. Aborted requests are left out."""
 
     def __init__(self) -> None:
         self._ended: deque[tuple[float | None, ...]] = deque(maxlen=NUM_REQUESTS)

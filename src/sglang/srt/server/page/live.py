@@ -33,7 +33,7 @@ NUM_PROMPT_IDS = 600
 
 
 class Viewer:
-    """One of those who look. `events` wait to be sent."""
+    """One viewer. `events` wait to be sent."""
 
     def __init__(self) -> None:
         self.events: deque[bytes] = deque()
@@ -65,7 +65,7 @@ class LiveHub:
         return len(self._viewers) >= MAX_VIEWERS
 
     async def events(self) -> AsyncIterator[bytes]:
-        """What one viewer is sent, until it leaves or the server ends."""
+        """The events for one viewer, until it leaves or the server ends."""
         viewer = Viewer()
         self._enter(viewer)
         try:
@@ -108,7 +108,7 @@ class LiveHub:
             )
 
     def _take(self, delta: ViewDelta) -> None:
-        """One delta of the scheduler, for everyone."""
+        """Takes one delta of the scheduler, for all viewers."""
         if not self._viewers:  # it was on its way when the last one left
             return
         if delta.is_first:

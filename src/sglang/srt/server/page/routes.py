@@ -47,7 +47,7 @@ class PageApi:
 
     @property
     def open_paths(self) -> frozenset[str]:
-        """What is served without a key: files that are the same for everyone."""
+        """Paths that are served without a key: files that are the same for all clients."""
         paths = self._files.paths if self._is_on else {path for path in self._files.paths if self._is_of_docs(path)}
         return frozenset({*paths, "/docs"})
 

@@ -163,7 +163,7 @@ class CallParser:
         raise NotImplementedError
 
     def _read_after_unknown(self, final: bool) -> bool:
-        """What follows a call that is text: the list that it stands in, or more text."""
+        """Reads on after a call that is text: the list that it stands in, or more text."""
         self._consume(len(self._buffer) - len(self._buffer.lstrip(self.blanks)))
         if not self._buffer:
             return False

@@ -32,7 +32,7 @@ class ValueScanner:
         self.is_broken = False
 
     def feed(self, text: str) -> int:
-        """How many characters of `text` belong to the value. `done` or `is_broken` is set once it has ended."""
+        """The number of characters of `text` that belong to the value. `done` or `is_broken` is set once it has ended."""
         self._controls.clear()
         for at, char in enumerate(text):
             if self._in_string:
@@ -66,7 +66,7 @@ class ValueScanner:
         return len(text)
 
     def as_json(self, text: str) -> str:
-        """What was just fed, with the control characters in its strings escaped: models write line breaks as they are."""
+        """The text just fed, with the control characters in its strings escaped: models write line breaks unescaped."""
         parts, begin = [], 0
         for at in self._controls:
             parts += [text[begin:at], json.dumps(text[at])[1:-1]]
@@ -115,7 +115,7 @@ class CallReader:
         self._num_keys = 0
 
     def feed(self, text: str) -> int:
-        """How many characters belong to the call (all, unless it is `done` or `wrong`)."""
+        """The number of characters that belong to the call (all, unless it is `done` or `wrong`)."""
         used = 0
         while used < len(text) and not self.done and not self.wrong:
             used += self._state(text[used:])
@@ -221,7 +221,7 @@ class CallReader:
                 self._begin_named()
 
     def _take_function(self, function: object) -> None:
-        """What stands inside of {"function": ...} is a call if it has nothing but a name and arguments."""
+        """Takes the value of {"function": ...} as a call if it has nothing but a name and arguments."""
         if (
             not isinstance(function, dict)
             or len(function) != 2
@@ -241,7 +241,7 @@ class CallReader:
         self._name, self.is_unknown = None, not self.begun
 
     def begin_cut(self) -> bool:
-        """Nothing follows. Whether a call begins now, of which only the name is there."""
+        """Handles the end of the text. Whether a call begins now that has only its name."""
         is_held = self._state == self._in_value and bool(self._value)
         if self._name is None or self.wrong or is_held:
             return False

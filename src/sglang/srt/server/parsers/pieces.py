@@ -45,9 +45,9 @@ class Parser(Protocol):
     """Reads one answer as it grows. Whatever the cuts, the same pieces come out once joined."""
 
     def feed(self, text: str) -> list[Piece]:
-        """What `text` makes certain."""
+        """Pieces that are certain after `text`."""
         ...
 
     def finish(self) -> list[Piece]:
-        """What is left when the answer is over, however it ended."""
+        """The remaining pieces at the end of the answer, however it ended."""
         ...

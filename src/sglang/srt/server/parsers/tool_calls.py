@@ -27,8 +27,8 @@ from sglang.srt.server.parsers.pieces import Parser
 
 @dataclass(frozen=True)
 class Tag:
-    """How a format writes a call when its arguments are left out; NAME stands for the name. `trigger` begins `begin`. The arguments
-    are JSON, or with `keywords` written as Python's."""
+    """A format's call without its arguments; NAME stands for the name. `trigger` begins `begin`. The arguments are JSON, or
+    with `keywords` written as Python's."""
 
     trigger: str
     begin: str
@@ -195,5 +195,5 @@ def create_free_parser(name: str, tools: Collection[str], max_calls: int | None 
 
 
 def create_whole_parser(tools: Collection[str], max_calls: int | None = None) -> Parser:
-    """For an answer that a constraint makes either a call, or a list of them, or JSON of another kind, whatever that holds."""
+    """The parser of an answer that a constraint makes a call, a list of calls, or other JSON."""
     return BareCalls(BareJsonCalls(tools, max_calls, wraps=False), CallParser(()))

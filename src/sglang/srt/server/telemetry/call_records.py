@@ -93,7 +93,7 @@ class RequestLog:
 
 
 class CallObserver(Protocol):
-    """Who looks at calls as they run (page/live.py)."""
+    """Observes calls as they run (page/live.py)."""
 
     def begun(self, requests: list[TokenizedReq]) -> None: ...
 
@@ -148,7 +148,7 @@ class CallRecords:
             self.metrics.left(token_out.prompt_len, token_out.cached_len, token_out.completion_len)
 
     def dropped(self, sequence: Sequence, message: str) -> None:
-        """Nobody listens to a sequence any more."""
+        """Notes that a sequence has no reader any more."""
         if self.observer is not None:
             self.observer.ended(sequence, "abort")
         self._log.dropped(sequence.request, message)
@@ -175,7 +175,7 @@ class CallRecords:
         return True
 
     def scheduler_died(self) -> None:
-        """What it had to say it will not say any more."""
+        """Ends the dropped sequences, since the scheduler that died sends no more outputs of them."""
         while self.leaving:
             self._left(next(iter(self.leaving)), None)
 

@@ -31,7 +31,7 @@ _DRAFTS = {
 
 
 class Metrics:
-    """What this server has done. Label: model_name; of drafts also proposer."""
+    """Counters and histograms of this server. Label: model_name; of drafts also proposer."""
 
     def __init__(self, model_name: str) -> None:
         self.registry = CollectorRegistry()
@@ -105,7 +105,7 @@ class Metrics:
         self._aborted.inc()
 
     def left(self, prompt_len: int, cached_len: int, completion_len: int) -> None:
-        """What was done for a request whose client has left, or for an answer that was thrown away."""
+        """Counts the work for a request whose client has left, or for an answer that was discarded."""
         self._count_tokens(prompt_len, cached_len, completion_len)
 
     def _count_tokens(self, prompt_len: int, cached_len: int, completion_len: int) -> None:

@@ -18,7 +18,7 @@ from sglang.srt.server.generate_req import own_rid
 
 @dataclass(frozen=True)
 class Moments:
-    """When what happened to a request, by the monotonic clock; 0.0: never."""
+    """The times of a request's stages, by the monotonic clock; 0.0: not reached."""
 
     arrived: float
     started: float

@@ -47,7 +47,7 @@ def _render(tokenizer: Tokenizer, *roles: str, ask: bool = False) -> str:
 
 
 def _between(text: str, *roles: str) -> list[str]:
-    """What stands before, between and after the marks of these roles, in this order. Raises RequestError if some is missing."""
+    """The texts before, between and after the marks of these roles, in this order. Raises RequestError for a missing mark."""
     found: list[str] = []
     for role in roles:
         before, mark, text = text.partition(_MARKS[role])
@@ -103,7 +103,7 @@ def _shows(tokenizer: Tokenizer, roles: Roles, default: str | None, image_token:
 
 
 def _default_system(tokenizer: Tokenizer, roles: Roles) -> str | None:
-    """What the template says as the system when the messages have none. Raises RequestError if that has another form."""
+    """The template's own system message, for messages without one. Raises RequestError if it has another form."""
     before = _between(_render(tokenizer, "user"), "user")[0]
     user_prefix, (prefix, suffix) = roles["user"][0], roles["system"]
     if before == user_prefix:

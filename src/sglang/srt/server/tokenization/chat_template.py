@@ -92,7 +92,7 @@ class ChatTemplate:
                 continue
 
     def _ask(self, conversation: dict[str, Any], deadline: float) -> str | None:
-        """What the template writes for a small conversation, None if it does not take it."""
+        """The prompt that the template writes for a small conversation; None if it refuses it."""
         try:
             return self._rendered(_TRIAL_WORDS | conversation, max(deadline - monotonic(), 0.0))
         except (TemplateStop, *_TEMPLATE_FAULTS):

@@ -65,7 +65,7 @@ class Detokenizer:
         return self._text.push(data)
 
     def _bytes_of(self, ids: list[int]) -> bytes:
-        """What is shown of them: no special tokens that are skipped, nothing outside the vocabulary."""
+        """The bytes to show: without skipped special tokens and ids outside the vocabulary."""
         if len(ids) == 1 and self._spacing is None:  # a stream's chunk, as most are
             i = ids[0]
             return self._table[i] if 0 <= i < len(self._table) and i not in self._skip else b""

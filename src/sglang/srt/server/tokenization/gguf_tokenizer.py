@@ -285,7 +285,7 @@ def _add_named_tokens(core: Tokenizer, metadata: Mapping[str, Any], tokens: list
 
 
 def _add_ends(core: Tokenizer, metadata: Mapping[str, Any], tokens: list[str]) -> None:
-    """What stands before and after a text. Of a pair, BERT's second text has the type 1."""
+    """Adds the tokens before and after a text. Of a pair, BERT's second text has the type 1."""
     model, pre = metadata["tokenizer.ggml.model"], metadata.get("tokenizer.ggml.pre")
     both = model == "bert"
     first, last = _token_id(metadata, "bos_token_id", tokens), _token_id(metadata, "eos_token_id", tokens)

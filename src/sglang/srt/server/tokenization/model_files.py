@@ -108,7 +108,7 @@ def _end_with(core: tokenizers.Tokenizer, eos: str, facts: TextFacts) -> bool:
 
 
 def _read_vocabulary(folder: Path, cache: Path | None) -> tuple[tokenizers.Tokenizer, str]:
-    """Of a folder without a tokenizer.json."""
+    """Reads the vocabulary of a folder without a tokenizer.json."""
     path = find_vocabulary(folder)
     if path is None:
         raise ModelError(
@@ -268,7 +268,7 @@ def _folder_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 
 
 def read_gguf(path: Path, cache: Path | None) -> tuple[tokenizers.Tokenizer, str | None, TextFacts]:
-    """As `read_folder`. A tokenizer that is slow to build is kept in the folder `cache`."""
+    """Like `read_folder`, for a GGUF file. A tokenizer that is slow to build is kept in the folder `cache`."""
     metadata = GGUFFile(path).metadata
     model = metadata.get("tokenizer.ggml.model")
     entry = None
@@ -318,7 +318,7 @@ def _gguf_facts(path: Path, metadata: Mapping[str, Any], core: tokenizers.Tokeni
 
 
 def _identity(*paths: Path) -> str:
-    """Of files as they are now."""
+    """A digest of the files as they are now."""
     states = [(path.resolve(), path.stat()) for path in paths]
     key = f"{_CACHE_VERSION}:" + ":".join(f"{path}:{status.st_size}:{status.st_mtime_ns}" for path, status in states)
     return hashlib.sha256(key.encode()).hexdigest()[:32]

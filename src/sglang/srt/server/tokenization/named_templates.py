@@ -149,7 +149,7 @@ NAMED: dict[str, NamedTemplate] = {
 
 
 def named_template(name: str) -> NamedTemplate:
-    """What `--chat-template` names. Raises ConfigError with the reason and the way out."""
+    """The template that `--chat-template` names. Raises ConfigError with the reason and the way out."""
     if name in NAMED:
         return NAMED[name]
     path = Path(name)
@@ -175,8 +175,9 @@ def named_template(name: str) -> NamedTemplate:
 
 @dataclass(frozen=True)
 class Style:
-    """What stands after a role's word, after a message (SEP: the separator), after the word that asks for an answer, and after the
-    system's message. `two`: another separator (sep2) ends the assistant's messages. `silent`: without a system's message nothing is written in its place."""
+    """The separators: after a role's word, after a message (SEP: the separator), after the word that asks for an answer, and
+    after the system's message. `two`: another separator (sep2) ends the assistant's messages. `silent`: without a system's
+    message nothing is written in its place."""
 
     after: str
     end: str

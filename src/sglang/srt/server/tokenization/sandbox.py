@@ -92,7 +92,7 @@ class TemplateLimit(TemplateStop):
 
 
 class Meter(threading.local):
-    """What the rendering on this thread may still use."""
+    """The budget that is left for the rendering on this thread."""
 
     deadline = float("inf")
     left = MAX_WORK
@@ -121,7 +121,7 @@ class _Generator(CodeGenerator):
         self.write(")")
 
     def visit_Add(self, node: nodes.BinExpr, frame: Frame) -> None:
-        """Of a + b + c ... the whole sum is looked at, and every eighth part."""
+        """Measures sums: of a + b + c ... the whole sum and every eighth part."""
         operands, left = [node.right], node.left
         while isinstance(left, nodes.Add):
             operands.append(left.right)
@@ -170,7 +170,7 @@ class _Formatter(SandboxedFormatter):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Where templates are compiled and rendered. `meter` is started before each rendering."""
+    """The environment in which templates are compiled and rendered. `meter` is started before each rendering."""
 
     code_generator_class = _Generator
     intercepted_binops = frozenset({"*", "**", "%"})

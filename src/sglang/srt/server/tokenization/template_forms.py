@@ -37,7 +37,7 @@ Conversation = Callable[[Any], dict[str, Any]]
 
 @dataclass(frozen=True)
 class MediaToken:
-    """How a model's prompt says that an image or a video stands here: `text`, in which `placeholder` is the token that counts."""
+    """A prompt's placeholder of an image or a video: `text`, in which `placeholder` is the token that counts."""
 
     placeholder: str
     text: str
@@ -45,7 +45,7 @@ class MediaToken:
 
 @dataclass(frozen=True)
 class ContentForm:
-    """What the template takes as the content of one role. `part`: a list with one part of text; `parts`: with several.
+    """The forms of content that the template takes for one role. `part`: a list with one part of text; `parts`: with several.
     `media`: the types of media parts that it shows among them."""
 
     text: bool = True
@@ -99,7 +99,8 @@ def find_forms(render: Render) -> TemplateForms:
 
 
 def _content_form(render: Render, conversations: tuple[Conversation, ...], known: Mapping[str, ContentForm]) -> ContentForm:
-    """From the first of the conversations that the template renders. Messages around have the forms that are `known`."""
+    """The form of content, from the first conversation that the template renders. Messages around have the forms that are
+    `known`."""
     for conversation in conversations:
 
         def ask(content: Any, make: Conversation = conversation) -> str | None:
@@ -117,7 +118,8 @@ def _content_form(render: Render, conversations: tuple[Conversation, ...], known
 
 
 def _fitted(conversation: dict[str, Any], known: Mapping[str, ContentForm]) -> dict[str, Any]:
-    """With strings as the known roles take them. What is asked about is of a role that is not known yet."""
+    """The messages with strings in the forms that known roles take. The message in question has a role that is not known
+    yet."""
     messages = [
         fit_content(message, known[message["role"]], {}) if message["role"] in known else message
         for message in conversation["messages"]

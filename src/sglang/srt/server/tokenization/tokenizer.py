@@ -181,7 +181,7 @@ class Tokenizer:
         return ids
 
     def _around(self) -> tuple[list[int], list[int]]:
-        """What the model's post-processor adds before and after a text."""
+        """The ids that the model's post-processor adds before and after a text."""
         if self._added is None:
             inner, outer = _plain_ids(self._core, "a"), list(_encoding(self._core, "a", True).ids)
             at = next(i for i in range(len(outer)) if outer[i : i + len(inner)] == inner)
@@ -401,7 +401,7 @@ def _plain_ids(core: tokenizers.Tokenizer, text: str) -> list[int]:
 
 
 def _encoding(core: tokenizers.Tokenizer, text: str, add_special_tokens: bool = False) -> Any:
-    """Of one text. `encode` would keep the interpreter's lock for as long as it takes."""
+    """The encoding of one text. `encode` would keep the interpreter's lock for as long as it takes."""
     try:
         if len(text) > LONG_TEXT:
             return core.encode_batch([text], add_special_tokens=add_special_tokens)[0]

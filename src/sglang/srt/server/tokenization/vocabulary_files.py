@@ -123,7 +123,7 @@ def _sentencepiece(path: Path, data: bytes, config: Mapping[str, Any]) -> Tokeni
 
 
 def _cleaning(metadata: Mapping[str, Any]) -> list[Any]:
-    """What a BPE model does to a text before spaces are marked."""
+    """The normalization of a BPE model before spaces are marked."""
     steps: list[Any] = []
     if table := bytes(metadata["tokenizer.ggml.precompiled_charsmap"]):
         steps.append(normalizers.Precompiled(table))
@@ -221,7 +221,7 @@ def _merging(path: Path, ranks: Ranks, split: str, names: Sequence[str] = ()) ->
 
 
 def _listed(path: Path, config: Mapping[str, Any]) -> dict[int, tuple[str, bool]]:
-    """Of tokenizer_config.json: id -> name, and whether it is special."""
+    """Tokens listed in tokenizer_config.json: id -> name, and whether it is special."""
     listed = config.get("added_tokens_decoder") or {}
     try:
         return {int(i): (str(entry["content"]), bool(entry.get("special"))) for i, entry in listed.items()}

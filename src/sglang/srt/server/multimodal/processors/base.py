@@ -46,11 +46,11 @@ class Processor(Protocol):
     row_ids: frozenset[int]
     """ids that mean rows of an image in the model and are no placeholders: they may not come in a prompt"""
     default_tokens: int
-    """what an image may take where nobody says how much"""
+    """the most tokens of an image where neither flag nor request sets a limit"""
 
     def num_tokens(self, kind: MediaKind, shape: Shape, view: View) -> int:
-        """How many `ProcessedMedia.tokens` an image of that shape will have (a video at least, where times are written before its
-        frames). Raises RequestError for one that cannot be taken."""
+        """The number of `ProcessedMedia.tokens` of an image of that shape (of a video at least, where times are written before
+        its frames). Raises RequestError for one that cannot be taken."""
         ...
 
     def seen_size(self, shape: Shape, view: View) -> tuple[int, int]:
@@ -124,7 +124,7 @@ class ModelFolder:
 
 
 def first_line(error: Exception) -> str:
-    """What a library says, as part of a sentence."""
+    """The first line of a library's message, as part of a sentence."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 

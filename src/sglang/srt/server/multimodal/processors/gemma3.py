@@ -55,7 +55,7 @@ class Gemma3Processor:
         return len(self._processor.pan_and_scan(blank, **settings))
 
     def _options(self, shape: Shape, view: View) -> dict[str, Any]:
-        """Those of transformers' processor: as many pieces as the view allows, or none."""
+        """Options of transformers' processor: as many pieces as the view allows, or none."""
         allowed = tiles_within(view.pixels, self._side) - 1
         if view.detail not in ("high", "original"):
             return {}

@@ -87,7 +87,7 @@ class QwenVLProcessor:
         return limits
 
     def _pixels_of(self, tokens: int, shape: Shape) -> int:
-        """How many pixels become so many tokens. The shorter side of a thin image has one row at least, for which the longer
+        """The number of pixels of so many tokens. The shorter side of a thin image has one row at least, for which the longer
         side pays."""
         ratio = min(shape.width, shape.height) / max(shape.width, shape.height)
         return max(1, int(tokens * self._unit**2 * min(1.0, tokens * ratio)))

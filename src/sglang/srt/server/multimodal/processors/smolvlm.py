@@ -58,7 +58,7 @@ class IdeficsProcessor:
         return rows, columns
 
     def _options(self, shape: Shape, view: View) -> dict[str, Any]:
-        """Those of transformers' processor: the longest side, in whole tiles, with which an image is within the view."""
+        """Options of transformers' processor: the longest side, in whole tiles, with which an image is within the view."""
         allowed = tiles_within(view.pixels, self._side)
         if view.detail == "low":
             return {"do_image_splitting": False}

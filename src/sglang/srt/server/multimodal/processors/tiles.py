@@ -15,7 +15,8 @@ NO_LIMIT = 1 << 30
 
 
 def tiles_within(wanted: Pixels, side: int) -> int:
-    """How many tiles of `side` pixels a side are wanted, one at least. Raises RequestError for what they cannot fulfil."""
+    """The number of tiles of `side` pixels a side that the view allows, at least one. Raises RequestError for settings that
+    tiles cannot meet."""
     if wanted.least:
         raise RequestError("min_pixels: this model cuts images into tiles of one size, and makes none larger", "min_pixels")
     return max(1, wanted.most // side**2) if wanted.most else NO_LIMIT

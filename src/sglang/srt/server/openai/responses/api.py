@@ -111,7 +111,7 @@ class ResponsesCall:
                 yield data
 
     async def _happenings(self, call: Call) -> AsyncIterator[Event]:
-        """What happens to the blocks of the answer, up to its end."""
+        """Changes of the answer's blocks, up to its end."""
         async for out in call:
             self._chat.count(out, self._usage)
             self._logprobs.add(out.output_logprobs)
@@ -125,7 +125,7 @@ class ResponsesCall:
             yield event
 
     async def _find_logprobs(self, event: Event) -> None:
-        """Those of a block's text: with each addition where the tokens are the text, else at its end."""
+        """Finds the log probabilities of a block's text: with each addition where the tokens are the text, else at its end."""
         if not self.is_large or event.what == "open":
             return
         is_added = event.what == "add"
@@ -138,7 +138,7 @@ class ResponsesCall:
             self._take_logprobs(event.block, text)
 
     def _take_logprobs(self, block: Block, text: str) -> None:
-        """Those of a text that was added to the block."""
+        """Takes the log probabilities of a text that was added to the block."""
         self._added = self._logprobs.take(text)
         if block.kind == "text":
             self._of_block.setdefault(block.index, JsonArray()).extend(self._added)
@@ -163,7 +163,7 @@ class ResponsesCall:
         return b"".join(data for event in events for data in event)
 
     def _event(self, kind: str, **fields: Any) -> Iterator[bytes]:
-        """In pieces, if it is large."""
+        """Encodes an event; in pieces if it is large."""
         body = {"type": kind, "sequence_number": self._number, **fields}
         self._number += 1
         if self.is_large:
@@ -300,7 +300,7 @@ _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "f
 
 
 def _echo_of(body: dict[str, Any]) -> dict[str, Any]:
-    """What every response says again of its request. Raises RequestError if that is too long."""
+    """The fields of the request that every response repeats. Raises RequestError if they are too long."""
     echo = {name: body[name] for name in _ECHOED if name in body}
     if encoded_within(echo, MAX_ECHO_BYTES) is None:
         raise RequestError(f"the fields that the answer repeats ({', '.join(echo)}) is longer than {MAX_ECHO_BYTES} bytes")
@@ -313,7 +313,7 @@ _STREAMED = {"text": "output_text", "reasoning": "reasoning_text", "call": "func
 
 
 def _failure(error: SglangError) -> str:
-    """What went wrong, in one of the API's words."""
+    """The API's code for an error."""
     if isinstance(error, RequestError):
         return str(getattr(error, "code", "invalid_prompt"))
     return "rate_limit_exceeded" if isinstance(error, OverloadError) else "server_error"

@@ -104,7 +104,7 @@ class ItemMessages:
             self.add_message({"role": "assistant", "content": None, "tool_calls": [call]}, where)
 
     def _function(self, item: dict[str, Any], kind: str) -> dict[str, Any]:
-        """What was called, and with what."""
+        """The function of a call and its arguments."""
         if kind == "function_call":
             name, arguments = self.tools.shown(item.get("name"), item.get("namespace")), item.get("arguments") or "{}"
         elif kind == "custom_tool_call":
@@ -120,7 +120,7 @@ def _call_id(item: dict[str, Any]) -> Any:
 
 
 def _result(output: Any, where: str) -> Any:
-    """What a call came to: text, parts, or data, which the model reads as JSON."""
+    """The result of a call: text, parts, or data, which the model reads as JSON."""
     if isinstance(output, list) and all(isinstance(part, dict) and isinstance(part.get("type"), str) for part in output):
         return _content(output, where)
     return encode_json(output).decode() if isinstance(output, (list, dict)) else output

@@ -100,7 +100,7 @@ def chat_body(body: dict[str, Any], tools: ResponseTools) -> dict[str, Any]:
 
 
 def add_messages(body: dict[str, Any], history: list[Any], messages: ItemMessages) -> None:
-    """Those of instructions, of the `history`'s items and of the input. Raises RequestError."""
+    """Adds messages of the instructions, of the `history`'s items and of the input. Raises RequestError."""
     instructions = body.get("instructions")
     if instructions is not None:
         if not isinstance(instructions, str):

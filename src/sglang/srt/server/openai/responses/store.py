@@ -56,12 +56,12 @@ class StoredResponse:
 
     @cached_property
     def scan(self) -> JsonScan:
-        """What those would become. Raises RequestError if that is too much."""
+        """The size of these values once they are read. Raises RequestError if it is too large."""
         return JsonScan().read(self.items).read(self.output)
 
 
 class _Shelf:
-    """What one client has, the ones unused for longest first."""
+    """The stored responses of one client, least recently used first."""
 
     def __init__(self) -> None:
         self.responses: OrderedDict[str, StoredResponse] = OrderedDict()
@@ -195,7 +195,7 @@ def _check_size(chain: list[StoredResponse]) -> None:
 
 
 def read_json(data: bytes) -> Any:
-    """What was stored, from its JSON; piece by piece if it is long."""
+    """Reads a stored value from its JSON; piece by piece if it is long."""
     if len(data) <= CHUNK:
         return decode(data)
     body = Pieces([b'{"it":', *(data[at : at + CHUNK] for at in range(0, len(data), CHUNK)), b"}"])

@@ -40,7 +40,7 @@ class TextLogprobs:
         return len(self._ends) - self._num_given
 
     def add(self, logprobs: Logprobs | None) -> None:
-        """Those of the next tokens."""
+        """Adds the log probabilities of the next tokens."""
         if logprobs is None or not len(logprobs):
             return
         self._packed.append(logprobs)
@@ -49,7 +49,8 @@ class TextLogprobs:
             self._ends.append(len(self._bytes))
 
     def take(self, text: str) -> list[Entry]:
-        """Those of a text, which stands behind all texts before; none if it was made in another way than of the tokens' bytes."""
+        """Takes the log probabilities of a text, which follows all earlier texts; none if the text is not made of the tokens'
+        bytes."""
         data = text.encode(errors="replace")
         begin = self._bytes.find(data, self._at)
         if begin < 0 or not data:

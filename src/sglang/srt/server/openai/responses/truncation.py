@@ -35,7 +35,7 @@ def longest_fitting(
 
 
 def _cuts(messages: list[Message]) -> list[list[int]]:
-    """What may be kept, the most first."""
+    """Ends of the conversation that may be kept, the longest first."""
     num_first = next((i for i, message in enumerate(messages) if message.get("role") not in ("system", "developer")), 0)
     starts = [num_first, *(i for i, message in enumerate(messages) if i > num_first and message.get("role") == "user")]
     return [[*range(num_first), *range(start, len(messages))] for start in starts]

@@ -129,7 +129,7 @@ class JsonCalls(CallParser):
         return bool(self._buffer)
 
     def _read_wrapper(self, final: bool) -> bool:
-        """What stands between the key of a wrapper and its value."""
+        """Reads the characters between the key of a wrapper and its value."""
         if not self._buffer:
             return False
         if self._buffer[0] not in ": \t\r\n":

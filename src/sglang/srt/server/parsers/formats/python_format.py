@@ -127,7 +127,7 @@ class PythonicCalls(CallParser):
         return has_ended
 
     def _read_other(self, final: bool) -> bool:
-        """What stands in a list of calls and is none: text up to the next."""
+        """Reads text in a list of calls, up to the next call."""
         end = _OTHER_END.search(self._buffer)
         used = len(self._buffer) if end is None else end.start()
         self._emit_text(self._raw.take() + self._buffer[:used])
@@ -143,8 +143,8 @@ class PythonicCalls(CallParser):
         return end in _TWO_QUOTES and self._quote in ("", end[0] * 3)
 
     def _scan(self, final: bool) -> tuple[int, bool]:
-        """How much of the buffer stands before the bracket that closes the arguments, and whether that is there. What may be half of
-        an escape or of a triple quote is left."""
+        """The length of the buffer before the bracket that closes the arguments, and whether that bracket is there. Half an
+        escape or triple quote at the end is left for later."""
         at, size = 0, len(self._buffer)
         while at < size:
             char, rest = self._buffer[at], self._buffer[at : at + 3]
@@ -219,8 +219,8 @@ class GemmaCalls(PythonicCalls):
         return True
 
     def _find_bare_end(self, final: bool) -> int | None:
-        """Where in the buffer the bracket closes that opened before it, strings left out. What was looked at goes to the arguments,
-        save for what may be the beginning of a quote."""
+        """The place in the buffer of the bracket that closes the one opened before, ignoring strings. What was searched goes to
+        the arguments, save for a possible beginning of a quote."""
         at = 0
         while (found := _BARE_MARK.search(self._buffer, at)) is not None:
             at, mark = found.end(), found[0]
