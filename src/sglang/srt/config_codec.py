@@ -15,5 +15,5 @@ def encode_config(config: object) -> bytes:
 
 
 def decode_config(data: bytes, kind: type[T]) -> T:
-    """What `encode_config` was given."""
+    """Inverse of `encode_config`."""
     return msgspec.msgpack.decode(data, type=kind, dec_hook=lambda field_type, value: field_type(value))

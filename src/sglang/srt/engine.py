@@ -319,7 +319,7 @@ class Engine:
         return render_chat(fields, chat_options(self._manager, self.server_args.tool_call_parser))
 
     def get_chat_roles(self) -> dict[str, Any] | None:
-        """What the model writes around each role and for an image (see chat_roles), as /get_model_info tells it."""
+        """The template's text around each role and for an image (see chat_roles), as in /get_model_info."""
         if self.tokenizer is None:
             return None
         media = self._manager.media

@@ -155,7 +155,7 @@ class ForwardOutput:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the other wings need to know of the loaded model. Sent to the server as a plain dict (dataclasses.asdict)."""
+    """Facts about the loaded model for the other wings. Sent to the server as a plain dict (dataclasses.asdict)."""
 
     architecture: str
     vocab_size: int

@@ -119,7 +119,7 @@ class Logprobs(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @staticmethod
     def join(parts: Sequence[Logprobs]) -> Logprobs:
-        """Those of one sequence after each other."""
+        """Joins consecutive log probabilities of one sequence."""
         if len(parts) <= 1:
             return parts[0] if parts else Logprobs()
         return Logprobs(
@@ -195,7 +195,7 @@ class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     rope_delta: int = 0
     healed: str = ""
     client: tuple[str, ...] = ()
-    """whom the queue is fair to, outermost first: (API key, user), or ("", address, user); empty when nobody is told apart"""
+    """the client in the queue's fairness, outermost first: (API key, user), or ("", address, user); empty if clients are not distinguished"""
     received_at: float = 0.0
     """time.monotonic() when the server got it (the clock is shared by processes of one machine)"""
     resumed: tuple[int, ...] | None = None
@@ -241,8 +241,8 @@ class StateReq(msgspec.Struct, frozen=True, tag=True):
 
 
 class ViewReq(msgspec.Struct, frozen=True, tag=True):
-    """From now on somebody looks at the machine, and ViewDeltas are to be sent (`on`), or nobody does any more. While somebody does,
-    another one with `on` makes the next delta tell all from the beginning."""
+    """Starts (`on`) or stops the sending of ViewDeltas, for viewers of the machine. A second `on` makes the next delta
+    complete."""
 
     on: bool
 
@@ -293,7 +293,7 @@ class DraftCounts(msgspec.Struct, array_like=True):
 
 
 class TokenOut(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """What happened to one request since its last TokenOut.
+    """The output of one request since its last TokenOut.
 
     The text of a request is the bytes of its ids, less `trim_bytes` at the end (a matched stop string or stop token's text)
     once it has finished. Before, the last `hold_bytes` bytes may be the beginning of a stop string and must not be shown.
@@ -392,8 +392,9 @@ class StepView(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ViewDelta(msgspec.Struct, frozen=True, tag=True):
-    """What has changed in the machine since the last one. `nodes` are new or changed, `gone` are ids of nodes that are no more. With
-    `is_first` nothing told before holds. `num_omitted`: nodes beyond what is shown; `num_late`: those that follow in the next ones."""
+    """Changes in the machine since the last ViewDelta. `nodes` are new or changed, `gone` are ids of nodes that are no more.
+    With `is_first` nothing told before holds. `num_omitted`: nodes beyond what is shown; `num_late`: those that follow in the
+    next ones."""
 
     is_first: bool
     nodes: list[NodeView]

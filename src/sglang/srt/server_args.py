@@ -99,7 +99,7 @@ class ServerArgs(
         return cls(**{name: value for name, value in vars(args).items() if name in names})
 
     def url(self) -> str:
-        """Where the server is, for a client on this machine: http(s)://HOST:PORT, or unix:PATH."""
+        """The server's address for a client on this machine: http(s)://HOST:PORT, or unix:PATH."""
         if self.uds is not None:
             return f"unix:{self.uds}"
         scheme = "https" if self.ssl_certfile is not None else "http"
@@ -264,7 +264,7 @@ class ServerArgs(
         return dataclasses.replace(self, **hidden)
 
     def secrets(self) -> dict[str, str | None]:
-        """The fields that nobody may see."""
+        """The fields with secrets, which are never shown."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("secret")}
 
     def _api_keys(self) -> tuple[str, ...]:

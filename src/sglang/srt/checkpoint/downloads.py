@@ -1,4 +1,4 @@
-"""What has been downloaded: models with a short name, and repositories of the hub in huggingface_hub's cache."""
+"""Downloaded models: those with a short name, and repositories of the hub in huggingface_hub's cache."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def quantisation(name: str) -> str | None:
 
 
 def _of_tag(names: Sequence[str], tag: str) -> list[str]:
-    """Those whose name ends in the tag. A file that says it alone is meant before one that says more (UD-Q4_K_M)."""
+    """Files whose name ends in the tag. A file that says it alone is meant before one that says more (UD-Q4_K_M)."""
     wanted = tag.lower()
     exact = [name for name in names if (quantisation(name) or "").lower() == wanted]
     return exact or [name for name in names if re.search(rf"(?:^|[-._]){re.escape(wanted)}$", _stem(name).lower())]

@@ -19,7 +19,7 @@ def part_names(name: str) -> list[str]:
 
 
 def model_name(name: str) -> str:
-    """What a file's model is called: without the ending, and without the number of a part."""
+    """The model's name: the file name without the ending and without the number of a part."""
     match = _PART.fullmatch(name)
     return match.group(1) if match else name.removesuffix(".gguf")
 

@@ -175,7 +175,7 @@ def _command(requirement: str, folder: Path) -> list[str] | None:
 
 
 def _resuming() -> list[str]:
-    """What makes pip go on with a download that broke off, where it can (from version 25.1 on)."""
+    """Arguments that make pip resume a broken download, where it can (from version 25.1 on)."""
     major, minor = (importlib.metadata.version("pip").split(".") + ["0"])[:2]
     return ["--resume-retries=5"] if (int(major), int(minor)) >= (25, 1) else []
 
@@ -189,7 +189,7 @@ def _bundled_pip() -> Path | None:
 
 
 def _progress_stream(progress: bool) -> int:
-    """Where pip draws its bar: our stderr, so that stdout stays the program's own."""
+    """The stream of pip's progress bar: our stderr, so that stdout stays the program's own."""
     if not progress:
         return subprocess.DEVNULL
     try:

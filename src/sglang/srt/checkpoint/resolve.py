@@ -100,7 +100,7 @@ ALIASES: dict[str, Alias] = {
 
 
 def default_cache_dir() -> Path:
-    """Where models of aliases are kept unless a download directory is given (source: XDG base directories)."""
+    """The folder for models of aliases unless a download directory is given (source: XDG base directories)."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base and os.path.isabs(base) else Path.home() / ".cache") / "sglang-anywhere"
 

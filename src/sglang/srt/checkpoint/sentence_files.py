@@ -50,7 +50,7 @@ class SentenceFacts:
 
 
 def read_sentence_facts(folder: Path) -> SentenceFacts:
-    """Those of a model's folder. Raises ModelError naming the file and the key."""
+    """Reads the facts of a model's folder. Raises ModelError naming the file and the key."""
     if not (folder / MODULES_FILE).exists():
         return SentenceFacts()
     path, config = _read_transformer(folder)

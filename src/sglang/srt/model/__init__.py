@@ -1,6 +1,6 @@
 """WING 3: arithmetic, on one device, from ids to sampled ids.
 
-`worker.py` is what the scheduler talks to. Who may import whom is a contract in pyproject.toml ("layers of the model").
+The scheduler calls `worker.py`. The import layers are a contract in pyproject.toml ("layers of the model").
 
     models/        decoders and encoders: a frame, and a short file for each family with its own layers
     layers/        the building blocks of models: they read weights when created, and call ops on static buffers afterwards

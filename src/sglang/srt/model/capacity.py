@@ -34,7 +34,7 @@ class HostMemory:
 
 @dataclass(frozen=True)
 class ModelFootprint:
-    """What the plan needs to know of the model."""
+    """Sizes of the model that the memory plan needs."""
 
     context_len: int
     kv_bytes_per_token: int
@@ -105,7 +105,7 @@ class Needs:
 
 
 def fewest_tokens(options: MemoryOptions, context_len: int) -> int:
-    """Of the KV pool, unless more are asked for."""
+    """The least size of the KV pool in tokens, unless more are asked for."""
     return options.max_total_tokens or min(MIN_POOL_TOKENS, context_len)
 
 
@@ -188,7 +188,8 @@ def _show(num_bytes: int) -> str:
 
 
 def host_memory() -> HostMemory:
-    """Of Linux from /proc/meminfo, less if a cgroup limits us; elsewhere from sysconf, of which half counts as available."""
+    """The machine's memory: on Linux from /proc/meminfo, less if a cgroup limits us; elsewhere from sysconf, of which half
+    counts as available."""
     memory = _meminfo(Path("/proc/meminfo")) or _sysconf()
     for limit, used in _cgroup_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")):
         memory = HostMemory(min(memory.total, limit), min(memory.available, max(limit - used, 0)))

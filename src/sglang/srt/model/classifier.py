@@ -22,7 +22,7 @@ _SCORE = HeadStep("score", has_bias=False)
 
 
 def encoder_head(folder: Path, config: EncoderConfig) -> Pooling:
-    """What follows an encoder with a head. Raises ModelError naming what is missing."""
+    """The head of an encoder that classifies. Raises ModelError naming what is missing."""
     sizes = [config.hidden_size] * len(config.head) + [config.num_labels]
     eps = config.norm_eps
     steps = _read_steps(folder, config.head, sizes, config.prefix, eps, config.has_norm_bias)
@@ -30,7 +30,7 @@ def encoder_head(folder: Path, config: EncoderConfig) -> Pooling:
 
 
 def decoder_head(folder: Path, hidden_size: int) -> Pooling:
-    """What follows the last row of a decoder with a head for labels."""
+    """The head of a decoder that classifies: it reads the last row."""
     source = SafetensorsSource(folder)
     num_labels = source.shape("score.weight")[0] if "score.weight" in source.names else 0
     steps = _read_steps(folder, (_SCORE,), [hidden_size, num_labels], "", 0.0, False)
@@ -60,7 +60,7 @@ def _read_steps(
 
 
 def _score_activation(folder: Path, num_labels: int) -> Step:
-    """Of sentence-transformers, by the names of its versions."""
+    """The activation of sentence-transformers, by the names of its versions."""
     path = folder / "config.json"
     fields = Fields(read_json(path), path)
     for key, value in (

@@ -82,7 +82,7 @@ def _check_count(needed: int) -> None:
 
 
 def compute_dtype(config_dtype: str, asked: str) -> str:
-    """What a model computes in on CUDA: --dtype, else the checkpoint's own, else bfloat16."""
+    """The data type of computation on CUDA: --dtype, else the checkpoint's own, else bfloat16."""
     if asked != "auto":
         return asked
     return config_dtype if config_dtype in CUDA_DTYPES else "bfloat16"
@@ -94,7 +94,7 @@ def on_gpu(ops: Any) -> bool:
 
 
 def device_memory(ops: Any) -> HostMemory:
-    """Of the GPU where the op set runs on one, else of the machine."""
+    """The memory of the GPU if the op set runs on one, else of the machine."""
     if not on_gpu(ops):
         return host_memory()
     import torch

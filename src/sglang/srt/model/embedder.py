@@ -204,7 +204,7 @@ def _create_encoder(ops: Ops, files: ModelFiles, options: ModelOptions) -> Encod
 
 
 def _text_len(files: ModelFiles, options: ModelOptions, most: int) -> int:
-    """How many tokens a text may have: what the operator says, else the folder."""
+    """The most tokens of a text: the operator's limit, else the folder's."""
     asked = options.context_length
     if asked is None and files.kind == "folder":
         asked = read_sentence_facts(files.path).max_len

@@ -67,7 +67,7 @@ class EncodeQueue:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is encoded and nobody waits."""
+        """Whether nothing is being encoded and no job waits."""
         return self._encoding is None and not self._line
 
     def run(self, seconds: float) -> bool:

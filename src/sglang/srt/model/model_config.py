@@ -42,7 +42,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """How the files of a family name and cut what the decoder reads under the names of Llama and Gemma (weights/shapes.py)."""
+    """A family's names and splits of tensors that the decoder reads under the names of Llama and Gemma (weights/shapes.py)."""
 
     root: str = "model."
     """what stands before the decoder's names; files of the bare decoder lack it"""

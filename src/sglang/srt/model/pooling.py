@@ -98,7 +98,7 @@ class Pooling:
 
 
 def normalise(vector: Vector) -> Vector:
-    """To length 1."""
+    """Scales vectors to length 1."""
     return vector / max(float(np.sqrt(vector @ vector)), 1e-12)
 
 
@@ -134,12 +134,13 @@ class NormModule:
 
 
 def default_pooling(mode: str, hidden_size: int) -> Pooling:
-    """For a model whose files say nothing."""
+    """The pooling of a model whose files name none."""
     return Pooling((mode,), (normalise,), hidden_size)
 
 
 def gguf_pooling(metadata: Mapping[str, Any], hidden_size: int, tensors: Mapping[str, GGUFTensor] | None = None) -> Pooling:
-    """What a GGUF file's metadata says, and the dense modules among its tensors. Raises ModelError for a way that is not done here."""
+    """Reads pooling from a GGUF file's metadata, and the dense modules among its tensors. Raises ModelError for an unsupported
+    mode."""
     kind = metadata.get(f"{metadata.get('general.architecture')}.pooling_type", 0)
     if kind not in _GGUF_MODES:
         raise ModelError(f"the GGUF file's pooling_type {shown(kind)} is not supported; mean, cls and last are")
@@ -155,8 +156,8 @@ def gguf_pooling(metadata: Mapping[str, Any], hidden_size: int, tensors: Mapping
 
 
 def read_pooling(folder: Path, default: str, hidden_size: int) -> Pooling:
-    """What a folder's modules.json and the modules' own files say; `default`: the mode where they say nothing. Raises ModelError
-    naming what is damaged or not done here."""
+    """Reads pooling from a folder's modules.json and the modules' own files; `default`: the mode where they name none. Raises
+    ModelError naming what is damaged or not done here."""
     modules = read_modules(folder)
     if modules is None:
         modes = _read_modes(folder / "1_Pooling" / "config.json", default, hidden_size)
@@ -254,7 +255,7 @@ def _activation(fields: Fields) -> Step:
 
 
 def named_activation(fields: Fields, key: str, value: Any) -> Step:
-    """By its class in torch.nn, none for null. Raises ModelError naming the file and the key."""
+    """An activation by its class in torch.nn, none for null. Raises ModelError naming the file and the key."""
     name = "Identity" if value is None else value.rpartition(".")[2] if isinstance(value, str) else ""
     if name not in _ACTIVATIONS:
         raise fields.bad(key, f"is {shown(value)}; known: {', '.join(_ACTIVATIONS)}")

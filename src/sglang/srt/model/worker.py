@@ -130,7 +130,7 @@ class LocalWorker:
             return batch.samples, masks, None
         assert self._runner is not None
         self._unheaded = None
-        # The step after one in which everybody decodes may take its ids by their place among the samples (`previous`).
+        # The step after one in which all requests decode may take its ids by their place among the samples (`previous`).
         all_decode = batch.num_tokens == batch.num_reqs
         needed = needed_columns(masks, len(batch.samples), self.info.vocab_size, keep_order=all_decode)
         if masks is None or needed is None:
@@ -165,7 +165,7 @@ class LocalWorker:
         return self._pool.get_ready(num_used)
 
     def close(self) -> None:
-        """Nothing runs elsewhere."""
+        """Does nothing: no other process runs."""
 
 
 def _output(chosen: Sampled, order: Int32Array | None, scores: list[LogprobResult]) -> ForwardOutput:

@@ -73,7 +73,7 @@ def listen_on_path(path: str) -> socket.socket:
 
 @contextlib.contextmanager
 def _alone(path: str) -> Iterator[None]:
-    """Of several servers that start at the same time, one after the other looks at what is there."""
+    """Holds a lock: servers that start at the same time look at the socket one after the other."""
     import fcntl
 
     folder = os.path.dirname(os.path.abspath(path))
@@ -119,7 +119,7 @@ def close_endpoint(listener: socket.socket, path: str | None) -> None:
 
 
 def tls_context(http: HttpOptions) -> ssl.SSLContext | None:
-    """How connections are encrypted; None: they are not. Raises ConfigError for files that cannot be used."""
+    """The TLS settings; None: connections are not encrypted. Raises ConfigError for files that cannot be used."""
     certificate, key = http.ssl_certfile, http.ssl_keyfile
     if certificate is None:
         if key is not None or http.ssl_keyfile_password is not None:

@@ -26,8 +26,9 @@ ORPHAN_SECONDS = 10.0
 """how often it looks whether its parent is still there: a forked copy of the parent may hold the control socket open"""
 
 Work = Callable[[bytes], "bytes | Generator[bytes, None, bytes]"]
-"""From a payload to its reply; or a generator of parts that are sent as they are made, which returns the reply. A work with a method
-`get_ready` has it called in a child before each job, and before there is one: what is done there costs the job no time."""
+"""A function from a payload to its reply; or a generator of parts that are sent as they are made, which returns the reply. A
+work with a method `get_ready` has it called in a child before each job, and before there is one: what is done there costs the
+job no time."""
 
 KEPT_GROWTH = 16 << 20
 """bytes by which a child that goes on may have grown since it was forked"""
@@ -175,7 +176,7 @@ def _set_limit(kind: int, value: int) -> None:
 
 
 def _send_parts(connection: socket.socket, parts: Generator[bytes, None, bytes]) -> bytes:
-    """What the generator returns."""
+    """Sends the parts; returns what the generator returns."""
     while True:
         try:
             part = next(parts)

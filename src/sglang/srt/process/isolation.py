@@ -41,9 +41,8 @@ LOWEST_PRIORITY = 19
 
 @dataclass(frozen=True)
 class Limits:
-    """What a child may use. `memory`: bytes beyond what the fork server has; `cpu_seconds` and `seconds`: of one job;
-    `niceness`: 0 to 19, how far it stands back for others; `reply`: bytes it may send; `jobs`: how many it may do, one after the
-    other."""
+    """Limits of a child. `memory`: bytes beyond what the fork server has; `cpu_seconds` and `seconds`: of one job; `niceness`:
+    0 to 19, how far it stands back for others; `reply`: bytes it may send; `jobs`: how many it may do, one after the other."""
 
     memory: int
     cpu_seconds: float
@@ -63,7 +62,7 @@ class Cancelled(IsolationError):
 
 @dataclass(frozen=True)
 class Patience:
-    """After so many seconds without a reply, the caller is asked whether the job goes on."""
+    """Seconds without a reply after which the caller is asked whether the job goes on."""
 
     seconds: float
     goes_on: Callable[[], bool]
@@ -94,7 +93,7 @@ class Job:
 
     @property
     def pid(self) -> int | None:
-        """That of the child, once it is known."""
+        """The child's process id, once it is known."""
         return self._child.pid
 
     def result(
@@ -295,7 +294,7 @@ class Isolated:
         self.rest()
 
     def meaning(self, status: int) -> str:
-        """What a child's exit status (negative: a signal) says about its job."""
+        """Explains a child's exit status (negative: a signal) in terms of its job."""
         if status == -signal.SIGALRM:
             return self.too_slow
         if status == -signal.SIGXCPU:

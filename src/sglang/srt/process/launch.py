@@ -320,7 +320,7 @@ class LastResort:
 
 
 def _has_terminal() -> bool:
-    """Whether somebody sits before it, so that SIGHUP says that they have gone. Services have none."""
+    """Whether there is a terminal, so that SIGHUP means that it was closed. Services have none."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 

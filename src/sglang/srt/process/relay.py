@@ -44,7 +44,7 @@ class LoopShare:
         self.begin()
 
     def begin(self) -> None:
-        """To be called after anything that was waited for."""
+        """Begins a new period; called after each wait."""
         self.ends_at = time.monotonic() + self.SECONDS
 
     @property
@@ -57,7 +57,7 @@ class LoopShare:
 
 
 class Buffer(Protocol[T]):
-    """What was put and has not been read. It may join items where they pile up."""
+    """Items that were put and not yet read. It may join items where they pile up."""
 
     def __len__(self) -> int: ...
 
@@ -83,7 +83,7 @@ class Fifo(Generic[T]):
 
 
 class Unread:
-    """What has been handed over and not been read: a thread asks that would otherwise compete with the readers for a core."""
+    """Items that were handed over and not yet read: a thread asks that would otherwise compete with the readers for a core."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -104,7 +104,7 @@ class Unread:
         return partial(self._forget, {self._last})
 
     def wait(self) -> None:
-        """For READ_SECONDS at most: what has not been read by then is not waited for again."""
+        """Waits for READ_SECONDS at most: items not read by then are not waited for again."""
         if not self._none.wait(READ_SECONDS):
             self._forget(set(self._open))
 

@@ -167,7 +167,8 @@ def _dump(directory: Path) -> bytes:
 
 
 def _die_with_a_rank(reason: str) -> None:
-    """At once, wherever the scheduler is: it may wait for what the dead rank will never send. The server starts all anew."""
+    """Ends the process at once, wherever the scheduler is: it may wait for data that the dead rank will never send. The server
+    restarts all ranks."""
     sys.stderr.flush()
     os._exit(1)
 

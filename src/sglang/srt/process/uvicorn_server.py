@@ -38,7 +38,7 @@ class HttpServer(uvicorn.Server):
         self._tls = tls
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn does it, but that clients have as long to agree on a key as they have for a head."""
+        """Starts as uvicorn does, but the TLS handshake has the same time limit as a request's head."""
         config = self.config
 
         def connection(_loop: asyncio.AbstractEventLoop | None = None) -> asyncio.Protocol:
@@ -80,7 +80,7 @@ def uvicorn_config(app: Any, http: HttpOptions) -> uvicorn.Config:
 
 
 def own_url(http: HttpOptions) -> str:
-    """Where this process finds itself."""
+    """The URL at which this process reaches its own server."""
     scheme = "https" if http.ssl_certfile is not None else "http"
     if http.uds is not None:
         return f"{scheme}://localhost"

@@ -1,6 +1,6 @@
 """WING 2: decisions. Which requests run next, in which memory, under which grammar. No model code, no kernels.
 
-`scheduler.py` is the loop: receive, admit, step, emit. Who may import whom is a contract in pyproject.toml ("layers of the scheduler").
+`scheduler.py` is the loop: receive, admit, step, emit. The import layers are a contract in pyproject.toml ("layers of the scheduler").
 
     admission/     checks of new requests, the queue and its policies, admission in chunks, fair shares
     cache/         ownership of the slots of the KV pool

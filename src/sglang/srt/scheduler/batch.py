@@ -44,7 +44,7 @@ class Extend:
 
 @dataclass(frozen=True)
 class ScheduleBatch:
-    """Who takes part in a step. `sampled` are the requests that get a token, in the order of the batch's samples."""
+    """The requests of a step. `sampled` are the requests that get a token, in the order of the batch's samples."""
 
     decodes: list[Req]
     extends: list[Extend]
@@ -207,7 +207,7 @@ def _point(extend: Extend, i: int) -> int:
 
 
 def _spec_after(extend: Extend, i: int) -> SampleSpec:
-    """How the draft's `i`th token is sampled."""
+    """The sampling specification of the draft's `i`th token."""
     assert extend.draft is not None
     spec = extend.req.spec
     return SampleSpec(
@@ -216,8 +216,8 @@ def _spec_after(extend: Extend, i: int) -> SampleSpec:
 
 
 def _prompt_logprobs(extend: Extend, req_idx: int, row: int) -> PromptLogprobs | None:
-    """What the extend, whose first row is `row`, can tell about tokens that were not sampled: the prompt's and forced ones.
-    Position p follows from row p - 1."""
+    """Log probabilities of tokens that were not sampled (the prompt's and forced ones), from the extend whose first row is
+    `row`. Position p follows from row p - 1."""
     req, options = extend.req, extend.req.msg.logprobs
     if options is None:
         return None

@@ -75,7 +75,7 @@ class Line:
             self._of_client[req.client] = others
 
     def in_turns(self) -> Iterator[EmbedReq]:
-        """Everyone, a text of each client at a time."""
+        """All texts, one of each client at a time."""
         for turn in itertools.zip_longest(*(texts.values() for texts in self._of_client.values())):
             yield from (req for req in turn if req is not None)
 

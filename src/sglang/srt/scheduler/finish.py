@@ -164,7 +164,7 @@ class FinishChecker:
             self._regexes.drop()
 
     def note_sent(self, token_id: int) -> None:
-        """Of a resumed request, the next token that its client has."""
+        """Notes the next token that the client of a resumed request has."""
         if self._spacing is not None:
             self._spacing.note(token_id)
         if self._looks:  # as `check` does
@@ -198,7 +198,7 @@ class FinishChecker:
         return self._check_text(self._shown(token_id) if self._looks else b"", num_out)
 
     def end_search(self, num_out: int) -> FinishReason | None:
-        """What the last `check` would have returned. Raises RequestError when the search took too long."""
+        """The delayed result of the last `check`. Raises RequestError when the search took too long."""
         assert self._regexes is not None
         found = self._regexes.end_search()
         if found is not None:
@@ -227,7 +227,7 @@ class FinishChecker:
         return FinishReason("stop", matched=matched)
 
     def _shown(self, token_id: int) -> bytes:
-        """What the token adds to the text that the client sees; it is the one noted last, if blanks are added."""
+        """The bytes that the token adds to the text that the client sees; it is the one noted last, if blanks are added."""
         vocabulary = self._vocabulary
         if vocabulary is None or token_id >= vocabulary.size:
             return b""

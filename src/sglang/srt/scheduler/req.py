@@ -124,7 +124,7 @@ class Req:
 
     @property
     def key(self) -> str:
-        """The API key that asks; empty where nobody is told apart."""
+        """The client's API key; empty where clients are not distinguished."""
         return self.msg.client[0] if self.msg.client else ""
 
     @property
@@ -141,7 +141,7 @@ class Req:
 
     @property
     def active_proposer(self) -> Proposer | None:
-        """Who may propose its next tokens."""
+        """The proposer of its next tokens, if it may have drafts."""
         return self.proposer if self.takes_drafts and not self.in_reasoning else None
 
     @property

@@ -42,7 +42,7 @@ class StepResults:
         """of this step, by proposer"""
 
     def commit(self, batch: ScheduleBatch, output: ForwardOutput, late: Collection[Req] = ()) -> None:
-        """Enters the output of `batch`. Who is `late` has no token yet: its last row is computed again in a later step."""
+        """Enters the output of `batch`. A `late` request has no token yet: its last row is computed again in a later step."""
         for req in batch.decodes:
             assert req.hold is not None
             req.hold.kv_len += req not in late
@@ -130,7 +130,8 @@ def _late_reason(req: Req) -> FinishReason | None:
 
 
 def build_out(req: Req, reason: FinishReason | None) -> TokenOut:
-    """What the client does not know yet of `req`: ids go together with their log probabilities where these are wanted."""
+    """The output of `req` that the client does not have yet: ids go together with their log probabilities where these are
+    wanted."""
     since = req.sent_len
     until = since + len(req.output_log) if req.spec.want_logprob else len(req.output_ids)
     req.sent_len = until
@@ -218,7 +219,7 @@ def take_searched(req: Req) -> FinishReason | None:
 
 
 def _after_check(req: Req, reason: FinishReason | None) -> FinishReason | None:
-    """What follows the newest token, once it is known whether it stops the request."""
+    """Handles the newest token, once it is known whether it stops the request."""
     if req.finish.is_searching:
         return None
     is_over = req.grammar is not None and not req.in_reasoning and req.grammar.is_finished

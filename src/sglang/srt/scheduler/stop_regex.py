@@ -68,7 +68,7 @@ def compile_stop_regex(text: str) -> Any:
 
 
 def try_stop_regex(text: str) -> int:
-    """In a child: compiles, and returns the bytes that the expression holds. Raises RequestError."""
+    """Compiles an expression in a child; returns the bytes that it holds. Raises RequestError."""
     before, began = held_bytes(), time.thread_time()
     pattern = compile_stop_regex(text)
     seconds, size = time.thread_time() - began, max(held_bytes() - before, 0)
@@ -81,8 +81,8 @@ def try_stop_regex(text: str) -> int:
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What a search of all expressions of a request found. `starts`: where a match of each may still begin; `match`: end and start
-    of the first match to end, and which expression's it is."""
+    """The result of a search for all expressions of a request. `starts`: where a match of each may still begin; `match`: end
+    and start of the first match to end, and which expression's it is."""
 
     starts: list[int]
     match: tuple[int, int, int] | None = None
@@ -124,7 +124,7 @@ def search_all(patterns: Sequence[Any], text: str, span: Span, seconds: float) -
 
 
 def _first_match(pattern: Any, text: str, start: int, look: bool, deadline: float) -> tuple[int, Any]:
-    """Where a match may begin that comes later, and the first one from `start` on. Without `look` all are passed over."""
+    """The place where a later match may begin, and the first match from `start` on. Without `look` matches are skipped."""
     while start <= len(text):
         left = deadline - time.thread_time()
         if left <= 0:
@@ -139,7 +139,7 @@ def _first_match(pattern: Any, text: str, start: int, look: bool, deadline: floa
 
 
 class SearchJob(msgspec.Struct, frozen=True, array_like=True):
-    """What a child searches; texts are UTF-8 with surrogates, which they may hold."""
+    """A search in a child process; texts are UTF-8 and may hold surrogates."""
 
     kind: str
     expressions: list[bytes]
@@ -179,7 +179,7 @@ def _search(job: SearchJob) -> bytes:
 
 
 class Children(Protocol):
-    """Where searches go on (grammar/trial.py)."""
+    """The children in which searches continue (grammar/trial.py)."""
 
     def submit(self, kind: str) -> Job: ...
 
@@ -296,7 +296,7 @@ class StopRegexes:
         return self._search is not None and self._search.done
 
     def go_on(self, pieces: Sequence[bytes], num_passed: int, hold_bytes: int) -> None:
-        """As `Matcher.go_on`."""
+        """See `Matcher.go_on`."""
         text = b"".join(pieces)
         known = text[: max(len(text) - hold_bytes, 0)]
         if hold_bytes:  # another matcher may hold part of a character
@@ -307,7 +307,7 @@ class StopRegexes:
         self._ends = list(dict.fromkeys(accumulate(map(len, shown[:num_passed]))))
 
     def feed(self, chunk: bytes, look: bool) -> tuple[str, int, int] | None:
-        """As `Matcher.feed`."""
+        """See `Matcher.feed`."""
         assert self._search is None, "the last search comes first"
         self._text += self._decoder.decode(chunk)
         span = Span(self._starts, look, self._ends, self._known)
@@ -320,7 +320,7 @@ class StopRegexes:
         return self._take(found)
 
     def end_search(self) -> tuple[str, int, int] | None:
-        """What `feed` would have returned. Raises RequestError when the search took too long."""
+        """The delayed result of `feed`. Raises RequestError when the search took too long."""
         search = self._search
         assert search is not None and search.done
         self.drop()
@@ -331,7 +331,7 @@ class StopRegexes:
         return self._take(search.found)
 
     def drop(self) -> None:
-        """Forgets a search under way: nobody wants to know any more."""
+        """Forgets a search under way: its result is no longer needed."""
         if self._search is not None:
             self._search.dropped = True
             self._search = None

@@ -6,13 +6,13 @@ import msgspec
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What came of a trial. `num_bytes`: what the constraint holds after it."""
+    """The result of a trial. `num_bytes`: memory of the constraint after it."""
 
     error: str | None = None
     num_bytes: int = 0
 
     def encode(self) -> bytes:
-        """What `decode_report` reads."""
+        """Inverse of `decode_report`."""
         return msgspec.msgpack.encode(self)
 
 

@@ -25,13 +25,13 @@ NUM_IDS = 24
 
 
 class Viewing:
-    """The observer of the tree (RadixCache.observer) while somebody looks."""
+    """The observer of the tree (RadixCache.observer) while there are viewers."""
 
     def __init__(self, tree: RadixCache, outbox: Outbox) -> None:
         self._tree = tree
         self._outbox = outbox
         self.is_on = False
-        """whether somebody looks; if not, nothing need be noted or reported"""
+        """whether there are viewers; without them nothing is noted or reported"""
         self._end(False)
 
     def _end(self, is_on: bool) -> None:
@@ -46,7 +46,7 @@ class Viewing:
         self._tree.observer = self if is_on else None
 
     def look(self, on: bool) -> None:
-        """Somebody begins to look, or nobody does any more."""
+        """Handles the first viewer, or the end of the last one."""
         self._end(on)
         level = self._tree.roots() if on else []
         while level:
@@ -54,12 +54,12 @@ class Viewing:
             self._dirty.update((node.id, node) for node in level)
 
     def limit(self, seconds: float) -> float:
-        """How long an idle scheduler may wait, which would like to wait so long."""
+        """The time that an idle scheduler may wait, at most the time that it asks for."""
         return min(seconds, SECONDS_BETWEEN) if self.has_news else seconds
 
     @property
     def has_news(self) -> bool:
-        """Whether there is something to tell, and somebody to tell it to."""
+        """Whether there are changes to send, and viewers."""
         return self.is_on and bool(self._dirty or self._gone or self._steps or self._is_first)
 
     # --- notes ----------------------------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class Viewing:
             del self._steps[0]
 
     def report(self, snapshot: Callable[[], SchedulerStats]) -> None:
-        """Sends what there is to tell, if somebody looks and it is time."""
+        """Sends the changes, if there are viewers and it is time."""
         if not self.has_news or (now := time.monotonic()) < self._next_report:
             return
         self._next_report = now + SECONDS_BETWEEN

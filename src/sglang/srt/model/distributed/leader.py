@@ -41,7 +41,7 @@ LAST_SECONDS = 5.0
 
 
 class RankConfig(msgspec.Struct):
-    """What a follower is told first."""
+    """The first message to a follower."""
 
     rank: int
     directory: str
@@ -51,7 +51,7 @@ class RankConfig(msgspec.Struct):
 
 
 class RankStatus(msgspec.Struct):
-    """What a follower answers once: `error` is None when its part is loaded."""
+    """A follower's only reply: `error` is None when its part is loaded."""
 
     error: str | None = None
 
@@ -86,7 +86,7 @@ class Followers:
         return [process.pid for process in self._processes]
 
     def wait_ready(self) -> None:
-        """Until every rank has loaded its part. Raises ConfigError with the first's reason why it has not."""
+        """Waits until every rank has loaded its part. Raises ConfigError with the reason of the first that failed."""
         for rank, stream in enumerate(self._status, start=1):
             data = read_frame(stream)
             stream.close()

@@ -19,7 +19,7 @@ def shard_ops(base: Ops, shard: Shard) -> Ops:
 
 
 class ShardedOps:
-    """Everything not named here is the base's."""
+    """The base's ops, save for those that are defined here."""
 
     def __init__(self, base: Ops, shard: Shard) -> None:
         self._base = base

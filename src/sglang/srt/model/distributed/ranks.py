@@ -114,7 +114,7 @@ def join(directory: Path, rank: int, size: int, device: str, deterministic: bool
 
 
 def _gloo_options(dist: Any) -> Any:
-    """Loopback alone: the ranks of one machine are nobody else's business."""
+    """The loopback interface alone: no other machine needs to reach the ranks."""
     options = dist.ProcessGroupGloo._Options()
     options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
     options._timeout = TIMEOUT

@@ -92,14 +92,14 @@ def decode(data: bytes) -> Message:
 
 
 class TableDiff:
-    """What followers know of the table of slots."""
+    """The table of slots as followers have it."""
 
     def __init__(self, table: Int32Array) -> None:
         self._table = table
         self._known = np.zeros_like(table)
 
     def changes(self, rows: Int32Array, lengths: Int32Array) -> list[Change]:
-        """What they must hear before a step of these rows of the table, each up to its length."""
+        """Changes that followers need before a step of these rows of the table, each up to its length."""
         found = []
         for row, length in zip(rows.tolist(), lengths.tolist(), strict=True):
             different = np.flatnonzero(self._table[row, :length] != self._known[row, :length])

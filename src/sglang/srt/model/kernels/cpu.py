@@ -108,7 +108,7 @@ _FORMATS: dict[str, tuple[int, int]] = {  # checkpoint format: (Source in csrc/a
 _PACKED_BITS = {_F32: 32.0, _F16: 16.0, _BF16: 16.0, _INT4: 5.0, _INT8: 8.5}
 """of a value; of int4 and int8 with its share of the scales"""
 SPIN_US = 300
-"""How long a thread waits awake for the next step before it sleeps."""
+"""Microseconds that a thread waits awake for the next step before it sleeps."""
 
 
 def usable_isas() -> list[str]:
@@ -284,7 +284,7 @@ class CpuOps(HostArrays):
         delta: Array | None = None,
         row_idx: Array | None = None,
     ) -> None:
-        """With `row_idx` x itself is left alone: a row may be asked for twice."""
+        """Normalizes rows. With `row_idx` x itself stays unchanged, since a row may be asked for twice."""
         self.runtime.rms_norm(x, weight, out, rows, eps, delta, row_idx)
 
     def linear(self, weight: Weight, x: Activation, out: Array, rows: Array, *, bias: Array | None = None) -> None:

@@ -21,7 +21,7 @@ class HostInputs:
         self.host = self.arrays
 
     def begin(self) -> None:
-        """Nothing is under way."""
+        """Does nothing: no copy is pending."""
 
     def send(self) -> None:
         """Already there."""

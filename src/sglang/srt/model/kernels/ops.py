@@ -68,7 +68,7 @@ class Inputs(Protocol):
 
     @property
     def host(self) -> Mapping[str, npt.NDArray[np.int32]]:
-        """What is written, valid from `begin` to `send`. What is not written again may hold anything."""
+        """Host arrays to write to, valid from `begin` to `send`. Their old contents are undefined."""
         ...
 
     def begin(self) -> None:
@@ -90,7 +90,7 @@ class Fetch(Protocol):
 
 @dataclass(frozen=True)
 class StepShape:
-    """What the host knows of a step: upper bounds for what `rows` and AttentionMeta hold on the device."""
+    """The host's knowledge of a step: upper bounds of `rows` and AttentionMeta on the device."""
 
     num_rows: int
     num_reqs: int

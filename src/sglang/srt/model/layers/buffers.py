@@ -36,7 +36,7 @@ class Readers:
 
 @dataclass
 class MediaBuffers:
-    """What the decoder of a vision-language model needs besides: rows that are not text, and, where positions have several axes,
+    """Further buffers of a vision-language model's decoder: rows that are not text, and, where positions have several axes,
     rotation tables made for the step."""
 
     inputs: Inputs  # index, positions and, where rows see ahead, row_ends

@@ -106,7 +106,7 @@ class CrossMemory:
         self.num_placed = 0
 
     def begin_step(self) -> None:
-        """What was needed so far may be taken back."""
+        """Begins a step: pages of earlier steps may be reused."""
         self._needed.clear()
 
     def place(self, images: Sequence[Shown]) -> Int32:
@@ -137,7 +137,7 @@ class CrossMemory:
         return taken
 
     def _store(self, kv: Array, slots: Int32) -> None:
-        """By the op that stores what it rotates: here by nothing, and of a q that nobody reads."""
+        """Stores k and v by the op that rotates and stores; here it rotates by zero, with a q that is not read."""
         for a in range(0, len(slots), BLOCK):
             b = min(a + BLOCK, len(slots))
             at = self._ops.array(np.resize(slots[a:b], BLOCK))
@@ -159,7 +159,7 @@ def rows_of_image(config: ModelConfig) -> int:
 
 
 def cross_bytes_per_request(ops: Ops, config: ModelConfig) -> int:
-    """What the pool takes for each request that may run; 0 for models without cross-attention."""
+    """Bytes of the pool for each request that may run; 0 for models without cross-attention."""
     cross = config.vision.cross_attention if config.vision is not None else None
     if cross is None:
         return 0

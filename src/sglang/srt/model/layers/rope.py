@@ -58,7 +58,7 @@ def rope_tables(config: RopeConfig, num_positions: int) -> tuple[Float32, Float3
 
 
 def table_bytes(config: ModelConfig) -> int:
-    """What making the tables of a model's context takes at its height: angles in float64 beside what becomes of them."""
+    """Peak bytes of making the tables for a model's context: angles in float64 beside the results."""
     ropes = [config.rope] + ([config.local_rope] if config.local_rope is not None else [])
     return sum(config.context_len * (rope.rotary_dim // 2) * (3 * 8 + 2 * 4) for rope in ropes)
 
@@ -104,7 +104,7 @@ def _yarn(config: RopeConfig, base: Float64) -> Float64:
 
 
 def attention_factor(config: RopeConfig) -> float:
-    """What yarn and longrope multiply cos and sin with (so attention scores with its square); 1 for the other kinds."""
+    """The factor of cos and sin in yarn and longrope (attention scores get its square); 1 for the other kinds."""
     if config.kind not in ("yarn", "longrope"):
         return 1.0
     if config.attention_factor is not None:

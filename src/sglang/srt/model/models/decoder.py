@@ -30,7 +30,7 @@ from sglang.srt.model.models.layer import Layer, Mixer, ParallelLayer, Place, Se
 
 
 class Decoder:
-    """What the decoders have in common. `body` runs the layers over the step's rows, `head` turns selected rows into logits.
+    """The frame of all decoders. `body` runs the layers over the step's rows, `head` turns selected rows into logits.
     `num_positions`: how far rotation tables reach."""
 
     def __init__(self, ops: Ops, source: WeightSource, config: ModelConfig, num_positions: int) -> None:

@@ -24,7 +24,7 @@ from sglang.srt.model.model_config import ModelConfig
 
 @dataclass(frozen=True)
 class Place:
-    """What a layer is made from. `prefix`: how its weights' names begin. `local`: it sees only a window."""
+    """Where a layer's weights are. `prefix`: the beginning of their names. `local`: the layer sees only a window."""
 
     ops: Ops
     source: WeightSource

@@ -267,8 +267,8 @@ class TextEncoder:
 
 
 def _places(source: EncoderSource, names: EncoderNames, config: EncoderConfig) -> Float32 | None:
-    """What is added to the words: positions and types together. There is one text at a time unless pairs are judged, so only those
-    models have rows for the second type, behind the others."""
+    """The sum of position and type embeddings, added to the words'. There is one text at a time unless pairs are judged, so
+    only those models have rows for the second type, behind the others."""
     width, num = config.hidden_size, config.context_len + config.first_position
     positions = types = None
     if names.positions:

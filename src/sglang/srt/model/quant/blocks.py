@@ -275,7 +275,7 @@ def quantise_q4_1(values: Floats) -> Bytes:
 
 
 def packable_format(format_name: str) -> str:
-    """What a format becomes by `repacked`: itself where the kernels take it."""
+    """The format that `repacked` converts to: the same one where the kernels take it."""
     if format_name not in _TABLES and format_name != "q2_k":
         return format_name
     return _SMALL.get(format_name, ("q8_0", 34, _by_value))[0]

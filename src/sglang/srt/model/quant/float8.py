@@ -13,7 +13,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def _values() -> Floats:
-    """What each of the 256 bytes means."""
+    """The value of each of the 256 bytes."""
     code = np.arange(256)
     exponent, fraction = (code >> 3) & 15, (code & 7) / 8
     value = np.where(exponent == 0, fraction * 2.0**-6, (1 + fraction) * 2.0 ** (exponent - 7.0))

@@ -16,7 +16,7 @@ from sglang.srt.model.kernels.ops import Array, Ops
 
 @dataclass
 class RowStats:
-    """What is taken from n rows of raw logits, before anything changes them."""
+    """Statistics of n rows of raw logits, before anything changes them."""
 
     log_sum_exp: Float32Array  # [n]
     top_values: Float32Array  # [n, top_num], logits
@@ -34,7 +34,7 @@ class RowStats:
 
 
 def row_stats(ops: Ops, logits: Array, num_rows: int, top_num: int, token_ids: Sequence[int]) -> RowStats:
-    """Of the first `num_rows` rows of `logits`."""
+    """The statistics of the first `num_rows` rows of `logits`."""
     top_num = min(top_num, logits.shape[1])
     norm = np.empty(num_rows, np.float32)
     ops.log_sum_exp(logits, num_rows, norm)

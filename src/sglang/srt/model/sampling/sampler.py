@@ -147,7 +147,7 @@ class Sampler:
         return Sampled(ids, self._results(logits, batch, ids, stats, before), np.flatnonzero(bad).tolist() if bad.any() else [])
 
     def _raw_stats(self, logits: Array, batch: SamplingBatch) -> dict[int, RowStats]:
-        """For the rows that want log probabilities; all at once if all want them alike."""
+        """Statistics of the rows that need log probabilities; all at once if all need the same."""
         rows, specs = batch.logprob_rows, batch.specs
         if not rows:
             return {}

@@ -108,7 +108,7 @@ class Fields:
         return value
 
     def choice(self, name: str, known: Mapping[str, T], default: Any = None) -> T:
-        """What a name of `known` stands for; absent or null means `default`."""
+        """The value of a name of `known`; absent or null means `default`."""
         value = self.get(name)
         value = default if value is None else value
         if not isinstance(value, str) or value not in known:

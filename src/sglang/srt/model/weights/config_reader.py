@@ -125,7 +125,7 @@ def _class_names() -> list[str]:
 
 
 def _common(fields: Fields, family: Family) -> ModelConfig:
-    """What all families have."""
+    """Fields that all families have."""
     num_heads = fields.count("num_attention_heads")
     num_kv_heads = fields.count("num_key_value_heads", num_heads)
     hidden_size = fields.count("hidden_size")

@@ -30,8 +30,8 @@ _ROTATED = (".self_attn.q_proj", ".self_attn.k_proj", ".self_attn.q_norm", ".sel
 
 @dataclass(frozen=True)
 class Part:
-    """Where a tensor is: in which stored one, and, if that holds several, which of them it is. `stacked`: stored tensors of one row
-    each that make it up."""
+    """The place of a tensor: a stored tensor and, if that holds several, the number of this one. `stacked`: stored tensors of
+    one row each that make it up."""
 
     stored: str
     index: int = 0
@@ -55,7 +55,7 @@ class FamilySource:
         return list(self._parts)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a part of a matrix that has not the rows of all its parts: the matrix's, which is what is wrong."""
+        """The shape. For a part of a matrix that lacks rows: the matrix's shape, which is what is wrong."""
         part = self._parts[name]
         stored = self._inner.shape(part.stored)
         if part.stacked:
@@ -186,6 +186,6 @@ def _stack(parts: Iterator[tuple[str, Part]]) -> Iterator[tuple[str, Part]]:
 
 
 def gguf_layout(modules: Mapping[str, str | tuple[str, ...]], interleaved: bool) -> TensorLayout:
-    """How a GGUF file names things. `modules`: of a layer."""
+    """Tensor names of a GGUF file. `modules`: of a layer."""
     whole = {"token_embd": "model.embed_tokens", "position_embd": "model.embed_positions", "output_norm": "model.norm"}
     return TensorLayout("", {**whole, "output": "lm_head"}, "blk", modules, interleaved=interleaved)

@@ -212,7 +212,7 @@ def _granite(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _minicpm(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """What is not in the file is what the first models had."""
+    """Values that the file lacks are those of the first models."""
     layers, hidden = raw["num_hidden_layers"], raw["hidden_size"]
     residual, logits = meta.number("residual_scale", 1.4 / layers**0.5), meta.number("logit_scale", hidden / 256)
     if not logits > 0:

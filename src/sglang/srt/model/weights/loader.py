@@ -133,8 +133,8 @@ class Checkpoint:
         return sum(math.prod(shape) for shape in self._shapes.values())
 
     def packed_bytes(self, packed_bits: Callable[[str], float], quantization: str | None = None) -> int:
-        """What the weights take, once they are packed. `packed_bits`: of a value, by the format of its tensor.
-        `quantization`: as if this were asked for."""
+        """Bytes of the packed weights. `packed_bits`: of a value, by the format of its tensor. `quantization`: as if this were
+        asked for."""
         conversion = replace(self._conversion, quantization=quantization or self._conversion.quantization)
         total = 0.0
         for name, shape in self._shapes.items():

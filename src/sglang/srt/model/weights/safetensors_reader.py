@@ -40,7 +40,7 @@ _DTYPES = {name: dtype for name, (_, dtype) in _FORMATS.items()} | _RAW
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a tensor lies in its file's data."""
+    """The place of a tensor in its file's data."""
 
     dtype: str
     shape: tuple[int, ...]

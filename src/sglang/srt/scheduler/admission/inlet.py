@@ -114,8 +114,8 @@ class Inlet:
 
     @staticmethod
     def _note_sent(req: Req, ids: tuple[int, ...]) -> None:
-        """What the client of a resumed request has: these tokens (`results.take_sent` enters them), their log probabilities
-        and the prompt's."""
+        """Notes what the client of a resumed request has received: these tokens (`results.take_sent` enters them), their log
+        probabilities and the prompt's."""
         req.input_sent = True
         req.sent_len = len(ids)
         req.logprob_next = req.prompt_len + len(ids)

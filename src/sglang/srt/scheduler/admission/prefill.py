@@ -27,11 +27,11 @@ from sglang.srt.scheduler.media.encoder_gate import EncoderGate
 from sglang.srt.scheduler.req import Req
 
 SHARE_MIN = 32
-"""So many common uncached ids are worth waiting for. Requests of one group wait for any."""
+"""The number of common uncached ids that is worth waiting for. Requests of one group wait for any number."""
 CLIP_NEW_TOKENS = 4096
 RETRY_STEPS = 16
 MAX_DEFERRED = 256
-"""Looking further down a long queue of relatives would cost more than it brings."""
+"""Searching further in a long queue of requests with common prefixes would cost more than it saves."""
 
 
 class OutputEstimate:
@@ -61,7 +61,7 @@ class OutputEstimate:
         self.ratio = min(max(self.ratio, produced / allowed), 1.0)
 
     def tokens(self, req: Req) -> float:
-        """What `req` will still need beyond its fill_len."""
+        """The number of tokens that `req` will still need beyond its fill_len."""
         return min(req.num_left, CLIP_NEW_TOKENS) * self.ratio
 
 
@@ -102,7 +102,7 @@ class PrefillPlanner:
         self._blocked_for = 0
 
     def still_blocked(self) -> bool:
-        """For a step that is not planned: whether nobody could be let in anyway, as far as is known."""
+        """For a step that is not planned: whether no request could be admitted, as far as is known."""
         if self._blocked_for > 0:
             self._blocked_for -= 1
             return True
@@ -209,7 +209,7 @@ class PrefillPlanner:
 
 
 class _Begun:
-    """What the prompts of this step will have put into the cache by the next."""
+    """Prefixes that the prompts of this step will have put into the cache by the next."""
 
     def __init__(self) -> None:
         self._starts: set[Hashable] = set()

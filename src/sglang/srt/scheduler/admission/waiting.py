@@ -77,7 +77,7 @@ ANONYMOUS: Client = ("", "")
 
 
 def cost(req: Req) -> float:
-    """What a request takes, in tokens."""
+    """The cost of a request, in tokens."""
     return req.fill_len + min(req.num_left, CLIP_NEW_TOKENS)
 
 
@@ -108,7 +108,7 @@ class FairShare:
         return len(self._clients)
 
     def parties(self) -> set[Client]:
-        """Whose requests are in the queue."""
+        """Clients with requests in the queue."""
         return set(map(_party, self._clients))
 
     def num_of(self, key: str) -> int:
@@ -173,7 +173,7 @@ class FairShare:
 
 
 def party(req: Req) -> Client:
-    """Who holds its place: the API key, or where there is none, the address, or for this machine's programs the user."""
+    """The client that holds a request's place: the API key; without keys the address; for programs of this machine the user."""
     return _party(_client(req))
 
 
@@ -220,7 +220,7 @@ class WaitingQueue:
         return self._shares.num_of(key)
 
     def parties(self) -> set[Client]:
-        """Whose requests wait (party)."""
+        """Clients (party) with waiting requests."""
         return self._shares.parties() | set(map(party, self._retracted.values()))
 
     def call(self, client: Client | None) -> None:
@@ -261,7 +261,7 @@ class WaitingQueue:
         self.remove(req)
 
     def ordered(self, tree: RadixCache) -> Iterator[Req]:
-        """Everyone, in the order of admission. Lazy, so that whom is served first counts for who comes next."""
+        """All requests, in the order of admission. Lazy, so that each admission counts for the order of the next."""
         due = self.due
         if due is not None:
             yield due
@@ -305,8 +305,8 @@ WAIT_STEPS = 64
 
 @dataclass(frozen=True)
 class _Stay:
-    """In a running place, since step `since`, of request `rid`, which had `num_outputs` tokens then. `num_steps`: how many of them
-    nobody else asks for the place."""
+    """The stay of request `rid` in a running place, since step `since`, when it had `num_outputs` tokens. `num_steps`: steps
+    without another request for the place."""
 
     since: int
     rid: str
@@ -322,7 +322,7 @@ class _Stay:
 
 
 class Turns:
-    """Running places for those who have none: nobody waits without end because somebody else's requests run for long.
+    """Running places for clients that have none: no client waits without end because another's requests run for long.
 
     The queue is fair about who is next (FairShare), but nobody is next while all places, or all of the pool, are held. So a client that
     holds less than its share, and has waited for WAIT_STEPS, gets a turn: its first request goes before all others, and in each step the
@@ -351,7 +351,7 @@ class Turns:
         return self._queue.due is not None
 
     def note_step(self, running: Sequence[Req], admitted: Sequence[Req]) -> None:
-        """After each step. `running`: all that hold a place."""
+        """Counts a step; called after each one. `running`: requests that hold a place."""
         self._step += 1
         if not admitted and not len(self._queue):
             self._waited.clear()
@@ -385,7 +385,8 @@ class Turns:
                 yield other
 
     def makes_way(self, running: Sequence[Req]) -> Req | None:
-        """Who gives its place to the request whose turn it is. None if that may find room as it is, or nobody has to."""
+        """The request that gives its place to the one whose turn it is. None if there may be room already, or if no request has
+        to."""
         due = self._queue.due
         if due is None or not self._was_tried:
             self._was_tried = True

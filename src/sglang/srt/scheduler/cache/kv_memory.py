@@ -45,7 +45,7 @@ class PageAllocator:
         self.reset()
 
     def reset(self) -> None:
-        """Everything is free again."""
+        """Frees everything."""
         self._stack = np.arange(self.num_runs - 1, -1, -1, dtype=np.int32)
         self._top = self.num_runs
         self._held = np.zeros(self.num_slots, dtype=np.bool_)
@@ -112,7 +112,7 @@ class PageAllocator:
         self._top += len(empty)
 
     def check(self, owned: Int32Array) -> list[str]:
-        """What is wrong if `owned` are all the slots that someone owns; empty when all adds up."""
+        """Inconsistencies, if `owned` are all slots that have owners; empty if there are none."""
         problems = []
         count = np.bincount(owned, minlength=self.num_slots) if len(owned) else np.zeros(self.num_slots, dtype=np.int64)
         if (count > 1).any():
@@ -163,7 +163,7 @@ class ReqToToken:
 
 
 class Holding:
-    """What one running request holds. `private`: nothing of it goes into the tree before the end."""
+    """KV memory held by one running request. `private`: none of it enters the tree before the end."""
 
     __slots__ = ("kv_len", "node", "private", "reserved_len", "row", "salt", "tree_len")
 
@@ -240,7 +240,7 @@ class KvMemory:
         return True
 
     def grow_idle(self, hold: Holding, end: int) -> bool:
-        """As `grow`, for positions that may never be used: only while there is plenty for everyone."""
+        """Like `grow`, for positions that may never be used: only while there is room for all requests."""
         if end <= hold.reserved_len:
             return True
         wanted = self.allocator.runs_for(hold.reserved_len, end)
@@ -338,7 +338,7 @@ class KvMemory:
         return np.concatenate([slots, np.arange(max(start, width), end, dtype=np.int32) + base]).astype(np.int32)
 
     def check_integrity(self) -> list[str]:
-        """What is wrong with slots, rows and trees; empty when all adds up."""
+        """Inconsistencies of slots, rows and trees; empty if there are none."""
         owned = [self.tree.slots()]
         owned += [self._slots_between(h, h.tree_len, h.reserved_len) for h in self._holdings.values()]
         problems = self.tree.check() + self.allocator.check(np.concatenate(owned))

@@ -315,7 +315,7 @@ class RadixCache:
         return np.concatenate(parts) if parts else _EMPTY
 
     def check(self) -> list[str]:
-        """What is wrong with the trees; empty when all adds up."""
+        """Inconsistencies of the trees; empty if there are none."""
         problems = []
         evictable = locked = 0
         for node in self.nodes():

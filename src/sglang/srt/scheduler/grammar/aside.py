@@ -27,7 +27,7 @@ class Aside:
             threading.Thread(target=self._work, name=f"grammar-aside-{i}", daemon=True).start()
 
     def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """What `function` returns or raises. Waits for it."""
+        """Waits for `function`; returns what it returns, raises what it raises."""
         if not self._num_threads:
             return function(*args, **options)
         reply: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -49,6 +49,6 @@ class Aside:
 
 
 def _step_back() -> None:
-    """On Linux priorities belong to threads; elsewhere they would slow the whole process down."""
+    """Lowers the thread's priority on Linux; elsewhere priorities would slow the whole process down."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)

@@ -100,8 +100,8 @@ class GrammarCompiler:
     # --- for the scheduler's loop: none of these waits ------------------------------------------------------------------------
 
     def rest(self) -> None:
-        """For an idle moment. Builds what all grammars share, if nobody has asked for a grammar yet: it takes a core for the better
-        part of a second. Gives back memory that dropped grammars held."""
+        """Uses an idle moment. Builds what all grammars share, before the first grammar is asked for: it takes a core for the
+        better part of a second. Gives back memory that dropped grammars held."""
         self._warm_up()
         if self._used_at is not None and time.monotonic() - self._used_at > REST_SECONDS:
             self._end_children()
@@ -202,8 +202,8 @@ class GrammarCompiler:
                 self._num_dropped += job.num_bytes
 
     def _make_room(self, job: Job, num_bytes: int, counted: int = 0) -> None:
-        """For what is about to be compiled, or was found to hold more than the bytes that are `counted`. Raises GrammarError or
-        OverloadError when it does not fit beside what requests use."""
+        """Makes room for a grammar that is about to be compiled, or that holds more than its `counted` bytes. Raises
+        GrammarError or OverloadError when it does not fit beside what requests use."""
         most = self._options.cache_bytes
         if num_bytes > most:
             raise GrammarError(f"{job.key[0]}: too complex: it holds {num_bytes >> 20} MB", job.key[0])
@@ -266,8 +266,8 @@ class GrammarCompiler:
         return 0.0
 
     def _try(self, job: Job, trials: Trials, turn: Turn[Job]) -> Any:
-        """What the job's text compiles to; None of a stop expression, which is compiled after its trial. Raises RequestError or
-        OverloadError; Cancelled when the trial has taken too long to go on now."""
+        """Tries and compiles the job's text; None for a stop expression, which is compiled after its trial. Raises RequestError
+        or OverloadError; Cancelled when the trial has taken too long to go on now."""
         kind, compiled = job.key[0], []
         counted = 0
 

@@ -102,7 +102,7 @@ class GrammarJournal:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a thread (its threading.get_ident()) was working on when its process died. `raised`: the call had raised."""
+    """The work of a thread (its threading.get_ident()) when its process died. `raised`: the call had raised."""
 
     thread: int
     digests: frozenset[bytes]
@@ -110,7 +110,7 @@ class Entry:
 
 
 def read_journal(path: Path) -> list[Entry]:
-    """What a process that has died was working on. Empty if it kept no journal."""
+    """Reads what a process that has died was working on. Empty if it kept no journal."""
     try:
         data = path.read_bytes()
     except OSError:

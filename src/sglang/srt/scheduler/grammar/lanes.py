@@ -138,8 +138,8 @@ class Turn(Generic[T]):
         self._began = time.monotonic()
 
     def goes_on(self) -> bool:
-        """To be asked after QUICK_SECONDS of an item in the quick lane: whether it may be worked on further, now in the slow
-        lane. If not, it comes again later."""
+        """Whether an item that has had QUICK_SECONDS in the quick lane may continue, now in the slow lane. If not, it restarts
+        later."""
         return self.is_slow or self._lanes.change(self)
 
     def end(self) -> None:

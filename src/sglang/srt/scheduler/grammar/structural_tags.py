@@ -34,7 +34,7 @@ class StructuralTag:
 
 
 def read_structural_tag(text: str) -> StructuralTag:
-    """Raises ValueError for another form, and for keys that nobody would look at."""
+    """Raises ValueError for another form, and for keys that have no effect."""
     value = json.loads(text)
     if not isinstance(value, dict) or not isinstance(value.get("structures"), list) or not value["structures"]:
         raise ValueError("expected an object with a non-empty list 'structures' and a list 'triggers'")

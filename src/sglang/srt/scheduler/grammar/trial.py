@@ -57,7 +57,7 @@ NUM_JOBS = 100
 
 
 class _Setup(msgspec.Struct, frozen=True):
-    """What the fork server builds an engine from."""
+    """Arguments from which the fork server builds an engine."""
 
     options: GrammarOptions
     vocabulary: Vocabulary | None

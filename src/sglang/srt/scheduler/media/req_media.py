@@ -13,7 +13,7 @@ from sglang.srt.messages import TokenizedReq
 
 @dataclass(eq=False)
 class ReqMedia:
-    """What one request needs of its media. `jobs` by digest: held from when it might be admitted until its prompt is computed."""
+    """The media of one request. `jobs` by digest: held from when it might be admitted until its prompt is computed."""
 
     items: tuple[MediaItem, ...]
     positions: Int32Array | None  # [3, prompt_len]

@@ -42,5 +42,5 @@ class GrammarWalk:
         return [token_id, *forced]
 
     def draft(self, proposer: str) -> Draft | None:
-        """What has been added."""
+        """The draft so far."""
         return Draft(self._ids, self._points, self._states, proposer) if self._ids else None

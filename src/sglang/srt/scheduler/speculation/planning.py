@@ -22,7 +22,7 @@ MAX_FORCED_SHARE = 0.1
 
 @dataclass
 class DraftBudget:
-    """What a step has left for drafts: `rows`, and `samples`, rows that are sampled from. `taken`: rows it has."""
+    """The room that a step has left for drafts: `rows`, and `samples`, rows that are sampled from. `taken`: rows it has."""
 
     rows: int
     samples: int
@@ -69,7 +69,7 @@ def add_drafts(
 
 
 def _draft(req: Req, num_reqs: int, budget: DraftBudget, memory: KvMemory) -> Draft | None:
-    """What `req` may go on with. Its slots are reserved, and the budget has paid for it."""
+    """A draft for `req`, whose slots are reserved and taken from the budget."""
     proposer = req.active_proposer
     if proposer is None or budget.samples <= 0 or req.ending is not None:
         return None
@@ -110,19 +110,19 @@ class Proposers:
     """Owner of what proposers share."""
 
     def __init__(self, in_free_text: bool, max_grammars: int, tree: RadixCache) -> None:
-        """`in_free_text`: whether free text gets proposers. `max_grammars`: whose statistics are kept. `tree`: the prefix tree."""
+        """`in_free_text`: whether free text gets proposers. `max_grammars`: grammars whose statistics are kept. `tree`: the prefix tree."""
         self._in_free_text = in_free_text
         self._statistics = StatisticsCache(max_grammars)
         self._tree = tree
 
     def for_free_text(self, req: Req) -> Proposer | None:
-        """For a request that has not begun; one that is resumed has tokens already."""
+        """The proposer of a request without a grammar, before it begins; a resumed one has tokens already."""
         if not self._in_free_text:
             return None
         return self._behind_tree(req, PromptLookup(req.msg.input_ids, req.msg.resumed or ()))
 
     def for_grammar(self, req: Req, grammar: Hashable) -> Proposer:
-        """For a request that has not begun. Requests of one grammar learn from each other if they have the same salt."""
+        """The proposer of a request with a grammar, before it begins. Requests of one grammar and salt share statistics."""
         return self._behind_tree(req, GrammarProposer(self._statistics.of((grammar, req.salt))))
 
     def _behind_tree(self, req: Req, proposer: Proposer) -> Proposer:

@@ -27,7 +27,7 @@ class Draft:
     proposer: str
 
     def step(self, i: int) -> DraftStep | None:
-        """What was expected where the `i`th token is sampled; None in free text, and behind the last."""
+        """The draft step at which the `i`th token is sampled; None in free text, and after the last."""
         if i >= len(self.states):
             return None
         return DraftStep(self.ids[self.points[i - 1] if i else 0 : self.points[i]], self.states[i])
@@ -35,7 +35,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class DraftLimits:
-    """What a draft may take of a step that has `num_rows` rows and `num_reqs` requests without it."""
+    """Limits of a draft in a step that has `num_rows` rows and `num_reqs` requests without it."""
 
     max_ids: int
     max_samples: int
@@ -44,7 +44,7 @@ class DraftLimits:
 
 
 class DraftContext(Protocol):
-    """What a proposer sees of its request; a `Req` is one."""
+    """A proposer's view of its request; a `Req` is one."""
 
     @property
     def output_ids(self) -> list[int]: ...
@@ -70,7 +70,7 @@ class Proposer(Protocol):
 
     @property
     def forced_share(self) -> float:
-        """Of the tokens that are sampled for such requests, the share that forced ones follow; 0 in free text."""
+        """The share of sampled tokens of such requests that forced tokens follow; 0 in free text."""
         ...
 
     def is_confident(self, context: DraftContext, num_running: int) -> bool:

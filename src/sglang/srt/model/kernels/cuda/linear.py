@@ -214,7 +214,7 @@ class Products:
 
     # --- what is fastest ------------------------------------------------------------------------------------------------------
     def _same_bits(self, weight: CudaWeight, x: CudaActivation, out: Tensor, bias: Tensor | None) -> Sizes:
-        """In deterministic mode."""
+        """The block sizes in deterministic mode."""
         n = len(out)
         if not self._on_gpu or self._dtype == torch.float32:  # neither adds up as tensor cores do
             return _FIXED
@@ -225,13 +225,13 @@ class Products:
         return sizes
 
     def _few(self, weight: CudaWeight, x: CudaActivation, out: Tensor, bias: Tensor | None) -> Sizes | None:
-        """For few rows of weights of this shape; None: the library."""
+        """The block sizes for few rows of weights of this shape; None: the library."""
         if not self._on_gpu:
             return None
         return self._fastest(weight, x, out, bias, None, lambda _: self._library(x.data[: len(out)], weight.data, out, bias))
 
     def _quantised(self, weight: CudaWeight, x: CudaActivation, out: Tensor, bias: Tensor | None) -> Sizes | None:
-        """For a matrix of 4 or 8 bits; None: dequantised, and the library."""
+        """The block sizes for a matrix of 4 or 8 bits; None: dequantised, and the library."""
         n = len(out)
         if self._deterministic:
             return candidates_for(weight, "some")[0]
@@ -273,7 +273,7 @@ class Products:
         return min(times, key=lambda sizes: times[sizes])
 
     def measured(self) -> list[dict[str, Any]]:
-        """What was found so far: for each shape microseconds by sizes of blocks, and of the library."""
+        """Measurements so far: for each shape, microseconds by block sizes, and of the library."""
         return [
             {"out": n, "in": k, "kind": kind, "us": {str(sizes or "library"): 1e3 * took for sizes, took in times.items()}}
             for (n, k, kind), times in self._times.items()

@@ -91,7 +91,7 @@ class Logits:
             self._result(out, values)
 
     def top_k(self, x: Tensor, num_rows: int, k: int, ids: Any, values: Any) -> None:
-        """By one integer per column that orders as (value, then lower id) does."""
+        """Finds the best columns by one integer per column that orders as (value, then lower id) does."""
         rows = x[:num_rows]
         bits = (rows + 0.0).view(torch.int32)
         order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)

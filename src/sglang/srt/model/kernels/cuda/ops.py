@@ -176,7 +176,7 @@ class CudaOps:
         self._shapes[meta.num_reqs.data_ptr()] = (meta.num_reqs, shape)
 
     def _most(self, rows: Tensor, *arrays: Tensor) -> int:
-        """How many rows an op may have: the bound that was given, or what its arrays hold."""
+        """The most rows that an op may have: the bound that was given, else the size of its arrays."""
         room = min(len(array) for array in arrays)
         bound = self._bounds.get(rows.data_ptr())
         return room if bound is None else min(room, bound[1])
@@ -416,7 +416,7 @@ class CudaOps:
 
 
 def _device(name: str) -> Any:
-    """With its number: not every function of torch takes the current one for granted."""
+    """The device with its number: not every function of torch assumes the current one."""
     device = torch.device(name)
     return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
 
@@ -426,5 +426,5 @@ def _data(out: Any) -> Tensor:
 
 
 def _warps(block: int) -> int:
-    """So many that a thread holds 8 to 16 values of a row."""
+    """The number of warps at which a thread holds 8 to 16 values of a row."""
     return min(16, max(1, block // 512))

@@ -45,7 +45,7 @@ FORM: dict[str, tuple[str, int, bool]] = {  # format: (form, group, has minima)
 
 
 def packed_bits(format_name: str, dtype: Any) -> float:
-    """As Ops.packed_bits."""
+    """See Ops.packed_bits."""
     form = FORM[format_name][0] if format_name in FORM else "int8"
     return {"int4": 5.0, "int8": 8.5, "f8": 8.0, "dense": float(8 * torch.empty((), dtype=dtype).element_size())}[form]
 
@@ -105,7 +105,7 @@ def form_of(part: HostTensor, float8: bool) -> tuple[str, int, bool]:
 
 
 def kind_of(part: HostTensor, float8: bool) -> tuple[Any, ...]:
-    """What parts of one weight have in common: form, width, order of columns."""
+    """Properties that all parts of one weight share: form, width, order of columns."""
     return form_of(part, float8), part.shape[1], None if part.order is None else part.order.tobytes()
 
 

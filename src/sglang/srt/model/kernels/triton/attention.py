@@ -80,8 +80,8 @@ def _decode_plan(
     q_len, seq_lens, num_reqs, num_kv_heads, window, capacity, busy,
     CHUNK: tl.constexpr, MAX_REQS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """How the decoding requests' chunks are cut into work items: (chunks an item has, first item of each request, items of each,
-    items in all). The same in every program of both kernels."""
+    """Cuts the decoding requests' chunks into work items: (chunks an item has, first item of each request, items of each, items
+    in all). The same in every program of both kernels."""
     r = tl.arange(0, MAX_REQS)
     length = tl.load(seq_lens + r, mask=r < num_reqs, other=0)
     decodes = (r < num_reqs) & (tl.load(q_len + r, mask=r < num_reqs, other=0) == 1)

@@ -161,7 +161,7 @@ def quantised_kernel(
 
 @triton.jit
 def _raise(TYPE: tl.constexpr):
-    """What `_raised` adds."""
+    """The constant that `_raised` adds."""
     return 128.0 if TYPE.is_bf16() else 1024.0 if TYPE.is_fp16() else 0.0
 
 

@@ -39,7 +39,8 @@ def mask_kernel(x, row_idx, bits, vocab, words, stride, BLOCK: tl.constexpr):
 
 @triton.jit
 def argmax_parts_kernel(x, values, ids, vocab, stride, BLOCK: tl.constexpr):
-    """Of each part of BLOCK columns the largest value and its lowest id, -1 if one is NaN, [rows, parts]. Grid: (rows, parts)."""
+    """The largest value of each part of BLOCK columns and its lowest id, -1 if one is NaN, [rows, parts]. Grid: (rows,
+    parts)."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + row * stride + at, mask=at < vocab, other=float("-inf"))

@@ -64,8 +64,8 @@ def _middle(low, high):
 def candidates_kernel(
     x_all, greedy, temperatures, values, ids, counts, sums, vocab, stride, BINS: tl.constexpr, ROOM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of each row that is sampled: values and ids of its candidates, [rows, ROOM], their number, and of its sums, [rows, 2], the mass
-    of the whole row and a probability (relative to the best) that no column left out exceeds."""
+    """For each row that is sampled: values and ids of its candidates, [rows, ROOM], their number, and of its sums, [rows, 2],
+    the mass of the whole row and a probability (relative to the best) that no column left out exceeds."""
     row = tl.program_id(0).to(tl.int64)
     x = x_all + row * stride
     best = tl.load(greedy + row)
@@ -101,7 +101,7 @@ def candidates_kernel(
 
 @triton.jit
 def _bin(value, top, temperature, BINS: tl.constexpr):
-    """How far below the best, in eighths of a temperature; never less for a smaller value."""
+    """The distance below the best, in eighths of a temperature; monotone in the value."""
     distance = (top - value) / temperature * 8.0
     return tl.where(distance < BINS - 1, distance, BINS - 1.0).to(tl.int32)  # the last one also for inf - inf
 

@@ -249,7 +249,7 @@ class EncoderLayer:
             yield
 
     def attend(self, rows: Rows) -> Iterator[None]:
-        """From rows.qkv to rows.mixed."""
+        """Attention from rows.qkv to rows.mixed."""
         c = self.config
         starts, heads = rows.wide if self.is_wide else rows.starts, {"num_heads": c.num_heads, "head_dim": c.head_dim}
         for a, b in blocks(rows.size):

@@ -106,7 +106,7 @@ class TileLayer(EncoderLayer):
 
 
 class CrossReader:
-    """What one cross-attention layer of the decoder makes of an image's rows: k (normed by head) and v."""
+    """Makes k (normed by head) and v of an image's rows for one cross-attention layer of the decoder."""
 
     def __init__(self, ops: Ops, source: WeightSource, config: CrossConfig, layer: int, in_features: int) -> None:
         self.ops, self.width, self.num_heads = ops, config.num_kv_heads * config.head_dim, config.num_kv_heads
@@ -294,7 +294,7 @@ class OrderedSource:
 
 
 class Tables:
-    """What is added to rows by their place and by how the tiles lie."""
+    """Embeddings added to rows by position and by the arrangement of the tiles."""
 
     def __init__(self, source: WeightSource, config: VisionConfig, tile_len: int) -> None:
         assert config.cross_attention is not None

@@ -46,8 +46,8 @@ THETA = 10000.0
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the patches of one item go. `order`: patch for each row; `back`: row of each merged square; `windows`, `frames`:
-    lengths of the segments."""
+    """The places of the patches of one item. `order`: patch for each row; `back`: row of each merged square; `windows`,
+    `frames`: lengths of the segments."""
 
     order: Int32
     back: Int32
@@ -160,7 +160,7 @@ class QwenVision:
         return self.config.out_size
 
     def run_layers(self, rows: Rows, pixels: Array, items: Sequence[MediaItem], merged: Array) -> Iterator[None]:
-        """From pixels to the last layer, whose addition to x stays in delta."""
+        """Runs from pixels to the last layer, whose addition to x stays in delta."""
         for a, b in blocks(rows.size):
             rows.count[0] = b - a
             self.embed.of(pixels[a:b], rows.x[a:b], rows.count)

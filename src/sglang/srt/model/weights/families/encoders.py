@@ -378,7 +378,7 @@ def _padding(fields: Fields) -> int:
 
 
 def count_labels(fields: Fields) -> int:
-    """How many labels a classifier has."""
+    """The number of a classifier's labels."""
     names = fields.get("id2label")
     fields.read.add("label2id")
     if isinstance(names, dict) and names:

@@ -28,14 +28,14 @@ PLAIN_GATES: dict[str, Activator] = {**GATES, "quick_gelu": "quick_gelu", "relu"
 
 
 def unchanged(fields: Fields, config: ModelConfig) -> ModelConfig:
-    """Nothing is peculiar."""
+    """No changes: the family has the common form."""
     return config
 
 
 @dataclass(frozen=True)
 class GGUFForm:
-    """How llama.cpp's files have the family: `architecture` as their metadata says it, stems of a layer's tensors that mean
-    something else than usual, and whether the rows of q and k are stored for interleaved rotation."""
+    """The family in llama.cpp's files: `architecture` in their metadata, stems of a layer's tensors that mean something else
+    than usual, and whether the rows of q and k are stored for interleaved rotation."""
 
     architecture: str
     stems: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
@@ -83,7 +83,7 @@ def with_window(fields: Fields, config: ModelConfig, is_windowed: Callable[[int]
 
 
 def without_window(fields: Fields, config: ModelConfig) -> ModelConfig:
-    """For a model whose layers see everything. Raises ConfigError if `layer_types` says otherwise."""
+    """Checks that all layers attend without a window. Raises ConfigError if `layer_types` says otherwise."""
     fields.read.add("sliding_window")
     if any(_windowed_layers(fields, config.num_layers) or ()):
         raise fields.bad("layer_types", "asks for sliding_attention, but the model has no sliding window")

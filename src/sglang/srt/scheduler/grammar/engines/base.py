@@ -15,7 +15,7 @@ ANY_JSON = "$$ANY$$"
 
 
 class GrammarState(Protocol):
-    """Where one output stands in its grammar."""
+    """The state of one output in its grammar."""
 
     @property
     def is_finished(self) -> bool:
@@ -63,7 +63,7 @@ class GrammarBackend(Protocol):
 
     @property
     def num_words(self) -> int:
-        """Of a mask with a bit for each id that the tokenizer has."""
+        """The number of words of a mask with a bit for each id that the tokenizer has."""
         ...
 
     def prepare(self) -> None:

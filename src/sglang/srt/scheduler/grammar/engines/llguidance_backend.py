@@ -39,10 +39,10 @@ from sglang.srt.scheduler.grammar.structural_tags import Structure, blame, read_
 from sglang.srt.vocabulary import Vocabulary
 
 MAX_FORCED_BYTES = 1024
-"""Of a longer forced stretch the beginning is sampled token by token: finding its tokens would take time others wait for."""
+"""Beyond this length the beginning of a forced text is sampled token by token: tokenizing it would delay other requests."""
 NUM_ASIDE = 2
 FEW_CORES = 2
-"""On so few, masks are filled one after the other: handing them to more threads costs as much as they take."""
+"""With so few cores, masks are filled one after the other: more threads cost as much as they save."""
 MEANINGS = {
     "NoExtensionBias": "no text satisfies it",
     "recursion limit exceeded": "nested too deeply for the engine (128 levels of JSON)",
@@ -90,10 +90,10 @@ LEAST = 1e-9
 MAX_STEPPED = 100_000
 """up to here a limit and one such step above it are held exactly"""
 MAX_ITEMS_IN_ROW = 20_000
-"""Of the parser: four for each optional property that may come next."""
+"""Limit of the parser: four items for each optional property that may come next."""
 ESCAPES = 'nrbtf\\"'
-"""Behind a backslash, each for what cannot be written without one. \\u would be a second way to write a name that stands in a
-schema already, as one that does not."""
+"""Characters after a backslash that cannot be written without one. \\u would be a second spelling of a name that a schema
+lists."""
 
 
 class LLGuidanceState:
@@ -199,7 +199,7 @@ class LLGuidanceBackend:
             raise blame(text, error, partial(self.compile, "json_schema")) from error
 
     def _compile_schema(self, text: str, prefix: str, style: JsonStyle, loose: Loose | None) -> LLGuidanceState:
-        """With `loose`, leaves out of the schema what cannot be followed."""
+        """Compiles a schema. With `loose`, omits parts that cannot be followed."""
         schema = self._finished(prepare_schema(text, FOLLOWED, _check_node, loose), style)
         try:
             state = self._build_schema(schema, prefix)
@@ -233,7 +233,7 @@ class LLGuidanceBackend:
         return state
 
     def _begin(self, state: LLGuidanceState, kind: str) -> None:
-        """What the first token needs is built here, on a side thread, once for all copies. The mask comes first: it lets go of the
+        """Builds what the first token needs, on a side thread, once for all copies. The mask comes first: it lets go of the
         interpreter's lock, and what it finds out makes the rest short."""
         self._aside.run(state.fill_mask, np.zeros(self.num_words, dtype=np.uint32))
         state.forced_tokens()
@@ -267,7 +267,7 @@ class LLGuidanceBackend:
         return self._finished(prepare_value(schema, FOLLOWED, _check_node), style)
 
     def _finished(self, schema: Node, style: JsonStyle) -> Node:
-        """With the engine's settings. `lenient` would drop what the engine does not know; a schema may not switch that on for
+        """Adds the engine's settings. `lenient` would drop keywords that the engine does not know; a schema may not enable it
         itself."""
         layout = self._layout(schema, style)
         finish_schema(schema, self._options.bounded)
@@ -298,7 +298,7 @@ class LLGuidanceBackend:
 
 
 def _as_grammar(schema: Node) -> str:
-    """As text: the engine reads it much faster than Python objects, and without the interpreter."""
+    """The schema as text: the engine reads it much faster than Python objects, and without the interpreter's lock."""
     try:
         return str(llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema)))
     except (ValueError, RecursionError) as error:
@@ -340,7 +340,7 @@ def _has_controls(schema: Node) -> bool:
 
 
 def _check_node(node: Node, path: str) -> None:
-    """What llguidance refuses without saying where, or does not hold."""
+    """Refuses keywords that llguidance refuses without naming the place, or does not enforce."""
     check_floats(node, path, LARGEST_STEP)
     if node.get("type") != "integer":
         for key, instead, sign in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):

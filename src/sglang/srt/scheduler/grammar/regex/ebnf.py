@@ -159,7 +159,7 @@ def _merged(ranges: Ranges) -> Ranges:
 
 
 def _complement(ranges: Ranges) -> Ranges:
-    """What is left of all characters; surrogates are none."""
+    """All other characters; surrogates do not count as characters."""
     out, at = [], 0
     for low, high in [*_merged([*ranges, SURROGATES]), (LAST + 1, LAST + 1)]:
         if at < low:

@@ -38,12 +38,12 @@ _BLANKS = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 class _NotWritten(Exception):  # noqa: N818  no error: there is another way to go on
-    """What is asked for is too large, or has no automaton."""
+    """Raised for a pattern that is too large, or has no automaton."""
 
 
 def regions(patterns: Iterable[str]) -> dict[frozenset[int], str] | None:
-    """For every choice of `patterns` that some text matches while it does not match the others: an expression for exactly these texts.
-    None where that cannot be written."""
+    """An expression for each subset of `patterns` that some text matches without matching the others. It matches exactly these
+    texts. None where one cannot be written."""
     return _regions(tuple(patterns))
 
 
@@ -128,7 +128,7 @@ class _Automaton:
         return end
 
     def closed(self, nodes: Iterable[int]) -> frozenset[int]:
-        """With all that jumps lead to."""
+        """These states and all that jumps lead to from them."""
         found, queue = set(), list(nodes)
         while queue:
             node = queue.pop()
@@ -138,7 +138,7 @@ class _Automaton:
         return frozenset(found)
 
     def after(self, nodes: frozenset[int], code: int) -> frozenset[int]:
-        """Where one character leads."""
+        """The states after one character."""
         steps = (step for node in nodes for step in self.steps[node])
         return self.closed(target for ranges, target in steps if any(low <= code <= high for low, high in ranges))
 
@@ -177,7 +177,7 @@ def _member(kind: Any, value: Any) -> Ranges:
 
 
 def _joined(parts: Iterable[Ranges]) -> Ranges:
-    """In order, with nothing said twice."""
+    """The ranges of all parts in order, without overlaps."""
     out: list[tuple[int, int]] = []
     for low, high in sorted(one for part in parts for one in part):
         if out and low <= out[-1][1] + 1:

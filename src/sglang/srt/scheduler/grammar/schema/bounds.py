@@ -88,7 +88,7 @@ def _kinds(node: Node) -> set[str]:
 
 
 def _numbers(node: Node) -> Iterator[float]:
-    """Those that a value may have to be, or to lie between."""
+    """Numbers that a value may have to equal, or to lie between."""
     stack = [node.get("const"), *node.get("enum", []), *(node.get(key) for key in (*LOWER, *UPPER, "multipleOf"))]
     while stack:
         value = stack.pop()

@@ -103,7 +103,7 @@ class _Closing:
         return {**node, "properties": {**listed, **others}, "additionalProperties": False}
 
     def _parts(self, node: Any, seen: set[str]) -> Iterator[Node]:
-        """What must hold all together. `seen`: the references that led to some of it."""
+        """Schemas that must all hold. `seen`: the references that led to some of them."""
         if not isinstance(node, dict):
             return
         yield node
@@ -116,7 +116,7 @@ class _Closing:
 
 
 class _Together:
-    """What all schemas that speak of the same object as `node` say of its names."""
+    """The names that all schemas of the same object as `node` list and require, together."""
 
     def __init__(self, node: Any, targets: dict[str, Any]) -> None:
         self.names: set[str] = set()

@@ -95,7 +95,7 @@ class _Rewriting:
         return out
 
     def _branch(self, i: int, branches: list[Any], around: Node, path: str) -> Any:
-        """What is left of a branch beside the others; None when that is nothing. `around`: what else is said of the value."""
+        """The rest of a branch beside the others; None if nothing is left. `around`: other schemas of the value."""
         branch = narrow = branches[i]
         for j, other in enumerate(branches):
             if i == j:
@@ -283,7 +283,7 @@ class Comparison:
     # --- parts ----------------------------------------------------------------------------------------------------------------
 
     def _target(self, node: Any) -> Any:
-        """Where a node leads that is nothing but a reference."""
+        """The target of a node that is nothing but a reference."""
         for _ in range(MAX_DEPTH):
             if not isinstance(node, dict) or node.keys() != {"$ref"}:
                 break
@@ -349,7 +349,7 @@ def _number(value: Any) -> bool:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """As JSON: 1 is 1.0, and true is not 1."""
+    """Whether two values are equal as JSON: 1 is 1.0, and true is not 1."""
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, dict) and isinstance(b, dict):

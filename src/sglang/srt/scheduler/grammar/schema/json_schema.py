@@ -66,7 +66,7 @@ def prepare_schema(text: str, follows: frozenset[str], check: NodeCheck | None =
 
 
 def prepare_value(schema: Any, follows: frozenset[str], check: NodeCheck | None = None, loose: Loose | None = None) -> Node:
-    """As `prepare_schema`, of a schema that was read from JSON."""
+    """Like `prepare_schema`, for a schema that was read from JSON."""
     if schema is True:
         schema = {}
     if not isinstance(schema, dict):
@@ -79,7 +79,7 @@ def prepare_value(schema: Any, follows: frozenset[str], check: NodeCheck | None 
 
 
 def _settings(chosen: Any) -> dict[str, Any]:
-    """What a schema may choose for itself under "x-guidance": white space. Whatever else an engine knows there (to drop what it does
+    """Reads a schema's own settings under "x-guidance": white space. Whatever else an engine knows there (to drop what it does
     not follow, to take oneOf for anyOf, other signs between items) lets invalid answers through."""
     settings = dict(chosen) if isinstance(chosen, dict) else {"": None}
     flexible, pattern = settings.pop("whitespace_flexible", True), settings.pop("whitespace_pattern", "")
@@ -125,7 +125,7 @@ class _Preparation:
 
     @property
     def paths(self) -> dict[str, str]:
-        """Where each of `$defs` stood."""
+        """The original place of each of `$defs`."""
         return {name: path for name, path, _, _ in self._targets}
 
     def run(self) -> Node:

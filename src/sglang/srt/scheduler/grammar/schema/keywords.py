@@ -12,7 +12,7 @@ Place = tuple[str, ...]
 
 
 class Holds(Enum):
-    """What stands at a keyword."""
+    """The kind of value at a keyword."""
 
     ONE = 1
     """a schema; at `items` before draft 2020-12 also a list of them"""
@@ -59,7 +59,7 @@ KINDS = {"number": ("integer", "fraction")}
 
 
 def children(node: Node) -> Iterator[tuple[Place, Any]]:
-    """What stands where `node` holds schemas, and at which steps from it; whether it is a schema is for the caller to see."""
+    """Values where `node` holds schemas, and their steps from it; the caller checks whether each is a schema."""
     for key, holds in HOLDING.items():
         if key in node:
             yield from _held(key, holds, node[key])

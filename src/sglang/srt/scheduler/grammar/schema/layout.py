@@ -70,7 +70,7 @@ def checked_whitespace(pattern: str) -> str:
 
 
 class _Levels:
-    """How deep values of a schema may be: 0 for a number. What has no end counts as MAX_LEVELS."""
+    """The depth of a schema's values: 0 for a number. Unlimited depth counts as MAX_LEVELS."""
 
     def __init__(self, root: Any) -> None:
         definitions = root.get("$defs", {}) if isinstance(root, dict) else {}
@@ -81,7 +81,7 @@ class _Levels:
         self._num_steps = 0
 
     def of(self, *together: Any) -> int:
-        """Of values that satisfy all these schemas."""
+        """The depth of values that satisfy all these schemas."""
         parts = {id(part): part for node in together for part in self._parts(node, set())}
         if not all(isinstance(part, dict) for part in parts.values()):
             return 0  # false is among them
@@ -120,7 +120,7 @@ class _Levels:
         return min(bounds)
 
     def _plain(self, part: dict[str, Any]) -> dict[str, Any]:
-        """What it says without other schemas of the same value."""
+        """The schema without the keywords that hold other schemas of the same value."""
         if not part.keys() & _OTHERS:
             return part
         if id(part) not in self._made:
@@ -155,7 +155,7 @@ class _Levels:
 
 
 def _of_name(part: dict[str, Any], name: str) -> list[Any]:
-    """What one schema says of the value of a property."""
+    """The schemas that one schema has for the value of a property."""
     if name in part.get("properties", {}):
         return [part["properties"][name]]
     return [] if "patternProperties" in part or "additionalProperties" not in part else [part["additionalProperties"]]

@@ -76,9 +76,9 @@ class FollowedInPartError(GrammarError):
 
 
 class Loose:
-    """What is left out of one schema. `parts`: by path, whether what stands there must be followed as a whole. `left_out`: paths of
-    keywords, or of parts, that an engine failed at. `met`: the keyword at each path that may be one of these. `dropped`: paths of
-    what was left out."""
+    """The omitted parts of one schema. `parts`: by path, whether what stands there must be followed as a whole. `left_out`:
+    paths of keywords, or of parts, that an engine failed at. `met`: the keyword at each path that may be one of these.
+    `dropped`: paths of what was left out."""
 
     def __init__(self, parts: Mapping[str, bool] | None = None, left_out: frozenset[str] = frozenset()) -> None:
         self._parts = parts or {}
@@ -92,7 +92,7 @@ class Loose:
         return any(path == part or path.startswith(f"{part}/") for part in self._strict)
 
     def replaced(self, path: str) -> Node | None:
-        """What stands for a part that cannot be taken; None for all others."""
+        """The replacement of a part that cannot be compiled; None for all others."""
         if path not in self._parts or path not in self.left_out:
             return None
         self.note(path)
@@ -173,7 +173,8 @@ class Loose:
         self.note(f"{path}/{key}")
 
     def note(self, path: str) -> None:
-        """What is left to a check. Raises GrammarError where that is too much: finding out takes time."""
+        """Notes a keyword that is left to the check at the end. Raises GrammarError for too many of them: finding them takes
+        time."""
         self.dropped.append(path)
         if len(self.dropped) > MAX_DROPPED:
             raise GrammarError(f"json_schema: more than {MAX_DROPPED} keywords cannot be followed", "json_schema")

@@ -42,7 +42,7 @@ def fill_open(schema: Node, plain: bool) -> None:
 
 
 def _any_value(level: int, plain: bool) -> Node:
-    """What has so many levels inside."""
+    """A schema of any value with so many levels inside."""
     if not level:
         return {"anyOf": [{"type": kind} for kind in _SCALARS]} if plain else {"type": list(_SCALARS)}
     inside = {"$ref": f"#/$defs/{_ANY}{level - 1}"}

@@ -176,7 +176,7 @@ def _patterns_meet(parts: list[Node]) -> bool:
 
 
 def _of(part: Node, name: str) -> list[Any]:
-    """What one schema says of a property."""
+    """The schemas that one schema has for a property."""
     found = [part["properties"][name]] if name in part.get("properties", {}) else []
     found += [schema for pattern, schema in part.get(PATTERNS, {}).items() if re.search(pattern, name)]
     return found or [part.get("additionalProperties", True)]

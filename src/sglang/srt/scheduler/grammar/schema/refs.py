@@ -22,7 +22,7 @@ _NAMING = frozenset({"$schema", "$id", "id"})
 
 
 class Scope(NamedTuple):
-    """What holds for the schemas inside of one: the identifier that references are relative to, and the draft (json_drafts.py)."""
+    """The context of the schemas inside one: the identifier that references are relative to, and the draft (json_drafts.py)."""
 
     base: str = ""
     draft: int = ANY
@@ -40,7 +40,7 @@ class SchemaDocument:
         self._index()
 
     def scope_of(self, node: Any, around: Scope) -> Scope:
-        """What holds in `node`, which stands where `around` holds."""
+        """The scope inside `node`, which stands in the scope `around`."""
         if not isinstance(node, dict) or not node.keys() & _NAMING:
             return around
         draft = draft_of(node, around.draft)
@@ -53,7 +53,7 @@ class SchemaDocument:
             return Scope(around.base, draft)
 
     def resolve(self, ref: Any, scope: Scope, path: str) -> tuple[Place, Any, Scope]:
-        """Where a reference at `path` leads: the place, what stands there, and what holds around it. Raises GrammarError."""
+        """Resolves a reference at `path`: its target's place, value and scope. Raises GrammarError."""
         if not isinstance(ref, str):
             raise _lost(ref, path)
         try:

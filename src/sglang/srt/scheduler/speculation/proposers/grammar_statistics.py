@@ -14,7 +14,8 @@ MAX_STREAK = 64
 RECENT = 16
 """Sampled tokens over which `forced_share` is an average."""
 MIN_CONFIDENCE, MIN_CONFIDENCE_FEW = 0.7, 0.5
-"""How likely a draft must be up to a place to be worth its rows there; in steps of few requests rows cost next to nothing."""
+"""The least probability of a draft up to a place that is worth a row there; in steps of few requests rows cost next to
+nothing."""
 FEW_REQS = 3
 Place = tuple[int, ...]
 
@@ -112,7 +113,7 @@ class GrammarProposer:
         return self._likely(recent, context.num_since_forced)[1] >= MIN_CONFIDENCE_FEW
 
     def propose(self, context: DraftContext, limits: DraftLimits) -> Draft | None:
-        """As far as all tokens up to a place are likely together."""
+        """Drafts tokens as long as all of them up to a place are likely together."""
         walk = GrammarWalk(context, limits)
         recent, num_since_forced = context.output_ids[-GrammarStatistics.WIDTH :], context.num_since_forced
         min_confidence = MIN_CONFIDENCE_FEW if limits.num_reqs <= FEW_REQS else MIN_CONFIDENCE

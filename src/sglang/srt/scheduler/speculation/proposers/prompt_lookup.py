@@ -46,7 +46,7 @@ class PromptLookup:
         return num_running <= MAX_RUNNING and self._is_on_track
 
     def propose(self, context: DraftContext, limits: DraftLimits) -> Draft | None:
-        """As many tokens as the last ones that came as expected."""
+        """Drafts as many tokens as the last ones that came as expected."""
         stop_ids = context.stop_ids
         limit = min(limits.max_ids, limits.max_samples, MAX_ROWS - limits.num_rows)
         ids = list(takewhile(lambda token_id: token_id not in stop_ids, self.expected(limit)))

@@ -37,7 +37,7 @@ class RadixTreeProposer:
         return self._limit(context) > 0 and bool(self._path.expected(1))
 
     def propose(self, context: DraftContext, limits: DraftLimits) -> Draft | None:
-        """What came next on the path, up to a token that ends the request or that the grammar does not allow."""
+        """The tokens that came next on the path, up to one that ends the request or that the grammar does not allow."""
         limit = min(self._limit(context), limits.max_ids)
         if limit <= 0:
             return None
@@ -55,7 +55,7 @@ class RadixTreeProposer:
         self._num_followed += 1
 
     def _limit(self, context: DraftContext) -> int:
-        """How many tokens a draft may have."""
+        """The most tokens of a draft."""
         self._follow(context)
         return GROWTH * self._num_right if self._path.is_on else 0
 

@@ -197,7 +197,7 @@ class _Reading:
         return lambda case: case[name] is None or (case[name] in named) != is_not
 
     def states(self, required: list[str]) -> dict[str, list[State]] | None:
-        """What may be of each property that conditions ask for."""
+        """The possible states of each property that conditions depend on."""
         found: dict[str, list[State]] = {}
         for name, asked in self._asked.items():
             schema = self._properties[name]

@@ -175,7 +175,7 @@ _LIMITS: dict[str, Limit] = {
 
 
 def _dependent_required(node: Node) -> None:
-    """What depends on a required property is required."""
+    """Requires the properties that depend on a required one."""
     depends, required = node.get("dependentRequired"), node.get("required", [])
     if not isinstance(depends, dict) or not isinstance(required, list):
         return
