@@ -1,4 +1,4 @@
-"""What the native kernels' integers cost: log probabilities of a text against float32 on the dequantised weights.
+"""The loss from the native kernels' integers: log probabilities of a text against float32 on the dequantised weights.
 
     .venv-test/bin/python -m benchmarks.accuracy [--model FILE] [--tokens 4096]
 

@@ -51,7 +51,7 @@ Write = Callable[[Finding], None]
 
 @dataclass(frozen=True)
 class Run:
-    """What a section's process works with."""
+    """The objects that a section's process works with."""
 
     tiny: bool
     device: str
@@ -412,7 +412,7 @@ def report(results: dict[str, list[Finding]], judged: bool) -> str:
 
 
 def _fixed_order(findings: list[Finding]) -> list[str]:
-    """What deterministic mode costs."""
+    """The cost of deterministic mode."""
     plain = {f["decode"]["batch"]: f["decode"]["step_ms"] for f in findings if "decode" in f}
     lines = []
     for f in findings:
@@ -425,7 +425,7 @@ def _fixed_order(findings: list[Finding]) -> list[str]:
 
 
 def _quantised(findings: list[Finding]) -> list[str]:
-    """What fewer bits a weight gain."""
+    """The gain of fewer bits per weight."""
     return [
         f"{f['weights']}, decode, batch {f['batch']}: {f['step_ms']:.2f} ms, {f['share_of_limit']:.1%} of the limit by "
         f"{f['limited_by']}, {f['times_bfloat16']:.2f} times as fast as bfloat16."
@@ -435,7 +435,7 @@ def _quantised(findings: list[Finding]) -> list[str]:
 
 
 def _profiles(findings: list[Finding]) -> list[str]:
-    """Where the time of single steps goes."""
+    """The time of single steps by kernel."""
     lines = []
     for step in (f["profile"] for f in findings if f.get("profile", {}).get("kernels")):
         lines += [

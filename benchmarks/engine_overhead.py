@@ -1,4 +1,4 @@
-"""What Python costs: the time of a decode step through the whole engine over the time of its tapes alone.
+"""The cost of Python: the time of a decode step through the whole engine over the time of its tapes alone.
 
     .venv-test/bin/python -m benchmarks.engine_overhead [--batch 1,16,64] [--rounds 5]
 

@@ -1,4 +1,4 @@
-"""What a request of the language costs this process: our HTTP/1.1 transport against httpx's own, on a running server.
+"""The cost of a request of the language in this process: our HTTP/1.1 transport against httpx's own, on a running server.
 
 python benchmarks/http_client.py --url http://localhost:30000
 

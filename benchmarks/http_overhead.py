@@ -1,4 +1,4 @@
-"""What the HTTP server itself costs: chat requests against an engine that answers at once.
+"""The cost of the HTTP server itself: chat requests against an engine that answers at once.
 
     .venv-test/bin/python -m benchmarks.http_overhead [--seconds 5] [--json FILE] [--profile FILE]
 

@@ -1,4 +1,4 @@
-"""What the language costs over posting the same prompts directly to the same server.
+"""The cost of the language over posting the same prompts directly to the same server.
 
 python benchmarks/language_overhead.py --url http://localhost:30000
 

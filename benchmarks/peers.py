@@ -195,7 +195,7 @@ def measure(engines: list[Engine], workloads: list[str], repeats: int, minutes: 
 
 
 def figures(workload: str, runs: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """What users feel, by workload: name with unit -> one value a run."""
+    """The figures of interest, by workload: name with unit -> one value a run."""
     count, num_shared, num_own, num_new = SHAPES[workload]
     first = [r["first_token"] for r in runs]
     total = [r["seconds"] for r in runs]

@@ -1,4 +1,4 @@
-"""How many simple questions a served model answers right, and how many answers end at the length limit.
+"""Counts the simple questions that a served model answers right, and the answers that end at the length limit.
 
     python -m benchmarks.questions --url http://localhost:30000 [--set first|second] [--parameters '{"temperature": 0}'] [--plain] [--show]
 

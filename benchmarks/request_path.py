@@ -77,7 +77,7 @@ def noted(entered: Entered) -> Iterator[None]:
 
 
 def follow(body: dict[str, Any]) -> Entered:
-    """What POST /v1/chat/completions with this body enters."""
+    """The calls of a POST /v1/chat/completions with this body."""
     entered = Entered()
     args = ServerArgs(log_level="error")
     with noted(entered), Engine(args) as engine:

@@ -1,4 +1,4 @@
-"""What speculation from the prefix tree saves when a program runs again, and what it costs where nothing repeats.
+"""The gain of speculation from the prefix tree when a program runs again, and its cost where nothing repeats.
 
     .venv-test/bin/python -m benchmarks.reruns [--model smollm2-135m-instruct] [--repeats 7]
 

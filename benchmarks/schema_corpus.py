@@ -1,4 +1,4 @@
-"""How many schemas of a corpus can be followed, measured.
+"""Counts the schemas of a corpus that can be followed.
 
     .venv-test/bin/python -m benchmarks.schema_corpus FOLDER... [--engine xgrammar] [--reasons]
 

@@ -1,4 +1,4 @@
-"""What constraints cost and save, in ratios of interleaved runs on one machine.
+"""The cost and gain of constraints, in ratios of interleaved runs on one machine.
 
     .venv-test/bin/python -m benchmarks.structured [cost,jump,first,peers,vocabularies,isolation,trials] [--repeats 13]
         [--llama-python PYTHON --openvino-python PYTHON]   environments with llama-cpp-python and openvino-genai
@@ -89,7 +89,7 @@ class Ours:
 
 
 class Work(NamedTuple):
-    """What the model computed."""
+    """The model's work."""
 
     steps: int
     rows: int

@@ -1,4 +1,4 @@
-"""What it costs that somebody looks at the machine (the page's live route): streams with and without a viewer.
+"""The cost of viewers of the machine (the page's live route): streams with and without a viewer.
 
     .venv-test/bin/python -m benchmarks.viewer [--pairs 20] [--streams 16] [--tokens 128]
 
@@ -77,7 +77,7 @@ class Run:
 
 
 def cpu_seconds(root: int) -> float:
-    """What a process and all below it have used."""
+    """Processor seconds of a process and its descendants."""
     ticks = 0
     for pid in [root, *(pid for pid, _ in descendants(root))]:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8") as file:

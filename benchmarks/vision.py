@@ -1,4 +1,4 @@
-"""What images cost: how long running text requests wait for others' images, and our speed beside transformers'.
+"""The cost of images: how long running text requests wait for others' images, and our speed beside transformers'.
 
     python benchmarks/vision.py [--model models/toy-vlm] [--questions 64] [--threads 2]
 

@@ -1,4 +1,4 @@
-"""What is measured: token ids fixed by a seed, so that every engine computes the same thing.
+"""The workloads: token ids fixed by a seed, so that every engine computes the same thing.
 
     W1     one stream: 32 prompt tokens, 128 new
     W2     prefill: 1024 prompt tokens, 1 new

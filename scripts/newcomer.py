@@ -1,4 +1,4 @@
-"""What a newcomer does in the first minutes, in a real terminal (scripts/newcomer starts this).
+"""The first minutes of a new user, in a real terminal (scripts/newcomer starts this).
 
 fresh folder   the files of this checkout, HOME empty, no environment active
 terminal 1     make serve, as README.md says
@@ -52,7 +52,7 @@ class Terminal:
         self.wait(PROMPT, 10)
 
     def wait(self, text: str, seconds: float) -> str:
-        """What came until `text`. Ends the program with what was seen if it does not come."""
+        """The output up to `text`. Ends the program with the output so far if it does not come."""
         try:
             self.shell.expect_exact(text, timeout=seconds)
         except (pexpect.TIMEOUT, pexpect.EOF):
@@ -63,7 +63,7 @@ class Terminal:
         self.shell.sendline(command)
 
     def run(self, command: str, seconds: float = 120) -> str:
-        """What a command printed. It must succeed."""
+        """A command's output. It must succeed."""
         self.paste(command + '\necho "status=$?"')
         seen = ""
         while not (found := re.search(r"^status=(\d+)$", seen, re.MULTILINE)):

@@ -55,7 +55,7 @@ class Line:
 
 
 def follow(lines: IO[str], said: list[str], line: Line) -> None:
-    """Shows the steps until pip has said all."""
+    """Shows the steps until pip ends."""
     waiting: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:

@@ -1,4 +1,4 @@
-"""What the whole suite shares: a real server with the default model, in its own process."""
+"""Fixtures of the whole suite: a real server with the default model, in its own process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a whole model must do on the device beside plain text, against the NumPy reference in float32: grammars through the scheduler,
+"""Checks of whole models on the device beyond plain text, against the NumPy reference in float32: grammars through the scheduler,
 images, quantised checkpoints. The models are those of tests/, tiny and random."""
 
 from __future__ import annotations

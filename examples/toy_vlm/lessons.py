@@ -1,4 +1,4 @@
-"""What toy-vlm is trained on: lessons, and how a batch of them becomes arrays.
+"""The training data of toy-vlm: lessons, and their conversion to arrays in batches.
 
 A lesson is one or two pictures and many short conversations about them. All of them share the tokens of the pictures, as the
 branches of a tree share its trunk: a branch sees the trunk and itself, with the positions that it would have without the others.

@@ -1,4 +1,4 @@
-"""Constraints that are hard on grammar engines: each may be refused or followed, and costs only who sent it."""
+"""Constraints that are hard on grammar engines: each may be refused or followed, and costs only its sender."""
 
 from __future__ import annotations
 

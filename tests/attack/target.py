@@ -32,7 +32,7 @@ QUESTION = {"text": "The capital of France is", "sampling_params": {"temperature
 
 @dataclass(frozen=True)
 class Scale:
-    """How hard to hit. `seconds`: how long an attack that goes on goes on; `times`: how often one that is repeated is."""
+    """The size of an attack. `seconds`: duration of a continuous one; `times`: repetitions of a repeated one."""
 
     seconds: float
     times: int
@@ -40,7 +40,7 @@ class Scale:
 
 @dataclass
 class Watch:
-    """What was seen during an attack. `health_ms`: how long /health took, one after the other."""
+    """Measurements during an attack. `health_ms`: latencies of /health, in order."""
 
     peak_mb: float = 0.0
     health_ms: list[float] = field(default_factory=list)
@@ -199,7 +199,7 @@ class Target:
         assert "Traceback" not in self.new_log(), "a traceback in the log"
 
     def new_log(self) -> str:
-        """What the server has logged since the last attack."""
+        """The server's log since the last attack."""
         text = self.server.log.read_text(errors="replace")
         new, self.log_len = text[self.log_len :], len(text)
         return new

@@ -1,4 +1,4 @@
-"""Constraints: what is hostile to a grammar engine costs its sender a 400, and nobody else anything."""
+"""Constraints: one that is hostile to a grammar engine costs its sender a 400 and other clients nothing."""
 
 from __future__ import annotations
 

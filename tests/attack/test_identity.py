@@ -1,4 +1,4 @@
-"""Clients that are, or pretend to be, somebody else: other keys, other sites, odd spellings."""
+"""Clients that are, or pretend to be, another client: other keys, other sites, odd spellings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams that nobody reads, and answers that are larger than their questions."""
+"""Streams that are not read, and answers that are larger than their questions."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_health_in_an_arrival_burst(text_target: Target) -> None:
 
 
 def _health_in_burst(target: Target, count: int) -> float:
-    """How long all but one in a hundred answers of /health took at most, in milliseconds."""
+    """The 99th percentile of /health's latency, in milliseconds."""
     data = json.dumps(QUESTION).encode()
     head = target.head("/generate", "Content-Type: application/json", f"Content-Length: {len(data)}", "Connection: close")
     with target.watched() as watch:

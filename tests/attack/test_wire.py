@@ -1,4 +1,4 @@
-"""Bytes before, beside and after bodies: counted, whoever sends them."""
+"""Bytes before, beside and after bodies are counted for every client."""
 
 from __future__ import annotations
 

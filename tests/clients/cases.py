@@ -1,4 +1,4 @@
-"""How a client's program runs its cases: each by itself, and what failed is told at the end."""
+"""Runs the cases of a client's program: each by itself, with a report of failures at the end."""
 
 from __future__ import annotations
 

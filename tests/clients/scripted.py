@@ -1,4 +1,4 @@
-"""A server that says what a script has it say: the whole application over HTTP, with the scheduler that has no model.
+"""A server with scripted answers: the whole application over HTTP, with the scheduler that has no model.
 
 A model of 135M parameters does not call tools on demand, and agents must get through the turns that follow a call.
 """

@@ -1,4 +1,4 @@
-"""The programs that people have, by the route that they use. Versions are pinned: a new one is taken on purpose."""
+"""Popular client programs, by the route that they use. Versions are pinned, and changed on purpose."""
 
 from __future__ import annotations
 

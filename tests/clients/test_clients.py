@@ -1,4 +1,4 @@
-"""Programs that people have: each client in its own environment, newly installed, against a real server.
+"""Popular clients: each in its own environment, newly installed, against a real server.
 
     pytest -m slow tests/clients            # those that need npm are skipped where there is none
     pytest -m slow tests/clients -k codex

@@ -1,4 +1,4 @@
-"""deploy/ and the Dockerfile: each file is what its reader takes, and says of the server what is so. The image's steps run in a root
+"""deploy/ and the Dockerfile: each file is valid for its reader and true of the server. The image's steps run in a root
 of Debian packages in the slow test."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Getting started, serving, and coming from other programs: what the pages print works when it is pasted."""
+"""Getting started, serving, and coming from other programs: the commands and programs on the pages work when pasted."""
 
 from __future__ import annotations
 

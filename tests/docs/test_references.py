@@ -1,4 +1,4 @@
-"""What the documents name is there: files, links, modules, flags, classes and functions."""
+"""Names in the documents exist: files, links, modules, flags, classes and functions."""
 
 from __future__ import annotations
 

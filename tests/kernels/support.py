@@ -1,4 +1,4 @@
-"""What the kernel tests share: tensors of every format, exact models of the roundings, comparisons."""
+"""Helpers of the kernel tests: tensors of every format, exact models of the roundings, comparisons."""
 
 from __future__ import annotations
 

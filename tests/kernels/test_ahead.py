@@ -1,4 +1,4 @@
-"""Ops that return before they have run: the same results in the same order, whoever waits for what and when."""
+"""Ops that return before they have run: the same results in the same order, whichever thread waits for which of them."""
 
 from __future__ import annotations
 

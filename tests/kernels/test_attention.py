@@ -1,4 +1,4 @@
-"""Attention against float64, and bitwise the same however a request's tokens were cut into steps, and beside whom."""
+"""Attention against float64, and bitwise the same however a request's tokens are divided into steps, and beside any other requests."""
 
 from __future__ import annotations
 

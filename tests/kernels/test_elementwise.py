@@ -1,4 +1,4 @@
-"""Norms, gates, soft caps: against float64, and their in-place habits."""
+"""Norms, gates, soft caps: against float64, and in place."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def run(program: str, code: int = 0) -> str:
 
 # ---- dropping and leaving ---------------------------------------------------------------------------------------------------------
 def test_an_op_set_is_dropped_while_it_works() -> None:
-    """All that was started is done, whoever still holds what, and in whichever order things go."""
+    """All started work is done, whatever references remain, in any order of deletion."""
     program = """
 for names in ("ops tape", "tape ops", "weight x kv ops tape", "ops"):
     for threads in (1, 2, 4):

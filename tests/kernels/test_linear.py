@@ -224,7 +224,7 @@ def test_one_activation_for_readers_of_both_kinds(ops: Any) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("fmt", KIND_FORMATS)
 def test_nan_is_not_lost(ops: Any, fmt: str, bad: float) -> None:
-    """A row that holds a NaN gives NaN (the sampler reports it), and its neighbours do not notice."""
+    """A row that holds a NaN gives NaN (the sampler reports it), and other rows do not change."""
     rng = np.random.default_rng(11)
     weight = ops.pack([tensor(rng, fmt, 32, 64)])
     x = rng.standard_normal((7, 64), np.float32)

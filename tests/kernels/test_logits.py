@@ -37,7 +37,7 @@ def test_adjust(ops: Any) -> None:
 
 @pytest.mark.parametrize("words", [1, 100, (VOCAB + 31) // 32, 400])
 def test_mask(ops: Any, words: int) -> None:
-    """Too few words: the columns beyond are masked. Too many: the rest is not looked at."""
+    """Too few words: the columns beyond are masked. Too many: the rest is ignored."""
     rng = np.random.default_rng(words)
     x, bits = logits(5), rng.integers(0, 2**32, (2, words), np.uint32)
     bits[0, :: max(1, words // 3)] = 0xFFFFFFFF

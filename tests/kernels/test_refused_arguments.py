@@ -1,4 +1,4 @@
-"""What the bindings refuse: every count, array and object that would lead a kernel out of bounds, or to results by chance."""
+"""Arguments that the bindings refuse: every count, array and object that would lead a kernel out of bounds, or to results by chance."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_empty_arrays(parts: Parts) -> None:
 
 
 def test_memory_that_could_move_is_held(ops: Any) -> None:
-    """A tape keeps an array's memory where it is, whoever owns it."""
+    """A tape keeps an array's memory in place, whoever owns it."""
     p = Parts(ops)
     rows = array.array("i", [8])
     tape = OpTape()

@@ -1,4 +1,4 @@
-"""Op tapes: recording does not run, replaying is calling, whatever the op set."""
+"""Op tapes: recording runs nothing, and replaying equals calling, with any op set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three methods of select, by numbers, and what of the tokens is scored."""
+"""The three methods of select, by numbers, and which tokens are scored."""
 
 from __future__ import annotations
 

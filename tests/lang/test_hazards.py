@@ -1,4 +1,4 @@
-"""What goes wrong when several things are under way at once."""
+"""Hazards of concurrency: several operations at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images: whatever they come as, the bytes that travel."""
+"""Images in every form, and the bytes that are sent."""
 
 from __future__ import annotations
 

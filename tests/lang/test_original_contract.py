@@ -1,4 +1,4 @@
-"""What the original's own client sends, on our server: every field it always sends, and the ways it reads replies."""
+"""Requests of SGLang's own client on our server: every field that it always sends, and its ways of reading replies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Thinking kept apart from answers, whole and while it streams."""
+"""Reasoning separated from answers, whole and streamed."""
 
 from __future__ import annotations
 

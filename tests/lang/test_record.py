@@ -1,4 +1,4 @@
-"""Recordings: everything that happened, looked at and answered from again."""
+"""Recordings: viewed, and replayed as answers."""
 
 from __future__ import annotations
 

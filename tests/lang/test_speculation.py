@@ -1,4 +1,4 @@
-"""Writing ahead on remote models: fewer calls, the same text."""
+"""API speculation on remote models: fewer calls, the same text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs looked at without a model."""
+"""Programs traced without a model."""
 
 from __future__ import annotations
 

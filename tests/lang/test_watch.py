@@ -1,4 +1,4 @@
-"""Nobody who waits on a Watch misses a change."""
+"""No waiter on a Watch misses a change."""
 
 from __future__ import annotations
 

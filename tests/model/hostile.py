@@ -1,4 +1,4 @@
-"""Changes single values of a model's files to what no model has, and tells what loading the result may come to."""
+"""Changes single values of a model's files to impossible ones, and defines the allowed outcomes of loading."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def outcome(load: Callable[[], Any]) -> str | None:
 
 
 def try_file(path: Path, cases: Iterator[tuple[str, bytes]], load: Callable[[], Any]) -> list[str]:
-    """What went wrong for which content of a file. The file is put back at the end."""
+    """The failures, by content of a file. The file is restored at the end."""
     kept = path.read_bytes() if path.exists() else None
     found = []
     try:

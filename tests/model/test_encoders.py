@@ -1,4 +1,4 @@
-"""Encoders against transformers: all rows of tiny random models, alone and in company, and what published configs say."""
+"""Encoders against transformers: all rows of tiny random models, alone and in batches, and published configs."""
 
 from __future__ import annotations
 

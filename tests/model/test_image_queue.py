@@ -1,4 +1,4 @@
-"""The line of encodings: how much of it a step does. A clock of its own, so nothing depends on the machine."""
+"""The queue of encodings: the share that a step does, with a clock of its own, so nothing depends on the machine."""
 
 from __future__ import annotations
 

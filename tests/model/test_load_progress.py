@@ -1,4 +1,4 @@
-"""What is shown while weights are read."""
+"""The progress shown while weights are read."""
 
 from __future__ import annotations
 

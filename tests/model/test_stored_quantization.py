@@ -1,4 +1,4 @@
-"""What --quantization says of a checkpoint must be so."""
+"""--quantization must agree with the checkpoint."""
 
 from __future__ import annotations
 

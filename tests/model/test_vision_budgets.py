@@ -1,4 +1,4 @@
-"""How closely a picture is looked at: budgets of tokens and pixels in every family, at published sizes; and times of videos."""
+"""The resolution at which an image is read: budgets of tokens and pixels in every family, at published sizes; and times of videos."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ SIZES += [(800, 260), (260, 800), (1000, 999), (300, 1500)]
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("detail", ["auto", "low", "high"])
 def test_tokens_are_counted_from_the_size_alone(family: Family, detail: Any, alone: bool) -> None:
-    """Pictures of any shape are taken, or refused with a sentence, and their tokens are as many as was said before."""
+    """Images of any shape are accepted, or refused with a sentence, and have the predicted number of tokens."""
     for kind in family.ours.kinds:
         for width, height in SIZES:
             frames = [np.zeros((height, width, 3), np.uint8)] * (3 if kind == "video" else 1)

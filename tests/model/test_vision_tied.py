@@ -1,4 +1,4 @@
-"""Whose word counts where the two parts of a vision model's config say different things about the head."""
+"""Which part counts where the two parts of a vision model's config say different things about the head."""
 
 from __future__ import annotations
 

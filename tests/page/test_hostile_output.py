@@ -1,4 +1,4 @@
-"""What a model says is text: whatever it says, nothing runs, nothing is loaded, nothing is sent."""
+"""A model's output is text: whatever it contains, nothing runs, nothing is loaded, nothing is sent."""
 
 from __future__ import annotations
 

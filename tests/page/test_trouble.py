@@ -1,4 +1,4 @@
-"""What happens to people: servers that die, keys that end, slow networks, reloads, two tabs, full disks, many conversations."""
+"""Trouble: servers that die, keys that end, slow networks, reloads, two tabs, full disks, many conversations."""
 
 from __future__ import annotations
 

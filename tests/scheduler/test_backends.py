@@ -1,4 +1,4 @@
-"""What every grammar engine owes: the same tests for both. xgrammar is an extra; its half is skipped where it is absent."""
+"""The contract of grammar engines: the same tests for both. xgrammar is an extra; its half is skipped where it is absent."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def likes(ids: Sequence[int], spec: SampleSpec) -> list[int]:
 
 
 class Weather:
-    """What the time would decide, and what proposers are sure of."""
+    """Timing and proposers' confidence, made deterministic."""
 
     def __init__(self, seed: int, is_calm: bool = False) -> None:
         self.rng = random.Random(seed)

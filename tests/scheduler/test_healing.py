@@ -1,4 +1,4 @@
-"""Token healing: the end of the prompt is said again as part of a longer token, and is not part of the output."""
+"""Token healing: the end of the prompt is generated again as part of a longer token, and is not part of the output."""
 
 from __future__ import annotations
 

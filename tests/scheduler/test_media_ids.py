@@ -1,4 +1,4 @@
-"""What stands for pictures in the prefix tree, and for their rows in a step."""
+"""Ids of images in the prefix tree, and of their rows in a step."""
 
 from __future__ import annotations
 

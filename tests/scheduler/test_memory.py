@@ -1,4 +1,4 @@
-"""Slots and prefixes: they always add up, whoever holds them."""
+"""Slots and prefixes always add up, whoever holds them."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_only_whole_tokens_match(prompt: list[int], sampled: list[int]) -> None:
 
 
 def circling(history: np.ndarray[tuple[int], np.dtype[np.int64]], spec: SampleSpec, allowed: list[int]) -> int:
-    """Says what it said seven tokens ago, except for every 23rd token, which it makes up."""
+    """Repeats the token of seven tokens ago, except for every 23rd token, which is new."""
     n = len(history)
     return int(history[-7]) if n % 23 else 100 + n % 100
 

@@ -1,5 +1,5 @@
-"""Who goes first: the queue, shares of clients, the estimate of outputs, whom a retraction hits. Whatever these decide, answers are
-the same, so the decisions themselves are looked at here."""
+"""Order of admission: the queue, shares of clients, the estimate of outputs, the choice of a retraction. Whatever these decide, answers are
+the same, so the decisions themselves are tested here."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_whoever_is_admitted_is_charged_once() -> None:
 
 
 def served(reqs: list[Req], count: int, shares: FairShare | None = None) -> list[str]:
-    """Whom `count` admissions take."""
+    """The requests that `count` admissions take."""
     shares = shares or FairShare()
     for req in reqs:
         shares.add(req)

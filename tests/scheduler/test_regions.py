@@ -1,4 +1,4 @@
-"""Names that several patterns match: which of the patterns, said by expressions of which no two match."""
+"""Names that several patterns match: which of the patterns match, as expressions of which no two overlap."""
 
 from __future__ import annotations
 

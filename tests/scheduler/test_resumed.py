@@ -23,7 +23,7 @@ JUMPING = GrammarOptions()
 
 
 class Client:
-    """What one client has heard, from however many schedulers."""
+    """The output that one client has received, from any number of schedulers."""
 
     def __init__(self, req: TokenizedReq) -> None:
         self.outs: list[TokenOut] = []

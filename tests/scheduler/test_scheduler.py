@@ -1,4 +1,4 @@
-"""What the scheduler does, case by case, with the toy model."""
+"""The scheduler, case by case, with the toy model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Of what an engine does not follow the smallest part is left to a check; the rest holds while decoding."""
+"""The smallest part of a schema that an engine does not follow is left to the check at the end; decoding follows the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What scoring many continuations of one prompt computes: the prompt once, and each continuation's own tokens."""
+"""The rows that scoring many continuations of one prompt computes: the prompt once, and each continuation's own tokens."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ SCHEMA = json.dumps(
 
 
 def answers(reqs: list[TokenizedReq], worker: ToyWorker, options: ScheduleOptions) -> list[Answer]:
-    """Steps until all have ended; whoever waits for a child gets the time."""
+    """Steps until all have ended; requests that wait for a child get the time."""
     harness = Harness(worker, options, GRAMMAR)
     harness.put(*reqs)
     deadline = time.monotonic() + 120

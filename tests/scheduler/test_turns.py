@@ -157,7 +157,7 @@ def test_one_client_alone_is_left_in_peace() -> None:
 def test_prompts_that_take_longer_than_a_turn_come_through(
     chunk: int, prompt_len: int, num_slots: int, num_clients: int
 ) -> None:
-    """The pool holds one of them: whoever makes way loses what was computed."""
+    """The pool holds one of them: the request that makes way loses what was computed."""
     options = ScheduleOptions(schedule_policy="fcfs", chunked_prefill_size=chunk)
     harness = Harness(ToyWorker(num_slots=num_slots, context_len=480), options, check=False)
     reqs = [request(name, (name, ""), 30 if prompt_len < 470 else 8, prompt_len) for name in "abcde"[:num_clients]]

@@ -1,4 +1,4 @@
-"""What viewers are told adds up to the tree itself, whatever happens to it, in bounded pieces; and a viewer changes nothing."""
+"""The deltas for viewers add up to the tree itself, whatever happens to it, in bounded pieces; and a viewer changes nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Outbox:
 
 
 class Mirror:
-    """What a viewer knows."""
+    """The tree as a viewer has it."""
 
     def __init__(self) -> None:
         self.nodes: dict[int, NodeView] = {}

@@ -1,4 +1,4 @@
-"""What clients add to chats and completions: hints, fields of answers sent back, vLLM's names. Each is taken, or refused by name
+"""Fields that clients add to chats and completions: hints, fields of answers sent back, vLLM's names. Each is taken, or refused by name
 with the reason."""
 
 from __future__ import annotations

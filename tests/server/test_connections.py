@@ -1,4 +1,4 @@
-"""What a connection sends before, beside and after the bodies of its requests, against the server's own HTTP stack: all of it is
+"""Bytes that a connection sends before, beside and after the bodies of its requests, against the server's own HTTP stack: all of it is
 counted, and none of it is kept."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What does not fit in the context, on every route: the code and the words by which clients know that they must ask for less."""
+"""Requests that do not fit in the context, on every route: the error has the code and the words that clients recognise."""
 
 from __future__ import annotations
 

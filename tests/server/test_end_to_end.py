@@ -1,4 +1,4 @@
-"""The default model behind the real live: native API and OpenAI API, with curl and the real client."""
+"""The default model on a real server: native API and OpenAI API, with curl and the real client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with one call costs no other and none of the text, in every format; and answers that are a call in plain JSON."""
+"""A fault in one call loses no other call and no text, in every format; and answers that are a call in plain JSON."""
 
 from __future__ import annotations
 

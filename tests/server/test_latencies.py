@@ -1,4 +1,4 @@
-"""What viewers are told of latencies: the figures of the requests that ended while they looked, and nothing of the server's own."""
+"""Latencies shown to viewers: the figures of the requests that ended while they looked, and nothing of the server's own."""
 
 from __future__ import annotations
 

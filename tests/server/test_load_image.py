@@ -1,4 +1,4 @@
-"""load_image: every place an image may come from, and what is none."""
+"""load_image: every source of an image, and values that are no image."""
 
 from __future__ import annotations
 

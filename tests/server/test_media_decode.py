@@ -1,4 +1,4 @@
-"""Image and video files of every kind: decoded as one would see them, or refused with a sentence."""
+"""Image and video files of every kind: decoded correctly, or refused with a sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that people have: of cameras, scanners and phones, cut off on their way, and images that programs hold."""
+"""Files in practice: of cameras, scanners and phones, truncated ones, and images in memory."""
 
 from __future__ import annotations
 

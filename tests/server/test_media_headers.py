@@ -1,4 +1,4 @@
-"""What headers promise is what decoders make, in every format; and places and bytes that clients share."""
+"""Headers agree with decoded images, in every format; and places and bytes that clients share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What images and videos may cost a real server: memory, time, and the places that others need. Each case was a way to end it, or
+"""Limits of the cost of images and videos for a real server: memory, time, and places that other clients need. Each case was a way to end it, or
 to keep everybody waiting."""
 
 from __future__ import annotations

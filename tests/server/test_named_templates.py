@@ -1,4 +1,4 @@
-"""What `--chat-template` names: built-in templates, SGLang's names, Jinja files and both kinds of JSON files."""
+"""Values of `--chat-template`: built-in templates, SGLang's names, Jinja files and both kinds of JSON files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/generate and its neighbours: the shapes that clients of the native API read."""
+"""/generate and related routes: the shapes that clients of the native API read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operator relies on: a server that says how it is, ends requests in time, survives hangs and floods, and drains."""
+"""Guarantees for operators: a server reports its state, ends requests in time, survives hangs and floods, and drains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is served when more is asked for than there is room: clients share, priorities go first, nobody gains by inventing users."""
+"""Fairness when requests exceed the room: clients share, priorities go first, inventing users gains nothing."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_one_address_with_many_users_is_served_as_one() -> None:
 
 
 def test_a_key_that_holds_all_places_gives_one_to_another(tmp_path: Path) -> None:
-    """On a real server: whoever comes is answered while the others' long requests go on, and nobody's answer changes."""
+    """On a real server: each client is answered while others' long requests run, and no answer changes."""
     flags = ["--api-key", "a,b", "--max-running-requests", "2", "--max-total-tokens", "16384"]
     server = start_server(tmp_path / "log", *flags, model=str(ROOT / "models" / "toy-vlm"))
     begun, enough = threading.Semaphore(0), threading.Event()

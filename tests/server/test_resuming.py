@@ -1,4 +1,4 @@
-"""Who is resumed, and who is not: decided without a process."""
+"""Which requests are resumed and which are not, without a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks on a real server: what strangers, clients and neighbours on the machine may try. Each known hole of servers like this
+"""Attacks on a real server: by clients without a key, clients with one, and other users of the machine. Each known hole of servers like this
 one is tried by its number. (Media: test_media_sources.py and test_media_decode.py; templates: test_chat_template.py.)
 
     CVE-2025-10164, -2026-3059, -3060, -3989, -7301, -44222   pickle and sockets      test_pickle_..., test_only_one_port_...

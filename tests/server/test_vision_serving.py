@@ -1,4 +1,4 @@
-"""toy-vlm behind HTTP and in the Engine: pictures by every way in, the prefix cache with pictures, and what is no good."""
+"""toy-vlm behind HTTP and in the Engine: images through every field, the prefix cache with images, and invalid images."""
 
 from __future__ import annotations
 
@@ -403,7 +403,7 @@ def test_model_info_says_that_it_sees(web: httpx.Client) -> None:
     assert info["chat_roles"]["default_system_prompt"] == "You are a helpful assistant."
 
 
-# --- what is no good --------------------------------------------------------------------------------------------------------
+# --- invalid images --------------------------------------------------------------------------------------------------------
 
 
 def test_bad_pictures_get_a_sentence_and_the_server_lives_on(web: httpx.Client, host: str, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a model argument resolves to. Packages come from a real pip reading a local folder; the hub is a local server."""
+"""The files that a model argument resolves to. Packages come from a real pip reading a local folder; the hub is a local server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the language, the runtime and the commands share."""
+"""Code shared by the language, the runtime and the commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a newcomer's log does not say."""
+"""Lines that must not be in a first user's log."""
 
 from __future__ import annotations
 

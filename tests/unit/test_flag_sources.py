@@ -1,4 +1,4 @@
-"""Flags from a file and from the environment: which of them counts, and what is said about one that is wrong."""
+"""Flags from a file and from the environment: which of them counts, and the error for an invalid one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs in child processes: what a child does to itself costs one job and nothing else."""
+"""Jobs in child processes: a child that fails costs one job and nothing else."""
 
 from __future__ import annotations
 

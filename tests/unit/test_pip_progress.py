@@ -1,4 +1,4 @@
-"""What an installation shows of pip's lines."""
+"""The lines that an installation shows of pip's output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is put on one event loop arrives on another: in order, whole, with its error."""
+"""Items put on one event loop arrive on another: in order, complete, with their error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model's sampling defaults come from, and which routes apply them."""
+"""The sources of a model's sampling defaults, and the routes that apply them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with an address or a model is reported before HTTP, tokenizers and the scheduler are imported."""
+"""Errors in an address or a model are reported before HTTP, tokenizers and the scheduler are imported."""
 
 from __future__ import annotations
 
