@@ -24,9 +24,9 @@ _GAUGES = {
     "cache_hit_rate": ("share of prompt tokens found in the prefix cache", "cache_hit_rate"),
 }
 _DRAFTS = {
-    "spec_proposed_tokens": ("tokens that drafts proposed", "proposed"),
-    "spec_accepted_tokens": ("proposed tokens that were sampled as proposed", "accepted"),
-    "spec_rows": ("rows of steps that drafts took", "rows"),
+    "spec_proposed_tokens_total": ("tokens that drafts proposed", "proposed"),
+    "spec_accepted_tokens_total": ("proposed tokens that were sampled as proposed", "accepted"),
+    "spec_rows_total": ("rows of steps that drafts took", "rows"),
 }
 
 
