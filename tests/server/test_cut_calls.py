@@ -116,6 +116,21 @@ async def test_a_call_whose_arguments_have_ended_is_whole(stand: Stand) -> None:
         assert (reply["status"], reply["output"][0]["status"]) == ("completed", "completed")
 
 
+async def test_an_answer_that_the_limit_cuts_behind_a_whole_call_is_cut(stand: Stand) -> None:
+    """More calls might have followed."""
+    limit = len(stand.manager.need_tokenizer().encode(WHOLE, add_special_tokens=False)) + 1
+    says(stand, f"{WHOLE} And so on and on.")
+    body = {**CHAT_TOOLS, "max_tokens": limit}
+    (choice,) = (await post(stand, "/v1/chat/completions", body))["choices"]
+    assert choice["finish_reason"] == "length"
+    assert json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"]) == {"city": "Paris", "unit": "C"}
+    assert joined(await post(stand, "/v1/chat/completions", {**body, "stream": True}))[2] == "length"
+    reply = await post(stand, "/v1/messages", {**MESSAGES, "max_tokens": limit})
+    assert (reply["stop_reason"], reply["content"][0]["input"]) == ("max_tokens", {"city": "Paris", "unit": "C"})
+    reply = await post(stand, "/v1/responses", {**RESPONSES, "max_output_tokens": limit})
+    assert (reply["status"], reply["output"][0]["status"]) == ("incomplete", "completed")
+
+
 async def test_arguments_that_are_no_object_are_run_by_nobody(stand: Stand) -> None:
     says(stand, '<tool_call>\n{"name": "get_weather", "arguments": [1]}\n</tool_call>')
     reply = await post(stand, "/v1/messages", {**MESSAGES, "max_tokens": 500})

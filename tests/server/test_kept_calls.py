@@ -301,6 +301,11 @@ def test_no_arguments_by_whatever_name(arguments: str) -> None:
         assert (called(answer), answer.text) == ([("b", {})], "")
 
 
+def test_a_tool_may_have_the_name_that_deepseek_puts_before_names() -> None:
+    for text in (f"{CALL}function{SEP}{{}}{CALL_END}", f"{CALL}function{SEP}function\n```json\n{{}}\n```{CALL_END}"):
+        assert called(read(create_parser("deepseek", {"function": ()}), CALLS + text + CALLS_END)) == [("function", {})]
+
+
 @pytest.mark.parametrize("key", ["type", "properties"])
 def test_parameters_may_have_the_names_of_schemas_words(key: str) -> None:
     """Where the arguments come first, they are looked at as a whole."""

@@ -10,7 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from sglang.srt.json_drafts import draft_of
 from sglang.srt.server import fields
+from sglang.srt.server.schema_check_work import validator_of
 from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of
 from tests.server.test_tools import CALL, HELLO, NAMED, TOOLS, prompt_of, received, says
@@ -63,6 +65,18 @@ async def test_of_several_types_a_json_object_is_an_object(stand: Stand) -> None
     for schema in ({"type": ["array", "object"], "maxProperties": 2}, {"maxProperties": 2}):
         assert (await chat(stand, response_format={"type": "json_object", "schema": schema})).status_code == 200
         assert json.loads(received(stand).sampling.json_schema or "") == {"type": "object", "maxProperties": 2}
+
+
+@pytest.mark.parametrize("draft", ["draft-04", "draft-06", "draft-07", "draft/2019-09", "draft/2020-12"])
+async def test_a_json_object_is_one_beside_a_reference(stand: Stand, draft: str) -> None:
+    """Until draft 7, nothing counts beside a $ref."""
+    says(stand, "{}")
+    told = {"type": ["array", "object"], "maxProperties": 1}
+    schema = {"$schema": f"https://json-schema.org/{draft}/schema", "$ref": "#/definitions/A", "definitions": {"A": told}}
+    assert (await chat(stand, response_format={"type": "json_object", "schema": schema})).status_code == 200
+    sent = json.loads(received(stand).sampling.json_schema or "")
+    validator = validator_of(draft_of(sent))(sent)
+    assert [validator.is_valid(value) for value in ({}, {"a": 1}, [1], {"a": 1, "b": 2})] == [True, True, False, False]
 
 
 def user(*parts: Any) -> dict[str, Any]:

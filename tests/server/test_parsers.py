@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sglang.srt.errors import ConfigError
 from sglang.srt.server.openai.answers import Answer
 from sglang.srt.server.parsers.answer import AnswerParser
-from sglang.srt.server.parsers.pieces import CallBegin, Parser
+from sglang.srt.server.parsers.pieces import CallBegin, Parser, Reasoning
 from sglang.srt.server.parsers.reasoning import ReasoningParser, opens_reasoning, reasoning_format, starts_inside
 from sglang.srt.server.parsers.tool_calls import FORMATS, create_free_parser, create_parser, format_of_template
 
@@ -219,6 +219,9 @@ def test_held_reasoning_comes_in_one_piece() -> None:
     parser = AnswerParser(ReasoningParser(reasoning_format("qwen3"), False), None, hold_reasoning=True)
     pieces = [piece for char in "<think>a b</think>c" for piece in parser.feed(char)] + parser.finish()
     assert [getattr(piece, "text", None) for piece in pieces] == ["a b", "c"]
+    for text in ("<think>a b", "<think>a b\n</think>"):  # an answer that the limit cuts, or that is nothing but reasoning
+        parser = AnswerParser(ReasoningParser(reasoning_format("qwen3"), False), None, hold_reasoning=True)
+        assert [*(piece for char in text for piece in parser.feed(char)), *parser.finish()] == [Reasoning("a b")]
 
 
 @pytest.mark.parametrize("make", [lambda: create_parser("klingon", TOOLS), lambda: reasoning_format("klingon")])

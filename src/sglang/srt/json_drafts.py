@@ -24,3 +24,12 @@ def draft_of(schema: Any, around: int = ANY) -> int:
 def identifier_key(draft: int) -> str:
     """The keyword that names a schema."""
     return "id" if draft <= 4 else "$id"
+
+
+def open_to_keywords(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema beside whose keywords others can be put: until draft 7 none counts beside a `$ref`, which therefore moves into an allOf."""
+    draft = draft_of(schema)
+    if draft > 7 or "$ref" not in schema:
+        return schema
+    rest = {key: value for key, value in schema.items() if key != "$ref"}
+    return {**rest, "extends" if draft == 3 else "allOf": [{"$ref": schema["$ref"]}]}

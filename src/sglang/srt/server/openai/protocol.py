@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, PlainValidator, PrivateAttr, ValidationError
 
 from sglang.srt.errors import RequestError, UnsupportedError
+from sglang.srt.json_drafts import open_to_keywords
 from sglang.srt.messages import TokenIds
 from sglang.srt.sampling_params import SamplingParams, check_sampling_params
 from sglang.srt.server.fields import SHOWN, Fields, Refusal, check_members, note_unknown, pack_rows, unknown_message
@@ -392,7 +393,7 @@ def _object_schema(schema: Any) -> str:
             "response_format of type json_object asks for an object, but its schema's type is another; json_schema takes any schema",
             "response_format",
         )
-    return _dump({"type": "object", **schema} | {"type": "object"})
+    return _dump({"type": "object", **open_to_keywords(schema)} | {"type": "object"})
 
 
 def _named_schema(outer: dict[str, Any]) -> Any:

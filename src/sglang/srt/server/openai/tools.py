@@ -18,7 +18,7 @@ from uuid import uuid4
 import msgspec
 
 from sglang.srt.errors import RequestError, UnsupportedError
-from sglang.srt.json_drafts import draft_of, identifier_key
+from sglang.srt.json_drafts import draft_of, identifier_key, open_to_keywords
 from sglang.srt.sampling_params import CONSTRAINTS, SamplingParams
 from sglang.srt.server.fields import check_members
 from sglang.srt.server.limits.json_limits import read_json_text
@@ -180,11 +180,8 @@ def _apart(schema: Any, name: str, others: dict[str, Any]) -> Any:
     """A schema as its own resource, so that its references to itself are right wherever it stands."""
     if not isinstance(schema, dict):
         return schema
-    draft = draft_of(schema)
-    key = identifier_key(draft)
-    if draft <= 7 and "$ref" in schema:  # no identifier counts beside it
-        rest = {key: value for key, value in schema.items() if key != "$ref"}
-        schema = {**rest, "extends" if draft == 3 else "allOf": [{"$ref": schema["$ref"]}]}
+    key = identifier_key(draft_of(schema))
+    schema = open_to_keywords(schema)
     taken = {other.get("$id") for other in others.values() if isinstance(other, dict)}
     own = schema.get(key)
     if isinstance(own, str) and own not in taken:
