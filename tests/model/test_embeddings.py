@@ -269,7 +269,10 @@ def test_two_dense_modules_follow_one_another(llama: tuple[Path, Any], tmp_path:
     [
         (("Transformer", "Pooling", "LSTM"), {}, None, "'LSTM'"),
         (("Transformer", "WeightedLayerPooling", "Pooling"), {}, None, "'WeightedLayerPooling'"),
+        (("StaticEmbedding", "Pooling"), {}, None, "'StaticEmbedding'"),
+        (("Transformer", "Pooling", "LayerNorm"), {}, None, "'LayerNorm'"),
         (("Transformer", "Dense", "Pooling"), {}, None, "Dense before Pooling"),
+        (("Transformer", "Normalize", "Pooling"), {}, None, "Normalize before Pooling"),
         (("Transformer", "Pooling", "Pooling"), {}, None, "second module Pooling"),
         (("Transformer", "Pooling"), {"pooling_mode": "attention"}, None, "pooling_mode is 'attention'"),
         (("Transformer", "Pooling"), {"pooling_mode": []}, None, "pooling_mode"),
@@ -297,6 +300,25 @@ def test_what_is_not_applied_is_refused_by_name(
         save_dense(tmp_path / "2_Dense", 64, 48)
         config = {"in_features": 64, "out_features": 48, **dense}
         write_json(tmp_path / "2_Dense" / "config.json", config)
+    with pytest.raises(ModelError, match=words):
+        embedder(tmp_path, "reference")
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix", "words"),
+    [
+        (("StaticEmbedding",), MODULES, "'StaticEmbedding'"),
+        (("MLMTransformer", "SpladePooling"), "sentence_transformers.sparse_encoder.models.", "'MLMTransformer'"),
+        (("Transformer", "Pooling", "Normalize"), "custom_st.", r"'custom_st\.Transformer'"),
+        (("Transformer",), MODULES, "1_Pooling"),
+    ],
+)
+def test_modules_of_other_kinds_are_refused_by_name(
+    bert: tuple[Path, Any], tmp_path: Path, names: tuple[str, ...], prefix: str, words: str
+) -> None:
+    """Whether or not there is a pooling; and classes that only have the names of known ones."""
+    linked(bert[0], tmp_path)
+    list_modules(tmp_path, *names, prefix=prefix)
     with pytest.raises(ModelError, match=words):
         embedder(tmp_path, "reference")
 

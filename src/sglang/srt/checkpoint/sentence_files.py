@@ -67,7 +67,8 @@ def module_folders(folder: Path) -> list[str]:
 
 
 def read_modules(folder: Path) -> list[tuple[str, str]] | None:
-    """(class name, its folder below) of each module, None if there is no list. Raises ModelError."""
+    """(class name, its folder below) of each module, None if there is no list. A class of another package than sentence_transformers has
+    its whole name: it is not what the last part of it says. Raises ModelError."""
     path = folder / MODULES_FILE
     try:
         listed = json.loads(read_text(path))
@@ -82,7 +83,7 @@ def read_modules(folder: Path) -> list[tuple[str, str]] | None:
             raise ModelError(
                 f"{path} must list modules, each with a type and the path of a folder below, and has {shown(entry)}"
             )
-        found.append((kind.rpartition(".")[2], place))
+        found.append((kind.rpartition(".")[2] if kind.startswith("sentence_transformers.") else kind, place))
     return found
 
 

@@ -61,6 +61,9 @@ _DENSE_KEYS = {
     "use_residual",
 }
 _SENTENCE = "sentence_embedding"
+_AFTER_POOLING = frozenset({"Normalize", "Dense"})
+_KNOWN_MODULES = _AFTER_POOLING | {"Transformer", "Pooling", "Dropout"}
+"""the last one is for training only"""
 _GGUF_MODES = {0: "lasttoken", 1: "mean", 2: "cls", 3: "lasttoken"}
 """values of the key pooling_type; 0 leaves it open"""
 
@@ -170,31 +173,29 @@ def read_pooling(folder: Path, default: str, hidden_size: int) -> Pooling:
     _check_prompts(path, folder)
     steps: list[Step] = []
     dim = len(modes) * hidden_size
-    is_pooled = not any(name == "Pooling" for name, _ in listed)
     for name, place in listed:
-        if name == "Pooling":
-            if is_pooled:
-                raise ModelError(f"{folder / MODULES_FILE} lists a second module Pooling, which is not supported")
-            is_pooled = True
-        elif name == "Normalize":
+        if name == "Normalize":
             steps.append(normalise)
         elif name == "Dense":
-            if not is_pooled:
-                raise ModelError(f"{folder / MODULES_FILE} lists Dense before Pooling, which is not supported")
             step = _read_dense(place, dim)
             steps.append(step)
             dim = len(step.weight)
-        elif name not in ("Transformer", "Dropout"):  # the model itself, and what is for training only
-            raise ModelError(f"{folder / MODULES_FILE} lists a module {shown(name)}, which is not supported")
     return Pooling(modes, tuple(steps), dim)
 
 
 def _placed(folder: Path, modules: list[tuple[str, str]]) -> list[tuple[str, Path]]:
-    for name, place in modules:
+    """The modules, each with its own folder. Raises ModelError for one that is not done here, or not where it stands."""
+    listed = folder / MODULES_FILE
+    names = [name for name, _ in modules]
+    for at, (name, place) in enumerate(modules):
+        if name not in _KNOWN_MODULES:
+            raise ModelError(f"{listed} lists a module {shown(name)}, which is not supported")
         if name == "Transformer" and place:
-            raise ModelError(
-                f"{folder / MODULES_FILE} keeps the model itself in {shown(place)}: pass that folder, or move its files up"
-            )
+            raise ModelError(f"{listed} keeps the model itself in {shown(place)}: pass that folder, or move its files up")
+        if name == "Pooling" and name in names[:at]:
+            raise ModelError(f"{listed} lists a second module Pooling, which is not supported")
+        if name in _AFTER_POOLING and "Pooling" in names[at:]:
+            raise ModelError(f"{listed} lists {name} before Pooling, which is not supported")
     return [(name, folder / place) for name, place in modules]
 
 
