@@ -18,6 +18,7 @@ static_assert(sizeof(Group) == 44, "the kernels rely on it");
 
 constexpr int kTileRows = 12;          // rows in a tile of activations: Group[tile][group][row in tile]
 constexpr int kRun = 16;               // KV slots in a run
+constexpr int kMaxExperts = 4096;      // of a layer
 constexpr int kChunk = 128;            // positions of KV reduced on their own, at absolute multiples
 
 // The input of a linear layer, in one form or both, as its readers need.
@@ -39,6 +40,19 @@ struct WeightView {
   const uint8_t* w;
   size_t panel;                        // bytes of a panel
   int kind, n, k, groups, panels;
+};
+
+// As many matrices of one shape, one behind the other: those of experts.
+struct BankView {
+  WeightView w;                        // of the first
+  size_t stride;                       // bytes from one to the next
+};
+
+struct RoutesView {                    // Routes of kernels/ops.py
+  int* ids;                            // [max_rows][k]
+  float* weights;                      // [max_rows][k]
+  int *order, *starts;                 // [max_rows * k], [experts + 1]
+  int k, experts;
 };
 
 struct KVView {
@@ -214,6 +228,46 @@ struct SegmentArgs {
   int reach;
 };
 
+// Mixtures of experts.
+constexpr int kClampedSilu = 6;        // besides GateFn: with bounds, and 1 added to up
+struct RouteArgs {                     // route, sort_pairs
+  const float* logits;
+  size_t ld;
+  RoutesView to;
+  const float* bias;                   // or null: added to scores for the choice alone
+  int sigmoid, groups, top_groups, group_best, normalise;
+  float scale;
+  const int* rows;
+  int max_rows;
+};
+struct GatherArgs {
+  ActView from, to;
+  const int* order;
+  int k;
+  const int* rows;
+  int max_rows;
+};
+struct GatedExpertsArgs {
+  BankView bank;                       // of gated matrices
+  ActView x, out;                      // rows of sorted pairs
+  RoutesView routes;
+  const float* bias;                   // or null: [experts][2 * out.width], gate before up
+  size_t ld_bias;
+  const int* rows;
+  int max_rows, gate;
+};
+struct ExpertsLinearArgs {
+  BankView bank;
+  ActView x;                           // rows of sorted pairs
+  RoutesView routes;
+  const float* bias;                   // or null: [experts][bank.w.n]
+  size_t ld_bias;
+  float* out;
+  size_t ld_out;
+  const int* rows;
+  int max_rows;
+};
+
 struct TakeArgs {                      // take_sampled
   int* ids;
   const int *previous, *sampled, *rows;
@@ -282,6 +336,7 @@ struct Kernels {
   const char* name;
   OpFn take_sampled, embedding, rms_norm, linear, linear_blocks, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap;
   OpFn overlay, gather_rows, blend_rows, select_rope, layer_norm, activate, rotate, segment_attention;
+  OpFn route, sort_pairs, gather_pairs, gated_experts, experts_linear;
   OpFn adjust, mask, argmax, log_sum_exp, top_k, sample;
   OpFn pack, read;
   double (*peak)(int what, int loops);  // operations a second of one thread: 0 int8 dots, 1 float32 FMA

@@ -55,21 +55,29 @@ static uint64_t copy(Runtime& rt, Obj to, Obj from) {
 }
 
 // ---- loading and measuring --------------------------------------------------------------------------------------------------
-static void pack(Runtime& rt, Weight& w, const nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>& src, int source, int rows, int first_row) {
+using Source1D = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+// Rows of a matrix that begins at `to` and has `out_features`.
+static void pack_rows(Runtime& rt, const WeightView& view, int out_features, bool gated, uint8_t* to, const Source1D& src, int source, int rows, int first_row) {
   if (rows <= 0 || src.nbytes() % size_t(rows) != 0) throw nb::value_error("pack: the source does not divide into its rows");
-  const size_t row = src.nbytes() / size_t(rows), k = size_t(w.view.k);
+  const size_t row = src.nbytes() / size_t(rows), k = size_t(view.k);
   static const struct { int kind; size_t len, bytes; } kSources[] = {
       {kF32, 1, 4}, {kF16, 1, 2}, {kBF16, 1, 2}, {kInt4, 32, 18}, {kInt4, 32, 20}, {kInt8, 32, 22},
       {kInt8, 32, 24}, {kInt8, 32, 34}, {kInt4, 256, 144}, {kInt8, 256, 176}, {kInt8, 256, 210}};
   if (source < 0 || source > kSrcQ6_K) throw nb::value_error("pack: unknown block format");
   const auto& s = kSources[source];
-  if (s.kind != w.view.kind || k % s.len != 0 || k / s.len * s.bytes != row) throw nb::value_error("pack: the source's rows do not fit the weight");
-  const int places = w.gated ? (first_row == 0 || first_row == 32 ? w.out_features / 2 : 0) : w.out_features - first_row;
+  if (s.kind != view.kind || k % s.len != 0 || k / s.len * s.bytes != row) throw nb::value_error("pack: the source's rows do not fit the weight");
+  const int places = gated ? (first_row == 0 || first_row == 32 ? out_features / 2 : 0) : out_features - first_row;
   if (first_row < 0 || rows > places) throw nb::value_error("pack: more rows than the weight has");
-  PackArgs a{static_cast<const uint8_t*>(src.data()), row, source, rows, w.memory.data, w.view.panel, w.view.kind,
-             w.view.k, w.view.groups, w.view.panels, first_row, w.gated};
+  PackArgs a{static_cast<const uint8_t*>(src.data()), row, source, rows, to, view.panel, view.kind, view.k, view.groups, view.panels, first_row, gated};
   const Op op = make_op("pack", rt.kernels().pack, a);
   rt.run_now(&op);
+}
+static void pack(Runtime& rt, Weight& w, const Source1D& src, int source, int rows, int first_row) {
+  pack_rows(rt, w.view, w.out_features, w.gated, w.memory.data, src, source, rows, first_row);
+}
+static void pack_expert(Runtime& rt, Bank& b, int expert, const Source1D& src, int source, int rows, int first_row) {
+  if (expert < 0 || expert >= b.num_experts) throw nb::value_error("pack: no such expert");
+  pack_rows(rt, b.view.w, b.out_features, b.gated, b.memory.data + size_t(expert) * b.view.stride, src, source, rows, first_row);
 }
 
 static double read_bandwidth(Runtime& rt, const Weight& w, int repeats) {
@@ -97,6 +105,14 @@ NB_MODULE(_cpu, m) {
       .def_prop_ro("in_features", [](const Weight& w) { return w.view.k; })
       .def_prop_ro("kind", [](const Weight& w) { return w.view.kind; })
       .def_prop_ro("num_bytes", [](const Weight& w) { return w.memory.bytes; });
+  nb::class_<Bank>(m, "Bank")
+      .def("__init__", [](Bank* self, Runtime& rt, int kind, int experts, int n, int k, int gated) { new (self) Bank(rt.arena(), kind, experts, n, k, gated); },
+           nb::arg(), nb::arg("kind"), nb::arg("num_experts"), nb::arg("n"), nb::arg("k"), nb::arg("gated_features") = 0)
+      .def_ro("num_experts", &Bank::num_experts)
+      .def_prop_ro("out_features", [](const Bank& b) { return int64_t(b.num_experts) * b.out_features; })
+      .def_prop_ro("in_features", [](const Bank& b) { return b.view.w.k; })
+      .def_prop_ro("kind", [](const Bank& b) { return b.view.w.kind; })
+      .def_prop_ro("num_bytes", [](const Bank& b) { return b.memory.bytes; });
   nb::class_<Activation>(m, "Activation")
       .def(nb::init<int, int, bool, bool>())
       .def_ro("max_rows", &Activation::max_rows)
@@ -137,8 +153,10 @@ NB_MODULE(_cpu, m) {
       .def("finish", &Runtime::finish)
       .def("copy", &copy)
       .def("pack", &pack)
+      .def("pack_expert", &pack_expert)
       .def("read_bandwidth", &read_bandwidth)
       .def("peak", &peak);
   def_model_ops(runtime);
+  def_expert_ops(runtime);
   def_logit_ops(runtime);
 }

@@ -72,13 +72,16 @@ static size_t bytes_of(std::initializer_list<size_t> sizes) {
   return bytes;
 }
 
-Weight::Weight(Arena& arena, int kind, int n, int k, int gated_features) : out_features(n), gated(gated_features > 0) {
+// The shape of a packed matrix, of which there is no memory yet.
+static WeightView shape_of(int kind, int n, int k, int gated_features) {
   if (kind < kInt4 || kind > kF32) throw nb::value_error("no such kind of weight");
   if (n <= 0 || k <= 0) throw nb::value_error("a weight needs at least one row and one column");
   if (n > kMaxRows || k > kMaxWidth) throw nb::value_error("a weight has at most 2^28 rows and 2^24 columns");
+  const bool gated = gated_features > 0;
   if (gated_features < 0 || (gated && n != 2 * int64_t(gated_features))) throw nb::value_error("a gated weight has twice as many rows as features");
   if (kind <= kInt8 && k % 32 != 0) throw nb::value_error("the width of a quantised matrix must be a multiple of 32");
   const size_t groups = size_t(k) / 32, pairs = (size_t(k) + 1) / 2;
+  WeightView view{};
   view.kind = kind;
   view.k = k;
   view.groups = int(groups);
@@ -86,8 +89,21 @@ Weight::Weight(Arena& arena, int kind, int n, int k, int gated_features) : out_f
   view.panels = (view.n + 15) / 16;
   const size_t int8_bytes = groups / 2 * kInt8Pair + groups % 2 * kInt8Last;
   view.panel = kind == kInt4 ? groups * 320 : kind == kInt8 ? int8_bytes : pairs * (kind == kF32 ? 128 : 64);
+  return view;
+}
+
+Weight::Weight(Arena& arena, int kind, int n, int k, int gated_features)
+    : view(shape_of(kind, n, k, gated_features)), out_features(n), gated(gated_features > 0) {
   memory = arena.take(bytes_of({view.panel, size_t(view.panels)}));
   view.w = memory.data;
+}
+
+Bank::Bank(Arena& arena, int kind, int experts, int n, int k, int gated_features)
+    : view{shape_of(kind, n, k, gated_features), 0}, num_experts(experts), out_features(n), gated(gated_features > 0) {
+  if (experts <= 0 || experts > kMaxExperts) throw nb::value_error("a bank has from 1 to 4096 experts");
+  view.stride = bytes_of({view.w.panel, size_t(view.w.panels)});
+  memory = arena.take(bytes_of({view.stride, size_t(experts)}));
+  view.w.w = memory.data;
 }
 
 Activation::Activation(int rows, int width, bool ints, bool floats) : max_rows(rows) {

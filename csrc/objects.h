@@ -29,6 +29,15 @@ struct Weight {
   Weight(Arena& arena, int kind, int n, int k, int gated_features);
 };
 
+// The matrices of a layer's experts: `num_experts` of out_features rows each.
+struct Bank {
+  BankView view;
+  int num_experts, out_features;
+  bool gated;
+  Piece memory;
+  Bank(Arena& arena, int kind, int num_experts, int n, int k, int gated_features);
+};
+
 struct Activation {
   ActView view;
   int max_rows;

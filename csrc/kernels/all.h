@@ -5,6 +5,7 @@
 #include "linear_int.h"
 #include "linear_float.h"
 #include "linear.h"
+#include "experts.h"
 #include "attention.h"
 #include "vision.h"
 #include "logits.h"
@@ -15,6 +16,7 @@ extern const Kernels kernels;
 const Kernels kernels = {
     ISA_NAME, take_sampled, embedding, rms_norm, linear, linear_blocks, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap,
     overlay, gather_rows, blend_rows, select_rope, layer_norm, activate, rotate_rows, segment_attention,
+    route, sort_pairs, gather_pairs, gated_experts, experts_linear,
     adjust, mask, argmax, log_sum_exp, top_k, sample, pack, read, peak,
 };
 }  // namespace ISA

@@ -92,14 +92,20 @@ static void linear_blocks(const void* args, const Ctx& c) {
 
 // Gate and up panels alternate by twos: g0 g1 u0 u1 g2 g3 u2 u3 ... A unit makes 32 hidden values of a block of rows, a whole
 // group of the next layer's input, so the float gate and up never go to memory.
-template <int FN> static void gated_unit(const GatedLinearArgs& a, int q, int r0, int r1, char* scratch) {
+// `bias`, or null: of all gates, then of all ups.
+template <int FN>
+static void gated_unit(const WeightView& w, const ActView& x, const ActView& out, int q, int r0, int r1, const float* bias, char* scratch) {
   float* tmp = reinterpret_cast<float*>(scratch + kPanelBuf);
-  panels(a.w, 4 * q, 4, a.x, r0, r1, reinterpret_cast<uint8_t*>(scratch), tmp, 64, false);
+  const int left = out.width - 32 * q;                     // columns that exist
+  if (bias)
+    for (float* t = tmp; t < tmp + size_t(r1 - r0) * 64; t += 64)
+      for (int i = 0; i < 64; i += 16) fstore(t + i, fload_n(bias + 32 * q + (i < 32 ? i : out.width + i - 32), left - i % 32));
+  panels(w, 4 * q, 4, x, r0, r1, reinterpret_cast<uint8_t*>(scratch), tmp, 64, bias != nullptr);
   // Two passes: the work of one row is longer than the processor's window for out-of-order execution.
   float* end = tmp + size_t(r1 - r0) * 64;
   for (float* t = tmp; t < end; t += 64)
-    for (int i = 0; i < 32; i += 16) fstore(t + i, mul(gate_fn<FN>(fload(t + i)), fload(t + i + 32)));
-  for (float* t = tmp; t < end; t += 64) write32(a.out, r0 + int(t - tmp) / 64, q, fload(t), fload(t + 16), a.out.width - 32 * q);
+    for (int i = 0; i < 32; i += 16) fstore(t + i, gated<FN>(fload(t + i), fload(t + i + 32)));
+  for (float* t = tmp; t < end; t += 64) write32(out, r0 + int(t - tmp) / 64, q, fload(t), fload(t + 16), left);
 }
 template <int FN> static void gated_rows(const GatedLinearArgs& a, const Ctx& c) {
   const int m = count(a.rows, a.max_rows), quads = a.w.panels / 4;
@@ -107,7 +113,7 @@ template <int FN> static void gated_rows(const GatedLinearArgs& a, const Ctx& c)
   const int rows = block_rows(m), blocks = (m + rows - 1) / rows;
   for (Runs run(quads * blocks, 1, c); run.next();)
     for (int p = run.begin; p < run.end; p++)
-      gated_unit<FN>(a, p % quads, p / quads * rows, imin((p / quads + 1) * rows, m), c.scratch);
+      gated_unit<FN>(a.w, a.x, a.out, p % quads, p / quads * rows, imin((p / quads + 1) * rows, m), nullptr, c.scratch);
 }
 static void gated_linear(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const GatedLinearArgs*>(args);

@@ -68,6 +68,13 @@ template <int FN> static ALWAYS F gate_fn(F g) {
   return FN == kSilu ? silu(g) : FN == kGeluTanh ? gelu_tanh(g) : gelu_erf(g);
 }
 
+// f(g) u. kClampedSilu: g sigmoid(1.702 g) (u + 1), with g up to 7 and u within -7 and 7 (gpt-oss, arXiv 2508.10925).
+template <int FN> static ALWAYS F gated(F g, F u) {
+  if (FN != kClampedSilu) return mul(gate_fn<FN>(g), u);
+  const F low = keep_nan(g, vmin(g, fset(7.f))), bounded = keep_nan(u, vmax(vmin(u, fset(7.f)), fset(-7.f)));
+  return mul(div(low, add(fset(1.f), vexp(mul(low, fset(-1.702f))))), add(bounded, fset(1.f)));
+}
+
 // One group of 32 values. The largest magnitude is found on the bits, so that infinity and NaN are never lost: such a group
 // gets the scale NaN, and all results computed from it are NaN.
 static ALWAYS void quantise(F a, F b, Group* out) {

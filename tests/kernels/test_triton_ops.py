@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sglang.srt.model.kernels.ops import AttentionMeta, StepShape
+from sglang.srt.model.kernels.ops import AttentionMeta, Routes, Routing, StepShape
 from sglang.srt.model.kernels.reference import ReferenceOps
 from sglang.srt.model.quant.formats import HostTensor, dense
 
@@ -605,3 +605,92 @@ def test_inputs_and_tables(exact: Any) -> None:
     owner[2, 1] = 77
     exact.sync_table(table, owner, ints(2), ints(4))
     assert table[2].tolist() == [8, 77, 10, 11]
+
+
+# --- mixtures of experts ------------------------------------------------------------------------------------------------------------
+
+HOWS = {
+    "softmax": Routing(),
+    "as it is": Routing(normalise=False, scale=2.5),
+    "two best of each group": Routing("sigmoid", num_groups=4, top_groups=2),
+    "best of each group": Routing(num_groups=4, top_groups=3, group_best=1),
+}
+
+
+def routes_on(ops: Any, num_experts: int, rows: int, k: int) -> Routes:
+    ids, order, starts = (ops.empty(shape, "int32") for shape in ((rows, k), (rows * k,), (num_experts + 1,)))
+    return Routes(ids, ops.empty((rows, k)), order, starts)
+
+
+def both_routes(ops: Any, logits: Float, k: int, n: int, how: Routing, bias: Any = None) -> tuple[Routes, Routes]:
+    routes = routes_on(REFERENCE, logits.shape[1], len(logits), k), routes_on(ops, logits.shape[1], len(logits), k)
+    REFERENCE.route(logits, routes[0], ints(n), how=how, bias=bias)
+    ops.route(ops.array(logits), routes[1], ops.array(ints(n)), how=how, bias=None if bias is None else ops.array(bias))
+    return routes
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize(("num_experts", "k"), [(20, 3), (128, 8)])
+def test_route(exact: Any, how: str, num_experts: int, k: int) -> None:
+    bias = normal(num_experts, seed=2) * 0.1 if "group" in how else None
+    want, got = both_routes(exact, normal(9, num_experts, seed=k), k, 7, HOWS[how], bias)
+    np.testing.assert_array_equal(got.ids.numpy(), want.ids)
+    np.testing.assert_allclose(got.weights.numpy(), want.weights, rtol=1e-5, atol=1e-8)
+    np.testing.assert_array_equal(got.order.numpy()[: 7 * k], want.order[: 7 * k])
+    np.testing.assert_array_equal(got.starts.numpy(), want.starts)
+
+
+def test_equal_experts_are_chosen_by_id(exact: Any) -> None:
+    logits = np.zeros((2, 40), np.float32)
+    logits[1, [7, 21, 39]] = 1
+    _, got = both_routes(exact, logits, 4, 2, Routing())
+    np.testing.assert_array_equal(got.ids.numpy(), [[0, 1, 2, 3], [7, 21, 39, 0]])
+
+
+@pytest.mark.parametrize(
+    ("fmt", "gate"), [("f32", "clamped_silu"), ("bf16", "gelu"), ("q4_1", "clamped_silu"), ("q8_0", "silu"), ("q6_k", "silu")]
+)
+def test_experts(pair: Pair, fmt: str, gate: Any) -> None:
+    rng, ops = np.random.default_rng(1), pair.ops
+    hidden, width = (256, 256) if fmt.endswith("k") else (96, 64)
+    parts = [[tensor(rng, fmt, *s) for s in ((width, hidden), (width, hidden), (hidden, width))] for _ in range(5)]
+    banks = [each.pack_experts(5, lambda e: parts[e][:2], gated=True) for each in (REFERENCE, ops)]
+    downs = [each.pack_experts(5, lambda e: parts[e][2:], gated=False) for each in (REFERENCE, ops)]
+    bias = normal(5, 2 * width) if gate == "clamped_silu" else None
+    down_bias = normal(5, hidden) if gate == "clamped_silu" else None
+    routes = both_routes(ops, normal(12, 5), 2, 9, Routing())
+    x = pair.filled(normal(12, hidden, seed=3), (banks[0], banks[1]))
+    inner = [each.activation(24, [down]) for each, down in zip((REFERENCE, ops), downs, strict=True)]
+    want, got = np.zeros((12, hidden), np.float32), ops.empty((12, hidden))
+    REFERENCE.gated_experts(banks[0], x[0], inner[0], routes[0], ints(9), gate=gate, bias=bias)
+    there = None if bias is None else ops.array(bias), None if down_bias is None else ops.array(down_bias)
+    ops.gated_experts(banks[1], x[1], inner[1], routes[1], ops.array(ints(9)), gate=gate, bias=there[0])
+    pair.check(inner[1], inner[0], 18, 2.0)
+    inner[0].data[:] = inner[1].data.float().numpy()
+    REFERENCE.experts_linear(downs[0], inner[0], want, routes[0], ints(9), bias=down_bias)
+    ops.experts_linear(downs[1], inner[1], got, routes[1], ops.array(ints(9)), bias=there[1])
+    close(got[:9].numpy(), want[:9], 2 * tolerance(ops))
+    assert not got[9:].any()
+
+
+def test_rows_of_experts_do_not_depend_on_the_batch(exact: Any) -> None:
+    rng = np.random.default_rng(1)
+    parts = [[tensor(rng, "q4_1", *s) for s in ((64, 96), (64, 96), (96, 64))] for _ in range(4)]
+    bank = exact.pack_experts(4, lambda e: parts[e][:2], gated=True)
+    down = exact.pack_experts(4, lambda e: parts[e][2:], gated=False)
+    logits, values = normal(20, 4), normal(20, 96)
+
+    def run(some: list[int]) -> Float:
+        n = len(some)
+        rows = exact.array(ints(n))
+        _, routes = both_routes(exact, logits[some], 2, n, Routing())
+        x, inner, out = exact.activation(n, [bank]), exact.activation(2 * n, [down]), exact.empty((n, 96))
+        exact.store(exact.array(values[some]), x, rows)
+        exact.gated_experts(bank, x, inner, routes, rows, gate="silu")
+        exact.experts_linear(down, inner, out, routes, rows)
+        result: Float = out.numpy()
+        return result
+
+    whole = run(list(range(20)))
+    for some in ([3], [19, 0], list(range(5, 18))):
+        same_bits(run(some), np.ascontiguousarray(whole[some]))

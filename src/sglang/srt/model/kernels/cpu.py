@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,15 @@ from sglang.srt.model.kernels.ops import (
     Activator,
     Array,
     AttentionMeta,
+    Bank,
+    ExpertGate,
     Fetch,
     Gate,
     Inputs,
     KernelLimits,
     KVLayer,
+    Routes,
+    Routing,
     Weight,
 )
 from sglang.srt.model.quant.formats import HostTensor
@@ -235,13 +239,22 @@ class CpuOps(HostArrays):
         self._pack_part(weight, up, 32)  # up panels follow gate panels by twos
         return weight
 
+    def pack_experts(self, num_experts: int, read: Callable[[int], Sequence[HostTensor]], *, gated: bool) -> Bank:
+        first = read(0)[0]
+        rows, gated_features = (2 * first.shape[0], first.shape[0]) if gated else (first.shape[0], 0)
+        kind = _packable_kind(first, rows)
+        bank: Bank = _cpu.Bank(self.runtime, kind, num_experts, rows, first.shape[1], gated_features)
+        for e in range(num_experts):
+            for i, part in enumerate(read(e)):
+                if part.shape != first.shape or _kind(part) != kind:
+                    raise ModelError(f"{_describe(part)} cannot be packed beside {_describe(first)}: experts have one form")
+                self.runtime.pack_expert(
+                    bank, e, np.ascontiguousarray(part.data), _FORMATS[part.format][0], part.shape[0], 32 * i
+                )
+        return bank
+
     def _weight(self, like: HostTensor, rows: int, gated_features: int) -> Any:
-        kind = _kind(like)
-        if kind in (_INT4, _INT8) and like.shape[1] % 32:
-            raise ModelError(f"{_describe(like)}: the width of a quantised matrix must be a multiple of 32")
-        if rows == 0 or like.shape[1] == 0:
-            raise ModelError(f"{_describe(like)} is empty")
-        return _cpu.Weight(self.runtime, kind, rows, like.shape[1], gated_features)
+        return _cpu.Weight(self.runtime, _packable_kind(like, rows), rows, like.shape[1], gated_features)
 
     def _pack_part(self, weight: Weight, part: HostTensor, first_row: int) -> None:
         if part.shape[0]:
@@ -297,6 +310,29 @@ class CpuOps(HostArrays):
 
     def gated_linear(self, weight: Weight, x: Activation, out: Activation, rows: Array, *, gate: Gate) -> None:
         self.runtime.gated_linear(weight, x, out, rows, gate)
+
+    def route(self, logits: Array, routes: Routes, rows: Array, *, how: Routing, bias: Array | None = None) -> None:
+        groups = how.num_groups, how.top_groups, how.group_best
+        self.runtime.route(logits, routes, rows, how.score == "sigmoid", how.normalise, how.scale, *groups, bias)
+
+    def gated_experts(
+        self,
+        bank: Bank,
+        x: Activation,
+        out: Activation,
+        routes: Routes,
+        rows: Array,
+        *,
+        gate: ExpertGate,
+        bias: Array | None = None,
+    ) -> None:
+        self.runtime.gated_experts(bank, x, out, routes, rows, gate, bias)
+
+    def experts_linear(
+        self, bank: Bank, x: Activation, out: Array, routes: Routes, rows: Array, *, bias: Array | None = None
+    ) -> None:
+        """A row's experts are added up by ascending id."""
+        self.runtime.experts_linear(bank, x, out, routes, rows, bias)
 
     def gate(self, gate: Array, up: Array, out: Activation, rows: Array, *, gate_fn: Gate) -> None:
         self.runtime.gate(gate, up, out, rows, gate_fn)
@@ -407,6 +443,16 @@ def _kind(tensor: HostTensor) -> int:
     if len(tensor.shape) != 2 or tensor.format not in _FORMATS:
         raise ModelError(f"{_describe(tensor)} cannot be packed: a matrix of a known format is needed")
     return _FORMATS[tensor.format][1]
+
+
+def _packable_kind(like: HostTensor, rows: int) -> int:
+    """Of a weight of so many such rows."""
+    kind = _kind(like)
+    if kind in (_INT4, _INT8) and like.shape[1] % 32:
+        raise ModelError(f"{_describe(like)}: the width of a quantised matrix must be a multiple of 32")
+    if rows == 0 or like.shape[1] == 0:
+        raise ModelError(f"{_describe(like)} is empty")
+    return kind
 
 
 def _describe(tensor: HostTensor) -> str:

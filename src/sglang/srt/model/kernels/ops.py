@@ -17,7 +17,7 @@ called (`runs_ahead`), and what it reads and writes is its own until then.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -30,6 +30,8 @@ Array = Any
 """An array of the op set's device: numpy.ndarray or torch.Tensor. A 2-D argument may be a column range of a wider buffer."""
 
 Gate = Literal["silu", "gelu_tanh", "gelu"]
+ExpertGate = Literal["silu", "gelu_tanh", "gelu", "clamped_silu"]
+"""clamped_silu is g sigmoid(1.702 g) (u + 1) of g up to 7 and u within -7 and 7 (gpt-oss, arXiv 2508.10925); the others f(g) u"""
 Activator = Literal["silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2"]
 
 
@@ -39,6 +41,12 @@ class Weight(Protocol):
     out_features: int
     in_features: int
     num_bytes: int
+
+
+class Bank(Weight, Protocol):
+    """The matrices of a layer's experts, packed one behind the other. `out_features`: rows of all of them."""
+
+    num_experts: int
 
 
 class Activation(Protocol):
@@ -122,6 +130,34 @@ class KernelLimits:
     """hidden_size"""
 
 
+@dataclass(frozen=True)
+class Routing:
+    """How a row chooses its experts: by the softmax or the sigmoids of its logits, from all or from the best groups (arXiv 2412.19437)."""
+
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    normalise: bool = True
+    """weights are divided by their sum"""
+    scale: float = 1.0
+    """weights are multiplied by it, at last"""
+    num_groups: int = 1
+    """experts are so many equal runs of neighbours"""
+    top_groups: int = 1
+    """so many groups may be chosen from"""
+    group_best: int = 2
+    """a group is as good as so many of its best experts together: 1 or 2"""
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Which experts compute the rows of a step: static arrays that `route` writes. A pair is a row and one of its experts: pair
+    row * k + choice. Sorted pairs are in the order of experts, those of one in the order of rows."""
+
+    ids: Array  # [max_rows, k] int32, experts of a row, the best first
+    weights: Array  # [max_rows, k]
+    order: Array  # [max_rows * k] int32, the pair at each place among the sorted
+    starts: Array  # [num_experts + 1] int32, expert e has the places starts[e] .. starts[e + 1] - 1
+
+
 class Ops(Protocol):
     """One set of kernels on one device."""
 
@@ -191,6 +227,11 @@ class Ops(Protocol):
         """Packs the two matrices [f, k] of a gated feed-forward layer for `gated_linear`. Requires can_stack([gate, up])."""
         ...
 
+    def pack_experts(self, num_experts: int, read: Callable[[int], Sequence[HostTensor]], *, gated: bool) -> Bank:
+        """Packs the matrices of experts, one expert after the other: `read(e)` gives those of expert e, as `pack_gated` or `pack`
+        takes them, and they are not kept. All experts' must pack alike."""
+        ...
+
     def activation(self, max_rows: int, readers: Sequence[Weight]) -> Activation:
         """A buffer for rows that all of `readers` multiply; its width is their common in_features."""
         ...
@@ -251,6 +292,33 @@ class Ops(Protocol):
 
     def gated_linear(self, weight: Weight, x: Activation, out: Activation, rows: Array, *, gate: Gate) -> None:
         """out[i] = f(gate @ x[i]) * (up @ x[i]) for a weight of `pack_gated`; bitwise equal to `linear` followed by `gate`."""
+        ...
+
+    def route(self, logits: Array, routes: Routes, rows: Array, *, how: Routing, bias: Array | None = None) -> None:
+        """Chooses the best experts of each row, equal ones by lower id, and sorts the pairs. logits: [max_rows, num_experts];
+        bias: [num_experts], added to scores for the choice and not in weights."""
+        ...
+
+    def gated_experts(
+        self,
+        bank: Bank,
+        x: Activation,
+        out: Activation,
+        routes: Routes,
+        rows: Array,
+        *,
+        gate: ExpertGate,
+        bias: Array | None = None,
+    ) -> None:
+        """out[i] = f(gate_e @ x[r], up_e @ x[r]) for the i-th of the sorted pairs, of row r and expert e; bank: of gated matrices;
+        out: rows for max_rows * k pairs. bias: [num_experts, 2 * f], of gates before ups."""
+        ...
+
+    def experts_linear(
+        self, bank: Bank, x: Activation, out: Array, routes: Routes, rows: Array, *, bias: Array | None = None
+    ) -> None:
+        """out[r] = sum over the pairs i of row r, in a fixed order, of weight_i * (matrix_e @ x[i] + bias[e]). x: rows of sorted
+        pairs; bias: [num_experts, out]."""
         ...
 
     def gate(self, gate: Array, up: Array, out: Activation, rows: Array, *, gate_fn: Gate) -> None:

@@ -8,39 +8,26 @@ positions of the *sequence*, so a position always sits in the same row of a call
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sglang.srt.model.kernels import reference_experts
 from sglang.srt.model.kernels.host import HostArrays
-from sglang.srt.model.kernels.ops import Activator, AttentionMeta, Gate, KernelLimits
+from sglang.srt.model.kernels.ops import Activator, AttentionMeta, ExpertGate, Gate, KernelLimits, Routes, Routing
+from sglang.srt.model.kernels.reference_experts import ReferenceBank
+from sglang.srt.model.kernels.reference_linear import (
+    TILE,
+    Float,
+    Int,
+    ReferenceActivation,
+    ReferenceWeight,
+    apply_gate,
+    matmul,
+)
 from sglang.srt.model.quant.formats import HostTensor
-
-Float = npt.NDArray[np.float32]
-Int = npt.NDArray[np.int32]
-
-TILE = 16
-
-
-class ReferenceWeight:
-    """A dense float32 matrix. `row_by_row`: the BLAS does not treat all rows of a tile alike."""
-
-    def __init__(self, values: Float) -> None:
-        self.values = np.ascontiguousarray(values, np.float32)  # [out_features, in_features]
-        self.out_features, self.in_features = self.values.shape
-        self.num_bytes = self.values.nbytes
-        self.row_by_row = not _tile_rows_agree(self.values)
-
-
-class ReferenceActivation:
-    """Rows as they are: float32."""
-
-    def __init__(self, max_rows: int, width: int) -> None:
-        self.width = width
-        self.data = np.zeros((max_rows, width), np.float32)
 
 
 class ReferenceKV:
@@ -79,6 +66,9 @@ class ReferenceOps(HostArrays):
 
     def pack_gated(self, gate: HostTensor, up: HostTensor) -> ReferenceWeight:
         return self.pack([gate, up])
+
+    def pack_experts(self, num_experts: int, read: Callable[[int], Sequence[HostTensor]], *, gated: bool) -> ReferenceBank:
+        return ReferenceBank(num_experts, read)
 
     def activation(self, max_rows: int, readers: Sequence[Weight]) -> ReferenceActivation:
         return ReferenceActivation(max_rows, readers[0].in_features)
@@ -120,14 +110,14 @@ class ReferenceOps(HostArrays):
 
     def linear(self, weight: Weight, x: Activation, out: Float, rows: Int, *, bias: Float | None = None) -> None:
         n = int(rows[0])
-        result = _matmul(weight, x.data[:n])
+        result = matmul(weight, x.data[:n])
         out[:n, : weight.out_features] = result if bias is None else result + bias
 
     def linear_blocks(
         self, weight: Weight, x: Activation, out: Float, rows: Int, whole: Int, num_blocks: Int, blocks: Int
     ) -> None:
         n, first = int(rows[0]), min(int(whole[0]), int(rows[0]))
-        result = _matmul(weight, x.data[:n])
+        result = matmul(weight, x.data[:n])
         out[:first, : weight.out_features] = result[:first]
         for b in blocks[: int(num_blocks[0])].tolist():
             columns = slice(16 * b, min(16 * b + 16, weight.out_features))
@@ -135,13 +125,34 @@ class ReferenceOps(HostArrays):
 
     def gated_linear(self, weight: Weight, x: Activation, out: Activation, rows: Int, *, gate: Gate) -> None:
         n = int(rows[0])
-        both = _matmul(weight, x.data[:n])
+        both = matmul(weight, x.data[:n])
         half = weight.out_features // 2
-        out.data[:n] = _gate(both[:, :half], gate) * both[:, half:]
+        out.data[:n] = apply_gate(both[:, :half], gate) * both[:, half:]
+
+    def route(self, logits: Float, routes: Routes, rows: Int, *, how: Routing, bias: Float | None = None) -> None:
+        reference_experts.route(logits, routes, int(rows[0]), how, bias)
+
+    def gated_experts(
+        self,
+        bank: Any,
+        x: Activation,
+        out: Activation,
+        routes: Routes,
+        rows: Int,
+        *,
+        gate: ExpertGate,
+        bias: Float | None = None,
+    ) -> None:
+        reference_experts.gated_experts(bank, x, out, routes, int(rows[0]), gate, bias)
+
+    def experts_linear(
+        self, bank: Any, x: Activation, out: Float, routes: Routes, rows: Int, *, bias: Float | None = None
+    ) -> None:
+        reference_experts.experts_linear(bank, x, out, routes, int(rows[0]), bias)
 
     def gate(self, gate: Float, up: Float, out: Activation, rows: Int, *, gate_fn: Gate) -> None:
         n = int(rows[0])
-        out.data[:n] = _gate(gate[:n], gate_fn) * up[:n]
+        out.data[:n] = apply_gate(gate[:n], gate_fn) * up[:n]
 
     def store(self, x: Float, out: Activation, rows: Int) -> None:
         n = int(rows[0])
@@ -255,7 +266,7 @@ class ReferenceOps(HostArrays):
             positive = np.maximum(values, np.float32(0))
             out.data[:n] = positive if fn == "relu" else positive * positive
         else:
-            out.data[:n] = _gate(values, fn)
+            out.data[:n] = apply_gate(values, fn)
 
     def gather_rows(self, x: Float, index: Int, out: Float, rows: Int) -> None:
         n = int(rows[0])
@@ -361,48 +372,10 @@ def _data(out: Float | ReferenceActivation) -> Float:
     return out.data if isinstance(out, ReferenceActivation) else out
 
 
-def _tile_rows_agree(values: Float) -> bool:
-    """Whether TILE equal rows give bitwise equal results, whatever their place in the tile."""
-    row = np.random.default_rng(0).standard_normal(values.shape[1], np.float32)
-    result = values @ np.tile(row, (TILE, 1)).T
-    return bool((result.view(np.int32) == result.view(np.int32)[:, :1]).all())
-
-
-def _matmul(weight: ReferenceWeight, x: Float) -> Float:
-    """x @ weight.T, [n, out_features], each row independent of n and of its place."""
-    n = len(x)
-    result = np.empty((n, weight.out_features), np.float32)
-    if weight.row_by_row:
-        for i in range(n):
-            result[i] = weight.values @ x[i]
-        return result
-    for start in range(0, n, TILE):
-        tile = x[start : start + TILE]
-        if len(tile) < TILE:
-            tile = np.concatenate([tile, np.zeros((TILE - len(tile), x.shape[1]), np.float32)])
-        result[start : start + TILE] = (weight.values @ tile.T).T[: n - start]
-    return result
-
-
 def _normalise(x: Float, weight: Float, eps: float) -> Float:
     mean = np.square(x).mean(axis=-1, keepdims=True, dtype=np.float32)
     result: Float = x / np.sqrt(mean + np.float32(eps)) * weight
     return result
-
-
-def _gate(x: Float, kind: Gate) -> Float:
-    result: Float
-    if kind == "silu":
-        result = x / (np.float32(1) + np.exp(-np.maximum(x, np.float32(-80))))
-    elif kind == "gelu_tanh":
-        inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-        result = np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
-    else:
-        result = np.float32(0.5) * x * (np.float32(1) + _erf(x * np.float32(math.sqrt(0.5))).astype(np.float32))
-    return result
-
-
-_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def _rotate(x: Float, cos: Float, sin: Float) -> Float:

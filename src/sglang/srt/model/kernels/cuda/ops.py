@@ -26,11 +26,12 @@ import triton.language as tl
 from sglang.srt.errors import ConfigError
 from sglang.srt.model.kernels.cuda import weights as cuda_weights
 from sglang.srt.model.kernels.cuda.attention import PARTIAL_BYTES, PagedAttention
+from sglang.srt.model.kernels.cuda.experts import CudaBank, Experts, pack_bank
 from sglang.srt.model.kernels.cuda.linear import Products
 from sglang.srt.model.kernels.cuda.logits import Logits
 from sglang.srt.model.kernels.cuda.memory import DeviceFetch, DeviceInputs, DeviceTable, upload
 from sglang.srt.model.kernels.cuda.weights import CudaActivation, CudaKV, CudaWeight
-from sglang.srt.model.kernels.ops import Activator, AttentionMeta, Gate, KernelLimits, StepShape
+from sglang.srt.model.kernels.ops import Activator, AttentionMeta, ExpertGate, Gate, KernelLimits, Routes, Routing, StepShape
 from sglang.srt.model.kernels.triton import norm
 from sglang.srt.model.kernels.triton import rows as row_kernels
 from sglang.srt.model.kernels.triton.common import INTERPRETED, power_of_two
@@ -109,6 +110,7 @@ class CudaOps:
         self.formats = ("out of order", *(f for f in cuda_weights.FORM if f != "f8" or self._float8))
         self.name = f"cuda {where} {dtype} {'fixed-order triton' if deterministic else 'cublas'}"
         self._products = Products(self.device, self.dtype, deterministic, self._early)
+        self._experts = Experts(self.device, self.dtype, self._early, self._products.scratch)
         self._attention = PagedAttention(self.device, processors, deterministic, partial_bytes, self._early)
         self._logits = Logits(self.device)
         # by address, together with the array, so that no other array can come to lie there
@@ -192,6 +194,9 @@ class CudaOps:
         """Gate rows, then up rows."""
         return self.pack([gate, up])
 
+    def pack_experts(self, num_experts: int, read: Callable[[int], Sequence[HostTensor]], *, gated: bool) -> CudaBank:
+        return pack_bank(num_experts, read, self.dtype, self.device)
+
     def activation(self, max_rows: int, readers: Sequence[Weight]) -> CudaActivation:
         widths = {reader.in_features for reader in readers}
         if len(widths) != 1:
@@ -269,6 +274,30 @@ class CudaOps:
 
         if n and not self._products.gated(weight, x, out.data[:n], rows, gate, in_two):
             in_two(rows)
+
+    def route(self, logits: Tensor, routes: Routes, rows: Tensor, *, how: Routing, bias: Tensor | None = None) -> None:
+        if n := self._most(rows, logits, routes.ids):
+            self._experts.route(logits, routes, rows, n, how, bias)
+
+    def gated_experts(
+        self,
+        bank: Any,
+        x: Activation,
+        out: Activation,
+        routes: Routes,
+        rows: Tensor,
+        *,
+        gate: ExpertGate,
+        bias: Tensor | None = None,
+    ) -> None:
+        if n := self._most(rows, x.data, routes.ids):
+            self._experts.gated(bank, x, out, routes, rows, n, gate, bias)
+
+    def experts_linear(
+        self, bank: Any, x: Activation, out: Tensor, routes: Routes, rows: Tensor, *, bias: Tensor | None = None
+    ) -> None:
+        if n := self._most(rows, out, routes.ids):
+            self._experts.linear(bank, x, out, routes, rows, n, bias)
 
     def gate(self, gate: Tensor, up: Tensor, out: Activation, rows: Tensor, *, gate_fn: Gate) -> None:
         n, width = self._most(rows, gate, out.data), out.width
