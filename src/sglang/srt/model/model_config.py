@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sglang.srt.model.kernels.ops import Activator, Gate
+from sglang.srt.model.kernels.ops import Activator, ExpertGate, Gate, Routing
 from sglang.srt.model.quant.scheme import QuantConfig
 
 
@@ -51,7 +51,12 @@ class TensorLayout:
     layers: str = "layers"
     """stored name of the list of layers"""
     modules: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
-    """stored name in a layer -> ours; several: their rows follow one another in the stored matrix"""
+    """stored name in a layer -> ours; several: their rows follow one another in the stored matrix. A * is
+    the number of an expert"""
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    """stored name in a layer -> ours, both with what of a module it is"""
+    banks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """stored name in a layer of a tensor [num_experts, rows, columns] -> an expert's modules, whose rows follow one another"""
     grouped_qkv: bool = False
     """a matrix of q, k and v has them head by head: the query heads of a KV head, its k, its v, then those of the next"""
     transposed: bool = False
@@ -128,6 +133,31 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts in the place of feed-forward layers (layers/experts.py)."""
+
+    count: int
+    top_k: int
+    """experts of a row"""
+    width: int
+    """of an expert's hidden layer"""
+    layers: tuple[bool, ...]
+    """per layer: whether it has experts; the others have a feed-forward layer of intermediate_size"""
+    routing: Routing = Routing()
+    router_bias: bool = False
+    choice_bias: bool = False
+    """scores are corrected for the choice, not in the weights (arXiv 2408.15664)"""
+    gate: ExpertGate | None = None
+    """None: ModelConfig.gate"""
+    bias: bool = False
+    """biases on all matrices of the experts"""
+    shared_width: int = 0
+    """of the hidden layer of what every row has besides; 0: nothing"""
+    shared_gate: bool = False
+    """that is multiplied by a sigmoid"""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One decoder-only text model, with the encoder of what else it sees if `vision` is given."""
 
@@ -158,6 +188,7 @@ class ModelConfig:
     plain: Activator | None = None
     """f of the feed-forward layer down(f(up x)) of families that have this instead"""
     mlp_bias: bool = False
+    experts: ExpertsConfig | None = None
 
     # attention
     attention_bias: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from sglang.srt.model.distributed.sharding import SUMMED, Shard
-from sglang.srt.model.kernels.ops import Activation, Array, Ops, Weight
+from sglang.srt.model.kernels.ops import Activation, Array, Bank, Ops, Routes, Weight
 from sglang.srt.model.quant.formats import HostTensor
 
 _NATIVE_RECORDING = ("begin_tape", "end_tape")
@@ -54,6 +54,12 @@ class ShardedOps:
     def embedding(self, weight: Weight, ids: Array, out: Array, rows: Array, *, scale: float = 1.0) -> None:
         """All ranks but one look up their row of zeros."""
         self._base.embedding(weight, ids, out, rows, scale=scale)
+        self._ranks.sum_rows(out[: self._bounds.get(id(rows), len(out))])
+
+    def experts_linear(
+        self, bank: Bank, x: Activation, out: Array, routes: Routes, rows: Array, *, bias: Array | None = None
+    ) -> None:
+        self._base.experts_linear(bank, x, out, routes, rows, bias=bias)
         self._ranks.sum_rows(out[: self._bounds.get(id(rows), len(out))])
 
     def linear(self, weight: Weight, x: Activation, out: Array, rows: Array, *, bias: Array | None = None) -> None:

@@ -20,15 +20,16 @@ from sglang.srt.errors import ConfigError, ModelError
 from sglang.srt.model.distributed.ranks import Ranks
 from sglang.srt.model.kernels.ops import Array
 from sglang.srt.model.layers.source import WeightSource
-from sglang.srt.model.model_config import ModelConfig
+from sglang.srt.model.model_config import ExpertsConfig, ModelConfig
 from sglang.srt.model.quant.formats import HostTensor
 
-SUMMED = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-"""matrices that are cut by columns"""
+SUMMED = ("self_attn.o_proj.weight", "mlp.down_proj.weight", "mlp.shared_experts.down_proj.weight")
+"""matrices that are cut by columns, as are those of experts"""
 _LAYER = re.compile(r"model\.layers\.\d+\.(.+)\.(weight|bias)")
 _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 _BY_HEAD = ("self_attn.k_proj", "self_attn.v_proj")
-_BY_ROWS = ("self_attn.q_proj", "mlp.gate_proj", "mlp.up_proj")
+_BY_ROWS = ("self_attn.q_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj")
+_EXPERT = re.compile(r"mlp\.experts\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,20 @@ def shard_model(config: ModelConfig, ranks: Ranks) -> Shard:
         num_heads=config.num_heads // size,
         num_kv_heads=max(config.num_kv_heads // size, 1),
         intermediate_size=config.intermediate_size // size,
+        experts=_narrow(config.experts, size),
         vocab_size=each + 1,
     )
     return Shard(ranks, config, local, each)
+
+
+def _narrow(experts: ExpertsConfig | None, size: int) -> ExpertsConfig | None:
+    """Every rank has a part of the width of all experts."""
+    if experts is None:
+        return None
+    for width in (experts.width, experts.shared_width):
+        if width % size:
+            raise ConfigError(f"--tp-size {size} does not divide the width {width} of the model's experts")
+    return replace(experts, width=experts.width // size, shared_width=experts.shared_width // size)
 
 
 def _check(config: ModelConfig, size: int) -> None:
@@ -141,6 +153,6 @@ class ShardedSource:
 
 
 def _stem(name: str) -> tuple[str, str]:
-    """("self_attn.q_proj", "weight") of a layer's tensor; ("", "") of others."""
+    """("self_attn.q_proj", "weight") of a layer's tensor; ("", "") of others. Experts are cut as feed-forward layers are."""
     match = _LAYER.fullmatch(name)
-    return (match.group(1), match.group(2)) if match else ("", "")
+    return (_EXPERT.sub("mlp.", match.group(1)), match.group(2)) if match else ("", "")

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from sglang.srt.forward_batch import Int32Array
-from sglang.srt.model.kernels.ops import Activation, Array, AttentionMeta, Inputs, Ops, Weight
+from sglang.srt.model.kernels.ops import Activation, Array, AttentionMeta, Inputs, Ops, Routes, Weight
 from sglang.srt.model.layers.cross import CrossBuffers, create_cross
-from sglang.srt.model.model_config import ModelConfig
+from sglang.srt.model.model_config import ExpertsConfig, ModelConfig
 
 ROW_INPUTS = ("input_ids", "previous", "positions", "slots")
 END_INPUTS = ("row_ends", "local_ends")
@@ -32,6 +32,8 @@ class Readers:
     mlp_in: list[Weight] = field(default_factory=list)
     mlp_out: list[Weight] = field(default_factory=list)
     head_in: list[Weight] = field(default_factory=list)
+    expert_out: list[Weight] = field(default_factory=list)
+    shared_out: list[Weight] = field(default_factory=list)
 
 
 @dataclass
@@ -45,6 +47,28 @@ class MediaBuffers:
     positions: Array  # [3, max_rows]
     cos: Array  # [max_rows, rotary_dim / 2]
     sin: Array  # [max_rows, rotary_dim / 2]
+
+
+@dataclass
+class ExpertBuffers:
+    """What layers of experts need besides."""
+
+    logits: Array  # [max_rows, num_experts]
+    routes: Routes
+    hidden: Activation  # [max_rows * top_k, width], rows of sorted pairs
+    shared_out: Activation | None  # [max_rows, shared_width]
+    shared: Array | None  # [max_rows, hidden]
+    gate: SharedGate | None
+
+
+@dataclass
+class SharedGate:
+    """The sigmoid that shared experts are multiplied by: routes to a single expert."""
+
+    logits: Array  # [max_rows, 1]
+    routes: Routes
+    index: Array  # [max_rows, 1], 0, 1, 2 ...
+    out: Array  # [max_rows, hidden]
 
 
 @dataclass
@@ -71,7 +95,7 @@ class StepBuffers:
     attn_in: Activation
     attn_out: Activation
     mlp_in: Activation
-    mlp_out: Activation
+    mlp_out: Activation | None  # unless all layers have experts
     # the head
     head_inputs: Inputs
     head_rows: Array  # [1]
@@ -82,6 +106,7 @@ class StepBuffers:
     logits: Array  # [max_logit_rows, vocab_size]
     media: MediaBuffers | None = None
     cross: CrossBuffers | None = None
+    experts: ExpertBuffers | None = None
 
 
 @dataclass(frozen=True)
@@ -132,11 +157,11 @@ def create_buffers(
         delta=delta,
         branch=hidden_rows(hidden) if config.norm_place != "before" else delta,
         qkv=hidden_rows(qkv_width),
-        gate_up=hidden_rows(2 * config.intermediate_size) if needs_gate_up else None,
+        gate_up=hidden_rows(2 * _inner_width(config)) if needs_gate_up else None,
         attn_in=activation(readers.attn_in),
         attn_out=activation(readers.attn_out),
         mlp_in=activation(readers.mlp_in),
-        mlp_out=activation(readers.mlp_out),
+        mlp_out=activation(readers.mlp_out) if readers.mlp_out else None,
         head_inputs=head_inputs,
         head_rows=head_inputs.arrays["rows"],
         head_row_idx=head_inputs.arrays["row_idx"],
@@ -146,7 +171,37 @@ def create_buffers(
         logits=ops.empty((limits.max_logit_rows, config.vocab_size)),
         media=media,
         cross=create_cross(ops, config, n, limits.max_reqs),
+        experts=_expert_buffers(ops, config.experts, readers, n, hidden) if config.experts is not None else None,
     )
+
+
+def _expert_buffers(ops: Ops, experts: ExpertsConfig, readers: Readers, n: int, hidden: int) -> ExpertBuffers:
+    shared = bool(readers.shared_out)
+    return ExpertBuffers(
+        logits=ops.empty((n, experts.count)),
+        routes=_routes(ops, experts.count, n, experts.top_k),
+        hidden=ops.activation(n * experts.top_k, readers.expert_out),
+        shared_out=ops.activation(n, readers.shared_out) if shared else None,
+        shared=ops.empty((n, hidden), "hidden") if shared else None,
+        gate=SharedGate(
+            logits=ops.empty((n, 1)),
+            routes=_routes(ops, 1, n, 1),
+            index=ops.array(np.arange(n, dtype=np.int32)[:, None]),
+            out=ops.empty((n, hidden), "hidden"),
+        )
+        if experts.shared_gate
+        else None,
+    )
+
+
+def _routes(ops: Ops, num_experts: int, n: int, k: int) -> Routes:
+    ids, order, starts = (ops.empty(shape, "int32") for shape in ((n, k), (n * k,), (num_experts + 1,)))
+    return Routes(ids, ops.empty((n, k)), order, starts)
+
+
+def _inner_width(config: ModelConfig) -> int:
+    """Of the widest feed-forward layer."""
+    return max(config.intermediate_size, config.experts.shared_width if config.experts is not None else 0)
 
 
 def _attention_meta(ops: Ops, inputs: Inputs, req_to_token: Int32Array, row_ends: Array | None) -> AttentionMeta:
@@ -182,5 +237,7 @@ def buffer_bytes(config: ModelConfig, limits: StepLimits) -> int:
     qkv_width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     attn_width = config.num_heads * config.head_dim
     embeds = 1 + len(config.vision.deep_layers) if config.vision is not None else 0
-    floats_a_row = (5 + embeds) * config.hidden_size + qkv_width + attn_width + 3 * config.intermediate_size
+    floats_a_row = (5 + embeds) * config.hidden_size + qkv_width + attn_width + 3 * _inner_width(config)
+    if config.experts is not None:  # rows of pairs go in and out of the hidden layers
+        floats_a_row += config.experts.top_k * (config.hidden_size + config.experts.width) + 2 * config.hidden_size
     return 4 * (limits.max_rows * floats_a_row + limits.max_logit_rows * (config.vocab_size + 2 * config.hidden_size))

@@ -43,6 +43,7 @@ class GatedMLP:
         readers.mlp_out.extend(self.down.weights)
 
     def __call__(self, step: StepBuffers, out: Array) -> None:
+        assert step.mlp_out is not None
         if self.fused is not None:
             self.ops.gated_linear(self.fused, step.mlp_in, step.mlp_out, step.rows, gate=self.activation)
         else:
@@ -67,7 +68,7 @@ class PlainMLP:
         readers.mlp_out.extend(self.down.weights)
 
     def __call__(self, step: StepBuffers, out: Array) -> None:
-        assert step.gate_up is not None
+        assert step.gate_up is not None and step.mlp_out is not None
         inner = step.gate_up[:, : self.width]
         self.up(step.mlp_in, inner, step.rows)
         self.ops.activate(inner, step.mlp_out, step.rows, fn=self.activation)

@@ -21,6 +21,7 @@ from sglang.srt.model.kernels.ops import KVLayer, Ops, Weight
 from sglang.srt.model.layers.attention import Attention
 from sglang.srt.model.layers.buffers import Readers, StepBuffers
 from sglang.srt.model.layers.embedding import Embedding, Head
+from sglang.srt.model.layers.experts import Experts
 from sglang.srt.model.layers.media import MediaSeam, StepRope
 from sglang.srt.model.layers.mlp import ChannelMixer, create_mlp
 from sglang.srt.model.layers.rope import create_rope, no_rope
@@ -65,6 +66,9 @@ class Decoder:
         return Attention(place.ops, place.source, at, self.config, place.rope, place.local, self.readers)
 
     def create_channels(self, place: Place) -> ChannelMixer:
+        experts = self.config.experts
+        if experts is not None and experts.layers[place.index]:
+            return Experts(place.ops, place.source, f"{place.prefix}.mlp", self.config, self.readers)
         return create_mlp(place.ops, place.source, f"{place.prefix}.mlp", self.config, self.readers)
 
     # --- a step ---------------------------------------------------------------------------------------------------------------
@@ -111,5 +115,5 @@ class Decoder:
         """Every packed matrix, once."""
         r = self.readers
         ends = [self.embedding.weight, *([self.embedding.positions] if self.embedding.positions is not None else [])]
-        every = [*ends, *r.attn_in, *r.attn_out, *r.mlp_in, *r.mlp_out, *r.head_in]
+        every = [*ends, *r.attn_in, *r.attn_out, *r.mlp_in, *r.mlp_out, *r.expert_out, *r.shared_out, *r.head_in]
         return list({id(w): w for w in every}.values())
