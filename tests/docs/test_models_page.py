@@ -29,6 +29,10 @@ def test_every_family_is_listed() -> None:
     rows = rows_of(DECODERS)
     listed = {re.findall(r"`([^`]*)`", row[1])[0]: re.findall(r"`([^`]*)`", row[2]) for row in rows}
     assert list(dict.fromkeys(listed)) == list(listed)
-    read_as = {"MistralForCausalLM": "llama", "Olmo3ForCausalLM": "olmo2"}  # by what else their metadata says
+    read_as = {
+        "MistralForCausalLM": "llama",
+        "Olmo3ForCausalLM": "olmo2",
+        "MixtralForCausalLM": "llama",
+    }  # by what else their metadata says
     known = {f.class_name: [f.gguf.architecture] if f.gguf else [] for f in FAMILIES}
     assert listed == {**known, **{name: [architecture] for name, architecture in read_as.items()}}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.model import expert_families
 from tests.model.tiny import SIZES, randomize
 
 LONG = {"short_factor": [1.0 + 0.05 * i for i in range(8)], "long_factor": [1.5 + 0.25 * i for i in range(8)]}
@@ -205,7 +206,7 @@ def save_family(folder: Path, name: str, setting: int = 0, seed: int = 0, **more
     import torch
     import transformers
 
-    prefix, odd = ROWS[name]
+    prefix, odd = {**ROWS, **expert_families.ROWS}[name]
     sizes: dict[str, Any] = {**SIZES, "eos_token_id": 2, "pad_token_id": 0, **odd[setting], **more}
     if "layer_types" in sizes:
         sizes["layer_types"] = sizes["layer_types"][: sizes["num_hidden_layers"]]
@@ -219,6 +220,7 @@ def save_family(folder: Path, name: str, setting: int = 0, seed: int = 0, **more
     model = getattr(transformers, f"{prefix}{head}")(config).float().eval()
     model.set_attn_implementation("eager")
     randomize(model)
+    expert_families.unbalance(model)
     model.save_pretrained(folder, **({"max_shard_size": "60KB"} if setting else {}))
     return model
 

@@ -36,6 +36,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama biased": ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "qwen3 shared KV head": ("qwen3", {"head_dim": 32, "num_key_value_heads": 1}),
     "gemma3": ("gemma3", {"head_dim": 32, "sliding_window": 16, "final_logit_softcapping": 3.0}),
+    "experts": ("qwen2_moe", {"moe_intermediate_size": 64}),
 }
 
 
@@ -67,7 +68,7 @@ def tokens_and_scores(worker: Any) -> tuple[list[list[int]], Any]:
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_say_what_one_says(case: str, tmp_path: Path) -> None:
     family, changes = CASES[case]
-    save_model(tmp_path, family, **changes)
+    (save_family if family == "qwen2_moe" else save_model)(tmp_path, family, **changes)
     alone = create_worker(ModelOptions(str(tmp_path)), DeviceOptions(threads=1), MEMORY)
     expected, scores = tokens_and_scores(alone)
     with ranks(tmp_path) as worker:

@@ -364,7 +364,8 @@ def test_gguf_mistral_window(tmp_path: Path) -> None:
 
 GGUF_WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "arch": ("falcon", {}, "architecture 'falcon' is not supported; docs/models.md"),
-    "experts": ("llama", {"expert_count": 8}, "mixtures of experts"),
+    "experts": ("qwen2", {"expert_count": 8}, "qwen2 with experts is not supported"),
+    "no router": ("llama", {"expert_count": 8}, "expert_count is 8, and no layer has a tensor 'ffn_gate_inp.weight'"),
     "no embedding": ("llama", {"tensors": {"token_embd.weight": None}}, "no matrix 'token_embd.weight'"),
     "missing": ("llama", {"embedding_length": None}, "llama.embedding_length is missing"),
     "no layers": ("llama", {"block_count": None}, "llama.block_count is missing"),

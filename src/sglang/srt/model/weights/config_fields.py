@@ -151,6 +151,15 @@ class Fields:
             raise self.bad(name, f"must be a token id or a list of them, got {shown(value)}")
         return tuple(ids)
 
+    def settle(self, name: str) -> None:
+        """A list with one value again and again is read as that value."""
+        found = self._name(name)
+        value = self.raw.get(found)
+        if isinstance(value, list):
+            if not value or any(type(each) is not int or each != value[0] for each in value):
+                raise self.bad(name, f"must be the same number for all layers, got {shown(value)}")
+            self.raw[found] = value[0]
+
     def check_used(self) -> None:
         """Raises ModelError for an override that nothing has read: it would change nothing."""
         for name in self.overrides:

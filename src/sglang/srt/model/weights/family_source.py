@@ -11,6 +11,7 @@ Only whole rows are moved, so quantised matrices keep their blocks.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,18 +26,24 @@ from sglang.srt.model.weights.tensor_source import TensorSource
 
 Rows = npt.NDArray[np.intp]
 
+CORRECTION = ".e_score_correction_bias"
+"""some files have it as a matrix of one row"""
+ONE_ROW = ".shared_expert_gate.weight"
+"""some files have it as a vector"""
+_NUMBER = re.compile(r"\.(\d+)\.")
 _ROTATED = (".self_attn.q_proj", ".self_attn.k_proj", ".self_attn.q_norm", ".self_attn.k_norm")
 
 
 @dataclass(frozen=True)
 class Part:
     """The place of a tensor: a stored tensor and, if that holds several, the number of this one. `stacked`: stored tensors of
-    one row each that make it up."""
+    one row each that make it up. `expert`: the first index in a tensor of all experts."""
 
     stored: str
     index: int = 0
     names: tuple[str, ...] = ()
     stacked: tuple[str, ...] = ()
+    expert: int | None = None
 
 
 class FamilySource:
@@ -47,7 +54,7 @@ class FamilySource:
         self._inner = inner
         self._config = config
         self._layout = config.layout
-        self._parts = dict(_stack(_parts(inner.names, config.layout)))
+        self._parts = dict(_stack(_parts(inner.names, config)))
         self._last: tuple[str, HostTensor] | None = None
 
     @property
@@ -58,6 +65,12 @@ class FamilySource:
         """The shape. For a part of a matrix that lacks rows: the matrix's shape, which is what is wrong."""
         part = self._parts[name]
         stored = self._inner.shape(part.stored)
+        if part.expert is not None:
+            return self._of_expert(part, stored)
+        if name.endswith(CORRECTION):
+            return (math.prod(stored),)
+        if name.endswith(ONE_ROW) and len(stored) == 1:
+            return (1, *stored)
         if part.stacked:
             return (len(part.stacked), *stored)
         if self._is_transposed(name) and len(stored) == 2:
@@ -74,7 +87,11 @@ class FamilySource:
 
     def read(self, name: str) -> HostTensor:
         part = self._parts[name]
+        if part.expert is not None:
+            return self._read_expert(name, part, part.expert)
         tensor = replace(self._read(part), name=name)
+        if name.endswith((CORRECTION, ONE_ROW)):
+            return dense(name, tensor.dequantise().reshape(self.shape(name)))
         if self._is_transposed(name) and len(tensor.shape) == 2:
             tensor = HostTensor(name, tensor.format, tensor.shape[::-1], np.ascontiguousarray(tensor.data.T))
         if part.names:
@@ -87,6 +104,23 @@ class FamilySource:
         if self._layout.interleaved and name.rpartition(".")[0].endswith(_ROTATED):
             tensor = self._half_split(tensor)
         return tensor
+
+    def _of_expert(self, part: Part, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of an expert's part. Of a tensor that does not divide: its own, which is what is wrong."""
+        experts, count = self._config.experts, len(part.names)
+        if experts is None or len(stored) < 2 or stored[0] != experts.count or stored[1] % count:
+            return stored
+        return (stored[1] // count, *stored[2:])
+
+    def _read_expert(self, name: str, part: Part, expert: int) -> HostTensor:
+        tensor = self._inner.read(part.stored)
+        rows, rest = tensor.shape[1], tensor.shape[2:]
+        per, start = rows // len(part.names), part.index * (rows // len(part.names))
+        if tensor.is_dense:
+            data = tensor.data[expert, start : start + per]
+        else:
+            data = tensor.data[expert * rows + start : expert * rows + start + per]
+        return HostTensor(name, tensor.format, (per, *rest), data)
 
     def _read(self, part: Part) -> HostTensor:
         """The parts of a matrix are asked for one after another."""
@@ -109,7 +143,9 @@ class FamilySource:
         """Rows of each of the parts of a stored matrix."""
         config = self._config
         rows = {"q_proj": config.num_heads * config.head_dim, "k_proj": config.num_kv_heads * config.head_dim}
-        rows |= {"v_proj": rows["k_proj"], "gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
+        shared = config.experts is not None and part.names[0].startswith("mlp.shared_experts.")
+        inner = config.experts.shared_width if shared and config.experts is not None else config.intermediate_size
+        rows |= {"v_proj": rows["k_proj"], "gate_proj": inner, "up_proj": inner}
         return [rows[name.rpartition(".")[2]] for name in part.names]
 
     def _grouped(self, index: int) -> Rows:
@@ -136,7 +172,8 @@ def half_split(head_dim: int, rotary_dim: int) -> Rows:
     return order
 
 
-def _parts(stored: list[str], layout: TensorLayout) -> Iterator[tuple[str, Part]]:
+def _parts(stored: list[str], config: ModelConfig) -> Iterator[tuple[str, Part]]:
+    layout = config.layout
     root = layout.root if any(name.startswith(f"{layout.root}{layout.layers}.") for name in stored) else ""
     in_layer = re.compile(rf"{re.escape(root + layout.layers)}\.(\d+)\.(.+)\.(\w+)")
     for name in stored:
@@ -145,16 +182,39 @@ def _parts(stored: list[str], layout: TensorLayout) -> Iterator[tuple[str, Part]
             yield _whole(name, root, layout), Part(name)
             continue
         layer, module, kind = match.groups()
-        head, _, number = module.rpartition(".")
-        found = layout.modules.get(module, module if layout.root else None)
-        if number.isdecimal() and head in layout.modules:
-            found = f"{layout.modules[head]}.{number}"
+        if f"{module}.{kind}" in layout.banks:
+            yield from _bank(name, f"model.layers.{layer}.mlp.experts", layout.banks[f"{module}.{kind}"], config)
+            continue
+        if f"{module}.{kind}" in layout.tensors:
+            yield f"model.layers.{layer}.{layout.tensors[f'{module}.{kind}']}", Part(name)
+            continue
+        found = _module(module, layout)
         if found is None:  # nothing that GGUF files of this family are known to have
             yield name, Part(name)
             continue
         names = (found,) if isinstance(found, str) else found
         for i, our_module in enumerate(names):
             yield f"model.layers.{layer}.{our_module}.{kind}", Part(name, i, names if len(names) > 1 else ())
+
+
+def _module(stored: str, layout: TensorLayout) -> str | tuple[str, ...] | None:
+    """Ours of a stored one. A number in its name may be a * in the layout, and is then one in ours."""
+    head, _, number = stored.rpartition(".")
+    if number.isdecimal() and head in layout.modules:
+        return f"{layout.modules[head]}.{number}"
+    numbered = _NUMBER.search(stored)
+    if numbered is not None and stored not in layout.modules:
+        found = layout.modules.get(_NUMBER.sub(".*.", stored))
+        if isinstance(found, str):
+            return found.replace("*", numbered.group(1))
+    return layout.modules.get(stored, stored if layout.root else None)
+
+
+def _bank(stored: str, prefix: str, modules: tuple[str, ...], config: ModelConfig) -> Iterator[tuple[str, Part]]:
+    kind = "bias" if stored.endswith("bias") else "weight"
+    for expert in range(config.experts.count if config.experts is not None else 0):
+        for i, module in enumerate(modules):
+            yield f"{prefix}.{expert}.{module}.{kind}", Part(stored, i, modules, expert=expert)
 
 
 def _whole(name: str, root: str, layout: TensorLayout) -> str:
@@ -185,7 +245,15 @@ def _stack(parts: Iterator[tuple[str, Part]]) -> Iterator[tuple[str, Part]]:
         yield name, Part(rows[0], stacked=rows)
 
 
+_GGUF_TENSORS = {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"}
+_GGUF_BANKS = {
+    f"ffn_{stem}_exps.{kind}": (module,)
+    for stem, module in (("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj"))
+    for kind in ("weight", "bias")
+} | {"ffn_gate_up_exps.weight": ("gate_proj", "up_proj")}
+
+
 def gguf_layout(modules: Mapping[str, str | tuple[str, ...]], interleaved: bool) -> TensorLayout:
     """Tensor names of a GGUF file. `modules`: of a layer."""
     whole = {"token_embd": "model.embed_tokens", "position_embd": "model.embed_positions", "output_norm": "model.norm"}
-    return TensorLayout("", {**whole, "output": "lm_head"}, "blk", modules, interleaved=interleaved)
+    return TensorLayout("", {**whole, "output": "lm_head"}, "blk", modules, _GGUF_TENSORS, _GGUF_BANKS, interleaved=interleaved)

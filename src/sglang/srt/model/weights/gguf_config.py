@@ -21,11 +21,15 @@ from sglang.srt.model.model_config import ModelConfig, RopeConfig
 from sglang.srt.model.weights.config_fields import MAX_ID, MAX_LAYERS, MAX_POSITIONS, MAX_SIZE
 from sglang.srt.model.weights.config_reader import parse_model_config
 from sglang.srt.model.weights.families.family import MIN_SCALE, Family
+from sglang.srt.model.weights.families.mixtures import EXPERT_FAMILIES
 from sglang.srt.model.weights.families.table import FAMILIES
 from sglang.srt.model.weights.family_source import gguf_layout
+from sglang.srt.model.weights.gguf_experts import expert_fields
 
 BY_ARCHITECTURE: dict[str, Family] = {family.gguf.architecture: family for family in FAMILIES if family.gguf is not None}
 """general.architecture -> family"""
+EXPERTS = {"llama", *(family.gguf.architecture for family in EXPERT_FAMILIES if family.gguf is not None)}
+"""architectures that may have experts"""
 EMBEDDING = {"gemma-embedding": "gemma3"}
 """architectures that embed -> the one that they are but for seeing both ways"""
 
@@ -34,7 +38,7 @@ LONGROPE = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_fa
 EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
 MIN_DIVISOR = 1e-6
-WHOLE_HEADS = ("llama", "mistral3", "granite", "minicpm", "smollm3", "arcee", "internlm2")
+WHOLE_HEADS = ("llama", "mistral3", "granite", "granitemoe", "minicpm", "smollm3", "arcee", "internlm2")
 """whose q and k were put in interleaved order over whole heads, so only whole heads can be put back"""
 TOLD_BY_TENSORS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
 STEMS: dict[str, str | tuple[str, ...]] = {
@@ -51,6 +55,11 @@ STEMS: dict[str, str | tuple[str, ...]] = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+    "ffn_up_shexp": "mlp.shared_experts.up_proj",
+    "ffn_down_shexp": "mlp.shared_experts.down_proj",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 """of a layer's tensors"""
@@ -106,8 +115,9 @@ class _Meta:
             )
         self.arch, self.kind = arch, kind
         self.family = BY_ARCHITECTURE[kind]
-        if self.number("expert_count"):
-            raise ModelError(f"{gguf.path}: mixtures of experts are not supported")
+        self.num_experts = self.number("expert_count", 0)
+        if self.num_experts and kind not in EXPERTS:
+            raise ModelError(f"{gguf.path}: {arch} with experts is not supported; docs/models.md lists the families that are")
 
     def bad(self, key: str, what: str) -> ModelError:
         return ModelError(f"{self.gguf.path}: {self.arch}.{key} {what}")
@@ -155,7 +165,7 @@ def _as_hugging_face(meta: _Meta) -> dict[str, Any]:
         "num_attention_heads": num_heads,
         "num_key_value_heads": meta.size("attention.head_count_kv", num_heads),
         "head_dim": head_dim,
-        "intermediate_size": meta.size("feed_forward_length"),
+        "intermediate_size": meta.size("feed_forward_length", meta.get("expert_feed_forward_length")),
         "max_position_embeddings": meta.size("context_length", most=MAX_POSITIONS),
         "rms_norm_eps": meta.number("attention.layer_norm_rms_epsilon", meta.number("attention.layer_norm_epsilon")),
         "attn_logit_softcapping": meta.number("attn_logit_softcapping"),
@@ -166,11 +176,24 @@ def _as_hugging_face(meta: _Meta) -> dict[str, Any]:
         **_rope(meta, head_dim),
     }
     raw.update(_windows(meta))
+    if meta.num_experts:
+        raw.update(_experts(meta, raw["num_hidden_layers"]))
     if meta.kind in PECULIAR:
         raw.update(PECULIAR[meta.kind](meta, raw))
     if meta.arch in EMBEDDING:
         raw["use_bidirectional_attention"] = True
     return {name: value for name, value in raw.items() if value is not None}
+
+
+def _experts(meta: _Meta, num_layers: int) -> dict[str, Any]:
+    norm = meta.get("expert_weights_norm")
+    if norm not in (None, False, True):
+        raise meta.bad("expert_weights_norm", f"must be true or false, got {shown(norm)}")
+    if not any(name.endswith(".ffn_gate_inp.weight") for name in meta.gguf.tensors):
+        raise meta.bad(
+            "expert_count", f"is {meta.num_experts}, and no layer has a tensor 'ffn_gate_inp.weight' that chooses among them"
+        )
+    return expert_fields(meta.arch, meta.gguf.tensors, meta.number, norm, num_layers)
 
 
 def _windows(meta: _Meta) -> dict[str, Any]:
@@ -192,7 +215,9 @@ WINDOWED = ("llama", "mistral3", "phi3", "gemma2", "gemma3", "cohere2", "exaone4
 
 
 def _llama(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Mistral's first models, every layer of which has a window."""
+    """Mistral's first models, every layer of which has a window, and Mixtral."""
+    if meta.num_experts:
+        return {"model_type": "mixtral"}
     return {"model_type": "mistral"} if raw.get("sliding_window") else {}
 
 
@@ -245,6 +270,19 @@ def _cohere(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
     return {"logit_scale": meta.number("logit_scale"), "use_qk_norm": "blk.0.attn_q_norm.weight" in meta.gguf.tensors}
 
 
+def _glm4_moe(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The last layers are for speculation."""
+    layers = (
+        raw["num_hidden_layers"] - meta.size("nextn_predict_layers", most=MAX_LAYERS)
+        if meta.number("nextn_predict_layers")
+        else None
+    )
+    return {
+        "num_hidden_layers": layers or raw["num_hidden_layers"],
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in meta.gguf.tensors,
+    }
+
+
 def _stablelm(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
     tensors = meta.gguf.tensors
     return {
@@ -262,9 +300,11 @@ PECULIAR: dict[str, Callable[[_Meta, Mapping[str, Any]], dict[str, Any]]] = {
     "gemma2": _gemma,
     "gemma3": _gemma,
     "granite": _granite,
+    "granitemoe": _granite,
     "minicpm": _minicpm,
     "olmo2": _olmo2,
     "mistral3": _mistral3,
+    "glm4moe": _glm4_moe,
     "command-r": _cohere,
     "cohere2": _cohere,
     "stablelm": _stablelm,

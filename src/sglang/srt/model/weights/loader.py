@@ -38,6 +38,9 @@ from sglang.srt.model.weights.vision_shapes import our_name
 DENSE_FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 """config.json's dtype -> format"""
 
+ROUTERS = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
+"""matrices that choose: small, and a row whose experts are others is another"""
+
 QUANTISE_VALUES = 1 << 20
 """values quantised at a time"""
 
@@ -49,7 +52,7 @@ class Conversion:
     """How matrices change on their way in.
 
     `dense_format`: dense tensors (f32, f16, bf16) become this; None leaves them. f8 becomes bf16, and matrices whose columns are
-    out of order are put in order, unless the kernels take ("keep") them. `quantization`: "int8" makes q8_0 of every matrix; "int4" makes q4_1 of the layers' matrices and q8_0 of the embedding and the head, whose errors reach every token.
+    out of order are put in order, unless the kernels take ("keep") them. `quantization`: "int8" makes q8_0 of every matrix but routers; "int4" makes q4_1 of the layers' matrices and q8_0 of the embedding and the head, whose errors reach every token.
     Blocks of the file that are no larger than that stay as they are, as do matrices whose rows are no multiple of 32 values.
     """
 
@@ -82,7 +85,7 @@ class Conversion:
         return dense(tensor.name, tensor.dequantise(), self.dense_format)
 
     def _block_format(self, name: str, shape: tuple[int, ...], stored: str) -> str | None:
-        if self.quantization is None or len(shape) != 2 or shape[1] % 32 or stored not in FORMATS:
+        if self.quantization is None or len(shape) != 2 or shape[1] % 32 or stored not in FORMATS or name.endswith(ROUTERS):
             return None
         target = "q4_1" if self.quantization == "int4" and _LAYER.match(name) else "q8_0"
         bits = 16 if stored == "f8" and not self.keep_f8 else _bits(stored)

@@ -28,6 +28,8 @@ MAX_INDEX_BYTES = 64 << 20
 MAX_DIMS = 8
 MAX_DTYPE_LEN = 16
 MAX_NAME_LEN = 1 << 12
+RELEASE_BYTES = 16 << 20
+"""how much of the files may lie in memory beside the weights made of it"""
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth")
@@ -54,6 +56,7 @@ class SafetensorsSource:
     def __init__(self, folder: Path) -> None:
         self.path = folder
         self._files: dict[str, _File] = {}  # tensor name -> file
+        self._num_read = 0
         for path, names in _shards(folder):
             file = _File(path)
             for name in file.entries if names is None else names:
@@ -78,10 +81,21 @@ class SafetensorsSource:
         return self._files[name].path
 
     def read(self, name: str) -> HostTensor:
+        self._release(name)
         return self._files[name].read(name)
+
+    def _release(self, name: str) -> None:
+        """Gives back the memory of what was read, now and then; it is read again when it is looked at again."""
+        entry = self._files[name].entries[name]
+        self._num_read += entry.end - entry.begin
+        if self._num_read > RELEASE_BYTES:
+            for file in set(self._files.values()):
+                file.release()
+            self._num_read = 0
 
     def read_raw(self, name: str) -> npt.NDArray[Any]:
         """A tensor of one of the types that parts of quantised matrices have (F8_E4M3 as bytes)."""
+        self._release(name)
         return self._files[name].read_raw(name)
 
 
@@ -100,6 +114,10 @@ class _File:
             raise ModelError(f"cannot read {path}: {error.strerror}") from error
         self._data_start = 0
         self.entries = self._read_header()
+
+    def release(self) -> None:
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._buffer.madvise(mmap.MADV_DONTNEED)
 
     def _bad(self, what: str) -> ModelError:
         return ModelError(f"{self.path} is not a usable safetensors file: {what}; download it again")

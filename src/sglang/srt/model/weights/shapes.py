@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sglang.srt.model.model_config import ModelConfig
+from sglang.srt.model.model_config import ExpertsConfig, ModelConfig
 from sglang.srt.model.weights.vision_shapes import vision_shapes
 
 Shapes = dict[str, tuple[int, ...]]
@@ -13,7 +13,7 @@ def expected_shapes(config: ModelConfig) -> Shapes:
     shapes: Shapes = {"model.embed_tokens.weight": (config.vocab_size + config.num_extra_ids, config.hidden_size)}
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}."
-        for name, shape in (_cross_shapes(config) if layer in config.cross_layers else _layer_shapes(config)).items():
+        for name, shape in (_cross_shapes(config) if layer in config.cross_layers else _layer_shapes(config, layer)).items():
             shapes[prefix + name] = shape
     shapes.update(_norm("model.norm", config))
     if config.learned_positions:
@@ -25,8 +25,8 @@ def expected_shapes(config: ModelConfig) -> Shapes:
     return shapes
 
 
-def _layer_shapes(config: ModelConfig) -> Shapes:
-    hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
+def _layer_shapes(config: ModelConfig, layer: int) -> Shapes:
+    hidden, head_dim = config.hidden_size, config.head_dim
     q_rows, kv_rows = config.num_heads * head_dim, config.num_kv_heads * head_dim
     shapes: Shapes = {}
     for name in _norm_names(config):
@@ -39,10 +39,27 @@ def _layer_shapes(config: ModelConfig) -> Shapes:
         for name, heads in (("q", config.num_heads), ("k", config.num_kv_heads)):
             by_kind = {"whole": (heads * head_dim,), "layer": (heads, head_dim)}
             shapes[f"self_attn.{name}_norm.weight"] = by_kind.get(config.qk_norm, (head_dim,))
-    if config.plain is None:
-        shapes.update(_linear("mlp.gate_proj", inner, hidden, config.mlp_bias))
-    shapes.update(_linear("mlp.up_proj", inner, hidden, config.mlp_bias))
-    shapes.update(_linear("mlp.down_proj", hidden, inner, config.mlp_bias))
+    if config.experts is not None and config.experts.layers[layer]:
+        return {**shapes, **_expert_shapes(config, config.experts)}
+    return {**shapes, **_feed_forward("mlp", config, config.intermediate_size, config.mlp_bias)}
+
+
+def _feed_forward(name: str, config: ModelConfig, inner: int, bias: bool) -> Shapes:
+    hidden = config.hidden_size
+    gate = _linear(f"{name}.gate_proj", inner, hidden, bias) if config.plain is None else {}
+    return {**gate, **_linear(f"{name}.up_proj", inner, hidden, bias), **_linear(f"{name}.down_proj", hidden, inner, bias)}
+
+
+def _expert_shapes(config: ModelConfig, experts: ExpertsConfig) -> Shapes:
+    shapes = _linear("mlp.gate", experts.count, config.hidden_size, experts.router_bias)
+    if experts.choice_bias:
+        shapes["mlp.gate.e_score_correction_bias"] = (experts.count,)
+    for e in range(experts.count):
+        shapes.update(_feed_forward(f"mlp.experts.{e}", config, experts.width, experts.bias))
+    if experts.shared_width:
+        shapes.update(_feed_forward("mlp.shared_experts", config, experts.shared_width, config.mlp_bias))
+    if experts.shared_gate:
+        shapes["mlp.shared_expert_gate.weight"] = (1, config.hidden_size)
     return shapes
 
 

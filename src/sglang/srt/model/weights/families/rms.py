@@ -51,7 +51,7 @@ def _smollm3(fields: Fields, config: ModelConfig) -> ModelConfig:
     return without_window(fields, config)
 
 
-def _granite(fields: Fields, config: ModelConfig) -> ModelConfig:
+def read_granite(fields: Fields, config: ModelConfig) -> ModelConfig:
     return replace(
         all_biases(fields, config),
         embedding_scale=multiplier(fields, "embedding_multiplier", 1.0),
@@ -127,7 +127,7 @@ def _ernie(fields: Fields, config: ModelConfig) -> ModelConfig:
     return all_biases(fields, config, "use_bias", "use_bias")
 
 
-def _hunyuan(fields: Fields, config: ModelConfig) -> ModelConfig:
+def read_hunyuan(fields: Fields, config: ModelConfig) -> ModelConfig:
     """A fixed `alpha` widens the base of rope ("NTK"); files call that "dynamic"."""
     config = _olmo2(fields, config)
     for name in ("rope_parameters", "rope_scaling"):
@@ -150,10 +150,10 @@ def _internlm2(fields: Fields, config: ModelConfig) -> ModelConfig:
     return replace(config, attention_bias=bias, output_bias=bias)
 
 
-_LLAMA: dict[str, Any] = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
-_MISTRAL = {**_LLAMA, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
+LLAMA: dict[str, Any] = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
+_MISTRAL = {**LLAMA, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
 _MINISTRAL3 = {
-    **_LLAMA,
+    **LLAMA,
     "num_key_value_heads": 8,
     "head_dim": 128,
     "max_position_embeddings": 262144,
@@ -169,25 +169,25 @@ _MINISTRAL3 = {
     },
 }
 _QWEN2 = {
-    **_LLAMA,
+    **LLAMA,
     "num_key_value_heads": 32,
     "max_position_embeddings": 32768,
     "sliding_window": 4096,
     "max_window_layers": 28,
 }
 _QWEN3 = {**_QWEN2, "head_dim": 128}
-_PHI3 = {**_LLAMA, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096}
+_PHI3 = {**LLAMA, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096}
 _SMOLLM3 = {
-    **_LLAMA,
+    **LLAMA,
     "num_key_value_heads": 4,
     "max_position_embeddings": 32768,
     "rope_theta": 2_000_000.0,
     "tie_word_embeddings": True,
 }
-_OLMO2 = {**_LLAMA, "rms_norm_eps": 1e-5}
+_OLMO2 = {**LLAMA, "rms_norm_eps": 1e-5}
 _OLMO3 = {**_OLMO2, "rope_theta": 500_000.0, "sliding_window": 4096}
 _GLM = {
-    **_LLAMA,
+    **LLAMA,
     "num_key_value_heads": 2,
     "head_dim": 128,
     "max_position_embeddings": 131072,
@@ -196,17 +196,17 @@ _GLM = {
     "attention_bias": True,
     "eos_token_id": [151329, 151336, 151338],
 }
-_EXAONE = {**_LLAMA, "rms_norm_eps": 1e-5, "num_key_value_heads": 8, "max_position_embeddings": 4096, "rope_theta": 500_000.0}
-_EXAONE4 = {**_LLAMA, "rms_norm_eps": 1e-5, "num_key_value_heads": 32, "sliding_window": 4096}
+_EXAONE = {**LLAMA, "rms_norm_eps": 1e-5, "num_key_value_heads": 8, "max_position_embeddings": 4096, "rope_theta": 500_000.0}
+_EXAONE4 = {**LLAMA, "rms_norm_eps": 1e-5, "num_key_value_heads": 32, "sliding_window": 4096}
 _SEED_OSS = {
-    **_LLAMA,
+    **LLAMA,
     "num_key_value_heads": 8,
     "head_dim": 128,
     "max_position_embeddings": 524288,
     "attention_bias": True,
 }
 _ERNIE = {
-    **_LLAMA,
+    **LLAMA,
     "rms_norm_eps": 1e-5,
     "num_key_value_heads": 2,
     "head_dim": 128,
@@ -214,17 +214,17 @@ _ERNIE = {
     "rope_theta": 500_000.0,
     "tie_word_embeddings": True,
 }
-_ARCEE = {**_LLAMA, "hidden_act": "relu2", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
-_INTERNLM2 = {**_LLAMA, "bias": True}
+_ARCEE = {**LLAMA, "hidden_act": "relu2", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
+_INTERNLM2 = {**LLAMA, "bias": True}
 _INTERNLM3 = {
-    **_LLAMA,
+    **LLAMA,
     "rms_norm_eps": 1e-5,
     "num_key_value_heads": 2,
     "head_dim": 128,
     "max_position_embeddings": 32768,
 }
 _HELIUM = {
-    **_LLAMA,
+    **LLAMA,
     "rms_norm_eps": 1e-8,
     "num_key_value_heads": 20,
     "head_dim": 128,
@@ -239,7 +239,7 @@ _GLM4_NAMES: dict[str, str | tuple[str, ...]] = {
     "post_attention_layernorm": "pre_feedforward_layernorm",
     "post_mlp_layernorm": "post_feedforward_layernorm",
 }
-_HUNYUAN_NAMES = {"self_attn.query_layernorm": "self_attn.q_norm", "self_attn.key_layernorm": "self_attn.k_norm"}
+HUNYUAN_NAMES = {"self_attn.query_layernorm": "self_attn.q_norm", "self_attn.key_layernorm": "self_attn.k_norm"}
 _EXAONE_LAYOUT = TensorLayout(
     root="transformer.",
     whole={"wte": "model.embed_tokens", "ln_f": "model.norm"},
@@ -284,7 +284,7 @@ def _gguf(architecture: str, interleaved: bool = False) -> GGUFForm:
 
 
 RMS_FAMILIES = (
-    Family("llama", "LlamaForCausalLM", "llama", _LLAMA, all_biases, "LlamaModel", gguf=_gguf("llama", True)),
+    Family("llama", "LlamaForCausalLM", "llama", LLAMA, all_biases, "LlamaModel", gguf=_gguf("llama", True)),
     Family("llama", "MistralForCausalLM", "mistral", _MISTRAL, every_layer_windowed, "MistralModel"),
     Family("llama", "MinistralForCausalLM", "ministral", _MISTRAL, every_layer_windowed, "MinistralModel"),
     Family(
@@ -295,14 +295,14 @@ RMS_FAMILIES = (
         "qwen2", "Qwen2ForCausalLM", "qwen2", _QWEN2, _qwen, "Qwen2Model", {"attention_bias": True}, gguf=_gguf("qwen2")
     ),
     Family("qwen3", "Qwen3ForCausalLM", "qwen3", _QWEN3, _qwen3, "Qwen3Model", {"qk_norm": "head"}, gguf=_gguf("qwen3")),
-    Family("mllama", "MllamaForCausalLM", "mllama_text_model", {**_LLAMA, "rms_norm_eps": 1e-5}, shape={"num_extra_ids": 8}),
+    Family("mllama", "MllamaForCausalLM", "mllama_text_model", {**LLAMA, "rms_norm_eps": 1e-5}, shape={"num_extra_ids": 8}),
     Family(
         "phi3", "Phi3ForCausalLM", "phi3", _PHI3, every_layer_windowed, "Phi3Model",
         layout=TensorLayout(modules={"self_attn.qkv_proj": QKV, **_SPLIT_GATE_UP}), gguf=GGUFForm("phi3", _GGUF_GATE_UP),
     ),
     Family("smollm3", "SmolLM3ForCausalLM", "smollm3", _SMOLLM3, _smollm3, "SmolLM3Model", gguf=_gguf("smollm3", True)),
-    Family("granite", "GraniteForCausalLM", "granite", _LLAMA, _granite, "GraniteModel", gguf=_gguf("granite", True)),
-    Family("minicpm", "MiniCPMForCausalLM", "minicpm", {**_LLAMA, "tie_word_embeddings": True}, _minicpm, "MiniCPMModel",
+    Family("granite", "GraniteForCausalLM", "granite", LLAMA, read_granite, "GraniteModel", gguf=_gguf("granite", True)),
+    Family("minicpm", "MiniCPMForCausalLM", "minicpm", {**LLAMA, "tie_word_embeddings": True}, _minicpm, "MiniCPMModel",
            gguf=_gguf("minicpm", True)),
     Family("olmo2", "Olmo2ForCausalLM", "olmo2", _OLMO2, _olmo2, "Olmo2Model", _OLMO_SHAPE, gguf=_gguf("olmo2")),
     Family("olmo3", "Olmo3ForCausalLM", "olmo3", _OLMO3, _olmo3, "Olmo3Model", _OLMO_SHAPE),
@@ -325,8 +325,8 @@ RMS_FAMILIES = (
     Family("ernie4_5", "Ernie4_5ForCausalLM", "ernie4_5", _ERNIE, _ernie, "Ernie4_5Model", layout=_INTERLEAVED,
            gguf=_gguf("ernie4_5", True)),
     Family(
-        "hunyuan", "HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense", {**_LLAMA, "rms_norm_eps": 1e-5}, _hunyuan,
-        "HunYuanDenseV1Model", {"qk_norm": "rotated"}, TensorLayout(modules=_HUNYUAN_NAMES), gguf=_gguf("hunyuan-dense"),
+        "hunyuan", "HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense", {**LLAMA, "rms_norm_eps": 1e-5}, read_hunyuan,
+        "HunYuanDenseV1Model", {"qk_norm": "rotated"}, TensorLayout(modules=HUNYUAN_NAMES), gguf=_gguf("hunyuan-dense"),
     ),
     Family("arcee", "ArceeForCausalLM", "arcee", _ARCEE, all_biases, "ArceeModel", is_plain=True, gguf=_gguf("arcee", True)),
     Family("internlm2", "InternLM2ForCausalLM", "internlm2", _INTERNLM2, _internlm2, "InternLM2Model",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sglang.srt.model.weights.families.family import Family
 from sglang.srt.model.weights.families.gemma import GEMMA_FAMILIES
 from sglang.srt.model.weights.families.layernorm import LAYER_NORM_FAMILIES
+from sglang.srt.model.weights.families.mixtures import EXPERT_FAMILIES
 from sglang.srt.model.weights.families.rms import RMS_FAMILIES
 
-FAMILIES: tuple[Family, ...] = (*RMS_FAMILIES, *GEMMA_FAMILIES, *LAYER_NORM_FAMILIES)
+FAMILIES: tuple[Family, ...] = (*RMS_FAMILIES, *GEMMA_FAMILIES, *LAYER_NORM_FAMILIES, *EXPERT_FAMILIES)

@@ -1,0 +1,186 @@
+"""Tiny mixtures of experts as transformers makes them: one row a family, with its odd settings (see dense_families.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Row = tuple[str, list[dict[str, Any]]]
+
+SEVEN = {"hidden_size": 112, "num_attention_heads": 7, "num_key_value_heads": 1}
+EVERY_HEAD = {"num_key_value_heads": 4}
+YARN = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "original_max_position_embeddings": 64}
+
+ROWS: dict[str, Row] = {
+    "qwen3_moe": (
+        "Qwen3Moe",
+        [
+            {"head_dim": 24, "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 32, "norm_topk_prob": True},
+            {
+                "head_dim": 20,
+                "num_experts": 7,
+                "num_experts_per_tok": 3,
+                "moe_intermediate_size": 64,
+                "mlp_only_layers": [1],
+                "attention_bias": True,
+                "rope_parameters": YARN,
+                "tie_word_embeddings": True,
+                **SEVEN,
+            },
+            {
+                "head_dim": 16,
+                "num_experts": 5,
+                "num_experts_per_tok": 5,
+                "moe_intermediate_size": 32,
+                "num_hidden_layers": 4,
+                "decoder_sparse_step": 2,
+                "use_sliding_window": True,
+                "sliding_window": 21,
+                **EVERY_HEAD,
+            },
+        ],
+    ),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        [
+            {
+                "num_experts": 6,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 32,
+                "shared_expert_intermediate_size": 128,
+            },
+            {
+                "num_experts": 9,
+                "num_experts_per_tok": 4,
+                "moe_intermediate_size": 64,
+                "shared_expert_intermediate_size": 32,
+                "norm_topk_prob": True,
+                "qkv_bias": False,
+                "decoder_sparse_step": 2,
+                "num_hidden_layers": 4,
+                **SEVEN,
+            },
+        ],
+    ),
+    "mixtral": (
+        "Mixtral",
+        [
+            {"num_local_experts": 8, "num_experts_per_tok": 2},
+            {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 21, "head_dim": 24, **SEVEN},
+        ],
+    ),
+    "olmoe": (
+        "Olmoe",
+        [
+            {"num_experts": 16, "num_experts_per_tok": 8, "intermediate_size": 32},
+            {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, "attention_bias": True, **SEVEN},
+        ],
+    ),
+    "granitemoe": (
+        "GraniteMoe",
+        [
+            {
+                "num_local_experts": 8,
+                "num_experts_per_tok": 4,
+                "intermediate_size": 32,
+                "embedding_multiplier": 12.0,
+                "attention_multiplier": 0.1,
+                "residual_multiplier": 0.22,
+                "logits_scaling": 0.25,
+            },
+            {
+                "num_local_experts": 5,
+                "num_experts_per_tok": 3,
+                "residual_multiplier": 3.0,
+                "attention_bias": True,
+                "tie_word_embeddings": True,
+                **SEVEN,
+            },
+        ],
+    ),
+    "granitemoeshared": (
+        "GraniteMoeShared",
+        [
+            {"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 32, "shared_intermediate_size": 64},
+            {
+                "num_local_experts": 4,
+                "num_experts_per_tok": 2,
+                "shared_intermediate_size": 0,
+                "residual_multiplier": 0.3,
+                **SEVEN,
+            },
+        ],
+    ),
+    "glm4_moe": (
+        "Glm4Moe",
+        [
+            {
+                "head_dim": 32,
+                "n_routed_experts": 16,
+                "num_experts_per_tok": 4,
+                "moe_intermediate_size": 32,
+                "n_group": 4,
+                "topk_group": 2,
+                "routed_scaling_factor": 2.5,
+                "use_qk_norm": True,
+            },
+            {
+                "head_dim": 16,
+                "n_routed_experts": 6,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 64,
+                "n_shared_experts": 2,
+                "first_k_dense_replace": 2,
+                "norm_topk_prob": False,
+                "attention_bias": True,
+                **SEVEN,
+            },
+        ],
+    ),
+    "ernie4_5_moe": (
+        "Ernie4_5_Moe",
+        [
+            {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 32, "num_hidden_layers": 4},
+            {
+                "moe_num_experts": 5,
+                "moe_k": 2,
+                "moe_intermediate_size": 64,
+                "moe_num_shared_experts": 0,
+                "moe_layer_start_index": 0,
+                "moe_layer_end_index": 2,
+                "moe_layer_interval": 2,
+                "num_hidden_layers": 5,
+                "tie_word_embeddings": False,
+                **EVERY_HEAD,
+            },
+        ],
+    ),
+    "hunyuan_v1_moe": (
+        "HunYuanMoEV1",
+        [
+            {"head_dim": 16, "num_experts": 8, "moe_topk": 2},
+            {
+                "head_dim": 24,
+                "num_experts": 4,
+                "moe_topk": [3, 3, 3],
+                "attention_bias": True,
+                "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0, "factor": 1.0},
+                **SEVEN,
+            },
+        ],
+    ),
+}
+"""model_type -> (prefix of transformers' classes, settings)"""
+
+
+def settings() -> list[tuple[str, int]]:
+    return [(name, i) for name, (_, odd) in ROWS.items() for i in range(len(odd))]
+
+
+def unbalance(model: Any) -> None:
+    """Corrections of scores that are not zero."""
+    import torch
+
+    with torch.no_grad():
+        for name, tensor in [*model.named_buffers(), *model.named_parameters()]:
+            if name.endswith("e_score_correction_bias"):
+                tensor.copy_(torch.randn_like(tensor) * 0.1)

@@ -1,0 +1,172 @@
+"""Mixtures of experts as other files have them: GGUF under the names that the `gguf` package has, with metadata as its writer spells it,
+and folders with all experts of a layer in one tensor, as transformers 5 keeps them in memory."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sglang.srt.errors import ModelError
+from sglang.srt.model.kernels.reference import ReferenceOps
+from sglang.srt.model.weights.families.mixtures import EXPERT_FAMILIES
+from sglang.srt.model.weights.gguf_config import WHOLE_HEADS
+from tests.model import test_dense_files as dense
+from tests.model.dense_families import save_family
+from tests.model.expert_families import ROWS, settings
+from tests.model.test_dense_families import PROMPT, logits_of
+from tests.model.tiny import Driver, open_worker
+
+torch = pytest.importorskip("torch")
+gguf = pytest.importorskip("gguf")
+
+ARCHITECTURES = {f.model_type: f.gguf.architecture for f in EXPERT_FAMILIES if f.gguf is not None}
+ARCHITECTURES |= {"mixtral": "llama", "granitemoeshared": "granitemoe"}
+UNSAID = {("qwen3_moe", 1), ("qwen3_moe", 2), ("qwen2_moe", 1), ("olmoe", 1)}
+"""What the file format does not say: layers without experts, windows, and whether weights are divided by their sum"""
+CASES = [(name, i) for name, i in settings() if name in ARCHITECTURES and (name, i) not in UNSAID]
+RENAMED = {
+    "block_sparse_moe.": "mlp.",
+    "mlp.router.": "mlp.gate.",
+    "mlp.gate.wg.": "mlp.gate.",
+    "mlp.moe_statics.": "mlp.gate.",
+    "mlp.gate.moe_statics.": "mlp.gate.",
+    "mlp.gate.e_score_correction_bias": "mlp.gate.e_score_correction.bias",
+}
+
+
+def by_matrix(state: dict[str, Any]) -> dict[str, Any]:
+    """Gate, up and down of all experts, each in a tensor, as llama.cpp's converter makes them of every family."""
+    found: dict[str, Any] = {}
+    for key, value in state.items():
+        for old, new in RENAMED.items():
+            key = key.replace(old, new)
+        if key.endswith(("experts.gate_up_proj", "shared_mlp.input_linear.weight")):
+            stem = re.sub(r"(gate_up_proj|shared_mlp\.input_linear\.weight)$", "", key)
+            stem = stem if "experts" in stem else f"{stem}mlp.shared_experts."
+            found[f"{stem}gate_proj.weight"], found[f"{stem}up_proj.weight"] = np.split(value, 2, axis=-2)
+        elif key.endswith("experts.down_proj"):
+            found[f"{key}.weight"] = value
+        elif key.endswith("shared_mlp.output_linear.weight"):
+            found[key.replace("shared_mlp.output_linear", "mlp.shared_experts.down_proj")] = value
+        elif key.endswith("e_score_correction.bias"):
+            found[key] = value.reshape(-1)
+        else:
+            found[key.replace("mlp.shared_mlp.", "mlp.shared_experts.")] = value
+    return found
+
+
+def save_gguf(path: Path, name: str, model: Any, quantise: bool = False) -> None:
+    config, arch = model.config, ARCHITECTURES[name]
+    writer = gguf.GGUFWriter(str(path), arch)
+    dense.write_metadata(writer, name, config)
+    write_experts(writer, name, config)
+    by_name = {text: kind for kind, text in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(by_name[arch], config.num_hidden_layers)
+    for key, value in by_matrix({k: v.numpy() for k, v in model.state_dict().items()}).items():
+        if key == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        stored = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        assert stored is not None, key
+        values = np.ascontiguousarray(dense.converted(name, arch, key, value, config), np.float32)
+        if quantise and "exps" in stored:
+            kind = gguf.GGMLQuantizationType.Q4_1 if "down" in stored else gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(stored, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(stored, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_experts(writer: Any, name: str, config: Any) -> None:
+    def first(*fields: str) -> Any:
+        value = next((getattr(config, field) for field in fields if getattr(config, field, None) is not None), None)
+        return value[0] if isinstance(value, list) else value
+
+    writer.add_expert_count(first("num_local_experts", "num_experts", "n_routed_experts"))
+    writer.add_expert_used_count(first("num_experts_per_tok"))
+    if name not in ("mixtral", "granitemoe", "granitemoeshared", "olmoe"):
+        writer.add_expert_feed_forward_length(first("moe_intermediate_size", "intermediate_size"))
+    if name == "glm4_moe":
+        writer.add_expert_weights_norm(config.norm_topk_prob)
+        writer.add_expert_weights_scale(config.routed_scaling_factor)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_group_count(config.n_group)
+        writer.add_expert_group_used_count(config.topk_group)
+        writer.add_leading_dense_block_count(config.first_k_dense_replace)
+
+
+@pytest.mark.parametrize(("family", "setting"), CASES)
+def test_a_gguf_file_has_the_same_logits(family: str, setting: int, tmp_path: Path) -> None:
+    model = save_family(tmp_path, family, setting)
+    save_gguf(tmp_path / "m.gguf", family, model)
+    with torch.no_grad():
+        theirs = model(torch.tensor([PROMPT])).logits[0].numpy()
+    ours = logits_of(Driver(open_worker(tmp_path / "m.gguf", ReferenceOps())), PROMPT)
+    np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max(), rtol=2e-4)
+
+
+def test_experts_in_blocks(tmp_path: Path) -> None:
+    """Gate, up and down may have different formats, and are cut by experts where they are."""
+    model = save_family(tmp_path, "qwen3_moe")
+    save_gguf(tmp_path / "m.gguf", "qwen3_moe", model, quantise=True)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for name, kind in (("gate_up_proj", "Q8_0"), ("down_proj", "Q4_1")):
+                bank = getattr(layer.mlp.experts, name)
+                form = gguf.GGMLQuantizationType[kind]
+                bank.copy_(torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(bank.numpy(), form), form)))
+        theirs = model(torch.tensor([PROMPT])).logits[0].numpy()
+    ours = logits_of(Driver(open_worker(tmp_path / "m.gguf", ReferenceOps())), PROMPT)
+    np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max(), rtol=2e-4)
+
+
+@pytest.mark.parametrize("family", sorted(set(ROWS) - {"granitemoe", "granitemoeshared"}))
+def test_all_experts_in_one_tensor(family: str, tmp_path: Path) -> None:
+    """The same bits as from one tensor for each expert."""
+    from safetensors.torch import save_file
+
+    model = save_family(tmp_path, family)
+    want = logits_of(Driver(open_worker(tmp_path, ReferenceOps())), PROMPT[:20])
+    (tmp_path / "model.safetensors").unlink()
+    save_file({k: v.clone() for k, v in model.state_dict().items()}, tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(logits_of(Driver(open_worker(tmp_path, ReferenceOps())), PROMPT[:20]), want)
+
+
+def test_files_that_contradict_their_config(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_family(tmp_path, "qwen3_moe")
+    path, config = tmp_path / "model.safetensors", json.loads((tmp_path / "config.json").read_text())
+    tensors = load_file(path)
+
+    def refused(match: str, change: dict[str, Any] | None = None, stored: dict[str, Any] | None = None) -> None:
+        (tmp_path / "config.json").write_text(json.dumps({**config, **(change or {})}))
+        save_file(stored or tensors, path)
+        with pytest.raises(ModelError, match=match):
+            open_worker(tmp_path, ReferenceOps())
+
+    key = "num_experts" if "num_experts" in config else "num_local_experts"
+    refused("mlp.gate.weight", {key: 17})
+    refused("mlp.gate.weight", {key: 15})
+    refused("shape", {"moe_intermediate_size": 64})
+    refused("num_experts_per_tok", {"num_experts_per_tok": 17})
+    refused("at most", {key: 100_000})
+    refused("mlp_only_layers", {"mlp_only_layers": [-1]})
+    refused("mlp_layer_types", {"mlp_layer_types": ["sparse"]})
+    cut = {k: v for k, v in tensors.items() if k != "model.layers.1.mlp.experts.3.up_proj.weight"}
+    refused("experts.3.up_proj", stored=cut)
+    bank = {k: v for k, v in tensors.items() if ".layers.1.mlp.experts." not in k}
+    for name, rows in (("gate_up_proj", 64), ("down_proj", 64)):
+        bank[f"model.layers.1.mlp.experts.{name}"] = torch.zeros(15, rows, 64 if rows == 64 and name != "down_proj" else 32)
+    refused(r"\[15,", stored=bank)
+
+
+def test_whole_heads_are_turned_back() -> None:
+    assert {ARCHITECTURES[name] for name in ("mixtral", "granitemoe")} <= set(WHOLE_HEADS)
