@@ -4,11 +4,12 @@ the same, so the decisions themselves are tested here."""
 from __future__ import annotations
 
 import random
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from sglang.srt.config import ScheduleOptions
+from sglang.srt.config import ScheduleOptions, SchedulePolicy
 from sglang.srt.messages import AbortReq
 from sglang.srt.scheduler.admission import waiting
 from sglang.srt.scheduler.admission.prefill import CLIP_NEW_TOKENS, RETRY_STEPS, OutputEstimate
@@ -89,6 +90,10 @@ def test_priorities_and_their_owners() -> None:
     for req in list(queue):
         queue.remove(req)
     assert len(queue) == 0 and queue.num_of("x") == queue.num_of("y") == queue._num_special == 0
+
+
+def test_every_policy_that_the_flag_takes_is_there() -> None:
+    assert set(POLICIES) == set(get_args(SchedulePolicy))
 
 
 def test_those_who_were_overtaken_too_often_lead_their_client() -> None:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """the alias that runs where no model is named"""
+SchedulePolicy = Literal["lpm", "fcfs", "dfs-weight", "random"]
+"""orders of the waiting queue; scheduler/admission/waiting.py has a function for each"""
 STORED_QUANTIZATIONS = ("gguf", "awq", "gptq", "fp8", "mxfp4", "compressed-tensors")
 """what --quantization may say of a checkpoint that is quantised already"""
 
@@ -108,7 +110,7 @@ class MemoryOptions:
 class ScheduleOptions:
     """Which requests run next (consumer: scheduler/)."""
 
-    schedule_policy: Literal["lpm", "fcfs", "dfs-weight", "random"] = "lpm"
+    schedule_policy: SchedulePolicy = "lpm"
     schedule_conservativeness: float = 1.0
     chunked_prefill_size: int = 512
     max_prefill_tokens: int = 16384

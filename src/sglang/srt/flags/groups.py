@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
-from sglang.srt.config import DEFAULT_MODEL, STORED_QUANTIZATIONS
+from sglang.srt.config import DEFAULT_MODEL, STORED_QUANTIZATIONS, SchedulePolicy
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -102,7 +102,7 @@ _schedule = _flags_of("scheduling")
 class SchedulingFlags:
     """Which requests run next."""
 
-    schedule_policy: str = _schedule("lpm", "order of the waiting queue", choices=("lpm", "fcfs", "dfs-weight", "random"))
+    schedule_policy: str = _schedule("lpm", "order of the waiting queue", choices=get_args(SchedulePolicy))
     schedule_conservativeness: float = _schedule(1.0, "larger admits fewer requests at once", least=0.0, most=100.0)
     chunked_prefill_size: int | None = _schedule(
         None, "maximum prompt tokens in a step; -1: no chunked prefill (default: 512, on CUDA 8192)"
