@@ -241,5 +241,5 @@ def test_what_is_not_there_is_found() -> None:
     assert not is_known("Scheduler.no_such_method")
     assert not is_known("process.launch.no_such_function")
     assert not is_known("no_such_name_anywhere")
-    assert is_known("process.launch.LastResort")
+    assert is_known("process.ending.LastResort")
     assert not is_known("server.engine.LastResort")

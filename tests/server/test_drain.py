@@ -164,8 +164,8 @@ if sys.argv[:1] != ["-c"] and "sglang.launch_server" in getattr(sys, "orig_argv"
         time.sleep(1000)  # as a bug would
 
     native_api.NativeApi.model_info = model_info
-    import sglang.srt.process.launch as launch
-    launch.EXIT_SECONDS = 2.0
+    import sglang.srt.process.ending as ending
+    ending.EXIT_SECONDS = 2.0
 """
 
 

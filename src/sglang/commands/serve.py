@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sglang.commands.arguments import CommandError
 from sglang.common.install import MissingPackage, needs_extra
 
 if TYPE_CHECKING:
@@ -48,9 +49,12 @@ def serve(argv: list[str], prog: str = "sglang serve", welcome: bool = True) -> 
             from sglang.srt.errors import SglangError
             from sglang.srt.server_args import parse_server_args
 
-            args = parse_server_args(_with_model_flag(argv), prog)
+            rest, named = split_models(argv)
+            args = parse_server_args(_with_model_flag(rest), prog)
+            if named or args.models is not None:
+                return _serve_several(args, named, prog, welcome)
             from sglang.srt.process.start import launch_server
-    except MissingPackage as error:
+    except (MissingPackage, CommandError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 1
     shows_welcome = welcome and args.log_format == "text"
@@ -65,6 +69,49 @@ def serve(argv: list[str], prog: str = "sglang serve", welcome: bool = True) -> 
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def split_models(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--model NAME=PATH` out of a command line, any number of them. A `--model` that is a file, or has no name, is left there: it
+    is the only one. Raises CommandError."""
+    rest: list[str] = []
+    named: dict[str, str] = {}
+    words = iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag != "--model":
+            rest.append(word)
+            continue
+        text = value if equals else next(words, "")
+        name, has_name, path = text.partition("=")
+        if not has_name or not path or "/" in name.strip("/")[:1] or os.path.exists(text):
+            rest += [word] if equals else [word, text]
+            continue
+        if name in named:
+            raise CommandError(f"--model {name}=... is there twice: give one of them another name")
+        named[name] = path
+    return rest, named
+
+
+def _serve_several(args: ServerArgs, named: dict[str, str], prog: str, welcome: bool) -> int:
+    from sglang.cluster.model_list import list_models
+    from sglang.cluster.serving import serve_models
+    from sglang.srt.errors import SglangError
+
+    try:
+        models = list_models(args, named)
+        serve_models(args, models, on_ready=(lambda: _print_several(args)) if welcome and args.log_format == "text" else None)
+    except SglangError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _print_several(args: ServerArgs) -> None:
+    where = f"--unix-socket {args.uds} http://localhost" if args.uds is not None else args.url()
+    print(f"\nThe models are listed by\n\n  curl {where}/v1/models\n\nand chosen by `model` in a request.\n", flush=True)
 
 
 def _with_model_flag(argv: list[str]) -> list[str]:

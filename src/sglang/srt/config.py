@@ -102,6 +102,8 @@ class MemoryOptions:
     max_running_requests: int | None = None
     chunked_prefill_size: int = 512
     """tokens of prompts a step may compute; -1 means no chunking"""
+    reserved_bytes: int = 0
+    """of the memory that looks free, what other programs are going to take"""
     encoder_cache_bytes: int = 128 << 20
     """size of the cache of image and video embeddings"""
 
@@ -198,6 +200,8 @@ class HttpOptions:
     """seconds; None: as long as it takes"""
     drain_seconds: float = 5.0
     stop_with_stdin: bool = False
+    behind_gateway: bool = False
+    """requests come from our own gateway (sglang/cluster), which says where they come from"""
     max_sessions: int = 1024
     max_session_tokens: int = 4 << 20
     """of all sessions together"""

@@ -15,6 +15,7 @@ SglangError
 │   ├── WrongHostError     a Host header that is not a name of this server: status 403
 │   ├── ForeignPageError   a request from a web page of another origin: status 403
 │   ├── NoSuchResponseError  status 404
+│   ├── NoSuchModelError   status 404
 │   ├── BodyTooLargeError  status 413
 │   └── NotJsonError       a body of another type: status 415
 ├── OverloadError          the server is at its limit: status 503, try again later
@@ -154,6 +155,17 @@ class NoSuchResponseError(RequestError):
 
     status_code = 404
     err_type = "invalid_request_error"
+
+
+class NoSuchModelError(RequestError):
+    """No model of that name is served."""
+
+    status_code = 404
+    err_type = "invalid_request_error"
+    code = "model_not_found"
+
+    def __init__(self, message: str, param: str | None = "model") -> None:
+        super().__init__(message, param)
 
 
 class BodyTooLargeError(RequestError):

@@ -34,7 +34,9 @@ from sglang.srt.config import (
 from sglang.srt.devices import cuda_is_here
 from sglang.srt.errors import ConfigError
 from sglang.srt.flags.compatible import ALIASES, FLAGS
+from sglang.srt.flags.config_file import Given
 from sglang.srt.flags.groups import (
+    ClusterFlags,
     ConstrainedFlags,
     DeviceAndMemoryFlags,
     HttpFlags,
@@ -73,7 +75,15 @@ CUDA_RUNNING = 256
 @takes_other_names
 @dataclass
 class ServerArgs(
-    OtherFlags, OperationFlags, HttpFlags, MediaFlags, ConstrainedFlags, SchedulingFlags, DeviceAndMemoryFlags, ModelFlags
+    OtherFlags,
+    OperationFlags,
+    HttpFlags,
+    MediaFlags,
+    ConstrainedFlags,
+    SchedulingFlags,
+    DeviceAndMemoryFlags,
+    ClusterFlags,
+    ModelFlags,
 ):
     """Flags of the server and keyword arguments of the Engine. None means: decided from the model and the machine. The names of
     flags/compatible.py are keyword arguments, too; the constructor raises ConfigError for those that are refused."""
@@ -150,6 +160,7 @@ class ServerArgs(
                 max_total_tokens=self.max_total_tokens,
                 max_running_requests=running,
                 chunked_prefill_size=chunk,
+                reserved_bytes=self.reserve_memory,
             ),
             schedule=ScheduleOptions(
                 schedule_policy=self.schedule_policy,  # type: ignore[arg-type]
@@ -212,6 +223,7 @@ class ServerArgs(
                 request_timeout=self.request_timeout,
                 drain_seconds=self.drain_seconds,
                 stop_with_stdin=self.stop_with_stdin,
+                behind_gateway=self.behind_gateway,
                 max_sessions=self.max_sessions,
                 max_session_tokens=self.max_session_tokens,
                 session_timeout=self.session_timeout,
@@ -300,7 +312,7 @@ class ServerArgs(
             if "least" in f.metadata:
                 self._check_range(f.name, f.metadata["least"], f.metadata.get("most"))
         for name in ("host", "port"):
-            if self.uds is not None and getattr(self, name) != getattr(type(self), name):
+            if self.uds is not None and not self.behind_gateway and getattr(self, name) != getattr(type(self), name):
                 logger.warning("%s has no effect beside --uds", self.named(name))
         if self.chat_template is not None:
             named_template(self.chat_template)
@@ -339,8 +351,15 @@ def _json_object(flag: str, text: str) -> dict[str, Any]:
     return value
 
 
-def parse_server_args(argv: list[str], prog: str) -> ServerArgs:
-    """Flags of a command line, of the environment and of the file of --config. Exits with status 2 and one line for a bad one."""
+def read_lines(lines: list[Given], prog: str) -> ServerArgs:
+    """Flags that stand in a part of some file. Exits with status 2 and one line for a bad one."""
+    flags = FlagReader(_parser(prog), ServerArgs).read_lines(lines)
+    args = ServerArgs(**flags.known)
+    keep_others(args, flags.others, flags.origins)
+    return args
+
+
+def _parser(prog: str) -> FlagParser:
     parser = FlagParser(
         prog=prog,
         usage=f"{prog} [MODEL] [FLAG ...]",
@@ -350,6 +369,12 @@ def parse_server_args(argv: list[str], prog: str) -> ServerArgs:
         formatter_class=Formatter,
     )
     add_fields(parser, ServerArgs)
+    return parser
+
+
+def parse_server_args(argv: list[str], prog: str) -> ServerArgs:
+    """Flags of a command line, of the environment and of the file of --config. Exits with status 2 and one line for a bad one."""
+    parser = _parser(prog)
     topic = asked_for_help(argv)
     if topic is not None:
         show_help(parser, topic)

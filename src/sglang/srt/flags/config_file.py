@@ -34,26 +34,37 @@ class Given:
 
 def read_config_file(path: str) -> list[Given]:
     """The flags of a file, without those that are null. Raises ConfigError."""
-    text = _read(path)
-    root = _compose(path, text)
-    if root is None or root.id != "mapping":
-        _fail(path, None, "holds no flags: a line for each is expected, such as port: 30000")
-    return [given for key, value in root.value if (given := _given(path, key, value)) is not None]
+    lines = read_mapping("--config", path)
+    if lines is None:
+        _fail("--config", path, None, "holds no flags: a line for each is expected, such as port: 30000")
+    return flags_among(path, lines)
 
 
-def _read(path: str) -> str:
+def read_mapping(flag: str, path: str) -> list[tuple[Any, Any]] | None:
+    """The keys and values of a YAML file, as nodes, which know their lines; None if it holds something else. `flag`: which names
+    the file. Raises ConfigError."""
+    root = _compose(flag, path, _read(flag, path))
+    return None if root is None or root.id != "mapping" else list(root.value)
+
+
+def flags_among(path: str, lines: list[tuple[Any, Any]]) -> list[Given]:
+    """The flags of a mapping, without those that are null. Raises ConfigError."""
+    return [given for key, value in lines if (given := _given(path, key, value)) is not None]
+
+
+def _read(flag: str, path: str) -> str:
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            _fail(path, None, f"is longer than {MAX_BYTES >> 10} KiB, which no list of flags is")
+            _fail(flag, path, None, f"is longer than {MAX_BYTES >> 10} KiB, which no list of flags is")
         return data.decode("utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name with a null
         reason = getattr(error, "strerror", None) or ("it is not UTF-8" if isinstance(error, UnicodeError) else str(error))
-        _fail(path, None, f"cannot be read: {reason}")
+        _fail(flag, path, None, f"cannot be read: {reason}")
 
 
-def _compose(path: str, text: str) -> Any:
+def _compose(flag: str, path: str, text: str) -> Any:
     """The document as nodes, which know their lines."""
     import yaml
 
@@ -63,20 +74,23 @@ def _compose(path: str, text: str) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             line = event.start_mark.line + 1
             if depth > MAX_DEPTH:
-                _fail(path, line, f"is nested more than {MAX_DEPTH} levels deep")
+                _fail(flag, path, line, f"is nested more than {MAX_DEPTH} levels deep")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 _fail(
-                    path, line, "has an anchor or alias (& or *): write the value where it belongs, in quotes if it begins so"
+                    flag,
+                    path,
+                    line,
+                    "has an anchor or alias (& or *): write the value where it belongs, in quotes if it begins so",
                 )
             tag = getattr(event, "tag", None)
             if tag is not None and tag.rpartition(":")[2] not in _PLAIN_TAGS:
-                _fail(path, line, "has a tag (!), which is not read; put a value that begins with ! in quotes")
+                _fail(flag, path, line, "has a tag (!), which is not read; put a value that begins with ! in quotes")
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        _fail(path, mark.line + 1 if mark is not None else None, f"is not YAML: {_problem(error.problem)}")
+        _fail(flag, path, mark.line + 1 if mark is not None else None, f"is not YAML: {_problem(error.problem)}")
     except yaml.YAMLError as error:  # characters that YAML does not have
-        _fail(path, None, f"is not YAML: {str(error).splitlines()[0]}")
+        _fail(flag, path, None, f"is not YAML: {str(error).splitlines()[0]}")
 
 
 def _problem(text: str | None) -> str:
@@ -118,5 +132,5 @@ def _as_json(where: str, name: str, node: Any) -> str:
         loader.dispose()
 
 
-def _fail(path: str, line: int | None, message: str) -> NoReturn:
-    raise ConfigError(f"--config {path}{f', line {line},' if line is not None else ''} {message}")
+def _fail(flag: str, path: str, line: int | None, message: str) -> NoReturn:
+    raise ConfigError(f"{flag} {path}{f', line {line},' if line is not None else ''} {message}")

@@ -64,6 +64,24 @@ class ModelFlags:
     random_seed: int | None = _model(None, "sampling seed of requests without their own seed", least=0, most=2**63 - 1)
 
 
+_cluster = _flags_of("several models")
+
+
+@dataclass
+class ClusterFlags:
+    """Several models behind one port, each in a process of its own."""
+
+    models: str | None = _cluster(
+        None, "YAML file of models to serve, with a line for each: its name and its path, or its flags; see scale-out.md"
+    )
+    max_loaded: int | None = _cluster(
+        None, "models in memory at the same time; the one not used for longest is unloaded; default: what fits", least=1
+    )
+    keep_alive: float | None = _cluster(
+        None, "seconds without a request after which a model is unloaded; default: as long as there is room", least=0.0
+    )
+
+
 _device = _flags_of("device and memory")
 
 
@@ -78,6 +96,7 @@ class DeviceAndMemoryFlags:
     mem_fraction_static: float | None = _device(None, "fraction of memory for weights and KV pool", least=0.01, most=0.98)
     max_total_tokens: int | None = _device(None, "size of the KV pool in tokens", least=1)
     max_running_requests: int | None = _device(None, "maximum number of running requests", least=1, most=4096)
+    reserve_memory: int = _device(0, "memory to leave to other programs, besides what they use already", least=0, is_size=True)
     tp_size: int = _device(1, "tensor parallelism: processes that share the model, each on a CUDA device", least=1, most=64)
     enable_deterministic_inference: bool = _device(
         False,
@@ -248,6 +267,7 @@ class OperationFlags:
     )
     drain_seconds: float = _operation(5.0, "how long running requests may go on after SIGTERM or Ctrl-C", least=0.0)
     stop_with_stdin: bool = _operation(False, "stop when standard input closes (for programs that start a server)")
+    behind_gateway: bool = _operation(False, argparse.SUPPRESS)
     log_level: str = _operation("info", "log level", choices=LEVELS)
     log_format: str = _operation("text", "lines of text, or one JSON object a line", choices=("text", "json"))
     log_level_http: str | None = _operation(None, "log level of HTTP; default: --log-level", choices=LEVELS)

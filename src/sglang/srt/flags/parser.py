@@ -32,6 +32,7 @@ NO_EFFECT = "accepted, without effect here"
 
 _ABOUT = {
     "model": "what is served",
+    "several models": "several models behind one port, each in a process of its own",
     "device and memory": "where it runs, and how much of the machine it may take",
     "scheduling": "which requests run next",
     "constrained decoding": "answers that follow a JSON schema, a regular expression or a grammar",

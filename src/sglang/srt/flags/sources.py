@@ -54,6 +54,11 @@ class FlagReader:
         self._take(spell_out(rest, self._parser, self._cls))
         return self._flags
 
+    def read_lines(self, lines: list[Given]) -> Flags:
+        """The flags of a part of some other file."""
+        self._take_all(lines)
+        return self._flags
+
     def _config_files(self, argv: list[str], environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
         files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         files.add_argument("--config", action="append", default=[])

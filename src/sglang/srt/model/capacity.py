@@ -187,13 +187,13 @@ def _show(num_bytes: int) -> str:
 # --- what the machine has -----------------------------------------------------------------------------------------------------
 
 
-def host_memory() -> HostMemory:
+def host_memory(reserved: int = 0) -> HostMemory:
     """The machine's memory: on Linux from /proc/meminfo, less if a cgroup limits us; elsewhere from sysconf, of which half
-    counts as available."""
+    counts as available. `reserved`: bytes that are free now and are left to others."""
     memory = _meminfo(Path("/proc/meminfo")) or _sysconf()
     for limit, used in _cgroup_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")):
         memory = HostMemory(min(memory.total, limit), min(memory.available, max(limit - used, 0)))
-    return memory
+    return HostMemory(memory.total, max(memory.available - reserved, 0)) if reserved else memory
 
 
 def _meminfo(path: Path) -> HostMemory | None:

@@ -93,10 +93,10 @@ def on_gpu(ops: Any) -> bool:
     return getattr(getattr(ops, "device", None), "type", "cpu") == "cuda"
 
 
-def device_memory(ops: Any) -> HostMemory:
-    """The memory of the GPU if the op set runs on one, else of the machine."""
+def device_memory(ops: Any, reserved: int = 0) -> HostMemory:
+    """The memory of the GPU if the op set runs on one, else of the machine, less what is `reserved` for others there."""
     if not on_gpu(ops):
-        return host_memory()
+        return host_memory(reserved)
     import torch
 
     torch.cuda.empty_cache()  # what loading took beside the weights

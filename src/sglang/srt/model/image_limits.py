@@ -36,7 +36,10 @@ def fit_images(memory: MemoryOptions, config: ModelConfig, ops: Ops, num_ranks: 
     per_request = cross_bytes_per_request(ops, config)
     if not per_request:
         return memory
-    room, (running, _) = host_memory().available // 4 // per_request, resolve_batch(memory, config.context_len)
+    room, (running, _) = (
+        host_memory(memory.reserved_bytes).available // 4 // per_request,
+        resolve_batch(memory, config.context_len),
+    )
     if room < 1:
         raise CapacityError(
             f"memory does not suffice for the images of one request: they take {per_request / (1 << 30):.2f} GiB, of which "

@@ -211,7 +211,7 @@ def _create(
         where = f"cuda:{rank}" if on_gpu(ops) else "cpu"
         ranks = join(directory, rank, device.tp_size, where, device.deterministic)
     checkpoint = load_checkpoint(files, model, kept=getattr(ops, "formats", ()))
-    check_needs(files.name, checkpoint, ops, memory, device_memory(ops), device.tp_size)
+    check_needs(files.name, checkpoint, ops, memory, device_memory(ops, memory.reserved_bytes), device.tp_size)
     try:
         worker = worker_from(checkpoint, checkpoint.config, ops, memory, device.use_tape, model.quantization, ranks)
     except MemoryError as error:
@@ -223,21 +223,38 @@ def _create(
 
 def check_fit(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions) -> None:
     """Raises, for a CPU, what `create_worker` would raise for a model that cannot be read or is too large. Reads headers only."""
+    checkpoint, ops = _probe(model, device)
+    name = find_files(model).name
+    check_needs(name, checkpoint, ops, memory, host_memory(memory.reserved_bytes), device.tp_size)
+
+
+def needs_on_cpu(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions) -> Needs:
+    """What a model takes at least, by the headers of its files. Raises ModelError for one that cannot be read."""
+    checkpoint, ops = _probe(model, device)
+    return needs_of(checkpoint, ops, memory, device.tp_size)
+
+
+def _probe(model: ModelOptions, device: DeviceOptions) -> tuple[Checkpoint, Ops]:
     files = find_files(model)
     read_config(files, model)
     ops = create_probe(device)
-    checkpoint = load_checkpoint(files, model, kept=getattr(ops, "formats", ()))
-    check_needs(files.name, checkpoint, ops, memory, host_memory(), device.tp_size)
+    return load_checkpoint(files, model, kept=getattr(ops, "formats", ())), ops
 
 
 def check_needs(
     name: str, checkpoint: Checkpoint, ops: Ops, options: MemoryOptions, memory: HostMemory, tp_size: int = 1
 ) -> None:
     """Raises CapacityError for a model that needs more memory than there is, before it is loaded."""
+    needs = needs_of(checkpoint, ops, options, tp_size)
+    quantised = {kind: checkpoint.packed_bytes(ops.packed_bits, kind) // tp_size for kind in ("int8", "int4")}
+    check_room(name, needs, memory, quantised)
+
+
+def needs_of(checkpoint: Checkpoint, ops: Ops, options: MemoryOptions, tp_size: int = 1) -> Needs:
     config = checkpoint.config
     running, batch_tokens = resolve_batch(options, config.context_len)
     limits = StepLimits(batch_tokens, running, running + DRAFT_ROWS)
-    needs = Needs(
+    return Needs(
         weights=checkpoint.packed_bytes(ops.packed_bits) // tp_size,
         buffers=buffer_bytes(config, limits),
         tables=table_bytes(config) + 4 * running * config.context_len,
@@ -245,8 +262,6 @@ def check_needs(
         token_bytes=kv_bytes_per_token(ops, config) // tp_size,
         kv_tokens=fewest_tokens(options, config.context_len),
     )
-    quantised = {kind: checkpoint.packed_bytes(ops.packed_bits, kind) // tp_size for kind in ("int8", "int4")}
-    check_room(name, needs, memory, quantised)
 
 
 def worker_from(
@@ -321,4 +336,6 @@ def _plan(config: ModelConfig, memory: MemoryOptions, footprint: ModelFootprint,
     limits = StepLimits(batch_tokens, running, running + DRAFT_ROWS)
     tables = 4 * running * footprint.context_len  # the scheduler's ReqToToken
     images = running * cross_bytes_per_request(ops, config)
-    return plan_capacity(memory, footprint, device_memory(ops), buffer_bytes(config, limits) + tables + images)
+    return plan_capacity(
+        memory, footprint, device_memory(ops, memory.reserved_bytes), buffer_bytes(config, limits) + tables + images
+    )

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import faulthandler
 import logging
 import os
 import signal
@@ -33,6 +32,7 @@ import uvloop
 from sglang.srt.config import HttpOptions, RuntimeConfig
 from sglang.srt.errors import ConfigError, EngineDeadError
 from sglang.srt.messages import StateReq, ToScheduler
+from sglang.srt.process.ending import LastResort, has_terminal, when_stdin_ends
 from sglang.srt.process.endpoint import renew_certificate
 from sglang.srt.process.heap import keep_loaded_objects
 from sglang.srt.process.scheduler_child import SchedulerProcess
@@ -57,12 +57,9 @@ logger = logging.getLogger("sglang")
 MAX_RESTARTS = 5
 """scheduler deaths within RESTART_WINDOW seconds after which the server gives up"""
 RESTART_WINDOW = 120.0
-EXIT_SECONDS = 6.0
-"""after the time for draining and for last answers, until the process ends whatever still holds it"""
 MAX_REFUSED = 256
 """grammars that killed a scheduler, the newest ones"""
 HEARTBEAT_SECONDS = 5.0
-STANDARD_ERROR = 2
 
 
 class Server:
@@ -167,10 +164,10 @@ class Server:
 
         self._handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup asks for nothing to happen
-            hang_up = stop if _has_terminal() else lambda *_: loop.call_soon_threadsafe(self._reload)
+            hang_up = stop if has_terminal() else lambda *_: loop.call_soon_threadsafe(self._reload)
             self._handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
         if self._config.http.stop_with_stdin:
-            threading.Thread(target=_when_stdin_ends, args=(stop,), name="stdin", daemon=True).start()
+            threading.Thread(target=when_stdin_ends, args=(stop,), name="stdin", daemon=True).start()
 
     def _stop_listening(self) -> None:
         for number, before in self._handlers.items():
@@ -300,35 +297,6 @@ class Server:
         logger.info("The server is fired up and ready to roll!")
         if self._on_ready is not None:
             self._on_ready()
-
-
-class LastResort:
-    """Ends the process with status 1 when an orderly end takes too long, whatever holds it: a client, a thread, the event loop,
-    native code. What that was is written to standard error. The scheduler follows when its standard input closes."""
-
-    def __init__(self) -> None:
-        self.is_armed = False
-
-    def arm(self, seconds: float) -> None:
-        """`seconds`: the time for draining. Takes no lock, so that a signal handler may call it anywhere."""
-        self.is_armed = True
-        faulthandler.dump_traceback_later(seconds + LAST_SECONDS + EXIT_SECONDS, exit=True, file=STANDARD_ERROR)
-
-    def disarm(self) -> None:
-        if self.is_armed:
-            faulthandler.cancel_dump_traceback_later()
-
-
-def _has_terminal() -> bool:
-    """Whether there is a terminal, so that SIGHUP means that it was closed. Services have none."""
-    return sys.stdin is not None and sys.stdin.isatty()
-
-
-def _when_stdin_ends(stop: Callable[[], None]) -> None:
-    """Calls `stop` when standard input is closed."""
-    while os.read(0, 4096):
-        pass
-    stop()
 
 
 def run_server(

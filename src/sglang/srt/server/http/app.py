@@ -68,7 +68,7 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     effects = frozenset(path for path, methods, _ in table if {"GET", "POST"} <= set(methods))
     # the last one added is the first to see a request
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
-    app.add_middleware(RequestScopes)
+    app.add_middleware(RequestScopes, behind_gateway=options.behind_gateway)
     if options.api_keys or options.admin_api_key is not None:
         app.add_middleware(ApiKeys, keys=manager.keys, open_paths=page.open_paths)
     hosts = Hosts(options.allowed_hosts, options.host)

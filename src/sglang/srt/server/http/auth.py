@@ -23,6 +23,7 @@ from sglang.srt.server.limits.body_room import LEASE, ROOM, BodyRoom, release_bo
 Handler = Callable[[Request], Awaitable[Response]]
 
 TIMEOUT_HEADER = b"x-request-timeout"
+ADDRESS_HEADER = b"x-sglang-address"
 MAX_TRACEPARENT = 256
 MAX_VARIABLE = 300
 _RUN = re.compile(rb"[0-9a-f]{1,32}/[0-9]{1,6}(?:\.[0-9]{1,6}){0,24}")
@@ -84,10 +85,12 @@ def need_admin(what: str) -> None:
 
 
 class RequestScopes:
-    """Opens a RequestScope for each HTTP request, around whatever identity was found before."""
+    """Opens a RequestScope for each HTTP request, around whatever identity was found before. `behind_gateway`: nobody but our gateway
+    can connect, and it says in ADDRESS_HEADER where a request comes from."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, behind_gateway: bool = False) -> None:
         self._app = app
+        self._behind_gateway = behind_gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -110,6 +113,8 @@ class RequestScopes:
                     error = RequestError("X-Request-Timeout must be a number of seconds above 0")
                     await _refuse(error, scope, receive, send)
                     return
+            elif name == ADDRESS_HEADER and self._behind_gateway:
+                found.address = value.decode("latin-1")
         token = enter_scope(found)
         try:
             await self._app(scope, receive, send)

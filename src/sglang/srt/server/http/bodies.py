@@ -8,7 +8,7 @@ bodies are decoded directly: their size bounds the objects that they can become.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -112,6 +112,22 @@ def parse_object(body: Pieces, fields: Fields) -> dict[str, Any]:
         _refuse(error)
     except RecursionError as error:
         raise RequestError("the body is nested too deeply") from error
+
+
+class _OneName(Fields):
+    """All other names are as good as known."""
+
+    def check(self, names: Iterable[str]) -> None:
+        pass
+
+
+async def peek(body: Pieces, name: str) -> Any:
+    """The value of one field of a body, which stays as it is; None if it has none. Raises RequestError if it is no JSON object."""
+    only = _OneName(frozenset({name}))
+    copy = Pieces(body)
+    if sum(map(len, body)) > LONG_BODY:
+        return (await run_aside(parse_object, copy, only)).get(name)
+    return parse_object(copy, only).get(name)
 
 
 def _parse_short(body: bytes, fields: Fields) -> dict[str, Any]:

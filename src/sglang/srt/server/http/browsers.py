@@ -15,7 +15,7 @@ import functools
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -106,7 +106,7 @@ class Hosts:
 class BrowserGuard:
     """The three checks. `effects`: paths that change something although they may be asked by GET."""
 
-    def __init__(self, app: ASGIApp, hosts: Hosts, origins: tuple[str, ...], effects: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, hosts: Hosts, origins: tuple[str, ...], effects: Container[str]) -> None:
         self._app = app
         self._hosts = hosts
         self._origins = {parse_origin(origin) for origin in origins} - {None}

@@ -1,0 +1,86 @@
+"""Several tiny models behind one port, and a server of one of them, each in its own process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from sglang.common.server_process import end_process, wait_until
+from tests.conftest import ROOT, START_SECONDS, RunningServer, free_port, start_server
+from tests.model.tiny import save_model
+from tests.server.conftest import folder, make_stand, tokenizer  # noqa: F401  fixtures
+from tests.server.models import CHATML, train_byte_level
+
+SEED = ("--random-seed", "7", "--threads", "1")
+CHAT = {"messages": [{"role": "user", "content": "a b c"}], "max_tokens": 12}
+
+
+def make_model(folder: Path, seed: int) -> Path:
+    """A random llama that speaks ChatML. It never ends by itself within the lengths of these tests."""
+    folder.mkdir()
+    tokenizer = train_byte_level()
+    end = tokenizer.token_to_id("<|im_end|>")
+    size = tokenizer.get_vocab_size()
+    save_model(folder, "llama", seed, vocab_size=size, max_position_embeddings=4096, bos_token_id=None, eos_token_id=end)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}, "chat_template": CHATML}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {name: make_model(root / name, seed) for seed, name in enumerate(("alpha", "beta", "gamma"))}
+
+
+def start_several(log: Path, *flags: str, environ: dict[str, str] | None = None) -> RunningServer:
+    """`sglang serve` with these flags; returns when it is ready."""
+    port = free_port()
+    command = [sys.executable, "-m", "sglang.launch_server", "--port", str(port), *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")} | (environ or {})
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+    server = RunningServer(process, f"http://127.0.0.1:{port}", log)
+
+    def is_ready() -> bool:
+        return any("ready to roll" in line and not line.startswith("[alpha") for line in log.read_text().splitlines())
+
+    try:
+        wait_until(is_ready, process, START_SECONDS, "server")
+    except (RuntimeError, TimeoutError) as error:
+        end_process(process)
+        raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}") from error
+    return server
+
+
+@pytest.fixture(scope="session")
+def several(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """alpha and beta at most in memory of alpha, beta, gamma."""
+    named = [word for name, path in models.items() for word in ("--model", f"{name}={path}")]
+    log = tmp_path_factory.mktemp("several") / "log"
+    server = start_several(log, *named, "--max-loaded", "2", "--enable-metrics", *SEED)
+    yield server
+    end_process(server.process, 30)
+
+
+@pytest.fixture(scope="session")
+def alone(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """alpha, without anything in front."""
+    log = tmp_path_factory.mktemp("alone") / "log"
+    server = start_server(log, "--served-model-name", "alpha", *SEED, model=str(models["alpha"]))
+    yield server
+    server.stop()
+
+
+@pytest.fixture()
+def http(several: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=several.url, timeout=120, trust_env=False) as client:
+        yield client
