@@ -15,7 +15,6 @@ import pytest
 from sglang.common.server_process import end_process, wait_until
 from tests.conftest import ROOT, START_SECONDS, RunningServer, free_port, start_server
 from tests.model.tiny import save_model
-from tests.server.conftest import folder, make_stand, tokenizer  # noqa: F401  fixtures
 from tests.server.models import CHATML, train_byte_level
 
 SEED = ("--random-seed", "7", "--threads", "1")

@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sglang.cluster.gateway import CHANGING_BY_GET, Effects
 from sglang.cluster.metrics import joined_metrics
 from sglang.cluster.model_list import ServedModel, list_models, write_flags
 from sglang.commands.arguments import CommandError
 from sglang.commands.serve import split_models
 from sglang.srt.errors import ConfigError
 from sglang.srt.server_args import ServerArgs
-from tests.server.conftest import MakeStand
 
 
 def listed(tmp_path: Path, text: str, **flags: object) -> dict[str, ServedModel]:
@@ -100,13 +98,3 @@ def test_metrics_of_several_servers_stand_together() -> None:
     expected = '# HELP a text\n# TYPE a gauge\na{model_name="x"} 1\na{model_name="z"} 4\n'
     assert joined_metrics([one, two]) == expected + '# HELP b more\n# TYPE b counter\nb_total 2\nb_total{x="y"} 3\n'
     assert joined_metrics([]) == "\n"
-
-
-def test_what_a_get_changes_is_known_to_the_gateway(make_stand: MakeStand) -> None:
-    """Of the routes that change something by GET, those that exist here."""
-    from sglang.srt.server.native.not_done import NOT_DONE
-
-    both = {route.path for route in make_stand().app.routes if {"GET", "POST"} <= (getattr(route, "methods", None) or set())}
-    assert {path for path in both - NOT_DONE.keys() if not path.startswith("/v1/messages/batches")} == CHANGING_BY_GET
-    assert all(path in Effects() and f"/models/a{path}" in Effects() for path in CHANGING_BY_GET)
-    assert "/v1/models" not in Effects()
