@@ -484,3 +484,24 @@ async def test_a_silent_stream_pings_and_ends_with_an_error_event(stand: Stand, 
 
 def test_an_answer_that_was_aborted_has_not_ended() -> None:
     assert _stopped(FinishReason("abort", message="by the operator"), Blocks()) == ("pause_turn", None)
+
+
+async def test_cached_tokens_are_counted_once(stand: Stand) -> None:
+    """Anthropic's input_tokens leave out those that were read from the cache."""
+    async with client_of(stand) as client:
+        body = {"max_tokens": 3, "messages": [{"role": "user", "content": "The quick brown fox"}]}
+        num_tokens = (await client.post("/v1/messages/count_tokens", json=body)).json()["input_tokens"]
+        first, second = [(await client.post("/v1/messages", json=body)).json()["usage"] for _ in range(2)]
+    assert (first["input_tokens"], first["cache_read_input_tokens"]) == (num_tokens, 0)
+    assert (second["input_tokens"], second["cache_read_input_tokens"]) == (1, num_tokens - 1)
+
+
+def test_results_stand_before_the_calls_of_the_same_message() -> None:
+    blocks = [
+        {"type": "text", "text": "So."},
+        {"type": "tool_use", "id": "b", "name": "now", "input": {}},
+        {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text", "text": "1"}, {"type": "text", "text": "2"}]},
+    ]
+    told = chat_body({"messages": [{"role": "assistant", "content": blocks}], "max_tokens": 1}, thinks=False)["messages"]
+    assert told[0] == {"role": "tool", "tool_call_id": "a", "content": "1\n2"}
+    assert (told[1]["content"][0]["text"], told[1]["tool_calls"][0]["id"], len(told)) == ("So.", "b", 2)

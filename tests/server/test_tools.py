@@ -4,6 +4,7 @@ grammar engine."""
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -14,7 +15,8 @@ from sglang.srt.errors import GrammarError
 from sglang.srt.messages import TokenizedReq
 from sglang.srt.sampling_params import SamplingParams
 from sglang.srt.scheduler.grammar.engines.llguidance_backend import LLGuidanceBackend
-from sglang.srt.server.openai.tools import plan_tools
+from sglang.srt.server.openai.prompts import parse_messages
+from sglang.srt.server.openai.tools import call_id, plan_tools
 from sglang.srt.server.parsers.pieces import CallArguments, CallBegin, Text
 from sglang.srt.server.parsers.tool_calls import FORMATS, create_parser
 from sglang.srt.server.tokenization.chat_template import ChatTemplate
@@ -87,6 +89,13 @@ async def test_content_is_null_when_there_are_only_calls(stand: Stand) -> None:
     assert len({call["id"] for call in message["tool_calls"]}) == 2
 
 
+async def test_an_answer_of_nothing_is_an_empty_text(stand: Stand) -> None:
+    says(stand, "")
+    for tools in (None, TOOLS):
+        message = (await chat(stand, tools=tools)).json()["choices"][0]["message"]
+        assert (message["content"], message["tool_calls"]) == ("", None)
+
+
 async def test_calls_are_streamed_name_first_then_arguments(stand: Stand) -> None:
     says(stand, f"Well. [{CALL}, {CALL}]")
     response = await chat(stand, tools=TOOLS, stream=True)
@@ -141,6 +150,24 @@ async def test_earlier_calls_and_results_are_in_the_prompt(stand: Stand) -> None
     assert f"<|im_start|>assistant\n{CALL}<|im_end|>\n<|im_start|>user\nResult of get_weather:\n18<|im_end|>" in prompt_of(
         stand
     )
+
+
+@pytest.mark.parametrize("arguments", ["", "{", "[1]", '"Paris"', "null", "Paris", '{"city": "Par'])
+def test_arguments_of_earlier_calls_that_are_no_object_stay_as_they_were_written(tokenizer: Tokenizer, arguments: str) -> None:
+    """Such as a call that was cut."""
+    call = {"id": "c", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+    messages = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    (_, parsed) = parse_messages(messages, tokenizer.chat_template())
+    assert tokenizer.chat_template().forms.argument_objects
+    assert parsed["tool_calls"][0]["function"]["arguments"] == (arguments or {})
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"), [("mistral", "[A-Za-z0-9]{9}"), ("qwen", "call_[0-9a-f]{24}"), ("", "call_[0-9a-f]{24}")]
+)
+def test_names_of_calls_are_what_templates_take(name: str, pattern: str) -> None:
+    """Mistral's refuse all others."""
+    assert re.fullmatch(pattern, call_id(name)) and call_id(name) != call_id(name)
 
 
 async def test_tools_go_to_a_template_that_knows_them(make_stand: MakeStand, tokenizer: Tokenizer) -> None:
