@@ -103,6 +103,27 @@ struct LinearArgs {
   const float* bias;                   // or null
   const int* rows;
   int max_rows;
+  int columns = 0;                     // linear_gated: of gate and up together
+};
+// Matrices of adapters, float16, zero where an adapter has none. Ranks go by sixteens ("groups").
+//   a [slot][part][group][k][16 ranks]      b [slot][part][group][panel of the part][16 ranks][16 columns]
+constexpr int kMaxParts = 4;
+struct BankView {
+  const uint16_t *a, *b;
+  size_t a_slot, b_slot;               // values of a slot
+  const float* scales;                 // [slots][parts]
+  const int* ranks;                    // [slots][parts]; 0: the adapter leaves this part alone
+  int slots, parts, groups, k;         // k: a multiple of 32
+};
+struct LowRankArgs {
+  BankView bank;
+  ActView x;
+  float* h;                            // [max_rows][chunks][parts * groups * 16]
+  float* out;
+  size_t ld_out;
+  const int *num_tiles, *slots, *starts, *order;           // RowAdapters of kernels/low_rank.py
+  int chunks, chunk_len, max_tiles, max_rows;
+  int first[kMaxParts], widths[kMaxParts], first_panel[kMaxParts + 1];
 };
 struct BlocksArgs {                    // linear_blocks
   LinearArgs linear;
@@ -334,10 +355,11 @@ struct ReadArgs {                      // memory bandwidth, for benchmarks
 
 struct Kernels {
   const char* name;
-  OpFn take_sampled, embedding, rms_norm, linear, linear_blocks, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap;
+  OpFn take_sampled, embedding, rms_norm, linear, linear_blocks, linear_gated, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap;
   OpFn overlay, gather_rows, blend_rows, select_rope, layer_norm, activate, rotate, segment_attention;
   OpFn route, sort_pairs, gather_pairs, gated_experts, experts_linear;
   OpFn adjust, mask, argmax, log_sum_exp, top_k, sample;
+  OpFn low_rank_down, low_rank_up;
   OpFn pack, read;
   double (*peak)(int what, int loops);  // operations a second of one thread: 0 int8 dots, 1 float32 FMA
 };

@@ -159,4 +159,5 @@ NB_MODULE(_cpu, m) {
   def_model_ops(runtime);
   def_expert_ops(runtime);
   def_logit_ops(runtime);
+  def_adapter_ops(runtime);
 }

@@ -83,7 +83,7 @@ class Call {
  private:
   template <class T, class A> void check_type(const A& a, const char* arg) {
     using V = std::remove_const_t<T>;
-    if (a.dtype() != nb::dtype<V>()) fail(arg, std::string("must be of type ") + (std::is_same_v<V, float> ? "float32" : std::is_same_v<V, int> ? "int32" : "uint32"));
+    if (a.dtype() != nb::dtype<V>()) fail(arg, std::string("must be of type ") + (std::is_same_v<V, float> ? "float32" : std::is_same_v<V, int> ? "int32" : std::is_same_v<V, uint16_t> ? "uint16" : "uint32"));
     check(reinterpret_cast<uintptr_t>(a.data()) % alignof(V) == 0, arg, "must be aligned");
   }
   template <class T, class A> Vector<T> vector(Obj o, const char* arg, size_t at_least) {

@@ -25,7 +25,7 @@ struct Ctx {
 
 using OpFn = void (*)(const void* args, const Ctx&);
 
-constexpr size_t kOpArgs = 208;
+constexpr size_t kOpArgs = 224;
 
 struct Op {
   OpFn fn;

@@ -7,3 +7,4 @@
 void def_model_ops(nanobind::class_<Runtime>& runtime);   // ops_model.cpp
 void def_expert_ops(nanobind::class_<Runtime>& runtime);  // ops_experts.cpp
 void def_logit_ops(nanobind::class_<Runtime>& runtime);   // ops_logits.cpp
+void def_adapter_ops(nanobind::class_<Runtime>& runtime); // ops_adapters.cpp

@@ -65,16 +65,19 @@ static void rms_norm(Runtime& rt, Obj x, Obj weight, Obj out, Obj rows, float ep
 
 static void linear(Runtime& rt, Obj weight, Obj x, Obj out, Obj rows, Obj bias) {
   Call c("linear");
-  const WeightView& w = c.weight(weight, "weight");
+  const Weight& packed = c.handle<Weight>(weight, "weight");
+  const WeightView& w = packed.view;
   const Activation& act = c.reads(x, w);
-  auto o = c.out_mat<float>(out, "out", w.n);
+  auto o = c.out_mat<float>(out, "out", packed.out_features);
   const float* b = nullptr;
   if (!bias.is_none()) {
     auto v = c.vec<float>(bias, "bias", size_t(w.n));
     c.apart(o, row(v), "out");
+    c.check(!packed.gated, "bias", "goes with weights of pack only");
     b = v.p;
   }
-  rt.run(make_op("linear", rt.kernels().linear, LinearArgs{w, act.view, o.p, o.ld, b, c.rows(rows), smaller(o.rows, act.max_rows)}), c.keep);
+  const LinearArgs a{w, act.view, o.p, o.ld, b, c.rows(rows), smaller(o.rows, act.max_rows), packed.out_features};
+  rt.run(make_op("linear", packed.gated ? rt.kernels().linear_gated : rt.kernels().linear, a), c.keep);
 }
 
 static void linear_blocks(Runtime& rt, Obj weight, Obj x, Obj out, Obj rows, Obj whole, Obj num_blocks, Obj blocks) {

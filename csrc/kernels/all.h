@@ -7,6 +7,7 @@
 #include "linear.h"
 #include "experts.h"
 #include "attention.h"
+#include "low_rank.h"
 #include "vision.h"
 #include "logits.h"
 #include "pack.h"
@@ -14,9 +15,9 @@
 namespace ISA {
 extern const Kernels kernels;
 const Kernels kernels = {
-    ISA_NAME, take_sampled, embedding, rms_norm, linear, linear_blocks, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap,
+    ISA_NAME, take_sampled, embedding, rms_norm, linear, linear_blocks, linear_gated, gated_linear, gate, store, rope_store, attention, attention_finish, soft_cap,
     overlay, gather_rows, blend_rows, select_rope, layer_norm, activate, rotate_rows, segment_attention,
     route, sort_pairs, gather_pairs, gated_experts, experts_linear,
-    adjust, mask, argmax, log_sum_exp, top_k, sample, pack, read, peak,
+    adjust, mask, argmax, log_sum_exp, top_k, sample, low_rank_down, low_rank_up, pack, read, peak,
 };
 }  // namespace ISA

@@ -115,6 +115,24 @@ template <int FN> static void gated_rows(const GatedLinearArgs& a, const Ctx& c)
     for (int p = run.begin; p < run.end; p++)
       gated_unit<FN>(a.w, a.x, a.out, p % quads, p / quads * rows, imin((p / quads + 1) * rows, m), nullptr, c.scratch);
 }
+// Gate's columns, then up's, of a weight whose panels alternate: `linear` for it.
+static void linear_gated(const void* args, const Ctx& c) {
+  const auto& a = *static_cast<const LinearArgs*>(args);
+  const int m = count(a.rows, a.max_rows), quads = a.w.panels / 4, half = a.columns / 2;
+  if (m <= 0) return;
+  const int rows = block_rows(m), blocks = (m + rows - 1) / rows;
+  float* tmp = reinterpret_cast<float*>(c.scratch + kPanelBuf);
+  for (Runs run(quads * blocks, 1, c); run.next();)
+    for (int p = run.begin; p < run.end; p++) {
+      const int q = p % quads, r0 = p / quads * rows, r1 = imin(r0 + rows, m), n = half - 32 * q;
+      panels(a.w, 4 * q, 4, a.x, r0, r1, reinterpret_cast<uint8_t*>(c.scratch), tmp, 64, false);
+      for (int r = r0; r < r1; r++)
+        for (int i = 0; i < 64; i += 16) {
+          float* o = a.out + size_t(r) * a.ld_out + i / 32 * half + 32 * q + i % 32;
+          if (n > i % 32) fstore_n(o, fload(tmp + (r - r0) * 64 + i), n - i % 32);
+        }
+    }
+}
 static void gated_linear(const void* args, const Ctx& c) {
   const auto& a = *static_cast<const GatedLinearArgs*>(args);
   if (a.gate == kSilu) gated_rows<kSilu>(a, c);

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
 
-from sglang.srt.model.kernels.triton import attention, encoder, linear, logits, norm, rope, rows, sampling
+from sglang.srt.model.kernels.triton import attention, encoder, linear, logits, low_rank, norm, rope, rows, sampling
 
 TARGET = GPUTarget("cuda", 90, 32)
 
@@ -104,6 +104,13 @@ def linear_cases() -> Iterator[Case]:
     yield linear.quantise_rows_kernel, types | {"out": F8, "scales": F32, "limit": "fp32"}, {"BLOCK": 1024}, {}
 
 
+def adapter_cases() -> Iterator[Case]:
+    types = {"x": BF16, "a": BF16, "b": BF16, "out": BF16, "h": F32, "scales": F32}
+    types |= dict.fromkeys(("ranks", "num_tiles", "slots", "starts", "order"), I32)
+    yield low_rank.low_rank_down_kernel, types, {"ROWS": 16, "RANK": 16, "BLOCK_K": 128}, {"num_warps": 4}
+    yield low_rank.low_rank_up_kernel, types, {"ROWS": 16, "RANK": 16, "COLUMNS": 64}, {"num_warps": 4}
+
+
 def row_cases() -> Iterator[Case]:
     types = dict.fromkeys(("table", "out", "gate", "up", "delta", "qkv", "k_pool", "v_pool"), BF16)
     types |= dict.fromkeys(
@@ -182,7 +189,7 @@ def stack_bytes(cubin: bytes) -> int:
 def main() -> int:
     bad = 0
     driver.set_active(NoDevice())  # type: ignore[arg-type]
-    for case in (*row_cases(), *logits_cases(), *linear_cases(), *attention_cases()):
+    for case in (*row_cases(), *logits_cases(), *linear_cases(), *adapter_cases(), *attention_cases()):
         kernel, _, constants, _ = case
         shared, ptx, cubin = build(case)
         stack = stack_bytes(cubin)

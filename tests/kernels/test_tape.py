@@ -118,8 +118,11 @@ def test_arguments_are_checked_when_recorded(ops: Any) -> None:
         with pytest.raises(ValueError, match="gate must be"):
             gated = ops.pack_gated(*(tensor(np.random.default_rng(0), "q8_0", 64, 64) for _ in range(2)))
             ops.gated_linear(gated, program.activation, program.activation, program.rows, gate="relu")
-        with pytest.raises(ValueError, match="pack_gated"):
+        with pytest.raises(ValueError, match="out must have at least 128 columns"):
             ops.linear(gated, program.activation, program.out, program.rows)
+        with pytest.raises(ValueError, match="bias goes with weights of pack only"):
+            both, bias = np.zeros((20, 128), np.float32), np.zeros(128, np.float32)
+            ops.linear(gated, program.activation, both, program.rows, bias=bias)
 
 
 def test_every_op_of_the_forward_pass_is_recorded() -> None:

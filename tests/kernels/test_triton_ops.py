@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from sglang.srt.model.kernels.low_rank import LowRank, RowAdapters, group_rows, row_adapter_sizes
 from sglang.srt.model.kernels.ops import AttentionMeta, Routes, Routing, StepShape
 from sglang.srt.model.kernels.reference import ReferenceOps
 from sglang.srt.model.quant.formats import HostTensor, dense
@@ -694,3 +695,58 @@ def test_rows_of_experts_do_not_depend_on_the_batch(exact: Any) -> None:
     whole = run(list(range(20)))
     for some in ([3], [19, 0], list(range(5, 18))):
         same_bits(run(some), np.ascontiguousarray(whole[some]))
+
+# --- adapters -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("widths", [(48, 16, 24), (70,)])
+def test_low_rank(ops: Any, widths: tuple[int, ...]) -> None:
+    """Several adapters in one call, and the same bits for a row alone."""
+    rng, k, slots = np.random.default_rng(1), 144, 3
+    banks = REFERENCE.bank(slots, 40, k, widths), ops.bank(slots, 40, k, widths)
+    for slot in range(slots):
+        parts = [
+            None
+            if len(widths) > 1 and (slot + i) % 3 == 2
+            else LowRank(
+                rng.standard_normal((r, k), np.float32) / 12, rng.standard_normal((width, r), np.float32) / 4, 0.5 + slot
+            )
+            for i, (width, r) in enumerate(zip(widths, (3, 16, 40), strict=False))
+        ]
+        there = [None if p is None else replace(p, a=_rounded(ops, p.a), b=_rounded(ops, p.b)) for p in parts]
+        REFERENCE.place_adapter(banks[0], slot, REFERENCE.pack_adapter(banks[0], there))
+        ops.place_adapter(banks[1], slot, ops.pack_adapter(banks[1], parts))
+    x, chosen = _rounded(ops, normal(25, k)), rng.integers(-1, slots, 25).tolist()
+    chosen[:18] = [2] * 18
+    want = np.zeros((25, sum(widths)), np.float32)
+    REFERENCE.low_rank(banks[0], _Rows(x), want, _row_adapters(REFERENCE, chosen, 25, slots))
+
+    def run(rows: list[int]) -> Float:
+        activation = ops.activation(25, [ops.pack([dense("w", normal(16, k))])])
+        activation.data[: len(rows)] = torch.from_numpy(x[rows]).to(ops.dtype)
+        out = ops.empty((25, sum(widths)), "hidden")
+        ops.low_rank(banks[1], activation, out, _row_adapters(ops, [chosen[r] for r in rows], 25, slots))
+        return host(out).astype(np.float32)[: len(rows)]
+
+    whole = run(list(range(25)))
+    close(whole, want, tolerance(ops))
+    for row in (0, 17, 24):
+        same_bits(run([row]), whole[row : row + 1])
+
+
+class _Rows:
+    """An activation of the reference."""
+
+    def __init__(self, data: Float) -> None:
+        self.data = data
+
+
+def _rounded(ops: Any, values: Float) -> Float:
+    rounded: Float = torch.from_numpy(values).to(ops.dtype).float().numpy()
+    return rounded
+
+
+def _row_adapters(ops: Any, slots: list[int], max_rows: int, num_slots: int) -> RowAdapters:
+    arrays = {name: np.zeros(size, np.int32) for name, size in row_adapter_sizes(max_rows, num_slots).items()}
+    group_rows(ints(*slots), arrays)
+    return RowAdapters(**{name: ops.array(values) for name, values in arrays.items()})

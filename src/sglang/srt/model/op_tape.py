@@ -24,6 +24,7 @@ RECORDED = (
     "route",
     "gated_experts",
     "experts_linear",
+    "low_rank",
     "gate",
     "store",
     "rope_store",

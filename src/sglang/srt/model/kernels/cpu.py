@@ -20,6 +20,7 @@ from sglang_anywhere_kernels import _cpu
 
 from sglang.srt.errors import ConfigError, ModelError
 from sglang.srt.model.kernels.host import HostArrays
+from sglang.srt.model.kernels.low_rank import LowRank, PackedBank, RowAdapters
 from sglang.srt.model.kernels.ops import (
     Activation,
     Activator,
@@ -260,6 +261,16 @@ class CpuOps(HostArrays):
         if part.shape[0]:
             self.runtime.pack(weight, np.ascontiguousarray(part.data), _FORMATS[part.format][0], part.shape[0], first_row)
 
+    def bank(self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = "") -> PackedBank:
+        return PackedBank(num_slots, max_rank, in_features, widths)
+
+    def pack_adapter(self, bank: Any, parts: Sequence[LowRank | None]) -> Any:
+        return bank.pack(parts)
+
+    def place_adapter(self, bank: Any, slot: int, packed: Any) -> None:
+        self.finish()
+        bank.place(slot, packed)
+
     def activation(self, max_rows: int, readers: Sequence[Any]) -> Activation:
         widths = {reader.in_features for reader in readers}
         if len(widths) != 1:
@@ -333,6 +344,10 @@ class CpuOps(HostArrays):
     ) -> None:
         """A row's experts are added up by ascending id."""
         self.runtime.experts_linear(bank, x, out, routes, rows, bias)
+
+    def low_rank(self, bank: Any, x: Activation, out: Array, adapters: RowAdapters) -> None:
+        matrices = (bank.a_bits, bank.b_bits, bank.scales, bank.ranks, bank.columns, bank.max_rank)
+        self.runtime.low_rank(*matrices, x, out, adapters.num_tiles, adapters.slots, adapters.starts, adapters.order)
 
     def gate(self, gate: Array, up: Array, out: Activation, rows: Array, *, gate_fn: Gate) -> None:
         self.runtime.gate(gate, up, out, rows, gate_fn)

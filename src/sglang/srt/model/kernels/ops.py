@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sglang.srt.model.kernels.low_rank import Bank, LowRank, RowAdapters
 from sglang.srt.model.quant.formats import HostTensor
 
 Array = Any
@@ -232,6 +233,19 @@ class Ops(Protocol):
         takes them, and they are not kept. All experts' must pack alike."""
         ...
 
+    def bank(self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = "") -> Bank:
+        """Room for what adapters add to a linear layer whose output is matrices of `widths` rows side by side. `name`: of the
+        first."""
+        ...
+
+    def pack_adapter(self, bank: Bank, parts: Sequence[LowRank | None]) -> Any:
+        """What `place_adapter` takes, of what one adapter adds to each of the bank's matrices. May be called on any thread."""
+        ...
+
+    def place_adapter(self, bank: Bank, slot: int, packed: Any) -> None:
+        """Writes it into a slot, for ops called from here on. No op that was called before may still read the slot."""
+        ...
+
     def activation(self, max_rows: int, readers: Sequence[Weight]) -> Activation:
         """A buffer for rows that all of `readers` multiply; its width is their common in_features."""
         ...
@@ -280,7 +294,8 @@ class Ops(Protocol):
         ...
 
     def linear(self, weight: Weight, x: Activation, out: Array, rows: Array, *, bias: Array | None = None) -> None:
-        """out[i] = weight @ x[i] (+ bias). out: [max_rows, >= out_features], possibly a column range of a wider buffer."""
+        """out[i] = weight @ x[i] (+ bias). out: [max_rows, >= out_features], possibly a column range of a wider buffer. Of a weight
+        of `pack_gated`: gate's columns, then up's, without a bias."""
         ...
 
     def linear_blocks(
@@ -319,6 +334,11 @@ class Ops(Protocol):
     ) -> None:
         """out[r] = sum over the pairs i of row r, in a fixed order, of weight_i * (matrix_e @ x[i] + bias[e]). x: rows of sorted
         pairs; bias: [num_experts, out]."""
+        ...
+
+    def low_rank(self, bank: Bank, x: Activation, out: Array, adapters: RowAdapters) -> None:
+        """out[i] += scale * (b @ (a @ x[i])), with the matrices of row i's adapter, for each of the bank's matrices in its columns of
+        out: [max_rows, >= sum of widths]. A row is the same in any company. Rows without an adapter stay as they are."""
         ...
 
     def gate(self, gate: Array, up: Array, out: Activation, rows: Array, *, gate_fn: Gate) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from sglang.srt.model.kernels import reference_experts
 from sglang.srt.model.kernels.host import HostArrays
+from sglang.srt.model.kernels.low_rank import LowRank, ReferenceAdapterBank, RowAdapters
 from sglang.srt.model.kernels.ops import Activator, AttentionMeta, ExpertGate, Gate, KernelLimits, Routes, Routing
 from sglang.srt.model.kernels.reference_experts import ReferenceBank
 from sglang.srt.model.kernels.reference_linear import (
@@ -69,6 +70,15 @@ class ReferenceOps(HostArrays):
 
     def pack_experts(self, num_experts: int, read: Callable[[int], Sequence[HostTensor]], *, gated: bool) -> ReferenceBank:
         return ReferenceBank(num_experts, read)
+
+    def bank(self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = "") -> ReferenceBank:
+        return ReferenceBank(num_slots, max_rank, in_features, widths)
+
+    def pack_adapter(self, bank: Any, parts: Sequence[LowRank | None]) -> Any:
+        return bank.pack(parts)
+
+    def place_adapter(self, bank: Any, slot: int, packed: Any) -> None:
+        bank.place(slot, packed)
 
     def activation(self, max_rows: int, readers: Sequence[Weight]) -> ReferenceActivation:
         return ReferenceActivation(max_rows, readers[0].in_features)
@@ -149,6 +159,9 @@ class ReferenceOps(HostArrays):
         self, bank: Any, x: Activation, out: Float, routes: Routes, rows: Int, *, bias: Float | None = None
     ) -> None:
         reference_experts.experts_linear(bank, x, out, routes, int(rows[0]), bias)
+
+    def low_rank(self, bank: Any, x: Activation, out: Float, adapters: RowAdapters) -> None:
+        bank.add(x.data, out, adapters)
 
     def gate(self, gate: Float, up: Float, out: Activation, rows: Int, *, gate_fn: Gate) -> None:
         n = int(rows[0])

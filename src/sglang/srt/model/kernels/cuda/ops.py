@@ -29,8 +29,10 @@ from sglang.srt.model.kernels.cuda.attention import PARTIAL_BYTES, PagedAttentio
 from sglang.srt.model.kernels.cuda.experts import CudaBank, Experts, pack_bank
 from sglang.srt.model.kernels.cuda.linear import Products
 from sglang.srt.model.kernels.cuda.logits import Logits
+from sglang.srt.model.kernels.cuda.low_rank import CudaBank, LowRankSums
 from sglang.srt.model.kernels.cuda.memory import DeviceFetch, DeviceInputs, DeviceTable, upload
 from sglang.srt.model.kernels.cuda.weights import CudaActivation, CudaKV, CudaWeight
+from sglang.srt.model.kernels.low_rank import LowRank, RowAdapters
 from sglang.srt.model.kernels.ops import Activator, AttentionMeta, ExpertGate, Gate, KernelLimits, Routes, Routing, StepShape
 from sglang.srt.model.kernels.triton import norm
 from sglang.srt.model.kernels.triton import rows as row_kernels
@@ -113,6 +115,7 @@ class CudaOps:
         self._experts = Experts(self.device, self.dtype, self._early, self._products.scratch)
         self._attention = PagedAttention(self.device, processors, deterministic, partial_bytes, self._early)
         self._logits = Logits(self.device)
+        self._low_rank = LowRankSums(self.device, self._early)
         # by address, together with the array, so that no other array can come to lie there
         self._bounds: dict[int, tuple[Tensor, int]] = {}
         self._shapes: dict[int, tuple[Tensor, StepShape]] = {}
@@ -196,6 +199,15 @@ class CudaOps:
 
     def pack_experts(self, num_experts: int, read: Callable[[int], Sequence[HostTensor]], *, gated: bool) -> CudaBank:
         return pack_bank(num_experts, read, self.dtype, self.device)
+
+    def bank(self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = "") -> CudaBank:
+        return CudaBank(num_slots, max_rank, in_features, widths, self.dtype, self.device)
+
+    def pack_adapter(self, bank: Any, parts: Sequence[LowRank | None]) -> Any:
+        return bank.pack(parts)
+
+    def place_adapter(self, bank: Any, slot: int, packed: Any) -> None:
+        bank.place(slot, packed)
 
     def activation(self, max_rows: int, readers: Sequence[Weight]) -> CudaActivation:
         widths = {reader.in_features for reader in readers}
@@ -298,6 +310,9 @@ class CudaOps:
     ) -> None:
         if n := self._most(rows, out, routes.ids):
             self._experts.linear(bank, x, out, routes, rows, n, bias)
+
+    def low_rank(self, bank: Any, x: Activation, out: Tensor, adapters: RowAdapters) -> None:
+        self._low_rank.add(bank, x.data, out, adapters, self._most(adapters.num_tiles, adapters.slots))
 
     def gate(self, gate: Tensor, up: Tensor, out: Activation, rows: Tensor, *, gate_fn: Gate) -> None:
         n, width = self._most(rows, gate, out.data), out.width
