@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sglang.srt.checkpoint.resolve import resolve_model
-from sglang.srt.config import MemoryOptions, ModelOptions
+from sglang.srt.config import AdapterOptions, MemoryOptions, ModelOptions
 from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, PromptLogprobs, SampleSpec, VocabMasks
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.weights.loader import load_checkpoint
@@ -57,12 +57,14 @@ def save_model(folder: Path, family: str, seed: int = 0, **overrides: Any) -> An
     return model
 
 
-def open_worker(path: Path, ops: Ops, use_tape: bool = True, quantization: Any = None, **memory: Any) -> LocalWorker:
+def open_worker(
+    path: Path, ops: Ops, use_tape: bool = True, quantization: Any = None, adapters: AdapterOptions | None = None, **memory: Any
+) -> LocalWorker:
     """A worker with a small pool."""
     options = ModelOptions(str(path), quantization=quantization)
     checkpoint = load_checkpoint(resolve_model(str(path)), options)
     limits: dict[str, Any] = {"max_total_tokens": 2048, "max_running_requests": 24, "chunked_prefill_size": 600}
-    return worker_from(checkpoint, checkpoint.config, ops, MemoryOptions(**{**limits, **memory}), use_tape)
+    return worker_from(checkpoint, checkpoint.config, ops, MemoryOptions(**{**limits, **memory}), use_tape, adapters=adapters)
 
 
 @dataclass
@@ -75,6 +77,8 @@ class Seq:
     done: int = 0
     """tokens whose K and V are in the pool"""
     output: list[int] = field(default_factory=list)
+    slot: int = -1
+    """of its adapter"""
 
     @property
     def ids(self) -> list[int]:
@@ -127,7 +131,10 @@ class Driver:
                 sample_rows.append(len(ids) - 1)
                 samples.append(seq.spec)
         arrays = (ids, positions, slots, [s.row for s, _ in parts], starts, lengths, seq_lens, sample_rows)
-        return ForwardBatch(*(np.array(a, np.int32) for a in arrays), samples, prompts)
+        batch = ForwardBatch(*(np.array(a, np.int32) for a in arrays), samples, prompts)
+        if any(seq.slot >= 0 for seq, _ in parts):
+            batch.row_adapter = np.repeat([seq.slot for seq, _ in parts], lengths).astype(np.int32)
+        return batch
 
     def step(self, parts: list[tuple[Seq, int]], masks: VocabMasks | None = None, **wanted: Any) -> ForwardOutput:
         batch = self.batch(parts, **wanted)

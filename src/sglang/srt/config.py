@@ -109,6 +109,45 @@ class MemoryOptions:
 
 
 @dataclass(frozen=True)
+class NamedAdapter:
+    """An adapter by the name that requests give it. `pinned`: it never makes room for another. `uid`: a number that no other load has
+    had. `digest`: of the weights that must be found there, if they are known."""
+
+    name: str
+    path: str
+    pinned: bool = False
+    uid: int = 0
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """A loaded adapter. `invocation`: of an activated one (aLoRA), the ids from which on it acts; empty: it acts on every row.
+    `digest`: of its weights."""
+
+    rank: int
+    invocation: tuple[int, ...] = ()
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """Adapters of low rank, LoRA (consumers: model/adapters, scheduler/adapters, server/adapters)."""
+
+    adapters: tuple[NamedAdapter, ...] = ()
+    """loaded at start"""
+    max_loras_per_batch: int = 8
+    """adapters that the requests of one step may have"""
+    max_loaded_loras: int = 64
+    max_rank: int | None = None
+    """None: that of the adapters loaded at start, and DEFAULT_RANK where others may come"""
+    root: str | None = None
+    """folder below which adapters may be loaded while the server runs; None: none are"""
+    at_run_time: bool = False
+    """the offline Engine: its caller may load adapters from anywhere"""
+
+
+@dataclass(frozen=True)
 class ScheduleOptions:
     """Which requests run next (consumer: scheduler/)."""
 
@@ -127,6 +166,8 @@ class ScheduleOptions:
     """draft tokens in free text, from the request's own text and from the prefix tree (scheduler/speculation/)"""
     overlap: bool = True
     """begin a step before the last one's tokens are known, where the worker can (RunningBatch.build_ahead)"""
+    lora_eviction_policy: Literal["lru", "fifo"] = "lru"
+    """which adapter makes room for another where those of a step are limited"""
     test_retract_every: int = 0
     """for tests: force a retraction every so many decode steps"""
 
@@ -256,4 +297,6 @@ class RuntimeConfig:
     grammar: GrammarOptions
     http: HttpOptions
     media: MediaOptions = field(default_factory=MediaOptions)
+    adapters: AdapterOptions | None = None
+    """None: no adapters are served"""
     flags: dict[str, Any] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sglang.srt.config import AdapterInfo
 from sglang.srt.media_item import EncodeJob, MediaItem
 from sglang.srt.sampling_params import SamplingParams
 
@@ -130,6 +131,8 @@ class ForwardBatch:
     previous: Int32Array | None = None
     """[num_tokens] with `ModelInfo.runs_ahead`: a row whose id is not known to the host takes what was sampled by this sample of
     the step before; -1: `input_ids` has it"""
+    row_adapter: Int32Array | None = None
+    """[num_tokens] the slot of each row's adapter (AdapterStore.place), -1 for none; None: no row has one"""
     masked: bool = False
     """whether masks will come: logits that they forbid need not be computed"""
 
@@ -200,6 +203,37 @@ class ModelInfo:
     """length of the vectors of a model that embeds and does not generate; 0: it generates"""
     num_labels: int = 0
     """of a classifier, whose vectors are scores of labels"""
+    adapters: dict[int, AdapterInfo] | None = None
+    """those loaded at start, by uid; None: the model takes none"""
+
+
+class Loading(Protocol):
+    """An adapter on its way (concurrent.futures.Future)."""
+
+    def done(self) -> bool: ...
+
+    def result(self) -> AdapterInfo:
+        """Once it is done. Raises ModelError if the adapter cannot be used."""
+        ...
+
+
+class AdapterWorker(Protocol):
+    """The model's side of adapters. They are known by numbers that are never given twice."""
+
+    num_slots: int
+    """adapters that the rows of one step may have"""
+
+    def load(self, uid: int, path: str) -> Loading:
+        """Reads an adapter while steps go on."""
+        ...
+
+    def place(self, uid: int, slot: int) -> None:
+        """Puts a loaded one into a slot, between two steps, in place of what is there."""
+        ...
+
+    def forget(self, uid: int) -> None:
+        """It is needed no more. No step under way uses it."""
+        ...
 
 
 class ModelWorker(Protocol):
@@ -207,6 +241,11 @@ class ModelWorker(Protocol):
     grammar masks on another thread, since `forward` releases the GIL while native code runs."""
 
     info: ModelInfo
+
+    @property
+    def adapters(self) -> AdapterWorker | None:
+        """None: the model takes none."""
+        ...
 
     def bind(self, req_to_token: Int32Array) -> None:
         """Gives the worker the [max_running_requests, context_len] table of slots that the scheduler writes. Called once."""

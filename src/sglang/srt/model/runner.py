@@ -10,7 +10,7 @@ Row counts are read when the ops run, so one recording serves every step: decode
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,14 +19,37 @@ from sglang.srt.model.cuda_graph import DecodeGraphs
 from sglang.srt.model.distributed.sharding import Shard
 from sglang.srt.model.kernels.ops import Array, Ops, StepShape
 from sglang.srt.model.kv_pool import KVPool
+from sglang.srt.model.layers.adapters import AdapterRows
 from sglang.srt.model.layers.buffers import MediaBuffers, StepBuffers, StepLimits, create_buffers
 from sglang.srt.model.models.decoder import Decoder
 from sglang.srt.model.op_tape import OpTape
 
 
+@dataclass
+class Programs:
+    """The two halves of a step. `graphs`: both, for small decode steps."""
+
+    body: Callable[[], None]
+    head: Callable[[], None]
+    graphs: DecodeGraphs | None = None
+
+    def run(self) -> None:
+        self.body()
+        self.head()
+
+
+@dataclass(frozen=True)
+class AdaptedPrograms:
+    """Those of steps in which some row has an adapter; which, is told to `rows` and, for rows of the head, `head_rows`."""
+
+    programs: Programs
+    rows: AdapterRows
+    head_rows: AdapterRows
+
+
 class ModelRunner:
     """Owns the buffers and the tapes of one model on one device. `req_to_token` is read through for as long as it lives.
-    `sampled`: where the sampler puts the ids it samples."""
+    `sampled`: where the sampler puts the ids it samples. `num_adapters`: slots of the banks."""
 
     def __init__(
         self,
@@ -38,6 +61,7 @@ class ModelRunner:
         use_tape: bool,
         sampled: Array,
         shard: Shard | None = None,
+        num_adapters: int = 0,
     ) -> None:
         self.limits = limits
         self._shard = shard
@@ -47,26 +71,30 @@ class ModelRunner:
             self._logits = ops.empty((limits.max_logit_rows, shard.whole.vocab_size))
         self._ops = ops
         self._req_to_token = req_to_token
-        self._step = create_buffers(ops, model.config, model.readers, limits, req_to_token, model.needs_gate_up)
-        step = self._step
+        needs_gate_up = model.needs_gate_up or num_adapters > 0
+        self._step = step = create_buffers(ops, model.config, model.readers, limits, req_to_token, needs_gate_up)
 
-        def body() -> None:
-            ops.take_sampled(step.input_ids, step.previous, sampled, step.rows)
-            model.body(step, pool.layers)
+        def programs(step: StepBuffers) -> Programs:
+            def body() -> None:
+                ops.take_sampled(step.input_ids, step.previous, sampled, step.rows)
+                model.body(step, pool.layers)
 
-        self._run_body = record_program(ops, body, use_tape)
-        self._run_head = record_program(ops, lambda: model.head(step), use_tape)
-        self._graphs: DecodeGraphs | None = None
+            return Programs(record_program(ops, body, use_tape), record_program(ops, lambda: model.head(step), use_tape))
+
+        self._plain = self._programs = programs(step)
+        self._adapted: AdaptedPrograms | None = None
+        if num_adapters:
+            rows, head_rows = (AdapterRows(ops, n, num_adapters) for n in (limits.max_rows, limits.max_logit_rows))
+            adapted = replace(step, adapters=rows.arrays, head_adapters=head_rows.arrays)
+            self._adapted = AdaptedPrograms(programs(adapted), rows, head_rows)
+        self._row_adapter: Int32Array | None = None  # of the step, where some row has one
         self._num_ready = 0  # rows whose logits a graph has made already
 
     def record_graphs(self, max_reqs: int) -> None:
         """Decode steps of up to max_reqs requests are replayed from now on."""
-
-        def run() -> None:
-            self._run_body()
-            self._run_head()
-
-        self._graphs = DecodeGraphs(self._ops, self._step, run, max_reqs)
+        every = [self._plain, *([self._adapted.programs] if self._adapted is not None else [])]
+        for programs in every:
+            programs.graphs = DecodeGraphs(self._ops, self._step, programs.run, max_reqs)
 
     def body(self, batch: ForwardBatch) -> None:
         """Computes all rows of the step."""
@@ -76,12 +104,24 @@ class ModelRunner:
         if batch.previous is not None and self._shard is not None:
             self._shard.ranks.share(self._sampled)  # rank 0 has sampled them
         self._num_ready = 0
-        if self._graphs is None or not _is_decode(batch) or batch.num_reqs > self._graphs.max_reqs:
-            self._run_body()
+        self._choose_programs(batch.row_adapter)
+        graphs = self._programs.graphs
+        if graphs is None or not _is_decode(batch) or batch.num_reqs > graphs.max_reqs:
+            self._programs.body()
             return
         self._load_head(batch.sample_rows)
-        self._graphs.replay(batch.num_reqs)
+        graphs.replay(batch.num_reqs)
         self._num_ready = batch.num_reqs
+
+    def _choose_programs(self, row_adapter: Int32Array | None) -> None:
+        """Steps in which no row has an adapter run as if there were none."""
+        self._row_adapter = row_adapter if row_adapter is not None and row_adapter.max(initial=-1) >= 0 else None
+        if self._row_adapter is None:
+            self._programs = self._plain
+            return
+        assert self._adapted is not None, "the worker takes no adapters"
+        self._programs = self._adapted.programs
+        self._adapted.rows.load(self._row_adapter)
 
     @property
     def can_skip_columns(self) -> bool:
@@ -97,7 +137,7 @@ class ModelRunner:
             assert n == self._num_ready, "all rows of a decode step are sampled"
         elif n:
             self._load_head(rows, whole, blocks)
-            self._run_head()
+            self._programs.head()
         if self._shard is None:
             return step.logits[:n]
         if n:
@@ -117,6 +157,8 @@ class ModelRunner:
                 host["blocks"][: len(blocks)] = blocks
         step.head_inputs.send()
         self._ops.bound(step.head_rows, n)
+        if self._row_adapter is not None and self._adapted is not None:
+            self._adapted.head_rows.load(self._row_adapter[rows])
 
 
 def _is_decode(batch: ForwardBatch) -> bool:

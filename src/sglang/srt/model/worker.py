@@ -8,6 +8,7 @@ The files of this wing, each importing only what stands above it:
     sampling/ capacity kv_pool op_tape      tokens, memory, replay
     kernel_limits                           limits of the chosen kernels
     distributed/{ranks,sharding,ops}        one rank's part of all of this
+    adapters/                               what requests may add to the weights
     runner                                  one forward pass
     worker                                  this file
     distributed/{wire,leader,follower}      several ranks as one worker
@@ -22,10 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from sglang.srt.checkpoint.resolve import find_files
-from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
+from sglang.srt.config import AdapterOptions, DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import CapacityError
 from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, LogprobResult, ModelInfo, SampleSpec, VocabMasks
 from sglang.srt.media_item import EncodeJob, MediaItem
+from sglang.srt.model.adapters.store import AdapterStore, create_store
 from sglang.srt.model.capacity import (
     DRAFT_ROWS,
     Capacity,
@@ -76,8 +78,10 @@ class LocalWorker:
         encoder: Encoder | None = None,
         encoder_cache_bytes: int = 0,
         shard: Shard | None = None,
+        adapters: AdapterStore | None = None,
     ) -> None:
         self.info = info
+        self.adapters = adapters
         self.ops = ops
         self.embed_width = model.config.hidden_size * (1 + len(model.config.vision.deep_layers if model.config.vision else ()))
         self._shard = shard
@@ -93,8 +97,10 @@ class LocalWorker:
         self._encodings = EncodeQueue(encoder, encoder_cache_bytes) if encoder is not None else None
 
     def bind(self, req_to_token: Int32Array) -> None:
+        num_adapters = self.adapters.num_slots if self.adapters is not None else 0
+        tape, sampled = self._use_tape, self._sampler.ids
         self._runner = ModelRunner(
-            self.ops, self._model, self._pool, self._limits, req_to_token, self._use_tape, self._sampler.ids, self._shard
+            self.ops, self._model, self._pool, self._limits, req_to_token, tape, sampled, self._shard, num_adapters
         )
         if self.info.graph_max_reqs:
             self._runner.record_graphs(self.info.graph_max_reqs)
@@ -177,14 +183,23 @@ def _output(chosen: Sampled, order: Int32Array | None, scores: list[LogprobResul
     return ForwardOutput(ids, chosen.logprobs, scores, [int(order[i]) for i in chosen.bad_rows])
 
 
-def create_worker(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions) -> LocalWorker:
+def create_worker(
+    model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, adapters: AdapterOptions | None = None
+) -> LocalWorker:
     """Loads the whole model. Raises ConfigError, ModelError or CapacityError with one sentence."""
-    return _create(model, device, memory, 0)
+    return _create(model, device, memory, 0, adapters=adapters)
 
 
-def create_rank(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, rank: int, directory: Path) -> LocalWorker:
+def create_rank(
+    model: ModelOptions,
+    device: DeviceOptions,
+    memory: MemoryOptions,
+    rank: int,
+    directory: Path,
+    adapters: AdapterOptions | None = None,
+) -> LocalWorker:
     """Loads the part of one of `device.tp_size` ranks, which meet in `directory`. Raises as `create_worker` does."""
-    return _create(model, _share_of(device), memory, rank, directory)
+    return _create(model, _share_of(device), memory, rank, directory, adapters)
 
 
 def _share_of(device: DeviceOptions) -> DeviceOptions:
@@ -199,7 +214,12 @@ def _share_of(device: DeviceOptions) -> DeviceOptions:
 
 
 def _create(
-    model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, rank: int, directory: Path | None = None
+    model: ModelOptions,
+    device: DeviceOptions,
+    memory: MemoryOptions,
+    rank: int,
+    directory: Path | None = None,
+    adapters: AdapterOptions | None = None,
 ) -> LocalWorker:
     """With `directory`, one rank of several."""
     files = find_files(model)
@@ -213,7 +233,8 @@ def _create(
     checkpoint = load_checkpoint(files, model, kept=getattr(ops, "formats", ()))
     check_needs(files.name, checkpoint, ops, memory, device_memory(ops, memory.reserved_bytes), device.tp_size)
     try:
-        worker = worker_from(checkpoint, checkpoint.config, ops, memory, device.use_tape, model.quantization, ranks)
+        quantization, tape = model.quantization, device.use_tape
+        worker = worker_from(checkpoint, checkpoint.config, ops, memory, tape, quantization, ranks, adapters)
     except MemoryError as error:
         raise CapacityError(f"the memory of this machine does not suffice for {model.model_path}") from error
     if hasattr(ops, "capture"):
@@ -272,6 +293,7 @@ def worker_from(
     use_tape: bool = True,
     quantization: str | None = None,
     ranks: Ranks | None = None,
+    adapters: AdapterOptions | None = None,
 ) -> LocalWorker:
     """A worker for weights that are loaded. With `ranks`, for this rank's part of them."""
     resolve_batch(memory, config.context_len)  # bad flags are found before minutes of loading
@@ -287,7 +309,8 @@ def worker_from(
     weight_bytes = sum(w.num_bytes for w in weights)
     token_bytes = kv_bytes_per_token(ops, mine)
     footprint = ModelFootprint(config.context_len, token_bytes, weight_bytes, ops.slot_run)
-    capacity = _plan(mine, device_options(memory, ops), footprint, ops)
+    store = create_store(part_ops, config, model.readers.sites, adapters, shard) if adapters is not None else None
+    capacity = _plan(mine, device_options(memory, ops), footprint, ops, store.num_bytes if store is not None else 0)
     if ranks is not None:  # one pool of slots for all: as many as the smallest has room for
         capacity = replace(capacity, max_total_tokens=ranks.least(capacity.max_total_tokens))
     info = _model_info(config, part_ops, capacity, footprint, ranks.size if ranks is not None else 1)
@@ -296,7 +319,7 @@ def worker_from(
         quantization=quantization or (config.quantization.name if config.quantization is not None else None),
         num_params=sum(w.out_features * w.in_features for w in weights) * info.tp_size,
     )
-    return LocalWorker(part_ops, model, info, capacity, use_tape, encoder, memory.encoder_cache_bytes, shard)
+    return LocalWorker(part_ops, model, info, capacity, use_tape, encoder, memory.encoder_cache_bytes, shard, store)
 
 
 def _create_encoder(ops: Ops, source: WeightSource, config: ModelConfig, ranks: Ranks | None) -> Encoder | None:
@@ -331,11 +354,10 @@ def _model_info(config: ModelConfig, ops: Ops, capacity: Capacity, footprint: Mo
     )
 
 
-def _plan(config: ModelConfig, memory: MemoryOptions, footprint: ModelFootprint, ops: Ops) -> Capacity:
+def _plan(config: ModelConfig, memory: MemoryOptions, footprint: ModelFootprint, ops: Ops, bank_bytes: int) -> Capacity:
     running, batch_tokens = resolve_batch(memory, footprint.context_len)
     limits = StepLimits(batch_tokens, running, running + DRAFT_ROWS)
     tables = 4 * running * footprint.context_len  # the scheduler's ReqToToken
     images = running * cross_bytes_per_request(ops, config)
-    return plan_capacity(
-        memory, footprint, device_memory(ops, memory.reserved_bytes), buffer_bytes(config, limits) + tables + images
-    )
+    buffers = buffer_bytes(config, limits) + tables + images + bank_bytes
+    return plan_capacity(memory, footprint, device_memory(ops, memory.reserved_bytes), buffers)

@@ -21,7 +21,18 @@ import numpy as np
 from sglang.srt.config_codec import decode_config
 from sglang.srt.errors import SglangError
 from sglang.srt.model.distributed.leader import RankConfig, RankStatus
-from sglang.srt.model.distributed.wire import Bind, Message, decode, read_frame, unpack_step, write_frame
+from sglang.srt.model.distributed.wire import (
+    Bind,
+    ForgetAdapter,
+    LoadAdapter,
+    Message,
+    PlaceAdapter,
+    Step,
+    decode,
+    read_frame,
+    unpack_step,
+    write_frame,
+)
 from sglang.srt.model.worker import LocalWorker, create_rank
 from sglang.srt.process.logs import configure_logging
 
@@ -41,7 +52,24 @@ def _compute(worker: LocalWorker, steps: queue.SimpleQueue[Message]) -> None:
     while True:
         step = steps.get()
         assert not isinstance(step, Bind)
-        worker.forward(unpack_step(step, table, worker.embed_width, worker.ops.array))
+        if isinstance(step, Step):
+            worker.forward(unpack_step(step, table, worker.embed_width, worker.ops.array))
+        else:
+            _adapt(worker, step)
+
+
+def _adapt(worker: LocalWorker, message: LoadAdapter | PlaceAdapter | ForgetAdapter) -> None:
+    """Rank 0 has read the same file, or does; one that it could not read is forgotten here as well."""
+    store = worker.adapters
+    assert store is not None
+    if isinstance(message, LoadAdapter):
+        store.load(message.uid, message.path)
+    elif isinstance(message, PlaceAdapter):
+        store.finish_loading()
+        store.place(message.uid, message.slot)
+    else:
+        store.finish_loading()
+        store.forget(message.uid)
 
 
 def main() -> None:
@@ -56,7 +84,9 @@ def main() -> None:
     threading.Thread(target=_read_on, args=(sys.stdin.buffer, steps), name="life-line", daemon=True).start()
     with os.fdopen(int(sys.argv[1]), "wb") as status:
         try:
-            worker = create_rank(config.model, config.device, config.memory, config.rank, Path(config.directory))
+            worker = create_rank(
+                config.model, config.device, config.memory, config.rank, Path(config.directory), config.adapters
+            )
         except SglangError as error:
             write_frame(status, msgspec.msgpack.encode(RankStatus(str(error))))
             os._exit(1)

@@ -27,12 +27,24 @@ from typing import IO
 import msgspec
 
 from sglang.srt.checkpoint.resolve import find_files
-from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
+from sglang.srt.config import AdapterOptions, DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.config_codec import encode_config
 from sglang.srt.errors import ConfigError, EngineDeadError
-from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, VocabMasks
+from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, Loading, VocabMasks
 from sglang.srt.media_item import EncodeJob, MediaItem
-from sglang.srt.model.distributed.wire import Bind, Message, TableDiff, encode, pack_step, read_frame, write_frame
+from sglang.srt.model.adapters.store import AdapterStore
+from sglang.srt.model.distributed.wire import (
+    Bind,
+    ForgetAdapter,
+    LoadAdapter,
+    Message,
+    PlaceAdapter,
+    TableDiff,
+    encode,
+    pack_step,
+    read_frame,
+    write_frame,
+)
 from sglang.srt.model.worker import LocalWorker, create_rank
 
 logger = logging.getLogger("sglang")
@@ -48,6 +60,7 @@ class RankConfig(msgspec.Struct):
     model: ModelOptions
     device: DeviceOptions
     memory: MemoryOptions
+    adapters: AdapterOptions | None = None
 
 
 class RankStatus(msgspec.Struct):
@@ -59,14 +72,16 @@ class RankStatus(msgspec.Struct):
 class Followers:
     """The processes of ranks 1 .. size - 1."""
 
-    def __init__(self, model: ModelOptions, device: DeviceOptions, memory: MemoryOptions) -> None:
+    def __init__(
+        self, model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, adapters: AdapterOptions | None = None
+    ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="sglang-ranks-"))  # 0700
         self._closing = False
         self.failure: str | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
         self._status: list[IO[bytes]] = []
         for rank in range(1, device.tp_size):
-            config = RankConfig(rank, str(self.directory), model, device, memory)
+            config = RankConfig(rank, str(self.directory), model, device, memory, adapters)
             self._start(config)
         self._close_at_exit = weakref.finalize(self, _end, self._processes, self.directory, os.getpid())
 
@@ -143,13 +158,17 @@ def _end(processes: list[subprocess.Popen[bytes]], directory: Path, owner: int) 
 
 
 def create_parallel_worker(
-    model: ModelOptions, device: DeviceOptions, memory: MemoryOptions, on_death: Callable[[str], None] | None = None
+    model: ModelOptions,
+    device: DeviceOptions,
+    memory: MemoryOptions,
+    on_death: Callable[[str], None] | None = None,
+    adapters: AdapterOptions | None = None,
 ) -> ParallelWorker:
     """Starts all ranks and loads the model in parts. Raises ConfigError, ModelError or CapacityError with one sentence."""
     model = replace(model, files=find_files(model))  # one downloads, not all
-    followers = Followers(model, device, memory)
+    followers = Followers(model, device, memory, adapters)
     try:
-        local = create_rank(model, device, memory, 0, followers.directory)
+        local = create_rank(model, device, memory, 0, followers.directory, adapters)
         followers.wait_ready()
     except BaseException as error:
         if isinstance(error, RuntimeError):  # of a collective: another rank has ended, and said why
@@ -160,6 +179,26 @@ def create_parallel_worker(
     return ParallelWorker(local, followers)
 
 
+class ParallelAdapters:
+    """Every rank has its part of each adapter (forward_batch.AdapterWorker)."""
+
+    def __init__(self, local: AdapterStore, followers: Followers) -> None:
+        self._local, self._followers = local, followers
+        self.num_slots = local.num_slots
+
+    def load(self, uid: int, path: str) -> Loading:
+        self._followers.send(LoadAdapter(uid, path))
+        return self._local.load(uid, path)
+
+    def place(self, uid: int, slot: int) -> None:
+        self._followers.send(PlaceAdapter(uid, slot))
+        self._local.place(uid, slot)
+
+    def forget(self, uid: int) -> None:
+        self._followers.send(ForgetAdapter(uid))
+        self._local.forget(uid)
+
+
 class ParallelWorker:
     """The scheduler's worker when there are several ranks (forward_batch.ModelWorker)."""
 
@@ -167,6 +206,7 @@ class ParallelWorker:
         self.info = local.info
         self._local = local
         self.followers = followers
+        self.adapters = ParallelAdapters(local.adapters, followers) if local.adapters is not None else None
         self._diff: TableDiff | None = None
 
     def bind(self, req_to_token: Int32Array) -> None:

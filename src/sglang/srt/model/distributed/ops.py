@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from sglang.srt.model.distributed.sharding import SUMMED, Shard
+from sglang.srt.model.kernels.low_rank import AdapterBank, RowAdapters
 from sglang.srt.model.kernels.ops import Activation, Array, Bank, Ops, Routes, Weight
 from sglang.srt.model.quant.formats import HostTensor
 
@@ -28,6 +29,8 @@ class ShardedOps:
         self._summed: set[int] = set()
         self._weights: list[Weight] = []  # keeps what `_summed` names alive
         self._bounds: dict[int, int] = {}
+        self._banks: dict[int, tuple[Bank, Array]] = {}  # of layers whose sums are added up, and room for a part
+        self._parts: dict[int, Array] = {}  # by the number of columns: what adapters add to sums
         self.deterministic = base.deterministic and shard.ranks.deterministic
         self.runs_ahead = hasattr(base, "capture")  # on a CPU every sum over ranks waits for what is to be added
 
@@ -42,6 +45,12 @@ class ShardedOps:
             self._summed.add(id(weight))
             self._weights.append(weight)
         return weight
+
+    def bank(self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = "") -> Bank:
+        bank = self._base.bank(num_slots, max_rank, in_features, widths)
+        if f"{name}.weight".endswith(SUMMED):
+            self._banks[id(bank)] = bank, None
+        return bank
 
     def bound(self, rows: Array, num_rows: int) -> None:
         self._bounds[id(rows)] = num_rows
@@ -66,3 +75,18 @@ class ShardedOps:
         self._base.linear(weight, x, out, rows, bias=bias)
         if id(weight) in self._summed:
             self._ranks.sum_rows(out[: self._bounds.get(id(rows), len(out))])
+
+    def low_rank(self, bank: Bank, x: Activation, out: Array, adapters: RowAdapters) -> None:
+        """Where columns of A are cut by ranks, what each makes is a part of a sum, too."""
+        if id(bank) not in self._banks:
+            self._base.low_rank(bank, x, out, adapters)
+            return
+        _, part = self._banks[id(bank)]
+        if part is None or len(part) < len(out):
+            part = self._base.empty((len(out), sum(bank.widths)), "hidden")
+            self._banks[id(bank)] = bank, part
+        n = self._bounds.get(id(adapters.order), len(out))
+        part[:n] = 0
+        self._base.low_rank(bank, x, part, adapters)
+        self._ranks.sum_rows(part[:n])
+        out[:n] += part[:n]

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from sglang.srt.errors import ConfigError, ModelError
 from sglang.srt.model.distributed.ranks import Ranks
+from sglang.srt.model.kernels.low_rank import LowRank
 from sglang.srt.model.kernels.ops import Array
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.model_config import ExpertsConfig, ModelConfig
@@ -49,6 +50,15 @@ class Shard:
         local = ids - self.ranks.rank * self.ids_each
         mine = (local >= 0) & (local < self.ids_each)
         return (local - self.ids_each) * mine + self.ids_each  # of the type that ids have
+
+    def cut_adapter(self, name: str, part: LowRank) -> LowRank:
+        """This rank's part of what an adapter adds to the matrix `name`: rows of B, or columns of A."""
+        stem, rank, size = _stem(f"{name}.weight")[0], self.ranks.rank, self.ranks.size
+        if f"{stem}.weight" in SUMMED:
+            width = part.a.shape[1] // size
+            return replace(part, a=part.a[:, rank * width : (rank + 1) * width])
+        rows = rows_of_rank(self, stem, len(part.b))
+        return part if rows is None else replace(part, b=part.b[slice(*rows)])
 
 
 def shard_model(config: ModelConfig, ranks: Ranks) -> Shard:
@@ -116,7 +126,7 @@ class ShardedSource:
             return values
         if f"{stem}.weight" in SUMMED:
             return values if self._shard.ranks.rank == 0 else np.zeros_like(values)
-        rows = self._rows(stem, len(values))
+        rows = rows_of_rank(self._shard, stem, len(values))
         return values if rows is None else np.ascontiguousarray(values[slice(*rows)])
 
     def _cut(self, tensor: HostTensor, name: str) -> HostTensor:
@@ -129,19 +139,8 @@ class ShardedSource:
                 return tensor.slice_columns(self._shard.ranks.rank * width, (self._shard.ranks.rank + 1) * width)
             except ValueError as error:
                 raise ConfigError(f"--tp-size {self._shard.ranks.size} does not fit this checkpoint: {error}") from error
-        rows = self._rows(stem, tensor.shape[0])
+        rows = rows_of_rank(self._shard, stem, tensor.shape[0])
         return tensor if rows is None else tensor.slice_rows(*rows)
-
-    def _rows(self, stem: str, total: int) -> tuple[int, int] | None:
-        """This rank's rows of a matrix or bias; None: all of them."""
-        rank, size = self._shard.ranks.rank, self._shard.ranks.size
-        if stem in _BY_HEAD:
-            heads, mine = self._shard.whole.num_kv_heads, self._shard.config.num_kv_heads
-            first, width = rank * heads // size, total // heads
-            return first * width, (first + mine) * width
-        if stem in _BY_ROWS:
-            return rank * (total // size), (rank + 1) * (total // size)
-        return None
 
     def _vocabulary(self, tensor: HostTensor) -> HostTensor:
         each, rank = self._shard.ids_each, self._shard.ranks.rank
@@ -150,6 +149,18 @@ class ShardedSource:
         zeros = np.zeros((missing, *mine.data.shape[1:]), mine.data.dtype)
         scale = None if mine.scale is None else np.concatenate([mine.scale, np.ones(missing, np.float32)])
         return replace(mine, shape=(each + 1, *mine.shape[1:]), data=np.concatenate([mine.data, zeros]), scale=scale)
+
+
+def rows_of_rank(shard: Shard, stem: str, total: int) -> tuple[int, int] | None:
+    """A rank's rows of a matrix or bias; None: all of them."""
+    rank, size = shard.ranks.rank, shard.ranks.size
+    if stem in _BY_HEAD:
+        heads, mine = shard.whole.num_kv_heads, shard.config.num_kv_heads
+        first, width = rank * heads // size, total // heads
+        return first * width, (first + mine) * width
+    if stem in _BY_ROWS:
+        return rank * (total // size), (rank + 1) * (total // size)
+    return None
 
 
 def _stem(name: str) -> tuple[str, str]:

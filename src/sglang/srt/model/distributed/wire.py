@@ -18,7 +18,7 @@ import numpy.typing as npt
 from sglang.srt.forward_batch import EmbedRows, ForwardBatch, Int32Array, PromptLogprobs
 
 _INTS = ("input_ids", "positions", "out_cache_loc", "req_pool_idx", "q_start", "q_len", "seq_lens", "sample_rows")
-_OPTIONAL = ("rope_positions", "row_ends", "previous")
+_OPTIONAL = ("rope_positions", "row_ends", "previous", "row_adapter")
 
 
 class Bind(msgspec.Struct, tag=True):
@@ -63,8 +63,28 @@ class Step(msgspec.Struct, tag=True):
     rows: list[Rows] = []
 
 
-Message = Bind | Step
-_decoder = msgspec.msgpack.Decoder(Bind | Step)
+class LoadAdapter(msgspec.Struct, tag=True):
+    """AdapterStore.load."""
+
+    uid: int
+    path: str
+
+
+class PlaceAdapter(msgspec.Struct, tag=True):
+    """AdapterStore.place of one that rank 0 has loaded."""
+
+    uid: int
+    slot: int
+
+
+class ForgetAdapter(msgspec.Struct, tag=True):
+    """AdapterStore.forget."""
+
+    uid: int
+
+
+Message = Bind | Step | LoadAdapter | PlaceAdapter | ForgetAdapter
+_decoder = msgspec.msgpack.Decoder(Message)
 
 
 def write_frame(stream: IO[bytes], data: bytes) -> None:
@@ -128,7 +148,7 @@ def unpack_step(step: Step, table: Int32Array, width: int, array: Callable[[npt.
         slots = _ints(change.slots)
         table[change.row, change.start : change.start + len(slots)] = slots
     ints: dict[str, Any] = {name: _ints(step.ints[name]) for name in _INTS}
-    axes, ends, previous = (step.ints.get(name) for name in _OPTIONAL)
+    axes, ends, previous, row_adapter = (step.ints.get(name) for name in _OPTIONAL)
     return ForwardBatch(
         **ints,
         samples=[],
@@ -137,6 +157,7 @@ def unpack_step(step: Step, table: Int32Array, width: int, array: Callable[[npt.
         rope_positions=None if axes is None else _ints(axes).reshape(3, -1),
         row_ends=None if ends is None else _ints(ends),
         previous=None if previous is None else _ints(previous),
+        row_adapter=None if row_adapter is None else _ints(row_adapter),
     )
 
 

@@ -37,9 +37,10 @@ class Attention:
             self.head_norms = (q_norm, k_norm)
         readers.attn_in.extend(self.qkv.weights)
         readers.attn_out.extend(self.output.weights)
+        readers.sites += (self.qkv.site, self.output.site)
 
     def __call__(self, step: StepBuffers, kv: KVLayer, out: Array) -> None:
-        self.qkv(step.attn_in, step.qkv, step.rows)
+        self.qkv(step.attn_in, step.qkv, step.rows, step.adapters)
         if self.wide_norm is not None:
             self.wide_norm(step.qkv, step.rows)
         rope, positions = self.rope.of_step(step)
@@ -63,7 +64,7 @@ class Attention:
         self.ops.attention(
             step.qkv, kv, step.attn_out, meta, num_heads=self.num_heads, window=self.window, soft_cap=self.soft_cap
         )
-        self.output(step.attn_out, out, step.rows)
+        self.output(step.attn_out, out, step.rows, step.adapters)
 
 
 class WideNorm:

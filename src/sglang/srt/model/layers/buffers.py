@@ -13,7 +13,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from sglang.srt.forward_batch import Int32Array
+from sglang.srt.model.kernels.low_rank import RowAdapters
 from sglang.srt.model.kernels.ops import Activation, Array, AttentionMeta, Inputs, Ops, Routes, Weight
+from sglang.srt.model.layers.adapters import AdapterSite
 from sglang.srt.model.layers.cross import CrossBuffers, create_cross
 from sglang.srt.model.model_config import ExpertsConfig, ModelConfig
 
@@ -25,7 +27,7 @@ REQ_INPUTS = ("req_pool_idx", "q_start", "q_len", "seq_lens")
 
 @dataclass
 class Readers:
-    """The weights that read each kind of activation: they decide its form."""
+    """The weights that read each kind of activation: they decide its form. `sites`: the layers that adapters may add to."""
 
     attn_in: list[Weight] = field(default_factory=list)
     attn_out: list[Weight] = field(default_factory=list)
@@ -34,6 +36,7 @@ class Readers:
     head_in: list[Weight] = field(default_factory=list)
     expert_out: list[Weight] = field(default_factory=list)
     shared_out: list[Weight] = field(default_factory=list)
+    sites: list[AdapterSite] = field(default_factory=list)
 
 
 @dataclass
@@ -107,6 +110,9 @@ class StepBuffers:
     media: MediaBuffers | None = None
     cross: CrossBuffers | None = None
     experts: ExpertBuffers | None = None
+    # which rows of `rows` and of `head_rows` have adapters; None in programs for steps without any
+    adapters: RowAdapters | None = None
+    head_adapters: RowAdapters | None = None
 
 
 @dataclass(frozen=True)

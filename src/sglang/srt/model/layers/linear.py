@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from sglang.srt.model.kernels.low_rank import RowAdapters
 from sglang.srt.model.kernels.ops import Activation, Array, Ops, Weight
+from sglang.srt.model.layers.adapters import AdapterSite
 from sglang.srt.model.layers.source import WeightSource
 from sglang.srt.model.quant.formats import HostTensor
 
 
 class Linear:
-    """out = weight @ x (+ bias). `outputs` maps checkpoint names ("...q_proj") to their out_features, in column order."""
+    """out = weight @ x (+ bias). `outputs` maps checkpoint names ("...q_proj") to their out_features, in column order. Adapters add to
+    it where its `site` has a bank."""
 
     def __init__(self, ops: Ops, source: WeightSource, outputs: dict[str, int], in_features: int, bias: bool = False) -> None:
         self.ops = ops
+        self.site = AdapterSite(ops, outputs, in_features)
         tensors = [source.tensor(f"{name}.weight", (size, in_features)) for name, size in outputs.items()]
         self.weights: list[Weight] = [ops.pack(run) for run in _runs(ops, tensors)]
         self.ends = np.cumsum([w.out_features for w in self.weights]).tolist()
@@ -30,10 +34,11 @@ class Linear:
             for w, end in zip(self.weights, self.ends, strict=True)
         ]
 
-    def __call__(self, x: Activation, out: Array, rows: Array) -> None:
+    def __call__(self, x: Activation, out: Array, rows: Array, adapters: RowAdapters | None = None) -> None:
         for weight, end, bias in zip(self.weights, self.ends, self.biases, strict=True):
             columns = out if len(self.weights) == 1 else out[:, end - weight.out_features : end]
             self.ops.linear(weight, x, columns, rows, bias=bias)
+        self.site(x, out, adapters)
 
 
 def _runs(ops: Ops, tensors: list[HostTensor]) -> list[list[HostTensor]]:

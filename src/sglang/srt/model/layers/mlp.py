@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from sglang.srt.model.kernels.ops import Array, Ops, Weight
+from sglang.srt.model.layers.adapters import AdapterSite
 from sglang.srt.model.layers.buffers import Readers, StepBuffers
 from sglang.srt.model.layers.linear import Linear
 from sglang.srt.model.layers.source import WeightSource
@@ -33,25 +34,36 @@ class GatedMLP:
         self.fused: Weight | None = None
         self.split: Linear | None = None
         if ops.can_stack([gate, up]) and not config.mlp_bias:
-            self.fused = ops.pack_gated(gate, up)
+            self.fused, self.site = ops.pack_gated(gate, up), AdapterSite(ops, names, config.hidden_size)
             readers.mlp_in.append(self.fused)
         else:
             self.split = Linear(ops, source, names, config.hidden_size, config.mlp_bias)
+            self.site = self.split.site
             readers.mlp_in.extend(self.split.weights)
         self.needs_gate_up = self.fused is None
         self.down = Linear(ops, source, {f"{prefix}.down_proj": config.hidden_size}, self.width, config.mlp_bias)
         readers.mlp_out.extend(self.down.weights)
+        readers.sites += (self.site, self.down.site)
 
     def __call__(self, step: StepBuffers, out: Array) -> None:
         assert step.mlp_out is not None
-        if self.fused is not None:
+        if self.fused is not None and step.adapters is None:
             self.ops.gated_linear(self.fused, step.mlp_in, step.mlp_out, step.rows, gate=self.activation)
         else:
-            assert self.split is not None and step.gate_up is not None
-            self.split(step.mlp_in, step.gate_up, step.rows)
-            gate, up = step.gate_up[:, : self.width], step.gate_up[:, self.width :]
-            self.ops.gate(gate, up, step.mlp_out, step.rows, gate_fn=self.activation)
-        self.down(step.mlp_out, out, step.rows)
+            self._in_two(step)
+        self.down(step.mlp_out, out, step.rows, step.adapters)
+
+    def _in_two(self, step: StepBuffers) -> None:
+        """Gate and up, then their product: the same bits, with room for adapters between."""
+        assert step.gate_up is not None and step.mlp_out is not None
+        if self.split is not None:
+            self.split(step.mlp_in, step.gate_up, step.rows, step.adapters)
+        else:
+            assert self.fused is not None
+            self.ops.linear(self.fused, step.mlp_in, step.gate_up, step.rows)
+            self.site(step.mlp_in, step.gate_up, step.adapters)
+        gate, up = step.gate_up[:, : self.width], step.gate_up[:, self.width : 2 * self.width]
+        self.ops.gate(gate, up, step.mlp_out, step.rows, gate_fn=self.activation)
 
 
 class PlainMLP:
@@ -66,13 +78,14 @@ class PlainMLP:
         self.down = Linear(ops, source, {f"{prefix}.down_proj": config.hidden_size}, self.width, config.mlp_bias)
         readers.mlp_in.extend(self.up.weights)
         readers.mlp_out.extend(self.down.weights)
+        readers.sites += (self.up.site, self.down.site)
 
     def __call__(self, step: StepBuffers, out: Array) -> None:
         assert step.gate_up is not None and step.mlp_out is not None
         inner = step.gate_up[:, : self.width]
-        self.up(step.mlp_in, inner, step.rows)
+        self.up(step.mlp_in, inner, step.rows, step.adapters)
         self.ops.activate(inner, step.mlp_out, step.rows, fn=self.activation)
-        self.down(step.mlp_out, out, step.rows)
+        self.down(step.mlp_out, out, step.rows, step.adapters)
 
 
 def create_mlp(ops: Ops, source: WeightSource, prefix: str, config: ModelConfig, readers: Readers) -> ChannelMixer:

@@ -102,7 +102,8 @@ class Decoder:
         """step.logits of the rows `head_row_idx`. May run several times: it leaves x alone."""
         self.ops.gather_rows(step.x, step.head_row_idx, step.head_x, step.head_rows)
         n = len(step.head_x)
-        self.finish(replace(step, x=step.head_x, delta=step.delta[:n], branch=step.branch[:n], rows=step.head_rows))
+        of_rows = replace(step, x=step.head_x, delta=step.delta[:n], branch=step.branch[:n], rows=step.head_rows)
+        self.finish(replace(of_rows, adapters=step.head_adapters))
         self.output(step)
 
     @property

@@ -53,7 +53,7 @@ class CrossLayer:
             ops.overlay(step.x, delta, step.every, step.rows, add=True)
         if not self.shares:
             self.shares = [ops.array(np.full((len(step.every), 1), gate, np.float32)) for gate in self.gates]
-        inner = replace(step, rows=cross.rows)
+        inner = replace(step, rows=cross.rows, adapters=None)
         ops.gather_rows(step.x, cross.take, cross.x, cross.rows)
         self.input_norm(cross.x, step.attn_in, cross.rows)
         self.q(step.attn_in, cross.q, cross.rows)

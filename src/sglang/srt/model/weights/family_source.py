@@ -79,6 +79,10 @@ class FamilySource:
             return stored
         return (self._sizes(part)[part.index], *stored[1:])
 
+    def stored(self, name: str) -> str:
+        """The tensor of `inner` that this one is, or a part of."""
+        return self._parts[name].stored
+
     def format(self, name: str) -> str:
         return self._inner.format(self._parts[name].stored)
 

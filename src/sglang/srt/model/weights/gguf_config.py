@@ -17,7 +17,7 @@ import numpy as np
 from sglang.srt.checkpoint.files import shown
 from sglang.srt.checkpoint.gguf_reader import GGUFFile
 from sglang.srt.errors import ModelError
-from sglang.srt.model.model_config import ModelConfig, RopeConfig
+from sglang.srt.model.model_config import ModelConfig, RopeConfig, TensorLayout
 from sglang.srt.model.weights.config_fields import MAX_ID, MAX_LAYERS, MAX_POSITIONS, MAX_SIZE
 from sglang.srt.model.weights.config_reader import parse_model_config
 from sglang.srt.model.weights.families.family import MIN_SCALE, Family
@@ -78,14 +78,10 @@ def read_gguf_config(gguf: GGUFFile, overrides: Mapping[str, Any]) -> ModelConfi
         raise meta.bad("rope.dimension_count", f"is {config.rope.rotary_dim}, and only whole heads of {config.head_dim} rotate")
     tensors = gguf.tensors
     scale = meta.number("attention.scale")
-    assert meta.family.gguf is not None
-    stems = {**STEMS, **meta.family.gguf.stems}
-    if config.norm_place == "around":
-        stems["ffn_norm"] = "pre_feedforward_layernorm"
     return replace(
         config,
         rope=_with_divisors(meta, config.rope),
-        layout=gguf_layout(stems, meta.family.gguf.interleaved),
+        layout=gguf_layout_of(meta.family, config),
         norm_offset=0.0,
         tie_word_embeddings="output.weight" not in tensors,
         attention_bias="blk.0.attn_q.bias" in tensors or "blk.0.attn_qkv.bias" in tensors,
@@ -93,6 +89,15 @@ def read_gguf_config(gguf: GGUFFile, overrides: Mapping[str, Any]) -> ModelConfi
         mlp_bias="blk.0.ffn_up.bias" in tensors,
         query_scale=config.query_scale if scale is None else _scale(meta, scale),
     )
+
+
+def gguf_layout_of(family: Family, config: ModelConfig) -> TensorLayout:
+    """How GGUF files of a family that has them name and cut what the decoder reads."""
+    assert family.gguf is not None
+    stems = {**STEMS, **family.gguf.stems}
+    if config.norm_place == "around":
+        stems["ffn_norm"] = "pre_feedforward_layernorm"
+    return gguf_layout(stems, family.gguf.interleaved)
 
 
 def _scale(meta: _Meta, scale: float) -> float:

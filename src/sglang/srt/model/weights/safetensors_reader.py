@@ -55,10 +55,10 @@ class SafetensorsSource:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
-        self._files: dict[str, _File] = {}  # tensor name -> file
+        self._files: dict[str, SafetensorsFile] = {}  # tensor name -> file
         self._num_read = 0
         for path, names in _shards(folder):
-            file = _File(path)
+            file = SafetensorsFile(path)
             for name in file.entries if names is None else names:
                 if name not in file.entries:
                     raise ModelError(f"{path} lacks the tensor {name!r} that {INDEX_NAME} promises: download it again")
@@ -99,24 +99,28 @@ class SafetensorsSource:
         return self._files[name].read_raw(name)
 
 
-class _File:
-    """One mapped safetensors file."""
+class SafetensorsFile:
+    """One safetensors file, mapped, or its bytes if they are given."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, data: bytes | None = None) -> None:
         self.path = path
+        self._buffer = self._mapped(path) if data is None else data
+        self._data_start = 0
+        self.entries = self._read_header()
+
+    @staticmethod
+    def _mapped(path: Path) -> mmap.mmap:
         try:
             check_regular(path)
             with open(path, "rb") as file:
-                self._buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:  # mmap's word for an empty file
             raise ModelError(f"{path} is empty: download it again") from error
         except OSError as error:
             raise ModelError(f"cannot read {path}: {error.strerror}") from error
-        self._data_start = 0
-        self.entries = self._read_header()
 
     def release(self) -> None:
-        if hasattr(mmap, "MADV_DONTNEED"):
+        if isinstance(self._buffer, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             self._buffer.madvise(mmap.MADV_DONTNEED)
 
     def _bad(self, what: str) -> ModelError:

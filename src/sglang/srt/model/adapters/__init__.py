@@ -1,0 +1,7 @@
+"""Adapters of low rank (LoRA): their files, and those that are loaded.
+
+peft_config   adapter_config.json of PEFT
+module_match  the patterns in it
+reader        a folder or file -> Adapter
+store         the loaded ones, and the slots of the layers' banks
+"""
