@@ -13,6 +13,7 @@ import numpy as np
 
 from sglang.srt.config import GrammarOptions, ScheduleOptions
 from sglang.srt.forward_batch import (
+    AdapterWorker,
     ForwardBatch,
     ForwardOutput,
     Int32Array,
@@ -102,6 +103,7 @@ class ToyWorker:
         self, num_slots: int = 1024, run: int = 16, max_running: int = 16, context_len: int = 512, max_batch_tokens: int = 256
     ) -> None:
         self.info = ModelInfo("toy", MODEL_VOCAB, context_len, num_slots, run, max_batch_tokens, max_running, "toy", True, 0, 8)
+        self.adapters: AdapterWorker | None = None
         self.tokens = np.full(num_slots, -1, dtype=np.int64)
         self.places = np.full(num_slots, -1, dtype=np.int64)
         self.table: Int32Array = np.zeros((0, 0), dtype=np.int32)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Union
 
 import msgspec
 
+from sglang.srt.config import AdapterInfo
 from sglang.srt.media_item import MediaItem
 from sglang.srt.sampling_params import SamplingParams
 
@@ -203,6 +204,8 @@ class TokenizedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     and those of the prompt. The output goes on behind them and is the one that it would have been"""
     resumed_hold: int = 0
     """`hold_bytes` with the last of them"""
+    adapter: int = 0
+    """the uid of its adapter; 0: none"""
 
 
 class AbortReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -247,6 +250,22 @@ class ViewReq(msgspec.Struct, frozen=True, tag=True):
     on: bool
 
 
+class LoadAdapterReq(msgspec.Struct, frozen=True, tag=True):
+    """Reads an adapter, to be known as `uid`, a new number. Answered by a ControlReply with an `adapter`. `pinned`: see NamedAdapter."""
+
+    call_id: int
+    uid: int
+    path: str
+    pinned: bool = False
+
+
+class UnloadAdapterReq(msgspec.Struct, frozen=True, tag=True):
+    """Forgets an adapter as soon as the requests that have it have ended; later ones are refused. Answered by ControlReply then."""
+
+    call_id: int
+    uid: int
+
+
 class EmbedReq(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """One text to embed. Answered by an EmbedOut. AbortReq ends it too. `client`: the API key that asks."""
 
@@ -261,7 +280,9 @@ class ShutdownReq(msgspec.Struct, frozen=True, tag=True):
     """Ends the scheduler loop after the current step; running requests are aborted."""
 
 
-ToScheduler = Union[TokenizedReq, EmbedReq, AbortReq, FlushCacheReq, PauseReq, ProfileReq, StateReq, ViewReq, ShutdownReq]  # noqa: UP007  evaluated at run time
+AdapterReq = LoadAdapterReq | UnloadAdapterReq
+_Control = FlushCacheReq | PauseReq | ProfileReq | StateReq | ViewReq | ShutdownReq
+ToScheduler = Union[TokenizedReq, EmbedReq, AbortReq, AdapterReq, _Control]  # noqa: UP007  evaluated at run time
 
 # --- scheduler to server ----------------------------------------------------------------------------------------------------
 
@@ -412,6 +433,7 @@ class ControlReply(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     ok: bool = True
     message: str = ""
     stats: SchedulerStats | None = None
+    adapter: AdapterInfo | None = None
 
 
 class SchedulerReady(msgspec.Struct, frozen=True, tag=True):

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import IO
 
 from sglang.srt.checkpoint.resolve import find_files
-from sglang.srt.config import ModelOptions, RuntimeConfig
+from sglang.srt.config import AdapterInfo, AdapterOptions, ModelOptions, RuntimeConfig
 from sglang.srt.config_codec import decode_config, encode_config
-from sglang.srt.errors import ConfigError, SglangError
+from sglang.srt.errors import ConfigError, ModelError, SglangError
 from sglang.srt.forward_batch import ModelInfo, ModelWorker
 from sglang.srt.messages import Inbox, Outbox, SchedulerFailed, SchedulerReady
 from sglang.srt.model.capacity import host_memory
@@ -36,6 +36,7 @@ from sglang.srt.model.worker import create_worker
 from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.process.logs import configure_logging
 from sglang.srt.process.transport import SocketSchedulerEnd
+from sglang.srt.scheduler.adapters import Adapters
 from sglang.srt.scheduler.embedding import EmbeddingScheduler
 from sglang.srt.scheduler.grammar.journal import GrammarJournal, read_journal
 from sglang.srt.scheduler.scheduler import Scheduler
@@ -65,19 +66,40 @@ def build_scheduler(
     if config.model.is_embedding or embeds_by_itself(config.model):
         if config.device.tp_size > 1:
             raise ConfigError("--tp-size: models that embed run on one rank")
+        if config.adapters is not None:
+            raise ConfigError("--enable-lora: models that embed take no adapters")
         embedder = create_embedder(config.model, config.device)
         _log_model(embedder.info, config)
         return EmbeddingScheduler(embedder, inbox, outbox, config.schedule.max_queued_requests), embedder.info
     worker: ModelWorker
     if config.device.tp_size > 1:
-        worker = create_parallel_worker(config.model, config.device, config.memory, on_rank_death)
+        worker = create_parallel_worker(config.model, config.device, config.memory, on_rank_death, config.adapters)
     else:
-        worker = create_worker(config.model, config.device, config.memory)
+        worker = create_worker(config.model, config.device, config.memory, config.adapters)
     _log_model(worker.info, config)
     text = tokenizer.result()
     vocabulary = text.vocabulary if text is not None else None
     release_freed_memory()
-    return Scheduler(config.schedule, config.grammar, worker, vocabulary, inbox, outbox, journal), worker.info
+    scheduler = Scheduler(config.schedule, config.grammar, worker, vocabulary, inbox, outbox, journal)
+    if config.adapters is None:
+        return scheduler, worker.info
+    return scheduler, dataclasses.replace(worker.info, adapters=_load_adapters(scheduler.adapters, config.adapters))
+
+
+def _load_adapters(adapters: Adapters, options: AdapterOptions) -> dict[int, AdapterInfo]:
+    """Those that the server has when the scheduler starts. One that is loaded again after a crash, and is not what it was, is left
+    out. Raises ModelError."""
+    loaded: dict[int, AdapterInfo] = {}
+    for adapter in options.adapters:
+        try:
+            info = adapters.load_now(adapter.uid, adapter.path, adapter.pinned, adapter.digest)
+        except ModelError as error:
+            if not adapter.digest:
+                raise ModelError(f"adapter {adapter.name!r}: {error}") from error
+            logger.error("Adapter %r is gone: %s", adapter.name, error)
+        else:
+            loaded[adapter.uid] = info
+    return loaded
 
 
 def check_model(options: ModelOptions) -> None:

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, PromptLogprobs, SampleSpec
+from sglang.srt.scheduler.adapters import rows_of
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.speculation.proposer import Draft
 
@@ -88,10 +89,19 @@ def build_batch(decodes: list[Req], extends: list[Extend], table: Int32Array, ta
     """One step. Slots for all its tokens are in `table`, the [row, position] -> slot table. `takes_images`: the model takes more
     than text."""
     batch = _build(decodes, extends, table)
+    batch.forward.row_adapter = row_adapters(decodes, extends)
     batch.forward.masked = any(req.grammar is not None and not req.in_reasoning for req in batch.sampled)
     if takes_images:
         _add_media(batch)
     return batch
+
+
+def row_adapters(decodes: list[Req], extends: list[Extend]) -> Int32Array | None:
+    """ForwardBatch.row_adapter. What is decoded follows the prompt, where every adapter acts."""
+    if not any(req.adapter for req in decodes) and not any(extend.req.adapter for extend in extends):
+        return None
+    slots = np.array([req.adapter_slot if req.adapter else -1 for req in decodes], dtype=np.int32)
+    return np.concatenate([slots, *(rows_of(e.req, e.start, e.start + e.length) for e in extends)])
 
 
 def _add_media(batch: ScheduleBatch) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 from sglang.srt.forward_batch import ForwardBatch
 from sglang.srt.scheduler.admission.prefill import OutputEstimate, PrefillPlanner
 from sglang.srt.scheduler.admission.waiting import Turns, WaitingQueue, party
-from sglang.srt.scheduler.batch import Extend, Flight, ScheduleBatch
+from sglang.srt.scheduler.batch import Extend, Flight, ScheduleBatch, row_adapters
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.req import Req
 from sglang.srt.scheduler.speculation.planning import gains_by_waiting
@@ -131,6 +131,7 @@ class RunningBatch:
             sample_rows=every,
             samples=[req.spec for req in reqs],
             previous=np.array(going, dtype=np.int32),
+            row_adapter=row_adapters(reqs, []),
         )
         return ScheduleBatch(reqs, [], forward, list(reqs), [])
 

@@ -9,6 +9,7 @@ import numpy as np
 from sglang.srt.forward_batch import Float32Array, Int32Array, LogprobResult, SampleSpec
 from sglang.srt.messages import DraftCounts, FinishReason, Logprobs, TokenizedReq
 from sglang.srt.scheduler.cache.kv_memory import Holding
+from sglang.srt.scheduler.cache.radix_cache import Salt
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.engines.base import GrammarState
 from sglang.srt.scheduler.media.req_media import ReqMedia
@@ -85,8 +86,18 @@ class Req:
     spec: SampleSpec
     finish: FinishChecker
     media: ReqMedia | None = None
-    salt: str | None = None
+    salt: Salt = None
     """namespace of the prefix tree"""
+    adapter: int = 0
+    """uid of its adapter; 0: the base model answers"""
+    adapted_from: int = 0
+    """the first position where its adapter acts; not 0 only for activated ones"""
+    has_mark: bool = False
+    """the tree knows the id there by another (scheduler/adapters.py)"""
+    adapter_slot: int = -1
+    """where its adapter lies while it runs"""
+    num_blocked: int = 0
+    """how often no slot was free for its adapter"""
     grammar: GrammarState | None = None
     constraints: tuple[object, ...] = ()
     """compiled for it: as long as it lives, what they hold is counted (grammar/compiler.py)"""
@@ -158,7 +169,7 @@ class Req:
 
     def input_ids(self, start: int, end: int) -> Int32Array:
         """Ids [start, end) of prompt and output, for the model."""
-        if self.media is None:
+        if self.media is None and not self.has_mark:
             return self.fill_ids()[start:end]
         prompt_len, ids = self.prompt_len, list(self.spec.prompt_ids[start:end])
         if end > prompt_len:
@@ -183,6 +194,10 @@ class Req:
         """Of the token that was appended last."""
         if self.origins is not None:
             self.origins.append(origin)
+
+    def forbids_eos(self, num_out: int) -> bool:
+        """Whether with so many tokens it may not end yet unless it must."""
+        return self.msg.sampling.ignore_eos or num_out < self.msg.sampling.min_new_tokens
 
     @property
     def num_left(self) -> int:

@@ -35,6 +35,7 @@ from sglang.srt.messages import (
     ToScheduler,
     ViewReq,
 )
+from sglang.srt.scheduler.adapters import Adapters
 from sglang.srt.scheduler.admission.inlet import Inlet
 from sglang.srt.scheduler.admission.prefill import OutputEstimate, PrefillPlanner, prefill_limits
 from sglang.srt.scheduler.admission.waiting import Turns, WaitingQueue
@@ -103,6 +104,8 @@ class Scheduler:
         if backend is not None and journal is not None:
             backend = NotedBackend(backend, journal, grammar_options.refused)
         trials = trials or Trials(vocabulary, grammar_options)
+        self._live: dict[str, Req] = {}
+        self.adapters = Adapters(worker.adapters, options.lora_eviction_policy, self._live)
         self._compiler = GrammarCompiler(backend, grammar_options, trials)
         self._searches = Searches(trials)
         self._masks: MaskFiller | None = None
@@ -117,17 +120,17 @@ class Scheduler:
             options.random_seed,
             grammar_options.jump_forward,
             Proposers(options.speculation, self._compiler.num_kept, self.memory.tree),
+            self.adapters,
         )
         self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
         self._estimate = OutputEstimate(options.schedule_conservativeness)
         limits = prefill_limits(options, info)
         self._gate = EncoderGate(worker, limits.chunk_tokens)
         self._takes_images = bool(info.media_kinds)
-        self._prefill = PrefillPlanner(self.memory, self._waiting, self._estimate, limits, self._gate)
+        self._prefill = PrefillPlanner(self.memory, self._waiting, self._estimate, limits, self._gate, self.adapters)
         self._running = RunningBatch(self.memory, self._waiting, self._prefill, self._estimate, info.max_batch_tokens)
         self._turns = Turns(self._waiting)
         self._stats = StepStats(self.memory, options.decode_log_interval)
-        self._live: dict[str, Req] = {}
         self._profiler = Profiler()
         self._viewing = Viewing(self.memory.tree, outbox)
         self._flight: Flight | None = None
@@ -185,7 +188,9 @@ class Scheduler:
             self._viewing.report(self._snapshot)
         waits = self._running.reqs or self._prefill.partial or len(self._waiting)
         busy = self._flight is not None or (not self._paused and waits)
-        if busy or len(self._inlet):
+        for reply in self.adapters.poll() if self.adapters.is_busy else ():
+            self._outbox.send(reply)
+        if busy or len(self._inlet) or self.adapters.is_busy:
             messages = self._inbox.receive(0.0 if busy else COMPILING_SECONDS)
         else:
             messages = self._receive_idle()
@@ -312,7 +317,7 @@ class Scheduler:
         rows = [i for i, _ in constrained]
         states = [req.grammar for _, req in constrained if req.grammar is not None]
         owners = list(states)
-        no_eos = [forbids_eos(req, len(req.output_ids)) for _, req in constrained]
+        no_eos = [req.forbids_eos(len(req.output_ids)) for _, req in constrained]
         for at, (extend, i) in enumerate(batch.drafted, len(batch.sampled)):
             draft, owner = extend.draft, extend.req.grammar
             if draft is None or owner is None:  # free text
@@ -320,7 +325,7 @@ class Scheduler:
             rows.append(at)
             states.append(draft.states[i])
             owners.append(owner)
-            no_eos.append(forbids_eos(extend.req, len(extend.req.output_ids) + draft.points[i]))
+            no_eos.append(extend.req.forbids_eos(len(extend.req.output_ids) + draft.points[i]))
         masks.start(rows, states, no_eos, owners)
 
     def _settle(self, batch: ScheduleBatch, results: StepResults) -> None:
@@ -385,6 +390,8 @@ class Scheduler:
             self._viewing.look(message.on)
         elif isinstance(message, ShutdownReq):
             self._stopping = True
+        elif (reply := self.adapters.handle(message)) is not None:
+            self._outbox.send(reply)
 
     def _accept(self, msg: TokenizedReq) -> None:
         try:
@@ -489,8 +496,3 @@ class Scheduler:
         if places != len(self._live):
             problems.append(f"{len(self._live)} requests are alive, {places} are somewhere")
         return problems
-
-
-def forbids_eos(req: Req, num_out: int) -> bool:
-    """Whether a request with so many tokens may not end yet unless it must."""
-    return req.msg.sampling.ignore_eos or num_out < req.msg.sampling.min_new_tokens

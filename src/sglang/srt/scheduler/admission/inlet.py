@@ -13,6 +13,7 @@ import numpy as np
 from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.forward_batch import ModelInfo, SampleSpec
 from sglang.srt.messages import LogprobOptions, TokenizedReq
+from sglang.srt.scheduler.adapters import Adapters
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.compiler import FREE_TEXT, GrammarCompiler, Job, Key
@@ -50,6 +51,7 @@ class Inlet:
         seed: int,
         jump_forward: bool,
         proposers: Proposers,
+        adapters: Adapters,
     ) -> None:
         self._info = info
         self._memory = memory
@@ -59,6 +61,7 @@ class Inlet:
         self._rng = random.Random(seed)
         self._jump_forward = jump_forward
         self._proposers = proposers
+        self._adapters = adapters
         self._arrivals = 0
         self._image_ids = ImageIds()
         self._pixels = RecentPixels()
@@ -99,6 +102,8 @@ class Inlet:
             prompt = self._image_ids.tree_ids(msg, prompt)
         req = Req(msg, self._arrivals, prompt, spec, finish, media)
         req.salt = self._image_ids.salt(msg.cache_salt) if msg.media else msg.cache_salt
+        if msg.adapter:
+            self._adapters.enter(req)
         req.takes_drafts = not params.adjusts_logits and msg.logprobs is None and media is None
         if req.takes_drafts and params.grammar is None and not msg.healed:
             req.proposer = self._proposers.for_free_text(req)

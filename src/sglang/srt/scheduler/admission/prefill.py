@@ -19,6 +19,7 @@ import numpy as np
 
 from sglang.srt.config import ScheduleOptions
 from sglang.srt.forward_batch import Int32Array, ModelInfo
+from sglang.srt.scheduler.adapters import Adapters
 from sglang.srt.scheduler.admission.waiting import WaitingQueue
 from sglang.srt.scheduler.batch import Extend
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
@@ -86,10 +87,17 @@ class PrefillPlanner:
     whole pool would hold them."""
 
     def __init__(
-        self, memory: KvMemory, waiting: WaitingQueue, estimate: OutputEstimate, limits: PrefillLimits, gate: EncoderGate
+        self,
+        memory: KvMemory,
+        waiting: WaitingQueue,
+        estimate: OutputEstimate,
+        limits: PrefillLimits,
+        gate: EncoderGate,
+        adapters: Adapters,
     ) -> None:
         self._memory = memory
         self._gate = gate
+        self._adapters = adapters
         self._waiting = waiting
         self._estimate = estimate
         self._limits = limits
@@ -164,6 +172,9 @@ class PrefillPlanner:
             start = len(match.slots)
             if req.media is not None and req.media.last_end(start, min(start + tokens, req.fill_len)) <= start:
                 break  # an image would be cut: it goes first in its own step
+            if req.adapter and not self._adapters.take_slot(req, (*decodes, *(extend.req for extend in extends))):
+                self._waiting.pass_over(req)
+                continue
             alone = not decodes and not extends
             cost = self._take(req, match, tokens, math.inf if req is self._waiting.due else spare, alone)
             if cost is None:
@@ -213,14 +224,14 @@ class _Begun:
 
     def __init__(self) -> None:
         self._starts: set[Hashable] = set()
-        self._groups: dict[str, Int32Array] = {}
+        self._groups: dict[Hashable, Int32Array] = {}
 
     def add(self, req: Req) -> None:
         ids, hold = req.fill_ids(), req.hold
         assert hold is not None
         self._starts.add(self._start(req, ids, hold.node.id, hold.tree_len))
         if req.msg.group is not None:
-            self._groups[req.msg.group] = ids
+            self._groups[req.msg.group, req.salt] = ids
 
     def is_near(self, req: Req, match: Match) -> bool:
         """Whether waiting a step makes `match` longer by something worth it."""
@@ -229,7 +240,7 @@ class _Begun:
             return True
         if req.msg.group is None or limit <= cached:
             return False
-        other = self._groups.get(req.msg.group)
+        other = self._groups.get((req.msg.group, req.salt))
         return other is not None and len(other) > cached and np.array_equal(ids[: cached + 1], other[: cached + 1])
 
     def _start(self, req: Req, ids: Int32Array, node_id: int, cached: int) -> Hashable:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from sglang.srt.forward_batch import Int32Array
-from sglang.srt.scheduler.cache.radix_cache import ChunkCache, Match, RadixCache, TreeNode
+from sglang.srt.scheduler.cache.radix_cache import ChunkCache, Match, RadixCache, Salt, TreeNode
 
 
 class PageAllocator:
@@ -167,7 +167,7 @@ class Holding:
 
     __slots__ = ("kv_len", "node", "private", "reserved_len", "row", "salt", "tree_len")
 
-    def __init__(self, row: int, match: Match, salt: str | None, private: bool) -> None:
+    def __init__(self, row: int, match: Match, salt: Salt, private: bool) -> None:
         self.row = row
         self.node: TreeNode = match.node
         self.salt = salt
@@ -210,7 +210,7 @@ class KvMemory:
 
     # --- a request's life ---------------------------------------------------------------------------------------------------
 
-    def open(self, match: Match, salt: str | None, private: bool = False) -> Holding | None:
+    def open(self, match: Match, salt: Salt, private: bool = False) -> Holding | None:
         """Takes a row for a request whose cached prefix is `match`, and locks that. None when all rows are taken."""
         row = self.rows.alloc()
         if row is None:

@@ -23,6 +23,10 @@ import numpy as np
 from sglang.srt.forward_batch import Int32Array
 
 Key = int | bytes
+Salt = str | tuple[int, str | None] | None
+"""names a tree: what requests say, or with the uid of the adapter that they have"""
+MARK = 1 << 24
+"""added to the uid of an activated adapter: the id in the tree where it begins to act (scheduler/adapters.py). No vocabulary is so large"""
 _EMPTY: Int32Array = np.zeros(0, dtype=np.int32)
 _node_ids = itertools.count()
 
@@ -42,7 +46,7 @@ class TreeNode:
         self.last_access = 0
         self.num_hits = 0  # requests that found it here
         self.in_heap = False
-        self.salt: str | None = None  # of a root
+        self.salt: Salt = None  # of a root
         self.id = next(_node_ids)
 
 
@@ -87,7 +91,7 @@ class RadixCache:
         self._free = free
         self.page_size = page_size
         self._cut = int(np.lcm(run, page_size))
-        self._roots: dict[str | None, TreeNode] = {}
+        self._roots: dict[Salt, TreeNode] = {}
         self._heap: list[tuple[int, int, TreeNode]] = []
         self._clock = 0
         self.observer: TreeObserver | None = None
@@ -98,7 +102,7 @@ class RadixCache:
 
     # --- looking up ---------------------------------------------------------------------------------------------------------
 
-    def match_prefix(self, ids: Int32Array, salt: str | None = None) -> Match:
+    def match_prefix(self, ids: Int32Array, salt: Salt = None) -> Match:
         """The longest cached prefix of `ids`. Splits the last node if the match ends inside it, so that exactly the match can
         be locked."""
         node = self._root(salt)
@@ -118,7 +122,7 @@ class RadixCache:
             node = child
         return Match(np.concatenate(parts) if parts else _EMPTY, node)
 
-    def match_len(self, ids: Int32Array, salt: str | None = None) -> tuple[int, TreeNode]:
+    def match_len(self, ids: Int32Array, salt: Salt = None) -> tuple[int, TreeNode]:
         """Length of the longest cached prefix and the node it reaches into. Changes nothing."""
         node = self._root(salt)
         pos = 0
@@ -139,7 +143,7 @@ class RadixCache:
         found = [child for child in node.children.values() if child.ids[0] == token_id]
         return max(found, key=lambda child: child.last_access, default=None)
 
-    def _root(self, salt: str | None) -> TreeNode:
+    def _root(self, salt: Salt) -> TreeNode:
         """The tree of `salt`; a new root belongs to the forest only once something hangs on it."""
         root = self._roots.get(salt)
         if root is None:
@@ -161,7 +165,7 @@ class RadixCache:
 
     # --- growing ------------------------------------------------------------------------------------------------------------
 
-    def insert(self, ids: Int32Array, slots: Int32Array, salt: str | None = None) -> Inserted:
+    def insert(self, ids: Int32Array, slots: Int32Array, salt: Salt = None) -> Inserted:
         """Enters a prefix, as far as whole pages go. The tree takes over `slots[existing_len:tree_len]`; all others stay with
         the caller."""
         tree_len = len(ids) - len(ids) % self.page_size
@@ -341,5 +345,5 @@ class RadixCache:
 class ChunkCache(RadixCache):
     """A prefix cache that holds nothing: requests own all their slots (--disable-radix-cache)."""
 
-    def insert(self, ids: Int32Array, slots: Int32Array, salt: str | None = None) -> Inserted:
+    def insert(self, ids: Int32Array, slots: Int32Array, salt: Salt = None) -> Inserted:
         return Inserted(0, 0, self._root(None))

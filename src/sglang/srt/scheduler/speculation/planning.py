@@ -122,8 +122,8 @@ class Proposers:
         return self._behind_tree(req, PromptLookup(req.msg.input_ids, req.msg.resumed or ()))
 
     def for_grammar(self, req: Req, grammar: Hashable) -> Proposer:
-        """The proposer of a request with a grammar, before it begins. Requests of one grammar and salt share statistics."""
-        return self._behind_tree(req, GrammarProposer(self._statistics.of((grammar, req.salt))))
+        """The proposer of a request with a grammar, before it begins. Requests of one grammar, salt and adapter share statistics."""
+        return self._behind_tree(req, GrammarProposer(self._statistics.of((grammar, req.salt, req.adapter))))
 
     def _behind_tree(self, req: Req, proposer: Proposer) -> Proposer:
         """The tree's proposer comes first where the tree holds the whole prompt, but for less than a page."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import takewhile
 
 from sglang.srt.forward_batch import Int32Array
-from sglang.srt.scheduler.cache.radix_cache import RadixCache, TreeNode
+from sglang.srt.scheduler.cache.radix_cache import MARK, RadixCache, Salt, TreeNode
 from sglang.srt.scheduler.speculation.grammar_walk import GrammarWalk
 from sglang.srt.scheduler.speculation.proposer import Draft, DraftContext, DraftLimits
 
@@ -88,7 +88,7 @@ class TreePath:
     were when the node is split or evicted. A path that reaches the end of a node which is gone by then ends there.
     """
 
-    def __init__(self, tree: RadixCache, ids: Int32Array, salt: str | None) -> None:
+    def __init__(self, tree: RadixCache, ids: Int32Array, salt: Salt) -> None:
         self._tree = tree
         reached, node = tree.match_len(ids, salt)
         self._node = node
@@ -124,7 +124,7 @@ class TreePath:
             node = max(children, key=lambda child: child.last_access) if 0 < len(children) <= MAX_CHILDREN else None
             if node is not None:
                 found += node.ids[: limit - len(found)].tolist()
-        return found
+        return list(takewhile(lambda token_id: 0 <= token_id < MARK, found))  # images and adapters have ids of their own
 
     @property
     def _is_in_place(self) -> bool:
