@@ -45,7 +45,7 @@ NOTED = {
 }
 REFUSED = {
     "--model-path M -dp 8": "--dp-size 8 is not possible here: one server is one replica",
-    "--model-path M --lora-paths a=/x b=/y": "--lora-paths a=/x b=/y is not possible here: LoRA",
+    "--model-path M --uno-lora-path /x": "--uno-lora-path /x is not possible here: adapters of this kind",
     "--model-path M --disaggregation-mode prefill": "--disaggregation-mode prefill is not possible here: a server does both",
     "--model-path M --log-level-http nonsense": "--log-level-http: invalid choice: 'nonsense'",
     "--model-path M --load-format jax": "weights are read from safetensors and GGUF files",

@@ -228,7 +228,7 @@ async def test_preferred_sampling_params_fill_gaps(make_stand: MakeStand) -> Non
         ({"text": "a", "sampling_params": {"top_p": 0}}, "top_p"),
         ({"text": "a", "sampling_params": []}, "dict"),
         ({"text": "a", "image_data": "x"}, "text only"),
-        ({"text": "a", "lora_path": "x"}, "not supported"),
+        ({"text": "a", "lora_path": "x"}, "serves no adapters"),
         ({"text": "a", "stream": "yes"}, "true or false"),
         ({"text": "a", "rid": 7}, "rid"),
         ({"text": ["a", "b"], "rid": ["x", "x"]}, "differ"),

@@ -25,6 +25,8 @@ from tests.server.conftest import MakeStand, Stand
 from tests.server.http_tools import client_of
 
 EMBED = ("/v1/embeddings", "/encode", "/v1/rerank")
+NEED_ADAPTERS = {f"{version}/{verb}_lora_adapter" for version in ("", "/v1") for verb in ("load", "unload")}
+"""what this server has none of: test_adapters.py"""
 STOPS_OTHERS = ("/pause_generation", "/continue_generation", "/start_profile", "/stop_profile")
 PAGES = frozenset({"/", "/docs", "/openapi.json", "/page/live", *PageFiles().paths})
 

@@ -175,8 +175,8 @@ def test_lines_that_say_what_a_flag_does(
         ("--node-rank 1", "--node-rank 1 is not possible"),
         ("--pp-size 4", "--tp-size"),
         ("--cpu-offload-gb 10", "--cpu-offload-gb 10"),
-        ("--lora-paths a=b c=d", "LoRA"),
-        ("--enable-lora", "LoRA"),
+        ("--uno-lora-path a", "adapters of this kind"),
+        ("--lora-eviction-policy random", "invalid choice: 'random'"),
         ("--speculative-draft-model-path x", "--speculative-algorithm NGRAM"),
         ("--config /no/such/file.yaml", "--config /no/such/file.yaml cannot be read"),
         ("--grpc-mode", "HTTP"),
@@ -219,7 +219,7 @@ def test_keywords(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPa
         ServerArgs(tp=2, tp_size=2)
 
 
-@pytest.mark.parametrize("flags", [{"treads": 2}, {"dp_size": 2}, {"lora_paths": ["a"]}])
+@pytest.mark.parametrize("flags", [{"treads": 2}, {"dp_size": 2}, {"uno_lora_path": "a"}])
 def test_the_engine_reads_the_same_table(flags: dict[str, Any]) -> None:
     import sglang as sgl
 

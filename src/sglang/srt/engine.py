@@ -53,7 +53,10 @@ class Engine:
     def __init__(self, server_args: ServerArgs | None = None, **flags: Any) -> None:
         args = server_args or ServerArgs(**{"log_level": "error", **flags})
         configure_logging(args.log_level)
-        config = with_files(args.resolve())
+        config = args.resolve()
+        if config.adapters is not None:
+            config = dataclasses.replace(config, adapters=dataclasses.replace(config.adapters, at_run_time=True))
+        config = with_files(config)
         self.server_args = args
         self._flags, self._text = config.flags, config.text
         self._dead: str | None = None
@@ -67,7 +70,7 @@ class Engine:
         media = open_intake(config, facts, self.tokenizer)
         # these limits protect other clients, and an engine has none
         http = dataclasses.replace(config.http, max_logprob_values=None, max_text_tokens=None)
-        self._manager = TokenizerManager(self.tokenizer, facts, http, config.text, self._link.post, media)
+        self._manager = TokenizerManager(self.tokenizer, facts, http, config.text, self._link.post, media, config.adapters)
         self._link.handler = self._manager.handle
         self._loop_thread = threading.Thread(target=self._loop.run_forever, name="sglang-loop", daemon=True)
         self._scheduler_thread = threading.Thread(target=self._run, args=(scheduler,), name="sglang-scheduler", daemon=True)
@@ -324,6 +327,23 @@ class Engine:
             return None
         media = self._manager.media
         return chat_roles(self.tokenizer, media.image_token if media is not None else None)
+
+    def load_lora_adapter(self, lora_name: str, lora_path: str, pinned: bool = False) -> None:
+        """Loads an adapter while requests go on; from then on `lora_path` of a request may name it. Needs `enable_lora` or
+        `lora_paths`. Raises RequestError."""
+        self._wait(self._manager.adapters.load(lora_name, lora_path, pinned))
+
+    async def async_load_lora_adapter(self, lora_name: str, lora_path: str, pinned: bool = False) -> None:
+        """`load_lora_adapter` for an event loop of the caller's."""
+        await self._elsewhere(self._manager.adapters.load(lora_name, lora_path, pinned))
+
+    def unload_lora_adapter(self, lora_name: str) -> None:
+        """Forgets an adapter, once the requests that have it have ended. Raises RequestError if there is none of this name."""
+        self._wait(self._manager.adapters.unload(lora_name))
+
+    async def async_unload_lora_adapter(self, lora_name: str) -> None:
+        """`unload_lora_adapter` for an event loop of the caller's."""
+        await self._elsewhere(self._manager.adapters.unload(lora_name))
 
     def flush_cache(self) -> bool:
         """Empties the prefix cache. False if requests run or wait."""

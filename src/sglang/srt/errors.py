@@ -158,7 +158,7 @@ class NoSuchResponseError(RequestError):
 
 
 class NoSuchModelError(RequestError):
-    """No model of that name is served."""
+    """No model or adapter of that name is served."""
 
     status_code = 404
     err_type = "invalid_request_error"

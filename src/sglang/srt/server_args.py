@@ -20,6 +20,7 @@ from sglang.srt.checkpoint.files import shown
 from sglang.srt.checkpoint.gguf_parts import with_gguf_file
 from sglang.srt.config import (
     STORED_QUANTIZATIONS,
+    AdapterOptions,
     DeviceOptions,
     GrammarOptions,
     HttpOptions,
@@ -33,9 +34,11 @@ from sglang.srt.config import (
 )
 from sglang.srt.devices import cuda_is_here
 from sglang.srt.errors import ConfigError
+from sglang.srt.flags.adapters import parse_adapters
 from sglang.srt.flags.compatible import ALIASES, FLAGS
 from sglang.srt.flags.config_file import Given
 from sglang.srt.flags.groups import (
+    AdapterFlags,
     ClusterFlags,
     ConstrainedFlags,
     DeviceAndMemoryFlags,
@@ -78,6 +81,7 @@ class ServerArgs(
     OtherFlags,
     OperationFlags,
     HttpFlags,
+    AdapterFlags,
     MediaFlags,
     ConstrainedFlags,
     SchedulingFlags,
@@ -175,6 +179,7 @@ class ServerArgs(
                 watchdog_timeout=self.watchdog_timeout,
                 speculation=self.speculative_algorithm == "NGRAM" or (self.speculative_algorithm == "auto" and not on_cuda),
                 overlap=not self.disable_overlap_schedule,
+                lora_eviction_policy=self.lora_eviction_policy,  # type: ignore[arg-type]
                 test_retract_every=self.test_retract_every,
             ),
             grammar=GrammarOptions(
@@ -242,8 +247,22 @@ class ServerArgs(
                 max_frames=self.max_video_frames,
                 max_image_tokens=self.max_image_tokens,
             ),
+            adapters=self._adapter_options(),
             flags=self.public(seed),
         )
+
+    def _adapter_options(self) -> AdapterOptions | None:
+        if not self.enable_lora and self.lora_paths is None and self.lora_root is None:
+            return None
+        flag, root = self.named("lora_paths"), self.lora_root
+        adapters = parse_adapters(flag, self.lora_paths, frozenset({self.served_model_name or self.model_path, "default"}))
+        if root is not None and not Path(root).is_dir():
+            raise ConfigError(f"{self.named('lora_root')} {root} is not a folder")
+        if len(adapters) > self.max_loaded_loras:
+            raise ConfigError(f"{flag} names {len(adapters)} adapters, and --max-loaded-loras is {self.max_loaded_loras}")
+        if sum(adapter.pinned for adapter in adapters) >= self.max_loras_per_batch:
+            raise ConfigError(f"{flag}: at most {self.max_loras_per_batch - 1} may be pinned (--max-loras-per-batch less one)")
+        return AdapterOptions(adapters, self.max_loras_per_batch, self.max_loaded_loras, self.max_lora_rank, root)
 
     def _tls_password(self) -> str | None:
         path, flag = self.ssl_keyfile_password_file, self.named("ssl_keyfile_password_file")

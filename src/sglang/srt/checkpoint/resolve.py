@@ -116,7 +116,24 @@ def with_files(config: RuntimeConfig) -> RuntimeConfig:
         text = replace(text, files=files if text.tokenizer_path == model.model_path else find_files(text))
     if http.sampling_defaults is None:
         http = replace(http, sampling_defaults=read_sampling_defaults(files))
-    return replace(config, model=replace(model, files=files), text=text, http=http)
+    adapters = config.adapters
+    if adapters is not None:
+        found = tuple(replace(one, path=str(find_adapter(one.path, model.download_dir))) for one in adapters.adapters)
+        adapters = replace(adapters, adapters=found)
+    return replace(config, model=replace(model, files=files), text=text, http=http, adapters=adapters)
+
+
+def find_adapter(path: str, download_dir: str | None) -> Path:
+    """The folder or file of an adapter, from the hub if it is a hub id. Raises ModelError."""
+    local = Path(os.path.expanduser(path))
+    hub = parse_hub_name(path)
+    if os.path.lexists(local):
+        return local.absolute()
+    if hub is None or (_looks_local(path) and not hub.is_certain):
+        raise ModelError(f"there is no adapter at {local}: check the path")
+    if hub.file is not None:
+        return fetch_file(hub.repo, hub.file, None, download_dir)
+    return fetch_repository(hub.repo, None, download_dir, progress=True)
 
 
 def find_files(options: ModelOptions | TextOptions) -> ModelFiles:

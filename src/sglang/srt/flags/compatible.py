@@ -155,7 +155,7 @@ _ONE_MACHINE = "a server runs on one machine"
 _DRAFTS = "drafts come from the request's own text (--speculative-algorithm NGRAM)"
 _NO_DRAFT_MODEL = f"no draft model is loaded: {_DRAFTS}"
 _LOADER = "weights are read from the checkpoint's files by one loader"
-_ADAPTERS = "it only matters with LoRA adapters"
+_ADAPTERS = "adapters of all modules are computed by one kernel, and a name that nothing means is an error"
 _CACHE = "the prefix cache has one tier"
 _STATES = "it only matters for models with recurrent states"
 _TOKENIZING = "texts are tokenized on side threads as they come"
@@ -340,12 +340,11 @@ FLAGS: dict[str, OtherFlag] = {
         speculative_accept_threshold_single=1.0,
         speculative_accept_threshold_acc=1.0,
     ),
-    **_refused("LoRA adapters are not served", "enable_lora", "uno_lora_path", "lora_paths"),
+    **_refused("adapters of this kind are not served", "", "uno_lora_path"),
     **_taken(
         _ADAPTERS,
         "enable_lora_overlap_loading experts_shared_outer_loras lora_use_virtual_experts lora_strict_loading",
-        "max_lora_rank max_loras_per_batch max_loaded_loras lora_eviction_policy lora_backend max_lora_chunk_size "
-        "lora_drain_wait_threshold",
+        "lora_backend max_lora_chunk_size lora_drain_wait_threshold",
         "lora_target_modules",
     ),
     **_neutral("--quantization int8 or int4 quantises at load", torchao_config=""),

@@ -190,6 +190,32 @@ class MediaFlags:
     )
 
 
+_adapters = _flags_of("adapters")
+
+
+@dataclass
+class AdapterFlags:
+    """LoRA adapters, which requests name."""
+
+    enable_lora: bool = _adapters(False, "serve LoRA adapters, also if none is loaded at start")
+    lora_paths: str | None = _adapters(
+        None,
+        "adapters to load at start: NAME=PATH, a path or hub id alone, or JSON with lora_name, lora_path, pinned",
+        several=True,
+    )
+    lora_root: str | None = _adapters(
+        None, "folder below which adapters may be loaded while the server runs; default: none are"
+    )
+    max_loras_per_batch: int = _adapters(8, "adapters that the requests of one step may have", least=1, most=256)
+    max_loaded_loras: int = _adapters(64, "maximum number of loaded adapters", least=1, most=4096)
+    max_lora_rank: int | None = _adapters(
+        None, "largest rank; default: that of --lora-paths, and 64 where others may come", least=1, most=4096
+    )
+    lora_eviction_policy: str = _adapters(
+        "lru", "which adapter makes room where the requests have more than a step may", choices=("lru", "fifo")
+    )
+
+
 _http = _flags_of("HTTP")
 
 

@@ -82,7 +82,7 @@ def _same(value: Any, neutral: Any) -> bool:
 
 def _our_value(field: str, value: Any, notes: list[str]) -> Any:
     if isinstance(value, (list, tuple)):  # fields are text: names stand between commas
-        value = ",".join(map(str, value))
+        value = ",".join(json.dumps(one) if isinstance(one, Mapping) else str(one) for one in value)
     elif isinstance(value, Mapping):
         value = json.dumps(value)
     if not isinstance(value, str):

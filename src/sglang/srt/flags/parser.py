@@ -37,6 +37,7 @@ _ABOUT = {
     "scheduling": "which requests run next",
     "constrained decoding": "answers that follow a JSON schema, a regular expression or a grammar",
     "images and videos": "images and videos in requests",
+    "adapters": "LoRA adapters, which requests name",
     "HTTP": "address, authentication and limits",
     "operation": "watching and stopping the server",
     NO_EFFECT: "flags of other servers that mean nothing here; a warning is shown",

@@ -139,7 +139,7 @@ class Server:
             reading.result()
         info, tokenizer = await loading, await reading
         media = await asyncio.to_thread(open_intake, config, info, tokenizer)
-        manager = TokenizerManager(tokenizer, info, config.http, config.text, self._send, media)
+        manager = TokenizerManager(tokenizer, info, config.http, config.text, self._send, media, config.adapters)
         self._outer_app.app = create_app(manager, config.http, config.flags)
         self._manager = manager
         keep_loaded_objects()
@@ -238,6 +238,9 @@ class Server:
                 manager.scheduler_died(self._failure or "the scheduler died")
                 return
             self._scheduler.link.close()
+            if (adapters := self._config.adapters) is not None:
+                loaded = dataclasses.replace(adapters, adapters=manager.adapters.current())
+                self._config = dataclasses.replace(self._config, adapters=loaded)
             self._scheduler = SchedulerProcess(self._config)
             try:
                 info = await self._scheduler.ready()

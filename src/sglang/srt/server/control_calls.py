@@ -22,17 +22,21 @@ class ControlCalls:
         self._is_paused = False
         self._is_viewed = False
 
-    async def ask(self, make: Callable[[int], ToScheduler]) -> ControlReply:
-        """Sends what `make` makes of the call's id and waits. Raises OverloadError without an answer in time, EngineDeadError if
+    def tell(self, message: ToScheduler) -> None:
+        """Sends what nobody waits for."""
+        self._send(message)
+
+    async def ask(self, make: Callable[[int], ToScheduler], seconds: float = CALL_SECONDS) -> ControlReply:
+        """Sends what `make` makes of the call's id and waits for `seconds`. Raises OverloadError without an answer in time, EngineDeadError if
         the scheduler dies."""
         call_id = next(self._ids)
         future: asyncio.Future[ControlReply] = asyncio.get_running_loop().create_future()
         self._waiting[call_id] = future
         self._send(make(call_id))
         try:
-            return await asyncio.wait_for(future, CALL_SECONDS)
+            return await asyncio.wait_for(future, seconds)
         except asyncio.TimeoutError as error:
-            raise OverloadError(f"the scheduler did not answer within {CALL_SECONDS:g} s") from error
+            raise OverloadError(f"the scheduler did not answer within {seconds:g} s") from error
         finally:
             self._waiting.pop(call_id, None)
 

@@ -63,6 +63,8 @@ class GenerateReq(msgspec.Struct, eq=False):
     """take back the tokens at the end of the prompt whose text could go on (tokenization/healing.py)"""
     begins_alike: bool = False
     """the prompts have a beginning in common, which is to be computed once however short it is"""
+    adapter: str | list[str | None] | None = None
+    """by name, one for all prompts or one for each; None: the base model answers"""
     names: dict[str, str] = msgspec.field(default_factory=dict)
     """what the client calls our fields, where its API has other names; for errors"""
 

@@ -6,7 +6,7 @@ text or ids --tokenize--> ids of each prompt --media--> with placeholders --chec
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -39,11 +39,20 @@ MANY_IDS, MANY_PROMPTS = 100_000, 500
 class RequestMaker:
     """Knows the model's numbers (`info`: forward_batch.ModelInfo as a dict) and its tokenizer, and nothing of what runs."""
 
-    def __init__(self, tokenizer: Tokenizer | None, info: dict[str, Any], http: HttpOptions, media: MediaIntake | None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        info: dict[str, Any],
+        http: HttpOptions,
+        media: MediaIntake | None,
+        find_adapter: Callable[[str], int],
+    ) -> None:
+        """`find_adapter`: its uid by its name."""
         self.tokenizer = tokenizer
         self.info = info
         self.http = http
         self.media = media
+        self._find_adapter = find_adapter
         self._healer: Healer | None = None
         self._seeds = random.Random(http.random_seed)
         self._longest_token = max(map(len, tokenizer.vocabulary.token_bytes)) if tokenizer is not None else 1
@@ -205,6 +214,8 @@ class RequestMaker:
             raise RequestError("the batch is empty", "text" if req.input_ids is None else "input_ids")
         samplings = for_each("sampling_params", req.sampling, len(prompts))
         logprobs = for_each("logprobs", req.logprobs, len(prompts))
+        adapters = for_each("lora_path", req.adapter, len(prompts))
+        uids = [self._find_adapter(name) if name else 0 for name in adapters]
         budget = self._logprob_budget(samplings) if req.logprobs is not None else None
         scope = current_scope()
         rids = [wire_rid(scope.key, rid) for rid in rids_of(req.rid, len(prompts), req.is_batch)]
@@ -245,6 +256,7 @@ class RequestMaker:
                         healed=healed,
                         client=scope.client,
                         received_at=scope.arrived_at,
+                        adapter=uids[i],
                     )
                 )
                 if items:

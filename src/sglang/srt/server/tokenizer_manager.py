@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.config import HttpOptions, TextOptions
+from sglang.srt.config import AdapterOptions, HttpOptions, TextOptions
 from sglang.srt.errors import (
     DeadlineError,
     EngineAwayError,
@@ -43,6 +43,7 @@ from sglang.srt.messages import (
     ViewDelta,
 )
 from sglang.srt.process.heap import release_freed_memory
+from sglang.srt.server.adapters import Adapters
 from sglang.srt.server.aside import run_aside
 from sglang.srt.server.calls import Call
 from sglang.srt.server.control_calls import ControlCalls
@@ -60,6 +61,8 @@ from sglang.srt.server.tokenization.tokenizer import Tokenizer
 if TYPE_CHECKING:  # these need an image library, which a server of text does without
     from sglang.srt.server.multimodal.intake import MediaIntake
 
+ANY_MODEL = "default"
+"""the name by which programs ask for whatever model there is"""
 AWAY_SECONDS = 30.0
 """how long a new request waits for a scheduler that is being restarted"""
 
@@ -77,10 +80,10 @@ class TokenizerManager:
         text: TextOptions,
         send: Callable[[ToScheduler], None],
         media: MediaIntake | None = None,
+        adapters: AdapterOptions | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.media = media
-        self.maker = RequestMaker(tokenizer, info, http, media)
         self.http = http
         self.text = text
         self.stats = SchedulerStats()
@@ -89,6 +92,9 @@ class TokenizerManager:
         self.records = CallRecords(http)
         self._in_flight = InFlight(tokenizer, http, self.records, send)
         self._controls = ControlCalls(send)
+        taken = frozenset({http.served_model_name, ANY_MODEL})
+        self.adapters = Adapters(adapters, info.get("adapters"), taken, self._controls)
+        self.maker = RequestMaker(tokenizer, info, http, media, self.adapters.find)
         self._embeddings = EmbeddingCalls(send)
         self.sessions = Sessions(http.max_sessions, http.max_session_tokens, http.session_timeout)
         self.keys = KeyRing(http.api_keys, http.admin_api_key)
@@ -135,6 +141,7 @@ class TokenizerManager:
         place = self.sessions.place(req.session, current_scope().key) if req.session is not None else None
         requests = await self.maker.make(req, place.ids if place is not None else None)
         self._check_open()  # much may have happened while a long text was tokenized
+        self.adapters.check(requests)
         scope = current_scope()
         name = req.rid if isinstance(req.rid, str) else own_rid(requests[0])
         key = wire_rid(scope.key, name)
@@ -244,6 +251,7 @@ class TokenizerManager:
     def scheduler_restarted(self, info: dict[str, Any]) -> None:
         """There is a scheduler: it is sent all calls."""
         self.maker.info = info
+        self.adapters.restarted(info.get("adapters"))
         self._death = self._away = None
         self._back.set()
         self._controls.resume()

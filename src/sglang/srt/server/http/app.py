@@ -30,6 +30,7 @@ from sglang.srt.server.http.wire import (
     request_id,
     speaks_anthropic,
 )
+from sglang.srt.server.native.adapter_routes import AdapterApi
 from sglang.srt.server.native.not_done import NOT_DONE
 from sglang.srt.server.native.parsing_api import parse_function_call, separate_reasoning
 from sglang.srt.server.native.routes import NativeApi, refused
@@ -60,7 +61,8 @@ def create_app(manager: TokenizerManager, options: HttpOptions, flags: dict[str,
     openai = OpenAIApi(manager, options)
     embeddings = EmbeddingsApi(manager, options.served_model_name)
     scoring = ScoringApi(manager, options.served_model_name)
-    table = _routes(native, openai, embeddings, scoring, RerankApi(manager)) + page.routes()
+    adapters = adapter_routes(AdapterApi(manager))
+    table = _routes(native, openai, embeddings, scoring, RerankApi(manager)) + adapters + page.routes()
     routes = [Route(path, handler, methods=methods) for path, methods, handler in table]
     document = document_route(routes, "sglang", __version__, options.root_path, needs_key=bool(options.api_keys))
     app = Starlette(routes=[*routes, document], exception_handlers=_ERRORS)
@@ -129,6 +131,16 @@ def _routes(
         ("/abort_request", post, native.abort_request),
         ("/pause_generation", post, operator_only(native.pause_generation)),
         ("/continue_generation", post, operator_only(native.continue_generation)),
+    ]
+
+
+def adapter_routes(api: AdapterApi) -> list[tuple[str, list[str], Handler]]:
+    post = ["POST"]
+    return [
+        ("/load_lora_adapter", post, operator_only(api.load)),
+        ("/unload_lora_adapter", post, operator_only(api.unload)),
+        ("/v1/load_lora_adapter", post, operator_only(api.load_v1)),
+        ("/v1/unload_lora_adapter", post, operator_only(api.unload_v1)),
     ]
 
 

@@ -60,6 +60,7 @@ _SCHEMAS: dict[str, Schema] = {
     "stream": truth("server-sent events; each has the answer so far, or what is new of it with --stream-output"),
     "cache_salt": SALT,
     "extra_key": text("another part of cache_salt"),
+    "lora_path": one_of(text(), list_of(nullable(text())), says="the name of a loaded adapter, or of that of each prompt"),
     "priority": PRIORITY,
     "token_healing": truth("the last token of the prompt may be finished differently"),
     "session_params": {
@@ -142,6 +143,7 @@ def parse_generate(body: dict[str, Any], preferred: dict[str, Any] | None = None
         stream=as_bool(body, "stream"),
         max_new_tokens_is_default=not any("max_new_tokens" in {**(preferred or {}), **(s or {})} for s in raw),
         cache_salt=_salt(body),
+        adapter=_adapter(body, count, is_batch),
         priority=as_int(body, "priority", 0, -(2**31), 2**31 - 1),
         token_healing=as_bool(body, "token_healing"),
         session=_session(body),
@@ -225,6 +227,14 @@ def _salt(body: dict[str, Any]) -> str | None:
     """cache_salt and extra_key both name a namespace of the prefix cache; together they name a pair."""
     parts = [value for name in ("cache_salt", "extra_key") if (value := as_text(body, name)) is not None]
     return "\x1f".join(parts) if parts else None
+
+
+def _adapter(body: dict[str, Any], count: int, is_batch: bool) -> str | list[str | None] | None:
+    """An empty name asks for the model itself, as null does."""
+    if body.get("lora_path") is None:
+        return None
+    names = [name or None for name in _items(body, "lora_path", count, is_batch, str)]
+    return names if is_batch else names[0]
 
 
 def _session(body: dict[str, Any]) -> SessionParams | None:

@@ -8,13 +8,12 @@ from sglang.srt.server.fields import Refusal
 _NEW_WEIGHTS = "weights cannot be replaced while the server runs; restart it with the new ones"
 _FIXED_FLAGS = "flags hold as long as the server runs; restart it with others"
 _KEPT_MEMORY = "memory stays taken while the server runs"
-_NO_ADAPTERS = "LoRA adapters are not supported"
+_FROM_FILES = "adapters are read from files: load_lora_adapter takes a path"
 _NOT_RECORDED = "what experts are chosen is not recorded"
 _WEIGHTS_STAY = "weights are not told: read them from the checkpoint"
 
 NOT_DONE = {
-    "/load_lora_adapter": _NO_ADAPTERS,
-    "/unload_lora_adapter": _NO_ADAPTERS,
+    "/load_lora_adapter_from_tensors": _FROM_FILES,
     "/update_weights_from_disk": _NEW_WEIGHTS,
     "/update_weights_from_tensor": _NEW_WEIGHTS,
     "/update_weights_from_distributed": _NEW_WEIGHTS,
@@ -32,7 +31,6 @@ NOT_DONE = {
 """endpoints"""
 
 NOT_DONE_BY_ENGINE = {path.removeprefix("/"): why for path, why in NOT_DONE.items()} | {
-    **dict.fromkeys(("load_lora_adapter_from_tensors", "async_load_lora_adapter", "async_unload_lora_adapter"), _NO_ADAPTERS),
     **dict.fromkeys(("update_weights_from_ipc", "destroy_weights_update_group"), _NEW_WEIGHTS),
     **dict.fromkeys(("init_weights_send_group_for_remote_instance", "send_weights_to_remote_instance"), _WEIGHTS_STAY),
     **dict.fromkeys(("check_weights", "save_remote_model", "save_sharded_model"), _WEIGHTS_STAY),
@@ -52,7 +50,7 @@ _NO_AUDIO = "audio is not understood"
 NOT_DONE_FIELDS: dict[str, Refusal] = {
     "input_embeds": Refusal("send text or token ids"),
     "token_type_ids": Refusal("the model's own are used"),
-    **dict.fromkeys(("lora_path", "lora_id"), Refusal(f"{_NO_ADAPTERS}; serve a merged checkpoint", ("",))),
+    "lora_id": Refusal("an adapter is named by lora_path, as it was loaded", ("",)),
     "custom_logit_processor": Refusal(_NO_CODE),
     "custom_params": Refusal(f"they are for a custom logit processor, and {_NO_CODE}", ({},)),
     "max_thinking_tokens": Refusal("the limit of tokens is for reasoning and answer together"),

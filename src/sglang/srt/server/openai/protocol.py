@@ -143,6 +143,7 @@ class CommonRequest(BaseModel):
     priority: int | None = None
     cache_salt: str | None = None
     extra_key: str | None = None
+    lora_path: str | None = None
     _names: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @property

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from sglang.srt.config import HttpOptions
-from sglang.srt.errors import UnsupportedError
+from sglang.srt.errors import RequestError
 from sglang.srt.sampling_params import parse_sampling_params
 from sglang.srt.server.anthropic.messages import MessagesCall
 from sglang.srt.server.anthropic.request import MESSAGES_FIELDS, messages_words
@@ -51,14 +51,12 @@ from sglang.srt.server.openapi.operation import ANTHROPIC, OPENAI, documented
 from sglang.srt.server.openapi.schemas import free
 from sglang.srt.server.parsers.reasoning import reasoning_format
 from sglang.srt.server.parsers.tool_calls import call_format
-from sglang.srt.server.tokenizer_manager import TokenizerManager
+from sglang.srt.server.tokenizer_manager import ANY_MODEL, TokenizerManager
 
 _CHAT = {"model": "default", "messages": [{"role": "user", "content": "Name the capital of France."}], "max_tokens": 16}
 _INPUT = {"model": "default", "input": "Name the capital of France.", "max_output_tokens": 16}
 _TURNS = {"model": "default", "max_tokens": 16, "messages": [{"role": "user", "content": "Name the capital of France."}]}
 _RESPONSE_ID = {"response": "the id of a response"}
-ANY_MODEL = "default"
-"""the name by which programs ask for whatever model there is"""
 
 
 class OpenAIApi:
@@ -108,8 +106,10 @@ class OpenAIApi:
         return await self._run(request, await read_as(request, CHAT_FIELDS, self._chat_call))
 
     def _chat_call(self, body: dict[str, Any]) -> ChatCall:
-        self._look_at(body)
-        return ChatCall(parse_request(ChatRequest, body), self.chat_options())
+        adapter = self._look_at(body)
+        call = ChatCall(parse_request(ChatRequest, body), self.chat_options())
+        call.req.adapter = adapter
+        return call
 
     @documented("The prompt of a chat request", OPENAI, body=CHAT_FIELDS, reply=free(), examples=(_CHAT,))
     async def apply_chat_template(self, request: Request) -> Response:
@@ -132,8 +132,11 @@ class OpenAIApi:
         return await self._run(request, await read_as(request, COMPLETION_FIELDS, self._completion_call))
 
     def _completion_call(self, body: dict[str, Any]) -> CompletionCall:
-        self._look_at(body)
-        return CompletionCall(parse_request(CompletionRequest, body), self._manager.tokenizer, self._defaults, self._name)
+        adapter = self._look_at(body)
+        request = parse_request(CompletionRequest, body)
+        call = CompletionCall(request, self._manager.tokenizer, self._defaults, self._name)
+        call.req.adapter = adapter
+        return call
 
     async def _run(self, request: Request, call: ChatCall | CompletionCall) -> Response:
         if call.req.stream:
@@ -168,7 +171,7 @@ class OpenAIApi:
 
     async def _responses_call(self, request: Request) -> ResponsesCall:
         body, size = await read_sized(request, RESPONSES_FIELDS)
-        self._look_at(body)
+        adapter = self._look_at(body)
         owner = current_scope().key
         chain = self._responses.chain(as_text(body, "previous_response_id"), owner)
         referred = self._responses.referred(body.get("input"), owner)
@@ -177,7 +180,9 @@ class OpenAIApi:
         def make() -> ResponsesCall:
             if referred:
                 body["input"] = with_referred(body["input"], referred)
-            return ResponsesCall(body, options, history_of(chain), keep)
+            call = ResponsesCall(body, options, history_of(chain), keep)
+            call.req.adapter = adapter
+            return call
 
         # rendering and tokenizing a long conversation here would delay all other requests
         size += sum(found.history_size for found in (*chain, *referred.values()))
@@ -216,8 +221,10 @@ class OpenAIApi:
             return await self._run_other(request, await read_as(request, MESSAGES_FIELDS, self._messages_call))
 
     def _messages_call(self, body: dict[str, Any], counts_only: bool = False) -> MessagesCall:
-        self._look_at(body)
-        return MessagesCall(body, self.chat_options(), counts_only)
+        adapter = self._look_at(body)
+        call = MessagesCall(body, self.chat_options(), counts_only)
+        call.req.adapter = adapter
+        return call
 
     @documented("Count the tokens of a prompt", ANTHROPIC, body=MESSAGES_FIELDS, reply=COUNTED, examples=(_TURNS,))
     async def count_tokens(self, request: Request) -> Response:
@@ -230,17 +237,16 @@ class OpenAIApi:
         """Tokens of its prompt, images included; None if the client has gone."""
         return await unless_gone(request, self._manager.count_tokens(req)) if req.media else len(req.input_ids or ())
 
-    def _look_at(self, body: dict[str, Any]) -> None:
-        """Notes whose the request is, and checks its model."""
+    def _look_at(self, body: dict[str, Any]) -> str | None:
+        """Notes whose the request is. Returns the adapter that it names, as its model or as SGLang's lora_path."""
         name_user(body.get("user"))
-        self._check_model(body)
-
-    def _check_model(self, body: dict[str, Any]) -> None:
-        """Any name of a model is taken, as clients send all kinds; but base:adapter would change the answer."""
-        name = body.get("model")
-        if isinstance(name, str) and name.startswith(f"{self._name}:"):
-            adapter = name[len(self._name) + 1 :]
-            raise UnsupportedError(f"model names the adapter {adapter[:100]!r}, and LoRA adapters are not supported", "model")
+        model, adapter = body.get("model"), as_text(body, "lora_path") if "lora_path" in body else None
+        named = self._manager.adapters.of_model(model, self._name, ANY_MODEL) if isinstance(model, str) else None
+        if adapter and named and adapter != named:
+            raise RequestError(
+                f"model names the adapter {named!r}, and lora_path {adapter[:100]!r}: give one of them", "lora_path"
+            )
+        return named or adapter or None
 
     async def _run_other(self, request: Request, call: ResponsesCall | MessagesCall) -> Response:
         if call.req.stream:
@@ -262,17 +268,21 @@ class OpenAIApi:
 
     @documented("The model served", OPENAI, reply=shapes.MODELS)
     async def models(self, request: Request) -> Response:
-        models: dict[str, Any] = {"object": "list", "data": [self._card(request)]}
+        names = [self._name, *self._manager.adapters.names()]
+        models: dict[str, Any] = {"object": "list", "data": [self._card(request, name) for name in names]}
         if _is_for_anthropic(request):
-            models |= {"has_more": False, "first_id": self._name, "last_id": self._name}
+            models |= {"has_more": False, "first_id": names[0], "last_id": names[-1]}
         return JsonResponse(models)
 
     @documented("The model served", OPENAI, reply=shapes.MODEL_CARD, paths={"model": "its name, or default"}, may_lack=True)
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
         if name in (self._name, ANY_MODEL):
-            return JsonResponse(self._card(request))
-        message = f"the model {name[:200]!r} does not exist here; this server has {self._name!r}"
+            return JsonResponse(self._card(request, self._name))
+        if name in self._manager.adapters.names():
+            return JsonResponse(self._card(request, name))
+        known = [self._name, *self._manager.adapters.names()]
+        message = f"the model {name[:200]!r} does not exist here; this server has {', '.join(map(repr, known[:20]))}"
         if _is_for_anthropic(request):
             return JsonResponse(anthropic_error_body(404, message), 404, request_id())
         error = {
@@ -283,18 +293,19 @@ class OpenAIApi:
         }
         return JsonResponse({"error": error}, 404)
 
-    def _card(self, request: Request) -> dict[str, Any]:
-        """The model's card; for Anthropic's clients with their fields, too."""
+    def _card(self, request: Request, name: str) -> dict[str, Any]:
+        """The card of the model, or of an adapter, whose parent the model is; for Anthropic's clients with their fields, too."""
         more = {}
         if _is_for_anthropic(request):
             begun = datetime.fromtimestamp(self._created, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-            more = {"type": "model", "display_name": self._name, "created_at": begun}
+            more = {"type": "model", "display_name": name, "created_at": begun}
         return {
-            "id": self._name,
+            "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "sglang",
             "root": self._name,
+            "parent": None if name == self._name else self._name,
             "max_model_len": self._manager.context_len,
             **more,
         }

@@ -133,6 +133,7 @@ SAYS: dict[str, str] = {
     "best_of": "the same as n, or nothing",
     "add_special_tokens": "add the tokens that the tokenizer puts around a text",
     "extra_key": "another part of cache_salt",
+    "lora_path": "the name of a loaded adapter; model may name it as well",
     "structured_outputs": "vLLM's way to constrain an answer: `json`, `regex`, `choice`, `grammar`, `structural_tag`",
 }
 """what fields are for that several APIs have"""
