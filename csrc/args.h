@@ -108,7 +108,7 @@ struct LinearArgs {
 // Matrices of adapters, float16, zero where an adapter has none. Ranks go by sixteens ("groups").
 //   a [slot][part][group][k][16 ranks]      b [slot][part][group][panel of the part][16 ranks][16 columns]
 constexpr int kMaxParts = 4;
-struct BankView {
+struct AdapterView {
   const uint16_t *a, *b;
   size_t a_slot, b_slot;               // values of a slot
   const float* scales;                 // [slots][parts]
@@ -116,7 +116,7 @@ struct BankView {
   int slots, parts, groups, k;         // k: a multiple of 32
 };
 struct LowRankArgs {
-  BankView bank;
+  AdapterView bank;
   ActView x;
   float* h;                            // [max_rows][chunks][parts * groups * 16]
   float* out;

@@ -9,7 +9,7 @@ static void low_rank(Runtime& rt, Obj a_values, Obj b_values, Obj scales, Obj ra
                      Obj slots, Obj starts, Obj order) {
   Call c("low_rank");
   LowRankArgs a{};
-  BankView& bank = a.bank;
+  AdapterView& bank = a.bank;
   const auto columns = c.vec<int>(widths, "widths", 1);
   const auto s = c.mat<float>(scales, "scales", columns.n);
   const auto r = c.mat<int>(ranks, "ranks", columns.n);

@@ -20,7 +20,7 @@ struct TileRows {
       if (a.order[i] >= 0 && a.order[i] < a.max_rows) rows[n++] = a.order[i];
   }
 };
-static ALWAYS int rank_groups(const BankView& bank, int slot, int part) {
+static ALWAYS int rank_groups(const AdapterView& bank, int slot, int part) {
   return clamp((bank.ranks[slot * bank.parts + part] + 15) / 16, 0, bank.groups);
 }
 
@@ -49,7 +49,7 @@ template <int R> static NOINLINE void down_rows(const uint16_t* a, const float* 
 }
 
 static void down_unit(const LowRankArgs& a, int t, int chunk, float* x) {
-  const BankView& b = a.bank;
+  const AdapterView& b = a.bank;
   const TileRows tile(a, t);
   const int k0 = chunk * a.chunk_len, n = imin(a.chunk_len, b.k - k0);
   bool any = false;
@@ -99,7 +99,7 @@ static NOINLINE void up_rows(const uint16_t* b, size_t group, int groups, const 
 
 // The parts of A x of a tile's rows, added up and scaled.
 static void add_chunks(const LowRankArgs& a, const TileRows& tile, int part, int groups, float* h) {
-  const BankView& b = a.bank;
+  const AdapterView& b = a.bank;
   const size_t lanes = size_t(b.parts) * b.groups * 16;
   const F scale = fset(b.scales[tile.slot * b.parts + part]);
   for (int r = 0; r < tile.n; r++) {
@@ -114,7 +114,7 @@ static void add_chunks(const LowRankArgs& a, const TileRows& tile, int part, int
 
 // Panels begin .. end - 1 of one part.
 static void up_unit(const LowRankArgs& a, const TileRows& tile, int part, int begin, int end, float* h) {
-  const BankView& b = a.bank;
+  const AdapterView& b = a.bank;
   const int groups = rank_groups(b, tile.slot, part), panels = (a.widths[part] + 15) / 16;
   if (!groups || !tile.n) return;
   add_chunks(a, tile, part, groups, h);

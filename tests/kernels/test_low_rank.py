@@ -30,7 +30,7 @@ def parts_of(slot: int, k: int, widths: tuple[int, ...]) -> list[LowRank | None]
 
 
 def filled(ops: Any, k: int, widths: tuple[int, ...]) -> Any:
-    bank = ops.bank(SLOTS, MAX_RANK, k, widths)
+    bank = ops.adapter_bank(SLOTS, MAX_RANK, k, widths)
     for slot in range(SLOTS):
         ops.place_adapter(bank, slot, ops.pack_adapter(bank, parts_of(slot, k, widths)))
     return bank
@@ -91,7 +91,7 @@ def test_a_slot_of_its_own_and_another_one(ops: Any) -> None:
     """The slot that an adapter lies in does not show, nor what lay there before."""
     k, widths = 64, WIDTHS["qkv"]
     x = np.random.default_rng(1).standard_normal((3, k), np.float32)
-    bank, other = filled(ops, k, widths), ops.bank(2, MAX_RANK, k, widths)
+    bank, other = filled(ops, k, widths), ops.adapter_bank(2, MAX_RANK, k, widths)
     for slot in (3, 7, 2, 0):  # larger and smaller ranks, and parts that are missing, one after another
         ops.place_adapter(other, 1, ops.pack_adapter(other, parts_of(slot, k, widths)))
         same_bits(added(ops, other, x, [1, -1, 1], "f32")[[0, 2]], added(ops, bank, x, [slot, slot, slot], "f32")[[0, 2]])

@@ -696,6 +696,7 @@ def test_rows_of_experts_do_not_depend_on_the_batch(exact: Any) -> None:
     for some in ([3], [19, 0], list(range(5, 18))):
         same_bits(run(some), np.ascontiguousarray(whole[some]))
 
+
 # --- adapters -----------------------------------------------------------------------------------------------------------------
 
 
@@ -703,7 +704,7 @@ def test_rows_of_experts_do_not_depend_on_the_batch(exact: Any) -> None:
 def test_low_rank(ops: Any, widths: tuple[int, ...]) -> None:
     """Several adapters in one call, and the same bits for a row alone."""
     rng, k, slots = np.random.default_rng(1), 144, 3
-    banks = REFERENCE.bank(slots, 40, k, widths), ops.bank(slots, 40, k, widths)
+    banks = REFERENCE.adapter_bank(slots, 40, k, widths), ops.adapter_bank(slots, 40, k, widths)
     for slot in range(slots):
         parts = [
             None

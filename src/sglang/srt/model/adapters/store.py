@@ -60,7 +60,7 @@ class AdapterStore:
         self._loaded: dict[int, _Loaded] = {}
         self._readers = ThreadPoolExecutor(1, "adapters")
         for site in sites:
-            site.bank = ops.bank(self.num_slots, max_rank, site.in_features, site.widths, name=site.names[0])
+            site.bank = ops.adapter_bank(self.num_slots, max_rank, site.in_features, site.widths, name=site.names[0])
 
     @property
     def num_bytes(self) -> int:

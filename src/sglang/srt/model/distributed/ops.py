@@ -29,8 +29,7 @@ class ShardedOps:
         self._summed: set[int] = set()
         self._weights: list[Weight] = []  # keeps what `_summed` names alive
         self._bounds: dict[int, int] = {}
-        self._banks: dict[int, tuple[Bank, Array]] = {}  # of layers whose sums are added up, and room for a part
-        self._parts: dict[int, Array] = {}  # by the number of columns: what adapters add to sums
+        self._banks: dict[int, tuple[AdapterBank, Array]] = {}  # of layers whose sums are added up, and room for a part
         self.deterministic = base.deterministic and shard.ranks.deterministic
         self.runs_ahead = hasattr(base, "capture")  # on a CPU every sum over ranks waits for what is to be added
 
@@ -46,8 +45,10 @@ class ShardedOps:
             self._weights.append(weight)
         return weight
 
-    def bank(self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = "") -> Bank:
-        bank = self._base.bank(num_slots, max_rank, in_features, widths)
+    def adapter_bank(
+        self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = ""
+    ) -> AdapterBank:
+        bank = self._base.adapter_bank(num_slots, max_rank, in_features, widths)
         if f"{name}.weight".endswith(SUMMED):
             self._banks[id(bank)] = bank, None
         return bank
@@ -76,7 +77,7 @@ class ShardedOps:
         if id(weight) in self._summed:
             self._ranks.sum_rows(out[: self._bounds.get(id(rows), len(out))])
 
-    def low_rank(self, bank: Bank, x: Activation, out: Array, adapters: RowAdapters) -> None:
+    def low_rank(self, bank: AdapterBank, x: Activation, out: Array, adapters: RowAdapters) -> None:
         """Where columns of A are cut by ranks, what each makes is a part of a sum, too."""
         if id(bank) not in self._banks:
             self._base.low_rank(bank, x, out, adapters)

@@ -20,7 +20,7 @@ from sglang_anywhere_kernels import _cpu
 
 from sglang.srt.errors import ConfigError, ModelError
 from sglang.srt.model.kernels.host import HostArrays
-from sglang.srt.model.kernels.low_rank import LowRank, PackedBank, RowAdapters
+from sglang.srt.model.kernels.low_rank import LowRank, PackedAdapterBank, RowAdapters
 from sglang.srt.model.kernels.ops import (
     Activation,
     Activator,
@@ -261,8 +261,10 @@ class CpuOps(HostArrays):
         if part.shape[0]:
             self.runtime.pack(weight, np.ascontiguousarray(part.data), _FORMATS[part.format][0], part.shape[0], first_row)
 
-    def bank(self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = "") -> PackedBank:
-        return PackedBank(num_slots, max_rank, in_features, widths)
+    def adapter_bank(
+        self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = ""
+    ) -> PackedAdapterBank:
+        return PackedAdapterBank(num_slots, max_rank, in_features, widths)
 
     def pack_adapter(self, bank: Any, parts: Sequence[LowRank | None]) -> Any:
         return bank.pack(parts)

@@ -36,7 +36,7 @@ class LowRank:
         return len(self.a)
 
 
-class Bank(Protocol):
+class AdapterBank(Protocol):
     """The matrices of one linear layer, whose output is `widths` columns of several matrices side by side, in `num_slots` slots of at
     most `max_rank`. Opaque but for its shape."""
 
@@ -81,7 +81,7 @@ def group_rows(row_adapter: Int, out: Mapping[str, Int]) -> int:
     return tile
 
 
-class ReferenceBank:
+class ReferenceAdapterBank:
     """Float32, as it is written in books."""
 
     def __init__(self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int]) -> None:
@@ -108,7 +108,7 @@ class ReferenceBank:
                     first += width
 
 
-class PackedBank:
+class PackedAdapterBank:
     """The same in float16, as the C++ kernels read it (csrc/args.h). Matrices are divided by a power of two where their values would
     leave the range in which float16 is exact to 11 bits, and the scale has it."""
 
@@ -145,7 +145,7 @@ class PackedBank:
 
 @dataclass(frozen=True)
 class PackedPart:
-    """A LowRank in the layout of a PackedBank."""
+    """A LowRank in the layout of a PackedAdapterBank."""
 
     rank: int
     scale: float

@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sglang.srt.model.kernels.low_rank import Bank, LowRank, RowAdapters
+from sglang.srt.model.kernels.low_rank import AdapterBank, LowRank, RowAdapters
 from sglang.srt.model.quant.formats import HostTensor
 
 Array = Any
@@ -233,16 +233,18 @@ class Ops(Protocol):
         takes them, and they are not kept. All experts' must pack alike."""
         ...
 
-    def bank(self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = "") -> Bank:
+    def adapter_bank(
+        self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = ""
+    ) -> AdapterBank:
         """Room for what adapters add to a linear layer whose output is matrices of `widths` rows side by side. `name`: of the
         first."""
         ...
 
-    def pack_adapter(self, bank: Bank, parts: Sequence[LowRank | None]) -> Any:
+    def pack_adapter(self, bank: AdapterBank, parts: Sequence[LowRank | None]) -> Any:
         """What `place_adapter` takes, of what one adapter adds to each of the bank's matrices. May be called on any thread."""
         ...
 
-    def place_adapter(self, bank: Bank, slot: int, packed: Any) -> None:
+    def place_adapter(self, bank: AdapterBank, slot: int, packed: Any) -> None:
         """Writes it into a slot, for ops called from here on. No op that was called before may still read the slot."""
         ...
 
@@ -336,7 +338,7 @@ class Ops(Protocol):
         pairs; bias: [num_experts, out]."""
         ...
 
-    def low_rank(self, bank: Bank, x: Activation, out: Array, adapters: RowAdapters) -> None:
+    def low_rank(self, bank: AdapterBank, x: Activation, out: Array, adapters: RowAdapters) -> None:
         """out[i] += scale * (b @ (a @ x[i])), with the matrices of row i's adapter, for each of the bank's matrices in its columns of
         out: [max_rows, >= sum of widths]. A row is the same in any company. Rows without an adapter stay as they are."""
         ...

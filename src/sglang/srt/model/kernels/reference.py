@@ -71,8 +71,10 @@ class ReferenceOps(HostArrays):
     def pack_experts(self, num_experts: int, read: Callable[[int], Sequence[HostTensor]], *, gated: bool) -> ReferenceBank:
         return ReferenceBank(num_experts, read)
 
-    def bank(self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = "") -> ReferenceBank:
-        return ReferenceBank(num_slots, max_rank, in_features, widths)
+    def adapter_bank(
+        self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = ""
+    ) -> ReferenceAdapterBank:
+        return ReferenceAdapterBank(num_slots, max_rank, in_features, widths)
 
     def pack_adapter(self, bank: Any, parts: Sequence[LowRank | None]) -> Any:
         return bank.pack(parts)

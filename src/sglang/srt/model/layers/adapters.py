@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sglang.srt.forward_batch import Int32Array
-from sglang.srt.model.kernels.low_rank import Bank, RowAdapters, group_rows, row_adapter_sizes
+from sglang.srt.model.kernels.low_rank import AdapterBank, RowAdapters, group_rows, row_adapter_sizes
 from sglang.srt.model.kernels.ops import Activation, Array, Ops
 
 
@@ -17,7 +17,7 @@ class AdapterSite:
         self._ops = ops
         self.names, self.widths = tuple(outputs), tuple(outputs.values())
         self.in_features = in_features
-        self.bank: Bank | None = None
+        self.bank: AdapterBank | None = None
 
     def __call__(self, x: Activation, out: Array, adapters: RowAdapters | None) -> None:
         """`adapters`: of the rows of x; None in programs for steps without any."""

@@ -25,7 +25,7 @@ class CudaParts:
     parts: list[tuple[Tensor, Tensor, float] | None]
 
 
-class CudaBank:
+class CudaAdapterBank:
     """In the model's type. a: [slots, parts, max_rank, in_features]; b: [slots, sum of widths, max_rank]."""
 
     def __init__(self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], dtype: Any, device: Any) -> None:
@@ -67,7 +67,7 @@ class LowRankSums:
         self._device, self._early = device, early
         self._h: dict[tuple[int, ...], Tensor] = {}
 
-    def add(self, bank: CudaBank, x: Tensor, out: Tensor, adapters: RowAdapters, num_tiles: int) -> None:
+    def add(self, bank: CudaAdapterBank, x: Tensor, out: Tensor, adapters: RowAdapters, num_tiles: int) -> None:
         """`num_tiles`: at most so many."""
         if not num_tiles:
             return

@@ -29,7 +29,7 @@ from sglang.srt.model.kernels.cuda.attention import PARTIAL_BYTES, PagedAttentio
 from sglang.srt.model.kernels.cuda.experts import CudaBank, Experts, pack_bank
 from sglang.srt.model.kernels.cuda.linear import Products
 from sglang.srt.model.kernels.cuda.logits import Logits
-from sglang.srt.model.kernels.cuda.low_rank import CudaBank, LowRankSums
+from sglang.srt.model.kernels.cuda.low_rank import CudaAdapterBank, LowRankSums
 from sglang.srt.model.kernels.cuda.memory import DeviceFetch, DeviceInputs, DeviceTable, upload
 from sglang.srt.model.kernels.cuda.weights import CudaActivation, CudaKV, CudaWeight
 from sglang.srt.model.kernels.low_rank import LowRank, RowAdapters
@@ -200,8 +200,10 @@ class CudaOps:
     def pack_experts(self, num_experts: int, read: Callable[[int], Sequence[HostTensor]], *, gated: bool) -> CudaBank:
         return pack_bank(num_experts, read, self.dtype, self.device)
 
-    def bank(self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = "") -> CudaBank:
-        return CudaBank(num_slots, max_rank, in_features, widths, self.dtype, self.device)
+    def adapter_bank(
+        self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = ""
+    ) -> CudaAdapterBank:
+        return CudaAdapterBank(num_slots, max_rank, in_features, widths, self.dtype, self.device)
 
     def pack_adapter(self, bank: Any, parts: Sequence[LowRank | None]) -> Any:
         return bank.pack(parts)
