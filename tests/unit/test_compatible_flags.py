@@ -188,7 +188,7 @@ def test_lines_that_say_what_a_flag_does(
         ("--schedule-policy lof", "--schedule-policy lof"),
         ("--device xpu", "cpu and cuda"),
         ("--dtype nonsense", "invalid choice: 'nonsense'"),
-        ("--max 3", "--max may mean --max-total-tokens"),
+        ("--max 3", "--max may mean --max-"),
         ("--treads 3", "did you mean --threads?"),
         ("--moe-runer-backend x", "did you mean --moe-runner-backend?"),
     ],
