@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,33 @@ def test_no_error_shows_a_secret(text: str, tmp_path: Path, capsys: pytest.Captu
     with pytest.raises((SystemExit, ConfigError)) as caught:
         parse_server_args(["--config", config(tmp_path, text)], "serve").resolve()
     assert SECRET not in capsys.readouterr().err + str(caught.value)
+
+
+LONG = ["x" * 5000, "9" * 5000, "x/" * 2500, "a b " * 2500, "[" * 5000, "é" * 3000, "1\nb", "\x1b[2J"]
+
+
+def test_no_value_makes_an_error_long_or_more_than_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each flag takes it or refuses it in one line; those that take any text, such as names of files, get the first."""
+    refused = 0
+    for i, field in enumerate(dataclasses.fields(ServerArgs)):
+        value = LONG[0] if "str" in str(field.type) and i % 2 else LONG[i % len(LONG)]
+        text = json.dumps(value, ensure_ascii=False).replace("\x1b", "\\u001b")
+        path = config(tmp_path, f"{field.name.replace('_', '-')}: {text}\n")
+        try:
+            parse_server_args(["--config", path], "serve").resolve()
+        except ConfigError as error:
+            said = f"{error}\n"
+        except SystemExit:
+            said = capsys.readouterr().err
+        else:
+            continue
+        refused += 1
+        assert len(said) < 1700 and said.count("\n") == 1 and said[:-1].isprintable(), (field.name, said[:500])
+    assert refused > 20
+    for value in LONG:
+        with pytest.raises(ConfigError, match="--media-root") as caught:
+            ServerArgs(media_root=value).resolve()
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 1700
 
 
 def test_a_long_file_and_one_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

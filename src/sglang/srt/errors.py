@@ -29,13 +29,27 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+_LONG_WORD = re.compile(r"[^\s'\"]{200,}")
+_MAX_LINE = 2000
+
+
+def one_line(message: str) -> str:
+    """A message about values that may be anything: without control characters, and shortened where a value is long."""
+    text = _LONG_WORD.sub(lambda word: f"{word[0][:100]}...{word[0][-40:]}", message)
+    if len(text) > _MAX_LINE:
+        text = f"{text[: _MAX_LINE // 2]} ... {text[-_MAX_LINE // 4 :]}"
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
 
 class SglangError(Exception):
     """Base of all errors raised on purpose. `str(error)` is a sentence for the person who caused it."""
 
 
 class ConfigError(SglangError):
-    """The server or engine cannot start as configured."""
+    """The server or engine cannot start as configured. The message is one line and repeats no more than the ends of a long value."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class ModelError(ConfigError):

@@ -13,7 +13,6 @@ import os
 import random
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sglang.srt.checkpoint.files import shown
@@ -335,7 +334,7 @@ class ServerArgs(
                 logger.warning("%s has no effect beside --uds", self.named(name))
         if self.chat_template is not None:
             named_template(self.chat_template)
-        if self.media_root is not None and not Path(self.media_root).is_dir():
+        if self.media_root is not None and not os.path.isdir(self.media_root):
             raise ConfigError(f"{self.named('media_root')} {self.media_root} is not a folder")
         chunk = self.chunked_prefill_size
         if chunk is not None and chunk != -1 and not 1 <= chunk <= LARGEST_CHUNK:

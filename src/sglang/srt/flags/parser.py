@@ -9,6 +9,7 @@ import typing
 from collections.abc import Collection
 from typing import Any, NoReturn
 
+from sglang.srt.errors import one_line
 from sglang.srt.flags.compatible import ALIASES, FLAGS, REFUSED_VALUES, VALUES
 from sglang.srt.flags.names import add_other_flags, nearest_flag, option, other_names
 from sglang.srt.flags.values import parse_size, show_size
@@ -25,7 +26,7 @@ class FlagParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = re.sub(r"^argument (\S+): ignored explicit argument (.*)$", r"\1 takes no value, got \2", message)
-        self.exit(2, f"{self.prog}: error: {f'{self.where}: ' if self.where else ''}{message}\n")
+        self.exit(2, f"{self.prog}: error: {one_line(f'{self.where}: {message}' if self.where else message)}\n")
 
 
 NO_EFFECT = "accepted, without effect here"
