@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from sglang.srt.config import GrammarOptions
 from sglang.srt.errors import GrammarError, OverloadError
 from sglang.srt.scheduler.grammar.compiler import GrammarCompiler, Job
 from sglang.srt.scheduler.grammar.lanes import NUM_SLOW, FairQueue, Lanes
-from sglang.srt.scheduler.grammar.trial import Trials, Walk
+from sglang.srt.scheduler.grammar.trial import EVERY, NUM_TOKENS, Trials, Walk, try_grammar
 from sglang.srt.scheduler.stop_regex import STOP_REGEX
 from sglang.srt.scheduler.trial_messages import Report, decode_report, encode_trial
 from tests.scheduler.test_backends import backend_of, both
@@ -158,6 +159,58 @@ def test_a_flush_forgets() -> None:
     job = compile_one(compiler, "regex", "flushed")
     compiler.flush()
     assert compile_one(compiler, "regex", "flushed") is not job
+
+
+# --- what it costs: docs/structured.md has the time, which `python -m benchmarks.structured trials` measures --------------------------
+
+
+@both
+def test_a_new_grammar_is_compiled_twice_and_a_kept_one_never(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = GrammarOptions(backend=name)  # type: ignore[arg-type]
+    backend, trials = backend_of(name), trials_of(VOCABULARY, options)
+    compiler = GrammarCompiler(backend, options, trials)
+    here: list[Any] = []
+    children: list[str] = []
+    compile_, submit = backend.compile, trials.submit
+    monkeypatch.setattr(backend, "compile", lambda *key: here.append(key) or compile_(*key))
+    monkeypatch.setattr(trials, "submit", lambda kind: children.append(kind) or submit(kind))
+    for text in ("once[ab]{2}", "once[ab]{3}"):
+        job = compile_one(compiler, "regex", text)
+        assert job.error is None
+        for _ in range(20):
+            assert compiler.submit(("regex", text)) is job and compiler.poll(job)
+    assert here == [("regex", "once[ab]{2}"), ("regex", "once[ab]{3}")] and children == ["regex"] * 2
+
+
+class Counted:
+    """An engine or a state of one, whose methods are counted in `seen`."""
+
+    def __init__(self, inner: Any, seen: Counter[str]) -> None:
+        self._inner, self._seen = inner, seen
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if not callable(found):
+            return found
+
+        def call(*args: Any) -> Any:
+            self._seen[name] += 1
+            result = found(*args)
+            return Counted(result, self._seen) if name in ("compile", "copy") else result
+
+        return call
+
+
+@both
+@pytest.mark.parametrize("kind, text", [("regex", "(ab|cd){40,80}"), ("json_schema", "$$ANY$$"), ("regex", "(?s:.*)")])
+def test_a_child_compiles_once_and_takes_a_bounded_number_of_steps(name: str, kind: str, text: str) -> None:
+    """Few of them with a mask, which is most of a step's work."""
+    seen: Counter[str] = Counter()
+    for _ in try_grammar(Counted(backend_of(name), seen), kind, text):  # type: ignore[arg-type]
+        pass
+    assert seen["compile"] == 1
+    assert seen["fill_mask"] <= 4 * NUM_TOKENS // EVERY
+    assert seen["accept"] + seen["accept_all"] + seen["forced_tokens"] <= 4 * NUM_TOKENS
 
 
 # --- whose turn it is -----------------------------------------------------------------------------------------------------------

@@ -45,6 +45,11 @@ class Viewer:
         self.news.set()
         return len(self.events) <= MAX_WAITING
 
+    def begin(self, mirror: list[bytes]) -> None:
+        """All that waited is told by the mirror instead."""
+        self.events = deque(mirror)
+        self.news.set()
+
 
 class LiveHub:
     """Owner of the viewers and of the mirror of what they have been told. The scheduler is asked while there is one."""
@@ -85,7 +90,7 @@ class LiveHub:
         if len(self._viewers) == 1:
             self._manager.view(True)
         else:
-            self._tell_all(viewer)
+            viewer.begin(self._mirror())
         self._manager.records.observer = self
 
     def _leave(self, viewer: Viewer) -> None:
@@ -98,14 +103,12 @@ class LiveHub:
             self._nodes.clear()
             self._state = {}
 
-    def _tell_all(self, viewer: Viewer) -> None:
-        """The mirror, from the beginning."""
-        viewer.events.clear()
-        nodes = list(self._nodes.values())
-        for at in range(0, max(len(nodes), 1), NUM_AT_ONCE):
-            viewer.put(
-                _event({"first": at == 0, "nodes": nodes[at : at + NUM_AT_ONCE], "gone": [], "steps": [], **self._state})
-            )
+    def _mirror(self) -> list[bytes]:
+        """All that there is, from the beginning."""
+        nodes, at_once = list(self._nodes.values()), NUM_AT_ONCE
+        cuts = range(0, max(len(nodes), 1), at_once)
+        parts = ({"first": at == 0, "nodes": nodes[at : at + at_once], "gone": [], "steps": [], **self._state} for at in cuts)
+        return list(map(_event, parts))
 
     def _take(self, delta: ViewDelta) -> None:
         """Takes one delta of the scheduler, for all viewers."""
@@ -128,9 +131,11 @@ class LiveHub:
         self._tell(event)
 
     def _tell(self, event: bytes) -> None:
-        for viewer in self._viewers:
-            if not viewer.put(event):
-                self._tell_all(viewer)
+        late = [viewer for viewer in self._viewers if not viewer.put(event)]
+        if late:
+            mirror = self._mirror()  # made once: it may be megabytes
+            for viewer in late:
+                viewer.begin(mirror)
 
     # --- requests -------------------------------------------------------------------------------------------------------------
 
