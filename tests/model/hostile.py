@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,6 +93,21 @@ def try_file(path: Path, cases: Iterator[tuple[str, bytes]], load: Callable[[], 
     finally:
         path.unlink() if kept is None else path.write_bytes(kept)
     return found
+
+
+_NUMBERS = [struct.pack("<Q", n) for n in (0, 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1)]
+_NUMBERS += [struct.pack("<I", n) for n in (0, 1, 7, 13, 2**31 - 1, 2**32 - 1)]
+
+
+def damaged(data: bytes, head: int, count: int) -> Iterator[tuple[str, bytes]]:
+    """(which, the result) of `count` files like `data` with bytes of their first `head` replaced, left out or put in, or cut off."""
+    for seed in range(count):
+        rng, changed = random.Random(seed), bytearray(data)
+        for _ in range(rng.choice([1, 1, 1, 2, 4])):
+            at, number = rng.randrange(head), rng.choice([*_NUMBERS, bytes([rng.randrange(256)])])
+            end = at + rng.choice([0, len(number), len(number), 100])
+            changed[at:end] = number if rng.random() < 0.8 else b""
+        yield f"damaged {seed}", bytes(changed[: rng.randrange(len(changed))] if rng.random() < 0.15 else changed)
 
 
 # --- GGUF ---------------------------------------------------------------------------------------------------------------------

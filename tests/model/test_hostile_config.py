@@ -16,7 +16,7 @@ import pytest
 from sglang.srt.config import DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import ConfigError, ModelError
 from sglang.srt.model.worker import create_worker
-from tests.model.hostile import dump, gguf_bytes, gguf_mutations, mutations, outcome, tiny_gguf, try_file
+from tests.model.hostile import damaged, dump, gguf_bytes, gguf_mutations, mutations, outcome, tiny_gguf, try_file
 from tests.model.quantised import FORMS, save_quantised
 from tests.model.tiny import save_model
 from tests.model.vision import save_qwen
@@ -85,6 +85,25 @@ def test_gguf_metadata(tmp_path: Path, arch: str, share: float) -> None:
     path = tmp_path / "m.gguf"
     keys, tensors = tiny_gguf(arch)
     assert not try_file(path, some(gguf_mutations(keys, tensors), share), lambda: load(path))
+
+
+COUNT = [60, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+
+
+@pytest.mark.parametrize("count", COUNT)
+def test_damaged_gguf(tmp_path: Path, count: int) -> None:
+    path, data = tmp_path / "m.gguf", gguf_bytes(*tiny_gguf())
+    head = data.index(b"blk.0") + 1500
+    assert not try_file(path, damaged(data, head, count), lambda: load(path))
+
+
+@pytest.mark.parametrize("count", COUNT)
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_damaged_files(tmp_path: Path, name: str, count: int) -> None:
+    save_model(tmp_path, "llama")
+    data = (tmp_path / name).read_bytes()
+    head = min(len(data), 8 + int.from_bytes(data[:8], "little"))
+    assert not try_file(tmp_path / name, damaged(data, head, count), lambda: load(tmp_path))
 
 
 def safetensors(header: Any, data: bytes, length: int | None = None) -> bytes:
