@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import statistics
 import subprocess
@@ -65,7 +66,7 @@ class Target:
         self.answer = self.ask()
         self.scheduler = self.schedulers()
         self.log_len = 0
-        self.warm_mb = self.pss_mb()
+        self.warm_mb = self.settled_mb()
 
     def close(self) -> None:
         self.client.close()
@@ -85,6 +86,16 @@ class Target:
         with ThreadPoolExecutor(MANY) as pool:
             replies = list(pool.map(lambda _: self.post("/generate", QUESTION), range(4 * MANY)))
         assert {reply.status_code for reply in replies} == {200}
+        self._meet_constraints()
+
+    def _meet_constraints(self) -> None:
+        """An engine's tables, what forks children, and who checks answers are there from the first constraint on."""
+        schema = json.dumps(
+            {"type": "object", "properties": {"a": {"type": "integer", "not": {"const": 3}}}, "required": ["a"]}
+        )
+        for i, constraint in enumerate([{"json_schema": schema}, {"regex": "[a-z]+"}, {"ebnf": 'root ::= "a" | "b"'}] * 4):
+            body = {"text": "x" * (i + 1), "sampling_params": {"max_new_tokens": 24, **constraint}}
+            assert self.post("/generate", body).status_code == 200
 
     # --- asking ---------------------------------------------------------------------------------------------------------------
 
@@ -125,6 +136,12 @@ class Target:
                     except (BrokenPipeError, ConnectionResetError):
                         break
         return sent
+
+    def load(self) -> int:
+        """Requests that run or wait."""
+        (found,) = self.client.get("/get_load").json()
+        number: int = found["num_reqs"]
+        return number
 
     # --- looking ----------------------------------------------------------------------------------------------------------------
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.attack.target import Scale, Target
+from tests.server.fuzzing import NEEDED, SEEDS
+from tests.server.long_values import ROUTES, VALUES, body_of
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
 
 
-def body_of(value: dict[str, Any], name: str, raw: bytes) -> bytes:
+def with_field(value: dict[str, Any], name: str, raw: bytes) -> bytes:
     """`value` with one more field, written by hand."""
     return json.dumps(value).encode()[:-1] + b"," + json.dumps(name).encode() + b":" + raw + b"}"
 
@@ -24,22 +27,22 @@ def bodies(mega: int) -> dict[str, Callable[[], tuple[str, bytes]]]:
     chat, native = "/v1/chat/completions", "/generate"
     text = {"text": "x", "sampling_params": {"max_new_tokens": 1}}
     return {
-        "a long unknown name": lambda: (chat, body_of(CHAT, "k" * size, b"1")),
-        "a long unknown native name": lambda: (native, body_of(text, "k" * size, b"1")),
+        "a long unknown name": lambda: (chat, with_field(CHAT, "k" * size, b"1")),
+        "a long unknown native name": lambda: (native, with_field(text, "k" * size, b"1")),
         "many unknown names": lambda: (chat, json.dumps(CHAT | {f"k{i:07d}": 0 for i in range(size // 14)}).encode()),
-        "many empty lists in metadata": lambda: (chat, body_of(CHAT, "metadata", b"[" + b"[]," * (size // 3) + b"[]]")),
-        "many empty objects in store": lambda: (chat, body_of(CHAT, "store", b"[" + b"{}," * (size // 3) + b"{}]")),
-        "a long user": lambda: (chat, body_of(CHAT, "user", b'"' + b"u" * size + b'"')),
+        "many empty lists in metadata": lambda: (chat, with_field(CHAT, "metadata", b"[" + b"[]," * (size // 3) + b"[]]")),
+        "many empty objects in store": lambda: (chat, with_field(CHAT, "store", b"[" + b"{}," * (size // 3) + b"{}]")),
+        "a long user": lambda: (chat, with_field(CHAT, "user", b'"' + b"u" * size + b'"')),
         "many prompts": lambda: (native, json.dumps({"text": ["x"] * (size // 5)}).encode()),
         "16,384 prompts": lambda: (native, json.dumps({"text": ["x"] * 16_384, "sampling_params": {"max_new_tokens": 1}}).encode()),
         "many messages": lambda: (chat, json.dumps({"messages": CHAT["messages"] * (size // 34), "max_tokens": 1}).encode()),
         "many ids": lambda: (native, b'{"input_ids":[' + b"1," * (size // 2) + b"1]}"),
-        "many biases": lambda: (chat, body_of(CHAT, "logit_bias", json.dumps({str(i): 1 for i in range(size // 12)}).encode())),
-        "many stops": lambda: (chat, body_of(CHAT, "stop", json.dumps(["s"] * (size // 5)).encode())),
-        "many tools": lambda: (chat, body_of(CHAT, "tools", b"[" + b'{"type":"function","function":{"name":"f"}},' * (size // 45) + b"1]")),
-        "deep": lambda: (chat, body_of(CHAT, "chat_template_kwargs", b'{"a":' * 400 + b"1" + b"}" * 400)),
-        "very deep": lambda: (native, body_of(text, "metadata", b"[" * (size // 2) + b"]" * (size // 2))),
-        "a long number": lambda: (native, body_of(text, "priority", b"9" * size)),
+        "many biases": lambda: (chat, with_field(CHAT, "logit_bias", json.dumps({str(i): 1 for i in range(size // 12)}).encode())),
+        "many stops": lambda: (chat, with_field(CHAT, "stop", json.dumps(["s"] * (size // 5)).encode())),
+        "many tools": lambda: (chat, with_field(CHAT, "tools", b"[" + b'{"type":"function","function":{"name":"f"}},' * (size // 45) + b"1]")),
+        "deep": lambda: (chat, with_field(CHAT, "chat_template_kwargs", b'{"a":' * 400 + b"1" + b"}" * 400)),
+        "very deep": lambda: (native, with_field(text, "metadata", b"[" * (size // 2) + b"]" * (size // 2))),
+        "a long number": lambda: (native, with_field(text, "priority", b"9" * size)),
         "a long text": lambda: (native, json.dumps({"text": "x" * size}).encode()),
         "many texts to tokenize": lambda: ("/tokenize", json.dumps({"text": "x " * (size // 2)}).encode()),
         "many ids to detokenize": lambda: ("/detokenize", b'{"tokens":[' + b"1," * (size // 2) + b"1]}"),
@@ -58,5 +61,22 @@ def test_bodies(text_target: Target, scale: Scale, name: str) -> None:
         reply = text_target.post_bytes(path, body)
         assert reply.status_code in (200, 400, 413), f"{reply.status_code}: {reply.text[:300]}"
         assert reply.status_code == 200 or len(reply.content) < 10_000
+    assert watch.peak_mb < text_target.warm_mb + 64 + 9 * mega, f"{watch.peak_mb:.0f} MB"
+    text_target.check(watch)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_the_largest_bodies_of_every_route(text_target: Target, scale: Scale, path: str) -> None:
+    """Long values in fields that the route needs, in others, and in one that it does not know."""
+    if scale.times == 1 and path not in ROUTES[::6]:
+        pytest.skip("in the long form only")
+    mega, rng = (55 if scale.times > 1 else 3), random.Random(path)
+    fields = [*NEEDED.get(path, ())[:2], rng.choice(sorted(SEEDS[path])), "metadata"]
+    cases = [(field, name) for field in fields for name in VALUES if "schema" not in name]
+    with text_target.watched() as watch:
+        for field, name in rng.sample(cases, 6 * scale.times // 2 or 1):
+            reply = text_target.post_bytes(path, body_of(path, field, VALUES[name](mega * 1_000_000)))
+            assert reply.status_code in (200, 400, 404, 413), f"{field}, {name}: {reply.status_code}: {reply.text[:300]}"
+            assert reply.status_code == 200 or len(reply.content) < 4000, f"{field}, {name}"
     assert watch.peak_mb < text_target.warm_mb + 64 + 9 * mega, f"{watch.peak_mb:.0f} MB"
     text_target.check(watch)

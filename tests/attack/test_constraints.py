@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from tests.attack.constraints import REGEXES, SCHEMAS, STOP_REGEXES, constrained, routes_of
+from tests.attack.conftest import attacked
+from tests.attack.constraints import EBNFS, REGEXES, SCHEMAS, STOP_REGEXES, constrained, routes_of, routes_of_text
 from tests.attack.target import Scale, Target
 
 AT_ONCE = 4
@@ -21,28 +24,41 @@ def send(target: Target, path: str, body: dict[str, Any]) -> None:
         assert len(reply.json()["error"]["message"]) > 10
 
 
-def test_schemas_by_every_route(text_target: Target, scale: Scale) -> None:
-    names = list(SCHEMAS) if scale.times > 1 else [*SCHEMAS][:6]
-    requests = [request for name in names for request in routes_of(SCHEMAS[name])]
-    with text_target.watched() as watch, ThreadPoolExecutor(AT_ONCE) as pool:
-        for sent in [pool.submit(send, text_target, path, body) for path, body in requests]:
+@pytest.fixture(scope="session")
+def xgrammar_target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    pytest.importorskip("xgrammar")
+    flags = ("--max-total-tokens", "12000", "--grammar-compile-timeout", "5", "--grammar-backend", "xgrammar")
+    yield from attacked(tmp_path_factory, *flags, model="smollm2-135m-instruct")
+
+
+@pytest.fixture(params=["llguidance", pytest.param("xgrammar", marks=pytest.mark.attack)])
+def target(request: pytest.FixtureRequest) -> Target:
+    """A server for each grammar engine."""
+    found: Target = request.getfixturevalue("text_target" if request.param == "llguidance" else "xgrammar_target")
+    return found
+
+
+def send_all(target: Target, requests: list[tuple[str, dict[str, Any]]]) -> None:
+    with target.watched() as watch, ThreadPoolExecutor(AT_ONCE) as pool:
+        for sent in [pool.submit(send, target, path, body) for path, body in requests]:
             sent.result()
-    text_target.check(watch)
+    target.check(watch)
 
 
-@pytest.mark.parametrize("name", REGEXES)
-def test_regexes(text_target: Target, scale: Scale, name: str) -> None:
-    if scale.times == 1 and name not in ("nested stars", "counted"):
-        pytest.skip("in the long form only")
-    with text_target.watched() as watch:
-        for i in range(scale.times):
-            send(text_target, "/generate", constrained(regex=REGEXES[name] + "z" * i))
-    text_target.check(watch)
+def test_schemas_by_every_route(target: Target, scale: Scale) -> None:
+    names = list(SCHEMAS) if scale.times > 1 else [*SCHEMAS][:4]
+    send_all(target, [request for name in names for request in routes_of(SCHEMAS[name])])
+
+
+def test_texts_by_every_route(target: Target, scale: Scale) -> None:
+    texts = [("ebnf", text) for text in EBNFS.values()] + [("regex", text) for text in REGEXES.values()]
+    chosen = texts if scale.times > 1 else texts[::6]
+    send_all(target, [request for kind, text in chosen for request in routes_of_text(kind, text)])
 
 
 def test_others_compile_meanwhile(text_target: Target, scale: Scale) -> None:
     """Two constraints that never end keep nobody else's from compiling."""
-    bad = [constrained(json_schema=__import__("json").dumps(SCHEMAS[n])) for n in ("common multiples", "patterns of patterns")]
+    bad = [constrained(json_schema=json.dumps(SCHEMAS[n])) for n in ("common multiples", "patterns of patterns")]
     threads = [threading.Thread(target=text_target.post, args=("/generate", body)) for body in bad * scale.times]
     with text_target.watched() as watch:
         for thread in threads:

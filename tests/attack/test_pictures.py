@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+import random
 import socket
 import struct
 import threading
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -80,6 +83,132 @@ def test_pictures_of_many_scans(vision_target: Target, scale: Scale) -> None:
         began = time.monotonic()
         ask(vision_target, data)
         assert time.monotonic() - began < 30
+    vision_target.check(watch)
+
+
+def file_of(form: str) -> bytes:
+    """A small picture or animation in a format."""
+    pictures = [Image.effect_noise((96, 64), 60 + i).convert("RGB") for i in range(3)]
+    out = io.BytesIO()
+    several: dict[str, Any] = {"save_all": True, "append_images": pictures[1:]}
+    if form == "deep PNG":
+        return png(96, 64, 16, 6)
+    name, _, kind = form.partition(" ")
+    options = {"progressive": {"progressive": True}, "several": several}.get(kind, {})
+    pictures[0].save(out, name, **options)
+    return out.getvalue()
+
+
+FORMS = ["PNG", "deep PNG", "PNG several", "JPEG", "JPEG progressive", "MPO several", "GIF", "GIF several", "WEBP", "WEBP several", "TIFF", "TIFF several", "AVIF", "AVIF several", "BMP"]  # fmt: skip
+
+
+def spoiled(data: bytes, rng: random.Random) -> bytes:
+    """With some bytes, mostly of its head, or some numbers replaced, or cut off, or repeated."""
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 1, 3, 10])):
+        at = rng.randrange(len(changed) if rng.random() < 0.4 else min(len(changed), 400))
+        number = rng.choice(
+            [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\xff\xff", b"\0\1", bytes([rng.randrange(256)])]
+        )
+        changed[at : at + len(number)] = number
+    match rng.randrange(5):
+        case 0:
+            return bytes(changed[: rng.randrange(len(changed))])
+        case 1:
+            return bytes(changed) * rng.choice([2, 50])
+        case 2:
+            at = rng.randrange(len(changed))
+            return bytes(changed[:at] + changed[at // 2 : at] * 20 + changed[at:])
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damaged_pictures_and_videos(vision_target: Target, scale: Scale, form: str) -> None:
+    if scale.times == 1 and form not in FORMS[::5]:
+        pytest.skip("in the long form only")
+    try:
+        data = file_of(form)
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow writes no {form}")
+    rng = random.Random(form)
+    with vision_target.watched() as watch, ThreadPoolExecutor(4) as pool:
+        sent = []
+        for i in range(8 * scale.times**2):
+            kind = rng.choice(["image_url", "image_url", "video_url"])
+            told = rng.choice(["image/png", "video/mp4", "application/octet-stream", "text/html"])
+            sent.append(pool.submit(ask, vision_target, url(spoiled(data, rng) if i else data, told), kind=kind))
+        for one in sent:
+            one.result()
+    assert watch.peak_mb < vision_target.warm_mb + 768, f"{watch.peak_mb:.0f} MB"
+    vision_target.check(watch)
+
+
+SMALL = url(png(64, 64), "image/png")
+NESTED = {
+    "a URL in a URL": "data:image/png;base64," + base64.b64encode(SMALL.encode()).decode(),
+    "URLs in URLs": "data:image/png;base64,data:image/png;base64," + SMALL,
+    "many parameters": "data:image/png;" + "a=b;" * 100_000 + "base64,AAAA",
+    "percent signs": "data:image/png," + "%89%50%4e%47" * 10_000,
+    "white space": SMALL.replace(",", "," + "\n" * 500_000),
+    "a type that is a path": "data:../../etc/passwd;base64,AAAA",
+    "SVG": url(b"<svg xmlns='http://www.w3.org/2000/svg' xmlns:x='http://www.w3.org/1999/xlink'><image x:href='file:///etc/passwd'/></svg>", "image/svg+xml"),
+    "sound": url(b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0D\xac\0\0\x88X\1\0\2\0\x10\0data\0\0\0\0", "audio/wav"),
+    "a playlist": url(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "application/vnd.apple.mpegurl"),
+    "a list of files": url(b"ffconcat version 1.0\nfile /etc/passwd\n", "video/mp4"),
+    "PostScript": url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n/x{loop}def x\n", "image/eps"),
+    "a font of a program": url(b"MZ" + bytes(2000), "image/x-icon"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_data_that_is_no_picture(vision_target: Target, name: str) -> None:
+    for kind in ("image_url", "video_url"):
+        status = ask(vision_target, NESTED[name], kind=kind)
+        assert status == 400 or name == "white space"
+    for part in (
+        {"type": "input_audio", "input_audio": {"data": NESTED[name], "format": "wav"}},
+        {"type": "audio_url", "audio_url": {"url": NESTED[name]}},
+        {"type": "file", "file": {"file_data": NESTED[name]}},
+    ):
+        body = {"messages": [{"role": "user", "content": [part]}], "max_tokens": 1}
+        reply = vision_target.post("/v1/chat/completions", body)
+        assert reply.status_code == 400 and len(reply.text) < 2000, reply.text[:300]
+
+
+def routes_of_pictures(one: str) -> list[tuple[str, dict[str, Any]]]:
+    """Every way by which pictures come in."""
+    media_type, _, data = one.removeprefix("data:").partition(";base64,")
+    source = {"type": "base64", "media_type": media_type, "data": data}
+    text = "<|vision_start|><|image_pad|><|vision_end|>"
+    return [
+        ("/generate", {"text": text, "image_data": one, "sampling_params": {"max_new_tokens": 1}}),
+        ("/generate", {"text": text.replace("image", "video"), "video_data": one, "sampling_params": {"max_new_tokens": 1}}),
+        ("/generate", {"text": [text] * 3, "image_data": [[one], [one], [one]], "sampling_params": {"max_new_tokens": 1}}),
+        ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": one}]}], "max_output_tokens": 1}),
+        ("/v1/responses", {"input": [{"type": "function_call", "name": "f", "call_id": "c", "arguments": "{}"}, {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image", "image_url": one}]}], "max_output_tokens": 1}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": "image", "source": source}]}], "max_tokens": 1}),
+        ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": [{"type": "image", "source": source}]}]}),
+        ("/apply_chat_template", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": one}}]}]}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["deep", "many scans", "too many pixels", "a fraction of a video", "random"])
+def test_pictures_by_every_route(vision_target: Target, scale: Scale, form: str) -> None:
+    if scale.times == 1 and form != "many scans":
+        pytest.skip("in the long form only")
+    data = {
+        "deep": lambda: png(5000, 5000, 16, 6),
+        "many scans": lambda: many_scans(3000),
+        "too many pixels": lambda: png(20_000, 20_000, 1, 0),
+        "a fraction of a video": lambda: png(4096, 4096, kind=0) * 30,
+        "random": lambda: random.Random(1).randbytes(5_000_000),
+    }[form]()
+    with vision_target.watched() as watch:
+        for path, body in routes_of_pictures(url(data, "image/png")):
+            reply = vision_target.post(path, body)
+            assert reply.status_code in (200, 400, 413, 503), f"{path}: {reply.status_code}: {reply.text[:300]}"
+            assert reply.status_code == 200 or len(reply.text) < 2000
+    assert watch.peak_mb < vision_target.warm_mb + 1024, f"{watch.peak_mb:.0f} MB"
     vision_target.check(watch)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
+import struct
 import threading
 import time
 from typing import Any
 
 import pytest
 
-from tests.attack.target import QUESTION, Scale, Target
+from tests.attack.target import ADMIN, KEY, QUESTION, Scale, Target
 
 HEAVY: dict[str, Any] = {
     "text": "x",
@@ -26,7 +28,8 @@ def leave_unread(target: Target, path: str, body: dict[str, Any], seconds: float
     data = json.dumps(body).encode()
     connection = target.connect()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    head = target.head(path, "Content-Type: application/json", f"Content-Length: {len(data)}")
+    key = ADMIN if path.startswith("/page") else KEY
+    head = target.head(path, "Content-Type: application/json", f"Content-Length: {len(data)}", key=key)
     connection.sendall(head + data)
     time.sleep(seconds)
     return connection
@@ -45,19 +48,88 @@ def test_unread_streams_with_log_probabilities(text_target: Target, scale: Scale
     text_target.check(watch)
 
 
-def test_unread_streams_of_every_route(text_target: Target, scale: Scale) -> None:
-    chat = {"messages": [{"role": "user", "content": "x"}], "stream": True, "max_tokens": 1000}
-    bodies: list[tuple[str, dict[str, Any]]] = [
-        ("/v1/chat/completions", {**chat, "logprobs": True, "top_logprobs": 20, "n": 8}),
-        ("/v1/completions", {"prompt": ["x"] * 8, "stream": True, "max_tokens": 1000, "logprobs": 5, "echo": True}),
+TOOL = {
+    "name": "f",
+    "parameters": {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]},
+    "strict": True,
+}
+
+
+def streams(length: int) -> list[tuple[str, dict[str, Any]]]:
+    """(path, body) for every route that has a stream, of at most `length` tokens a sequence."""
+    chat = {"messages": [{"role": "user", "content": "x"}], "stream": True, "max_tokens": length}
+    params = {"max_new_tokens": length, "ignore_eos": True}
+    return [
+        ("/generate", {"text": ["x", "y"], "stream": True, "sampling_params": {**params, "n": 2}}),
+        ("/generate", {"text": "x", "stream": True, "sampling_params": {**params, "regex": "(abc |def ){900}"}}),
+        ("/v1/chat/completions", {**chat, "logprobs": True, "top_logprobs": 20, "n": 4}),
+        ("/v1/chat/completions", {**chat, "tools": [{"type": "function", "function": TOOL}], "tool_choice": "required"}),
+        ("/v1/completions", {"prompt": ["x"] * 4, "stream": True, "max_tokens": length, "logprobs": 5, "echo": True}),
         ("/v1/messages", {**chat}),
-        ("/v1/responses", {"input": "x", "stream": True, "max_output_tokens": 1000}),
+        ("/v1/responses", {"input": "x", "stream": True, "max_output_tokens": length}),
+        ("/v1/responses", {"input": "x", "stream": True, "max_output_tokens": length, "top_logprobs": 20, "store": True}),
+        ("/page/live", {}),
     ]
+
+
+def test_unread_streams_of_every_route(text_target: Target, scale: Scale) -> None:
     with text_target.watched() as watch:
-        held = [leave_unread(text_target, path, body, 0.1) for path, body in bodies * scale.times]
+        held = [leave_unread(text_target, path, body, 0.1) for path, body in streams(1000) * scale.times]
         time.sleep(scale.seconds)
         for connection in held:
             connection.close()
+    text_target.check(watch)
+
+
+def test_streams_that_are_read_slowly(text_target: Target, scale: Scale) -> None:
+    """A few bytes now and then, while others are served; then the clients go on reading to the end."""
+    asked = streams(40 * scale.times)
+    with text_target.watched() as watch:
+        held = [leave_unread(text_target, path, body, 0.0) for path, body in asked]
+        for _ in range(3 * scale.times):
+            for connection in held:
+                connection.settimeout(60)
+                assert connection.recv(16)
+            assert text_target.ask() == text_target.answer
+        for connection, (path, _) in zip(held, asked, strict=True):
+            assert path == "/page/live" or ends_whole(connection), path
+            connection.close()
+    text_target.check(watch)
+
+
+def ends_whole(connection: socket.socket) -> bool:
+    """Whether the last piece of a chunked answer comes."""
+    connection.settimeout(120)
+    seen = b""
+    while piece := connection.recv(1 << 16):
+        seen = (seen + piece)[-5:]
+        if seen == b"0\r\n\r\n":
+            return True
+    return False
+
+
+def test_clients_that_hang_up(text_target: Target, scale: Scale) -> None:
+    """At any moment, with and without a goodbye: what they asked for ends soon, and no viewer or request is left behind."""
+    rng = random.Random(0)
+    with text_target.watched() as watch:
+        for _ in range(3 * scale.times):
+            held = [leave_unread(text_target, path, body, 0.0) for path, body in streams(1000)]
+            time.sleep(rng.choice([0.0, 0.01, 0.3]))
+            for connection in held:
+                if rng.random() < 0.5:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                if rng.random() < 0.5:
+                    connection.recv(rng.choice([1, 100, 10_000]))
+                connection.close()
+        end = time.monotonic() + 60
+        while text_target.load() and time.monotonic() < end:
+            time.sleep(0.2)
+        assert not text_target.load(), "requests of clients that have left still run"
+    viewers = [leave_unread(text_target, "/page/live", {}, 0.0) for _ in range(16)]
+    for viewer in viewers:
+        viewer.settimeout(60)
+        assert viewer.recv(12) == b"HTTP/1.1 200", "viewers that have left keep no place"
+        viewer.close()
     text_target.check(watch)
 
 
