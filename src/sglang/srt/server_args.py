@@ -255,7 +255,7 @@ class ServerArgs(
             return None
         flag, root = self.named("lora_paths"), self.lora_root
         adapters = parse_adapters(flag, self.lora_paths, frozenset({self.served_model_name or self.model_path, "default"}))
-        if root is not None and not Path(root).is_dir():
+        if root is not None and not os.path.isdir(root):
             raise ConfigError(f"{self.named('lora_root')} {root} is not a folder")
         if len(adapters) > self.max_loaded_loras:
             raise ConfigError(f"{flag} names {len(adapters)} adapters, and --max-loaded-loras is {self.max_loaded_loras}")
