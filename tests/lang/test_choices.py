@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import sglang as sgl
 from sglang import RuntimeEndpoint
+from sglang.lang.backend.choice_scoring import score_by_generate
 from sglang.lang.choices import (
     greedy_token_selection,
     token_length_normalized,
@@ -142,3 +145,24 @@ def test_the_empty_prompt(native: NativeServer, backend: RuntimeEndpoint) -> Non
         s += sgl.select("x", ["a", "b"])
 
     assert program()["x"] in ("a", "b")
+
+
+async def test_scoring_begins_where_a_choice_changes_the_prompts_own_tokens() -> None:
+    """However far before its end that is."""
+    ids = {"p": list(range(10)), "pa": [*range(10), 20, 21], "pb": [0, 1, 90, 91, 92]}
+    starts = []
+
+    async def post(path: str, body: Any) -> Any:
+        if isinstance(body["text"], str):
+            return {"meta_info": {"prompt_tokens": len(ids[body["text"]])}}
+        start = body["logprob_start_len"]
+        starts.append(start)
+        rows = [
+            [[None if i == start else -1.0, token, ""] for i, token in enumerate(ids[text])][start:] for text in body["text"]
+        ]
+        return [{"meta_info": {"input_token_logprobs": row}} for row in rows]
+
+    first, second = await score_by_generate(post, "p", ["a", "b"], unconditional=False)
+    assert [entry[1] for entry in first["token_logprobs"]] == [*range(2, 10), 20, 21]
+    assert [entry[1] for entry in second["token_logprobs"]] == [90, 91, 92]
+    assert starts == [6, 0]

@@ -96,6 +96,17 @@ def test_greedy_with_adjustments_follows_the_oracle(ops: Ops, params: dict[str, 
     assert differed
 
 
+@pytest.mark.parametrize("least", [1, 2, 5])
+def test_no_end_of_text_before_the_last_token_that_must_come(ops: Ops, least: int) -> None:
+    """Whenever the batch is made anew, also for the last of them."""
+    for num_out in range(least + 2):
+        s = spec(output=[40] * num_out, temperature=0.0, min_new_tokens=least, eos_ids=(2, 11))
+        logits = rows(1)
+        logits[0, [2, 11]] = 50.0, 49.0
+        assert run(ops, logits, [s]).next_ids.tolist() == [int(np.argmax(oracle_adjusted(logits[0], s)))]
+        assert (run(ops, logits, [s]).next_ids[0] == 2) == (num_out >= least)
+
+
 def test_adjusted_logits_equal_the_oracle(ops: Ops) -> None:
     s = spec(
         prompt=[1, 2, 3, 500],

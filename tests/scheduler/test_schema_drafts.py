@@ -76,6 +76,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "types that are schemas": {"type": ["integer", {"type": "string"}]},
     "minProperties": {**ABOUT_OBJECTS, "minProperties": 2},
     "allOf": {"allOf": [INTEGER, {"minimum": 1}]},
+    "patterns that a name matches together": {"type": "object", "patternProperties": {"^a": INTEGER, "a$": {"maximum": 0}}},
+    "a pattern beside a listed name": {**ABOUT_OBJECTS, "properties": {"a": INTEGER}, "patternProperties": {"^(a|b)$": {"maximum": 0}}},
+    "a dependency that is a schema": {**ABOUT_OBJECTS, "dependencies": {"a": {"properties": {"b": STRING}}}},
 }  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from sglang.srt.server.openai.responses.input_items import ItemMessages
+from sglang.srt.server.openai.responses.response_tools import read_tools
 from sglang.srt.server.openai.responses.truncation import _cuts
 from tests.server.conftest import MakeStand, Stand
 from tests.server.echo_scheduler import logprob_of
@@ -573,3 +575,23 @@ def test_turns_are_left_out_up_to_a_users_message() -> None:
     """No result stays without its call, nor an answer without its question."""
     roles = ["system", "user", "assistant", "tool", "user", "assistant"]
     assert _cuts([{"role": role} for role in roles]) == [[0, 1, 2, 3, 4, 5], [0, 4, 5]]
+
+
+def test_calls_that_follow_one_another_are_of_one_message() -> None:
+    found = ItemMessages(read_tools(None))
+    calls = [{"type": "function_call", "call_id": f"c{i}", "id": f"fc{i}", "name": "f", "arguments": "{}"} for i in range(2)]
+    for item in (*calls, {"type": "function_call_output", "call_id": "c0", "output": "1"}, calls[0]):
+        found.add(item, "input")
+    assert [message["role"] for message in found.messages] == ["assistant", "tool", "assistant"]
+    assert [call["id"] for call in found.messages[0]["tool_calls"]] == ["c0", "c1"]
+    assert found.messages[1]["tool_call_id"] == "c0"
+
+
+@pytest.mark.parametrize(
+    "given", [{"image_url": "https://a.b/c", "detail": "low"}, {"image_url": {"url": "https://a.b/c", "detail": "low"}}]
+)
+def test_how_closely_to_look_is_said_beside_an_image_or_in_it(given: dict[str, Any]) -> None:
+    found = ItemMessages(read_tools(None))
+    found.add({"role": "user", "content": [{"type": "input_image", **given}]}, "input[0]")
+    (part,) = found.messages[0]["content"]
+    assert part == {"type": "image_url", "image_url": {"url": "https://a.b/c", "detail": "low"}}

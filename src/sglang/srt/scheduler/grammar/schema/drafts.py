@@ -24,6 +24,8 @@ _SPANS: dict[str, tuple[int, int]] = {
     "additionalItems": (3, 2019),
 }
 """the first and the last draft that have a keyword, of those that not all have"""
+_WRITTEN = frozenset({"allOf", "anyOf"})
+"""what rewriting writes into schemas of any draft. A schema of draft 3 that has them itself is followed more closely than it must be"""
 _LIMITS = (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum"))
 
 
@@ -35,7 +37,7 @@ def counts(key: str, draft: int) -> bool:
 
 def read_draft(node: Node, draft: int) -> Node:
     """One schema object of a draft in the newest one's keywords, without what does not count. Its subschemas are left alone."""
-    out = dict(node) if draft == ANY else {key: value for key, value in node.items() if counts(key, draft)}
+    out = dict(node) if draft == ANY else {key: value for key, value in node.items() if counts(key, draft) or key in _WRITTEN}
     if draft <= 7 and "$ref" in out:  # nothing counts beside it
         return {key: value for key, value in out.items() if key == "$ref" or key not in CONSTRAINING}
     if draft == 3:
