@@ -299,3 +299,15 @@ def test_a_name_is_pending_until_its_last_writer_has_written() -> None:
     assert variables.is_pending("a") and variables.texts["a"] == "x"
     variables.store("a", "y")
     assert not variables.is_pending("a") and variables.texts["a"] == "y"
+
+
+def test_a_name_that_is_assigned_has_neither_its_old_object_nor_its_failure() -> None:
+    variables = Variables()
+    variables.expect(["a", "b"])
+    variables.store("a", "1")
+    variables.objects["a"] = 1
+    variables.fail()
+    assert variables.has_failed("b") and not variables.has_failed("a")
+    for name in ("a", "b"):
+        variables.assign(name, "new")
+        assert (variables.texts[name], name in variables.objects, variables.has_failed(name)) == ("new", False, False)

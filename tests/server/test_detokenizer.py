@@ -75,3 +75,11 @@ def test_ids_outside_the_vocabulary_show_nothing() -> None:
     for outside in (-1, len(TABLE), 10**6):
         assert Detokenizer(VOCABULARY, True).feed(TokenOut("r", [outside])) == ""
         assert Detokenizer(VOCABULARY, True).feed(TokenOut("r", [1, outside, 2])) == "a b"
+
+
+@given(ids, st.lists(st.integers(0, 40)), st.integers(0, 12))
+def test_what_belongs_to_the_prompt_is_not_shown_however_it_is_cut(sequence: list[int], cuts: list[int], drop: int) -> None:
+    detokenizer = Detokenizer(VOCABULARY, True, drop)
+    shown = "".join(detokenizer.feed(TokenOut("r", part)) for part in split(sequence, cuts))
+    shown += detokenizer.feed(TokenOut("r", [], END))
+    assert shown == VOCABULARY.text_bytes(sequence)[drop:].decode(errors="replace")
