@@ -44,7 +44,7 @@ def is_right(answer: str, accepted: list[str]) -> bool:
 
 def terminal_system(client: httpx.Client) -> list[dict[str, str]]:
     """The message with which chats in the terminal begin, if there is one."""
-    text = client.get("/get_model_info").json().get("terminal_system_prompt")
+    text = client.get("/get_model_info").json()["suggested_system_prompt"]
     return [{"role": "system", "content": text}] if text else []
 
 

@@ -10,6 +10,8 @@ import httpx
 import pytest
 
 from benchmarks.questions import ask, is_right, load, terminal_system
+from sglang.srt.checkpoint.resolve import ALIASES
+from sglang.srt.config import DEFAULT_MODEL
 from tests.conftest import RunningServer
 
 GREEDY = {"temperature": 0, "frequency_penalty": 0}
@@ -21,6 +23,11 @@ GREEDY = {"temperature": 0, "frequency_penalty": 0}
 )
 def test_an_accepted_word_stands_for_itself(answer: str, right: bool) -> None:
     assert is_right(answer, ["Paris", "4"]) is right
+
+
+def test_the_system_message_of_the_terminal_is_that_of_the_alias(server: RunningServer) -> None:
+    with httpx.Client(base_url=server.url, trust_env=False) as client:
+        assert terminal_system(client) == [{"role": "system", "content": ALIASES[DEFAULT_MODEL].system}]
 
 
 @pytest.mark.slow
