@@ -231,7 +231,7 @@ def train_worker(rank: int, args: argparse.Namespace, store: str) -> None:
     which part it has in the whole picture. That costs a fraction of a step of the whole model, and teaches shapes and counts far
     sooner than answers do. Then the whole model learns to answer, while the encoder goes on learning to see."""
     torch.set_num_threads(1)
-    patience = timedelta(hours=6)  # somebody may stop the workers for a while
+    patience = timedelta(hours=6)  # the workers may be stopped for a while
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=args.workers, timeout=patience)
     torch.manual_seed(args.seed)
     processor, tokenizer = make_processor(), train_tokenizer(args.seed)

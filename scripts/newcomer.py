@@ -32,7 +32,7 @@ SEEDS = ROOT.parent / "shared" / "seeds"
 
 
 class Terminal:
-    """A shell in a terminal of 100 columns, as it is when somebody opens one."""
+    """A shell in a new terminal of 100 columns."""
 
     def __init__(self, folder: Path, home: Path) -> None:
         keep = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "VIRTUAL_ENV", "PYTHON", "SGLANG_"))}

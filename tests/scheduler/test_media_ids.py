@@ -199,7 +199,7 @@ def test_pixels_come_once_for_all_samples_of_a_prompt() -> None:
 # --- pictures that rows see by cross-attention ------------------------------------------------------------------------------
 
 
-def crossed(length: int, *items: MediaItem) -> ReqMedia:
+def cross_attended(length: int, *items: MediaItem) -> ReqMedia:
     media = req_media(request(length, *items), CROSSED)
     assert media is not None
     for one in items:
@@ -209,7 +209,7 @@ def crossed(length: int, *items: MediaItem) -> ReqMedia:
 
 
 def test_rows_see_the_last_pictures_before_them() -> None:
-    media = crossed(12, item(1, (2, 1)), item(2, (5, 1)), item(3, (6, 1)), item(4, (9, 1)))
+    media = cross_attended(12, item(1, (2, 1)), item(2, (5, 1)), item(3, (6, 1)), item(4, (9, 1)))
     expected = [(), (), (1,), (1,), (1,), (2,), (2, 3), (2, 3), (2, 3), (4,), (4,), (4,), (4,)]  # the last is generated
     for start in range(13):
         for end in range(start + 1, 14):
@@ -221,7 +221,7 @@ def test_rows_see_the_last_pictures_before_them() -> None:
 
 
 def test_a_step_of_a_request_sees_one_group_of_pictures() -> None:
-    media = crossed(12, item(1, (2, 1)), item(2, (5, 1)), item(3, (6, 1)), item(4, (9, 1)))
+    media = cross_attended(12, item(1, (2, 1)), item(2, (5, 1)), item(3, (6, 1)), item(4, (9, 1)))
     at, steps = 0, []
     while at < 12:
         at = media.last_end(at, min(at + 8, 12))
@@ -232,7 +232,7 @@ def test_a_step_of_a_request_sees_one_group_of_pictures() -> None:
 
 def test_embeddings_are_needed_while_rows_see_them() -> None:
     items = [item(1, (2, 1)), item(2, (5, 1)), item(3, (6, 1)), item(4, (9, 1))]
-    media = crossed(12, *items)
+    media = cross_attended(12, *items)
     assert [[media.needs(one, start) for one in items] for start in (0, 4, 5, 8, 9, 11)] == [
         [True, True, True, True],
         [True, True, True, True],

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sglang.common.suggest import did_you_mean
 from sglang.srt.checkpoint.files import read_object, shown
 from sglang.srt.errors import ModelError
 
@@ -164,6 +164,5 @@ class Fields:
         """Raises ModelError for an override that nothing has read: it would change nothing."""
         for name in self.overrides:
             if name not in self.read:
-                close = difflib.get_close_matches(name, sorted(self.read), n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(sorted(self.read))}"
+                hint = did_you_mean(name, self.read) or f"; known here: {', '.join(sorted(self.read))}"
                 raise ModelError(f"json_model_override_args: {name!r} means nothing for this model{hint}")
