@@ -170,6 +170,7 @@ struct AttentionArgs {
   float* part;                         // [part_entries][num_heads][dim + 16]: results of single chunks
   int num_heads, part_entries, window, max_rows;
   float soft_cap;
+  const float* sinks;                  // or null: [num_heads], a score of each head that is nobody's
 };
 struct SoftCapArgs {
   float* x;

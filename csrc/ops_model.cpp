@@ -171,7 +171,7 @@ static MetaView meta_of(Call& c, Obj meta, int max_rows) {
   return m;
 }
 
-static void attention(Runtime& rt, Obj qkv, Obj kv, Obj out, Obj meta, int num_heads, int window, float soft_cap) {
+static void attention(Runtime& rt, Obj qkv, Obj kv, Obj out, Obj meta, int num_heads, int window, float soft_cap, Obj sinks) {
   Call c("attention");
   AttentionArgs a{};
   a.kv = c.handle<KVLayer>(kv, "kv").view;
@@ -184,6 +184,7 @@ static void attention(Runtime& rt, Obj qkv, Obj kv, Obj out, Obj meta, int num_h
   c.check(o.view.width == width, "out", "must be num_heads * head_dim wide");
   a.qkv = m.p, a.ld = m.ld, a.out = o.view;
   a.num_heads = num_heads, a.window = window, a.soft_cap = soft_cap;
+  if (!sinks.is_none()) a.sinks = c.vec<float>(sinks, "sinks", size_t(num_heads)).p;
   a.max_rows = smaller(m.rows, o.max_rows);
   a.meta = meta_of(c, meta, a.max_rows);
   // The size of a thread's scratch (attention.h, carve).
@@ -343,7 +344,7 @@ void def_model_ops(nb::class_<Runtime>& runtime) {
       .def("store", &store)
       .def("rope_store", &rope_store, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
            nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg().none())
-      .def("attention", &attention)
+      .def("attention", &attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
       .def("soft_cap", &soft_cap)
       .def("overlay", &overlay)
       .def("gather_rows", &gather_rows)

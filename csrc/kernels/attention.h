@@ -66,9 +66,16 @@ static ALWAYS void merge_rows(float* a, const float* b, int n, unsigned seen, in
     else merge_by(a, b, e[r], dim);
   }
 }
-// Adding zero turns -0 into 0, which underflow could produce in one batch and not in another.
-static void normalise(const float* a, float* out, int dim, int head) {
-  const F inv = fset(1.f / a[dim + 1]);
+// `sink`, or null: a score that takes part in the sum and has no V. Adding zero turns -0 into 0, which underflow could produce in one
+// batch and not in another.
+static void normalise(const float* a, const float* sink, float* out, int dim, int head) {
+  float sum = a[dim + 1];
+  if (sink) {
+    alignas(64) float e[16];
+    fstore(e, exp2_neg(vmin(fset(*sink * kLog2E - a[dim]), fset(126.f))));
+    sum += e[0];
+  }
+  const F inv = fset(1.f / sum);
   for (int d = 0; d < head; d += 16) store_up_to(out + d, add(mul(fload(a + d), inv), fzero()), head - d);
 }
 
@@ -351,8 +358,9 @@ static ALWAYS void chunk_tile(const AttentionArgs& a, Scratch& s, const int* tab
 static ALWAYS bool direct(const AttentionArgs& a) { return a.kv.head % 32 == 0; }
 static ALWAYS void finish_head(const AttentionArgs& a, float* total, int row, int head) {
   const int dim = a.kv.dim;
-  if (!direct(a)) return normalise(total, a.rows_out + (size_t(row) * a.num_heads + head) * a.kv.head, dim, a.kv.head);
-  normalise(total, total, dim, dim);
+  const float* sink = a.sinks ? a.sinks + head : nullptr;
+  if (!direct(a)) return normalise(total, sink, a.rows_out + (size_t(row) * a.num_heads + head) * a.kv.head, dim, a.kv.head);
+  normalise(total, sink, total, dim, dim);
   for (int d = 0; d < dim; d += 32) write32(a.out, row, (head * dim + d) / 32, fload(total + d), fload(total + d + 16), 32);
 }
 
@@ -427,7 +435,7 @@ static void finish_row(const AttentionArgs& a, const Cut& k, int pos, int kv, in
       const int c0 = low - k.first_chunk, c1 = (seen_end(a, row, pos, kv) - 1) / kChunk - k.first_chunk;
       __builtin_memcpy(buf, p + c0 * step, ld * 4);
       for (int c = c0 + 1; c <= c1; c++) merge(buf, p + c * step, dim);
-      normalise(buf, o + size_t(h) * head, dim, head);
+      normalise(buf, a.sinks ? a.sinks + h : nullptr, o + size_t(h) * head, dim, head);
     }
   }
   for (int col = h0 * head; col < h1 * head; col += 32) {

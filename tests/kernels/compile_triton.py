@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
 
-from sglang.srt.model.kernels.triton import attention, encoder, linear, logits, low_rank, norm, rope, rows, sampling
+from sglang.srt.model.kernels.triton import attention, encoder, experts, linear, logits, low_rank, norm, rope, rows, sampling
 
 TARGET = GPUTarget("cuda", 90, 32)
 
@@ -47,6 +47,7 @@ def attention_cases() -> Iterator[Case]:
     common = dict.fromkeys(("qkv", "k_pool", "v_pool", "out"), BF16) | {
         "partial_acc": F32,
         "partial_ml": F32,
+        "sinks": F32,
         "soft_cap": "fp32",
     }
     ints = ("req_pool_idx", "q_start", "q_len", "seq_lens", "num_reqs_at", "req_to_token", "row_ends")
@@ -55,12 +56,12 @@ def attention_cases() -> Iterator[Case]:
     for dim, chunk, group, types in ((128, 128, 7, common), (128, 64, 7, float8), (64, 128, 2, common), (256, 64, 2, common)):
         sizes = {"GROUP": group, "BLOCK_D": dim, "CHUNK": chunk, "MAX_REQS": 256, "SPAN": 8}
         few = {"num_warps": 4, "num_stages": 2}
-        yield attention.decode_kernel, types, {**sizes, "ROWS": 16, "SOFT_CAP": False, "WIDE": False}, few
-        yield attention.decode_merge_kernel, types, {**sizes, "ROWS": 16}, {"num_warps": 4}
-        plain = {"SOFT_CAP": False, "WINDOW": False, "ROW_ENDS": False, "WIDE": False}
+        yield attention.decode_kernel, types, {**sizes, "ROWS": 16, "SINKS": True, "SOFT_CAP": False, "WIDE": False}, few
+        yield attention.decode_merge_kernel, types, {**sizes, "ROWS": 16, "SINKS": True}, {"num_warps": 4}
+        plain = {"SINKS": False, "SOFT_CAP": False, "WINDOW": False, "ROW_ENDS": False, "WIDE": False}
         wide = {"ROWS": 128 if dim <= 128 else 64, "SPANS": False}
         yield attention.extend_kernel, types, {**sizes, **plain, **wide}, {"num_warps": 8, "num_stages": 2}
-        every = {"SOFT_CAP": True, "WINDOW": True, "ROW_ENDS": True, "WIDE": True}
+        every = {"SINKS": True, "SOFT_CAP": True, "WINDOW": True, "ROW_ENDS": True, "WIDE": True}
         yield attention.extend_kernel, types, {**sizes, **every, "ROWS": 16, "SPANS": True}, few
     segments = {"ROWS": 64, "KEYS": 64, "BLOCK_D": 128, "TYPE": triton.language.bfloat16}
     types = {"qkv": F32, "starts": I32, "out": F32, "bias": F32, "scale": "fp32"}
@@ -109,6 +110,36 @@ def adapter_cases() -> Iterator[Case]:
     types |= dict.fromkeys(("ranks", "num_tiles", "slots", "starts", "order"), I32)
     yield low_rank.low_rank_down_kernel, types, {"ROWS": 16, "RANK": 16, "BLOCK_K": 128}, {"num_warps": 4}
     yield low_rank.low_rank_up_kernel, types, {"ROWS": 16, "RANK": 16, "COLUMNS": 64}, {"num_warps": 4}
+
+
+def expert_cases() -> Iterator[Case]:
+    types = {
+        "x": BF16,
+        "w": BF16,
+        "out": BF16,
+        "scales": F16,
+        "minima": F16,
+        "bias": F32,
+        "logits": F32,
+        "weights": F32,
+        "pairs": F32,
+    }
+    types |= dict.fromkeys(("rows", "order", "starts", "ids", "keys"), I32) | {"scale": "fp32"}
+    route = {"TOP_K": 8, "HAS_BIAS": True, "NORMALISE": True, "BLOCK": 256, "BLOCK_K": 8, "BLOCK_G": 8, "GROUP_BEST": 2}
+    yield experts.route_kernel, types, {**route, "SIGMOID": True, "GROUPS": 8, "TOP_GROUPS": 4}, {}
+    yield experts.route_kernel, types, {**route, "SIGMOID": False, "GROUPS": 1, "TOP_GROUPS": 1}, {}
+    sizes = {"BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_E": 128, "HAS_BIAS": True}
+    for m in (16, 64):
+        for bits, group, has_min, levels in ((16, 1, False, BF16), (4, 32, True, U8), (8, 32, False, I8)):
+            form = {**sizes, "BLOCK_M": m, "BITS": bits, "GROUP": group, "HAS_MIN": has_min}
+            yield experts.experts_kernel, types | {"w": levels}, {**form, "GATED": True, "FN": "clamped_silu"}, {"num_warps": 4}
+            yield (
+                experts.experts_kernel,
+                types | {"w": levels, "out": F32},
+                {**form, "GATED": False, "FN": "silu"},
+                {"num_warps": 4},
+            )
+    yield experts.combine_kernel, types | {"out": F32}, {"BLOCK": 1024}, {}
 
 
 def row_cases() -> Iterator[Case]:
@@ -189,7 +220,7 @@ def stack_bytes(cubin: bytes) -> int:
 def main() -> int:
     bad = 0
     driver.set_active(NoDevice())  # type: ignore[arg-type]
-    for case in (*row_cases(), *logits_cases(), *linear_cases(), *adapter_cases(), *attention_cases()):
+    for case in (*row_cases(), *logits_cases(), *linear_cases(), *expert_cases(), *adapter_cases(), *attention_cases()):
         kernel, _, constants, _ = case
         shared, ptx, cubin = build(case)
         stack = stack_bytes(cubin)

@@ -417,6 +417,14 @@ def test_attention_window_and_cap(pair: Pair, kwargs: Any) -> None:
     Setting(pair, 4, 2, 16, 96, [(1, 10, 90), (0, 1, 71), (2, 2, 40)]).run(**kwargs)
 
 
+def test_attention_with_sinks(pair: Pair) -> None:
+    setting = Setting(pair, 4, 1, 16, 96, [(1, 10, 90), (0, 1, 71), (2, 2, 40)])
+    sinks, metas = np.array([0.5, -80, 3.0, 60], np.float32), setting.metas()
+    for i, (ops, values) in enumerate(((REFERENCE, sinks), (pair.ops, pair.ops.array(sinks)))):
+        ops.attention(setting.qkv[i], setting.kv[i], setting.out[i], metas[i], num_heads=4, window=33, sinks=values)
+    pair.check(setting.out[1], setting.out[0], setting.num_rows)
+
+
 def test_attention_that_looks_ahead(exact: Any) -> None:
     setting = Setting(Pair(exact), 4, 2, 16, 48, [(1, 12, 40), (0, 5, 5)])
     ends = np.zeros(setting.num_rows + 2, np.int32)

@@ -168,6 +168,21 @@ ROWS: dict[str, Row] = {
             },
         ],
     ),
+    "gpt_oss": (
+        "GptOss",
+        [
+            {"head_dim": 16, "num_local_experts": 8, "num_experts_per_tok": 4, "sliding_window": 21, "intermediate_size": 32},
+            {
+                "head_dim": 20,
+                "num_local_experts": 5,
+                "num_experts_per_tok": 2,
+                "sliding_window": 30,
+                "layer_types": ["full_attention", "full_attention", "sliding_attention"],
+                "rope_parameters": {**YARN, "truncate": False},
+                **SEVEN,
+            },
+        ],
+    ),
 }
 """model_type -> (prefix of transformers' classes, settings)"""
 

@@ -16,6 +16,7 @@ from sglang.srt.model.kernels.reference import ReferenceOps
 from sglang.srt.model.weights.families.mixtures import EXPERT_FAMILIES
 from sglang.srt.model.weights.gguf_config import WHOLE_HEADS
 from tests.model import test_dense_files as dense
+from tests.model.conftest import create_ops
 from tests.model.dense_families import save_family
 from tests.model.expert_families import ROWS, settings
 from tests.model.test_dense_families import PROMPT, logits_of
@@ -26,7 +27,7 @@ gguf = pytest.importorskip("gguf")
 
 ARCHITECTURES = {f.model_type: f.gguf.architecture for f in EXPERT_FAMILIES if f.gguf is not None}
 ARCHITECTURES |= {"mixtral": "llama", "granitemoeshared": "granitemoe"}
-UNSAID = {("qwen3_moe", 1), ("qwen3_moe", 2), ("qwen2_moe", 1), ("olmoe", 1)}
+UNSAID = {("qwen3_moe", 1), ("qwen3_moe", 2), ("qwen2_moe", 1), ("olmoe", 1), ("gpt_oss", 1)}
 """What the file format does not say: layers without experts, windows, and whether weights are divided by their sum"""
 CASES = [(name, i) for name, i in settings() if name in ARCHITECTURES and (name, i) not in UNSAID]
 RENAMED = {
@@ -45,7 +46,19 @@ def by_matrix(state: dict[str, Any]) -> dict[str, Any]:
     for key, value in state.items():
         for old, new in RENAMED.items():
             key = key.replace(old, new)
-        if key.endswith(("experts.gate_up_proj", "shared_mlp.input_linear.weight")):
+        if "experts.gate_up_proj" in key and "model.layers.0.self_attn.sinks" in state:
+            kind = "bias" if key.endswith("bias") else "weight"
+            value = value if kind == "bias" else value.swapaxes(1, 2)
+            for i, part in enumerate(("gate", "up")):
+                found[key.replace("gate_up_proj_bias", "gate_up_proj").replace("gate_up_proj", f"{part}_proj.{kind}")] = value[
+                    :, i::2
+                ]
+        elif "experts.down_proj" in key and "model.layers.0.self_attn.sinks" in state:
+            is_bias = key.endswith("_bias")
+            found[key.removesuffix("_bias") + (".bias" if is_bias else ".weight")] = value if is_bias else value.swapaxes(1, 2)
+        elif key.endswith(".sinks"):
+            found[f"{key}.weight"] = value
+        elif key.endswith(("experts.gate_up_proj", "shared_mlp.input_linear.weight")):
             stem = re.sub(r"(gate_up_proj|shared_mlp\.input_linear\.weight)$", "", key)
             stem = stem if "experts" in stem else f"{stem}mlp.shared_experts."
             found[f"{stem}gate_proj.weight"], found[f"{stem}up_proj.weight"] = np.split(value, 2, axis=-2)
@@ -127,7 +140,7 @@ def test_experts_in_blocks(tmp_path: Path) -> None:
     np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max(), rtol=2e-4)
 
 
-@pytest.mark.parametrize("family", sorted(set(ROWS) - {"granitemoe", "granitemoeshared"}))
+@pytest.mark.parametrize("family", sorted(set(ROWS) - {"granitemoe", "granitemoeshared", "gpt_oss"}))
 def test_all_experts_in_one_tensor(family: str, tmp_path: Path) -> None:
     """The same bits as from one tensor for each expert."""
     from safetensors.torch import save_file
@@ -137,6 +150,45 @@ def test_all_experts_in_one_tensor(family: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     save_file({k: v.clone() for k, v in model.state_dict().items()}, tmp_path / "model.safetensors")
     np.testing.assert_array_equal(logits_of(Driver(open_worker(tmp_path, ReferenceOps())), PROMPT[:20]), want)
+
+
+def to_mxfp4(values: Any) -> tuple[Any, Any, Any]:
+    """[..., rows, k] as blocks and scales of gpt-oss's files, and what they mean."""
+    levels = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    groups = values.reshape(*values.shape[:-1], -1, 32)
+    exponent = np.floor(np.log2(np.abs(groups).max(-1, keepdims=True) / 6 + 1e-30))
+    scaled = groups / np.exp2(exponent)
+    codes = np.abs(np.abs(scaled)[..., None] - levels).argmin(-1)
+    exact = np.sign(scaled) * levels[codes] * np.exp2(exponent)
+    codes = (codes | (scaled < 0) * 8).astype(np.uint8)
+    blocks = codes[..., 0::2] | codes[..., 1::2] << 4
+    return blocks, (exponent[..., 0] + 127).astype(np.uint8), exact.reshape(values.shape).astype(np.float32)
+
+
+def test_gpt_oss_as_it_is_published(tmp_path: Path) -> None:
+    """Experts in 4-bit floats, gate and up row by row."""
+    from safetensors.torch import load_file, save_file
+
+    model = save_family(tmp_path, "gpt_oss")
+    stored = load_file(tmp_path / "model.safetensors")
+    with torch.no_grad():
+        for i, layer in enumerate(model.model.layers):
+            for name in ("gate_up_proj", "down_proj"):
+                bank = getattr(layer.mlp.experts, name)
+                blocks, scales, exact = to_mxfp4(np.ascontiguousarray(bank.numpy().swapaxes(1, 2)))
+                bank.copy_(torch.from_numpy(exact.swapaxes(1, 2).copy()))
+                at = f"model.layers.{i}.mlp.experts.{name}"
+                del stored[at]
+                stored |= {f"{at}_blocks": torch.from_numpy(blocks), f"{at}_scales": torch.from_numpy(scales)}
+        theirs = model(torch.tensor([PROMPT])).logits[0].numpy()
+    save_file(stored, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ours = logits_of(Driver(open_worker(tmp_path, ReferenceOps())), PROMPT)
+    np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max(), rtol=2e-4)
+    native = logits_of(Driver(open_worker(tmp_path, create_ops("cpu"))), PROMPT)
+    assert np.median(np.abs(native - theirs)) < 0.02 * np.abs(theirs).max()
 
 
 def test_files_that_contradict_their_config(tmp_path: Path) -> None:

@@ -57,6 +57,10 @@ class TensorLayout:
     """stored name in a layer -> ours, both with what of a module it is"""
     banks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """stored name in a layer of a tensor [num_experts, rows, columns] -> an expert's modules, whose rows follow one another"""
+    turned_banks: bool = False
+    """dense ones lie [num_experts, columns, rows]"""
+    alternating_banks: bool = False
+    """rows of an expert's modules alternate"""
     grouped_qkv: bool = False
     """a matrix of q, k and v has them head by head: the query heads of a KV head, its k, its v, then those of the next"""
     transposed: bool = False
@@ -208,6 +212,8 @@ class ModelConfig:
     bidirectional: bool = False
     """every row of a text sees all of it, or what is nearer than sliding_window: such a model embeds and does not generate"""
     attn_soft_cap: float = 0.0
+    attention_sinks: bool = False
+    """each head has a score besides, learnt, that takes a share of its weights (arXiv 2309.17453)"""
     query_scale: float | None = None
     """None means 1 / sqrt(head_dim)"""
     query_growth: tuple[float, int] | None = None

@@ -30,6 +30,7 @@ _LAYER = re.compile(r"model\.layers\.\d+\.(.+)\.(weight|bias)")
 _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 _BY_HEAD = ("self_attn.k_proj", "self_attn.v_proj")
 _BY_ROWS = ("self_attn.q_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj")
+SINKS = ".self_attn.sinks"
 _EXPERT = re.compile(r"mlp\.experts\.\d+\.")
 
 
@@ -121,6 +122,9 @@ class ShardedSource:
 
     def vector(self, name: str) -> npt.NDArray[np.float32]:
         values = self._source.vector(name)
+        if name.endswith(SINKS):
+            heads = self._shard.config.num_heads
+            return np.ascontiguousarray(values[self._shard.ranks.rank * heads :][:heads])
         stem, kind = _stem(name)
         if kind != "bias":
             return values

@@ -388,8 +388,9 @@ class CpuOps(HostArrays):
         num_heads: int,
         window: int = 0,
         soft_cap: float = 0.0,
+        sinks: Array | None = None,
     ) -> None:
-        self.runtime.attention(qkv, kv, out, meta, num_heads, window, soft_cap)
+        self.runtime.attention(qkv, kv, out, meta, num_heads, window, soft_cap, sinks)
 
     def soft_cap(self, x: Array, rows: Array, *, cap: float) -> None:
         self.runtime.soft_cap(x, rows, cap)

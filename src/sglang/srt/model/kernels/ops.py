@@ -388,10 +388,12 @@ class Ops(Protocol):
         num_heads: int,
         window: int = 0,
         soft_cap: float = 0.0,
+        sinks: Array | None = None,
     ) -> None:
         """Causal grouped-query attention of every request's new rows over its slots. q is read from the first num_heads *
         head_dim columns of qkv, already scaled. A row at position p sees positions max(0, p - window + 1) .. p (all up to p
-        when window is 0), or up to meta.row_ends - 1 where that is later, which must lie in the request's own seq_len. soft_cap c > 0 turns a score s into c * tanh(s / c). out: [rows, num_heads * head_dim]."""
+        when window is 0), or up to meta.row_ends - 1 where that is later, which must lie in the request's own seq_len. soft_cap c > 0 turns a score s into c * tanh(s / c).
+        `sinks`, [num_heads], if given: a score of each head that takes its share of the weights and has no V. out: [rows, num_heads * head_dim]."""
         ...
 
     def soft_cap(self, x: Array, rows: Array, *, cap: float) -> None:

@@ -214,6 +214,7 @@ class ReferenceOps(HostArrays):
         num_heads: int,
         window: int = 0,
         soft_cap: float = 0.0,
+        sinks: Float | None = None,
     ) -> None:
         for r in range(int(meta.num_reqs[0])):
             start, length, seq_len = int(meta.q_start[r]), int(meta.q_len[r]), int(meta.seq_lens[r])
@@ -232,7 +233,7 @@ class ReferenceOps(HostArrays):
                     ends[low - tile : high - tile] = np.clip(meta.row_ends[rows], ends[low - tile : high - tile], seq_len)
                 key_high = -(-int(ends.max()) // TILE) * TILE
                 keys = slice(key_low - begin, key_high - begin)
-                result = _attend(q, k[keys], v[keys], tile, key_low, ends, window, soft_cap)
+                result = _attend(q, k[keys], v[keys], tile, key_low, ends, window, soft_cap, sinks)
                 out.data[rows] = result[low - tile : high - tile].reshape(high - low, -1)
 
     def soft_cap(self, x: Float, rows: Int, *, cap: float) -> None:
@@ -409,7 +410,15 @@ def _gather(pool: Float, slots: Int) -> Float:
 
 
 def _attend(
-    q: Float, k: Float, v: Float, first: int, key_first: int, ends: npt.NDArray[Any], window: int, soft_cap: float
+    q: Float,
+    k: Float,
+    v: Float,
+    first: int,
+    key_first: int,
+    ends: npt.NDArray[Any],
+    window: int,
+    soft_cap: float,
+    sinks: Float | None = None,
 ) -> Float:
     """Attention of TILE positions from `first` on, which see keys before `ends`, over keys from `key_first` on. q: [TILE, num_heads, head_dim]; k, v:
     [num_keys, num_kv_heads, head_dim]. Keys that a row must not see have weight 0, so what they hold does not matter."""
@@ -426,8 +435,13 @@ def _attend(
     if window:
         hidden |= key_at <= at - window
     scores = np.where(hidden[:, None], np.float32(-np.inf), scores)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    top = scores.max(axis=-1, keepdims=True)
+    if sinks is not None:
+        top = np.maximum(top, sinks.reshape(num_kv, 1, group, 1))
+    weights = np.exp(scores - top)
     total = weights.sum(axis=-1, keepdims=True)  # [num_kv, TILE, group, 1]
+    if sinks is not None:
+        total = total + np.exp(sinks.reshape(num_kv, 1, group, 1) - top)
     mixed = (weights.reshape(num_kv, TILE * group, num_keys) @ v.transpose(1, 0, 2)).reshape(num_kv, TILE, group, head_dim)
     result: Float = (mixed / total).transpose(1, 0, 2, 3).reshape(TILE, num_heads, head_dim)
     return result

@@ -29,6 +29,7 @@ class Attention:
         outputs = {f"{prefix}.q_proj": q_size, f"{prefix}.k_proj": kv_size, f"{prefix}.v_proj": kv_size}
         self.qkv = Linear(ops, source, outputs, config.hidden_size, config.attention_bias)
         self.output = Linear(ops, source, {f"{prefix}.o_proj": config.hidden_size}, q_size, config.output_bias)
+        self.sinks: Array | None = ops.array(source.vector(f"{prefix}.sinks")) if config.attention_sinks else None
         self.head_norms: tuple[Array | None, Array | None] = (None, None)
         self.norm_last = config.qk_norm == "rotated"
         self.wide_norm = WideNorm(ops, source, prefix, config) if config.qk_norm in ("whole", "layer") else None
@@ -62,7 +63,14 @@ class Attention:
         )
         meta = step.local_meta if self.window else step.meta
         self.ops.attention(
-            step.qkv, kv, step.attn_out, meta, num_heads=self.num_heads, window=self.window, soft_cap=self.soft_cap
+            step.qkv,
+            kv,
+            step.attn_out,
+            meta,
+            num_heads=self.num_heads,
+            window=self.window,
+            soft_cap=self.soft_cap,
+            sinks=self.sinks,
         )
         self.output(step.attn_out, out, step.rows, step.adapters)
 

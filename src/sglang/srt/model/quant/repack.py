@@ -97,3 +97,15 @@ def pack_out_of_order(
         raise ValueError(f"its groups have {sizes.min()} to {sizes.max()} columns, and should have as many each")
     order = np.argsort(group_of, kind="stable").astype(np.int32)
     return replace(pack_blocks(name, bits, np.ascontiguousarray(levels[:, order]), scales, zeros), order=order)
+
+
+def mxfp4_blocks(name: str, data: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint8]) -> HostTensor:
+    """A matrix of 4-bit floats as ggml has them: of each 32, the first 16 in the low halves (source: the OCP Microscaling formats).
+
+    data: [rows, groups, 16], neighbours in a byte, the first in the low half; scales: [rows, groups], exponents less 127."""
+    rows, groups, _ = data.shape
+    values = np.stack([data & 15, data >> 4], axis=-1).reshape(rows, groups, 2, 16)
+    blocks = np.empty((rows, groups, 17), np.uint8)
+    blocks[..., 0] = scales
+    blocks[..., 1:] = values[:, :, 0] | values[:, :, 1] << 4
+    return HostTensor(name, "mxfp4", (rows, groups * 32), blocks.reshape(rows, -1))

@@ -4,6 +4,7 @@
     awq                   int4, zero points, groups of a row                       q4_1
     gptq                  int4 or int8, zero points, groups, perhaps out of order   q4_1, q8_0
     compressed-tensors    one of: int4/int8 packed, int8 plain, float8              q4_1, q8_0, f8
+    mxfp4                 4-bit floats of experts, groups of 32                     mxfp4
     fp8, fbgemm_fp8       float8 with a scale for the matrix, each row or each tile f8, or bf16 for tiles
 
 The tensors that are present say which matrices are quantised; the config's `ignore` lists are not read.
@@ -18,8 +19,8 @@ from typing import Any, Literal
 
 from sglang.srt.checkpoint.files import shown
 
-Method = Literal["awq", "gptq", "compressed-tensors", "fp8", "fbgemm_fp8"]
-METHODS: tuple[Method, ...] = ("awq", "gptq", "compressed-tensors", "fp8", "fbgemm_fp8")
+Method = Literal["awq", "gptq", "compressed-tensors", "fp8", "fbgemm_fp8", "mxfp4"]
+METHODS: tuple[Method, ...] = ("awq", "gptq", "compressed-tensors", "fp8", "fbgemm_fp8", "mxfp4")
 PACKED, PLAIN_INT, FLOAT = "pack-quantized", "int-quantized", "float-quantized"
 
 MAX_GROUP = 1 << 24
@@ -55,6 +56,8 @@ def parse_quantization(raw: Any) -> QuantConfig:
         return _compressed(raw)
     if method == "fp8":
         return QuantConfig("fp8", block=_block(raw.get("weight_block_size")))
+    if method == "mxfp4":
+        return QuantConfig("mxfp4", 4, 32)
     if method == "fbgemm_fp8":
         return QuantConfig("fbgemm_fp8")
     raise ValueError(

@@ -15,6 +15,7 @@ import numpy as np
 from sglang.srt.model.model_config import ModelConfig
 from sglang.srt.model.quant.formats import HostTensor, dense
 from sglang.srt.model.weights.shapes import expected_shapes
+from sglang.srt.model.weights.tensor_source import index_of
 
 BLOCK_LEN = (1 << 20) - 3
 """a prime, so that the rows of a matrix do not repeat each other"""
@@ -62,3 +63,6 @@ class DummySource:
             filled += len(piece)
             begin = 0
         return HostTensor(name, self._format, shape, data.reshape(shape))
+
+    def read_index(self, name: str, index: int) -> HostTensor:
+        return index_of(self.read(name), index)

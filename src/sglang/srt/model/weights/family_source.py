@@ -22,10 +22,11 @@ import numpy.typing as npt
 
 from sglang.srt.model.model_config import ModelConfig, TensorLayout
 from sglang.srt.model.quant.formats import HostTensor, dense
-from sglang.srt.model.weights.tensor_source import TensorSource
+from sglang.srt.model.weights.tensor_source import TensorSource, index_of
 
 Rows = npt.NDArray[np.intp]
 
+DENSE = ("f32", "f16", "bf16")
 CORRECTION = ".e_score_correction_bias"
 """some files have it as a matrix of one row"""
 ONE_ROW = ".shared_expert_gate.weight"
@@ -89,6 +90,9 @@ class FamilySource:
     def where(self, name: str) -> Path:
         return self._inner.where(self._parts[name].stored)
 
+    def read_index(self, name: str, index: int) -> HostTensor:
+        return index_of(self.read(name), index)
+
     def read(self, name: str) -> HostTensor:
         part = self._parts[name]
         if part.expert is not None:
@@ -112,19 +116,24 @@ class FamilySource:
     def _of_expert(self, part: Part, stored: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of an expert's part. Of a tensor that does not divide: its own, which is what is wrong."""
         experts, count = self._config.experts, len(part.names)
+        if self._is_turned(part, stored):
+            stored = (stored[0], stored[2], stored[1])
         if experts is None or len(stored) < 2 or stored[0] != experts.count or stored[1] % count:
             return stored
         return (stored[1] // count, *stored[2:])
 
+    def _is_turned(self, part: Part, stored: tuple[int, ...]) -> bool:
+        return self._layout.turned_banks and len(stored) == 3 and self._inner.format(part.stored) in DENSE
+
     def _read_expert(self, name: str, part: Part, expert: int) -> HostTensor:
-        tensor = self._inner.read(part.stored)
-        rows, rest = tensor.shape[1], tensor.shape[2:]
-        per, start = rows // len(part.names), part.index * (rows // len(part.names))
-        if tensor.is_dense:
-            data = tensor.data[expert, start : start + per]
-        else:
-            data = tensor.data[expert * rows + start : expert * rows + start + per]
-        return HostTensor(name, tensor.format, (per, *rest), data)
+        tensor = self._inner.read_index(part.stored, expert)
+        if self._is_turned(part, self._inner.shape(part.stored)):
+            tensor = HostTensor(name, tensor.format, tensor.shape[::-1], tensor.data.T)
+        count, rows = len(part.names), np.arange(tensor.shape[0])
+        if self._layout.alternating_banks and count > 1:
+            return replace(tensor.take_rows(rows[part.index :: count]), name=name)
+        per = len(rows) // count
+        return replace(tensor.slice_rows(part.index * per, (part.index + 1) * per), name=name)
 
     def _read(self, part: Part) -> HostTensor:
         """The parts of a matrix are asked for one after another."""
@@ -249,7 +258,7 @@ def _stack(parts: Iterator[tuple[str, Part]]) -> Iterator[tuple[str, Part]]:
         yield name, Part(rows[0], stacked=rows)
 
 
-_GGUF_TENSORS = {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"}
+_GGUF_TENSORS = {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias", "attn_sinks.weight": "self_attn.sinks"}
 _GGUF_BANKS = {
     f"ffn_{stem}_exps.{kind}": (module,)
     for stem, module in (("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj"))

@@ -215,7 +215,7 @@ def _windows(meta: _Meta) -> dict[str, Any]:
     return {"sliding_window": window, "sliding_window_pattern": pattern}
 
 
-WINDOWED = ("llama", "mistral3", "phi3", "gemma2", "gemma3", "cohere2", "exaone4", "starcoder2")
+WINDOWED = ("llama", "mistral3", "phi3", "gemma2", "gemma3", "cohere2", "exaone4", "starcoder2", "gpt-oss")
 """families of which it is known which layers have the window"""
 
 
@@ -275,6 +275,11 @@ def _cohere(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
     return {"logit_scale": meta.number("logit_scale"), "use_qk_norm": "blk.0.attn_q_norm.weight" in meta.gguf.tensors}
 
 
+def _gpt_oss(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Which layers have windows is known, and that rope's range is not rounded."""
+    return {"sliding_window_pattern": None, "rope_parameters": {**raw["rope_parameters"], "truncate": False}}
+
+
 def _glm4_moe(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
     """The last layers are for speculation."""
     layers = (
@@ -310,6 +315,7 @@ PECULIAR: dict[str, Callable[[_Meta, Mapping[str, Any]], dict[str, Any]]] = {
     "olmo2": _olmo2,
     "mistral3": _mistral3,
     "glm4moe": _glm4_moe,
+    "gpt-oss": _gpt_oss,
     "command-r": _cohere,
     "cohere2": _cohere,
     "stablelm": _stablelm,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sglang.srt.checkpoint.gguf_reader import GGUFFile
 from sglang.srt.model.quant.formats import HostTensor
+from sglang.srt.model.weights.tensor_source import index_of
 
 RELEASE_BYTES = 16 << 20
 """how much of the file may lie in memory beside the weights made of it"""
@@ -39,3 +40,6 @@ class GGUFSource:
             self._gguf.release()
             self._num_read = 0
         return HostTensor(name, stored.format, stored.shape, stored.data)
+
+    def read_index(self, name: str, index: int) -> HostTensor:
+        return index_of(self.read(name), index)

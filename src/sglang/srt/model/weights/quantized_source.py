@@ -4,6 +4,7 @@ tensor.
     awq, gptq              X.qweight, X.qzeros, X.scales (, X.g_idx)                           -> X.weight   q4_1, q8_0
     compressed-tensors     X.weight_packed, X.weight_scale (, X.weight_zero_point, ...)        -> X.weight   q4_1, q8_0
                            X.weight of int8, X.weight_scale                                    -> X.weight   q8_0
+    mxfp4                  X_blocks, X_scales of all experts of a layer                        -> X          mxfp4
     all kinds of fp8       X.weight of float8, X.weight_scale or X.weight_scale_inv            -> X.weight   f8, bf16
 
 Scales of activations and of the KV cache are ignored: activations are quantised dynamically by row, if at all.
@@ -21,9 +22,10 @@ import numpy.typing as npt
 from sglang.srt.errors import ModelError
 from sglang.srt.model.quant.float8 import tile_values
 from sglang.srt.model.quant.formats import HostTensor, dense
-from sglang.srt.model.quant.repack import pack_blocks, pack_out_of_order, unpack, unpack_awq
+from sglang.srt.model.quant.repack import mxfp4_blocks, pack_blocks, pack_out_of_order, unpack, unpack_awq
 from sglang.srt.model.quant.scheme import QuantConfig
 from sglang.srt.model.weights.safetensors_reader import SafetensorsSource
+from sglang.srt.model.weights.tensor_source import index_of
 
 _MATRIX = (".qweight", ".weight_packed")
 _PARTS = (
@@ -31,6 +33,8 @@ _PARTS = (
     *(".weight_g_idx", ".input_scale", ".input_scale_ub", ".input_zero_point", ".output_scale", ".k_scale", ".v_scale"),
     *(".q_scale", ".activation_scale"),
 )
+_BLOCKS, _SCALES = "_blocks", "_scales"
+"""what follows the name of a tensor of mxfp4"""
 _FLOAT8, _INT8 = "F8_E4M3", "I8"
 
 
@@ -55,7 +59,10 @@ class QuantizedSource:
 
     def _names(self) -> list[str]:
         names = [f"{stem}.weight" for stem in self._packed]
+        names += [name.removesuffix(_BLOCKS) for name in self._inner.names if self._is_mxfp4(name.removesuffix(_BLOCKS))]
         for name in self._inner.names:
+            if self._is_mxfp4(name.removesuffix(_BLOCKS).removesuffix(_SCALES)):
+                continue
             if name.endswith(_MATRIX) or name.endswith(_PARTS):
                 continue
             if name.endswith(".bias") and _stem(name) in self._packed and not self._inner.read(name).dequantise().any():
@@ -66,6 +73,9 @@ class QuantizedSource:
     # --- what a TensorSource tells ------------------------------------------------------------------------------------------
 
     def shape(self, name: str) -> tuple[int, ...]:
+        if self._is_mxfp4(name):
+            *rows, groups, half = self._inner.shape(name + _BLOCKS)
+            return (*rows, groups * half * 2)
         packed = self._packed.get(_stem(name)) if name.endswith(".weight") else None
         if packed is None:
             return self._inner.shape(name)
@@ -80,12 +90,16 @@ class QuantizedSource:
         return shape[0], shape[1] * per_word
 
     def format(self, name: str) -> str:
+        if self._is_mxfp4(name):
+            return "mxfp4"
         if self._is_packed(name):
             return "q4_1" if self._quant.bits == 4 else "q8_0"
         stored = self._inner.format(name)
         return {_FLOAT8: "f8", _INT8: "q8_0"}.get(stored, stored)
 
     def where(self, name: str) -> Path:
+        if self._is_mxfp4(name):
+            return self._inner.where(name + _BLOCKS)
         return self._inner.where(self._packed[_stem(name)] if self._is_packed(name) else name)
 
     def read(self, name: str) -> HostTensor:
@@ -101,6 +115,19 @@ class QuantizedSource:
         except (ValueError, IndexError) as error:
             raise ModelError(f"{self.where(name)}: the quantised matrix {name!r} cannot be read: {error}") from error
         return self._inner.read(name)
+
+    def read_index(self, name: str, index: int) -> HostTensor:
+        if not self._is_mxfp4(name):
+            return index_of(self.read(name), index)
+        data, scales = (self._inner.read_raw(name + part) for part in (_BLOCKS, _SCALES))
+        if data.shape[:-1] != scales.shape or data.shape[-1] != 16:
+            raise ModelError(
+                f"{self.where(name)}: blocks of shape {list(data.shape)} have scales of shape {list(scales.shape)}: {name!r}"
+            )
+        return mxfp4_blocks(name, data[index], scales[index])
+
+    def _is_mxfp4(self, name: str) -> bool:
+        return self._quant.method == "mxfp4" and name + _BLOCKS in self._stored
 
     def _is_packed(self, name: str) -> bool:
         return name.endswith(".weight") and _stem(name) in self._packed

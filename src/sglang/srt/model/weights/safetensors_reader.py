@@ -21,6 +21,7 @@ import numpy.typing as npt
 from sglang.srt.checkpoint.files import check_regular, read_object, shown
 from sglang.srt.errors import ModelError
 from sglang.srt.model.quant.formats import HostTensor
+from sglang.srt.model.weights.tensor_source import index_of
 
 MAX_HEADER_BYTES = 32 << 20
 """a file of 60,000 experts has 10 MB"""
@@ -83,6 +84,9 @@ class SafetensorsSource:
     def read(self, name: str) -> HostTensor:
         self._release(name)
         return self._files[name].read(name)
+
+    def read_index(self, name: str, index: int) -> HostTensor:
+        return index_of(self.read(name), index)
 
     def _release(self, name: str) -> None:
         """Gives back the memory of what was read, now and then; it is read again when it is looked at again."""

@@ -35,6 +35,8 @@ def _layer_shapes(config: ModelConfig, layer: int) -> Shapes:
     shapes.update(_linear("self_attn.k_proj", kv_rows, hidden, config.attention_bias))
     shapes.update(_linear("self_attn.v_proj", kv_rows, hidden, config.attention_bias))
     shapes.update(_linear("self_attn.o_proj", hidden, q_rows, config.output_bias))
+    if config.attention_sinks:
+        shapes["self_attn.sinks"] = (config.num_heads,)
     if config.qk_norm:
         for name, heads in (("q", config.num_heads), ("k", config.num_kv_heads)):
             by_kind = {"whole": (heads * head_dim,), "layer": (heads, head_dim)}

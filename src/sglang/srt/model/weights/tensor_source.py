@@ -30,3 +30,14 @@ class TensorSource(Protocol):
         ...
 
     def read(self, name: str) -> HostTensor: ...
+
+    def read_index(self, name: str, index: int) -> HostTensor:
+        """One of the matrices, or rows, that follow one another along a tensor's first dimension."""
+        ...
+
+
+def index_of(tensor: HostTensor, index: int) -> HostTensor:
+    """The same of a tensor that was read."""
+    rows = 1 if len(tensor.shape) < 3 else tensor.shape[1]
+    data = tensor.data[index] if tensor.is_dense else tensor.data[index * rows : (index + 1) * rows]
+    return HostTensor(tensor.name, tensor.format, tensor.shape[1:], data)

@@ -53,10 +53,11 @@ class PagedAttention:
         num_heads: int,
         window: int,
         soft_cap: float,
+        sinks: Tensor | None = None,
     ) -> None:
         if shape.num_reqs == 0:
             return
-        call = _Call(qkv, kv, out.data, meta, num_heads // kv.num_kv_heads, window, soft_cap)
+        call = _Call(qkv, kv, out.data, meta, num_heads // kv.num_kv_heads, window, soft_cap, sinks)
         self._decode(call, shape)
         if shape.max_q_len > 1:
             self._extend(call, shape)
@@ -69,12 +70,12 @@ class PagedAttention:
         # as many programs as registers let reside; each takes items in turns
         programs = max(1, 2 * self._processors // kv.num_kv_heads)
         decode_kernel[(kv.num_kv_heads, programs)](
-            c.qkv, kv.k, kv.v, c.out, acc, ml, c.meta.req_pool_idx, *lengths, c.meta.req_to_token,
+            c.qkv, kv.k, kv.v, c.out, acc, ml, c.sinks, c.meta.req_pool_idx, *lengths, c.meta.req_to_token,
             c.qkv.stride(0), kv.k.stride(0), c.meta.req_to_token.stride(0), c.out.stride(0), kv.num_kv_heads, kv.head_dim,
-            c.window, c.soft_cap, capacity, self.busy, **sizes, SOFT_CAP=c.soft_cap > 0, WIDE=c.wide, num_warps=4, num_stages=2, **self._early,
+            c.window, c.soft_cap, capacity, self.busy, **sizes, **c.sunk, SOFT_CAP=c.soft_cap > 0, WIDE=c.wide, num_warps=4, num_stages=2, **self._early,
         )  # fmt: skip
         decode_merge_kernel[(kv.num_kv_heads, shape.num_reqs)](
-            c.out, acc, ml, *lengths, c.out.stride(0), kv.num_kv_heads, kv.head_dim, c.window, capacity, self.busy, **sizes,
+            c.out, acc, ml, c.sinks, *lengths, c.out.stride(0), kv.num_kv_heads, kv.head_dim, c.window, capacity, self.busy, **sizes, **c.sunk,
             num_warps=4, **self._early,
         )  # fmt: skip
 
@@ -84,10 +85,10 @@ class PagedAttention:
         tiles = -(-shape.num_rows // (rows // c.group)) + shape.num_reqs
         ends = c.meta.row_ends
         extend_kernel[(tiles, kv.num_kv_heads)](
-            c.qkv, kv.k, kv.v, c.out, c.meta.req_pool_idx, c.meta.q_start, c.meta.q_len, c.meta.seq_lens, c.meta.num_reqs,
+            c.qkv, kv.k, kv.v, c.out, c.sinks, c.meta.req_pool_idx, c.meta.q_start, c.meta.q_len, c.meta.seq_lens, c.meta.num_reqs,
             c.meta.req_to_token, ends if ends is not None else c.meta.q_len,
             c.qkv.stride(0), c.out.stride(0), kv.k.stride(0), c.meta.req_to_token.stride(0), kv.head_dim, c.window, c.soft_cap,
-            GROUP=c.group, ROWS=rows, **c.blocks, SOFT_CAP=c.soft_cap > 0, WINDOW=c.window > 0, ROW_ENDS=ends is not None,
+            GROUP=c.group, ROWS=rows, **c.blocks, **c.sunk, SOFT_CAP=c.soft_cap > 0, WINDOW=c.window > 0, ROW_ENDS=ends is not None,
             SPANS=self._deterministic, WIDE=c.wide, num_warps=4 if rows < 64 else 8, num_stages=2,
         )  # fmt: skip
 
@@ -106,8 +107,18 @@ class _Call:
     """The arguments of one layer's attention."""
 
     def __init__(
-        self, qkv: Tensor, kv: CudaKV, out: Tensor, meta: AttentionMeta, group: int, window: int, soft_cap: float
+        self,
+        qkv: Tensor,
+        kv: CudaKV,
+        out: Tensor,
+        meta: AttentionMeta,
+        group: int,
+        window: int,
+        soft_cap: float,
+        sinks: Tensor | None,
     ) -> None:
+        self.sinks = sinks if sinks is not None else meta.q_len
+        self.sunk = {"SINKS": sinks is not None}
         self.qkv, self.kv, self.out, self.meta = qkv, kv, out, meta
         self.group, self.window, self.soft_cap = group, window, soft_cap
         self.wide = kv.k.shape[1] * kv.head_dim > MAX_INT32

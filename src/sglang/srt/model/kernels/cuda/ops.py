@@ -375,11 +375,12 @@ class CudaOps:
         num_heads: int,
         window: int = 0,
         soft_cap: float = 0.0,
+        sinks: Tensor | None = None,
     ) -> None:
         known = self._shapes.get(meta.num_reqs.data_ptr())
         most = StepShape(len(qkv), len(meta.q_len), len(qkv))
         shape = most if known is None else known[1]
-        self._attention(qkv, kv, out, meta, shape, num_heads, window, soft_cap)
+        self._attention(qkv, kv, out, meta, shape, num_heads, window, soft_cap, sinks)
 
     def soft_cap(self, x: Tensor, rows: Tensor, *, cap: float) -> None:
         n, width = self._most(rows, x), x.shape[1]

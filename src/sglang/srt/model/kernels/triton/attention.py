@@ -105,10 +105,10 @@ def _decode_plan(
 
 @triton.jit
 def decode_kernel(
-    qkv, k_pool, v_pool, out, partial_acc, partial_ml, req_pool_idx, q_start, q_len, seq_lens, num_reqs_at, req_to_token,
+    qkv, k_pool, v_pool, out, partial_acc, partial_ml, sinks, req_pool_idx, q_start, q_len, seq_lens, num_reqs_at, req_to_token,
     qkv_stride, head_stride, table_stride, out_stride, num_kv_heads, head_dim, window, soft_cap, capacity, busy,
     GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, MAX_REQS: tl.constexpr, SPAN: tl.constexpr,
-    SOFT_CAP: tl.constexpr, WIDE: tl.constexpr,
+    SINKS: tl.constexpr, SOFT_CAP: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Writes the state of every work item, [capacity, num_kv_heads, GROUP, head_dim] and [..., 2], or, where a request is one item,
     its result. Grid: (num_kv_heads, any)."""
@@ -158,6 +158,7 @@ def decode_kernel(
                 m1, z1, acc1 = _fold(m1, z1, acc1, m2, z2, acc2)
             m, z, acc = _fold(m, z, acc, m1, z1, acc1)
         if tl.sum(tl.where(mine, count, 0), axis=0) == 1:
+            z = _add_sink(sinks + kv_head * GROUP + g, g < GROUP, m, z, SINKS)
             _finish(out + row * out_stride + kv_head * GROUP * head_dim, z, acc, g, dim_at, head_dim, GROUP)
         else:
             slot = (item * num_kv_heads + kv_head) * GROUP + g
@@ -168,8 +169,9 @@ def decode_kernel(
 
 @triton.jit
 def decode_merge_kernel(
-    out, partial_acc, partial_ml, q_start, q_len, seq_lens, num_reqs_at, out_stride, num_kv_heads, head_dim, window, capacity,
+    out, partial_acc, partial_ml, sinks, q_start, q_len, seq_lens, num_reqs_at, out_stride, num_kv_heads, head_dim, window, capacity,
     busy, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, MAX_REQS: tl.constexpr, SPAN: tl.constexpr,
+    SINKS: tl.constexpr,
 ):  # fmt: skip
     """Folds the items of each request that has several. Grid: (num_kv_heads, bound of requests)."""
     kv_head = tl.program_id(0)
@@ -217,7 +219,17 @@ def decode_merge_kernel(
             z = z1
             acc = acc1
     row = tl.load(q_start + req).to(tl.int64)
+    z = _add_sink(sinks + kv_head * GROUP + g, g < GROUP, m, z, SINKS)
     _finish(out + row * out_stride + kv_head * GROUP * head_dim, z, acc, g, dim_at, head_dim, GROUP)
+
+
+@triton.jit
+def _add_sink(sinks, there, m, z, SINKS: tl.constexpr):
+    """z with the sink of each row (ops.attention)."""
+    if SINKS:
+        sink = tl.load(sinks, mask=there, other=0.0) * LOG2E
+        z += tl.where(there & (z > 0), tl.exp2(tl.minimum(sink - m, 126.0)), 0.0)
+    return z
 
 
 @triton.jit
@@ -230,10 +242,10 @@ def _finish(out, z, acc, g, dim_at, head_dim, GROUP: tl.constexpr):
 
 @triton.jit
 def extend_kernel(
-    qkv, k_pool, v_pool, out, req_pool_idx, q_start, q_len, seq_lens, num_reqs_at, req_to_token, row_ends,
+    qkv, k_pool, v_pool, out, sinks, req_pool_idx, q_start, q_len, seq_lens, num_reqs_at, req_to_token, row_ends,
     qkv_stride, out_stride, head_stride, table_stride, head_dim, window, soft_cap,
     GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, MAX_REQS: tl.constexpr, SPAN: tl.constexpr,
-    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, ROW_ENDS: tl.constexpr, SPANS: tl.constexpr, WIDE: tl.constexpr,
+    SINKS: tl.constexpr, SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, ROW_ENDS: tl.constexpr, SPANS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Requests with several new rows, POSITIONS = ROWS // GROUP of them in a tile. Grid: (bound of tiles, num_kv_heads). With SPANS
     chunks are folded as decode folds them, without it straight into the result, which takes fewer registers."""
@@ -312,6 +324,7 @@ def extend_kernel(
             key = chunk * CHUNK + tl.arange(0, CHUNK)
             seen = (key[None, :] < end[:, None]) & (key[None, :] >= begin[:, None])
             m, z, acc = _flow(m, z, acc, tl.where(seen, _scores(q, k, SOFT_CAP, soft_cap), float("-inf")), v)
+    z = _add_sink(sinks + head, there, m, z, SINKS)
     z = tl.where(z > 0, z, 1.0)  # rows that are not there
     out_at = out + row[:, None] * out_stride + head[:, None] * head_dim + dim_at[None, :]
     tl.store(out_at, round_to(acc / z[:, None], out.dtype.element_ty), mask=row_mask)

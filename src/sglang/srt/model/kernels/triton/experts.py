@@ -108,16 +108,17 @@ def _weights_of(
     inside = n_in[None, :] & (k_at < k)[:, None]
     row = row_at[None, :]
     if BITS == 16:
-        return tl.load(w + row * k + k_at[:, None], mask=inside, other=0.0)
-    if BITS == 4:
-        byte = tl.load(w + row * (k // 2) + (k_at // 32 * 16 + k_at % 16)[:, None], mask=inside, other=0)
-        level = tl.where((k_at % 32 < 16)[:, None], byte & 15, byte >> 4).to(tl.float32)
+        values = tl.load(w + row * k + k_at[:, None], mask=inside, other=0.0)
     else:
-        level = tl.load(w + row * k + k_at[:, None], mask=inside, other=0).to(tl.float32)
-    group = row * (k // GROUP) + (k_at // GROUP)[:, None]
-    values = level * tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
-    if HAS_MIN:
-        values += tl.load(minima + group, mask=inside, other=0.0).to(tl.float32)
+        if BITS == 4:
+            byte = tl.load(w + row * (k // 2) + (k_at // 32 * 16 + k_at % 16)[:, None], mask=inside, other=0)
+            level = tl.where((k_at % 32 < 16)[:, None], byte & 15, byte >> 4).to(tl.float32)
+        else:
+            level = tl.load(w + row * k + k_at[:, None], mask=inside, other=0).to(tl.float32)
+        group = row * (k // GROUP) + (k_at // GROUP)[:, None]
+        values = level * tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
+        if HAS_MIN:
+            values += tl.load(minima + group, mask=inside, other=0.0).to(tl.float32)
     return values
 
 

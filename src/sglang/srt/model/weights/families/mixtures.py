@@ -179,6 +179,16 @@ def _hunyuan_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
     return with_experts(fields, config, SOFTMAX, shared_width=_shared_width(fields, width))
 
 
+def _gpt_oss(fields: Fields, config: ModelConfig) -> ModelConfig:
+    for name, value in (("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)):
+        if fields.number(name, value) != value:
+            raise fields.bad(name, f"must be {value}, as in all published models, got {shown(fields.get(name))}")
+    bias = fields.flag("attention_bias", True)
+    config = replace(config, attention_bias=bias, output_bias=bias)
+    config = with_window(fields, config, lambda layer: layer % 2 == 0)
+    return with_experts(fields, config, SOFTMAX, router_bias=True, bias=True, gate="clamped_silu")
+
+
 _LLAMA = rms.LLAMA
 _QWEN2_MOE = {
     **_LLAMA,
@@ -232,8 +242,30 @@ _ERNIE_MOE = {
 }
 _HUNYUAN_MOE = {**_LLAMA, "rms_norm_eps": 1e-5, "num_experts": 1, "num_experts_per_tok": 1}
 
+_GPT_OSS = {
+    **_LLAMA,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": 128,
+    "rope_theta": 150_000.0,
+    "num_experts": 128,
+    "num_experts_per_tok": 4,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 150_000.0,
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    },
+}
+
 _V5_BANKS = {"mlp.experts.gate_up_proj": ("gate_proj", "up_proj"), "mlp.experts.down_proj": ("down_proj",)}
 """transformers' own form, of all experts in one tensor"""
+_OSS_BIASES = {f"{name}_bias": modules for name, modules in _V5_BANKS.items()}
 _LOCAL = {"num_experts": "num_local_experts"}
 _SHARED_EXPERT = {f"mlp.shared_expert.{x}_proj": f"mlp.shared_experts.{x}_proj" for x in ("gate", "up", "down")}
 _SHARED_MLP = {f"mlp.shared_mlp.{x}_proj": f"mlp.shared_experts.{x}_proj" for x in ("gate", "up", "down")}
@@ -288,4 +320,7 @@ EXPERT_FAMILIES = (
     Family("hunyuan_moe", "HunYuanMoEV1ForCausalLM", "hunyuan_v1_moe", _HUNYUAN_MOE, _hunyuan_moe, "HunYuanMoEV1Model",
            {"qk_norm": "rotated"}, _layout({**rms.HUNYUAN_NAMES, **_SHARED_MLP, "mlp.gate.wg": "mlp.gate"}), _HUNYUAN_SPELLED,
            gguf=GGUFForm("hunyuan-moe")),
+    Family("gpt_oss", "GptOssForCausalLM", "gpt_oss", _GPT_OSS, _gpt_oss, "GptOssModel", {"attention_sinks": True},
+           _layout({"mlp.router": "mlp.gate"}, {**_V5_BANKS, **_OSS_BIASES}, turned_banks=True, alternating_banks=True), _LOCAL,
+           gguf=GGUFForm("gpt-oss")),
 )  # fmt: skip
