@@ -17,7 +17,7 @@ from sglang.srt.model.weights.families.mixtures import EXPERT_FAMILIES
 from sglang.srt.model.weights.gguf_config import WHOLE_HEADS
 from tests.model import test_dense_files as dense
 from tests.model.conftest import create_ops
-from tests.model.dense_families import save_family
+from tests.model.dense_families import rewrite, save_family
 from tests.model.expert_families import ROWS, settings
 from tests.model.test_dense_families import PROMPT, logits_of
 from tests.model.tiny import Driver, open_worker
@@ -150,6 +150,52 @@ def test_all_experts_in_one_tensor(family: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     save_file({k: v.clone() for k, v in model.state_dict().items()}, tmp_path / "model.safetensors")
     np.testing.assert_array_equal(logits_of(Driver(open_worker(tmp_path, ReferenceOps())), PROMPT[:20]), want)
+
+
+BAILING = {
+    "self_attn.o_proj": "attention.dense",
+    "self_attn.q_norm": "attention.query_layernorm",
+    "self_attn.k_norm": "attention.key_layernorm",
+    "mlp.gate.e_score_correction_bias": "mlp.gate.expert_bias",
+    "model.embed_tokens": "model.word_embeddings",
+    "block_sparse_moe.router.layer": "mlp.gate",
+    "block_sparse_moe.": "mlp.",
+    "shared_mlp.": "mlp.shared_experts.",
+}
+
+
+def in_one(tensors: dict[str, Any]) -> dict[str, Any]:
+    """q, k and v one under the other; Granite's experts one by one."""
+    found = dict(tensors)
+    for name in [name for name in tensors if "q_proj" in name]:
+        parts = [found.pop(name.replace("q_proj", f"{x}_proj")) for x in "qkv"]
+        found[name.replace("self_attn.q_proj", "attention.query_key_value")] = torch.cat(parts)
+    for name in [name for name in tensors if "_linear." in name]:
+        value, stem = found.pop(name), name.rpartition("_linear")[0].rpartition(".")[0]
+        parts = value.chunk(2, dim=-2) if "input_linear" in name else (value,)
+        for matrix, part in zip(("gate_proj", "up_proj") if len(parts) == 2 else ("down_proj",), parts, strict=True):
+            if "shared_mlp" in name:
+                found[f"{stem}.{matrix}.weight"] = part
+            else:
+                found |= {f"{stem}.experts.{e}.{matrix}.weight": each for e, each in enumerate(part)}
+    return found
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_bailing_by_other_families(version: int, tmp_path: Path) -> None:
+    """Ling's first models route as Granite's, those of version 2 as GLM's; transformers has neither."""
+    fields = {"n_routed_experts": "num_experts", "num_local_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
+    if version == 1:
+        model = save_family(tmp_path, "granitemoeshared", attention_multiplier=0.25)
+        more: dict[str, Any] = {"moe_intermediate_size": 32, "num_shared_experts": 2, "norm_topk_prob": True}
+    else:
+        model = save_family(tmp_path, "glm4_moe")
+        more = {"score_function": "sigmoid", "moe_router_enable_expert_bias": True}
+    rewrite(tmp_path, "BailingMoeForCausalLM" if version == 1 else "BailingMoeV2ForCausalLM", BAILING, fields, in_one, **more)
+    with torch.no_grad():
+        theirs = model(torch.tensor([PROMPT])).logits[0].numpy()
+    ours = logits_of(Driver(open_worker(tmp_path, ReferenceOps())), PROMPT)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max(), rtol=1e-4)
 
 
 def to_mxfp4(values: Any) -> tuple[Any, Any, Any]:

@@ -30,6 +30,7 @@ from sglang.srt.model.weights.family_source import FamilySource
 from sglang.srt.model.weights.gguf_config import BY_ARCHITECTURE, gguf_layout_of
 from sglang.srt.model.weights.gguf_source import GGUFSource
 from sglang.srt.model.weights.safetensors_reader import SafetensorsFile
+from sglang.srt.model.weights.tensor_source import index_of
 from sglang.srt.model.weights.vision_shapes import our_name
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -285,6 +286,9 @@ class _Matrices:
 
     def read(self, name: str) -> HostTensor:
         return self._tensors[name]
+
+    def read_index(self, name: str, index: int) -> HostTensor:
+        return index_of(self.read(name), index)
 
 
 def _assemble(

@@ -60,7 +60,7 @@ class Shared:
         experts = config.experts
         assert experts is not None
         self.ops = ops
-        own = Readers(mlp_in=readers.mlp_in, mlp_out=readers.shared_out)
+        own = Readers(mlp_in=readers.mlp_in, mlp_out=readers.shared_out, sites=readers.sites)
         narrow = replace(config, intermediate_size=experts.shared_width)
         self.mlp = GatedMLP(ops, source, f"{prefix}.shared_experts", narrow, own)
         self.gate: Linear | None = None

@@ -280,6 +280,20 @@ def _gpt_oss(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
     return {"sliding_window_pattern": None, "rope_parameters": {**raw["rope_parameters"], "truncate": False}}
 
 
+def _bailing2(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
+    found = _glm4_moe(meta, raw)
+    return {
+        **found,
+        "score_function": raw.get("scoring_func"),
+        "moe_router_enable_expert_bias": _has_tensor(meta, "exp_probs_b.bias"),
+    }
+
+
+def _has_tensor(meta: _Meta, name: str) -> bool:
+    """In some layer."""
+    return any(each.endswith(f".{name}") for each in meta.gguf.tensors)
+
+
 def _glm4_moe(meta: _Meta, raw: Mapping[str, Any]) -> dict[str, Any]:
     """The last layers are for speculation."""
     layers = (
@@ -315,6 +329,7 @@ PECULIAR: dict[str, Callable[[_Meta, Mapping[str, Any]], dict[str, Any]]] = {
     "olmo2": _olmo2,
     "mistral3": _mistral3,
     "glm4moe": _glm4_moe,
+    "bailingmoe2": _bailing2,
     "gpt-oss": _gpt_oss,
     "command-r": _cohere,
     "cohere2": _cohere,

@@ -179,6 +179,25 @@ def _hunyuan_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
     return with_experts(fields, config, SOFTMAX, shared_width=_shared_width(fields, width))
 
 
+def _bailing(fields: Fields, config: ModelConfig) -> ModelConfig:
+    if fields.flag("norm_head"):
+        raise fields.bad("norm_head", "asks for a head of rows of length 1, which is not supported")
+    config = replace(config, attention_bias=fields.flag("use_qkv_bias"), output_bias=fields.flag("use_bias"))
+    routing = replace(SOFTMAX, normalise=fields.flag("norm_topk_prob", True))
+    shared = _shared_width(fields, fields.count("moe_intermediate_size"), 0)
+    return with_experts(fields, config, routing, _first_dense(fields, 0), shared)
+
+
+def _bailing2(fields: Fields, config: ModelConfig) -> ModelConfig:
+    qk_norm: Any = "head" if fields.flag("use_qk_norm", True) else ""
+    config = replace(config, attention_bias=fields.flag("use_qkv_bias"), output_bias=fields.flag("use_bias"), qk_norm=qk_norm)
+    base = fields.choice("score_function", {"sigmoid": SIGMOID, "softmax": SOFTMAX}, "sigmoid")
+    routing = replace(_groups(fields, base), normalise=fields.flag("norm_topk_prob", True))
+    corrected = fields.flag("moe_router_enable_expert_bias", True)
+    shared = _shared_width(fields, fields.count("moe_intermediate_size"), 0)
+    return with_experts(fields, config, routing, _first_dense(fields, 0), shared, choice_bias=corrected)
+
+
 def _gpt_oss(fields: Fields, config: ModelConfig) -> ModelConfig:
     for name, value in (("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)):
         if fields.number(name, value) != value:
@@ -263,6 +282,9 @@ _GPT_OSS = {
     },
 }
 
+_BAILING = {**_LLAMA, "rms_norm_eps": 1e-5, "max_position_embeddings": 16384, "rope_theta": 600_000.0}
+_BAILING2 = {**_BAILING, "rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "partial_rotary_factor": 0.5}
+
 _V5_BANKS = {"mlp.experts.gate_up_proj": ("gate_proj", "up_proj"), "mlp.experts.down_proj": ("down_proj",)}
 """transformers' own form, of all experts in one tensor"""
 _OSS_BIASES = {f"{name}_bias": modules for name, modules in _V5_BANKS.items()}
@@ -285,6 +307,13 @@ _GRANITE_BANKS = {
     "block_sparse_moe.experts.gate_up_proj": ("gate_proj", "up_proj"),
     "block_sparse_moe.experts.down_proj": ("down_proj",),
 }
+_BAILING_NAMES: dict[str, str | tuple[str, ...]] = {
+    "attention.query_key_value": rms.QKV,
+    "attention.dense": "self_attn.o_proj",
+    "attention.query_layernorm": "self_attn.q_norm",
+    "attention.key_layernorm": "self_attn.k_norm",
+}
+_BAILING_WHOLE = {"word_embeddings": "model.embed_tokens"}
 _ERNIE_SPELLED = {
     "num_experts": "moe_num_experts",
     "num_experts_per_tok": "moe_k",
@@ -323,4 +352,10 @@ EXPERT_FAMILIES = (
     Family("gpt_oss", "GptOssForCausalLM", "gpt_oss", _GPT_OSS, _gpt_oss, "GptOssModel", {"attention_sinks": True},
            _layout({"mlp.router": "mlp.gate"}, {**_V5_BANKS, **_OSS_BIASES}, turned_banks=True, alternating_banks=True), _LOCAL,
            gguf=GGUFForm("gpt-oss")),
+    Family("bailing_moe", "BailingMoeForCausalLM", "bailing_moe", _BAILING, _bailing, "BailingMoeModel",
+           layout=_layout(_BAILING_NAMES, whole=_BAILING_WHOLE), spelled={"n_shared_experts": "num_shared_experts"},
+           gguf=GGUFForm("bailingmoe")),
+    Family("bailing_moe", "BailingMoeV2ForCausalLM", "bailing_moe_v2", _BAILING2, _bailing2, "BailingMoeV2Model",
+           layout=_layout(_BAILING_NAMES, whole=_BAILING_WHOLE, tensors={"mlp.gate.expert_bias": "mlp.gate.e_score_correction_bias"}),
+           spelled={"n_shared_experts": "num_shared_experts"}, gguf=GGUFForm("bailingmoe2")),
 )  # fmt: skip
