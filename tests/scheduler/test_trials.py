@@ -125,6 +125,13 @@ def test_a_walk_takes_what_is_allowed_and_what_is_not(name: str) -> None:
         Walk(backend, backend.compile(kind, text).copy(), kind).run()
 
 
+@both
+@pytest.mark.parametrize("text", ["root ::= root", 'root ::= a "x"\na ::= a "y"'])
+def test_what_no_text_satisfies_is_refused(name: str, text: str) -> None:
+    """Its mask would allow no token, and there would be nothing to sample."""
+    assert isinstance(compile_one(compiler_of(name), "ebnf", text).error, GrammarError)
+
+
 # --- what is kept ---------------------------------------------------------------------------------------------------------------
 
 

@@ -178,6 +178,7 @@ class Walk:
             tokens = self._step(with_mask)
             self._check(time.thread_time() - began)
             if not tokens:
+                self._check_possible(taken)
                 break
             taken += tokens[: NUM_TOKENS - len(taken)]
         grown = resident_bytes() - half if half else 0
@@ -223,6 +224,10 @@ class Walk:
         self._num_slow += seconds > STEP_SECONDS
         if self._num_slow > MAX_SLOW or seconds > 10 * STEP_SECONDS:
             raise GrammarError(f"{self._kind}: too complex: a token takes {seconds * 1000:.0f} ms; simplify it", self._kind)
+
+    def _check_possible(self, taken: list[int]) -> None:
+        if not taken and not len(self._places) and not self._state.is_finished:
+            raise GrammarError(f"{self._kind}: no text satisfies it", self._kind)
 
     def _break(self, state: GrammarState, taken: list[int]) -> None:
         """Goes on from a valid beginning with tokens that are not allowed, as a faulty caller would. The state does not move."""
