@@ -13,6 +13,7 @@ commands:
   serve           serve a model over HTTP
   chat            talk to a model in the terminal
   run             one prompt, one answer
+  batch           a file of requests, a file of answers
   bench serve     load a server and measure it
   bench offline   measure the engine in this process
   models          the models known by a short name
@@ -28,6 +29,7 @@ COMMANDS = {
     "serve": "sglang.commands.serve:serve",
     "chat": "sglang.commands.chat:chat",
     "run": "sglang.commands.run:run",
+    "batch": "sglang.commands.batch:batch",
     "bench": "sglang.commands.bench:bench",
     "models": "sglang.commands.models:models",
     "pull": "sglang.commands.downloads:pull",
