@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from sglang.common.server_process import end_process, wait_until
 from tests.conftest import ROOT, START_SECONDS, RunningServer, free_port, start_server
-from tests.model.tiny import save_model
 from tests.server.models import CHATML, train_byte_level
 
 SEED = ("--random-seed", "7", "--threads", "1")
@@ -25,12 +26,33 @@ def make_model(folder: Path, seed: int) -> Path:
     """A random llama that speaks ChatML. It never ends by itself within the lengths of these tests."""
     folder.mkdir()
     tokenizer = train_byte_level()
-    end = tokenizer.token_to_id("<|im_end|>")
-    size = tokenizer.get_vocab_size()
-    save_model(folder, "llama", seed, vocab_size=size, max_position_embeddings=4096, bos_token_id=None, eos_token_id=end)
+    vocab, hidden, gated, kv, layers = tokenizer.get_vocab_size(), 64, 96, 32, 3
+    config = {
+        **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-6},
+        **{"vocab_size": vocab, "hidden_size": hidden, "intermediate_size": gated, "num_hidden_layers": layers},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096, "rope_theta": 10000.0},
+        **{"tie_word_embeddings": False, "torch_dtype": "float32", "eos_token_id": tokenizer.token_to_id("<|im_end|>")},
+    }
+    shapes = {"model.embed_tokens": (vocab, hidden), "lm_head": (vocab, hidden), "model.norm": (hidden,)}
+    for i in range(layers):
+        for name, shape in {
+            **{"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (kv, hidden), "self_attn.v_proj": (kv, hidden)},
+            **{"self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (gated, hidden), "mlp.up_proj": (gated, hidden)},
+            **{"mlp.down_proj": (hidden, gated), "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)},
+        }.items():
+            shapes[f"model.layers.{i}.{name}"] = shape
+    rng = np.random.default_rng(seed)
+    tensors = {
+        f"{name}.weight": (
+            rng.standard_normal(shape) * (shape[-1] ** -0.5 if len(shape) > 1 else 0.2) + (len(shape) == 1)
+        ).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}, "chat_template": CHATML}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    text = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}, "chat_template": CHATML}
+    (folder / "tokenizer_config.json").write_text(json.dumps(text))
     return folder
 
 

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from sglang.srt.process.launch import MAX_RESTARTS
+from sglang.srt.process.schedulers import MAX_RESTARTS
 from tests.conftest import ROOT, RunningServer, start_server
 from tests.server.test_operate import eventually, post, state
 from tests.server.test_processes import wait_dead

@@ -141,7 +141,7 @@ async def planned_bytes(model: ServedModel, folder: Path) -> int:
     config = folder / f"plan-{abs(hash(model.name))}.yaml"
     write_flags(str(config), model.flags)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "sglang.srt.process.plan", "--config", str(config)),
+        *(sys.executable, "-m", "sglang.commands.plan", "--config", str(config)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -84,6 +84,8 @@ class DeviceOptions:
     threads: int | None = None
     """None: physical cores"""
     use_tape: bool = True
+    replicas: int = 1
+    """schedulers that share the requests (process/schedulers.py)"""
     tp_size: int = 1
     """ranks that share the model (model/distributed)"""
     deterministic: bool = False
@@ -102,6 +104,8 @@ class MemoryOptions:
     max_running_requests: int | None = None
     chunked_prefill_size: int = 512
     """tokens of prompts a step may compute; -1 means no chunking"""
+    copies: int = 1
+    """as many of the model are to be in memory"""
     reserved_bytes: int = 0
     """of the memory that looks free, what other programs are going to take"""
     encoder_cache_bytes: int = 128 << 20

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from sglang.srt.checkpoint.resolve import with_files
-from sglang.srt.errors import EngineDeadError, RequestError, UnsupportedError
+from sglang.srt.errors import ConfigError, EngineDeadError, RequestError, UnsupportedError
 from sglang.srt.messages import ControlReply, ShutdownReq
 from sglang.srt.process.logs import configure_logging
 from sglang.srt.process.relay import Courier, LocalLink, Relay
@@ -53,6 +53,13 @@ class Engine:
     def __init__(self, server_args: ServerArgs | None = None, **flags: Any) -> None:
         args = server_args or ServerArgs(**{"log_level": "error", **flags})
         configure_logging(args.log_level)
+        for name in ("models", "max_loaded", "keep_alive"):
+            if getattr(args, name) is not None:
+                raise ConfigError(
+                    f"{name} is for sglang serve: an Engine holds one model, and a program may have several engines"
+                )
+        if args.replicas > 1:
+            raise ConfigError("replicas is for sglang serve: an Engine has one scheduler")
         config = args.resolve()
         if config.adapters is not None:
             config = dataclasses.replace(config, adapters=dataclasses.replace(config.adapters, at_run_time=True))

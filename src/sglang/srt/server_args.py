@@ -154,6 +154,7 @@ class ServerArgs(
                 threads=self.threads,
                 use_tape=not self.disable_op_tape,
                 tp_size=self.tp_size,
+                replicas=self.replicas,
                 deterministic=self.enable_deterministic_inference,
                 kv_cache_dtype=self.kv_cache_dtype,  # type: ignore[arg-type]
                 graph_max_reqs=0 if self.disable_cuda_graph else self.cuda_graph_max_bs or GRAPH_MAX_REQS,
@@ -164,6 +165,7 @@ class ServerArgs(
                 max_running_requests=running,
                 chunked_prefill_size=chunk,
                 reserved_bytes=self.reserve_memory,
+                copies=1 if on_cuda else self.replicas,
             ),
             schedule=ScheduleOptions(
                 schedule_policy=self.schedule_policy,  # type: ignore[arg-type]

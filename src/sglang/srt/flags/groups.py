@@ -96,6 +96,12 @@ class DeviceAndMemoryFlags:
     mem_fraction_static: float | None = _device(None, "fraction of memory for weights and KV pool", least=0.01, most=0.98)
     max_total_tokens: int | None = _device(None, "size of the KV pool in tokens", least=1)
     max_running_requests: int | None = _device(None, "maximum number of running requests", least=1, most=4096)
+    replicas: int = _device(
+        1,
+        "schedulers of the model that share its requests, each with its share of the cores, or CUDA devices of its own",
+        least=1,
+        most=64,
+    )
     reserve_memory: int = _device(0, "memory to leave to other programs, besides what they use already", least=0, is_size=True)
     tp_size: int = _device(1, "tensor parallelism: processes that share the model, each on a CUDA device", least=1, most=64)
     enable_deterministic_inference: bool = _device(

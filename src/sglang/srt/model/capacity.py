@@ -187,6 +187,12 @@ def _show(num_bytes: int) -> str:
 # --- what the machine has -----------------------------------------------------------------------------------------------------
 
 
+def shared_memory(options: MemoryOptions) -> HostMemory:
+    """The machine's memory, less what is reserved for others, divided among the copies of the model."""
+    memory = host_memory(options.reserved_bytes)
+    return HostMemory(memory.total, memory.available // options.copies) if options.copies > 1 else memory
+
+
 def host_memory(reserved: int = 0) -> HostMemory:
     """The machine's memory: on Linux from /proc/meminfo, less if a cgroup limits us; elsewhere from sysconf, of which half
     counts as available. `reserved`: bytes that are free now and are left to others."""

@@ -9,7 +9,7 @@ from typing import Any, cast
 from sglang.common.install import install_compiler, install_extras, install_kernels
 from sglang.srt.config import DeviceOptions, MemoryOptions
 from sglang.srt.errors import ConfigError
-from sglang.srt.model.capacity import HostMemory, host_memory
+from sglang.srt.model.capacity import HostMemory, host_memory, shared_memory
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.kernels.reference import ReferenceOps
 
@@ -93,10 +93,10 @@ def on_gpu(ops: Any) -> bool:
     return getattr(getattr(ops, "device", None), "type", "cpu") == "cuda"
 
 
-def device_memory(ops: Any, reserved: int = 0) -> HostMemory:
-    """The memory of the GPU if the op set runs on one, else of the machine, less what is `reserved` for others there."""
+def device_memory(ops: Any, options: MemoryOptions | None = None) -> HostMemory:
+    """The memory of the GPU if the op set runs on one, else of the machine, less what `options` leave to others there."""
     if not on_gpu(ops):
-        return host_memory(reserved)
+        return host_memory() if options is None else shared_memory(options)
     import torch
 
     torch.cuda.empty_cache()  # what loading took beside the weights

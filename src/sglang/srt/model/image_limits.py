@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sglang.srt.config import MemoryOptions
 from sglang.srt.errors import CapacityError, ConfigError
-from sglang.srt.model.capacity import host_memory, resolve_batch
+from sglang.srt.model.capacity import resolve_batch, shared_memory
 from sglang.srt.model.kernels.ops import Ops
 from sglang.srt.model.layers.cross import cross_bytes_per_request
 from sglang.srt.model.model_config import ModelConfig
@@ -37,7 +37,7 @@ def fit_images(memory: MemoryOptions, config: ModelConfig, ops: Ops, num_ranks: 
     if not per_request:
         return memory
     room, (running, _) = (
-        host_memory(memory.reserved_bytes).available // 4 // per_request,
+        shared_memory(memory).available // 4 // per_request,
         resolve_batch(memory, config.context_len),
     )
     if room < 1:

@@ -36,9 +36,9 @@ from sglang.srt.model.capacity import (
     Needs,
     check_room,
     fewest_tokens,
-    host_memory,
     plan_capacity,
     resolve_batch,
+    shared_memory,
 )
 from sglang.srt.model.device import compute_dtype, create_ops, create_probe, device_memory, device_options, on_gpu
 from sglang.srt.model.distributed.ops import shard_ops
@@ -231,7 +231,7 @@ def _create(
         where = f"cuda:{rank}" if on_gpu(ops) else "cpu"
         ranks = join(directory, rank, device.tp_size, where, device.deterministic)
     checkpoint = load_checkpoint(files, model, kept=getattr(ops, "formats", ()))
-    check_needs(files.name, checkpoint, ops, memory, device_memory(ops, memory.reserved_bytes), device.tp_size)
+    check_needs(files.name, checkpoint, ops, memory, device_memory(ops, memory), device.tp_size)
     try:
         quantization, tape = model.quantization, device.use_tape
         worker = worker_from(checkpoint, checkpoint.config, ops, memory, tape, quantization, ranks, adapters)
@@ -246,7 +246,7 @@ def check_fit(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions)
     """Raises, for a CPU, what `create_worker` would raise for a model that cannot be read or is too large. Reads headers only."""
     checkpoint, ops = _probe(model, device)
     name = find_files(model).name
-    check_needs(name, checkpoint, ops, memory, host_memory(memory.reserved_bytes), device.tp_size)
+    check_needs(name, checkpoint, ops, memory, shared_memory(memory), device.tp_size)
 
 
 def needs_on_cpu(model: ModelOptions, device: DeviceOptions, memory: MemoryOptions) -> Needs:
@@ -360,4 +360,4 @@ def _plan(config: ModelConfig, memory: MemoryOptions, footprint: ModelFootprint,
     tables = 4 * running * footprint.context_len  # the scheduler's ReqToToken
     images = running * cross_bytes_per_request(ops, config)
     buffers = buffer_bytes(config, limits) + tables + images + bank_bytes
-    return plan_capacity(memory, footprint, device_memory(ops, memory.reserved_bytes), buffers)
+    return plan_capacity(memory, footprint, device_memory(ops, memory), buffers)

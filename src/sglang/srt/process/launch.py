@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
 import signal
@@ -31,12 +30,11 @@ import uvloop
 
 from sglang.srt.config import HttpOptions, RuntimeConfig
 from sglang.srt.errors import ConfigError, EngineDeadError
-from sglang.srt.messages import StateReq, ToScheduler
 from sglang.srt.process.ending import LastResort, has_terminal, when_stdin_ends
 from sglang.srt.process.endpoint import renew_certificate
 from sglang.srt.process.heap import keep_loaded_objects
-from sglang.srt.process.scheduler_child import SchedulerProcess
 from sglang.srt.process.scheduler_process import check_model
+from sglang.srt.process.schedulers import Schedulers
 from sglang.srt.process.uvicorn_server import (
     LAST_SECONDS,
     HttpServer,
@@ -53,13 +51,6 @@ from sglang.srt.server.tokenization.tokenizer import open_tokenizer
 from sglang.srt.server.tokenizer_manager import TokenizerManager
 
 logger = logging.getLogger("sglang")
-
-MAX_RESTARTS = 5
-"""scheduler deaths within RESTART_WINDOW seconds after which the server gives up"""
-RESTART_WINDOW = 120.0
-MAX_REFUSED = 256
-"""grammars that killed a scheduler, the newest ones"""
-HEARTBEAT_SECONDS = 5.0
 
 
 class Server:
@@ -80,21 +71,20 @@ class Server:
         self._outer_app = OuterApp()
         app = RootPath(self._outer_app, config.http.root_path)
         self._http = HttpServer(uvicorn_config(app, config.http), tls)
-        self._scheduler = SchedulerProcess(config)
+        self._schedulers = Schedulers(config, self._give_up)
         self._manager: TokenizerManager | None = None
-        self._deaths: list[float] = []
-        self._last_sign = time.monotonic()
         self._failure: str | None = None
         self._stopping = False
         self._draining: asyncio.Task[None] | None = None
-        self._receiver: asyncio.Task[None] | None = None
         self._last_resort = last_resort
         self._tls = tls
         self._reread = reread
         self._handlers: dict[int, Any] = {}
 
-    def _send(self, message: ToScheduler) -> None:
-        self._scheduler.link.send(message)
+    def _give_up(self, failure: str) -> None:
+        """The schedulers cannot be kept up: the server ends."""
+        self._failure = failure
+        self._http.should_exit = True
 
     async def run(self) -> None:
         """Serves until a signal. Raises ConfigError if the model cannot be loaded, EngineDeadError if it cannot be kept up,
@@ -105,15 +95,13 @@ class Server:
         tasks: list[asyncio.Task[None]] = []
         try:
             manager = await self._load_or_stop()
-            self._last_sign = time.monotonic()
-            self._receiver = asyncio.ensure_future(self._receive(manager))
-            tasks = [asyncio.ensure_future(t) for t in (self._supervise(manager), self._heartbeat(manager), self._warm_up())]
+            tasks = [asyncio.ensure_future(work) for work in (self._schedulers.run(manager), self._warm_up())]
             await serving
         finally:
-            self._stopping = self._http.should_exit = True
-            for task in (*tasks, *([self._receiver] if self._receiver else [])):
+            self._http.should_exit = True
+            for task in tasks:
                 task.cancel()
-            await self._scheduler.stop(timeout=2.0)
+            await self._schedulers.stop(timeout=2.0)
             if self._manager is not None and self._manager.media is not None:
                 await self._manager.media.close()
             await asyncio.gather(serving, *tasks, return_exceptions=True)
@@ -129,7 +117,7 @@ class Server:
         """Reads tokenizer and model at the same time and opens the endpoint. What is wrong with the model is the better error, if
         both fail; a large model may take minutes to load, so its config alone is asked."""
         config = self._config
-        loading = asyncio.ensure_future(self._scheduler.ready())
+        loading = asyncio.ensure_future(self._schedulers.ready())
         reading = asyncio.ensure_future(asyncio.to_thread(open_tokenizer, config.text))
         for task in (loading, reading):  # of two failures one is told, and asyncio would complain of the other
             task.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -139,7 +127,7 @@ class Server:
             reading.result()
         info, tokenizer = await loading, await reading
         media = await asyncio.to_thread(open_intake, config, info, tokenizer)
-        manager = TokenizerManager(tokenizer, info, config.http, config.text, self._send, media, config.adapters)
+        manager = TokenizerManager(tokenizer, info, config.http, config.text, self._schedulers.send, media, config.adapters)
         self._outer_app.app = create_app(manager, config.http, config.flags)
         self._manager = manager
         keep_loaded_objects()
@@ -213,83 +201,7 @@ class Server:
         self._outer_app.send_away()
         self._http.should_exit = True
 
-    # --- the scheduler ------------------------------------------------------------------------------------------------------
-
-    async def _receive(self, manager: TokenizerManager) -> None:
-        link = self._scheduler.link
-        while True:
-            message = await link.receive()
-            self._last_sign = time.monotonic()
-            manager.handle(message)
-
-    async def _supervise(self, manager: TokenizerManager) -> None:
-        """Starts another scheduler when one dies, and has it continue the requests of the one before."""
-        while True:
-            await self._scheduler.wait()
-            if self._stopping:
-                return
-            if self._receiver is not None:  # nothing of the old one may come once its requests are sent to the next
-                self._receiver.cancel()
-            blamed = self._refuse(self._scheduler.blamed_grammars())
-            how = self._scheduler.how_it_ended()
-            manager.scheduler_lost(f"the scheduler {how}; it is being restarted", is_explained=blamed)
-            logger.error("The scheduler %s; starting another one.", how)
-            if not self._may_restart():
-                manager.scheduler_died(self._failure or "the scheduler died")
-                return
-            self._scheduler.link.close()
-            if (adapters := self._config.adapters) is not None:
-                loaded = dataclasses.replace(adapters, adapters=manager.adapters.current())
-                self._config = dataclasses.replace(self._config, adapters=loaded)
-            self._scheduler = SchedulerProcess(self._config)
-            try:
-                info = await self._scheduler.ready()
-            except ConfigError as error:  # it has ended, or is about to: the next round counts and reports it
-                logger.error("%s", error)
-                continue
-            self._receiver = asyncio.ensure_future(self._receive(manager))
-            self._last_sign = time.monotonic()
-            manager.scheduler_restarted(info)
-            logger.info("The scheduler is back.")
-
-    def _refuse(self, grammars: set[bytes]) -> bool:
-        """Makes the next schedulers refuse these grammars. False if there are none."""
-        if not grammars:
-            return False
-        logger.error("%d grammars were being worked on when the scheduler died; they are refused from now on.", len(grammars))
-        refused = dict.fromkeys((*self._config.grammar.refused, *sorted(digest.hex() for digest in grammars)))
-        grammar = dataclasses.replace(self._config.grammar, refused=tuple(refused)[-MAX_REFUSED:])
-        self._config = dataclasses.replace(self._config, grammar=grammar)
-        return True
-
-    def _may_restart(self) -> bool:
-        """Whether the scheduler has died seldom enough to be restarted. Otherwise the server ends."""
-        now = time.monotonic()
-        self._deaths = [t for t in self._deaths if now - t < RESTART_WINDOW] + [now]
-        if len(self._deaths) <= MAX_RESTARTS:
-            return True
-        self._failure = f"the scheduler died {len(self._deaths)} times within {RESTART_WINDOW:g} s"
-        logger.error("Giving up: %s.", self._failure)
-        self._http.should_exit = True
-        return False
-
-    async def _heartbeat(self, manager: TokenizerManager) -> None:
-        """The watchdog: a scheduler that is silent for too long is killed, and so restarted. One that loads is left alone."""
-        limit = self._config.schedule.watchdog_timeout
-        pause = min(HEARTBEAT_SECONDS, limit / 4)
-        while True:
-            lay_down = time.monotonic()
-            await asyncio.sleep(pause)
-            # while this process was blocked it received nothing; that does not count as the scheduler's silence
-            self._last_sign += max(time.monotonic() - lay_down - 2 * pause, 0.0)
-            if not manager.is_alive:
-                continue
-            self._send(StateReq(call_id=0))
-            silent = time.monotonic() - self._last_sign
-            if silent > limit:
-                logger.error("The scheduler has sent nothing for %.0f s; killing it.", silent)
-                self._last_sign = time.monotonic()
-                self._scheduler.kill()
+    # --- the beginning ------------------------------------------------------------------------------------------------------
 
     async def _warm_up(self) -> None:
         """One real request over HTTP; then the server says that it is ready."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,12 @@ def oom_kills() -> int:
 
 
 class SchedulerProcess:
-    """One scheduler process and the socket to it."""
+    """One scheduler process and the socket to it. `environ`: variables besides those of this process."""
 
-    def __init__(self, config: RuntimeConfig) -> None:
+    def __init__(self, config: RuntimeConfig, environ: Mapping[str, str] | None = None) -> None:
         self.link = SocketServerEnd()
         command = [sys.executable, "-m", "sglang.srt.process.scheduler_process", str(self.link.directory)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, **environ} if environ else None)
         self._was_hanging = False
         self._oom_kills = oom_kills()
         assert self._process.stdin is not None

@@ -263,6 +263,13 @@ class InFlight:
         self.has_scheduler = False
         self._resuming.note_death(list(self._sequences.values()), is_explained)
 
+    def replica_lost(self, names: list[str], is_explained: bool) -> int:
+        """One of several schedulers has died, and with it these sequences. The others continue them. Returns how many."""
+        waiting = self._resuming.suspects
+        lost = [self._sequences[name] for name in names if name in self._sequences]
+        self._resuming.note_death(lost, is_explained)
+        return self._resuming.resume([s for s in (*lost, *waiting) if not s.progress.is_over])
+
     def scheduler_restarted(self) -> int:
         """There is a scheduler: it is sent all sequences. Returns how many another one had."""
         self.has_scheduler = True

@@ -87,6 +87,11 @@ class Resuming(Generic[S]):
         self._timer: asyncio.TimerHandle | None = None
         self._num_heard = 0
 
+    @property
+    def suspects(self) -> list[S]:
+        """Those that wait for their trial."""
+        return list(self._suspects)
+
     def heard(self) -> None:
         """An output of the sequence on trial has come."""
         self._num_heard += 1

@@ -248,6 +248,15 @@ class TokenizerManager:
         self._note_death()
         self._in_flight.scheduler_lost(is_explained)
 
+    def replica_lost(self, names: list[str], is_explained: bool) -> None:
+        """One of several schedulers has died, and with it these sequences: the others continue them."""
+        self.records.replica_died(names)
+        self.records.restarted(self._in_flight.replica_lost(names, is_explained), counts_anew=False)
+
+    def replica_back(self) -> None:
+        """One of several schedulers has been started again."""
+        self._controls.resume()
+
     def scheduler_restarted(self, info: dict[str, Any]) -> None:
         """There is a scheduler: it is sent all calls."""
         self.maker.info = info

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import msgspec
@@ -179,6 +180,12 @@ class CallRecords:
         while self.leaving:
             self._left(next(iter(self.leaving)), None)
 
+    def replica_died(self, names: Iterable[str]) -> None:
+        """Ends those dropped sequences that one of several schedulers had."""
+        for name in names:
+            while name in self.leaving:
+                self._left(name, None)
+
     def _left(self, rid: str, last: TokenOut | None) -> None:
         """The first dropped sequence of that name is over. `last`: what the scheduler said of it; None if it died before."""
         sequence, *others = self.leaving.pop(rid)
@@ -198,9 +205,10 @@ class CallRecords:
         if self.metrics is not None:
             self.metrics.scheduler(stats)
 
-    def restarted(self, num_resumed: int) -> None:
+    def restarted(self, num_resumed: int, counts_anew: bool = True) -> None:
+        """A scheduler took the place of one that died. `counts_anew`: the statistics begin at zero."""
         if self.metrics is not None:
-            self.metrics.restarted(num_resumed)
+            self.metrics.restarted(num_resumed, counts_anew)
 
     # --- times -----------------------------------------------------------------------------------------------------------------
 

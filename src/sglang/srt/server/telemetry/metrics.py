@@ -95,9 +95,10 @@ class Metrics:
         """`count` tokens that came `seconds` after the last."""
         self._between.observe(seconds / count)
 
-    def restarted(self, num_resumed: int) -> None:
+    def restarted(self, num_resumed: int, counts_anew: bool = True) -> None:
         self._restarts.inc()
-        self._drafts = {}  # the new scheduler counts from the beginning
+        if counts_anew:  # with the new scheduler
+            self._drafts = {}
         self._resumed.inc(num_resumed)
 
     def aborted(self) -> None:

@@ -1,6 +1,6 @@
 """How much memory a model is going to take, as one line of JSON: for whoever starts several servers on one machine.
 
-    python -m sglang.srt.process.plan FLAGS      the flags of a server; {"bytes": N}, N being 0 where that shows only with the model loaded
+    python -m sglang.commands.plan FLAGS      the flags of a server; {"bytes": N}, N being 0 where that shows only with the model loaded
 
 Reads the headers of the model's files, in a process of its own.
 """
