@@ -22,7 +22,10 @@ from tests.conftest import ROOT, RunningServer, start_server
 from tests.server.test_operate import eventually, post, state
 from tests.server.test_processes import wait_dead
 
-TIMED = {"e2e_latency", "id", "cached_tokens", "ttft", "queue_time"}
+TIMED = {
+    *("e2e_latency", "id", "cached_tokens", "ttft", "queue_time"),
+    *("spec_verify_ct", "spec_draft_token_num", "spec_accept_token_num"),
+}
 """what differs from run to run in `meta_info`"""
 WEATHER = {
     "type": "function",
