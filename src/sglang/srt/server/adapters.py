@@ -87,10 +87,9 @@ class Adapters:
 
     def check(self, requests: list[TokenizedReq]) -> None:
         """Raises NoSuchModelError where an adapter has been unloaded since it was found."""
-        if any(request.adapter for request in requests):
-            here = {entry.adapter.uid for entry in self._entries.values() if not entry.is_leaving}
-            if any(request.adapter and request.adapter not in here for request in requests):
-                raise NoSuchModelError("the adapter of this request was unloaded while it was read", "lora_path")
+        here = {entry.adapter.uid for entry in self._entries.values() if not entry.is_leaving}
+        if any(request.adapter and request.adapter not in here for request in requests):
+            raise NoSuchModelError("the adapter of this request was unloaded while it was read", "lora_path")
 
     def of_model(self, model: str, served: str, any_model: str) -> str | None:
         """The adapter that a `model` of OpenAI's API names: as itself, or as base:adapter; None: the model itself. Any name means the

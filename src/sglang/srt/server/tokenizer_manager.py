@@ -141,7 +141,8 @@ class TokenizerManager:
         place = self.sessions.place(req.session, current_scope().key) if req.session is not None else None
         requests = await self.maker.make(req, place.ids if place is not None else None)
         self._check_open()  # much may have happened while a long text was tokenized
-        self.adapters.check(requests)
+        if any(request.adapter for request in requests):
+            self.adapters.check(requests)
         scope = current_scope()
         name = req.rid if isinstance(req.rid, str) else own_rid(requests[0])
         key = wire_rid(scope.key, name)
