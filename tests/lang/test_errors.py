@@ -193,6 +193,24 @@ def test_cancel(native: NativeServer, backend: RuntimeEndpoint) -> None:
     assert time.monotonic() - started < 10
 
 
+def test_the_first_error_of_a_state_stays(native: NativeServer, backend: RuntimeEndpoint) -> None:
+    native.failures = [(400, {"error": {"message": "no"}})]
+
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += sgl.gen("x")
+        with pytest.raises(RequestRefusedError):
+            s["x"]
+        raise ValueError("later")
+
+    state = program.run(stream=True)
+    with pytest.raises(RequestRefusedError, match="no"):
+        "".join(state.text_iter("x"))
+    assert isinstance(state.error(), RequestRefusedError)
+    with pytest.raises(RequestRefusedError, match="no"):
+        state["x"]
+
+
 def test_errors_are_copied_for_each_reader() -> None:
     error = RequestRefusedError("no", status_code=400, server_message="x")
     error.attach("r1", "prompt")

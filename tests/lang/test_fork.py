@@ -9,6 +9,7 @@ import pytest
 import sglang as sgl
 from sglang import ProgramState, RuntimeEndpoint
 from sglang.lang.errors import RequestRefusedError
+from sglang.lang.ir import VarEnd
 from sglang.lang.run.variables import Variables
 
 from .native_server import NativeServer
@@ -333,3 +334,45 @@ def test_requests_say_of_which_run_and_branch_they_are(
         assert len({place.split("/")[0] for place, _ in found}) == 1
         assert {place.split("/")[1] for place, _ in found} >= {"0", "0.0", "0.1", "0.1.0"}
         assert {name for _, name in found} == ({"x", "secret", "y"} if traced else {None})
+
+
+def test_a_variable_that_nobody_writes_is_an_error_in_a_fork(backend: RuntimeEndpoint) -> None:
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += "a"
+        fork = s.fork(1)[0]
+        fork += "b"
+        fork.sync()
+        with pytest.raises(KeyError, match="nobody"):
+            fork["nobody"]
+
+    program().sync()
+
+
+def test_a_fork_inside_a_scope_has_the_scope_too(backend: RuntimeEndpoint) -> None:
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += "before "
+        with s.var_scope("v"):
+            s += "shared "
+            fork = s.fork(1)[0]
+            s += "mine"
+        fork += "its own"
+        fork += VarEnd("v")
+        assert fork["v"] == "shared its own"
+
+    assert program()["v"] == "shared mine"
+
+
+def test_a_join_leaves_the_variables_that_the_parent_had(backend: RuntimeEndpoint) -> None:
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s["x"] = "parent"
+        forks = s.fork(2)
+        forks += sgl.gen("x", max_tokens=2)
+        forks[0]["y"] = "child"
+        forks.join()
+        s += "end"
+
+    state = program()
+    assert state["x"] == "parent" and state["y"] == ["child", None]

@@ -81,3 +81,14 @@ def test_formats() -> None:
     assert split_reasoning("<think>thinking</think>answer", "deepseek-r1") == ("thinking", "answer")
     assert split_reasoning("plain", "qwen3") == ("", "plain")
     assert split_reasoning("◁think▷a◁/think▷b", "kimi") == ("a", "b")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_text_that_may_begin_a_mark_is_part_of_the_prompt_at_the_end(
+    native: NativeServer, backend: RuntimeEndpoint, stream: bool
+) -> None:
+    """The splitter holds "<thi" back: it may be the beginning of a mark, and is not when nothing follows."""
+    native.answer = lambda prompt, params: "Yes <thi"
+    state = program.run(stream=stream)
+    assert state["x"] == "Yes <thi"
+    assert state.messages()[-1]["content"] == "Well: Yes <thi Done."

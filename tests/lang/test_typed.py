@@ -197,3 +197,19 @@ def test_an_answer_that_the_server_found_wrong_is_asked_for_again() -> None:
         assert isinstance(values[0], TypedValueError) and len(asked) == 1
 
     asyncio.run(run())
+
+
+def test_the_prompt_goes_on_with_the_answer_that_was_right(
+    native: NativeServer, backend: RuntimeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "constraints", frozenset())
+    native.answer = lambda prompt, params: "42" if "Answer again" in prompt else "forty-two"
+
+    @sgl.function
+    def program(s: ProgramState) -> None:
+        s += "n: " + sgl.gen("x", dtype=int) + ";"
+        s += sgl.gen("y")
+
+    state = program()
+    assert state.value("x") == 42 and state.text().startswith("n: 42;")
+    assert native.generated()[-1]["text"] == "n: 42;"
