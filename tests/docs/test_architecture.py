@@ -18,7 +18,7 @@ def told() -> list[tuple[str, str]]:
     return [(f"srt/{file}", name) for file, names in ROW.findall(section) for name in re.findall(r"`([\w.]+)`", names)]
 
 
-MAX_FILES = 46
+MAX_FILES = 45
 """that one plain chat request enters; a constraint adds at most MORE_FILES. One is scheduler/adapters.py: whether some are loading"""
 MORE_FILES = 7
 IDLE_FILES = {"srt/model/kv_pool.py", "srt/process/heap.py", "srt/scheduler/viewing.py"}

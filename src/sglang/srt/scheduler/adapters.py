@@ -54,13 +54,10 @@ class Adapters:
         self._free = list(range(worker.num_slots if worker is not None else 0))[::-1]
         self._clock = 0
         self._starving: Req | None = None
+        self.is_busy = False
+        """whether `poll` is to be called soon; an attribute, since every step asks"""
 
     # --- loading and unloading ------------------------------------------------------------------------------------------------
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether `poll` is to be called soon."""
-        return bool(self._loading or self._leaving)
 
     def load_now(self, uid: int, path: str, pinned: bool, digest: str = "") -> AdapterInfo:
         """Before the first request. `digest`: of the weights that must be there. Raises ModelError."""
@@ -85,6 +82,7 @@ class Adapters:
             self._loading.append((message, self._worker.load(message.uid, message.path)))
         elif isinstance(message, UnloadAdapterReq):
             self._leaving.append(message)
+        self.is_busy = bool(self._loading or self._leaving)
         return None
 
     @property
@@ -102,6 +100,7 @@ class Adapters:
             self._leaving.remove(message)
             self._forget(message.uid)
             replies.append(ControlReply(message.call_id))
+        self.is_busy = bool(self._loading or self._leaving)
         return replies
 
     def _finish_load(self, message: LoadAdapterReq, loading: Loading) -> ControlReply:
