@@ -369,3 +369,20 @@ def test_values_that_are_no_numbers(base: tuple[Path, Any], tmp_path: Path) -> N
 def test_modules_of_the_model_are_all_found(base: tuple[Path, Any]) -> None:
     """What the tests above adapt is all there is."""
     assert len(linear_modules(base[1], targets_of(base[1]))) == 7 * 3
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "glm4_moe"])
+def test_beside_experts(family: str, tmp_path: Path) -> None:
+    """Attention of a mixture of experts can be adapted, and what is shared or chosen is computed as without adapters."""
+    model = save_family(tmp_path / "base", family, 0)
+    adapter = write_adapter(tmp_path / "adapter", model, ("q_proj", "k_proj", "v_proj", "o_proj"), rank=4)
+    driver = open_driver(tmp_path / "base", ReferenceOps())
+    place(driver, adapter.folder, 0)
+    close(adapted(driver, PROMPT, 0), logits_of(merged(model, adapter), PROMPT))
+    native, plain = open_driver(tmp_path / "base", create_ops("cpu")), open_worker(tmp_path / "base", create_ops("cpu"))
+    place(native, adapter.folder, 0)
+    seqs = [native.add(PROMPT), native.add(PROMPT)]
+    seqs[0].slot = 0
+    together = native.logits([(seq, len(PROMPT)) for seq in seqs])
+    np.testing.assert_array_equal(together[len(PROMPT) :], adapted(Driver(plain), PROMPT, -1))
+    np.testing.assert_array_equal(together[: len(PROMPT)], adapted(native, PROMPT, 0))

@@ -20,7 +20,7 @@ from sglang_anywhere_kernels import _cpu
 
 from sglang.srt.errors import ConfigError, ModelError
 from sglang.srt.model.kernels.host import HostArrays
-from sglang.srt.model.kernels.low_rank import LowRank, PackedAdapterBank, RowAdapters
+from sglang.srt.model.kernels.low_rank import Blocks, LowRank, PackedAdapterBank, RowAdapters
 from sglang.srt.model.kernels.ops import (
     Activation,
     Activator,
@@ -178,6 +178,7 @@ class CpuOps(HostArrays):
         self.runs_ahead = ahead
         self.runtime = _cpu.Runtime(threads or default_threads(), isa or "", SPIN_US, ahead)
         self.name = f"cpu {self.runtime.isa}"
+        self._blocks = Blocks()
 
     @property
     def num_threads(self) -> int:
@@ -264,7 +265,7 @@ class CpuOps(HostArrays):
     def adapter_bank(
         self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], *, name: str = ""
     ) -> PackedAdapterBank:
-        return PackedAdapterBank(num_slots, max_rank, in_features, widths)
+        return PackedAdapterBank(num_slots, max_rank, in_features, widths, self._blocks)
 
     def pack_adapter(self, bank: Any, parts: Sequence[LowRank | None]) -> Any:
         return bank.pack(parts)

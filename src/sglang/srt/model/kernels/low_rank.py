@@ -108,16 +108,35 @@ class ReferenceAdapterBank:
                     first += width
 
 
+class Blocks:
+    """Float16 arrays cut from large blocks: of these the system makes huge pages, so that a step that reads all layers' banks does not
+    wait for translations of addresses."""
+
+    SIZE = 16 << 20
+    """values"""
+
+    def __init__(self) -> None:
+        self._block = np.zeros(0, np.float16)
+
+    def take(self, *shape: int) -> Half:
+        """Zeros."""
+        size = int(np.prod(shape))
+        if size > len(self._block):
+            self._block = np.zeros(max(size, self.SIZE), np.float16)
+        taken, self._block = self._block[:size], self._block[-(-size // 32) * 32 :]
+        return taken.reshape(shape)
+
+
 class PackedAdapterBank:
     """The same in float16, as the C++ kernels read it (csrc/args.h). Matrices are divided by a power of two where their values would
     leave the range in which float16 is exact to 11 bits, and the scale has it."""
 
-    def __init__(self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int]) -> None:
+    def __init__(self, num_slots: int, max_rank: int, in_features: int, widths: Sequence[int], blocks: Blocks) -> None:
         self.num_slots, self.max_rank, self.in_features, self.widths = num_slots, max_rank, in_features, tuple(widths)
         groups, parts = -(-max_rank // 16), len(self.widths)
         self._panels = [-(-width // 16) for width in self.widths]
-        self.a = np.zeros((num_slots, parts, groups, -(-in_features // 32) * 32, 16), np.float16)
-        self.b = np.zeros((num_slots, groups * sum(self._panels), 16, 16), np.float16)
+        self.a = blocks.take(num_slots, parts, groups, -(-in_features // 32) * 32, 16)
+        self.b = blocks.take(num_slots, groups * sum(self._panels), 16, 16)
         self.scales = np.zeros((num_slots, parts), np.float32)
         self.ranks = np.zeros((num_slots, parts), np.int32)
         self.columns = np.array(self.widths, np.int32)
