@@ -134,6 +134,7 @@ class Adapters:
         finally:
             self._loading.discard(name)
         if not reply.ok:
+            self._controls.tell(UnloadAdapterReq(0, uid))  # of several schedulers some may have it
             raise RequestError(f"the adapter cannot be loaded: {reply.message}", "lora_path")
         info = reply.adapter or AdapterInfo(0)
         self._entries[name] = _Entry(NamedAdapter(name, path, pinned, uid, info.digest), info.rank)
