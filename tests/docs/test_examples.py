@@ -36,3 +36,12 @@ def test_mypy_accepts_it() -> None:
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", *map(str, EXAMPLES)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_trained_adapter_answers_as_it_was_taught(tmp_path: Path) -> None:
+    """`pytest -m slow tests/docs/test_examples.py`: PEFT trains, the Engine serves what it has saved."""
+    pytest.importorskip("peft")
+    command = [sys.executable, str(ROOT / "examples" / "train_lora.py"), str(tmp_path / "adapter")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
