@@ -386,3 +386,25 @@ def test_beside_experts(family: str, tmp_path: Path) -> None:
     together = native.logits([(seq, len(PROMPT)) for seq in seqs])
     np.testing.assert_array_equal(together[len(PROMPT) :], adapted(Driver(plain), PROMPT, -1))
     np.testing.assert_array_equal(together[: len(PROMPT)], adapted(native, PROMPT, 0))
+
+
+def test_over_two_ranks(base: tuple[Path, Any], tmp_path: Path) -> None:
+    """Each rank has its part of every adapter, also of one that is loaded later; tokens are those of one rank."""
+    from sglang.srt.engine import Engine
+
+    folder, model = base
+    for i, name in enumerate("ab"):
+        write_adapter(tmp_path / name, model, seed=i, size=0.6)
+    flags: dict[str, Any] = {
+        **{"model_path": str(folder), "skip_tokenizer_init": True, "grammar_backend": "none", "device": "cpu"},
+        **{"max_total_tokens": 1024, "context_length": 128, "max_lora_rank": 16, "lora_paths": {"a": str(tmp_path / "a")}},
+    }
+    params = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
+    answers = {}
+    for size in (1, 2):
+        with Engine(**flags, tp_size=size) as engine:
+            engine.load_lora_adapter("b", str(tmp_path / "b"))
+            replies = engine.generate(input_ids=[PROMPT[:12]] * 3, sampling_params=params, lora_path=["a", None, "b"])
+            answers[size] = [reply["output_ids"] for reply in replies]
+            engine.unload_lora_adapter("b")
+    assert answers[1] == answers[2] and len(set(map(tuple, answers[1]))) == 3
