@@ -103,3 +103,9 @@ def test_names_of_other_apis() -> None:
     kwargs, missing = to_api(options, "anthropic")
     assert kwargs == {"temperature": 0.5, "max_tokens": 9, "stop_sequences": ["\n"], "top_k": 5}
     assert missing == ["seed"]
+
+
+def test_choices_are_not_scored_by_another_model_in_silence() -> None:
+    """An adapter that was asked for does not score choices yet."""
+    with pytest.raises(ValueError, match="leave out lora"):
+        sgl.gen("x", choices=["a", "b"], lora="sql")

@@ -118,6 +118,13 @@ def test_every_api_names_adapters(adapted: RunningServer, user: httpx.Client) ->
     backend = sgl.RuntimeEndpoint(adapted.url, api_key=USER)
     assert program.run(backend=backend)["x"] == texts["b"]
 
+    @sgl.function
+    def choice(s: Any) -> None:
+        s += TEXT + sgl.gen("x", choices=[" Paris", " Rome"])
+
+    with pytest.raises(NotImplementedError, match="choices scored by an adapter"):
+        choice.run(backend=backend, lora="b")["x"]
+
 
 def test_models_are_listed_with_their_parent(adapted: RunningServer, user: httpx.Client) -> None:
     cards = {card["id"]: card["parent"] for card in user.get("/v1/models").json()["data"]}

@@ -112,6 +112,8 @@ def _typed(given: Mapping[str, Any], dtype: Any, tools: Any, grammar: Piece | No
 
 def _gen_choices(name: str | None, choices: Sequence[str], method: ChoicesSamplingMethod | None, given: dict[str, Any]) -> Expr:
     temperature = given.pop("temperature", None)
+    if given.get("lora"):
+        raise ValueError("choices are scored by the base model: leave out lora, or use a regex of the choices")
     unused = sorted(set_only(given))
     if unused:
         warnings.warn(f"gen with choices scores them and does not use {', '.join(unused)}", stacklevel=3)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from sglang.lang.backend.base import BaseBackend, Delta, Generation, Prompt
 from sglang.lang.concurrency.place import variable
 from sglang.lang.concurrency.watch import Watch
-from sglang.lang.errors import BackendError, TypedValueError
+from sglang.lang.errors import BackendError, TypedValueError, UnsupportedFeatureError
 from sglang.lang.ir import Expr, Gen, OutputType, Select
 from sglang.lang.record.runlog import EventKind, RunLog
 from sglang.lang.run.transcript import Transcript
@@ -74,6 +74,8 @@ async def write_select(state: WritableState, piece: Select) -> None:
     live = state.vars.begin(piece.name)
     variable.set(None if piece.name is None else str(piece.name))
     state.record("var_start", name=piece.name)
+    if state.options.get("lora"):  # the base model would score them
+        raise UnsupportedFeatureError(state.backend.name, "choices scored by an adapter", "use gen with a regex of the choices")
     prompt, started = state.transcript.prompt(), _now(state)
     decision = await state.call(lambda prompt, rid: state.backend.select(prompt, piece, rid))
     answer = {"decision": decision.decision, "meta": decision.meta_info}
