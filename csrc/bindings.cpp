@@ -54,6 +54,17 @@ static uint64_t copy(Runtime& rt, Obj to, Obj from) {
   return rt.start(make_op("copy", &copy_bytes, a), c.keep);
 }
 
+// The memory of a KV pool, for those who copy runs of slots: f16 [run][layer][k, v][values of a run]. It may be kept: it holds the memory.
+using Runs = nb::ndarray<nb::numpy, uint16_t, nb::ndim<4>>;
+static Runs view_runs(const KVLayer& l, int num_layers) {
+  const size_t half = size_t(l.view.heads) * size_t(l.view.dim) * kRun;
+  if (num_layers <= 0 || size_t(num_layers) > l.view.stride / (2 * half)) throw nb::value_error("the pool has not so many layers");
+  const size_t shape[] = {size_t(l.view.num_runs), size_t(num_layers), 2, half};
+  const int64_t strides[] = {int64_t(l.view.stride), int64_t(2 * half), int64_t(half), 1};
+  nb::capsule owner(new std::shared_ptr<Mapping>(l.memory), [](void* p) noexcept { delete static_cast<std::shared_ptr<Mapping>*>(p); });
+  return Runs(l.memory->data(), 4, shape, owner, strides);
+}
+
 // ---- loading and measuring --------------------------------------------------------------------------------------------------
 using Source1D = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 // Rows of a matrix that begins at `to` and has `out_features`.
@@ -124,6 +135,7 @@ NB_MODULE(_cpu, m) {
         Released nogil;
         l.touch(start, end);
       })
+      .def("runs", &view_runs, nb::arg("num_layers"))
       .def_prop_ro("num_kv_heads", [](const KVLayer& l) { return l.view.heads; })
       .def_prop_ro("head_dim", [](const KVLayer& l) { return l.view.head; })
       .def_prop_ro("num_bytes", [](const KVLayer& l) { return size_t(l.view.num_runs) * l.view.heads * l.view.dim * kRun * 4; });

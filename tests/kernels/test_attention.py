@@ -77,7 +77,8 @@ class Run:
         lanes = np.arange(16)
         chosen = np.where(lanes < cuts[..., None], runs[..., :1], runs[..., 1:])
         self.table = np.ascontiguousarray((chosen * 16 + lanes).reshape(requests, CONTEXT).astype(np.int32))
-        self.kv = ops.kv_layers(3, 2 * requests * CONTEXT, heads.kv, heads.dim)[1]
+        self.layers = ops.kv_layers(3, 2 * requests * CONTEXT, heads.kv, heads.dim)
+        self.kv = self.layers[1]
         self.done = [0] * requests
 
     def step(self, qkv: dict[int, Float]) -> dict[int, Float]:

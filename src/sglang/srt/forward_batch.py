@@ -236,6 +236,24 @@ class AdapterWorker(Protocol):
         ...
 
 
+class KVRuns(Protocol):
+    """The KV pool as bytes of this process, a run of slots at a time. Only the slots named are touched, by the calling thread."""
+
+    run: int
+    """slots of a run: ModelInfo.slot_run"""
+    run_bytes: int
+    layout: str
+    """names the meaning of the bytes"""
+
+    def read(self, slots: Int32Array, out: npt.NDArray[np.uint8]) -> None:
+        """`out` [run_bytes] = keys and values in `slots` [run], of which slots[i] % run == i."""
+        ...
+
+    def write(self, slot: int, data: npt.NDArray[np.uint8]) -> None:
+        """Puts `data` [run_bytes], as `read` gave it, into the run of slots that begins at `slot`."""
+        ...
+
+
 class ModelWorker(Protocol):
     """One model on one device. The scheduler calls, per step, `forward` and then `sample`; between the two it may fill
     grammar masks on another thread, since `forward` releases the GIL while native code runs."""

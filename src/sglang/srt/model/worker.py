@@ -25,7 +25,16 @@ import numpy as np
 from sglang.srt.checkpoint.resolve import find_files
 from sglang.srt.config import AdapterOptions, DeviceOptions, MemoryOptions, ModelOptions
 from sglang.srt.errors import CapacityError
-from sglang.srt.forward_batch import ForwardBatch, ForwardOutput, Int32Array, LogprobResult, ModelInfo, SampleSpec, VocabMasks
+from sglang.srt.forward_batch import (
+    ForwardBatch,
+    ForwardOutput,
+    Int32Array,
+    KVRuns,
+    LogprobResult,
+    ModelInfo,
+    SampleSpec,
+    VocabMasks,
+)
 from sglang.srt.media_item import EncodeJob, MediaItem
 from sglang.srt.model.adapters.store import AdapterStore, create_store
 from sglang.srt.model.capacity import (
@@ -169,6 +178,11 @@ class LocalWorker:
 
     def get_ready(self, num_used: int) -> bool:
         return self._pool.get_ready(num_used)
+
+    @property
+    def kv_runs(self) -> KVRuns | None:
+        """The KV pool as bytes; None if it is not this process's memory."""
+        return self.ops.kv_runs(self._pool.layers)
 
     def close(self) -> None:
         """Does nothing: no other process runs."""

@@ -20,6 +20,7 @@ from sglang_anywhere_kernels import _cpu
 
 from sglang.srt.errors import ConfigError, ModelError
 from sglang.srt.model.kernels.host import HostArrays
+from sglang.srt.model.kernels.kv_runs import NativeRuns
 from sglang.srt.model.kernels.low_rank import Blocks, LowRank, PackedAdapterBank, RowAdapters
 from sglang.srt.model.kernels.ops import (
     Activation,
@@ -289,6 +290,9 @@ class CpuOps(HostArrays):
 
     def touch_kv(self, layers: Sequence[Any], start: int, end: int) -> None:
         layers[0].touch(start, end)  # all layers of a run lie together
+
+    def kv_runs(self, layers: Sequence[Any]) -> NativeRuns:
+        return NativeRuns(layers[0].runs(len(layers)), layers[0].num_kv_heads, self.slot_run)
 
     def packed_bits(self, format_name: str) -> float:
         return _PACKED_BITS[_FORMATS[format_name][1]] if format_name in _FORMATS else 8.0

@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sglang.srt.forward_batch import KVRuns
 from sglang.srt.model.kernels.low_rank import AdapterBank, LowRank, RowAdapters
 from sglang.srt.model.quant.formats import HostTensor
 
@@ -259,6 +260,10 @@ class Ops(Protocol):
     def touch_kv(self, layers: Sequence[KVLayer], start: int, end: int) -> None:
         """Has the system bring the memory of slots [start, end) now, where it would come only when it is written to. For slots
         that hold nothing."""
+        ...
+
+    def kv_runs(self, layers: Sequence[KVLayer]) -> KVRuns | None:
+        """The pool's memory as bytes; None where it is not this process's memory."""
         ...
 
     def packed_bits(self, format_name: str) -> float:

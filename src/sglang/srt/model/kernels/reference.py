@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from sglang.srt.model.kernels import reference_experts
 from sglang.srt.model.kernels.host import HostArrays
+from sglang.srt.model.kernels.kv_runs import ReferenceRuns
 from sglang.srt.model.kernels.low_rank import LowRank, ReferenceAdapterBank, RowAdapters
 from sglang.srt.model.kernels.ops import Activator, AttentionMeta, ExpertGate, Gate, KernelLimits, Routes, Routing
 from sglang.srt.model.kernels.reference_experts import ReferenceBank
@@ -87,6 +88,9 @@ class ReferenceOps(HostArrays):
 
     def kv_layers(self, num_layers: int, num_slots: int, num_kv_heads: int, head_dim: int) -> list[KVLayer]:
         return [ReferenceKV(num_slots, num_kv_heads, head_dim) for _ in range(num_layers)]
+
+    def kv_runs(self, layers: Sequence[Any]) -> ReferenceRuns:
+        return ReferenceRuns([array for layer in layers for array in (layer.k, layer.v)], self.slot_run)
 
     def packed_bits(self, format_name: str) -> float:
         return 32.0

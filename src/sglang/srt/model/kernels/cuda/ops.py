@@ -223,6 +223,9 @@ class CudaOps:
     def touch_kv(self, layers: Sequence[CudaKV], start: int, end: int) -> None:
         """Device memory is there from the beginning."""
 
+    def kv_runs(self, layers: Sequence[CudaKV]) -> None:
+        """Not this process's memory."""
+
     def packed_bits(self, format_name: str) -> float:
         return cuda_weights.packed_bits(format_name, self.dtype)
 
