@@ -20,6 +20,7 @@ commands:
   pull            download a model
   list            the models on this machine
   rm              delete downloaded models
+  cache           show or delete prefixes kept on disk
   trace view      render a recorded run of a program as an HTML page
 
 sglang COMMAND --help lists the options; sglang --version prints the version.
@@ -35,6 +36,7 @@ COMMANDS = {
     "pull": "sglang.commands.downloads:pull",
     "list": "sglang.commands.downloads:list_models",
     "rm": "sglang.commands.downloads:remove",
+    "cache": "sglang.commands.downloads:cache",
     "trace": "sglang.lang.record.viewer:main",
 }
 """name -> module:function; the function takes the rest of the command line and returns the exit status"""

@@ -34,6 +34,7 @@ from sglang.srt.messages import (
     ToScheduler,
 )
 from sglang.srt.sampling_params import SamplingParams
+from sglang.srt.scheduler.cache.disk.tier import OpenTier
 from sglang.srt.scheduler.grammar.trial import Trials
 from sglang.srt.scheduler.scheduler import Scheduler
 from sglang.srt.vocabulary import Vocabulary
@@ -178,6 +179,27 @@ class ToyWorker:
         return out
 
 
+class ToyRuns:
+    """The toy's pool as bytes (forward_batch.KVRuns): what was written in each slot, and where it belongs."""
+
+    layout = "toy"
+
+    def __init__(self, worker: ToyWorker) -> None:
+        self.run = worker.info.slot_run
+        self.run_bytes = 16 * self.run
+        self._arrays = (worker.tokens, worker.places)
+
+    def read(self, slots: Int32Array, out: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> None:
+        assert (slots % self.run == np.arange(self.run)).all()
+        for row, array in zip(out.view(np.int64).reshape(2, self.run), self._arrays, strict=True):
+            row[:] = array[slots]
+
+    def write(self, slot: int, data: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> None:
+        assert slot % self.run == 0
+        for row, array in zip(data.view(np.int64).reshape(2, self.run), self._arrays, strict=True):
+            array[slot : slot + self.run] = row
+
+
 def score(
     pairs: list[tuple[np.ndarray[tuple[int], np.dtype[np.int64]], int]], top_num: int, token_ids: tuple[int, ...]
 ) -> LogprobResult:
@@ -289,6 +311,7 @@ class Harness:
         grammar: GrammarOptions | None = None,
         vocabulary: Vocabulary | None = VOCABULARY,
         check: bool = True,
+        open_tier: OpenTier | None = None,
     ) -> None:
         self.worker = worker or ToyWorker()
         self.messages: list[ToScheduler] = []
@@ -299,7 +322,14 @@ class Harness:
         self.idle_receives = 0
         grammar = grammar or GrammarOptions(backend="none")
         self.scheduler = Scheduler(
-            options or ScheduleOptions(), grammar, self.worker, vocabulary, self, self, trials=trials_of(vocabulary, grammar)
+            options or ScheduleOptions(),
+            grammar,
+            self.worker,
+            vocabulary,
+            self,
+            self,
+            trials=trials_of(vocabulary, grammar),
+            open_tier=open_tier,
         )
 
     def receive(self, timeout: float) -> list[ToScheduler]:

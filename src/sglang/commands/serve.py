@@ -36,8 +36,10 @@ sgl.set_default_backend(sgl.RuntimeEndpoint("{url}"))
 print(qa("What is the capital of France? Answer in one sentence.")["answer"])
 EOF
 {path}
-Programs for OpenAI's API: base_url="{url}/v1", any api_key. Ctrl-C here stops the server.
+Programs for OpenAI's API: base_url="{url}/v1", any api_key. Ctrl-C here stops the server.{cache}
 """
+
+KEEP_CACHE = "\nWith --cache-dir DIR, prompts that were computed once need not be computed again after a restart."
 
 ON_THE_PATH = "\nTo call these commands by their names: source {activate}\n"
 
@@ -133,7 +135,8 @@ def _print_welcome(args: ServerArgs) -> None:
     path = ""
     if programs["sglang"] != "sglang" and activate.is_file():
         path = ON_THE_PATH.format(activate=shlex.quote(str(activate)))
-    print(WHAT_TO_TRY.format(model=model, url=url, path=path, **programs), flush=True)
+    cache = KEEP_CACHE if args.cache_dir is None and args.device != "cuda" else ""
+    print(WHAT_TO_TRY.format(model=model, url=url, path=path, cache=cache, **programs), flush=True)
 
 
 def program(name: str) -> str:

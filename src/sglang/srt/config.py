@@ -177,6 +177,17 @@ class ScheduleOptions:
 
 
 @dataclass(frozen=True)
+class DiskCacheOptions:
+    """The prefix cache on disk (consumer: scheduler/cache/disk)."""
+
+    folder: str
+    max_bytes: int | None = None
+    """None: a share of the free disk"""
+    shared: bool = False
+    """whether all clients share the records that have one salt"""
+
+
+@dataclass(frozen=True)
 class GrammarOptions:
     """Constrained decoding (consumer: scheduler/grammar)."""
 
@@ -303,4 +314,5 @@ class RuntimeConfig:
     media: MediaOptions = field(default_factory=MediaOptions)
     adapters: AdapterOptions | None = None
     """None: no adapters are served"""
+    disk_cache: DiskCacheOptions | None = None
     flags: dict[str, Any] = field(default_factory=dict)

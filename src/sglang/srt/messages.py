@@ -373,18 +373,17 @@ class SchedulerStats(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     num_waiting: int = 0
     num_grammar_waiting: int = 0
     num_used_tokens: int = 0
-    num_cached_tokens: int = 0
-    """tokens in the prefix tree that could be evicted"""
+    num_cached_tokens: int = 0  # in the prefix tree, and could be evicted
     num_free_tokens: int = 0
     max_total_tokens: int = 0
     gen_throughput: float = 0.0
     cache_hit_rate: float = 0.0
     num_retractions: int = 0
     num_steps: int = 0
-    num_encoded: int = 0
-    """images and videos whose embeddings had to be made"""
-    drafts: dict[str, DraftCounts] = {}
-    """by proposer, since the scheduler started"""
+    num_encoded: int = 0  # images and videos whose embeddings had to be made
+    drafts: dict[str, DraftCounts] = {}  # by proposer, since the scheduler started
+    cached_tokens: dict[str, int] = {}  # prompt tokens that were not computed, by where they were ("memory", "disk")
+    disk: dict[str, int] = {}  # DiskTier.stats, with --cache-dir
 
 
 class NodeView(msgspec.Struct, frozen=True, array_like=True):

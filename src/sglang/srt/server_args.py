@@ -21,6 +21,7 @@ from sglang.srt.config import (
     STORED_QUANTIZATIONS,
     AdapterOptions,
     DeviceOptions,
+    DiskCacheOptions,
     GrammarOptions,
     HttpOptions,
     MediaOptions,
@@ -224,7 +225,7 @@ class ServerArgs(
                 cors_origins=parse_origins(self.cors_origins),
                 allowed_hosts=parse_hosts(self.allowed_hosts),
                 page=not self.no_page,
-                cache_per_key=self.cache_per_key,
+                cache_per_key=self.cache_per_key or (self.cache_dir is not None and not self.cache_shared),
                 allow_priority=self.allow_priority,
                 request_timeout=self.request_timeout,
                 drain_seconds=self.drain_seconds,
@@ -249,6 +250,7 @@ class ServerArgs(
                 max_image_tokens=self.max_image_tokens,
             ),
             adapters=self._adapter_options(),
+            disk_cache=self._disk_cache(on_cuda),
             flags=self.public(seed),
         )
 
@@ -264,6 +266,30 @@ class ServerArgs(
         if sum(adapter.pinned for adapter in adapters) >= self.max_loras_per_batch:
             raise ConfigError(f"{flag}: at most {self.max_loras_per_batch - 1} may be pinned (--max-loras-per-batch less one)")
         return AdapterOptions(adapters, self.max_loras_per_batch, self.max_loaded_loras, self.max_lora_rank, root)
+
+    def _disk_cache(self, on_cuda: bool) -> DiskCacheOptions | None:
+        flag = self.named("cache_dir")
+        if self.cache_dir is None:
+            for name in ("cache_disk", "cache_shared"):
+                if getattr(self, name):
+                    raise ConfigError(f"{self.named(name)} says something of {flag}, which is not given")
+            return None
+        refused = {
+            "disable_radix_cache": (self.disable_radix_cache, "it keeps what the prefix cache holds"),
+            "tp_size": (self.tp_size > 1, "a model that several processes share is not kept on disk yet"),
+            "is_embedding": (self.is_embedding, "a model that embeds has no prefix cache"),
+            "device": (on_cuda, "the prefix cache of a GPU is not kept on disk yet; --device cpu has one"),
+        }
+        for name, (is_given, why) in refused.items():
+            if is_given:
+                raise ConfigError(f"{flag} does not go together with {self.named(name)}: {why}")
+        if self.cache_shared and self.cache_per_key:
+            raise ConfigError(
+                f"{self.named('cache_shared')} and {self.named('cache_per_key')} contradict each other: leave one out"
+            )
+        if not self.cache_dir or "\0" in self.cache_dir:
+            raise ConfigError(f"{flag} needs the name of a folder, got {self.cache_dir!r}")
+        return DiskCacheOptions(os.path.abspath(os.path.expanduser(self.cache_dir)), self.cache_disk, self.cache_shared)
 
     def _tls_password(self) -> str | None:
         path, flag = self.ssl_keyfile_password_file, self.named("ssl_keyfile_password_file")

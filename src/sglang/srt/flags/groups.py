@@ -136,6 +136,18 @@ class SchedulingFlags:
     enable_mixed_chunk: bool = _schedule(False, "prefill and decode always share steps here", no_effect=True)
     page_size: int = _schedule(1, "tokens in a page, the granularity at which the prefix cache matches", least=1, most=4096)
     disable_radix_cache: bool = _schedule(False, "no prefix cache (radix tree)")
+    cache_dir: str | None = _schedule(
+        None, "folder where the prefix cache survives restarts (on a CPU); prompts can be read from it; default: none"
+    )
+    cache_disk: int | None = _schedule(
+        None,
+        "maximum size of --cache-dir; default: 10 % of the free disk, at most 32 GiB; 5 GiB of the disk always stay free",
+        least=1 << 20,
+        is_size=True,
+    )
+    cache_shared: bool = _schedule(
+        False, "API keys share the prefixes in --cache-dir; otherwise each has its own, as with --cache-per-key"
+    )
     max_queued_requests: int = _schedule(
         10000, "maximum length of the waiting queue; requests beyond it get status 503", least=1
     )

@@ -43,6 +43,7 @@ from sglang.srt.process.uvicorn_server import (
     raise_file_limit,
     uvicorn_config,
 )
+from sglang.srt.scheduler.cache.disk.tier import DRAIN_SECONDS
 from sglang.srt.server.aside import is_busy
 from sglang.srt.server.http.app import create_app
 from sglang.srt.server.http.starting import OuterApp, RootPath
@@ -77,6 +78,7 @@ class Server:
         self._stopping = False
         self._draining: asyncio.Task[None] | None = None
         self._last_resort = last_resort
+        self._cache_seconds = DRAIN_SECONDS if config.disk_cache is not None else 0.0
         self._tls = tls
         self._reread = reread
         self._handlers: dict[int, Any] = {}
@@ -101,7 +103,7 @@ class Server:
             self._http.should_exit = True
             for task in tasks:
                 task.cancel()
-            await self._schedulers.stop(timeout=2.0)
+            await self._schedulers.stop(timeout=2.0 + self._cache_seconds)
             if self._manager is not None and self._manager.media is not None:
                 await self._manager.media.close()
             await asyncio.gather(serving, *tasks, return_exceptions=True)
@@ -146,7 +148,8 @@ class Server:
         loop = asyncio.get_running_loop()
 
         def stop(*_: object) -> None:
-            self._last_resort.arm(0.0 if self._last_resort.is_armed else self._config.http.drain_seconds)
+            drain = 0.0 if self._last_resort.is_armed else self._config.http.drain_seconds
+            self._last_resort.arm(drain + self._cache_seconds)
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(self._on_signal)
 

@@ -32,6 +32,8 @@ from sglang.srt.messages import (
 
 TOTALS = ("num_retractions", "num_steps", "num_encoded")
 """statistics since a scheduler started; the other ones are of this moment"""
+DISK_NOW = ("records", "bytes")
+"""of SchedulerStats.disk: what is there, the same for all schedulers; the others are counts"""
 
 
 @dataclass
@@ -130,7 +132,9 @@ class Router:
         """A scheduler has died. Returns the names of its requests, and answers for calls that only it had not answered."""
         self.up.discard(index)
         last = self._stats[index]
-        kept = SchedulerStats(**{name: getattr(last, name) for name in TOTALS}, drafts=last.drafts)
+        disk = {name: count for name, count in last.disk.items() if name not in DISK_NOW}
+        numbers = {name: getattr(last, name) for name in TOTALS}
+        kept = SchedulerStats(**numbers, drafts=last.drafts, cached_tokens=last.cached_tokens, disk=disk)
         self._stats[index] = SchedulerStats()
         self._ended = total([self._ended, kept])
         replies = list(self._unanswered(index))
@@ -157,11 +161,19 @@ class Router:
 
 def total(stats: list[SchedulerStats]) -> SchedulerStats:
     """Of several schedulers; rates of hits are averaged over those that have a cache."""
-    names = set(SchedulerStats.__struct_fields__) - {"drafts", "cache_hit_rate"}
+    names = set(SchedulerStats.__struct_fields__) - {"drafts", "cache_hit_rate", "cached_tokens", "disk"}
     sums = {name: sum(getattr(one, name) for one in stats) for name in names}
     drafts: dict[str, DraftCounts] = {}
     for one in stats:
         for proposer, counts in one.drafts.items():
             drafts.setdefault(proposer, DraftCounts()).add(counts)
     rates = [one.cache_hit_rate for one in stats if one.max_total_tokens]
-    return SchedulerStats(**sums, drafts=drafts, cache_hit_rate=sum(rates) / len(rates) if rates else 0.0)
+    disk = _added([one.disk for one in stats])
+    disk |= {name: max(one.disk.get(name, 0) for one in stats) for name in DISK_NOW if name in disk}
+    cached = _added([one.cached_tokens for one in stats])
+    rate = sum(rates) / len(rates) if rates else 0.0
+    return SchedulerStats(**sums, drafts=drafts, cache_hit_rate=rate, cached_tokens=cached, disk=disk)
+
+
+def _added(counts: list[dict[str, int]]) -> dict[str, int]:
+    return {name: sum(one.get(name, 0) for one in counts) for one in counts for name in one}

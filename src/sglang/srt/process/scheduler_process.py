@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import faulthandler
+import importlib.util
 import logging
 import os
 import re
@@ -17,26 +18,32 @@ import signal
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
+from sglang.srt import model as model_package
+from sglang.srt.checkpoint.fingerprint import code_digest, fingerprint
 from sglang.srt.checkpoint.resolve import find_files
 from sglang.srt.config import AdapterInfo, AdapterOptions, ModelOptions, RuntimeConfig
 from sglang.srt.config_codec import decode_config, encode_config
 from sglang.srt.errors import ConfigError, ModelError, SglangError
-from sglang.srt.forward_batch import ModelInfo, ModelWorker
+from sglang.srt.forward_batch import KVRuns, ModelInfo, ModelWorker
 from sglang.srt.messages import Inbox, Outbox, SchedulerFailed, SchedulerReady
 from sglang.srt.model.capacity import host_memory
 from sglang.srt.model.distributed.leader import create_parallel_worker
 from sglang.srt.model.embedder import create_embedder, embeds_by_itself
 from sglang.srt.model.weights.loader import read_config
-from sglang.srt.model.worker import create_worker
+from sglang.srt.model.worker import LocalWorker, create_worker
 from sglang.srt.process.heap import release_freed_memory
 from sglang.srt.process.logs import configure_logging
 from sglang.srt.process.transport import SocketSchedulerEnd
 from sglang.srt.scheduler.adapters import Adapters
+from sglang.srt.scheduler.cache.disk.records import RecordFormat, layout_fingerprint
+from sglang.srt.scheduler.cache.disk.store import DiskRoom, RecordStore
+from sglang.srt.scheduler.cache.disk.tier import DiskTier, OpenTier
+from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.embedding import EmbeddingScheduler
 from sglang.srt.scheduler.grammar.journal import GrammarJournal, read_journal
 from sglang.srt.scheduler.scheduler import Scheduler
@@ -68,6 +75,8 @@ def build_scheduler(
             raise ConfigError("--tp-size: models that embed run on one rank")
         if config.adapters is not None:
             raise ConfigError("--enable-lora: models that embed take no adapters")
+        if config.disk_cache is not None:
+            raise ConfigError("--cache-dir: models that embed have no prefix cache; leave the flag out")
         embedder = create_embedder(config.model, config.device)
         _log_model(embedder.info, config)
         return EmbeddingScheduler(embedder, inbox, outbox, config.schedule.max_queued_requests), embedder.info
@@ -80,7 +89,8 @@ def build_scheduler(
     text = tokenizer.result()
     vocabulary = text.vocabulary if text is not None else None
     release_freed_memory()
-    scheduler = Scheduler(config.schedule, config.grammar, worker, vocabulary, inbox, outbox, journal)
+    tier = prefix_disk(config, worker)
+    scheduler = Scheduler(config.schedule, config.grammar, worker, vocabulary, inbox, outbox, journal, open_tier=tier)
     if config.adapters is None:
         return scheduler, worker.info
     return scheduler, dataclasses.replace(worker.info, adapters=_load_adapters(scheduler.adapters, config.adapters))
@@ -100,6 +110,43 @@ def _load_adapters(adapters: Adapters, options: AdapterOptions) -> dict[int, Ada
         else:
             loaded[adapter.uid] = info
     return loaded
+
+
+def prefix_disk(config: RuntimeConfig, worker: object) -> OpenTier | None:
+    """What opens the cache of --cache-dir; None without the flag. Raises ConfigError for a model whose prefixes are not kept."""
+    options = config.disk_cache
+    if options is None:
+        return None
+    runs = worker.kv_runs if isinstance(worker, LocalWorker) else None
+    if runs is None or not isinstance(worker, LocalWorker):
+        raise ConfigError("--cache-dir: the prefix cache is kept on disk for models on a CPU, in one process")
+    if worker.info.cross_attention:
+        raise ConfigError(
+            f"--cache-dir: {worker.info.architecture} attends to images by cross-attention, and is not kept on disk yet"
+        )
+    form = RecordFormat(layout_fingerprint(model_fingerprint(config, worker), runs.layout), runs.run, runs.run_bytes)
+    about = {"model": config.model.model_path, "kernels": worker.info.kernels, "layout": runs.layout}
+    folder, room, shared = Path(options.folder), DiskRoom(options.max_bytes), options.shared
+
+    def open_tier(memory: KvMemory, finish: Callable[[], None], runs: KVRuns = runs) -> DiskTier:
+        return DiskTier(RecordStore(folder, form, room, about), runs, memory, finish, shared)
+
+    return open_tier
+
+
+def model_fingerprint(config: RuntimeConfig, worker: LocalWorker) -> str:
+    """Of what computes in this process (checkpoint/fingerprint.py). Raises ModelError if the weights cannot be read."""
+    code = code_digest(_code_files())
+    return fingerprint(config.model, find_files(config.model), config.device, worker.info.kernels, code)
+
+
+def _code_files() -> Iterator[Path]:
+    """All that computes: the model's wing, and the native kernels where they are installed."""
+    yield from Path(model_package.__path__[0]).rglob("*.py")
+    kernels = importlib.util.find_spec("sglang_anywhere_kernels")
+    if kernels is not None and kernels.submodule_search_locations:
+        for folder in kernels.submodule_search_locations:
+            yield from Path(folder).glob("_cpu*.so")
 
 
 def check_model(options: ModelOptions) -> None:

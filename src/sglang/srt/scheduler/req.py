@@ -113,6 +113,11 @@ class Req:
     """`num_ids` when its last token was not the one sampled"""
     ending: FinishReason | None = None
     hold: Holding | None = None
+    load: object | None = None
+    """that it waits for (admission/restoring.py)"""
+    num_loads: int = 0
+    restored: tuple[int, int] | None = None
+    """positions that were read for it"""
     no_reuse: bool = False
     logprob_next: int = 0
     input_log: LogprobLog = field(default_factory=LogprobLog)
@@ -132,6 +137,11 @@ class Req:
     @property
     def rid(self) -> str:
         return self.msg.rid
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits for something other than a place: for images of others, or for the disk."""
+        return self.load is not None or (self.media is not None and self.media.is_waiting)
 
     @property
     def key(self) -> str:

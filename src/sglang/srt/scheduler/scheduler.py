@@ -38,8 +38,10 @@ from sglang.srt.messages import (
 from sglang.srt.scheduler.adapters import Adapters
 from sglang.srt.scheduler.admission.inlet import Inlet
 from sglang.srt.scheduler.admission.prefill import OutputEstimate, PrefillPlanner, prefill_limits
+from sglang.srt.scheduler.admission.restoring import Restoring
 from sglang.srt.scheduler.admission.waiting import Turns, WaitingQueue
 from sglang.srt.scheduler.batch import Extend, Flight, ScheduleBatch, build_batch
+from sglang.srt.scheduler.cache.disk.tier import OpenTier
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.decode import RunningBatch, overtaken
 from sglang.srt.scheduler.finish import abort_reason
@@ -60,8 +62,7 @@ from sglang.srt.vocabulary import Vocabulary
 
 logger = logging.getLogger("sglang")
 
-IDLE_SECONDS = 1.0
-FIRST_IDLE_SECONDS = 0.1
+IDLE_SECONDS, FIRST_IDLE_SECONDS = 1.0, 0.1
 COMPILING_SECONDS = 0.002
 IDLE_GRACE_SECONDS = 0.003
 """Idle for so long, the worker may get ready for what comes."""
@@ -83,9 +84,9 @@ class Scheduler:
         outbox: Outbox,
         journal: GrammarJournal | None = None,
         trials: Trials | None = None,
+        open_tier: OpenTier | None = None,
     ) -> None:
-        """`journal`: where to note what native grammar code works on. Closes `trials` at the end, if it is given some. Raises
-        ConfigError when the grammar backend is not installed."""
+        """`journal`: of native grammar code; `open_tier`: the cache on disk. Closes `trials`. Raises ConfigError, as for no backend."""
         info = worker.info
         self._options = options
         self._worker = worker
@@ -123,6 +124,7 @@ class Scheduler:
             self.adapters,
         )
         self._waiting = WaitingQueue(options.schedule_policy, options.random_seed)
+        self._restoring = Restoring(open_tier and open_tier(self.memory, worker.finish), self.memory, self._waiting)
         self._estimate = OutputEstimate(options.schedule_conservativeness)
         limits = prefill_limits(options, info)
         self._gate = EncoderGate(worker, limits.chunk_tokens)
@@ -150,7 +152,9 @@ class Scheduler:
                 self._receive()
                 self.step()
             self._end_all(abort_reason(OverloadError("the server is shutting down")))
+            self._restoring.drain()
         finally:
+            self._restoring.close()
             self._searches.close()
             self._compiler.close()
             if self._masks is not None:
@@ -164,6 +168,8 @@ class Scheduler:
             self._searches.begin_step()
         self._enter_searched()
         self._enqueue_compiled(results)
+        if self._restoring.is_on and self._restoring.poll():
+            self._prefill.unblock()
         flight, self._flight = self._flight, None
         if flight is None and not self._paused:
             batch = self._plan(results)
@@ -186,11 +192,11 @@ class Scheduler:
     def _receive(self) -> None:
         if self._viewing.is_on:
             self._viewing.report(self._snapshot)
-        waits = self._running.reqs or self._prefill.partial or len(self._waiting)
+        waits = self._running.reqs or self._prefill.partial or len(self._waiting) > self._restoring.num_waiting
         busy = self._flight is not None or (not self._paused and waits)
         for reply in self.adapters.poll() if self.adapters.is_busy else ():
             self._outbox.send(reply)
-        if busy or len(self._inlet) or self.adapters.is_busy:
+        if busy or len(self._inlet) or self.adapters.is_busy or (self._restoring.is_on and self._restoring.is_busy):
             messages = self._inbox.receive(0.0 if busy else COMPILING_SECONDS)
         else:
             messages = self._receive_idle()
@@ -229,6 +235,8 @@ class Scheduler:
         for req in self._prefill.unfit:
             results.end(req, FinishReason("length", length=len(req.output_ids), message=full))
         self._prefill.unfit.clear()
+        if self._restoring.is_on:
+            self._restoring.note_admitted(extends)
         self._note_admitted(extends)
         if not extends and not self._running.reqs:
             if self._prefill.partial is not None:  # stuck alone: begin again in one piece
@@ -335,6 +343,8 @@ class Scheduler:
             self._running.reqs = [req for req in self._running.reqs if req not in ended]
         self._running.reqs += results.decoding
         self._began = bool(results.decoding)
+        if self._restoring.is_on:
+            self._restoring.note_step(batch)
         self._estimate.note_step()
         self._turns.note_step(self._running.holders, [extend.req for extend in batch.extends if extend.is_new])
         self._checked = self._ready = False
@@ -398,7 +408,7 @@ class Scheduler:
             if msg.rid in self._live:
                 raise RequestError(f"a request with the id {msg.rid!r} is already running", "rid")
             if msg.resumed is None:  # one that is resumed was let in before
-                self._check_room(msg)
+                self._inlet.check_room(msg, self._waiting, self._options.max_queued_requests)
             req = self._inlet.create(msg)
             if req.media is not None:
                 self._gate.check(req.media)
@@ -412,17 +422,6 @@ class Scheduler:
             self._enqueue(req, results)
             self._emit(results)
 
-    def _check_room(self, msg: TokenizedReq) -> None:
-        """The number of waiting requests of a key is limited by the places that are left, so that others find one. Raises
-        OverloadError."""
-        free = self._options.max_queued_requests - len(self._waiting) - len(self._inlet)
-        key = msg.client[0] if msg.client else ""
-        own = self._waiting.num_of(key) + self._inlet.num_of(key) if key else 0
-        if free <= 0:
-            raise OverloadError(f"{self._options.max_queued_requests} requests are waiting already; try again later")
-        if own >= free:
-            raise OverloadError(f"{own} requests of this API key are waiting already; try again later")
-
     def _enqueue(self, req: Req, results: StepResults) -> None:
         """Puts a request into the queue. What its grammar goes on with need not be sampled; if that is all there is, it ends."""
         reason = take_sent(req) if req.msg.resumed else take_forced(req)
@@ -430,6 +429,8 @@ class Scheduler:
             results.end(req, reason)
             return
         self._waiting.add(req)
+        if self._restoring.is_on:
+            self._restoring.begin(req)
         self._prefill.unblock()
 
     def _refuse(self, msg: TokenizedReq, reason: FinishReason) -> None:
@@ -487,7 +488,8 @@ class Scheduler:
     def _snapshot(self) -> SchedulerStats:
         running = len(self._running.reqs) + (self._prefill.partial is not None)
         stats = self._stats.snapshot(running, len(self._waiting), len(self._inlet), self._running.num_retractions)
-        return msgspec.structs.replace(stats, num_encoded=self._gate.num_encoded) if self._takes_images else stats
+        stats = msgspec.structs.replace(stats, num_encoded=self._gate.num_encoded) if self._takes_images else stats
+        return self._restoring.add_stats(stats) if self._restoring.is_on else stats
 
     def check_integrity(self) -> list[str]:
         """Inconsistencies of slots, rows, trees and the places of requests; empty if there are none."""

@@ -219,7 +219,10 @@ class RequestMaker:
         budget = self._logprob_budget(samplings) if req.logprobs is not None else None
         scope = current_scope()
         rids = [wire_rid(scope.key, rid) for rid in rids_of(req.rid, len(prompts), req.is_batch)]
-        salt = f"{scope.key}/{req.cache_salt or ''}" if self.http.cache_per_key and scope.key else req.cache_salt
+        has_name = self.http.cache_per_key and (
+            scope.key or req.cache_salt
+        )  # no salt of a client's reaches another's namespace
+        salt = f"{scope.key}/{req.cache_salt or ''}" if has_name else req.cache_salt
         may_overtake = scope.is_operator or self.http.allow_priority
         requests: list[TokenizedReq] = []
         for i, (prompt, sampling, options, rid) in enumerate(zip(prompts, samplings, logprobs, rids, strict=True)):

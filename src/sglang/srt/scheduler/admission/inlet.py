@@ -14,6 +14,7 @@ from sglang.srt.errors import OverloadError, RequestError
 from sglang.srt.forward_batch import ModelInfo, SampleSpec
 from sglang.srt.messages import LogprobOptions, TokenizedReq
 from sglang.srt.scheduler.adapters import Adapters
+from sglang.srt.scheduler.admission.waiting import WaitingQueue
 from sglang.srt.scheduler.cache.kv_memory import KvMemory
 from sglang.srt.scheduler.finish import FinishChecker
 from sglang.srt.scheduler.grammar.compiler import FREE_TEXT, GrammarCompiler, Job, Key
@@ -74,6 +75,17 @@ class Inlet:
     def num_of(self, key: str) -> int:
         """Requests of an API key that wait here."""
         return self._of_key[key]
+
+    def check_room(self, msg: TokenizedReq, waiting: WaitingQueue, most: int) -> None:
+        """The number of waiting requests of a key is limited by the places that are left of `most`, so that others find one. Raises
+        OverloadError."""
+        free = most - len(waiting) - len(self)
+        key = msg.client[0] if msg.client else ""
+        own = waiting.num_of(key) + self.num_of(key) if key else 0
+        if free <= 0:
+            raise OverloadError(f"{most} requests are waiting already; try again later")
+        if own >= free:
+            raise OverloadError(f"{own} requests of this API key are waiting already; try again later")
 
     def create(self, msg: TokenizedReq) -> Req:
         """The request that `msg` asks for. Raises RequestError or OverloadError."""

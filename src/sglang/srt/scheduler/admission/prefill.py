@@ -159,7 +159,7 @@ class PrefillPlanner:
                 self._waiting.remove(req)
                 self.unfit.append(req)
                 continue
-            if req.media is not None and req.media.is_waiting:
+            if req.is_waiting:
                 continue
             match = self._memory.tree.match_prefix(req.fill_ids()[: req.reuse_limit()], req.salt)
             if self._memory.cached and begun.is_near(req, match):

@@ -225,7 +225,7 @@ class WaitingQueue:
 
     def call(self, client: Client | None) -> None:
         """Gives the turn to a client's first request; None takes it back."""
-        own = [req for req in self if party(req) == client and not (req.media is not None and req.media.is_waiting)]
+        own = [req for req in self if party(req) == client and not req.is_waiting]
         self.due = max(own, key=lambda req: (req.msg.priority, req.msg.own_priority), default=None)
 
     def pass_over(self, req: Req) -> None:

@@ -7,13 +7,16 @@
 
 `open` takes a row and locks the cached prefix (tree_len = kv_len = its length). `grow` reserves whole runs of slots. `share` gives
 computed slots to the tree while the request goes on; `close` gives the last ones and frees the rest. At any time every slot of the
-pool is free, owned by the tree, or owned by exactly one request.
+pool is free, owned by the tree, or owned by exactly one request, or reserved for a prefix that is brought from elsewhere (`reserve`,
+then `enter` or `release`).
 
 A prefix that ends inside a run is continued in the rest of that run if it is free, otherwise in a new run from the same offset on;
 the slots before the offset are unused until the run is free again.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -175,6 +178,17 @@ class Holding:
         self.tree_len = self.kv_len = self.reserved_len = len(match.slots)
 
 
+class Reserved:
+    """Slots for positions [start, start + len(slots)) of a prefix, of which the tree has the first `tree_len`, locked at `node`."""
+
+    __slots__ = ("is_released", "node", "slots", "start", "tree_len")
+
+    def __init__(self, match: Match, start: int, slots: Int32Array) -> None:
+        self.node, self.tree_len = match.node, len(match.slots)
+        self.start, self.slots = start, slots
+        self.is_released = False
+
+
 class KvMemory:
     """Owner of the table, the allocator and the prefix tree. `num_slots` is a multiple of `run`."""
 
@@ -187,6 +201,10 @@ class KvMemory:
         self.run = run
         self.cached = cached
         self._holdings: dict[int, Holding] = {}
+        self._reserved: list[Reserved] = []
+        self._kept: list[TreeNode] = []
+        self.give_way: Callable[[], bool] | None = None
+        """is called when a request gets no memory: gives up what is reserved or kept, and says whether that was anything"""
 
     # --- counting (tokens) --------------------------------------------------------------------------------------------------
 
@@ -201,8 +219,8 @@ class KvMemory:
 
     @property
     def num_used(self) -> int:
-        """Held for good: by requests, or by the tree under a lock."""
-        return self.allocator.num_held - self.tree.num_evictable
+        """Held for good: by requests, or by the tree under a lock. What is reserved is given up when a request needs it."""
+        return self.allocator.num_held - self.tree.num_evictable - sum(len(reserved.slots) for reserved in self._reserved)
 
     def fits_alone(self, num_tokens: int) -> bool:
         """Whether a request of so many tokens could run with the pool to itself."""
@@ -303,12 +321,66 @@ class KvMemory:
         """Empties the prefix cache. False, and nothing done, while a request runs."""
         if self._holdings:
             return False
+        if self.give_way is not None:
+            self.give_way()
         self.tree.reset()
         return True
+
+    # --- prefixes that come from elsewhere, or go there -----------------------------------------------------------------------
+
+    def reserve(self, match: Match, end: int) -> Reserved | None:
+        """Slots for what follows `match` up to `end`, a whole number of runs, from the beginning of the run in which that lies.
+        Locks `match`. None unless there is plenty for everyone."""
+        start = len(match.slots) // self.run * self.run
+        num_runs = (end - start) // self.run
+        self.tree.lock(match.node)
+        spare = self.num_available - sum(len(reserved.slots) for reserved in self._reserved)
+        bases = None
+        if (num_runs + 2 * len(self._holdings)) * self.run <= spare:
+            bases = self._try_alloc(num_runs, 0)
+        if bases is None:
+            self.tree.unlock(match.node)
+            return None
+        slots: Int32Array = (bases[:, None] + np.arange(self.run, dtype=np.int32)).reshape(-1).astype(np.int32)
+        self._reserved.append(reserved := Reserved(match, start, slots))
+        return reserved
+
+    def enter(self, reserved: Reserved, ids: Int32Array, salt: Salt) -> None:
+        """Gives the tree the reserved slots of `ids`, which begin at position 0 and are there now; all others are free."""
+        start, slots = reserved.start, reserved.slots
+        if len(ids) > reserved.tree_len:
+            whole = np.zeros(len(ids), dtype=np.int32)
+            whole[start:] = slots[: len(ids) - start]
+            inserted = self.tree.insert(ids, whole, salt)
+            taken_from, taken_to = inserted.existing_len - start, inserted.tree_len - start
+            reserved.slots = np.concatenate([slots[:taken_from], slots[max(taken_to, taken_from) :]])
+        self.release(reserved)
+
+    def release(self, reserved: Reserved) -> None:
+        """Frees what is reserved."""
+        reserved.is_released = True
+        self._reserved.remove(reserved)
+        self.allocator.free(reserved.slots)
+        self.tree.unlock(reserved.node)
+
+    def keep(self, node: TreeNode) -> None:
+        """Locks a prefix that is copied, until `let_go`."""
+        self._kept.append(node)
+        self.tree.lock(node)
+
+    def let_go(self, node: TreeNode) -> None:
+        self._kept.remove(node)
+        self.tree.unlock(node)
 
     # --- inside -------------------------------------------------------------------------------------------------------------
 
     def _alloc(self, num_runs: int, offset: int) -> Int32Array | None:
+        bases = self._try_alloc(num_runs, offset)
+        if bases is None and self.give_way is not None and self.give_way():
+            bases = self._try_alloc(num_runs, offset)
+        return bases
+
+    def _try_alloc(self, num_runs: int, offset: int) -> Int32Array | None:
         if num_runs > self.allocator.num_free_runs:
             if num_runs * self.run > self.num_available:
                 return None  # even an empty cache would not do
@@ -341,10 +413,12 @@ class KvMemory:
         """Inconsistencies of slots, rows and trees; empty if there are none."""
         owned = [self.tree.slots()]
         owned += [self._slots_between(h, h.tree_len, h.reserved_len) for h in self._holdings.values()]
+        owned += [reserved.slots for reserved in self._reserved]
         problems = self.tree.check() + self.allocator.check(np.concatenate(owned))
         if self.rows.num_free + len(self._holdings) != self.rows.num_rows:
             problems.append(f"{self.rows.num_free} free rows and {len(self._holdings)} taken of {self.rows.num_rows}")
         locks = sum(h.node.end for h in self._holdings.values())
+        locks += sum(node.end for node in [*(reserved.node for reserved in self._reserved), *self._kept])
         if not locks and self.tree.num_locked:
             problems.append(f"{self.tree.num_locked} tokens are locked by nobody")
         return problems

@@ -49,6 +49,16 @@ class TreeNode:
         self.salt: Salt = None  # of a root
         self.id = next(_node_ids)
 
+    def path(self) -> tuple[Int32Array, Int32Array, Salt]:
+        """The prefix that ends here: its ids, their slots, and the tree's salt."""
+        nodes: list[TreeNode] = []
+        at = self
+        while at.parent is not None:
+            nodes.append(at)
+            at = at.parent
+        nodes.reverse()
+        return np.concatenate([node.ids for node in nodes]), np.concatenate([node.slots for node in nodes]), at.salt
+
 
 @dataclass(frozen=True)
 class Match:
@@ -95,6 +105,8 @@ class RadixCache:
         self._heap: list[tuple[int, int, TreeNode]] = []
         self._clock = 0
         self.observer: TreeObserver | None = None
+        self.evicting: Callable[[TreeNode, int], None] | None = None
+        """is called before the end of a node goes, with the length of what stays"""
         self.num_evictable = 0
         self.num_locked = 0
         self.version = 0
@@ -261,8 +273,10 @@ class RadixCache:
                 self._offer(node)
                 continue
             start = node.end - len(node.ids)
-            keep = max(node.end - num_tokens, 0) // self._cut * self._cut - start
-            return self._shorten(node, keep) if keep > 0 else self._remove(node)
+            keep = max(max(node.end - num_tokens, 0) // self._cut * self._cut - start, 0)
+            if self.evicting is not None:
+                self.evicting(node, keep)
+            return self._shorten(node, keep) if keep else self._remove(node)
         return 0
 
     def _shorten(self, node: TreeNode, keep: int) -> int:
@@ -294,10 +308,12 @@ class RadixCache:
         return len(slots)
 
     def reset(self) -> None:
-        """Evicts everything. Nothing may be locked."""
+        """Forgets everything. Nothing may be locked."""
         assert self.num_locked == 0, "the cache is in use"
+        evicting, self.evicting = self.evicting, None
         while self.evict(self.num_evictable):
             pass
+        self.evicting = evicting
 
     # --- looking at the whole -----------------------------------------------------------------------------------------------
 

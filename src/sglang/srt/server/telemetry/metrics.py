@@ -29,6 +29,16 @@ _DRAFTS = {
     "spec_rows_total": ("rows of steps that drafts took", "rows"),
 }
 
+_DISK_GAUGES = {
+    "cache_disk_bytes": ("bytes of the prefix cache on disk", "bytes"),
+    "cache_disk_records": ("records of the prefix cache on disk, of 16 tokens each", "records"),
+}
+_DISK_COUNTERS = {
+    "cache_disk_records_written_total": ("records written to the prefix cache on disk", "written"),
+    "cache_disk_records_read_total": ("records read from the prefix cache on disk", "read"),
+    "cache_disk_records_damaged_total": ("records that were not what had been written, and were computed", "damaged"),
+}
+
 
 class Metrics:
     """Counters and histograms of this server. Label: model_name; of drafts also proposer."""
@@ -71,8 +81,18 @@ class Metrics:
             attribute: Counter(f"sglang:{name}", text, ("model_name", "proposer"), registry=registry)
             for name, (text, attribute) in _DRAFTS.items()
         }
+        self._tiers = Counter(
+            "sglang:cached_tokens_by_tier",
+            "cached prompt tokens, by where they were",
+            ("model_name", "tier"),
+            registry=registry,
+        )
+        self._disk_gauges = {attribute: gauge(name, text) for name, (text, attribute) in _DISK_GAUGES.items()}
+        self._disk_counters = {attribute: counter(name, text) for name, (text, attribute) in _DISK_COUNTERS.items()}
         self._model_name = model_name
         self._drafts: dict[str, DraftCounts] = {}
+        self._cached: dict[str, int] = {}
+        self._disk: dict[str, int] = {}
         """what the scheduler told last"""
 
     def _stage_histograms(self, model_name: str) -> dict[str, Histogram]:
@@ -98,7 +118,7 @@ class Metrics:
     def restarted(self, num_resumed: int, counts_anew: bool = True) -> None:
         self._restarts.inc()
         if counts_anew:  # with the new scheduler
-            self._drafts = {}
+            self._drafts, self._cached, self._disk = {}, {}, {}
         self._resumed.inc(num_resumed)
 
     def aborted(self) -> None:
@@ -140,6 +160,18 @@ class Metrics:
                 new = getattr(counts, attribute) - getattr(before, attribute)
                 counter.labels(self._model_name, proposer).inc(max(new, 0))
         self._drafts = stats.drafts
+        for tier, num_tokens in stats.cached_tokens.items():
+            self._tiers.labels(self._model_name, tier).inc(max(num_tokens - self._cached.get(tier, 0), 0))
+        self._cached = stats.cached_tokens
+        if stats.disk:
+            self._note_disk(stats.disk)
+
+    def _note_disk(self, disk: dict[str, int]) -> None:
+        for name, gauge in self._disk_gauges.items():
+            gauge.set(disk.get(name, 0))
+        for name, counter in self._disk_counters.items():
+            counter.inc(max(disk.get(name, 0) - self._disk.get(name, 0), 0))
+        self._disk = disk
 
     def render(self) -> bytes:
         """The page, in Prometheus's text format."""
