@@ -96,13 +96,13 @@ def test_a_sampling_parameter_is_four_files(copy: Path) -> None:
 SAME_LAYERS: Edits = {
     "srt/model/weights/families/rms.py": (
         '    Family("mllama"',
-        '    Family("llama", "MadeUpForCausalLM", "made_up", _LLAMA, all_biases),\n',
+        '    Family("llama", "MadeUpForCausalLM", "made_up", LLAMA, all_biases),\n',
     ),
 }
 OWN_LAYERS: Edits = {
     "srt/model/weights/families/rms.py": (
         '    Family("mllama"',
-        '    Family("made_up", "MadeUpForCausalLM", "made_up", _LLAMA, all_biases),\n',
+        '    Family("made_up", "MadeUpForCausalLM", "made_up", LLAMA, all_biases),\n',
     ),
     "srt/model/models/registry.py": ('    "mllama": Mllama', '    "made_up": MadeUp,\n'),
 }
