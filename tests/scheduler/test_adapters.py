@@ -253,6 +253,28 @@ def test_pinned_adapters_stay_and_leave_a_slot_to_others() -> None:
     assert served.toy.adapters.num_placed == 5
 
 
+@pytest.mark.parametrize("path", ["a", ACTIVATED])
+def test_unloading_frees_what_the_adapter_left_in_the_tree_and_nothing_else(path: str) -> None:
+    served = Served()
+    called = [*PROMPT, *INVOCATION, 40, 41]
+    served.load("b")
+    served.run(served.ask("1", called, None))
+    served.run(served.ask("2", called, "b"))
+    tree = served.scheduler.memory.tree
+    before = tree.num_evictable
+    served.load(path)
+    served.run(served.ask("3", called, path))
+    assert tree.num_evictable > before
+    served.put(UnloadAdapterReq(77, served.uids[path]))
+    served.poll()
+    assert tree.num_evictable == before and tree.check() == [] and served.scheduler.check_integrity() == []
+    for rid, kept in (("4", None), ("5", "b")):
+        req = served.ask(rid, called, kept)
+        served.run(req)
+        served.check_answer(req)
+        assert served.answers[rid].last.cached_len >= 32
+
+
 def test_unloading_waits_for_its_requests() -> None:
     served = Served()
     served.load("a")

@@ -25,7 +25,7 @@ from sglang.srt.config import AdapterInfo
 from sglang.srt.errors import ModelError, RequestError
 from sglang.srt.forward_batch import AdapterWorker, Int32Array, Loading
 from sglang.srt.messages import ControlReply, LoadAdapterReq, ToScheduler, UnloadAdapterReq
-from sglang.srt.scheduler.cache.radix_cache import MARK
+from sglang.srt.scheduler.cache.radix_cache import MARK, RadixCache
 from sglang.srt.scheduler.req import Req
 
 PATIENCE = 64
@@ -44,10 +44,12 @@ class _Known:
 
 
 class Adapters:
-    """Owner of the slots. `live`: all requests of the scheduler, by rid."""
+    """Owner of the slots. `live`: all requests of the scheduler, by rid. `tree`: the prefix tree, where their rows are kept."""
 
-    def __init__(self, worker: AdapterWorker | None, policy: Literal["lru", "fifo"], live: Mapping[str, Req]) -> None:
-        self._worker, self._policy, self._live = worker, policy, live
+    def __init__(
+        self, worker: AdapterWorker | None, policy: Literal["lru", "fifo"], live: Mapping[str, Req], tree: RadixCache
+    ) -> None:
+        self._worker, self._policy, self._live, self._tree = worker, policy, live, tree
         self._known: dict[int, _Known] = {}
         self._loading: list[tuple[LoadAdapterReq, Loading]] = []
         self._leaving: list[UnloadAdapterReq] = []
@@ -119,6 +121,7 @@ class Adapters:
             return
         if known.slot is not None:
             self._free.append(known.slot)
+        self._tree.forget_adapter(uid)
         assert self._worker is not None
         self._worker.forget(uid)
 

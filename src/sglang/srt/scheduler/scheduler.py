@@ -106,7 +106,7 @@ class Scheduler:
             backend = NotedBackend(backend, journal, grammar_options.refused)
         trials = trials or Trials(vocabulary, grammar_options)
         self._live: dict[str, Req] = {}
-        self.adapters = Adapters(worker.adapters, options.lora_eviction_policy, self._live)
+        self.adapters = Adapters(worker.adapters, options.lora_eviction_policy, self._live, self.memory.tree)
         self._compiler = GrammarCompiler(backend, grammar_options, trials)
         self._searches = Searches(trials)
         self._masks: MaskFiller | None = None

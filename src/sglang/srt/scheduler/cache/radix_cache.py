@@ -307,6 +307,24 @@ class RadixCache:
         self._free(slots)
         return len(slots)
 
+    def forget_adapter(self, uid: int) -> None:
+        """Frees what the rows of an adapter have left, save for what is locked. Takes time with the size of the trees."""
+        mark = MARK + uid
+        gone: dict[TreeNode, int] = {}  # and how many of its ids stay; parents before their children
+        for node in self.nodes():
+            parent, at = node.parent, np.flatnonzero(node.ids == mark)
+            assert parent is not None
+            if parent in gone or (isinstance(parent.salt, tuple) and parent.salt[0] == uid):
+                gone[node] = 0
+            elif len(at):
+                start = node.end - len(node.ids)
+                gone[node] = max((start + int(at[0])) // self._cut * self._cut - start, 0)
+        for node, keep in reversed(gone.items()):
+            if not node.children and not node.lock_ref:
+                self._shorten(node, keep) if keep else self._remove(node)
+        self._heap = [entry for entry in self._heap if entry[2].parent is not None]
+        heapq.heapify(self._heap)
+
     def reset(self) -> None:
         """Forgets everything. Nothing may be locked."""
         assert self.num_locked == 0, "the cache is in use"
