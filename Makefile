@@ -8,7 +8,7 @@ TESTS ?=
 KERNELS := src/sglang/version.py $(wildcard csrc/*.* csrc/*/*.h csrc/python/*/*.py)
 INSTALLED := pyproject.toml $(KERNELS)
 
-.PHONY: serve test test-page test-attack test-newcomer test-sanitize check docs clean
+.PHONY: serve test test-page test-cluster test-attack test-newcomer test-sanitize check docs clean
 
 # Ctrl-C is no error: the shell waits for the server's own end.
 serve: .venv/installed $(if $(filter-out 0,$(VISION)),.venv/vision)
@@ -22,6 +22,10 @@ test: .venv-test/installed
 # The web page in a real browser, in its own environment.
 test-page: .venv-page/installed
 	@TEST_WORKERS=0 scripts/test .venv-page/bin -m "page and not slow" tests/page
+
+# Several models and replicas, each in processes of its own.
+test-cluster: .venv-test/installed
+	@scripts/test .venv-test/bin -m "cluster and not slow" tests/cluster
 
 # Hostile clients against real servers; first those for whom it matters how long others wait, one at a time.
 test-attack: .venv-test/installed

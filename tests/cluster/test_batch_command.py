@@ -17,6 +17,8 @@ from sglang.commands.arguments import CommandError
 from sglang.commands.batch import batch, read_done, read_items, seed_of
 from tests.conftest import ROOT, RunningServer
 
+pytestmark = pytest.mark.cluster
+
 
 def line(name: str, url: str = "/v1/chat/completions", **body: Any) -> dict[str, Any]:
     body = {"messages": [{"role": "user", "content": f"{name} a b"}], "max_tokens": 6, "temperature": 1.0, **body}

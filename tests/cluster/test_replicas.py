@@ -22,6 +22,8 @@ from tests.cluster.test_several import CALLS, seen, wait_for
 from tests.conftest import RunningServer, start_server
 from tests.server.test_processes import alive, wait_dead
 
+pytestmark = pytest.mark.cluster
+
 WEATHER = {
     "type": "function",
     "function": {

@@ -21,6 +21,8 @@ from tests.cluster.conftest import CHAT, SEED, start_several
 from tests.conftest import RunningServer
 from tests.server.test_processes import alive, wait_dead
 
+pytestmark = pytest.mark.cluster
+
 TIMED = re.compile(
     r'"(id|created|created_at|completed_at|e2e_latency|ttft|queue_time|item_id|response_id|system_fingerprint)":\s*("[^"]*"|[0-9.e+-]+)'
 )
