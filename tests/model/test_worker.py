@@ -141,7 +141,7 @@ def test_the_plan_knows_what_weights_take(tmp_path: Path, kernels: Any, quantiza
 
 
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "device_memory", lambda ops: HostMemory(1 << 20, 1 << 16))
+    monkeypatch.setattr(worker_module, "device_memory", lambda ops, memory: HostMemory(1 << 20, 1 << 16))
     monkeypatch.setattr(worker_module, "worker_from", lambda *args: pytest.fail("it was loaded"))
     with pytest.raises(CapacityError, match=r"needs .* GiB for weights, .* are available; .* a smaller model"):
         create_worker(ModelOptions(str(folder)), REFERENCE, MemoryOptions())

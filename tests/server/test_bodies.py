@@ -340,7 +340,7 @@ async def test_more_texts_than_the_queue_can_ever_take(make_stand: MakeStand) ->
 
 
 async def test_ids_of_many_texts_take_eight_bytes_each(tokenizer: Tokenizer) -> None:
-    maker = RequestMaker(tokenizer, model_info(tokenizer, context_len=4096), HttpOptions(), None)
+    maker = RequestMaker(tokenizer, model_info(tokenizer, context_len=4096), HttpOptions(), None, lambda name: 0)
     texts = [f"{i} is a number and so on " * 100 for i in range(300)]
     num_tokens = sum(map(len, tokenizer.encode_batch(texts)))
     tracemalloc.start()

@@ -156,7 +156,7 @@ def test_every_example_is_answered_as_the_document_says(server: RunningServer, e
     document = httpx.get(f"{server.url}/openapi.json", trust_env=False).json()
     judge, sent, streamed = Judge(document), 0, 0
     for path, method, operation in operations(document):
-        if path in STOPS_OTHERS:
+        if path in STOPS_OTHERS or path in NEED_ADAPTERS:
             continue
         url = (embedder if path in EMBED else server).url + re.sub(r"{\w+}", "unknown", path)
         content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})

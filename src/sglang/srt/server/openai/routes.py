@@ -238,9 +238,11 @@ class OpenAIApi:
         return await unless_gone(request, self._manager.count_tokens(req)) if req.media else len(req.input_ids or ())
 
     def _look_at(self, body: dict[str, Any]) -> str | None:
-        """Notes whose the request is. Returns the adapter that it names, as its model or as SGLang's lora_path."""
+        """Notes whose the request is. Returns the adapter that it names, as its model or as SGLang's lora_path, where that is a text:
+        what else it may be is for the reader of the body to judge."""
         name_user(body.get("user"))
-        model, adapter = body.get("model"), as_text(body, "lora_path") if "lora_path" in body else None
+        model, adapter = body.get("model"), body.get("lora_path")
+        adapter = adapter if isinstance(adapter, str) else None
         named = self._manager.adapters.of_model(model, self._name, ANY_MODEL) if isinstance(model, str) else None
         if adapter and named and adapter != named:
             raise RequestError(
