@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.conftest import RunningServer
 
@@ -37,6 +38,11 @@ class Scale:
 
     seconds: float
     times: int
+
+
+def mostly_slow(names: Sequence[str], every: int) -> list[Any]:
+    """Parameters of a test that is long in sum: but for each `every`th, `pytest -m slow` runs them."""
+    return [pytest.param(name, id=name, marks=() if i % every == 0 else pytest.mark.slow) for i, name in enumerate(names)]
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.attack.target import Scale, Target
+from tests.attack.target import Scale, Target, mostly_slow
 from tests.server.fuzzing import NEEDED, SEEDS
 from tests.server.long_values import ROUTES, VALUES, body_of
 
@@ -65,11 +65,9 @@ def test_bodies(text_target: Target, scale: Scale, name: str) -> None:
     text_target.check(watch)
 
 
-@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("path", mostly_slow(ROUTES, 6))
 def test_the_largest_bodies_of_every_route(text_target: Target, scale: Scale, path: str) -> None:
     """Long values in fields that the route needs, in others, and in one that it does not know."""
-    if scale.times == 1 and path not in ROUTES[::6]:
-        pytest.skip("in the long form only")
     mega, rng = (55 if scale.times > 1 else 3), random.Random(path)
     fields = [*NEEDED.get(path, ())[:2], rng.choice(sorted(SEEDS[path])), "metadata"]
     cases = [(field, name) for field in fields for name in VALUES if "schema" not in name]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.attack.target import Scale, Target
+from tests.attack.target import Scale, Target, mostly_slow
 
 
 def png(width: int, height: int, bits: int = 8, kind: int = 2) -> bytes:
@@ -122,10 +122,8 @@ def spoiled(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", mostly_slow(FORMS, 5))
 def test_damaged_pictures_and_videos(vision_target: Target, scale: Scale, form: str) -> None:
-    if scale.times == 1 and form not in FORMS[::5]:
-        pytest.skip("in the long form only")
     try:
         data = file_of(form)
     except (KeyError, OSError):
@@ -192,10 +190,8 @@ def routes_of_pictures(one: str) -> list[tuple[str, dict[str, Any]]]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", ["deep", "many scans", "too many pixels", "a fraction of a video", "random"])
+@pytest.mark.parametrize("form", mostly_slow(["many scans", "deep", "too many pixels", "a fraction of a video", "random"], 5))
 def test_pictures_by_every_route(vision_target: Target, scale: Scale, form: str) -> None:
-    if scale.times == 1 and form != "many scans":
-        pytest.skip("in the long form only")
     data = {
         "deep": lambda: png(5000, 5000, 16, 6),
         "many scans": lambda: many_scans(3000),
